@@ -1,0 +1,72 @@
+"""What every benchmark's result carries: the machine, the commit, and where the file goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores that may be used, memory, system and Python."""
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Installed versions of the packages."""
+    return {package: version(package) for package in packages}
+
+
+def commit() -> str:
+    """The commit that was measured; `+changes` when the working tree differs from it, `none` outside a repository."""
+    found = _git("rev-parse", "HEAD")
+    if found is None:
+        return "none"
+    return found + ("+changes" if _git("status", "--porcelain") else "")
+
+
+def _git(*arguments: str) -> str | None:
+    done = subprocess.run(("git", *arguments), cwd=RESULTS.parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def percentiles_ms(durations_s: Sequence[float]) -> dict[str, float]:
+    """Count, mean, p50 and p99 of durations, in ms."""
+    found = np.asarray(durations_s) * 1000
+    return {
+        "count": len(found),
+        "mean_ms": round(float(found.mean()), 3),
+        "p50_ms": round(float(np.percentile(found, 50)), 3),
+        "p99_ms": round(float(np.percentile(found, 99)), 3),
+    }
+
+
+def write_result(name: str, measured: dict[str, Any]) -> Path:
+    """`results/NAME.json` with the machine and the commit beside what was measured."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"machine": machine(), "commit": commit(), **measured}, indent=2) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,251 @@
+"""Servers join, leave and die behind a real Envoy while requests run; nothing fails and everything is counted."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
+from conftest import Launch
+from envoy_setup import Gateway, free_config, outcome, read, running_envoy, table_of, tensors, under_load, values, write
+from test_envoy import stream_answers
+
+from themis_triton.adapters.envoy_files import EnvoyFiles
+from themis_triton.adapters.envoy_process import EnvoyProcess
+from themis_triton.core.errors import MissingPartError, ServerError
+from themis_triton.core.fleet import ModelState, Server
+from themis_triton.core.observation import RouteReading
+from themis_triton.core.routes import RouteTable
+from themis_triton.plan.envoy_names import Protocol, model_cluster
+
+pytestmark = pytest.mark.e2e
+
+MODEL = "video-classifier"
+RATE_RPS = 40.0
+
+
+@pytest.fixture(scope="module")
+def servers(launch: Launch) -> Iterator[tuple[Server, Server]]:
+    with ExitStack() as stack:
+        state = {MODEL: ModelState(2, 8)}
+        yield stack.enter_context(launch("one", state)), stack.enter_context(launch("two", state, "cpu-b"))
+
+
+@pytest.fixture
+def gateway(servers: tuple[Server, Server], tmp_path: Path) -> Iterator[Gateway]:
+    with running_envoy(tmp_path, table_of(*servers)) as running:
+        yield running
+
+
+def loads(gateway: Gateway) -> list[tuple[str, str, float, bool]]:
+    return [(gateway.config.grpc_listen, MODEL, RATE_RPS, False), (gateway.config.http_listen, MODEL, RATE_RPS / 2, True)]
+
+
+def test_servers_join_and_leave_under_load(gateway: Gateway, servers: tuple[Server, Server]) -> None:
+    one, two = servers
+
+    async def change() -> None:
+        for table in (table_of(one), table_of(one, two), table_of(two), table_of(two, one)):
+            await write(gateway.config, table)
+            await asyncio.sleep(0.3)
+
+    for load in asyncio.run(under_load(loads(gateway), change)):
+        assert not load.errors
+        assert load.sent > RATE_RPS / 2
+
+
+def test_models_come_and_go_under_load(gateway: Gateway, servers: tuple[Server, Server]) -> None:
+    table = table_of(*servers)
+    more = RouteTable({**table.models, "later": table.any}, table.any)
+    other = RouteTable({**table.models, "another": table.any[:1]}, table.any)
+
+    async def change() -> None:
+        for each in (more, other, table):
+            await write(gateway.config, each)
+
+    for load in asyncio.run(under_load(loads(gateway), change)):
+        assert not load.errors
+    assert not (gateway.config.directory / f"eds/{model_cluster(Protocol.GRPC, 'later')}.json").exists()
+
+
+def test_a_killed_server_costs_no_request(gateway: Gateway, servers: tuple[Server, Server], launch: Launch) -> None:
+    with launch("victim", {MODEL: ModelState(2, 8)}) as victim:
+        assert victim.process is not None
+        killed = psutil.Process(victim.process.pid)
+        gateway.write(table_of(servers[0], victim))
+
+        async def kill() -> None:
+            killed.send_signal(signal.SIGKILL)
+            await asyncio.sleep(2.5)
+
+        found = asyncio.run(under_load(loads(gateway), kill))
+    reading = gateway.read([MODEL])[MODEL]
+    assert [load.errors for load in found] == [{}, {}]
+    # Whatever was retried is still one arrival, and no failure.
+    assert reading.arrivals == sum(load.sent for load in found)
+    assert reading.failures == 0
+
+
+def test_two_of_three_servers_killed_at_once_cost_no_request(gateway: Gateway, servers: tuple[Server, Server], launch: Launch) -> None:
+    with launch("victim-a", {MODEL: ModelState(1, 8)}) as a, launch("victim-b", {MODEL: ModelState(1, 8)}, "cpu-b") as b:
+        assert a.process is not None
+        assert b.process is not None
+        killed = [psutil.Process(a.process.pid), psutil.Process(b.process.pid)]
+        gateway.write(table_of(servers[0], a, b))
+
+        async def kill() -> None:
+            for process in killed:
+                process.send_signal(signal.SIGKILL)
+            await asyncio.sleep(2.5)
+
+        found = asyncio.run(under_load(loads(gateway), kill))
+    assert [load.errors for load in found] == [{}, {}]
+
+
+def test_statistics_count_every_request_once(gateway: Gateway) -> None:
+    with triton_grpc.InferenceServerClient(gateway.config.grpc_listen) as client:
+        for _ in range(5):
+            client.infer(MODEL, tensors(triton_grpc, values()))
+        for _ in range(3):
+            client.is_model_ready(MODEL)
+        assert outcome(client.infer, MODEL, tensors(triton_grpc, values()), model_version="9")[0] != "StatusCode.OK"
+    client = triton_http.InferenceServerClient(gateway.config.http_listen)
+    for _ in range(4):
+        client.infer(MODEL, tensors(triton_http, values()))
+    assert outcome(client.infer, MODEL, tensors(triton_http, values()), model_version="9")[0] == "404"
+    client.close()
+    stream_answers(gateway.config.grpc_listen, [MODEL] * 6)
+
+    reading = asyncio.run(settled(gateway, 11))
+    assert reading.arrivals == 5 + 1 + 4 + 1 + 6
+    assert reading.failures == 2
+    assert reading.in_flight == 0
+    assert list(reading.latency.counts) == sorted(reading.latency.counts)
+    # An emulated classifier alone takes 18 ms; what fails at once is faster than 10 ms.
+    below = dict(zip(reading.latency.bounds_ms, reading.latency.counts, strict=True))
+    assert below[10.0] <= 2
+    assert below[18.0] <= 2
+    assert below[1000.0] == 11
+
+
+async def settled(gateway: Gateway, requests: int) -> RouteReading:
+    """The reading once the histogram has all requests: Envoy merges it every quarter of a second."""
+    async with asyncio.timeout(5.0):
+        while True:
+            reading = (await read(gateway.config, [MODEL]))[MODEL]
+            if reading.latency.counts[-1] == requests:
+                return reading
+            await asyncio.sleep(0.05)
+
+
+def test_requests_in_flight_are_seen(gateway: Gateway) -> None:
+    seen: list[float] = []
+
+    async def look() -> None:
+        for _ in range(10):
+            seen.append((await read(gateway.config, [MODEL]))[MODEL].in_flight)
+            await asyncio.sleep(0.03)
+
+    asyncio.run(under_load(loads(gateway), look))
+    assert max(seen) >= 1
+
+
+def test_a_running_envoy_is_adopted_and_its_addresses_are_not_taken_twice(gateway: Gateway) -> None:
+    async def adopt() -> None:
+        process = EnvoyProcess(gateway.config, gateway.state_directory)
+        first = await process.ensure()
+        assert first is not None
+        assert first == await process.ensure() == process.find()
+        await process.close()
+
+        stranger = EnvoyProcess(replace(gateway.config, directory=gateway.state_directory / "elsewhere"), gateway.state_directory)
+        with pytest.raises(MissingPartError, match=r"envoy\.admin: another Envoy .* answers at"):
+            await stranger.ensure()
+        await stranger.close()
+
+        config = replace(free_config(gateway.state_directory / "second"), http_listen=gateway.config.http_listen)
+        await write(config, RouteTable({}, ()))
+        second = EnvoyProcess(config, gateway.state_directory)
+        with pytest.raises(MissingPartError, match=r"envoy\.http_listen: .* cannot be listened on"):
+            await second.ensure()
+        await second.close()
+
+    asyncio.run(adopt())
+
+
+def test_what_envoy_refuses_is_told_and_put_back(gateway: Gateway, servers: tuple[Server, Server]) -> None:
+    async def refuse() -> None:
+        process = EnvoyProcess(gateway.config, gateway.state_directory)
+        files = EnvoyFiles(replace(gateway.config, http_listen=servers[0].http_address), log_file=process.log_file)
+        with pytest.raises(ServerError, match=r"(?s)Envoy refused lds/listeners\.json .*Address already in use"):
+            await files.write(table_of(*servers))
+        await files.close()
+        await process.close()
+
+    before = (gateway.config.directory / "lds/listeners.json").read_text(encoding="utf-8")
+    for load in asyncio.run(under_load(loads(gateway), refuse)):
+        assert not load.errors
+    assert (gateway.config.directory / "lds/listeners.json").read_text(encoding="utf-8") == before
+
+
+def test_files_that_envoy_does_not_understand_stop_the_start(tmp_path: Path) -> None:
+    async def start() -> None:
+        config = free_config(tmp_path)
+        await write(config, RouteTable({"model": ()}, ()))
+        clusters = config.directory / "cds/clusters.json"
+        clusters.write_text(clusters.read_text(encoding="utf-8").replace("connect_timeout", "connect_time"), encoding="utf-8")
+        process = EnvoyProcess(config, tmp_path)
+        with pytest.raises(ServerError, match=r"(?s)Envoy refuses its configuration .*connect_time"):
+            await process.ensure()
+        assert process.find() is None
+        await process.close()
+
+    asyncio.run(start())
+
+
+def test_an_envoy_that_is_not_managed_must_be_there(tmp_path: Path) -> None:
+    async def ensure() -> None:
+        config = replace(free_config(tmp_path), managed=False)
+        process = EnvoyProcess(config, tmp_path)
+        with pytest.raises(MissingPartError, match=r"start it with `envoy -c .*envoy\.json`"):
+            await process.ensure()
+        await process.close()
+
+    asyncio.run(ensure())
+
+
+def test_a_killed_envoy_is_started_again_with_its_routes(servers: tuple[Server, Server], tmp_path: Path) -> None:
+    with running_envoy(tmp_path, table_of(*servers)) as gateway:
+
+        async def kill_and_restart() -> None:
+            process = EnvoyProcess(gateway.config, gateway.state_directory)
+            first = process.find()
+            assert first is not None
+            os.kill(first.pid, signal.SIGKILL)
+            psutil.wait_procs([psutil.Process(first.pid)], timeout=5.0)
+            second = await process.ensure()
+            assert second is not None
+            assert second.pid != first.pid
+            await process.close()
+
+        asyncio.run(kill_and_restart())
+        with triton_grpc.InferenceServerClient(gateway.config.grpc_listen) as client:
+            assert client.infer(MODEL, tensors(triton_grpc, values())).as_numpy("OUTPUT").shape == (1, 3)
+
+
+def test_envoy_accepts_whatever_a_model_is_called(tmp_path: Path) -> None:
+    names = ["plain", "a.b", "with space", "näme", "%2F", "(x|y)*[0]^$", "~", '"quoted"', "back\\slash", "x" * 255]
+    with running_envoy(tmp_path, RouteTable(dict.fromkeys(names, ()), ())) as gateway:
+        for name in names:
+            with triton_grpc.InferenceServerClient(gateway.config.grpc_listen) as client:
+                assert outcome(client.infer, name, tensors(triton_grpc, values()))[0] == "StatusCode.UNAVAILABLE"
+        arrivals = {name: reading.arrivals for name, reading in gateway.read(names).items()}
+    assert arrivals == dict.fromkeys(names, 1.0)

@@ -1,0 +1,66 @@
+"""Device readings on whatever machine the tests run on, and with a driver's answers."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import psutil
+import pynvml
+import pytest
+
+from themis_triton.adapters.clock import SystemClock
+from themis_triton.adapters.nvml import DeviceReader
+from themis_triton.core.observation import DeviceReading
+
+
+def read(*devices: str) -> tuple[DeviceReading, ...]:
+    reader = DeviceReader(devices, SystemClock())
+    try:
+        return asyncio.run(reader.read_devices())
+    finally:
+        reader.close()
+
+
+def test_a_cpu_slot_shows_the_machines_memory() -> None:
+    (reading,) = read("cpu:3", "cpu:3")
+    assert reading.device == "cpu:3"
+    assert reading.memory_total_bytes == psutil.virtual_memory().total
+    assert reading.memory_free_bytes is not None
+    assert 0 < reading.memory_free_bytes <= reading.memory_total_bytes
+    assert reading.error is None
+
+
+def test_no_driver_is_a_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", absent)
+    gpu, cpu = read("gpu:0", "cpu:0")
+    assert gpu.error is not None
+    assert gpu.error.startswith("device gpu:0: NVML: ")
+    assert gpu.memory_free_bytes is None
+    assert cpu.error is None
+
+
+def test_a_name_that_is_no_device() -> None:
+    (reading,) = read("tpu:0")
+    assert reading.error == "device tpu:0 is neither gpu:N nor cpu:N"
+
+
+def test_a_gpu_as_the_driver_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(handle: object) -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    processes = [SimpleNamespace(pid=7, usedGpuMemory=2048), SimpleNamespace(pid=8, usedGpuMemory=None)]
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlShutdown", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lambda index: index)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", lambda handle: SimpleNamespace(total=100 + handle, free=60))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", lambda _: processes)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetUtilizationRates", lambda _: SimpleNamespace(gpu=25))
+    (reading,) = read("gpu:2")
+    assert (reading.memory_total_bytes, reading.memory_free_bytes, reading.utilization) == (102, 60, 0.25)
+    assert reading.process_memory_bytes == {7: 2048}
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetUtilizationRates", unsupported)
+    assert read("gpu:2")[0].utilization is None

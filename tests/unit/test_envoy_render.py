@@ -1,0 +1,266 @@
+"""Envoy's files as text: what is routed where, what is refused, and in which order files change."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.protobuf.descriptor_pool import DescriptorPool
+
+from themis_triton.core.config import EnvoyConfig
+from themis_triton.core.errors import SettingsError
+from themis_triton.core.routes import Endpoint, RouteTable
+from themis_triton.plan.envoy import BOOTSTRAP, CLUSTERS, LISTENERS, node_id, render, static_bootstrap, version_of
+from themis_triton.plan.envoy_grpc import SERVICE, descriptor_set
+from themis_triton.plan.envoy_names import Protocol, any_cluster, endpoints_file, model_cluster
+from themis_triton.plan.envoy_steps import expected_versions, steps
+
+CONFIG = EnvoyConfig("127.0.0.1:8001", "127.0.0.1:8000", "127.0.0.1:9901", Path("/state/envoy"))
+ONE = Endpoint("one", "127.0.0.1:1001", "127.0.0.1:1000")
+TWO = Endpoint("two", "127.0.0.1:2001", "[::1]:2000")
+TABLE = RouteTable({"detect": (ONE, TWO), "classify": (ONE,), "idle": ()}, (ONE, TWO))
+
+GRPC_RDS, HTTP_RDS = "rds/grpc.json", "rds/http.json"
+
+
+def resources(files: dict[str, str], name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(files[name])["resources"]
+    return found
+
+
+def routes(protocol: Protocol, table: RouteTable = TABLE) -> list[dict[str, Any]]:
+    [configuration] = resources(render(CONFIG, table), f"rds/{protocol}.json")
+    [host] = configuration["virtual_hosts"]
+    found: list[dict[str, Any]] = host["routes"]
+    return found
+
+
+def http_answer(path: str, table: RouteTable = TABLE) -> str | int:
+    """The cluster, or the status of the direct response, that Envoy's first matching route gives the path."""
+    for route in routes(Protocol.HTTP, table):
+        match = route["match"]
+        if "prefix" in match or re.fullmatch(match["safe_regex"]["regex"], path):
+            return answer_of(route)
+    raise AssertionError("no route is left without an answer")
+
+
+def grpc_answer(method: str, names: dict[str, str] | None = None) -> str | int:
+    for route in routes(Protocol.GRPC):
+        match = route["match"]
+        path_fits = method == match["path"] if "path" in match else method.startswith(match["prefix"])
+        if path_fits and all(named(matcher, names or {}) for matcher in match.get("dynamic_metadata", ())):
+            return answer_of(route)
+    raise AssertionError("no route is left without an answer")
+
+
+def named(matcher: dict[str, Any], names: dict[str, str]) -> bool:
+    expected = matcher["value"]["list_match"]["one_of"]["string_match"]["exact"]
+    return names.get(matcher["path"][0]["key"]) == str(expected)
+
+
+def answer_of(route: dict[str, Any]) -> str | int:
+    if "direct_response" in route:
+        return int(route["direct_response"]["status"])
+    return str(route["route"]["cluster"])
+
+
+def test_rendering_is_pure_and_names_every_file() -> None:
+    files = render(CONFIG, TABLE)
+    assert files == render(CONFIG, RouteTable(dict(reversed(TABLE.models.items())), TABLE.any))
+    clusters = [each["name"] for each in resources(files, CLUSTERS)]
+    assert len(set(clusters)) == 2 * (len(TABLE.models) + 1)
+    assert set(files) == {BOOTSTRAP, LISTENERS, CLUSTERS, GRPC_RDS, HTTP_RDS, *map(endpoints_file, clusters)}
+
+
+def test_a_version_follows_from_content() -> None:
+    before, after = render(CONFIG, TABLE), render(CONFIG, RouteTable({**TABLE.models, "classify": (TWO,)}, TABLE.any))
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {endpoints_file(model_cluster(protocol, "classify")) for protocol in Protocol}
+    for name in changed:
+        assert version_of(before[name]) != version_of(after[name])
+
+
+def test_endpoints_are_those_of_the_protocol_and_health_is_asked_over_http() -> None:
+    files = render(CONFIG, TABLE)
+    [grpc] = resources(files, endpoints_file(model_cluster(Protocol.GRPC, "detect")))
+    [http] = resources(files, endpoints_file(model_cluster(Protocol.HTTP, "detect")))
+    one, two = grpc["endpoints"][0]["lb_endpoints"]
+    assert one["endpoint"]["address"]["socket_address"] == {"address": "127.0.0.1", "port_value": 1001}
+    assert two["endpoint"]["health_check_config"]["address"]["socket_address"] == {"address": "::1", "port_value": 2000}
+    assert http["endpoints"][0]["lb_endpoints"][1]["endpoint"]["address"]["socket_address"] == {"address": "::1", "port_value": 2000}
+    [idle] = resources(files, endpoints_file(model_cluster(Protocol.GRPC, "idle")))
+    assert idle["endpoints"] == [{"lb_endpoints": []}]
+
+
+@pytest.mark.parametrize("address", ["localhost:8001", "8001", "127.0.0.1:port", "127.0.0.1:70000", ":8001"])
+def test_an_address_that_envoy_cannot_take_is_named(address: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(repr(address))):
+        render(replace(CONFIG, grpc_listen=address), TABLE)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/v2/models/detect/infer", model_cluster(Protocol.HTTP, "detect")),
+        ("/v2/models/detect/versions/1/generate_stream", model_cluster(Protocol.HTTP, "detect")),
+        ("/v2/models/detect", model_cluster(Protocol.HTTP, "detect")),
+        ("/v2/models/detect/versions/2", model_cluster(Protocol.HTTP, "detect")),
+        ("/v2/models/detect/ready", model_cluster(Protocol.HTTP, "detect")),
+        ("/v2/models/detect/versions/2/stats", model_cluster(Protocol.HTTP, "detect")),
+        ("/v2/models/detector/infer", any_cluster(Protocol.HTTP)),
+        ("/v2/models/%64etect/infer", any_cluster(Protocol.HTTP)),
+        ("/v2/models/stats", any_cluster(Protocol.HTTP)),
+        ("/v2/health/live", any_cluster(Protocol.HTTP)),
+        ("/v2", any_cluster(Protocol.HTTP)),
+        ("/v2/repository/index", 403),
+        ("/v2/repository", 403),
+        ("/v2/repository/models/detect/load", 403),
+        ("/v2/systemsharedmemory/region/a/register", 403),
+        ("/v2/cudasharedmemory/status", 403),
+        ("/v2/trace/setting", 403),
+        ("/v2/models/detect/trace/setting", 403),
+        ("/v2/models/detect/versions/1/trace/setting", 403),
+        ("/v2/logging", 403),
+        ("/v2/models/a%2Fb/infer", 400),
+        ("/v2/models/a%5Cb/infer", 400),
+        ("/v2/models/detect/infer/", 404),
+        ("/v2/models/detect/versions/x/infer", 404),
+        ("/v2/models/a/b/infer", 404),
+        ("/v2/models//infer", 404),
+        ("//v2/health/live", 404),
+        ("/v2/models/index", any_cluster(Protocol.HTTP)),
+        ("/v2/", 404),
+        ("/", 404),
+        ("/metrics", 404),
+    ],
+)
+def test_rest_paths(path: str, expected: str | int) -> None:
+    assert http_answer(path) == expected
+
+
+@pytest.mark.parametrize("model", ["a.b", "a+b", "(x|y)", "näme", "a[0]", "^$", "x*", "a~b", "a b"])
+def test_a_name_is_no_pattern(model: str) -> None:
+    table = RouteTable({model: (ONE,)}, (ONE,))
+    assert http_answer(f"/v2/models/{model}/infer", table) == model_cluster(Protocol.HTTP, model)
+    for other in ("aXb", "aab", "x", "y", "a0", "", "xx"):
+        assert http_answer(f"/v2/models/{other}/infer", table) in {any_cluster(Protocol.HTTP), 404}
+
+
+@pytest.mark.parametrize(
+    ("method", "names", "expected"),
+    [
+        ("ModelInfer", {"model_name": "detect"}, model_cluster(Protocol.GRPC, "detect")),
+        ("ModelStreamInfer", {"model_name": "classify"}, model_cluster(Protocol.GRPC, "classify")),
+        ("ModelReady", {"name": "idle"}, model_cluster(Protocol.GRPC, "idle")),
+        ("ModelStatistics", {"name": "detect"}, model_cluster(Protocol.GRPC, "detect")),
+        ("ModelInfer", {"model_name": "unknown"}, any_cluster(Protocol.GRPC)),
+        ("ModelInfer", {}, any_cluster(Protocol.GRPC)),
+        ("ServerReady", {}, any_cluster(Protocol.GRPC)),
+        ("RepositoryModelLoad", {"model_name": "detect"}, 403),
+        ("RepositoryIndex", {}, 403),
+        ("SystemSharedMemoryRegister", {}, 403),
+        ("CudaSharedMemoryStatus", {}, 403),
+        ("TraceSetting", {}, 403),
+        ("LogSettings", {}, 403),
+        ("ModelSomethingNew", {}, 404),
+        ("ModelInfer/", {}, 404),
+    ],
+)
+def test_grpc_methods(method: str, names: dict[str, str], expected: str | int) -> None:
+    assert grpc_answer(f"/{SERVICE}/{method}", names) == expected
+
+
+def test_every_method_of_the_service_is_either_forwarded_or_refused() -> None:
+    service = described().FindServiceByName(SERVICE)
+    answers = {method.name: grpc_answer(f"/{SERVICE}/{method.name}") for method in service.methods}
+    assert len(answers) >= 20
+    assert set(answers.values()) == {any_cluster(Protocol.GRPC), 403}
+    assert {name for name, answer in answers.items() if answer != 403} == {
+        *("ServerLive", "ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics"),
+        *("ModelInfer", "ModelStreamInfer"),
+    }
+
+
+def described() -> DescriptorPool:
+    pool = DescriptorPool()
+    for file in FileDescriptorSet.FromString(descriptor_set()).file:
+        pool.Add(file)
+    return pool
+
+
+def test_the_descriptor_set_has_its_dependencies_first() -> None:
+    seen: set[str] = set()
+    for file in FileDescriptorSet.FromString(descriptor_set()).file:
+        assert set(file.dependency) <= seen
+        seen.add(file.name)
+    assert described().FindMessageTypeByName("inference.ModelInferRequest").fields_by_name["model_name"].number == 1
+
+
+def test_only_known_models_are_asked_again_when_triton_says_unavailable() -> None:
+    for route in routes(Protocol.GRPC):
+        if "route" in route:
+            known = route["route"]["cluster"] != any_cluster(Protocol.GRPC)
+            assert ("unavailable" in route["route"]["retry_policy"]["retry_on"].split(",")) is known
+
+
+def test_nothing_is_cut_off_by_a_route() -> None:
+    for protocol in Protocol:
+        assert {route["route"]["timeout"] for route in routes(protocol) if "route" in route} == {"0s"}
+
+
+def test_health_of_a_model_whose_name_fits_no_path_is_the_servers_life() -> None:
+    found = resources(render(CONFIG, RouteTable({"a b": (ONE,), "plain": (ONE,)}, (ONE,))), CLUSTERS)
+    paths = {each["name"]: each["health_checks"][0]["http_health_check"]["path"] for each in found}
+    assert paths[model_cluster(Protocol.GRPC, "plain")] == "/v2/models/plain/ready"
+    assert paths[model_cluster(Protocol.GRPC, "a b")] == paths[any_cluster(Protocol.HTTP)] == "/v2/health/live"
+
+
+def test_the_bootstrap_tells_whose_it_is_and_does_not_change_with_routes() -> None:
+    bootstrap = json.loads(render(CONFIG, TABLE)[BOOTSTRAP])
+    assert bootstrap["node"]["id"] == node_id(CONFIG.directory)
+    assert render(CONFIG, TABLE)[BOOTSTRAP] == render(CONFIG, RouteTable({}, ()))[BOOTSTRAP]
+
+
+def test_the_static_bootstrap_holds_everything_and_reads_no_other_listener() -> None:
+    static = json.loads(static_bootstrap(render(CONFIG, TABLE)))
+    assert "dynamic_resources" not in static
+    managers = [each["filter_chains"][0]["filters"][0]["typed_config"] for each in static["static_resources"]["listeners"]]
+    assert [manager["route_config"]["name"] for manager in managers] == ["grpc", "http"]
+    assert len(static["static_resources"]["clusters"]) == 2 * (len(TABLE.models) + 1)
+
+
+def test_no_step_is_needed_when_nothing_differs() -> None:
+    files = render(CONFIG, TABLE)
+    assert steps(files, files) == []
+
+
+def test_a_fresh_directory_gets_endpoints_before_clusters_before_routes() -> None:
+    files = render(CONFIG, TABLE)
+    [first, second, third] = steps(files, {})
+    assert list(first) == [BOOTSTRAP]
+    assert list(second)[-1] == CLUSTERS
+    assert set(third) == {LISTENERS, GRPC_RDS, HTTP_RDS}
+    assert {**first, **second, **third} == files
+
+
+def test_moved_endpoints_are_one_step() -> None:
+    before, after = render(CONFIG, TABLE), render(CONFIG, RouteTable({**TABLE.models, "idle": (TWO,)}, TABLE.any))
+    [step] = steps(after, before)
+    assert set(step) == {endpoints_file(model_cluster(protocol, "idle")) for protocol in Protocol}
+    assert set(expected_versions(step)) == {f"cluster.{model_cluster(protocol, 'idle')}" for protocol in Protocol}
+
+
+def test_clusters_come_before_their_routes_and_go_after_them() -> None:
+    before = render(CONFIG, TABLE)
+    after = render(CONFIG, RouteTable({"detect": (ONE, TWO), "new": (ONE,)}, TABLE.any))
+    added, front, trimmed = steps(after, before)
+    kept = {each["name"] for each in resources(added, CLUSTERS)}
+    assert {model_cluster(Protocol.GRPC, name) for name in ("detect", "new", "classify", "idle")} <= kept
+    assert endpoints_file(model_cluster(Protocol.HTTP, "new")) in added
+    assert set(front) == {GRPC_RDS, HTTP_RDS}
+    assert trimmed == {CLUSTERS: after[CLUSTERS]}

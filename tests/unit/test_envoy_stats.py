@@ -1,0 +1,120 @@
+"""Envoy's statistics into readings, on answers as its admin address gives them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+
+from themis_triton.adapters.clock import SystemClock
+from themis_triton.adapters.envoy_stats import BOUNDS_MS, EnvoyStats
+from themis_triton.core.observation import RouteReading
+
+SERVICE = "inference.GRPCInferenceService"
+
+
+def bins(*found: tuple[float, float, int]) -> list[dict[str, float]]:
+    return [{"lower_bound": lower, "width": width, "count": count} for lower, width, count in found]
+
+
+ANSWER = {
+    "stats": [
+        {"name": "http.grpc.rbac.policy.infer_m.allowed", "value": 7},
+        {"name": "http.http.rbac.policy.infer_m.allowed", "value": 3},
+        {"name": f"cluster.model_grpc_m.grpc.{SERVICE}.ModelStreamInfer.request_message_count", "value": 5},
+        {"name": f"cluster.model_grpc_m.grpc.{SERVICE}.ModelInfer.failure", "value": 1},
+        {"name": "vhost.http.route.infer_m.upstream_rq_4xx", "value": 1},
+        {"name": "cluster.model_grpc_m.upstream_rq_active", "value": 2},
+        {"name": "cluster.model_http_m.upstream_rq_pending_active", "value": 1},
+        {
+            "histograms": {
+                "supported_percentiles": [],
+                "details": [
+                    {"name": "vhost.grpc.route.infer_m.upstream_rq_time", "totals": bins((0, 0, 1), (5, 0.1, 1), (24, 1, 2), (290, 10, 3))},
+                    {"name": "vhost.http.route.infer_m.upstream_rq_time", "totals": bins((300, 10, 1), (120000, 10000, 2))},
+                ],
+            }
+        },
+    ]
+}
+
+
+@contextmanager
+def admin(status: int, body: bytes) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def read(address: str) -> tuple[tuple[RouteReading, ...], str | None]:
+    async def once() -> tuple[tuple[RouteReading, ...], str | None]:
+        stats = EnvoyStats(address, ["m", "quiet"], SystemClock())
+        try:
+            return await stats.read_routes()
+        finally:
+            await stats.close()
+
+    return asyncio.run(once())
+
+
+def test_both_protocols_are_added_up() -> None:
+    with admin(200, json.dumps(ANSWER).encode()) as address:
+        (reading, quiet), error = read(address)
+    assert error is None
+    assert (reading.arrivals, reading.failures, reading.in_flight) == (15, 2, 3)
+    assert (quiet.arrivals, quiet.failures, quiet.in_flight) == (0, 0, 0)
+    assert quiet.latency.counts == (0.0,) * len(BOUNDS_MS)
+
+
+def test_the_histogram_counts_what_took_less_than_each_bound() -> None:
+    with admin(200, json.dumps(ANSWER).encode()) as address:
+        (reading, _), _ = read(address)
+    below = dict(zip(reading.latency.bounds_ms, reading.latency.counts, strict=True))
+    expected = {1: 1, 5: 1, 6: 2, 24: 2, 26: 4, 280: 4, 300: 7, 320: 8, 100_000: 8, math.inf: 10}
+    assert {bound: below[float(bound)] for bound in expected} == expected
+
+
+def test_bounds_rise_and_cut_no_bin_of_envoys() -> None:
+    assert list(BOUNDS_MS) == sorted(set(BOUNDS_MS))
+    for bound in BOUNDS_MS[:-1]:
+        assert float(f"{bound:.1e}") == bound
+
+
+@pytest.mark.parametrize(("status", "body"), [(503, b""), (200, b"not JSON")])
+def test_an_admin_address_that_does_not_answer_well_is_a_reason(status: int, body: bytes) -> None:
+    with admin(status, body) as address:
+        readings, error = read(address)
+    assert readings == ()
+    assert error is not None
+    assert address in error
+
+
+def test_no_envoy_is_a_reason() -> None:
+    with admin(200, b"{}") as address:
+        pass
+    readings, error = read(address)
+    assert readings == ()
+    assert error is not None
+    assert address in error

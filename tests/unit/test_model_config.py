@@ -1,0 +1,153 @@
+"""Model configurations, without a server."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from themis_triton.core.errors import ChangeRefusedError, SettingsError
+from themis_triton.core.fleet import ModelState
+from themis_triton.plan.model_config import (
+    Config,
+    for_launch,
+    is_complete,
+    is_reload,
+    parse_config,
+    render_config,
+    state_of,
+    to_json,
+    with_state,
+)
+
+TEXT = """
+name: "detector"
+backend: "onnxruntime"
+max_batch_size: 8
+input { name: "IN" data_type: TYPE_FP32 dims: -1 }
+output { name: "OUT" data_type: TYPE_FP32 dims: 3 }
+instance_group { name: "main" count: 2 kind: KIND_GPU gpus: 1 }
+dynamic_batching { preferred_batch_size: [2, 8] max_queue_delay_microseconds: 5000 }
+parameters { key: "precision" value { string_value: "fp16" } }
+"""
+
+
+def config(text: str = TEXT) -> Config:
+    return parse_config(text, "repository/detector/config.pbtxt")
+
+
+def test_the_state_of_a_file() -> None:
+    assert state_of(config()) == ModelState(2, 8, 5000)
+    assert state_of(config('name: "m"')) == ModelState(1, 1, 0)
+    assert state_of(config("max_batch_size: 8")) == ModelState(1, 1, 0)  # Nothing forms batches there.
+    assert state_of(config("max_batch_size: 8 sequence_batching {}")) == ModelState(1, 8, 0)
+    assert state_of(config("ensemble_scheduling {}")).instances == 0
+    assert (
+        state_of(config("instance_group { count: 3 kind: KIND_GPU gpus: [0, 1] } instance_group { count: 9 passive: true }")).instances == 6
+    )
+
+
+def test_a_change_of_counts_changes_nothing_else() -> None:
+    override = json.loads(to_json(with_state(config(), ModelState(5, 8, 5000))))
+    expected = json.loads(to_json(config()))
+    expected["instance_group"] = [{"name": "main", "count": 5, "kind": "KIND_GPU", "gpus": [1]}]
+    assert override == expected
+    assert set(override) == {
+        "name", "backend", "max_batch_size", "input", "output", "instance_group", "dynamic_batching", "parameters",
+    }  # fmt: skip
+
+
+def test_a_file_without_groups_gets_one_that_leaves_the_kind_to_triton() -> None:
+    override = json.loads(to_json(with_state(config('name: "m"'), ModelState(3, 1))))
+    assert override == {"name": "m", "instance_group": [{"count": 3}]}
+
+
+def test_the_base_is_left_alone() -> None:
+    base = config()
+    with_state(base, ModelState(7, 2, 1))
+    assert base == config()
+
+
+def test_batching_changes_where_it_differs() -> None:
+    rebatched = with_state(config(), ModelState(2, 4, 100))
+    assert rebatched.max_batch_size == 4
+    assert rebatched.dynamic_batching.max_queue_delay_microseconds == 100
+    assert list(rebatched.dynamic_batching.preferred_batch_size) == [2]
+    assert state_of(rebatched) == ModelState(2, 4, 100)
+
+
+def test_a_batcher_is_added_where_batches_are_wanted() -> None:
+    file = config('name: "m" max_batch_size: 8')
+    assert with_state(file, ModelState(1, 1)).HasField("dynamic_batching") is False
+    assert state_of(with_state(file, ModelState(1, 8, 50))) == ModelState(1, 8, 50)
+    completed = config('name: "m" max_batch_size: 4 dynamic_batching {} instance_group { count: 1 }')
+    assert state_of(with_state(config('name: "m"'), ModelState(1, 4), completed)) == ModelState(1, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "state", "words"),
+    [
+        ('name: "e" ensemble_scheduling {}', ModelState(2, 1), "model e is an ensemble"),
+        ('name: "m"', ModelState(1, 4), "max_batch_size 0, so it takes no batches of 4"),
+        ('name: "s" max_batch_size: 8 sequence_batching {}', ModelState(1, 4), "batches sequences"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(text: str, state: ModelState, words: str) -> None:
+    with pytest.raises(ChangeRefusedError, match=words):
+        with_state(config(text), state)
+
+
+@pytest.mark.parametrize(
+    ("groups", "instances", "counts"),
+    [
+        ([(1, []), (1, [])], 4, [2, 2]),
+        ([(3, []), (1, [])], 8, [6, 2]),
+        ([(3, []), (1, [])], 2, [1, 1]),
+        ([(3, []), (1, [])], 1, [1]),
+        ([(1, [0, 1])], 4, [2]),
+        ([(1, [0, 1])], 5, [2]),
+        ([(1, [0, 1])], 1, [1]),
+        ([(1, [0, 1]), (1, [])], 3, [1, 1]),
+    ],
+)
+def test_several_groups_share_the_instances(groups: list[tuple[int, list[int]]], instances: int, counts: list[int]) -> None:
+    text = "".join(
+        f"instance_group {{ count: {count} {f'kind: KIND_GPU gpus: {gpus}' if gpus else 'kind: KIND_CPU'} }}" for count, gpus in groups
+    )
+    spread = with_state(config(text), ModelState(instances, 1))
+    assert [group.count for group in spread.instance_group] == counts
+
+
+def test_passive_groups_stay() -> None:
+    spread = with_state(config('instance_group { name: "p" passive: true count: 2 } instance_group { count: 1 }'), ModelState(3, 1))
+    assert [(group.passive, group.count) for group in spread.instance_group] == [(True, 2), (False, 3)]
+
+
+def test_the_servers_report_tells_how_many_gpus_a_group_stands_on() -> None:
+    served = config("instance_group { count: 1 kind: KIND_GPU gpus: [0, 1] }")
+    assert with_state(config("instance_group { count: 1 }"), ModelState(4, 1), served).instance_group[0].count == 2
+
+
+def test_only_batching_makes_a_reload() -> None:
+    assert not is_reload(ModelState(1, 8, 5), ModelState(4, 8, 5))
+    assert is_reload(ModelState(1, 8, 5), ModelState(1, 4, 5))
+    assert is_reload(ModelState(1, 8, 5), ModelState(1, 8, 6))
+
+
+def test_a_launched_servers_file_sees_one_device() -> None:
+    launched = for_launch(config(TEXT.replace('name: "detector"', "")), ModelState(3, 4), "detector")
+    assert launched.name == "detector"
+    assert list(launched.instance_group[0].gpus) == []
+    assert launched.instance_group[0].name == "main"
+    assert parse_config(render_config(launched), "view") == launched
+    assert state_of(launched) == ModelState(3, 4)
+
+
+def test_what_triton_need_not_complete() -> None:
+    assert is_complete(config())
+    assert not is_complete(config('name: "m" backend: "python"'))
+
+
+def test_a_bad_file_is_named_with_line_and_column() -> None:
+    with pytest.raises(SettingsError, match=r"repository/detector/config.pbtxt:2:\d+.*max_batchsize"):
+        config('name: "m"\nmax_batchsize: 3')

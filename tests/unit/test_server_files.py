@@ -1,0 +1,86 @@
+"""A launched server's own view of the model repository, and the warm-up's shapes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from themis_triton.adapters.server_files import ServerFiles, build_view
+from themis_triton.adapters.warmup import concrete_shape, make_tensor, warmup_batches
+from themis_triton.core.errors import LaunchFailedError, SettingsError
+from themis_triton.core.fleet import ModelState
+from themis_triton.plan.model_config import parse_config, state_of
+
+
+def make_repository(root: Path, config: str) -> Path:
+    code, weights = root / "m" / "1", root / "m" / "2"
+    for directory in (code / "package", code / "__pycache__", weights):
+        directory.mkdir(parents=True)
+    (root / "m" / "config.pbtxt").write_text(config)
+    (root / "m" / "labels.txt").write_text("cat")
+    (code / "model.py").write_text("import package")
+    (code / "package" / "__init__.py").write_text("")
+    (weights / "model.onnx").write_text("weights")
+    return root
+
+
+def test_the_view_has_the_planned_state_and_links_to_everything_else(tmp_path: Path) -> None:
+    repository = make_repository(tmp_path / "repository", 'backend: "python" input { name: "i" } output { name: "o" } max_batch_size: 8')
+    files = ServerFiles(tmp_path / "state", "s1")
+    assert build_view(files, repository, {"m": ModelState(3, 4, 10)})
+    view = files.models / "m"
+    assert state_of(parse_config((view / "config.pbtxt").read_text(), "view")) == ModelState(3, 4, 10)
+    assert (view / "labels.txt").read_text() == "cat"
+    assert (view / "2").is_symlink()
+    assert (view / "1" / "model.py").resolve() == repository / "m" / "1" / "model.py"
+
+
+def test_python_cannot_write_its_cache_into_the_view(tmp_path: Path) -> None:
+    files = ServerFiles(tmp_path / "state", "s1")
+    build_view(files, make_repository(tmp_path / "repository", ""), {"m": ModelState(1, 1)})
+    for directory in (files.models / "m" / "1", files.models / "m" / "1" / "package"):
+        assert (directory / "__pycache__").is_file()
+        assert not directory.is_symlink()
+
+
+def test_an_incomplete_configuration_is_told(tmp_path: Path) -> None:
+    assert not build_view(
+        ServerFiles(tmp_path, "s1"), make_repository(tmp_path / "repository", 'backend: "python"'), {"m": ModelState(1, 1)}
+    )
+
+
+def test_faults_name_the_file(tmp_path: Path) -> None:
+    files = ServerFiles(tmp_path / "state", "s1")
+    with pytest.raises(LaunchFailedError, match=r"model absent has no .*/absent/config.pbtxt"):
+        build_view(files, tmp_path, {"absent": ModelState(1, 1)})
+    with pytest.raises(SettingsError, match=r"repository/m/config.pbtxt:1:"):
+        build_view(files, make_repository(tmp_path / "repository", "nonsense: 1"), {"m": ModelState(1, 1)})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LaunchFailedError, match="cannot be put into"):
+        build_view(ServerFiles(tmp_path / "file", "s1"), tmp_path / "repository", {"m": ModelState(1, 1)})
+
+
+def test_removing_keeps_the_log(tmp_path: Path) -> None:
+    files = ServerFiles(tmp_path / "state", "s1")
+    assert "no log was written" in files.log_tail()
+    build_view(files, make_repository(tmp_path / "repository", ""), {"m": ModelState(1, 1)})
+    files.log.write_text("".join(f"line {number}\n" for number in range(50)))
+    files.remove()
+    files.remove()
+    assert not files.directory.exists()
+    assert (tmp_path / "repository" / "m" / "2" / "model.onnx").exists()
+    assert files.log_tail(2).endswith("last lines:\nline 48\nline 49")
+
+
+@pytest.mark.parametrize(("largest", "batches"), [(1, (1,)), (2, (1, 2)), (6, (1, 2, 4, 6)), (8, (1, 2, 4, 8))])
+def test_batch_sizes_of_the_warm_up(largest: int, batches: tuple[int, ...]) -> None:
+    assert warmup_batches(largest) == batches
+
+
+def test_tensors_of_the_warm_up() -> None:
+    assert concrete_shape([-1]) == [1]
+    assert concrete_shape([3, -1, -1]) == [3, 32, 32]
+    assert make_tensor("BYTES", [2, 1]).tolist() == [[b"warm-up"], [b"warm-up"]]
+    for datatype in ("BOOL", "UINT8", "INT64", "FP16", "FP32", "BF16"):
+        assert make_tensor(datatype, [2, 3]).shape == (2, 3)

@@ -1,0 +1,665 @@
+"""Settings: the sample is valid, every mistake is named with its place, and all of a file's mistakes are named at once."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from themis_triton.core.config import Mode, PolicyConfig, PolicyName, ThemisConfig
+from themis_triton.core.errors import SettingsError
+from themis_triton.settings import load_settings, problems, reference_rows, sample
+from themis_triton.settings.schema import PolicySettings
+
+REPOSITORY = Path(__file__).parents[2]
+
+GOOD = """\
+mode: active
+state_directory: state
+servers:
+  first:
+    grpc: 127.0.0.1:8001
+    http: 127.0.0.1:8000
+    metrics: 127.0.0.1:8002
+    device: gpu:0
+launch:
+  slots: [cpu:0, {device: gpu:0, name: half, memory: 20GiB}]
+  model_repository: models
+envoy:
+  grpc_listen: 127.0.0.1:9001
+  http_listen: 127.0.0.1:9000
+  admin: 127.0.0.1:9901
+models:
+  detector:
+    instances: [1, 4]
+    max_batch: 4
+    profile:
+      surface: {form: contention, alpha_ms: 4, beta_ms: 8, gamma_ms: 4, zeta_ms: 20}
+      instance_memory: 512MiB
+  classifier:
+    profile: classifier.yaml
+pipelines:
+  video:
+    stages: [detector, classifier]
+    slo_ms: 300
+prices:
+  server: 10
+policy:
+  name: themis
+status:
+  address: 127.0.0.1:9180
+"""
+PROFILE = """\
+table:
+  batches: [1, 8]
+  instances: [1, 8]
+  latency_ms: [[18, 46], [74, 214]]
+instance_init_s: 0.5
+"""
+
+
+def write(folder: Path, text: str = GOOD, profile: str = PROFILE) -> Path:
+    """The settings, with a profile file and a model repository beside them."""
+    for model in ("detector", "classifier"):
+        (folder / "models" / model).mkdir(parents=True, exist_ok=True)
+    (folder / "classifier.yaml").write_text(profile, encoding="utf-8")
+    path = folder / "themis.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def changed(old: str, new: str) -> str:
+    assert GOOD.count(old) == 1, old
+    return GOOD.replace(old, new)
+
+
+def messages(path: Path) -> list[str]:
+    """The problems, with the folder left out."""
+    return [str(problem).replace(f"{path.parent}/", "") for problem in problems(path)]
+
+
+# Each: what is changed in the good file, and the whole message that it must give. At most one thing is wrong in each.
+BAD = {
+    "unknown key": (
+        ("state_directory: state", "state_directori: state"),
+        (
+            "themis.yaml:2:1: state_directori: found the unknown key state_directori; "
+            "allowed: the keys models, pipelines, servers, launch, envoy, "
+            "prices, policy, mode, state_directory, status; did you mean `state_directory`?"
+        ),
+    ),
+    "unknown key without a near match": (
+        ("    device: gpu:0\n", "    device: gpu:0\n    colour: red\n"),
+        (
+            "themis.yaml:9:5: servers.first.colour: found the unknown key colour; "
+            "allowed: the keys grpc, http, metrics, device, model_control_key, model_repository; remove it"
+        ),
+    ),
+    "key without its unit": (
+        ("slo_ms: 300", "slo_ms: 300\n    slo: 300"),
+        (
+            "themis.yaml:29:5: pipelines.video.slo: found the unknown key slo; "
+            "allowed: the keys stages, model, slo_ms, percentile, weight; write `slo_ms: 300`"
+        ),
+    ),
+    "key with another unit": (
+        ("slo_ms: 300", "slo_ms: 300\n    slo_s: 0.3"),
+        (
+            "themis.yaml:29:5: pipelines.video.slo_s: found the unknown key slo_s; "
+            "allowed: the keys stages, model, slo_ms, percentile, weight; write `slo_ms: 300`"
+        ),
+    ),
+    "value with a unit": (
+        ("slo_ms: 300", 'slo_ms: "0.3s"'),
+        'themis.yaml:28:13: pipelines.video.slo_ms: found "0.3s"; allowed: a number > 0, in ms; write 300: the key is in ms',
+    ),
+    "number in quotes": (
+        ("slo_ms: 300", 'slo_ms: "300"'),
+        'themis.yaml:28:13: pipelines.video.slo_ms: found "300"; allowed: a number > 0, in ms; write 300 without quotes',
+    ),
+    "wrong type": (
+        ("max_batch: 4", "max_batch: four"),
+        "themis.yaml:19:16: models.detector.max_batch: found four; allowed: a whole number ≥ 1 and ≤ 512; write a number",
+    ),
+    "fraction where a count belongs": (
+        ("max_batch: 4", "max_batch: 4.5"),
+        "themis.yaml:19:16: models.detector.max_batch: found 4.5; allowed: a whole number ≥ 1 and ≤ 512; write a whole number",
+    ),
+    "exponent that YAML reads as a text": (
+        ("slo_ms: 300", "slo_ms: 3e2"),
+        "themis.yaml:28:13: pipelines.video.slo_ms: found 3e2; allowed: a number > 0, in ms; write 300: the key is in ms",
+    ),
+    "infinite": (
+        ("slo_ms: 300", "slo_ms: .inf"),
+        "themis.yaml:28:13: pipelines.video.slo_ms: found .inf; allowed: a number > 0, in ms; write a finite number",
+    ),
+    "missing key": (
+        ("    metrics: 127.0.0.1:8002\n", ""),
+        (
+            "themis.yaml:4:3: servers.first.metrics: found nothing; "
+            "allowed: host:port with a port of 1 to 65535, such as 127.0.0.1:8001 or [::1]:8001; add `metrics:` here"
+        ),
+    ),
+    "stage without a model": (
+        ("[detector, classifier]", "[detector, clasifier]"),
+        (
+            "themis.yaml:27:24: pipelines.video.stages[1]: found clasifier; "
+            "allowed: a model defined under `models:`, of detector, classifier; did you mean classifier?"
+        ),
+    ),
+    "stage twice": (
+        ("[detector, classifier]", "[detector, detector]"),
+        (
+            "themis.yaml:27:24: pipelines.video.stages[1]: found detector a second time; allowed: each model once in a chain; "
+            "remove one of the two"
+        ),
+    ),
+    "first stage of two pipelines": (
+        ("prices:", "  lone:\n    model: detector\n    slo_ms: 100\nprices:"),
+        (
+            "themis.yaml:30:12: pipelines.lone.model: found detector, the first stage of video too; "
+            "allowed: a first stage of its own for each "
+            "pipeline; their demand could not be told apart: serve the model under a second name for one of them"
+        ),
+    ),
+    "stages and model": (
+        ("slo_ms: 300", "slo_ms: 300\n    model: detector"),
+        (
+            "themis.yaml:27:5: pipelines.video: found both `stages` and `model`; allowed: one of `stages` and `model`; "
+            "write `stages: [first, second]`, or `model: name` for a lone model"
+        ),
+    ),
+    "objective out of reach": (
+        ("slo_ms: 300", "slo_ms: 53.9"),
+        (
+            "themis.yaml:28:13: pipelines.video.slo_ms: found 53.9; "
+            "allowed: at least the fastest service time, one request on one instance: "
+            "detector 36 + classifier 18 = 54 ms; raise slo_ms, or serve faster models"
+        ),
+    ),
+    "percentile out of range": (
+        ("slo_ms: 300", "slo_ms: 300\n    percentile: 0.99"),
+        "themis.yaml:29:17: pipelines.video.percentile: found 0.99; allowed: a number ≥ 50 and < 100; write a number inside these bounds",
+    ),
+    "min above max": (
+        ("instances: [1, 4]", "instances: [4, 1]"),
+        "themis.yaml:18:16: models.detector.instances: found min 4 > max 1; allowed: min ≤ max; write [1, 4]",
+    ),
+    "bounds of three": (
+        ("instances: [1, 4]", "instances: [1, 2, 4]"),
+        (
+            "themis.yaml:18:16: models.detector.instances: found a list of 3; "
+            "allowed: [min, max] of 1 to 64, or a mapping with `min` and `max`; write [min, max]"
+        ),
+    ),
+    "no instance": (
+        ("instances: [1, 4]", "instances: [0, 4]"),
+        "themis.yaml:18:17: models.detector.instances.min: found 0; allowed: a whole number ≥ 1; write a number inside these bounds",
+    ),
+    "more instances than were measured": (
+        ("profile: classifier.yaml", "profile: classifier.yaml\n    instances: [1, 9]"),
+        (
+            "themis.yaml:25:16: models.classifier.instances: found 9; "
+            "allowed: instances of at most 8, the largest in the table; measure further, or lower `instances`"
+        ),
+    ),
+    "surface below zero": (
+        ("zeta_ms: 20}", "zeta_ms: -20}"),
+        (
+            "themis.yaml:21:16: models.detector.profile.surface: found l(1, 1) = -4 ms; "
+            "allowed: a surface above 0 ms for batches of 1 to 4 and "
+            "1 to 24 instances busy; measure again, or give a table"
+        ),
+    ),
+    "unknown form": (
+        ("form: contention", "form: contension"),
+        "themis.yaml:21:23: models.detector.profile.surface.form: found contension; allowed: contention or cores; did you mean contention?",
+    ),
+    "missing profile file": (
+        ("profile: classifier.yaml", "profile: $HOME/classifier.yaml"),
+        (
+            "themis.yaml:24:14: models.classifier.profile: found $HOME/classifier.yaml, where no file is; "
+            "allowed: a mapping with `table` or "
+            "`surface`, or the path of a file with one; mend the path, which starts at FOLDER; environment variables and ~ are not expanded"
+        ),
+    ),
+    "size without a known unit": (
+        ("instance_memory: 512MiB", "instance_memory: 512 apples"),
+        (
+            "themis.yaml:22:24: models.detector.profile.instance_memory: found 512 apples; "
+            "allowed: a size in bytes or with a unit, such as 512MiB; write a whole number and B, KiB, MiB or GiB"
+        ),
+    ),
+    "address without a port": (
+        ("grpc: 127.0.0.1:8001", "grpc: triton"),
+        (
+            "themis.yaml:5:11: servers.first.grpc: found triton; "
+            "allowed: host:port with a port of 1 to 65535, such as 127.0.0.1:8001 or [::1]:8001; write the port too, such as triton:8001"
+        ),
+    ),
+    "address with a scheme": (
+        ("http: 127.0.0.1:8000", "http: http://127.0.0.1:8000/"),
+        (
+            "themis.yaml:6:11: servers.first.http: found http://127.0.0.1:8000/; allowed: host:port with a port of 1 to 65535, such as "
+            "127.0.0.1:8001 or [::1]:8001; leave the scheme out: write 127.0.0.1:8000"
+        ),
+    ),
+    "port out of range": (
+        ("metrics: 127.0.0.1:8002", "metrics: 127.0.0.1:80020"),
+        (
+            "themis.yaml:7:14: servers.first.metrics: found 127.0.0.1:80020; "
+            "allowed: host:port with a port of 1 to 65535, such as 127.0.0.1:8001 or [::1]:8001; write host, colon, port"
+        ),
+    ),
+    "name to listen on": (
+        ("grpc_listen: 127.0.0.1:9001", "grpc_listen: localhost:9001"),
+        (
+            "themis.yaml:13:16: envoy.grpc_listen: found localhost:9001; "
+            "allowed: IP:port with a port of 1 to 65535, such as 127.0.0.1:9001 or "
+            "0.0.0.0:9001; a name cannot be listened on: write 127.0.0.1:9001"
+        ),
+    ),
+    "two listeners on one port": (
+        ("http_listen: 127.0.0.1:9000", "http_listen: 0.0.0.0:9001"),
+        (
+            "themis.yaml:14:16: envoy.http_listen: found 0.0.0.0:9001, which clashes with envoy.grpc_listen (line 13); "
+            "allowed: each address once; choose another port"
+        ),
+    ),
+    "a server's address taken by a default": (
+        ("metrics: 127.0.0.1:8002", "metrics: 127.0.0.1:8001"),
+        (
+            "themis.yaml:7:14: servers.first.metrics: found 127.0.0.1:8001, which clashes with servers.first.grpc (line 5); "
+            "allowed: each address once; choose another port"
+        ),
+    ),
+    "admin for everyone": (
+        ("admin: 127.0.0.1:9901", "admin: 0.0.0.0:9901"),
+        (
+            "themis.yaml:15:10: envoy.admin: found 0.0.0.0:9901; allowed: a loopback address; "
+            "write 127.0.0.1:9901, or set `envoy.allow_non_loopback: true` (whoever reaches it can stop Envoy)"
+        ),
+    ),
+    "status for everyone": (
+        ("address: 127.0.0.1:9180", "address: 0.0.0.0:9180"),
+        (
+            "themis.yaml:34:12: status.address: found 0.0.0.0:9180; allowed: a loopback address; "
+            "write 127.0.0.1:9180, or set `status.allow_non_loopback: true` (it shows what is served and how)"
+        ),
+    ),
+    "slot of no device": (
+        ("slots: [cpu:0,", "slots: [cpu0,"),
+        "themis.yaml:10:11: launch.slots[0].device: found cpu0; allowed: gpu:N (N as NVML counts) or cpu:N, such as gpu:0; write cpu:0",
+    ),
+    "slot with the name of a server": (
+        ("name: half", "name: first"),
+        (
+            "themis.yaml:10:40: launch.slots[1].name: found first, the name of an adopted server too; allowed: each name once; "
+            "rename one of the two"
+        ),
+    ),
+    "negative price": (
+        ("  server: 10", "  server: -10"),
+        "themis.yaml:30:11: prices.server: found -10; allowed: a number ≥ 0; write a number inside these bounds",
+    ),
+    "unknown policy": (
+        ("name: themis", "name: temis"),
+        "themis.yaml:32:9: policy.name: found temis; allowed: themis or horizontal or vertical; did you mean themis?",
+    ),
+    "windows in the wrong order": (
+        ("name: themis", "name: themis\n  peak_window_s: 0.5"),
+        (
+            "themis.yaml:33:18: policy.peak_window_s: found rate_window_s 1 > peak_window_s 0.5; "
+            "allowed: rate_window_s ≤ peak_window_s; lower rate_window_s or raise peak_window_s"
+        ),
+    ),
+    "unknown mode": (
+        ("mode: active", "mode: passive"),
+        "themis.yaml:1:7: mode: found passive; allowed: active or advisory; did you mean active?",
+    ),
+    "missing repository": (
+        ("model_repository: models", "model_repository: modles"),
+        (
+            "themis.yaml:11:21: launch.model_repository: found modles, where no folder is; "
+            "allowed: a Triton model repository; mend the path: it starts at FOLDER"
+        ),
+    ),
+    "model that is not in the repository": (
+        ("  classifier:\n", "  recogniser:\n    profile: classifier.yaml\n  classifier:\n"),
+        (
+            "themis.yaml:23:3: models.recogniser: found no folder recogniser in models; "
+            "allowed: a model that launched servers can load; put recogniser there, or take it out of `models:`"
+        ),
+    ),
+    "name that no route can carry": (
+        ("  first:\n", "  first server:\n"),
+        (
+            "themis.yaml:4:3: servers.first server: found the name \"first server\"; allowed: a name of letters, digits, '-', '_' and '.'; "
+            "rename it"
+        ),
+    ),
+    "section without keys": (
+        ("prices:\n  server: 10\n", "prices:\n"),
+        (
+            "themis.yaml:29:8: prices: found nothing; allowed: a mapping with `server`, `instance`; "
+            "write its keys on the lines below, indented; or remove this key"
+        ),
+    ),
+    "duplicate key": (
+        ("slo_ms: 300", "slo_ms: 300\n    slo_ms: 400"),
+        (
+            "themis.yaml:29:5: pipelines.video.slo_ms: found slo_ms a second time (first on line 28); "
+            "allowed: each name once; rename or remove one of the two"
+        ),
+    ),
+    "duplicate name": (
+        ("prices:", "  video:\n    model: classifier\n    slo_ms: 100\nprices:"),
+        (
+            "themis.yaml:29:3: pipelines.video: found video a second time (first on line 26); allowed: each name once; "
+            "rename or remove one of the two"
+        ),
+    ),
+    "number as a key": (
+        ("  first:\n", "  1:\n"),
+        "themis.yaml:4:3: servers.1: found the key 1; allowed: a text as key; put the key in quotes",
+    ),
+    "tab": (
+        ("    slo_ms: 300", "\tslo_ms: 300"),
+        (
+            "themis.yaml:28:1: found broken YAML (while scanning for the next token: found character '\\t' that cannot start any token); "
+            "allowed: valid YAML; YAML indents with spaces: replace the tab on this line"
+        ),
+    ),
+    "bracket left open": (
+        ("slots: [cpu:0, {device: gpu:0, name: half, memory: 20GiB}]", "slots: [cpu:0"),
+        (
+            "themis.yaml:11:19: found broken YAML (while parsing a flow sequence that starts on line 10: expected ',' or ']', but got "
+            "':'); "
+            "allowed: valid YAML; mend the YAML here or on the line above"
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_file_gives_its_message(case: str, tmp_path: Path) -> None:
+    (old, new), expected = BAD[case]
+    path = write(tmp_path, changed(old, new))
+    assert messages(path) == [expected.replace("FOLDER", str(tmp_path))]
+    with pytest.raises(SettingsError) as raised:
+        load_settings(path)
+    assert str(raised.value).startswith(f"{path}: 1 mistake\n{path}:")
+
+
+# Profile files have their own lines. Each: what is changed in the good profile, and the message.
+BAD_PROFILES = {
+    "not rectangular": (
+        ("[[18, 46], [74, 214]]", "[[18, 46], [74]]"),
+        (
+            "classifier.yaml:2:3: models.classifier.profile.table: found 1 numbers in latency_ms' row of batch 8; "
+            "allowed: 2 rows (batches) of 2 numbers (instances); give each count of instances one number"
+        ),
+    ),
+    "a row too few": (
+        ("[[18, 46], [74, 214]]", "[[18, 46]]"),
+        (
+            "classifier.yaml:2:3: models.classifier.profile.table: found 1 rows in latency_ms; "
+            "allowed: 2 rows (batches) of 2 numbers (instances); give each batch size one row"
+        ),
+    ),
+    "not positive": (
+        ("[[18, 46], [74, 214]]", "[[18, 46], [0, 214]]"),
+        (
+            "classifier.yaml:4:27: models.classifier.profile.table.latency_ms[1][0]: found 0; "
+            "allowed: a number > 0, in ms; write a number inside these bounds"
+        ),
+    ),
+    "batches out of order": (
+        ("batches: [1, 8]", "batches: [8, 1]"),
+        (
+            "classifier.yaml:2:3: models.classifier.profile.table: found batches [8, 1]; "
+            "allowed: batches that ascend from 1; sort them, and measure 1 too"
+        ),
+    ),
+    "unit in the value": (
+        ("instance_init_s: 0.5", "instance_init_s: 500ms"),
+        (
+            "classifier.yaml:5:18: models.classifier.profile.instance_init_s: found 500ms; allowed: a number ≥ 0, in s; "
+            "write 0.5: the key is in s"
+        ),
+    ),
+    "broken": (
+        ("  instances: [1, 8]", "  instances: 1, 8]: ["),
+        (
+            "classifier.yaml:3:19: found broken YAML (mapping values are not allowed here); "
+            "allowed: valid YAML; mend the YAML here or on the line above"
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PROFILES)
+def test_a_bad_profile_file_gives_its_message(case: str, tmp_path: Path) -> None:
+    (old, new), expected = BAD_PROFILES[case]
+    assert old in PROFILE
+    assert messages(write(tmp_path, profile=PROFILE.replace(old, new))) == [expected]
+
+
+def test_an_empty_file(tmp_path: Path) -> None:
+    assert messages(write(tmp_path, "# nothing but a comment\n")) == [
+        (
+            "themis.yaml:1:1: found an empty file; "
+            "allowed: a mapping with `models`, `pipelines`, `servers`, `launch`, `envoy`, `prices`, `policy`, "
+            "`mode`, `state_directory`, `status`; `themis init` writes a commented sample"
+        )
+    ]
+
+
+def test_a_list_instead_of_a_mapping(tmp_path: Path) -> None:
+    (message,) = messages(write(tmp_path, "- models\n"))
+    assert message.startswith("themis.yaml:1:1: found a list; allowed: a mapping with `models`")
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    (problem,) = problems(tmp_path / "absent.yaml")
+    assert problem.place == str(tmp_path / "absent.yaml")
+    assert "No such file" in problem.found
+
+
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "themis.yaml"
+    path.write_bytes(b"mode: active\nstate_directory: \xff\n")
+    assert messages(path) == ["themis.yaml:2: found the byte 0xff, which is not UTF-8; allowed: text in UTF-8; save the file as UTF-8"]
+
+
+def test_a_control_character(tmp_path: Path) -> None:
+    (problem,) = problems(write(tmp_path, "mode: active\nstate_directory: \x07\n"))
+    assert (problem.line, problem.found) == (2, "the character '\\x07'")
+
+
+def test_an_alias_to_itself(tmp_path: Path) -> None:
+    found = problems(write(tmp_path, changed("prices:\n  server: 10", "prices: &self\n  server: *self")))
+    assert any(problem.found.startswith("an alias to the mapping") and problem.key == "prices.server" for problem in found)
+
+
+def test_neither_servers_nor_launch(tmp_path: Path) -> None:
+    text = GOOD[: GOOD.index("servers:")] + GOOD[GOOD.index("envoy:") :]
+    (message,) = messages(write(tmp_path, text))
+    assert "found neither `servers` nor `launch`; allowed: at least one of them" in message
+
+
+def test_a_clash_with_a_default_is_shown_at_what_was_written(tmp_path: Path) -> None:
+    text = changed("  grpc_listen: 127.0.0.1:9001\n", "").replace("address: 127.0.0.1:9180", "address: 127.0.0.1:9001")
+    (message,) = messages(write(tmp_path, text))
+    assert message.startswith("themis.yaml:33:12: status.address: found 127.0.0.1:9001, which clashes with envoy.grpc_listen;")
+
+
+def test_all_mistakes_of_a_file_come_at_once_and_in_the_order_of_their_lines(tmp_path: Path) -> None:
+    text = dedent("""\
+        mode: passive
+        servers:
+          first: {grpc: nowhere, http: 127.0.0.1:8000, metrics: 127.0.0.1:8002, device: tpu}
+        envoy:
+          admin: 0.0.0.0:9901
+          colour: red
+        models:
+          detector:
+            instances: [4, 1]
+            profile: absent.yaml
+          fast:
+            profile:
+              surface: {form: contention, alpha_ms: 1, beta_ms: 1, gamma_ms: 1, zeta_ms: 97}
+        pipelines:
+          video:
+            stages: [detector, unheard]
+            slo_ms: "0.3s"
+          quick:
+            model: fast
+            slo_ms: 99
+        prices: {server: -1}
+        status: {address: 127.0.0.1:8000}
+        """)
+    path = write(tmp_path, text)
+    assert [(problem.line, problem.key) for problem in problems(path)] == [
+        (1, "mode"),
+        (3, "servers.first.grpc"),
+        (3, "servers.first.device"),
+        (5, "envoy.admin"),
+        (6, "envoy.colour"),
+        (9, "models.detector.instances"),
+        (10, "models.detector.profile"),
+        (16, "pipelines.video.stages[1]"),
+        (17, "pipelines.video.slo_ms"),
+        (20, "pipelines.quick.slo_ms"),
+        (21, "prices.server"),
+        (22, "status.address"),
+    ]
+    with pytest.raises(SettingsError, match="12 mistakes") as raised:
+        load_settings(path)
+    assert len(str(raised.value).splitlines()) == 13
+    assert raised.value.exit_code == 2
+
+
+def test_the_good_file_becomes_the_configuration(tmp_path: Path) -> None:
+    config = load_settings(write(tmp_path))
+    assert config.mode is Mode.ACTIVE
+    assert config.policy == PolicyConfig(name=PolicyName.THEMIS)
+    assert config.state_directory == tmp_path / "state"
+    assert config.envoy.directory == tmp_path / "state" / "envoy"
+    assert config.launch is not None
+    assert [(slot.name, slot.device, slot.memory_bytes) for slot in config.launch.slots] == [
+        ("cpu-0", "cpu:0", None),
+        ("half", "gpu:0", 20 * 2**30),
+    ]
+    assert config.launch.model_repository == tmp_path / "models"
+    assert config.models["detector"].profile.instance_memory_bytes == 512 * 2**20
+    assert config.pipelines[0].stages == ("detector", "classifier")
+    assert config.servers[0].grpc_address == "127.0.0.1:8001"
+
+
+def test_a_surface_becomes_a_table_over_all_that_can_be_busy_on_a_device(tmp_path: Path) -> None:
+    table = load_settings(write(tmp_path)).models["detector"].profile.table
+    # gpu:0 carries the adopted server and a slot, each with up to 4 detectors and 8 classifiers.
+    assert table.instances == tuple(range(1, 25))
+    assert table.batches == (1, 2, 3, 4)
+    assert table.latency_ms[0][0] == 4 + 8 + 4 + 20
+    assert table.latency_ms[2][23] == 4 * 3 * 24 + 8 * 3 + 4 * 24 + 20
+
+
+def test_the_form_of_cores_gains_from_cores(tmp_path: Path) -> None:
+    text = changed(
+        "form: contention, alpha_ms: 4, beta_ms: 8, gamma_ms: 4, zeta_ms: 20",
+        "form: cores, alpha_ms: 40, beta_ms: 8, gamma_ms: 4, zeta_ms: 20",
+    )
+    table = load_settings(write(tmp_path, text)).models["detector"].profile.table
+    assert table.latency_ms[1][3] == 40 * 2 / 4 + 8 * 2 + 4 / 4 + 20
+
+
+def test_a_measured_table_stays_as_it_was_measured(tmp_path: Path) -> None:
+    table = load_settings(write(tmp_path)).models["classifier"].profile.table
+    assert (table.batches, table.instances, table.latency_ms) == ((1, 8), (1, 8), ((18.0, 46.0), (74.0, 214.0)))
+
+
+def test_an_objective_equal_to_the_fastest_service_time_is_allowed(tmp_path: Path) -> None:
+    assert load_settings(write(tmp_path, changed("slo_ms: 300", "slo_ms: 54"))).pipelines[0].slo_ms == 54
+
+
+def test_other_ways_to_write_the_same(tmp_path: Path) -> None:
+    text = changed("instances: [1, 4]", "instances: {max: 4}").replace("slo_ms: 300", "slo_ms: 300.0")
+    text = text.replace(
+        "[cpu:0, {device: gpu:0, name: half, memory: 20GiB}]", "\n  - cpu:0\n  - device: gpu:0\n    name: half\n    memory: 21474836480"
+    )
+    assert load_settings(write(tmp_path, text)) == load_settings(write(tmp_path))
+
+
+def test_anchors_and_merges(tmp_path: Path) -> None:
+    text = changed("  detector:\n", "  detector: &shared\n").replace("    profile: classifier.yaml", "    <<: *shared\n    max_batch: 2")
+    config = load_settings(write(tmp_path, text))
+    assert (config.models["classifier"].max_batch, config.models["classifier"].max_instances) == (2, 4)
+
+
+def test_slots_that_share_a_device_get_names_of_their_own(tmp_path: Path) -> None:
+    text = changed("[cpu:0, {device: gpu:0, name: half, memory: 20GiB}]", "[cpu:0, cpu:0, {device: cpu:1, name: cpu-0-2}, cpu:0]")
+    launch = load_settings(write(tmp_path, text)).launch
+    assert launch is not None
+    assert [slot.name for slot in launch.slots] == ["cpu-0", "cpu-0-3", "cpu-0-2", "cpu-0-4"]
+
+
+def test_other_machines_are_let_in_when_told_so(tmp_path: Path) -> None:
+    text = changed("admin: 127.0.0.1:9901", "admin: 0.0.0.0:9901\n  allow_non_loopback: true")
+    text = text.replace("address: 127.0.0.1:9180", "address: 0.0.0.0:9180\n  allow_non_loopback: true")
+    assert load_settings(write(tmp_path, text)).status.address == "0.0.0.0:9180"
+
+
+def test_one_port_on_two_machines_is_no_clash(tmp_path: Path) -> None:
+    second = "  second: {grpc: 10.0.0.2:8001, http: 10.0.0.2:9000, metrics: 10.0.0.2:8002, device: gpu:1}\nlaunch:"
+    assert problems(write(tmp_path, changed("launch:", second))) == []
+
+
+def test_the_sample_is_valid_wherever_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "themis.yaml"
+    path.write_text(sample(), encoding="utf-8")
+    config = load_settings(path)
+    assert isinstance(config, ThemisConfig)
+    assert [pipeline.slo_ms for pipeline in config.pipelines] == [300, 500, 700]
+    assert config.launch is not None
+    assert [slot.device for slot in config.launch.slots] == ["cpu:0", "cpu:1", "cpu:2", "cpu:3"]
+    assert config.policy == PolicyConfig()
+
+
+def test_the_shipped_file_is_what_init_writes() -> None:
+    assert (REPOSITORY / "config" / "themis.yaml").read_text(encoding="utf-8") == sample()
+
+
+def test_the_samples_surfaces_are_those_of_the_emulated_models(tmp_path: Path) -> None:
+    path = tmp_path / "themis.yaml"
+    path.write_text(sample(), encoding="utf-8")
+    for name, model in load_settings(path).models.items():
+        text = (REPOSITORY / "model_repository" / name / "config.pbtxt").read_text(encoding="utf-8")
+        written = {key: float(text.split(f'key: "{key}" value {{ string_value: "')[1].split('"')[0]) for key in EMULATED}
+        table = model.profile.table
+        first = sum(written[key] for key in ("alpha_ms", "beta_ms", "gamma_ms", "zeta_ms"))
+        assert table.latency_ms[0][0] == pytest.approx(first), name
+        assert table.latency_ms[1][0] == pytest.approx(first + written["alpha_ms"] + written["beta_ms"]), name
+        assert table.latency_ms[0][1] == pytest.approx(first + written["alpha_ms"] + written["gamma_ms"]), name
+        assert model.profile.instance_init_s == written["init_s"], name
+        assert f"max_batch_size: {model.max_batch}\n" in text, name
+
+
+EMULATED = ("alpha_ms", "beta_ms", "gamma_ms", "zeta_ms", "init_s")
+
+
+def test_every_parameter_of_the_policies_can_be_set() -> None:
+    assert set(PolicySettings.model_fields) == {field.name for field in fields(PolicyConfig)}
+
+
+def test_the_reference_has_each_key_once_with_its_unit_default_and_meaning() -> None:
+    rows = {row.key: row for row in reference_rows()}
+    assert len(rows) == len(reference_rows())
+    assert all(row.kind and row.default and row.meaning for row in rows.values())
+    assert (rows["pipelines.NAME.slo_ms"].kind, rows["pipelines.NAME.slo_ms"].default) == ("a number > 0, in ms", "required")
+    assert rows["launch.slots[].device"].kind == "gpu:N (N as NVML counts) or cpu:N, such as gpu:0"
+    assert rows["policy.tick_s"].default == "0.5"
+    assert rows["mode"].default == "active"

@@ -1,0 +1,55 @@
+"""`themis init` and `themis validate` without `--live`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from themis_triton.commands.settings_commands import init_command, validate_command
+from themis_triton.settings import sample
+
+
+def test_init_writes_a_file_that_validates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "themis.yaml"
+    assert init_command(path, force=False) == 0
+    assert path.read_text(encoding="utf-8") == sample()
+    assert validate_command(path, live=False, as_json=False) == 0
+    assert f"{path} is valid: 7 models, 3 pipelines, 0 adopted servers, 4 launch slots" in capsys.readouterr().out
+
+
+def test_init_replaces_a_file_only_when_forced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "themis.yaml"
+    path.write_text("mine", encoding="utf-8")
+    assert init_command(path, force=False) == 2
+    assert path.read_text(encoding="utf-8") == "mine"
+    assert "--force" in capsys.readouterr().out
+    assert init_command(path, force=True) == 0
+    assert path.read_text(encoding="utf-8") == sample()
+
+
+def test_init_says_where_it_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert init_command(tmp_path / "absent" / "themis.yaml", force=False) == 3
+    assert "No such file or directory" in capsys.readouterr().out
+
+
+def test_validate_shows_every_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "themis.yaml"
+    path.write_text(sample().replace("mode: active", "mode: [active]").replace("slo_ms: 300", 'slo_ms: "0.3s"'), encoding="utf-8")
+    assert validate_command(path, live=False, as_json=False) == 2
+    shown = capsys.readouterr().out
+    assert "2 mistakes in" in shown
+    assert 'found    "0.3s"' in shown
+    assert "do       write 300: the key is in ms" in shown
+
+
+def test_validate_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "themis.yaml"
+    path.write_text(sample().replace("slo_ms: 300", 'slo_ms: "0.3s"'), encoding="utf-8")
+    assert validate_command(path, live=True, as_json=True) == 2
+    report = json.loads(capsys.readouterr().out)
+    assert (report["valid"], report["findings"]) == (False, [])
+    (problem,) = report["problems"]
+    assert (problem["file"], problem["key"], problem["found"]) == (str(path), "pipelines.video.slo_ms", '"0.3s"')
+    assert sample().splitlines()[problem["line"] - 1].strip() == "slo_ms: 300"

@@ -1,0 +1,185 @@
+"""Carries out plans off the loop. While an action runs the tick goes on observing and deciding; busy levers are left alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+
+from themis_triton.act.backoff import Backoff
+from themis_triton.act.fleet import Fleet
+from themis_triton.core.action import Action, ActionKind, Outcome, OutcomeKind, Plan
+from themis_triton.core.errors import ChangeRefusedError, LaunchFailedError, ServerError, ThemisError
+from themis_triton.core.fleet import Phase
+from themis_triton.plan.routes import route_table
+from themis_triton.ports import Clock, ModelControl, Recorder, RouteWriter, ServerLauncher
+
+
+@dataclass(frozen=True, slots=True)
+class Levers:
+    """The ports that change the world. `launcher` None: no server can be started."""
+
+    control: ModelControl
+    routes: RouteWriter
+    launcher: ServerLauncher | None
+    recorder: Recorder
+    clock: Clock
+
+
+class Executor:
+    """Runs actions as tasks; keeps the fleet, what is busy, what is held, and outcomes until they are collected."""
+
+    def __init__(self, levers: Levers, fleet: Fleet, backoff: Backoff, models: tuple[str, ...]) -> None:
+        self.fleet = fleet
+        self.backoff = backoff
+        self._levers = levers
+        self._models = models
+        self._tasks: dict[str, asyncio.Task[Outcome]] = {}
+        self._busy: dict[str, str] = {}
+        self._outcomes: list[Outcome] = []
+        self._procedures: dict[ActionKind, Callable[[Action], Awaitable[str]]] = {
+            ActionKind.GROW: self._change,
+            ActionKind.SHRINK: self._change,
+            ActionKind.REBATCH: self._change,
+            ActionKind.LAUNCH: self._launch,
+            ActionKind.RETIRE: self._retire,
+        }
+
+    @property
+    def busy(self) -> frozenset[str]:
+        """Levers with an action under way."""
+        return frozenset(self._busy)
+
+    def submit(self, plan: Plan) -> None:
+        """Start a plan's actions; returns at once."""
+        for action in plan.actions:
+            lever = lever_of(action)
+            if lever in self._busy:
+                continue
+            needed = [self._tasks[required] for required in action.requires if required in self._tasks]
+            self._busy[lever] = action.id
+            self._tasks[action.id] = asyncio.create_task(self._run(action, lever, needed), name=action.id)
+
+    def collect(self) -> tuple[Outcome, ...]:
+        """Outcomes since the last call, in the order in which they ended."""
+        collected, self._outcomes = tuple(self._outcomes), []
+        return collected
+
+    async def cancel(self) -> None:
+        """Abandon what is under way, as a stopping daemon must; servers stay as they are and are adopted by the next one."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def write_routes(self) -> None:
+        """Make Envoy route to what serves now."""
+        await self._levers.routes.write(route_table(self.fleet.all(), self._models))
+
+    async def _run(self, action: Action, lever: str, needed: list[asyncio.Task[Outcome]]) -> Outcome:
+        started_at_s = self._levers.clock.now_s()
+        try:
+            kind, detail = await self._guarded(action, needed)
+        finally:
+            self._busy.pop(lever, None)
+            self._tasks.pop(action.id, None)
+        outcome = Outcome(action, kind, started_at_s, self._levers.clock.now_s(), detail)
+        self._note(lever, outcome)
+        return outcome
+
+    def _note(self, lever: str, outcome: Outcome) -> None:
+        if outcome.kind is OutcomeKind.DONE:
+            self.backoff.succeeded(lever)
+        elif outcome.kind is not OutcomeKind.SKIPPED:
+            self.backoff.failed(lever, outcome.ended_at_s)
+        self._outcomes.append(outcome)
+        self._levers.recorder.record_outcome(outcome)
+
+    async def _guarded(self, action: Action, needed: list[asyncio.Task[Outcome]]) -> tuple[OutcomeKind, str]:
+        """Run the action; every failure that the world can cause becomes an outcome."""
+        if any(outcome.kind is not OutcomeKind.DONE for outcome in await asyncio.gather(*needed)):
+            return OutcomeKind.SKIPPED, "an action that it needs did not succeed"
+        try:
+            detail = await self._procedures[action.kind](action)
+        except (ChangeRefusedError, LaunchFailedError) as error:
+            return OutcomeKind.REFUSED, str(error)
+        except TimeoutError as error:
+            return OutcomeKind.TIMED_OUT, str(error)
+        except (ThemisError, KeyError, OSError) as error:
+            return OutcomeKind.LOST, f"{type(error).__name__}: {error}"
+        return OutcomeKind.DONE, detail
+
+    async def _change(self, action: Action) -> str:
+        if action.model is None or action.after is None:
+            raise ThemisError(f"action {action.id} names no model or no state")
+        server = self.fleet.get(action.server)
+        try:
+            state = await self._levers.control.change(server, action.model, action.after)
+        except ServerError:
+            await self._reread(action.server, action.model)
+            raise
+        if action.server in self.fleet:
+            self.fleet.set_model(action.server, action.model, state)
+        return ""
+
+    async def _reread(self, name: str, model: str) -> None:
+        """After a failure the old state should serve on; the server's own word replaces what was believed."""
+        if name not in self.fleet:
+            return
+        found = await self._levers.control.read_models(self.fleet.get(name), [model])
+        if model in found and name in self.fleet:
+            self.fleet.set_model(name, model, found[model])
+
+    async def _launch(self, action: Action) -> str:
+        launcher = self._launcher()
+        if action.slot is None:
+            raise ThemisError(f"action {action.id} names no slot")
+        server = self.fleet.put(await launcher.launch(action.server, action.slot, action.models))
+        await self.bring_up(server.name)
+        return ""
+
+    async def bring_up(self, name: str) -> None:
+        """Ready, warmed, then routed; a server that fails on the way is stopped and forgotten."""
+        launcher = self._launcher()
+        try:
+            server = await launcher.wait_ready(self.fleet.get(name))
+            self.fleet.put(replace(server, phase=Phase.WARMING))
+            await launcher.warm_up(self.fleet.get(name))
+        except ThemisError:
+            await self._dispose(name)
+            raise
+        self.fleet.move(name, Phase.SERVING)
+        await self.write_routes()
+
+    async def _retire(self, action: Action) -> str:
+        self.fleet.move(action.server, Phase.DRAINING)
+        idle = await self.take_down(action.server)
+        return "" if idle else "requests were still in flight when the drain time-out came"
+
+    async def take_down(self, name: str) -> bool:
+        """Out of the routes, then idle, then stopped; False when it was stopped before it was idle."""
+        await self.write_routes()
+        idle = await self._launcher().wait_idle(self.fleet.get(name))
+        await self._dispose(name)
+        return idle
+
+    async def _dispose(self, name: str) -> None:
+        server = self.fleet.move(name, Phase.STOPPING)
+        await self._launcher().stop(server)
+        self.fleet.remove(name)
+
+    def _launcher(self) -> ServerLauncher:
+        if self._levers.launcher is None:
+            raise ThemisError("no servers can be launched or stopped: the settings have no `launch` section")
+        return self._levers.launcher
+
+
+def lever_of(action: Action) -> str:
+    """The lever that an action occupies; see Snapshot.busy."""
+    match action.kind:
+        case ActionKind.LAUNCH:
+            return str(action.slot)
+        case ActionKind.RETIRE:
+            return action.server
+        case _:
+            return f"{action.server}/{action.model}"

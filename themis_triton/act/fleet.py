@@ -1,0 +1,50 @@
+"""The servers that exist, as the executor knows them: the one mutable place, behind small methods."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from themis_triton.core.fleet import ModelState, Phase, Server
+from themis_triton.ports import Recorder
+
+
+class Fleet:
+    """Servers by name. Every change of a launched server is remembered by the recorder at once, so that a new daemon can adopt it."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._servers: dict[str, Server] = {}
+        self._recorder = recorder
+
+    def put(self, server: Server) -> Server:
+        """Add or replace a server."""
+        self._servers[server.name] = server
+        if server.launched:
+            self._recorder.save_server(server)
+        return server
+
+    def get(self, name: str) -> Server:
+        """The server of that name; KeyError when it is gone."""
+        return self._servers[name]
+
+    def move(self, name: str, phase: Phase) -> Server:
+        """Put a server into another phase."""
+        return self.put(replace(self._servers[name], phase=phase))
+
+    def set_model(self, name: str, model: str, state: ModelState) -> Server:
+        """Note what a server runs for a model now."""
+        server = self._servers[name]
+        return self.put(replace(server, models={**server.models, model: state}))
+
+    def remove(self, name: str) -> None:
+        """The server is gone; removing it twice is no error."""
+        server = self._servers.pop(name, None)
+        if server is not None and server.launched:
+            self._recorder.forget_server(name)
+
+    def all(self) -> tuple[Server, ...]:
+        """All servers, in the order of names."""
+        return tuple(self._servers[name] for name in sorted(self._servers))
+
+    def __contains__(self, name: str) -> bool:
+        """Whether a server of that name exists."""
+        return name in self._servers

@@ -1,0 +1,118 @@
+"""Keeps the fleet true to the world: servers that died, stopped answering, came back, or run other counts than was believed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+from themis_triton.act.executor import Executor
+from themis_triton.core.errors import ServerError, ThemisError
+from themis_triton.core.fleet import Phase, Server
+from themis_triton.core.observation import ServerReading
+from themis_triton.ports import Clock, ModelControl, ServerLauncher
+
+LOST_MEMORY_S = 60.0
+UNREACHABLE_AFTER_READINGS = 3
+REREAD_EVERY_S = 5.0
+
+
+class Supervisor:
+    """Called once a tick with the readings; slow checks run as a task of their own."""
+
+    def __init__(self, executor: Executor, control: ModelControl, launcher: ServerLauncher | None, models: tuple[str, ...], clock: Clock) -> None:
+        self._executor = executor
+        self._control = control
+        self._launcher = launcher
+        self._models = models
+        self._clock = clock
+        self._lost_at_s: list[float] = []
+        self._silent: dict[str, int] = {}
+        self._reread_at_s = float("-inf")
+        self._rereading: asyncio.Task[None] | None = None
+
+    @property
+    def lost(self) -> int:
+        """Launched servers that died unasked in the last minute."""
+        return len(self._lost_at_s)
+
+    async def bury_the_dead(self) -> tuple[Server, ...]:
+        """Take launched servers whose process is gone out of fleet and routes; returns them."""
+        now_s = self._clock.now_s()
+        self._lost_at_s = [at_s for at_s in self._lost_at_s if at_s > now_s - LOST_MEMORY_S]
+        dead = [server for server in self._executor.fleet.all() if await self._is_dead(server)]
+        for server in dead:
+            self._executor.fleet.remove(server.name)
+            self._lost_at_s.append(now_s)
+        if dead:
+            await self._executor.write_routes()
+            for server in dead:
+                await self._clear_remains(server)
+        return tuple(dead)
+
+    async def note(self, readings: Sequence[ServerReading]) -> None:
+        """Move adopted servers between SERVING and UNREACHABLE by what the last readings said, and look at the counts now and then."""
+        changed = [self._note_one(reading) for reading in readings]
+        if any(changed):
+            await self._executor.write_routes()
+        now_s = self._clock.now_s()
+        if now_s - self._reread_at_s >= REREAD_EVERY_S and (self._rereading is None or self._rereading.done()):
+            self._reread_at_s = now_s
+            self._rereading = asyncio.create_task(self._reread())
+
+    async def close(self) -> None:
+        """End the slow checks."""
+        if self._rereading is not None:
+            self._rereading.cancel()
+            await asyncio.gather(self._rereading, return_exceptions=True)
+
+    async def _is_dead(self, server: Server) -> bool:
+        if self._launcher is None or not server.launched or server.phase is not Phase.SERVING:
+            return False
+        return not await self._launcher.is_alive(server)
+
+    async def _clear_remains(self, server: Server) -> None:
+        if self._launcher is not None:
+            await self._launcher.stop(server)
+
+    def _note_one(self, reading: ServerReading) -> bool:
+        fleet = self._executor.fleet
+        if reading.server not in fleet:
+            return False
+        server = fleet.get(reading.server)
+        silent = self._silent.get(server.name, 0) + 1 if reading.error is not None else 0
+        self._silent[server.name] = silent
+        if server.launched:
+            return False
+        if server.phase is Phase.SERVING and silent >= UNREACHABLE_AFTER_READINGS:
+            fleet.move(server.name, Phase.UNREACHABLE)
+            return True
+        if server.phase is Phase.UNREACHABLE and silent == 0:
+            fleet.move(server.name, Phase.SERVING)
+            return True
+        return False
+
+    async def _reread(self) -> None:
+        """Someone else may have changed counts, or an adopted server may have restarted with its own."""
+        before = {server.name: frozenset(server.models) for server in self._executor.fleet.all()}
+        for server in self._executor.fleet.all():
+            if server.phase is not Phase.SERVING or self._is_busy(server.name):
+                continue
+            try:
+                found = await self._control.read_models(server, self._models)
+            except ServerError:
+                continue  # the metrics readings already tell that it is silent, and for how long
+            fleet = self._executor.fleet
+            if server.name in fleet and not self._is_busy(server.name) and fleet.get(server.name).models != found:
+                fleet.put(replace(fleet.get(server.name), models=found))
+        if before != {server.name: frozenset(server.models) for server in self._executor.fleet.all()}:
+            await self._write_routes()
+
+    async def _write_routes(self) -> None:
+        try:
+            await self._executor.write_routes()
+        except ThemisError:
+            self._reread_at_s = float("-inf")
+
+    def _is_busy(self, name: str) -> bool:
+        return any(lever == name or lever.startswith(f"{name}/") for lever in self._executor.busy)

@@ -1,0 +1,24 @@
+"""The system's clock: the one place that reads the time of day."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+
+class SystemClock:
+    """Implements `Clock`: seconds since the epoch as they were when it was made, carried on by the monotonic clock.
+
+    It never jumps or runs backwards when somebody sets the machine's time; after such a change it differs from the time of day.
+    """
+
+    def __init__(self) -> None:
+        self._epoch_s = time.time() - time.monotonic()
+
+    def now_s(self) -> float:
+        """Seconds since the epoch, monotone within a process."""
+        return self._epoch_s + time.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        await asyncio.sleep(seconds)

@@ -1,0 +1,65 @@
+"""The daemon's own metrics in Prometheus text."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from themis_triton.core.action import OutcomeKind
+from themis_triton.core.record import TickRecord
+
+TICK_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
+class Exporter:
+    """Metrics of decisions, demand, capacity, fleet and actions."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        registry = self._registry
+        self._ticks = Counter("themis_ticks", "Ticks by reason of their decision", ["reason"], registry=registry)
+        self._tick_errors = Counter("themis_tick_errors", "Ticks that ended in an unexpected error", registry=registry)
+        self._tick_s = Histogram("themis_tick_seconds", "Duration of a tick", buckets=TICK_BUCKETS_S, registry=registry)
+        self._demand = Gauge("themis_demand_rps", "Demand by time scale", ["pipeline", "scale"], registry=registry)
+        self._capacity = Gauge("themis_capacity_rps", "Capacity inside the SLO of the ready servers", ["pipeline"], registry=registry)
+        self._p99 = Gauge("themis_p99_ms", "p99, measured at Envoy and predicted", ["pipeline", "kind"], registry=registry)
+        self._servers = Gauge("themis_servers", "Servers by phase", ["phase"], registry=registry)
+        self._instances = Gauge("themis_instances", "Instances by model and server", ["model", "server"], registry=registry)
+        self._actions = Counter("themis_actions", "Ended actions", ["kind", "outcome"], registry=registry)
+        self._action_s = Histogram("themis_action_seconds", "Duration of an action", ["kind"], registry=registry)
+        self._stale = Gauge("themis_stale_sources", "Sources whose readings are too old to trust", registry=registry)
+
+    def take(self, record: TickRecord, duration_s: float) -> None:
+        """Note a tick."""
+        self._ticks.labels(record.decision.reason.value).inc()
+        self._tick_s.observe(duration_s)
+        self._stale.set(len(record.estimate.stale))
+        self._take_pipelines(record)
+        self._take_fleet(record)
+        for outcome in record.outcomes:
+            self._actions.labels(outcome.action.kind.value, outcome.kind.value).inc()
+            if outcome.kind is OutcomeKind.DONE:
+                self._action_s.labels(outcome.action.kind.value).observe(outcome.duration_s)
+
+    def tick_failed(self) -> None:
+        """Note a tick that ended in an unexpected error."""
+        self._tick_errors.inc()
+
+    def text(self) -> bytes:
+        """The exposition."""
+        return generate_latest(self._registry)
+
+    def _take_pipelines(self, record: TickRecord) -> None:
+        for evidence in record.decision.evidence:
+            self._demand.labels(evidence.pipeline, "fast").set(evidence.demand_fast_rps)
+            self._demand.labels(evidence.pipeline, "slow").set(evidence.demand_slow_rps)
+            self._capacity.labels(evidence.pipeline).set(evidence.capacity_rps)
+            for kind, value in (("measured", evidence.measured_p99_ms), ("predicted", evidence.predicted_p99_ms)):
+                self._p99.labels(evidence.pipeline, kind).set(float("nan") if value is None else value)
+
+    def _take_fleet(self, record: TickRecord) -> None:
+        self._servers.clear()
+        self._instances.clear()
+        for server in record.snapshot.servers:
+            self._servers.labels(server.phase.value).inc()
+            for model, state in server.models.items():
+                self._instances.labels(model, server.name).set(state.instances)

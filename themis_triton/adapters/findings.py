@@ -1,0 +1,47 @@
+"""What a live check found: one value per thing looked at, with a remedy where something is wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from themis_triton.core.errors import MissingPartError, ServerError
+
+
+class Severity(StrEnum):
+    """OK: as the settings say. WARNING: Themis can run, with less than the settings promise. ERROR: it cannot do its work."""
+
+    OK = "ok"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at. `what` begins with the key that names it; `exit_code` is that of the error tree, 0 where it is no error."""
+
+    severity: Severity
+    what: str
+    found: str
+    remedy: str = ""
+    exit_code: int = 0
+
+
+def fine(what: str, found: str) -> Finding:
+    """All is as the settings say."""
+    return Finding(Severity.OK, what, found)
+
+
+def warning(what: str, found: str, remedy: str) -> Finding:
+    """Less than the settings promise."""
+    return Finding(Severity.WARNING, what, found, remedy)
+
+
+def missing(what: str, found: str, remedy: str) -> Finding:
+    """Something that must be installed, free or present on this machine is not."""
+    return Finding(Severity.ERROR, what, found, remedy, MissingPartError.exit_code)
+
+
+def unanswered(what: str, found: str, remedy: str) -> Finding:
+    """A server or Envoy does not answer, or refuses."""
+    return Finding(Severity.ERROR, what, found, remedy, ServerError.exit_code)

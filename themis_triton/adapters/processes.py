@@ -1,0 +1,193 @@
+"""Processes that outlive the daemon: started in a session of their own, known by pid and start time, found again by their owner's mark."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from themis_triton.core.fleet import ProcessId
+
+OWNER_VARIABLE = "THEMIS_OWNER"
+"""Environment variable of every process that Themis starts: the state directory of the daemon that it belongs to."""
+
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - Triton's Python backend puts its regions there
+_SAME_START_S = 1.0
+_POLL_S = 0.03
+_KILL_WAIT_S = 10.0
+
+
+def owner_mark(state_directory: Path) -> str:
+    """The value of `THEMIS_OWNER` for a state directory."""
+    return str(state_directory.resolve())
+
+
+def short_hash(path: Path) -> str:
+    """Eight characters that tell one path from another."""
+    return hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+
+
+def shared_memory_prefix(state_directory: Path) -> str:
+    """How the names of the shared-memory regions begin that belong to a state directory's servers, unique on this machine."""
+    return f"themis-{short_hash(state_directory)}-"
+
+
+def remove_shared_memory(prefix: str) -> None:
+    """Remove regions that a killed server left behind."""
+    for region in _SHARED_MEMORY.glob(f"{prefix}*"):
+        region.unlink(missing_ok=True)
+
+
+def spawn(command: Sequence[str], environment: Mapping[str, str], log_file: Path) -> ProcessId:
+    """Start a process in a session of its own, its output appended to the log file; it lives on when this process ends.
+
+    Raises:
+        OSError: the program cannot be started or the log file cannot be written.
+    """
+    log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    actions = [(os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, log, 1), (os.POSIX_SPAWN_DUP2, log, 2)]
+    try:
+        pid = os.posix_spawn(
+            command[0],
+            list(command),
+            dict(environment),
+            file_actions=actions,
+            setsid=True,
+            setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP],
+            setsigmask=[],
+        )
+    finally:
+        os.close(log)
+        os.close(null)
+    return ProcessId(pid, psutil.Process(pid).create_time())
+
+
+def find_process(identity: ProcessId) -> psutil.Process | None:
+    """The very process, if it still runs; one that has ended and was our child is reaped."""
+    try:
+        process = psutil.Process(identity.pid)
+        if abs(process.create_time() - identity.started_at_s) > _SAME_START_S:
+            return None
+        ended = process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return None
+    if ended:
+        _reap(identity.pid)
+    return None if ended else process
+
+
+def _reap(pid: int) -> None:
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return  # Another process's child: its own parent reaps it.
+
+
+async def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
+    """Wait, bounded, until the condition holds; False when the time-out came first."""
+    loop = asyncio.get_running_loop()
+    deadline_s = loop.time() + timeout_s
+    while not condition():
+        if loop.time() >= deadline_s:
+            return False
+        await asyncio.sleep(_POLL_S)
+    return True
+
+
+async def stop_process(identity: ProcessId, timeout_s: float) -> bool:
+    """SIGTERM, then after the time-out SIGKILL, to the process and whatever else is in its group; returns when they are gone.
+
+    The process must be the leader of its group, as one from `spawn` is.
+
+    Returns:
+        True if it ended by itself, False if it had to be killed or some of its group did not go.
+    """
+    process = find_process(identity)
+    if process is not None:
+        _signal(process, signal.SIGTERM)
+    in_time = await wait_until(lambda: find_process(identity) is None, timeout_s)
+    for straggler in group_members(identity):
+        _signal(straggler, signal.SIGKILL)
+    gone = await wait_until(lambda: not group_members(identity) and find_process(identity) is None, _KILL_WAIT_S)
+    return in_time and gone
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    try:
+        process.send_signal(number)  # psutil checks the start time before it signals.
+    except psutil.NoSuchProcess:
+        return
+
+
+def group_members(identity: ProcessId) -> list[psutil.Process]:
+    """Live processes in the group that the process leads; empty when its pid has been given to somebody else."""
+    members = [process for process in psutil.process_iter() if _group_of(process.pid) == identity.pid and _runs(process)]
+    return members if all(member.pid != identity.pid for member in members) or find_process(identity) else []
+
+
+def _group_of(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def owned_processes(state_directory: Path) -> list[psutil.Process]:
+    """Live processes that carry the state directory's mark, this one excepted."""
+    mark = owner_mark(state_directory)
+    return [process for process, environment in _environments() if environment.get(OWNER_VARIABLE) == mark]
+
+
+def _environments() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
+    for process in psutil.process_iter():
+        if process.pid == os.getpid():
+            continue
+        try:
+            yield process, process.environ()
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue  # Gone meanwhile, a zombie, or another user's, which is not ours.
+
+
+def stop_everything(state_directory: Path, timeout_s: float = 20.0) -> tuple[int, ...]:
+    """End every process that carries the state directory's mark: SIGTERM, then after the time-out SIGKILL. Blocking, bounded.
+
+    Servers' files and shared memory go too; logs stay. For `themis down`, and for an end that leaves nothing behind. Safe to repeat, and
+    when there is nothing to end.
+
+    Returns:
+        The pids of processes that were found, in ascending order.
+
+    Raises:
+        TimeoutError: something did not even end by SIGKILL; the message names the pids.
+    """
+    found = owned_processes(state_directory)
+    pids = {process.pid for process in found}
+    for process in found:
+        if process.ppid() not in pids:
+            _signal(process, signal.SIGTERM)
+    psutil.wait_procs(found, timeout=timeout_s)
+    stragglers = owned_processes(state_directory)
+    for process in stragglers:
+        _signal(process, signal.SIGKILL)
+    _, left = psutil.wait_procs(stragglers, timeout=_KILL_WAIT_S)
+    if left:
+        raise TimeoutError(
+            f"processes {[process.pid for process in left]} do not end, not even by SIGKILL; see what the kernel says of them"
+        )
+    shutil.rmtree(state_directory / "servers", ignore_errors=True)
+    remove_shared_memory(shared_memory_prefix(state_directory))
+    return tuple(sorted(pids))

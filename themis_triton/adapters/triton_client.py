@@ -1,0 +1,76 @@
+"""gRPC clients of Triton servers, one a server, reused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tritonclient.grpc.aio
+from tritonclient.utils import InferenceServerException
+
+from themis_triton.core.errors import ServerError
+
+KEY_HEADER = "triton-grpc-protocol-key"
+"""The header that a call on a restricted protocol must carry."""
+
+# No proxy from the environment stands between us and a server, and a server that comes back is found within a second.
+_CHANNEL_OPTIONS = [
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+]
+_SILENT = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED", "StatusCode.CANCELLED")
+_RESTRICTED = "This protocol is restricted"
+_NOT_EXPLICIT = "explicit model load / unload is not allowed"
+_ANSWERS = (_RESTRICTED, _NOT_EXPLICIT, "Request for unknown model")
+
+
+def new_client(grpc_address: str) -> Any:  # noqa: ANN401 - tritonclient has no types
+    """A client for one server; the caller closes it. Must be made inside a running event loop."""
+    return tritonclient.grpc.aio.InferenceServerClient(grpc_address, channel_args=_CHANNEL_OPTIONS)
+
+
+class TritonClients:
+    """Clients by address; made when first asked for."""
+
+    def __init__(self) -> None:
+        self._clients: dict[str, Any] = {}
+
+    def of(self, grpc_address: str) -> Any:  # noqa: ANN401 - tritonclient has no types
+        """The client for an address, `host:port`."""
+        if grpc_address not in self._clients:
+            self._clients[grpc_address] = new_client(grpc_address)
+        return self._clients[grpc_address]
+
+    async def forget(self, grpc_address: str) -> None:
+        """Close the client of a server that is gone."""
+        client = self._clients.pop(grpc_address, None)
+        if client is not None:
+            await client.close()
+
+    async def close(self) -> None:
+        """Close all."""
+        for address in list(self._clients):
+            await self.forget(address)
+
+
+def is_restricted(error: InferenceServerException) -> bool:
+    """Whether a call was refused for want of the model-control key."""
+    return _RESTRICTED in str(error.message())
+
+
+def is_not_explicit(error: InferenceServerException) -> bool:
+    """Whether a load was refused because the server does not run with `--model-control-mode=explicit`."""
+    return _NOT_EXPLICIT in str(error.message())
+
+
+def is_silent(error: InferenceServerException) -> bool:
+    """Whether the server did not answer, as against answering with an error: Triton itself uses UNAVAILABLE for a few of its answers."""
+    return error.status() in _SILENT and not str(error.message()).startswith(_ANSWERS)
+
+
+def silence(server: str, address: str, error: InferenceServerException) -> ServerError:
+    """The error for a server that did not answer."""
+    return ServerError(f"server {server} at {address} did not answer ({error.message()}); check that it runs and that the address is right")

@@ -1,0 +1,80 @@
+"""`themis validate` and `themis init`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from themis_triton.adapters.findings import Finding, Severity
+from themis_triton.adapters.live_check import check_live
+from themis_triton.core.config import ThemisConfig
+from themis_triton.core.errors import MissingPartError, SettingsError
+from themis_triton.settings import Problem, load_settings, problems, sample
+
+_MARKS = {Severity.OK: "[green]ok[/]     ", Severity.WARNING: "[yellow]warning[/]", Severity.ERROR: "[red]error[/]  "}
+
+
+def validate_command(path: Path, live: bool, as_json: bool) -> int:
+    """Check a settings file, and with `live` what it names.
+
+    Writes to stdout: sentences, or one JSON object `file, valid, problems, findings`.
+    Returns 0; 2 when the file is wrong; with `live` 3 when something on this machine is missing, 4 when a server does not answer.
+    """
+    found = problems(path)
+    config = None if found else load_settings(path)
+    findings = asyncio.run(check_live(config)) if live and config is not None else []
+    console = Console(soft_wrap=True, highlight=False)
+    if as_json:
+        report = {"file": str(path), "valid": config is not None, "problems": [*map(asdict, found)], "findings": [*map(asdict, findings)]}
+        console.out(json.dumps(report), highlight=False)
+    else:
+        _show(console, path, config, found, findings)
+    if found:
+        return SettingsError.exit_code
+    return max((finding.exit_code for finding in findings), default=0)
+
+
+def init_command(path: Path, force: bool) -> int:
+    """Write the commented sample. Returns 0; 2 when the file exists and `force` is not given; 3 when it cannot be written."""
+    console = Console(soft_wrap=True, highlight=False)
+    if path.exists() and not force:
+        console.print(f"[red]{escape(str(path))}[/]: the file exists; give another name, or --force to replace it")
+        return SettingsError.exit_code
+    try:
+        path.write_text(sample(), encoding="utf-8")
+    except OSError as error:
+        console.print(f"[red]{escape(str(path))}[/]: cannot be written ({error.strerror}); choose a folder that exists and is writable")
+        return MissingPartError.exit_code
+    console.print(f"[green]{escape(str(path))}[/] is written; each key is explained in it. Next: themis validate {escape(str(path))}")
+    return 0
+
+
+def _show(console: Console, path: Path, config: ThemisConfig | None, found: list[Problem], findings: list[Finding]) -> None:
+    for problem in found:
+        key = f" {escape(problem.key)}" if problem.key else ""
+        console.print(f"[bold]{escape(problem.place)}[/]:[red]{key}[/]")
+        for name, text in (("found", problem.found), ("allowed", problem.allowed), ("do", problem.remedy)):
+            console.print(f"  [dim]{name:<8}[/] {escape(text)}")
+    if config is None:
+        console.print(f"[red]{len(found)} {'mistake' if len(found) == 1 else 'mistakes'}[/] in {escape(str(path))}")
+        return
+    console.print(f"[green]{escape(str(path))}[/] is valid: {_summary(config)}")
+    for finding in findings:
+        remedy = f"; {finding.remedy}" if finding.remedy else ""
+        console.print(f"{_MARKS[finding.severity]} {escape(finding.what)}: {escape(finding.found + remedy)}")
+
+
+def _summary(config: ThemisConfig) -> str:
+    slots = len(config.launch.slots) if config.launch is not None else 0
+    counts = (
+        (len(config.models), "model"),
+        (len(config.pipelines), "pipeline"),
+        (len(config.servers), "adopted server"),
+        (slots, "launch slot"),
+    )
+    return ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for count, name in counts)

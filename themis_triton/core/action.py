@@ -1,0 +1,71 @@
+"""Plans, actions and outcomes. An action names its preconditions; an outcome says what really happened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from themis_triton.core.fleet import ModelState
+
+
+class ActionKind(StrEnum):
+    """The levers. Counts change in place; a batching change reloads the model with double its memory for a while."""
+
+    GROW = "grow"
+    SHRINK = "shrink"
+    REBATCH = "rebatch"
+    LAUNCH = "launch"
+    RETIRE = "retire"
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One change. Vertical kinds name `server`, `model`, `before` and `after`; LAUNCH names `slot` and `models`; RETIRE names `server`.
+
+    `requires` lists ids of actions that must have succeeded first (make before break).
+    """
+
+    id: str
+    kind: ActionKind
+    decision_id: str
+    server: str
+    model: str | None = None
+    before: ModelState | None = None
+    after: ModelState | None = None
+    slot: str | None = None
+    models: dict[str, ModelState] = field(default_factory=dict)
+    requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Actions in the order in which they may start; independent ones run at the same time."""
+
+    decision_id: str
+    actions: tuple[Action, ...] = ()
+
+
+class OutcomeKind(StrEnum):
+    """How an action ended. REFUSED: the old state serves on. LOST: the state is unknown and will be observed."""
+
+    DONE = "done"
+    REFUSED = "refused"
+    TIMED_OUT = "timed_out"
+    SKIPPED = "skipped"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one action ended, when, how long it took, and why if it failed."""
+
+    action: Action
+    kind: OutcomeKind
+    started_at_s: float
+    ended_at_s: float
+    detail: str = ""
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds from start to end."""
+        return self.ended_at_s - self.started_at_s

@@ -1,0 +1,178 @@
+"""The frozen configuration that every stage reads; `settings.py` builds it from YAML, tests build it by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+
+class Mode(StrEnum):
+    """Whether decisions are carried out or only shown."""
+
+    ACTIVE = "active"
+    ADVISORY = "advisory"
+
+
+class PolicyName(StrEnum):
+    """The policies that ship; each one is a `decide` function."""
+
+    THEMIS = "themis"
+    HORIZONTAL = "horizontal"
+    VERTICAL = "vertical"
+
+
+class QueueingModel(StrEnum):
+    """How the wait of a request before its batch starts is predicted; see `solver/queueing.py`."""
+
+    TRITON = "triton"
+    EXPONENTIAL = "exponential"
+    GAMMA = "gamma"
+    CONSTANT = "constant"
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyTable:
+    """Service time at the SLO's percentile, in ms: `latency_ms[i][k]` for `batches[i]` and `instances[k]` busy on the device."""
+
+    batches: tuple[int, ...]
+    instances: tuple[int, ...]
+    latency_ms: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelProfile:
+    """What a model costs, measured or declared."""
+
+    table: LatencyTable
+    instance_init_s: float = 1.0
+    instance_stop_s: float = 1.2
+    server_launch_s: float = 5.0
+    instance_memory_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Bounds of one model on one server, and its profile; `max_batch` bounds what a plan may choose."""
+
+    name: str
+    profile: ModelProfile
+    min_instances: int = 1
+    max_instances: int = 8
+    max_batch: int = 8
+    max_queue_delay_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineConfig:
+    """A chain of models with one end-to-end SLO; a lone model is a chain of one."""
+
+    name: str
+    stages: tuple[str, ...]
+    slo_ms: float
+    percentile: float = 99.0
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """Cost of one server and of one model instance, in any one unit per second."""
+
+    server: float = 10.0
+    instance: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptedServer:
+    """A Triton server that someone else started. Addresses are `host:port`; `device` is `gpu:N` or `cpu:N`."""
+
+    name: str
+    grpc_address: str
+    http_address: str
+    metrics_address: str
+    device: str
+    model_control_key: str | None = None
+    model_repository: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSlot:
+    """One place where a server may be launched; several slots may share a device. `memory_bytes` None: ask NVML."""
+
+    name: str
+    device: str
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchConfig:
+    """How more servers are started. `binary` and `backend_directory` None: those of the `local` extra."""
+
+    slots: tuple[DeviceSlot, ...]
+    model_repository: Path
+    binary: Path | None = None
+    backend_directory: Path | None = None
+    arguments: tuple[str, ...] = ()
+    ready_timeout_s: float = 120.0
+    warmup_requests: int = 2
+    drain_timeout_s: float = 30.0
+    stop_timeout_s: float = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class EnvoyConfig:
+    """The proxy in front. Addresses are `host:port`; `managed` means that Themis starts it when it is not there."""
+
+    grpc_listen: str
+    http_listen: str
+    admin_address: str
+    directory: Path
+    managed: bool = True
+    binary: Path | None = None
+    max_message_bytes: int = 64 * 2**20
+    concurrency: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyConfig:
+    """Constants of the policies; each has its unit in its name and its evidence in the settings reference."""
+
+    name: PolicyName = PolicyName.THEMIS
+    tick_s: float = 0.5
+    rate_window_s: float = 1.0
+    peak_window_s: float = 5.0
+    settle_window_s: float = 20.0
+    headroom_sigmas: float = 1.0
+    backlog_drain_s: float = 0.5
+    vertical_hold_s: float = 10.0
+    scale_in_hold_s: float = 15.0
+    queueing: QueueingModel = QueueingModel.TRITON
+    max_stale_s: float = 3.0
+    retry_backoff_s: float = 2.0
+    retry_backoff_max_s: float = 60.0
+    memory_margin_fraction: float = 0.1
+    vertical_servers: int | None = None
+    horizontal_instances: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StatusConfig:
+    """Where the status API and the daemon's own metrics listen; loopback unless told otherwise."""
+
+    address: str = "127.0.0.1:9180"
+
+
+@dataclass(frozen=True, slots=True)
+class ThemisConfig:
+    """Everything that the daemon needs to know, validated."""
+
+    state_directory: Path
+    models: dict[str, ModelConfig]
+    pipelines: tuple[PipelineConfig, ...]
+    servers: tuple[AdoptedServer, ...]
+    envoy: EnvoyConfig
+    launch: LaunchConfig | None = None
+    prices: Prices = field(default_factory=Prices)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    mode: Mode = Mode.ACTIVE
+    status: StatusConfig = field(default_factory=StatusConfig)

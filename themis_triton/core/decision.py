@@ -1,0 +1,96 @@
+"""A decision is a value: target, closed reason, the numbers behind it, what was clamped, and an id."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from themis_triton.core.fleet import ModelState
+
+
+class Reason(StrEnum):
+    """Why a decision is what it is. Closed: tests and dashboards enumerate it."""
+
+    SURGE = "surge"
+    SETTLE = "settle"
+    STEADY = "steady"
+    SCALE_OUT = "scale_out"
+    SCALE_IN = "scale_in"
+    REPLACE = "replace"
+    INFEASIBLE = "infeasible"
+    HOLD_NO_DATA = "hold_no_data"
+    HOLD_STALE = "hold_stale"
+    HOLD_WARMUP = "hold_warmup"
+    HOLD_NO_SERVER = "hold_no_server"
+
+
+class Stage(StrEnum):
+    """The two stages of Themis, as shown to people: a surge is absorbed vertically, then the joint optimum is approached."""
+
+    ABSORB = "absorb"
+    OPTIMISE = "optimise"
+    HOLD = "hold"
+
+
+class ClampKind(StrEnum):
+    """Which guard changed a target."""
+
+    BOUNDS = "bounds"
+    STABILIZATION = "stabilization"
+    MEMORY = "memory"
+    FLAP = "flap"
+    BACKOFF = "backoff"
+    DEVICES = "devices"
+    SURVIVORS = "survivors"
+
+
+@dataclass(frozen=True, slots=True)
+class Clamp:
+    """What a guard changed, and why, in one sentence."""
+
+    kind: ClampKind
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where the fleet should be: the models of each server that stays or comes. A server that is absent shall go.
+
+    New servers stand in `launch`, keyed by device slot.
+    """
+
+    servers: dict[str, dict[str, ModelState]] = field(default_factory=dict)
+    launch: dict[str, dict[str, ModelState]] = field(default_factory=dict)
+    retire: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineEvidence:
+    """The numbers behind a decision for one pipeline."""
+
+    pipeline: str
+    demand_fast_rps: float
+    demand_slow_rps: float
+    capacity_rps: float
+    slo_ms: float
+    measured_p99_ms: float | None
+    predicted_p99_ms: float | None
+    servers_now: int
+    servers_wanted: int
+    servers_missing: int = 0
+    runner_up: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One tick's answer. `target` None means: hold what is."""
+
+    id: str
+    at_s: float
+    policy: str
+    stage: Stage
+    reason: Reason
+    target: Target | None
+    evidence: tuple[PipelineEvidence, ...] = ()
+    clamps: tuple[Clamp, ...] = ()
+    detail: str = ""

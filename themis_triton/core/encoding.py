@@ -1,0 +1,41 @@
+"""Core values as JSON-ready values, and servers back from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from themis_triton.core.fleet import ModelState, Phase, ProcessId, Server
+
+
+def plain(value: object) -> Any:  # noqa: ANN401 - JSON has no narrower type
+    """A core value as what `json.dumps` takes: dataclasses as objects, sets sorted, infinities and NaN as null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(plain(item) for item in value)
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def server_from_plain(data: Mapping[str, Any]) -> Server:
+    """The server that `plain` encoded. KeyError or TypeError when it is not one."""
+    process = data["process"]
+    return Server(
+        **{
+            **data,
+            "phase": Phase(data["phase"]),
+            "process": ProcessId(**process) if process is not None else None,
+            "models": {name: ModelState(**state) for name, state in data["models"].items()},
+        }
+    )

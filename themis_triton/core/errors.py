@@ -1,0 +1,37 @@
+"""The error tree: what a user can cause or must know, with an exit code for the command line."""
+
+
+class ThemisError(Exception):
+    """Root of every error that Themis raises on purpose; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class SettingsError(ThemisError):
+    """A settings or profile file is wrong; the message names file, line, key, found and allowed."""
+
+    exit_code = 2
+
+
+class MissingPartError(ThemisError):
+    """Something that must be installed, free or reachable on this machine is not."""
+
+    exit_code = 3
+
+
+class ServerError(ThemisError):
+    """A Triton server or Envoy refused, failed or did not answer in time."""
+
+    exit_code = 4
+
+
+class ChangeRefusedError(ServerError):
+    """A model-control call was answered with an error; the old state still serves."""
+
+
+class LaunchFailedError(ServerError):
+    """A server did not become ready; the message names its log file."""
+
+
+class SolverError(ThemisError):
+    """A problem handed to a solver is malformed (not: infeasible, which is a value)."""

@@ -1,0 +1,54 @@
+"""What the readings mean: rates, backlog and latency per model, demand per pipeline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEstimate:
+    """One model over all servers. `*_ms` are None where nothing ended in the window."""
+
+    model: str
+    arrival_rps: float
+    peak_rps: float
+    settled_rps: float
+    in_flight: float
+    pending: float
+    completion_rps: float
+    failure_rps: float
+    mean_batch: float | None = None
+    queue_ms: float | None = None
+    compute_ms: float | None = None
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    age_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineEstimate:
+    """Demand of one pipeline at three time scales (requests/s), its growth, what waits beyond what should, and its p99.
+
+    `recent_rps` covers the last fraction of a second to two seconds, `peak_rps` the largest second of a few,
+    `settled_rps` the slow loop's window, `growth_rps_per_s` the recent slope.
+    """
+
+    pipeline: str
+    recent_rps: float
+    peak_rps: float
+    settled_rps: float
+    growth_rps_per_s: float
+    backlog: float
+    p99_ms: float | None
+    dispersion: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """The estimate stage's result. `stale` names what could not be trusted, with why; empty means all fresh."""
+
+    at_s: float
+    models: dict[str, ModelEstimate] = field(default_factory=dict)
+    pipelines: dict[str, PipelineEstimate] = field(default_factory=dict)
+    stale: dict[str, str] = field(default_factory=dict)
+    history_s: float = 0.0

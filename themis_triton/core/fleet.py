@@ -1,0 +1,53 @@
+"""Servers as Themis knows them: identity, life cycle and what each holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Phase(StrEnum):
+    """Life cycle of a server. Only SERVING servers are in the routes; UNREACHABLE is an adopted one that stopped answering."""
+
+    LAUNCHING = "launching"
+    WARMING = "warming"
+    SERVING = "serving"
+    UNREACHABLE = "unreachable"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    GONE = "gone"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """What one server runs for one model: instances, largest batch and the batcher's queue delay."""
+
+    instances: int
+    max_batch: int
+    max_queue_delay_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessId:
+    """A process is known by its pid AND its start time (seconds since the epoch), so that a reused pid is never signalled."""
+
+    pid: int
+    started_at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One Triton server. `launched` servers were started by Themis and may be stopped by it; adopted ones never are."""
+
+    name: str
+    device: str
+    grpc_address: str
+    http_address: str
+    metrics_address: str
+    phase: Phase
+    launched: bool
+    slot: str | None = None
+    process: ProcessId | None = None
+    model_control_key: str | None = None
+    log_file: str | None = None
+    models: dict[str, ModelState] = field(default_factory=dict)

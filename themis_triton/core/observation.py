@@ -1,0 +1,86 @@
+"""What was read, when: one Snapshot a tick. Counters are cumulative as read; `estimate/` turns them into rates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from themis_triton.core.fleet import Server
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCounters:
+    """Triton's cumulative counters of one model on one server (durations in µs); `pending` is a gauge."""
+
+    success: float = 0.0
+    failure: float = 0.0
+    inferences: float = 0.0
+    executions: float = 0.0
+    request_us: float = 0.0
+    queue_us: float = 0.0
+    compute_input_us: float = 0.0
+    compute_infer_us: float = 0.0
+    compute_output_us: float = 0.0
+    pending: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServerReading:
+    """One server's metrics at `at_s`; `error` says why there are none."""
+
+    server: str
+    at_s: float
+    models: dict[str, ModelCounters] = field(default_factory=dict)
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyHistogram:
+    """Cumulative counts: `counts[i]` requests took at most `bounds_ms[i]`; the last bound is infinite."""
+
+    bounds_ms: tuple[float, ...]
+    counts: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RouteReading:
+    """Envoy's view of one model: all arrivals ever, in flight now, failures ever, latency histogram."""
+
+    model: str
+    at_s: float
+    arrivals: float
+    in_flight: float
+    failures: float
+    latency: LatencyHistogram
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReading:
+    """NVML's view of one device; `error` says why there is none (no driver is a state, not a crash)."""
+
+    device: str
+    at_s: float
+    memory_total_bytes: int | None = None
+    memory_free_bytes: int | None = None
+    utilization: float | None = None
+    process_memory_bytes: dict[int, int] = field(default_factory=dict)
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything that one tick saw.
+
+    `busy` names levers with an action under way and `held` those in back-off, with the time (s) until which:
+    `server/model` for a vertical lever, a server's name for its life cycle, a slot's name for a launch.
+    `routes_error` says why Envoy was silent; `lost` counts launched servers that died unasked in the last minute.
+    """
+
+    at_s: float
+    servers: tuple[Server, ...]
+    readings: tuple[ServerReading, ...] = ()
+    routes: tuple[RouteReading, ...] = ()
+    devices: tuple[DeviceReading, ...] = ()
+    busy: frozenset[str] = frozenset()
+    held: dict[str, float] = field(default_factory=dict)
+    lost: int = 0
+    routes_error: str | None = None

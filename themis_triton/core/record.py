@@ -1,0 +1,81 @@
+"""One tick, whole; and the one function that turns it into a sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from themis_triton.core.action import Action, ActionKind, Outcome, OutcomeKind, Plan
+from themis_triton.core.decision import Decision, PipelineEvidence, Reason
+from themis_triton.core.estimate import Estimate
+from themis_triton.core.observation import Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class TickRecord:
+    """What one tick saw, thought, decided, planned, and which actions ended since the last one."""
+
+    number: int
+    snapshot: Snapshot
+    estimate: Estimate
+    decision: Decision
+    plan: Plan
+    outcomes: tuple[Outcome, ...] = ()
+    advisory: bool = False
+
+
+def sentence(record: TickRecord) -> str:
+    """The tick in one sentence, for log line, status, journal and tests alike."""
+    decision = record.decision
+    parts = [_opening(decision)]
+    if decision.detail:
+        parts.append(decision.detail)
+    if record.plan.actions:
+        verb = "would " if record.advisory else ""
+        parts.append(verb + ", ".join(describe(action) for action in record.plan.actions))
+    elif decision.clamps:
+        parts.append(decision.clamps[-1].sentence)
+    failed = [o for o in record.outcomes if o.kind not in (OutcomeKind.DONE, OutcomeKind.SKIPPED)]
+    if failed:
+        parts.append("; ".join(f"{describe(o.action)} {o.kind.value.replace('_', ' ')}: {o.detail}" for o in failed))
+    return "; ".join(parts)
+
+
+def describe(action: Action) -> str:
+    """One action in a few words."""
+    match action.kind:
+        case ActionKind.LAUNCH:
+            held = ", ".join(f"{name}×{state.instances}" for name, state in sorted(action.models.items()))
+            return f"launch {action.server} on {action.slot} with {held}"
+        case ActionKind.RETIRE:
+            return f"retire {action.server}"
+        case ActionKind.REBATCH:
+            before, after = action.before, action.after
+            return f"rebatch {action.model} on {action.server} {before and before.max_batch}→{after and after.max_batch}"
+        case ActionKind.GROW | ActionKind.SHRINK:
+            before, after = action.before, action.after
+            return f"{action.kind.value} {action.model} on {action.server} {before and before.instances}→{after and after.instances}"
+
+
+_OPENINGS = {
+    Reason.SURGE: "surge",
+    Reason.SETTLE: "settling",
+    Reason.STEADY: "steady",
+    Reason.SCALE_OUT: "scaling out",
+    Reason.SCALE_IN: "scaling in",
+    Reason.REPLACE: "replacing a lost server",
+    Reason.INFEASIBLE: "demand exceeds what the ready servers can carry inside the SLO",
+    Reason.HOLD_NO_DATA: "holding: no data",
+    Reason.HOLD_STALE: "holding: readings are stale",
+    Reason.HOLD_WARMUP: "holding: not enough history yet",
+    Reason.HOLD_NO_SERVER: "holding: no server is ready",
+}
+
+
+def _opening(decision: Decision) -> str:
+    numbers = ", ".join(_numbers(evidence) for evidence in decision.evidence)
+    opening = _OPENINGS[decision.reason]
+    return f"{opening}: {numbers}" if numbers else opening
+
+
+def _numbers(e: PipelineEvidence) -> str:
+    return f"{e.pipeline} needs {e.demand_fast_rps:.0f}/s of {e.capacity_rps:.0f}/s ({e.servers_now}→{e.servers_wanted} servers)"

@@ -1,0 +1,1 @@
+"""Wiring and life of the sidecar: the only place that builds real adapters."""

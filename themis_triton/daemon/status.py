@@ -1,0 +1,86 @@
+"""What the daemon tells about itself, as one JSON-ready value: the status API, `themis status` and the demo all read it."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import themis_triton
+from themis_triton.core.config import ThemisConfig
+from themis_triton.core.encoding import plain
+from themis_triton.core.fleet import Server
+from themis_triton.core.record import TickRecord, sentence
+from themis_triton.daemon.account import Account
+
+EVENTS_KEPT = 50
+
+
+@dataclass(slots=True)
+class StatusBoard:
+    """The last tick and what led to it."""
+
+    config: ThemisConfig
+    started_at_s: float
+    account: Account = field(default_factory=Account)
+    record: TickRecord | None = None
+    tick_ms: float = 0.0
+    tick_errors: int = 0
+    events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=EVENTS_KEPT))
+
+    def take(self, record: TickRecord, tick_ms: float) -> None:
+        """Note a tick; one that changes something becomes an event."""
+        self.account = self.account.add(record, self.config.prices)
+        self.record = record
+        self.tick_ms = tick_ms
+        if record.plan.actions or any(outcome.detail for outcome in record.outcomes):
+            self.events.append({"at_s": record.snapshot.at_s, "decision_id": record.decision.id, "sentence": sentence(record)})
+
+    def as_plain(self) -> dict[str, Any]:
+        """The whole status."""
+        base: dict[str, Any] = {
+            "version": themis_triton.__version__,
+            "started_at_s": self.started_at_s,
+            "mode": self.config.mode.value,
+            "policy": self.config.policy.name.value,
+            "tick_ms": self.tick_ms,
+            "tick_errors": self.tick_errors,
+            "account": plain(self.account),
+            "events": list(self.events),
+        }
+        return base | (_record(self.record, self.config) if self.record is not None else {"sentence": "no tick yet", "servers": [], "pipelines": []})
+
+
+def _record(record: TickRecord, config: ThemisConfig) -> dict[str, Any]:
+    decision = record.decision
+    return {
+        "tick": record.number,
+        "at_s": record.snapshot.at_s,
+        "stage": decision.stage.value,
+        "reason": decision.reason.value,
+        "decision_id": decision.id,
+        "sentence": sentence(record),
+        "clamps": plain(decision.clamps),
+        "stale": record.estimate.stale,
+        "busy": sorted(record.snapshot.busy),
+        "held": record.snapshot.held,
+        "servers": [_server(server) for server in record.snapshot.servers],
+        "pipelines": _pipelines(record, config),
+        "models": plain(record.estimate.models),
+        "devices": plain(record.snapshot.devices),
+    }
+
+
+def _server(server: Server) -> dict[str, Any]:
+    data: dict[str, Any] = plain(server)
+    del data["model_control_key"]
+    return data
+
+
+def _pipelines(record: TickRecord, config: ThemisConfig) -> list[dict[str, Any]]:
+    evidence = {e.pipeline: plain(e) for e in record.decision.evidence}
+    return [
+        {"name": p.name, "stages": list(p.stages), "slo_ms": p.slo_ms, "percentile": p.percentile}
+        | {"estimate": plain(record.estimate.pipelines.get(p.name)), "evidence": evidence.get(p.name)}
+        for p in config.pipelines
+    ]

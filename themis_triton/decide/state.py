@@ -1,0 +1,60 @@
+"""What a policy sees and what it remembers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from themis_triton.core.config import PipelineConfig
+from themis_triton.core.estimate import Estimate
+from themis_triton.core.fleet import Phase, Server
+from themis_triton.core.observation import Snapshot
+
+COMING = frozenset({Phase.LAUNCHING, Phase.WARMING})
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """One tick's input to a policy."""
+
+    snapshot: Snapshot
+    estimate: Estimate
+
+    def ready(self, pipeline: PipelineConfig) -> tuple[Server, ...]:
+        """Servers in the routes that hold every stage, in the order of names."""
+        return self._holding(pipeline, frozenset({Phase.SERVING}))
+
+    def coming(self, pipeline: PipelineConfig) -> tuple[Server, ...]:
+        """Servers on their way into the routes that will hold every stage."""
+        return self._holding(pipeline, COMING)
+
+    def _holding(self, pipeline: PipelineConfig, phases: frozenset[Phase]) -> tuple[Server, ...]:
+        return tuple(s for s in self.snapshot.servers if s.phase in phases and all(stage in s.models for stage in pipeline.stages))
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """How many instances of each stage were needed at one time."""
+
+    at_s: float
+    instances: tuple[int, ...]
+    servers: int
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineMemory:
+    """What a policy remembers of one pipeline: recent needs, and since when fewer servers would do."""
+
+    needs: tuple[Need, ...] = ()
+    fewer_since_s: float | None = None
+
+    def held_instances(self, servers: int) -> tuple[int, ...]:
+        """Largest need of each stage among those that were computed for the same number of servers."""
+        same = [need.instances for need in self.needs if need.servers == servers]
+        return tuple(max(column) for column in zip(*same, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyState:
+    """What a policy hands to its next call."""
+
+    pipelines: dict[str, PipelineMemory] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""The demo: everything on one machine, with a load that surges, seen live."""

@@ -1,0 +1,53 @@
+"""The generic emulated model. Only Triton's Python backend imports this module: `triton_python_backend_utils` exists nowhere else."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from themis_triton.emulation.controls import ScaleFile, init_must_fail
+from themis_triton.emulation.device import DeviceSeat, slot_name, table_directory
+from themis_triton.emulation.parameters import Parameters, read_parameters
+from themis_triton.emulation.service import Service, noise_factors
+
+
+class TritonPythonModel:
+    """Answers `OUTPUT = INPUT·2 + offset` after the service time that the model's surface gives for the batch and the contention."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Take a seat at the emulated device, after `init_s` seconds; fails as a device without memory would when told to."""
+        model = args["model_name"]
+        parameters = read_parameters(model, json.loads(args["model_config"]))
+        time.sleep(parameters.init_s)
+        fail_path = parameters.fail_init_path(os.environ)
+        if fail_path is not None and init_must_fail(fail_path, model):
+            raise pb_utils.TritonModelException(f"out of memory: {model} could not be placed on {slot_name()} (asked for by {fail_path})")
+        self._offset = np.float32(parameters.offset)
+        self._seat = DeviceSeat(slot_name(), table_directory())
+        noise = noise_factors(parameters.noise_cv, args["model_instance_name"])
+        self._service = Service(parameters.surface, self._seat, _scale(parameters, model), noise)
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Serve the requests as one batch: their batch dimensions add up."""
+        inputs = [pb_utils.get_input_tensor_by_name(request, "INPUT").as_numpy() for request in requests]
+        self._service.serve(sum(array.shape[0] for array in inputs))
+        return [self._answer(array) for array in inputs]
+
+    def _answer(self, array: np.ndarray[Any, np.dtype[np.float32]]) -> Any:  # noqa: ANN401 - the backend's types have no stubs
+        output = (array * np.float32(2) + self._offset).astype(np.float32, copy=False)
+        return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor("OUTPUT", output)])
+
+    def finalize(self) -> None:
+        """Leave the device."""
+        self._seat.close()
+
+
+def _scale(parameters: Parameters, model: str) -> Callable[[], float]:
+    path = parameters.scale_path(os.environ)
+    return (lambda: 1.0) if path is None else ScaleFile(path, model, pb_utils.Logger.log_warn)

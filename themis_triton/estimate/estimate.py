@@ -1,0 +1,171 @@
+"""The estimate stage: `estimate(history, snapshot, config) -> (history, Estimate)`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from themis_triton.core.config import PipelineConfig, PolicyConfig, ThemisConfig
+from themis_triton.core.estimate import Estimate, ModelEstimate, PipelineEstimate
+from themis_triton.core.fleet import Phase
+from themis_triton.core.observation import LatencyHistogram, ModelCounters, RouteReading, ServerReading, Snapshot
+from themis_triton.estimate.latency import difference, percentile
+from themis_triton.estimate.series import EMPTY, CounterSeries
+
+KEEP_S = 60.0
+LATENCY_WINDOW_S = 5.0
+COMPUTE_WINDOW_S = 5.0
+GROWTH_HALF_WINDOW_S = 2.0
+DISPERSION_WINDOW_S = 0.5
+DISPERSION_OVER_S = 15.0
+HOLDING = frozenset({Phase.SERVING, Phase.DRAINING, Phase.UNREACHABLE})
+
+
+@dataclass(frozen=True, slots=True)
+class ServedSeries:
+    """Counters of one model on one server, each as a series."""
+
+    ended: CounterSeries = EMPTY
+    inferences: CounterSeries = EMPTY
+    executions: CounterSeries = EMPTY
+    queue_us: CounterSeries = EMPTY
+    compute_us: CounterSeries = EMPTY
+    pending: float = 0.0
+
+    def append(self, at_s: float, counters: ModelCounters) -> ServedSeries:
+        """With one more reading."""
+        compute_us = counters.compute_input_us + counters.compute_infer_us + counters.compute_output_us
+        return ServedSeries(
+            ended=self.ended.append(at_s, counters.success + counters.failure, KEEP_S),
+            inferences=self.inferences.append(at_s, counters.inferences, KEEP_S),
+            executions=self.executions.append(at_s, counters.executions, KEEP_S),
+            queue_us=self.queue_us.append(at_s, counters.queue_us, KEEP_S),
+            compute_us=self.compute_us.append(at_s, compute_us, KEEP_S),
+            pending=counters.pending,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RouteSeries:
+    """Envoy's counters of one model as series, and its latency histograms with their times."""
+
+    arrivals: CounterSeries = EMPTY
+    failures: CounterSeries = EMPTY
+    histograms: tuple[tuple[float, LatencyHistogram], ...] = ()
+    in_flight: float = 0.0
+
+    def append(self, reading: RouteReading) -> RouteSeries:
+        """With one more reading."""
+        kept = tuple(entry for entry in self.histograms if entry[0] > reading.at_s - 2 * LATENCY_WINDOW_S)
+        return RouteSeries(
+            arrivals=self.arrivals.append(reading.at_s, reading.arrivals, KEEP_S),
+            failures=self.failures.append(reading.at_s, reading.failures, KEEP_S),
+            histograms=(*kept, (reading.at_s, reading.latency)),
+            in_flight=reading.in_flight,
+        )
+
+    def percentile_ms(self, percent: float) -> float | None:
+        """Percentile over the latency window that ends with the last reading."""
+        if len(self.histograms) < 2:
+            return None
+        newest_s, newest = self.histograms[-1]
+        older = [h for at_s, h in self.histograms if at_s <= newest_s - LATENCY_WINDOW_S]
+        return percentile(difference(newest, older[-1] if older else self.histograms[0][1]), percent)
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """All that the estimate stage remembers: series by model at Envoy, and by (server, model) at Triton."""
+
+    routes: dict[str, RouteSeries] = field(default_factory=dict)
+    served: dict[tuple[str, str], ServedSeries] = field(default_factory=dict)
+    server_read_at_s: dict[str, float] = field(default_factory=dict)
+
+
+def estimate(history: History, snapshot: Snapshot, config: ThemisConfig) -> tuple[History, Estimate]:
+    """Take in a snapshot; returns the new history and what it means."""
+    history = _take_in(history, snapshot)
+    models = {name: _model(name, history, snapshot.at_s, config.policy) for name in config.models}
+    pipelines = {p.name: _pipeline(p, history, models, config.policy) for p in config.pipelines}
+    span_s = max((series.arrivals.span_s for series in history.routes.values()), default=0.0)
+    stale = dict(_stale(history, snapshot, config.policy))
+    return history, Estimate(snapshot.at_s, models, pipelines, stale, span_s)
+
+
+def _take_in(history: History, snapshot: Snapshot) -> History:
+    routes = dict(history.routes)
+    for reading in snapshot.routes:
+        routes[reading.model] = routes.get(reading.model, RouteSeries()).append(reading)
+    known = {server.name for server in snapshot.servers}
+    served = {key: series for key, series in history.served.items() if key[0] in known}
+    read_at_s = {name: at_s for name, at_s in history.server_read_at_s.items() if name in known}
+    for server in snapshot.readings:
+        if server.error is None:
+            read_at_s[server.server] = server.at_s
+            served |= {key: served.get(key, ServedSeries()).append(server.at_s, c) for key, c in _keyed(server)}
+    return replace(history, routes=routes, served=served, server_read_at_s=read_at_s)
+
+
+def _keyed(reading: ServerReading) -> Iterable[tuple[tuple[str, str], ModelCounters]]:
+    return (((reading.server, model), counters) for model, counters in reading.models.items())
+
+
+def _model(name: str, history: History, now_s: float, policy: PolicyConfig) -> ModelEstimate:
+    """Per-server deltas are summed before anything is divided, so that idle servers and models do not dilute a mean."""
+    route = history.routes.get(name, RouteSeries())
+    served = [series for (_, model), series in history.served.items() if model == name]
+    ended = sum(s.ended.increase(now_s - COMPUTE_WINDOW_S, now_s) for s in served)
+    executions = sum(s.executions.increase(now_s - COMPUTE_WINDOW_S, now_s) for s in served)
+    inferences = sum(s.inferences.increase(now_s - COMPUTE_WINDOW_S, now_s) for s in served)
+    queue_us = sum(s.queue_us.increase(now_s - COMPUTE_WINDOW_S, now_s) for s in served)
+    compute_us = sum(s.compute_us.increase(now_s - COMPUTE_WINDOW_S, now_s) for s in served)
+    last_s = route.arrivals.times_s[-1] if route.arrivals.times_s else float("-inf")
+    return ModelEstimate(
+        model=name,
+        arrival_rps=route.arrivals.rate(policy.rate_window_s),
+        peak_rps=route.arrivals.peak_rate(policy.rate_window_s, policy.peak_window_s),
+        settled_rps=route.arrivals.rate(policy.settle_window_s),
+        in_flight=route.in_flight,
+        pending=sum(s.pending for s in served),
+        completion_rps=sum(s.ended.rate(policy.rate_window_s) for s in served),
+        failure_rps=route.failures.rate(policy.rate_window_s),
+        mean_batch=inferences / executions if executions else None,
+        queue_ms=queue_us / ended / 1000.0 if ended else None,
+        compute_ms=compute_us / ended / 1000.0 if ended else None,
+        p50_ms=route.percentile_ms(50.0),
+        p99_ms=route.percentile_ms(99.0),
+        age_s=now_s - last_s,
+    )
+
+
+def _pipeline(pipeline: PipelineConfig, history: History, models: dict[str, ModelEstimate], policy: PolicyConfig) -> PipelineEstimate:
+    """A pipeline's demand is what enters its first stage; later stages see it only as fast as the earlier ones let it through."""
+    first = models[pipeline.stages[0]]
+    arrivals = history.routes.get(pipeline.stages[0], RouteSeries()).arrivals
+    p99s = [models[stage].p99_ms for stage in pipeline.stages]
+    known = [p99 for p99 in p99s if p99 is not None]
+    return PipelineEstimate(
+        pipeline=pipeline.name,
+        recent_rps=max(first.arrival_rps, arrivals.rate(2 * policy.rate_window_s)),
+        peak_rps=first.peak_rps,
+        settled_rps=first.settled_rps,
+        growth_rps_per_s=arrivals.growth(GROWTH_HALF_WINDOW_S),
+        backlog=sum(models[stage].pending for stage in pipeline.stages),
+        p99_ms=sum(known) if len(known) == len(p99s) else None,
+        dispersion=arrivals.dispersion(DISPERSION_WINDOW_S, DISPERSION_OVER_S),
+    )
+
+
+def _stale(history: History, snapshot: Snapshot, policy: PolicyConfig) -> Iterable[tuple[str, str]]:
+    if snapshot.routes_error is not None:
+        ages = [snapshot.at_s - s.arrivals.times_s[-1] for s in history.routes.values() if s.arrivals.times_s]
+        age_s = min(ages, default=float("inf"))
+        if age_s > policy.max_stale_s:
+            yield "envoy", f"no statistics for {age_s:.1f} s: {snapshot.routes_error}"
+    errors = {reading.server: reading.error for reading in snapshot.readings if reading.error is not None}
+    for server in snapshot.servers:
+        if server.phase not in HOLDING or server.name not in errors:
+            continue
+        age_s = snapshot.at_s - history.server_read_at_s.get(server.name, float("-inf"))
+        if age_s > policy.max_stale_s:
+            yield server.name, f"no metrics for {age_s:.1f} s: {errors[server.name]}"

@@ -1,0 +1,41 @@
+"""Percentiles out of cumulative histograms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from themis_triton.core.observation import LatencyHistogram
+
+
+def difference(newer: LatencyHistogram, older: LatencyHistogram) -> LatencyHistogram:
+    """What was counted between two readings; a histogram that restarted or changed its bounds counts as new."""
+    if newer.bounds_ms != older.bounds_ms or any(a < b for a, b in zip(newer.counts, older.counts, strict=True)):
+        return newer
+    return LatencyHistogram(newer.bounds_ms, tuple(a - b for a, b in zip(newer.counts, older.counts, strict=True)))
+
+
+def percentile(histogram: LatencyHistogram, percent: float) -> float | None:
+    """The percentile in ms, interpolated within its bucket; None when nothing was counted.
+
+    Beyond the last finite bound, that bound is the answer (a lower limit).
+    """
+    counts, bounds = histogram.counts, histogram.bounds_ms
+    total = counts[-1] if counts else 0.0
+    if total <= 0:
+        return None
+    wanted = total * percent / 100.0
+    index = next(i for i, count in enumerate(counts) if count >= wanted)
+    if math.isinf(bounds[index]):
+        return bounds[index - 1] if index else 0.0
+    below_count, below_ms = (counts[index - 1], bounds[index - 1]) if index else (0.0, 0.0)
+    inside = counts[index] - below_count
+    return below_ms + (bounds[index] - below_ms) * ((wanted - below_count) / inside if inside > 0 else 1.0)
+
+
+def merged(histograms: Sequence[LatencyHistogram]) -> LatencyHistogram | None:
+    """Sum of histograms with the same bounds; None for none."""
+    if not histograms:
+        return None
+    counts = tuple(sum(column) for column in zip(*(h.counts for h in histograms), strict=True))
+    return LatencyHistogram(histograms[0].bounds_ms, counts)

@@ -1,0 +1,95 @@
+"""A cumulative counter over time, safe against restarts, as an immutable value."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from itertools import pairwise
+
+
+@dataclass(frozen=True, slots=True)
+class CounterSeries:
+    """Totals at ascending times (s). A counter that restarts at zero goes on counting here.
+
+    `last_raw` is the counter as last read, or None before the first reading.
+    """
+
+    times_s: tuple[float, ...] = ()
+    totals: tuple[float, ...] = ()
+    last_raw: float | None = None
+
+    def append(self, at_s: float, raw: float, keep_s: float) -> CounterSeries:
+        """The series with one more reading; readings older than `keep_s` are dropped, a reading from the past is ignored."""
+        if self.last_raw is None:
+            return CounterSeries((at_s,), (0.0,), raw)
+        if at_s <= self.times_s[-1]:
+            return self
+        increment = raw - self.last_raw if raw >= self.last_raw else raw
+        first = bisect_right(self.times_s, at_s - keep_s)
+        times = (*self.times_s[first:], at_s)
+        totals = (*self.totals[first:], self.totals[-1] + increment)
+        return CounterSeries(times, totals, raw)
+
+    def at(self, time_s: float) -> float:
+        """Total at a time, interpolated; the ends hold beyond them. Zero for an empty series."""
+        if not self.times_s:
+            return 0.0
+        index = bisect_right(self.times_s, time_s)
+        if index == 0:
+            return self.totals[0]
+        if index == len(self.times_s):
+            return self.totals[-1]
+        before, after = self.times_s[index - 1], self.times_s[index]
+        share = (time_s - before) / (after - before)
+        return self.totals[index - 1] + share * (self.totals[index] - self.totals[index - 1])
+
+    def increase(self, start_s: float, end_s: float) -> float:
+        """Growth of the total between two times."""
+        return self.at(end_s) - self.at(start_s)
+
+    def rate(self, window_s: float, lag_s: float = 0.0) -> float:
+        """Mean rate (1/s) over the window that ended `lag_s` before the last reading; what is not covered shortens the window."""
+        if len(self.times_s) < 2:
+            return 0.0
+        end_s = self.times_s[-1] - lag_s
+        start_s = max(end_s - window_s, self.times_s[0])
+        if end_s <= start_s:
+            return 0.0
+        return self.increase(start_s, end_s) / (end_s - start_s)
+
+    def peak_rate(self, window_s: float, over_s: float) -> float:
+        """Largest mean rate (1/s) of the consecutive windows of `window_s` in the last `over_s`, the newest window first."""
+        if len(self.times_s) < 2:
+            return 0.0
+        covered = min(over_s, self.times_s[-1] - self.times_s[0])
+        windows = max(1, int(covered / window_s + 1e-9))
+        return max(self.rate(window_s, index * window_s) for index in range(windows))
+
+    def growth(self, half_window_s: float) -> float:
+        """Slope of the rate (1/s per s): the last half window against the one before it; zero while history is short."""
+        if len(self.times_s) < 2 or self.times_s[-1] - self.times_s[0] < 2 * half_window_s:
+            return 0.0
+        return (self.rate(half_window_s) - self.rate(half_window_s, half_window_s)) / half_window_s
+
+    def dispersion(self, window_s: float, over_s: float) -> float:
+        """Index of dispersion of the counts per window, from successive differences so that a trend does not count.
+
+        `Σ (x_i − x_(i−1))² / (2 (m − 1) · mean)`; 1 for a Poisson stream, and 1 where there is too little to tell.
+        """
+        if not self.times_s:
+            return 1.0
+        windows = int(min(over_s, self.times_s[-1] - self.times_s[0]) / window_s)
+        counts = [self.rate(window_s, index * window_s) * window_s for index in range(windows)]
+        mean = sum(counts) / windows if windows else 0.0
+        if windows < 4 or mean <= 0:
+            return 1.0
+        squares = sum((a - b) ** 2 for a, b in pairwise(counts))
+        return squares / (2 * (windows - 1) * mean)
+
+    @property
+    def span_s(self) -> float:
+        """Seconds of history."""
+        return self.times_s[-1] - self.times_s[0] if self.times_s else 0.0
+
+
+EMPTY = CounterSeries()

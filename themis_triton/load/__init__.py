@@ -1,0 +1,1 @@
+"""Open-loop load: traces, arrivals, and a generator that never waits for answers before it sends."""

@@ -1,0 +1,65 @@
+"""The way to the server: a gRPC channel, and what the models there take."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from themis_triton.core.errors import ServerError, SettingsError
+from themis_triton.load.requests import OFFSET_PARAMETER, ModelSpec, TensorSpec
+
+# A server that comes back is found again within a second; gRPC itself would wait up to two minutes.
+_CHANNEL_OPTIONS = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+@asynccontextmanager
+async def open_stub(address: str, timeout_s: float) -> AsyncIterator[Any]:
+    """The KServe-v2 stub of a connected channel. SettingsError for a malformed address, ServerError when nobody answers there."""
+    host, _, port = address.rpartition(":")
+    if "/" in address or not host or not port.isdigit():
+        raise SettingsError(f"--address {address}: allowed is HOST:PORT of a gRPC service, for example 127.0.0.1:8001")
+    async with grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await channel.channel_ready()
+        except TimeoutError as error:
+            raise ServerError(
+                f"{address}: no gRPC server answered within {timeout_s:g} s; check the address and that the server runs"
+            ) from error
+        yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+
+async def read_specs(stub: Any, models: Sequence[str], timeout_s: float) -> dict[str, ModelSpec]:  # noqa: ANN401 - generated stubs have no types
+    """What each model takes, from its metadata and configuration. ServerError with the server's own answer when it refuses."""
+    return {model: await _read_spec(stub, model, timeout_s) for model in dict.fromkeys(models)}
+
+
+async def _read_spec(stub: Any, model: str, timeout_s: float) -> ModelSpec:  # noqa: ANN401 - as above
+    try:
+        metadata = await stub.ModelMetadata(service_pb2.ModelMetadataRequest(name=model), timeout=timeout_s)
+        config = (await stub.ModelConfig(service_pb2.ModelConfigRequest(name=model), timeout=timeout_s)).config
+    except grpc.aio.AioRpcError as error:
+        raise ServerError(
+            f"model '{model}': the server answered {error.code().name}: {error.details()}; check the model's name and that it is loaded"
+        ) from error
+    inputs = tuple(TensorSpec(tensor.name, tensor.datatype, tuple(tensor.shape)) for tensor in metadata.inputs)
+    return ModelSpec(model, inputs, _known_offset(inputs, config))
+
+
+def _known_offset(inputs: Sequence[TensorSpec], config: Any) -> float | None:  # noqa: ANN401 - as above
+    """The emulated models' `offset`, where the model is one: one FP32 input INPUT of free dimensions."""
+    emulated = len(inputs) == 1 and inputs[0].name == "INPUT" and inputs[0].datatype == "FP32" and set(inputs[0].shape) == {-1}
+    if not emulated or OFFSET_PARAMETER not in config.parameters:
+        return None
+    return float(config.parameters[OFFSET_PARAMETER].string_value)

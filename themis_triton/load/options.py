@@ -1,0 +1,57 @@
+"""What to send, where and how long to wait: the whole of a load run as one frozen value, which travels as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from themis_triton.core.errors import SettingsError
+from themis_triton.load.traces import TraceOptions
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineLoad:
+    """One pipeline: each request walks `stages` (model names) one after the other."""
+
+    name: str
+    stages: tuple[str, ...]
+    slo_ms: float
+    trace: TraceOptions = field(default_factory=TraceOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """A load run. `address` is `host:port` of a KServe-v2 gRPC service.
+
+    `request_timeout_s` counts from a request's intended send time, `drain_s` from the last one: what is unanswered then has failed.
+    `shapes` fixes free input dimensions by `MODEL.INPUT`. `out`: a `.npz` file for the rows of every request.
+    """
+
+    address: str
+    pipelines: tuple[PipelineLoad, ...]
+    seed: int = 0
+    connect_timeout_s: float = 10.0
+    request_timeout_s: float = 30.0
+    drain_s: float = 30.0
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    out: Path | None = None
+
+
+_ADAPTER = TypeAdapter(LoadOptions)
+
+
+def to_json(options: LoadOptions) -> str:
+    """The options as one line of JSON."""
+    return _ADAPTER.dump_json(options).decode()
+
+
+def from_json(text: str) -> LoadOptions:
+    """The options out of `to_json`'s line. Raises SettingsError naming the key that is wrong."""
+    try:
+        return _ADAPTER.validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "(whole)"
+        raise SettingsError(f"load options: {key}: {first['msg']}; found {first['input']!r}") from error

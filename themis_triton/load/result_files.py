@@ -1,0 +1,38 @@
+"""The rows of a load run in a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from themis_triton.core.errors import SettingsError
+from themis_triton.load.results import LoadResult
+
+
+def check_writable(path: Path | None) -> None:
+    """Say before a long run, and not after it, that its rows could not be written. None: nothing will be."""
+    if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK) and not path.is_dir()):
+        raise SettingsError(f"--out {path}: cannot write there; give a file in a folder that exists and is writable")
+
+
+def save_results(path: Path, results: Sequence[LoadResult]) -> None:
+    """Write `.npz` with arrays `<pipeline>/intended_s`, `/latency_ms`, `/error`, `/lateness_ms` and the scalar `/slo_ms`."""
+    arrays = {
+        f"{result.pipeline}/{name}": value
+        for result in results
+        for name, value in (
+            ("intended_s", result.intended_s),
+            ("latency_ms", result.latency_ms),
+            ("error", result.error),
+            ("lateness_ms", result.lateness_ms),
+            ("slo_ms", np.float64(result.slo_ms)),
+        )
+    }
+    try:
+        with path.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+    except OSError as error:
+        raise SettingsError(f"--out {path}: cannot write ({error.strerror or error}); give a file in a folder that exists") from error

@@ -1,0 +1,179 @@
+"""Reading traces from files: rates or time stamps in CSV, rate arrays in `.npy` and `.npz`."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import zipfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from themis_triton.core.errors import SettingsError
+
+FloatArray = NDArray[np.float64]
+
+TIME_COLUMNS = ("timestamp", "time", "datetime", "date", "ts", "arrival", "arrived_at", "arrival_s")
+RATE_COLUMNS = ("rps", "rate", "rate_rps", "requests", "count", "qps")
+_SUFFIXES = (".csv", ".npz", ".npy")
+
+
+def read_trace_file(path: Path) -> tuple[FloatArray, FloatArray | None]:
+    """Rates in requests/s, one a second, and the arrival times in seconds from the first one where the file has them.
+
+    CSV with a header: a column named like `rps` holds rates, one like `timestamp` holds arrivals (ISO 8601 or seconds).
+    CSV without a header: one column; ISO 8601 values are arrivals, numbers are rates. Raises SettingsError otherwise.
+    """
+    if path.suffix.lower() not in _SUFFIXES:
+        raise SettingsError(
+            f"{path}: found a trace file of type '{path.suffix}'; allowed are {', '.join(_SUFFIXES)}: convert it to one of them"
+        )
+    try:
+        if path.suffix.lower() == ".csv":
+            return _read_csv(path)
+        return checked_rates(_read_array(path), str(path)), None
+    except OSError as error:
+        raise SettingsError(
+            f"{path}: cannot read the trace file ({error.strerror or error}); check the path and its permissions"
+        ) from error
+
+
+def checked_rates(values: NDArray[np.generic], source: str) -> FloatArray:
+    """`values` as rates: one-dimensional, finite, at least 0, not empty. `source` starts the error's message."""
+    if values.ndim != 1 or not np.issubdtype(values.dtype, np.number):
+        raise SettingsError(
+            f"{source}: found an array of shape {values.shape} and type {values.dtype}; a trace is one row of rates, one a second"
+        )
+    rates = values.astype(np.float64)
+    if rates.size == 0:
+        raise SettingsError(f"{source}: the trace is empty; it needs at least one rate, in requests/s, one a second")
+    wrong = np.flatnonzero(~np.isfinite(rates) | (rates < 0.0))
+    if wrong.size:
+        raise SettingsError(f"{source}: second {wrong[0]} has the rate {rates[wrong[0]]}; allowed are finite numbers of at least 0")
+    return rates
+
+
+def _read_array(path: Path) -> NDArray[np.generic]:
+    try:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            return _pick_array(loaded, path) if isinstance(loaded, np.lib.npyio.NpzFile) else np.asarray(loaded)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise SettingsError(f"{path}: not a NumPy file ({error}); write it with numpy.savez(FILE, rps=RATES) or numpy.save") from error
+
+
+def _pick_array(archive: np.lib.npyio.NpzFile, path: Path) -> NDArray[np.generic]:
+    names = archive.files
+    if "rps" in names:
+        return np.asarray(archive["rps"])
+    if len(names) == 1:
+        return np.asarray(archive[names[0]])
+    raise SettingsError(f"{path}: found the arrays {', '.join(names) or '(none)'}; name the one with the rates 'rps'")
+
+
+def _read_csv(path: Path) -> tuple[FloatArray, FloatArray | None]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SettingsError(f"{path}: not a CSV file in UTF-8 ({error})") from error
+    if not rows:
+        raise SettingsError(f"{path}: the trace file is empty; it needs one rate or one time stamp a line")
+    header = [cell.strip().lower() for cell in rows[0]]
+    first = rows[0][0].strip()
+    if _is_number(first) or _is_iso(first):
+        return _without_header(rows, path)
+    return _with_header(header, rows[1:], path)
+
+
+def _with_header(header: Sequence[str], rows: list[list[str]], path: Path) -> tuple[FloatArray, FloatArray | None]:
+    if not rows:
+        raise SettingsError(f"{path}: the trace file has a header and nothing below it")
+    rate = next((header.index(name) for name in RATE_COLUMNS if name in header), None)
+    time = next((header.index(name) for name in TIME_COLUMNS if name in header), None)
+    if rate is not None:
+        _check_steps(rows, time, path)
+        return checked_rates(_numbers(rows, rate, path, first_line=2), str(path)), None
+    if time is not None:
+        return _from_times(_times(rows, time, path, first_line=2))
+    if len(header) == 1:
+        return checked_rates(_numbers(rows, 0, path, first_line=2), str(path)), None
+    allowed = f"{', '.join(RATE_COLUMNS)} (rates) or {', '.join(TIME_COLUMNS)} (arrivals)"
+    raise SettingsError(f"{path}: found the columns {', '.join(header)}; a trace needs one of {allowed}")
+
+
+def _without_header(rows: list[list[str]], path: Path) -> tuple[FloatArray, FloatArray | None]:
+    if len(rows[0]) > 1:
+        raise SettingsError(f"{path}: line 1 has {len(rows[0])} columns and no header; name the columns, for example 'time,rps'")
+    if _is_number(rows[0][0]):
+        return checked_rates(_numbers(rows, 0, path, first_line=1), str(path)), None
+    return _from_times(_times(rows, 0, path, first_line=1))
+
+
+def _check_steps(rows: list[list[str]], time: int | None, path: Path) -> None:
+    if time is None:
+        return
+    times = _times(rows, time, path, first_line=2)
+    wrong = np.flatnonzero(np.abs(np.diff(times) - 1.0) > 1e-3)
+    if wrong.size:
+        raise SettingsError(
+            f"{path}: lines {wrong[0] + 2} and {wrong[0] + 3} are not one second apart; a trace of rates has one line a second"
+        )
+
+
+def _from_times(times: FloatArray) -> tuple[FloatArray, FloatArray]:
+    arrivals = np.sort(times) - times.min()
+    return np.bincount(arrivals.astype(np.int64)).astype(np.float64), arrivals
+
+
+def _numbers(rows: list[list[str]], column: int, path: Path, first_line: int) -> FloatArray:
+    return np.array([_number(row, column, path, line) for line, row in enumerate(rows, first_line)], dtype=np.float64)
+
+
+def _number(row: list[str], column: int, path: Path, line: int) -> float:
+    cell = row[column].strip() if column < len(row) else ""
+    try:
+        return float(cell)
+    except ValueError as error:
+        raise SettingsError(f"{path}: line {line}: found '{cell}'; a rate is a number in requests/s") from error
+
+
+def _times(rows: list[list[str]], column: int, path: Path, first_line: int) -> FloatArray:
+    return np.fromiter(
+        (_time(row, column, path, line) for row, line in zip(rows, itertools.count(first_line), strict=False)), np.float64, len(rows)
+    )
+
+
+def _time(row: list[str], column: int, path: Path, line: int) -> float:
+    cell = row[column].strip() if column < len(row) else ""
+    try:
+        seconds = float(cell) if _is_number(cell) else _iso_seconds(cell)
+    except ValueError as error:
+        raise SettingsError(f"{path}: line {line}: found '{cell}'; a time stamp is ISO 8601 or a number of seconds") from error
+    if not np.isfinite(seconds):
+        raise SettingsError(f"{path}: line {line}: found '{cell}'; a time stamp is finite")
+    return seconds
+
+
+def _iso_seconds(cell: str) -> float:
+    moment = datetime.fromisoformat(cell)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_iso(cell: str) -> bool:
+    try:
+        datetime.fromisoformat(cell)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,155 @@
+"""A trace is a rate for each second; arrivals are the moments at which requests shall be sent."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from themis_triton.core.errors import SettingsError
+from themis_triton.load.shapes import SHAPES, FloatArray, shape_rates
+from themis_triton.load.trace_files import read_trace_file
+
+PAPER_TRACE = "twitter-paper"
+PAPER_TRACE_FILE = "twitter-2021-08-days01-16.npz"
+TRACES_VARIABLE = "THEMIS_TRACES"
+MAX_ARRIVALS = 10_000_000
+
+_PAPER_SLICE_S = (15 * 86400 + 84 * 60 + 450, 15 * 86400 + 95 * 60 + 450)
+_PAPER_DIVISORS = {"video": 1.5, "sentiment": 1.7 * 1.5, "nlp": 2.3 * 1.5}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trace:
+    """`rates_rps[s]` requests/s in second s. `times_s`, where known, are the very arrivals (ascending, from 0)."""
+
+    name: str
+    rates_rps: FloatArray
+    times_s: FloatArray | None = None
+
+    @property
+    def duration_s(self) -> int:
+        """Seconds that the trace covers."""
+        return int(self.rates_rps.size)
+
+
+@dataclass(frozen=True, slots=True)
+class TraceOptions:
+    """Which trace, and what of it. `source` is a shape's name, `twitter-paper` (`-video`, `-sentiment`, `-nlp`) or a file.
+
+    `from_s` and `to_s` cut, `scale` multiplies. `duration_s` stretches a shipped shape and cuts any other trace.
+    `rate_rps` instead of a source is a constant rate.
+    """
+
+    source: str = "surge"
+    rate_rps: float | None = None
+    from_s: int = 0
+    to_s: int | None = None
+    scale: float = 1.0
+    duration_s: int | None = None
+
+
+def load_trace(options: TraceOptions, seed: int = 0) -> Trace:
+    """The trace that the options name. Raises SettingsError for what cannot be read or holds no request."""
+    _check_options(options)
+    trace = _source(options, seed)
+    end_s = trace.duration_s if options.to_s is None else min(options.to_s, trace.duration_s)
+    if options.duration_s is not None:
+        end_s = min(end_s, options.from_s + options.duration_s)
+    if options.from_s >= end_s:
+        raise SettingsError(
+            f"--from {options.from_s} --to {options.to_s}: the trace '{trace.name}' has {trace.duration_s} s; ask for a part of it"
+        )
+    cut = _cut(trace, options.from_s, end_s)
+    if not cut.rates_rps.any():
+        raise SettingsError(f"the trace '{trace.name}' holds no request from second {options.from_s} to {end_s}; choose another part of it")
+    return _scaled(cut, seed, options.scale)
+
+
+def arrivals(trace: Trace, seed: int | tuple[int, ...], scale: float = 1.0) -> FloatArray:
+    """Intended send times in seconds from the start, ascending: Poisson within each second, the same for the same seed.
+
+    A trace that knows its arrivals gives just these; `scale` then thins or multiplies them at random.
+    """
+    if trace.rates_rps.sum() * scale > MAX_ARRIVALS:
+        raise SettingsError(
+            f"the trace '{trace.name}' holds over {MAX_ARRIVALS:,} requests; take a part of it with --from and --to, or a --scale below 1"
+        )
+    if trace.times_s is not None:
+        return _scaled_times(trace.times_s, trace.duration_s, seed, scale)
+    rng = np.random.default_rng(seed)
+    counts = rng.poisson(trace.rates_rps * scale)
+    seconds = np.repeat(np.arange(trace.duration_s, dtype=np.float64), counts)
+    return np.sort(seconds + rng.random(seconds.size))
+
+
+def _check_options(options: TraceOptions) -> None:
+    if not (options.scale > 0.0 and np.isfinite(options.scale)):
+        raise SettingsError(f"--scale {options.scale}: allowed are numbers above 0")
+    if options.from_s < 0:
+        raise SettingsError(f"--from {options.from_s}: allowed are seconds of at least 0")
+    if options.duration_s is not None and options.duration_s < 1:
+        raise SettingsError(f"--duration {options.duration_s}: allowed are seconds of at least 1")
+    if options.rate_rps is not None and not (options.rate_rps > 0.0 and np.isfinite(options.rate_rps)):
+        raise SettingsError(f"--rate {options.rate_rps}: allowed are numbers above 0, in requests/s")
+
+
+def _source(options: TraceOptions, seed: int) -> Trace:
+    if options.rate_rps is not None:
+        seconds = options.duration_s or options.to_s or SHAPES["steady"].default_duration_s
+        return Trace(f"{options.rate_rps:g} requests/s", np.full(options.from_s + seconds, options.rate_rps))
+    if options.source in SHAPES:
+        return Trace(options.source, shape_rates(options.source, seed, options.duration_s))
+    if options.source == PAPER_TRACE or options.source.startswith(f"{PAPER_TRACE}-"):
+        return _paper_trace(options.source)
+    path = Path(options.source)
+    if not path.exists():
+        known = ", ".join([*SHAPES, PAPER_TRACE])
+        raise SettingsError(f"--trace {options.source}: no such file, and no trace of that name; give a file or one of {known}")
+    rates, times = read_trace_file(path)
+    return Trace(path.name, rates, times)
+
+
+def _paper_trace(name: str) -> Trace:
+    """The evaluation's slice for one pipeline: arrivals a second over the divisor, rounded, at least 1."""
+    pipeline = name.removeprefix(PAPER_TRACE).removeprefix("-") or "video"
+    if pipeline not in _PAPER_DIVISORS:
+        allowed = ", ".join(f"{PAPER_TRACE}-{known}" for known in _PAPER_DIVISORS)
+        raise SettingsError(f"--trace {name}: found the pipeline '{pipeline}'; allowed are {allowed}")
+    folder = os.environ.get(TRACES_VARIABLE)
+    if not folder:
+        raise SettingsError(f"--trace {name}: set the environment variable {TRACES_VARIABLE} to the folder that holds {PAPER_TRACE_FILE}")
+    start_s, end_s = _PAPER_SLICE_S
+    rates = read_trace_file(Path(folder) / PAPER_TRACE_FILE)[0]
+    if rates.size < end_s:
+        raise SettingsError(f"{Path(folder) / PAPER_TRACE_FILE}: found {rates.size} s; the evaluation's slice ends at second {end_s}")
+    return Trace(f"{PAPER_TRACE}-{pipeline}", np.maximum(1.0, np.round(rates[start_s:end_s] / _PAPER_DIVISORS[pipeline])))
+
+
+def _cut(trace: Trace, start_s: int, end_s: int) -> Trace:
+    times = trace.times_s
+    if times is not None:
+        times = times[(times >= start_s) & (times < end_s)] - start_s
+    return Trace(trace.name, trace.rates_rps[start_s:end_s], times)
+
+
+def _scaled(trace: Trace, seed: int, scale: float) -> Trace:
+    times = trace.times_s
+    if times is not None:
+        times = _scaled_times(times, trace.duration_s, seed, scale)
+    return Trace(trace.name, trace.rates_rps * scale, times)
+
+
+def _scaled_times(times: FloatArray, duration_s: int, seed: int | tuple[int, ...], scale: float) -> FloatArray:
+    """Each arrival `scale` times in the mean; the copies within half a second around it, inside the trace."""
+    if scale == 1.0:
+        return times
+    rng = np.random.default_rng(seed)
+    whole = int(scale)
+    copies = whole + (rng.random(times.size) < scale - whole)
+    source = np.repeat(np.arange(times.size), copies)
+    is_copy = np.diff(source, prepend=-1) == 0
+    jitter = np.where(is_copy, rng.random(source.size) - 0.5, 0.0)
+    return np.sort(np.clip(times[source] + jitter, 0.0, np.nextafter(float(duration_s), 0.0)))

@@ -1,0 +1,90 @@
+"""The plan stage: what is against what should be, as ordered actions with preconditions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from themis_triton.core.action import Action, ActionKind, Plan
+from themis_triton.core.decision import Decision, Target
+from themis_triton.core.fleet import ModelState, Phase, Server
+from themis_triton.core.observation import Snapshot
+
+
+def plan(decision: Decision, snapshot: Snapshot) -> Plan:
+    """Actions that lead from the snapshot to the decision's target, leaving alone every lever that is busy or in back-off.
+
+    Growth and launches start at once; a retirement requires every growth of the same plan, so that the survivors
+    carry the load before a server leaves; reloads go one server at a time; a shrink takes one instance.
+    """
+    if decision.target is None:
+        return Plan(decision.id)
+    free = _Free(snapshot)
+    vertical = list(_vertical(decision, decision.target, snapshot.servers, free))
+    grows = tuple(action.id for action in vertical if action.kind is not ActionKind.SHRINK)
+    launches = _launches(decision, decision.target, free)
+    retirements = _retirements(decision, decision.target, snapshot.servers, free, grows)
+    return Plan(decision.id, (*vertical, *launches, *retirements))
+
+
+class _Free:
+    """Which levers may be touched now."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._taken = snapshot.busy | {lever for lever, until_s in snapshot.held.items() if until_s > snapshot.at_s}
+
+    def __call__(self, lever: str) -> bool:
+        return lever not in self._taken
+
+    def whole(self, server: str) -> bool:
+        """Whether neither the server nor any model on it is being changed."""
+        return self(server) and not any(lever.startswith(f"{server}/") for lever in self._taken)
+
+
+def _vertical(decision: Decision, target: Target, servers: Iterable[Server], free: _Free) -> Iterator[Action]:
+    rebatching = False
+    for server in servers:
+        if server.phase is not Phase.SERVING or not free(server.name):
+            continue
+        for model, wanted in target.servers.get(server.name, {}).items():
+            now = server.models.get(model)
+            lever = f"{server.name}/{model}"
+            if now is None or not free(lever):
+                continue
+            step = _step(now, wanted)
+            if step is None or (step[0] is ActionKind.REBATCH and rebatching):
+                continue
+            rebatching |= step[0] is ActionKind.REBATCH
+            yield Action(f"{decision.id}/{lever}", step[0], decision.id, server.name, model, now, step[1])
+
+
+def _step(now: ModelState, wanted: ModelState) -> tuple[ActionKind, ModelState] | None:
+    """The lever to pull next; a shrink takes one instance, because a server tears them down one after the other and a growth would wait."""
+    if (wanted.max_batch, wanted.max_queue_delay_us) != (now.max_batch, now.max_queue_delay_us):
+        return ActionKind.REBATCH, wanted
+    if wanted.instances > now.instances:
+        return ActionKind.GROW, wanted
+    if wanted.instances < now.instances:
+        return ActionKind.SHRINK, ModelState(now.instances - 1, now.max_batch, now.max_queue_delay_us)
+    return None
+
+
+def _launches(decision: Decision, target: Target, free: _Free) -> Iterator[Action]:
+    for slot, models in sorted(target.launch.items()):
+        if free(slot):
+            name = server_name(slot, decision.id)
+            yield Action(f"{decision.id}/{slot}", ActionKind.LAUNCH, decision.id, name, slot=slot, models=models)
+
+
+def server_name(slot: str, decision_id: str) -> str:
+    """A name that says where the server runs and which decision started it, fit for file names."""
+    return f"{slot.replace(':', '').replace('/', '-')}-{decision_id}"
+
+
+def _retirements(
+    decision: Decision, target: Target, servers: Iterable[Server], free: _Free, requires: tuple[str, ...]
+) -> Iterator[Action]:
+    known = {server.name: server for server in servers}
+    for name in target.retire:
+        server = known.get(name)
+        if server is not None and server.launched and server.phase is Phase.SERVING and free.whole(name):
+            yield Action(f"{decision.id}/{name}", ActionKind.RETIRE, decision.id, name, requires=requires)

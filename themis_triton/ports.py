@@ -1,0 +1,115 @@
+"""The ports: what the stages need from the world. Adapters implement them live, `sim/` implements them over a virtual cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from themis_triton.core.action import Outcome
+from themis_triton.core.fleet import ModelState, Server
+from themis_triton.core.observation import DeviceReading, RouteReading, ServerReading
+from themis_triton.core.record import TickRecord
+from themis_triton.core.routes import RouteTable
+
+
+class Clock(Protocol):
+    """Time; the only way in which anything above the ground floor learns it."""
+
+    def now_s(self) -> float:
+        """Seconds since the epoch, monotone within a process."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        ...
+
+
+class Observer(Protocol):
+    """Reads the world. A part that does not answer is a reading with an error, never an exception."""
+
+    async def read_servers(self, servers: Sequence[Server]) -> tuple[ServerReading, ...]:
+        """Triton's metrics of each server."""
+        ...
+
+    async def read_routes(self) -> tuple[tuple[RouteReading, ...], str | None]:
+        """Envoy's statistics of each model, or why there are none."""
+        ...
+
+    async def read_devices(self) -> tuple[DeviceReading, ...]:
+        """NVML's view of each device."""
+        ...
+
+
+class ModelControl(Protocol):
+    """The vertical lever."""
+
+    async def read_models(self, server: Server, models: Sequence[str]) -> dict[str, ModelState]:
+        """What the server runs now, per model that is READY there; a model that is not is absent. ServerError if unreachable."""
+        ...
+
+    async def change(self, server: Server, model: str, state: ModelState) -> ModelState:
+        """Load the model with the given counts and batching; returns the verified state.
+
+        Raises ChangeRefusedError when Triton refuses (the old state serves on), ServerError when it does not answer.
+        """
+        ...
+
+
+class ServerLauncher(Protocol):
+    """The horizontal lever."""
+
+    async def launch(self, name: str, slot: str, models: dict[str, ModelState]) -> Server:
+        """Start a process on the slot and return at once, in phase LAUNCHING. LaunchFailedError if it cannot be started."""
+        ...
+
+    async def wait_ready(self, server: Server) -> Server:
+        """Wait until it is ready and holds its models. LaunchFailedError with the log file's name and last lines otherwise."""
+        ...
+
+    async def warm_up(self, server: Server) -> None:
+        """Send real inference requests at every planned batch size and check that they are answered."""
+        ...
+
+    async def is_alive(self, server: Server) -> bool:
+        """Whether the very process that was launched still runs."""
+        ...
+
+    async def wait_idle(self, server: Server) -> bool:
+        """Wait, bounded, until nothing is pending or in flight; False when the time-out came first."""
+        ...
+
+    async def stop(self, server: Server) -> None:
+        """SIGTERM, then after a bounded wait SIGKILL; returns when the process and its children are gone."""
+        ...
+
+
+class RouteWriter(Protocol):
+    """Envoy's files."""
+
+    async def write(self, table: RouteTable) -> None:
+        """Put the table into place, atomically; returns once Envoy has taken it up (or raises ServerError)."""
+        ...
+
+
+class Recorder(Protocol):
+    """The journal: what serves, what was decided, what happened."""
+
+    def record_tick(self, record: TickRecord) -> None:
+        """Append a tick (decisions that change something are kept longer than quiet ones)."""
+        ...
+
+    def record_outcome(self, outcome: Outcome) -> None:
+        """Append an action's end."""
+        ...
+
+    def save_server(self, server: Server) -> None:
+        """Remember a launched server, so that a new daemon can adopt it."""
+        ...
+
+    def forget_server(self, name: str) -> None:
+        """The server is gone."""
+        ...
+
+    def load_servers(self) -> tuple[Server, ...]:
+        """Launched servers that were remembered and not forgotten."""
+        ...

@@ -1,0 +1,64 @@
+"""What a picture of a run shows: one value a second, and what happened when."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+Row = Sequence[float] | Sequence[float | None] | NDArray[np.float64] | NDArray[np.int64]
+
+
+class EventKind(StrEnum):
+    """What a marker stands for."""
+
+    GROW = "grow"
+    SHRINK = "shrink"
+    REBATCH = "rebatch"
+    LAUNCH = "launch"
+    RETIRE = "retire"
+    FAULT = "fault"
+
+
+@dataclass(frozen=True, slots=True)
+class RunEvent:
+    """One marker, `at_s` seconds from the run's start."""
+
+    at_s: float
+    kind: EventKind
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RunSeries:
+    """A run by the second: entry s of every row covers [s, s+1). All rows have one length; None or NaN where nothing is known.
+
+    `label` names the run in a comparison (its policy). `servers` and `instances` are counts, all models together.
+    """
+
+    label: str
+    rate_rps: Row
+    capacity_rps: Row
+    p99_ms: Row
+    servers: Row
+    instances: Row
+    failed: Row
+    violations: Row
+    events: tuple[RunEvent, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse rows of different lengths, which would be drawn shifted against each other."""
+        lengths = {name: len(getattr(self, name)) for name in ROWS}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"the rows of run '{self.label}' have different lengths: {lengths}")
+
+    @property
+    def duration_s(self) -> int:
+        """Seconds that the rows cover."""
+        return len(self.rate_rps)
+
+
+ROWS = ("rate_rps", "capacity_rps", "p99_ms", "servers", "instances", "failed", "violations")

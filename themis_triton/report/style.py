@@ -1,0 +1,80 @@
+"""The pictures' looks, and the one place where matplotlib is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from themis_triton.core.errors import MissingPartError, SettingsError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK = "#1f2933"
+MUTED = "#7b8794"
+GRID = "#e4e7eb"
+DEMAND = "#2563eb"
+CAPACITY = "#059669"
+LATENCY = "#7c3aed"
+LIMIT = "#dc2626"
+SERVERS = "#d97706"
+INSTANCES = "#0891b2"
+RUN_COLOURS = ("#2563eb", "#d97706", "#7c3aed", "#059669", "#db2777", "#475569")
+
+_SETTINGS: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 10.0,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9.0,
+    "lines.solid_capstyle": "round",
+}
+
+
+def require_matplotlib() -> None:
+    """Raise MissingPartError, naming the extra, where matplotlib is not installed."""
+    try:
+        importlib.import_module("matplotlib")
+    except ImportError as error:
+        raise MissingPartError(
+            "pictures need matplotlib, which is not installed; install the extra: pip install 'themis-triton[report]'"
+        ) from error
+
+
+@contextmanager
+def picture(path: Path, height_ratios: tuple[float, ...], width_in: float, height_in: float) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure of panels one below the other over one time axis, written to `path` at the end.
+
+    The figure has its own canvas: pyplot's global state is not touched. The file's type follows its name (`.png`, `.svg`, `.pdf`).
+    SettingsError where it cannot be written.
+    """
+    require_matplotlib()
+    figure_module = importlib.import_module("matplotlib.figure")
+    with importlib.import_module("matplotlib").rc_context(_SETTINGS):
+        figure: Figure = figure_module.Figure(figsize=(width_in, height_in), layout="constrained", facecolor="white")
+        panels = figure.subplots(len(height_ratios), 1, sharex=True, height_ratios=height_ratios, squeeze=False)[:, 0]
+        for panel in panels:
+            panel.tick_params(length=0)
+            panel.margins(x=0)
+        yield figure, list(panels)
+        try:
+            figure.savefig(path, dpi=150)
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"{path}: cannot write the picture ({error}); give a .png, .svg or .pdf in a folder that exists") from error

@@ -1,0 +1,98 @@
+"""Valid settings as the frozen configuration that every stage reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from themis_triton.core.config import (
+    AdoptedServer,
+    DeviceSlot,
+    EnvoyConfig,
+    LaunchConfig,
+    ModelConfig,
+    PipelineConfig,
+    PolicyConfig,
+    Prices,
+    StatusConfig,
+    ThemisConfig,
+)
+from themis_triton.settings.checks import max_busy, repository_of
+from themis_triton.settings.loading import Loaded
+from themis_triton.settings.schema import LaunchSettings, ModelSettings, ServerSettings, Settings
+
+
+def build(loaded: Loaded, settings: Settings) -> ThemisConfig:
+    """The configuration, with absolute paths, named slots and a latency table a model."""
+    state = loaded.resolve(settings.state_directory)
+    busy = max_busy(loaded)
+    return ThemisConfig(
+        state_directory=state,
+        models={name: _model(name, model, busy) for name, model in settings.models.items()},
+        pipelines=tuple(PipelineConfig(n, p.chain, p.slo_ms, p.percentile, p.weight) for n, p in settings.pipelines.items()),
+        servers=tuple(_server(loaded, name, server) for name, server in settings.servers.items()),
+        envoy=_envoy(loaded, settings),
+        launch=_launch(loaded, settings.launch) if settings.launch is not None else None,
+        prices=Prices(settings.prices.server, settings.prices.instance),
+        policy=PolicyConfig(**settings.policy.model_dump()),
+        mode=settings.mode,
+        status=StatusConfig(settings.status.address),
+    )
+
+
+def _model(name: str, model: ModelSettings, busy: int) -> ModelConfig:
+    profile = model.profile.to_core(model.max_batch, busy)
+    return ModelConfig(name, profile, model.instances.min, model.instances.max, model.max_batch, model.max_queue_delay_us)
+
+
+def _server(loaded: Loaded, name: str, server: ServerSettings) -> AdoptedServer:
+    return AdoptedServer(
+        name=name,
+        grpc_address=server.grpc,
+        http_address=server.http,
+        metrics_address=server.metrics,
+        device=server.device,
+        model_control_key=server.model_control_key,
+        model_repository=loaded.resolve(server.model_repository) if server.model_repository is not None else None,
+    )
+
+
+def _envoy(loaded: Loaded, settings: Settings) -> EnvoyConfig:
+    envoy = settings.envoy
+    directory = envoy.directory if envoy.directory is not None else settings.state_directory / "envoy"
+    return EnvoyConfig(
+        grpc_listen=envoy.grpc_listen,
+        http_listen=envoy.http_listen,
+        admin_address=envoy.admin,
+        directory=loaded.resolve(directory),
+        managed=envoy.managed,
+        binary=loaded.resolve(envoy.binary) if envoy.binary is not None else None,
+        max_message_bytes=int(envoy.max_message),
+        concurrency=envoy.concurrency,
+    )
+
+
+def _launch(loaded: Loaded, launch: LaunchSettings) -> LaunchConfig:
+    return LaunchConfig(
+        slots=tuple(_named_slots(launch)),
+        model_repository=repository_of(loaded, launch),
+        binary=loaded.resolve(launch.binary) if launch.binary is not None else None,
+        backend_directory=loaded.resolve(launch.backend_directory) if launch.backend_directory is not None else None,
+        arguments=tuple(launch.arguments),
+        ready_timeout_s=launch.ready_timeout_s,
+        warmup_requests=launch.warmup_requests,
+        drain_timeout_s=launch.drain_timeout_s,
+        stop_timeout_s=launch.stop_timeout_s,
+    )
+
+
+def _named_slots(launch: LaunchSettings) -> Iterator[DeviceSlot]:
+    """Slots without a name are called `cpu-0`, and `cpu-0-2`, `cpu-0-3` where they share a device."""
+    taken = {slot.name for slot in launch.slots if slot.name is not None}
+    for slot in launch.slots:
+        name, number = slot.name, 1
+        while name is None or (slot.name is None and name in taken):
+            base = slot.device.replace(":", "-")
+            name = base if number == 1 else f"{base}-{number}"
+            number += 1
+        taken.add(name)
+        yield DeviceSlot(name, slot.device, int(slot.memory) if slot.memory is not None else None)

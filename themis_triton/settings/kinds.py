@@ -1,0 +1,128 @@
+"""Kinds of values that settings are made of; each one says in words what it allows."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """What a value may be, in words, for error messages and the reference."""
+
+    words: str
+
+
+class Section(BaseModel):
+    """A mapping of the settings file: no unknown keys, no silent conversion, no NaN or infinity."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def refusal(found: str | None, allowed: str, remedy: str) -> PydanticCustomError:
+    """A validator's error with the three parts that a user needs; `found` None shows the value as written."""
+    context = {"allowed": allowed, "remedy": remedy} | ({} if found is None else {"found": found})
+    return PydanticCustomError("themis", "{allowed}", context)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A parsed `host:port`."""
+
+    host: str
+    port: int
+
+    @property
+    def ip(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+        """The host as an IP address, None when it is a name."""
+        try:
+            return ipaddress.ip_address(self.host)
+        except ValueError:
+            return None
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        return self.host == "localhost" or (self.ip is not None and self.ip.is_loopback)
+
+    @property
+    def is_wildcard(self) -> bool:
+        """Whether it means every interface of this machine."""
+        return self.ip is not None and self.ip.is_unspecified
+
+    def clashes(self, other: Address) -> bool:
+        """Whether both cannot be listened on at once."""
+        if self.port != other.port:
+            return False
+        if self.host == other.host or (self.is_loopback and other.is_loopback):
+            return True
+        mine, theirs = (a.is_wildcard for a in (self, other))
+        return (mine and (theirs or other.is_loopback)) or (theirs and self.is_loopback)
+
+
+ADDRESS_WORDS = "host:port with a port of 1 to 65535, such as 127.0.0.1:8001 or [::1]:8001"
+LISTEN_WORDS = "IP:port with a port of 1 to 65535, such as 127.0.0.1:9001 or 0.0.0.0:9001"
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+_ADDRESS = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9])?)):(?P<port>\d{1,5})")
+
+
+def parse_address(text: str) -> Address | None:
+    """The address, or None when it is not `host:port`."""
+    match = _ADDRESS.fullmatch(text)
+    if match is None or not 1 <= int(match["port"]) <= 65535:
+        return None
+    address = Address(match["v6"] or match["host"], int(match["port"]))
+    looks_numeric = re.fullmatch(r"[\d.]+", address.host) or match["v6"]
+    return None if looks_numeric and address.ip is None else address
+
+
+def _check_address(text: str) -> str:
+    if parse_address(text) is None:
+        raise refusal(None, ADDRESS_WORDS, _address_remedy(text))
+    return text
+
+
+def _check_listen(text: str) -> str:
+    address = parse_address(text)
+    if address is None:
+        raise refusal(None, LISTEN_WORDS, _address_remedy(text))
+    if address.ip is None:
+        host = "127.0.0.1" if address.host == "localhost" else "the IP of the interface"
+        raise refusal(None, LISTEN_WORDS, f"a name cannot be listened on: write {host}:{address.port}")
+    return text
+
+
+def _address_remedy(text: str) -> str:
+    if "://" in text:
+        return f"leave the scheme out: write {text.partition('://')[2].partition('/')[0]}"
+    if text.isdigit():
+        return f"write the host too: 127.0.0.1:{text}"
+    if ":" not in text:
+        return f"write the port too, such as {text}:8001"
+    return "write host, colon, port"
+
+
+def _check_device(text: str) -> str:
+    if re.fullmatch(r"(gpu|cpu):(0|[1-9]\d{0,2})", text) is None:
+        number = re.search(r"\d+", text)
+        raise refusal(None, DEVICE_WORDS, f"write {'cpu' if 'cpu' in text.lower() else 'gpu'}:{number[0] if number else 0}")
+    return text
+
+
+DEVICE_WORDS = "gpu:N (N as NVML counts) or cpu:N, such as gpu:0"
+
+Count = Annotated[int, Field(ge=1)]
+PositiveSeconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(ge=0)]
+Name = Annotated[str, Field(pattern=NAME_PATTERN), Allowed("a name of letters, digits, '-', '_' and '.'")]
+HostPort = Annotated[str, AfterValidator(_check_address), Allowed(ADDRESS_WORDS)]
+Listen = Annotated[str, AfterValidator(_check_listen), Allowed(LISTEN_WORDS)]
+Device = Annotated[str, AfterValidator(_check_device), Allowed(DEVICE_WORDS)]
+Size = Annotated[ByteSize, Allowed("a size in bytes or with a unit, such as 512MiB")]
+FilePath = Annotated[Path, Field(strict=False), Allowed("a path; a relative one starts at this file's folder")]

@@ -1,0 +1,122 @@
+"""What a model costs, as written in a settings file or in a profile file of its own; and the latency table that comes of it."""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
+from itertools import pairwise
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from themis_triton.core.config import LatencyTable, ModelProfile
+from themis_triton.settings.kinds import Count, Seconds, Section, Size, refusal
+
+DEFAULT_PROFILE = ModelProfile(LatencyTable((1,), (1,), ((1.0,),)))
+
+
+class SurfaceForm(StrEnum):
+    """The closed form of a latency surface `l(b, c)`."""
+
+    CONTENTION = "contention"
+    CORES = "cores"
+
+
+class SurfaceSettings(Section):
+    """A fitted surface: `alpha·b·c + beta·b + gamma·c + zeta` (contention) or `alpha·b/c + beta·b + gamma/c + zeta` (cores)."""
+
+    form: Annotated[SurfaceForm, Field(strict=False)] = Field(description="contention: c instances busy on one device; cores: c cores")
+    alpha_ms: float = Field(description="for each request of the batch, times the busy instances (or divided by the cores)")
+    beta_ms: float = Field(description="for each request of the batch")
+    gamma_ms: float = Field(description="for each busy instance (or divided by the cores)")
+    zeta_ms: float = Field(description="for each batch")
+
+    def at(self, batch: int, instances: int) -> float:
+        """Service time in ms."""
+        scale = float(instances) if self.form is SurfaceForm.CONTENTION else 1.0 / instances
+        return (self.alpha_ms * batch + self.gamma_ms) * scale + self.beta_ms * batch + self.zeta_ms
+
+
+class TableSettings(Section):
+    """Measured service times, a row a batch size and a column a number of instances busy on the device."""
+
+    batches: list[Count] = Field(min_length=1, description="batch sizes measured, ascending from 1")
+    instances: list[Count] = Field(min_length=1, description="instances busy on the device, ascending from 1")
+    latency_ms: list[list[Annotated[float, Field(gt=0)]]] = Field(
+        description="a row a batch size, a number a count of instances: service time at the objective's percentile"
+    )
+
+    @model_validator(mode="after")
+    def _shaped(self) -> TableSettings:
+        for name, axis in (("batches", self.batches), ("instances", self.instances)):
+            if axis[0] != 1 or any(a >= b for a, b in pairwise(axis)):
+                raise refusal(f"{name} {axis}", f"{name} that ascend from 1", "sort them, and measure 1 too")
+        wanted = f"{len(self.batches)} rows (batches) of {len(self.instances)} numbers (instances)"
+        if len(self.latency_ms) != len(self.batches):
+            raise refusal(f"{len(self.latency_ms)} rows in latency_ms", wanted, "give each batch size one row")
+        for row, batch in zip(self.latency_ms, self.batches, strict=True):
+            if len(row) != len(self.instances):
+                raise refusal(f"{len(row)} numbers in latency_ms' row of batch {batch}", wanted, "give each count of instances one number")
+        return self
+
+
+class ProfileSettings(Section):
+    """A model's latency, as a table or as a surface, and what its changes cost."""
+
+    table: TableSettings | None = Field(default=None, description="measured service times; this or `surface`")
+    surface: SurfaceSettings | None = Field(default=None, description="a fitted surface; this or `table`")
+    instance_init_s: Seconds = Field(default=DEFAULT_PROFILE.instance_init_s, description="how long one more instance takes to serve")
+    instance_stop_s: Seconds = Field(default=DEFAULT_PROFILE.instance_stop_s, description="how long one fewer takes")
+    server_launch_s: Seconds = Field(
+        default=DEFAULT_PROFILE.server_launch_s, description="from the start of a server to its first answer, without the instances"
+    )
+    instance_memory: Size = Field(default=0, validate_default=True, description="device memory of one instance")
+    about: str | None = Field(default=None, description="where the numbers come from, in free words")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> ProfileSettings:
+        if (self.table is None) == (self.surface is None):
+            found = "neither `table` nor `surface`" if self.table is None else "both `table` and `surface`"
+            raise refusal(found, "one of `table` and `surface`", "keep the one that was measured")
+        return self
+
+    def fastest_ms(self, max_instances: int) -> float:
+        """The least service time of one request, over the counts of instances (or cores) allowed."""
+        if self.table is not None:
+            return min(self.table.latency_ms[0])
+        return min(self._surface().at(1, 1), self._surface().at(1, max_instances))
+
+    def latency_table(self, max_batch: int, max_busy: int) -> LatencyTable:
+        """The table as measured; or the surface at every batch of 1 to `max_batch` and 1 to `max_busy` instances busy, rounded to 1 ns."""
+        if self.table is not None:
+            table = self.table
+            return LatencyTable(tuple(table.batches), tuple(table.instances), tuple(tuple(row) for row in table.latency_ms))
+        surface = self._surface()
+        batches, instances = tuple(range(1, max_batch + 1)), tuple(range(1, max_busy + 1))
+        return LatencyTable(batches, instances, tuple(tuple(round(surface.at(b, c), 6) for c in instances) for b in batches))
+
+    def to_core(self, max_batch: int, max_busy: int) -> ModelProfile:
+        """The profile as the stages read it."""
+        return ModelProfile(
+            self.latency_table(max_batch, max_busy),
+            self.instance_init_s,
+            self.instance_stop_s,
+            self.server_launch_s,
+            int(self.instance_memory),
+        )
+
+    def first_not_positive(self, max_batch: int, max_busy: int) -> str | None:
+        """A corner of the surface at or below 0 ms, in words. The forms are monotone in each argument, so the corners suffice."""
+        if self.surface is None:
+            return None
+        for batch in (1, max_batch):
+            for instances in (1, max_busy):
+                value = self.surface.at(batch, instances)
+                if value <= 0 or not math.isfinite(value):
+                    return f"l({batch}, {instances}) = {value:g} ms"
+        return None
+
+    def _surface(self) -> SurfaceSettings:
+        if self.surface is None:
+            raise ValueError("a profile without a table has a surface")
+        return self.surface

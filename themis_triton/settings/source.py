@@ -1,0 +1,207 @@
+"""YAML as plain data that remembers where each key stood, so that a later check can point at line and column."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from themis_triton.settings.problem import Problem
+
+KeyPath = tuple[str | int, ...]
+MERGE_TAG = "tag:yaml.org,2002:merge"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one key path stands: its key, its value, and the value as written."""
+
+    file: str
+    key_line: int
+    key_column: int
+    line: int
+    column: int
+    found: str
+
+
+@dataclass(slots=True)
+class Source:
+    """One settings file, with what it includes: `data` as plain Python values, `places` by key path, `problems` of the YAML itself."""
+
+    file: str
+    data: Any = None
+    places: dict[KeyPath, Place] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def place(self, path: KeyPath) -> Place:
+        """The place of the key path, or of its nearest ancestor in the file."""
+        for length in range(len(path), -1, -1):
+            if path[:length] in self.places:
+                return self.places[path[:length]]
+        return Place(self.file, 1, 1, 1, 1, "nothing")
+
+    def problem(self, path: KeyPath, found: str | None, allowed: str, remedy: str, *, at_key: bool = False) -> Problem:
+        """A problem at the key path; `found` None shows the value as written."""
+        place = self.place(path)
+        line, column = (place.key_line, place.key_column) if at_key else (place.line, place.column)
+        return Problem(place.file, line, column, dotted(path), place.found if found is None else found, allowed, remedy)
+
+
+def dotted(path: KeyPath) -> str:
+    """`a.b[0].c`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def read_source(path: Path, shown: str, allowed: str) -> Source:
+    """Read a YAML file. `allowed` says what the whole file must be; every fault of the YAML is in `problems`, none is raised."""
+    source = Source(shown)
+    text = _read_text(path, source, allowed)
+    if text is None:
+        return source
+    try:
+        _compose(text, source, allowed)
+    except yaml.YAMLError as error:
+        source.problems.append(_yaml_problem(error, source.file, text))
+    except RecursionError:
+        source.problems.append(Problem(shown, 1, 1, "", "lists or mappings nested too deeply", allowed, "take out the nesting"))
+    return source
+
+
+def _read_text(path: Path, source: Source, allowed: str) -> str | None:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        found = f"the byte 0x{error.object[error.start]:02x}, which is not UTF-8"
+        source.problems.append(Problem(source.file, line, None, "", found, "text in UTF-8", "save the file as UTF-8"))
+    except OSError as error:
+        found = f"no readable file ({error.strerror})"
+        source.problems.append(
+            Problem(source.file, None, None, "", found, allowed, "check the path; `themis init` writes a commented sample")
+        )
+    return None
+
+
+def _compose(text: str, source: Source, allowed: str) -> None:
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            found = "an empty file"
+            source.problems.append(Problem(source.file, 1, 1, "", found, allowed, "`themis init` writes a commented sample"))
+            return
+        source.data = _Walk(loader, source).value(root, (), root)
+    finally:
+        loader.dispose()
+    if not isinstance(source.data, dict):
+        source.problems.append(source.problem((), None, allowed, "start with keys such as `models:`"))
+        source.data = None
+
+
+@dataclass(slots=True)
+class _Walk:
+    """Turns the node tree into plain data and fills in `places`. Anchors and `<<` merges work; an alias to itself does not."""
+
+    loader: yaml.SafeLoader
+    source: Source
+    open_nodes: set[int] = field(default_factory=set)
+
+    def value(self, node: Node, path: KeyPath, key: Node) -> object:
+        mark, key_mark = node.start_mark, key.start_mark
+        place = Place(self.source.file, key_mark.line + 1, key_mark.column + 1, mark.line + 1, mark.column + 1, _as_written(node))
+        self.source.places[path] = place
+        if id(node) in self.open_nodes:
+            self._report(path, "an alias to the mapping or list that it stands in", "a value that ends", "write the value out")
+            return None
+        self.open_nodes.add(id(node))
+        try:
+            return self._inside(node, path)
+        finally:
+            self.open_nodes.discard(id(node))
+
+    def _inside(self, node: Node, path: KeyPath) -> object:
+        if isinstance(node, MappingNode):
+            return self._mapping(node, path)
+        if isinstance(node, SequenceNode):
+            return [self.value(item, (*path, index), item) for index, item in enumerate(node.value)]
+        return self.loader.construct_object(node)
+
+    def _mapping(self, node: MappingNode, path: KeyPath) -> dict[str, Any]:
+        self._duplicates(node, path)
+        self.loader.flatten_mapping(node)
+        result: dict[str, Any] = {}
+        for key, value in node.value:
+            name = self._name(key, path)
+            result[name] = self.value(value, (*path, name), key)
+        return result
+
+    def _name(self, key: Node, path: KeyPath) -> str:
+        if isinstance(key, ScalarNode) and key.tag.endswith(":str"):
+            return str(key.value)
+        name = str(key.value) if isinstance(key, ScalarNode) else "?"
+        mark = key.start_mark
+        self.source.problems.append(
+            Problem(
+                self.source.file,
+                mark.line + 1,
+                mark.column + 1,
+                dotted((*path, name)),
+                f"the key {name}",
+                "a text as key",
+                "put the key in quotes",
+            )
+        )
+        return name
+
+    def _duplicates(self, node: MappingNode, path: KeyPath) -> None:
+        first: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, ScalarNode) or key.tag == MERGE_TAG:
+                continue
+            mark = key.start_mark
+            if key.value in first:
+                found = f"{key.value} a second time (first on line {first[key.value]})"
+                where = dotted((*path, key.value))
+                remedy = "rename or remove one of the two"
+                self.source.problems.append(
+                    Problem(self.source.file, mark.line + 1, mark.column + 1, where, found, "each name once", remedy)
+                )
+            first.setdefault(key.value, mark.line + 1)
+
+    def _report(self, path: KeyPath, found: str, allowed: str, remedy: str) -> None:
+        self.source.problems.append(self.source.problem(path, found, allowed, remedy))
+
+
+def _as_written(node: Node) -> str:
+    if not isinstance(node, ScalarNode):
+        return "a mapping" if isinstance(node, MappingNode) else "a list"
+    if node.tag.endswith(":null"):
+        return "nothing"
+    return f'"{node.value}"' if node.style in ("'", '"') else str(node.value)
+
+
+def _yaml_problem(error: yaml.YAMLError, file: str, text: str) -> Problem:
+    if not isinstance(error, yaml.MarkedYAMLError):
+        position = getattr(error, "position", 0)
+        found = f"the character {text[position : position + 1]!r}"
+        return Problem(file, text[:position].count("\n") + 1, None, "", found, "printable text", "remove the character")
+    mark = error.problem_mark or error.context_mark
+    opened = error.context_mark
+    start = f" that starts on line {opened.line + 1}" if opened is not None and mark is not None and opened.line != mark.line else ""
+    found = f"{error.context}{start}: {error.problem}" if error.context else str(error.problem)
+    remedy = "mend the YAML here or on the line above"
+    if mark is not None and "\t" in _line(text, mark.line):
+        remedy = "YAML indents with spaces: replace the tab on this line"
+    line, column = (mark.line + 1, mark.column + 1) if mark is not None else (None, None)
+    return Problem(file, line, column, "", f"broken YAML ({found})", "valid YAML", remedy)
+
+
+def _line(text: str, number: int) -> str:
+    lines = text.splitlines()
+    return lines[number] if number < len(lines) else ""

@@ -1,0 +1,193 @@
+"""Label setting with dominance: one choice a stage, least cost and then least latency, exact in floating point, no grid."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from themis_triton.solver.jit import kernel
+from themis_triton.solver.surface import BoolArray, FloatArray, IntArray
+
+COST, LATENCY, USED, MEMORY, PRICED = 0, 1, 2, 3, 4
+COST_TOLERANCE = 1e-9
+LATENCY_TOLERANCE_MS = 1e-6
+
+
+@kernel
+def _before(points: FloatArray, i: int, j: int) -> bool:
+    if points[i, COST] != points[j, COST]:
+        return bool(points[i, COST] < points[j, COST])
+    return bool(points[i, LATENCY] < points[j, LATENCY])
+
+
+@kernel
+def order_by_cost(points: FloatArray, count: int) -> IntArray:
+    """Indices of the first `count` rows by cost, then latency (bottom-up merge sort, stable)."""
+    order = np.arange(count)
+    spare = np.empty(count, dtype=np.int64)
+    width = 1
+    while width < count:
+        for start in range(0, count, 2 * width):
+            left, middle, right = start, min(start + width, count), min(start + 2 * width, count)
+            other = middle
+            for at in range(start, right):
+                if left < middle and (other >= right or not _before(points, order[other], order[left])):
+                    spare[at] = order[left]
+                    left += 1
+                else:
+                    spare[at] = order[other]
+                    other += 1
+        order, spare = spare, order
+        width *= 2
+    return order
+
+
+@kernel
+def frontier(points: FloatArray, count: int, exact_used: bool) -> IntArray:
+    """Rows that no other row dominates in cost, latency, use and memory, by cost. With `exact_used` only equal uses compare."""
+    order = order_by_cost(points, count)
+    kept = np.empty(count, dtype=np.int64)
+    size = 0
+    for at in range(count):
+        i = order[at]
+        dominated = False
+        for back in range(size - 1, -1, -1):
+            j = kept[back]
+            fits = points[j, USED] == points[i, USED] if exact_used else points[j, USED] <= points[i, USED]
+            if fits and points[j, LATENCY] <= points[i, LATENCY] and points[j, MEMORY] <= points[i, MEMORY]:
+                dominated = True
+                break
+        if not dominated:
+            kept[size] = i
+            size += 1
+    return kept[:size]
+
+
+@kernel
+def suffix_least(choices: FloatArray, counts: IntArray, price: float) -> FloatArray:
+    """`least[s, d]`: the least that stages s.. together can spend of dimension d; in column PRICED of `cost + price·latency`."""
+    stages = counts.shape[0]
+    least = np.zeros((stages + 1, 5))
+    for s in range(stages - 1, -1, -1):
+        least[s] = least[s + 1]
+        for d in range(4):
+            best = np.inf
+            for i in range(counts[s]):
+                best = min(best, choices[s, i, d])
+            least[s, d] += best
+        best = np.inf
+        for i in range(counts[s]):
+            best = min(best, choices[s, i, COST] + price * choices[s, i, LATENCY])
+        least[s, PRICED] += best
+    return least
+
+
+@kernel
+def _priced(choices: FloatArray, counts: IntArray, price: float, spent: FloatArray) -> float:
+    """Σ of each stage's least `cost + price·latency`; writes what those choices spend of each dimension."""
+    total = 0.0
+    spent[:] = 0.0
+    for s in range(counts.shape[0]):
+        best, least = 0, np.inf
+        for i in range(counts[s]):
+            value = choices[s, i, COST] + price * choices[s, i, LATENCY]
+            if value < least:
+                best, least = i, value
+        total += least
+        spent += choices[s, best]
+    return total
+
+
+@kernel
+def relax(choices: FloatArray, counts: IntArray, limits: FloatArray) -> tuple[float, float]:
+    """(price of a millisecond, cost of some plan that holds) from the Lagrangian relaxation of the SLO; infinite cost: none was met."""
+    spent = np.empty(4)
+    _priced(choices, counts, 0.0, spent)
+    bound = spent[COST] if np.all(spent[1:] <= limits[1:]) else np.inf
+    if spent[LATENCY] <= limits[LATENCY]:
+        return 0.0, bound
+    low, high = 0.0, 1.0
+    for step in range(60):
+        middle = high if low == 0.0 and step < 40 else (low + high) / 2
+        _priced(choices, counts, middle, spent)
+        if spent[LATENCY] <= limits[LATENCY]:
+            if np.all(spent[1:] <= limits[1:]):
+                bound = min(bound, spent[COST])
+            if low == 0.0:
+                low = middle / 4 if step > 0 else 1e-12
+            high = middle
+        elif middle == high:
+            high *= 4.0
+        else:
+            low = middle
+        if low > 0.0 and high - low < 1e-3 * high:
+            break
+    return high, bound
+
+
+@kernel
+def _extend_labels(
+    labels: FloatArray, choices: FloatArray, count: int, least: FloatArray, limits: FloatArray, price: float, exact_used: bool
+) -> tuple[FloatArray, IntArray]:
+    size = labels.shape[0]
+    grown = np.empty((size * count, 4))
+    origin = np.empty((size * count, 2), dtype=np.int64)
+    kept = 0
+    for i in range(size):
+        for j in range(count):
+            cost, latency = labels[i, COST] + choices[j, COST], labels[i, LATENCY] + choices[j, LATENCY]
+            used, memory = labels[i, USED] + choices[j, USED], labels[i, MEMORY] + choices[j, MEMORY]
+            if latency + least[LATENCY] > limits[LATENCY] + LATENCY_TOLERANCE_MS:
+                continue
+            if cost + least[COST] > limits[COST] or cost + price * latency + least[PRICED] > limits[COST] + price * limits[LATENCY]:
+                continue
+            if used + least[USED] > limits[USED] or memory + least[MEMORY] > limits[MEMORY]:
+                continue
+            grown[kept, COST], grown[kept, LATENCY], grown[kept, USED], grown[kept, MEMORY] = cost, latency, used, memory
+            origin[kept, 0], origin[kept, 1] = i, j
+            kept += 1
+    keep = frontier(grown, kept, exact_used)
+    return grown[keep], origin[keep]
+
+
+@kernel
+def all_labels(
+    choices: FloatArray, counts: IntArray, limits: FloatArray, exact_used: bool, within: float
+) -> tuple[FloatArray, IntArray]:
+    """The frontier's labels that cost at most `within` times a good plan: (float64[m, 4] by cost, chosen int64[m, stages]).
+
+    `choices[s, :counts[s]]` holds (cost, latency ms, use, memory) rows, `limits` their upper bounds over the chain. `within` infinite:
+    the whole frontier. What no completion can bring under the bound is dropped: a Lagrangian lower bound.
+    """
+    stages = counts.shape[0]
+    bounds, price = limits.copy(), 0.0
+    if within < np.inf:
+        price, good = relax(choices, counts, limits)
+        bounds[COST] = min(limits[COST], good * within)
+    bounds[COST] += COST_TOLERANCE * (1.0 + abs(bounds[COST])) if bounds[COST] < np.inf else 0.0
+    least = suffix_least(choices, counts, price)
+    labels = np.zeros((1, 4))
+    chosen = np.zeros((1, stages), dtype=np.int64)
+    for s in range(stages):
+        labels, origin = _extend_labels(labels, choices[s], counts[s], least[s + 1], bounds, price, exact_used)
+        picks = np.empty((labels.shape[0], stages), dtype=np.int64)
+        for i in range(labels.shape[0]):
+            picks[i, :s] = chosen[origin[i, 0], :s]
+            picks[i, s] = origin[i, 1]
+        chosen = picks
+    return labels, chosen
+
+
+@kernel
+def cheapest(labels: FloatArray, exact_used: bool, used: float) -> int:
+    """The row of least cost, ties within the tolerance to the lower latency; −1 when there is none (of that use)."""
+    best = -1
+    for i in range(labels.shape[0]):
+        if exact_used and labels[i, USED] != used:
+            continue
+        if best < 0:
+            best = i
+            continue
+        near = labels[i, COST] <= labels[best, COST] + COST_TOLERANCE
+        if labels[i, COST] < labels[best, COST] - COST_TOLERANCE or (near and labels[i, LATENCY] < labels[best, LATENCY]):
+            best = i
+    return best

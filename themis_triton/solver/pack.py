@@ -1,0 +1,123 @@
+"""From problem values to the kernels' arrays. What depends on the stages alone is kept, so that a new demand costs microseconds."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from themis_triton.core.config import QueueingModel
+from themis_triton.core.errors import SolverError
+from themis_triton.solver.problem import ChainProblem, Placement, StageProblem, ThroughputRule
+from themis_triton.solver.queueing import gather_table, queueing_code, stage_tail
+from themis_triton.solver.surface import BoolArray, FloatArray, IntArray
+from themis_triton.solver.tables import Chain
+
+Batches = Sequence[Sequence[int] | None]
+KEPT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrays:
+    """Arrays of the stages; `stages` is held so that its identity stays taken."""
+
+    stages: tuple[StageProblem, ...]
+    latency: FloatArray
+    gather: FloatArray
+    ints: IntArray
+    floats: FloatArray
+    allowed: BoolArray
+
+
+_kept: OrderedDict[tuple[object, ...], _Arrays] = OrderedDict()
+
+
+def pack(
+    problem: ChainProblem,
+    *,
+    rate_rps: float | None = None,
+    servers: int | Sequence[int] | None = None,
+    instances: Sequence[int] | None = None,
+    batches: Batches | None = None,
+) -> Chain:
+    """The problem as arrays; `rate_rps` replaces its demand, the others fix or restrict a choice (`batches`: allowed sizes a stage)."""
+    arrays = _arrays(problem)
+    ints, allowed = arrays.ints, arrays.allowed
+    ints = ints.copy()
+    if problem.placement is Placement.SEPARATE or servers is not None:
+        held = np.asarray(servers if servers is not None else (), dtype=np.int64)
+        ints[:, 2] = held if servers is not None else problem.min_servers
+        ints[:, 3] = held if servers is not None else problem.max_servers
+    if instances is not None:
+        ints[:, 0] = ints[:, 1] = _checked_instances(problem, instances)
+    if batches is not None:
+        allowed = _restricted(problem, allowed, batches)
+    rate = problem.demand_rps if rate_rps is None else rate_rps
+    rule = _rule(problem, servers)
+    return Chain(arrays.latency, arrays.gather, ints, arrays.floats, allowed, _rates(problem, rate), rule)
+
+
+def _rates(problem: ChainProblem, rate_rps: float) -> FloatArray:
+    memory = math.inf if problem.device_memory_bytes is None else float(problem.device_memory_bytes)
+    wanted, tail = problem.capacity_wanted(rate_rps), stage_tail(problem.percentile, len(problem.stages))
+    headroom = (problem.headroom_sigmas, problem.headroom_rps)
+    return np.array([problem.slo_ms, rate_rps, rate_rps, wanted, tail, memory, problem.dispersion, *headroom])
+
+
+def _rule(problem: ChainProblem, servers: int | Sequence[int] | None) -> IntArray:
+    cores = problem.throughput is ThroughputRule.CORES
+    most = problem.max_servers if servers is None else np.iinfo(np.int64).max
+    values = [queueing_code(problem.queueing), int(cores), int(problem.paper_rounding), 0 if cores else problem.busy_elsewhere, most]
+    return np.array(values, dtype=np.int64)
+
+
+def _arrays(problem: ChainProblem) -> _Arrays:
+    key = (id(problem.stages), problem.queueing, problem.percentile, problem.placement, problem.throughput, problem.busy_elsewhere)
+    found = _kept.get(key)
+    if found is not None:
+        _kept.move_to_end(key)
+        return found
+    built = _build(problem)
+    _kept[key] = built
+    while len(_kept) > KEPT:
+        _kept.popitem(last=False)
+    return built
+
+
+def _build(problem: ChainProblem) -> _Arrays:
+    stages = problem.stages
+    largest = max(stage.max_batch for stage in stages)
+    counts = [stage.max_instances for stage in stages]
+    columns = (sum(counts) if problem.placement is Placement.COLOCATED else max(counts)) + problem.busy_elsewhere
+    latency = np.stack([stage.surface.extended(largest, columns)[:largest, :columns] for stage in stages])
+    if problem.throughput is ThroughputRule.INSTANCES:
+        latency = np.maximum.accumulate(latency, axis=2)  # a busier device is never faster: noise must not be planned on
+    if problem.queueing is QueueingModel.TRITON:
+        latency = np.maximum.accumulate(latency, axis=1)  # nor a larger batch: waits must grow with the rate
+    allowed = np.array([[b <= stage.max_batch for b in range(1, largest + 1)] for stage in stages])
+    ints = np.array([[stage.min_instances, stage.max_instances, 1, 1] for stage in stages], dtype=np.int64)
+    floats = [[s.server_price, s.instance_price, s.instance_memory_bytes, s.max_queue_delay_ms, s.demand_ratio] for s in stages]
+    gather = gather_table(problem.queueing, problem.percentile, largest)
+    return _Arrays(stages, np.ascontiguousarray(latency), gather, ints, np.array(floats, dtype=np.float64), allowed)
+
+
+def _checked_instances(problem: ChainProblem, instances: Sequence[int]) -> Sequence[int]:
+    for stage, count in zip(problem.stages, instances, strict=True):
+        if not 1 <= count <= stage.max_instances:
+            raise SolverError(f"stage {stage.name}: {count} instances; allowed is 1..{stage.max_instances}")
+    return instances
+
+
+def _restricted(problem: ChainProblem, allowed: BoolArray, batches: Batches) -> BoolArray:
+    restricted = allowed.copy()
+    for s, (stage, sizes) in enumerate(zip(problem.stages, batches, strict=True)):
+        if sizes is None:
+            continue
+        if not sizes or not all(1 <= size <= stage.max_batch for size in sizes):
+            raise SolverError(f"stage {stage.name}: batch sizes {list(sizes)}; allowed are one or more of 1..{stage.max_batch}")
+        restricted[s] = False
+        restricted[s, [size - 1 for size in sizes]] = True
+    return restricted

@@ -1,0 +1,94 @@
+"""What a solver answers. An infeasible problem is a value too, with the constraint that binds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Binding(StrEnum):
+    """The constraint that keeps a plan from being cheaper, or from being feasible."""
+
+    BOUNDS = "bounds"
+    LATENCY = "latency"
+    THROUGHPUT = "throughput"
+    MEMORY = "memory"
+    DEVICES = "devices"
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """One stage: `instances` a server on `servers` servers, and the largest batch. Times are at the SLO's percentile.
+
+    `capacity_rps` counts the stage's own requests over all servers, with everything on the device busy.
+    """
+
+    name: str
+    servers: int
+    instances: int
+    batch: int
+    latency_ms: float
+    queueing_ms: float
+    capacity_rps: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerUp:
+    """The best plan that lost: with another number of servers (COLOCATED), or the next dearer one with a lower p99 (SEPARATE)."""
+
+    servers: int
+    cost: float
+    predicted_p99_ms: float
+
+    def sentence(self, winner_cost: float) -> str:
+        """Why it lost, in one sentence."""
+        extra = self.cost - winner_cost
+        price = f"costs {extra:.4g} more" if extra > 1e-9 else "costs the same and is no faster"
+        return f"{self.servers} servers with a predicted p99 of {self.predicted_p99_ms:.0f} ms {price}"
+
+
+@dataclass(frozen=True, slots=True)
+class ChainPlan:
+    """A whole plan. Infeasible: `stages` is the best effort (the plan of the largest demand that is feasible, else the fastest one).
+
+    `capacity_rps` counts requests of the chain; `cost` is per second in the prices' unit.
+    """
+
+    feasible: bool
+    stages: tuple[StagePlan, ...]
+    cost: float
+    predicted_p99_ms: float
+    capacity_rps: float
+    binding: Binding
+    runner_up: RunnerUp | None = None
+
+    @property
+    def servers(self) -> int:
+        """Servers of a co-located chain; in total where stages are separate, use the stages' own counts."""
+        return max(stage.servers for stage in self.stages)
+
+
+@dataclass(frozen=True, slots=True)
+class VerticalPlan:
+    """The answer for servers that are given. Infeasible: `plan` carries `largest_demand_rps`, exact to 1 request/s.
+
+    `servers_missing` is what the whole demand would need on top (a total; `stage_servers_missing` has it by stage where stages are
+    separate). None: no number of servers that was tried meets the SLO, or (`largest_demand_rps` 0) not even an idle chain does.
+    """
+
+    plan: ChainPlan
+    feasible: bool
+    largest_demand_rps: float
+    servers_missing: int | None = 0
+    stage_servers_missing: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A given configuration judged: is it inside SLO, capacity, bounds of memory; predicted p99 and capacity of the chain in requests/s."""
+
+    feasible: bool
+    predicted_p99_ms: float
+    capacity_rps: float
+    cost: float
+    stages: tuple[StagePlan, ...]

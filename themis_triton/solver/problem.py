@@ -1,0 +1,99 @@
+"""What a solver is asked: stages with surfaces, bounds, prices and memory; a chain with its SLO, demand and rules."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+from themis_triton.core.config import QueueingModel
+from themis_triton.core.errors import SolverError
+from themis_triton.solver.surface import Surface
+
+
+class Placement(StrEnum):
+    """COLOCATED: every server holds all stages (Triton). SEPARATE: a server holds one stage (the paper's replicas)."""
+
+    COLOCATED = "colocated"
+    SEPARATE = "separate"
+
+
+class ThroughputRule(StrEnum):
+    """INSTANCES: c instances work side by side, each with its own batch. CORES: one batch at a time, on c cores."""
+
+    INSTANCES = "instances"
+    CORES = "cores"
+
+
+@dataclass(frozen=True, slots=True)
+class StageProblem:
+    """One stage. Instance bounds hold per server; prices are per second in any one unit; memory is that of one instance.
+
+    `demand_ratio` is the number of this stage's requests per request of the chain.
+    """
+
+    name: str
+    surface: Surface
+    min_instances: int = 1
+    max_instances: int = 8
+    max_batch: int = 8
+    server_price: float = 10.0
+    instance_price: float = 1.0
+    instance_memory_bytes: int = 0
+    max_queue_delay_ms: float = 0.0
+    demand_ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        """SolverError when a bound is empty or a price is negative."""
+        if not 1 <= self.min_instances <= self.max_instances:
+            raise SolverError(f"stage {self.name}: instances {self.min_instances}..{self.max_instances}; allowed is 1 ≤ min ≤ max")
+        if self.max_batch < 1:
+            raise SolverError(f"stage {self.name}: max_batch {self.max_batch}; allowed is at least 1")
+        if min(self.server_price, self.instance_price, self.instance_memory_bytes, self.max_queue_delay_ms, self.demand_ratio) < 0:
+            raise SolverError(f"stage {self.name}: prices, memory, queue delay and demand ratio must not be negative")
+
+
+@dataclass(frozen=True, slots=True)
+class ChainProblem:
+    """A chain of stages with one end-to-end SLO at `percentile`, and the arrival rate to be carried.
+
+    Capacity must reach `demand = λ + headroom_sigmas·√(dispersion·λ) + headroom_rps`; waits are predicted at λ itself.
+    COLOCATED takes its server price from the first stage; servers are bounded by `min_servers`..`max_servers`. SEPARATE: at least
+    `min_servers` a stage, at most `max_servers` in total. `device_memory_bytes` is what one server's instances may use.
+    `busy_elsewhere`: instances of others that are busy on the same device. `paper_rounding`: demand rounded to whole requests/s and
+    a replica's throughput rounded down, as the paper's artifact does.
+    """
+
+    stages: tuple[StageProblem, ...]
+    slo_ms: float
+    demand_rps: float
+    percentile: float = 99.0
+    queueing: QueueingModel = QueueingModel.TRITON
+    placement: Placement = Placement.COLOCATED
+    throughput: ThroughputRule = ThroughputRule.INSTANCES
+    max_servers: int = 8
+    min_servers: int = 1
+    device_memory_bytes: int | None = None
+    headroom_sigmas: float = 0.0
+    headroom_rps: float = 0.0
+    dispersion: float = 1.0
+    busy_elsewhere: int = 0
+    paper_rounding: bool = False
+
+    def __post_init__(self) -> None:
+        """SolverError when the chain is empty or a number is out of its range."""
+        if not self.stages:
+            raise SolverError("a chain needs at least one stage")
+        if not self.demand_rps >= 0 or not math.isfinite(self.demand_rps):
+            raise SolverError(f"demand {self.demand_rps} requests/s; allowed is a finite rate of at least 0")
+        if not self.slo_ms > 0:
+            raise SolverError(f"SLO {self.slo_ms} ms; allowed is above 0")
+        if not 0 < self.percentile < 100:
+            raise SolverError(f"percentile {self.percentile}; allowed is above 0 and below 100")
+        if not 1 <= self.min_servers <= self.max_servers:
+            raise SolverError(f"servers {self.min_servers}..{self.max_servers}; allowed is 1 ≤ min ≤ max")
+
+    def capacity_wanted(self, rate_rps: float) -> float:
+        """Capacity in requests/s that the headroom asks for at an arrival rate; never falls as the rate rises."""
+        wanted = rate_rps + self.headroom_sigmas * math.sqrt(self.dispersion * rate_rps) + self.headroom_rps
+        return float(round(wanted)) if self.paper_rounding else wanted

@@ -1,0 +1,190 @@
+"""How long a request waits before its batch starts: the paper's three forms, and Triton's work-conserving dynamic batcher.
+
+Each form is the sum of a part that only falls with the rate (gathering a batch) and a part that only grows with it (waiting for a
+free instance). The kernels therefore take the rate twice, so that a whole interval of rates can be ruled out at once.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from themis_triton.core.config import QueueingModel
+from themis_triton.solver.jit import kernel
+from themis_triton.solver.surface import FloatArray, IntArray
+
+TRITON, PAPER_FORM = 0, 1
+SLO, RATE_GROWING, RATE_FALLING, WANTED, TAIL, MEMORY_LIMIT, DISPERSION, SIGMAS, EXTRA = 0, 1, 2, 3, 4, 5, 6, 7, 8  # of Chain.rate
+BUSY_SIGMAS = 2.0  # deviations of the number of busy instances that a request at the percentile meets
+TAIL_MARGIN = 0.8
+BUSY_GAIN = 1.1  # how fast the share of busy instances rises with the load
+INDEPENDENT_ENDS = 4  # running batches whose ends count as independent
+FIXED_POINT_STEPS = 40
+
+
+def stage_tail(percentile: float, stages: int) -> float:
+    """The tail at which each of S stages is taken, so that their sum stands at the chain's percentile.
+
+    The chain's tail times `min(S^1.5, 1.7·S)`, which stays inside what the sum of S independent exponential waits allows, less a
+    margin for what the waits leave out.
+    """
+    return min(0.5, TAIL_MARGIN * (1 - percentile / 100) * min(stages**1.5, 1.7 * stages))
+
+
+def queueing_code(model: QueueingModel) -> int:
+    """The kernels' name of a model; the paper's forms differ only in their table."""
+    return TRITON if model is QueueingModel.TRITON else PAPER_FORM
+
+
+def gather_table(model: QueueingModel, percentile: float, max_batch: int) -> FloatArray:
+    """Time to gather a batch of 1..max_batch in units of the mean gap between arrivals; float64[max_batch].
+
+    CONSTANT: `b − 1`. EXPONENTIAL: `(b − 1)·(−ln(1 − p))`. GAMMA, and TRITON's queue delay: the p-quantile of the b − 1 gaps' sum.
+    """
+    tail = 1 - percentile / 100
+    extra = np.arange(max_batch, dtype=np.float64)
+    if model is QueueingModel.CONSTANT:
+        return extra
+    if model is QueueingModel.EXPONENTIAL:
+        return np.asarray(extra * -math.log(tail), dtype=np.float64)
+    return np.array([erlang_quantile(shape, tail) for shape in range(max_batch)])
+
+
+def erlang_quantile(shape: int, tail: float) -> float:
+    """The time by which `shape` arrivals of a Poisson process with rate 1 have come with probability 1 − tail; 0 for shape 0."""
+    if shape == 0:
+        return 0.0
+    low, high = 0.0, shape + 20.0 * math.sqrt(shape) + 40.0 - 2 * math.log(tail)
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        if _poisson_below(shape, middle) > tail:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _poisson_below(shape: int, mean: float) -> float:
+    """P(Poisson(mean) < shape), summed from the largest term's logarithm so that nothing underflows early."""
+    terms = [i * math.log(mean) - mean - math.lgamma(i + 1) for i in range(shape)]
+    peak = max(terms)
+    return math.exp(peak) * sum(math.exp(term - peak) for term in terms)
+
+
+@kernel
+def gather_ms(unit: float, rate_rps: float) -> float:
+    """The paper's forms in whole ms, rounded up; nobody waits at rate 0."""
+    if rate_rps <= 0.0 or unit == 0.0:
+        return 0.0
+    return math.ceil(unit * 1000.0 / rate_rps - 1e-9)
+
+
+@kernel
+def all_busy_probability(instances: int, load: float) -> float:
+    """Erlang's C: the share of arrivals that find every instance busy; `load` in busy instances, 1 at or above `instances`."""
+    if load >= instances:
+        return 1.0
+    blocked = 1.0
+    for i in range(1, instances + 1):
+        blocked = load * blocked / (i + load * blocked)
+    return blocked / (1.0 - (load / instances) * (1.0 - blocked))
+
+
+@kernel
+def decay(load: float, ahead: float) -> float:
+    """θ > 0 with `load·(e^θ − 1) = ahead·θ`: how fast the tail of what is left waiting falls, per request (Lundberg's equation)."""
+    if load <= 0.0:
+        return 50.0
+    ratio = ahead / load
+    if ratio <= 1.0:
+        return 0.0
+    theta = min(2.0 * math.log(ratio) + 2.0 * (ratio - 1.0) / ratio, 50.0)
+    for _ in range(40):
+        step = (math.exp(theta) - 1.0 - ratio * theta) / (math.exp(theta) - ratio)
+        theta -= step
+        if abs(step) < 1e-10 * theta:
+            break
+    return theta
+
+
+@kernel
+def at_busy(latency_ms: FloatArray, batch: int, busy: float) -> float:
+    """The surface between its columns, linear in the number of busy instances; `busy` from 1 to the last column."""
+    column = min(int(busy), latency_ms.shape[1]) - 1
+    part = busy - column - 1
+    if part <= 0.0:
+        return latency_ms[batch - 1, column]
+    return latency_ms[batch - 1, column] * (1.0 - part) + latency_ms[batch - 1, column + 1] * part
+
+
+@kernel
+def triton_wait(
+    latency_ms: FloatArray, usual: float, busy: int, servers: int, instances: int, batch: int, rate_per_ms: float, held_ms: float, rate: FloatArray
+) -> tuple[float, float]:
+    """(service ms, wait ms) of a request at the percentile on one of `servers` servers, with work-conserving batches up to `batch`.
+
+    `latency_ms[b - 1, k - 1]` is read at k = `usual` busy instances for everybody else's batches and at k = `busy` for the request's
+    own; `rate_per_ms` arrives at each server for this stage; a batch may be held `held_ms` to fill.
+
+    The running batches have the smallest size that keeps up with the rate. All instances are busy with Erlang's probability P for
+    single requests; the first one frees within `l·(1 − (tail/P)^(1/min(c, 4)))`, as if at most four ended independently (batches
+    tend to start together). What rounds of full batches leave behind adds the exponential tail of Lundberg's equation, shared over
+    the servers by the balancer. The request's own batch is what arrived meanwhile.
+    Not a theorem: its error against a simulation is measured, see `waits` under `benchmarks/results`.
+    """
+    full, tail, dispersion = at_busy(latency_ms, batch, usual), rate[TAIL], rate[DISPERSION]
+    theta = decay(rate_per_ms * full, float(instances * batch))
+    if theta <= 0.0:
+        return latency_ms[batch - 1, busy - 1], np.inf
+    typical = 1
+    while typical < batch and instances * typical < rate_per_ms * at_busy(latency_ms, typical, usual):
+        typical += 1
+    pressed = all_busy_probability(instances, rate_per_ms * at_busy(latency_ms, 1, usual))
+    wait = 0.0
+    if pressed > tail:
+        wait = at_busy(latency_ms, typical, usual) * (1.0 - (tail / pressed) ** (1.0 / min(instances, INDEPENDENT_ENDS)))
+        wait += max(0.0, math.log(math.sqrt(pressed) / tail)) * dispersion / (theta * batch * servers) * full / instances
+    arrivals = rate_per_ms * (wait + held_ms)
+    size = min(float(batch), 1.0 + arrivals) if arrivals > tail else 1.0
+    whole = int(size)
+    service = latency_ms[whole - 1, busy - 1]
+    if size > whole:
+        service += (size - whole) * (latency_ms[whole, busy - 1] - service)
+    return service, wait
+
+
+@kernel
+def busy_bound(latency_ms: FloatArray, ratios: FloatArray, rate_per_ms: float, total: int, elsewhere: int, dispersion: float) -> int:
+    """How many of `total` instances a request at the percentile finds busy on its device, itself included.
+
+    The smallest k with `1 + m + σ·√m ≤ k`, m being the mean busy instances of all stages when single requests find k busy.
+    `latency_ms[s, b - 1, k - 1]`. The same for every choice of counts and batches, so that it does not couple the stages.
+    """
+    for k in range(1, total):
+        mean = 0.0
+        for s in range(ratios.shape[0]):
+            mean += rate_per_ms * ratios[s] * latency_ms[s, 0, k + elsewhere - 1]
+        if 1.0 + mean + BUSY_SIGMAS * math.sqrt(mean * dispersion) <= k + 1e-9:
+            return k
+    return total
+
+
+@kernel
+def usual_busy(latency_ms: FloatArray, ratios: FloatArray, rate_per_ms: float, total: int, elsewhere: int, batched: bool) -> float:
+    """How many of `total` instances K a batch usually finds busy, itself included: the least fixed point of `k = 1 + (K − 1)·share`.
+
+    `share` is `min(1, m(k)/K)` for single requests, m being the mean busy instances that they need; where requests share batches
+    instances idle while others still work theirs off, and `tanh(1.1·m(k)/K)` fits the simulation.
+    """
+    usual = 1.0
+    for _ in range(FIXED_POINT_STEPS):
+        mean = 0.0
+        for s in range(ratios.shape[0]):
+            mean += rate_per_ms * ratios[s] * at_busy(latency_ms[s], 1, usual + elsewhere)
+        share = math.tanh(BUSY_GAIN * mean / total) if batched else min(1.0, mean / total)
+        following = 1.0 + (total - 1) * share
+        if following - usual < 1e-9:
+            break
+        usual = following
+    return usual

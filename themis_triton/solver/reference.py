@@ -1,0 +1,249 @@
+"""The same mathematics in plain Python, slow and without tricks: the kernels' oracle. Every combination is tried."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from themis_triton.core.config import QueueingModel
+from themis_triton.solver import queueing
+from themis_triton.solver.problem import ChainProblem, Placement, StageProblem, ThroughputRule
+
+TOLERANCE = 1e-9
+TOLERANCE_MS = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One stage of a configuration."""
+
+    servers: int
+    instances: int
+    batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A configuration's cost, predicted p99 and whether it holds."""
+
+    choices: tuple[Choice, ...]
+    cost: float
+    p99_ms: float
+    holds: bool
+
+
+def judge(problem: ChainProblem, choices: Sequence[Choice]) -> Judged:
+    """Cost, predicted p99 and feasibility of one configuration."""
+    parts = [stage_part(problem, s, choice, total_beside(problem, choices, s)) for s, choice in enumerate(choices)]
+    return _joined(problem, choices, parts)
+
+
+def _joined(problem: ChainProblem, choices: Sequence[Choice], parts: Sequence[tuple[float, bool]]) -> Judged:
+    p99 = sum(part[0] for part in parts)
+    holds = all(part[1] for part in parts) and p99 <= problem.slo_ms + TOLERANCE_MS and memory_fits(problem, choices)
+    return Judged(tuple(choices), cost(problem, choices), p99, holds)
+
+
+def brute_force(problem: ChainProblem, servers: Sequence[int] | None = None) -> Judged | None:
+    """The cheapest configuration that holds (ties to the lower p99) among all; None when none does. `servers` fixes n a stage."""
+    best: Judged | None = None
+    known: dict[tuple[int, Choice, int], tuple[float, bool]] = {}
+    for choices in configurations(problem, servers):
+        if best is not None and cost(problem, choices) > best.cost + TOLERANCE:
+            continue
+        parts = []
+        for s, choice in enumerate(choices):
+            key = (s, choice, total_beside(problem, choices, s))
+            if key not in known:
+                known[key] = stage_part(problem, *key)
+            parts.append(known[key])
+        found = _joined(problem, choices, parts)
+        if found.holds and (best is None or _better(found, best)):
+            best = found
+    return best
+
+
+def _better(found: Judged, best: Judged) -> bool:
+    return found.cost < best.cost - TOLERANCE or (found.cost <= best.cost + TOLERANCE and found.p99_ms < best.p99_ms)
+
+
+def brute_largest_demand(problem: ChainProblem, servers: Sequence[int]) -> int:
+    """The largest whole rate up to the problem's demand that some configuration on these servers holds; −1: not even 0."""
+    for rate in range(math.floor(problem.demand_rps), -1, -1):
+        if brute_force(replace(problem, demand_rps=float(rate)), servers) is not None:
+            return rate
+    return -1
+
+
+def configurations(problem: ChainProblem, servers: Sequence[int] | None = None) -> Iterator[tuple[Choice, ...]]:
+    """Every configuration inside the bounds on servers, instances and batches."""
+    free = range(problem.min_servers, problem.max_servers + 1)
+    colocated = problem.placement is Placement.COLOCATED
+    numbers: list[Sequence[int]] = [servers] if servers is not None else []
+    if servers is None and colocated:
+        numbers = [[n] * len(problem.stages) for n in free]
+    elif servers is None:
+        numbers = [held for held in itertools.product(free, repeat=len(problem.stages)) if sum(held) <= problem.max_servers]
+    for held in numbers:
+        options = [
+            [Choice(n, c, b) for c in range(stage.min_instances, stage.max_instances + 1) for b in range(1, stage.max_batch + 1)]
+            for n, stage in zip(held, problem.stages, strict=True)
+        ]
+        yield from itertools.product(*options)
+
+
+def stage_part(problem: ChainProblem, s: int, choice: Choice, total: int) -> tuple[float, bool]:
+    """(ms at the percentile, whether the capacity suffices) of one stage, with `total` instances on its device."""
+    stage = problem.stages[s]
+    full = total if problem.throughput is ThroughputRule.CORES else total + problem.busy_elsewhere
+    capacity = choice.servers * server_capacity_rps(problem, stage, choice, full)
+    enough = capacity >= wanted_rps(problem, stage, problem.demand_rps) * (1 - TOLERANCE)
+    if not enough:
+        return math.inf, False
+    return sum(stage_times(problem, stage, choice, *busy_columns(problem, s, choice.servers, full, choice.batch))), True
+
+
+def total_beside(problem: ChainProblem, choices: Sequence[Choice], s: int) -> int:
+    """Instances on the device of stage s; with cores, those of its replica."""
+    if problem.throughput is ThroughputRule.CORES or problem.placement is Placement.SEPARATE:
+        return choices[s].instances
+    return sum(choice.instances for choice in choices)
+
+
+def cost(problem: ChainProblem, choices: Sequence[Choice]) -> float:
+    """Price per second of a configuration."""
+    instances = [c.servers * c.instances * s.instance_price for s, c in zip(problem.stages, choices, strict=True)]
+    if problem.placement is Placement.COLOCATED:
+        return choices[0].servers * problem.stages[0].server_price + sum(instances)
+    return sum(c.servers * s.server_price for s, c in zip(problem.stages, choices, strict=True)) + sum(instances)
+
+
+def memory_fits(problem: ChainProblem, choices: Sequence[Choice]) -> bool:
+    """Whether one server's instances fit its device."""
+    if problem.device_memory_bytes is None:
+        return True
+    used = [c.instances * s.instance_memory_bytes for s, c in zip(problem.stages, choices, strict=True)]
+    return (sum(used) if problem.placement is Placement.COLOCATED else max(used)) <= problem.device_memory_bytes
+
+
+def latency_ms(problem: ChainProblem, stage: StageProblem, batch: int, column: int) -> float:
+    """The surface, extended; instances are never faster on a busier device, nor with Triton's waits a larger batch than a smaller."""
+    values = stage.surface.extended(batch, column)
+    batches = values[:batch] if problem.queueing is QueueingModel.TRITON else values[batch - 1 : batch]
+    busy = batches[:, :column] if problem.throughput is ThroughputRule.INSTANCES else batches[:, column - 1 : column]
+    return float(busy.max())
+
+
+def busy_columns(problem: ChainProblem, s: int, servers: int, full: int, batch: int) -> tuple[float, int]:
+    """The columns (usual, busy) for the times: with Triton's waits those that the rate keeps busy usually and at the percentile."""
+    if problem.throughput is ThroughputRule.CORES or problem.queueing is not QueueingModel.TRITON:
+        return full, full
+    members = problem.stages if problem.placement is Placement.COLOCATED else problem.stages[s : s + 1]
+    total, elsewhere = full - problem.busy_elsewhere, problem.busy_elsewhere
+    single, batched = (_usual(problem, members, servers, total, batches=batches) for batches in (False, True))
+    usual = batched + (max(single, batched) - batched) / batch + elsewhere
+    for k in range(1, total):
+        mean = _mean_busy(problem, members, servers, k + elsewhere)
+        if 1 + mean + queueing.BUSY_SIGMAS * math.sqrt(mean * problem.dispersion) <= k + TOLERANCE:
+            return usual, k + elsewhere
+    return usual, full
+
+
+def _usual(problem: ChainProblem, members: Sequence[StageProblem], servers: int, total: int, *, batches: bool) -> float:
+    usual = 1.0
+    for _ in range(queueing.FIXED_POINT_STEPS):
+        share = _mean_busy(problem, members, servers, usual + problem.busy_elsewhere) / total
+        following = 1 + (total - 1) * (math.tanh(queueing.BUSY_GAIN * share) if batches else min(1.0, share))
+        if following - usual < TOLERANCE:
+            break
+        usual = following
+    return usual
+
+
+def _mean_busy(problem: ChainProblem, members: Sequence[StageProblem], servers: int, busy: float) -> float:
+    per_ms = problem.demand_rps / servers / 1000
+    return sum(per_ms * stage.demand_ratio * between(problem, stage, 1, busy) for stage in members)
+
+
+def between(problem: ChainProblem, stage: StageProblem, batch: int, busy: float) -> float:
+    """The surface in ms, linear between its columns."""
+    low, part = math.floor(busy), busy - math.floor(busy)
+    under = latency_ms(problem, stage, batch, low)
+    return under if part <= 0 else under * (1 - part) + latency_ms(problem, stage, batch, low + 1) * part
+
+
+def server_capacity_rps(problem: ChainProblem, stage: StageProblem, choice: Choice, column: int) -> float:
+    """Requests/s of one server with everything busy."""
+    capacity = 1000 * choice.batch / latency_ms(problem, stage, choice.batch, column)
+    if problem.paper_rounding:
+        capacity = math.floor(capacity + TOLERANCE)
+    return capacity * (1 if problem.throughput is ThroughputRule.CORES else choice.instances)
+
+
+def wanted_rps(problem: ChainProblem, stage: StageProblem, rate_rps: float) -> float:
+    """The capacity that a stage must have."""
+    headroom = problem.capacity_wanted(rate_rps) - rate_rps
+    return stage.demand_ratio * rate_rps + headroom * max(stage.demand_ratio, math.sqrt(stage.demand_ratio))
+
+
+def stage_times(problem: ChainProblem, stage: StageProblem, choice: Choice, usual: float, busy: int) -> tuple[float, float]:
+    """(service ms, wait ms) at the percentile."""
+    rate = problem.demand_rps * stage.demand_ratio
+    gaps = queueing.gather_table(problem.queueing, problem.percentile, choice.batch)[choice.batch - 1]
+    if problem.queueing is not QueueingModel.TRITON:
+        wait = 0.0 if rate <= 0 or gaps == 0 else float(math.ceil(gaps * 1000 / rate - TOLERANCE))
+        return latency_ms(problem, stage, choice.batch, busy), wait
+    delayed = stage.max_queue_delay_ms > 0 and choice.batch > 1
+    held = stage.max_queue_delay_ms if delayed else 0.0
+    delay = min(held, gaps * 1000 * choice.servers / rate) if delayed and rate > 0 else 0.0
+    wait, size = triton_wait(problem, stage, choice, usual, rate / choice.servers / 1000, held)
+    low, part = math.floor(size), size - math.floor(size)
+    service = latency_ms(problem, stage, low, busy)
+    return service + (part * (latency_ms(problem, stage, low + 1, busy) - service) if part > 0 else 0.0), wait + delay
+
+
+def triton_wait(
+    problem: ChainProblem, stage: StageProblem, choice: Choice, usual: float, rate_per_ms: float, held_ms: float
+) -> tuple[float, float]:
+    """(wait ms, mean size of the request's own batch) with work-conserving batches; see `queueing.triton_wait`."""
+    tail, batch = queueing.stage_tail(problem.percentile, len(problem.stages)), choice.batch
+    workers = 1 if problem.throughput is ThroughputRule.CORES else choice.instances
+    by_batch = [between(problem, stage, b, usual) for b in range(1, batch + 1)]
+    theta = decay(rate_per_ms * by_batch[-1], workers * batch)
+    if theta <= 0:
+        return math.inf, float(batch)
+    typical = next((j for j in range(1, batch) if workers * j >= rate_per_ms * by_batch[j - 1]), batch)
+    pressed, wait = all_busy_probability(workers, rate_per_ms * by_batch[0]), 0.0
+    if pressed > tail:
+        wait = by_batch[typical - 1] * (1 - (tail / pressed) ** (1 / min(workers, queueing.INDEPENDENT_ENDS)))
+        rounds = math.log(math.sqrt(pressed) / tail) * problem.dispersion / (theta * batch * choice.servers)
+        wait += max(0.0, rounds) * by_batch[-1] / workers
+    arrivals = rate_per_ms * (wait + held_ms)
+    return wait, min(float(batch), 1 + arrivals) if arrivals > tail else 1.0
+
+
+def all_busy_probability(instances: int, load: float) -> float:
+    """Erlang's C from its sums."""
+    if load >= instances:
+        return 1.0
+    terms = [load**i / math.factorial(i) for i in range(instances + 1)]
+    waiting = terms[-1] * instances / (instances - load)
+    return waiting / (sum(terms[:-1]) + waiting)
+
+
+def decay(load: float, ahead: float) -> float:
+    """The positive root θ of `load·(e^θ − 1) = ahead·θ`, by bisection."""
+    if load <= 0:
+        return 50.0
+    ratio = ahead / load
+    if ratio <= 1:
+        return 0.0
+    low, high = math.log(ratio), 50.0
+    if math.expm1(high) < ratio * high:
+        return high
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if math.expm1(middle) < ratio * middle else (low, middle)
+    return high

@@ -1,0 +1,139 @@
+"""Kernels for servers that hold one stage each (the paper's replicas): n, c and b a stage."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from themis_triton.solver.jit import kernel
+from themis_triton.solver.labels import COST, LATENCY, MEMORY, USED, all_labels, frontier
+from themis_triton.solver.queueing import MEMORY_LIMIT, PAPER_FORM, SLO
+from themis_triton.solver.surface import FloatArray, IntArray
+from themis_triton.solver.tables import (
+    CORES,
+    ELSEWHERE,
+    INSTANCE_PRICE,
+    MAX_INSTANCES,
+    MAX_SERVERS,
+    MEMORY_BYTES,
+    MIN_INSTANCES,
+    MIN_SERVERS,
+    MOST_SERVERS,
+    QUEUEING,
+    SERVER_PRICE,
+    Busy,
+    Chain,
+    best_batch,
+    busy_columns,
+    server_capacity_rps,
+    servers_for,
+    stage_times,
+    wanted_rps,
+)
+
+
+@kernel
+def separate_columns(chain: Chain, s: int, servers: int, instances: int) -> tuple[int, Busy]:
+    """The surface's columns for a stage that is alone on its device: for the capacity, and for the times."""
+    if chain.rule[CORES]:
+        return instances, Busy(float(instances), float(instances), instances)
+    return instances + chain.rule[ELSEWHERE], busy_columns(chain, s, s + 1, servers, instances)
+
+
+@kernel
+def stage_choices(chain: Chain, s: int) -> tuple[FloatArray, IntArray]:
+    """Undominated choices of a stage: (cost, ms, servers, 0) rows float64[m, 4], and (n, c, b) rows int64[m, 3]."""
+    ints, floats, rule = chain.ints, chain.floats, chain.rule
+    wanted, size = wanted_rps(chain, s), 0
+    points, picks = np.empty((64, 4)), np.empty((64, 3), dtype=np.int64)
+    for c in range(ints[s, MIN_INSTANCES], ints[s, MAX_INSTANCES] + 1):
+        if c * floats[s, MEMORY_BYTES] > chain.rate[MEMORY_LIMIT]:
+            break
+        price, idle = floats[s, SERVER_PRICE] + c * floats[s, INSTANCE_PRICE], c if rule[CORES] else 1 + rule[ELSEWHERE]
+        for batch in range(1, chain.allowed.shape[1] + 1):
+            if not chain.allowed[s, batch - 1]:
+                continue
+            capacity = server_capacity_rps(chain, s, c, batch, c if rule[CORES] else c + rule[ELSEWHERE])
+            needed = servers_for(wanted, capacity)
+            if needed == 0:
+                continue
+            previous = np.inf
+            for n in range(max(needed, ints[s, MIN_SERVERS]), ints[s, MAX_SERVERS] + 1):
+                _, busy = separate_columns(chain, s, n, c)
+                service, wait = stage_times(chain, s, busy, n, c, batch)
+                if service + wait < previous and service + wait <= chain.rate[SLO] + 1.0:
+                    if size == points.shape[0]:
+                        points, picks = _doubled(points, picks)
+                    points[size, COST], points[size, LATENCY], points[size, USED], points[size, MEMORY] = n * price, service + wait, n, 0.0
+                    picks[size, 0], picks[size, 1], picks[size, 2] = n, c, batch
+                    size += 1
+                    previous = service + wait
+                if rule[QUEUEING] == PAPER_FORM or (wait == 0.0 and service <= chain.latency[s, 0, idle - 1]):
+                    break
+    keep = frontier(points, size, False)
+    return points[keep], picks[keep]
+
+
+@kernel
+def _doubled(points: FloatArray, picks: IntArray) -> tuple[FloatArray, IntArray]:
+    size = points.shape[0]
+    more, more_picks = np.empty((2 * size, 4)), np.empty((2 * size, 3), dtype=np.int64)
+    more[:size], more_picks[:size] = points, picks
+    return more, more_picks
+
+
+@kernel
+def all_choices(chain: Chain) -> tuple[FloatArray, IntArray, IntArray]:
+    """Every stage's undominated choices: rows float64[S, widest, 4], (n, c, b) int64[S, widest, 3], how many int64[S].
+
+    The servers drop out as a dimension where even the most that any stage would take fit.
+    """
+    stages = chain.ints.shape[0]
+    sizes, widest, most = np.zeros(stages, dtype=np.int64), 1, 0
+    choices, picks = np.empty((stages, widest, 4)), np.empty((stages, widest, 3), dtype=np.int64)
+    for s in range(stages):
+        points, named = stage_choices(chain, s)
+        sizes[s] = points.shape[0]
+        if sizes[s] > widest:
+            wider, wider_picks = np.empty((stages, sizes[s], 4)), np.empty((stages, sizes[s], 3), dtype=np.int64)
+            wider[:s, :widest], wider_picks[:s, :widest] = choices[:s], picks[:s]
+            choices, picks, widest = wider, wider_picks, sizes[s]
+        choices[s, : sizes[s]], picks[s, : sizes[s]] = points, named
+        if sizes[s] > 0:
+            most += named[:, 0].max()
+    if most <= chain.rule[MOST_SERVERS]:
+        for s in range(stages):
+            choices[s, : sizes[s], USED] = 0.0
+            keep = frontier(choices[s], sizes[s], False)
+            choices[s, : keep.shape[0]], picks[s, : keep.shape[0]] = choices[s][keep], picks[s][keep]
+            sizes[s] = keep.shape[0]
+    return choices, picks, sizes
+
+
+@kernel
+def separate_frontier(chain: Chain, within: float) -> tuple[FloatArray, IntArray]:
+    """The chain's labels (cost, ms, servers or 0, 0) float64[m, 4] by cost, and (n, c, b) int64[m, S, 3] of each; see `all_labels`."""
+    stages = chain.ints.shape[0]
+    choices, picks, sizes = all_choices(chain)
+    if sizes.min() == 0:
+        return np.empty((0, 4)), np.empty((0, stages, 3), dtype=np.int64)
+    limits = np.array([np.inf, chain.rate[SLO], float(chain.rule[MOST_SERVERS]), np.inf])
+    labels, chosen = all_labels(choices, sizes, limits, False, within)
+    plans = np.empty((labels.shape[0], stages, 3), dtype=np.int64)
+    for i in range(labels.shape[0]):
+        for s in range(stages):
+            plans[i, s] = picks[s, chosen[i, s]]
+    return labels, plans
+
+
+@kernel
+def fastest_separate(chain: Chain) -> float:
+    """Least total ms with the stages' servers fixed (MIN_SERVERS); infinite where a stage cannot carry its demand."""
+    total = 0.0
+    for s in range(chain.ints.shape[0]):
+        n, best = chain.ints[s, MIN_SERVERS], np.inf
+        for c in range(chain.ints[s, MIN_INSTANCES], chain.ints[s, MAX_INSTANCES] + 1):
+            if c * chain.floats[s, MEMORY_BYTES] <= chain.rate[MEMORY_LIMIT]:
+                full, busy = separate_columns(chain, s, n, c)
+                best = min(best, best_batch(chain, s, full, busy, n, c)[1])
+        total += best
+    return total

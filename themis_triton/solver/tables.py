@@ -1,0 +1,143 @@
+"""The kernels' view of a problem, and what one choice of a stage means: its capacity, its service time and its wait."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from themis_triton.solver.jit import kernel
+from themis_triton.solver.queueing import (
+    DISPERSION,
+    EXTRA,
+    PAPER_FORM,
+    RATE_FALLING,
+    RATE_GROWING,
+    SIGMAS,
+    WANTED,
+    busy_bound,
+    gather_ms,
+    triton_wait,
+    usual_busy,
+)
+from themis_triton.solver.surface import BoolArray, FloatArray, IntArray
+
+
+# Columns of Chain.ints and Chain.floats (a row a stage), and places in Chain.rule; those of Chain.rate stand in `queueing`.
+MIN_INSTANCES, MAX_INSTANCES, MIN_SERVERS, MAX_SERVERS = 0, 1, 2, 3
+SERVER_PRICE, INSTANCE_PRICE, MEMORY_BYTES, DELAY_MS, RATIO = 0, 1, 2, 3, 4
+QUEUEING, CORES, WHOLE, ELSEWHERE, MOST_SERVERS = 0, 1, 2, 3, 4
+CAPACITY_TOLERANCE = 1e-9
+
+
+class Chain(NamedTuple):
+    """A packed problem. S stages, B batch sizes, K busy instances (or cores).
+
+    `latency` float64[S, B, K] ms; `gather` float64[B], see `gather_table`;
+    `ints` int64[S, 4]; `floats` float64[S, 5]; `allowed` bool[S, B]; `rate` float64[9]; `rule` int64[5].
+    """
+
+    latency: FloatArray
+    gather: FloatArray
+    ints: IntArray
+    floats: FloatArray
+    allowed: BoolArray
+    rate: FloatArray
+    rule: IntArray
+
+
+@kernel
+def set_rate(chain: Chain, low_rps: float, high_rps: float) -> None:
+    """Ask about all rates of an interval at once: whatever grows with the rate is taken at its low end, whatever falls at its high end.
+
+    What is infeasible then is infeasible at every rate inside; with both ends equal the answer is exact.
+    """
+    rate = chain.rate
+    rate[RATE_GROWING], rate[RATE_FALLING] = low_rps, high_rps
+    wanted = low_rps + rate[SIGMAS] * math.sqrt(rate[DISPERSION] * low_rps) + rate[EXTRA]
+    rate[WANTED] = np.rint(wanted) if chain.rule[WHOLE] else wanted
+
+
+@kernel
+def server_capacity_rps(chain: Chain, s: int, instances: int, batch: int, full: int) -> float:
+    """Requests/s of one server with `full` instances (or cores) busy; a replica's is rounded down for the paper's rule."""
+    capacity = 1000.0 * batch / chain.latency[s, batch - 1, full - 1]
+    if chain.rule[WHOLE]:
+        capacity = math.floor(capacity + CAPACITY_TOLERANCE)
+    return capacity if chain.rule[CORES] else capacity * instances
+
+
+@kernel
+def wanted_rps(chain: Chain, s: int) -> float:
+    """The capacity that a stage must have: its share of the rate, and headroom that grows with the larger of r and √r."""
+    ratio, rate = chain.floats[s, RATIO], chain.rate
+    return ratio * rate[RATE_GROWING] + (rate[WANTED] - rate[RATE_GROWING]) * max(ratio, math.sqrt(ratio))
+
+
+@kernel
+def servers_for(wanted: float, capacity: float) -> int:
+    """Least servers that carry `wanted`; 0 stands for: no number does."""
+    if wanted <= CAPACITY_TOLERANCE:
+        return 1
+    if capacity <= 0.0 or wanted / capacity > 1e9:
+        return 0
+    return max(1, int(math.ceil(wanted * (1.0 - CAPACITY_TOLERANCE) / capacity)))
+
+
+class Busy(NamedTuple):
+    """Where the surface is read, in busy instances on the device: usually with single requests, usually with batches, at the percentile."""
+
+    single: float
+    batched: float
+    most: int
+
+
+@kernel
+def busy_columns(chain: Chain, first: int, last: int, servers: int, total: int) -> Busy:
+    """For stages first..last−1, which share a device with `total` instances: all of them busy with the paper's forms."""
+    elsewhere, rate = chain.rule[ELSEWHERE], chain.rate
+    if chain.rule[QUEUEING] == PAPER_FORM:
+        return Busy(float(total + elsewhere), float(total + elsewhere), total + elsewhere)
+    surfaces, ratios, per_ms = chain.latency[first:last], chain.floats[first:last, RATIO], rate[RATE_GROWING] / servers / 1000.0
+    single = usual_busy(surfaces, ratios, per_ms, total, elsewhere, False)
+    batched = usual_busy(surfaces, ratios, per_ms, total, elsewhere, True)
+    most = busy_bound(surfaces, ratios, per_ms, total, elsewhere, rate[DISPERSION])
+    return Busy(max(single, batched) + elsewhere, batched + elsewhere, most + elsewhere)
+
+
+@kernel
+def stage_times(chain: Chain, s: int, busy: Busy, servers: int, instances: int, batch: int) -> tuple[float, float]:
+    """(service ms, wait ms) at the percentile; growing waits are taken at RATE_GROWING, falling ones at RATE_FALLING."""
+    rate, ratio, delay_ms = chain.rate, chain.floats[s, RATIO], chain.floats[s, DELAY_MS]
+    falling = rate[RATE_FALLING] * ratio
+    if chain.rule[QUEUEING] == PAPER_FORM:
+        return chain.latency[s, batch - 1, busy.most - 1], gather_ms(chain.gather[batch - 1], falling)
+    delay, longest = 0.0, 0.0
+    if delay_ms > 0.0 and batch > 1:
+        longest = delay_ms
+        delay = min(delay_ms, chain.gather[batch - 1] * 1000.0 * servers / falling) if falling > 0.0 else 0.0
+    per_ms = rate[RATE_GROWING] * ratio / servers / 1000.0
+    workers = 1 if chain.rule[CORES] else instances
+    usual = busy.batched + (busy.single - busy.batched) / batch
+    service, wait = triton_wait(chain.latency[s], usual, busy.most, servers, workers, batch, per_ms, longest, rate)
+    return service, wait + delay
+
+
+@kernel
+def best_batch(chain: Chain, s: int, full: int, busy: Busy, servers: int, instances: int) -> tuple[int, float]:
+    """(batch, ms) of the fastest allowed batch size that carries the stage; batch 0 and infinity when none does.
+
+    `full` indexes the surface for the capacity, `busy` for the times.
+    """
+    wanted = wanted_rps(chain, s)
+    best, least = 0, np.inf
+    for batch in range(1, chain.allowed.shape[1] + 1):
+        if not chain.allowed[s, batch - 1]:
+            continue
+        if servers * server_capacity_rps(chain, s, instances, batch, full) < wanted * (1.0 - CAPACITY_TOLERANCE):
+            continue
+        service, wait = stage_times(chain, s, busy, servers, instances, batch)
+        if service + wait < least:
+            best, least = batch, service + wait
+    return best, least

@@ -1,0 +1,75 @@
+"""One tick: observe → estimate → decide → plan → act → record. The only place that composes the stages; live and simulated alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from themis_triton.act.executor import Executor
+from themis_triton.act.supervisor import Supervisor
+from themis_triton.core.config import Mode, ThemisConfig
+from themis_triton.core.fleet import Phase
+from themis_triton.core.observation import Snapshot
+from themis_triton.core.record import TickRecord
+from themis_triton.decide.policies import decide
+from themis_triton.decide.state import PolicyState, Situation
+from themis_triton.estimate.estimate import History, estimate
+from themis_triton.plan.steps import plan
+from themis_triton.ports import Clock, Observer, Recorder
+
+READABLE = frozenset({Phase.SERVING, Phase.DRAINING, Phase.UNREACHABLE})
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """What one tick hands to the next."""
+
+    number: int = 0
+    history: History = field(default_factory=History)
+    policy: PolicyState = field(default_factory=PolicyState)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The ports and the executor that a tick works with."""
+
+    observer: Observer
+    executor: Executor
+    supervisor: Supervisor
+    recorder: Recorder
+    clock: Clock
+
+
+async def tick(state: EngineState, world: World, config: ThemisConfig) -> tuple[EngineState, TickRecord]:
+    """Run one tick; returns the next state and the record of what happened."""
+    await world.supervisor.bury_the_dead()
+    snapshot = await observe(world)
+    history, estimated = estimate(state.history, snapshot, config)
+    policy_state, decision = decide(state.policy, Situation(snapshot, estimated), config)
+    planned = plan(decision, snapshot)
+    advisory = config.mode is Mode.ADVISORY
+    if not advisory:
+        world.executor.submit(planned)
+    record = TickRecord(state.number + 1, snapshot, estimated, decision, planned, world.executor.collect(), advisory)
+    world.recorder.record_tick(record)
+    return EngineState(state.number + 1, history, policy_state), record
+
+
+async def observe(world: World) -> Snapshot:
+    """Read everything once."""
+    servers = [server for server in world.executor.fleet.all() if server.phase in READABLE]
+    readings = await world.observer.read_servers(servers)
+    routes, routes_error = await world.observer.read_routes()
+    devices = await world.observer.read_devices()
+    await world.supervisor.note(readings)
+    now_s = world.clock.now_s()
+    return Snapshot(
+        at_s=now_s,
+        servers=world.executor.fleet.all(),
+        readings=readings,
+        routes=routes,
+        devices=devices,
+        busy=world.executor.busy,
+        held=world.executor.backoff.held(now_s),
+        lost=world.supervisor.lost,
+        routes_error=routes_error,
+    )
