@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 
 from themis_triton.act.executor import Executor
 from themis_triton.act.supervisor import Supervisor
-from themis_triton.core.config import Mode, ThemisConfig
+from themis_triton.core.config import Mode
 from themis_triton.core.fleet import Phase
 from themis_triton.core.observation import Snapshot
 from themis_triton.core.record import TickRecord
 from themis_triton.decide.policies import decide
+from themis_triton.decide.rules import Rules
 from themis_triton.decide.state import PolicyState, Situation
 from themis_triton.estimate.estimate import History, estimate
 from themis_triton.plan.steps import plan
@@ -39,14 +40,14 @@ class World:
     clock: Clock
 
 
-async def tick(state: EngineState, world: World, config: ThemisConfig) -> tuple[EngineState, TickRecord]:
+async def tick(state: EngineState, world: World, rules: Rules) -> tuple[EngineState, TickRecord]:
     """Run one tick; returns the next state and the record of what happened."""
     await world.supervisor.bury_the_dead()
     snapshot = await observe(world)
-    history, estimated = estimate(state.history, snapshot, config)
-    policy_state, decision = decide(state.policy, Situation(snapshot, estimated), config)
+    history, estimated = estimate(state.history, snapshot, rules.config)
+    policy_state, decision = decide(state.policy, Situation(snapshot, estimated), rules)
     planned = plan(decision, snapshot)
-    advisory = config.mode is Mode.ADVISORY
+    advisory = rules.config.mode is Mode.ADVISORY
     if not advisory:
         world.executor.submit(planned)
     record = TickRecord(state.number + 1, snapshot, estimated, decision, planned, world.executor.collect(), advisory)

@@ -46,7 +46,9 @@ def random_problem(rng: np.random.Generator, *, most_stages: int = 4, most_serve
     return ChainProblem(
         tuple(random_stage(rng, f"stage-{s}", widest) for s in range(count)),
         slo_ms=float(rng.choice([rng.uniform(5, 120) * count, 40.0 * count, 1e4])),
-        demand_rps=float(rng.choice([0.0, rng.uniform(0, 60), rng.integers(1, 200), rng.uniform(0, 2000), 1e7], p=[0.08, 0.4, 0.3, 0.2, 0.02])),
+        demand_rps=float(
+            rng.choice([0.0, rng.uniform(0, 60), rng.integers(1, 200), rng.uniform(0, 2000), 1e7], p=[0.08, 0.4, 0.3, 0.2, 0.02])
+        ),
         percentile=float(rng.choice([50.0, 95.0, 99.0, 99.9])),
         queueing=QUEUEING[int(rng.integers(len(QUEUEING)))],
         placement=Placement.SEPARATE if separate else Placement.COLOCATED,

@@ -134,11 +134,12 @@ class Executor:
         launcher = self._launcher()
         if action.slot is None:
             raise ThemisError(f"action {action.id} names no slot")
-        server = self.fleet.put(await launcher.launch(action.server, action.slot, action.models))
-        await self.bring_up(server.name)
+        if action.server not in self.fleet:  # one that an earlier daemon launched is brought up from where it is
+            self.fleet.put(await launcher.launch(action.server, action.slot, action.models))
+        await self._bring_up(action.server)
         return ""
 
-    async def bring_up(self, name: str) -> None:
+    async def _bring_up(self, name: str) -> None:
         """Ready, warmed, then routed; a server that fails on the way is stopped and forgotten."""
         launcher = self._launcher()
         try:
@@ -153,10 +154,10 @@ class Executor:
 
     async def _retire(self, action: Action) -> str:
         self.fleet.move(action.server, Phase.DRAINING)
-        idle = await self.take_down(action.server)
+        idle = await self._take_down(action.server)
         return "" if idle else "requests were still in flight when the drain time-out came"
 
-    async def take_down(self, name: str) -> bool:
+    async def _take_down(self, name: str) -> bool:
         """Out of the routes, then idle, then stopped; False when it was stopped before it was idle."""
         await self.write_routes()
         idle = await self._launcher().wait_idle(self.fleet.get(name))

@@ -20,7 +20,9 @@ REREAD_EVERY_S = 5.0
 class Supervisor:
     """Called once a tick with the readings; slow checks run as a task of their own."""
 
-    def __init__(self, executor: Executor, control: ModelControl, launcher: ServerLauncher | None, models: tuple[str, ...], clock: Clock) -> None:
+    def __init__(
+        self, executor: Executor, control: ModelControl, launcher: ServerLauncher | None, models: tuple[str, ...], clock: Clock
+    ) -> None:
         self._executor = executor
         self._control = control
         self._launcher = launcher
@@ -43,6 +45,7 @@ class Supervisor:
         dead = [server for server in self._executor.fleet.all() if await self._is_dead(server)]
         for server in dead:
             self._executor.fleet.remove(server.name)
+            self._silent.pop(server.name, None)
             self._lost_at_s.append(now_s)
         if dead:
             await self._executor.write_routes()

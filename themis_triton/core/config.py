@@ -151,6 +151,8 @@ class PolicyConfig:
     retry_backoff_s: float = 2.0
     retry_backoff_max_s: float = 60.0
     memory_margin_fraction: float = 0.1
+    slo_margin_fraction: float = 0.1
+    rebatch_gain_fraction: float = 0.1
     vertical_servers: int | None = None
     horizontal_instances: int | None = None
 

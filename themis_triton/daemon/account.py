@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from themis_triton.core.action import OutcomeKind
 from themis_triton.core.config import Prices
 from themis_triton.core.fleet import Phase, Server
-from themis_triton.core.action import OutcomeKind
 from themis_triton.core.record import TickRecord
 
 

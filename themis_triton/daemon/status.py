@@ -34,7 +34,10 @@ class StatusBoard:
         self.record = record
         self.tick_ms = tick_ms
         if record.plan.actions or any(outcome.detail for outcome in record.outcomes):
-            self.events.append({"at_s": record.snapshot.at_s, "decision_id": record.decision.id, "sentence": sentence(record)})
+            kinds = sorted({action.kind.value for action in record.plan.actions})
+            self.events.append(
+                {"at_s": record.snapshot.at_s, "decision_id": record.decision.id, "kinds": kinds, "sentence": sentence(record)}
+            )
 
     def as_plain(self) -> dict[str, Any]:
         """The whole status."""
@@ -48,7 +51,9 @@ class StatusBoard:
             "account": plain(self.account),
             "events": list(self.events),
         }
-        return base | (_record(self.record, self.config) if self.record is not None else {"sentence": "no tick yet", "servers": [], "pipelines": []})
+        return base | (
+            _record(self.record, self.config) if self.record is not None else {"sentence": "no tick yet", "servers": [], "pipelines": []}
+        )
 
 
 def _record(record: TickRecord, config: ThemisConfig) -> dict[str, Any]:

@@ -42,10 +42,11 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class PipelineMemory:
-    """What a policy remembers of one pipeline: recent needs, and since when fewer servers would do."""
+    """What a policy remembers of one pipeline: recent needs, since when fewer servers would do, and counts that it fixed once."""
 
     needs: tuple[Need, ...] = ()
     fewer_since_s: float | None = None
+    fixed_instances: tuple[int, ...] = ()
 
     def held_instances(self, servers: int) -> tuple[int, ...]:
         """Largest need of each stage among those that were computed for the same number of servers."""

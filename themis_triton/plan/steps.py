@@ -80,9 +80,7 @@ def server_name(slot: str, decision_id: str) -> str:
     return f"{slot.replace(':', '').replace('/', '-')}-{decision_id}"
 
 
-def _retirements(
-    decision: Decision, target: Target, servers: Iterable[Server], free: _Free, requires: tuple[str, ...]
-) -> Iterator[Action]:
+def _retirements(decision: Decision, target: Target, servers: Iterable[Server], free: _Free, requires: tuple[str, ...]) -> Iterator[Action]:
     known = {server.name: server for server in servers}
     for name in target.retire:
         server = known.get(name)

@@ -208,11 +208,17 @@ class PolicySettings(Section):
     memory_margin_fraction: float = Field(
         default=_POLICY.memory_margin_fraction, ge=0, lt=1, description="part of a device's memory that is never planned with"
     )
+    slo_margin_fraction: float = Field(
+        default=_POLICY.slo_margin_fraction, ge=0, lt=1, description="part of the SLO that plans leave free, for what a profile cannot know"
+    )
+    rebatch_gain_fraction: float = Field(
+        default=_POLICY.rebatch_gain_fraction, ge=0, description="least saving of cost for which a model is reloaded with larger batches"
+    )
     vertical_servers: Count | None = Field(
         default=None, description="policy vertical: its fixed number of servers; by default all that there are"
     )
     horizontal_instances: Count | None = Field(
-        default=None, description="policy horizontal: its fixed instances a model; by default the fewest allowed"
+        default=None, description="policy horizontal: its fixed instances a model; by default those that carry most for their price"
     )
 
 

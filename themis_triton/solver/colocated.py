@@ -15,6 +15,7 @@ from themis_triton.solver.tables import (
     MAX_INSTANCES,
     MEMORY_BYTES,
     MIN_INSTANCES,
+    RATIO,
     SERVER_PRICE,
     Busy,
     Chain,
@@ -30,7 +31,7 @@ from themis_triton.solver.tables import (
 def fill_tables(chain: Chain, servers: int, total: int, times: FloatArray, batches: IntArray) -> bool:
     """Fastest time of each stage with each count; False when the fastest together miss the SLO."""
     elsewhere, stages, fastest = chain.rule[ELSEWHERE], chain.ints.shape[0], 0.0
-    busy = busy_columns(chain, 0, stages, servers, total)
+    busy = busy_columns(chain, 0, stages, chain.floats[:, RATIO] / servers, total)
     for s in range(stages):
         least = np.inf
         for c in range(chain.ints[s, MIN_INSTANCES], chain.ints[s, MAX_INSTANCES] + 1):

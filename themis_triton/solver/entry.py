@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import numpy as np
 
-from themis_triton.solver.colocated import best_for_servers, cheapest_colocated
+from themis_triton.solver.colocated import best_for_servers, cheapest_colocated, least_servers
 from themis_triton.solver.jit import kernel
-from themis_triton.solver.labels import LATENCY_TOLERANCE_MS, cheapest
+from themis_triton.solver.labels import COST, LATENCY_TOLERANCE_MS, cheapest
 from themis_triton.solver.queueing import SLO
-from themis_triton.solver.separate import fastest_separate, separate_columns, separate_frontier
+from themis_triton.solver.separate import fastest_separate, separate_columns, separate_fits, separate_frontier
 from themis_triton.solver.surface import BoolArray, FloatArray, IntArray
-from themis_triton.solver.tables import CORES, ELSEWHERE, Chain, busy_columns, server_capacity_rps, set_rate, stage_times
+from themis_triton.solver.tables import (
+    CORES,
+    ELSEWHERE,
+    INSTANCE_PRICE,
+    MIN_INSTANCES,
+    RATIO,
+    SERVER_PRICE,
+    Chain,
+    busy_columns,
+    server_capacity_rps,
+    set_rate,
+    stage_times,
+)
 
 # Columns of a plan's rows; the last row is (found, cost, ms, runner-up's servers, cost, ms).
+TOGETHER, BY_STAGE, IN_TOTAL = 0, 1, 2
 NEAR = 1.05  # plans this much dearer than a good one are still looked at, for the runner-up
 N, C, B, SERVICE, WAIT, CAPACITY = 0, 1, 2, 3, 4, 5
 
@@ -22,10 +35,10 @@ def describe_stage(chain: Chain, s: int, colocated: bool, servers: int, instance
     """Write one stage's row of a plan."""
     if colocated and not chain.rule[CORES]:
         full = total + chain.rule[ELSEWHERE]
-        busy = busy_columns(chain, 0, chain.ints.shape[0], servers, total)
+        busy = busy_columns(chain, 0, chain.ints.shape[0], chain.floats[:, RATIO] / servers, total)
     else:
         full, busy = separate_columns(chain, s, servers, instances)
-    service, wait = stage_times(chain, s, busy, servers, instances, batch)
+    service, wait = stage_times(chain, s, busy, servers, chain.floats[s, RATIO] / servers, instances, batch)
     row[N], row[C], row[B], row[SERVICE], row[WAIT] = servers, instances, batch, service, wait
     row[CAPACITY] = servers * server_capacity_rps(chain, s, instances, batch, full)
 
@@ -107,10 +120,12 @@ def judge(
 
 
 @kernel
-def _holds(chain: Chain, colocated: bool, servers: int, counts: IntArray, batches: IntArray) -> bool:
-    if colocated:
+def _holds(chain: Chain, holding: int, servers: int, counts: IntArray, batches: IntArray) -> bool:
+    if holding == TOGETHER:
         _, ms = best_for_servers(chain, servers, np.inf, True, counts, batches)
         return bool(ms < np.inf)
+    if holding == IN_TOTAL:
+        return separate_fits(chain)
     return fastest_separate(chain) <= chain.rate[SLO] + LATENCY_TOLERANCE_MS
 
 
@@ -123,11 +138,13 @@ def largest_rate(
     allowed: BoolArray,
     rate: FloatArray,
     rule: IntArray,
-    colocated: bool,
+    holding: int,
     servers: int,
     most: int,
 ) -> int:
     """The largest whole rate up to `most` that the given servers carry inside the SLO; −1 when not even rate 0 is.
+
+    `holding` TOGETHER: `servers` hold all stages; BY_STAGE: MIN_SERVERS of each stage; IN_TOTAL: at most MOST_SERVERS, freely divided.
 
     Waits that fall with the rate make this not monotone: intervals are ruled out whole, upper halves first.
     """
@@ -139,10 +156,10 @@ def largest_rate(
         depth -= 1
         low, high = lows[depth], highs[depth]
         set_rate(chain, float(low), float(high))
-        if high < low or not _holds(chain, colocated, servers, counts, batches):
+        if high < low or not _holds(chain, holding, servers, counts, batches):
             continue
         set_rate(chain, float(high), float(high))
-        if _holds(chain, colocated, servers, counts, batches):
+        if _holds(chain, holding, servers, counts, batches):
             return high
         if low == high:
             continue
@@ -153,4 +170,37 @@ def largest_rate(
             lows[depth], highs[depth] = middle + 1, high - 1
             depth += 1
     set_rate(chain, 0.0, 0.0)
-    return 0 if _holds(chain, colocated, servers, counts, batches) else -1
+    return 0 if _holds(chain, holding, servers, counts, batches) else -1
+
+
+@kernel
+def costs_by_servers(
+    latency: FloatArray,
+    gather: FloatArray,
+    ints: IntArray,
+    floats: FloatArray,
+    allowed: BoolArray,
+    rate: FloatArray,
+    rule: IntArray,
+    colocated: bool,
+    most: int,
+) -> FloatArray:
+    """float64[most + 1]: the least cost with at most that many servers, infinite where no plan holds."""
+    chain = Chain(latency, gather, ints, floats, allowed, rate, rule)
+    costs = np.full(most + 1, np.inf)
+    if colocated:
+        counts, batches = np.zeros(ints.shape[0], dtype=np.int64), np.zeros(ints.shape[0], dtype=np.int64)
+        floor = floats[0, SERVER_PRICE] + (floats[:, INSTANCE_PRICE] * ints[:, MIN_INSTANCES]).sum()
+        first = least_servers(chain)
+        for n in range(1, most + 1):
+            costs[n] = costs[n - 1]
+            if first > 0 and n >= first and n * floor <= costs[n]:
+                costs[n] = min(costs[n], best_for_servers(chain, n, costs[n], False, counts, batches)[0])
+        return costs
+    labels, plans = separate_frontier(chain, np.inf)
+    for i in range(labels.shape[0]):
+        used = plans[i, :, 0].sum()
+        costs[used] = min(costs[used], labels[i, COST])
+    for n in range(1, most + 1):
+        costs[n] = min(costs[n], costs[n - 1])
+    return costs

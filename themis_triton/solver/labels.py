@@ -150,9 +150,7 @@ def _extend_labels(
 
 
 @kernel
-def all_labels(
-    choices: FloatArray, counts: IntArray, limits: FloatArray, exact_used: bool, within: float
-) -> tuple[FloatArray, IntArray]:
+def all_labels(choices: FloatArray, counts: IntArray, limits: FloatArray, exact_used: bool, within: float) -> tuple[FloatArray, IntArray]:
     """The frontier's labels that cost at most `within` times a good plan: (float64[m, 4] by cost, chosen int64[m, stages]).
 
     `choices[s, :counts[s]]` holds (cost, latency ms, use, memory) rows, `limits` their upper bounds over the chain. `within` infinite:

@@ -18,6 +18,8 @@ TRITON, PAPER_FORM = 0, 1
 SLO, RATE_GROWING, RATE_FALLING, WANTED, TAIL, MEMORY_LIMIT, DISPERSION, SIGMAS, EXTRA = 0, 1, 2, 3, 4, 5, 6, 7, 8  # of Chain.rate
 BUSY_SIGMAS = 2.0  # deviations of the number of busy instances that a request at the percentile meets
 TAIL_MARGIN = 0.8
+NEGLIGIBLE_LOAD, STEEPEST = 1e-15, 40.0  # below this load the tail counts as falling this fast
+NO_RATE_RPS = 1e-9  # a request in thirty years is none
 BUSY_GAIN = 1.1  # how fast the share of busy instances rises with the load
 INDEPENDENT_ENDS = 4  # running batches whose ends count as independent
 FIXED_POINT_STEPS = 40
@@ -74,10 +76,10 @@ def _poisson_below(shape: int, mean: float) -> float:
 
 @kernel
 def gather_ms(unit: float, rate_rps: float) -> float:
-    """The paper's forms in whole ms, rounded up; nobody waits at rate 0."""
-    if rate_rps <= 0.0 or unit == 0.0:
+    """The paper's forms in whole ms, rounded up; nobody waits where nobody comes."""
+    if rate_rps <= NO_RATE_RPS or unit == 0.0:
         return 0.0
-    return math.ceil(unit * 1000.0 / rate_rps - 1e-9)
+    return float(np.ceil(unit * 1000.0 / rate_rps - 1e-9))
 
 
 @kernel
@@ -94,12 +96,12 @@ def all_busy_probability(instances: int, load: float) -> float:
 @kernel
 def decay(load: float, ahead: float) -> float:
     """θ > 0 with `load·(e^θ − 1) = ahead·θ`: how fast the tail of what is left waiting falls, per request (Lundberg's equation)."""
-    if load <= 0.0:
-        return 50.0
+    if load <= ahead * NEGLIGIBLE_LOAD:
+        return STEEPEST
     ratio = ahead / load
     if ratio <= 1.0:
         return 0.0
-    theta = min(2.0 * math.log(ratio) + 2.0 * (ratio - 1.0) / ratio, 50.0)
+    theta = 2.0 * math.log(ratio) + 2.0 * (ratio - 1.0) / ratio  # right of the root, so that Newton's steps only fall
     for _ in range(40):
         step = (math.exp(theta) - 1.0 - ratio * theta) / (math.exp(theta) - ratio)
         theta -= step
@@ -120,7 +122,15 @@ def at_busy(latency_ms: FloatArray, batch: int, busy: float) -> float:
 
 @kernel
 def triton_wait(
-    latency_ms: FloatArray, usual: float, busy: int, servers: int, instances: int, batch: int, rate_per_ms: float, held_ms: float, rate: FloatArray
+    latency_ms: FloatArray,
+    usual: float,
+    busy: int,
+    servers: int,
+    instances: int,
+    batch: int,
+    rate_per_ms: float,
+    held_ms: float,
+    rate: FloatArray,
 ) -> tuple[float, float]:
     """(service ms, wait ms) of a request at the percentile on one of `servers` servers, with work-conserving batches up to `batch`.
 

@@ -191,13 +191,14 @@ def wanted_rps(problem: ChainProblem, stage: StageProblem, rate_rps: float) -> f
 def stage_times(problem: ChainProblem, stage: StageProblem, choice: Choice, usual: float, busy: int) -> tuple[float, float]:
     """(service ms, wait ms) at the percentile."""
     rate = problem.demand_rps * stage.demand_ratio
-    gaps = queueing.gather_table(problem.queueing, problem.percentile, choice.batch)[choice.batch - 1]
+    gaps = float(queueing.gather_table(problem.queueing, problem.percentile, choice.batch)[choice.batch - 1])
+    comes = rate > queueing.NO_RATE_RPS
     if problem.queueing is not QueueingModel.TRITON:
-        wait = 0.0 if rate <= 0 or gaps == 0 else float(math.ceil(gaps * 1000 / rate - TOLERANCE))
+        wait = float(math.ceil(gaps * 1000 / rate - TOLERANCE)) if comes and gaps > 0 else 0.0
         return latency_ms(problem, stage, choice.batch, busy), wait
     delayed = stage.max_queue_delay_ms > 0 and choice.batch > 1
     held = stage.max_queue_delay_ms if delayed else 0.0
-    delay = min(held, gaps * 1000 * choice.servers / rate) if delayed and rate > 0 else 0.0
+    delay = min(held, gaps * 1000 * choice.servers / rate) if delayed and comes else 0.0
     wait, size = triton_wait(problem, stage, choice, usual, rate / choice.servers / 1000, held)
     low, part = math.floor(size), size - math.floor(size)
     service = latency_ms(problem, stage, low, busy)
@@ -235,14 +236,12 @@ def all_busy_probability(instances: int, load: float) -> float:
 
 def decay(load: float, ahead: float) -> float:
     """The positive root θ of `load·(e^θ − 1) = ahead·θ`, by bisection."""
-    if load <= 0:
-        return 50.0
+    if load <= ahead * queueing.NEGLIGIBLE_LOAD:
+        return queueing.STEEPEST
     ratio = ahead / load
     if ratio <= 1:
         return 0.0
-    low, high = math.log(ratio), 50.0
-    if math.expm1(high) < ratio * high:
-        return high
+    low, high = math.log(ratio), 2 * math.log(ratio) + 2
     for _ in range(200):
         middle = (low + high) / 2
         low, high = (middle, high) if math.expm1(middle) < ratio * middle else (low, middle)

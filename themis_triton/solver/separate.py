@@ -19,6 +19,7 @@ from themis_triton.solver.tables import (
     MIN_SERVERS,
     MOST_SERVERS,
     QUEUEING,
+    RATIO,
     SERVER_PRICE,
     Busy,
     Chain,
@@ -36,7 +37,7 @@ def separate_columns(chain: Chain, s: int, servers: int, instances: int) -> tupl
     """The surface's columns for a stage that is alone on its device: for the capacity, and for the times."""
     if chain.rule[CORES]:
         return instances, Busy(float(instances), float(instances), instances)
-    return instances + chain.rule[ELSEWHERE], busy_columns(chain, s, s + 1, servers, instances)
+    return instances + chain.rule[ELSEWHERE], busy_columns(chain, s, s + 1, chain.floats[s : s + 1, RATIO] / servers, instances)
 
 
 @kernel
@@ -59,7 +60,7 @@ def stage_choices(chain: Chain, s: int) -> tuple[FloatArray, IntArray]:
             previous = np.inf
             for n in range(max(needed, ints[s, MIN_SERVERS]), ints[s, MAX_SERVERS] + 1):
                 _, busy = separate_columns(chain, s, n, c)
-                service, wait = stage_times(chain, s, busy, n, c, batch)
+                service, wait = stage_times(chain, s, busy, n, chain.floats[s, RATIO] / n, c, batch)
                 if service + wait < previous and service + wait <= chain.rate[SLO] + 1.0:
                     if size == points.shape[0]:
                         points, picks = _doubled(points, picks)
@@ -123,6 +124,16 @@ def separate_frontier(chain: Chain, within: float) -> tuple[FloatArray, IntArray
         for s in range(stages):
             plans[i, s] = picks[s, chosen[i, s]]
     return labels, plans
+
+
+@kernel
+def separate_fits(chain: Chain) -> bool:
+    """Whether any plan holds with at most MOST_SERVERS servers in total."""
+    choices, _, sizes = all_choices(chain)
+    if sizes.min() == 0:
+        return False
+    limits = np.array([np.inf, chain.rate[SLO], float(chain.rule[MOST_SERVERS]), np.inf])
+    return all_labels(choices, sizes, limits, False, 1.0)[0].shape[0] > 0
 
 
 @kernel

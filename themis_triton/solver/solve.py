@@ -64,7 +64,7 @@ def solve_vertical(
 
 def largest_demand(
     problem: ChainProblem,
-    servers: int | Sequence[int],
+    servers: int | Sequence[int] | None,
     *,
     instances: Sequence[int] | None = None,
     batches: Batches | None = None,
@@ -72,12 +72,15 @@ def largest_demand(
 ) -> float:
     """The largest whole rate that the servers carry inside the SLO, headroom included, up to `at_most_rps` (the problem's demand).
 
+    `servers` None: as many as the problem allows.
     −1 when not even an idle chain meets the SLO. With `instances` and `batches` fixed it is the capacity of what runs now.
     """
-    limit = problem.demand_rps if at_most_rps is None else at_most_rps
+    limit = min(int(problem.demand_rps if at_most_rps is None else at_most_rps), RATE_LIMIT)
     chain = pack(problem, servers=servers, instances=instances, batches=batches)
-    colocated = problem.placement is Placement.COLOCATED
-    return float(entry.largest_rate(*chain, colocated, _number(servers) if colocated else 0, min(int(limit), RATE_LIMIT)))
+    if problem.placement is Placement.COLOCATED:
+        number = problem.max_servers if servers is None else _number(servers)
+        return float(entry.largest_rate(*chain, entry.TOGETHER, number, limit))
+    return float(entry.largest_rate(*chain, entry.IN_TOTAL if servers is None else entry.BY_STAGE, 0, limit))
 
 
 def evaluate(
@@ -174,14 +177,14 @@ def _best_effort(
     problem: ChainProblem, servers: int | Sequence[int] | None, instances: Sequence[int] | None, batches: Batches | None
 ) -> ChainPlan:
     binding = _infeasible_because(problem, servers, instances, batches)
-    most = servers if servers is not None else _most_servers(problem)
-    largest = largest_demand(problem, most, instances=instances, batches=batches)
+    largest = largest_demand(problem, servers, instances=instances, batches=batches)
     if largest >= 0:
         eased = replace(problem, demand_rps=largest)
         out = _joint(eased, servers, instances, batches)
         if out[-1][0] > 0:
             return replace(_plan(eased, out, feasible=False), binding=binding)
-    numbers, counts = most, instances or [stage.min_instances for stage in problem.stages]
+    numbers = servers if servers is not None else _most_servers(problem)
+    counts = instances or [stage.min_instances for stage in problem.stages]
     sizes = [min(allowed) if allowed else 1 for allowed in (batches or [None] * len(problem.stages))]
     judged = evaluate(problem, numbers, counts, sizes)
     return ChainPlan(False, judged.stages, judged.cost, judged.predicted_p99_ms, judged.capacity_rps, binding)
@@ -209,9 +212,7 @@ def _infeasible_because(
     return Binding.THROUGHPUT if holds(replace(problem, demand_rps=0.0, headroom_rps=0.0)) else Binding.LATENCY
 
 
-def _missing(
-    problem: ChainProblem, servers: int | Sequence[int], batches: Batches | None
-) -> tuple[int | None, tuple[int, ...]]:
+def _missing(problem: ChainProblem, servers: int | Sequence[int], batches: Batches | None) -> tuple[int | None, tuple[int, ...]]:
     if problem.placement is Placement.SEPARATE:
         return _missing_by_stage(problem, servers, batches)
     held = _number(servers)
@@ -227,9 +228,7 @@ def _missing(
     return high - held, ()
 
 
-def _missing_by_stage(
-    problem: ChainProblem, servers: int | Sequence[int], batches: Batches | None
-) -> tuple[int | None, tuple[int, ...]]:
+def _missing_by_stage(problem: ChainProblem, servers: int | Sequence[int], batches: Batches | None) -> tuple[int | None, tuple[int, ...]]:
     """The fewest servers in total that the whole demand needs beyond those held."""
     held = np.broadcast_to(np.asarray(servers, dtype=np.int64), (len(problem.stages),)).tolist()
     triton = problem.queueing is QueueingModel.TRITON

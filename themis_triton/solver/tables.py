@@ -11,6 +11,7 @@ from themis_triton.solver.jit import kernel
 from themis_triton.solver.queueing import (
     DISPERSION,
     EXTRA,
+    NO_RATE_RPS,
     PAPER_FORM,
     RATE_FALLING,
     RATE_GROWING,
@@ -94,32 +95,37 @@ class Busy(NamedTuple):
 
 
 @kernel
-def busy_columns(chain: Chain, first: int, last: int, servers: int, total: int) -> Busy:
-    """For stages first..last−1, which share a device with `total` instances: all of them busy with the paper's forms."""
+def busy_columns(chain: Chain, first: int, last: int, shares: FloatArray, total: int) -> Busy:
+    """For stages first..last−1, which share a device with `total` instances: all of them busy with the paper's forms.
+
+    `shares[s]` of the chain's rate reaches the device as requests for stage first + s.
+    """
     elsewhere, rate = chain.rule[ELSEWHERE], chain.rate
     if chain.rule[QUEUEING] == PAPER_FORM:
         return Busy(float(total + elsewhere), float(total + elsewhere), total + elsewhere)
-    surfaces, ratios, per_ms = chain.latency[first:last], chain.floats[first:last, RATIO], rate[RATE_GROWING] / servers / 1000.0
-    single = usual_busy(surfaces, ratios, per_ms, total, elsewhere, False)
-    batched = usual_busy(surfaces, ratios, per_ms, total, elsewhere, True)
-    most = busy_bound(surfaces, ratios, per_ms, total, elsewhere, rate[DISPERSION])
+    surfaces, per_ms = chain.latency[first:last], rate[RATE_GROWING] / 1000.0
+    single = usual_busy(surfaces, shares, per_ms, total, elsewhere, False)
+    batched = usual_busy(surfaces, shares, per_ms, total, elsewhere, True)
+    most = busy_bound(surfaces, shares, per_ms, total, elsewhere, rate[DISPERSION])
     return Busy(max(single, batched) + elsewhere, batched + elsewhere, most + elsewhere)
 
 
 @kernel
-def stage_times(chain: Chain, s: int, busy: Busy, servers: int, instances: int, batch: int) -> tuple[float, float]:
-    """(service ms, wait ms) at the percentile; growing waits are taken at RATE_GROWING, falling ones at RATE_FALLING."""
-    rate, ratio, delay_ms = chain.rate, chain.floats[s, RATIO], chain.floats[s, DELAY_MS]
-    falling = rate[RATE_FALLING] * ratio
+def stage_times(chain: Chain, s: int, busy: Busy, servers: int, share: float, instances: int, batch: int) -> tuple[float, float]:
+    """(service ms, wait ms) at the percentile on one of `servers` servers that gets `share` of the chain's rate as this stage's requests.
+
+    Growing waits are taken at RATE_GROWING, falling ones at RATE_FALLING. The paper's forms gather batches in one central queue.
+    """
+    rate, delay_ms = chain.rate, chain.floats[s, DELAY_MS]
     if chain.rule[QUEUEING] == PAPER_FORM:
-        return chain.latency[s, batch - 1, busy.most - 1], gather_ms(chain.gather[batch - 1], falling)
-    delay, longest = 0.0, 0.0
+        return chain.latency[s, batch - 1, busy.most - 1], gather_ms(chain.gather[batch - 1], rate[RATE_FALLING] * chain.floats[s, RATIO])
+    delay, longest, falling = 0.0, 0.0, rate[RATE_FALLING] * share
     if delay_ms > 0.0 and batch > 1:
         longest = delay_ms
-        delay = min(delay_ms, chain.gather[batch - 1] * 1000.0 * servers / falling) if falling > 0.0 else 0.0
-    per_ms = rate[RATE_GROWING] * ratio / servers / 1000.0
+        delay = min(delay_ms, chain.gather[batch - 1] * 1000.0 / falling) if falling > NO_RATE_RPS else 0.0
     workers = 1 if chain.rule[CORES] else instances
     usual = busy.batched + (busy.single - busy.batched) / batch
+    per_ms = rate[RATE_GROWING] * share / 1000.0
     service, wait = triton_wait(chain.latency[s], usual, busy.most, servers, workers, batch, per_ms, longest, rate)
     return service, wait + delay
 
@@ -137,7 +143,7 @@ def best_batch(chain: Chain, s: int, full: int, busy: Busy, servers: int, instan
             continue
         if servers * server_capacity_rps(chain, s, instances, batch, full) < wanted * (1.0 - CAPACITY_TOLERANCE):
             continue
-        service, wait = stage_times(chain, s, busy, servers, instances, batch)
+        service, wait = stage_times(chain, s, busy, servers, chain.floats[s, RATIO] / servers, instances, batch)
         if service + wait < least:
             best, least = batch, service + wait
     return best, least

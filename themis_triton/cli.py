@@ -1,0 +1,165 @@
+"""The command line: thin; every command is a function elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+import themis_triton
+from themis_triton.core.config import PolicyName
+from themis_triton.core.errors import ThemisError
+
+app = typer.Typer(
+    name="themis",
+    help="Keeps models served by NVIDIA Triton inside their latency SLOs at the least cost.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+ConfigOption = Annotated[Path, typer.Option("-c", "--config", help="The settings file.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable: the last line of standard output is JSON.")]
+
+
+@app.command()
+def run(config: ConfigOption) -> None:
+    """Run the sidecar until SIGTERM. Servers and Envoy go on serving afterwards."""
+    from themis_triton.commands.run_command import run_command  # noqa: PLC0415 - a command loads only what it needs
+
+    run_command(config)
+
+
+@app.command()
+def demo(
+    duration: Annotated[int | None, typer.Option(help="Seconds; stretches the shipped surge, cuts any other trace.")] = None,
+    trace: Annotated[str, typer.Option(help="surge, diurnal, flash, steady, twitter-paper, or a file of rates or time stamps.")] = "surge",
+    from_s: Annotated[int, typer.Option("--from", help="First second of the trace.")] = 0,
+    to_s: Annotated[int | None, typer.Option("--to", help="Second at which the trace ends.")] = None,
+    scale: Annotated[float, typer.Option(help="Multiplies the trace's rates.")] = 1.0,
+    policy: Annotated[PolicyName, typer.Option(help="Who decides.")] = PolicyName.THEMIS,
+    pipeline: Annotated[str, typer.Option(help="video, sentiment or nlp.")] = "video",
+    seed: Annotated[int, typer.Option(help="Of the load.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for picture, logs and figures.")] = Path("themis-demo"),
+    as_json: JsonOption = False,
+) -> None:
+    """The whole loop on this machine: a real Triton behind a real Envoy, a surge, and Themis beside them."""
+    from themis_triton.commands.demo_command import demo_command  # noqa: PLC0415 - a command loads only what it needs
+    from themis_triton.demo.run import DemoOptions  # noqa: PLC0415
+    from themis_triton.load.traces import TraceOptions  # noqa: PLC0415
+
+    options = TraceOptions(source=trace, from_s=from_s, to_s=to_s, scale=scale, duration_s=duration)
+    demo_command(DemoOptions(out, options, policy, pipeline, seed, as_json))
+
+
+@app.command()
+def load(
+    config: Annotated[Path | None, typer.Option("-c", "--config", help="Settings file: its pipelines and Envoy's address.")] = None,
+    address: Annotated[str | None, typer.Option(help="host:port of a KServe-v2 gRPC service.")] = None,
+    pipeline: Annotated[
+        list[str] | None, typer.Option(help="NAME of the settings, or NAME=MODEL,MODEL. Repeatable; by default the settings' first.")
+    ] = None,
+    slo_ms: Annotated[float | None, typer.Option(help="Objective to judge by; by default the settings'.")] = None,
+    trace: Annotated[str, typer.Option(help="surge, diurnal, flash, steady, twitter-paper, or a file.")] = "surge",
+    rate: Annotated[float | None, typer.Option(help="A constant rate in requests/s instead of a trace.")] = None,
+    duration: Annotated[int | None, typer.Option(help="Seconds.")] = None,
+    from_s: Annotated[int, typer.Option("--from", help="First second of the trace.")] = 0,
+    to_s: Annotated[int | None, typer.Option("--to", help="Second at which the trace ends.")] = None,
+    scale: Annotated[float, typer.Option(help="Multiplies the trace's rates.")] = 1.0,
+    shape: Annotated[list[str] | None, typer.Option(help="MODEL.INPUT=N,N: free dimensions of an input. Repeatable.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the arrivals.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="A .npz file for every request's row.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Open-loop gRPC load; latency counts from the intended send time."""
+    from themis_triton.commands.load_command import load_command  # noqa: PLC0415 - a command loads only what it needs
+    from themis_triton.commands.load_options import LoadFlags, options_from  # noqa: PLC0415
+    from themis_triton.load.traces import TraceOptions  # noqa: PLC0415
+
+    wanted = TraceOptions(source=trace, rate_rps=rate, from_s=from_s, to_s=to_s, scale=scale, duration_s=duration)
+    flags = LoadFlags(config, address, tuple(pipeline or ()), slo_ms, wanted, tuple(shape or ()), seed, out)
+    report = load_command(options_from(flags), as_json=as_json)
+    if any(summary.failed for summary in report.summaries):
+        raise typer.Exit(1)
+
+
+@app.command()
+def validate(
+    file: Annotated[Path, typer.Argument(help="The settings file.")],
+    live: Annotated[bool, typer.Option("--live", help="Also ask the servers, Envoy and devices that it names.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a settings file; all its mistakes at once."""
+    from themis_triton.commands.settings_commands import validate_command  # noqa: PLC0415 - a command loads only what it needs
+
+    raise typer.Exit(validate_command(file, live, as_json))
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("themis.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite.")] = False,
+) -> None:
+    """Write a commented settings file."""
+    from themis_triton.commands.settings_commands import init_command  # noqa: PLC0415 - a command loads only what it needs
+
+    raise typer.Exit(init_command(file, force))
+
+
+@app.command()
+def status(config: ConfigOption, as_json: JsonOption = False) -> None:
+    """What the running sidecar sees, does and has just decided."""
+    from themis_triton.commands.status_command import status_command  # noqa: PLC0415 - a command loads only what it needs
+
+    status_command(config, as_json=as_json)
+
+
+@app.command()
+def down(config: ConfigOption) -> None:
+    """End the servers that Themis launched and the Envoy that it started. Adopted servers are left alone; stop the sidecar first."""
+    from themis_triton.commands.run_command import down_command  # noqa: PLC0415 - a command loads only what it needs
+
+    down_command(config)
+
+
+@app.command(name="read-text")
+def read_text(
+    image: Annotated[Path, typer.Argument(help="An image file.")],
+    address: Annotated[str, typer.Option(help="host:port of Envoy's (or Triton's) gRPC service.")] = "127.0.0.1:9001",
+    as_json: JsonOption = False,
+) -> None:
+    """Read the text off an image with the OCR pipeline: detect, classify, recognise."""
+    from themis_triton.commands.ocr_command import read_text_command  # noqa: PLC0415 - a command loads only what it needs
+
+    asyncio.run(read_text_command(image, address, as_json=as_json))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(themis_triton.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Options that stand before a command."""
+
+
+def main() -> None:
+    """Entry point: errors of ours become one message on standard error and their exit code; Ctrl-C becomes 130."""
+    try:
+        app()
+    except ThemisError as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

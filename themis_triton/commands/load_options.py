@@ -1,0 +1,64 @@
+"""The flags of `themis load` as the load's options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from themis_triton.core.config import ThemisConfig
+from themis_triton.core.errors import SettingsError
+from themis_triton.load.options import LoadOptions, PipelineLoad
+from themis_triton.load.traces import TraceOptions
+from themis_triton.settings import load_settings
+
+DEFAULT_SLO_MS = 1000.0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFlags:
+    """What stood on the command line."""
+
+    config: Path | None
+    address: str | None
+    pipelines: tuple[str, ...]
+    slo_ms: float | None
+    trace: TraceOptions
+    shapes: tuple[str, ...]
+    seed: int
+    out: Path | None
+
+
+def options_from(flags: LoadFlags) -> LoadOptions:
+    """The load's options. SettingsError names the flag that is missing or wrong."""
+    config = load_settings(flags.config) if flags.config is not None else None
+    address = flags.address or (config.envoy.grpc_listen if config is not None else None)
+    if address is None:
+        raise SettingsError("--address: found nothing; give host:port, or settings with -c")
+    names = flags.pipelines or ((config.pipelines[0].name,) if config is not None else ())
+    if not names:
+        raise SettingsError("--pipeline: found nothing; give NAME=MODEL,MODEL, or settings with -c")
+    return LoadOptions(
+        address=address,
+        pipelines=tuple(_pipeline(name, flags, config) for name in names),
+        seed=flags.seed,
+        shapes=dict(_shape(text) for text in flags.shapes),
+        out=flags.out,
+    )
+
+
+def _pipeline(text: str, flags: LoadFlags, config: ThemisConfig | None) -> PipelineLoad:
+    name, equals, stages = text.partition("=")
+    if equals:
+        return PipelineLoad(name, tuple(stages.split(",")), flags.slo_ms or DEFAULT_SLO_MS, flags.trace)
+    known = {pipeline.name: pipeline for pipeline in (config.pipelines if config is not None else ())}
+    if name not in known:
+        allowed = ", ".join(known) or "none: give settings with -c"
+        raise SettingsError(f"--pipeline {text}: not a pipeline of the settings ({allowed}); give one of them, or NAME=MODEL,MODEL")
+    return PipelineLoad(name, known[name].stages, flags.slo_ms or known[name].slo_ms, flags.trace)
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    name, equals, sizes = text.partition("=")
+    if not equals or not all(size.isdigit() for size in sizes.split(",")):
+        raise SettingsError(f"--shape {text}: allowed is MODEL.INPUT=N,N with whole numbers")
+    return name, tuple(int(size) for size in sizes.split(","))

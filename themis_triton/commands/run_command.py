@@ -1,0 +1,45 @@
+"""`themis run` and `themis down`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import structlog
+from rich.console import Console
+
+from themis_triton.adapters.processes import stop_everything
+from themis_triton.daemon.lock import locked
+from themis_triton.daemon.service import run_daemon
+from themis_triton.settings import load_settings
+
+
+def run_command(path: Path) -> None:
+    """Run the sidecar until a signal; logs go to standard error, as JSON where that is no terminal."""
+    config = load_settings(path)
+    _configure_logging()
+    asyncio.run(run_daemon(config))
+
+
+def down_command(path: Path) -> None:
+    """End what Themis started for these settings. MissingPartError when its daemon still runs: it would start servers again."""
+    config = load_settings(path)
+    with locked(config.state_directory):
+        ended = stop_everything(config.state_directory)
+    Console().print(f"ended {len(ended)} processes" if ended else "nothing was running")
+
+
+def _configure_logging() -> None:
+    terminal = sys.stderr.isatty()
+    renderer: structlog.typing.Processor = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
+    tracebacks = [] if terminal else [structlog.processors.format_exc_info]
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            *tracebacks,
+            renderer,
+        ],
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+    )

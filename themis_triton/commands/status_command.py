@@ -1,0 +1,59 @@
+"""`themis status`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from themis_triton.core.errors import ServerError
+from themis_triton.settings import load_settings
+
+EVENTS_SHOWN = 8
+
+
+def status_command(path: Path, *, as_json: bool) -> None:
+    """Ask the running sidecar. ServerError when it does not answer."""
+    address = load_settings(path).status.address
+    try:
+        status: dict[str, Any] = httpx.get(f"http://{address}/status", timeout=5.0, trust_env=False).json()
+    except httpx.HTTPError as error:
+        raise ServerError(f"no sidecar answers at {address} ({error}); start it with `themis run -c {path}`") from error
+    console = Console()
+    if as_json:
+        console.file.write(json.dumps(status) + "\n")
+        return
+    show(status, console)
+
+
+def show(status: dict[str, Any], console: Console) -> None:
+    """The status for people: what it does and why, the servers, the last changes."""
+    console.print(f"[bold]{status['policy']}[/bold], {status['mode']}; {status['sentence']}", soft_wrap=True)
+    console.print(_pipelines(status))
+    console.print(_servers(status))
+    for source, why in status.get("stale", {}).items():
+        console.print(f"stale: {source}: {why}", style="yellow", soft_wrap=True)
+    for event in status["events"][-EVENTS_SHOWN:]:
+        console.print(f"{event['decision_id']}  {event['sentence']}", soft_wrap=True, highlight=False)
+
+
+def _pipelines(status: dict[str, Any]) -> Table:
+    table = Table("pipeline", "rate 1/s", "capacity 1/s", "p99 ms", "SLO ms", "servers now → wanted", title_justify="left")
+    for pipeline in status["pipelines"]:
+        estimate, evidence = pipeline["estimate"] or {}, pipeline["evidence"] or {}
+        servers = f"{evidence['servers_now']} → {evidence['servers_wanted']}" if evidence else "–"
+        cells = (estimate.get("recent_rps"), evidence.get("capacity_rps"), estimate.get("p99_ms"), pipeline["slo_ms"])
+        table.add_row(pipeline["name"], *(f"{cell:.0f}" if cell is not None else "–" for cell in cells), servers)
+    return table
+
+
+def _servers(status: dict[str, Any]) -> Table:
+    table = Table("server", "phase", "device", "instances", "by whom")
+    for server in status["servers"]:
+        held = ", ".join(f"{model} {state['instances']}" for model, state in sorted(server["models"].items()))
+        table.add_row(server["name"], server["phase"], server["device"], held, "launched" if server["launched"] else "adopted")
+    return table

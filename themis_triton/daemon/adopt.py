@@ -1,0 +1,87 @@
+"""At start: take over what is there. Servers of the settings, servers that an earlier daemon launched, and those that nobody wrote down."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import structlog
+
+from themis_triton.adapters.orphans import find_orphans
+from themis_triton.core.action import Action, ActionKind, Plan
+from themis_triton.core.config import AdoptedServer
+from themis_triton.core.errors import ServerError
+from themis_triton.core.fleet import Phase, Server
+from themis_triton.daemon.wiring import Parts
+
+log = structlog.get_logger()
+ADOPTION = "adoption"
+LEAVING = frozenset({Phase.DRAINING, Phase.STOPPING})
+
+
+async def adopt(parts: Parts) -> None:
+    """Fill the fleet with what runs, write the routes, and take up what was left half done. Nothing that serves is disturbed."""
+    for configured in parts.config.servers:
+        parts.world.executor.fleet.put(await _adopted(configured, parts))
+    unfinished = await _launched(parts)
+    await parts.world.executor.write_routes()
+    parts.world.executor.submit(Plan(ADOPTION, tuple(unfinished)))
+
+
+async def _adopted(configured: AdoptedServer, parts: Parts) -> Server:
+    server = Server(
+        name=configured.name,
+        device=configured.device,
+        grpc_address=configured.grpc_address,
+        http_address=configured.http_address,
+        metrics_address=configured.metrics_address,
+        phase=Phase.SERVING,
+        launched=False,
+        model_control_key=configured.model_control_key,
+    )
+    try:
+        models = await parts.control.read_models(server, tuple(parts.config.models))
+    except ServerError as error:
+        log.warning("server_unreachable", server=server.name, address=server.grpc_address, error=str(error))
+        return replace(server, phase=Phase.UNREACHABLE)
+    log.info("server_adopted", server=server.name, models={name: state.instances for name, state in models.items()})
+    return replace(server, models=models)
+
+
+async def _launched(parts: Parts) -> list[Action]:
+    """Servers of the journal that still run, and orphans; returns what must go on with those that were on their way in or out."""
+    if parts.launcher is None:
+        return []
+    remembered = {server.name: server for server in parts.journal.load_servers()}
+    orphans = {server.name: server for server in await asyncio.to_thread(find_orphans, parts.config.state_directory)}
+    slots = {slot.name for slot in parts.config.launch.slots} if parts.config.launch is not None else set()
+    unfinished = []
+    for name, server in sorted((orphans | remembered).items()):
+        if not await parts.launcher.is_alive(server):
+            log.warning("server_gone", server=name)
+            await parts.launcher.stop(server)
+            parts.journal.forget_server(name)
+            continue
+        action = await _readopted(server, parts)
+        if action is None and server.slot not in slots:
+            log.warning("slot_unknown", server=name, slot=server.slot, remedy="it serves on; retire it by hand or name its slot again")
+        unfinished.extend([action] if action is not None else [])
+    return unfinished
+
+
+async def _readopted(server: Server, parts: Parts) -> Action | None:
+    fleet = parts.world.executor.fleet
+    if server.phase in LEAVING:
+        fleet.put(replace(server, phase=Phase.DRAINING))
+        return Action(f"{ADOPTION}/{server.name}", ActionKind.RETIRE, ADOPTION, server.name)
+    if server.phase is Phase.SERVING:
+        try:
+            found = await parts.control.read_models(server, tuple(server.models))
+        except ServerError as error:
+            log.warning("server_silent", server=server.name, error=str(error))
+            found = server.models
+        fleet.put(replace(server, models=found))
+        log.info("server_readopted", server=server.name, models={name: state.instances for name, state in found.items()})
+        return None
+    fleet.put(replace(server, phase=Phase.LAUNCHING))
+    return Action(f"{ADOPTION}/{server.name}", ActionKind.LAUNCH, ADOPTION, server.name, slot=server.slot, models=server.models)

@@ -1,0 +1,41 @@
+"""The status API: JSON, Prometheus text and liveness over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from themis_triton.adapters.exporter import Exporter
+from themis_triton.core.errors import MissingPartError
+from themis_triton.daemon.status import StatusBoard
+
+PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@asynccontextmanager
+async def serving(address: str, board: StatusBoard, exporter: Exporter) -> AsyncIterator[None]:
+    """Answer `/status`, `/metrics` and `/healthz` at `host:port`. Raises MissingPartError when the address is taken."""
+
+    async def status(_: web.Request) -> web.Response:
+        return web.json_response(board.as_plain())
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=exporter.text(), headers={"Content-Type": PROMETHEUS_TEXT})
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    app = web.Application()
+    app.add_routes([web.get("/status", status), web.get("/metrics", metrics), web.get("/healthz", healthz)])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    host, _, port = address.rpartition(":")
+    try:
+        await web.TCPSite(runner, host.strip("[]"), int(port)).start()
+        yield
+    except OSError as error:
+        raise MissingPartError(f"status.address: {address} cannot be listened on ({error.strerror}); choose a free one") from error
+    finally:
+        await runner.cleanup()

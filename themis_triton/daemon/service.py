@@ -1,0 +1,101 @@
+"""The daemon's life: lock, adoption, Envoy, the scheduled tick, the status API, and a stop that leaves the data plane running."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from dataclasses import dataclass, field
+
+import structlog
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+
+from themis_triton.adapters.exporter import Exporter
+from themis_triton.core.config import ThemisConfig
+from themis_triton.core.decision import Reason
+from themis_triton.core.errors import ThemisError
+from themis_triton.core.record import TickRecord, sentence
+from themis_triton.daemon.adopt import adopt
+from themis_triton.daemon.api import serving
+from themis_triton.daemon.lock import locked
+from themis_triton.daemon.status import StatusBoard
+from themis_triton.daemon.wiring import Parts, wired
+from themis_triton.decide.rules import Rules, build_rules
+from themis_triton.solver.solve import warm
+from themis_triton.tick import EngineState, tick
+
+log = structlog.get_logger()
+ENVOY_CHECK_EVERY_S = 2.0
+QUIET_LOG_EVERY_TICKS = 60
+
+
+async def run_daemon(config: ThemisConfig) -> None:
+    """Run until SIGTERM or SIGINT. Servers and Envoy go on serving afterwards; `themis down` ends them."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    with locked(config.state_directory):
+        warming = asyncio.create_task(asyncio.to_thread(warm))
+        async with wired(config) as parts:
+            await adopt(parts)
+            await parts.envoy.ensure()
+            await warming
+            board = StatusBoard(config, parts.clock.now_s())
+            exporter = Exporter()
+            async with serving(config.status.address, board, exporter):
+                log.info("started", mode=config.mode.value, policy=config.policy.name.value, status=config.status.address)
+                await _scheduled(_Loop(parts, build_rules(config), board, exporter), stop)
+    log.info("stopped", servers="left serving")
+
+
+async def _scheduled(loop: _Loop, stop: asyncio.Event) -> None:
+    scheduler = AsyncIOScheduler()
+    options = {"max_instances": 1, "coalesce": True, "misfire_grace_time": None}
+    scheduler.add_job(loop.tick, "interval", seconds=loop.parts.config.policy.tick_s, **options)
+    scheduler.add_job(loop.check_envoy, "interval", seconds=ENVOY_CHECK_EVERY_S, **options)
+    scheduler.start()
+    try:
+        await stop.wait()
+    finally:
+        scheduler.shutdown(wait=False)
+
+
+@dataclass(slots=True)
+class _Loop:
+    """What the scheduler calls. An unexpected error is logged and counted; the next tick starts afresh from the last good state."""
+
+    parts: Parts
+    rules: Rules
+    board: StatusBoard
+    exporter: Exporter
+    state: EngineState = field(default_factory=EngineState)
+    last_reason: Reason | None = None
+
+    async def tick(self) -> None:
+        """One tick, measured and told."""
+        started_s = asyncio.get_running_loop().time()
+        try:
+            self.state, record = await tick(self.state, self.parts.world, self.rules)
+        except Exception:
+            self.board.tick_errors += 1
+            self.exporter.tick_failed()
+            log.exception("tick_failed")
+            return
+        duration_s = asyncio.get_running_loop().time() - started_s
+        self.board.take(record, 1000.0 * duration_s)
+        self.exporter.take(record, duration_s)
+        self._tell(record)
+
+    async def check_envoy(self) -> None:
+        """Start the managed Envoy again when it is gone; say so when someone else's is."""
+        try:
+            await self.parts.envoy.ensure()
+        except ThemisError as error:
+            log.error("envoy_missing", error=str(error))  # noqa: TRY400 - the message is whole, a traceback adds nothing
+
+    def _tell(self, record: TickRecord) -> None:
+        """A line when something changes, and now and then when nothing does."""
+        changed = record.plan.actions or record.outcomes or record.decision.reason is not self.last_reason
+        if changed or record.number % QUIET_LOG_EVERY_TICKS == 0:
+            log.info("tick", decision=record.decision.id, reason=record.decision.reason.value, says=sentence(record))
+        self.last_reason = record.decision.reason

@@ -1,0 +1,110 @@
+"""Guards in sequence: each takes a target and gives back a target, with what it clamped and why."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from themis_triton.core.config import ThemisConfig
+from themis_triton.core.decision import Clamp, ClampKind, Target
+from themis_triton.core.fleet import ModelState, Server
+from themis_triton.core.observation import Snapshot
+
+Guarded = tuple[Target, tuple[Clamp, ...]]
+
+
+def guard(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:
+    """Apply every guard in order; returns the target that may be planned and all clamps."""
+    clamps: list[Clamp] = []
+    for step in (within_bounds, within_memory, not_in_backoff):
+        target, found = step(target, snapshot, config)
+        clamps.extend(found)
+    return target, tuple(clamps)
+
+
+def within_bounds(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:
+    """Counts and batches stay inside each model's bounds, whatever a policy says."""
+    clamps: list[Clamp] = []
+
+    def bounded(models: dict[str, ModelState], where: str) -> dict[str, ModelState]:
+        kept = {}
+        for name, state in models.items():
+            bounds = config.models[name]
+            instances = min(max(state.instances, bounds.min_instances), bounds.max_instances)
+            if instances != state.instances:
+                clamps.append(
+                    Clamp(ClampKind.BOUNDS, f"{name} on {where}: {state.instances} instances are outside its bounds, {instances} kept")
+                )
+            kept[name] = replace(state, instances=instances)
+        return kept
+
+    servers = {name: bounded(models, name) for name, models in target.servers.items()}
+    launch = {slot: bounded(models, slot) for slot, models in target.launch.items()}
+    return replace(target, servers=servers, launch=launch), tuple(clamps)
+
+
+def within_memory(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:
+    """Never ask for more memory than NVML shows free less the margin; growth that does not fit is not asked for."""
+    free = {
+        reading.device: reading.memory_free_bytes - config.policy.memory_margin_fraction * (reading.memory_total_bytes or 0)
+        for reading in snapshot.devices
+        if reading.memory_free_bytes is not None
+    }
+    clamps: list[Clamp] = []
+    servers = dict(target.servers)
+    for server in snapshot.servers:
+        wanted = target.servers.get(server.name)
+        if wanted is None or server.device not in free:
+            continue
+        extra = _extra_bytes(server, wanted, config)
+        if extra > max(0.0, free[server.device]) and extra > 0:
+            servers[server.name] = {name: _not_above(state, server.models.get(name)) for name, state in wanted.items()}
+            clamps.append(Clamp(ClampKind.MEMORY, f"{server.name} cannot grow: {extra / 2**20:.0f} MiB are not free on {server.device}"))
+        else:
+            free[server.device] -= extra
+    launch, found = _launches_that_fit(target, free, config)
+    return replace(target, servers=servers, launch=launch), (*clamps, *found)
+
+
+def not_in_backoff(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:
+    """Say which wanted changes wait for a lever in back-off; the plan leaves such levers alone."""
+    clamps = []
+    for lever, until_s in sorted(snapshot.held.items()):
+        server, _, model = lever.partition("/")
+        if lever in target.launch or lever in target.retire or model in target.servers.get(server, {}):
+            clamps.append(Clamp(ClampKind.BACKOFF, f"{lever} failed and is left alone for {max(0.0, until_s - snapshot.at_s):.0f} s more"))
+    return target, tuple(clamps)
+
+
+def _extra_bytes(server: Server, wanted: dict[str, ModelState], config: ThemisConfig) -> float:
+    """Memory of the instances to be added; a reload holds old and new ones at once."""
+    total = 0.0
+    for name, state in wanted.items():
+        now = server.models.get(name)
+        if now is None:
+            continue
+        added = state.instances if state.max_batch != now.max_batch else max(0, state.instances - now.instances)
+        total += added * config.models[name].profile.instance_memory_bytes
+    return total
+
+
+def _not_above(state: ModelState, now: ModelState | None) -> ModelState:
+    return state if now is None else replace(now, instances=min(state.instances, now.instances))
+
+
+def _launches_that_fit(
+    target: Target, free: dict[str, float], config: ThemisConfig
+) -> tuple[dict[str, dict[str, ModelState]], tuple[Clamp, ...]]:
+    slots = {slot.name: slot for slot in config.launch.slots} if config.launch is not None else {}
+    kept: dict[str, dict[str, ModelState]] = {}
+    clamps: list[Clamp] = []
+    for name, models in target.launch.items():
+        slot = slots[name]
+        wanted = sum(state.instances * config.models[model].profile.instance_memory_bytes for model, state in models.items())
+        limits = [limit for limit in (slot.memory_bytes, free.get(slot.device)) if limit is not None]
+        if limits and wanted > min(limits):
+            clamps.append(Clamp(ClampKind.MEMORY, f"no server on {name}: {wanted / 2**20:.0f} MiB are not free on {slot.device}"))
+            continue
+        kept[name] = models
+        if slot.device in free:
+            free[slot.device] -= wanted
+    return kept, tuple(clamps)

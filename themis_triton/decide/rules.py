@@ -1,0 +1,65 @@
+"""What stays the same from tick to tick: the configuration, and each pipeline's problem ready for the solver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from themis_triton.core.config import ModelConfig, PipelineConfig, ThemisConfig
+from themis_triton.solver.problem import ChainProblem, StageProblem
+from themis_triton.solver.surface import surface_from_table
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Built once; the problems keep their `stages` tuples alive because the solver caches packed arrays by them."""
+
+    config: ThemisConfig
+    problems: dict[str, ChainProblem]
+
+    @property
+    def max_servers(self) -> int:
+        """Servers that can exist: the adopted ones and one a slot."""
+        launch = self.config.launch
+        return max(1, len(self.config.servers) + (len(launch.slots) if launch is not None else 0))
+
+    def init_s(self, pipeline: PipelineConfig) -> float:
+        """Longest initialisation of an instance of the chain."""
+        return max(self.config.models[stage].profile.instance_init_s for stage in pipeline.stages)
+
+    def launch_s(self, pipeline: PipelineConfig) -> float:
+        """Longest launch of a server that holds the chain."""
+        return max(self.config.models[stage].profile.server_launch_s for stage in pipeline.stages)
+
+
+def build_rules(config: ThemisConfig) -> Rules:
+    """The rules of a configuration. Plans aim at the SLO less its margin, at demand and headroom that each tick fills in."""
+    bare = Rules(config, {})
+    most_busy = sum(model.max_instances for model in config.models.values())
+    stages = {name: _stage(model, config, most_busy) for name, model in config.models.items()}
+    problems = {
+        p.name: ChainProblem(
+            stages=tuple(stages[stage] for stage in p.stages),
+            slo_ms=p.slo_ms * (1.0 - config.policy.slo_margin_fraction),
+            demand_rps=0.0,
+            percentile=p.percentile,
+            queueing=config.policy.queueing,
+            max_servers=bare.max_servers,
+            headroom_sigmas=config.policy.headroom_sigmas,
+        )
+        for p in config.pipelines
+    }
+    return Rules(config, problems)
+
+
+def _stage(model: ModelConfig, config: ThemisConfig, most_busy: int) -> StageProblem:
+    return StageProblem(
+        name=model.name,
+        surface=surface_from_table(model.profile.table, model.max_batch, most_busy),
+        min_instances=model.min_instances,
+        max_instances=model.max_instances,
+        max_batch=model.max_batch,
+        server_price=config.prices.server,
+        instance_price=config.prices.instance,
+        instance_memory_bytes=model.profile.instance_memory_bytes,
+        max_queue_delay_ms=model.max_queue_delay_us / 1000.0,
+    )

@@ -1,0 +1,207 @@
+"""`themis demo`: the whole loop on this machine, watched live, with a summary and a picture at its end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import signal
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+
+from themis_triton.core.config import PolicyName
+from themis_triton.core.fleet import Phase
+from themis_triton.demo.frame import DemoFrame, DemoServer, DemoSummary
+from themis_triton.demo.stage import DemoStage, staged
+from themis_triton.demo.view import LiveView, summary_table
+from themis_triton.load.options import LoadOptions, PipelineLoad
+from themis_triton.load.process import LoadProcess
+from themis_triton.load.results import LoadReport, SecondStats
+from themis_triton.load.traces import TraceOptions
+from themis_triton.report.pictures import draw_run
+from themis_triton.report.series import EventKind, RunEvent, RunSeries
+
+EVENTS_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """What to run and where its results go."""
+
+    directory: Path
+    trace: TraceOptions = field(default_factory=TraceOptions)
+    policy: PolicyName = PolicyName.THEMIS
+    pipeline: str = "video"
+    seed: int = 0
+    as_json: bool = False
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What was seen second by second, and totals so far."""
+
+    statuses: list[dict[str, Any]] = field(default_factory=list)
+    events: dict[str, dict[str, Any]] = field(default_factory=dict)
+    requests: int = 0
+    failed: int = 0
+    violations: int = 0
+
+    def take(self, second: SecondStats, status: dict[str, Any]) -> None:
+        self.statuses.append(status)
+        self.requests += second.sent
+        self.failed += second.failed
+        self.violations += second.violations
+        for event in status["events"]:
+            self.events[event["decision_id"] + event["sentence"]] = event
+
+
+def run_demo(options: DemoOptions) -> DemoSummary:
+    """Run it; Ctrl-C or SIGTERM ends it early with everything stopped (KeyboardInterrupt)."""
+    return asyncio.run(_interruptible(options))
+
+
+async def _interruptible(options: DemoOptions) -> DemoSummary:
+    loop = asyncio.get_running_loop()
+    task = asyncio.create_task(_run(options))
+    interrupted = asyncio.Event()
+
+    def interrupt() -> None:
+        if not interrupted.is_set():
+            interrupted.set()
+            task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupt)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
+async def _run(options: DemoOptions) -> DemoSummary:
+    console = Console(stderr=options.as_json)
+    directory = options.directory.resolve()
+    await asyncio.to_thread(_emptied, directory)
+    console.print(f"Starting Triton, Envoy and Themis ({options.policy.value}); files and logs in {directory}")
+    async with staged(directory, options.pipeline, options.policy) as stage:
+        seen, before, report = await _loaded(stage, options, console, directory)
+    summary = _summary(options, stage, seen, before, report)
+    series = _series(options, seen, report)
+    title = f"Themis demo: {options.pipeline}, policy {options.policy.value}"
+    picture = directory / "run.png"
+    await asyncio.to_thread(draw_run, series, stage.pipeline.slo_ms, title, picture)
+    (directory / "summary.json").write_text(summary.json_line() + "\n")
+    (directory / "series.json").write_text(json.dumps(asdict(series), default=str) + "\n")
+    console.print(summary_table(summary))
+    console.print(f"Picture: {picture}")
+    return summary
+
+
+def _emptied(directory: Path) -> None:
+    """The demo's own folder, without what an earlier run left; a folder that holds anything else is not touched."""
+    for name in ("state", "adopted"):
+        shutil.rmtree(directory / name, ignore_errors=True)
+    directory.mkdir(parents=True, exist_ok=True)
+
+
+async def _loaded(stage: DemoStage, options: DemoOptions, console: Console, directory: Path) -> tuple[_Seen, dict[str, Any], LoadReport]:
+    """Send the load and watch; returns what was seen, the account before the first request, and the load's report."""
+    load = PipelineLoad(stage.pipeline.name, stage.pipeline.stages, stage.pipeline.slo_ms, options.trace)
+    seen = _Seen()
+    sending = LoadOptions(stage.grpc_address, (load,), options.seed, out=directory / "requests.npz")
+    async with httpx.AsyncClient(trust_env=False, timeout=2.0) as client, LoadProcess(sending) as process:
+        before = (await client.get(stage.status_url)).json()
+        with LiveView(console) as view:
+            async for second in process.seconds():
+                status = (await client.get(stage.status_url)).json()
+                seen.take(second, status)
+                view.update(_frame(second, status, seen, process.duration_s, stage))
+        return seen, before["account"], process.report
+
+
+def _frame(second: SecondStats, status: dict[str, Any], seen: _Seen, duration_s: int, stage: DemoStage) -> DemoFrame:
+    servers = tuple(
+        DemoServer(s["name"], Phase(s["phase"]), {model: state["instances"] for model, state in s["models"].items()})
+        for s in status["servers"]
+    )
+    events = sorted(seen.events.values(), key=lambda event: event["at_s"])[-EVENTS_SHOWN:]
+    good = seen.requests - seen.violations - seen.failed
+    return DemoFrame(
+        at_s=second.at_s,
+        duration_s=duration_s,
+        rate_rps=second.sent,
+        capacity_rps=_capacity(status),
+        p50_ms=second.p50_ms,
+        p99_ms=second.p99_ms,
+        slo_ms=stage.pipeline.slo_ms,
+        servers=servers,
+        instances=sum(sum(server.instances.values()) for server in servers),
+        mode=status["stage"],
+        last_decision=status["sentence"],
+        recent_events=tuple(f"{event['sentence']}" for event in events),
+        requests=seen.requests,
+        failed=seen.failed,
+        attainment=good / seen.requests if seen.requests else 1.0,
+    )
+
+
+def _capacity(status: dict[str, Any]) -> float | None:
+    evidence = status["pipelines"][0]["evidence"]
+    return float(evidence["capacity_rps"]) if evidence is not None else None
+
+
+def _summary(options: DemoOptions, stage: DemoStage, seen: _Seen, before: dict[str, Any], report: LoadReport) -> DemoSummary:
+    load = report.summaries[0]
+    after = seen.statuses[-1]["account"]
+    actions = {kind: count - before["actions"].get(kind, 0) for kind, count in after["actions"].items()}
+    return DemoSummary(
+        policy=options.policy.value,
+        requests=load.requests,
+        failed=load.failed,
+        slo_ms=stage.pipeline.slo_ms,
+        slo_attainment=load.slo_attainment,
+        p50_ms=load.p50_ms,
+        p99_ms=load.p99_ms,
+        server_seconds=after["server_seconds"] - before["server_seconds"],
+        instance_seconds=after["instance_seconds"] - before["instance_seconds"],
+        max_servers=max(len(status["servers"]) for status in seen.statuses),
+        max_instances=max(_instances(status) for status in seen.statuses),
+        actions={kind: count for kind, count in actions.items() if count},
+    )
+
+
+def _instances(status: dict[str, Any]) -> int:
+    return sum(state["instances"] for server in status["servers"] for state in server["models"].values())
+
+
+def _series(options: DemoOptions, seen: _Seen, report: LoadReport) -> RunSeries:
+    """Rows by second; the load's own rows are the longest that all share."""
+    rows = report.series[0]
+    length = min(len(rows.sent), len(seen.statuses))
+    statuses = seen.statuses[:length]
+    start_s = statuses[0]["at_s"]
+    return RunSeries(
+        label=options.policy.value,
+        rate_rps=rows.sent[:length],
+        capacity_rps=[_capacity(status) for status in statuses],
+        p99_ms=rows.p99_ms[:length],
+        servers=[len(status["servers"]) for status in statuses],
+        instances=[_instances(status) for status in statuses],
+        failed=rows.failed[:length],
+        violations=rows.violations[:length],
+        events=tuple(_events(seen, start_s, length)),
+    )
+
+
+def _events(seen: _Seen, start_s: float, length: int) -> list[RunEvent]:
+    found = []
+    for event in seen.events.values():
+        at_s = event["at_s"] - start_s
+        for kind in event["kinds"]:
+            if 0 <= at_s < length:
+                found.append(RunEvent(at_s, EventKind(kind), event["sentence"]))
+    return found
