@@ -16,9 +16,9 @@ import tritonclient.grpc.aio as triton_aio
 import tritonclient.http as triton_http
 import tritonclient.http.aio as triton_http_aio
 from numpy.typing import NDArray
-from triton_process import free_ports
 from tritonclient.utils import InferenceServerException
 
+from tests.e2e.triton_process import free_ports
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.envoy_files import EnvoyFiles
 from themis_triton.adapters.envoy_process import EnvoyProcess

@@ -19,10 +19,10 @@ import pytest
 import tritonclient.grpc as triton
 from google.protobuf import json_format, text_format
 from numpy.typing import NDArray
-from triton_process import REPOSITORY, TritonProcess, running_triton
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
+from tests.e2e.triton_process import REPOSITORY, TritonProcess, running_triton
 from themis_triton.emulation.device import DeviceSeat, table_path
 from themis_triton.emulation.parameters import read_parameters
 

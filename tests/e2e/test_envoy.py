@@ -17,10 +17,10 @@ import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.grpc.aio as triton_aio
 import tritonclient.http as triton_http
-from conftest import REPOSITORY, Launch
-from envoy_setup import Gateway, endpoint, outcome, running_envoy, table_of, tensors, values
 from tritonclient.utils import InferenceServerException
 
+from tests.e2e.conftest import REPOSITORY, Launch
+from tests.e2e.envoy_setup import Gateway, endpoint, outcome, running_envoy, table_of, tensors, values
 from themis_triton.adapters.local_servers import LocalServers
 from themis_triton.core.config import LaunchConfig
 from themis_triton.core.fleet import ModelState, Server

@@ -14,10 +14,10 @@ import psutil
 import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
-from conftest import Launch
-from envoy_setup import Gateway, free_config, outcome, read, running_envoy, table_of, tensors, under_load, values, write
-from test_envoy import stream_answers
 
+from tests.e2e.conftest import Launch
+from tests.e2e.envoy_setup import Gateway, free_config, outcome, read, running_envoy, table_of, tensors, under_load, values, write
+from tests.e2e.test_envoy import stream_answers
 from themis_triton.adapters.envoy_files import EnvoyFiles
 from themis_triton.adapters.envoy_process import EnvoyProcess
 from themis_triton.core.errors import MissingPartError, ServerError

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import psutil
 import pytest
-from triton_process import TritonProcess, free_ports, running_triton
 
+from tests.e2e.triton_process import TritonProcess, free_ports, running_triton
 from themis_triton.core.errors import ServerError
 from themis_triton.ocr import pipeline
 from themis_triton.ocr.client import CLASSIFY, DETECT, RECOGNISE, read_text

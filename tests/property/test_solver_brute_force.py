@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from solver_problems import random_problem
 
+from tests.property.solver_problems import random_problem
 from themis_triton.solver import reference
 from themis_triton.solver.problem import ChainProblem, Placement
 from themis_triton.solver.solve import largest_demand, solve_joint, solve_vertical
@@ -32,7 +32,7 @@ def check_joint(problem: ChainProblem) -> bool:
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
-def test_ten_thousand_random_problems(chunk):
+def test_ten_thousand_random_problems(chunk: int) -> None:
     rng = np.random.default_rng(chunk)
     feasible = sum(check_joint(random_problem(rng)) for _ in range(PER_CHUNK))
     assert PER_CHUNK / 5 < feasible < PER_CHUNK * 4 / 5
@@ -40,7 +40,7 @@ def test_ten_thousand_random_problems(chunk):
 
 @settings(max_examples=300, deadline=None)
 @given(seed=st.integers(0, 2**63), slo_ms=st.floats(1, 1000), rate_rps=st.floats(0, 1e4))
-def test_any_slo_and_rate(seed, slo_ms, rate_rps):
+def test_any_slo_and_rate(seed: int, slo_ms: float, rate_rps: float) -> None:
     check_joint(replace(random_problem(np.random.default_rng(seed)), slo_ms=slo_ms, demand_rps=rate_rps))
 
 
@@ -51,7 +51,7 @@ def held_servers(rng: np.random.Generator, problem: ChainProblem) -> int | list[
 
 
 @pytest.mark.parametrize("chunk", range(3))
-def test_vertical_and_the_largest_demand_to_one_request_a_second(chunk):
+def test_vertical_and_the_largest_demand_to_one_request_a_second(chunk: int) -> None:
     rng = np.random.default_rng(1000 + chunk)
     infeasible = 0
     for _ in range(120):
@@ -74,7 +74,7 @@ def test_vertical_and_the_largest_demand_to_one_request_a_second(chunk):
     assert infeasible > 20
 
 
-def test_no_grid_of_latencies_finds_a_cheaper_plan():
+def test_no_grid_of_latencies_finds_a_cheaper_plan() -> None:
     """A DP over a latency grid rounds each stage up to a cell: the finer the grid the cheaper its plan, and never below ours."""
     rng = np.random.default_rng(7)
     compared = 0

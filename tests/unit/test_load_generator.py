@@ -5,8 +5,8 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from kserve_server import KServe
 
+from tests.unit.kserve_server import KServe
 from themis_triton.core.errors import ServerError, SettingsError
 from themis_triton.load.generator import run_load
 from themis_triton.load.options import LoadOptions, PipelineLoad, from_json, to_json

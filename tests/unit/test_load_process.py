@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from kserve_server import KServe
 
+from tests.unit.kserve_server import KServe
 from themis_triton.commands.load_command import json_line, load_command
 from themis_triton.core.errors import ServerError, SettingsError
 from themis_triton.load.options import LoadOptions, PipelineLoad, to_json

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from themis_triton.solver.solve import evaluate, largest_demand, solve_joint, so
 from themis_triton.solver.surface import Surface, contention_surface, surface_from_table
 
 
-def video(rate_rps: float = 100.0, **changes) -> ChainProblem:
+def video(rate_rps: float = 100.0, **changes: Any) -> ChainProblem:
     stages = (
         StageProblem("detector", contention_surface(4, 8, 4, 20, 8, 16)),
         StageProblem("classifier", contention_surface(2, 4, 2, 10, 8, 16)),
@@ -23,7 +25,7 @@ def video(rate_rps: float = 100.0, **changes) -> ChainProblem:
     return replace(ChainProblem(stages, 300.0, rate_rps, headroom_sigmas=1.0), **changes)
 
 
-def lone(milliseconds: float, **changes) -> ChainProblem:
+def lone(milliseconds: float, **changes: Any) -> ChainProblem:
     stage = StageProblem("lone", Surface(np.array([[milliseconds]])), 1, 1, 1)
     return replace(ChainProblem((stage,), 100.0, 1.0, queueing=QueueingModel.CONSTANT), **changes)
 
@@ -31,7 +33,9 @@ def lone(milliseconds: float, **changes) -> ChainProblem:
 @pytest.mark.parametrize("placement", Placement)
 @pytest.mark.parametrize("queueing", QueueingModel)
 @pytest.mark.parametrize("throughput", ThroughputRule)
-def test_no_load_gives_the_bounds_minimum_as_a_whole_plan(placement, queueing, throughput):
+def test_no_load_gives_the_bounds_minimum_as_a_whole_plan(
+    placement: Placement, queueing: QueueingModel, throughput: ThroughputRule
+) -> None:
     stages = tuple(replace(stage, min_instances=2) for stage in video().stages)
     plan = solve_joint(video(0.0, stages=stages, placement=placement, queueing=queueing, throughput=throughput))
     assert plan.feasible
@@ -39,13 +43,13 @@ def test_no_load_gives_the_bounds_minimum_as_a_whole_plan(placement, queueing, t
     assert plan.binding is Binding.BOUNDS
 
 
-def test_no_load_with_a_fixed_batch_keeps_that_batch():
+def test_no_load_with_a_fixed_batch_keeps_that_batch() -> None:
     plan = solve_joint(video(0.0), batches=[[8], [4]])
     assert plan.feasible
     assert [s.batch for s in plan.stages] == [8, 4]
 
 
-def test_slo_equal_to_the_sum_of_latencies_is_feasible():
+def test_slo_equal_to_the_sum_of_latencies_is_feasible() -> None:
     stages = tuple(StageProblem(f"stage-{ms}", Surface(np.array([[ms]])), 1, 1, 1) for ms in (0.1, 0.2))
     problem = ChainProblem(stages, 0.1 + 0.2, 1.0, queueing=QueueingModel.CONSTANT)
     assert solve_joint(problem).feasible
@@ -53,13 +57,13 @@ def test_slo_equal_to_the_sum_of_latencies_is_feasible():
     assert solve_joint(replace(problem, slo_ms=0.2999)).binding is Binding.LATENCY
 
 
-def test_capacity_equal_to_the_demand_is_feasible():
+def test_capacity_equal_to_the_demand_is_feasible() -> None:
     assert solve_joint(lone(10.0, demand_rps=300.0, max_servers=3)).feasible
     assert solve_joint(lone(10.0, demand_rps=301.0, max_servers=3)).binding is Binding.DEVICES
 
 
 @pytest.mark.parametrize("placement", Placement)
-def test_equal_costs_go_to_the_lower_predicted_p99(placement):
+def test_equal_costs_go_to_the_lower_predicted_p99(placement: Placement) -> None:
     stage = StageProblem("tie", Surface(np.array([[30.0, 20.0], [35.0, 25.0]])), 1, 2, 2, server_price=5.0, instance_price=0.0)
     problem = ChainProblem(
         (stage, replace(stage, name="other")),
@@ -74,13 +78,13 @@ def test_equal_costs_go_to_the_lower_predicted_p99(placement):
     assert [(s.instances, s.batch) for s in plan.stages] == [(2, 1), (2, 1)]
 
 
-def test_a_single_stage_is_a_chain_of_one():
+def test_a_single_stage_is_a_chain_of_one() -> None:
     plan = solve_joint(lone(10.0, demand_rps=250.0))
     assert plan.feasible
     assert plan.stages[0].servers == 3
 
 
-def test_nothing_feasible_at_all_ends_and_says_why():
+def test_nothing_feasible_at_all_ends_and_says_why() -> None:
     vertical = solve_vertical(lone(500.0), 2)
     assert not vertical.feasible
     assert vertical.largest_demand_rps == 0.0
@@ -90,7 +94,7 @@ def test_nothing_feasible_at_all_ends_and_says_why():
     assert largest_demand(lone(500.0), 2) == -1
 
 
-def test_memory_binds():
+def test_memory_binds() -> None:
     stages = tuple(replace(stage, instance_memory_bytes=2**30) for stage in video().stages)
     tight = solve_joint(video(45.0, stages=stages, device_memory_bytes=2 * 2**30, max_servers=1))
     roomy = solve_joint(video(45.0, stages=stages, device_memory_bytes=16 * 2**30, max_servers=1))
@@ -100,7 +104,7 @@ def test_memory_binds():
     assert sum(s.instances for s in tight.stages) == 2
 
 
-def test_devices_bind_and_the_best_effort_stays_inside_them():
+def test_devices_bind_and_the_best_effort_stays_inside_them() -> None:
     plan = solve_joint(video(1000.0, max_servers=3))
     assert not plan.feasible
     assert plan.binding is Binding.DEVICES
@@ -108,29 +112,30 @@ def test_devices_bind_and_the_best_effort_stays_inside_them():
     assert plan.predicted_p99_ms <= 300.0
 
 
-def test_huge_demand_is_an_answer_not_an_error():
+def test_huge_demand_is_an_answer_not_an_error() -> None:
     for placement in Placement:
         plan = solve_joint(video(1e8, placement=placement))
         assert not plan.feasible
         assert len(plan.stages) == 2
 
 
-def test_servers_missing_carry_the_headroom_too():
+def test_servers_missing_carry_the_headroom_too() -> None:
     problem = video(150.0)
     vertical = solve_vertical(problem, 1)
     assert not vertical.feasible
+    assert vertical.servers_missing is not None
     assert solve_vertical(problem, 1 + vertical.servers_missing).feasible
     assert not solve_vertical(problem, vertical.servers_missing).feasible
 
 
-def test_more_load_predicts_more_wait_and_saturation_is_not_feasible():
+def test_more_load_predicts_more_wait_and_saturation_is_not_feasible() -> None:
     predicted = [evaluate(video(), 2, [2, 2], [4, 4], rate_rps=rate).predicted_p99_ms for rate in (5, 40, 80, 110, 120)]
     assert predicted == sorted(predicted)
     assert predicted[-1] > 2 * predicted[0]
     assert not evaluate(video(), 2, [2, 2], [4, 4], rate_rps=1000).feasible
 
 
-def test_evaluate_agrees_with_the_plan_that_it_came_from():
+def test_evaluate_agrees_with_the_plan_that_it_came_from() -> None:
     for placement in Placement:
         problem = video(90.0, placement=placement)
         plan = solve_joint(problem)
@@ -142,21 +147,21 @@ def test_evaluate_agrees_with_the_plan_that_it_came_from():
         assert judged.stages == plan.stages
 
 
-def test_evaluate_takes_counts_beyond_the_plans_bounds():
+def test_evaluate_takes_counts_beyond_the_plans_bounds() -> None:
     assert evaluate(video(), 1, [20, 9], [16, 8]).capacity_rps > 0
 
 
-def test_instances_never_shrink_below_what_is_asked():
+def test_instances_never_shrink_below_what_is_asked() -> None:
     plan = solve_vertical(video(5.0), 2, instances_at_least=[3, 2]).plan
     assert [s.instances for s in plan.stages] == [3, 2]
 
 
-def test_batches_can_be_held_to_what_runs():
+def test_batches_can_be_held_to_what_runs() -> None:
     plan = solve_joint(video(60.0), batches=[[8], None])
     assert plan.stages[0].batch == 8
 
 
-def test_runner_up_is_dearer_or_no_faster_and_says_so():
+def test_runner_up_is_dearer_or_no_faster_and_says_so() -> None:
     plan = solve_joint(video(60.0))
     assert plan.runner_up is not None
     assert plan.runner_up.servers != plan.servers
@@ -164,13 +169,13 @@ def test_runner_up_is_dearer_or_no_faster_and_says_so():
     assert "more" in plan.runner_up.sentence(plan.cost)
 
 
-def test_a_demand_ratio_scales_the_stage():
+def test_a_demand_ratio_scales_the_stage() -> None:
     stages = (video().stages[0], replace(video().stages[1], demand_ratio=3.0))
     judged = evaluate(video(10.0, stages=stages), 2, [2, 2], [8, 8])
     assert judged.capacity_rps == pytest.approx(min(judged.stages[0].capacity_rps, judged.stages[1].capacity_rps / 3))
 
 
-def test_table_is_interpolated_extended_and_repaired():
+def test_table_is_interpolated_extended_and_repaired() -> None:
     table = LatencyTable((1, 4), (1, 2), ((10.0, 14.0), (40.0, 13.0)))
     surface = surface_from_table(table, 5, 4)
     assert surface.latency_ms[1, 0] == 20.0
@@ -201,6 +206,6 @@ def test_table_is_interpolated_extended_and_repaired():
         (lambda: solve_joint(video(), servers=[1, 2]), "one number"),
     ],
 )
-def test_malformed_problems_are_named(make, named):
+def test_malformed_problems_are_named(make: Callable[[], object], named: str) -> None:
     with pytest.raises(SolverError, match=named):
         make()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from scipy.stats import gamma
 
 from themis_triton.core.config import QueueingModel
 from themis_triton.solver.problem import ChainProblem, Placement, StageProblem, ThroughputRule
@@ -12,9 +13,10 @@ from themis_triton.solver.queueing import erlang_quantile, gather_ms, gather_tab
 from themis_triton.solver.solve import solve_joint, solve_vertical
 from themis_triton.solver.surface import paper_surface
 
-DETECTOR = (39.90889958924582, 7.784141716703453, 1.8333345492230113, 0.4507066167132669)
-AUDIO = (67.8249419632761, 11.027503901723342, 24.070936392902027, 32.28070452315141)
-NLP = (
+Constants = tuple[float, float, float, float]
+DETECTOR: Constants = (39.90889958924582, 7.784141716703453, 1.8333345492230113, 0.4507066167132669)
+AUDIO: Constants = (67.8249419632761, 11.027503901723342, 24.070936392902027, 32.28070452315141)
+NLP: tuple[tuple[str, Constants, float], ...] = (
     ("language-identification", (10.198960632530234, -0.17485138293060007, 13.469590595875898, 6.288354904859383), 2.0),
     ("translation", (136.47672902324115, 31.94060271850336, -6.738180020281133, 3.1005961247644223), 2.0),
     ("sentiment-analysis", (14.087047607935133, 2.3380347321626926, -1.8101831317359833, 1.442639653204678), 1.0),
@@ -38,25 +40,26 @@ def nlp(rate_rps: float, queueing: QueueingModel = QueueingModel.EXPONENTIAL, sl
     )
 
 
-def by_hand(alpha: float, beta: float, gamma: float, zeta: float, b: int, c: int, m: float, m_b: float) -> int:
-    shifted = zeta + (alpha + beta + gamma + zeta) / 10
-    return math.ceil(m * (alpha * b / c + m_b * beta * b + gamma / c + math.ceil(shifted)))
+def by_hand(constants: Constants, b: int, c: int, m: float) -> int:
+    alpha, beta, gamma_, zeta = constants
+    shifted = zeta + (alpha + beta + gamma_ + zeta) / 10
+    return math.ceil(m * (alpha * b / c + m * beta * b + gamma_ / c + math.ceil(shifted)))
 
 
 @pytest.mark.parametrize(("constants", "m"), [(DETECTOR, 1.0), (AUDIO, 1.1), *((row[1], 1.0) for row in NLP)])
-def test_latency_is_the_papers_formula_in_whole_milliseconds(constants, m):
+def test_latency_is_the_papers_formula_in_whole_milliseconds(constants: Constants, m: float) -> None:
     surface = paper_surface(*constants, m=m, m_b=m)
     for b in range(1, 5):
         for c in range(1, 5):
-            assert surface.latency_ms[b - 1, c - 1] == by_hand(*constants, b, c, m, m)
+            assert surface.latency_ms[b - 1, c - 1] == by_hand(constants, b, c, m)
 
 
-def test_known_cells():
+def test_known_cells() -> None:
     assert paper_surface(*DETECTOR).latency_ms[0, 0] == 56
     assert paper_surface(*NLP[1][1]).latency_ms.tolist()[0] == [182, 117, 96, 85]
 
 
-def test_waits_are_whole_milliseconds_and_constant_is_not_read_as_seconds():
+def test_waits_are_whole_milliseconds_and_constant_is_not_read_as_seconds() -> None:
     units = {model: gather_table(model, 99.0, 4) for model in QueueingModel if model is not QueueingModel.TRITON}
     assert gather_ms(units[QueueingModel.CONSTANT][2], 50.0) == 40  # two gaps of 20 ms
     assert gather_ms(units[QueueingModel.EXPONENTIAL][2], 100.0) == math.ceil(2 * -math.log(0.01) * 10)
@@ -65,13 +68,11 @@ def test_waits_are_whole_milliseconds_and_constant_is_not_read_as_seconds():
 
 @pytest.mark.parametrize("shape", [1, 2, 3, 15, 63])
 @pytest.mark.parametrize("tail", [0.5, 0.05, 0.01, 0.001])
-def test_gamma_quantile_matches_scipy(shape, tail):
-    from scipy.stats import gamma
-
+def test_gamma_quantile_matches_scipy(shape: int, tail: float) -> None:
     assert erlang_quantile(shape, tail) == pytest.approx(gamma(a=shape).ppf(1 - tail), rel=1e-9)
 
 
-def test_horizontal_plan_at_one_core():
+def test_horizontal_plan_at_one_core() -> None:
     plan = solve_joint(nlp(100.0), instances=[1, 1, 1])
     assert [(s.servers, s.instances, s.batch) for s in plan.stages] == [(2, 1, 3), (22, 1, 1), (2, 1, 2)]
     assert plan.cost == 2 * 20 + 22 * 20 + 2 * 19
@@ -79,13 +80,13 @@ def test_horizontal_plan_at_one_core():
     assert plan.feasible
 
 
-def test_throughput_is_floored_per_replica_and_demand_rounded():
+def test_throughput_is_floored_per_replica_and_demand_rounded() -> None:
     plan = solve_joint(nlp(100.0), instances=[1, 1, 1])
     assert [s.capacity_rps for s in plan.stages] == [2 * 55.0, 22 * 5.0, 2 * 55.0]
     assert nlp(100.0).capacity_wanted(100.0) == 110.0
 
 
-def test_vertical_plan_and_what_is_missing():
+def test_vertical_plan_and_what_is_missing() -> None:
     vertical = solve_vertical(nlp(100.0), [2, 4, 1])
     assert not vertical.feasible
     assert vertical.largest_demand_rps == 49.0  # 49 + √49 = 56 = 4 replicas of 14/s with four cores and batches of four
@@ -95,7 +96,7 @@ def test_vertical_plan_and_what_is_missing():
     assert solve_vertical(nlp(100.0), grown).feasible
 
 
-def test_vertical_never_prefers_fewer_cores_a_replica_to_fewer_in_total():
+def test_vertical_never_prefers_fewer_cores_a_replica_to_fewer_in_total() -> None:
     """The price counts n·c: a core on the stage with many replicas is dear."""
     problem = nlp(30.0)
     plan = solve_vertical(problem, [6, 3, 1]).plan

@@ -21,11 +21,13 @@ def plain(value: object) -> Any:  # noqa: ANN401 - JSON has no narrower type
         return sorted(plain(item) for item in value)
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
+    return _scalar(value)
+
+
+def _scalar(value: object) -> object:
     if isinstance(value, Path):
         return str(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def server_from_plain(data: Mapping[str, Any]) -> Server:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+GROWTH_HALF_WINDOW_S = 2.0
+TREND_HALF_WINDOW_S = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class ModelEstimate:
@@ -30,7 +33,8 @@ class PipelineEstimate:
     """Demand of one pipeline at three time scales (requests/s), its growth, what waits beyond what should, and its p99.
 
     `recent_rps` covers the last fraction of a second to two seconds, `peak_rps` the largest second of a few,
-    `settled_rps` the slow loop's window, `growth_rps_per_s` the recent slope.
+    `settled_rps` the slow loop's window; `growth_rps_per_s` is the slope over the last seconds, `trend_rps_per_s` over some more,
+    from `trend_base_rps`, the mean rate of the newer half of those.
     """
 
     pipeline: str
@@ -41,6 +45,8 @@ class PipelineEstimate:
     backlog: float
     p99_ms: float | None
     dispersion: float = 1.0
+    trend_rps_per_s: float = 0.0
+    trend_base_rps: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,9 @@ import math
 from dataclasses import dataclass
 
 from themis_triton.core.config import PolicyConfig
-from themis_triton.core.estimate import PipelineEstimate
+from themis_triton.core.estimate import GROWTH_HALF_WINDOW_S, TREND_HALF_WINDOW_S, PipelineEstimate
 
-GROWTH_SIGMAS = 1.5
-GROWTH_HALF_WINDOW_S = 2.0
+NOISE_SIGMAS = 1.0
 DISPERSION_RANGE = (1.0, 3.0)
 
 
@@ -27,23 +26,25 @@ class Demand:
         return self.rate_rps + self.extra_rps
 
 
-def growth_beyond_noise(estimate: PipelineEstimate) -> float:
-    """Growth (requests/s per s) less what chance alone explains: the difference of two Poisson means over the half window."""
-    noise = math.sqrt(2.0 * max(estimate.settled_rps, estimate.recent_rps, 1.0) / GROWTH_HALF_WINDOW_S) / GROWTH_HALF_WINDOW_S
-    return max(0.0, estimate.growth_rps_per_s - GROWTH_SIGMAS * noise)
-
-
 def fast_demand(estimate: PipelineEstimate, policy: PolicyConfig, lever_s: float) -> Demand:
     """For the fast loop: the newest rate, its growth over the in-place lever's own time, and the backlog drained in `backlog_drain_s`."""
-    growth_rps = growth_beyond_noise(estimate) * (lever_s + policy.tick_s)
-    return Demand(estimate.recent_rps, growth_rps + estimate.backlog / policy.backlog_drain_s, _dispersion(estimate))
+    growth = beyond_noise(estimate.growth_rps_per_s, estimate.recent_rps, GROWTH_HALF_WINDOW_S)
+    extra_rps = growth * (lever_s + policy.tick_s) + estimate.backlog / policy.backlog_drain_s
+    return Demand(estimate.recent_rps, extra_rps, _dispersion(estimate))
 
 
 def slow_demand(estimate: PipelineEstimate, policy: PolicyConfig, lever_s: float) -> Demand:
-    """For the slow loop: the settled rate, or the newest one with its growth over a cold start, whichever is more."""
-    ahead_rps = estimate.recent_rps + growth_beyond_noise(estimate) * (lever_s + policy.tick_s)
-    rising = ahead_rps > estimate.recent_rps
-    return Demand(max(estimate.settled_rps, ahead_rps if rising else 0.0), 0.0, _dispersion(estimate))
+    """For the slow loop: the settled rate, or while a trend shows, the newer rate and the trend's growth over a cold start."""
+    trend = beyond_noise(estimate.trend_rps_per_s, estimate.trend_base_rps, TREND_HALF_WINDOW_S)
+    # The newer half's mean lies half a window in the past.
+    ahead_rps = estimate.trend_base_rps + trend * (lever_s + policy.tick_s + TREND_HALF_WINDOW_S / 2.0) if trend > 0 else 0.0
+    return Demand(max(estimate.settled_rps, ahead_rps), 0.0, _dispersion(estimate))
+
+
+def beyond_noise(slope: float, rate_rps: float, half_window_s: float) -> float:
+    """A slope (requests/s per s) less what chance explains: it is the difference of two means of a Poisson stream, a half window apart."""
+    noise = math.sqrt(2.0 * max(rate_rps, 1.0) / half_window_s) / half_window_s
+    return max(0.0, slope - NOISE_SIGMAS * noise)
 
 
 def survivor_demand(estimate: PipelineEstimate) -> Demand:

@@ -21,7 +21,7 @@ def guard(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:
     return target, tuple(clamps)
 
 
-def within_bounds(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:
+def within_bounds(target: Target, _: Snapshot, config: ThemisConfig) -> Guarded:
     """Counts and batches stay inside each model's bounds, whatever a policy says."""
     clamps: list[Clamp] = []
 
@@ -65,11 +65,11 @@ def within_memory(target: Target, snapshot: Snapshot, config: ThemisConfig) -> G
     return replace(target, servers=servers, launch=launch), (*clamps, *found)
 
 
-def not_in_backoff(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:
+def not_in_backoff(target: Target, snapshot: Snapshot, _: ThemisConfig) -> Guarded:
     """Say which wanted changes wait for a lever in back-off; the plan leaves such levers alone."""
     clamps = []
     for lever, until_s in sorted(snapshot.held.items()):
-        server, _, model = lever.partition("/")
+        server, model = (*lever.split("/", 1), "")[:2]
         if lever in target.launch or lever in target.retire or model in target.servers.get(server, {}):
             clamps.append(Clamp(ClampKind.BACKOFF, f"{lever} failed and is left alone for {max(0.0, until_s - snapshot.at_s):.0f} s more"))
     return target, tuple(clamps)

@@ -107,9 +107,9 @@ def _join(state: PolicyState, situation: Situation, rules: Rules) -> _Joined:
         memories[pipeline.name] = judged.memory
         proposals.append(proposal)
         for server in view.ready:
-            servers[server.name] |= _states(pipeline, proposal.instances, proposal.batch_caps, server)
+            servers[server.name] |= _states(pipeline, proposal, server)
         chosen = free[: proposal.launch]
-        launch |= {slot: _states(pipeline, proposal.launch_instances, _launch_caps(view), None) for slot in chosen}
+        launch |= {slot: _launched(view, proposal) for slot in chosen}
         clamps.extend(_out_of_slots(pipeline, proposal, len(chosen)))
         retire.extend(name for name in [proposal.retire] if name is not None and not _needed_elsewhere(name, pipeline, situation, rules))
     return _Joined(Target(servers, launch, tuple(retire)), tuple(proposals), tuple(clamps), replace(state, pipelines=memories))
@@ -123,19 +123,23 @@ def free_slots(situation: Situation, rules: Rules) -> tuple[str, ...]:
     return tuple(slot.name for slot in launch.slots if slot.name not in taken) if launch is not None else ()
 
 
-def _states(pipeline: PipelineConfig, instances: tuple[int, ...], caps: tuple[int, ...], server: Server | None) -> dict[str, ModelState]:
-    """States of the chain's models; the batcher's delay of a running model stays what it is."""
-    delays = {stage: server.models[stage].max_queue_delay_us if server is not None else 0 for stage in pipeline.stages}
-    caps_now = {stage: server.models[stage].max_batch if server is not None else 0 for stage in pipeline.stages}
-    return {
-        stage: ModelState(count, max(cap, caps_now[stage]), delays[stage])
-        for stage, count, cap in zip(pipeline.stages, instances, caps, strict=True)
-    }
+def _states(pipeline: PipelineConfig, proposal: Proposal, server: Server) -> dict[str, ModelState]:
+    """What a running server shall run; batch caps are never lowered, because that is a reload which wins nothing."""
+    states = {}
+    for stage, wanted, cap in zip(pipeline.stages, proposal.instances, proposal.batch_caps, strict=True):
+        now = server.models[stage]
+        instances = wanted if proposal.release else max(wanted, now.instances)
+        states[stage] = ModelState(instances, max(cap, now.max_batch), now.max_queue_delay_us)
+    return states
 
 
-def _launch_caps(view: PipelineView) -> tuple[int, ...]:
+def _launched(view: PipelineView, proposal: Proposal) -> dict[str, ModelState]:
     """A new server forms batches up to the settings' bound from the start: a cap costs nothing until requests wait."""
-    return tuple(stage.max_batch for stage in view.problem.stages)
+    delays = {stage: view.rules.config.models[stage].max_queue_delay_us for stage in view.pipeline.stages}
+    return {
+        stage.name: ModelState(count, stage.max_batch, delays[stage.name])
+        for stage, count in zip(view.problem.stages, proposal.launch_instances, strict=True)
+    }
 
 
 def _out_of_slots(pipeline: PipelineConfig, proposal: Proposal, chosen: int) -> list[Clamp]:

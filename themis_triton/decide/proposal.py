@@ -12,7 +12,10 @@ from themis_triton.decide.view import PipelineView
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """Counts and batch caps for every ready server; how many servers to launch with which counts; which one to retire."""
+    """Counts and batch caps for every ready server; how many servers to launch with which counts; which one to retire.
+
+    `release` False: a server that runs more instances keeps them for now.
+    """
 
     instances: tuple[int, ...]
     batch_caps: tuple[int, ...]
@@ -22,6 +25,7 @@ class Proposal:
     launch: int = 0
     launch_instances: tuple[int, ...] = ()
     retire: str | None = None
+    release: bool = True
     detail: str = ""
 
 

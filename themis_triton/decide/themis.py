@@ -1,6 +1,8 @@
-"""Themis: two loops at their own pace. The fast one moves instances in place, the slow one moves servers towards the cheapest joint plan."""
+"""Themis: two loops at their own pace. The fast one moves instances in place, the slow one servers towards the cheapest joint plan."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from themis_triton.core.decision import Reason, Stage
 from themis_triton.decide.demand import Demand, fast_demand, slow_demand, survivor_demand
@@ -17,7 +19,7 @@ def propose(memory: PipelineMemory, view: PipelineView) -> Judged:
     fast = fast_demand(view.estimate, policy, view.rules.init_s(view.pipeline))
     slow = slow_demand(view.estimate, policy, view.rules.launch_s(view.pipeline))
     vertical = view.vertical(fast, servers) if servers else None
-    instances, memory = _held_instances(memory, view, vertical)
+    instances, release, memory = _held_instances(memory, view, vertical, fast)
     joint = view.joint(slow)
     wanted = _servers_wanted(view, vertical, joint)
     launch = max(0, wanted - servers - len(view.coming))
@@ -39,23 +41,27 @@ def propose(memory: PipelineMemory, view: PipelineView) -> Judged:
             launch=launch,
             launch_instances=_launch_instances(view, fast, slow, max(1, wanted)),
             retire=retire,
+            release=release,
         ),
     )
 
 
-def _held_instances(memory: PipelineMemory, view: PipelineView, vertical: VerticalPlan | None) -> tuple[tuple[int, ...], PipelineMemory]:
-    """Grow at once, release late: the largest need of the last `vertical_hold_s`, and no release before so much history exists."""
+def _held_instances(
+    memory: PipelineMemory, view: PipelineView, vertical: VerticalPlan | None, fast: Demand
+) -> tuple[tuple[int, ...], bool, PipelineMemory]:
+    """Grow at once, release late: the largest need of the last `vertical_hold_s`; whether servers may give up more than that.
+
+    Nothing is released while demand grows or servers come: a shrink occupies the lever for seconds.
+    """
     if vertical is None:
-        return (), memory
+        return (), False, memory
     hold_s = view.rules.config.policy.vertical_hold_s
     need = Need(view.at_s, tuple(stage.instances for stage in vertical.plan.stages), len(view.ready))
     kept = tuple(n for n in memory.needs if n.at_s > view.at_s - hold_s and n.servers == need.servers)
-    memory = PipelineMemory((*kept, need), memory.fewer_since_s)
-    held = memory.held_instances(need.servers)
+    memory = replace(memory, needs=(*kept, need))
+    calm = fast.extra_rps <= 0.1 * fast.rate_rps and not view.coming
     settled = view.at_s - memory.needs[0].at_s >= hold_s - 2 * view.rules.config.policy.tick_s
-    if not settled:
-        held = tuple(max(a, b) for a, b in zip(held, view.instances_now, strict=True))
-    return held, memory
+    return memory.held_instances(need.servers), calm and settled, memory
 
 
 def _servers_wanted(view: PipelineView, vertical: VerticalPlan | None, joint: ChainPlan) -> int:
@@ -72,12 +78,12 @@ def _scale_in(memory: PipelineMemory, view: PipelineView, wanted: int) -> tuple[
     servers = len(view.ready)
     fewer = wanted < servers and not view.coming and view.vertical(survivor_demand(view.estimate), servers - 1).feasible
     if not fewer:
-        return PipelineMemory(memory.needs, None), None
+        return replace(memory, fewer_since_s=None), None
     since_s = view.at_s if memory.fewer_since_s is None else memory.fewer_since_s
     leaving = [server.name for server in view.ready if server.launched]
     if view.at_s - since_s < view.rules.config.policy.scale_in_hold_s or not leaving:
-        return PipelineMemory(memory.needs, since_s), None
-    return PipelineMemory(memory.needs, view.at_s), leaving[-1]
+        return replace(memory, fewer_since_s=since_s), None
+    return replace(memory, fewer_since_s=view.at_s), leaving[-1]
 
 
 def _survivors(view: PipelineView, fast: Demand, instances: tuple[int, ...]) -> tuple[int, ...]:

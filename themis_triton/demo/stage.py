@@ -25,7 +25,7 @@ from themis_triton.settings.shipped import shipped
 
 FIRST_SLOT = "cpu:0"
 SPARE_SLOTS = ("cpu:1", "cpu:2", "cpu:3")
-STATUS_TIMEOUT_S = 60.0
+STATUS_TIMEOUT_S = 240.0  # the first start on a machine compiles the solver
 POLL_S = 0.1
 STOP_TIMEOUT_S = 3.0
 

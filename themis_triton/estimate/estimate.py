@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from themis_triton.core.config import PipelineConfig, PolicyConfig, ThemisConfig
-from themis_triton.core.estimate import Estimate, ModelEstimate, PipelineEstimate
+from themis_triton.core.estimate import GROWTH_HALF_WINDOW_S, TREND_HALF_WINDOW_S, Estimate, ModelEstimate, PipelineEstimate
 from themis_triton.core.fleet import Phase
 from themis_triton.core.observation import LatencyHistogram, ModelCounters, RouteReading, ServerReading, Snapshot
 from themis_triton.estimate.latency import difference, percentile
@@ -15,7 +15,6 @@ from themis_triton.estimate.series import EMPTY, CounterSeries
 KEEP_S = 60.0
 LATENCY_WINDOW_S = 5.0
 COMPUTE_WINDOW_S = 5.0
-GROWTH_HALF_WINDOW_S = 2.0
 DISPERSION_WINDOW_S = 0.5
 DISPERSION_OVER_S = 15.0
 HOLDING = frozenset({Phase.SERVING, Phase.DRAINING, Phase.UNREACHABLE})
@@ -153,6 +152,8 @@ def _pipeline(pipeline: PipelineConfig, history: History, models: dict[str, Mode
         backlog=sum(models[stage].pending for stage in pipeline.stages),
         p99_ms=sum(known) if len(known) == len(p99s) else None,
         dispersion=arrivals.dispersion(DISPERSION_WINDOW_S, DISPERSION_OVER_S),
+        trend_rps_per_s=arrivals.growth(TREND_HALF_WINDOW_S),
+        trend_base_rps=arrivals.rate(TREND_HALF_WINDOW_S),
     )
 
 

@@ -76,7 +76,8 @@ def split_total(chain: Chain, times: FloatArray, total: int, counts: IntArray) -
         for s in range(stages - 1, -1, -1):
             counts[s] = take[s, left]
             left -= take[s, left]
-    return best[stages, total]
+    ms: float = best[stages, total]
+    return ms
 
 
 @kernel

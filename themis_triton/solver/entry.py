@@ -126,7 +126,7 @@ def _holds(chain: Chain, holding: int, servers: int, counts: IntArray, batches: 
         return bool(ms < np.inf)
     if holding == IN_TOTAL:
         return separate_fits(chain)
-    return fastest_separate(chain) <= chain.rate[SLO] + LATENCY_TOLERANCE_MS
+    return bool(fastest_separate(chain) <= chain.rate[SLO] + LATENCY_TOLERANCE_MS)
 
 
 @kernel
@@ -160,7 +160,7 @@ def largest_rate(
             continue
         set_rate(chain, float(high), float(high))
         if _holds(chain, holding, servers, counts, batches):
-            return high
+            return int(high)
         if low == high:
             continue
         middle = (low + high - 1) // 2

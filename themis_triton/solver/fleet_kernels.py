@@ -30,21 +30,34 @@ UNIFORM_TRIED = 4096  # vectors of equal counts that a search starts from; where
 
 
 @kernel
-def fleet_times(chain: Chain, counts: IntArray, batches: IntArray, times: FloatArray, capacity: FloatArray) -> None:
-    """Slowest server's ms and all servers' requests/s of each stage; `counts` and `batches` int64[n, S], count 0: not held."""
+def fleet_shares(chain: Chain, counts: IntArray, batches: IntArray, capacity: FloatArray) -> FloatArray:
+    """Share of the chain's rate that each server gets as each stage's requests: by capacity, as a least-request balancer does.
+
+    Writes all servers' requests/s of each stage; float64[n, S].
+    """
     servers, stages = counts.shape
-    capacities, shares = np.zeros((servers, stages)), np.zeros((servers, stages))
-    capacity[:], times[:] = 0.0, 0.0
+    shares = np.zeros((servers, stages))
+    capacity[:] = 0.0
     for i in range(servers):
         total = counts[i].sum() + chain.rule[ELSEWHERE]
         for s in range(stages):
             if counts[i, s] > 0:
                 full = counts[i, s] if chain.rule[CORES] else total
-                capacities[i, s] = server_capacity_rps(chain, s, counts[i, s], batches[i, s], full)
-                capacity[s] += capacities[i, s]
+                shares[i, s] = server_capacity_rps(chain, s, counts[i, s], batches[i, s], full)
+                capacity[s] += shares[i, s]
+    for s in range(stages):
+        if capacity[s] > 0.0:
+            shares[:, s] *= chain.floats[s, RATIO] / capacity[s]
+    return shares
+
+
+@kernel
+def fleet_times(chain: Chain, counts: IntArray, batches: IntArray, times: FloatArray, capacity: FloatArray) -> None:
+    """Slowest server's ms and all servers' requests/s of each stage; `counts` and `batches` int64[n, S], count 0: not held."""
+    servers, stages = counts.shape
+    shares = fleet_shares(chain, counts, batches, capacity)
+    times[:] = 0.0
     for i in range(servers):
-        for s in range(stages):
-            shares[i, s] = chain.floats[s, RATIO] * capacities[i, s] / capacity[s] if capacity[s] > 0.0 else 0.0
         total = counts[i].sum()
         if total == 0:
             continue
@@ -53,8 +66,7 @@ def fleet_times(chain: Chain, counts: IntArray, batches: IntArray, times: FloatA
             c = counts[i, s]
             if c > 0:
                 at = Busy(float(c), float(c), c) if chain.rule[CORES] else busy
-                holding = (counts[:, s] > 0).sum()
-                service, wait = stage_times(chain, s, at, holding, shares[i, s], c, batches[i, s])
+                service, wait = stage_times(chain, s, at, (counts[:, s] > 0).sum(), shares[i, s], c, batches[i, s])
                 times[s] = max(times[s], service + wait)
     for s in range(stages):
         if capacity[s] <= 0.0:
@@ -116,7 +128,7 @@ def _uniform(level: int, widest: IntArray, every: bool, lows: IntArray, highs: I
             wanted = 1 + rest % widest[s]
             rest //= widest[s]
         else:
-            wanted = max(1, int(math.ceil(widest[s] * (level + 1) / UNIFORM_TRIED)))  # noqa: RUF046 - Numba's ceil is a float
+            wanted = max(1, math.ceil(widest[s] * (level + 1) / UNIFORM_TRIED))
         for i in range(counts.shape[0]):
             counts[i, s] = min(max(wanted, lows[i, s]), highs[i, s])
 

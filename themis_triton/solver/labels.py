@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from themis_triton.solver.jit import kernel
-from themis_triton.solver.surface import BoolArray, FloatArray, IntArray
+from themis_triton.solver.surface import FloatArray, IntArray
 
 COST, LATENCY, USED, MEMORY, PRICED = 0, 1, 2, 3, 4
 COST_TOLERANCE = 1e-9

@@ -118,7 +118,7 @@ def path_to(problem: ChainProblem, now: Sequence[ServerHolding], plan: ChainPlan
     risk = sum(prices.risk[step.kind] for step in steps)
     missing = max(0.0, problem.demand_rps - _carried_now(problem, now)) if holds > 0 else 0.0
     lost = prices.lost_request * missing * min(holds, prices.horizon_s)
-    objective = plan.cost * prices.horizon_s + _overlap(problem, now, plan, steps) + risk + lost
+    objective = plan.cost * prices.horizon_s + _overlap(problem, now, steps) + risk + lost
     resting = max((_memory(problem, held.instances) for held in now), default=0)
     peak = max((step.peak_memory_bytes for step in steps), default=resting)
     return Path(plan, steps, holds, ends, max(peak, resting), objective)
@@ -248,7 +248,7 @@ def _carried_now(problem: ChainProblem, now: Sequence[ServerHolding]) -> float:
     return float(low)
 
 
-def _overlap(problem: ChainProblem, now: Sequence[ServerHolding], plan: ChainPlan, steps: Sequence[Step]) -> float:
+def _overlap(problem: ChainProblem, now: Sequence[ServerHolding], steps: Sequence[Step]) -> float:
     """Price of what runs beyond the plan until it has gone, and of what starts before it serves."""
     server = problem.stages[0].server_price
     price_of = {stage.name: stage.instance_price for stage in problem.stages}

@@ -12,7 +12,7 @@ import numpy as np
 
 from themis_triton.core.config import QueueingModel
 from themis_triton.solver.jit import kernel
-from themis_triton.solver.surface import FloatArray, IntArray
+from themis_triton.solver.surface import FloatArray
 
 TRITON, PAPER_FORM = 0, 1
 SLO, RATE_GROWING, RATE_FALLING, WANTED, TAIL, MEMORY_LIMIT, DISPERSION, SIGMAS, EXTRA = 0, 1, 2, 3, 4, 5, 6, 7, 8  # of Chain.rate
@@ -31,7 +31,7 @@ def stage_tail(percentile: float, stages: int) -> float:
     The chain's tail times `min(S^1.5, 1.7·S)`, which stays inside what the sum of S independent exponential waits allows, less a
     margin for what the waits leave out.
     """
-    return min(0.5, TAIL_MARGIN * (1 - percentile / 100) * min(stages**1.5, 1.7 * stages))
+    return min(0.5, TAIL_MARGIN * (1 - percentile / 100) * min(math.pow(stages, 1.5), 1.7 * stages))
 
 
 def queueing_code(model: QueueingModel) -> int:
@@ -115,9 +115,10 @@ def at_busy(latency_ms: FloatArray, batch: int, busy: float) -> float:
     """The surface between its columns, linear in the number of busy instances; `busy` from 1 to the last column."""
     column = min(int(busy), latency_ms.shape[1]) - 1
     part = busy - column - 1
-    if part <= 0.0:
-        return latency_ms[batch - 1, column]
-    return latency_ms[batch - 1, column] * (1.0 - part) + latency_ms[batch - 1, column + 1] * part
+    ms: float = latency_ms[batch - 1, column]
+    if part > 0.0:
+        ms = ms * (1.0 - part) + latency_ms[batch - 1, column + 1] * part
+    return ms
 
 
 @kernel

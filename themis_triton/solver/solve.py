@@ -14,7 +14,6 @@ from themis_triton.solver import entry
 from themis_triton.solver.pack import Batches, pack
 from themis_triton.solver.plans import Binding, ChainPlan, Evaluation, RunnerUp, StagePlan, VerticalPlan
 from themis_triton.solver.problem import ChainProblem, Placement, StageProblem
-from themis_triton.solver.surface import FloatArray
 
 RATE_LIMIT = 10**9
 SERVERS_TRIED = 4096
@@ -113,9 +112,12 @@ def _joint(
 ) -> list[list[float]]:
     chain = pack(problem, servers=servers, instances=instances, batches=batches)
     if problem.placement is Placement.SEPARATE:
-        return entry.joint_separate(*chain).tolist()
-    low, high = (problem.min_servers, problem.max_servers) if servers is None else (_number(servers), _number(servers))
-    return entry.joint_colocated(*chain, low, high).tolist()
+        out = entry.joint_separate(*chain)
+    else:
+        low, high = (problem.min_servers, problem.max_servers) if servers is None else (_number(servers), _number(servers))
+        out = entry.joint_colocated(*chain, low, high)
+    rows: list[list[float]] = out.tolist()
+    return rows
 
 
 def _number(servers: int | Sequence[int]) -> int:

