@@ -23,7 +23,7 @@ def propose(memory: PipelineMemory, view: PipelineView) -> Judged:
     joint = view.joint(slow)
     wanted = _servers_wanted(view, vertical, joint)
     launch = max(0, wanted - servers - len(view.coming))
-    memory, retire = _scale_in(memory, view, wanted)
+    memory, retire, why = _scale_in(memory, view, wanted)
     if retire is not None:
         instances = _survivors(view, fast, instances)
     caps = _batch_caps(view, slow, joint, vertical)
@@ -42,6 +42,7 @@ def propose(memory: PipelineMemory, view: PipelineView) -> Judged:
             launch_instances=_launch_instances(view, fast, slow, max(1, wanted)),
             retire=retire,
             release=release,
+            detail=why,
         ),
     )
 
@@ -73,17 +74,22 @@ def _servers_wanted(view: PipelineView, vertical: VerticalPlan | None, joint: Ch
     return max(1, min(wanted, most))
 
 
-def _scale_in(memory: PipelineMemory, view: PipelineView, wanted: int) -> tuple[PipelineMemory, str | None]:
-    """One server leaves when fewer have sufficed for `scale_in_hold_s` and the survivors carry the largest recent rate."""
+def _scale_in(memory: PipelineMemory, view: PipelineView, wanted: int) -> tuple[PipelineMemory, str | None, str]:
+    """One server leaves when fewer have sufficed for `scale_in_hold_s` and the survivors carry the largest recent rate; else why not."""
     servers = len(view.ready)
-    fewer = wanted < servers and not view.coming and view.vertical(survivor_demand(view.estimate), servers - 1).feasible
-    if not fewer:
-        return replace(memory, fewer_since_s=None), None
+    if wanted >= servers or view.coming:
+        return replace(memory, fewer_since_s=None), None, ""
+    peak = survivor_demand(view.estimate)
+    if not view.vertical(peak, servers - 1).feasible:
+        why = f"{servers - 1} servers could not carry the recent {peak.rate_rps:.0f}/s"
+        return replace(memory, fewer_since_s=None), None, why
     since_s = view.at_s if memory.fewer_since_s is None else memory.fewer_since_s
+    left_s = view.rules.config.policy.scale_in_hold_s - (view.at_s - since_s)
     leaving = [server.name for server in view.ready if server.launched]
-    if view.at_s - since_s < view.rules.config.policy.scale_in_hold_s or not leaving:
-        return replace(memory, fewer_since_s=since_s), None
-    return replace(memory, fewer_since_s=view.at_s), leaving[-1]
+    if left_s > 0 or not leaving:
+        why = f"{wanted} would do, held for {left_s:.0f} s more" if leaving else f"{wanted} would do, but all are adopted"
+        return replace(memory, fewer_since_s=since_s), None, why
+    return replace(memory, fewer_since_s=view.at_s), leaving[-1], ""
 
 
 def _survivors(view: PipelineView, fast: Demand, instances: tuple[int, ...]) -> tuple[int, ...]:

@@ -65,3 +65,12 @@ def _shown(value: object) -> str:
             return f"{value:g}" if isinstance(value, float) else str(value)
         case _:
             raise TypeError(f"a default of type {type(value).__name__} has no words yet")
+
+
+def reference_markdown() -> str:
+    """The rows as a Markdown table, as it stands in the README."""
+    lines = ["| key | value | default | meaning |", "| --- | --- | --- | --- |"]
+    for row in reference_rows():
+        cells = (f"`{row.key}`", row.kind, row.default, row.meaning)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)

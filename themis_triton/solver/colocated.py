@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from themis_triton.solver.jit import kernel
-from themis_triton.solver.labels import COST, COST_TOLERANCE, LATENCY, LATENCY_TOLERANCE_MS, all_labels, cheapest
+from themis_triton.solver.labels import COST, COST_TOLERANCE, LATENCY, LATENCY_TOLERANCE_MS, all_labels, cheapest, limits_of
 from themis_triton.solver.queueing import MEMORY_LIMIT, SLO
 from themis_triton.solver.surface import FloatArray, IntArray
 from themis_triton.solver.tables import (
@@ -93,7 +93,7 @@ def split_labels(chain: Chain, times: FloatArray, total: int, cost_limit: float,
                 choices[s, i, 0], choices[s, i, 1] = c * chain.floats[s, INSTANCE_PRICE], times[s, c]
                 choices[s, i, 2], choices[s, i, 3] = float(c), c * chain.floats[s, MEMORY_BYTES]
                 sizes[s] += 1
-    limits = np.array([cost_limit, chain.rate[SLO], float(total), chain.rate[MEMORY_LIMIT]])
+    limits = limits_of(cost_limit, chain.rate[SLO], float(total), chain.rate[MEMORY_LIMIT])
     labels, chosen = all_labels(choices, sizes, limits, True, np.inf)
     best = cheapest(labels, True, float(total))
     if best < 0:

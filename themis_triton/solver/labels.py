@@ -63,21 +63,36 @@ def frontier(points: FloatArray, count: int, exact_used: bool) -> IntArray:
 
 
 @kernel
+def copy_rows(source: FloatArray | IntArray, target: FloatArray | IntArray, keep: IntArray) -> None:
+    """`target[i] = source[keep[i]]`, in plain loops: they compile several times faster than array expressions."""
+    for i in range(keep.shape[0]):
+        for d in range(source.shape[1]):
+            target[i, d] = source[keep[i], d]
+
+
+@kernel
+def limits_of(cost: float, latency_ms: float, used: float, memory: float) -> FloatArray:
+    """Upper bounds in the order of a row's columns."""
+    limits = np.empty(4)
+    limits[COST], limits[LATENCY], limits[USED], limits[MEMORY] = cost, latency_ms, used, memory
+    return limits
+
+
+@kernel
 def suffix_least(choices: FloatArray, counts: IntArray, price: float) -> FloatArray:
     """`least[s, d]`: the least that stages s.. together can spend of dimension d; in column PRICED of `cost + price·latency`."""
     stages = counts.shape[0]
     least = np.zeros((stages + 1, 5))
     for s in range(stages - 1, -1, -1):
-        least[s] = least[s + 1]
         for d in range(4):
             best = np.inf
             for i in range(counts[s]):
                 best = min(best, choices[s, i, d])
-            least[s, d] += best
+            least[s, d] = least[s + 1, d] + best
         best = np.inf
         for i in range(counts[s]):
             best = min(best, choices[s, i, COST] + price * choices[s, i, LATENCY])
-        least[s, PRICED] += best
+        least[s, PRICED] = least[s + 1, PRICED] + best
     return least
 
 
@@ -85,7 +100,8 @@ def suffix_least(choices: FloatArray, counts: IntArray, price: float) -> FloatAr
 def _priced(choices: FloatArray, counts: IntArray, price: float, spent: FloatArray) -> float:
     """Σ of each stage's least `cost + price·latency`; writes what those choices spend of each dimension."""
     total = 0.0
-    spent[:] = 0.0
+    for d in range(4):
+        spent[d] = 0.0
     for s in range(counts.shape[0]):
         best, least = 0, np.inf
         for i in range(counts[s]):
@@ -93,8 +109,14 @@ def _priced(choices: FloatArray, counts: IntArray, price: float, spent: FloatArr
             if value < least:
                 best, least = i, value
         total += least
-        spent += choices[s, best]
+        for d in range(4):
+            spent[d] += choices[s, best, d]
     return total
+
+
+@kernel
+def _inside(spent: FloatArray, limits: FloatArray) -> bool:
+    return bool(spent[LATENCY] <= limits[LATENCY] and spent[USED] <= limits[USED] and spent[MEMORY] <= limits[MEMORY])
 
 
 @kernel
@@ -102,7 +124,7 @@ def relax(choices: FloatArray, counts: IntArray, limits: FloatArray) -> tuple[fl
     """(price of a millisecond, cost of some plan that holds) from the Lagrangian relaxation of the SLO; infinite cost: none was met."""
     spent = np.empty(4)
     _priced(choices, counts, 0.0, spent)
-    bound = spent[COST] if np.all(spent[1:] <= limits[1:]) else np.inf
+    bound = spent[COST] if _inside(spent, limits) else np.inf
     if spent[LATENCY] <= limits[LATENCY]:
         return 0.0, bound
     low, high = 0.0, 1.0
@@ -110,7 +132,7 @@ def relax(choices: FloatArray, counts: IntArray, limits: FloatArray) -> tuple[fl
         middle = high if low == 0.0 and step < 40 else (low + high) / 2
         _priced(choices, counts, middle, spent)
         if spent[LATENCY] <= limits[LATENCY]:
-            if np.all(spent[1:] <= limits[1:]):
+            if _inside(spent, limits):
                 bound = min(bound, spent[COST])
             if low == 0.0:
                 low = middle / 4 if step > 0 else 1e-12
@@ -146,7 +168,10 @@ def _extend_labels(
             origin[kept, 0], origin[kept, 1] = i, j
             kept += 1
     keep = frontier(grown, kept, exact_used)
-    return grown[keep], origin[keep]
+    labels_kept, origin_kept = np.empty((keep.shape[0], 4)), np.empty((keep.shape[0], 2), dtype=np.int64)
+    copy_rows(grown, labels_kept, keep)
+    copy_rows(origin, origin_kept, keep)
+    return labels_kept, origin_kept
 
 
 @kernel
@@ -169,7 +194,8 @@ def all_labels(choices: FloatArray, counts: IntArray, limits: FloatArray, exact_
         labels, origin = _extend_labels(labels, choices[s], counts[s], least[s + 1], bounds, price, exact_used)
         picks = np.empty((labels.shape[0], stages), dtype=np.int64)
         for i in range(labels.shape[0]):
-            picks[i, :s] = chosen[origin[i, 0], :s]
+            for before in range(s):
+                picks[i, before] = chosen[origin[i, 0], before]
             picks[i, s] = origin[i, 1]
         chosen = picks
     return labels, chosen

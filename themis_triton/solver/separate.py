@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from themis_triton.solver.jit import kernel
-from themis_triton.solver.labels import COST, LATENCY, MEMORY, USED, all_labels, frontier
+from themis_triton.solver.labels import COST, LATENCY, MEMORY, USED, all_labels, copy_rows, frontier, limits_of
 from themis_triton.solver.queueing import MEMORY_LIMIT, PAPER_FORM, SLO
 from themis_triton.solver.surface import FloatArray, IntArray
 from themis_triton.solver.tables import (
@@ -71,15 +71,28 @@ def stage_choices(chain: Chain, s: int) -> tuple[FloatArray, IntArray]:
                 if rule[QUEUEING] == PAPER_FORM or (wait == 0.0 and service <= chain.latency[s, 0, idle - 1]):
                     break
     keep = frontier(points, size, False)
-    return points[keep], picks[keep]
+    points_kept, picks_kept = np.empty((keep.shape[0], 4)), np.empty((keep.shape[0], 3), dtype=np.int64)
+    copy_rows(points, points_kept, keep)
+    copy_rows(picks, picks_kept, keep)
+    return points_kept, picks_kept
 
 
 @kernel
 def _doubled(points: FloatArray, picks: IntArray) -> tuple[FloatArray, IntArray]:
     size = points.shape[0]
     more, more_picks = np.empty((2 * size, 4)), np.empty((2 * size, 3), dtype=np.int64)
-    more[:size], more_picks[:size] = points, picks
+    everything = np.arange(size)
+    copy_rows(points, more, everything)
+    copy_rows(picks, more_picks, everything)
     return more, more_picks
+
+
+@kernel
+def _most_servers(picks: IntArray) -> int:
+    most = 0
+    for i in range(picks.shape[0]):
+        most = max(most, picks[i, 0])
+    return most
 
 
 @kernel
@@ -96,16 +109,26 @@ def all_choices(chain: Chain) -> tuple[FloatArray, IntArray, IntArray]:
         sizes[s] = points.shape[0]
         if sizes[s] > widest:
             wider, wider_picks = np.empty((stages, sizes[s], 4)), np.empty((stages, sizes[s], 3), dtype=np.int64)
-            wider[:s, :widest], wider_picks[:s, :widest] = choices[:s], picks[:s]
+            for before in range(s):
+                every = np.arange(sizes[before])
+                copy_rows(choices[before], wider[before], every)
+                copy_rows(picks[before], wider_picks[before], every)
             choices, picks, widest = wider, wider_picks, sizes[s]
-        choices[s, : sizes[s]], picks[s, : sizes[s]] = points, named
-        if sizes[s] > 0:
-            most += named[:, 0].max()
+        own = np.arange(sizes[s])
+        copy_rows(points, choices[s], own)
+        copy_rows(named, picks[s], own)
+        most += _most_servers(named)
     if most <= chain.rule[MOST_SERVERS]:
         for s in range(stages):
-            choices[s, : sizes[s], USED] = 0.0
+            for i in range(sizes[s]):
+                choices[s, i, USED] = 0.0
             keep = frontier(choices[s], sizes[s], False)
-            choices[s, : keep.shape[0]], picks[s, : keep.shape[0]] = choices[s][keep], picks[s][keep]
+            points, named = np.empty((keep.shape[0], 4)), np.empty((keep.shape[0], 3), dtype=np.int64)
+            copy_rows(choices[s], points, keep)
+            copy_rows(picks[s], named, keep)
+            own = np.arange(keep.shape[0])
+            copy_rows(points, choices[s], own)
+            copy_rows(named, picks[s], own)
             sizes[s] = keep.shape[0]
     return choices, picks, sizes
 
@@ -117,12 +140,13 @@ def separate_frontier(chain: Chain, within: float) -> tuple[FloatArray, IntArray
     choices, picks, sizes = all_choices(chain)
     if sizes.min() == 0:
         return np.empty((0, 4)), np.empty((0, stages, 3), dtype=np.int64)
-    limits = np.array([np.inf, chain.rate[SLO], float(chain.rule[MOST_SERVERS]), np.inf])
+    limits = limits_of(np.inf, chain.rate[SLO], float(chain.rule[MOST_SERVERS]), np.inf)
     labels, chosen = all_labels(choices, sizes, limits, False, within)
     plans = np.empty((labels.shape[0], stages, 3), dtype=np.int64)
     for i in range(labels.shape[0]):
         for s in range(stages):
-            plans[i, s] = picks[s, chosen[i, s]]
+            for d in range(3):
+                plans[i, s, d] = picks[s, chosen[i, s], d]
     return labels, plans
 
 
@@ -132,7 +156,7 @@ def separate_fits(chain: Chain) -> bool:
     choices, _, sizes = all_choices(chain)
     if sizes.min() == 0:
         return False
-    limits = np.array([np.inf, chain.rate[SLO], float(chain.rule[MOST_SERVERS]), np.inf])
+    limits = limits_of(np.inf, chain.rate[SLO], float(chain.rule[MOST_SERVERS]), np.inf)
     return all_labels(choices, sizes, limits, False, 1.0)[0].shape[0] > 0
 
 

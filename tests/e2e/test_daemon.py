@@ -1,0 +1,202 @@
+"""The sidecar as a process of its own: what it adopts, changes, survives and leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.e2e.conftest import Launch
+from tests.e2e.daemon_setup import ADOPTED, CLASSIFIER, DETECTOR, ONE_EACH, beside, instances, launched, traffic
+from tests.e2e.test_servers import double
+from themis_triton.adapters.processes import find_process, owned_processes
+from themis_triton.core.encoding import server_from_plain
+from themis_triton.core.errors import MissingPartError, ServerError
+from themis_triton.core.fleet import ProcessId, Server
+
+pytestmark = pytest.mark.e2e
+
+SURGE_RPS = 60.0
+"""More than one server carries inside the SLO, with however many instances."""
+ONE_SERVER_RPS = 36.0
+"""More than one instance of each model carries, less than one server does."""
+
+
+def identity(server: Mapping[str, Any]) -> ProcessId:
+    return ProcessId(server["process"]["pid"], server["process"]["started_at_s"])
+
+
+def remembered(rows: list[tuple[Any, ...]]) -> Server:
+    return server_from_plain(json.loads(rows[0][0]))
+
+
+def test_adopts_scales_in_place_and_leaves_everything_serving(launch: Launch, tmp_path: Path) -> None:
+    with beside(launch, tmp_path) as sidecar:
+
+        async def scenario() -> None:
+            first = await sidecar.start()
+            assert [(s["name"], s["launched"], s["phase"]) for s in first["servers"]] == [(ADOPTED, False, "serving")]
+            assert (instances(first, DETECTOR), instances(first, CLASSIFIER)) == (1, 1)
+            async with traffic(sidecar, SURGE_RPS) as load:
+                await sidecar.until("growth in place", lambda s: instances(s, DETECTOR) >= 2 and instances(s, CLASSIFIER) >= 2)
+                own_word = await sidecar.adopted_models()
+                assert own_word[DETECTOR].instances >= 2
+                assert own_word[CLASSIFIER].instances >= 2
+                out = await sidecar.until("second server", lambda s: bool(launched(s, "serving")))
+                assert await sidecar.terminate() == 0
+                await load.more(100)
+                summary = await load.end()
+            assert (summary.failed, summary.errors) == (0, {})
+            assert find_process(identity(launched(out)[0])) is not None
+
+        asyncio.run(scenario())
+        assert double(sidecar.adopted, DETECTOR, [3.0]) == [7.0]
+        assert double(remembered(sidecar.journal("select server from servers")), CLASSIFIER, [3.0]) == [8.0]
+
+
+@pytest.mark.parametrize("phase", ["launching", "serving"])
+def test_killed_in_a_surge_and_started_again_adopts_what_it_launched(launch: Launch, tmp_path: Path, phase: str) -> None:
+    with beside(launch, tmp_path) as sidecar:
+
+        async def scenario() -> None:
+            await sidecar.start()
+            async with traffic(sidecar, SURGE_RPS) as load:
+                before = launched(await sidecar.until(f"{phase} server", lambda s: bool(launched(s, phase))))[0]
+                await sidecar.kill()
+                await load.more(60)
+                again = await sidecar.start()
+                assert [s["name"] for s in launched(again)] == [before["name"]]
+                status = await sidecar.until("re-adopted server", lambda s: bool(launched(s, "serving")))
+                after = launched(status, "serving")[0]
+                assert identity(after) == identity(before)
+                assert after["models"] == before["models"]
+                own_word = await sidecar.adopted_models()
+                assert instances(again, DETECTOR) <= own_word[DETECTOR].instances
+                seen = await sidecar.until("requests on it", lambda s: answered(s, after["name"]))
+                assert len(seen["servers"]) == 2
+                summary = await load.end()
+            assert (summary.failed, summary.errors) == (0, {})
+            assert sidecar.journal("select kind from outcomes where kind = 'launch' and outcome = 'done'") == [("launch",)]
+
+        asyncio.run(scenario())
+
+
+def answered(status: Mapping[str, Any], name: str) -> bool:
+    """Whether requests ended on the server, by its own metrics."""
+    return any(name == s["name"] and s["phase"] == "serving" for s in status["servers"])
+
+
+def test_a_server_killed_under_load_is_replaced(launch: Launch, tmp_path: Path) -> None:
+    with beside(launch, tmp_path, slots=("cpu:1", "cpu:2")) as sidecar:
+
+        async def scenario() -> None:
+            await sidecar.start()
+            async with traffic(sidecar, SURGE_RPS) as load:
+                first = launched(await sidecar.until("second server", lambda s: bool(launched(s, "serving"))), "serving")[0]
+                os.kill(identity(first).pid, signal.SIGKILL)
+                status = await sidecar.until(
+                    "replacement", lambda s: any(server["name"] != first["name"] for server in launched(s, "serving"))
+                )
+                assert first["name"] not in {s["name"] for s in status["servers"]}
+                await load.more(60)
+                summary = await load.end()
+            assert (summary.failed, summary.errors) == (0, {})
+            assert [p.pid for p in owned_processes(sidecar.state) if in_session(p, identity(first).pid)] == []
+            names = {name for (name,) in sidecar.journal("select name from servers")}
+            assert names == {s["name"] for s in launched(status)}
+            reasons = [reason for (reason,) in sidecar.journal("select reason from ticks where changed order by at_s")]
+            assert "replace" in reasons
+
+        asyncio.run(scenario())
+
+
+def in_session(process: psutil.Process, leader: int) -> bool:
+    try:
+        return os.getsid(process.pid) == leader
+    except ProcessLookupError:
+        return False
+
+
+def test_a_failed_growth_leaves_the_old_count_serving_and_is_retried(launch: Launch, tmp_path: Path, fail_init_file: Path) -> None:
+    lever = f"{ADOPTED}/{DETECTOR}"
+    with beside(launch, tmp_path, slots=()) as sidecar:
+
+        async def scenario() -> None:
+            await sidecar.start()
+            fail_init_file.write_text(DETECTOR)
+            async with traffic(sidecar, ONE_SERVER_RPS) as load:
+                held = await sidecar.until("lever in back-off", lambda s: lever in s["held"])
+                assert held["held"][lever] > held["at_s"]
+                assert instances(held, DETECTOR) == 1
+                assert (await sidecar.adopted_models())[DETECTOR].instances == 1
+                twice = await sidecar.until("second attempt", lambda s: s["account"]["failed_actions"].get("grow", 0) >= 2)
+                assert "refused" in " ".join(event["sentence"] for event in twice["events"])
+                fail_init_file.unlink()
+                await sidecar.until("growth after all", lambda s: instances(s, DETECTOR) >= 2 and lever not in s["held"])
+                assert (await sidecar.adopted_models())[DETECTOR].instances >= 2
+                summary = await load.end()
+            assert (summary.failed, summary.errors) == (0, {})
+
+        try:
+            asyncio.run(scenario())
+        finally:
+            fail_init_file.unlink(missing_ok=True)
+
+
+def test_advisory_mode_shows_and_changes_nothing(launch: Launch, tmp_path: Path) -> None:
+    with beside(launch, tmp_path, mode="advisory") as sidecar:
+
+        async def scenario() -> None:
+            await sidecar.start()
+            async with traffic(sidecar, SURGE_RPS) as load:
+                status = await sidecar.until("advice", lambda s: "would " in s["sentence"] and f"launch cpu1-{s['decision_id']}" in s["sentence"])
+                assert f"grow {DETECTOR} on {ADOPTED} 1→" in status["sentence"]
+                summary = await load.end()
+            assert (summary.failed, summary.errors) == (0, {})
+            last = await sidecar.until("another tick", lambda s: s["tick"] > status["tick"] + 4)
+            assert last["mode"] == "advisory"
+            assert [s["name"] for s in last["servers"]] == [ADOPTED]
+            assert last["account"]["actions"] == {}
+            assert await sidecar.adopted_models() == ONE_EACH
+            assert sidecar.journal("select * from outcomes") == []
+
+        asyncio.run(scenario())
+
+
+def test_one_daemon_a_state_directory_and_down_ends_what_it_launched(launch: Launch, tmp_path: Path) -> None:
+    policy = {"name": "vertical", "vertical_servers": 2}
+    with beside(launch, tmp_path, policy=policy) as sidecar:
+
+        async def scenario() -> Mapping[str, Any]:
+            await sidecar.start()
+            server = launched(await sidecar.until("second server", lambda s: bool(launched(s, "serving"))))[0]
+            await asyncio.to_thread(while_it_runs)
+            assert await sidecar.terminate() == 0
+            return server
+
+        def while_it_runs() -> None:
+            shown = sidecar.command("status", "--json")
+            assert shown.returncode == 0, shown.stderr
+            assert {s["name"] for s in json.loads(shown.stdout.splitlines()[-1])["servers"]} > {ADOPTED}
+            for word in ("run", "down"):
+                refused = sidecar.command(word)
+                assert refused.returncode == MissingPartError.exit_code, (word, refused.stderr)
+                assert f"in use by the daemon with pid {sidecar.pid};" in refused.stderr
+
+        server = asyncio.run(scenario())
+        silent = sidecar.command("status", "--json")
+        assert (silent.returncode, silent.stdout) == (ServerError.exit_code, "")
+        assert find_process(identity(server)) is not None
+        ended = sidecar.command("down")
+        assert ended.returncode == 0, ended.stderr
+        assert find_process(identity(server)) is None
+        assert owned_processes(sidecar.state) == []
+        assert double(sidecar.adopted, DETECTOR, [3.0]) == [7.0]
+        assert sidecar.command("down").stdout == "nothing was running\n"

@@ -1,0 +1,200 @@
+"""The ports over plain Python values, for tests of the stages that act."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from tests.unit.samples import STAGES
+from themis_triton.act.backoff import Backoff
+from themis_triton.act.executor import Executor, Levers
+from themis_triton.act.fleet import Fleet
+from themis_triton.act.supervisor import Supervisor
+from themis_triton.core.action import Outcome
+from themis_triton.core.errors import ChangeRefusedError, LaunchFailedError, ServerError
+from themis_triton.core.fleet import ModelState, Phase, Server
+from themis_triton.core.observation import DeviceReading, RouteReading, ServerReading
+from themis_triton.core.record import TickRecord
+from themis_triton.core.routes import RouteTable
+from themis_triton.tick import World
+
+TURNS = 500
+
+
+@dataclass
+class FakeClock:
+    """Time that only tests move."""
+
+    at_s: float = 1_700_000_000.0
+
+    def now_s(self) -> float:
+        return self.at_s
+
+    async def sleep(self, seconds: float) -> None:
+        self.at_s += seconds
+        await asyncio.sleep(0)
+
+
+@dataclass
+class FakeObserver:
+    """Answers what it was given; servers in `silent` answer with an error."""
+
+    clock: FakeClock
+    routes: tuple[RouteReading, ...] = ()
+    routes_error: str | None = None
+    devices: tuple[DeviceReading, ...] = ()
+    silent: set[str] = field(default_factory=set)
+
+    async def read_servers(self, servers: Sequence[Server]) -> tuple[ServerReading, ...]:
+        return tuple(ServerReading(s.name, self.clock.at_s, error="connection refused" if s.name in self.silent else None) for s in servers)
+
+    async def read_routes(self) -> tuple[tuple[RouteReading, ...], str | None]:
+        return self.routes, self.routes_error
+
+    async def read_devices(self) -> tuple[DeviceReading, ...]:
+        return self.devices
+
+
+@dataclass
+class FakeControl:
+    """What each server really runs; `gate` holds changes until it is set."""
+
+    log: list[str]
+    runs: dict[str, dict[str, ModelState]] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)
+    silent: set[str] = field(default_factory=set)
+    gate: asyncio.Event | None = None
+
+    async def read_models(self, server: Server, models: Sequence[str]) -> dict[str, ModelState]:
+        if server.name in self.silent:
+            raise ServerError(f"{server.name} does not answer")
+        return {name: state for name, state in self.runs.get(server.name, server.models).items() if name in models}
+
+    async def change(self, server: Server, model: str, state: ModelState) -> ModelState:
+        self.log.append(f"change {server.name}/{model} to {state.instances}")
+        if self.gate is not None:
+            await self.gate.wait()
+        if server.name in self.silent:
+            raise ServerError(f"{server.name} does not answer")
+        if model in self.refused:
+            raise ChangeRefusedError(f"{model}: out of memory")
+        self.runs[server.name] = {**self.runs.get(server.name, server.models), model: state}
+        return state
+
+
+@dataclass
+class FakeLauncher:
+    """Servers that are up at once, unless a stage of theirs is in `failing` (`launch`, `ready`, `warm`, `stop`)."""
+
+    log: list[str]
+    alive: set[str] = field(default_factory=set)
+    failing: set[str] = field(default_factory=set)
+    idle: bool = True
+
+    def _step(self, name: str, what: str) -> None:
+        self.log.append(f"{what} {name}")
+        if what in self.failing:
+            raise LaunchFailedError(f"{name}: {what} failed, see {name}.log")
+
+    async def launch(self, name: str, slot: str, models: dict[str, ModelState]) -> Server:
+        self._step(name, "launch")
+        self.alive.add(name)
+        return Server(name, slot, f"{name}:1", f"{name}:2", f"{name}:3", Phase.LAUNCHING, launched=True, slot=slot, models=models)
+
+    async def wait_ready(self, server: Server) -> Server:
+        self._step(server.name, "ready")
+        return replace(server)
+
+    async def warm_up(self, server: Server) -> None:
+        self._step(server.name, "warm")
+
+    async def is_alive(self, server: Server) -> bool:
+        return server.name in self.alive
+
+    async def wait_idle(self, server: Server) -> bool:
+        self.log.append(f"idle {server.name}")
+        return self.idle
+
+    async def stop(self, server: Server) -> None:
+        self._step(server.name, "stop")
+        self.alive.discard(server.name)
+
+
+@dataclass
+class FakeRoutes:
+    """Remembers every table; refuses while `broken`."""
+
+    log: list[str]
+    tables: list[RouteTable] = field(default_factory=list)
+    broken: bool = False
+
+    async def write(self, table: RouteTable) -> None:
+        names = ",".join(endpoint.server for endpoint in table.any)
+        self.log.append(f"routes {names}")
+        if self.broken:
+            raise ServerError("Envoy does not answer")
+        self.tables.append(table)
+
+
+@dataclass
+class FakeRecorder:
+    """A journal in memory."""
+
+    ticks: list[TickRecord] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+    servers: dict[str, Server] = field(default_factory=dict)
+
+    def record_tick(self, record: TickRecord) -> None:
+        self.ticks.append(record)
+
+    def record_outcome(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+
+    def save_server(self, server: Server) -> None:
+        self.servers[server.name] = server
+
+    def forget_server(self, name: str) -> None:
+        self.servers.pop(name, None)
+
+    def load_servers(self) -> tuple[Server, ...]:
+        return tuple(self.servers.values())
+
+
+class Bench:
+    """All fakes with an executor and a supervisor on top; `log` holds what they were asked, in order."""
+
+    def __init__(self, *servers: Server, launcher: bool = True) -> None:
+        self.log: list[str] = []
+        self.clock = FakeClock()
+        self.observer = FakeObserver(self.clock)
+        self.control = FakeControl(self.log)
+        self.launcher = FakeLauncher(self.log, alive={s.name for s in servers})
+        self.routes = FakeRoutes(self.log)
+        self.recorder = FakeRecorder()
+        port = self.launcher if launcher else None
+        self.fleet = Fleet(self.recorder)
+        for server in servers:
+            self.fleet.put(server)
+        levers = Levers(self.control, self.routes, port, self.recorder, self.clock)
+        self.executor = Executor(levers, self.fleet, Backoff(2.0, 60.0), STAGES)
+        self.supervisor = Supervisor(self.executor, self.control, port, STAGES, self.clock)
+        self.world = World(self.observer, self.executor, self.supervisor, self.recorder, self.clock)
+
+    @property
+    def routed(self) -> tuple[str, ...]:
+        """Servers in the last table that was taken up."""
+        return tuple(endpoint.server for endpoint in self.routes.tables[-1].any)
+
+    async def turns(self, count: int = 20) -> None:
+        """Let tasks go on that wait for nothing."""
+        for _ in range(count):
+            await asyncio.sleep(0)
+
+    async def settled(self) -> tuple[Outcome, ...]:
+        """Outcomes once nothing is under way."""
+        for _ in range(TURNS):
+            if not self.executor.busy:
+                return self.executor.collect()
+            await asyncio.sleep(0)
+        raise AssertionError(f"still busy: {sorted(self.executor.busy)}")
