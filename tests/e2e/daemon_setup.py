@@ -20,6 +20,7 @@ from themis_triton.adapters.local_servers import free_ports
 from themis_triton.adapters.model_control import TritonModelControl, model_repositories
 from themis_triton.adapters.processes import stop_everything
 from themis_triton.adapters.server_files import ServerFiles
+from themis_triton.adapters.triton_metrics import fetch_metrics, new_http_client
 from themis_triton.core.fleet import ModelState, Server
 from themis_triton.daemon.wiring import journal_path
 from themis_triton.load.options import LoadOptions, PipelineLoad
@@ -31,7 +32,7 @@ from themis_triton.settings.shipped import shipped
 DETECTOR, CLASSIFIER = "video-detector", "video-classifier"
 ADOPTED = "adopted"
 ONE_EACH = {DETECTOR: ModelState(1, 8), CLASSIFIER: ModelState(1, 8)}
-QUICK = {"tick_s": 0.25, "vertical_hold_s": 3, "settle_window_s": 4, "scale_in_hold_s": 4, "retry_backoff_s": 1}
+QUICK = {"tick_s": 0.25, "vertical_hold_s": 3, "settle_window_s": 5, "scale_in_hold_s": 4, "retry_backoff_s": 1}
 # Kernels are compiled at the first start after they changed.
 START_TIMEOUT_S = 200.0
 TIMEOUT_S = 40.0
@@ -177,18 +178,21 @@ class Traffic:
     def __init__(self, process: LoadProcess) -> None:
         self._process = process
         self._sent = 0
+        self._seconds = asyncio.Condition()
         self._reader = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
         async for second in self._process.seconds():
-            self._sent += second.sent
+            async with self._seconds:
+                self._sent += second.sent
+                self._seconds.notify_all()
 
     async def more(self, requests: int) -> None:
         """Wait until so many more requests have been sent."""
         wanted = self._sent + requests
         async with asyncio.timeout(TIMEOUT_S):
-            while self._sent < wanted:
-                await asyncio.sleep(POLL_S)
+            async with self._seconds:
+                await self._seconds.wait_for(lambda: self._sent >= wanted)
 
     async def end(self) -> LoadSummary:
         """Stop sending; what came of every request that was sent."""
@@ -223,3 +227,9 @@ def launched(status: Status, *phases: str) -> list[Mapping[str, Any]]:
 def instances(status: Status, model: str, server: str = ADOPTED) -> int:
     """Instances of a model on a server, as the status has them."""
     return next((int(s["models"][model]["instances"]) for s in status.get("servers", []) if s["name"] == server), 0)
+
+
+async def answered(server: Mapping[str, Any]) -> float:
+    """Requests for the first stage that the server has answered, by its own metrics."""
+    async with new_http_client(5.0) as client:
+        return (await fetch_metrics(client, server["metrics_address"]))[DETECTOR].success

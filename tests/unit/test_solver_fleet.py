@@ -1,0 +1,215 @@
+"""Servers that differ, several pipelines on one pool, and the way from what runs to a plan."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from themis_triton.core.errors import SolverError
+from themis_triton.solver.fleet import FleetPlan, ServerHolding, evaluate_fleet, solve_fleet
+from themis_triton.solver.path import MovePrices, Path, StepKind, fleet_at, solve_path
+from themis_triton.solver.plans import Binding
+from themis_triton.solver.pool import PoolMember, frontier, solve_pool, split_devices
+from themis_triton.solver.problem import ChainProblem, Placement, StageProblem
+from themis_triton.solver.solve import evaluate, largest_demand, solve_joint, solve_vertical
+from themis_triton.solver.surface import contention_surface
+
+STAGES = (
+    StageProblem("detector", contention_surface(4, 8, 4, 20, 8, 12), 1, 4, 8, instance_memory_bytes=1),
+    StageProblem("classifier", contention_surface(2, 4, 2, 10, 8, 12), 1, 4, 8, instance_memory_bytes=1),
+)
+
+
+def video(rate_rps: float, **changes: object) -> ChainProblem:
+    return replace(ChainProblem(STAGES, 300.0, rate_rps, headroom_sigmas=1.0), **changes)  # type: ignore[arg-type]
+
+
+def equal(count: int, instances: tuple[int, ...] = (1, 1), batches: tuple[int, ...] = (8, 8)) -> list[ServerHolding]:
+    return [ServerHolding(f"server-{i}", instances, batches) for i in range(count)]
+
+
+def test_equal_servers_are_judged_as_the_chain_is() -> None:
+    problem = video(80.0)
+    fleet, chain = evaluate_fleet(problem, equal(3, (2, 1))), evaluate(problem, 3, [2, 1], [8, 8])
+    assert fleet.predicted_p99_ms == pytest.approx(chain.predicted_p99_ms)
+    assert fleet.capacity_rps == pytest.approx(chain.capacity_rps)
+    assert fleet.cost == pytest.approx(chain.cost)
+    assert fleet.feasible == chain.feasible
+
+
+@pytest.mark.parametrize("rate_rps", [0.0, 30.0, 60.0, 75.0, 90.0, 110.0])
+def test_never_dearer_than_equal_counts_and_always_inside_the_slo(rate_rps: float) -> None:
+    problem = video(rate_rps)
+    equal_counts, fleet = solve_vertical(problem, 2, batches=[[8], [8]]), solve_fleet(problem, equal(2))
+    assert fleet.feasible >= equal_counts.feasible
+    if equal_counts.feasible:
+        assert fleet.cost <= equal_counts.plan.cost + 1e-9
+        chosen = [replace(held, instances=row) for held, row in zip(equal(2), fleet.instances, strict=True)]
+        assert evaluate_fleet(problem, chosen).feasible
+    else:
+        assert fleet.largest_demand_rps >= equal_counts.largest_demand_rps
+
+
+def cheapest_by_hand(problem: ChainProblem, servers: int) -> float:
+    options = list(itertools.product(range(1, 4), repeat=2))
+    plans: list[FleetPlan] = [
+        evaluate_fleet(problem, [ServerHolding(str(i), row, (8, 8)) for i, row in enumerate(rows)])
+        for rows in itertools.combinations_with_replacement(options, servers)
+    ]
+    return min((plan.cost for plan in plans if plan.feasible), default=math.inf)
+
+
+def test_counts_that_differ_come_close_to_the_best_of_all() -> None:
+    rng = np.random.default_rng(3)
+    found, best = [], []
+    for _ in range(40):
+        problem = replace(video(float(rng.uniform(20, 120))), stages=tuple(replace(s, max_instances=3) for s in STAGES))
+        plan = solve_fleet(problem, equal(3))
+        optimum = cheapest_by_hand(problem, 3)
+        assert plan.feasible == (optimum < math.inf)
+        if plan.feasible:
+            found.append(plan.cost)
+            best.append(optimum)
+    assert sum(found) <= 1.02 * sum(best)
+    assert all(ours >= theirs - 1e-9 for ours, theirs in zip(found, best, strict=True))
+
+
+def test_a_model_that_a_server_does_not_hold_stays_absent() -> None:
+    fleet = [ServerHolding("a", (2, 0), (8, 8)), ServerHolding("b", (1, 1), (8, 8)), ServerHolding("c", (0, 2), (4, 4))]
+    plan = solve_fleet(video(60.0), fleet)
+    assert plan.feasible
+    assert plan.instances[0][1] == 0
+    assert plan.instances[2][0] == 0
+    assert solve_fleet(video(60.0), fleet, never_shrink=True).instances == tuple(held.instances for held in fleet)
+
+
+def test_a_fleet_that_cannot_carry_the_demand_says_how_much_it_can() -> None:
+    plan = solve_fleet(video(500.0), equal(2))
+    assert not plan.feasible
+    assert 0 < plan.largest_demand_rps < 500
+    assert evaluate_fleet(
+        video(plan.largest_demand_rps), [replace(h, instances=c) for h, c in zip(equal(2), plan.instances, strict=True)]
+    ).feasible
+
+
+def test_separate_stages_are_refused() -> None:
+    with pytest.raises(SolverError, match="co-located"):
+        solve_fleet(video(10.0, placement=Placement.SEPARATE), equal(1))
+
+
+def test_frontier_falls_with_devices_and_meets_the_joint_plan() -> None:
+    problem = video(120.0)
+    costs = frontier(problem, 8)
+    assert costs[0] == math.inf
+    assert all(later <= sooner for sooner, later in itertools.pairwise(costs))
+    assert costs[8] == pytest.approx(solve_joint(problem).cost)
+
+
+@pytest.mark.parametrize("placement", Placement)
+def test_devices_enough_meet_every_slo_at_least_cost(placement: Placement) -> None:
+    members = [PoolMember(video(rate, placement=placement)) for rate in (20.0, 60.0, 120.0)]
+    pool = solve_pool(members, 24)
+    assert pool.loss == 0
+    assert all(plan.feasible for plan in pool.plans)
+    assert pool.cost == pytest.approx(sum(solve_joint(member.problem).cost for member in members))
+
+
+def test_devices_short_lose_least_by_weight_and_are_never_exceeded() -> None:
+    light, heavy = PoolMember(video(90.0), weight=1.0), PoolMember(video(90.0), weight=5.0)
+    pool = solve_pool([light, heavy], 3)
+    assert sum(pool.devices) <= 3
+    assert pool.plans[1].feasible
+    assert not pool.plans[0].feasible
+    assert pool.lost_rps[1] == 0
+    assert pool.plans[0].binding is Binding.DEVICES
+    assert pool.lost_rps[0] == pytest.approx(90.0 - largest_demand(video(90.0), pool.devices[0]) if pool.devices[0] else 90.0)
+    assert sum(plan.servers for plan in pool.plans) <= 3
+
+
+def test_no_devices_lose_everything() -> None:
+    pool = solve_pool([PoolMember(video(10.0)), PoolMember(video(20.0))], 1)
+    assert sorted(pool.devices) == [0, 1]
+    assert pool.loss == 10.0
+    assert solve_pool([PoolMember(video(10.0))], 0).plans[0].capacity_rps == 0.0
+
+
+def test_the_split_is_the_best_of_all_splits() -> None:
+    rng = np.random.default_rng(9)
+    for _ in range(50):
+        loss = -np.sort(-rng.integers(0, 9, (4, 7)).astype(float), axis=1)
+        cost = rng.uniform(0, 50, (4, 7))
+        split = split_devices(loss, cost)
+        best = min(
+            (sum(loss[p, n] for p, n in enumerate(ns)), sum(cost[p, n] for p, n in enumerate(ns)))
+            for ns in itertools.product(range(7), repeat=4)
+            if sum(ns) <= 6
+        )
+        assert split.sum() <= 6
+        assert (sum(loss[p, n] for p, n in enumerate(split)), sum(cost[p, n] for p, n in enumerate(split))) == pytest.approx(best)
+
+
+def states(problem: ChainProblem, now: list[ServerHolding], path: Path) -> list[bool]:
+    moments = sorted({step.starts_s for step in path.steps} | {step.ends_s for step in path.steps})
+    return [evaluate_fleet(problem, fleet_at(problem, now, path.steps, moment)).feasible for moment in moments]
+
+
+def test_a_surge_is_answered_in_place_where_that_is_enough() -> None:
+    path = solve_path(video(38.0), equal(1))
+    assert [step.kind for step in path.steps] == [StepKind.GROW]
+    assert path.slo_holds_after_s == 1.0
+
+
+def test_a_larger_surge_launches_and_the_slo_holds_once_they_serve() -> None:
+    problem = video(120.0)
+    path = solve_path(problem, equal(1))
+    assert path.plan.feasible
+    assert StepKind.LAUNCH in {step.kind for step in path.steps}
+    assert path.slo_holds_after_s == 6.0
+    assert len(fleet_at(problem, equal(1), path.steps, path.ends_after_s)) == path.plan.servers
+
+
+def test_settling_takes_away_only_after_what_is_made_and_never_breaks_the_slo() -> None:
+    problem, now = video(20.0), equal(3, (2, 2))
+    path = solve_path(problem, now)
+    assert path.plan.servers == 1
+    assert path.slo_holds_after_s == 0.0
+    assert all(states(problem, now, path))
+    for step in path.steps:
+        assert all(path.steps[i].ends_s <= step.starts_s for i in step.requires)
+
+
+def test_a_short_horizon_stays_where_it_is() -> None:
+    problem, now = video(20.0), equal(2, (1, 1))
+    assert solve_path(problem, now, prices=MovePrices(horizon_s=600.0)).plan.servers == 1
+    stays = solve_path(problem, now, prices=MovePrices(horizon_s=0.01))
+    assert stays.plan.servers == 2
+    assert stays.steps == ()
+
+
+def test_a_reload_needs_room_for_old_and_new_and_is_avoided_where_there_is_none() -> None:
+    now = equal(1, (1, 1), (1, 1))
+    roomy, tight = solve_path(video(25.0, max_servers=1), now), solve_path(video(25.0, max_servers=1, device_memory_bytes=2), now)
+    reloads = [step for step in roomy.steps if step.kind is StepKind.REBATCH]
+    assert reloads
+    assert all(step.peak_memory_bytes > 2 for step in reloads)
+    assert roomy.plan.feasible
+    assert all(step.kind is not StepKind.REBATCH for step in tight.steps)
+    assert tight.peak_memory_bytes <= 2
+
+
+def test_reloads_run_one_at_a_time() -> None:
+    now = equal(2, (1, 1), (1, 1))
+    path = solve_path(video(50.0, max_servers=2), now)
+    reloads = [step for step in path.steps if step.kind is StepKind.REBATCH]
+    assert len(reloads) >= 2
+    assert all(first.ends_s <= second.starts_s for first, second in itertools.pairwise(reloads))
+
+
+def test_from_nothing_the_first_servers_are_launched() -> None:
+    path = solve_path(video(60.0), [])
+    assert {step.kind for step in path.steps} == {StepKind.LAUNCH}
+    assert path.slo_holds_after_s == 6.0
