@@ -1,4 +1,4 @@
-"""A discrete-event simulation of work-conserving batch servers, to hold the solver's waits against: requests, queues, batches, contention."""
+"""A discrete-event simulation of work-conserving batch servers, to hold the solver's waits against."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _choose_server(inside: IntArray, stage: int, full_scan: bool) -> int:
 
 
 @kernel
-def simulate(
+def simulate(  # noqa: C901, PLR0912, PLR0915 - one event loop over flat arrays; calls would hand all of them around
     latency: FloatArray,
     counts: IntArray,
     batches: IntArray,

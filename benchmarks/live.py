@@ -12,7 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, machine, versions, write_result
+from common import RESULTS, machine, versions, write_result
+
 from themis_triton.core.config import PolicyName, Prices
 from themis_triton.demo.frame import DemoSummary
 from themis_triton.demo.run import DemoOptions, run_demo

@@ -87,6 +87,23 @@ def load(
 
 
 @app.command()
+def plan(
+    config: ConfigOption,
+    rate: Annotated[str, typer.Option(help="Requests/s: 120, or 20:400:20 (from:to:step).")],
+    pipeline: Annotated[str | None, typer.Option(help="By default the settings' first.")] = None,
+    slo_ms: Annotated[float | None, typer.Option("--slo", help="Objective in ms instead of the settings'.")] = None,
+    devices: Annotated[int | None, typer.Option(help="Servers that there are, instead of the settings'.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Also draw the plans: a .png, .svg or .pdf.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What would run at a rate: servers, instances and batches, predicted p99, cost and what binds. Nothing is changed."""
+    from themis_triton.commands.plan_command import PlanFlags, plan_command  # noqa: PLC0415 - a command loads only what it needs
+    from themis_triton.planning import WhatIf  # noqa: PLC0415
+
+    plan_command(PlanFlags(config, rate, WhatIf(pipeline, slo_ms, devices), picture, as_json))
+
+
+@app.command()
 def validate(
     file: Annotated[Path, typer.Argument(help="The settings file.")],
     live: Annotated[bool, typer.Option("--live", help="Also ask the servers, Envoy and devices that it names.")] = False,

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from themis_triton.act.executor import Executor
 from themis_triton.act.supervisor import Supervisor
-from themis_triton.core.config import Mode
-from themis_triton.core.fleet import Phase
+from themis_triton.core.config import Mode, ThemisConfig
+from themis_triton.core.fleet import Phase, Server
 from themis_triton.core.observation import Snapshot
 from themis_triton.core.record import TickRecord
 from themis_triton.decide.policies import decide
@@ -43,7 +43,7 @@ class World:
 async def tick(state: EngineState, world: World, rules: Rules) -> tuple[EngineState, TickRecord]:
     """Run one tick; returns the next state and the record of what happened."""
     await world.supervisor.bury_the_dead()
-    snapshot = await observe(world)
+    snapshot = await observe(world, rules.config)
     history, estimated = estimate(state.history, snapshot, rules.config)
     policy_state, decision = decide(state.policy, Situation(snapshot, estimated), rules)
     planned = plan(decision, snapshot)
@@ -55,7 +55,7 @@ async def tick(state: EngineState, world: World, rules: Rules) -> tuple[EngineSt
     return EngineState(state.number + 1, history, policy_state), record
 
 
-async def observe(world: World) -> Snapshot:
+async def observe(world: World, config: ThemisConfig) -> Snapshot:
     """Read everything once."""
     servers = [server for server in world.executor.fleet.all() if server.phase in READABLE]
     readings = await world.observer.read_servers(servers)
@@ -65,7 +65,7 @@ async def observe(world: World) -> Snapshot:
     now_s = world.clock.now_s()
     return Snapshot(
         at_s=now_s,
-        servers=world.executor.fleet.all(),
+        servers=(*world.executor.fleet.all(), *announced(world.executor, config)),
         readings=readings,
         routes=routes,
         devices=devices,
@@ -73,4 +73,13 @@ async def observe(world: World) -> Snapshot:
         held=world.executor.backoff.held(now_s),
         lost=world.supervisor.lost,
         routes_error=routes_error,
+    )
+
+
+def announced(executor: Executor, config: ThemisConfig) -> tuple[Server, ...]:
+    """Servers whose launch is under way but whose process is not there yet: a policy must see them coming, or it launches again."""
+    devices = {slot.name: slot.device for slot in config.launch.slots} if config.launch is not None else {}
+    return tuple(
+        Server(a.server, devices.get(a.slot or "", ""), "", "", "", Phase.LAUNCHING, launched=True, slot=a.slot, models=a.models)
+        for a in executor.launching
     )

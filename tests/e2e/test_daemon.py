@@ -68,7 +68,8 @@ def test_killed_in_a_surge_and_started_again_adopts_what_it_launched(launch: Lau
         async def scenario() -> None:
             await sidecar.start()
             async with traffic(sidecar, SURGE_RPS) as load:
-                before = launched(await sidecar.until(f"{phase} server", lambda s: bool(launched(s, phase))))[0]
+                started = await sidecar.until(f"{phase} server", lambda s: any(server["process"] for server in launched(s, phase)))
+                before = launched(started)[0]
                 await sidecar.kill()
                 await load.more(60)
                 again = await sidecar.start()
@@ -153,7 +154,7 @@ def test_advisory_mode_shows_and_changes_nothing(launch: Launch, tmp_path: Path)
             await sidecar.start()
             async with traffic(sidecar, SURGE_RPS) as load:
                 status = await sidecar.until(
-                    "advice", lambda s: "would " in s["sentence"] and f"launch cpu1-{s['decision_id']}" in s["sentence"]
+                    "advice", lambda s: "would " in s["sentence"] and f"launch cpu-1-{s['decision_id']}" in s["sentence"]
                 )
                 assert f"grow {DETECTOR} on {ADOPTED} 1→" in status["sentence"]
                 summary = await load.end()

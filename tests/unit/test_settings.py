@@ -87,7 +87,7 @@ BAD = {
         (
             "themis.yaml:2:1: state_directori: found the unknown key state_directori; "
             "allowed: the keys models, pipelines, servers, launch, envoy, "
-            "prices, policy, mode, state_directory, status; did you mean `state_directory`?"
+            "prices, policy, planning, mode, state_directory, status; did you mean `state_directory`?"
         ),
     ),
     "unknown key without a near match": (
@@ -215,7 +215,7 @@ BAD = {
     ),
     "unknown form": (
         ("form: contention", "form: contension"),
-        "themis.yaml:21:23: models.detector.profile.surface.form: found contension; allowed: contention or cores; did you mean contention?",
+        "themis.yaml:21:23: models.detector.profile.surface.form: found contension; allowed: contention or cores or paper; did you mean contention?",
     ),
     "missing profile file": (
         ("profile: classifier.yaml", "profile: $HOME/classifier.yaml"),
@@ -452,7 +452,7 @@ def test_an_empty_file(tmp_path: Path) -> None:
         (
             "themis.yaml:1:1: found an empty file; "
             "allowed: a mapping with `models`, `pipelines`, `servers`, `launch`, `envoy`, `prices`, `policy`, "
-            "`mode`, `state_directory`, `status`; `themis init` writes a commented sample"
+            "`planning`, `mode`, `state_directory`, `status`; `themis init` writes a commented sample"
         )
     ]
 

@@ -36,6 +36,7 @@ class Executor:
         self._models = models
         self._tasks: dict[str, asyncio.Task[Outcome]] = {}
         self._busy: dict[str, str] = {}
+        self._launching: dict[str, Action] = {}
         self._outcomes: list[Outcome] = []
         self._procedures: dict[ActionKind, Callable[[Action], Awaitable[str]]] = {
             ActionKind.GROW: self._change,
@@ -50,6 +51,11 @@ class Executor:
         """Levers with an action under way."""
         return frozenset(self._busy)
 
+    @property
+    def launching(self) -> tuple[Action, ...]:
+        """Launches under way whose process has not been started yet, so that the fleet does not hold their servers."""
+        return tuple(action for action in self._launching.values() if action.server not in self.fleet)
+
     def submit(self, plan: Plan) -> None:
         """Start a plan's actions; returns at once."""
         for action in plan.actions:
@@ -58,6 +64,8 @@ class Executor:
                 continue
             needed = [self._tasks[required] for required in action.requires if required in self._tasks]
             self._busy[lever] = action.id
+            if action.kind is ActionKind.LAUNCH:
+                self._launching[action.id] = action
             self._tasks[action.id] = asyncio.create_task(self._run(action, lever, needed), name=action.id)
 
     def collect(self) -> tuple[Outcome, ...]:
@@ -82,6 +90,7 @@ class Executor:
             kind, detail = await self._guarded(action, needed)
         finally:
             self._busy.pop(lever, None)
+            self._launching.pop(action.id, None)
             self._tasks.pop(action.id, None)
         outcome = Outcome(action, kind, started_at_s, self._levers.clock.now_s(), detail)
         self._note(lever, outcome)
@@ -158,8 +167,15 @@ class Executor:
         return "" if idle else "requests were still in flight when the drain time-out came"
 
     async def _take_down(self, name: str) -> bool:
-        """Out of the routes, then idle, then stopped; False when it was stopped before it was idle."""
-        await self.write_routes()
+        """Out of the routes, then idle, then stopped; False when it was stopped before it was idle.
+
+        One that may still be routed to is not stopped: it serves on, and leaves when the routes can be written again.
+        """
+        try:
+            await self.write_routes()
+        except ThemisError:
+            self.fleet.move(name, Phase.SERVING)
+            raise
         idle = await self._launcher().wait_idle(self.fleet.get(name))
         await self._dispose(name)
         return idle

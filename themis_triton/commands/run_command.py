@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import structlog
 from rich.console import Console
 
 from themis_triton.adapters.processes import stop_everything
+from themis_triton.core.config import Placement
+from themis_triton.core.errors import SettingsError
 from themis_triton.daemon.lock import locked
 from themis_triton.daemon.service import run_daemon
 from themis_triton.settings import load_settings
@@ -18,6 +21,11 @@ from themis_triton.settings import load_settings
 def run_command(path: Path) -> None:
     """Run the sidecar until a signal; logs go to standard error, as JSON where that is no terminal."""
     config = load_settings(path)
+    if config.planning.placement is Placement.SEPARATE:
+        raise SettingsError(
+            f"{path}: planning.placement: separate is for themis plan and simulate; allowed here: colocated; "
+            "run with settings whose servers hold all stages"
+        )
     _configure_logging()
     asyncio.run(run_daemon(config))
 
@@ -43,3 +51,5 @@ def _configure_logging() -> None:
         ],
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
     )
+    # It warns, outside the log's format, of each tick that a slow one makes it skip; the status tells how long ticks take.
+    logging.getLogger("apscheduler").setLevel(logging.ERROR)

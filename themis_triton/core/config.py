@@ -31,9 +31,26 @@ class QueueingModel(StrEnum):
     CONSTANT = "constant"
 
 
+class Placement(StrEnum):
+    """COLOCATED: every server holds all stages (Triton). SEPARATE: a server holds one stage (the paper's replicas)."""
+
+    COLOCATED = "colocated"
+    SEPARATE = "separate"
+
+
+class ThroughputRule(StrEnum):
+    """INSTANCES: c instances work side by side, each with its own batch. CORES: one batch at a time, on c cores."""
+
+    INSTANCES = "instances"
+    CORES = "cores"
+
+
 @dataclass(frozen=True, slots=True)
 class LatencyTable:
-    """Service time at the SLO's percentile, in ms: `latency_ms[i][k]` for `batches[i]` and `instances[k]` busy on the device."""
+    """Service time at the SLO's percentile, in ms: `latency_ms[i][k]` for `batches[i]` and `instances[k]` busy on the device.
+
+    With the throughput rule CORES, `instances[k]` are the cores of one replica.
+    """
 
     batches: tuple[int, ...]
     instances: tuple[int, ...]
@@ -53,7 +70,10 @@ class ModelProfile:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Bounds of one model on one server, and its profile; `max_batch` bounds what a plan may choose."""
+    """Bounds of one model on one server, and its profile; `max_batch` bounds what a plan may choose.
+
+    `instance_price` and, with placement SEPARATE, `server_price` replace those of `Prices` for this model.
+    """
 
     name: str
     profile: ModelProfile
@@ -61,6 +81,8 @@ class ModelConfig:
     max_instances: int = 8
     max_batch: int = 8
     max_queue_delay_us: int = 0
+    server_price: float | None = None
+    instance_price: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +167,8 @@ class PolicyConfig:
     headroom_sigmas: float = 1.0
     backlog_drain_s: float = 0.5
     vertical_hold_s: float = 10.0
-    scale_in_hold_s: float = 15.0
+    scale_in_hold_s: float = 20.0
+    survivor_margin_fraction: float = 0.1
     queueing: QueueingModel = QueueingModel.TRITON
     max_stale_s: float = 3.0
     retry_backoff_s: float = 2.0
@@ -155,6 +178,19 @@ class PolicyConfig:
     rebatch_gain_fraction: float = 0.1
     vertical_servers: int | None = None
     horizontal_instances: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlanningConfig:
+    """What plans are made of. Live servers are always COLOCATED with INSTANCES; the rest is for what-if plans and simulations.
+
+    `paper_rounding`: demand in whole requests/s and a replica's throughput rounded down. `max_servers` None: as many as can exist.
+    """
+
+    placement: Placement = Placement.COLOCATED
+    throughput: ThroughputRule = ThroughputRule.INSTANCES
+    paper_rounding: bool = False
+    max_servers: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,5 +212,6 @@ class ThemisConfig:
     launch: LaunchConfig | None = None
     prices: Prices = field(default_factory=Prices)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
+    planning: PlanningConfig = field(default_factory=PlanningConfig)
     mode: Mode = Mode.ACTIVE
     status: StatusConfig = field(default_factory=StatusConfig)

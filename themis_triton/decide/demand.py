@@ -47,9 +47,15 @@ def beyond_noise(slope: float, rate_rps: float, half_window_s: float) -> float:
     return max(0.0, slope - NOISE_SIGMAS * noise)
 
 
-def survivor_demand(estimate: PipelineEstimate) -> Demand:
-    """What the survivors of a scale-in must carry: the largest rate at any of the time scales."""
-    return Demand(max(estimate.settled_rps, estimate.peak_rps, estimate.recent_rps), 0.0, _dispersion(estimate))
+def survivor_demand(estimate: PipelineEstimate, policy: PolicyConfig) -> Demand:
+    """What the survivors of a scale-in must carry: the largest rate at any of the time scales, and a margin on it."""
+    largest_rps = max(estimate.settled_rps, estimate.peak_rps, estimate.recent_rps)
+    return Demand(largest_rps * (1.0 + policy.survivor_margin_fraction), 0.0, _dispersion(estimate))
+
+
+def peak_demand(estimate: PipelineEstimate) -> Demand:
+    """The largest second of the peak window, for policies without a fast loop."""
+    return Demand(estimate.peak_rps, 0.0, _dispersion(estimate))
 
 
 def _dispersion(estimate: PipelineEstimate) -> float:

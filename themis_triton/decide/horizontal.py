@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
+from themis_triton.core.config import Placement
 from themis_triton.core.decision import Reason, Stage
-from themis_triton.decide.demand import Demand, survivor_demand
+from themis_triton.decide.demand import peak_demand
 from themis_triton.decide.proposal import Judged, Proposal, evidence_of
 from themis_triton.decide.state import PipelineMemory
 from themis_triton.decide.view import PipelineView
+from themis_triton.solver.problem import ChainProblem
 from themis_triton.solver.solve import largest_demand
 
 
 def propose(memory: PipelineMemory, view: PipelineView) -> Judged:
     """The joint plan with instances fixed, every tick; scale-in after `scale_in_hold_s` of agreement."""
-    instances = memory.fixed_instances or efficient_instances(view)
-    demand = Demand(view.estimate.peak_rps, 0.0, survivor_demand(view.estimate).dispersion)
+    instances = memory.fixed_instances or efficient_instances(view.problem, view.rules.config.policy.horizontal_instances)
+    demand = peak_demand(view.estimate)
     joint = view.joint(demand, instances=instances)
     most = view.rules.max_servers
     wanted = max(1, min(joint.servers if joint.feasible else most, most))
     servers = len(view.ready)
     launch = max(0, wanted - servers - len(view.coming))
-    since_s = (memory.fewer_since_s if memory.fewer_since_s is not None else view.at_s) if wanted < servers else None
+    hold_s = view.rules.config.policy.scale_in_hold_s
+    memory = replace(memory.with_wanted(view.at_s, wanted, hold_s), fixed_instances=instances)
     leaving = [server.name for server in view.ready if server.launched]
-    due = since_s is not None and view.at_s - since_s >= view.rules.config.policy.scale_in_hold_s and not view.coming
+    due = memory.covered_s(view.at_s) >= hold_s and memory.most_wanted() < servers and not view.coming
     retire = leaving[-1] if due and leaving else None
     reason = Reason.SCALE_OUT if launch else Reason.SCALE_IN if retire else Reason.STEADY if joint.feasible else Reason.INFEASIBLE
     return Judged(
-        PipelineMemory(memory.needs, view.at_s if retire else since_s, instances),
+        memory,
         Proposal(
             instances=instances if servers else (),
             batch_caps=view.batch_caps,
@@ -41,16 +45,15 @@ def propose(memory: PipelineMemory, view: PipelineView) -> Judged:
     )
 
 
-def efficient_instances(view: PipelineView) -> tuple[int, ...]:
-    """The counts that carry the most requests inside the SLO for their price, on one server; the settings may fix one for all."""
-    fixed = view.rules.config.policy.horizontal_instances
-    stages = view.problem.stages
+def efficient_instances(problem: ChainProblem, fixed: int | None) -> tuple[int, ...]:
+    """The counts that carry the most requests inside the SLO for their price, on one server (a stage); `fixed` is one count for all."""
+    stages = problem.stages
     if fixed is not None:
         return tuple(min(max(fixed, stage.min_instances), stage.max_instances) for stage in stages)
-    price = stages[0].server_price
+    price = stages[0].server_price if problem.placement is Placement.COLOCATED else sum(stage.server_price for stage in stages)
 
     def value(counts: tuple[int, ...]) -> float:
         cost = price + sum(c * stage.instance_price for c, stage in zip(counts, stages, strict=True))
-        return largest_demand(view.problem, 1, instances=counts, at_most_rps=100_000.0) / cost
+        return largest_demand(problem, 1, instances=counts, at_most_rps=100_000.0) / cost
 
     return max(product(*(range(s.min_instances, s.max_instances + 1) for s in stages)), key=value)

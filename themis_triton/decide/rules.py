@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from themis_triton.core.config import ModelConfig, PipelineConfig, ThemisConfig
+from themis_triton.core.config import ModelConfig, PipelineConfig, Placement, ThemisConfig, ThroughputRule
 from themis_triton.solver.problem import ChainProblem, StageProblem
 from themis_triton.solver.surface import surface_from_table
 
@@ -18,9 +18,9 @@ class Rules:
 
     @property
     def max_servers(self) -> int:
-        """Servers that can exist: the adopted ones and one a slot."""
-        launch = self.config.launch
-        return max(1, len(self.config.servers) + (len(launch.slots) if launch is not None else 0))
+        """Servers that plans may use: what the settings say, else those that can exist, the adopted ones and one a slot."""
+        launch, told = self.config.launch, self.config.planning.max_servers
+        return told if told is not None else max(1, len(self.config.servers) + (len(launch.slots) if launch is not None else 0))
 
     def init_s(self, pipeline: PipelineConfig) -> float:
         """Longest initialisation of an instance of the chain."""
@@ -43,8 +43,11 @@ def build_rules(config: ThemisConfig) -> Rules:
             demand_rps=0.0,
             percentile=p.percentile,
             queueing=config.policy.queueing,
+            placement=config.planning.placement,
+            throughput=config.planning.throughput,
             max_servers=bare.max_servers,
             headroom_sigmas=config.policy.headroom_sigmas,
+            paper_rounding=config.planning.paper_rounding,
         )
         for p in config.pipelines
     }
@@ -52,14 +55,16 @@ def build_rules(config: ThemisConfig) -> Rules:
 
 
 def _stage(model: ModelConfig, config: ThemisConfig, most_busy: int) -> StageProblem:
+    separate = config.planning.placement is Placement.SEPARATE
+    contending = config.planning.throughput is ThroughputRule.INSTANCES
     return StageProblem(
         name=model.name,
-        surface=surface_from_table(model.profile.table, model.max_batch, most_busy),
+        surface=surface_from_table(model.profile.table, model.max_batch, most_busy, monotone=contending),
         min_instances=model.min_instances,
         max_instances=model.max_instances,
         max_batch=model.max_batch,
-        server_price=config.prices.server,
-        instance_price=config.prices.instance,
+        server_price=model.server_price if separate and model.server_price is not None else config.prices.server,
+        instance_price=model.instance_price if model.instance_price is not None else config.prices.instance,
         instance_memory_bytes=model.profile.instance_memory_bytes,
         max_queue_delay_ms=model.max_queue_delay_us / 1000.0,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from themis_triton.core.config import PipelineConfig
 from themis_triton.core.estimate import Estimate
@@ -42,11 +42,25 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class PipelineMemory:
-    """What a policy remembers of one pipeline: recent needs, since when fewer servers would do, and counts that it fixed once."""
+    """What a policy remembers of one pipeline: recent needs, how many servers were wanted when, and counts that it fixed once."""
 
     needs: tuple[Need, ...] = ()
-    fewer_since_s: float | None = None
+    wanted: tuple[tuple[float, int], ...] = ()
     fixed_instances: tuple[int, ...] = ()
+
+    def with_wanted(self, at_s: float, servers: int, hold_s: float) -> PipelineMemory:
+        """With one more answer to how many servers are wanted; the newest of those older than `hold_s` shows that so much is covered."""
+        older = [entry for entry in self.wanted if entry[0] <= at_s - hold_s]
+        newer = [entry for entry in self.wanted if entry[0] > at_s - hold_s]
+        return replace(self, wanted=(*older[-1:], *newer, (at_s, servers)))
+
+    def most_wanted(self) -> int:
+        """Most servers wanted in what is remembered."""
+        return max(servers for _, servers in self.wanted)
+
+    def covered_s(self, at_s: float) -> float:
+        """How far back the memory of wanted servers reaches."""
+        return at_s - self.wanted[0][0]
 
     def held_instances(self, servers: int) -> tuple[int, ...]:
         """Largest need of each stage among those that were computed for the same number of servers."""

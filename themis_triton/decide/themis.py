@@ -75,26 +75,24 @@ def _servers_wanted(view: PipelineView, vertical: VerticalPlan | None, joint: Ch
 
 
 def _scale_in(memory: PipelineMemory, view: PipelineView, wanted: int) -> tuple[PipelineMemory, str | None, str]:
-    """One server leaves when fewer have sufficed for `scale_in_hold_s` and the survivors carry the largest recent rate; else why not."""
-    servers = len(view.ready)
+    """One server leaves when fewer have sufficed for the whole of `scale_in_hold_s` and the survivors carry the recent peak."""
+    policy, servers = view.rules.config.policy, len(view.ready)
+    memory = memory.with_wanted(view.at_s, wanted, policy.scale_in_hold_s)
     if wanted >= servers or view.coming:
-        return replace(memory, fewer_since_s=None), None, ""
-    peak = survivor_demand(view.estimate)
+        return memory, None, ""
+    left_s = policy.scale_in_hold_s - memory.covered_s(view.at_s)
+    if left_s > 0 or memory.most_wanted() >= servers:
+        return memory, None, f"{wanted} servers would do, but not for the whole of the last {policy.scale_in_hold_s:.0f} s"
+    peak = survivor_demand(view.estimate, policy)
     if not view.vertical(peak, servers - 1).feasible:
-        why = f"{servers - 1} servers could not carry the recent {peak.rate_rps:.0f}/s"
-        return replace(memory, fewer_since_s=None), None, why
-    since_s = view.at_s if memory.fewer_since_s is None else memory.fewer_since_s
-    left_s = view.rules.config.policy.scale_in_hold_s - (view.at_s - since_s)
+        return memory, None, f"{wanted} servers would do, but {servers - 1} could not carry the recent {peak.rate_rps:.0f}/s with a margin"
     leaving = [server.name for server in view.ready if server.launched]
-    if left_s > 0 or not leaving:
-        why = f"{wanted} would do, held for {left_s:.0f} s more" if leaving else f"{wanted} would do, but all are adopted"
-        return replace(memory, fewer_since_s=since_s), None, why
-    return replace(memory, fewer_since_s=view.at_s), leaving[-1], ""
+    return memory, leaving[-1] if leaving else None, "" if leaving else f"{wanted} servers would do, but all are adopted"
 
 
 def _survivors(view: PipelineView, fast: Demand, instances: tuple[int, ...]) -> tuple[int, ...]:
     """Counts with which one server fewer carries the load: they grow before the server leaves."""
-    strongest = max(fast.total_rps, survivor_demand(view.estimate).total_rps)
+    strongest = max(fast.total_rps, survivor_demand(view.estimate, view.rules.config.policy).total_rps)
     plan = view.vertical(Demand(strongest, 0.0, fast.dispersion), len(view.ready) - 1).plan
     return tuple(max(now, stage.instances) for now, stage in zip(instances, plan.stages, strict=True))
 

@@ -13,15 +13,17 @@ from themis_triton.core.observation import Snapshot
 def plan(decision: Decision, snapshot: Snapshot) -> Plan:
     """Actions that lead from the snapshot to the decision's target, leaving alone every lever that is busy or in back-off.
 
-    Growth and launches start at once; a retirement requires every growth of the same plan, so that the survivors
+    Growth and launches start at once; a retirement requires every growth that the target asks of the survivors, so that they
     carry the load before a server leaves; reloads go one server at a time; a shrink takes one instance.
     """
     if decision.target is None:
         return Plan(decision.id)
     free = _Free(snapshot)
     vertical = list(_vertical(decision, decision.target, snapshot.servers, free))
-    grows = tuple(action.id for action in vertical if action.kind is not ActionKind.SHRINK)
     launches = _launches(decision, decision.target, free)
+    if _growth_left_out(decision.target, snapshot.servers, vertical):
+        return Plan(decision.id, (*vertical, *launches))
+    grows = tuple(action.id for action in vertical if action.kind is not ActionKind.SHRINK)
     retirements = _retirements(decision, decision.target, snapshot.servers, free, grows)
     return Plan(decision.id, (*vertical, *launches, *retirements))
 
@@ -43,7 +45,7 @@ class _Free:
 def _vertical(decision: Decision, target: Target, servers: Iterable[Server], free: _Free) -> Iterator[Action]:
     rebatching = False
     for server in servers:
-        if server.phase is not Phase.SERVING or not free(server.name):
+        if not _stays(server, target) or not free(server.name):
             continue
         for model, wanted in target.servers.get(server.name, {}).items():
             now = server.models.get(model)
@@ -55,6 +57,23 @@ def _vertical(decision: Decision, target: Target, servers: Iterable[Server], fre
                 continue
             rebatching |= step[0] is ActionKind.REBATCH
             yield Action(f"{decision.id}/{lever}", step[0], decision.id, server.name, model, now, step[1])
+
+
+def _stays(server: Server, target: Target) -> bool:
+    """A server that leaves is not changed before: what it would gain leaves with it."""
+    return server.phase is Phase.SERVING and server.name not in target.retire
+
+
+def _growth_left_out(target: Target, servers: Iterable[Server], vertical: Iterable[Action]) -> bool:
+    """Whether a survivor shall grow but cannot start now: then nobody may leave yet."""
+    started = {(action.server, action.model) for action in vertical}
+    return any(
+        wanted.instances > server.models[model].instances and (server.name, model) not in started
+        for server in servers
+        if _stays(server, target)
+        for model, wanted in target.servers.get(server.name, {}).items()
+        if model in server.models
+    )
 
 
 def _step(now: ModelState, wanted: ModelState) -> tuple[ActionKind, ModelState] | None:

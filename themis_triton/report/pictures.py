@@ -28,7 +28,7 @@ def draw_run(run: RunSeries, slo_ms: float, title: str, path: Path) -> None:
     kinds = len({event.kind for event in run.events})
     ratios = (2.2, 0.2 * kinds + 0.1, 1.6, 0.75, 0.9) if kinds else (2.2, 1.6, 0.75, 0.9)
     with style.picture(path, ratios, WIDTH_IN, 1.1 * sum(ratios) + 2.0) as (figure, axes):
-        _title(figure, title, _verdict(run, slo_ms))
+        set_title(figure, title, _verdict(run, slo_ms))
         remaining = iter(axes)
         panels.draw_demand(next(remaining), run)
         if kinds:
@@ -54,7 +54,7 @@ def draw_comparison(runs: Sequence[RunSeries], slo_ms: float, title: str, path: 
     ratios = (1.0, 1.9, 1.2, 0.8, 1.0)
     with style.picture(path, ratios, WIDTH_IN, 8.8) as (figure, axes):
         demand, latency, violations, servers, instances = axes
-        _title(figure, title, "\n".join(_verdict(run, slo_ms, named=True) for run in runs))
+        set_title(figure, title, "\n".join(_verdict(run, slo_ms, named=True) for run in runs))
         rate = panels.values(runs[0].rate_rps)
         demand.fill_between(np.arange(rate.size) + 0.5, rate, color=style.MUTED, alpha=0.35, linewidth=0)
         demand.set_ylim(bottom=0)
@@ -76,7 +76,7 @@ def draw_comparison(runs: Sequence[RunSeries], slo_ms: float, title: str, path: 
         panels.draw_time(axes[-1], runs)
 
 
-def _title(figure: Figure, title: str, subtitle: str) -> None:
+def set_title(figure: Figure, title: str, subtitle: str) -> None:
     """The title, and below it the subtitle, for whose lines the title reserves empty ones."""
     lines = subtitle.count("\n") + 1
     reserved = "\n" * math.ceil(lines * _SUBTITLE_PT / _TITLE_PT)

@@ -11,6 +11,7 @@ from themis_triton.core.config import (
     LaunchConfig,
     ModelConfig,
     PipelineConfig,
+    PlanningConfig,
     PolicyConfig,
     Prices,
     StatusConfig,
@@ -34,6 +35,7 @@ def build(loaded: Loaded, settings: Settings) -> ThemisConfig:
         launch=_launch(loaded, settings.launch) if settings.launch is not None else None,
         prices=Prices(settings.prices.server, settings.prices.instance),
         policy=PolicyConfig(**settings.policy.model_dump()),
+        planning=PlanningConfig(**settings.planning.model_dump()),
         mode=settings.mode,
         status=StatusConfig(settings.status.address),
     )
@@ -41,7 +43,16 @@ def build(loaded: Loaded, settings: Settings) -> ThemisConfig:
 
 def _model(name: str, model: ModelSettings, busy: int) -> ModelConfig:
     profile = model.profile.to_core(model.max_batch, busy)
-    return ModelConfig(name, profile, model.instances.min, model.instances.max, model.max_batch, model.max_queue_delay_us)
+    return ModelConfig(
+        name=name,
+        profile=profile,
+        min_instances=model.instances.min,
+        max_instances=model.instances.max,
+        max_batch=model.max_batch,
+        max_queue_delay_us=model.max_queue_delay_us,
+        server_price=model.server_price,
+        instance_price=model.instance_price,
+    )
 
 
 def _server(loaded: Loaded, name: str, server: ServerSettings) -> AdoptedServer:

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
+from themis_triton.core.config import Placement, ThroughputRule
 from themis_triton.settings.kinds import Address, parse_address
 from themis_triton.settings.loading import Loaded, mapping
 from themis_triton.settings.problem import Problem
+from themis_triton.settings.profile import SurfaceForm
 from themis_triton.settings.schema import EnvoySettings, LaunchSettings, ModelSettings, PipelineSettings, StatusSettings
 from themis_triton.settings.shipped import shipped
 from themis_triton.settings.source import KeyPath, dotted
@@ -22,6 +24,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     yield from _stages(loaded)
     yield from _first_stages(loaded)
     yield from _profiles(loaded)
+    yield from _paper_forms(loaded)
     yield from _objectives(loaded)
     yield from _slots(loaded)
     yield from _repository(loaded)
@@ -47,6 +50,9 @@ def max_busy(loaded: Loaded) -> int:
 
 
 def _something_to_scale(loaded: Loaded) -> Iterator[Problem]:
+    """Plans of separate stages are never carried out, so they need no server."""
+    if loaded.planning is not None and loaded.planning.placement is Placement.SEPARATE:
+        return
     data = mapping(loaded.source.data)
     if not data.get("servers") and data.get("launch") is None:
         remedy = "name a running server under `servers:`, or slots to start some on under `launch:`"
@@ -87,6 +93,15 @@ def _profiles(loaded: Loaded) -> Iterator[Problem]:
             allowed = f"a surface above 0 ms for batches of 1 to {model.max_batch} and 1 to {busy} instances busy"
             yield loaded.source.problem(("models", name, "profile", "surface"), found, allowed, "measure again, or give a table")
         yield from _table_reach(loaded, name, model)
+
+
+def _paper_forms(loaded: Loaded) -> Iterator[Problem]:
+    if loaded.planning is None or loaded.planning.throughput is ThroughputRule.CORES:
+        return
+    for name, model in loaded.models.items():
+        if model.profile.surface is not None and model.profile.surface.form is SurfaceForm.PAPER:
+            allowed, remedy = "contention or cores, unless planning.throughput is cores", "set `planning.throughput: cores`"
+            yield loaded.source.problem(("models", name, "profile", "surface", "form"), "paper", allowed, remedy)
 
 
 def _table_reach(loaded: Loaded, name: str, model: ModelSettings) -> Iterator[Problem]:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from themis_triton.settings.explain import explain
 from themis_triton.settings.problem import Problem
-from themis_triton.settings.schema import LaunchSettings, ModelSettings, PipelineSettings, PolicySettings, Settings
+from themis_triton.settings.schema import LaunchSettings, ModelSettings, PipelineSettings, PlanningSettings, PolicySettings, Settings
 from themis_triton.settings.source import KeyPath, Source, read_source
 
 SectionT = TypeVar("SectionT", bound=BaseModel)
@@ -30,6 +30,7 @@ class Loaded:
     pipelines: dict[str, PipelineSettings] = field(default_factory=dict)
     launch: LaunchSettings | None = None
     policy: PolicySettings | None = None
+    planning: PlanningSettings | None = None
 
     def resolve(self, path: Path) -> Path:
         """A path as written, from the settings file's folder. A link at its end stays one: a binary may depend on how it is called."""
@@ -112,6 +113,7 @@ def _fill_parts(loaded: Loaded, bad: set[KeyPath]) -> None:
     if data.get("launch") is not None:
         loaded.launch = _part(LaunchSettings, data["launch"], ("launch",), bad)
     loaded.policy = _part(PolicySettings, data.get("policy", {}), ("policy",), bad)
+    loaded.planning = _part(PlanningSettings, data.get("planning", {}), ("planning",), bad)
 
 
 def _part(schema: type[SectionT], value: object, path: KeyPath, bad: set[KeyPath]) -> SectionT | None:

@@ -11,8 +11,12 @@ from pydantic import Field, model_validator
 
 from themis_triton.core.config import LatencyTable, ModelProfile
 from themis_triton.settings.kinds import Count, Seconds, Section, Size, refusal
+from themis_triton.solver.surface import paper_latency_ms
 
 DEFAULT_PROFILE = ModelProfile(LatencyTable((1,), (1,), ((1.0,),)))
+
+
+FORM_WORDS = "contention: c instances busy on one device; cores: c cores; paper: c cores, as published, in whole ms"
 
 
 class SurfaceForm(StrEnum):
@@ -20,19 +24,34 @@ class SurfaceForm(StrEnum):
 
     CONTENTION = "contention"
     CORES = "cores"
+    PAPER = "paper"
 
 
 class SurfaceSettings(Section):
-    """A fitted surface: `alpha·b·c + beta·b + gamma·c + zeta` (contention) or `alpha·b/c + beta·b + gamma/c + zeta` (cores)."""
+    """A fitted surface: `alpha·b·c + beta·b + gamma·c + zeta` (contention) or `alpha·b/c + beta·b + gamma/c + zeta` (cores).
 
-    form: Annotated[SurfaceForm, Field(strict=False)] = Field(description="contention: c instances busy on one device; cores: c cores")
+    paper: `⌈m·(alpha·b/c + m_b·beta·b + gamma/c + ⌈zeta'⌉)⌉` with `zeta' = zeta + (alpha + beta + gamma + zeta)/10`.
+    """
+
+    form: Annotated[SurfaceForm, Field(strict=False)] = Field(description=FORM_WORDS)
     alpha_ms: float = Field(description="for each request of the batch, times the busy instances (or divided by the cores)")
     beta_ms: float = Field(description="for each request of the batch")
     gamma_ms: float = Field(description="for each busy instance (or divided by the cores)")
     zeta_ms: float = Field(description="for each batch")
+    m: Annotated[float, Field(gt=0)] = Field(default=1.0, description="form paper: factor of the whole")
+    m_b: Annotated[float, Field(gt=0)] = Field(default=1.0, description="form paper: factor of `beta_ms`")
+
+    @model_validator(mode="after")
+    def _factors(self) -> SurfaceSettings:
+        if self.form is not SurfaceForm.PAPER and (self.m, self.m_b) != (1.0, 1.0):
+            raise refusal(f"m or m_b with form {self.form.value}", "m and m_b with form paper", "multiply the constants by them instead")
+        return self
 
     def at(self, batch: int, instances: int) -> float:
         """Service time in ms."""
+        if self.form is SurfaceForm.PAPER:
+            constants = (self.alpha_ms, self.beta_ms, self.gamma_ms, self.zeta_ms)
+            return float(paper_latency_ms(*constants, m=self.m, m_b=self.m_b, batch=batch, cores=instances))
         scale = float(instances) if self.form is SurfaceForm.CONTENTION else 1.0 / instances
         return (self.alpha_ms * batch + self.gamma_ms) * scale + self.beta_ms * batch + self.zeta_ms
 

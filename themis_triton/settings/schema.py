@@ -7,7 +7,19 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from themis_triton.core.config import LaunchConfig, Mode, ModelConfig, PipelineConfig, PolicyConfig, PolicyName, Prices, QueueingModel
+from themis_triton.core.config import (
+    LaunchConfig,
+    Mode,
+    ModelConfig,
+    PipelineConfig,
+    Placement,
+    PlanningConfig,
+    PolicyConfig,
+    PolicyName,
+    Prices,
+    QueueingModel,
+    ThroughputRule,
+)
 from themis_triton.settings.kinds import (
     Allowed,
     Count,
@@ -26,6 +38,7 @@ from themis_triton.settings.profile import DEFAULT_PROFILE, ProfileSettings
 
 _LAUNCH = LaunchConfig(slots=(), model_repository=Path())
 _POLICY = PolicyConfig()
+_PLANNING = PlanningConfig()
 _PRICES = Prices()
 _MODEL = ModelConfig("", DEFAULT_PROFILE)
 _PIPELINE = PipelineConfig("", (), 1.0)
@@ -148,6 +161,10 @@ class ModelSettings(Section):
     max_queue_delay_us: int = Field(
         default=_MODEL.max_queue_delay_us, ge=0, description="how long Triton's batcher may wait for a batch to fill"
     )
+    server_price: float | None = Field(
+        default=None, ge=0, description="placement separate: one server that holds this model; by default `prices.server`"
+    )
+    instance_price: float | None = Field(default=None, ge=0, description="one instance of this model; by default `prices.instance`")
 
 
 class PipelineSettings(Section):
@@ -199,6 +216,9 @@ class PolicySettings(Section):
     )
     vertical_hold_s: Seconds = Field(default=_POLICY.vertical_hold_s, description="calm time before instances shrink")
     scale_in_hold_s: Seconds = Field(default=_POLICY.scale_in_hold_s, description="calm time before a server goes")
+    survivor_margin_fraction: float = Field(
+        default=_POLICY.survivor_margin_fraction, ge=0, description="margin above the recent peak that the survivors must carry"
+    )
     queueing: Annotated[QueueingModel, Field(strict=False)] = Field(
         default=_POLICY.queueing, description="how the wait before a batch starts is predicted"
     )
@@ -219,6 +239,24 @@ class PolicySettings(Section):
     )
     horizontal_instances: Count | None = Field(
         default=None, description="policy horizontal: its fixed instances a model; by default those that carry most for their price"
+    )
+
+
+class PlanningSettings(Section):
+    """The rules that plans are made by. What runs live is colocated, with instances; the rest is for `themis plan` and simulations."""
+
+    placement: Annotated[Placement, Field(strict=False)] = Field(
+        default=_PLANNING.placement,
+        description="colocated: every server holds all stages; separate: a server holds one stage (`themis plan` and simulations only)",
+    )
+    throughput: Annotated[ThroughputRule, Field(strict=False)] = Field(
+        default=_PLANNING.throughput, description="instances: each works on a batch of its own; cores: all of a server's work on one batch"
+    )
+    paper_rounding: bool = Field(
+        default=_PLANNING.paper_rounding, description="demand in whole requests/s, a server's throughput rounded down to whole requests/s"
+    )
+    max_servers: Count | None = Field(
+        default=None, description="servers that plans may use; by default the adopted ones and one a slot (with separate: all stages together)"
     )
 
 
@@ -243,6 +281,7 @@ class Settings(Section):
     envoy: EnvoySettings = Field(default=EnvoySettings(), description="the proxy that clients speak to")
     prices: PriceSettings = Field(default=PriceSettings(), description="what capacity costs, in any one unit; only the ratio matters")
     policy: PolicySettings = Field(default=PolicySettings(), description="which policy decides, and its parameters")
+    planning: PlanningSettings = Field(default=PlanningSettings(), description="the rules that plans are made by")
     mode: Annotated[Mode, Field(strict=False)] = Field(
         default=Mode.ACTIVE, description="active: decisions are carried out; advisory: they are only shown"
     )

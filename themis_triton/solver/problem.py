@@ -4,25 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import StrEnum
 
-from themis_triton.core.config import QueueingModel
+from themis_triton.core.config import Placement, QueueingModel, ThroughputRule
 from themis_triton.core.errors import SolverError
 from themis_triton.solver.surface import Surface
 
-
-class Placement(StrEnum):
-    """COLOCATED: every server holds all stages (Triton). SEPARATE: a server holds one stage (the paper's replicas)."""
-
-    COLOCATED = "colocated"
-    SEPARATE = "separate"
-
-
-class ThroughputRule(StrEnum):
-    """INSTANCES: c instances work side by side, each with its own batch. CORES: one batch at a time, on c cores."""
-
-    INSTANCES = "instances"
-    CORES = "cores"
+__all__ = ["ChainProblem", "Placement", "StageProblem", "ThroughputRule"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,11 +51,12 @@ class Surface:
         return np.ascontiguousarray(_extend(batches.T, max(0, max_busy - self.max_busy)).T)
 
 
-def surface_from_table(table: LatencyTable, max_batch: int, max_busy: int) -> Surface:
+def surface_from_table(table: LatencyTable, max_batch: int, max_busy: int, *, monotone: bool = True) -> Surface:
     """Interpolate a measured table linearly to all batches 1..max_batch and 1..max_busy busy instances.
 
     Below the first measured point the first value holds (never less than measured). Where noise made a larger batch or more
-    busy instances look faster, the value is raised to the largest before it. SolverError when the table's shape is wrong.
+    busy instances look faster, the value is raised to the largest before it; not so where `monotone` is false, as for cores, which
+    do make a batch faster. SolverError when the table's shape is wrong.
     """
     batches, busy = np.asarray(table.batches, dtype=np.float64), np.asarray(table.instances, dtype=np.float64)
     values = np.asarray(table.latency_ms, dtype=np.float64)
@@ -65,7 +66,7 @@ def surface_from_table(table: LatencyTable, max_batch: int, max_busy: int) -> Su
         raise SolverError("a latency table's batches and instances must rise strictly from at least 1")
     over_busy = _resample(values.T, busy, max_busy).T
     full = _resample(over_busy, batches, max_batch)
-    return Surface(np.maximum.accumulate(np.maximum.accumulate(full, axis=0), axis=1))
+    return Surface(np.maximum.accumulate(np.maximum.accumulate(full, axis=0), axis=1) if monotone else full)
 
 
 def contention_surface(alpha: float, beta: float, gamma: float, zeta: float, max_batch: int, max_busy: int) -> Surface:
@@ -77,13 +78,21 @@ def contention_surface(alpha: float, beta: float, gamma: float, zeta: float, max
 def paper_surface(
     alpha: float, beta: float, gamma: float, zeta: float, *, m: float = 1.0, m_b: float = 1.0, max_batch: int = 4, max_cores: int = 4
 ) -> Surface:
-    """The paper's surface of one replica on `c` cores, whole ms.
+    """The paper's surface of one replica on `c` cores, whole ms; see `paper_latency_ms`."""
+    b, c = _grid(max_batch, max_cores)
+    return Surface(np.asarray(paper_latency_ms(alpha, beta, gamma, zeta, m=m, m_b=m_b, batch=b, cores=c)))
+
+
+def paper_latency_ms(
+    alpha: float, beta: float, gamma: float, zeta: float, *, m: float, m_b: float, batch: FloatArray | float, cores: FloatArray | float
+) -> FloatArray | np.float64:
+    """The paper's latency of a batch of `b` on `c` cores, whole ms, for numbers or arrays.
 
     `l(b, c) = ⌈m·(α·b/c + m_b·β·b + γ/c + ⌈ζ'⌉)⌉` with `ζ' = ζ + (α + β + γ + ζ)/10`.
     """
-    b, c = _grid(max_batch, max_cores)
     constant = math.ceil(zeta + (alpha + beta + gamma + zeta) / 10)
-    return Surface(np.ceil(m * (alpha * b / c + m_b * beta * b + gamma / c + constant)))
+    latency: FloatArray | np.float64 = np.ceil(m * (alpha * batch / cores + m_b * beta * batch + gamma / cores + constant))
+    return latency
 
 
 def _grid(rows: int, columns: int) -> tuple[FloatArray, FloatArray]:

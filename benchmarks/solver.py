@@ -1,0 +1,178 @@
+"""How long the solvers take, and how many times faster the kernels are than the same mathematics in plain Python.
+
+Run from the repository root: `python benchmarks/solver.py` (about two minutes). Writes results/solver.json.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from common import versions, write_result
+
+from themis_triton.core.config import QueueingModel
+from themis_triton.solver import reference
+from themis_triton.solver.fleet import ServerHolding, solve_fleet
+from themis_triton.solver.path import solve_path
+from themis_triton.solver.pool import PoolMember, solve_pool
+from themis_triton.solver.problem import ChainProblem, Placement, StageProblem, ThroughputRule
+from themis_triton.solver.solve import evaluate, solve_joint, solve_vertical, warm
+from themis_triton.solver.surface import contention_surface, paper_surface
+
+NLP = (
+    ("language-identification", (10.198960632530234, -0.17485138293060007, 13.469590595875898, 6.288354904859383), 2.0),
+    ("translation", (136.47672902324115, 31.94060271850336, -6.738180020281133, 3.1005961247644223), 2.0),
+    ("sentiment-analysis", (14.087047607935133, 2.3380347321626926, -1.8101831317359833, 1.442639653204678), 1.0),
+)
+FIRST_DECISION = """
+import time
+began = time.perf_counter()
+from themis_triton.solver.problem import ChainProblem, StageProblem
+from themis_triton.solver.solve import solve_joint, solve_vertical
+from themis_triton.solver.surface import contention_surface
+stage = StageProblem("lone", contention_surface(4, 8, 4, 20, 8, 16))
+problem = ChainProblem((stage, stage), 300.0, 100.0)
+solve_joint(problem)
+solve_vertical(problem, 1)
+print(time.perf_counter() - began)
+"""
+
+
+def timed(call: Callable[[], object], repeats: int) -> dict[str, float]:
+    """Median and 10th to 90th percentile of single calls, in µs."""
+    call()
+    spans = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        call()
+        spans.append((time.perf_counter() - began) * 1e6)
+    low, median, high = np.percentile(spans, [10, 50, 90])
+    return {"median_us": round(float(median), 1), "p10_us": round(float(low), 1), "p90_us": round(float(high), 1), "calls": repeats}
+
+
+def paper(stages: tuple[StageProblem, ...], slo_ms: float, rate_rps: float) -> ChainProblem:
+    """The paper's rules: a replica a stage, cores, exponential queueing, rounded throughput and demand."""
+    return ChainProblem(
+        stages,
+        slo_ms,
+        rate_rps,
+        queueing=QueueingModel.EXPONENTIAL,
+        placement=Placement.SEPARATE,
+        throughput=ThroughputRule.CORES,
+        max_servers=10_000,
+        headroom_sigmas=1.0,
+        paper_rounding=True,
+    )
+
+
+def nlp() -> tuple[StageProblem, ...]:
+    return tuple(
+        StageProblem(name, paper_surface(*curve), 1, 4, 4, server_price=memory, instance_price=18.0) for name, curve, memory in NLP
+    )
+
+
+def eight_stages() -> tuple[StageProblem, ...]:
+    rng = np.random.default_rng(1)
+    curves = [(rng.uniform(5, 60), rng.uniform(0.5, 10), rng.uniform(0, 10), rng.uniform(1, 10)) for _ in range(8)]
+    return tuple(
+        StageProblem(f"stage-{s}", paper_surface(*curve, max_batch=64, max_cores=16), 1, 16, 64, rng.uniform(1, 4), rng.uniform(10, 20))
+        for s, curve in enumerate(curves)
+    )
+
+
+def video(most: int, scale: float = 1.0) -> tuple[StageProblem, ...]:
+    return (
+        StageProblem("detector", contention_surface(4 * scale, 8 * scale, 4 * scale, 20 * scale, 8, 2 * most), 1, most, 8),
+        StageProblem("classifier", contention_surface(2 * scale, 4 * scale, 2 * scale, 10 * scale, 8, 2 * most), 1, most, 8),
+    )
+
+
+def pipelines(count: int, rate_rps: float) -> list[PoolMember]:
+    rng = np.random.default_rng(4)
+    return [
+        PoolMember(
+            ChainProblem(video(4, rng.uniform(0.6, 1.4)), 300.0, rng.uniform(5, rate_rps), headroom_sigmas=1.0), float(rng.integers(1, 4))
+        )
+        for _ in range(count)
+    ]
+
+
+def reference_best(problem: ChainProblem) -> float:
+    """A DP over a grid of 1 ms in plain Python, of the paper's form: its latencies are whole ms, so that the grid is exact."""
+    cells = int(problem.slo_ms)
+    best = [0.0] * (cells + 1)
+    for s, stage in enumerate(problem.stages):
+        options = []
+        for c in range(stage.min_instances, stage.max_instances + 1):
+            for b in range(1, stage.max_batch + 1):
+                capacity = reference.server_capacity_rps(problem, stage, reference.Choice(1, c, b), c)
+                if capacity > 0:
+                    n = max(1, -int(-reference.wanted_rps(problem, stage, problem.demand_rps) // capacity))
+                    ms, enough = reference.stage_part(problem, s, reference.Choice(n, c, b), c)
+                    if enough and ms <= cells:
+                        options.append((int(ms), n * (stage.server_price + c * stage.instance_price)))
+        best = [min((best[cell - ms] + price for ms, price in options if ms <= cell), default=float("inf")) for cell in range(cells + 1)]
+    return best[cells]
+
+
+def against_python(problem: ChainProblem, fast: dict[str, float]) -> dict[str, Any]:
+    cost = solve_joint(problem).cost
+    if abs(reference_best(problem) - cost) > 1e-6:
+        raise SystemExit(f"the reference disagrees: {reference_best(problem)} against {cost}")
+    slow = timed(lambda: reference_best(problem), 20)
+    return {**fast, "plain_python": slow, "times_faster": round(slow["median_us"] / fast["median_us"], 0)}
+
+
+def first_decision() -> dict[str, float]:
+    """Seconds from process start with an empty cache and with a full one."""
+    with tempfile.TemporaryDirectory() as folder:
+        spans = []
+        for _ in range(4):
+            done = subprocess.run(
+                [sys.executable, "-c", FIRST_DECISION],
+                env={"NUMBA_CACHE_DIR": folder, "PATH": ""},
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            spans.append(float(done.stdout))
+    return {"cold_cache_s": round(spans[0], 1), "warm_cache_s": round(float(np.median(spans[1:])), 2)}
+
+
+def measure() -> dict[str, Any]:
+    small, large, colocated = paper(nlp(), 700.0, 100.0), paper(eight_stages(), 2000.0, 200.0), ChainProblem(video(8), 300.0, 100.0)
+    enough, short = pipelines(50, 30.0), pipelines(50, 90.0)
+    holdings = [ServerHolding(f"server-{i}", (2, 1), (8, 8)) for i in range(4)]
+    return {
+        "nlp_joint": {"goal_us": 40, **against_python(small, timed(lambda: solve_joint(small), 2000))},
+        "nlp_horizontal_one_core": timed(lambda: solve_joint(small, instances=[1, 1, 1]), 2000),
+        "nlp_vertical_infeasible": {"goal_us": 200, **timed(lambda: solve_vertical(small, [2, 4, 1]), 2000)},
+        "eight_stages_b64_c16": {"goal_us": 5000, **against_python(large, timed(lambda: solve_joint(large), 200))},
+        "pool_50_on_64": {"goal_us": 50_000, **timed(lambda: solve_pool(enough, 64), 20)},
+        "pool_50_on_64_too_few": {"goal_us": 50_000, **timed(lambda: solve_pool(short, 64), 10)},
+        "colocated_video_joint": timed(lambda: solve_joint(colocated), 200),
+        "colocated_video_vertical_infeasible": timed(lambda: solve_vertical(colocated, 1), 50),
+        "colocated_video_evaluate": timed(lambda: evaluate(colocated, 2, [2, 2], [4, 4]), 2000),
+        "fleet_of_four": timed(lambda: solve_fleet(replace(colocated, demand_rps=130.0), holdings), 50),
+        "path_from_four": timed(lambda: solve_path(replace(colocated, demand_rps=60.0), holdings), 20),
+    }
+
+
+def main() -> None:
+    warm(everything=True)
+    measured = {"versions": versions("numba", "numpy"), "first_decision": first_decision(), "solvers": measure()}
+    path = write_result("solver", measured)
+    print(measured["first_decision"])
+    for name, numbers in measured["solvers"].items():
+        print(f"{name:40} {numbers['median_us']:>10.1f} µs  (goal {numbers.get('goal_us', '–')}, ×{numbers.get('times_faster', '–')})")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

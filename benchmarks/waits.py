@@ -1,0 +1,147 @@
+"""The default queueing model against a simulation of work-conserving batch servers: is the predicted p99 a bound, and how loose is it?
+
+Run from the repository root: `python benchmarks/waits.py` (about a minute). Writes results/waits.json and results/waits.png.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from batch_queue import simulate
+from common import RESULTS, versions, write_result
+
+from themis_triton.solver.problem import ChainProblem, StageProblem
+from themis_triton.solver.solve import evaluate
+from themis_triton.solver.surface import contention_surface
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+REQUESTS, WARM_UP, SEED = 20_000, 2_000, 20_260
+SAMPLING = 0.995  # the simulated p99 is itself a sample
+
+
+@dataclass(frozen=True)
+class State:
+    """One steady state. `load` is the rate over the capacity with everybody on the device busy."""
+
+    family: str
+    servers: int
+    instances: tuple[int, ...]
+    batches: tuple[int, ...]
+    rate_rps: float
+    load: float
+    simulated_p99_ms: float
+    predicted_p99_ms: float
+
+    @property
+    def ratio(self) -> float:
+        """Predicted over simulated p99."""
+        return self.predicted_p99_ms / self.simulated_p99_ms
+
+
+def random_stages(rng: np.random.Generator) -> tuple[StageProblem, ...]:
+    scale = (8.0, 4.0) if rng.random() < 0.3 else (4.0, 2.0, 1.0, 0.2)
+    return tuple(
+        StageProblem(
+            f"stage-{s}",
+            contention_surface(
+                rng.choice(scale) * rng.uniform(0.3, 1.5), rng.uniform(0.2, 10), rng.uniform(0, 5), rng.uniform(1, 30), 16, 24
+            ),
+            max_batch=16,
+        )
+        for s in range(int(rng.integers(1, 4)))
+    )
+
+
+def video_stages() -> tuple[StageProblem, ...]:
+    return (
+        StageProblem("video-detector", contention_surface(4, 8, 4, 20, 8, 16)),
+        StageProblem("video-classifier", contention_surface(2, 4, 2, 10, 8, 16)),
+    )
+
+
+def measure(
+    family: str, stages: tuple[StageProblem, ...], servers: int, counts: list[int], batches: list[int], load: float, seed: int
+) -> State:
+    problem = ChainProblem(stages, 1e9, 1.0)
+    rate = load * evaluate(problem, servers, counts, batches).capacity_rps
+    largest, total = max(batches), sum(counts)
+    latency = np.stack([stage.surface.extended(largest, total)[:largest, :total] for stage in stages])
+    held, delays = (np.array(counts), np.array(batches)), np.zeros(len(stages))
+    sojourn = simulate(latency, *held, delays, servers, rate, REQUESTS, seed, False)
+    simulated = float(np.percentile(sojourn[WARM_UP:, -1], 99))
+    predicted = evaluate(problem, servers, counts, batches, rate_rps=rate).predicted_p99_ms
+    return State(family, servers, tuple(counts), tuple(batches), round(rate, 2), round(load, 3), round(simulated, 1), round(predicted, 1))
+
+
+def random_states(count: int) -> list[State]:
+    rng = np.random.default_rng(SEED)
+    states = []
+    for seed in range(count):
+        stages = random_stages(rng)
+        counts = [int(c) for c in rng.integers(1, 7, len(stages))]
+        batches = [int(b) for b in rng.choice([1, 2, 4, 8, 16], len(stages))]
+        states.append(measure("random", stages, int(rng.integers(1, 5)), counts, batches, float(rng.uniform(0.02, 0.95)), seed))
+    return states
+
+
+def video_states() -> list[State]:
+    return [
+        measure("video", video_stages(), servers, counts, [batch, batch], load, 7)
+        for servers in (1, 2, 4)
+        for counts in ([1, 1], [2, 1], [3, 2], [4, 2])
+        for batch in (2, 4, 8)
+        for load in (0.2, 0.5, 0.8)
+    ]
+
+
+def summary(states: list[State]) -> dict[str, Any]:
+    ratios = np.array([state.ratio for state in states])
+    return {
+        "states": len(states),
+        "share_bounded": round(float(np.mean(ratios >= SAMPLING)), 3),
+        "median_overestimate": round(float(np.median(ratios) - 1), 3),
+        "p10_ratio": round(float(np.percentile(ratios, 10)), 3),
+        "p90_ratio": round(float(np.percentile(ratios, 90)), 3),
+        "least_ratio": round(float(ratios.min()), 3),
+    }
+
+
+def draw(states: list[State]) -> None:
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), constrained_layout=True)
+    for family, colour in (("random", "tab:blue"), ("video", "tab:orange")):
+        chosen = [state for state in states if state.family == family]
+        axes[0].loglog(
+            [s.simulated_p99_ms for s in chosen], [s.predicted_p99_ms for s in chosen], ".", color=colour, label=family, alpha=0.6
+        )
+        axes[1].plot([s.load for s in chosen], [s.ratio for s in chosen], ".", color=colour, label=family, alpha=0.6)
+    span = axes[0].get_xlim()
+    axes[0].plot(span, span, color="black", linewidth=0.8)
+    axes[1].axhline(1, color="black", linewidth=0.8)
+    axes[0].set(xlabel="simulated p99 (ms)", ylabel="predicted p99 (ms)")
+    axes[1].set(xlabel="rate / capacity with everybody busy", ylabel="predicted / simulated p99", ylim=(0.4, 3))
+    axes[0].legend(frameon=False)
+    figure.savefig(RESULTS / "waits.png", dpi=110)
+
+
+def main() -> None:
+    states = random_states(600) + video_states()
+    families = {family: summary([s for s in states if s.family == family]) for family in ("random", "video")}
+    by_load = {
+        f"{low:.1f}..{low + 0.2:.1f}": summary([s for s in states if s.family == "random" and low <= s.load < low + 0.2])
+        for low in (0.0, 0.2, 0.4, 0.6, 0.8)
+    }
+    draw(states)
+    result = {"versions": versions("numpy", "numba"), "requests": REQUESTS, "families": families, "random_by_load": by_load}
+    path = write_result("waits", {**result, "states": [asdict(state) for state in states]})
+    for family, numbers in families.items():
+        print(family, numbers)
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

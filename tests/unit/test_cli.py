@@ -1,0 +1,132 @@
+import socket
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import themis_triton
+from themis_triton import cli
+from themis_triton.commands import run_command
+from themis_triton.daemon.lock import locked
+from themis_triton.settings import sample
+
+COMMANDS = ("run", "demo", "load", "validate", "init", "status", "down", "read-text")
+
+
+@pytest.fixture
+def settings_file(tmp_path: Path) -> Path:
+    """The shipped sample, with a status address where nobody listens."""
+    with closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    path = tmp_path / "themis.yaml"
+    path.write_text(sample().replace("127.0.0.1:9180", f"127.0.0.1:{port}"), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def exit_code(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """What the shell would get from `themis ARGUMENTS`."""
+    monkeypatch.setattr(sys, "argv", ["themis", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    return int(caught.value.code or 0)
+
+
+def test_the_version() -> None:
+    result = CliRunner().invoke(cli.app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"{themis_triton.__version__}\n")
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_names_every_command(flag: str) -> None:
+    result = CliRunner().invoke(cli.app, [flag])
+    assert result.exit_code == 0
+    for command in COMMANDS:
+        assert command in result.output
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    result = CliRunner().invoke(cli.app, [command, "--help"])
+    assert result.exit_code == 0
+    assert f"themis {command}" in result.output
+
+
+def test_no_command_and_an_unknown_one_are_usage_errors() -> None:
+    assert CliRunner().invoke(cli.app, []).exit_code == 2
+    assert CliRunner().invoke(cli.app, ["dance"]).exit_code == 2
+
+
+def test_init_writes_settings_that_are_valid_and_never_overwrites(tmp_path: Path) -> None:
+    path = str(tmp_path / "new.yaml")
+    runner = CliRunner()
+    assert runner.invoke(cli.app, ["init", path]).exit_code == 0
+    assert runner.invoke(cli.app, ["validate", path]).exit_code == 0
+    refused = runner.invoke(cli.app, ["init", path])
+    assert refused.exit_code == 2
+    assert "--force" in refused.output
+    assert runner.invoke(cli.app, ["init", path, "--force"]).exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["run", "status", "down", "load"])
+def test_settings_that_are_not_there_give_code_2_and_name_the_file(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = str(tmp_path / "missing.yaml")
+    assert exit_code(monkeypatch, command, "-c", path) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert path in captured.err
+    assert captured.out == ""
+
+
+def test_status_without_a_sidecar_gives_code_4_and_says_what_to_do(
+    settings_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(monkeypatch, "status", "-c", str(settings_file)) == 4
+    assert f"themis run -c {settings_file}" in capsys.readouterr().err
+
+
+def test_down_with_nothing_running_says_so(settings_file: Path) -> None:
+    result = CliRunner().invoke(cli.app, ["down", "-c", str(settings_file)])
+    assert (result.exit_code, result.output) == (0, "nothing was running\n")
+
+
+def test_down_beside_a_running_sidecar_gives_code_3(
+    settings_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with locked(settings_file.parent / ".themis"):
+        assert exit_code(monkeypatch, "down", "-c", str(settings_file)) == 3
+    assert "state_directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ((), "--address"),
+        (("--address", "127.0.0.1:1"), "--pipeline"),
+        (("--address", "127.0.0.1:1", "--pipeline", "video"), "--pipeline video"),
+        (("--address", "127.0.0.1:1", "--pipeline", "v=m", "--shape", "m.INPUT=x"), "--shape m.INPUT=x"),
+        (("--address", "127.0.0.1:1", "--pipeline", "v=m", "--trace", "no-such-trace"), "no-such-trace"),
+    ],
+)
+def test_a_wrong_flag_of_load_gives_code_2_and_names_the_flag(
+    arguments: tuple[str, ...], named: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(monkeypatch, "load", *arguments) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_ctrl_c_gives_code_130(settings_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_command, "run_command", interrupted)
+    assert exit_code(monkeypatch, "run", "-c", str(settings_file)) == 130

@@ -1,0 +1,329 @@
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.samples import CLASSIFIER, DETECTOR, MIB, NOW_S, STAGES, config, estimate, server, snapshot
+from themis_triton.core.config import PipelineConfig, PolicyConfig, PolicyName, ThemisConfig
+from themis_triton.core.decision import Clamp, ClampKind, Decision, Reason, Stage, Target
+from themis_triton.core.estimate import Estimate
+from themis_triton.core.fleet import ModelState, Phase, Server
+from themis_triton.core.observation import DeviceReading
+from themis_triton.decide.guards import guard
+from themis_triton.decide.policies import decide, decision_id
+from themis_triton.decide.rules import build_rules
+from themis_triton.decide.state import PolicyState, Situation
+
+# Counts below follow from the models' tables without the queue: an instance of the detector that forms no batches ends at most
+# 1000/36 = 28 requests/s, eight of them together at most 8·1000/92 = 87.
+
+
+def once(cfg: ThemisConfig, situation: Situation) -> Decision:
+    return decide(PolicyState(), situation, build_rules(cfg))[1]
+
+
+def over_time(cfg: ThemisConfig, servers: tuple[Server, ...], found: Estimate, seconds: int) -> list[Decision]:
+    """A decision a second on a fleet that stays as it is."""
+    rules, state, decisions = build_rules(cfg), PolicyState(), []
+    for second in range(seconds):
+        at_s = NOW_S + second
+        state, decision = decide(state, Situation(snapshot(servers, at_s), replace(found, at_s=at_s)), rules)
+        decisions.append(decision)
+    return decisions
+
+
+def target(decision: Decision) -> Target:
+    assert decision.target is not None
+    return decision.target
+
+
+def kinds(decision: Decision) -> list[ClampKind]:
+    return [clamp.kind for clamp in decision.clamps]
+
+
+def policy(name: PolicyName) -> PolicyConfig:
+    return PolicyConfig(name=name)
+
+
+@pytest.mark.parametrize("name", PolicyName)
+def test_without_a_server_and_without_a_way_to_launch_one_nothing_can_be_done(name: PolicyName) -> None:
+    decision = once(config(policy(name), slots=0), Situation(snapshot(), estimate(50.0)))
+    assert (decision.reason, decision.stage, decision.target) == (Reason.HOLD_NO_SERVER, Stage.HOLD, None)
+    assert "`launch`" in decision.detail
+
+
+@pytest.mark.parametrize("name", PolicyName)
+def test_the_first_server_is_launched_before_there_is_any_data(name: PolicyName) -> None:
+    decision = once(config(policy(name)), Situation(snapshot(), estimate(0.0, history_s=0.0)))
+    launched = target(decision).launch
+    assert "cpu:0" in launched
+    for models in launched.values():
+        assert set(models) == set(STAGES)
+        assert all(state.instances >= 1 for state in models.values())
+
+
+def test_a_first_server_on_its_way_is_waited_for() -> None:
+    coming = snapshot([server("a", phase=Phase.WARMING, slot="cpu:0")])
+    decision = once(config(), Situation(coming, estimate(0.0, history_s=0.0)))
+    assert decision.target is None or target(decision).launch == {}
+
+
+@pytest.mark.parametrize("name", PolicyName)
+def test_no_data_holds_what_is(name: PolicyName) -> None:
+    decision = once(config(policy(name)), Situation(snapshot([server("a", (4, 4))]), estimate(0.0, history_s=0.0)))
+    assert decision.reason in (Reason.HOLD_NO_DATA, Reason.HOLD_WARMUP)
+    assert (decision.stage, decision.target) == (Stage.HOLD, None)
+
+
+@pytest.mark.parametrize("name", PolicyName)
+def test_stale_readings_of_envoy_hold_what_is_and_say_why(name: PolicyName) -> None:
+    stale = replace(estimate(500.0), stale={"envoy": "no statistics for 4.0 s: connection refused"})
+    decision = once(config(policy(name)), Situation(snapshot([server("a")]), stale))
+    assert (decision.reason, decision.target) == (Reason.HOLD_STALE, None)
+    assert "connection refused" in decision.detail
+
+
+def test_a_silent_server_alone_does_not_blind_the_policy() -> None:
+    stale = replace(estimate(40.0), stale={"a": "no metrics for 4.0 s: timed out"})
+    assert once(config(), Situation(snapshot([server("a", max_batch=1)]), stale)).target is not None
+
+
+def test_calm_is_steady_and_changes_nothing() -> None:
+    decision = once(config(), Situation(snapshot([server("a")]), estimate(5.0)))
+    assert decision.reason is Reason.STEADY
+    assert target(decision) == Target({"a": dict(server("a").models)})
+
+
+def test_a_surge_grows_instances_at_once() -> None:
+    now = server("a", max_batch=1)
+    decision = once(config(), Situation(snapshot([now]), estimate(40.0)))
+    assert (decision.reason, decision.stage) == (Reason.SURGE, Stage.ABSORB)
+    wanted = target(decision)
+    assert wanted.servers["a"][DETECTOR].instances >= 2
+    assert wanted.servers["a"][CLASSIFIER].instances >= 1
+    assert (wanted.launch, wanted.retire) == ({}, ())
+    assert {state.max_batch for state in wanted.servers["a"].values()} == {1}
+
+
+def test_what_waits_must_be_carried_too() -> None:
+    calm, waiting = estimate(10.0), estimate(10.0)
+    video = replace(waiting.pipelines["video"], backlog=15.0)
+    now = Situation(snapshot([server("a", max_batch=1)]), calm)
+    without = once(config(), now)
+    with_backlog = once(config(), replace(now, estimate=replace(waiting, pipelines={"video": video})))
+    assert with_backlog.evidence[0].demand_fast_rps > without.evidence[0].demand_fast_rps
+    assert target(with_backlog).servers["a"][DETECTOR].instances > target(without).servers["a"][DETECTOR].instances
+
+
+def test_what_instances_cannot_carry_is_launched_at_once() -> None:
+    decision = once(config(), Situation(snapshot([server("a", max_batch=1, slot="cpu:0")]), estimate(120.0)))
+    wanted = target(decision)
+    assert decision.reason is Reason.SCALE_OUT
+    assert decision.stage is Stage.ABSORB
+    assert wanted.launch
+    assert "cpu:0" not in wanted.launch
+    assert wanted.servers["a"][DETECTOR].instances > 1
+    (evidence,) = decision.evidence
+    assert evidence.servers_now == 1
+    assert evidence.servers_wanted > 1
+    assert evidence.capacity_rps < evidence.demand_fast_rps
+
+
+def test_servers_on_their_way_are_counted() -> None:
+    ready = server("a", max_batch=1, slot="cpu:0")
+    first = target(once(config(), Situation(snapshot([ready]), estimate(120.0))))
+    coming = [server(f"new-{slot}", phase=Phase.LAUNCHING, slot=slot) for slot in first.launch]
+    second = target(once(config(), Situation(snapshot([ready, *coming]), estimate(120.0))))
+    assert second.launch == {}
+
+
+def test_more_servers_than_free_slots_is_clamped_and_said() -> None:
+    seen = replace(snapshot([server("a", max_batch=1, slot="cpu:0")]), held={"cpu:1": NOW_S + 9}, busy=frozenset({"cpu:2"}))
+    decision = once(config(), Situation(seen, estimate(1000.0)))
+    assert set(target(decision).launch) == {"cpu:3"}
+    assert ClampKind.DEVICES in kinds(decision)
+    (said,) = [clamp.sentence for clamp in decision.clamps if clamp.kind is ClampKind.DEVICES]
+    assert "free slots" in said
+
+
+def test_demand_beyond_all_servers_is_infeasible_and_all_of_them_run_as_much_as_helps() -> None:
+    fleet = [server(f"s{number}", max_batch=1, slot=f"cpu:{number}") for number in range(2)]
+    decision = once(config(slots=2), Situation(snapshot(fleet), estimate(1000.0)))
+    assert decision.reason is Reason.INFEASIBLE
+    assert target(decision).launch == {}
+    assert all(target(decision).servers[name][DETECTOR].instances > 1 for name in ("s0", "s1"))
+    assert decision.evidence[0].servers_missing >= 1
+
+
+def test_a_lost_server_is_replaced_and_called_so() -> None:
+    left = snapshot([server("a", (8, 5), max_batch=1, slot="cpu:0")])
+    assert once(config(), Situation(left, estimate(120.0))).reason is Reason.SCALE_OUT
+    decision = once(config(), Situation(replace(left, lost=1), estimate(120.0)))
+    assert decision.reason is Reason.REPLACE
+    assert target(decision).launch
+    assert once(config(), Situation(replace(left, lost=1), estimate(5.0))).reason is not Reason.REPLACE
+
+
+TWO = (server("a", slot="cpu:0"), server("b", slot="cpu:1"))
+
+
+def test_a_server_leaves_only_after_the_hold() -> None:
+    cfg = config(PolicyConfig(scale_in_hold_s=6.0))
+    leaving = [target(decision).retire for decision in over_time(cfg, TWO, estimate(5.0), 12)]
+    assert leaving[:6] == [()] * 6
+    assert set(leaving[6:]) == {("b",)}
+    assert {name for retired in leaving for name in retired} < {"a", "b"}
+    decision = over_time(cfg, TWO, estimate(5.0), 7)[-1]
+    assert decision.reason is Reason.SCALE_IN
+
+
+def test_a_server_leaves_only_when_the_survivors_carry_the_recent_peak() -> None:
+    cfg = config(PolicyConfig(scale_in_hold_s=3.0))
+    single = tuple(replace(each, models={name: ModelState(1, 1) for name in STAGES}) for each in TWO)
+    for decision in over_time(cfg, single, estimate(5.0, peak_rps=100.0), 8):
+        assert target(decision).retire == ()
+
+
+def test_the_survivors_of_a_scale_in_grow_to_carry_it() -> None:
+    cfg = config(PolicyConfig(scale_in_hold_s=3.0))
+    single = tuple(replace(each, models={name: ModelState(1, 1) for name in STAGES}) for each in TWO)
+    rate = estimate(30.0)
+    retiring = [decision for decision in over_time(cfg, single, rate, 10) if target(decision).retire]
+    for decision in retiring:
+        (survivor,) = {"a", "b"} - set(target(decision).retire)
+        assert target(decision).servers[survivor][DETECTOR].instances >= 2
+    assert retiring
+
+
+def test_a_moment_of_demand_starts_the_hold_afresh() -> None:
+    cfg = config(PolicyConfig(scale_in_hold_s=6.0))
+    rules, state = build_rules(cfg), PolicyState()
+    for second, rate in enumerate([5.0] * 5 + [150.0] + [5.0] * 5):
+        at_s = NOW_S + second
+        state, decision = decide(state, Situation(snapshot(TWO, at_s), estimate(rate, at_s)), rules)
+        assert target(decision).retire == ()
+
+
+@pytest.mark.parametrize("name", PolicyName)
+def test_servers_of_others_never_leave(name: PolicyName) -> None:
+    cfg = config(PolicyConfig(name=name, scale_in_hold_s=2.0))
+    adopted = tuple(replace(each, launched=False) for each in TWO)
+    assert all(target(decision).retire == () for decision in over_time(cfg, adopted, estimate(5.0), 6))
+
+
+def test_a_server_that_another_pipeline_needs_stays() -> None:
+    cfg = config(PolicyConfig(scale_in_hold_s=2.0), slots=2)
+    lone = PipelineConfig("lone", (CLASSIFIER,), slo_ms=300.0)
+    cfg = replace(cfg, pipelines=(*cfg.pipelines, lone))
+    quiet = estimate(5.0)
+    busy = replace(quiet.pipelines["video"], pipeline="lone", recent_rps=110.0, peak_rps=110.0, settled_rps=110.0)
+    both = replace(quiet, pipelines={**quiet.pipelines, "lone": busy})
+    assert all(target(decision).retire == () for decision in over_time(cfg, TWO, both, 6))
+
+
+def test_instances_are_given_up_only_after_the_calm_has_lasted() -> None:
+    cfg = config(PolicyConfig(vertical_hold_s=5.0))
+    counts = [target(d).servers["a"][DETECTOR].instances for d in over_time(cfg, (server("a", (6, 3)),), estimate(5.0), 12)]
+    assert counts[:4] == [6] * 4
+    assert counts[-1] < 6
+    assert all(later <= earlier for earlier, later in pairwise(counts))
+
+
+def test_a_batch_cap_is_never_lowered() -> None:
+    wide = replace(server("a"), models={name: ModelState(1, 32) for name in STAGES})
+    for decision in over_time(config(), (wide,), estimate(5.0), 3):
+        assert {state.max_batch for state in target(decision).servers["a"].values()} == {32}
+
+
+def test_vertical_keeps_its_number_of_servers_and_moves_instances() -> None:
+    cfg = config(PolicyConfig(name=PolicyName.VERTICAL, vertical_servers=2))
+    alone = Situation(snapshot([server("a", max_batch=1, slot="cpu:0")]), estimate(40.0))
+    decision = once(cfg, alone)
+    assert len(target(decision).launch) == 1
+    assert target(decision).servers["a"][DETECTOR].instances >= 2
+    for rate in (1.0, 40.0, 500.0):
+        full = once(cfg, Situation(snapshot(TWO), estimate(rate)))
+        assert (target(full).launch, target(full).retire) == ({}, ())
+
+
+def test_horizontal_keeps_its_counts_and_moves_servers() -> None:
+    cfg = config(PolicyConfig(name=PolicyName.HORIZONTAL, horizontal_instances=2, scale_in_hold_s=3.0))
+    low = once(cfg, Situation(snapshot([server("a", (2, 2), slot="cpu:0")]), estimate(5.0)))
+    high = once(cfg, Situation(snapshot([server("a", (2, 2), slot="cpu:0")]), estimate(300.0)))
+    for decision in (low, high):
+        models = [*target(decision).servers.values(), *target(decision).launch.values()]
+        assert {state.instances for each in models for state in each.values()} == {2}
+    assert target(low).launch == {}
+    assert (high.reason, len(target(high).launch)) == (Reason.SCALE_OUT, 3)
+    pair = tuple(replace(each, models={name: ModelState(2, 8) for name in STAGES}) for each in TWO)
+    retired = [target(decision).retire for decision in over_time(cfg, pair, estimate(5.0), 5)]
+    assert retired[:3] == [()] * 3
+    assert any(retired)
+
+
+def test_horizontal_fixes_the_same_economical_counts_at_every_rate() -> None:
+    cfg = config(PolicyConfig(name=PolicyName.HORIZONTAL))
+    found = [target(once(cfg, Situation(snapshot(), estimate(rate)))).launch for rate in (5.0, 60.0)]
+    assert found[0]["cpu:0"] == found[1]["cpu:0"]
+
+
+def free_memory(mib: int, total_mib: int = 1000) -> DeviceReading:
+    return DeviceReading("cpu:0", NOW_S, memory_total_bytes=total_mib * MIB, memory_free_bytes=mib * MIB)
+
+
+def test_growth_that_does_not_fit_into_the_free_memory_less_the_margin_is_not_asked_for() -> None:
+    cfg = config(memory_bytes=100 * MIB)
+    surge = estimate(40.0)
+    tight = replace(snapshot([server("a", max_batch=1)]), devices=(free_memory(150),))
+    decision = once(cfg, Situation(tight, surge))
+    assert target(decision).servers["a"] == dict(server("a", max_batch=1).models)
+    assert ClampKind.MEMORY in kinds(decision)
+    roomy = replace(tight, devices=(free_memory(5000, 6000),))
+    assert ClampKind.MEMORY not in kinds(once(cfg, Situation(roomy, surge)))
+
+
+def test_an_unreadable_device_does_not_forbid_growth() -> None:
+    unreadable = replace(snapshot([server("a", max_batch=1)]), devices=(DeviceReading("cpu:0", NOW_S, error="no driver"),))
+    decision = once(config(memory_bytes=100 * MIB), Situation(unreadable, estimate(40.0)))
+    assert target(decision).servers["a"][DETECTOR].instances >= 2
+
+
+def test_a_server_that_does_not_fit_on_its_slot_is_not_launched() -> None:
+    cfg = config(memory_bytes=100 * MIB, slot_memory_bytes=150 * MIB)
+    decision = once(cfg, Situation(snapshot(), estimate(5.0)))
+    assert target(decision).launch == {}
+    assert ClampKind.MEMORY in kinds(decision)
+
+
+def test_a_lever_in_backoff_is_named_with_how_long() -> None:
+    held = replace(snapshot([server("a", max_batch=1)]), held={f"a/{DETECTOR}": NOW_S + 7.0})
+    decision = once(config(), Situation(held, estimate(40.0)))
+    (clamp,) = [clamp for clamp in decision.clamps if clamp.kind is ClampKind.BACKOFF]
+    assert f"a/{DETECTOR}" in clamp.sentence
+    assert "7 s" in clamp.sentence
+
+
+def test_bounds_hold_whatever_a_policy_says() -> None:
+    wild = Target({"a": {DETECTOR: ModelState(99, 8)}}, {"cpu:1": {CLASSIFIER: ModelState(0, 8)}})
+    bounded, clamps = guard(wild, snapshot([server("a")]), config())
+    assert bounded.servers["a"][DETECTOR] == ModelState(8, 8)
+    assert bounded.launch["cpu:1"][CLASSIFIER] == ModelState(1, 8)
+    assert [clamp.kind for clamp in clamps] == [ClampKind.BOUNDS, ClampKind.BOUNDS]
+    assert all(isinstance(clamp, Clamp) and clamp.sentence for clamp in clamps)
+
+
+@pytest.mark.parametrize("name", PolicyName)
+def test_the_same_input_gives_the_same_decision_and_names_its_policy(name: PolicyName) -> None:
+    cfg, situation = config(policy(name)), Situation(snapshot(TWO), estimate(70.0))
+    first, second = once(cfg, situation), once(cfg, situation)
+    assert first == second
+    assert (first.policy, first.id, first.at_s) == (name.value, decision_id(NOW_S), NOW_S)
+
+
+@given(st.integers(10**12, 2 * 10**12), st.integers(1, 10**9))
+def test_decision_ids_sort_by_time_and_tell_ticks_apart(start_ms: int, later_ms: int) -> None:
+    # half a millisecond keeps the float away from the edge of its millisecond
+    earlier, later = (decision_id((ms + 0.5) / 1000.0) for ms in (start_ms, start_ms + later_ms))
+    assert earlier < later

@@ -1,0 +1,402 @@
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from tests.unit.fakes import Bench
+from tests.unit.samples import CLASSIFIER, DETECTOR, action, launch, retire, server
+from themis_triton.act.backoff import Backoff
+from themis_triton.act.executor import lever_of
+from themis_triton.act.fleet import Fleet
+from themis_triton.core.action import Action, ActionKind, Outcome, OutcomeKind, Plan
+from themis_triton.core.fleet import ModelState, Phase
+from themis_triton.core.observation import ServerReading
+
+LEAVES = ["routes ", "idle a", "stop a"]
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(work)
+
+
+async def carried_out(bench: Bench, *actions: Action) -> tuple[Outcome, ...]:
+    bench.executor.submit(Plan("d", actions))
+    return await bench.settled()
+
+
+def test_backoff_doubles_to_its_bound_and_a_success_forgets() -> None:
+    backoff = Backoff(2.0, 10.0)
+    assert [backoff.failed("a", 100.0) for _ in range(5)] == [102.0, 104.0, 108.0, 110.0, 110.0]
+    assert backoff.held(109.9) == {"a": 110.0}
+    assert backoff.held(110.0) == {}
+    backoff.succeeded("a")
+    assert backoff.held(0.0) == {}
+    assert backoff.failed("a", 100.0) == 102.0
+
+
+def test_backoff_stays_finite_after_thousands_of_failures() -> None:
+    backoff = Backoff(2.0, 60.0)
+    assert [backoff.failed("a", 0.0) for _ in range(5000)][-1] == 60.0
+
+
+def test_the_fleet_remembers_launched_servers_only() -> None:
+    bench = Bench(server("mine"), server("theirs", launched=False))
+    assert set(bench.recorder.servers) == {"mine"}
+    bench.fleet.set_model("mine", DETECTOR, ModelState(7, 8))
+    bench.fleet.move("mine", Phase.DRAINING)
+    assert bench.recorder.servers["mine"] == bench.fleet.get("mine")
+    assert bench.fleet.get("mine").models[CLASSIFIER] == ModelState(1, 8)
+    for _ in range(2):
+        bench.fleet.remove("mine")
+    assert bench.recorder.servers == {}
+    assert [each.name for each in bench.fleet.all()] == ["theirs"]
+
+
+def test_the_fleet_is_told_in_the_order_of_names() -> None:
+    fleet = Fleet(Bench().recorder)
+    for name in ("c", "a", "b"):
+        fleet.put(server(name))
+    assert [each.name for each in fleet.all()] == ["a", "b", "c"]
+    with pytest.raises(KeyError):
+        fleet.get("z")
+
+
+def test_levers_are_named_as_the_snapshot_names_them() -> None:
+    assert lever_of(action(ActionKind.GROW)) == f"a/{DETECTOR}"
+    assert lever_of(launch("cpu:3")) == "cpu:3"
+    assert lever_of(retire("b")) == "b"
+
+
+def test_a_growth_is_done_and_the_fleet_knows() -> None:
+    async def work() -> None:
+        bench = Bench(server("a"))
+        (outcome,) = await carried_out(bench, action(ActionKind.GROW, after=4))
+        assert (outcome.kind, outcome.detail) == (OutcomeKind.DONE, "")
+        assert bench.fleet.get("a").models[DETECTOR] == ModelState(4, 8)
+        assert bench.recorder.outcomes == [outcome]
+        assert bench.executor.collect() == ()
+
+    run(work())
+
+
+def test_a_refused_growth_takes_the_servers_own_word_and_backs_off() -> None:
+    async def work() -> None:
+        bench = Bench(server("a"))
+        bench.control.refused.add(DETECTOR)
+        bench.control.runs["a"] = {DETECTOR: ModelState(2, 8)}
+        (outcome,) = await carried_out(bench, action(ActionKind.GROW, after=4))
+        assert outcome.kind is OutcomeKind.REFUSED
+        assert "out of memory" in outcome.detail
+        assert bench.fleet.get("a").models[DETECTOR] == ModelState(2, 8)
+        assert bench.executor.backoff.held(bench.clock.at_s) == {f"a/{DETECTOR}": bench.clock.at_s + 2.0}
+
+        bench.clock.at_s += 2.0
+        await carried_out(bench, action(ActionKind.GROW, after=4))
+        assert bench.executor.backoff.held(bench.clock.at_s) == {f"a/{DETECTOR}": bench.clock.at_s + 4.0}
+        bench.control.refused.clear()
+        await carried_out(bench, action(ActionKind.GROW, after=4))
+        assert bench.executor.backoff.held(bench.clock.at_s) == {}
+
+    run(work())
+
+
+def test_a_server_that_does_not_answer_loses_the_action_but_not_the_belief() -> None:
+    async def work() -> None:
+        bench = Bench(server("a", (3, 1)))
+        bench.control.silent.add("a")
+        (outcome,) = await carried_out(bench, action(ActionKind.GROW, before=3, after=4))
+        assert outcome.kind is OutcomeKind.LOST
+        assert "a does not answer" in outcome.detail
+        assert bench.fleet.get("a").models[DETECTOR].instances == 3
+
+    run(work())
+
+
+def test_an_action_on_a_server_that_is_gone_is_lost_and_touches_nothing() -> None:
+    async def work() -> None:
+        bench = Bench()
+        (outcome,) = await carried_out(bench, action(ActionKind.GROW))
+        assert outcome.kind is OutcomeKind.LOST
+        assert bench.log == []
+
+    run(work())
+
+
+def test_a_server_that_dies_during_its_change_stays_gone() -> None:
+    async def work() -> None:
+        bench = Bench(server("a"))
+        bench.control.gate = asyncio.Event()
+        bench.executor.submit(Plan("d", (action(ActionKind.GROW),)))
+        await bench.turns()
+        bench.fleet.remove("a")
+        bench.control.gate.set()
+        await bench.settled()
+        assert "a" not in bench.fleet
+
+    run(work())
+
+
+def test_a_busy_lever_takes_no_second_action_and_others_go_on() -> None:
+    async def work() -> None:
+        bench = Bench(server("a"))
+        bench.control.gate = asyncio.Event()
+        bench.executor.submit(Plan("d", (action(ActionKind.GROW, after=2),)))
+        bench.executor.submit(Plan("e", (action(ActionKind.GROW, after=3), action(ActionKind.GROW, model_name=CLASSIFIER))))
+        assert bench.executor.busy == {f"a/{DETECTOR}", f"a/{CLASSIFIER}"}
+        await bench.turns()
+        assert bench.log == [f"change a/{DETECTOR} to 2", f"change a/{CLASSIFIER} to 2"]
+        assert bench.executor.collect() == ()
+        bench.control.gate.set()
+        assert len(await bench.settled()) == 2
+
+    run(work())
+
+
+def test_outcomes_carry_their_times() -> None:
+    async def work() -> None:
+        bench = Bench(server("a"))
+        bench.control.gate = asyncio.Event()
+        bench.executor.submit(Plan("d", (action(ActionKind.GROW),)))
+        await bench.turns()
+        bench.clock.at_s += 1.5
+        bench.control.gate.set()
+        (outcome,) = await bench.settled()
+        assert outcome.duration_s == 1.5
+
+    run(work())
+
+
+def test_a_new_server_is_ready_then_warm_then_routed() -> None:
+    async def work() -> None:
+        bench = Bench(server("a"))
+        (outcome,) = await carried_out(bench, launch())
+        assert outcome.kind is OutcomeKind.DONE
+        assert bench.log == ["launch new", "ready new", "warm new", "routes a,new"]
+        assert bench.fleet.get("new").phase is Phase.SERVING
+        assert bench.recorder.servers["new"].phase is Phase.SERVING
+
+    run(work())
+
+
+@pytest.mark.parametrize("stage", ["ready", "warm"])
+def test_a_server_that_does_not_come_up_is_disposed_of_and_never_routed(stage: str) -> None:
+    async def work() -> None:
+        bench = Bench(server("a"))
+        bench.launcher.failing.add(stage)
+        (outcome,) = await carried_out(bench, launch())
+        assert outcome.kind is OutcomeKind.REFUSED
+        assert "see new.log" in outcome.detail
+        assert bench.log[-1] == "stop new"
+        assert bench.routes.tables == []
+        assert "new" not in bench.fleet
+        assert set(bench.recorder.servers) == {"a"}
+        assert set(bench.executor.backoff.held(bench.clock.at_s)) == {"cpu:1"}
+
+    run(work())
+
+
+def test_a_process_that_cannot_be_started_leaves_nothing_to_stop() -> None:
+    async def work() -> None:
+        bench = Bench()
+        bench.launcher.failing.add("launch")
+        (outcome,) = await carried_out(bench, launch())
+        assert outcome.kind is OutcomeKind.REFUSED
+        assert bench.log == ["launch new"]
+
+    run(work())
+
+
+def test_a_launch_that_an_earlier_daemon_began_is_brought_up_and_not_started_twice() -> None:
+    async def work() -> None:
+        bench = Bench(server("new", phase=Phase.LAUNCHING))
+        await carried_out(bench, launch())
+        assert bench.log == ["ready new", "warm new", "routes new"]
+
+    run(work())
+
+
+def test_without_a_launch_section_nothing_is_launched() -> None:
+    async def work() -> None:
+        bench = Bench(launcher=False)
+        (outcome,) = await carried_out(bench, launch())
+        assert outcome.kind is OutcomeKind.LOST
+        assert "`launch`" in outcome.detail
+
+    run(work())
+
+
+def test_a_server_leaves_the_routes_before_it_is_idle_before_it_is_stopped() -> None:
+    async def work() -> None:
+        bench = Bench(server("a"))
+        (outcome,) = await carried_out(bench, retire())
+        assert (outcome.kind, outcome.detail) == (OutcomeKind.DONE, "")
+        assert bench.log == LEAVES
+        assert "a" not in bench.fleet
+        assert bench.recorder.servers == {}
+
+    run(work())
+
+
+def test_a_drain_that_runs_out_of_time_says_so() -> None:
+    async def work() -> None:
+        bench = Bench(server("a"))
+        bench.launcher.idle = False
+        (outcome,) = await carried_out(bench, retire())
+        assert outcome.kind is OutcomeKind.DONE
+        assert "in flight" in outcome.detail
+        assert bench.log == LEAVES
+
+    run(work())
+
+
+def test_a_server_that_cannot_leave_the_routes_is_not_stopped_and_serves_on() -> None:
+    async def work() -> None:
+        bench = Bench(server("a"))
+        bench.routes.broken = True
+        (outcome,) = await carried_out(bench, retire())
+        assert outcome.kind is OutcomeKind.LOST
+        assert "stop a" not in bench.log
+        assert bench.fleet.get("a").phase is Phase.SERVING
+        assert set(bench.executor.backoff.held(bench.clock.at_s)) == {"a"}
+
+    run(work())
+
+
+def test_make_before_break() -> None:
+    async def work() -> None:
+        bench = Bench(server("a"), server("b"))
+        bench.control.gate = asyncio.Event()
+        grow = action(ActionKind.GROW, "b")
+        bench.executor.submit(Plan("d", (grow, retire("a", (grow.id,)))))
+        await bench.turns()
+        assert bench.log == [f"change b/{DETECTOR} to 2"]
+        assert bench.fleet.get("a").phase is Phase.SERVING
+        bench.control.gate.set()
+        assert [outcome.kind for outcome in await bench.settled()] == [OutcomeKind.DONE, OutcomeKind.DONE]
+        assert bench.log[1:] == ["routes b", "idle a", "stop a"]
+
+    run(work())
+
+
+def test_what_requires_a_failed_action_is_skipped_without_backoff() -> None:
+    async def work() -> None:
+        bench = Bench(server("a"), server("b"))
+        bench.control.refused.add(DETECTOR)
+        grow = action(ActionKind.GROW, "b")
+        found = await carried_out(bench, grow, retire("a", (grow.id,)))
+        assert [outcome.kind for outcome in found] == [OutcomeKind.REFUSED, OutcomeKind.SKIPPED]
+        assert bench.fleet.get("a").phase is Phase.SERVING
+        assert set(bench.executor.backoff.held(bench.clock.at_s)) == {f"b/{DETECTOR}"}
+
+    run(work())
+
+
+def test_cancelling_leaves_servers_as_they_are() -> None:
+    async def work() -> None:
+        bench = Bench(server("a"))
+        bench.control.gate = asyncio.Event()
+        bench.executor.submit(Plan("d", (action(ActionKind.GROW),)))
+        await bench.turns()
+        await bench.executor.cancel()
+        assert bench.executor.busy == frozenset()
+        assert bench.fleet.get("a").models[DETECTOR].instances == 1
+        assert "stop a" not in bench.log
+
+    run(work())
+
+
+def test_a_dead_server_is_buried_its_routes_go_and_it_counts_as_lost_for_a_minute() -> None:
+    async def work() -> None:
+        bench = Bench(server("a"), server("b"))
+        assert await bench.supervisor.bury_the_dead() == ()
+        bench.launcher.alive.discard("a")
+        (dead,) = await bench.supervisor.bury_the_dead()
+        assert (dead.name, bench.supervisor.lost, bench.routed) == ("a", 1, ("b",))
+        assert bench.log == ["routes b", "stop a"]
+        assert "a" not in bench.fleet
+        assert set(bench.recorder.servers) == {"b"}
+        bench.clock.at_s += 61.0
+        await bench.supervisor.bury_the_dead()
+        assert bench.supervisor.lost == 0
+
+    run(work())
+
+
+def test_servers_of_others_and_those_on_their_way_out_are_never_buried() -> None:
+    async def work() -> None:
+        bench = Bench(server("a", launched=False), server("b", phase=Phase.STOPPING))
+        bench.launcher.alive.clear()
+        assert await bench.supervisor.bury_the_dead() == ()
+        assert bench.supervisor.lost == 0
+
+    run(work())
+
+
+def reading(bench: Bench, error: str | None) -> ServerReading:
+    return ServerReading("a", bench.clock.at_s, error=error)
+
+
+def test_an_adopted_server_leaves_the_routes_after_three_silent_readings_and_comes_back() -> None:
+    async def work() -> None:
+        bench = Bench(server("a", launched=False), server("b"))
+        phases = []
+        for error in ("refused", None, "refused", "refused", "refused", "refused", None):
+            await bench.supervisor.note([reading(bench, error)])
+            phases.append(bench.fleet.get("a").phase)
+        serving, unreachable = Phase.SERVING, Phase.UNREACHABLE
+        assert phases == [serving, serving, serving, serving, unreachable, unreachable, serving]
+        assert bench.log == ["routes b", "routes a,b"]
+        await bench.supervisor.close()
+
+    run(work())
+
+
+def test_a_launched_server_that_is_silent_stays_routed_while_its_process_lives() -> None:
+    async def work() -> None:
+        bench = Bench(server("a"))
+        for _ in range(5):
+            await bench.supervisor.note([reading(bench, "refused")])
+        assert bench.fleet.get("a").phase is Phase.SERVING
+        await bench.supervisor.close()
+
+    run(work())
+
+
+def test_a_reading_of_an_unknown_server_changes_nothing() -> None:
+    async def work() -> None:
+        bench = Bench()
+        await bench.supervisor.note([reading(bench, None)])
+        assert bench.log == []
+        await bench.supervisor.close()
+
+    run(work())
+
+
+def test_counts_that_someone_else_changed_are_found() -> None:
+    async def work() -> None:
+        bench = Bench(server("a", launched=False))
+        bench.control.runs["a"] = {DETECTOR: ModelState(6, 8)}
+        await bench.supervisor.note([])
+        await bench.turns()
+        assert bench.fleet.get("a").models == {DETECTOR: ModelState(6, 8)}
+        assert bench.routes.tables[-1].models[CLASSIFIER] == ()
+        await bench.supervisor.close()
+
+    run(work())
+
+
+def test_a_server_with_a_change_under_way_is_not_read_meanwhile() -> None:
+    async def work() -> None:
+        bench = Bench(server("a"))
+        bench.control.gate = asyncio.Event()
+        bench.control.runs["a"] = {DETECTOR: ModelState(6, 8)}
+        bench.executor.submit(Plan("d", (action(ActionKind.GROW),)))
+        await bench.supervisor.note([])
+        await bench.turns()
+        assert bench.fleet.get("a").models[DETECTOR] == ModelState(1, 8)
+        bench.control.gate.set()
+        await bench.settled()
+        await bench.supervisor.close()
+
+    run(work())

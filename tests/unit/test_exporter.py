@@ -1,0 +1,68 @@
+import math
+from dataclasses import replace
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.unit.samples import CLASSIFIER, DETECTOR, NOW_S, action, record, server, snapshot
+from themis_triton.adapters.exporter import Exporter
+from themis_triton.core.action import ActionKind, Outcome, OutcomeKind
+from themis_triton.core.decision import Decision, PipelineEvidence, Reason, Stage
+from themis_triton.core.fleet import Phase, Server
+from themis_triton.core.record import TickRecord
+
+EVIDENCE = PipelineEvidence("video", 151.0, 120.0, 92.0, 300.0, None, 250.0, servers_now=1, servers_wanted=3)
+
+
+def samples(exporter: Exporter) -> dict[tuple[str, ...], float]:
+    """Values by name and label values, in the order of the labels' names."""
+    families = text_string_to_metric_families(exporter.text().decode())
+    return {
+        (sample.name, *(sample.labels[label] for label in sorted(sample.labels))): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def seen(*servers: Server) -> TickRecord:
+    decision = Decision("d", NOW_S, "themis", Stage.ABSORB, Reason.SURGE, None, (EVIDENCE,))
+    return record(decision=decision, seen=snapshot(servers))
+
+
+def test_a_tick_shows_in_every_metric() -> None:
+    exporter = Exporter()
+    done = Outcome(action(ActionKind.GROW), OutcomeKind.DONE, NOW_S, NOW_S + 2)
+    refused = Outcome(action(ActionKind.GROW), OutcomeKind.REFUSED, NOW_S, NOW_S + 9)
+    taken = seen(server("a", (3, 1)), server("b", (2, 1), phase=Phase.WARMING))
+    stale = replace(taken.estimate, stale={"envoy": "silent"})
+    exporter.take(replace(taken, outcomes=(done, refused), estimate=stale), 0.004)
+    found = samples(exporter)
+    assert found["themis_ticks_total", "surge"] == 1.0
+    assert found["themis_tick_seconds_bucket", "0.0025"] == 0.0
+    assert found["themis_tick_seconds_bucket", "0.005"] == 1.0
+    assert found["themis_demand_rps", "video", "fast"] == 151.0
+    assert found["themis_demand_rps", "video", "slow"] == 120.0
+    assert found["themis_capacity_rps", "video"] == 92.0
+    assert found["themis_p99_ms", "predicted", "video"] == 250.0
+    assert math.isnan(found["themis_p99_ms", "measured", "video"])
+    assert found["themis_servers", "serving"] == found["themis_servers", "warming"] == 1.0
+    assert found["themis_instances", DETECTOR, "a"] == 3.0
+    assert found["themis_instances", CLASSIFIER, "b"] == 1.0
+    assert found["themis_actions_total", "grow", "done"] == found["themis_actions_total", "grow", "refused"] == 1.0
+    assert (found["themis_action_seconds_count", "grow"], found["themis_action_seconds_sum", "grow"]) == (1.0, 2.0)
+    assert found["themis_stale_sources",] == 1.0
+
+
+def test_a_server_that_is_gone_is_no_longer_told_and_counters_go_on() -> None:
+    exporter = Exporter()
+    exporter.take(seen(server("a"), server("b")), 0.001)
+    exporter.take(seen(server("b")), 0.001)
+    found = samples(exporter)
+    assert found["themis_servers", "serving"] == 1.0
+    assert ("themis_instances", DETECTOR, "a") not in found
+    assert found["themis_ticks_total", "surge"] == 2.0
+
+
+def test_failed_ticks_are_counted() -> None:
+    exporter = Exporter()
+    exporter.tick_failed()
+    assert samples(exporter)["themis_tick_errors_total",] == 1.0

@@ -1,0 +1,125 @@
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.unit.samples import NOW_S, action, record, route, server, snapshot
+from themis_triton.adapters import journal as journal_module
+from themis_triton.adapters.journal import Journal
+from themis_triton.core.action import ActionKind, Outcome, OutcomeKind
+from themis_triton.core.errors import MissingPartError
+from themis_triton.core.fleet import Phase, ProcessId
+from themis_triton.core.record import TickRecord
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "journal.sqlite"
+
+
+@pytest.fixture
+def journal(path: Path) -> Iterator[Journal]:
+    opened = Journal(path)
+    yield opened
+    opened.close()
+
+
+def at(second: float, *, changed: bool = False) -> TickRecord:
+    actions = (action(ActionKind.GROW),) if changed else ()
+    return record(*actions, seen=snapshot([server("a")], NOW_S + second))
+
+
+def outcome(second: float, kind: OutcomeKind = OutcomeKind.DONE) -> Outcome:
+    return Outcome(action(ActionKind.GROW), kind, NOW_S + second - 1, NOW_S + second, "why")
+
+
+def test_servers_come_back_as_they_were(path: Path) -> None:
+    first = replace(server("a", (3, 2), slot="cpu:1"), process=ProcessId(4711, 1_700_000_000.25), log_file="a.log")
+    second = server("b", phase=Phase.WARMING)
+    journal = Journal(path)
+    for each in (second, first):
+        journal.save_server(each)
+    journal.close()
+    again = Journal(path)
+    assert again.load_servers() == (first, second)
+    again.save_server(replace(first, phase=Phase.DRAINING))
+    again.forget_server("b")
+    again.forget_server("unknown")
+    assert again.load_servers() == (replace(first, phase=Phase.DRAINING),)
+    again.close()
+
+
+def test_the_newest_ticks_come_first(journal: Journal) -> None:
+    for second in range(3):
+        journal.record_tick(at(second, changed=second == 1))
+    assert [tick["at_s"] - NOW_S for tick in journal.ticks(2)] == [2.0, 1.0]
+    (changed,) = journal.ticks(9, changed_only=True)
+    assert changed == {
+        "at_s": NOW_S + 1,
+        "decision_id": "d",
+        "reason": "steady",
+        "sentence": "steady; grow video-detector on a 1→2",
+    }
+
+
+def test_a_tick_in_which_an_action_ended_is_a_change(journal: Journal) -> None:
+    journal.record_tick(replace(at(0), outcomes=(outcome(0),)))
+    assert len(journal.ticks(9, changed_only=True)) == 1
+
+
+def test_outcomes_are_kept_with_how_and_why(journal: Journal) -> None:
+    journal.record_outcome(outcome(1))
+    journal.record_outcome(outcome(2, OutcomeKind.REFUSED))
+    newest, oldest = journal.outcomes(9)
+    assert (newest["outcome"], oldest["outcome"]) == ("refused", "done")
+    assert newest == {
+        "action_id": "d/a/video-detector",
+        "ended_at_s": NOW_S + 2,
+        "kind": "grow",
+        "outcome": "refused",
+        "duration_s": 1.0,
+        "sentence": "grow video-detector on a 1→2",
+        "detail": "why",
+    }
+
+
+def test_the_journal_is_bounded_and_changes_outlive_quiet_ticks(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("QUIET_TICKS_KEPT", 10), ("CHANGES_KEPT", 15), ("PRUNE_EVERY", 5)):
+        monkeypatch.setattr(journal_module, name, value)
+    for second in range(100):
+        journal.record_tick(at(second, changed=second % 2 == 0))
+        journal.record_outcome(outcome(second))
+    changed = journal.ticks(1000, changed_only=True)
+    assert 15 <= len(changed) <= 15 + 1 + 5
+    assert 10 <= len(journal.ticks(1000)) - len(changed) <= 10 + 1 + 5
+    assert 15 <= len(journal.outcomes(1000)) <= 15 + 1 + 5
+    assert changed[0]["at_s"] == NOW_S + 98
+
+
+def test_records_hold_no_key_of_model_control_and_no_histogram(path: Path, journal: Journal) -> None:
+    seen = replace(snapshot([server("a")]), routes=(route("video-detector", NOW_S, 12345.0),))
+    journal.record_tick(record(action(ActionKind.GROW), seen=seen))
+    journal.record_outcome(outcome(0))
+    with sqlite3.connect(path) as reader:
+        rows = [*reader.execute("select * from ticks"), *reader.execute("select * from outcomes")]
+    reader.close()
+    text = str(rows)
+    assert "12345.0" in text
+    assert "secret-of-a" not in text
+    assert "bounds_ms" not in text
+
+
+def test_a_directory_that_cannot_be_written_is_named_with_the_key(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("not a folder")
+    with pytest.raises(MissingPartError, match="state_directory"):
+        Journal(file / "journal.sqlite")
+
+
+def test_a_file_that_is_no_journal_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    path.write_bytes(b"something else entirely, and long enough to be read as a header" * 20)
+    with pytest.raises(MissingPartError, match=r"journal\.sqlite: the journal cannot be opened"):
+        Journal(path)

@@ -1,0 +1,85 @@
+from dataclasses import replace
+
+import pytest
+
+from tests.unit.samples import CLASSIFIER, DETECTOR, NOW_S, action, launch, record, retire
+from themis_triton.core.action import Action, ActionKind, Outcome, OutcomeKind
+from themis_triton.core.decision import Clamp, ClampKind, Decision, PipelineEvidence, Reason, Stage
+from themis_triton.core.fleet import ModelState
+from themis_triton.core.record import describe, sentence
+
+EVIDENCE = PipelineEvidence("video", 151.4, 120.0, 92.0, 300.0, 241.0, 250.0, servers_now=1, servers_wanted=3)
+NUMBERS = "video needs 151/s of 92/s (1→3 servers)"
+
+
+def decision(reason: Reason = Reason.SURGE, *, evidence: bool = True, clamps: tuple[Clamp, ...] = (), detail: str = "") -> Decision:
+    return Decision("d", NOW_S, "themis", Stage.ABSORB, reason, None, (EVIDENCE,) if evidence else (), clamps, detail)
+
+
+OPENINGS = {
+    Reason.SURGE: "surge",
+    Reason.SETTLE: "settling",
+    Reason.STEADY: "steady",
+    Reason.SCALE_OUT: "scaling out",
+    Reason.SCALE_IN: "scaling in",
+    Reason.REPLACE: "replacing a lost server",
+    Reason.INFEASIBLE: "demand exceeds what the ready servers can carry inside the SLO",
+    Reason.HOLD_NO_DATA: "holding: no data",
+    Reason.HOLD_STALE: "holding: readings are stale",
+    Reason.HOLD_WARMUP: "holding: not enough history yet",
+    Reason.HOLD_NO_SERVER: "holding: no server is ready",
+}
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_every_reason_has_its_opening(reason: Reason) -> None:
+    assert sentence(record(decision=decision(reason, evidence=False))) == OPENINGS[reason]
+    assert sentence(record(decision=decision(reason))) == f"{OPENINGS[reason]}: {NUMBERS}"
+
+
+ACTIONS = {
+    ActionKind.GROW: (action(ActionKind.GROW, "s1", before=2, after=5), "grow video-detector on s1 2→5"),
+    ActionKind.SHRINK: (action(ActionKind.SHRINK, "s1", before=5, after=4), "shrink video-detector on s1 5→4"),
+    ActionKind.REBATCH: (
+        replace(action(ActionKind.REBATCH, "s1"), before=ModelState(1, 1), after=ModelState(1, 8)),
+        "rebatch video-detector on s1 1→8",
+    ),
+    ActionKind.LAUNCH: (launch("cpu:1", "cpu1-x"), f"launch cpu1-x on cpu:1 with {CLASSIFIER}×1, {DETECTOR}×2"),
+    ActionKind.RETIRE: (retire("s1"), "retire s1"),
+}
+
+
+@pytest.mark.parametrize("kind", ActionKind)
+def test_every_action_in_a_few_words(kind: ActionKind) -> None:
+    found, words = ACTIONS[kind]
+    assert describe(found) == words
+    assert sentence(record(found, decision=decision())) == f"surge: {NUMBERS}; {words}"
+
+
+def test_all_actions_of_a_plan_are_told_and_advice_is_told_as_such() -> None:
+    grow, words = ACTIONS[ActionKind.GROW]
+    both: tuple[Action, ...] = (grow, retire("s2"))
+    assert sentence(record(*both, decision=decision())).endswith(f"; {words}, retire s2")
+    assert sentence(record(*both, decision=decision(), advisory=True)).endswith(f"; would {words}, retire s2")
+
+
+def test_details_follow_the_numbers() -> None:
+    assert sentence(record(decision=decision(Reason.HOLD_STALE, evidence=False, detail="envoy: no statistics for 4.0 s"))) == (
+        "holding: readings are stale; envoy: no statistics for 4.0 s"
+    )
+
+
+def test_a_clamp_is_told_where_nothing_is_done_because_of_it() -> None:
+    clamped = decision(clamps=(Clamp(ClampKind.MEMORY, "first"), Clamp(ClampKind.DEVICES, "video wants 1 more server")))
+    assert sentence(record(decision=clamped)) == f"surge: {NUMBERS}; video wants 1 more server"
+    assert "more server" not in sentence(record(retire("s1"), decision=clamped))
+
+
+@pytest.mark.parametrize("kind", OutcomeKind)
+def test_failed_actions_are_told_with_their_reason_and_others_are_not(kind: OutcomeKind) -> None:
+    outcome = Outcome(ACTIONS[ActionKind.GROW][0], kind, NOW_S, NOW_S + 1, "out of memory")
+    said = sentence(replace(record(decision=decision(Reason.STEADY, evidence=False)), outcomes=(outcome,)))
+    if kind in (OutcomeKind.DONE, OutcomeKind.SKIPPED):
+        assert said == "steady"
+    else:
+        assert said == f"steady; grow video-detector on s1 2→5 {kind.value.replace('_', ' ')}: out of memory"

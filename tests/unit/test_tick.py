@@ -1,0 +1,142 @@
+import asyncio
+
+from tests.unit.fakes import Bench
+from tests.unit.samples import CLASSIFIER, DETECTOR, config, route, server
+from themis_triton.core.action import ActionKind, OutcomeKind
+from themis_triton.core.config import Mode, PolicyConfig, ThemisConfig
+from themis_triton.core.decision import Reason
+from themis_triton.core.fleet import Phase
+from themis_triton.core.record import TickRecord, sentence
+from themis_triton.decide.rules import Rules, build_rules
+from themis_triton.tick import EngineState, tick
+
+
+class Engine:
+    """Ticks on a bench, half a second apart, under a rate that each call names."""
+
+    def __init__(self, bench: Bench, cfg: ThemisConfig) -> None:
+        self.bench = bench
+        self.rules: Rules = build_rules(cfg)
+        self.state = EngineState()
+        self.arrivals = 0.0
+
+    async def run(self, rps: float, ticks: int = 1) -> list[TickRecord]:
+        records = []
+        for _ in range(ticks):
+            self.bench.clock.at_s += 0.5
+            self.arrivals += 0.5 * rps
+            at_s = self.bench.clock.at_s
+            self.bench.observer.routes = tuple(route(name, at_s, self.arrivals) for name in (DETECTOR, CLASSIFIER))
+            self.state, record = await tick(self.state, self.bench.world, self.rules)
+            records.append(record)
+            await self.bench.turns()
+        return records
+
+    async def close(self) -> None:
+        await self.bench.executor.cancel()
+        await self.bench.supervisor.close()
+
+
+def test_a_surge_grows_the_server_in_place_and_the_next_tick_tells_the_outcome() -> None:
+    async def work() -> None:
+        bench = Bench(server("a", max_batch=1, slot="cpu:0"))
+        engine = Engine(bench, config(PolicyConfig(scale_in_hold_s=1000.0)))
+        calm = await engine.run(5.0, 8)
+        assert {record.decision.reason for record in calm[:3]} == {Reason.HOLD_WARMUP}
+        assert bench.log == []
+        surge = await engine.run(45.0, 4)
+        assert bench.fleet.get("a").models[DETECTOR].instances >= 2
+        grown = [action for record in surge for action in record.plan.actions]
+        assert ActionKind.GROW in {action.kind for action in grown}
+        outcomes = [outcome for record in [*surge, *await engine.run(45.0)] for outcome in record.outcomes]
+        assert {outcome.kind for outcome in outcomes} == {OutcomeKind.DONE}
+        assert {outcome.action.id for outcome in outcomes} >= {grown[0].id}
+        assert [record.number for record in bench.recorder.ticks] == list(range(1, 14))
+        await engine.close()
+
+    asyncio.run(work())
+
+
+def test_advice_is_shown_and_nothing_is_submitted() -> None:
+    async def work() -> None:
+        bench = Bench(server("a", max_batch=1, slot="cpu:0"))
+        engine = Engine(bench, config(mode=Mode.ADVISORY))
+        records = await engine.run(5.0, 5) + await engine.run(300.0, 10)
+        planned = [record for record in records if record.plan.actions]
+        assert planned
+        assert all(record.advisory for record in records)
+        assert all("would " in sentence(record) for record in planned)
+        assert bench.log == []
+        assert bench.recorder.outcomes == []
+        assert bench.fleet.all() == (server("a", max_batch=1, slot="cpu:0"),)
+        await engine.close()
+
+    asyncio.run(work())
+
+
+def test_from_nothing_a_server_is_launched_and_only_once() -> None:
+    async def work() -> None:
+        bench = Bench()
+        engine = Engine(bench, config(slots=2))
+        await engine.run(0.0, 6)
+        assert [line for line in bench.log if line.startswith("launch")] == [f"launch {bench.fleet.all()[0].name}"]
+        assert [each.phase for each in bench.fleet.all()] == [Phase.SERVING]
+        assert bench.routed == (bench.fleet.all()[0].name,)
+        await engine.close()
+
+    asyncio.run(work())
+
+
+def test_a_server_that_dies_is_buried_and_replaced() -> None:
+    async def work() -> None:
+        fleet = [server(name, (8, 5), max_batch=1, slot=slot) for name, slot in (("a", "cpu:0"), ("b", "cpu:1"), ("c", "cpu:2"))]
+        bench = Bench(*fleet)
+        engine = Engine(bench, config(PolicyConfig(scale_in_hold_s=1000.0, vertical_hold_s=1000.0), slots=3))
+        await engine.run(130.0, 30)
+        assert len(bench.fleet.all()) == 3
+        bench.launcher.alive.discard("b")
+        (record,) = await engine.run(130.0)
+        assert record.snapshot.lost == 1
+        assert record.decision.reason is Reason.REPLACE
+        assert [action.slot for action in record.plan.actions if action.kind is ActionKind.LAUNCH] == ["cpu:1"]
+        await engine.run(130.0, 2)
+        assert [each.slot for each in bench.fleet.all() if each.phase is Phase.SERVING and each.slot == "cpu:1"] == ["cpu:1"]
+        assert "b" not in bench.fleet
+        await engine.close()
+
+    asyncio.run(work())
+
+
+def test_a_silent_envoy_holds_everything() -> None:
+    async def work() -> None:
+        bench = Bench(server("a", slot="cpu:0"))
+        engine = Engine(bench, config())
+        await engine.run(5.0, 6)
+        bench.log.clear()
+        records = []
+        for _ in range(10):
+            bench.clock.at_s += 0.5
+            bench.observer.routes, bench.observer.routes_error = (), "connection refused"
+            engine.state, record = await tick(engine.state, bench.world, engine.rules)
+            records.append(record)
+        assert records[-1].decision.reason is Reason.HOLD_STALE
+        assert "connection refused" in sentence(records[-1])
+        assert bench.log == []
+        await engine.close()
+
+    asyncio.run(work())
+
+
+def test_a_refused_growth_is_left_alone_until_its_time_and_told() -> None:
+    async def work() -> None:
+        bench = Bench(server("a", max_batch=1, slot="cpu:0"))
+        bench.control.refused.update((DETECTOR, CLASSIFIER))
+        engine = Engine(bench, config(slots=1))
+        records = await engine.run(5.0, 6) + await engine.run(45.0, 8)
+        tries = [line for line in bench.log if line.startswith(f"change a/{DETECTOR}")]
+        assert 1 <= len(tries) <= 3
+        assert any("out of memory" in sentence(record) for record in records)
+        assert bench.fleet.get("a").models[DETECTOR].instances == 1
+        await engine.close()
+
+    asyncio.run(work())

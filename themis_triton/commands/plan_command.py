@@ -1,0 +1,132 @@
+"""`themis plan`: what a settings file would have planned at given rates, as a table, JSON and a picture."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from themis_triton.core.config import PipelineConfig, PlanningConfig, ThemisConfig, ThroughputRule
+from themis_triton.core.errors import SettingsError
+from themis_triton.planning import PlanAnswer, StageAnswer, WhatIf, asked_pipeline, plan_rates
+from themis_triton.report.plans import PlanSeries, draw_plans
+from themis_triton.settings import load_settings
+
+MAX_RATES = 10_000
+MAX_RATE_RPS = 1e6
+RATE_WORDS = f"a rate of 0 to {MAX_RATE_RPS:,.0f} requests/s, or from:to:step with at most {MAX_RATES:,} of them, such as 120 or 20:400:20"
+
+
+@dataclass(frozen=True, slots=True)
+class PlanFlags:
+    """The command line as typed."""
+
+    config: Path
+    rate: str
+    what_if: WhatIf
+    picture: Path | None = None
+    as_json: bool = False
+
+
+def plan_command(flags: PlanFlags) -> tuple[PlanAnswer, ...]:
+    """Print the plans: a table, and with `as_json` one JSON list as the last line of standard output. SettingsError for bad flags."""
+    rates, what_if = parse_rates(flags.rate), flags.what_if
+    _check(what_if)
+    config = load_settings(flags.config)
+    pipeline = asked_pipeline(config, what_if)
+    answers = plan_rates(config, rates, what_if)
+    console = Console()
+    console.print(plan_table(answers, pipeline, config))
+    if flags.picture is not None:
+        draw_plans(series_of(answers), pipeline.slo_ms, f"Plans for {pipeline.name}, policy {config.policy.name.value}", flags.picture)
+        console.print(f"picture: {flags.picture}", soft_wrap=True, markup=False, highlight=False)
+    if flags.as_json:
+        # Straight to the stream: the line must never be wrapped or coloured.
+        console.file.write(json.dumps([asdict(answer) for answer in answers]) + "\n")
+    return answers
+
+
+def parse_rates(text: str) -> tuple[float, ...]:
+    """`120`, or `20:400:20` with both ends when the step meets them. SettingsError for anything else."""
+    parts = [_number(part) for part in text.split(":")]
+    numbers = [part for part in parts if part is not None and 0 <= part <= MAX_RATE_RPS]
+    if len(numbers) == len(parts) == 1:
+        return (numbers[0],)
+    if len(numbers) == len(parts) == 3:
+        first, last, step = numbers
+        if first <= last and step > 0 and (last - first) / step < MAX_RATES:
+            count = math.floor((last - first) / step + 1e-9) + 1
+            return tuple(round(first + index * step, 9) for index in range(count))
+    raise SettingsError(f'--rate: found "{text}"; allowed: {RATE_WORDS}; write one of these')
+
+
+def _number(text: str) -> float | None:
+    return float(text) if re.fullmatch(r"\d+(\.\d*)?|\.\d+", text.strip(), re.ASCII) else None
+
+
+def _check(what_if: WhatIf) -> None:
+    if what_if.slo_ms is not None and not (what_if.slo_ms > 0 and math.isfinite(what_if.slo_ms)):
+        raise SettingsError(f"--slo: found {what_if.slo_ms:g}; allowed: a number > 0, in ms; write such a number")
+    if what_if.devices is not None and what_if.devices < 1:
+        raise SettingsError(f"--devices: found {what_if.devices}; allowed: a whole number ≥ 1; write such a number")
+
+
+def plan_table(answers: Sequence[PlanAnswer], pipeline: PipelineConfig, config: ThemisConfig) -> Table:
+    """One row a rate; the last column but one says what keeps a plan from being cheaper, or from holding."""
+    policy, planning = config.policy, config.planning
+    table = Table(
+        title=f"Plans for {pipeline.name}: SLO {pipeline.slo_ms:g} ms at p{pipeline.percentile:g}, policy {policy.name.value}",
+        title_justify="left",
+        caption=_caption(answers, pipeline, config),
+        caption_justify="left",
+    )
+    table.add_column("rate/s", justify="right")
+    for stage in pipeline.stages:
+        table.add_column(f"{stage}\n{_count_words(planning)}", justify="right")
+    for column in ("p99 ms", "cost"):
+        table.add_column(column, justify="right")
+    table.add_column("bound by")
+    table.add_column("runner-up")
+    for answer in answers:
+        table.add_row(*_cells(answer), style=None if answer.feasible else "red")
+    return table
+
+
+def _count_words(planning: PlanningConfig) -> str:
+    return "n × cores, b" if planning.throughput is ThroughputRule.CORES else "n × c, b"
+
+
+def _cells(answer: PlanAnswer) -> tuple[str, ...]:
+    bound = answer.binding.value if answer.feasible else f"infeasible: {answer.binding.value}; carries {answer.capacity_rps:.0f}/s"
+    p99 = "–" if answer.predicted_p99_ms is None else f"{answer.predicted_p99_ms:.0f}"
+    stages = (f"{stage.servers} × {stage.instances}, {stage.batch}" for stage in answer.stages)
+    return (f"{answer.rate_rps:g}", *stages, p99, f"{answer.cost:g}", bound, answer.runner_up)
+
+
+def _caption(answers: Sequence[PlanAnswer], pipeline: PipelineConfig, config: ThemisConfig) -> str:
+    margin = config.policy.slo_margin_fraction
+    lines = [f"Plans aim at {pipeline.slo_ms * (1.0 - margin):g} ms: slo_margin_fraction is {margin:g}."] if margin else []
+    if not all(answer.feasible for answer in answers):
+        lines.append("Red: no plan holds; shown is the one that carries most, with its own p99 and cost.")
+    return "\n".join(lines)
+
+
+def series_of(answers: Sequence[PlanAnswer]) -> PlanSeries:
+    """The answers as rows for the picture."""
+    columns: list[tuple[StageAnswer, ...]] = list(zip(*(answer.stages for answer in answers), strict=True))
+    return PlanSeries(
+        rate_rps=[answer.rate_rps for answer in answers],
+        feasible=[answer.feasible for answer in answers],
+        p99_ms=[answer.predicted_p99_ms for answer in answers],
+        cost=[answer.cost for answer in answers],
+        stages=[column[0].model for column in columns],
+        servers=[[stage.servers for stage in column] for column in columns],
+        instances=[[stage.instances for stage in column] for column in columns],
+        batches=[[stage.batch for stage in column] for column in columns],
+    )

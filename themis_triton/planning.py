@@ -1,0 +1,110 @@
+"""What would be planned at given arrival rates: the policies' own problems and solvers, without a fleet and without time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from themis_triton.core.config import PipelineConfig, Placement, PolicyName, ThemisConfig
+from themis_triton.core.errors import SettingsError
+from themis_triton.decide.horizontal import efficient_instances
+from themis_triton.decide.rules import Rules, build_rules
+from themis_triton.solver.plans import Binding, ChainPlan
+from themis_triton.solver.problem import ChainProblem
+from themis_triton.solver.solve import solve_joint, solve_vertical
+
+
+@dataclass(frozen=True, slots=True)
+class StageAnswer:
+    """One stage of a plan: servers that hold it, instances (or cores) on each, and the largest batch."""
+
+    model: str
+    servers: int
+    instances: int
+    batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlanAnswer:
+    """The plan for one arrival rate.
+
+    Infeasible: the plan of the largest rate that can be carried, `capacity_rps`, with that plan's cost and p99; `binding` names what
+    is short. `predicted_p99_ms` None: without bound. `cost` is per second in the prices' unit.
+    """
+
+    rate_rps: float
+    feasible: bool
+    cost: float
+    predicted_p99_ms: float | None
+    capacity_rps: float
+    binding: Binding
+    runner_up: str
+    stages: tuple[StageAnswer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WhatIf:
+    """What is asked instead of the settings' own values: None leaves them."""
+
+    pipeline: str | None = None
+    slo_ms: float | None = None
+    devices: int | None = None
+
+
+def asked_pipeline(config: ThemisConfig, what_if: WhatIf) -> PipelineConfig:
+    """The pipeline by name, else the first, with the SLO that was asked for. SettingsError when there is none of that name."""
+    named = {pipeline.name: pipeline for pipeline in config.pipelines}
+    name = what_if.pipeline if what_if.pipeline is not None else config.pipelines[0].name
+    if name not in named:
+        raise SettingsError(f"--pipeline: found {name}; allowed: {' or '.join(named)}; name a pipeline of the settings")
+    return named[name] if what_if.slo_ms is None else replace(named[name], slo_ms=what_if.slo_ms)
+
+
+def plan_rates(config: ThemisConfig, rates_rps: Sequence[float], what_if: WhatIf) -> tuple[PlanAnswer, ...]:
+    """One answer a rate, in their order: the plan that the settings' policy aims at once such a rate is steady.
+
+    themis chooses servers, instances and batches; horizontal fixes the instances, vertical the servers, as the policies do.
+    """
+    pipeline = asked_pipeline(config, what_if)
+    devices = config.planning.max_servers if what_if.devices is None else what_if.devices
+    changed = replace(config, pipelines=(pipeline,), planning=replace(config.planning, max_servers=devices))
+    rules = build_rules(changed)
+    _check_room(pipeline, rules)
+    instances = _fixed_instances(rules, rules.problems[pipeline.name])
+    return tuple(_answer(rate, _solve(replace(rules.problems[pipeline.name], demand_rps=rate), rules, instances)) for rate in rates_rps)
+
+
+def _check_room(pipeline: PipelineConfig, rules: Rules) -> None:
+    stages = len(pipeline.stages)
+    if rules.config.planning.placement is Placement.SEPARATE and rules.max_servers < stages:
+        found = f"{rules.max_servers} servers in total for {stages} stages that are separate"
+        raise SettingsError(f"--devices, planning.max_servers: found {found}; allowed: at least {stages}; allow one server a stage or more")
+
+
+def _fixed_instances(rules: Rules, problem: ChainProblem) -> tuple[int, ...] | None:
+    if rules.config.policy.name is not PolicyName.HORIZONTAL:
+        return None
+    return efficient_instances(problem, rules.config.policy.horizontal_instances)
+
+
+def _solve(problem: ChainProblem, rules: Rules, instances: tuple[int, ...] | None) -> ChainPlan:
+    if rules.config.policy.name is not PolicyName.VERTICAL:
+        return solve_joint(problem, instances=instances)
+    separate = problem.placement is Placement.SEPARATE
+    most = rules.max_servers // len(problem.stages) if separate else rules.max_servers
+    servers = min(rules.config.policy.vertical_servers or most, most)
+    return solve_vertical(problem, [servers] * len(problem.stages) if separate else servers).plan
+
+
+def _answer(rate_rps: float, plan: ChainPlan) -> PlanAnswer:
+    return PlanAnswer(
+        rate_rps=rate_rps,
+        feasible=plan.feasible,
+        cost=plan.cost,
+        predicted_p99_ms=plan.predicted_p99_ms if math.isfinite(plan.predicted_p99_ms) else None,
+        capacity_rps=plan.capacity_rps,
+        binding=plan.binding,
+        runner_up=plan.runner_up.sentence(plan.cost) if plan.runner_up is not None else "",
+        stages=tuple(StageAnswer(stage.name, stage.servers, stage.instances, stage.batch) for stage in plan.stages),
+    )

@@ -1,0 +1,384 @@
+"""The request-level simulation between two control events, compiled.
+
+Requests are rows of arrays; a queue and a running batch are chains of rows through `following`. Three things can happen next: an
+arrival (or a request that went through the proxy to its next stage), the end of the first batch to end, a batcher's delay that
+ran out. Batches on one device share it: each progresses at the speed of `l(b, k)` for the k that are busy at that very moment
+(processor sharing, exact), so whenever k changes the device's batches are settled and its first end is computed anew.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from themis_triton.solver.jit import kernel
+from themis_triton.solver.surface import FloatArray, IntArray
+
+NONE = -1
+NEXT, FREE, FIRST_DEVICE, CROSSING_HEAD, CROSSING_TAIL, CENTRAL, CORES, NOISE, EVENTS = range(9)
+NOW_S, HOP_S, NOISE_CV, FIRST_TIMER_S = range(4)
+STEADY, LOGNORMAL, EXPONENTIAL = range(3)
+SUCCESS, INFERENCES, EXECUTIONS, QUEUE_US, COMPUTE_US = range(5)
+ARRIVALS, IN_FLIGHT, FAILURES, CURSOR = range(4)
+_ARRIVE, _CROSS, _END, _EXPIRE = range(4)
+
+
+class Engine(NamedTuple):
+    """R requests, P pipelines, M models, S places for servers, D devices, Q queues, T batches at the most, H histogram bounds.
+
+    Times are seconds from the simulation's start. A queue is `s·M + m`, or `m` with the central dispatcher. `batch` values of one
+    row are a batch under way; `running[d, :count[d]]` are the batches on a device, `first[d]` is the one that ends first, at `end_s[d]`.
+    """
+
+    service_s: FloatArray  # [M, B, K]
+    chains: IntArray  # [P, L + 1], NONE after the last stage
+    arrival_s: FloatArray  # [R], ascending
+    pipeline: IntArray  # [R]
+    stage: IntArray  # [R]
+    following: IntArray  # [R]
+    entered_s: FloatArray  # [R], into the present stage; while crossing the proxy: when it will
+    ended_s: FloatArray  # [R], infinite before
+    failed: IntArray  # [R]
+    device: IntArray  # [S]
+    routed: IntArray  # [S, M]
+    instances: IntArray  # [S, M]
+    max_batch: IntArray  # [S, M]
+    delay_s: FloatArray  # [S, M]
+    busy: IntArray  # [S, M]
+    outstanding: IntArray  # [S, M]
+    head: IntArray  # [Q]
+    tail: IntArray  # [Q]
+    length: IntArray  # [Q]
+    timer_s: FloatArray  # [Q]
+    batch_place: IntArray  # [T, 2], server and model
+    batch_head: IntArray  # [T]
+    batch_size: IntArray  # [T]
+    batch_left: FloatArray  # [T], fraction
+    batch_factor: FloatArray  # [T]
+    batch_start_s: FloatArray  # [T]
+    free: IntArray  # [T]
+    running: IntArray  # [D, T / D]
+    count: IntArray  # [D]
+    settled_s: FloatArray  # [D]
+    end_s: FloatArray  # [D]
+    first: IntArray  # [D]
+    served: FloatArray  # [S, M, 5]
+    routes: IntArray  # [M, 4]
+    bounds_s: FloatArray  # [H], the last infinite
+    histogram: IntArray  # [M, H], not cumulative
+    ints: IntArray
+    floats: FloatArray
+    seed: npt.NDArray[np.uint64]  # [1]
+
+
+@kernel
+def advance(e: Engine, until_s: float) -> None:
+    """Let everything happen that is due until then; the next call goes on from there."""
+    while True:
+        request, due_s, kind = e.ints[NEXT], np.inf, _ARRIVE
+        if request < e.arrival_s.size:
+            due_s = e.arrival_s[request] + e.floats[HOP_S]
+        crossing = e.ints[CROSSING_HEAD]
+        if crossing != NONE and e.entered_s[crossing] <= due_s:
+            due_s, kind = e.entered_s[crossing], _CROSS
+        if e.floats[FIRST_TIMER_S] <= due_s:
+            due_s, kind = e.floats[FIRST_TIMER_S], _EXPIRE
+        if e.end_s[e.ints[FIRST_DEVICE]] <= due_s:
+            due_s, kind = e.end_s[e.ints[FIRST_DEVICE]], _END
+        if due_s > until_s or due_s == np.inf:
+            break
+        e.ints[EVENTS] += 1
+        if kind == _ARRIVE:
+            e.ints[NEXT] += 1
+            enter(e, request, due_s)
+        elif kind == _CROSS:
+            e.ints[CROSSING_HEAD] = e.following[crossing]
+            enter(e, crossing, due_s)
+        elif kind == _END:
+            end_batch(e, e.ints[FIRST_DEVICE], due_s)
+        else:
+            expire(e, due_s)
+    e.floats[NOW_S] = max(e.floats[NOW_S], until_s)
+
+
+@kernel
+def enter(e: Engine, request: int, now_s: float) -> None:
+    """A request reaches the proxy for its present stage."""
+    model = e.chains[e.pipeline[request], e.stage[request]]
+    e.entered_s[request] = now_s
+    e.routes[model, ARRIVALS] += 1
+    e.routes[model, IN_FLIGHT] += 1
+    place(e, request, model, now_s)
+
+
+@kernel
+def place(e: Engine, request: int, model: int, now_s: float) -> None:
+    """Into a queue, and on into a batch where an instance is free; a request that no server can take fails."""
+    server = least_loaded(e, model)
+    if server == NONE:
+        e.routes[model, IN_FLIGHT] -= 1
+        e.routes[model, FAILURES] += 1
+        e.failed[request] = 1
+        e.ended_s[request] = now_s
+        return
+    queue = queue_of(e, server, model)
+    e.following[request] = NONE
+    if e.length[queue] == 0:
+        e.head[queue] = request
+    else:
+        e.following[e.tail[queue]] = request
+    e.tail[queue] = request
+    e.length[queue] += 1
+    if e.ints[CENTRAL]:
+        offer(e, model, now_s)
+    else:
+        e.outstanding[server, model] += 1
+        take(e, server, model, now_s)
+
+
+@kernel
+def queue_of(e: Engine, server: int, model: int) -> int:
+    """The queue that feeds a server's model."""
+    return model if e.ints[CENTRAL] else server * e.routed.shape[1] + model
+
+
+@kernel
+def least_loaded(e: Engine, model: int) -> int:
+    """The routed server with the fewest requests of the model, ties in turn; NONE when there is none."""
+    places = e.routed.shape[0]
+    start, best, least = e.routes[model, CURSOR], NONE, 0
+    for offset in range(places):
+        server = start + offset
+        if server >= places:
+            server -= places
+        if e.routed[server, model] and (best == NONE or e.outstanding[server, model] < least):
+            best, least = server, e.outstanding[server, model]
+    if best != NONE:
+        e.routes[model, CURSOR] = best + 1 if best + 1 < places else 0
+    return best
+
+
+@kernel
+def offer(e: Engine, model: int, now_s: float) -> None:
+    """The central dispatcher: servers in their order take what waits."""
+    for server in range(e.routed.shape[0]):
+        if e.length[model] == 0:
+            return
+        if e.routed[server, model]:
+            take(e, server, model, now_s)
+
+
+@kernel
+def take(e: Engine, server: int, model: int, now_s: float) -> None:
+    """Triton's dynamic batcher: a free instance takes what waits, up to the largest batch; less than that waits for the queue delay."""
+    if e.ints[CENTRAL] and not e.routed[server, model]:
+        return
+    queue, started = queue_of(e, server, model), False
+    workers = min(1, e.instances[server, model]) if e.ints[CORES] else e.instances[server, model]
+    while e.busy[server, model] < workers and e.length[queue] > 0:
+        size = min(e.length[queue], e.max_batch[server, model])
+        due_s = e.entered_s[e.head[queue]] + e.delay_s[server, model]
+        if size < e.max_batch[server, model] and due_s > now_s:
+            e.timer_s[queue] = min(e.timer_s[queue], due_s)
+            e.floats[FIRST_TIMER_S] = min(e.floats[FIRST_TIMER_S], due_s)
+            break
+        start_batch(e, server, model, queue, size, now_s)
+        started = True
+    if started:
+        reschedule(e, e.device[server], now_s)
+
+
+@kernel
+def start_batch(e: Engine, server: int, model: int, queue: int, size: int, now_s: float) -> None:
+    """Move the queue's first requests into a batch on the server's device; `reschedule` must follow."""
+    device = e.device[server]
+    settle(e, device, now_s)
+    e.ints[FREE] -= 1
+    batch = e.free[e.ints[FREE]]
+    e.batch_head[batch] = e.head[queue]
+    waited_s, last = 0.0, e.head[queue]
+    for taken in range(size):
+        if taken > 0:
+            last = e.following[last]
+        waited_s += now_s - e.entered_s[last]
+    e.head[queue] = e.following[last]
+    e.following[last] = NONE
+    e.length[queue] -= size
+    e.batch_place[batch, 0], e.batch_place[batch, 1] = server, model
+    e.batch_size[batch], e.batch_left[batch], e.batch_start_s[batch] = size, 1.0, now_s
+    e.batch_factor[batch] = noise(e)
+    e.running[device, e.count[device]] = batch
+    e.count[device] += 1
+    e.busy[server, model] += 1
+    e.served[server, model, QUEUE_US] += 1e6 * waited_s
+    e.served[server, model, EXECUTIONS] += 1.0
+
+
+@kernel
+def duration_s(e: Engine, batch: int) -> float:
+    """How long the whole batch would take at the present contention."""
+    server, model = e.batch_place[batch, 0], e.batch_place[batch, 1]
+    share = e.instances[server, model] if e.ints[CORES] else e.count[e.device[server]]
+    column = max(1, min(share, e.service_s.shape[2])) - 1
+    whole: float = e.service_s[model, e.batch_size[batch] - 1, column] * e.batch_factor[batch]
+    return whole
+
+
+@kernel
+def settle(e: Engine, device: int, now_s: float) -> None:
+    """Book the progress of a device's batches until now; before anything changes their speed."""
+    elapsed_s = now_s - e.settled_s[device]
+    e.settled_s[device] = now_s
+    if elapsed_s > 0.0:
+        for index in range(e.count[device]):
+            batch = e.running[device, index]
+            e.batch_left[batch] -= elapsed_s / duration_s(e, batch)
+
+
+@kernel
+def reschedule(e: Engine, device: int, now_s: float) -> None:
+    """Find the batch of a settled device that ends first, and the device whose batch does."""
+    soonest_s = np.inf
+    for index in range(e.count[device]):
+        batch = e.running[device, index]
+        end_s = now_s + max(0.0, e.batch_left[batch]) * duration_s(e, batch)
+        if end_s < soonest_s:
+            soonest_s, e.first[device] = end_s, batch
+    e.end_s[device] = soonest_s
+    if device == e.ints[FIRST_DEVICE]:
+        e.ints[FIRST_DEVICE] = np.argmin(e.end_s)
+    elif soonest_s < e.end_s[e.ints[FIRST_DEVICE]]:
+        e.ints[FIRST_DEVICE] = device
+
+
+@kernel
+def end_batch(e: Engine, device: int, now_s: float) -> None:
+    """The device's first batch is done: answer its requests or send them on, and let its instance take the next."""
+    batch = e.first[device]
+    server, model = e.batch_place[batch, 0], e.batch_place[batch, 1]
+    settle(e, device, now_s)
+    lift(e, batch)
+    size = e.batch_size[batch]
+    e.served[server, model, SUCCESS] += size
+    e.served[server, model, INFERENCES] += size
+    e.served[server, model, COMPUTE_US] += 1e6 * size * (now_s - e.batch_start_s[batch])
+    e.routes[model, IN_FLIGHT] -= size
+    request = e.batch_head[batch]
+    while request != NONE:
+        following = e.following[request]
+        e.histogram[model, np.searchsorted(e.bounds_s, now_s - e.entered_s[request])] += 1
+        leave(e, request, now_s)
+        request = following
+    take(e, server, model, now_s)
+    reschedule(e, device, now_s)
+
+
+@kernel
+def lift(e: Engine, batch: int) -> None:
+    """Take a batch off its settled device and out of its server's counts."""
+    server, model = e.batch_place[batch, 0], e.batch_place[batch, 1]
+    device = e.device[server]
+    index = 0
+    while e.running[device, index] != batch:
+        index += 1
+    e.count[device] -= 1
+    e.running[device, index] = e.running[device, e.count[device]]
+    e.busy[server, model] -= 1
+    if not e.ints[CENTRAL]:
+        e.outstanding[server, model] -= e.batch_size[batch]
+    e.free[e.ints[FREE]] = batch
+    e.ints[FREE] += 1
+
+
+@kernel
+def leave(e: Engine, request: int, now_s: float) -> None:
+    """A request has its stage's answer: the chain goes on after one proxy hop, or ends."""
+    e.stage[request] += 1
+    if e.chains[e.pipeline[request], e.stage[request]] == NONE:
+        e.ended_s[request] = now_s
+        return
+    e.entered_s[request] = now_s + e.floats[HOP_S]
+    e.following[request] = NONE
+    if e.ints[CROSSING_HEAD] == NONE:
+        e.ints[CROSSING_HEAD] = request
+    else:
+        e.following[e.ints[CROSSING_TAIL]] = request
+    e.ints[CROSSING_TAIL] = request
+
+
+@kernel
+def expire(e: Engine, now_s: float) -> None:
+    """A batcher's delay ran out: what waits goes as it is."""
+    queue = np.argmin(e.timer_s)
+    e.timer_s[queue] = np.inf
+    e.floats[FIRST_TIMER_S] = np.min(e.timer_s)
+    models = e.routed.shape[1]
+    if e.ints[CENTRAL]:
+        offer(e, queue, now_s)
+    else:
+        take(e, queue // models, queue % models, now_s)
+
+
+@kernel
+def uniform(e: Engine) -> float:
+    """A number in (0, 1], by xorshift64*."""
+    x = e.seed[0]
+    x ^= x >> np.uint64(12)
+    x ^= x << np.uint64(25)
+    x ^= x >> np.uint64(27)
+    e.seed[0] = x
+    return (float((x * np.uint64(2685821657736338717)) >> np.uint64(11)) + 1.0) / 9007199254740992.0
+
+
+@kernel
+def noise(e: Engine) -> float:
+    """A factor of mean 1 for one batch's service time."""
+    if e.ints[NOISE] == EXPONENTIAL:
+        return -math.log(uniform(e))
+    if e.ints[NOISE] == LOGNORMAL:
+        sigma = math.sqrt(math.log1p(e.floats[NOISE_CV] ** 2))
+        normal = math.sqrt(-2.0 * math.log(uniform(e))) * math.cos(2.0 * math.pi * uniform(e))
+        return math.exp(sigma * normal - 0.5 * sigma * sigma)
+    return 1.0
+
+
+@kernel
+def configure(e: Engine, server: int, model: int, instances: int, max_batch: int, delay_s: float) -> None:
+    """Change what a server runs for a model, now; batches under way end as they are."""
+    now_s = e.floats[NOW_S]
+    settle(e, e.device[server], now_s)
+    e.instances[server, model], e.max_batch[server, model], e.delay_s[server, model] = instances, max_batch, delay_s
+    take(e, server, model, now_s)
+    reschedule(e, e.device[server], now_s)
+
+
+@kernel
+def evict(e: Engine, server: int) -> None:
+    """A server that is out of the routes ends at once: the proxy sends what it held to the others, from the stage's start."""
+    now_s, device = e.floats[NOW_S], e.device[server]
+    settle(e, device, now_s)
+    for index in range(e.count[device] - 1, -1, -1):
+        batch = e.running[device, index]
+        if e.batch_place[batch, 0] == server:
+            lift(e, batch)
+            again(e, e.batch_head[batch], e.batch_place[batch, 1], now_s)
+    reschedule(e, device, now_s)
+    for model in range(e.routed.shape[1]):
+        e.instances[server, model] = 0
+        queue = queue_of(e, server, model)
+        if not e.ints[CENTRAL] and e.length[queue] > 0:
+            waiting = e.head[queue]
+            e.length[queue], e.outstanding[server, model] = 0, 0
+            again(e, waiting, model, now_s)
+
+
+@kernel
+def again(e: Engine, request: int, model: int, now_s: float) -> None:
+    """Place a chain of requests anew."""
+    while request != NONE:
+        following = e.following[request]
+        place(e, request, model, now_s)
+        request = following
