@@ -73,6 +73,7 @@ async def observe(world: World, config: ThemisConfig) -> Snapshot:
         held=world.executor.backoff.held(now_s),
         lost=world.supervisor.lost,
         routes_error=routes_error,
+        routes_unwritten=world.executor.routes_unwritten,
     )
 
 

@@ -194,7 +194,7 @@ class Bench:
     async def settled(self) -> tuple[Outcome, ...]:
         """Outcomes once nothing is under way."""
         for _ in range(TURNS):
-            if not self.executor.busy:
+            if not self.executor.busy and (self.executor.routes_unwritten is None or self.routes.broken):
                 return self.executor.collect()
             await asyncio.sleep(0)
         raise AssertionError(f"still busy: {sorted(self.executor.busy)}")

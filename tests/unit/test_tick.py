@@ -42,7 +42,7 @@ def test_a_surge_grows_the_server_in_place_and_the_next_tick_tells_the_outcome()
         bench = Bench(server("a", max_batch=1, slot="cpu:0"))
         engine = Engine(bench, config(PolicyConfig(scale_in_hold_s=1000.0)))
         calm = await engine.run(5.0, 8)
-        assert {record.decision.reason for record in calm[:3]} == {Reason.HOLD_WARMUP}
+        assert {record.decision.reason for record in calm[:3]} == {Reason.HOLD_NO_DATA, Reason.HOLD_WARMUP}
         assert bench.log == []
         surge = await engine.run(45.0, 4)
         assert bench.fleet.get("a").models[DETECTOR].instances >= 2

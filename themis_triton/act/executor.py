@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from themis_triton.act.backoff import Backoff
 from themis_triton.act.fleet import Fleet
@@ -32,6 +34,8 @@ class Executor:
     def __init__(self, levers: Levers, fleet: Fleet, backoff: Backoff, models: tuple[str, ...]) -> None:
         self.fleet = fleet
         self.backoff = backoff
+        self.routes_unwritten: str | None = None
+        self._mending: asyncio.Task[None] | None = None
         self._levers = levers
         self._models = models
         self._tasks: dict[str, asyncio.Task[Outcome]] = {}
@@ -75,14 +79,31 @@ class Executor:
 
     async def cancel(self) -> None:
         """Abandon what is under way, as a stopping daemon must; servers stay as they are and are adopted by the next one."""
-        tasks = list(self._tasks.values())
+        mending = [self._mending] if self._mending is not None else []
+        tasks: list[asyncio.Task[Any]] = [*self._tasks.values(), *mending]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def write_routes(self) -> None:
-        """Make Envoy route to what serves now."""
-        await self._levers.routes.write(route_table(self.fleet.all(), self._models))
+        """Make Envoy route to what serves now. Raises what the port raises; `routes_unwritten` then tells it until a write succeeds."""
+        try:
+            await self._levers.routes.write(route_table(self.fleet.all(), self._models))
+        except ThemisError as error:
+            self.routes_unwritten = str(error)
+            raise
+        self.routes_unwritten = None
+
+    def mend_routes(self, *, changed: bool = False) -> None:
+        """Start to write the routes, off the loop, if they changed or an earlier write failed."""
+        if changed:
+            self.routes_unwritten = "a write is under way"
+        if self.routes_unwritten is not None and (self._mending is None or self._mending.done()):
+            self._mending = asyncio.create_task(self._mend_routes())
+
+    async def _mend_routes(self) -> None:
+        with contextlib.suppress(ThemisError):  # told by routes_unwritten, and tried again at the next tick
+            await self.write_routes()
 
     async def _run(self, action: Action, lever: str, needed: list[asyncio.Task[Outcome]]) -> Outcome:
         started_at_s = self._levers.clock.now_s()
@@ -114,7 +135,7 @@ class Executor:
             return OutcomeKind.REFUSED, str(error)
         except TimeoutError as error:
             return OutcomeKind.TIMED_OUT, str(error)
-        except (ThemisError, KeyError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever ends an action must become an outcome, or its lever would hang
             return OutcomeKind.LOST, f"{type(error).__name__}: {error}"
         return OutcomeKind.DONE, detail
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from themis_triton.act.executor import Executor
-from themis_triton.core.errors import ServerError, ThemisError
+from themis_triton.core.errors import ServerError
 from themis_triton.core.fleet import Phase, Server
 from themis_triton.core.observation import ServerReading
 from themis_triton.ports import Clock, ModelControl, ServerLauncher
@@ -32,6 +32,7 @@ class Supervisor:
         self._silent: dict[str, int] = {}
         self._reread_at_s = float("-inf")
         self._rereading: asyncio.Task[None] | None = None
+        self._clearing: set[asyncio.Task[None]] = set()
 
     @property
     def lost(self) -> int:
@@ -47,17 +48,15 @@ class Supervisor:
             self._executor.fleet.remove(server.name)
             self._silent.pop(server.name, None)
             self._lost_at_s.append(now_s)
-        if dead:
-            await self._executor.write_routes()
-            for server in dead:
-                await self._clear_remains(server)
+        self._executor.mend_routes(changed=bool(dead))
+        for server in dead:
+            self._clear_remains(server)
         return tuple(dead)
 
     async def note(self, readings: Sequence[ServerReading]) -> None:
         """Move adopted servers between SERVING and UNREACHABLE by what the last readings said, and look at the counts now and then."""
         changed = [self._note_one(reading) for reading in readings]
-        if any(changed):
-            await self._executor.write_routes()
+        self._executor.mend_routes(changed=any(changed))
         now_s = self._clock.now_s()
         if now_s - self._reread_at_s >= REREAD_EVERY_S and (self._rereading is None or self._rereading.done()):
             self._reread_at_s = now_s
@@ -65,18 +64,23 @@ class Supervisor:
 
     async def close(self) -> None:
         """End the slow checks."""
-        if self._rereading is not None:
-            self._rereading.cancel()
-            await asyncio.gather(self._rereading, return_exceptions=True)
+        rereading = [self._rereading] if self._rereading is not None else []
+        tasks = [*self._clearing, *rereading]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _is_dead(self, server: Server) -> bool:
         if self._launcher is None or not server.launched or server.phase is not Phase.SERVING:
             return False
         return not await self._launcher.is_alive(server)
 
-    async def _clear_remains(self, server: Server) -> None:
+    def _clear_remains(self, server: Server) -> None:
+        """End what a dead server left behind, off the loop: its children may take their time."""
         if self._launcher is not None:
-            await self._launcher.stop(server)
+            task = asyncio.create_task(self._launcher.stop(server))
+            self._clearing.add(task)
+            task.add_done_callback(self._clearing.discard)
 
     def _note_one(self, reading: ServerReading) -> bool:
         fleet = self._executor.fleet
@@ -109,13 +113,7 @@ class Supervisor:
             if server.name in fleet and not self._is_busy(server.name) and fleet.get(server.name).models != found:
                 fleet.put(replace(fleet.get(server.name), models=found))
         if before != {server.name: frozenset(server.models) for server in self._executor.fleet.all()}:
-            await self._write_routes()
-
-    async def _write_routes(self) -> None:
-        try:
-            await self._executor.write_routes()
-        except ThemisError:
-            self._reread_at_s = float("-inf")
+            self._executor.mend_routes(changed=True)
 
     def _is_busy(self, name: str) -> bool:
         return any(lever == name or lever.startswith(f"{name}/") for lever in self._executor.busy)

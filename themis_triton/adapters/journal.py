@@ -33,6 +33,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)  # it holds the keys of model control
             self._db = sqlite3.connect(path, isolation_level=None)
             self._db.execute("pragma journal_mode = wal")
             self._db.execute("pragma synchronous = normal")
@@ -89,7 +90,8 @@ class Journal:
         self._since_prune = 0
         for changed, kept in ((0, QUIET_TICKS_KEPT), (1, CHANGES_KEPT)):
             self._db.execute(
-                "delete from ticks where changed = ? and at_s < (select at_s from ticks where changed = ? order by at_s desc limit 1 offset ?)",
+                "delete from ticks where changed = ? and at_s < "
+                "(select at_s from ticks where changed = ? order by at_s desc limit 1 offset ?)",
                 (changed, changed, kept),
             )
         self._db.execute(

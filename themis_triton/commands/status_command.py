@@ -37,6 +37,8 @@ def show(status: dict[str, Any], console: Console) -> None:
     console.print(_servers(status))
     for source, why in status.get("stale", {}).items():
         console.print(f"stale: {source}: {why}", style="yellow", soft_wrap=True)
+    if status.get("routes_unwritten"):
+        console.print(f"routes not written: {status['routes_unwritten']}", style="red", soft_wrap=True)
     for event in status["events"][-EVENTS_SHOWN:]:
         console.print(f"{event['decision_id']}  {event['sentence']}", soft_wrap=True, highlight=False)
 

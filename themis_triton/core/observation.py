@@ -72,7 +72,8 @@ class Snapshot:
 
     `busy` names levers with an action under way and `held` those in back-off, with the time (s) until which:
     `server/model` for a vertical lever, a server's name for its life cycle, a slot's name for a launch.
-    `routes_error` says why Envoy was silent; `lost` counts launched servers that died unasked in the last minute.
+    `routes_error` says why Envoy was silent,
+    `routes_unwritten` why its files do not say yet what they should; `lost` counts launched servers that died unasked in the last minute.
     """
 
     at_s: float
@@ -84,3 +85,4 @@ class Snapshot:
     held: dict[str, float] = field(default_factory=dict)
     lost: int = 0
     routes_error: str | None = None
+    routes_unwritten: str | None = None

@@ -67,6 +67,7 @@ def _record(record: TickRecord, config: ThemisConfig) -> dict[str, Any]:
         "sentence": sentence(record),
         "clamps": plain(decision.clamps),
         "stale": record.estimate.stale,
+        "routes_unwritten": record.snapshot.routes_unwritten,
         "busy": sorted(record.snapshot.busy),
         "held": record.snapshot.held,
         "servers": [_server(server) for server in record.snapshot.servers],

@@ -82,6 +82,8 @@ def _hold(situation: Situation, rules: Rules) -> Decision | None:
         )
     if "envoy" in estimate.stale:
         return _held(situation, rules, Reason.HOLD_STALE, f"envoy: {estimate.stale['envoy']}")
+    if estimate.history_s == 0.0:
+        return _held(situation, rules, Reason.HOLD_NO_DATA, "Envoy has told of no model yet")
     if estimate.history_s < 2 * policy.rate_window_s:
         return _held(situation, rules, Reason.HOLD_WARMUP, f"{estimate.history_s:.1f} s of arrivals seen")
     return None
