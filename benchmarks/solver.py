@@ -166,7 +166,7 @@ def measure() -> dict[str, Any]:
 
 def main() -> None:
     warm(everything=True)
-    measured = {"versions": versions("numba", "numpy"), "first_decision": first_decision(), "solvers": measure()}
+    measured: dict[str, Any] = {"versions": versions("numba", "numpy"), "first_decision": first_decision(), "solvers": measure()}
     path = write_result("solver", measured)
     print(measured["first_decision"])
     for name, numbers in measured["solvers"].items():

@@ -10,9 +10,9 @@ from themis_triton.core.config import PipelineConfig, Placement, PolicyName, The
 from themis_triton.core.errors import SettingsError
 from themis_triton.decide.horizontal import efficient_instances
 from themis_triton.decide.rules import Rules, build_rules
-from themis_triton.solver.plans import Binding, ChainPlan
+from themis_triton.solver.plans import Binding, ChainPlan, RunnerUp
 from themis_triton.solver.problem import ChainProblem
-from themis_triton.solver.solve import solve_joint, solve_vertical
+from themis_triton.solver.solve import largest_demand, solve_joint, solve_vertical
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +29,19 @@ class StageAnswer:
 class PlanAnswer:
     """The plan for one arrival rate.
 
-    Infeasible: the plan of the largest rate that can be carried, `capacity_rps`, with that plan's cost and p99; `binding` names what
-    is short. `predicted_p99_ms` None: without bound. `cost` is per second in the prices' unit.
+    `carried_rps` is the rate itself; where that is infeasible, the largest whole rate that can be carried with its headroom, and the
+    plan is the one for that rate, with its own cost and p99; `binding` names what is short. 0: not even an idle chain meets the SLO.
+    `predicted_p99_ms` None: without bound. `cost` is per second in the prices' unit, `capacity_rps` what the plan's servers put through.
     """
 
     rate_rps: float
     feasible: bool
     cost: float
     predicted_p99_ms: float | None
+    carried_rps: float
     capacity_rps: float
     binding: Binding
-    runner_up: str
+    runner_up: RunnerUp | None
     stages: tuple[StageAnswer, ...]
 
 
@@ -72,7 +74,7 @@ def plan_rates(config: ThemisConfig, rates_rps: Sequence[float], what_if: WhatIf
     rules = build_rules(changed)
     _check_room(pipeline, rules)
     instances = _fixed_instances(rules, rules.problems[pipeline.name])
-    return tuple(_answer(rate, _solve(replace(rules.problems[pipeline.name], demand_rps=rate), rules, instances)) for rate in rates_rps)
+    return tuple(_answer(replace(rules.problems[pipeline.name], demand_rps=rate), rules, instances) for rate in rates_rps)
 
 
 def _check_room(pipeline: PipelineConfig, rules: Rules) -> None:
@@ -88,23 +90,35 @@ def _fixed_instances(rules: Rules, problem: ChainProblem) -> tuple[int, ...] | N
     return efficient_instances(problem, rules.config.policy.horizontal_instances)
 
 
-def _solve(problem: ChainProblem, rules: Rules, instances: tuple[int, ...] | None) -> ChainPlan:
-    if rules.config.policy.name is not PolicyName.VERTICAL:
-        return solve_joint(problem, instances=instances)
-    separate = problem.placement is Placement.SEPARATE
-    most = rules.max_servers // len(problem.stages) if separate else rules.max_servers
-    servers = min(rules.config.policy.vertical_servers or most, most)
-    return solve_vertical(problem, [servers] * len(problem.stages) if separate else servers).plan
-
-
-def _answer(rate_rps: float, plan: ChainPlan) -> PlanAnswer:
+def _answer(problem: ChainProblem, rules: Rules, instances: tuple[int, ...] | None) -> PlanAnswer:
+    plan, carried = _solve(problem, rules, instances)
     return PlanAnswer(
-        rate_rps=rate_rps,
+        rate_rps=problem.demand_rps,
         feasible=plan.feasible,
         cost=plan.cost,
         predicted_p99_ms=plan.predicted_p99_ms if math.isfinite(plan.predicted_p99_ms) else None,
+        carried_rps=carried,
         capacity_rps=plan.capacity_rps,
         binding=plan.binding,
-        runner_up=plan.runner_up.sentence(plan.cost) if plan.runner_up is not None else "",
+        runner_up=plan.runner_up,
         stages=tuple(StageAnswer(stage.name, stage.servers, stage.instances, stage.batch) for stage in plan.stages),
     )
+
+
+def _solve(problem: ChainProblem, rules: Rules, instances: tuple[int, ...] | None) -> tuple[ChainPlan, float]:
+    """The policy's plan, and the rate that it is for."""
+    if rules.config.policy.name is PolicyName.VERTICAL:
+        vertical = solve_vertical(problem, _held_servers(problem, rules))
+        return replace(vertical.plan, feasible=vertical.feasible), vertical.largest_demand_rps
+    plan = solve_joint(problem, instances=instances)
+    if plan.feasible:
+        return plan, problem.demand_rps
+    return plan, max(0.0, largest_demand(problem, None, instances=instances))
+
+
+def _held_servers(problem: ChainProblem, rules: Rules) -> int | list[int]:
+    """The vertical policy's servers, at most those that there are; separate stages share them evenly."""
+    separate = problem.placement is Placement.SEPARATE
+    most = rules.max_servers // len(problem.stages) if separate else rules.max_servers
+    servers = min(rules.config.policy.vertical_servers or most, most)
+    return [servers] * len(problem.stages) if separate else servers

@@ -122,7 +122,7 @@ class Sidecar:
         for process in self.processes:
             process.kill()
             process.wait(10.0)
-        stop_everything(self.state, timeout_s=2.0)
+        stop_everything(self.state, timeout_s=1.0)
 
 
 @contextmanager

@@ -117,6 +117,15 @@ def test_what_waits_must_be_carried_too() -> None:
     assert target(with_backlog).servers["a"][DETECTOR].instances > target(without).servers["a"][DETECTOR].instances
 
 
+@pytest.mark.parametrize("backlog", [50.0, 100.0, 500.0])
+def test_a_large_backlog_never_makes_the_servers_smaller(backlog: float) -> None:
+    calm = estimate(200.0)
+    waiting = replace(calm, pipelines={"video": replace(calm.pipelines["video"], backlog=backlog)})
+    small, large = (target(once(config(), Situation(snapshot((server("a"),)), found))) for found in (calm, waiting))
+    assert large.servers["a"] == small.servers["a"]
+    assert large.servers["a"][DETECTOR].instances > 4
+
+
 def test_what_instances_cannot_carry_is_launched_at_once() -> None:
     decision = once(config(), Situation(snapshot([server("a", max_batch=1, slot="cpu:0")]), estimate(120.0)))
     wanted = target(decision)

@@ -8,10 +8,10 @@ from textwrap import dedent
 
 import pytest
 
-from themis_triton.core.config import Mode, PolicyConfig, PolicyName, ThemisConfig
+from themis_triton.core.config import Mode, Placement, PlanningConfig, PolicyConfig, PolicyName, ThemisConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.settings import load_settings, problems, reference_rows, sample
-from themis_triton.settings.schema import PolicySettings
+from themis_triton.settings.schema import PlanningSettings, PolicySettings
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -96,6 +96,24 @@ BAD = {
             "themis.yaml:9:5: servers.first.colour: found the unknown key colour; "
             "allowed: the keys grpc, http, metrics, device, model_control_key, model_repository; remove it"
         ),
+    ),
+    "paper's form without the rule of cores": (
+        ("form: contention", "form: paper"),
+        (
+            "themis.yaml:21:23: models.detector.profile.surface.form: found paper; "
+            "allowed: contention or cores, unless planning.throughput is cores; set `planning.throughput: cores`"
+        ),
+    ),
+    "factor of another form": (
+        ("zeta_ms: 20}", "zeta_ms: 20, m: 1.1}"),
+        (
+            "themis.yaml:21:16: models.detector.profile.surface: found m or m_b with form contention; "
+            "allowed: m and m_b with form paper; multiply the constants by them instead"
+        ),
+    ),
+    "unknown placement": (
+        ("mode: active", "mode: active\nplanning: {placement: seperate}"),
+        "themis.yaml:2:23: planning.placement: found seperate; allowed: colocated or separate; did you mean separate?",
     ),
     "key without its unit": (
         ("slo_ms: 300", "slo_ms: 300\n    slo: 300"),
@@ -215,7 +233,10 @@ BAD = {
     ),
     "unknown form": (
         ("form: contention", "form: contension"),
-        "themis.yaml:21:23: models.detector.profile.surface.form: found contension; allowed: contention or cores or paper; did you mean contention?",
+        (
+            "themis.yaml:21:23: models.detector.profile.surface.form: found contension; "
+            "allowed: contention or cores or paper; did you mean contention?"
+        ),
     ),
     "missing profile file": (
         ("profile: classifier.yaml", "profile: $HOME/classifier.yaml"),
@@ -490,6 +511,18 @@ def test_neither_servers_nor_launch(tmp_path: Path) -> None:
     assert "found neither `servers` nor `launch`; allowed: at least one of them" in message
 
 
+def test_plans_of_separate_stages_need_no_server(tmp_path: Path) -> None:
+    text = GOOD[: GOOD.index("servers:")] + GOOD[GOOD.index("envoy:") :] + "planning: {placement: separate, max_servers: 9}\n"
+    planning = load_settings(write(tmp_path, text)).planning
+    assert planning == PlanningConfig(placement=Placement.SEPARATE, max_servers=9)
+
+
+def test_prices_of_a_model(tmp_path: Path) -> None:
+    text = changed("max_batch: 4", "max_batch: 4\n    server_price: 2\n    instance_price: 18")
+    priced, other = (load_settings(write(tmp_path, text)).models[name] for name in ("detector", "classifier"))
+    assert (priced.server_price, priced.instance_price, other.server_price, other.instance_price) == (2, 18, None, None)
+
+
 def test_a_clash_with_a_default_is_shown_at_what_was_written(tmp_path: Path) -> None:
     text = changed("  grpc_listen: 127.0.0.1:9001\n", "").replace("address: 127.0.0.1:9180", "address: 127.0.0.1:9001")
     (message,) = messages(write(tmp_path, text))
@@ -627,6 +660,7 @@ def test_the_sample_is_valid_wherever_it_is_written(tmp_path: Path) -> None:
     assert config.launch is not None
     assert [slot.device for slot in config.launch.slots] == ["cpu:0", "cpu:1", "cpu:2", "cpu:3"]
     assert config.policy == PolicyConfig()
+    assert config.planning == PlanningConfig()
 
 
 def test_the_shipped_file_is_what_init_writes() -> None:
@@ -653,6 +687,7 @@ EMULATED = ("alpha_ms", "beta_ms", "gamma_ms", "zeta_ms", "init_s")
 
 def test_every_parameter_of_the_policies_can_be_set() -> None:
     assert set(PolicySettings.model_fields) == {field.name for field in fields(PolicyConfig)}
+    assert set(PlanningSettings.model_fields) == {field.name for field in fields(PlanningConfig)}
 
 
 def test_the_reference_has_each_key_once_with_its_unit_default_and_meaning() -> None:

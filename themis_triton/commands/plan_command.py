@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -78,20 +79,24 @@ def _check(what_if: WhatIf) -> None:
 
 
 def plan_table(answers: Sequence[PlanAnswer], pipeline: PipelineConfig, config: ThemisConfig) -> Table:
-    """One row a rate; the last column but one says what keeps a plan from being cheaper, or from holding."""
+    """One row a rate; "bound by" says what keeps a plan from being cheaper, or from holding."""
     policy, planning = config.policy, config.planning
     table = Table(
         title=f"Plans for {pipeline.name}: SLO {pipeline.slo_ms:g} ms at p{pipeline.percentile:g}, policy {policy.name.value}",
         title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
         caption=_caption(answers, pipeline, config),
         caption_justify="left",
     )
     table.add_column("rate/s", justify="right")
     for stage in pipeline.stages:
-        table.add_column(f"{stage}\n{_count_words(planning)}", justify="right")
+        name = stage.replace("-", "-\n").replace("_", "_\n")
+        table.add_column(f"{name}\n{_count_words(planning)}", justify="right", overflow="fold", min_width=len("10×10, 8 "))
     for column in ("p99 ms", "cost"):
         table.add_column(column, justify="right")
-    table.add_column("bound by")
+    table.add_column("bound by", min_width=len("throughput"))
     table.add_column("runner-up")
     for answer in answers:
         table.add_row(*_cells(answer), style=None if answer.feasible else "red")
@@ -99,21 +104,27 @@ def plan_table(answers: Sequence[PlanAnswer], pipeline: PipelineConfig, config: 
 
 
 def _count_words(planning: PlanningConfig) -> str:
-    return "n × cores, b" if planning.throughput is ThroughputRule.CORES else "n × c, b"
+    return "n×cores, b" if planning.throughput is ThroughputRule.CORES else "n×c, b"
 
 
 def _cells(answer: PlanAnswer) -> tuple[str, ...]:
-    bound = answer.binding.value if answer.feasible else f"infeasible: {answer.binding.value}; carries {answer.capacity_rps:.0f}/s"
+    bound = answer.binding.value if answer.feasible else f"{answer.binding.value}, at {answer.carried_rps:.0f}/s"
     p99 = "–" if answer.predicted_p99_ms is None else f"{answer.predicted_p99_ms:.0f}"
-    stages = (f"{stage.servers} × {stage.instances}, {stage.batch}" for stage in answer.stages)
-    return (f"{answer.rate_rps:g}", *stages, p99, f"{answer.cost:g}", bound, answer.runner_up)
+    stages = (f"{stage.servers}×{stage.instances}, {stage.batch}" for stage in answer.stages)
+    return (f"{answer.rate_rps:g}", *stages, p99, f"{answer.cost:g}", bound, _runner_up(answer))
+
+
+def _runner_up(answer: PlanAnswer) -> str:
+    other = answer.runner_up
+    return f"n = {other.servers}: {other.predicted_p99_ms:.0f} ms, {other.cost - answer.cost:+g}" if other is not None else ""
 
 
 def _caption(answers: Sequence[PlanAnswer], pipeline: PipelineConfig, config: ThemisConfig) -> str:
     margin = config.policy.slo_margin_fraction
     lines = [f"Plans aim at {pipeline.slo_ms * (1.0 - margin):g} ms: slo_margin_fraction is {margin:g}."] if margin else []
     if not all(answer.feasible for answer in answers):
-        lines.append("Red: no plan holds; shown is the one that carries most, with its own p99 and cost.")
+        lines.append("Red: no plan holds. Shown is the one that carries most, at that rate, and what is short.")
+    lines.append("n servers with c instances (or cores) each, batches of up to b; the runner-up with its p99 and what it costs more.")
     return "\n".join(lines)
 
 

@@ -44,9 +44,15 @@ class PipelineView:
         """Fewest instances of each stage over the ready servers."""
         return tuple(min((s.models[stage].instances for s in self.ready), default=0) for stage in self.pipeline.stages)
 
-    def vertical(self, demand: Demand, servers: int, *, at_least: tuple[int, ...] | None = None) -> VerticalPlan:
-        """The fewest instances on so many servers, or the most that they can carry."""
-        return solve_vertical(self._asked(demand), servers, instances_at_least=at_least, batches=self._batches())
+    def vertical(self, demand: Demand, servers: int) -> VerticalPlan:
+        """The fewest instances on so many servers; where none suffice, the counts of the greatest capacity and the servers missing."""
+        asked = self._asked(demand)
+        found = solve_vertical(asked, servers, batches=self._batches())
+        if found.feasible:
+            return found
+        # Headroom for a backlog must not hide how much can be carried: what waits drains fastest at the greatest capacity.
+        bare = replace(asked, demand_rps=CAPACITY_LIMIT_RPS, headroom_rps=0.0, headroom_sigmas=0.0)
+        return replace(found, plan=solve_vertical(bare, servers, batches=self._batches()).plan)
 
     def joint(self, demand: Demand, *, instances: tuple[int, ...] | None = None, reload: bool = False) -> ChainPlan:
         """The cheapest servers × instances × batch; `reload` allows batches that the ready servers would have to reload for."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""What a model costs and which levers are safe, measured on a real Triton."""

@@ -20,6 +20,7 @@ from themis_triton.settings.profile import SurfaceForm
 
 FloatArray = npt.NDArray[np.float64]
 
+FITTED_FORMS = (SurfaceForm.CONTENTION, SurfaceForm.CORES)
 KEPT_BELOW = 0.05
 _ROBUST_SCALE = 0.02
 _LEAST_SHARE = 1e-3
@@ -60,7 +61,7 @@ def best_fit(measured: Mapping[Point, float]) -> tuple[Fit | None, tuple[Fit, ..
     """
     if len(measured) < _FEWEST_POINTS:
         return None, ()
-    fits = tuple(fit_form(measured, form) for form in SurfaceForm)
+    fits = tuple(fit_form(measured, form) for form in FITTED_FORMS)
     better = min(fits, key=lambda fit: fit.cross_error)
     return (better if better.cross_error <= KEPT_BELOW else None), fits
 

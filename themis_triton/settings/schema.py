@@ -256,7 +256,8 @@ class PlanningSettings(Section):
         default=_PLANNING.paper_rounding, description="demand in whole requests/s, a server's throughput rounded down to whole requests/s"
     )
     max_servers: Count | None = Field(
-        default=None, description="servers that plans may use; by default the adopted ones and one a slot (with separate: all stages together)"
+        default=None,
+        description="servers that plans may use, those of all stages together; by default the adopted ones and one a slot",
     )
 
 

@@ -9,13 +9,17 @@ ran out. Batches on one device share it: each progresses at the speed of `l(b, k
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, ParamSpec, TypeVar, cast
 
+import numba
 import numpy as np
 import numpy.typing as npt
 
-from themis_triton.solver.jit import kernel
 from themis_triton.solver.surface import FloatArray, IntArray
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 NONE = -1
 NEXT, FREE, FIRST_DEVICE, CROSSING_HEAD, CROSSING_TAIL, CENTRAL, CORES, NOISE, EVENTS = range(9)
@@ -57,6 +61,7 @@ class Engine(NamedTuple):
     batch_head: IntArray  # [T]
     batch_size: IntArray  # [T]
     batch_left: FloatArray  # [T], fraction
+    batch_whole_s: FloatArray  # [T], service time of the whole batch at the present contention
     batch_factor: FloatArray  # [T]
     batch_start_s: FloatArray  # [T]
     free: IntArray  # [T]
@@ -72,6 +77,35 @@ class Engine(NamedTuple):
     ints: IntArray
     floats: FloatArray
     seed: npt.NDArray[np.uint64]  # [1]
+
+
+def kernel(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Compile with Numba on first use, cached on disk. Nothing here allocates, so that references need no counting: four times the speed."""
+    options = {"cache": True, "nogil": True, "error_model": "numpy", "_nrt": False}
+    return cast("Callable[Parameters, Result]", numba.njit(**options)(function))
+
+
+@kernel
+def least(values: FloatArray) -> int:
+    """Index of the smallest value."""
+    best = 0
+    for index in range(1, values.size):
+        if values[index] < values[best]:
+            best = index
+    return best
+
+
+@kernel
+def bucket(bounds: FloatArray, value: float) -> int:
+    """Index of the first bound that is not below the value; the last bound is infinite."""
+    low, high = 0, bounds.size - 1
+    while low < high:
+        middle = (low + high) // 2
+        if bounds[middle] < value:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 @kernel
@@ -235,7 +269,7 @@ def settle(e: Engine, device: int, now_s: float) -> None:
     if elapsed_s > 0.0:
         for index in range(e.count[device]):
             batch = e.running[device, index]
-            e.batch_left[batch] -= elapsed_s / duration_s(e, batch)
+            e.batch_left[batch] -= elapsed_s / e.batch_whole_s[batch]
 
 
 @kernel
@@ -244,12 +278,13 @@ def reschedule(e: Engine, device: int, now_s: float) -> None:
     soonest_s = np.inf
     for index in range(e.count[device]):
         batch = e.running[device, index]
-        end_s = now_s + max(0.0, e.batch_left[batch]) * duration_s(e, batch)
+        e.batch_whole_s[batch] = duration_s(e, batch)
+        end_s = now_s + max(0.0, e.batch_left[batch]) * e.batch_whole_s[batch]
         if end_s < soonest_s:
             soonest_s, e.first[device] = end_s, batch
     e.end_s[device] = soonest_s
     if device == e.ints[FIRST_DEVICE]:
-        e.ints[FIRST_DEVICE] = np.argmin(e.end_s)
+        e.ints[FIRST_DEVICE] = least(e.end_s)
     elif soonest_s < e.end_s[e.ints[FIRST_DEVICE]]:
         e.ints[FIRST_DEVICE] = device
 
@@ -269,7 +304,7 @@ def end_batch(e: Engine, device: int, now_s: float) -> None:
     request = e.batch_head[batch]
     while request != NONE:
         following = e.following[request]
-        e.histogram[model, np.searchsorted(e.bounds_s, now_s - e.entered_s[request])] += 1
+        e.histogram[model, bucket(e.bounds_s, now_s - e.entered_s[request])] += 1
         leave(e, request, now_s)
         request = following
     take(e, server, model, now_s)
@@ -312,9 +347,9 @@ def leave(e: Engine, request: int, now_s: float) -> None:
 @kernel
 def expire(e: Engine, now_s: float) -> None:
     """A batcher's delay ran out: what waits goes as it is."""
-    queue = np.argmin(e.timer_s)
+    queue = least(e.timer_s)
     e.timer_s[queue] = np.inf
-    e.floats[FIRST_TIMER_S] = np.min(e.timer_s)
+    e.floats[FIRST_TIMER_S] = e.timer_s[least(e.timer_s)]
     models = e.routed.shape[1]
     if e.ints[CENTRAL]:
         offer(e, queue, now_s)

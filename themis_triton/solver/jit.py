@@ -6,7 +6,7 @@ import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
 
@@ -24,7 +24,8 @@ def _cache_beside_sources() -> None:
 
     Numba notices a change of the file that holds a kernel, but not of the files whose kernels it calls. NUMBA_CACHE_DIR wins.
     """
-    if numba.config.CACHE_DIR:
+    config: Any = numba.config
+    if config.CACHE_DIR:
         return
     folder = Path(__file__).parent
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))).hexdigest()[:16]
@@ -32,7 +33,7 @@ def _cache_beside_sources() -> None:
     for stale in caches.glob("*") if caches.is_dir() else ():
         if stale.name != digest:
             shutil.rmtree(stale, ignore_errors=True)  # another process may be removing it too
-    numba.config.CACHE_DIR = str(caches / digest)
+    config.CACHE_DIR = str(caches / digest)
 
 
 _cache_beside_sources()

@@ -42,8 +42,12 @@ def pack(
     servers: int | Sequence[int] | None = None,
     instances: Sequence[int] | None = None,
     batches: Batches | None = None,
+    at_least: Sequence[int] | None = None,
 ) -> Chain:
-    """The problem as arrays; `rate_rps` replaces its demand, the others fix or restrict a choice (`batches`: allowed sizes a stage)."""
+    """The problem as arrays; `rate_rps` replaces its demand, the others fix or restrict a choice.
+
+    `batches`: allowed sizes a stage. `at_least`: counts below which no stage may go, as far as its upper bound allows.
+    """
     arrays = _arrays(problem)
     ints, allowed = arrays.ints, arrays.allowed
     ints = ints.copy()
@@ -53,6 +57,8 @@ def pack(
         ints[:, 3] = held if servers is not None else problem.max_servers
     if instances is not None:
         ints[:, 0] = ints[:, 1] = _checked_instances(problem, instances)
+    if at_least is not None:
+        ints[:, 0] = np.minimum(np.maximum(ints[:, 0], np.asarray(at_least, dtype=np.int64)), ints[:, 1])
     if batches is not None:
         allowed = _restricted(problem, allowed, batches)
     rate = problem.demand_rps if rate_rps is None else rate_rps

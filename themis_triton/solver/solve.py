@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from themis_triton.core.config import QueueingModel
 from themis_triton.core.errors import SolverError
-from themis_triton.solver import entry
+from themis_triton.solver import describe, entry
 from themis_triton.solver.pack import Batches, pack
-from themis_triton.solver.plans import Binding, ChainPlan, Evaluation, RunnerUp, StagePlan, VerticalPlan
-from themis_triton.solver.problem import ChainProblem, Placement, StageProblem
+from themis_triton.solver.plans import Binding, ChainPlan, Evaluation, VerticalPlan
+from themis_triton.solver.problem import ChainProblem, Placement
+from themis_triton.solver.tables import Chain
 
 RATE_LIMIT = 10**9
 SERVERS_TRIED = 4096
 TOTAL_TRIED = 512  # in total where waits fall with every server, so that every number is a choice
-SLACK = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """What a call fixes or restricts."""
+
+    servers: int | Sequence[int] | None = None
+    instances: Sequence[int] | None = None
+    batches: Batches | None = None
+    at_least: Sequence[int] | None = None
+
+    def pack(self, problem: ChainProblem) -> Chain:
+        return pack(problem, servers=self.servers, instances=self.instances, batches=self.batches, at_least=self.at_least)
 
 
 def solve_joint(
@@ -33,10 +45,9 @@ def solve_joint(
     `servers` fixes n (a number, or one a stage where stages are separate), `instances` fixes c a stage, `batches` restricts b a
     stage (None: all). At rate 0 the bounds' minimum answers. Infeasible: a best effort and the constraint that binds.
     """
-    out = _joint(problem, servers, instances, batches)
-    if out[-1][0] > 0:
-        return _plan(problem, out, feasible=True)
-    return _best_effort(problem, servers, instances, batches)
+    limits = _Limits(servers, instances, batches)
+    rows = _joint(problem, limits)
+    return describe.plan_of(problem, rows, feasible=True) if _found(rows) else _best_effort(problem, limits)[0]
 
 
 def solve_vertical(
@@ -51,13 +62,13 @@ def solve_vertical(
     `instances_at_least` keeps counts from shrinking. Infeasible: the largest demand that is feasible, exact to 1 request/s and never
     above the problem's own; the plan for it; and the servers missing for the whole demand.
     """
-    bounded = _raised(problem, instances_at_least)
-    out = _joint(bounded, servers, None, batches)
-    if out[-1][0] > 0:
-        return VerticalPlan(_plan(bounded, out, feasible=True), feasible=True, largest_demand_rps=problem.demand_rps)
-    largest = largest_demand(bounded, servers, batches=batches)
-    plan = _best_effort(bounded, servers, None, batches)
-    missing, by_stage = _missing(bounded, servers, batches)
+    limits = _Limits(servers, None, batches, instances_at_least)
+    rows = _joint(problem, limits)
+    if _found(rows):
+        plan = describe.plan_of(problem, rows, feasible=True)
+        return VerticalPlan(plan, feasible=True, largest_demand_rps=problem.demand_rps)
+    plan, largest = _best_effort(problem, limits)
+    missing, by_stage = _missing_by_stage(problem, limits) if _is_separate(problem) else (_missing(problem, limits), ())
     return VerticalPlan(plan, feasible=False, largest_demand_rps=max(0.0, largest), servers_missing=missing, stage_servers_missing=by_stage)
 
 
@@ -71,201 +82,126 @@ def largest_demand(
 ) -> float:
     """The largest whole rate that the servers carry inside the SLO, headroom included, up to `at_most_rps` (the problem's demand).
 
-    `servers` None: as many as the problem allows.
-    −1 when not even an idle chain meets the SLO. With `instances` and `batches` fixed it is the capacity of what runs now.
+    `servers` None: as many as the problem allows. With `instances` and `batches` fixed it is the capacity of what runs now.
+    −1 when not even an idle chain meets the SLO.
     """
-    limit = min(int(problem.demand_rps if at_most_rps is None else at_most_rps), RATE_LIMIT)
-    chain = pack(problem, servers=servers, instances=instances, batches=batches)
-    if problem.placement is Placement.COLOCATED:
-        number = problem.max_servers if servers is None else _number(servers)
-        return float(entry.largest_rate(*chain, entry.TOGETHER, number, limit))
-    return float(entry.largest_rate(*chain, entry.IN_TOTAL if servers is None else entry.BY_STAGE, 0, limit))
+    return _largest(problem, _Limits(servers, instances, batches), problem.demand_rps if at_most_rps is None else at_most_rps)
 
 
 def evaluate(
     problem: ChainProblem, servers: int | Sequence[int], instances: Sequence[int], batches: Sequence[int], *, rate_rps: float | None = None
 ) -> Evaluation:
     """Predicted p99, capacity and cost of a given configuration at a rate (the problem's demand). Counts may exceed the plan's bounds."""
-    bounded = _widened(problem, instances, batches)
+    asked = _widened(problem, instances, batches)
     if rate_rps is not None:
-        bounded = replace(bounded, demand_rps=rate_rps)
-    colocated = problem.placement is Placement.COLOCATED
+        asked = replace(asked, demand_rps=rate_rps)
     numbers = np.broadcast_to(np.asarray(servers, dtype=np.int64), (len(problem.stages),)).copy()
-    chain = pack(bounded, servers=servers)
-    rows = entry.judge(*chain, colocated, numbers, np.asarray(instances, dtype=np.int64), np.asarray(batches, dtype=np.int64))
-    stages = _stage_plans(bounded, rows.tolist())
+    counts, sizes = np.asarray(instances, dtype=np.int64), np.asarray(batches, dtype=np.int64)
+    rows = entry.judge(*pack(asked, servers=servers), not _is_separate(problem), numbers, counts, sizes)
+    stages = describe.stage_plans(asked, rows.tolist())
     p99 = sum(stage.latency_ms + stage.queueing_ms for stage in stages)
-    fits = _memory_used(bounded, instances) <= (math.inf if problem.device_memory_bytes is None else problem.device_memory_bytes)
-    feasible = fits and p99 <= problem.slo_ms + 1e-6 and _throughput_slack(bounded, stages) >= 1 - SLACK
-    return Evaluation(feasible, p99, _capacity(bounded, stages), _cost(bounded, stages), stages)
+    enough = describe.throughput_slack(asked, stages) >= 1 - describe.SLACK
+    feasible = enough and describe.memory_fits(asked, instances) and p99 <= problem.slo_ms + 1e-6
+    return Evaluation(feasible, p99, describe.capacity_rps(asked, stages), describe.cost_of(asked, stages), stages)
 
 
 def warm(*, everything: bool = False) -> None:
     """Compile (or load from the cache) this module's kernels, with `everything` those of `fleet` and `pool` too.
 
-    About half a minute once on two cores, then well under a second.
+    About half a minute once on two idle cores, then well under a second.
     """
     from themis_triton.solver.warm import warm_up  # noqa: PLC0415 - it imports this module
 
     warm_up(everything=everything)
 
 
-def _joint(
-    problem: ChainProblem, servers: int | Sequence[int] | None, instances: Sequence[int] | None, batches: Batches | None
-) -> list[list[float]]:
-    chain = pack(problem, servers=servers, instances=instances, batches=batches)
-    if problem.placement is Placement.SEPARATE:
+def _is_separate(problem: ChainProblem) -> bool:
+    return problem.placement is Placement.SEPARATE
+
+
+def _joint(problem: ChainProblem, limits: _Limits) -> list[list[float]]:
+    chain = limits.pack(problem)
+    if _is_separate(problem):
         out = entry.joint_separate(*chain)
     else:
-        low, high = (problem.min_servers, problem.max_servers) if servers is None else (_number(servers), _number(servers))
+        low, high = _range(problem, limits)
         out = entry.joint_colocated(*chain, low, high)
     rows: list[list[float]] = out.tolist()
     return rows
 
 
-def _number(servers: int | Sequence[int]) -> int:
-    if isinstance(servers, int):
-        return servers
+def _found(rows: list[list[float]]) -> bool:
+    return rows[-1][0] > 0
+
+
+def _range(problem: ChainProblem, limits: _Limits) -> tuple[int, int]:
+    if limits.servers is None:
+        return problem.min_servers, problem.max_servers
+    if isinstance(limits.servers, int):
+        return limits.servers, limits.servers
     raise SolverError("servers of a co-located chain are one number; counts a stage belong to separate stages")
 
 
-def _plan(problem: ChainProblem, out: list[list[float]], *, feasible: bool) -> ChainPlan:
-    stages = _stage_plans(problem, out[:-1])
-    _, cost, p99, other, other_cost, other_p99 = out[-1]
-    runner_up = RunnerUp(int(other), other_cost, other_p99) if other > 0 else None
-    binding = _binding_of(problem, stages, p99)
-    return ChainPlan(feasible, stages, cost, p99, _capacity(problem, stages), binding, runner_up)
+def _largest(problem: ChainProblem, limits: _Limits, at_most_rps: float) -> float:
+    chain, most = limits.pack(problem), min(int(at_most_rps), RATE_LIMIT)
+    if _is_separate(problem):
+        return float(entry.largest_rate(*chain, entry.IN_TOTAL if limits.servers is None else entry.BY_STAGE, 0, most))
+    return float(entry.largest_rate(*chain, entry.TOGETHER, _range(problem, limits)[1], most))
 
 
-def _stage_plans(problem: ChainProblem, rows: list[list[float]]) -> tuple[StagePlan, ...]:
-    return tuple(
-        StagePlan(stage.name, int(n), int(c), int(b), service, wait, capacity)
-        for stage, (n, c, b, service, wait, capacity) in zip(problem.stages, rows, strict=True)
-    )
-
-
-def _capacity(problem: ChainProblem, stages: tuple[StagePlan, ...]) -> float:
-    shares = [p.capacity_rps / s.demand_ratio for s, p in zip(problem.stages, stages, strict=True) if s.demand_ratio > 0]
-    return min(shares, default=math.inf)
-
-
-def _cost(problem: ChainProblem, stages: tuple[StagePlan, ...]) -> float:
-    instances = sum(p.servers * p.instances * s.instance_price for s, p in zip(problem.stages, stages, strict=True))
-    if problem.placement is Placement.COLOCATED:
-        return stages[0].servers * problem.stages[0].server_price + instances
-    return sum(p.servers * s.server_price for s, p in zip(problem.stages, stages, strict=True)) + instances
-
-
-def _memory_used(problem: ChainProblem, instances: Sequence[int]) -> float:
-    by_stage = [c * s.instance_memory_bytes for s, c in zip(problem.stages, instances, strict=True)]
-    return sum(by_stage) if problem.placement is Placement.COLOCATED else max(by_stage)
-
-
-def _throughput_slack(problem: ChainProblem, stages: tuple[StagePlan, ...]) -> float:
-    """Least capacity over what is wanted, as a factor."""
-    rate, wanted = problem.demand_rps, problem.capacity_wanted(problem.demand_rps)
-    factors = []
-    for stage, plan in zip(problem.stages, stages, strict=True):
-        needed = stage.demand_ratio * rate + (wanted - rate) * max(stage.demand_ratio, math.sqrt(stage.demand_ratio))
-        factors.append(plan.capacity_rps / needed if needed > 0 else math.inf)
-    return min(factors)
-
-
-def _binding_of(problem: ChainProblem, stages: tuple[StagePlan, ...], p99_ms: float) -> Binding:
-    at_least = all(p.instances == s.min_instances and p.servers == problem.min_servers for s, p in zip(problem.stages, stages, strict=True))
-    if at_least:
-        return Binding.BOUNDS
-    return Binding.THROUGHPUT if _throughput_slack(problem, stages) < problem.slo_ms / max(p99_ms, SLACK) else Binding.LATENCY
-
-
-def _best_effort(
-    problem: ChainProblem, servers: int | Sequence[int] | None, instances: Sequence[int] | None, batches: Batches | None
-) -> ChainPlan:
-    binding = _infeasible_because(problem, servers, instances, batches)
-    largest = largest_demand(problem, servers, instances=instances, batches=batches)
+def _best_effort(problem: ChainProblem, limits: _Limits) -> tuple[ChainPlan, float]:
+    """The plan of the largest feasible demand, and that demand; a plan of the least counts and −1 where there is none."""
+    binding, largest = _infeasible_because(problem, limits), _largest(problem, limits, problem.demand_rps)
     if largest >= 0:
         eased = replace(problem, demand_rps=largest)
-        out = _joint(eased, servers, instances, batches)
-        if out[-1][0] > 0:
-            return replace(_plan(eased, out, feasible=False), binding=binding)
-    numbers = servers if servers is not None else _most_servers(problem)
-    counts = instances or [stage.min_instances for stage in problem.stages]
-    sizes = [min(allowed) if allowed else 1 for allowed in (batches or [None] * len(problem.stages))]
-    judged = evaluate(problem, numbers, counts, sizes)
-    return ChainPlan(False, judged.stages, judged.cost, judged.predicted_p99_ms, judged.capacity_rps, binding)
+        rows = _joint(eased, limits)
+        if _found(rows):
+            return replace(describe.plan_of(eased, rows, feasible=False), binding=binding), largest
+    counts = limits.instances or limits.at_least or [stage.min_instances for stage in problem.stages]
+    sizes = [min(allowed) if allowed else 1 for allowed in (limits.batches or [None] * len(problem.stages))]
+    judged = evaluate(problem, limits.servers if limits.servers is not None else problem.min_servers, counts, sizes)
+    return ChainPlan(False, judged.stages, judged.cost, judged.predicted_p99_ms, judged.capacity_rps, binding), -1.0
 
 
-def _everywhere(problem: ChainProblem, servers: int) -> int | list[int]:
-    return servers if problem.placement is Placement.COLOCATED else [servers] * len(problem.stages)
-
-
-def _most_servers(problem: ChainProblem) -> int | list[int]:
-    separate = problem.placement is Placement.SEPARATE
-    return _everywhere(problem, max(1, problem.max_servers // len(problem.stages)) if separate else problem.max_servers)
-
-
-def _infeasible_because(
-    problem: ChainProblem, servers: int | Sequence[int] | None, instances: Sequence[int] | None, batches: Batches | None
-) -> Binding:
-    def holds(changed: ChainProblem) -> bool:
-        return _joint(changed, servers, instances, batches)[-1][0] > 0
-
-    if problem.device_memory_bytes is not None and holds(replace(problem, device_memory_bytes=None)):
+def _infeasible_because(problem: ChainProblem, limits: _Limits) -> Binding:
+    if problem.device_memory_bytes is not None and _found(_joint(replace(problem, device_memory_bytes=None), limits)):
         return Binding.MEMORY
-    if servers is None and _joint(problem, _everywhere(problem, SERVERS_TRIED), instances, batches)[-1][0] > 0:
-        return Binding.DEVICES
-    return Binding.THROUGHPUT if holds(replace(problem, demand_rps=0.0, headroom_rps=0.0)) else Binding.LATENCY
+    if limits.servers is None:
+        many = [SERVERS_TRIED] * len(problem.stages) if _is_separate(problem) else SERVERS_TRIED
+        if _found(_joint(problem, replace(limits, servers=many))):
+            return Binding.DEVICES
+    return Binding.THROUGHPUT if _found(_joint(replace(problem, demand_rps=0.0, headroom_rps=0.0), limits)) else Binding.LATENCY
 
 
-def _missing(problem: ChainProblem, servers: int | Sequence[int], batches: Batches | None) -> tuple[int | None, tuple[int, ...]]:
-    if problem.placement is Placement.SEPARATE:
-        return _missing_by_stage(problem, servers, batches)
-    held = _number(servers)
+def _missing(problem: ChainProblem, limits: _Limits) -> int | None:
+    """Servers that the whole demand needs beyond those held. Every server helps, so that bisection finds the fewest."""
+    held = _range(problem, limits)[0]
     low, high = held, held + SERVERS_TRIED
-    if _joint(problem, high, None, batches)[-1][0] == 0:
-        return None, ()
+    if not _found(_joint(problem, replace(limits, servers=high))):
+        return None
     while high - low > 1:
         middle = (low + high) // 2
-        if _joint(problem, middle, None, batches)[-1][0] > 0:
-            high = middle
-        else:
-            low = middle
-    return high - held, ()
+        low, high = (low, middle) if _found(_joint(problem, replace(limits, servers=middle))) else (middle, high)
+    return high - held
 
 
-def _missing_by_stage(problem: ChainProblem, servers: int | Sequence[int], batches: Batches | None) -> tuple[int | None, tuple[int, ...]]:
-    """The fewest servers in total that the whole demand needs beyond those held."""
-    held = np.broadcast_to(np.asarray(servers, dtype=np.int64), (len(problem.stages),)).tolist()
-    triton = problem.queueing is QueueingModel.TRITON
-    most = sum(held) if triton else RATE_LIMIT
-    while most <= (TOTAL_TRIED if triton else RATE_LIMIT):
-        most *= 2
-        chain = pack(replace(problem, max_servers=most), batches=batches)
+def _missing_by_stage(problem: ChainProblem, limits: _Limits) -> tuple[int | None, tuple[int, ...]]:
+    """The fewest servers in total that the whole demand needs beyond those held: servers cost 1, instances nothing."""
+    held = np.broadcast_to(np.asarray(limits.servers, dtype=np.int64), (len(problem.stages),)).tolist()
+    few = problem.queueing is QueueingModel.TRITON
+    most = 2 * sum(held) if few else RATE_LIMIT
+    while True:
+        chain = replace(limits, servers=None).pack(replace(problem, max_servers=most))
         chain.ints[:, 2] = held
         counted = chain.floats.copy()
         counted[:, 0], counted[:, 1] = 1.0, 0.0
-        out = entry.joint_separate(*chain._replace(floats=counted)).tolist()
-        if out[-1][0] > 0:
-            by_stage = tuple(int(row[0]) - n for row, n in zip(out[:-1], held, strict=True))
+        rows = entry.joint_separate(*chain._replace(floats=counted)).tolist()
+        if _found(rows):
+            by_stage = tuple(int(row[0]) - n for row, n in zip(rows[:-1], held, strict=True))
             return sum(by_stage), by_stage
-    return None, ()
-
-
-def _raised(problem: ChainProblem, at_least: Sequence[int] | None) -> ChainProblem:
-    if at_least is None:
-        return problem
-    return replace(problem, stages=_cached_stages(problem.stages, tuple(at_least)))
-
-
-_raised_stages: dict[tuple[int, tuple[int, ...]], tuple[tuple[StageProblem, ...], tuple[StageProblem, ...]]] = {}
-
-
-def _cached_stages(stages: tuple[StageProblem, ...], at_least: tuple[int, ...]) -> tuple[StageProblem, ...]:
-    """Stages with their lower bounds raised (never above the upper ones)."""
-    return tuple(
-        replace(stage, min_instances=min(max(stage.min_instances, count), stage.max_instances))
-        for stage, count in zip(stages, at_least, strict=True)
-    )
+        most *= 2
+        if most > (TOTAL_TRIED if few else RATE_LIMIT):
+            return None, ()
 
 
 def _widened(problem: ChainProblem, instances: Sequence[int], batches: Sequence[int]) -> ChainProblem:

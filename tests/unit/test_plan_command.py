@@ -1,0 +1,147 @@
+"""`themis plan`: the table, the JSON line, the picture, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.unit.samples import config
+from themis_triton.cli import app
+from themis_triton.commands.plan_command import PlanFlags, parse_rates, plan_command
+from themis_triton.commands.run_command import run_command
+from themis_triton.core.config import Placement, PlanningConfig, PolicyConfig, PolicyName
+from themis_triton.core.errors import SettingsError
+from themis_triton.planning import WhatIf, plan_rates
+
+REPOSITORY = Path(__file__).parents[2]
+PAPER = REPOSITORY / "config" / "paper-nlp.yaml"
+SHIPPED = REPOSITORY / "config" / "themis.yaml"
+
+
+def test_json_is_the_last_line_with_the_papers_horizontal_plan() -> None:
+    result = CliRunner().invoke(app, ["plan", "-c", str(PAPER), "--rate", "100", "--json"])
+    assert result.exit_code == 0
+    (answer,) = json.loads(result.stdout.splitlines()[-1])
+    assert (answer["rate_rps"], answer["feasible"], answer["cost"], answer["predicted_p99_ms"]) == (100, True, 518, 412)
+    assert answer["stages"] == [
+        {"model": "nlp-language-identification", "servers": 2, "instances": 1, "batch": 3},
+        {"model": "nlp-translation", "servers": 22, "instances": 1, "batch": 1},
+        {"model": "nlp-sentiment-analysis", "servers": 2, "instances": 1, "batch": 2},
+    ]
+    assert (answer["binding"], answer["runner_up"]) == ("throughput", {"servers": 27, "cost": 537, "predicted_p99_ms": 348})
+
+
+def test_the_table_says_what_binds_and_what_comes_second(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+    plan_command(PlanFlags(PAPER, "100", WhatIf()))
+    shown = capsys.readouterr().out
+    for said in ("SLO 700 ms at p99, policy horizontal", "22×1, 1", "throughput", "n = 27: 348 ms, +19", "n×cores, b"):
+        assert said in shown, said
+
+
+def test_a_rate_that_no_plan_carries_is_an_answer(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+    result = CliRunner().invoke(app, ["plan", "-c", str(SHIPPED), "--rate", "20:4020:4000", "--json"])
+    assert result.exit_code == 0
+    slow, fast = json.loads(result.stdout.splitlines()[-1])
+    assert slow["carried_rps"] == 20
+    (edge, beyond) = plan_command(PlanFlags(SHIPPED, f"{fast['carried_rps']}:{fast['carried_rps'] + 1}:1", WhatIf()))
+    assert (edge.feasible, beyond.feasible) == (True, False)
+    assert (slow["feasible"], fast["feasible"], fast["binding"]) == (True, False, "devices")
+    assert [stage["servers"] for stage in fast["stages"]] == [4, 4]
+    plan_command(PlanFlags(SHIPPED, "4000", WhatIf()))
+    assert f"devices, at {fast['carried_rps']:.0f}/s" in capsys.readouterr().out
+
+
+def test_other_devices_slo_and_pipeline_can_be_asked_about() -> None:
+    plan_for = {devices: plan_command(PlanFlags(SHIPPED, "400", WhatIf(devices=devices)))[0] for devices in (1, 4, 40)}
+    assert [answer.feasible for answer in plan_for.values()] == [False, False, True]
+    assert all(stage.servers == 1 for stage in plan_for[1].stages)
+    assert not plan_command(PlanFlags(SHIPPED, "20", WhatIf(slo_ms=50)))[0].feasible
+    (nlp,) = plan_command(PlanFlags(SHIPPED, "20", WhatIf(pipeline="nlp")))
+    assert [stage.model for stage in nlp.stages] == ["nlp-language-identification", "nlp-translation", "nlp-sentiment-analysis"]
+
+
+@pytest.mark.parametrize("name", ["plans.png", "plans.svg"])
+def test_the_picture_is_drawn_over_feasible_and_infeasible_rates(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    plan_command(PlanFlags(SHIPPED, "50:350:100", WhatIf(), picture=path))
+    assert path.stat().st_size > 20_000
+    if name.endswith("svg"):
+        text = path.read_text()
+        for said in ("Plans for video, policy themis", "2 of 4 rates have a plan inside the SLO of 300 ms", "video-classifier"):
+            assert said in text, said
+
+
+def test_a_picture_of_one_rate(tmp_path: Path) -> None:
+    plan_command(PlanFlags(PAPER, "0", WhatIf(), picture=tmp_path / "one.png"))
+    assert (tmp_path / "one.png").stat().st_size > 20_000
+
+
+@pytest.mark.parametrize(
+    ("text", "rates"),
+    [
+        ("120", (120.0,)),
+        ("0", (0.0,)),
+        ("12.5", (12.5,)),
+        ("20:60:20", (20.0, 40.0, 60.0)),
+        ("20:50:20", (20.0, 40.0)),
+        ("0.1:0.3:0.1", (0.1, 0.2, 0.3)),
+        ("5:5:1", (5.0,)),
+    ],
+)
+def test_rates_as_typed(text: str, rates: tuple[float, ...]) -> None:
+    assert parse_rates(text) == rates
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "fast", "-1", "nan", "1e999", "20:400", "400:20:20", "20:400:0", "20:400:-1", "1:2:3:4", "0:100000:1", "9999999", "1_0"],
+)
+def test_a_rate_that_is_none_is_named(text: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        parse_rates(text)
+    assert f'--rate: found "{text}"; allowed: a rate of 0 to 1,000,000 requests/s, or from:to:step' in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("what_if", "message"),
+    [
+        (WhatIf(slo_ms=0.0), "--slo: found 0; allowed: a number > 0"),
+        (WhatIf(slo_ms=float("nan")), "--slo: found nan"),
+        (WhatIf(devices=0), "--devices: found 0; allowed: a whole number ≥ 1"),
+        (WhatIf(pipeline="vidoe"), "--pipeline: found vidoe; allowed: nlp; name a pipeline"),
+        (WhatIf(devices=2), "found 2 servers in total for 3 stages that are separate; allowed: at least 3"),
+    ],
+)
+def test_what_cannot_be_asked_is_named(what_if: WhatIf, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        plan_command(PlanFlags(PAPER, "20", what_if))
+
+
+def test_horizontal_fixes_instances_and_vertical_servers() -> None:
+    rates = [20.0, 60.0, 120.0]
+    fixed = plan_rates(config(PolicyConfig(name=PolicyName.HORIZONTAL)), rates, WhatIf())
+    assert len({tuple(stage.instances for stage in answer.stages) for answer in fixed}) == 1
+    held = plan_rates(config(PolicyConfig(name=PolicyName.VERTICAL, vertical_servers=3)), rates, WhatIf())
+    assert {stage.servers for answer in held for stage in answer.stages} == {3}
+    free = plan_rates(config(), rates, WhatIf())
+    assert all(a.cost <= min(b.cost, c.cost) for a, b, c in zip(free, fixed, held, strict=True) if b.feasible and c.feasible)
+
+
+def test_vertical_with_separate_stages_divides_the_devices() -> None:
+    separate = replace(
+        config(PolicyConfig(name=PolicyName.VERTICAL)),
+        planning=PlanningConfig(placement=Placement.SEPARATE),
+    )
+    (answer,) = plan_rates(separate, [20.0], WhatIf(devices=7))
+    assert [stage.servers for stage in answer.stages] == [3, 3]
+
+
+def test_the_daemon_refuses_separate_stages() -> None:
+    with pytest.raises(SettingsError, match=r"planning\.placement: separate is for themis plan and simulate"):
+        run_command(PAPER)

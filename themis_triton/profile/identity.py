@@ -1,0 +1,94 @@
+"""What a profile holds for: the model's files, the machine, the device. A profile is stale when any of it has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+import psutil
+import pynvml
+
+from themis_triton.adapters.server_files import CONFIG_FILE
+from themis_triton.core.errors import SettingsError
+from themis_triton.plan.model_config import Config, parse_config
+
+_WHOLE_BYTES = 16 * 2**20
+_END_BYTES = 2**20
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+def config_hash(config: Config) -> str:
+    """Of a model configuration without what Themis itself changes: instance groups and batching."""
+    bare = type(config)()
+    bare.CopyFrom(config)
+    for field in ("instance_group", "version_policy", "dynamic_batching", "sequence_batching", "max_batch_size", "name"):
+        bare.ClearField(field)
+    return _short(bare.SerializeToString(deterministic=True))
+
+
+def model_config(directory: Path) -> Config:
+    """The `config.pbtxt` of a model's folder. SettingsError when it is missing or cannot be parsed."""
+    file = directory / CONFIG_FILE
+    try:
+        return parse_config(file.read_text(encoding="utf-8"), str(file))
+    except OSError as error:
+        raise SettingsError(f"{file}: cannot be read ({error.strerror}); put the model there, or correct --repository") from error
+
+
+def model_hash(directory: Path) -> str:
+    """Of the names and contents of a model's files, its configuration apart; of large files the size and both ends."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder) / name for folder, _, names in os.walk(directory, followlinks=True) for name in names):
+        inner = path.relative_to(directory)
+        if inner.name != CONFIG_FILE and "__pycache__" not in inner.parts:
+            digest.update(f"{inner}:{path.stat().st_size}:".encode())
+            digest.update(_content(path))
+    return digest.hexdigest()[:16]
+
+
+def _content(path: Path) -> bytes:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= _WHOLE_BYTES:
+            return file.read()
+        first = file.read(_END_BYTES)
+        file.seek(size - _END_BYTES)
+        return first + file.read()
+
+
+def machine_name() -> str:
+    """This machine's name."""
+    return platform.node()
+
+
+def device_name(device: str) -> str:
+    """A device's kind and make: the GPU's name and memory, or the processor's name and how many of its cores this machine has."""
+    kind, _, index = device.partition(":")
+    if kind == "gpu":
+        return _gpu_name(int(index))
+    return f"cpu: {_cpu_name()}, {psutil.cpu_count()} cores"
+
+
+def _gpu_name(index: int) -> str:
+    try:
+        pynvml.nvmlInit()
+        try:
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            name = pynvml.nvmlDeviceGetName(handle)
+            total = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError as error:
+        raise SettingsError(f"device gpu:{index}: NVML: {error}; give the device that the server runs on") from error
+    return f"gpu: {name if isinstance(name, str) else name.decode()}, {total // 2**20} MiB"
+
+
+def _cpu_name() -> str:
+    lines = _CPU_INFO.read_text(encoding="utf-8").splitlines() if _CPU_INFO.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _short(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

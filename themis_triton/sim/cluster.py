@@ -1,0 +1,208 @@
+"""The virtual cluster: servers by name in the simulation's places, and what operations on them take in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from themis_triton.core.config import ModelConfig, ThemisConfig
+from themis_triton.core.errors import ChangeRefusedError, LaunchFailedError, ServerError
+from themis_triton.core.fleet import ModelState
+from themis_triton.core.routes import RouteTable
+from themis_triton.sim.engine import Simulation
+from themis_triton.sim.world import SimWorld
+
+DRAIN_POLL_S = 0.05
+DRAIN_QUIET_S = 0.3
+TEXT_S = 0.05
+"""Starting a process and writing its files, as measured on Linux."""
+
+
+@dataclass(slots=True)
+class SimServer:
+    """A process in the cluster: its place in the simulation and what it holds."""
+
+    name: str
+    place: int
+    models: dict[str, ModelState]
+    alive: bool = True
+    locks: dict[str, asyncio.Lock] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What existed from `at_s` until the next entry."""
+
+    at_s: float
+    servers: int
+    instances: int
+
+
+class Cluster:
+    """Changes take the profiles' times (or the world's); those of one model on one server queue behind each other, as Triton's do."""
+
+    def __init__(self, config: ThemisConfig, world: SimWorld, simulation: Simulation, seed: int) -> None:
+        self.config = config
+        self.usage: list[Usage] = []
+        self._world = world
+        self._simulation = simulation
+        self._index = {model: number for number, model in enumerate(config.models)}
+        self._servers: dict[str, SimServer] = {}
+        self._free = list(range(simulation.engine.device.size))[::-1]
+        self._adopted = len(config.servers)
+        self._rng = np.random.default_rng((seed, 1))
+        self._table = RouteTable({}, ())
+
+    def now_s(self) -> float:
+        """Virtual seconds."""
+        return asyncio.get_running_loop().time()
+
+    def sync(self) -> Simulation:
+        """The simulation, moved on to now."""
+        self._simulation.advance(self.now_s())
+        return self._simulation
+
+    def model_index(self, model: str) -> int:
+        """Row of a model in the simulation."""
+        return self._index[model]
+
+    def find(self, name: str) -> SimServer:
+        """The live server of that name. ServerError when there is none."""
+        server = self._servers.get(name)
+        if server is None or not server.alive:
+            raise ServerError(f"server {name} does not answer: its process is gone")
+        return server
+
+    def is_alive(self, name: str) -> bool:
+        """Whether its process runs."""
+        return name in self._servers and self._servers[name].alive
+
+    def start(self, name: str, place: int, models: dict[str, ModelState]) -> None:
+        """A process exists from now on and costs; it serves nothing until `hold`."""
+        if place not in self._free:
+            raise LaunchFailedError(f"server {name}: its slot is taken by another server; stop that one first")
+        self._free.remove(place)
+        self._servers[name] = SimServer(name, place, dict(models))
+        self._note()
+
+    def hold(self, name: str) -> None:
+        """The server's models are loaded."""
+        server, simulation = self.find(name), self.sync()
+        for model, state in server.models.items():
+            simulation.configure(server.place, self._index[model], state)
+
+    async def change(self, name: str, model: str, state: ModelState) -> ModelState:
+        """One load of a model: a reload when batching differs, else a growth, or instances torn down one after the other."""
+        server = self.find(name)
+        async with server.locks.setdefault(model, asyncio.Lock()):
+            await asyncio.sleep(self._world.control_s)
+            before = self.find(name).models[model]
+            self._maybe_refuse(name, model)
+            if (state.max_batch, state.max_queue_delay_us) != (before.max_batch, before.max_queue_delay_us):
+                await self._after(self.reload_s(model), server, model, state)
+            elif state.instances > before.instances:
+                await self._after(self.grow_s(model), server, model, state)
+            else:
+                await self._shrink(server, model, before, state)
+            return self.find(name).models[model]
+
+    def _maybe_refuse(self, name: str, model: str) -> None:
+        if self._world.refuse_share > 0.0 and self._rng.random() < self._world.refuse_share:
+            raise ChangeRefusedError(f"{model} on {name}: an instance failed to initialise (injected)")
+
+    async def _shrink(self, server: SimServer, model: str, before: ModelState, state: ModelState) -> None:
+        """An instance takes no more work from the moment at which its teardown begins."""
+        profile = self.config.models[model].profile
+        each_s = profile.instance_stop_s if self._world.shrink_s is None else self._world.shrink_s
+        for count in range(before.instances - 1, state.instances - 1, -1):
+            self._set(server, model, ModelState(count, state.max_batch, state.max_queue_delay_us))
+            await asyncio.sleep(each_s)
+
+    async def _after(self, seconds: float, server: SimServer, model: str, state: ModelState) -> None:
+        await asyncio.sleep(seconds)
+        self._set(self.find(server.name), model, state)
+
+    def _set(self, server: SimServer, model: str, state: ModelState) -> None:
+        server.models[model] = state
+        self.sync().configure(server.place, self._index[model], state)
+        self._note()
+
+    def grow_s(self, model: str) -> float:
+        """New instances initialise at the same time."""
+        return self.config.models[model].profile.instance_init_s if self._world.grow_s is None else self._world.grow_s
+
+    def reload_s(self, model: str) -> float:
+        """All instances of the new version initialise, then the versions swap."""
+        return self.grow_s(model) if self._world.reload_s is None else self._world.reload_s
+
+    def launch_s(self, models: Iterable[str]) -> float:
+        """From the launch until the models are loaded: the longest of them, its instances included."""
+        if self._world.cold_start_s is not None:
+            return max(0.0, self._world.cold_start_s - TEXT_S)
+        profiles = [self.config.models[model].profile for model in models]
+        return max(profile.server_launch_s + profile.instance_init_s for profile in profiles)
+
+    def warm_up_s(self, models: dict[str, ModelState]) -> float:
+        """Rounds at batch sizes 1, 2, 4 … on all instances at once; the models at the same time."""
+        if self._world.cold_start_s is not None or self.config.launch is None:
+            return 0.0
+        rounds = self.config.launch.warmup_requests
+        return rounds * max((self._rounds_s(self.config.models[name], state) for name, state in models.items()), default=0.0)
+
+    def _rounds_s(self, model: ModelConfig, state: ModelState) -> float:
+        service_s = self._simulation.engine.service_s[self._index[model.name]]
+        batches = {*(2**exponent for exponent in range(state.max_batch.bit_length())), state.max_batch}
+        column = min(state.instances, service_s.shape[1]) - 1
+        return sum(float(service_s[batch - 1, column]) for batch in batches if batch <= state.max_batch)
+
+    def write_routes(self, table: RouteTable) -> None:
+        """Requests go by this table from now on."""
+        self._table = table
+        self._reroute()
+
+    def _reroute(self) -> None:
+        simulation = self.sync()
+        for model, index in self._index.items():
+            endpoints = [e.server for e in self._table.models.get(model, ()) if self.is_alive(e.server)]
+            simulation.route(index, tuple(self._servers[name].place for name in endpoints))
+
+    async def wait_idle(self, name: str, timeout_s: float) -> bool:
+        """Until nothing has been inside for a while; False when the time-out came first."""
+        deadline_s, rests_since_s = self.now_s() + timeout_s, self.now_s()
+        while self.now_s() < deadline_s:
+            if not self.is_alive(name):
+                return True
+            if self.sync().inside(self.find(name).place):
+                rests_since_s = self.now_s()
+            elif self.now_s() - rests_since_s >= DRAIN_QUIET_S:
+                return True
+            await asyncio.sleep(DRAIN_POLL_S)
+        return False
+
+    def kill(self, name: str) -> None:
+        """The process dies; what it held is retried on others of the routes."""
+        server = self.find(name)
+        server.alive = False
+        self._reroute()
+        self.sync().evict(server.place)
+        self._note()
+
+    async def stop(self, name: str) -> None:
+        """End the process; its place is free again."""
+        if self.is_alive(name):
+            await asyncio.sleep(self._world.stop_s)
+        if self.is_alive(name):
+            self.kill(name)
+        server = self._servers.pop(name, None)
+        if server is not None:
+            self._free.append(server.place)
+
+    def _note(self) -> None:
+        live = [server for server in self._servers.values() if server.alive]
+        instances = sum(state.instances for server in live for state in server.models.values())
+        self.usage.append(Usage(self.now_s(), len(live), instances))
+
+

@@ -1,0 +1,151 @@
+"""The ports over the virtual cluster."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from themis_triton.core.action import Outcome
+from themis_triton.core.errors import LaunchFailedError, ServerError
+from themis_triton.core.fleet import ModelState, Phase, Server
+from themis_triton.core.observation import DeviceReading, RouteReading, ServerReading
+from themis_triton.core.record import TickRecord
+from themis_triton.core.routes import RouteTable
+from themis_triton.sim.cluster import TEXT_S, Cluster
+
+
+@dataclass(frozen=True, slots=True)
+class SimObserver:
+    """Counters as Triton's and Envoy's, without delay. There is no NVML in the virtual world."""
+
+    cluster: Cluster
+
+    async def read_servers(self, servers: Sequence[Server]) -> tuple[ServerReading, ...]:
+        """Triton's metrics of each server."""
+        return tuple(self._read(server.name) for server in servers)
+
+    def _read(self, name: str) -> ServerReading:
+        cluster = self.cluster
+        try:
+            server = cluster.find(name)
+        except ServerError as error:
+            return ServerReading(name, cluster.now_s(), error=str(error))
+        simulation = cluster.sync()
+        models = {model: simulation.counters(server.place, cluster.model_index(model)) for model in server.models}
+        return ServerReading(name, cluster.now_s(), models)
+
+    async def read_routes(self) -> tuple[tuple[RouteReading, ...], str | None]:
+        """Envoy's statistics of each model."""
+        return tuple(self._route(model) for model in self.cluster.config.models), None
+
+    def _route(self, model: str) -> RouteReading:
+        simulation, index = self.cluster.sync(), self.cluster.model_index(model)
+        arrivals, in_flight, failures = simulation.route_counts(index)
+        return RouteReading(model, self.cluster.now_s(), arrivals, in_flight, failures, simulation.latency(index))
+
+    async def read_devices(self) -> tuple[DeviceReading, ...]:
+        """Nothing: memory is not simulated."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
+class SimControl:
+    """The vertical lever."""
+
+    cluster: Cluster
+
+    async def read_models(self, server: Server, models: Sequence[str]) -> dict[str, ModelState]:
+        """What the server runs now."""
+        return {model: state for model, state in self.cluster.find(server.name).models.items() if model in models}
+
+    async def change(self, server: Server, model: str, state: ModelState) -> ModelState:
+        """Load the model with the given counts and batching."""
+        return await self.cluster.change(server.name, model, state)
+
+
+@dataclass(frozen=True, slots=True)
+class SimLauncher:
+    """The horizontal lever; `places` are the simulation's places of the slots, `devices` their devices."""
+
+    cluster: Cluster
+    places: dict[str, int]
+    devices: dict[str, str]
+    drain_timeout_s: float
+
+    async def launch(self, name: str, slot: str, models: dict[str, ModelState]) -> Server:
+        """Start a process on the slot."""
+        if slot not in self.places:
+            raise LaunchFailedError(f"server {name}: there is no device slot {slot}; launch.slots has {', '.join(self.places)}")
+        self.cluster.start(name, self.places[slot], models)
+        await asyncio.sleep(TEXT_S)
+        return Server(name, self.devices[slot], name, name, name, Phase.LAUNCHING, launched=True, slot=slot, models=dict(models))
+
+    async def wait_ready(self, server: Server) -> Server:
+        """Wait until it holds its models."""
+        await asyncio.sleep(self.cluster.launch_s(server.models))
+        if not self.cluster.is_alive(server.name):
+            raise LaunchFailedError(f"server {server.name} on slot {server.slot} ended before it was ready")
+        self.cluster.hold(server.name)
+        return replace(server, phase=Phase.WARMING)
+
+    async def warm_up(self, server: Server) -> None:
+        """As long as the warm-up requests take."""
+        await asyncio.sleep(self.cluster.warm_up_s(server.models))
+        self.cluster.find(server.name)
+
+    async def is_alive(self, server: Server) -> bool:
+        """Whether its process runs."""
+        return self.cluster.is_alive(server.name)
+
+    async def wait_idle(self, server: Server) -> bool:
+        """Wait, bounded, until nothing is inside."""
+        return await self.cluster.wait_idle(server.name, self.drain_timeout_s)
+
+    async def stop(self, server: Server) -> None:
+        """End the process."""
+        if not server.launched:
+            raise ServerError(f"server {server.name} was not launched by Themis and is not stopped by it; stop it where it was started")
+        await self.cluster.stop(server.name)
+
+
+@dataclass(frozen=True, slots=True)
+class SimRoutes:
+    """Envoy's files; taken up after `taken_up_s`."""
+
+    cluster: Cluster
+    taken_up_s: float
+
+    async def write(self, table: RouteTable) -> None:
+        """Put the table into place."""
+        await asyncio.sleep(self.taken_up_s)
+        self.cluster.write_routes(table)
+
+
+@dataclass(slots=True)
+class SimRecorder:
+    """The journal in memory."""
+
+    ticks: list[TickRecord] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+    servers: dict[str, Server] = field(default_factory=dict)
+
+    def record_tick(self, record: TickRecord) -> None:
+        """Append a tick."""
+        self.ticks.append(record)
+
+    def record_outcome(self, outcome: Outcome) -> None:
+        """Append an action's end."""
+        self.outcomes.append(outcome)
+
+    def save_server(self, server: Server) -> None:
+        """Remember a launched server."""
+        self.servers[server.name] = server
+
+    def forget_server(self, name: str) -> None:
+        """The server is gone."""
+        self.servers.pop(name, None)
+
+    def load_servers(self) -> tuple[Server, ...]:
+        """Launched servers that were not forgotten."""
+        return tuple(self.servers.values())

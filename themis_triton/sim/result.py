@@ -1,0 +1,144 @@
+"""What a simulated run shows: every request, what existed when, and the tick records."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from themis_triton.core.action import Outcome
+from themis_triton.core.config import Prices
+from themis_triton.core.record import TickRecord, describe
+from themis_triton.report.series import EventKind, RunEvent, RunSeries
+from themis_triton.sim.cluster import Usage
+from themis_triton.solver.surface import BoolArray, FloatArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PipelineRun:
+    """Requests of one pipeline in the order of arrival. `latency_ms` is infinite for one that never ended; failed ones violate the SLO."""
+
+    name: str
+    slo_ms: float
+    arrival_s: FloatArray
+    latency_ms: FloatArray
+    failed: BoolArray
+
+    @property
+    def violated(self) -> BoolArray:
+        """Which requests were not answered inside the SLO."""
+        outside: BoolArray = self.failed | (self.latency_ms > self.slo_ms)
+        return outside
+
+    def percentile_ms(self, percent: float) -> float | None:
+        """Of answered requests; None when there are none."""
+        answered = self.latency_ms[~self.failed & np.isfinite(self.latency_ms)]
+        return float(np.percentile(answered, percent)) if answered.size else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SimResult:
+    """One run. Times in `usage`, `ticks` and `outcomes` count from the loop's start, `start_s` before the first arrival's second."""
+
+    policy: str
+    seed: int
+    duration_s: float
+    start_s: float
+    pipelines: tuple[PipelineRun, ...]
+    prices: Prices
+    usage: tuple[Usage, ...]
+    actions: dict[str, int] = field(default_factory=dict)
+    failed_actions: dict[str, int] = field(default_factory=dict)
+    ticks: tuple[TickRecord, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()
+
+    @property
+    def requests(self) -> int:
+        """All that arrived."""
+        return sum(run.arrival_s.size for run in self.pipelines)
+
+    @property
+    def failed(self) -> int:
+        """Requests that no server took, or that never ended."""
+        return sum(int(np.count_nonzero(run.failed | np.isinf(run.latency_ms))) for run in self.pipelines)
+
+    @property
+    def violations(self) -> float:
+        """Share of all requests that were not answered inside their SLO."""
+        return sum(int(np.count_nonzero(run.violated)) for run in self.pipelines) / max(1, self.requests)
+
+    @property
+    def server_seconds(self) -> float:
+        """Integral of servers that exist, from each launch until the process is gone."""
+        return float(sum(use.servers * seconds for use, seconds in self._spans()))
+
+    @property
+    def instance_seconds(self) -> float:
+        """Integral of model instances on them."""
+        return float(sum(use.instances * seconds for use, seconds in self._spans()))
+
+    @property
+    def cost(self) -> float:
+        """At the settings' prices."""
+        return self.server_seconds * self.prices.server + self.instance_seconds * self.prices.instance
+
+    @property
+    def max_servers(self) -> int:
+        """Most servers at one time."""
+        return max(use.servers for use in self.usage)
+
+    def _spans(self) -> list[tuple[Usage, float]]:
+        ends = [*(use.at_s for use in self.usage[1:]), self.start_s + self.duration_s]
+        return [(use, end_s - use.at_s) for use, end_s in zip(self.usage, ends, strict=True)]
+
+    def digest(self) -> str:
+        """SHA-256 over every latency and every change: equal for equal runs, bit by bit."""
+        digest = hashlib.sha256()
+        for run in self.pipelines:
+            digest.update(run.latency_ms.tobytes())
+            digest.update(run.failed.tobytes())
+        digest.update(repr((self.usage, self.outcomes)).encode())
+        return digest.hexdigest()
+
+    def series(self, pipeline: int = 0) -> RunSeries:
+        """The run by the second, for pictures; rows of one pipeline, servers and instances of all."""
+        run, seconds = self.pipelines[pipeline], int(np.ceil(self.duration_s))
+        second = np.minimum(run.arrival_s.astype(np.int64), seconds - 1)
+        per_second = [run.latency_ms[second == s] for s in range(seconds)]
+        at_s = self.start_s + np.arange(seconds)
+        use = [self.usage[max(0, int(np.searchsorted([u.at_s for u in self.usage], t, side="right")) - 1)] for t in at_s]
+        return RunSeries(
+            label=self.policy,
+            rate_rps=np.bincount(second, minlength=seconds),
+            capacity_rps=self._capacity(pipeline, at_s),
+            p99_ms=[float(np.percentile(values, 99, method="higher")) if values.size else None for values in per_second],
+            servers=[each.servers for each in use],
+            instances=[each.instances for each in use],
+            failed=np.bincount(second, weights=run.failed, minlength=seconds),
+            violations=np.bincount(second, weights=run.violated & ~run.failed, minlength=seconds),
+            events=tuple(self._events()),
+        )
+
+    def _capacity(self, pipeline: int, at_s: npt.NDArray[np.float64]) -> list[float | None]:
+        """What the last tick before each second said."""
+        ticks = [record.snapshot.at_s for record in self.ticks]
+        rows: list[float | None] = []
+        for t in at_s:
+            evidence = self.ticks[max(0, int(np.searchsorted(ticks, t, side="right")) - 1)].decision.evidence
+            rows.append(evidence[pipeline].capacity_rps if evidence else None)
+        return rows
+
+    def _events(self) -> list[RunEvent]:
+        spans = [(outcome.ended_at_s - self.start_s, outcome.action) for outcome in self.outcomes]
+        return [RunEvent(at_s, EventKind(action.kind.value), describe(action)) for at_s, action in spans if 0 <= at_s < self.duration_s]
+
+
+def used_between(usage: Sequence[Usage], start_s: float, end_s: float) -> tuple[Usage, ...]:
+    """The changes inside an interval; the first entry is what existed at its start."""
+    before = [use for use in usage if use.at_s <= start_s]
+    first = before[-1] if before else Usage(start_s, 0, 0)
+    inside = [use for use in usage if start_s < use.at_s < end_s]
+    return (Usage(start_s, first.servers, first.instances), *inside)

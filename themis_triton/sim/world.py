@@ -1,0 +1,74 @@
+"""What a simulated world is like, beside the settings: who batches, what shares what, and how long each change takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Dispatcher(StrEnum):
+    """PER_SERVER: least-request routing to a queue on each server, as Envoy and Triton. CENTRAL: one queue a model, as in the paper."""
+
+    PER_SERVER = "per_server"
+    CENTRAL = "central"
+
+
+class Sharing(StrEnum):
+    """What `k` in `l(b, k)` is. CONTENTION: batches under way on the device, each instance serving one. CORES: one worker with k cores."""
+
+    CONTENTION = "contention"
+    CORES = "cores"
+
+
+class ServiceNoise(StrEnum):
+    """What a batch's service time is multiplied with; the mean is 1. EXPONENTIAL makes queues whose theory is known."""
+
+    NONE = "none"
+    LOGNORMAL = "lognormal"
+    EXPONENTIAL = "exponential"
+
+
+@dataclass(frozen=True, slots=True)
+class SimWorld:
+    """One world. Times that are None come from each model's profile.
+
+    `hop_s`: client to proxy to server, once a stage, counted before the proxy sees the request. `central_delay_s`: how long the
+    central queue waits for a full batch. `cold_start_s`: from the launch to the routes. `grow_s`: one in-place growth.
+    `shrink_s`: one instance fewer. `control_s`: what any change takes beyond. `refuse_share`: share of changes that are refused.
+    """
+
+    dispatcher: Dispatcher = Dispatcher.PER_SERVER
+    sharing: Sharing = Sharing.CONTENTION
+    hop_s: float = 0.002
+    central_delay_s: float = 0.05
+    noise: ServiceNoise = ServiceNoise.NONE
+    noise_cv: float = 0.0
+    cold_start_s: float | None = None
+    grow_s: float | None = None
+    shrink_s: float | None = None
+    reload_s: float | None = None
+    control_s: float = 0.1
+    route_s: float = 0.05
+    stop_s: float = 2.0
+    refuse_share: float = 0.0
+
+
+def triton_world() -> SimWorld:
+    """Triton behind Envoy: dynamic batchers, instances that contend, changes that take what the profiles say."""
+    return SimWorld()
+
+
+def paper_world(cold_start_s: float = 5.0) -> SimWorld:
+    """The paper's: a central queue a stage that waits 50 ms for a full batch, cores, in-place resizes of 0.1 s, no proxy."""
+    return SimWorld(
+        dispatcher=Dispatcher.CENTRAL,
+        sharing=Sharing.CORES,
+        hop_s=0.0,
+        cold_start_s=cold_start_s,
+        grow_s=0.1,
+        shrink_s=0.1,
+        reload_s=0.1,
+        control_s=0.0,
+        route_s=0.0,
+        stop_s=0.0,
+    )

@@ -1,0 +1,67 @@
+"""From the kernels' rows to plans: capacity, cost, slack and the constraint that binds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from themis_triton.solver.plans import Binding, ChainPlan, RunnerUp, StagePlan
+from themis_triton.solver.problem import ChainProblem, Placement
+
+SLACK = 1e-9
+
+
+def plan_of(problem: ChainProblem, rows: list[list[float]], *, feasible: bool) -> ChainPlan:
+    """A plan from its stages' rows and the last one: (found, cost, ms, runner-up's servers, cost, ms)."""
+    stages = stage_plans(problem, rows[:-1])
+    _, cost, p99, other, other_cost, other_p99 = rows[-1]
+    runner_up = RunnerUp(int(other), other_cost, other_p99) if other > 0 else None
+    return ChainPlan(feasible, stages, cost, p99, capacity_rps(problem, stages), binding_of(problem, stages, p99), runner_up)
+
+
+def stage_plans(problem: ChainProblem, rows: list[list[float]]) -> tuple[StagePlan, ...]:
+    """The stages of a plan, from (n, c, b, service, wait, capacity) rows."""
+    return tuple(
+        StagePlan(stage.name, int(n), int(c), int(b), service, wait, capacity)
+        for stage, (n, c, b, service, wait, capacity) in zip(problem.stages, rows, strict=True)
+    )
+
+
+def capacity_rps(problem: ChainProblem, stages: Sequence[StagePlan]) -> float:
+    """Requests/s of the chain that all stages can carry."""
+    shares = [p.capacity_rps / s.demand_ratio for s, p in zip(problem.stages, stages, strict=True) if s.demand_ratio > 0]
+    return min(shares, default=math.inf)
+
+
+def cost_of(problem: ChainProblem, stages: Sequence[StagePlan]) -> float:
+    """Price per second of servers and instances."""
+    instances = sum(p.servers * p.instances * s.instance_price for s, p in zip(problem.stages, stages, strict=True))
+    if problem.placement is Placement.COLOCATED:
+        return stages[0].servers * problem.stages[0].server_price + instances
+    return sum(p.servers * s.server_price for s, p in zip(problem.stages, stages, strict=True)) + instances
+
+
+def memory_fits(problem: ChainProblem, instances: Sequence[int]) -> bool:
+    """Whether one server's instances fit its device."""
+    if problem.device_memory_bytes is None:
+        return True
+    by_stage = [c * s.instance_memory_bytes for s, c in zip(problem.stages, instances, strict=True)]
+    return (sum(by_stage) if problem.placement is Placement.COLOCATED else max(by_stage)) <= problem.device_memory_bytes
+
+
+def throughput_slack(problem: ChainProblem, stages: Sequence[StagePlan]) -> float:
+    """Least capacity over what is wanted, as a factor."""
+    rate, wanted = problem.demand_rps, problem.capacity_wanted(problem.demand_rps)
+    factors = []
+    for stage, plan in zip(problem.stages, stages, strict=True):
+        needed = stage.demand_ratio * rate + (wanted - rate) * max(stage.demand_ratio, math.sqrt(stage.demand_ratio))
+        factors.append(plan.capacity_rps / needed if needed > 0 else math.inf)
+    return min(factors)
+
+
+def binding_of(problem: ChainProblem, stages: Sequence[StagePlan], p99_ms: float) -> Binding:
+    """What keeps a feasible plan from being cheaper: its bounds, or the constraint with the least slack."""
+    at_least = all(p.instances == s.min_instances and p.servers == problem.min_servers for s, p in zip(problem.stages, stages, strict=True))
+    if at_least:
+        return Binding.BOUNDS
+    return Binding.THROUGHPUT if throughput_slack(problem, stages) < problem.slo_ms / max(p99_ms, SLACK) else Binding.LATENCY
