@@ -1,0 +1,59 @@
+"""The whole product on real networks: the sidecar launches the OCR server, and `themis read-text` reads an image through Envoy."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import httpx
+import pytest
+import yaml
+
+from themis_triton.adapters.local_servers import free_ports
+from themis_triton.adapters.processes import find_process, spawn, stop_everything
+from themis_triton.ocr.sample import SAMPLE_LINES, render_sample
+
+pytestmark = pytest.mark.e2e
+START_TIMEOUT_S = 200.0
+
+
+def test_the_shipped_ocr_settings_serve_text_through_envoy(tmp_path: Path) -> None:
+    ports = [f"127.0.0.1:{port}" for port in free_ports(4)]
+    settings = yaml.safe_load((Path(__file__).parents[2] / "config" / "ocr.yaml").read_text(encoding="utf-8"))
+    settings["state_directory"] = str(tmp_path / "state")
+    settings["envoy"] = dict(zip(("grpc_listen", "http_listen", "admin"), ports, strict=False))
+    settings["status"] = {"address": ports[3]}
+    path, image = tmp_path / "themis.yaml", tmp_path / "page.png"
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    cv2.imwrite(str(image), render_sample())
+    sidecar = spawn([sys.executable, "-m", "themis_triton.cli", "run", "-c", str(path)], dict(os.environ), tmp_path / "daemon.log")
+    try:
+        _until_serving(f"http://{ports[3]}/status", tmp_path / "daemon.log")
+        command = [sys.executable, "-m", "themis_triton.cli", "read-text", str(image), "--address", ports[0], "--json"]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        assert [line["text"] for line in json.loads(said.splitlines()[-1])] == list(SAMPLE_LINES)
+    finally:
+        process = find_process(sidecar)
+        if process is not None:
+            process.kill()
+            process.wait(10)
+        stop_everything(tmp_path / "state", 5.0)
+
+
+def _until_serving(url: str, log_file: Path) -> None:
+    """The sidecar finds no server, so it launches the first one by itself."""
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        try:
+            status = httpx.get(url, timeout=2.0, trust_env=False).json()
+        except httpx.HTTPError:
+            status = {"servers": []}
+        if any(server["phase"] == "serving" for server in status["servers"]):
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"no server serves after {START_TIMEOUT_S:g} s:\n{log_file.read_text(encoding='utf-8')[-3000:]}")
