@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from batch_queue import simulate
 from common import RESULTS, versions, write_result
@@ -16,9 +15,6 @@ from common import RESULTS, versions, write_result
 from themis_triton.solver.problem import ChainProblem, StageProblem
 from themis_triton.solver.solve import evaluate
 from themis_triton.solver.surface import contention_surface
-
-mpl.use("Agg")
-from matplotlib import pyplot as plt
 
 REQUESTS, WARM_UP, SEED = 20_000, 2_000, 20_260
 SAMPLING = 0.995  # the simulated p99 is itself a sample
@@ -112,6 +108,9 @@ def summary(states: list[State]) -> dict[str, Any]:
 
 
 def draw(states: list[State]) -> None:
+    from matplotlib import pyplot as plt  # noqa: PLC0415 - only the picture needs it
+
+    plt.switch_backend("Agg")
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), constrained_layout=True)
     for family, colour in (("random", "tab:blue"), ("video", "tab:orange")):
         chosen = [state for state in states if state.family == family]

@@ -104,6 +104,92 @@ def plan(
 
 
 @app.command()
+def profile(
+    target: Annotated[str, typer.Argument(help="A model, or a pipeline of the settings: each of its models.")],
+    config: Annotated[Path | None, typer.Option("-c", "--config", help="Settings: slots, servers, pipelines and bounds.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the profile files, one a model.")] = Path("profiles"),
+    repository: Annotated[Path | None, typer.Option(help="Model repository; by default the settings', or the shipped one.")] = None,
+    slot: Annotated[str | None, typer.Option(help="Slot of the settings to start a server on; by default the last.")] = None,
+    device: Annotated[str, typer.Option(help="Without settings: gpu:N or cpu:N.")] = "cpu:0",
+    server: Annotated[str | None, typer.Option(help="Measure on a running server instead: HOST:PORT of gRPC, or a name.")] = None,
+    key: Annotated[str | None, typer.Option(help="Its model-control key.")] = None,
+    max_batch: Annotated[int | None, typer.Option(min=1, help="Largest batch; by default the settings' or the model's.")] = None,
+    max_instances: Annotated[int | None, typer.Option(min=1, help="Most instances; by default the settings', or 8.")] = None,
+    percentile: Annotated[float, typer.Option(min=1, max=99.99, help="Of the service time.")] = 99.0,
+    precision: Annotated[float, typer.Option(min=0.001, max=1, help="Half the 95 % interval aimed at, as a share.")] = 0.03,
+    tolerance: Annotated[float, typer.Option(min=0.001, max=1, help="A surface that bends less than this share is smooth.")] = 0.04,
+    max_points: Annotated[int, typer.Option(min=1, help="Most points to measure.")] = 40,
+    max_seconds: Annotated[float, typer.Option(min=0.1, help="Longest time for one point.")] = 60.0,
+    shape: Annotated[list[str] | None, typer.Option(help="MODEL.INPUT=N,N without the batch dimension. Repeatable.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Inputs from an .npz file, an array an input.")] = None,
+    allow_live: Annotated[bool, typer.Option("--allow-live", help="Measure although live traffic flows there.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what a model costs: service time by batch and instances, memory, start times. Safe to interrupt; goes on where it stopped."""
+    from themis_triton.commands.load_options import shapes_from  # noqa: PLC0415 - a command loads only what it needs
+    from themis_triton.commands.profile_command import BenchFlags, ProfileFlags, profile_command  # noqa: PLC0415
+    from themis_triton.profile.inputs import InputOptions  # noqa: PLC0415
+    from themis_triton.profile.measure import Accuracy  # noqa: PLC0415
+
+    where = BenchFlags(config, repository, slot, device, server, key, allow_live=allow_live)
+    accuracy = Accuracy(percentile, precision, max_seconds=max_seconds)
+    inputs = InputOptions(shapes_from(shape or ()), data)
+    wanted = ProfileFlags(target, out, max_batch, max_instances, tolerance, max_points, accuracy, inputs)
+    profile_command(wanted, where, as_json=as_json)
+
+
+@app.command()
+def simulate(
+    config: ConfigOption,
+    trace: Annotated[str, typer.Option(help="surge, diurnal, flash, steady, twitter-paper, or a file of rates or time stamps.")] = "surge",
+    policies: Annotated[str, typer.Option(help="Names, comma-separated.")] = "themis,horizontal,vertical",
+    seeds: Annotated[int, typer.Option(help="Runs of each policy, under seeds 0, 1, …")] = 1,
+    cold_start: Annotated[float | None, typer.Option(help="Seconds from launch to serving; by default from the profiles.")] = None,
+    pipeline: Annotated[list[str] | None, typer.Option(help="NAME of the settings; by default the first. Repeatable.")] = None,
+    duration: Annotated[int | None, typer.Option(help="Seconds; stretches a shipped shape, cuts any other trace.")] = None,
+    from_s: Annotated[int, typer.Option("--from", help="First second of the trace.")] = 0,
+    to_s: Annotated[int | None, typer.Option("--to", help="Second at which the trace ends.")] = None,
+    scale: Annotated[float, typer.Option(help="Multiplies the trace's rates.")] = 1.0,
+    jobs: Annotated[int, typer.Option(help="Processes at once.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Folder for pictures.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Policies against a trace in virtual time: the same tick as live, over a simulated cluster of these settings."""
+    from themis_triton.commands.simulate_command import SimulateFlags, simulate_command  # noqa: PLC0415 - a command loads what it needs
+    from themis_triton.load.traces import TraceOptions  # noqa: PLC0415
+
+    wanted = TraceOptions(source=trace, from_s=from_s, to_s=to_s, scale=scale, duration_s=duration)
+    simulate_command(SimulateFlags(config, wanted, policies, seeds, cold_start, tuple(pipeline or ()), jobs, out), as_json=as_json)
+
+
+@app.command()
+def probe(
+    model: Annotated[str, typer.Argument(help="The model.")],
+    config: Annotated[Path | None, typer.Option("-c", "--config", help="Settings: slots and model repository.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the profile files; the result goes into the model's.")] = Path("profiles"),
+    repository: Annotated[Path | None, typer.Option(help="Model repository; by default the settings', or the shipped one.")] = None,
+    slot: Annotated[str | None, typer.Option(help="Slot of the settings for the scratch server; by default the last.")] = None,
+    device: Annotated[str, typer.Option(help="Without settings: gpu:N or cpu:N.")] = "cpu:0",
+    many: Annotated[int, typer.Option(min=2, help="How many instances come at once in one of the probes.")] = 3,
+    rate: Annotated[float | None, typer.Option(min=0.1, help="Requests/s meanwhile; by default half of one instance's.")] = None,
+    shape: Annotated[list[str] | None, typer.Option(help="MODEL.INPUT=N,N without the batch dimension. Repeatable.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Inputs from an .npz file, an array an input.")] = None,
+    allow_live: Annotated[bool, typer.Option("--allow-live", help="Probe although live traffic flows on the device.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a model's levers under load on a scratch server: time, errors, latency added, memory; in place or a reload."""
+    from themis_triton.commands.load_options import shapes_from  # noqa: PLC0415 - a command loads only what it needs
+    from themis_triton.commands.probe_command import probe_command  # noqa: PLC0415
+    from themis_triton.commands.profile_command import BenchFlags  # noqa: PLC0415
+    from themis_triton.profile.inputs import InputOptions  # noqa: PLC0415
+    from themis_triton.profile.probe import ProbeOptions  # noqa: PLC0415
+
+    where = BenchFlags(config, repository, slot, device, allow_live=allow_live)
+    options = ProbeOptions(many, rate, inputs=InputOptions(shapes_from(shape or ()), data))
+    probe_command(model, out, options, where, as_json=as_json)
+
+
+@app.command()
 def validate(
     file: Annotated[Path, typer.Argument(help="The settings file.")],
     live: Annotated[bool, typer.Option("--live", help="Also ask the servers, Envoy and devices that it names.")] = False,

@@ -87,7 +87,7 @@ BAD = {
         (
             "themis.yaml:2:1: state_directori: found the unknown key state_directori; "
             "allowed: the keys models, pipelines, servers, launch, envoy, "
-            "prices, policy, planning, mode, state_directory, status; did you mean `state_directory`?"
+            "prices, policy, planning, mode, state_directory, status, allow_stale_profiles; did you mean `state_directory`?"
         ),
     ),
     "unknown key without a near match": (
@@ -473,7 +473,7 @@ def test_an_empty_file(tmp_path: Path) -> None:
         (
             "themis.yaml:1:1: found an empty file; "
             "allowed: a mapping with `models`, `pipelines`, `servers`, `launch`, `envoy`, `prices`, `policy`, "
-            "`planning`, `mode`, `state_directory`, `status`; `themis init` writes a commented sample"
+            "`planning`, `mode`, `state_directory`, `status`, `allow_stale_profiles`; `themis init` writes a commented sample"
         )
     ]
 

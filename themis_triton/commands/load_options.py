@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def options_from(flags: LoadFlags) -> LoadOptions:
         address=address,
         pipelines=tuple(_pipeline(name, flags, config) for name in names),
         seed=flags.seed,
-        shapes=dict(_shape(text) for text in flags.shapes),
+        shapes=shapes_from(flags.shapes),
         out=flags.out,
     )
 
@@ -55,6 +56,11 @@ def _pipeline(text: str, flags: LoadFlags, config: ThemisConfig | None) -> Pipel
         allowed = ", ".join(known) or "none: give settings with -c"
         raise SettingsError(f"--pipeline {text}: not a pipeline of the settings ({allowed}); give one of them, or NAME=MODEL,MODEL")
     return PipelineLoad(name, known[name].stages, flags.slo_ms or known[name].slo_ms, flags.trace)
+
+
+def shapes_from(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """`MODEL.INPUT=N,N` as sizes by name. SettingsError where a text is anything else."""
+    return dict(_shape(text) for text in texts)
 
 
 def _shape(text: str) -> tuple[str, tuple[int, ...]]:

@@ -15,6 +15,7 @@ from themis_triton.core.config import Placement
 from themis_triton.core.errors import SettingsError
 from themis_triton.daemon.lock import locked
 from themis_triton.daemon.service import run_daemon
+from themis_triton.profile.stale import refuse_stale
 from themis_triton.settings import load_settings
 
 
@@ -27,6 +28,8 @@ def run_command(path: Path) -> None:
             "run with settings whose servers hold all stages"
         )
     _configure_logging()
+    for sentence in refuse_stale(config):
+        structlog.get_logger().warning("profile_stale", says=sentence)
     asyncio.run(run_daemon(config))
 
 

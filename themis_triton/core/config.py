@@ -58,14 +58,25 @@ class LatencyTable:
 
 
 @dataclass(frozen=True, slots=True)
+class ProfileOrigin:
+    """What a measured profile holds for: hashes of the model's configuration and files (empty: unknown), and the device's kind and name."""
+
+    config_hash: str
+    model_hash: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelProfile:
-    """What a model costs, measured or declared."""
+    """What a model costs, measured or declared. `levers`: by name, whether a probe under load proved that it loses no request."""
 
     table: LatencyTable
     instance_init_s: float = 1.0
     instance_stop_s: float = 1.2
     server_launch_s: float = 5.0
     instance_memory_bytes: int = 0
+    origin: ProfileOrigin | None = None
+    levers: dict[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +94,7 @@ class ModelConfig:
     max_queue_delay_us: int = 0
     server_price: float | None = None
     instance_price: float | None = None
+    proven_levers_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,3 +227,4 @@ class ThemisConfig:
     planning: PlanningConfig = field(default_factory=PlanningConfig)
     mode: Mode = Mode.ACTIVE
     status: StatusConfig = field(default_factory=StatusConfig)
+    allow_stale_profiles: bool = False

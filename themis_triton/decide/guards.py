@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from themis_triton.core.config import ThemisConfig
+from themis_triton.core.config import ModelConfig, ThemisConfig
 from themis_triton.core.decision import Clamp, ClampKind, Target
 from themis_triton.core.fleet import ModelState, Server
 from themis_triton.core.observation import Snapshot
@@ -15,7 +15,7 @@ Guarded = tuple[Target, tuple[Clamp, ...]]
 def guard(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:
     """Apply every guard in order; returns the target that may be planned and all clamps."""
     clamps: list[Clamp] = []
-    for step in (within_bounds, within_memory, not_in_backoff):
+    for step in (within_bounds, only_safe_levers, within_memory, not_in_backoff):
         target, found = step(target, snapshot, config)
         clamps.extend(found)
     return target, tuple(clamps)
@@ -40,6 +40,43 @@ def within_bounds(target: Target, _: Snapshot, config: ThemisConfig) -> Guarded:
     servers = {name: bounded(models, name) for name, models in target.servers.items()}
     launch = {slot: bounded(models, slot) for slot, models in target.launch.items()}
     return replace(target, servers=servers, launch=launch), tuple(clamps)
+
+
+def only_safe_levers(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:
+    """No lever is pulled that a probe found to lose requests, nor, with `proven_levers_only`, one that was not probed."""
+    servers = dict(target.servers)
+    clamps: list[Clamp] = []
+    for server in snapshot.servers:
+        for name, state in target.servers.get(server.name, {}).items():
+            kept, refused = _safe_state(server.models.get(name, state), state, config.models[name])
+            if refused is not None:
+                servers[server.name] = servers[server.name] | {name: kept}
+                clamps.append(Clamp(ClampKind.LEVER, f"{name} on {server.name}: {refused}"))
+    return replace(target, servers=servers), tuple(clamps)
+
+
+def _safe_state(now: ModelState, wanted: ModelState, model: ModelConfig) -> tuple[ModelState, str | None]:
+    """What may be done towards the wanted state, and why no more."""
+    lever = _lever(now, wanted)
+    if lever is None or _is_safe(lever, model):
+        return wanted, None
+    why = "loses requests, as probed" if lever in model.profile.levers else "is not proven to lose none: run `themis probe`"
+    if lever == "add_many" and _is_safe("add_one", model):
+        return replace(now, instances=now.instances + 1), f"{lever} {why}; one instance at a time instead"
+    return now, f"{lever} {why}; it stays as it is"
+
+
+def _lever(now: ModelState, wanted: ModelState) -> str | None:
+    if (now.max_batch, now.max_queue_delay_us) != (wanted.max_batch, wanted.max_queue_delay_us):
+        return "rebatch"
+    added = wanted.instances - now.instances
+    if added == 0:
+        return None
+    return "remove_one" if added < 0 else "add_one" if added == 1 else "add_many"
+
+
+def _is_safe(lever: str, model: ModelConfig) -> bool:
+    return model.profile.levers.get(lever, not model.proven_levers_only)
 
 
 def within_memory(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:

@@ -198,10 +198,9 @@ def _series(options: DemoOptions, seen: _Seen, report: LoadReport) -> RunSeries:
 
 
 def _events(seen: _Seen, start_s: float, length: int) -> list[RunEvent]:
-    found = []
-    for event in seen.events.values():
-        at_s = event["at_s"] - start_s
-        for kind in event["kinds"]:
-            if 0 <= at_s < length:
-                found.append(RunEvent(at_s, EventKind(kind), event["sentence"]))
-    return found
+    return [
+        RunEvent(event["at_s"] - start_s, EventKind(kind), event["sentence"])
+        for event in seen.events.values()
+        for kind in event["kinds"]
+        if 0 <= event["at_s"] - start_s < length
+    ]

@@ -122,7 +122,8 @@ async def _answering(url: str, daemon: ProcessId, log_file: Path) -> None:
     async with httpx.AsyncClient(trust_env=False) as client:
         while loop.time() < deadline_s:
             if find_process(daemon) is None:
-                raise LaunchFailedError(f"the sidecar ended at once; see {log_file}:\n{log_file.read_text()[-2000:]}")
+                said = await asyncio.to_thread(log_file.read_text)
+                raise LaunchFailedError(f"the sidecar ended at once; see {log_file}:\n{said[-2000:]}")
             try:
                 status = (await client.get(url, timeout=2.0)).json()
             except httpx.HTTPError:

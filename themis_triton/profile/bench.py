@@ -159,7 +159,9 @@ async def _restore(client: Any, server: Server, model: str, config: Config) -> N
     try:
         await client.load_model(model, headers=headers, config=to_json(config))
     except InferenceServerException as error:
-        raise ServerError(f"server {server.grpc_address}: model {model} could not be put back ({error.message()}); load it again") from error
+        raise ServerError(
+            f"server {server.grpc_address}: model {model} could not be put back ({error.message()}); load it again"
+        ) from error
 
 
 def adopted_server(address: str, device: str, key: str | None) -> Server:

@@ -1,4 +1,4 @@
-"""Closed-loop load: as many clients as instances, each sending its next request when the last was answered, so that all are busy at once."""
+"""Closed-loop load: as many clients as instances, each sending its next request when the last was answered, so all are busy at once."""
 
 from __future__ import annotations
 

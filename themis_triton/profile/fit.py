@@ -74,8 +74,11 @@ def fit_form(measured: Mapping[Point, float], form: SurfaceForm) -> Fit:
     fitted = _terms(points, form) @ coefficients
     left_out = [_error_without(index, points, values, form) for index in range(len(points))]
     return Fit(
-        form,
-        *(float(each) for each in coefficients),
+        form=form,
+        alpha_ms=float(coefficients[0]),
+        beta_ms=float(coefficients[1]),
+        gamma_ms=float(coefficients[2]),
+        zeta_ms=float(coefficients[3]),
         error=dict(zip(points, ((fitted - values) / values).tolist(), strict=True)),
         cross_error=float(np.mean(left_out)),
     )
@@ -140,4 +143,6 @@ def _scipy() -> Any:  # noqa: ANN401 - an optional module
     try:
         return importlib.import_module("scipy.optimize")
     except ImportError as error:
-        raise MissingPartError("fits need scipy, which is not installed; install the extra: pip install 'themis-triton[profile]'") from error
+        raise MissingPartError(
+            "fits need scipy, which is not installed; install the extra: pip install 'themis-triton[profile]'"
+        ) from error

@@ -75,7 +75,9 @@ def _from_file(spec: ModelSpec, batch: int, file: Path, *, batched: bool) -> Sta
         value = _typed(arrays[tensor.name], tensor, file)
         value = np.repeat(value[None], batch, axis=0) if batched else value
         message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=value.shape)
-        message.raw_input_contents.append(value.tobytes() if value.dtype != np.dtype(object) else bytes(serialize_byte_tensor(value).item()))
+        message.raw_input_contents.append(
+            value.tobytes() if value.dtype != np.dtype(object) else bytes(serialize_byte_tensor(value).item())
+        )
     return StageRequest(message)
 
 
@@ -93,5 +95,7 @@ def _typed(value: NDArray[Any], tensor: TensorSpec, file: Path) -> NDArray[Any]:
         return np.array([str(each).encode() for each in value.ravel()], dtype=object).reshape(value.shape)
     wanted = triton_to_np_dtype(tensor.datatype)
     if tensor.datatype in _UNMADE or wanted is None or not np.can_cast(value.dtype, wanted, casting="same_kind"):
-        raise SettingsError(f"--data {file}: array {tensor.name} is {value.dtype}; the model takes {tensor.datatype}; convert it before saving")
+        raise SettingsError(
+            f"--data {file}: array {tensor.name} is {value.dtype}; the model takes {tensor.datatype}; convert it before saving"
+        )
     return value.astype(wanted, copy=False)

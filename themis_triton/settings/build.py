@@ -38,6 +38,7 @@ def build(loaded: Loaded, settings: Settings) -> ThemisConfig:
         planning=PlanningConfig(**settings.planning.model_dump()),
         mode=settings.mode,
         status=StatusConfig(settings.status.address),
+        allow_stale_profiles=settings.allow_stale_profiles,
     )
 
 
@@ -52,6 +53,7 @@ def _model(name: str, model: ModelSettings, busy: int) -> ModelConfig:
         max_queue_delay_us=model.max_queue_delay_us,
         server_price=model.server_price,
         instance_price=model.instance_price,
+        proven_levers_only=model.proven_levers_only,
     )
 
 

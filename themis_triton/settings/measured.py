@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from themis_triton.core.config import ProfileOrigin
 from themis_triton.settings.kinds import Count, Seconds, Section, Size
 
 PROFILE_VERSION = 1
@@ -78,6 +79,11 @@ class MeasuredSettings(Section):
     memory: Size | None = Field(default=None, description="memory of a server with one instance")
     launch: LaunchSettingsMeasured | None = Field(default=None, description="a server's launch by phase; absent where one was adopted")
 
+    @property
+    def origin(self) -> ProfileOrigin:
+        """What tells whether the profile is stale."""
+        return ProfileOrigin(self.config_hash, self.model_hash, self.device)
+
 
 class LeverSettings(Section):
     """One lever as measured under load."""
@@ -99,3 +105,9 @@ class LeversSettings(Section):
     add_many: LeverSettings | None = Field(default=None, description="several more at once")
     rebatch: LeverSettings | None = Field(default=None, description="another largest batch")
     load_failure: LeverSettings | None = Field(default=None, description="a change that cannot succeed")
+
+    @property
+    def proven(self) -> dict[str, bool]:
+        """By name of each lever probed, whether it lost no request; a change that was refused proves nothing."""
+        probed = {name: getattr(self, name) for name in ("add_one", "remove_one", "add_many", "rebatch")}
+        return {name: lever.errors == 0 and lever.refused is None for name, lever in probed.items() if lever is not None}

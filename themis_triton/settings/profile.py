@@ -127,6 +127,8 @@ class ProfileSettings(Section):
             self.instance_stop_s,
             self.server_launch_s,
             int(self.instance_memory),
+            None if self.measured is None else self.measured.origin,
+            {} if self.levers is None else self.levers.proven,
         )
 
     def first_not_positive(self, max_batch: int, max_busy: int) -> str | None:

@@ -161,6 +161,10 @@ class ModelSettings(Section):
     max_queue_delay_us: int = Field(
         default=_MODEL.max_queue_delay_us, ge=0, description="how long Triton's batcher may wait for a batch to fill"
     )
+    proven_levers_only: bool = Field(
+        default=_MODEL.proven_levers_only,
+        description="change a running server's instances or batching only in ways that `themis probe` found to lose no request",
+    )
     server_price: float | None = Field(
         default=None, ge=0, description="placement separate: one server that holds this model; by default `prices.server`"
     )
@@ -288,3 +292,6 @@ class Settings(Section):
     )
     state_directory: FilePath = Field(default=Path(".themis"), description="where journal, logs and Envoy's files live")
     status: StatusSettings = Field(default=StatusSettings(), description="the status API and the daemon's own metrics")
+    allow_stale_profiles: bool = Field(
+        default=False, description="start although a measured profile's model, configuration or device has changed since"
+    )

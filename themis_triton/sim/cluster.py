@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -204,5 +204,3 @@ class Cluster:
         live = [server for server in self._servers.values() if server.alive]
         instances = sum(state.instances for server in live for state in server.models.values())
         self.usage.append(Usage(self.now_s(), len(live), instances))
-
-

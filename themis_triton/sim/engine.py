@@ -68,7 +68,9 @@ class Simulation:
     def inside(self, server: int) -> int:
         """Requests that wait or are served on a server."""
         models = range(self.models)
-        queued = 0 if self._world.dispatcher is Dispatcher.CENTRAL else sum(int(self.engine.length[server * self.models + m]) for m in models)
+        queued = (
+            0 if self._world.dispatcher is Dispatcher.CENTRAL else sum(int(self.engine.length[server * self.models + m]) for m in models)
+        )
         return queued + int(self.engine.busy[server].sum())
 
     def counters(self, server: int, model: int) -> ModelCounters:
@@ -99,6 +101,11 @@ class Simulation:
         """Cumulative, of all answers of a model ever."""
         counts = np.cumsum(self.engine.histogram[model])
         return LatencyHistogram(BOUNDS_MS, tuple(float(count) for count in counts))
+
+    @property
+    def events(self) -> int:
+        """Arrivals, crossings, ends of batches and expired delays so far."""
+        return int(self.engine.ints[kernels.EVENTS])
 
     @property
     def unfinished(self) -> int:
@@ -151,7 +158,7 @@ def _built(layout: Layout, world: SimWorld, arrival_s: FloatArray, pipeline: Int
         batch_start_s=np.zeros(batches),
         free=np.arange(batches, dtype=np.int64)[::-1].copy(),
         running=_ints(devices, layout.most_running),
-        count=_ints(devices),
+        under_way=_ints(devices),
         settled_s=np.zeros(devices),
         end_s=np.full(devices, np.inf),
         first=_ints(devices),

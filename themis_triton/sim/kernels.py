@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, ParamSpec, TypeVar, cast
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 import numba
 import numpy as np
@@ -34,7 +34,7 @@ class Engine(NamedTuple):
     """R requests, P pipelines, M models, S places for servers, D devices, Q queues, T batches at the most, H histogram bounds.
 
     Times are seconds from the simulation's start. A queue is `s·M + m`, or `m` with the central dispatcher. `batch` values of one
-    row are a batch under way; `running[d, :count[d]]` are the batches on a device, `first[d]` is the one that ends first, at `end_s[d]`.
+    row are a batch under way; `running[d, :under_way[d]]` are the batches on a device; `first[d]` ends first, at `end_s[d]`.
     """
 
     service_s: FloatArray  # [M, B, K]
@@ -66,7 +66,7 @@ class Engine(NamedTuple):
     batch_start_s: FloatArray  # [T]
     free: IntArray  # [T]
     running: IntArray  # [D, T / D]
-    count: IntArray  # [D]
+    under_way: IntArray  # [D]
     settled_s: FloatArray  # [D]
     end_s: FloatArray  # [D]
     first: IntArray  # [D]
@@ -80,8 +80,8 @@ class Engine(NamedTuple):
 
 
 def kernel(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Compile with Numba on first use, cached on disk. Nothing here allocates, so that references need no counting: four times the speed."""
-    options = {"cache": True, "nogil": True, "error_model": "numpy", "_nrt": False}
+    """Compile with Numba on first use, cached on disk. Nothing here allocates, so no references need counting: four times the speed."""
+    options: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "_nrt": False}
     return cast("Callable[Parameters, Result]", numba.njit(**options)(function))
 
 
@@ -151,7 +151,7 @@ def enter(e: Engine, request: int, now_s: float) -> None:
 @kernel
 def place(e: Engine, request: int, model: int, now_s: float) -> None:
     """Into a queue, and on into a batch where an instance is free; a request that no server can take fails."""
-    server = least_loaded(e, model)
+    server = any_routed(e, model) if e.ints[CENTRAL] else least_loaded(e, model)
     if server == NONE:
         e.routes[model, IN_FLIGHT] -= 1
         e.routes[model, FAILURES] += 1
@@ -196,13 +196,32 @@ def least_loaded(e: Engine, model: int) -> int:
 
 
 @kernel
+def any_routed(e: Engine, model: int) -> int:
+    """The first routed server; NONE when there is none."""
+    for server in range(e.routed.shape[0]):
+        if e.routed[server, model]:
+            return server
+    return NONE
+
+
+@kernel
+def workers_of(e: Engine, server: int, model: int) -> int:
+    """Batches that a server can serve at once for a model."""
+    instances: int = e.instances[server, model]
+    return min(1, instances) if e.ints[CORES] else instances
+
+
+@kernel
 def offer(e: Engine, model: int, now_s: float) -> None:
     """The central dispatcher: servers in their order take what waits."""
     for server in range(e.routed.shape[0]):
-        if e.length[model] == 0:
+        waiting = e.length[model]
+        if waiting == 0:
             return
-        if e.routed[server, model]:
-            take(e, server, model, now_s)
+        if e.routed[server, model] and e.busy[server, model] < workers_of(e, server, model):
+            due_s = e.entered_s[e.head[model]] + e.delay_s[server, model]
+            if waiting >= e.max_batch[server, model] or due_s <= now_s or due_s < e.timer_s[model]:
+                take(e, server, model, now_s)
 
 
 @kernel
@@ -211,8 +230,7 @@ def take(e: Engine, server: int, model: int, now_s: float) -> None:
     if e.ints[CENTRAL] and not e.routed[server, model]:
         return
     queue, started = queue_of(e, server, model), False
-    workers = min(1, e.instances[server, model]) if e.ints[CORES] else e.instances[server, model]
-    while e.busy[server, model] < workers and e.length[queue] > 0:
+    while e.busy[server, model] < workers_of(e, server, model) and e.length[queue] > 0:
         size = min(e.length[queue], e.max_batch[server, model])
         due_s = e.entered_s[e.head[queue]] + e.delay_s[server, model]
         if size < e.max_batch[server, model] and due_s > now_s:
@@ -244,8 +262,8 @@ def start_batch(e: Engine, server: int, model: int, queue: int, size: int, now_s
     e.batch_place[batch, 0], e.batch_place[batch, 1] = server, model
     e.batch_size[batch], e.batch_left[batch], e.batch_start_s[batch] = size, 1.0, now_s
     e.batch_factor[batch] = noise(e)
-    e.running[device, e.count[device]] = batch
-    e.count[device] += 1
+    e.running[device, e.under_way[device]] = batch
+    e.under_way[device] += 1
     e.busy[server, model] += 1
     e.served[server, model, QUEUE_US] += 1e6 * waited_s
     e.served[server, model, EXECUTIONS] += 1.0
@@ -255,7 +273,7 @@ def start_batch(e: Engine, server: int, model: int, queue: int, size: int, now_s
 def duration_s(e: Engine, batch: int) -> float:
     """How long the whole batch would take at the present contention."""
     server, model = e.batch_place[batch, 0], e.batch_place[batch, 1]
-    share = e.instances[server, model] if e.ints[CORES] else e.count[e.device[server]]
+    share = e.instances[server, model] if e.ints[CORES] else e.under_way[e.device[server]]
     column = max(1, min(share, e.service_s.shape[2])) - 1
     whole: float = e.service_s[model, e.batch_size[batch] - 1, column] * e.batch_factor[batch]
     return whole
@@ -267,7 +285,7 @@ def settle(e: Engine, device: int, now_s: float) -> None:
     elapsed_s = now_s - e.settled_s[device]
     e.settled_s[device] = now_s
     if elapsed_s > 0.0:
-        for index in range(e.count[device]):
+        for index in range(e.under_way[device]):
             batch = e.running[device, index]
             e.batch_left[batch] -= elapsed_s / e.batch_whole_s[batch]
 
@@ -276,7 +294,7 @@ def settle(e: Engine, device: int, now_s: float) -> None:
 def reschedule(e: Engine, device: int, now_s: float) -> None:
     """Find the batch of a settled device that ends first, and the device whose batch does."""
     soonest_s = np.inf
-    for index in range(e.count[device]):
+    for index in range(e.under_way[device]):
         batch = e.running[device, index]
         e.batch_whole_s[batch] = duration_s(e, batch)
         end_s = now_s + max(0.0, e.batch_left[batch]) * e.batch_whole_s[batch]
@@ -319,8 +337,8 @@ def lift(e: Engine, batch: int) -> None:
     index = 0
     while e.running[device, index] != batch:
         index += 1
-    e.count[device] -= 1
-    e.running[device, index] = e.running[device, e.count[device]]
+    e.under_way[device] -= 1
+    e.running[device, index] = e.running[device, e.under_way[device]]
     e.busy[server, model] -= 1
     if not e.ints[CENTRAL]:
         e.outstanding[server, model] -= e.batch_size[batch]
@@ -395,7 +413,7 @@ def evict(e: Engine, server: int) -> None:
     """A server that is out of the routes ends at once: the proxy sends what it held to the others, from the stage's start."""
     now_s, device = e.floats[NOW_S], e.device[server]
     settle(e, device, now_s)
-    for index in range(e.count[device] - 1, -1, -1):
+    for index in range(e.under_way[device] - 1, -1, -1):
         batch = e.running[device, index]
         if e.batch_place[batch, 0] == server:
             lift(e, batch)

@@ -143,7 +143,7 @@ async def _serve_initially(config: ThemisConfig, cluster: Cluster, executor: Exe
         name: ModelState(model.min_instances, model.max_batch, model.max_queue_delay_us) for name, model in config.models.items()
     }
     slots = config.launch.slots if config.launch is not None and not config.servers else ()
-    initial = [(server.name, server.device, None) for server in config.servers]
+    initial: list[tuple[str, str, str | None]] = [(server.name, server.device, None) for server in config.servers]
     initial += [(f"initial-{number}", slot.device, slot.name) for number, slot in enumerate(slots[: options.launched])]
     for place, (name, device, slot_name) in enumerate(initial):
         cluster.start(name, place, dict(states))

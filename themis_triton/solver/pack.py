@@ -17,7 +17,7 @@ from themis_triton.solver.surface import BoolArray, FloatArray, IntArray
 from themis_triton.solver.tables import Chain
 
 Batches = Sequence[Sequence[int] | None]
-KEPT = 64
+KEPT = 256  # chains whose arrays are kept
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,15 +174,17 @@ def _infeasible_because(problem: ChainProblem, limits: _Limits) -> Binding:
 
 
 def _missing(problem: ChainProblem, limits: _Limits) -> int | None:
-    """Servers that the whole demand needs beyond those held. Every server helps, so that bisection finds the fewest."""
+    """Servers that the whole demand needs beyond those held. Every server helps, so that doubling and halving find the fewest."""
     held = _range(problem, limits)[0]
-    low, high = held, held + SERVERS_TRIED
-    if not _found(_joint(problem, replace(limits, servers=high))):
-        return None
+    low, high = 0, 1
+    while not _found(_joint(problem, replace(limits, servers=held + high))):
+        low, high = high, 2 * high
+        if high > SERVERS_TRIED:
+            return None
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if _found(_joint(problem, replace(limits, servers=middle))) else (middle, high)
-    return high - held
+        low, high = (low, middle) if _found(_joint(problem, replace(limits, servers=held + middle))) else (middle, high)
+    return high
 
 
 def _missing_by_stage(problem: ChainProblem, limits: _Limits) -> tuple[int | None, tuple[int, ...]]:

@@ -1,0 +1,58 @@
+"""`themis probe` on a real Triton: counts change in place, batching reloads, a failed load is harmless."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import REPOSITORY
+from themis_triton.adapters.processes import owned_processes, stop_everything
+from themis_triton.commands.probe_command import probe_command
+from themis_triton.commands.profile_command import BenchFlags
+from themis_triton.core.errors import SettingsError
+from themis_triton.profile.files import read_profile, replace_profile
+from themis_triton.profile.probe import ProbeOptions
+from themis_triton.settings.profile import ProfileSettings, TableSettings
+
+pytestmark = pytest.mark.e2e
+
+MODEL = "video-classifier"
+PROFILE = ProfileSettings(table=TableSettings(batches=[1], instances=[1], latency_ms=[[18.0]]), instance_init_s=0.5)
+
+
+@pytest.fixture
+def where(tmp_path: Path) -> Iterator[BenchFlags]:
+    try:
+        yield BenchFlags(repository=REPOSITORY, state_directory=tmp_path / "state")
+    finally:
+        stop_everything(tmp_path / "state" / "profile", timeout_s=5.0)
+
+
+def test_the_levers_of_the_python_backend(tmp_path: Path, where: BenchFlags) -> None:
+    path = tmp_path / f"{MODEL}.yaml"
+    replace_profile(path, PROFILE)
+    probe_command(MODEL, tmp_path, ProbeOptions(many=2, calm_s=1.5), where, as_json=False)
+    profile = read_profile(path)
+    assert profile.table == PROFILE.table
+    levers = profile.levers
+    assert levers is not None
+    assert levers.proven == {"add_one": True, "remove_one": True, "add_many": True, "rebatch": True}
+    assert levers.add_one is not None
+    assert levers.remove_one is not None
+    assert levers.add_many is not None
+    assert levers.rebatch is not None
+    assert levers.load_failure is not None
+    assert all(lever.in_place for lever in (levers.add_one, levers.remove_one, levers.add_many, levers.load_failure))
+    assert not levers.rebatch.in_place
+    assert levers.add_many.duration_s < 2 * 0.5 + levers.add_one.duration_s, "instances initialise in parallel"
+    assert levers.rebatch.memory_peak > 1.2 * levers.add_many.memory_peak, "old and new instances at once"
+    assert levers.load_failure.errors == 0
+    assert "no-such-backend" in str(levers.load_failure.refused)
+    assert not owned_processes(tmp_path / "state" / "profile")
+
+
+def test_without_a_profile_there_is_nowhere_to_write(tmp_path: Path, where: BenchFlags) -> None:
+    with pytest.raises(SettingsError, match=r"video-classifier.yaml: cannot be read .*themis profile"):
+        probe_command(MODEL, tmp_path, ProbeOptions(), where, as_json=False)

@@ -1,0 +1,165 @@
+"""`themis profile` on real Tritons with emulated models: the true surface comes back, interruptions cost nothing, errors are clear."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import REPOSITORY, Launch
+from themis_triton.adapters.processes import owned_processes, stop_everything, stop_process
+from themis_triton.commands.profile_command import BenchFlags, Place, opened, resolve
+from themis_triton.core.config import DeviceSlot, LaunchConfig
+from themis_triton.core.errors import ServerError
+from themis_triton.core.fleet import ModelState, Server
+from themis_triton.load.connection import open_stub, read_specs
+from themis_triton.plan.model_config import state_of
+from themis_triton.profile.bench import adopted_bench, adopted_server, launched_bench
+from themis_triton.profile.drive import closed_loop
+from themis_triton.profile.files import read_profile, resume_path
+from themis_triton.profile.grid import GridPlan
+from themis_triton.profile.inputs import InputOptions, build_request
+from themis_triton.profile.measure import Accuracy
+from themis_triton.profile.run import ProfileOptions, Step, profile_model
+from themis_triton.settings.measured import TimeSource
+
+pytestmark = pytest.mark.e2e
+
+MODEL = "video-detector"
+LAUNCH = LaunchConfig((DeviceSlot("profile", "cpu:0"),), REPOSITORY, stop_timeout_s=5.0)
+QUICK = Accuracy(percentile=50.0, precision=0.02, max_seconds=6.0, max_samples=60)
+TOLERANCE = 0.05
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[Path]:
+    try:
+        yield tmp_path / "state"
+    finally:
+        stop_everything(tmp_path / "state" / "profile", timeout_s=5.0)
+
+
+def true_ms(batch: int, instances: int) -> float:
+    return 4.0 * batch * instances + 8.0 * batch + 4.0 * instances + 20.0
+
+
+def options(tmp_path: Path, plan: GridPlan | None = None) -> ProfileOptions:
+    return ProfileOptions(tmp_path / "detector.yaml", plan or GridPlan(4, 3), QUICK, files=REPOSITORY / MODEL)
+
+
+class InterruptedRunError(Exception):
+    """Stands for Ctrl-C after some points."""
+
+
+def test_an_interrupted_profile_goes_on_and_recovers_the_true_surface(tmp_path: Path, state: Path) -> None:
+    told: list[tuple[int, int]] = []
+
+    def until(points: int) -> None:
+        def tell(step: Step) -> None:
+            if step.point is not None:
+                told.append((step.point.batch, step.point.instances))
+                if len(told) == points:
+                    raise InterruptedRunError
+
+        async def run() -> None:
+            async with launched_bench(MODEL, LAUNCH, LAUNCH.slots[0], state) as bench:
+                await profile_model(bench, options(tmp_path), tell)
+
+        asyncio.run(run())
+
+    with pytest.raises(InterruptedRunError):
+        until(4)
+    assert resume_path(tmp_path / "detector.yaml").exists()
+    assert not (tmp_path / "detector.yaml").exists()
+    assert not owned_processes(state / "profile"), "the scratch server is gone"
+    until(1000)
+    assert len(told) == len(set(told)), "no point twice"
+
+    profile = read_profile(tmp_path / "detector.yaml")
+    table = profile.table
+    assert table is not None
+    assert (table.batches[-1], table.instances[-1]) == (4, 3)
+    for row, batch in zip(table.latency_ms, table.batches, strict=True):
+        for value, count in zip(row, table.instances, strict=True):
+            assert value == pytest.approx(true_ms(batch, count), rel=TOLERANCE), (batch, count)
+    measured = profile.measured
+    assert measured is not None
+    assert measured.source is TimeSource.TRACE
+    assert {(p.batch, p.instances) for p in measured.points} == set(told)
+    assert [fit.form for fit in measured.fits if fit.kept] == ["contention"]
+    assert profile.instance_init_s == pytest.approx(0.5, abs=2.0)
+    assert profile.instance_memory > 10 * 2**20
+    assert measured.launch is not None
+    assert measured.launch.load_s > 0.5
+
+
+def test_an_adopted_server_is_measured_by_the_client_and_put_back(tmp_path: Path, state: Path, launch: Launch) -> None:
+    with launch("adopted", {MODEL: ModelState(2, 8)}) as server:
+        adopted = adopted_server(server.grpc_address, "cpu:0", server.model_control_key)
+
+        async def run() -> ModelState:
+            async with adopted_bench(MODEL, adopted, state) as bench:
+                await profile_model(bench, options(tmp_path, GridPlan(2, 1)), lambda _: None)
+                client = bench.client
+                inside = state_of((await client.get_model_config(MODEL)).config)
+                assert inside.max_batch == 1, "no batcher while measuring"
+            return await served_state(server)
+
+        assert asyncio.run(run()) == ModelState(2, 8)
+    profile = read_profile(tmp_path / "detector.yaml")
+    assert profile.measured is not None
+    assert profile.measured.source is TimeSource.CLIENT
+    assert profile.measured.launch is None
+    for point in profile.measured.points:
+        assert point.service_ms == pytest.approx(true_ms(point.batch, point.instances), rel=2 * TOLERANCE)
+
+
+async def served_state(server: Server) -> ModelState:
+    async with open_stub(server.grpc_address, 5.0) as stub:
+        from tritonclient.grpc import service_pb2  # noqa: PLC0415 - used here alone
+
+        return state_of((await stub.ModelConfig(service_pb2.ModelConfigRequest(name=MODEL))).config)
+
+
+def test_live_traffic_is_not_disturbed(tmp_path: Path, launch: Launch) -> None:
+    with launch("live", {MODEL: ModelState(1, 8)}) as server:
+        place = resolve(BenchFlags(repository=REPOSITORY, server=server.grpc_address, state_directory=tmp_path))
+        with pytest.raises(ServerError, match=rf"carries live traffic \({MODEL}\).*--allow-live"):
+            asyncio.run(_open_under_load(place, server))
+
+
+async def _open_under_load(place: Place, server: Server) -> None:
+    async with open_stub(server.grpc_address, 5.0) as stub:
+        spec = (await read_specs(stub, [MODEL], 5.0))[MODEL]
+        request = build_request(spec, 1, InputOptions(), batched=True)
+        async with closed_loop(stub, request, 1, 5.0), opened(MODEL, place):
+            pytest.fail("it was opened")
+
+
+def test_a_server_that_dies_leaves_a_clear_error_and_what_was_measured(tmp_path: Path, state: Path) -> None:
+    async def run() -> None:
+        async with launched_bench(MODEL, LAUNCH, LAUNCH.slots[0], state) as bench:
+            killed: list[asyncio.Task[bool]] = []
+
+            def tell(step: Step) -> None:
+                if step.point is not None and not killed:
+                    assert bench.server.process is not None
+                    killed.append(asyncio.ensure_future(stop_process(bench.server.process, 0.0)))
+
+            await profile_model(bench, options(tmp_path), tell)
+
+    with pytest.raises(ServerError, match=r"profile|UNAVAILABLE|did not answer"):
+        asyncio.run(run())
+    assert resume_path(tmp_path / "detector.yaml").exists()
+    assert not (tmp_path / "detector.yaml").exists()
+
+
+def test_an_unknown_model_is_an_error_that_names_it(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with adopted_bench("nobody", adopted_server("127.0.0.1:9", "cpu:0", None), tmp_path):
+            pytest.fail("it was opened")
+
+    with pytest.raises(ServerError, match=r"model nobody on 127\.0\.0\.1:9"):
+        asyncio.run(run())

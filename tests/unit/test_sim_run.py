@@ -1,0 +1,122 @@
+"""The tick in virtual time: changes take their time, and the same policies scale a surge as live."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.unit.samples import CLASSIFIER, DETECTOR, config
+from themis_triton.core.config import PolicyConfig, PolicyName
+from themis_triton.core.errors import ChangeRefusedError, SettingsError
+from themis_triton.core.fleet import ModelState
+from themis_triton.load.traces import TraceOptions, arrivals, load_trace
+from themis_triton.sim.cluster import Cluster
+from themis_triton.sim.engine import Layout, Simulation
+from themis_triton.sim.result import SimResult
+from themis_triton.sim.run import SimOptions, simulate
+from themis_triton.sim.virtual_time import VirtualClock, run_virtual
+from themis_triton.sim.world import ServiceNoise, SimWorld
+
+SURGE = arrivals(load_trace(TraceOptions("surge", duration_s=60)), 1)
+PIPELINE = config().pipelines[0].name
+
+
+def surged(policy: PolicyName, options: SimOptions | None = None) -> SimResult:
+    return simulate(replace(config(PolicyConfig(name=policy)), servers=()), {PIPELINE: SURGE}, 60, options)
+
+
+def test_virtual_time_jumps_from_timer_to_timer() -> None:
+    async def main() -> tuple[float, ...]:
+        clock = VirtualClock()
+
+        async def after(seconds: float) -> float:
+            await clock.sleep(seconds)
+            return clock.now_s()
+
+        return tuple(await asyncio.gather(after(1e6), after(3.0), after(0.5)))
+
+    assert run_virtual(main()) == (1e6, 3.0, 0.5)
+
+
+def test_a_program_that_waits_for_nothing_is_an_error() -> None:
+    async def main() -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(RuntimeError, match="stuck"):
+        run_virtual(main())
+
+
+def cluster(world: SimWorld) -> Cluster:
+    settings = config()
+    surfaces = np.full((2, 8, 16), 10.0)
+    simulation = Simulation(Layout(surfaces, ((0, 1),), (0, 1), 16), world, np.array([]), np.array([], dtype=np.int64), 0)
+    built = Cluster(settings, world, simulation, seed=0)
+    built.start("s", 0, {DETECTOR: ModelState(4, 8), CLASSIFIER: ModelState(1, 8)})
+    built.hold("s")
+    return built
+
+
+def test_changes_take_the_profile_s_times_one_after_the_other_for_a_model() -> None:
+    async def main() -> tuple[tuple[float, ...], list[int]]:
+        built = cluster(SimWorld(control_s=0.1))
+
+        async def changed(model: str, instances: int) -> float:
+            await built.change("s", model, ModelState(instances, 8))
+            return built.now_s()
+
+        ends = await asyncio.gather(changed(DETECTOR, 2), changed(DETECTOR, 5), changed(CLASSIFIER, 3))
+        return tuple(ends), [use.instances for use in built.usage]
+
+    ends, instances = run_virtual(main())
+    assert ends == pytest.approx((0.1 + 2 * 1.2, 2.5 + 0.6, 0.6))
+    assert instances == [5, 4, 6, 5, 8]
+
+
+def test_a_refused_change_leaves_the_old_state() -> None:
+    async def main() -> dict[str, ModelState]:
+        built = cluster(SimWorld(refuse_share=1.0))
+        with pytest.raises(ChangeRefusedError, match="injected"):
+            await built.change("s", DETECTOR, ModelState(6, 8))
+        return built.find("s").models
+
+    assert run_virtual(main())[DETECTOR] == ModelState(4, 8)
+
+
+@pytest.mark.parametrize("policy", PolicyName)
+def test_every_policy_scales_the_surge_without_losing_a_request(policy: PolicyName) -> None:
+    result = surged(policy)
+    assert result.requests == SURGE.size
+    assert result.failed == 0
+    assert result.max_servers > 1
+    assert result.actions["launch"] >= 1
+    series = result.series()
+    assert sum(series.rate_rps) == SURGE.size
+    assert max(series.instances) > series.instances[0]
+    assert result.cost == pytest.approx(10.0 * result.server_seconds + result.instance_seconds)
+
+
+def test_themis_absorbs_the_surge_in_place_before_new_servers_serve() -> None:
+    result = surged(PolicyName.THEMIS)
+    launched = next(o for o in result.outcomes if o.action.kind.value == "launch")
+    assert launched.duration_s > 5.0
+    assert any(o.action.kind.value == "grow" and o.ended_at_s < launched.ended_at_s for o in result.outcomes)
+    assert result.violations < surged(PolicyName.HORIZONTAL).violations
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others() -> None:
+    noisy = SimWorld(noise=ServiceNoise.LOGNORMAL, noise_cv=0.2, refuse_share=0.2)
+    digests = [surged(PolicyName.THEMIS, SimOptions(seed=seed, world=noisy)).digest() for seed in (1, 1, 2)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_longer_cold_start_costs_horizontal_violations() -> None:
+    fast, slow = (surged(PolicyName.HORIZONTAL, SimOptions(world=SimWorld(cold_start_s=s))).violations for s in (2.0, 20.0))
+    assert fast < slow
+
+
+def test_arrivals_for_an_unknown_pipeline_are_refused() -> None:
+    with pytest.raises(SettingsError, match="not a pipeline"):
+        simulate(config(), {"audio": SURGE}, 60)

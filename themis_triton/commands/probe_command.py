@@ -1,0 +1,51 @@
+"""`themis probe`: the levers of one model, into its profile file."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from themis_triton.commands.profile_command import BenchFlags, Place, opened, resolve
+from themis_triton.profile.files import read_profile, replace_profile
+from themis_triton.profile.probe import ProbeOptions, probe_model
+from themis_triton.settings.measured import LeversSettings
+
+
+def probe_command(model: str, out: Path, options: ProbeOptions, where: BenchFlags, *, as_json: bool) -> None:
+    """Probe, and write the result into the model's profile file, which must be there. Its other keys stay."""
+    path = out / f"{model}.yaml"
+    profile = read_profile(path)
+    console = Console(stderr=True)
+    levers = asyncio.run(_probed(model, options, resolve(where), console))
+    replace_profile(path, profile.model_copy(update={"levers": levers}))
+    console.print(_table(model, levers))
+    console.print(f"{path}: levers written", markup=False, highlight=False, soft_wrap=True)
+    if as_json:
+        Console().file.write(json.dumps(levers.model_dump(mode="json", exclude_none=True)) + "\n")
+
+
+async def _probed(model: str, options: ProbeOptions, place: Place, console: Console) -> LeversSettings:
+    with console.status(f"{model}: starting a scratch server") as status:
+        async with opened(model, place) as bench:
+            return await probe_model(bench, options, lambda lever: status.update(f"{model}: {lever}"))
+
+
+def _table(model: str, levers: LeversSettings) -> Table:
+    table = Table("lever", "how", "took", "requests", "errors", "latency added", "memory peak", title=model)
+    for name, lever in levers:
+        if lever is not None:
+            how = "refused" if lever.refused is not None else "in place" if lever.in_place else "reload"
+            table.add_row(
+                name,
+                how,
+                f"{lever.duration_s:.2f} s",
+                str(lever.requests),
+                str(lever.errors),
+                f"{lever.latency_added_ms:.0f} ms",
+                lever.memory_peak.human_readable(),
+            )
+    return table

@@ -1,0 +1,205 @@
+"""`themis profile`: the flags as a bench and options, a progress bar, and a summary."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from themis_triton.adapters.orphans import DEVICE_VARIABLE
+from themis_triton.adapters.processes import owned_processes
+from themis_triton.core.config import DeviceSlot, LaunchConfig, ThemisConfig
+from themis_triton.core.errors import SettingsError
+from themis_triton.profile.bench import Bench, adopted_bench, adopted_server, launched_bench, live_models
+from themis_triton.profile.grid import GridPlan
+from themis_triton.profile.identity import model_config
+from themis_triton.profile.inputs import InputOptions
+from themis_triton.profile.measure import Accuracy
+from themis_triton.profile.run import ProfileOptions, Step, profile_model, refuse_live
+from themis_triton.settings import load_settings
+from themis_triton.settings.profile import ProfileSettings
+from themis_triton.settings.shipped import shipped
+
+_WATCH_S = 2.0
+_DEFAULT_INSTANCES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class BenchFlags:
+    """Where to measure: on a slot of the settings (or the device given), or on a running server."""
+
+    config: Path | None = None
+    repository: Path | None = None
+    slot: str | None = None
+    device: str = "cpu:0"
+    server: str | None = None
+    key: str | None = None
+    state_directory: Path = Path(".themis")
+    allow_live: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileFlags:
+    """What stood on the command line; None: by the settings or the model."""
+
+    target: str
+    out: Path
+    max_batch: int | None
+    max_instances: int | None
+    tolerance: float
+    max_points: int
+    accuracy: Accuracy
+    inputs: InputOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The flags, resolved against the settings."""
+
+    flags: BenchFlags
+    config: ThemisConfig | None
+    launch: LaunchConfig
+    slot: DeviceSlot
+    state_directory: Path
+
+    def files(self, model: str) -> Path | None:
+        """The model's folder where it can be read here."""
+        if self.flags.server is None:
+            return self.launch.model_repository / model
+        return self.flags.repository / model if self.flags.repository is not None else None
+
+
+def profile_command(flags: ProfileFlags, where: BenchFlags, *, as_json: bool) -> None:
+    """Measure a model, or each model of a pipeline, and write the profile files."""
+    place = resolve(where)
+    models = models_of(flags.target, place.config)
+    console = Console(stderr=True)
+    profiles = {}
+    for model in models:
+        out = flags.out / f"{model}.yaml"
+        profiles[out] = asyncio.run(_profiled(model, out, flags, place, console))
+    for out, profile in profiles.items():
+        _say(console, out, profile)
+    if as_json:
+        content = {str(out): profile.model_dump(mode="json", exclude_none=True) for out, profile in profiles.items()}
+        Console().file.write(json.dumps(content) + "\n")
+
+
+def resolve(flags: BenchFlags) -> Place:
+    """Flags and settings together. SettingsError names the flag that does not fit."""
+    config = load_settings(flags.config) if flags.config is not None else None
+    if config is None or config.launch is None:
+        launch = LaunchConfig((DeviceSlot(flags.slot or "profile", flags.device),), flags.repository or shipped("model_repository"))
+    else:
+        launch = config.launch if flags.repository is None else replace(config.launch, model_repository=flags.repository)
+    slots = {slot.name: slot for slot in launch.slots}
+    if flags.slot is not None and flags.slot not in slots:
+        raise SettingsError(f"--slot {flags.slot}: not a slot of the settings; there are {', '.join(slots)}")
+    slot = slots[flags.slot] if flags.slot is not None else launch.slots[-1]
+    state = config.state_directory if config is not None else flags.state_directory.resolve()
+    return Place(flags, config, replace(launch, model_repository=launch.model_repository.resolve()), slot, state)
+
+
+def models_of(target: str, config: ThemisConfig | None) -> tuple[str, ...]:
+    """A pipeline's models, or the model itself."""
+    pipelines = {pipeline.name: pipeline.stages for pipeline in (config.pipelines if config is not None else ())}
+    return pipelines.get(target, (target,))
+
+
+@asynccontextmanager
+async def opened(model: str, place: Place) -> AsyncIterator[Bench]:
+    """The bench, after a look at what else runs there.
+
+    Raises:
+        ServerError: live traffic flows and `--allow-live` was not said; or the bench cannot be opened.
+    """
+    flags, config = place.flags, place.config
+    if flags.server is None:
+        if not flags.allow_live:
+            await _refuse_busy_device(place)
+        async with launched_bench(model, place.launch, place.slot, place.state_directory) as bench:
+            yield bench
+        return
+    known = {server.name: server for server in (config.servers if config is not None else ())}
+    named = known.get(flags.server)
+    if named is None and ":" not in flags.server:
+        raise SettingsError(
+            f"--server {flags.server}: allowed is HOST:PORT of Triton's gRPC, or a server of the settings ({', '.join(known) or 'none'})"
+        )
+    address, device, key = (
+        (named.grpc_address, named.device, named.model_control_key) if named is not None else (flags.server, flags.device, flags.key)
+    )
+    if not flags.allow_live:
+        refuse_live(await live_models(address, _WATCH_S), f"server {flags.server}")
+    async with adopted_bench(model, adopted_server(address, device, key), place.state_directory) as bench:
+        yield bench
+
+
+async def _refuse_busy_device(place: Place) -> None:
+    """Nothing of the settings may serve on the slot's device: it would contend with what is measured."""
+    for server in place.config.servers if place.config is not None else ():
+        if server.device == place.slot.device:
+            refuse_live(await live_models(server.grpc_address, _WATCH_S), f"server {server.name} on {server.device}")
+    serving = [
+        process.pid
+        for process in await asyncio.to_thread(owned_processes, place.state_directory)
+        if _device_of(process) == place.slot.device
+    ]
+    refuse_live([f"a server of the daemon, pid {pid}" for pid in serving], f"device {place.slot.device}")
+
+
+def _device_of(process: psutil.Process) -> str | None:
+    try:
+        return str(process.environ().get(DEVICE_VARIABLE))
+    except psutil.Error:
+        return None
+
+
+async def _profiled(model: str, out: Path, flags: ProfileFlags, place: Place, console: Console) -> ProfileSettings:
+    plan = _plan(model, flags, place)
+    options = ProfileOptions(out, plan, flags.accuracy, flags.inputs, place.files(model))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(f"{model}: starting", total=None)
+
+        def tell(step: Step) -> None:
+            told = (
+                f", last l({step.point.batch}, {step.point.instances}) = {step.point.service_ms:.1f} ms" if step.point is not None else ""
+            )
+            bar.update(task, description=f"{model}: points{told}", completed=step.done, total=step.done + step.left)
+
+        async with opened(model, place) as bench:
+            return await profile_model(bench, options, tell)
+
+
+def _plan(model: str, flags: ProfileFlags, place: Place) -> GridPlan:
+    bounds = place.config.models.get(model) if place.config is not None else None
+    files = place.files(model)
+    largest = max(1, model_config(files).max_batch_size) if files is not None else None
+    max_batch = flags.max_batch or (bounds.max_batch if bounds is not None else largest)
+    if max_batch is None:
+        raise SettingsError("--max-batch: found nothing; give the largest batch to measure, or the model's folder with --repository")
+    if largest is not None and max_batch > largest:
+        raise SettingsError(f"--max-batch {max_batch}: model {model} takes batches of at most {largest}, its max_batch_size; lower it")
+    instances = flags.max_instances or (bounds.max_instances if bounds is not None else _DEFAULT_INSTANCES)
+    return GridPlan(max_batch, instances, flags.tolerance, flags.max_points)
+
+
+def _say(console: Console, out: Path, profile: ProfileSettings) -> None:
+    measured = profile.measured
+    if measured is None:
+        raise ValueError("a finished profile says what was measured")
+    kept = next((fit for fit in measured.fits if fit.kept), None)
+    form = (
+        f"{kept.form} fits within {100 * kept.cross_error:.1f} %"
+        if kept is not None
+        else "neither form fits; between points the table is interpolated"
+    )
+    console.print(f"{out}: {len(measured.points)} points, {form}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,217 @@
+"""`themis probe`: what each lever costs under load, whether it loses requests, and whether it works in place."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+from pydantic import ByteSize
+from tritonclient.utils import InferenceServerException
+
+from themis_triton.adapters.triton_client import KEY_HEADER
+from themis_triton.core.errors import ChangeRefusedError, ServerError
+from themis_triton.core.fleet import ModelState
+from themis_triton.load.requests import StageRequest, wrong_answer
+from themis_triton.plan.model_config import to_json, with_state
+from themis_triton.profile.bench import Bench
+from themis_triton.profile.inputs import InputOptions, build_request
+from themis_triton.settings.measured import LeverSettings, LeversSettings
+
+_MEMORY_EVERY_S = 0.2
+_CALM_S = 3.0
+_TIMEOUT_S = 30.0
+_IMPOSSIBLE = "no-such-backend"
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeOptions:
+    """`many` instances come at once in one probe; `rate_rps` None: half of what one instance carries."""
+
+    many: int = 3
+    rate_rps: float | None = None
+    calm_s: float = _CALM_S
+    inputs: InputOptions = field(default_factory=InputOptions)
+
+
+@dataclass(slots=True)
+class _OpenLoad:
+    """Requests at a steady rate, whatever happens to them: (sent at, latency or None where it failed)."""
+
+    stub: Any
+    request: StageRequest
+    rate_rps: float
+    answers: list[tuple[float, float | None]] = field(default_factory=list)
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def run(self) -> None:
+        """Send until cancelled."""
+        loop = asyncio.get_running_loop()
+        next_s = loop.time()
+        while True:
+            task = asyncio.create_task(self._one(next_s))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+            next_s += 1.0 / self.rate_rps
+            await asyncio.sleep(max(0.0, next_s - loop.time()))
+
+    async def _one(self, due_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            answer = await self.stub.ModelInfer(self.request.message, timeout=_TIMEOUT_S)
+        except grpc.aio.AioRpcError:
+            self.answers.append((due_s, None))
+            return
+        wrong = wrong_answer(self.request, answer)
+        self.answers.append((due_s, None if wrong is not None else 1000.0 * (loop.time() - due_s)))
+
+    def between(self, start_s: float, end_s: float) -> tuple[list[float], int]:
+        """Latencies in ms of the requests that were due in between, and how many of them failed."""
+        due = [latency for at_s, latency in self.answers if start_s <= at_s <= end_s]
+        return [latency for latency in due if latency is not None], sum(latency is None for latency in due)
+
+
+async def probe_model(bench: Bench, options: ProbeOptions, tell: Callable[[str], None]) -> LeversSettings:
+    """Pull every lever on a scratch server under load, one after the other.
+
+    Raises:
+        ServerError: the server does not answer, or its load cannot be made.
+        SettingsError: no input can be made.
+    """
+    await bench.set_instances(1)
+    request = build_request(bench.spec, 1, options.inputs, batched=bench.batched)
+    async with _loaded(bench, request, options) as load:
+        prober = _Prober(bench, load, options.calm_s, tell)
+        add_one = await prober.pull("one more", lambda: _count(bench, 2), starts=1)
+        remove_one = await prober.pull("one fewer", lambda: _count(bench, 1), starts=0)
+        add_many = await prober.pull(f"{options.many} more", lambda: _count(bench, 1 + options.many), starts=options.many)
+        rebatch = None
+        if bench.config.max_batch_size > 1:
+            rebatch = await prober.pull("other batching", lambda: _rebatch(bench, 1 + options.many), starts=0)
+        failure = await prober.pull("a load that fails", lambda: _fail(bench), starts=0)
+    return LeversSettings(add_one=add_one, remove_one=remove_one, add_many=add_many, rebatch=rebatch, load_failure=failure)
+
+
+@asynccontextmanager
+async def _loaded(bench: Bench, request: StageRequest, options: ProbeOptions) -> AsyncIterator[_OpenLoad]:
+    rate_rps = options.rate_rps or 0.5 / await _service_s(bench, request)
+    load = _OpenLoad(bench.stub, request, rate_rps)
+    sender = asyncio.create_task(load.run())
+    try:
+        yield load
+    finally:
+        sender.cancel()
+        await asyncio.gather(sender, *load.tasks, return_exceptions=True)
+
+
+async def _service_s(bench: Bench, request: StageRequest) -> float:
+    """Mean time of a few requests sent one by one."""
+    loop = asyncio.get_running_loop()
+    started_s = loop.time()
+    count = 5
+    for _ in range(count):
+        try:
+            answer = await bench.stub.ModelInfer(request.message, timeout=_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise ServerError(
+                f"model {bench.model} answered {error.code().name}: {error.details()}; see {bench.server.log_file}"
+            ) from error
+        if (wrong := wrong_answer(request, answer)) is not None:
+            raise ServerError(f"model {bench.model} answered wrongly: {wrong}; see {bench.server.log_file}")
+    return (loop.time() - started_s) / count
+
+
+@dataclass(slots=True)
+class _Prober:
+    bench: Bench
+    load: _OpenLoad
+    calm_s: float
+    tell: Callable[[str], None]
+
+    async def pull(self, name: str, lever: Callable[[], Awaitable[str | None]], starts: int) -> LeverSettings:
+        """Calm, the lever, calm again: what was different. In place means that no more instances started than `starts`."""
+        self.tell(name)
+        loop = asyncio.get_running_loop()
+        calm_from_s = loop.time()
+        await asyncio.sleep(self.calm_s)
+        peak = _MemoryPeak(self.bench)
+        watch = asyncio.create_task(peak.run())
+        started_before = _instances_started(self.bench)
+        started_s = loop.time()
+        try:
+            refused = await lever()
+        finally:
+            ended_s = loop.time()
+            await asyncio.sleep(self.calm_s)
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+        await self._answered()
+        before, _ = self.load.between(calm_from_s, started_s)
+        during, errors = self.load.between(started_s, ended_s + self.calm_s / 2)
+        return LeverSettings(
+            in_place=_instances_started(self.bench) - started_before <= starts,
+            duration_s=round(ended_s - started_s, 4),
+            requests=len(during) + errors,
+            errors=errors,
+            latency_added_ms=round(max(0.0, max(during, default=0.0) - max(before, default=0.0)), 2),
+            memory_peak=ByteSize(peak.bytes),
+            refused=refused,
+        )
+
+    async def _answered(self) -> None:
+        """Wait, bounded by the requests' own time-out, until all that were due by then have ended."""
+        pending = set(self.load.tasks)
+        if pending:
+            await asyncio.wait(pending, timeout=_TIMEOUT_S)
+
+
+@dataclass(slots=True)
+class _MemoryPeak:
+    bench: Bench
+    bytes: int = 0
+
+    async def run(self) -> None:
+        """Read until cancelled."""
+        while True:
+            self.bytes = max(self.bytes, await self.bench.read_memory())
+            await asyncio.sleep(_MEMORY_EVERY_S)
+
+
+def _instances_started(bench: Bench) -> int:
+    """How many instances the server's log says were started so far: a reload starts them all anew."""
+    text = Path(bench.server.log_file or "").read_text(encoding="utf-8", errors="replace") if bench.server.log_file else ""
+    return text.count(f"TRITONBACKEND_ModelInstanceInitialize: {bench.model}_")
+
+
+async def _count(bench: Bench, count: int) -> str | None:
+    try:
+        await bench.set_instances(count)
+    except ChangeRefusedError as error:
+        return str(error)
+    return None
+
+
+async def _rebatch(bench: Bench, count: int) -> str | None:
+    """Dynamic batching at the model's largest batch."""
+    try:
+        await bench.control.change(bench.server, bench.model, ModelState(count, bench.config.max_batch_size, 0))
+    except ChangeRefusedError as error:
+        return str(error)
+    return None
+
+
+async def _fail(bench: Bench) -> str | None:
+    """A change that no server can carry out: a backend that does not exist."""
+    override = with_state(bench.config, ModelState(2, 1, 0))
+    override.backend = _IMPOSSIBLE
+    override.platform = ""
+    headers = {KEY_HEADER: bench.server.model_control_key} if bench.server.model_control_key else None
+    try:
+        await bench.client.load_model(bench.model, headers=headers, config=to_json(override))
+    except InferenceServerException as error:
+        return str(error.message())
+    raise ServerError(f"model {bench.model}: a load with the backend {_IMPOSSIBLE} was answered OK; this Triton checks no configuration")

@@ -1,0 +1,190 @@
+"""`themis profile`: measure a model's surface and costs, point by point, and write its profile file."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import ByteSize
+
+from themis_triton.adapters.clock import SystemClock
+from themis_triton.core.errors import ServerError
+from themis_triton.profile.bench import Bench
+from themis_triton.profile.files import Conditions, Progress, read_progress, write_profile, write_progress
+from themis_triton.profile.fit import Fit, best_fit
+from themis_triton.profile.grid import GridPlan, Point, complete_table, next_points
+from themis_triton.profile.identity import config_hash, device_name, machine_name, model_hash
+from themis_triton.profile.inputs import InputOptions
+from themis_triton.profile.measure import Accuracy, measure_point
+from themis_triton.settings.measured import (
+    PROFILE_VERSION,
+    FitSettings,
+    LaunchSettingsMeasured,
+    MeasuredSettings,
+    PointSettings,
+    TimeSource,
+)
+from themis_triton.settings.profile import DEFAULT_PROFILE, ProfileSettings, TableSettings
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileOptions:
+    """What is measured and how well. `files` is the model's folder where it can be read here."""
+
+    out: Path
+    plan: GridPlan
+    accuracy: Accuracy = field(default_factory=Accuracy)
+    inputs: InputOptions = field(default_factory=InputOptions)
+    files: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Told after each point: what was measured, how many points are measured, and how many are still known to be wanted."""
+
+    point: PointSettings | None
+    done: int
+    left: int
+
+
+async def profile_model(bench: Bench, options: ProfileOptions, tell: Callable[[Step], None]) -> ProfileSettings:
+    """Measure what is missing, and write the profile file. Interrupted, it goes on from its resume file and measures no point twice.
+
+    Raises:
+        ServerError: a request failed, or the server is gone; the resume file holds the points measured so far.
+        SettingsError: the resume file is of other conditions, an input cannot be made, or a file cannot be written.
+        MissingPartError: scipy is not installed.
+    """
+    progress = read_progress(options.out, await _conditions(bench, options))
+    if bench.launch is not None and progress.launch is None:
+        times = {name: round(getattr(bench.launch, name), 4) for name in LaunchSettingsMeasured.model_fields}
+        progress = progress.model_copy(update={"launch": LaunchSettingsMeasured(**times)})
+    progress = await _change_costs(bench, options, progress)
+    while wanted := next_points(options.plan, _values(progress.points)):
+        tell(Step(None, len(progress.points), len(wanted)))
+        point = await measure_point(bench, _nearest(wanted, progress.points), options.inputs, options.accuracy)
+        progress = progress.model_copy(
+            update={"points": [*progress.points, point], "memory_bytes": progress.memory_bytes | bench.memory_bytes}
+        )
+        await asyncio.to_thread(write_progress, options.out, progress)
+        tell(Step(point, len(progress.points), len(wanted) - 1))
+    profile = await asyncio.to_thread(finished, progress, options.plan, bench.tracer is not None)
+    await asyncio.to_thread(write_profile, options.out, profile)
+    return profile
+
+
+def finished(progress: Progress, plan: GridPlan, traced: bool) -> ProfileSettings:
+    """The profile that the measured points make."""
+    values = _values(progress.points)
+    kept, fits = best_fit(values)
+    table = complete_table(plan, values, _fitted(kept, values) if kept is not None else None)
+    slope, base = memory_line(progress.memory_bytes)
+    better = min(fits, key=lambda fit: fit.cross_error, default=None)
+    init_s = _or(progress.instance_init_s, DEFAULT_PROFILE.instance_init_s)
+    return ProfileSettings(
+        table=TableSettings(
+            batches=list(table.batches),
+            instances=list(table.instances),
+            latency_ms=[[round(value, 4) for value in row] for row in table.latency_ms],
+        ),
+        instance_init_s=init_s,
+        instance_stop_s=_or(progress.instance_stop_s, DEFAULT_PROFILE.instance_stop_s),
+        server_launch_s=_launch_s(progress, init_s),
+        instance_memory=ByteSize(slope),
+        measured=MeasuredSettings(
+            version=PROFILE_VERSION,
+            **progress.conditions.model_dump(exclude={"inputs"}),
+            at=datetime.fromtimestamp(SystemClock().now_s(), UTC).isoformat(timespec="seconds"),
+            source=TimeSource.TRACE if traced else TimeSource.CLIENT,
+            points=[_with_error(point, better) for point in sorted(progress.points, key=lambda p: (p.instances, p.batch))],
+            fits=[_fit_settings(fit, kept) for fit in fits],
+            memory=ByteSize(base) if base else None,
+            launch=progress.launch,
+        ),
+    )
+
+
+def memory_line(memory_bytes: dict[int, int]) -> tuple[int, int]:
+    """Bytes of one more instance (the least-squares slope), and of a server with one; zeros where nothing was read."""
+    known = {count: size for count, size in memory_bytes.items() if size > 0}
+    if not known:
+        return 0, 0
+    mean_count, mean_size = (sum(values) / len(known) for values in (known.keys(), known.values()))
+    spread = sum((count - mean_count) ** 2 for count in known)
+    slope = sum((count - mean_count) * (size - mean_size) for count, size in known.items()) / spread if spread else 0.0
+    return max(0, round(slope)), known.get(1, round(mean_size))
+
+
+async def _conditions(bench: Bench, options: ProfileOptions) -> Conditions:
+    version = (await bench.statistics()).version
+    return Conditions(
+        model=bench.model,
+        model_version=version,
+        config_hash=config_hash(bench.config),
+        model_hash=await asyncio.to_thread(model_hash, options.files) if options.files is not None else "",
+        triton_version=await bench.triton_version(),
+        machine=machine_name(),
+        device=device_name(bench.server.device),
+        percentile=options.accuracy.percentile,
+        inputs=f"{options.inputs.file or ''}{dict(sorted(options.inputs.shapes.items())) or ''}",
+    )
+
+
+async def _change_costs(bench: Bench, options: ProfileOptions, progress: Progress) -> Progress:
+    """Time one more instance and one fewer, once."""
+    if progress.instance_init_s is not None or options.plan.max_instances < 2:
+        return progress
+    await bench.set_instances(1)
+    update = {"instance_init_s": round(await bench.set_instances(2), 4), "instance_stop_s": round(await bench.set_instances(1), 4)}
+    progress = progress.model_copy(update=update)
+    await asyncio.to_thread(write_progress, options.out, progress)
+    return progress
+
+
+def _nearest(wanted: list[Point], points: list[PointSettings]) -> Point:
+    """The next point with the count that runs already, if there is one: each change of the count costs time."""
+    now = points[-1].instances if points else 1
+    return min(wanted, key=lambda point: (abs(point[1] - now), point[1], point[0]))
+
+
+def _values(points: list[PointSettings]) -> dict[Point, float]:
+    return {(point.batch, point.instances): point.service_ms for point in points}
+
+
+def _fitted(fit: Fit, values: dict[Point, float]) -> dict[Point, float]:
+    return {(b, k): fit.at((b, k)) for b in {b for b, _ in values} for k in {k for _, k in values}}
+
+
+def _with_error(point: PointSettings, fit: Fit | None) -> PointSettings:
+    error = fit.error[point.batch, point.instances] if fit is not None else None
+    return point.model_copy(update={"fit_error": None if error is None else round(error, 5)})
+
+
+def _fit_settings(fit: Fit, kept: Fit | None) -> FitSettings:
+    names = ("alpha_ms", "beta_ms", "gamma_ms", "zeta_ms", "cross_error")
+    numbers = {name: round(getattr(fit, name), 5) for name in names}
+    return FitSettings(form=fit.form.value, kept=fit is kept, **numbers)
+
+
+def _launch_s(progress: Progress, init_s: float) -> float:
+    """From the start to the first answer, without the initialisation of instances, which is counted apart."""
+    if progress.launch is None:
+        return DEFAULT_PROFILE.server_launch_s
+    whole_s: float = sum(getattr(progress.launch, name) for name in LaunchSettingsMeasured.model_fields)
+    return round(max(0.0, whole_s - init_s), 4)
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def refuse_live(models: list[str], where: str) -> None:
+    """ServerError when models of a server, or on a device, are answering requests now."""
+    if models:
+        raise ServerError(
+            f"{where} carries live traffic ({', '.join(models)}): measuring would slow it down and be spoilt by it; "
+            "choose another server or slot, or say --allow-live"
+        )

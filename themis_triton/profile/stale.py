@@ -1,0 +1,50 @@
+"""Whether measured profiles still hold for the models, configurations and devices that the settings name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from themis_triton.core.config import ThemisConfig
+from themis_triton.core.errors import SettingsError
+from themis_triton.profile.identity import config_hash, device_name, model_config, model_hash
+
+
+def refuse_stale(config: ThemisConfig) -> list[str]:
+    """What is stale, a sentence each, where the settings allow it.
+
+    Raises:
+        SettingsError: something is stale and `allow_stale_profiles` is not true; the message names all of it.
+    """
+    found = list(stale_profiles(config))
+    if found and not config.allow_stale_profiles:
+        raise SettingsError("\n".join([*found, "measure again with `themis profile`, or set `allow_stale_profiles: true`"]))
+    return found
+
+
+def stale_profiles(config: ThemisConfig) -> Iterator[str]:
+    """A sentence for each measured profile that no longer holds, with what has changed. Declared profiles hold always."""
+    repositories = _repositories(config)
+    devices: set[str] | None = None
+    for name, model in config.models.items():
+        origin = model.profile.origin
+        if origin is None:
+            continue
+        devices = _devices(config) if devices is None else devices
+        for folder in (repository / name for repository in repositories if (repository / name).is_dir()):
+            if config_hash(model_config(folder)) != origin.config_hash:
+                yield f"models.{name}.profile: {folder / 'config.pbtxt'} has changed since it was measured"
+            elif origin.model_hash and model_hash(folder) != origin.model_hash:
+                yield f"models.{name}.profile: the model's files in {folder} have changed since it was measured"
+        if origin.device not in devices:
+            yield f"models.{name}.profile: was measured on {origin.device}, and the settings name {', '.join(sorted(devices))}"
+
+
+def _repositories(config: ThemisConfig) -> list[Path]:
+    own = [config.launch.model_repository] if config.launch is not None else []
+    return list(dict.fromkeys([*own, *(server.model_repository for server in config.servers if server.model_repository is not None)]))
+
+
+def _devices(config: ThemisConfig) -> set[str]:
+    slots = config.launch.slots if config.launch is not None else ()
+    return {device_name(device) for device in {*(slot.device for slot in slots), *(server.device for server in config.servers)}}
