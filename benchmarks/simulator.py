@@ -20,7 +20,7 @@ from themis_triton.sim.world import SimWorld, paper_world, triton_world
 from themis_triton.solver.surface import FloatArray, contention_surface, paper_surface
 
 REQUESTS = 1_000_000
-ROUNDS = 5
+ROUNDS = 3
 
 
 def main() -> None:

@@ -306,6 +306,18 @@ def test_a_server_that_does_not_fit_on_its_slot_is_not_launched() -> None:
     assert ClampKind.MEMORY in kinds(decision)
 
 
+def test_growth_is_spread_over_the_servers_at_a_pace_and_nobody_leaves_meanwhile() -> None:
+    cfg = config(PolicyConfig(max_added_instances=5))
+    servers = (server("a"), server("b"), server("c"))
+    wanted = {name: {stage: ModelState(4, 8) for stage in STAGES} for name in ("a", "b")}
+    held, clamps = guard(Target(wanted, {}, ("c",)), snapshot(servers), cfg)
+    added = [state.instances - 1 for models in held.servers.values() for state in models.values()]
+    assert sum(added) == 5
+    assert max(added) - min(added) <= 1
+    assert held.retire == ()
+    assert [clamp.kind for clamp in clamps] == [ClampKind.PACE]
+
+
 def test_a_lever_in_backoff_is_named_with_how_long() -> None:
     held = replace(snapshot([server("a", max_batch=1)]), held={f"a/{DETECTOR}": NOW_S + 7.0})
     decision = once(config(), Situation(held, estimate(40.0)))

@@ -112,6 +112,16 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others() -> None:
     assert digests[0] == digests[1] != digests[2]
 
 
+def test_a_server_that_dies_is_replaced_and_its_requests_are_retried() -> None:
+    result = surged(PolicyName.HORIZONTAL, SimOptions(launched=2, deaths_s=(30.2,)))
+    assert result.failed == 0
+    death = next(index for index, use in enumerate(result.usage) if use.at_s == pytest.approx(result.start_s + 30.2))
+    before, after, *later = [use.servers for use in result.usage[death - 1 :]]
+    assert after == before - 1
+    assert max(later) >= before
+    assert "replace" in {record.decision.reason.value for record in result.ticks}
+
+
 def test_a_longer_cold_start_costs_horizontal_violations() -> None:
     fast, slow = (surged(PolicyName.HORIZONTAL, SimOptions(world=SimWorld(cold_start_s=s))).violations for s in (2.0, 20.0))
     assert fast < slow

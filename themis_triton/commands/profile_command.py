@@ -23,6 +23,9 @@ from themis_triton.profile.identity import model_config
 from themis_triton.profile.inputs import InputOptions
 from themis_triton.profile.measure import Accuracy
 from themis_triton.profile.run import ProfileOptions, Step, profile_model, refuse_live
+from themis_triton.report.profile_html import write_report
+from themis_triton.report.profile_pictures import draw_profile
+from themis_triton.report.style import require_matplotlib
 from themis_triton.settings import load_settings
 from themis_triton.settings.profile import ProfileSettings
 from themis_triton.settings.shipped import shipped
@@ -80,6 +83,7 @@ def profile_command(flags: ProfileFlags, where: BenchFlags, *, as_json: bool) ->
     """Measure a model, or each model of a pipeline, and write the profile files."""
     place = resolve(where)
     models = models_of(flags.target, place.config)
+    require_matplotlib()
     console = Console(stderr=True)
     profiles = {}
     for model in models:
@@ -87,6 +91,8 @@ def profile_command(flags: ProfileFlags, where: BenchFlags, *, as_json: bool) ->
         profiles[out] = asyncio.run(_profiled(model, out, flags, place, console))
     for out, profile in profiles.items():
         _say(console, out, profile)
+        draw_profile(profile, out.stem, out.with_suffix(".png"))
+    write_report({out.stem: profile for out, profile in profiles.items()}, flags.out / f"{flags.target}.html")
     if as_json:
         content = {str(out): profile.model_dump(mode="json", exclude_none=True) for out, profile in profiles.items()}
         Console().file.write(json.dumps(content) + "\n")

@@ -177,7 +177,9 @@ class PolicyConfig:
     peak_window_s: float = 5.0
     settle_window_s: float = 20.0
     headroom_sigmas: float = 1.0
-    backlog_drain_s: float = 0.5
+    backlog_drain_s: float = 1.0
+    backlog_slack_s: float = 0.1
+    max_added_instances: int = 8
     vertical_hold_s: float = 10.0
     scale_in_hold_s: float = 20.0
     survivor_margin_fraction: float = 0.1

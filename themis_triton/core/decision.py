@@ -42,6 +42,7 @@ class ClampKind(StrEnum):
     BACKOFF = "backoff"
     DEVICES = "devices"
     SURVIVORS = "survivors"
+    PACE = "pace"
     LEVER = "lever"
 
 

@@ -27,9 +27,13 @@ class Demand:
 
 
 def fast_demand(estimate: PipelineEstimate, policy: PolicyConfig, lever_s: float) -> Demand:
-    """For the fast loop: the newest rate, its growth over the in-place lever's own time, and the backlog drained in `backlog_drain_s`."""
+    """For the fast loop: the newest rate, its growth over the in-place lever's own time, and the backlog drained in `backlog_drain_s`.
+
+    What arrived in the last `backlog_slack_s` may wait: a work-conserving batcher forms its batches of it.
+    """
     growth = beyond_noise(estimate.growth_rps_per_s, estimate.recent_rps, GROWTH_HALF_WINDOW_S)
-    extra_rps = growth * (lever_s + policy.tick_s) + estimate.backlog / policy.backlog_drain_s
+    waiting = max(0.0, estimate.backlog - policy.backlog_slack_s * estimate.recent_rps)
+    extra_rps = growth * (lever_s + policy.tick_s) + waiting / policy.backlog_drain_s
     return Demand(estimate.recent_rps, extra_rps, _dispersion(estimate))
 
 

@@ -102,6 +102,34 @@ def within_memory(target: Target, snapshot: Snapshot, config: ThemisConfig) -> G
     return replace(target, servers=servers, launch=launch), (*clamps, *found)
 
 
+def at_a_pace(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:
+    """At most `max_added_instances` at once, one each in turn: on a shared host those that start take the processor from those that serve."""
+    left = config.policy.max_added_instances
+    servers = {name: dict(models) for name, models in target.servers.items()}
+    wanted = {
+        (s.name, model): target.servers[s.name][model].instances - now.instances
+        for s in snapshot.servers
+        if s.name in target.servers and s.name not in target.retire
+        for model, now in s.models.items()
+        if model in target.servers[s.name] and f"{s.name}/{model}" not in snapshot.busy
+    }
+    growing = {lever: count for lever, count in wanted.items() if count > 0}
+    asked = sum(growing.values())
+    if asked <= left:
+        return target, ()
+    granted = dict.fromkeys(growing, 0)
+    while left > 0:
+        for lever in [lever for lever, count in growing.items() if granted[lever] < count][:left]:
+            granted[lever] += 1
+            left -= 1
+    for (name, model), count in granted.items():
+        state = servers[name][model]
+        servers[name][model] = replace(state, instances=state.instances - growing[name, model] + count)
+    clamp = Clamp(ClampKind.PACE, f"{config.policy.max_added_instances} of {asked} instances are added now, the others in the next ticks")
+    # Nobody leaves before the survivors have all that they need.
+    return replace(target, servers=servers, retire=()), (clamp,)
+
+
 def not_in_backoff(target: Target, snapshot: Snapshot, _: ThemisConfig) -> Guarded:
     """Say which wanted changes wait for a lever in back-off; the plan leaves such levers alone."""
     clamps = []

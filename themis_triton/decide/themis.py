@@ -84,8 +84,10 @@ def _scale_in(memory: PipelineMemory, view: PipelineView, wanted: int) -> tuple[
     if left_s > 0 or memory.most_wanted() >= servers:
         return memory, None, f"{wanted} servers would do, but not for the whole of the last {policy.scale_in_hold_s:.0f} s"
     peak = survivor_demand(view.estimate, policy)
-    if not view.vertical(peak, servers - 1).feasible:
-        return memory, None, f"{wanted} servers would do, but {servers - 1} could not carry the recent {peak.rate_rps:.0f}/s with a margin"
+    cheapest = view.joint(peak)
+    if not cheapest.feasible or cheapest.servers >= servers:
+        # Survivors that would have to grow to their limits cost more than the server that left, and the next surge has it start again.
+        return memory, None, f"{wanted} servers would do, but the recent {peak.rate_rps:.0f}/s with a margin is cheaper on {servers}"
     leaving = [server.name for server in view.ready if server.launched]
     return memory, leaving[-1] if leaving else None, "" if leaving else f"{wanted} servers would do, but all are adopted"
 

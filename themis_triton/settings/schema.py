@@ -218,6 +218,13 @@ class PolicySettings(Section):
     backlog_drain_s: PositiveSeconds = Field(
         default=_POLICY.backlog_drain_s, description="time in which waiting requests shall be worked off"
     )
+    backlog_slack_s: Seconds = Field(
+        default=_POLICY.backlog_slack_s, description="arrivals of so long may wait without counting as backlog: batches form of them"
+    )
+    max_added_instances: Count = Field(
+        default=_POLICY.max_added_instances,
+        description="instances added in one tick, on all servers together: starting many at once starves those that serve",
+    )
     vertical_hold_s: Seconds = Field(default=_POLICY.vertical_hold_s, description="calm time before instances shrink")
     scale_in_hold_s: Seconds = Field(default=_POLICY.scale_in_hold_s, description="calm time before a server goes")
     survivor_margin_fraction: float = Field(

@@ -9,16 +9,17 @@ import numpy as np
 from themis_triton.core.fleet import ModelState
 from themis_triton.core.observation import LatencyHistogram, ModelCounters
 from themis_triton.sim import kernels
-from themis_triton.sim.kernels import NONE, Engine
+from themis_triton.sim import state as columns
+from themis_triton.sim.state import NONE, Engine
 from themis_triton.sim.world import Dispatcher, ServiceNoise, Sharing, SimWorld
 from themis_triton.solver.surface import FloatArray, IntArray
 
 BOUNDS_MS: tuple[float, ...] = (*(float(bound) for bound in 10.0 ** np.linspace(0.0, 5.0, 121)), float("inf"))
 """Bounds of the latency histograms, a tenth apart."""
 _NOISES = {
-    ServiceNoise.NONE: kernels.STEADY,
-    ServiceNoise.LOGNORMAL: kernels.LOGNORMAL,
-    ServiceNoise.EXPONENTIAL: kernels.EXPONENTIAL,
+    ServiceNoise.NONE: columns.STEADY,
+    ServiceNoise.LOGNORMAL: columns.LOGNORMAL,
+    ServiceNoise.EXPONENTIAL: columns.EXPONENTIAL,
 }
 
 
@@ -58,7 +59,7 @@ class Simulation:
         self.engine.routed[:, model] = 0
         self.engine.routed[list(servers), model] = 1
         if self._world.dispatcher is Dispatcher.CENTRAL:
-            kernels.offer(self.engine, model, self.engine.floats[kernels.NOW_S])
+            kernels.offer(self.engine, model, self.engine.floats[columns.NOW_S])
 
     def evict(self, server: int) -> None:
         """The server is gone at once; what it held goes to others of the routes, or fails."""
@@ -77,12 +78,12 @@ class Simulation:
         """As Triton counts. What waits centrally is shown by the first routed server."""
         served = self.engine.served[server, model]
         return ModelCounters(
-            success=float(served[kernels.SUCCESS]),
-            inferences=float(served[kernels.INFERENCES]),
-            executions=float(served[kernels.EXECUTIONS]),
-            request_us=float(served[kernels.QUEUE_US] + served[kernels.COMPUTE_US]),
-            queue_us=float(served[kernels.QUEUE_US]),
-            compute_infer_us=float(served[kernels.COMPUTE_US]),
+            success=float(served[columns.SUCCESS]),
+            inferences=float(served[columns.INFERENCES]),
+            executions=float(served[columns.EXECUTIONS]),
+            request_us=float(served[columns.QUEUE_US] + served[columns.COMPUTE_US]),
+            queue_us=float(served[columns.QUEUE_US]),
+            compute_infer_us=float(served[columns.COMPUTE_US]),
             pending=float(self._pending(server, model)),
         )
 
@@ -95,7 +96,7 @@ class Simulation:
     def route_counts(self, model: int) -> tuple[int, int, int]:
         """As Envoy counts: arrivals ever, in flight, failures ever."""
         row = self.engine.routes[model]
-        return int(row[kernels.ARRIVALS]), int(row[kernels.IN_FLIGHT]), int(row[kernels.FAILURES])
+        return int(row[columns.ARRIVALS]), int(row[columns.IN_FLIGHT]), int(row[columns.FAILURES])
 
     def latency(self, model: int) -> LatencyHistogram:
         """Cumulative, of all answers of a model ever."""
@@ -105,7 +106,7 @@ class Simulation:
     @property
     def events(self) -> int:
         """Arrivals, crossings, ends of batches and expired delays so far."""
-        return int(self.engine.ints[kernels.EVENTS])
+        return int(self.engine.ints[columns.EVENTS])
 
     @property
     def unfinished(self) -> int:
@@ -122,11 +123,11 @@ def _built(layout: Layout, world: SimWorld, arrival_s: FloatArray, pipeline: Int
     chains = np.array([[*chain, *[NONE] * (longest - len(chain))] for chain in layout.chains], dtype=np.int64)
     cells = (places, models)
     ints = np.zeros(9, dtype=np.int64)
-    ints[kernels.FREE] = batches
-    ints[[kernels.CROSSING_HEAD, kernels.CROSSING_TAIL]] = NONE
-    ints[kernels.CENTRAL] = world.dispatcher is Dispatcher.CENTRAL
-    ints[kernels.CORES] = world.sharing is Sharing.CORES
-    ints[kernels.NOISE] = _NOISES[world.noise]
+    ints[columns.FREE] = batches
+    ints[[columns.CROSSING_HEAD, columns.CROSSING_TAIL]] = NONE
+    ints[columns.CENTRAL] = world.dispatcher is Dispatcher.CENTRAL
+    ints[columns.CORES] = world.sharing is Sharing.CORES
+    ints[columns.NOISE] = _NOISES[world.noise]
     floats = np.array([0.0, world.hop_s, world.noise_cv, np.inf])
     return Engine(
         service_s=np.ascontiguousarray(layout.surfaces_ms / 1000.0),

@@ -8,104 +8,36 @@ ran out. Batches on one device share it: each progresses at the speed of `l(b, k
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
-
-import numba
 import numpy as np
-import numpy.typing as npt
 
-from themis_triton.solver.surface import FloatArray, IntArray
+from themis_triton.sim.jit import kernel
+from themis_triton.sim.service import bucket, least, noise, reschedule, settle
+from themis_triton.sim.state import (
+    ARRIVALS,
+    CENTRAL,
+    COMPUTE_US,
+    CORES,
+    CROSSING_HEAD,
+    CROSSING_TAIL,
+    CURSOR,
+    EVENTS,
+    EXECUTIONS,
+    FAILURES,
+    FIRST_DEVICE,
+    FIRST_TIMER_S,
+    FREE,
+    HOP_S,
+    IN_FLIGHT,
+    INFERENCES,
+    NEXT,
+    NONE,
+    NOW_S,
+    QUEUE_US,
+    SUCCESS,
+    Engine,
+)
 
-Parameters = ParamSpec("Parameters")
-Result = TypeVar("Result")
-
-NONE = -1
-NEXT, FREE, FIRST_DEVICE, CROSSING_HEAD, CROSSING_TAIL, CENTRAL, CORES, NOISE, EVENTS = range(9)
-NOW_S, HOP_S, NOISE_CV, FIRST_TIMER_S = range(4)
-STEADY, LOGNORMAL, EXPONENTIAL = range(3)
-SUCCESS, INFERENCES, EXECUTIONS, QUEUE_US, COMPUTE_US = range(5)
-ARRIVALS, IN_FLIGHT, FAILURES, CURSOR = range(4)
 _ARRIVE, _CROSS, _END, _EXPIRE = range(4)
-
-
-class Engine(NamedTuple):
-    """R requests, P pipelines, M models, S places for servers, D devices, Q queues, T batches at the most, H histogram bounds.
-
-    Times are seconds from the simulation's start. A queue is `s·M + m`, or `m` with the central dispatcher. `batch` values of one
-    row are a batch under way; `running[d, :under_way[d]]` are the batches on a device; `first[d]` ends first, at `end_s[d]`.
-    """
-
-    service_s: FloatArray  # [M, B, K]
-    chains: IntArray  # [P, L + 1], NONE after the last stage
-    arrival_s: FloatArray  # [R], ascending
-    pipeline: IntArray  # [R]
-    stage: IntArray  # [R]
-    following: IntArray  # [R]
-    entered_s: FloatArray  # [R], into the present stage; while crossing the proxy: when it will
-    ended_s: FloatArray  # [R], infinite before
-    failed: IntArray  # [R]
-    device: IntArray  # [S]
-    routed: IntArray  # [S, M]
-    instances: IntArray  # [S, M]
-    max_batch: IntArray  # [S, M]
-    delay_s: FloatArray  # [S, M]
-    busy: IntArray  # [S, M]
-    outstanding: IntArray  # [S, M]
-    head: IntArray  # [Q]
-    tail: IntArray  # [Q]
-    length: IntArray  # [Q]
-    timer_s: FloatArray  # [Q]
-    batch_place: IntArray  # [T, 2], server and model
-    batch_head: IntArray  # [T]
-    batch_size: IntArray  # [T]
-    batch_left: FloatArray  # [T], fraction
-    batch_whole_s: FloatArray  # [T], service time of the whole batch at the present contention
-    batch_factor: FloatArray  # [T]
-    batch_start_s: FloatArray  # [T]
-    free: IntArray  # [T]
-    running: IntArray  # [D, T / D]
-    under_way: IntArray  # [D]
-    settled_s: FloatArray  # [D]
-    end_s: FloatArray  # [D]
-    first: IntArray  # [D]
-    served: FloatArray  # [S, M, 5]
-    routes: IntArray  # [M, 4]
-    bounds_s: FloatArray  # [H], the last infinite
-    histogram: IntArray  # [M, H], not cumulative
-    ints: IntArray
-    floats: FloatArray
-    seed: npt.NDArray[np.uint64]  # [1]
-
-
-def kernel(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Compile with Numba on first use, cached on disk. Nothing here allocates, so no references need counting: four times the speed."""
-    options: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "_nrt": False}
-    return cast("Callable[Parameters, Result]", numba.njit(**options)(function))
-
-
-@kernel
-def least(values: FloatArray) -> int:
-    """Index of the smallest value."""
-    best = 0
-    for index in range(1, values.size):
-        if values[index] < values[best]:
-            best = index
-    return best
-
-
-@kernel
-def bucket(bounds: FloatArray, value: float) -> int:
-    """Index of the first bound that is not below the value; the last bound is infinite."""
-    low, high = 0, bounds.size - 1
-    while low < high:
-        middle = (low + high) // 2
-        if bounds[middle] < value:
-            low = middle + 1
-        else:
-            high = middle
-    return low
 
 
 @kernel
@@ -270,44 +202,6 @@ def start_batch(e: Engine, server: int, model: int, queue: int, size: int, now_s
 
 
 @kernel
-def duration_s(e: Engine, batch: int) -> float:
-    """How long the whole batch would take at the present contention."""
-    server, model = e.batch_place[batch, 0], e.batch_place[batch, 1]
-    share = e.instances[server, model] if e.ints[CORES] else e.under_way[e.device[server]]
-    column = max(1, min(share, e.service_s.shape[2])) - 1
-    whole: float = e.service_s[model, e.batch_size[batch] - 1, column] * e.batch_factor[batch]
-    return whole
-
-
-@kernel
-def settle(e: Engine, device: int, now_s: float) -> None:
-    """Book the progress of a device's batches until now; before anything changes their speed."""
-    elapsed_s = now_s - e.settled_s[device]
-    e.settled_s[device] = now_s
-    if elapsed_s > 0.0:
-        for index in range(e.under_way[device]):
-            batch = e.running[device, index]
-            e.batch_left[batch] -= elapsed_s / e.batch_whole_s[batch]
-
-
-@kernel
-def reschedule(e: Engine, device: int, now_s: float) -> None:
-    """Find the batch of a settled device that ends first, and the device whose batch does."""
-    soonest_s = np.inf
-    for index in range(e.under_way[device]):
-        batch = e.running[device, index]
-        e.batch_whole_s[batch] = duration_s(e, batch)
-        end_s = now_s + max(0.0, e.batch_left[batch]) * e.batch_whole_s[batch]
-        if end_s < soonest_s:
-            soonest_s, e.first[device] = end_s, batch
-    e.end_s[device] = soonest_s
-    if device == e.ints[FIRST_DEVICE]:
-        e.ints[FIRST_DEVICE] = least(e.end_s)
-    elif soonest_s < e.end_s[e.ints[FIRST_DEVICE]]:
-        e.ints[FIRST_DEVICE] = device
-
-
-@kernel
 def end_batch(e: Engine, device: int, now_s: float) -> None:
     """The device's first batch is done: answer its requests or send them on, and let its instance take the next."""
     batch = e.first[device]
@@ -373,29 +267,6 @@ def expire(e: Engine, now_s: float) -> None:
         offer(e, queue, now_s)
     else:
         take(e, queue // models, queue % models, now_s)
-
-
-@kernel
-def uniform(e: Engine) -> float:
-    """A number in (0, 1], by xorshift64*."""
-    x = e.seed[0]
-    x ^= x >> np.uint64(12)
-    x ^= x << np.uint64(25)
-    x ^= x >> np.uint64(27)
-    e.seed[0] = x
-    return (float((x * np.uint64(2685821657736338717)) >> np.uint64(11)) + 1.0) / 9007199254740992.0
-
-
-@kernel
-def noise(e: Engine) -> float:
-    """A factor of mean 1 for one batch's service time."""
-    if e.ints[NOISE] == EXPONENTIAL:
-        return -math.log(uniform(e))
-    if e.ints[NOISE] == LOGNORMAL:
-        sigma = math.sqrt(math.log1p(e.floats[NOISE_CV] ** 2))
-        normal = math.sqrt(-2.0 * math.log(uniform(e))) * math.cos(2.0 * math.pi * uniform(e))
-        return math.exp(sigma * normal - 0.5 * sigma * sigma)
-    return 1.0
 
 
 @kernel

@@ -38,6 +38,7 @@ class SimOptions:
     """What a run starts from. `models` None: the fewest instances and the largest batch of the settings, on each initial server.
 
     The adopted servers of the settings serve from the start; where there are none, `launched` servers on the first slots do.
+    `deaths_s`: seconds from the start of the load at which the first launched server that serves dies unasked.
     """
 
     seed: int = 0
@@ -45,6 +46,7 @@ class SimOptions:
     world: SimWorld = field(default_factory=triton_world)
     launched: int = 1
     models: Mapping[str, ModelState] | None = None
+    deaths_s: tuple[float, ...] = ()
 
 
 def simulate(config: ThemisConfig, arrivals: Mapping[str, FloatArray], duration_s: float, options: SimOptions | None = None) -> SimResult:
@@ -74,6 +76,8 @@ async def _run(config: ThemisConfig, arrivals: Mapping[str, FloatArray], duratio
     recorder = SimRecorder()
     world = _world(config, cluster, recorder, options.world)
     await _serve_initially(config, cluster, world.executor, options)
+    for at_s in options.deaths_s:
+        asyncio.get_running_loop().call_at(PREROLL_S + at_s, _die, cluster, world.executor)
     await _ticks(world, config, PREROLL_S + duration_s)
     await world.supervisor.close()
     await world.executor.cancel()
@@ -106,6 +110,14 @@ async def _ticks(world: World, config: ThemisConfig, until_s: float) -> None:
         state, _ = await tick(state, world, rules)
         number = max(number + 1, int(loop.time() / period_s))
     await asyncio.sleep(max(0.0, until_s - loop.time()))
+
+
+def _die(cluster: Cluster, executor: Executor) -> None:
+    """The first launched server that serves ends; the loop finds out by itself."""
+    for server in executor.fleet.all():
+        if server.launched and server.phase is Phase.SERVING and cluster.is_alive(server.name):
+            cluster.kill(server.name)
+            return
 
 
 def _simulation(config: ThemisConfig, arrivals: Mapping[str, FloatArray], options: SimOptions) -> Simulation:

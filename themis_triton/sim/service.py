@@ -1,0 +1,95 @@
+"""Service times, compiled: noise, and batches that share a device at every moment."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from themis_triton.sim.jit import kernel
+from themis_triton.sim.state import CORES, EXPONENTIAL, FIRST_DEVICE, LOGNORMAL, NOISE, NOISE_CV, Engine
+from themis_triton.solver.surface import FloatArray
+
+
+@kernel
+def least(values: FloatArray) -> int:
+    """Index of the smallest value."""
+    best = 0
+    for index in range(1, values.size):
+        if values[index] < values[best]:
+            best = index
+    return best
+
+
+@kernel
+def bucket(bounds: FloatArray, value: float) -> int:
+    """Index of the first bound that is not below the value; the last bound is infinite."""
+    low, high = 0, bounds.size - 1
+    while low < high:
+        middle = (low + high) // 2
+        if bounds[middle] < value:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@kernel
+def uniform(e: Engine) -> float:
+    """A number in (0, 1], by xorshift64*."""
+    x = e.seed[0]
+    x ^= x >> np.uint64(12)
+    x ^= x << np.uint64(25)
+    x ^= x >> np.uint64(27)
+    e.seed[0] = x
+    return (float((x * np.uint64(2685821657736338717)) >> np.uint64(11)) + 1.0) / 9007199254740992.0
+
+
+@kernel
+def noise(e: Engine) -> float:
+    """A factor of mean 1 for one batch's service time."""
+    if e.ints[NOISE] == EXPONENTIAL:
+        return -math.log(uniform(e))
+    if e.ints[NOISE] == LOGNORMAL:
+        sigma = math.sqrt(math.log1p(e.floats[NOISE_CV] ** 2))
+        normal = math.sqrt(-2.0 * math.log(uniform(e))) * math.cos(2.0 * math.pi * uniform(e))
+        return math.exp(sigma * normal - 0.5 * sigma * sigma)
+    return 1.0
+
+
+@kernel
+def duration_s(e: Engine, batch: int) -> float:
+    """How long the whole batch would take at the present contention."""
+    server, model = e.batch_place[batch, 0], e.batch_place[batch, 1]
+    share = e.instances[server, model] if e.ints[CORES] else e.under_way[e.device[server]]
+    column = max(1, min(share, e.service_s.shape[2])) - 1
+    whole: float = e.service_s[model, e.batch_size[batch] - 1, column] * e.batch_factor[batch]
+    return whole
+
+
+@kernel
+def settle(e: Engine, device: int, now_s: float) -> None:
+    """Book the progress of a device's batches until now; before anything changes their speed."""
+    elapsed_s = now_s - e.settled_s[device]
+    e.settled_s[device] = now_s
+    if elapsed_s > 0.0:
+        for index in range(e.under_way[device]):
+            batch = e.running[device, index]
+            e.batch_left[batch] -= elapsed_s / e.batch_whole_s[batch]
+
+
+@kernel
+def reschedule(e: Engine, device: int, now_s: float) -> None:
+    """Find the batch of a settled device that ends first, and the device whose batch does."""
+    soonest_s = np.inf
+    for index in range(e.under_way[device]):
+        batch = e.running[device, index]
+        e.batch_whole_s[batch] = duration_s(e, batch)
+        end_s = now_s + max(0.0, e.batch_left[batch]) * e.batch_whole_s[batch]
+        if end_s < soonest_s:
+            soonest_s, e.first[device] = end_s, batch
+    e.end_s[device] = soonest_s
+    if device == e.ints[FIRST_DEVICE]:
+        e.ints[FIRST_DEVICE] = least(e.end_s)
+    elif soonest_s < e.end_s[e.ints[FIRST_DEVICE]]:
+        e.ints[FIRST_DEVICE] = device

@@ -1,0 +1,66 @@
+"""The state of a request-level simulation as arrays, and what the columns mean."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from themis_triton.solver.surface import FloatArray, IntArray
+
+NONE = -1
+NEXT, FREE, FIRST_DEVICE, CROSSING_HEAD, CROSSING_TAIL, CENTRAL, CORES, NOISE, EVENTS = range(9)
+NOW_S, HOP_S, NOISE_CV, FIRST_TIMER_S = range(4)
+STEADY, LOGNORMAL, EXPONENTIAL = range(3)
+SUCCESS, INFERENCES, EXECUTIONS, QUEUE_US, COMPUTE_US = range(5)
+ARRIVALS, IN_FLIGHT, FAILURES, CURSOR = range(4)
+
+
+class Engine(NamedTuple):
+    """R requests, P pipelines, M models, S places for servers, D devices, Q queues, T batches at the most, H histogram bounds.
+
+    Times are seconds from the simulation's start. A queue is `s·M + m`, or `m` with the central dispatcher. `batch` values of one
+    row are a batch under way; `running[d, :under_way[d]]` are the batches on a device; `first[d]` ends first, at `end_s[d]`.
+    """
+
+    service_s: FloatArray  # [M, B, K]
+    chains: IntArray  # [P, L + 1], NONE after the last stage
+    arrival_s: FloatArray  # [R], ascending
+    pipeline: IntArray  # [R]
+    stage: IntArray  # [R]
+    following: IntArray  # [R]
+    entered_s: FloatArray  # [R], into the present stage; while crossing the proxy: when it will
+    ended_s: FloatArray  # [R], infinite before
+    failed: IntArray  # [R]
+    device: IntArray  # [S]
+    routed: IntArray  # [S, M]
+    instances: IntArray  # [S, M]
+    max_batch: IntArray  # [S, M]
+    delay_s: FloatArray  # [S, M]
+    busy: IntArray  # [S, M]
+    outstanding: IntArray  # [S, M]
+    head: IntArray  # [Q]
+    tail: IntArray  # [Q]
+    length: IntArray  # [Q]
+    timer_s: FloatArray  # [Q]
+    batch_place: IntArray  # [T, 2], server and model
+    batch_head: IntArray  # [T]
+    batch_size: IntArray  # [T]
+    batch_left: FloatArray  # [T], fraction
+    batch_whole_s: FloatArray  # [T], service time of the whole batch at the present contention
+    batch_factor: FloatArray  # [T]
+    batch_start_s: FloatArray  # [T]
+    free: IntArray  # [T]
+    running: IntArray  # [D, T / D]
+    under_way: IntArray  # [D]
+    settled_s: FloatArray  # [D]
+    end_s: FloatArray  # [D]
+    first: IntArray  # [D]
+    served: FloatArray  # [S, M, 5]
+    routes: IntArray  # [M, 4]
+    bounds_s: FloatArray  # [H], the last infinite
+    histogram: IntArray  # [M, H], not cumulative
+    ints: IntArray
+    floats: FloatArray
+    seed: npt.NDArray[np.uint64]  # [1]
