@@ -15,7 +15,7 @@ Guarded = tuple[Target, tuple[Clamp, ...]]
 def guard(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:
     """Apply every guard in order; returns the target that may be planned and all clamps."""
     clamps: list[Clamp] = []
-    for step in (within_bounds, only_safe_levers, within_memory, not_in_backoff):
+    for step in (within_bounds, only_safe_levers, within_memory, at_a_pace, not_in_backoff):
         target, found = step(target, snapshot, config)
         clamps.extend(found)
     return target, tuple(clamps)
@@ -103,7 +103,7 @@ def within_memory(target: Target, snapshot: Snapshot, config: ThemisConfig) -> G
 
 
 def at_a_pace(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:
-    """At most `max_added_instances` at once, one each in turn: on a shared host those that start take the processor from those that serve."""
+    """At most `max_added_instances` at once, one each in turn: on a shared host starting ones take the processor from serving ones."""
     left = config.policy.max_added_instances
     servers = {name: dict(models) for name, models in target.servers.items()}
     wanted = {
