@@ -14,6 +14,7 @@ from themis_triton.profile.identity import model_config
 from themis_triton.report.profile_html import write_report
 from themis_triton.report.profile_pictures import draw_profile
 
+WANTED = 0.05
 REPOSITORY = Path(__file__).parents[1] / "model_repository"
 
 
@@ -21,6 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("profiles", type=Path, nargs="+", help="profile files of emulated models")
     parser.add_argument("--out", type=Path, required=True, help="folder for error.json, error.md, pictures and profiles.html")
+    parser.add_argument("--note", default="", help="a sentence for error.md, such as what else ran on the machine")
     options = parser.parse_args()
     profiles = {path.stem: read_profile(path) for path in options.profiles}
     rows = []
@@ -53,7 +55,10 @@ def main() -> None:
         for r in rows
     ]
     worst = max(abs(float(str(row["error"]))) for row in rows)
-    lines.append(f"\nLargest error at the percentile: {100 * worst:.1f} %.")
+    within = sum(abs(float(str(row["error"]))) <= WANTED for row in rows)
+    lines.append(
+        f"\nLargest error at the percentile: {100 * worst:.1f} %; {within} of {len(rows)} points within {100 * WANTED:g} %. {options.note}"
+    )
     (options.out / "error.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
 

@@ -49,6 +49,7 @@ async def tick(state: EngineState, world: World, rules: Rules) -> tuple[EngineSt
     planned = plan(decision, snapshot)
     advisory = rules.config.mode is Mode.ADVISORY
     if not advisory:
+        world.supervisor.resume()
         world.executor.submit(planned)
     record = TickRecord(state.number + 1, snapshot, estimated, decision, planned, world.executor.collect(), advisory)
     world.recorder.record_tick(record)

@@ -105,7 +105,7 @@ def test_a_model_that_a_server_does_not_hold_is_not_loaded_by_the_way() -> None:
 
 def test_routes_hold_serving_servers_by_model_in_the_order_of_names() -> None:
     half = replace(server("b"), models={DETECTOR: ModelState(1, 1)})
-    others = [server(phase.value, phase=phase) for phase in Phase if phase is not Phase.SERVING]
+    others = [server(phase.value, phase=phase) for phase in Phase if phase not in (Phase.SERVING, Phase.UNREACHABLE)]
     table = route_table([server("c"), half, *others], STAGES)
     b, c = Endpoint("b", "b:8001", "b:8000"), Endpoint("c", "c:8001", "c:8000")
     assert table.any == (b, c)
@@ -114,3 +114,12 @@ def test_routes_hold_serving_servers_by_model_in_the_order_of_names() -> None:
 
 def test_without_servers_every_model_has_an_empty_route() -> None:
     assert route_table([], STAGES).models == {DETECTOR: (), CLASSIFIER: ()}
+
+
+def test_reloads_go_one_server_at_a_time_over_ticks_too_and_growth_goes_on() -> None:
+    seen = snapshot([server("a", max_batch=1), server("b", max_batch=1)])
+    wanted = Target({name: {DETECTOR: ModelState(3, 8)} for name in ("a", "b")})
+    first = actions(wanted, seen)
+    assert [(action.server, action.kind) for action in first] == [("a", ActionKind.REBATCH), ("b", ActionKind.GROW)]
+    later = actions(wanted, replace(seen, busy=frozenset({f"a/{DETECTOR}"})))
+    assert [(action.server, action.kind, action.after) for action in later] == [("b", ActionKind.GROW, ModelState(3, 1))]

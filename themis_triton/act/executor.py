@@ -87,12 +87,15 @@ class Executor:
 
     async def write_routes(self) -> None:
         """Make Envoy route to what serves now. Raises what the port raises; `routes_unwritten` then tells it until a write succeeds."""
+        table = route_table(self.fleet.all(), self._models)
         try:
-            await self._levers.routes.write(route_table(self.fleet.all(), self._models))
-        except ThemisError as error:
-            self.routes_unwritten = str(error)
+            await self._levers.routes.write(table)
+        except Exception as error:
+            self.routes_unwritten = f"{error}"
             raise
-        self.routes_unwritten = None
+        # The fleet may have changed while Envoy took its time: then the next tick writes again.
+        current = table == route_table(self.fleet.all(), self._models)
+        self.routes_unwritten = None if current else "the fleet changed during the last write"
 
     def mend_routes(self, *, changed: bool = False) -> None:
         """Start to write the routes, off the loop, if they changed or an earlier write failed."""
@@ -102,7 +105,7 @@ class Executor:
             self._mending = asyncio.create_task(self._mend_routes())
 
     async def _mend_routes(self) -> None:
-        with contextlib.suppress(ThemisError):  # told by routes_unwritten, and tried again at the next tick
+        with contextlib.suppress(ThemisError, OSError):  # told by routes_unwritten, and tried again at the next tick
             await self.write_routes()
 
     async def _run(self, action: Action, lever: str, needed: list[asyncio.Task[Outcome]]) -> Outcome:
@@ -176,7 +179,7 @@ class Executor:
             server = await launcher.wait_ready(self.fleet.get(name))
             self.fleet.put(replace(server, phase=Phase.WARMING))
             await launcher.warm_up(self.fleet.get(name))
-        except ThemisError:
+        except Exception:
             await self._dispose(name)
             raise
         self.fleet.move(name, Phase.SERVING)
@@ -194,7 +197,7 @@ class Executor:
         """
         try:
             await self.write_routes()
-        except ThemisError:
+        except Exception:
             self.fleet.move(name, Phase.SERVING)
             raise
         idle = await self._launcher().wait_idle(self.fleet.get(name))

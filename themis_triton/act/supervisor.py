@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
-from themis_triton.act.executor import Executor
+from themis_triton.act.executor import Executor, lever_of
+from themis_triton.core.action import Action, ActionKind, Plan
 from themis_triton.core.errors import ServerError
 from themis_triton.core.fleet import Phase, Server
 from themis_triton.core.observation import ServerReading
@@ -15,6 +16,17 @@ from themis_triton.ports import Clock, ModelControl, ServerLauncher
 LOST_MEMORY_S = 60.0
 UNREACHABLE_AFTER_READINGS = 3
 REREAD_EVERY_S = 5.0
+
+
+RESUMED = "resumed"
+RESTING = frozenset({Phase.SERVING, Phase.UNREACHABLE, Phase.GONE})
+COMING = frozenset({Phase.LAUNCHING, Phase.WARMING})
+
+
+def resumption(server: Server) -> Action:
+    """What brings a server that is on its way to its end: into the routes, or out of the world."""
+    kind = ActionKind.LAUNCH if server.phase in COMING else ActionKind.RETIRE
+    return Action(f"{RESUMED}/{server.name}", kind, RESUMED, server.name, slot=server.slot, models=server.models)
 
 
 class Supervisor:
@@ -52,6 +64,15 @@ class Supervisor:
         for server in dead:
             self._clear_remains(server)
         return tuple(dead)
+
+    def resume(self) -> None:
+        """Go on with launched servers that are on their way in or out while nothing works on them: after a restart, or a fault."""
+        now_s = self._clock.now_s()
+        taken = {*self._executor.busy, *self._executor.backoff.held(now_s)}
+        actions = [resumption(server) for server in self._executor.fleet.all() if server.launched and server.phase not in RESTING]
+        plan = Plan(RESUMED, tuple(action for action in actions if lever_of(action) not in taken))
+        if self._launcher is not None:
+            self._executor.submit(plan)
 
     async def note(self, readings: Sequence[ServerReading]) -> None:
         """Move adopted servers between SERVING and UNREACHABLE by what the last readings said, and look at the counts now and then."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,10 @@ PRUNE_EVERY = 200
 
 
 class Journal:
-    """A Recorder on SQLite. Ticks that change something are kept longer than quiet ones; the file is bounded."""
+    """A Recorder on SQLite. Ticks that change something are kept longer than quiet ones; the file is bounded.
+
+    A write that fails (a full disk, a lock) never stops the loop: `trouble` tells it until a write succeeds.
+    """
 
     def __init__(self, path: Path) -> None:
         try:
@@ -41,12 +45,13 @@ class Journal:
         except (OSError, sqlite3.Error) as error:
             raise MissingPartError(f"{path}: the journal cannot be opened ({error}); `state_directory` must be writable") from error
         self._since_prune = 0
+        self.trouble: str | None = None
 
     def record_tick(self, record: TickRecord) -> None:
         """Append a tick."""
         changed = bool(record.plan.actions or record.outcomes)
         row = (record.snapshot.at_s, record.decision.id, record.decision.reason, changed, sentence(record), _thin(record))
-        self._db.execute("insert or replace into ticks values (?, ?, ?, ?, ?, ?)", row)
+        self._write("insert or replace into ticks values (?, ?, ?, ?, ?, ?)", row)
         self._since_prune += 1
         if self._since_prune >= PRUNE_EVERY:
             self._prune()
@@ -55,15 +60,15 @@ class Journal:
         """Append an action's end."""
         action = outcome.action
         row = (action.id, outcome.ended_at_s, action.kind, outcome.kind, outcome.duration_s, describe(action), outcome.detail)
-        self._db.execute("insert into outcomes values (?, ?, ?, ?, ?, ?, ?)", row)
+        self._write("insert into outcomes values (?, ?, ?, ?, ?, ?, ?)", row)
 
     def save_server(self, server: Server) -> None:
         """Remember a launched server."""
-        self._db.execute("insert or replace into servers values (?, ?)", (server.name, json.dumps(plain(server))))
+        self._write("insert or replace into servers values (?, ?)", (server.name, json.dumps(plain(server))))
 
     def forget_server(self, name: str) -> None:
         """The server is gone."""
-        self._db.execute("delete from servers where name = ?", (name,))
+        self._write("delete from servers where name = ?", (name,))
 
     def load_servers(self) -> tuple[Server, ...]:
         """Launched servers that were remembered and not forgotten."""
@@ -89,15 +94,23 @@ class Journal:
     def _prune(self) -> None:
         self._since_prune = 0
         for changed, kept in ((0, QUIET_TICKS_KEPT), (1, CHANGES_KEPT)):
-            self._db.execute(
+            self._write(
                 "delete from ticks where changed = ? and at_s < "
                 "(select at_s from ticks where changed = ? order by at_s desc limit 1 offset ?)",
                 (changed, changed, kept),
             )
-        self._db.execute(
+        self._write(
             "delete from outcomes where ended_at_s < (select ended_at_s from outcomes order by ended_at_s desc limit 1 offset ?)",
             (CHANGES_KEPT,),
         )
+
+    def _write(self, statement: str, row: Sequence[object]) -> None:
+        try:
+            self._db.execute(statement, row)
+        except sqlite3.Error as error:
+            self.trouble = f"the journal is not written: {error}"
+        else:
+            self.trouble = None
 
 
 def _thin(record: TickRecord) -> str:

@@ -17,6 +17,7 @@ from themis_triton.adapters.orphans import DEVICE_VARIABLE
 from themis_triton.adapters.processes import owned_processes
 from themis_triton.core.config import DeviceSlot, LaunchConfig, ThemisConfig
 from themis_triton.core.errors import SettingsError
+from themis_triton.daemon.lock import locked
 from themis_triton.profile.bench import Bench, adopted_bench, adopted_server, launched_bench, live_models
 from themis_triton.profile.grid import GridPlan
 from themis_triton.profile.identity import model_config
@@ -121,17 +122,19 @@ def models_of(target: str, config: ThemisConfig | None) -> tuple[str, ...]:
 
 @asynccontextmanager
 async def opened(model: str, place: Place) -> AsyncIterator[Bench]:
-    """The bench, after a look at what else runs there.
+    """The bench, after a look at what else runs there; one at a time in a state directory.
 
     Raises:
+        MissingPartError: another measurement uses the state directory.
         ServerError: live traffic flows and `--allow-live` was not said; or the bench cannot be opened.
     """
     flags, config = place.flags, place.config
     if flags.server is None:
         if not flags.allow_live:
             await _refuse_busy_device(place)
-        async with launched_bench(model, place.launch, place.slot, place.state_directory) as bench:
-            yield bench
+        with locked(place.state_directory / "profile"):
+            async with launched_bench(model, place.launch, place.slot, place.state_directory) as bench:
+                yield bench
         return
     known = {server.name: server for server in (config.servers if config is not None else ())}
     named = known.get(flags.server)

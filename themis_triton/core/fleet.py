@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Phase(StrEnum):
-    """Life cycle of a server. Only SERVING servers are in the routes; UNREACHABLE is an adopted one that stopped answering."""
+    """Life cycle of a server. SERVING ones are in the routes, and UNREACHABLE ones: adopted servers whose metrics fell silent."""
 
     LAUNCHING = "launching"
     WARMING = "warming"

@@ -9,7 +9,7 @@ import structlog
 
 from themis_triton.adapters.orphans import find_orphans
 from themis_triton.core.action import Action, ActionKind, Plan
-from themis_triton.core.config import AdoptedServer
+from themis_triton.core.config import AdoptedServer, Mode
 from themis_triton.core.errors import ServerError
 from themis_triton.core.fleet import Phase, Server
 from themis_triton.daemon.wiring import Parts
@@ -25,7 +25,8 @@ async def adopt(parts: Parts) -> None:
         parts.world.executor.fleet.put(await _adopted(configured, parts))
     unfinished = await _launched(parts)
     await parts.world.executor.write_routes()
-    parts.world.executor.submit(Plan(ADOPTION, tuple(unfinished)))
+    if parts.config.mode is Mode.ACTIVE:
+        parts.world.executor.submit(Plan(ADOPTION, tuple(unfinished)))
 
 
 async def _adopted(configured: AdoptedServer, parts: Parts) -> Server:

@@ -63,6 +63,10 @@ def _safe_state(now: ModelState, wanted: ModelState, model: ModelConfig) -> tupl
     why = "loses requests, as probed" if lever in model.profile.levers else "is not proven to lose none: run `themis probe`"
     if lever == "add_many" and _is_safe("add_one", model):
         return replace(now, instances=now.instances + 1), f"{lever} {why}; one instance at a time instead"
+    if lever == "rebatch":
+        counted = replace(now, instances=wanted.instances)
+        kept, also = _safe_state(now, counted, model)
+        return kept, f"{lever} {why}; its batches stay as they are" + (f", and {also}" if also is not None else "")
     return now, f"{lever} {why}; it stays as it is"
 
 

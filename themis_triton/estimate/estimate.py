@@ -98,6 +98,8 @@ def _take_in(history: History, snapshot: Snapshot) -> History:
     known = {server.name for server in snapshot.servers}
     served = {key: series for key, series in history.served.items() if key[0] in known}
     read_at_s = {name: at_s for name, at_s in history.server_read_at_s.items() if name in known}
+    # A gauge that is not read any more must not count for ever; the counters' history stays good.
+    served = {key: replace(series, pending=0.0) for key, series in served.items()}
     for server in snapshot.readings:
         if server.error is None:
             read_at_s[server.server] = server.at_s

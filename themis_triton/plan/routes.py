@@ -7,10 +7,15 @@ from collections.abc import Iterable, Sequence
 from themis_triton.core.fleet import Phase, Server
 from themis_triton.core.routes import Endpoint, RouteTable
 
+ROUTED = frozenset({Phase.SERVING, Phase.UNREACHABLE})
+
 
 def route_table(servers: Iterable[Server], models: Sequence[str]) -> RouteTable:
-    """Every SERVING server is an endpoint of each configured model that it holds, in the order of names."""
-    serving = sorted((s for s in servers if s.phase is Phase.SERVING), key=lambda s: s.name)
+    """Every routed server is an endpoint of each configured model that it holds, in the order of names.
+
+    One whose metrics fell silent stays: whether it answers requests is for the proxy's own health checks to find out.
+    """
+    serving = sorted((s for s in servers if s.phase in ROUTED), key=lambda s: s.name)
     return RouteTable(
         models={model: tuple(_endpoint(s) for s in serving if model in s.models) for model in models},
         any=tuple(_endpoint(s) for s in serving),

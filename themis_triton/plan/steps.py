@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from themis_triton.core.action import Action, ActionKind, Plan
 from themis_triton.core.decision import Decision, Target
@@ -43,20 +44,30 @@ class _Free:
 
 
 def _vertical(decision: Decision, target: Target, servers: Iterable[Server], free: _Free) -> Iterator[Action]:
-    rebatching = False
-    for server in servers:
-        if not _stays(server, target) or not free(server.name):
+    wishes = [
+        (server, model, server.models[model], wanted)
+        for server in servers
+        if _stays(server, target)
+        for model, wanted in target.servers.get(server.name, {}).items()
+        if model in server.models
+    ]
+    # One reload at a time, over ticks too: a busy lever that wants another batch is one under way.
+    rebatching = any(_is_rebatch(now, wanted) and not free(f"{server.name}/{model}") for server, model, now, wanted in wishes)
+    for server, model, now, wanted in wishes:
+        lever = f"{server.name}/{model}"
+        if not free(server.name) or not free(lever):
             continue
-        for model, wanted in target.servers.get(server.name, {}).items():
-            now = server.models.get(model)
-            lever = f"{server.name}/{model}"
-            if now is None or not free(lever):
-                continue
+        if _is_rebatch(now, wanted) and rebatching:
+            step = _step(now, replace(wanted, max_batch=now.max_batch, max_queue_delay_us=now.max_queue_delay_us))
+        else:
             step = _step(now, wanted)
-            if step is None or (step[0] is ActionKind.REBATCH and rebatching):
-                continue
+        if step is not None:
             rebatching |= step[0] is ActionKind.REBATCH
             yield Action(f"{decision.id}/{lever}", step[0], decision.id, server.name, model, now, step[1])
+
+
+def _is_rebatch(now: ModelState, wanted: ModelState) -> bool:
+    return (wanted.max_batch, wanted.max_queue_delay_us) != (now.max_batch, now.max_queue_delay_us)
 
 
 def _stays(server: Server, target: Target) -> bool:
@@ -78,7 +89,7 @@ def _growth_left_out(target: Target, servers: Iterable[Server], vertical: Iterab
 
 def _step(now: ModelState, wanted: ModelState) -> tuple[ActionKind, ModelState] | None:
     """The lever to pull next; a shrink takes one instance, because a server tears them down one after the other and a growth would wait."""
-    if (wanted.max_batch, wanted.max_queue_delay_us) != (now.max_batch, now.max_queue_delay_us):
+    if _is_rebatch(now, wanted):
         return ActionKind.REBATCH, wanted
     if wanted.instances > now.instances:
         return ActionKind.GROW, wanted

@@ -17,8 +17,8 @@ from themis_triton.sim.world import SimWorld
 
 DRAIN_POLL_S = 0.05
 DRAIN_QUIET_S = 0.3
-TEXT_S = 0.05
-"""Starting a process and writing its files, as measured on Linux."""
+PROCESS_S = 0.05
+"""Writing a new server's files and starting its process."""
 
 
 @dataclass(slots=True)
@@ -141,7 +141,7 @@ class Cluster:
     def launch_s(self, models: Iterable[str]) -> float:
         """From the launch until the models are loaded: the longest of them, its instances included."""
         if self._world.cold_start_s is not None:
-            return max(0.0, self._world.cold_start_s - TEXT_S)
+            return max(0.0, self._world.cold_start_s - PROCESS_S)
         profiles = [self.config.models[model].profile for model in models]
         return max(profile.server_launch_s + profile.instance_init_s for profile in profiles)
 

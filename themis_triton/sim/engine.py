@@ -67,7 +67,7 @@ class Simulation:
         kernels.evict(self.engine, server)
 
     def inside(self, server: int) -> int:
-        """Requests that wait or are served on a server."""
+        """Requests that wait and batches under way on a server; 0 when it is idle."""
         models = range(self.models)
         queued = (
             0 if self._world.dispatcher is Dispatcher.CENTRAL else sum(int(self.engine.length[server * self.models + m]) for m in models)

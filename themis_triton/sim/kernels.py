@@ -157,10 +157,13 @@ def offer(e: Engine, model: int, now_s: float) -> None:
 
 
 @kernel
-def take(e: Engine, server: int, model: int, now_s: float) -> None:
-    """Triton's dynamic batcher: a free instance takes what waits, up to the largest batch; less than that waits for the queue delay."""
+def fill(e: Engine, server: int, model: int, now_s: float) -> bool:
+    """Triton's dynamic batcher: a free instance takes what waits, up to the largest batch; less than that waits for the queue delay.
+
+    Returns whether a batch started; then `reschedule` must follow.
+    """
     if e.ints[CENTRAL] and not e.routed[server, model]:
-        return
+        return False
     queue, started = queue_of(e, server, model), False
     while e.busy[server, model] < workers_of(e, server, model) and e.length[queue] > 0:
         size = min(e.length[queue], e.max_batch[server, model])
@@ -171,7 +174,13 @@ def take(e: Engine, server: int, model: int, now_s: float) -> None:
             break
         start_batch(e, server, model, queue, size, now_s)
         started = True
-    if started:
+    return started
+
+
+@kernel
+def take(e: Engine, server: int, model: int, now_s: float) -> None:
+    """`fill`, and the device's next end."""
+    if fill(e, server, model, now_s):
         reschedule(e, e.device[server], now_s)
 
 
@@ -219,7 +228,7 @@ def end_batch(e: Engine, device: int, now_s: float) -> None:
         e.histogram[model, bucket(e.bounds_s, now_s - e.entered_s[request])] += 1
         leave(e, request, now_s)
         request = following
-    take(e, server, model, now_s)
+    fill(e, server, model, now_s)
     reschedule(e, device, now_s)
 
 
@@ -275,7 +284,7 @@ def configure(e: Engine, server: int, model: int, instances: int, max_batch: int
     now_s = e.floats[NOW_S]
     settle(e, e.device[server], now_s)
     e.instances[server, model], e.max_batch[server, model], e.delay_s[server, model] = instances, max_batch, delay_s
-    take(e, server, model, now_s)
+    fill(e, server, model, now_s)
     reschedule(e, e.device[server], now_s)
 
 

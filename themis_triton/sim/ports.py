@@ -12,7 +12,7 @@ from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.observation import DeviceReading, RouteReading, ServerReading
 from themis_triton.core.record import TickRecord
 from themis_triton.core.routes import RouteTable
-from themis_triton.sim.cluster import TEXT_S, Cluster
+from themis_triton.sim.cluster import PROCESS_S, Cluster
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class SimLauncher:
         if slot not in self.places:
             raise LaunchFailedError(f"server {name}: there is no device slot {slot}; launch.slots has {', '.join(self.places)}")
         self.cluster.start(name, self.places[slot], models)
-        await asyncio.sleep(TEXT_S)
+        await asyncio.sleep(PROCESS_S)
         return Server(name, self.devices[slot], name, name, name, Phase.LAUNCHING, launched=True, slot=slot, models=dict(models))
 
     async def wait_ready(self, server: Server) -> Server:
