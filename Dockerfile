@@ -1,5 +1,9 @@
 # The sidecar on NVIDIA's Triton image: it brings the tritonserver binary that Themis launches on spare GPUs.
-# Build: docker build -t themis-triton .   Run it beside a Triton in the same pod or host network, with the settings mounted.
+# Build: docker build -t themis-triton .   Run it beside a Triton in the same pod or host network, with the settings mounted
+# at /etc/themis/themis.yaml. They must set:
+#   state_directory: /var/lib/themis
+#   launch.binary: /opt/tritonserver/bin/tritonserver
+#   launch.backend_directory: /opt/tritonserver/backends
 ARG TRITON_IMAGE=nvcr.io/nvidia/tritonserver:25.02-py3
 FROM ${TRITON_IMAGE}
 

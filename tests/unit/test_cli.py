@@ -12,7 +12,20 @@ from themis_triton.commands import run_command
 from themis_triton.daemon.lock import locked
 from themis_triton.settings import sample
 
-COMMANDS = ("run", "demo", "load", "validate", "init", "status", "down", "read-text")
+COMMANDS = (
+    "run",
+    "demo",
+    "load",
+    "plan",
+    "profile",
+    "simulate",
+    "probe",
+    "validate",
+    "init",
+    "status",
+    "down",
+    "read-text",
+)
 
 
 @pytest.fixture

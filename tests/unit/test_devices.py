@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from types import SimpleNamespace
 
 import psutil
@@ -64,3 +65,31 @@ def test_a_gpu_as_the_driver_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reading.process_memory_bytes == {7: 2048}
     monkeypatch.setattr(pynvml, "nvmlDeviceGetUtilizationRates", unsupported)
     assert read("gpu:2")[0].utilization is None
+
+
+def test_a_driver_that_hangs_is_left_alone_until_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, go = [], threading.Event()
+
+    def hang() -> None:
+        calls.append(1)
+        go.wait(10)
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+
+    async def scenario() -> None:
+        reader = DeviceReader(["gpu:0", "cpu:0"], SystemClock(), timeout_s=0.05)
+        for _ in range(2):
+            gpu, cpu = await reader.read_devices()
+            assert gpu.error == "device gpu:0: NVML has not answered for more than 0.05 s"
+            assert cpu.error is None
+        reader.close()
+        assert len(calls) == 1
+        go.set()
+        for _ in range(500):
+            gpu, _cpu = await reader.read_devices()
+            if len(calls) == 2:
+                break
+            await asyncio.sleep(0.01)
+        assert "GPU is lost" in str(gpu.error)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", hang)
+    asyncio.run(asyncio.wait_for(scenario(), 10))

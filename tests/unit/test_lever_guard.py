@@ -39,13 +39,18 @@ def test_what_is_trusted_or_proven_is_done(wanted: ModelState, levers: dict[str,
     assert guarded(wanted, levers, proven_only=proven_only) == (wanted, [])
 
 
-@pytest.mark.parametrize(
-    ("wanted", "lever"), [(ModelState(3, 4), "add_one"), (ModelState(1, 4), "remove_one"), (ModelState(2, 8), "rebatch")]
-)
+@pytest.mark.parametrize(("wanted", "lever"), [(ModelState(3, 4), "add_one"), (ModelState(1, 4), "remove_one")])
 def test_what_loses_requests_is_never_done_and_says_so(wanted: ModelState, lever: str) -> None:
     kept, said = guarded(wanted, SAFE | {lever: False}, proven_only=False)
     assert kept == NOW
     assert said == [f"{DETECTOR} on a: {lever} loses requests, as probed; it stays as it is"]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_counts_still_change_where_only_the_batching_is_refused(count: int) -> None:
+    kept, said = guarded(ModelState(count, 8), SAFE | {"rebatch": False}, proven_only=False)
+    assert kept == ModelState(count, 4)
+    assert said == [f"{DETECTOR} on a: rebatch loses requests, as probed; its batches stay as they are"]
 
 
 def test_what_was_not_probed_waits_where_proof_is_asked_for() -> None:

@@ -26,11 +26,13 @@ class EnvoyAdmin:
         await self._http.aclose()
 
     async def node_id(self) -> str | None:
-        """The node id of the Envoy that answers; None when nothing does. ServerError when something else answers."""
+        """The node id of the Envoy that answers; None when nothing listens. ServerError when it hangs or something else answers."""
         try:
             response = await self._http.get("/server_info")
-        except httpx.TransportError:
+        except httpx.ConnectError:
             return None
+        except httpx.TransportError as error:
+            raise self._silent("/server_info", error) from error
         try:
             return str(response.json()["node"].get("id", ""))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -61,5 +63,8 @@ class EnvoyAdmin:
             response.raise_for_status()
             answer: dict[str, Any] = json.loads(response.content)
         except (httpx.HTTPError, ValueError) as error:
-            raise ServerError(f"Envoy's admin address {self.address} did not answer {path}: {type(error).__name__} {error}") from error
+            raise self._silent(path, error) from error
         return answer
+
+    def _silent(self, path: str, error: Exception) -> ServerError:
+        return ServerError(f"Envoy's admin address {self.address} did not answer {path}: {type(error).__name__} {error}")

@@ -52,7 +52,7 @@ class EnvoyFiles:
 
         Raises:
             ServerError: Envoy refused a file (the message has its words; the file that was there before is put back), did not take it
-                up in time, or a host name cannot be resolved.
+                up in time, what listens at its admin address does not answer, or a host name cannot be resolved.
         """
         async with self._lock:
             if table == self._written:

@@ -34,6 +34,7 @@ class EnvoyProcess:
         self._start_timeout_s = start_timeout_s
         self._stop_timeout_s = stop_timeout_s
         self._admin = EnvoyAdmin(config.admin_address)
+        self._identity: ProcessId | None = None
 
     @property
     def log_file(self) -> Path:
@@ -51,7 +52,7 @@ class EnvoyProcess:
 
         Raises:
             MissingPartError: there is no `envoy` binary, an address is taken, or it is not managed and does not answer.
-            ServerError: Envoy refuses its files, or did not become ready; the message has its words.
+            ServerError: Envoy refuses its files, did not become ready (the message has its words), or its admin address hangs.
         """
         node = await self._admin.node_id()
         if node is not None and node != node_id(self._config.directory):
@@ -60,16 +61,23 @@ class EnvoyProcess:
             )
         if node is not None:
             await self._wait_ready(None)
-            return self.find()
+            return await self._known()
         if not self._config.managed:
             raise MissingPartError(
                 f"envoy.admin: no Envoy answers at {self._config.admin_address}; start it with "
                 f"`envoy -c {self._config.directory / BOOTSTRAP}`, or set envoy.managed: true"
             )
-        return await self._start()
+        self._identity = await self._start()
+        return self._identity
+
+    async def _known(self) -> ProcessId | None:
+        """The process found before while it lives: looking through all processes is slow."""
+        if self._identity is None or find_process(self._identity) is None:
+            self._identity = await asyncio.to_thread(self.find)
+        return self._identity
 
     def find(self) -> ProcessId | None:
-        """The Envoy that was started for this state directory and runs on these files."""
+        """The Envoy that was started for this state directory and runs on these files. Blocking."""
         bootstrap = str(self._config.directory / BOOTSTRAP)
         for process in owned_processes(self._state_directory):
             try:

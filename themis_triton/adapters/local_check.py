@@ -19,6 +19,7 @@ from themis_triton.core.config import EnvoyConfig, LaunchConfig, ThemisConfig
 from themis_triton.core.errors import MissingPartError
 
 _RUN_TIMEOUT_S = 30.0
+_DRIVER_TIMEOUT_S = 30.0
 
 
 async def check_launch(launch: LaunchConfig) -> list[Finding]:
@@ -83,7 +84,7 @@ async def check_devices(config: ThemisConfig) -> list[Finding]:
 
 
 async def _read_devices(named: dict[str, list[str]]) -> list[Finding]:
-    reader = DeviceReader(named, SystemClock())
+    reader = DeviceReader(named, SystemClock(), timeout_s=_DRIVER_TIMEOUT_S)
     try:
         readings = await reader.read_devices() if named else ()
     finally:

@@ -142,15 +142,22 @@ class LocalServers:
 
         Raises:
             LaunchFailedError: it ended, or was not ready in time (then it still runs, for the caller to stop); with the log's last lines.
+                One that was started again is stopped already.
         """
         deadline_s = asyncio.get_running_loop().time() + self._config.ready_timeout_s
-        for attempts_left in reversed(range(_PORT_ATTEMPTS)):
-            if await self._is_ready_before(server, deadline_s):
-                return replace(server, phase=Phase.WARMING)
-            if not attempts_left or _PORT_TAKEN not in self._files(server.name).log_tail(_PORT_TAKEN_LINES):
-                break
-            server = await self.launch(server.name, server.slot or "", server.models)
-        raise self._failed(server, "ended before it was ready")
+        return await self._wait_ready(server, deadline_s, _PORT_ATTEMPTS - 1)
+
+    async def _wait_ready(self, server: Server, deadline_s: float, attempts_left: int) -> Server:
+        if await self._is_ready_before(server, deadline_s):
+            return replace(server, phase=Phase.WARMING)
+        if not attempts_left or _PORT_TAKEN not in self._files(server.name).log_tail(_PORT_TAKEN_LINES):
+            raise self._failed(server, "ended before it was ready")
+        again = await self.launch(server.name, server.slot or "", server.models)
+        try:
+            return await self._wait_ready(again, deadline_s, attempts_left - 1)
+        except LaunchFailedError:
+            await self.stop(again)  # The caller knows only the process before it.
+            raise
 
     async def _is_ready_before(self, server: Server, deadline_s: float) -> bool:
         """True when ready, False when the process ended."""
@@ -215,7 +222,7 @@ class LocalServers:
         if not server.launched or server.process is None:
             raise ServerError(f"server {server.name} was not launched by Themis and is not stopped by it; stop it where it was started")
         await stop_process(server.process, self._config.stop_timeout_s)
-        if left := group_members(server.process):
+        if left := await asyncio.to_thread(group_members, server.process):
             raise ServerError(f"server {server.name}: processes {[process.pid for process in left]} do not end, not even by SIGKILL")
         await asyncio.to_thread(self._files(server.name).remove)
 

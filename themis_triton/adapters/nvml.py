@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterable
+from concurrent.futures import Future
 
 import psutil
 import pynvml
@@ -14,26 +15,50 @@ from themis_triton.ports import Clock
 
 
 class DeviceReader:
-    """Reads devices; blocking calls run in a thread. No driver, no such device: a reading with an error, never an exception.
+    """Reads devices; blocking calls run in a thread. No driver, no such device, no answer: a reading with an error, never an exception.
 
     Args:
         devices: `gpu:N`, N as NVML numbers them, and `cpu:N`.
         clock: stamps the readings.
+        timeout_s: how long the driver is waited for. Its very first call may take seconds, which matters to who reads only once.
     """
 
-    def __init__(self, devices: Iterable[str], clock: Clock) -> None:
+    def __init__(self, devices: Iterable[str], clock: Clock, *, timeout_s: float = 1.0) -> None:
         self._devices = tuple(dict.fromkeys(devices))
         self._clock = clock
-        self._lock = threading.Lock()
+        self._timeout_s = timeout_s
+        self._reading: Future[tuple[DeviceReading, ...]] | None = None
         self._initialised = False
 
     async def read_devices(self) -> tuple[DeviceReading, ...]:
-        """Each device once, in the order given."""
-        return await asyncio.to_thread(self._read_all)
+        """Each device once, in the order given; when the driver does not answer in time the GPUs have an error.
 
-    def _read_all(self) -> tuple[DeviceReading, ...]:
-        with self._lock:  # A reading that hangs in the driver must not be joined by the next one.
-            return tuple(self._read(device) for device in self._devices)
+        While a call hangs in the driver no other is made, and GPUs have an error at once.
+        """
+        if self._hangs():
+            return self._without_driver()
+        self._reading = Future()
+        # The thread is a daemon's: neither the event loop's end nor the interpreter's may wait for a driver that hangs.
+        threading.Thread(target=self._read_all, args=(self._reading,), daemon=True).start()
+        done, _ = await asyncio.wait([asyncio.wrap_future(self._reading)], timeout=self._timeout_s)
+        return done.pop().result() if done else self._without_driver()
+
+    def _hangs(self) -> bool:
+        return self._reading is not None and not self._reading.done()
+
+    def _without_driver(self) -> tuple[DeviceReading, ...]:
+        return tuple(self._silent(device) if device.startswith("gpu:") else self._read(device) for device in self._devices)
+
+    def _silent(self, device: str) -> DeviceReading:
+        return DeviceReading(
+            device, self._clock.now_s(), error=f"device {device}: NVML has not answered for more than {self._timeout_s:g} s"
+        )
+
+    def _read_all(self, reading: Future[tuple[DeviceReading, ...]]) -> None:
+        try:
+            reading.set_result(tuple(self._read(device) for device in self._devices))
+        except BaseException as error:  # noqa: BLE001 - raised again where the reading is awaited
+            reading.set_exception(error)
 
     def _read(self, device: str) -> DeviceReading:
         kind, _, index = device.partition(":")
@@ -57,11 +82,10 @@ class DeviceReader:
         return DeviceReading(device, at_s, int(memory.total), int(memory.free), _utilization(handle), _processes(handle))
 
     def close(self) -> None:
-        """Let go of the driver."""
-        with self._lock:
-            if self._initialised:
-                pynvml.nvmlShutdown()
-                self._initialised = False
+        """Let go of the driver, unless a call hangs in it."""
+        if self._initialised and not self._hangs():
+            pynvml.nvmlShutdown()
+            self._initialised = False
 
 
 def _utilization(handle: object) -> float | None:

@@ -91,10 +91,10 @@ def _reap(pid: int) -> None:
 
 
 async def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
-    """Wait, bounded, until the condition holds; False when the time-out came first."""
+    """Wait, bounded, until the condition, which runs in a thread, holds; False when the time-out came first."""
     loop = asyncio.get_running_loop()
     deadline_s = loop.time() + timeout_s
-    while not condition():
+    while not await asyncio.to_thread(condition):
         if loop.time() >= deadline_s:
             return False
         await asyncio.sleep(_POLL_S)
@@ -113,7 +113,7 @@ async def stop_process(identity: ProcessId, timeout_s: float) -> bool:
     if process is not None:
         _signal(process, signal.SIGTERM)
     in_time = await wait_until(lambda: find_process(identity) is None, timeout_s)
-    for straggler in group_members(identity):
+    for straggler in await asyncio.to_thread(group_members, identity):
         _signal(straggler, signal.SIGKILL)
     gone = await wait_until(lambda: not group_members(identity) and find_process(identity) is None, _KILL_WAIT_S)
     return in_time and gone
@@ -127,7 +127,7 @@ def _signal(process: psutil.Process, number: signal.Signals) -> None:
 
 
 def group_members(identity: ProcessId) -> list[psutil.Process]:
-    """Live processes in the group that the process leads; empty when its pid has been given to somebody else."""
+    """Live processes in the group that the process leads; empty when its pid has been given to somebody else. Blocking."""
     members = [process for process in psutil.process_iter() if _group_of(process.pid) == identity.pid and _runs(process)]
     return members if all(member.pid != identity.pid for member in members) or find_process(identity) else []
 

@@ -16,7 +16,7 @@ from themis_triton.core.errors import SettingsError
 from themis_triton.daemon.lock import locked
 from themis_triton.daemon.service import run_daemon
 from themis_triton.profile.stale import refuse_stale
-from themis_triton.settings import load_settings
+from themis_triton.settings import load_settings, load_whereabouts
 
 
 def run_command(path: Path) -> None:
@@ -35,9 +35,9 @@ def run_command(path: Path) -> None:
 
 def down_command(path: Path) -> None:
     """End what Themis started for these settings. MissingPartError when its daemon still runs: it would start servers again."""
-    config = load_settings(path)
-    with locked(config.state_directory):
-        ended = stop_everything(config.state_directory)
+    state = load_whereabouts(path).state_directory
+    with locked(state):
+        ended = stop_everything(state)
     Console().print(f"ended {len(ended)} processes" if ended else "nothing was running")
 
 

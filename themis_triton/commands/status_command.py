@@ -9,20 +9,17 @@ from typing import Any
 import httpx
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from themis_triton.core.errors import ServerError
-from themis_triton.settings import load_settings
+from themis_triton.settings import load_whereabouts
 
 EVENTS_SHOWN = 8
 
 
 def status_command(path: Path, *, as_json: bool) -> None:
-    """Ask the running sidecar. ServerError when it does not answer."""
-    address = load_settings(path).status.address
-    try:
-        status: dict[str, Any] = httpx.get(f"http://{address}/status", timeout=5.0, trust_env=False).json()
-    except httpx.HTTPError as error:
-        raise ServerError(f"no sidecar answers at {address} ({error}); start it with `themis run -c {path}`") from error
+    """Ask the running sidecar. ServerError when it does not answer, or something else answers there."""
+    status = _asked(path)
     console = Console()
     if as_json:
         console.file.write(json.dumps(status) + "\n")
@@ -30,17 +27,35 @@ def status_command(path: Path, *, as_json: bool) -> None:
     show(status, console)
 
 
+def _asked(path: Path) -> dict[str, Any]:
+    address = load_whereabouts(path).status_address
+    try:
+        response = httpx.get(f"http://{address}/status", timeout=5.0, trust_env=False)
+    except httpx.HTTPError as error:
+        raise ServerError(f"no sidecar answers at {address} ({error}); start it with `themis run -c {path}`") from error
+    try:
+        status = response.json()
+    except ValueError:
+        status = None
+    if not isinstance(status, dict) or "policy" not in status:
+        raise ServerError(
+            f"{path}: status.address: what answers at {address} is no sidecar (HTTP {response.status_code}, "
+            f"{response.text[:80]!r}); name the address of the running one"
+        )
+    return status
+
+
 def show(status: dict[str, Any], console: Console) -> None:
     """The status for people: what it does and why, the servers, the last changes."""
-    console.print(f"[bold]{status['policy']}[/bold], {status['mode']}; {status['sentence']}", soft_wrap=True)
+    console.print(Text.assemble((status["policy"], "bold"), f", {status['mode']}; {status['sentence']}"), soft_wrap=True)
     console.print(_pipelines(status))
     console.print(_servers(status))
     for source, why in status.get("stale", {}).items():
-        console.print(f"stale: {source}: {why}", style="yellow", soft_wrap=True)
+        console.print(f"stale: {source}: {why}", style="yellow", markup=False, soft_wrap=True)
     if status.get("routes_unwritten"):
-        console.print(f"routes not written: {status['routes_unwritten']}", style="red", soft_wrap=True)
+        console.print(f"routes not written: {status['routes_unwritten']}", style="red", markup=False, soft_wrap=True)
     for event in status["events"][-EVENTS_SHOWN:]:
-        console.print(f"{event['decision_id']}  {event['sentence']}", soft_wrap=True, highlight=False)
+        console.print(f"{event['decision_id']}  {event['sentence']}", markup=False, soft_wrap=True, highlight=False)
 
 
 def _pipelines(status: dict[str, Any]) -> Table:

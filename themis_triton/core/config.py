@@ -183,6 +183,7 @@ class PolicyConfig:
     vertical_hold_s: float = 10.0
     scale_in_hold_s: float = 20.0
     survivor_margin_fraction: float = 0.1
+    surge_factor: float = 1.6
     queueing: QueueingModel = QueueingModel.TRITON
     max_stale_s: float = 3.0
     retry_backoff_s: float = 2.0

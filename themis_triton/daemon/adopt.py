@@ -56,8 +56,10 @@ async def _launched(parts: Parts) -> list[Action]:
     remembered = {server.name: server for server in parts.journal.load_servers()}
     orphans = {server.name: server for server in await asyncio.to_thread(find_orphans, parts.config.state_directory)}
     slots = {slot.name for slot in parts.config.launch.slots} if parts.config.launch is not None else set()
+    # A server that was started again on other ports is an orphan under the name of a process that is gone.
+    known = {name: server for name, server in remembered.items() if name not in orphans or await parts.launcher.is_alive(server)}
     unfinished = []
-    for name, server in sorted((orphans | remembered).items()):
+    for name, server in sorted((orphans | known).items()):
         if not await parts.launcher.is_alive(server):
             log.warning("server_gone", server=name)
             await parts.launcher.stop(server)

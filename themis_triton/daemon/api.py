@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 
 from aiohttp import web
 
 from themis_triton.adapters.exporter import Exporter
 from themis_triton.core.errors import MissingPartError
 from themis_triton.daemon.status import StatusBoard
+from themis_triton.ports import Clock
 
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
 @asynccontextmanager
-async def serving(address: str, board: StatusBoard, exporter: Exporter) -> AsyncIterator[None]:
-    """Answer `/status`, `/metrics` and `/healthz` at `host:port`. Raises MissingPartError when the address is taken."""
+async def serving(address: str, board: StatusBoard, exporter: Exporter, clock: Clock) -> AsyncIterator[None]:
+    """Answer `/status`, `/metrics` and `/healthz` at `host:port`; `/healthz` is 503 when the last good tick is long ago.
+
+    Raises:
+        MissingPartError: the address is taken.
+    """
 
     async def status(_: web.Request) -> web.Response:
         return web.json_response(board.as_plain())
@@ -25,7 +31,10 @@ async def serving(address: str, board: StatusBoard, exporter: Exporter) -> Async
         return web.Response(body=exporter.text(), headers={"Content-Type": PROMETHEUS_TEXT})
 
     async def healthz(_: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
+        now_s = clock.now_s()
+        if board.is_live(now_s):
+            return web.Response(text="ok\n")
+        return web.Response(status=HTTPStatus.SERVICE_UNAVAILABLE, text=f"no good tick for {board.silent_s(now_s):.1f} s; see the log\n")
 
     app = web.Application()
     app.add_routes([web.get("/status", status), web.get("/metrics", metrics), web.get("/healthz", healthz)])

@@ -1,4 +1,4 @@
-"""One daemon a state directory."""
+"""One process a directory: a daemon its state directory, a demo its folder."""
 
 from __future__ import annotations
 
@@ -10,23 +10,28 @@ from pathlib import Path
 
 from themis_triton.core.errors import MissingPartError
 
+LOCK_FILE = "themis.lock"
+
 
 @contextmanager
-def locked(state_directory: Path) -> Iterator[None]:
-    """Hold the directory's lock. MissingPartError names the pid that holds it already, or why the directory cannot be written."""
-    path = state_directory / "themis.lock"
+def locked(directory: Path, named: str = "state_directory") -> Iterator[None]:
+    """Hold the directory's lock; `named` is the key or flag that names it.
+
+    MissingPartError tells the pid that holds it already, or why the directory cannot be written.
+    """
+    path = directory / LOCK_FILE
     try:
-        state_directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
         handle = path.open("a+")
     except OSError as error:
-        raise MissingPartError(f"state_directory: {state_directory} cannot be written ({error.strerror})") from error
+        raise MissingPartError(f"{named}: {directory} cannot be written ({error.strerror})") from error
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             handle.seek(0)
             raise MissingPartError(
-                f"state_directory: {state_directory} is in use by the daemon with pid {handle.read().strip()}; "
+                f"{named}: {directory} is in use by the process with pid {handle.read().strip()}; "
                 "stop it, or give this one a directory of its own"
             ) from error
         handle.truncate(0)

@@ -42,7 +42,7 @@ async def run_daemon(config: ThemisConfig) -> None:
             await warming
             board = StatusBoard(config, parts.clock.now_s())
             exporter = Exporter()
-            async with serving(config.status.address, board, exporter):
+            async with serving(config.status.address, board, exporter, parts.clock):
                 log.info("started", mode=config.mode.value, policy=config.policy.name.value, status=config.status.address)
                 await _scheduled(_Loop(parts, build_rules(config), board, exporter), stop)
     log.info("stopped", servers="left serving")

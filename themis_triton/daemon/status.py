@@ -14,6 +14,8 @@ from themis_triton.core.record import TickRecord, sentence
 from themis_triton.daemon.account import Account
 
 EVENTS_KEPT = 50
+SILENT_AT_LEAST_S = 10.0
+SILENT_TICKS = 10
 
 
 @dataclass(slots=True)
@@ -38,6 +40,14 @@ class StatusBoard:
             self.events.append(
                 {"at_s": record.snapshot.at_s, "decision_id": record.decision.id, "kinds": kinds, "sentence": sentence(record)}
             )
+
+    def silent_s(self, now_s: float) -> float:
+        """Seconds since the last good tick, or since the start when there was none yet."""
+        return now_s - (self.record.snapshot.at_s if self.record is not None else self.started_at_s)
+
+    def is_live(self, now_s: float) -> bool:
+        """Whether the last good tick is recent: at most ten tick intervals ago, and 10 s are always allowed."""
+        return self.silent_s(now_s) <= max(SILENT_AT_LEAST_S, SILENT_TICKS * self.config.policy.tick_s)
 
     def as_plain(self) -> dict[str, Any]:
         """The whole status."""

@@ -21,7 +21,7 @@ def propose(memory: PipelineMemory, view: PipelineView) -> Judged:
     vertical = view.vertical(fast, servers) if servers else None
     instances, release, memory = _held_instances(memory, view, vertical, fast)
     joint = view.joint(slow)
-    wanted = _servers_wanted(view, vertical, joint)
+    wanted = max(_servers_wanted(view, vertical, joint), _servers_for_a_surge(view, slow))
     launch = max(0, wanted - servers - len(view.coming))
     memory, retire, why = _scale_in(memory, view, wanted)
     if retire is not None:
@@ -72,6 +72,13 @@ def _servers_wanted(view: PipelineView, vertical: VerticalPlan | None, joint: Ch
     if vertical is not None and not vertical.feasible:
         wanted = max(wanted, len(view.ready) + (vertical.servers_missing or 1))
     return max(1, min(wanted, most))
+
+
+def _servers_for_a_surge(view: PipelineView, slow: Demand) -> int:
+    """The fewest servers whose instances alone could carry `surge_factor` times the slow demand: the fast loop needs room to act in."""
+    surge = replace(slow, rate_rps=slow.rate_rps * view.rules.config.policy.surge_factor)
+    most = view.rules.max_servers
+    return next((servers for servers in range(1, most) if view.vertical(surge, servers).feasible), most)
 
 
 def _scale_in(memory: PipelineMemory, view: PipelineView, wanted: int) -> tuple[PipelineMemory, str | None, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import signal
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,13 +14,14 @@ from rich.console import Console
 
 from themis_triton.core.config import PolicyName
 from themis_triton.core.fleet import Phase
+from themis_triton.demo.folder import own_folder
 from themis_triton.demo.frame import DemoFrame, DemoServer, DemoSummary
-from themis_triton.demo.stage import DemoStage, staged
+from themis_triton.demo.stage import DemoStage, check_pipeline, staged
 from themis_triton.demo.view import LiveView, summary_table
 from themis_triton.load.options import LoadOptions, PipelineLoad
 from themis_triton.load.process import LoadProcess
 from themis_triton.load.results import LoadReport, SecondStats
-from themis_triton.load.traces import TraceOptions
+from themis_triton.load.traces import TraceOptions, load_trace
 from themis_triton.report.pictures import draw_run
 from themis_triton.report.series import EventKind, RunEvent, RunSeries
 
@@ -60,8 +60,16 @@ class _Seen:
 
 
 def run_demo(options: DemoOptions) -> DemoSummary:
-    """Run it; Ctrl-C or SIGTERM ends it early with everything stopped (KeyboardInterrupt)."""
-    return asyncio.run(_interruptible(options))
+    """Run it; Ctrl-C or SIGTERM ends it early with everything stopped (KeyboardInterrupt).
+
+    Raises:
+        SettingsError: no such pipeline, no such trace, or a folder that holds anything but an earlier demo; nothing is touched then.
+        MissingPartError: another demo runs in the folder.
+    """
+    check_pipeline(options.pipeline)
+    load_trace(options.trace, options.seed)
+    with own_folder(options.directory.resolve()):
+        return asyncio.run(_interruptible(options))
 
 
 async def _interruptible(options: DemoOptions) -> DemoSummary:
@@ -85,8 +93,7 @@ async def _interruptible(options: DemoOptions) -> DemoSummary:
 async def _run(options: DemoOptions) -> DemoSummary:
     console = Console(stderr=options.as_json)
     directory = options.directory.resolve()
-    await asyncio.to_thread(_emptied, directory)
-    console.print(f"Starting Triton, Envoy and Themis ({options.policy.value}); files and logs in {directory}")
+    console.print(f"Starting Triton, Envoy and Themis ({options.policy.value}); files and logs in {directory}", markup=False)
     async with staged(directory, options.pipeline, options.policy) as stage:
         seen, before, report = await _loaded(stage, options, console, directory)
     summary = _summary(options, stage, seen, before, report)
@@ -97,15 +104,8 @@ async def _run(options: DemoOptions) -> DemoSummary:
     (directory / "summary.json").write_text(summary.json_line() + "\n")
     (directory / "series.json").write_text(json.dumps(asdict(series), default=str) + "\n")
     console.print(summary_table(summary))
-    console.print(f"Picture: {picture}")
+    console.print(f"Picture: {picture}", markup=False)
     return summary
-
-
-def _emptied(directory: Path) -> None:
-    """The demo's own folder, without what an earlier run left; a folder that holds anything else is not touched."""
-    for name in ("state", "adopted"):
-        shutil.rmtree(directory / name, ignore_errors=True)
-    directory.mkdir(parents=True, exist_ok=True)
 
 
 async def _loaded(stage: DemoStage, options: DemoOptions, console: Console, directory: Path) -> tuple[_Seen, dict[str, Any], LoadReport]:
@@ -114,13 +114,22 @@ async def _loaded(stage: DemoStage, options: DemoOptions, console: Console, dire
     seen = _Seen()
     sending = LoadOptions(stage.grpc_address, (load,), options.seed, out=directory / "requests.npz")
     async with httpx.AsyncClient(trust_env=False, timeout=2.0) as client, LoadProcess(sending) as process:
-        before = (await client.get(stage.status_url)).json()
+        before = status = (await client.get(stage.status_url)).json()
         with LiveView(console) as view:
             async for second in process.seconds():
-                status = (await client.get(stage.status_url)).json()
+                status = await _status_or(status, client, stage.status_url)
                 seen.take(second, status)
                 view.update(_frame(second, status, seen, process.duration_s, stage))
         return seen, before["account"], process.report
+
+
+async def _status_or(last: dict[str, Any], client: httpx.AsyncClient, url: str) -> dict[str, Any]:
+    """The sidecar's status; the last one where it does not answer in time: a busy machine must not end the demo."""
+    try:
+        status: dict[str, Any] = (await client.get(url)).json()
+    except httpx.HTTPError:
+        return last
+    return status
 
 
 def _frame(second: SecondStats, status: dict[str, Any], seen: _Seen, duration_s: int, stage: DemoStage) -> DemoFrame:

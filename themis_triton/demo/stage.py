@@ -18,8 +18,9 @@ from themis_triton.adapters.local_servers import LocalServers, free_ports
 from themis_triton.adapters.processes import OWNER_VARIABLE, find_process, owner_mark, spawn, stop_everything, stop_process
 from themis_triton.adapters.server_files import ServerFiles
 from themis_triton.core.config import DeviceSlot, LaunchConfig, PipelineConfig, PolicyName, ThemisConfig
-from themis_triton.core.errors import LaunchFailedError, ServerError
+from themis_triton.core.errors import LaunchFailedError, ServerError, SettingsError
 from themis_triton.core.fleet import ModelState, ProcessId, Server
+from themis_triton.demo.folder import STATES, STOP_TIMEOUT_S
 from themis_triton.settings import load_settings
 from themis_triton.settings.shipped import shipped
 
@@ -27,7 +28,6 @@ FIRST_SLOT = "cpu:0"
 SPARE_SLOTS = ("cpu:1", "cpu:2", "cpu:3")
 STATUS_TIMEOUT_S = 240.0  # the first start on a machine compiles the solver
 POLL_S = 0.1
-STOP_TIMEOUT_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class DemoStage:
 @asynccontextmanager
 async def staged(directory: Path, pipeline: str, policy: PolicyName) -> AsyncIterator[DemoStage]:
     """Start Triton, sidecar and Envoy in a folder; on exit, however it comes, no process of theirs is left."""
-    first_state, state = directory / "adopted", directory / "state"
+    first_state, state = (directory / name for name in STATES)
     try:
         first = await _first_server(first_state, pipeline)
         settings, addresses = _settings(directory, first, first_state, policy, pipeline)
@@ -59,6 +59,13 @@ async def staged(directory: Path, pipeline: str, policy: PolicyName) -> AsyncIte
         # The adopted server's mark is the daemon's too: it goes first, so that nothing is launched any more.
         for owner in (first_state, state):
             await asyncio.shield(asyncio.to_thread(stop_everything, owner, STOP_TIMEOUT_S))
+
+
+def check_pipeline(name: str) -> None:
+    """SettingsError names the sample's pipelines when `name` is none of them."""
+    known = _sample_sections()["pipelines"]
+    if name not in known:
+        raise SettingsError(f"--pipeline {name}: no such pipeline; allowed are {', '.join(known)}")
 
 
 def _sample_sections() -> dict[str, Any]:

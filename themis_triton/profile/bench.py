@@ -32,6 +32,7 @@ from themis_triton.profile.identity import model_config
 from themis_triton.profile.trace import Tracer, trace_arguments
 
 _STUB_TIMEOUT_S = 10.0
+_DRIVER_TIMEOUT_S = 30.0
 SERVER_NAME = "profile"
 
 
@@ -81,7 +82,7 @@ class Bench:
         members = await asyncio.to_thread(group_members, self.server.process)
         if not self.server.device.startswith("gpu"):
             return sum(_resident_bytes(member) for member in members)
-        reader = DeviceReader([self.server.device], SystemClock())
+        reader = DeviceReader([self.server.device], SystemClock(), timeout_s=_DRIVER_TIMEOUT_S)
         try:
             reading = (await reader.read_devices())[0]
         finally:

@@ -230,6 +230,9 @@ class PolicySettings(Section):
     survivor_margin_fraction: float = Field(
         default=_POLICY.survivor_margin_fraction, ge=0, description="margin above the recent peak that the survivors must carry"
     )
+    surge_factor: float = Field(
+        default=_POLICY.surge_factor, ge=1, description="servers are kept so that their instances alone could carry so many times the rate"
+    )
     queueing: Annotated[QueueingModel, Field(strict=False)] = Field(
         default=_POLICY.queueing, description="how the wait before a batch starts is predicted"
     )

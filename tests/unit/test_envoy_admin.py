@@ -1,0 +1,98 @@
+"""What counts as an Envoy that runs, and how often its process is looked for."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from aiohttp import web
+
+from themis_triton.adapters import envoy_admin, envoy_process
+from themis_triton.adapters.envoy_admin import EnvoyAdmin
+from themis_triton.adapters.envoy_files import EnvoyFiles
+from themis_triton.adapters.envoy_process import EnvoyProcess
+from themis_triton.adapters.local_servers import free_ports
+from themis_triton.adapters.processes import OWNER_VARIABLE, find_process, owned_processes, owner_mark, spawn, stop_process
+from themis_triton.core.config import EnvoyConfig
+from themis_triton.core.errors import ServerError
+from themis_triton.core.routes import RouteTable
+from themis_triton.plan.envoy import BOOTSTRAP, node_id
+
+
+def configured(directory: Path, admin_port: int) -> EnvoyConfig:
+    return EnvoyConfig("127.0.0.1:1", "127.0.0.1:2", f"127.0.0.1:{admin_port}", directory)
+
+
+@asynccontextmanager
+async def answering(node: str) -> AsyncIterator[int]:
+    """What Envoy's admin address tells of an Envoy that is ready."""
+    app = web.Application()
+
+    async def info(_: web.Request) -> web.Response:
+        return web.json_response({"node": {"id": node}})
+
+    async def ready(_: web.Request) -> web.Response:
+        return web.Response(text="LIVE")
+
+    app.add_routes([web.get("/server_info", info), web.get("/ready", ready)])
+    runner = web.AppRunner(app)
+    await runner.setup()
+    (port,) = free_ports(1)
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    yield port
+    await runner.cleanup()
+
+
+def test_where_nothing_listens_no_envoy_runs() -> None:
+    async def scenario() -> None:
+        admin = EnvoyAdmin(f"127.0.0.1:{free_ports(1)[0]}")
+        assert await admin.node_id() is None
+        await admin.close()
+
+    asyncio.run(scenario())
+
+
+def test_files_are_not_written_past_an_envoy_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            port = silent.getsockname()[1]
+            files = EnvoyFiles(configured(tmp_path, port))
+            with pytest.raises(ServerError, match=rf"127\.0\.0\.1:{port} did not answer /server_info: ReadTimeout"):
+                await files.write(RouteTable({}, ()))
+            await files.close()
+
+    monkeypatch.setattr(envoy_admin, "_TIMEOUT_S", 0.1)
+    asyncio.run(scenario())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_processes_are_looked_through_only_when_envoy_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+
+    def look(state_directory: Path) -> list[psutil.Process]:
+        looks.append(state_directory)
+        return owned_processes(state_directory)
+
+    async def scenario() -> None:
+        command = ["/bin/sh", "-c", "sleep 30; :", str(tmp_path / BOOTSTRAP)]
+        first = spawn(command, {**os.environ, OWNER_VARIABLE: owner_mark(tmp_path)}, tmp_path / "log")
+        async with answering(node_id(tmp_path)) as port:
+            envoy = EnvoyProcess(configured(tmp_path, port), tmp_path)
+            try:
+                assert await envoy.ensure() == await envoy.ensure() == first
+                assert len(looks) == 1
+            finally:
+                await stop_process(first, 5.0)
+            assert find_process(first) is None
+            assert await envoy.ensure() is None
+            assert len(looks) == 2
+            await envoy.close()
+
+    monkeypatch.setattr(envoy_process, "owned_processes", look)
+    asyncio.run(scenario())
