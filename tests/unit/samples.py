@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from themis_triton.core.action import Action, ActionKind, Plan
@@ -48,8 +49,9 @@ def config(
     memory_bytes: int = 0,
     slot_memory_bytes: int | None = None,
     mode: Mode = Mode.ACTIVE,
+    surge_factor: float = 1.0,
 ) -> ThemisConfig:
-    """The video pipeline on CPU slots `cpu:0`, `cpu:1`…; no launch section for no slots."""
+    """The video pipeline on CPU slots `cpu:0`, `cpu:1`…; no launch section for no slots. No room is kept for a surge unless asked."""
     names = [f"cpu:{number}" for number in range(slots)]
     models = (
         model(DETECTOR, table(4.0, 8.0, 4.0, 20.0), memory_bytes),
@@ -62,7 +64,7 @@ def config(
         servers=(),
         envoy=EnvoyConfig("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3", Path("envoy")),
         launch=LaunchConfig(tuple(DeviceSlot(n, n, slot_memory_bytes) for n in names), Path("models")) if slots else None,
-        policy=policy or PolicyConfig(),
+        policy=replace(policy or PolicyConfig(), surge_factor=surge_factor),
         mode=mode,
     )
 

@@ -140,6 +140,13 @@ def test_what_instances_cannot_carry_is_launched_at_once() -> None:
     assert evidence.capacity_rps < evidence.demand_fast_rps
 
 
+def test_servers_are_kept_so_that_instances_alone_could_carry_a_surge() -> None:
+    seen = Situation(snapshot((server("a", (4, 2)),)), estimate(35.0))
+    wanted = [once(config(surge_factor=factor), seen).evidence[0].servers_wanted for factor in (1.0, 2.0, 4.0)]
+    assert wanted[0] == 1
+    assert wanted[0] < wanted[1] < wanted[2]
+
+
 def test_servers_on_their_way_are_counted() -> None:
     ready = server("a", max_batch=1, slot="cpu:0")
     first = target(once(config(), Situation(snapshot([ready]), estimate(120.0))))
