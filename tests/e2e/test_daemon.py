@@ -91,7 +91,7 @@ def test_killed_in_a_surge_and_started_again_adopts_what_it_launched(launch: Lau
 
 
 def test_a_server_killed_under_load_is_replaced(launch: Launch, tmp_path: Path) -> None:
-    with beside(launch, tmp_path, slots=("cpu:1", "cpu:2")) as sidecar:
+    with beside(launch, tmp_path, slots=("cpu:1", "cpu:2"), policy={"surge_factor": 4.0}) as sidecar:
 
         async def scenario() -> None:
             await sidecar.start()
