@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from themis_triton.core.fleet import ModelState
-from themis_triton.sim.engine import Layout, Simulation
+from themis_triton.sim.engine import Simulation
+from themis_triton.sim.layout import Layout
 from themis_triton.sim.world import Dispatcher, ServiceNoise, Sharing, SimWorld
 from themis_triton.solver.surface import FloatArray
 

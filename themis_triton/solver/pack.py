@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from themis_triton.core.config import QueueingModel
 from themis_triton.core.errors import SolverError
 from themis_triton.solver.problem import ChainProblem, Placement, StageProblem, ThroughputRule
 from themis_triton.solver.queueing import gather_table, queueing_code, stage_tail
@@ -101,7 +100,7 @@ def _build(problem: ChainProblem) -> _Arrays:
     latency = np.stack([stage.surface.extended(largest, columns)[:largest, :columns] for stage in stages])
     if problem.throughput is ThroughputRule.INSTANCES:
         latency = np.maximum.accumulate(latency, axis=2)  # a busier device is never faster: noise must not be planned on
-    if problem.queueing is QueueingModel.TRITON:
+    if problem.queueing.predicts_busy:
         latency = np.maximum.accumulate(latency, axis=1)  # nor a larger batch: waits must grow with the rate
     allowed = np.array([[b <= stage.max_batch for b in range(1, largest + 1)] for stage in stages])
     ints = np.array([[stage.min_instances, stage.max_instances, 1, 1] for stage in stages], dtype=np.int64)

@@ -20,15 +20,19 @@ from themis_triton.solver.surface import FloatArray, IntArray
 
 @dataclass(frozen=True, slots=True)
 class PoolMember:
-    """A pipeline and what a request/s of it that is not carried weighs."""
+    """A pipeline, what a request/s of it that is not carried weighs, and how many devices it has beside the pool."""
 
     problem: ChainProblem
     weight: float = 1.0
+    own_devices: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class PoolPlan:
-    """The split, in the members' order. `lost_rps` is the demand above what the plan carries inside the SLO; `loss` weighs it."""
+    """The split, in the members' order: plans on the devices of the pool and their own; `devices` counts those of the pool.
+
+    `lost_rps` is the demand above what the plan carries inside the SLO; `loss` weighs it.
+    """
 
     plans: tuple[ChainPlan, ...]
     devices: tuple[int, ...]
@@ -48,19 +52,19 @@ def frontier(problem: ChainProblem, most: int) -> list[float]:
 def solve_pool(members: Sequence[PoolMember], devices: int) -> PoolPlan:
     """Divide `devices` equal devices among the pipelines: least weighted loss, then least cost, and never more than there are.
 
-    A server takes one device. Where all SLOs can be met the loss is 0 and the costs decide.
+    A server takes one device, of the pool or of the member's own. Where all SLOs can be met the loss is 0 and the costs decide.
     """
     if devices < 0 or not members:
         raise SolverError(f"{len(members)} pipelines on {devices} devices; allowed are at least one pipeline and 0 devices")
-    costs = [frontier(member.problem, devices) for member in members]
+    costs = [frontier(member.problem, devices + member.own_devices)[member.own_devices :] for member in members]
     needs = [next((n for n, cost in enumerate(row) if cost < math.inf), devices + 1) for row in costs]
     carried = [_all_carried(member, row) for member, row in zip(members, costs, strict=True)]
     if sum(needs) > devices:
-        carried = [_carried(member.problem, need, devices) for member, need in zip(members, needs, strict=True)]
+        carried = [_carried(member, need, devices) for member, need in zip(members, needs, strict=True)]
     lost = [[max(0.0, member.problem.demand_rps - rps) for rps in row] for member, row in zip(members, carried, strict=True)]
     loss = np.array([[member.weight * rps for rps in row] for member, row in zip(members, lost, strict=True)])
     split = split_devices(loss, np.where(np.isfinite(costs), costs, 0.0)).tolist()
-    plans = [_plan(member.problem, n, need, row[n]) for member, n, need, row in zip(members, split, needs, carried, strict=True)]
+    plans = [_plan(member, n, need, row[n]) for member, n, need, row in zip(members, split, needs, carried, strict=True)]
     lost_rps = tuple(row[n] for row, n in zip(lost, split, strict=True))
     return PoolPlan(
         tuple(plans), tuple(split), lost_rps, math.fsum(loss[p, n] for p, n in enumerate(split)), sum(plan.cost for plan in plans)
@@ -99,21 +103,23 @@ def _all_carried(member: PoolMember, costs: Sequence[float]) -> list[float]:
     return [member.problem.demand_rps if cost < math.inf else -1.0 for cost in costs]
 
 
-def _carried(problem: ChainProblem, need: int, devices: int) -> list[float]:
-    """Largest demand with 0..devices devices; the whole demand from `need` on."""
-    carried = [0.0]
-    for n in range(1, devices + 1):
-        short = n < need and n <= problem.max_servers
-        carried.append(largest_demand(_bounded(problem, n), None) if short else (problem.demand_rps if n >= need else carried[-1]))
-    return carried
+def _carried(member: PoolMember, need: int, devices: int) -> list[float]:
+    """Largest demand with 0..devices devices of the pool; the whole demand from `need` on."""
+    problem, carried = member.problem, [0.0]
+    for n in range(devices + 1):
+        held = n + member.own_devices
+        short = n < need and 0 < held <= problem.max_servers
+        carried.append(largest_demand(_bounded(problem, held), None) if short else (problem.demand_rps if n >= need else carried[-1]))
+    return carried[1:]
 
 
-def _plan(problem: ChainProblem, devices: int, need: int, carried_rps: float) -> ChainPlan:
+def _plan(member: PoolMember, n: int, need: int, carried_rps: float) -> ChainPlan:
+    problem, devices = member.problem, n + member.own_devices
     if devices == 0:
         stages = tuple(StagePlan(stage.name, 0, 0, 0, 0.0, 0.0, 0.0) for stage in problem.stages)
         return ChainPlan(feasible=False, stages=stages, cost=0.0, predicted_p99_ms=0.0, capacity_rps=0.0, binding=Binding.DEVICES)
     bounded = _bounded(problem, devices)
-    if devices >= need:
+    if n >= need:
         return solve_joint(bounded)
     plan = solve_joint(replace(bounded, demand_rps=max(0.0, carried_rps)))
     return replace(plan, feasible=False, binding=Binding.DEVICES)

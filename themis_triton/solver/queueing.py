@@ -14,7 +14,7 @@ from themis_triton.core.config import QueueingModel
 from themis_triton.solver.jit import kernel
 from themis_triton.solver.surface import FloatArray
 
-TRITON, PAPER_FORM = 0, 1
+TRITON, PAPER_FORM, CENTRAL = 0, 1, 2
 SLO, RATE_GROWING, RATE_FALLING, WANTED, TAIL, MEMORY_LIMIT, DISPERSION, SIGMAS, EXTRA = 0, 1, 2, 3, 4, 5, 6, 7, 8  # of Chain.rate
 BUSY_SIGMAS = 2.0  # deviations of the number of busy instances that a request at the percentile meets
 TAIL_MARGIN = 0.8
@@ -36,16 +36,18 @@ def stage_tail(percentile: float, stages: int) -> float:
 
 def queueing_code(model: QueueingModel) -> int:
     """The kernels' name of a model; the paper's forms differ only in their table."""
-    return TRITON if model is QueueingModel.TRITON else PAPER_FORM
+    return {QueueingModel.TRITON: TRITON, QueueingModel.CENTRAL: CENTRAL}.get(model, PAPER_FORM)
 
 
 def gather_table(model: QueueingModel, percentile: float, max_batch: int) -> FloatArray:
     """Time to gather a batch of 1..max_batch in units of the mean gap between arrivals; float64[max_batch].
 
-    CONSTANT: `b − 1`. EXPONENTIAL: `(b − 1)·(−ln(1 − p))`. GAMMA, and TRITON's queue delay: the p-quantile of the b − 1 gaps' sum.
+    SHARE: 0. CONSTANT: `b − 1`. EXPONENTIAL: `(b − 1)·(−ln(1 − p))`. GAMMA, and other queue delays: the p-quantile of the b − 1 gaps' sum.
     """
     tail = 1 - percentile / 100
     extra = np.arange(max_batch, dtype=np.float64)
+    if model is QueueingModel.SHARE:
+        return np.zeros(max_batch)
     if model is QueueingModel.CONSTANT:
         return extra
     if model is QueueingModel.EXPONENTIAL:

@@ -131,14 +131,14 @@ def memory_fits(problem: ChainProblem, choices: Sequence[Choice]) -> bool:
 def latency_ms(problem: ChainProblem, stage: StageProblem, batch: int, column: int) -> float:
     """The surface, extended; instances are never faster on a busier device, nor with Triton's waits a larger batch than a smaller."""
     values = stage.surface.extended(batch, column)
-    batches = values[:batch] if problem.queueing is QueueingModel.TRITON else values[batch - 1 : batch]
+    batches = values[:batch] if problem.queueing.predicts_busy else values[batch - 1 : batch]
     busy = batches[:, :column] if problem.throughput is ThroughputRule.INSTANCES else batches[:, column - 1 : column]
     return float(busy.max())
 
 
 def busy_columns(problem: ChainProblem, s: int, servers: int, full: int, batch: int) -> tuple[float, int]:
     """The columns (usual, busy) for the times: with Triton's waits those that the rate keeps busy usually and at the percentile."""
-    if problem.throughput is ThroughputRule.CORES or problem.queueing is not QueueingModel.TRITON:
+    if problem.throughput is ThroughputRule.CORES or not problem.queueing.predicts_busy:
         return full, full
     members = problem.stages if problem.placement is Placement.COLOCATED else problem.stages[s : s + 1]
     total, elsewhere = full - problem.busy_elsewhere, problem.busy_elsewhere
@@ -193,13 +193,14 @@ def stage_times(problem: ChainProblem, stage: StageProblem, choice: Choice, usua
     rate = problem.demand_rps * stage.demand_ratio
     gaps = float(queueing.gather_table(problem.queueing, problem.percentile, choice.batch)[choice.batch - 1])
     comes = rate > queueing.NO_RATE_RPS
-    if problem.queueing is not QueueingModel.TRITON:
+    if not problem.queueing.predicts_busy:
         wait = float(math.ceil(gaps * 1000 / rate - TOLERANCE)) if comes and gaps > 0 else 0.0
         return latency_ms(problem, stage, choice.batch, busy), wait
     delayed = stage.max_queue_delay_ms > 0 and choice.batch > 1
     held = stage.max_queue_delay_ms if delayed else 0.0
-    delay = min(held, gaps * 1000 * choice.servers / rate) if delayed and comes else 0.0
-    wait, size = triton_wait(problem, stage, choice, usual, rate / choice.servers / 1000, held)
+    queues = 1 if problem.queueing is QueueingModel.CENTRAL else choice.servers
+    delay = min(held, gaps * 1000 * queues / rate) if delayed and comes else 0.0
+    wait, size = triton_wait(problem, stage, choice, usual, rate / queues / 1000, held)
     low, part = math.floor(size), size - math.floor(size)
     service = latency_ms(problem, stage, low, busy)
     return service + (part * (latency_ms(problem, stage, low + 1, busy) - service) if part > 0 else 0.0), wait + delay
@@ -211,6 +212,9 @@ def triton_wait(
     """(wait ms, mean size of the request's own batch) with work-conserving batches; see `queueing.triton_wait`."""
     tail, batch = queueing.stage_tail(problem.percentile, len(problem.stages)), choice.batch
     workers = 1 if problem.throughput is ThroughputRule.CORES else choice.instances
+    queues = choice.servers
+    if problem.queueing is QueueingModel.CENTRAL:
+        workers, queues = workers * queues, 1
     by_batch = [between(problem, stage, b, usual) for b in range(1, batch + 1)]
     theta = decay(rate_per_ms * by_batch[-1], workers * batch)
     if theta <= 0:
@@ -219,7 +223,7 @@ def triton_wait(
     pressed, wait = all_busy_probability(workers, rate_per_ms * by_batch[0]), 0.0
     if pressed > tail:
         wait = by_batch[typical - 1] * (1 - (tail / pressed) ** (1 / min(workers, queueing.INDEPENDENT_ENDS)))
-        rounds = math.log(math.sqrt(pressed) / tail) * problem.dispersion / (theta * batch * choice.servers)
+        rounds = math.log(math.sqrt(pressed) / tail) * problem.dispersion / (theta * batch * queues)
         wait += max(0.0, rounds) * by_batch[-1] / workers
     arrivals = rate_per_ms * (wait + held_ms)
     return wait, min(float(batch), 1 + arrivals) if arrivals > tail else 1.0

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from themis_triton.core.config import QueueingModel
 from themis_triton.core.errors import SolverError
 from themis_triton.solver import describe, entry
 from themis_triton.solver.pack import Batches, pack
@@ -190,7 +189,7 @@ def _missing(problem: ChainProblem, limits: _Limits) -> int | None:
 def _missing_by_stage(problem: ChainProblem, limits: _Limits) -> tuple[int | None, tuple[int, ...]]:
     """The fewest servers in total that the whole demand needs beyond those held: servers cost 1, instances nothing."""
     held = np.broadcast_to(np.asarray(limits.servers, dtype=np.int64), (len(problem.stages),)).tolist()
-    few = problem.queueing is QueueingModel.TRITON
+    few = problem.queueing.predicts_busy
     most = 2 * sum(held) if few else RATE_LIMIT
     while True:
         chain = replace(limits, servers=None).pack(replace(problem, max_servers=most))

@@ -9,6 +9,7 @@ import numpy as np
 
 from themis_triton.solver.jit import kernel
 from themis_triton.solver.queueing import (
+    CENTRAL,
     DISPERSION,
     EXTRA,
     NO_RATE_RPS,
@@ -119,11 +120,13 @@ def stage_times(chain: Chain, s: int, busy: Busy, servers: int, share: float, in
     rate, delay_ms = chain.rate, chain.floats[s, DELAY_MS]
     if chain.rule[QUEUEING] == PAPER_FORM:
         return chain.latency[s, batch - 1, busy.most - 1], gather_ms(chain.gather[batch - 1], rate[RATE_FALLING] * chain.floats[s, RATIO])
+    workers = 1 if chain.rule[CORES] else instances
+    if chain.rule[QUEUEING] == CENTRAL:
+        workers, share, servers = workers * servers, share * servers, 1
     delay, longest, falling = 0.0, 0.0, rate[RATE_FALLING] * share
     if delay_ms > 0.0 and batch > 1:
         longest = delay_ms
         delay = min(delay_ms, chain.gather[batch - 1] * 1000.0 / falling) if falling > NO_RATE_RPS else 0.0
-    workers = 1 if chain.rule[CORES] else instances
     usual = busy.batched + (busy.single - busy.batched) / batch
     per_ms = rate[RATE_GROWING] * share / 1000.0
     service, wait = triton_wait(chain.latency[s], usual, busy.most, servers, workers, batch, per_ms, longest, rate)

@@ -1,0 +1,151 @@
+"""Servers of one stage each whose instance counts may differ by one: the fewest instances on servers that are given.
+
+Capacity is concave in the count, so that among all distributions of a total over equal servers the even one carries most; hence
+counts `low` and `low + 1` suffice. Waits are not predicted here: the problem's SLO must already leave their share.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from themis_triton.core.errors import SolverError
+from themis_triton.solver.problem import ChainProblem, Placement, StageProblem, ThroughputRule
+from themis_triton.solver.surface import FloatArray
+
+TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class MixedStage:
+    """`raised` of `servers` servers run `low + 1` instances, the others `low`; the latency is that of the slower ones."""
+
+    servers: int
+    low: int
+    raised: int
+    batch: int
+    latency_ms: float
+    capacity_rps: float
+
+    @property
+    def instances(self) -> int:
+        """On all servers together."""
+        return self.servers * self.low + self.raised
+
+
+@dataclass(frozen=True, slots=True)
+class MixedPlan:
+    """Infeasible: the plan of the greatest capacity inside the SLO, and by stage the servers missing for the rest."""
+
+    feasible: bool
+    stages: tuple[MixedStage, ...]
+    cost: float
+    latency_ms: float
+    stage_servers_missing: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Given:
+    """One stage of the question; `rps[b - 1, c - 1]` is the capacity of one server, `ms` its latency."""
+
+    stage: StageProblem
+    servers: int
+    wanted_rps: float
+    ms: FloatArray
+    rps: FloatArray
+
+    def at(self, low: int, raised: int, batch: int) -> MixedStage:
+        """A configuration of the stage."""
+        slow, fast = self.rps[batch - 1, low - 1], self.rps[batch - 1, min(low, self.rps.shape[1] - 1)]
+        capacity = (self.servers - raised) * slow + raised * fast
+        return MixedStage(self.servers, low, raised, batch, float(self.ms[batch - 1, low - 1]), float(capacity))
+
+
+def solve_mixed(problem: ChainProblem, servers: Sequence[int], batch_caps: Sequence[int] | None = None) -> MixedPlan:
+    """The least price of instances that carries the demand on `servers[s]` servers a stage; equal prices go to the lower latency.
+
+    `batch_caps` bounds the batches. Exact over all counts that differ by one at the most. SolverError where stages are co-located.
+    """
+    if problem.placement is not Placement.SEPARATE:
+        raise SolverError("counts that differ by server and stage belong to separate stages; for a co-located chain use solve_fleet")
+    caps = batch_caps or [stage.max_batch for stage in problem.stages]
+    given = [_given(problem, stage, n, cap) for stage, n, cap in zip(problem.stages, servers, caps, strict=True)]
+    best = _cheapest(problem, [_pareto(_choices(each), each.stage) for each in given])
+    if best is not None:
+        return _plan(problem, best, feasible=True, missing=(0,) * len(given))
+    strongest = _strongest(problem, given)
+    most = [float(each.rps[chosen.batch - 1, -1]) for each, chosen in zip(given, strongest, strict=True)]
+    missing = tuple(max(0, math.ceil(each.wanted_rps / rps - TOLERANCE) - each.servers) for each, rps in zip(given, most, strict=True))
+    return _plan(problem, strongest, feasible=False, missing=missing)
+
+
+def _given(problem: ChainProblem, stage: StageProblem, servers: int, cap: int) -> _Given:
+    batches, counts = min(cap, stage.max_batch), stage.max_instances
+    ms = stage.surface.extended(batches, counts)[:batches, :counts]
+    rps = 1000.0 * np.arange(1, batches + 1)[:, None] / ms
+    if problem.paper_rounding:
+        rps = np.floor(rps + TOLERANCE)
+    if problem.throughput is ThroughputRule.INSTANCES:
+        rps = rps * np.arange(1, counts + 1)
+    headroom = problem.capacity_wanted(problem.demand_rps) - problem.demand_rps
+    wanted = stage.demand_ratio * problem.demand_rps + headroom * max(stage.demand_ratio, math.sqrt(stage.demand_ratio))
+    return _Given(stage, servers, wanted, ms, rps)
+
+
+def _plan(problem: ChainProblem, chosen: Sequence[MixedStage], *, feasible: bool, missing: tuple[int, ...]) -> MixedPlan:
+    cost = sum(
+        each.servers * stage.server_price + each.instances * stage.instance_price
+        for each, stage in zip(chosen, problem.stages, strict=True)
+    )
+    return MixedPlan(feasible, tuple(chosen), cost, sum(each.latency_ms for each in chosen), missing)
+
+
+def _choices(given: _Given) -> Iterator[MixedStage]:
+    """For each batch and lower count the fewest raised servers with which the stage carries what is wanted."""
+    batches, counts = given.rps.shape
+    for batch, low in product(range(1, batches + 1), range(given.stage.min_instances, counts + 1)):
+        slow = given.rps[batch - 1, low - 1]
+        lacking = given.wanted_rps * (1.0 - TOLERANCE) - given.servers * slow
+        if lacking <= 0.0:
+            yield given.at(low, 0, batch)
+        elif low < counts and given.rps[batch - 1, low] > slow:
+            raised = math.ceil(lacking / (given.rps[batch - 1, low] - slow) - TOLERANCE)
+            if raised < given.servers:
+                yield given.at(low, raised, batch)
+
+
+def _pareto(choices: Iterator[MixedStage], stage: StageProblem) -> list[MixedStage]:
+    """Those that no other one beats in price and latency, cheapest first."""
+    kept: list[MixedStage] = []
+    for choice in sorted(choices, key=lambda c: (c.instances * stage.instance_price, c.latency_ms)):
+        if not kept or choice.latency_ms < kept[-1].latency_ms:
+            kept.append(choice)
+    return kept
+
+
+def _cheapest(problem: ChainProblem, choices: Sequence[Sequence[MixedStage]]) -> tuple[MixedStage, ...] | None:
+    prices = [stage.instance_price for stage in problem.stages]
+    fitting = [chosen for chosen in product(*choices) if sum(c.latency_ms for c in chosen) <= problem.slo_ms + 1e-6]
+    return min(
+        fitting,
+        key=lambda chosen: (sum(c.instances * p for c, p in zip(chosen, prices, strict=True)), sum(c.latency_ms for c in chosen)),
+        default=None,
+    )
+
+
+def _strongest(problem: ChainProblem, given: Sequence[_Given]) -> tuple[MixedStage, ...]:
+    """All instances on every server, with the batches whose weakest stage carries most inside the SLO; the fastest where none is."""
+    full = [[each.at(each.rps.shape[1], 0, batch) for batch in range(1, each.rps.shape[0] + 1)] for each in given]
+    every = list(product(*full))
+    inside = [chosen for chosen in every if sum(c.latency_ms for c in chosen) <= problem.slo_ms + 1e-6]
+    if not inside:
+        return min(every, key=lambda chosen: sum(c.latency_ms for c in chosen))
+    wanted = [max(each.wanted_rps, TOLERANCE) for each in given]
+    return max(
+        inside,
+        key=lambda chosen: (min(c.capacity_rps / w for c, w in zip(chosen, wanted, strict=True)), -sum(c.latency_ms for c in chosen)),
+    )
