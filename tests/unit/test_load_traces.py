@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from themis_triton.core.errors import SettingsError
 from themis_triton.load.shapes import SHAPES
-from themis_triton.load.traces import MAX_ARRIVALS, TRACES_VARIABLE, Trace, TraceOptions, arrivals, load_trace
+from themis_triton.load.traces import MAX_ARRIVALS, Trace, TraceOptions, arrivals, load_trace
+from themis_triton.load.twitter import PAPER_TRACE_FILE, TRACES_VARIABLE, twitter_for
 
 
 def write(path: Path, text: str) -> str:
@@ -224,6 +225,22 @@ def test_the_papers_trace_needs_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setenv(TRACES_VARIABLE, str(tmp_path))
     with pytest.raises(SettingsError, match="No such file"):
         load_trace(TraceOptions("twitter-paper"))
+
+
+def test_any_window_of_the_stream_is_scaled_as_the_papers_slice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(TRACES_VARIABLE, str(tmp_path))
+    np.savez(tmp_path / PAPER_TRACE_FILE, rps=np.arange(1000, dtype=np.uint16))
+    video, nlp = (load_trace(TraceOptions(name)) for name in ("twitter@100", "twitter@100-nlp"))
+    assert (video.name, nlp.name, video.duration_s) == ("twitter@100-video", "twitter@100-nlp", 660)
+    assert video.rates_rps[[0, 659]].tolist() == [67.0, 506.0]
+    assert nlp.rates_rps[0] == round(100 / (2.3 * 1.5))
+    assert load_trace(TraceOptions("twitter@0")).rates_rps[0] == 1.0
+    assert twitter_for("twitter@100", "nlp") == "twitter@100-nlp"
+    assert [twitter_for(name, "nlp") for name in ("twitter-paper-video", "surge")] == ["twitter-paper-video", "surge"]
+    assert twitter_for("twitter-paper", "ocr") == "twitter-paper"
+    for name, says in (("twitter@341", "end at second 1001"), ("twitter@noon", "'noon'"), ("twitter@1-audio", "'audio'")):
+        with pytest.raises(SettingsError, match=says):
+            load_trace(TraceOptions(name))
 
 
 @pytest.mark.skipif(TRACES_VARIABLE not in os.environ, reason=f"{TRACES_VARIABLE} is not set: the Twitter trace is not on this machine")

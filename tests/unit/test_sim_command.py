@@ -13,10 +13,11 @@ from themis_triton.core.errors import SettingsError
 from themis_triton.settings.shipped import shipped
 
 SETTINGS = str(shipped("config") / "themis.yaml")
+PAPER = str(shipped("config") / "paper-video.yaml")
 
 
-def run(*flags: str) -> str:
-    result = CliRunner().invoke(app, ["simulate", "-c", SETTINGS, "--trace", "surge", "--duration", "30", *flags])
+def run(*flags: str, settings: str = SETTINGS) -> str:
+    result = CliRunner().invoke(app, ["simulate", "-c", settings, "--trace", "surge", "--duration", "30", *flags])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.stdout
@@ -34,6 +35,41 @@ def test_the_last_line_is_json_and_the_same_each_time(tmp_path: Path) -> None:
     assert json.loads(run(*flags).splitlines()[-1]) == rows
 
 
+def test_the_papers_settings_run_in_the_papers_world_against_the_bound(tmp_path: Path) -> None:
+    flags = ("--policies", "horizontal,clairvoyant", "--json")
+    horizontal, bound = json.loads(run(*flags, "--out", str(tmp_path), settings=PAPER).splitlines()[-1])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["simulated-horizontal.png", "simulated.png"]
+    assert (bound["policy"], bound["violations"], bound["failed"], bound["p99_ms"]) == ("clairvoyant", 0.0, 0, None)
+    assert bound["cost_vs_clairvoyant"] == 1.0
+    assert horizontal["cost_vs_clairvoyant"] == pytest.approx(horizontal["cost"] / bound["cost"])
+    assert horizontal["mean_cost"] == pytest.approx(horizontal["cost"] / 30)
+    assert horizontal["requests"] == bound["requests"]
+    assert horizontal["cost_vs_clairvoyant"] > 1.0
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--cold-start", "15"),
+        ("--profile-error", "0.2"),
+        ("--noise", "0.5"),
+        ("--metrics-lag", "2"),
+        ("--batch-wait", "0.2"),
+        ("--devices", "8"),
+        ("--world", "triton"),
+    ],
+)
+def test_every_difference_of_the_world_shows(flags: tuple[str, ...]) -> None:
+    plain, other = (json.loads(run("--policies", "horizontal", "--json", *added, settings=PAPER).splitlines()[-1]) for added in ((), flags))
+    assert plain != other
+    assert other[0]["requests"] == plain[0]["requests"]
+
+
+def test_a_slower_in_place_change_shows_where_cores_move() -> None:
+    prompt, slow = (run("--policies", "vertical", "--json", "--in-place", seconds, settings=PAPER) for seconds in ("0.1", "5"))
+    assert json.loads(prompt.splitlines()[-1])[0]["violations"] < json.loads(slow.splitlines()[-1])[0]["violations"]
+
+
 def test_the_table_names_every_policy() -> None:
     assert "horizontal" in run("--policies", "horizontal")
 
@@ -46,6 +82,12 @@ def test_the_table_names_every_policy() -> None:
         (("--pipeline", "audio"), "not a pipeline"),
         (("--seeds", "0"), "--seeds 0"),
         (("--cold-start", "-1"), "--cold-start -1"),
+        (("--in-place", "-0.1"), "--in-place -0.1"),
+        (("--noise", "nan"), "--noise nan"),
+        (("--profile-error", "-1"), "--profile-error -1"),
+        (("--metrics-lag", "-2"), "--metrics-lag -2"),
+        (("--devices", "0"), "--devices 0"),
+        (("--world", "flat"), "--world flat"),
     ],
 )
 def test_a_wrong_flag_is_named(flags: tuple[str, ...], says: str) -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from themis_triton.core.fleet import ModelState
-from themis_triton.sim.engine import Layout, Simulation
+from themis_triton.sim.engine import Simulation
+from themis_triton.sim.layout import Layout
 from themis_triton.sim.world import Dispatcher, Sharing, SimWorld
 from themis_triton.solver.surface import FloatArray, contention_surface
 

@@ -14,9 +14,11 @@ from themis_triton.core.errors import ChangeRefusedError, SettingsError
 from themis_triton.core.fleet import ModelState
 from themis_triton.load.traces import TraceOptions, arrivals, load_trace
 from themis_triton.sim.cluster import Cluster
-from themis_triton.sim.engine import Layout, Simulation
+from themis_triton.sim.engine import Simulation
+from themis_triton.sim.layout import Layout
 from themis_triton.sim.result import SimResult
-from themis_triton.sim.run import SimOptions, simulate
+from themis_triton.sim.run import simulate
+from themis_triton.sim.setup import SimOptions
 from themis_triton.sim.virtual_time import VirtualClock, run_virtual
 from themis_triton.sim.world import ServiceNoise, SimWorld
 

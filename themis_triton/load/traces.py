@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +10,9 @@ import numpy as np
 from themis_triton.core.errors import SettingsError
 from themis_triton.load.shapes import SHAPES, FloatArray, shape_rates
 from themis_triton.load.trace_files import read_trace_file
+from themis_triton.load.twitter import PAPER_TRACE, is_twitter, twitter_rates
 
-PAPER_TRACE = "twitter-paper"
-PAPER_TRACE_FILE = "twitter-2021-08-days01-16.npz"
-TRACES_VARIABLE = "THEMIS_TRACES"
 MAX_ARRIVALS = 10_000_000
-
-_PAPER_SLICE_S = (15 * 86400 + 84 * 60 + 450, 15 * 86400 + 95 * 60 + 450)
-_PAPER_DIVISORS = {"video": 1.5, "sentiment": 1.7 * 1.5, "nlp": 2.3 * 1.5}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,9 +31,10 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class TraceOptions:
-    """Which trace, and what of it. `source` is a shape's name, `twitter-paper` (`-video`, `-sentiment`, `-nlp`) or a file.
+    """Which trace, and what of it.
 
-    `from_s` and `to_s` cut, `scale` multiplies. `duration_s` stretches a shipped shape and cuts any other trace.
+    `source` is a shape's name, `twitter-paper` (`-video`, `-sentiment`, `-nlp`), likewise `twitter@SECOND` for another window of the
+    same stream, or a file. `from_s` and `to_s` cut, `scale` multiplies. `duration_s` stretches a shipped shape and cuts any other trace.
     `rate_rps` instead of a source is a constant rate.
     """
 
@@ -102,30 +97,14 @@ def _source(options: TraceOptions, seed: int) -> Trace:
         return Trace(f"{options.rate_rps:g} requests/s", np.full(options.from_s + seconds, options.rate_rps))
     if options.source in SHAPES:
         return Trace(options.source, shape_rates(options.source, seed, options.duration_s))
-    if options.source == PAPER_TRACE or options.source.startswith(f"{PAPER_TRACE}-"):
-        return _paper_trace(options.source)
+    if is_twitter(options.source):
+        return Trace(*twitter_rates(options.source))
     path = Path(options.source)
     if not path.exists():
         known = ", ".join([*SHAPES, PAPER_TRACE])
         raise SettingsError(f"--trace {options.source}: no such file, and no trace of that name; give a file or one of {known}")
     rates, times = read_trace_file(path)
     return Trace(path.name, rates, times)
-
-
-def _paper_trace(name: str) -> Trace:
-    """The evaluation's slice for one pipeline: arrivals a second over the divisor, rounded, at least 1."""
-    pipeline = name.removeprefix(PAPER_TRACE).removeprefix("-") or "video"
-    if pipeline not in _PAPER_DIVISORS:
-        allowed = ", ".join(f"{PAPER_TRACE}-{known}" for known in _PAPER_DIVISORS)
-        raise SettingsError(f"--trace {name}: found the pipeline '{pipeline}'; allowed are {allowed}")
-    folder = os.environ.get(TRACES_VARIABLE)
-    if not folder:
-        raise SettingsError(f"--trace {name}: set the environment variable {TRACES_VARIABLE} to the folder that holds {PAPER_TRACE_FILE}")
-    start_s, end_s = _PAPER_SLICE_S
-    rates = read_trace_file(Path(folder) / PAPER_TRACE_FILE)[0]
-    if rates.size < end_s:
-        raise SettingsError(f"{Path(folder) / PAPER_TRACE_FILE}: found {rates.size} s; the evaluation's slice ends at second {end_s}")
-    return Trace(f"{PAPER_TRACE}-{pipeline}", np.maximum(1.0, np.round(rates[start_s:end_s] / _PAPER_DIVISORS[pipeline])))
 
 
 def _cut(trace: Trace, start_s: int, end_s: int) -> Trace:

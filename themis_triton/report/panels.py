@@ -25,6 +25,7 @@ _MARKERS = {
     EventKind.LAUNCH: ("P", style.SERVERS, "server launched"),
     EventKind.RETIRE: ("X", style.INK, "server retired"),
     EventKind.FAULT: ("*", style.LIMIT, "fault"),
+    EventKind.DRIFT: ("D", style.DEMAND, "drift"),
 }
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 WIDTH_IN = 10.0
 _TITLE_PT = 14.0
 _SUBTITLE_PT = 9.5
+_LINE_SPACING = 1.35
 
 
 def draw_run(run: RunSeries, slo_ms: float, title: str, path: Path) -> None:
@@ -37,7 +38,7 @@ def draw_run(run: RunSeries, slo_ms: float, title: str, path: Path) -> None:
         panels.draw_violations(latency, run)
         panels.draw_latency(latency, [(run, style.LATENCY)], slo_ms)
         panels.draw_counts(next(remaining), [(run.servers, style.SERVERS, 2.0)], "Servers", filled=True)
-        panels.draw_counts(next(remaining), [(run.instances, style.INSTANCES, 2.0)], "Model instances, all servers", filled=True)
+        panels.draw_counts(next(remaining), [(run.instances, style.INSTANCES, 2.0)], f"{run.counted}, all servers", filled=True)
         panels.draw_time(axes[-1], [run])
 
 
@@ -70,7 +71,7 @@ def draw_comparison(runs: Sequence[RunSeries], slo_ms: float, title: str, path: 
         panels.draw_counts(
             instances,
             [(run.instances, c, width) for (run, c), width in zip(coloured, widths, strict=True)],
-            "Model instances, all servers",
+            f"{runs[0].counted}, all servers",
             filled=False,
         )
         panels.draw_time(axes[-1], runs)
@@ -79,11 +80,18 @@ def draw_comparison(runs: Sequence[RunSeries], slo_ms: float, title: str, path: 
 def set_title(figure: Figure, title: str, subtitle: str) -> None:
     """The title, and below it the subtitle, for whose lines the title reserves empty ones."""
     lines = subtitle.count("\n") + 1
-    reserved = "\n" * math.ceil(lines * _SUBTITLE_PT / _TITLE_PT)
+    reserved = "\n" * math.ceil(lines * _SUBTITLE_PT * _LINE_SPACING / _TITLE_PT)
     left, height_pt = 0.012, 72.0 * figure.get_figheight()
     figure.suptitle(title + reserved, x=left, ha="left", fontsize=_TITLE_PT, fontweight="bold", color=style.INK)
     figure.text(
-        left, 1.0 - 1.9 * _TITLE_PT / height_pt, subtitle, ha="left", va="top", fontsize=_SUBTITLE_PT, color=style.MUTED, linespacing=1.35
+        left,
+        1.0 - 1.9 * _TITLE_PT / height_pt,
+        subtitle,
+        ha="left",
+        va="top",
+        fontsize=_SUBTITLE_PT,
+        color=style.MUTED,
+        linespacing=_LINE_SPACING,
     )
 
 

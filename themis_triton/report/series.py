@@ -21,6 +21,7 @@ class EventKind(StrEnum):
     LAUNCH = "launch"
     RETIRE = "retire"
     FAULT = "fault"
+    DRIFT = "drift"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,8 @@ class RunEvent:
 class RunSeries:
     """A run by the second: entry s of every row covers [s, s+1). All rows have one length; None or NaN where nothing is known.
 
-    `label` names the run in a comparison (its policy). `servers` and `instances` are counts, all models together.
+    `label` names the run in a comparison (its policy). `servers` and `instances` are counts, all models together; `counted` is what
+    `instances` counts.
     """
 
     label: str
@@ -48,6 +50,7 @@ class RunSeries:
     failed: Row
     violations: Row
     events: tuple[RunEvent, ...] = ()
+    counted: str = "Model instances"
 
     def __post_init__(self) -> None:
         """Refuse rows of different lengths, which would be drawn shifted against each other."""

@@ -8,15 +8,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from themis_triton.core.config import ModelConfig, ThemisConfig
+from themis_triton.core.config import ModelConfig, Placement, ThemisConfig
 from themis_triton.core.errors import ChangeRefusedError, LaunchFailedError, ServerError
 from themis_triton.core.fleet import ModelState
 from themis_triton.core.routes import RouteTable
 from themis_triton.sim.engine import Simulation
-from themis_triton.sim.world import SimWorld
+from themis_triton.sim.world import Sharing, SimWorld
 
 DRAIN_POLL_S = 0.05
-DRAIN_QUIET_S = 0.3
 PROCESS_S = 0.05
 """Writing a new server's files and starting its process."""
 
@@ -34,11 +33,12 @@ class SimServer:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What existed from `at_s` until the next entry."""
+    """What existed from `at_s` until the next entry, and what it cost per second."""
 
     at_s: float
     servers: int
     instances: int
+    cost: float
 
 
 class Cluster:
@@ -114,9 +114,12 @@ class Cluster:
             raise ChangeRefusedError(f"{model} on {name}: an instance failed to initialise (injected)")
 
     async def _shrink(self, server: SimServer, model: str, before: ModelState, state: ModelState) -> None:
-        """An instance takes no more work from the moment at which its teardown begins."""
+        """An instance takes no more work from the moment at which its teardown begins; cores go all at once."""
         profile = self.config.models[model].profile
         each_s = profile.instance_stop_s if self._world.shrink_s is None else self._world.shrink_s
+        if self._world.sharing is Sharing.CORES:
+            await self._after(each_s, server, model, state)
+            return
         for count in range(before.instances - 1, state.instances - 1, -1):
             self._set(server, model, ModelState(count, state.max_batch, state.max_queue_delay_us))
             await asyncio.sleep(each_s)
@@ -177,7 +180,7 @@ class Cluster:
                 return True
             if self.sync().inside(self.find(name).place):
                 rests_since_s = self.now_s()
-            elif self.now_s() - rests_since_s >= DRAIN_QUIET_S:
+            elif self.now_s() - rests_since_s >= self._world.drain_quiet_s:
                 return True
             await asyncio.sleep(DRAIN_POLL_S)
         return False
@@ -201,6 +204,14 @@ class Cluster:
             self._free.append(server.place)
 
     def _note(self) -> None:
-        live = [server for server in self._servers.values() if server.alive]
-        instances = sum(state.instances for server in live for state in server.models.values())
-        self.usage.append(Usage(self.now_s(), len(live), instances))
+        live = [server.models for server in self._servers.values() if server.alive]
+        instances = sum(state.instances for models in live for state in models.values())
+        self.usage.append(Usage(self.now_s(), len(live), instances, sum(self._price(models) for models in live)))
+
+    def _price(self, models: dict[str, ModelState]) -> float:
+        """Of a server per second: models have prices of their own or the settings', as the solvers are told."""
+        prices, separate = self.config.prices, self.config.planning.placement is Placement.SEPARATE
+        priced = [(self.config.models[name], state.instances) for name, state in models.items()]
+        own = [model.server_price for model, _ in priced if separate and model.server_price is not None]
+        each = [count * (prices.instance if model.instance_price is None else model.instance_price) for model, count in priced]
+        return max(own, default=prices.server) + sum(each)

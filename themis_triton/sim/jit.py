@@ -13,7 +13,7 @@ import numba
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
-_SOURCES = ("jit.py", "kernels.py", "service.py", "state.py")
+_SOURCES = ("dispatch.py", "jit.py", "kernels.py", "service.py", "state.py")
 
 
 def kernel(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:

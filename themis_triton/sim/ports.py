@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from themis_triton.core.action import Outcome
 from themis_triton.core.errors import LaunchFailedError, ServerError
@@ -14,19 +16,24 @@ from themis_triton.core.record import TickRecord
 from themis_triton.core.routes import RouteTable
 from themis_triton.sim.cluster import PROCESS_S, Cluster
 
+Reading = TypeVar("Reading", ServerReading, RouteReading)
 
-@dataclass(frozen=True, slots=True)
+
 class SimObserver:
-    """Counters as Triton's and Envoy's, without delay. There is no NVML in the virtual world."""
+    """Counters as Triton's and Envoy's, as they were `lag_s` ago, rounded up to whole ticks. There is no NVML in the virtual world."""
 
-    cluster: Cluster
+    def __init__(self, cluster: Cluster, lag_s: float = 0.0) -> None:
+        self._cluster = cluster
+        self._lag_s = lag_s
+        self._servers: deque[tuple[float, tuple[ServerReading, ...]]] = deque()
+        self._routes: deque[tuple[float, tuple[RouteReading, ...]]] = deque()
 
     async def read_servers(self, servers: Sequence[Server]) -> tuple[ServerReading, ...]:
         """Triton's metrics of each server."""
-        return tuple(self._read(server.name) for server in servers)
+        return self._delayed(self._servers, tuple(self._read(server.name) for server in servers))
 
     def _read(self, name: str) -> ServerReading:
-        cluster = self.cluster
+        cluster = self._cluster
         try:
             server = cluster.find(name)
         except ServerError as error:
@@ -37,12 +44,22 @@ class SimObserver:
 
     async def read_routes(self) -> tuple[tuple[RouteReading, ...], str | None]:
         """Envoy's statistics of each model."""
-        return tuple(self._route(model) for model in self.cluster.config.models), None
+        return self._delayed(self._routes, tuple(self._route(model) for model in self._cluster.config.models)), None
 
     def _route(self, model: str) -> RouteReading:
-        simulation, index = self.cluster.sync(), self.cluster.model_index(model)
+        simulation, index = self._cluster.sync(), self._cluster.model_index(model)
         arrivals, in_flight, failures = simulation.route_counts(index)
-        return RouteReading(model, self.cluster.now_s(), arrivals, in_flight, failures, simulation.latency(index))
+        return RouteReading(model, self._cluster.now_s(), arrivals, in_flight, failures, simulation.latency(index))
+
+    def _delayed(self, taken: deque[tuple[float, tuple[Reading, ...]]], newest: tuple[Reading, ...]) -> tuple[Reading, ...]:
+        """What was read `lag_s` ago; nothing before that."""
+        if self._lag_s <= 0.0:
+            return newest
+        taken.append((self._cluster.now_s(), newest))
+        due_s = self._cluster.now_s() - self._lag_s + 1e-9
+        while len(taken) > 1 and taken[1][0] <= due_s:
+            taken.popleft()
+        return taken[0][1] if taken[0][0] <= due_s else ()
 
     async def read_devices(self) -> tuple[DeviceReading, ...]:
         """Nothing: memory is not simulated."""
@@ -124,15 +141,17 @@ class SimRoutes:
 
 @dataclass(slots=True)
 class SimRecorder:
-    """The journal in memory."""
+    """The journal in memory; without ticks where they are not kept."""
 
+    keep_ticks: bool = True
     ticks: list[TickRecord] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     servers: dict[str, Server] = field(default_factory=dict)
 
     def record_tick(self, record: TickRecord) -> None:
         """Append a tick."""
-        self.ticks.append(record)
+        if self.keep_ticks:
+            self.ticks.append(record)
 
     def record_outcome(self, outcome: Outcome) -> None:
         """Append an action's end."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from themis_triton.core.action import Outcome
-from themis_triton.core.config import Prices
 from themis_triton.core.record import TickRecord, describe
 from themis_triton.report.series import EventKind, RunEvent, RunSeries
 from themis_triton.sim.cluster import Usage
@@ -48,12 +47,12 @@ class SimResult:
     duration_s: float
     start_s: float
     pipelines: tuple[PipelineRun, ...]
-    prices: Prices
     usage: tuple[Usage, ...]
     actions: dict[str, int] = field(default_factory=dict)
     failed_actions: dict[str, int] = field(default_factory=dict)
     ticks: tuple[TickRecord, ...] = ()
     outcomes: tuple[Outcome, ...] = ()
+    counted: str = "Model instances"
 
     @property
     def requests(self) -> int:
@@ -82,8 +81,13 @@ class SimResult:
 
     @property
     def cost(self) -> float:
-        """At the settings' prices."""
-        return self.server_seconds * self.prices.server + self.instance_seconds * self.prices.instance
+        """Integral of what existed at the settings' prices, of each server from the start of its launch."""
+        return sum(use.cost * seconds for use, seconds in self._spans())
+
+    @property
+    def mean_cost(self) -> float:
+        """Time average of the cost, per second."""
+        return self.cost / self.duration_s
 
     @property
     def max_servers(self) -> int:
@@ -120,10 +124,13 @@ class SimResult:
             failed=np.bincount(second, weights=run.failed, minlength=seconds),
             violations=np.bincount(second, weights=run.violated & ~run.failed, minlength=seconds),
             events=tuple(self._events()),
+            counted=self.counted,
         )
 
     def _capacity(self, pipeline: int, at_s: npt.NDArray[np.float64]) -> list[float | None]:
-        """What the last tick before each second said."""
+        """What the last tick before each second said, if the ticks were kept."""
+        if not self.ticks:
+            return [None] * at_s.size
         ticks = [record.snapshot.at_s for record in self.ticks]
         rows: list[float | None] = []
         for t in at_s:
@@ -139,6 +146,6 @@ class SimResult:
 def used_between(usage: Sequence[Usage], start_s: float, end_s: float) -> tuple[Usage, ...]:
     """The changes inside an interval; the first entry is what existed at its start."""
     before = [use for use in usage if use.at_s <= start_s]
-    first = before[-1] if before else Usage(start_s, 0, 0)
+    first = before[-1] if before else Usage(start_s, 0, 0, 0.0)
     inside = [use for use in usage if start_s < use.at_s < end_s]
-    return (Usage(start_s, first.servers, first.instances), *inside)
+    return (replace(first, at_s=start_s), *inside)

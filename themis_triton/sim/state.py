@@ -13,7 +13,7 @@ NONE = -1
 NEXT, FREE, FIRST_DEVICE, CROSSING_HEAD, CROSSING_TAIL, CENTRAL, CORES, NOISE, EVENTS = range(9)
 NOW_S, HOP_S, NOISE_CV, FIRST_TIMER_S = range(4)
 STEADY, LOGNORMAL, EXPONENTIAL = range(3)
-SUCCESS, INFERENCES, EXECUTIONS, QUEUE_US, COMPUTE_US = range(5)
+SUCCESS, INFERENCES, EXECUTIONS, QUEUE_US, COMPUTE_US, BY_SIZE = range(6)
 ARRIVALS, IN_FLIGHT, FAILURES, CURSOR = range(4)
 
 
@@ -57,7 +57,7 @@ class Engine(NamedTuple):
     settled_s: FloatArray  # [D]
     end_s: FloatArray  # [D]
     first: IntArray  # [D]
-    served: FloatArray  # [S, M, 5]
+    served: FloatArray  # [S, M, BY_SIZE + 2 B]: from BY_SIZE on, for each batch size, batches that ended and their µs
     routes: IntArray  # [M, 4]
     bounds_s: FloatArray  # [H], the last infinite
     histogram: IntArray  # [M, H], not cumulative

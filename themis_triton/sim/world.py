@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+
+from themis_triton.core.config import Placement, ThemisConfig, ThroughputRule
 
 
 class Dispatcher(StrEnum):
@@ -34,7 +36,9 @@ class SimWorld:
 
     `hop_s`: client to proxy to server, once a stage, counted before the proxy sees the request. `central_delay_s`: how long the
     central queue waits for a full batch. `cold_start_s`: from the launch to the routes. `grow_s`: one in-place growth.
-    `shrink_s`: one instance fewer. `control_s`: what any change takes beyond. `refuse_share`: share of changes that are refused.
+    `shrink_s`: one instance fewer, or with CORES a resize to fewer. `control_s`: what any change takes beyond. `drain_quiet_s`: how
+    long a server that left the routes must have been idle before it is stopped. `refuse_share`: share of changes that are refused.
+    `service_factor`: true service times over those of the profiles. `lag_s`: age of what the observer sees, in whole ticks.
     """
 
     dispatcher: Dispatcher = Dispatcher.PER_SERVER
@@ -49,8 +53,11 @@ class SimWorld:
     reload_s: float | None = None
     control_s: float = 0.1
     route_s: float = 0.05
+    drain_quiet_s: float = 0.3
     stop_s: float = 2.0
     refuse_share: float = 0.0
+    service_factor: float = 1.0
+    lag_s: float = 0.0
 
 
 def triton_world() -> SimWorld:
@@ -59,7 +66,7 @@ def triton_world() -> SimWorld:
 
 
 def paper_world(cold_start_s: float = 5.0) -> SimWorld:
-    """The paper's: a central queue a stage that waits 50 ms for a full batch, cores, in-place resizes of 0.1 s, no proxy."""
+    """The paper's: a central queue a stage that waits 50 ms for a full batch (with `central_delay_s` 0 for none), cores, 0.1 s a resize."""
     return SimWorld(
         dispatcher=Dispatcher.CENTRAL,
         sharing=Sharing.CORES,
@@ -70,5 +77,14 @@ def paper_world(cold_start_s: float = 5.0) -> SimWorld:
         reload_s=0.1,
         control_s=0.0,
         route_s=0.0,
+        drain_quiet_s=0.0,
         stop_s=0.0,
     )
+
+
+def world_for(config: ThemisConfig) -> SimWorld:
+    """The paper's world for separate stages or cores, else Triton's; its sharing is the settings' throughput rule."""
+    cores = config.planning.throughput is ThroughputRule.CORES
+    if not cores and config.planning.placement is Placement.COLOCATED:
+        return triton_world()
+    return replace(paper_world(), sharing=Sharing.CORES if cores else Sharing.CONTENTION)

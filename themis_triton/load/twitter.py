@@ -1,0 +1,61 @@
+"""The Twitter stream of the evaluation: its slice, and any other window of it, scaled to a pipeline as the evaluation does."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from themis_triton.core.errors import SettingsError
+from themis_triton.load.shapes import FloatArray
+from themis_triton.load.trace_files import read_trace_file
+
+PAPER_TRACE = "twitter-paper"
+PAPER_TRACE_FILE = "twitter-2021-08-days01-16.npz"
+TRACES_VARIABLE = "THEMIS_TRACES"
+WINDOW = "twitter@"
+WINDOW_S = 660
+
+_SLICE_START_S = 15 * 86400 + 84 * 60 + 450
+_DIVISORS = {"video": 1.5, "sentiment": 1.7 * 1.5, "nlp": 2.3 * 1.5}
+
+
+def is_twitter(source: str) -> bool:
+    """Whether a trace of that name is made here: `twitter-paper` or `twitter@SECOND`, and `-video`, `-sentiment` or `-nlp` or nothing."""
+    return source == PAPER_TRACE or source.startswith((f"{PAPER_TRACE}-", WINDOW))
+
+
+def twitter_for(source: str, pipeline: str) -> str:
+    """The trace of that name for one of the evaluation's pipelines, unless the name says which; any other name as it is."""
+    named = any(source.endswith(f"-{known}") for known in _DIVISORS)
+    return f"{source}-{pipeline}" if is_twitter(source) and not named and pipeline in _DIVISORS else source
+
+
+def twitter_rates(name: str) -> tuple[str, FloatArray]:
+    """The full name, and 660 s of arrivals a second over the pipeline's divisor (video's by default), rounded, at least 1."""
+    start_s, pipeline = _parsed(name)
+    if pipeline not in _DIVISORS:
+        allowed = ", ".join(f"{PAPER_TRACE}-{known}" for known in _DIVISORS)
+        raise SettingsError(f"--trace {name}: found the pipeline '{pipeline}'; allowed are {allowed}")
+    folder = os.environ.get(TRACES_VARIABLE)
+    if not folder:
+        raise SettingsError(f"--trace {name}: set the environment variable {TRACES_VARIABLE} to the folder that holds {PAPER_TRACE_FILE}")
+    rates = read_trace_file(Path(folder) / PAPER_TRACE_FILE)[0]
+    if rates.size < start_s + WINDOW_S:
+        needs = f"the {WINDOW_S} s of {name} end at second {start_s + WINDOW_S}"
+        raise SettingsError(f"{Path(folder) / PAPER_TRACE_FILE}: found {rates.size} s; {needs}")
+    full_name = twitter_for(name, pipeline)
+    return full_name, np.maximum(1.0, np.round(rates[start_s : start_s + WINDOW_S] / _DIVISORS[pipeline]))
+
+
+def _parsed(name: str) -> tuple[int, str]:
+    """First second and pipeline."""
+    if not name.startswith(WINDOW):
+        return _SLICE_START_S, name.removeprefix(PAPER_TRACE).removeprefix("-") or "video"
+    second, _, pipeline = name.removeprefix(WINDOW).partition("-")
+    if not second.isdigit():
+        raise SettingsError(
+            f"--trace {name}: found the second '{second}'; allowed are whole seconds from the file's start, for example {WINDOW}86400"
+        )
+    return int(second), pipeline or "video"

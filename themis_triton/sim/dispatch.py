@@ -1,0 +1,175 @@
+"""Who serves what waits, compiled: routing to servers and their queues, and the batchers that take requests out of them."""
+
+from __future__ import annotations
+
+from themis_triton.sim.jit import kernel
+from themis_triton.sim.service import noise, reschedule, settle
+from themis_triton.sim.state import (
+    CENTRAL,
+    CORES,
+    CURSOR,
+    EXECUTIONS,
+    FAILURES,
+    FIRST_TIMER_S,
+    FREE,
+    IN_FLIGHT,
+    NONE,
+    QUEUE_US,
+    Engine,
+)
+
+
+@kernel
+def place(e: Engine, request: int, model: int, now_s: float) -> None:
+    """Into a queue, and on into a batch where an instance is free; a request that no server can take fails."""
+    server = any_routed(e, model) if e.ints[CENTRAL] else least_loaded(e, model)
+    if server == NONE:
+        e.routes[model, IN_FLIGHT] -= 1
+        e.routes[model, FAILURES] += 1
+        e.failed[request] = 1
+        e.ended_s[request] = now_s
+        return
+    queue = queue_of(e, server, model)
+    e.following[request] = NONE
+    if e.length[queue] == 0:
+        e.head[queue] = request
+    else:
+        e.following[e.tail[queue]] = request
+    e.tail[queue] = request
+    e.length[queue] += 1
+    if e.ints[CENTRAL]:
+        offer(e, model, now_s)
+    else:
+        e.outstanding[server, model] += 1
+        take(e, server, model, now_s)
+
+
+@kernel
+def queue_of(e: Engine, server: int, model: int) -> int:
+    """The queue that feeds a server's model."""
+    return model if e.ints[CENTRAL] else server * e.routed.shape[1] + model
+
+
+@kernel
+def least_loaded(e: Engine, model: int) -> int:
+    """The routed server with the fewest requests of the model, ties in turn; NONE when there is none."""
+    places = e.routed.shape[0]
+    start, best, least = e.routes[model, CURSOR], NONE, 0
+    for offset in range(places):
+        server = start + offset
+        if server >= places:
+            server -= places
+        if e.routed[server, model] and (best == NONE or e.outstanding[server, model] < least):
+            best, least = server, e.outstanding[server, model]
+    if best != NONE:
+        e.routes[model, CURSOR] = best + 1 if best + 1 < places else 0
+    return best
+
+
+@kernel
+def any_routed(e: Engine, model: int) -> int:
+    """The first routed server; NONE when there is none."""
+    for server in range(e.routed.shape[0]):
+        if e.routed[server, model]:
+            return server
+    return NONE
+
+
+@kernel
+def workers_of(e: Engine, server: int, model: int) -> int:
+    """Batches that a server can serve at once for a model."""
+    instances: int = e.instances[server, model]
+    return min(1, instances) if e.ints[CORES] else instances
+
+
+@kernel
+def offer(e: Engine, model: int, now_s: float) -> None:
+    """The central dispatcher: servers in their order take what waits."""
+    for server in range(e.routed.shape[0]):
+        waiting = e.length[model]
+        if waiting == 0:
+            return
+        if e.routed[server, model] and e.busy[server, model] < workers_of(e, server, model):
+            due_s = e.entered_s[e.head[model]] + e.delay_s[server, model]
+            if waiting >= e.max_batch[server, model] or due_s <= now_s or due_s < e.timer_s[model]:
+                take(e, server, model, now_s)
+
+
+@kernel
+def fill(e: Engine, server: int, model: int, now_s: float) -> bool:
+    """Triton's dynamic batcher: a free instance takes what waits, up to the largest batch; less than that waits for the queue delay.
+
+    Returns whether a batch started; then `reschedule` must follow.
+    """
+    if e.ints[CENTRAL] and not e.routed[server, model]:
+        return False
+    queue, started = queue_of(e, server, model), False
+    while e.busy[server, model] < workers_of(e, server, model) and e.length[queue] > 0:
+        size = min(e.length[queue], e.max_batch[server, model])
+        due_s = e.entered_s[e.head[queue]] + e.delay_s[server, model]
+        if size < e.max_batch[server, model] and due_s > now_s:
+            e.timer_s[queue] = min(e.timer_s[queue], due_s)
+            e.floats[FIRST_TIMER_S] = min(e.floats[FIRST_TIMER_S], due_s)
+            break
+        start_batch(e, server, model, queue, size, now_s)
+        started = True
+    return started
+
+
+@kernel
+def take(e: Engine, server: int, model: int, now_s: float) -> None:
+    """`fill`, and the device's next end."""
+    if fill(e, server, model, now_s):
+        reschedule(e, e.device[server], now_s)
+
+
+@kernel
+def start_batch(e: Engine, server: int, model: int, queue: int, size: int, now_s: float) -> None:
+    """Move the queue's first requests into a batch on the server's device; `reschedule` must follow."""
+    device = e.device[server]
+    settle(e, device, now_s)
+    e.ints[FREE] -= 1
+    batch = e.free[e.ints[FREE]]
+    e.batch_head[batch] = e.head[queue]
+    waited_s, last = 0.0, e.head[queue]
+    for taken in range(size):
+        if taken > 0:
+            last = e.following[last]
+        waited_s += now_s - e.entered_s[last]
+    e.head[queue] = e.following[last]
+    e.following[last] = NONE
+    e.length[queue] -= size
+    e.batch_place[batch, 0], e.batch_place[batch, 1] = server, model
+    e.batch_size[batch], e.batch_left[batch], e.batch_start_s[batch] = size, 1.0, now_s
+    e.batch_factor[batch] = noise(e)
+    e.running[device, e.under_way[device]] = batch
+    e.under_way[device] += 1
+    e.busy[server, model] += 1
+    e.served[server, model, QUEUE_US] += 1e6 * waited_s
+    e.served[server, model, EXECUTIONS] += 1.0
+
+
+@kernel
+def lift(e: Engine, batch: int) -> None:
+    """Take a batch off its settled device and out of its server's counts."""
+    server, model = e.batch_place[batch, 0], e.batch_place[batch, 1]
+    device = e.device[server]
+    index = 0
+    while e.running[device, index] != batch:
+        index += 1
+    e.under_way[device] -= 1
+    e.running[device, index] = e.running[device, e.under_way[device]]
+    e.busy[server, model] -= 1
+    if not e.ints[CENTRAL]:
+        e.outstanding[server, model] -= e.batch_size[batch]
+    e.free[e.ints[FREE]] = batch
+    e.ints[FREE] += 1
+
+
+@kernel
+def again(e: Engine, request: int, model: int, now_s: float) -> None:
+    """Place a chain of requests anew."""
+    while request != NONE:
+        following = e.following[request]
+        place(e, request, model, now_s)
+        request = following

@@ -1,0 +1,165 @@
+"""From settings and options to a virtual cluster that serves: slots, layout, ports and the first servers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from themis_triton.act.backoff import Backoff
+from themis_triton.act.executor import Executor, Levers
+from themis_triton.act.fleet import Fleet
+from themis_triton.act.supervisor import Supervisor
+from themis_triton.core.config import DeviceSlot, LaunchConfig, ModelConfig, Placement, PolicyName, ThemisConfig, ThroughputRule
+from themis_triton.core.errors import SettingsError
+from themis_triton.core.fleet import ModelState, Phase, Server
+from themis_triton.decide.rules import build_rules
+from themis_triton.sim.cluster import Cluster
+from themis_triton.sim.engine import Simulation
+from themis_triton.sim.layout import Layout
+from themis_triton.sim.ports import SimControl, SimLauncher, SimObserver, SimRecorder, SimRoutes
+from themis_triton.sim.virtual_time import VirtualClock
+from themis_triton.sim.world import SimWorld, world_for
+from themis_triton.solver.solve import solve_joint
+from themis_triton.solver.surface import FloatArray, surface_from_table
+from themis_triton.tick import World
+
+PREROLL_S = 5.0
+"""Before the first request the loop runs for a while, as a sidecar does that is started first."""
+Models = Mapping[str, ModelState]
+
+
+@dataclass(frozen=True, slots=True)
+class SimOptions:
+    """What a run starts from.
+
+    `world` None: the settings' own. `servers`: what each of the first servers holds, on the slots in their order. None: the adopted
+    servers of the settings, or `launched` new ones (a stage, where stages are separate), each with `models` or else the fewest
+    instances and the largest batches. `slots`: so many servers can exist where stages are separate and the settings have no
+    `launch` section. `deaths_s`: seconds from the start of the load at which the first launched server that serves dies unasked.
+    `keep_ticks` False: no tick records in the result, nor capacities in its series.
+    """
+
+    seed: int = 0
+    policy: PolicyName | None = None
+    world: SimWorld | None = None
+    launched: int = 1
+    models: Models | None = None
+    servers: Sequence[Models] | None = None
+    slots: int = 64
+    deaths_s: tuple[float, ...] = ()
+    keep_ticks: bool = True
+
+
+def simulated(config: ThemisConfig, options: SimOptions) -> ThemisConfig:
+    """The settings as the simulation runs them: with the policy asked for, and slots where there are none.
+
+    Raises SettingsError when there is no server and no slot.
+    """
+    if options.policy is not None:
+        config = replace(config, policy=replace(config.policy, name=options.policy))
+    if config.planning.placement is Placement.SEPARATE and config.launch is None and not config.servers:
+        names = [f"replica-{number}" for number in range(1, options.slots + 1)]
+        most = min(options.slots, config.planning.max_servers or options.slots)
+        launch = LaunchConfig(tuple(DeviceSlot(name, name) for name in names), Path())
+        return replace(config, launch=launch, planning=replace(config.planning, max_servers=most))
+    if not config.servers and (config.launch is None or not config.launch.slots):
+        raise SettingsError("servers, launch.slots: found neither; a simulation needs a server or a slot where one can be launched")
+    return config
+
+
+def world_of(config: ThemisConfig, options: SimOptions) -> SimWorld:
+    """The world asked for, or the settings' own."""
+    return options.world if options.world is not None else world_for(config)
+
+
+def start_for(config: ThemisConfig, rate_rps: float, *, batch: int | None = None) -> tuple[dict[str, ModelState], ...]:
+    """First servers for a rate, for `SimOptions.servers`: the fewest instances each, and as many as the joint plan with them needs.
+
+    `batch` is the largest batch of that plan and of the servers; None: the settings' bounds. One pipeline after the other.
+    """
+    rules, states = build_rules(config), []
+    for pipeline in config.pipelines:
+        problem = replace(rules.problems[pipeline.name], demand_rps=rate_rps)
+        least = [stage.min_instances for stage in problem.stages]
+        allowed = None if batch is None else [list(range(1, min(batch, stage.max_batch) + 1)) for stage in problem.stages]
+        plan = solve_joint(problem, instances=least, batches=allowed)
+        held = {s.name: _state(config.models[s.name], s.instances, batch) for s in plan.stages}
+        if config.planning.placement is Placement.SEPARATE:
+            states += [{stage.name: held[stage.name]} for stage in plan.stages for _ in range(stage.servers)]
+        else:
+            states += [held] * plan.servers
+    return tuple(states)
+
+
+def _state(model: ModelConfig, instances: int, batch: int | None) -> ModelState:
+    return ModelState(instances, min(batch or model.max_batch, model.max_batch), model.max_queue_delay_us)
+
+
+def build_simulation(config: ThemisConfig, arrivals: Mapping[str, FloatArray], world: SimWorld, seed: int) -> Simulation:
+    """Places in the order of the adopted servers and the slots; arrivals start after the preroll."""
+    index = {name: number for number, name in enumerate(config.models)}
+    chains = tuple(tuple(index[stage] for stage in pipeline.stages) for pipeline in config.pipelines)
+    times = [np.asarray(arrivals.get(p.name, ()), dtype=np.float64) + PREROLL_S for p in config.pipelines]
+    pipeline = np.repeat(np.arange(len(times)), [each.size for each in times])
+    merged = np.concatenate(times)
+    by_time = np.argsort(merged, kind="stable")
+    return Simulation(_layout(config, chains), world, merged[by_time], pipeline[by_time], seed)
+
+
+def _layout(config: ThemisConfig, chains: tuple[tuple[int, ...], ...]) -> Layout:
+    names = [server.device for server in config.servers] + [slot.device for slot in _slots(config)]
+    order = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    most = sum(model.max_instances for model in config.models.values()) * max(names.count(name) for name in order)
+    batch = max(model.max_batch for model in config.models.values())
+    contending = config.planning.throughput is ThroughputRule.INSTANCES
+    tables = [model.profile.table for model in config.models.values()]
+    surfaces = np.stack([surface_from_table(table, batch, most, monotone=contending).latency_ms for table in tables])
+    return Layout(surfaces, chains, tuple(order[name] for name in names), most)
+
+
+def _slots(config: ThemisConfig) -> tuple[DeviceSlot, ...]:
+    return config.launch.slots if config.launch is not None else ()
+
+
+def build_world(config: ThemisConfig, cluster: Cluster, recorder: SimRecorder, world: SimWorld) -> World:
+    """The ports over the cluster, and the executor and supervisor over them."""
+    clock, control, models = VirtualClock(), SimControl(cluster), tuple(config.models)
+    launcher = None
+    if config.launch is not None:
+        places = {slot.name: len(config.servers) + number for number, slot in enumerate(config.launch.slots)}
+        devices = {slot.name: slot.device for slot in config.launch.slots}
+        launcher = SimLauncher(cluster, places, devices, config.launch.drain_timeout_s)
+    levers = Levers(control, SimRoutes(cluster, world.route_s), launcher, recorder, clock)
+    backoff = Backoff(config.policy.retry_backoff_s, config.policy.retry_backoff_max_s)
+    executor = Executor(levers, Fleet(recorder), backoff, models)
+    return World(SimObserver(cluster, world.lag_s), executor, Supervisor(executor, control, launcher, models, clock), recorder, clock)
+
+
+async def serve_initially(config: ThemisConfig, cluster: Cluster, executor: Executor, options: SimOptions) -> None:
+    """The first servers hold their models and are routed to. SettingsError when there are more of them than places."""
+    held = _held_initially(config, options)
+    slots = _slots(config) if not config.servers else ()
+    places: list[tuple[str, str, str | None]] = [(server.name, server.device, None) for server in config.servers]
+    places += [(f"initial-{number}", slot.device, slot.name) for number, slot in enumerate(slots)]
+    if len(held) > len(places):
+        raise SettingsError(f"{len(held)} servers at the start, and places for {len(places)}; allow more devices, or start with fewer")
+    for place, (models, (name, device, slot_name)) in enumerate(zip(held, places, strict=False)):
+        cluster.start(name, place, dict(models))
+        cluster.hold(name)
+        launched = slot_name is not None
+        executor.fleet.put(Server(name, device, name, name, name, Phase.SERVING, launched=launched, slot=slot_name, models=dict(models)))
+    await executor.write_routes()
+
+
+def _held_initially(config: ThemisConfig, options: SimOptions) -> Sequence[Models]:
+    if options.servers is not None:
+        return options.servers
+    models = options.models or {name: _state(model, model.min_instances, None) for name, model in config.models.items()}
+    if config.servers:
+        return [models] * len(config.servers)
+    if config.planning.placement is Placement.SEPARATE:
+        return [{name: state} for name, state in models.items() for _ in range(options.launched)]
+    return [models] * options.launched
