@@ -14,8 +14,10 @@ from themis_triton.core.fleet import ModelState
 from themis_triton.load.traces import TraceOptions, arrivals, load_trace
 from themis_triton.settings import load_settings
 from themis_triton.settings.shipped import shipped
-from themis_triton.sim.engine import Layout, Simulation
-from themis_triton.sim.run import SimOptions, simulate
+from themis_triton.sim.engine import Simulation
+from themis_triton.sim.layout import Layout
+from themis_triton.sim.run import simulate
+from themis_triton.sim.setup import SimOptions
 from themis_triton.sim.world import SimWorld, paper_world, triton_world
 from themis_triton.solver.surface import FloatArray, contention_surface, paper_surface
 

@@ -93,6 +93,9 @@ def plan(
     pipeline: Annotated[str | None, typer.Option(help="By default the settings' first.")] = None,
     slo_ms: Annotated[float | None, typer.Option("--slo", help="Objective in ms instead of the settings'.")] = None,
     devices: Annotated[int | None, typer.Option(help="Servers that there are, instead of the settings'.")] = None,
+    now: Annotated[
+        str | None, typer.Option(help="What runs: 2:3,1 (2 servers, 3 and 1 instances), 2:3,1:8,8 with batches. Adds the way.")
+    ] = None,
     picture: Annotated[Path | None, typer.Option(help="Also draw the plans: a .png, .svg or .pdf.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -100,7 +103,7 @@ def plan(
     from themis_triton.commands.plan_command import PlanFlags, plan_command  # noqa: PLC0415 - a command loads only what it needs
     from themis_triton.planning import WhatIf  # noqa: PLC0415
 
-    plan_command(PlanFlags(config, rate, WhatIf(pipeline, slo_ms, devices), picture, as_json))
+    plan_command(PlanFlags(config, rate, WhatIf(pipeline, slo_ms, devices), picture, as_json, now))
 
 
 @app.command()
@@ -141,25 +144,40 @@ def profile(
 @app.command()
 def simulate(
     config: ConfigOption,
-    trace: Annotated[str, typer.Option(help="surge, diurnal, flash, steady, twitter-paper, or a file of rates or time stamps.")] = "surge",
-    policies: Annotated[str, typer.Option(help="Names, comma-separated.")] = "themis,horizontal,vertical",
+    trace: Annotated[
+        str, typer.Option(help="surge, diurnal, flash, steady, twitter-paper, twitter@SECOND, or a file of rates or time stamps.")
+    ] = "surge",
+    policies: Annotated[str, typer.Option(help="Names, comma-separated; clairvoyant is the bound.")] = "themis,horizontal,vertical",
     seeds: Annotated[int, typer.Option(help="Runs of each policy, under seeds 0, 1, …")] = 1,
-    cold_start: Annotated[float | None, typer.Option(help="Seconds from launch to serving; by default from the profiles.")] = None,
     pipeline: Annotated[list[str] | None, typer.Option(help="NAME of the settings; by default the first. Repeatable.")] = None,
     duration: Annotated[int | None, typer.Option(help="Seconds; stretches a shipped shape, cuts any other trace.")] = None,
     from_s: Annotated[int, typer.Option("--from", help="First second of the trace.")] = 0,
     to_s: Annotated[int | None, typer.Option("--to", help="Second at which the trace ends.")] = None,
     scale: Annotated[float, typer.Option(help="Multiplies the trace's rates.")] = 1.0,
     jobs: Annotated[int, typer.Option(help="Processes at once.")] = 1,
+    world: Annotated[str | None, typer.Option(help="triton or paper; by default the one that the settings' planning describes.")] = None,
+    cold_start: Annotated[float | None, typer.Option(help="Seconds from launch to serving; by default from the profiles.")] = None,
+    in_place: Annotated[float | None, typer.Option(help="Seconds of an in-place change; by default from the profiles.")] = None,
+    noise: Annotated[float, typer.Option(help="Coefficient of variation of service times.")] = 0.0,
+    profile_error: Annotated[float, typer.Option(help="Fraction by which service times exceed the profiles'; may be negative.")] = 0.0,
+    metrics_lag: Annotated[float, typer.Option(help="Age in seconds of what is observed.")] = 0.0,
+    batch_wait: Annotated[
+        float | None, typer.Option(help="Seconds that a central queue waits for a full batch; by default 0.05, for themis 0.")
+    ] = None,
+    devices: Annotated[
+        int | None, typer.Option(help="Servers that can exist at once; by default the slots, or 64 in the paper's world.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for pictures.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Policies against a trace in virtual time: the same tick as live, over a simulated cluster of these settings."""
     from themis_triton.commands.simulate_command import SimulateFlags, simulate_command  # noqa: PLC0415 - a command loads what it needs
+    from themis_triton.commands.simulated_runs import WorldFlags  # noqa: PLC0415
     from themis_triton.load.traces import TraceOptions  # noqa: PLC0415
 
     wanted = TraceOptions(source=trace, from_s=from_s, to_s=to_s, scale=scale, duration_s=duration)
-    simulate_command(SimulateFlags(config, wanted, policies, seeds, cold_start, tuple(pipeline or ()), jobs, out), as_json=as_json)
+    differing = WorldFlags(world, cold_start, in_place, noise, profile_error, metrics_lag, batch_wait, devices)
+    simulate_command(SimulateFlags(config, wanted, policies, seeds, tuple(pipeline or ()), jobs, out, differing), as_json=as_json)
 
 
 @app.command()

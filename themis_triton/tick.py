@@ -10,6 +10,7 @@ from themis_triton.core.config import Mode, ThemisConfig
 from themis_triton.core.fleet import Phase, Server
 from themis_triton.core.observation import Snapshot
 from themis_triton.core.record import TickRecord
+from themis_triton.decide.correction import corrected, factors_of, with_drift
 from themis_triton.decide.policies import decide
 from themis_triton.decide.rules import Rules
 from themis_triton.decide.state import PolicyState, Situation
@@ -45,7 +46,8 @@ async def tick(state: EngineState, world: World, rules: Rules) -> tuple[EngineSt
     await world.supervisor.bury_the_dead()
     snapshot = await observe(world, rules.config)
     history, estimated = estimate(state.history, snapshot, rules.config)
-    policy_state, decision = decide(state.policy, Situation(snapshot, estimated), rules)
+    policy_state, decision = decide(state.policy, Situation(snapshot, estimated), corrected(rules, factors_of(estimated)))
+    decision = with_drift(decision, estimated)
     planned = plan(decision, snapshot)
     advisory = rules.config.mode is Mode.ADVISORY
     if not advisory:

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.samples import CLASSIFIER, DETECTOR, NOW_S, config, route, server, snapshot
+from themis_triton.core.config import ForecastName, ThemisConfig
 from themis_triton.core.estimate import Estimate
 from themis_triton.core.fleet import Phase
 from themis_triton.core.observation import ModelCounters, ServerReading, Snapshot
@@ -11,10 +12,10 @@ from themis_triton.estimate.estimate import History, estimate
 CONFIG = config()
 
 
-def run(*snapshots: Snapshot) -> Estimate:
+def run(*snapshots: Snapshot, settings: ThemisConfig = CONFIG) -> Estimate:
     history, found = History(), None
     for each in snapshots:
-        history, found = estimate(history, each, CONFIG)
+        history, found = estimate(history, each, settings)
     assert found is not None
     return found
 
@@ -60,6 +61,20 @@ def test_the_newest_rate_never_hides_a_larger_one_of_a_moment_ago() -> None:
     video = run(*busy, *quiet).pipelines["video"]
     assert 20.0 < video.recent_rps < 50.0
     assert video.peak_rps == pytest.approx(50.0)
+
+
+@pytest.mark.parametrize("tick_s", [0.25, 0.3, 0.5, 1.0])
+def test_a_forecast_gets_a_whole_minute_of_seconds(tick_s: float) -> None:
+    forecasting = replace(CONFIG, policy=replace(CONFIG.policy, forecast=ForecastName.QUANTILE))
+    video = run(*steady(40.0, seconds=75, tick_s=tick_s), settings=forecasting).pipelines["video"]
+    assert video.per_second == pytest.approx([40.0] * 60)
+    young = run(*steady(40.0, seconds=12, tick_s=tick_s), settings=forecasting).pipelines["video"]
+    assert young.per_second == pytest.approx([40.0] * 12)
+
+
+def test_without_a_forecast_no_seconds_are_counted() -> None:
+    present = replace(CONFIG, policy=replace(CONFIG.policy, forecast=ForecastName.NONE))
+    assert run(*steady(40.0), settings=present).pipelines["video"].per_second == ()
 
 
 def test_no_data_is_a_value() -> None:

@@ -10,6 +10,7 @@ from themis_triton.adapters import journal as journal_module
 from themis_triton.adapters.journal import Journal
 from themis_triton.core.action import ActionKind, Outcome, OutcomeKind
 from themis_triton.core.errors import MissingPartError
+from themis_triton.core.estimate import DriftChange, DriftEvent
 from themis_triton.core.fleet import Phase, ProcessId
 from themis_triton.core.record import TickRecord
 
@@ -123,3 +124,11 @@ def test_a_file_that_is_no_journal_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"something else entirely, and long enough to be read as a header" * 20)
     with pytest.raises(MissingPartError, match=r"journal\.sqlite: the journal cannot be opened"):
         Journal(path)
+
+
+def test_a_tick_in_which_drift_changes_is_kept_like_one_that_changes_something(journal: Journal) -> None:
+    quiet = at(1.0)
+    drifted = replace(quiet.estimate, drift_events=(DriftEvent("m", DriftChange.BEGAN, 1.4, 1.4),))
+    journal.record_tick(at(0.0))
+    journal.record_tick(replace(quiet, estimate=drifted))
+    assert [tick["at_s"] for tick in journal.ticks(9, changed_only=True)] == [NOW_S + 1.0]

@@ -145,3 +145,34 @@ def test_vertical_with_separate_stages_divides_the_devices() -> None:
 def test_the_daemon_refuses_separate_stages() -> None:
     with pytest.raises(SettingsError, match=r"planning\.placement: separate is for themis plan and simulate"):
         run_command(PAPER)
+
+
+def test_the_way_from_what_runs_says_its_steps_and_when_the_slo_holds() -> None:
+    result = CliRunner().invoke(app, ["plan", "-c", str(SHIPPED), "--rate", "120", "--now", "1:2,1", "--json"])
+    assert result.exit_code == 0, result.output
+    (answer,) = json.loads(result.stdout.splitlines()[-1])
+    path = answer["path"]
+    # A cold start of 5 s, then the longest initialisation of an instance, 0.5 s.
+    assert path["slo_holds_after_s"] == 5.5
+    assert [step["kind"] for step in path["steps"]] == ["launch"] * (path["servers"] - 1)
+    assert "inside the SLO after 5.5 s" in result.stdout
+
+
+def test_a_way_down_breaks_nothing_before_it_has_made_room() -> None:
+    result = CliRunner().invoke(app, ["plan", "-c", str(SHIPPED), "--rate", "60", "--now", "4:1,1:8,8", "--json"])
+    path = json.loads(result.stdout.splitlines()[-1])[0]["path"]
+    made = {i for i, step in enumerate(path["steps"]) if step["kind"] in {"grow", "launch", "rebatch"}}
+    retired = [step for step in path["steps"] if step["kind"] == "retire"]
+    assert retired
+    assert all(made <= set(step["requires"]) for step in retired)
+
+
+@pytest.mark.parametrize("now", ["", "2", "2:1", "2:1,0", "2:1,1:8", "99:1,1", "-1:1,1"])
+def test_a_fleet_that_cannot_be_read_is_refused_with_its_form(now: str) -> None:
+    with pytest.raises(SettingsError, match=r"--now: found .* allowed: SERVERS:N,N, an instance count for each of video-detector"):
+        plan_command(PlanFlags(SHIPPED, "50", WhatIf(), now=now))
+
+
+def test_separate_stages_have_no_way_to_show() -> None:
+    with pytest.raises(SettingsError, match=r"--now: planning\.placement is separate"):
+        plan_command(PlanFlags(PAPER, "50", WhatIf(), now="1:1,1,1"))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.unit.samples import config as make_config
-from themis_triton.core.config import DeviceSlot, LaunchConfig, ProfileOrigin, ThemisConfig
+from themis_triton.core.config import DeviceSlot, LatencyTable, LaunchConfig, ProfileOrigin, ThemisConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.load.requests import ModelSpec, TensorSpec
 from themis_triton.profile.files import Conditions, Progress, read_profile, read_progress, resume_path, write_profile, write_progress
@@ -121,6 +121,25 @@ def test_a_finished_profile_is_read_back_and_ends_the_resume_file(tmp_path: Path
     assert profile.instance_memory == 50
     assert profile.measured is not None
     assert [fit.form for fit in profile.measured.fits if fit.kept] == ["contention"]
+
+
+def test_means_stand_where_they_were_measured_and_elsewhere_in_their_usual_share() -> None:
+    def mean_point(batch: int, instances: int, service_ms: float, mean_ms: float) -> PointSettings:
+        return point(batch, instances, service_ms).model_copy(update={"statistics_ms": mean_ms})
+
+    shares = {(1, 1): 0.8, (2, 1): 0.7, (1, 2): 0.95, (2, 2): 0.5}
+    points = [mean_point(b, k, 50.0 * b * k, share * 50.0 * b * k) for (b, k), share in shares.items()]
+    profile = finished(Progress(conditions=CONDITIONS, points=points), GridPlan(2, 2), traced=True)
+    whole = profile.to_core(2, 2).mean_table
+    assert whole == LatencyTable((1, 2), (1, 2), ((40.0, 95.0), (70.0, 100.0)))
+    assert profile.measured is not None
+    three = profile.measured.model_copy(
+        update={"points": [each for each in profile.measured.points if (each.batch, each.instances) != (2, 2)]}
+    )
+    means = profile.model_copy(update={"measured": three}).to_core(2, 2).mean_table
+    assert means == LatencyTable((1, 2), (1, 2), ((40.0, 95.0), (70.0, 160.0)))
+    declared = profile.model_copy(update={"measured": None})
+    assert declared.to_core(2, 2).mean_table is None
 
 
 def test_memory_of_an_instance_is_the_slope() -> None:

@@ -74,3 +74,16 @@ def test_a_stream_without_noise_has_no_dispersion_and_a_trend_adds_little() -> N
 def test_too_little_to_tell_dispersion_counts_as_poisson() -> None:
     assert series((0.0, 0.0), (1.0, 40.0)).dispersion(0.5, 15.0) == 1.0
     assert series(*((float(i), 0.0) for i in range(30))).dispersion(0.5, 15.0) == 1.0
+
+
+def test_seconds_are_counted_from_the_last_reading_backwards() -> None:
+    half_seconds = series(*((0.5 * index, float(index * index)) for index in range(9)))
+    assert half_seconds.per_second(3) == pytest.approx((12.0, 20.0, 28.0))
+    assert half_seconds.per_second(60) == pytest.approx((4.0, 12.0, 20.0, 28.0))
+    assert sum(half_seconds.per_second(60)) == pytest.approx(64.0)
+
+
+def test_there_are_no_seconds_before_a_whole_one_is_covered() -> None:
+    assert EMPTY.per_second(60) == ()
+    assert series((1.0, 5.0)).per_second(60) == ()
+    assert series((1.0, 5.0), (1.75, 7.0)).per_second(60) == ()

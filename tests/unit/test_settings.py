@@ -364,7 +364,8 @@ BAD = {
     "section without keys": (
         ("prices:\n  server: 10\n", "prices:\n"),
         (
-            "themis.yaml:29:8: prices: found nothing; allowed: a mapping with `server`, `instance`; "
+            "themis.yaml:29:8: prices: found nothing; allowed: a mapping with `server`, `instance`, `lost_request`, "
+            "`grow_risk`, `shrink_risk`, `rebatch_risk`, `launch_risk`, `retire_risk`; "
             "write its keys on the lines below, indented; or remove this key"
         ),
     ),

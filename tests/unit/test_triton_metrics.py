@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from typing import Any
 
 import httpx
 import pytest
 
 from themis_triton.adapters.clock import SystemClock
-from themis_triton.adapters.triton_metrics import TritonMetrics, fetch_metrics, parse_metrics
+from themis_triton.adapters.triton_metrics import TritonMetrics, fetch_metrics, parse_metrics, parse_statistics
 from themis_triton.core.fleet import Phase, Server
-from themis_triton.core.observation import ModelCounters
+from themis_triton.core.observation import BatchCounters, ModelCounters
 
 TEXT = """\
 # HELP nv_inference_request_success Requests that succeeded
@@ -91,3 +92,56 @@ def test_servers_that_do_not_answer_are_readings_with_errors() -> None:
 
 def server(name: str, port: int) -> Server:
     return Server(name, "cpu:0", "", "", f"127.0.0.1:{port}", Phase.SERVING, launched=False)
+
+
+def batch(size: int, count: int, each_us: int) -> dict[str, Any]:
+    parts = {"compute_input": 1, "compute_infer": each_us - 3, "compute_output": 2}
+    return {"batch_size": size} | {part: {"count": count, "ns": 1000 * count * us} for part, us in parts.items()}
+
+
+STATISTICS = {
+    "model_stats": [
+        {"name": "a", "version": "1", "batch_stats": [batch(4, 3, 700), batch(1, 10, 100)]},
+        {"name": "a", "version": "2", "batch_stats": [batch(1, 5, 130)]},
+        {"name": "idle", "version": "1", "batch_stats": []},
+    ]
+}
+
+
+def test_batches_are_counted_once_by_size_and_summed_over_versions() -> None:
+    assert parse_statistics(STATISTICS) == {"a": (BatchCounters(1, 15.0, 1650.0), BatchCounters(4, 3.0, 2100.0))}
+
+
+@pytest.mark.parametrize("answer", [{}, {"error": "not found"}, {"model_stats": [{"name": "a"}]}, {"model_stats": None}, []])
+def test_something_else_is_not_taken_for_statistics(answer: Any) -> None:
+    with pytest.raises(ValueError, match="no statistics of batches"):
+        parse_statistics(answer)
+
+
+def test_a_server_whose_statistics_are_refused_still_has_its_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answered(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/metrics":
+            return httpx.Response(200, text=TEXT)
+        return httpx.Response(200 if request.url.port == 1 else 403, json=STATISTICS)
+
+    def client(_: float) -> httpx.AsyncClient:
+        return httpx.AsyncClient(transport=httpx.MockTransport(answered))
+
+    async def run() -> None:
+        monkeypatch.setattr("themis_triton.adapters.triton_metrics.new_http_client", client)
+        metrics = TritonMetrics(SystemClock())
+        told, refused = await metrics.read_servers(
+            [
+                Server(name, "cpu:0", "", f"{name}:{port}", f"{name}:8002", Phase.SERVING, launched=False)
+                for name, port in (("x", 1), ("y", 2))
+            ]
+        )
+        await metrics.close()
+        assert told.models["a"].batches[1] == BatchCounters(4, 3.0, 2100.0)
+        assert told.models["b"].batches == ()
+        assert (told.error, told.batches_error, refused.error) == (None, None, None)
+        assert refused.models["a"] == parse_metrics(TEXT)["a"]
+        assert "statistics of server y at http://y:2/v2/models/stats" in (refused.batches_error or "")
+        assert "403" in (refused.batches_error or "")
+
+    asyncio.run(run())

@@ -27,6 +27,8 @@ class Exporter:
         self._actions = Counter("themis_actions", "Ended actions", ["kind", "outcome"], registry=registry)
         self._action_s = Histogram("themis_action_seconds", "Duration of an action", ["kind"], registry=registry)
         self._stale = Gauge("themis_stale_sources", "Sources whose readings are too old to trust", registry=registry)
+        self._ratio = Gauge("themis_drift_ratio", "Time of executed batches over the profile's", ["model"], registry=registry)
+        self._correction = Gauge("themis_latency_correction", "What plans multiply the profile with", ["model"], registry=registry)
 
     def take(self, record: TickRecord, duration_s: float) -> None:
         """Note a tick."""
@@ -35,6 +37,9 @@ class Exporter:
         self._stale.set(len(record.estimate.stale))
         self._take_pipelines(record)
         self._take_fleet(record)
+        for name, model in record.estimate.models.items():
+            self._ratio.labels(name).set(float("nan") if model.drift_ratio is None else model.drift_ratio)
+            self._correction.labels(name).set(model.correction)
         for outcome in record.outcomes:
             self._actions.labels(outcome.action.kind.value, outcome.kind.value).inc()
             if outcome.kind is OutcomeKind.DONE:

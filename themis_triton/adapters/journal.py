@@ -49,7 +49,7 @@ class Journal:
 
     def record_tick(self, record: TickRecord) -> None:
         """Append a tick."""
-        changed = bool(record.plan.actions or record.outcomes)
+        changed = bool(record.plan.actions or record.outcomes or record.estimate.drift_events)
         row = (record.snapshot.at_s, record.decision.id, record.decision.reason, changed, sentence(record), _thin(record))
         self._write("insert or replace into ticks values (?, ?, ?, ?, ?, ?)", row)
         self._since_prune += 1

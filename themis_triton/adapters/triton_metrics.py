@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from themis_triton.core.fleet import Server
-from themis_triton.core.observation import ModelCounters, ServerReading
+from themis_triton.core.observation import BatchCounters, ModelCounters, ServerReading
 from themis_triton.ports import Clock
 
+Answer = TypeVar("Answer")
+_COMPUTE = ("compute_input", "compute_infer", "compute_output")
 _FIELDS = {
     "nv_inference_request_success": "success",
     "nv_inference_request_failure": "failure",
@@ -36,13 +40,34 @@ def parse_metrics(text: str) -> dict[str, ModelCounters]:
     Raises:
         ValueError: the text is not in that format.
     """
-    sums: defaultdict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(_FIELDS.values(), 0.0))
+    sums: defaultdict[str, dict[str, Any]] = defaultdict(lambda: dict.fromkeys(_FIELDS.values(), 0.0))
     for family in text_string_to_metric_families(text):
         if family.name not in _FIELDS:  # The family keeps Triton's name; the parser gives samples of counters the suffix `_total`.
             continue
         for sample in family.samples:
             sums[sample.labels["model"]][_FIELDS[family.name]] += sample.value
     return {model: ModelCounters(**fields) for model, fields in sums.items()}
+
+
+def parse_statistics(answer: Mapping[str, Any]) -> dict[str, tuple[BatchCounters, ...]]:
+    """Executed batches by model and size, summed over a model's versions.
+
+    Args:
+        answer: what Triton's statistics extension gives at `/v2/models/stats`.
+
+    Raises:
+        ValueError: it is not that.
+    """
+    sums: defaultdict[str, defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(lambda: [0.0, 0.0]))
+    try:
+        for model in answer["model_stats"]:
+            for batch in model["batch_stats"]:
+                entry = sums[model["name"]][int(batch["batch_size"])]
+                entry[0] += batch["compute_infer"]["count"]
+                entry[1] += sum(batch[part]["ns"] for part in _COMPUTE) / 1000.0
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"no statistics of batches in the answer ({error!r})") from error
+    return {model: tuple(BatchCounters(size, *entry) for size, entry in sorted(sizes.items())) for model, sizes in sums.items()}
 
 
 def new_http_client(timeout_s: float) -> httpx.AsyncClient:
@@ -66,6 +91,22 @@ async def fetch_metrics(client: httpx.AsyncClient, metrics_address: str) -> dict
     return parse_metrics(response.text)
 
 
+async def fetch_statistics(client: httpx.AsyncClient, http_address: str) -> dict[str, tuple[BatchCounters, ...]]:
+    """Read and parse one server's executed batches.
+
+    Args:
+        client: from `new_http_client`.
+        http_address: `host:port`.
+
+    Raises:
+        httpx.HTTPError: it does not answer in time, or not with 200.
+        ValueError: the answer is something else.
+    """
+    response = await client.get(f"http://{http_address}/v2/models/stats")
+    response.raise_for_status()
+    return parse_statistics(response.json())
+
+
 class TritonMetrics:
     """Reads servers' metrics. Use it from one event loop, and `close` it there.
 
@@ -84,16 +125,30 @@ class TritonMetrics:
         return tuple(await asyncio.gather(*(self._read(server) for server in servers)))
 
     async def _read(self, server: Server) -> ServerReading:
+        """The metrics decide whether there is a reading; only drift needs the batches."""
+        (models, error), (batches, batches_error) = await asyncio.gather(
+            self._tried(fetch_metrics(self._client, server.metrics_address)),
+            self._tried(fetch_statistics(self._client, server.http_address)),
+        )
+        now_s = self._clock.now_s()
+        if models is None:
+            return ServerReading(
+                server.name, now_s, error=f"metrics of server {server.name} at http://{server.metrics_address}/metrics: {error}"
+            )
+        if batches is None:
+            where = f"statistics of server {server.name} at http://{server.http_address}/v2/models/stats"
+            return ServerReading(server.name, now_s, models, batches_error=f"{where}: {batches_error}")
+        return ServerReading(server.name, now_s, {name: replace(each, batches=batches.get(name, ())) for name, each in models.items()})
+
+    async def _tried(self, answer: Coroutine[Any, Any, Answer]) -> tuple[Answer | None, str]:
+        """The answer, or why there is none."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                models = await fetch_metrics(self._client, server.metrics_address)
-        except (httpx.HTTPError, ValueError, TimeoutError) as error:
-            return ServerReading(server.name, self._clock.now_s(), error=self._sentence(server, error))
-        return ServerReading(server.name, self._clock.now_s(), models)
-
-    def _sentence(self, server: Server, error: Exception) -> str:
-        what = f"no answer within {self._timeout_s:g} s" if isinstance(error, (TimeoutError, httpx.TimeoutException)) else str(error)
-        return f"metrics of server {server.name} at http://{server.metrics_address}/metrics: {what or type(error).__name__}"
+                return await answer, ""
+        except (TimeoutError, httpx.TimeoutException):
+            return None, f"no answer within {self._timeout_s:g} s"
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            return None, str(error) or type(error).__name__
 
     async def close(self) -> None:
         """Close the connections."""

@@ -13,6 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from themis_triton.commands.plan_paths import path_row, show_paths
 from themis_triton.core.config import PipelineConfig, PlanningConfig, ThemisConfig, ThroughputRule
 from themis_triton.core.errors import SettingsError
 from themis_triton.planning import PlanAnswer, StageAnswer, WhatIf, asked_pipeline, plan_rates
@@ -33,6 +34,7 @@ class PlanFlags:
     what_if: WhatIf
     picture: Path | None = None
     as_json: bool = False
+    now: str | None = None
 
 
 def plan_command(flags: PlanFlags) -> tuple[PlanAnswer, ...]:
@@ -44,12 +46,15 @@ def plan_command(flags: PlanFlags) -> tuple[PlanAnswer, ...]:
     answers = plan_rates(config, rates, what_if)
     console = Console()
     console.print(plan_table(answers, pipeline, config))
+    paths = show_paths(console, config, rates, what_if, flags.now) if flags.now is not None else None
     if flags.picture is not None:
         draw_plans(series_of(answers), pipeline.slo_ms, f"Plans for {pipeline.name}, policy {config.policy.name.value}", flags.picture)
         console.print(f"picture: {flags.picture}", soft_wrap=True, markup=False, highlight=False)
     if flags.as_json:
         # Straight to the stream: the line must never be wrapped or coloured.
-        console.file.write(json.dumps([asdict(answer) for answer in answers]) + "\n")
+        rows = [asdict(answer) for answer in answers]
+        found = [{"path": path_row(path)} for path in paths] if paths is not None else [{} for _ in rows]
+        console.file.write(json.dumps([row | extra for row, extra in zip(rows, found, strict=True)]) + "\n")
     return answers
 
 

@@ -52,6 +52,8 @@ def show(status: dict[str, Any], console: Console) -> None:
     console.print(_servers(status))
     for source, why in status.get("stale", {}).items():
         console.print(f"stale: {source}: {why}", style="yellow", markup=False, soft_wrap=True)
+    for words in status.get("drift", []):
+        console.print(f"drift: {words}", style="yellow", markup=False, soft_wrap=True)
     if status.get("routes_unwritten"):
         console.print(f"routes not written: {status['routes_unwritten']}", style="red", markup=False, soft_wrap=True)
     for event in status["events"][-EVENTS_SHOWN:]:

@@ -22,13 +22,38 @@ class PolicyName(StrEnum):
     VERTICAL = "vertical"
 
 
+class ForecastName(StrEnum):
+    """What foresees the arrival rate; see `forecast/`. NONE: the largest of the last seconds goes on."""
+
+    NONE = "none"
+    LINEAR = "linear"
+    CLASSIFIER = "classifier"
+    QUANTILE = "quantile"
+
+
 class QueueingModel(StrEnum):
-    """How the wait of a request before its batch starts is predicted; see `solver/queueing.py`."""
+    """How the wait of a request before its batch starts is predicted; see `solver/queueing.py`.
+
+    TRITON: a work-conserving queue on each server. CENTRAL: one for all servers of a stage. SHARE: work-conserving too, but nothing is
+    predicted, and the margin of the SLO is what waits may take. The others are the paper's.
+    """
 
     TRITON = "triton"
+    CENTRAL = "central"
+    SHARE = "share"
     EXPONENTIAL = "exponential"
     GAMMA = "gamma"
     CONSTANT = "constant"
+
+    @property
+    def work_conserving(self) -> bool:
+        """Whether an instance that frees takes what waits, instead of waiting for a full batch."""
+        return self in {QueueingModel.TRITON, QueueingModel.CENTRAL, QueueingModel.SHARE}
+
+    @property
+    def predicts_busy(self) -> bool:
+        """Whether the wait for a free instance is predicted."""
+        return self in {QueueingModel.TRITON, QueueingModel.CENTRAL}
 
 
 class Placement(StrEnum):
@@ -68,7 +93,10 @@ class ProfileOrigin:
 
 @dataclass(frozen=True, slots=True)
 class ModelProfile:
-    """What a model costs, measured or declared. `levers`: by name, whether a probe under load proved that it loses no request."""
+    """What a model costs, measured or declared. `levers`: by name, whether a probe under load proved that it loses no request.
+
+    `mean_table`: mean service times at the points of `table`, where they were measured.
+    """
 
     table: LatencyTable
     instance_init_s: float = 1.0
@@ -77,6 +105,7 @@ class ModelProfile:
     instance_memory_bytes: int = 0
     origin: ProfileOrigin | None = None
     levers: dict[str, bool] = field(default_factory=dict)
+    mean_table: LatencyTable | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +139,19 @@ class PipelineConfig:
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """Cost of one server and of one model instance, in any one unit per second."""
+    """Cost of one server and of one model instance, in any one unit per second; the rest weighs moves, in that unit times seconds.
+
+    `lost_request`: one request that is not answered inside its SLO. `*_risk`: what may go wrong with one such step.
+    """
 
     server: float = 10.0
     instance: float = 1.0
+    lost_request: float = 1.0
+    grow_risk: float = 0.1
+    shrink_risk: float = 0.2
+    rebatch_risk: float = 3.0
+    launch_risk: float = 2.0
+    retire_risk: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +215,8 @@ class PolicyConfig:
     peak_window_s: float = 5.0
     settle_window_s: float = 20.0
     headroom_sigmas: float = 1.0
+    slow_headroom_sigmas: float = 1.0
+    trend_sigmas: float = 1.0
     backlog_drain_s: float = 1.0
     backlog_slack_s: float = 0.1
     max_added_instances: int = 8
@@ -184,15 +224,23 @@ class PolicyConfig:
     scale_in_hold_s: float = 20.0
     survivor_margin_fraction: float = 0.1
     surge_factor: float = 1.6
+    forecast: ForecastName = ForecastName.NONE
     queueing: QueueingModel = QueueingModel.TRITON
     max_stale_s: float = 3.0
     retry_backoff_s: float = 2.0
     retry_backoff_max_s: float = 60.0
     memory_margin_fraction: float = 0.1
     slo_margin_fraction: float = 0.1
-    rebatch_gain_fraction: float = 0.1
+    plan_horizon_s: float = 60.0
+    pool_hold_s: float = 5.0
     vertical_servers: int | None = None
     horizontal_instances: int | None = None
+    drift_window_s: float = 5.0
+    drift_min_batches: int = 20
+    drift_report_fraction: float = 0.15
+    drift_step_fraction: float = 0.05
+    drift_max_factor: float = 3.0
+    drift_hold_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,17 +58,22 @@ class Clamp:
 class Target:
     """Where the fleet should be: the models of each server that stays or comes. A server that is absent shall go.
 
-    New servers stand in `launch`, keyed by device slot.
+    New servers stand in `launch`, keyed by device slot. `quick_levers`: in-place changes take less than a tick, so that they need
+    not be parted into small steps.
     """
 
     servers: dict[str, dict[str, ModelState]] = field(default_factory=dict)
     launch: dict[str, dict[str, ModelState]] = field(default_factory=dict)
     retire: tuple[str, ...] = ()
+    quick_levers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineEvidence:
-    """The numbers behind a decision for one pipeline."""
+    """The numbers behind a decision for one pipeline.
+
+    `holds_after_s`: when the SLO will hold again, along the way that was chosen; None where it holds or nobody can tell.
+    """
 
     pipeline: str
     demand_fast_rps: float
@@ -81,6 +86,7 @@ class PipelineEvidence:
     servers_wanted: int
     servers_missing: int = 0
     runner_up: str = ""
+    holds_after_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

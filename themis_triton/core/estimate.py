@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 GROWTH_HALF_WINDOW_S = 2.0
 TREND_HALF_WINDOW_S = 5.0
@@ -10,7 +11,11 @@ TREND_HALF_WINDOW_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class ModelEstimate:
-    """One model over all servers. `*_ms` are None where nothing ended in the window."""
+    """One model over all servers. `*_ms` are None where nothing ended in the window.
+
+    `drift_ratio`: the time of executed batches over what the profile says for them; None where too few were executed to tell.
+    `drifting`: it is off by more than the settings allow. `correction`: what plans multiply the profile's latency with.
+    """
 
     model: str
     arrival_rps: float
@@ -26,6 +31,9 @@ class ModelEstimate:
     p50_ms: float | None = None
     p99_ms: float | None = None
     age_s: float = 0.0
+    drift_ratio: float | None = None
+    drifting: bool = False
+    correction: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +42,8 @@ class PipelineEstimate:
 
     `recent_rps` covers the last fraction of a second to two seconds, `peak_rps` the largest second of a few,
     `settled_rps` the slow loop's window; `growth_rps_per_s` is the slope over the last seconds, `trend_rps_per_s` over some more,
-    from `trend_base_rps`, the mean rate of the newer half of those.
+    from `trend_base_rps`, the mean rate of the newer half of those. `per_second` are the arrivals of the last seconds, newest last,
+    at most a minute of them; empty where no forecast asks for them.
     """
 
     pipeline: str
@@ -47,6 +56,25 @@ class PipelineEstimate:
     dispersion: float = 1.0
     trend_rps_per_s: float = 0.0
     trend_base_rps: float = 0.0
+    per_second: tuple[float, ...] = ()
+
+
+class DriftChange(StrEnum):
+    """What happened to a model's drift in one tick. CHANGED: plans count with another factor than before."""
+
+    BEGAN = "began"
+    CHANGED = "changed"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class DriftEvent:
+    """Drift of one model that began, changed or ended in this tick."""
+
+    model: str
+    change: DriftChange
+    ratio: float
+    correction: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +86,4 @@ class Estimate:
     pipelines: dict[str, PipelineEstimate] = field(default_factory=dict)
     stale: dict[str, str] = field(default_factory=dict)
     history_s: float = 0.0
+    drift_events: tuple[DriftEvent, ...] = ()

@@ -8,8 +8,20 @@ from themis_triton.core.fleet import Server
 
 
 @dataclass(frozen=True, slots=True)
+class BatchCounters:
+    """Executed batches of one size so far, and their compute time (input, inference, output), each batch counted once."""
+
+    size: int
+    executions: float
+    compute_us: float
+
+
+@dataclass(frozen=True, slots=True)
 class ModelCounters:
-    """Triton's cumulative counters of one model on one server (durations in µs); `pending` is a gauge."""
+    """Triton's cumulative counters of one model on one server (durations in µs); `pending` is a gauge.
+
+    The sums charge a batch's time to each of its requests; `batches`, by size, charges it once and is empty where it was not read.
+    """
 
     success: float = 0.0
     failure: float = 0.0
@@ -21,16 +33,18 @@ class ModelCounters:
     compute_infer_us: float = 0.0
     compute_output_us: float = 0.0
     pending: float = 0.0
+    batches: tuple[BatchCounters, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ServerReading:
-    """One server's metrics at `at_s`; `error` says why there are none."""
+    """One server's metrics at `at_s`; `error` says why there are none, `batches_error` why its models' `batches` are not among them."""
 
     server: str
     at_s: float
     models: dict[str, ModelCounters] = field(default_factory=dict)
     error: str | None = None
+    batches_error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from themis_triton.core.action import Action, ActionKind, Outcome, OutcomeKind, Plan
 from themis_triton.core.decision import Decision, PipelineEvidence, Reason
-from themis_triton.core.estimate import Estimate
+from themis_triton.core.estimate import DriftEvent, Estimate, ModelEstimate
 from themis_triton.core.observation import Snapshot
 
 
@@ -56,6 +56,25 @@ def describe(action: Action) -> str:
             return f"{action.kind.value} {action.model} on {action.server} {before and before.instances}→{after and after.instances}"
 
 
+def drift_words(model: ModelEstimate) -> str:
+    """What is to be said of one model's drift as it stands; empty when there is none and plans count with the profile."""
+    if not model.drifting:
+        still = f"{model.model} runs as its profile says again, plans still count with {model.correction:.2f}"
+        return still if model.correction != 1.0 else ""
+    if model.drift_ratio is None:
+        runs = "ran otherwise than its profile says and runs too rarely now to tell"
+    else:
+        runs = f"runs {model.drift_ratio:.2f} times as long as its profile says"
+    return f"{model.model} {runs}" + (f", plans count with {model.correction:.2f}" if model.correction != 1.0 else "")
+
+
+def drift_event_words(event: DriftEvent) -> str:
+    """What happened to one model's drift."""
+    counted = "the profile" if event.correction == 1.0 else f"{event.correction:.2f}"
+    runs = f"{event.model} runs {event.ratio:.2f} times as long as its profile says"
+    return f"drift {event.change.value}: {runs}, plans count with {counted}"
+
+
 _OPENINGS = {
     Reason.SURGE: "surge",
     Reason.SETTLE: "settling",
@@ -78,4 +97,5 @@ def _opening(decision: Decision) -> str:
 
 
 def _numbers(e: PipelineEvidence) -> str:
-    return f"{e.pipeline} needs {e.demand_fast_rps:.0f}/s of {e.capacity_rps:.0f}/s ({e.servers_now}→{e.servers_wanted} servers)"
+    after = f", inside the SLO again in {e.holds_after_s:.1f} s" if e.holds_after_s else ""
+    return f"{e.pipeline} needs {e.demand_fast_rps:.0f}/s of {e.capacity_rps:.0f}/s ({e.servers_now}→{e.servers_wanted} servers){after}"

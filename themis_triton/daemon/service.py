@@ -13,7 +13,7 @@ from themis_triton.adapters.exporter import Exporter
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.decision import Reason
 from themis_triton.core.errors import ThemisError
-from themis_triton.core.record import TickRecord, sentence
+from themis_triton.core.record import TickRecord, drift_event_words, sentence
 from themis_triton.daemon.adopt import adopt
 from themis_triton.daemon.api import serving
 from themis_triton.daemon.lock import locked
@@ -95,6 +95,8 @@ class _Loop:
 
     def _tell(self, record: TickRecord) -> None:
         """A line when something changes, and now and then when nothing does."""
+        for event in record.estimate.drift_events:
+            log.warning("drift", model=event.model, says=drift_event_words(event))
         changed = record.plan.actions or record.outcomes or record.decision.reason is not self.last_reason
         if changed or record.number % QUIET_LOG_EVERY_TICKS == 0:
             log.info("tick", decision=record.decision.id, reason=record.decision.reason.value, says=sentence(record))

@@ -10,7 +10,7 @@ import themis_triton
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.encoding import plain
 from themis_triton.core.fleet import Server
-from themis_triton.core.record import TickRecord, sentence
+from themis_triton.core.record import TickRecord, drift_event_words, drift_words, sentence
 from themis_triton.daemon.account import Account
 
 EVENTS_KEPT = 50
@@ -40,6 +40,10 @@ class StatusBoard:
             self.events.append(
                 {"at_s": record.snapshot.at_s, "decision_id": record.decision.id, "kinds": kinds, "sentence": sentence(record)}
             )
+
+        for event in record.estimate.drift_events:
+            said = {"kinds": ["drift"], "sentence": drift_event_words(event)}
+            self.events.append({"at_s": record.snapshot.at_s, "decision_id": record.decision.id} | said)
 
     def silent_s(self, now_s: float) -> float:
         """Seconds since the last good tick, or since the start when there was none yet."""
@@ -77,6 +81,7 @@ def _record(record: TickRecord, config: ThemisConfig) -> dict[str, Any]:
         "sentence": sentence(record),
         "clamps": plain(decision.clamps),
         "stale": record.estimate.stale,
+        "drift": [words for words in map(drift_words, record.estimate.models.values()) if words],
         "routes_unwritten": record.snapshot.routes_unwritten,
         "busy": sorted(record.snapshot.busy),
         "held": record.snapshot.held,

@@ -8,21 +8,24 @@ from dataclasses import dataclass
 from themis_triton.core.config import PolicyConfig
 from themis_triton.core.estimate import GROWTH_HALF_WINDOW_S, TREND_HALF_WINDOW_S, PipelineEstimate
 
-NOISE_SIGMAS = 1.0
 DISPERSION_RANGE = (1.0, 3.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """An arrival rate, the extra capacity that must come on top (requests/s), and the index of dispersion."""
+    """An arrival rate, the extra capacity that must come on top (requests/s), the index of dispersion, and headroom for chance.
+
+    The headroom is in standard deviations of a second's arrivals.
+    """
 
     rate_rps: float
     extra_rps: float
     dispersion: float
+    sigmas: float
 
     @property
     def total_rps(self) -> float:
-        """Rate and extra, without the statistical headroom that the solver adds."""
+        """Rate and extra, without the headroom for chance that the solver adds."""
         return self.rate_rps + self.extra_rps
 
 
@@ -31,35 +34,35 @@ def fast_demand(estimate: PipelineEstimate, policy: PolicyConfig, lever_s: float
 
     What arrived in the last `backlog_slack_s` may wait: a work-conserving batcher forms its batches of it.
     """
-    growth = beyond_noise(estimate.growth_rps_per_s, estimate.recent_rps, GROWTH_HALF_WINDOW_S)
+    growth = beyond_noise(estimate.growth_rps_per_s, estimate.recent_rps, GROWTH_HALF_WINDOW_S, policy.trend_sigmas)
     waiting = max(0.0, estimate.backlog - policy.backlog_slack_s * estimate.recent_rps)
     extra_rps = growth * (lever_s + policy.tick_s) + waiting / policy.backlog_drain_s
-    return Demand(estimate.recent_rps, extra_rps, _dispersion(estimate))
+    return Demand(estimate.recent_rps, extra_rps, _dispersion(estimate), policy.headroom_sigmas)
 
 
 def slow_demand(estimate: PipelineEstimate, policy: PolicyConfig, lever_s: float) -> Demand:
     """For the slow loop: the settled rate, or while a trend shows, the newer rate and the trend's growth over a cold start."""
-    trend = beyond_noise(estimate.trend_rps_per_s, estimate.trend_base_rps, TREND_HALF_WINDOW_S)
+    trend = beyond_noise(estimate.trend_rps_per_s, estimate.trend_base_rps, TREND_HALF_WINDOW_S, policy.trend_sigmas)
     # The newer half's mean lies half a window in the past.
     ahead_rps = estimate.trend_base_rps + trend * (lever_s + policy.tick_s + TREND_HALF_WINDOW_S / 2.0) if trend > 0 else 0.0
-    return Demand(max(estimate.settled_rps, ahead_rps), 0.0, _dispersion(estimate))
+    return Demand(max(estimate.settled_rps, ahead_rps), 0.0, _dispersion(estimate), policy.slow_headroom_sigmas)
 
 
-def beyond_noise(slope: float, rate_rps: float, half_window_s: float) -> float:
+def beyond_noise(slope: float, rate_rps: float, half_window_s: float, sigmas: float) -> float:
     """A slope (requests/s per s) less what chance explains: it is the difference of two means of a Poisson stream, a half window apart."""
     noise = math.sqrt(2.0 * max(rate_rps, 1.0) / half_window_s) / half_window_s
-    return max(0.0, slope - NOISE_SIGMAS * noise)
+    return max(0.0, slope - sigmas * noise)
 
 
 def survivor_demand(estimate: PipelineEstimate, policy: PolicyConfig) -> Demand:
     """What the survivors of a scale-in must carry: the largest rate at any of the time scales, and a margin on it."""
     largest_rps = max(estimate.settled_rps, estimate.peak_rps, estimate.recent_rps)
-    return Demand(largest_rps * (1.0 + policy.survivor_margin_fraction), 0.0, _dispersion(estimate))
+    return Demand(largest_rps * (1.0 + policy.survivor_margin_fraction), 0.0, _dispersion(estimate), policy.slow_headroom_sigmas)
 
 
-def peak_demand(estimate: PipelineEstimate) -> Demand:
+def peak_demand(estimate: PipelineEstimate, policy: PolicyConfig) -> Demand:
     """The largest second of the peak window, for policies without a fast loop."""
-    return Demand(estimate.peak_rps, 0.0, _dispersion(estimate))
+    return Demand(estimate.peak_rps, 0.0, _dispersion(estimate), policy.headroom_sigmas)
 
 
 def _dispersion(estimate: PipelineEstimate) -> float:

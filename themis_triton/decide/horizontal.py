@@ -8,7 +8,7 @@ from itertools import product
 from themis_triton.core.config import Placement
 from themis_triton.core.decision import Reason, Stage
 from themis_triton.decide.demand import peak_demand
-from themis_triton.decide.proposal import Judged, Proposal, evidence_of
+from themis_triton.decide.proposal import Judged, Proposal, evidence_of, leaving, to_launch
 from themis_triton.decide.state import PipelineMemory
 from themis_triton.decide.view import PipelineView
 from themis_triton.solver.problem import ChainProblem
@@ -17,30 +17,28 @@ from themis_triton.solver.solve import largest_demand
 
 def propose(memory: PipelineMemory, view: PipelineView) -> Judged:
     """The joint plan with instances fixed, every tick; scale-in after `scale_in_hold_s` of agreement."""
-    instances = memory.fixed_instances or efficient_instances(view.problem, view.rules.config.policy.horizontal_instances)
-    demand = peak_demand(view.estimate)
+    policy = view.rules.config.policy
+    instances = memory.fixed_instances or efficient_instances(view.problem, policy.horizontal_instances)
+    demand = peak_demand(view.estimate, policy)
     joint = view.joint(demand, instances=instances)
-    most = view.rules.max_servers
-    wanted = max(1, min(joint.servers if joint.feasible else most, most))
-    servers = len(view.ready)
-    launch = max(0, wanted - servers - len(view.coming))
-    hold_s = view.rules.config.policy.scale_in_hold_s
-    memory = replace(memory.with_wanted(view.at_s, wanted, hold_s), fixed_instances=instances)
-    leaving = [server.name for server in view.ready if server.launched]
-    due = memory.covered_s(view.at_s) >= hold_s and memory.most_wanted() < servers and not view.coming
-    retire = leaving[-1] if due and leaving else None
-    reason = Reason.SCALE_OUT if launch else Reason.SCALE_IN if retire else Reason.STEADY if joint.feasible else Reason.INFEASIBLE
+    wanted = view.servers_of(joint) if joint.feasible else view.most_servers
+    launch = to_launch(view, wanted)
+    memory = replace(memory.with_wanted(view.at_s, wanted, policy.scale_in_hold_s), fixed_instances=instances)
+    due = memory.covered_s(view.at_s) >= policy.scale_in_hold_s
+    retire = leaving(view, memory.most_wanted()) if due else ()
+    reason = Reason.SCALE_OUT if any(launch) else Reason.SCALE_IN if retire else Reason.STEADY if joint.feasible else Reason.INFEASIBLE
     return Judged(
         memory,
         Proposal(
-            instances=instances if servers else (),
-            batch_caps=view.batch_caps,
+            instances=instances,
+            batches=tuple(stage.batch for stage in joint.stages) if view.sets_batches else view.batch_caps,
             stage=Stage.OPTIMISE,
             reason=reason,
             evidence=evidence_of(view, demand, demand, wanted=wanted, predicted_p99_ms=joint.predicted_p99_ms),
             launch=launch,
             launch_instances=instances,
             retire=retire,
+            exact_batches=view.sets_batches,
         ),
     )
 

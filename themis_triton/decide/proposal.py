@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from themis_triton.core.decision import PipelineEvidence, Reason, Stage
 from themis_triton.decide.demand import Demand
@@ -12,20 +12,24 @@ from themis_triton.decide.view import PipelineView
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """Counts and batch caps for every ready server; how many servers to launch with which counts; which one to retire.
+    """Counts and batches a stage for every ready server, with `overrides` for single ones by name and stage.
 
-    `release` False: a server that runs more instances keeps them for now.
+    `launch`: how many servers a group, with `launch_instances` a stage; `retire`: names of servers. `release` False: a server that
+    runs more instances keeps them for now. `exact_batches`: batches are set as they are, not only raised (`batches` is then what the
+    dispatcher shall form, and `launch` uses it too).
     """
 
     instances: tuple[int, ...]
-    batch_caps: tuple[int, ...]
+    batches: tuple[int, ...]
     stage: Stage
     reason: Reason
     evidence: PipelineEvidence
-    launch: int = 0
-    launch_instances: tuple[int, ...] = ()
-    retire: str | None = None
+    launch: tuple[int, ...]
+    launch_instances: tuple[int, ...]
+    retire: tuple[str, ...] = ()
     release: bool = True
+    exact_batches: bool = False
+    overrides: dict[str, dict[str, int]] = field(default_factory=dict)
     detail: str = ""
 
 
@@ -38,7 +42,15 @@ class Judged:
 
 
 def evidence_of(
-    view: PipelineView, fast: Demand, slow: Demand, *, wanted: int, predicted_p99_ms: float | None, missing: int = 0, runner_up: str = ""
+    view: PipelineView,
+    fast: Demand,
+    slow: Demand,
+    *,
+    wanted: tuple[int, ...],
+    predicted_p99_ms: float | None,
+    missing: int = 0,
+    runner_up: str = "",
+    holds_after_s: float | None = None,
 ) -> PipelineEvidence:
     """The numbers behind a proposal."""
     return PipelineEvidence(
@@ -49,8 +61,38 @@ def evidence_of(
         slo_ms=view.pipeline.slo_ms,
         measured_p99_ms=view.estimate.p99_ms,
         predicted_p99_ms=predicted_p99_ms,
-        servers_now=len(view.ready),
-        servers_wanted=wanted,
+        servers_now=sum(view.ready),
+        servers_wanted=sum(wanted),
         servers_missing=missing,
         runner_up=runner_up,
+        holds_after_s=holds_after_s,
     )
+
+
+def to_launch(view: PipelineView, wanted: tuple[int, ...]) -> tuple[int, ...]:
+    """Servers a group that are neither ready nor on their way."""
+    return tuple(max(0, most - ready - coming) for most, ready, coming in zip(wanted, view.ready, view.coming, strict=True))
+
+
+def leaving(view: PipelineView, kept: tuple[int, ...]) -> tuple[str, ...]:
+    """Launched servers of each group that has more ready ones than are kept; nobody leaves a group that servers come to.
+
+    Those with the fewest instances leave first; co-located ones one at a time, because the survivors take over every stage.
+    """
+    names: list[str] = []
+    for group, most in zip(view.groups, kept, strict=True):
+        by_size = sorted(group.ready, key=lambda server: -sum(state.instances for state in server.models.values()))
+        launched = [server.name for server in by_size if server.launched]
+        surplus = max(0, len(group.ready) - most) if not group.coming else 0
+        names += launched[len(launched) - min(surplus, 1 if len(view.groups) == 1 else surplus, len(launched)) :]
+    return tuple(names)
+
+
+def grows(view: PipelineView, instances: tuple[int, ...]) -> bool:
+    """Whether some stage shall run more instances than now."""
+    return any(wanted > now for wanted, now in zip(instances, view.instances_now, strict=True))
+
+
+def shrinks(view: PipelineView, instances: tuple[int, ...]) -> bool:
+    """Whether some stage shall run fewer instances than now."""
+    return any(wanted < now for wanted, now in zip(instances, view.instances_now, strict=True))

@@ -2,19 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from themis_triton.core.config import ModelConfig, PipelineConfig, Placement, ThemisConfig, ThroughputRule
+from themis_triton.solver.path import MovePrices, MoveTimes, StepKind
 from themis_triton.solver.problem import ChainProblem, StageProblem
 from themis_triton.solver.surface import surface_from_table
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Rules:
-    """Built once; the problems keep their `stages` tuples alive because the solver caches packed arrays by them."""
+    """Built once; the problems keep their `stages` tuples alive because the solver caches packed arrays by them.
+
+    `server_problems`: the same with instances for nothing, to ask for the fewest servers.
+    """
 
     config: ThemisConfig
     problems: dict[str, ChainProblem]
+    server_problems: dict[str, ChainProblem]
+
+    @property
+    def move_prices(self) -> MovePrices:
+        """What moves cost beyond the servers that run while they last."""
+        prices = self.config.prices
+        risk = {
+            StepKind.GROW: prices.grow_risk,
+            StepKind.SHRINK: prices.shrink_risk,
+            StepKind.REBATCH: prices.rebatch_risk,
+            StepKind.LAUNCH: prices.launch_risk,
+            StepKind.RETIRE: prices.retire_risk,
+        }
+        return MovePrices(risk, prices.lost_request, self.config.policy.plan_horizon_s)
+
+    def move_times(self, pipeline: PipelineConfig) -> MoveTimes:
+        """The levers' times for a chain: those of its slowest model."""
+        profiles = [self.config.models[stage].profile for stage in pipeline.stages]
+        return MoveTimes(
+            instance_init_s=max(profile.instance_init_s for profile in profiles),
+            instance_stop_s=max(profile.instance_stop_s for profile in profiles),
+            server_launch_s=max(profile.server_launch_s for profile in profiles),
+        )
+
+    @property
+    def quick_levers(self) -> bool:
+        """Whether every in-place change takes less than a tick."""
+        profiles = [model.profile for model in self.config.models.values()]
+        return all(max(profile.instance_init_s, profile.instance_stop_s) <= self.config.policy.tick_s for profile in profiles)
 
     @property
     def max_servers(self) -> int:
@@ -33,7 +66,7 @@ class Rules:
 
 def build_rules(config: ThemisConfig) -> Rules:
     """The rules of a configuration. Plans aim at the SLO less its margin, at demand and headroom that each tick fills in."""
-    bare = Rules(config, {})
+    bare = Rules(config, {}, {})
     most_busy = sum(model.max_instances for model in config.models.values())
     stages = {name: _stage(model, config, most_busy) for name, model in config.models.items()}
     problems = {
@@ -46,12 +79,22 @@ def build_rules(config: ThemisConfig) -> Rules:
             placement=config.planning.placement,
             throughput=config.planning.throughput,
             max_servers=bare.max_servers,
+            device_memory_bytes=_slot_memory_bytes(config),
             headroom_sigmas=config.policy.headroom_sigmas,
             paper_rounding=config.planning.paper_rounding,
         )
         for p in config.pipelines
     }
-    return Rules(config, problems)
+    free = {name: replace(stage, instance_price=0.0) for name, stage in stages.items()}
+    server_problems = {p.name: replace(problems[p.name], stages=tuple(free[stage] for stage in p.stages)) for p in config.pipelines}
+    return Rules(config, problems, server_problems)
+
+
+def _slot_memory_bytes(config: ThemisConfig) -> int | None:
+    """What the settings say that every slot has; where they leave it to NVML, a guard looks there at each tick."""
+    limits = [slot.memory_bytes for slot in config.launch.slots] if config.launch is not None else []
+    known = [limit for limit in limits if limit is not None]
+    return min(known) if known and len(known) == len(limits) and not config.servers else None
 
 
 def _stage(model: ModelConfig, config: ThemisConfig, most_busy: int) -> StageProblem:

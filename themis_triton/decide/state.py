@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from themis_triton.core.config import PipelineConfig
+from themis_triton.core.config import PipelineConfig, Placement
 from themis_triton.core.estimate import Estimate
 from themis_triton.core.fleet import Phase, Server
 from themis_triton.core.observation import Snapshot
 
 COMING = frozenset({Phase.LAUNCHING, Phase.WARMING})
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Stages of a chain that live on the same servers, by their index in it: all where they are co-located, else one.
+
+    `ready` servers are in the routes, in the order of names; `coming` ones are on their way there.
+    """
+
+    stages: tuple[int, ...]
+    names: tuple[str, ...]
+    ready: tuple[Server, ...]
+    coming: tuple[Server, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,57 +32,63 @@ class Situation:
     snapshot: Snapshot
     estimate: Estimate
 
-    def ready(self, pipeline: PipelineConfig) -> tuple[Server, ...]:
-        """Servers in the routes that hold every stage, in the order of names."""
-        return self._holding(pipeline, frozenset({Phase.SERVING}))
+    def groups(self, pipeline: PipelineConfig, placement: Placement) -> tuple[Group, ...]:
+        """The chain's groups with the servers that hold all stages of each."""
+        every = tuple(range(len(pipeline.stages)))
+        parts = [every] if placement is Placement.COLOCATED else [(stage,) for stage in every]
+        return tuple(self._group(tuple(pipeline.stages[s] for s in part), part) for part in parts)
 
-    def coming(self, pipeline: PipelineConfig) -> tuple[Server, ...]:
-        """Servers on their way into the routes that will hold every stage."""
-        return self._holding(pipeline, COMING)
-
-    def _holding(self, pipeline: PipelineConfig, phases: frozenset[Phase]) -> tuple[Server, ...]:
-        return tuple(s for s in self.snapshot.servers if s.phase in phases and all(stage in s.models for stage in pipeline.stages))
+    def _group(self, names: tuple[str, ...], part: tuple[int, ...]) -> Group:
+        holding = [server for server in self.snapshot.servers if all(name in server.models for name in names)]
+        ready = tuple(server for server in holding if server.phase is Phase.SERVING)
+        return Group(part, names, ready, tuple(server for server in holding if server.phase in COMING))
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """How many instances of each stage were needed at one time."""
+    """How many instances of each stage were needed at one time, on how many servers a group."""
 
     at_s: float
     instances: tuple[int, ...]
-    servers: int
+    servers: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineMemory:
-    """What a policy remembers of one pipeline: recent needs, how many servers were wanted when, and counts that it fixed once."""
+    """What a policy remembers of one pipeline: recent needs, how many servers a group were wanted when, and what it fixed once."""
 
     needs: tuple[Need, ...] = ()
-    wanted: tuple[tuple[float, int], ...] = ()
+    wanted: tuple[tuple[float, tuple[int, ...]], ...] = ()
     fixed_instances: tuple[int, ...] = ()
+    fixed_servers: tuple[int, ...] = ()
 
-    def with_wanted(self, at_s: float, servers: int, hold_s: float) -> PipelineMemory:
+    def with_wanted(self, at_s: float, servers: tuple[int, ...], hold_s: float) -> PipelineMemory:
         """With one more answer to how many servers are wanted; the newest of those older than `hold_s` shows that so much is covered."""
         older = [entry for entry in self.wanted if entry[0] <= at_s - hold_s]
         newer = [entry for entry in self.wanted if entry[0] > at_s - hold_s]
         return replace(self, wanted=(*older[-1:], *newer, (at_s, servers)))
 
-    def most_wanted(self) -> int:
-        """Most servers wanted in what is remembered."""
-        return max(servers for _, servers in self.wanted)
+    def most_wanted(self) -> tuple[int, ...]:
+        """Most servers a group wanted in what is remembered."""
+        return tuple(max(column) for column in zip(*(servers for _, servers in self.wanted), strict=True))
 
     def covered_s(self, at_s: float) -> float:
         """How far back the memory of wanted servers reaches."""
         return at_s - self.wanted[0][0]
 
-    def held_instances(self, servers: int) -> tuple[int, ...]:
-        """Largest need of each stage among those that were computed for the same number of servers."""
-        same = [need.instances for need in self.needs if need.servers == servers]
-        return tuple(max(column) for column in zip(*same, strict=True))
+    def with_need(self, need: Need, hold_s: float) -> PipelineMemory:
+        """With one more need; older ones than `hold_s` and those for other servers are forgotten."""
+        kept = tuple(n for n in self.needs if n.at_s > need.at_s - hold_s and n.servers == need.servers)
+        return replace(self, needs=(*kept, need))
+
+    def held_instances(self) -> tuple[int, ...]:
+        """Largest remembered need of each stage."""
+        return tuple(max(column) for column in zip(*(need.instances for need in self.needs), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyState:
-    """What a policy hands to its next call."""
+    """What a policy hands to its next call. `short_since_s`: since when the slots do not suffice for all pipelines."""
 
     pipelines: dict[str, PipelineMemory] = field(default_factory=dict)
+    short_since_s: float | None = None

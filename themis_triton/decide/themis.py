@@ -2,144 +2,202 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
 
+from themis_triton.core.config import Placement
 from themis_triton.core.decision import Reason, Stage
 from themis_triton.decide.demand import Demand, fast_demand, slow_demand, survivor_demand
-from themis_triton.decide.proposal import Judged, Proposal, evidence_of
+from themis_triton.decide.proposal import Judged, Proposal, evidence_of, grows, leaving, shrinks, to_launch
 from themis_triton.decide.state import Need, PipelineMemory
-from themis_triton.decide.view import PipelineView
-from themis_triton.solver.plans import ChainPlan, VerticalPlan
+from themis_triton.decide.view import InPlace, PipelineView
+from themis_triton.solver.path import Path, StepKind
+from themis_triton.solver.plans import ChainPlan
+
+
+@dataclass(frozen=True, slots=True)
+class _Aim:
+    """What the slow loop aims at: servers a group, the plan, and the way to it where one was weighed."""
+
+    wanted: tuple[int, ...]
+    plan: ChainPlan
+    path: Path | None
 
 
 def propose(memory: PipelineMemory, view: PipelineView) -> Judged:
     """One tick of both loops. A surge is absorbed by instances at once; what they cannot carry is launched at once too."""
     policy = view.rules.config.policy
-    servers = len(view.ready)
     fast = fast_demand(view.estimate, policy, view.rules.init_s(view.pipeline))
     slow = slow_demand(view.estimate, policy, view.rules.launch_s(view.pipeline))
-    vertical = view.vertical(fast, servers) if servers else None
-    instances, release, memory = _held_instances(memory, view, vertical, fast)
-    joint = view.joint(slow)
-    wanted = max(_servers_wanted(view, vertical, joint), _servers_for_a_surge(view, slow))
-    launch = max(0, wanted - servers - len(view.coming))
-    memory, retire, why = _scale_in(memory, view, wanted)
-    if retire is not None:
-        instances = _survivors(view, fast, instances)
-    caps = _batch_caps(view, slow, joint, vertical)
-    missing = 0 if vertical is None or vertical.feasible else vertical.servers_missing or 1
-    predicted = vertical.plan.predicted_p99_ms if vertical is not None else joint.predicted_p99_ms
-    runner_up = joint.runner_up.sentence(joint.cost) if joint.runner_up is not None else ""
+    now = view.in_place(fast, view.ready) if view.serves else None
+    instances, release, memory = _held_instances(memory, view, now, fast)
+    aim = _aim(view, now, slow)
+    launch = to_launch(view, aim.wanted)
+    memory, retire, why = _scale_in(memory, view, aim.wanted)
+    if retire and view.rules.quick_levers:
+        now = view.in_place(fast, view.without(retire))
+        instances = now.instances
+    elif retire:
+        instances = _survivors(view, fast, instances, retire)
     return Judged(
         memory,
         Proposal(
             instances=instances,
-            batch_caps=caps,
-            stage=_stage(view, vertical, instances, launch),
-            reason=_reason(view, vertical, instances, launch, retire),
-            evidence=evidence_of(view, fast, slow, wanted=wanted, predicted_p99_ms=predicted, missing=missing, runner_up=runner_up),
+            batches=_batches(view, now, instances, aim),
+            stage=_stage(view, now, instances, launch),
+            reason=_reason(view, now, instances, launch, retire),
+            evidence=evidence_of(
+                view,
+                fast,
+                slow,
+                wanted=aim.wanted,
+                predicted_p99_ms=now.predicted_p99_ms if now is not None else aim.plan.predicted_p99_ms,
+                missing=sum(now.missing) if now is not None else 0,
+                runner_up=aim.plan.runner_up.sentence(aim.plan.cost) if aim.plan.runner_up is not None else "",
+                holds_after_s=_holds_after_s(view, now, fast),
+            ),
             launch=launch,
-            launch_instances=_launch_instances(view, fast, slow, max(1, wanted)),
+            launch_instances=_launch_instances(view, fast, slow, aim.wanted),
             retire=retire,
             release=release,
+            exact_batches=view.sets_batches,
+            overrides=_raised(view, now, retire),
             detail=why,
         ),
     )
 
 
 def _held_instances(
-    memory: PipelineMemory, view: PipelineView, vertical: VerticalPlan | None, fast: Demand
+    memory: PipelineMemory, view: PipelineView, now: InPlace | None, fast: Demand
 ) -> tuple[tuple[int, ...], bool, PipelineMemory]:
     """Grow at once, release late: the largest need of the last `vertical_hold_s`; whether servers may give up more than that.
 
-    Nothing is released while demand grows or servers come: a shrink occupies the lever for seconds.
+    Nothing is released while demand grows or servers come: a shrink occupies the lever for seconds. Levers that take less than a
+    tick need no such care.
     """
-    if vertical is None:
-        return (), False, memory
-    hold_s = view.rules.config.policy.vertical_hold_s
-    need = Need(view.at_s, tuple(stage.instances for stage in vertical.plan.stages), len(view.ready))
-    kept = tuple(n for n in memory.needs if n.at_s > view.at_s - hold_s and n.servers == need.servers)
-    memory = replace(memory, needs=(*kept, need))
-    calm = fast.extra_rps <= 0.1 * fast.rate_rps and not view.coming
-    settled = view.at_s - memory.needs[0].at_s >= hold_s - 2 * view.rules.config.policy.tick_s
-    return memory.held_instances(need.servers), calm and settled, memory
+    policy = view.rules.config.policy
+    if now is None:
+        return view.instances_now, False, memory
+    if view.rules.quick_levers:
+        return now.instances, True, memory
+    memory = memory.with_need(Need(view.at_s, now.instances, view.ready), policy.vertical_hold_s)
+    calm = fast.extra_rps <= 0.1 * fast.rate_rps and not any(view.coming)
+    settled = view.at_s - memory.needs[0].at_s >= policy.vertical_hold_s - 2 * policy.tick_s
+    return memory.held_instances(), calm and settled, memory
 
 
-def _servers_wanted(view: PipelineView, vertical: VerticalPlan | None, joint: ChainPlan) -> int:
-    """The joint plan's servers, or what the surge needs on top of the ready ones where instances alone cannot carry it."""
-    most = view.rules.max_servers
-    wanted = joint.servers if joint.feasible else most
-    if vertical is not None and not vertical.feasible:
-        wanted = max(wanted, len(view.ready) + (vertical.servers_missing or 1))
-    return max(1, min(wanted, most))
-
-
-def _servers_for_a_surge(view: PipelineView, slow: Demand) -> int:
-    """The fewest servers whose instances alone could carry `surge_factor` times the slow demand: the fast loop needs room to act in."""
+def _aim(view: PipelineView, now: InPlace | None, slow: Demand) -> _Aim:
+    """The cheapest way to a plan for the slow demand; more servers where a surge needs them, or would have no room in instances."""
+    plan, path = view.joint(slow), None
+    if _moves(view, plan) and view.serves and view.rules.config.planning.placement is Placement.COLOCATED:
+        path = view.path(slow)
+        plan = path.plan
+    wanted = view.servers_of(plan) if plan.feasible else view.most_servers
     surge = replace(slow, rate_rps=slow.rate_rps * view.rules.config.policy.surge_factor)
-    most = view.rules.max_servers
-    return next((servers for servers in range(1, most) if view.vertical(surge, servers).feasible), most)
+    wanted = _most(wanted, view.fewest_servers(surge))
+    if now is not None:
+        wanted = _most(wanted, tuple(map(sum, zip(view.ready, now.missing, strict=True))) if not now.feasible else wanted)
+    return _Aim(_at_most(wanted, view), plan, path)
 
 
-def _scale_in(memory: PipelineMemory, view: PipelineView, wanted: int) -> tuple[PipelineMemory, str | None, str]:
-    """One server leaves when fewer have sufficed for the whole of `scale_in_hold_s` and the survivors carry the recent peak."""
-    policy, servers = view.rules.config.policy, len(view.ready)
+def _moves(view: PipelineView, plan: ChainPlan) -> bool:
+    """Whether the plan needs other servers than the ready ones, or larger batches would be allowed after a reload."""
+    bounds = tuple(stage.max_batch for stage in view.problem.stages)
+    return not plan.feasible or view.servers_of(plan) != view.ready or view.batch_caps != bounds
+
+
+def _most(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(map(max, one, other))
+
+
+def _at_most(wanted: tuple[int, ...], view: PipelineView) -> tuple[int, ...]:
+    """A co-located chain is bounded by the servers that there can be; separate stages share them and are bounded when slots run out."""
+    return tuple(max(1, min(count, view.rules.max_servers)) for count in wanted)
+
+
+def _scale_in(memory: PipelineMemory, view: PipelineView, wanted: tuple[int, ...]) -> tuple[PipelineMemory, tuple[str, ...], str]:
+    """Servers leave when fewer have sufficed for the whole of `scale_in_hold_s` and the survivors carry the recent peak."""
+    policy = view.rules.config.policy
     memory = memory.with_wanted(view.at_s, wanted, policy.scale_in_hold_s)
-    if wanted >= servers or view.coming:
-        return memory, None, ""
+    if all(most >= ready for most, ready in zip(wanted, view.ready, strict=True)) or (len(view.groups) == 1 and any(view.coming)):
+        return memory, (), ""
+    would = f"{_counted(wanted)} servers would do"
     left_s = policy.scale_in_hold_s - memory.covered_s(view.at_s)
-    if left_s > 0 or memory.most_wanted() >= servers:
-        return memory, None, f"{wanted} servers would do, but not for the whole of the last {policy.scale_in_hold_s:.0f} s"
+    if left_s > 0 or all(most >= ready for most, ready in zip(memory.most_wanted(), view.ready, strict=True)):
+        return memory, (), f"{would}, but not for the whole of the last {policy.scale_in_hold_s:.0f} s"
     peak = survivor_demand(view.estimate, policy)
     cheapest = view.joint(peak)
-    if not cheapest.feasible or cheapest.servers >= servers:
+    kept = _most(memory.most_wanted(), view.servers_of(cheapest) if cheapest.feasible else view.ready)
+    retire = leaving(view, kept)
+    if retire:
+        return memory, retire, ""
+    if all(most >= ready for most, ready in zip(kept, view.ready, strict=True)):
         # Survivors that would have to grow to their limits cost more than the server that left, and the next surge has it start again.
-        return memory, None, f"{wanted} servers would do, but the recent {peak.rate_rps:.0f}/s with a margin is cheaper on {servers}"
-    leaving = [server.name for server in view.ready if server.launched]
-    return memory, leaving[-1] if leaving else None, "" if leaving else f"{wanted} servers would do, but all are adopted"
+        return memory, (), f"{would}, but the recent {peak.rate_rps:.0f}/s with a margin is cheaper on {_counted(view.ready)}"
+    return memory, (), f"{would}, but all are adopted"
 
 
-def _survivors(view: PipelineView, fast: Demand, instances: tuple[int, ...]) -> tuple[int, ...]:
-    """Counts with which one server fewer carries the load: they grow before the server leaves."""
+def _counted(servers: tuple[int, ...]) -> str:
+    return " + ".join(map(str, servers))
+
+
+def _survivors(view: PipelineView, fast: Demand, instances: tuple[int, ...], retire: tuple[str, ...]) -> tuple[int, ...]:
+    """Counts with which the survivors carry the load: they grow before a server leaves."""
     strongest = max(fast.total_rps, survivor_demand(view.estimate, view.rules.config.policy).total_rps)
-    plan = view.vertical(Demand(strongest, 0.0, fast.dispersion), len(view.ready) - 1).plan
-    return tuple(max(now, stage.instances) for now, stage in zip(instances, plan.stages, strict=True))
+    plan = view.in_place(Demand(strongest, 0.0, fast.dispersion, fast.sigmas), view.without(retire))
+    return tuple(map(max, instances, plan.instances))
 
 
-def _launch_instances(view: PipelineView, fast: Demand, slow: Demand, servers: int) -> tuple[int, ...]:
+def _launch_instances(view: PipelineView, fast: Demand, slow: Demand, wanted: tuple[int, ...]) -> tuple[int, ...]:
     """A new server starts with the counts that all of them together will need."""
     demand = fast if fast.total_rps > slow.total_rps else slow
-    return tuple(stage.instances for stage in view.vertical(demand, servers).plan.stages)
+    return view.in_place(demand, wanted).instances
 
 
-def _batch_caps(view: PipelineView, slow: Demand, joint: ChainPlan, vertical: VerticalPlan | None) -> tuple[int, ...]:
-    """Larger batches mean a reload: only in calm, and only where they save `rebatch_gain_fraction` of the cost or make a plan feasible."""
-    caps = view.batch_caps
+def _raised(view: PipelineView, now: InPlace | None, retire: tuple[str, ...]) -> dict[str, dict[str, int]]:
+    """Servers that run one instance more than the others: those that have most already."""
+    overrides: dict[str, dict[str, int]] = {}
+    if now is None:
+        return overrides
+    for s, (name, low, raised) in enumerate(zip(view.pipeline.stages, now.instances, now.raised, strict=True)):
+        staying = [server for server in view.holders(s) if server.name not in retire]
+        for server in sorted(staying, key=lambda server: -server.models[name].instances)[:raised]:
+            overrides.setdefault(server.name, {})[name] = low + 1
+    return overrides
+
+
+def _batches(view: PipelineView, now: InPlace | None, instances: tuple[int, ...], aim: _Aim) -> tuple[int, ...]:
+    """Larger batches mean a reload: only while the instances that run suffice, and only where the cheapest way goes over it."""
+    if view.sets_batches:
+        return now.batches if now is not None else tuple(stage.batch for stage in aim.plan.stages)
     bounds = tuple(stage.max_batch for stage in view.problem.stages)
-    if caps == bounds or not view.ready or vertical is None or not vertical.feasible:
-        return caps
-    reloaded = view.joint(slow, reload=True)
-    gain = view.rules.config.policy.rebatch_gain_fraction
-    worth = reloaded.feasible and (not joint.feasible or reloaded.cost < joint.cost * (1.0 - gain))
-    return bounds if worth else caps
+    calm = now is not None and now.feasible and not grows(view, instances)
+    reloads = aim.path is not None and any(step.kind is StepKind.REBATCH for step in aim.path.steps)
+    return bounds if calm and reloads else view.batch_caps
 
 
-def _stage(view: PipelineView, vertical: VerticalPlan | None, instances: tuple[int, ...], launch: int) -> Stage:
-    growing = any(wanted > now for wanted, now in zip(instances, view.instances_now, strict=False))
-    surging = vertical is None or not vertical.feasible or growing or launch > 0
+def _holds_after_s(view: PipelineView, now: InPlace | None, fast: Demand) -> float | None:
+    """How long until what is asked now is carried inside the SLO, where a path can tell."""
+    if now is None or view.rules.config.planning.placement is Placement.SEPARATE or view.capacity_rps() >= fast.total_rps:
+        return None
+    after_s = view.path(fast).slo_holds_after_s
+    return after_s if math.isfinite(after_s) else None
+
+
+def _stage(view: PipelineView, now: InPlace | None, instances: tuple[int, ...], launch: tuple[int, ...]) -> Stage:
+    surging = now is None or not now.feasible or grows(view, instances) or any(launch)
     return Stage.ABSORB if surging else Stage.OPTIMISE
 
 
-def _reason(view: PipelineView, vertical: VerticalPlan | None, instances: tuple[int, ...], launch: int, retire: str | None) -> Reason:
-    if vertical is not None and not vertical.feasible and launch == 0 and not view.coming:
+def _reason(
+    view: PipelineView, now: InPlace | None, instances: tuple[int, ...], launch: tuple[int, ...], retire: tuple[str, ...]
+) -> Reason:
+    if now is not None and not now.feasible and not any(launch) and not any(view.coming):
         return Reason.INFEASIBLE
-    if launch > 0:
+    if any(launch):
         return Reason.SCALE_OUT
-    if retire is not None:
+    if retire:
         return Reason.SCALE_IN
-    now = view.instances_now
-    if any(wanted > count for wanted, count in zip(instances, now, strict=False)):
+    if grows(view, instances):
         return Reason.SURGE
-    if any(wanted < count for wanted, count in zip(instances, now, strict=False)):
-        return Reason.SETTLE
-    return Reason.STEADY
+    return Reason.SETTLE if shrinks(view, instances) else Reason.STEADY

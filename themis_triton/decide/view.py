@@ -4,96 +4,168 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from themis_triton.core.config import PipelineConfig
+from themis_triton.core.config import PipelineConfig, Placement, QueueingModel
 from themis_triton.core.estimate import PipelineEstimate
 from themis_triton.core.fleet import Server
+from themis_triton.decide import answers
+from themis_triton.decide.answers import Question
 from themis_triton.decide.demand import Demand
 from themis_triton.decide.rules import Rules
-from themis_triton.decide.state import Situation
+from themis_triton.decide.state import Group, Situation
+from themis_triton.solver.fleet import ServerHolding
+from themis_triton.solver.path import Path
 from themis_triton.solver.plans import ChainPlan, VerticalPlan
 from themis_triton.solver.problem import ChainProblem
-from themis_triton.solver.solve import largest_demand, solve_joint, solve_vertical
 
-CAPACITY_LIMIT_RPS = 100_000.0
+
+@dataclass(frozen=True, slots=True)
+class InPlace:
+    """Counts and batches a stage for servers that are given; `raised` servers of a stage run one instance more.
+
+    Infeasible: those of the greatest capacity, and the servers missing a group.
+    """
+
+    feasible: bool
+    instances: tuple[int, ...]
+    raised: tuple[int, ...]
+    batches: tuple[int, ...]
+    missing: tuple[int, ...]
+    predicted_p99_ms: float
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineView:
-    """`ready` servers are routed, `coming` ones will be; `free_slots` are slots where a server could be launched now."""
+    """A chain is one group of stages where they are co-located, else a group a stage; counts of servers are tuples, a number a group.
+
+    `busy_elsewhere`: instances of other pipelines' models on its servers.
+    """
 
     pipeline: PipelineConfig
     estimate: PipelineEstimate
-    ready: tuple[Server, ...]
-    coming: tuple[Server, ...]
-    free_slots: tuple[str, ...]
-    problem: ChainProblem
+    groups: tuple[Group, ...]
     rules: Rules
     at_s: float
+    busy_elsewhere: int = 0
+
+    @property
+    def problem(self) -> ChainProblem:
+        """The pipeline's problem, without a demand."""
+        return self.rules.problems[self.pipeline.name]
+
+    @property
+    def ready(self) -> tuple[int, ...]:
+        """Ready servers a group."""
+        return tuple(len(group.ready) for group in self.groups)
+
+    @property
+    def coming(self) -> tuple[int, ...]:
+        """Servers on their way, a group."""
+        return tuple(len(group.coming) for group in self.groups)
+
+    def without(self, retire: tuple[str, ...]) -> tuple[int, ...]:
+        """Ready servers a group once these have left."""
+        return tuple(sum(server.name not in retire for server in group.ready) for group in self.groups)
+
+    @property
+    def serves(self) -> bool:
+        """Whether every stage has a ready server."""
+        return all(self.ready)
+
+    def holders(self, stage: int) -> tuple[Server, ...]:
+        """The ready servers that hold a stage."""
+        return next(group.ready for group in self.groups if stage in group.stages)
 
     @property
     def batch_caps(self) -> tuple[int, ...]:
         """Largest batch of each stage that every ready server forms without a reload; the settings' bound where none is ready."""
-        bounds = [stage.max_batch for stage in self.problem.stages]
-        return tuple(
-            min([bound, *(server.models[stage].max_batch for server in self.ready)])
-            for stage, bound in zip(self.pipeline.stages, bounds, strict=True)
-        )
+        names, bounds = self.pipeline.stages, [stage.max_batch for stage in self.problem.stages]
+        held = [[server.models[name].max_batch for server in self.holders(s)] for s, name in enumerate(names)]
+        return tuple(min([bound, *batches]) for bound, batches in zip(bounds, held, strict=True))
 
     @property
     def instances_now(self) -> tuple[int, ...]:
-        """Fewest instances of each stage over the ready servers."""
-        return tuple(min((s.models[stage].instances for s in self.ready), default=0) for stage in self.pipeline.stages)
+        """Fewest instances of each stage over its ready servers."""
+        names = self.pipeline.stages
+        return tuple(min((server.models[name].instances for server in self.holders(s)), default=0) for s, name in enumerate(names))
 
-    def vertical(self, demand: Demand, servers: int) -> VerticalPlan:
+    def vertical(self, demand: Demand, servers: tuple[int, ...]) -> VerticalPlan:
         """The fewest instances on so many servers; where none suffice, the counts of the greatest capacity and the servers missing."""
-        asked = self._asked(demand)
-        found = solve_vertical(asked, servers, batches=self._batches())
-        if found.feasible:
-            return found
-        # Headroom for a backlog must not hide how much can be carried: what waits drains fastest at the greatest capacity.
-        bare = replace(asked, demand_rps=CAPACITY_LIMIT_RPS, headroom_rps=0.0, headroom_sigmas=0.0)
-        return replace(found, plan=solve_vertical(bare, servers, batches=self._batches()).plan)
+        return answers.vertical(self.rules, self._question(demand), servers)
+
+    def in_place(self, demand: Demand, servers: tuple[int, ...]) -> InPlace:
+        """What the servers shall run for a demand: counts that may differ by one where a server holds one stage, else equal ones."""
+        if self.rules.config.planning.placement is Placement.SEPARATE and self.problem.queueing is QueueingModel.SHARE:
+            plan = answers.mixed(self.rules, self._question(demand), servers)
+            lows, raised, batches = zip(*((stage.low, stage.raised, stage.batch) for stage in plan.stages), strict=True)
+            return InPlace(plan.feasible, lows, raised, batches, plan.stage_servers_missing, plan.latency_ms)
+        found = self.vertical(demand, servers)
+        missing = found.stage_servers_missing or (0 if found.feasible else found.servers_missing or 1,) * len(self.groups)
+        stages = found.plan.stages
+        counts, batches = tuple(stage.instances for stage in stages), tuple(stage.batch for stage in stages)
+        return InPlace(found.feasible, counts, (0,) * len(counts), batches, missing, found.plan.predicted_p99_ms)
 
     def joint(self, demand: Demand, *, instances: tuple[int, ...] | None = None, reload: bool = False) -> ChainPlan:
         """The cheapest servers × instances × batch; `reload` allows batches that the ready servers would have to reload for."""
-        return solve_joint(self._asked(demand), instances=instances, batches=None if reload else self._batches())
+        return answers.joint(self.rules, self._question(demand, reload=reload), instances)
 
-    def carries(self, demand: Demand, servers: int, instances: tuple[int, ...]) -> bool:
-        """Whether a given configuration carries the demand inside the SLO."""
-        problem = self._asked(demand)
-        return largest_demand(problem, servers, instances=instances, batches=self._batches()) >= int(demand.rate_rps)
+    def fewest_servers(self, demand: Demand) -> tuple[int, ...]:
+        """The least price of servers alone, with as many instances as they may run; all there can be where that is not enough."""
+        plan = answers.joint(self.rules, replace(self._question(demand), free_instances=True), None)
+        return self.servers_of(plan) if plan.feasible else self.most_servers
+
+    def path(self, demand: Demand) -> Path:
+        """The plan whose whole way from what runs now is cheapest; co-located chains only."""
+        names = self.pipeline.stages
+        now = tuple(
+            ServerHolding(s.name, tuple(s.models[n].instances for n in names), tuple(s.models[n].max_batch for n in names))
+            for s in self.groups[0].ready
+        )
+        adopted = sum(not server.launched for server in self.groups[0].ready)
+        return answers.path(self.rules, replace(self._question(demand, reload=True), least_servers=max(1, adopted)), now)
+
+    def servers_of(self, plan: ChainPlan) -> tuple[int, ...]:
+        """A plan's servers a group."""
+        return tuple(plan.stages[group.stages[0]].servers for group in self.groups)
+
+    @property
+    def most_servers(self) -> tuple[int, ...]:
+        """As many servers a group as there can be; separate stages share them evenly."""
+        return tuple(max(1, self.rules.max_servers // len(self.groups)) for _ in self.groups)
 
     def capacity_rps(self) -> float:
-        """What the ready servers carry inside the SLO as they are, without headroom; servers with different counts are added up."""
-        plain = replace(self.problem, headroom_sigmas=0.0)
-        counts = [tuple(server.models[stage].instances for stage in self.pipeline.stages) for server in self.ready]
-        if not counts:
+        """What the ready servers carry inside the SLO as they are, without headroom.
+
+        Co-located servers with different counts are added up; separate ones count with the fewest instances of their stage.
+        """
+        if not self.serves:
             return 0.0
-        groups = [(len(counts), counts[0])] if len(set(counts)) == 1 else [(1, instances) for instances in counts]
-        return sum(max(0.0, self._largest(plain, n, instances)) for n, instances in groups)
+        question = self._question(Demand(0.0, 0.0, 1.0, 0.0))
+        if self.rules.config.planning.placement is Placement.SEPARATE:
+            return answers.carried(self.rules, question, self.ready, self.instances_now)
+        counts = [tuple(server.models[stage].instances for stage in self.pipeline.stages) for server in self.groups[0].ready]
+        held = [(len(counts), counts[0])] if len(set(counts)) == 1 else [(1, instances) for instances in counts]
+        return sum(max(0.0, answers.carried(self.rules, question, (n,), instances)) for n, instances in held)
 
-    def _largest(self, problem: ChainProblem, servers: int, instances: tuple[int, ...]) -> float:
-        return largest_demand(problem, servers, instances=instances, batches=self._batches(), at_most_rps=CAPACITY_LIMIT_RPS)
+    @property
+    def sets_batches(self) -> bool:
+        """Whether batches are set as planned, by a dispatcher before the servers; else they form by themselves, up to the servers' caps."""
+        return self.rules.config.planning.placement is Placement.SEPARATE and not self.problem.queueing.predicts_busy
 
-    def _asked(self, demand: Demand) -> ChainProblem:
-        return replace(self.problem, demand_rps=demand.rate_rps, headroom_rps=demand.extra_rps, dispersion=demand.dispersion)
-
-    def _batches(self) -> list[list[int]]:
-        return [list(range(1, cap + 1)) for cap in self.batch_caps]
+    def _question(self, demand: Demand, *, reload: bool = False) -> Question:
+        caps = None if reload or self.sets_batches else self.batch_caps
+        return Question(self.pipeline.name, demand, caps, self.busy_elsewhere)
 
 
-def view_of(pipeline: PipelineConfig, situation: Situation, rules: Rules, free_slots: tuple[str, ...]) -> PipelineView:
+def view_of(pipeline: PipelineConfig, situation: Situation, rules: Rules) -> PipelineView:
     """The view of one pipeline; instances of other models on its servers count as busy."""
-    ready = situation.ready(pipeline)
+    groups = situation.groups(pipeline, rules.config.planning.placement)
+    ready = [server for group in groups for server in group.ready]
     others = [sum(state.instances for name, state in s.models.items() if name not in pipeline.stages) for s in ready]
-    problem = replace(rules.problems[pipeline.name], busy_elsewhere=max(others, default=0))
     return PipelineView(
         pipeline=pipeline,
         estimate=situation.estimate.pipelines[pipeline.name],
-        ready=ready,
-        coming=situation.coming(pipeline),
-        free_slots=free_slots,
-        problem=problem,
+        groups=groups,
         rules=rules,
         at_s=situation.snapshot.at_s,
+        busy_elsewhere=max(others, default=0),
     )

@@ -5,43 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from themis_triton.core.config import PipelineConfig, PolicyConfig, ThemisConfig
+from themis_triton.core.config import ForecastName, PipelineConfig, PolicyConfig, ThemisConfig
 from themis_triton.core.estimate import GROWTH_HALF_WINDOW_S, TREND_HALF_WINDOW_S, Estimate, ModelEstimate, PipelineEstimate
 from themis_triton.core.fleet import Phase
 from themis_triton.core.observation import LatencyHistogram, ModelCounters, RouteReading, ServerReading, Snapshot
+from themis_triton.estimate.drift import DriftHistory, judged
 from themis_triton.estimate.latency import difference, percentile
 from themis_triton.estimate.series import EMPTY, CounterSeries
+from themis_triton.estimate.served import Served, ServedSeries
 
-KEEP_S = 60.0
+SERVED_KEEP_S = 10.0
+FAILURES_KEEP_S = 60.0
+FORECAST_S = 60
+# So much more than a forecast looks at, that readings at any tick cover it.
+ARRIVALS_KEEP_S = 65.0
 LATENCY_WINDOW_S = 5.0
 COMPUTE_WINDOW_S = 5.0
 DISPERSION_WINDOW_S = 0.5
 DISPERSION_OVER_S = 15.0
 HOLDING = frozenset({Phase.SERVING, Phase.DRAINING, Phase.UNREACHABLE})
-
-
-@dataclass(frozen=True, slots=True)
-class ServedSeries:
-    """Counters of one model on one server, each as a series."""
-
-    ended: CounterSeries = EMPTY
-    inferences: CounterSeries = EMPTY
-    executions: CounterSeries = EMPTY
-    queue_us: CounterSeries = EMPTY
-    compute_us: CounterSeries = EMPTY
-    pending: float = 0.0
-
-    def append(self, at_s: float, counters: ModelCounters) -> ServedSeries:
-        """With one more reading."""
-        compute_us = counters.compute_input_us + counters.compute_infer_us + counters.compute_output_us
-        return ServedSeries(
-            ended=self.ended.append(at_s, counters.success + counters.failure, KEEP_S),
-            inferences=self.inferences.append(at_s, counters.inferences, KEEP_S),
-            executions=self.executions.append(at_s, counters.executions, KEEP_S),
-            queue_us=self.queue_us.append(at_s, counters.queue_us, KEEP_S),
-            compute_us=self.compute_us.append(at_s, compute_us, KEEP_S),
-            pending=counters.pending,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,38 +39,41 @@ class RouteSeries:
         """With one more reading."""
         kept = tuple(entry for entry in self.histograms if entry[0] > reading.at_s - 2 * LATENCY_WINDOW_S)
         return RouteSeries(
-            arrivals=self.arrivals.append(reading.at_s, reading.arrivals, KEEP_S),
-            failures=self.failures.append(reading.at_s, reading.failures, KEEP_S),
+            arrivals=self.arrivals.append(reading.at_s, reading.arrivals, ARRIVALS_KEEP_S),
+            failures=self.failures.append(reading.at_s, reading.failures, FAILURES_KEEP_S),
             histograms=(*kept, (reading.at_s, reading.latency)),
             in_flight=reading.in_flight,
         )
 
-    def percentile_ms(self, percent: float) -> float | None:
-        """Percentile over the latency window that ends with the last reading."""
+    def percentiles_ms(self, *percents: float) -> tuple[float | None, ...]:
+        """Percentiles over the latency window that ends with the last reading."""
         if len(self.histograms) < 2:
-            return None
+            return (None,) * len(percents)
         newest_s, newest = self.histograms[-1]
-        older = [h for at_s, h in self.histograms if at_s <= newest_s - LATENCY_WINDOW_S]
-        return percentile(difference(newest, older[-1] if older else self.histograms[0][1]), percent)
+        older = (h for at_s, h in reversed(self.histograms) if at_s <= newest_s - LATENCY_WINDOW_S)
+        window = difference(newest, next(older, self.histograms[0][1]))
+        return tuple(percentile(window, percent) for percent in percents)
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """All that the estimate stage remembers: series by model at Envoy, and by (server, model) at Triton."""
+    """All that the estimate stage remembers: series by model at Envoy, and by (server, model) at Triton; and what drift is judged by."""
 
     routes: dict[str, RouteSeries] = field(default_factory=dict)
     served: dict[tuple[str, str], ServedSeries] = field(default_factory=dict)
     server_read_at_s: dict[str, float] = field(default_factory=dict)
+    drift: DriftHistory = field(default_factory=DriftHistory)
 
 
 def estimate(history: History, snapshot: Snapshot, config: ThemisConfig) -> tuple[History, Estimate]:
     """Take in a snapshot; returns the new history and what it means."""
     history = _take_in(history, snapshot)
     models = {name: _model(name, history, snapshot.at_s, config.policy) for name in config.models}
+    drift, models, events = judged(history.drift, models, snapshot, config)
     pipelines = {p.name: _pipeline(p, history, models, config.policy) for p in config.pipelines}
     span_s = max((series.arrivals.span_s for series in history.routes.values()), default=0.0)
     stale = dict(_stale(history, snapshot, config.policy))
-    return history, Estimate(snapshot.at_s, models, pipelines, stale, span_s)
+    return replace(history, drift=drift), Estimate(snapshot.at_s, models, pipelines, stale, span_s, events)
 
 
 def _take_in(history: History, snapshot: Snapshot) -> History:
@@ -98,12 +83,13 @@ def _take_in(history: History, snapshot: Snapshot) -> History:
     known = {server.name for server in snapshot.servers}
     served = {key: series for key, series in history.served.items() if key[0] in known}
     read_at_s = {name: at_s for name, at_s in history.server_read_at_s.items() if name in known}
-    # A gauge that is not read any more must not count for ever; the counters' history stays good.
-    served = {key: replace(series, pending=0.0) for key, series in served.items()}
+    fresh: dict[tuple[str, str], ServedSeries] = {}
     for server in snapshot.readings:
         if server.error is None:
             read_at_s[server.server] = server.at_s
-            served |= {key: served.get(key, ServedSeries()).append(server.at_s, c) for key, c in _keyed(server)}
+            fresh |= {key: served.get(key, ServedSeries()).append(server.at_s, c, SERVED_KEEP_S) for key, c in _keyed(server)}
+    # A gauge that is not read any more must not count for ever; the counters' history stays good.
+    served |= {key: replace(series, pending=0.0) for key, series in served.items() if key not in fresh and series.pending} | fresh
     return replace(history, routes=routes, served=served, server_read_at_s=read_at_s)
 
 
@@ -115,11 +101,8 @@ def _model(name: str, history: History, now_s: float, policy: PolicyConfig) -> M
     """Per-server deltas are summed before anything is divided, so that idle servers and models do not dilute a mean."""
     route = history.routes.get(name, RouteSeries())
     served = [series for (_, model), series in history.served.items() if model == name]
-    ended = sum(s.ended.increase(now_s - COMPUTE_WINDOW_S, now_s) for s in served)
-    executions = sum(s.executions.increase(now_s - COMPUTE_WINDOW_S, now_s) for s in served)
-    inferences = sum(s.inferences.increase(now_s - COMPUTE_WINDOW_S, now_s) for s in served)
-    queue_us = sum(s.queue_us.increase(now_s - COMPUTE_WINDOW_S, now_s) for s in served)
-    compute_us = sum(s.compute_us.increase(now_s - COMPUTE_WINDOW_S, now_s) for s in served)
+    work = Served(*(sum(column) for column in zip(Served(), *(s.increase(now_s - COMPUTE_WINDOW_S, now_s) for s in served), strict=True)))
+    p50_ms, p99_ms = route.percentiles_ms(50.0, 99.0)
     last_s = route.arrivals.times_s[-1] if route.arrivals.times_s else float("-inf")
     return ModelEstimate(
         model=name,
@@ -128,13 +111,13 @@ def _model(name: str, history: History, now_s: float, policy: PolicyConfig) -> M
         settled_rps=route.arrivals.rate(policy.settle_window_s),
         in_flight=route.in_flight,
         pending=sum(s.pending for s in served),
-        completion_rps=sum(s.ended.rate(policy.rate_window_s) for s in served),
+        completion_rps=sum(s.completion_rps(policy.rate_window_s) for s in served),
         failure_rps=route.failures.rate(policy.rate_window_s),
-        mean_batch=inferences / executions if executions else None,
-        queue_ms=queue_us / ended / 1000.0 if ended else None,
-        compute_ms=compute_us / ended / 1000.0 if ended else None,
-        p50_ms=route.percentile_ms(50.0),
-        p99_ms=route.percentile_ms(99.0),
+        mean_batch=work.inferences / work.executions if work.executions else None,
+        queue_ms=work.queue_us / work.ended / 1000.0 if work.ended else None,
+        compute_ms=work.compute_us / work.ended / 1000.0 if work.ended else None,
+        p50_ms=p50_ms,
+        p99_ms=p99_ms,
         age_s=now_s - last_s,
     )
 
@@ -156,6 +139,7 @@ def _pipeline(pipeline: PipelineConfig, history: History, models: dict[str, Mode
         dispersion=arrivals.dispersion(DISPERSION_WINDOW_S, DISPERSION_OVER_S),
         trend_rps_per_s=arrivals.growth(TREND_HALF_WINDOW_S),
         trend_base_rps=arrivals.rate(TREND_HALF_WINDOW_S),
+        per_second=() if policy.forecast is ForecastName.NONE else arrivals.per_second(FORECAST_S),
     )
 
 
@@ -172,3 +156,6 @@ def _stale(history: History, snapshot: Snapshot, policy: PolicyConfig) -> Iterab
         age_s = snapshot.at_s - history.server_read_at_s.get(server.name, float("-inf"))
         if age_s > policy.max_stale_s:
             yield server.name, f"no metrics for {age_s:.1f} s: {errors[server.name]}"
+    for reading in snapshot.readings:
+        if reading.error is None and reading.batches_error is not None:
+            yield f"{reading.server} batches", f"drift cannot be told: {reading.batches_error}"

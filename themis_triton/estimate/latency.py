@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 
 from themis_triton.core.observation import LatencyHistogram
@@ -10,9 +11,9 @@ from themis_triton.core.observation import LatencyHistogram
 
 def difference(newer: LatencyHistogram, older: LatencyHistogram) -> LatencyHistogram:
     """What was counted between two readings; a histogram that restarted or changed its bounds counts as new."""
-    if newer.bounds_ms != older.bounds_ms or any(a < b for a, b in zip(newer.counts, older.counts, strict=True)):
+    if newer.bounds_ms != older.bounds_ms or any(map(operator.lt, newer.counts, older.counts)):
         return newer
-    return LatencyHistogram(newer.bounds_ms, tuple(a - b for a, b in zip(newer.counts, older.counts, strict=True)))
+    return LatencyHistogram(newer.bounds_ms, tuple(map(operator.sub, newer.counts, older.counts)))
 
 
 def percentile(histogram: LatencyHistogram, percent: float) -> float | None:

@@ -65,6 +65,12 @@ class CounterSeries:
         windows = max(1, int(covered / window_s + 1e-9))
         return max(self.rate(window_s, index * window_s) for index in range(windows))
 
+    def per_second(self, seconds: int) -> tuple[float, ...]:
+        """What was counted in each of the last seconds before the last reading, newest last; as many whole seconds as are covered."""
+        covered = min(seconds, int(self.span_s + 1e-9))
+        totals = [self.at(self.times_s[-1] - lag_s) for lag_s in range(covered, -1, -1)] if covered else []
+        return tuple(after - before for before, after in pairwise(totals))
+
     def growth(self, half_window_s: float) -> float:
         """Slope of the rate (1/s per s): the last half window against the one before it; zero while history is short."""
         if len(self.times_s) < 2 or self.times_s[-1] - self.times_s[0] < 2 * half_window_s:

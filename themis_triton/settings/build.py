@@ -33,7 +33,7 @@ def build(loaded: Loaded, settings: Settings) -> ThemisConfig:
         servers=tuple(_server(loaded, name, server) for name, server in settings.servers.items()),
         envoy=_envoy(loaded, settings),
         launch=_launch(loaded, settings.launch) if settings.launch is not None else None,
-        prices=Prices(settings.prices.server, settings.prices.instance),
+        prices=Prices(**settings.prices.model_dump()),
         policy=PolicyConfig(**settings.policy.model_dump()),
         planning=PlanningConfig(**settings.planning.model_dump()),
         mode=settings.mode,

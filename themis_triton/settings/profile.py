@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from enum import StrEnum
 from itertools import pairwise
+from statistics import median
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -119,6 +120,22 @@ class ProfileSettings(Section):
         batches, instances = tuple(range(1, max_batch + 1)), tuple(range(1, max_busy + 1))
         return LatencyTable(batches, instances, tuple(tuple(round(surface.at(b, c), 6) for c in instances) for b in batches))
 
+    def mean_table(self) -> LatencyTable | None:
+        """Mean service times at the points of `table`; None where no profile was measured.
+
+        As Triton's statistics had them; a point that was not measured has the mean's median share in the percentile.
+        """
+        if self.table is None or self.measured is None or not self.measured.points:
+            return None
+        means = {(point.batch, point.instances): point.statistics_ms for point in self.measured.points}
+        share = median(point.statistics_ms / point.service_ms for point in self.measured.points)
+        rows = zip(self.table.batches, self.table.latency_ms, strict=True)
+        values = tuple(
+            tuple(means.get((batch, count), share * value) for count, value in zip(self.table.instances, row, strict=True))
+            for batch, row in rows
+        )
+        return LatencyTable(tuple(self.table.batches), tuple(self.table.instances), values)
+
     def to_core(self, max_batch: int, max_busy: int) -> ModelProfile:
         """The profile as the stages read it."""
         return ModelProfile(
@@ -129,6 +146,7 @@ class ProfileSettings(Section):
             int(self.instance_memory),
             None if self.measured is None else self.measured.origin,
             {} if self.levers is None else self.levers.proven,
+            self.mean_table(),
         )
 
     def first_not_positive(self, max_batch: int, max_busy: int) -> str | None:

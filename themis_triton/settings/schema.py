@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, model_validator
 
 from themis_triton.core.config import (
+    ForecastName,
     LaunchConfig,
     Mode,
     ModelConfig,
@@ -200,6 +201,12 @@ class PriceSettings(Section):
 
     server: float = Field(default=_PRICES.server, ge=0, description="one server, whatever it holds")
     instance: float = Field(default=_PRICES.instance, ge=0, description="one instance of a model")
+    lost_request: float = Field(default=_PRICES.lost_request, ge=0, description="a request outside its SLO, in the unit times seconds")
+    grow_risk: float = Field(default=_PRICES.grow_risk, ge=0, description="expected loss by one growth in place, likewise")
+    shrink_risk: float = Field(default=_PRICES.shrink_risk, ge=0, description="by one shrink in place")
+    rebatch_risk: float = Field(default=_PRICES.rebatch_risk, ge=0, description="by one reload with other batches")
+    launch_risk: float = Field(default=_PRICES.launch_risk, ge=0, description="by one server started")
+    retire_risk: float = Field(default=_PRICES.retire_risk, ge=0, description="by one server drained and stopped")
 
 
 class PolicySettings(Section):
@@ -214,6 +221,14 @@ class PolicySettings(Section):
     settle_window_s: PositiveSeconds = Field(default=_POLICY.settle_window_s, description="window whose rate the number of servers follows")
     headroom_sigmas: float = Field(
         default=_POLICY.headroom_sigmas, ge=0, description="capacity above the rate, in standard deviations of a Poisson second (√rate)"
+    )
+    slow_headroom_sigmas: float = Field(
+        default=_POLICY.slow_headroom_sigmas, ge=0, description="likewise, for the number of servers, whose rate is a mean of many seconds"
+    )
+    trend_sigmas: float = Field(
+        default=_POLICY.trend_sigmas,
+        ge=0,
+        description="a growth of the rate counts beyond so many standard deviations of what chance makes",
     )
     backlog_drain_s: PositiveSeconds = Field(
         default=_POLICY.backlog_drain_s, description="time in which waiting requests shall be worked off"
@@ -233,6 +248,9 @@ class PolicySettings(Section):
     surge_factor: float = Field(
         default=_POLICY.surge_factor, ge=1, description="servers are kept so that their instances alone could carry so many times the rate"
     )
+    forecast: Annotated[ForecastName, Field(strict=False)] = Field(
+        default=_POLICY.forecast, description="what foresees the rate while a server starts: nothing, the trend, or a learnt model"
+    )
     queueing: Annotated[QueueingModel, Field(strict=False)] = Field(
         default=_POLICY.queueing, description="how the wait before a batch starts is predicted"
     )
@@ -245,8 +263,31 @@ class PolicySettings(Section):
     slo_margin_fraction: float = Field(
         default=_POLICY.slo_margin_fraction, ge=0, lt=1, description="part of the SLO that plans leave free, for what a profile cannot know"
     )
-    rebatch_gain_fraction: float = Field(
-        default=_POLICY.rebatch_gain_fraction, ge=0, description="least saving of cost for which a model is reloaded with larger batches"
+    plan_horizon_s: PositiveSeconds = Field(
+        default=_POLICY.plan_horizon_s,
+        description="how long a plan is expected to hold, so that its saving is weighed against the way to it",
+    )
+    pool_hold_s: Seconds = Field(
+        default=_POLICY.pool_hold_s,
+        description="slots short for so long: a pipeline gives a server to one whose lost requests weigh more",
+    )
+    drift_window_s: PositiveSeconds = Field(
+        default=_POLICY.drift_window_s, description="window over which the time of executed batches is compared with the profile"
+    )
+    drift_min_batches: Count = Field(
+        default=_POLICY.drift_min_batches, description="fewest batches for that; the window reaches back for them, a minute at most"
+    )
+    drift_report_fraction: float = Field(
+        default=_POLICY.drift_report_fraction, gt=0, description="a model whose batches take so much longer or shorter is reported to drift"
+    )
+    drift_step_fraction: float = Field(
+        default=_POLICY.drift_step_fraction, gt=0, description="steps in which a drifting model's latency is corrected"
+    )
+    drift_max_factor: float = Field(
+        default=_POLICY.drift_max_factor, ge=1, description="the largest such correction, up or down; 1: drift is only reported"
+    )
+    drift_hold_s: Seconds = Field(
+        default=_POLICY.drift_hold_s, description="so long a smaller correction must have sufficed before plans count with it"
     )
     vertical_servers: Count | None = Field(
         default=None, description="policy vertical: its fixed number of servers; by default all that there are"
@@ -294,7 +335,7 @@ class Settings(Section):
     )
     launch: LaunchSettings | None = Field(default=None, description="how more servers are started; without it only instances are scaled")
     envoy: EnvoySettings = Field(default=EnvoySettings(), description="the proxy that clients speak to")
-    prices: PriceSettings = Field(default=PriceSettings(), description="what capacity costs, in any one unit; only the ratio matters")
+    prices: PriceSettings = Field(default=PriceSettings(), description="what capacity and moves cost, in any one unit; only ratios matter")
     policy: PolicySettings = Field(default=PolicySettings(), description="which policy decides, and its parameters")
     planning: PlanningSettings = Field(default=PlanningSettings(), description="the rules that plans are made by")
     mode: Annotated[Mode, Field(strict=False)] = Field(

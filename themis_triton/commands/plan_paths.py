@@ -1,0 +1,84 @@
+"""`themis plan --now`: the way from what runs to the plan, step by step."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from themis_triton.core.config import PipelineConfig, ThemisConfig
+from themis_triton.core.errors import SettingsError
+from themis_triton.planning import WhatIf, asked_pipeline, plan_path
+from themis_triton.solver.fleet import ServerHolding
+from themis_triton.solver.path import Path, Step
+
+MAX_SERVERS = 64
+
+
+def show_paths(console: Console, config: ThemisConfig, rates: Sequence[float], what_if: WhatIf, now: str) -> list[Path]:
+    """A table of steps for each rate; returns the paths. SettingsError for a fleet that cannot be read."""
+    fleet = parse_fleet(now, asked_pipeline(config, what_if), config)
+    paths = [plan_path(config, rate, what_if, fleet) for rate in rates]
+    for rate, path in zip(rates, paths, strict=True):
+        holds = f"after {path.slo_holds_after_s:.1f} s" if math.isfinite(path.slo_holds_after_s) else "not even at its end"
+        console.print(f"The way to {rate:g}/s: inside the SLO {holds if path.slo_holds_after_s else 'all the time'}", soft_wrap=True)
+        console.print(_table(path))
+    return paths
+
+
+def parse_fleet(text: str, pipeline: PipelineConfig, config: ThemisConfig) -> tuple[ServerHolding, ...]:
+    """`SERVERS:COUNT,COUNT…` with a count a stage, and `:BATCH,BATCH…`; batches are the settings' largest unless told."""
+    stages = len(pipeline.stages)
+    counts = ",".join(["[0-9]+"] * stages)
+    found = re.fullmatch(rf"([0-9]+):({counts})(?::({counts}))?", text, re.ASCII)
+    bounds = [config.models[stage] for stage in pipeline.stages]
+    if found is not None:
+        servers, instances = int(found[1]), _numbers(found[2])
+        batches = _numbers(found[3]) if found[3] else tuple(model.max_batch for model in bounds)
+        if servers <= MAX_SERVERS and min((*instances, *batches)) >= 1:
+            return tuple(ServerHolding(f"server-{i + 1}", instances, batches) for i in range(servers))
+    form = f"SERVERS:{','.join('N' for _ in bounds)}, an instance count for each of {', '.join(pipeline.stages)}, such as 2:" + ",".join(
+        str(model.min_instances) for model in bounds
+    )
+    raise SettingsError(f'--now: found "{text}"; allowed: {form}, with at most {MAX_SERVERS} servers; write it so')
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def path_row(path: Path) -> dict[str, Any]:
+    """A path for JSON; `slo_holds_after_s` null: not even at its end."""
+    return {
+        "slo_holds_after_s": path.slo_holds_after_s if math.isfinite(path.slo_holds_after_s) else None,
+        "ends_after_s": path.ends_after_s,
+        "objective": path.objective,
+        "servers": path.plan.servers,
+        "steps": [
+            {"kind": step.kind.value, "server": step.server, "model": step.stage, "starts_s": step.starts_s, "ends_s": step.ends_s}
+            | {"instances": [step.before[0], step.after[0]], "batch": [step.before[1], step.after[1]], "requires": list(step.requires)}
+            for step in path.steps
+        ],
+    }
+
+
+def _table(path: Path) -> Table:
+    table = Table("step", "from s", "to s", "after", box=SIMPLE_HEAD, pad_edge=False)
+    for number, step in enumerate(path.steps):
+        requires = ", ".join(str(r + 1) for r in step.requires)
+        table.add_row(f"{number + 1}  {_words(step)}", f"{step.starts_s:.1f}", f"{step.ends_s:.1f}", requires)
+    if not path.steps:
+        table.add_row("nothing to do", "", "", "")
+    return table
+
+
+def _words(step: Step) -> str:
+    if step.stage is None:
+        return f"{step.kind.value} {step.server}"
+    batch = f", batches {step.before[1]}→{step.after[1]}" if step.before[1] != step.after[1] else ""
+    return f"{step.kind.value} {step.stage} on {step.server} {step.before[0]}→{step.after[0]}{batch}"

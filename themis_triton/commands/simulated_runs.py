@@ -1,0 +1,190 @@
+"""One simulated run of one policy under one seed, and rows that sum up all seeds of a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from themis_triton.core.config import Placement, PolicyName, ThemisConfig
+from themis_triton.core.errors import SettingsError
+from themis_triton.load.traces import Trace, TraceOptions, arrivals, load_trace
+from themis_triton.load.twitter import twitter_for
+from themis_triton.report.series import RunSeries
+from themis_triton.sim.clairvoyant import Clairvoyant, clairvoyant
+from themis_triton.sim.result import SimResult
+from themis_triton.sim.run import simulate
+from themis_triton.sim.setup import SimOptions, simulated, start_for
+from themis_triton.sim.world import Dispatcher, ServiceNoise, SimWorld, paper_world, triton_world, world_for
+from themis_triton.solver.surface import FloatArray
+
+CLAIRVOYANT = "clairvoyant"
+WORLDS = ("paper", "triton")
+START_SHARE = 30 / 660
+"""Where stages are separate, the first replicas carry the largest rate of such a share of the trace, as in the paper's evaluation."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorldFlags:
+    """What differs from the settings' own world. None: as it is there."""
+
+    world: str | None = None
+    cold_start_s: float | None = None
+    in_place_s: float | None = None
+    noise_cv: float = 0.0
+    profile_error: float = 0.0
+    metrics_lag_s: float = 0.0
+    batch_wait_s: float | None = None
+    devices: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SimulatedRun:
+    """One policy under one seed; what the bound would have cost under the same arrivals stands beside it."""
+
+    policy: str
+    seed: int
+    requests: int
+    latency_ms: FloatArray
+    violated: int
+    failed: int
+    cost: float
+    mean_cost: float
+    bound_cost: float
+    server_seconds: float
+    instance_seconds: float
+    max_servers: int
+    series: RunSeries
+
+
+def check_world(flags: WorldFlags) -> None:
+    """SettingsError for a flag out of its range."""
+    if flags.world is not None and flags.world not in WORLDS:
+        raise SettingsError(f"--world {flags.world}: allowed are {' and '.join(WORLDS)}; by default the settings' own")
+    least = {
+        "--cold-start": (flags.cold_start_s, 0),
+        "--in-place": (flags.in_place_s, 0),
+        "--noise": (flags.noise_cv, 0),
+        "--metrics-lag": (flags.metrics_lag_s, 0),
+        "--batch-wait": (flags.batch_wait_s, 0),
+        "--devices": (flags.devices, 1),
+    }
+    for flag, (found, allowed) in least.items():
+        if found is not None and not allowed <= found < np.inf:
+            raise SettingsError(f"{flag} {found}: allowed are numbers of at least {allowed}")
+    if not -1.0 < flags.profile_error < np.inf:
+        raise SettingsError(
+            f"--profile-error {flags.profile_error}: allowed are numbers above -1; 0.2 makes every service time 20 % longer"
+        )
+
+
+def world_from(flags: WorldFlags, config: ThemisConfig, policy: PolicyName) -> SimWorld:
+    """The world that a policy runs in. Where a central queue batches, `themis` sends what waits at once, the others as in the paper."""
+    own = {None: world_for(config), "paper": paper_world(), "triton": triton_world()}[flags.world]
+    world = replace(own, sharing=world_for(config).sharing, service_factor=1.0 + flags.profile_error, lag_s=flags.metrics_lag_s)
+    if flags.cold_start_s is not None:
+        world = replace(world, cold_start_s=flags.cold_start_s)
+    if flags.in_place_s is not None:
+        world = replace(world, grow_s=flags.in_place_s, shrink_s=flags.in_place_s, reload_s=flags.in_place_s, control_s=0.0)
+    if flags.noise_cv > 0.0:
+        world = replace(world, noise=ServiceNoise.LOGNORMAL, noise_cv=flags.noise_cv)
+    if flags.batch_wait_s is not None or (policy is PolicyName.THEMIS and world.dispatcher is Dispatcher.CENTRAL):
+        world = replace(world, central_delay_s=flags.batch_wait_s or 0.0)
+    return world
+
+
+def simulated_run(config: ThemisConfig, options: TraceOptions, flags: WorldFlags, drawn: bool, task: tuple[str, int]) -> SimulatedRun:
+    """Run a policy (or the bound) under a seed. `drawn`: the first seed's series will be, with its capacity."""
+    name, seed = task
+    traces = {p.name: load_trace(replace(options, source=twitter_for(options.source, p.name)), seed) for p in config.pipelines}
+    duration_s = max(trace.duration_s for trace in traces.values())
+    times = _arrivals(traces, seed)
+    limited = _limited(config, flags.devices)
+    start = SimOptions(seed=seed, slots=flags.devices or SimOptions().slots)
+    bound = clairvoyant(limited, times, duration_s, start)
+    if name == CLAIRVOYANT:
+        return _bound_run(bound, seed)
+    policy = PolicyName(name)
+    world = world_from(flags, limited, policy)
+    if limited.planning.placement is Placement.SEPARATE:
+        waits = world.dispatcher is Dispatcher.CENTRAL and world.central_delay_s > 0.0
+        first = max(1, round(START_SHARE * duration_s))
+        rate_rps = max(float(trace.rates_rps[:first].max()) for trace in traces.values())
+        start = replace(start, servers=start_for(simulated(limited, start), rate_rps, batch=1 if waits else None))
+    result = simulate(limited, times, duration_s, replace(start, policy=policy, world=world, keep_ticks=drawn and seed == 0))
+    return _policy_run(result, bound, seed)
+
+
+def _limited(config: ThemisConfig, devices: int | None) -> ThemisConfig:
+    if devices is None or config.launch is None:
+        return config
+    return replace(config, launch=replace(config.launch, slots=config.launch.slots[:devices]))
+
+
+def _arrivals(traces: dict[str, Trace], seed: int) -> dict[str, FloatArray]:
+    """The first pipeline's are those of `themis load` with that seed; each further one draws its own."""
+    seeds: list[int | tuple[int, ...]] = [seed, *((seed, number) for number in range(1, len(traces)))]
+    return {name: arrivals(trace, each) for (name, trace), each in zip(traces.items(), seeds, strict=True)}
+
+
+def _policy_run(result: SimResult, bound: Clairvoyant, seed: int) -> SimulatedRun:
+    return SimulatedRun(
+        policy=result.policy,
+        seed=seed,
+        requests=result.requests,
+        latency_ms=np.concatenate([run.latency_ms[~run.failed & np.isfinite(run.latency_ms)] for run in result.pipelines]),
+        violated=sum(int(np.count_nonzero(run.violated)) for run in result.pipelines),
+        failed=result.failed,
+        cost=result.cost,
+        mean_cost=result.mean_cost,
+        bound_cost=bound.cost,
+        server_seconds=result.server_seconds,
+        instance_seconds=result.instance_seconds,
+        max_servers=result.max_servers,
+        series=result.series(),
+    )
+
+
+def _bound_run(bound: Clairvoyant, seed: int) -> SimulatedRun:
+    """No request is simulated, so there are no latencies; by definition nothing is violated."""
+    nothing = np.zeros(bound.rate_rps.size)
+    unknown = [None] * bound.rate_rps.size
+    return SimulatedRun(
+        policy=CLAIRVOYANT,
+        seed=seed,
+        requests=int(bound.rate_rps.sum()),
+        latency_ms=np.zeros(0),
+        violated=0,
+        failed=0,
+        cost=bound.cost,
+        mean_cost=bound.mean_cost,
+        bound_cost=bound.cost,
+        server_seconds=float(bound.servers.sum()),
+        instance_seconds=float(bound.instances.sum()),
+        max_servers=int(bound.servers.max()),
+        series=RunSeries(CLAIRVOYANT, bound.rate_rps, unknown, unknown, bound.servers, bound.instances, nothing, nothing),
+    )
+
+
+def row_of(policy: str, runs: Sequence[SimulatedRun]) -> dict[str, Any]:
+    """All seeds together: shares and percentiles over all requests, costs as means over the seeds."""
+    latency_ms = np.concatenate([run.latency_ms for run in runs])
+    failed = sum(run.failed for run in runs)
+    requests = sum(run.requests for run in runs)
+    return {
+        "policy": policy,
+        "seeds": len(runs),
+        "requests": requests,
+        "violations": sum(run.violated for run in runs) / max(1, requests),
+        "p50_ms": float(np.percentile(latency_ms, 50)) if latency_ms.size else None,
+        "p99_ms": float(np.percentile(latency_ms, 99)) if latency_ms.size else None,
+        "cost": float(np.mean([run.cost for run in runs])),
+        "mean_cost": float(np.mean([run.mean_cost for run in runs])),
+        "cost_vs_clairvoyant": sum(run.cost for run in runs) / sum(run.bound_cost for run in runs),
+        "failed": failed,
+        "server_seconds": float(np.mean([run.server_seconds for run in runs])),
+        "instance_seconds": float(np.mean([run.instance_seconds for run in runs])),
+        "max_servers": max(run.max_servers for run in runs),
+    }

@@ -1,0 +1,126 @@
+"""The solver's answers to the policies' questions. Demands are rounded up a little, so that the same question is solved once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from themis_triton.core.config import Placement
+from themis_triton.decide.demand import Demand
+from themis_triton.decide.rules import Rules
+from themis_triton.solver.fleet import ServerHolding
+from themis_triton.solver.mixed import MixedPlan, solve_mixed
+from themis_triton.solver.path import Path, solve_path
+from themis_triton.solver.plans import ChainPlan, VerticalPlan
+from themis_triton.solver.problem import ChainProblem
+from themis_triton.solver.solve import largest_demand, solve_joint, solve_vertical
+
+CAPACITY_LIMIT_RPS = 100_000.0
+REMEMBERED = 4096
+DISPERSION_STEP = 0.25
+FINE_RPS, FINE_FRACTION = 0.5, 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A demand on a pipeline; `batch_caps` None: any batch of the settings. `free_instances`: only servers have a price.
+
+    `least_servers` stay whatever the plan, because they were adopted.
+    """
+
+    pipeline: str
+    demand: Demand
+    batch_caps: tuple[int, ...] | None
+    busy_elsewhere: int = 0
+    free_instances: bool = False
+    least_servers: int = 1
+
+
+def joint(rules: Rules, question: Question, instances: tuple[int, ...] | None) -> ChainPlan:
+    """`solve_joint`, with instances fixed or free."""
+    return _joint(rules, _rounded(question), instances)
+
+
+def vertical(rules: Rules, question: Question, servers: tuple[int, ...]) -> VerticalPlan:
+    """`solve_vertical`; infeasible: with the counts of the greatest capacity."""
+    return _vertical(rules, _rounded(question), servers)
+
+
+def mixed(rules: Rules, question: Question, servers: tuple[int, ...]) -> MixedPlan:
+    """`solve_mixed`."""
+    return _mixed(rules, _rounded(question), servers)
+
+
+def path(rules: Rules, question: Question, now: tuple[ServerHolding, ...]) -> Path:
+    """`solve_path` from what runs now, with the times of the pipeline's profiles and the settings' prices."""
+    return _path(rules, _rounded(question), now)
+
+
+@lru_cache(REMEMBERED)
+def carried(rules: Rules, question: Question, servers: tuple[int, ...], instances: tuple[int, ...]) -> float:
+    """The largest whole rate that a configuration carries inside the SLO without headroom; −1: not even none."""
+    problem = _problem(rules, question)
+    counts = list(servers) if problem.placement is Placement.SEPARATE else servers[0]
+    return largest_demand(problem, counts, instances=instances, batches=_batches(question), at_most_rps=CAPACITY_LIMIT_RPS)
+
+
+@lru_cache(REMEMBERED)
+def _joint(rules: Rules, question: Question, instances: tuple[int, ...] | None) -> ChainPlan:
+    return solve_joint(_problem(rules, question), instances=instances, batches=_batches(question))
+
+
+@lru_cache(REMEMBERED)
+def _vertical(rules: Rules, question: Question, servers: tuple[int, ...]) -> VerticalPlan:
+    problem = _problem(rules, question)
+    counts = list(servers) if problem.placement is Placement.SEPARATE else servers[0]
+    found = solve_vertical(problem, counts, batches=_batches(question))
+    if found.feasible:
+        return found
+    # Headroom for a backlog must not hide how much can be carried: what waits drains fastest at the greatest capacity.
+    bare = replace(problem, demand_rps=CAPACITY_LIMIT_RPS, headroom_rps=0.0, headroom_sigmas=0.0)
+    return replace(found, plan=solve_vertical(bare, counts, batches=_batches(question)).plan)
+
+
+@lru_cache(REMEMBERED)
+def _mixed(rules: Rules, question: Question, servers: tuple[int, ...]) -> MixedPlan:
+    return solve_mixed(_problem(rules, question), servers, question.batch_caps)
+
+
+@lru_cache(REMEMBERED)
+def _path(rules: Rules, question: Question, now: tuple[ServerHolding, ...]) -> Path:
+    pipeline = next(p for p in rules.config.pipelines if p.name == question.pipeline)
+    return solve_path(_problem(rules, question), now, rules.move_times(pipeline), rules.move_prices)
+
+
+def _problem(rules: Rules, question: Question) -> ChainProblem:
+    problems = rules.server_problems if question.free_instances else rules.problems
+    demand = question.demand
+    return replace(
+        problems[question.pipeline],
+        demand_rps=demand.rate_rps,
+        headroom_rps=demand.extra_rps,
+        headroom_sigmas=demand.sigmas,
+        dispersion=demand.dispersion,
+        busy_elsewhere=question.busy_elsewhere,
+        min_servers=question.least_servers,
+        max_servers=max(question.least_servers, problems[question.pipeline].max_servers),
+    )
+
+
+def _batches(question: Question) -> list[list[int]] | None:
+    return None if question.batch_caps is None else [list(range(1, cap + 1)) for cap in question.batch_caps]
+
+
+def _rounded(question: Question) -> Question:
+    """A demand of half requests/s, or of steps of one per cent where that is more; the dispersion in quarters."""
+    demand = question.demand
+    dispersion = math.ceil(demand.dispersion / DISPERSION_STEP - 1e-9) * DISPERSION_STEP
+    return replace(question, demand=Demand(_up(demand.rate_rps), _up(demand.extra_rps), dispersion, demand.sigmas))
+
+
+def _up(rate_rps: float) -> float:
+    if rate_rps <= 0.0:
+        return 0.0
+    step = max(FINE_RPS, FINE_FRACTION * 2.0 ** math.floor(math.log2(rate_rps)))
+    return math.ceil(rate_rps / step - 1e-9) * step

@@ -1,0 +1,70 @@
+"""Plans that count with drift: the rules with the latency surfaces of drifted models scaled, and the decision that says so."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from themis_triton.core.decision import Decision
+from themis_triton.core.estimate import Estimate
+from themis_triton.core.record import drift_words
+from themis_triton.decide.rules import Rules
+from themis_triton.solver.problem import ChainProblem, StageProblem
+from themis_triton.solver.surface import Surface
+
+KEPT = 32  # corrected rules that are kept
+
+
+@dataclass(frozen=True, slots=True)
+class _Corrected:
+    """Corrected rules; what they were made of is held so that its identity stays taken."""
+
+    source: Rules
+    rules: Rules
+
+
+_kept: OrderedDict[tuple[object, ...], _Corrected] = OrderedDict()
+
+
+def corrected(rules: Rules, factors: Mapping[str, float]) -> Rules:
+    """The rules with each model's latency multiplied by its factor (above 0; 1 where absent).
+
+    The same factors give the very same object back as long as it is kept: the solver keeps its arrays by the identity of the stages.
+    """
+    changed = tuple(sorted((model, factor) for model, factor in factors.items() if factor != 1.0))
+    if not changed:
+        return rules
+    key = (id(rules), changed)
+    found = _kept.get(key)
+    if found is None:
+        found = _kept[key] = _Corrected(rules, _scaled(rules, dict(changed)))
+    _kept.move_to_end(key)
+    while len(_kept) > KEPT:
+        _kept.popitem(last=False)
+    return found.rules
+
+
+def factors_of(estimate: Estimate) -> dict[str, float]:
+    """Each model's correction."""
+    return {name: model.correction for name, model in estimate.models.items()}
+
+
+def with_drift(decision: Decision, estimate: Estimate) -> Decision:
+    """The decision that names the models which drift, by how much, and what plans count with."""
+    words = [drift_words(model) for model in estimate.models.values()]
+    return replace(decision, detail="; ".join(part for part in (decision.detail, *words) if part))
+
+
+def _scaled(rules: Rules, factors: Mapping[str, float]) -> Rules:
+    return replace(rules, problems={name: _scaled_problem(problem, factors) for name, problem in rules.problems.items()})
+
+
+def _scaled_problem(problem: ChainProblem, factors: Mapping[str, float]) -> ChainProblem:
+    if not any(stage.name in factors for stage in problem.stages):
+        return problem
+    return replace(problem, stages=tuple(_scaled_stage(stage, factors.get(stage.name, 1.0)) for stage in problem.stages))
+
+
+def _scaled_stage(stage: StageProblem, factor: float) -> StageProblem:
+    return stage if factor == 1.0 else replace(stage, surface=Surface(stage.surface.latency_ms * factor))

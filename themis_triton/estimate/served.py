@@ -1,0 +1,70 @@
+"""Triton's counters of one model on one server over time, all on one time axis; safe against restarts, as an immutable value."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from themis_triton.core.observation import ModelCounters
+
+
+class Served(NamedTuple):
+    """Totals, or what was added to them between two times."""
+
+    ended: float = 0.0
+    inferences: float = 0.0
+    executions: float = 0.0
+    queue_us: float = 0.0
+    compute_us: float = 0.0
+
+
+NOTHING = Served()
+
+
+@dataclass(frozen=True, slots=True)
+class ServedSeries:
+    """Totals at ascending times (s). A counter that restarts at zero goes on counting here. `last_raw`: the counters as last read."""
+
+    times_s: tuple[float, ...] = ()
+    totals: tuple[Served, ...] = ()
+    last_raw: Served | None = None
+    pending: float = 0.0
+
+    def append(self, at_s: float, counters: ModelCounters, keep_s: float) -> ServedSeries:
+        """With one more reading; those older than `keep_s` are dropped, of one from the past only the gauge is taken."""
+        compute_us = counters.compute_input_us + counters.compute_infer_us + counters.compute_output_us
+        raw = Served(counters.success + counters.failure, counters.inferences, counters.executions, counters.queue_us, compute_us)
+        if self.last_raw is None:
+            return ServedSeries((at_s,), (NOTHING,), raw, counters.pending)
+        if at_s <= self.times_s[-1]:
+            return ServedSeries(self.times_s, self.totals, self.last_raw, counters.pending)
+        columns = zip(self.totals[-1], self.last_raw, raw, strict=True)
+        total = Served._make([total + (now - last if now >= last else now) for total, last, now in columns])
+        first = bisect_right(self.times_s, at_s - keep_s)
+        return ServedSeries((*self.times_s[first:], at_s), (*self.totals[first:], total), raw, counters.pending)
+
+    def at(self, time_s: float) -> Served:
+        """Totals at a time, interpolated; the ends hold beyond them. Nothing for an empty series."""
+        if not self.times_s:
+            return NOTHING
+        index = bisect_right(self.times_s, time_s)
+        if index == 0:
+            return self.totals[0]
+        if index == len(self.times_s):
+            return self.totals[-1]
+        before, after = self.times_s[index - 1], self.times_s[index]
+        share = (time_s - before) / (after - before)
+        return Served._make([low + share * (high - low) for low, high in zip(self.totals[index - 1], self.totals[index], strict=True)])
+
+    def increase(self, start_s: float, end_s: float) -> Served:
+        """Growth of the totals between two times."""
+        return Served._make([end - start for start, end in zip(self.at(start_s), self.at(end_s), strict=True)])
+
+    def completion_rps(self, window_s: float) -> float:
+        """Mean rate of requests that ended over the window up to the last reading; what is not covered shortens the window."""
+        if len(self.times_s) < 2:
+            return 0.0
+        end_s = self.times_s[-1]
+        start_s = max(end_s - window_s, self.times_s[0])
+        return (self.totals[-1].ended - self.at(start_s).ended) / (end_s - start_s)
