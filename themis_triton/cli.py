@@ -170,7 +170,11 @@ def simulate(
     out: Annotated[Path | None, typer.Option(help="Folder for pictures.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Policies against a trace in virtual time: the same tick as live, over a simulated cluster of these settings."""
+    """Policies against a trace in virtual time: the same tick as live, over a simulated cluster of these settings.
+
+    Where planning.placement is separate (config/paper-*.yaml), baselines run by the rules and constants of the published evaluation,
+    whatever the settings' policy section says, and so is the bound planned.
+    """
     from themis_triton.commands.simulate_command import SimulateFlags, simulate_command  # noqa: PLC0415 - a command loads what it needs
     from themis_triton.commands.simulated_runs import WorldFlags  # noqa: PLC0415
     from themis_triton.load.traces import TraceOptions  # noqa: PLC0415
@@ -178,6 +182,33 @@ def simulate(
     wanted = TraceOptions(source=trace, from_s=from_s, to_s=to_s, scale=scale, duration_s=duration)
     differing = WorldFlags(world, cold_start, in_place, noise, profile_error, metrics_lag, batch_wait, devices)
     simulate_command(SimulateFlags(config, wanted, policies, seeds, tuple(pipeline or ()), jobs, out, differing), as_json=as_json)
+
+
+@app.command()
+def compare(
+    config: ConfigOption,
+    trace: Annotated[
+        str, typer.Option(help="surge, diurnal, flash, steady, twitter-paper, twitter@SECOND, or a file of rates or time stamps.")
+    ] = "surge",
+    policies: Annotated[str, typer.Option(help="Names, comma-separated; each runs live for the length of the trace.")] = (
+        "themis,horizontal,vertical"
+    ),
+    seed: Annotated[int, typer.Option(help="Of the load, live and simulated.")] = 0,
+    pipeline: Annotated[str | None, typer.Option(help="NAME of the settings; by default the first.")] = None,
+    duration: Annotated[int | None, typer.Option(help="Seconds; stretches a shipped shape, cuts any other trace.")] = None,
+    from_s: Annotated[int, typer.Option("--from", help="First second of the trace.")] = 0,
+    to_s: Annotated[int | None, typer.Option("--to", help="Second at which the trace ends.")] = None,
+    scale: Annotated[float, typer.Option(help="Multiplies the trace's rates.")] = 1.0,
+    out: Annotated[Path, typer.Option(help="Folder for pictures, figures and logs.")] = Path("themis-compare"),
+    as_json: JsonOption = False,
+) -> None:
+    """Policies live on this machine, one after the other: real Triton and Envoy, the same arrivals, beside what the simulator says."""
+    from themis_triton.commands.compare_command import CompareFlags, compare_command  # noqa: PLC0415 - a command loads what it needs
+    from themis_triton.commands.compared_runs import ComparedLoad  # noqa: PLC0415
+    from themis_triton.load.traces import TraceOptions  # noqa: PLC0415
+
+    wanted = TraceOptions(source=trace, from_s=from_s, to_s=to_s, scale=scale, duration_s=duration)
+    compare_command(CompareFlags(ComparedLoad(wanted, config, pipeline, seed), policies, out), as_json=as_json)
 
 
 @app.command()

@@ -16,6 +16,9 @@ from themis_triton.solver.plans import Binding, ChainPlan, RunnerUp
 from themis_triton.solver.problem import ChainProblem
 from themis_triton.solver.solve import largest_demand, solve_joint, solve_vertical
 
+MAX_SERVERS = 256
+"""Every number of co-located servers is a plan of its own to be solved."""
+
 
 @dataclass(frozen=True, slots=True)
 class StageAnswer:
@@ -68,7 +71,8 @@ def asked_pipeline(config: ThemisConfig, what_if: WhatIf) -> PipelineConfig:
 def plan_rates(config: ThemisConfig, rates_rps: Sequence[float], what_if: WhatIf) -> tuple[PlanAnswer, ...]:
     """One answer a rate, in their order: the plan that the settings' policy aims at once such a rate is steady.
 
-    themis chooses servers, instances and batches; horizontal fixes the instances, vertical the servers, as the policies do.
+    themis chooses servers, instances and batches; horizontal and themis-paper fix the instances, vertical the servers, as the
+    policies do. Baselines of separate stages plan by the rules of the published evaluation.
     """
     pipeline = asked_pipeline(config, what_if)
     devices = config.planning.max_servers if what_if.devices is None else what_if.devices
@@ -91,13 +95,16 @@ def plan_path(config: ThemisConfig, rate_rps: float, what_if: WhatIf, now: Seque
 
 def _check_room(pipeline: PipelineConfig, rules: Rules) -> None:
     stages = len(pipeline.stages)
+    if rules.config.planning.placement is Placement.COLOCATED and rules.max_servers > MAX_SERVERS:
+        found = f"{rules.max_servers} servers that hold all stages"
+        raise SettingsError(f"--devices, planning.max_servers: found {found}; allowed: at most {MAX_SERVERS}; ask about fewer")
     if rules.config.planning.placement is Placement.SEPARATE and rules.max_servers < stages:
         found = f"{rules.max_servers} servers in total for {stages} stages that are separate"
         raise SettingsError(f"--devices, planning.max_servers: found {found}; allowed: at least {stages}; allow one server a stage or more")
 
 
 def _fixed_instances(rules: Rules, problem: ChainProblem) -> tuple[int, ...] | None:
-    if rules.config.policy.name is not PolicyName.HORIZONTAL:
+    if rules.config.policy.name not in {PolicyName.HORIZONTAL, PolicyName.THEMIS_PAPER}:
         return None
     return efficient_instances(problem, rules.config.policy.horizontal_instances)
 

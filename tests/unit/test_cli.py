@@ -19,6 +19,7 @@ COMMANDS = (
     "plan",
     "profile",
     "simulate",
+    "compare",
     "probe",
     "validate",
     "init",

@@ -265,7 +265,7 @@ def test_vertical_keeps_its_number_of_servers_and_moves_instances() -> None:
 
 
 def test_horizontal_keeps_its_counts_and_moves_servers() -> None:
-    cfg = config(PolicyConfig(name=PolicyName.HORIZONTAL, horizontal_instances=2, scale_in_hold_s=3.0))
+    cfg = config(PolicyConfig(name=PolicyName.HORIZONTAL, horizontal_instances=2, baseline_hold_s=3.0))
     low = once(cfg, Situation(snapshot([server("a", (2, 2), slot="cpu:0")]), estimate(5.0)))
     high = once(cfg, Situation(snapshot([server("a", (2, 2), slot="cpu:0")]), estimate(300.0)))
     for decision in (low, high):

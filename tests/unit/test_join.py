@@ -75,3 +75,10 @@ def test_nobody_gives_a_server_up_where_both_are_carried() -> None:
         assert decision.target is not None
         assert decision.target.retire == ()
         assert decision.target.launch == {}
+
+
+def test_a_pipelines_last_server_is_never_given_away() -> None:
+    fleet = [holder("l", LIGHT, "cpu:0"), holder("h", HEAVY, "cpu:1")]
+    for decision in decisions(two_pipelines(2), fleet, 5.0, 400.0, seconds=8):
+        assert decision.target is not None
+        assert decision.target.retire == ()

@@ -152,10 +152,10 @@ def test_the_way_from_what_runs_says_its_steps_and_when_the_slo_holds() -> None:
     assert result.exit_code == 0, result.output
     (answer,) = json.loads(result.stdout.splitlines()[-1])
     path = answer["path"]
-    # A cold start of 5 s, then the longest initialisation of an instance, 0.5 s.
-    assert path["slo_holds_after_s"] == 5.5
+    # A cold start of 0.7 s, then the longest initialisation of an instance, 0.8 s.
+    assert path["slo_holds_after_s"] == 1.5
     assert [step["kind"] for step in path["steps"]] == ["launch"] * (path["servers"] - 1)
-    assert "inside the SLO after 5.5 s" in result.stdout
+    assert "inside the SLO after 1.5 s" in result.stdout
 
 
 def test_a_way_down_breaks_nothing_before_it_has_made_room() -> None:
@@ -176,3 +176,13 @@ def test_a_fleet_that_cannot_be_read_is_refused_with_its_form(now: str) -> None:
 def test_separate_stages_have_no_way_to_show() -> None:
     with pytest.raises(SettingsError, match=r"--now: planning\.placement is separate"):
         plan_command(PlanFlags(PAPER, "50", WhatIf(), now="1:1,1,1"))
+
+
+def test_more_servers_than_can_be_weighed_are_refused_at_once() -> None:
+    with pytest.raises(SettingsError, match=r"--devices, planning\.max_servers: found 1000000 servers.* at most 256"):
+        plan_command(PlanFlags(SHIPPED, "100", WhatIf(devices=1_000_000)))
+
+
+def test_replicas_bind_where_they_alone_are_short() -> None:
+    result = CliRunner().invoke(app, ["plan", "-c", str(PAPER), "--rate", "1000000", "--json"])
+    assert json.loads(result.stdout.splitlines()[-1])[0]["binding"] == "devices"

@@ -11,7 +11,7 @@ import pytest
 from themis_triton.core.config import Mode, Placement, PlanningConfig, PolicyConfig, PolicyName, ThemisConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.settings import load_settings, problems, reference_rows, sample
-from themis_triton.settings.schema import PlanningSettings, PolicySettings
+from themis_triton.settings.policy import PlanningSettings, PolicySettings
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -87,7 +87,7 @@ BAD = {
         (
             "themis.yaml:2:1: state_directori: found the unknown key state_directori; "
             "allowed: the keys models, pipelines, servers, launch, envoy, "
-            "prices, policy, planning, mode, state_directory, status, allow_stale_profiles; did you mean `state_directory`?"
+            "prices, policy, policies, planning, mode, state_directory, status, allow_stale_profiles; did you mean `state_directory`?"
         ),
     ),
     "unknown key without a near match": (
@@ -327,7 +327,10 @@ BAD = {
     ),
     "unknown policy": (
         ("name: themis", "name: temis"),
-        "themis.yaml:32:9: policy.name: found temis; allowed: themis or horizontal or vertical; did you mean themis?",
+        (
+            "themis.yaml:32:9: policy.name: found temis; "
+            "allowed: themis or themis-paper or horizontal or vertical or inferline or static; did you mean themis?"
+        ),
     ),
     "windows in the wrong order": (
         ("name: themis", "name: themis\n  peak_window_s: 0.5"),
@@ -473,7 +476,7 @@ def test_an_empty_file(tmp_path: Path) -> None:
     assert messages(write(tmp_path, "# nothing but a comment\n")) == [
         (
             "themis.yaml:1:1: found an empty file; "
-            "allowed: a mapping with `models`, `pipelines`, `servers`, `launch`, `envoy`, `prices`, `policy`, "
+            "allowed: a mapping with `models`, `pipelines`, `servers`, `launch`, `envoy`, `prices`, `policy`, `policies`, "
             "`planning`, `mode`, `state_directory`, `status`, `allow_stale_profiles`; `themis init` writes a commented sample"
         )
     ]
@@ -679,10 +682,11 @@ def test_the_samples_surfaces_are_those_of_the_emulated_models(tmp_path: Path) -
         assert table.latency_ms[0][0] == pytest.approx(first), name
         assert table.latency_ms[1][0] == pytest.approx(first + written["alpha_ms"] + written["beta_ms"]), name
         assert table.latency_ms[0][1] == pytest.approx(first + written["alpha_ms"] + written["gamma_ms"]), name
-        assert model.profile.instance_init_s == written["init_s"], name
+        assert model.profile.instance_init_s == pytest.approx(written["init_s"] + PYTHON_START_S), name
         assert f"max_batch_size: {model.max_batch}\n" in text, name
 
 
+PYTHON_START_S = 0.3
 EMULATED = ("alpha_ms", "beta_ms", "gamma_ms", "zeta_ms", "init_s")
 
 

@@ -47,6 +47,18 @@ def test_the_papers_settings_run_in_the_papers_world_against_the_bound(tmp_path:
     assert horizontal["cost_vs_clairvoyant"] > 1.0
 
 
+def test_baselines_of_separate_stages_run_by_the_papers_rules_from_starts_of_their_own() -> None:
+    names = ["themis-paper", "horizontal", "vertical", "inferline", "static"]
+    rows = {row["policy"]: row for row in json.loads(run("--policies", ",".join(names), "--json", settings=PAPER).splitlines()[-1])}
+    assert list(rows) == names
+    assert all(row["failed"] == 0 for row in rows.values())
+    assert rows["static"]["violations"] == 0.0
+    assert rows["static"]["server_seconds"] == pytest.approx(30 * rows["static"]["max_servers"])
+    assert rows["vertical"]["server_seconds"] == pytest.approx(30 * rows["vertical"]["max_servers"])
+    assert rows["themis-paper"]["violations"] < rows["horizontal"]["violations"]
+    assert rows["vertical"]["max_servers"] < rows["static"]["max_servers"]
+
+
 @pytest.mark.parametrize(
     "flags",
     [

@@ -11,12 +11,13 @@ import pytest
 
 from themis_triton.core.errors import SolverError
 from themis_triton.solver.fleet import FleetPlan, ServerHolding, evaluate_fleet, solve_fleet
-from themis_triton.solver.path import MovePrices, Path, StepKind, fleet_at, solve_path
+from themis_triton.solver.path import MovePrices, Path, fleet_at, solve_path
 from themis_triton.solver.plans import Binding
 from themis_triton.solver.pool import PoolMember, frontier, solve_pool, split_devices
 from themis_triton.solver.problem import ChainProblem, Placement, StageProblem
 from themis_triton.solver.solve import evaluate, largest_demand, solve_joint, solve_vertical
 from themis_triton.solver.surface import contention_surface
+from themis_triton.solver.way import StepKind
 
 STAGES = (
     StageProblem("detector", contention_surface(4, 8, 4, 20, 8, 12), 1, 4, 8, instance_memory_bytes=1),
@@ -213,3 +214,31 @@ def test_from_nothing_the_first_servers_are_launched() -> None:
     path = solve_path(video(60.0), [])
     assert {step.kind for step in path.steps} == {StepKind.LAUNCH}
     assert path.slo_holds_after_s == 6.0
+
+
+def test_room_is_made_first_where_old_and_new_counts_do_not_fit_together() -> None:
+    now = equal(1, (1, 4))
+    path = solve_path(video(38.0, max_servers=1, device_memory_bytes=5), now)
+    assert path.plan.feasible
+    assert path.peak_memory_bytes <= 5
+    kinds = [step.kind for step in path.steps]
+    assert kinds.index(StepKind.SHRINK) < kinds.index(StepKind.GROW)
+    grow = path.steps[kinds.index(StepKind.GROW)]
+    assert kinds.index(StepKind.SHRINK) in grow.requires
+
+
+@pytest.mark.parametrize("memory_bytes", range(2, 9))
+def test_whatever_fits_now_has_a_way_or_stays(memory_bytes: int) -> None:
+    """Infeasible is a value: a tick must never end in an error because a device is full."""
+    for counts in itertools.product(range(1, 6), repeat=2):
+        for batches in ((1, 1), (4, 4)):
+            now = equal(1, counts, batches)
+            path = solve_path(video(40.0, max_servers=2, device_memory_bytes=memory_bytes), now)
+            fits = sum(counts) <= memory_bytes
+            assert not fits or path.peak_memory_bytes <= memory_bytes
+            assert path.steps or path.plan.servers >= 1
+
+
+def test_headroom_is_not_waited_for() -> None:
+    wanting = replace(video(60.0), headroom_rps=500.0)
+    assert solve_path(wanting, equal(3, (2, 1))).slo_holds_after_s == 0.0

@@ -102,7 +102,7 @@ async def fetch_statistics(client: httpx.AsyncClient, http_address: str) -> dict
         httpx.HTTPError: it does not answer in time, or not with 200.
         ValueError: the answer is something else.
     """
-    response = await client.get(f"http://{http_address}/v2/models/stats")
+    response = await client.get(f"http://{http_address}/v2/models/stats", headers={"connection": "close"})
     response.raise_for_status()
     return parse_statistics(response.json())
 

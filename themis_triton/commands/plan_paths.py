@@ -15,7 +15,8 @@ from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.planning import WhatIf, asked_pipeline, plan_path
 from themis_triton.solver.fleet import ServerHolding
-from themis_triton.solver.path import Path, Step
+from themis_triton.solver.path import Path
+from themis_triton.solver.way import Step
 
 MAX_SERVERS = 64
 
@@ -28,6 +29,8 @@ def show_paths(console: Console, config: ThemisConfig, rates: Sequence[float], w
         holds = f"after {path.slo_holds_after_s:.1f} s" if math.isfinite(path.slo_holds_after_s) else "not even at its end"
         console.print(f"The way to {rate:g}/s: inside the SLO {holds if path.slo_holds_after_s else 'all the time'}", soft_wrap=True)
         console.print(_table(path))
+        held = ", ".join(f"{stage.name} {stage.servers}×{stage.instances}, {stage.batch}" for stage in path.plan.stages)
+        console.print(f"It leads to {held}, at {path.plan.cost:g} a second", soft_wrap=True)
     return paths
 
 
@@ -58,7 +61,11 @@ def path_row(path: Path) -> dict[str, Any]:
         "slo_holds_after_s": path.slo_holds_after_s if math.isfinite(path.slo_holds_after_s) else None,
         "ends_after_s": path.ends_after_s,
         "objective": path.objective,
+        "feasible": path.plan.feasible,
+        "cost": path.plan.cost,
+        "predicted_p99_ms": path.plan.predicted_p99_ms if math.isfinite(path.plan.predicted_p99_ms) else None,
         "servers": path.plan.servers,
+        "stages": [{"model": s.name, "servers": s.servers, "instances": s.instances, "batch": s.batch} for s in path.plan.stages],
         "steps": [
             {"kind": step.kind.value, "server": step.server, "model": step.stage, "starts_s": step.starts_s, "ends_s": step.ends_s}
             | {"instances": [step.before[0], step.after[0]], "batch": [step.before[1], step.after[1]], "requires": list(step.requires)}

@@ -8,22 +8,24 @@ from typing import Any
 
 import numpy as np
 
-from themis_triton.core.config import Placement, PolicyName, ThemisConfig
+from themis_triton.core.config import PolicyName, ThemisConfig
 from themis_triton.core.errors import SettingsError
+from themis_triton.decide.paper import paper_rules
 from themis_triton.load.traces import Trace, TraceOptions, arrivals, load_trace
 from themis_triton.load.twitter import twitter_for
 from themis_triton.report.series import RunSeries
 from themis_triton.sim.clairvoyant import Clairvoyant, clairvoyant
 from themis_triton.sim.result import SimResult
 from themis_triton.sim.run import simulate
-from themis_triton.sim.setup import SimOptions, simulated, start_for
+from themis_triton.sim.setup import SimOptions
+from themis_triton.sim.starts import Load, ruled, start_of
 from themis_triton.sim.world import Dispatcher, ServiceNoise, SimWorld, paper_world, triton_world, world_for
 from themis_triton.solver.surface import FloatArray
 
 CLAIRVOYANT = "clairvoyant"
 WORLDS = ("paper", "triton")
 START_SHARE = 30 / 660
-"""Where stages are separate, the first replicas carry the largest rate of such a share of the trace, as in the paper's evaluation."""
+"""The largest rate of such a share of the trace is what policies start from, as in the paper's evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,24 +99,34 @@ def world_from(flags: WorldFlags, config: ThemisConfig, policy: PolicyName) -> S
 
 def simulated_run(config: ThemisConfig, options: TraceOptions, flags: WorldFlags, drawn: bool, task: tuple[str, int]) -> SimulatedRun:
     """Run a policy (or the bound) under a seed. `drawn`: the first seed's series will be, with its capacity."""
+    traces = {p.name: load_trace(replace(options, source=twitter_for(options.source, p.name)), task[1]) for p in config.pipelines}
+    return run_under(config, traces, flags, drawn, task)
+
+
+def run_under(config: ThemisConfig, traces: dict[str, Trace], flags: WorldFlags, drawn: bool, task: tuple[str, int]) -> SimulatedRun:
+    """`simulated_run` under traces of one's own, by pipeline.
+
+    Baselines of separate stages run by the published evaluation's rules, and so is the bound planned, whatever the settings.
+    """
     name, seed = task
-    traces = {p.name: load_trace(replace(options, source=twitter_for(options.source, p.name)), seed) for p in config.pipelines}
     duration_s = max(trace.duration_s for trace in traces.values())
     times = _arrivals(traces, seed)
     limited = _limited(config, flags.devices)
     start = SimOptions(seed=seed, slots=flags.devices or SimOptions().slots)
-    bound = clairvoyant(limited, times, duration_s, start)
+    bound = clairvoyant(paper_rules(limited, PolicyName.HORIZONTAL), times, duration_s, start)
     if name == CLAIRVOYANT:
         return _bound_run(bound, seed)
-    policy = PolicyName(name)
-    world = world_from(flags, limited, policy)
-    if limited.planning.placement is Placement.SEPARATE:
-        waits = world.dispatcher is Dispatcher.CENTRAL and world.central_delay_s > 0.0
-        first = max(1, round(START_SHARE * duration_s))
-        rate_rps = max(float(trace.rates_rps[:first].max()) for trace in traces.values())
-        start = replace(start, servers=start_for(simulated(limited, start), rate_rps, batch=1 if waits else None))
-    result = simulate(limited, times, duration_s, replace(start, policy=policy, world=world, keep_ticks=drawn and seed == 0))
+    policy, load = PolicyName(name), _load(traces)
+    world, own = world_from(flags, limited, policy), ruled(limited, policy, load)
+    start = replace(start, world=world, keep_ticks=drawn and seed == 0)
+    waits = world.dispatcher is Dispatcher.CENTRAL and world.central_delay_s > 0.0
+    result = simulate(own, times, duration_s, replace(start, servers=start_of(own, policy, load, start, waits=waits)))
     return _policy_run(result, bound, seed)
+
+
+def _load(traces: dict[str, Trace]) -> Load:
+    first = [trace.rates_rps[: max(1, round(START_SHARE * trace.duration_s))] for trace in traces.values()]
+    return Load(max(float(rates.max()) for rates in first), max(float(trace.rates_rps.max()) for trace in traces.values()))
 
 
 def _limited(config: ThemisConfig, devices: int | None) -> ThemisConfig:

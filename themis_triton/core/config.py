@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -15,11 +15,14 @@ class Mode(StrEnum):
 
 
 class PolicyName(StrEnum):
-    """The policies that ship; each one is a `decide` function."""
+    """The policies that ship; each one is a `propose` function. All but `themis` are baselines."""
 
     THEMIS = "themis"
+    THEMIS_PAPER = "themis-paper"
     HORIZONTAL = "horizontal"
     VERTICAL = "vertical"
+    INFERLINE = "inferline"
+    STATIC = "static"
 
 
 class ForecastName(StrEnum):
@@ -216,6 +219,7 @@ class PolicyConfig:
     settle_window_s: float = 20.0
     headroom_sigmas: float = 1.0
     slow_headroom_sigmas: float = 1.0
+    growth_sigmas: float = 1.0
     trend_sigmas: float = 1.0
     backlog_drain_s: float = 1.0
     backlog_slack_s: float = 0.1
@@ -225,6 +229,7 @@ class PolicyConfig:
     survivor_margin_fraction: float = 0.1
     surge_factor: float = 1.6
     forecast: ForecastName = ForecastName.NONE
+    forecast_quantile: float = 0.75
     queueing: QueueingModel = QueueingModel.TRITON
     max_stale_s: float = 3.0
     retry_backoff_s: float = 2.0
@@ -233,8 +238,10 @@ class PolicyConfig:
     slo_margin_fraction: float = 0.1
     plan_horizon_s: float = 60.0
     pool_hold_s: float = 5.0
+    baseline_hold_s: float = 10.0
     vertical_servers: int | None = None
     horizontal_instances: int | None = None
+    planned_rps: float | None = None
     drift_window_s: float = 5.0
     drift_min_batches: int = 20
     drift_report_fraction: float = 0.15
@@ -265,7 +272,7 @@ class StatusConfig:
 
 @dataclass(frozen=True, slots=True)
 class ThemisConfig:
-    """Everything that the daemon needs to know, validated."""
+    """Everything that the daemon needs to know, validated. `policies`: those that have constants of their own."""
 
     state_directory: Path
     models: dict[str, ModelConfig]
@@ -275,7 +282,12 @@ class ThemisConfig:
     launch: LaunchConfig | None = None
     prices: Prices = field(default_factory=Prices)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
+    policies: dict[PolicyName, PolicyConfig] = field(default_factory=dict)
     planning: PlanningConfig = field(default_factory=PlanningConfig)
     mode: Mode = Mode.ACTIVE
     status: StatusConfig = field(default_factory=StatusConfig)
     allow_stale_profiles: bool = False
+
+    def under(self, policy: PolicyName) -> ThemisConfig:
+        """These settings with another policy, and the constants that it has of its own."""
+        return replace(self, policy=replace(self.policies.get(policy, self.policy), name=policy))

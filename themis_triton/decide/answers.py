@@ -42,9 +42,9 @@ def joint(rules: Rules, question: Question, instances: tuple[int, ...] | None) -
     return _joint(rules, _rounded(question), instances)
 
 
-def vertical(rules: Rules, question: Question, servers: tuple[int, ...]) -> VerticalPlan:
-    """`solve_vertical`; infeasible: with the counts of the greatest capacity."""
-    return _vertical(rules, _rounded(question), servers)
+def vertical(rules: Rules, question: Question, servers: tuple[int, ...], at_least: tuple[int, ...] | None = None) -> VerticalPlan:
+    """`solve_vertical`, with no count below `at_least`; infeasible: with the counts of the greatest capacity."""
+    return _vertical(rules, _rounded(question), servers, at_least)
 
 
 def mixed(rules: Rules, question: Question, servers: tuple[int, ...]) -> MixedPlan:
@@ -71,15 +71,15 @@ def _joint(rules: Rules, question: Question, instances: tuple[int, ...] | None) 
 
 
 @lru_cache(REMEMBERED)
-def _vertical(rules: Rules, question: Question, servers: tuple[int, ...]) -> VerticalPlan:
+def _vertical(rules: Rules, question: Question, servers: tuple[int, ...], at_least: tuple[int, ...] | None) -> VerticalPlan:
     problem = _problem(rules, question)
     counts = list(servers) if problem.placement is Placement.SEPARATE else servers[0]
-    found = solve_vertical(problem, counts, batches=_batches(question))
+    found = solve_vertical(problem, counts, instances_at_least=at_least, batches=_batches(question))
     if found.feasible:
         return found
     # Headroom for a backlog must not hide how much can be carried: what waits drains fastest at the greatest capacity.
     bare = replace(problem, demand_rps=CAPACITY_LIMIT_RPS, headroom_rps=0.0, headroom_sigmas=0.0)
-    return replace(found, plan=solve_vertical(bare, counts, batches=_batches(question)).plan)
+    return replace(found, plan=solve_vertical(bare, counts, instances_at_least=at_least, batches=_batches(question)).plan)
 
 
 @lru_cache(REMEMBERED)
@@ -113,8 +113,10 @@ def _batches(question: Question) -> list[list[int]] | None:
 
 
 def _rounded(question: Question) -> Question:
-    """A demand of half requests/s, or of steps of one per cent where that is more; the dispersion in quarters."""
+    """A demand of half requests/s, or of steps of one per cent where that is more; the dispersion in quarters. Exact ones as they are."""
     demand = question.demand
+    if demand.exact:
+        return question
     dispersion = math.ceil(demand.dispersion / DISPERSION_STEP - 1e-9) * DISPERSION_STEP
     return replace(question, demand=Demand(_up(demand.rate_rps), _up(demand.extra_rps), dispersion, demand.sigmas))
 

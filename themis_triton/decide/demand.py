@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from themis_triton.core.config import PolicyConfig
+from themis_triton.core.config import ForecastName, PolicyConfig
 from themis_triton.core.estimate import GROWTH_HALF_WINDOW_S, TREND_HALF_WINDOW_S, PipelineEstimate
+from themis_triton.forecast.forecast import forecast_rate
 
 DISPERSION_RANGE = (1.0, 3.0)
 
@@ -15,13 +16,14 @@ DISPERSION_RANGE = (1.0, 3.0)
 class Demand:
     """An arrival rate, the extra capacity that must come on top (requests/s), the index of dispersion, and headroom for chance.
 
-    The headroom is in standard deviations of a second's arrivals.
+    The headroom is in standard deviations of a second's arrivals. `exact`: plans are for this very demand, without rounding up.
     """
 
     rate_rps: float
     extra_rps: float
     dispersion: float
     sigmas: float
+    exact: bool = False
 
     @property
     def total_rps(self) -> float:
@@ -34,18 +36,29 @@ def fast_demand(estimate: PipelineEstimate, policy: PolicyConfig, lever_s: float
 
     What arrived in the last `backlog_slack_s` may wait: a work-conserving batcher forms its batches of it.
     """
-    growth = beyond_noise(estimate.growth_rps_per_s, estimate.recent_rps, GROWTH_HALF_WINDOW_S, policy.trend_sigmas)
+    growth = beyond_noise(estimate.growth_rps_per_s, estimate.recent_rps, GROWTH_HALF_WINDOW_S, policy.growth_sigmas)
     waiting = max(0.0, estimate.backlog - policy.backlog_slack_s * estimate.recent_rps)
     extra_rps = growth * (lever_s + policy.tick_s) + waiting / policy.backlog_drain_s
     return Demand(estimate.recent_rps, extra_rps, _dispersion(estimate), policy.headroom_sigmas)
 
 
+def launch_demand(estimate: PipelineEstimate, policy: PolicyConfig, lever_s: float) -> Demand:
+    """What servers must be started for where instances cannot carry the newest rate: what waits need not be gone before they serve."""
+    fast = fast_demand(estimate, policy, lever_s)
+    waiting = max(0.0, estimate.backlog - policy.backlog_slack_s * estimate.recent_rps)
+    return replace(fast, extra_rps=fast.extra_rps - waiting / policy.backlog_drain_s + waiting / max(lever_s, policy.backlog_drain_s))
+
+
 def slow_demand(estimate: PipelineEstimate, policy: PolicyConfig, lever_s: float) -> Demand:
-    """For the slow loop: the settled rate, or while a trend shows, the newer rate and the trend's growth over a cold start."""
+    """For the slow loop: the settled rate, or where more is to come while a server starts: the trend's growth, or a forecast."""
     trend = beyond_noise(estimate.trend_rps_per_s, estimate.trend_base_rps, TREND_HALF_WINDOW_S, policy.trend_sigmas)
     # The newer half's mean lies half a window in the past.
     ahead_rps = estimate.trend_base_rps + trend * (lever_s + policy.tick_s + TREND_HALF_WINDOW_S / 2.0) if trend > 0 else 0.0
-    return Demand(max(estimate.settled_rps, ahead_rps), 0.0, _dispersion(estimate), policy.slow_headroom_sigmas)
+    foreseen_rps = 0.0
+    if policy.forecast is not ForecastName.NONE and estimate.per_second:
+        foreseen_rps = forecast_rate(policy.forecast, estimate.per_second, lever_s + policy.tick_s, policy.forecast_quantile)
+    rate_rps = max(estimate.settled_rps, ahead_rps, foreseen_rps)
+    return Demand(rate_rps, 0.0, _dispersion(estimate), policy.slow_headroom_sigmas)
 
 
 def beyond_noise(slope: float, rate_rps: float, half_window_s: float, sigmas: float) -> float:

@@ -7,8 +7,8 @@ from itertools import product
 
 from themis_triton.core.config import Placement
 from themis_triton.core.decision import Reason, Stage
-from themis_triton.decide.demand import peak_demand
-from themis_triton.decide.proposal import Judged, Proposal, evidence_of, leaving, to_launch
+from themis_triton.decide.paper import baseline_demand, scaled_in
+from themis_triton.decide.proposal import Judged, Proposal, evidence_of, to_launch
 from themis_triton.decide.state import PipelineMemory
 from themis_triton.decide.view import PipelineView
 from themis_triton.solver.problem import ChainProblem
@@ -16,16 +16,14 @@ from themis_triton.solver.solve import largest_demand
 
 
 def propose(memory: PipelineMemory, view: PipelineView) -> Judged:
-    """The joint plan with instances fixed, every tick; scale-in after `scale_in_hold_s` of agreement."""
+    """The joint plan with instances fixed, every tick; scale-in after `baseline_hold_s` of agreement."""
     policy = view.rules.config.policy
     instances = memory.fixed_instances or efficient_instances(view.problem, policy.horizontal_instances)
-    demand = peak_demand(view.estimate, policy)
+    demand = baseline_demand(view)
     joint = view.joint(demand, instances=instances)
     wanted = view.servers_of(joint) if joint.feasible else view.most_servers
     launch = to_launch(view, wanted)
-    memory = replace(memory.with_wanted(view.at_s, wanted, policy.scale_in_hold_s), fixed_instances=instances)
-    due = memory.covered_s(view.at_s) >= policy.scale_in_hold_s
-    retire = leaving(view, memory.most_wanted()) if due else ()
+    memory, retire = scaled_in(replace(memory, fixed_instances=instances), view, wanted)
     reason = Reason.SCALE_OUT if any(launch) else Reason.SCALE_IN if retire else Reason.STEADY if joint.feasible else Reason.INFEASIBLE
     return Judged(
         memory,

@@ -125,7 +125,9 @@ def _given_up(asked: Sequence[Asked], allotted: Sequence[int], granted: Sequence
     ]
     for each, share in zip(asked, allotted, strict=True):
         launched = [server.name for server in each.view.groups[0].ready if server.launched]
-        if lacking and launched and _pooled(each.view) > share and not any(each.view.coming):
+        # A pipeline's last server stays: without any, its next request would find nobody for a whole cold start.
+        spare = len(each.view.groups[0].ready) > 1
+        if lacking and launched and spare and _pooled(each.view) > share and not any(each.view.coming):
             sentence = f"{launched[-1]} of {each.view.pipeline.name} gives its slot to {lacking[0]}, where a lost request weighs more"
             return (launched[-1],), [Clamp(ClampKind.DEVICES, sentence)]
     return (), []

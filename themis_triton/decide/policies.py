@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from themis_triton.core.config import PolicyName
 from themis_triton.core.decision import Decision, Reason, Stage
-from themis_triton.decide import horizontal, themis, vertical
+from themis_triton.decide import horizontal, inferline, static, themis, themis_paper, vertical
 from themis_triton.decide.guards import guard
 from themis_triton.decide.join import Asked, join
 from themis_triton.decide.proposal import Judged
@@ -16,8 +16,11 @@ from themis_triton.decide.view import PipelineView, view_of
 
 POLICIES: dict[PolicyName, Callable[[PipelineMemory, PipelineView], Judged]] = {
     PolicyName.THEMIS: themis.propose,
+    PolicyName.THEMIS_PAPER: themis_paper.propose,
     PolicyName.HORIZONTAL: horizontal.propose,
     PolicyName.VERTICAL: vertical.propose,
+    PolicyName.INFERLINE: inferline.propose,
+    PolicyName.STATIC: static.propose,
 }
 URGENCY = (
     Reason.INFEASIBLE,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from themis_triton.core.config import ModelConfig, PipelineConfig, Placement, ThemisConfig, ThroughputRule
-from themis_triton.solver.path import MovePrices, MoveTimes, StepKind
+from themis_triton.solver.path import MovePrices
 from themis_triton.solver.problem import ChainProblem, StageProblem
 from themis_triton.solver.surface import surface_from_table
+from themis_triton.solver.way import MoveTimes, StepKind
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,7 +82,8 @@ def build_rules(config: ThemisConfig) -> Rules:
             max_servers=bare.max_servers,
             device_memory_bytes=_slot_memory_bytes(config),
             headroom_sigmas=config.policy.headroom_sigmas,
-            paper_rounding=config.planning.paper_rounding,
+            # A queue that conserves work forms other batches than planned, so that whole requests/s mean nothing there.
+            paper_rounding=config.planning.paper_rounding and not config.policy.queueing.work_conserving,
         )
         for p in config.pipelines
     }

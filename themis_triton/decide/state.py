@@ -61,6 +61,7 @@ class PipelineMemory:
     wanted: tuple[tuple[float, tuple[int, ...]], ...] = ()
     fixed_instances: tuple[int, ...] = ()
     fixed_servers: tuple[int, ...] = ()
+    fixed_rps: float = 0.0
 
     def with_wanted(self, at_s: float, servers: tuple[int, ...], hold_s: float) -> PipelineMemory:
         """With one more answer to how many servers are wanted; the newest of those older than `hold_s` shows that so much is covered."""

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 from themis_triton.core.config import Placement
 from themis_triton.core.decision import Reason, Stage
-from themis_triton.decide.demand import Demand, fast_demand, slow_demand, survivor_demand
+from themis_triton.decide.demand import Demand, fast_demand, launch_demand, slow_demand, survivor_demand
 from themis_triton.decide.proposal import Judged, Proposal, evidence_of, grows, leaving, shrinks, to_launch
 from themis_triton.decide.state import Need, PipelineMemory
 from themis_triton.decide.view import InPlace, PipelineView
-from themis_triton.solver.path import Path, StepKind
+from themis_triton.solver.path import Path
 from themis_triton.solver.plans import ChainPlan
+from themis_triton.solver.way import StepKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ def propose(memory: PipelineMemory, view: PipelineView) -> Judged:
     slow = slow_demand(view.estimate, policy, view.rules.launch_s(view.pipeline))
     now = view.in_place(fast, view.ready) if view.serves else None
     instances, release, memory = _held_instances(memory, view, now, fast)
-    aim = _aim(view, now, slow)
+    aim = _aim(view, now, slow, launch_demand(view.estimate, policy, view.rules.launch_s(view.pipeline)))
     launch = to_launch(view, aim.wanted)
     memory, retire, why = _scale_in(memory, view, aim.wanted)
     if retire and view.rules.quick_levers:
@@ -61,7 +62,7 @@ def propose(memory: PipelineMemory, view: PipelineView) -> Judged:
             retire=retire,
             release=release,
             exact_batches=view.sets_batches,
-            overrides=_raised(view, now, retire),
+            overrides=_raised(view, now, instances, retire),
             detail=why,
         ),
     )
@@ -86,7 +87,7 @@ def _held_instances(
     return memory.held_instances(), calm and settled, memory
 
 
-def _aim(view: PipelineView, now: InPlace | None, slow: Demand) -> _Aim:
+def _aim(view: PipelineView, now: InPlace | None, slow: Demand, surging: Demand) -> _Aim:
     """The cheapest way to a plan for the slow demand; more servers where a surge needs them, or would have no room in instances."""
     plan, path = view.joint(slow), None
     if _moves(view, plan) and view.serves and view.rules.config.planning.placement is Placement.COLOCATED:
@@ -95,8 +96,9 @@ def _aim(view: PipelineView, now: InPlace | None, slow: Demand) -> _Aim:
     wanted = view.servers_of(plan) if plan.feasible else view.most_servers
     surge = replace(slow, rate_rps=slow.rate_rps * view.rules.config.policy.surge_factor)
     wanted = _most(wanted, view.fewest_servers(surge))
-    if now is not None:
-        wanted = _most(wanted, tuple(map(sum, zip(view.ready, now.missing, strict=True))) if not now.feasible else wanted)
+    if now is not None and not now.feasible:
+        missing = view.in_place(surging, view.ready).missing
+        wanted = _most(wanted, tuple(map(sum, zip(view.ready, missing, strict=True))))
     return _Aim(_at_most(wanted, view), plan, path)
 
 
@@ -154,7 +156,7 @@ def _launch_instances(view: PipelineView, fast: Demand, slow: Demand, wanted: tu
     return view.in_place(demand, wanted).instances
 
 
-def _raised(view: PipelineView, now: InPlace | None, retire: tuple[str, ...]) -> dict[str, dict[str, int]]:
+def _raised(view: PipelineView, now: InPlace | None, instances: tuple[int, ...], retire: tuple[str, ...]) -> dict[str, dict[str, int]]:
     """Servers that run one instance more than the others: those that have most already."""
     overrides: dict[str, dict[str, int]] = {}
     if now is None:
@@ -162,7 +164,7 @@ def _raised(view: PipelineView, now: InPlace | None, retire: tuple[str, ...]) ->
     for s, (name, low, raised) in enumerate(zip(view.pipeline.stages, now.instances, now.raised, strict=True)):
         staying = [server for server in view.holders(s) if server.name not in retire]
         for server in sorted(staying, key=lambda server: -server.models[name].instances)[:raised]:
-            overrides.setdefault(server.name, {})[name] = low + 1
+            overrides.setdefault(server.name, {})[name] = max(low + 1, instances[s])
     return overrides
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from themis_triton.core.config import Placement
 from themis_triton.core.decision import Reason, Stage
 from themis_triton.decide.demand import fast_demand
+from themis_triton.decide.paper import baseline_demand
 from themis_triton.decide.proposal import Judged, Proposal, evidence_of, grows, to_launch
 from themis_triton.decide.state import Need, PipelineMemory
 from themis_triton.decide.view import PipelineView
@@ -15,11 +16,12 @@ from themis_triton.decide.view import PipelineView
 def propose(memory: PipelineMemory, view: PipelineView) -> Judged:
     """The vertical plan every tick on `vertical_servers` servers.
 
-    By default all that can exist; where stages are separate, those that it finds.
+    By default all that can exist; where stages are separate, those that it finds. Where batches are set as planned, demand is the
+    published evaluation's, else the fast loop's.
     """
     policy = view.rules.config.policy
     memory = replace(memory, fixed_servers=memory.fixed_servers or _servers(view))
-    fast = fast_demand(view.estimate, policy, view.rules.init_s(view.pipeline))
+    fast = baseline_demand(view) if view.sets_batches else fast_demand(view.estimate, policy, view.rules.init_s(view.pipeline))
     plan = view.vertical(fast, tuple(max(1, ready) for ready in view.ready))
     need = Need(view.at_s, tuple(stage.instances for stage in plan.plan.stages), view.ready)
     memory = memory.with_need(need, policy.vertical_hold_s)

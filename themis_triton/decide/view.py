@@ -88,9 +88,12 @@ class PipelineView:
         names = self.pipeline.stages
         return tuple(min((server.models[name].instances for server in self.holders(s)), default=0) for s, name in enumerate(names))
 
-    def vertical(self, demand: Demand, servers: tuple[int, ...]) -> VerticalPlan:
-        """The fewest instances on so many servers; where none suffice, the counts of the greatest capacity and the servers missing."""
-        return answers.vertical(self.rules, self._question(demand), servers)
+    def vertical(self, demand: Demand, servers: tuple[int, ...], *, at_least: tuple[int, ...] | None = None) -> VerticalPlan:
+        """The fewest instances on so many servers; where none suffice, the counts of the greatest capacity and the servers missing.
+
+        `at_least` keeps counts from shrinking.
+        """
+        return answers.vertical(self.rules, self._question(demand), servers, at_least)
 
     def in_place(self, demand: Demand, servers: tuple[int, ...]) -> InPlace:
         """What the servers shall run for a demand: counts that may differ by one where a server holds one stage, else equal ones."""
@@ -99,7 +102,7 @@ class PipelineView:
             lows, raised, batches = zip(*((stage.low, stage.raised, stage.batch) for stage in plan.stages), strict=True)
             return InPlace(plan.feasible, lows, raised, batches, plan.stage_servers_missing, plan.latency_ms)
         found = self.vertical(demand, servers)
-        missing = found.stage_servers_missing or (0 if found.feasible else found.servers_missing or 1,) * len(self.groups)
+        missing = found.stage_servers_missing or (found.servers_missing or 0,) * len(self.groups)
         stages = found.plan.stages
         counts, batches = tuple(stage.instances for stage in stages), tuple(stage.batch for stage in stages)
         return InPlace(found.feasible, counts, (0,) * len(counts), batches, missing, found.plan.predicted_p99_ms)
@@ -118,7 +121,7 @@ class PipelineView:
         names = self.pipeline.stages
         now = tuple(
             ServerHolding(s.name, tuple(s.models[n].instances for n in names), tuple(s.models[n].max_batch for n in names))
-            for s in self.groups[0].ready
+            for s in sorted(self.groups[0].ready, key=lambda s: (s.launched, -sum(state.instances for state in s.models.values())))
         )
         adopted = sum(not server.launched for server in self.groups[0].ready)
         return answers.path(self.rules, replace(self._question(demand, reload=True), least_servers=max(1, adopted)), now)

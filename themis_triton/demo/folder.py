@@ -25,7 +25,7 @@ def own_folder(directory: Path) -> Iterator[None]:
         SettingsError: the folder holds something and no demo's marker; it is left as it is.
         MissingPartError: another demo runs there, or the folder cannot be written.
     """
-    _check_ours(directory)
+    check_folder(directory)
     with locked(directory, "--out"):
         (directory / MARKER).write_text("themis demo empties this folder each time it runs here.\n")
         for name in STATES:
@@ -34,7 +34,8 @@ def own_folder(directory: Path) -> Iterator[None]:
         yield
 
 
-def _check_ours(directory: Path) -> None:
+def check_folder(directory: Path) -> None:
+    """SettingsError where `own_folder` would leave the folder as it is."""
     if not directory.exists() or (directory / MARKER).is_file():
         return
     if not directory.is_dir():

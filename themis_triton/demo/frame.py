@@ -49,7 +49,10 @@ class DemoFrame:
 
 @dataclass(frozen=True, slots=True)
 class DemoSummary:
-    """The whole run. `slo_attainment` is the fraction of all requests answered rightly inside the SLO; `actions` counts by kind."""
+    """The whole run. `slo_attainment` is the fraction of all requests answered rightly inside the SLO; `actions` counts by kind.
+
+    Seconds and cost are those of the trace's duration; `cost` is at the settings' prices.
+    """
 
     policy: str
     requests: int
@@ -63,6 +66,7 @@ class DemoSummary:
     max_servers: int
     max_instances: int
     actions: dict[str, int] = field(default_factory=dict)
+    cost: float = 0.0
 
     def json_line(self) -> str:
         """The summary as one line of JSON."""

@@ -14,9 +14,10 @@ from rich.console import Console
 
 from themis_triton.core.config import PolicyName
 from themis_triton.core.fleet import Phase
+from themis_triton.demo.base import read_base
 from themis_triton.demo.folder import own_folder
 from themis_triton.demo.frame import DemoFrame, DemoServer, DemoSummary
-from themis_triton.demo.stage import DemoStage, check_pipeline, staged
+from themis_triton.demo.stage import DemoStage, staged
 from themis_triton.demo.view import LiveView, summary_table
 from themis_triton.load.options import LoadOptions, PipelineLoad
 from themis_triton.load.process import LoadProcess
@@ -30,14 +31,19 @@ EVENTS_SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """What to run and where its results go."""
+    """What to run and where its results go.
+
+    `settings` None: the shipped ones. `pipeline` None: their first. `settle_s`: so long the loop runs before the load is started.
+    """
 
     directory: Path
     trace: TraceOptions = field(default_factory=TraceOptions)
     policy: PolicyName = PolicyName.THEMIS
-    pipeline: str = "video"
+    pipeline: str | None = "video"
     seed: int = 0
     as_json: bool = False
+    settings: Path | None = None
+    settle_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -63,10 +69,11 @@ def run_demo(options: DemoOptions) -> DemoSummary:
     """Run it; Ctrl-C or SIGTERM ends it early with everything stopped (KeyboardInterrupt).
 
     Raises:
-        SettingsError: no such pipeline, no such trace, or a folder that holds anything but an earlier demo; nothing is touched then.
+        SettingsError: mistakes in the settings, no such pipeline, no such trace, or a folder that holds anything but an earlier demo;
+            nothing is touched then.
         MissingPartError: another demo runs in the folder.
     """
-    check_pipeline(options.pipeline)
+    read_base(options.settings, options.pipeline)
     load_trace(options.trace, options.seed)
     with own_folder(options.directory.resolve()):
         return asyncio.run(_interruptible(options))
@@ -94,11 +101,11 @@ async def _run(options: DemoOptions) -> DemoSummary:
     console = Console(stderr=options.as_json)
     directory = options.directory.resolve()
     console.print(f"Starting Triton, Envoy and Themis ({options.policy.value}); files and logs in {directory}", markup=False)
-    async with staged(directory, options.pipeline, options.policy) as stage:
+    async with staged(directory, options.pipeline, options.policy, options.settings) as stage:
         seen, before, report = await _loaded(stage, options, console, directory)
     summary = _summary(options, stage, seen, before, report)
     series = _series(options, seen, report)
-    title = f"Themis demo: {options.pipeline}, policy {options.policy.value}"
+    title = f"Themis demo: {stage.pipeline.name}, policy {options.policy.value}"
     picture = directory / "run.png"
     await asyncio.to_thread(draw_run, series, stage.pipeline.slo_ms, title, picture)
     (directory / "summary.json").write_text(summary.json_line() + "\n")
@@ -112,6 +119,7 @@ async def _loaded(stage: DemoStage, options: DemoOptions, console: Console, dire
     """Send the load and watch; returns what was seen, the account before the first request, and the load's report."""
     load = PipelineLoad(stage.pipeline.name, stage.pipeline.stages, stage.pipeline.slo_ms, options.trace)
     seen = _Seen()
+    await asyncio.sleep(options.settle_s)
     sending = LoadOptions(stage.grpc_address, (load,), options.seed, out=directory / "requests.npz")
     async with httpx.AsyncClient(trust_env=False, timeout=2.0) as client, LoadProcess(sending) as process:
         before = status = (await client.get(stage.status_url)).json()
@@ -165,7 +173,7 @@ def _capacity(status: dict[str, Any]) -> float | None:
 
 def _summary(options: DemoOptions, stage: DemoStage, seen: _Seen, before: dict[str, Any], report: LoadReport) -> DemoSummary:
     load = report.summaries[0]
-    after = seen.statuses[-1]["account"]
+    after = seen.statuses[min(len(seen.statuses), report.duration_s) - 1]["account"]
     actions = {kind: count - before["actions"].get(kind, 0) for kind, count in after["actions"].items()}
     return DemoSummary(
         policy=options.policy.value,
@@ -180,6 +188,7 @@ def _summary(options: DemoOptions, stage: DemoStage, seen: _Seen, before: dict[s
         max_servers=max(len(status["servers"]) for status in seen.statuses),
         max_instances=max(_instances(status) for status in seen.statuses),
         actions={kind: count for kind, count in actions.items() if count},
+        cost=after["cost"] - before["cost"],
     )
 
 

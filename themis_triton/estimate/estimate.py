@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from themis_triton.core.config import ForecastName, PipelineConfig, PolicyConfig, ThemisConfig
+from themis_triton.core.config import ForecastName, PipelineConfig, PolicyConfig, PolicyName, ThemisConfig
 from themis_triton.core.estimate import GROWTH_HALF_WINDOW_S, TREND_HALF_WINDOW_S, Estimate, ModelEstimate, PipelineEstimate
 from themis_triton.core.fleet import Phase
 from themis_triton.core.observation import LatencyHistogram, ModelCounters, RouteReading, ServerReading, Snapshot
@@ -139,8 +139,12 @@ def _pipeline(pipeline: PipelineConfig, history: History, models: dict[str, Mode
         dispersion=arrivals.dispersion(DISPERSION_WINDOW_S, DISPERSION_OVER_S),
         trend_rps_per_s=arrivals.growth(TREND_HALF_WINDOW_S),
         trend_base_rps=arrivals.rate(TREND_HALF_WINDOW_S),
-        per_second=() if policy.forecast is ForecastName.NONE else arrivals.per_second(FORECAST_S),
+        per_second=arrivals.per_second(FORECAST_S) if _foresees(policy) else (),
     )
+
+
+def _foresees(policy: PolicyConfig) -> bool:
+    return policy.forecast is not ForecastName.NONE or policy.name is PolicyName.THEMIS_PAPER
 
 
 def _stale(history: History, snapshot: Snapshot, policy: PolicyConfig) -> Iterable[tuple[str, str]]:

@@ -13,12 +13,14 @@ from themis_triton.core.config import (
     PipelineConfig,
     PlanningConfig,
     PolicyConfig,
+    PolicyName,
     Prices,
     StatusConfig,
     ThemisConfig,
 )
 from themis_triton.settings.checks import max_busy, repository_of
 from themis_triton.settings.loading import Loaded
+from themis_triton.settings.policy import PolicySettings
 from themis_triton.settings.schema import LaunchSettings, ModelSettings, ServerSettings, Settings
 
 
@@ -35,11 +37,17 @@ def build(loaded: Loaded, settings: Settings) -> ThemisConfig:
         launch=_launch(loaded, settings.launch) if settings.launch is not None else None,
         prices=Prices(**settings.prices.model_dump()),
         policy=PolicyConfig(**settings.policy.model_dump()),
+        policies={PolicyName(name): _policy(settings.policy, name, own) for name, own in settings.policies.items()},
         planning=PlanningConfig(**settings.planning.model_dump()),
         mode=settings.mode,
         status=StatusConfig(settings.status.address),
         allow_stale_profiles=settings.allow_stale_profiles,
     )
+
+
+def _policy(common: PolicySettings, name: str, own: PolicySettings) -> PolicyConfig:
+    """The common values, replaced by what the policy's own section sets."""
+    return PolicyConfig(**common.model_dump() | {key: getattr(own, key) for key in own.model_fields_set} | {"name": PolicyName(name)})
 
 
 def _model(name: str, model: ModelSettings, busy: int) -> ModelConfig:

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from themis_triton.settings.explain import explain
+from themis_triton.settings.policy import PlanningSettings, PolicySettings
 from themis_triton.settings.problem import Problem
-from themis_triton.settings.schema import LaunchSettings, ModelSettings, PipelineSettings, PlanningSettings, PolicySettings, Settings
+from themis_triton.settings.schema import LaunchSettings, ModelSettings, PipelineSettings, Settings
 from themis_triton.settings.source import KeyPath, Source, read_source
 
 SectionT = TypeVar("SectionT", bound=BaseModel)

@@ -25,18 +25,19 @@ class ReferenceRow:
 
 def reference_rows() -> list[ReferenceRow]:
     """All keys in the order of the schema; `NAME` stands for a name of the user's choice, `[]` for each item of a list."""
-    return list(_rows(Settings, ""))
+    return list(_rows(Settings, "", set()))
 
 
-def _rows(section: type[BaseModel], prefix: str) -> Iterator[ReferenceRow]:
+def _rows(section: type[BaseModel], prefix: str, told: set[type[BaseModel]]) -> Iterator[ReferenceRow]:
     for name, field in section.model_fields.items():
         key, kind = f"{prefix}{name}", kind_of(field)
         default = "required" if field.is_required() else _shown(field.get_default())
         inner = kind.section or (kind.item.section if kind.item is not None else None)
         words = _section_words(kind) if inner is not None else kind.words(unit_of((name,)))
         yield ReferenceRow(key, words, default, field.description or "")
-        if inner is not None:
-            yield from _rows(inner, f"{key}{_inside(kind)}.")
+        if inner is not None and inner not in told:
+            yield from _rows(inner, f"{key}{_inside(kind)}.", told | {inner})
+            told.add(inner)
 
 
 def _section_words(kind: Kind) -> str:

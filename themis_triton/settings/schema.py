@@ -5,21 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from themis_triton.core.config import (
-    ForecastName,
     LaunchConfig,
     Mode,
     ModelConfig,
     PipelineConfig,
-    Placement,
-    PlanningConfig,
-    PolicyConfig,
     PolicyName,
-    Prices,
-    QueueingModel,
-    ThroughputRule,
 )
 from themis_triton.settings.kinds import (
     Allowed,
@@ -35,12 +28,10 @@ from themis_triton.settings.kinds import (
     Size,
     refusal,
 )
+from themis_triton.settings.policy import PlanningSettings, PolicySettings, PriceSettings
 from themis_triton.settings.profile import DEFAULT_PROFILE, ProfileSettings
 
 _LAUNCH = LaunchConfig(slots=(), model_repository=Path())
-_POLICY = PolicyConfig()
-_PLANNING = PlanningConfig()
-_PRICES = Prices()
 _MODEL = ModelConfig("", DEFAULT_PROFILE)
 _PIPELINE = PipelineConfig("", (), 1.0)
 MAX_INSTANCES = 64
@@ -196,126 +187,6 @@ class PipelineSettings(Section):
         return tuple(self.stages or ([self.model] if self.model else []))
 
 
-class PriceSettings(Section):
-    """What capacity costs, in any one unit a second; only the ratio matters."""
-
-    server: float = Field(default=_PRICES.server, ge=0, description="one server, whatever it holds")
-    instance: float = Field(default=_PRICES.instance, ge=0, description="one instance of a model")
-    lost_request: float = Field(default=_PRICES.lost_request, ge=0, description="a request outside its SLO, in the unit times seconds")
-    grow_risk: float = Field(default=_PRICES.grow_risk, ge=0, description="expected loss by one growth in place, likewise")
-    shrink_risk: float = Field(default=_PRICES.shrink_risk, ge=0, description="by one shrink in place")
-    rebatch_risk: float = Field(default=_PRICES.rebatch_risk, ge=0, description="by one reload with other batches")
-    launch_risk: float = Field(default=_PRICES.launch_risk, ge=0, description="by one server started")
-    retire_risk: float = Field(default=_PRICES.retire_risk, ge=0, description="by one server drained and stopped")
-
-
-class PolicySettings(Section):
-    """Which policy decides, and its parameters."""
-
-    name: Annotated[PolicyName, Field(strict=False)] = Field(
-        default=_POLICY.name, description="themis scales both ways; horizontal and vertical are baselines"
-    )
-    tick_s: PositiveSeconds = Field(default=_POLICY.tick_s, description="from one observation to the next")
-    rate_window_s: PositiveSeconds = Field(default=_POLICY.rate_window_s, description="window of the rate that a surge is seen by")
-    peak_window_s: PositiveSeconds = Field(default=_POLICY.peak_window_s, description="window whose largest rate instances must carry")
-    settle_window_s: PositiveSeconds = Field(default=_POLICY.settle_window_s, description="window whose rate the number of servers follows")
-    headroom_sigmas: float = Field(
-        default=_POLICY.headroom_sigmas, ge=0, description="capacity above the rate, in standard deviations of a Poisson second (√rate)"
-    )
-    slow_headroom_sigmas: float = Field(
-        default=_POLICY.slow_headroom_sigmas, ge=0, description="likewise, for the number of servers, whose rate is a mean of many seconds"
-    )
-    trend_sigmas: float = Field(
-        default=_POLICY.trend_sigmas,
-        ge=0,
-        description="a growth of the rate counts beyond so many standard deviations of what chance makes",
-    )
-    backlog_drain_s: PositiveSeconds = Field(
-        default=_POLICY.backlog_drain_s, description="time in which waiting requests shall be worked off"
-    )
-    backlog_slack_s: Seconds = Field(
-        default=_POLICY.backlog_slack_s, description="arrivals of so long may wait without counting as backlog: batches form of them"
-    )
-    max_added_instances: Count = Field(
-        default=_POLICY.max_added_instances,
-        description="instances added in one tick, on all servers together: starting many at once starves those that serve",
-    )
-    vertical_hold_s: Seconds = Field(default=_POLICY.vertical_hold_s, description="calm time before instances shrink")
-    scale_in_hold_s: Seconds = Field(default=_POLICY.scale_in_hold_s, description="calm time before a server goes")
-    survivor_margin_fraction: float = Field(
-        default=_POLICY.survivor_margin_fraction, ge=0, description="margin above the recent peak that the survivors must carry"
-    )
-    surge_factor: float = Field(
-        default=_POLICY.surge_factor, ge=1, description="servers are kept so that their instances alone could carry so many times the rate"
-    )
-    forecast: Annotated[ForecastName, Field(strict=False)] = Field(
-        default=_POLICY.forecast, description="what foresees the rate while a server starts: nothing, the trend, or a learnt model"
-    )
-    queueing: Annotated[QueueingModel, Field(strict=False)] = Field(
-        default=_POLICY.queueing, description="how the wait before a batch starts is predicted"
-    )
-    max_stale_s: PositiveSeconds = Field(default=_POLICY.max_stale_s, description="readings older than this lead to holding still")
-    retry_backoff_s: PositiveSeconds = Field(default=_POLICY.retry_backoff_s, description="pause after a refused change, doubled each time")
-    retry_backoff_max_s: PositiveSeconds = Field(default=_POLICY.retry_backoff_max_s, description="the longest such pause")
-    memory_margin_fraction: float = Field(
-        default=_POLICY.memory_margin_fraction, ge=0, lt=1, description="part of a device's memory that is never planned with"
-    )
-    slo_margin_fraction: float = Field(
-        default=_POLICY.slo_margin_fraction, ge=0, lt=1, description="part of the SLO that plans leave free, for what a profile cannot know"
-    )
-    plan_horizon_s: PositiveSeconds = Field(
-        default=_POLICY.plan_horizon_s,
-        description="how long a plan is expected to hold, so that its saving is weighed against the way to it",
-    )
-    pool_hold_s: Seconds = Field(
-        default=_POLICY.pool_hold_s,
-        description="slots short for so long: a pipeline gives a server to one whose lost requests weigh more",
-    )
-    drift_window_s: PositiveSeconds = Field(
-        default=_POLICY.drift_window_s, description="window over which the time of executed batches is compared with the profile"
-    )
-    drift_min_batches: Count = Field(
-        default=_POLICY.drift_min_batches, description="fewest batches for that; the window reaches back for them, a minute at most"
-    )
-    drift_report_fraction: float = Field(
-        default=_POLICY.drift_report_fraction, gt=0, description="a model whose batches take so much longer or shorter is reported to drift"
-    )
-    drift_step_fraction: float = Field(
-        default=_POLICY.drift_step_fraction, gt=0, description="steps in which a drifting model's latency is corrected"
-    )
-    drift_max_factor: float = Field(
-        default=_POLICY.drift_max_factor, ge=1, description="the largest such correction, up or down; 1: drift is only reported"
-    )
-    drift_hold_s: Seconds = Field(
-        default=_POLICY.drift_hold_s, description="so long a smaller correction must have sufficed before plans count with it"
-    )
-    vertical_servers: Count | None = Field(
-        default=None, description="policy vertical: its fixed number of servers; by default all that there are"
-    )
-    horizontal_instances: Count | None = Field(
-        default=None, description="policy horizontal: its fixed instances a model; by default those that carry most for their price"
-    )
-
-
-class PlanningSettings(Section):
-    """The rules that plans are made by. What runs live is colocated, with instances; the rest is for `themis plan` and simulations."""
-
-    placement: Annotated[Placement, Field(strict=False)] = Field(
-        default=_PLANNING.placement,
-        description="colocated: every server holds all stages; separate: a server holds one stage (`themis plan` and simulations only)",
-    )
-    throughput: Annotated[ThroughputRule, Field(strict=False)] = Field(
-        default=_PLANNING.throughput, description="instances: each works on a batch of its own; cores: all of a server's work on one batch"
-    )
-    paper_rounding: bool = Field(
-        default=_PLANNING.paper_rounding, description="demand in whole requests/s, a server's throughput rounded down to whole requests/s"
-    )
-    max_servers: Count | None = Field(
-        default=None,
-        description="servers that plans may use, those of all stages together; by default the adopted ones and one a slot",
-    )
-
-
 class StatusSettings(Section):
     """The status API and the daemon's own metrics."""
 
@@ -337,6 +208,9 @@ class Settings(Section):
     envoy: EnvoySettings = Field(default=EnvoySettings(), description="the proxy that clients speak to")
     prices: PriceSettings = Field(default=PriceSettings(), description="what capacity and moves cost, in any one unit; only ratios matter")
     policy: PolicySettings = Field(default=PolicySettings(), description="which policy decides, and its parameters")
+    policies: dict[Name, PolicySettings] = Field(
+        default={}, description="by a policy's name: keys of `policy` that it has its own values for, in simulations and comparisons"
+    )
     planning: PlanningSettings = Field(default=PlanningSettings(), description="the rules that plans are made by")
     mode: Annotated[Mode, Field(strict=False)] = Field(
         default=Mode.ACTIVE, description="active: decisions are carried out; advisory: they are only shown"
@@ -346,3 +220,14 @@ class Settings(Section):
     allow_stale_profiles: bool = Field(
         default=False, description="start although a measured profile's model, configuration or device has changed since"
     )
+
+    @field_validator("policies")
+    @classmethod
+    def _known(cls, policies: dict[str, PolicySettings]) -> dict[str, PolicySettings]:
+        allowed = [policy.value for policy in PolicyName]
+        for name, section in policies.items():
+            if name not in allowed:
+                raise refusal(name, " or ".join(allowed), "name one of these policies, or remove it")
+            if "name" in section.model_fields_set:
+                raise refusal(f"name in the section of {name}", "every other key of `policy`", "remove `name`")
+        return policies

@@ -12,7 +12,16 @@ from themis_triton.act.backoff import Backoff
 from themis_triton.act.executor import Executor, Levers
 from themis_triton.act.fleet import Fleet
 from themis_triton.act.supervisor import Supervisor
-from themis_triton.core.config import DeviceSlot, LaunchConfig, ModelConfig, Placement, PolicyName, ThemisConfig, ThroughputRule
+from themis_triton.core.config import (
+    DeviceSlot,
+    LaunchConfig,
+    ModelConfig,
+    ModelProfile,
+    Placement,
+    PolicyName,
+    ThemisConfig,
+    ThroughputRule,
+)
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.decide.rules import build_rules
@@ -54,10 +63,11 @@ class SimOptions:
 
 
 def simulated(config: ThemisConfig, options: SimOptions) -> ThemisConfig:
-    """The settings as the simulation runs them: with the policy asked for, and slots where there are none.
+    """The settings as the simulation runs them: with the policy asked for, the world's times as measured, and slots where there are none.
 
     Raises SettingsError when there is no server and no slot.
     """
+    config = _measured(config, world_of(config, options))
     if options.policy is not None:
         config = replace(config, policy=replace(config.policy, name=options.policy))
     if config.planning.placement is Placement.SEPARATE and config.launch is None and not config.servers:
@@ -68,6 +78,20 @@ def simulated(config: ThemisConfig, options: SimOptions) -> ThemisConfig:
     if not config.servers and (config.launch is None or not config.launch.slots):
         raise SettingsError("servers, launch.slots: found neither; a simulation needs a server or a slot where one can be launched")
     return config
+
+
+def _measured(config: ThemisConfig, world: SimWorld) -> ThemisConfig:
+    """The settings with profiles that say what the world's changes take, as a measurement of them would."""
+    return replace(config, models={name: replace(m, profile=_timed(m.profile, world)) for name, m in config.models.items()})
+
+
+def _timed(profile: ModelProfile, world: SimWorld) -> ModelProfile:
+    return replace(
+        profile,
+        server_launch_s=profile.server_launch_s if world.cold_start_s is None else world.cold_start_s,
+        instance_init_s=profile.instance_init_s if world.grow_s is None else world.grow_s + world.control_s,
+        instance_stop_s=profile.instance_stop_s if world.shrink_s is None else world.shrink_s + world.control_s,
+    )
 
 
 def world_of(config: ThemisConfig, options: SimOptions) -> SimWorld:

@@ -68,7 +68,8 @@ class _Given:
 def solve_mixed(problem: ChainProblem, servers: Sequence[int], batch_caps: Sequence[int] | None = None) -> MixedPlan:
     """The least price of instances that carries the demand on `servers[s]` servers a stage; equal prices go to the lower latency.
 
-    `batch_caps` bounds the batches. Exact over all counts that differ by one at the most. SolverError where stages are co-located.
+    `batch_caps` bounds the batches. Exact over all counts that differ by one at the most; every combination of the stages' undominated
+    choices is tried, which is for a handful of stages. SolverError where stages are co-located.
     """
     if problem.placement is not Placement.SEPARATE:
         raise SolverError("counts that differ by server and stage belong to separate stages; for a co-located chain use solve_fleet")
@@ -85,6 +86,8 @@ def solve_mixed(problem: ChainProblem, servers: Sequence[int], batch_caps: Seque
 
 def _given(problem: ChainProblem, stage: StageProblem, servers: int, cap: int) -> _Given:
     batches, counts = min(cap, stage.max_batch), stage.max_instances
+    if problem.device_memory_bytes is not None and stage.instance_memory_bytes > 0:
+        counts = max(stage.min_instances, min(counts, problem.device_memory_bytes // stage.instance_memory_bytes))
     ms = stage.surface.extended(batches, counts)[:batches, :counts]
     rps = 1000.0 * np.arange(1, batches + 1)[:, None] / ms
     if problem.paper_rounding:

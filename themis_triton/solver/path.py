@@ -5,34 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 
-from themis_triton.core.errors import SolverError
 from themis_triton.solver.fleet import ServerHolding, evaluate_fleet
 from themis_triton.solver.pack import Batches
-from themis_triton.solver.plans import ChainPlan
+from themis_triton.solver.plans import Binding, ChainPlan, StagePlan
 from themis_triton.solver.problem import ChainProblem
 from themis_triton.solver.solve import solve_joint
-
-
-class StepKind(StrEnum):
-    """A count change in place, a batching change (a reload beside the old instances), a cold start, a drain and stop."""
-
-    GROW = "grow"
-    SHRINK = "shrink"
-    REBATCH = "rebatch"
-    LAUNCH = "launch"
-    RETIRE = "retire"
-
-
-@dataclass(frozen=True, slots=True)
-class MoveTimes:
-    """Measured durations of the levers, in seconds. A model's instances start side by side and stop one after the other."""
-
-    instance_init_s: float = 1.0
-    instance_stop_s: float = 1.2
-    server_launch_s: float = 5.0
-    drain_s: float = 2.0
+from themis_triton.solver.way import MoveTimes, Step, StepKind, memory_bytes, steps_to
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,27 +36,6 @@ class MovePrices:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One step on one server; `requires` names earlier steps by their index.
-
-    `before` and `after` are (instances, batch) of `stage`. A launch or a stop concerns the whole server: `stage` is None, the pairs
-    hold (all instances, 0), and `holding` is what a launched server comes with.
-    `peak_memory_bytes` is what the server's instances take at most while the step runs: a reload holds old and new instances.
-    """
-
-    kind: StepKind
-    server: str
-    stage: str | None
-    before: tuple[int, int]
-    after: tuple[int, int]
-    starts_s: float
-    ends_s: float
-    peak_memory_bytes: int
-    requires: tuple[int, ...] = ()
-    holding: ServerHolding | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Path:
     """Steps in order of their start, the plan they lead to, and what the way costs.
 
@@ -92,34 +50,72 @@ class Path:
     peak_memory_bytes: int
     objective: float
 
+    @property
+    def holds(self) -> bool:
+        """Whether its end carries the demand inside the SLO."""
+        return self.plan.feasible and math.isfinite(self.slo_holds_after_s)
+
+    @property
+    def rank(self) -> tuple[bool, bool, float]:
+        """Smaller is better."""
+        return not self.plan.feasible, not math.isfinite(self.slo_holds_after_s), self.objective
+
 
 def solve_path(
     problem: ChainProblem, now: Sequence[ServerHolding], times: MoveTimes | None = None, prices: MovePrices | None = None
 ) -> Path:
     """The plan with the cheapest whole way among all server counts, with the batches that run now and with free ones.
 
-    `now` holds all stages on every server (a co-located chain); it may be empty. A way whose steps need more memory than
-    `device_memory_bytes` is not taken. SolverError when no way is left, which means that what runs already exceeds the memory.
+    `now` holds all stages on every server (a co-located chain); it may be empty. Servers leave from its end. A way whose steps need
+    more memory than `device_memory_bytes` is not taken; where growing before shrinking would, shrinking comes first. Where no way
+    fits, everything stays as it is: a path without steps.
     """
     times, prices = times or MoveTimes(), prices or MovePrices()
-    paths = [path_to(problem, now, plan, times, prices) for plan in _candidates(problem, now)]
     limit = math.inf if problem.device_memory_bytes is None else problem.device_memory_bytes
-    fitting = [path for path in paths if path.peak_memory_bytes <= limit]
-    if not fitting:
-        raise SolverError(f"no move fits {limit:.0f} bytes of device memory; lower the instances' bounds or free memory")
-    return min(fitting, key=lambda path: (not path.plan.feasible, path.slo_holds_after_s == math.inf, path.objective))
+    best: Path | None = None
+    for plan in _candidates(problem, now):
+        if best is not None and best.holds and plan.cost * prices.horizon_s > best.objective:
+            continue
+        for room_first in (False, True):
+            path = path_to(problem, now, plan, times, prices, room_first=room_first)
+            if path.peak_memory_bytes <= limit:
+                best = path if best is None or path.rank < best.rank else best
+                break
+    return best if best is not None else _stay(problem, now, prices)
 
 
-def path_to(problem: ChainProblem, now: Sequence[ServerHolding], plan: ChainPlan, times: MoveTimes, prices: MovePrices) -> Path:
-    """The way to one plan, make before break: launches and growth at once, then reloads server by server, then shrinking and stops."""
-    steps = tuple(_Builder(problem, times).build(now, plan))
+def _stay(problem: ChainProblem, now: Sequence[ServerHolding], prices: MovePrices) -> Path:
+    """What runs now, as a plan and a path without steps."""
+    if not now:
+        return Path(replace(solve_joint(problem), feasible=False), (), math.inf, 0.0, 0, math.inf)
+    judged = evaluate_fleet(problem, now)
+    stages = tuple(
+        StagePlan(stage.name, len(now), min(h.instances[s] for h in now), min(h.batches[s] for h in now), 0.0, 0.0, judged.capacity_rps)
+        for s, stage in enumerate(problem.stages)
+    )
+    plan = ChainPlan(judged.feasible, stages, judged.cost, judged.predicted_p99_ms, judged.capacity_rps, Binding.MEMORY)
+    peak = max(memory_bytes(problem, held.instances) for held in now)
+    return Path(plan, (), _holds_after(problem, now, ()), 0.0, peak, judged.cost * prices.horizon_s)
+
+
+def path_to(
+    problem: ChainProblem,
+    now: Sequence[ServerHolding],
+    plan: ChainPlan,
+    times: MoveTimes,
+    prices: MovePrices,
+    *,
+    room_first: bool = False,
+) -> Path:
+    """The way to one plan, with its times, memory and price; see `steps_to`."""
+    steps = steps_to(problem, times, now, plan, room_first=room_first)
     ends = max((step.ends_s for step in steps), default=0.0)
     holds = _holds_after(problem, now, steps)
     risk = sum(prices.risk[step.kind] for step in steps)
     missing = max(0.0, problem.demand_rps - _carried_now(problem, now)) if holds > 0 else 0.0
     lost = prices.lost_request * missing * min(holds, prices.horizon_s)
     objective = plan.cost * prices.horizon_s + _overlap(problem, now, steps) + risk + lost
-    resting = max((_memory(problem, held.instances) for held in now), default=0)
+    resting = max((memory_bytes(problem, held.instances) for held in now), default=0)
     peak = max((step.peak_memory_bytes for step in steps), default=resting)
     return Path(plan, steps, holds, ends, max(peak, resting), objective)
 
@@ -158,76 +154,9 @@ def _candidates(problem: ChainProblem, now: Sequence[ServerHolding]) -> Iterator
                 yield plan
 
 
-class _Builder:
-    """Collects steps; `ready_s` is when everything that makes room or capacity has ended."""
-
-    def __init__(self, problem: ChainProblem, times: MoveTimes) -> None:
-        self.problem, self.times = problem, times
-        self.steps: list[Step] = []
-
-    def build(self, now: Sequence[ServerHolding], plan: ChainPlan) -> list[Step]:
-        target = [(stage.instances, stage.batch) for stage in plan.stages]
-        staying, leaving = now[: plan.servers], now[plan.servers :]
-        for i in range(len(now), plan.servers):
-            self._launch(f"new-{i + 1}", target)
-        for held in staying:
-            self._grow(held, target)
-        self._rebatch(staying, target)
-        made = tuple(range(len(self.steps)))
-        ready = max((step.ends_s for step in self.steps), default=0.0)
-        for held in staying:
-            self._shrink(held, target, ready, made)
-        for held in leaving:
-            self._retire(held, ready, made)
-        return self.steps
-
-    def _launch(self, name: str, target: list[tuple[int, int]]) -> None:
-        counts, batches = zip(*target, strict=True)
-        holding, total = ServerHolding(name, counts, batches), (sum(counts), 0)
-        ends, memory = self.times.server_launch_s + self.times.instance_init_s, _memory(self.problem, counts)
-        self.steps.append(Step(StepKind.LAUNCH, name, None, (0, 0), total, 0.0, ends, memory, holding=holding))
-
-    def _grow(self, held: ServerHolding, target: list[tuple[int, int]]) -> None:
-        grown = _memory(self.problem, [max(c, wanted) for c, (wanted, _) in zip(held.instances, target, strict=True)])
-        for s, (stage, (count, batch)) in enumerate(zip(self.problem.stages, target, strict=True)):
-            if count > held.instances[s] and batch == held.batches[s]:
-                before, after = (held.instances[s], batch), (count, batch)
-                self.steps.append(Step(StepKind.GROW, held.name, stage.name, before, after, 0.0, self.times.instance_init_s, grown))
-
-    def _rebatch(self, staying: Sequence[ServerHolding], target: list[tuple[int, int]]) -> None:
-        """One model on one server at a time, after what makes capacity: old and new instances exist together for a while."""
-        starts = max((step.ends_s for step in self.steps), default=0.0)
-        requires = tuple(range(len(self.steps)))
-        for held in staying:
-            grown = _memory(self.problem, [max(c, wanted) for c, (wanted, _) in zip(held.instances, target, strict=True)])
-            for s, (stage, after) in enumerate(zip(self.problem.stages, target, strict=True)):
-                if after[1] == held.batches[s]:
-                    continue
-                beside = min(held.instances[s], after[0]) * stage.instance_memory_bytes
-                ends = starts + self.times.instance_init_s
-                before = (held.instances[s], held.batches[s])
-                self.steps.append(Step(StepKind.REBATCH, held.name, stage.name, before, after, starts, ends, grown + beside, requires))
-                starts, requires = ends, (len(self.steps) - 1,)
-
-    def _shrink(self, held: ServerHolding, target: list[tuple[int, int]], starts: float, requires: tuple[int, ...]) -> None:
-        memory = _memory(self.problem, held.instances)
-        for s, (stage, after) in enumerate(zip(self.problem.stages, target, strict=True)):
-            gone = held.instances[s] - after[0]
-            if gone > 0 and after[1] == held.batches[s]:
-                ends, before = starts + gone * self.times.instance_stop_s, (held.instances[s], held.batches[s])
-                self.steps.append(Step(StepKind.SHRINK, held.name, stage.name, before, after, starts, ends, memory, requires))
-
-    def _retire(self, held: ServerHolding, starts: float, requires: tuple[int, ...]) -> None:
-        ends, memory = starts + self.times.drain_s, _memory(self.problem, held.instances)
-        self.steps.append(Step(StepKind.RETIRE, held.name, None, (sum(held.instances), 0), (0, 0), starts, ends, memory, requires))
-
-
-def _memory(problem: ChainProblem, instances: Sequence[int]) -> int:
-    return sum(c * stage.instance_memory_bytes for stage, c in zip(problem.stages, instances, strict=True))
-
-
 def _holds_after(problem: ChainProblem, now: Sequence[ServerHolding], steps: Sequence[Step]) -> float:
-    """The earliest moment from which on every state of the way holds."""
+    """The earliest moment from which on every state of the way carries the demand; headroom is not waited for."""
+    problem = _bare(problem)
     moments = sorted({0.0, *(step.starts_s for step in steps), *(step.ends_s for step in steps)})
     since = math.inf
     for moment in moments:
@@ -237,8 +166,13 @@ def _holds_after(problem: ChainProblem, now: Sequence[ServerHolding], steps: Seq
     return since
 
 
+def _bare(problem: ChainProblem) -> ChainProblem:
+    return replace(problem, headroom_sigmas=0.0, headroom_rps=0.0)
+
+
 def _carried_now(problem: ChainProblem, now: Sequence[ServerHolding]) -> float:
-    """The largest whole rate that what runs now carries, up to the demand."""
+    """The largest whole rate that what runs now carries without headroom, up to the demand."""
+    problem = _bare(problem)
     if not now or not evaluate_fleet(problem, now, rate_rps=0.0).feasible:
         return 0.0
     low, high = 0, int(problem.demand_rps) + 1

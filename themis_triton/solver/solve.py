@@ -166,7 +166,8 @@ def _infeasible_because(problem: ChainProblem, limits: _Limits) -> Binding:
     if problem.device_memory_bytes is not None and _found(_joint(replace(problem, device_memory_bytes=None), limits)):
         return Binding.MEMORY
     if limits.servers is None:
-        many = [SERVERS_TRIED] * len(problem.stages) if _is_separate(problem) else SERVERS_TRIED
+        most = SERVERS_TRIED if problem.queueing.predicts_busy else RATE_LIMIT
+        many = [most] * len(problem.stages) if _is_separate(problem) else SERVERS_TRIED
         if _found(_joint(problem, replace(limits, servers=many))):
             return Binding.DEVICES
     return Binding.THROUGHPUT if _found(_joint(replace(problem, demand_rps=0.0, headroom_rps=0.0), limits)) else Binding.LATENCY

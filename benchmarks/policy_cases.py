@@ -1,0 +1,168 @@
+"""What `policies.py` simulates: who runs, under which load, in which world; and one such run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from forecast_windows import DAY_S, FloatArray, rates_of_days
+
+from themis_triton.commands.simulated_runs import SimulatedRun, WorldFlags, run_under
+from themis_triton.core.config import PolicyConfig, PolicyName, ThemisConfig
+from themis_triton.load.traces import Trace, TraceOptions, load_trace
+from themis_triton.load.twitter import TRACES_VARIABLE, WINDOW, WINDOW_S, is_twitter, twitter_for
+from themis_triton.report.series import RunSeries
+from themis_triton.settings import load_settings
+
+CONFIG = Path(__file__).parents[1] / "config"
+PIPELINES = ("video", "sentiment", "nlp")
+DIVISORS = {"video": 1.0, "sentiment": 1.7, "nlp": 2.3}
+"""The published evaluation's, beyond the 1.5 of all three."""
+PAPER_SLICE_S = 15 * DAY_S + 84 * 60 + 450
+WINDOWS_SEED = 20260
+WINDOWS = 5
+SURGE = 1.5
+STEEP, STEEP_S = 2.0, 60
+MEAN_S = 10
+AZURE, AZURE_FILE, AZURE_S = "azure", "azure-llm-code-2023.csv", 660
+FLASH = "flash"
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A policy under a name of its own. `changes` are settings of our policy; `batch_wait_s` 0: the queue waits for no full batch."""
+
+    label: str
+    policy: str
+    changes: tuple[tuple[str, Any], ...] = ()
+    batch_wait_s: float | None = None
+
+
+THEMIS, THEMIS_PAPER = Variant("themis", "themis"), Variant("themis-paper", "themis-paper")
+HORIZONTAL, VERTICAL = Variant("horizontal", "horizontal"), Variant("vertical", "vertical")
+EAGER = tuple(Variant(f"{each.label}, work-conserving", each.policy, batch_wait_s=0.0) for each in (THEMIS_PAPER, HORIZONTAL, VERTICAL))
+EVERY = (THEMIS, THEMIS_PAPER, HORIZONTAL, VERTICAL, *EAGER, Variant("inferline", "inferline"), Variant("static", "static"))
+FEW = (THEMIS, THEMIS_PAPER, HORIZONTAL, VERTICAL)
+
+ABLATIONS: tuple[Variant, ...] = (
+    THEMIS,
+    Variant("decisions every 0.5 s", "themis", (("tick_s", 0.5),)),
+    Variant("decisions every 1 s", "themis", (("tick_s", 1.0),)),
+    Variant("no backlog in the demand", "themis", (("backlog_drain_s", 1e9),)),
+    Variant("no headroom for chance", "themis", (("headroom_sigmas", 0.0),)),
+    Variant("no room for a surge", "themis", (("surge_factor", 1.0),)),
+    Variant("cores held for 10 s", "themis", (("vertical_hold_s", 10.0),)),
+    Variant("scale-in after 10 s", "themis", (("scale_in_hold_s", 10.0),)),
+    Variant("10 % of the SLO for waits", "themis", (("slo_margin_fraction", 0.1),)),
+    Variant("waits for full batches, 50 ms", "themis", batch_wait_s=0.05),
+)
+"""Each idea of our policy switched off alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One run. `setting` is the row group of a table that it counts in; `drawn`: its series are kept."""
+
+    setting: str
+    load: str
+    pipeline: str
+    variant: Variant
+    seed: int
+    flags: WorldFlags = field(default_factory=WorldFlags)
+    drawn: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What is kept of a run."""
+
+    case: Case
+    run: SimulatedRun
+
+
+def surges(kind: Callable[[FloatArray], bool]) -> tuple[int, ...]:
+    """First seconds of windows of days 15 and 16 that the constants were never tuned on, drawn by a fixed seed.
+
+    Each is of the kind and has no hole, and none meets another or the paper's slice.
+    """
+    rates, rng = rates_of_days(15, 16), np.random.default_rng(WINDOWS_SEED)
+    found: list[int] = []
+    for offset in rng.permutation(rates.size - WINDOW_S).tolist():
+        second = 14 * DAY_S + offset
+        apart = all(abs(second - other) >= WINDOW_S for other in (*found, PAPER_SLICE_S))
+        window = rates[offset : offset + WINDOW_S]
+        if apart and window.min() > 0.0 and kind(np.convolve(window, np.full(MEAN_S, 1.0 / MEAN_S), mode="valid")):
+            found.append(second)
+        if len(found) == WINDOWS:
+            break
+    return tuple(sorted(found))
+
+
+def has_surge(means: FloatArray) -> bool:
+    """The largest mean of 10 s is at least 1.5 times the smallest: what the constants were tuned on, too."""
+    return bool(means.max() >= SURGE * means.min())
+
+
+def doubles_in_a_minute(means: FloatArray) -> bool:
+    """Some mean of 10 s is at least twice one that lies no more than a minute before."""
+    before = np.lib.stride_tricks.sliding_window_view(means, STEEP_S + 1).min(axis=1)
+    return bool((means[STEEP_S:] >= STEEP * before).any())
+
+
+def window_names(kind: Callable[[FloatArray], bool] = has_surge) -> tuple[str, ...]:
+    """The windows as traces."""
+    return tuple(f"{WINDOW}{second}" for second in surges(kind))
+
+
+def run_case(case: Case) -> Outcome:
+    """Simulate one case."""
+    config = changed(settings(case.pipeline), dict(case.variant.changes))
+    flags = replace(case.flags, batch_wait_s=case.variant.batch_wait_s)
+    traces = {case.pipeline: trace_of(case.load, case.pipeline, case.seed)}
+    run = run_under(config, traces, flags, case.drawn, (case.variant.policy, case.seed))
+    return Outcome(case, run if case.drawn else replace(run, series=NOTHING))
+
+
+NOTHING = RunSeries("", [], [], [], [], [], [], [])
+
+
+@lru_cache
+def settings(pipeline: str) -> ThemisConfig:
+    """`config/paper-PIPELINE.yaml`."""
+    return load_settings(CONFIG / f"paper-{pipeline}.yaml")
+
+
+def changed(config: ThemisConfig, changes: Mapping[str, Any]) -> ThemisConfig:
+    """With other constants of our policy."""
+    if not changes:
+        return config
+    own: PolicyConfig = replace(config.under(PolicyName.THEMIS).policy, **changes)
+    return replace(config, policies=config.policies | {PolicyName.THEMIS: own})
+
+
+def trace_of(load: str, pipeline: str, seed: int) -> Trace:
+    """A load by name: a trace of the Twitter stream, the production service's, or a shape of the generator at the pipeline's scale."""
+    if load == AZURE:
+        return _azure()
+    if is_twitter(load):
+        return load_trace(TraceOptions(twitter_for(load, pipeline)), seed)
+    return load_trace(TraceOptions(load, scale=1.0 / DIVISORS[pipeline]), seed)
+
+
+def _azure() -> Trace:
+    """Its hour at 2.5 requests/s in 660 s: times divided, so that every arrival stays and bursts keep their shape."""
+    whole = load_trace(TraceOptions(str(Path(os.environ[TRACES_VARIABLE]) / AZURE_FILE)))
+    if whole.times_s is None:
+        raise ValueError(f"{AZURE_FILE}: no time stamps")
+    times = whole.times_s * (AZURE_S / whole.duration_s)
+    return Trace(AZURE, np.bincount(times.astype(np.int64), minlength=AZURE_S).astype(np.float64), times)
+
+
+def seeds_of(load: str, seeds: int) -> range:
+    """Recorded arrivals are the same under every seed."""
+    return range(1 if load == AZURE else seeds)

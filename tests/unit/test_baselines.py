@@ -1,0 +1,220 @@
+"""The published evaluation's policies: their rules, their states, and what they start from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from tests.unit.samples import NOW_S
+from tests.unit.samples import config as colocated
+from themis_triton.core.config import ForecastName, PolicyConfig, PolicyName, QueueingModel, ThemisConfig
+from themis_triton.core.decision import Decision, Reason, Stage, Target
+from themis_triton.core.estimate import Estimate, PipelineEstimate
+from themis_triton.core.fleet import ModelState, Phase, Server
+from themis_triton.core.observation import Snapshot
+from themis_triton.decide.inferline import base_plan
+from themis_triton.decide.paper import paper_rules
+from themis_triton.decide.policies import decide
+from themis_triton.decide.rules import Rules, build_rules
+from themis_triton.decide.state import PolicyState, Situation
+from themis_triton.settings import load_settings
+from themis_triton.settings.shipped import shipped
+from themis_triton.sim.setup import SimOptions, simulated
+from themis_triton.sim.starts import Load, ruled, start_for_peak, start_of
+from themis_triton.sim.world import paper_world
+from themis_triton.solver.solve import evaluate, solve_joint, solve_vertical
+
+DETECTOR, CLASSIFIER = "video-detector", "video-classifier"
+BASELINES = [name for name in PolicyName if name is not PolicyName.THEMIS]
+
+
+def settings(policy: PolicyName = PolicyName.THEMIS_PAPER, planned_rps: float | None = None) -> ThemisConfig:
+    """The video pipeline's settings by the published rules, with slots."""
+    return simulated(paper_rules(load_settings(shipped("config") / "paper-video.yaml"), policy, planned_rps), SimOptions())
+
+
+def replicas(detectors: int, classifiers: int, cores: tuple[int, int] = (1, 1), batch: int = 1) -> tuple[Server, ...]:
+    rows = [(DETECTOR, cores[0], n) for n in range(detectors)] + [(CLASSIFIER, cores[1], n) for n in range(classifiers)]
+    return tuple(
+        Server(f"{name}-{n}", "d", "", "", "", Phase.SERVING, launched=True, slot=f"{name}-{n}", models={name: ModelState(count, batch)})
+        for name, count, n in rows
+    )
+
+
+def seen(rps: float, at_s: float = NOW_S, per_second: tuple[float, ...] | None = None) -> Estimate:
+    counts = (rps,) * 60 if per_second is None else per_second
+    return Estimate(at_s, pipelines={"video": PipelineEstimate("video", rps, rps, rps, 0.0, 0.0, None, per_second=counts)}, history_s=60.0)
+
+
+def once(rules: Rules, servers: tuple[Server, ...], found: Estimate, state: PolicyState | None = None) -> tuple[PolicyState, Decision]:
+    return decide(state or PolicyState(), Situation(Snapshot(found.at_s, servers), found), rules)
+
+
+def target(decision: Decision) -> Target:
+    assert decision.target is not None
+    return decision.target
+
+
+def launched(decision: Decision, name: str) -> int:
+    return sum(name in models for models in target(decision).launch.values())
+
+
+def cores(decision: Decision, name: str) -> set[int]:
+    return {models[name].instances for models in target(decision).servers.values() if name in models}
+
+
+@pytest.mark.parametrize("policy", BASELINES)
+def test_baselines_of_separate_stages_run_by_the_published_constants(policy: PolicyName) -> None:
+    ours = PolicyConfig(tick_s=0.1, queueing=QueueingModel.SHARE, slo_margin_fraction=0.3, headroom_sigmas=3.0, scale_in_hold_s=99.0)
+    rules = paper_rules(replace(settings(), policy=ours), policy).policy
+    assert (rules.name, rules.tick_s, rules.headroom_sigmas, rules.slo_margin_fraction) == (policy, 0.5, 1.0, 0.0)
+    assert (rules.queueing, rules.horizontal_instances, rules.baseline_hold_s) == (QueueingModel.EXPONENTIAL, 1, 10.0)
+    assert rules.peak_window_s == (30.0 if policy is PolicyName.INFERLINE else 5.0)
+    assert rules.forecast is ForecastName.LINEAR
+
+
+def test_our_policy_and_colocated_baselines_keep_the_settings() -> None:
+    ours = PolicyConfig(tick_s=0.1, queueing=QueueingModel.SHARE)
+    kept = paper_rules(replace(settings(), policies={}, policy=replace(ours, name=PolicyName.STATIC)), PolicyName.THEMIS)
+    assert kept.policy == replace(ours, name=PolicyName.THEMIS)
+    assert paper_rules(colocated(ours), PolicyName.HORIZONTAL).policy == replace(ours, name=PolicyName.HORIZONTAL, surge_factor=1.0)
+
+
+def test_scale_in_takes_ten_seconds_in_a_row_and_goes_to_the_latest_count() -> None:
+    rules, fleet, state = build_rules(settings(PolicyName.HORIZONTAL)), replicas(8, 6), PolicyState()
+    leaving: list[int] = []
+    for half in range(32):
+        rps = 200.0 if half == 10 else 31.0 if half < 20 else 20.0
+        state, decision = once(rules, fleet, seen(rps, NOW_S + half / 2), state)
+        leaving.append(len(target(decision).retire))
+    plan = solve_joint(replace(rules.problems["video"], demand_rps=20.0), instances=(1, 1))
+    assert leaving[:31] == [0] * 31
+    assert leaving[31] == 14 - sum(stage.servers for stage in plan.stages)
+
+
+def test_steady_the_papers_policy_is_the_horizontal_programme() -> None:
+    fleet = replicas(3, 2)
+    (ours, theirs) = (once(build_rules(settings(name)), fleet, seen(31.0))[1] for name in (PolicyName.THEMIS_PAPER, PolicyName.HORIZONTAL))
+    assert evaluate(build_rules(settings()).problems["video"], (3, 2), (1, 1), (1, 1)).capacity_rps > 31.0
+    assert ours.stage is Stage.OPTIMISE
+    assert target(ours) == target(theirs)
+
+
+def test_a_rise_grows_cores_on_the_replicas_that_there_are_and_never_shrinks_them() -> None:
+    rules = build_rules(settings())
+    fleet = replicas(3, 3, cores=(1, 3))
+    _, decision = once(rules, fleet, seen(80.0))
+    assert (decision.stage, decision.reason) == (Stage.ABSORB, Reason.SURGE)
+    assert (launched(decision, DETECTOR), launched(decision, CLASSIFIER)) == (0, 0)
+    assert min(cores(decision, DETECTOR)) > 1
+    assert min(cores(decision, CLASSIFIER)) == 3
+
+
+def test_the_forecast_alone_can_call_a_rise() -> None:
+    rules, fleet = build_rules(settings()), replicas(3, 3)
+    climbing = tuple(float(max(5, 2 * (second - 38))) for second in range(60))
+    (_, calm), (_, rising) = (once(rules, fleet, seen(39.0, per_second=counts)) for counts in ((20.0,) * 60, climbing))
+    assert (calm.stage, rising.stage) == (Stage.OPTIMISE, Stage.ABSORB)
+
+
+def test_what_cores_cannot_carry_is_launched_and_at_the_limit_the_horizontal_programme_takes_over() -> None:
+    rules = build_rules(settings())
+    _, short = once(rules, replicas(1, 1), seen(150.0))
+    assert short.reason is Reason.SCALE_OUT
+    assert launched(short, DETECTOR) >= 2
+    assert cores(short, DETECTOR) == {4}
+    _, limit = once(rules, replicas(1, 1, cores=(4, 4)), seen(150.0))
+    plan = solve_joint(replace(rules.problems["video"], demand_rps=150.0), instances=(1, 1))
+    assert limit.stage is Stage.OPTIMISE
+    # One more a stage, because cores shall go; and they stay until the new replicas serve.
+    assert [launched(limit, name) for name in (DETECTOR, CLASSIFIER)] == [stage.servers + 1 - 1 for stage in plan.stages]
+    assert cores(limit, DETECTOR) == {4}
+
+
+def test_cores_go_once_one_replica_more_than_planned_serves_in_each_stage() -> None:
+    rules = build_rules(settings())
+    planned = [stage.servers for stage in solve_joint(replace(rules.problems["video"], demand_rps=31.0), instances=(1, 1)).stages]
+    (_, early), (_, ready) = (once(rules, replicas(planned[0] + more, planned[1] + more, cores=(2, 2)), seen(31.0)) for more in (0, 1))
+    assert (launched(early, DETECTOR), cores(early, DETECTOR)) == (1, {2})
+    assert (launched(ready, DETECTOR), cores(ready, DETECTOR), cores(ready, CLASSIFIER)) == (0, {1}, {1})
+
+
+def test_inferline_counts_replicas_in_proportion_to_its_plan() -> None:
+    rules = build_rules(settings(PolicyName.INFERLINE, 43.0))
+    plan = base_plan(rules, "video", 43.0)
+    problem = replace(rules.problems["video"], demand_rps=43.0, headroom_sigmas=0.0, percentile=90.0)
+    assert evaluate(problem, plan.servers, plan.instances, plan.batches).feasible
+    fleet = replicas(plan.servers[0], plan.servers[1], cores=(plan.instances[0], plan.instances[1]))
+    _, decision = once(rules, fleet, seen(3.5 * 43.0))
+    wanted = [math.ceil(3.5 * count - 1e-9) for count in plan.servers]
+    assert [launched(decision, name) for name in (DETECTOR, CLASSIFIER)] == [n - held for n, held in zip(wanted, plan.servers, strict=True)]
+    assert cores(decision, DETECTOR) == {plan.instances[0]}
+    assert {models[DETECTOR].max_batch for models in target(decision).servers.values() if DETECTOR in models} == {plan.batches[0]}
+
+
+def test_no_single_step_from_inferlines_plan_saves_anything() -> None:
+    rules = build_rules(settings(PolicyName.INFERLINE))
+    plan = base_plan(rules, "video", 43.0)
+    problem = replace(rules.problems["video"], demand_rps=43.0, headroom_sigmas=0.0, percentile=90.0)
+    for stage in range(2):
+        for batch in range(plan.batches[stage], 5):
+            batches = [batch if s == stage else plan.batches[s] for s in range(2)]
+            servers = [n - (s == stage) for s, n in enumerate(plan.servers)]
+            fewer = [c - (s == stage) for s, c in enumerate(plan.instances)]
+            assert servers[stage] == 0 or not evaluate(problem, servers, plan.instances, batches).feasible
+            assert fewer[stage] == 0 or not evaluate(problem, plan.servers, fewer, batches).feasible
+
+
+def test_inferline_without_a_rate_to_plan_for_takes_the_first_that_it_sees() -> None:
+    rules = build_rules(settings(PolicyName.INFERLINE))
+    state, _ = once(rules, replicas(1, 1), seen(43.0))
+    assert state.pipelines["video"].fixed_rps == 43.0
+    state, _ = once(rules, replicas(1, 1), seen(99.0), state)
+    assert state.pipelines["video"].fixed_rps == 43.0
+
+
+def test_static_keeps_its_plan_for_the_peak_or_what_it_finds() -> None:
+    _, told = once(build_rules(settings(PolicyName.STATIC, 183.0)), replicas(1, 1), seen(5.0))
+    plan = solve_joint(replace(build_rules(settings()).problems["video"], demand_rps=183.0))
+    assert [launched(told, name) for name in (DETECTOR, CLASSIFIER)] == [stage.servers - 1 for stage in plan.stages]
+    fleet = replicas(2, 1, cores=(2, 3), batch=2)
+    _, found = once(build_rules(settings(PolicyName.STATIC)), fleet, seen(500.0))
+    assert target(found).servers == {server.name: server.models for server in fleet}
+    assert (target(found).launch, target(found).retire) == ({}, ())
+
+
+def test_vertical_starts_with_the_cheapest_servers_that_carry_the_peak_at_their_limits() -> None:
+    config = settings(PolicyName.VERTICAL)
+    started = start_for_peak(config, 183.0)
+    problem = replace(build_rules(config).problems["video"], demand_rps=183.0)
+    counts = [sum(name in models for models in started) for name in (DETECTOR, CLASSIFIER)]
+    assert all(state == ModelState(1, 1) for models in started for state in models.values())
+    assert solve_vertical(problem, counts).feasible
+    assert not any(solve_vertical(problem, [n - (s == stage) for s, n in enumerate(counts)]).feasible for stage in range(2))
+
+
+@pytest.mark.parametrize("policy", BASELINES)
+def test_every_baseline_has_a_start_and_settings_of_its_own(policy: PolicyName) -> None:
+    load = Load(first_rps=31.0, peak_rps=183.0)
+    own = ruled(load_settings(shipped("config") / "paper-video.yaml"), policy, load)
+    assert own.policy.planned_rps == {PolicyName.STATIC: 183.0, PolicyName.INFERLINE: 31.0}.get(policy)
+    started = start_of(own, policy, load, SimOptions(), waits=True)
+    assert started is not None
+    assert {name for models in started for name in models} == {DETECTOR, CLASSIFIER}
+
+
+def test_colocated_baselines_start_as_the_options_say_unless_they_plan_once() -> None:
+    load = Load(first_rps=20.0, peak_rps=60.0)
+    for policy in BASELINES:
+        own = ruled(colocated(), policy, load)
+        started = start_of(own, policy, load, SimOptions(), waits=False)
+        assert (started is None) == (policy not in {PolicyName.STATIC, PolicyName.INFERLINE})
+        assert started is None or all(set(models) == {DETECTOR, CLASSIFIER} for models in started)
+
+
+def test_policies_are_told_what_the_worlds_changes_take() -> None:
+    world = replace(paper_world(cold_start_s=20.0), grow_s=1.5, shrink_s=0.7, control_s=0.1)
+    profiles = [m.profile for m in simulated(settings(), SimOptions(world=world)).models.values()]
+    assert {(p.server_launch_s, round(p.instance_init_s, 6), round(p.instance_stop_s, 6)) for p in profiles} == {(20.0, 1.6, 0.8)}

@@ -1,0 +1,221 @@
+"""`themis compare` from made-up live runs: figures, table, pictures, JSON, and flags that are refused before anything starts."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from themis_triton.cli import app
+from themis_triton.commands import compare_command, compared_runs
+from themis_triton.commands.compare_command import draw, live_policies, orders, table
+from themis_triton.commands.compared_runs import (
+    ComparedLoad,
+    ComparedRun,
+    RunFigures,
+    measured_figures,
+    run_from,
+    simulated_again,
+    simulated_like,
+)
+from themis_triton.core.config import PolicyName
+from themis_triton.core.errors import SettingsError
+from themis_triton.demo.base import read_base
+from themis_triton.demo.frame import DemoSummary
+from themis_triton.demo.run import DemoOptions
+from themis_triton.load.traces import TraceOptions
+from themis_triton.report.series import EventKind, RunEvent, RunSeries
+from themis_triton.settings import load_settings
+from themis_triton.settings.shipped import shipped
+
+SETTINGS = shipped("config") / "themis.yaml"
+PAPER = shipped("config") / "paper-video.yaml"
+SECONDS = 20
+ADOPTED = {
+    "grpc": "127.0.0.1:8001",
+    "http": "127.0.0.1:8000",
+    "metrics": "127.0.0.1:8002",
+    "device": "cpu:0",
+    "model_control_key": "k",
+    "model_repository": str(shipped("model_repository")),
+}
+ADDRESSES = {"grpc": "127.0.0.1:9001", "http": "127.0.0.1:9000", "admin": "127.0.0.1:9901", "status": "127.0.0.1:9180"}
+
+
+def series(label: str) -> RunSeries:
+    rate = [30] * SECONDS
+    p99 = [None, *[100.0 + second for second in range(1, SECONDS)]]
+    nothing = [0] * SECONDS
+    events = (RunEvent(3.0, EventKind.GROW, "grow"),)
+    return RunSeries(label, rate, [40.0] * SECONDS, p99, [1] * SECONDS, [4] * SECONDS, nothing, [0] * 19 + [2], events)
+
+
+def run_of(policy: str, measured_cost: float, simulated_cost: float) -> ComparedRun:
+    measured = RunFigures(600, 0, 0.01, 95.2, 250.4, measured_cost, 20.0, 80.0, 1, {"grow": 2})
+    simulated = replace(measured, violations=0.02, p99_ms=None, cost=simulated_cost)
+    return ComparedRun(policy, 300.0, measured, simulated, series("measured"), series("simulated"), (0.5, 1.5))
+
+
+RUNS = [run_of("themis", 1000.0, 1100.0), run_of("horizontal", 1200.0, 1080.0)]
+
+
+def demo_settings(folder: Path, policy: PolicyName, source: Path | None = None) -> Path:
+    """The settings of a live run that adopted a server, with nothing started."""
+    path = folder / "themis.yaml"
+    path.write_text(json.dumps(read_base(source, None).settings(policy, ADOPTED, ADDRESSES, folder / "state")))
+    return path
+
+
+def test_a_run_survives_json_and_tells_by_how_much_the_simulator_is_wrong() -> None:
+    row = RUNS[0].row()
+    assert (row["policy"], row["measured"]["violations"], row["simulated"]["cost"]) == ("themis", 0.01, 1100.0)
+    assert row["cost_error"] == pytest.approx(0.1)
+    assert {"violations", "p50_ms", "p99_ms", "cost", "failed"} <= set(row["measured"]) & set(row["simulated"])
+    again = run_from(json.loads(json.dumps(RUNS[0].as_plain() | {"machine": "other keys do not matter"})))
+    assert again.row() == row
+    assert list(again.simulated_series.p99_ms) == list(RUNS[0].simulated_series.p99_ms)
+    assert again.measured_series.events == RUNS[0].measured_series.events
+
+
+def test_the_table_has_both_sides_of_every_policy_and_the_two_orders() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    console.print(table(RUNS))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    rows = [line.split() for line in text.splitlines()]
+    assert ["themis", "measured", "0", "1.000%", "95", "250", "1,000"] in rows
+    assert ["simulated", "0", "2.000%", "95", "–", "1,100", "+10.0%"] in rows
+    assert ["simulated", "0", "2.000%", "95", "–", "1,080", "-10.0%"] in rows
+    assert "600 requests for each policy, inside 300 ms" in text
+    assert orders(RUNS) == "cheapest first: themis, horizontal; simulated horizontal, themis"
+    assert orders(RUNS[:1]) == "cheapest first: themis; simulated the same"
+
+
+def test_pictures_of_each_policy_and_of_all(tmp_path: Path) -> None:
+    draw(RUNS, "video under surge", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["horizontal.png", "summary.png", "themis.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())
+
+
+def test_the_simulator_starts_from_what_the_live_run_had(tmp_path: Path) -> None:
+    config = load_settings(demo_settings(tmp_path, PolicyName.HORIZONTAL))
+    assert [pipeline.name for pipeline in config.pipelines] == ["video"]
+    assert (config.policy.name, len(config.servers)) == (PolicyName.HORIZONTAL, 1)
+    assert config.launch is not None
+    assert [slot.name for slot in config.launch.slots] == ["cpu-1", "cpu-2", "cpu-3"]
+    load = ComparedLoad(TraceOptions("surge", duration_s=20), seed=3)
+    first, second = simulated_like(config, load), simulated_like(config, load)
+    assert first.digest() == second.digest()
+    assert first.policy == "horizontal"
+    assert first.usage[0].servers == 1
+    assert first.duration_s == 20
+    other = simulated_like(config, replace(load, seed=4))
+    assert not np.array_equal(other.pipelines[0].arrival_s, first.pipelines[0].arrival_s)
+
+
+def test_the_settings_own_sections_are_kept_and_paths_made_absolute(tmp_path: Path) -> None:
+    (tmp_path / "models").symlink_to(shipped("model_repository"))
+    own = tmp_path / "own.yaml"
+    text = SETTINGS.read_text().replace("  # model_repository: /models  ", "  model_repository: models  ")
+    own.write_text(text.replace("  server: 10\n", "  server: 7\n").replace("slots: [cpu:0, cpu:1, cpu:2, cpu:3]", "slots: [cpu:4]"))
+    base = read_base(own, "nlp")
+    written = base.settings(PolicyName.VERTICAL, ADOPTED, ADDRESSES, tmp_path / "run" / "state")
+    assert "launch" not in written
+    assert written["prices"]["server"] == 7
+    assert list(written["pipelines"]) == ["nlp"]
+    assert len(written["models"]) == 3
+    assert base.launch.model_repository == tmp_path / "models"
+    two = tmp_path / "two.yaml"
+    two.write_text(text.replace("slots: [cpu:0, cpu:1, cpu:2, cpu:3]", "slots: [cpu:4, cpu:5]"))
+    written = read_base(two, None).settings(PolicyName.VERTICAL, ADOPTED, ADDRESSES, tmp_path / "run" / "state")
+    assert written["launch"]["slots"] == ["cpu:5"]
+    assert written["launch"]["model_repository"] == str(tmp_path / "models")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "themis.yaml").write_text(json.dumps(written))
+    assert load_settings(tmp_path / "run" / "themis.yaml").policy.name is PolicyName.VERTICAL
+
+
+def test_a_kept_run_can_be_simulated_again(tmp_path: Path) -> None:
+    load = ComparedLoad(TraceOptions("surge", duration_s=20), seed=3)
+    again = simulated_again(RUNS[1], load)
+    expected = simulated_like(load_settings(demo_settings(tmp_path, PolicyName.HORIZONTAL)), load)
+    assert (again.measured, again.measured_series, again.load_average) == (RUNS[1].measured, RUNS[1].measured_series, RUNS[1].load_average)
+    assert (again.simulated.cost, again.simulated.requests) == (expected.cost, expected.requests)
+    assert again.simulated_series.label == "simulated"
+
+
+def test_figures_of_a_live_run() -> None:
+    summary = DemoSummary("themis", 100, 2, 300.0, 0.95, 80.0, 200.0, 30.0, 90.0, 2, 6, {"grow": 1}, 390.0)
+    found = measured_figures(summary)
+    assert found.violations == pytest.approx(0.05)
+    assert (found.failed, found.cost, found.server_seconds, found.instance_seconds) == (2, 390.0, 30.0, 90.0)
+
+
+def live(options: DemoOptions) -> DemoSummary:
+    """In the place of a live run: what one leaves behind."""
+    options.directory.mkdir(parents=True)
+    demo_settings(options.directory, options.policy, options.settings)
+    (options.directory / "series.json").write_text(json.dumps(RUNS[0].as_plain()["measured_series"]))
+    return DemoSummary(options.policy.value, 600, 0, 300.0, 0.99, 80.0, 200.0, 30.0, 90.0, 2, 6, {"grow": 1}, 390.0)
+
+
+def run(*flags: str, settings: Path = SETTINGS) -> str:
+    result = CliRunner().invoke(app, ["compare", "-c", str(settings), *flags])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.stdout
+
+
+def test_the_last_line_is_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compared_runs, "run_demo", live)
+    flags = ("--policies", "horizontal,vertical", "--duration", "20", "--out", str(tmp_path / "out"))
+    rows = json.loads(run(*flags, "--json").splitlines()[-1])
+    assert [row["policy"] for row in rows] == ["horizontal", "vertical"]
+    assert all(row["cost_error"] == pytest.approx(row["simulated"]["cost"] / 390.0 - 1.0) for row in rows)
+    left = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert left == ["horizontal", "horizontal.json", "horizontal.png", "summary.png", "vertical", "vertical.json", "vertical.png"]
+    kept = run_from(json.loads((tmp_path / "out" / "vertical.json").read_text()))
+    assert kept.row() == rows[1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--policies", "magic"), "no policy 'magic' can run live"),
+        (("--policies", "clairvoyant"), "no policy 'clairvoyant' can run live"),
+        (("--policies", ","), "found nothing"),
+        (("--pipeline", "audio"), "--pipeline audio: no such pipeline"),
+        (("--trace", "nowhere"), "--trace nowhere"),
+        (("--duration", "0"), "--duration 0"),
+    ],
+)
+def test_a_wrong_flag_is_named_before_anything_starts(flags: tuple[str, ...], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare_command, "compared_run", None)
+    with pytest.raises(SettingsError, match=says):
+        run(*flags)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare_command, "compared_run", None)
+    (tmp_path / "vertical").mkdir()
+    (tmp_path / "vertical" / "diary.txt").write_text("mine")
+    with pytest.raises(SettingsError, match=r"vertical: found diary\.txt"):
+        run("--policies", "horizontal,vertical", "--out", str(tmp_path))
+    with pytest.raises(SettingsError, match="found a file"):
+        run("--policies", "horizontal", "--out", str(tmp_path / "vertical" / "diary.txt"))
+
+
+def test_settings_that_cannot_run_live_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare_command, "compared_run", None)
+    with pytest.raises(SettingsError, match="launch: found nothing"):
+        run(settings=PAPER)
+
+
+def test_each_policy_once() -> None:
+    assert live_policies("vertical, themis,vertical") == [PolicyName.VERTICAL, PolicyName.THEMIS]

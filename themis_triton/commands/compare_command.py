@@ -1,0 +1,139 @@
+"""`themis compare`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from themis_triton.commands.compared_runs import ComparedLoad, ComparedRun, RunFigures, compared_run
+from themis_triton.core.config import PolicyName
+from themis_triton.core.errors import SettingsError
+from themis_triton.demo.folder import check_folder
+from themis_triton.load.traces import load_trace
+from themis_triton.report.bars import BarFigure, draw_bars
+from themis_triton.report.pictures import draw_comparison
+from themis_triton.report.style import require_matplotlib
+
+
+@dataclass(frozen=True, slots=True)
+class CompareFlags:
+    """What stood on the command line."""
+
+    load: ComparedLoad
+    policies: str
+    out: Path
+
+
+def compare_command(flags: CompareFlags, *, as_json: bool) -> list[dict[str, Any]]:
+    """Run every policy live, one after the other, and simulated; prints a table, or as the last line the rows as JSON, and returns them.
+
+    The folder `out` gets a folder a policy (settings, logs, every request), its figures and picture, and pictures of all.
+    """
+    policies = live_policies(flags.policies)
+    load = flags.load.named()
+    load_trace(load.trace, load.seed)
+    require_matplotlib()
+    _check_out(flags.out, policies)
+    words, runs = Console(stderr=True), []
+    for number, policy in enumerate(policies, 1):
+        words.rule(f"{number} of {len(policies)}: {policy.value}, live")
+        run = compared_run(load, policy, flags.out / policy.value)
+        runs.append(run)
+        (flags.out / f"{policy.value}.json").write_text(json.dumps(run.as_plain()) + "\n")
+        words.print(f"simulated: {run.simulated.violations:.3%} outside the SLO, cost {run.cost_error:+.1%} of the measured", markup=False)
+    draw(runs, f"{load.pipeline} under {load.trace.source}", flags.out)
+    rows = [run.row() for run in runs]
+    console = Console(soft_wrap=True)
+    if as_json:
+        console.file.write(json.dumps(rows) + "\n")
+    else:
+        console.print(table(runs))
+        console.print(f"Pictures and figures: {flags.out.resolve()}", markup=False)
+    return rows
+
+
+def live_policies(text: str) -> list[PolicyName]:
+    """The policies of a comma-separated list, each once. SettingsError names one that does not exist, or cannot run live."""
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    allowed = [policy.value for policy in PolicyName]
+    for name in names:
+        if name not in allowed:
+            raise SettingsError(f"--policies {text}: no policy '{name}' can run live; allowed are {', '.join(allowed)}")
+    if not names:
+        raise SettingsError(f"--policies: found nothing; allowed are {', '.join(allowed)}")
+    return [PolicyName(name) for name in names]
+
+
+def _check_out(out: Path, policies: Sequence[PolicyName]) -> None:
+    """Now, and not after the first run, say that a later one's folder holds something else."""
+    if out.exists() and not out.is_dir():
+        raise SettingsError(f"--out {out}: found a file; allowed is a folder; name another one")
+    for policy in policies:
+        check_folder(out / policy.value)
+
+
+def table(runs: Sequence[ComparedRun]) -> Table:
+    """Two rows a policy, measured and simulated."""
+    requests = ", ".join(sorted({f"{run.measured.requests:,}" for run in runs}))
+    title = f"{requests} requests for each policy, inside {runs[0].slo_ms:g} ms"
+    names = ("policy", "", "failed", "violations", "p50 ms", "p99 ms", "cost", "off by")
+    shown = Table(*names, title=title, title_justify="left", caption=orders(runs), caption_justify="left", box=box.SIMPLE_HEAD)
+    shown.pad_edge, shown.collapse_padding = False, True
+    for column in shown.columns:
+        column.no_wrap = True
+    for run in runs:
+        shown.add_row(run.policy, "measured", *_figures(run.measured))
+        shown.add_row("", "simulated", *_figures(run.simulated), f"{run.cost_error:+.1%}", end_section=True)
+    return shown
+
+
+def cells(measured: RunFigures, simulated: RunFigures) -> list[str]:
+    """Failed, violations, p50, p99 and cost as `measured / simulated`."""
+    pairs = [[_figures(run)[column] for run in (measured, simulated)] for column in range(5)]
+    return [" / ".join(pair) for pair in pairs]
+
+
+def _figures(run: RunFigures) -> list[str]:
+    percentiles = ["–" if value is None else f"{value:.0f}" for value in (run.p50_ms, run.p99_ms)]
+    return [f"{run.failed}", f"{run.violations:.3%}", *percentiles, f"{run.cost:,.0f}"]
+
+
+def orders(runs: Sequence[ComparedRun]) -> str:
+    """The policies from the cheapest on, as measured and as simulated."""
+    measured = [run.policy for run in sorted(runs, key=lambda run: run.measured.cost)]
+    simulated = [run.policy for run in sorted(runs, key=lambda run: run.simulated.cost)]
+    said = f"cheapest first: {', '.join(measured)}"
+    return f"{said}; simulated the same" if measured == simulated else f"{said}; simulated {', '.join(simulated)}"
+
+
+def draw(runs: Sequence[ComparedRun], title: str, out: Path) -> None:
+    """A picture a policy with both runs over each other, and one of bars for all."""
+    for run in runs:
+        both = [run.measured_series, run.simulated_series]
+        draw_comparison(both, run.slo_ms, f"{title}: {run.policy}, measured and simulated", out / f"{run.policy}.png")
+    draw_summary(runs, title, out / "summary.png")
+
+
+def draw_summary(runs: Sequence[ComparedRun], title: str, path: Path) -> None:
+    """Violations, p50, p99 and cost of each policy, measured beside simulated."""
+    measured, simulated = [run.measured for run in runs], [run.simulated for run in runs]
+
+    def figure(name: str, unit: str, form: str, key: str, limit: float | None = None, scale: float = 1.0) -> BarFigure:
+        rows = [[None if getattr(run, key) is None else scale * getattr(run, key) for run in side] for side in (measured, simulated)]
+        return BarFigure(name, unit, form, rows[0], rows[1], limit)
+
+    figures = [
+        figure("Requests outside the SLO", "%", "{:.3f}", "violations", scale=100.0),
+        figure("p50 latency", "ms", "{:.0f}", "p50_ms"),
+        figure("p99 latency", "ms", "{:.0f}", "p99_ms", runs[0].slo_ms),
+        figure("Cost", "in the prices' unit", "{:,.0f}", "cost"),
+    ]
+    failed = ", ".join(f"{run.policy} {run.measured.failed}" for run in runs)
+    draw_bars([run.policy for run in runs], figures, f"{title}, live and simulated", f"failed requests, live: {failed}", path)

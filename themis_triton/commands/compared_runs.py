@@ -1,0 +1,196 @@
+"""One policy live on real Triton and Envoy, and what the simulator says of the same settings under the same arrivals."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+
+from themis_triton.core.action import OutcomeKind
+from themis_triton.core.config import PolicyName, ThemisConfig
+from themis_triton.demo.base import DemoBase, read_base
+from themis_triton.demo.frame import DemoSummary
+from themis_triton.demo.run import DemoOptions, run_demo
+from themis_triton.load.traces import TraceOptions, arrivals, load_trace
+from themis_triton.load.twitter import twitter_for
+from themis_triton.report.series import EventKind, RunEvent, RunSeries
+from themis_triton.settings import load_settings
+from themis_triton.sim.result import SimResult
+from themis_triton.sim.run import simulate
+from themis_triton.sim.setup import PREROLL_S, SimOptions
+
+_NOWHERE = {"grpc": "127.0.0.1:4", "http": "127.0.0.1:5", "admin": "127.0.0.1:6", "status": "127.0.0.1:7"}
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedLoad:
+    """What every policy of a comparison is measured under. `settings` None: the shipped ones; `pipeline` None: their first."""
+
+    trace: TraceOptions
+    settings: Path | None = None
+    pipeline: str | None = None
+    seed: int = 0
+
+    def named(self) -> ComparedLoad:
+        """With the pipeline's name and its own form of the trace. SettingsError for mistakes in the settings, and an unknown pipeline."""
+        name = read_base(self.settings, self.pipeline).pipeline.name
+        return replace(self, pipeline=name, trace=replace(self.trace, source=twitter_for(self.trace.source, name)))
+
+
+@dataclass(frozen=True, slots=True)
+class RunFigures:
+    """One run. `violations` is the share of all requests that were not answered inside the SLO; cost and seconds are those of the trace."""
+
+    requests: int
+    failed: int
+    violations: float
+    p50_ms: float | None
+    p99_ms: float | None
+    cost: float
+    server_seconds: float
+    instance_seconds: float
+    max_servers: int
+    actions: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedRun:
+    """Measured beside simulated. `load_average` is the machine's over one minute before and after the live run."""
+
+    policy: str
+    slo_ms: float
+    measured: RunFigures
+    simulated: RunFigures
+    measured_series: RunSeries
+    simulated_series: RunSeries
+    load_average: tuple[float, float]
+
+    @property
+    def cost_error(self) -> float:
+        """By what share of the measured cost the simulated one is above it."""
+        return self.simulated.cost / self.measured.cost - 1.0 if self.measured.cost else 0.0
+
+    def row(self) -> dict[str, Any]:
+        """The figures without the series, ready for JSON."""
+        return {
+            "policy": self.policy,
+            "slo_ms": self.slo_ms,
+            "measured": asdict(self.measured),
+            "simulated": asdict(self.simulated),
+            "cost_error": self.cost_error,
+            "load_average": list(self.load_average),
+        }
+
+    def as_plain(self) -> dict[str, Any]:
+        """Everything, ready for JSON; `run_from` reads it."""
+        series = {"measured_series": asdict(self.measured_series), "simulated_series": asdict(self.simulated_series)}
+        plain: dict[str, Any] = json.loads(json.dumps(self.row() | series, default=lambda array: array.tolist()))
+        return plain
+
+
+def compared_run(load: ComparedLoad, policy: PolicyName, directory: Path) -> ComparedRun:
+    """Run the policy live in a folder of its own, then simulate it with the very settings of that run.
+
+    Raises:
+        SettingsError, MissingPartError: as `run_demo`, before anything is started.
+        LaunchFailedError, ServerError: a part did not start or answer; nothing is left running.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; nothing is left running.
+    """
+    load = load.named()
+    before = os.getloadavg()[0]
+    options = DemoOptions(directory, load.trace, policy, load.pipeline, load.seed, True, load.settings, PREROLL_S)
+    summary = run_demo(options)
+    after = os.getloadavg()[0]
+    result = simulated_like(load_settings(directory / "themis.yaml"), load)
+    return ComparedRun(
+        policy=policy.value,
+        slo_ms=summary.slo_ms,
+        measured=measured_figures(summary),
+        simulated=simulated_figures(result),
+        measured_series=replace(series_from(json.loads((directory / "series.json").read_text())), label="measured"),
+        simulated_series=replace(result.series(), label="simulated"),
+        load_average=(before, after),
+    )
+
+
+def simulated_like(config: ThemisConfig, load: ComparedLoad) -> SimResult:
+    """The settings of a live run in virtual time: the same first server, policy and arrivals."""
+    trace = load_trace(load.trace, load.seed)
+    return simulate(config, {config.pipelines[0].name: arrivals(trace, load.seed)}, trace.duration_s, SimOptions(seed=load.seed))
+
+
+def simulated_again(run: ComparedRun, load: ComparedLoad) -> ComparedRun:
+    """What was measured beside a new simulation, with the settings as `load` names them now and the places that a live run has."""
+    load = load.named()
+    base = read_base(load.settings, load.pipeline)
+    with TemporaryDirectory(prefix="themis-settings-") as folder:
+        path = Path(folder) / "themis.yaml"
+        path.write_text(yaml.safe_dump(base.settings(PolicyName(run.policy), _nowhere(base), _NOWHERE, Path(folder) / "state")))
+        result = simulated_like(load_settings(path), load)
+    return replace(run, simulated=simulated_figures(result), simulated_series=replace(result.series(), label="simulated"))
+
+
+def _nowhere(base: DemoBase) -> dict[str, str]:
+    """The adopted server of a run that is only simulated: on the first slot's device, with addresses that nobody asks."""
+    addresses = {"grpc": "127.0.0.1:1", "http": "127.0.0.1:2", "metrics": "127.0.0.1:3"}
+    return addresses | {"device": base.launch.slots[0].device}
+
+
+def measured_figures(summary: DemoSummary) -> RunFigures:
+    """Of a live run."""
+    return RunFigures(
+        requests=summary.requests,
+        failed=summary.failed,
+        violations=1.0 - summary.slo_attainment,
+        p50_ms=summary.p50_ms,
+        p99_ms=summary.p99_ms,
+        cost=summary.cost,
+        server_seconds=summary.server_seconds,
+        instance_seconds=summary.instance_seconds,
+        max_servers=summary.max_servers,
+        actions=dict(summary.actions),
+    )
+
+
+def simulated_figures(result: SimResult) -> RunFigures:
+    """Of a simulated run of one pipeline; actions are those that ended while requests came, as live."""
+    run, end_s = result.pipelines[0], result.start_s + result.duration_s
+    ended = [o for o in result.outcomes if o.kind is OutcomeKind.DONE and result.start_s <= o.ended_at_s < end_s]
+    return RunFigures(
+        requests=result.requests,
+        failed=result.failed,
+        violations=result.violations,
+        p50_ms=run.percentile_ms(50.0),
+        p99_ms=run.percentile_ms(99.0),
+        cost=result.cost,
+        server_seconds=result.server_seconds,
+        instance_seconds=result.instance_seconds,
+        max_servers=result.max_servers,
+        actions=dict(Counter(outcome.action.kind.value for outcome in ended)),
+    )
+
+
+def series_from(plain: dict[str, Any]) -> RunSeries:
+    """The series out of its JSON."""
+    events = tuple(RunEvent(event["at_s"], EventKind(event["kind"]), event["label"]) for event in plain["events"])
+    return RunSeries(**{**plain, "events": events})
+
+
+def run_from(plain: dict[str, Any]) -> ComparedRun:
+    """The run out of what `as_plain` gave; other keys are left alone."""
+    before, after = plain["load_average"]
+    return ComparedRun(
+        policy=plain["policy"],
+        slo_ms=plain["slo_ms"],
+        measured=RunFigures(**plain["measured"]),
+        simulated=RunFigures(**plain["simulated"]),
+        measured_series=series_from(plain["measured_series"]),
+        simulated_series=series_from(plain["simulated_series"]),
+        load_average=(before, after),
+    )

@@ -1,0 +1,105 @@
+"""InferLine: the baseline that plans its replicas once, for a base rate, and later only counts how many of them the rate needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from themis_triton.core.decision import Reason, Stage
+from themis_triton.decide.paper import baseline_demand, scaled_in
+from themis_triton.decide.proposal import Judged, Proposal, evidence_of, to_launch
+from themis_triton.decide.rules import Rules
+from themis_triton.decide.state import PipelineMemory
+from themis_triton.decide.view import PipelineView
+from themis_triton.solver.plans import Evaluation
+from themis_triton.solver.problem import ChainProblem, Placement
+from themis_triton.solver.solve import evaluate
+
+PLANNING_PERCENTILE = 90.0
+REMEMBERED = 64
+
+
+@dataclass(frozen=True, slots=True)
+class BasePlan:
+    """Servers, instances and batches a stage."""
+
+    servers: tuple[int, ...]
+    instances: tuple[int, ...]
+    batches: tuple[int, ...]
+
+
+def propose(memory: PipelineMemory, view: PipelineView) -> Judged:
+    """Servers in proportion to the largest second of the peak window: `ceil(rate / (μ·ρ))`, with the plan's throughput and utilisation."""
+    policy, demand = view.rules.config.policy, baseline_demand(view)
+    base_rps = policy.planned_rps or memory.fixed_rps or demand.rate_rps
+    plan = base_plan(view.rules, view.pipeline.name, base_rps)
+    # The plan's utilisation is ρ = base / (n·μ), so that μ·ρ is its share of the base rate a server.
+    needed = (max(plan.servers[s] for s in group.stages) * demand.rate_rps / base_rps if base_rps else 1.0 for group in view.groups)
+    wanted = tuple(min(max(1, math.ceil(count - 1e-9)), most) for count, most in zip(needed, _most(view), strict=True))
+    memory, retire = scaled_in(replace(memory, fixed_rps=base_rps), view, wanted)
+    launch = to_launch(view, wanted)
+    return Judged(
+        memory,
+        Proposal(
+            instances=plan.instances,
+            batches=plan.batches if view.sets_batches else view.batch_caps,
+            stage=Stage.OPTIMISE,
+            reason=Reason.SCALE_OUT if any(launch) else Reason.SCALE_IN if retire else Reason.STEADY,
+            evidence=evidence_of(view, demand, demand, wanted=wanted, predicted_p99_ms=None),
+            launch=launch,
+            launch_instances=plan.instances,
+            retire=retire,
+            exact_batches=view.sets_batches,
+        ),
+    )
+
+
+def _most(view: PipelineView) -> tuple[int, ...]:
+    return (view.rules.max_servers,) * len(view.groups)
+
+
+@lru_cache(REMEMBERED)
+def base_plan(rules: Rules, pipeline: str, rate_rps: float) -> BasePlan:
+    """Hill-climbing from batches of one on the most instances: each time the step that saves most, while there is a feasible one.
+
+    A step is a server fewer or an instance fewer a server, of one stage, alone or with larger batches of it. Feasible: at the base
+    rate, with the waits' 90th percentile. Where the start is not feasible, it may stay the plan.
+    """
+    problem = replace(rules.problems[pipeline], demand_rps=rate_rps, percentile=PLANNING_PERCENTILE, headroom_sigmas=0.0)
+    plan = _start(problem)
+    while steps := [judged for step in _steps(problem, plan) if (judged := _judged(problem, step)).feasible]:
+        best = min(steps, key=lambda judged: judged.cost)
+        rows = ((stage.servers, stage.instances, stage.batch) for stage in best.stages)
+        plan = BasePlan(*(tuple(column) for column in zip(*rows, strict=True)))
+    return plan
+
+
+def _start(problem: ChainProblem) -> BasePlan:
+    most = tuple(stage.max_instances for stage in problem.stages)
+    ones = (1,) * len(most)
+    single = zip(problem.stages, _judged(problem, BasePlan(ones, most, ones)).stages, strict=True)
+    needs = [max(1, math.ceil(problem.demand_rps * stage.demand_ratio / one.capacity_rps)) for stage, one in single]
+    return BasePlan(tuple(needs if problem.placement is Placement.SEPARATE else [max(needs)] * len(needs)), most, ones)
+
+
+def _steps(problem: ChainProblem, plan: BasePlan) -> Iterator[BasePlan]:
+    together = problem.placement is not Placement.SEPARATE
+    fewer = tuple(n - 1 for n in plan.servers)
+    for s, stage in enumerate(problem.stages):
+        for more in range(stage.max_batch - plan.batches[s] + 1):
+            larger = replace(plan, batches=_moved(plan.batches, s, more))
+            if plan.servers[s] > 1:
+                yield replace(larger, servers=fewer if together else _moved(plan.servers, s, -1))
+            if plan.instances[s] > stage.min_instances:
+                yield replace(larger, instances=_moved(plan.instances, s, -1))
+
+
+def _moved(counts: tuple[int, ...], stage: int, by: int) -> tuple[int, ...]:
+    return tuple(count + by * (s == stage) for s, count in enumerate(counts))
+
+
+def _judged(problem: ChainProblem, plan: BasePlan) -> Evaluation:
+    servers = plan.servers if problem.placement is Placement.SEPARATE else plan.servers[0]
+    return evaluate(problem, servers, plan.instances, plan.batches)

@@ -1,0 +1,59 @@
+"""What the policies of the published evaluation share: its constants, its demand, and when replicas leave."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from themis_triton.core.config import ForecastName, Placement, PolicyConfig, PolicyName, QueueingModel, ThemisConfig
+from themis_triton.decide.demand import Demand, peak_demand
+from themis_triton.decide.proposal import leaving
+from themis_triton.decide.state import PipelineMemory
+from themis_triton.decide.view import PipelineView
+
+INFERLINE_PEAK_S = 30.0
+AT_ONCE = 1_000_000
+
+
+def paper_rules(config: ThemisConfig, policy: PolicyName, planned_rps: float | None = None) -> ThemisConfig:
+    """The settings with `policy`; a baseline of separate stages gets the constants of the published evaluation for all others.
+
+    Those are: decisions every 0.5 s for the largest of the last 5 s (inferline: 30 s) and its square root, waits of exponential gaps,
+    the whole SLO, one core a replica unless a policy says otherwise, scale-in after 10 s, in-place changes at once and all together.
+    """
+    told = config.under(policy).policy
+    told = replace(told, planned_rps=planned_rps or told.planned_rps)
+    if policy is PolicyName.THEMIS or config.planning.placement is not Placement.SEPARATE:
+        return replace(config, policy=told)
+    rules = PolicyConfig(
+        name=policy,
+        peak_window_s=INFERLINE_PEAK_S if policy is PolicyName.INFERLINE else 5.0,
+        vertical_hold_s=0.0,
+        max_added_instances=AT_ONCE,
+        forecast=ForecastName.LINEAR if told.forecast is ForecastName.NONE else told.forecast,
+        queueing=QueueingModel.EXPONENTIAL,
+        slo_margin_fraction=0.0,
+        drift_max_factor=1.0,
+        vertical_servers=told.vertical_servers,
+        horizontal_instances=1,
+        planned_rps=told.planned_rps,
+    )
+    return replace(config, policy=rules)
+
+
+def baseline_demand(view: PipelineView) -> Demand:
+    """The largest second of the peak window; in whole requests, and as if arrivals were Poisson, where batches are set as planned."""
+    policy = view.rules.config.policy
+    if not view.sets_batches:
+        return peak_demand(view.estimate, policy)
+    return Demand(float(math.ceil(view.estimate.peak_rps - 1e-6)), 0.0, 1.0, policy.headroom_sigmas, exact=True)
+
+
+def scaled_in(memory: PipelineMemory, view: PipelineView, wanted: tuple[int, ...]) -> tuple[PipelineMemory, tuple[str, ...]]:
+    """Who leaves: what is more than now wanted, once every answer of the last `baseline_hold_s` wanted fewer than there are."""
+    hold_s = view.rules.config.policy.baseline_hold_s
+    memory = memory.with_wanted(view.at_s, wanted, hold_s)
+    if memory.covered_s(view.at_s) < hold_s:
+        return memory, ()
+    agreed = (most < ready for most, ready in zip(memory.most_wanted(), view.ready, strict=True))
+    return memory, leaving(view, tuple(now if all_ else ready for all_, now, ready in zip(agreed, wanted, view.ready, strict=True)))

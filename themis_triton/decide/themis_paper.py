@@ -1,0 +1,112 @@
+"""The published rules of "A Tale of Two Scales": servers with the fewest cores while the rate is steady, more cores while it rises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from themis_triton.core.config import ForecastName
+from themis_triton.core.decision import Reason, Stage
+from themis_triton.decide.demand import Demand
+from themis_triton.decide.horizontal import efficient_instances
+from themis_triton.decide.paper import baseline_demand, scaled_in
+from themis_triton.decide.proposal import Judged, Proposal, evidence_of, grows, to_launch
+from themis_triton.decide.state import PipelineMemory
+from themis_triton.decide.view import PipelineView
+from themis_triton.forecast.forecast import forecast_rate
+from themis_triton.solver.solve import evaluate
+
+HORIZON_S = 10.0
+# The published classifier calls a rise from a probability of 0.2 on, for its recall: the rate that is exceeded with that probability.
+QUANTILE = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """What one of the two states asks for; `settled`: counts are the steady ones, so that servers may leave."""
+
+    instances: tuple[int, ...]
+    batches: tuple[int, ...]
+    wanted: tuple[int, ...]
+    launch_instances: tuple[int, ...]
+    feasible: bool
+    settled: bool
+
+
+def propose(memory: PipelineMemory, view: PipelineView) -> Judged:
+    """Steady, or some stage at its limit: the horizontal programme. Else the vertical one."""
+    steady = memory.fixed_instances or efficient_instances(view.problem, view.rules.config.policy.horizontal_instances)
+    memory, demand = replace(memory, fixed_instances=steady), baseline_demand(view)
+    vertical = view.serves and _must_rise(view, demand)
+    move = _vertically(view, demand) if vertical else _horizontally(view, demand, steady)
+    retire: tuple[str, ...] = ()
+    if move.settled:
+        memory, retire = scaled_in(memory, view, move.wanted)
+    else:
+        memory = replace(memory, wanted=())
+    launch = to_launch(view, move.wanted)
+    return Judged(
+        memory,
+        Proposal(
+            instances=move.instances,
+            batches=move.batches if view.sets_batches else view.batch_caps,
+            stage=Stage.ABSORB if vertical else Stage.OPTIMISE,
+            reason=_reason(view, move, launch, retire),
+            evidence=evidence_of(view, demand, demand, wanted=move.wanted, predicted_p99_ms=None),
+            launch=launch,
+            launch_instances=move.launch_instances,
+            retire=retire,
+            exact_batches=view.sets_batches,
+        ),
+    )
+
+
+def _must_rise(view: PipelineView, demand: Demand) -> bool:
+    """More is expected than what runs puts through, and every stage may still grow."""
+    at_limit = any(now >= stage.max_instances for now, stage in zip(view.instances_now, view.problem.stages, strict=True))
+    return not at_limit and max(demand.rate_rps, _foreseen_rps(view)) > _throughput_rps(view)
+
+
+def _foreseen_rps(view: PipelineView) -> float:
+    told = view.rules.config.policy.forecast
+    name = ForecastName.LINEAR if told is ForecastName.NONE else told
+    return forecast_rate(name, view.estimate.per_second, HORIZON_S, QUANTILE)
+
+
+def _throughput_rps(view: PipelineView) -> float:
+    """Of the ready servers as they are; where they differ, all count as the smallest. Batches that form by themselves: inside the SLO."""
+    if not view.sets_batches:
+        return view.capacity_rps()
+    return evaluate(view.problem, view.ready, view.instances_now, view.batch_caps).capacity_rps
+
+
+def _horizontally(view: PipelineView, demand: Demand, steady: tuple[int, ...]) -> _Move:
+    """The plan with the fewest cores. Where cores shall go, it takes one server more a stage, and the new ones must serve first."""
+    plan = view.joint(demand, instances=steady)
+    wanted = view.servers_of(plan) if plan.feasible else view.most_servers
+    batches = tuple(stage.batch for stage in plan.stages)
+    if not view.serves:
+        return _Move(steady, batches, wanted, steady, plan.feasible, settled=True)
+    shrinks = [any(view.instances_now[s] > steady[s] for s in group.stages) for group in view.groups]
+    wanted = tuple(count + extra for count, extra in zip(wanted, shrinks, strict=True))
+    if any(shrinks) and any(ready < count for ready, count in zip(view.ready, wanted, strict=True)):
+        return _Move(view.instances_now, view.batch_caps, wanted, steady, plan.feasible, settled=False)
+    return _Move(steady, batches, wanted, steady, plan.feasible, settled=True)
+
+
+def _vertically(view: PipelineView, demand: Demand) -> _Move:
+    """The fewest cores on the servers that are ready, never fewer than now; where they do not suffice, the servers missing as well."""
+    found = view.vertical(demand, view.ready, at_least=view.instances_now)
+    instances = tuple(stage.instances for stage in found.plan.stages)
+    missing = found.stage_servers_missing or (0 if found.feasible else found.servers_missing or 1,) * len(view.groups)
+    wanted = tuple(ready + more for ready, more in zip(view.ready, missing, strict=True))
+    return _Move(instances, tuple(stage.batch for stage in found.plan.stages), wanted, instances, found.feasible, settled=False)
+
+
+def _reason(view: PipelineView, move: _Move, launch: tuple[int, ...], retire: tuple[str, ...]) -> Reason:
+    if any(launch):
+        return Reason.SCALE_OUT
+    if retire:
+        return Reason.SCALE_IN
+    if view.serves and grows(view, move.instances):
+        return Reason.SURGE
+    return Reason.STEADY if move.feasible else Reason.INFEASIBLE

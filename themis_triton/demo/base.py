@@ -1,0 +1,77 @@
+"""What a demo runs on: pipeline, models, slots, prices and policy of a settings file, the shipped one by default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from themis_triton.core.config import LaunchConfig, PipelineConfig, Placement, PolicyName, ThemisConfig
+from themis_triton.core.errors import SettingsError
+from themis_triton.settings import load_settings
+from themis_triton.settings.loading import load, mapping
+from themis_triton.settings.shipped import shipped
+
+_OWN_ENVOY_KEYS = ("max_message", "concurrency")
+
+
+@dataclass(frozen=True, slots=True)
+class DemoBase:
+    """One pipeline of a settings file. `sections` is the file as plain data, profile files in their places."""
+
+    sections: Mapping[str, Any]
+    config: ThemisConfig
+    launch: LaunchConfig
+    pipeline: PipelineConfig
+
+    def settings(self, policy: PolicyName, first: Mapping[str, Any], addresses: Mapping[str, str], state: Path) -> dict[str, Any]:
+        """Settings with the first slot's server adopted, the other slots to launch on, and addresses of their own.
+
+        `addresses` has those of `grpc`, `http`, `admin` and `status`.
+        """
+        envoy = {key: value for key, value in mapping(self.sections.get("envoy")).items() if key in _OWN_ENVOY_KEYS}
+        listens = {"grpc_listen": addresses["grpc"], "http_listen": addresses["http"], "admin": addresses["admin"]}
+        settings: dict[str, Any] = {
+            "mode": "active",
+            "allow_stale_profiles": self.config.allow_stale_profiles,
+            "state_directory": str(state.resolve()),
+            "servers": {"first": dict(first)},
+            "launch": self._launch(),
+            "envoy": envoy | listens | _path("binary", self.config.envoy.binary),
+            "models": {stage: self.sections["models"][stage] for stage in self.pipeline.stages},
+            "pipelines": {self.pipeline.name: self.sections["pipelines"][self.pipeline.name]},
+            "prices": dict(mapping(self.sections.get("prices"))),
+            "policy": dict(mapping(self.sections.get("policy"))) | {"name": policy.value},
+            "planning": dict(mapping(self.sections.get("planning"))),
+            "status": {"address": addresses["status"]},
+        }
+        return settings if settings["launch"]["slots"] else {key: value for key, value in settings.items() if key != "launch"}
+
+    def _launch(self) -> dict[str, Any]:
+        """The section without its first slot, its paths absolute: the demo's settings lie in another folder."""
+        launch = dict(self.sections["launch"]) | {"slots": self.sections["launch"]["slots"][1:]}
+        paths = _path("binary", self.launch.binary) | _path("backend_directory", self.launch.backend_directory)
+        return launch | paths | {"model_repository": str(self.launch.model_repository)}
+
+
+def _path(key: str, path: Path | None) -> dict[str, str]:
+    return {key: str(path)} if path is not None else {}
+
+
+def read_base(path: Path | None, pipeline: str | None) -> DemoBase:
+    """The base for a pipeline (None: the first) of a settings file (None: the shipped one).
+
+    SettingsError for mistakes in the file, an unknown pipeline, no slots, or stages that are planned on servers of their own.
+    """
+    path = path or shipped("config") / "themis.yaml"
+    config = load_settings(path)
+    known = {each.name: each for each in config.pipelines}
+    name = pipeline or next(iter(known))
+    if name not in known:
+        raise SettingsError(f"--pipeline {name}: no such pipeline; allowed are {', '.join(known)}")
+    if config.launch is None:
+        raise SettingsError(f"{path}: launch: found nothing; allowed is a section with slots, on which the servers of a run are started")
+    if config.planning.placement is Placement.SEPARATE:
+        raise SettingsError(f"{path}: planning.placement: found separate; what runs live is colocated; `themis simulate` knows both")
+    return DemoBase(mapping(load(path).source.data), config, config.launch, known[name])
