@@ -701,5 +701,5 @@ def test_the_reference_has_each_key_once_with_its_unit_default_and_meaning() -> 
     assert all(row.kind and row.default and row.meaning for row in rows.values())
     assert (rows["pipelines.NAME.slo_ms"].kind, rows["pipelines.NAME.slo_ms"].default) == ("a number > 0, in ms", "required")
     assert rows["launch.slots[].device"].kind == "gpu:N (N as NVML counts) or cpu:N, such as gpu:0"
-    assert rows["policy.tick_s"].default == "0.5"
+    assert rows["policy.tick_s"].default == "0.25"
     assert rows["mode"].default == "active"

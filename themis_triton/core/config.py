@@ -213,19 +213,19 @@ class PolicyConfig:
     """Constants of the policies; each has its unit in its name and its evidence in the settings reference."""
 
     name: PolicyName = PolicyName.THEMIS
-    tick_s: float = 0.5
+    tick_s: float = 0.25
     rate_window_s: float = 1.0
     peak_window_s: float = 5.0
     settle_window_s: float = 20.0
     headroom_sigmas: float = 1.0
-    slow_headroom_sigmas: float = 1.0
+    slow_headroom_sigmas: float = 0.0
     growth_sigmas: float = 1.0
-    trend_sigmas: float = 1.0
+    trend_sigmas: float = 9.0
     backlog_drain_s: float = 1.0
     backlog_slack_s: float = 0.1
     max_added_instances: int = 8
-    vertical_hold_s: float = 10.0
-    scale_in_hold_s: float = 20.0
+    vertical_hold_s: float = 5.0
+    scale_in_hold_s: float = 10.0
     survivor_margin_fraction: float = 0.1
     surge_factor: float = 1.6
     forecast: ForecastName = ForecastName.NONE
@@ -235,7 +235,7 @@ class PolicyConfig:
     retry_backoff_s: float = 2.0
     retry_backoff_max_s: float = 60.0
     memory_margin_fraction: float = 0.1
-    slo_margin_fraction: float = 0.1
+    slo_margin_fraction: float = 0.05
     plan_horizon_s: float = 60.0
     pool_hold_s: float = 5.0
     baseline_hold_s: float = 10.0

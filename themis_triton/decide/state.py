@@ -78,9 +78,14 @@ class PipelineMemory:
         return at_s - self.wanted[0][0]
 
     def with_need(self, need: Need, hold_s: float) -> PipelineMemory:
-        """With one more need; older ones than `hold_s` and those for other servers are forgotten."""
-        kept = tuple(n for n in self.needs if n.at_s > need.at_s - hold_s and n.servers == need.servers)
-        return replace(self, needs=(*kept, need))
+        """With one more need; those for other servers are forgotten, and of those older than `hold_s` all but the newest.
+
+        That one shows that so much is covered, however far apart the ticks are.
+        """
+        same = [n for n in self.needs if n.servers == need.servers]
+        older = [n for n in same if n.at_s <= need.at_s - hold_s]
+        newer = [n for n in same if n.at_s > need.at_s - hold_s]
+        return replace(self, needs=(*older[-1:], *newer, need))
 
     def held_instances(self) -> tuple[int, ...]:
         """Largest remembered need of each stage."""
