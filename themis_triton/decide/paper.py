@@ -27,6 +27,11 @@ def paper_rules(config: ThemisConfig, policy: PolicyName, planned_rps: float | N
         return replace(config, policy=told)
     rules = PolicyConfig(
         name=policy,
+        tick_s=0.5,
+        headroom_sigmas=1.0,
+        slow_headroom_sigmas=1.0,
+        growth_sigmas=1.0,
+        trend_sigmas=1.0,
         peak_window_s=INFERLINE_PEAK_S if policy is PolicyName.INFERLINE else 5.0,
         vertical_hold_s=0.0,
         max_added_instances=AT_ONCE,
