@@ -13,7 +13,7 @@ import numpy as np
 from forecast_windows import DAY_S, FloatArray, rates_of_days
 
 from themis_triton.commands.simulated_runs import SimulatedRun, WorldFlags, run_under
-from themis_triton.core.config import PolicyConfig, PolicyName, ThemisConfig
+from themis_triton.core.config import ForecastName, PolicyConfig, PolicyName, QueueingModel, ThemisConfig
 from themis_triton.load.traces import Trace, TraceOptions, load_trace
 from themis_triton.load.twitter import TRACES_VARIABLE, WINDOW, WINDOW_S, is_twitter, twitter_for
 from themis_triton.report.series import RunSeries
@@ -59,9 +59,13 @@ ABLATIONS: tuple[Variant, ...] = (
     Variant("cores held for 10 s", "themis", (("vertical_hold_s", 10.0),)),
     Variant("scale-in after 10 s", "themis", (("scale_in_hold_s", 10.0),)),
     Variant("10 % of the SLO for waits", "themis", (("slo_margin_fraction", 0.1),)),
+    Variant("equal cores on all replicas, waits predicted", "themis", (("queueing", QueueingModel.CENTRAL),)),
+    Variant("with the linear forecast", "themis", (("forecast", ForecastName.LINEAR),)),
+    Variant("with the classifier's forecast", "themis", (("forecast", ForecastName.CLASSIFIER),)),
+    Variant("with the quantile forecast", "themis", (("forecast", ForecastName.QUANTILE),)),
     Variant("waits for full batches, 50 ms", "themis", batch_wait_s=0.05),
 )
-"""Each idea of our policy switched off alone."""
+"""Each idea of our policy switched off alone, and each forecast switched on."""
 
 
 @dataclass(frozen=True, slots=True)

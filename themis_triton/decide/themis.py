@@ -79,7 +79,7 @@ def _held_instances(
     policy = view.rules.config.policy
     if now is None:
         return view.instances_now, False, memory
-    if view.rules.quick_levers:
+    if view.rules.quick_levers and policy.vertical_hold_s <= policy.tick_s:
         return now.instances, True, memory
     memory = memory.with_need(Need(view.at_s, now.instances, view.ready), policy.vertical_hold_s)
     calm = fast.extra_rps <= 0.1 * fast.rate_rps and not any(view.coming)
