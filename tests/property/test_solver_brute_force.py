@@ -85,7 +85,8 @@ def test_no_grid_of_latencies_finds_a_cheaper_plan() -> None:
         problem = replace(problem, max_servers=9, min_servers=1)
         plan = solve_joint(problem)
         costs = [grid_cost(problem, cells) for cells in (10, 100, 2000)]
-        assert costs == sorted(costs, reverse=True) or costs[-1] <= min(costs) + 1e-9
+        # Each grid divides the next one, so that a finer one never rounds up more.
+        assert costs == sorted(costs, reverse=True)
         for cost in costs:
             assert cost >= (plan.cost if plan.feasible else math.inf) - 1e-9
         compared += plan.feasible and costs[-1] == pytest.approx(plan.cost)

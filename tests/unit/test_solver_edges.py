@@ -209,3 +209,9 @@ def test_table_is_interpolated_extended_and_repaired() -> None:
 def test_malformed_problems_are_named(make: Callable[[], object], named: str) -> None:
     with pytest.raises(SolverError, match=named):
         make()
+
+
+def test_what_a_call_fixes_is_a_bound_too() -> None:
+    idle = video(0.0)
+    assert solve_joint(idle, instances=[2, 3]).binding is Binding.BOUNDS
+    assert solve_vertical(idle, 3).plan.binding is Binding.BOUNDS

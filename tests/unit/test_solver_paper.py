@@ -102,6 +102,6 @@ def test_vertical_never_prefers_fewer_cores_a_replica_to_fewer_in_total() -> Non
     plan = solve_vertical(problem, [6, 3, 1]).plan
     assert plan.feasible
     cores = sum(s.servers * s.instances for s in plan.stages)
-    for shift in ([2, 2, 1], [1, 3, 1], [2, 3, 2]):
-        other = solve_joint(problem, servers=[6, 3, 1], instances=shift)
-        assert not other.feasible or sum(s.servers * s.instances for s in other.stages) >= cores
+    others = [solve_joint(problem, servers=[6, 3, 1], instances=shift) for shift in ([2, 4, 1], [1, 4, 1], [2, 4, 2])]
+    assert any(other.feasible for other in others)
+    assert all(sum(s.servers * s.instances for s in other.stages) >= cores for other in others if other.feasible)

@@ -11,12 +11,15 @@ from themis_triton.solver.problem import ChainProblem, Placement
 SLACK = 1e-9
 
 
-def plan_of(problem: ChainProblem, rows: list[list[float]], *, feasible: bool) -> ChainPlan:
-    """A plan from its stages' rows and the last one: (found, cost, ms, runner-up's servers, cost, ms)."""
+def plan_of(problem: ChainProblem, rows: list[list[float]], least: Sequence[tuple[int, int]], *, feasible: bool) -> ChainPlan:
+    """A plan from its stages' rows and the last one: (found, cost, ms, runner-up's servers, cost, ms).
+
+    `least`: the fewest servers and instances of each stage that were allowed.
+    """
     stages = stage_plans(problem, rows[:-1])
     _, cost, p99, other, other_cost, other_p99 = rows[-1]
     runner_up = RunnerUp(int(other), other_cost, other_p99) if other > 0 else None
-    return ChainPlan(feasible, stages, cost, p99, capacity_rps(problem, stages), binding_of(problem, stages, p99), runner_up)
+    return ChainPlan(feasible, stages, cost, p99, capacity_rps(problem, stages), binding_of(problem, stages, p99, least), runner_up)
 
 
 def stage_plans(problem: ChainProblem, rows: list[list[float]]) -> tuple[StagePlan, ...]:
@@ -59,9 +62,8 @@ def throughput_slack(problem: ChainProblem, stages: Sequence[StagePlan]) -> floa
     return min(factors)
 
 
-def binding_of(problem: ChainProblem, stages: Sequence[StagePlan], p99_ms: float) -> Binding:
+def binding_of(problem: ChainProblem, stages: Sequence[StagePlan], p99_ms: float, least: Sequence[tuple[int, int]]) -> Binding:
     """What keeps a feasible plan from being cheaper: its bounds, or the constraint with the least slack."""
-    at_least = all(p.instances == s.min_instances and p.servers == problem.min_servers for s, p in zip(problem.stages, stages, strict=True))
-    if at_least:
+    if all((plan.servers, plan.instances) == fewest for plan, fewest in zip(stages, least, strict=True)):
         return Binding.BOUNDS
     return Binding.THROUGHPUT if throughput_slack(problem, stages) < problem.slo_ms / max(p99_ms, SLACK) else Binding.LATENCY

@@ -34,7 +34,10 @@ class StagePlan:
 
 @dataclass(frozen=True, slots=True)
 class RunnerUp:
-    """The best plan that lost: with another number of servers (COLOCATED), or the next dearer one with a lower p99 (SEPARATE)."""
+    """The best plan that lost: with another number of servers (COLOCATED), or the next dearer one with a lower p99 (SEPARATE).
+
+    There is none where no dearer one is faster, nor (SEPARATE) where all of those cost over 5 % more.
+    """
 
     servers: int
     cost: float

@@ -12,7 +12,7 @@ from themis_triton.solver import describe, entry
 from themis_triton.solver.pack import Batches, pack
 from themis_triton.solver.plans import Binding, ChainPlan, Evaluation, VerticalPlan
 from themis_triton.solver.problem import ChainProblem, Placement
-from themis_triton.solver.tables import Chain
+from themis_triton.solver.tables import MIN_INSTANCES, MIN_SERVERS, Chain
 
 RATE_LIMIT = 10**9
 SERVERS_TRIED = 4096
@@ -46,7 +46,7 @@ def solve_joint(
     """
     limits = _Limits(servers, instances, batches)
     rows = _joint(problem, limits)
-    return describe.plan_of(problem, rows, feasible=True) if _found(rows) else _best_effort(problem, limits)[0]
+    return describe.plan_of(problem, rows, _least(problem, limits), feasible=True) if _found(rows) else _best_effort(problem, limits)[0]
 
 
 def solve_vertical(
@@ -64,7 +64,7 @@ def solve_vertical(
     limits = _Limits(servers, None, batches, instances_at_least)
     rows = _joint(problem, limits)
     if _found(rows):
-        plan = describe.plan_of(problem, rows, feasible=True)
+        plan = describe.plan_of(problem, rows, _least(problem, limits), feasible=True)
         return VerticalPlan(plan, feasible=True, largest_demand_rps=problem.demand_rps)
     plan, largest = _best_effort(problem, limits)
     missing, by_stage = _missing_by_stage(problem, limits) if _is_separate(problem) else (_missing(problem, limits), ())
@@ -129,6 +129,13 @@ def _joint(problem: ChainProblem, limits: _Limits) -> list[list[float]]:
     return rows
 
 
+def _least(problem: ChainProblem, limits: _Limits) -> list[tuple[int, int]]:
+    """Fewest servers and instances a stage that a call allows."""
+    ints = limits.pack(problem).ints
+    servers = ints[:, MIN_SERVERS] if _is_separate(problem) else np.full(len(ints), _range(problem, limits)[0])
+    return list(zip(servers.tolist(), ints[:, MIN_INSTANCES].tolist(), strict=True))
+
+
 def _found(rows: list[list[float]]) -> bool:
     return rows[-1][0] > 0
 
@@ -155,7 +162,7 @@ def _best_effort(problem: ChainProblem, limits: _Limits) -> tuple[ChainPlan, flo
         eased = replace(problem, demand_rps=largest)
         rows = _joint(eased, limits)
         if _found(rows):
-            return replace(describe.plan_of(eased, rows, feasible=False), binding=binding), largest
+            return replace(describe.plan_of(eased, rows, _least(eased, limits), feasible=False), binding=binding), largest
     counts = limits.instances or limits.at_least or [stage.min_instances for stage in problem.stages]
     sizes = [min(allowed) if allowed else 1 for allowed in (limits.batches or [None] * len(problem.stages))]
     judged = evaluate(problem, limits.servers if limits.servers is not None else problem.min_servers, counts, sizes)
