@@ -138,6 +138,19 @@ def test_no_devices_lose_everything() -> None:
     assert solve_pool([PoolMember(video(10.0))], 0).plans[0].capacity_rps == 0.0
 
 
+def test_a_chain_that_no_device_helps_loses_its_demand_and_no_more() -> None:
+    pool = solve_pool([PoolMember(video(30.0, slo_ms=5.0), own_devices=1), PoolMember(video(20.0))], 1)
+    assert pool.devices == (0, 1)
+    assert pool.lost_rps == (30.0, 0.0)
+    assert pool.loss == 30.0
+
+
+def test_a_pipeline_without_demand_is_placed_where_there_is_room() -> None:
+    pool = solve_pool([PoolMember(video(0.0)), PoolMember(video(20.0))], 2)
+    assert pool.devices == (1, 1)
+    assert all(plan.feasible for plan in pool.plans)
+
+
 def test_the_split_is_the_best_of_all_splits() -> None:
     rng = np.random.default_rng(9)
     for _ in range(50):

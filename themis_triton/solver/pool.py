@@ -100,6 +100,7 @@ def _bounded(problem: ChainProblem, devices: int) -> ChainProblem:
 
 
 def _all_carried(member: PoolMember, costs: Sequence[float]) -> list[float]:
+    """Where there are devices for everybody: −1, so that a plan is missed even by who has no demand, and nobody ends without one."""
     return [member.problem.demand_rps if cost < math.inf else -1.0 for cost in costs]
 
 
@@ -108,8 +109,12 @@ def _carried(member: PoolMember, need: int, devices: int) -> list[float]:
     problem, carried = member.problem, [0.0]
     for n in range(devices + 1):
         held = n + member.own_devices
-        short = n < need and 0 < held <= problem.max_servers
-        carried.append(largest_demand(_bounded(problem, held), None) if short else (problem.demand_rps if n >= need else carried[-1]))
+        if n >= need:
+            carried.append(problem.demand_rps)
+        elif 0 < held <= problem.max_servers:
+            carried.append(max(0.0, largest_demand(_bounded(problem, held), None)))
+        else:
+            carried.append(carried[-1])
     return carried[1:]
 
 
@@ -121,5 +126,5 @@ def _plan(member: PoolMember, n: int, need: int, carried_rps: float) -> ChainPla
     bounded = _bounded(problem, devices)
     if n >= need:
         return solve_joint(bounded)
-    plan = solve_joint(replace(bounded, demand_rps=max(0.0, carried_rps)))
+    plan = solve_joint(replace(bounded, demand_rps=carried_rps))
     return replace(plan, feasible=False, binding=Binding.DEVICES)

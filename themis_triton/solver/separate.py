@@ -96,10 +96,11 @@ def _most_servers(picks: IntArray) -> int:
 
 
 @kernel
-def all_choices(chain: Chain) -> tuple[FloatArray, IntArray, IntArray]:
+def all_choices(chain: Chain, count_servers: bool) -> tuple[FloatArray, IntArray, IntArray]:
     """Every stage's undominated choices: rows float64[S, widest, 4], (n, c, b) int64[S, widest, 3], how many int64[S].
 
-    The servers drop out as a dimension where even the most that any stage would take fit.
+    The servers drop out as a dimension where even the most that any stage would take fit, unless `count_servers`: whoever asks what
+    fewer servers would do needs the plans that are dearer and smaller too.
     """
     stages = chain.ints.shape[0]
     sizes, widest, most = np.zeros(stages, dtype=np.int64), 1, 0
@@ -118,7 +119,7 @@ def all_choices(chain: Chain) -> tuple[FloatArray, IntArray, IntArray]:
         copy_rows(points, choices[s], own)
         copy_rows(named, picks[s], own)
         most += _most_servers(named)
-    if most <= chain.rule[MOST_SERVERS]:
+    if most <= chain.rule[MOST_SERVERS] and not count_servers:
         for s in range(stages):
             for i in range(sizes[s]):
                 choices[s, i, USED] = 0.0
@@ -135,9 +136,12 @@ def all_choices(chain: Chain) -> tuple[FloatArray, IntArray, IntArray]:
 
 @kernel
 def separate_frontier(chain: Chain, within: float) -> tuple[FloatArray, IntArray]:
-    """The chain's labels (cost, ms, servers or 0, 0) float64[m, 4] by cost, and (n, c, b) int64[m, S, 3] of each; see `all_labels`."""
+    """The chain's labels (cost, ms, servers or 0, 0) float64[m, 4] by cost, and (n, c, b) int64[m, S, 3] of each; see `all_labels`.
+
+    `within` infinite: the whole frontier, over the servers too.
+    """
     stages = chain.ints.shape[0]
-    choices, picks, sizes = all_choices(chain)
+    choices, picks, sizes = all_choices(chain, within == np.inf)
     if sizes.min() == 0:
         return np.empty((0, 4)), np.empty((0, stages, 3), dtype=np.int64)
     limits = limits_of(np.inf, chain.rate[SLO], float(chain.rule[MOST_SERVERS]), np.inf)
@@ -153,7 +157,7 @@ def separate_frontier(chain: Chain, within: float) -> tuple[FloatArray, IntArray
 @kernel
 def separate_fits(chain: Chain) -> bool:
     """Whether any plan holds with at most MOST_SERVERS servers in total."""
-    choices, _, sizes = all_choices(chain)
+    choices, _, sizes = all_choices(chain, False)
     if sizes.min() == 0:
         return False
     limits = limits_of(np.inf, chain.rate[SLO], float(chain.rule[MOST_SERVERS]), np.inf)
