@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from tests.property.solver_problems import random_problem
 from themis_triton.solver import reference
 from themis_triton.solver.problem import ChainProblem, Placement
-from themis_triton.solver.solve import largest_demand, solve_joint, solve_vertical
+from themis_triton.solver.solve import (
+    find_joint,
+    find_vertical,
+    largest_demand,
+    servers_missing,
+    solve_joint,
+    solve_vertical,
+    strongest_vertical,
+)
 
 CHUNKS, PER_CHUNK = 8, 1250
 
@@ -21,6 +29,7 @@ CHUNKS, PER_CHUNK = 8, 1250
 def check_joint(problem: ChainProblem) -> bool:
     expected, plan = reference.brute_force(problem), solve_joint(problem)
     assert plan.feasible == (expected is not None), problem
+    assert find_joint(problem) == (plan if plan.feasible else None), problem
     assert len(plan.stages) == len(problem.stages)
     if expected is None:
         return False
@@ -61,6 +70,7 @@ def test_vertical_and_the_largest_demand_to_one_request_a_second(chunk: int) -> 
         each = servers if isinstance(servers, list) else [servers] * len(problem.stages)
         expected, vertical = reference.brute_force(problem, each), solve_vertical(problem, servers)
         assert vertical.feasible == (expected is not None), problem
+        assert find_vertical(problem, servers) == (vertical.plan if vertical.feasible else None), problem
         if expected is not None:
             assert vertical.plan.cost == pytest.approx(expected.cost), problem
             continue
@@ -68,6 +78,8 @@ def test_vertical_and_the_largest_demand_to_one_request_a_second(chunk: int) -> 
         largest = reference.brute_largest_demand(problem, each)
         assert largest_demand(problem, servers) == largest, problem
         assert vertical.largest_demand_rps == max(0, largest)
+        assert strongest_vertical(problem, servers) == (vertical.plan, largest), problem
+        assert servers_missing(problem, servers) == (vertical.servers_missing, vertical.stage_servers_missing), problem
         if vertical.servers_missing is not None:
             grown = servers + vertical.servers_missing if isinstance(servers, int) else np.add(servers, vertical.stage_servers_missing)
             assert solve_vertical(problem, grown if isinstance(grown, int) else grown.tolist()).feasible, problem

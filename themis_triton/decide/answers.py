@@ -14,7 +14,7 @@ from themis_triton.solver.mixed import MixedPlan, solve_mixed
 from themis_triton.solver.path import Path, solve_path
 from themis_triton.solver.plans import ChainPlan, VerticalPlan
 from themis_triton.solver.problem import ChainProblem
-from themis_triton.solver.solve import largest_demand, solve_joint, solve_vertical
+from themis_triton.solver.solve import find_joint, find_vertical, largest_demand, servers_missing, solve_joint, strongest_vertical
 
 CAPACITY_LIMIT_RPS = 100_000.0
 REMEMBERED = 4096
@@ -42,6 +42,11 @@ def joint(rules: Rules, question: Question, instances: tuple[int, ...] | None) -
     return _joint(rules, _rounded(question), instances)
 
 
+def cheapest(rules: Rules, question: Question) -> ChainPlan | None:
+    """`joint` where only a plan that holds is of use, else None."""
+    return _cheapest(rules, _rounded(question))
+
+
 def vertical(rules: Rules, question: Question, servers: tuple[int, ...], at_least: tuple[int, ...] | None = None) -> VerticalPlan:
     """`solve_vertical`, with no count below `at_least`; infeasible: with the counts of the greatest capacity."""
     return _vertical(rules, _rounded(question), servers, at_least)
@@ -61,8 +66,9 @@ def path(rules: Rules, question: Question, now: tuple[ServerHolding, ...]) -> Pa
 def carried(rules: Rules, question: Question, servers: tuple[int, ...], instances: tuple[int, ...]) -> float:
     """The largest whole rate that a configuration carries inside the SLO without headroom; −1: not even none."""
     problem = _problem(rules, question)
-    counts = list(servers) if problem.placement is Placement.SEPARATE else servers[0]
-    return largest_demand(problem, counts, instances=instances, batches=_batches(question), at_most_rps=CAPACITY_LIMIT_RPS)
+    return largest_demand(
+        problem, _counts(problem, servers), instances=instances, batches=_batches(question), at_most_rps=CAPACITY_LIMIT_RPS
+    )
 
 
 @lru_cache(REMEMBERED)
@@ -71,15 +77,28 @@ def _joint(rules: Rules, question: Question, instances: tuple[int, ...] | None) 
 
 
 @lru_cache(REMEMBERED)
+def _cheapest(rules: Rules, question: Question) -> ChainPlan | None:
+    return find_joint(_problem(rules, question), batches=_batches(question))
+
+
+@lru_cache(REMEMBERED)
 def _vertical(rules: Rules, question: Question, servers: tuple[int, ...], at_least: tuple[int, ...] | None) -> VerticalPlan:
-    problem = _problem(rules, question)
-    counts = list(servers) if problem.placement is Placement.SEPARATE else servers[0]
-    found = solve_vertical(problem, counts, instances_at_least=at_least, batches=_batches(question))
-    if found.feasible:
-        return found
+    problem, batches = _problem(rules, question), _batches(question)
+    counts = _counts(problem, servers)
+    found = find_vertical(problem, counts, instances_at_least=at_least, batches=batches)
+    if found is not None:
+        return VerticalPlan(found, feasible=True, largest_demand_rps=problem.demand_rps)
+    missing, by_stage = servers_missing(problem, counts, instances_at_least=at_least, batches=batches)
     # Headroom for a backlog must not hide how much can be carried: what waits drains fastest at the greatest capacity.
-    bare = replace(problem, demand_rps=CAPACITY_LIMIT_RPS, headroom_rps=0.0, headroom_sigmas=0.0)
-    return replace(found, plan=solve_vertical(bare, counts, instances_at_least=at_least, batches=_batches(question)).plan)
+    anything = Demand(CAPACITY_LIMIT_RPS, 0.0, question.demand.dispersion, 0.0)
+    plan, largest = _strongest(rules, replace(question, demand=anything), servers, at_least)
+    return VerticalPlan(plan, False, max(0.0, largest), missing, by_stage)
+
+
+@lru_cache(REMEMBERED)
+def _strongest(rules: Rules, question: Question, servers: tuple[int, ...], at_least: tuple[int, ...] | None) -> tuple[ChainPlan, float]:
+    problem, batches = _problem(rules, question), _batches(question)
+    return strongest_vertical(problem, _counts(problem, servers), instances_at_least=at_least, batches=batches)
 
 
 @lru_cache(REMEMBERED)
@@ -106,6 +125,10 @@ def _problem(rules: Rules, question: Question) -> ChainProblem:
         min_servers=question.least_servers,
         max_servers=max(question.least_servers, problems[question.pipeline].max_servers),
     )
+
+
+def _counts(problem: ChainProblem, servers: tuple[int, ...]) -> int | list[int]:
+    return list(servers) if problem.placement is Placement.SEPARATE else servers[0]
 
 
 def _batches(question: Question) -> list[list[int]] | None:

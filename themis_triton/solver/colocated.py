@@ -29,13 +29,19 @@ from themis_triton.solver.tables import (
 
 @kernel
 def fill_tables(chain: Chain, servers: int, total: int, times: FloatArray, batches: IntArray) -> bool:
-    """Fastest time of each stage with each count; False when the fastest together miss the SLO."""
+    """Fastest time of each stage with each count; False when the fastest together miss the SLO.
+
+    Counts that leave the other stages less than their least, or more than their most, of `total` get no time.
+    """
     elsewhere, stages, fastest = chain.rule[ELSEWHERE], chain.ints.shape[0], 0.0
+    spare, lacking = total - chain.ints[:, MIN_INSTANCES].sum(), chain.ints[:, MAX_INSTANCES].sum() - total
     busy = busy_columns(chain, 0, stages, chain.floats[:, RATIO] / servers, total)
     for s in range(stages):
-        least = np.inf
-        for c in range(chain.ints[s, MIN_INSTANCES], chain.ints[s, MAX_INSTANCES] + 1):
-            if chain.rule[CORES]:
+        low, high, least = chain.ints[s, MIN_INSTANCES], chain.ints[s, MAX_INSTANCES], np.inf
+        for c in range(low, high + 1):
+            if c - low > spare or high - c > lacking:
+                batches[s, c], times[s, c] = 0, np.inf
+            elif chain.rule[CORES]:
                 batches[s, c], times[s, c] = best_batch(chain, s, c, Busy(float(c), float(c), c), servers, c)
             else:
                 batches[s, c], times[s, c] = best_batch(chain, s, total + elsewhere, busy, servers, c)

@@ -174,6 +174,38 @@ def largest_rate(
 
 
 @kernel
+def fewest_servers(
+    latency: FloatArray,
+    gather: FloatArray,
+    ints: IntArray,
+    floats: FloatArray,
+    allowed: BoolArray,
+    rate: FloatArray,
+    rule: IntArray,
+    held: int,
+    most_more: int,
+) -> int:
+    """The fewest servers above `held`, which do not suffice, that hold all stages and carry the rate; 0: not even `most_more` more do.
+
+    Every server helps, so that doubling and halving find them.
+    """
+    chain = Chain(latency, gather, ints, floats, allowed, rate, rule)
+    counts, batches = np.zeros(ints.shape[0], dtype=np.int64), np.zeros(ints.shape[0], dtype=np.int64)
+    low, high = 0, 1
+    while not _holds(chain, TOGETHER, held + high, counts, batches):
+        low, high = high, 2 * high
+        if high > most_more:
+            return 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _holds(chain, TOGETHER, held + middle, counts, batches):
+            high = middle
+        else:
+            low = middle
+    return held + high
+
+
+@kernel
 def costs_by_servers(
     latency: FloatArray,
     gather: FloatArray,

@@ -10,7 +10,7 @@ from themis_triton.solver.fleet import ServerHolding, evaluate_fleet
 from themis_triton.solver.pack import Batches
 from themis_triton.solver.plans import Binding, ChainPlan, StagePlan
 from themis_triton.solver.problem import ChainProblem
-from themis_triton.solver.solve import solve_joint
+from themis_triton.solver.solve import find_joint, solve_joint
 from themis_triton.solver.way import MoveTimes, Step, StepKind, memory_bytes, steps_to
 
 
@@ -71,9 +71,19 @@ def solve_path(
     fits, everything stays as it is: a path without steps.
     """
     times, prices = times or MoveTimes(), prices or MovePrices()
+    best = _cheapest(problem, now, _plans(problem, now), times, prices)
+    if best is None:  # whatever holds is out of reach for want of memory, or nothing does
+        best = _cheapest(problem, now, _best_efforts(problem, now), times, prices)
+    return best if best is not None else _stay(problem, now, prices)
+
+
+def _cheapest(
+    problem: ChainProblem, now: Sequence[ServerHolding], plans: Iterator[ChainPlan], times: MoveTimes, prices: MovePrices
+) -> Path | None:
+    """The cheapest way that fits the memory; None where none does."""
     limit = math.inf if problem.device_memory_bytes is None else problem.device_memory_bytes
     best: Path | None = None
-    for plan in _candidates(problem, now):
+    for plan in plans:
         if best is not None and best.holds and plan.cost * prices.horizon_s > best.objective:
             continue
         for room_first in (False, True):
@@ -81,7 +91,7 @@ def solve_path(
             if path.peak_memory_bytes <= limit:
                 best = path if best is None or path.rank < best.rank else best
                 break
-    return best if best is not None else _stay(problem, now, prices)
+    return best
 
 
 def _stay(problem: ChainProblem, now: Sequence[ServerHolding], prices: MovePrices) -> Path:
@@ -143,26 +153,42 @@ def _put(values: tuple[int, ...], at: int, value: int) -> tuple[int, ...]:
     return (*values[:at], value, *values[at + 1 :])
 
 
-def _candidates(problem: ChainProblem, now: Sequence[ServerHolding]) -> Iterator[ChainPlan]:
-    held: list[Batches | None] = [None]
-    if now:
-        held.append([sorted({min(server.batches[s], stage.max_batch) for server in now}) for s, stage in enumerate(problem.stages)])
-    for batches in held:
+def _plans(problem: ChainProblem, now: Sequence[ServerHolding]) -> Iterator[ChainPlan]:
+    """The best plan of each number of servers that holds, with any batches and with those that run now."""
+    known = set()
+    for batches in _batches_to_try(problem, now):
         for servers in range(problem.min_servers, problem.max_servers + 1):
-            plan = solve_joint(problem, servers=servers, batches=batches)
-            if plan.feasible or servers == problem.max_servers:
+            plan = find_joint(problem, servers=servers, batches=batches)
+            if plan is None:
+                continue
+            choice = tuple((stage.servers, stage.instances, stage.batch) for stage in plan.stages)
+            if choice not in known:
+                known.add(choice)
                 yield plan
+
+
+def _best_efforts(problem: ChainProblem, now: Sequence[ServerHolding]) -> Iterator[ChainPlan]:
+    """What all servers together can do where that is not enough."""
+    for batches in _batches_to_try(problem, now):
+        plan = solve_joint(problem, servers=problem.max_servers, batches=batches)
+        if not plan.feasible:
+            yield plan
+
+
+def _batches_to_try(problem: ChainProblem, now: Sequence[ServerHolding]) -> Iterator[Batches | None]:
+    yield None
+    if now:
+        yield [sorted({min(server.batches[s], stage.max_batch) for server in now}) for s, stage in enumerate(problem.stages)]
 
 
 def _holds_after(problem: ChainProblem, now: Sequence[ServerHolding], steps: Sequence[Step]) -> float:
     """The earliest moment from which on every state of the way carries the demand; headroom is not waited for."""
-    problem = _bare(problem)
-    moments = sorted({0.0, *(step.starts_s for step in steps), *(step.ends_s for step in steps)})
-    since = math.inf
-    for moment in moments:
+    problem, since = _bare(problem), math.inf
+    for moment in sorted({0.0, *(step.starts_s for step in steps), *(step.ends_s for step in steps)}, reverse=True):
         fleet = fleet_at(problem, now, steps, moment)
-        holds = bool(fleet) and evaluate_fleet(problem, fleet).feasible
-        since = min(since, moment) if holds else math.inf
+        if not fleet or not evaluate_fleet(problem, fleet).feasible:
+            break
+        since = moment
     return since
 
 
