@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from common import commit, machine
 from google.protobuf import json_format
 
 from themis_triton.emulation.parameters import read_parameters
@@ -47,7 +48,8 @@ def main() -> None:
                 }
             )
     write_report(profiles, options.out / "profiles.html")
-    (options.out / "error.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    found = {"machine": machine(), "commit": commit(), "rows": rows}
+    (options.out / "error.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     lines = ["| model | b | k | true ms | percentile ms | error | mean ms | error |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
     lines += [
         f"| {r['model']} | {r['batch']} | {r['instances']} | {r['true_ms']:g} | {r['measured_ms']:.2f} | {100 * r['error']:+.1f} % "
@@ -58,6 +60,7 @@ def main() -> None:
     within = sum(abs(float(str(row["error"]))) <= WANTED for row in rows)
     lines.append(
         f"\nLargest error at the percentile: {100 * worst:.1f} %; {within} of {len(rows)} points within {100 * WANTED:g} %. {options.note}"
+        f"\n\nOn {machine()['processor']}, {machine()['cores']} cores; commit {commit()[:12]}."
     )
     (options.out / "error.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))

@@ -117,14 +117,16 @@ def profile(
     server: Annotated[str | None, typer.Option(help="Measure on a running server instead: HOST:PORT of gRPC, or a name.")] = None,
     key: Annotated[str | None, typer.Option(help="Its model-control key.")] = None,
     max_batch: Annotated[int | None, typer.Option(min=1, help="Largest batch; by default the settings' or the model's.")] = None,
-    max_instances: Annotated[int | None, typer.Option(min=1, help="Most instances; by default the settings', or 8.")] = None,
+    max_instances: Annotated[
+        int | None, typer.Option(min=1, help="Most instances; by default as many as the settings let be busy on the device, or 8.")
+    ] = None,
     percentile: Annotated[float, typer.Option(min=1, max=99.99, help="Of the service time.")] = 99.0,
     precision: Annotated[float, typer.Option(min=0.001, max=1, help="Half the 95 % interval aimed at, as a share.")] = 0.03,
     tolerance: Annotated[float, typer.Option(min=0.001, max=1, help="A surface that bends less than this share is smooth.")] = 0.04,
     max_points: Annotated[int, typer.Option(min=1, help="Most points to measure.")] = 40,
     max_seconds: Annotated[float, typer.Option(min=0.1, help="Longest time for one point.")] = 60.0,
     shape: Annotated[list[str] | None, typer.Option(help="MODEL.INPUT=N,N without the batch dimension. Repeatable.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Inputs from an .npz file, an array an input.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Inputs from an .npz file, an array by INPUT or MODEL.INPUT.")] = None,
     allow_live: Annotated[bool, typer.Option("--allow-live", help="Measure although live traffic flows there.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -222,7 +224,7 @@ def probe(
     many: Annotated[int, typer.Option(min=2, help="How many instances come at once in one of the probes.")] = 3,
     rate: Annotated[float | None, typer.Option(min=0.1, help="Requests/s meanwhile; by default half of one instance's.")] = None,
     shape: Annotated[list[str] | None, typer.Option(help="MODEL.INPUT=N,N without the batch dimension. Repeatable.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Inputs from an .npz file, an array an input.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Inputs from an .npz file, an array by INPUT or MODEL.INPUT.")] = None,
     allow_live: Annotated[bool, typer.Option("--allow-live", help="Probe although live traffic flows on the device.")] = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -12,23 +12,25 @@ from tests.e2e.conftest import REPOSITORY, Launch
 from themis_triton.adapters.processes import owned_processes, stop_everything, stop_process
 from themis_triton.commands.profile_command import BenchFlags, Place, opened, resolve
 from themis_triton.core.config import DeviceSlot, LaunchConfig
-from themis_triton.core.errors import ServerError
+from themis_triton.core.errors import ServerError, SettingsError
 from themis_triton.core.fleet import ModelState, Server
 from themis_triton.load.connection import open_stub, read_specs
 from themis_triton.plan.model_config import state_of
 from themis_triton.profile.bench import adopted_bench, adopted_server, launched_bench
 from themis_triton.profile.drive import closed_loop
-from themis_triton.profile.files import read_profile, resume_path
+from themis_triton.profile.files import read_profile, replace_profile, resume_path
 from themis_triton.profile.grid import GridPlan
 from themis_triton.profile.inputs import InputOptions, build_request
 from themis_triton.profile.measure import Accuracy
 from themis_triton.profile.run import ProfileOptions, Step, profile_model
 from themis_triton.settings.measured import TimeSource
+from themis_triton.settings.profile import ProfileSettings, TableSettings
 
 pytestmark = pytest.mark.e2e
 
 MODEL = "video-detector"
 LAUNCH = LaunchConfig((DeviceSlot("profile", "cpu:0"),), REPOSITORY, stop_timeout_s=5.0)
+EARLIER = ProfileSettings(table=TableSettings(batches=[1], instances=[1], latency_ms=[[5.0]]), instance_init_s=0.5)
 QUICK = Accuracy(percentile=50.0, precision=0.02, max_seconds=6.0, max_samples=60)
 TOLERANCE = 0.05
 
@@ -154,6 +156,84 @@ def test_a_server_that_dies_leaves_a_clear_error_and_what_was_measured(tmp_path:
         asyncio.run(run())
     assert resume_path(tmp_path / "detector.yaml").exists()
     assert not (tmp_path / "detector.yaml").exists()
+
+
+BROKEN = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        arrays = [pb_utils.get_input_tensor_by_name(request, "X").as_numpy() for request in requests]
+        if len(arrays[0]) > 1:
+            raise ValueError("batches are beyond me")
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("Y", array)]) for array in arrays]
+"""
+BROKEN_CONFIG = """
+name: "broken"
+backend: "python"
+max_batch_size: 4
+input [{ name: "X", data_type: TYPE_FP32, dims: [2] }]
+output [{ name: "Y", data_type: TYPE_FP32, dims: [2] }]
+instance_group [{ count: 1, kind: KIND_CPU }]
+"""
+
+
+def broken_launch(folder: Path) -> LaunchConfig:
+    """A repository with a model that answers single requests and fails on every batch."""
+    (folder / "broken" / "1").mkdir(parents=True)
+    (folder / "broken" / "config.pbtxt").write_text(BROKEN_CONFIG)
+    (folder / "broken" / "1" / "model.py").write_text(BROKEN)
+    return LaunchConfig(LAUNCH.slots, folder, stop_timeout_s=5.0)
+
+
+def test_a_model_that_answers_errors_is_named_with_its_words_and_the_profile_there_is_untouched(tmp_path: Path, state: Path) -> None:
+    launch = broken_launch(tmp_path / "repository")
+    out = tmp_path / "broken.yaml"
+    replace_profile(out, EARLIER)
+    before = out.read_bytes()
+
+    async def run() -> None:
+        async with launched_bench("broken", launch, launch.slots[0], state) as bench:
+            await profile_model(bench, ProfileOptions(out, GridPlan(4, 1), QUICK), lambda _: None)
+
+    with pytest.raises(ServerError, match=r"model broken answered INTERNAL: .*batches are beyond me.*; see the server's log"):
+        asyncio.run(run())
+    assert out.read_bytes() == before
+    assert resume_path(out).exists(), "single requests were measured"
+    assert not owned_processes(state / "profile")
+
+
+def test_a_file_that_is_no_profile_is_said_before_anything_is_measured(tmp_path: Path, state: Path) -> None:
+    out = tmp_path / "detector.yaml"
+    out.write_text("notes: mine\n")
+
+    async def run() -> None:
+        async with launched_bench(MODEL, LAUNCH, LAUNCH.slots[0], state) as bench:
+            await profile_model(bench, options(tmp_path), lambda _: pytest.fail("it was measured"))
+
+    with pytest.raises(SettingsError, match=r"detector\.yaml: not a file of `themis profile`"):
+        asyncio.run(run())
+    assert out.read_text() == "notes: mine\n"
+
+
+def test_more_instances_than_the_device_holds_are_an_error_with_the_remedy(
+    tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = tmp_path / "full"
+    monkeypatch.setenv("THEMIS_EMULATED_FAIL_INIT_FILE", str(full))
+
+    def fill(step: Step) -> None:
+        if step.point is not None:
+            full.touch()
+
+    async def run() -> None:
+        async with launched_bench(MODEL, LAUNCH, LAUNCH.slots[0], state) as bench:
+            await profile_model(bench, options(tmp_path, GridPlan(1, 3)), fill)
+
+    with pytest.raises(ServerError, match=r"out of memory.*measure fewer with --max-instances"):
+        asyncio.run(run())
+    assert resume_path(tmp_path / "detector.yaml").exists()
 
 
 def test_an_unknown_model_is_an_error_that_names_it(tmp_path: Path) -> None:

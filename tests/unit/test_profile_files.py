@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ByteSize
 
 from tests.unit.samples import config as make_config
+from themis_triton.commands.profile_command import busiest, time_left
 from themis_triton.core.config import DeviceSlot, LatencyTable, LaunchConfig, ProfileOrigin, ThemisConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.load.requests import ModelSpec, TensorSpec
@@ -17,10 +19,11 @@ from themis_triton.profile.files import Conditions, Progress, read_profile, read
 from themis_triton.profile.grid import GridPlan
 from themis_triton.profile.identity import config_hash, device_name, model_config, model_hash
 from themis_triton.profile.inputs import InputOptions, build_request
-from themis_triton.profile.run import finished, memory_line
+from themis_triton.profile.run import finished, levers_kept, memory_line
 from themis_triton.profile.stale import refuse_stale, stale_profiles
 from themis_triton.profile.trace import parse_trace, without_overhead
-from themis_triton.settings.measured import PointSettings
+from themis_triton.settings import load_settings
+from themis_triton.settings.measured import LeverSettings, LeversSettings, PointSettings
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 CONDITIONS = Conditions(
@@ -90,8 +93,11 @@ def test_inputs_from_a_file(tmp_path: Path) -> None:
     spec = ModelSpec("m", (TensorSpec("A", "FP32", (-1, 3)),))
     message = build_request(spec, 2, InputOptions(file=file), batched=True).message
     assert np.frombuffer(message.raw_input_contents[0], np.float32).tolist() == [0.0, 1.0, 2.0, 0.0, 1.0, 2.0]
+    np.savez(tmp_path / "named.npz", A=np.zeros(3, dtype=np.float32), **{"m.A": np.ones(3, dtype=np.float32)})
+    own = build_request(spec, 1, InputOptions(file=tmp_path / "named.npz"), batched=True).message
+    assert np.frombuffer(own.raw_input_contents[0], np.float32).tolist() == [1.0, 1.0, 1.0]
     other = ModelSpec("m", (TensorSpec("Z", "FP32", (-1, 3)),))
-    with pytest.raises(SettingsError, match="no array Z; model m takes Z, and the file holds A"):
+    with pytest.raises(SettingsError, match=r"no array Z or m\.Z; model m takes Z, and the file holds A"):
         build_request(other, 2, InputOptions(file=file), batched=True)
     with pytest.raises(SettingsError, match="array A is float32; the model takes INT8"):
         build_request(ModelSpec("m", (TensorSpec("A", "INT8", (-1, 3)),)), 2, InputOptions(file=file), batched=True)
@@ -121,6 +127,26 @@ def test_a_finished_profile_is_read_back_and_ends_the_resume_file(tmp_path: Path
     assert profile.instance_memory == 50
     assert profile.measured is not None
     assert [fit.form for fit in profile.measured.fits if fit.kept] == ["contention"]
+
+
+def test_probed_levers_outlive_a_new_profile_of_the_same_model_server_and_device() -> None:
+    progress = Progress(conditions=CONDITIONS, points=[point(1, 1, 5.0)])
+    lever = LeverSettings(in_place=True, duration_s=0.5, requests=10, errors=0, latency_added_ms=1.0, memory_peak=ByteSize(1))
+    probed = finished(progress, GridPlan(1, 1), traced=True).model_copy(update={"levers": LeversSettings(add_one=lever)})
+    assert levers_kept(probed, finished(progress, GridPlan(1, 1), traced=True)) == probed.levers
+    for changed in ({"config_hash": "other"}, {"model_hash": "other"}, {"device": "cpu: y"}, {"triton_version": "3"}):
+        other = Progress(conditions=CONDITIONS.model_copy(update=changed), points=progress.points)
+        assert levers_kept(probed, finished(other, GridPlan(1, 1), traced=True)) is None
+    assert levers_kept(None, probed) is None
+
+
+def test_time_left_is_told_in_minutes() -> None:
+    assert time_left(125.4) == "at least 2:05 left"
+
+
+def test_settings_are_measured_as_far_as_plans_read_the_surface() -> None:
+    shipped = load_settings(REPOSITORY.parent / "config" / "ocr.yaml")
+    assert busiest(shipped, "cpu:0") == sum(model.max_instances for model in shipped.models.values())
 
 
 def test_means_stand_where_they_were_measured_and_elsewhere_in_their_usual_share() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from themis_triton.adapters.orphans import DEVICE_VARIABLE
 from themis_triton.adapters.processes import owned_processes
@@ -174,18 +174,44 @@ def _device_of(process: psutil.Process) -> str | None:
 async def _profiled(model: str, out: Path, flags: ProfileFlags, place: Place, console: Console) -> ProfileSettings:
     plan = _plan(model, flags, place)
     options = ProfileOptions(out, plan, flags.accuracy, flags.inputs, place.files(model))
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(f"{model}: starting", total=None)
-
-        def tell(step: Step) -> None:
-            told = (
-                f", last l({step.point.batch}, {step.point.instances}) = {step.point.service_ms:.1f} ms" if step.point is not None else ""
-            )
-            bar.update(task, description=f"{model}: points{told}", completed=step.done, total=step.done + step.left)
-
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        teller = _Teller(model, console, bar, bar.add_task(f"{model}: starting", total=None, left=""))
         async with opened(model, place) as bench:
-            return await profile_model(bench, options, tell)
+            return await profile_model(bench, options, teller)
+
+
+@dataclass(slots=True)
+class _Teller:
+    """Shows each step: as a bar on a terminal, else a line a point, so that a log tells how far it got."""
+
+    model: str
+    console: Console
+    bar: Progress
+    task: TaskID
+    started_s: float | None = None
+    measured: int = 0
+    last: str = ""
+
+    def __call__(self, step: Step) -> None:
+        """The bar's own estimate would forget points older than half a minute, and one can take longer: the mean of all is taken."""
+        now_s = asyncio.get_running_loop().time()
+        self.started_s = now_s if self.started_s is None else self.started_s
+        if step.point is not None:
+            self.measured += 1
+            self.last = f", last l({step.point.batch}, {step.point.instances}) = {step.point.service_ms:.1f} ms"
+        left = time_left((now_s - self.started_s) / self.measured * step.left) if self.measured else ""
+        total = step.done + step.left
+        self.bar.update(self.task, description=f"{self.model}: points{self.last}", completed=step.done, total=total, left=left)
+        if step.point is not None and not self.console.is_terminal:
+            line = f"{self.model}: {step.done} of {total} points{self.last}; {left}"
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def time_left(seconds: float) -> str:
+    """In words. Where the surface bends more points are found, so it is the least."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"at least {minutes}:{rest:02d} left"
 
 
 def _plan(model: str, flags: ProfileFlags, place: Place) -> GridPlan:
@@ -197,8 +223,15 @@ def _plan(model: str, flags: ProfileFlags, place: Place) -> GridPlan:
         raise SettingsError("--max-batch: found nothing; give the largest batch to measure, or the model's folder with --repository")
     if largest is not None and max_batch > largest:
         raise SettingsError(f"--max-batch {max_batch}: model {model} takes batches of at most {largest}, its max_batch_size; lower it")
-    instances = flags.max_instances or (bounds.max_instances if bounds is not None else _DEFAULT_INSTANCES)
+    instances = flags.max_instances or (busiest(place.config, place.slot.device) if place.config is not None else 0) or _DEFAULT_INSTANCES
     return GridPlan(max_batch, instances, flags.tolerance, flags.max_points)
+
+
+def busiest(config: ThemisConfig, device: str) -> int:
+    """The most instances, of all models together, that the settings let be busy on a device: as far as plans read a surface."""
+    slots = config.launch.slots if config.launch is not None else ()
+    devices = [slot.device for slot in slots] + [server.device for server in config.servers]
+    return max(1, devices.count(device)) * sum(model.max_instances for model in config.models.values())
 
 
 def _say(console: Console, out: Path, profile: ProfileSettings) -> None:

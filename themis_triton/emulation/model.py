@@ -16,6 +16,13 @@ from themis_triton.emulation.device import DeviceSeat, slot_name, table_director
 from themis_triton.emulation.parameters import Parameters, read_parameters
 from themis_triton.emulation.service import Service, noise_factors
 
+AROUND_S = 0.0006
+"""What a batch takes beside the wait, from Triton's stamp of its start to that of its end.
+
+Measured on a server processor: 0.1 to 0.2 ms until `execute`, 0.2 ms in it, 0.3 ms until the answer has left. A model whose surface says
+18 ms would else take 18.6 ms.
+"""
+
 
 class TritonPythonModel:
     """Answers `OUTPUT = INPUT·2 + offset` after the service time that the model's surface gives for the batch and the contention."""
@@ -31,7 +38,7 @@ class TritonPythonModel:
         self._offset = np.float32(parameters.offset)
         self._seat = DeviceSeat(slot_name(), table_directory())
         noise = noise_factors(parameters.noise_cv, args["model_instance_name"])
-        self._service = Service(parameters.surface, self._seat, _scale(parameters, model), noise)
+        self._service = Service(parameters.surface, self._seat, _scale(parameters, model), noise, AROUND_S)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Serve the requests as one batch: their batch dimensions add up."""

@@ -29,13 +29,17 @@ class Service:
         seat: this instance's seat at its device.
         scale: factor read at each slice.
         draw: factor drawn once a batch (noise).
+        around_s: what the caller itself takes for each batch; it is part of the service time, so the wait is shorter by it.
     """
 
-    def __init__(self, surface: Surface, seat: DeviceSeat, scale: Callable[[], float], draw: Callable[[], float]) -> None:
+    def __init__(
+        self, surface: Surface, seat: DeviceSeat, scale: Callable[[], float], draw: Callable[[], float], around_s: float = 0.0
+    ) -> None:
         self._surface = surface
         self._seat = seat
         self._scale = scale
         self._draw = draw
+        self._around_s = around_s
         self._carry_s = 0.0
 
     def serve(self, batch: int) -> None:
@@ -44,7 +48,7 @@ class Service:
             noise = self._draw()
             at_s = time.perf_counter()
             duration_s = self._duration_s(batch, noise)
-            left = 1.0 - min(self._carry_s / duration_s, _CARRY_SHARE)
+            left = 1.0 - min((self._carry_s + self._around_s) / duration_s, _CARRY_SHARE)
             while True:
                 time.sleep(min(left * duration_s, max(_SLICE_S, _SLICE_SHARE * duration_s)))
                 now_s = time.perf_counter()

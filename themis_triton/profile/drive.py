@@ -44,7 +44,7 @@ class ClosedLoop:
             try:
                 answer = await self.stub.ModelInfer(self.request.message, timeout=self.timeout_s)
             except grpc.aio.AioRpcError as error:
-                self._fail(f"answered {error.code().name}: {error.details()}")
+                self._fail(f"answered {error.code().name}: {' '.join(str(error.details()).split())}")
                 return
             self.latencies_ms.append(1000.0 * (loop.time() - sent_s))
             if (wrong := wrong_answer(self.request, answer)) is not None:

@@ -21,7 +21,10 @@ _UNMADE = ("BF16",)
 
 @dataclass(frozen=True, slots=True)
 class InputOptions:
-    """Where inputs come from: `shapes` by `MODEL.INPUT`, without the batch dimension; or `file`, an `.npz` with an array an input."""
+    """Where inputs come from.
+
+    `shapes`, by `MODEL.INPUT` and without the batch dimension; or `file`, an `.npz` with an array an input, by its name or `MODEL.INPUT`.
+    """
 
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     file: Path | None = None
@@ -67,12 +70,14 @@ def _from_file(spec: ModelSpec, batch: int, file: Path, *, batched: bool) -> Sta
     message = service_pb2.ModelInferRequest(model_name=spec.name)
     arrays = _arrays(file)
     for tensor in spec.inputs:
-        if tensor.name not in arrays:
+        own = f"{spec.name}.{tensor.name}"
+        name = own if own in arrays else tensor.name
+        if name not in arrays:
             raise SettingsError(
-                f"--data {file}: no array {tensor.name}; model {spec.name} takes {', '.join(each.name for each in spec.inputs)}, "
+                f"--data {file}: no array {tensor.name} or {own}; model {spec.name} takes {', '.join(each.name for each in spec.inputs)}, "
                 f"and the file holds {', '.join(arrays) or 'nothing'}"
             )
-        value = _typed(arrays[tensor.name], tensor, file)
+        value = _typed(arrays[name], tensor, file)
         value = np.repeat(value[None], batch, axis=0) if batched else value
         message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=value.shape)
         message.raw_input_contents.append(

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from themis_triton.core.errors import ServerError
+from themis_triton.core.errors import ChangeRefusedError, ServerError
 from themis_triton.profile.bench import Bench
 from themis_triton.profile.drive import ClosedLoop, closed_loop
 from themis_triton.profile.grid import Point
@@ -72,7 +72,7 @@ async def measure_point(bench: Bench, point: Point, inputs: InputOptions, accura
         SettingsError: no input can be made.
     """
     batch, instances = point
-    await bench.set_instances(instances)
+    await run_instances(bench, instances)
     request = build_request(bench.spec, batch, inputs, batched=bench.batched)
     async with closed_loop(bench.stub, request, instances, accuracy.timeout_s) as loop:
         samples = await _sampled(bench, loop, accuracy)
@@ -95,6 +95,15 @@ async def measure_point(bench: Bench, point: Point, inputs: InputOptions, accura
         client_ms=round(client.percentile, 4),
         outliers=summary.outliers,
     )
+
+
+async def run_instances(bench: Bench, count: int) -> float:
+    """Change the count; returns how long that took, in s. ServerError with the remedy where the server refuses."""
+    try:
+        return await bench.set_instances(count)
+    except ChangeRefusedError as error:
+        words = " ".join(str(error).split())
+        raise ServerError(f"{words}; where {count} instances are too many for the device, measure fewer with --max-instances") from error
 
 
 async def _sampled(bench: Bench, loop: ClosedLoop, accuracy: Accuracy) -> _Samples:

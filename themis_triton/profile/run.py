@@ -13,16 +13,17 @@ from pydantic import ByteSize
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.core.errors import ServerError
 from themis_triton.profile.bench import Bench
-from themis_triton.profile.files import Conditions, Progress, read_progress, write_profile, write_progress
+from themis_triton.profile.files import Conditions, Progress, read_profile, read_progress, write_profile, write_progress
 from themis_triton.profile.fit import Fit, best_fit
 from themis_triton.profile.grid import GridPlan, Point, complete_table, next_points
 from themis_triton.profile.identity import config_hash, device_name, machine_name, model_hash
 from themis_triton.profile.inputs import InputOptions
-from themis_triton.profile.measure import Accuracy, measure_point
+from themis_triton.profile.measure import Accuracy, measure_point, run_instances
 from themis_triton.settings.measured import (
     PROFILE_VERSION,
     FitSettings,
     LaunchSettingsMeasured,
+    LeversSettings,
     MeasuredSettings,
     PointSettings,
     TimeSource,
@@ -55,9 +56,11 @@ async def profile_model(bench: Bench, options: ProfileOptions, tell: Callable[[S
 
     Raises:
         ServerError: a request failed, or the server is gone; the resume file holds the points measured so far.
-        SettingsError: the resume file is of other conditions, an input cannot be made, or a file cannot be written.
+        SettingsError: the resume file is of other conditions, the file that is there is no profile, an input cannot be made, or a file
+            cannot be written.
         MissingPartError: scipy is not installed.
     """
+    before = await asyncio.to_thread(read_profile, options.out) if options.out.exists() else None
     progress = read_progress(options.out, await _conditions(bench, options))
     if bench.launch is not None and progress.launch is None:
         times = {name: round(getattr(bench.launch, name), 4) for name in LaunchSettingsMeasured.model_fields}
@@ -72,6 +75,7 @@ async def profile_model(bench: Bench, options: ProfileOptions, tell: Callable[[S
         await asyncio.to_thread(write_progress, options.out, progress)
         tell(Step(point, len(progress.points), len(wanted) - 1))
     profile = await asyncio.to_thread(finished, progress, options.plan, bench.tracer is not None)
+    profile = profile.model_copy(update={"levers": levers_kept(before, profile)})
     await asyncio.to_thread(write_profile, options.out, profile)
     return profile
 
@@ -107,6 +111,14 @@ def finished(progress: Progress, plan: GridPlan, traced: bool) -> ProfileSetting
     )
 
 
+def levers_kept(before: ProfileSettings | None, profile: ProfileSettings) -> LeversSettings | None:
+    """What was probed before, where the profile that is replaced holds for the same model, server and device."""
+    if before is None or before.measured is None or profile.measured is None:
+        return None
+    same = before.measured.triton_version == profile.measured.triton_version and before.measured.origin == profile.measured.origin
+    return before.levers if same else None
+
+
 def memory_line(memory_bytes: dict[int, int]) -> tuple[int, int]:
     """Bytes of one more instance (the least-squares slope), and of a server with one; zeros where nothing was read."""
     known = {count: size for count, size in memory_bytes.items() if size > 0}
@@ -137,8 +149,8 @@ async def _change_costs(bench: Bench, options: ProfileOptions, progress: Progres
     """Time one more instance and one fewer, once."""
     if progress.instance_init_s is not None or options.plan.max_instances < 2:
         return progress
-    await bench.set_instances(1)
-    update = {"instance_init_s": round(await bench.set_instances(2), 4), "instance_stop_s": round(await bench.set_instances(1), 4)}
+    await run_instances(bench, 1)
+    update = {"instance_init_s": round(await run_instances(bench, 2), 4), "instance_stop_s": round(await run_instances(bench, 1), 4)}
     progress = progress.model_copy(update=update)
     await asyncio.to_thread(write_progress, options.out, progress)
     return progress
