@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from themis_triton.commands.interruptible import run_interruptible
 from themis_triton.commands.profile_command import BenchFlags, Place, opened, resolve
 from themis_triton.profile.files import read_profile, replace_profile
 from themis_triton.profile.probe import ProbeOptions, probe_model
@@ -20,7 +20,7 @@ def probe_command(model: str, out: Path, options: ProbeOptions, where: BenchFlag
     path = out / f"{model}.yaml"
     profile = read_profile(path)
     console = Console(stderr=True)
-    levers = asyncio.run(_probed(model, options, resolve(where), console))
+    levers = run_interruptible(_probed(model, options, resolve(where), console))
     replace_profile(path, profile.model_copy(update={"levers": levers}))
     console.print(_table(model, levers))
     console.print(f"{path}: levers written", markup=False, highlight=False, soft_wrap=True)

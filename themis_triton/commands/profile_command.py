@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from themis_triton.adapters.orphans import DEVICE_VARIABLE
-from themis_triton.adapters.processes import owned_processes
+from themis_triton.adapters.processes import owned_processes, stop_everything
+from themis_triton.adapters.server_files import CONFIG_FILE
+from themis_triton.commands.interruptible import run_interruptible
 from themis_triton.core.config import DeviceSlot, LaunchConfig, ThemisConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.daemon.lock import locked
@@ -32,6 +35,7 @@ from themis_triton.settings.profile import ProfileSettings
 from themis_triton.settings.shipped import shipped
 
 _WATCH_S = 2.0
+_STOP_S = 5.0
 _DEFAULT_INSTANCES = 8
 
 
@@ -83,13 +87,13 @@ class Place:
 def profile_command(flags: ProfileFlags, where: BenchFlags, *, as_json: bool) -> None:
     """Measure a model, or each model of a pipeline, and write the profile files."""
     place = resolve(where)
-    models = models_of(flags.target, place.config)
+    models = models_of(flags.target, place)
     require_matplotlib()
     console = Console(stderr=True)
     profiles = {}
     for model in models:
         out = flags.out / f"{model}.yaml"
-        profiles[out] = asyncio.run(_profiled(model, out, flags, place, console))
+        profiles[out] = run_interruptible(_profiled(model, out, flags, place, console))
     for out, profile in profiles.items():
         _say(console, out, profile)
         draw_profile(profile, out.stem, out.with_suffix(".png"))
@@ -106,6 +110,8 @@ def resolve(flags: BenchFlags) -> Place:
         launch = LaunchConfig((DeviceSlot(flags.slot or "profile", flags.device),), flags.repository or shipped("model_repository"))
     else:
         launch = config.launch if flags.repository is None else replace(config.launch, model_repository=flags.repository)
+    if not re.fullmatch(r"(gpu|cpu):\d+", flags.device):
+        raise SettingsError(f"--device {flags.device}: allowed is gpu:N or cpu:N, such as gpu:0")
     slots = {slot.name: slot for slot in launch.slots}
     if flags.slot is not None and flags.slot not in slots:
         raise SettingsError(f"--slot {flags.slot}: not a slot of the settings; there are {', '.join(slots)}")
@@ -114,10 +120,17 @@ def resolve(flags: BenchFlags) -> Place:
     return Place(flags, config, replace(launch, model_repository=launch.model_repository.resolve()), slot, state)
 
 
-def models_of(target: str, config: ThemisConfig | None) -> tuple[str, ...]:
-    """A pipeline's models, or the model itself."""
-    pipelines = {pipeline.name: pipeline.stages for pipeline in (config.pipelines if config is not None else ())}
-    return pipelines.get(target, (target,))
+def models_of(target: str, place: Place) -> tuple[str, ...]:
+    """A pipeline's models, or the model itself. SettingsError where the repository can be looked into and has no such model."""
+    pipelines = {pipeline.name: pipeline.stages for pipeline in (place.config.pipelines if place.config is not None else ())}
+    models = pipelines.get(target, (target,))
+    for model in models:
+        folder = place.files(model)
+        if folder is not None and not (folder / CONFIG_FILE).is_file():
+            there = ", ".join(sorted(path.parent.name for path in folder.parent.glob(f"*/{CONFIG_FILE}"))) or "none"
+            pipeline = f"pipelines: {', '.join(pipelines) or 'none'}" + ("" if place.config is not None else ", without -c SETTINGS")
+            raise SettingsError(f"{model}: no such model in {folder.parent} (models: {there}; {pipeline}); correct name or --repository")
+    return models
 
 
 @asynccontextmanager
@@ -133,6 +146,8 @@ async def opened(model: str, place: Place) -> AsyncIterator[Bench]:
         if not flags.allow_live:
             await _refuse_busy_device(place)
         with locked(place.state_directory / "profile"):
+            # What a killed measurement left running would contend with this one.
+            await asyncio.to_thread(stop_everything, place.state_directory / "profile", _STOP_S)
             async with launched_bench(model, place.launch, place.slot, place.state_directory) as bench:
                 yield bench
         return
@@ -172,13 +187,15 @@ def _device_of(process: psutil.Process) -> str | None:
 
 
 async def _profiled(model: str, out: Path, flags: ProfileFlags, place: Place, console: Console) -> ProfileSettings:
-    plan = _plan(model, flags, place)
-    options = ProfileOptions(out, plan, flags.accuracy, flags.inputs, place.files(model))
+    files = place.files(model)
+    if files is not None:
+        _plan(model, flags, place, model_config(files).max_batch_size)  # A wrong flag is said before a server is started.
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         teller = _Teller(model, console, bar, bar.add_task(f"{model}: starting", total=None, left=""))
         async with opened(model, place) as bench:
-            return await profile_model(bench, options, teller)
+            plan = _plan(model, flags, place, bench.config.max_batch_size)
+            return await profile_model(bench, ProfileOptions(out, plan, flags.accuracy, flags.inputs, files), teller)
 
 
 @dataclass(slots=True)
@@ -214,14 +231,11 @@ def time_left(seconds: float) -> str:
     return f"at least {minutes}:{rest:02d} left"
 
 
-def _plan(model: str, flags: ProfileFlags, place: Place) -> GridPlan:
+def _plan(model: str, flags: ProfileFlags, place: Place, max_batch_size: int) -> GridPlan:
     bounds = place.config.models.get(model) if place.config is not None else None
-    files = place.files(model)
-    largest = max(1, model_config(files).max_batch_size) if files is not None else None
+    largest = max(1, max_batch_size)
     max_batch = flags.max_batch or (bounds.max_batch if bounds is not None else largest)
-    if max_batch is None:
-        raise SettingsError("--max-batch: found nothing; give the largest batch to measure, or the model's folder with --repository")
-    if largest is not None and max_batch > largest:
+    if max_batch > largest:
         raise SettingsError(f"--max-batch {max_batch}: model {model} takes batches of at most {largest}, its max_batch_size; lower it")
     instances = flags.max_instances or (busiest(place.config, place.slot.device) if place.config is not None else 0) or _DEFAULT_INSTANCES
     return GridPlan(max_batch, instances, flags.tolerance, flags.max_points)

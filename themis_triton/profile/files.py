@@ -52,7 +52,7 @@ def resume_path(profile: Path) -> Path:
 
 
 def read_progress(profile: Path, conditions: Conditions) -> Progress:
-    """What was measured before under the same conditions; nothing where there is no resume file.
+    """What was measured before under the same conditions; nothing where there is no resume file, or one without a point.
 
     Raises:
         SettingsError: the file is of other conditions, or broken; it is left as it is.
@@ -62,6 +62,8 @@ def read_progress(profile: Path, conditions: Conditions) -> Progress:
         return Progress(conditions=conditions)
     progress = _parsed(path, Progress)
     theirs, ours = progress.conditions.model_dump(), conditions.model_dump()
+    if not progress.points:
+        return Progress(conditions=conditions)
     if changed := [key for key in ours if ours[key] != theirs[key]]:
         found = "; ".join(f"{key} {theirs[key]!r}, now {ours[key]!r}" for key in changed)
         raise SettingsError(f"{path}: was measured under other conditions ({found}); go on as then, or delete the file to begin anew")

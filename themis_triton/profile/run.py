@@ -17,7 +17,7 @@ from themis_triton.profile.files import Conditions, Progress, read_profile, read
 from themis_triton.profile.fit import Fit, best_fit
 from themis_triton.profile.grid import GridPlan, Point, complete_table, next_points
 from themis_triton.profile.identity import config_hash, device_name, machine_name, model_hash
-from themis_triton.profile.inputs import InputOptions
+from themis_triton.profile.inputs import InputOptions, build_request
 from themis_triton.profile.measure import Accuracy, measure_point, run_instances
 from themis_triton.settings.measured import (
     PROFILE_VERSION,
@@ -61,6 +61,8 @@ async def profile_model(bench: Bench, options: ProfileOptions, tell: Callable[[S
         MissingPartError: scipy is not installed.
     """
     before = await asyncio.to_thread(read_profile, options.out) if options.out.exists() else None
+    # Made once for nothing, so that a wrong input is said before anything is measured or written.
+    build_request(bench.spec, 1, options.inputs, batched=bench.batched)
     progress = read_progress(options.out, await _conditions(bench, options))
     if bench.launch is not None and progress.launch is None:
         times = {name: round(getattr(bench.launch, name), 4) for name in LaunchSettingsMeasured.model_fields}
