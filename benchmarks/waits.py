@@ -1,6 +1,7 @@
-"""The default queueing model against a simulation of work-conserving batch servers: is the predicted p99 a bound, and how loose is it?
+"""The default queueing model against the request-level simulator: is the predicted p99 a bound, and how loose is it?
 
-Run from the repository root: `python benchmarks/waits.py` (about a minute). Writes results/waits.json and results/waits.png.
+Servers are as behind our Envoy: a request goes to the emptiest one, batches conserve work, and one that starts slows those that run
+on its device. Run from the repository root: `python benchmarks/waits.py` (about a minute). Writes results/waits.json and waits.png.
 """
 
 from __future__ import annotations
@@ -9,14 +10,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from batch_queue import simulate
 from common import RESULTS, versions, write_result
 
+from themis_triton.core.fleet import ModelState
+from themis_triton.sim.engine import Simulation
+from themis_triton.sim.layout import Layout
+from themis_triton.sim.world import SimWorld
 from themis_triton.solver.problem import ChainProblem, StageProblem
 from themis_triton.solver.solve import evaluate
 from themis_triton.solver.surface import contention_surface
 
 REQUESTS, WARM_UP, SEED = 20_000, 2_000, 20_260
+DRAIN_S = 600.0
 SAMPLING = 0.995  # the simulated p99 is itself a sample
 
 
@@ -60,16 +65,28 @@ def video_stages() -> tuple[StageProblem, ...]:
     )
 
 
+def simulated_p99_ms(problem: ChainProblem, servers: int, counts: list[int], batches: list[int], rate_rps: float, seed: int) -> float:
+    """End to end, with Poisson arrivals and no time on the wire."""
+    stages, largest, total = range(len(counts)), max(batches), sum(counts)
+    latency = np.stack([stage.surface.extended(largest, total)[:largest, :total] for stage in problem.stages])
+    arrival_s = np.cumsum(np.random.default_rng(seed).exponential(1.0 / rate_rps, REQUESTS))
+    layout = Layout(latency, (tuple(stages),), tuple(range(servers)), total)
+    simulation = Simulation(layout, SimWorld(hop_s=0.0), arrival_s, np.zeros(REQUESTS, dtype=np.int64), seed)
+    for model in stages:
+        for server in range(servers):
+            simulation.configure(server, model, ModelState(counts[model], batches[model]))
+        simulation.route(model, tuple(range(servers)))
+    simulation.advance(float(arrival_s[-1]) + DRAIN_S)
+    engine = simulation.engine
+    return float(1000.0 * np.percentile((engine.ended_s - engine.arrival_s)[WARM_UP:], 99))
+
+
 def measure(
     family: str, stages: tuple[StageProblem, ...], servers: int, counts: list[int], batches: list[int], load: float, seed: int
 ) -> State:
     problem = ChainProblem(stages, 1e9, 1.0)
     rate = load * evaluate(problem, servers, counts, batches).capacity_rps
-    largest, total = max(batches), sum(counts)
-    latency = np.stack([stage.surface.extended(largest, total)[:largest, :total] for stage in stages])
-    held, delays = (np.array(counts), np.array(batches)), np.zeros(len(stages))
-    sojourn = simulate(latency, *held, delays, servers, rate, REQUESTS, seed, False)
-    simulated = float(np.percentile(sojourn[WARM_UP:, -1], 99))
+    simulated = simulated_p99_ms(problem, servers, counts, batches, rate, seed)
     predicted = evaluate(problem, servers, counts, batches, rate_rps=rate).predicted_p99_ms
     return State(family, servers, tuple(counts), tuple(batches), round(rate, 2), round(load, 3), round(simulated, 1), round(predicted, 1))
 
@@ -134,8 +151,10 @@ def main() -> None:
         f"{low:.1f}..{low + 0.2:.1f}": summary([s for s in states if s.family == "random" and low <= s.load < low + 0.2])
         for low in (0.0, 0.2, 0.4, 0.6, 0.8)
     }
+    by_servers = {str(n): summary([s for s in states if s.family == "random" and s.servers == n]) for n in (1, 2, 3, 4)}
     draw(states)
-    result = {"versions": versions("numpy", "numba"), "requests": REQUESTS, "families": families, "random_by_load": by_load}
+    splits = {"random_by_load": by_load, "random_by_servers": by_servers}
+    result = {"versions": versions("numpy", "numba"), "requests": REQUESTS, "families": families, **splits}
     path = write_result("waits", {**result, "states": [asdict(state) for state in states]})
     for family, numbers in families.items():
         print(family, numbers)

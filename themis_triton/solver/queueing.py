@@ -17,11 +17,12 @@ from themis_triton.solver.surface import FloatArray
 TRITON, PAPER_FORM, CENTRAL = 0, 1, 2
 SLO, RATE_GROWING, RATE_FALLING, WANTED, TAIL, MEMORY_LIMIT, DISPERSION, SIGMAS, EXTRA = 0, 1, 2, 3, 4, 5, 6, 7, 8  # of Chain.rate
 BUSY_SIGMAS = 2.0  # deviations of the number of busy instances that a request at the percentile meets
-TAIL_MARGIN = 0.8
+TAIL_MARGIN = 0.6
 NEGLIGIBLE_LOAD, STEEPEST = 1e-15, 40.0  # below this load the tail counts as falling this fast
 NO_RATE_RPS = 1e-9  # a request in thirty years is none
 BUSY_GAIN = 1.1  # how fast the share of busy instances rises with the load
 INDEPENDENT_ENDS = 4  # running batches whose ends count as independent
+POOLED_SERVERS = 4  # servers that a balancer which always knows the emptiest one makes to one queue
 FIXED_POINT_STEPS = 40
 
 
@@ -86,12 +87,16 @@ def gather_ms(unit: float, rate_rps: float) -> float:
 
 @kernel
 def all_busy_probability(instances: int, load: float) -> float:
-    """Erlang's C: the share of arrivals that find every instance busy; `load` in busy instances, 1 at or above `instances`."""
+    """Erlang's C: the share of arrivals that find every instance busy; `load` in busy instances, 1 at or above `instances`.
+
+    By the recursion of Erlang's B for 1/B, which needs no division in its loop; without load 1/B is infinite and nobody waits.
+    """
     if load >= instances:
         return 1.0
-    blocked = 1.0
+    per_load, inverse = 1.0 / load, 1.0
     for i in range(1, instances + 1):
-        blocked = load * blocked / (i + load * blocked)
+        inverse = 1.0 + inverse * (i * per_load)
+    blocked = 1.0 / inverse
     return blocked / (1.0 - (load / instances) * (1.0 - blocked))
 
 
@@ -140,13 +145,12 @@ def triton_wait(
     `latency_ms[b - 1, k - 1]` is read at k = `usual` busy instances for everybody else's batches and at k = `busy` for the request's
     own; `rate_per_ms` arrives at each server for this stage; a batch may be held `held_ms` to fill.
 
-    The running batches have the smallest size that keeps up with the rate. All instances are busy with Erlang's probability P for
-    single requests; the first one frees within `l·(1 − (tail/P)^(1/min(c, 4)))`, as if at most four ended independently (batches
-    tend to start together). What rounds of full batches leave behind adds the exponential tail of Lundberg's equation, shared over
-    the servers by the balancer. The request's own batch is what arrived meanwhile.
-    Not a theorem. Against a request-level simulation (`benchmarks/waits.py`) a chain's predicted p99 bounds the simulated one in 96 %
-    of 600 random states with a median overestimate of 26 %, and in all 108 states of the video chain with a median of 33 %. Where it
-    fails it is near saturation or with one-request batches under strong contention, by up to 28 %.
+    The running batches have the smallest size that keeps up with the rate. A request finds no free instance with Erlang's probability
+    P for single requests and the instances of up to four servers: the balancer sends it to the emptiest server. The first one of
+    its server's c frees within `l·(1 − (tail/P)^(1/min(c, 4)))`, as if at most four ended independently (batches tend to start
+    together). What rounds of full batches leave behind adds the exponential tail of Lundberg's equation, shared over the servers by
+    the balancer. The request's own batch is what arrived meanwhile.
+    Not a theorem; `benchmarks/waits.py` holds it against a request-level simulation and states its error.
     """
     full, tail, dispersion = at_busy(latency_ms, batch, usual), rate[TAIL], rate[DISPERSION]
     theta = decay(rate_per_ms * full, float(instances * batch))
@@ -155,8 +159,10 @@ def triton_wait(
     typical = 1
     while typical < batch and instances * typical < rate_per_ms * at_busy(latency_ms, typical, usual):
         typical += 1
-    pressed = all_busy_probability(instances, rate_per_ms * at_busy(latency_ms, 1, usual))
-    wait = 0.0
+    load, pooled, wait = rate_per_ms * at_busy(latency_ms, 1, usual), min(servers, POOLED_SERVERS), 0.0
+    pressed = all_busy_probability(instances, load)
+    if pooled > 1 and pressed > tail:  # else nobody waits anyhow: a pool only helps
+        pressed = all_busy_probability(pooled * instances, pooled * load)
     if pressed > tail:
         wait = at_busy(latency_ms, typical, usual) * (1.0 - (tail / pressed) ** (1.0 / min(instances, INDEPENDENT_ENDS)))
         wait += max(0.0, math.log(math.sqrt(pressed) / tail)) * dispersion / (theta * batch * servers) * full / instances

@@ -220,7 +220,8 @@ def triton_wait(
     if theta <= 0:
         return math.inf, float(batch)
     typical = next((j for j in range(1, batch) if workers * j >= rate_per_ms * by_batch[j - 1]), batch)
-    pressed, wait = all_busy_probability(workers, rate_per_ms * by_batch[0]), 0.0
+    pooled = min(queues, queueing.POOLED_SERVERS)
+    pressed, wait = all_busy_probability(pooled * workers, pooled * rate_per_ms * by_batch[0]), 0.0
     if pressed > tail:
         wait = by_batch[typical - 1] * (1 - (tail / pressed) ** (1 / min(workers, queueing.INDEPENDENT_ENDS)))
         rounds = math.log(math.sqrt(pressed) / tail) * problem.dispersion / (theta * batch * queues)
