@@ -91,8 +91,8 @@ def plan(
     config: ConfigOption,
     rate: Annotated[str, typer.Option(help="Requests/s: 120, or 20:400:20 (from:to:step).")],
     pipeline: Annotated[str | None, typer.Option(help="By default the settings' first.")] = None,
-    slo_ms: Annotated[float | None, typer.Option("--slo", help="Objective in ms instead of the settings'.")] = None,
-    devices: Annotated[int | None, typer.Option(help="Servers that there are, instead of the settings'.")] = None,
+    slo: Annotated[str | None, typer.Option(help="Objective in ms instead of the settings'.")] = None,
+    devices: Annotated[str | None, typer.Option(help="Servers that there are, instead of the settings'.")] = None,
     now: Annotated[
         str | None, typer.Option(help="What runs: 2:3,1 (2 servers, 3 and 1 instances), 2:3,1:8,8 with batches. Adds the way.")
     ] = None,
@@ -100,10 +100,9 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """What would run at a rate: servers, instances and batches, predicted p99, cost and what binds. Nothing is changed."""
-    from themis_triton.commands.plan_command import PlanFlags, plan_command  # noqa: PLC0415 - a command loads only what it needs
-    from themis_triton.planning import WhatIf  # noqa: PLC0415
+    from themis_triton.commands.plan_command import PlanFlags, parse_what_if, plan_command  # noqa: PLC0415 - a command loads only what it needs
 
-    plan_command(PlanFlags(config, rate, WhatIf(pipeline, slo_ms, devices), picture, as_json, now))
+    plan_command(PlanFlags(config, rate, parse_what_if(pipeline, slo, devices), picture, as_json, now))
 
 
 @app.command()

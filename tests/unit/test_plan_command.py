@@ -113,7 +113,8 @@ def test_a_rate_that_is_none_is_named(text: str) -> None:
     [
         (WhatIf(slo_ms=0.0), "--slo: found 0; allowed: a number > 0"),
         (WhatIf(slo_ms=float("nan")), "--slo: found nan"),
-        (WhatIf(devices=0), "--devices: found 0; allowed: a whole number ≥ 1"),
+        (WhatIf(devices=0), "--devices: found 0; allowed: a whole number ≥ 1 and ≤ 1,000,000"),
+        (WhatIf(devices=10**20), "--devices: found 100000000000000000000; allowed"),
         (WhatIf(pipeline="vidoe"), "--pipeline: found vidoe; allowed: nlp; name a pipeline"),
         (WhatIf(devices=2), "found 2 servers in total for 3 stages that are separate; allowed: at least 3"),
     ],
@@ -121,6 +122,24 @@ def test_a_rate_that_is_none_is_named(text: str) -> None:
 def test_what_cannot_be_asked_is_named(what_if: WhatIf, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         plan_command(PlanFlags(PAPER, "20", what_if))
+
+
+@pytest.mark.parametrize(
+    ("flag", "typed", "allowed"),
+    [
+        ("--slo", "fast", "a number > 0, in ms"),
+        ("--slo", "", "a number > 0, in ms"),
+        ("--slo", "1e400", "a number > 0, in ms"),
+        ("--devices", "1.5", "a whole number ≥ 1"),
+        ("--devices", "-2", "a whole number ≥ 1"),
+        ("--devices", "9" * 40, "a whole number ≥ 1"),
+    ],
+)
+def test_a_flag_that_is_no_number_is_named_with_what_is_allowed(flag: str, typed: str, allowed: str) -> None:
+    result = CliRunner().invoke(app, ["plan", "-c", str(PAPER), "--rate", "20", flag, typed])
+    assert isinstance(result.exception, SettingsError)
+    for said in (f"{flag}: found", f"allowed: {allowed}"):
+        assert said in str(result.exception)
 
 
 def test_horizontal_fixes_instances_and_vertical_servers() -> None:

@@ -22,6 +22,7 @@ from themis_triton.settings import load_settings
 
 MAX_RATES = 10_000
 MAX_RATE_RPS = 1e6
+MAX_DEVICES = 1_000_000
 RATE_WORDS = f"a rate of 0 to {MAX_RATE_RPS:,.0f} requests/s, or from:to:step with at most {MAX_RATES:,} of them, such as 120 or 20:400:20"
 
 
@@ -76,11 +77,32 @@ def _number(text: str) -> float | None:
     return float(text) if re.fullmatch(r"\d+(\.\d*)?|\.\d+", text.strip(), re.ASCII) else None
 
 
+def parse_what_if(pipeline: str | None, slo: str | None, devices: str | None) -> WhatIf:
+    """What is asked, as typed. SettingsError for an SLO or a number of devices that is none."""
+    try:
+        slo_ms = None if slo is None else float(slo)
+    except ValueError:
+        raise _slo_error(slo) from None
+    if devices is not None and not re.fullmatch(r"[+-]?\d{1,18}", devices.strip(), re.ASCII):
+        raise _devices_error(devices)
+    what_if = WhatIf(pipeline, slo_ms, None if devices is None else int(devices))
+    _check(what_if)
+    return what_if
+
+
 def _check(what_if: WhatIf) -> None:
     if what_if.slo_ms is not None and not (what_if.slo_ms > 0 and math.isfinite(what_if.slo_ms)):
-        raise SettingsError(f"--slo: found {what_if.slo_ms:g}; allowed: a number > 0, in ms; write such a number")
-    if what_if.devices is not None and what_if.devices < 1:
-        raise SettingsError(f"--devices: found {what_if.devices}; allowed: a whole number ≥ 1; write such a number")
+        raise _slo_error(f"{what_if.slo_ms:g}")
+    if what_if.devices is not None and not 1 <= what_if.devices <= MAX_DEVICES:
+        raise _devices_error(what_if.devices)
+
+
+def _slo_error(found: object) -> SettingsError:
+    return SettingsError(f"--slo: found {found}; allowed: a number > 0, in ms; write such a number")
+
+
+def _devices_error(found: object) -> SettingsError:
+    return SettingsError(f"--devices: found {found}; allowed: a whole number ≥ 1 and ≤ {MAX_DEVICES:,}; write such a number")
 
 
 def plan_table(answers: Sequence[PlanAnswer], pipeline: PipelineConfig, config: ThemisConfig) -> Table:
