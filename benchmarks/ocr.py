@@ -319,7 +319,7 @@ def loads(found: dict[str, Any]) -> Iterator[str]:
     where, most = found["machine"], max(row["answered_rps"] for row in found["rows"])
     above = [f"{row['rate_rps']:g}/s" for row in found["rows"] if row["predicted_p99_ms"] and row["p99_ms"] > row["predicted_p99_ms"]]
     yield ""
-    yield f"The most that was answered is {most:g}/s: plans stop at {found['planned_rps'] / most:.0%} of what the machine gives under overload."
+    yield f"The most that was answered is {most:g}/s: plans stop at {found['planned_rps'] / most:.0%} of that."
     yield f"The p99 was above the planned one at {', '.join(above) or 'no rate'}."
     yield ""
     busy = found["load_average"]
