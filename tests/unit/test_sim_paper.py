@@ -176,7 +176,7 @@ def test_the_observer_can_see_the_world_late() -> None:
     prompt, late = seen(0.0), seen(1.5)
     assert min(late) == min(prompt) + 1.5
     assert all(arrived == prompt[at_s - 1.5] for at_s, arrived in late.items())
-    assert list(seen(1.2).values()) == list(late.values())
+    assert list(seen(1.3).values()) == list(late.values())
 
 
 def test_a_late_observer_costs_violations() -> None:

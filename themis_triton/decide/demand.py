@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from themis_triton.core.config import ForecastName, PolicyConfig
 from themis_triton.core.estimate import GROWTH_HALF_WINDOW_S, TREND_HALF_WINDOW_S, PipelineEstimate
@@ -43,22 +43,28 @@ def fast_demand(estimate: PipelineEstimate, policy: PolicyConfig, lever_s: float
 
 
 def launch_demand(estimate: PipelineEstimate, policy: PolicyConfig, lever_s: float) -> Demand:
-    """What servers must be started for where instances cannot carry the newest rate: what waits need not be gone before they serve."""
-    fast = fast_demand(estimate, policy, lever_s)
+    """What servers must be able to carry with all their instances by the time that one started now serves, in `lever_s`.
+
+    The newest rate, or the trend's where it leads further; of what waits, only what instances would not have worked off by then.
+    """
     waiting = max(0.0, estimate.backlog - policy.backlog_slack_s * estimate.recent_rps)
-    return replace(fast, extra_rps=fast.extra_rps - waiting / policy.backlog_drain_s + waiting / max(lever_s, policy.backlog_drain_s))
+    extra_rps = waiting / max(lever_s, policy.backlog_drain_s)
+    return Demand(max(estimate.recent_rps, trend_rps(estimate, policy, lever_s)), extra_rps, _dispersion(estimate), policy.headroom_sigmas)
+
+
+def trend_rps(estimate: PipelineEstimate, policy: PolicyConfig, lever_s: float) -> float:
+    """The rate to which the last seconds' trend leads while a lever of so long works; 0 where chance explains the trend."""
+    trend = beyond_noise(estimate.trend_rps_per_s, estimate.trend_base_rps, TREND_HALF_WINDOW_S, policy.trend_sigmas)
+    # The newer half's mean lies half a window in the past.
+    return estimate.trend_base_rps + trend * (lever_s + policy.tick_s + TREND_HALF_WINDOW_S / 2.0) if trend > 0 else 0.0
 
 
 def slow_demand(estimate: PipelineEstimate, policy: PolicyConfig, lever_s: float) -> Demand:
-    """For the slow loop: the settled rate, or where more is to come while a server starts: the trend's growth, or a forecast."""
-    trend = beyond_noise(estimate.trend_rps_per_s, estimate.trend_base_rps, TREND_HALF_WINDOW_S, policy.trend_sigmas)
-    # The newer half's mean lies half a window in the past.
-    ahead_rps = estimate.trend_base_rps + trend * (lever_s + policy.tick_s + TREND_HALF_WINDOW_S / 2.0) if trend > 0 else 0.0
+    """For the slow loop's cheapest plan: the settled rate, or a forecast of more while a server starts."""
     foreseen_rps = 0.0
     if policy.forecast is not ForecastName.NONE and estimate.per_second:
         foreseen_rps = forecast_rate(policy.forecast, estimate.per_second, lever_s + policy.tick_s, policy.forecast_quantile)
-    rate_rps = max(estimate.settled_rps, ahead_rps, foreseen_rps)
-    return Demand(rate_rps, 0.0, _dispersion(estimate), policy.slow_headroom_sigmas)
+    return Demand(max(estimate.settled_rps, foreseen_rps), 0.0, _dispersion(estimate), policy.slow_headroom_sigmas)
 
 
 def beyond_noise(slope: float, rate_rps: float, half_window_s: float, sigmas: float) -> float:

@@ -32,7 +32,8 @@ def propose(memory: PipelineMemory, view: PipelineView) -> Judged:
     slow = slow_demand(view.estimate, policy, view.rules.launch_s(view.pipeline))
     now = view.in_place(fast, view.ready) if view.serves else None
     instances, release, memory = _held_instances(memory, view, now, fast)
-    aim = _aim(view, now, slow, launch_demand(view.estimate, policy, view.rules.launch_s(view.pipeline)))
+    rising = launch_demand(view.estimate, policy, view.rules.launch_s(view.pipeline))
+    aim = _aim(view, slow, rising)
     launch = to_launch(view, aim.wanted)
     memory, retire, why = _scale_in(memory, view, aim.wanted)
     if retire and view.rules.quick_levers:
@@ -58,7 +59,7 @@ def propose(memory: PipelineMemory, view: PipelineView) -> Judged:
                 holds_after_s=_holds_after_s(view, now, fast),
             ),
             launch=launch,
-            launch_instances=_launch_instances(view, fast, slow, aim.wanted),
+            launch_instances=_launch_instances(view, (fast, slow, rising), aim.wanted),
             retire=retire,
             release=release,
             exact_batches=view.sets_batches,
@@ -87,18 +88,18 @@ def _held_instances(
     return memory.held_instances(), calm and settled, memory
 
 
-def _aim(view: PipelineView, now: InPlace | None, slow: Demand, surging: Demand) -> _Aim:
-    """The cheapest way to a plan for the slow demand; more servers where a surge needs them, or would have no room in instances."""
+def _aim(view: PipelineView, slow: Demand, rising: Demand) -> _Aim:
+    """The cheapest way to a plan for the slow demand; more servers where all instances of these could not carry what rises meanwhile.
+
+    Nor are there ever so few that a surge by `surge_factor` would find no room in instances.
+    """
     plan, path = view.joint(slow), None
     if _moves(view, plan) and view.serves and view.rules.config.planning.placement is Placement.COLOCATED:
         path = view.path(slow)
         plan = path.plan
     wanted = view.servers_of(plan) if plan.feasible else view.most_servers
     surge = replace(slow, rate_rps=slow.rate_rps * view.rules.config.policy.surge_factor)
-    wanted = _most(wanted, view.fewest_servers(surge))
-    if now is not None and not now.feasible:
-        missing = view.in_place(surging, view.ready).missing
-        wanted = _most(wanted, tuple(map(sum, zip(view.ready, missing, strict=True))))
+    wanted = _most(wanted, _most(view.fewest_servers(surge), view.fewest_servers(rising)))
     return _Aim(_at_most(wanted, view), plan, path)
 
 
@@ -150,10 +151,9 @@ def _survivors(view: PipelineView, fast: Demand, instances: tuple[int, ...], ret
     return tuple(map(max, instances, plan.instances))
 
 
-def _launch_instances(view: PipelineView, fast: Demand, slow: Demand, wanted: tuple[int, ...]) -> tuple[int, ...]:
+def _launch_instances(view: PipelineView, demands: tuple[Demand, ...], wanted: tuple[int, ...]) -> tuple[int, ...]:
     """A new server starts with the counts that all of them together will need."""
-    demand = fast if fast.total_rps > slow.total_rps else slow
-    return view.in_place(demand, wanted).instances
+    return view.in_place(max(demands, key=lambda demand: demand.total_rps), wanted).instances
 
 
 def _raised(view: PipelineView, now: InPlace | None, instances: tuple[int, ...], retire: tuple[str, ...]) -> dict[str, dict[str, int]]:

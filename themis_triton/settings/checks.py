@@ -210,7 +210,7 @@ def _windows(loaded: Loaded) -> Iterator[Problem]:
         return
     for low, high in (
         ("rate_window_s", "peak_window_s"),
-        ("peak_window_s", "settle_window_s"),
+        ("rate_window_s", "settle_window_s"),
         ("tick_s", "max_stale_s"),
         ("retry_backoff_s", "retry_backoff_max_s"),
     ):

@@ -57,7 +57,11 @@ class PolicySettings(Section):
         ge=0,
         description="growth of the last seconds' rate counts for instances beyond so many standard deviations of what chance makes",
     )
-    trend_sigmas: float = Field(default=_POLICY.trend_sigmas, ge=0, description="likewise the growth of some more seconds, for servers")
+    trend_sigmas: float = Field(
+        default=_POLICY.trend_sigmas,
+        ge=0,
+        description="likewise the growth of some more seconds, over the time that a server takes to start",
+    )
     backlog_drain_s: PositiveSeconds = Field(
         default=_POLICY.backlog_drain_s, description="time in which waiting requests shall be worked off"
     )
