@@ -147,6 +147,17 @@ def test_servers_are_kept_so_that_instances_alone_could_carry_a_surge() -> None:
     assert wanted[0] < wanted[1] < wanted[2]
 
 
+@pytest.mark.parametrize(("trend_rps_per_s", "launches"), [(0.0, False), (1.0, False), (12.0, True)])
+def test_servers_are_started_for_where_a_trend_leads_meanwhile_but_not_for_what_chance_makes(
+    trend_rps_per_s: float, launches: bool
+) -> None:
+    rising = estimate(30.0)
+    video = replace(rising.pipelines["video"], trend_rps_per_s=trend_rps_per_s, trend_base_rps=30.0)
+    found = replace(rising, pipelines={"video": video})
+    decision = once(config(), Situation(snapshot([server("a", (3, 2), slot="cpu:0")]), found))
+    assert bool(target(decision).launch) is launches
+
+
 def test_servers_on_their_way_are_counted() -> None:
     ready = server("a", max_batch=1, slot="cpu:0")
     first = target(once(config(), Situation(snapshot([ready]), estimate(120.0))))
