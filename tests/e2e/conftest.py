@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -19,6 +20,12 @@ REPOSITORY = Path(__file__).parents[2] / "model_repository"
 VIDEO = {"video-detector": ModelState(2, 8), "video-classifier": ModelState(1, 8)}
 
 Launch = Callable[..., AbstractContextManager[Server]]
+
+
+def pytest_runtest_setup() -> None:
+    """End-to-end tests share processor, ports and slots."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        pytest.fail("end-to-end tests never run side by side: leave -n out")
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,12 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from themis_triton.core.config import QueueingModel
 from themis_triton.solver import queueing
 from themis_triton.solver.problem import ChainProblem, Placement, StageProblem, ThroughputRule
+from themis_triton.solver.surface import Surface
 
 TOLERANCE = 1e-9
 TOLERANCE_MS = 1e-6
@@ -37,21 +39,25 @@ class Judged:
 def judge(problem: ChainProblem, choices: Sequence[Choice]) -> Judged:
     """Cost, predicted p99 and feasibility of one configuration."""
     parts = [stage_part(problem, s, choice, total_beside(problem, choices, s)) for s, choice in enumerate(choices)]
-    return _joined(problem, choices, parts)
+    return _joined(problem, choices, parts, cost(problem, choices))
 
 
-def _joined(problem: ChainProblem, choices: Sequence[Choice], parts: Sequence[tuple[float, bool]]) -> Judged:
+def _joined(problem: ChainProblem, choices: Sequence[Choice], parts: Sequence[tuple[float, bool]], price: float) -> Judged:
     p99 = sum(part[0] for part in parts)
     holds = all(part[1] for part in parts) and p99 <= problem.slo_ms + TOLERANCE_MS and memory_fits(problem, choices)
-    return Judged(tuple(choices), cost(problem, choices), p99, holds)
+    return Judged(tuple(choices), price, p99, holds)
 
 
-def brute_force(problem: ChainProblem, servers: Sequence[int] | None = None) -> Judged | None:
-    """The cheapest configuration that holds (ties to the lower p99) among all; None when none does. `servers` fixes n a stage."""
+def brute_force(problem: ChainProblem, servers: Sequence[int] | None = None, *, any_plan: bool = False) -> Judged | None:
+    """The cheapest configuration that holds (ties to the lower p99) among all; None when none does. `servers` fixes n a stage.
+
+    `any_plan`: the first one that holds will do.
+    """
     best: Judged | None = None
     known: dict[tuple[int, Choice, int], tuple[float, bool]] = {}
     for choices in configurations(problem, servers):
-        if best is not None and cost(problem, choices) > best.cost + TOLERANCE:
+        price = cost(problem, choices)
+        if best is not None and price > best.cost + TOLERANCE:
             continue
         parts = []
         for s, choice in enumerate(choices):
@@ -59,9 +65,13 @@ def brute_force(problem: ChainProblem, servers: Sequence[int] | None = None) -> 
             if key not in known:
                 known[key] = stage_part(problem, *key)
             parts.append(known[key])
-        found = _joined(problem, choices, parts)
+            if not parts[-1][1]:
+                break
+        found = _joined(problem, choices, parts, price)
         if found.holds and (best is None or _better(found, best)):
             best = found
+            if any_plan:
+                break
     return best
 
 
@@ -72,7 +82,7 @@ def _better(found: Judged, best: Judged) -> bool:
 def brute_largest_demand(problem: ChainProblem, servers: Sequence[int]) -> int:
     """The largest whole rate up to the problem's demand that some configuration on these servers holds; −1: not even 0."""
     for rate in range(math.floor(problem.demand_rps), -1, -1):
-        if brute_force(replace(problem, demand_rps=float(rate)), servers) is not None:
+        if brute_force(replace(problem, demand_rps=float(rate)), servers, any_plan=True) is not None:
             return rate
     return -1
 
@@ -130,10 +140,14 @@ def memory_fits(problem: ChainProblem, choices: Sequence[Choice]) -> bool:
 
 def latency_ms(problem: ChainProblem, stage: StageProblem, batch: int, column: int) -> float:
     """The surface, extended; instances are never faster on a busier device, nor with Triton's waits a larger batch than a smaller."""
-    values = stage.surface.extended(batch, column)
-    batches = values[:batch] if problem.queueing.predicts_busy else values[batch - 1 : batch]
-    busy = batches[:, :column] if problem.throughput is ThroughputRule.INSTANCES else batches[:, column - 1 : column]
-    return float(busy.max())
+    batches = 1 if problem.queueing.predicts_busy else batch
+    columns = 1 if problem.throughput is ThroughputRule.INSTANCES else column
+    return _slowest(stage.surface, batches, batch, columns, column)
+
+
+@lru_cache(4096)
+def _slowest(surface: Surface, first_batch: int, last_batch: int, first_column: int, last_column: int) -> float:
+    return float(surface.extended(last_batch, last_column)[first_batch - 1 : last_batch, first_column - 1 : last_column].max())
 
 
 def busy_columns(problem: ChainProblem, s: int, servers: int, full: int, batch: int) -> tuple[float, int]:
@@ -191,7 +205,7 @@ def wanted_rps(problem: ChainProblem, stage: StageProblem, rate_rps: float) -> f
 def stage_times(problem: ChainProblem, stage: StageProblem, choice: Choice, usual: float, busy: int) -> tuple[float, float]:
     """(service ms, wait ms) at the percentile."""
     rate = problem.demand_rps * stage.demand_ratio
-    gaps = float(queueing.gather_table(problem.queueing, problem.percentile, choice.batch)[choice.batch - 1])
+    gaps = _gaps(problem.queueing, problem.percentile, choice.batch)
     comes = rate > queueing.NO_RATE_RPS
     if not problem.queueing.predicts_busy:
         wait = float(math.ceil(gaps * 1000 / rate - TOLERANCE)) if comes and gaps > 0 else 0.0
@@ -204,6 +218,11 @@ def stage_times(problem: ChainProblem, stage: StageProblem, choice: Choice, usua
     low, part = math.floor(size), size - math.floor(size)
     service = latency_ms(problem, stage, low, busy)
     return service + (part * (latency_ms(problem, stage, low + 1, busy) - service) if part > 0 else 0.0), wait + delay
+
+
+@lru_cache(4096)
+def _gaps(model: QueueingModel, percentile: float, batch: int) -> float:
+    return float(queueing.gather_table(model, percentile, batch)[batch - 1])
 
 
 def triton_wait(
