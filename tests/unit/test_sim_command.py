@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ SETTINGS = str(shipped("config") / "themis.yaml")
 PAPER = str(shipped("config") / "paper-video.yaml")
 
 
+@lru_cache
 def run(*flags: str, settings: str = SETTINGS) -> str:
+    """What the command prints; asked for the same twice it runs once."""
     result = CliRunner().invoke(app, ["simulate", "-c", settings, "--trace", "surge", "--duration", "30", *flags])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 from themis_triton.core.config import QueueingModel
 from themis_triton.solver import queueing
@@ -17,8 +18,7 @@ TOLERANCE = 1e-9
 TOLERANCE_MS = 1e-6
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """One stage of a configuration."""
 
     servers: int
@@ -124,10 +124,11 @@ def total_beside(problem: ChainProblem, choices: Sequence[Choice], s: int) -> in
 
 def cost(problem: ChainProblem, choices: Sequence[Choice]) -> float:
     """Price per second of a configuration."""
-    instances = [c.servers * c.instances * s.instance_price for s, c in zip(problem.stages, choices, strict=True)]
-    if problem.placement is Placement.COLOCATED:
-        return choices[0].servers * problem.stages[0].server_price + sum(instances)
-    return sum(c.servers * s.server_price for s, c in zip(problem.stages, choices, strict=True)) + sum(instances)
+    colocated = problem.placement is Placement.COLOCATED
+    price = choices[0].servers * problem.stages[0].server_price if colocated else 0.0
+    for stage, choice in zip(problem.stages, choices, strict=True):
+        price += choice.servers * (choice.instances * stage.instance_price + (0.0 if colocated else stage.server_price))
+    return price
 
 
 def memory_fits(problem: ChainProblem, choices: Sequence[Choice]) -> bool:
