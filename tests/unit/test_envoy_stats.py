@@ -59,7 +59,7 @@ def admin(status: int, body: bytes) -> Iterator[str]:
             return
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
             yield f"127.0.0.1:{server.server_port}"

@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import grpc
@@ -20,29 +21,37 @@ def video(rate_rps: float = 60.0, duration_s: int = 1, slo_ms: float = 100.0, st
     return PipelineLoad("video", stages, slo_ms, TraceOptions(rate_rps=rate_rps, duration_s=duration_s))
 
 
+Spoil = Callable[[str, int, Any], None]
 Loaded = tuple[LoadReport, tuple[LoadResult, ...], list[SecondStats]]
 
 
+async def loaded(server: KServe, *pipelines: PipelineLoad, stop_after_s: float | None = None, **options: Any) -> Loaded:
+    seconds: list[SecondStats] = []
+    stop = asyncio.Event()
+    async with server.serve():
+
+        def on_start(_duration_s: int, _requests: int) -> None:
+            if stop_after_s is not None:
+                asyncio.get_running_loop().call_later(stop_after_s, stop.set)
+
+        given = LoadOptions(server.address, pipelines or (video(),), **options)
+        report, results = await run_load(given, on_start, seconds.append, stop)
+    return report, results, seconds
+
+
 def load(server: KServe, *pipelines: PipelineLoad, stop_after_s: float | None = None, **options: Any) -> Loaded:
-    async def run() -> Loaded:
-        seconds: list[SecondStats] = []
-        stop = asyncio.Event()
-        async with server.serve():
+    return asyncio.run(loaded(server, *pipelines, stop_after_s=stop_after_s, **options))
 
-            def on_start(_duration_s: int, _requests: int) -> None:
-                if stop_after_s is not None:
-                    asyncio.get_running_loop().call_later(stop_after_s, stop.set)
 
-            given = LoadOptions(server.address, pipelines or (video(),), **options)
-            report, results = await run_load(given, on_start, seconds.append, stop)
-        return report, results, seconds
-
-    return asyncio.run(run())
+@lru_cache
+def healthy() -> tuple[KServe, Loaded]:
+    """A load without a fault, for whoever only looks at it."""
+    server = KServe()
+    return server, load(server, video(rate_rps=100, slo_ms=2000))
 
 
 def test_every_request_walks_the_chain_and_is_answered() -> None:
-    server = KServe()
-    report, (result,), _ = load(server, video(rate_rps=100, slo_ms=2000))
+    server, (report, (result,), _) = healthy()
     intended = arrivals(load_trace(TraceOptions(rate_rps=100, duration_s=1)), 0)
     assert result.intended_s.tolist() == intended.tolist()
     (summary,) = report.summaries
@@ -59,8 +68,7 @@ def test_every_request_walks_the_chain_and_is_answered() -> None:
 
 
 def test_a_stage_gets_the_answer_of_the_stage_before() -> None:
-    server = KServe()
-    load(server, video(rate_rps=20))
+    server, _ = healthy()
     given = {model: {raw for name, _, raw in server.seen if name == model} for model in VIDEO}
     answers = {(np.frombuffer(raw, "<f4") * 2 + 0.5).astype("<f4").tobytes() for raw in given["detector"]}
     assert given["classifier"] == answers
@@ -111,9 +119,22 @@ def spoil_outputs(_model: str, _number: int, answer: Any) -> None:
     del answer.outputs[:]
 
 
-@pytest.mark.parametrize(("spoil", "said"), [(spoil_value, "expected ["), (spoil_to_empty, "0 bytes"), (spoil_outputs, "0 outputs")])
-def test_a_wrong_answer_is_a_failed_request(spoil: Callable[[str, int, Any], None], said: str) -> None:
-    report, (result,), _ = load(KServe(spoil=spoil), video(rate_rps=40))
+SPOILT: dict[Spoil, str] = {spoil_value: "expected [", spoil_to_empty: "0 bytes", spoil_outputs: "0 outputs"}
+
+
+@lru_cache
+def spoilt() -> dict[Spoil, Loaded]:
+    """One server a fault, all of them at the same time."""
+
+    async def run() -> list[Loaded]:
+        return await asyncio.gather(*(loaded(KServe(spoil=spoil), video(rate_rps=40)) for spoil in SPOILT))
+
+    return dict(zip(SPOILT, asyncio.run(run()), strict=True))
+
+
+@pytest.mark.parametrize(("spoil", "said"), SPOILT.items())
+def test_a_wrong_answer_is_a_failed_request(spoil: Spoil, said: str) -> None:
+    report, (result,), _ = spoilt()[spoil]
     (summary,) = report.summaries
     assert 0 < summary.failed == summary.errors["wrong_answer"] == np.count_nonzero(~result.ok)
     assert said in summary.first_messages["wrong_answer"]
