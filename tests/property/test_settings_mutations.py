@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from themis_triton.core.errors import SettingsError
 from themis_triton.settings import load_settings, problems, sample
 
+DUMPER = yaml.CSafeDumper if yaml.__with_libyaml__ else yaml.SafeDumper
 DATA: dict[str, Any] = yaml.safe_load(sample())
 ODD = st.one_of(
     st.none(),
@@ -58,7 +59,7 @@ def changed(changes: list[tuple[tuple[Any, ...], str, Any]]) -> Any:
 @example([(("launch", "slots"), "replace", "cpu:0")])
 def test_every_mistake_has_a_place_and_a_remedy(tmp_path: Path, changes: list[tuple[tuple[Any, ...], str, Any]]) -> None:
     path = tmp_path / "themis.yaml"
-    path.write_text(yaml.safe_dump(changed(changes), allow_unicode=True), encoding="utf-8")
+    path.write_text(yaml.dump(changed(changes), Dumper=DUMPER, allow_unicode=True), encoding="utf-8")
     found = problems(path)
     assert all(problem.line and problem.found and problem.allowed and problem.remedy for problem in found)
     if not found:

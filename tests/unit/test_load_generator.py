@@ -21,7 +21,6 @@ def video(rate_rps: float = 60.0, duration_s: int = 1, slo_ms: float = 100.0, st
     return PipelineLoad("video", stages, slo_ms, TraceOptions(rate_rps=rate_rps, duration_s=duration_s))
 
 
-Spoil = Callable[[str, int, Any], None]
 Loaded = tuple[LoadReport, tuple[LoadResult, ...], list[SecondStats]]
 
 
@@ -43,15 +42,63 @@ def load(server: KServe, *pipelines: PipelineLoad, stop_after_s: float | None = 
     return asyncio.run(loaded(server, *pipelines, stop_after_s=stop_after_s, **options))
 
 
+def spoil_value(model: str, number: int, answer: Any) -> None:
+    if model == "classifier" and number % 4 == 0:
+        answer.raw_output_contents[0] = bytes(len(answer.raw_output_contents[0]))
+
+
+def spoil_to_empty(_model: str, _number: int, answer: Any) -> None:
+    answer.raw_output_contents[0] = b""
+
+
+def spoil_outputs(_model: str, _number: int, answer: Any) -> None:
+    del answer.outputs[:]
+
+
+def swapped() -> Callable[[str, int, Any], None]:
+    kept: list[bytes] = []
+
+    def swap(model: str, _number: int, answer: Any) -> None:
+        if model == "detector":
+            kept.append(answer.raw_output_contents[0])
+            answer.raw_output_contents[0] = kept[max(0, len(kept) - 2)]
+
+    return swap
+
+
+def every_other(model: str, number: int) -> grpc.StatusCode | None:
+    return grpc.StatusCode.UNAVAILABLE if model == "detector" and number % 2 else None
+
+
+ALONE = PipelineLoad("alone", ("classifier",), 50.0, TraceOptions(rate_rps=30, duration_s=1))
+Case = tuple[KServe, tuple[PipelineLoad, ...], dict[str, Any]]
+
+
 @lru_cache
-def healthy() -> tuple[KServe, Loaded]:
-    """A load without a fault, for whoever only looks at it."""
-    server = KServe()
-    return server, load(server, video(rate_rps=100, slo_ms=2000))
+def side_by_side() -> dict[str, tuple[KServe, Loaded]]:
+    """Loads in which no time is measured finely, each on a server of its own and all at once."""
+    cases: dict[str, Case] = {
+        "healthy": (KServe(), (video(rate_rps=100, slo_ms=2000),), {}),
+        "value": (KServe(spoil=spoil_value), (video(rate_rps=40),), {}),
+        "empty": (KServe(spoil=spoil_to_empty), (video(rate_rps=40),), {}),
+        "outputs": (KServe(spoil=spoil_outputs), (video(rate_rps=40),), {}),
+        "swapped": (KServe(spoil=swapped()), (video(rate_rps=40),), {}),
+        "refused": (KServe(fail_with=every_other), (video(rate_rps=40),), {}),
+        "deadline": (KServe(delay_s=lambda _model, _number: 0.3), (video(rate_rps=20),), {"request_timeout_s": 0.45}),
+        "drain": (KServe(delay_s=lambda _model, number: 60.0 if number == 0 else 0.0), (video(rate_rps=20),), {"drain_s": 0.2}),
+        "seconds": (KServe(), (video(rate_rps=40, duration_s=2, slo_ms=0.001),), {}),
+        "several": (KServe(), (video(rate_rps=30), ALONE), {}),
+        "echo": (KServe(), (video(rate_rps=10, stages=("echo",)),), {"shapes": {"echo.TEXT": (3, 2)}}),
+    }
+
+    async def run() -> list[Loaded]:
+        return await asyncio.gather(*(loaded(server, *pipelines, **options) for server, pipelines, options in cases.values()))
+
+    return {name: (case[0], found) for (name, case), found in zip(cases.items(), asyncio.run(run()), strict=True)}
 
 
 def test_every_request_walks_the_chain_and_is_answered() -> None:
-    server, (report, (result,), _) = healthy()
+    server, (report, (result,), _) = side_by_side()["healthy"]
     intended = arrivals(load_trace(TraceOptions(rate_rps=100, duration_s=1)), 0)
     assert result.intended_s.tolist() == intended.tolist()
     (summary,) = report.summaries
@@ -68,7 +115,7 @@ def test_every_request_walks_the_chain_and_is_answered() -> None:
 
 
 def test_a_stage_gets_the_answer_of_the_stage_before() -> None:
-    server, _ = healthy()
+    server, _ = side_by_side()["healthy"]
     given = {model: {raw for name, _, raw in server.seen if name == model} for model in VIDEO}
     answers = {(np.frombuffer(raw, "<f4") * 2 + 0.5).astype("<f4").tobytes() for raw in given["detector"]}
     assert given["classifier"] == answers
@@ -106,35 +153,9 @@ def test_latency_counts_from_the_intended_time_when_the_sender_is_late() -> None
     assert report.summaries[0].slo_attainment < 1.0
 
 
-def spoil_value(model: str, number: int, answer: Any) -> None:
-    if model == "classifier" and number % 4 == 0:
-        answer.raw_output_contents[0] = bytes(len(answer.raw_output_contents[0]))
-
-
-def spoil_to_empty(_model: str, _number: int, answer: Any) -> None:
-    answer.raw_output_contents[0] = b""
-
-
-def spoil_outputs(_model: str, _number: int, answer: Any) -> None:
-    del answer.outputs[:]
-
-
-SPOILT: dict[Spoil, str] = {spoil_value: "expected [", spoil_to_empty: "0 bytes", spoil_outputs: "0 outputs"}
-
-
-@lru_cache
-def spoilt() -> dict[Spoil, Loaded]:
-    """One server a fault, all of them at the same time."""
-
-    async def run() -> list[Loaded]:
-        return await asyncio.gather(*(loaded(KServe(spoil=spoil), video(rate_rps=40)) for spoil in SPOILT))
-
-    return dict(zip(SPOILT, asyncio.run(run()), strict=True))
-
-
-@pytest.mark.parametrize(("spoil", "said"), SPOILT.items())
-def test_a_wrong_answer_is_a_failed_request(spoil: Spoil, said: str) -> None:
-    report, (result,), _ = spoilt()[spoil]
+@pytest.mark.parametrize(("spoilt", "said"), [("value", "expected ["), ("empty", "0 bytes"), ("outputs", "0 outputs")])
+def test_a_wrong_answer_is_a_failed_request(spoilt: str, said: str) -> None:
+    _, (report, (result,), _) = side_by_side()[spoilt]
     (summary,) = report.summaries
     assert 0 < summary.failed == summary.errors["wrong_answer"] == np.count_nonzero(~result.ok)
     assert said in summary.first_messages["wrong_answer"]
@@ -142,20 +163,12 @@ def test_a_wrong_answer_is_a_failed_request(spoil: Spoil, said: str) -> None:
 
 
 def test_answers_mixed_up_between_requests_are_noticed() -> None:
-    kept: list[bytes] = []
-
-    def swap(model: str, _number: int, answer: Any) -> None:
-        if model == "detector":
-            kept.append(answer.raw_output_contents[0])
-            answer.raw_output_contents[0] = kept[max(0, len(kept) - 2)]
-
-    report, _, _ = load(KServe(spoil=swap), video(rate_rps=40))
+    _, (report, _, _) = side_by_side()["swapped"]
     assert report.summaries[0].failed >= report.summaries[0].requests - 2
 
 
 def test_refusals_are_counted_by_kind_and_end_the_chain() -> None:
-    server = KServe(fail_with=lambda model, number: grpc.StatusCode.UNAVAILABLE if model == "detector" and number % 2 else None)
-    report, _, _ = load(server, video(rate_rps=40))
+    server, (report, _, _) = side_by_side()["refused"]
     (summary,) = report.summaries
     assert 0 < summary.failed == summary.errors["unavailable"]
     assert summary.first_messages["unavailable"] == "detector will not"
@@ -163,15 +176,14 @@ def test_refusals_are_counted_by_kind_and_end_the_chain() -> None:
 
 
 def test_a_request_has_one_deadline_over_all_its_stages() -> None:
-    server = KServe(delay_s=lambda _model, _number: 0.3)
-    report, (result,), _ = load(server, video(rate_rps=20), request_timeout_s=0.45)
+    server, (report, (result,), _) = side_by_side()["deadline"]
     assert report.summaries[0].errors == {"deadline_exceeded": report.summaries[0].requests}
     assert result.latency_ms.min() > 400
     assert any(model == "classifier" for model, _, _ in server.seen)
 
 
 def test_the_drain_is_bounded_and_what_is_left_has_failed() -> None:
-    report, _, seconds = load(KServe(delay_s=lambda _model, number: 60.0 if number == 0 else 0.0), video(rate_rps=20), drain_s=0.2)
+    _, (report, _, seconds) = side_by_side()["drain"]
     assert report.summaries[0].errors == {"unfinished": 1}
     assert sum(second.failed for second in seconds) == 1
 
@@ -184,7 +196,7 @@ def test_stop_ends_the_sending_and_keeps_what_was_measured() -> None:
 
 
 def test_the_seconds_add_up_to_the_whole() -> None:
-    report, _, seconds = load(KServe(), video(rate_rps=40, duration_s=2, slo_ms=0.001))
+    _, (report, _, seconds) = side_by_side()["seconds"]
     (summary,), (series,) = report.summaries, report.series
     assert sum(second.sent for second in seconds) == sum(series.sent) == summary.requests
     assert sum(second.ok for second in seconds) == summary.requests
@@ -196,9 +208,7 @@ def test_the_seconds_add_up_to_the_whole() -> None:
 
 
 def test_several_pipelines_run_at_the_same_time() -> None:
-    server = KServe()
-    other = PipelineLoad("alone", ("classifier",), 50.0, TraceOptions(rate_rps=30, duration_s=1))
-    report, results, seconds = load(server, video(rate_rps=30), other)
+    _, (report, results, seconds) = side_by_side()["several"]
     assert [summary.pipeline for summary in report.summaries] == ["video", "alone"]
     assert [summary.failed for summary in report.summaries] == [0, 0]
     assert results[0].intended_s.tolist() != results[1].intended_s.tolist()
@@ -206,8 +216,7 @@ def test_several_pipelines_run_at_the_same_time() -> None:
 
 
 def test_any_model_can_be_asked() -> None:
-    server = KServe()
-    report, _, _ = load(server, video(rate_rps=10, stages=("echo",)), shapes={"echo.TEXT": (3, 2)})
+    server, (report, _, _) = side_by_side()["echo"]
     assert report.summaries[0].failed == 0
     raw = server.seen[0][2]
     length = int.from_bytes(raw[:4], "little")

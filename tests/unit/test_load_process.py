@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,7 @@ def test_what_the_process_refuses_is_raised_here_with_its_message() -> None:
             pytest.fail("it started")
 
     with pytest.raises(ServerError, match="no gRPC server answered"):
-        asyncio.run(run(options("127.0.0.1:9")))
+        asyncio.run(run(replace(options("127.0.0.1:9"), connect_timeout_s=0.3)))
     with pytest.raises(SettingsError, match="HOST:PORT"):
         asyncio.run(run(options("nowhere")))
 
