@@ -79,9 +79,9 @@ def side_by_side() -> dict[str, tuple[KServe, Loaded]]:
     """Loads in which no time is measured finely, each on a server of its own and all at once."""
     cases: dict[str, Case] = {
         "healthy": (KServe(), (video(rate_rps=100, slo_ms=2000),), {}),
-        "value": (KServe(spoil=spoil_value), (video(rate_rps=40),), {}),
-        "empty": (KServe(spoil=spoil_to_empty), (video(rate_rps=40),), {}),
-        "outputs": (KServe(spoil=spoil_outputs), (video(rate_rps=40),), {}),
+        "value": (KServe(spoil=spoil_value), (video(rate_rps=40, slo_ms=2000),), {}),
+        "empty": (KServe(spoil=spoil_to_empty), (video(rate_rps=40, slo_ms=2000),), {}),
+        "outputs": (KServe(spoil=spoil_outputs), (video(rate_rps=40, slo_ms=2000),), {}),
         "swapped": (KServe(spoil=swapped()), (video(rate_rps=40),), {}),
         "refused": (KServe(fail_with=every_other), (video(rate_rps=40),), {}),
         "deadline": (KServe(delay_s=lambda _model, _number: 0.3), (video(rate_rps=20),), {"request_timeout_s": 0.45}),
