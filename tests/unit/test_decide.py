@@ -147,7 +147,34 @@ def test_servers_are_kept_so_that_instances_alone_could_carry_a_surge() -> None:
     assert wanted[0] < wanted[1] < wanted[2]
 
 
-@pytest.mark.parametrize(("trend_rps_per_s", "launches"), [(0.0, False), (1.0, False), (12.0, True)])
+@pytest.mark.parametrize("rps", [40.0, 100.0, 200.0, 2000.0])
+def test_an_objective_that_nothing_can_meet_is_no_reason_to_run_less_than_the_demand_needs(rps: float) -> None:
+    hopeless = replace(config(), pipelines=(PipelineConfig("video", STAGES, slo_ms=40.0),))
+    servers = tuple(server(f"s{number}", (4, 4), slot=f"cpu:{number}") for number in range(4))
+    last = over_time(hopeless, servers, estimate(rps), 60)[-1]
+    assert (last.reason, last.evidence[0].capacity_rps) == (Reason.INFEASIBLE, 0.0)
+
+    def throughput_rps(models: dict[str, ModelState]) -> float:
+        """Of full batches with everything busy, by the detector's and the classifier's tables."""
+        detectors, classifiers = models[DETECTOR].instances, models[CLASSIFIER].instances
+        busy = detectors + classifiers
+        return min(8000.0 * detectors / (36.0 * busy + 84.0), 8000.0 * classifiers / (18.0 * busy + 42.0))
+
+    wanted = target(last).servers.values()
+    assert sum(map(throughput_rps, wanted)) >= min(rps, 400.0)
+    if rps > 400.0:
+        assert all(models[DETECTOR].instances > 4 for models in wanted)
+
+
+def test_without_the_guard_against_chance_a_mild_trend_would_start_a_server() -> None:
+    rising = estimate(30.0)
+    video = replace(rising.pipelines["video"], trend_rps_per_s=3.0, trend_base_rps=30.0)
+    found = replace(rising, pipelines={"video": video})
+    decision = once(config(PolicyConfig(trend_sigmas=0.0)), Situation(snapshot([server("a", (3, 2), slot="cpu:0")]), found))
+    assert target(decision).launch
+
+
+@pytest.mark.parametrize(("trend_rps_per_s", "launches"), [(0.0, False), (3.0, False), (12.0, True)])
 def test_servers_are_started_for_where_a_trend_leads_meanwhile_but_not_for_what_chance_makes(
     trend_rps_per_s: float, launches: bool
 ) -> None:

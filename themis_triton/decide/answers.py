@@ -14,9 +14,11 @@ from themis_triton.solver.mixed import MixedPlan, solve_mixed
 from themis_triton.solver.path import Path, solve_path
 from themis_triton.solver.plans import ChainPlan, VerticalPlan
 from themis_triton.solver.problem import ChainProblem
-from themis_triton.solver.solve import find_joint, find_vertical, largest_demand, servers_missing, solve_joint, strongest_vertical
+from themis_triton.solver.solve import fewest_servers, find_vertical, largest_demand, servers_missing, solve_joint, strongest_vertical
 
 CAPACITY_LIMIT_RPS = 100_000.0
+SLO_FACTORS = (1.5, 2.0, 3.0, 4.0, 8.0)
+ANY_SLO_MS = 1e9
 REMEMBERED = 4096
 DISPERSION_STEP = 0.25
 FINE_RPS, FINE_FRACTION = 0.5, 0.01
@@ -42,13 +44,16 @@ def joint(rules: Rules, question: Question, instances: tuple[int, ...] | None) -
     return _joint(rules, _rounded(question), instances)
 
 
-def cheapest(rules: Rules, question: Question) -> ChainPlan | None:
-    """`joint` where only a plan that holds is of use, else None."""
-    return _cheapest(rules, _rounded(question))
+def fewest(rules: Rules, question: Question) -> tuple[int, ...] | None:
+    """The fewest servers a stage, by their price alone, with as many instances as they may run; None where no plan holds."""
+    return _fewest(rules, replace(_rounded(question), free_instances=True))
 
 
 def vertical(rules: Rules, question: Question, servers: tuple[int, ...], at_least: tuple[int, ...] | None = None) -> VerticalPlan:
-    """`solve_vertical`, with no count below `at_least`; infeasible: with the counts of the greatest capacity."""
+    """`solve_vertical`, with no count below `at_least`; infeasible: with the counts of the greatest capacity.
+
+    An SLO that nothing here can meet is never a reason to run less: the counts are then those that carry the demand least late.
+    """
     return _vertical(rules, _rounded(question), servers, at_least)
 
 
@@ -77,8 +82,8 @@ def _joint(rules: Rules, question: Question, instances: tuple[int, ...] | None) 
 
 
 @lru_cache(REMEMBERED)
-def _cheapest(rules: Rules, question: Question) -> ChainPlan | None:
-    return find_joint(_problem(rules, question), batches=_batches(question))
+def _fewest(rules: Rules, question: Question) -> tuple[int, ...] | None:
+    return fewest_servers(_problem(rules, question), batches=_batches(question))
 
 
 @lru_cache(REMEMBERED)
@@ -92,7 +97,25 @@ def _vertical(rules: Rules, question: Question, servers: tuple[int, ...], at_lea
     # Headroom for a backlog must not hide how much can be carried: what waits drains fastest at the greatest capacity.
     anything = Demand(CAPACITY_LIMIT_RPS, 0.0, question.demand.dispersion, 0.0)
     plan, largest = _strongest(rules, replace(question, demand=anything), servers, at_least)
+    if largest <= 0.0:
+        plan = replace(_least_late(problem, counts, at_least, batches), feasible=False)
     return VerticalPlan(plan, False, max(0.0, largest), missing, by_stage)
+
+
+def _least_late(
+    problem: ChainProblem, counts: int | list[int], at_least: tuple[int, ...] | None, batches: list[list[int]] | None
+) -> ChainPlan:
+    """Where not even an idle chain meets the SLO: the fewest instances for the demand under the least multiple of the SLO that allows it.
+
+    Where none does, those of the greatest throughput: requests that are late anyway must not also queue without end.
+    """
+    for factor in SLO_FACTORS:
+        eased = replace(problem, slo_ms=factor * problem.slo_ms)
+        found = find_vertical(eased, counts, instances_at_least=at_least, batches=batches)
+        if found is not None:
+            return found
+    anything = replace(problem, slo_ms=ANY_SLO_MS, demand_rps=CAPACITY_LIMIT_RPS, headroom_rps=0.0, headroom_sigmas=0.0)
+    return strongest_vertical(anything, counts, instances_at_least=at_least, batches=batches)[0]
 
 
 @lru_cache(REMEMBERED)

@@ -113,8 +113,8 @@ class PipelineView:
 
     def fewest_servers(self, demand: Demand) -> tuple[int, ...]:
         """The least price of servers alone, with as many instances as they may run; all there can be where that is not enough."""
-        plan = answers.cheapest(self.rules, replace(self._question(demand), free_instances=True))
-        return self.servers_of(plan) if plan is not None else self.most_servers
+        fewest = answers.fewest(self.rules, self._question(demand))
+        return tuple(fewest[group.stages[0]] for group in self.groups) if fewest is not None else self.most_servers
 
     def path(self, demand: Demand) -> Path:
         """The plan whose whole way from what runs now is cheapest; co-located chains only."""
