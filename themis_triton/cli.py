@@ -42,7 +42,7 @@ def demo(
     scale: Annotated[float, typer.Option(help="Multiplies the trace's rates.")] = 1.0,
     policy: Annotated[PolicyName, typer.Option(help="Who decides.")] = PolicyName.THEMIS,
     pipeline: Annotated[str, typer.Option(help="video, sentiment or nlp.")] = "video",
-    seed: Annotated[int, typer.Option(help="Of the load.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the load.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for picture, logs and figures.")] = Path("themis-demo"),
     as_json: JsonOption = False,
 ) -> None:
@@ -70,7 +70,7 @@ def load(
     to_s: Annotated[int | None, typer.Option("--to", help="Second at which the trace ends.")] = None,
     scale: Annotated[float, typer.Option(help="Multiplies the trace's rates.")] = 1.0,
     shape: Annotated[list[str] | None, typer.Option(help="MODEL.INPUT=N,N: free dimensions of an input. Repeatable.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the arrivals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the arrivals.")] = 0,
     out: Annotated[Path | None, typer.Option(help="A .npz file for every request's row.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -194,7 +194,7 @@ def compare(
     policies: Annotated[str, typer.Option(help="Names, comma-separated; each runs live for the length of the trace.")] = (
         "themis,horizontal,vertical"
     ),
-    seed: Annotated[int, typer.Option(help="Of the load, live and simulated.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the load, live and simulated.")] = 0,
     pipeline: Annotated[str | None, typer.Option(help="NAME of the settings; by default the first.")] = None,
     duration: Annotated[int | None, typer.Option(help="Seconds; stretches a shipped shape, cuts any other trace.")] = None,
     from_s: Annotated[int, typer.Option("--from", help="First second of the trace.")] = 0,

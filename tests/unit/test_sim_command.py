@@ -103,6 +103,7 @@ def test_the_table_names_every_policy() -> None:
         (("--metrics-lag", "-2"), "--metrics-lag -2"),
         (("--devices", "0"), "--devices 0"),
         (("--world", "flat"), "--world flat"),
+        (("--out", __file__), "found a file"),
     ],
 )
 def test_a_wrong_flag_is_named(flags: tuple[str, ...], says: str) -> None:

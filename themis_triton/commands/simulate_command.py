@@ -17,8 +17,9 @@ from rich.table import Table
 
 from themis_triton.commands.simulated_runs import CLAIRVOYANT, SimulatedRun, WorldFlags, check_world, row_of, simulated_run
 from themis_triton.core.config import PolicyName, ThemisConfig
-from themis_triton.core.errors import MissingPartError, SettingsError
+from themis_triton.core.errors import SettingsError
 from themis_triton.load.traces import TraceOptions
+from themis_triton.report.style import require_matplotlib
 from themis_triton.settings import load_settings
 
 
@@ -70,6 +71,10 @@ def _check(flags: SimulateFlags) -> None:
         if found < 1:
             raise SettingsError(f"{flag} {found}: allowed are numbers of at least 1")
     check_world(flags.world)
+    if flags.out is not None:
+        require_matplotlib()
+        if flags.out.exists() and not flags.out.is_dir():
+            raise SettingsError(f"--out {flags.out}: found a file; allowed is a folder, which is made where there is none")
 
 
 def _policies(text: str) -> list[str]:
@@ -113,10 +118,8 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 
 def _draw(runs: list[SimulatedRun], config: ThemisConfig, flags: SimulateFlags, out: Path) -> None:
     """Pictures of the first seed: one a policy, and all of them side by side."""
-    try:
-        from themis_triton.report.pictures import draw_comparison, draw_run  # noqa: PLC0415 - the extra may not be installed
-    except ImportError as error:
-        raise MissingPartError(f"--out {out}: pictures need matplotlib ({error}); install themis-triton[report]") from error
+    from themis_triton.report.pictures import draw_comparison, draw_run  # noqa: PLC0415 - the extra may not be installed
+
     out.mkdir(parents=True, exist_ok=True)
     first, pipeline = [run for run in runs if run.seed == 0], config.pipelines[0]
     for run in [run for run in first if run.policy != CLAIRVOYANT]:

@@ -121,7 +121,7 @@ class Cluster:
             await self._after(each_s, server, model, state)
             return
         for count in range(before.instances - 1, state.instances - 1, -1):
-            self._set(server, model, ModelState(count, state.max_batch, state.max_queue_delay_us))
+            self._set(self.find(server.name), model, ModelState(count, state.max_batch, state.max_queue_delay_us))
             await asyncio.sleep(each_s)
 
     async def _after(self, seconds: float, server: SimServer, model: str, state: ModelState) -> None:
