@@ -14,6 +14,7 @@ from tests.property.solver_problems import random_problem
 from themis_triton.solver import reference
 from themis_triton.solver.problem import ChainProblem, Placement
 from themis_triton.solver.solve import (
+    fewest_servers,
     find_joint,
     find_vertical,
     largest_demand,
@@ -84,6 +85,22 @@ def test_vertical_and_the_largest_demand_to_one_request_a_second(chunk: int) -> 
             grown = servers + vertical.servers_missing if isinstance(servers, int) else np.add(servers, vertical.stage_servers_missing)
             assert solve_vertical(problem, grown if isinstance(grown, int) else grown.tolist()).feasible, problem
     assert infeasible > 20
+
+
+@pytest.mark.parametrize("placement", Placement)
+def test_the_fewest_servers_are_those_of_the_plan_in_which_only_servers_cost(placement: Placement) -> None:
+    rng, counts = np.random.default_rng(5), set()
+    for _ in range(200):
+        drawn = random_problem(rng, most_stages=3)
+        stages = tuple(replace(stage, server_price=1.0, instance_price=0.0) for stage in drawn.stages)
+        problem = replace(drawn, stages=stages, placement=placement, max_servers=4)
+        expected, found = reference.brute_force(problem), fewest_servers(problem)
+        assert (found is None) == (expected is None), problem
+        if expected is not None and found is not None:
+            taken = sum(found) if placement is Placement.SEPARATE else found[0]
+            assert taken == expected.cost, problem
+            counts.add(taken)
+    assert len(counts) >= 3
 
 
 def test_no_grid_of_latencies_finds_a_cheaper_plan() -> None:

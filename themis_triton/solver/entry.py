@@ -206,6 +206,29 @@ def fewest_servers(
 
 
 @kernel
+def first_servers(
+    latency: FloatArray,
+    gather: FloatArray,
+    ints: IntArray,
+    floats: FloatArray,
+    allowed: BoolArray,
+    rate: FloatArray,
+    rule: IntArray,
+    low: int,
+    high: int,
+) -> int:
+    """The fewest of low..high servers that hold all stages and carry the rate; 0: none of them."""
+    chain = Chain(latency, gather, ints, floats, allowed, rate, rule)
+    counts, batches = np.zeros(ints.shape[0], dtype=np.int64), np.zeros(ints.shape[0], dtype=np.int64)
+    first = least_servers(chain)
+    if first > 0:
+        for n in range(max(low, first), high + 1):
+            if _holds(chain, TOGETHER, n, counts, batches):
+                return n
+    return 0
+
+
+@kernel
 def costs_by_servers(
     latency: FloatArray,
     gather: FloatArray,

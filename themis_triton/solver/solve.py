@@ -59,6 +59,19 @@ def find_joint(
     return _plan(problem, _Limits(servers, instances, batches))
 
 
+def fewest_servers(problem: ChainProblem, *, batches: Batches | None = None) -> tuple[int, ...] | None:
+    """Servers a stage of the plan with the fewest, whatever its instances; None where no plan holds.
+
+    Where stages are separate it is the cheapest plan's, so that instances should have no price there.
+    """
+    if _is_separate(problem):
+        plan = find_joint(problem, batches=batches)
+        return None if plan is None else tuple(stage.servers for stage in plan.stages)
+    limits = _Limits(batches=batches)
+    fewest = entry.first_servers(*limits.pack(problem), *_range(problem, limits))
+    return (fewest,) * len(problem.stages) if fewest > 0 else None
+
+
 def solve_vertical(
     problem: ChainProblem,
     servers: int | Sequence[int],

@@ -19,6 +19,7 @@ def warm_up(*, everything: bool) -> None:
         for queueing in (QueueingModel.TRITON, QueueingModel.EXPONENTIAL):
             here = replace(problem, placement=placement, queueing=queueing)
             solve.solve_joint(here)
+            solve.fewest_servers(here)
             solve.solve_vertical(replace(here, demand_rps=1e5), 1 if placement is Placement.COLOCATED else [1, 1])
             solve.evaluate(here, 1, [1, 1], [1, 1])
     if everything:
