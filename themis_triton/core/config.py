@@ -225,9 +225,9 @@ class PolicyConfig:
     backlog_slack_s: float = 0.1
     max_added_instances: int = 8
     vertical_hold_s: float = 5.0
-    scale_in_hold_s: float = 10.0
+    scale_in_hold_s: float = 20.0
     survivor_margin_fraction: float = 0.1
-    surge_factor: float = 1.45
+    surge_factor: float = 1.6
     forecast: ForecastName = ForecastName.NONE
     forecast_quantile: float = 0.75
     queueing: QueueingModel = QueueingModel.TRITON

@@ -54,7 +54,9 @@ def launch_demand(estimate: PipelineEstimate, policy: PolicyConfig, lever_s: flo
 
 def trend_rps(estimate: PipelineEstimate, policy: PolicyConfig, lever_s: float) -> float:
     """The rate to which the last seconds' trend leads while a lever of so long works; 0 where chance explains the trend."""
-    trend = beyond_noise(estimate.trend_rps_per_s, estimate.trend_base_rps, TREND_HALF_WINDOW_S, policy.trend_sigmas)
+    # What a longer lever multiplies must be surer, and bursts make slopes that a Poisson stream does not.
+    sigmas = policy.trend_sigmas * math.sqrt(_dispersion(estimate) * max(1.0, lever_s / (2.0 * TREND_HALF_WINDOW_S)))
+    trend = beyond_noise(estimate.trend_rps_per_s, estimate.trend_base_rps, TREND_HALF_WINDOW_S, sigmas)
     # The newer half's mean lies half a window in the past.
     return estimate.trend_base_rps + trend * (lever_s + policy.tick_s + TREND_HALF_WINDOW_S / 2.0) if trend > 0 else 0.0
 
