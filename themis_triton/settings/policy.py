@@ -50,7 +50,7 @@ class PolicySettings(Section):
         default=_POLICY.headroom_sigmas, ge=0, description="capacity above the rate, in standard deviations of a Poisson second (√rate)"
     )
     slow_headroom_sigmas: float = Field(
-        default=_POLICY.slow_headroom_sigmas, ge=0, description="likewise, for the number of servers, whose rate is the mean of settle_window_s"
+        default=_POLICY.slow_headroom_sigmas, ge=0, description="likewise, for the number of servers, over the mean of settle_window_s"
     )
     growth_sigmas: float = Field(
         default=_POLICY.growth_sigmas,
