@@ -11,6 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -107,7 +108,9 @@ def _mapped(one: partial[SimulatedRun], tasks: list[tuple[str, int]], jobs: int)
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table("policy", "requests", "failed", "violations", "p50 ms", "p99 ms", "cost/s", "of bound")
+    table = Table(
+        "policy", "requests", "failed", "violations", "p50 ms", "p99 ms", "cost/s", "of bound", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1)
+    )
     table.columns[0].no_wrap = True
     for row in rows:
         percentiles = [f"{row[key]:.0f}" if row[key] is not None else "–" for key in ("p50_ms", "p99_ms")]

@@ -174,7 +174,7 @@ def largest_rate(
 
 
 @kernel
-def fewest_servers(
+def enough_servers(
     latency: FloatArray,
     gather: FloatArray,
     ints: IntArray,

@@ -250,7 +250,7 @@ def _missing(problem: ChainProblem, limits: _Limits) -> tuple[int | None, tuple[
     if _is_separate(problem):
         return _missing_by_stage(problem, limits)
     held = _range(problem, limits)[0]
-    needed = entry.fewest_servers(*limits.pack(problem), held, SERVERS_TRIED)
+    needed = entry.enough_servers(*limits.pack(problem), held, SERVERS_TRIED)
     return (needed - held if needed > 0 else None), ()
 
 
