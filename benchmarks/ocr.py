@@ -53,7 +53,7 @@ LARGEST, BUSY = 3, 6
 """Of the grid: the largest batch, and as many instances as the settings let be busy on the two cores at once."""
 POINT_S = 20
 STEP_RPS = 0.1
-SHARES = (0.7, 1.0, 1.5, 2.0, 2.5)
+SHARES = (0.7, 1.0, 1.1, 1.2, 1.3, 1.5)
 """Rates under load, as shares of the largest that plans carry."""
 AT_LIMIT_S, ELSEWHERE_S, WARM_S = 60, 20, 5
 READ_EVERY_S = 5.0
@@ -101,6 +101,7 @@ def own_profile(model: str, measured: ProfileSettings) -> dict[str, Any]:
     about = f"p{measured.measured.percentile:g} of single requests, on {measured.measured.device}"
     return {
         "table": {"batches": [1], "instances": measured.table.instances, "latency_ms": [[round(value, 1) for value in row]]},
+        "measured": measured.measured.model_dump(mode="json"),
         "instance_init_s": measured.instance_init_s,
         "instance_stop_s": measured.instance_stop_s,
         "server_launch_s": measured.server_launch_s,

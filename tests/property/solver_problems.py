@@ -24,6 +24,7 @@ def random_stage(rng: np.random.Generator, name: str, widest: int) -> StageProbl
     low = int(rng.integers(1, 3)) if rng.random() < 0.2 else 1
     most, largest = low + int(rng.integers(0, widest)), int(rng.integers(1, widest + 2))
     whole = rng.random() < 0.6
+    means = random_surface(rng, largest, int(rng.integers(1, 7))) if rng.random() < 0.3 else None
     return StageProblem(
         name,
         random_surface(rng, max(1, largest - int(rng.random() < 0.1)), int(rng.integers(1, 7))),
@@ -35,6 +36,7 @@ def random_stage(rng: np.random.Generator, name: str, widest: int) -> StageProbl
         instance_memory_bytes=int(rng.integers(0, 4)),
         max_queue_delay_ms=float(rng.choice([0.0, 0.0, 5.0, 40.0])),
         demand_ratio=float(rng.choice([1.0, 1.0, 1.0, 0.3, 2.5, 0.0])),
+        mean_surface=means,
     )
 
 

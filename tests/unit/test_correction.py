@@ -13,6 +13,7 @@ from tests.unit.samples import CLASSIFIER, DETECTOR, NOW_S, config, record, snap
 from tests.unit.test_exporter import samples
 from themis_triton.adapters.exporter import Exporter
 from themis_triton.commands.status_command import show
+from themis_triton.core.config import LatencyTable
 from themis_triton.core.decision import Decision, Reason, Stage
 from themis_triton.core.estimate import DriftChange, DriftEvent, Estimate, ModelEstimate
 from themis_triton.core.record import TickRecord, drift_event_words, drift_words, sentence
@@ -21,7 +22,8 @@ from themis_triton.decide.correction import KEPT, corrected, factors_of, with_dr
 from themis_triton.decide.rules import build_rules
 from themis_triton.solver.solve import solve_joint
 
-RULES = build_rules(config())
+CONFIG = config()
+RULES = build_rules(CONFIG)
 SAID = "video-detector runs 1.42 times as long as its profile says, plans count with 1.40"
 
 
@@ -43,6 +45,17 @@ DRIFTED = estimated(
 def ticked() -> TickRecord:
     decision = with_drift(Decision("d", NOW_S, "themis", Stage.OPTIMISE, Reason.STEADY, None, detail="all is well"), DRIFTED)
     return replace(record(decision=decision, seen=snapshot()), estimate=DRIFTED)
+
+
+def test_capacity_by_means_follows_the_drift_too() -> None:
+    detector, means = CONFIG.models[DETECTOR], LatencyTable((1, 8), (1, 12), ((20.0, 60.0), (80.0, 300.0)))
+    measured = replace(detector, profile=replace(detector.profile, mean_table=means))
+    rules = build_rules(replace(CONFIG, models={**CONFIG.models, DETECTOR: measured}))
+    before, after = (each.problems["video"].stages[0].mean_surface for each in (rules, corrected(rules, {DETECTOR: 1.4})))
+    assert before is not None
+    assert after is not None
+    assert before.latency_ms[0, 0] == 20.0
+    np.testing.assert_array_equal(after.latency_ms, 1.4 * before.latency_ms)
 
 
 def test_rules_without_drift_are_the_rules() -> None:

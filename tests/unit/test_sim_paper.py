@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import numpy as np
@@ -130,6 +131,28 @@ def test_a_replica_costs_from_the_start_of_its_creation() -> None:
         return [(use.at_s, use.cost) for use in cluster.usage]
 
     assert run_virtual(main()) == [(0.0, 20.0), (0.0, 57.0), (pytest.approx(0.1), 111.0), (pytest.approx(0.2), 57.0), (0.2, 37.0)]
+
+
+def test_a_central_queue_changes_its_batches_at_once_and_a_larger_one_comes_with_its_cores() -> None:
+    config = settings()
+    slow = replace(AT_ONCE, grow_s=1.2, shrink_s=1.2, reload_s=1.2)
+
+    async def main() -> list[tuple[float, ModelState]]:
+        layout = Layout(SURFACES, ((0,), (1,)), (0, 1), 4)
+        cluster = Cluster(config, slow, Simulation(layout, slow, np.zeros(0), np.zeros(0, dtype=np.int64), 0), seed=0)
+        cluster.start("a", 0, {DETECTOR: ModelState(2, 1)})
+        seen = []
+        for wanted in (ModelState(2, 3), ModelState(4, 4), ModelState(1, 2)):
+            change = asyncio.create_task(cluster.change("a", DETECTOR, wanted))
+            await asyncio.sleep(0.01)
+            seen.append((cluster.now_s(), cluster.find("a").models[DETECTOR]))
+            assert await change == wanted
+            seen.append((cluster.now_s(), cluster.find("a").models[DETECTOR]))
+        return seen
+
+    times, states = zip(*run_virtual(main()), strict=True)
+    assert states == (ModelState(2, 3),) * 2 + (ModelState(2, 3), ModelState(4, 4), ModelState(4, 2), ModelState(1, 2))
+    assert times == pytest.approx([0.01, 0.01, 0.02, 1.21, 1.22, 2.41], abs=0.001)
 
 
 def test_the_first_replicas_are_those_of_the_horizontal_plan() -> None:

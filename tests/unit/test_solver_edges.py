@@ -62,6 +62,13 @@ def test_capacity_equal_to_the_demand_is_feasible() -> None:
     assert solve_joint(lone(10.0, demand_rps=301.0, max_servers=3)).binding is Binding.DEVICES
 
 
+def test_capacity_counts_by_the_means_where_they_are_known() -> None:
+    slow = lone(40.0, demand_rps=50.0)
+    known = replace(slow, stages=(replace(slow.stages[0], mean_surface=Surface(np.array([[20.0]]))),))
+    assert [solve_joint(problem).stages[0].servers for problem in (slow, known)] == [2, 1]
+    assert solve_joint(known).predicted_p99_ms == solve_joint(slow).predicted_p99_ms == 40.0
+
+
 @pytest.mark.parametrize("placement", Placement)
 def test_equal_costs_go_to_the_lower_predicted_p99(placement: Placement) -> None:
     stage = StageProblem("tie", Surface(np.array([[30.0, 20.0], [35.0, 25.0]])), 1, 2, 2, server_price=5.0, instance_price=0.0)

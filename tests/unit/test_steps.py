@@ -45,6 +45,13 @@ def test_reloads_go_one_at_a_time() -> None:
     assert kinds(actions(Target({"a": states(1), "b": states(1)}), seen)) == [(ActionKind.REBATCH, "a", DETECTOR)]
 
 
+def test_batches_that_are_formed_before_the_servers_change_side_by_side_and_counts_in_one_step() -> None:
+    seen = snapshot([server("a", (4, 1), max_batch=1), server("b", (4, 1), max_batch=1)])
+    wanted = {name: {DETECTOR: ModelState(1, 8)} for name in ("a", "b")}
+    found = actions(Target(wanted, free_batches=True), seen)
+    assert [(action.server, action.after) for action in found] == [("a", ModelState(1, 8)), ("b", ModelState(1, 8))]
+
+
 def test_a_reload_takes_the_wanted_count_with_it() -> None:
     (reload,) = actions(Target({"a": {DETECTOR: ModelState(3, 4)}}), snapshot([server("a", (1, 1))]))
     assert (reload.kind, reload.after) == (ActionKind.REBATCH, ModelState(3, 4))

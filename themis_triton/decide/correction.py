@@ -67,4 +67,7 @@ def _scaled_problem(problem: ChainProblem, factors: Mapping[str, float]) -> Chai
 
 
 def _scaled_stage(stage: StageProblem, factor: float) -> StageProblem:
-    return stage if factor == 1.0 else replace(stage, surface=Surface(stage.surface.latency_ms * factor))
+    if factor == 1.0:
+        return stage
+    means = Surface(stage.mean_surface.latency_ms * factor) if stage.mean_surface is not None else None
+    return replace(stage, surface=Surface(stage.surface.latency_ms * factor), mean_surface=means)

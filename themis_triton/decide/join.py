@@ -57,7 +57,8 @@ def join(state: PolicyState, asked: Sequence[Asked], situation: Situation, rules
             launch |= {free.pop(0): _launched(view, proposal, group.stages) for _ in range(granted[g])}
         retire += [name for name in proposal.retire if name not in retire and not _needed_elsewhere(name, view, asked)]
     memories = {each.view.pipeline.name: each.judged.memory for each in asked}
-    target = Target(servers, launch, tuple(retire), rules.quick_levers)
+    free_batches = all(each.view.sets_batches for each in asked)
+    target = Target(servers, launch, tuple(retire), rules.quick_levers, free_batches)
     return Joined(target, shares.clamps, replace(state, pipelines=memories, short_since_s=shares.short_since_s))
 
 

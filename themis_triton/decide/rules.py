@@ -101,7 +101,7 @@ def _slot_memory_bytes(config: ThemisConfig) -> int | None:
 
 def _stage(model: ModelConfig, config: ThemisConfig, most_busy: int) -> StageProblem:
     separate = config.planning.placement is Placement.SEPARATE
-    contending = config.planning.throughput is ThroughputRule.INSTANCES
+    contending, means = config.planning.throughput is ThroughputRule.INSTANCES, model.profile.mean_table
     return StageProblem(
         name=model.name,
         surface=surface_from_table(model.profile.table, model.max_batch, most_busy, monotone=contending),
@@ -112,4 +112,5 @@ def _stage(model: ModelConfig, config: ThemisConfig, most_busy: int) -> StagePro
         instance_price=model.instance_price if model.instance_price is not None else config.prices.instance,
         instance_memory_bytes=model.profile.instance_memory_bytes,
         max_queue_delay_ms=model.max_queue_delay_us / 1000.0,
+        mean_surface=surface_from_table(means, model.max_batch, most_busy) if means is not None and contending else None,
     )

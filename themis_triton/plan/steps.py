@@ -57,10 +57,10 @@ def _vertical(decision: Decision, target: Target, servers: Iterable[Server], fre
         lever = f"{server.name}/{model}"
         if not free(server.name) or not free(lever):
             continue
-        if _is_rebatch(now, wanted) and rebatching and not target.quick_levers:
+        if _is_rebatch(now, wanted) and rebatching and not (target.quick_levers or target.free_batches):
             step = _step(now, replace(wanted, max_batch=now.max_batch, max_queue_delay_us=now.max_queue_delay_us))
         else:
-            step = _step(now, wanted, whole=target.quick_levers)
+            step = _step(now, wanted, whole=target.quick_levers or target.free_batches)
         if step is not None:
             rebatching |= step[0] is ActionKind.REBATCH
             yield Action(f"{decision.id}/{lever}", step[0], decision.id, server.name, model, now, step[1])
@@ -90,7 +90,7 @@ def _growth_left_out(target: Target, servers: Iterable[Server], vertical: Iterab
 def _step(now: ModelState, wanted: ModelState, *, whole: bool = False) -> tuple[ActionKind, ModelState] | None:
     """The lever to pull next; a shrink takes one instance, because a server tears them down one after the other and a growth would wait.
 
-    `whole`: that takes no time, and all go at once.
+    `whole`: all go at once.
     """
     if _is_rebatch(now, wanted):
         return ActionKind.REBATCH, wanted

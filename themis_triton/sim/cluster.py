@@ -13,7 +13,7 @@ from themis_triton.core.errors import ChangeRefusedError, LaunchFailedError, Ser
 from themis_triton.core.fleet import ModelState
 from themis_triton.core.routes import RouteTable
 from themis_triton.sim.engine import Simulation
-from themis_triton.sim.world import Sharing, SimWorld
+from themis_triton.sim.world import Dispatcher, Sharing, SimWorld
 
 DRAIN_POLL_S = 0.05
 PROCESS_S = 0.05
@@ -95,19 +95,31 @@ class Cluster:
             simulation.configure(server.place, self._index[model], state)
 
     async def change(self, name: str, model: str, state: ModelState) -> ModelState:
-        """One load of a model: a reload when batching differs, else a growth, or instances torn down one after the other."""
+        """One load of a model: a reload when batching differs (a central queue needs none), a growth, or instances torn down one by one."""
         server = self.find(name)
         async with server.locks.setdefault(model, asyncio.Lock()):
             await asyncio.sleep(self._world.control_s)
             before = self.find(name).models[model]
             self._maybe_refuse(name, model)
-            if (state.max_batch, state.max_queue_delay_us) != (before.max_batch, before.max_queue_delay_us):
+            if self._world.dispatcher is Dispatcher.CENTRAL:
+                before = self._rebatch_queue(server, model, before, state)
+            if state == before:
+                return state
+            if self._world.dispatcher is not Dispatcher.CENTRAL and _batching(state) != _batching(before):
                 await self._after(self.reload_s(model), server, model, state)
             elif state.instances > before.instances:
                 await self._after(self.grow_s(model), server, model, state)
             else:
                 await self._shrink(server, model, before, state)
             return self.find(name).models[model]
+
+    def _rebatch_queue(self, server: SimServer, model: str, before: ModelState, state: ModelState) -> ModelState:
+        """A central queue forms the batches, so that their limit changes at once; a larger one comes with the cores that it was planned for."""
+        batch = min(before.max_batch, state.max_batch) if state.instances > before.instances else state.max_batch
+        now = ModelState(before.instances, batch, state.max_queue_delay_us)
+        if now != before:
+            self._set(server, model, now)
+        return now
 
     def _maybe_refuse(self, name: str, model: str) -> None:
         if self._world.refuse_share > 0.0 and self._rng.random() < self._world.refuse_share:
@@ -215,3 +227,7 @@ class Cluster:
         own = [model.server_price for model, _ in priced if separate and model.server_price is not None]
         each = [count * (prices.instance if model.instance_price is None else model.instance_price) for model, count in priced]
         return max(own, default=prices.server) + sum(each)
+
+
+def _batching(state: ModelState) -> tuple[int, int]:
+    return state.max_batch, state.max_queue_delay_us

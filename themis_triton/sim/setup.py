@@ -139,7 +139,8 @@ def _layout(config: ThemisConfig, chains: tuple[tuple[int, ...], ...]) -> Layout
     most = sum(model.max_instances for model in config.models.values()) * max(names.count(name) for name in order)
     batch = max(model.max_batch for model in config.models.values())
     contending = config.planning.throughput is ThroughputRule.INSTANCES
-    tables = [model.profile.table for model in config.models.values()]
+    # Batches take their means and not all the percentile's time, where means were measured.
+    tables = [model.profile.mean_table or model.profile.table for model in config.models.values()]
     surfaces = np.stack([surface_from_table(table, batch, most, monotone=contending).latency_ms for table in tables])
     return Layout(surfaces, chains, tuple(order[name] for name in names), most)
 

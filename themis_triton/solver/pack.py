@@ -97,7 +97,8 @@ def _build(problem: ChainProblem) -> _Arrays:
     largest = max(stage.max_batch for stage in stages)
     counts = [stage.max_instances for stage in stages]
     columns = (sum(counts) if problem.placement is Placement.COLOCATED else max(counts)) + problem.busy_elsewhere
-    latency = np.stack([stage.surface.extended(largest, columns)[:largest, :columns] for stage in stages])
+    surfaces = [stage.surface for stage in stages] + [stage.mean_surface or stage.surface for stage in stages]
+    latency = np.stack([surface.extended(largest, columns)[:largest, :columns] for surface in surfaces])
     if problem.throughput is ThroughputRule.INSTANCES:
         latency = np.maximum.accumulate(latency, axis=2)  # a busier device is never faster: noise must not be planned on
     if problem.queueing.predicts_busy:

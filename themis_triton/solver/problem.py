@@ -16,7 +16,8 @@ __all__ = ["ChainProblem", "Placement", "StageProblem", "ThroughputRule"]
 class StageProblem:
     """One stage. Instance bounds hold per server; prices are per second in any one unit; memory is that of one instance.
 
-    `demand_ratio` is the number of this stage's requests per request of the chain.
+    `demand_ratio` is the number of this stage's requests per request of the chain. `mean_surface`: mean service times where they are
+    known, by which capacity counts, because the percentile's is what few batches take; without, `surface` does.
     """
 
     name: str
@@ -29,6 +30,7 @@ class StageProblem:
     instance_memory_bytes: int = 0
     max_queue_delay_ms: float = 0.0
     demand_ratio: float = 1.0
+    mean_surface: Surface | None = None
 
     def __post_init__(self) -> None:
         """SolverError when a bound is empty or a price is negative."""

@@ -139,11 +139,11 @@ def memory_fits(problem: ChainProblem, choices: Sequence[Choice]) -> bool:
     return (sum(used) if problem.placement is Placement.COLOCATED else max(used)) <= problem.device_memory_bytes
 
 
-def latency_ms(problem: ChainProblem, stage: StageProblem, batch: int, column: int) -> float:
-    """The surface, extended; instances are never faster on a busier device, nor with Triton's waits a larger batch than a smaller."""
+def latency_ms(problem: ChainProblem, stage: StageProblem, batch: int, column: int, surface: Surface | None = None) -> float:
+    """The surface (by default the percentile's), extended; instances are never faster on a busier device, nor with Triton's waits a larger batch than a smaller."""
     batches = 1 if problem.queueing.predicts_busy else batch
     columns = 1 if problem.throughput is ThroughputRule.INSTANCES else column
-    return _slowest(stage.surface, batches, batch, columns, column)
+    return _slowest(surface or stage.surface, batches, batch, columns, column)
 
 
 @lru_cache(4096)
@@ -191,7 +191,7 @@ def between(problem: ChainProblem, stage: StageProblem, batch: int, busy: float)
 
 def server_capacity_rps(problem: ChainProblem, stage: StageProblem, choice: Choice, column: int) -> float:
     """Requests/s of one server with everything busy."""
-    capacity = 1000 * choice.batch / latency_ms(problem, stage, choice.batch, column)
+    capacity = 1000 * choice.batch / latency_ms(problem, stage, choice.batch, column, stage.mean_surface)
     if problem.paper_rounding:
         capacity = math.floor(capacity + TOLERANCE)
     return capacity * (1 if problem.throughput is ThroughputRule.CORES else choice.instances)

@@ -35,7 +35,7 @@ CAPACITY_TOLERANCE = 1e-9
 class Chain(NamedTuple):
     """A packed problem. S stages, B batch sizes, K busy instances (or cores).
 
-    `latency` float64[S, B, K] ms; `gather` float64[B], see `gather_table`;
+    `latency` float64[2·S, B, K] ms: S at the percentile, then S means, by which capacity counts; `gather` float64[B], see `gather_table`;
     `ints` int64[S, 4]; `floats` float64[S, 5]; `allowed` bool[S, B]; `rate` float64[9]; `rule` int64[5].
     """
 
@@ -63,7 +63,7 @@ def set_rate(chain: Chain, low_rps: float, high_rps: float) -> None:
 @kernel
 def server_capacity_rps(chain: Chain, s: int, instances: int, batch: int, full: int) -> float:
     """Requests/s of one server with `full` instances (or cores) busy; a replica's is rounded down for the paper's rule."""
-    capacity: float = 1000.0 * batch / chain.latency[s, batch - 1, full - 1]
+    capacity: float = 1000.0 * batch / chain.latency[chain.ints.shape[0] + s, batch - 1, full - 1]
     if chain.rule[WHOLE]:
         capacity = math.floor(capacity + CAPACITY_TOLERANCE)
     return capacity if chain.rule[CORES] else capacity * instances
