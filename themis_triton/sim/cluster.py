@@ -114,7 +114,7 @@ class Cluster:
             return self.find(name).models[model]
 
     def _rebatch_queue(self, server: SimServer, model: str, before: ModelState, state: ModelState) -> ModelState:
-        """A central queue forms the batches, so that their limit changes at once; a larger one comes with the cores that it was planned for."""
+        """A central queue forms batches, so that their limit changes at once; a larger one comes with the cores it was planned for."""
         batch = min(before.max_batch, state.max_batch) if state.instances > before.instances else state.max_batch
         now = ModelState(before.instances, batch, state.max_queue_delay_us)
         if now != before:

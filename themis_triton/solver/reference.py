@@ -140,7 +140,10 @@ def memory_fits(problem: ChainProblem, choices: Sequence[Choice]) -> bool:
 
 
 def latency_ms(problem: ChainProblem, stage: StageProblem, batch: int, column: int, surface: Surface | None = None) -> float:
-    """The surface (by default the percentile's), extended; instances are never faster on a busier device, nor with Triton's waits a larger batch than a smaller."""
+    """A surface, by default the percentile's, extended.
+
+    Instances are never faster on a busier device, nor with Triton's waits a larger batch than a smaller.
+    """
     batches = 1 if problem.queueing.predicts_busy else batch
     columns = 1 if problem.throughput is ThroughputRule.INSTANCES else column
     return _slowest(surface or stage.surface, batches, batch, columns, column)
