@@ -102,6 +102,8 @@ def test_the_table_names_every_policy() -> None:
         (("--profile-error", "-1"), "--profile-error -1"),
         (("--metrics-lag", "-2"), "--metrics-lag -2"),
         (("--devices", "0"), "--devices 0"),
+        (("--devices", "99"), "--devices 99: launch.slots has"),
+        (("--batch-wait", "0.1"), "--batch-wait 0.1: only a central queue"),
         (("--world", "flat"), "--world flat"),
         (("--out", __file__), "found a file"),
     ],

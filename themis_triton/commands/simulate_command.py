@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from themis_triton.commands.simulated_runs import CLAIRVOYANT, SimulatedRun, WorldFlags, check_world, row_of, simulated_run
+from themis_triton.commands.simulated_runs import CLAIRVOYANT, SimulatedRun, WorldFlags, check_fit, check_world, row_of, simulated_run
 from themis_triton.core.config import PolicyName, ThemisConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.load.traces import TraceOptions
@@ -42,6 +42,7 @@ def simulate_command(flags: SimulateFlags, *, as_json: bool) -> list[dict[str, A
     """Run every policy under every seed; prints a table, or as the last line of standard output the rows as JSON, and returns them."""
     _check(flags)
     config = chosen(load_settings(flags.config), flags.pipelines)
+    check_fit(flags.world, config)
     policies = _policies(flags.policies)
     tasks = [(policy, seed) for policy in policies for seed in range(flags.seeds)]
     runs = _all_runs(config, flags, tasks, Console(stderr=True))

@@ -82,6 +82,18 @@ def check_world(flags: WorldFlags) -> None:
         )
 
 
+def check_fit(flags: WorldFlags, config: ThemisConfig) -> None:
+    """SettingsError for a flag that would change nothing with these settings."""
+    slots = len(config.launch.slots) if config.launch is not None else None
+    if slots is not None and flags.devices is not None and flags.devices > slots:
+        raise SettingsError(f"--devices {flags.devices}: launch.slots has {slots}; allowed are 1 to {slots}, or name more slots there")
+    if flags.batch_wait_s is not None and world_from(flags, config, config.policy.name).dispatcher is not Dispatcher.CENTRAL:
+        raise SettingsError(
+            f"--batch-wait {flags.batch_wait_s:g}: only a central queue waits so; here Triton batches by max_queue_delay_us of the "
+            "models in the settings: change that, or leave the flag out"
+        )
+
+
 def world_from(flags: WorldFlags, config: ThemisConfig, policy: PolicyName) -> SimWorld:
     """The world that a policy runs in. Where a central queue batches, `themis` sends what waits at once, the others as in the paper."""
     own = {None: world_for(config), "paper": paper_world(), "triton": triton_world()}[flags.world]
