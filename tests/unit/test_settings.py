@@ -194,7 +194,8 @@ BAD = {
         (
             "themis.yaml:28:13: pipelines.video.slo_ms: found 53.9; "
             "allowed: at least the fastest service time, one request on one instance: "
-            "detector 36 + classifier 18 = 54 ms; raise slo_ms, or serve faster models"
+            "detector 36 + classifier 18 = 54 ms, over 0.95 for policy.slo_margin_fraction = 56.8421 ms; "
+            "raise slo_ms, or serve faster models"
         ),
     ),
     "percentile out of range": (
@@ -619,8 +620,11 @@ def test_a_measured_table_stays_as_it_was_measured(tmp_path: Path) -> None:
     assert (table.batches, table.instances, table.latency_ms) == ((1, 8), (1, 8), ((18.0, 46.0), (74.0, 214.0)))
 
 
-def test_an_objective_equal_to_the_fastest_service_time_is_allowed(tmp_path: Path) -> None:
-    assert load_settings(write(tmp_path, changed("slo_ms: 300", "slo_ms: 54"))).pipelines[0].slo_ms == 54
+def test_an_objective_equal_to_the_fastest_service_time_and_the_margin_is_allowed(tmp_path: Path) -> None:
+    text = changed("slo_ms: 300", "slo_ms: 60").replace("  name: themis\n", "  name: themis\n  slo_margin_fraction: 0.1\n")
+    assert load_settings(write(tmp_path, text)).pipelines[0].slo_ms == 60
+    with pytest.raises(SettingsError, match=r"over 0\.9 for policy\.slo_margin_fraction = 60 ms"):
+        load_settings(write(tmp_path, text.replace("slo_ms: 60", "slo_ms: 59.9")))
 
 
 def test_other_ways_to_write_the_same(tmp_path: Path) -> None:

@@ -126,11 +126,14 @@ def _objectives(loaded: Loaded) -> Iterator[Problem]:
 
 def _objective(loaded: Loaded, name: str, pipeline: PipelineSettings) -> Iterator[Problem]:
     times = [loaded.models[stage].profile.fastest_ms(loaded.models[stage].instances.max) for stage in pipeline.chain]
-    if pipeline.slo_ms >= sum(times):
+    margin = loaded.policy.slo_margin_fraction if loaded.policy is not None else 0.0
+    least_ms = sum(times) / (1.0 - margin)
+    if pipeline.slo_ms >= least_ms - 1e-9:
         return
     terms = " + ".join(f"{stage} {time:g}" for stage, time in zip(pipeline.chain, times, strict=True))
     total = f" = {sum(times):g}" if len(times) > 1 else ""
-    allowed = f"at least the fastest service time, one request on one instance: {terms}{total} ms"
+    kept = f", over {1.0 - margin:g} for policy.slo_margin_fraction = {least_ms:g} ms" if margin else ""
+    allowed = f"at least the fastest service time, one request on one instance: {terms}{total} ms{kept}"
     yield loaded.source.problem(("pipelines", name, "slo_ms"), None, allowed, "raise slo_ms, or serve faster models")
 
 
