@@ -11,6 +11,7 @@ import pytest
 
 from themis_triton.core.config import LatencyTable, QueueingModel
 from themis_triton.core.errors import SolverError
+from themis_triton.solver.mixed import solve_mixed
 from themis_triton.solver.plans import Binding
 from themis_triton.solver.problem import ChainProblem, Placement, StageProblem, ThroughputRule
 from themis_triton.solver.solve import evaluate, largest_demand, solve_joint, solve_vertical
@@ -67,6 +68,7 @@ def test_capacity_counts_by_the_means_where_they_are_known() -> None:
     known = replace(slow, stages=(replace(slow.stages[0], mean_surface=Surface(np.array([[20.0]]))),))
     assert [solve_joint(problem).stages[0].servers for problem in (slow, known)] == [2, 1]
     assert solve_joint(known).predicted_p99_ms == solve_joint(slow).predicted_p99_ms == 40.0
+    assert [solve_mixed(replace(problem, placement=Placement.SEPARATE), [1]).feasible for problem in (slow, known)] == [False, True]
 
 
 @pytest.mark.parametrize("placement", Placement)

@@ -89,7 +89,8 @@ def _given(problem: ChainProblem, stage: StageProblem, servers: int, cap: int) -
     if problem.device_memory_bytes is not None and stage.instance_memory_bytes > 0:
         counts = max(stage.min_instances, min(counts, problem.device_memory_bytes // stage.instance_memory_bytes))
     ms = stage.surface.extended(batches, counts)[:batches, :counts]
-    rps = 1000.0 * np.arange(1, batches + 1)[:, None] / ms
+    means = (stage.mean_surface or stage.surface).extended(batches, counts)[:batches, :counts]
+    rps = 1000.0 * np.arange(1, batches + 1)[:, None] / means
     if problem.paper_rounding:
         rps = np.floor(rps + TOLERANCE)
     if problem.throughput is ThroughputRule.INSTANCES:
