@@ -42,21 +42,21 @@ class Service:
         self._around_s = around_s
         self._carry_s = 0.0
 
-    def serve(self, batch: int) -> None:
-        """Wait as long as a batch of `batch` requests takes on the device."""
+    def serve(self, batch: int, begun_s: float | None = None) -> None:
+        """Wait until a batch of `batch` requests that began at `begun_s` (`time.perf_counter`, by default now) is done on the device."""
         with self._seat.busy():
             noise = self._draw()
-            at_s = time.perf_counter()
+            at_s = time.perf_counter() if begun_s is None else begun_s
             duration_s = self._duration_s(batch, noise)
             left = 1.0 - min((self._carry_s + self._around_s) / duration_s, _CARRY_SHARE)
             while True:
-                time.sleep(min(left * duration_s, max(_SLICE_S, _SLICE_SHARE * duration_s)))
                 now_s = time.perf_counter()
                 left -= (now_s - at_s) / duration_s
                 at_s = now_s
                 if left <= 0:
                     break
                 duration_s = self._duration_s(batch, noise)
+                time.sleep(min(left * duration_s, max(_SLICE_S, _SLICE_SHARE * duration_s)))
             self._carry_s = -left * duration_s
 
     def _duration_s(self, batch: int, noise: float) -> float:
