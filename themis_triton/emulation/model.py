@@ -19,7 +19,8 @@ from themis_triton.emulation.service import Service, noise_factors
 AROUND_S = 0.0005
 """What a batch takes outside of `execute`, from Triton's stamp of its start to that of its end.
 
-Measured on a server processor: 0.1 to 0.2 ms until `execute`, 0.3 ms until the answer has left. What `execute` itself does counts as it comes.
+Measured on a server processor: 0.1 to 0.2 ms until `execute`, 0.3 ms until the answer has left. What `execute` itself does counts as it
+comes.
 """
 
 
