@@ -95,15 +95,28 @@ CHANGES = st.lists(
 
 
 @settings(max_examples=40, deadline=None)
-@given(CHANGES, st.sampled_from(Dispatcher), st.sampled_from(Sharing), st.sampled_from([0, 20_000]), st.integers(0, 2**32))
+@given(
+    CHANGES,
+    st.sampled_from(Dispatcher),
+    st.sampled_from(Sharing),
+    st.sampled_from([0, 20_000]),
+    st.sampled_from([(), (0.0, 0.01), (0.02, math.inf)]),
+    st.integers(0, 2**32),
+)
 def test_every_request_ends_or_fails_once(
-    changes: list[tuple[int, int, int, int, str]], dispatcher: Dispatcher, sharing: Sharing, delay_us: int, seed: int
+    changes: list[tuple[int, int, int, int, str]],
+    dispatcher: Dispatcher,
+    sharing: Sharing,
+    delay_us: int,
+    patience_s: tuple[float, ...],
+    seed: int,
 ) -> None:
     rng = np.random.default_rng(seed)
     arrival_s = np.sort(rng.uniform(0.0, 2.0, 300))
     surfaces = rng.uniform(5.0, 20.0, (2, 4, 1)).repeat(24, axis=2).cumsum(axis=1)
     world = SimWorld(dispatcher=dispatcher, sharing=sharing, noise=ServiceNoise.LOGNORMAL, noise_cv=0.2)
-    simulation = Simulation(Layout(surfaces, ((0, 1), (1,)), (0, 0, 1), 48), world, arrival_s, rng.integers(0, 2, 300), seed)
+    layout = Layout(surfaces, ((0, 1), (1,)), (0, 0, 1), 48, patience_s)
+    simulation = Simulation(layout, world, arrival_s, rng.integers(0, 2, 300), seed)
     for server in range(3):
         for model in range(2):
             simulation.configure(server, model, ModelState(2, 4, delay_us))

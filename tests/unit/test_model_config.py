@@ -143,6 +143,26 @@ def test_a_launched_servers_file_sees_one_device() -> None:
     assert state_of(launched) == ModelState(3, 4)
 
 
+def test_a_patient_queue_delays_late_requests_and_refuses_none() -> None:
+    launched = for_launch(config(), ModelState(3, 8, 5000), "detector", patience_s=0.15)
+    policy = json.loads(to_json(launched))["dynamic_batching"]["default_queue_policy"]
+    assert policy == {"timeout_action": "DELAY", "default_timeout_microseconds": "150000"}
+    assert not is_reload(state_of(launched), ModelState(1, 8, 5000))
+
+
+@pytest.mark.parametrize(
+    ("text", "state"),
+    [
+        (TEXT.replace("preferred_batch_size: [2, 8]", "default_queue_policy { max_queue_size: 9 }"), ModelState(1, 8, 5000)),
+        (TEXT.replace("dynamic_batching {", "# ").replace(" max_queue_delay_microseconds: 5000 }", ""), ModelState(1, 1)),
+        (TEXT, ModelState(1, 1)),
+    ],
+    ids=["a policy of its own", "no batcher", "no batches"],
+)
+def test_where_no_queue_is_made_patient(text: str, state: ModelState) -> None:
+    assert for_launch(config(text), state, "detector", patience_s=0.15) == for_launch(config(text), state, "detector")
+
+
 def test_what_triton_need_not_complete() -> None:
     assert is_complete(config())
     assert not is_complete(config('name: "m" backend: "python"'))

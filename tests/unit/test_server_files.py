@@ -28,7 +28,7 @@ def make_repository(root: Path, config: str) -> Path:
 def test_the_view_has_the_planned_state_and_links_to_everything_else(tmp_path: Path) -> None:
     repository = make_repository(tmp_path / "repository", 'backend: "python" input { name: "i" } output { name: "o" } max_batch_size: 8')
     files = ServerFiles(tmp_path / "state", "s1")
-    assert build_view(files, repository, {"m": ModelState(3, 4, 10)})
+    assert build_view(files, repository, {"m": ModelState(3, 4, 10)}, {})
     view = files.models / "m"
     assert state_of(parse_config((view / "config.pbtxt").read_text(), "view")) == ModelState(3, 4, 10)
     assert (view / "labels.txt").read_text() == "cat"
@@ -38,7 +38,7 @@ def test_the_view_has_the_planned_state_and_links_to_everything_else(tmp_path: P
 
 def test_python_cannot_write_its_cache_into_the_view(tmp_path: Path) -> None:
     files = ServerFiles(tmp_path / "state", "s1")
-    build_view(files, make_repository(tmp_path / "repository", ""), {"m": ModelState(1, 1)})
+    build_view(files, make_repository(tmp_path / "repository", ""), {"m": ModelState(1, 1)}, {})
     for directory in (files.models / "m" / "1", files.models / "m" / "1" / "package"):
         assert (directory / "__pycache__").is_file()
         assert not directory.is_symlink()
@@ -46,25 +46,25 @@ def test_python_cannot_write_its_cache_into_the_view(tmp_path: Path) -> None:
 
 def test_an_incomplete_configuration_is_told(tmp_path: Path) -> None:
     assert not build_view(
-        ServerFiles(tmp_path, "s1"), make_repository(tmp_path / "repository", 'backend: "python"'), {"m": ModelState(1, 1)}
+        ServerFiles(tmp_path, "s1"), make_repository(tmp_path / "repository", 'backend: "python"'), {"m": ModelState(1, 1)}, {}
     )
 
 
 def test_faults_name_the_file(tmp_path: Path) -> None:
     files = ServerFiles(tmp_path / "state", "s1")
     with pytest.raises(LaunchFailedError, match=r"model absent has no .*/absent/config.pbtxt"):
-        build_view(files, tmp_path, {"absent": ModelState(1, 1)})
+        build_view(files, tmp_path, {"absent": ModelState(1, 1)}, {})
     with pytest.raises(SettingsError, match=r"repository/m/config.pbtxt:1:"):
-        build_view(files, make_repository(tmp_path / "repository", "nonsense: 1"), {"m": ModelState(1, 1)})
+        build_view(files, make_repository(tmp_path / "repository", "nonsense: 1"), {"m": ModelState(1, 1)}, {})
     (tmp_path / "file").write_text("")
     with pytest.raises(LaunchFailedError, match="cannot be put into"):
-        build_view(ServerFiles(tmp_path / "file", "s1"), tmp_path / "repository", {"m": ModelState(1, 1)})
+        build_view(ServerFiles(tmp_path / "file", "s1"), tmp_path / "repository", {"m": ModelState(1, 1)}, {})
 
 
 def test_removing_keeps_the_log(tmp_path: Path) -> None:
     files = ServerFiles(tmp_path / "state", "s1")
     assert "no log was written" in files.log_tail()
-    build_view(files, make_repository(tmp_path / "repository", ""), {"m": ModelState(1, 1)})
+    build_view(files, make_repository(tmp_path / "repository", ""), {"m": ModelState(1, 1)}, {})
     files.log.write_text("".join(f"line {number}\n" for number in range(50)))
     files.remove()
     files.remove()

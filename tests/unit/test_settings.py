@@ -707,3 +707,10 @@ def test_the_reference_has_each_key_once_with_its_unit_default_and_meaning() -> 
     assert rows["launch.slots[].device"].kind == "gpu:N (N as NVML counts) or cpu:N, such as gpu:0"
     assert rows["policy.tick_s"].default == "0.25"
     assert rows["mode"].default == "active"
+
+
+def test_patience_is_that_of_a_models_most_patient_pipeline(tmp_path: Path) -> None:
+    text = changed("slo_ms: 300\n", "slo_ms: 300\n  other:\n    stages: [classifier]\n    slo_ms: 400\n")
+    assert load_settings(write(tmp_path, text)).patience_s == {}
+    patient = text.replace("  name: themis\n", "  name: themis\n  patience_fraction: 0.5\n")
+    assert load_settings(write(tmp_path, patient)).patience_s == {"detector": 0.15, "classifier": 0.2}

@@ -47,11 +47,13 @@ class LocalServers:
     Args:
         config: where and how to launch.
         state_directory: logs, model views and prepared backends lie here; its path marks the processes.
+        patience_s: by model, how long a request waits before it lets all others pass; see `plan.model_config.for_launch`.
     """
 
-    def __init__(self, config: LaunchConfig, state_directory: Path) -> None:
+    def __init__(self, config: LaunchConfig, state_directory: Path, patience_s: Mapping[str, float] | None = None) -> None:
         self._config = config
         self._state = state_directory
+        self._patience_s = patience_s or {}
         self._slots = {slot.name: slot for slot in config.slots}
         self._install: TritonInstall | None = None
         self._install_lock = asyncio.Lock()
@@ -69,7 +71,7 @@ class LocalServers:
         install = await self._triton()
         files = self._files(name)
         try:
-            complete = await asyncio.to_thread(build_view, files, self._config.model_repository, models)
+            complete = await asyncio.to_thread(build_view, files, self._config.model_repository, models, self._patience_s)
             return await asyncio.to_thread(self._start, files, self._slots[slot], models, install, complete=complete)
         except ThemisError:
             await asyncio.to_thread(files.remove)

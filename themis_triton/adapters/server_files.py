@@ -60,10 +60,11 @@ class ServerFiles:
         remove_shared_memory(self.shared_memory_prefix)
 
 
-def build_view(files: ServerFiles, repository: Path, models: Mapping[str, ModelState]) -> bool:
+def build_view(files: ServerFiles, repository: Path, models: Mapping[str, ModelState], patience_s: Mapping[str, float]) -> bool:
     """Make the server's own model repository: links to the models' files, and a `config.pbtxt` with the right state from the start.
 
-    Later overrides are made from that very file, so a later change of counts is in place from the first one on.
+    Later overrides are made from that very file, so a later change of counts is in place from the first one on. `patience_s`: see
+    `plan.model_config.for_launch`, by model.
 
     Returns:
         Whether every configuration is complete, so that Triton need not ask the backends to complete them.
@@ -77,19 +78,19 @@ def build_view(files: ServerFiles, repository: Path, models: Mapping[str, ModelS
         shutil.rmtree(files.models, ignore_errors=True)
         files.models.mkdir(parents=True)
         files.log.parent.mkdir(parents=True, exist_ok=True)
-        complete = [_build_model(repository / name, files.models / name, state) for name, state in models.items()]
+        complete = [_build_model(repository / name, files.models / name, state, patience_s.get(name)) for name, state in models.items()]
     except OSError as error:
         raise LaunchFailedError(f"server {files.name}: its files cannot be put into {files.directory}: {error}") from error
     return all(complete)
 
 
-def _build_model(source: Path, target: Path, state: ModelState) -> bool:
+def _build_model(source: Path, target: Path, state: ModelState, patience_s: float | None) -> bool:
     file = source / CONFIG_FILE
     if not file.is_file():
         raise LaunchFailedError(
             f"launch.model_repository: model {source.name} has no {file}; put the model there, or correct the model's name"
         )
-    config = for_launch(parse_config(file.read_text(encoding="utf-8"), str(file)), state, source.name)
+    config = for_launch(parse_config(file.read_text(encoding="utf-8"), str(file)), state, source.name, patience_s)
     target.mkdir()
     for path in source.iterdir():
         if path.name != CONFIG_FILE:

@@ -236,6 +236,7 @@ class PolicyConfig:
     retry_backoff_max_s: float = 60.0
     memory_margin_fraction: float = 0.1
     slo_margin_fraction: float = 0.05
+    patience_fraction: float | None = None
     plan_horizon_s: float = 60.0
     pool_hold_s: float = 5.0
     baseline_hold_s: float = 10.0
@@ -291,3 +292,11 @@ class ThemisConfig:
     def under(self, policy: PolicyName) -> ThemisConfig:
         """These settings with another policy, and the constants that it has of its own."""
         return replace(self, policy=replace(self.policies.get(policy, self.policy), name=policy))
+
+    @property
+    def patience_s(self) -> dict[str, float]:
+        """By model, how long a request waits for it before it lets all others pass: that of its most patient pipeline. Empty: for ever."""
+        fraction, longest_ms = self.policy.patience_fraction, dict[str, float]()
+        for pipeline in self.pipelines if fraction is not None else ():
+            longest_ms |= {stage: max(longest_ms.get(stage, 0.0), pipeline.slo_ms) for stage in pipeline.stages}
+        return {stage: slo_ms * (fraction or 0.0) / 1000.0 for stage, slo_ms in longest_ms.items()}

@@ -76,7 +76,7 @@ async def wired(config: ThemisConfig) -> AsyncIterator[Parts]:
         stack.push_async_callback(files.close)
         control = TritonModelControl(model_repositories(config.state_directory, config.servers))
         stack.push_async_callback(control.close)
-        launcher = LocalServers(config.launch, config.state_directory) if config.launch is not None else None
+        launcher = LocalServers(config.launch, config.state_directory, config.patience_s) if config.launch is not None else None
         observer = _observer(config, clock, stack)
         levers = Levers(control, files, launcher, journal, clock)
         backoff = Backoff(config.policy.retry_backoff_s, config.policy.retry_backoff_max_s)

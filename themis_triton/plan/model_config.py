@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 from google.protobuf import json_format, text_format
-from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup, ModelQueuePolicy
 
 from themis_triton.core.errors import ChangeRefusedError, SettingsError
 from themis_triton.core.fleet import ModelState
@@ -99,12 +99,22 @@ def with_state(base: Config, state: ModelState, served: Config | None = None) ->
     return config
 
 
-def for_launch(base: Config, state: ModelState, name: str) -> Config:
-    """The file that a launched server reads: the state from the start, on whatever one device that server sees."""
+def for_launch(base: Config, state: ModelState, name: str, patience_s: float | None = None) -> Config:
+    """The file that a launched server reads: the state from the start, on whatever one device that server sees.
+
+    `patience_s`: a request that waited so long is served after all others (Triton's DELAY, nothing is refused); None: as the file says.
+    A queue policy of the file's own stays, and so does a queue without batches: Triton serves who was delayed in a batch with others,
+    or else one batch each half second.
+    """
     config = with_state(base, state)
     config.name = name
     for group in config.instance_group:
         group.ClearField("gpus")
+    batcher = config.dynamic_batching
+    batches = config.HasField("dynamic_batching") and state.max_batch > 1
+    if patience_s is not None and batches and not batcher.HasField("default_queue_policy"):
+        batcher.default_queue_policy.timeout_action = ModelQueuePolicy.DELAY
+        batcher.default_queue_policy.default_timeout_microseconds = max(1, round(1e6 * patience_s))
     return config
 
 

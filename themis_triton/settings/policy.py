@@ -98,6 +98,13 @@ class PolicySettings(Section):
     slo_margin_fraction: float = Field(
         default=_POLICY.slo_margin_fraction, ge=0, lt=1, description="part of the SLO that plans leave free, for what a profile cannot know"
     )
+    patience_fraction: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="part of the SLO after which a request that waits in a queue lets all others pass, on servers that are launched; "
+        "fewer are late, those later (Triton serves them in a batch with others, or one batch each half second); by default none does",
+    )
     plan_horizon_s: PositiveSeconds = Field(
         default=_POLICY.plan_horizon_s,
         description="how long a plan is expected to hold, so that its saving is weighed against the way to it",

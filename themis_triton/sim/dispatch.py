@@ -31,7 +31,7 @@ def place(e: Engine, request: int, model: int, now_s: float) -> None:
         return
     queue = queue_of(e, server, model)
     e.following[request] = NONE
-    if e.length[queue] == 0:
+    if e.length[queue] == e.aside[queue]:
         e.head[queue] = request
     else:
         e.following[e.tail[queue]] = request
@@ -42,6 +42,42 @@ def place(e: Engine, request: int, model: int, now_s: float) -> None:
     else:
         e.outstanding[server, model] += 1
         take(e, server, model, now_s)
+
+
+@kernel
+def foremost(e: Engine, queue: int) -> int:
+    """Who is served next of a queue that is not empty."""
+    request: int = e.head[queue] if e.length[queue] > e.aside[queue] else e.aside_head[queue]
+    return request
+
+
+@kernel
+def step_aside(e: Engine, queue: int, model: int, now_s: float) -> None:
+    """Who waited longer than the model's patience goes behind all others: to serve it first would make them late as well."""
+    while e.length[queue] > e.aside[queue] and now_s - e.entered_s[e.head[queue]] > e.patience_s[model]:
+        late = e.head[queue]
+        e.head[queue] = e.following[late]
+        e.following[late] = NONE
+        if e.aside[queue] == 0:
+            e.aside_head[queue] = late
+        else:
+            e.following[e.aside_tail[queue]] = late
+        e.aside_tail[queue] = late
+        e.aside[queue] += 1
+
+
+@kernel
+def pop(e: Engine, queue: int) -> int:
+    """Take the foremost out of its queue."""
+    request = foremost(e, queue)
+    if e.length[queue] > e.aside[queue]:
+        e.head[queue] = e.following[request]
+    else:
+        e.aside_head[queue] = e.following[request]
+        e.aside[queue] -= 1
+    e.length[queue] -= 1
+    e.following[request] = NONE
+    return request
 
 
 @kernel
@@ -90,7 +126,7 @@ def offer(e: Engine, model: int, now_s: float) -> None:
         if waiting == 0:
             return
         if e.routed[server, model] and e.busy[server, model] < workers_of(e, server, model):
-            due_s = e.entered_s[e.head[model]] + e.delay_s[server, model]
+            due_s = e.entered_s[foremost(e, model)] + e.delay_s[server, model]
             if waiting >= e.max_batch[server, model] or due_s <= now_s or due_s < e.timer_s[model]:
                 take(e, server, model, now_s)
 
@@ -105,8 +141,9 @@ def fill(e: Engine, server: int, model: int, now_s: float) -> bool:
         return False
     queue, started = queue_of(e, server, model), False
     while e.busy[server, model] < workers_of(e, server, model) and e.length[queue] > 0:
+        step_aside(e, queue, model, now_s)
         size = min(e.length[queue], e.max_batch[server, model])
-        due_s = e.entered_s[e.head[queue]] + e.delay_s[server, model]
+        due_s = e.entered_s[foremost(e, queue)] + e.delay_s[server, model]
         if size < e.max_batch[server, model] and due_s > now_s:
             e.timer_s[queue] = min(e.timer_s[queue], due_s)
             e.floats[FIRST_TIMER_S] = min(e.floats[FIRST_TIMER_S], due_s)
@@ -130,15 +167,13 @@ def start_batch(e: Engine, server: int, model: int, queue: int, size: int, now_s
     settle(e, device, now_s)
     e.ints[FREE] -= 1
     batch = e.free[e.ints[FREE]]
-    e.batch_head[batch] = e.head[queue]
-    waited_s, last = 0.0, e.head[queue]
-    for taken in range(size):
-        if taken > 0:
-            last = e.following[last]
+    last = pop(e, queue)
+    e.batch_head[batch] = last
+    waited_s = now_s - e.entered_s[last]
+    for _ in range(size - 1):
+        e.following[last] = pop(e, queue)
+        last = e.following[last]
         waited_s += now_s - e.entered_s[last]
-    e.head[queue] = e.following[last]
-    e.following[last] = NONE
-    e.length[queue] -= size
     e.batch_place[batch, 0], e.batch_place[batch, 1] = server, model
     e.batch_size[batch], e.batch_left[batch], e.batch_start_s[batch] = size, 1.0, now_s
     e.batch_factor[batch] = noise(e)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from themis_triton.sim.dispatch import again, fill, lift, offer, place, queue_of, take
+from themis_triton.sim.dispatch import again, fill, lift, offer, place, pop, queue_of, take
 from themis_triton.sim.jit import kernel
 from themis_triton.sim.service import bucket, least, reschedule, settle
 from themis_triton.sim.state import (
@@ -154,6 +154,6 @@ def evict(e: Engine, server: int) -> None:
         e.instances[server, model] = 0
         queue = queue_of(e, server, model)
         if not e.ints[CENTRAL] and e.length[queue] > 0:
-            waiting = e.head[queue]
-            e.length[queue], e.outstanding[server, model] = 0, 0
-            again(e, waiting, model, now_s)
+            e.outstanding[server, model] = 0
+            while e.length[queue] > 0:
+                again(e, pop(e, queue), model, now_s)

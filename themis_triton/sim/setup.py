@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -142,7 +143,8 @@ def _layout(config: ThemisConfig, chains: tuple[tuple[int, ...], ...]) -> Layout
     # Batches take their means and not all the percentile's time, where means were measured.
     tables = [model.profile.mean_table or model.profile.table for model in config.models.values()]
     surfaces = np.stack([surface_from_table(table, batch, most, monotone=contending).latency_ms for table in tables])
-    return Layout(surfaces, chains, tuple(order[name] for name in names), most)
+    patience_s = tuple(config.patience_s.get(name, math.inf) for name in config.models)
+    return Layout(surfaces, chains, tuple(order[name] for name in names), most, patience_s)
 
 
 def _slots(config: ThemisConfig) -> tuple[DeviceSlot, ...]:

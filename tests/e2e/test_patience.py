@@ -1,0 +1,70 @@
+"""On a real Triton: who waited too long lets the others pass."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.e2e.test_servers import instance_pids
+from themis_triton.adapters.local_servers import LocalServers
+from themis_triton.adapters.model_control import TritonModelControl, model_repositories
+from themis_triton.core.config import LaunchConfig
+from themis_triton.core.fleet import ModelState, Server
+from themis_triton.load.generator import run_load
+from themis_triton.load.options import LoadOptions, PipelineLoad
+from themis_triton.load.results import LoadResult
+from themis_triton.load.traces import TraceOptions
+
+pytestmark = pytest.mark.e2e
+
+MODEL, SLO_MS, PATIENCE_S = "video-detector", 300.0, 0.15
+CARRIED_RPS = 40
+"""By one instance with batches of two: 48 ms each."""
+
+
+async def overloaded(servers: LocalServers, name: str, control: TritonModelControl, trace: Path) -> tuple[LoadResult, set[int], set[int]]:
+    """A server's answers to the trace, and its instance's processes before and after one was added."""
+    server = await servers.wait_ready(await servers.launch(name, "cpu-a", {MODEL: ModelState(1, 2)}))
+    try:
+        await servers.warm_up(server)
+        load = PipelineLoad("one", (MODEL,), SLO_MS, TraceOptions(str(trace)))
+        _, results = await run_load(LoadOptions(server.grpc_address, (load,)))
+        before, after = await grown(server, control)
+        return results[0], before, after
+    finally:
+        await servers.stop(server)
+
+
+async def grown(server: Server, control: TritonModelControl) -> tuple[set[int], set[int]]:
+    before = await asyncio.to_thread(instance_pids, server, MODEL)
+    await control.change(server, MODEL, ModelState(2, 2))
+    return before, await asyncio.to_thread(instance_pids, server, MODEL)
+
+
+def test_late_requests_let_others_pass_none_fails_and_counts_still_change_in_place(
+    launch_config: LaunchConfig, tmp_path: Path, state_directory: Path
+) -> None:
+    trace = tmp_path / "burst.csv"
+    trace.write_text("rate\n" + "".join(f"{2 * CARRIED_RPS if second < 3 else CARRIED_RPS // 2}\n" for second in range(6)))
+
+    async def run() -> dict[str, tuple[LoadResult, set[int], set[int]]]:
+        control = TritonModelControl(model_repositories(state_directory))
+        try:
+            found = {}
+            for name, patience_s in (("in-turn", {}), ("patient", {MODEL: PATIENCE_S})):
+                found[name] = await overloaded(LocalServers(launch_config, state_directory, patience_s), name, control, trace)
+            return found
+        finally:
+            await control.close()
+
+    found = asyncio.run(run())
+    inside = {}
+    for name, (result, before, after) in found.items():
+        assert result.ok.all(), result.first_messages
+        inside[name] = float(np.mean(result.latency_ms <= SLO_MS))
+        assert len(before) == 1
+        assert before < after, "adding an instance reloaded the model"
+    assert inside["patient"] > inside["in-turn"] + 0.15
