@@ -28,6 +28,8 @@ WINDOWS_SEED = 20260
 WINDOWS = 5
 SURGE = 1.5
 STEEP, STEEP_S = 2.0, 60
+PATIENCE = 0.6
+"""Our policy's, given to the baselines too."""
 MEAN_S = 10
 AZURE, AZURE_FILE, AZURE_S = "azure", "azure-llm-code-2023.csv", 660
 FLASH = "flash"
@@ -35,7 +37,7 @@ FLASH = "flash"
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A policy under a name of its own. `changes` are settings of our policy; `batch_wait_s` 0: the queue waits for no full batch."""
+    """A policy under a name of its own. `changes` are its settings; `batch_wait_s` 0: the queue waits for no full batch."""
 
     label: str
     policy: str
@@ -46,7 +48,12 @@ class Variant:
 THEMIS, THEMIS_PAPER = Variant("themis", "themis"), Variant("themis-paper", "themis-paper")
 HORIZONTAL, VERTICAL = Variant("horizontal", "horizontal"), Variant("vertical", "vertical")
 EAGER = tuple(Variant(f"{each.label}, work-conserving", each.policy, batch_wait_s=0.0) for each in (THEMIS_PAPER, HORIZONTAL, VERTICAL))
-EVERY = (THEMIS, THEMIS_PAPER, HORIZONTAL, VERTICAL, *EAGER, Variant("inferline", "inferline"), Variant("static", "static"))
+IN_TURN = Variant("themis, queues in turn", "themis", (("patience_fraction", None),))
+PATIENT = tuple(replace(each, label=f"{each.label}, late ones last", changes=(("patience_fraction", PATIENCE),)) for each in EAGER)
+EVERY = (
+    *(THEMIS, THEMIS_PAPER, HORIZONTAL, VERTICAL, IN_TURN, *EAGER, *PATIENT),
+    *(Variant("inferline", "inferline"), Variant("static", "static")),
+)
 FEW = (THEMIS, THEMIS_PAPER, HORIZONTAL, VERTICAL)
 
 ABLATIONS: tuple[Variant, ...] = (
@@ -59,6 +66,9 @@ ABLATIONS: tuple[Variant, ...] = (
     Variant("cores held for 10 s", "themis", (("vertical_hold_s", 10.0),)),
     Variant("scale-in after 10 s", "themis", (("scale_in_hold_s", 10.0),)),
     Variant("10 % of the SLO for waits", "themis", (("slo_margin_fraction", 0.1),)),
+    replace(IN_TURN, label="queues in turn"),
+    Variant("growth of the rate counts for cores", "themis", (("growth_sigmas", 1.0),)),
+    Variant("trend of the rate counts for replicas", "themis", (("trend_sigmas", 2.0),)),
     Variant("equal cores on all replicas, waits predicted", "themis", (("queueing", QueueingModel.CENTRAL),)),
     Variant("with the linear forecast", "themis", (("forecast", ForecastName.LINEAR),)),
     Variant("with the classifier's forecast", "themis", (("forecast", ForecastName.CLASSIFIER),)),
@@ -125,7 +135,7 @@ def window_names(kind: Callable[[FloatArray], bool] = has_surge) -> tuple[str, .
 
 def run_case(case: Case) -> Outcome:
     """Simulate one case."""
-    config = changed(settings(case.pipeline), dict(case.variant.changes))
+    config = changed(settings(case.pipeline), PolicyName(case.variant.policy), dict(case.variant.changes))
     flags = replace(case.flags, batch_wait_s=case.variant.batch_wait_s)
     traces = {case.pipeline: trace_of(case.load, case.pipeline, case.seed)}
     run = run_under(config, traces, flags, case.drawn, (case.variant.policy, case.seed))
@@ -141,12 +151,12 @@ def settings(pipeline: str) -> ThemisConfig:
     return load_settings(CONFIG / f"paper-{pipeline}.yaml")
 
 
-def changed(config: ThemisConfig, changes: Mapping[str, Any]) -> ThemisConfig:
-    """With other constants of our policy."""
+def changed(config: ThemisConfig, policy: PolicyName, changes: Mapping[str, Any]) -> ThemisConfig:
+    """With other constants of a policy."""
     if not changes:
         return config
-    own: PolicyConfig = replace(config.under(PolicyName.THEMIS).policy, **changes)
-    return replace(config, policies=config.policies | {PolicyName.THEMIS: own})
+    own: PolicyConfig = replace(config.under(policy).policy, **changes)
+    return replace(config, policies=config.policies | {policy: own})
 
 
 def trace_of(load: str, pipeline: str, seed: int) -> Trace:

@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-GROWTH_HALF_WINDOW_S = 2.0
-TREND_HALF_WINDOW_S = 5.0
-
 
 @dataclass(frozen=True, slots=True)
 class ModelEstimate:

@@ -6,10 +6,8 @@ import math
 from dataclasses import dataclass
 
 from themis_triton.core.config import ForecastName, PolicyConfig
-from themis_triton.core.estimate import GROWTH_HALF_WINDOW_S, TREND_HALF_WINDOW_S, PipelineEstimate
+from themis_triton.core.estimate import PipelineEstimate
 from themis_triton.forecast.forecast import forecast_rate
-
-DISPERSION_RANGE = (1.0, 3.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +23,10 @@ class Demand:
     sigmas: float
     exact: bool = False
 
+    def wanted_rps(self) -> float:
+        """With the headroom for chance."""
+        return self.total_rps + self.sigmas * math.sqrt(self.dispersion * self.rate_rps)
+
     @property
     def total_rps(self) -> float:
         """Rate and extra, without the headroom for chance that the solver adds."""
@@ -34,12 +36,17 @@ class Demand:
 def fast_demand(estimate: PipelineEstimate, policy: PolicyConfig, lever_s: float) -> Demand:
     """For the fast loop: the newest rate, its growth over the in-place lever's own time, and the backlog drained in `backlog_drain_s`.
 
-    What arrived in the last `backlog_slack_s` may wait: a work-conserving batcher forms its batches of it.
+    What arrived in the last `backlog_slack_s` may wait: a work-conserving batcher forms its batches of it. Where the lever takes longer
+    than a tick, chance has moved on by the time that it acts: then the settled rate with `lever_sigmas` is carried at the least, and
+    a backlog is drained no faster than the lever acts.
     """
-    growth = beyond_noise(estimate.growth_rps_per_s, estimate.recent_rps, GROWTH_HALF_WINDOW_S, policy.growth_sigmas)
+    growth = beyond_noise(estimate.growth_rps_per_s, estimate.recent_rps, policy.growth_window_s, policy.growth_sigmas)
     waiting = max(0.0, estimate.backlog - policy.backlog_slack_s * estimate.recent_rps)
-    extra_rps = growth * (lever_s + policy.tick_s) + waiting / policy.backlog_drain_s
-    return Demand(estimate.recent_rps, extra_rps, _dispersion(estimate), policy.headroom_sigmas)
+    slow = lever_s > policy.tick_s
+    extra_rps = growth * (lever_s + policy.tick_s) + waiting / max(policy.backlog_drain_s, lever_s if slow else 0.0)
+    newest = Demand(estimate.recent_rps, extra_rps, _dispersion(estimate, policy), policy.headroom_sigmas)
+    lasting = Demand(estimate.settled_rps, extra_rps, _dispersion(estimate, policy), policy.lever_sigmas)
+    return max(newest, lasting, key=Demand.wanted_rps) if slow else newest
 
 
 def launch_demand(estimate: PipelineEstimate, policy: PolicyConfig, lever_s: float) -> Demand:
@@ -49,16 +56,18 @@ def launch_demand(estimate: PipelineEstimate, policy: PolicyConfig, lever_s: flo
     """
     waiting = max(0.0, estimate.backlog - policy.backlog_slack_s * estimate.recent_rps)
     extra_rps = waiting / max(lever_s, policy.backlog_drain_s)
-    return Demand(max(estimate.recent_rps, trend_rps(estimate, policy, lever_s)), extra_rps, _dispersion(estimate), policy.headroom_sigmas)
+    return Demand(
+        max(estimate.recent_rps, trend_rps(estimate, policy, lever_s)), extra_rps, _dispersion(estimate, policy), policy.headroom_sigmas
+    )
 
 
 def trend_rps(estimate: PipelineEstimate, policy: PolicyConfig, lever_s: float) -> float:
     """The rate to which the last seconds' trend leads while a lever of so long works; 0 where chance explains the trend."""
     # What a longer lever multiplies must be surer, and bursts make slopes that a Poisson stream does not.
-    sigmas = policy.trend_sigmas * math.sqrt(_dispersion(estimate) * max(1.0, lever_s / (2.0 * TREND_HALF_WINDOW_S)))
-    trend = beyond_noise(estimate.trend_rps_per_s, estimate.trend_base_rps, TREND_HALF_WINDOW_S, sigmas)
+    sigmas = policy.trend_sigmas * math.sqrt(_dispersion(estimate, policy) * max(1.0, lever_s / (2.0 * policy.trend_window_s)))
+    trend = beyond_noise(estimate.trend_rps_per_s, estimate.trend_base_rps, policy.trend_window_s, sigmas)
     # The newer half's mean lies half a window in the past.
-    return estimate.trend_base_rps + trend * (lever_s + policy.tick_s + TREND_HALF_WINDOW_S / 2.0) if trend > 0 else 0.0
+    return estimate.trend_base_rps + trend * (lever_s + policy.tick_s + policy.trend_window_s / 2.0) if trend > 0 else 0.0
 
 
 def slow_demand(estimate: PipelineEstimate, policy: PolicyConfig, lever_s: float) -> Demand:
@@ -66,7 +75,7 @@ def slow_demand(estimate: PipelineEstimate, policy: PolicyConfig, lever_s: float
     foreseen_rps = 0.0
     if policy.forecast is not ForecastName.NONE and estimate.per_second:
         foreseen_rps = forecast_rate(policy.forecast, estimate.per_second, lever_s + policy.tick_s, policy.forecast_quantile)
-    return Demand(max(estimate.settled_rps, foreseen_rps), 0.0, _dispersion(estimate), policy.slow_headroom_sigmas)
+    return Demand(max(estimate.settled_rps, foreseen_rps), 0.0, _dispersion(estimate, policy), policy.slow_headroom_sigmas)
 
 
 def beyond_noise(slope: float, rate_rps: float, half_window_s: float, sigmas: float) -> float:
@@ -78,14 +87,14 @@ def beyond_noise(slope: float, rate_rps: float, half_window_s: float, sigmas: fl
 def survivor_demand(estimate: PipelineEstimate, policy: PolicyConfig) -> Demand:
     """What the survivors of a scale-in must carry: the largest rate at any of the time scales, and a margin on it."""
     largest_rps = max(estimate.settled_rps, estimate.peak_rps, estimate.recent_rps)
-    return Demand(largest_rps * (1.0 + policy.survivor_margin_fraction), 0.0, _dispersion(estimate), policy.slow_headroom_sigmas)
+    return Demand(largest_rps * (1.0 + policy.survivor_margin_fraction), 0.0, _dispersion(estimate, policy), policy.slow_headroom_sigmas)
 
 
 def peak_demand(estimate: PipelineEstimate, policy: PolicyConfig) -> Demand:
     """The largest second of the peak window, for policies without a fast loop."""
-    return Demand(estimate.peak_rps, 0.0, _dispersion(estimate), policy.headroom_sigmas)
+    return Demand(estimate.peak_rps, 0.0, _dispersion(estimate, policy), policy.headroom_sigmas)
 
 
-def _dispersion(estimate: PipelineEstimate) -> float:
-    low, high = DISPERSION_RANGE
-    return min(max(estimate.dispersion, low), high)
+def _dispersion(estimate: PipelineEstimate, policy: PolicyConfig) -> float:
+    """That of a Poisson stream at the least: a few seconds may look smoother by chance."""
+    return min(max(estimate.dispersion, 1.0), policy.dispersion_max)

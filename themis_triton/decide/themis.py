@@ -83,7 +83,7 @@ def _held_instances(
     if view.rules.quick_levers and policy.vertical_hold_s <= policy.tick_s:
         return now.instances, True, memory
     memory = memory.with_need(Need(view.at_s, now.instances, view.ready), policy.vertical_hold_s)
-    calm = fast.extra_rps <= 0.1 * fast.rate_rps and not any(view.coming)
+    calm = fast.extra_rps <= policy.calm_fraction * fast.rate_rps and not any(view.coming)
     settled = view.at_s - memory.needs[0].at_s >= policy.vertical_hold_s
     return memory.held_instances(), calm and settled, memory
 

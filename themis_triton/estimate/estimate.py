@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from themis_triton.core.config import ForecastName, PipelineConfig, PolicyConfig, PolicyName, ThemisConfig
-from themis_triton.core.estimate import GROWTH_HALF_WINDOW_S, TREND_HALF_WINDOW_S, Estimate, ModelEstimate, PipelineEstimate
+from themis_triton.core.estimate import Estimate, ModelEstimate, PipelineEstimate
 from themis_triton.core.fleet import Phase
 from themis_triton.core.observation import LatencyHistogram, ModelCounters, RouteReading, ServerReading, Snapshot
 from themis_triton.estimate.drift import DriftHistory, judged
@@ -133,12 +133,12 @@ def _pipeline(pipeline: PipelineConfig, history: History, models: dict[str, Mode
         recent_rps=max(first.arrival_rps, arrivals.rate(2 * policy.rate_window_s)),
         peak_rps=first.peak_rps,
         settled_rps=first.settled_rps,
-        growth_rps_per_s=arrivals.growth(GROWTH_HALF_WINDOW_S),
+        growth_rps_per_s=arrivals.growth(policy.growth_window_s),
         backlog=sum(models[stage].pending for stage in pipeline.stages),
         p99_ms=sum(known) if len(known) == len(p99s) else None,
         dispersion=arrivals.dispersion(DISPERSION_WINDOW_S, DISPERSION_OVER_S),
-        trend_rps_per_s=arrivals.growth(TREND_HALF_WINDOW_S),
-        trend_base_rps=arrivals.rate(TREND_HALF_WINDOW_S),
+        trend_rps_per_s=arrivals.growth(policy.trend_window_s),
+        trend_base_rps=arrivals.rate(policy.trend_window_s),
         per_second=arrivals.per_second(FORECAST_S) if _foresees(policy) else (),
     )
 

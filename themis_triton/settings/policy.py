@@ -49,18 +49,37 @@ class PolicySettings(Section):
     headroom_sigmas: float = Field(
         default=_POLICY.headroom_sigmas, ge=0, description="capacity above the rate, in standard deviations of a Poisson second (√rate)"
     )
+    lever_sigmas: float = Field(
+        default=_POLICY.lever_sigmas,
+        ge=0,
+        description="likewise above the mean of settle_window_s, for instances whose changes take more than a tick",
+    )
     slow_headroom_sigmas: float = Field(
         default=_POLICY.slow_headroom_sigmas, ge=0, description="likewise, for the number of servers, over the mean of settle_window_s"
+    )
+    growth_window_s: float = Field(
+        default=_POLICY.growth_window_s,
+        gt=0,
+        le=30,
+        description="growth is the difference of the mean rates of two such windows, one after the other",
     )
     growth_sigmas: float = Field(
         default=_POLICY.growth_sigmas,
         ge=0,
         description="growth of the last seconds' rate counts for instances beyond so many standard deviations of what chance makes",
     )
+    trend_window_s: float = Field(
+        default=_POLICY.trend_window_s, gt=0, le=30, description="likewise for the growth that servers are started for"
+    )
     trend_sigmas: float = Field(
         default=_POLICY.trend_sigmas,
         ge=0,
         description="likewise the growth of some more seconds, over the time that a server takes to start",
+    )
+    dispersion_max: float = Field(
+        default=_POLICY.dispersion_max,
+        ge=1,
+        description="largest index of dispersion of the arrivals that headroom follows, as measured; 1: as if they were Poisson's",
     )
     backlog_drain_s: PositiveSeconds = Field(
         default=_POLICY.backlog_drain_s, description="time in which waiting requests shall be worked off"
@@ -73,6 +92,9 @@ class PolicySettings(Section):
         description="instances added in one tick, on all servers together: starting many at once starves those that serve",
     )
     vertical_hold_s: Seconds = Field(default=_POLICY.vertical_hold_s, description="calm time before instances shrink")
+    calm_fraction: float = Field(
+        default=_POLICY.calm_fraction, ge=0, description="growth and backlog that ask for no more than this part of the rate are calm"
+    )
     scale_in_hold_s: Seconds = Field(default=_POLICY.scale_in_hold_s, description="calm time before a server goes")
     survivor_margin_fraction: float = Field(
         default=_POLICY.survivor_margin_fraction, ge=0, description="margin above the recent peak that the survivors must carry"

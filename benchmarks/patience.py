@@ -1,0 +1,109 @@
+"""Late requests that let others pass, on real Triton: three seconds of twice what one instance carries, with and without.
+
+`python benchmarks/patience.py` takes two minutes; it writes `results/patience.json` and a picture.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import RESULTS, versions, write_result
+from matplotlib.figure import Figure
+
+from themis_triton.adapters.local_servers import LocalServers
+from themis_triton.adapters.processes import stop_everything
+from themis_triton.core.config import DeviceSlot, LaunchConfig
+from themis_triton.core.fleet import ModelState
+from themis_triton.load.generator import run_load
+from themis_triton.load.options import LoadOptions, PipelineLoad
+from themis_triton.load.results import LoadResult
+from themis_triton.load.traces import TraceOptions
+from themis_triton.settings.shipped import shipped
+
+MODEL, SLO_MS = "video-detector", 300.0
+PATIENCE_S = 0.5 * SLO_MS / 1000.0
+CARRIED_RPS = {2: 41.7, 4: 55.6, 8: 66.7}
+"""By one instance with batches of so many at the most: 48, 72 and 120 ms each."""
+SURGE_S, AFTER_S = 3, 12
+ROWS = ("in turn", "late ones last")
+
+
+def main() -> None:
+    """Both queues for each batch limit, one after the other."""
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder)
+        try:
+            found = {batch: asyncio.run(both(directory, batch)) for batch in CARRIED_RPS}
+        finally:
+            stop_everything(directory, timeout_s=5.0)
+    draw(found, RESULTS / "patience.png")
+    write_result(
+        "patience",
+        {
+            "model": MODEL,
+            "slo_ms": SLO_MS,
+            "patience_s": PATIENCE_S,
+            "load": f"{SURGE_S} s of twice what is carried, {AFTER_S} s of half of it",
+            "by_largest_batch": {str(batch): {name: row(result) for name, result in results.items()} for batch, results in found.items()},
+            "versions": versions("nvidia-pytriton"),
+        },
+    )
+
+
+async def both(directory: Path, batch: int) -> dict[str, LoadResult]:
+    """The same arrivals on a server of its own for each queue."""
+    trace = directory / f"burst-{batch}.csv"
+    rates = [2 * CARRIED_RPS[batch]] * SURGE_S + [CARRIED_RPS[batch] / 2] * AFTER_S
+    trace.write_text("rate\n" + "\n".join(f"{rate:.1f}" for rate in rates) + "\n", encoding="utf-8")
+    patiences: tuple[Mapping[str, float], ...] = ({}, {MODEL: PATIENCE_S})
+    return {name: await served(directory, batch, patience_s, trace) for name, patience_s in zip(ROWS, patiences, strict=True)}
+
+
+async def served(directory: Path, batch: int, patience_s: Mapping[str, float], trace: Path) -> LoadResult:
+    """A server with one instance, and its answers."""
+    launch = LaunchConfig((DeviceSlot("cpu", "cpu:0"),), shipped("model_repository"))
+    servers = LocalServers(launch, directory, patience_s)
+    server = await servers.wait_ready(await servers.launch(f"s{batch}-{len(patience_s)}", "cpu", {MODEL: ModelState(1, batch)}))
+    try:
+        await servers.warm_up(server)
+        _, results = await run_load(LoadOptions(server.grpc_address, (PipelineLoad("one", (MODEL,), SLO_MS, TraceOptions(str(trace))),)))
+        return results[0]
+    finally:
+        await servers.stop(server)
+
+
+def row(result: LoadResult) -> dict[str, Any]:
+    """What a queue made of the burst."""
+    latency_ms = result.latency_ms
+    return {
+        "requests": int(latency_ms.size),
+        "failed": int(np.count_nonzero(~result.ok)),
+        "inside_slo": round(float(np.mean(latency_ms <= SLO_MS)), 4),
+        "p50_ms": round(float(np.median(latency_ms)), 1),
+        "mean_ms": round(float(latency_ms.mean()), 1),
+        "longest_ms": round(float(latency_ms.max()), 1),
+    }
+
+
+def draw(found: Mapping[int, Mapping[str, LoadResult]], path: Path) -> None:
+    """Latency of each request over the time at which it was sent; a panel a batch limit."""
+    figure = Figure(figsize=(4.2 * len(found), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(found), sharey=True)
+    for panel, (batch, results) in zip(panels, found.items(), strict=True):
+        for name, result in results.items():
+            inside = np.mean(result.latency_ms <= SLO_MS)
+            panel.plot(result.intended_s, result.latency_ms, ".", markersize=4, label=f"{name}: {inside:.0%} inside")
+        panel.axhline(SLO_MS, color="grey", linewidth=1)
+        panel.set(title=f"batches up to {batch}", xlabel="sent, s", yscale="log")
+        panel.legend()
+    panels[0].set_ylabel("latency, ms")
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""What the fast loop asks for, by the time that its lever takes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from tests.unit.samples import estimate
+from themis_triton.core.config import PolicyConfig
+from themis_triton.core.estimate import PipelineEstimate
+from themis_triton.decide.demand import fast_demand
+
+POLICY = PolicyConfig(tick_s=0.1, headroom_sigmas=1.0, lever_sigmas=2.0, backlog_drain_s=0.5, backlog_slack_s=0.0)
+QUICK_S, SLOW_S = 0.1, 1.2
+
+
+def found(recent_rps: float, settled_rps: float, backlog: float = 0.0) -> PipelineEstimate:
+    return replace(
+        estimate(recent_rps).pipelines["video"], recent_rps=recent_rps, settled_rps=settled_rps, backlog=backlog, growth_rps_per_s=0.0
+    )
+
+
+def test_a_quick_lever_follows_the_newest_rate() -> None:
+    demand = fast_demand(found(64.0, 100.0), POLICY, QUICK_S)
+    assert demand.wanted_rps() == 64.0 + 8.0
+
+
+@pytest.mark.parametrize("recent_rps", [64.0, 100.0])
+def test_a_slow_lever_carries_chance_around_the_settled_rate_whatever_the_last_second_was(recent_rps: float) -> None:
+    demand = fast_demand(found(recent_rps, 100.0), POLICY, SLOW_S)
+    assert demand.wanted_rps() == 100.0 + 2 * 10.0
+
+
+def test_a_slow_lever_follows_a_newest_rate_above_that() -> None:
+    assert fast_demand(found(144.0, 100.0), POLICY, SLOW_S).wanted_rps() == 144.0 + 12.0
+
+
+def test_a_backlog_is_drained_no_faster_than_the_lever_acts() -> None:
+    assert fast_demand(found(64.0, 64.0, 12.0), POLICY, QUICK_S).extra_rps == pytest.approx(12.0 / 0.5)
+    assert fast_demand(found(64.0, 64.0, 12.0), POLICY, SLOW_S).extra_rps == pytest.approx(12.0 / SLOW_S)
+
+
+def test_headroom_follows_the_measured_dispersion_up_to_its_bound() -> None:
+    bursty = replace(found(100.0, 0.0), dispersion=9.0)
+    assert fast_demand(bursty, POLICY, QUICK_S).wanted_rps() == pytest.approx(100.0 + math.sqrt(3.0 * 100.0))
+    unbounded = fast_demand(bursty, replace(POLICY, dispersion_max=100.0), QUICK_S)
+    assert unbounded.wanted_rps() == pytest.approx(100.0 + math.sqrt(9.0 * 100.0))
