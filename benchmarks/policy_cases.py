@@ -49,7 +49,11 @@ THEMIS, THEMIS_PAPER = Variant("themis", "themis"), Variant("themis-paper", "the
 HORIZONTAL, VERTICAL = Variant("horizontal", "horizontal"), Variant("vertical", "vertical")
 EAGER = tuple(Variant(f"{each.label}, work-conserving", each.policy, batch_wait_s=0.0) for each in (THEMIS_PAPER, HORIZONTAL, VERTICAL))
 IN_TURN = Variant("themis, queues in turn", "themis", (("patience_fraction", None),))
-PATIENT = tuple(replace(each, label=f"{each.label}, late ones last", changes=(("patience_fraction", PATIENCE),)) for each in EAGER)
+PATIENT = tuple(
+    replace(each, label=f"{each.label}, late ones last", changes=(("patience_fraction", PATIENCE),))
+    for each in EAGER
+    if each.policy != "themis-paper"
+)
 EVERY = (
     *(THEMIS, THEMIS_PAPER, HORIZONTAL, VERTICAL, IN_TURN, *EAGER, *PATIENT),
     *(Variant("inferline", "inferline"), Variant("static", "static")),

@@ -38,6 +38,7 @@ def paper_rules(config: ThemisConfig, policy: PolicyName, planned_rps: float | N
         forecast=ForecastName.LINEAR if told.forecast is ForecastName.NONE else told.forecast,
         queueing=QueueingModel.EXPONENTIAL,
         slo_margin_fraction=0.0,
+        patience_fraction=told.patience_fraction,
         drift_max_factor=1.0,
         vertical_servers=told.vertical_servers,
         horizontal_instances=1,
