@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from themis_triton.profile.bench import adopted_bench, adopted_server, launched_
 from themis_triton.profile.drive import closed_loop
 from themis_triton.profile.files import read_profile, replace_profile, resume_path
 from themis_triton.profile.grid import GridPlan
+from themis_triton.profile.identity import config_hash, model_config
 from themis_triton.profile.inputs import InputOptions, build_request
 from themis_triton.profile.measure import Accuracy
 from themis_triton.profile.run import ProfileOptions, Step, profile_model
@@ -103,7 +105,7 @@ def test_an_adopted_server_is_measured_by_the_client_and_put_back(tmp_path: Path
 
         async def run() -> ModelState:
             async with adopted_bench(MODEL, adopted, state) as bench:
-                await profile_model(bench, options(tmp_path, GridPlan(2, 1)), lambda _: None)
+                await profile_model(bench, replace(options(tmp_path, GridPlan(2, 1)), files=REPOSITORY / MODEL), lambda _: None)
                 client = bench.client
                 inside = state_of((await client.get_model_config(MODEL)).config)
                 assert inside.max_batch == 1, "no batcher while measuring"
@@ -114,6 +116,7 @@ def test_an_adopted_server_is_measured_by_the_client_and_put_back(tmp_path: Path
     assert profile.measured is not None
     assert profile.measured.source is TimeSource.CLIENT
     assert profile.measured.launch is None
+    assert profile.measured.config_hash == config_hash(model_config(REPOSITORY / MODEL)), "not stale as soon as it is written"
     for point in profile.measured.points:
         assert point.service_ms == pytest.approx(true_ms(point.batch, point.instances), rel=2 * TOLERANCE)
 
@@ -152,7 +155,8 @@ def test_a_server_that_dies_leaves_a_clear_error_and_what_was_measured(tmp_path:
 
             await profile_model(bench, options(tmp_path), tell)
 
-    with pytest.raises(ServerError, match=r"profile|UNAVAILABLE|did not answer"):
+    said = rf"model {MODEL}: its server ended while it was measured; see its log .*\.log; what was measured is kept in .*\.resume: the same"
+    with pytest.raises(ServerError, match=said):
         asyncio.run(run())
     assert resume_path(tmp_path / "detector.yaml").exists()
     assert not (tmp_path / "detector.yaml").exists()

@@ -7,13 +7,15 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from themis_triton.commands.interruptible import run_interruptible
 from themis_triton.commands.profile_command import BenchFlags, ProfileFlags, models_of, profile_command, resolve
 from themis_triton.core.errors import SettingsError
-from themis_triton.profile.inputs import InputOptions
+from themis_triton.profile.inputs import InputOptions, read_arrays
 from themis_triton.profile.measure import Accuracy
+from themis_triton.settings.measured import PointSettings
 
 ROOT = Path(__file__).parents[2]
 REPOSITORY = ROOT / "model_repository"
@@ -40,6 +42,7 @@ def test_a_model_on_a_server_elsewhere_is_asked_for_there() -> None:
     ("flags", "said"),
     [
         (BenchFlags(device="tpu:0"), "--device tpu:0: allowed is gpu:N or cpu:N"),
+        (BenchFlags(slot="left"), "--slot left: slots are those of settings, and none are given; give -c FILE, or --device instead"),
         (BenchFlags(config=OCR, slot="left"), "--slot left: not a slot of the settings; there are cpu-0"),
     ],
 )
@@ -52,6 +55,7 @@ def test_a_place_that_is_none(flags: BenchFlags, said: str) -> None:
     ("server", "max_batch", "said"),
     [
         (None, 9, "--max-batch 9: model video-detector takes batches of at most 8"),
+        ("127.0.0.1:999999", None, "--server 127.0.0.1:999999: allowed is HOST:PORT"),
         ("nobody", None, "--server nobody: allowed is HOST:PORT of Triton's gRPC, or a server of the settings"),
     ],
 )
@@ -62,26 +66,71 @@ def test_a_wrong_flag_is_said_before_a_server_is_started(tmp_path: Path, server:
     assert not (tmp_path / "state").exists()
 
 
-def test_sigterm_lets_the_work_clean_up() -> None:
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        (InputOptions(shapes={"video-detekt.INPUT": (3,)}), "--shape video-detekt.INPUT: not an input of a model that is measured"),
+        (InputOptions(file=Path("absent.npz")), "--data absent.npz: cannot be read"),
+    ],
+)
+def test_wrong_inputs_are_said_before_a_server_is_started(tmp_path: Path, inputs: InputOptions, said: str) -> None:
+    flags = ProfileFlags("video-detector", tmp_path, None, None, 0.04, 40, Accuracy(), inputs)
+    with pytest.raises(SettingsError, match=said):
+        profile_command(flags, BenchFlags(repository=REPOSITORY, state_directory=tmp_path / "state"), as_json=False)
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04 broken", b"\x93NUMPY"])
+def test_a_file_of_arrays_that_is_none_is_named(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "a.npz"
+    file.write_bytes(content)
+    with pytest.raises(SettingsError, match=r"a\.npz: cannot be read .*; give an \.npz file"):
+        read_arrays(file)
+    np.save(tmp_path / "b.npy", np.ones(3))
+    with pytest.raises(SettingsError, match=r"b\.npy: cannot be read"):
+        read_arrays(tmp_path / "b.npy")
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_a_server_is_started(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    flags = ProfileFlags("video-detector", tmp_path / "file" / "out", None, None, 0.04, 40, Accuracy(), InputOptions())
+    with pytest.raises(SettingsError, match=r"--out .*file/out: .* cannot be written .*; give a folder of yours"):
+        profile_command(flags, BenchFlags(repository=REPOSITORY, state_directory=tmp_path / "state"), as_json=False)
+
+
+def test_a_high_percentile_gets_the_samples_that_it_needs_and_what_is_loose_is_known() -> None:
+    assert Accuracy().most_samples == 2000
+    assert Accuracy(percentile=99.9).most_samples > 7000
+    point = PointSettings(
+        batch=1, instances=1, samples=9, service_ms=100, low_ms=98, high_ms=104, mean_ms=99, median_ms=99,
+        statistics_ms=99, queue_ms=0, client_ms=101, outliers=0,
+    )  # fmt: skip
+    assert Accuracy(precision=0.03).misses(point)
+    assert not Accuracy(precision=0.05).misses(point)
+    assert Accuracy(precision=0.05).misses(point.model_copy(update={"high_ms": None}))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_work_clean_up(number: signal.Signals) -> None:
     ended: list[str] = []
 
     async def work() -> None:
         try:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
             async with asyncio.timeout(LONG_S):
                 await asyncio.Event().wait()
         except asyncio.CancelledError:
             # A second signal while it cleans up changes nothing.
-            os.kill(os.getpid(), signal.SIGTERM)
-            await asyncio.sleep(0)
+            os.kill(os.getpid(), number)
+            await asyncio.sleep(0.01)
             ended.append("clean")
             raise
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt):
         run_interruptible(work())
     assert ended == ["clean"]
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(number) == before
 
 
 def test_work_that_ends_gives_its_result_and_errors_pass() -> None:

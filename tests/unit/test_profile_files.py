@@ -9,23 +9,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydantic import ByteSize
+from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
 from tests.unit.samples import config as make_config
+from themis_triton.commands.probe_command import refuse_other
 from themis_triton.commands.profile_command import busiest, time_left
 from themis_triton.core.config import DeviceSlot, LatencyTable, LaunchConfig, ProfileOrigin, ThemisConfig
 from themis_triton.core.errors import SettingsError
-from themis_triton.load.requests import ModelSpec, TensorSpec
+from themis_triton.load.requests import ModelSpec, StageRequest, TensorSpec
 from themis_triton.profile.files import Conditions, Progress, read_profile, read_progress, resume_path, write_profile, write_progress
 from themis_triton.profile.grid import GridPlan
-from themis_triton.profile.identity import config_hash, device_name, model_config, model_hash
+from themis_triton.profile.identity import SERVED, config_hash, device_name, model_config, model_hash
 from themis_triton.profile.inputs import InputOptions, build_request
+from themis_triton.profile.probe import OpenLoad
 from themis_triton.profile.run import finished, levers_kept, memory_line
 from themis_triton.profile.stale import refuse_stale, stale_profiles
 from themis_triton.profile.trace import parse_trace, without_overhead
 from themis_triton.settings import load_settings
-from themis_triton.settings.measured import LeverSettings, LeversSettings, PointSettings
+from themis_triton.settings.measured import PROVING_REQUESTS, LeverSettings, LeversSettings, PointSettings
 
-REPOSITORY = Path(__file__).parents[2] / "model_repository"
+ROOT = Path(__file__).parents[2]
+REPOSITORY = ROOT / "model_repository"
 CONDITIONS = Conditions(
     model="m",
     model_version="1",
@@ -188,6 +192,40 @@ def test_counts_and_batching_do_not_change_the_hash_and_all_else_does(tmp_path: 
     assert model_hash(folder) != before[1]
 
 
+def test_a_model_that_moves_to_the_gpu_is_another() -> None:
+    config = model_config(REPOSITORY / "video-detector")
+    before = config_hash(config)
+    config.instance_group[0].count = 7
+    assert config_hash(config) == before
+    config.instance_group[0].kind = ModelInstanceGroup.KIND_GPU
+    assert config_hash(config) != before
+
+
+def test_a_lever_under_which_too_little_was_on_its_way_is_not_proven() -> None:
+    def lever(requests: int, errors: int = 0) -> LeverSettings:
+        return LeverSettings(in_place=True, duration_s=0.5, requests=requests, errors=errors, latency_added_ms=1.0, memory_peak=ByteSize(1))
+
+    few, enough = PROVING_REQUESTS - 1, PROVING_REQUESTS
+    found = LeversSettings(add_one=lever(few), remove_one=lever(enough), add_many=lever(few, errors=1), rebatch=lever(enough, errors=1))
+    assert found.proven == {"remove_one": True, "add_many": False, "rebatch": False}
+
+
+def test_requests_on_their_way_when_a_lever_is_pulled_count() -> None:
+    load = OpenLoad(None, StageRequest(None), 1.0)
+    load.answers += [(0.0, 0.9, 900.0), (0.5, 1.2, None), (1.1, 1.3, 200.0), (4.0, 4.5, 500.0)]
+    assert load.ended_between(0.0, 1.0) == [900.0]
+    assert load.on_their_way(1.0, 3.0) == ([200.0], 1)
+
+
+def test_a_profile_of_something_else_is_not_given_levers(tmp_path: Path) -> None:
+    path = ROOT / "benchmarks" / "results" / "profile" / "video-detector.yaml"
+    profile = read_profile(path)
+    assert profile.measured is not None
+    refuse_other(path, profile, "video-detector", profile.measured.config_hash, profile.measured.device)
+    with pytest.raises(SettingsError, match=r"model 'video-detector', now 'other'; device .*, now 'gpu: x'\); measure it again"):
+        refuse_other(path, profile, "other", profile.measured.config_hash, "gpu: x")
+
+
 def test_a_stale_profile_is_named_and_refused_unless_allowed(tmp_path: Path) -> None:
     folder = tmp_path / "detector"
     shutil.copytree(REPOSITORY / "video-detector", folder)
@@ -195,7 +233,7 @@ def test_a_stale_profile_is_named_and_refused_unless_allowed(tmp_path: Path) -> 
     name = next(iter(config.models))
     folder.rename(tmp_path / name)
     folder = tmp_path / name
-    origin = ProfileOrigin(config_hash(model_config(folder)), model_hash(folder), device_name("cpu:0"))
+    origin = ProfileOrigin(config_hash(model_config(folder)), model_hash(folder), device_name("cpu:0"), 99.0)
 
     def measured(found: ProfileOrigin) -> ThemisConfig:
         model = config.models[name]
@@ -203,6 +241,10 @@ def test_a_stale_profile_is_named_and_refused_unless_allowed(tmp_path: Path) -> 
         return replace(config, models=models, servers=(), launch=LaunchConfig((DeviceSlot("a", "cpu:0"),), tmp_path))
 
     assert list(stale_profiles(measured(origin))) == []
+    assert list(stale_profiles(measured(replace(origin, config_hash=f"{SERVED}other")))) == [], "a file cannot tell about it"
+    assert list(stale_profiles(measured(replace(origin, percentile=50.0)))) == [
+        f"models.{name}.profile: its times are those at the percentile 50, and a pipeline promises 99"
+    ]
     assert "the model's files" in next(stale_profiles(measured(replace(origin, model_hash="other"))))
     stale = measured(replace(origin, config_hash="other", device="gpu: other"))
     with pytest.raises(SettingsError) as error:

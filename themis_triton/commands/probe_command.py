@@ -10,9 +10,13 @@ from rich.table import Table
 
 from themis_triton.commands.interruptible import run_interruptible
 from themis_triton.commands.profile_command import BenchFlags, Place, opened, resolve
+from themis_triton.core.errors import SettingsError
 from themis_triton.profile.files import read_profile, replace_profile
+from themis_triton.profile.identity import device_name
 from themis_triton.profile.probe import ProbeOptions, probe_model
+from themis_triton.profile.run import config_hash_of
 from themis_triton.settings.measured import LeversSettings
+from themis_triton.settings.profile import ProfileSettings
 
 
 def probe_command(model: str, out: Path, options: ProbeOptions, where: BenchFlags, *, as_json: bool) -> None:
@@ -20,7 +24,7 @@ def probe_command(model: str, out: Path, options: ProbeOptions, where: BenchFlag
     path = out / f"{model}.yaml"
     profile = read_profile(path)
     console = Console(stderr=True)
-    levers = run_interruptible(_probed(model, options, resolve(where), console))
+    levers = run_interruptible(_probed(model, options, resolve(where), console, path, profile))
     replace_profile(path, profile.model_copy(update={"levers": levers}))
     console.print(_table(model, levers))
     console.print(f"{path}: levers written", markup=False, highlight=False, soft_wrap=True)
@@ -28,10 +32,23 @@ def probe_command(model: str, out: Path, options: ProbeOptions, where: BenchFlag
         Console().file.write(json.dumps(levers.model_dump(mode="json", exclude_none=True)) + "\n")
 
 
-async def _probed(model: str, options: ProbeOptions, place: Place, console: Console) -> LeversSettings:
+async def _probed(
+    model: str, options: ProbeOptions, place: Place, console: Console, path: Path, profile: ProfileSettings
+) -> LeversSettings:
     with console.status(f"{model}: starting a scratch server") as status:
         async with opened(model, place) as bench:
+            refuse_other(path, profile, model, config_hash_of(bench, place.files(model)), device_name(bench.server.device))
             return await probe_model(bench, options, lambda lever: status.update(f"{model}: {lever}"))
+
+
+def refuse_other(path: Path, profile: ProfileSettings, model: str, hashed: str, device: str) -> None:
+    """SettingsError where a profile was measured of another model or configuration, or on another device: its levers would be others'."""
+    if profile.measured is None:
+        return
+    now = {"model": model, "config_hash": hashed, "device": device}
+    if changed := [key for key, value in now.items() if getattr(profile.measured, key) != value]:
+        found = "; ".join(f"{key} {getattr(profile.measured, key)!r}, now {now[key]!r}" for key in changed)
+        raise SettingsError(f"{path}: was measured under other conditions ({found}); measure it again with `themis profile {model}`")
 
 
 def _table(model: str, levers: LeversSettings) -> Table:

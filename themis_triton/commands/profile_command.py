@@ -22,15 +22,17 @@ from themis_triton.core.config import DeviceSlot, LaunchConfig, ThemisConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.daemon.lock import locked
 from themis_triton.profile.bench import Bench, adopted_bench, adopted_server, launched_bench, live_models
+from themis_triton.profile.files import check_writable
 from themis_triton.profile.grid import GridPlan
 from themis_triton.profile.identity import model_config
-from themis_triton.profile.inputs import InputOptions
+from themis_triton.profile.inputs import InputOptions, read_arrays
 from themis_triton.profile.measure import Accuracy
-from themis_triton.profile.run import ProfileOptions, Step, profile_model, refuse_live
+from themis_triton.profile.run import ProfileOptions, Step, kept, profile_model, refuse_live
 from themis_triton.report.profile_html import write_report
 from themis_triton.report.profile_pictures import draw_profile
 from themis_triton.report.style import require_matplotlib
 from themis_triton.settings import load_settings
+from themis_triton.settings.kinds import parse_address
 from themis_triton.settings.profile import ProfileSettings
 from themis_triton.settings.shipped import shipped
 
@@ -81,7 +83,9 @@ class Place:
         """The model's folder where it can be read here."""
         if self.flags.server is None:
             return self.launch.model_repository / model
-        return self.flags.repository / model if self.flags.repository is not None else None
+        known = {server.name: server.model_repository for server in (self.config.servers if self.config is not None else ())}
+        repository = self.flags.repository or known.get(self.flags.server)
+        return repository / model if repository is not None else None
 
 
 def profile_command(flags: ProfileFlags, where: BenchFlags, *, as_json: bool) -> None:
@@ -89,13 +93,19 @@ def profile_command(flags: ProfileFlags, where: BenchFlags, *, as_json: bool) ->
     place = resolve(where)
     models = models_of(flags.target, place)
     require_matplotlib()
+    check_inputs(flags.inputs, models)
+    check_writable(flags.out)
     console = Console(stderr=True)
     profiles = {}
     for model in models:
         out = flags.out / f"{model}.yaml"
-        profiles[out] = run_interruptible(_profiled(model, out, flags, place, console))
+        try:
+            profiles[out] = run_interruptible(_profiled(model, out, flags, place, console))
+        except KeyboardInterrupt:
+            console.print(f"interrupted; {kept(out)}", markup=False, highlight=False, soft_wrap=True)
+            raise
     for out, profile in profiles.items():
-        _say(console, out, profile)
+        _say(console, out, profile, flags.accuracy)
         draw_profile(profile, out.stem, out.with_suffix(".png"))
     write_report({out.stem: profile for out, profile in profiles.items()}, flags.out / f"{flags.target}.html")
     if as_json:
@@ -103,11 +113,22 @@ def profile_command(flags: ProfileFlags, where: BenchFlags, *, as_json: bool) ->
         Console().file.write(json.dumps(content) + "\n")
 
 
+def check_inputs(inputs: InputOptions, models: tuple[str, ...]) -> None:
+    """SettingsError for a shape of a model that is not measured, or a file of arrays that cannot be read."""
+    for key in inputs.shapes:
+        if key.rpartition(".")[0] not in models:
+            raise SettingsError(f"--shape {key}: not an input of a model that is measured; allowed are inputs of {', '.join(models)}")
+    if inputs.file is not None:
+        read_arrays(inputs.file)
+
+
 def resolve(flags: BenchFlags) -> Place:
     """Flags and settings together. SettingsError names the flag that does not fit."""
     config = load_settings(flags.config) if flags.config is not None else None
+    if flags.slot is not None and (config is None or config.launch is None):
+        raise SettingsError(f"--slot {flags.slot}: slots are those of settings, and none are given; give -c FILE, or --device instead")
     if config is None or config.launch is None:
-        launch = LaunchConfig((DeviceSlot(flags.slot or "profile", flags.device),), flags.repository or shipped("model_repository"))
+        launch = LaunchConfig((DeviceSlot("profile", flags.device),), flags.repository or shipped("model_repository"))
     else:
         launch = config.launch if flags.repository is None else replace(config.launch, model_repository=flags.repository)
     if not re.fullmatch(r"(gpu|cpu):\d+", flags.device):
@@ -153,7 +174,7 @@ async def opened(model: str, place: Place) -> AsyncIterator[Bench]:
         return
     known = {server.name: server for server in (config.servers if config is not None else ())}
     named = known.get(flags.server)
-    if named is None and ":" not in flags.server:
+    if named is None and parse_address(flags.server) is None:
         raise SettingsError(
             f"--server {flags.server}: allowed is HOST:PORT of Triton's gRPC, or a server of the settings ({', '.join(known) or 'none'})"
         )
@@ -248,7 +269,7 @@ def busiest(config: ThemisConfig, device: str) -> int:
     return max(1, devices.count(device)) * sum(model.max_instances for model in config.models.values())
 
 
-def _say(console: Console, out: Path, profile: ProfileSettings) -> None:
+def _say(console: Console, out: Path, profile: ProfileSettings, accuracy: Accuracy) -> None:
     measured = profile.measured
     if measured is None:
         raise ValueError("a finished profile says what was measured")
@@ -258,4 +279,8 @@ def _say(console: Console, out: Path, profile: ProfileSettings) -> None:
         if kept is not None
         else "neither form fits; between points the table is interpolated"
     )
-    console.print(f"{out}: {len(measured.points)} points, {form}", markup=False, highlight=False, soft_wrap=True)
+    lines = [f"{out}: {len(measured.points)} points, {form}"]
+    if loose := [f"l({point.batch}, {point.instances})" for point in measured.points if accuracy.misses(point)]:
+        lines.append(f"less precise than ±{accuracy.precision:.1%}: {', '.join(loose)}; a longer --max-seconds measures them better")
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -87,11 +87,15 @@ class LatencyTable:
 
 @dataclass(frozen=True, slots=True)
 class ProfileOrigin:
-    """What a measured profile holds for: hashes of the model's configuration and files (empty: unknown), and the device's kind and name."""
+    """What a measured profile holds for: hashes of the model's configuration and files (empty: unknown), and the device's kind and name.
+
+    `percentile`: that of its service times.
+    """
 
     config_hash: str
     model_hash: str
     device: str
+    percentile: float
 
 
 @dataclass(frozen=True, slots=True)

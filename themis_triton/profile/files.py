@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -91,13 +92,27 @@ def read_profile(path: Path) -> ProfileSettings:
     return _parsed(path, ProfileSettings)
 
 
+def check_writable(folder: Path) -> None:
+    """SettingsError where profiles cannot be written into the folder; it is made where it is missing."""
+    _write(folder / ".writable", "")
+    (folder / ".writable").unlink()
+
+
 def _parsed(path: Path, kind: type[SectionT]) -> SectionT:
     try:
         return kind.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read ({error.strerror}); measure it with `themis profile`") from error
     except (yaml.YAMLError, UnicodeDecodeError, ValidationError) as error:
-        raise SettingsError(f"{path}: not a file of `themis profile` ({error}); delete it and measure again") from error
+        raise SettingsError(f"{path}: not a file of `themis profile` ({first_line(error)}); delete it and measure again") from error
+
+
+def first_line(error: Exception) -> str:
+    """What a parser says, without its further lines: the first key that is wrong, or the place in the file."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        return f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}; found {first['input']!r:.60}"
+    return " ".join(str(error).split())[:200]
 
 
 def _dumped(data: Any) -> str:  # noqa: ANN401 - plain values
@@ -114,5 +129,6 @@ def _write(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         aside.replace(path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise SettingsError(f"--out {path}: cannot be written ({error.strerror}); give a file in a folder of yours") from error
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise SettingsError(f"--out {path.parent}: {path.name} cannot be written ({error.strerror}); give a folder of yours") from error

@@ -9,23 +9,27 @@ from pathlib import Path
 
 import psutil
 import pynvml
+from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
 from themis_triton.adapters.server_files import CONFIG_FILE
 from themis_triton.core.errors import SettingsError
 from themis_triton.plan.model_config import Config, parse_config
 
+SERVED = "served:"
+"""Before the hash of a configuration as a server reports it, which holds what Triton filled in: no file's hash can equal it."""
 _WHOLE_BYTES = 16 * 2**20
 _END_BYTES = 2**20
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
 def config_hash(config: Config) -> str:
-    """Of a model configuration without what Themis itself changes: instance groups and batching."""
+    """Of a model configuration without what Themis itself changes: counts of instances, and batching; their being on a GPU counts."""
     bare = type(config)()
     bare.CopyFrom(config)
     for field in ("instance_group", "version_policy", "dynamic_batching", "sequence_batching", "max_batch_size", "name"):
         bare.ClearField(field)
-    return _short(bare.SerializeToString(deterministic=True))
+    on_gpu = any(group.kind == ModelInstanceGroup.KIND_GPU for group in config.instance_group)
+    return _short(bare.SerializeToString(deterministic=True) + (b"gpu" if on_gpu else b""))
 
 
 def model_config(directory: Path) -> Config:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +46,9 @@ def build_request(spec: ModelSpec, batch: int, options: InputOptions, *, batched
     """
     if options.file is not None:
         return _from_file(spec, batch, options.file, batched=batched)
+    known = {f"{spec.name}.{tensor.name}" for tensor in spec.inputs}
+    if unknown := [key for key in options.shapes if key.startswith(f"{spec.name}.") and key not in known]:
+        raise SettingsError(f"--shape {unknown[0]}: model {spec.name} has no such input; allowed are {', '.join(sorted(known))}")
     for tensor in spec.inputs:
         if tensor.datatype in _UNMADE or (tensor.datatype != "BYTES" and triton_to_np_dtype(tensor.datatype) is None):
             raise SettingsError(
@@ -68,7 +72,7 @@ def _shape(spec: ModelSpec, tensor: TensorSpec, batch: int, options: InputOption
 
 def _from_file(spec: ModelSpec, batch: int, file: Path, *, batched: bool) -> StageRequest:
     message = service_pb2.ModelInferRequest(model_name=spec.name)
-    arrays = _arrays(file)
+    arrays = read_arrays(file)
     for tensor in spec.inputs:
         own = f"{spec.name}.{tensor.name}"
         name = own if own in arrays else tensor.name
@@ -86,11 +90,12 @@ def _from_file(spec: ModelSpec, batch: int, file: Path, *, batched: bool) -> Sta
     return StageRequest(message)
 
 
-def _arrays(file: Path) -> dict[str, NDArray[Any]]:
+def read_arrays(file: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an `.npz` file by name. SettingsError where it cannot be read."""
     try:
-        with np.load(file, allow_pickle=False) as content:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as content:
             return {name: content[name] for name in content.files}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, BadZipFile) as error:
         raise SettingsError(f"--data {file}: cannot be read ({error}); give an .npz file as numpy.savez writes it") from error
 
 

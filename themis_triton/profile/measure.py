@@ -32,6 +32,17 @@ class Accuracy:
     max_seconds: float = 60.0
     timeout_s: float = 60.0
 
+    @property
+    def most_samples(self) -> int:
+        """At least twice as many as close a high percentile's interval."""
+        return max(self.max_samples, 2 * samples_needed(self.percentile / 100.0))
+
+    def misses(self, point: PointSettings) -> bool:
+        """Whether a point's interval is open, or wider than was aimed at."""
+        if point.low_ms is None or point.high_ms is None:
+            return True
+        return max(point.high_ms - point.service_ms, point.service_ms - point.low_ms) > self.precision * point.service_ms
+
 
 @dataclass(slots=True)
 class _Samples:
@@ -111,15 +122,15 @@ async def _sampled(bench: Bench, loop: ClosedLoop, accuracy: Accuracy) -> _Sampl
     clock = asyncio.get_running_loop()
     deadline_s = clock.time() + accuracy.max_seconds
     samples = _Samples()
-    wanted = min(samples_needed(accuracy.percentile / 100.0), accuracy.max_samples)
+    wanted = samples_needed(accuracy.percentile / 100.0)
     while True:
         have = len(samples.times_ms(traced=bench.tracer is not None))
         reached = await _window(bench, loop, max(1, wanted - have), samples, deadline_s - clock.time())
         values = samples.times_ms(traced=bench.tracer is not None)
         precise = bool(values) and summarise(values, accuracy.percentile).relative_halfwidth <= accuracy.precision
-        if values and (precise or not reached or len(values) >= accuracy.max_samples):
+        if values and (precise or not reached or len(values) >= accuracy.most_samples):
             return samples
-        wanted = min(accuracy.max_samples, math.ceil(_GROWTH * max(len(values), wanted)))
+        wanted = min(accuracy.most_samples, math.ceil(_GROWTH * max(len(values), wanted)))
 
 
 async def _window(bench: Bench, loop: ClosedLoop, chunk: int, samples: _Samples, left_s: float) -> bool:

@@ -20,7 +20,7 @@ from themis_triton.load.requests import StageRequest, wrong_answer
 from themis_triton.plan.model_config import to_json, with_state
 from themis_triton.profile.bench import Bench
 from themis_triton.profile.inputs import InputOptions, build_request
-from themis_triton.settings.measured import LeverSettings, LeversSettings
+from themis_triton.settings.measured import PROVING_REQUESTS, LeverSettings, LeversSettings
 
 _MEMORY_EVERY_S = 0.2
 _CALM_S = 3.0
@@ -39,13 +39,13 @@ class ProbeOptions:
 
 
 @dataclass(slots=True)
-class _OpenLoad:
-    """Requests at a steady rate, whatever happens to them: (sent at, latency or None where it failed)."""
+class OpenLoad:
+    """Requests at a steady rate, whatever happens to them: (due at, ended at, latency or None where it failed)."""
 
     stub: Any
     request: StageRequest
     rate_rps: float
-    answers: list[tuple[float, float | None]] = field(default_factory=list)
+    answers: list[tuple[float, float, float | None]] = field(default_factory=list)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def run(self) -> None:
@@ -64,15 +64,19 @@ class _OpenLoad:
         try:
             answer = await self.stub.ModelInfer(self.request.message, timeout=_TIMEOUT_S)
         except grpc.aio.AioRpcError:
-            self.answers.append((due_s, None))
+            self.answers.append((due_s, loop.time(), None))
             return
-        wrong = wrong_answer(self.request, answer)
-        self.answers.append((due_s, None if wrong is not None else 1000.0 * (loop.time() - due_s)))
+        wrong, ended_s = wrong_answer(self.request, answer), loop.time()
+        self.answers.append((due_s, ended_s, None if wrong is not None else 1000.0 * (ended_s - due_s)))
 
-    def between(self, start_s: float, end_s: float) -> tuple[list[float], int]:
-        """Latencies in ms of the requests that were due in between, and how many of them failed."""
-        due = [latency for at_s, latency in self.answers if start_s <= at_s <= end_s]
-        return [latency for latency in due if latency is not None], sum(latency is None for latency in due)
+    def ended_between(self, start_s: float, end_s: float) -> list[float]:
+        """Latencies in ms of the requests that were due and answered in between."""
+        return [latency for due_s, ended_s, latency in self.answers if start_s <= due_s and ended_s < end_s and latency is not None]
+
+    def on_their_way(self, start_s: float, end_s: float) -> tuple[list[float], int]:
+        """Latencies in ms of the requests that were on their way at some time in between, and how many of them failed."""
+        found = [latency for due_s, ended_s, latency in self.answers if due_s <= end_s and ended_s >= start_s]
+        return [latency for latency in found if latency is not None], sum(latency is None for latency in found)
 
 
 async def probe_model(bench: Bench, options: ProbeOptions, tell: Callable[[str], None]) -> LeversSettings:
@@ -85,7 +89,7 @@ async def probe_model(bench: Bench, options: ProbeOptions, tell: Callable[[str],
     await bench.set_instances(1)
     request = build_request(bench.spec, 1, options.inputs, batched=bench.batched)
     async with _loaded(bench, request, options) as load:
-        prober = _Prober(bench, load, options.calm_s, tell)
+        prober = _Prober(bench, load, max(options.calm_s, 2 * (PROVING_REQUESTS + 1) / load.rate_rps), tell)
         add_one = await prober.pull("one more", lambda: _count(bench, 2), starts=1)
         remove_one = await prober.pull("one fewer", lambda: _count(bench, 1), starts=0)
         add_many = await prober.pull(f"{options.many} more", lambda: _count(bench, 1 + options.many), starts=options.many)
@@ -97,9 +101,9 @@ async def probe_model(bench: Bench, options: ProbeOptions, tell: Callable[[str],
 
 
 @asynccontextmanager
-async def _loaded(bench: Bench, request: StageRequest, options: ProbeOptions) -> AsyncIterator[_OpenLoad]:
+async def _loaded(bench: Bench, request: StageRequest, options: ProbeOptions) -> AsyncIterator[OpenLoad]:
     rate_rps = options.rate_rps or 0.5 / await _service_s(bench, request)
-    load = _OpenLoad(bench.stub, request, rate_rps)
+    load = OpenLoad(bench.stub, request, rate_rps)
     sender = asyncio.create_task(load.run())
     try:
         yield load
@@ -128,7 +132,7 @@ async def _service_s(bench: Bench, request: StageRequest) -> float:
 @dataclass(slots=True)
 class _Prober:
     bench: Bench
-    load: _OpenLoad
+    load: OpenLoad
     calm_s: float
     tell: Callable[[str], None]
 
@@ -150,8 +154,8 @@ class _Prober:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
         await self._answered()
-        before, _ = self.load.between(calm_from_s, started_s)
-        during, errors = self.load.between(started_s, ended_s + self.calm_s / 2)
+        before = self.load.ended_between(calm_from_s, started_s)
+        during, errors = self.load.on_their_way(started_s, ended_s + self.calm_s / 2)
         return LeverSettings(
             in_place=_instances_started(self.bench) - started_before <= starts,
             duration_s=round(ended_s - started_s, 4),

@@ -11,12 +11,13 @@ from pathlib import Path
 from pydantic import ByteSize
 
 from themis_triton.adapters.clock import SystemClock
+from themis_triton.adapters.processes import find_process
 from themis_triton.core.errors import ServerError
 from themis_triton.profile.bench import Bench
-from themis_triton.profile.files import Conditions, Progress, read_profile, read_progress, write_profile, write_progress
+from themis_triton.profile.files import Conditions, Progress, read_profile, read_progress, resume_path, write_profile, write_progress
 from themis_triton.profile.fit import Fit, best_fit
 from themis_triton.profile.grid import GridPlan, Point, complete_table, next_points
-from themis_triton.profile.identity import config_hash, device_name, machine_name, model_hash
+from themis_triton.profile.identity import SERVED, config_hash, device_name, machine_name, model_config, model_hash
 from themis_triton.profile.inputs import InputOptions, build_request
 from themis_triton.profile.measure import Accuracy, measure_point, run_instances
 from themis_triton.settings.measured import (
@@ -67,6 +68,18 @@ async def profile_model(bench: Bench, options: ProfileOptions, tell: Callable[[S
     if bench.launch is not None and progress.launch is None:
         times = {name: round(getattr(bench.launch, name), 4) for name in LaunchSettingsMeasured.model_fields}
         progress = progress.model_copy(update={"launch": LaunchSettingsMeasured(**times)})
+    try:
+        progress = await _measured(bench, options, progress, tell)
+    except ServerError as error:
+        raise ServerError(f"{_ended(bench) or error}; {kept(options.out)}") from error
+    profile = await asyncio.to_thread(finished, progress, options.plan, bench.tracer is not None)
+    profile = profile.model_copy(update={"levers": levers_kept(before, profile)})
+    await asyncio.to_thread(write_profile, options.out, profile)
+    return profile
+
+
+async def _measured(bench: Bench, options: ProfileOptions, progress: Progress, tell: Callable[[Step], None]) -> Progress:
+    """All points that the grid wants, written down one by one."""
     progress = await _change_costs(bench, options, progress)
     while wanted := next_points(options.plan, _values(progress.points)):
         tell(Step(None, len(progress.points), len(wanted)))
@@ -76,10 +89,21 @@ async def profile_model(bench: Bench, options: ProfileOptions, tell: Callable[[S
         )
         await asyncio.to_thread(write_progress, options.out, progress)
         tell(Step(point, len(progress.points), len(wanted) - 1))
-    profile = await asyncio.to_thread(finished, progress, options.plan, bench.tracer is not None)
-    profile = profile.model_copy(update={"levers": levers_kept(before, profile)})
-    await asyncio.to_thread(write_profile, options.out, profile)
-    return profile
+    return progress
+
+
+def _ended(bench: Bench) -> str | None:
+    """That the server's process is gone, where it is."""
+    process = bench.server.process
+    if process is None or find_process(process) is not None:
+        return None
+    return f"model {bench.model}: its server ended while it was measured; see its log {bench.server.log_file}"
+
+
+def kept(profile: Path) -> str:
+    """What is there of an unfinished profile, and what to do."""
+    path = resume_path(profile)
+    return f"what was measured is kept in {path}: the same command goes on there" if path.exists() else "nothing was measured yet"
 
 
 def finished(progress: Progress, plan: GridPlan, traced: bool) -> ProfileSettings:
@@ -137,7 +161,7 @@ async def _conditions(bench: Bench, options: ProfileOptions) -> Conditions:
     return Conditions(
         model=bench.model,
         model_version=version,
-        config_hash=config_hash(bench.config),
+        config_hash=config_hash_of(bench, options.files),
         model_hash=await asyncio.to_thread(model_hash, options.files) if options.files is not None else "",
         triton_version=await bench.triton_version(),
         machine=machine_name(),
@@ -145,6 +169,11 @@ async def _conditions(bench: Bench, options: ProfileOptions) -> Conditions:
         percentile=options.accuracy.percentile,
         inputs=f"{options.inputs.file or ''}{dict(sorted(options.inputs.shapes.items())) or ''}",
     )
+
+
+def config_hash_of(bench: Bench, files: Path | None) -> str:
+    """Of the model's own file where its folder can be read, else of what the server reports."""
+    return config_hash(model_config(files)) if files is not None else f"{SERVED}{config_hash(bench.config)}"
 
 
 async def _change_costs(bench: Bench, options: ProfileOptions, progress: Progress) -> Progress:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.errors import SettingsError
-from themis_triton.profile.identity import config_hash, device_name, model_config, model_hash
+from themis_triton.profile.identity import SERVED, config_hash, device_name, model_config, model_hash
 
 
 def refuse_stale(config: ThemisConfig) -> list[str]:
@@ -26,18 +26,24 @@ def stale_profiles(config: ThemisConfig) -> Iterator[str]:
     """A sentence for each measured profile that no longer holds, with what has changed. Declared profiles hold always."""
     repositories = _repositories(config)
     devices: set[str] | None = None
+    percentiles = {stage: max(p.percentile for p in config.pipelines if stage in p.stages) for p in config.pipelines for stage in p.stages}
     for name, model in config.models.items():
         origin = model.profile.origin
         if origin is None:
             continue
         devices = _devices(config) if devices is None else devices
         for folder in (repository / name for repository in repositories if (repository / name).is_dir()):
-            if config_hash(model_config(folder)) != origin.config_hash:
+            if not origin.config_hash.startswith(SERVED) and config_hash(model_config(folder)) != origin.config_hash:
                 yield f"models.{name}.profile: {folder / 'config.pbtxt'} has changed since it was measured"
             elif origin.model_hash and model_hash(folder) != origin.model_hash:
                 yield f"models.{name}.profile: the model's files in {folder} have changed since it was measured"
-        if origin.device not in devices:
-            yield f"models.{name}.profile: was measured on {origin.device}, and the settings name {', '.join(sorted(devices))}"
+        if others := devices - {origin.device}:
+            yield f"models.{name}.profile: was measured on {origin.device}, and the settings name {', '.join(sorted(others))}"
+        if origin.percentile < percentiles.get(name, 0.0):
+            yield (
+                f"models.{name}.profile: its times are those at the percentile {origin.percentile:g}, and a pipeline promises "
+                f"{percentiles[name]:g}"
+            )
 
 
 def _repositories(config: ThemisConfig) -> list[Path]:

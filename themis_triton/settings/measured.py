@@ -11,6 +11,8 @@ from themis_triton.core.config import ProfileOrigin
 from themis_triton.settings.kinds import Count, Seconds, Section, Size
 
 PROFILE_VERSION = 1
+PROVING_REQUESTS = 5
+"""Fewer on their way while a lever is pulled prove nothing."""
 Share = Annotated[float, Field(ge=0)]
 
 
@@ -82,7 +84,7 @@ class MeasuredSettings(Section):
     @property
     def origin(self) -> ProfileOrigin:
         """What tells whether the profile is stale."""
-        return ProfileOrigin(self.config_hash, self.model_hash, self.device)
+        return ProfileOrigin(self.config_hash, self.model_hash, self.device, self.percentile)
 
 
 class LeverSettings(Section):
@@ -108,6 +110,13 @@ class LeversSettings(Section):
 
     @property
     def proven(self) -> dict[str, bool]:
-        """By name of each lever probed, whether it lost no request; a change that was refused proves nothing."""
+        """By name of each lever probed, whether it lost no request; a change that was refused proves nothing.
+
+        Nor does one without errors under which too few requests were on their way: it counts as not probed.
+        """
         probed = {name: getattr(self, name) for name in ("add_one", "remove_one", "add_many", "rebatch")}
-        return {name: lever.errors == 0 and lever.refused is None for name, lever in probed.items() if lever is not None}
+        return {
+            name: lever.errors == 0 and lever.refused is None
+            for name, lever in probed.items()
+            if lever is not None and (lever.errors > 0 or lever.refused is not None or lever.requests >= PROVING_REQUESTS)
+        }
