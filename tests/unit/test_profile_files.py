@@ -12,8 +12,10 @@ from pydantic import ByteSize
 from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
 from tests.unit.samples import config as make_config
+from themis_triton.adapters.findings import Severity
 from themis_triton.commands.probe_command import refuse_other
 from themis_triton.commands.profile_command import busiest, time_left
+from themis_triton.commands.settings_commands import stale_findings
 from themis_triton.core.config import DeviceSlot, LatencyTable, LaunchConfig, ProfileOrigin, ThemisConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.load.requests import ModelSpec, StageRequest, TensorSpec
@@ -253,3 +255,9 @@ def test_a_stale_profile_is_named_and_refused_unless_allowed(tmp_path: Path) -> 
     assert "was measured on gpu: other" in str(error.value)
     assert "allow_stale_profiles: true" in str(error.value)
     assert len(refuse_stale(replace(stale, allow_stale_profiles=True))) == 2
+    assert [(finding.severity, finding.what, finding.exit_code) for finding in stale_findings(stale)] == [
+        (Severity.ERROR, f"models.{name}.profile", SettingsError.exit_code)
+    ] * 2
+    assert {finding.exit_code for finding in stale_findings(replace(stale, allow_stale_profiles=True))} == {0}
+    unknown = replace(stale, launch=LaunchConfig((DeviceSlot("a", "gpu:77"),), tmp_path))
+    assert "gpu:77" in stale_findings(unknown)[0].found

@@ -14,6 +14,7 @@ from themis_triton.adapters.findings import Finding, Severity
 from themis_triton.adapters.live_check import check_live
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.errors import MissingPartError, SettingsError
+from themis_triton.profile.stale import stale_profiles
 from themis_triton.settings import Problem, load_settings, problems, sample
 
 _MARKS = {Severity.OK: "[green]ok[/]     ", Severity.WARNING: "[yellow]warning[/]", Severity.ERROR: "[red]error[/]  "}
@@ -23,11 +24,12 @@ def validate_command(path: Path, live: bool, as_json: bool) -> int:
     """Check a settings file, and with `live` what it names.
 
     Writes to stdout: sentences, or one JSON object `file, valid, problems, findings`.
-    Returns 0; 2 when the file is wrong; with `live` 3 when something on this machine is missing, 4 when a server does not answer.
+    Returns 0; 2 when the file is wrong, or with `live` a profile is stale; with `live` 3 when something on this
+    machine is missing, 4 when a server does not answer.
     """
     found = problems(path)
     config = None if found else load_settings(path)
-    findings = asyncio.run(check_live(config)) if live and config is not None else []
+    findings = [*asyncio.run(check_live(config)), *stale_findings(config)] if live and config is not None else []
     console = Console(soft_wrap=True, highlight=False)
     if as_json:
         report = {"file": str(path), "valid": config is not None, "problems": [*map(asdict, found)], "findings": [*map(asdict, findings)]}
@@ -37,6 +39,17 @@ def validate_command(path: Path, live: bool, as_json: bool) -> int:
     if found:
         return SettingsError.exit_code
     return max((finding.exit_code for finding in findings), default=0)
+
+
+def stale_findings(config: ThemisConfig) -> list[Finding]:
+    """Profiles that no longer hold, which `themis run` refuses unless the settings allow them."""
+    remedy = "measure again with `themis profile`, or set `allow_stale_profiles: true`"
+    severity, code = (Severity.WARNING, 0) if config.allow_stale_profiles else (Severity.ERROR, SettingsError.exit_code)
+    try:
+        parts = [sentence.partition(": ") for sentence in stale_profiles(config)]
+    except SettingsError as error:  # A GPU that NVML does not know, or a config.pbtxt that cannot be parsed.
+        return [Finding(severity, "profiles", str(error), "correct it, so that it can be told whether profiles hold", code)]
+    return [Finding(severity, key, found, remedy, code) for key, _, found in parts]
 
 
 def init_command(path: Path, force: bool) -> int:
