@@ -48,6 +48,12 @@ def commit() -> str:
     return found + ("+changes" if _git("status", "--porcelain") else "")
 
 
+def shortened(commit: str) -> str:
+    """Twelve digits of a commit, and whether the tree had changes beyond it."""
+    digits, plus, _ = commit.partition("+")
+    return digits[:12] + (" with changes" if plus else "")
+
+
 def _git(*arguments: str) -> str | None:
     done = subprocess.run(("git", *arguments), cwd=RESULTS.parent, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else None

@@ -23,7 +23,7 @@ from typing import Any
 import httpx
 import numpy as np
 import yaml
-from common import RESULTS, commit, machine, versions
+from common import RESULTS, commit, machine, shortened, versions
 
 from themis_triton.adapters.local_servers import free_ports
 from themis_triton.adapters.processes import spawn, stop_everything, stop_process
@@ -307,26 +307,30 @@ def loads(found: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield f"With plans made of these profiles, `themis plan` carries up to {found['planned_rps']:g} requests/s here, in one server."
     yield ""
-    yield "| requests/s | of that | planned p99 ms | p50 ms | p99 ms | outside the SLO | failed | answered/s | instances | read right |"
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    columns = ("requests/s", "of that", "planned p99 ms", "p50 ms", "p99 ms", "outside the SLO", "failed", "answered/s", "instances")
+    yield f"| {' | '.join((*columns, 'time to profile', 'read right'))} |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     for row in found["rows"]:
         planned = "no plan" if row["predicted_p99_ms"] is None else f"{row['predicted_p99_ms']:.0f}"
         counts = " + ".join(str(row["instances"][model]) for model in STAGES)
         pages = f"{row['pages_read']} of {row['pages_read'] + row['pages_misread']}"
+        ratios = " / ".join(f"{row['drift'][model]:.2f}" for model in STAGES)
         yield (
             f"| {row['rate_rps']:g} | {row['of_planned']:.0%} | {planned} | {row['p50_ms']:.0f} | {row['p99_ms']:.0f} "
-            f"| {row['outside_slo']:.1%} | {row['failed']} of {row['requests']} | {row['answered_rps']:g} | {counts} | {pages} |"
+            f"| {row['outside_slo']:.1%} | {row['failed']} of {row['requests']} | {row['answered_rps']:g} | {counts} | {ratios} | {pages} |"
         )
     where, most = found["machine"], max(row["answered_rps"] for row in found["rows"])
     above = [f"{row['rate_rps']:g}/s" for row in found["rows"] if row["predicted_p99_ms"] and row["p99_ms"] > row["predicted_p99_ms"]]
     yield ""
     yield f"The most that was answered is {most:g}/s: plans stop at {found['planned_rps'] / most:.0%} of that."
+    yield "Time to profile: what batches took over the profile's mean at the contention measured; above 1.15 the daemon would say drift."
+    yield "Clients, Envoy and the other models run on the same two cores here, which a profile of one model alone does not see."
     yield f"The p99 was above the planned one at {', '.join(above) or 'no rate'}."
     yield ""
     busy = found["load_average"]
     yield (
         f"On {where['processor']}, {where['cores']} cores, whose load over one minute was {busy[0]:.1f} before and {busy[1]:.1f} after; "
-        f"commit {found['commit'][:12]}."
+        f"commit {shortened(found['commit'])}."
     )
 
 

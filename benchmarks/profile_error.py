@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from common import commit, machine
+from common import commit, machine, shortened
 from google.protobuf import json_format
 
 from themis_triton.emulation.parameters import read_parameters
@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for error.json, error.md, pictures and profiles.html")
     parser.add_argument("--note", default="", help="a sentence for error.md, such as what else ran on the machine")
     options = parser.parse_args()
+    at = commit()  # before results of its own change the tree
     profiles = {path.stem: read_profile(path) for path in options.profiles}
     rows = []
     for model, profile in profiles.items():
@@ -48,7 +49,7 @@ def main() -> None:
                 }
             )
     write_report(profiles, options.out / "profiles.html")
-    found = {"machine": machine(), "commit": commit(), "rows": rows}
+    found = {"machine": machine(), "commit": at, "rows": rows}
     (options.out / "error.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     lines = ["| model | b | k | true ms | percentile ms | error | mean ms | error |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
     lines += [
@@ -60,7 +61,7 @@ def main() -> None:
     within = sum(abs(float(str(row["error"]))) <= WANTED for row in rows)
     lines.append(
         f"\nLargest error at the percentile: {100 * worst:.1f} %; {within} of {len(rows)} points within {100 * WANTED:g} %. {options.note}"
-        f"\n\nOn {machine()['processor']}, {machine()['cores']} cores; commit {commit()[:12]}."
+        f"\n\nOn {machine()['processor']}, {machine()['cores']} cores; commit {shortened(at)}."
     )
     (options.out / "error.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
