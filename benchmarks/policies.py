@@ -1,6 +1,6 @@
 """Every policy in the paper's world, simulated: the paper's slice, surges nobody tuned for, other traces, sensitivity, ablation.
 
-`THEMIS_TRACES=… python benchmarks/policies.py slice` (windows, others, sensitivity, ablation; several, or `all`) leaves
+`THEMIS_TRACES=… python benchmarks/policies.py slice` (windows, others, sensitivity, levers, ablation; several, or `all`) leaves
 `results/policies-TABLE.json`, `.md` and `.png`. `--seeds`, `--pipelines`, `--policies` and `--settings` take a part of a table.
 """
 
@@ -23,6 +23,7 @@ from policy_cases import (
     FEW,
     FLASH,
     PIPELINES,
+    SLOW_LEVERS,
     WINDOWS_SEED,
     Case,
     Outcome,
@@ -109,6 +110,12 @@ def cases_sensitivity(flags: Flags) -> Iterator[Case]:
             yield from (replace(case, flags=world) for case in _loads(flags, {name: (PAPER_TRACE,)}, FEW))
 
 
+def cases_levers(flags: Flags) -> Iterator[Case]:
+    """The paper's slice where an in-place change takes Triton's time, with constants that were searched for that."""
+    name = "in-place change 1.2 s"
+    yield from (replace(case, flags=SENSITIVITY[name]) for case in _loads(flags, {name: (PAPER_TRACE,)}, (SLOW_LEVERS, *FEW)))
+
+
 def cases_ablation(flags: Flags) -> Iterator[Case]:
     """Each idea of our policy switched off alone, on the slice and on the windows."""
     yield from _loads(flags, {"the paper's slice": (PAPER_TRACE,), STEEP: window_names(doubles_in_a_minute)}, ABLATIONS)
@@ -129,6 +136,7 @@ TABLES: dict[str, tuple[str, Callable[[Flags], Iterator[Case]]]] = {
     "windows": ("Policies on surges that nobody tuned for, cold start 5 s", cases_windows),
     "others": ("Policies on another production trace and a flash crowd, cold start 5 s", cases_others),
     "sensitivity": ("The paper's slice in other worlds", cases_sensitivity),
+    "levers": ("The paper's slice with in-place changes of 1.2 s", cases_levers),
     "ablation": ("Each idea of our policy switched off alone, cold start 5 s", cases_ablation),
 }
 

@@ -60,6 +60,19 @@ EVERY = (
 )
 FEW = (THEMIS, THEMIS_PAPER, HORIZONTAL, VERTICAL)
 
+SLOW_LEVERS = Variant(
+    "themis, constants for slow levers",
+    "themis",
+    (
+        ("headroom_sigmas", 0.5),
+        ("lever_sigmas", 2.5),
+        ("slow_headroom_sigmas", 1.0),
+        ("slo_margin_fraction", 0.4),
+        ("patience_fraction", 0.35),
+    ),
+)
+"""Searched on days 1 to 14 with in-place changes of 1.2 s, at a cost of 1.25."""
+
 ABLATIONS: tuple[Variant, ...] = (
     THEMIS,
     Variant("decisions every 0.5 s", "themis", (("tick_s", 0.5),)),
