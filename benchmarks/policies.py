@@ -111,7 +111,7 @@ def cases_sensitivity(flags: Flags) -> Iterator[Case]:
 
 
 def cases_levers(flags: Flags) -> Iterator[Case]:
-    """The paper's slice where an in-place change takes Triton's time, with constants that were searched for that."""
+    """The paper's slice where an in-place change takes Triton's time, with constants that were chosen for that."""
     name = "in-place change 1.2 s"
     yield from (replace(case, flags=SENSITIVITY[name]) for case in _loads(flags, {name: (PAPER_TRACE,)}, (SLOW_LEVERS, *FEW)))
 

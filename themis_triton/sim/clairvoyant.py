@@ -1,6 +1,6 @@
-"""The bound that no policy can beat by planning alone: for each second the cheapest configuration that carries just its arrivals.
+"""The yardstick of costs: for each second the cheapest configuration that carries its arrivals by the rules it is given.
 
-Nothing takes time: no launch, no change, no drain. Plans keep the settings' own rules (queueing, headroom, rounding, the margin of
+Nothing takes time: no launch, no change, no drain. Plans keep those rules (queueing, headroom, rounding, the margin of
 the SLO), so that the ratio of a policy's cost to this one is the price of not knowing and of being slow. It is no bound on the
 violations, nor on the cost of a policy that accepts some.
 """
