@@ -56,6 +56,8 @@ NOTES = (
 CHOICE = {
     "windows": " Both sets of windows are drawn by one fixed seed. The steep ones were added once it was seen that the first set holds"
     " mild surges; no window of either was exchanged.",
+    "levers": " Constants for slow levers: chosen by hand on days 1 to 14 with this very in-place change; headroom_sigmas 0.5,"
+    " lever_sigmas 2.5, slow_headroom_sigmas 1, slo_margin_fraction 0.4, patience_fraction 0.35.",
     "others": f" azure: the hour of a production service at 2.5 requests/s, every time divided so that it lasts {AZURE_S} s; a second then"
     " brings up to 264 requests at a mean of 13. Flash crowd: the generator's, over 1, 1.7 and 2.3.",
 }
