@@ -98,6 +98,18 @@ def test_who_waited_too_long_lets_all_others_pass(patience_s: float) -> None:
     assert built.engine.ended_s == pytest.approx(patient(arrival_s, SERVICE_S[0], 3, patience_s))
 
 
+def test_a_late_request_does_not_wait_for_the_delay_of_a_fresh_one() -> None:
+    arrival_s = np.array([0.0, 0.15, 0.39])
+    surface = np.full((1, 8, 1), 300.0)
+    layout = Layout(surface, ((0,),), (0,), 8, (0.2,))
+    world = replace(triton_world(), hop_s=0.0)
+    built = Simulation(layout, world, arrival_s, np.zeros(3, dtype=np.int64), 0)
+    built.configure(0, 0, ModelState(1, 8, 100_000))
+    built.route(0, (0,))
+    built.advance(np.inf)
+    assert built.engine.ended_s == pytest.approx([0.4, 0.7, 0.7])
+
+
 def test_a_replica_that_frees_takes_its_own_batch_at_once_or_waits_for_a_full_one() -> None:
     def ends_ms(world: SimWorld, *arrivals_ms: float) -> list[float]:
         count = len(arrivals_ms)

@@ -52,6 +52,13 @@ def foremost(e: Engine, queue: int) -> int:
 
 
 @kernel
+def oldest_s(e: Engine, queue: int) -> float:
+    """When the one who waits longest entered a queue that is not empty: a batcher's delay counts from there."""
+    entered_s: float = e.entered_s[foremost(e, queue)]
+    return min(entered_s, e.entered_s[e.aside_head[queue]]) if e.aside[queue] > 0 else entered_s
+
+
+@kernel
 def step_aside(e: Engine, queue: int, model: int, now_s: float) -> None:
     """Who waited longer than the model's patience goes behind all others: to serve it first would make them late as well."""
     while e.length[queue] > e.aside[queue] and now_s - e.entered_s[e.head[queue]] > e.patience_s[model]:
@@ -126,7 +133,7 @@ def offer(e: Engine, model: int, now_s: float) -> None:
         if waiting == 0:
             return
         if e.routed[server, model] and e.busy[server, model] < workers_of(e, server, model):
-            due_s = e.entered_s[foremost(e, model)] + e.delay_s[server, model]
+            due_s = oldest_s(e, model) + e.delay_s[server, model]
             if waiting >= e.max_batch[server, model] or due_s <= now_s or due_s < e.timer_s[model]:
                 take(e, server, model, now_s)
 
@@ -143,7 +150,7 @@ def fill(e: Engine, server: int, model: int, now_s: float) -> bool:
     while e.busy[server, model] < workers_of(e, server, model) and e.length[queue] > 0:
         step_aside(e, queue, model, now_s)
         size = min(e.length[queue], e.max_batch[server, model])
-        due_s = e.entered_s[foremost(e, queue)] + e.delay_s[server, model]
+        due_s = oldest_s(e, queue) + e.delay_s[server, model]
         if size < e.max_batch[server, model] and due_s > now_s:
             e.timer_s[queue] = min(e.timer_s[queue], due_s)
             e.floats[FIRST_TIMER_S] = min(e.floats[FIRST_TIMER_S], due_s)
