@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.e2e.conftest import REPOSITORY, Launch
@@ -173,6 +174,14 @@ class TritonPythonModel:
             raise ValueError("batches are beyond me")
         return [pb_utils.InferenceResponse([pb_utils.Tensor("Y", array)]) for array in arrays]
 """
+BLIND = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("Y", np.ones((1, 2), np.float32))]) for _ in requests]
+"""
 BROKEN_CONFIG = """
 name: "broken"
 backend: "python"
@@ -206,6 +215,24 @@ def test_a_model_that_answers_errors_is_named_with_its_words_and_the_profile_the
     assert out.read_bytes() == before
     assert resume_path(out).exists(), "single requests were measured"
     assert not owned_processes(state / "profile")
+
+
+def test_a_type_that_cannot_be_made_up_is_measured_from_a_file(tmp_path: Path, state: Path) -> None:
+    launch = broken_launch(tmp_path / "repository")
+    folder = tmp_path / "repository" / "broken"
+    (folder / "config.pbtxt").write_text(BROKEN_CONFIG.replace('X", data_type: TYPE_FP32', 'X", data_type: TYPE_BF16'))
+    (folder / "1" / "model.py").write_text(BLIND)
+    np.savez(tmp_path / "x.npz", X=np.ones(2, dtype=np.float32))
+
+    async def run(inputs: InputOptions) -> None:
+        async with launched_bench("broken", launch, launch.slots[0], state) as bench:
+            await profile_model(bench, ProfileOptions(tmp_path / "half.yaml", GridPlan(1, 1), QUICK, inputs), lambda _: None)
+
+    with pytest.raises(SettingsError, match=r"model broken: input X has the type BF16, for which no values can be made up; give some with"):
+        asyncio.run(run(InputOptions()))
+    assert not (tmp_path / "half.yaml").exists()
+    asyncio.run(run(InputOptions(file=tmp_path / "x.npz")))
+    assert read_profile(tmp_path / "half.yaml").measured is not None
 
 
 def test_a_file_that_is_no_profile_is_said_before_anything_is_measured(tmp_path: Path, state: Path) -> None:

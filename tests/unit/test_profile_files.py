@@ -102,6 +102,9 @@ def test_inputs_from_a_file(tmp_path: Path) -> None:
     np.savez(tmp_path / "named.npz", A=np.zeros(3, dtype=np.float32), **{"m.A": np.ones(3, dtype=np.float32)})
     own = build_request(spec, 1, InputOptions(file=tmp_path / "named.npz"), batched=True).message
     assert np.frombuffer(own.raw_input_contents[0], np.float32).tolist() == [1.0, 1.0, 1.0]
+    half = ModelSpec("m", (TensorSpec("A", "BF16", (-1, 3)),))
+    upper = np.arange(3, dtype=np.float32).view(np.uint16)[1::2]
+    assert build_request(half, 1, InputOptions(file=file), batched=True).message.raw_input_contents[0] == upper.tobytes()
     other = ModelSpec("m", (TensorSpec("Z", "FP32", (-1, 3)),))
     with pytest.raises(SettingsError, match=r"no array Z or m\.Z; model m takes Z, and the file holds A"):
         build_request(other, 2, InputOptions(file=file), batched=True)

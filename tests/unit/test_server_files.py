@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tritonclient.grpc import InferInput
 
 from themis_triton.adapters.server_files import ServerFiles, build_view
 from themis_triton.adapters.warmup import concrete_shape, make_tensor, warmup_batches
@@ -83,4 +84,5 @@ def test_tensors_of_the_warm_up() -> None:
     assert concrete_shape([3, -1, -1]) == [3, 32, 32]
     assert make_tensor("BYTES", [2, 1]).tolist() == [[b"warm-up"], [b"warm-up"]]
     for datatype in ("BOOL", "UINT8", "INT64", "FP16", "FP32", "BF16"):
-        assert make_tensor(datatype, [2, 3]).shape == (2, 3)
+        tensor = InferInput("X", [2, 3], datatype)
+        tensor.set_data_from_numpy(make_tensor(datatype, [2, 3]))

@@ -36,8 +36,7 @@ def make_tensor(datatype: str, shape: list[int]) -> NDArray[Any]:
     """Zeros of a Triton datatype, or short texts for BYTES."""
     if datatype == "BYTES":
         return np.full(shape, _TEXT, dtype=np.object_)
-    dtype = triton_to_np_dtype(datatype) if datatype != "BF16" else np.float32
-    return np.zeros(shape, dtype=dtype)
+    return np.zeros(shape, dtype=triton_to_np_dtype(datatype))
 
 
 class Warmup:

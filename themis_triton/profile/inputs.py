@@ -18,6 +18,7 @@ from themis_triton.core.errors import SettingsError
 from themis_triton.load.requests import ModelSpec, StageRequest, TensorSpec, build_chain
 
 _UNMADE = ("BF16",)
+_BF16_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,9 @@ def _typed(value: NDArray[Any], tensor: TensorSpec, file: Path) -> NDArray[Any]:
     if tensor.datatype == "BYTES":
         return np.array([str(each).encode() for each in value.ravel()], dtype=object).reshape(value.shape)
     wanted = triton_to_np_dtype(tensor.datatype)
-    if tensor.datatype in _UNMADE or wanted is None or not np.can_cast(value.dtype, wanted, casting="same_kind"):
+    if tensor.datatype == "BF16" and np.dtype(wanted).itemsize != _BF16_BYTES:
+        raise SettingsError(f"--data {file}: the installed tritonclient cannot write {tensor.name}'s type BF16; update it")
+    if wanted is None or not np.can_cast(value.dtype, wanted, casting="same_kind"):
         raise SettingsError(
             f"--data {file}: array {tensor.name} is {value.dtype}; the model takes {tensor.datatype}; convert it before saving"
         )
