@@ -19,6 +19,7 @@ from themis_triton.settings.profile import ProfileSettings, TableSettings
 pytestmark = pytest.mark.e2e
 
 MODEL = "video-classifier"
+PROFILES = REPOSITORY.parent / "benchmarks" / "results" / "profile"
 PROFILE = ProfileSettings(table=TableSettings(batches=[1], instances=[1], latency_ms=[[18.0]]), instance_init_s=0.5)
 
 
@@ -51,6 +52,16 @@ def test_the_levers_of_the_python_backend(tmp_path: Path, where: BenchFlags) -> 
     assert levers.load_failure.errors == 0
     assert "no-such-backend" in str(levers.load_failure.refused)
     assert not owned_processes(tmp_path / "state" / "profile")
+
+
+def test_a_profile_of_something_else_is_not_given_levers(tmp_path: Path, where: BenchFlags) -> None:
+    path = tmp_path / f"{MODEL}.yaml"
+    other = read_profile(PROFILES / "video-detector.yaml")
+    replace_profile(path, other)
+    before = path.read_bytes()
+    with pytest.raises(SettingsError, match=r"conditions \(model 'video-detector', now 'video-classifier'; config_hash .*measure it again"):
+        probe_command(MODEL, tmp_path, ProbeOptions(), where, as_json=False)
+    assert path.read_bytes() == before
 
 
 def test_without_a_profile_there_is_nowhere_to_write(tmp_path: Path, where: BenchFlags) -> None:

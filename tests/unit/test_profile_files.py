@@ -13,7 +13,6 @@ from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
 from tests.unit.samples import config as make_config
 from themis_triton.adapters.findings import Severity
-from themis_triton.commands.probe_command import refuse_other
 from themis_triton.commands.profile_command import busiest, time_left
 from themis_triton.commands.settings_commands import stale_findings
 from themis_triton.core.config import DeviceSlot, LatencyTable, LaunchConfig, ProfileOrigin, ThemisConfig
@@ -30,8 +29,7 @@ from themis_triton.profile.trace import parse_trace, without_overhead
 from themis_triton.settings import load_settings
 from themis_triton.settings.measured import PROVING_REQUESTS, LeverSettings, LeversSettings, PointSettings
 
-ROOT = Path(__file__).parents[2]
-REPOSITORY = ROOT / "model_repository"
+REPOSITORY = Path(__file__).parents[2] / "model_repository"
 CONDITIONS = Conditions(
     model="m",
     model_version="1",
@@ -220,15 +218,6 @@ def test_requests_on_their_way_when_a_lever_is_pulled_count() -> None:
     load.answers += [(0.0, 0.9, 900.0), (0.5, 1.2, None), (1.1, 1.3, 200.0), (4.0, 4.5, 500.0)]
     assert load.ended_between(0.0, 1.0) == [900.0]
     assert load.on_their_way(1.0, 3.0) == ([200.0], 1)
-
-
-def test_a_profile_of_something_else_is_not_given_levers(tmp_path: Path) -> None:
-    path = ROOT / "benchmarks" / "results" / "profile" / "video-detector.yaml"
-    profile = read_profile(path)
-    assert profile.measured is not None
-    refuse_other(path, profile, "video-detector", profile.measured.config_hash, profile.measured.device)
-    with pytest.raises(SettingsError, match=r"model 'video-detector', now 'other'; device .*, now 'gpu: x'\); measure it again"):
-        refuse_other(path, profile, "other", profile.measured.config_hash, "gpu: x")
 
 
 def test_a_stale_profile_is_named_and_refused_unless_allowed(tmp_path: Path) -> None:

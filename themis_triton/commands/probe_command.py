@@ -10,8 +10,7 @@ from rich.table import Table
 
 from themis_triton.commands.interruptible import run_interruptible
 from themis_triton.commands.profile_command import BenchFlags, Place, opened, resolve
-from themis_triton.core.errors import SettingsError
-from themis_triton.profile.files import read_profile, replace_profile
+from themis_triton.profile.files import read_profile, refuse_other, replace_profile
 from themis_triton.profile.identity import device_name
 from themis_triton.profile.probe import ProbeOptions, probe_model
 from themis_triton.profile.run import config_hash_of
@@ -37,18 +36,10 @@ async def _probed(
 ) -> LeversSettings:
     with console.status(f"{model}: starting a scratch server") as status:
         async with opened(model, place) as bench:
-            refuse_other(path, profile, model, config_hash_of(bench, place.files(model)), device_name(bench.server.device))
+            if profile.measured is not None:
+                now = {"model": model, "config_hash": config_hash_of(bench, place.files(model)), "device": device_name(bench.server.device)}
+                refuse_other(path, profile.measured.model_dump(), now, f"measure it again with `themis profile {model}`")
             return await probe_model(bench, options, lambda lever: status.update(f"{model}: {lever}"))
-
-
-def refuse_other(path: Path, profile: ProfileSettings, model: str, hashed: str, device: str) -> None:
-    """SettingsError where a profile was measured of another model or configuration, or on another device: its levers would be others'."""
-    if profile.measured is None:
-        return
-    now = {"model": model, "config_hash": hashed, "device": device}
-    if changed := [key for key, value in now.items() if getattr(profile.measured, key) != value]:
-        found = "; ".join(f"{key} {getattr(profile.measured, key)!r}, now {now[key]!r}" for key in changed)
-        raise SettingsError(f"{path}: was measured under other conditions ({found}); measure it again with `themis profile {model}`")
 
 
 def _table(model: str, levers: LeversSettings) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -65,10 +66,15 @@ def read_progress(profile: Path, conditions: Conditions) -> Progress:
     theirs, ours = progress.conditions.model_dump(), conditions.model_dump()
     if not progress.points:
         return Progress(conditions=conditions)
+    refuse_other(path, theirs, ours, "go on as then, or delete the file to begin anew")
+    return progress
+
+
+def refuse_other(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], remedy: str) -> None:
+    """SettingsError where a file was measured under other conditions; only those of `ours` are compared."""
     if changed := [key for key in ours if ours[key] != theirs[key]]:
         found = "; ".join(f"{key} {theirs[key]!r}, now {ours[key]!r}" for key in changed)
-        raise SettingsError(f"{path}: was measured under other conditions ({found}); go on as then, or delete the file to begin anew")
-    return progress
+        raise SettingsError(f"{path}: was measured under other conditions ({found}); {remedy}")
 
 
 def write_progress(profile: Path, progress: Progress) -> None:
