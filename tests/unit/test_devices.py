@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pynvml
 import pytest
 
+from tests.unit.samples import config as make_config
 from themis_triton.adapters.clock import SystemClock
+from themis_triton.adapters.findings import Severity
+from themis_triton.adapters.local_check import check_devices
 from themis_triton.adapters.nvml import DeviceReader
+from themis_triton.core.config import DeviceSlot, LaunchConfig
 from themis_triton.core.observation import DeviceReading
 
 
@@ -93,3 +99,12 @@ def test_a_driver_that_hangs_is_left_alone_until_it_answers(monkeypatch: pytest.
 
     monkeypatch.setattr(pynvml, "nvmlInit", hang)
     asyncio.run(asyncio.wait_for(scenario(), 10))
+
+
+def test_a_gpu_that_two_servers_share_is_warned_of() -> None:
+    slots = (DeviceSlot("left", "gpu:7"), DeviceSlot("right", "gpu:7"), DeviceSlot("near", "cpu:0"), DeviceSlot("far", "cpu:0"))
+    config = replace(make_config(), launch=LaunchConfig(slots=slots, model_repository=Path("/models")))
+    warned = [finding for finding in asyncio.run(check_devices(config)) if finding.severity is Severity.WARNING]
+    assert [(finding.what, finding.found) for finding in warned] == [
+        ("launch.slots: left, launch.slots: right", "gpu:7 is named 2 times: servers there share one GPU")
+    ]

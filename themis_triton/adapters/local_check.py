@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from themis_triton.adapters.clock import SystemClock
-from themis_triton.adapters.findings import Finding, fine, missing
+from themis_triton.adapters.findings import Finding, fine, missing, warning
 from themis_triton.adapters.nvml import DeviceReader
 from themis_triton.adapters.triton_install import TritonInstall, find_triton
 from themis_triton.core.config import EnvoyConfig, LaunchConfig, ThemisConfig
@@ -74,13 +74,24 @@ async def _output(binary: Path, argument: str) -> str | None:
 
 
 async def check_devices(config: ThemisConfig) -> list[Finding]:
-    """Whether NVML shows each GPU that the settings name. CPU slots always exist."""
+    """Whether NVML shows each GPU that the settings name, and whether each is named once. CPU slots always exist."""
     named: dict[str, list[str]] = {}
     for server in config.servers:
         named.setdefault(server.device, []).append(f"servers.{server.name}.device")
     for slot in config.launch.slots if config.launch is not None else ():
         named.setdefault(slot.device, []).append(f"launch.slots: {slot.name}")
-    return await _read_devices({device: keys for device, keys in named.items() if device.startswith("gpu:")})
+    gpus = {device: keys for device, keys in named.items() if device.startswith("gpu:")}
+    return [*await _read_devices(gpus), *_shared(gpus)]
+
+
+def _shared(named: dict[str, list[str]]) -> list[Finding]:
+    """Profiles are measured with one server on the GPU, and plans count each server as alone on its own."""
+    remedy = "give each server a GPU of its own: on a shared one batches take far longer than profiles say, and plans do not know it"
+    return [
+        warning(", ".join(keys), f"{device} is named {len(keys)} times: servers there share one GPU", remedy)
+        for device, keys in named.items()
+        if len(keys) > 1
+    ]
 
 
 async def _read_devices(named: dict[str, list[str]]) -> list[Finding]:

@@ -13,7 +13,7 @@ from themis_triton.profile.drive import ClosedLoop, closed_loop
 from themis_triton.profile.grid import Point
 from themis_triton.profile.inputs import InputOptions, build_request
 from themis_triton.profile.statistics import samples_needed, summarise
-from themis_triton.profile.trace import without_overhead
+from themis_triton.profile.trace import BUFFERED, without_overhead
 from themis_triton.settings.measured import PointSettings
 
 _GROWTH = 1.5
@@ -150,7 +150,9 @@ async def _window(bench: Bench, loop: ClosedLoop, chunk: int, samples: _Samples,
             await loop.answered(start + chunk + _EDGES * loop.clients)
     except TimeoutError:
         reached = False
-        await loop.answered(start + 1 + _EDGES * loop.clients)
+        # Never without a sample: as many as the server may keep unwritten, and one.
+        least = 1 if samples.times_ms(traced=bench.tracer is not None) else 1 + BUFFERED
+        await loop.answered(start + least + _EDGES * loop.clients)
     samples.client_ms += loop.latencies_ms[start:]
     samples.add_statistics(before, await bench.statistics())
     if bench.tracer is not None:
