@@ -2,7 +2,7 @@
 
 `THEMIS_TRACES=… python benchmarks/tune.py` starts at the constants of config/paper-*.yaml, changes one to three of a member of the
 front at a time, simulates each point on surges of the training days with a cold start of 5 s, and the front again with 2 to 20 s.
-Days 15 and 16 are never read. Every point that was tried is kept, with the seed.
+Days 15 and 16 are never read. Every point that was tried is kept, with the seed. `--in-place-s 1.2` searches for slow levers.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import matplotlib as mpl
 import numpy as np
 from common import RESULTS, versions, write_result
 from forecast_windows import rates_of_days
+from policy_cases import doubles_in_a_minute, has_surge
 from rich.progress import track
 
 from themis_triton.commands.simulated_runs import WorldFlags, simulated_run
@@ -31,8 +32,8 @@ from themis_triton.settings import load_settings
 CONFIG = Path(__file__).parents[1] / "config"
 PIPELINES = ("video", "sentiment", "nlp")
 TRAINING_DAYS = 14
-SURGE = 1.5
-SURGE_WINDOW_S = 10
+KINDS = (has_surge, doubles_in_a_minute)
+MEAN_S = 10
 COLD_STARTS_S = (2.0, 5.0, 10.0, 20.0)
 ENOUGH = 0.0003
 """Share of violations below which only the cost counts for who is changed next."""
@@ -47,6 +48,9 @@ SPACE: dict[str, tuple[Any, ...]] = {
     "backlog_drain_s": (0.15, 0.25, 0.4, 0.6, 1.0),
     "backlog_slack_s": (0.0, 0.02, 0.05, 0.1),
     "rate_window_s": (0.5, 1.0),
+    "lever_sigmas": (0.0, 1.0, 2.0, 2.5, 3.0),
+    "patience_fraction": (None, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7),
+    "vertical_hold_s": (0.0, 1.0, 2.0, 5.0),
     "settle_window_s": (5.0, 10.0, 20.0),
     "scale_in_hold_s": (10.0, 15.0, 20.0, 30.0, 40.0, 60.0),
     "survivor_margin_fraction": (0.0, 0.05, 0.1, 0.2),
@@ -72,27 +76,34 @@ class Case:
     pipeline: str
     second: int
     cold_start_s: float
+    in_place_s: float | None
 
 
 def main() -> None:
-    """Search, then judge the front under all cold starts; `results/tune.json` and a picture."""
+    """Search, then judge the front under all cold starts; `results/tune.json`, or `tune-in-place-…s.json`, and a picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--points", type=int, default=40)
     parser.add_argument("--windows", type=int, default=6)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--in-place-s", type=float, default=None, help="what a change of cores takes; by default the settings' own")
+    parser.add_argument("--least-rps", type=float, default=0.0, help="windows whose mean rate, undivided, is at least this")
     flags = parser.parse_args()
+    name = "tune" if flags.in_place_s is None else f"tune-in-place-{flags.in_place_s:g}s"
     rng = np.random.default_rng(flags.seed)
-    seconds = training_surges(rng, flags.windows)
+    seconds = training_surges(rng, flags.windows, flags.least_rps)
+    cases = partial(runs_of, seconds, flags.in_place_s)
     with ProcessPoolExecutor(flags.jobs, mp_context=get_context("spawn")) as pool:
-        tried = list(search(pool, rng, cases(seconds, (5.0,)), flags.points))
+        tried = list(search(pool, rng, cases((5.0,)), flags.points))
         best = front(tried)
-        judged = [judge(pool, point.values, cases(seconds, COLD_STARTS_S)) for point in track(best, "cold starts of 2 to 20 s")]
-    draw(tried, judged)
+        judged = [judge(pool, point.values, cases(COLD_STARTS_S)) for point in track(best, "cold starts of 2 to 20 s")]
+    draw(tried, judged, name)
     write_result(
-        "tune",
+        name,
         {
             "seed": flags.seed,
+            "in_place_s": flags.in_place_s,
+            "least_rps": flags.least_rps,
             "windows": [f"{WINDOW}{second}" for second in seconds],
             "tried": [row(point) for point in tried],
             "front_over_cold_starts_2_to_20_s": [row(point) for point in judged],
@@ -101,22 +112,26 @@ def main() -> None:
     )
 
 
-def training_surges(rng: np.random.Generator, count: int) -> list[int]:
-    """First seconds of windows of the training days in which the rate grows by half at least, without a hole in the trace."""
+def training_surges(rng: np.random.Generator, count: int, least_rps: float) -> list[int]:
+    """First seconds of windows of the training days with a surge, mild and steep ones in turn, without a hole in the trace."""
     rates = rates_of_days(1, TRAINING_DAYS)
     found: list[int] = []
     while len(found) < count:
         second = int(rng.integers(0, rates.size - WINDOW_S))
         window = rates[second : second + WINDOW_S]
-        means = np.convolve(window, np.ones(SURGE_WINDOW_S) / SURGE_WINDOW_S, mode="valid")
-        if window.min() > 0 and means.max() >= SURGE * means.min():
+        means = np.convolve(window, np.full(MEAN_S, 1.0 / MEAN_S), mode="valid")
+        if window.min() > 0 and window.mean() >= least_rps and KINDS[len(found) // len(PIPELINES) % len(KINDS)](means):
             found.append(second)
     return found
 
 
-def cases(seconds: Sequence[int], cold_starts_s: Sequence[float]) -> list[Case]:
+def runs_of(seconds: Sequence[int], in_place_s: float | None, cold_starts_s: Sequence[float]) -> list[Case]:
     """Each window for one pipeline in turn."""
-    return [Case(PIPELINES[number % len(PIPELINES)], second, cold_s) for cold_s in cold_starts_s for number, second in enumerate(seconds)]
+    return [
+        Case(PIPELINES[number % len(PIPELINES)], second, cold_s, in_place_s)
+        for cold_s in cold_starts_s
+        for number, second in enumerate(seconds)
+    ]
 
 
 def search(pool: ProcessPoolExecutor, rng: np.random.Generator, runs: Sequence[Case], points: int) -> Iterator[Point]:
@@ -164,7 +179,7 @@ def run(values: Values, case: Case) -> tuple[float, float]:
     config = load_settings(CONFIG / f"paper-{case.pipeline}.yaml")
     own = replace(config.policies[PolicyName.THEMIS], **values)
     config = replace(config, policies={**config.policies, PolicyName.THEMIS: own})
-    flags = WorldFlags(cold_start_s=case.cold_start_s)
+    flags = WorldFlags(cold_start_s=case.cold_start_s, in_place_s=case.in_place_s)
     found = simulated_run(config, TraceOptions(f"{WINDOW}{case.second}"), flags, False, (PolicyName.THEMIS.value, 0))
     return found.violated / max(1, found.requests), found.cost / found.bound_cost
 
@@ -183,7 +198,7 @@ def row(point: Point) -> dict[str, Any]:
     return {"violations": point.violations, "cost_vs_clairvoyant": point.cost, "values": point.values}
 
 
-def draw(tried: Sequence[Point], judged: Sequence[Point]) -> None:
+def draw(tried: Sequence[Point], judged: Sequence[Point], name: str) -> None:
     """Violations over cost of every point."""
     mpl.use("Agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415 - after the backend is chosen
@@ -200,7 +215,7 @@ def draw(tried: Sequence[Point], judged: Sequence[Point]) -> None:
     axes.set(xlabel="cost over the clairvoyant's", ylabel="requests outside the SLO, %", yscale="log", title="Search on days 1 to 14")
     axes.legend()
     figure.tight_layout()
-    figure.savefig(RESULTS / "tune.png", dpi=120)
+    figure.savefig(RESULTS / f"{name}.png", dpi=120)
 
 
 if __name__ == "__main__":
