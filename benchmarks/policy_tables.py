@@ -13,7 +13,7 @@ from policy_cases import Outcome
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-COLUMNS = ("policy", "violations", "by pipeline", "p50 ms", "p99 ms", "cost", "of clairvoyant", "failed")
+COLUMNS = ("policy", "violations", "by pipeline", "p50 ms", "p99 ms", "longest s", "cost", "of clairvoyant", "failed")
 
 
 def rows_of(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
@@ -53,8 +53,10 @@ def _pipeline_row(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "worst_run_violations": max(run.violated / run.requests for run in runs),
         "p50_ms": round(float(np.percentile(latency_ms, 50)), 1),
         "p99_ms": round(float(np.percentile(latency_ms, 99)), 1),
+        "longest_ms": round(float(latency_ms.max()), 1),
         "mean_cost": round(_mean(run.mean_cost for run in runs), 2),
         "cost_vs_clairvoyant": sum(run.cost for run in runs) / sum(run.bound_cost for run in runs),
+        "bound_infeasible_s": sum(run.bound_infeasible_s for run in runs),
         "max_servers": max(run.max_servers for run in runs),
         "failed": sum(run.failed for run in runs),
     }
@@ -82,6 +84,7 @@ def _line(row: dict[str, Any]) -> str:
         " / ".join(f"{part['violations']:.3%}" for part in parts),
         " / ".join(f"{part['p50_ms']:.0f}" for part in parts),
         " / ".join(f"{part['p99_ms']:.0f}" for part in parts),
+        " / ".join(f"{part['longest_ms'] / 1000.0:.1f}" for part in parts),
         " / ".join(f"{part['mean_cost']:.0f}" for part in parts),
         f"{row['cost_vs_clairvoyant']:.3f}",
         str(row["failed"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ from themis_triton.core.estimate import Estimate, PipelineEstimate
 from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.observation import Snapshot
 from themis_triton.decide.inferline import base_plan
-from themis_triton.decide.paper import paper_rules
+from themis_triton.decide.paper import paper_rules, published
 from themis_triton.decide.policies import decide
 from themis_triton.decide.rules import Rules, build_rules
 from themis_triton.decide.state import PolicyState, Situation
@@ -73,6 +74,15 @@ def test_baselines_of_separate_stages_run_by_the_published_constants(policy: Pol
     assert (rules.queueing, rules.horizontal_instances, rules.baseline_hold_s) == (QueueingModel.EXPONENTIAL, 1, 10.0)
     assert rules.peak_window_s == (30.0 if policy is PolicyName.INFERLINE else 5.0)
     assert rules.forecast is ForecastName.LINEAR
+
+
+def test_a_baseline_of_separate_stages_has_the_constants_of_its_own_section(tmp_path: Path) -> None:
+    source = shipped("config") / "paper-video.yaml"
+    file = tmp_path / "settings.yaml"
+    file.write_text(source.read_text(encoding="utf-8").replace("policies:\n", "policies:\n  vertical: {tick_s: 0.1}\n"), encoding="utf-8")
+    config = load_settings(file)
+    assert paper_rules(config, PolicyName.VERTICAL).policy == replace(published(PolicyName.VERTICAL), tick_s=0.1)
+    assert paper_rules(config, PolicyName.HORIZONTAL).policy == published(PolicyName.HORIZONTAL)
 
 
 def test_our_policy_and_colocated_baselines_keep_the_settings() -> None:

@@ -44,7 +44,7 @@ class WorldFlags:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SimulatedRun:
-    """One policy under one seed; what the bound would have cost under the same arrivals stands beside it."""
+    """One policy under one seed; beside it what the bound would have cost under the same arrivals, and the seconds that it cannot carry."""
 
     policy: str
     seed: int
@@ -55,6 +55,7 @@ class SimulatedRun:
     cost: float
     mean_cost: float
     bound_cost: float
+    bound_infeasible_s: int
     server_seconds: float
     instance_seconds: float
     max_servers: int
@@ -118,14 +119,14 @@ def simulated_run(config: ThemisConfig, options: TraceOptions, flags: WorldFlags
 def run_under(config: ThemisConfig, traces: dict[str, Trace], flags: WorldFlags, drawn: bool, task: tuple[str, int]) -> SimulatedRun:
     """`simulated_run` under traces of one's own, by pipeline.
 
-    Baselines of separate stages run by the published evaluation's rules, and so is the bound planned, whatever the settings.
+    Where stages are separate the bound is planned by the published rules, whatever the settings have for `horizontal`.
     """
     name, seed = task
     duration_s = max(trace.duration_s for trace in traces.values())
     times = _arrivals(traces, seed)
     limited = _limited(config, flags.devices)
     start = SimOptions(seed=seed, slots=flags.devices or SimOptions().slots)
-    bound = clairvoyant(paper_rules(limited, PolicyName.HORIZONTAL), times, duration_s, start)
+    bound = clairvoyant(paper_rules(replace(limited, policies={}), PolicyName.HORIZONTAL), times, duration_s, start)
     if name == CLAIRVOYANT:
         return _bound_run(bound, seed)
     policy, load = PolicyName(name), _load(traces)
@@ -164,6 +165,7 @@ def _policy_run(result: SimResult, bound: Clairvoyant, seed: int) -> SimulatedRu
         cost=result.cost,
         mean_cost=result.mean_cost,
         bound_cost=bound.cost,
+        bound_infeasible_s=bound.infeasible_s,
         server_seconds=result.server_seconds,
         instance_seconds=result.instance_seconds,
         max_servers=result.max_servers,
@@ -185,6 +187,7 @@ def _bound_run(bound: Clairvoyant, seed: int) -> SimulatedRun:
         cost=bound.cost,
         mean_cost=bound.mean_cost,
         bound_cost=bound.cost,
+        bound_infeasible_s=bound.infeasible_s,
         server_seconds=float(bound.servers.sum()),
         instance_seconds=float(bound.instances.sum()),
         max_servers=int(bound.servers.max()),

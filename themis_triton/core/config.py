@@ -304,8 +304,9 @@ class ThemisConfig:
 
     @property
     def patience_s(self) -> dict[str, float]:
-        """By model, how long a request waits for it before it lets all others pass: that of its most patient pipeline. Empty: for ever."""
+        """By model that batches, how long a request waits for it before it lets all others pass: that of its most patient pipeline."""
         fraction, longest_ms = self.policy.patience_fraction, dict[str, float]()
         for pipeline in self.pipelines if fraction is not None else ():
             longest_ms |= {stage: max(longest_ms.get(stage, 0.0), pipeline.slo_ms) for stage in pipeline.stages}
-        return {stage: slo_ms * (fraction or 0.0) / 1000.0 for stage, slo_ms in longest_ms.items()}
+        batching = {stage: slo_ms for stage, slo_ms in longest_ms.items() if self.models[stage].max_batch > 1}
+        return {stage: slo_ms * (fraction or 0.0) / 1000.0 for stage, slo_ms in batching.items()}

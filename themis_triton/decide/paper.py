@@ -15,17 +15,18 @@ INFERLINE_PEAK_S = 30.0
 AT_ONCE = 1_000_000
 
 
-def paper_rules(config: ThemisConfig, policy: PolicyName, planned_rps: float | None = None) -> ThemisConfig:
-    """The settings with `policy`; a baseline of separate stages gets the constants of the published evaluation for all others.
+def has_published_rules(policy: PolicyName, placement: Placement) -> bool:
+    """Whether a policy runs by the published constants where a settings file does not name its own: a baseline of separate stages."""
+    return policy is not PolicyName.THEMIS and placement is Placement.SEPARATE
 
-    Those are: decisions every 0.5 s for the largest of the last 5 s (inferline: 30 s) and its square root, waits of exponential gaps,
-    the whole SLO, one core a replica unless a policy says otherwise, scale-in after 10 s, in-place changes at once and all together.
+
+def published(policy: PolicyName) -> PolicyConfig:
+    """A baseline's constants in the published evaluation (A Tale of Two Scales).
+
+    Decisions every 0.5 s for the largest of the last 5 s (inferline: 30 s) and its square root, waits of exponential gaps, the whole
+    SLO, one core a replica unless a policy says otherwise, scale-in after 10 s, in-place changes at once and all together.
     """
-    told = config.under(policy).policy
-    told = replace(told, planned_rps=planned_rps or told.planned_rps)
-    if policy is PolicyName.THEMIS or config.planning.placement is not Placement.SEPARATE:
-        return replace(config, policy=told)
-    rules = PolicyConfig(
+    return PolicyConfig(
         name=policy,
         tick_s=0.5,
         headroom_sigmas=1.0,
@@ -35,16 +36,20 @@ def paper_rules(config: ThemisConfig, policy: PolicyName, planned_rps: float | N
         peak_window_s=INFERLINE_PEAK_S if policy is PolicyName.INFERLINE else 5.0,
         vertical_hold_s=0.0,
         max_added_instances=AT_ONCE,
-        forecast=ForecastName.LINEAR if told.forecast is ForecastName.NONE else told.forecast,
+        forecast=ForecastName.LINEAR,
         queueing=QueueingModel.EXPONENTIAL,
         slo_margin_fraction=0.0,
-        patience_fraction=told.patience_fraction,
         drift_max_factor=1.0,
-        vertical_servers=told.vertical_servers,
         horizontal_instances=1,
-        planned_rps=told.planned_rps,
     )
-    return replace(config, policy=rules)
+
+
+def paper_rules(config: ThemisConfig, policy: PolicyName, planned_rps: float | None = None) -> ThemisConfig:
+    """The settings under `policy`, by the published constants where it has those and none of its own; `planned_rps` unless it is told."""
+    told = config.under(policy).policy
+    if policy not in config.policies and has_published_rules(policy, config.planning.placement):
+        told = published(policy)
+    return replace(config, policy=replace(told, planned_rps=told.planned_rps or planned_rps))
 
 
 def baseline_demand(view: PipelineView) -> Demand:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from themis_triton.core.config import (
     AdoptedServer,
@@ -18,6 +19,7 @@ from themis_triton.core.config import (
     StatusConfig,
     ThemisConfig,
 )
+from themis_triton.decide.paper import has_published_rules, published
 from themis_triton.settings.checks import max_busy, repository_of
 from themis_triton.settings.loading import Loaded
 from themis_triton.settings.policy import PolicySettings
@@ -37,7 +39,7 @@ def build(loaded: Loaded, settings: Settings) -> ThemisConfig:
         launch=_launch(loaded, settings.launch) if settings.launch is not None else None,
         prices=Prices(**settings.prices.model_dump()),
         policy=PolicyConfig(**settings.policy.model_dump()),
-        policies={PolicyName(name): _policy(settings.policy, name, own) for name, own in settings.policies.items()},
+        policies={PolicyName(name): _policy(settings, PolicyName(name), own) for name, own in settings.policies.items()},
         planning=PlanningConfig(**settings.planning.model_dump()),
         mode=settings.mode,
         status=StatusConfig(settings.status.address),
@@ -45,9 +47,10 @@ def build(loaded: Loaded, settings: Settings) -> ThemisConfig:
     )
 
 
-def _policy(common: PolicySettings, name: str, own: PolicySettings) -> PolicyConfig:
-    """The common values, replaced by what the policy's own section sets."""
-    return PolicyConfig(**common.model_dump() | {key: getattr(own, key) for key in own.model_fields_set} | {"name": PolicyName(name)})
+def _policy(settings: Settings, name: PolicyName, own: PolicySettings) -> PolicyConfig:
+    """The common values, or the published ones of a baseline where stages are separate, replaced by what the policy's own section sets."""
+    common = published(name) if has_published_rules(name, settings.planning.placement) else PolicyConfig(**settings.policy.model_dump())
+    return replace(common, **{key: getattr(own, key) for key in own.model_fields_set}, name=name)
 
 
 def _model(name: str, model: ModelSettings, busy: int) -> ModelConfig:

@@ -209,7 +209,9 @@ class Settings(Section):
     prices: PriceSettings = Field(default=PriceSettings(), description="what capacity and moves cost, in any one unit; only ratios matter")
     policy: PolicySettings = Field(default=PolicySettings(), description="which policy decides, and its parameters")
     policies: dict[Name, PolicySettings] = Field(
-        default={}, description="by a policy's name: keys of `policy` that it has its own values for, in simulations and comparisons"
+        default={},
+        description="by a policy's name: keys of `policy` that it has its own values for, in simulations and comparisons; "
+        "where planning.placement is separate, all else of a baseline is as published, and not as `policy` says",
     )
     planning: PlanningSettings = Field(default=PlanningSettings(), description="the rules that plans are made by")
     mode: Annotated[Mode, Field(strict=False)] = Field(

@@ -131,7 +131,7 @@ def expire(e: Engine, now_s: float) -> None:
 
 @kernel
 def configure(e: Engine, server: int, model: int, instances: int, max_batch: int, delay_s: float) -> None:
-    """Change what a server runs for a model, now; batches under way end as they are."""
+    """Change what a server runs for a model, now; a batch under way keeps its size, and goes on at the speed of what runs from now on."""
     now_s = e.floats[NOW_S]
     settle(e, e.device[server], now_s)
     e.instances[server, model], e.max_batch[server, model], e.delay_s[server, model] = instances, max_batch, delay_s
