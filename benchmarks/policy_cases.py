@@ -51,14 +51,12 @@ HORIZONTAL, VERTICAL = Variant("horizontal", "horizontal"), Variant("vertical", 
 EAGER = tuple(Variant(f"{each.label}, work-conserving", each.policy, batch_wait_s=0.0) for each in (THEMIS_PAPER, HORIZONTAL, VERTICAL))
 IN_TURN = Variant("themis, queues in turn", "themis", (("patience_fraction", None),))
 PATIENT = tuple(replace(each, label=f"{each.label}, late ones last", changes=(("patience_fraction", PATIENCE),)) for each in EAGER)
-QUICK = tuple(
-    replace(each, label=f"{each.label}, every 0.1 s", changes=(("tick_s", 0.1),)) for each in EAGER if each.policy != "themis-paper"
-)
+QUICK = (Variant("vertical, work-conserving, every 0.1 s", "vertical", (("tick_s", 0.1),), 0.0),)
 EVERY = (
     *(THEMIS, THEMIS_PAPER, HORIZONTAL, VERTICAL, IN_TURN, *EAGER, *PATIENT, *QUICK),
     *(Variant("inferline", "inferline"), Variant("static", "static")),
 )
-FEW = (THEMIS, IN_TURN, THEMIS_PAPER, HORIZONTAL, VERTICAL, *PATIENT)
+FEW = (THEMIS, THEMIS_PAPER, HORIZONTAL, VERTICAL, *PATIENT)
 
 SLOW_LEVERS = Variant(
     "themis, constants for slow levers",
@@ -85,7 +83,7 @@ ABLATIONS: tuple[Variant, ...] = (
     Variant("10 % of the SLO for waits", "themis", (("slo_margin_fraction", 0.1),)),
     replace(IN_TURN, label="queues in turn"),
     Variant("growth of the rate counts for cores", "themis", (("growth_sigmas", 1.0),)),
-    Variant("trend of the rate counts for replicas", "themis", (("trend_sigmas", 2.0),)),
+    Variant("no trend of the rate for replicas", "themis", (("trend_sigmas", 9.0),)),
     Variant("equal cores on all replicas, waits predicted", "themis", (("queueing", QueueingModel.CENTRAL),)),
     Variant("with the linear forecast", "themis", (("forecast", ForecastName.LINEAR),)),
     Variant("with the classifier's forecast", "themis", (("forecast", ForecastName.CLASSIFIER),)),
