@@ -54,8 +54,8 @@ NOTES = (
     " policy, except in turn. Figures by pipeline: video / sentiment / nlp."
 )
 CHOICE = {
-    "windows": " Both sets of windows were drawn by one fixed seed after the constants were found, and no window was exchanged; other windows"
-    " of these days had been looked at before.",
+    "windows": " Both sets of windows were drawn by one fixed seed after the constants were found, and no window was exchanged; other"
+    " windows of these days had been looked at before.",
     "levers": " Constants for slow levers: chosen by hand on days 1 to 14 with this very in-place change; headroom_sigmas 0.5,"
     " lever_sigmas 2.5, slow_headroom_sigmas 1, slo_margin_fraction 0.4, patience_fraction 0.35.",
     "others": f" azure: the hour of a production service at 2.5 requests/s, every time divided so that it lasts {AZURE_S} s; a second then"

@@ -76,7 +76,7 @@ def test_a_surge_takes_all_cores_and_launches_what_is_missing_of_each_stage() ->
 
 def test_a_backlog_asks_for_cores() -> None:
     fleet = replicas(DETECTOR, (1,) * 6) + replicas(CLASSIFIER, (1,) * 5)
-    assert sum(cores(once(fleet, 60.0, backlog=20.0), DETECTOR)) > sum(cores(once(fleet, 60.0), DETECTOR))
+    assert sum(cores(once(fleet, 60.0, backlog=40.0), DETECTOR)) > sum(cores(once(fleet, 60.0), DETECTOR))
 
 
 def test_a_stage_without_a_replica_gets_one() -> None:
