@@ -42,9 +42,7 @@ def main() -> None:
         rows = [_judged(pool, point, tried[0], seconds) for point in track(chosen, "judging")]
     write_result("tune-confirm", {"seed": flags.seed, "windows": [f"{WINDOW}{second}" for second in seconds], "rows": rows})
     for row in rows:
-        print(
-            f"{row['violations']:.4%} at {row['cost_vs_clairvoyant']:.3f}; in the search {row['searched']['violations']:.4%}: {row['changes']}"
-        )
+        print(f"{row['violations']:.4%} at {row['cost_vs_clairvoyant']:.3f}: {row['changes']}")
 
 
 def _judged(pool: ProcessPoolExecutor, point: Point, start: Point, seconds: list[int]) -> dict[str, Any]:
