@@ -136,8 +136,7 @@ def runs_of(seconds: Sequence[int], in_place_s: float | None, cold_starts_s: Seq
 
 def search(pool: ProcessPoolExecutor, rng: np.random.Generator, runs: Sequence[Case], points: int) -> Iterator[Point]:
     """The present constants, then changes of members of the front."""
-    own = load_settings(CONFIG / "paper-video.yaml").policies[PolicyName.THEMIS]
-    tried = [judge(pool, {name: getattr(own, name) for name in SPACE}, runs)]
+    tried = [judge(pool, constants_in_use(), runs)]
     yield tried[0]
     for _ in track(range(points - 1), "searching"):
         values = changed(rng, parent(rng, tried).values)
@@ -146,6 +145,12 @@ def search(pool: ProcessPoolExecutor, rng: np.random.Generator, runs: Sequence[C
         tried.append(judge(pool, values, runs))
         print(f"{tried[-1].violations:.4%} at {tried[-1].cost:.3f}: {difference(tried[0].values, values)}", flush=True)
         yield tried[-1]
+
+
+def constants_in_use() -> Values:
+    """What the search may change, as the settings of the paper's pipelines have it now."""
+    own = load_settings(CONFIG / "paper-video.yaml").policies[PolicyName.THEMIS]
+    return {name: getattr(own, name) for name in SPACE}
 
 
 def parent(rng: np.random.Generator, tried: Sequence[Point]) -> Point:
