@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from common import RESULTS, versions, write_result
-from forecast_windows import FloatArray, in_order, rates_of_days, whole_moments
+from forecast_windows import DAY_S, FloatArray, in_order, rates_of_days, whole_moments
 from matplotlib.figure import Figure
 from numpy.lib.stride_tricks import sliding_window_view
 
@@ -27,12 +27,12 @@ from themis_triton.core.config import ForecastName
 from themis_triton.forecast.base import HISTORY_S
 from themis_triton.forecast.forecast import FORECASTS, forecast_rate
 from themis_triton.forecast.learnt import surge_threshold
+from themis_triton.load.twitter import DIVISORS, PAPER_SLICE_S, WINDOW_S
 from themis_triton.report.style import RUN_COLOURS
 
 IntArray = npt.NDArray[np.int64]
 
 EVALUATION_DAYS = (15, 16)
-DIVISORS = {"video": 1.5, "sentiment": 1.7 * 1.5, "nlp": 2.3 * 1.5}
 SEED = 7
 HORIZONS_S = (5, 10, 20)
 QUANTILES = (0.5, 0.9, 0.99)
@@ -42,7 +42,8 @@ RECENT_S = 5
 SWEEP = tuple(np.linspace(0.5, 0.99, 15).round(3).tolist())
 SURGE_RATIO, SURGE_S, SURGE_BEFORE_S, SURGE_APART_S = 1.5, 10, 60, 120
 FROZEN_S, CROSSING_S = 30, 3
-PAPER_SLICE_S = (86_400 + 84 * 60 + 450, 86_400 + 95 * 60 + 450)
+SLICE_FROM_S = PAPER_SLICE_S - (EVALUATION_DAYS[0] - 1) * DAY_S
+"""Of the evaluation days."""
 CALLS = 3000
 
 
@@ -278,8 +279,8 @@ def picture(scales: list[Scale]) -> None:
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.7))
     actual = [scale.largest(10) for scale in scales]
     video = scales[0]
-    inside = (video.moments >= PAPER_SLICE_S[0]) & (video.moments < PAPER_SLICE_S[1])
-    seconds = video.moments[inside] - PAPER_SLICE_S[0]
+    inside = (video.moments >= SLICE_FROM_S) & (video.moments < SLICE_FROM_S + WINDOW_S)
+    seconds = video.moments[inside] - SLICE_FROM_S
     right.plot(seconds, actual[0][inside], color="#1f2933", linewidth=1.6, label="largest second of the next ten")
     for name, colour in zip(ForecastName, RUN_COLOURS, strict=False):
         right.plot(seconds, video.forecast(name, 10, SHOWN_QUANTILE)[inside], color=colour, linewidth=0.9, label=name.value)

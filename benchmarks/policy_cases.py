@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,17 +16,18 @@ from themis_triton.commands.simulated_runs import SimulatedRun, WorldFlags, run_
 from themis_triton.core.config import ForecastName, PolicyConfig, PolicyName, QueueingModel, ThemisConfig
 from themis_triton.decide.paper import paper_rules
 from themis_triton.load.traces import Trace, TraceOptions, load_trace
-from themis_triton.load.twitter import TRACES_VARIABLE, WINDOW, WINDOW_S, is_twitter, twitter_for
+from themis_triton.load.twitter import DIVISORS, PAPER_SLICE_S, TRACES_VARIABLE, WINDOW, WINDOW_S, is_twitter, twitter_for
 from themis_triton.report.series import RunSeries
 from themis_triton.settings import load_settings
 
 CONFIG = Path(__file__).parents[1] / "config"
 PIPELINES = ("video", "sentiment", "nlp")
-DIVISORS = {"video": 1.0, "sentiment": 1.7, "nlp": 2.3}
-"""The published evaluation's, beyond the 1.5 of all three."""
-PAPER_SLICE_S = 15 * DAY_S + 84 * 60 + 450
+FLASH_DIVISORS = {pipeline: divisor / DIVISORS["video"] for pipeline, divisor in DIVISORS.items()}
 WINDOWS_SEED = 20261125
 WINDOWS = 5
+SEEN_S = (1209897, 1216152, 1222111, 1242314, 1270320, 1308697, 1315647, 1361925, 1365802)
+"""Windows of days 15 and 16 that were simulated while constants were still chosen: none is drawn again."""
+FIRST_DAY_S = 14 * DAY_S
 SURGE = 1.5
 STEEP, STEEP_S = 2.0, 60
 PATIENCE = 0.6
@@ -81,7 +82,6 @@ ABLATIONS: tuple[Variant, ...] = (
     Variant("cores held for 10 s", "themis", (("vertical_hold_s", 10.0),)),
     Variant("scale-in after 10 s", "themis", (("scale_in_hold_s", 10.0),)),
     Variant("10 % of the SLO for waits", "themis", (("slo_margin_fraction", 0.1),)),
-    replace(IN_TURN, label="queues in turn"),
     Variant("growth of the rate counts for cores", "themis", (("growth_sigmas", 1.0),)),
     Variant("trend of the rate counts for replicas", "themis", (("trend_sigmas", 2.0),)),
     Variant("equal cores on all replicas, waits predicted", "themis", (("queueing", QueueingModel.CENTRAL),)),
@@ -91,6 +91,19 @@ ABLATIONS: tuple[Variant, ...] = (
     Variant("waits for full batches, 50 ms", "themis", batch_wait_s=0.05),
 )
 """Each idea of our policy switched off alone, and each forecast switched on."""
+SLOW_ABLATIONS: tuple[Variant, ...] = (
+    THEMIS,
+    Variant("no headroom for the levers' time", "themis", (("lever_sigmas", 0.0),)),
+    replace(IN_TURN, label="queues in turn"),
+)
+"""Ideas that change nothing where cores change in a tick and waits are short: judged where changes take longer, and in overload."""
+PUBLISHED: tuple[Variant, ...] = (
+    HORIZONTAL,
+    Variant("horizontal, newest rate alone", "horizontal", (("peak_window_s", 0.5),)),
+    Variant("horizontal, every 2 s", "horizontal", (("tick_s", 2.0),)),
+    Variant("inferline", "inferline"),
+)
+"""Readings of the published baselines, for what sets them apart from others' figures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,22 +127,27 @@ class Outcome:
     run: SimulatedRun
 
 
-def surges(kind: Callable[[FloatArray], bool]) -> tuple[int, ...]:
-    """First seconds of windows of days 15 and 16 that the constants were never tuned on, drawn by a fixed seed.
+@lru_cache
+def surges() -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """First seconds of five windows of days 15 and 16 with a mild surge, and of five with a steep one, drawn by a fixed seed.
 
-    Each is of the kind and has no hole, and none meets another or the paper's slice.
+    Each is of its kind and has no hole, and none meets another, the paper's slice or one that was seen before.
     """
     rates, rng = rates_of_days(15, 16), np.random.default_rng(WINDOWS_SEED)
-    found: list[int] = []
-    for offset in rng.permutation(rates.size - WINDOW_S).tolist():
-        second = 14 * DAY_S + offset
-        apart = all(abs(second - other) >= WINDOW_S for other in (*found, PAPER_SLICE_S))
-        window = rates[offset : offset + WINDOW_S]
-        if apart and window.min() > 0.0 and kind(np.convolve(window, np.full(MEAN_S, 1.0 / MEAN_S), mode="valid")):
-            found.append(second)
-        if len(found) == WINDOWS:
-            break
-    return tuple(sorted(found))
+    order, taken, drawn = rng.permutation(rates.size - WINDOW_S), [PAPER_SLICE_S, *SEEN_S], list[tuple[int, ...]]()
+    for kind in (has_surge, doubles_in_a_minute):
+        found: list[int] = []
+        for offset in order.tolist():
+            second = FIRST_DAY_S + offset
+            window = rates[offset : offset + WINDOW_S]
+            apart = all(abs(second - other) >= WINDOW_S for other in (*taken, *found))
+            if apart and window.min() > 0.0 and kind(np.convolve(window, np.full(MEAN_S, 1.0 / MEAN_S), mode="valid")):
+                found.append(second)
+            if len(found) == WINDOWS:
+                break
+        taken += found
+        drawn.append(tuple(sorted(found)))
+    return drawn[0], drawn[1]
 
 
 def has_surge(means: FloatArray) -> bool:
@@ -143,9 +161,9 @@ def doubles_in_a_minute(means: FloatArray) -> bool:
     return bool((means[STEEP_S:] >= STEEP * before).any())
 
 
-def window_names(kind: Callable[[FloatArray], bool] = has_surge) -> tuple[str, ...]:
+def window_names(seconds: Sequence[int]) -> tuple[str, ...]:
     """The windows as traces."""
-    return tuple(f"{WINDOW}{second}" for second in surges(kind))
+    return tuple(f"{WINDOW}{second}" for second in seconds)
 
 
 def run_case(case: Case) -> Outcome:
@@ -180,7 +198,7 @@ def trace_of(load: str, pipeline: str, seed: int) -> Trace:
         return _azure()
     if is_twitter(load):
         return load_trace(TraceOptions(twitter_for(load, pipeline)), seed)
-    return load_trace(TraceOptions(load, scale=1.0 / DIVISORS[pipeline]), seed)
+    return load_trace(TraceOptions(load, scale=1.0 / FLASH_DIVISORS[pipeline]), seed)
 
 
 def _azure() -> Trace:

@@ -13,6 +13,7 @@ from policy_cases import Outcome
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
+INFEASIBLE = " †"
 COLUMNS = ("policy", "violations", "by pipeline", "p50 ms", "p99 ms", "longest s", "cost", "of clairvoyant", "failed")
 
 
@@ -73,6 +74,8 @@ def markdown(title: str, notes: str, rows: Sequence[dict[str, Any]]) -> str:
         text += [f"## {setting}", "", f"| {' | '.join(COLUMNS)} |", f"| --- |{' ---: |' * (len(COLUMNS) - 1)}"]
         text += [_line(row) for row in rows if row["setting"] == setting]
         text.append("")
+    if any(line.count(f"{INFEASIBLE} |") for line in text):
+        text += [f"{INFEASIBLE.strip()} In some seconds no configuration carries the load: the ratio is too low.", ""]
     return "\n".join(text)
 
 
@@ -86,7 +89,7 @@ def _line(row: dict[str, Any]) -> str:
         " / ".join(f"{part['p99_ms']:.0f}" for part in parts),
         " / ".join(f"{part['longest_ms'] / 1000.0:.1f}" for part in parts),
         " / ".join(f"{part['mean_cost']:.0f}" for part in parts),
-        f"{row['cost_vs_clairvoyant']:.3f}",
+        f"{row['cost_vs_clairvoyant']:.3f}" + (INFEASIBLE if any(part["bound_infeasible_s"] for part in parts) else ""),
         str(row["failed"]),
     ]
     return f"| {' | '.join(cells)} |"
@@ -99,12 +102,13 @@ def draw_policies(rows: Sequence[dict[str, Any]], title: str, path: Path) -> Non
     lines = -(-len(groups) // columns)
     size = (max(8.0, 5.0 * columns), 3.6 * lines + 1.6)
     figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
-    colours = {label: f"C{number % 10}" for number, label in enumerate(dict.fromkeys(row["policy"] for row in rows))}
+    labels = dict.fromkeys(row["policy"] for row in rows)
+    marks_of = {label: (f"C{number % 10}", MARKERS[number % len(MARKERS)]) for number, label in enumerate(labels)}
     for axis, group in zip(axes.flat, groups, strict=False):
         for row in [row for row in rows if row["setting"] == group]:
             label, share = row["policy"], max(row["violations"], FLOOR)
-            marker = "^" if "work-conserving" in label else "o"
-            axis.plot(row["cost_vs_clairvoyant"], share, marker, color=colours[label], label=label, markersize=8)
+            colour, marker = marks_of[label]
+            axis.plot(row["cost_vs_clairvoyant"], share, marker, color=colour, label=label, markersize=8)
         axis.set(yscale="log", ylim=(FLOOR / 2, 1.0), title=group, xlabel="cost over the clairvoyant bound's", ylabel="outside the SLO")
         axis.grid(alpha=0.3)
     for axis in list(axes.flat)[len(groups) :]:
@@ -117,3 +121,5 @@ def draw_policies(rows: Sequence[dict[str, Any]], title: str, path: Path) -> Non
 
 
 FLOOR = 1e-5
+MARKERS = ("o", "^", "s", "D")
+"""As many as share no cycle with ten colours until the twentieth policy."""

@@ -17,8 +17,10 @@ TRACES_VARIABLE = "THEMIS_TRACES"
 WINDOW = "twitter@"
 WINDOW_S = 660
 
-_SLICE_START_S = 15 * 86400 + 84 * 60 + 450
-_DIVISORS = {"video": 1.5, "sentiment": 1.7 * 1.5, "nlp": 2.3 * 1.5}
+PAPER_SLICE_S = 15 * 86400 + 84 * 60 + 450
+"""First second of the evaluation's own slice."""
+DIVISORS = {"video": 1.5, "sentiment": 1.7 * 1.5, "nlp": 2.3 * 1.5}
+"""What the evaluation divides the stream's rates by, for each of its pipelines."""
 
 
 def is_twitter(source: str) -> bool:
@@ -28,15 +30,15 @@ def is_twitter(source: str) -> bool:
 
 def twitter_for(source: str, pipeline: str) -> str:
     """The trace of that name for one of the evaluation's pipelines, unless the name says which; any other name as it is."""
-    named = any(source.endswith(f"-{known}") for known in _DIVISORS)
-    return f"{source}-{pipeline}" if is_twitter(source) and not named and pipeline in _DIVISORS else source
+    named = any(source.endswith(f"-{known}") for known in DIVISORS)
+    return f"{source}-{pipeline}" if is_twitter(source) and not named and pipeline in DIVISORS else source
 
 
 def twitter_rates(name: str) -> tuple[str, FloatArray]:
     """The full name, and 660 s of arrivals a second over the pipeline's divisor (video's by default), rounded, at least 1."""
     start_s, pipeline = _parsed(name)
-    if pipeline not in _DIVISORS:
-        allowed = ", ".join(f"{PAPER_TRACE}-{known}" for known in _DIVISORS)
+    if pipeline not in DIVISORS:
+        allowed = ", ".join(f"{PAPER_TRACE}-{known}" for known in DIVISORS)
         raise SettingsError(f"--trace {name}: found the pipeline '{pipeline}'; allowed are {allowed}")
     folder = os.environ.get(TRACES_VARIABLE)
     if not folder:
@@ -46,13 +48,13 @@ def twitter_rates(name: str) -> tuple[str, FloatArray]:
         needs = f"the {WINDOW_S} s of {name} end at second {start_s + WINDOW_S}"
         raise SettingsError(f"{Path(folder) / PAPER_TRACE_FILE}: found {rates.size} s; {needs}")
     full_name = twitter_for(name, pipeline)
-    return full_name, np.maximum(1.0, np.round(rates[start_s : start_s + WINDOW_S] / _DIVISORS[pipeline]))
+    return full_name, np.maximum(1.0, np.round(rates[start_s : start_s + WINDOW_S] / DIVISORS[pipeline]))
 
 
 def _parsed(name: str) -> tuple[int, str]:
     """First second and pipeline."""
     if not name.startswith(WINDOW):
-        return _SLICE_START_S, name.removeprefix(PAPER_TRACE).removeprefix("-") or "video"
+        return PAPER_SLICE_S, name.removeprefix(PAPER_TRACE).removeprefix("-") or "video"
     second, _, pipeline = name.removeprefix(WINDOW).partition("-")
     if not second.isdigit():
         raise SettingsError(
