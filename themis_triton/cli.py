@@ -166,7 +166,8 @@ def simulate(
         float | None, typer.Option(help="Seconds that a central queue waits for a full batch; by default 0.05, for themis 0.")
     ] = None,
     devices: Annotated[
-        int | None, typer.Option(help="Servers that can exist at once; by default the slots, or 64 in the paper's world.")
+        int | None,
+        typer.Option(help="Servers that can exist at once; by default the adopted ones and the slots, or 64 in the paper's world."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for pictures.")] = None,
     as_json: JsonOption = False,

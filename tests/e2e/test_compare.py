@@ -32,7 +32,7 @@ def test_one_policy_measured_beside_simulated(tmp_path: Path) -> None:
     )
     assert ended.returncode == 0, ended.stderr
     (row,) = json.loads(ended.stdout.splitlines()[-1])
-    measured, simulated = row["measured"], row["simulated"]
+    measured, simulated = row, row["simulated"]
     assert row["policy"] == "horizontal"
     assert measured["requests"] == simulated["requests"] > 100
     assert (measured["failed"], simulated["failed"]) == (0, 0)
@@ -40,6 +40,8 @@ def test_one_policy_measured_beside_simulated(tmp_path: Path) -> None:
     assert 0.9 * SECONDS * 12.0 < measured["cost"] < 1.1 * SECONDS * (4 * 10.0 + 64.0)
     assert measured["server_seconds"] == pytest.approx(simulated["server_seconds"], rel=0.5)
     assert abs(row["cost_error"]) < 0.5
+    assert measured["cost_vs_clairvoyant"] == pytest.approx(measured["cost"] / row["bound_cost"])
+    assert simulated["cost_vs_clairvoyant"] > 1.0
     assert 0.5 < simulated["p50_ms"] / measured["p50_ms"] < 1.5
     for name in ("horizontal.png", "summary.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")

@@ -59,7 +59,7 @@ def series(label: str) -> RunSeries:
 def run_of(policy: str, measured_cost: float, simulated_cost: float) -> ComparedRun:
     measured = RunFigures(600, 0, 0.01, 95.2, 250.4, measured_cost, 20.0, 80.0, 1, {"grow": 2})
     simulated = replace(measured, violations=0.02, p99_ms=None, cost=simulated_cost)
-    return ComparedRun(policy, 300.0, measured, simulated, series("measured"), series("simulated"), (0.5, 1.5))
+    return ComparedRun(policy, 300.0, measured, simulated, series("measured"), series("simulated"), (0.5, 1.5), 800.0)
 
 
 RUNS = [run_of("themis", 1000.0, 1100.0), run_of("horizontal", 1200.0, 1080.0)]
@@ -74,9 +74,10 @@ def demo_settings(folder: Path, policy: PolicyName, source: Path | None = None) 
 
 def test_a_run_survives_json_and_tells_by_how_much_the_simulator_is_wrong() -> None:
     row = RUNS[0].row()
-    assert (row["policy"], row["measured"]["violations"], row["simulated"]["cost"]) == ("themis", 0.01, 1100.0)
+    assert (row["policy"], row["violations"], row["simulated"]["cost"]) == ("themis", 0.01, 1100.0)
+    assert (row["cost_vs_clairvoyant"], row["simulated"]["cost_vs_clairvoyant"]) == (1.25, pytest.approx(1.375))
     assert row["cost_error"] == pytest.approx(0.1)
-    assert {"violations", "p50_ms", "p99_ms", "cost", "failed"} <= set(row["measured"]) & set(row["simulated"])
+    assert {"violations", "p50_ms", "p99_ms", "cost", "cost_vs_clairvoyant", "failed"} <= set(row) & set(row["simulated"])
     again = run_from(json.loads(json.dumps(RUNS[0].as_plain() | {"machine": "other keys do not matter"})))
     assert again.row() == row
     assert list(again.simulated_series.p99_ms) == list(RUNS[0].simulated_series.p99_ms)
@@ -94,9 +95,12 @@ def test_the_table_has_both_sides_of_every_policy_and_the_two_orders() -> None:
     assert ["simulated", "0", "2.000%", "95", "–", "1,080", "-10.0%"] in rows
     assert "600 requests for each policy, inside 300 ms" in text
     cheapest = "cheapest first: themis, horizontal; simulated horizontal, themis"
-    assert orders(RUNS) == f"{cheapest}; fewest late first: themis, horizontal; simulated the same"
+    assert orders(RUNS) == f"{cheapest}; fewest late first: themis = horizontal; simulated the same"
+    equal = [replace(RUNS[0], measured=replace(RUNS[0].measured, violations=0.0)), replace(RUNS[1], simulated=RUNS[0].simulated)]
+    equal += [replace(RUNS[1], policy="vertical", measured=replace(RUNS[1].measured, violations=0.0))]
+    assert "fewest late first: themis = vertical, horizontal; simulated themis = horizontal = vertical" in orders(equal)
     late = [replace(RUNS[0], measured=replace(RUNS[0].measured, violations=0.03)), *RUNS[1:]]
-    assert orders(late) == f"{cheapest}; fewest late first: horizontal, themis; simulated themis, horizontal"
+    assert orders(late) == f"{cheapest}; fewest late first: horizontal, themis; simulated themis = horizontal"
 
 
 def test_pictures_of_each_policy_and_of_all(tmp_path: Path) -> None:

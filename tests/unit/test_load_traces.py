@@ -182,6 +182,29 @@ def test_bad_arrays(tmp_path: Path, arrays: dict[str, NDArray[np.float64]], foun
     assert found in str(caught.value)
 
 
+@pytest.mark.parametrize("stamps", ["0\n1e13", "1764115200000\n1764115201000"])
+def test_stamps_that_span_years_or_are_milliseconds_are_refused(tmp_path: Path, stamps: str) -> None:
+    (tmp_path / "t.csv").write_text(f"arrival_s\n{stamps}\n")
+    with pytest.raises(SettingsError, match=r"t\.csv: the time stamps go from .* divide milliseconds by 1000"):
+        load_trace(TraceOptions(str(tmp_path / "t.csv")))
+
+
+def test_many_copies_of_time_stamps_are_refused_before_they_are_made(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("arrival_s\n0\n1.5\n")
+    with pytest.raises(SettingsError, match="holds over 10,000,000 requests"):
+        load_trace(TraceOptions(str(tmp_path / "t.csv"), scale=1e12))
+
+
+def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "t.npz"
+    np.savez_compressed(path, rps=np.arange(1000.0))
+    content = bytearray(path.read_bytes())
+    content[60:90] = bytes(30)
+    path.write_bytes(content)
+    with pytest.raises(SettingsError, match=r"t\.npz"):
+        load_trace(TraceOptions(str(path)))
+
+
 def test_a_folder_is_no_trace(tmp_path: Path) -> None:
     (tmp_path / "t.csv").mkdir()
     with pytest.raises(SettingsError, match="cannot read the trace file"):
@@ -198,6 +221,10 @@ def test_a_folder_is_no_trace(tmp_path: Path) -> None:
         (TraceOptions("surge", scale=0.0), "--scale 0.0"),
         (TraceOptions("surge", scale=float("nan")), "--scale nan"),
         (TraceOptions("surge", duration_s=0), "--duration 0"),
+        (TraceOptions("surge", duration_s=10**12), "--duration 1000000000000"),
+        (TraceOptions("surge", from_s=10**12), "--from 1000000000000"),
+        (TraceOptions(rate_rps=1.0, to_s=10**12), "--to 1000000000000"),
+        (TraceOptions("surge", scale=1e12), "a smaller --scale"),
         (TraceOptions(rate_rps=-1.0), "--rate -1.0"),
         (TraceOptions("twitter-paper-audio"), "'audio'"),
     ],

@@ -86,7 +86,52 @@ def test_a_slower_in_place_change_shows_where_cores_move() -> None:
 
 
 def test_the_table_names_every_policy() -> None:
-    assert "horizontal" in run("--policies", "horizontal")
+    text = run("--policies", "horizontal,vertical,clairvoyant", settings=PAPER)
+    assert [line.split()[0] for line in text.splitlines() if line.strip()][-3:] == ["horizontal", "vertical", "clairvoyant"]
+
+
+def test_a_load_that_nothing_carries_is_said_and_drawn(tmp_path: Path) -> None:
+    flags = ("--policies", "horizontal,clairvoyant", "--scale", "30")
+    rows = json.loads(run(*flags, "--out", str(tmp_path), "--json").splitlines()[-1])
+    assert [row["bound_infeasible_s"] for row in rows] == [30, 30]
+    assert rows[0]["failed"] > 0
+    assert rows[1]["violations"] is None
+    assert (tmp_path / "simulated.png").read_bytes().startswith(b"\x89PNG")
+    assert "No configuration carries the load in 30 s" in run(*flags)
+
+
+def test_a_pipeline_named_twice_is_simulated_once() -> None:
+    once, twice = (run("--policies", "horizontal", "--json", *(("--pipeline", "nlp") * times)) for times in (1, 2))
+    assert once == twice
+
+
+def test_pipelines_share_the_places_that_static_starts_on() -> None:
+    flags = ("--pipeline", "video", "--pipeline", "nlp", "--policies", "static", "--json")
+    assert json.loads(run(*flags).splitlines()[-1])[0]["max_servers"] == 4
+
+
+def test_adopted_servers_count_as_devices(tmp_path: Path) -> None:
+    settings = tmp_path / "themis.yaml"
+    adopted = "servers:\n  a: {grpc: '127.0.0.1:1', http: '127.0.0.1:2', metrics: '127.0.0.1:3', device: 'cpu:7'}\n"
+    settings.write_text(Path(SETTINGS).read_text() + adopted)
+    flags = ("--policies", "horizontal", "--json", "--scale", "3")
+    most = [json.loads(run(*flags, "--devices", n, settings=str(settings)).splitlines()[-1])[0]["max_servers"] for n in ("1", "3")]
+    assert most == [1, 3]
+    with pytest.raises(SettingsError, match=r"--devices 6: servers names 1 .* allowed are 1 to 5"):
+        run(*flags, "--devices", "6", settings=str(settings))
+
+
+def test_runs_in_processes_of_their_own_say_the_same() -> None:
+    flags = ("--policies", "horizontal,vertical", "--json")
+    assert run(*flags, "--jobs", "2") == run(*flags)
+
+
+def test_nothing_that_costs_has_no_ratio(tmp_path: Path) -> None:
+    settings = tmp_path / "themis.yaml"
+    text = Path(SETTINGS).read_text().replace("  server: 10\n", "  server: 0\n").replace("  instance: 1\n", "  instance: 0\n")
+    settings.write_text(text)
+    (row,) = json.loads(run("--policies", "static", "--json", settings=str(settings)).splitlines()[-1])
+    assert (row["cost"], row["cost_vs_clairvoyant"]) == (0.0, None)
 
 
 @pytest.mark.parametrize(
@@ -102,10 +147,11 @@ def test_the_table_names_every_policy() -> None:
         (("--profile-error", "-1"), "--profile-error -1"),
         (("--metrics-lag", "-2"), "--metrics-lag -2"),
         (("--devices", "0"), "--devices 0"),
-        (("--devices", "99"), "--devices 99: launch.slots has"),
+        (("--devices", "99"), "--devices 99: servers names 0 .* launch.slots has 4; allowed are 1 to 4"),
         (("--batch-wait", "0.1"), "--batch-wait 0.1: only a central queue"),
         (("--world", "flat"), "--world flat"),
         (("--out", __file__), "found a file"),
+        (("--out", "/dev/null/x"), "cannot make the folder"),
     ],
 )
 def test_a_wrong_flag_is_named(flags: tuple[str, ...], says: str) -> None:

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Ports over real parts: Triton, Envoy, NVML, processes and files."""

@@ -48,13 +48,14 @@ def compare_command(flags: CompareFlags, *, as_json: bool) -> list[dict[str, Any
         runs.append(run)
         (flags.out / f"{policy.value}.json").write_text(json.dumps(run.as_plain()) + "\n")
         words.print(f"simulated: {run.simulated.violations:.3%} outside the SLO, cost {run.cost_error:+.1%} of the measured", markup=False)
-    draw(runs, f"{load.pipeline} under {load.trace.source}", flags.out)
     rows = [run.row() for run in runs]
     console = Console(soft_wrap=True)
     if as_json:
-        console.file.write(json.dumps(rows) + "\n")
+        console.file.write(json.dumps(rows, allow_nan=False) + "\n")
     else:
         console.print(table(runs))
+    draw(runs, f"{load.pipeline} under {load.trace.source}", flags.out)
+    if not as_json:
         console.print(f"Pictures and figures: {flags.out.resolve()}", markup=False)
     return rows
 
@@ -111,10 +112,14 @@ def orders(runs: Sequence[ComparedRun]) -> str:
 
 
 def _order(runs: Sequence[ComparedRun], key: str) -> str:
-    measured, simulated = (
-        [run.policy for run in sorted(runs, key=lambda run: getattr(getattr(run, side), key))] for side in ("measured", "simulated")
-    )
-    return ", ".join(measured) + ("; simulated the same" if measured == simulated else f"; simulated {', '.join(simulated)}")
+    measured, simulated = (_ranked({run.policy: getattr(getattr(run, side), key) for run in runs}) for side in ("measured", "simulated"))
+    return measured + ("; simulated the same" if measured == simulated else f"; simulated {simulated}")
+
+
+def _ranked(found: dict[str, float]) -> str:
+    """Names in the order of their values, equal ones joined by `=`."""
+    groups = {value: " = ".join(name for name, other in found.items() if other == value) for value in sorted(found.values())}
+    return ", ".join(groups.values())
 
 
 def draw(runs: Sequence[ComparedRun], title: str, out: Path) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
 
+from themis_triton.commands.simulated_runs import bound_of
 from themis_triton.core.action import OutcomeKind
 from themis_triton.core.config import PolicyName, ThemisConfig
 from themis_triton.demo.base import DemoBase, read_base
@@ -24,6 +25,7 @@ from themis_triton.settings import load_settings
 from themis_triton.sim.result import SimResult
 from themis_triton.sim.run import simulate
 from themis_triton.sim.setup import PREROLL_S, SimOptions
+from themis_triton.solver.surface import FloatArray
 
 _NOWHERE = {"grpc": "127.0.0.1:4", "http": "127.0.0.1:5", "admin": "127.0.0.1:6", "status": "127.0.0.1:7"}
 
@@ -59,9 +61,15 @@ class RunFigures:
     actions: dict[str, int] = field(default_factory=dict)
 
 
+FIGURES = tuple(each.name for each in fields(RunFigures))
+
+
 @dataclass(frozen=True, slots=True)
 class ComparedRun:
-    """Measured beside simulated. `load_average` is the machine's over one minute before and after the live run."""
+    """Measured beside simulated. `load_average` is the machine's over one minute before and after the live run.
+
+    `bound_cost` is the clairvoyant's under the same arrivals and settings.
+    """
 
     policy: str
     slo_ms: float
@@ -70,6 +78,7 @@ class ComparedRun:
     measured_series: RunSeries
     simulated_series: RunSeries
     load_average: tuple[float, float]
+    bound_cost: float
 
     @property
     def cost_error(self) -> float:
@@ -77,20 +86,25 @@ class ComparedRun:
         return self.simulated.cost / self.measured.cost - 1.0 if self.measured.cost else 0.0
 
     def row(self) -> dict[str, Any]:
-        """The figures without the series, ready for JSON."""
+        """What was measured, with the keys that `themis simulate` has, and beside it what was simulated; ready for JSON."""
         return {
             "policy": self.policy,
+            **asdict(self.measured),
+            "cost_vs_clairvoyant": self._of_bound(self.measured),
+            "simulated": asdict(self.simulated) | {"cost_vs_clairvoyant": self._of_bound(self.simulated)},
             "slo_ms": self.slo_ms,
-            "measured": asdict(self.measured),
-            "simulated": asdict(self.simulated),
+            "bound_cost": self.bound_cost,
             "cost_error": self.cost_error,
             "load_average": list(self.load_average),
         }
 
+    def _of_bound(self, run: RunFigures) -> float | None:
+        return run.cost / self.bound_cost if self.bound_cost else None
+
     def as_plain(self) -> dict[str, Any]:
         """Everything, ready for JSON; `run_from` reads it."""
         series = {"measured_series": asdict(self.measured_series), "simulated_series": asdict(self.simulated_series)}
-        plain: dict[str, Any] = json.loads(json.dumps(self.row() | series, default=lambda array: array.tolist()))
+        plain: dict[str, Any] = json.loads(json.dumps(self.row() | series, default=lambda array: array.tolist(), allow_nan=False))
         return plain
 
 
@@ -107,7 +121,8 @@ def compared_run(load: ComparedLoad, policy: PolicyName, directory: Path) -> Com
     options = DemoOptions(directory, load.trace, policy, load.pipeline, load.seed, True, load.settings, PREROLL_S)
     summary = run_demo(options)
     after = os.getloadavg()[0]
-    result = simulated_like(load_settings(directory / "themis.yaml"), load)
+    config = load_settings(directory / "themis.yaml")
+    result = simulated_like(config, load)
     return ComparedRun(
         policy=policy.value,
         slo_ms=summary.slo_ms,
@@ -116,13 +131,23 @@ def compared_run(load: ComparedLoad, policy: PolicyName, directory: Path) -> Com
         measured_series=replace(series_from(json.loads((directory / "series.json").read_text())), label="measured"),
         simulated_series=replace(result.series(), label="simulated"),
         load_average=(before, after),
+        bound_cost=_bound_cost(config, load),
     )
+
+
+def _arrivals(config: ThemisConfig, load: ComparedLoad) -> tuple[dict[str, FloatArray], int]:
+    """Of the one pipeline, and the seconds that they take."""
+    trace = load_trace(load.trace, load.seed)
+    return {config.pipelines[0].name: arrivals(trace, load.seed)}, trace.duration_s
+
+
+def _bound_cost(config: ThemisConfig, load: ComparedLoad) -> float:
+    return bound_of(config, *_arrivals(config, load), SimOptions(seed=load.seed)).cost
 
 
 def simulated_like(config: ThemisConfig, load: ComparedLoad) -> SimResult:
     """The settings of a live run in virtual time: the same first server, policy and arrivals."""
-    trace = load_trace(load.trace, load.seed)
-    return simulate(config, {config.pipelines[0].name: arrivals(trace, load.seed)}, trace.duration_s, SimOptions(seed=load.seed))
+    return simulate(config, *_arrivals(config, load), SimOptions(seed=load.seed))
 
 
 def simulated_again(run: ComparedRun, load: ComparedLoad) -> ComparedRun:
@@ -132,8 +157,10 @@ def simulated_again(run: ComparedRun, load: ComparedLoad) -> ComparedRun:
     with TemporaryDirectory(prefix="themis-settings-") as folder:
         path = Path(folder) / "themis.yaml"
         path.write_text(yaml.safe_dump(base.settings(PolicyName(run.policy), _nowhere(base), _NOWHERE, Path(folder) / "state")))
-        result = simulated_like(load_settings(path), load)
-    return replace(run, simulated=simulated_figures(result), simulated_series=replace(result.series(), label="simulated"))
+        config = load_settings(path)
+    result = simulated_like(config, load)
+    series = replace(result.series(), label="simulated")
+    return replace(run, simulated=simulated_figures(result), simulated_series=series, bound_cost=_bound_cost(config, load))
 
 
 def _nowhere(base: DemoBase) -> dict[str, str]:
@@ -185,12 +212,14 @@ def series_from(plain: dict[str, Any]) -> RunSeries:
 def run_from(plain: dict[str, Any]) -> ComparedRun:
     """The run out of what `as_plain` gave; other keys are left alone."""
     before, after = plain["load_average"]
+    simulated = {name: value for name, value in plain["simulated"].items() if name in FIGURES}
     return ComparedRun(
         policy=plain["policy"],
         slo_ms=plain["slo_ms"],
-        measured=RunFigures(**plain["measured"]),
-        simulated=RunFigures(**plain["simulated"]),
+        measured=RunFigures(**{name: plain[name] for name in FIGURES}),
+        simulated=RunFigures(**simulated),
         measured_series=series_from(plain["measured_series"]),
         simulated_series=series_from(plain["simulated_series"]),
         load_average=(before, after),
+        bound_cost=plain["bound_cost"],
     )

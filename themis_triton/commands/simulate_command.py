@@ -48,12 +48,12 @@ def simulate_command(flags: SimulateFlags, *, as_json: bool) -> list[dict[str, A
     runs = _all_runs(config, flags, tasks, Console(stderr=True))
     rows = [row_of(policy, [run for run in runs if run.policy == policy]) for policy in policies]
     console = Console(soft_wrap=True)
-    if flags.out is not None:
-        _draw(runs, config, flags, flags.out)
     if as_json:
-        console.file.write(json.dumps(rows) + "\n")
+        console.file.write(json.dumps(rows, allow_nan=False) + "\n")
     else:
         console.print(_table(rows))
+    if flags.out is not None:
+        _draw(runs, config, flags, flags.out)
     return rows
 
 
@@ -63,7 +63,7 @@ def chosen(config: ThemisConfig, names: Sequence[str]) -> ThemisConfig:
     for name in names:
         if name not in known:
             raise SettingsError(f"--pipeline {name}: not a pipeline of the settings; allowed are {', '.join(known)}")
-    pipelines = tuple(known[name] for name in names) or config.pipelines[:1]
+    pipelines = tuple(known[name] for name in dict.fromkeys(names)) or config.pipelines[:1]
     stages = {stage for pipeline in pipelines for stage in pipeline.stages}
     return replace(config, pipelines=pipelines, models={name: model for name, model in config.models.items() if name in stages})
 
@@ -75,8 +75,17 @@ def _check(flags: SimulateFlags) -> None:
     check_world(flags.world)
     if flags.out is not None:
         require_matplotlib()
-        if flags.out.exists() and not flags.out.is_dir():
-            raise SettingsError(f"--out {flags.out}: found a file; allowed is a folder, which is made where there is none")
+        _make_folder(flags.out)
+
+
+def _make_folder(out: Path) -> None:
+    """Before anything is simulated, say that the pictures could not be kept."""
+    if out.exists() and not out.is_dir():
+        raise SettingsError(f"--out {out}: found a file; allowed is a folder, which is made where there is none")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"--out {out}: cannot make the folder ({error.strerror or error}); name another one") from error
 
 
 def _policies(text: str) -> list[str]:
@@ -113,19 +122,28 @@ def _table(rows: list[dict[str, Any]]) -> Table:
         "policy", "requests", "failed", "violations", "p50 ms", "p99 ms", "cost/s", "of bound", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1)
     )
     table.columns[0].no_wrap = True
+    infeasible_s = rows[0]["bound_infeasible_s"]
+    if infeasible_s:
+        table.caption = f"No configuration carries the load in {infeasible_s} s (all seeds); costs against the bound are too low."
     for row in rows:
-        percentiles = [f"{row[key]:.0f}" if row[key] is not None else "–" for key in ("p50_ms", "p99_ms")]
-        costs = [f"{row['mean_cost']:,.1f}", f"{row['cost_vs_clairvoyant']:.2f}"]
-        table.add_row(row["policy"], f"{row['requests']:,}", str(row["failed"]), f"{row['violations']:.3%}", *percentiles, *costs)
+        percentiles = [_or_dash(row[key], ".0f") for key in ("p50_ms", "p99_ms")]
+        costs = [f"{row['mean_cost']:,.1f}", _or_dash(row["cost_vs_clairvoyant"], ".2f")]
+        outside = _or_dash(row["violations"], ".3%")
+        table.add_row(row["policy"], f"{row['requests']:,}", str(row["failed"]), outside, *percentiles, *costs)
     return table
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
 
 
 def _draw(runs: list[SimulatedRun], config: ThemisConfig, flags: SimulateFlags, out: Path) -> None:
     """Pictures of the first seed: one a policy, and all of them side by side."""
     from themis_triton.report.pictures import draw_comparison, draw_run  # noqa: PLC0415 - the extra may not be installed
 
-    out.mkdir(parents=True, exist_ok=True)
-    first, pipeline = [run for run in runs if run.seed == 0], config.pipelines[0]
+    # The first run's rate is drawn; the bound's is that of all pipelines.
+    first = sorted((run for run in runs if run.seed == 0), key=lambda run: run.policy == CLAIRVOYANT)
+    pipeline = config.pipelines[0]
     for run in [run for run in first if run.policy != CLAIRVOYANT]:
         title = f"{pipeline.name}, {flags.trace.source}: {run.policy}, simulated"
         draw_run(run.series, pipeline.slo_ms, title, out / f"simulated-{run.policy}.png")

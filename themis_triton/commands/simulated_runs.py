@@ -85,9 +85,12 @@ def check_world(flags: WorldFlags) -> None:
 
 def check_fit(flags: WorldFlags, config: ThemisConfig) -> None:
     """SettingsError for a flag that would change nothing with these settings."""
-    slots = len(config.launch.slots) if config.launch is not None else None
-    if slots is not None and flags.devices is not None and flags.devices > slots:
-        raise SettingsError(f"--devices {flags.devices}: launch.slots has {slots}; allowed are 1 to {slots}, or name more slots there")
+    slots, adopted = len(config.launch.slots) if config.launch is not None else 0, len(config.servers)
+    if flags.devices is not None and (slots or adopted) and not max(1, adopted) <= flags.devices <= adopted + slots:
+        raise SettingsError(
+            f"--devices {flags.devices}: servers names {adopted} that are never stopped, and launch.slots has {slots}; allowed are "
+            f"{max(1, adopted)} to {adopted + slots}, or name more slots there"
+        )
     if flags.batch_wait_s is not None and world_from(flags, config, config.policy.name).dispatcher is not Dispatcher.CENTRAL:
         raise SettingsError(
             f"--batch-wait {flags.batch_wait_s:g}: only a central queue waits so; here Triton batches by max_queue_delay_us of the "
@@ -126,7 +129,7 @@ def run_under(config: ThemisConfig, traces: dict[str, Trace], flags: WorldFlags,
     times = _arrivals(traces, seed)
     limited = _limited(config, flags.devices)
     start = SimOptions(seed=seed, slots=flags.devices or SimOptions().slots)
-    bound = clairvoyant(paper_rules(replace(limited, policies={}), PolicyName.HORIZONTAL), times, duration_s, start)
+    bound = bound_of(limited, times, duration_s, start)
     if name == CLAIRVOYANT:
         return _bound_run(bound, seed)
     policy, load = PolicyName(name), _load(traces)
@@ -137,6 +140,11 @@ def run_under(config: ThemisConfig, traces: dict[str, Trace], flags: WorldFlags,
     return _policy_run(result, bound, seed)
 
 
+def bound_of(config: ThemisConfig, arrivals_s: dict[str, FloatArray], duration_s: float, options: SimOptions) -> Clairvoyant:
+    """The yardstick of all policies under these settings; by the published rules where stages are separate."""
+    return clairvoyant(paper_rules(replace(config, policies={}), PolicyName.HORIZONTAL), arrivals_s, duration_s, options)
+
+
 def _load(traces: dict[str, Trace]) -> Load:
     first = [trace.rates_rps[: max(1, round(START_SHARE * trace.duration_s))] for trace in traces.values()]
     return Load(max(float(rates.max()) for rates in first), max(float(trace.rates_rps.max()) for trace in traces.values()))
@@ -145,7 +153,7 @@ def _load(traces: dict[str, Trace]) -> Load:
 def _limited(config: ThemisConfig, devices: int | None) -> ThemisConfig:
     if devices is None or config.launch is None:
         return config
-    return replace(config, launch=replace(config.launch, slots=config.launch.slots[:devices]))
+    return replace(config, launch=replace(config.launch, slots=config.launch.slots[: devices - len(config.servers)]))
 
 
 def _arrivals(traces: dict[str, Trace], seed: int) -> dict[str, FloatArray]:
@@ -174,7 +182,7 @@ def _policy_run(result: SimResult, bound: Clairvoyant, seed: int) -> SimulatedRu
 
 
 def _bound_run(bound: Clairvoyant, seed: int) -> SimulatedRun:
-    """No request is simulated, so there are no latencies; by definition nothing is violated."""
+    """No request is simulated, so there are no latencies; nothing is violated in seconds that some configuration carries."""
     nothing = np.zeros(bound.rate_rps.size)
     unknown = [None] * bound.rate_rps.size
     return SimulatedRun(
@@ -196,20 +204,26 @@ def _bound_run(bound: Clairvoyant, seed: int) -> SimulatedRun:
 
 
 def row_of(policy: str, runs: Sequence[SimulatedRun]) -> dict[str, Any]:
-    """All seeds together: shares and percentiles over all requests, costs as means over the seeds."""
+    """All seeds together: shares and percentiles over all requests, costs as means over the seeds.
+
+    `bound_infeasible_s` above 0: so many seconds of all seeds cannot be carried at all, and `cost_vs_clairvoyant` is too low.
+    """
     latency_ms = np.concatenate([run.latency_ms for run in runs])
     failed = sum(run.failed for run in runs)
-    requests = sum(run.requests for run in runs)
+    requests, infeasible_s = sum(run.requests for run in runs), sum(run.bound_infeasible_s for run in runs)
+    unknown = policy == CLAIRVOYANT and infeasible_s > 0
+    bound_cost = sum(run.bound_cost for run in runs)
     return {
         "policy": policy,
         "seeds": len(runs),
         "requests": requests,
-        "violations": sum(run.violated for run in runs) / max(1, requests),
+        "violations": None if unknown else sum(run.violated for run in runs) / max(1, requests),
         "p50_ms": float(np.percentile(latency_ms, 50)) if latency_ms.size else None,
         "p99_ms": float(np.percentile(latency_ms, 99)) if latency_ms.size else None,
         "cost": float(np.mean([run.cost for run in runs])),
         "mean_cost": float(np.mean([run.mean_cost for run in runs])),
-        "cost_vs_clairvoyant": sum(run.cost for run in runs) / sum(run.bound_cost for run in runs),
+        "cost_vs_clairvoyant": sum(run.cost for run in runs) / bound_cost if bound_cost else None,
+        "bound_infeasible_s": infeasible_s,
         "failed": failed,
         "server_seconds": float(np.mean([run.server_seconds for run in runs])),
         "instance_seconds": float(np.mean([run.instance_seconds for run in runs])),

@@ -146,7 +146,7 @@ def _frame(second: SecondStats, status: dict[str, Any], seen: _Seen, duration_s:
         for s in status["servers"]
     )
     events = sorted(seen.events.values(), key=lambda event: event["at_s"])[-EVENTS_SHOWN:]
-    good = seen.requests - seen.violations - seen.failed
+    good = seen.requests - seen.violations
     return DemoFrame(
         at_s=second.at_s,
         duration_s=duration_s,

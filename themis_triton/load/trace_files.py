@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import zipfile
+import zlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,9 @@ FloatArray = NDArray[np.float64]
 
 TIME_COLUMNS = ("timestamp", "time", "datetime", "date", "ts", "arrival", "arrived_at", "arrival_s")
 RATE_COLUMNS = ("rps", "rate", "rate_rps", "requests", "count", "qps")
+MAX_TRACE_S = 31 * 86_400
+LATEST_S = 1e11
+"""No time stamp in seconds is larger; one of today in milliseconds is."""
 _SUFFIXES = (".csv", ".npz", ".npy")
 
 
@@ -61,7 +65,7 @@ def _read_array(path: Path) -> NDArray[np.generic]:
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)
             return _pick_array(loaded, path) if isinstance(loaded, np.lib.npyio.NpzFile) else np.asarray(loaded)
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise SettingsError(f"{path}: not a NumPy file ({error}); write it with numpy.savez(FILE, rps=RATES) or numpy.save") from error
 
 
@@ -98,7 +102,7 @@ def _with_header(header: Sequence[str], rows: list[list[str]], path: Path) -> tu
         _check_steps(rows, time, path)
         return checked_rates(_numbers(rows, rate, path, first_line=2), str(path)), None
     if time is not None:
-        return _from_times(_times(rows, time, path, first_line=2))
+        return _from_times(_times(rows, time, path, first_line=2), path)
     if len(header) == 1:
         return checked_rates(_numbers(rows, 0, path, first_line=2), str(path)), None
     allowed = f"{', '.join(RATE_COLUMNS)} (rates) or {', '.join(TIME_COLUMNS)} (arrivals)"
@@ -110,7 +114,7 @@ def _without_header(rows: list[list[str]], path: Path) -> tuple[FloatArray, Floa
         raise SettingsError(f"{path}: line 1 has {len(rows[0])} columns and no header; name the columns, for example 'time,rps'")
     if _is_number(rows[0][0]):
         return checked_rates(_numbers(rows, 0, path, first_line=1), str(path)), None
-    return _from_times(_times(rows, 0, path, first_line=1))
+    return _from_times(_times(rows, 0, path, first_line=1), path)
 
 
 def _check_steps(rows: list[list[str]], time: int | None, path: Path) -> None:
@@ -124,8 +128,13 @@ def _check_steps(rows: list[list[str]], time: int | None, path: Path) -> None:
         )
 
 
-def _from_times(times: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _from_times(times: FloatArray, path: Path) -> tuple[FloatArray, FloatArray]:
     arrivals = np.sort(times) - times.min()
+    if arrivals[-1] >= MAX_TRACE_S or times.max() >= LATEST_S:
+        raise SettingsError(
+            f"{path}: the time stamps go from {times.min():.15g} to {times.max():.15g}; numbers are seconds, and allowed is a span of less "
+            f"than {MAX_TRACE_S:,} s: divide milliseconds by 1000, or take a part of the file"
+        )
     return np.bincount(arrivals.astype(np.int64)).astype(np.float64), arrivals
 
 

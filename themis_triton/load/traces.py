@@ -9,7 +9,7 @@ import numpy as np
 
 from themis_triton.core.errors import SettingsError
 from themis_triton.load.shapes import SHAPES, FloatArray, shape_rates
-from themis_triton.load.trace_files import read_trace_file
+from themis_triton.load.trace_files import MAX_TRACE_S, read_trace_file
 from themis_triton.load.twitter import PAPER_TRACE, is_twitter, twitter_rates
 
 MAX_ARRIVALS = 10_000_000
@@ -68,10 +68,7 @@ def arrivals(trace: Trace, seed: int | tuple[int, ...], scale: float = 1.0) -> F
 
     A trace that knows its arrivals gives just these; `scale` then thins or multiplies them at random.
     """
-    if trace.rates_rps.sum() * scale > MAX_ARRIVALS:
-        raise SettingsError(
-            f"the trace '{trace.name}' holds over {MAX_ARRIVALS:,} requests; take a part of it with --from and --to, or a --scale below 1"
-        )
+    _check_size(trace, scale)
     if trace.times_s is not None:
         return _scaled_times(trace.times_s, trace.duration_s, seed, scale)
     rng = np.random.default_rng(seed)
@@ -80,13 +77,21 @@ def arrivals(trace: Trace, seed: int | tuple[int, ...], scale: float = 1.0) -> F
     return np.sort(seconds + rng.random(seconds.size))
 
 
+def _check_size(trace: Trace, scale: float) -> None:
+    if trace.rates_rps.sum() * scale > MAX_ARRIVALS:
+        raise SettingsError(
+            f"the trace '{trace.name}' holds over {MAX_ARRIVALS:,} requests; take a part of it with --from and --to, or a smaller --scale"
+        )
+
+
 def _check_options(options: TraceOptions) -> None:
     if not (options.scale > 0.0 and np.isfinite(options.scale)):
         raise SettingsError(f"--scale {options.scale}: allowed are numbers above 0")
-    if options.from_s < 0:
-        raise SettingsError(f"--from {options.from_s}: allowed are seconds of at least 0")
-    if options.duration_s is not None and options.duration_s < 1:
-        raise SettingsError(f"--duration {options.duration_s}: allowed are seconds of at least 1")
+    if not 0 <= options.from_s < MAX_TRACE_S:
+        raise SettingsError(f"--from {options.from_s}: allowed are seconds from 0 to {MAX_TRACE_S - 1}")
+    for flag, found in (("--duration", options.duration_s), ("--to", options.to_s)):
+        if found is not None and not 1 <= found <= MAX_TRACE_S:
+            raise SettingsError(f"{flag} {found}: allowed are seconds from 1 to {MAX_TRACE_S}")
     if options.rate_rps is not None and not (options.rate_rps > 0.0 and np.isfinite(options.rate_rps)):
         raise SettingsError(f"--rate {options.rate_rps}: allowed are numbers above 0, in requests/s")
 
@@ -115,6 +120,7 @@ def _cut(trace: Trace, start_s: int, end_s: int) -> Trace:
 
 
 def _scaled(trace: Trace, seed: int, scale: float) -> Trace:
+    _check_size(trace, scale)
     times = trace.times_s
     if times is not None:
         times = _scaled_times(times, trace.duration_s, seed, scale)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH_IN = 10.0
+WIDEST_LINE = 4.0
 _TITLE_PT = 14.0
 _SUBTITLE_PT = 9.5
 _LINE_SPACING = 1.35
@@ -51,7 +52,7 @@ def draw_comparison(runs: Sequence[RunSeries], slo_ms: float, title: str, path: 
         raise ValueError("a comparison needs at least one run")
     coloured = [(run, style.RUN_COLOURS[index % len(style.RUN_COLOURS)]) for index, run in enumerate(runs)]
     # Later lines are thinner, so that equal ones can be seen under each other.
-    widths = np.linspace(2.0 + 0.8 * (len(runs) - 1), 2.0, len(runs)).tolist()
+    widths = np.linspace(min(2.0 + 0.8 * (len(runs) - 1), WIDEST_LINE), 1.5, len(runs)).tolist()
     ratios = (1.0, 1.9, 1.2, 0.8, 1.0)
     with style.picture(path, ratios, WIDTH_IN, 8.8) as (figure, axes):
         demand, latency, violations, servers, instances = axes

@@ -38,7 +38,7 @@ class RunSeries:
     """A run by the second: entry s of every row covers [s, s+1). All rows have one length; None or NaN where nothing is known.
 
     `label` names the run in a comparison (its policy). `servers` and `instances` are counts, all models together; `counted` is what
-    `instances` counts.
+    `instances` counts. `failed` are requests without an answer; `violations` are these and those answered after the SLO.
     """
 
     label: str

@@ -23,7 +23,7 @@ LATENCY = "#7c3aed"
 LIMIT = "#dc2626"
 SERVERS = "#d97706"
 INSTANCES = "#0891b2"
-RUN_COLOURS = ("#2563eb", "#d97706", "#7c3aed", "#059669", "#db2777", "#475569")
+RUN_COLOURS = ("#2563eb", "#d97706", "#7c3aed", "#059669", "#db2777", "#475569", "#111827", "#65a30d", "#0891b2")
 
 _SETTINGS: dict[str, Any] = {
     "font.family": "sans-serif",

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The same loop over a virtual cluster: a seeded, request-level simulation of servers, batchers and proxies."""

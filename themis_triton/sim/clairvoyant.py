@@ -22,7 +22,10 @@ from themis_triton.solver.surface import FloatArray, IntArray
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Clairvoyant:
-    """Rows by the second, all pipelines together; `infeasible_s` counts seconds that no configuration carries (its best effort counts)."""
+    """Rows by the second, all pipelines together.
+
+    `infeasible_s` counts seconds that no configuration carries: there the best effort's cost counts, and a ratio to it says little.
+    """
 
     duration_s: float
     rate_rps: FloatArray
@@ -54,7 +57,10 @@ class _Least:
 def clairvoyant(
     config: ThemisConfig, arrivals: Mapping[str, FloatArray], duration_s: float, options: SimOptions | None = None
 ) -> Clairvoyant:
-    """The bound for arrivals as `simulate` takes them; demand is each second's own count. Pipelines are planned each for itself."""
+    """The bound for arrivals as `simulate` takes them; demand is each second's own count, service times are those of the profiles.
+
+    Pipelines are planned each for itself; seconds in which they want more servers than there can be count as infeasible.
+    """
     rules = build_rules(simulated(config, options or SimOptions()))
     seconds = int(np.ceil(duration_s))
     rows = np.zeros((4, seconds))
@@ -65,6 +71,7 @@ def clairvoyant(
         found = [least[int(count)] for count in counts]
         rows += np.array([counts, *([getattr(each, row) for each in found] for row in ("cost", "servers", "instances"))])
         infeasible |= np.array([not each.feasible for each in found])
+    infeasible |= rows[2] > rules.max_servers
     return Clairvoyant(duration_s, rows[0], rows[1], rows[2].astype(np.int64), rows[3].astype(np.int64), int(np.count_nonzero(infeasible)))
 
 

@@ -27,6 +27,12 @@ class PipelineRun:
     failed: BoolArray
 
     @property
+    def answered(self) -> BoolArray:
+        """Which requests were: neither refused nor on their way until the end."""
+        answered: BoolArray = ~self.failed & np.isfinite(self.latency_ms)
+        return answered
+
+    @property
     def violated(self) -> BoolArray:
         """Which requests were not answered inside the SLO."""
         outside: BoolArray = self.failed | (self.latency_ms > self.slo_ms)
@@ -34,7 +40,7 @@ class PipelineRun:
 
     def percentile_ms(self, percent: float) -> float | None:
         """Of answered requests; None when there are none."""
-        answered = self.latency_ms[~self.failed & np.isfinite(self.latency_ms)]
+        answered = self.latency_ms[self.answered]
         return float(np.percentile(answered, percent)) if answered.size else None
 
 
@@ -62,7 +68,7 @@ class SimResult:
     @property
     def failed(self) -> int:
         """Requests that no server took, or that never ended."""
-        return sum(int(np.count_nonzero(run.failed | np.isinf(run.latency_ms))) for run in self.pipelines)
+        return sum(int(np.count_nonzero(~run.answered)) for run in self.pipelines)
 
     @property
     def violations(self) -> float:
@@ -111,7 +117,7 @@ class SimResult:
         """The run by the second, for pictures; rows of one pipeline, servers and instances of all."""
         run, seconds = self.pipelines[pipeline], int(np.ceil(self.duration_s))
         second = np.minimum(run.arrival_s.astype(np.int64), seconds - 1)
-        per_second = [run.latency_ms[second == s] for s in range(seconds)]
+        per_second = [run.latency_ms[(second == s) & run.answered] for s in range(seconds)]
         at_s = self.start_s + np.arange(seconds)
         use = [self.usage[max(0, int(np.searchsorted([u.at_s for u in self.usage], t, side="right")) - 1)] for t in at_s]
         return RunSeries(
@@ -121,8 +127,8 @@ class SimResult:
             p99_ms=[float(np.percentile(values, 99, method="higher")) if values.size else None for values in per_second],
             servers=[each.servers for each in use],
             instances=[each.instances for each in use],
-            failed=np.bincount(second, weights=run.failed, minlength=seconds),
-            violations=np.bincount(second, weights=run.violated & ~run.failed, minlength=seconds),
+            failed=np.bincount(second, weights=~run.answered, minlength=seconds),
+            violations=np.bincount(second, weights=run.violated, minlength=seconds),
             events=tuple(self._events()),
             counted=self.counted,
         )

@@ -172,7 +172,10 @@ async def serve_initially(config: ThemisConfig, cluster: Cluster, executor: Exec
     places: list[tuple[str, str, str | None]] = [(server.name, server.device, None) for server in config.servers]
     places += [(f"initial-{number}", slot.device, slot.name) for number, slot in enumerate(slots)]
     if len(held) > len(places):
-        raise SettingsError(f"{len(held)} servers at the start, and places for {len(places)}; allow more devices, or start with fewer")
+        raise SettingsError(
+            f"policy {config.policy.name.value} starts with {len(held)} servers, and there are places for {len(places)}; allow more with "
+            "--devices or launch.slots, take fewer pipelines, or lower the load with --scale"
+        )
     for place, (models, (name, device, slot_name)) in enumerate(zip(held, places, strict=False)):
         cluster.start(name, place, dict(models))
         cluster.hold(name)

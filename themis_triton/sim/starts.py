@@ -64,17 +64,25 @@ def start_planned(config: ThemisConfig, policy: PolicyName) -> tuple[Models, ...
     rate_rps = config.policy.planned_rps
     if rate_rps is None:
         return None
-    rules, states = build_rules(config), list[Models]()
+    rules, states = build_rules(config), list[list[Models]]()
     for pipeline in config.pipelines:
         problem = replace(rules.problems[pipeline.name], demand_rps=rate_rps)
         if policy is PolicyName.INFERLINE:
             base = base_plan(rules, pipeline.name, rate_rps)
-            states += _held(config, problem, base.servers, base.instances, base.batches)
+            states.append(_held(config, problem, base.servers, base.instances, base.batches))
         else:
             plan = solve_joint(problem)
             counts, batches = ([getattr(stage, key) for stage in plan.stages] for key in ("instances", "batch"))
-            states += _held(config, problem, _counts(plan), counts, batches)
-    return tuple(states)
+            states.append(_held(config, problem, _counts(plan), counts, batches))
+    if config.planning.placement is Placement.COLOCATED:
+        _fit(states, rules.max_servers)
+    return tuple(server for held in states for server in held)
+
+
+def _fit(states: list[list[Models]], places: int) -> None:
+    """Where pipelines together want more servers than there can be, whoever has most does with one fewer, down to one each."""
+    while sum(map(len, states)) > places and max(map(len, states)) > 1:
+        max(states, key=len).pop()
 
 
 def _counts(plan: ChainPlan) -> tuple[int, ...]:
