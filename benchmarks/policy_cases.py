@@ -99,9 +99,11 @@ SLOW_ABLATIONS: tuple[Variant, ...] = (
 """Ideas that change nothing where cores change in a tick and waits are short: judged where changes take longer, and in overload."""
 PUBLISHED: tuple[Variant, ...] = (
     HORIZONTAL,
-    Variant("horizontal, newest rate alone", "horizontal", (("peak_window_s", 0.5),)),
+    Variant("horizontal, newest rate alone", "horizontal", (("peak_window_s", 1.0),)),
     Variant("horizontal, every 2 s", "horizontal", (("tick_s", 2.0),)),
     Variant("inferline", "inferline"),
+    Variant("inferline, largest rate of 5 s", "inferline", (("peak_window_s", 5.0),)),
+    Variant("inferline, every 2 s", "inferline", (("tick_s", 2.0),)),
 )
 """Readings of the published baselines, for what sets them apart from others' figures."""
 
