@@ -2,8 +2,7 @@
 
 `THEMIS_TRACES=… python benchmarks/tune.py` starts at the constants of config/paper-*.yaml, changes one to three of a member of the
 front at a time, simulates each point on surges of the training days with a cold start of 5 s, and the front again with 2 to 20 s.
-Days 15 and 16 are never read. Every point that was tried is kept, with the seed. `--in-place-s 1.2` searches for slow levers,
-`--world triton` for the constants of config/themis.yaml under Triton's own times.
+Days 15 and 16 are never read. Every point that was tried is kept, with the seed. `--in-place-s 1.2` searches for slow levers.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from policy_cases import doubles_in_a_minute, has_surge
 from rich.progress import track
 
 from themis_triton.commands.simulated_runs import WorldFlags, simulated_run
-from themis_triton.core.config import DeviceSlot, ForecastName, PolicyName, ThemisConfig
+from themis_triton.core.config import ForecastName, PolicyName
 from themis_triton.load.traces import TraceOptions
 from themis_triton.load.twitter import WINDOW, WINDOW_S
 from themis_triton.settings import load_settings
@@ -35,12 +34,7 @@ PIPELINES = ("video", "sentiment", "nlp")
 TRAINING_DAYS = 14
 KINDS = (has_surge, doubles_in_a_minute)
 MEAN_S = 10
-PAPER, TRITON = "paper", "triton"
-COLD_STARTS_S = {PAPER: (2.0, 5.0, 10.0, 20.0), TRITON: (None, 10.0, 20.0)}
-"""Those of the front, beyond the one that is searched with. None: what the settings' profiles say."""
-SEARCHED_COLD_START_S = {PAPER: 5.0, TRITON: None}
-SLOTS = 12
-"""Of the search in Triton's world: more than any of its windows needs."""
+COLD_STARTS_S = (2.0, 5.0, 10.0, 20.0)
 ENOUGH = 0.0003
 """Share of violations below which only the cost counts for who is changed next."""
 SPACE: dict[str, tuple[Any, ...]] = {
@@ -63,18 +57,6 @@ SPACE: dict[str, tuple[Any, ...]] = {
     "forecast": (ForecastName.NONE, ForecastName.LINEAR, ForecastName.CLASSIFIER, ForecastName.QUANTILE),
     "forecast_quantile": (0.5, 0.75, 0.9),
 }
-TRITON_SPACE: dict[str, tuple[Any, ...]] = SPACE | {
-    "tick_s": (0.25, 0.5),
-    "slo_margin_fraction": (0.0, 0.05, 0.1, 0.2),
-    "trend_sigmas": (1.0, 2.0, 3.0, 9.0),
-    "surge_factor": (1.0, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0),
-    "backlog_drain_s": (0.5, 1.0, 2.0),
-    "backlog_slack_s": (0.05, 0.1, 0.2),
-    "patience_fraction": (None,),
-    "vertical_hold_s": (1.0, 2.0, 3.0, 5.0, 10.0),
-    "settle_window_s": (1.0, 2.0, 5.0, 10.0),
-}
-SPACES = {PAPER: SPACE, TRITON: TRITON_SPACE}
 Values = dict[str, Any]
 
 
@@ -91,10 +73,9 @@ class Point:
 class Case:
     """One simulated run of the search."""
 
-    world: str
     pipeline: str
     second: int
-    cold_start_s: float | None
+    cold_start_s: float
     in_place_s: float | None
 
 
@@ -105,37 +86,30 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=6)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--world", choices=SPACES, default=PAPER)
     parser.add_argument("--in-place-s", type=float, default=None, help="what a change of cores takes; by default the settings' own")
     parser.add_argument("--least-rps", type=float, default=0.0, help="windows whose mean rate, undivided, is at least this")
     flags = parser.parse_args()
-    name, rng = search_name(flags.world, flags.in_place_s), np.random.default_rng(flags.seed)
+    name = "tune" if flags.in_place_s is None else f"tune-in-place-{flags.in_place_s:g}s"
+    rng = np.random.default_rng(flags.seed)
     seconds = training_surges(rng, flags.windows, flags.least_rps)
-    cases = partial(runs_of, flags.world, seconds, flags.in_place_s)
+    cases = partial(runs_of, seconds, flags.in_place_s)
     with ProcessPoolExecutor(flags.jobs, mp_context=get_context("spawn")) as pool:
-        tried = list(search(pool, rng, flags.world, cases((SEARCHED_COLD_START_S[flags.world],)), flags.points))
-        best, every = front(tried), cases(COLD_STARTS_S[flags.world])
-        judged = [judge(pool, point.values, every) for point in track(best, "the front under all cold starts")]
+        tried = list(search(pool, rng, cases((5.0,)), flags.points))
+        best = front(tried)
+        judged = [judge(pool, point.values, cases(COLD_STARTS_S)) for point in track(best, "cold starts of 2 to 20 s")]
     draw(tried, judged, name)
     write_result(
         name,
         {
             "seed": flags.seed,
-            "world": flags.world,
             "in_place_s": flags.in_place_s,
             "least_rps": flags.least_rps,
             "windows": [f"{WINDOW}{second}" for second in seconds],
             "tried": [row(point) for point in tried],
-            "cold_starts_s": COLD_STARTS_S[flags.world],
-            "front_over_cold_starts": [row(point) for point in judged],
+            "front_over_cold_starts_2_to_20_s": [row(point) for point in judged],
             "versions": versions("numpy", "numba"),
         },
     )
-
-
-def search_name(world: str, in_place_s: float | None) -> str:
-    """What the results of a search are called."""
-    return ("tune" if world == PAPER else f"tune-{world}") + ("" if in_place_s is None else f"-in-place-{in_place_s:g}s")
 
 
 def training_surges(rng: np.random.Generator, count: int, least_rps: float) -> list[int]:
@@ -151,21 +125,21 @@ def training_surges(rng: np.random.Generator, count: int, least_rps: float) -> l
     return found
 
 
-def runs_of(world: str, seconds: Sequence[int], in_place_s: float | None, cold_starts_s: Sequence[float | None]) -> list[Case]:
+def runs_of(seconds: Sequence[int], in_place_s: float | None, cold_starts_s: Sequence[float]) -> list[Case]:
     """Each window for one pipeline in turn."""
     return [
-        Case(world, PIPELINES[number % len(PIPELINES)], second, cold_s, in_place_s)
+        Case(PIPELINES[number % len(PIPELINES)], second, cold_s, in_place_s)
         for cold_s in cold_starts_s
         for number, second in enumerate(seconds)
     ]
 
 
-def search(pool: ProcessPoolExecutor, rng: np.random.Generator, world: str, runs: Sequence[Case], points: int) -> Iterator[Point]:
+def search(pool: ProcessPoolExecutor, rng: np.random.Generator, runs: Sequence[Case], points: int) -> Iterator[Point]:
     """The present constants, then changes of members of the front."""
-    tried = [judge(pool, constants_in_use(world), runs)]
+    tried = [judge(pool, constants_in_use(), runs)]
     yield tried[0]
     for _ in track(range(points - 1), "searching"):
-        values = changed(rng, SPACES[world], parent(rng, tried).values)
+        values = changed(rng, parent(rng, tried).values)
         if any(point.values == values for point in tried):
             continue
         tried.append(judge(pool, values, runs))
@@ -173,23 +147,10 @@ def search(pool: ProcessPoolExecutor, rng: np.random.Generator, world: str, runs
         yield tried[-1]
 
 
-def constants_in_use(world: str) -> Values:
-    """What the search may change, as the world's settings have it now."""
-    own = settings_of(world, PIPELINES[0]).under(PolicyName.THEMIS).policy
-    return {name: getattr(own, name) for name in SPACES[world]}
-
-
-def settings_of(world: str, pipeline: str) -> ThemisConfig:
-    """A pipeline's settings in a world; in Triton's it is alone, with slots for every window."""
-    if world == PAPER:
-        return load_settings(CONFIG / f"paper-{pipeline}.yaml")
-    config = load_settings(CONFIG / "themis.yaml")
-    if config.launch is None:
-        raise RuntimeError("config/themis.yaml has no section launch")
-    slots = tuple(DeviceSlot(f"cpu-{number}", f"cpu:{number}") for number in range(SLOTS))
-    kept = tuple(each for each in config.pipelines if each.name == pipeline)
-    models = {stage: config.models[stage] for stage in kept[0].stages}
-    return replace(config, pipelines=kept, models=models, launch=replace(config.launch, slots=slots))
+def constants_in_use() -> Values:
+    """What the search may change, as the settings of the paper's pipelines have it now."""
+    own = load_settings(CONFIG / "paper-video.yaml").policies[PolicyName.THEMIS]
+    return {name: getattr(own, name) for name in SPACE}
 
 
 def parent(rng: np.random.Generator, tried: Sequence[Point]) -> Point:
@@ -201,10 +162,10 @@ def parent(rng: np.random.Generator, tried: Sequence[Point]) -> Point:
     return members[int(rng.integers(len(members)))]
 
 
-def changed(rng: np.random.Generator, space: dict[str, tuple[Any, ...]], values: Values) -> Values:
+def changed(rng: np.random.Generator, values: Values) -> Values:
     """One to three constants replaced by others of their range."""
-    names = rng.choice(list(space), size=int(rng.integers(1, 4)), replace=False)
-    return values | {str(name): space[name][int(rng.integers(len(space[name])))] for name in names}
+    names = rng.choice(list(SPACE), size=int(rng.integers(1, 4)), replace=False)
+    return values | {str(name): SPACE[name][int(rng.integers(len(SPACE[name])))] for name in names}
 
 
 def difference(old: Values, new: Values) -> Values:
@@ -220,8 +181,8 @@ def judge(pool: ProcessPoolExecutor, values: Values, runs: Sequence[Case]) -> Po
 
 def run(values: Values, case: Case) -> tuple[float, float]:
     """Share of violations, and cost over the clairvoyant's."""
-    config = settings_of(case.world, case.pipeline)
-    own = replace(config.under(PolicyName.THEMIS).policy, **values)
+    config = load_settings(CONFIG / f"paper-{case.pipeline}.yaml")
+    own = replace(config.policies[PolicyName.THEMIS], **values)
     config = replace(config, policies={**config.policies, PolicyName.THEMIS: own})
     flags = WorldFlags(cold_start_s=case.cold_start_s, in_place_s=case.in_place_s)
     found = simulated_run(config, TraceOptions(f"{WINDOW}{case.second}"), flags, False, (PolicyName.THEMIS.value, 0))

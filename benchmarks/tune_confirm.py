@@ -3,8 +3,7 @@
 `THEMIS_TRACES=… python benchmarks/tune_confirm.py` takes the constants that the search began at and the front that it found, up to a
 cost of 1.16 times the clairvoyant's, and simulates them on twelve surges of days 1 to 14 at any rate and six at rates of 100/s and more.
 A search over six windows finds what suits those six; this says what suits others. `--also trend_sigmas=1,scale_in_hold_s=30` judges
-the constants in use with these changed, too; `--cold-start-s 20`, as often as wanted, says under which cold starts. `--in-place-s 1.2`
-judges the search for slow levers, `--world triton` that in Triton's world.
+the constants in use with these changed, too; `--cold-start-s 20`, as often as wanted, says under which cold starts.
 """
 
 from __future__ import annotations
@@ -20,66 +19,51 @@ from typing import Any
 import numpy as np
 from common import RESULTS, write_result
 from rich.progress import track
-from tune import (
-    PAPER,
-    SEARCHED_COLD_START_S,
-    SPACES,
-    Case,
-    Point,
-    Values,
-    constants_in_use,
-    difference,
-    front,
-    run,
-    runs_of,
-    search_name,
-    training_surges,
-)
+from tune import SPACE, Point, Values, constants_in_use, difference, front, run, runs_of, training_surges
 
 from themis_triton.core.config import ForecastName
 from themis_triton.load.twitter import WINDOW
 
+MOST_COST = 1.16
 ANY, BUSY = 12, 6
 BUSY_RPS = 100.0
+COLD_START_S = 5.0
 
 
 def main() -> None:
-    """Judge them; `results/tune-confirm.json`, or `tune-in-place-…s-confirm.json`."""
+    """Judge them; `results/tune-confirm.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=77)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--also", action="append", default=[], type=_changes, metavar="NAME=VALUE,…")
-    parser.add_argument("--cold-start-s", action="append", type=float, metavar="S", help="by default that of the search")
-    parser.add_argument("--world", choices=SPACES, default=PAPER)
-    parser.add_argument("--most-cost", type=float, default=1.16, help="of the search's points, over the clairvoyant's")
-    parser.add_argument("--in-place-s", type=float, default=None, help="what a change of cores takes; by default the settings' own")
+    parser.add_argument("--cold-start-s", action="append", type=float, metavar="S", help=f"default {COLD_START_S:g}")
     flags = parser.parse_args()
     rng = np.random.default_rng(flags.seed)
     seconds = training_surges(rng, ANY, 0.0) + training_surges(rng, BUSY, BUSY_RPS)
-    cold_starts_s = flags.cold_start_s or [SEARCHED_COLD_START_S[flags.world]]
-    cases = runs_of(flags.world, seconds, flags.in_place_s, cold_starts_s)
-    name, in_use = search_name(flags.world, flags.in_place_s), constants_in_use(flags.world)
-    chosen = [in_use, *(in_use | also for also in flags.also), *(point.values for point in _of_the_search(name, flags.most_cost))]
+    cold_starts_s = flags.cold_start_s or [COLD_START_S]
+    in_use = constants_in_use()
+    chosen = [in_use, *(in_use | also for also in flags.also), *(point.values for point in _of_the_search())]
     distinct = [values for number, values in enumerate(chosen) if values not in chosen[:number]]
     with ProcessPoolExecutor(flags.jobs, mp_context=get_context("spawn")) as pool:
-        rows = [_judged(pool, values, in_use, cases, cold_starts_s) for values in track(distinct, "judging")]
-    write_result(f"{name}-confirm", {"seed": flags.seed, "windows": [f"{WINDOW}{second}" for second in seconds], "rows": rows})
+        rows = [_judged(pool, values, in_use, seconds, cold_starts_s) for values in track(distinct, "judging")]
+    write_result("tune-confirm", {"seed": flags.seed, "windows": [f"{WINDOW}{second}" for second in seconds], "rows": rows})
     for row in rows:
         for found in row["cold_starts"]:
-            print(f"{found['cold_start_s'] or 'own'} s: {found['violations']:.4%} at {found['cost_vs_clairvoyant']:.3f}: {row['changes']}")
+            print(f"{found['cold_start_s']:g} s: {found['violations']:.4%} at {found['cost_vs_clairvoyant']:.3f}: {row['changes']}")
 
 
 def _judged(
-    pool: ProcessPoolExecutor, values: Values, in_use: Values, cases: Sequence[Case], cold_starts_s: Sequence[float | None]
+    pool: ProcessPoolExecutor, values: Values, in_use: Values, seconds: Sequence[int], cold_starts_s: Sequence[float]
 ) -> dict[str, Any]:
-    found = np.array(list(pool.map(partial(run, values), cases))).reshape(len(cold_starts_s), ANY + BUSY, 2)
+    cases = runs_of(seconds, None, cold_starts_s)
+    found = np.array(list(pool.map(partial(run, values), cases))).reshape(len(cold_starts_s), len(seconds), 2)
     return {
         "changes": difference(in_use, values),
         "cold_starts": [_means(cold_s, outcomes) for cold_s, outcomes in zip(cold_starts_s, found, strict=True)],
     }
 
 
-def _means(cold_start_s: float | None, outcomes: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> dict[str, Any]:
+def _means(cold_start_s: float, outcomes: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> dict[str, Any]:
     mean, busy = outcomes.mean(axis=0), outcomes[ANY:].mean(axis=0)
     return {
         "cold_start_s": cold_start_s,
@@ -90,9 +74,9 @@ def _means(cold_start_s: float | None, outcomes: np.ndarray[tuple[int, int], np.
     }
 
 
-def _of_the_search(name: str, most_cost: float) -> list[Point]:
-    tried = [_point(row) for row in json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["tried"]]
-    return [tried[0], *(point for point in front(tried) if point.cost <= most_cost)]
+def _of_the_search() -> list[Point]:
+    tried = [_point(row) for row in json.loads((RESULTS / "tune.json").read_text(encoding="utf-8"))["tried"]]
+    return [tried[0], *(point for point in front(tried) if point.cost <= MOST_COST)]
 
 
 def _point(row: dict[str, Any]) -> Point:
@@ -107,8 +91,8 @@ def _changes(text: str) -> Values:
 
 
 def _value(name: str, text: str) -> float | ForecastName | None:
-    if name not in SPACES[PAPER]:
-        raise argparse.ArgumentTypeError(f"{name!r} is not searched; allowed: {', '.join(SPACES[PAPER])}")
+    if name not in SPACE:
+        raise argparse.ArgumentTypeError(f"{name!r} is not searched; allowed: {', '.join(SPACE)}")
     if name == "forecast":
         return ForecastName(text)
     return None if text == "none" else float(text)
