@@ -1,6 +1,6 @@
 # The sidecar on NVIDIA's Triton image: it brings the tritonserver binary that Themis launches on spare GPUs.
-# Build: docker build -t themis-triton .   Run it beside a Triton in the same pod or host network, with the settings mounted
-# at /etc/themis/themis.yaml. They must set:
+# Build: docker build -t themis-triton .   Run it with --pid=host --network=host: what it starts ends with a process namespace of its
+# own, and clients would not reach loopback addresses. The settings, mounted at /etc/themis/themis.yaml, must set:
 #   state_directory: /var/lib/themis
 #   launch.binary: /opt/tritonserver/bin/tritonserver
 #   launch.backend_directory: /opt/tritonserver/backends

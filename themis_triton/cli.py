@@ -22,6 +22,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 ConfigOption = Annotated[Path, typer.Option("-c", "--config", help="The settings file.")]
+TRACE_HELP = (
+    "surge, diurnal, flash or steady; a .csv, .npz or .npy file of rates (one a second; a column `rps`) or of time stamps (a column "
+    "`timestamp`, seconds or ISO 8601); twitter-paper or twitter@SECOND with THEMIS_TRACES set."
+)
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable: the last line of standard output is JSON.")]
 
 
@@ -36,7 +40,7 @@ def run(config: ConfigOption) -> None:
 @app.command()
 def demo(
     duration: Annotated[int | None, typer.Option(help="Seconds; stretches the shipped surge, cuts any other trace.")] = None,
-    trace: Annotated[str, typer.Option(help="surge, diurnal, flash, steady, twitter-paper, or a file of rates or time stamps.")] = "surge",
+    trace: Annotated[str, typer.Option(help=TRACE_HELP)] = "surge",
     from_s: Annotated[int, typer.Option("--from", help="First second of the trace.")] = 0,
     to_s: Annotated[int | None, typer.Option("--to", help="Second at which the trace ends.")] = None,
     scale: Annotated[float, typer.Option(help="Multiplies the trace's rates.")] = 1.0,
@@ -145,9 +149,7 @@ def profile(
 @app.command()
 def simulate(
     config: ConfigOption,
-    trace: Annotated[
-        str, typer.Option(help="surge, diurnal, flash, steady, twitter-paper, twitter@SECOND, or a file of rates or time stamps.")
-    ] = "surge",
+    trace: Annotated[str, typer.Option(help=TRACE_HELP)] = "surge",
     policies: Annotated[str, typer.Option(help="Names, comma-separated; clairvoyant is the bound.")] = "themis,horizontal,vertical",
     seeds: Annotated[int, typer.Option(help="Runs of each policy, under seeds 0, 1, …")] = 1,
     pipeline: Annotated[list[str] | None, typer.Option(help="NAME of the settings; by default the first. Repeatable.")] = None,
@@ -189,9 +191,7 @@ def simulate(
 @app.command()
 def compare(
     config: ConfigOption,
-    trace: Annotated[
-        str, typer.Option(help="surge, diurnal, flash, steady, twitter-paper, twitter@SECOND, or a file of rates or time stamps.")
-    ] = "surge",
+    trace: Annotated[str, typer.Option(help=TRACE_HELP)] = "surge",
     policies: Annotated[str, typer.Option(help="Names, comma-separated; each runs live for the length of the trace.")] = (
         "themis,horizontal,vertical"
     ),
@@ -269,6 +269,45 @@ def status(config: ConfigOption, as_json: JsonOption = False) -> None:
     from themis_triton.commands.status_command import status_command  # noqa: PLC0415 - a command loads only what it needs
 
     status_command(config, as_json=as_json)
+
+
+@app.command()
+def why(
+    config: ConfigOption,
+    decision: Annotated[str | None, typer.Argument(help="A decision's id: with its evidence, its actions and how they ended.")] = None,
+    since: Annotated[str, typer.Option(help="How far back: a number and s, m, h or d.")] = "1h",
+    limit: Annotated[int, typer.Option(min=1, help="Most lines.")] = 50,
+    every: Annotated[bool, typer.Option("--every", help="Ticks that changed nothing too (those of the last minutes are kept).")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """What was changed, when and why, out of the journal; also when no sidecar runs any more."""
+    from themis_triton.commands.why_command import why_command  # noqa: PLC0415 - a command loads only what it needs
+
+    why_command(config, decision, since, limit, every=every, as_json=as_json)
+
+
+@app.command()
+def stop(config: ConfigOption) -> None:
+    """End the sidecar and wait until it has ended. Servers, counts and routes stay exactly as they are and go on serving."""
+    from themis_triton.commands.stop_command import stop_command  # noqa: PLC0415 - a command loads only what it needs
+
+    stop_command(config)
+
+
+@app.command()
+def pause(config: ConfigOption) -> None:
+    """Change nothing from the next tick on; observe, say what would be done, and keep Envoy running. Holds over restarts."""
+    from themis_triton.commands.stop_command import pause_command  # noqa: PLC0415 - a command loads only what it needs
+
+    pause_command(config)
+
+
+@app.command()
+def resume(config: ConfigOption) -> None:
+    """End a pause."""
+    from themis_triton.commands.stop_command import resume_command  # noqa: PLC0415 - a command loads only what it needs
+
+    resume_command(config)
 
 
 @app.command()

@@ -82,3 +82,14 @@ def test_a_pipelines_last_server_is_never_given_away() -> None:
     for decision in decisions(two_pipelines(2), fleet, 5.0, 400.0, seconds=8):
         assert decision.target is not None
         assert decision.target.retire == ()
+
+
+def test_slots_that_no_demand_asks_for_go_to_pipelines_without_a_server_the_weightiest_first() -> None:
+    (decision,) = decisions(two_pipelines(1), [], 0.0, 0.0)
+    assert launched_models(decision) == [HEAVY]
+    assert [clamp.sentence for clamp in decision.clamps] == ["a-light wants 1 more server than there are free slots"]
+
+
+def test_demand_comes_before_a_first_server() -> None:
+    (decision,) = decisions(two_pipelines(1), [], 50.0, 0.0)
+    assert launched_models(decision) == [LIGHT]

@@ -2,12 +2,14 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.unit.samples import NOW_S, action, record, route, server, snapshot
 from themis_triton.adapters import journal as journal_module
 from themis_triton.adapters.journal import Journal
+from themis_triton.adapters.journal_reader import reading
 from themis_triton.core.action import ActionKind, Outcome, OutcomeKind
 from themis_triton.core.errors import MissingPartError
 from themis_triton.core.estimate import DriftChange, DriftEvent
@@ -32,6 +34,16 @@ def at(second: float, *, changed: bool = False) -> TickRecord:
     return record(*actions, seen=snapshot([server("a")], NOW_S + second))
 
 
+def ticks(path: Path, limit: int, *, changed_only: bool = False) -> list[dict[str, Any]]:
+    with reading(path) as journal:
+        return journal.ticks(limit, changed_only=changed_only)
+
+
+def outcomes(path: Path, decision_id: str | None = None) -> list[dict[str, Any]]:
+    with reading(path) as journal:
+        return journal.outcomes(1000, decision_id)
+
+
 def outcome(second: float, kind: OutcomeKind = OutcomeKind.DONE) -> Outcome:
     return Outcome(action(ActionKind.GROW), kind, NOW_S + second - 1, NOW_S + second, "why")
 
@@ -52,28 +64,29 @@ def test_servers_come_back_as_they_were(path: Path) -> None:
     again.close()
 
 
-def test_the_newest_ticks_come_first(journal: Journal) -> None:
+def test_the_newest_ticks_come_first(path: Path, journal: Journal) -> None:
     for second in range(3):
         journal.record_tick(at(second, changed=second == 1))
-    assert [tick["at_s"] - NOW_S for tick in journal.ticks(2)] == [2.0, 1.0]
-    (changed,) = journal.ticks(9, changed_only=True)
+    assert [tick["at_s"] - NOW_S for tick in ticks(path, 2)] == [2.0, 1.0]
+    (changed,) = ticks(path, 9, changed_only=True)
     assert changed == {
         "at_s": NOW_S + 1,
         "decision_id": "d",
         "reason": "steady",
+        "changed": 1,
         "sentence": "steady; grow video-detector on a 1→2",
     }
 
 
-def test_a_tick_in_which_an_action_ended_is_a_change(journal: Journal) -> None:
+def test_a_tick_in_which_an_action_ended_is_a_change(path: Path, journal: Journal) -> None:
     journal.record_tick(replace(at(0), outcomes=(outcome(0),)))
-    assert len(journal.ticks(9, changed_only=True)) == 1
+    assert len(ticks(path, 9, changed_only=True)) == 1
 
 
-def test_outcomes_are_kept_with_how_and_why(journal: Journal) -> None:
+def test_outcomes_are_kept_with_how_and_why(path: Path, journal: Journal) -> None:
     journal.record_outcome(outcome(1))
     journal.record_outcome(outcome(2, OutcomeKind.REFUSED))
-    newest, oldest = journal.outcomes(9)
+    newest, oldest = outcomes(path)
     assert (newest["outcome"], oldest["outcome"]) == ("refused", "done")
     assert newest == {
         "action_id": "d/a/video-detector",
@@ -86,16 +99,16 @@ def test_outcomes_are_kept_with_how_and_why(journal: Journal) -> None:
     }
 
 
-def test_the_journal_is_bounded_and_changes_outlive_quiet_ticks(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_journal_is_bounded_and_changes_outlive_quiet_ticks(path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("QUIET_TICKS_KEPT", 10), ("CHANGES_KEPT", 15), ("PRUNE_EVERY", 5)):
         monkeypatch.setattr(journal_module, name, value)
     for second in range(100):
         journal.record_tick(at(second, changed=second % 2 == 0))
         journal.record_outcome(outcome(second))
-    changed = journal.ticks(1000, changed_only=True)
+    changed = ticks(path, 1000, changed_only=True)
     assert 15 <= len(changed) <= 15 + 1 + 5
-    assert 10 <= len(journal.ticks(1000)) - len(changed) <= 10 + 1 + 5
-    assert 15 <= len(journal.outcomes(1000)) <= 15 + 1 + 5
+    assert 10 <= len(ticks(path, 1000)) - len(changed) <= 10 + 1 + 5
+    assert 15 <= len(outcomes(path)) <= 15 + 1 + 5
     assert changed[0]["at_s"] == NOW_S + 98
 
 
@@ -126,9 +139,44 @@ def test_a_file_that_is_no_journal_is_named(tmp_path: Path) -> None:
         Journal(path)
 
 
-def test_a_tick_in_which_drift_changes_is_kept_like_one_that_changes_something(journal: Journal) -> None:
+def test_a_tick_in_which_drift_changes_is_kept_like_one_that_changes_something(path: Path, journal: Journal) -> None:
     quiet = at(1.0)
     drifted = replace(quiet.estimate, drift_events=(DriftEvent("m", DriftChange.BEGAN, 1.4, 1.4),))
     journal.record_tick(at(0.0))
     journal.record_tick(replace(quiet, estimate=drifted))
-    assert [tick["at_s"] for tick in journal.ticks(9, changed_only=True)] == [NOW_S + 1.0]
+    assert [tick["at_s"] for tick in ticks(path, 9, changed_only=True)] == [NOW_S + 1.0]
+
+
+def test_a_decision_is_found_with_what_came_of_it(path: Path, journal: Journal) -> None:
+    journal.record_tick(at(0, changed=True))
+    journal.record_outcome(outcome(1))
+    with reading(path) as reader:
+        found = reader.record("d")
+        assert found is not None
+        assert found["sentence"] == "steady; grow video-detector on a 1→2"
+        assert [each["id"] for each in found["plan"]["actions"]] == ["d/a/video-detector"]
+        assert reader.record("other") is None
+        assert reader.ticks(9, NOW_S + 1) == []
+    assert len(outcomes(path, "d")) == 1
+    assert outcomes(path, "d/a") == outcomes(path, "d")
+    assert outcomes(path, "e") == []
+
+
+def test_a_journal_is_read_after_its_sidecar_has_gone(path: Path) -> None:
+    writer = Journal(path)
+    writer.save_server(server("a", slot="cpu:1"))
+    writer.close()
+    with reading(path) as reader:
+        assert [each.name for each in reader.servers()] == ["a"]
+
+
+def test_no_journal_or_another_file_is_named(tmp_path: Path) -> None:
+    with (
+        pytest.raises(MissingPartError, match=r"journal\.sqlite: no journal; `themis run` writes it"),
+        reading(tmp_path / "journal.sqlite"),
+    ):
+        pass
+    other = tmp_path / "other.sqlite"
+    other.write_bytes(b"something else entirely, and long enough to be read as a header" * 20)
+    with pytest.raises(MissingPartError, match="cannot be read"), reading(other) as reader:
+        reader.ticks(1)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from tests.unit.samples import NOW_S
 from themis_triton.commands.run_command import down_command
 from themis_triton.commands.status_command import show, status_command
 from themis_triton.core.errors import ServerError, SettingsError
@@ -41,9 +42,32 @@ def test_sentences_with_brackets_are_shown_as_they_are() -> None:
     said = "E1 [/usr/lib/x.cc:7] [bold]failed[/red]"
     status = {"policy": "themis", "mode": "active", "sentence": said, "pipelines": [], "servers": []}
     console = Console(file=io.StringIO(), width=200)
-    show(status | {"stale": {"a": said}, "routes_unwritten": said, "events": [{"decision_id": "d", "sentence": said}]}, console)
+    show(
+        status | {"stale": {"a": said}, "routes_unwritten": said, "events": [{"at_s": NOW_S, "decision_id": "d", "sentence": said}]},
+        console,
+    )
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue().count(said) == 4
+
+
+def test_whatever_holds_it_back_and_how_fresh_it_is_are_shown() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    status = {"policy": "themis", "mode": "active", "sentence": "steady", "pipelines": [], "servers": [], "events": []}
+    troubles = {
+        "paused": True,
+        "pid": 4711,
+        "at_s": NOW_S,
+        "tick_errors": 3,
+        "clamps": [{"kind": "devices", "sentence": "no slot"}, {"kind": "memory", "sentence": "no room"}],
+        "held": {"a/m": NOW_S + 7.0},
+    }
+    show(status | troubles, console)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "paused: nothing is changed until `themis resume`" in text
+    assert "pid 4711, last tick" in text
+    assert "3 failed ticks" in text
+    assert "held back: no slot\nheld back: no room\nleft alone after a failure: a/m, for 7 s more\n" in text
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"name": "triton"}', b"\xff"])

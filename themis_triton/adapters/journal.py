@@ -6,7 +6,6 @@ import json
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from themis_triton.core.action import Outcome
 from themis_triton.core.encoding import plain, server_from_plain
@@ -74,18 +73,6 @@ class Journal:
         """Launched servers that were remembered and not forgotten."""
         rows = self._db.execute("select server from servers order by name").fetchall()
         return tuple(server_from_plain(json.loads(row[0])) for row in rows)
-
-    def ticks(self, limit: int, *, changed_only: bool = False) -> list[dict[str, Any]]:
-        """The newest ticks, newest first: at_s, decision_id, reason, sentence."""
-        where = "where changed" if changed_only else ""
-        query = f"select at_s, decision_id, reason, sentence from ticks {where} order by at_s desc limit ?"  # noqa: S608 - a constant
-        return [dict(zip(("at_s", "decision_id", "reason", "sentence"), row, strict=True)) for row in self._db.execute(query, (limit,))]
-
-    def outcomes(self, limit: int) -> list[dict[str, Any]]:
-        """The newest outcomes, newest first."""
-        names = ("action_id", "ended_at_s", "kind", "outcome", "duration_s", "sentence", "detail")
-        rows = self._db.execute("select * from outcomes order by ended_at_s desc limit ?", (limit,))
-        return [dict(zip(names, row, strict=True)) for row in rows]
 
     def close(self) -> None:
         """Close the file."""

@@ -135,7 +135,7 @@ def _count_words(planning: PlanningConfig) -> str:
 
 
 def _cells(answer: PlanAnswer) -> tuple[str, ...]:
-    bound = answer.binding.value if answer.feasible else f"{answer.binding.value}, at {answer.carried_rps:.0f}/s"
+    bound = answer.binding.value if answer.feasible else f"NO PLAN: {answer.binding.value}, at {answer.carried_rps:.0f}/s"
     p99 = "–" if answer.predicted_p99_ms is None else f"{answer.predicted_p99_ms:.0f}"
     stages = (f"{stage.servers}×{stage.instances}, {stage.batch}" for stage in answer.stages)
     return (f"{answer.rate_rps:g}", *stages, p99, f"{answer.cost:g}", bound, _runner_up(answer))
@@ -150,7 +150,7 @@ def _caption(answers: Sequence[PlanAnswer], pipeline: PipelineConfig, config: Th
     margin = config.policy.slo_margin_fraction
     lines = [f"Plans aim at {pipeline.slo_ms * (1.0 - margin):g} ms: slo_margin_fraction is {margin:g}."] if margin else []
     if not all(answer.feasible for answer in answers):
-        lines.append("Red: no plan holds. Shown is the one that carries most, at that rate, and what is short.")
+        lines.append("NO PLAN: shown is the one that carries most inside the SLO, at the rate that it carries.")
     lines.append("n servers with c instances (or cores) each, batches of up to b; the runner-up with its p99 and what it costs more.")
     return "\n".join(lines)
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from themis_triton.commands.interruptible import run_interruptible
-from themis_triton.commands.profile_command import BenchFlags, Place, opened, resolve
+from themis_triton.commands.profile_command import BenchFlags, Place, models_of, opened, resolve
 from themis_triton.profile.files import read_profile, refuse_other, replace_profile
 from themis_triton.profile.identity import device_name
 from themis_triton.profile.probe import ProbeOptions, probe_model
@@ -20,10 +20,11 @@ from themis_triton.settings.profile import ProfileSettings
 
 def probe_command(model: str, out: Path, options: ProbeOptions, where: BenchFlags, *, as_json: bool) -> None:
     """Probe, and write the result into the model's profile file, which must be there. Its other keys stay."""
-    path = out / f"{model}.yaml"
+    place, path = resolve(where), out / f"{model}.yaml"
+    models_of(model, place)
     profile = read_profile(path)
     console = Console(stderr=True)
-    levers = run_interruptible(_probed(model, options, resolve(where), console, path, profile))
+    levers = run_interruptible(_probed(model, options, place, console, path, profile))
     replace_profile(path, profile.model_copy(update={"levers": levers}))
     console.print(_table(model, levers))
     console.print(f"{path}: levers written", markup=False, highlight=False, soft_wrap=True)

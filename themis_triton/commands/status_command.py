@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from themis_triton.core.errors import ServerError
+from themis_triton.daemon.control import running_pid
 from themis_triton.settings import load_whereabouts
 
 EVENTS_SHOWN = 8
@@ -28,11 +31,18 @@ def status_command(path: Path, *, as_json: bool) -> None:
 
 
 def _asked(path: Path) -> dict[str, Any]:
-    address = load_whereabouts(path).status_address
+    where = load_whereabouts(path)
+    address = where.status_address
     try:
         response = httpx.get(f"http://{address}/status", timeout=5.0, trust_env=False)
     except httpx.HTTPError as error:
-        raise ServerError(f"no sidecar answers at {address} ({error}); start it with `themis run -c {path}`") from error
+        pid = running_pid(where.state_directory)
+        remedy = (
+            f"the sidecar with pid {pid} is starting, ending or stuck: see its log"
+            if pid is not None
+            else f"none runs; `themis why -c {path}` tells what the last one did, `themis run -c {path}` starts one"
+        )
+        raise ServerError(f"no sidecar answers at {address} ({error}); {remedy}") from error
     try:
         status = response.json()
     except ValueError:
@@ -47,17 +57,32 @@ def _asked(path: Path) -> dict[str, Any]:
 
 def show(status: dict[str, Any], console: Console) -> None:
     """The status for people: what it does and why, the servers, the last changes."""
-    console.print(Text.assemble((status["policy"], "bold"), f", {status['mode']}; {status['sentence']}"), soft_wrap=True)
+    mode = "paused: nothing is changed until `themis resume`" if status.get("paused") else status["mode"]
+    console.print(Text.assemble((status["policy"], "bold"), f", {mode}; {status['sentence']}"), soft_wrap=True)
+    console.print(_health(status), style="red" if status.get("tick_errors") else "dim", markup=False, highlight=False)
     console.print(_pipelines(status))
     console.print(_servers(status))
     for source, why in status.get("stale", {}).items():
         console.print(f"stale: {source}: {why}", style="yellow", markup=False, soft_wrap=True)
+    for clamp in status.get("clamps", []):
+        console.print(f"held back: {clamp['sentence']}", style="yellow", markup=False, soft_wrap=True)
+    for lever, until_s in sorted(status.get("held", {}).items()):
+        left_s = until_s - status["at_s"]
+        console.print(f"left alone after a failure: {lever}, for {left_s:.0f} s more", style="yellow", markup=False, soft_wrap=True)
     for words in status.get("drift", []):
         console.print(f"drift: {words}", style="yellow", markup=False, soft_wrap=True)
     if status.get("routes_unwritten"):
         console.print(f"routes not written: {status['routes_unwritten']}", style="red", markup=False, soft_wrap=True)
     for event in status["events"][-EVENTS_SHOWN:]:
-        console.print(f"{event['decision_id']}  {event['sentence']}", markup=False, soft_wrap=True, highlight=False)
+        at = f"{datetime.fromtimestamp(event['at_s'], UTC).astimezone():%H:%M:%S}"
+        console.print(f"{at}  {event['decision_id']}  {event['sentence']}", markup=False, soft_wrap=True, highlight=False)
+
+
+def _health(status: dict[str, Any]) -> str:
+    """Whether what is shown is fresh."""
+    if "at_s" not in status:
+        return f"pid {status.get('pid', '–')}, no tick yet"
+    return f"pid {status['pid']}, last tick {max(0.0, time.time() - status['at_s']):.1f} s ago, {status['tick_errors']} failed ticks"
 
 
 def _pipelines(status: dict[str, Any]) -> Table:

@@ -12,6 +12,7 @@ from themis_triton.core.action import Action, ActionKind, Plan
 from themis_triton.core.config import AdoptedServer, Mode
 from themis_triton.core.errors import ServerError
 from themis_triton.core.fleet import Phase, Server
+from themis_triton.daemon.control import is_paused
 from themis_triton.daemon.wiring import Parts
 
 log = structlog.get_logger()
@@ -25,7 +26,7 @@ async def adopt(parts: Parts) -> None:
         parts.world.executor.fleet.put(await _adopted(configured, parts))
     unfinished = await _launched(parts)
     await parts.world.executor.write_routes()
-    if parts.config.mode is Mode.ACTIVE:
+    if parts.config.mode is Mode.ACTIVE and not is_paused(parts.config.state_directory):
         parts.world.executor.submit(Plan(ADOPTION, tuple(unfinished)))
 
 
@@ -67,7 +68,12 @@ async def _launched(parts: Parts) -> list[Action]:
             continue
         action = await _readopted(server, parts)
         if action is None and server.slot not in slots:
-            log.warning("slot_unknown", server=name, slot=server.slot, remedy="it serves on; retire it by hand or name its slot again")
+            log.warning(
+                "slot_unknown",
+                server=name,
+                slot=server.slot,
+                remedy="it serves on; name its slot again, or end it with `themis down` once the sidecar has stopped",
+            )
         unfinished.extend([action] if action is not None else [])
     return unfinished
 

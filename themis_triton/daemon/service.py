@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from themis_triton.adapters.exporter import Exporter
-from themis_triton.core.config import ThemisConfig
+from themis_triton.core.config import Mode, ThemisConfig
 from themis_triton.core.decision import Reason
 from themis_triton.core.errors import ThemisError
 from themis_triton.core.record import TickRecord, drift_event_words, sentence
 from themis_triton.daemon.adopt import adopt
 from themis_triton.daemon.api import serving
+from themis_triton.daemon.control import is_paused
 from themis_triton.daemon.lock import locked
 from themis_triton.daemon.status import StatusBoard
 from themis_triton.daemon.wiring import Parts, wired
@@ -44,6 +46,8 @@ async def run_daemon(config: ThemisConfig) -> None:
             exporter = Exporter()
             async with serving(config.status.address, board, exporter, parts.clock):
                 log.info("started", mode=config.mode.value, policy=config.policy.name.value, status=config.status.address)
+                if os.getpid() == 1 and config.envoy.managed:
+                    log.warning("first_process", says="a container's first process: servers and Envoy end with it; run it with --pid=host")
                 await _scheduled(_Loop(parts, build_rules(config), board, exporter), stop)
     log.info("stopped", servers="left serving")
 
@@ -70,21 +74,35 @@ class _Loop:
     exporter: Exporter
     state: EngineState = field(default_factory=EngineState)
     last_reason: Reason | None = None
+    paused: bool = False
+    advisory: Rules = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Both rules live as long as the loop: what is made of them is kept by them."""
+        self.advisory = replace(self.rules, config=replace(self.rules.config, mode=Mode.ADVISORY))
 
     async def tick(self) -> None:
         """One tick, measured and told."""
         started_s = asyncio.get_running_loop().time()
         try:
-            self.state, record = await tick(self.state, self.parts.world, self.rules)
+            self.state, record = await tick(self.state, self.parts.world, self._rules_now())
         except Exception:
             self.board.tick_errors += 1
             self.exporter.tick_failed()
             log.exception("tick_failed")
             return
         duration_s = asyncio.get_running_loop().time() - started_s
-        self.board.take(record, 1000.0 * duration_s)
+        self.board.take(record, 1000.0 * duration_s, paused=self.paused)
         self.exporter.take(record, duration_s)
         self._tell(record)
+
+    def _rules_now(self) -> Rules:
+        """Those of the settings, and advisory while `themis pause` holds."""
+        paused = is_paused(self.parts.config.state_directory)
+        if paused is not self.paused:
+            log.warning("paused" if paused else "resumed")
+            self.paused = paused
+        return self.advisory if paused else self.rules
 
     async def check_envoy(self) -> None:
         """Start the managed Envoy again when it is gone; say so when someone else's is."""

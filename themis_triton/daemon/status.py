@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,10 +29,12 @@ class StatusBoard:
     record: TickRecord | None = None
     tick_ms: float = 0.0
     tick_errors: int = 0
+    paused: bool = False
     events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=EVENTS_KEPT))
 
-    def take(self, record: TickRecord, tick_ms: float) -> None:
+    def take(self, record: TickRecord, tick_ms: float, *, paused: bool = False) -> None:
         """Note a tick; one that changes something becomes an event."""
+        self.paused = paused
         self.account = self.account.add(record, self.config.prices)
         self.record = record
         self.tick_ms = tick_ms
@@ -57,7 +60,9 @@ class StatusBoard:
         """The whole status."""
         base: dict[str, Any] = {
             "version": themis_triton.__version__,
+            "pid": os.getpid(),
             "started_at_s": self.started_at_s,
+            "paused": self.paused,
             "mode": self.config.mode.value,
             "policy": self.config.policy.name.value,
             "tick_ms": self.tick_ms,

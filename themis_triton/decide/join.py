@@ -99,7 +99,16 @@ def _allotted(asked: Sequence[Asked], free: int) -> tuple[int, ...]:
         problem = replace(view.problem, demand_rps=demand, busy_elsewhere=view.busy_elsewhere)
         members.append(PoolMember(problem, view.pipeline.weight, own))
     pool = free + sum(_pooled(each.view) for each in asked)
-    return solve_pool(members, pool).devices
+    return _nobody_without(asked, members, solve_pool(members, pool).devices, pool)
+
+
+def _nobody_without(asked: Sequence[Asked], members: Sequence[PoolMember], shares: Sequence[int], pool: int) -> tuple[int, ...]:
+    """Slots that no demand asks for go to pipelines without a server, the weightiest first: their next request would find nobody."""
+    given, left = list(shares), pool - sum(shares)
+    for p in sorted(range(len(asked)), key=lambda p: -members[p].weight):
+        if left > 0 and given[p] + members[p].own_devices == 0:
+            given[p], left = 1, left - 1
+    return tuple(given)
 
 
 def _pooled(view: PipelineView) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from themis_triton.core.errors import SettingsError
 from themis_triton.load.shapes import SHAPES, FloatArray, shape_rates
 from themis_triton.load.trace_files import MAX_TRACE_S, read_trace_file
-from themis_triton.load.twitter import PAPER_TRACE, is_twitter, twitter_rates
+from themis_triton.load.twitter import PAPER_TRACE, TRACES_VARIABLE, is_twitter, twitter_rates
 
 MAX_ARRIVALS = 10_000_000
 
@@ -106,7 +106,7 @@ def _source(options: TraceOptions, seed: int) -> Trace:
         return Trace(*twitter_rates(options.source))
     path = Path(options.source)
     if not path.exists():
-        known = ", ".join([*SHAPES, PAPER_TRACE])
+        known = ", ".join([*SHAPES, f"{PAPER_TRACE} (needs {TRACES_VARIABLE})"])
         raise SettingsError(f"--trace {options.source}: no such file, and no trace of that name; give a file or one of {known}")
     rates, times = read_trace_file(path)
     return Trace(path.name, rates, times)

@@ -42,7 +42,10 @@ def twitter_rates(name: str) -> tuple[str, FloatArray]:
         raise SettingsError(f"--trace {name}: found the pipeline '{pipeline}'; allowed are {allowed}")
     folder = os.environ.get(TRACES_VARIABLE)
     if not folder:
-        raise SettingsError(f"--trace {name}: set the environment variable {TRACES_VARIABLE} to the folder that holds {PAPER_TRACE_FILE}")
+        raise SettingsError(
+            f"--trace {name}: needs the recorded stream, which does not ship; set the environment variable {TRACES_VARIABLE} to the folder "
+            f"that holds {PAPER_TRACE_FILE} (an array `rps`, requests/s of each second of 16 days), or take a shipped trace"
+        )
     rates = read_trace_file(Path(folder) / PAPER_TRACE_FILE)[0]
     if rates.size < start_s + WINDOW_S:
         needs = f"the {WINDOW_S} s of {name} end at second {start_s + WINDOW_S}"

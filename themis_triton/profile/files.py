@@ -108,7 +108,9 @@ def _parsed(path: Path, kind: type[SectionT]) -> SectionT:
     try:
         return kind.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise SettingsError(f"{path}: cannot be read ({error.strerror}); measure it with `themis profile`") from error
+        raise SettingsError(
+            f"{path}: cannot be read ({error.strerror}); measure it with `themis profile`, or name its folder with --out"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError, ValidationError) as error:
         raise SettingsError(f"{path}: not a file of `themis profile` ({first_line(error)}); delete it and measure again") from error
 

@@ -88,7 +88,7 @@ def _include_profiles(path: Path, source: Source) -> Iterator[KeyPath]:
 
 def _missing_profile(path: Path, source: Source, key: KeyPath, included: str) -> Problem:
     hint = "; environment variables and ~ are not expanded" if "$" in included or included.startswith("~") else ""
-    remedy = f"mend the path, which starts at {path.parent.resolve()}{hint}"
+    remedy = f"mend the path, which starts at {path.parent.resolve()}{hint}, or measure it: `themis profile {key[1]} --repository MODELS`"
     return source.problem(
         key, f"{included}, where no file is", "a mapping with `table` or `surface`, or the path of a file with one", remedy
     )

@@ -1,0 +1,69 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.unit.samples import NOW_S, action, record, server, snapshot
+from themis_triton.adapters.journal import Journal
+from themis_triton.commands.why_command import why_command
+from themis_triton.core.action import ActionKind, Outcome, OutcomeKind
+from themis_triton.core.decision import Clamp, ClampKind
+from themis_triton.core.errors import MissingPartError, SettingsError
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Settings of a sidecar that has gone: it changed something two minutes ago, and nothing since."""
+    monkeypatch.setattr("themis_triton.commands.why_command.time.time", lambda: NOW_S + 120.0)
+    settings = tmp_path / "themis.yaml"
+    settings.write_text("state_directory: state\n")
+    journal = Journal(tmp_path / "state" / "journal.sqlite")
+    grown = record(action(ActionKind.GROW), seen=snapshot([server("a")], NOW_S))
+    held = replace(grown.decision, clamps=(Clamp(ClampKind.DEVICES, "video wants 1 more server than there are free slots"),))
+    journal.record_tick(replace(grown, decision=held))
+    journal.record_outcome(Outcome(action(ActionKind.GROW), OutcomeKind.REFUSED, NOW_S, NOW_S + 1.5, "out of memory"))
+    quiet = record(seen=snapshot([server("a")], NOW_S + 60.0))
+    journal.record_tick(replace(quiet, decision=replace(quiet.decision, id="quiet")))
+    journal.close()
+    return settings
+
+
+def why(path: Path, decision: str | None = None, since: str = "1h", *, every: bool = False, as_json: bool = False) -> None:
+    why_command(path, decision, since, 50, every=every, as_json=as_json)
+
+
+def test_changes_are_told_with_their_time_and_the_last_tick(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    why(path)
+    changed, last = capsys.readouterr().out.splitlines()
+    assert "(2 m ago)  d  steady; grow video-detector on a 1→2" in changed
+    assert "(1 m ago)  last tick: steady" in last
+    why(path, since="90s")
+    assert capsys.readouterr().out.splitlines()[0] == "nothing was changed in the last 90s"
+    why(path, every=True, as_json=True)
+    assert [row["decision_id"] for row in json.loads(capsys.readouterr().out)] == ["d", "quiet"]
+
+
+def test_one_decision_is_told_with_what_held_it_back_and_how_its_actions_ended(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    why(path, "d")
+    text = capsys.readouterr().out
+    assert "held back: video wants 1 more server than there are free slots" in text
+    assert "grow video-detector on a 1→2: refused after 1.5 s: out of memory" in text
+    why(path, "d", as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert (found["ends"][0]["outcome"], found["plan"]["actions"][0]["kind"]) == ("refused", "grow")
+
+
+@pytest.mark.parametrize("since", ["10", "m", "-1m", "0s", "nanh", "10w", ""])
+def test_a_wrong_time_is_named(path: Path, since: str) -> None:
+    with pytest.raises(SettingsError, match=f"--since {since}: allowed are a number and a unit"):
+        why(path, since=since)
+
+
+def test_an_unknown_decision_and_a_missing_journal_are_named(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="nope: no such decision in the journal"):
+        why(path, "nope")
+    other = tmp_path / "other.yaml"
+    other.write_text("state_directory: elsewhere\n")
+    with pytest.raises(MissingPartError, match=r"elsewhere/journal\.sqlite: no journal"):
+        why(other)
