@@ -244,8 +244,8 @@ BAD = {
         (
             "themis.yaml:24:14: models.classifier.profile: found $HOME/classifier.yaml, where no file is; "
             "allowed: a mapping with `table` or "
-            "`surface`, or the path of a file with one; mend the path, which starts at FOLDER; environment variables and ~ are not expanded, "
-            "or measure it: `themis profile classifier --repository MODELS`"
+            "`surface`, or the path of a file with one; mend the path, which starts at FOLDER; environment variables and ~ are not "
+            "expanded, or measure it: `themis profile classifier --repository MODELS`"
         ),
     ),
     "size without a known unit": (
