@@ -98,7 +98,10 @@ def plan(
     slo: Annotated[str | None, typer.Option(help="Objective in ms instead of the settings'.")] = None,
     devices: Annotated[str | None, typer.Option(help="Servers that there are, instead of the settings'.")] = None,
     now: Annotated[
-        str | None, typer.Option(help="What runs: 2:3,1 (2 servers, 3 and 1 instances), 2:3,1:8,8 with batches. Adds the way.")
+        str | None,
+        typer.Option(
+            help="What runs: live (asks the sidecar), 2:3,1 (2 servers, 3 and 1 instances), 2:3,1:8,8 with batches. Adds the way."
+        ),
     ] = None,
     picture: Annotated[Path | None, typer.Option(help="Also draw the plans: a .png, .svg or .pdf.")] = None,
     as_json: JsonOption = False,

@@ -12,10 +12,13 @@ from typer.testing import CliRunner
 from tests.unit.samples import config
 from themis_triton.cli import app
 from themis_triton.commands.plan_command import PlanFlags, parse_rates, plan_command
+from themis_triton.commands.plan_paths import live_fleet
 from themis_triton.commands.run_command import run_command
 from themis_triton.core.config import Placement, PlanningConfig, PolicyConfig, PolicyName
 from themis_triton.core.errors import SettingsError
 from themis_triton.planning import WhatIf, plan_rates
+from themis_triton.settings import load_settings
+from themis_triton.solver.fleet import ServerHolding
 
 REPOSITORY = Path(__file__).parents[2]
 PAPER = REPOSITORY / "config" / "paper-nlp.yaml"
@@ -189,7 +192,10 @@ def test_a_way_down_breaks_nothing_before_it_has_made_room() -> None:
 
 @pytest.mark.parametrize("now", ["", "2", "2:1", "2:1,0", "2:1,1:8", "99:1,1", "-1:1,1"])
 def test_a_fleet_that_cannot_be_read_is_refused_with_its_form(now: str) -> None:
-    with pytest.raises(SettingsError, match=r"--now: found .* allowed: SERVERS:N,N, an instance count for each of video-detector"):
+    with pytest.raises(
+        SettingsError,
+        match=r"--now: found .* allowed: live \(what the sidecar says\), or SERVERS:N,N, an instance count for each of video-detector",
+    ):
         plan_command(PlanFlags(SHIPPED, "50", WhatIf(), now=now))
 
 
@@ -206,3 +212,16 @@ def test_more_servers_than_can_be_weighed_are_refused_at_once() -> None:
 def test_replicas_bind_where_they_alone_are_short() -> None:
     result = CliRunner().invoke(app, ["plan", "-c", str(PAPER), "--rate", "1000000", "--json"])
     assert json.loads(result.stdout.splitlines()[-1])[0]["binding"] == "devices"
+
+
+def test_the_way_begins_at_what_the_sidecar_says_that_serves_each_server_with_its_own_counts() -> None:
+    pipeline = load_settings(SHIPPED).pipelines[0]
+
+    def server(name: str, phase: str, *counts: int) -> dict[str, object]:
+        held = {stage: {"instances": count, "max_batch": 8} for stage, count in zip(pipeline.stages, counts, strict=False)}
+        return {"name": name, "phase": phase, "models": held}
+
+    servers = [server("a", "serving", 8, 4), server("b", "serving", 4, 1), server("c", "warming", 1, 1), server("other", "serving")]
+    assert live_fleet({"servers": servers}, pipeline) == (ServerHolding("a", (8, 4), (8, 8)), ServerHolding("b", (4, 1), (8, 8)))
+    with pytest.raises(SettingsError, match="--now live: no server serves video now"):
+        live_fleet({"servers": servers[2:]}, pipeline)

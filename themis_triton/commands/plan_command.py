@@ -13,7 +13,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from themis_triton.commands.plan_paths import path_row, show_paths
+from themis_triton.commands.plan_paths import LIVE, Fleet, live_fleet, parse_fleet, path_row, show_paths
+from themis_triton.commands.status_command import asked
 from themis_triton.core.config import PipelineConfig, PlanningConfig, ThemisConfig, ThroughputRule
 from themis_triton.core.errors import SettingsError
 from themis_triton.planning import PlanAnswer, StageAnswer, WhatIf, asked_pipeline, plan_rates
@@ -44,10 +45,11 @@ def plan_command(flags: PlanFlags) -> tuple[PlanAnswer, ...]:
     _check(what_if)
     config = load_settings(flags.config)
     pipeline = asked_pipeline(config, what_if)
+    fleet = _fleet(flags, pipeline, config)
     answers = plan_rates(config, rates, what_if)
     console = Console()
     console.print(plan_table(answers, pipeline, config))
-    paths = show_paths(console, config, rates, what_if, flags.now) if flags.now is not None else None
+    paths = show_paths(console, config, rates, what_if, fleet) if fleet is not None else None
     if flags.picture is not None:
         draw_plans(series_of(answers), pipeline.slo_ms, f"Plans for {pipeline.name}, policy {config.policy.name.value}", flags.picture)
         console.print(f"picture: {flags.picture}", soft_wrap=True, markup=False, highlight=False)
@@ -57,6 +59,12 @@ def plan_command(flags: PlanFlags) -> tuple[PlanAnswer, ...]:
         found = [{"path": path_row(path)} for path in paths] if paths is not None else [{} for _ in rows]
         console.file.write(json.dumps([row | extra for row, extra in zip(rows, found, strict=True)]) + "\n")
     return answers
+
+
+def _fleet(flags: PlanFlags, pipeline: PipelineConfig, config: ThemisConfig) -> Fleet | None:
+    if flags.now is None:
+        return None
+    return live_fleet(asked(flags.config), pipeline) if flags.now == LIVE else parse_fleet(flags.now, pipeline, config)
 
 
 def parse_rates(text: str) -> tuple[float, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -13,17 +13,19 @@ from rich.table import Table
 
 from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.errors import SettingsError
-from themis_triton.planning import WhatIf, asked_pipeline, plan_path
+from themis_triton.core.fleet import Phase
+from themis_triton.planning import WhatIf, plan_path
 from themis_triton.solver.fleet import ServerHolding
 from themis_triton.solver.path import Path
 from themis_triton.solver.way import Step
 
 MAX_SERVERS = 64
+LIVE = "live"
+Fleet = tuple[ServerHolding, ...]
 
 
-def show_paths(console: Console, config: ThemisConfig, rates: Sequence[float], what_if: WhatIf, now: str) -> list[Path]:
-    """A table of steps for each rate; returns the paths. SettingsError for a fleet that cannot be read."""
-    fleet = parse_fleet(now, asked_pipeline(config, what_if), config)
+def show_paths(console: Console, config: ThemisConfig, rates: Sequence[float], what_if: WhatIf, fleet: Fleet) -> list[Path]:
+    """A table of steps from the fleet for each rate; returns the paths."""
     paths = [plan_path(config, rate, what_if, fleet) for rate in rates]
     for rate, path in zip(rates, paths, strict=True):
         holds = f"after {path.slo_holds_after_s:.1f} s" if math.isfinite(path.slo_holds_after_s) else "not even at its end"
@@ -34,7 +36,21 @@ def show_paths(console: Console, config: ThemisConfig, rates: Sequence[float], w
     return paths
 
 
-def parse_fleet(text: str, pipeline: PipelineConfig, config: ThemisConfig) -> tuple[ServerHolding, ...]:
+def live_fleet(status: Mapping[str, Any], pipeline: PipelineConfig) -> Fleet:
+    """What a sidecar's status says that serves the pipeline now, each server with counts of its own. SettingsError where nothing does."""
+    held = [
+        ServerHolding(
+            server["name"], *(tuple(server["models"][stage][key] for stage in pipeline.stages) for key in ("instances", "max_batch"))
+        )
+        for server in status["servers"]
+        if server["phase"] == Phase.SERVING and all(stage in server["models"] for stage in pipeline.stages)
+    ]
+    if not held:
+        raise SettingsError(f"--now {LIVE}: no server serves {pipeline.name} now; write what shall be there, such as 1:1,1")
+    return tuple(held)
+
+
+def parse_fleet(text: str, pipeline: PipelineConfig, config: ThemisConfig) -> Fleet:
     """`SERVERS:COUNT,COUNT…` with a count a stage, and `:BATCH,BATCH…`; batches are the settings' largest unless told."""
     stages = len(pipeline.stages)
     counts = ",".join(["[0-9]+"] * stages)
@@ -45,8 +61,9 @@ def parse_fleet(text: str, pipeline: PipelineConfig, config: ThemisConfig) -> tu
         batches = _numbers(found[3]) if found[3] else tuple(model.max_batch for model in bounds)
         if servers <= MAX_SERVERS and min((*instances, *batches)) >= 1:
             return tuple(ServerHolding(f"server-{i + 1}", instances, batches) for i in range(servers))
-    form = f"SERVERS:{','.join('N' for _ in bounds)}, an instance count for each of {', '.join(pipeline.stages)}, such as 2:" + ",".join(
-        str(model.min_instances) for model in bounds
+    form = (
+        f"{LIVE} (what the sidecar says), or SERVERS:{','.join('N' for _ in bounds)}, an instance count for each of {', '.join(pipeline.stages)}, such as 2:"
+        + ",".join(str(model.min_instances) for model in bounds)
     )
     raise SettingsError(f'--now: found "{text}"; allowed: {form}, with at most {MAX_SERVERS} servers; write it so')
 

@@ -22,7 +22,7 @@ EVENTS_SHOWN = 8
 
 def status_command(path: Path, *, as_json: bool) -> None:
     """Ask the running sidecar. ServerError when it does not answer, or something else answers there."""
-    status = _asked(path)
+    status = asked(path)
     console = Console()
     if as_json:
         console.file.write(json.dumps(status) + "\n")
@@ -30,7 +30,8 @@ def status_command(path: Path, *, as_json: bool) -> None:
     show(status, console)
 
 
-def _asked(path: Path) -> dict[str, Any]:
+def asked(path: Path) -> dict[str, Any]:
+    """The status of the sidecar of these settings; raises as `status_command` does."""
     where = load_whereabouts(path)
     address = where.status_address
     try:

@@ -124,9 +124,11 @@ def _scale_in(memory: PipelineMemory, view: PipelineView, wanted: tuple[int, ...
     memory = memory.with_wanted(view.at_s, wanted, policy.scale_in_hold_s)
     if all(most >= ready for most, ready in zip(wanted, view.ready, strict=True)) or (len(view.groups) == 1 and any(view.coming)):
         return memory, (), ""
-    would = f"{_counted(wanted)} servers would do"
+    would = f"{_counted(wanted)} {'server' if sum(wanted) == 1 else 'servers'} would do"
     left_s = policy.scale_in_hold_s - memory.covered_s(view.at_s)
-    if left_s > 0 or all(most >= ready for most, ready in zip(memory.most_wanted(), view.ready, strict=True)):
+    if left_s > 0:
+        return memory, (), f"{would}, and fewer will be left in {left_s:.0f} s if that stays so"
+    if all(most >= ready for most, ready in zip(memory.most_wanted(), view.ready, strict=True)):
         return memory, (), f"{would}, but not for the whole of the last {policy.scale_in_hold_s:.0f} s"
     peak = survivor_demand(view.estimate, policy)
     cheapest = view.joint(peak)
