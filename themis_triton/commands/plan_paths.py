@@ -61,10 +61,8 @@ def parse_fleet(text: str, pipeline: PipelineConfig, config: ThemisConfig) -> Fl
         batches = _numbers(found[3]) if found[3] else tuple(model.max_batch for model in bounds)
         if servers <= MAX_SERVERS and min((*instances, *batches)) >= 1:
             return tuple(ServerHolding(f"server-{i + 1}", instances, batches) for i in range(servers))
-    form = (
-        f"{LIVE} (what the sidecar says), or SERVERS:{','.join('N' for _ in bounds)}, an instance count for each of {', '.join(pipeline.stages)}, such as 2:"
-        + ",".join(str(model.min_instances) for model in bounds)
-    )
+    counts_wanted = f"SERVERS:{','.join('N' for _ in bounds)}, an instance count for each of {', '.join(pipeline.stages)}"
+    form = f"{LIVE} (what the sidecar says), or {counts_wanted}, such as 2:{','.join(str(model.min_instances) for model in bounds)}"
     raise SettingsError(f'--now: found "{text}"; allowed: {form}, with at most {MAX_SERVERS} servers; write it so')
 
 
