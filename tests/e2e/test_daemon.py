@@ -203,7 +203,7 @@ def test_one_daemon_a_state_directory_and_down_ends_what_it_launched(launch: Lau
         assert find_process(identity(server)) is None
         assert owned_processes(sidecar.state) == []
         assert double(sidecar.adopted, DETECTOR, [3.0]) == [7.0]
-        assert sidecar.command("down").stdout == "nothing was running\n"
+        assert sidecar.command("down").stdout == f"nothing was running with {sidecar.state}\n"
 
 
 def test_pause_holds_everything_resume_goes_on_why_tells_and_stop_leaves_it_serving(launch: Launch, tmp_path: Path) -> None:

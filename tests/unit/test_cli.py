@@ -110,7 +110,7 @@ def test_status_without_a_sidecar_gives_code_4_and_says_what_to_do(
 
 def test_down_with_nothing_running_says_so(settings_file: Path) -> None:
     result = CliRunner().invoke(cli.app, ["down", "-c", str(settings_file)])
-    assert (result.exit_code, result.output) == (0, "nothing was running\n")
+    assert (result.exit_code, result.output) == (0, f"nothing was running with {settings_file.parent / '.themis'}\n")
 
 
 def test_down_beside_a_running_sidecar_gives_code_3(

@@ -420,6 +420,18 @@ def test_a_bad_file_gives_its_message(case: str, tmp_path: Path) -> None:
     assert str(raised.value).startswith(f"{path}: 1 mistake\n{path}:")
 
 
+@pytest.mark.parametrize(("said", "refused"), [("max_batch_size: 2\n", True), ("name: 'x'\n max_batch_size:4", False), ("", False)])
+def test_batches_larger_than_the_model_takes_are_named(said: str, refused: bool, tmp_path: Path) -> None:
+    path = write(tmp_path)
+    config = tmp_path / "models" / "detector" / "config.pbtxt"
+    config.write_text(said, encoding="utf-8")
+    expected = (
+        "themis.yaml:19:16: models.detector.max_batch: found 4; allowed: at most 2, the max_batch_size of models/detector/config.pbtxt; "
+        "lower it, or raise max_batch_size there if the model takes such batches"
+    )
+    assert messages(path) == ([expected] if refused else [])
+
+
 # Profile files have their own lines. Each: what is changed in the good profile, and the message.
 BAD_PROFILES = {
     "not rectangular": (

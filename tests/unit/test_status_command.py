@@ -87,7 +87,7 @@ def test_a_file_that_is_no_longer_valid_still_tells_where_its_sidecar_is(tmp_pat
     where = load_whereabouts(path)
     assert (where.state_directory, where.status_address) == (tmp_path / "here", "127.0.0.1:4711")
     down_command(path)
-    assert capsys.readouterr().out == "nothing was running\n"
+    assert capsys.readouterr().out == f"nothing was running with {tmp_path / 'here'}\n"
 
 
 def test_whereabouts_of_a_valid_file_are_its_settings(tmp_path: Path) -> None:

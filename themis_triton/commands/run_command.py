@@ -38,7 +38,8 @@ def down_command(path: Path) -> None:
     state = load_whereabouts(path).state_directory
     with locked(state):
         ended = stop_everything(state)
-    Console().print(f"ended {len(ended)} processes" if ended else "nothing was running")
+    pids = f"ended {len(ended)} process{'es' if len(ended) > 1 else ''}: {', '.join(map(str, ended))}"
+    Console(soft_wrap=True).print(pids if ended else f"nothing was running with {state}", markup=False, highlight=False)
 
 
 def _configure_logging() -> None:

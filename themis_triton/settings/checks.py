@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -162,6 +163,21 @@ def _repository(loaded: Loaded) -> Iterator[Problem]:
             found = f"no folder {name} in {folder}"
             remedy = f"put {name} there, or take it out of `models:`"
             yield loaded.source.problem(("models", name), found, "a model that launched servers can load", remedy, at_key=True)
+            continue
+        largest, wanted = _max_batch_size(folder / name / "config.pbtxt"), mapping(loaded.section("models")[name]).get("max_batch")
+        if largest and isinstance(wanted, int) and wanted > largest:
+            remedy = "lower it, or raise max_batch_size there if the model takes such batches"
+            allowed = f"at most {largest}, the max_batch_size of {folder / name / 'config.pbtxt'}"
+            yield loaded.source.problem(("models", name, "max_batch"), None, allowed, remedy)
+
+
+def _max_batch_size(config: Path) -> int | None:
+    """What a model's own configuration says; None where it says nothing, or is not there."""
+    try:
+        found = re.search(r"^\s*max_batch_size\s*:\s*(\d+)", config.read_text(encoding="utf-8"), re.MULTILINE)
+    except (OSError, UnicodeDecodeError):
+        return None
+    return int(found[1]) if found is not None else None
 
 
 def repository_of(loaded: Loaded, launch: LaunchSettings) -> Path:
