@@ -54,6 +54,10 @@ class ModelControl(Protocol):
         """
         ...
 
+    async def forget(self, server: Server) -> None:
+        """Drop what is kept for a server that is gone."""
+        ...
+
 
 class ServerLauncher(Protocol):
     """The horizontal lever."""

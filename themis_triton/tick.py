@@ -50,6 +50,8 @@ async def tick(state: EngineState, world: World, rules: Rules) -> tuple[EngineSt
     decision = with_drift(decision, estimated)
     planned = plan(decision, snapshot)
     advisory = rules.config.mode is Mode.ADVISORY
+    if advisory or decision.target is not None:
+        world.executor.retiring = frozenset(() if advisory or decision.target is None else decision.target.retire)
     if not advisory:
         world.supervisor.resume()
         world.executor.submit(planned)

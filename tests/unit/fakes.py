@@ -65,6 +65,7 @@ class FakeControl:
     refused: set[str] = field(default_factory=set)
     silent: set[str] = field(default_factory=set)
     gate: asyncio.Event | None = None
+    forgotten: list[str] = field(default_factory=list)
 
     async def read_models(self, server: Server, models: Sequence[str]) -> dict[str, ModelState]:
         if server.name in self.silent:
@@ -81,6 +82,9 @@ class FakeControl:
             raise ChangeRefusedError(f"{model}: out of memory")
         self.runs[server.name] = {**self.runs.get(server.name, server.models), model: state}
         return state
+
+    async def forget(self, server: Server) -> None:
+        self.forgotten.append(server.name)
 
 
 @dataclass

@@ -20,10 +20,9 @@ def ended(done: Action, kind: OutcomeKind) -> Outcome:
     return Outcome(done, kind, NOW_S, NOW_S + 1)
 
 
-def test_a_server_costs_in_every_phase_until_it_is_gone() -> None:
+def test_a_server_costs_in_every_phase() -> None:
     for phase in Phase:
-        existing = phase is not Phase.GONE
-        assert counts((server("a", (2, 1), phase=phase),)) == ((1, 3) if existing else (0, 0))
+        assert counts((server("a", (2, 1), phase=phase),)) == (1, 3)
 
 
 def test_seconds_are_integrated_tick_by_tick() -> None:

@@ -72,6 +72,23 @@ def test_the_drifted_model_s_latency_is_multiplied_and_nothing_else() -> None:
     assert found.config is RULES.config
 
 
+def test_servers_for_a_surge_are_counted_with_the_drift_too() -> None:
+    slow = {
+        name: replace(each, profile=replace(each.profile, table=replace(each.profile.table, latency_ms=_doubled(each.profile.table))))
+        for name, each in CONFIG.models.items()
+    }
+    measured, drifted = build_rules(replace(CONFIG, models=slow)), corrected(RULES, dict.fromkeys(CONFIG.models, 2.0))
+    for problems in ("problems", "server_problems"):
+        one, other = (getattr(rules, problems)["video"] for rules in (measured, drifted))
+        for ours, theirs in zip(one.stages, other.stages, strict=True):
+            np.testing.assert_allclose(ours.surface.latency_ms, theirs.surface.latency_ms)
+            assert ours.instance_price == theirs.instance_price
+
+
+def _doubled(table: LatencyTable) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(2.0 * each for each in row) for row in table.latency_ms)
+
+
 def test_the_same_factors_give_the_same_object_and_others_another() -> None:
     first = corrected(RULES, {DETECTOR: 1.4})
     assert corrected(RULES, {DETECTOR: 1.4, CLASSIFIER: 1.0}) is first

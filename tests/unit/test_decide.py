@@ -360,7 +360,54 @@ def test_growth_is_spread_over_the_servers_at_a_pace_and_nobody_leaves_meanwhile
     assert sum(added) == 5
     assert max(added) - min(added) <= 1
     assert held.retire == ()
-    assert [clamp.kind for clamp in clamps] == [ClampKind.PACE]
+    assert [clamp.kind for clamp in clamps] == [ClampKind.PACE, ClampKind.SURVIVORS]
+    assert clamps[-1].sentence == "c stays until a, b may have the instances that its load needs"
+    roomy = config(PolicyConfig(max_added_instances=12))
+    assert guard(Target(wanted, {}, ("c",)), snapshot(servers), roomy)[0].retire == ("c",)
+
+
+def test_nobody_leaves_while_a_survivor_may_not_grow() -> None:
+    cfg = config(PolicyConfig(scale_in_hold_s=3.0), memory_bytes=100 * MIB)
+    single = tuple(replace(each, models={name: ModelState(1, 1) for name in STAGES}) for each in TWO)
+    rules, state = build_rules(cfg), PolicyState()
+    held = []
+    for second in range(8):
+        at_s = NOW_S + second
+        seen = replace(snapshot(single, at_s), devices=tuple(replace(free_memory(120), device=f"cpu:{n}") for n in range(2)))
+        state, decision = decide(state, Situation(seen, replace(estimate(30.0), at_s=at_s)), rules)
+        assert target(decision).retire == ()
+        held.append(ClampKind.SURVIVORS in kinds(decision))
+    assert any(held)
+
+
+def test_a_time_in_which_nothing_was_seen_covers_no_hold() -> None:
+    cfg = config(PolicyConfig(scale_in_hold_s=20.0))
+    rules, state = build_rules(cfg), PolicyState()
+    blind = replace(estimate(5.0), stale={"envoy": "4 s old"})
+    retired = []
+    for second in [*range(3), *range(3, 60), *range(60, 90)]:
+        at_s, found = NOW_S + second, blind if 3 <= second < 60 else estimate(5.0)
+        state, decision = decide(state, Situation(snapshot(TWO, at_s), replace(found, at_s=at_s)), rules)
+        if decision.target is not None and decision.target.retire:
+            retired.append(second)
+    assert retired[0] == 80
+
+
+def test_the_margin_of_the_memory_is_never_asked_for_and_what_starts_counts_already() -> None:
+    cfg = config(memory_bytes=100 * MIB)
+    grown = {"a": {name: ModelState(2, 8) for name in STAGES}}
+    # Two instances of 100 MiB fit into 299 less a margin of 100 only without that margin.
+    for free_mib, fits in ((299, False), (301, True)):
+        seen = replace(snapshot([server("a")]), devices=(free_memory(free_mib),))
+        assert (guard(Target(grown), seen, cfg)[0].servers == grown) is fits
+    launch = {"cpu:0": {name: ModelState(1, 8) for name in STAGES}}
+    coming = server("new", phase=Phase.LAUNCHING)
+    for servers, fits in (((), True), ((coming,), False)):
+        seen = replace(snapshot(servers), devices=(free_memory(400),))
+        assert (guard(Target({}, launch), seen, cfg)[0].launch == launch) is fits
+    two = {name: {stage: ModelState(2, 8) for stage in STAGES} for name in ("a", "b")}
+    both = replace(snapshot([server("a"), server("b")]), devices=(free_memory(400),))
+    assert [clamp.sentence.split()[0] for clamp in guard(Target(two), both, cfg)[1]] == ["b"]
 
 
 def test_a_lever_in_backoff_is_named_with_how_long() -> None:

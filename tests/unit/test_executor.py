@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -263,11 +264,48 @@ def test_a_server_that_cannot_leave_the_routes_is_not_stopped_and_serves_on() ->
     run(work())
 
 
+def test_a_server_that_never_served_is_not_routed_when_it_cannot_be_taken_down_at_once() -> None:
+    async def work() -> None:
+        bench = Bench(server("a"), server("half", phase=Phase.STOPPING))
+        bench.routes.broken = True
+        await carried_out(bench, retire("half"))
+        bench.routes.broken = False
+        await bench.executor.write_routes()
+        assert bench.log[-1] == "routes a"
+
+    run(work())
+
+
+def test_a_server_that_neither_comes_up_nor_stops_tells_both() -> None:
+    async def work() -> None:
+        bench = Bench()
+        bench.launcher.failing |= {"ready", "stop"}
+        (outcome,) = await carried_out(bench, launch())
+        assert outcome.kind is OutcomeKind.REFUSED
+        assert "see new.log" in outcome.detail
+        assert "nor could it be stopped: " in outcome.detail
+
+    run(work())
+
+
+def test_nothing_is_kept_of_a_server_that_is_gone() -> None:
+    async def work() -> None:
+        bench = Bench(server("a"), server("ab"))
+        for lever in ("a", f"a/{DETECTOR}", "ab", "cpu:1"):
+            bench.executor.backoff.failed(lever, bench.clock.at_s)
+        await carried_out(bench, retire())
+        assert bench.control.forgotten == ["a"]
+        assert set(bench.executor.backoff.held(bench.clock.at_s)) == {"ab", "cpu:1"}
+
+    run(work())
+
+
 def test_make_before_break() -> None:
     async def work() -> None:
         bench = Bench(server("a"), server("b"))
         bench.control.gate = asyncio.Event()
         grow = action(ActionKind.GROW, "b")
+        bench.executor.retiring = frozenset({"a"})
         bench.executor.submit(Plan("d", (grow, retire("a", (grow.id,)))))
         await bench.turns()
         assert bench.log == [f"change b/{DETECTOR} to 2"]
@@ -275,6 +313,40 @@ def test_make_before_break() -> None:
         bench.control.gate.set()
         assert [outcome.kind for outcome in await bench.settled()] == [OutcomeKind.DONE, OutcomeKind.DONE]
         assert bench.log[1:] == ["routes b", "idle a", "stop a"]
+
+    run(work())
+
+
+def test_a_retirement_that_waited_is_dropped_when_the_server_is_needed_again() -> None:
+    async def work() -> None:
+        bench = Bench(server("a"), server("b"))
+        bench.control.gate = asyncio.Event()
+        grow = action(ActionKind.GROW, "b")
+        bench.executor.retiring = frozenset({"a"})
+        bench.executor.submit(Plan("d", (grow, retire("a", (grow.id,)))))
+        await bench.turns()
+        bench.executor.retiring = frozenset()
+        bench.control.gate.set()
+        done, dropped = await bench.settled()
+        assert (done.kind, dropped.kind, dropped.detail) == (OutcomeKind.DONE, OutcomeKind.SKIPPED, "it is needed again")
+        assert bench.fleet.get("a").phase is Phase.SERVING
+        assert bench.executor.busy == frozenset()
+
+    run(work())
+
+
+def test_what_requires_an_action_that_could_not_start_does_not_start_either() -> None:
+    async def work() -> None:
+        bench = Bench(server("a"), server("b"))
+        bench.control.gate = asyncio.Event()
+        grow = action(ActionKind.GROW, "b")
+        bench.executor.submit(Plan("d", (grow,)))
+        again = replace(grow, id="e/b", decision_id="e")
+        bench.executor.submit(Plan("e", (again, retire("a", (again.id,)))))
+        assert bench.executor.busy == {f"b/{DETECTOR}"}
+        bench.control.gate.set()
+        await bench.settled()
+        assert "a" in bench.fleet
 
     run(work())
 

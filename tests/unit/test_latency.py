@@ -3,7 +3,7 @@ import math
 import pytest
 
 from themis_triton.core.observation import LatencyHistogram
-from themis_triton.estimate.latency import difference, merged, percentile
+from themis_triton.estimate.latency import difference, percentile
 
 BOUNDS_MS = (10.0, 20.0, 40.0, math.inf)
 
@@ -51,8 +51,3 @@ def test_a_histogram_that_restarted_or_changed_its_bounds_counts_as_new() -> Non
     restarted = histogram(1.0, 1.0, 2.0, 2.0)
     assert difference(restarted, histogram(9.0, 9.0, 9.0, 9.0)) == restarted
     assert difference(restarted, LatencyHistogram((1.0, math.inf), (0.0, 0.0))) == restarted
-
-
-def test_merged_histograms_add_up() -> None:
-    assert merged([histogram(1.0, 2.0, 3.0, 4.0), histogram(0.0, 1.0, 1.0, 1.0)]) == histogram(1.0, 3.0, 4.0, 5.0)
-    assert merged([]) is None

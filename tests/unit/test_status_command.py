@@ -60,6 +60,7 @@ def test_whatever_holds_it_back_and_how_fresh_it_is_are_shown() -> None:
         "tick_errors": 3,
         "clamps": [{"kind": "devices", "sentence": "no slot"}, {"kind": "memory", "sentence": "no room"}],
         "held": {"a/m": NOW_S + 7.0},
+        "journal_trouble": "the journal is not written: disk full",
     }
     show(status | troubles, console)
     assert isinstance(console.file, io.StringIO)
@@ -67,6 +68,7 @@ def test_whatever_holds_it_back_and_how_fresh_it_is_are_shown() -> None:
     assert "paused: nothing is changed until `themis resume`" in text
     assert "pid 4711, last tick" in text
     assert "3 failed ticks" in text
+    assert "the journal is not written: disk full" in text
     assert "held back: no slot\nheld back: no room\nleft alone after a failure: a/m, for 7 s more\n" in text
 
 

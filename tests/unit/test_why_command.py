@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.samples import NOW_S, action, record, server, snapshot
+from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.journal import Journal
 from themis_triton.commands.why_command import why_command
 from themis_triton.core.action import ActionKind, Outcome, OutcomeKind
@@ -15,7 +16,7 @@ from themis_triton.core.errors import MissingPartError, SettingsError
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Settings of a sidecar that has gone: it changed something two minutes ago, and nothing since."""
-    monkeypatch.setattr("themis_triton.commands.why_command.time.time", lambda: NOW_S + 120.0)
+    monkeypatch.setattr(SystemClock, "now_s", lambda _: NOW_S + 120.0)
     settings = tmp_path / "themis.yaml"
     settings.write_text("state_directory: state\n")
     journal = Journal(tmp_path / "state" / "journal.sqlite")

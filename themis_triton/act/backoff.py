@@ -26,6 +26,11 @@ class Backoff:
         self._failures.pop(lever, None)
         self._until_s.pop(lever, None)
 
+    def forget(self, server: str) -> None:
+        """The server and its models are no levers any more."""
+        for lever in [lever for lever in self._failures if lever == server or lever.startswith(f"{server}/")]:
+            self.succeeded(lever)
+
     def held(self, now_s: float) -> dict[str, float]:
         """Levers that are held now, with the time (s) until which."""
         return {lever: until_s for lever, until_s in self._until_s.items() if until_s > now_s}

@@ -12,7 +12,7 @@ from themis_triton.act.backoff import Backoff
 from themis_triton.act.fleet import Fleet
 from themis_triton.core.action import Action, ActionKind, Outcome, OutcomeKind, Plan
 from themis_triton.core.errors import ChangeRefusedError, LaunchFailedError, ServerError, ThemisError
-from themis_triton.core.fleet import Phase
+from themis_triton.core.fleet import Phase, Server
 from themis_triton.plan.routes import route_table
 from themis_triton.ports import Clock, ModelControl, Recorder, RouteWriter, ServerLauncher
 
@@ -29,12 +29,16 @@ class Levers:
 
 
 class Executor:
-    """Runs actions as tasks; keeps the fleet, what is busy, what is held, and outcomes until they are collected."""
+    """Runs actions as tasks; keeps the fleet, what is busy, what is held, and outcomes until they are collected.
+
+    `retiring`: servers that the newest target lets go; a retirement that had to wait for growth is dropped when it is no more wanted.
+    """
 
     def __init__(self, levers: Levers, fleet: Fleet, backoff: Backoff, models: tuple[str, ...]) -> None:
         self.fleet = fleet
         self.backoff = backoff
         self.routes_unwritten: str | None = None
+        self.retiring: frozenset[str] = frozenset()
         self._mending: asyncio.Task[None] | None = None
         self._levers = levers
         self._models = models
@@ -64,9 +68,9 @@ class Executor:
         """Start a plan's actions; returns at once."""
         for action in plan.actions:
             lever = lever_of(action)
-            if lever in self._busy:
+            if lever in self._busy or any(required not in self._tasks for required in action.requires):
                 continue
-            needed = [self._tasks[required] for required in action.requires if required in self._tasks]
+            needed = [self._tasks[required] for required in action.requires]
             self._busy[lever] = action.id
             if action.kind is ActionKind.LAUNCH:
                 self._launching[action.id] = action
@@ -132,6 +136,8 @@ class Executor:
         """Run the action; every failure that the world can cause becomes an outcome."""
         if any(outcome.kind is not OutcomeKind.DONE for outcome in await asyncio.gather(*needed)):
             return OutcomeKind.SKIPPED, "an action that it needs did not succeed"
+        if needed and action.kind is ActionKind.RETIRE and action.server not in self.retiring:
+            return OutcomeKind.SKIPPED, "it is needed again"
         try:
             detail = await self._procedures[action.kind](action)
         except (ChangeRefusedError, LaunchFailedError) as error:
@@ -179,26 +185,31 @@ class Executor:
             server = await launcher.wait_ready(self.fleet.get(name))
             self.fleet.put(replace(server, phase=Phase.WARMING))
             await launcher.warm_up(self.fleet.get(name))
-        except Exception:
-            await self._dispose(name)
+        except Exception as error:
+            try:
+                await self._dispose(name)
+            except (ThemisError, OSError) as another:
+                raise LaunchFailedError(f"{error}; nor could it be stopped: {another}") from error
             raise
         self.fleet.move(name, Phase.SERVING)
         await self.write_routes()
 
     async def _retire(self, action: Action) -> str:
+        before = self.fleet.get(action.server).phase
         self.fleet.move(action.server, Phase.DRAINING)
-        idle = await self._take_down(action.server)
+        idle = await self._take_down(action.server, serves=before is Phase.SERVING)
         return "" if idle else "requests were still in flight when the drain time-out came"
 
-    async def _take_down(self, name: str) -> bool:
+    async def _take_down(self, name: str, *, serves: bool) -> bool:
         """Out of the routes, then idle, then stopped; False when it was stopped before it was idle.
 
-        One that may still be routed to is not stopped: it serves on, and leaves when the routes can be written again.
+        One that may still be routed to is not stopped: where it `serves` it serves on, and it leaves when the routes can be written again.
         """
         try:
             await self.write_routes()
         except Exception:
-            self.fleet.move(name, Phase.SERVING)
+            if serves:
+                self.fleet.move(name, Phase.SERVING)
             raise
         idle = await self._launcher().wait_idle(self.fleet.get(name))
         await self._dispose(name)
@@ -207,7 +218,13 @@ class Executor:
     async def _dispose(self, name: str) -> None:
         server = self.fleet.move(name, Phase.STOPPING)
         await self._launcher().stop(server)
-        self.fleet.remove(name)
+        await self.forget(server)
+
+    async def forget(self, server: Server) -> None:
+        """The server is gone: nothing is kept of it, nor of its levers."""
+        self.fleet.remove(server.name)
+        self.backoff.forget(server.name)
+        await self._levers.control.forget(server)
 
     def _launcher(self) -> ServerLauncher:
         if self._levers.launcher is None:

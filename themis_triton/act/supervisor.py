@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 
 from themis_triton.act.executor import Executor, lever_of
 from themis_triton.core.action import Action, ActionKind, Plan
-from themis_triton.core.errors import ServerError
+from themis_triton.core.errors import ServerError, ThemisError
 from themis_triton.core.fleet import Phase, Server
 from themis_triton.core.observation import ServerReading
 from themis_triton.ports import Clock, ModelControl, ServerLauncher
@@ -19,7 +20,7 @@ REREAD_EVERY_S = 5.0
 
 
 RESUMED = "resumed"
-RESTING = frozenset({Phase.SERVING, Phase.UNREACHABLE, Phase.GONE})
+RESTING = frozenset({Phase.SERVING, Phase.UNREACHABLE})
 COMING = frozenset({Phase.LAUNCHING, Phase.WARMING})
 
 
@@ -57,7 +58,7 @@ class Supervisor:
         self._lost_at_s = [at_s for at_s in self._lost_at_s if at_s > now_s - LOST_MEMORY_S]
         dead = [server for server in self._executor.fleet.all() if await self._is_dead(server)]
         for server in dead:
-            self._executor.fleet.remove(server.name)
+            await self._executor.forget(server)
             self._silent.pop(server.name, None)
             self._lost_at_s.append(now_s)
         self._executor.mend_routes(changed=bool(dead))
@@ -99,9 +100,14 @@ class Supervisor:
     def _clear_remains(self, server: Server) -> None:
         """End what a dead server left behind, off the loop: its children may take their time."""
         if self._launcher is not None:
-            task = asyncio.create_task(self._launcher.stop(server))
+            task = asyncio.create_task(self._stopped(self._launcher, server))
             self._clearing.add(task)
             task.add_done_callback(self._clearing.discard)
+
+    async def _stopped(self, launcher: ServerLauncher, server: Server) -> None:
+        """What does not end is found by its mark: by the next daemon's adoption, and by `themis down`."""
+        with contextlib.suppress(ThemisError, OSError):
+            await launcher.stop(server)
 
     def _note_one(self, reading: ServerReading) -> bool:
         fleet = self._executor.fleet

@@ -31,12 +31,7 @@ BOUNDS_MS = (
     *map(float, range(1, 20)),
     *map(float, range(20, 40, 2)),
     *map(float, range(40, 100, 5)),
-    *(
-        scale * each
-        for scale in (1.0, 10.0, 100.0)
-        for steps in ((100, 200, 10), (200, 400, 20), (400, 1000, 50))
-        for each in range(*steps)
-    ),
+    *(scale * each for scale in (1.0, 10.0, 100.0) for steps in _DECADE for each in range(*steps)),
     100_000.0,
     math.inf,
 )

@@ -19,7 +19,6 @@ create table if not exists ticks (
 create table if not exists outcomes (
     action_id text, ended_at_s real, kind text, outcome text, duration_s real, sentence text, detail text);
 create table if not exists servers (name text primary key, server text);
-create table if not exists processes (role text primary key, process text);
 create index if not exists outcomes_ended on outcomes (ended_at_s);
 """
 QUIET_TICKS_KEPT = 1_200

@@ -69,6 +69,8 @@ class TritonModelControl:
             if served is not None and state_of(served) == state:
                 return state
             override = with_state(await self._base(server, model, served), state, served)
+            if served is not None and state_of(override, served) == state_of(served):
+                return state_of(served)  # the nearest that its instance groups can give
             await self._load(server, model, override)
             return await self._verified(server, model, override)
 

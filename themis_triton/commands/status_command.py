@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from themis_triton.adapters.clock import SystemClock
 from themis_triton.core.errors import ServerError
 from themis_triton.daemon.control import running_pid
 from themis_triton.settings import load_whereabouts
@@ -72,6 +72,8 @@ def show(status: dict[str, Any], console: Console) -> None:
         console.print(f"left alone after a failure: {lever}, for {left_s:.0f} s more", style="yellow", markup=False, soft_wrap=True)
     for words in status.get("drift", []):
         console.print(f"drift: {words}", style="yellow", markup=False, soft_wrap=True)
+    if status.get("journal_trouble"):
+        console.print(f"{status['journal_trouble']}", style="red", markup=False, soft_wrap=True)
     if status.get("routes_unwritten"):
         console.print(f"routes not written: {status['routes_unwritten']}", style="red", markup=False, soft_wrap=True)
     for event in status["events"][-EVENTS_SHOWN:]:
@@ -83,7 +85,9 @@ def _health(status: dict[str, Any]) -> str:
     """Whether what is shown is fresh."""
     if "at_s" not in status:
         return f"pid {status.get('pid', '–')}, no tick yet"
-    return f"pid {status['pid']}, last tick {max(0.0, time.time() - status['at_s']):.1f} s ago, {status['tick_errors']} failed ticks"
+    return (
+        f"pid {status['pid']}, last tick {max(0.0, SystemClock().now_s() - status['at_s']):.1f} s ago, {status['tick_errors']} failed ticks"
+    )
 
 
 def _pipelines(status: dict[str, Any]) -> Table:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.journal_reader import JournalReader, reading
 from themis_triton.core.errors import SettingsError
 from themis_triton.daemon.wiring import journal_path
@@ -28,7 +28,7 @@ def why_command(path: Path, decision: str | None, since: str, limit: int, *, eve
         if decision is not None:
             _one(journal, decision, console, as_json=as_json)
             return
-        rows = journal.ticks(limit, time.time() - since_s, changed_only=not every)[::-1]
+        rows = journal.ticks(limit, SystemClock().now_s() - since_s, changed_only=not every)[::-1]
         newest = journal.ticks(1)
     if as_json:
         console.file.write(json.dumps(rows) + "\n")
@@ -54,7 +54,7 @@ def _seconds(text: str) -> float:
 
 def _moment(at_s: float) -> str:
     """Local time, and how long ago."""
-    ago_s = max(0.0, time.time() - at_s)
+    ago_s = max(0.0, SystemClock().now_s() - at_s)
     unit = next(unit for unit in ("d", "h", "m", "s") if ago_s >= UNITS_S[unit] or unit == "s")
     return f"{datetime.fromtimestamp(at_s, UTC).astimezone():%d %b %H:%M:%S} ({ago_s / UNITS_S[unit]:.0f} {unit} ago)"
 

@@ -36,9 +36,7 @@ class ClampKind(StrEnum):
     """Which guard changed a target."""
 
     BOUNDS = "bounds"
-    STABILIZATION = "stabilization"
     MEMORY = "memory"
-    FLAP = "flap"
     BACKOFF = "backoff"
     DEVICES = "devices"
     SURVIVORS = "survivors"

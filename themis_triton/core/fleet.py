@@ -15,7 +15,6 @@ class Phase(StrEnum):
     UNREACHABLE = "unreachable"
     DRAINING = "draining"
     STOPPING = "stopping"
-    GONE = "gone"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from themis_triton.core.action import OutcomeKind
 from themis_triton.core.config import Prices
-from themis_triton.core.fleet import Phase, Server
+from themis_triton.core.fleet import Server
 from themis_triton.core.record import TickRecord
 
 
@@ -45,5 +45,4 @@ class Account:
 
 def counts(servers: tuple[Server, ...]) -> tuple[int, int]:
     """Servers that exist, and model instances on them."""
-    existing = [server for server in servers if server.phase is not Phase.GONE]
-    return len(existing), sum(state.instances for server in existing for state in server.models.values())
+    return len(servers), sum(state.instances for server in servers for state in server.models.values())

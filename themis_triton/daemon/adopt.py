@@ -11,12 +11,13 @@ from themis_triton.adapters.orphans import find_orphans
 from themis_triton.core.action import Action, ActionKind, Plan
 from themis_triton.core.config import AdoptedServer, Mode
 from themis_triton.core.errors import ServerError
-from themis_triton.core.fleet import Phase, Server
+from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.daemon.control import is_paused
 from themis_triton.daemon.wiring import Parts
 
 log = structlog.get_logger()
 ADOPTION = "adoption"
+READ_ATTEMPTS, READ_AGAIN_AFTER_S = 3, 0.5
 LEAVING = frozenset({Phase.DRAINING, Phase.STOPPING})
 
 
@@ -42,12 +43,22 @@ async def _adopted(configured: AdoptedServer, parts: Parts) -> Server:
         model_control_key=configured.model_control_key,
     )
     try:
-        models = await parts.control.read_models(server, tuple(parts.config.models))
+        models = await _read(server, parts)
     except ServerError as error:
         log.warning("server_unreachable", server=server.name, address=server.grpc_address, error=str(error))
         return replace(server, phase=Phase.UNREACHABLE)
     log.info("server_adopted", server=server.name, models={name: state.instances for name, state in models.items()})
     return replace(server, models=models)
+
+
+async def _read(server: Server, parts: Parts) -> dict[str, ModelState]:
+    """What it runs; asked more than once, because a server that is not read is taken out of the routes."""
+    for _ in range(READ_ATTEMPTS - 1):
+        try:
+            return await parts.control.read_models(server, tuple(parts.config.models))
+        except ServerError:
+            await parts.clock.sleep(READ_AGAIN_AFTER_S)
+    return await parts.control.read_models(server, tuple(parts.config.models))
 
 
 async def _launched(parts: Parts) -> list[Action]:

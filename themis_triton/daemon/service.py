@@ -92,9 +92,17 @@ class _Loop:
             log.exception("tick_failed")
             return
         duration_s = asyncio.get_running_loop().time() - started_s
+        self._note_journal()
         self.board.take(record, 1000.0 * duration_s, paused=self.paused)
         self.exporter.take(record, duration_s)
         self._tell(record)
+
+    def _note_journal(self) -> None:
+        """A journal that is not written remembers no server: the next sidecar has to look for them."""
+        trouble = self.parts.journal.trouble
+        if trouble is not None and trouble != self.board.journal_trouble:
+            log.error("journal", says=trouble)
+        self.board.journal_trouble = trouble
 
     def _rules_now(self) -> Rules:
         """Those of the settings, and advisory while `themis pause` holds."""

@@ -30,6 +30,7 @@ class StatusBoard:
     tick_ms: float = 0.0
     tick_errors: int = 0
     paused: bool = False
+    journal_trouble: str | None = None
     events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=EVENTS_KEPT))
 
     def take(self, record: TickRecord, tick_ms: float, *, paused: bool = False) -> None:
@@ -67,6 +68,7 @@ class StatusBoard:
             "policy": self.config.policy.name.value,
             "tick_ms": self.tick_ms,
             "tick_errors": self.tick_errors,
+            "journal_trouble": self.journal_trouble,
             "account": plain(self.account),
             "events": list(self.events),
         }

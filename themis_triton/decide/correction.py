@@ -57,7 +57,10 @@ def with_drift(decision: Decision, estimate: Estimate) -> Decision:
 
 
 def _scaled(rules: Rules, factors: Mapping[str, float]) -> Rules:
-    return replace(rules, problems={name: _scaled_problem(problem, factors) for name, problem in rules.problems.items()})
+    def scaled(problems: dict[str, ChainProblem]) -> dict[str, ChainProblem]:
+        return {name: _scaled_problem(problem, factors) for name, problem in problems.items()}
+
+    return replace(rules, problems=scaled(rules.problems), server_problems=scaled(rules.server_problems))
 
 
 def _scaled_problem(problem: ChainProblem, factors: Mapping[str, float]) -> ChainProblem:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from themis_triton.core.config import ModelConfig, ThemisConfig
 from themis_triton.core.decision import Clamp, ClampKind, Target
-from themis_triton.core.fleet import ModelState, Server
+from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.observation import Snapshot
 
 Guarded = tuple[Target, tuple[Clamp, ...]]
@@ -14,11 +14,26 @@ Guarded = tuple[Target, tuple[Clamp, ...]]
 
 def guard(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:
     """Apply every guard in order; returns the target that may be planned and all clamps."""
-    clamps: list[Clamp] = []
-    for step in (within_bounds, only_safe_levers, within_memory, at_a_pace, not_in_backoff):
-        target, found = step(target, snapshot, config)
+    asked, found = within_bounds(target, snapshot, config)
+    kept, clamps = asked, list(found)
+    for step in (only_safe_levers, within_memory, at_a_pace, not_in_backoff):
+        kept, found = step(kept, snapshot, config)
         clamps.extend(found)
-    return target, tuple(clamps)
+    kept, found = _survivors_first(asked, kept)
+    return kept, (*clamps, *found)
+
+
+def _survivors_first(asked: Target, kept: Target) -> Guarded:
+    """Nobody leaves while those that stay are not given all that they need to carry the load without it."""
+    short = [
+        name
+        for name, models in asked.servers.items()
+        if name not in asked.retire and any(kept.servers[name][model].instances < state.instances for model, state in models.items())
+    ]
+    if not short or not asked.retire:
+        return kept, ()
+    sentence = f"{', '.join(asked.retire)} stays until {', '.join(short)} may have the instances that its load needs"
+    return replace(kept, retire=()), (Clamp(ClampKind.SURVIVORS, sentence),)
 
 
 def within_bounds(target: Target, _: Snapshot, config: ThemisConfig) -> Guarded:
@@ -90,11 +105,15 @@ def within_memory(target: Target, snapshot: Snapshot, config: ThemisConfig) -> G
         for reading in snapshot.devices
         if reading.memory_free_bytes is not None
     }
+    for server in snapshot.servers:
+        # What is on its way may not have taken its memory yet.
+        if server.phase is Phase.LAUNCHING and server.device in free:
+            free[server.device] -= _held_bytes(server.models, config)
     clamps: list[Clamp] = []
     servers = dict(target.servers)
     for server in snapshot.servers:
         wanted = target.servers.get(server.name)
-        if wanted is None or server.device not in free:
+        if wanted is None or server.device not in free or server.name in target.retire:
             continue
         extra = _extra_bytes(server, wanted, config)
         if extra > max(0.0, free[server.device]) and extra > 0:
@@ -107,7 +126,7 @@ def within_memory(target: Target, snapshot: Snapshot, config: ThemisConfig) -> G
 
 
 def at_a_pace(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:
-    """At most `max_added_instances` at once, one each in turn: on a shared host starting ones take the processor from serving ones."""
+    """At most `max_added_instances` in one tick, one each in turn: on a shared host starting ones take the processor from serving ones."""
     left = config.policy.max_added_instances
     servers = {name: dict(models) for name, models in target.servers.items()}
     wanted = {
@@ -130,8 +149,7 @@ def at_a_pace(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guard
         state = servers[name][model]
         servers[name][model] = replace(state, instances=state.instances - growing[name, model] + count)
     clamp = Clamp(ClampKind.PACE, f"{config.policy.max_added_instances} of {asked} instances are added now, the others in the next ticks")
-    # Nobody leaves before the survivors have all that they need.
-    return replace(target, servers=servers, retire=()), (clamp,)
+    return replace(target, servers=servers), (clamp,)
 
 
 def not_in_backoff(target: Target, snapshot: Snapshot, _: ThemisConfig) -> Guarded:
@@ -156,6 +174,10 @@ def _extra_bytes(server: Server, wanted: dict[str, ModelState], config: ThemisCo
     return total
 
 
+def _held_bytes(models: dict[str, ModelState], config: ThemisConfig) -> int:
+    return sum(state.instances * config.models[name].profile.instance_memory_bytes for name, state in models.items())
+
+
 def _not_above(state: ModelState, now: ModelState | None) -> ModelState:
     return state if now is None else replace(now, instances=min(state.instances, now.instances))
 
@@ -168,7 +190,7 @@ def _launches_that_fit(
     clamps: list[Clamp] = []
     for name, models in target.launch.items():
         slot = slots[name]
-        wanted = sum(state.instances * config.models[model].profile.instance_memory_bytes for model, state in models.items())
+        wanted = _held_bytes(models, config)
         limits = [limit for limit in (slot.memory_bytes, free.get(slot.device)) if limit is not None]
         if limits and wanted > min(limits):
             clamps.append(Clamp(ClampKind.MEMORY, f"no server on {name}: {wanted / 2**20:.0f} MiB are not free on {slot.device}"))

@@ -38,7 +38,7 @@ def decide(state: PolicyState, situation: Situation, rules: Rules) -> tuple[Poli
     """One tick's decision. No data, stale readings and short history hold what is; nothing here reads a clock or does I/O."""
     held = _hold(situation, rules)
     if held is not None:
-        return state, held
+        return state.unseen(), held
     propose = POLICIES[rules.config.policy.name]
     asked = []
     for pipeline in rules.config.pipelines:

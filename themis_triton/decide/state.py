@@ -98,3 +98,7 @@ class PolicyState:
 
     pipelines: dict[str, PipelineMemory] = field(default_factory=dict)
     short_since_s: float | None = None
+
+    def unseen(self) -> PolicyState:
+        """After a time in which nothing was seen: what was needed and wanted before it covers none of it."""
+        return PolicyState({name: replace(memory, needs=(), wanted=()) for name, memory in self.pipelines.items()})

@@ -34,7 +34,6 @@ _PHASE_STYLES = {
     Phase.SERVING: "green",
     Phase.DRAINING: "magenta",
     Phase.STOPPING: "magenta",
-    Phase.GONE: "dim",
 }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
 
 from themis_triton.core.observation import LatencyHistogram
 
@@ -32,11 +31,3 @@ def percentile(histogram: LatencyHistogram, percent: float) -> float | None:
     below_count, below_ms = (counts[index - 1], bounds[index - 1]) if index else (0.0, 0.0)
     inside = counts[index] - below_count
     return below_ms + (bounds[index] - below_ms) * ((wanted - below_count) / inside if inside > 0 else 1.0)
-
-
-def merged(histograms: Sequence[LatencyHistogram]) -> LatencyHistogram | None:
-    """Sum of histograms with the same bounds; None for none."""
-    if not histograms:
-        return None
-    counts = tuple(sum(column) for column in zip(*(h.counts for h in histograms), strict=True))
-    return LatencyHistogram(histograms[0].bounds_ms, counts)

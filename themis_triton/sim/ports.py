@@ -80,6 +80,9 @@ class SimControl:
         """Load the model with the given counts and batching."""
         return await self.cluster.change(server.name, model, state)
 
+    async def forget(self, server: Server) -> None:
+        """Nothing is kept of a server."""
+
 
 @dataclass(frozen=True, slots=True)
 class SimLauncher:

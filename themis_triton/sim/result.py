@@ -117,7 +117,8 @@ class SimResult:
         """The run by the second, for pictures; rows of one pipeline, servers and instances of all."""
         run, seconds = self.pipelines[pipeline], int(np.ceil(self.duration_s))
         second = np.minimum(run.arrival_s.astype(np.int64), seconds - 1)
-        per_second = [run.latency_ms[(second == s) & run.answered] for s in range(seconds)]
+        inside, latency_ms = second[run.answered], run.latency_ms[run.answered]
+        per_second = np.split(latency_ms, np.searchsorted(inside, np.arange(1, seconds)))
         at_s = self.start_s + np.arange(seconds)
         use = [self.usage[max(0, int(np.searchsorted([u.at_s for u in self.usage], t, side="right")) - 1)] for t in at_s]
         return RunSeries(
