@@ -30,7 +30,7 @@ ONE_SERVER_RPS = 36.0
 
 
 def identity(server: Mapping[str, Any]) -> ProcessId:
-    return ProcessId(server["process"]["pid"], server["process"]["started_at_s"])
+    return ProcessId(server["process"]["pid"], server["process"]["start_ticks"])
 
 
 def remembered(rows: list[tuple[Any, ...]]) -> Server:

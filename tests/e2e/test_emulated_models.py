@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,14 +125,24 @@ def keep_busy(server: TritonProcess, model: str, batch: int, until: threading.Ev
     return answered
 
 
-def run_for(server: TritonProcess, streams: Mapping[tuple[str, int], int], seconds: float) -> int:
-    """So many closed-loop streams of each (model, batch), for a while; how many requests were answered."""
+@contextmanager
+def streams_running(server: TritonProcess, streams: Mapping[tuple[str, int], int]) -> Iterator[list[Future[int]]]:
+    """So many closed-loop streams of each (model, batch) meanwhile; each tells in the end how many of its requests were answered."""
     done = threading.Event()
     with ThreadPoolExecutor(sum(streams.values())) as pool:
         running = [pool.submit(keep_busy, server, model, batch, done) for (model, batch), count in streams.items() for _ in range(count)]
-        done.wait(seconds)
-        done.set()
-        return sum(stream.result(LIMIT_S) for stream in running)
+        try:
+            yield running
+        finally:
+            done.set()
+        wait(running, LIMIT_S)
+
+
+def run_for(server: TritonProcess, streams: Mapping[tuple[str, int], int], seconds: float) -> int:
+    """The streams for a while; how many requests were answered."""
+    with streams_running(server, streams) as running:
+        wait(running, seconds)
+    return sum(stream.result() for stream in running)
 
 
 def executed(client: triton.InferenceServerClient, model: str, batch: int) -> tuple[int, int]:
@@ -144,10 +154,16 @@ def executed(client: triton.InferenceServerClient, model: str, batch: int) -> tu
 
 
 def mean_ms(bench: Bench, streams: Mapping[tuple[str, int], int], seconds: float = 1.5) -> dict[str, float]:
-    """Mean service time by model as Triton measures it, while the streams run."""
-    before = {key: executed(bench.client, *key) for key in streams}
-    run_for(bench.server, streams, seconds)
-    after = {key: executed(bench.client, *key) for key in streams}
+    """Mean service time by model as Triton measures it, while all streams run: neither before the last has begun nor once one ends."""
+    fresh = {key: executed(bench.client, *key)[0] for key in streams}
+    deadline_s = time.monotonic() + LIMIT_S
+    with streams_running(bench.server, streams) as running:
+        while any(executed(bench.client, *key)[0] < fresh[key] + 2 * count for key, count in streams.items()):
+            assert time.monotonic() < deadline_s, "no stream gets an answer"
+            wait(running, 0.01)
+        before = {key: executed(bench.client, *key) for key in streams}
+        wait(running, seconds)
+        after = {key: executed(bench.client, *key) for key in streams}
     return {key[0]: (after[key][1] - before[key][1]) / (after[key][0] - before[key][0]) / 1e6 for key in streams}
 
 

@@ -306,7 +306,7 @@ class TestStop:
 
     def test_a_reused_pid_is_not_the_process(self, launcher: LocalServers, video_server: Server) -> None:
         assert video_server.process is not None
-        other = replace(video_server, process=replace(video_server.process, started_at_s=video_server.process.started_at_s - 100))
+        other = replace(video_server, process=replace(video_server.process, start_ticks=video_server.process.start_ticks - 100))
         assert not asyncio.run(launcher.is_alive(other))
 
     def test_idle_means_that_requests_in_flight_have_ended(self, launcher: LocalServers, video_server: Server) -> None:

@@ -49,7 +49,7 @@ def outcome(second: float, kind: OutcomeKind = OutcomeKind.DONE) -> Outcome:
 
 
 def test_servers_come_back_as_they_were(path: Path) -> None:
-    first = replace(server("a", (3, 2), slot="cpu:1"), process=ProcessId(4711, 1_700_000_000.25), log_file="a.log")
+    first = replace(server("a", (3, 2), slot="cpu:1"), process=ProcessId(4711, 170_025), log_file="a.log")
     second = server("b", phase=Phase.WARMING)
     journal = Journal(path)
     for each in (second, first):
@@ -62,6 +62,15 @@ def test_servers_come_back_as_they_were(path: Path) -> None:
     again.forget_server("unknown")
     assert again.load_servers() == (replace(first, phase=Phase.DRAINING),)
     again.close()
+
+
+def test_a_server_that_another_version_wrote_is_left_out(path: Path, journal: Journal) -> None:
+    journal.save_server(server("a"))
+    with sqlite3.connect(path) as other:
+        other.execute("insert into servers values (?, ?)", ("old", '{"name": "old", "process": {"pid": 1, "started_at_s": 1.5}}'))
+    assert [each.name for each in journal.load_servers()] == ["a"]
+    with reading(path) as reader:
+        assert [each.name for each in reader.servers()] == ["a"]
 
 
 def test_the_newest_ticks_come_first(path: Path, journal: Journal) -> None:

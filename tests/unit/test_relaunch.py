@@ -25,7 +25,7 @@ from themis_triton.core.fleet import Phase, ProcessId
 from themis_triton.daemon.adopt import adopt
 from themis_triton.daemon.wiring import Parts
 
-NO_PROCESS = ProcessId(2**22 + 1, 1.0)
+NO_PROCESS = ProcessId(2**22 + 1, 1)
 PORT_TAKEN_ONCE = """#!/bin/sh
 echo $$ >> {pids}
 [ $(wc -l < {pids}) -gt 1 ] && exec sleep 30

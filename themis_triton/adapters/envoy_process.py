@@ -14,7 +14,7 @@ import psutil
 from themis_triton.adapters.envoy_addresses import resolve
 from themis_triton.adapters.envoy_admin import EnvoyAdmin
 from themis_triton.adapters.envoy_files import read_files, write_atomically
-from themis_triton.adapters.processes import OWNER_VARIABLE, find_process, owned_processes, owner_mark, spawn, stop_process
+from themis_triton.adapters.processes import OWNER_VARIABLE, find_process, identify, owned_processes, owner_mark, spawn, stop_process
 from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.errors import MissingPartError, ServerError
 from themis_triton.core.fleet import ProcessId
@@ -82,8 +82,8 @@ class EnvoyProcess:
         for process in owned_processes(self._state_directory):
             try:
                 if bootstrap in process.cmdline():
-                    return ProcessId(process.pid, process.create_time())
-            except psutil.NoSuchProcess:
+                    return identify(process.pid)
+            except (psutil.NoSuchProcess, ProcessLookupError):
                 continue  # It ended between the two looks.
         return None
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from themis_triton.core.action import Outcome
-from themis_triton.core.encoding import plain, server_from_plain
+from themis_triton.core.encoding import plain, remembered_servers
 from themis_triton.core.errors import MissingPartError
 from themis_triton.core.fleet import Server
 from themis_triton.core.record import TickRecord, describe, sentence
@@ -71,7 +71,7 @@ class Journal:
     def load_servers(self) -> tuple[Server, ...]:
         """Launched servers that were remembered and not forgotten."""
         rows = self._db.execute("select server from servers order by name").fetchall()
-        return tuple(server_from_plain(json.loads(row[0])) for row in rows)
+        return remembered_servers(row[0] for row in rows)
 
     def close(self) -> None:
         """Close the file."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from themis_triton.core.encoding import server_from_plain
+from themis_triton.core.encoding import remembered_servers
 from themis_triton.core.errors import MissingPartError
 from themis_triton.core.fleet import Server
 
@@ -45,7 +45,7 @@ class JournalReader:
     def servers(self) -> tuple[Server, ...]:
         """Launched servers that were remembered and not forgotten."""
         rows = self._db.execute("select server from servers order by name").fetchall()
-        return tuple(server_from_plain(json.loads(row[0])) for row in rows)
+        return remembered_servers(row[0] for row in rows)
 
 
 @contextmanager

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import psutil
 
-from themis_triton.adapters.processes import owned_processes
+from themis_triton.adapters.processes import identify, owned_processes
 from themis_triton.adapters.server_files import ServerFiles, read_config_text
-from themis_triton.core.fleet import ModelState, Phase, ProcessId, Server
+from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.plan.model_config import parse_config, state_of
 
 SERVER_VARIABLE = "THEMIS_SERVER"
@@ -35,7 +35,7 @@ def _server(state_directory: Path, process: psutil.Process) -> Server | None:
         if SERVER_VARIABLE not in environment or os.getsid(process.pid) != process.pid:
             return None
         options, loaded = _options(process.cmdline())
-        identity = ProcessId(process.pid, process.create_time())
+        identity = identify(process.pid)
     except (psutil.NoSuchProcess, ProcessLookupError):
         return None
     files = ServerFiles(state_directory, environment[SERVER_VARIABLE])

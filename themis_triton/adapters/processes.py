@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -18,9 +19,10 @@ OWNER_VARIABLE = "THEMIS_OWNER"
 """Environment variable of every process that Themis starts: the state directory of the daemon that it belongs to."""
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - Triton's Python backend puts its regions there
-_SAME_START_S = 1.0
+_START_FIELD = 19
 _POLL_S = 0.03
-_KILL_WAIT_S = 10.0
+_KILL_WAIT_S = 20.0
+_KILL_AGAIN_S = 0.2
 
 
 def owner_mark(state_directory: Path) -> str:
@@ -66,17 +68,31 @@ def spawn(command: Sequence[str], environment: Mapping[str, str], log_file: Path
     finally:
         os.close(log)
         os.close(null)
-    return ProcessId(pid, psutil.Process(pid).create_time())
+    return identify(pid)
+
+
+def identify(pid: int) -> ProcessId:
+    """What tells this process, running or a zombie, from every other one since boot.
+
+    Raises:
+        ProcessLookupError: there is no such process.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except FileNotFoundError as error:
+        raise ProcessLookupError(f"no process {pid}") from error
+    # The command name stands in parentheses and may itself hold spaces and parentheses.
+    return ProcessId(pid, int(text.rpartition(")")[2].split()[_START_FIELD]))
 
 
 def find_process(identity: ProcessId) -> psutil.Process | None:
     """The very process, if it still runs; one that has ended and was our child is reaped."""
     try:
-        process = psutil.Process(identity.pid)
-        if abs(process.create_time() - identity.started_at_s) > _SAME_START_S:
+        if identify(identity.pid) != identity:
             return None
+        process = psutil.Process(identity.pid)
         ended = process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, ProcessLookupError):
         return None
     if ended:
         _reap(identity.pid)
@@ -113,10 +129,16 @@ async def stop_process(identity: ProcessId, timeout_s: float) -> bool:
     if process is not None:
         _signal(process, signal.SIGTERM)
     in_time = await wait_until(lambda: find_process(identity) is None, timeout_s)
-    for straggler in await asyncio.to_thread(group_members, identity):
-        _signal(straggler, signal.SIGKILL)
-    gone = await wait_until(lambda: not group_members(identity) and find_process(identity) is None, _KILL_WAIT_S)
+    gone = await wait_until(lambda: not _kill_group(identity) and find_process(identity) is None, _KILL_WAIT_S)
     return in_time and gone
+
+
+def _kill_group(identity: ProcessId) -> list[psutil.Process]:
+    """Who was still there; asked again until nobody is, since a server in its last moments may yet start a child."""
+    members = group_members(identity)
+    for member in members:
+        _signal(member, signal.SIGKILL)
+    return members
 
 
 def _signal(process: psutil.Process, number: signal.Signals) -> None:
@@ -180,14 +202,14 @@ def stop_everything(state_directory: Path, timeout_s: float = 20.0) -> tuple[int
         if process.ppid() not in pids:
             _signal(process, signal.SIGTERM)
     psutil.wait_procs(found, timeout=timeout_s)
-    stragglers = owned_processes(state_directory)
-    for process in stragglers:
-        _signal(process, signal.SIGKILL)
-    _, left = psutil.wait_procs(stragglers, timeout=_KILL_WAIT_S)
-    if left:
-        raise TimeoutError(
-            f"processes {[process.pid for process in left]} do not end, not even by SIGKILL; see what the kernel says of them"
-        )
+    deadline_s = time.monotonic() + _KILL_WAIT_S
+    while stragglers := [process for process in owned_processes(state_directory) if _runs(process)]:
+        if time.monotonic() > deadline_s:
+            left = [process.pid for process in stragglers]
+            raise TimeoutError(f"processes {left} do not end, not even by SIGKILL; see what the kernel says of them")
+        for process in stragglers:
+            _signal(process, signal.SIGKILL)
+        psutil.wait_procs(stragglers, timeout=_KILL_AGAIN_S)
     shutil.rmtree(state_directory / "servers", ignore_errors=True)
     remove_shared_memory(shared_memory_prefix(state_directory))
     return tuple(sorted(pids))

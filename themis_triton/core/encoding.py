@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +42,14 @@ def server_from_plain(data: Mapping[str, Any]) -> Server:
             "models": {name: ModelState(**state) for name, state in data["models"].items()},
         }
     )
+
+
+def remembered_servers(texts: Iterable[str]) -> tuple[Server, ...]:
+    """The servers of JSON texts. One that another version wrote otherwise is left out: those that run are found by their mark."""
+    servers = []
+    for text in texts:
+        try:
+            servers.append(server_from_plain(json.loads(text)))
+        except (KeyError, TypeError, ValueError):
+            continue
+    return tuple(servers)

@@ -28,10 +28,13 @@ class ModelState:
 
 @dataclass(frozen=True, slots=True)
 class ProcessId:
-    """A process is known by its pid AND its start time (seconds since the epoch), so that a reused pid is never signalled."""
+    """A process is known by its pid AND its start time, so that a reused pid is never signalled.
+
+    The start time is the kernel's, in clock ticks since boot: seconds since the epoch would change whenever the clock is set.
+    """
 
     pid: int
-    started_at_s: float
+    start_ticks: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,74 @@
+"""Processes are known by what the kernel says of them, and a group ends to the last member."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from themis_triton.adapters.processes import (
+    OWNER_VARIABLE,
+    find_process,
+    group_members,
+    identify,
+    owned_processes,
+    owner_mark,
+    spawn,
+    stop_everything,
+    stop_process,
+    wait_until,
+)
+from themis_triton.core.fleet import ProcessId
+
+NO_PROCESS = 2**22 + 1
+
+
+def shell(script: str, folder: Path) -> ProcessId:
+    return spawn(["/bin/sh", "-c", script], dict(os.environ), folder / "log")
+
+
+def test_start_time_counts_from_boot_and_not_from_the_clock() -> None:
+    own = identify(os.getpid())
+    since_boot_s = own.start_ticks / os.sysconf("SC_CLK_TCK")
+    assert since_boot_s == pytest.approx(psutil.Process().create_time() - psutil.boot_time(), abs=0.1)
+
+
+def test_a_process_is_found_by_pid_and_start_time_together(tmp_path: Path) -> None:
+    sleeper = shell("exec sleep 60", tmp_path)
+    try:
+        found = find_process(sleeper)
+        assert found is not None
+        assert found.pid == sleeper.pid
+        assert find_process(replace(sleeper, start_ticks=sleeper.start_ticks + 1)) is None
+    finally:
+        assert asyncio.run(stop_process(sleeper, 5.0))
+    assert find_process(sleeper) is None
+    with pytest.raises(ProcessLookupError):
+        identify(NO_PROCESS)
+
+
+def test_children_started_while_the_group_is_killed_end_too(tmp_path: Path) -> None:
+    breeder = shell('trap "" TERM; while :; do sleep 60 & echo born; done', tmp_path)
+    log = tmp_path / "log"
+
+    async def breed_and_stop() -> bool:
+        assert await wait_until(lambda: log.stat().st_size > 0, 10.0)
+        return await stop_process(breeder, 0.1)
+
+    assert not asyncio.run(breed_and_stop()), "it did not end by itself"
+    assert group_members(breeder) == []
+    assert find_process(breeder) is None
+
+
+def test_everything_with_the_mark_ends(tmp_path: Path) -> None:
+    script = 'trap "" TERM; while :; do sleep 60 & echo born; done'
+    environment = {**os.environ, OWNER_VARIABLE: owner_mark(tmp_path)}
+    breeder = spawn(["/bin/sh", "-c", script], environment, tmp_path / "log")
+    pids = stop_everything(tmp_path, timeout_s=0.1)
+    assert breeder.pid in pids
+    assert owned_processes(tmp_path) == []
+    assert find_process(breeder) is None
