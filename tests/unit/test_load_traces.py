@@ -130,7 +130,7 @@ def test_numpy_files(tmp_path: Path, suffix: str) -> None:
 
 
 def test_slices_scale_and_duration(tmp_path: Path) -> None:
-    source = write(tmp_path / "t.csv", "\n".join(str(n) for n in range(100)))
+    source = write(tmp_path / "t.csv", "rps\n" + "\n".join(str(n) for n in range(100)))
     assert load_trace(TraceOptions(source, from_s=10, to_s=13, scale=2.0)).rates_rps.tolist() == [20.0, 22.0, 24.0]
     assert load_trace(TraceOptions(source, from_s=10, duration_s=2)).rates_rps.tolist() == [10.0, 11.0]
     assert load_trace(TraceOptions(source, from_s=98, to_s=500)).rates_rps.tolist() == [98.0, 99.0]
@@ -156,6 +156,7 @@ def test_time_stamps_are_sliced_like_rates(tmp_path: Path) -> None:
         ("t.csv", b"time,rps\n0,1\n5,2\n", "not one second apart"),
         ("t.csv", b"timestamp\nyesterday\n", "found 'yesterday'"),
         ("t.csv", b"0\n0\n", "no request"),
+        ("t.csv", b"\n".join(b"%d.5" % second for second in range(20)), "20 numbers that only ever rise"),
         ("t.csv", b"\xff\xfe\xfa", "UTF-8"),
         ("t.npy", b"no array", "not a NumPy file"),
         ("t.npz", b"PK no archive", "not a NumPy file"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +20,10 @@ from themis_triton.adapters.journal import Journal
 from themis_triton.adapters.local_servers import LocalServers
 from themis_triton.adapters.model_control import TritonModelControl, model_repositories
 from themis_triton.adapters.orphans import DEVICE_VARIABLE, SERVER_VARIABLE, SLOT_VARIABLE
-from themis_triton.adapters.processes import OWNER_VARIABLE, owner_mark, spawn, stop_process
-from themis_triton.core.config import DeviceSlot, LaunchConfig
-from themis_triton.core.errors import LaunchFailedError
-from themis_triton.core.fleet import Phase, ProcessId
+from themis_triton.adapters.processes import OWNER_VARIABLE, find_process, owner_mark, spawn, stop_process
+from themis_triton.core.config import DeviceSlot, LaunchConfig, ThemisConfig
+from themis_triton.core.errors import LaunchFailedError, SettingsError
+from themis_triton.core.fleet import Phase, ProcessId, Server
 from themis_triton.daemon.adopt import adopt
 from themis_triton.daemon.wiring import Parts
 
@@ -51,28 +53,51 @@ def test_one_that_is_not_ready_on_other_ports_either_is_stopped(tmp_path: Path) 
     assert not psutil.pid_exists(again)
 
 
-def test_an_orphan_replaces_the_process_of_its_name_that_is_gone(tmp_path: Path) -> None:
+@contextmanager
+def orphan_running(folder: Path) -> Iterator[ProcessId]:
+    """What looks like a server that a daemon with this state directory launched under the name `new`."""
     options = [f"--{part}-{what}" for part in ("grpc", "http", "metrics") for what in ("address=127.0.0.1", "port=1")]
-    marks = {OWNER_VARIABLE: owner_mark(tmp_path), SERVER_VARIABLE: "new", SLOT_VARIABLE: "cpu:0", DEVICE_VARIABLE: "cpu:0"}
-    settings = replace(config(), state_directory=tmp_path)
-    assert settings.launch is not None
+    marks = {OWNER_VARIABLE: owner_mark(folder), SERVER_VARIABLE: "new", SLOT_VARIABLE: "cpu:0", DEVICE_VARIABLE: "cpu:0"}
+    command = ["/bin/sh", "-c", "sleep 30; :", "sh", *options, "--grpc-restricted-protocol=trace:key=k"]
+    process = spawn(command, {**os.environ, **marks}, folder / "log")
+    try:
+        yield process
+    finally:
+        asyncio.run(stop_process(process, 5.0))
 
-    async def scenario(launch: LaunchConfig) -> None:
-        bench, clock, journal = Bench(), SystemClock(), Journal(tmp_path / "journal.sqlite")
-        journal.save_server(replace(server("new", phase=Phase.LAUNCHING, slot="cpu:0"), process=NO_PROCESS))
-        command = ["/bin/sh", "-c", "sleep 30; :", "sh", *options, "--grpc-restricted-protocol=trace:key=k"]
-        orphan = spawn(command, {**os.environ, **marks}, tmp_path / "log")
-        control, launcher = TritonModelControl(model_repositories(tmp_path, ())), LocalServers(launch, tmp_path)
-        envoy = EnvoyProcess(settings.envoy, tmp_path)
-        try:
-            await adopt(Parts(settings, bench.world, control, launcher, journal, envoy, clock))
-            (adopted,) = bench.fleet.all()
-            assert adopted.process == orphan
-        finally:
-            await stop_process(orphan, 5.0)
-            await bench.executor.cancel()
-            await control.close()
-            await envoy.close()
-            journal.close()
 
-    asyncio.run(scenario(settings.launch))
+async def adopted_by(settings: ThemisConfig, journal: Journal) -> tuple[Server, ...]:
+    """The fleet of a daemon that starts with these settings."""
+    bench, folder = Bench(), settings.state_directory
+    control, envoy = TritonModelControl(model_repositories(folder, ())), EnvoyProcess(settings.envoy, folder)
+    launcher = LocalServers(settings.launch, folder) if settings.launch is not None else None
+    try:
+        await adopt(Parts(settings, bench.world, control, launcher, journal, envoy, SystemClock()))
+        return bench.fleet.all()
+    finally:
+        await bench.executor.cancel()
+        await control.close()
+        await envoy.close()
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    opened = Journal(tmp_path / "journal.sqlite")
+    yield opened
+    opened.close()
+
+
+def test_an_orphan_replaces_the_process_of_its_name_that_is_gone(tmp_path: Path, journal: Journal) -> None:
+    journal.save_server(replace(server("new", phase=Phase.LAUNCHING, slot="cpu:0"), process=NO_PROCESS))
+    with orphan_running(tmp_path) as orphan:
+        (adopted,) = asyncio.run(adopted_by(replace(config(), state_directory=tmp_path), journal))
+        assert adopted.process == orphan
+
+
+def test_settings_that_lost_their_launch_section_do_not_orphan_what_serves(tmp_path: Path, journal: Journal) -> None:
+    settings = replace(config(), state_directory=tmp_path, launch=None)
+    with orphan_running(tmp_path) as orphan:
+        with pytest.raises(SettingsError, match=r"launch: missing, but servers new, .* put the section back, or .* `themis down`"):
+            asyncio.run(adopted_by(settings, journal))
+        assert find_process(orphan) is not None
+    assert asyncio.run(adopted_by(settings, journal)) == ()

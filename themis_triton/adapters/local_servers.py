@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import httpx
-import psutil
 
 from themis_triton.adapters.orphans import DEVICE_VARIABLE, SERVER_VARIABLE, SLOT_VARIABLE
 from themis_triton.adapters.processes import OWNER_VARIABLE, find_process, group_members, owner_mark, short_hash, spawn, stop_process
@@ -94,7 +93,7 @@ class LocalServers:
         command = [str(install.binary), *_arguments(files, models, ports, key), *self._own_arguments(install, complete=complete)]
         try:
             process = spawn(command, self._environment(files.name, slot, install), files.log)
-        except (OSError, psutil.NoSuchProcess) as error:
+        except OSError as error:
             raise LaunchFailedError(f"server {files.name}: {install.binary} cannot be started: {error}; {files.log_tail()}") from error
         grpc, http, metrics = (f"{_LOOPBACK}:{port}" for port in ports)
         return Server(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import structlog
 
 from themis_triton.adapters.orphans import find_orphans
 from themis_triton.core.action import Action, ActionKind, Plan
 from themis_triton.core.config import AdoptedServer, Mode
-from themis_triton.core.errors import ServerError
+from themis_triton.core.errors import ServerError, SettingsError
 from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.daemon.control import is_paused
 from themis_triton.daemon.wiring import Parts
@@ -22,13 +23,29 @@ LEAVING = frozenset({Phase.DRAINING, Phase.STOPPING})
 
 
 async def adopt(parts: Parts) -> None:
-    """Fill the fleet with what runs, write the routes, and take up what was left half done. Nothing that serves is disturbed."""
+    """Fill the fleet with what runs, write the routes, and take up what was left half done. Nothing that serves is disturbed.
+
+    Raises:
+        SettingsError: servers run that an earlier daemon launched, and the settings have lost their `launch` section.
+    """
+    if parts.launcher is None:
+        await _refuse_forgotten_servers(parts.config.state_directory)
     for configured in parts.config.servers:
         parts.world.executor.fleet.put(await _adopted(configured, parts))
     unfinished = await _launched(parts)
     await parts.world.executor.write_routes()
     if parts.config.mode is Mode.ACTIVE and not is_paused(parts.config.state_directory):
         parts.world.executor.submit(Plan(ADOPTION, tuple(unfinished)))
+
+
+async def _refuse_forgotten_servers(state_directory: Path) -> None:
+    running = await asyncio.to_thread(find_orphans, state_directory)
+    if running:
+        names = ", ".join(server.name for server in running)
+        raise SettingsError(
+            f"launch: missing, but servers {names}, which an earlier sidecar launched with state_directory {state_directory}, still serve "
+            "and would be routed no more; put the section back, or end them and their Envoy with `themis down` first"
+        )
 
 
 async def _adopted(configured: AdoptedServer, parts: Parts) -> Server:

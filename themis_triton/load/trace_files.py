@@ -22,6 +22,7 @@ RATE_COLUMNS = ("rps", "rate", "rate_rps", "requests", "count", "qps")
 MAX_TRACE_S = 31 * 86_400
 LATEST_S = 1e11
 """No time stamp in seconds is larger; one of today in milliseconds is."""
+_RISING_LINES = 20
 _SUFFIXES = (".csv", ".npz", ".npy")
 
 
@@ -29,7 +30,8 @@ def read_trace_file(path: Path) -> tuple[FloatArray, FloatArray | None]:
     """Rates in requests/s, one a second, and the arrival times in seconds from the first one where the file has them.
 
     CSV with a header: a column named like `rps` holds rates, one like `timestamp` holds arrivals (ISO 8601 or seconds).
-    CSV without a header: one column; ISO 8601 values are arrivals, numbers are rates. Raises SettingsError otherwise.
+    CSV without a header: one column; ISO 8601 values are arrivals, numbers are rates, unless they only ever rise: then they may as well
+    be arrivals, and the file must say which. Raises SettingsError otherwise.
     """
     if path.suffix.lower() not in _SUFFIXES:
         raise SettingsError(
@@ -112,9 +114,15 @@ def _with_header(header: Sequence[str], rows: list[list[str]], path: Path) -> tu
 def _without_header(rows: list[list[str]], path: Path) -> tuple[FloatArray, FloatArray | None]:
     if len(rows[0]) > 1:
         raise SettingsError(f"{path}: line 1 has {len(rows[0])} columns and no header; name the columns, for example 'time,rps'")
-    if _is_number(rows[0][0]):
-        return checked_rates(_numbers(rows, 0, path, first_line=1), str(path)), None
-    return _from_times(_times(rows, 0, path, first_line=1), path)
+    if not _is_number(rows[0][0]):
+        return _from_times(_times(rows, 0, path, first_line=1), path)
+    rates = checked_rates(_numbers(rows, 0, path, first_line=1), str(path))
+    if rates.size >= _RISING_LINES and np.all(np.diff(rates) > 0.0):
+        raise SettingsError(
+            f"{path}: found {rates.size} numbers that only ever rise, and no header: rates, one a second, or arrivals in seconds? "
+            "Write 'rps' or 'timestamp' as the first line"
+        )
+    return rates, None
 
 
 def _check_steps(rows: list[list[str]], time: int | None, path: Path) -> None:
