@@ -233,6 +233,14 @@ def test_a_server_leaves_only_after_the_hold() -> None:
     assert decision.reason is Reason.SCALE_IN
 
 
+def test_nobody_leaves_while_a_server_is_on_its_way() -> None:
+    coming = (*TWO, server("c", phase=Phase.WARMING, slot="cpu:2"))
+    cfg = config(PolicyConfig(scale_in_hold_s=3.0))
+    for decision in over_time(cfg, coming, estimate(5.0), 8):
+        assert target(decision).retire == ()
+        assert "would do" not in decision.detail, "what a server less would save is no matter while one comes"
+
+
 def test_a_server_leaves_only_when_the_survivors_carry_the_recent_peak() -> None:
     cfg = config(PolicyConfig(scale_in_hold_s=3.0))
     single = tuple(replace(each, models={name: ModelState(1, 1) for name in STAGES}) for each in TWO)
@@ -283,6 +291,15 @@ def test_instances_are_given_up_only_after_the_calm_has_lasted() -> None:
     assert counts[:4] == [6] * 4
     assert counts[-1] < 6
     assert all(later <= earlier for earlier, later in pairwise(counts))
+
+
+def test_no_instance_is_given_up_while_a_server_is_on_its_way_or_requests_wait() -> None:
+    cfg = config(PolicyConfig(vertical_hold_s=5.0))
+    alone, calm = server("a", (6, 3)), estimate(5.0)
+    waiting = replace(calm, pipelines={"video": replace(calm.pipelines["video"], backlog=20.0)})
+    for fleet, found in (((alone, server("b", phase=Phase.LAUNCHING, slot="cpu:1")), calm), ((alone,), waiting)):
+        decisions = over_time(cfg, fleet, found, 12)
+        assert [target(decision).servers["a"][DETECTOR].instances for decision in decisions] == [6] * 12
 
 
 def test_a_batch_cap_is_never_lowered() -> None:

@@ -13,6 +13,7 @@ from themis_triton.act.fleet import Fleet
 from themis_triton.core.action import Action, ActionKind, Outcome, OutcomeKind, Plan
 from themis_triton.core.fleet import ModelState, Phase
 from themis_triton.core.observation import ServerReading
+from themis_triton.core.routes import RouteTable
 
 LEAVES = ["routes ", "idle a", "stop a"]
 
@@ -410,6 +411,28 @@ def test_routes_that_could_not_be_written_are_written_by_a_later_tick_and_told_u
         await bench.settled()
         assert bench.executor.routes_unwritten is None
         assert bench.routed == ("b",)
+
+    run(work())
+
+
+def test_routes_are_written_again_when_the_fleet_changed_during_the_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        bench = Bench(server("a"))
+        write = bench.routes.write
+
+        async def slow_write(table: RouteTable) -> None:
+            await write(table)
+            if "b" not in bench.fleet:
+                bench.fleet.put(server("b"))
+                bench.launcher.alive.add("b")
+
+        monkeypatch.setattr(bench.routes, "write", slow_write)
+        await bench.executor.write_routes()
+        assert list(bench.routed) == ["a"]
+        assert bench.executor.routes_unwritten == "the fleet changed during the last write"
+        await bench.supervisor.bury_the_dead()
+        await bench.settled()
+        assert list(bench.routed) == ["a", "b"]
 
     run(work())
 

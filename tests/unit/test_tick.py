@@ -140,3 +140,15 @@ def test_a_refused_growth_is_left_alone_until_its_time_and_told() -> None:
         await engine.close()
 
     asyncio.run(work())
+
+
+def test_a_server_that_nothing_works_on_is_brought_in_but_not_by_advice() -> None:
+    async def phase_after(mode: Mode) -> Phase:
+        bench = Bench(server("a", phase=Phase.WARMING, slot="cpu:0"))
+        engine = Engine(bench, config(mode=mode))
+        await engine.run(5.0, 3)
+        await engine.close()
+        return bench.fleet.get("a").phase
+
+    assert asyncio.run(phase_after(Mode.ACTIVE)) is Phase.SERVING
+    assert asyncio.run(phase_after(Mode.ADVISORY)) is Phase.WARMING
