@@ -49,7 +49,7 @@ def config(
     memory_bytes: int = 0,
     slot_memory_bytes: int | None = None,
     mode: Mode = Mode.ACTIVE,
-    surge_factor: float | None = 1.0,
+    surge_factor: float = 1.0,
 ) -> ThemisConfig:
     """The video pipeline on CPU slots `cpu:0`, `cpu:1`…; no launch section for no slots. No room is kept for a surge unless asked."""
     names = [f"cpu:{number}" for number in range(slots)]

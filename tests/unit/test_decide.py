@@ -147,22 +147,6 @@ def test_servers_are_kept_so_that_instances_alone_could_carry_a_surge() -> None:
     assert wanted[0] < wanted[1] < wanted[2]
 
 
-def launching_in(cfg: ThemisConfig, launch_s: float) -> ThemisConfig:
-    models = {name: replace(model, profile=replace(model.profile, server_launch_s=launch_s)) for name, model in cfg.models.items()}
-    return replace(cfg, models=models)
-
-
-def test_the_longer_a_launch_takes_the_more_room_is_kept_unless_the_settings_say_how_much() -> None:
-    by_default, told = config(surge_factor=None), config(surge_factor=1.7)
-    factors = [build_rules(launching_in(by_default, launch_s)).surge_factor(by_default.pipelines[0]) for launch_s in (0.1, 5, 20, 600)]
-    assert factors == sorted(set(factors))
-    assert all(1.2 < factor < 2.5 for factor in factors)
-    assert {build_rules(launching_in(told, launch_s)).surge_factor(told.pipelines[0]) for launch_s in (0.1, 600)} == {1.7}
-    seen = Situation(snapshot((server("a", (4, 2)),)), estimate(32.0))
-    wanted = [once(launching_in(by_default, launch_s), seen).evidence[0].servers_wanted for launch_s in (0.1, 60)]
-    assert wanted[0] < wanted[1]
-
-
 @pytest.mark.parametrize("rps", [40.0, 100.0, 200.0, 2000.0])
 def test_an_objective_that_nothing_can_meet_is_no_reason_to_run_less_than_the_demand_needs(rps: float) -> None:
     hopeless = replace(config(), pipelines=(PipelineConfig("video", STAGES, slo_ms=40.0),))

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from themis_triton.core.config import ModelConfig, PipelineConfig, Placement, ThemisConfig, ThroughputRule
 from themis_triton.solver.path import MovePrices
 from themis_triton.solver.problem import ChainProblem, StageProblem
 from themis_triton.solver.surface import surface_from_table
 from themis_triton.solver.way import MoveTimes, StepKind
-
-SURGES = ((2.0, 1.29), (5.0, 1.35), (10.0, 1.42), (20.0, 1.54), (60.0, 2.32))
-"""Seconds that a server takes to launch, and the factor by which the largest 3 s meanwhile exceed the mean of the last 10 s: the 99th
-percentile over all seconds of days 1 to 14 of the published Twitter trace, at the video pipeline's rates (benchmarks/surges.py)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,12 +63,6 @@ class Rules:
     def launch_s(self, pipeline: PipelineConfig) -> float:
         """Longest launch of a server that holds the chain."""
         return max(self.config.models[stage].profile.server_launch_s for stage in pipeline.stages)
-
-    def surge_factor(self, pipeline: PipelineConfig) -> float:
-        """What the settings say, else how far load rises while a server starts, see `SURGES`."""
-        told = self.config.policy.surge_factor
-        whole_s = self.launch_s(pipeline) + self.init_s(pipeline)
-        return told if told is not None else float(np.interp(whole_s, [s for s, _ in SURGES], [factor for _, factor in SURGES]))
 
 
 def build_rules(config: ThemisConfig) -> Rules:

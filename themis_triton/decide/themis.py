@@ -98,7 +98,7 @@ def _aim(view: PipelineView, slow: Demand, rising: Demand) -> _Aim:
         path = view.path(slow)
         plan = path.plan
     wanted = view.servers_of(plan) if plan.feasible else view.most_servers
-    surge = replace(slow, rate_rps=slow.rate_rps * view.rules.surge_factor(view.pipeline))
+    surge = replace(slow, rate_rps=slow.rate_rps * view.rules.config.policy.surge_factor)
     wanted = _most(wanted, _most(view.fewest_servers(surge), view.fewest_servers(rising)))
     return _Aim(_at_most(wanted, view), plan, path)
 

@@ -99,11 +99,8 @@ class PolicySettings(Section):
     survivor_margin_fraction: float = Field(
         default=_POLICY.survivor_margin_fraction, ge=0, description="margin above the recent peak that the survivors must carry"
     )
-    surge_factor: float | None = Field(
-        default=None,
-        ge=1,
-        description="servers are kept so that their instances alone could carry so many times the rate; by default what their launch "
-        "time asks for: 1.35 at 5 s, 1.54 at 20 s",
+    surge_factor: float = Field(
+        default=_POLICY.surge_factor, ge=1, description="servers are kept so that their instances alone could carry so many times the rate"
     )
     forecast: Annotated[ForecastName, Field(strict=False)] = Field(
         default=_POLICY.forecast, description="what foresees the rate while a server starts: nothing, the trend, or a learnt model"
