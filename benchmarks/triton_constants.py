@@ -21,6 +21,7 @@ from common import RESULTS, versions, write_result
 from rich.progress import track
 from tune import PIPELINES, training_surges
 
+from themis_triton.commands.simulate_command import chosen
 from themis_triton.commands.simulated_runs import WorldFlags, simulated_run
 from themis_triton.core.config import DeviceSlot, PolicyName, ThemisConfig
 from themis_triton.load.traces import TraceOptions
@@ -35,12 +36,10 @@ CHANGES: tuple[Change, ...] = (
     {},
     {"surge_factor": 1.4},
     {"surge_factor": 1.5},
-    {"lever_sigmas": 1.0},
+    {"surge_factor": 1.8},
     {"lever_sigmas": 2.0},
     {"lever_sigmas": 3.0},
-    {"surge_factor": 1.4, "lever_sigmas": 2.0},
-    {"surge_factor": 1.5, "lever_sigmas": 2.0},
-    {"headroom_sigmas": 1.5},
+    {"vertical_hold_s": 2.5},
     {"vertical_hold_s": 10.0},
 )
 """Empty: as shipped."""
@@ -103,9 +102,8 @@ def changed(config: ThemisConfig, change: Change) -> ThemisConfig:
     constants: dict[str, Any] = dict(change)
     slots = tuple(DeviceSlot(f"cpu:{number}", f"cpu:{number}") for number in range(SLOTS))
     return replace(
-        config,
+        chosen(config, [PIPELINE]),
         launch=replace(config.launch, slots=slots) if config.launch is not None else None,
-        pipelines=tuple(pipeline for pipeline in config.pipelines if pipeline.name == PIPELINE),
         policy=replace(config.policy, **constants),
     )
 
