@@ -123,13 +123,13 @@ def draw(rows: Sequence[dict[str, Any]]) -> None:
 
     figure, panels = plt.subplots(1, len(LAUNCHES_S), figsize=(6 * len(LAUNCHES_S), 5))
     for axes, launch_s in zip(panels, LAUNCHES_S, strict=True):
-        for row in (row for row in rows if row["launch_s"] == launch_s):
+        for number, row in enumerate(row for row in rows if row["launch_s"] == launch_s):
+            marker = "*" if row["change"] == SHIPPED else "o"
             at = (row["cost"] / 1000.0, row["violations"] * 100)
-            axes.plot(*at, "*" if row["change"] == SHIPPED else "o", color="#1f6feb", markersize=9)
-            axes.annotate(row["change"], at, textcoords="offset points", xytext=(6, 4), fontsize=8)
+            axes.plot(*at, marker, color=f"C{number}", markersize=10, label=row["change"])
         axes.set(xlabel="cost, thousands", ylabel="requests outside the SLO, %", title=f"launch {launch_s:g} s, days 1 to 14")
-        axes.set_ylim(bottom=0.0)
-        axes.margins(x=0.25)
+        axes.grid(alpha=0.3)
+    panels[-1].legend()
     figure.tight_layout()
     figure.savefig(RESULTS / "triton-constants.png", dpi=150)
 

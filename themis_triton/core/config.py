@@ -236,7 +236,7 @@ class PolicyConfig:
     calm_fraction: float = 0.1
     scale_in_hold_s: float = 20.0
     survivor_margin_fraction: float = 0.1
-    surge_factor: float = 1.6
+    surge_factor: float = 1.5
     forecast: ForecastName = ForecastName.NONE
     forecast_quantile: float = 0.75
     queueing: QueueingModel = QueueingModel.TRITON
