@@ -15,8 +15,8 @@ import numpy as np
 from common import RESULTS, versions, write_result
 from matplotlib.figure import Figure
 
-from themis_triton.adapters.local_servers import LocalServers
-from themis_triton.adapters.processes import stop_everything
+from themis_triton.adapters.local.launcher import LocalLauncher
+from themis_triton.adapters.local.processes import stop_everything
 from themis_triton.core.config import DeviceSlot, LaunchConfig
 from themis_triton.core.fleet import ModelState
 from themis_triton.load.generator import run_load
@@ -47,7 +47,7 @@ def main() -> None:
         {
             "model": MODEL,
             "slo_ms": SLO_MS,
-            "patience_s": PATIENCE_S,
+            "deprioritize_after_s": PATIENCE_S,
             "load": f"{SURGE_S} s of twice what is carried, {AFTER_S} s of half of it",
             "by_largest_batch": {str(batch): {name: row(result) for name, result in results.items()} for batch, results in found.items()},
             "versions": versions("nvidia-pytriton"),
@@ -61,14 +61,17 @@ async def both(directory: Path, batch: int) -> dict[str, LoadResult]:
     rates = [2 * CARRIED_RPS[batch]] * SURGE_S + [CARRIED_RPS[batch] / 2] * AFTER_S
     trace.write_text("rate\n" + "\n".join(f"{rate:.1f}" for rate in rates) + "\n", encoding="utf-8")
     patiences: tuple[Mapping[str, float], ...] = ({}, {MODEL: PATIENCE_S})
-    return {name: await served(directory, batch, patience_s, trace) for name, patience_s in zip(ROWS, patiences, strict=True)}
+    return {
+        name: await served(directory, batch, deprioritize_after_s, trace)
+        for name, deprioritize_after_s in zip(ROWS, patiences, strict=True)
+    }
 
 
-async def served(directory: Path, batch: int, patience_s: Mapping[str, float], trace: Path) -> LoadResult:
+async def served(directory: Path, batch: int, deprioritize_after_s: Mapping[str, float], trace: Path) -> LoadResult:
     """A server with one instance, and its answers."""
     launch = LaunchConfig((DeviceSlot("cpu", "cpu:0"),), shipped("model_repository"))
-    servers = LocalServers(launch, directory, patience_s)
-    server = await servers.wait_ready(await servers.launch(f"s{batch}-{len(patience_s)}", "cpu", {MODEL: ModelState(1, batch)}))
+    servers = LocalLauncher(launch, directory, deprioritize_after_s)
+    server = await servers.wait_ready(await servers.launch(f"s{batch}-{len(deprioritize_after_s)}", "cpu", {MODEL: ModelState(1, batch)}))
     try:
         await servers.warm_up(server)
         _, results = await run_load(LoadOptions(server.grpc_address, (PipelineLoad("one", (MODEL,), SLO_MS, TraceOptions(str(trace))),)))

@@ -50,8 +50,10 @@ class Variant:
 THEMIS, THEMIS_PAPER = Variant("themis", "themis"), Variant("themis-paper", "themis-paper")
 HORIZONTAL, VERTICAL = Variant("horizontal", "horizontal"), Variant("vertical", "vertical")
 EAGER = tuple(Variant(f"{each.label}, work-conserving", each.policy, batch_wait_s=0.0) for each in (THEMIS_PAPER, HORIZONTAL, VERTICAL))
-IN_TURN = Variant("themis, queues in turn", "themis", (("patience_fraction", None),))
-PATIENT = tuple(replace(each, label=f"{each.label}, late ones last", changes=(("patience_fraction", PATIENCE),)) for each in EAGER)
+IN_TURN = Variant("themis, queues in turn", "themis", (("deprioritize_after_slo_fraction", None),))
+PATIENT = tuple(
+    replace(each, label=f"{each.label}, late ones last", changes=(("deprioritize_after_slo_fraction", PATIENCE),)) for each in EAGER
+)
 QUICK = (Variant("vertical, work-conserving, every 0.1 s", "vertical", (("tick_s", 0.1),), 0.0),)
 EVERY = (
     *(THEMIS, THEMIS_PAPER, HORIZONTAL, VERTICAL, IN_TURN, *EAGER, *PATIENT, *QUICK),
@@ -64,10 +66,10 @@ SLOW_LEVERS = Variant(
     "themis",
     (
         ("headroom_sigmas", 0.5),
-        ("lever_sigmas", 2.5),
+        ("slow_actuation_headroom_sigmas", 2.5),
         ("slow_headroom_sigmas", 1.0),
         ("slo_margin_fraction", 0.4),
-        ("patience_fraction", 0.35),
+        ("deprioritize_after_slo_fraction", 0.35),
     ),
 )
 """Chosen by hand on eight windows of days 1 to 14 with in-place changes of 1.2 s, at a cost of 1.25."""
@@ -78,9 +80,9 @@ ABLATIONS: tuple[Variant, ...] = (
     Variant("decisions every 1 s", "themis", (("tick_s", 1.0),)),
     Variant("no backlog in the demand", "themis", (("backlog_drain_s", 1e9),)),
     Variant("no headroom for chance", "themis", (("headroom_sigmas", 0.0),)),
-    Variant("no room for a surge", "themis", (("surge_factor", 1.0),)),
-    Variant("cores held for 10 s", "themis", (("vertical_hold_s", 10.0),)),
-    Variant("scale-in after 10 s", "themis", (("scale_in_hold_s", 10.0),)),
+    Variant("no room for a surge", "themis", (("burst_headroom_factor", 1.0),)),
+    Variant("cores held for 10 s", "themis", (("shrink_stabilization_s", 10.0),)),
+    Variant("scale-in after 10 s", "themis", (("scale_in_stabilization_s", 10.0),)),
     Variant("10 % of the SLO for waits", "themis", (("slo_margin_fraction", 0.1),)),
     Variant("growth of the rate counts for cores", "themis", (("growth_sigmas", 1.0),)),
     Variant("trend of the rate counts for replicas", "themis", (("trend_sigmas", 2.0),)),
@@ -93,16 +95,16 @@ ABLATIONS: tuple[Variant, ...] = (
 """Each idea of our policy switched off alone, and each forecast switched on."""
 SLOW_ABLATIONS: tuple[Variant, ...] = (
     THEMIS,
-    Variant("no headroom for the levers' time", "themis", (("lever_sigmas", 0.0),)),
+    Variant("no headroom for the levers' time", "themis", (("slow_actuation_headroom_sigmas", 0.0),)),
     replace(IN_TURN, label="queues in turn"),
 )
 """Ideas that change nothing where cores change in a tick and waits are short: judged where changes take longer, and in overload."""
 PUBLISHED: tuple[Variant, ...] = (
     HORIZONTAL,
-    Variant("horizontal, newest rate alone", "horizontal", (("peak_window_s", 1.0),)),
+    Variant("horizontal, newest rate alone", "horizontal", (("burst_window_s", 1.0),)),
     Variant("horizontal, every 2 s", "horizontal", (("tick_s", 2.0),)),
     Variant("inferline", "inferline"),
-    Variant("inferline, largest rate of 5 s", "inferline", (("peak_window_s", 5.0),)),
+    Variant("inferline, largest rate of 5 s", "inferline", (("burst_window_s", 5.0),)),
     Variant("inferline, every 2 s", "inferline", (("tick_s", 2.0),)),
 )
 """Readings of the published baselines, for what sets them apart from others' figures."""

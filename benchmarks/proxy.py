@@ -28,10 +28,10 @@ from common import percentiles_ms, versions, write_result
 from tritonclient.utils import InferenceServerException
 
 from themis_triton.adapters.clock import SystemClock
-from themis_triton.adapters.envoy_files import EnvoyFiles
-from themis_triton.adapters.envoy_process import EnvoyProcess
-from themis_triton.adapters.envoy_stats import EnvoyStats
-from themis_triton.adapters.local_servers import LocalServers
+from themis_triton.adapters.envoy.files import EnvoyFiles
+from themis_triton.adapters.envoy.process import EnvoyProcess
+from themis_triton.adapters.envoy.stats import EnvoyStats
+from themis_triton.adapters.local.launcher import LocalLauncher
 from themis_triton.core.config import DeviceSlot, EnvoyConfig, LaunchConfig
 from themis_triton.core.fleet import ModelState, Server
 from themis_triton.core.routes import Endpoint, RouteTable
@@ -52,7 +52,7 @@ def free_ports(count: int) -> list[int]:
 @asynccontextmanager
 async def stack(directory: Path) -> AsyncIterator[tuple[Server, EnvoyConfig]]:
     """One server and one Envoy with ten models' routes, ended afterwards."""
-    launcher = LocalServers(LaunchConfig((DeviceSlot("cpu-a", "cpu:0"),), REPOSITORY), directory)
+    launcher = LocalLauncher(LaunchConfig((DeviceSlot("cpu-a", "cpu:0"),), REPOSITORY), directory)
     grpc, http, admin = (f"127.0.0.1:{port}" for port in free_ports(3))
     config = EnvoyConfig(grpc, http, admin, directory / "envoy")
     process, files = EnvoyProcess(config, directory), EnvoyFiles(config)

@@ -18,10 +18,10 @@ from common import versions, write_result
 
 from themis_triton.core.config import QueueingModel
 from themis_triton.solver import reference
-from themis_triton.solver.fleet import ServerHolding, solve_fleet
-from themis_triton.solver.path import solve_path
-from themis_triton.solver.pool import PoolMember, solve_pool
+from themis_triton.solver.fleet import ServerAssignment, solve_fleet
+from themis_triton.solver.migration import solve_migration
 from themis_triton.solver.problem import ChainProblem, Placement, StageProblem, ThroughputRule
+from themis_triton.solver.slot_allocation import PoolMember, solve_pool
 from themis_triton.solver.solve import evaluate, solve_joint, solve_vertical, warm
 from themis_triton.solver.surface import contention_surface, paper_surface
 
@@ -148,7 +148,7 @@ def first_decision() -> dict[str, float]:
 def measure() -> dict[str, Any]:
     small, large, colocated = paper(nlp(), 700.0, 100.0), paper(eight_stages(), 2000.0, 200.0), ChainProblem(video(8), 300.0, 100.0)
     enough, short = pipelines(50, 30.0), pipelines(50, 90.0)
-    holdings = [ServerHolding(f"server-{i}", (2, 1), (8, 8)) for i in range(4)]
+    holdings = [ServerAssignment(f"server-{i}", (2, 1), (8, 8)) for i in range(4)]
     return {
         "nlp_joint": {"goal_us": 40, **against_python(small, timed(lambda: solve_joint(small), 2000))},
         "nlp_horizontal_one_core": timed(lambda: solve_joint(small, instances=[1, 1, 1]), 2000),
@@ -160,7 +160,7 @@ def measure() -> dict[str, Any]:
         "colocated_video_vertical_infeasible": timed(lambda: solve_vertical(colocated, 1), 50),
         "colocated_video_evaluate": timed(lambda: evaluate(colocated, 2, [2, 2], [4, 4]), 2000),
         "fleet_of_four": timed(lambda: solve_fleet(replace(colocated, demand_rps=130.0), holdings), 50),
-        "path_from_four": timed(lambda: solve_path(replace(colocated, demand_rps=60.0), holdings), 20),
+        "path_from_four": timed(lambda: solve_migration(replace(colocated, demand_rps=60.0), holdings), 20),
     }
 
 

@@ -19,10 +19,10 @@ from common import RESULTS, versions, write_result
 from matplotlib.figure import Figure
 from rich.progress import track
 
-from themis_triton.adapters.envoy_files import EnvoyFiles
-from themis_triton.adapters.envoy_process import EnvoyProcess
-from themis_triton.adapters.local_servers import LocalServers, free_ports
-from themis_triton.adapters.processes import stop_everything
+from themis_triton.adapters.envoy.files import EnvoyFiles
+from themis_triton.adapters.envoy.process import EnvoyProcess
+from themis_triton.adapters.local.launcher import LocalLauncher, free_ports
+from themis_triton.adapters.local.processes import stop_everything
 from themis_triton.core.config import DeviceSlot, EnvoyConfig, LaunchConfig
 from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.decide.rules import build_rules
@@ -91,7 +91,7 @@ async def gateway(setup: Setup, state: Path) -> str:
     if marker.exists():
         return marker.read_text()
     slots = tuple(DeviceSlot(f"slot-{index}", f"cpu:{index}") for index in range(setup.servers))
-    launcher = LocalServers(LaunchConfig(slots, shipped("model_repository")), state)
+    launcher = LocalLauncher(LaunchConfig(slots, shipped("model_repository")), state)
     states = {stage: ModelState(count, setup.max_batch) for stage, count in zip(STAGES, setup.instances, strict=True)}
     servers: list[Server] = []
     for slot in slots:

@@ -34,13 +34,13 @@ LAUNCHES_S = (2.0, 20.0)
 Change = dict[str, float]
 CHANGES: tuple[Change, ...] = (
     {},
-    {"surge_factor": 1.4},
-    {"surge_factor": 1.5},
-    {"surge_factor": 1.8},
-    {"lever_sigmas": 2.0},
-    {"lever_sigmas": 3.0},
-    {"vertical_hold_s": 2.5},
-    {"vertical_hold_s": 10.0},
+    {"burst_headroom_factor": 1.4},
+    {"burst_headroom_factor": 1.5},
+    {"burst_headroom_factor": 1.8},
+    {"slow_actuation_headroom_sigmas": 2.0},
+    {"slow_actuation_headroom_sigmas": 3.0},
+    {"shrink_stabilization_s": 2.5},
+    {"shrink_stabilization_s": 10.0},
 )
 """Empty: as shipped."""
 SLOTS = 8

@@ -2,8 +2,8 @@
 
 `THEMIS_TRACES=… python benchmarks/tune_confirm.py` takes the constants that the search began at and the front that it found, up to a
 cost of 1.16 times the clairvoyant's, and simulates them on twelve surges of days 1 to 14 at any rate and six at rates of 100/s and more.
-A search over six windows finds what suits those six; this says what suits others. `--also trend_sigmas=1,scale_in_hold_s=30` judges
-the constants in use with these changed, too; `--cold-start-s 20`, as often as wanted, says under which cold starts.
+A search over six windows finds what suits those six; this says what suits others. `--also trend_sigmas=1,scale_in_stabilization_s=30`
+judges the constants in use with these changed, too; `--cold-start-s 20`, as often as wanted, says under which cold starts.
 """
 
 from __future__ import annotations

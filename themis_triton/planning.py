@@ -10,8 +10,8 @@ from themis_triton.core.config import PipelineConfig, Placement, PolicyName, The
 from themis_triton.core.errors import SettingsError
 from themis_triton.decide.horizontal import efficient_instances
 from themis_triton.decide.rules import Rules, build_rules
-from themis_triton.solver.fleet import ServerHolding
-from themis_triton.solver.path import Path, solve_path
+from themis_triton.solver.fleet import ServerAssignment
+from themis_triton.solver.migration import Migration, solve_migration
 from themis_triton.solver.plans import Binding, ChainPlan, RunnerUp
 from themis_triton.solver.problem import ChainProblem
 from themis_triton.solver.solve import largest_demand, solve_joint, solve_vertical
@@ -83,14 +83,14 @@ def plan_rates(config: ThemisConfig, rates_rps: Sequence[float], what_if: WhatIf
     return tuple(_answer(replace(rules.problems[pipeline.name], demand_rps=rate), rules, instances) for rate in rates_rps)
 
 
-def plan_path(config: ThemisConfig, rate_rps: float, what_if: WhatIf, now: Sequence[ServerHolding]) -> Path:
+def plan_migration(config: ThemisConfig, rate_rps: float, what_if: WhatIf, now: Sequence[ServerAssignment]) -> Migration:
     """The way from servers that run now to the plan whose whole way is cheapest. SettingsError where stages are separate."""
     pipeline = asked_pipeline(config, what_if)
     if config.planning.placement is Placement.SEPARATE:
         raise SettingsError("--now: planning.placement is separate; allowed: colocated, where all stages move together; leave --now out")
     devices = config.planning.max_servers if what_if.devices is None else what_if.devices
     rules = build_rules(replace(config, pipelines=(pipeline,), planning=replace(config.planning, max_servers=devices)))
-    return solve_path(replace(rules.problems[pipeline.name], demand_rps=rate_rps), now, rules.move_times(pipeline), rules.move_prices)
+    return solve_migration(replace(rules.problems[pipeline.name], demand_rps=rate_rps), now, rules.move_times(pipeline), rules.move_prices)
 
 
 def _check_room(pipeline: PipelineConfig, rules: Rules) -> None:

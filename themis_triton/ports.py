@@ -41,7 +41,7 @@ class Observer(Protocol):
 
 
 class ModelControl(Protocol):
-    """The vertical lever."""
+    """The vertical actuator."""
 
     async def read_models(self, server: Server, models: Sequence[str]) -> dict[str, ModelState]:
         """What the server runs now, per model that is READY there; a model that is not is absent. ServerError if unreachable."""
@@ -60,7 +60,7 @@ class ModelControl(Protocol):
 
 
 class ServerLauncher(Protocol):
-    """The horizontal lever."""
+    """The horizontal actuator."""
 
     async def launch(self, name: str, slot: str, models: dict[str, ModelState]) -> Server:
         """Start a process on the slot and return at once, in phase LAUNCHING. LaunchFailedError if it cannot be started."""

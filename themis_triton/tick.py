@@ -13,7 +13,7 @@ from themis_triton.core.record import TickRecord
 from themis_triton.decide.correction import corrected, factors_of, with_drift
 from themis_triton.decide.policies import decide
 from themis_triton.decide.rules import Rules
-from themis_triton.decide.state import PolicyState, Situation
+from themis_triton.decide.state import PolicyInput, PolicyState
 from themis_triton.estimate.estimate import History, estimate
 from themis_triton.plan.steps import plan
 from themis_triton.ports import Clock, Observer, Recorder
@@ -43,10 +43,10 @@ class World:
 
 async def tick(state: EngineState, world: World, rules: Rules) -> tuple[EngineState, TickRecord]:
     """Run one tick; returns the next state and the record of what happened."""
-    await world.supervisor.bury_the_dead()
+    await world.supervisor.reap_dead_servers()
     snapshot = await observe(world, rules.config)
     history, estimated = estimate(state.history, snapshot, rules.config)
-    policy_state, decision = decide(state.policy, Situation(snapshot, estimated), corrected(rules, factors_of(estimated)))
+    policy_state, decision = decide(state.policy, PolicyInput(snapshot, estimated), corrected(rules, factors_of(estimated)))
     decision = with_drift(decision, estimated)
     planned = plan(decision, snapshot)
     advisory = rules.config.mode is Mode.ADVISORY
@@ -66,7 +66,7 @@ async def observe(world: World, config: ThemisConfig) -> Snapshot:
     readings = await world.observer.read_servers(servers)
     routes, routes_error = await world.observer.read_routes()
     devices = await world.observer.read_devices()
-    await world.supervisor.note(readings)
+    await world.supervisor.update_reachability(readings)
     now_s = world.clock.now_s()
     return Snapshot(
         at_s=now_s,
@@ -75,8 +75,8 @@ async def observe(world: World, config: ThemisConfig) -> Snapshot:
         routes=routes,
         devices=devices,
         busy=world.executor.busy,
-        held=world.executor.backoff.held(now_s),
-        lost=world.supervisor.lost,
+        backing_off=world.executor.backoff.active(now_s),
+        recently_crashed=world.supervisor.recently_crashed,
         routes_error=routes_error,
         routes_unwritten=world.executor.routes_unwritten,
     )

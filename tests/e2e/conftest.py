@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from themis_triton.adapters.local_servers import LocalServers
-from themis_triton.adapters.processes import stop_everything
+from themis_triton.adapters.local.launcher import LocalLauncher
+from themis_triton.adapters.local.processes import stop_everything
 from themis_triton.core.config import DeviceSlot, LaunchConfig
 from themis_triton.core.fleet import ModelState, Server
 
@@ -54,8 +54,8 @@ def launch_config(fail_init_file: Path) -> LaunchConfig:
 
 
 @pytest.fixture
-def launcher(launch_config: LaunchConfig, state_directory: Path) -> LocalServers:
-    return LocalServers(launch_config, state_directory)
+def launcher(launch_config: LaunchConfig, state_directory: Path) -> LocalLauncher:
+    return LocalLauncher(launch_config, state_directory)
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +64,7 @@ def launch(launch_config: LaunchConfig, state_directory: Path) -> Launch:
 
     @contextmanager
     def launched(name: str, models: dict[str, ModelState], slot: str = "cpu-a") -> Iterator[Server]:
-        servers = LocalServers(replace(launch_config, stop_timeout_s=2.0), state_directory)
+        servers = LocalLauncher(replace(launch_config, stop_timeout_s=2.0), state_directory)
         server = asyncio.run(servers.launch(name, slot, models))
         try:
             server = asyncio.run(servers.wait_ready(server))

@@ -16,13 +16,13 @@ import httpx
 import yaml
 
 from tests.e2e.conftest import REPOSITORY, Launch
-from themis_triton.adapters.local_servers import free_ports
-from themis_triton.adapters.model_control import TritonModelControl, model_repositories
-from themis_triton.adapters.processes import stop_everything
-from themis_triton.adapters.server_files import ServerFiles
-from themis_triton.adapters.triton_metrics import fetch_metrics, new_http_client
+from themis_triton.adapters.local.launcher import free_ports
+from themis_triton.adapters.local.processes import stop_everything
+from themis_triton.adapters.local.server_files import ServerFiles
+from themis_triton.adapters.triton.metrics import fetch_metrics, new_http_client
+from themis_triton.adapters.triton.model_control import TritonModelControl, model_repositories
 from themis_triton.core.fleet import ModelState, Server
-from themis_triton.daemon.wiring import journal_path
+from themis_triton.daemon.components import journal_path
 from themis_triton.load.options import LoadOptions, PipelineLoad
 from themis_triton.load.process import LoadProcess
 from themis_triton.load.results import LoadSummary
@@ -32,7 +32,7 @@ from themis_triton.settings.shipped import shipped
 DETECTOR, CLASSIFIER = "video-detector", "video-classifier"
 ADOPTED = "adopted"
 ONE_EACH = {DETECTOR: ModelState(1, 8), CLASSIFIER: ModelState(1, 8)}
-QUICK = {"tick_s": 0.25, "vertical_hold_s": 3, "settle_window_s": 5, "scale_in_hold_s": 4, "retry_backoff_s": 1}
+QUICK = {"tick_s": 0.25, "shrink_stabilization_s": 3, "stable_window_s": 5, "scale_in_stabilization_s": 4, "retry_backoff_s": 1}
 # Kernels are compiled at the first start after they changed.
 START_TIMEOUT_S = 200.0
 TIMEOUT_S = 40.0

@@ -20,9 +20,9 @@ from tritonclient.utils import InferenceServerException
 
 from tests.e2e.triton_process import free_ports
 from themis_triton.adapters.clock import SystemClock
-from themis_triton.adapters.envoy_files import EnvoyFiles
-from themis_triton.adapters.envoy_process import EnvoyProcess
-from themis_triton.adapters.envoy_stats import EnvoyStats
+from themis_triton.adapters.envoy.files import EnvoyFiles
+from themis_triton.adapters.envoy.process import EnvoyProcess
+from themis_triton.adapters.envoy.stats import EnvoyStats
 from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.fleet import Server
 from themis_triton.core.observation import RouteReading

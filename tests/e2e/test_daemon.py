@@ -16,9 +16,9 @@ import pytest
 from tests.e2e.conftest import Launch
 from tests.e2e.daemon_setup import ADOPTED, CLASSIFIER, DETECTOR, ONE_EACH, answered, beside, instances, launched, traffic
 from tests.e2e.test_servers import double
-from themis_triton.adapters.processes import find_process, owned_processes
+from themis_triton.adapters.local.processes import find_process, owned_processes
 from themis_triton.core.encoding import server_from_plain
-from themis_triton.core.errors import MissingPartError, ServerError
+from themis_triton.core.errors import EnvironmentCheckError, ServerError
 from themis_triton.core.fleet import ProcessId, Server
 
 pytestmark = pytest.mark.e2e
@@ -94,7 +94,7 @@ def test_killed_in_a_surge_and_started_again_adopts_what_it_launched(launch: Lau
 
 
 def test_a_server_killed_under_load_is_replaced(launch: Launch, tmp_path: Path) -> None:
-    with beside(launch, tmp_path, slots=("cpu:1", "cpu:2"), policy={"surge_factor": 4.0}) as sidecar:
+    with beside(launch, tmp_path, slots=("cpu:1", "cpu:2"), policy={"burst_headroom_factor": 4.0}) as sidecar:
 
         async def scenario() -> None:
             await sidecar.start()
@@ -138,7 +138,7 @@ def test_a_failed_growth_leaves_the_old_count_serving_and_is_retried(launch: Lau
                 assert held["held"][lever] > held["at_s"]
                 assert instances(held, DETECTOR) == 1
                 assert (await sidecar.adopted_models())[DETECTOR].instances == 1
-                twice = await sidecar.until("second attempt", lambda s: s["account"]["failed_actions"].get("grow", 0) >= 2)
+                twice = await sidecar.until("second attempt", lambda s: s["usage"]["failed_actions"].get("grow", 0) >= 2)
                 assert "refused" in " ".join(event["sentence"] for event in twice["events"])
                 await asyncio.to_thread(fail_init_file.unlink)
                 await sidecar.until("growth after all", lambda s: instances(s, DETECTOR) >= 2 and lever not in s["held"])
@@ -167,7 +167,7 @@ def test_advisory_mode_shows_and_changes_nothing(launch: Launch, tmp_path: Path)
             last = await sidecar.until("another tick", lambda s: s["tick"] > status["tick"] + 4)
             assert last["mode"] == "advisory"
             assert [s["name"] for s in last["servers"]] == [ADOPTED]
-            assert last["account"]["actions"] == {}
+            assert last["usage"]["actions"] == {}
             assert await sidecar.adopted_models() == ONE_EACH
             assert sidecar.journal("select * from outcomes") == []
 
@@ -191,7 +191,7 @@ def test_one_daemon_a_state_directory_and_down_ends_what_it_launched(launch: Lau
             assert {s["name"] for s in json.loads(shown.stdout.splitlines()[-1])["servers"]} > {ADOPTED}
             for word in ("run", "down"):
                 refused = sidecar.command(word)
-                assert refused.returncode == MissingPartError.exit_code, (word, refused.stderr)
+                assert refused.returncode == EnvironmentCheckError.exit_code, (word, refused.stderr)
                 assert f"in use by the process with pid {sidecar.pid};" in refused.stderr
 
         server = asyncio.run(scenario())

@@ -21,7 +21,7 @@ from tritonclient.utils import InferenceServerException
 
 from tests.e2e.conftest import REPOSITORY, Launch
 from tests.e2e.envoy_setup import Gateway, endpoint, outcome, running_envoy, table_of, tensors, values
-from themis_triton.adapters.local_servers import LocalServers
+from themis_triton.adapters.local.launcher import LocalLauncher
 from themis_triton.core.config import LaunchConfig
 from themis_triton.core.fleet import ModelState, Server
 from themis_triton.core.routes import RouteTable
@@ -48,7 +48,7 @@ def odd(launch_config: LaunchConfig, state_directory: Path, tmp_path_factory: py
     shutil.copytree(REPOSITORY / "video-detector", repository / ODD)
     config = repository / ODD / "config.pbtxt"
     config.write_text(config.read_text(encoding="utf-8").replace('"video-detector"', f'"{ODD}"'), encoding="utf-8")
-    servers = LocalServers(replace(launch_config, model_repository=repository, stop_timeout_s=2.0), state_directory)
+    servers = LocalLauncher(replace(launch_config, model_repository=repository, stop_timeout_s=2.0), state_directory)
     server = asyncio.run(servers.launch("odd", "cpu-b", {ODD: ModelState(1, 8)}))
     try:
         yield asyncio.run(servers.wait_ready(server))

@@ -18,13 +18,13 @@ import tritonclient.http as triton_http
 from tests.e2e.conftest import Launch
 from tests.e2e.envoy_setup import Gateway, free_config, outcome, read, running_envoy, table_of, tensors, under_load, values, write
 from tests.e2e.test_envoy import stream_answers
-from themis_triton.adapters.envoy_files import EnvoyFiles
-from themis_triton.adapters.envoy_process import EnvoyProcess
-from themis_triton.core.errors import MissingPartError, ServerError
+from themis_triton.adapters.envoy.files import EnvoyFiles
+from themis_triton.adapters.envoy.names import Protocol, model_cluster
+from themis_triton.adapters.envoy.process import EnvoyProcess
+from themis_triton.core.errors import EnvironmentCheckError, ServerError
 from themis_triton.core.fleet import ModelState, Server
 from themis_triton.core.observation import RouteReading
 from themis_triton.core.routes import RouteTable
-from themis_triton.plan.envoy_names import Protocol, model_cluster
 
 pytestmark = pytest.mark.e2e
 
@@ -167,14 +167,14 @@ def test_a_running_envoy_is_adopted_and_its_addresses_are_not_taken_twice(gatewa
         await process.close()
 
         stranger = EnvoyProcess(replace(gateway.config, directory=gateway.state_directory / "elsewhere"), gateway.state_directory)
-        with pytest.raises(MissingPartError, match=r"envoy\.admin: another Envoy .* answers at"):
+        with pytest.raises(EnvironmentCheckError, match=r"envoy\.admin: another Envoy .* answers at"):
             await stranger.ensure()
         await stranger.close()
 
         config = replace(free_config(gateway.state_directory / "second"), http_listen=gateway.config.http_listen)
         await write(config, RouteTable({}, ()))
         second = EnvoyProcess(config, gateway.state_directory)
-        with pytest.raises(MissingPartError, match=r"envoy\.http_listen: .* cannot be listened on"):
+        with pytest.raises(EnvironmentCheckError, match=r"envoy\.http_listen: .* cannot be listened on"):
             await second.ensure()
         await second.close()
 
@@ -215,7 +215,7 @@ def test_an_envoy_that_is_not_managed_must_be_there(tmp_path: Path) -> None:
     async def ensure() -> None:
         config = replace(free_config(tmp_path), managed=False)
         process = EnvoyProcess(config, tmp_path)
-        with pytest.raises(MissingPartError, match=r"start it with `envoy -c .*envoy\.json`"):
+        with pytest.raises(EnvironmentCheckError, match=r"start it with `envoy -c .*envoy\.json`"):
             await process.ensure()
         await process.close()
 

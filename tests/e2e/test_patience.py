@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.e2e.test_servers import instance_pids
-from themis_triton.adapters.local_servers import LocalServers
-from themis_triton.adapters.model_control import TritonModelControl, model_repositories
+from themis_triton.adapters.local.launcher import LocalLauncher
+from themis_triton.adapters.triton.model_control import TritonModelControl, model_repositories
 from themis_triton.core.config import LaunchConfig
 from themis_triton.core.fleet import ModelState, Server
 from themis_triton.load.generator import run_load
@@ -25,7 +25,7 @@ CARRIED_RPS = 40
 """By one instance with batches of two: 48 ms each."""
 
 
-async def overloaded(servers: LocalServers, name: str, control: TritonModelControl, trace: Path) -> tuple[LoadResult, set[int], set[int]]:
+async def overloaded(servers: LocalLauncher, name: str, control: TritonModelControl, trace: Path) -> tuple[LoadResult, set[int], set[int]]:
     """A server's answers to the trace, and its instance's processes before and after one was added."""
     server = await servers.wait_ready(await servers.launch(name, "cpu-a", {MODEL: ModelState(1, 2)}))
     try:
@@ -54,8 +54,8 @@ def test_late_requests_let_others_pass_none_fails_and_counts_still_change_in_pla
         control = TritonModelControl(model_repositories(state_directory))
         try:
             found = {}
-            for name, patience_s in (("in-turn", {}), ("patient", {MODEL: PATIENCE_S})):
-                found[name] = await overloaded(LocalServers(launch_config, state_directory, patience_s), name, control, trace)
+            for name, deprioritize_after_s in (("in-turn", {}), ("patient", {MODEL: PATIENCE_S})):
+                found[name] = await overloaded(LocalLauncher(launch_config, state_directory, deprioritize_after_s), name, control, trace)
             return found
         finally:
             await control.close()

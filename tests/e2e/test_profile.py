@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from tests.e2e.conftest import REPOSITORY, Launch
-from themis_triton.adapters.processes import owned_processes, stop_everything, stop_process
+from themis_triton.adapters.local.processes import owned_processes, stop_everything, stop_process
+from themis_triton.adapters.triton.model_config import state_of
 from themis_triton.commands.profile_command import BenchFlags, Place, opened, resolve
 from themis_triton.core.config import DeviceSlot, LaunchConfig
 from themis_triton.core.errors import ServerError, SettingsError
 from themis_triton.core.fleet import ModelState, Server
 from themis_triton.load.connection import open_stub, read_specs
-from themis_triton.plan.model_config import state_of
 from themis_triton.profile.bench import adopted_bench, adopted_server, launched_bench
 from themis_triton.profile.drive import closed_loop
 from themis_triton.profile.files import read_profile, replace_profile, resume_path

@@ -22,14 +22,14 @@ import pytest
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
-from themis_triton.adapters import local_servers
 from themis_triton.adapters.clock import SystemClock
-from themis_triton.adapters.local_servers import LocalServers
-from themis_triton.adapters.model_control import TritonModelControl, model_repositories
-from themis_triton.adapters.orphans import find_orphans
-from themis_triton.adapters.processes import find_process, group_members, shared_memory_prefix, spawn, stop_everything, stop_process
-from themis_triton.adapters.triton_install import find_triton
-from themis_triton.adapters.triton_metrics import TritonMetrics
+from themis_triton.adapters.local import launcher as launcher_module
+from themis_triton.adapters.local.launcher import LocalLauncher
+from themis_triton.adapters.local.orphans import find_orphans
+from themis_triton.adapters.local.processes import find_process, group_members, shared_memory_prefix, spawn, stop_everything, stop_process
+from themis_triton.adapters.local.triton_install import find_triton
+from themis_triton.adapters.triton.metrics import TritonMetrics
+from themis_triton.adapters.triton.model_control import TritonModelControl, model_repositories
 from themis_triton.core.config import AdoptedServer, LaunchConfig
 from themis_triton.core.errors import ChangeRefusedError, LaunchFailedError, ServerError
 from themis_triton.core.fleet import ModelState, Phase, Server
@@ -88,7 +88,7 @@ def listening() -> Iterator[int]:
 def foreign_server(folder: Path, repository: Path, model: str) -> Iterator[Server]:
     """A Triton that somebody else started, straight on a model repository and without a key."""
     install = find_triton(folder)
-    grpc, http, metrics = local_servers.free_ports(3)
+    grpc, http, metrics = launcher_module.free_ports(3)
     listen = [f"--{kind}-address=127.0.0.1" for kind in ("grpc", "http", "metrics")]
     ports = [f"--grpc-port={grpc}", f"--http-port={http}", f"--metrics-port={metrics}"]
     load = [f"--model-repository={repository}", "--model-control-mode=explicit", f"--load-model={model}"]
@@ -124,7 +124,7 @@ class TestLaunch:
             for model, offset in OFFSETS.items():
                 assert double(server, model, [1.0, -2.5]) == [2.0 + offset, -5.0 + offset]
 
-    def test_warm_up_reaches_every_instance_at_every_batch_size(self, launcher: LocalServers, launch: Launch) -> None:
+    def test_warm_up_reaches_every_instance_at_every_batch_size(self, launcher: LocalLauncher, launch: Launch) -> None:
         with launch("warmed", {CLASSIFIER: ModelState(2, 6)}) as server:
             asyncio.run(launcher.warm_up(server))
             counters = asyncio.run(self.read_metrics(server)).models[CLASSIFIER]
@@ -142,21 +142,21 @@ class TestLaunch:
 
     def test_a_port_taken_meanwhile_is_replaced(self, launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
         with listening() as taken:
-            answers = iter([(*local_servers.free_ports(2), taken)])
-            genuine = local_servers.free_ports
-            monkeypatch.setattr(local_servers, "free_ports", lambda count: next(answers, None) or genuine(count))
+            answers = iter([(*launcher_module.free_ports(2), taken)])
+            genuine = launcher_module.free_ports
+            monkeypatch.setattr(launcher_module, "free_ports", lambda count: next(answers, None) or genuine(count))
             with launch("raced", {CLASSIFIER: ModelState(1, 8)}) as server:
                 assert server.metrics_address != f"127.0.0.1:{taken}"
                 assert double(server, CLASSIFIER, [3.0]) == [8.0]
 
-    def test_unknown_slots_and_models_are_refused(self, launcher: LocalServers, state_directory: Path) -> None:
+    def test_unknown_slots_and_models_are_refused(self, launcher: LocalLauncher, state_directory: Path) -> None:
         with pytest.raises(LaunchFailedError, match=r"no device slot gpu-7; launch.slots has cpu-a, cpu-b"):
             asyncio.run(launcher.launch("nowhere", "gpu-7", {DETECTOR: ModelState(1, 8)}))
         with pytest.raises(LaunchFailedError, match=r"launch.model_repository: model nothing has no .*config.pbtxt"):
             asyncio.run(launcher.launch("nothing", "cpu-a", {"nothing": ModelState(1, 1)}))
         assert not (state_directory / "servers" / "nothing").exists()
 
-    def test_a_model_that_fails_to_load_is_told_with_the_logs_last_lines(self, launcher: LocalServers, fail_init_file: Path) -> None:
+    def test_a_model_that_fails_to_load_is_told_with_the_logs_last_lines(self, launcher: LocalLauncher, fail_init_file: Path) -> None:
         fail_init_file.write_text(f"{CLASSIFIER}\n")
         try:
             server = asyncio.run(launcher.launch("unloadable", "cpu-a", {CLASSIFIER: ModelState(1, 8)}))
@@ -276,7 +276,7 @@ class TestChange:
 
 
 class TestStop:
-    def test_a_killed_server_is_noticed_and_cleaned_up(self, launcher: LocalServers, launch: Launch) -> None:
+    def test_a_killed_server_is_noticed_and_cleaned_up(self, launcher: LocalLauncher, launch: Launch) -> None:
         with launch("killed", {CLASSIFIER: ModelState(2, 8)}) as server:
             assert asyncio.run(launcher.is_alive(server))
             assert server.process is not None
@@ -290,7 +290,7 @@ class TestStop:
         assert not list(Path("/dev/shm").glob("themis-*-killed-*"))  # noqa: S108 - where the regions of a killed server would stay
 
     def test_a_server_that_hangs_is_killed(self, launch_config: LaunchConfig, state_directory: Path) -> None:
-        servers = LocalServers(replace(launch_config, stop_timeout_s=0.3), state_directory)
+        servers = LocalLauncher(replace(launch_config, stop_timeout_s=0.3), state_directory)
         server = asyncio.run(servers.launch("hung", "cpu-b", {CLASSIFIER: ModelState(1, 8)}))
         server = asyncio.run(servers.wait_ready(server))
         assert server.process is not None
@@ -299,17 +299,17 @@ class TestStop:
         assert not asyncio.run(servers.is_alive(server))
         assert group_members(server.process) == []
 
-    def test_an_adopted_server_is_never_stopped(self, launcher: LocalServers, video_server: Server) -> None:
+    def test_an_adopted_server_is_never_stopped(self, launcher: LocalLauncher, video_server: Server) -> None:
         with pytest.raises(ServerError, match="was not launched by Themis"):
             asyncio.run(launcher.stop(replace(video_server, launched=False)))
         assert asyncio.run(launcher.is_alive(video_server))
 
-    def test_a_reused_pid_is_not_the_process(self, launcher: LocalServers, video_server: Server) -> None:
+    def test_a_reused_pid_is_not_the_process(self, launcher: LocalLauncher, video_server: Server) -> None:
         assert video_server.process is not None
         other = replace(video_server, process=replace(video_server.process, start_ticks=video_server.process.start_ticks - 100))
         assert not asyncio.run(launcher.is_alive(other))
 
-    def test_idle_means_that_requests_in_flight_have_ended(self, launcher: LocalServers, video_server: Server) -> None:
+    def test_idle_means_that_requests_in_flight_have_ended(self, launcher: LocalLauncher, video_server: Server) -> None:
         async def run() -> tuple[bool, bool]:
             requests = [asyncio.create_task(asyncio.to_thread(double, video_server, DETECTOR, [float(i)])) for i in range(12)]
             await asyncio.sleep(0)
@@ -321,7 +321,7 @@ class TestStop:
         assert asyncio.run(run()) == (True, True)
 
     def test_orphans_are_found_whole_and_everything_can_be_stopped(self, tmp_path: Path, launch_config: LaunchConfig) -> None:
-        servers = LocalServers(launch_config, tmp_path)
+        servers = LocalLauncher(launch_config, tmp_path)
         launched = asyncio.run(servers.launch("lost", "cpu-b", {CLASSIFIER: ModelState(2, 4, 700)}))
         try:
             (orphan,) = find_orphans(tmp_path)

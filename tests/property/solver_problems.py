@@ -40,11 +40,11 @@ def random_stage(rng: np.random.Generator, name: str, widest: int) -> StageProbl
     )
 
 
-def random_problem(rng: np.random.Generator, *, most_stages: int = 4, most_servers: int = 3) -> ChainProblem:
+def random_problem(rng: np.random.Generator, *, most_stages: int = 4, max_servers_by_group: int = 3) -> ChainProblem:
     count = int(rng.integers(1, most_stages + 1))
     widest = (4, 3, 2, 1)[count - 1] + int(rng.random() < 0.3)
     separate = rng.random() < 0.5
-    servers = int(rng.integers(1, most_servers + 1)) + (count - 1 if separate else 0)
+    servers = int(rng.integers(1, max_servers_by_group + 1)) + (count - 1 if separate else 0)
     return ChainProblem(
         tuple(random_stage(rng, f"stage-{s}", widest) for s in range(count)),
         slo_ms=float(rng.choice([rng.uniform(5, 120) * count, 40.0 * count, 1e4])),

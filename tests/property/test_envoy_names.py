@@ -7,9 +7,9 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
+from themis_triton.adapters.envoy.clusters import each_cluster
+from themis_triton.adapters.envoy.names import cluster_of, endpoints_file, safe_name
 from themis_triton.core.routes import Endpoint, RouteTable
-from themis_triton.plan.envoy_clusters import each_cluster
-from themis_triton.plan.envoy_names import cluster_of, endpoints_file, safe_name
 
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=300)
 

@@ -108,14 +108,14 @@ def test_every_request_ends_or_fails_once(
     dispatcher: Dispatcher,
     sharing: Sharing,
     delay_us: int,
-    patience_s: tuple[float, ...],
+    deprioritize_after_s: tuple[float, ...],
     seed: int,
 ) -> None:
     rng = np.random.default_rng(seed)
     arrival_s = np.sort(rng.uniform(0.0, 2.0, 300))
     surfaces = rng.uniform(5.0, 20.0, (2, 4, 1)).repeat(24, axis=2).cumsum(axis=1)
     world = SimWorld(dispatcher=dispatcher, sharing=sharing, noise=ServiceNoise.LOGNORMAL, noise_cv=0.2)
-    layout = Layout(surfaces, ((0, 1), (1,)), (0, 0, 1), 48, patience_s)
+    layout = Layout(surfaces, ((0, 1), (1,)), (0, 0, 1), 48, deprioritize_after_s)
     simulation = Simulation(layout, world, arrival_s, rng.integers(0, 2, 300), seed)
     for server in range(3):
         for model in range(2):

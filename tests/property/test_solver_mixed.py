@@ -78,7 +78,7 @@ def test_no_distribution_of_counts_is_cheaper(seed: int, smooth: bool) -> None:
         assert plan.stage_servers_missing == (0,) * len(servers)
     for each, n in zip(plan.stages, servers, strict=True):
         assert each.servers == n
-        assert 0 <= each.raised < max(1, n)
+        assert 0 <= each.extra_instance_servers < max(1, n)
 
 
 @settings(max_examples=200, deadline=None)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from tests.unit.samples import STAGES
 from themis_triton.act.backoff import Backoff
-from themis_triton.act.executor import Executor, Levers
+from themis_triton.act.executor import Actuators, Executor
 from themis_triton.act.fleet import Fleet
 from themis_triton.act.supervisor import Supervisor
 from themis_triton.core.action import Outcome
@@ -180,8 +180,8 @@ class Bench:
         self.fleet = Fleet(self.recorder)
         for server in servers:
             self.fleet.put(server)
-        levers = Levers(self.control, self.routes, port, self.recorder, self.clock)
-        self.executor = Executor(levers, self.fleet, Backoff(2.0, 60.0), STAGES)
+        actuators = Actuators(self.control, self.routes, port, self.recorder, self.clock)
+        self.executor = Executor(actuators, self.fleet, Backoff(2.0, 60.0), STAGES)
         self.supervisor = Supervisor(self.executor, self.control, port, STAGES, self.clock)
         self.world = World(self.observer, self.executor, self.supervisor, self.recorder, self.clock)
 

@@ -49,7 +49,7 @@ def config(
     memory_bytes: int = 0,
     slot_memory_bytes: int | None = None,
     mode: Mode = Mode.ACTIVE,
-    surge_factor: float = 1.0,
+    burst_headroom_factor: float = 1.0,
 ) -> ThemisConfig:
     """The video pipeline on CPU slots `cpu:0`, `cpu:1`…; no launch section for no slots. No room is kept for a surge unless asked."""
     names = [f"cpu:{number}" for number in range(slots)]
@@ -64,7 +64,7 @@ def config(
         servers=(),
         envoy=EnvoyConfig("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3", Path("envoy")),
         launch=LaunchConfig(tuple(DeviceSlot(n, n, slot_memory_bytes) for n in names), Path("models")) if slots else None,
-        policy=replace(policy or PolicyConfig(), surge_factor=surge_factor),
+        policy=replace(policy or PolicyConfig(), burst_headroom_factor=burst_headroom_factor),
         mode=mode,
     )
 

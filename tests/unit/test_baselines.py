@@ -19,7 +19,7 @@ from themis_triton.decide.inferline import base_plan
 from themis_triton.decide.paper import paper_rules, published
 from themis_triton.decide.policies import decide
 from themis_triton.decide.rules import Rules, build_rules
-from themis_triton.decide.state import PolicyState, Situation
+from themis_triton.decide.state import PolicyInput, PolicyState
 from themis_triton.settings import load_settings
 from themis_triton.settings.shipped import shipped
 from themis_triton.sim.setup import SimOptions, simulated
@@ -50,7 +50,7 @@ def seen(rps: float, at_s: float = NOW_S, per_second: tuple[float, ...] | None =
 
 
 def once(rules: Rules, servers: tuple[Server, ...], found: Estimate, state: PolicyState | None = None) -> tuple[PolicyState, Decision]:
-    return decide(state or PolicyState(), Situation(Snapshot(found.at_s, servers), found), rules)
+    return decide(state or PolicyState(), PolicyInput(Snapshot(found.at_s, servers), found), rules)
 
 
 def target(decision: Decision) -> Target:
@@ -68,11 +68,13 @@ def cores(decision: Decision, name: str) -> set[int]:
 
 @pytest.mark.parametrize("policy", BASELINES)
 def test_baselines_of_separate_stages_run_by_the_published_constants(policy: PolicyName) -> None:
-    ours = PolicyConfig(tick_s=0.1, queueing=QueueingModel.SHARE, slo_margin_fraction=0.3, headroom_sigmas=3.0, scale_in_hold_s=99.0)
+    ours = PolicyConfig(
+        tick_s=0.1, queueing=QueueingModel.SHARE, slo_margin_fraction=0.3, headroom_sigmas=3.0, scale_in_stabilization_s=99.0
+    )
     rules = paper_rules(replace(settings(), policy=ours), policy).policy
     assert (rules.name, rules.tick_s, rules.headroom_sigmas, rules.slo_margin_fraction) == (policy, 0.5, 1.0, 0.0)
-    assert (rules.queueing, rules.horizontal_instances, rules.baseline_hold_s) == (QueueingModel.EXPONENTIAL, 1, 10.0)
-    assert rules.peak_window_s == (30.0 if policy is PolicyName.INFERLINE else 5.0)
+    assert (rules.queueing, rules.horizontal_instances, rules.baseline_stabilization_s) == (QueueingModel.EXPONENTIAL, 1, 10.0)
+    assert rules.burst_window_s == (30.0 if policy is PolicyName.INFERLINE else 5.0)
     assert rules.forecast is ForecastName.LINEAR
 
 
@@ -89,7 +91,9 @@ def test_our_policy_and_colocated_baselines_keep_the_settings() -> None:
     ours = PolicyConfig(tick_s=0.1, queueing=QueueingModel.SHARE)
     kept = paper_rules(replace(settings(), policies={}, policy=replace(ours, name=PolicyName.STATIC)), PolicyName.THEMIS)
     assert kept.policy == replace(ours, name=PolicyName.THEMIS)
-    assert paper_rules(colocated(ours), PolicyName.HORIZONTAL).policy == replace(ours, name=PolicyName.HORIZONTAL, surge_factor=1.0)
+    assert paper_rules(colocated(ours), PolicyName.HORIZONTAL).policy == replace(
+        ours, name=PolicyName.HORIZONTAL, burst_headroom_factor=1.0
+    )
 
 
 def test_scale_in_takes_ten_seconds_in_a_row_and_goes_to_the_latest_count() -> None:

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from themis_triton.commands.stop_command import pause_command, resume_command, stop_command
-from themis_triton.core.errors import MissingPartError
+from themis_triton.core.errors import EnvironmentCheckError
 from themis_triton.daemon.control import is_paused, running_pid, set_paused
 from themis_triton.daemon.lock import LOCK_FILE, locked
 
@@ -58,7 +58,7 @@ def test_a_sidecar_that_does_not_end_is_named(tmp_path: Path, monkeypatch: pytes
     with holder(tmp_path / "state") as pid, monkeypatch.context() as patched:
         patched.setattr(psutil.Process, "terminate", psutil.Process.is_running)
         patched.setattr("themis_triton.daemon.control.STOP_WITHIN_S", 0.2)
-        with pytest.raises(MissingPartError, match=f"pid {pid} still runs 0.2 s after SIGTERM"):
+        with pytest.raises(EnvironmentCheckError, match=f"pid {pid} still runs 0.2 s after SIGTERM"):
             stop_command(path)
 
 
@@ -86,5 +86,5 @@ def test_a_pause_is_a_file_that_outlives_the_sidecar(tmp_path: Path, capsys: pyt
 
 def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("a file")
-    with pytest.raises(MissingPartError, match=r"state_directory: .*paused cannot be changed"):
+    with pytest.raises(EnvironmentCheckError, match=r"state_directory: .*paused cannot be changed"):
         set_paused(tmp_path / "state", True)

@@ -14,14 +14,14 @@ from themis_triton.core.observation import DeviceReading
 from themis_triton.decide.guards import guard
 from themis_triton.decide.policies import decide, decision_id
 from themis_triton.decide.rules import build_rules
-from themis_triton.decide.state import PolicyState, Situation
+from themis_triton.decide.state import PolicyInput, PolicyState
 
 # Counts below follow from the models' tables without the queue: an instance of the detector that forms no batches ends at most
 # 1000/36 = 28 requests/s, eight of them together at most 8·1000/92 = 87.
 
 
-def once(cfg: ThemisConfig, situation: Situation) -> Decision:
-    return decide(PolicyState(), situation, build_rules(cfg))[1]
+def once(cfg: ThemisConfig, policy_input: PolicyInput) -> Decision:
+    return decide(PolicyState(), policy_input, build_rules(cfg))[1]
 
 
 def over_time(cfg: ThemisConfig, servers: tuple[Server, ...], found: Estimate, seconds: int) -> list[Decision]:
@@ -29,7 +29,7 @@ def over_time(cfg: ThemisConfig, servers: tuple[Server, ...], found: Estimate, s
     rules, state, decisions = build_rules(cfg), PolicyState(), []
     for second in range(seconds):
         at_s = NOW_S + second
-        state, decision = decide(state, Situation(snapshot(servers, at_s), replace(found, at_s=at_s)), rules)
+        state, decision = decide(state, PolicyInput(snapshot(servers, at_s), replace(found, at_s=at_s)), rules)
         decisions.append(decision)
     return decisions
 
@@ -49,14 +49,14 @@ def policy(name: PolicyName) -> PolicyConfig:
 
 @pytest.mark.parametrize("name", PolicyName)
 def test_without_a_server_and_without_a_way_to_launch_one_nothing_can_be_done(name: PolicyName) -> None:
-    decision = once(config(policy(name), slots=0), Situation(snapshot(), estimate(50.0)))
+    decision = once(config(policy(name), slots=0), PolicyInput(snapshot(), estimate(50.0)))
     assert (decision.reason, decision.stage, decision.target) == (Reason.HOLD_NO_SERVER, Stage.HOLD, None)
     assert "`launch`" in decision.detail
 
 
 @pytest.mark.parametrize("name", PolicyName)
 def test_the_first_server_is_launched_before_there_is_any_data(name: PolicyName) -> None:
-    decision = once(config(policy(name)), Situation(snapshot(), estimate(0.0, history_s=0.0)))
+    decision = once(config(policy(name)), PolicyInput(snapshot(), estimate(0.0, history_s=0.0)))
     launched = target(decision).launch
     assert "cpu:0" in launched
     for models in launched.values():
@@ -66,13 +66,13 @@ def test_the_first_server_is_launched_before_there_is_any_data(name: PolicyName)
 
 def test_a_first_server_on_its_way_is_waited_for() -> None:
     coming = snapshot([server("a", phase=Phase.WARMING, slot="cpu:0")])
-    decision = once(config(), Situation(coming, estimate(0.0, history_s=0.0)))
+    decision = once(config(), PolicyInput(coming, estimate(0.0, history_s=0.0)))
     assert decision.target is None or target(decision).launch == {}
 
 
 @pytest.mark.parametrize("name", PolicyName)
 def test_no_data_holds_what_is(name: PolicyName) -> None:
-    decision = once(config(policy(name)), Situation(snapshot([server("a", (4, 4))]), estimate(0.0, history_s=0.0)))
+    decision = once(config(policy(name)), PolicyInput(snapshot([server("a", (4, 4))]), estimate(0.0, history_s=0.0)))
     assert decision.reason in (Reason.HOLD_NO_DATA, Reason.HOLD_WARMUP)
     assert (decision.stage, decision.target) == (Stage.HOLD, None)
 
@@ -80,25 +80,25 @@ def test_no_data_holds_what_is(name: PolicyName) -> None:
 @pytest.mark.parametrize("name", PolicyName)
 def test_stale_readings_of_envoy_hold_what_is_and_say_why(name: PolicyName) -> None:
     stale = replace(estimate(500.0), stale={"envoy": "no statistics for 4.0 s: connection refused"})
-    decision = once(config(policy(name)), Situation(snapshot([server("a")]), stale))
+    decision = once(config(policy(name)), PolicyInput(snapshot([server("a")]), stale))
     assert (decision.reason, decision.target) == (Reason.HOLD_STALE, None)
     assert "connection refused" in decision.detail
 
 
 def test_a_silent_server_alone_does_not_blind_the_policy() -> None:
     stale = replace(estimate(40.0), stale={"a": "no metrics for 4.0 s: timed out"})
-    assert once(config(), Situation(snapshot([server("a", max_batch=1)]), stale)).target is not None
+    assert once(config(), PolicyInput(snapshot([server("a", max_batch=1)]), stale)).target is not None
 
 
 def test_calm_is_steady_and_changes_nothing() -> None:
-    decision = once(config(), Situation(snapshot([server("a")]), estimate(5.0)))
+    decision = once(config(), PolicyInput(snapshot([server("a")]), estimate(5.0)))
     assert decision.reason is Reason.STEADY
     assert target(decision) == Target({"a": dict(server("a").models)})
 
 
 def test_a_surge_grows_instances_at_once() -> None:
     now = server("a", max_batch=1)
-    decision = once(config(), Situation(snapshot([now]), estimate(40.0)))
+    decision = once(config(), PolicyInput(snapshot([now]), estimate(40.0)))
     assert (decision.reason, decision.stage) == (Reason.SURGE, Stage.ABSORB)
     wanted = target(decision)
     assert wanted.servers["a"][DETECTOR].instances >= 2
@@ -110,7 +110,7 @@ def test_a_surge_grows_instances_at_once() -> None:
 def test_what_waits_must_be_carried_too() -> None:
     calm, waiting = estimate(10.0), estimate(10.0)
     video = replace(waiting.pipelines["video"], backlog=15.0)
-    now = Situation(snapshot([server("a", max_batch=1)]), calm)
+    now = PolicyInput(snapshot([server("a", max_batch=1)]), calm)
     without = once(config(), now)
     with_backlog = once(config(), replace(now, estimate=replace(waiting, pipelines={"video": video})))
     assert with_backlog.evidence[0].demand_fast_rps > without.evidence[0].demand_fast_rps
@@ -121,13 +121,13 @@ def test_what_waits_must_be_carried_too() -> None:
 def test_a_large_backlog_never_makes_the_servers_smaller(backlog: float) -> None:
     calm = estimate(200.0)
     waiting = replace(calm, pipelines={"video": replace(calm.pipelines["video"], backlog=backlog)})
-    small, large = (target(once(config(), Situation(snapshot((server("a"),)), found))) for found in (calm, waiting))
+    small, large = (target(once(config(), PolicyInput(snapshot((server("a"),)), found))) for found in (calm, waiting))
     assert large.servers["a"] == small.servers["a"]
     assert large.servers["a"][DETECTOR].instances > 4
 
 
 def test_what_instances_cannot_carry_is_launched_at_once() -> None:
-    decision = once(config(), Situation(snapshot([server("a", max_batch=1, slot="cpu:0")]), estimate(120.0)))
+    decision = once(config(), PolicyInput(snapshot([server("a", max_batch=1, slot="cpu:0")]), estimate(120.0)))
     wanted = target(decision)
     assert decision.reason is Reason.SCALE_OUT
     assert decision.stage is Stage.ABSORB
@@ -141,8 +141,8 @@ def test_what_instances_cannot_carry_is_launched_at_once() -> None:
 
 
 def test_servers_are_kept_so_that_instances_alone_could_carry_a_surge() -> None:
-    seen = Situation(snapshot((server("a", (4, 2)),)), estimate(35.0))
-    wanted = [once(config(surge_factor=factor), seen).evidence[0].servers_wanted for factor in (1.0, 2.0, 4.0)]
+    seen = PolicyInput(snapshot((server("a", (4, 2)),)), estimate(35.0))
+    wanted = [once(config(burst_headroom_factor=factor), seen).evidence[0].servers_wanted for factor in (1.0, 2.0, 4.0)]
     assert wanted[0] == 1
     assert wanted[0] < wanted[1] < wanted[2]
 
@@ -170,7 +170,7 @@ def test_without_the_guard_against_chance_a_mild_trend_would_start_a_server() ->
     rising = estimate(30.0)
     video = replace(rising.pipelines["video"], trend_rps_per_s=3.0, trend_base_rps=30.0)
     found = replace(rising, pipelines={"video": video})
-    decision = once(config(PolicyConfig(trend_sigmas=0.0)), Situation(snapshot([server("a", (3, 2), slot="cpu:0")]), found))
+    decision = once(config(PolicyConfig(trend_sigmas=0.0)), PolicyInput(snapshot([server("a", (3, 2), slot="cpu:0")]), found))
     assert target(decision).launch
 
 
@@ -181,21 +181,21 @@ def test_servers_are_started_for_where_a_trend_leads_meanwhile_but_not_for_what_
     rising = estimate(30.0)
     video = replace(rising.pipelines["video"], trend_rps_per_s=trend_rps_per_s, trend_base_rps=30.0)
     found = replace(rising, pipelines={"video": video})
-    decision = once(config(), Situation(snapshot([server("a", (3, 2), slot="cpu:0")]), found))
+    decision = once(config(), PolicyInput(snapshot([server("a", (3, 2), slot="cpu:0")]), found))
     assert bool(target(decision).launch) is launches
 
 
 def test_servers_on_their_way_are_counted() -> None:
     ready = server("a", max_batch=1, slot="cpu:0")
-    first = target(once(config(), Situation(snapshot([ready]), estimate(120.0))))
+    first = target(once(config(), PolicyInput(snapshot([ready]), estimate(120.0))))
     coming = [server(f"new-{slot}", phase=Phase.LAUNCHING, slot=slot) for slot in first.launch]
-    second = target(once(config(), Situation(snapshot([ready, *coming]), estimate(120.0))))
+    second = target(once(config(), PolicyInput(snapshot([ready, *coming]), estimate(120.0))))
     assert second.launch == {}
 
 
 def test_more_servers_than_free_slots_is_clamped_and_said() -> None:
-    seen = replace(snapshot([server("a", max_batch=1, slot="cpu:0")]), held={"cpu:1": NOW_S + 9}, busy=frozenset({"cpu:2"}))
-    decision = once(config(), Situation(seen, estimate(1000.0)))
+    seen = replace(snapshot([server("a", max_batch=1, slot="cpu:0")]), backing_off={"cpu:1": NOW_S + 9}, busy=frozenset({"cpu:2"}))
+    decision = once(config(), PolicyInput(seen, estimate(1000.0)))
     assert set(target(decision).launch) == {"cpu:3"}
     assert ClampKind.DEVICES in kinds(decision)
     (said,) = [clamp.sentence for clamp in decision.clamps if clamp.kind is ClampKind.DEVICES]
@@ -204,7 +204,7 @@ def test_more_servers_than_free_slots_is_clamped_and_said() -> None:
 
 def test_demand_beyond_all_servers_is_infeasible_and_all_of_them_run_as_much_as_helps() -> None:
     fleet = [server(f"s{number}", max_batch=1, slot=f"cpu:{number}") for number in range(2)]
-    decision = once(config(slots=2), Situation(snapshot(fleet), estimate(1000.0)))
+    decision = once(config(slots=2), PolicyInput(snapshot(fleet), estimate(1000.0)))
     assert decision.reason is Reason.INFEASIBLE
     assert target(decision).launch == {}
     assert all(target(decision).servers[name][DETECTOR].instances > 1 for name in ("s0", "s1"))
@@ -213,18 +213,18 @@ def test_demand_beyond_all_servers_is_infeasible_and_all_of_them_run_as_much_as_
 
 def test_a_lost_server_is_replaced_and_called_so() -> None:
     left = snapshot([server("a", (8, 5), max_batch=1, slot="cpu:0")])
-    assert once(config(), Situation(left, estimate(120.0))).reason is Reason.SCALE_OUT
-    decision = once(config(), Situation(replace(left, lost=1), estimate(120.0)))
+    assert once(config(), PolicyInput(left, estimate(120.0))).reason is Reason.SCALE_OUT
+    decision = once(config(), PolicyInput(replace(left, recently_crashed=1), estimate(120.0)))
     assert decision.reason is Reason.REPLACE
     assert target(decision).launch
-    assert once(config(), Situation(replace(left, lost=1), estimate(5.0))).reason is not Reason.REPLACE
+    assert once(config(), PolicyInput(replace(left, recently_crashed=1), estimate(5.0))).reason is not Reason.REPLACE
 
 
 TWO = (server("a", slot="cpu:0"), server("b", slot="cpu:1"))
 
 
 def test_a_server_leaves_only_after_the_hold() -> None:
-    cfg = config(PolicyConfig(scale_in_hold_s=6.0))
+    cfg = config(PolicyConfig(scale_in_stabilization_s=6.0))
     leaving = [target(decision).retire for decision in over_time(cfg, TWO, estimate(5.0), 12)]
     assert leaving[:6] == [()] * 6
     assert set(leaving[6:]) == {("b",)}
@@ -235,21 +235,21 @@ def test_a_server_leaves_only_after_the_hold() -> None:
 
 def test_nobody_leaves_while_a_server_is_on_its_way() -> None:
     coming = (*TWO, server("c", phase=Phase.WARMING, slot="cpu:2"))
-    cfg = config(PolicyConfig(scale_in_hold_s=3.0))
+    cfg = config(PolicyConfig(scale_in_stabilization_s=3.0))
     for decision in over_time(cfg, coming, estimate(5.0), 8):
         assert target(decision).retire == ()
         assert "would do" not in decision.detail, "what a server less would save is no matter while one comes"
 
 
 def test_a_server_leaves_only_when_the_survivors_carry_the_recent_peak() -> None:
-    cfg = config(PolicyConfig(scale_in_hold_s=3.0))
+    cfg = config(PolicyConfig(scale_in_stabilization_s=3.0))
     single = tuple(replace(each, models={name: ModelState(1, 1) for name in STAGES}) for each in TWO)
     for decision in over_time(cfg, single, estimate(5.0, peak_rps=100.0), 8):
         assert target(decision).retire == ()
 
 
 def test_the_survivors_of_a_scale_in_grow_to_carry_it() -> None:
-    cfg = config(PolicyConfig(scale_in_hold_s=3.0))
+    cfg = config(PolicyConfig(scale_in_stabilization_s=3.0))
     single = tuple(replace(each, models={name: ModelState(1, 1) for name in STAGES}) for each in TWO)
     rate = estimate(30.0)
     retiring = [decision for decision in over_time(cfg, single, rate, 10) if target(decision).retire]
@@ -260,23 +260,23 @@ def test_the_survivors_of_a_scale_in_grow_to_carry_it() -> None:
 
 
 def test_a_moment_of_demand_starts_the_hold_afresh() -> None:
-    cfg = config(PolicyConfig(scale_in_hold_s=6.0))
+    cfg = config(PolicyConfig(scale_in_stabilization_s=6.0))
     rules, state = build_rules(cfg), PolicyState()
     for second, rate in enumerate([5.0] * 5 + [150.0] + [5.0] * 5):
         at_s = NOW_S + second
-        state, decision = decide(state, Situation(snapshot(TWO, at_s), estimate(rate, at_s)), rules)
+        state, decision = decide(state, PolicyInput(snapshot(TWO, at_s), estimate(rate, at_s)), rules)
         assert target(decision).retire == ()
 
 
 @pytest.mark.parametrize("name", PolicyName)
 def test_servers_of_others_never_leave(name: PolicyName) -> None:
-    cfg = config(PolicyConfig(name=name, scale_in_hold_s=2.0))
+    cfg = config(PolicyConfig(name=name, scale_in_stabilization_s=2.0))
     adopted = tuple(replace(each, launched=False) for each in TWO)
     assert all(target(decision).retire == () for decision in over_time(cfg, adopted, estimate(5.0), 6))
 
 
 def test_a_server_that_another_pipeline_needs_stays() -> None:
-    cfg = config(PolicyConfig(scale_in_hold_s=2.0), slots=2)
+    cfg = config(PolicyConfig(scale_in_stabilization_s=2.0), slots=2)
     lone = PipelineConfig("lone", (CLASSIFIER,), slo_ms=300.0)
     cfg = replace(cfg, pipelines=(*cfg.pipelines, lone))
     quiet = estimate(5.0)
@@ -286,7 +286,7 @@ def test_a_server_that_another_pipeline_needs_stays() -> None:
 
 
 def test_instances_are_given_up_only_after_the_calm_has_lasted() -> None:
-    cfg = config(PolicyConfig(vertical_hold_s=5.0))
+    cfg = config(PolicyConfig(shrink_stabilization_s=5.0))
     counts = [target(d).servers["a"][DETECTOR].instances for d in over_time(cfg, (server("a", (6, 3)),), estimate(5.0), 12)]
     assert counts[:4] == [6] * 4
     assert counts[-1] < 6
@@ -294,7 +294,7 @@ def test_instances_are_given_up_only_after_the_calm_has_lasted() -> None:
 
 
 def test_no_instance_is_given_up_while_a_server_is_on_its_way_or_requests_wait() -> None:
-    cfg = config(PolicyConfig(vertical_hold_s=5.0))
+    cfg = config(PolicyConfig(shrink_stabilization_s=5.0))
     alone, calm = server("a", (6, 3)), estimate(5.0)
     waiting = replace(calm, pipelines={"video": replace(calm.pipelines["video"], backlog=20.0)})
     for fleet, found in (((alone, server("b", phase=Phase.LAUNCHING, slot="cpu:1")), calm), ((alone,), waiting)):
@@ -310,19 +310,19 @@ def test_a_batch_cap_is_never_lowered() -> None:
 
 def test_vertical_keeps_its_number_of_servers_and_moves_instances() -> None:
     cfg = config(PolicyConfig(name=PolicyName.VERTICAL, vertical_servers=2))
-    alone = Situation(snapshot([server("a", max_batch=1, slot="cpu:0")]), estimate(40.0))
+    alone = PolicyInput(snapshot([server("a", max_batch=1, slot="cpu:0")]), estimate(40.0))
     decision = once(cfg, alone)
     assert len(target(decision).launch) == 1
     assert target(decision).servers["a"][DETECTOR].instances >= 2
     for rate in (1.0, 40.0, 500.0):
-        full = once(cfg, Situation(snapshot(TWO), estimate(rate)))
+        full = once(cfg, PolicyInput(snapshot(TWO), estimate(rate)))
         assert (target(full).launch, target(full).retire) == ({}, ())
 
 
 def test_horizontal_keeps_its_counts_and_moves_servers() -> None:
-    cfg = config(PolicyConfig(name=PolicyName.HORIZONTAL, horizontal_instances=2, baseline_hold_s=3.0))
-    low = once(cfg, Situation(snapshot([server("a", (2, 2), slot="cpu:0")]), estimate(5.0)))
-    high = once(cfg, Situation(snapshot([server("a", (2, 2), slot="cpu:0")]), estimate(300.0)))
+    cfg = config(PolicyConfig(name=PolicyName.HORIZONTAL, horizontal_instances=2, baseline_stabilization_s=3.0))
+    low = once(cfg, PolicyInput(snapshot([server("a", (2, 2), slot="cpu:0")]), estimate(5.0)))
+    high = once(cfg, PolicyInput(snapshot([server("a", (2, 2), slot="cpu:0")]), estimate(300.0)))
     for decision in (low, high):
         models = [*target(decision).servers.values(), *target(decision).launch.values()]
         assert {state.instances for each in models for state in each.values()} == {2}
@@ -336,7 +336,7 @@ def test_horizontal_keeps_its_counts_and_moves_servers() -> None:
 
 def test_horizontal_fixes_the_same_economical_counts_at_every_rate() -> None:
     cfg = config(PolicyConfig(name=PolicyName.HORIZONTAL))
-    found = [target(once(cfg, Situation(snapshot(), estimate(rate)))).launch for rate in (5.0, 60.0)]
+    found = [target(once(cfg, PolicyInput(snapshot(), estimate(rate)))).launch for rate in (5.0, 60.0)]
     assert found[0]["cpu:0"] == found[1]["cpu:0"]
 
 
@@ -348,22 +348,22 @@ def test_growth_that_does_not_fit_into_the_free_memory_less_the_margin_is_not_as
     cfg = config(memory_bytes=100 * MIB)
     surge = estimate(40.0)
     tight = replace(snapshot([server("a", max_batch=1)]), devices=(free_memory(150),))
-    decision = once(cfg, Situation(tight, surge))
+    decision = once(cfg, PolicyInput(tight, surge))
     assert target(decision).servers["a"] == dict(server("a", max_batch=1).models)
     assert ClampKind.MEMORY in kinds(decision)
     roomy = replace(tight, devices=(free_memory(5000, 6000),))
-    assert ClampKind.MEMORY not in kinds(once(cfg, Situation(roomy, surge)))
+    assert ClampKind.MEMORY not in kinds(once(cfg, PolicyInput(roomy, surge)))
 
 
 def test_an_unreadable_device_does_not_forbid_growth() -> None:
     unreadable = replace(snapshot([server("a", max_batch=1)]), devices=(DeviceReading("cpu:0", NOW_S, error="no driver"),))
-    decision = once(config(memory_bytes=100 * MIB), Situation(unreadable, estimate(40.0)))
+    decision = once(config(memory_bytes=100 * MIB), PolicyInput(unreadable, estimate(40.0)))
     assert target(decision).servers["a"][DETECTOR].instances >= 2
 
 
 def test_a_server_that_does_not_fit_on_its_slot_is_not_launched() -> None:
     cfg = config(memory_bytes=100 * MIB, slot_memory_bytes=150 * MIB)
-    decision = once(cfg, Situation(snapshot(), estimate(5.0)))
+    decision = once(cfg, PolicyInput(snapshot(), estimate(5.0)))
     assert target(decision).launch == {}
     assert ClampKind.MEMORY in kinds(decision)
 
@@ -384,27 +384,27 @@ def test_growth_is_spread_over_the_servers_at_a_pace_and_nobody_leaves_meanwhile
 
 
 def test_nobody_leaves_while_a_survivor_may_not_grow() -> None:
-    cfg = config(PolicyConfig(scale_in_hold_s=3.0), memory_bytes=100 * MIB)
+    cfg = config(PolicyConfig(scale_in_stabilization_s=3.0), memory_bytes=100 * MIB)
     single = tuple(replace(each, models={name: ModelState(1, 1) for name in STAGES}) for each in TWO)
     rules, state = build_rules(cfg), PolicyState()
     held = []
     for second in range(8):
         at_s = NOW_S + second
         seen = replace(snapshot(single, at_s), devices=tuple(replace(free_memory(120), device=f"cpu:{n}") for n in range(2)))
-        state, decision = decide(state, Situation(seen, replace(estimate(30.0), at_s=at_s)), rules)
+        state, decision = decide(state, PolicyInput(seen, replace(estimate(30.0), at_s=at_s)), rules)
         assert target(decision).retire == ()
         held.append(ClampKind.SURVIVORS in kinds(decision))
     assert any(held)
 
 
 def test_a_time_in_which_nothing_was_seen_covers_no_hold() -> None:
-    cfg = config(PolicyConfig(scale_in_hold_s=20.0))
+    cfg = config(PolicyConfig(scale_in_stabilization_s=20.0))
     rules, state = build_rules(cfg), PolicyState()
     blind = replace(estimate(5.0), stale={"envoy": "4 s old"})
     retired = []
     for second in [*range(3), *range(3, 60), *range(60, 90)]:
         at_s, found = NOW_S + second, blind if 3 <= second < 60 else estimate(5.0)
-        state, decision = decide(state, Situation(snapshot(TWO, at_s), replace(found, at_s=at_s)), rules)
+        state, decision = decide(state, PolicyInput(snapshot(TWO, at_s), replace(found, at_s=at_s)), rules)
         if decision.target is not None and decision.target.retire:
             retired.append(second)
     assert retired[0] == 80
@@ -428,8 +428,8 @@ def test_the_margin_of_the_memory_is_never_asked_for_and_what_starts_counts_alre
 
 
 def test_a_lever_in_backoff_is_named_with_how_long() -> None:
-    held = replace(snapshot([server("a", max_batch=1)]), held={f"a/{DETECTOR}": NOW_S + 7.0})
-    decision = once(config(), Situation(held, estimate(40.0)))
+    held = replace(snapshot([server("a", max_batch=1)]), backing_off={f"a/{DETECTOR}": NOW_S + 7.0})
+    decision = once(config(), PolicyInput(held, estimate(40.0)))
     (clamp,) = [clamp for clamp in decision.clamps if clamp.kind is ClampKind.BACKOFF]
     assert f"a/{DETECTOR}" in clamp.sentence
     assert "7 s" in clamp.sentence
@@ -446,8 +446,8 @@ def test_bounds_hold_whatever_a_policy_says() -> None:
 
 @pytest.mark.parametrize("name", PolicyName)
 def test_the_same_input_gives_the_same_decision_and_names_its_policy(name: PolicyName) -> None:
-    cfg, situation = config(policy(name)), Situation(snapshot(TWO), estimate(70.0))
-    first, second = once(cfg, situation), once(cfg, situation)
+    cfg, policy_input = config(policy(name)), PolicyInput(snapshot(TWO), estimate(70.0))
+    first, second = once(cfg, policy_input), once(cfg, policy_input)
     assert first == second
     assert (first.policy, first.id, first.at_s) == (name.value, decision_id(NOW_S), NOW_S)
 

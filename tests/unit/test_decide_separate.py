@@ -10,7 +10,7 @@ from themis_triton.core.estimate import Estimate, PipelineEstimate
 from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.decide.policies import decide
 from themis_triton.decide.rules import build_rules
-from themis_triton.decide.state import PolicyState, Situation
+from themis_triton.decide.state import PolicyInput, PolicyState
 from themis_triton.plan.steps import plan
 from themis_triton.settings import load_settings
 
@@ -36,7 +36,7 @@ def replicas(stage: str, cores: tuple[int, ...], batch: int = 1) -> list[Server]
 
 def once(servers: list[Server], rps: float, *, settled_rps: float | None = None, backlog: float = 0.0) -> Decision:
     steady = PipelineEstimate("video", rps, rps, rps if settled_rps is None else settled_rps, 0.0, backlog, None)
-    seen = Situation(snapshot(servers), Estimate(NOW_S, pipelines={"video": steady}, history_s=60.0))
+    seen = PolicyInput(snapshot(servers), Estimate(NOW_S, pipelines={"video": steady}, history_s=60.0))
     return decide(PolicyState(), seen, build_rules(paper_video()))[1]
 
 
@@ -55,7 +55,7 @@ def test_a_little_more_load_raises_some_replicas_and_not_all() -> None:
     calm, busier = once(fleet, 70.0), once(fleet, 120.0)
     assert sum(cores(calm, DETECTOR)) < sum(cores(busier, DETECTOR)) < 2 * 6
     assert max(cores(busier, DETECTOR)) - min(cores(busier, DETECTOR)) == 1
-    assert target(busier).quick_levers
+    assert target(busier).fast_actuation
 
 
 def test_the_raised_replicas_are_those_that_have_more_cores_already() -> None:

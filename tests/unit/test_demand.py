@@ -12,7 +12,7 @@ from themis_triton.core.config import PolicyConfig
 from themis_triton.core.estimate import PipelineEstimate
 from themis_triton.decide.demand import fast_demand
 
-POLICY = PolicyConfig(tick_s=0.1, headroom_sigmas=1.0, lever_sigmas=2.0, backlog_drain_s=0.5, backlog_slack_s=0.0)
+POLICY = PolicyConfig(tick_s=0.1, headroom_sigmas=1.0, slow_actuation_headroom_sigmas=2.0, backlog_drain_s=0.5, backlog_slack_s=0.0)
 QUICK_S, SLOW_S = 0.1, 1.2
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from themis_triton.core.errors import MissingPartError, SettingsError
+from themis_triton.core.errors import EnvironmentCheckError, SettingsError
 from themis_triton.demo.folder import MARKER, own_folder
 from themis_triton.demo.run import DemoOptions, run_demo
 from themis_triton.load.traces import TraceOptions
@@ -37,7 +37,7 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
 
 
 def test_two_demos_in_one_folder_are_one_too_many(tmp_path: Path) -> None:
-    with own_folder(tmp_path), pytest.raises(MissingPartError, match=r"--out: .* is in use"), own_folder(tmp_path):
+    with own_folder(tmp_path), pytest.raises(EnvironmentCheckError, match=r"--out: .* is in use"), own_folder(tmp_path):
         pass
 
 

@@ -15,7 +15,7 @@ import pytest
 from tests.unit.samples import config as make_config
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.findings import Severity
-from themis_triton.adapters.local_check import check_devices
+from themis_triton.adapters.local.check import check_devices
 from themis_triton.adapters.nvml import DeviceReader
 from themis_triton.core.config import DeviceSlot, LaunchConfig
 from themis_triton.core.observation import DeviceReading

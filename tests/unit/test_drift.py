@@ -12,49 +12,49 @@ from tests.unit.samples import CLASSIFIER, DETECTOR, NOW_S, config
 from tests.unit.test_work import seen
 from themis_triton.core.config import LatencyTable, PlanningConfig, PolicyConfig, ThemisConfig, ThroughputRule
 from themis_triton.core.estimate import DriftChange, Estimate
-from themis_triton.estimate.drift import Ratio, Verdict, ratio_of, verdict
+from themis_triton.estimate.drift import DriftState, Ratio, drift_state, ratio_of
 from themis_triton.estimate.estimate import History, estimate
-from themis_triton.estimate.work import Piece
+from themis_triton.estimate.work import WorkSample
 
 POLICY = PolicyConfig()
 TICK_S = 0.5
 
 
-def pieces(ratios: Sequence[float], executions: float = 5.0, every_s: float = 0.5) -> list[Piece]:
+def samples(ratios: Sequence[float], executions: float = 5.0, every_s: float = 0.5) -> list[WorkSample]:
     """One after the other, the last one ends now; each has 100 ms of work by the profile."""
     ends = [NOW_S - every_s * (len(ratios) - 1 - index) for index in range(len(ratios))]
-    return [Piece(end_s, executions, 100.0 * ratio, 100.0) for end_s, ratio in zip(ends, ratios, strict=True)]
+    return [WorkSample(end_s, executions, 100.0 * ratio, 100.0) for end_s, ratio in zip(ends, ratios, strict=True)]
 
 
 def test_the_ratio_is_that_of_the_sums_over_the_window() -> None:
-    found = ratio_of(pieces([9.0] * 5 + [1.2] * 10), NOW_S, POLICY)
+    found = ratio_of(samples([9.0] * 5 + [1.2] * 10), NOW_S, POLICY)
     assert found is not None
     assert found.ratio == pytest.approx(1.2)
     assert found.error == pytest.approx(0.0, abs=1e-12)
 
 
 def test_the_error_is_that_of_the_pieces_spread() -> None:
-    found = ratio_of(pieces([1.0, 1.4] * 5), NOW_S, POLICY)
+    found = ratio_of(samples([1.0, 1.4] * 5), NOW_S, POLICY)
     assert found is not None
     assert found.ratio == pytest.approx(1.2)
     assert found.error == pytest.approx(0.2 / np.sqrt(9))
 
 
 def test_few_batches_reach_further_back_and_too_few_say_nothing() -> None:
-    rare = pieces([1.0] * 10 + [1.5] * 10, executions=1.0, every_s=2.0)
+    rare = samples([1.0] * 10 + [1.5] * 10, executions=1.0, every_s=2.0)
     found = ratio_of(rare, NOW_S, POLICY)
     assert found is not None
     assert found.ratio == pytest.approx(1.25)
     assert ratio_of(rare[1:], NOW_S, POLICY) is None
     assert ratio_of([], NOW_S, POLICY) is None
-    assert ratio_of(pieces([1.5, 1.5], executions=500.0), NOW_S, POLICY) is None
+    assert ratio_of(samples([1.5, 1.5], executions=500.0), NOW_S, POLICY) is None
 
 
-def judge(ratios: Sequence[float], *, exact: bool = False, error: float = 0.0, policy: PolicyConfig = POLICY) -> list[Verdict]:
+def judge(ratios: Sequence[float], *, exact: bool = False, error: float = 0.0, policy: PolicyConfig = POLICY) -> list[DriftState]:
     """Verdicts tick by tick."""
-    states, state = [], Verdict()
+    states, state = [], DriftState()
     for number, ratio in enumerate(ratios):
-        state = verdict(state, Ratio(ratio, error), NOW_S + TICK_S * number, policy, exact=exact)
+        state = drift_state(state, Ratio(ratio, error), NOW_S + TICK_S * number, policy, exact=exact)
         states.append(state)
     return states
 
@@ -99,9 +99,9 @@ def test_a_pause_without_data_does_not_count_as_agreement() -> None:
     state = judge([1.4] * 30)[-1]
     later_s = NOW_S + 1000.0
     for number in range(20):
-        state = verdict(state, Ratio(1.0, 0.0), later_s + TICK_S * number, POLICY, exact=False)
+        state = drift_state(state, Ratio(1.0, 0.0), later_s + TICK_S * number, POLICY, exact=False)
         assert state.correction == 1.4
-    assert verdict(state, Ratio(1.0, 0.0), later_s + 10.0, POLICY, exact=False).correction == 1.0
+    assert drift_state(state, Ratio(1.0, 0.0), later_s + 10.0, POLICY, exact=False).correction == 1.0
 
 
 def test_below_a_percentile_there_is_no_drift_and_below_a_mean_it_is_corrected_late_and_with_a_margin() -> None:

@@ -13,16 +13,17 @@ import psutil
 import pytest
 from aiohttp import web
 
-from themis_triton.adapters import envoy_admin, envoy_process
-from themis_triton.adapters.envoy_admin import EnvoyAdmin
-from themis_triton.adapters.envoy_files import EnvoyFiles
-from themis_triton.adapters.envoy_process import EnvoyProcess
-from themis_triton.adapters.local_servers import free_ports
-from themis_triton.adapters.processes import OWNER_VARIABLE, find_process, owned_processes, owner_mark, spawn, stop_process
+from themis_triton.adapters.envoy import admin as envoy_admin
+from themis_triton.adapters.envoy import process as envoy_process
+from themis_triton.adapters.envoy.admin import EnvoyAdmin
+from themis_triton.adapters.envoy.files import EnvoyFiles
+from themis_triton.adapters.envoy.process import EnvoyProcess
+from themis_triton.adapters.envoy.render import BOOTSTRAP, node_id
+from themis_triton.adapters.local.launcher import free_ports
+from themis_triton.adapters.local.processes import OWNER_VARIABLE, find_process, owned_processes, owner_mark, spawn, stop_process
 from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.errors import ServerError
 from themis_triton.core.routes import RouteTable
-from themis_triton.plan.envoy import BOOTSTRAP, node_id
 
 
 def configured(directory: Path, admin_port: int) -> EnvoyConfig:

@@ -12,13 +12,13 @@ import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
 
+from themis_triton.adapters.envoy.file_steps import expected_versions, steps
+from themis_triton.adapters.envoy.grpc_listener import SERVICE, descriptor_set
+from themis_triton.adapters.envoy.names import Protocol, any_cluster, endpoints_file, model_cluster
+from themis_triton.adapters.envoy.render import BOOTSTRAP, CLUSTERS, LISTENERS, node_id, render, static_bootstrap, version_of
 from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.routes import Endpoint, RouteTable
-from themis_triton.plan.envoy import BOOTSTRAP, CLUSTERS, LISTENERS, node_id, render, static_bootstrap, version_of
-from themis_triton.plan.envoy_grpc import SERVICE, descriptor_set
-from themis_triton.plan.envoy_names import Protocol, any_cluster, endpoints_file, model_cluster
-from themis_triton.plan.envoy_steps import expected_versions, steps
 
 CONFIG = EnvoyConfig("127.0.0.1:8001", "127.0.0.1:8000", "127.0.0.1:9901", Path("/state/envoy"))
 ONE = Endpoint("one", "127.0.0.1:1001", "127.0.0.1:1000")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from themis_triton.adapters.clock import SystemClock
-from themis_triton.adapters.envoy_stats import BOUNDS_MS, EnvoyStats
+from themis_triton.adapters.envoy.stats import BOUNDS_MS, EnvoyStats
 from themis_triton.core.observation import RouteReading
 
 SERVICE = "inference.GRPCInferenceService"

@@ -47,7 +47,7 @@ def test_a_surge_is_recent_at_once_and_settled_slowly() -> None:
     late = [
         replace(calm[-1], at_s=calm[-1].at_s + t, routes=(route(DETECTOR, calm[-1].at_s + t, 300.0 + 100.0 * t),)) for t in (0.5, 1.0, 1.5)
     ]
-    video = run(*calm, *late, settings=config(PolicyConfig(settle_window_s=20.0))).pipelines["video"]
+    video = run(*calm, *late, settings=config(PolicyConfig(stable_window_s=20.0))).pipelines["video"]
     assert video.recent_rps == pytest.approx(100.0)
     assert video.peak_rps == pytest.approx(100.0)
     assert 10.0 < video.settled_rps < 20.0

@@ -8,7 +8,7 @@ import pytest
 from tests.unit.fakes import Bench
 from tests.unit.samples import CLASSIFIER, DETECTOR, action, launch, retire, server
 from themis_triton.act.backoff import Backoff
-from themis_triton.act.executor import lever_of
+from themis_triton.act.executor import actuator_of
 from themis_triton.act.fleet import Fleet
 from themis_triton.core.action import Action, ActionKind, Outcome, OutcomeKind, Plan
 from themis_triton.core.fleet import ModelState, Phase
@@ -30,10 +30,10 @@ async def carried_out(bench: Bench, *actions: Action) -> tuple[Outcome, ...]:
 def test_backoff_doubles_to_its_bound_and_a_success_forgets() -> None:
     backoff = Backoff(2.0, 10.0)
     assert [backoff.failed("a", 100.0) for _ in range(5)] == [102.0, 104.0, 108.0, 110.0, 110.0]
-    assert backoff.held(109.9) == {"a": 110.0}
-    assert backoff.held(110.0) == {}
+    assert backoff.active(109.9) == {"a": 110.0}
+    assert backoff.active(110.0) == {}
     backoff.succeeded("a")
-    assert backoff.held(0.0) == {}
+    assert backoff.active(0.0) == {}
     assert backoff.failed("a", 100.0) == 102.0
 
 
@@ -65,9 +65,9 @@ def test_the_fleet_is_told_in_the_order_of_names() -> None:
 
 
 def test_levers_are_named_as_the_snapshot_names_them() -> None:
-    assert lever_of(action(ActionKind.GROW)) == f"a/{DETECTOR}"
-    assert lever_of(launch("cpu:3")) == "cpu:3"
-    assert lever_of(retire("b")) == "b"
+    assert actuator_of(action(ActionKind.GROW)) == f"a/{DETECTOR}"
+    assert actuator_of(launch("cpu:3")) == "cpu:3"
+    assert actuator_of(retire("b")) == "b"
 
 
 def test_a_growth_is_done_and_the_fleet_knows() -> None:
@@ -91,14 +91,14 @@ def test_a_refused_growth_takes_the_servers_own_word_and_backs_off() -> None:
         assert outcome.kind is OutcomeKind.REFUSED
         assert "out of memory" in outcome.detail
         assert bench.fleet.get("a").models[DETECTOR] == ModelState(2, 8)
-        assert bench.executor.backoff.held(bench.clock.at_s) == {f"a/{DETECTOR}": bench.clock.at_s + 2.0}
+        assert bench.executor.backoff.active(bench.clock.at_s) == {f"a/{DETECTOR}": bench.clock.at_s + 2.0}
 
         bench.clock.at_s += 2.0
         await carried_out(bench, action(ActionKind.GROW, after=4))
-        assert bench.executor.backoff.held(bench.clock.at_s) == {f"a/{DETECTOR}": bench.clock.at_s + 4.0}
+        assert bench.executor.backoff.active(bench.clock.at_s) == {f"a/{DETECTOR}": bench.clock.at_s + 4.0}
         bench.control.refused.clear()
         await carried_out(bench, action(ActionKind.GROW, after=4))
-        assert bench.executor.backoff.held(bench.clock.at_s) == {}
+        assert bench.executor.backoff.active(bench.clock.at_s) == {}
 
     run(work())
 
@@ -193,7 +193,7 @@ def test_a_server_that_does_not_come_up_is_disposed_of_and_never_routed(stage: s
         assert bench.routes.tables == []
         assert "new" not in bench.fleet
         assert set(bench.recorder.servers) == {"a"}
-        assert set(bench.executor.backoff.held(bench.clock.at_s)) == {"cpu:1"}
+        assert set(bench.executor.backoff.active(bench.clock.at_s)) == {"cpu:1"}
 
     run(work())
 
@@ -260,7 +260,7 @@ def test_a_server_that_cannot_leave_the_routes_is_not_stopped_and_serves_on() ->
         assert outcome.kind is OutcomeKind.LOST
         assert "stop a" not in bench.log
         assert bench.fleet.get("a").phase is Phase.SERVING
-        assert set(bench.executor.backoff.held(bench.clock.at_s)) == {"a"}
+        assert set(bench.executor.backoff.active(bench.clock.at_s)) == {"a"}
 
     run(work())
 
@@ -292,11 +292,11 @@ def test_a_server_that_neither_comes_up_nor_stops_tells_both() -> None:
 def test_nothing_is_kept_of_a_server_that_is_gone() -> None:
     async def work() -> None:
         bench = Bench(server("a"), server("ab"))
-        for lever in ("a", f"a/{DETECTOR}", "ab", "cpu:1"):
-            bench.executor.backoff.failed(lever, bench.clock.at_s)
+        for actuator in ("a", f"a/{DETECTOR}", "ab", "cpu:1"):
+            bench.executor.backoff.failed(actuator, bench.clock.at_s)
         await carried_out(bench, retire())
         assert bench.control.forgotten == ["a"]
-        assert set(bench.executor.backoff.held(bench.clock.at_s)) == {"ab", "cpu:1"}
+        assert set(bench.executor.backoff.active(bench.clock.at_s)) == {"ab", "cpu:1"}
 
     run(work())
 
@@ -360,7 +360,7 @@ def test_what_requires_a_failed_action_is_skipped_without_backoff() -> None:
         found = await carried_out(bench, grow, retire("a", (grow.id,)))
         assert [outcome.kind for outcome in found] == [OutcomeKind.REFUSED, OutcomeKind.SKIPPED]
         assert bench.fleet.get("a").phase is Phase.SERVING
-        assert set(bench.executor.backoff.held(bench.clock.at_s)) == {f"b/{DETECTOR}"}
+        assert set(bench.executor.backoff.active(bench.clock.at_s)) == {f"b/{DETECTOR}"}
 
     run(work())
 
@@ -382,17 +382,17 @@ def test_cancelling_leaves_servers_as_they_are() -> None:
 def test_a_dead_server_is_buried_its_routes_go_and_it_counts_as_lost_for_a_minute() -> None:
     async def work() -> None:
         bench = Bench(server("a"), server("b"))
-        assert await bench.supervisor.bury_the_dead() == ()
+        assert await bench.supervisor.reap_dead_servers() == ()
         bench.launcher.alive.discard("a")
-        (dead,) = await bench.supervisor.bury_the_dead()
+        (dead,) = await bench.supervisor.reap_dead_servers()
         await bench.settled()
-        assert (dead.name, bench.supervisor.lost, bench.routed) == ("a", 1, ("b",))
+        assert (dead.name, bench.supervisor.recently_crashed, bench.routed) == ("a", 1, ("b",))
         assert sorted(bench.log) == ["routes b", "stop a"]
         assert "a" not in bench.fleet
         assert set(bench.recorder.servers) == {"b"}
         bench.clock.at_s += 61.0
-        await bench.supervisor.bury_the_dead()
-        assert bench.supervisor.lost == 0
+        await bench.supervisor.reap_dead_servers()
+        assert bench.supervisor.recently_crashed == 0
 
     run(work())
 
@@ -402,12 +402,12 @@ def test_routes_that_could_not_be_written_are_written_by_a_later_tick_and_told_u
         bench = Bench(server("a"), server("b"))
         bench.routes.broken = True
         bench.launcher.alive.discard("a")
-        await bench.supervisor.bury_the_dead()
+        await bench.supervisor.reap_dead_servers()
         for _ in range(5):
             await asyncio.sleep(0)
         assert bench.executor.routes_unwritten == "Envoy does not answer"
         bench.routes.broken = False
-        await bench.supervisor.bury_the_dead()
+        await bench.supervisor.reap_dead_servers()
         await bench.settled()
         assert bench.executor.routes_unwritten is None
         assert bench.routed == ("b",)
@@ -430,7 +430,7 @@ def test_routes_are_written_again_when_the_fleet_changed_during_the_write(monkey
         await bench.executor.write_routes()
         assert list(bench.routed) == ["a"]
         assert bench.executor.routes_unwritten == "the fleet changed during the last write"
-        await bench.supervisor.bury_the_dead()
+        await bench.supervisor.reap_dead_servers()
         await bench.settled()
         assert list(bench.routed) == ["a", "b"]
 
@@ -441,8 +441,8 @@ def test_servers_of_others_and_those_on_their_way_out_are_never_buried() -> None
     async def work() -> None:
         bench = Bench(server("a", launched=False), server("b", phase=Phase.STOPPING))
         bench.launcher.alive.clear()
-        assert await bench.supervisor.bury_the_dead() == ()
-        assert bench.supervisor.lost == 0
+        assert await bench.supervisor.reap_dead_servers() == ()
+        assert bench.supervisor.recently_crashed == 0
 
     run(work())
 
@@ -471,7 +471,7 @@ def test_an_adopted_server_is_unreachable_after_three_silent_readings_but_stays_
         bench = Bench(server("a", launched=False), server("b"))
         phases = []
         for error in ("refused", None, "refused", "refused", "refused", "refused", None):
-            await bench.supervisor.note([reading(bench, error)])
+            await bench.supervisor.update_reachability([reading(bench, error)])
             await bench.settled()
             phases.append(bench.fleet.get("a").phase)
         serving, unreachable = Phase.SERVING, Phase.UNREACHABLE
@@ -486,7 +486,7 @@ def test_a_launched_server_that_is_silent_stays_routed_while_its_process_lives()
     async def work() -> None:
         bench = Bench(server("a"))
         for _ in range(5):
-            await bench.supervisor.note([reading(bench, "refused")])
+            await bench.supervisor.update_reachability([reading(bench, "refused")])
         assert bench.fleet.get("a").phase is Phase.SERVING
         await bench.supervisor.close()
 
@@ -496,7 +496,7 @@ def test_a_launched_server_that_is_silent_stays_routed_while_its_process_lives()
 def test_a_reading_of_an_unknown_server_changes_nothing() -> None:
     async def work() -> None:
         bench = Bench()
-        await bench.supervisor.note([reading(bench, None)])
+        await bench.supervisor.update_reachability([reading(bench, None)])
         assert bench.log == []
         await bench.supervisor.close()
 
@@ -507,7 +507,7 @@ def test_counts_that_someone_else_changed_are_found() -> None:
     async def work() -> None:
         bench = Bench(server("a", launched=False))
         bench.control.runs["a"] = {DETECTOR: ModelState(6, 8)}
-        await bench.supervisor.note([])
+        await bench.supervisor.update_reachability([])
         await bench.turns()
         assert bench.fleet.get("a").models == {DETECTOR: ModelState(6, 8)}
         assert bench.routes.tables[-1].models[CLASSIFIER] == ()
@@ -522,7 +522,7 @@ def test_a_server_with_a_change_under_way_is_not_read_meanwhile() -> None:
         bench.control.gate = asyncio.Event()
         bench.control.runs["a"] = {DETECTOR: ModelState(6, 8)}
         bench.executor.submit(Plan("d", (action(ActionKind.GROW),)))
-        await bench.supervisor.note([])
+        await bench.supervisor.update_reachability([])
         await bench.turns()
         assert bench.fleet.get("a").models[DETECTOR] == ModelState(1, 8)
         bench.control.gate.set()

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.fakes import FakeClock
 from tests.unit.samples import config, record, snapshot
 from themis_triton.adapters.exporter import Exporter
-from themis_triton.adapters.local_servers import free_ports
+from themis_triton.adapters.local.launcher import free_ports
 from themis_triton.core.config import PolicyConfig
 from themis_triton.daemon.api import serving
 from themis_triton.daemon.status import StatusBoard

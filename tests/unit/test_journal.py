@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from tests.unit.samples import NOW_S, action, record, route, server, snapshot
-from themis_triton.adapters import journal as journal_module
-from themis_triton.adapters.journal import Journal
-from themis_triton.adapters.journal_reader import reading
+from themis_triton.adapters.store import journal as journal_module
+from themis_triton.adapters.store.journal import Journal
+from themis_triton.adapters.store.reader import reading
 from themis_triton.core.action import ActionKind, Outcome, OutcomeKind
-from themis_triton.core.errors import MissingPartError
+from themis_triton.core.errors import EnvironmentCheckError
 from themis_triton.core.estimate import DriftChange, DriftEvent
 from themis_triton.core.fleet import Phase, ProcessId
 from themis_triton.core.record import TickRecord
@@ -137,14 +137,14 @@ def test_records_hold_no_key_of_model_control_and_no_histogram(path: Path, journ
 def test_a_directory_that_cannot_be_written_is_named_with_the_key(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("not a folder")
-    with pytest.raises(MissingPartError, match="state_directory"):
+    with pytest.raises(EnvironmentCheckError, match="state_directory"):
         Journal(file / "journal.sqlite")
 
 
 def test_a_file_that_is_no_journal_is_named(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     path.write_bytes(b"something else entirely, and long enough to be read as a header" * 20)
-    with pytest.raises(MissingPartError, match=r"journal\.sqlite: the journal cannot be opened"):
+    with pytest.raises(EnvironmentCheckError, match=r"journal\.sqlite: the journal cannot be opened"):
         Journal(path)
 
 
@@ -181,11 +181,11 @@ def test_a_journal_is_read_after_its_sidecar_has_gone(path: Path) -> None:
 
 def test_no_journal_or_another_file_is_named(tmp_path: Path) -> None:
     with (
-        pytest.raises(MissingPartError, match=r"journal\.sqlite: no journal; `themis run` writes it"),
+        pytest.raises(EnvironmentCheckError, match=r"journal\.sqlite: no journal; `themis run` writes it"),
         reading(tmp_path / "journal.sqlite"),
     ):
         pass
     other = tmp_path / "other.sqlite"
     other.write_bytes(b"something else entirely, and long enough to be read as a header" * 20)
-    with pytest.raises(MissingPartError, match="cannot be read"), reading(other) as reader:
+    with pytest.raises(EnvironmentCheckError, match="cannot be read"), reading(other) as reader:
         reader.ticks(1)

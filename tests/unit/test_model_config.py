@@ -6,9 +6,7 @@ import json
 
 import pytest
 
-from themis_triton.core.errors import ChangeRefusedError, SettingsError
-from themis_triton.core.fleet import ModelState
-from themis_triton.plan.model_config import (
+from themis_triton.adapters.triton.model_config import (
     Config,
     for_launch,
     is_complete,
@@ -19,6 +17,8 @@ from themis_triton.plan.model_config import (
     to_json,
     with_state,
 )
+from themis_triton.core.errors import ChangeRefusedError, SettingsError
+from themis_triton.core.fleet import ModelState
 
 TEXT = """
 name: "detector"
@@ -144,7 +144,7 @@ def test_a_launched_servers_file_sees_one_device() -> None:
 
 
 def test_a_patient_queue_delays_late_requests_and_refuses_none() -> None:
-    launched = for_launch(config(), ModelState(3, 8, 5000), "detector", patience_s=0.15)
+    launched = for_launch(config(), ModelState(3, 8, 5000), "detector", deprioritize_after_s=0.15)
     policy = json.loads(to_json(launched))["dynamic_batching"]["default_queue_policy"]
     assert policy == {"timeout_action": "DELAY", "default_timeout_microseconds": "150000"}
     assert not is_reload(state_of(launched), ModelState(1, 8, 5000))
@@ -160,7 +160,7 @@ def test_a_patient_queue_delays_late_requests_and_refuses_none() -> None:
     ids=["a policy of its own", "no batcher", "no batches"],
 )
 def test_where_no_queue_is_made_patient(text: str, state: ModelState) -> None:
-    assert for_launch(config(text), state, "detector", patience_s=0.15) == for_launch(config(text), state, "detector")
+    assert for_launch(config(text), state, "detector", deprioritize_after_s=0.15) == for_launch(config(text), state, "detector")
 
 
 def test_what_triton_need_not_complete() -> None:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from themis_triton.core.errors import MissingPartError, ThemisError
+from themis_triton.core.errors import EnvironmentCheckError, ThemisError
 from themis_triton.ocr import pipeline
 from themis_triton.ocr.ctc import alphabet, decode
 from themis_triton.ocr.network import Network, network_file
@@ -114,7 +114,7 @@ def test_networks_are_found_in_the_installed_package() -> None:
     ("part", "package", "message"), [("det", "no_such_package", "not installed"), ("no", "rapidocr_onnxruntime", "expected one file")]
 )
 def test_a_missing_network_names_the_extra(part: str, package: str, message: str) -> None:
-    with pytest.raises(MissingPartError, match=rf"{message}.*themis-triton\[ocr\]"):
+    with pytest.raises(EnvironmentCheckError, match=rf"{message}.*themis-triton\[ocr\]"):
         network_file(part, package)
 
 

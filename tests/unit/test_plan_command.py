@@ -12,13 +12,13 @@ from typer.testing import CliRunner
 from tests.unit.samples import config
 from themis_triton.cli import app
 from themis_triton.commands.plan_command import PlanFlags, parse_rates, plan_command
-from themis_triton.commands.plan_paths import live_fleet
+from themis_triton.commands.plan_migrations import live_fleet
 from themis_triton.commands.run_command import run_command
 from themis_triton.core.config import Placement, PlanningConfig, PolicyConfig, PolicyName
 from themis_triton.core.errors import SettingsError
 from themis_triton.planning import WhatIf, plan_rates
 from themis_triton.settings import load_settings
-from themis_triton.solver.fleet import ServerHolding
+from themis_triton.solver.fleet import ServerAssignment
 
 REPOSITORY = Path(__file__).parents[2]
 PAPER = REPOSITORY / "config" / "paper-nlp.yaml"
@@ -107,9 +107,9 @@ def test_rates_as_typed(text: str, rates: tuple[float, ...]) -> None:
     ["", "fast", "-1", "nan", "1e999", "20:400", "400:20:20", "20:400:0", "20:400:-1", "1:2:3:4", "0:100000:1", "9999999", "1_0"],
 )
 def test_a_rate_that_is_none_is_named(text: str) -> None:
-    with pytest.raises(SettingsError) as raised:
+    with pytest.raises(SettingsError) as extra_instance_servers:
         parse_rates(text)
-    assert f'--rate: found "{text}"; allowed: a rate of 0 to 1,000,000 requests/s, or from:to:step' in str(raised.value)
+    assert f'--rate: found "{text}"; allowed: a rate of 0 to 1,000,000 requests/s, or from:to:step' in str(extra_instance_servers.value)
 
 
 @pytest.mark.parametrize(
@@ -222,6 +222,6 @@ def test_the_way_begins_at_what_the_sidecar_says_that_serves_each_server_with_it
         return {"name": name, "phase": phase, "models": held}
 
     servers = [server("a", "serving", 8, 4), server("b", "serving", 4, 1), server("c", "warming", 1, 1), server("other", "serving")]
-    assert live_fleet({"servers": servers}, pipeline) == (ServerHolding("a", (8, 4), (8, 8)), ServerHolding("b", (4, 1), (8, 8)))
+    assert live_fleet({"servers": servers}, pipeline) == (ServerAssignment("a", (8, 4), (8, 8)), ServerAssignment("b", (4, 1), (8, 8)))
     with pytest.raises(SettingsError, match="--now live: no server serves video now"):
         live_fleet({"servers": servers[2:]}, pipeline)

@@ -27,7 +27,7 @@ from themis_triton.profile.run import finished, levers_kept, memory_line
 from themis_triton.profile.stale import refuse_stale, stale_profiles
 from themis_triton.profile.trace import parse_trace, without_overhead
 from themis_triton.settings import load_settings
-from themis_triton.settings.measured import PROVING_REQUESTS, LeverSettings, LeversSettings, PointSettings
+from themis_triton.settings.measured import PROVING_REQUESTS, OperationSettings, OperationsSettings, PointSettings
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 CONDITIONS = Conditions(
@@ -138,8 +138,8 @@ def test_a_finished_profile_is_read_back_and_ends_the_resume_file(tmp_path: Path
 
 def test_probed_levers_outlive_a_new_profile_of_the_same_model_server_and_device() -> None:
     progress = Progress(conditions=CONDITIONS, points=[point(1, 1, 5.0)])
-    lever = LeverSettings(in_place=True, duration_s=0.5, requests=10, errors=0, latency_added_ms=1.0, memory_peak=ByteSize(1))
-    probed = finished(progress, GridPlan(1, 1), traced=True).model_copy(update={"levers": LeversSettings(add_one=lever)})
+    actuator = OperationSettings(in_place=True, duration_s=0.5, requests=10, errors=0, latency_added_ms=1.0, memory_peak=ByteSize(1))
+    probed = finished(progress, GridPlan(1, 1), traced=True).model_copy(update={"levers": OperationsSettings(add_one=actuator)})
     assert levers_kept(probed, finished(progress, GridPlan(1, 1), traced=True)) == probed.levers
     for changed in ({"config_hash": "other"}, {"model_hash": "other"}, {"device": "cpu: y"}, {"triton_version": "3"}):
         other = Progress(conditions=CONDITIONS.model_copy(update=changed), points=progress.points)
@@ -205,11 +205,13 @@ def test_a_model_that_moves_to_the_gpu_is_another() -> None:
 
 
 def test_a_lever_under_which_too_little_was_on_its_way_is_not_proven() -> None:
-    def lever(requests: int, errors: int = 0) -> LeverSettings:
-        return LeverSettings(in_place=True, duration_s=0.5, requests=requests, errors=errors, latency_added_ms=1.0, memory_peak=ByteSize(1))
+    def lever(requests: int, errors: int = 0) -> OperationSettings:
+        return OperationSettings(
+            in_place=True, duration_s=0.5, requests=requests, errors=errors, latency_added_ms=1.0, memory_peak=ByteSize(1)
+        )
 
     few, enough = PROVING_REQUESTS - 1, PROVING_REQUESTS
-    found = LeversSettings(add_one=lever(few), remove_one=lever(enough), add_many=lever(few, errors=1), rebatch=lever(enough, errors=1))
+    found = OperationsSettings(add_one=lever(few), remove_one=lever(enough), add_many=lever(few, errors=1), rebatch=lever(enough, errors=1))
     assert found.proven == {"remove_one": True, "add_many": False, "rebatch": False}
 
 

@@ -15,17 +15,17 @@ import pytest
 from tests.unit.fakes import Bench
 from tests.unit.samples import config, server
 from themis_triton.adapters.clock import SystemClock
-from themis_triton.adapters.envoy_process import EnvoyProcess
-from themis_triton.adapters.journal import Journal
-from themis_triton.adapters.local_servers import LocalServers
-from themis_triton.adapters.model_control import TritonModelControl, model_repositories
-from themis_triton.adapters.orphans import DEVICE_VARIABLE, SERVER_VARIABLE, SLOT_VARIABLE
-from themis_triton.adapters.processes import OWNER_VARIABLE, find_process, owner_mark, spawn, stop_process
+from themis_triton.adapters.envoy.process import EnvoyProcess
+from themis_triton.adapters.local.launcher import LocalLauncher
+from themis_triton.adapters.local.orphans import DEVICE_VARIABLE, SERVER_VARIABLE, SLOT_VARIABLE
+from themis_triton.adapters.local.processes import OWNER_VARIABLE, find_process, owner_mark, spawn, stop_process
+from themis_triton.adapters.store.journal import Journal
+from themis_triton.adapters.triton.model_control import TritonModelControl, model_repositories
 from themis_triton.core.config import DeviceSlot, LaunchConfig, ThemisConfig
 from themis_triton.core.errors import LaunchFailedError, SettingsError
 from themis_triton.core.fleet import Phase, ProcessId, Server
 from themis_triton.daemon.adopt import adopt
-from themis_triton.daemon.wiring import Parts
+from themis_triton.daemon.components import Components
 
 NO_PROCESS = ProcessId(2**22 + 1, 1)
 PORT_TAKEN_ONCE = """#!/bin/sh
@@ -41,7 +41,7 @@ def test_one_that_is_not_ready_on_other_ports_either_is_stopped(tmp_path: Path) 
     binary.write_text(PORT_TAKEN_ONCE.format(pids=pids))
     binary.chmod(0o700)
     slots = (DeviceSlot("cpu:0", "cpu:0", None),)
-    servers = LocalServers(LaunchConfig(slots, tmp_path, binary, ready_timeout_s=1.0, stop_timeout_s=5.0), tmp_path)
+    servers = LocalLauncher(LaunchConfig(slots, tmp_path, binary, ready_timeout_s=1.0, stop_timeout_s=5.0), tmp_path)
 
     async def scenario() -> None:
         with pytest.raises(LaunchFailedError, match=r"was not ready within launch\.ready_timeout_s = 1 s"):
@@ -70,9 +70,9 @@ async def adopted_by(settings: ThemisConfig, journal: Journal) -> tuple[Server, 
     """The fleet of a daemon that starts with these settings."""
     bench, folder = Bench(), settings.state_directory
     control, envoy = TritonModelControl(model_repositories(folder, ())), EnvoyProcess(settings.envoy, folder)
-    launcher = LocalServers(settings.launch, folder) if settings.launch is not None else None
+    launcher = LocalLauncher(settings.launch, folder) if settings.launch is not None else None
     try:
-        await adopt(Parts(settings, bench.world, control, launcher, journal, envoy, SystemClock()))
+        await adopt(Components(settings, bench.world, control, launcher, journal, envoy, SystemClock()))
         return bench.fleet.all()
     finally:
         await bench.executor.cancel()

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from themis_triton.core.errors import MissingPartError, SettingsError
+from themis_triton.core.errors import EnvironmentCheckError, SettingsError
 from themis_triton.report.pictures import draw_comparison, draw_run
 from themis_triton.report.series import EventKind, RunEvent, RunSeries
 
@@ -81,7 +81,7 @@ def test_a_picture_that_cannot_be_written_is_named(tmp_path: Path, name: str) ->
 
 def test_without_the_extra_its_name_is_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MissingPartError, match=r"themis-triton\[report\]"):
+    with pytest.raises(EnvironmentCheckError, match=r"themis-triton\[report\]"):
         draw_run(run(), 300.0, "A run", tmp_path / "run.png")
 
 

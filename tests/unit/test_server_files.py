@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from tritonclient.grpc import InferInput
 
-from themis_triton.adapters.server_files import ServerFiles, build_view
-from themis_triton.adapters.warmup import concrete_shape, make_tensor, warmup_batches
+from themis_triton.adapters.local.server_files import ServerFiles, build_view
+from themis_triton.adapters.triton.model_config import parse_config, state_of
+from themis_triton.adapters.triton.warmup import concrete_shape, make_tensor, warmup_batches
 from themis_triton.core.errors import LaunchFailedError, SettingsError
 from themis_triton.core.fleet import ModelState
-from themis_triton.plan.model_config import parse_config, state_of
 
 
 def make_repository(root: Path, config: str) -> Path:

@@ -335,10 +335,10 @@ BAD = {
         ),
     ),
     "windows in the wrong order": (
-        ("name: themis", "name: themis\n  peak_window_s: 0.5"),
+        ("name: themis", "name: themis\n  burst_window_s: 0.5"),
         (
-            "themis.yaml:33:18: policy.peak_window_s: found rate_window_s 1 > peak_window_s 0.5; "
-            "allowed: rate_window_s ≤ peak_window_s; lower rate_window_s or raise peak_window_s"
+            "themis.yaml:33:19: policy.burst_window_s: found rate_window_s 1 > burst_window_s 0.5; "
+            "allowed: rate_window_s ≤ burst_window_s; lower rate_window_s or raise burst_window_s"
         ),
     ),
     "unknown mode": (
@@ -415,9 +415,9 @@ def test_a_bad_file_gives_its_message(case: str, tmp_path: Path) -> None:
     (old, new), expected = BAD[case]
     path = write(tmp_path, changed(old, new))
     assert messages(path) == [expected.replace("FOLDER", str(tmp_path))]
-    with pytest.raises(SettingsError) as raised:
+    with pytest.raises(SettingsError) as extra_instance_servers:
         load_settings(path)
-    assert str(raised.value).startswith(f"{path}: 1 mistake\n{path}:")
+    assert str(extra_instance_servers.value).startswith(f"{path}: 1 mistake\n{path}:")
 
 
 @pytest.mark.parametrize(("said", "refused"), [("max_batch_size: 2\n", True), ("name: 'x'\n max_batch_size:4", False), ("", False)])
@@ -587,10 +587,10 @@ def test_all_mistakes_of_a_file_come_at_once_and_in_the_order_of_their_lines(tmp
         (21, "prices.server"),
         (22, "status.address"),
     ]
-    with pytest.raises(SettingsError, match="12 mistakes") as raised:
+    with pytest.raises(SettingsError, match="12 mistakes") as extra_instance_servers:
         load_settings(path)
-    assert len(str(raised.value).splitlines()) == 13
-    assert raised.value.exit_code == 2
+    assert len(str(extra_instance_servers.value).splitlines()) == 13
+    assert extra_instance_servers.value.exit_code == 2
 
 
 def test_the_good_file_becomes_the_configuration(tmp_path: Path) -> None:
@@ -724,6 +724,6 @@ def test_the_reference_has_each_key_once_with_its_unit_default_and_meaning() -> 
 
 def test_patience_is_that_of_a_models_most_patient_pipeline(tmp_path: Path) -> None:
     text = changed("slo_ms: 300\n", "slo_ms: 300\n  other:\n    stages: [classifier]\n    slo_ms: 400\n")
-    assert load_settings(write(tmp_path, text)).patience_s == {}
-    patient = text.replace("  name: themis\n", "  name: themis\n  patience_fraction: 0.5\n")
-    assert load_settings(write(tmp_path, patient)).patience_s == {"detector": 0.15, "classifier": 0.2}
+    assert load_settings(write(tmp_path, text)).deprioritize_after_s == {}
+    patient = text.replace("  name: themis\n", "  name: themis\n  deprioritize_after_slo_fraction: 0.5\n")
+    assert load_settings(write(tmp_path, patient)).deprioritize_after_s == {"detector": 0.15, "classifier": 0.2}

@@ -73,30 +73,30 @@ def test_every_request_of_a_central_queue_ends_as_theory_says(count: int, load: 
     assert built.engine.ended_s == pytest.approx(served_in_order(arrival_s, SERVICE_S[0], count))
 
 
-def patient(arrival_s: FloatArray, service_s: float, workers: int, patience_s: float) -> FloatArray:
-    """Ends where a worker that frees takes the first who waited at most `patience_s`, or else the first of all."""
+def patient(arrival_s: FloatArray, service_s: float, workers: int, deprioritize_after_s: float) -> FloatArray:
+    """Ends where a worker that frees takes the first who waited at most `deprioritize_after_s`, or else the first of all."""
     ends, free_s = np.full(arrival_s.size, np.nan), [0.0] * workers
     waiting = list(range(arrival_s.size))
     while waiting:
         worker = free_s.index(min(free_s))
         now_s = max(free_s[worker], arrival_s[waiting[0]])
         here = [each for each in waiting if arrival_s[each] <= now_s]
-        chosen = next((each for each in here if now_s - arrival_s[each] <= patience_s), here[0])
+        chosen = next((each for each in here if now_s - arrival_s[each] <= deprioritize_after_s), here[0])
         waiting.remove(chosen)
         free_s[worker] = ends[chosen] = now_s + service_s
     return ends
 
 
-@pytest.mark.parametrize("patience_s", [0.0, 0.1, 0.4])
-def test_who_waited_too_long_lets_all_others_pass(patience_s: float) -> None:
+@pytest.mark.parametrize("deprioritize_after_s", [0.0, 0.1, 0.4])
+def test_who_waited_too_long_lets_all_others_pass(deprioritize_after_s: float) -> None:
     arrival_s = np.concatenate([poisson(1.6 * 3 / SERVICE_S[0], 6.0), 6.0 + poisson(0.7 * 3 / SERVICE_S[0], 20.0, seed=4)])
-    layout = Layout(SURFACES, ((0,),), (0, 1, 2), 4, (patience_s, math.inf))
+    layout = Layout(SURFACES, ((0,),), (0, 1, 2), 4, (deprioritize_after_s, math.inf))
     built = Simulation(layout, AT_ONCE, arrival_s, np.zeros(arrival_s.size, dtype=np.int64), 0)
     for server in range(3):
         built.configure(server, 0, ModelState(1, 1))
     built.route(0, (0, 1, 2))
     built.advance(np.inf)
-    assert built.engine.ended_s == pytest.approx(patient(arrival_s, SERVICE_S[0], 3, patience_s))
+    assert built.engine.ended_s == pytest.approx(patient(arrival_s, SERVICE_S[0], 3, deprioritize_after_s))
 
 
 def test_a_late_request_does_not_wait_for_the_delay_of_a_fresh_one() -> None:

@@ -27,9 +27,9 @@ SURGE = arrivals(load_trace(TraceOptions("surge", duration_s=60)), 1)
 PIPELINE = config().pipelines[0].name
 
 
-def surged(policy: PolicyName, options: SimOptions | None = None, *, surge_factor: float = 1.0, duration_s: int = 60) -> SimResult:
+def surged(policy: PolicyName, options: SimOptions | None = None, *, burst_headroom_factor: float = 1.0, duration_s: int = 60) -> SimResult:
     """A policy under the surge, or its beginning."""
-    settings = config(PolicyConfig(name=policy), surge_factor=surge_factor)
+    settings = config(PolicyConfig(name=policy), burst_headroom_factor=burst_headroom_factor)
     return simulate(replace(settings, servers=()), {PIPELINE: SURGE[duration_s > SURGE]}, duration_s, options)
 
 
@@ -108,7 +108,7 @@ def test_every_policy_scales_the_surge_without_losing_a_request(policy: PolicyNa
 
 
 def test_themis_absorbs_the_surge_in_place_before_new_servers_serve() -> None:
-    result = surged(PolicyName.THEMIS, surge_factor=PolicyConfig().surge_factor)
+    result = surged(PolicyName.THEMIS, burst_headroom_factor=PolicyConfig().burst_headroom_factor)
     launched = next(o for o in result.outcomes if o.action.kind.value == "launch")
     assert launched.duration_s > 5.0
     assert any(o.action.kind.value == "grow" and o.ended_at_s < launched.ended_at_s for o in result.outcomes)

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from themis_triton.core.errors import SolverError
-from themis_triton.solver.fleet import FleetPlan, ServerHolding, evaluate_fleet, solve_fleet
-from themis_triton.solver.path import MovePrices, Path, fleet_at, solve_path
+from themis_triton.solver.fleet import FleetPlan, ServerAssignment, evaluate_fleet, solve_fleet
+from themis_triton.solver.migration import Migration, MovePrices, fleet_at, solve_migration
+from themis_triton.solver.migration_steps import StepKind
 from themis_triton.solver.plans import Binding
-from themis_triton.solver.pool import PoolMember, frontier, solve_pool, split_devices
 from themis_triton.solver.problem import ChainProblem, Placement, StageProblem
+from themis_triton.solver.slot_allocation import PoolMember, frontier, solve_pool, split_devices
 from themis_triton.solver.solve import evaluate, largest_demand, solve_joint, solve_vertical
 from themis_triton.solver.surface import contention_surface
-from themis_triton.solver.way import StepKind
 
 STAGES = (
     StageProblem("detector", contention_surface(4, 8, 4, 20, 8, 12), 1, 4, 8, instance_memory_bytes=1),
@@ -29,8 +29,8 @@ def video(rate_rps: float, **changes: object) -> ChainProblem:
     return replace(ChainProblem(STAGES, 300.0, rate_rps, headroom_sigmas=1.0), **changes)  # type: ignore[arg-type]
 
 
-def equal(count: int, instances: tuple[int, ...] = (1, 1), batches: tuple[int, ...] = (8, 8)) -> list[ServerHolding]:
-    return [ServerHolding(f"server-{i}", instances, batches) for i in range(count)]
+def equal(count: int, instances: tuple[int, ...] = (1, 1), batches: tuple[int, ...] = (8, 8)) -> list[ServerAssignment]:
+    return [ServerAssignment(f"server-{i}", instances, batches) for i in range(count)]
 
 
 def test_equal_servers_are_judged_as_the_chain_is() -> None:
@@ -58,7 +58,7 @@ def test_never_dearer_than_equal_counts_and_always_inside_the_slo(rate_rps: floa
 def cheapest_by_hand(problem: ChainProblem, servers: int) -> float:
     options = list(itertools.product(range(1, 4), repeat=2))
     plans: list[FleetPlan] = [
-        evaluate_fleet(problem, [ServerHolding(str(i), row, (8, 8)) for i, row in enumerate(rows)])
+        evaluate_fleet(problem, [ServerAssignment(str(i), row, (8, 8)) for i, row in enumerate(rows)])
         for rows in itertools.combinations_with_replacement(options, servers)
     ]
     return min((plan.cost for plan in plans if plan.feasible), default=math.inf)
@@ -80,7 +80,7 @@ def test_counts_that_differ_come_close_to_the_best_of_all() -> None:
 
 
 def test_a_model_that_a_server_does_not_hold_stays_absent() -> None:
-    fleet = [ServerHolding("a", (2, 0), (8, 8)), ServerHolding("b", (1, 1), (8, 8)), ServerHolding("c", (0, 2), (4, 4))]
+    fleet = [ServerAssignment("a", (2, 0), (8, 8)), ServerAssignment("b", (1, 1), (8, 8)), ServerAssignment("c", (0, 2), (4, 4))]
     plan = solve_fleet(video(60.0), fleet)
     assert plan.feasible
     assert plan.instances[0][1] == 0
@@ -166,20 +166,20 @@ def test_the_split_is_the_best_of_all_splits() -> None:
         assert (sum(loss[p, n] for p, n in enumerate(split)), sum(cost[p, n] for p, n in enumerate(split))) == pytest.approx(best)
 
 
-def states(problem: ChainProblem, now: list[ServerHolding], path: Path) -> list[bool]:
+def states(problem: ChainProblem, now: list[ServerAssignment], path: Migration) -> list[bool]:
     moments = sorted({step.starts_s for step in path.steps} | {step.ends_s for step in path.steps})
     return [evaluate_fleet(problem, fleet_at(problem, now, path.steps, moment)).feasible for moment in moments]
 
 
 def test_a_surge_is_answered_in_place_where_that_is_enough() -> None:
-    path = solve_path(video(38.0), equal(1))
+    path = solve_migration(video(38.0), equal(1))
     assert [step.kind for step in path.steps] == [StepKind.GROW]
     assert path.slo_holds_after_s == 1.0
 
 
 def test_a_larger_surge_launches_and_the_slo_holds_once_they_serve() -> None:
     problem = video(120.0)
-    path = solve_path(problem, equal(1))
+    path = solve_migration(problem, equal(1))
     assert path.plan.feasible
     assert StepKind.LAUNCH in {step.kind for step in path.steps}
     assert path.slo_holds_after_s == 6.0
@@ -188,7 +188,7 @@ def test_a_larger_surge_launches_and_the_slo_holds_once_they_serve() -> None:
 
 def test_settling_takes_away_only_after_what_is_made_and_never_breaks_the_slo() -> None:
     problem, now = video(20.0), equal(3, (2, 2))
-    path = solve_path(problem, now)
+    path = solve_migration(problem, now)
     assert path.plan.servers == 1
     assert path.slo_holds_after_s == 0.0
     assert all(states(problem, now, path))
@@ -198,15 +198,15 @@ def test_settling_takes_away_only_after_what_is_made_and_never_breaks_the_slo() 
 
 def test_a_short_horizon_stays_where_it_is() -> None:
     problem, now = video(20.0), equal(2, (1, 1))
-    assert solve_path(problem, now, prices=MovePrices(horizon_s=600.0)).plan.servers == 1
-    stays = solve_path(problem, now, prices=MovePrices(horizon_s=0.01))
+    assert solve_migration(problem, now, prices=MovePrices(horizon_s=600.0)).plan.servers == 1
+    stays = solve_migration(problem, now, prices=MovePrices(horizon_s=0.01))
     assert stays.plan.servers == 2
     assert stays.steps == ()
 
 
 def test_a_reload_needs_room_for_old_and_new_and_is_avoided_where_there_is_none() -> None:
     now = equal(1, (1, 1), (1, 1))
-    roomy, tight = solve_path(video(25.0, max_servers=1), now), solve_path(video(25.0, max_servers=1, device_memory_bytes=2), now)
+    roomy, tight = solve_migration(video(25.0, max_servers=1), now), solve_migration(video(25.0, max_servers=1, device_memory_bytes=2), now)
     reloads = [step for step in roomy.steps if step.kind is StepKind.REBATCH]
     assert reloads
     assert all(step.peak_memory_bytes > 2 for step in reloads)
@@ -217,21 +217,21 @@ def test_a_reload_needs_room_for_old_and_new_and_is_avoided_where_there_is_none(
 
 def test_reloads_run_one_at_a_time() -> None:
     now = equal(2, (1, 1), (1, 1))
-    path = solve_path(video(50.0, max_servers=2), now)
+    path = solve_migration(video(50.0, max_servers=2), now)
     reloads = [step for step in path.steps if step.kind is StepKind.REBATCH]
     assert len(reloads) >= 2
     assert all(first.ends_s <= second.starts_s for first, second in itertools.pairwise(reloads))
 
 
 def test_from_nothing_the_first_servers_are_launched() -> None:
-    path = solve_path(video(60.0), [])
+    path = solve_migration(video(60.0), [])
     assert {step.kind for step in path.steps} == {StepKind.LAUNCH}
     assert path.slo_holds_after_s == 6.0
 
 
 def test_room_is_made_first_where_old_and_new_counts_do_not_fit_together() -> None:
     now = equal(1, (1, 4))
-    path = solve_path(video(38.0, max_servers=1, device_memory_bytes=5), now)
+    path = solve_migration(video(38.0, max_servers=1, device_memory_bytes=5), now)
     assert path.plan.feasible
     assert path.peak_memory_bytes <= 5
     kinds = [step.kind for step in path.steps]
@@ -246,7 +246,7 @@ def test_whatever_fits_now_has_a_way_or_stays(memory_bytes: int) -> None:
     for counts in itertools.product(range(1, 6), repeat=2):
         for batches in ((1, 1), (4, 4)):
             now = equal(1, counts, batches)
-            path = solve_path(video(40.0, max_servers=2, device_memory_bytes=memory_bytes), now)
+            path = solve_migration(video(40.0, max_servers=2, device_memory_bytes=memory_bytes), now)
             fits = sum(counts) <= memory_bytes
             assert not fits or path.peak_memory_bytes <= memory_bytes
             assert path.steps or path.plan.servers >= 1
@@ -254,4 +254,4 @@ def test_whatever_fits_now_has_a_way_or_stays(memory_bytes: int) -> None:
 
 def test_headroom_is_not_waited_for() -> None:
     wanting = replace(video(60.0), headroom_rps=500.0)
-    assert solve_path(wanting, equal(3, (2, 1))).slo_holds_after_s == 0.0
+    assert solve_migration(wanting, equal(3, (2, 1))).slo_holds_after_s == 0.0

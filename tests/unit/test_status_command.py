@@ -12,7 +12,7 @@ from tests.unit.samples import NOW_S
 from themis_triton.commands.run_command import down_command
 from themis_triton.commands.status_command import show, status_command
 from themis_triton.core.errors import ServerError, SettingsError
-from themis_triton.settings import load_settings, load_whereabouts, sample
+from themis_triton.settings import load_runtime_paths, load_settings, sample
 
 
 @contextmanager
@@ -86,7 +86,7 @@ def test_a_file_that_is_no_longer_valid_still_tells_where_its_sidecar_is(tmp_pat
     path.write_text("modles: {}\nstate_directory: here\nstatus: {address: 127.0.0.1:4711}\n")
     with pytest.raises(SettingsError):
         load_settings(path)
-    where = load_whereabouts(path)
+    where = load_runtime_paths(path)
     assert (where.state_directory, where.status_address) == (tmp_path / "here", "127.0.0.1:4711")
     down_command(path)
     assert capsys.readouterr().out == f"nothing was running with {tmp_path / 'here'}\n"
@@ -95,7 +95,7 @@ def test_a_file_that_is_no_longer_valid_still_tells_where_its_sidecar_is(tmp_pat
 def test_whereabouts_of_a_valid_file_are_its_settings(tmp_path: Path) -> None:
     path = tmp_path / "themis.yaml"
     path.write_text(sample())
-    config, where = load_settings(path), load_whereabouts(path)
+    config, where = load_settings(path), load_runtime_paths(path)
     assert (where.state_directory, where.status_address) == (config.state_directory, config.status.address)
 
 
@@ -104,4 +104,4 @@ def test_what_down_and_status_need_must_be_right(text: str, tmp_path: Path) -> N
     path = tmp_path / "themis.yaml"
     path.write_text(text)
     with pytest.raises(SettingsError, match="1 mistake"):
-        load_whereabouts(path)
+        load_runtime_paths(path)

@@ -84,13 +84,13 @@ def test_no_server_leaves_while_the_growth_that_it_requires_cannot_start() -> No
     target = Target({"a": states(3), "b": states(1)}, retire=("b",))
     for taken in ("a", f"a/{DETECTOR}"):
         assert actions(target, replace(seen, busy=frozenset({taken}))) == ()
-        assert actions(target, replace(seen, held={taken: NOW_S + 5})) == ()
+        assert actions(target, replace(seen, backing_off={taken: NOW_S + 5})) == ()
 
 
 def test_busy_and_held_levers_are_left_alone() -> None:
     seen = snapshot([server("a"), server("b")])
     target = Target({"a": states(3, 3), "b": states(3, 3)}, {"cpu:1": states(1), "cpu:2": states(1)})
-    seen = replace(seen, busy=frozenset({f"a/{DETECTOR}", "b", "cpu:1"}), held={f"a/{CLASSIFIER}": NOW_S + 1, "cpu:2": NOW_S - 1})
+    seen = replace(seen, busy=frozenset({f"a/{DETECTOR}", "b", "cpu:1"}), backing_off={f"a/{CLASSIFIER}": NOW_S + 1, "cpu:2": NOW_S - 1})
     assert kinds(actions(target, seen)) == [(ActionKind.LAUNCH, "cpu2-d1", None)]
 
 

@@ -40,7 +40,7 @@ class Engine:
 def test_a_surge_grows_the_server_in_place_and_the_next_tick_tells_the_outcome() -> None:
     async def work() -> None:
         bench = Bench(server("a", max_batch=1, slot="cpu:0"))
-        engine = Engine(bench, config(PolicyConfig(scale_in_hold_s=1000.0)))
+        engine = Engine(bench, config(PolicyConfig(scale_in_stabilization_s=1000.0)))
         calm = await engine.run(5.0, 8)
         assert {record.decision.reason for record in calm[:3]} == {Reason.HOLD_NO_DATA, Reason.HOLD_WARMUP}
         assert bench.log == []
@@ -91,12 +91,12 @@ def test_a_server_that_dies_is_buried_and_replaced() -> None:
     async def work() -> None:
         fleet = [server(name, (8, 5), max_batch=1, slot=slot) for name, slot in (("a", "cpu:0"), ("b", "cpu:1"), ("c", "cpu:2"))]
         bench = Bench(*fleet)
-        engine = Engine(bench, config(PolicyConfig(scale_in_hold_s=1000.0, vertical_hold_s=1000.0), slots=3))
+        engine = Engine(bench, config(PolicyConfig(scale_in_stabilization_s=1000.0, shrink_stabilization_s=1000.0), slots=3))
         await engine.run(130.0, 30)
         assert len(bench.fleet.all()) == 3
         bench.launcher.alive.discard("b")
         (record,) = await engine.run(130.0)
-        assert record.snapshot.lost == 1
+        assert record.snapshot.recently_crashed == 1
         assert record.decision.reason is Reason.REPLACE
         assert [action.slot for action in record.plan.actions if action.kind is ActionKind.LAUNCH] == ["cpu:1"]
         await engine.run(130.0, 2)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from themis_triton.adapters.triton_install import check_python, find_triton, prepare_backends
-from themis_triton.core.errors import MissingPartError
+from themis_triton.adapters.local.triton_install import check_python, find_triton, prepare_backends
+from themis_triton.core.errors import EnvironmentCheckError
 
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -46,13 +46,13 @@ def test_another_installation_gets_other_backends(tmp_path: Path) -> None:
 
 
 def test_a_missing_stub_names_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(MissingPartError, match=rf"runs Python models on Python 2\.7, and this is {VERSION}"):
+    with pytest.raises(EnvironmentCheckError, match=rf"runs Python models on Python 2\.7, and this is {VERSION}"):
         prepare_backends(make_package(tmp_path / "package", "2.7"), tmp_path / "state")
 
 
 def test_a_missing_extra_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(MissingPartError, match=r"pip install 'themis-triton\[local\]'"):
+    with pytest.raises(EnvironmentCheckError, match=r"pip install 'themis-triton\[local\]'"):
         find_triton(tmp_path)
 
 
@@ -63,9 +63,9 @@ def test_an_own_binary_brings_its_own_backends(tmp_path: Path) -> None:
 
 
 def test_wrong_paths_are_named(tmp_path: Path) -> None:
-    with pytest.raises(MissingPartError, match=r"launch.binary: .*/tritonserver is not an executable file"):
+    with pytest.raises(EnvironmentCheckError, match=r"launch.binary: .*/tritonserver is not an executable file"):
         find_triton(tmp_path, tmp_path / "tritonserver")
-    with pytest.raises(MissingPartError, match=r"launch.backend_directory: .*/none is not a folder"):
+    with pytest.raises(EnvironmentCheckError, match=r"launch.backend_directory: .*/none is not a folder"):
         find_triton(tmp_path, Path(sys.executable), tmp_path / "none")
 
 
@@ -82,10 +82,10 @@ def test_this_python_fits() -> None:
     ],
 )
 def test_a_python_that_does_not_fit_is_refused(tmp_path: Path, says: str, words: str) -> None:
-    with pytest.raises(MissingPartError, match=words):
+    with pytest.raises(EnvironmentCheckError, match=words):
         check_python(make_python(tmp_path / "bin", says))
 
 
 def test_a_missing_python_is_named(tmp_path: Path) -> None:
-    with pytest.raises(MissingPartError, match=r"there is no .*/python3"):
+    with pytest.raises(EnvironmentCheckError, match=r"there is no .*/python3"):
         check_python(tmp_path)

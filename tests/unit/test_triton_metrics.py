@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from themis_triton.adapters.clock import SystemClock
-from themis_triton.adapters.triton_metrics import TritonMetrics, fetch_metrics, parse_metrics, parse_statistics
+from themis_triton.adapters.triton.metrics import TritonMetrics, fetch_metrics, parse_metrics, parse_statistics
 from themis_triton.core.fleet import Phase, Server
 from themis_triton.core.observation import BatchCounters, ModelCounters
 
@@ -128,7 +128,7 @@ def test_a_server_whose_statistics_are_refused_still_has_its_metrics(monkeypatch
         return httpx.AsyncClient(transport=httpx.MockTransport(answered))
 
     async def run() -> None:
-        monkeypatch.setattr("themis_triton.adapters.triton_metrics.new_http_client", client)
+        monkeypatch.setattr("themis_triton.adapters.triton.metrics.new_http_client", client)
         metrics = TritonMetrics(SystemClock())
         told, refused = await metrics.read_servers(
             [

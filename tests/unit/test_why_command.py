@@ -6,11 +6,11 @@ import pytest
 
 from tests.unit.samples import NOW_S, action, record, server, snapshot
 from themis_triton.adapters.clock import SystemClock
-from themis_triton.adapters.journal import Journal
+from themis_triton.adapters.store.journal import Journal
 from themis_triton.commands.why_command import why_command
 from themis_triton.core.action import ActionKind, Outcome, OutcomeKind
 from themis_triton.core.decision import Clamp, ClampKind
-from themis_triton.core.errors import MissingPartError, SettingsError
+from themis_triton.core.errors import EnvironmentCheckError, SettingsError
 
 
 @pytest.fixture
@@ -66,5 +66,5 @@ def test_an_unknown_decision_and_a_missing_journal_are_named(path: Path, tmp_pat
         why(path, "nope")
     other = tmp_path / "other.yaml"
     other.write_text("state_directory: elsewhere\n")
-    with pytest.raises(MissingPartError, match=r"elsewhere/journal\.sqlite: no journal"):
+    with pytest.raises(EnvironmentCheckError, match=r"elsewhere/journal\.sqlite: no journal"):
         why(other)

@@ -1,4 +1,4 @@
-"""Carries out plans off the loop. While an action runs the tick goes on observing and deciding; busy levers are left alone."""
+"""Carries out plans off the loop. While an action runs the tick goes on observing and deciding; busy actuators are left alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from themis_triton.ports import Clock, ModelControl, Recorder, RouteWriter, Serv
 
 
 @dataclass(frozen=True, slots=True)
-class Levers:
+class Actuators:
     """The ports that change the world. `launcher` None: no server can be started."""
 
     control: ModelControl
@@ -34,13 +34,13 @@ class Executor:
     `retiring`: servers that the newest target lets go; a retirement that had to wait for growth is dropped when it is no more wanted.
     """
 
-    def __init__(self, levers: Levers, fleet: Fleet, backoff: Backoff, models: tuple[str, ...]) -> None:
+    def __init__(self, actuators: Actuators, fleet: Fleet, backoff: Backoff, models: tuple[str, ...]) -> None:
         self.fleet = fleet
         self.backoff = backoff
         self.routes_unwritten: str | None = None
         self.retiring: frozenset[str] = frozenset()
-        self._mending: asyncio.Task[None] | None = None
-        self._levers = levers
+        self._reconciling: asyncio.Task[None] | None = None
+        self._actuators = actuators
         self._models = models
         self._tasks: dict[str, asyncio.Task[Outcome]] = {}
         self._busy: dict[str, str] = {}
@@ -56,7 +56,7 @@ class Executor:
 
     @property
     def busy(self) -> frozenset[str]:
-        """Levers with an action under way."""
+        """Actuators with an action under way."""
         return frozenset(self._busy)
 
     @property
@@ -67,14 +67,14 @@ class Executor:
     def submit(self, plan: Plan) -> None:
         """Start a plan's actions; returns at once."""
         for action in plan.actions:
-            lever = lever_of(action)
-            if lever in self._busy or any(required not in self._tasks for required in action.requires):
+            actuator = actuator_of(action)
+            if actuator in self._busy or any(required not in self._tasks for required in action.requires):
                 continue
             needed = [self._tasks[required] for required in action.requires]
-            self._busy[lever] = action.id
+            self._busy[actuator] = action.id
             if action.kind is ActionKind.LAUNCH:
                 self._launching[action.id] = action
-            self._tasks[action.id] = asyncio.create_task(self._run(action, lever, needed), name=action.id)
+            self._tasks[action.id] = asyncio.create_task(self._run(action, actuator, needed), name=action.id)
 
     def collect(self) -> tuple[Outcome, ...]:
         """Outcomes since the last call, in the order in which they ended."""
@@ -83,7 +83,7 @@ class Executor:
 
     async def cancel(self) -> None:
         """Abandon what is under way, as a stopping daemon must; servers stay as they are and are adopted by the next one."""
-        mending = [self._mending] if self._mending is not None else []
+        mending = [self._reconciling] if self._reconciling is not None else []
         tasks: list[asyncio.Task[Any]] = [*self._tasks.values(), *mending]
         for task in tasks:
             task.cancel()
@@ -93,7 +93,7 @@ class Executor:
         """Make Envoy route to what serves now. Raises what the port raises; `routes_unwritten` then tells it until a write succeeds."""
         table = route_table(self.fleet.all(), self._models)
         try:
-            await self._levers.routes.write(table)
+            await self._actuators.routes.write(table)
         except Exception as error:
             self.routes_unwritten = f"{error}"
             raise
@@ -101,36 +101,36 @@ class Executor:
         current = table == route_table(self.fleet.all(), self._models)
         self.routes_unwritten = None if current else "the fleet changed during the last write"
 
-    def mend_routes(self, *, changed: bool = False) -> None:
+    def reconcile_routes(self, *, changed: bool = False) -> None:
         """Start to write the routes, off the loop, if they changed or an earlier write failed."""
         if changed:
             self.routes_unwritten = "a write is under way"
-        if self.routes_unwritten is not None and (self._mending is None or self._mending.done()):
-            self._mending = asyncio.create_task(self._mend_routes())
+        if self.routes_unwritten is not None and (self._reconciling is None or self._reconciling.done()):
+            self._reconciling = asyncio.create_task(self._reconcile_routes())
 
-    async def _mend_routes(self) -> None:
+    async def _reconcile_routes(self) -> None:
         with contextlib.suppress(ThemisError, OSError):  # told by routes_unwritten, and tried again at the next tick
             await self.write_routes()
 
-    async def _run(self, action: Action, lever: str, needed: list[asyncio.Task[Outcome]]) -> Outcome:
-        started_at_s = self._levers.clock.now_s()
+    async def _run(self, action: Action, actuator: str, needed: list[asyncio.Task[Outcome]]) -> Outcome:
+        started_at_s = self._actuators.clock.now_s()
         try:
             kind, detail = await self._guarded(action, needed)
         finally:
-            self._busy.pop(lever, None)
+            self._busy.pop(actuator, None)
             self._launching.pop(action.id, None)
             self._tasks.pop(action.id, None)
-        outcome = Outcome(action, kind, started_at_s, self._levers.clock.now_s(), detail)
-        self._note(lever, outcome)
+        outcome = Outcome(action, kind, started_at_s, self._actuators.clock.now_s(), detail)
+        self._note(actuator, outcome)
         return outcome
 
-    def _note(self, lever: str, outcome: Outcome) -> None:
+    def _note(self, actuator: str, outcome: Outcome) -> None:
         if outcome.kind is OutcomeKind.DONE:
-            self.backoff.succeeded(lever)
+            self.backoff.succeeded(actuator)
         elif outcome.kind is not OutcomeKind.SKIPPED:
-            self.backoff.failed(lever, outcome.ended_at_s)
+            self.backoff.failed(actuator, outcome.ended_at_s)
         self._outcomes.append(outcome)
-        self._levers.recorder.record_outcome(outcome)
+        self._actuators.recorder.record_outcome(outcome)
 
     async def _guarded(self, action: Action, needed: list[asyncio.Task[Outcome]]) -> tuple[OutcomeKind, str]:
         """Run the action; every failure that the world can cause becomes an outcome."""
@@ -144,7 +144,7 @@ class Executor:
             return OutcomeKind.REFUSED, str(error)
         except TimeoutError as error:
             return OutcomeKind.TIMED_OUT, str(error)
-        except Exception as error:  # noqa: BLE001 - whatever ends an action must become an outcome, or its lever would hang
+        except Exception as error:  # noqa: BLE001 - whatever ends an action must become an outcome, or its actuator would hang
             return OutcomeKind.LOST, f"{type(error).__name__}: {error}"
         return OutcomeKind.DONE, detail
 
@@ -153,7 +153,7 @@ class Executor:
             raise ThemisError(f"action {action.id} names no model or no state")
         server = self.fleet.get(action.server)
         try:
-            state = await self._levers.control.change(server, action.model, action.after)
+            state = await self._actuators.control.change(server, action.model, action.after)
         except ServerError:
             await self._reread(action.server, action.model)
             raise
@@ -165,7 +165,7 @@ class Executor:
         """After a failure the old state should serve on; the server's own word replaces what was believed."""
         if name not in self.fleet:
             return
-        found = await self._levers.control.read_models(self.fleet.get(name), [model])
+        found = await self._actuators.control.read_models(self.fleet.get(name), [model])
         if model in found and name in self.fleet:
             self.fleet.set_model(name, model, found[model])
 
@@ -221,19 +221,19 @@ class Executor:
         await self.forget(server)
 
     async def forget(self, server: Server) -> None:
-        """The server is gone: nothing is kept of it, nor of its levers."""
+        """The server is gone: nothing is kept of it, nor of its actuators."""
         self.fleet.remove(server.name)
         self.backoff.forget(server.name)
-        await self._levers.control.forget(server)
+        await self._actuators.control.forget(server)
 
     def _launcher(self) -> ServerLauncher:
-        if self._levers.launcher is None:
+        if self._actuators.launcher is None:
             raise ThemisError("no servers can be launched or stopped: the settings have no `launch` section")
-        return self._levers.launcher
+        return self._actuators.launcher
 
 
-def lever_of(action: Action) -> str:
-    """The lever that an action occupies; see Snapshot.busy."""
+def actuator_of(action: Action) -> str:
+    """The actuator that an action occupies; see Snapshot.busy."""
     match action.kind:
         case ActionKind.LAUNCH:
             return str(action.slot)

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from themis_triton.act.executor import Executor, lever_of
+from themis_triton.act.executor import Executor, actuator_of
 from themis_triton.core.action import Action, ActionKind, Plan
 from themis_triton.core.errors import ServerError, ThemisError
 from themis_triton.core.fleet import Phase, Server
@@ -48,20 +48,20 @@ class Supervisor:
         self._clearing: set[asyncio.Task[None]] = set()
 
     @property
-    def lost(self) -> int:
+    def recently_crashed(self) -> int:
         """Launched servers that died unasked in the last minute."""
         return len(self._lost_at_s)
 
-    async def bury_the_dead(self) -> tuple[Server, ...]:
+    async def reap_dead_servers(self) -> tuple[Server, ...]:
         """Take launched servers whose process is gone out of fleet and routes; returns them."""
         now_s = self._clock.now_s()
         self._lost_at_s = [at_s for at_s in self._lost_at_s if at_s > now_s - LOST_MEMORY_S]
-        dead = [server for server in self._executor.fleet.all() if await self._is_dead(server)]
+        dead = [server for server in self._executor.fleet.all() if await self._has_died(server)]
         for server in dead:
             await self._executor.forget(server)
             self._silent.pop(server.name, None)
             self._lost_at_s.append(now_s)
-        self._executor.mend_routes(changed=bool(dead))
+        self._executor.reconcile_routes(changed=bool(dead))
         for server in dead:
             self._clear_remains(server)
         return tuple(dead)
@@ -69,16 +69,16 @@ class Supervisor:
     def resume(self) -> None:
         """Go on with launched servers that are on their way in or out while nothing works on them: after a restart, or a fault."""
         now_s = self._clock.now_s()
-        taken = {*self._executor.busy, *self._executor.backoff.held(now_s)}
+        taken = {*self._executor.busy, *self._executor.backoff.active(now_s)}
         actions = [resumption(server) for server in self._executor.fleet.all() if server.launched and server.phase not in RESTING]
-        plan = Plan(RESUMED, tuple(action for action in actions if lever_of(action) not in taken))
+        plan = Plan(RESUMED, tuple(action for action in actions if actuator_of(action) not in taken))
         if self._launcher is not None:
             self._executor.submit(plan)
 
-    async def note(self, readings: Sequence[ServerReading]) -> None:
+    async def update_reachability(self, readings: Sequence[ServerReading]) -> None:
         """Move adopted servers between SERVING and UNREACHABLE by what the last readings said, and look at the counts now and then."""
-        changed = [self._note_one(reading) for reading in readings]
-        self._executor.mend_routes(changed=any(changed))
+        changed = [self._update_one(reading) for reading in readings]
+        self._executor.reconcile_routes(changed=any(changed))
         now_s = self._clock.now_s()
         if now_s - self._reread_at_s >= REREAD_EVERY_S and (self._rereading is None or self._rereading.done()):
             self._reread_at_s = now_s
@@ -92,7 +92,7 @@ class Supervisor:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _is_dead(self, server: Server) -> bool:
+    async def _has_died(self, server: Server) -> bool:
         if self._launcher is None or not server.launched or server.phase is not Phase.SERVING:
             return False
         return not await self._launcher.is_alive(server)
@@ -109,7 +109,7 @@ class Supervisor:
         with contextlib.suppress(ThemisError, OSError):
             await launcher.stop(server)
 
-    def _note_one(self, reading: ServerReading) -> bool:
+    def _update_one(self, reading: ServerReading) -> bool:
         fleet = self._executor.fleet
         if reading.server not in fleet:
             return False
@@ -140,7 +140,7 @@ class Supervisor:
             if server.name in fleet and not self._is_busy(server.name) and fleet.get(server.name).models != found:
                 fleet.put(replace(fleet.get(server.name), models=found))
         if before != {server.name: frozenset(server.models) for server in self._executor.fleet.all()}:
-            self._executor.mend_routes(changed=True)
+            self._executor.reconcile_routes(changed=True)
 
     def _is_busy(self, name: str) -> bool:
-        return any(lever == name or lever.startswith(f"{name}/") for lever in self._executor.busy)
+        return any(actuator == name or actuator.startswith(f"{name}/") for actuator in self._executor.busy)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from themis_triton.core.errors import MissingPartError, ServerError
+from themis_triton.core.errors import EnvironmentCheckError, ServerError
 
 
 class Severity(StrEnum):
@@ -39,7 +39,7 @@ def warning(what: str, found: str, remedy: str) -> Finding:
 
 def missing(what: str, found: str, remedy: str) -> Finding:
     """Something that must be installed, free or present on this machine is not."""
-    return Finding(Severity.ERROR, what, found, remedy, MissingPartError.exit_code)
+    return Finding(Severity.ERROR, what, found, remedy, EnvironmentCheckError.exit_code)
 
 
 def unanswered(what: str, found: str, remedy: str) -> Finding:

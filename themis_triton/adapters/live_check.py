@@ -9,9 +9,9 @@ import httpx
 from tritonclient.utils import InferenceServerException
 
 from themis_triton.adapters.findings import Finding, fine, missing, unanswered, warning
-from themis_triton.adapters.local_check import check_devices, check_envoy_binary, check_launch, ports_free
-from themis_triton.adapters.triton_client import KEY_HEADER, is_not_explicit, is_restricted, new_client
-from themis_triton.adapters.triton_metrics import fetch_metrics, new_http_client
+from themis_triton.adapters.local.check import check_devices, check_envoy_binary, check_launch, ports_free
+from themis_triton.adapters.triton.client import KEY_HEADER, is_not_explicit, is_restricted, new_client
+from themis_triton.adapters.triton.metrics import fetch_metrics, new_http_client
 from themis_triton.core.config import AdoptedServer, EnvoyConfig, ThemisConfig
 
 TIMEOUT_S = 5.0

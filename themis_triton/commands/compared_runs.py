@@ -112,7 +112,7 @@ def compared_run(load: ComparedLoad, policy: PolicyName, directory: Path) -> Com
     """Run the policy live in a folder of its own, then simulate it with the very settings of that run.
 
     Raises:
-        SettingsError, MissingPartError: as `run_demo`, before anything is started.
+        SettingsError, EnvironmentCheckError: as `run_demo`, before anything is started.
         LaunchFailedError, ServerError: a part did not start or answer; nothing is left running.
         KeyboardInterrupt: Ctrl-C or SIGTERM; nothing is left running.
     """

@@ -13,7 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from themis_triton.commands.plan_paths import LIVE, Fleet, live_fleet, parse_fleet, path_row, show_paths
+from themis_triton.commands.plan_migrations import LIVE, Fleet, live_fleet, parse_fleet, path_row, show_paths
 from themis_triton.commands.status_command import asked
 from themis_triton.core.config import PipelineConfig, PlanningConfig, ThemisConfig, ThroughputRule
 from themis_triton.core.errors import SettingsError

@@ -14,7 +14,7 @@ from themis_triton.profile.files import read_profile, refuse_other, replace_prof
 from themis_triton.profile.identity import device_name
 from themis_triton.profile.probe import ProbeOptions, probe_model
 from themis_triton.profile.run import config_hash_of
-from themis_triton.settings.measured import LeversSettings
+from themis_triton.settings.measured import OperationsSettings
 from themis_triton.settings.profile import ProfileSettings
 
 
@@ -34,7 +34,7 @@ def probe_command(model: str, out: Path, options: ProbeOptions, where: BenchFlag
 
 async def _probed(
     model: str, options: ProbeOptions, place: Place, console: Console, path: Path, profile: ProfileSettings
-) -> LeversSettings:
+) -> OperationsSettings:
     with console.status(f"{model}: starting a scratch server") as status:
         async with opened(model, place) as bench:
             if profile.measured is not None:
@@ -43,7 +43,7 @@ async def _probed(
             return await probe_model(bench, options, lambda lever: status.update(f"{model}: {lever}"))
 
 
-def _table(model: str, levers: LeversSettings) -> Table:
+def _table(model: str, levers: OperationsSettings) -> Table:
     table = Table("lever", "how", "took", "requests", "errors", "latency added", "memory peak", title=model)
     for name, lever in levers:
         if lever is not None:

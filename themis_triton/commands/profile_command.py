@@ -14,9 +14,9 @@ import psutil
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from themis_triton.adapters.orphans import DEVICE_VARIABLE
-from themis_triton.adapters.processes import owned_processes, stop_everything
-from themis_triton.adapters.server_files import CONFIG_FILE
+from themis_triton.adapters.local.orphans import DEVICE_VARIABLE
+from themis_triton.adapters.local.processes import owned_processes, stop_everything
+from themis_triton.adapters.local.server_files import CONFIG_FILE
 from themis_triton.commands.interruptible import run_interruptible
 from themis_triton.core.config import DeviceSlot, LaunchConfig, ThemisConfig
 from themis_triton.core.errors import SettingsError
@@ -159,7 +159,7 @@ async def opened(model: str, place: Place) -> AsyncIterator[Bench]:
     """The bench, after a look at what else runs there; one at a time in a state directory.
 
     Raises:
-        MissingPartError: another measurement uses the state directory.
+        EnvironmentCheckError: another measurement uses the state directory.
         ServerError: live traffic flows and `--allow-live` was not said; or the bench cannot be opened.
     """
     flags, config = place.flags, place.config

@@ -10,13 +10,13 @@ from pathlib import Path
 import structlog
 from rich.console import Console
 
-from themis_triton.adapters.processes import stop_everything
+from themis_triton.adapters.local.processes import stop_everything
 from themis_triton.core.config import Placement
 from themis_triton.core.errors import SettingsError
 from themis_triton.daemon.lock import locked
 from themis_triton.daemon.service import run_daemon
 from themis_triton.profile.stale import refuse_stale
-from themis_triton.settings import load_settings, load_whereabouts
+from themis_triton.settings import load_runtime_paths, load_settings
 
 
 def run_command(path: Path) -> None:
@@ -34,8 +34,8 @@ def run_command(path: Path) -> None:
 
 
 def down_command(path: Path) -> None:
-    """End what Themis started for these settings. MissingPartError when its daemon still runs: it would start servers again."""
-    state = load_whereabouts(path).state_directory
+    """End what Themis started for these settings. EnvironmentCheckError when its daemon still runs: it would start servers again."""
+    state = load_runtime_paths(path).state_directory
     with locked(state):
         ended = stop_everything(state)
     pids = f"ended {len(ended)} process{'es' if len(ended) > 1 else ''}: {', '.join(map(str, ended))}"

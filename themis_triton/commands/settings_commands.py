@@ -13,7 +13,7 @@ from rich.markup import escape
 from themis_triton.adapters.findings import Finding, Severity
 from themis_triton.adapters.live_check import check_live
 from themis_triton.core.config import ThemisConfig
-from themis_triton.core.errors import MissingPartError, SettingsError
+from themis_triton.core.errors import EnvironmentCheckError, SettingsError
 from themis_triton.profile.stale import stale_profiles
 from themis_triton.settings import Problem, load_settings, problems, sample
 
@@ -62,7 +62,7 @@ def init_command(path: Path, force: bool) -> int:
         path.write_text(sample(), encoding="utf-8")
     except OSError as error:
         console.print(f"[red]{escape(str(path))}[/]: cannot be written ({error.strerror}); choose a folder that exists and is writable")
-        return MissingPartError.exit_code
+        return EnvironmentCheckError.exit_code
     console.print(f"[green]{escape(str(path))}[/] is written; each key is explained in it. Next: themis validate {escape(str(path))}")
     return 0
 

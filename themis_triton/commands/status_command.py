@@ -15,7 +15,7 @@ from rich.text import Text
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.core.errors import ServerError
 from themis_triton.daemon.control import running_pid
-from themis_triton.settings import load_whereabouts
+from themis_triton.settings import load_runtime_paths
 
 EVENTS_SHOWN = 8
 
@@ -32,7 +32,7 @@ def status_command(path: Path, *, as_json: bool) -> None:
 
 def asked(path: Path) -> dict[str, Any]:
     """The status of the sidecar of these settings; raises as `status_command` does."""
-    where = load_whereabouts(path)
+    where = load_runtime_paths(path)
     address = where.status_address
     try:
         response = httpx.get(f"http://{address}/status", timeout=5.0, trust_env=False)

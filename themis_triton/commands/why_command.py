@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from themis_triton.adapters.clock import SystemClock
-from themis_triton.adapters.journal_reader import JournalReader, reading
+from themis_triton.adapters.store.reader import JournalReader, reading
 from themis_triton.core.errors import SettingsError
-from themis_triton.daemon.wiring import journal_path
-from themis_triton.settings import load_whereabouts
+from themis_triton.daemon.components import journal_path
+from themis_triton.settings import load_runtime_paths
 
 UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
@@ -24,7 +24,7 @@ def why_command(path: Path, decision: str | None, since: str, limit: int, *, eve
     """The changes of the last `since`, oldest first, and the last tick; or one decision with its evidence, actions and their ends."""
     since_s = _seconds(since)
     console = Console(soft_wrap=True)
-    with reading(journal_path(load_whereabouts(path).state_directory)) as journal:
+    with reading(journal_path(load_runtime_paths(path).state_directory)) as journal:
         if decision is not None:
             _one(journal, decision, console, as_json=as_json)
             return

@@ -130,7 +130,7 @@ class ModelConfig:
     max_queue_delay_us: int = 0
     server_price: float | None = None
     instance_price: float | None = None
-    proven_levers_only: bool = False
+    require_probed_operations: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,10 +219,10 @@ class PolicyConfig:
     name: PolicyName = PolicyName.THEMIS
     tick_s: float = 0.25
     rate_window_s: float = 1.0
-    peak_window_s: float = 5.0
-    settle_window_s: float = 2.0
+    burst_window_s: float = 5.0
+    stable_window_s: float = 2.0
     headroom_sigmas: float = 1.0
-    lever_sigmas: float = 0.0
+    slow_actuation_headroom_sigmas: float = 0.0
     slow_headroom_sigmas: float = 0.0
     growth_window_s: float = 2.0
     growth_sigmas: float = 1.0
@@ -232,11 +232,11 @@ class PolicyConfig:
     backlog_drain_s: float = 1.0
     backlog_slack_s: float = 0.1
     max_added_instances: int = 8
-    vertical_hold_s: float = 5.0
-    calm_fraction: float = 0.1
-    scale_in_hold_s: float = 20.0
+    shrink_stabilization_s: float = 5.0
+    steady_growth_threshold: float = 0.1
+    scale_in_stabilization_s: float = 20.0
     survivor_margin_fraction: float = 0.1
-    surge_factor: float = 1.5
+    burst_headroom_factor: float = 1.5
     forecast: ForecastName = ForecastName.NONE
     forecast_quantile: float = 0.75
     queueing: QueueingModel = QueueingModel.TRITON
@@ -245,10 +245,10 @@ class PolicyConfig:
     retry_backoff_max_s: float = 60.0
     memory_margin_fraction: float = 0.1
     slo_margin_fraction: float = 0.05
-    patience_fraction: float | None = None
+    deprioritize_after_slo_fraction: float | None = None
     plan_horizon_s: float = 60.0
-    pool_hold_s: float = 5.0
-    baseline_hold_s: float = 10.0
+    slot_reallocation_delay_s: float = 5.0
+    baseline_stabilization_s: float = 10.0
     vertical_servers: int | None = None
     horizontal_instances: int | None = None
     planned_rps: float | None = None
@@ -257,7 +257,7 @@ class PolicyConfig:
     drift_report_fraction: float = 0.15
     drift_step_fraction: float = 0.05
     drift_max_factor: float = 3.0
-    drift_hold_s: float = 10.0
+    drift_stabilization_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,9 +303,9 @@ class ThemisConfig:
         return replace(self, policy=replace(self.policies.get(policy, self.policy), name=policy))
 
     @property
-    def patience_s(self) -> dict[str, float]:
+    def deprioritize_after_s(self) -> dict[str, float]:
         """By model that batches, how long a request waits for it before it lets all others pass: that of its most patient pipeline."""
-        fraction, longest_ms = self.policy.patience_fraction, dict[str, float]()
+        fraction, longest_ms = self.policy.deprioritize_after_slo_fraction, dict[str, float]()
         for pipeline in self.pipelines if fraction is not None else ():
             longest_ms |= {stage: max(longest_ms.get(stage, 0.0), pipeline.slo_ms) for stage in pipeline.stages}
         batching = {stage: slo_ms for stage, slo_ms in longest_ms.items() if self.models[stage].max_batch > 1}

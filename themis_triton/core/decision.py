@@ -56,14 +56,14 @@ class Clamp:
 class Target:
     """Where the fleet should be: the models of each server that stays or comes. A server that is absent shall go.
 
-    New servers stand in `launch`, keyed by device slot. `quick_levers`: in-place changes take less than a tick, so that they need
-    not be parted into small steps. `free_batches`: batches are formed before the servers, so that their limit needs no lever.
+    New servers stand in `launch`, keyed by device slot. `fast_actuation`: in-place changes take less than a tick, so that they need
+    not be parted into small steps. `free_batches`: batches are formed before the servers, so that their limit needs no actuator.
     """
 
     servers: dict[str, dict[str, ModelState]] = field(default_factory=dict)
     launch: dict[str, dict[str, ModelState]] = field(default_factory=dict)
     retire: tuple[str, ...] = ()
-    quick_levers: bool = False
+    fast_actuation: bool = False
     free_batches: bool = False
 
 

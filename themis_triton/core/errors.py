@@ -13,7 +13,7 @@ class SettingsError(ThemisError):
     exit_code = 2
 
 
-class MissingPartError(ThemisError):
+class EnvironmentCheckError(ThemisError):
     """Something that must be installed, free or reachable on this machine is not."""
 
     exit_code = 3

@@ -84,10 +84,11 @@ class DeviceReading:
 class Snapshot:
     """Everything that one tick saw.
 
-    `busy` names levers with an action under way and `held` those in back-off, with the time (s) until which:
-    `server/model` for a vertical lever, a server's name for its life cycle, a slot's name for a launch.
+    `busy` names actuators with an action under way and `backing_off` those in back-off, with the time (s) until which:
+    `server/model` for a vertical actuator, a server's name for its life cycle, a slot's name for a launch.
     `routes_error` says why Envoy was silent,
-    `routes_unwritten` why its files do not say yet what they should; `lost` counts launched servers that died unasked in the last minute.
+    `routes_unwritten` why its files do not say yet what they should; `recently_crashed` counts launched servers that died
+    unasked in the last minute.
     """
 
     at_s: float
@@ -96,7 +97,7 @@ class Snapshot:
     routes: tuple[RouteReading, ...] = ()
     devices: tuple[DeviceReading, ...] = ()
     busy: frozenset[str] = frozenset()
-    held: dict[str, float] = field(default_factory=dict)
-    lost: int = 0
+    backing_off: dict[str, float] = field(default_factory=dict)
+    recently_crashed: int = 0
     routes_error: str | None = None
     routes_unwritten: str | None = None

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import structlog
 
-from themis_triton.adapters.orphans import find_orphans
+from themis_triton.adapters.local.orphans import find_orphans
 from themis_triton.core.action import Action, ActionKind, Plan
 from themis_triton.core.config import AdoptedServer, Mode
 from themis_triton.core.errors import ServerError, SettingsError
 from themis_triton.core.fleet import ModelState, Phase, Server
+from themis_triton.daemon.components import Components
 from themis_triton.daemon.control import is_paused
-from themis_triton.daemon.wiring import Parts
 
 log = structlog.get_logger()
 ADOPTION = "adoption"
@@ -22,20 +22,20 @@ READ_ATTEMPTS, READ_AGAIN_AFTER_S = 3, 0.5
 LEAVING = frozenset({Phase.DRAINING, Phase.STOPPING})
 
 
-async def adopt(parts: Parts) -> None:
+async def adopt(components: Components) -> None:
     """Fill the fleet with what runs, write the routes, and take up what was left half done. Nothing that serves is disturbed.
 
     Raises:
         SettingsError: servers run that an earlier daemon launched, and the settings have lost their `launch` section.
     """
-    if parts.launcher is None:
-        await _refuse_forgotten_servers(parts.config.state_directory)
-    for configured in parts.config.servers:
-        parts.world.executor.fleet.put(await _adopted(configured, parts))
-    unfinished = await _launched(parts)
-    await parts.world.executor.write_routes()
-    if parts.config.mode is Mode.ACTIVE and not is_paused(parts.config.state_directory):
-        parts.world.executor.submit(Plan(ADOPTION, tuple(unfinished)))
+    if components.launcher is None:
+        await _refuse_forgotten_servers(components.config.state_directory)
+    for configured in components.config.servers:
+        components.world.executor.fleet.put(await _adopted(configured, components))
+    unfinished = await _launched(components)
+    await components.world.executor.write_routes()
+    if components.config.mode is Mode.ACTIVE and not is_paused(components.config.state_directory):
+        components.world.executor.submit(Plan(ADOPTION, tuple(unfinished)))
 
 
 async def _refuse_forgotten_servers(state_directory: Path) -> None:
@@ -48,7 +48,7 @@ async def _refuse_forgotten_servers(state_directory: Path) -> None:
         )
 
 
-async def _adopted(configured: AdoptedServer, parts: Parts) -> Server:
+async def _adopted(configured: AdoptedServer, components: Components) -> Server:
     server = Server(
         name=configured.name,
         device=configured.device,
@@ -60,7 +60,7 @@ async def _adopted(configured: AdoptedServer, parts: Parts) -> Server:
         model_control_key=configured.model_control_key,
     )
     try:
-        models = await _read(server, parts)
+        models = await _read(server, components)
     except ServerError as error:
         log.warning("server_unreachable", server=server.name, address=server.grpc_address, error=str(error))
         return replace(server, phase=Phase.UNREACHABLE)
@@ -68,33 +68,33 @@ async def _adopted(configured: AdoptedServer, parts: Parts) -> Server:
     return replace(server, models=models)
 
 
-async def _read(server: Server, parts: Parts) -> dict[str, ModelState]:
+async def _read(server: Server, components: Components) -> dict[str, ModelState]:
     """What it runs; asked more than once, because a server that is not read is taken out of the routes."""
     for _ in range(READ_ATTEMPTS - 1):
         try:
-            return await parts.control.read_models(server, tuple(parts.config.models))
+            return await components.control.read_models(server, tuple(components.config.models))
         except ServerError:
-            await parts.clock.sleep(READ_AGAIN_AFTER_S)
-    return await parts.control.read_models(server, tuple(parts.config.models))
+            await components.clock.sleep(READ_AGAIN_AFTER_S)
+    return await components.control.read_models(server, tuple(components.config.models))
 
 
-async def _launched(parts: Parts) -> list[Action]:
+async def _launched(components: Components) -> list[Action]:
     """Servers of the journal that still run, and orphans; returns what must go on with those that were on their way in or out."""
-    if parts.launcher is None:
+    if components.launcher is None:
         return []
-    remembered = {server.name: server for server in parts.journal.load_servers()}
-    orphans = {server.name: server for server in await asyncio.to_thread(find_orphans, parts.config.state_directory)}
-    slots = {slot.name for slot in parts.config.launch.slots} if parts.config.launch is not None else set()
+    remembered = {server.name: server for server in components.journal.load_servers()}
+    orphans = {server.name: server for server in await asyncio.to_thread(find_orphans, components.config.state_directory)}
+    slots = {slot.name for slot in components.config.launch.slots} if components.config.launch is not None else set()
     # A server that was started again on other ports is an orphan under the name of a process that is gone.
-    known = {name: server for name, server in remembered.items() if name not in orphans or await parts.launcher.is_alive(server)}
+    known = {name: server for name, server in remembered.items() if name not in orphans or await components.launcher.is_alive(server)}
     unfinished = []
     for name, server in sorted((orphans | known).items()):
-        if not await parts.launcher.is_alive(server):
+        if not await components.launcher.is_alive(server):
             log.warning("server_gone", server=name)
-            await parts.launcher.stop(server)
-            parts.journal.forget_server(name)
+            await components.launcher.stop(server)
+            components.journal.forget_server(name)
             continue
-        action = await _readopted(server, parts)
+        action = await _readopted(server, components)
         if action is None and server.slot not in slots:
             log.warning(
                 "slot_unknown",
@@ -106,14 +106,14 @@ async def _launched(parts: Parts) -> list[Action]:
     return unfinished
 
 
-async def _readopted(server: Server, parts: Parts) -> Action | None:
-    fleet = parts.world.executor.fleet
+async def _readopted(server: Server, components: Components) -> Action | None:
+    fleet = components.world.executor.fleet
     if server.phase in LEAVING:
         fleet.put(replace(server, phase=Phase.DRAINING))
         return Action(f"{ADOPTION}/{server.name}", ActionKind.RETIRE, ADOPTION, server.name)
     if server.phase is Phase.SERVING:
         try:
-            found = await parts.control.read_models(server, tuple(server.models))
+            found = await components.control.read_models(server, tuple(server.models))
         except ServerError as error:
             log.warning("server_silent", server=server.name, error=str(error))
             found = server.models

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from aiohttp import web
 
 from themis_triton.adapters.exporter import Exporter
-from themis_triton.core.errors import MissingPartError
+from themis_triton.core.errors import EnvironmentCheckError
 from themis_triton.daemon.status import StatusBoard
 from themis_triton.ports import Clock
 
@@ -21,7 +21,7 @@ async def serving(address: str, board: StatusBoard, exporter: Exporter, clock: C
     """Answer `/status`, `/metrics` and `/healthz` at `host:port`; `/healthz` is 503 when the last good tick is long ago.
 
     Raises:
-        MissingPartError: the address is taken.
+        EnvironmentCheckError: the address is taken.
     """
 
     async def status(_: web.Request) -> web.Response:
@@ -45,6 +45,6 @@ async def serving(address: str, board: StatusBoard, exporter: Exporter, clock: C
         await web.TCPSite(runner, host.strip("[]"), int(port)).start()
         yield
     except OSError as error:
-        raise MissingPartError(f"status.address: {address} cannot be listened on ({error.strerror}); choose a free one") from error
+        raise EnvironmentCheckError(f"status.address: {address} cannot be listened on ({error.strerror}); choose a free one") from error
     finally:
         await runner.cleanup()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from themis_triton.core.errors import MissingPartError
+from themis_triton.core.errors import EnvironmentCheckError
 from themis_triton.daemon.lock import LOCK_FILE
 
 PAUSE_FILE = "paused"
@@ -31,14 +31,14 @@ def running_pid(state_directory: Path) -> int | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise MissingPartError(f"state_directory: {state_directory / LOCK_FILE} cannot be read ({error.strerror})") from error
+        raise EnvironmentCheckError(f"state_directory: {state_directory / LOCK_FILE} cannot be read ({error.strerror})") from error
     return None
 
 
 def stop_running(state_directory: Path) -> int | None:
     """Ask the sidecar to end (SIGTERM) and wait until it has; its pid, or None where none ran.
 
-    MissingPartError when it may not be asked, or still runs after 30 s.
+    EnvironmentCheckError when it may not be asked, or still runs after 30 s.
     """
     pid = running_pid(state_directory)
     if pid is None:
@@ -48,12 +48,12 @@ def stop_running(state_directory: Path) -> int | None:
     except psutil.NoSuchProcess:
         return pid
     except psutil.AccessDenied as error:
-        raise MissingPartError(f"the sidecar with pid {pid} belongs to somebody else; stop it as its user") from error
+        raise EnvironmentCheckError(f"the sidecar with pid {pid} belongs to somebody else; stop it as its user") from error
     # The lock and not the process: that may stay as a zombie where nobody asks how it ended.
     deadline_s = time.monotonic() + STOP_WITHIN_S
     while running_pid(state_directory) == pid:
         if time.monotonic() > deadline_s:
-            raise MissingPartError(f"the sidecar with pid {pid} still runs {STOP_WITHIN_S:g} s after SIGTERM; look at its log")
+            raise EnvironmentCheckError(f"the sidecar with pid {pid} still runs {STOP_WITHIN_S:g} s after SIGTERM; look at its log")
         time.sleep(POLL_S)
     return pid
 
@@ -64,7 +64,7 @@ def is_paused(state_directory: Path) -> bool:
 
 
 def set_paused(state_directory: Path, paused: bool) -> None:
-    """Pause or go on, now and over restarts. MissingPartError when the directory cannot be written."""
+    """Pause or go on, now and over restarts. EnvironmentCheckError when the directory cannot be written."""
     path = state_directory / PAUSE_FILE
     try:
         if paused:
@@ -73,4 +73,4 @@ def set_paused(state_directory: Path, paused: bool) -> None:
         else:
             path.unlink(missing_ok=True)
     except OSError as error:
-        raise MissingPartError(f"state_directory: {path} cannot be changed ({error.strerror})") from error
+        raise EnvironmentCheckError(f"state_directory: {path} cannot be changed ({error.strerror})") from error

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from themis_triton.core.errors import MissingPartError
+from themis_triton.core.errors import EnvironmentCheckError
 
 LOCK_FILE = "themis.lock"
 
@@ -17,20 +17,20 @@ LOCK_FILE = "themis.lock"
 def locked(directory: Path, named: str = "state_directory") -> Iterator[None]:
     """Hold the directory's lock; `named` is the key or flag that names it.
 
-    MissingPartError tells the pid that holds it already, or why the directory cannot be written.
+    EnvironmentCheckError tells the pid that holds it already, or why the directory cannot be written.
     """
     path = directory / LOCK_FILE
     try:
         directory.mkdir(parents=True, exist_ok=True)
         handle = path.open("a+")
     except OSError as error:
-        raise MissingPartError(f"{named}: {directory} cannot be written ({error.strerror})") from error
+        raise EnvironmentCheckError(f"{named}: {directory} cannot be written ({error.strerror})") from error
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             handle.seek(0)
-            raise MissingPartError(
+            raise EnvironmentCheckError(
                 f"{named}: {directory} is in use by the process with pid {handle.read().strip()}; "
                 "stop it, or give this one a directory of its own"
             ) from error

@@ -17,10 +17,10 @@ from themis_triton.core.errors import ThemisError
 from themis_triton.core.record import TickRecord, drift_event_words, sentence
 from themis_triton.daemon.adopt import adopt
 from themis_triton.daemon.api import serving
+from themis_triton.daemon.components import Components, build_components
 from themis_triton.daemon.control import is_paused
 from themis_triton.daemon.lock import locked
 from themis_triton.daemon.status import StatusBoard
-from themis_triton.daemon.wiring import Parts, wired
 from themis_triton.decide.rules import Rules, build_rules
 from themis_triton.solver.solve import warm
 from themis_triton.tick import EngineState, tick
@@ -38,24 +38,24 @@ async def run_daemon(config: ThemisConfig) -> None:
         loop.add_signal_handler(number, stop.set)
     with locked(config.state_directory):
         warming = asyncio.create_task(asyncio.to_thread(warm))
-        async with wired(config) as parts:
-            await adopt(parts)
-            await parts.envoy.ensure()
+        async with build_components(config) as components:
+            await adopt(components)
+            await components.envoy.ensure()
             await warming
-            board = StatusBoard(config, parts.clock.now_s())
+            board = StatusBoard(config, components.clock.now_s())
             exporter = Exporter()
-            async with serving(config.status.address, board, exporter, parts.clock):
+            async with serving(config.status.address, board, exporter, components.clock):
                 log.info("started", mode=config.mode.value, policy=config.policy.name.value, status=config.status.address)
                 if os.getpid() == 1 and config.envoy.managed:
                     log.warning("first_process", says="a container's first process: servers and Envoy end with it; run it with --pid=host")
-                await _scheduled(_Loop(parts, build_rules(config), board, exporter), stop)
+                await _scheduled(_Loop(components, build_rules(config), board, exporter), stop)
     log.info("stopped", servers="left serving")
 
 
 async def _scheduled(loop: _Loop, stop: asyncio.Event) -> None:
     scheduler = AsyncIOScheduler()
     options = {"max_instances": 1, "coalesce": True, "misfire_grace_time": None}
-    scheduler.add_job(loop.tick, "interval", seconds=loop.parts.config.policy.tick_s, **options)
+    scheduler.add_job(loop.tick, "interval", seconds=loop.components.config.policy.tick_s, **options)
     scheduler.add_job(loop.check_envoy, "interval", seconds=ENVOY_CHECK_EVERY_S, **options)
     scheduler.start()
     try:
@@ -68,7 +68,7 @@ async def _scheduled(loop: _Loop, stop: asyncio.Event) -> None:
 class _Loop:
     """What the scheduler calls. An unexpected error is logged and counted; the next tick starts afresh from the last good state."""
 
-    parts: Parts
+    components: Components
     rules: Rules
     board: StatusBoard
     exporter: Exporter
@@ -85,7 +85,7 @@ class _Loop:
         """One tick, measured and told."""
         started_s = asyncio.get_running_loop().time()
         try:
-            self.state, record = await tick(self.state, self.parts.world, self._rules_now())
+            self.state, record = await tick(self.state, self.components.world, self._rules_now())
         except Exception:
             self.board.tick_errors += 1
             self.exporter.tick_failed()
@@ -99,14 +99,14 @@ class _Loop:
 
     def _note_journal(self) -> None:
         """A journal that is not written remembers no server: the next sidecar has to look for them."""
-        trouble = self.parts.journal.trouble
+        trouble = self.components.journal.trouble
         if trouble is not None and trouble != self.board.journal_trouble:
             log.error("journal", says=trouble)
         self.board.journal_trouble = trouble
 
     def _rules_now(self) -> Rules:
         """Those of the settings, and advisory while `themis pause` holds."""
-        paused = is_paused(self.parts.config.state_directory)
+        paused = is_paused(self.components.config.state_directory)
         if paused is not self.paused:
             log.warning("paused" if paused else "resumed")
             self.paused = paused
@@ -115,7 +115,7 @@ class _Loop:
     async def check_envoy(self) -> None:
         """Start the managed Envoy again when it is gone; say so when someone else's is."""
         try:
-            await self.parts.envoy.ensure()
+            await self.components.envoy.ensure()
         except ThemisError as error:
             log.error("envoy_missing", error=str(error))  # noqa: TRY400 - the message is whole, a traceback adds nothing
 

@@ -12,7 +12,7 @@ from themis_triton.core.config import ThemisConfig
 from themis_triton.core.encoding import plain
 from themis_triton.core.fleet import Server
 from themis_triton.core.record import TickRecord, drift_event_words, drift_words, sentence
-from themis_triton.daemon.account import Account
+from themis_triton.daemon.usage import UsageTotals
 
 EVENTS_KEPT = 50
 SILENT_AT_LEAST_S = 10.0
@@ -25,7 +25,7 @@ class StatusBoard:
 
     config: ThemisConfig
     started_at_s: float
-    account: Account = field(default_factory=Account)
+    usage: UsageTotals = field(default_factory=UsageTotals)
     record: TickRecord | None = None
     tick_ms: float = 0.0
     tick_errors: int = 0
@@ -36,7 +36,7 @@ class StatusBoard:
     def take(self, record: TickRecord, tick_ms: float, *, paused: bool = False) -> None:
         """Note a tick; one that changes something becomes an event."""
         self.paused = paused
-        self.account = self.account.add(record, self.config.prices)
+        self.usage = self.usage.add(record, self.config.prices)
         self.record = record
         self.tick_ms = tick_ms
         if record.plan.actions or any(outcome.detail for outcome in record.outcomes):
@@ -69,7 +69,7 @@ class StatusBoard:
             "tick_ms": self.tick_ms,
             "tick_errors": self.tick_errors,
             "journal_trouble": self.journal_trouble,
-            "account": plain(self.account),
+            "usage": plain(self.usage),
             "events": list(self.events),
         }
         return base | (
@@ -91,7 +91,7 @@ def _record(record: TickRecord, config: ThemisConfig) -> dict[str, Any]:
         "drift": [words for words in map(drift_words, record.estimate.models.values()) if words],
         "routes_unwritten": record.snapshot.routes_unwritten,
         "busy": sorted(record.snapshot.busy),
-        "held": record.snapshot.held,
+        "held": record.snapshot.backing_off,
         "servers": [_server(server) for server in record.snapshot.servers],
         "pipelines": _pipelines(record, config),
         "models": plain(record.estimate.models),

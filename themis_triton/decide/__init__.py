@@ -1,1 +1,1 @@
-"""The decide stage: policies as pure functions `decide(state, situation, config) -> (state, Decision)`, and guards in sequence."""
+"""The decide stage: policies as pure functions `decide(state, policy_input, config) -> (state, Decision)`, and guards in sequence."""

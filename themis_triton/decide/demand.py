@@ -1,4 +1,4 @@
-"""What must be carried: measured rate, growth over the time that a lever takes, and the backlog that must drain."""
+"""What must be carried: measured rate, growth over the time that a actuator takes, and the backlog that must drain."""
 
 from __future__ import annotations
 
@@ -33,48 +33,48 @@ class Demand:
         return self.rate_rps + self.extra_rps
 
 
-def fast_demand(estimate: PipelineEstimate, policy: PolicyConfig, lever_s: float) -> Demand:
-    """For the fast loop: the newest rate, its growth over the in-place lever's own time, and the backlog drained in `backlog_drain_s`.
+def fast_demand(estimate: PipelineEstimate, policy: PolicyConfig, actuation_s: float) -> Demand:
+    """For the fast loop: the newest rate, its growth over the in-place actuator's own time, and the backlog drained in `backlog_drain_s`.
 
-    What arrived in the last `backlog_slack_s` may wait: a work-conserving batcher forms its batches of it. Where the lever takes longer
-    than a tick, chance has moved on by the time that it acts: then the settled rate with `lever_sigmas` is carried at the least, and
-    a backlog is drained no faster than the lever acts.
+    What arrived in the last `backlog_slack_s` may wait: a work-conserving batcher forms its batches of it. Where the actuator takes longer
+    than a tick, chance has moved on by the time that it acts: then the settled rate with `slow_actuation_headroom_sigmas` is carried
+    at the least, and a backlog is drained no faster than the actuator acts.
     """
     growth = beyond_noise(estimate.growth_rps_per_s, estimate.recent_rps, policy.growth_window_s, policy.growth_sigmas)
     waiting = max(0.0, estimate.backlog - policy.backlog_slack_s * estimate.recent_rps)
-    slow = lever_s > policy.tick_s
-    extra_rps = growth * (lever_s + policy.tick_s) + waiting / max(policy.backlog_drain_s, lever_s if slow else 0.0)
+    slow = actuation_s > policy.tick_s
+    extra_rps = growth * (actuation_s + policy.tick_s) + waiting / max(policy.backlog_drain_s, actuation_s if slow else 0.0)
     newest = Demand(estimate.recent_rps, extra_rps, _dispersion(estimate, policy), policy.headroom_sigmas)
-    lasting = Demand(estimate.settled_rps, extra_rps, _dispersion(estimate, policy), policy.lever_sigmas)
+    lasting = Demand(estimate.settled_rps, extra_rps, _dispersion(estimate, policy), policy.slow_actuation_headroom_sigmas)
     return max(newest, lasting, key=Demand.wanted_rps) if slow else newest
 
 
-def launch_demand(estimate: PipelineEstimate, policy: PolicyConfig, lever_s: float) -> Demand:
-    """What servers must be able to carry with all their instances by the time that one started now serves, in `lever_s`.
+def launch_demand(estimate: PipelineEstimate, policy: PolicyConfig, actuation_s: float) -> Demand:
+    """What servers must be able to carry with all their instances by the time that one started now serves, in `actuation_s`.
 
     The newest rate, or the trend's where it leads further; of what waits, only what instances would not have worked off by then.
     """
     waiting = max(0.0, estimate.backlog - policy.backlog_slack_s * estimate.recent_rps)
-    extra_rps = waiting / max(lever_s, policy.backlog_drain_s)
+    extra_rps = waiting / max(actuation_s, policy.backlog_drain_s)
     return Demand(
-        max(estimate.recent_rps, trend_rps(estimate, policy, lever_s)), extra_rps, _dispersion(estimate, policy), policy.headroom_sigmas
+        max(estimate.recent_rps, trend_rps(estimate, policy, actuation_s)), extra_rps, _dispersion(estimate, policy), policy.headroom_sigmas
     )
 
 
-def trend_rps(estimate: PipelineEstimate, policy: PolicyConfig, lever_s: float) -> float:
-    """The rate to which the last seconds' trend leads while a lever of so long works; 0 where chance explains the trend."""
-    # What a longer lever multiplies must be surer, and bursts make slopes that a Poisson stream does not.
-    sigmas = policy.trend_sigmas * math.sqrt(_dispersion(estimate, policy) * max(1.0, lever_s / (2.0 * policy.trend_window_s)))
+def trend_rps(estimate: PipelineEstimate, policy: PolicyConfig, actuation_s: float) -> float:
+    """The rate to which the last seconds' trend leads while a actuator of so long works; 0 where chance explains the trend."""
+    # What a longer actuator multiplies must be surer, and bursts make slopes that a Poisson stream does not.
+    sigmas = policy.trend_sigmas * math.sqrt(_dispersion(estimate, policy) * max(1.0, actuation_s / (2.0 * policy.trend_window_s)))
     trend = beyond_noise(estimate.trend_rps_per_s, estimate.trend_base_rps, policy.trend_window_s, sigmas)
     # The newer half's mean lies half a window in the past.
-    return estimate.trend_base_rps + trend * (lever_s + policy.tick_s + policy.trend_window_s / 2.0) if trend > 0 else 0.0
+    return estimate.trend_base_rps + trend * (actuation_s + policy.tick_s + policy.trend_window_s / 2.0) if trend > 0 else 0.0
 
 
-def slow_demand(estimate: PipelineEstimate, policy: PolicyConfig, lever_s: float) -> Demand:
+def slow_demand(estimate: PipelineEstimate, policy: PolicyConfig, actuation_s: float) -> Demand:
     """For the slow loop's cheapest plan: the settled rate, or a forecast of more while a server starts."""
     foreseen_rps = 0.0
     if policy.forecast is not ForecastName.NONE and estimate.per_second:
-        foreseen_rps = forecast_rate(policy.forecast, estimate.per_second, lever_s + policy.tick_s, policy.forecast_quantile)
+        foreseen_rps = forecast_rate(policy.forecast, estimate.per_second, actuation_s + policy.tick_s, policy.forecast_quantile)
     return Demand(max(estimate.settled_rps, foreseen_rps), 0.0, _dispersion(estimate, policy), policy.slow_headroom_sigmas)
 
 

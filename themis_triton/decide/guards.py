@@ -14,25 +14,25 @@ Guarded = tuple[Target, tuple[Clamp, ...]]
 
 def guard(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:
     """Apply every guard in order; returns the target that may be planned and all clamps."""
-    asked, found = within_bounds(target, snapshot, config)
-    kept, clamps = asked, list(found)
-    for step in (only_safe_levers, within_memory, at_a_pace, not_in_backoff):
+    proposals, found = within_bounds(target, snapshot, config)
+    kept, clamps = proposals, list(found)
+    for step in (only_probed_operations, within_memory, at_a_pace, not_in_backoff):
         kept, found = step(kept, snapshot, config)
         clamps.extend(found)
-    kept, found = _survivors_first(asked, kept)
+    kept, found = _survivors_first(proposals, kept)
     return kept, (*clamps, *found)
 
 
-def _survivors_first(asked: Target, kept: Target) -> Guarded:
+def _survivors_first(proposals: Target, kept: Target) -> Guarded:
     """Nobody leaves while those that stay are not given all that they need to carry the load without it."""
     short = [
         name
-        for name, models in asked.servers.items()
-        if name not in asked.retire and any(kept.servers[name][model].instances < state.instances for model, state in models.items())
+        for name, models in proposals.servers.items()
+        if name not in proposals.retire and any(kept.servers[name][model].instances < state.instances for model, state in models.items())
     ]
-    if not short or not asked.retire:
+    if not short or not proposals.retire:
         return kept, ()
-    sentence = f"{', '.join(asked.retire)} stays until {', '.join(short)} may have the instances that its load needs"
+    sentence = f"{', '.join(proposals.retire)} stays until {', '.join(short)} may have the instances that its load needs"
     return replace(kept, retire=()), (Clamp(ClampKind.SURVIVORS, sentence),)
 
 
@@ -57,8 +57,8 @@ def within_bounds(target: Target, _: Snapshot, config: ThemisConfig) -> Guarded:
     return replace(target, servers=servers, launch=launch), tuple(clamps)
 
 
-def only_safe_levers(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:
-    """No lever is pulled that a probe found to lose requests, nor, with `proven_levers_only`, one that was not probed."""
+def only_probed_operations(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:
+    """No actuator is pulled that a probe found to lose requests, nor, with `require_probed_operations`, one that was not probed."""
     servers = dict(target.servers)
     clamps: list[Clamp] = []
     for server in snapshot.servers:
@@ -72,20 +72,20 @@ def only_safe_levers(target: Target, snapshot: Snapshot, config: ThemisConfig) -
 
 def _safe_state(now: ModelState, wanted: ModelState, model: ModelConfig) -> tuple[ModelState, str | None]:
     """What may be done towards the wanted state, and why no more."""
-    lever = _lever(now, wanted)
-    if lever is None or _is_safe(lever, model):
+    actuator = _actuator(now, wanted)
+    if actuator is None or _is_safe(actuator, model):
         return wanted, None
-    why = "loses requests, as probed" if lever in model.profile.levers else "is not proven to lose none: run `themis probe`"
-    if lever == "add_many" and _is_safe("add_one", model):
-        return replace(now, instances=now.instances + 1), f"{lever} {why}; one instance at a time instead"
-    if lever == "rebatch":
+    why = "loses requests, as probed" if actuator in model.profile.levers else "is not proven to lose none: run `themis probe`"
+    if actuator == "add_many" and _is_safe("add_one", model):
+        return replace(now, instances=now.instances + 1), f"{actuator} {why}; one instance at a time instead"
+    if actuator == "rebatch":
         counted = replace(now, instances=wanted.instances)
         kept, also = _safe_state(now, counted, model)
-        return kept, f"{lever} {why}; its batches stay as they are" + (f", and {also}" if also is not None else "")
-    return now, f"{lever} {why}; it stays as it is"
+        return kept, f"{actuator} {why}; its batches stay as they are" + (f", and {also}" if also is not None else "")
+    return now, f"{actuator} {why}; it stays as it is"
 
 
-def _lever(now: ModelState, wanted: ModelState) -> str | None:
+def _actuator(now: ModelState, wanted: ModelState) -> str | None:
     if (now.max_batch, now.max_queue_delay_us) != (wanted.max_batch, wanted.max_queue_delay_us):
         return "rebatch"
     added = wanted.instances - now.instances
@@ -94,12 +94,12 @@ def _lever(now: ModelState, wanted: ModelState) -> str | None:
     return "remove_one" if added < 0 else "add_one" if added == 1 else "add_many"
 
 
-def _is_safe(lever: str, model: ModelConfig) -> bool:
-    return model.profile.levers.get(lever, not model.proven_levers_only)
+def _is_safe(actuator: str, model: ModelConfig) -> bool:
+    return model.profile.levers.get(actuator, not model.require_probed_operations)
 
 
 def within_memory(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:
-    """Never ask for more memory than NVML shows free less the margin; growth that does not fit is not asked for."""
+    """Never ask for more memory than NVML shows free less the margin; growth that does not fit is not proposals for."""
     free = {
         reading.device: reading.memory_free_bytes - config.policy.memory_margin_fraction * (reading.memory_total_bytes or 0)
         for reading in snapshot.devices
@@ -136,29 +136,33 @@ def at_a_pace(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guard
         for model, now in s.models.items()
         if model in target.servers[s.name] and f"{s.name}/{model}" not in snapshot.busy
     }
-    growing = {lever: count for lever, count in wanted.items() if count > 0}
-    asked = sum(growing.values())
-    if asked <= left:
+    growing = {actuator: count for actuator, count in wanted.items() if count > 0}
+    proposals = sum(growing.values())
+    if proposals <= left:
         return target, ()
     granted = dict.fromkeys(growing, 0)
     while left > 0:
-        for lever in [lever for lever, count in growing.items() if granted[lever] < count][:left]:
-            granted[lever] += 1
+        for actuator in [actuator for actuator, count in growing.items() if granted[actuator] < count][:left]:
+            granted[actuator] += 1
             left -= 1
     for (name, model), count in granted.items():
         state = servers[name][model]
         servers[name][model] = replace(state, instances=state.instances - growing[name, model] + count)
-    clamp = Clamp(ClampKind.PACE, f"{config.policy.max_added_instances} of {asked} instances are added now, the others in the next ticks")
+    clamp = Clamp(
+        ClampKind.PACE, f"{config.policy.max_added_instances} of {proposals} instances are added now, the others in the next ticks"
+    )
     return replace(target, servers=servers), (clamp,)
 
 
 def not_in_backoff(target: Target, snapshot: Snapshot, _: ThemisConfig) -> Guarded:
-    """Say which wanted changes wait for a lever in back-off; the plan leaves such levers alone."""
+    """Say which wanted changes wait for a actuator in back-off; the plan leaves such actuators alone."""
     clamps = []
-    for lever, until_s in sorted(snapshot.held.items()):
-        server, model = (*lever.split("/", 1), "")[:2]
-        if lever in target.launch or lever in target.retire or model in target.servers.get(server, {}):
-            clamps.append(Clamp(ClampKind.BACKOFF, f"{lever} failed and is left alone for {max(0.0, until_s - snapshot.at_s):.0f} s more"))
+    for actuator, until_s in sorted(snapshot.backing_off.items()):
+        server, model = (*actuator.split("/", 1), "")[:2]
+        if actuator in target.launch or actuator in target.retire or model in target.servers.get(server, {}):
+            clamps.append(
+                Clamp(ClampKind.BACKOFF, f"{actuator} failed and is left alone for {max(0.0, until_s - snapshot.at_s):.0f} s more")
+            )
     return target, tuple(clamps)
 
 

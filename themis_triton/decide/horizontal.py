@@ -8,25 +8,25 @@ from itertools import product
 from themis_triton.core.config import Placement
 from themis_triton.core.decision import Reason, Stage
 from themis_triton.decide.paper import baseline_demand, scaled_in
-from themis_triton.decide.proposal import Judged, Proposal, evidence_of, to_launch
-from themis_triton.decide.state import PipelineMemory
+from themis_triton.decide.proposal import PolicyResult, Proposal, evidence_of, to_launch
+from themis_triton.decide.state import PipelineState
 from themis_triton.decide.view import PipelineView
 from themis_triton.solver.problem import ChainProblem
 from themis_triton.solver.solve import largest_demand
 
 
-def propose(memory: PipelineMemory, view: PipelineView) -> Judged:
-    """The joint plan with instances fixed, every tick; scale-in after `baseline_hold_s` of agreement."""
+def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
+    """The joint plan with instances fixed, every tick; scale-in after `baseline_stabilization_s` of agreement."""
     policy = view.rules.config.policy
-    instances = memory.fixed_instances or efficient_instances(view.problem, policy.horizontal_instances)
+    instances = state.fixed_instances or efficient_instances(view.problem, policy.horizontal_instances)
     demand = baseline_demand(view)
     joint = view.joint(demand, instances=instances)
-    wanted = view.servers_of(joint) if joint.feasible else view.most_servers
+    wanted = view.servers_of(joint) if joint.feasible else view.max_servers_by_group
     launch = to_launch(view, wanted)
-    memory, retire = scaled_in(replace(memory, fixed_instances=instances), view, wanted)
+    state, retire = scaled_in(replace(state, fixed_instances=instances), view, wanted)
     reason = Reason.SCALE_OUT if any(launch) else Reason.SCALE_IN if retire else Reason.STEADY if joint.feasible else Reason.INFEASIBLE
-    return Judged(
-        memory,
+    return PolicyResult(
+        state,
         Proposal(
             instances=instances,
             batches=tuple(stage.batch for stage in joint.stages) if view.sets_batches else view.batch_caps,

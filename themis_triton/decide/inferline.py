@@ -9,9 +9,9 @@ from functools import lru_cache
 
 from themis_triton.core.decision import Reason, Stage
 from themis_triton.decide.paper import baseline_demand, scaled_in
-from themis_triton.decide.proposal import Judged, Proposal, evidence_of, to_launch
+from themis_triton.decide.proposal import PolicyResult, Proposal, evidence_of, to_launch
 from themis_triton.decide.rules import Rules
-from themis_triton.decide.state import PipelineMemory
+from themis_triton.decide.state import PipelineState
 from themis_triton.decide.view import PipelineView
 from themis_triton.solver.plans import Evaluation
 from themis_triton.solver.problem import ChainProblem, Placement
@@ -30,18 +30,18 @@ class BasePlan:
     batches: tuple[int, ...]
 
 
-def propose(memory: PipelineMemory, view: PipelineView) -> Judged:
+def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     """Servers in proportion to the largest second of the peak window: `ceil(rate / (μ·ρ))`, with the plan's throughput and utilisation."""
     policy, demand = view.rules.config.policy, baseline_demand(view)
-    base_rps = policy.planned_rps or memory.fixed_rps or demand.rate_rps
+    base_rps = policy.planned_rps or state.fixed_rps or demand.rate_rps
     plan = base_plan(view.rules, view.pipeline.name, base_rps)
     # The plan's utilisation is ρ = base / (n·μ), so that μ·ρ is its share of the base rate a server.
     needed = (max(plan.servers[s] for s in group.stages) * demand.rate_rps / base_rps if base_rps else 1.0 for group in view.groups)
     wanted = tuple(min(max(1, math.ceil(count - 1e-9)), most) for count, most in zip(needed, _most(view), strict=True))
-    memory, retire = scaled_in(replace(memory, fixed_rps=base_rps), view, wanted)
+    state, retire = scaled_in(replace(state, fixed_rps=base_rps), view, wanted)
     launch = to_launch(view, wanted)
-    return Judged(
-        memory,
+    return PolicyResult(
+        state,
         Proposal(
             instances=plan.instances,
             batches=plan.batches if view.sets_batches else view.batch_caps,
@@ -69,8 +69,8 @@ def base_plan(rules: Rules, pipeline: str, rate_rps: float) -> BasePlan:
     """
     problem = replace(rules.problems[pipeline], demand_rps=rate_rps, percentile=PLANNING_PERCENTILE, headroom_sigmas=0.0)
     plan = _start(problem)
-    while steps := [judged for step in _steps(problem, plan) if (judged := _judged(problem, step)).feasible]:
-        best = min(steps, key=lambda judged: judged.cost)
+    while steps := [result for step in _steps(problem, plan) if (result := _result(problem, step)).feasible]:
+        best = min(steps, key=lambda result: result.cost)
         rows = ((stage.servers, stage.instances, stage.batch) for stage in best.stages)
         plan = BasePlan(*(tuple(column) for column in zip(*rows, strict=True)))
     return plan
@@ -79,7 +79,7 @@ def base_plan(rules: Rules, pipeline: str, rate_rps: float) -> BasePlan:
 def _start(problem: ChainProblem) -> BasePlan:
     most = tuple(stage.max_instances for stage in problem.stages)
     ones = (1,) * len(most)
-    single = zip(problem.stages, _judged(problem, BasePlan(ones, most, ones)).stages, strict=True)
+    single = zip(problem.stages, _result(problem, BasePlan(ones, most, ones)).stages, strict=True)
     needs = [max(1, math.ceil(problem.demand_rps * stage.demand_ratio / one.capacity_rps)) for stage, one in single]
     return BasePlan(tuple(needs if problem.placement is Placement.SEPARATE else [max(needs)] * len(needs)), most, ones)
 
@@ -100,6 +100,6 @@ def _moved(counts: tuple[int, ...], stage: int, by: int) -> tuple[int, ...]:
     return tuple(count + by * (s == stage) for s, count in enumerate(counts))
 
 
-def _judged(problem: ChainProblem, plan: BasePlan) -> Evaluation:
+def _result(problem: ChainProblem, plan: BasePlan) -> Evaluation:
     servers = plan.servers if problem.placement is Placement.SEPARATE else plan.servers[0]
     return evaluate(problem, servers, plan.instances, plan.batches)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from themis_triton.core.config import ForecastName, Placement, PolicyConfig, PolicyName, QueueingModel, ThemisConfig
 from themis_triton.decide.demand import Demand, peak_demand
 from themis_triton.decide.proposal import leaving
-from themis_triton.decide.state import PipelineMemory
+from themis_triton.decide.state import PipelineState
 from themis_triton.decide.view import PipelineView
 
 INFERLINE_PEAK_S = 30.0
@@ -33,8 +33,8 @@ def published(policy: PolicyName) -> PolicyConfig:
         slow_headroom_sigmas=1.0,
         growth_sigmas=1.0,
         trend_sigmas=1.0,
-        peak_window_s=INFERLINE_PEAK_S if policy is PolicyName.INFERLINE else 5.0,
-        vertical_hold_s=0.0,
+        burst_window_s=INFERLINE_PEAK_S if policy is PolicyName.INFERLINE else 5.0,
+        shrink_stabilization_s=0.0,
         max_added_instances=AT_ONCE,
         forecast=ForecastName.LINEAR,
         queueing=QueueingModel.EXPONENTIAL,
@@ -60,11 +60,11 @@ def baseline_demand(view: PipelineView) -> Demand:
     return Demand(float(math.ceil(view.estimate.peak_rps - 1e-6)), 0.0, 1.0, policy.headroom_sigmas, exact=True)
 
 
-def scaled_in(memory: PipelineMemory, view: PipelineView, wanted: tuple[int, ...]) -> tuple[PipelineMemory, tuple[str, ...]]:
-    """Who leaves: what is more than now wanted, once every answer of the last `baseline_hold_s` wanted fewer than there are."""
-    hold_s = view.rules.config.policy.baseline_hold_s
-    memory = memory.with_wanted(view.at_s, wanted, hold_s)
-    if memory.covered_s(view.at_s) < hold_s:
-        return memory, ()
-    agreed = (most < ready for most, ready in zip(memory.most_wanted(), view.ready, strict=True))
-    return memory, leaving(view, tuple(now if all_ else ready for all_, now, ready in zip(agreed, wanted, view.ready, strict=True)))
+def scaled_in(state: PipelineState, view: PipelineView, wanted: tuple[int, ...]) -> tuple[PipelineState, tuple[str, ...]]:
+    """Who leaves: what is more than now wanted, once every answer of the last `baseline_stabilization_s` wanted fewer than there are."""
+    hold_s = view.rules.config.policy.baseline_stabilization_s
+    state = state.with_wanted(view.at_s, wanted, hold_s)
+    if state.covered_s(view.at_s) < hold_s:
+        return state, ()
+    agreed = (most < ready for most, ready in zip(state.max_wanted(), view.ready, strict=True))
+    return state, leaving(view, tuple(now if all_ else ready for all_, now, ready in zip(agreed, wanted, view.ready, strict=True)))

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from themis_triton.core.config import PolicyName
 from themis_triton.core.decision import Decision, Reason, Stage
 from themis_triton.decide import horizontal, inferline, static, themis, themis_paper, vertical
+from themis_triton.decide.allocation import PipelineProposal, allocate
 from themis_triton.decide.guards import guard
-from themis_triton.decide.join import Asked, join
-from themis_triton.decide.proposal import Judged
+from themis_triton.decide.proposal import PolicyResult
 from themis_triton.decide.rules import Rules
-from themis_triton.decide.state import PipelineMemory, PolicyState, Situation
+from themis_triton.decide.state import PipelineState, PolicyInput, PolicyState
 from themis_triton.decide.view import PipelineView, view_of
 
-POLICIES: dict[PolicyName, Callable[[PipelineMemory, PipelineView], Judged]] = {
+POLICIES: dict[PolicyName, Callable[[PipelineState, PipelineView], PolicyResult]] = {
     PolicyName.THEMIS: themis.propose,
     PolicyName.THEMIS_PAPER: themis_paper.propose,
     PolicyName.HORIZONTAL: horizontal.propose,
@@ -34,31 +34,31 @@ URGENCY = (
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
-def decide(state: PolicyState, situation: Situation, rules: Rules) -> tuple[PolicyState, Decision]:
+def decide(state: PolicyState, policy_input: PolicyInput, rules: Rules) -> tuple[PolicyState, Decision]:
     """One tick's decision. No data, stale readings and short history hold what is; nothing here reads a clock or does I/O."""
-    held = _hold(situation, rules)
+    held = _hold(policy_input, rules)
     if held is not None:
-        return state.unseen(), held
+        return state.reset_windows(), held
     propose = POLICIES[rules.config.policy.name]
-    asked = []
+    proposals = []
     for pipeline in rules.config.pipelines:
-        view = view_of(pipeline, situation, rules)
-        asked.append(Asked(view, propose(state.pipelines.get(pipeline.name, PipelineMemory()), view)))
-    joined = join(state, asked, situation, rules)
-    target, clamps = guard(joined.target, situation.snapshot, rules.config)
-    proposals = [each.judged.proposal for each in asked]
-    lead = min(proposals, key=lambda p: URGENCY.index(p.reason))
-    reason = Reason.REPLACE if lead.reason is Reason.SCALE_OUT and situation.snapshot.lost else lead.reason
-    return joined.state, Decision(
-        id=decision_id(situation.snapshot.at_s),
-        at_s=situation.snapshot.at_s,
+        view = view_of(pipeline, policy_input, rules)
+        proposals.append(PipelineProposal(view, propose(state.pipelines.get(pipeline.name, PipelineState()), view)))
+    allocation = allocate(state, proposals, policy_input, rules)
+    target, clamps = guard(allocation.target, policy_input.snapshot, rules.config)
+    outputs = [each.result.proposal for each in proposals]
+    lead = min(outputs, key=lambda p: URGENCY.index(p.reason))
+    reason = Reason.REPLACE if lead.reason is Reason.SCALE_OUT and policy_input.snapshot.recently_crashed else lead.reason
+    return allocation.state, Decision(
+        id=decision_id(policy_input.snapshot.at_s),
+        at_s=policy_input.snapshot.at_s,
         policy=rules.config.policy.name.value,
         stage=lead.stage,
         reason=reason,
         target=target,
-        evidence=tuple(p.evidence for p in proposals),
-        clamps=(*joined.clamps, *clamps),
-        detail="; ".join(p.detail for p in proposals if p.detail),
+        evidence=tuple(p.evidence for p in outputs),
+        clamps=(*allocation.clamps, *clamps),
+        detail="; ".join(p.detail for p in outputs if p.detail),
     )
 
 
@@ -71,22 +71,24 @@ def decision_id(at_s: float) -> str:
     return digits or "0"
 
 
-def _hold(situation: Situation, rules: Rules) -> Decision | None:
-    estimate, policy = situation.estimate, rules.config.policy
-    groups = [group for p in rules.config.pipelines for group in situation.groups(p, rules.config.planning.placement)]
+def _hold(policy_input: PolicyInput, rules: Rules) -> Decision | None:
+    estimate, policy = policy_input.estimate, rules.config.policy
+    groups = [group for p in rules.config.pipelines for group in policy_input.groups(p, rules.config.planning.placement)]
     if not any(group.ready or group.coming for group in groups):
         return (
-            None if rules.config.launch is not None else _held(situation, rules, Reason.HOLD_NO_SERVER, "and there is no `launch` section")
+            None
+            if rules.config.launch is not None
+            else _held(policy_input, rules, Reason.HOLD_NO_SERVER, "and there is no `launch` section")
         )
     if "envoy" in estimate.stale:
-        return _held(situation, rules, Reason.HOLD_STALE, f"envoy: {estimate.stale['envoy']}")
+        return _held(policy_input, rules, Reason.HOLD_STALE, f"envoy: {estimate.stale['envoy']}")
     if estimate.history_s == 0.0:
-        return _held(situation, rules, Reason.HOLD_NO_DATA, "Envoy has told of no model yet")
+        return _held(policy_input, rules, Reason.HOLD_NO_DATA, "Envoy has told of no model yet")
     if estimate.history_s < 2 * policy.rate_window_s:
-        return _held(situation, rules, Reason.HOLD_WARMUP, f"{estimate.history_s:.1f} s of arrivals seen")
+        return _held(policy_input, rules, Reason.HOLD_WARMUP, f"{estimate.history_s:.1f} s of arrivals seen")
     return None
 
 
-def _held(situation: Situation, rules: Rules, reason: Reason, detail: str) -> Decision:
-    at_s = situation.snapshot.at_s
+def _held(policy_input: PolicyInput, rules: Rules, reason: Reason, detail: str) -> Decision:
+    at_s = policy_input.snapshot.at_s
     return Decision(decision_id(at_s), at_s, rules.config.policy.name.value, Stage.HOLD, reason, None, detail=detail)

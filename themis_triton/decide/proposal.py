@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from themis_triton.core.decision import PipelineEvidence, Reason, Stage
 from themis_triton.decide.demand import Demand
-from themis_triton.decide.state import PipelineMemory
+from themis_triton.decide.state import PipelineState
 from themis_triton.decide.view import PipelineView
 
 
@@ -14,7 +14,7 @@ from themis_triton.decide.view import PipelineView
 class Proposal:
     """Counts and batches a stage for every ready server, with `overrides` for single ones by name and stage.
 
-    `launch`: how many servers a group, with `launch_instances` a stage; `retire`: names of servers. `release` False: a server that
+    `launch`: how many servers a group, with `launch_instances` a stage; `retire`: names of servers. `allow_shrink` False: a server that
     runs more instances keeps them for now. `exact_batches`: batches are set as they are, not only raised (`batches` is then what the
     dispatcher shall form, and `launch` uses it too).
     """
@@ -27,17 +27,17 @@ class Proposal:
     launch: tuple[int, ...]
     launch_instances: tuple[int, ...]
     retire: tuple[str, ...] = ()
-    release: bool = True
+    allow_shrink: bool = True
     exact_batches: bool = False
     overrides: dict[str, dict[str, int]] = field(default_factory=dict)
     detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class PolicyResult:
     """A proposal and what the policy will remember."""
 
-    memory: PipelineMemory
+    state: PipelineState
     proposal: Proposal
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from themis_triton.core.config import ModelConfig, PipelineConfig, Placement, ThemisConfig, ThroughputRule
-from themis_triton.solver.path import MovePrices
+from themis_triton.solver.migration import MovePrices
+from themis_triton.solver.migration_steps import MoveTimes, StepKind
 from themis_triton.solver.problem import ChainProblem, StageProblem
 from themis_triton.solver.surface import surface_from_table
-from themis_triton.solver.way import MoveTimes, StepKind
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,7 +36,7 @@ class Rules:
         return MovePrices(risk, prices.lost_request, self.config.policy.plan_horizon_s)
 
     def move_times(self, pipeline: PipelineConfig) -> MoveTimes:
-        """The levers' times for a chain: those of its slowest model."""
+        """The actuators' times for a chain: those of its slowest model."""
         profiles = [self.config.models[stage].profile for stage in pipeline.stages]
         return MoveTimes(
             instance_init_s=max(profile.instance_init_s for profile in profiles),
@@ -45,7 +45,7 @@ class Rules:
         )
 
     @property
-    def quick_levers(self) -> bool:
+    def fast_actuation(self) -> bool:
         """Whether every in-place change takes less than a tick."""
         profiles = [model.profile for model in self.config.models.values()]
         return all(max(profile.instance_init_s, profile.instance_stop_s) <= self.config.policy.tick_s for profile in profiles)

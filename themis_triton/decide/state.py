@@ -26,7 +26,7 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class Situation:
+class PolicyInput:
     """One tick's input to a policy."""
 
     snapshot: Snapshot
@@ -45,7 +45,7 @@ class Situation:
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class DemandSample:
     """How many instances of each stage were needed at one time, on how many servers a group."""
 
     at_s: float
@@ -54,51 +54,51 @@ class Need:
 
 
 @dataclass(frozen=True, slots=True)
-class PipelineMemory:
+class PipelineState:
     """What a policy remembers of one pipeline: recent needs, how many servers a group were wanted when, and what it fixed once."""
 
-    needs: tuple[Need, ...] = ()
+    samples: tuple[DemandSample, ...] = ()
     wanted: tuple[tuple[float, tuple[int, ...]], ...] = ()
     fixed_instances: tuple[int, ...] = ()
     fixed_servers: tuple[int, ...] = ()
     fixed_rps: float = 0.0
 
-    def with_wanted(self, at_s: float, servers: tuple[int, ...], hold_s: float) -> PipelineMemory:
+    def with_wanted(self, at_s: float, servers: tuple[int, ...], hold_s: float) -> PipelineState:
         """With one more answer to how many servers are wanted; the newest of those older than `hold_s` shows that so much is covered."""
         older = [entry for entry in self.wanted if entry[0] <= at_s - hold_s]
         newer = [entry for entry in self.wanted if entry[0] > at_s - hold_s]
         return replace(self, wanted=(*older[-1:], *newer, (at_s, servers)))
 
-    def most_wanted(self) -> tuple[int, ...]:
+    def max_wanted(self) -> tuple[int, ...]:
         """Most servers a group wanted in what is remembered."""
         return tuple(max(column) for column in zip(*(servers for _, servers in self.wanted), strict=True))
 
     def covered_s(self, at_s: float) -> float:
-        """How far back the memory of wanted servers reaches."""
+        """How far back the state of wanted servers reaches."""
         return at_s - self.wanted[0][0]
 
-    def with_need(self, need: Need, hold_s: float) -> PipelineMemory:
+    def with_sample(self, sample: DemandSample, hold_s: float) -> PipelineState:
         """With one more need; those for other servers are forgotten, and of those older than `hold_s` all but the newest.
 
         That one shows that so much is covered, however far apart the ticks are.
         """
-        same = [n for n in self.needs if n.servers == need.servers]
-        older = [n for n in same if n.at_s <= need.at_s - hold_s]
-        newer = [n for n in same if n.at_s > need.at_s - hold_s]
-        return replace(self, needs=(*older[-1:], *newer, need))
+        same = [n for n in self.samples if n.servers == sample.servers]
+        older = [n for n in same if n.at_s <= sample.at_s - hold_s]
+        newer = [n for n in same if n.at_s > sample.at_s - hold_s]
+        return replace(self, samples=(*older[-1:], *newer, sample))
 
-    def held_instances(self) -> tuple[int, ...]:
+    def max_instances_needed(self) -> tuple[int, ...]:
         """Largest remembered need of each stage."""
-        return tuple(max(column) for column in zip(*(need.instances for need in self.needs), strict=True))
+        return tuple(max(column) for column in zip(*(sample.instances for sample in self.samples), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyState:
     """What a policy hands to its next call. `short_since_s`: since when the slots do not suffice for all pipelines."""
 
-    pipelines: dict[str, PipelineMemory] = field(default_factory=dict)
+    pipelines: dict[str, PipelineState] = field(default_factory=dict)
     short_since_s: float | None = None
 
-    def unseen(self) -> PolicyState:
+    def reset_windows(self) -> PolicyState:
         """After a time in which nothing was seen: what was needed and wanted before it covers none of it."""
-        return PolicyState({name: replace(memory, needs=(), wanted=()) for name, memory in self.pipelines.items()})
+        return PolicyState({name: replace(state, samples=(), wanted=()) for name, state in self.pipelines.items()})

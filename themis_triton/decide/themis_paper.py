@@ -9,8 +9,8 @@ from themis_triton.core.decision import Reason, Stage
 from themis_triton.decide.demand import Demand
 from themis_triton.decide.horizontal import efficient_instances
 from themis_triton.decide.paper import baseline_demand, scaled_in
-from themis_triton.decide.proposal import Judged, Proposal, evidence_of, grows, to_launch
-from themis_triton.decide.state import PipelineMemory
+from themis_triton.decide.proposal import PolicyResult, Proposal, evidence_of, grows, to_launch
+from themis_triton.decide.state import PipelineState
 from themis_triton.decide.view import PipelineView
 from themis_triton.forecast.forecast import forecast_rate
 from themis_triton.solver.solve import evaluate
@@ -32,20 +32,20 @@ class _Move:
     settled: bool
 
 
-def propose(memory: PipelineMemory, view: PipelineView) -> Judged:
+def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     """Steady, or some stage at its limit: the horizontal programme. Else the vertical one."""
-    steady = memory.fixed_instances or efficient_instances(view.problem, view.rules.config.policy.horizontal_instances)
-    memory, demand = replace(memory, fixed_instances=steady), baseline_demand(view)
+    steady = state.fixed_instances or efficient_instances(view.problem, view.rules.config.policy.horizontal_instances)
+    state, demand = replace(state, fixed_instances=steady), baseline_demand(view)
     vertical = view.serves and _must_rise(view, demand)
     move = _vertically(view, demand) if vertical else _horizontally(view, demand, steady)
     retire: tuple[str, ...] = ()
     if move.settled:
-        memory, retire = scaled_in(memory, view, move.wanted)
+        state, retire = scaled_in(state, view, move.wanted)
     else:
-        memory = replace(memory, wanted=())
+        state = replace(state, wanted=())
     launch = to_launch(view, move.wanted)
-    return Judged(
-        memory,
+    return PolicyResult(
+        state,
         Proposal(
             instances=move.instances,
             batches=move.batches if view.sets_batches else view.batch_caps,
@@ -82,7 +82,7 @@ def _throughput_rps(view: PipelineView) -> float:
 def _horizontally(view: PipelineView, demand: Demand, steady: tuple[int, ...]) -> _Move:
     """The plan with the fewest cores. Where cores shall go, it takes one server more a stage, and the new ones must serve first."""
     plan = view.joint(demand, instances=steady)
-    wanted = view.servers_of(plan) if plan.feasible else view.most_servers
+    wanted = view.servers_of(plan) if plan.feasible else view.max_servers_by_group
     batches = tuple(stage.batch for stage in plan.stages)
     if not view.serves:
         return _Move(steady, batches, wanted, steady, plan.feasible, settled=True)

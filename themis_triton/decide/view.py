@@ -7,27 +7,27 @@ from dataclasses import dataclass, replace
 from themis_triton.core.config import PipelineConfig, Placement, QueueingModel
 from themis_triton.core.estimate import PipelineEstimate
 from themis_triton.core.fleet import Server
-from themis_triton.decide import answers
-from themis_triton.decide.answers import Question
+from themis_triton.decide import queries
 from themis_triton.decide.demand import Demand
+from themis_triton.decide.queries import PlanQuery
 from themis_triton.decide.rules import Rules
-from themis_triton.decide.state import Group, Situation
-from themis_triton.solver.fleet import ServerHolding
-from themis_triton.solver.path import Path
+from themis_triton.decide.state import Group, PolicyInput
+from themis_triton.solver.fleet import ServerAssignment
+from themis_triton.solver.migration import Migration
 from themis_triton.solver.plans import ChainPlan, VerticalPlan
 from themis_triton.solver.problem import ChainProblem
 
 
 @dataclass(frozen=True, slots=True)
-class InPlace:
-    """Counts and batches a stage for servers that are given; `raised` servers of a stage run one instance more.
+class VerticalTarget:
+    """Counts and batches a stage for servers that are given; `extra_instance_servers` servers of a stage run one instance more.
 
     Infeasible: those of the greatest capacity, and the servers missing a group.
     """
 
     feasible: bool
     instances: tuple[int, ...]
-    raised: tuple[int, ...]
+    extra_instance_servers: tuple[int, ...]
     batches: tuple[int, ...]
     missing: tuple[int, ...]
     predicted_p99_ms: float
@@ -93,45 +93,47 @@ class PipelineView:
 
         `at_least` keeps counts from shrinking.
         """
-        return answers.vertical(self.rules, self._question(demand), servers, at_least)
+        return queries.vertical(self.rules, self._query(demand), servers, at_least)
 
-    def in_place(self, demand: Demand, servers: tuple[int, ...]) -> InPlace:
+    def in_place(self, demand: Demand, servers: tuple[int, ...]) -> VerticalTarget:
         """What the servers shall run for a demand: counts that may differ by one where a server holds one stage, else equal ones."""
         if self.rules.config.planning.placement is Placement.SEPARATE and self.problem.queueing is QueueingModel.SHARE:
-            plan = answers.mixed(self.rules, self._question(demand), servers)
-            lows, raised, batches = zip(*((stage.low, stage.raised, stage.batch) for stage in plan.stages), strict=True)
-            return InPlace(plan.feasible, lows, raised, batches, plan.stage_servers_missing, plan.latency_ms)
+            plan = queries.mixed(self.rules, self._query(demand), servers)
+            lows, extra_instance_servers, batches = zip(
+                *((stage.low, stage.extra_instance_servers, stage.batch) for stage in plan.stages), strict=True
+            )
+            return VerticalTarget(plan.feasible, lows, extra_instance_servers, batches, plan.stage_servers_missing, plan.latency_ms)
         found = self.vertical(demand, servers)
         missing = found.stage_servers_missing or (found.servers_missing or 0,) * len(self.groups)
         stages = found.plan.stages
         counts, batches = tuple(stage.instances for stage in stages), tuple(stage.batch for stage in stages)
-        return InPlace(found.feasible, counts, (0,) * len(counts), batches, missing, found.plan.predicted_p99_ms)
+        return VerticalTarget(found.feasible, counts, (0,) * len(counts), batches, missing, found.plan.predicted_p99_ms)
 
     def joint(self, demand: Demand, *, instances: tuple[int, ...] | None = None, reload: bool = False) -> ChainPlan:
         """The cheapest servers × instances × batch; `reload` allows batches that the ready servers would have to reload for."""
-        return answers.joint(self.rules, self._question(demand, reload=reload), instances)
+        return queries.joint(self.rules, self._query(demand, reload=reload), instances)
 
     def fewest_servers(self, demand: Demand) -> tuple[int, ...]:
         """The least price of servers alone, with as many instances as they may run; all there can be where that is not enough."""
-        fewest = answers.fewest(self.rules, self._question(demand))
-        return tuple(fewest[group.stages[0]] for group in self.groups) if fewest is not None else self.most_servers
+        fewest = queries.fewest(self.rules, self._query(demand))
+        return tuple(fewest[group.stages[0]] for group in self.groups) if fewest is not None else self.max_servers_by_group
 
-    def path(self, demand: Demand) -> Path:
+    def migration(self, demand: Demand) -> Migration:
         """The plan whose whole way from what runs now is cheapest; co-located chains only."""
         names = self.pipeline.stages
         now = tuple(
-            ServerHolding(s.name, tuple(s.models[n].instances for n in names), tuple(s.models[n].max_batch for n in names))
+            ServerAssignment(s.name, tuple(s.models[n].instances for n in names), tuple(s.models[n].max_batch for n in names))
             for s in sorted(self.groups[0].ready, key=lambda s: (s.launched, -sum(state.instances for state in s.models.values())))
         )
         adopted = sum(not server.launched for server in self.groups[0].ready)
-        return answers.path(self.rules, replace(self._question(demand, reload=True), least_servers=max(1, adopted)), now)
+        return queries.migration(self.rules, replace(self._query(demand, reload=True), min_servers=max(1, adopted)), now)
 
     def servers_of(self, plan: ChainPlan) -> tuple[int, ...]:
         """A plan's servers a group."""
         return tuple(plan.stages[group.stages[0]].servers for group in self.groups)
 
     @property
-    def most_servers(self) -> tuple[int, ...]:
+    def max_servers_by_group(self) -> tuple[int, ...]:
         """As many servers a group as there can be; separate stages share them evenly."""
         return tuple(max(1, self.rules.max_servers // len(self.groups)) for _ in self.groups)
 
@@ -142,33 +144,33 @@ class PipelineView:
         """
         if not self.serves:
             return 0.0
-        question = self._question(Demand(0.0, 0.0, 1.0, 0.0))
+        query = self._query(Demand(0.0, 0.0, 1.0, 0.0))
         if self.rules.config.planning.placement is Placement.SEPARATE:
-            return answers.carried(self.rules, question, self.ready, self.instances_now)
+            return queries.carried(self.rules, query, self.ready, self.instances_now)
         counts = [tuple(server.models[stage].instances for stage in self.pipeline.stages) for server in self.groups[0].ready]
         held = [(len(counts), counts[0])] if len(set(counts)) == 1 else [(1, instances) for instances in counts]
-        return sum(max(0.0, answers.carried(self.rules, question, (n,), instances)) for n, instances in held)
+        return sum(max(0.0, queries.carried(self.rules, query, (n,), instances)) for n, instances in held)
 
     @property
     def sets_batches(self) -> bool:
         """Whether batches are set as planned, by a dispatcher before the servers; else they form by themselves, up to the servers' caps."""
         return self.rules.config.planning.placement is Placement.SEPARATE and not self.problem.queueing.predicts_busy
 
-    def _question(self, demand: Demand, *, reload: bool = False) -> Question:
+    def _query(self, demand: Demand, *, reload: bool = False) -> PlanQuery:
         caps = None if reload or self.sets_batches else self.batch_caps
-        return Question(self.pipeline.name, demand, caps, self.busy_elsewhere)
+        return PlanQuery(self.pipeline.name, demand, caps, self.busy_elsewhere)
 
 
-def view_of(pipeline: PipelineConfig, situation: Situation, rules: Rules) -> PipelineView:
+def view_of(pipeline: PipelineConfig, policy_input: PolicyInput, rules: Rules) -> PipelineView:
     """The view of one pipeline; instances of other models on its servers count as busy."""
-    groups = situation.groups(pipeline, rules.config.planning.placement)
+    groups = policy_input.groups(pipeline, rules.config.planning.placement)
     ready = [server for group in groups for server in group.ready]
     others = [sum(state.instances for name, state in s.models.items() if name not in pipeline.stages) for s in ready]
     return PipelineView(
         pipeline=pipeline,
-        estimate=situation.estimate.pipelines[pipeline.name],
+        estimate=policy_input.estimate.pipelines[pipeline.name],
         groups=groups,
         rules=rules,
-        at_s=situation.snapshot.at_s,
+        at_s=policy_input.snapshot.at_s,
         busy_elsewhere=max(others, default=0),
     )

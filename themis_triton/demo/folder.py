@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from themis_triton.adapters.processes import stop_everything
+from themis_triton.adapters.local.processes import stop_everything
 from themis_triton.core.errors import SettingsError
 from themis_triton.daemon.lock import LOCK_FILE, locked
 
@@ -23,7 +23,7 @@ def own_folder(directory: Path) -> Iterator[None]:
 
     Raises:
         SettingsError: the folder holds something and no demo's marker; it is left as it is.
-        MissingPartError: another demo runs there, or the folder cannot be written.
+        EnvironmentCheckError: another demo runs there, or the folder cannot be written.
     """
     check_folder(directory)
     with locked(directory, "--out"):

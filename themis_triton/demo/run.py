@@ -71,7 +71,7 @@ def run_demo(options: DemoOptions) -> DemoSummary:
     Raises:
         SettingsError: mistakes in the settings, no such pipeline, no such trace, or a folder that holds anything but an earlier demo;
             nothing is touched then.
-        MissingPartError: another demo runs in the folder.
+        EnvironmentCheckError: another demo runs in the folder.
     """
     read_base(options.settings, options.pipeline)
     load_trace(options.trace, options.seed)
@@ -128,7 +128,7 @@ async def _loaded(stage: DemoStage, options: DemoOptions, console: Console, dire
                 status = await _status_or(status, client, stage.status_url)
                 seen.take(second, status)
                 view.update(_frame(second, status, seen, process.duration_s, stage))
-        return seen, before["account"], process.report
+        return seen, before["usage"], process.report
 
 
 async def _status_or(last: dict[str, Any], client: httpx.AsyncClient, url: str) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def _capacity(status: dict[str, Any]) -> float | None:
 
 def _summary(options: DemoOptions, stage: DemoStage, seen: _Seen, before: dict[str, Any], report: LoadReport) -> DemoSummary:
     load = report.summaries[0]
-    after = seen.statuses[min(len(seen.statuses), report.duration_s) - 1]["account"]
+    after = seen.statuses[min(len(seen.statuses), report.duration_s) - 1]["usage"]
     actions = {kind: count - before["actions"].get(kind, 0) for kind, count in after["actions"].items()}
     return DemoSummary(
         policy=options.policy.value,

@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 import yaml
 
-from themis_triton.adapters.local_servers import LocalServers, free_ports
-from themis_triton.adapters.processes import OWNER_VARIABLE, find_process, owner_mark, spawn, stop_everything, stop_process
-from themis_triton.adapters.server_files import ServerFiles
+from themis_triton.adapters.local.launcher import LocalLauncher, free_ports
+from themis_triton.adapters.local.processes import OWNER_VARIABLE, find_process, owner_mark, spawn, stop_everything, stop_process
+from themis_triton.adapters.local.server_files import ServerFiles
 from themis_triton.core.config import PipelineConfig, PolicyName, ThemisConfig
 from themis_triton.core.errors import LaunchFailedError, ServerError
 from themis_triton.core.fleet import ModelState, ProcessId, Server
@@ -65,7 +65,7 @@ async def staged(directory: Path, pipeline: str | None, policy: PolicyName, sett
 async def _first_server(state: Path, base: DemoBase) -> Server:
     """The Triton that stands there before Themis comes: the fewest instances of each model of the pipeline."""
     slot = base.launch.slots[0]
-    servers = LocalServers(replace(base.launch, slots=(replace(slot, name="first"),)), state)
+    servers = LocalLauncher(replace(base.launch, slots=(replace(slot, name="first"),)), state)
     models = [base.config.models[stage] for stage in base.pipeline.stages]
     states = {model.name: ModelState(model.min_instances, model.max_batch, model.max_queue_delay_us) for model in models}
     server = await servers.wait_ready(await servers.launch("first", "first", states))

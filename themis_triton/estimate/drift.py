@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from themis_triton.core.config import PolicyConfig, ThemisConfig, ThroughputRule
 from themis_triton.core.estimate import DriftChange, DriftEvent, ModelEstimate
 from themis_triton.core.observation import Snapshot
-from themis_triton.estimate.work import Piece, WorkHistory, take_in
+from themis_triton.estimate.work import WorkHistory, WorkSample, observe
 
-FEWEST_PIECES = 3
+MIN_SAMPLES = 3
 CERTAIN_ERRORS = 2.0
 """Standard errors that the ratio must lie beyond the bound for drift to begin."""
 STILL_STEPS = 0.75
@@ -29,7 +29,7 @@ class Ratio:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class DriftState:
     """What is held of one model. `wanted`: the corrections asked for lately, each with its time."""
 
     drifting: bool = False
@@ -42,7 +42,7 @@ class DriftHistory:
     """What drift detection remembers."""
 
     work: WorkHistory = field(default_factory=WorkHistory)
-    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    drift_states: dict[str, DriftState] = field(default_factory=dict)
 
 
 def judged(
@@ -54,55 +54,55 @@ def judged(
     """
     if config.planning.throughput is not ThroughputRule.INSTANCES:
         return history, models, ()
-    work = take_in(history.work, snapshot, config)
-    verdicts, estimates, events = {}, {}, []
+    work = observe(history.work, snapshot, config)
+    drift_states, estimates, events = {}, {}, []
     for name, estimate in models.items():
-        before = history.verdicts.get(name, Verdict())
-        ratio = ratio_of(work.pieces.get(name, ()), snapshot.at_s, config.policy)
+        before = history.drift_states.get(name, DriftState())
+        ratio = ratio_of(work.samples.get(name, ()), snapshot.at_s, config.policy)
         exact = config.models[name].profile.mean_table is not None
-        after = before if ratio is None else verdict(before, ratio, snapshot.at_s, config.policy, exact=exact)
-        verdicts[name] = after
+        after = before if ratio is None else drift_state(before, ratio, snapshot.at_s, config.policy, exact=exact)
+        drift_states[name] = after
         found = ratio.ratio if ratio is not None else None
         estimates[name] = replace(estimate, drift_ratio=found, drifting=after.drifting, correction=after.correction)
         events += [DriftEvent(name, change, found, after.correction) for change in _changes(before, after) if found is not None]
-    return DriftHistory(work, verdicts), estimates, tuple(events)
+    return DriftHistory(work, drift_states), estimates, tuple(events)
 
 
-def ratio_of(pieces: Sequence[Piece], now_s: float, policy: PolicyConfig) -> Ratio | None:
+def ratio_of(samples: Sequence[WorkSample], now_s: float, policy: PolicyConfig) -> Ratio | None:
     """Over the drift window, or as far back as the fewest batches reach; None when there are not so many in the last minute.
 
-    The ratio of sums, and the standard error of a ratio estimator with the pieces as its samples.
+    The ratio of sums, and the standard error of a ratio estimator with the samples as its samples.
     """
-    taken: list[Piece] = []
+    taken: list[WorkSample] = []
     executions = 0.0
-    for piece in reversed(pieces):
-        if piece.end_s <= now_s - policy.drift_window_s and executions >= policy.drift_min_batches and len(taken) >= FEWEST_PIECES:
+    for sample in reversed(samples):
+        if sample.end_s <= now_s - policy.drift_window_s and executions >= policy.drift_min_batches and len(taken) >= MIN_SAMPLES:
             break
-        taken.append(piece)
-        executions += piece.executions
-    if executions < policy.drift_min_batches or len(taken) < FEWEST_PIECES:
+        taken.append(sample)
+        executions += sample.executions
+    if executions < policy.drift_min_batches or len(taken) < MIN_SAMPLES:
         return None
-    expected_ms = sum(piece.expected_ms for piece in taken)
-    ratio = sum(piece.measured_ms for piece in taken) / expected_ms
-    squares = sum((piece.measured_ms - ratio * piece.expected_ms) ** 2 for piece in taken)
+    expected_ms = sum(sample.expected_ms for sample in taken)
+    ratio = sum(sample.measured_ms for sample in taken) / expected_ms
+    squares = sum((sample.measured_ms - ratio * sample.expected_ms) ** 2 for sample in taken)
     return Ratio(ratio, math.sqrt(squares * len(taken) / (len(taken) - 1)) / expected_ms)
 
 
-def verdict(before: Verdict, found: Ratio, now_s: float, policy: PolicyConfig, *, exact: bool) -> Verdict:
-    """The next verdict. A correction rises at once; it falls, in one go, once all that was wanted in the last `drift_hold_s` agrees.
+def drift_state(before: DriftState, found: Ratio, now_s: float, policy: PolicyConfig, *, exact: bool) -> DriftState:
+    """The next drift state. A correction rises at once; it falls once the corrections of `drift_stabilization_s` are all lower.
 
     `exact`: the profile holds means. Where it holds a percentile, batches that are faster than it are what is expected, and no drift.
     """
     drifting = _drifts(found, policy, exact=exact, already=before.drifting)
     wanted = _wanted(found.ratio, before.correction, policy) if drifting else 1.0
-    older = [entry for entry in before.wanted if entry[0] <= now_s - policy.drift_hold_s]
-    newer = [entry for entry in before.wanted if entry[0] > now_s - policy.drift_hold_s]
+    older = [entry for entry in before.wanted if entry[0] <= now_s - policy.drift_stabilization_s]
+    newer = [entry for entry in before.wanted if entry[0] > now_s - policy.drift_stabilization_s]
     remembered = (*older[-1:], *newer, (now_s, wanted))
     correction = max(before.correction, wanted)
     largest = max(value for _, value in remembered)
-    if remembered[0][0] <= now_s - policy.drift_hold_s and largest - wanted < AGREED_STEPS * policy.drift_step_fraction:
+    if remembered[0][0] <= now_s - policy.drift_stabilization_s and largest - wanted < AGREED_STEPS * policy.drift_step_fraction:
         correction = largest
-    return Verdict(drifting, correction, remembered)
+    return DriftState(drifting, correction, remembered)
 
 
 def _drifts(found: Ratio, policy: PolicyConfig, *, exact: bool, already: bool) -> bool:
@@ -125,7 +125,7 @@ def _wanted(ratio: float, present: float, policy: PolicyConfig) -> float:
     return min(max(round(round(bounded / step) * step, 6), 1.0 / policy.drift_max_factor), policy.drift_max_factor)
 
 
-def _changes(before: Verdict, after: Verdict) -> Iterable[DriftChange]:
+def _changes(before: DriftState, after: DriftState) -> Iterable[DriftChange]:
     if after.drifting and not before.drifting:
         yield DriftChange.BEGAN
     elif before.drifting and not after.drifting:

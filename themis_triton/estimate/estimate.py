@@ -67,7 +67,7 @@ class History:
 
 def estimate(history: History, snapshot: Snapshot, config: ThemisConfig) -> tuple[History, Estimate]:
     """Take in a snapshot; returns the new history and what it means."""
-    history = _take_in(history, snapshot)
+    history = _observe(history, snapshot)
     models = {name: _model(name, history, snapshot.at_s, config.policy) for name in config.models}
     drift, models, events = judged(history.drift, models, snapshot, config)
     pipelines = {p.name: _pipeline(p, history, models, config.policy) for p in config.pipelines}
@@ -76,7 +76,7 @@ def estimate(history: History, snapshot: Snapshot, config: ThemisConfig) -> tupl
     return replace(history, drift=drift), Estimate(snapshot.at_s, models, pipelines, stale, span_s, events)
 
 
-def _take_in(history: History, snapshot: Snapshot) -> History:
+def _observe(history: History, snapshot: Snapshot) -> History:
     routes = dict(history.routes)
     for reading in snapshot.routes:
         routes[reading.model] = routes.get(reading.model, RouteSeries()).append(reading)
@@ -107,8 +107,8 @@ def _model(name: str, history: History, now_s: float, policy: PolicyConfig) -> M
     return ModelEstimate(
         model=name,
         arrival_rps=route.arrivals.rate(policy.rate_window_s),
-        peak_rps=route.arrivals.peak_rate(policy.rate_window_s, policy.peak_window_s),
-        settled_rps=route.arrivals.rate(policy.settle_window_s),
+        peak_rps=route.arrivals.peak_rate(policy.rate_window_s, policy.burst_window_s),
+        settled_rps=route.arrivals.rate(policy.stable_window_s),
         in_flight=route.in_flight,
         pending=sum(s.pending for s in served),
         completion_rps=sum(s.completion_rps(policy.rate_window_s) for s in served),

@@ -26,7 +26,7 @@ BySize = dict[int, tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class WorkSample:
     """Batches of one model on one server that ended in an interval until `end_s`: their time in ms, and that of the profile for them."""
 
     end_s: float
@@ -37,16 +37,16 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class WorkHistory:
-    """By server, the reading with which its present interval began; by model, the pieces of the last minute, oldest first."""
+    """By server, the reading with which its present interval began; by model, the samples of the last minute, oldest first."""
 
     opened: dict[str, ServerReading] = field(default_factory=dict)
-    pieces: dict[str, tuple[Piece, ...]] = field(default_factory=dict)
+    samples: dict[str, tuple[WorkSample, ...]] = field(default_factory=dict)
 
 
-def take_in(history: WorkHistory, snapshot: Snapshot, config: ThemisConfig) -> WorkHistory:
+def observe(history: WorkHistory, snapshot: Snapshot, config: ThemisConfig) -> WorkHistory:
     """With one more snapshot. An interval ends once it is long for the batches in it; one in which counters fell says nothing."""
     opened = {name: reading for name, reading in history.opened.items() if name in {server.name for server in snapshot.servers}}
-    pieces = {model: [p for p in kept if p.end_s > snapshot.at_s - KEEP_S] for model, kept in history.pieces.items()}
+    samples = {model: [p for p in kept if p.end_s > snapshot.at_s - KEEP_S] for model, kept in history.samples.items()}
     servers = {server.name: server for server in snapshot.servers}
     for reading in snapshot.readings:
         if reading.error is not None or reading.batches_error is not None or reading.server not in servers:
@@ -56,9 +56,9 @@ def take_in(history: WorkHistory, snapshot: Snapshot, config: ThemisConfig) -> W
         if executed is not None and duration_s < _enough_s(executed):
             continue
         opened[reading.server] = reading
-        for model, piece in _pieces(executed or {}, servers[reading.server], reading.at_s, duration_s, config):
-            pieces.setdefault(model, []).append(piece)
-    return replace(history, opened=opened, pieces={model: tuple(kept) for model, kept in pieces.items()})
+        for model, sample in _samples(executed or {}, servers[reading.server], reading.at_s, duration_s, config):
+            samples.setdefault(model, []).append(sample)
+    return replace(history, opened=opened, samples={model: tuple(kept) for model, kept in samples.items()})
 
 
 def _executed(before: ServerReading, after: ServerReading) -> dict[str, BySize] | None:
@@ -91,9 +91,9 @@ def _enough_s(executed: Mapping[str, BySize]) -> float:
     return min(LONGEST_INTERVAL_S, max(LEAST_INTERVAL_S, SERVICES_AN_INTERVAL * max(means_ms, default=0.0) / 1000.0))
 
 
-def _pieces(
+def _samples(
     executed: Mapping[str, BySize], server: Server, end_s: float, duration_s: float, config: ThemisConfig
-) -> Iterable[tuple[str, Piece]]:
+) -> Iterable[tuple[str, WorkSample]]:
     busy = {model: sum(ms for _, ms in by_size.values()) / 1000.0 / duration_s for model, by_size in executed.items()}
     busy = {model: min(mean, _instances(server, model, mean)) for model, mean in busy.items()}
     for model, by_size in executed.items():
@@ -101,7 +101,7 @@ def _pieces(
             seen = busy_seen(busy, model, _instances(server, model, busy[model]))
             expected_ms = sum(count * mean_ms(config.models[model].profile, size, seen) for size, (count, _) in by_size.items())
             measured_ms = sum(ms for _, ms in by_size.values())
-            yield model, Piece(end_s, sum(count for count, _ in by_size.values()), measured_ms, expected_ms)
+            yield model, WorkSample(end_s, sum(count for count, _ in by_size.values()), measured_ms, expected_ms)
 
 
 def _instances(server: Server, model: str, busy: float) -> int:

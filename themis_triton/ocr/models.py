@@ -19,7 +19,7 @@ class _BatchedModel:
     part: str
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the network; MissingPartError when the package that carries it is not installed."""
+        """Load the network; EnvironmentCheckError when the package that carries it is not installed."""
         del args
         self.network = Network(self.part)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from themis_triton.core.errors import MissingPartError
+from themis_triton.core.errors import EnvironmentCheckError
 
 _PACKAGE = "rapidocr_onnxruntime"
 _REMEDY = "install the extra: pip install 'themis-triton[ocr]'"
@@ -16,22 +16,22 @@ _REMEDY = "install the extra: pip install 'themis-triton[ocr]'"
 try:
     import onnxruntime
 except ImportError as error:
-    raise MissingPartError(f"the OCR models need onnxruntime, which is not installed; {_REMEDY}") from error
+    raise EnvironmentCheckError(f"the OCR models need onnxruntime, which is not installed; {_REMEDY}") from error
 
 
 def network_file(part: str, package: str = _PACKAGE) -> Path:
     """The ONNX file of a part (`det`, `cls` or `rec`) within the installed package, which is located but not imported.
 
     Raises:
-        MissingPartError: the package is not installed, or does not carry exactly one such file.
+        EnvironmentCheckError: the package is not installed, or does not carry exactly one such file.
     """
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise MissingPartError(f"the OCR models are in the Python package {package}, which is not installed; {_REMEDY}")
+        raise EnvironmentCheckError(f"the OCR models are in the Python package {package}, which is not installed; {_REMEDY}")
     folder = Path(spec.submodule_search_locations[0]) / "models"
     files = sorted(folder.glob(f"*_{part}_*.onnx"))
     if len(files) != 1:
-        raise MissingPartError(f"{folder}: expected one file *_{part}_*.onnx, found {[file.name for file in files]}; {_REMEDY}")
+        raise EnvironmentCheckError(f"{folder}: expected one file *_{part}_*.onnx, found {[file.name for file in files]}; {_REMEDY}")
     return files[0]
 
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from themis_triton.core.errors import MissingPartError, ThemisError
+from themis_triton.core.errors import EnvironmentCheckError, ThemisError
 
 try:
     import cv2
 except ImportError as error:
-    raise MissingPartError(
+    raise EnvironmentCheckError(
         "reading text needs OpenCV, which is not installed; install the extra: pip install 'themis-triton[ocr]'"
     ) from error
 

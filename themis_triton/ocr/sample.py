@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from themis_triton.core.errors import MissingPartError
+from themis_triton.core.errors import EnvironmentCheckError
 
 try:
     from PIL import Image, ImageDraw, ImageFont
 except ImportError as error:
-    raise MissingPartError(
+    raise EnvironmentCheckError(
         "the sample needs Pillow, which is not installed; install the extra: pip install 'themis-triton[ocr]'"
     ) from error
 

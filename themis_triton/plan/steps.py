@@ -12,7 +12,7 @@ from themis_triton.core.observation import Snapshot
 
 
 def plan(decision: Decision, snapshot: Snapshot) -> Plan:
-    """Actions that lead from the snapshot to the decision's target, leaving alone every lever that is busy or in back-off.
+    """Actions that lead from the snapshot to the decision's target, leaving alone every actuator that is busy or in back-off.
 
     Growth and launches start at once; a retirement requires every growth that the target asks of the survivors, so that they
     carry the load before a server leaves; reloads go one server at a time; a shrink takes one instance.
@@ -30,17 +30,17 @@ def plan(decision: Decision, snapshot: Snapshot) -> Plan:
 
 
 class _Free:
-    """Which levers may be touched now."""
+    """Which actuators may be touched now."""
 
     def __init__(self, snapshot: Snapshot) -> None:
-        self._taken = snapshot.busy | {lever for lever, until_s in snapshot.held.items() if until_s > snapshot.at_s}
+        self._taken = snapshot.busy | {actuator for actuator, until_s in snapshot.backing_off.items() if until_s > snapshot.at_s}
 
-    def __call__(self, lever: str) -> bool:
-        return lever not in self._taken
+    def __call__(self, actuator: str) -> bool:
+        return actuator not in self._taken
 
     def whole(self, server: str) -> bool:
         """Whether neither the server nor any model on it is being changed."""
-        return self(server) and not any(lever.startswith(f"{server}/") for lever in self._taken)
+        return self(server) and not any(actuator.startswith(f"{server}/") for actuator in self._taken)
 
 
 def _vertical(decision: Decision, target: Target, servers: Iterable[Server], free: _Free) -> Iterator[Action]:
@@ -51,19 +51,19 @@ def _vertical(decision: Decision, target: Target, servers: Iterable[Server], fre
         for model, wanted in target.servers.get(server.name, {}).items()
         if model in server.models
     ]
-    # One reload at a time, over ticks too: a busy lever that wants another batch is one under way.
+    # One reload at a time, over ticks too: a busy actuator that wants another batch is one under way.
     rebatching = any(_is_rebatch(now, wanted) and not free(f"{server.name}/{model}") for server, model, now, wanted in wishes)
     for server, model, now, wanted in wishes:
-        lever = f"{server.name}/{model}"
-        if not free(server.name) or not free(lever):
+        actuator = f"{server.name}/{model}"
+        if not free(server.name) or not free(actuator):
             continue
-        if _is_rebatch(now, wanted) and rebatching and not (target.quick_levers or target.free_batches):
+        if _is_rebatch(now, wanted) and rebatching and not (target.fast_actuation or target.free_batches):
             step = _step(now, replace(wanted, max_batch=now.max_batch, max_queue_delay_us=now.max_queue_delay_us))
         else:
-            step = _step(now, wanted, whole=target.quick_levers or target.free_batches)
+            step = _step(now, wanted, whole=target.fast_actuation or target.free_batches)
         if step is not None:
             rebatching |= step[0] is ActionKind.REBATCH
-            yield Action(f"{decision.id}/{lever}", step[0], decision.id, server.name, model, now, step[1])
+            yield Action(f"{decision.id}/{actuator}", step[0], decision.id, server.name, model, now, step[1])
 
 
 def _is_rebatch(now: ModelState, wanted: ModelState) -> bool:
@@ -88,7 +88,7 @@ def _growth_left_out(target: Target, servers: Iterable[Server], vertical: Iterab
 
 
 def _step(now: ModelState, wanted: ModelState, *, whole: bool = False) -> tuple[ActionKind, ModelState] | None:
-    """The lever to pull next; a shrink takes one instance, because a server tears them down one after the other and a growth would wait.
+    """The actuator to pull next; a shrink takes one instance, because a server tears them down one after the other and a growth would wait.
 
     `whole`: all go at once.
     """

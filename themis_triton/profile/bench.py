@@ -16,18 +16,18 @@ import psutil
 from tritonclient.utils import InferenceServerException
 
 from themis_triton.adapters.clock import SystemClock
-from themis_triton.adapters.local_servers import LocalServers
-from themis_triton.adapters.model_control import TritonModelControl
+from themis_triton.adapters.local.launcher import LocalLauncher
+from themis_triton.adapters.local.processes import group_members
+from themis_triton.adapters.local.server_files import CONFIG_FILE, ServerFiles
 from themis_triton.adapters.nvml import DeviceReader
-from themis_triton.adapters.processes import group_members
-from themis_triton.adapters.server_files import CONFIG_FILE, ServerFiles
-from themis_triton.adapters.triton_client import KEY_HEADER, new_client, silence
+from themis_triton.adapters.triton.client import KEY_HEADER, new_client, silence
+from themis_triton.adapters.triton.model_config import Config, render_config, to_json
+from themis_triton.adapters.triton.model_control import TritonModelControl
 from themis_triton.core.config import DeviceSlot, LaunchConfig
 from themis_triton.core.errors import ServerError
 from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.load.connection import open_stub, read_specs
 from themis_triton.load.requests import ModelSpec
-from themis_triton.plan.model_config import Config, render_config, to_json
 from themis_triton.profile.identity import model_config
 from themis_triton.profile.trace import Tracer, trace_arguments
 
@@ -116,7 +116,7 @@ async def launched_bench(model: str, launch: LaunchConfig, slot: DeviceSlot, sta
     config = model_config(launch.model_repository / model)
     repository = _without_batcher(config, launch.model_repository / model, directory / "repository" / model)
     arguments = (*launch.arguments, *trace_arguments(trace_file))
-    launcher = LocalServers(replace(launch, slots=(slot,), model_repository=repository, arguments=arguments), directory)
+    launcher = LocalLauncher(replace(launch, slots=(slot,), model_repository=repository, arguments=arguments), directory)
     for stale in (trace_file, ServerFiles(directory, SERVER_NAME).log):
         stale.unlink(missing_ok=True)
     loop = asyncio.get_running_loop()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from themis_triton.core.errors import MissingPartError
+from themis_triton.core.errors import EnvironmentCheckError
 from themis_triton.profile.grid import Point
 from themis_triton.settings.profile import SurfaceForm
 
@@ -57,7 +57,7 @@ def best_fit(measured: Mapping[Point, float]) -> tuple[Fit | None, tuple[Fit, ..
     Fewer than five points are fitted by nothing: the forms have four coefficients.
 
     Raises:
-        MissingPartError: scipy, the extra `profile`, is not installed.
+        EnvironmentCheckError: scipy, the extra `profile`, is not installed.
     """
     if len(measured) < _FEWEST_POINTS:
         return None, ()
@@ -143,6 +143,6 @@ def _scipy() -> Any:  # noqa: ANN401 - an optional module
     try:
         return importlib.import_module("scipy.optimize")
     except ImportError as error:
-        raise MissingPartError(
+        raise EnvironmentCheckError(
             "fits need scipy, which is not installed; install the extra: pip install 'themis-triton[profile]'"
         ) from error

@@ -11,9 +11,9 @@ import psutil
 import pynvml
 from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
-from themis_triton.adapters.server_files import CONFIG_FILE
+from themis_triton.adapters.local.server_files import CONFIG_FILE
+from themis_triton.adapters.triton.model_config import Config, parse_config
 from themis_triton.core.errors import SettingsError
-from themis_triton.plan.model_config import Config, parse_config
 
 SERVED = "served:"
 """Before the hash of a configuration as a server reports it, which holds what Triton filled in: no file's hash can equal it."""

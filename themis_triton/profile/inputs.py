@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import serialize_byte_tensor, triton_to_np_dtype
 
-from themis_triton.adapters.warmup import concrete_shape
+from themis_triton.adapters.triton.warmup import concrete_shape
 from themis_triton.core.errors import SettingsError
 from themis_triton.load.requests import ModelSpec, StageRequest, TensorSpec, build_chain
 

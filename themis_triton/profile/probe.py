@@ -13,14 +13,14 @@ import grpc
 from pydantic import ByteSize
 from tritonclient.utils import InferenceServerException
 
-from themis_triton.adapters.triton_client import KEY_HEADER
+from themis_triton.adapters.triton.client import KEY_HEADER
+from themis_triton.adapters.triton.model_config import to_json, with_state
 from themis_triton.core.errors import ChangeRefusedError, ServerError
 from themis_triton.core.fleet import ModelState
 from themis_triton.load.requests import StageRequest, wrong_answer
-from themis_triton.plan.model_config import to_json, with_state
 from themis_triton.profile.bench import Bench
 from themis_triton.profile.inputs import InputOptions, build_request
-from themis_triton.settings.measured import PROVING_REQUESTS, LeverSettings, LeversSettings
+from themis_triton.settings.measured import PROVING_REQUESTS, OperationSettings, OperationsSettings
 
 _MEMORY_EVERY_S = 0.2
 _CALM_S = 3.0
@@ -79,7 +79,7 @@ class OpenLoad:
         return [latency for latency in found if latency is not None], sum(latency is None for latency in found)
 
 
-async def probe_model(bench: Bench, options: ProbeOptions, tell: Callable[[str], None]) -> LeversSettings:
+async def probe_model(bench: Bench, options: ProbeOptions, tell: Callable[[str], None]) -> OperationsSettings:
     """Pull every lever on a scratch server under load, one after the other.
 
     Raises:
@@ -97,7 +97,7 @@ async def probe_model(bench: Bench, options: ProbeOptions, tell: Callable[[str],
         if bench.config.max_batch_size > 1:
             rebatch = await prober.pull("other batching", lambda: _rebatch(bench, 1 + options.many), starts=0)
         failure = await prober.pull("a load that fails", lambda: _fail(bench), starts=0)
-    return LeversSettings(add_one=add_one, remove_one=remove_one, add_many=add_many, rebatch=rebatch, load_failure=failure)
+    return OperationsSettings(add_one=add_one, remove_one=remove_one, add_many=add_many, rebatch=rebatch, load_failure=failure)
 
 
 @asynccontextmanager
@@ -136,7 +136,7 @@ class _Prober:
     calm_s: float
     tell: Callable[[str], None]
 
-    async def pull(self, name: str, lever: Callable[[], Awaitable[str | None]], starts: int) -> LeverSettings:
+    async def pull(self, name: str, lever: Callable[[], Awaitable[str | None]], starts: int) -> OperationSettings:
         """Calm, the lever, calm again: what was different. In place means that no more instances started than `starts`."""
         self.tell(name)
         loop = asyncio.get_running_loop()
@@ -156,7 +156,7 @@ class _Prober:
         await self._answered()
         before = self.load.ended_between(calm_from_s, started_s)
         during, errors = self.load.on_their_way(started_s, ended_s + self.calm_s / 2)
-        return LeverSettings(
+        return OperationSettings(
             in_place=_instances_started(self.bench) - started_before <= starts,
             duration_s=round(ended_s - started_s, 4),
             requests=len(during) + errors,

@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import ByteSize
 
 from themis_triton.adapters.clock import SystemClock
-from themis_triton.adapters.processes import find_process
+from themis_triton.adapters.local.processes import find_process
 from themis_triton.core.errors import ServerError
 from themis_triton.profile.bench import Bench
 from themis_triton.profile.files import Conditions, Progress, read_profile, read_progress, resume_path, write_profile, write_progress
@@ -24,8 +24,8 @@ from themis_triton.settings.measured import (
     PROFILE_VERSION,
     FitSettings,
     LaunchSettingsMeasured,
-    LeversSettings,
     MeasuredSettings,
+    OperationsSettings,
     PointSettings,
     TimeSource,
 )
@@ -59,7 +59,7 @@ async def profile_model(bench: Bench, options: ProfileOptions, tell: Callable[[S
         ServerError: a request failed, or the server is gone; the resume file holds the points measured so far.
         SettingsError: the resume file is of other conditions, the file that is there is no profile, an input cannot be made, or a file
             cannot be written.
-        MissingPartError: scipy is not installed.
+        EnvironmentCheckError: scipy is not installed.
     """
     before = await asyncio.to_thread(read_profile, options.out) if options.out.exists() else None
     # Made once for nothing, so that a wrong input is said before anything is measured or written.
@@ -137,7 +137,7 @@ def finished(progress: Progress, plan: GridPlan, traced: bool) -> ProfileSetting
     )
 
 
-def levers_kept(before: ProfileSettings | None, profile: ProfileSettings) -> LeversSettings | None:
+def levers_kept(before: ProfileSettings | None, profile: ProfileSettings) -> OperationsSettings | None:
     """What was probed before, where the profile that is replaced holds for the same model, server and device."""
     if before is None or before.measured is None or profile.measured is None:
         return None

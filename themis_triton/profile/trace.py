@@ -17,7 +17,7 @@ from typing import Any
 
 from tritonclient.utils import InferenceServerException
 
-from themis_triton.adapters.triton_client import KEY_HEADER
+from themis_triton.adapters.triton.client import KEY_HEADER
 from themis_triton.core.errors import ServerError
 from themis_triton.core.fleet import Server
 

@@ -34,7 +34,7 @@ class BarFigure:
 def draw_bars(policies: Sequence[str], figures: Sequence[BarFigure], title: str, subtitle: str, path: Path) -> None:
     """A panel a figure, a pair of bars a policy.
 
-    Raises MissingPartError without the extra `report`, SettingsError where the file cannot be written.
+    Raises EnvironmentCheckError without the extra `report`, SettingsError where the file cannot be written.
     """
     with style.picture(path, (1.0,) * len(figures), WIDTH_IN, 1.9 * len(figures) + 1.2) as (figure, axes):
         set_title(figure, title, subtitle)

@@ -25,7 +25,7 @@ _LINE_SPACING = 1.35
 def draw_run(run: RunSeries, slo_ms: float, title: str, path: Path) -> None:
     """One run: demand and capacity, actions, p99 against the SLO, servers and instances, as `.png`, `.svg` or `.pdf`.
 
-    Raises MissingPartError without the extra `report`, SettingsError where the file cannot be written.
+    Raises EnvironmentCheckError without the extra `report`, SettingsError where the file cannot be written.
     """
     kinds = len({event.kind for event in run.events})
     ratios = (2.2, 0.2 * kinds + 0.1, 1.6, 0.75, 0.9) if kinds else (2.2, 1.6, 0.75, 0.9)

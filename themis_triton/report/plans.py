@@ -38,7 +38,7 @@ class PlanSeries:
 def draw_plans(plans: PlanSeries, slo_ms: float, title: str, path: Path) -> None:
     """A panel each for servers, instances and batch a stage, p99 against the SLO, and cost; rates without a feasible plan are shaded.
 
-    Raises MissingPartError without the extra `report`, SettingsError where the file cannot be written.
+    Raises EnvironmentCheckError without the extra `report`, SettingsError where the file cannot be written.
     """
     ratios = (1.1, 1.1, 1.1, 1.4, 1.2)
     with style.picture(path, ratios, WIDTH_IN, 9.6) as (figure, axes):

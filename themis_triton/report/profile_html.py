@@ -10,7 +10,7 @@ from pathlib import Path
 
 from themis_triton.core.errors import SettingsError
 from themis_triton.report.profile_pictures import draw_profile, knee, throughput_rps
-from themis_triton.settings.measured import LeversSettings, MeasuredSettings
+from themis_triton.settings.measured import MeasuredSettings, OperationsSettings
 from themis_triton.settings.profile import ProfileSettings
 
 _STYLE = (
@@ -24,7 +24,7 @@ _STYLE = (
 def write_report(profiles: Mapping[str, ProfileSettings], path: Path) -> None:
     """The page of some profiles, by model; nothing in it is loaded from elsewhere.
 
-    Raises MissingPartError without matplotlib, SettingsError where a profile was not measured or the file cannot be written.
+    Raises EnvironmentCheckError without matplotlib, SettingsError where a profile was not measured or the file cannot be written.
     """
     body = "".join(_section(model, profile) for model, profile in profiles.items())
     head = f'<meta charset="utf-8"><title>Profiles</title><style>{_STYLE}</style>'
@@ -101,9 +101,9 @@ def _points(measured: MeasuredSettings) -> str:
     return _table(head, rows)
 
 
-def _levers(levers: LeversSettings | None) -> str:
+def _levers(levers: OperationsSettings | None) -> str:
     if levers is None:
-        return "<p>Levers were not probed.</p>"
+        return "<p>Actuators were not probed.</p>"
     rows = [
         (
             name,

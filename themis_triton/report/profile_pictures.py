@@ -37,7 +37,7 @@ def throughput_rps(table: TableSettings, row: int) -> list[float]:
 def draw_profile(profile: ProfileSettings, title: str, path: Path) -> None:
     """The picture of a profile with its measurements, as `.png`, `.svg` or `.pdf`.
 
-    Raises MissingPartError without matplotlib, SettingsError where the profile was not measured or the file cannot be written.
+    Raises EnvironmentCheckError without matplotlib, SettingsError where the profile was not measured or the file cannot be written.
     """
     if profile.measured is None or profile.table is None:
         raise SettingsError(f"{title}: a declared profile has no measurements to draw; measure it with `themis profile`")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from themis_triton.core.errors import MissingPartError, SettingsError
+from themis_triton.core.errors import EnvironmentCheckError, SettingsError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,11 +49,11 @@ _SETTINGS: dict[str, Any] = {
 
 
 def require_matplotlib() -> None:
-    """Raise MissingPartError, naming the extra, where matplotlib is not installed."""
+    """Raise EnvironmentCheckError, naming the extra, where matplotlib is not installed."""
     try:
         importlib.import_module("matplotlib")
     except ImportError as error:
-        raise MissingPartError(
+        raise EnvironmentCheckError(
             "pictures need matplotlib, which is not installed; install the extra: pip install 'themis-triton[report]'"
         ) from error
 

@@ -15,7 +15,7 @@ from themis_triton.settings.reference import ReferenceRow, reference_rows
 from themis_triton.settings.sample import sample
 from themis_triton.settings.schema import Settings, StatusSettings
 
-__all__ = ["Problem", "ReferenceRow", "Whereabouts", "load_settings", "load_whereabouts", "problems", "reference_rows", "sample"]
+__all__ = ["Problem", "ReferenceRow", "RuntimePaths", "load_runtime_paths", "load_settings", "problems", "reference_rows", "sample"]
 
 
 def load_settings(path: Path) -> ThemisConfig:
@@ -27,14 +27,14 @@ def load_settings(path: Path) -> ThemisConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Whereabouts:
+class RuntimePaths:
     """Where a sidecar keeps its state, and where it tells its status."""
 
     state_directory: Path
     status_address: str
 
 
-def load_whereabouts(path: Path) -> Whereabouts:
+def load_runtime_paths(path: Path) -> RuntimePaths:
     """Only `state_directory` and `status` of a file, whose other mistakes do not matter: what runs must be found and ended all the same.
 
     SettingsError lists the mistakes of the two keys, or all of them where the file cannot be read.
@@ -47,7 +47,7 @@ def load_whereabouts(path: Path) -> Whereabouts:
         raise _refused(path, wrong)
     data = loaded.source.data
     state = Path(data.get("state_directory", Settings.model_fields["state_directory"].default))
-    return Whereabouts(loaded.resolve(state), StatusSettings.model_validate(data.get("status", {})).address)
+    return RuntimePaths(loaded.resolve(state), StatusSettings.model_validate(data.get("status", {})).address)
 
 
 def problems(path: Path) -> list[Problem]:

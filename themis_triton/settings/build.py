@@ -64,7 +64,7 @@ def _model(name: str, model: ModelSettings, busy: int) -> ModelConfig:
         max_queue_delay_us=model.max_queue_delay_us,
         server_price=model.server_price,
         instance_price=model.instance_price,
-        proven_levers_only=model.proven_levers_only,
+        require_probed_operations=model.require_probed_operations,
     )
 
 

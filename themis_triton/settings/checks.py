@@ -228,8 +228,8 @@ def _windows(loaded: Loaded) -> Iterator[Problem]:
     if loaded.policy is None:
         return
     for low, high in (
-        ("rate_window_s", "peak_window_s"),
-        ("rate_window_s", "settle_window_s"),
+        ("rate_window_s", "burst_window_s"),
+        ("rate_window_s", "stable_window_s"),
         ("tick_s", "max_stale_s"),
         ("retry_backoff_s", "retry_backoff_max_s"),
     ):

@@ -87,7 +87,7 @@ class MeasuredSettings(Section):
         return ProfileOrigin(self.config_hash, self.model_hash, self.device, self.percentile)
 
 
-class LeverSettings(Section):
+class OperationSettings(Section):
     """One lever as measured under load."""
 
     in_place: bool = Field(description="true: only instances came or went; false: the whole model was loaded anew")
@@ -99,14 +99,14 @@ class LeverSettings(Section):
     refused: str | None = Field(default=None, description="the server's words where it refused")
 
 
-class LeversSettings(Section):
+class OperationsSettings(Section):
     """The levers of a model; one that is absent was not probed."""
 
-    add_one: LeverSettings | None = Field(default=None, description="one more instance")
-    remove_one: LeverSettings | None = Field(default=None, description="one fewer")
-    add_many: LeverSettings | None = Field(default=None, description="several more at once")
-    rebatch: LeverSettings | None = Field(default=None, description="another largest batch")
-    load_failure: LeverSettings | None = Field(default=None, description="a change that cannot succeed")
+    add_one: OperationSettings | None = Field(default=None, description="one more instance")
+    remove_one: OperationSettings | None = Field(default=None, description="one fewer")
+    add_many: OperationSettings | None = Field(default=None, description="several more at once")
+    rebatch: OperationSettings | None = Field(default=None, description="another largest batch")
+    load_failure: OperationSettings | None = Field(default=None, description="a change that cannot succeed")
 
     @property
     def proven(self) -> dict[str, bool]:

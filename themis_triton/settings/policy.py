@@ -44,18 +44,18 @@ class PolicySettings(Section):
     )
     tick_s: PositiveSeconds = Field(default=_POLICY.tick_s, description="from one observation to the next")
     rate_window_s: PositiveSeconds = Field(default=_POLICY.rate_window_s, description="window of the rate that a surge is seen by")
-    peak_window_s: PositiveSeconds = Field(default=_POLICY.peak_window_s, description="window whose largest rate instances must carry")
-    settle_window_s: PositiveSeconds = Field(default=_POLICY.settle_window_s, description="window whose rate the number of servers follows")
+    burst_window_s: PositiveSeconds = Field(default=_POLICY.burst_window_s, description="window whose largest rate instances must carry")
+    stable_window_s: PositiveSeconds = Field(default=_POLICY.stable_window_s, description="window whose rate the number of servers follows")
     headroom_sigmas: float = Field(
         default=_POLICY.headroom_sigmas, ge=0, description="capacity above the rate, in standard deviations of a Poisson second (√rate)"
     )
-    lever_sigmas: float = Field(
-        default=_POLICY.lever_sigmas,
+    slow_actuation_headroom_sigmas: float = Field(
+        default=_POLICY.slow_actuation_headroom_sigmas,
         ge=0,
-        description="likewise above the mean of settle_window_s, for instances whose changes take more than a tick",
+        description="likewise above the mean of stable_window_s, for instances whose changes take more than a tick",
     )
     slow_headroom_sigmas: float = Field(
-        default=_POLICY.slow_headroom_sigmas, ge=0, description="likewise, for the number of servers, over the mean of settle_window_s"
+        default=_POLICY.slow_headroom_sigmas, ge=0, description="likewise, for the number of servers, over the mean of stable_window_s"
     )
     growth_window_s: float = Field(
         default=_POLICY.growth_window_s,
@@ -91,16 +91,20 @@ class PolicySettings(Section):
         default=_POLICY.max_added_instances,
         description="instances added in one tick, on all servers together: starting many at once starves those that serve",
     )
-    vertical_hold_s: Seconds = Field(default=_POLICY.vertical_hold_s, description="calm time before instances shrink")
-    calm_fraction: float = Field(
-        default=_POLICY.calm_fraction, ge=0, description="growth and backlog that ask for no more than this part of the rate are calm"
+    shrink_stabilization_s: Seconds = Field(default=_POLICY.shrink_stabilization_s, description="calm time before instances shrink")
+    steady_growth_threshold: float = Field(
+        default=_POLICY.steady_growth_threshold,
+        ge=0,
+        description="growth and backlog that ask for no more than this part of the rate are calm",
     )
-    scale_in_hold_s: Seconds = Field(default=_POLICY.scale_in_hold_s, description="calm time before a server goes")
+    scale_in_stabilization_s: Seconds = Field(default=_POLICY.scale_in_stabilization_s, description="calm time before a server goes")
     survivor_margin_fraction: float = Field(
         default=_POLICY.survivor_margin_fraction, ge=0, description="margin above the recent peak that the survivors must carry"
     )
-    surge_factor: float = Field(
-        default=_POLICY.surge_factor, ge=1, description="servers are kept so that their instances alone could carry so many times the rate"
+    burst_headroom_factor: float = Field(
+        default=_POLICY.burst_headroom_factor,
+        ge=1,
+        description="servers are kept so that their instances alone could carry so many times the rate",
     )
     forecast: Annotated[ForecastName, Field(strict=False)] = Field(
         default=_POLICY.forecast, description="what foresees the rate while a server starts: nothing, the trend, or a learnt model"
@@ -120,7 +124,7 @@ class PolicySettings(Section):
     slo_margin_fraction: float = Field(
         default=_POLICY.slo_margin_fraction, ge=0, lt=1, description="part of the SLO that plans leave free, for what a profile cannot know"
     )
-    patience_fraction: float | None = Field(
+    deprioritize_after_slo_fraction: float | None = Field(
         default=None,
         gt=0,
         le=1,
@@ -131,8 +135,8 @@ class PolicySettings(Section):
         default=_POLICY.plan_horizon_s,
         description="how long a plan is expected to hold, so that its saving is weighed against the way to it",
     )
-    pool_hold_s: Seconds = Field(
-        default=_POLICY.pool_hold_s,
+    slot_reallocation_delay_s: Seconds = Field(
+        default=_POLICY.slot_reallocation_delay_s,
         description="slots short for so long: a pipeline gives a server to one whose lost requests weigh more",
     )
     drift_window_s: PositiveSeconds = Field(
@@ -150,11 +154,11 @@ class PolicySettings(Section):
     drift_max_factor: float = Field(
         default=_POLICY.drift_max_factor, ge=1, description="the largest such correction, up or down; 1: drift is only reported"
     )
-    drift_hold_s: Seconds = Field(
-        default=_POLICY.drift_hold_s, description="so long a smaller correction must have sufficed before plans count with it"
+    drift_stabilization_s: Seconds = Field(
+        default=_POLICY.drift_stabilization_s, description="so long a smaller correction must have sufficed before plans count with it"
     )
-    baseline_hold_s: Seconds = Field(
-        default=_POLICY.baseline_hold_s,
+    baseline_stabilization_s: Seconds = Field(
+        default=_POLICY.baseline_stabilization_s,
         description="policies themis-paper, horizontal and inferline: so long fewer servers must have sufficed in a row before some go",
     )
     vertical_servers: Count | None = Field(

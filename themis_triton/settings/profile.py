@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from themis_triton.core.config import LatencyTable, ModelProfile
 from themis_triton.settings.kinds import Count, Seconds, Section, Size, refusal
-from themis_triton.settings.measured import LeversSettings, MeasuredSettings
+from themis_triton.settings.measured import MeasuredSettings, OperationsSettings
 from themis_triton.solver.surface import paper_latency_ms
 
 DEFAULT_PROFILE = ModelProfile(LatencyTable((1,), (1,), ((1.0,),)))
@@ -94,7 +94,7 @@ class ProfileSettings(Section):
     instance_memory: Size = Field(default=0, validate_default=True, description="device memory of one instance")
     about: str | None = Field(default=None, description="where the numbers come from, in free words")
     measured: MeasuredSettings | None = Field(default=None, description="written by `themis profile`: samples, fits and what they hold for")
-    levers: LeversSettings | None = Field(
+    levers: OperationsSettings | None = Field(
         default=None, description="written by `themis probe`: what changes cost and whether they are safe"
     )
 

@@ -153,8 +153,8 @@ class ModelSettings(Section):
     max_queue_delay_us: int = Field(
         default=_MODEL.max_queue_delay_us, ge=0, description="how long Triton's batcher may wait for a batch to fill"
     )
-    proven_levers_only: bool = Field(
-        default=_MODEL.proven_levers_only,
+    require_probed_operations: bool = Field(
+        default=_MODEL.require_probed_operations,
         description="change a running server's instances or batching only in ways that `themis probe` found to lose no request",
     )
     server_price: float | None = Field(

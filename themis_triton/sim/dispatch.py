@@ -61,7 +61,7 @@ def oldest_s(e: Engine, queue: int) -> float:
 @kernel
 def step_aside(e: Engine, queue: int, model: int, now_s: float) -> None:
     """Who waited longer than the model's patience goes behind all others: to serve it first would make them late as well."""
-    while e.length[queue] > e.aside[queue] and now_s - e.entered_s[e.head[queue]] > e.patience_s[model]:
+    while e.length[queue] > e.aside[queue] and now_s - e.entered_s[e.head[queue]] > e.deprioritize_after_s[model]:
         late = e.head[queue]
         e.head[queue] = e.following[late]
         e.following[late] = NONE

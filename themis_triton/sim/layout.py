@@ -28,14 +28,14 @@ class Layout:
     """What there can be. `surfaces_ms[m]` is `l(b, k)` as [batch, k], all of one shape; `chains[p]` are model indexes.
 
     `devices[s]` is the device index of the place s for a server; `most_running` bounds the batches under way on one device.
-    `patience_s[m]`: a request that waited longer for model m lets all others pass; empty: nobody does
+    `deprioritize_after_s[m]`: a request that waited longer for model m lets all others pass; empty: nobody does
     """
 
     surfaces_ms: FloatArray
     chains: tuple[tuple[int, ...], ...]
     devices: tuple[int, ...]
     most_running: int
-    patience_s: tuple[float, ...] = ()
+    deprioritize_after_s: tuple[float, ...] = ()
 
 
 def build_engine(layout: Layout, world: SimWorld, arrival_s: FloatArray, pipeline: IntArray, seed: int) -> Engine:
@@ -92,8 +92,8 @@ def _queues(layout: Layout, world: SimWorld) -> Arrays:
     models = layout.surfaces_ms.shape[0]
     count = models if world.dispatcher is Dispatcher.CENTRAL else len(layout.devices) * models
     chains = {name: _ints(count) for name in ("head", "tail", "length", "aside_head", "aside_tail", "aside")}
-    patience_s = np.array(layout.patience_s or [np.inf] * models, dtype=np.float64)
-    return {**chains, "timer_s": np.full(count, np.inf), "patience_s": patience_s}
+    deprioritize_after_s = np.array(layout.deprioritize_after_s or [np.inf] * models, dtype=np.float64)
+    return {**chains, "timer_s": np.full(count, np.inf), "deprioritize_after_s": deprioritize_after_s}
 
 
 def _batches(layout: Layout) -> Arrays:

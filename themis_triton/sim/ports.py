@@ -68,7 +68,7 @@ class SimObserver:
 
 @dataclass(frozen=True, slots=True)
 class SimControl:
-    """The vertical lever."""
+    """The vertical actuator."""
 
     cluster: Cluster
 

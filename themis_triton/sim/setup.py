@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from themis_triton.act.backoff import Backoff
-from themis_triton.act.executor import Executor, Levers
+from themis_triton.act.executor import Actuators, Executor
 from themis_triton.act.fleet import Fleet
 from themis_triton.act.supervisor import Supervisor
 from themis_triton.core.config import (
@@ -143,8 +143,8 @@ def _layout(config: ThemisConfig, chains: tuple[tuple[int, ...], ...]) -> Layout
     # Batches take their means and not all the percentile's time, where means were measured.
     tables = [model.profile.mean_table or model.profile.table for model in config.models.values()]
     surfaces = np.stack([surface_from_table(table, batch, most, monotone=contending).latency_ms for table in tables])
-    patience_s = tuple(config.patience_s.get(name, math.inf) for name in config.models)
-    return Layout(surfaces, chains, tuple(order[name] for name in names), most, patience_s)
+    deprioritize_after_s = tuple(config.deprioritize_after_s.get(name, math.inf) for name in config.models)
+    return Layout(surfaces, chains, tuple(order[name] for name in names), most, deprioritize_after_s)
 
 
 def _slots(config: ThemisConfig) -> tuple[DeviceSlot, ...]:
@@ -159,9 +159,9 @@ def build_world(config: ThemisConfig, cluster: Cluster, recorder: SimRecorder, w
         places = {slot.name: len(config.servers) + number for number, slot in enumerate(config.launch.slots)}
         devices = {slot.name: slot.device for slot in config.launch.slots}
         launcher = SimLauncher(cluster, places, devices, config.launch.drain_timeout_s)
-    levers = Levers(control, SimRoutes(cluster, world.route_s), launcher, recorder, clock)
+    actuators = Actuators(control, SimRoutes(cluster, world.route_s), launcher, recorder, clock)
     backoff = Backoff(config.policy.retry_backoff_s, config.policy.retry_backoff_max_s)
-    executor = Executor(levers, Fleet(recorder), backoff, models)
+    executor = Executor(actuators, Fleet(recorder), backoff, models)
     return World(SimObserver(cluster, world.lag_s), executor, Supervisor(executor, control, launcher, models, clock), recorder, clock)
 
 

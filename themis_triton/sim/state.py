@@ -46,7 +46,7 @@ class Engine(NamedTuple):
     aside_head: IntArray  # [Q]
     aside_tail: IntArray  # [Q]
     aside: IntArray  # [Q], of them those that waited too long; `head` and `tail` are the others'
-    patience_s: FloatArray  # [M], after so long in a queue a request lets all others pass
+    deprioritize_after_s: FloatArray  # [M], after so long in a queue a request lets all others pass
     timer_s: FloatArray  # [Q]
     batch_place: IntArray  # [T, 2], server and model
     batch_head: IntArray  # [T]

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from themis_triton.solver.jit import kernel
-from themis_triton.solver.labels import COST, COST_TOLERANCE, LATENCY, LATENCY_TOLERANCE_MS, all_labels, cheapest, limits_of
+from themis_triton.solver.label_setting import COST, COST_TOLERANCE, LATENCY, LATENCY_TOLERANCE_MS, all_labels, cheapest, limits_of
 from themis_triton.solver.queueing import MEMORY_LIMIT, SLO
-from themis_triton.solver.surface import FloatArray, IntArray
-from themis_triton.solver.tables import (
+from themis_triton.solver.stage_kernels import (
     CORES,
     ELSEWHERE,
     INSTANCE_PRICE,
@@ -25,6 +24,7 @@ from themis_triton.solver.tables import (
     servers_for,
     wanted_rps,
 )
+from themis_triton.solver.surface import FloatArray, IntArray
 
 
 @kernel
@@ -147,7 +147,7 @@ def best_for_servers(
 
 
 @kernel
-def least_servers(chain: Chain) -> int:
+def min_servers(chain: Chain) -> int:
     """A lower bound on the servers: each stage's demand over the most that one server could carry; 0: no number is enough."""
     low = chain.ints[:, MIN_INSTANCES].sum()
     bound = 1
@@ -172,7 +172,7 @@ def cheapest_colocated(chain: Chain, low: int, high: int, counts: IntArray, batc
     stages = chain.ints.shape[0]
     floor = chain.floats[0, SERVER_PRICE] + (chain.floats[:, INSTANCE_PRICE] * chain.ints[:, MIN_INSTANCES]).sum()
     trial, trial_batches = np.zeros(stages, dtype=np.int64), np.zeros(stages, dtype=np.int64)
-    first = least_servers(chain)
+    first = min_servers(chain)
     if first == 0:
         return best
     for n in range(max(low, first), high + 1):

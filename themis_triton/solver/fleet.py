@@ -16,7 +16,7 @@ from themis_triton.solver.surface import IntArray
 
 
 @dataclass(frozen=True, slots=True)
-class ServerHolding:
+class ServerAssignment:
     """What one ready server runs, a value a stage: instances now (0: the model is not there) and its largest batch."""
 
     name: str
@@ -39,7 +39,7 @@ class FleetPlan:
     largest_demand_rps: float
 
 
-def solve_fleet(problem: ChainProblem, holdings: Sequence[ServerHolding], *, never_shrink: bool = False) -> FleetPlan:
+def solve_fleet(problem: ChainProblem, holdings: Sequence[ServerAssignment], *, never_shrink: bool = False) -> FleetPlan:
     """The fewest instances (by price) on servers that may differ, with the batches that they run now.
 
     Never dearer than the best plan of equal counts; a search by taking single instances away, so another plan with counts that
@@ -57,7 +57,7 @@ def solve_fleet(problem: ChainProblem, holdings: Sequence[ServerHolding], *, nev
     return replace(found, feasible=bool(feasible), largest_demand_rps=rate)
 
 
-def evaluate_fleet(problem: ChainProblem, holdings: Sequence[ServerHolding], *, rate_rps: float | None = None) -> FleetPlan:
+def evaluate_fleet(problem: ChainProblem, holdings: Sequence[ServerAssignment], *, rate_rps: float | None = None) -> FleetPlan:
     """Predicted p99, capacity and cost of servers as they are, at a rate (the problem's demand)."""
     rate = problem.demand_rps if rate_rps is None else rate_rps
     widened = _widened(problem, holdings)
@@ -79,15 +79,15 @@ def evaluate_fleet(problem: ChainProblem, holdings: Sequence[ServerHolding], *, 
     )
 
 
-def _pairs(problem: ChainProblem, held: ServerHolding) -> Iterator[tuple[StageProblem, int]]:
+def _pairs(problem: ChainProblem, held: ServerAssignment) -> Iterator[tuple[StageProblem, int]]:
     return zip(problem.stages, held.instances, strict=True)
 
 
-def _batches(holdings: Sequence[ServerHolding]) -> IntArray:
+def _batches(holdings: Sequence[ServerAssignment]) -> IntArray:
     return np.array([held.batches for held in holdings], dtype=np.int64)
 
 
-def _widened(problem: ChainProblem, holdings: Sequence[ServerHolding]) -> ChainProblem:
+def _widened(problem: ChainProblem, holdings: Sequence[ServerAssignment]) -> ChainProblem:
     """Bounds that cover what runs, so that the surfaces do too."""
     if problem.placement is not Placement.COLOCATED:
         raise SolverError("servers that differ belong to a co-located chain; for separate stages give solve_vertical a number a stage")

@@ -7,10 +7,9 @@ import math
 import numpy as np
 
 from themis_triton.solver.jit import kernel
-from themis_triton.solver.labels import COST_TOLERANCE, LATENCY_TOLERANCE_MS
+from themis_triton.solver.label_setting import COST_TOLERANCE, LATENCY_TOLERANCE_MS
 from themis_triton.solver.queueing import MEMORY_LIMIT, RATE_GROWING, SLO
-from themis_triton.solver.surface import BoolArray, FloatArray, IntArray
-from themis_triton.solver.tables import (
+from themis_triton.solver.stage_kernels import (
     CAPACITY_TOLERANCE,
     CORES,
     ELSEWHERE,
@@ -25,6 +24,7 @@ from themis_triton.solver.tables import (
     stage_times,
     wanted_rps,
 )
+from themis_triton.solver.surface import BoolArray, FloatArray, IntArray
 
 UNIFORM_TRIED = 4096  # vectors of equal counts that a search starts from; where there are more, only those in proportion
 

@@ -22,11 +22,11 @@ TOLERANCE = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class MixedStage:
-    """`raised` of `servers` servers run `low + 1` instances, the others `low`; the latency is that of the slower ones."""
+    """`extra_instance_servers` of `servers` servers run `low + 1` instances, the others `low`; the latency is that of the slower ones."""
 
     servers: int
     low: int
-    raised: int
+    extra_instance_servers: int
     batch: int
     latency_ms: float
     capacity_rps: float
@@ -34,7 +34,7 @@ class MixedStage:
     @property
     def instances(self) -> int:
         """On all servers together."""
-        return self.servers * self.low + self.raised
+        return self.servers * self.low + self.extra_instance_servers
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +58,11 @@ class _Given:
     ms: FloatArray
     rps: FloatArray
 
-    def at(self, low: int, raised: int, batch: int) -> MixedStage:
+    def at(self, low: int, extra_instance_servers: int, batch: int) -> MixedStage:
         """A configuration of the stage."""
         slow, fast = self.rps[batch - 1, low - 1], self.rps[batch - 1, min(low, self.rps.shape[1] - 1)]
-        capacity = (self.servers - raised) * slow + raised * fast
-        return MixedStage(self.servers, low, raised, batch, float(self.ms[batch - 1, low - 1]), float(capacity))
+        capacity = (self.servers - extra_instance_servers) * slow + extra_instance_servers * fast
+        return MixedStage(self.servers, low, extra_instance_servers, batch, float(self.ms[batch - 1, low - 1]), float(capacity))
 
 
 def solve_mixed(problem: ChainProblem, servers: Sequence[int], batch_caps: Sequence[int] | None = None) -> MixedPlan:
@@ -109,7 +109,7 @@ def _plan(problem: ChainProblem, chosen: Sequence[MixedStage], *, feasible: bool
 
 
 def _choices(given: _Given) -> Iterator[MixedStage]:
-    """For each batch and lower count the fewest raised servers with which the stage carries what is wanted."""
+    """For each batch and lower count the fewest extra_instance_servers servers with which the stage carries what is wanted."""
     batches, counts = given.rps.shape
     for batch, low in product(range(1, batches + 1), range(given.stage.min_instances, counts + 1)):
         slow = given.rps[batch - 1, low - 1]
@@ -117,9 +117,9 @@ def _choices(given: _Given) -> Iterator[MixedStage]:
         if lacking <= 0.0:
             yield given.at(low, 0, batch)
         elif low < counts and given.rps[batch - 1, low] > slow:
-            raised = math.ceil(lacking / (given.rps[batch - 1, low] - slow) - TOLERANCE)
-            if raised < given.servers:
-                yield given.at(low, raised, batch)
+            extra_instance_servers = math.ceil(lacking / (given.rps[batch - 1, low] - slow) - TOLERANCE)
+            if extra_instance_servers < given.servers:
+                yield given.at(low, extra_instance_servers, batch)
 
 
 def _pareto(choices: Iterator[MixedStage], stage: StageProblem) -> list[MixedStage]:

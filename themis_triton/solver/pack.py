@@ -12,8 +12,8 @@ import numpy as np
 from themis_triton.core.errors import SolverError
 from themis_triton.solver.problem import ChainProblem, Placement, StageProblem, ThroughputRule
 from themis_triton.solver.queueing import gather_table, queueing_code, stage_tail
+from themis_triton.solver.stage_kernels import Chain
 from themis_triton.solver.surface import BoolArray, FloatArray, IntArray
-from themis_triton.solver.tables import Chain
 
 Batches = Sequence[Sequence[int] | None]
 KEPT = 256  # chains whose arrays are kept

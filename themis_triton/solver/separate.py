@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from themis_triton.solver.jit import kernel
-from themis_triton.solver.labels import COST, LATENCY, MEMORY, USED, all_labels, copy_rows, frontier, limits_of
+from themis_triton.solver.label_setting import COST, LATENCY, MEMORY, USED, all_labels, copy_rows, frontier, limits_of
 from themis_triton.solver.queueing import MEMORY_LIMIT, PAPER_FORM, SLO
-from themis_triton.solver.surface import FloatArray, IntArray
-from themis_triton.solver.tables import (
+from themis_triton.solver.stage_kernels import (
     CORES,
     ELSEWHERE,
     INSTANCE_PRICE,
@@ -30,6 +29,7 @@ from themis_triton.solver.tables import (
     stage_times,
     wanted_rps,
 )
+from themis_triton.solver.surface import FloatArray, IntArray
 
 
 @kernel

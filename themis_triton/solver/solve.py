@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from themis_triton.core.errors import SolverError
-from themis_triton.solver import describe, entry
+from themis_triton.solver import kernels, results
 from themis_triton.solver.pack import Batches, pack
 from themis_triton.solver.plans import Binding, ChainPlan, Evaluation, VerticalPlan
 from themis_triton.solver.problem import ChainProblem, Placement
-from themis_triton.solver.tables import MIN_INSTANCES, MIN_SERVERS, Chain
+from themis_triton.solver.stage_kernels import MIN_INSTANCES, MIN_SERVERS, Chain
 
 RATE_LIMIT = 10**9
 SERVERS_TRIED = 4096
@@ -68,7 +68,7 @@ def fewest_servers(problem: ChainProblem, *, batches: Batches | None = None) -> 
         plan = find_joint(problem, batches=batches)
         return None if plan is None else tuple(stage.servers for stage in plan.stages)
     limits = _Limits(batches=batches)
-    fewest = entry.first_servers(*limits.pack(problem), *_range(problem, limits))
+    fewest = kernels.first_servers(*limits.pack(problem), *_range(problem, limits))
     return (fewest,) * len(problem.stages) if fewest > 0 else None
 
 
@@ -154,12 +154,12 @@ def evaluate(
         asked = replace(asked, demand_rps=rate_rps)
     numbers = np.broadcast_to(np.asarray(servers, dtype=np.int64), (len(problem.stages),)).copy()
     counts, sizes = np.asarray(instances, dtype=np.int64), np.asarray(batches, dtype=np.int64)
-    rows = entry.judge(*pack(asked, servers=servers), not _is_separate(problem), numbers, counts, sizes)
-    stages = describe.stage_plans(asked, rows.tolist())
+    rows = kernels.judge(*pack(asked, servers=servers), not _is_separate(problem), numbers, counts, sizes)
+    stages = results.stage_plans(asked, rows.tolist())
     p99 = sum(stage.latency_ms + stage.queueing_ms for stage in stages)
-    enough = describe.throughput_slack(asked, stages) >= 1 - describe.SLACK
-    feasible = enough and describe.memory_fits(asked, instances) and p99 <= problem.slo_ms + 1e-6
-    return Evaluation(feasible, p99, describe.capacity_rps(asked, stages), describe.cost_of(asked, stages), stages)
+    enough = results.throughput_slack(asked, stages) >= 1 - results.SLACK
+    feasible = enough and results.memory_fits(asked, instances) and p99 <= problem.slo_ms + 1e-6
+    return Evaluation(feasible, p99, results.capacity_rps(asked, stages), results.cost_of(asked, stages), stages)
 
 
 def warm(*, everything: bool = False) -> None:
@@ -179,7 +179,7 @@ def _is_separate(problem: ChainProblem) -> bool:
 def _plan(problem: ChainProblem, limits: _Limits) -> ChainPlan | None:
     chain = limits.pack(problem)
     rows = _rows(problem, limits, chain)
-    return describe.plan_of(problem, rows, _least(problem, limits, chain), feasible=True) if _found(rows) else None
+    return results.plan_of(problem, rows, _least(problem, limits, chain), feasible=True) if _found(rows) else None
 
 
 def _joint(problem: ChainProblem, limits: _Limits) -> list[list[float]]:
@@ -188,10 +188,10 @@ def _joint(problem: ChainProblem, limits: _Limits) -> list[list[float]]:
 
 def _rows(problem: ChainProblem, limits: _Limits, chain: Chain) -> list[list[float]]:
     if _is_separate(problem):
-        out = entry.joint_separate(*chain)
+        out = kernels.joint_separate(*chain)
     else:
         low, high = _range(problem, limits)
-        out = entry.joint_colocated(*chain, low, high)
+        out = kernels.joint_colocated(*chain, low, high)
     rows: list[list[float]] = out.tolist()
     return rows
 
@@ -217,8 +217,8 @@ def _range(problem: ChainProblem, limits: _Limits) -> tuple[int, int]:
 def _largest(problem: ChainProblem, limits: _Limits, at_most_rps: float) -> float:
     chain, most = limits.pack(problem), min(int(at_most_rps), RATE_LIMIT)
     if _is_separate(problem):
-        return float(entry.largest_rate(*chain, entry.IN_TOTAL if limits.servers is None else entry.BY_STAGE, 0, most))
-    return float(entry.largest_rate(*chain, entry.TOGETHER, _range(problem, limits)[1], most))
+        return float(kernels.largest_rate(*chain, kernels.IN_TOTAL if limits.servers is None else kernels.BY_STAGE, 0, most))
+    return float(kernels.largest_rate(*chain, kernels.TOGETHER, _range(problem, limits)[1], most))
 
 
 def _best_effort(problem: ChainProblem, limits: _Limits) -> tuple[ChainPlan, float]:
@@ -250,7 +250,7 @@ def _missing(problem: ChainProblem, limits: _Limits) -> tuple[int | None, tuple[
     if _is_separate(problem):
         return _missing_by_stage(problem, limits)
     held = _range(problem, limits)[0]
-    needed = entry.enough_servers(*limits.pack(problem), held, SERVERS_TRIED)
+    needed = kernels.enough_servers(*limits.pack(problem), held, SERVERS_TRIED)
     return (needed - held if needed > 0 else None), ()
 
 
@@ -264,7 +264,7 @@ def _missing_by_stage(problem: ChainProblem, limits: _Limits) -> tuple[int | Non
         chain.ints[:, 2] = held
         counted = chain.floats.copy()
         counted[:, 0], counted[:, 1] = 1.0, 0.0
-        rows = entry.joint_separate(*chain._replace(floats=counted)).tolist()
+        rows = kernels.joint_separate(*chain._replace(floats=counted)).tolist()
         if _found(rows):
             by_stage = tuple(int(row[0]) - n for row, n in zip(rows[:-1], held, strict=True))
             return sum(by_stage), by_stage

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from themis_triton.core.config import QueueingModel
-from themis_triton.solver import fleet, pool, solve
+from themis_triton.solver import fleet, slot_allocation, solve
 from themis_triton.solver.problem import ChainProblem, Placement, StageProblem
 from themis_triton.solver.surface import contention_surface
 
@@ -23,7 +23,7 @@ def warm_up(*, everything: bool) -> None:
             solve.solve_vertical(replace(here, demand_rps=1e5), 1 if placement is Placement.COLOCATED else [1, 1])
             solve.evaluate(here, 1, [1, 1], [1, 1])
     if everything:
-        held = fleet.ServerHolding("warm", (1, 1), (1, 1))
+        held = fleet.ServerAssignment("warm", (1, 1), (1, 1))
         fleet.solve_fleet(problem, [held])
         fleet.evaluate_fleet(problem, [held])
-        pool.solve_pool([pool.PoolMember(problem)], 1)
+        slot_allocation.solve_pool([slot_allocation.PoolMember(problem)], 1)

@@ -1,0 +1,95 @@
+"""Several pipelines on too few slots."""
+
+from dataclasses import replace
+
+from tests.unit.samples import NOW_S, config, model, snapshot, table
+from themis_triton.core.config import PipelineConfig, ThemisConfig
+from themis_triton.core.decision import ClampKind, Decision
+from themis_triton.core.estimate import Estimate, PipelineEstimate
+from themis_triton.core.fleet import ModelState, Phase, Server
+from themis_triton.decide.policies import decide
+from themis_triton.decide.rules import build_rules
+from themis_triton.decide.state import PolicyInput, PolicyState
+
+LIGHT, HEAVY = "light", "heavy"
+
+
+def two_pipelines(slots: int) -> ThemisConfig:
+    """Two lone models of the same cost; a request of the second one weighs ten times as much."""
+    models = {name: model(name, table(4.0, 8.0, 4.0, 20.0)) for name in (LIGHT, HEAVY)}
+    pipelines = (PipelineConfig("a-light", (LIGHT,), 200.0, weight=1.0), PipelineConfig("b-heavy", (HEAVY,), 200.0, weight=10.0))
+    return replace(config(slots=slots), models=models, pipelines=pipelines)
+
+
+def holder(name: str, model_name: str, slot: str) -> Server:
+    models = {model_name: ModelState(8, 8)}
+    return Server(name, slot, name, name, name, Phase.SERVING, launched=True, slot=slot, models=models)
+
+
+def rates(light_rps: float, heavy_rps: float, at_s: float) -> Estimate:
+    def steady(name: str, rps: float) -> PipelineEstimate:
+        return PipelineEstimate(name, rps, rps, rps, 0.0, 0.0, None)
+
+    return Estimate(at_s, pipelines={"a-light": steady("a-light", light_rps), "b-heavy": steady("b-heavy", heavy_rps)}, history_s=60.0)
+
+
+def decisions(cfg: ThemisConfig, servers: list[Server], light_rps: float, heavy_rps: float, seconds: int = 1) -> list[Decision]:
+    rules, state, found = build_rules(cfg), PolicyState(), []
+    for second in range(seconds):
+        at_s = NOW_S + second
+        state, decision = decide(state, PolicyInput(snapshot(servers, at_s), rates(light_rps, heavy_rps, at_s)), rules)
+        found.append(decision)
+    return found
+
+
+def launched_models(decision: Decision) -> list[str]:
+    assert decision.target is not None
+    return sorted(name for models in decision.target.launch.values() for name in models)
+
+
+def test_slots_for_everybody_are_simply_given() -> None:
+    (decision,) = decisions(two_pipelines(8), [holder("l", LIGHT, "cpu:0"), holder("h", HEAVY, "cpu:1")], 100.0, 100.0)
+    assert {LIGHT, HEAVY} == set(launched_models(decision))
+    assert ClampKind.DEVICES not in [clamp.kind for clamp in decision.clamps]
+
+
+def test_the_last_slot_goes_where_a_lost_request_weighs_more_whatever_the_order_of_the_settings() -> None:
+    (decision,) = decisions(two_pipelines(3), [holder("l", LIGHT, "cpu:0"), holder("h", HEAVY, "cpu:1")], 200.0, 200.0)
+    assert launched_models(decision) == [HEAVY]
+    assert [clamp.kind for clamp in decision.clamps].count(ClampKind.DEVICES) == 2
+
+
+def test_a_light_pipeline_gives_a_server_up_once_slots_have_been_short_for_a_while() -> None:
+    fleet = [holder("l1", LIGHT, "cpu:0"), holder("l2", LIGHT, "cpu:1"), holder("h", HEAVY, "cpu:2")]
+    found = decisions(two_pipelines(3), fleet, 150.0, 400.0, seconds=8)
+    retired = [decision.target.retire for decision in found if decision.target is not None]
+    assert retired[:5] == [()] * 5
+    assert retired[6] == ("l2",)
+    (sentence,) = [clamp.sentence for clamp in found[6].clamps if "gives its slot" in clamp.sentence]
+    assert "b-heavy" in sentence
+
+
+def test_nobody_gives_a_server_up_where_both_are_carried() -> None:
+    fleet = [holder("l1", LIGHT, "cpu:0"), holder("l2", LIGHT, "cpu:1"), holder("h", HEAVY, "cpu:2")]
+    for decision in decisions(two_pipelines(3), fleet, 60.0, 20.0, seconds=8):
+        assert decision.target is not None
+        assert decision.target.retire == ()
+        assert decision.target.launch == {}
+
+
+def test_a_pipelines_last_server_is_never_given_away() -> None:
+    fleet = [holder("l", LIGHT, "cpu:0"), holder("h", HEAVY, "cpu:1")]
+    for decision in decisions(two_pipelines(2), fleet, 5.0, 400.0, seconds=8):
+        assert decision.target is not None
+        assert decision.target.retire == ()
+
+
+def test_slots_that_no_demand_asks_for_go_to_pipelines_without_a_server_the_weightiest_first() -> None:
+    (decision,) = decisions(two_pipelines(1), [], 0.0, 0.0)
+    assert launched_models(decision) == [HEAVY]
+    assert [clamp.sentence for clamp in decision.clamps] == ["a-light wants 1 more server than there are free slots"]
+
+
+def test_demand_comes_before_a_first_server() -> None:
+    (decision,) = decisions(two_pipelines(1), [], 50.0, 0.0)
+    assert launched_models(decision) == [LIGHT]

@@ -1,0 +1,167 @@
+"""Clusters and their endpoints: one cluster a model and protocol, and one a protocol with every server."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from themis_triton.adapters.envoy.names import Protocol, any_cluster, endpoints_file, model_cluster
+from themis_triton.core.config import EnvoyConfig
+from themis_triton.core.errors import SettingsError
+from themis_triton.core.routes import Endpoint, RouteTable
+
+Json = dict[str, Any]
+
+# Envoy's defaults of 1,024 (3 for retries) would turn a surge into failures; queueing is Triton's part.
+_UNBOUNDED = 1_000_000
+_TYPE = "type.googleapis.com/"
+# Characters that a REST path carries as they are; Triton compares paths without decoding them.
+_PATH_SAFE = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@-]+")
+
+
+def typed(kind: str, **fields: object) -> Json:
+    """A `typed_config` value."""
+    return {"@type": _TYPE + kind, **fields}
+
+
+def socket_address(address: str) -> Json:
+    """`host:port` as Envoy's address; the host must be an IP address, because EDS and listeners resolve no names."""
+    host, separator, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    try:
+        ipaddress.ip_address(host)
+        number = int(port)
+    except ValueError:
+        number = -1
+    if not separator or not 0 <= number <= 65535:
+        raise SettingsError(f"Envoy address: found {address!r}; allowed is IP:PORT, such as 127.0.0.1:8001 or [::1]:8001")
+    return {"socket_address": {"address": host, "port_value": number}}
+
+
+def each_cluster(table: RouteTable) -> Iterator[tuple[str, Protocol, str | None, tuple[Endpoint, ...]]]:
+    """(cluster, protocol, model or None for `any`, endpoints) of every cluster that the table needs, in a fixed order."""
+    for protocol in Protocol:
+        yield any_cluster(protocol), protocol, None, table.any
+        for model in sorted(table.models):
+            yield model_cluster(protocol, model), protocol, model, table.models[model]
+
+
+def endpoints(cluster: str, protocol: Protocol, members: tuple[Endpoint, ...]) -> Json:
+    """The cluster's ClusterLoadAssignment. Health is asked on the server's HTTP address for both protocols."""
+    return {
+        "@type": f"{_TYPE}envoy.config.endpoint.v3.ClusterLoadAssignment",
+        "cluster_name": cluster,
+        "endpoints": [{"lb_endpoints": [_endpoint(protocol, member) for member in members]}],
+    }
+
+
+def _endpoint(protocol: Protocol, member: Endpoint) -> Json:
+    address = member.grpc_address if protocol is Protocol.GRPC else member.http_address
+    health = {"health_check_config": {"address": socket_address(member.http_address)}} if protocol is Protocol.GRPC else {}
+    return {"endpoint": {"address": socket_address(address), **health}}
+
+
+def cluster(config: EnvoyConfig, name: str, protocol: Protocol, model: str | None) -> Json:
+    """One EDS cluster: exact least-request, health of the model itself, ejection of hosts that cannot be reached."""
+    path = str(config.directory / endpoints_file(name))
+    return {
+        "@type": f"{_TYPE}envoy.config.cluster.v3.Cluster",
+        "name": name,
+        "type": "EDS",
+        "eds_cluster_config": {"eds_config": file_source(Path(path))},
+        "connect_timeout": "1s",
+        "per_connection_buffer_limit_bytes": config.max_message_bytes,
+        # A server that leaves the routes stops getting requests at once; those that it has are finished.
+        "ignore_health_on_host_removal": True,
+        "common_lb_config": {
+            # Below one healthy host in a hundred (so: none) all are tried, because health checks too can fail on a busy machine.
+            "healthy_panic_threshold": {"value": 1.0},
+            # By default a second ejection within a second reaches the workers only after it.
+            "update_merge_window": "0s",
+        },
+        "load_balancing_policy": _least_request(),
+        "health_checks": [_health_check(model)],
+        "outlier_detection": _outlier_detection(),
+        "circuit_breakers": {"thresholds": [_thresholds()]},
+        "upstream_connection_options": {"tcp_keepalive": {"keepalive_probes": 3, "keepalive_time": 30, "keepalive_interval": 10}},
+        "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": _protocol_options(config, protocol)},
+    }
+
+
+def file_source(path: Path) -> Json:
+    """A filesystem xDS source that is read again whenever a file is moved into its directory."""
+    return {
+        "path_config_source": {"path": str(path), "watched_directory": {"path": str(path.parent)}},
+        "resource_api_version": "V3",
+        "initial_fetch_timeout": "5s",
+    }
+
+
+def _least_request() -> Json:
+    """The least loaded of ALL hosts: there are few, and a choice of two at random leaves a tail that an SLO feels."""
+    kind = "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest"
+    policy = typed(kind, selection_method="FULL_SCAN")
+    return {"policies": [{"typed_extension_config": {"name": "envoy.load_balancing_policies.least_request", "typed_config": policy}}]}
+
+
+def _health_check(model: str | None) -> Json:
+    """Readiness of the very model.
+
+    The server-wide readiness, which `grpc.health.v1` repeats, turns false for good when the load of ANY model fails, while all
+    others serve on.
+    """
+    path = f"/v2/models/{model}/ready" if model is not None and _PATH_SAFE.fullmatch(model) else "/v2/health/live"
+    return {
+        "timeout": "2s",
+        "interval": "1s",
+        "no_traffic_interval": "1s",
+        "unhealthy_interval": "0.5s",
+        "unhealthy_threshold": 2,
+        "healthy_threshold": 1,
+        "http_health_check": {"path": path},
+    }
+
+
+def _outlier_detection() -> Json:
+    """Only what the proxy itself sees counts (refused, reset, timed out); an error that Triton answers is an answer."""
+    return {
+        "split_external_local_origin_errors": True,
+        "consecutive_local_origin_failure": 2,
+        "enforcing_consecutive_local_origin_failure": 100,
+        "enforcing_local_origin_success_rate": 0,
+        "enforcing_consecutive_5xx": 0,
+        "enforcing_consecutive_gateway_failure": 0,
+        "enforcing_success_rate": 0,
+        "enforcing_failure_percentage": 0,
+        "interval": "0.5s",
+        "base_ejection_time": "2s",
+        "max_ejection_time": "10s",
+        "max_ejection_percent": 100,
+    }
+
+
+def _thresholds() -> Json:
+    limits = dict.fromkeys(("max_connections", "max_pending_requests", "max_requests", "max_retries"), _UNBOUNDED)
+    return {"priority": "DEFAULT", **limits}
+
+
+def _protocol_options(config: EnvoyConfig, protocol: Protocol) -> Json:
+    # No HTTP/2 pings to Triton: its gRPC server closes connections that ping more often than every 5 minutes.
+    if protocol is Protocol.GRPC:
+        explicit: Json = {"http2_protocol_options": http2_options(config)}
+    else:
+        explicit = {"http_protocol_options": {}}
+    kind = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+    return typed(kind, explicit_http_config=explicit)
+
+
+def http2_options(config: EnvoyConfig) -> Json:
+    """Windows as large as the largest message, so that one message never waits for window updates from a filter that buffers it."""
+    return {
+        "initial_stream_window_size": config.max_message_bytes,
+        "initial_connection_window_size": config.max_message_bytes,
+        "max_concurrent_streams": 2**31 - 1,
+    }

@@ -1,0 +1,163 @@
+"""Envoy's files on disk: moved into place step by step, each step seen through until Envoy has taken it up."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from themis_triton.adapters.envoy.addresses import resolved_config, resolved_table
+from themis_triton.adapters.envoy.admin import EnvoyAdmin
+from themis_triton.adapters.envoy.file_steps import expected_versions, statistics_prefix, steps
+from themis_triton.adapters.envoy.render import node_id, render
+from themis_triton.core.config import EnvoyConfig
+from themis_triton.core.errors import ServerError
+from themis_triton.core.routes import RouteTable
+
+_POLL_S = 0.01
+_WARMING = "cluster_manager.warming_clusters"
+_SUBSCRIPTIONS = (
+    r"^(listener_manager\.lds|cluster_manager\.cds|http\.\w+\.rds\.\w+|cluster\.(model|any)_[^.]*)\.(version_text|update_rejected)$"
+)
+_LOG_BYTES = 4000
+
+Stats = Mapping[str, Any]
+
+
+class EnvoyFiles:
+    """Implements `RouteWriter` on Envoy's directory.
+
+    A cluster comes before the routes to it and goes after them. Calls are taken one at a time. `log_file` is where Envoy's words are
+    looked up when it refuses a file, if it is known.
+    """
+
+    def __init__(self, config: EnvoyConfig, *, log_file: Path | None = None, timeout_s: float = 15.0) -> None:
+        self._config = config
+        self._log_file = log_file
+        self._timeout_s = timeout_s
+        self._admin = EnvoyAdmin(config.admin_address)
+        self._lock = asyncio.Lock()
+        self._written: RouteTable | None = None
+
+    async def close(self) -> None:
+        """Close the connection to Envoy's admin address."""
+        await self._admin.close()
+
+    async def write(self, table: RouteTable) -> None:
+        """Put the table into place, atomically file by file; returns once Envoy has taken it up.
+
+        Where no Envoy runs on this directory yet, the files are written for it to find. Writing the same table again costs nothing.
+
+        Raises:
+            ServerError: Envoy refused a file (the message has its words; the file that was there before is put back), did not take it
+                up in time, what listens at its admin address does not answer, or a host name cannot be resolved.
+        """
+        async with self._lock:
+            if table == self._written:
+                return
+            self._written = None
+            await self._write(table)
+            self._written = table
+
+    async def _write(self, table: RouteTable) -> None:
+        config = await resolved_config(self._config)
+        wanted = render(config, await resolved_table(table))
+        present = await asyncio.to_thread(read_files, config.directory)
+        running = await self._admin.node_id() == node_id(config.directory)
+        for step in steps(wanted, present):
+            if running:
+                await self._move_and_wait(step, present)
+            else:
+                await asyncio.to_thread(_move, config.directory, step)
+        await asyncio.to_thread(_remove, config.directory, present.keys() - wanted.keys())
+
+    async def _move_and_wait(self, step: Mapping[str, str], present: Mapping[str, str]) -> None:
+        before = await self._stats()
+        offset = _size(self._log_file)
+        await asyncio.to_thread(_move, self._config.directory, step)
+        refused = await self._refused(step, before)
+        if refused:
+            words = await self._words(offset)
+            previous = {name: present[name] for name in refused if name in present}
+            await asyncio.to_thread(_move, self._config.directory, previous)
+            raise ServerError(f"Envoy refused {', '.join(refused)} in {self._config.directory}: {words}")
+
+    async def _refused(self, step: Mapping[str, str], before: Stats) -> list[str]:
+        """Wait until Envoy tells the version of every file of the step and all clusters are warm; the files that it refused."""
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + self._timeout_s
+        expected = expected_versions(step)
+        while True:
+            now = await self._stats()
+            refused = [name for name in step if _rejections(now, name) > _rejections(before, name)]
+            late = [prefix for prefix, version in expected.items() if now.get(f"{prefix}.version_text") != version]
+            if refused or not (late or now.get(_WARMING)):
+                return refused
+            if loop.time() >= deadline_s:
+                raise ServerError(
+                    f"Envoy at {self._admin.address} did not take up its files in {self._config.directory} within {self._timeout_s:g} s "
+                    f"(waiting for {', '.join(late) or 'clusters to warm'}); see its log{_named(self._log_file)}"
+                )
+            await asyncio.sleep(_POLL_S)
+
+    async def _stats(self) -> dict[str, Any]:
+        found = await self._admin.stats(f"{_SUBSCRIPTIONS}|^{_WARMING}$")
+        return {entry["name"]: entry["value"] for entry in found if "value" in entry}
+
+    async def _words(self, offset: int) -> str:
+        """Why Envoy refused something: its log since then, else what its admin address tells of listeners."""
+        if self._log_file is not None:
+            logged = await asyncio.to_thread(_read_from, self._log_file, offset)
+            if logged.strip():
+                return logged.strip()
+        return "; ".join(await self._admin.config_errors()) or "its log tells why"
+
+
+def _rejections(stats: Stats, name: str) -> int:
+    return int(stats.get(f"{statistics_prefix(name)}.update_rejected", 0)) if name.count("/") else 0
+
+
+def read_files(directory: Path) -> dict[str, str]:
+    """The files that are in place now, by their name relative to the directory."""
+    paths = [*directory.glob("*.json"), *directory.glob("*/*.json")]
+    return {str(path.relative_to(directory)): path.read_text(encoding="utf-8") for path in paths}
+
+
+def _move(directory: Path, files: Mapping[str, str]) -> None:
+    for name, text in files.items():
+        write_atomically(directory / name, text)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Written beside, synced, then moved into place: a reader sees the old file or the new one, and Envoy sees a move."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.new")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def _remove(directory: Path, names: Iterable[str]) -> None:
+    for name in names:
+        (directory / name).unlink(missing_ok=True)
+
+
+def _size(log_file: Path | None) -> int:
+    try:
+        return log_file.stat().st_size if log_file is not None else 0
+    except FileNotFoundError:
+        return 0
+
+
+def _read_from(log_file: Path, offset: int) -> str:
+    with log_file.open("rb") as log:
+        log.seek(offset)
+        return log.read(_LOG_BYTES).decode(errors="replace")
+
+
+def _named(log_file: Path | None) -> str:
+    return f" {log_file}" if log_file is not None else ""

@@ -1,0 +1,130 @@
+"""The gRPC side: a listener that finds the model's name inside the request, and routes by it."""
+
+from __future__ import annotations
+
+import base64
+from collections import deque
+from functools import cache
+
+from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from tritonclient.grpc import service_pb2
+
+from themis_triton.adapters.envoy.clusters import Json, http2_options, typed
+from themis_triton.adapters.envoy.http_listener import REFUSED, connection_manager, count_arrivals, listener, retry_policy
+from themis_triton.adapters.envoy.names import Protocol, any_cluster, inference_stat, model_cluster, stream_stat
+from themis_triton.core.config import EnvoyConfig
+from themis_triton.core.routes import RouteTable
+
+SERVICE = "inference.GRPCInferenceService"
+_EXTRACTION = "envoy.filters.http.grpc_field_extraction"
+INFERENCE_METHODS = ("ModelInfer", "ModelStreamInfer")
+_MODEL_METHODS = ("ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics")
+_SERVER_METHODS = ("ServerLive", "ServerReady", "ServerMetadata")
+_ADMINISTRATIVE_PREFIXES = ("Repository", "SystemSharedMemory", "CudaSharedMemory", "TraceSetting", "LogSettings")
+_HEALTH_PREFIX = "/grpc.health.v1.Health/"
+
+_UNKNOWN_METHOD = "Themis: this method is not part of the KServe inference service"
+_RETRY_ON = "connect-failure,refused-stream,unavailable,reset"
+_RETRY_ON_ANY = "connect-failure,refused-stream,reset"
+
+
+@cache
+def descriptor_set() -> bytes:
+    """The serialized FileDescriptorSet of the KServe inference service and of all that it imports, dependencies first."""
+    found: dict[str, FileDescriptor] = {}
+    queue = deque([service_pb2.DESCRIPTOR])
+    while queue:
+        current = queue.popleft()
+        found.pop(current.name, None)
+        found[current.name] = current
+        queue.extend(current.dependencies)
+    files = FileDescriptorSet()
+    for each in reversed(found.values()):
+        each.CopyToProto(files.file.add())
+    return bytes(files.SerializeToString(deterministic=True))
+
+
+def grpc_listener(config: EnvoyConfig) -> Json:
+    """The one gRPC address of all models."""
+    filters = [_field_extraction(), _lua(), _stats()]
+    manager = connection_manager(
+        config,
+        Protocol.GRPC,
+        filters,
+        codec_type="HTTP2",
+        http2_protocol_options={
+            **http2_options(config),
+            # Finds clients that went away without a word, so that no idle time-out has to cut a silent stream.
+            "connection_keepalive": {"interval": "30s", "timeout": "20s"},
+        },
+    )
+    return listener(config, Protocol.GRPC, config.grpc_listen, manager)
+
+
+def _field_extraction() -> Json:
+    fields = {f"{SERVICE}.{name}": "model_name" for name in INFERENCE_METHODS} | {f"{SERVICE}.{name}": "name" for name in _MODEL_METHODS}
+    config = typed(
+        "envoy.extensions.filters.http.grpc_field_extraction.v3.GrpcFieldExtractionConfig",
+        descriptor_set={"inline_bytes": base64.b64encode(descriptor_set()).decode()},
+        extractions_by_method={method: {"request_field_extractions": {field: {}}} for method, field in fields.items()},
+    )
+    return {"name": _EXTRACTION, "typed_config": config}
+
+
+def _lua() -> Json:
+    """Has the route chosen again, now that the model's name is known; Envoy chose one when the headers came in."""
+    code = "function envoy_on_request(handle)\n  handle:clearRouteCache()\nend\n"
+    config = typed("envoy.extensions.filters.http.lua.v3.Lua", default_source_code={"inline_string": code})
+    return {"name": "envoy.filters.http.lua", "typed_config": config}
+
+
+def _stats() -> Json:
+    """Counts each call's gRPC status, and each message of a stream before any retry."""
+    config = typed(
+        "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig",
+        individual_method_stats_allowlist={"services": [{"name": SERVICE, "method_names": list(INFERENCE_METHODS)}]},
+    )
+    return {"name": "envoy.filters.http.grpc_stats", "typed_config": config}
+
+
+def grpc_routes(table: RouteTable) -> list[Json]:
+    """Routes in the order in which Envoy tries them: refusals, models, what names no model or an unknown one, everything else.
+
+    A stream is routed by its first message: later ones that name other models go to the same server, which answers for what it holds.
+    """
+    refused = [_answer({"prefix": f"/{SERVICE}/{name}"}, 403, REFUSED) for name in _ADMINISTRATIVE_PREFIXES]
+    models = [route for model in sorted(table.models) for route in _model_routes(model)]
+    allowed = [_forward({"path": f"/{SERVICE}/{name}"}) for name in INFERENCE_METHODS + _MODEL_METHODS + _SERVER_METHODS]
+    return [*refused, *models, *allowed, _forward({"prefix": _HEALTH_PREFIX}), _answer({"prefix": "/"}, 404, _UNKNOWN_METHOD)]
+
+
+def _answer(match: Json, status: int, message: str) -> Json:
+    """A local answer; Envoy makes it the gRPC status that belongs to the HTTP status (403: PERMISSION_DENIED, 404: UNIMPLEMENTED)."""
+    return {"match": match, "direct_response": {"status": status, "body": {"inline_string": message}}}
+
+
+def _model_routes(model: str) -> list[Json]:
+    infer, stream = ({"path": f"/{SERVICE}/{name}", **_named("model_name", model)} for name in INFERENCE_METHODS)
+    information = {"prefix": f"/{SERVICE}/Model", **_named("name", model)}
+    return [
+        _to_model(infer, model, stat_prefix=inference_stat(model), typed_per_filter_config=count_arrivals(inference_stat(model))),
+        _to_model(stream, model, stat_prefix=stream_stat(model)),
+        _to_model(information, model),
+    ]
+
+
+def _named(field: str, model: str) -> Json:
+    """Matches the name that was extracted from the message, which no header can imitate."""
+    value = {"list_match": {"one_of": {"string_match": {"exact": model}}}}
+    return {"dynamic_metadata": [{"filter": _EXTRACTION, "path": [{"key": field}], "value": value}]}
+
+
+def _to_model(match: Json, model: str, **more: object) -> Json:
+    action = {"cluster": model_cluster(Protocol.GRPC, model), "timeout": "0s", "retry_policy": retry_policy(_RETRY_ON)}
+    return {"match": match, "route": action, **more}
+
+
+def _forward(match: Json) -> Json:
+    # Triton says UNAVAILABLE for a model that it does not know: that answer is the client's, not a reason to ask again.
+    return {"match": match, "route": {"cluster": any_cluster(Protocol.GRPC), "timeout": "0s", "retry_policy": retry_policy(_RETRY_ON_ANY)}}

@@ -1,0 +1,155 @@
+"""The REST side, and what both listeners share: connection manager, retries, local replies."""
+
+from __future__ import annotations
+
+import re
+
+from themis_triton.adapters.envoy.clusters import Json, file_source, socket_address, typed
+from themis_triton.adapters.envoy.names import Protocol, any_cluster, inference_stat, model_cluster
+from themis_triton.core.config import EnvoyConfig
+from themis_triton.core.routes import RouteTable
+
+_VERSION = r"(/versions/[0-9]+)?"
+_INFER = r"/(infer|generate|generate_stream)"
+_INFORMATION = r"(/(ready|config|stats))?"
+_NAME = r"[^/]+"
+_ADMINISTRATIVE = (
+    r"/v2/repository(/.*)?",
+    r"/v2/(system|cuda)sharedmemory(/.*)?",
+    r"/v2/(trace/setting|logging)",
+    rf"/v2/models/{_NAME}{_VERSION}/trace/setting",
+)
+_SERVER = (r"/v2", r"/v2/health/(live|ready)", r"/v2/models/stats")
+REFUSED = "Themis: administrative calls (model control, shared memory, trace and log settings) are refused at the inference address"
+_HIDDEN_SLASH = "Themis: a path with a percent-encoded slash is refused"
+_RETRY_ON = "connect-failure,refused-stream,reset"
+_COMPRESSED = "Themis: a compressed gRPC request cannot be routed, as its model's name is inside; send it without gRPC compression"
+_NO_SERVER = "Themis: no server is available for this request at the moment"
+_DAY = "86400s"
+_COUNTING = "envoy.filters.http.rbac"
+
+
+def routes_file(protocol: Protocol) -> str:
+    """The RDS file, relative to Envoy's directory."""
+    return f"rds/{protocol}.json"
+
+
+def listener(config: EnvoyConfig, protocol: Protocol, address: str, manager: Json) -> Json:
+    """One listener with one connection manager."""
+    return {
+        "@type": "type.googleapis.com/envoy.config.listener.v3.Listener",
+        "name": str(protocol),
+        "address": socket_address(address),
+        "per_connection_buffer_limit_bytes": config.max_message_bytes,
+        # Otherwise a second Envoy could listen here too, and the kernel would give it half of the clients.
+        "enable_reuse_port": False,
+        "filter_chains": [{"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}],
+    }
+
+
+def connection_manager(config: EnvoyConfig, protocol: Protocol, filters: list[Json], **more: object) -> Json:
+    """The connection manager of one listener. Nothing is added to a request or an answer that Triton or its client would see."""
+    return typed(
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix=str(protocol),
+        rds={"route_config_name": str(protocol), "config_source": file_source(config.directory / routes_file(protocol))},
+        http_filters=[*filters, _counting(), _router()],
+        use_remote_address=True,
+        skip_xff_append=True,
+        generate_request_id=False,
+        server_header_transformation="PASS_THROUGH",
+        # A long inference or a silent stream is the client's business, within a day.
+        stream_idle_timeout=_DAY,
+        common_http_protocol_options={"idle_timeout": _DAY},
+        local_reply_config=_local_replies(protocol),
+        **more,
+    )
+
+
+def _counting() -> Json:
+    """Does nothing by itself: routes give it the rule that counts their requests."""
+    return {"name": _COUNTING, "typed_config": typed("envoy.extensions.filters.http.rbac.v3.RBAC")}
+
+
+def _router() -> Json:
+    config = typed("envoy.extensions.filters.http.router.v3.Router", suppress_envoy_headers=True)
+    return {"name": "envoy.filters.http.router", "typed_config": config}
+
+
+def _local_replies(protocol: Protocol) -> Json:
+    """What the proxy itself answers, in the form in which Triton answers, and in words where Envoy's own would puzzle."""
+    no_server = _mapper({"response_flag_filter": {"flags": ["UH"]}}, _NO_SERVER)
+    if protocol is Protocol.GRPC:
+        invalid = {"status_code_filter": {"comparison": {"op": "EQ", "value": {"default_value": 400, "runtime_key": "themis.invalid"}}}}
+        encoded = {"header_filter": {"header": {"name": "grpc-encoding", "present_match": True}}}
+        return {"mappers": [no_server, _mapper({"and_filter": {"filters": [invalid, encoded]}}, _COMPRESSED)]}
+    return {"mappers": [no_server], "body_format": {"json_format": {"error": "%LOCAL_REPLY_BODY%"}}}
+
+
+def _mapper(condition: Json, message: str) -> Json:
+    return {"filter": condition, "body": {"inline_string": message}}
+
+
+def retry_policy(retry_on: str) -> Json:
+    """At another server if there is one, almost at once."""
+    kind = "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
+    return {
+        "retry_on": retry_on,
+        "num_retries": 5,
+        "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.1s"},
+        "retry_host_predicate": [{"name": "envoy.retry_host_predicates.previous_hosts", "typed_config": typed(kind)}],
+        "host_selection_retry_max_attempts": 5,
+    }
+
+
+def http_listener(config: EnvoyConfig) -> Json:
+    """The one REST address of all models."""
+    manager = connection_manager(
+        config,
+        Protocol.HTTP,
+        filters=[],
+        codec_type="HTTP1",
+    )
+    return listener(config, Protocol.HTTP, config.http_listen, manager)
+
+
+def http_routes(table: RouteTable) -> list[Json]:
+    """Routes in the order in which Envoy tries them: refusals, models, what names no model or an unknown one, everything else."""
+    # Triton takes a path as it stands; what hides a slash is refused all the same, in case a later Triton decodes it.
+    hidden = _answer(_path(".*%(2[fF]|5[cC]).*"), 400, _HIDDEN_SLASH)
+    refused = [hidden, *(_answer(_path(pattern), 403, REFUSED) for pattern in _ADMINISTRATIVE)]
+    server = [_forward(_path(pattern)) for pattern in _SERVER]
+    models = [route for model in sorted(table.models) for route in _model_routes(model)]
+    unknown = [_forward(_path(f"/v2/models/{_NAME}{_VERSION}({_INFER}|{_INFORMATION})"))]
+    return [*refused, *server, *models, *unknown, _answer({"prefix": "/"}, 404, "Not Found")]
+
+
+def _path(pattern: str) -> Json:
+    return {"safe_regex": {"regex": pattern}}
+
+
+def _answer(match: Json, status: int, message: str) -> Json:
+    return {"match": match, "direct_response": {"status": status, "body": {"inline_string": message}}}
+
+
+def _forward(match: Json) -> Json:
+    return {"match": match, "route": _action(any_cluster(Protocol.HTTP))}
+
+
+def _action(cluster: str) -> Json:
+    return {"cluster": cluster, "timeout": "0s", "retry_policy": retry_policy(_RETRY_ON)}
+
+
+def _model_routes(model: str) -> list[Json]:
+    base = f"/v2/models/{re.escape(model)}{_VERSION}"
+    action = _action(model_cluster(Protocol.HTTP, model))
+    stat = inference_stat(model)
+    infer = {"match": _path(base + _INFER), "route": action, "stat_prefix": stat, "typed_per_filter_config": count_arrivals(stat)}
+    return [infer, {"match": _path(base + _INFORMATION), "route": action}]
+
+
+def count_arrivals(stat: str) -> Json:
+    """Counts requests as they come in, before any retry: a rule that allows everything, for the sake of its counter."""
+    everyone = {"permissions": [{"any": True}], "principals": [{"any": True}]}
+    rbac = {"rules": {"action": "ALLOW", "policies": {stat: everyone}}, "track_per_rule_stats": True}
+    return {_COUNTING: typed("envoy.extensions.filters.http.rbac.v3.RBACPerRoute", rbac=rbac)}

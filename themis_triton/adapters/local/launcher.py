@@ -1,0 +1,272 @@
+"""The horizontal lever on this machine: `tritonserver` processes on device slots."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import secrets
+import socket
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+
+from themis_triton.adapters.local.orphans import DEVICE_VARIABLE, SERVER_VARIABLE, SLOT_VARIABLE
+from themis_triton.adapters.local.processes import OWNER_VARIABLE, find_process, group_members, owner_mark, short_hash, spawn, stop_process
+from themis_triton.adapters.local.server_files import ServerFiles, build_view
+from themis_triton.adapters.local.triton_install import TritonInstall, find_triton
+from themis_triton.adapters.triton.metrics import fetch_metrics, new_http_client
+from themis_triton.adapters.triton.warmup import Warmup
+from themis_triton.core.config import DeviceSlot, LaunchConfig
+from themis_triton.core.errors import LaunchFailedError, ServerError, ThemisError
+from themis_triton.core.fleet import ModelState, Phase, Server
+from themis_triton.core.observation import ModelCounters
+
+_EMULATED_VARIABLE = "THEMIS_EMULATED_DEVICE"
+_LOOPBACK = "127.0.0.1"
+_RESTRICTED = "model-repository,shared-memory,trace,logging"
+_PORT_TAKEN = "already in use"
+_PORT_TAKEN_LINES = 5
+_PORT_ATTEMPTS = 4
+_POLL_S = 0.05
+_POLL_TIMEOUT_S = 2.0
+_QUIET_S = 0.3
+_QUIET_SERVICES = 3.0
+
+
+class LocalLauncher:
+    """Implements `ServerLauncher`.
+
+    It keeps nothing in memory about a server: all it needs is in the `Server` and in the state directory, so that a daemon that was
+    started anew handles the servers of the one before it.
+
+    Args:
+        config: where and how to launch.
+        state_directory: logs, model views and prepared backends lie here; its path marks the processes.
+        deprioritize_after_s: by model, how long a request waits before it lets all others pass; see `plan.model_config.for_launch`.
+    """
+
+    def __init__(self, config: LaunchConfig, state_directory: Path, deprioritize_after_s: Mapping[str, float] | None = None) -> None:
+        self._config = config
+        self._state = state_directory
+        self._patience_s = deprioritize_after_s or {}
+        self._slots = {slot.name: slot for slot in config.slots}
+        self._install: TritonInstall | None = None
+        self._install_lock = asyncio.Lock()
+
+    async def launch(self, name: str, slot: str, models: dict[str, ModelState]) -> Server:
+        """Start a process on the slot and return at once, in phase LAUNCHING.
+
+        Raises:
+            LaunchFailedError: the slot or a model does not exist, or the process cannot be started.
+            EnvironmentCheckError: Triton is not installed, or its Python does not fit.
+            SettingsError: a model's `config.pbtxt` cannot be parsed.
+        """
+        if slot not in self._slots:
+            raise LaunchFailedError(f"server {name}: there is no device slot {slot}; launch.slots has {', '.join(self._slots)}")
+        install = await self._triton()
+        files = self._files(name)
+        try:
+            complete = await asyncio.to_thread(build_view, files, self._config.model_repository, models, self._patience_s)
+            return await asyncio.to_thread(self._start, files, self._slots[slot], models, install, complete=complete)
+        except ThemisError:
+            await asyncio.to_thread(files.remove)
+            raise
+
+    async def _triton(self) -> TritonInstall:
+        async with self._install_lock:
+            if self._install is None:
+                self._install = await asyncio.to_thread(find_triton, self._state, self._config.binary, self._config.backend_directory)
+            return self._install
+
+    def _files(self, name: str) -> ServerFiles:
+        return ServerFiles(self._state, name)
+
+    def _start(
+        self, files: ServerFiles, slot: DeviceSlot, models: Mapping[str, ModelState], install: TritonInstall, *, complete: bool
+    ) -> Server:
+        ports = free_ports(3)
+        key = secrets.token_urlsafe(24)
+        command = [str(install.binary), *_arguments(files, models, ports, key), *self._own_arguments(install, complete=complete)]
+        try:
+            process = spawn(command, self._environment(files.name, slot, install), files.log)
+        except OSError as error:
+            raise LaunchFailedError(f"server {files.name}: {install.binary} cannot be started: {error}; {files.log_tail()}") from error
+        grpc, http, metrics = (f"{_LOOPBACK}:{port}" for port in ports)
+        return Server(
+            files.name,
+            slot.device,
+            grpc,
+            http,
+            metrics,
+            Phase.LAUNCHING,
+            launched=True,
+            slot=slot.name,
+            process=process,
+            model_control_key=key,
+            log_file=str(files.log),
+            models=dict(models),
+        )
+
+    def _own_arguments(self, install: TritonInstall, *, complete: bool) -> list[str]:
+        arguments = [f"--exit-timeout-secs={math.ceil(self._config.drain_timeout_s)}"]
+        if install.backend_directory is not None:
+            arguments.append(f"--backend-directory={install.backend_directory}")
+        if complete:
+            arguments.append("--disable-auto-complete-config")
+        return [*arguments, *self._config.arguments]
+
+    def _environment(self, name: str, slot: DeviceSlot, install: TritonInstall) -> dict[str, str]:
+        """The daemon's own, with what places the server and marks it."""
+        kind, _, index = slot.device.partition(":")
+        environment = dict(os.environ)
+        if install.path_prefix is not None:
+            environment["PATH"] = os.pathsep.join([str(install.path_prefix), environment.get("PATH", os.defpath)])
+        return environment | {
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # NVML numbers devices so, CUDA by itself does not.
+            "CUDA_VISIBLE_DEVICES": index if kind == "gpu" else "",
+            OWNER_VARIABLE: owner_mark(self._state),
+            SERVER_VARIABLE: name,
+            SLOT_VARIABLE: slot.name,
+            DEVICE_VARIABLE: slot.device,
+            _EMULATED_VARIABLE: f"{slot.name}@{short_hash(self._state)}",
+        }
+
+    async def wait_ready(self, server: Server) -> Server:
+        """Wait until it is ready and holds its models; when somebody took one of its ports first, it is started again on others.
+
+        Returns:
+            The server in phase WARMING; its process and addresses may be others than before.
+
+        Raises:
+            LaunchFailedError: it ended, or was not ready in time (then it still runs, for the caller to stop); with the log's last lines.
+                One that was started again is stopped already.
+        """
+        deadline_s = asyncio.get_running_loop().time() + self._config.ready_timeout_s
+        return await self._wait_ready(server, deadline_s, _PORT_ATTEMPTS - 1)
+
+    async def _wait_ready(self, server: Server, deadline_s: float, attempts_left: int) -> Server:
+        if await self._is_ready_before(server, deadline_s):
+            return replace(server, phase=Phase.WARMING)
+        if not attempts_left or _PORT_TAKEN not in self._files(server.name).log_tail(_PORT_TAKEN_LINES):
+            raise self._failed(server, "ended before it was ready")
+        again = await self.launch(server.name, server.slot or "", server.models)
+        try:
+            return await self._wait_ready(again, deadline_s, attempts_left - 1)
+        except LaunchFailedError:
+            await self.stop(again)  # The caller knows only the process before it.
+            raise
+
+    async def _is_ready_before(self, server: Server, deadline_s: float) -> bool:
+        """True when ready, False when the process ended."""
+        loop = asyncio.get_running_loop()
+        async with new_http_client(_POLL_TIMEOUT_S) as client:
+            while await self.is_alive(server):
+                if await _answers(client, server) and await self.is_alive(server):
+                    return True
+                if loop.time() >= deadline_s:
+                    raise self._failed(server, f"was not ready within launch.ready_timeout_s = {self._config.ready_timeout_s:g} s")
+                await asyncio.sleep(_POLL_S)
+        return False
+
+    def _failed(self, server: Server, what: str) -> LaunchFailedError:
+        return LaunchFailedError(f"server {server.name} on slot {server.slot} {what}; {self._files(server.name).log_tail()}")
+
+    async def warm_up(self, server: Server) -> None:
+        """Send real inference requests at every planned batch size, to every instance, and check that they are answered.
+
+        Raises:
+            LaunchFailedError: a request failed or its answer is empty.
+            ServerError: the server does not answer.
+        """
+        async with Warmup(server, self._config.warmup_requests, self._config.ready_timeout_s) as warmup:
+            await asyncio.gather(*(warmup.warm(model, state) for model, state in server.models.items()))
+
+    async def is_alive(self, server: Server) -> bool:
+        """Whether the very process that was launched still runs."""
+        return server.process is not None and find_process(server.process) is not None
+
+    async def wait_idle(self, server: Server) -> bool:
+        """Wait, bounded by the drain time-out, until nothing is pending and no request ends any more; False when the time-out came first.
+
+        Triton shows no requests that are being executed, so the counters must rest for three mean service times, 0.3 s at the least.
+        A server that does not answer, or whose process is gone, has nothing in flight.
+        """
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + self._config.drain_timeout_s
+        last: dict[str, ModelCounters] | None = None
+        rests_since_s = loop.time()
+        async with new_http_client(_POLL_TIMEOUT_S) as client:
+            while loop.time() < deadline_s:
+                try:
+                    now = await fetch_metrics(client, server.metrics_address)
+                except (httpx.HTTPError, ValueError):
+                    if not await self.is_alive(server):
+                        return True
+                    now = None
+                if now is None or now != last or any(counters.pending for counters in now.values()):
+                    rests_since_s, last = loop.time(), now
+                elif loop.time() - rests_since_s >= _quiet_s(now):
+                    return True
+                await asyncio.sleep(_POLL_S)
+        return False
+
+    async def stop(self, server: Server) -> None:
+        """SIGTERM, then after a bounded wait SIGKILL; returns when the process and its children are gone. The log stays.
+
+        Raises:
+            ServerError: the server was not launched here, and is never stopped.
+        """
+        if not server.launched or server.process is None:
+            raise ServerError(f"server {server.name} was not launched by Themis and is not stopped by it; stop it where it was started")
+        await stop_process(server.process, self._config.stop_timeout_s)
+        if left := await asyncio.to_thread(group_members, server.process):
+            raise ServerError(f"server {server.name}: processes {[process.pid for process in left]} do not end, not even by SIGKILL")
+        await asyncio.to_thread(self._files(server.name).remove)
+
+
+async def _answers(client: httpx.AsyncClient, server: Server) -> bool:
+    """Whether the server holds its models and shows metrics; its own readiness is lost with any failed change."""
+    paths = ["/v2/health/live", *(f"/v2/models/{model}/ready" for model in server.models)]
+    try:
+        for url in [*(f"http://{server.http_address}{path}" for path in paths), f"http://{server.metrics_address}/metrics"]:
+            if (await client.get(url)).status_code != httpx.codes.OK:
+                return False
+    except httpx.HTTPError:
+        return False
+    return True
+
+
+def _quiet_s(counters: Mapping[str, ModelCounters]) -> float:
+    means_us = [each.request_us / each.success for each in counters.values() if each.success > 0]
+    return max(_QUIET_S, _QUIET_SERVICES * max(means_us, default=0.0) / 1e6)
+
+
+def _arguments(files: ServerFiles, models: Mapping[str, ModelState], ports: tuple[int, ...], key: str) -> list[str]:
+    grpc, http, metrics = ports
+    return [
+        f"--model-repository={files.models}",
+        "--model-control-mode=explicit",
+        *(f"--load-model={model}" for model in models),
+        f"--grpc-address={_LOOPBACK}",
+        f"--grpc-port={grpc}",
+        f"--http-address={_LOOPBACK}",
+        f"--http-port={http}",
+        f"--metrics-address={_LOOPBACK}",
+        f"--metrics-port={metrics}",
+        f"--grpc-restricted-protocol={_RESTRICTED}:key={key}",
+        f"--http-restricted-api={_RESTRICTED}:key={key}",
+        f"--backend-config=python,shm-region-prefix-name={files.shared_memory_prefix}",
+    ]
+
+
+def free_ports(count: int) -> tuple[int, ...]:
+    """Loopback TCP ports that are free now, all different; somebody may still take one before it is used."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind((_LOOPBACK, 0))
+        return tuple(int(each.getsockname()[1]) for each in sockets)

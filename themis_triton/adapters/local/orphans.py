@@ -1,0 +1,67 @@
+"""Launched servers that nobody wrote down: found again, whole, by what their processes carry."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil
+
+from themis_triton.adapters.local.processes import identify, owned_processes
+from themis_triton.adapters.local.server_files import ServerFiles, read_config_text
+from themis_triton.adapters.triton.model_config import parse_config, state_of
+from themis_triton.core.fleet import ModelState, Phase, Server
+
+SERVER_VARIABLE = "THEMIS_SERVER"
+SLOT_VARIABLE = "THEMIS_SLOT"
+DEVICE_VARIABLE = "THEMIS_DEVICE"
+"""Environment variables of a launched server: its name, its slot and that slot's device."""
+
+
+def find_orphans(state_directory: Path) -> tuple[Server, ...]:
+    """Servers that were launched with this state directory and run, by name, in phase LAUNCHING. Blocking.
+
+    For a daemon that was killed between launching a server and writing that down: those that it does not know it can adopt
+    (`wait_ready`, `warm_up`) or `stop`. Their `models` are the states that they were launched with.
+    """
+    servers = [_server(state_directory, process) for process in owned_processes(state_directory)]
+    return tuple(sorted((server for server in servers if server is not None), key=lambda server: server.name))
+
+
+def _server(state_directory: Path, process: psutil.Process) -> Server | None:
+    """The server that the process is; None when it is something else (a server's child, Envoy) or has gone."""
+    try:
+        environment = process.environ()
+        if SERVER_VARIABLE not in environment or os.getsid(process.pid) != process.pid:
+            return None
+        options, loaded = _options(process.cmdline())
+        identity = identify(process.pid)
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        return None
+    files = ServerFiles(state_directory, environment[SERVER_VARIABLE])
+    grpc, http, metrics = (f"{options[f'{part}-address']}:{options[f'{part}-port']}" for part in ("grpc", "http", "metrics"))
+    return Server(
+        files.name,
+        environment[DEVICE_VARIABLE],
+        grpc,
+        http,
+        metrics,
+        Phase.LAUNCHING,
+        launched=True,
+        slot=environment[SLOT_VARIABLE],
+        process=identity,
+        model_control_key=options["grpc-restricted-protocol"].partition("=")[2],
+        log_file=str(files.log),
+        models=_launched_models(files, loaded),
+    )
+
+
+def _options(command: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The options of a command line, the first of each name, and the models to load."""
+    pairs = [(name, value) for name, _, value in (word.removeprefix("--").partition("=") for word in command[1:])]
+    return dict(reversed(pairs)), [value for name, value in pairs if name == "load-model"]
+
+
+def _launched_models(files: ServerFiles, names: list[str]) -> dict[str, ModelState]:
+    texts = {name: read_config_text(files.models, name) for name in names}
+    return {name: state_of(parse_config(*text)) for name, text in texts.items() if text is not None}

@@ -1,0 +1,1 @@
+"""Everything that speaks to a Triton server: metrics, model control, model configurations, warm-up."""

@@ -1,0 +1,189 @@
+"""Model configurations: reading a `config.pbtxt`, and building from it what makes Triton change a model in place.
+
+Triton compares what it is told with what it loaded, field by field: where only `instance_group` differs it adds or removes instances,
+where anything else differs it reloads the whole model beside the old one. So an override is always the model's OWN file with a few fields
+changed. A configuration that a server reports holds what Triton filled in; an override made from that may differ from the file in all of
+that, and is then a full reload (once: after it the server holds that very configuration).
+
+As JSON an override is protobuf's own JSON form with the field names of the `.proto` file; fields that the file leaves out stay out.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+from google.protobuf import json_format, text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup, ModelQueuePolicy
+
+from themis_triton.core.errors import ChangeRefusedError, SettingsError
+from themis_triton.core.fleet import ModelState
+
+Config: TypeAlias = Any
+"""A protobuf `inference.ModelConfig`; protobuf's generated classes carry no types."""
+
+
+def parse_config(text: str, source: str) -> Config:
+    """Parse a `config.pbtxt`.
+
+    Args:
+        text: protobuf text format.
+        source: the file's name, for the message.
+
+    Raises:
+        SettingsError: the text is not a model configuration.
+    """
+    try:
+        return text_format.Parse(text, ModelConfig())
+    except text_format.ParseError as error:
+        raise SettingsError(
+            f"{source}:{error}: not a Triton model configuration; correct the file, "
+            "or, if your Triton knows the field, update the package tritonclient"
+        ) from error
+
+
+def render_config(config: Config) -> str:
+    """The text of a `config.pbtxt`."""
+    return str(text_format.MessageToString(config))
+
+
+def to_json(config: Config) -> str:
+    """What `load_model(config=...)` takes; holds no field that `config` does not set."""
+    return str(json_format.MessageToJson(config, preserving_proto_field_name=True, indent=None))
+
+
+def state_of(config: Config, served: Config | None = None) -> ModelState:
+    """Instances over all groups, the largest batch that the server forms (1 without a batcher), and the batcher's delay.
+
+    Args:
+        config: a file's configuration, or a server's.
+        served: the server's, where `config` is a file's: it tells on how many devices each group stands.
+    """
+    groups = [group for group in config.instance_group if not group.passive]
+    weights = _weights(groups, served)
+    instances = sum(max(1, group.count) * weight for group, weight in zip(groups, weights, strict=True))
+    batches = config.HasField("dynamic_batching") or config.HasField("sequence_batching")
+    return ModelState(
+        instances=0 if config.HasField("ensemble_scheduling") else max(1, instances),
+        max_batch=max(1, config.max_batch_size) if batches else 1,
+        max_queue_delay_us=config.dynamic_batching.max_queue_delay_microseconds,
+    )
+
+
+def is_reload(before: ModelState, after: ModelState) -> bool:
+    """Whether the change makes Triton load the model anew beside the old one, with double its memory for a while."""
+    return (before.max_batch, before.max_queue_delay_us) != (after.max_batch, after.max_queue_delay_us)
+
+
+def with_state(base: Config, state: ModelState, served: Config | None = None) -> Config:
+    """The override that brings a model to a state: `base` with other counts and, only where they differ, other batching.
+
+    Kind, devices, names and order of the instance groups stay. Several groups keep their proportions, each at least one instance;
+    when fewer instances are wanted than there are groups, the last groups are left out. A group that stands on several GPUs grows on all
+    of them at once, so a total that is no multiple of that is rounded down (never below one instance a GPU).
+
+    Args:
+        base: the model's own file; or what the server reports, where the file cannot be read.
+        state: what shall run.
+        served: what the server reports.
+
+    Raises:
+        ChangeRefusedError: the model has no instances, or no batching that could be changed.
+    """
+    if base.HasField("ensemble_scheduling"):
+        raise ChangeRefusedError(f"model {base.name} is an ensemble: it has no instances of its own; scale the models that it is made of")
+    config = ModelConfig()
+    config.CopyFrom(base)
+    _set_counts(config, state.instances, served)
+    if is_reload(state_of(base), state):
+        _set_batching(config, state, served)
+    return config
+
+
+def for_launch(base: Config, state: ModelState, name: str, deprioritize_after_s: float | None = None) -> Config:
+    """The file that a launched server reads: the state from the start, on whatever one device that server sees.
+
+    `deprioritize_after_s`: a request that has waited this long is served after all others (Triton's DELAY, nothing is refused);
+    None: as the file says.
+    A queue policy of the file's own stays, and so does a queue without batches: Triton serves who was delayed in a batch with others,
+    or else one batch each half second.
+    """
+    config = with_state(base, state)
+    config.name = name
+    for group in config.instance_group:
+        group.ClearField("gpus")
+    batcher = config.dynamic_batching
+    batches = config.HasField("dynamic_batching") and state.max_batch > 1
+    if deprioritize_after_s is not None and batches and not batcher.HasField("default_queue_policy"):
+        batcher.default_queue_policy.timeout_action = ModelQueuePolicy.DELAY
+        batcher.default_queue_policy.default_timeout_microseconds = max(1, round(1e6 * deprioritize_after_s))
+    return config
+
+
+def is_complete(config: Config) -> bool:
+    """Whether Triton need not ask the backend to complete the configuration, which costs a start of the model's Python."""
+    return bool(config.backend and config.input and config.output)
+
+
+def _weights(groups: list[Config], served: Config | None) -> list[int]:
+    """Devices under each group: a count holds for every GPU that the group names, or that the server filled in."""
+    reported = [group for group in served.instance_group if not group.passive] if served is not None else []
+    known = reported if len(reported) == len(groups) else groups
+    return [max(1, len(group.gpus)) if group.kind in (ModelInstanceGroup.KIND_AUTO, ModelInstanceGroup.KIND_GPU) else 1 for group in known]
+
+
+def _set_counts(config: Config, instances: int, served: Config | None) -> None:
+    if all(group.passive for group in config.instance_group):
+        config.instance_group.add()
+    groups = [group for group in config.instance_group if not group.passive]
+    weights = _weights(groups, served)
+    counts = _spread(instances, weights, [max(1, group.count) for group in groups])
+    for group, count in zip(groups, counts, strict=True):
+        group.count = count
+    kept = [group for group in config.instance_group if group.passive or group.count > 0]
+    if len(kept) < len(config.instance_group):
+        _keep(config, kept)
+
+
+def _keep(config: Config, groups: list[Config]) -> None:
+    copies = ModelConfig()
+    copies.instance_group.extend(groups)
+    config.ClearField("instance_group")
+    config.instance_group.extend(copies.instance_group)
+
+
+def _spread(instances: int, weights: list[int], shares: list[int]) -> list[int]:
+    """Counts with Σ count·weight ≤ instances as near as they get: one each in turn, then where a group is furthest below its share."""
+    counts = [0] * len(weights)
+    counts[0] = 1
+    left = instances - weights[0]
+    for index in range(1, len(weights)):
+        if weights[index] <= left:
+            counts[index] = 1
+            left -= weights[index]
+    while fitting := [index for index, weight in enumerate(weights) if counts[index] and weight <= left]:
+        index = min(fitting, key=lambda candidate: counts[candidate] / shares[candidate])
+        counts[index] += 1
+        left -= weights[index]
+    return counts
+
+
+def _set_batching(config: Config, state: ModelState, served: Config | None) -> None:
+    if config.HasField("sequence_batching"):
+        raise ChangeRefusedError(f"model {config.name} batches sequences: its batching stays as its config.pbtxt says; set max_batch to it")
+    largest = config.max_batch_size or (served.max_batch_size if served is not None else 0)
+    if largest == 0 and state.max_batch > 1:
+        raise ChangeRefusedError(
+            f"model {config.name} has max_batch_size 0, so it takes no batches of {state.max_batch}; set max_batch: 1 for it"
+        )
+    if largest and state.max_batch != state_of(config).max_batch:
+        config.max_batch_size = state.max_batch
+    if state.max_batch > 1 or config.HasField("dynamic_batching"):
+        _set_batcher(config.dynamic_batching, state)
+
+
+def _set_batcher(batcher: Config, state: ModelState) -> None:
+    batcher.SetInParent()
+    batcher.max_queue_delay_microseconds = state.max_queue_delay_us
+    allowed = [size for size in batcher.preferred_batch_size if size <= state.max_batch]
+    batcher.ClearField("preferred_batch_size")
+    batcher.preferred_batch_size.extend(allowed)

@@ -1,0 +1,116 @@
+"""Warm-up: real inference requests, made from what the server itself reports of a model."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from tritonclient.grpc import InferInput
+from tritonclient.utils import InferenceServerException, triton_to_np_dtype
+
+from themis_triton.adapters.triton.client import new_client, silence
+from themis_triton.core.errors import LaunchFailedError
+from themis_triton.core.fleet import ModelState, Server
+
+_SPATIAL_RANK = 3
+_SPATIAL_SIZE = 32
+_TEXT = b"warm-up"
+
+
+def warmup_batches(max_batch: int) -> tuple[int, ...]:
+    """Batch sizes to warm up: the powers of two up to the planned largest, and that one."""
+    powers = [2**exponent for exponent in range(max_batch.bit_length()) if 2**exponent < max_batch]
+    return (*powers, max_batch)
+
+
+def concrete_shape(shape: list[int]) -> list[int]:
+    """A size for each dynamic (-1) dimension: 32 in tensors of rank 3 and more, where it is mostly a picture's side, else 1."""
+    size = _SPATIAL_SIZE if len(shape) >= _SPATIAL_RANK else 1
+    return [size if side < 0 else side for side in shape]
+
+
+def make_tensor(datatype: str, shape: list[int]) -> NDArray[Any]:
+    """Zeros of a Triton datatype, or short texts for BYTES."""
+    if datatype == "BYTES":
+        return np.full(shape, _TEXT, dtype=np.object_)
+    return np.zeros(shape, dtype=triton_to_np_dtype(datatype))
+
+
+class Warmup:
+    """Warms up one server through one connection; use as `async with`.
+
+    Args:
+        server: a server that is ready; its `models` hold the planned states.
+        rounds: how often each instance is meant to be touched at each batch size.
+        timeout_s: for one request.
+    """
+
+    def __init__(self, server: Server, rounds: int, timeout_s: float) -> None:
+        self._server = server
+        self._rounds = rounds
+        self._timeout_s = timeout_s
+        self._client = new_client(server.grpc_address)
+
+    async def __aenter__(self) -> Self:
+        """Nothing is opened before the first call."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the connection."""
+        await self._client.close()
+
+    async def warm(self, model: str, state: ModelState) -> None:
+        """Send the requests of one model, one batch size after the other, and check every answer.
+
+        Raises:
+            LaunchFailedError: a request failed, or an answer is empty; the message names the log file.
+            ServerError: the server did not answer.
+        """
+        try:
+            metadata = await self._client.get_model_metadata(model, client_timeout=self._timeout_s)
+            config = (await self._client.get_model_config(model, client_timeout=self._timeout_s)).config
+            for batch in warmup_batches(state.max_batch):
+                inputs = _inputs(metadata, config, batch)
+                requests = (self._request(metadata, inputs) for _ in range(state.instances * self._rounds))
+                await asyncio.gather(*requests)
+        except InferenceServerException as error:
+            if error.status() == "StatusCode.UNAVAILABLE":
+                raise silence(self._server.name, self._server.grpc_address, error) from error
+            raise self._failed(model, str(error.message())) from error
+
+    async def _request(self, metadata: Any, inputs: list[InferInput]) -> None:  # noqa: ANN401 - protobuf has no types
+        answer = await self._client.infer(metadata.name, inputs, client_timeout=self._timeout_s)
+        if empty := _empty_outputs(metadata, answer.get_response()):
+            raise self._failed(metadata.name, f"output {', '.join(empty)} came back empty; see that the backend's Python has numpy < 2")
+
+    def _failed(self, model: str, what: str) -> LaunchFailedError:
+        return LaunchFailedError(f"server {self._server.name}: warm-up of model {model} failed: {what}; log {self._server.log_file}")
+
+
+def _inputs(metadata: Any, config: Any, batch: int) -> list[InferInput]:  # noqa: ANN401 - protobuf has no types
+    """The model's required inputs at a batch size; sizes of dynamic dimensions from the model's own `model_warmup` where it has one."""
+    optional = {entry.name for entry in config.input if entry.optional}
+    samples = config.model_warmup[0].inputs if config.model_warmup else {}
+    return [_input(entry, samples, batch, batched=config.max_batch_size > 0) for entry in metadata.inputs if entry.name not in optional]
+
+
+def _input(entry: Any, samples: Any, batch: int, *, batched: bool) -> InferInput:  # noqa: ANN401 - protobuf has no types
+    own = list(entry.shape)[1:] if batched else list(entry.shape)
+    dims = list(samples[entry.name].dims) if entry.name in samples else concrete_shape(own)
+    shape = [batch, *dims] if batched else dims
+    tensor = InferInput(entry.name, shape, entry.datatype)
+    tensor.set_data_from_numpy(make_tensor(entry.datatype, shape))
+    return tensor
+
+
+def _empty_outputs(metadata: Any, response: Any) -> list[str]:  # noqa: ANN401 - protobuf has no types
+    """Outputs that are absent, or hold no bytes although their shape says that they hold something (a detector may find nothing)."""
+    raw = {output.name: (output, content) for output, content in zip(response.outputs, response.raw_output_contents, strict=False)}
+    return [entry.name for entry in metadata.outputs if entry.name not in raw or _lacks_content(*raw[entry.name])]
+
+
+def _lacks_content(output: Any, content: bytes) -> bool:  # noqa: ANN401 - protobuf has no types
+    return math.prod(output.shape) > 0 and not content

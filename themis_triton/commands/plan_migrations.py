@@ -1,0 +1,106 @@
+"""`themis plan --now`: the way from what runs to the plan, step by step."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from themis_triton.core.config import PipelineConfig, ThemisConfig
+from themis_triton.core.errors import SettingsError
+from themis_triton.core.fleet import Phase
+from themis_triton.planning import WhatIf, plan_migration
+from themis_triton.solver.fleet import ServerAssignment
+from themis_triton.solver.migration import Migration
+from themis_triton.solver.migration_steps import Step
+
+MAX_SERVERS = 64
+LIVE = "live"
+Fleet = tuple[ServerAssignment, ...]
+
+
+def show_paths(console: Console, config: ThemisConfig, rates: Sequence[float], what_if: WhatIf, fleet: Fleet) -> list[Migration]:
+    """A table of steps from the fleet for each rate; returns the paths."""
+    paths = [plan_migration(config, rate, what_if, fleet) for rate in rates]
+    for rate, path in zip(rates, paths, strict=True):
+        holds = f"after {path.slo_holds_after_s:.1f} s" if math.isfinite(path.slo_holds_after_s) else "not even at its end"
+        console.print(f"The way to {rate:g}/s: inside the SLO {holds if path.slo_holds_after_s else 'all the time'}", soft_wrap=True)
+        console.print(_table(path))
+        held = ", ".join(f"{stage.name} {stage.servers}×{stage.instances}, {stage.batch}" for stage in path.plan.stages)
+        console.print(f"It leads to {held}, at {path.plan.cost:g} a second", soft_wrap=True)
+    return paths
+
+
+def live_fleet(status: Mapping[str, Any], pipeline: PipelineConfig) -> Fleet:
+    """What a sidecar's status says that serves the pipeline now, each server with counts of its own. SettingsError where nothing does."""
+    held = [
+        ServerAssignment(
+            server["name"], *(tuple(server["models"][stage][key] for stage in pipeline.stages) for key in ("instances", "max_batch"))
+        )
+        for server in status["servers"]
+        if server["phase"] == Phase.SERVING and all(stage in server["models"] for stage in pipeline.stages)
+    ]
+    if not held:
+        raise SettingsError(f"--now {LIVE}: no server serves {pipeline.name} now; write what shall be there, such as 1:1,1")
+    return tuple(held)
+
+
+def parse_fleet(text: str, pipeline: PipelineConfig, config: ThemisConfig) -> Fleet:
+    """`SERVERS:COUNT,COUNT…` with a count a stage, and `:BATCH,BATCH…`; batches are the settings' largest unless told."""
+    stages = len(pipeline.stages)
+    counts = ",".join(["[0-9]+"] * stages)
+    found = re.fullmatch(rf"([0-9]+):({counts})(?::({counts}))?", text, re.ASCII)
+    bounds = [config.models[stage] for stage in pipeline.stages]
+    if found is not None:
+        servers, instances = int(found[1]), _numbers(found[2])
+        batches = _numbers(found[3]) if found[3] else tuple(model.max_batch for model in bounds)
+        if servers <= MAX_SERVERS and min((*instances, *batches)) >= 1:
+            return tuple(ServerAssignment(f"server-{i + 1}", instances, batches) for i in range(servers))
+    counts_wanted = f"SERVERS:{','.join('N' for _ in bounds)}, an instance count for each of {', '.join(pipeline.stages)}"
+    form = f"{LIVE} (what the sidecar says), or {counts_wanted}, such as 2:{','.join(str(model.min_instances) for model in bounds)}"
+    raise SettingsError(f'--now: found "{text}"; allowed: {form}, with at most {MAX_SERVERS} servers; write it so')
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def path_row(path: Migration) -> dict[str, Any]:
+    """A path for JSON; `slo_holds_after_s` null: not even at its end."""
+    return {
+        "slo_holds_after_s": path.slo_holds_after_s if math.isfinite(path.slo_holds_after_s) else None,
+        "ends_after_s": path.ends_after_s,
+        "objective": path.objective,
+        "feasible": path.plan.feasible,
+        "cost": path.plan.cost,
+        "predicted_p99_ms": path.plan.predicted_p99_ms if math.isfinite(path.plan.predicted_p99_ms) else None,
+        "servers": path.plan.servers,
+        "stages": [{"model": s.name, "servers": s.servers, "instances": s.instances, "batch": s.batch} for s in path.plan.stages],
+        "steps": [
+            {"kind": step.kind.value, "server": step.server, "model": step.stage, "starts_s": step.starts_s, "ends_s": step.ends_s}
+            | {"instances": [step.before[0], step.after[0]], "batch": [step.before[1], step.after[1]], "requires": list(step.requires)}
+            for step in path.steps
+        ],
+    }
+
+
+def _table(path: Migration) -> Table:
+    table = Table("step", "from s", "to s", "after", box=SIMPLE_HEAD, pad_edge=False)
+    for number, step in enumerate(path.steps):
+        requires = ", ".join(str(r + 1) for r in step.requires)
+        table.add_row(f"{number + 1}  {_words(step)}", f"{step.starts_s:.1f}", f"{step.ends_s:.1f}", requires)
+    if not path.steps:
+        table.add_row("nothing to do", "", "", "")
+    return table
+
+
+def _words(step: Step) -> str:
+    if step.stage is None:
+        return f"{step.kind.value} {step.server}"
+    batch = f", batches {step.before[1]}→{step.after[1]}" if step.before[1] != step.after[1] else ""
+    return f"{step.kind.value} {step.stage} on {step.server} {step.before[0]}→{step.after[0]}{batch}"

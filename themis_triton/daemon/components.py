@@ -1,0 +1,103 @@
+"""Builds the real adapters and puts them together; whatever was opened is closed again in the end."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from themis_triton.act.backoff import Backoff
+from themis_triton.act.executor import Actuators, Executor
+from themis_triton.act.fleet import Fleet
+from themis_triton.act.supervisor import Supervisor
+from themis_triton.adapters.clock import SystemClock
+from themis_triton.adapters.envoy.files import EnvoyFiles
+from themis_triton.adapters.envoy.process import EnvoyProcess
+from themis_triton.adapters.envoy.stats import EnvoyStats
+from themis_triton.adapters.local.launcher import LocalLauncher
+from themis_triton.adapters.nvml import DeviceReader
+from themis_triton.adapters.store.journal import Journal
+from themis_triton.adapters.triton.metrics import TritonMetrics
+from themis_triton.adapters.triton.model_control import TritonModelControl, model_repositories
+from themis_triton.core.config import ThemisConfig
+from themis_triton.core.fleet import Server
+from themis_triton.core.observation import DeviceReading, RouteReading, ServerReading
+from themis_triton.tick import World
+
+JOURNAL_FILE = "journal.sqlite"
+
+
+@dataclass(frozen=True, slots=True)
+class LiveObserver:
+    """The Observer port over Triton's metrics, Envoy's statistics and NVML."""
+
+    metrics: TritonMetrics
+    stats: EnvoyStats
+    devices: DeviceReader
+
+    async def read_servers(self, servers: Sequence[Server]) -> tuple[ServerReading, ...]:
+        """Triton's metrics of each server."""
+        return await self.metrics.read_servers(servers)
+
+    async def read_routes(self) -> tuple[tuple[RouteReading, ...], str | None]:
+        """Envoy's statistics of each model, or why there are none."""
+        return await self.stats.read_routes()
+
+    async def read_devices(self) -> tuple[DeviceReading, ...]:
+        """NVML's view of each device."""
+        return await self.devices.read_devices()
+
+
+@dataclass(frozen=True, slots=True)
+class Components:
+    """Everything that the daemon runs with."""
+
+    config: ThemisConfig
+    world: World
+    control: TritonModelControl
+    launcher: LocalLauncher | None
+    journal: Journal
+    envoy: EnvoyProcess
+    clock: SystemClock
+
+
+@asynccontextmanager
+async def build_components(config: ThemisConfig) -> AsyncIterator[Components]:
+    """The parts of a configuration, opened; closed on exit. Nothing is started or changed yet."""
+    async with AsyncExitStack() as stack:
+        clock = SystemClock()
+        models = tuple(config.models)
+        journal = Journal(journal_path(config.state_directory))
+        stack.callback(journal.close)
+        envoy = EnvoyProcess(config.envoy, config.state_directory)
+        stack.push_async_callback(envoy.close)
+        files = EnvoyFiles(config.envoy, log_file=envoy.log_file)
+        stack.push_async_callback(files.close)
+        control = TritonModelControl(model_repositories(config.state_directory, config.servers))
+        stack.push_async_callback(control.close)
+        launcher = LocalLauncher(config.launch, config.state_directory, config.deprioritize_after_s) if config.launch is not None else None
+        observer = _observer(config, clock, stack)
+        actuators = Actuators(control, files, launcher, journal, clock)
+        backoff = Backoff(config.policy.retry_backoff_s, config.policy.retry_backoff_max_s)
+        executor = Executor(actuators, Fleet(journal), backoff, models)
+        stack.push_async_callback(executor.cancel)
+        supervisor = Supervisor(executor, control, launcher, models, clock)
+        stack.push_async_callback(supervisor.close)
+        yield Components(config, World(observer, executor, supervisor, journal, clock), control, launcher, journal, envoy, clock)
+
+
+def journal_path(state_directory: Path) -> Path:
+    """Where the journal of a state directory is."""
+    return state_directory / JOURNAL_FILE
+
+
+def _observer(config: ThemisConfig, clock: SystemClock, stack: AsyncExitStack) -> LiveObserver:
+    metrics = TritonMetrics(clock)
+    stack.push_async_callback(metrics.close)
+    stats = EnvoyStats(config.envoy.admin_address, tuple(config.models), clock)
+    stack.push_async_callback(stats.close)
+    slots = config.launch.slots if config.launch is not None else ()
+    devices = DeviceReader(sorted({s.device for s in config.servers} | {s.device for s in slots}), clock)
+    stack.callback(devices.close)
+    return LiveObserver(metrics, stats, devices)

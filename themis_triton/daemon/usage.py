@@ -1,0 +1,48 @@
+"""What a run has cost and done so far."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from themis_triton.core.action import OutcomeKind
+from themis_triton.core.config import Prices
+from themis_triton.core.fleet import Server
+from themis_triton.core.record import TickRecord
+
+
+@dataclass(frozen=True, slots=True)
+class UsageTotals:
+    """Totals since the daemon started. A server costs from its launch until it is gone; seconds are integrated tick by tick."""
+
+    at_s: float | None = None
+    server_seconds: float = 0.0
+    instance_seconds: float = 0.0
+    cost: float = 0.0
+    max_servers: int = 0
+    max_instances: int = 0
+    actions: dict[str, int] = field(default_factory=dict)
+    failed_actions: dict[str, int] = field(default_factory=dict)
+
+    def add(self, record: TickRecord, prices: Prices) -> UsageTotals:
+        """With one more tick."""
+        now_s = record.snapshot.at_s
+        elapsed_s = max(0.0, now_s - self.at_s) if self.at_s is not None else 0.0
+        servers, instances = counts(record.snapshot.servers)
+        done = Counter(o.action.kind.value for o in record.outcomes if o.kind is OutcomeKind.DONE)
+        failed = Counter(o.action.kind.value for o in record.outcomes if o.kind not in (OutcomeKind.DONE, OutcomeKind.SKIPPED))
+        return UsageTotals(
+            at_s=now_s,
+            server_seconds=self.server_seconds + elapsed_s * servers,
+            instance_seconds=self.instance_seconds + elapsed_s * instances,
+            cost=self.cost + elapsed_s * (servers * prices.server + instances * prices.instance),
+            max_servers=max(self.max_servers, servers),
+            max_instances=max(self.max_instances, instances),
+            actions=dict(Counter(self.actions) + done),
+            failed_actions=dict(Counter(self.failed_actions) + failed),
+        )
+
+
+def counts(servers: tuple[Server, ...]) -> tuple[int, int]:
+    """Servers that exist, and model instances on them."""
+    return len(servers), sum(state.instances for server in servers for state in server.models.values())

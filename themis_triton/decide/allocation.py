@@ -1,0 +1,183 @@
+"""The proposals of all pipelines as one target: who gets which slot, and who gives one up when there are too few."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from themis_triton.core.config import Placement
+from themis_triton.core.decision import Clamp, ClampKind, Target
+from themis_triton.core.fleet import ModelState, Server
+from themis_triton.decide.proposal import PolicyResult, Proposal
+from themis_triton.decide.rules import Rules
+from themis_triton.decide.state import PolicyInput, PolicyState
+from themis_triton.decide.view import PipelineView
+from themis_triton.solver.slot_allocation import PoolMember, solve_pool
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineProposal:
+    """What one pipeline's policy answered to its view."""
+
+    view: PipelineView
+    result: PolicyResult
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """Proposals of all pipelines put together."""
+
+    target: Target
+    clamps: tuple[Clamp, ...]
+    state: PolicyState
+
+
+@dataclass(frozen=True, slots=True)
+class _Shares:
+    """Launches a pipeline and group that are granted, servers that leave for another pipeline, and why."""
+
+    launch: tuple[tuple[int, ...], ...]
+    retire: tuple[str, ...]
+    clamps: tuple[Clamp, ...]
+    short_since_s: float | None
+
+
+def allocate(state: PolicyState, proposals: Sequence[PipelineProposal], policy_input: PolicyInput, rules: Rules) -> Allocation:
+    """One target. Where the free slots do not suffice, the pool is divided so that the weighted loss is least."""
+    free = list(free_slots(policy_input, rules))
+    shares = _shares(state, proposals, len(free), policy_input, rules)
+    servers: dict[str, dict[str, ModelState]] = {s.name: dict(s.models) for s in policy_input.snapshot.servers}
+    launch: dict[str, dict[str, ModelState]] = {}
+    retire = list(shares.retire)
+    for each, granted in zip(proposals, shares.launch, strict=True):
+        view, proposal = each.view, each.result.proposal
+        for g, group in enumerate(view.groups):
+            for server in group.ready:
+                servers[server.name] |= _states(view, proposal, group.stages, server)
+            launch |= {free.pop(0): _launched(view, proposal, group.stages) for _ in range(granted[g])}
+        retire += [name for name in proposal.retire if name not in retire and not _needed_elsewhere(name, view, proposals)]
+    memories = {each.view.pipeline.name: each.result.state for each in proposals}
+    free_batches = all(each.view.sets_batches for each in proposals)
+    target = Target(servers, launch, tuple(retire), rules.fast_actuation, free_batches)
+    return Allocation(target, shares.clamps, replace(state, pipelines=memories, short_since_s=shares.short_since_s))
+
+
+def free_slots(policy_input: PolicyInput, rules: Rules) -> tuple[str, ...]:
+    """Slots with no server on them and not in back-off, in the order of the settings."""
+    launch, snapshot = rules.config.launch, policy_input.snapshot
+    taken = {server.slot for server in snapshot.servers} | snapshot.busy | set(snapshot.backing_off)
+    return tuple(slot.name for slot in launch.slots if slot.name not in taken) if launch is not None else ()
+
+
+def _shares(state: PolicyState, proposals: Sequence[PipelineProposal], free: int, policy_input: PolicyInput, rules: Rules) -> _Shares:
+    wanted = [each.result.proposal.launch for each in proposals]
+    if sum(map(sum, wanted)) <= free:
+        return _Shares(tuple(wanted), (), (), None)
+    at_s = policy_input.snapshot.at_s
+    since_s = at_s if state.short_since_s is None else state.short_since_s
+    allotted = _allotted(proposals, free) if rules.config.planning.placement is Placement.COLOCATED and len(proposals) > 1 else None
+    granted, left = [], free
+    for p, each in enumerate(proposals):
+        room = left if allotted is None else min(left, max(0, allotted[p] - _pooled(each.view)))
+        granted.append(_first(wanted[p], room))
+        left -= sum(granted[-1])
+    clamps = [clamp for each, got in zip(proposals, granted, strict=True) for clamp in _out_of_slots(each, sum(got))]
+    retire: tuple[str, ...] = ()
+    if allotted is not None and at_s - since_s >= rules.config.policy.slot_reallocation_delay_s:
+        retire, more = _given_up(proposals, allotted, granted)
+        clamps += more
+    return _Shares(tuple(granted), retire, tuple(clamps), since_s)
+
+
+def _allotted(proposals: Sequence[PipelineProposal], free: int) -> tuple[int, ...]:
+    """Slots of each pipeline in the split that loses least, of those that are free or held by servers that were launched for them."""
+    members = []
+    for each in proposals:
+        view, evidence = each.view, each.result.proposal.evidence
+        own = sum(not server.launched for server in view.groups[0].ready)
+        demand = max(evidence.demand_fast_rps, evidence.demand_slow_rps)
+        problem = replace(view.problem, demand_rps=demand, busy_elsewhere=view.busy_elsewhere)
+        members.append(PoolMember(problem, view.pipeline.weight, own))
+    pool = free + sum(_pooled(each.view) for each in proposals)
+    return _nobody_without(proposals, members, solve_pool(members, pool).devices, pool)
+
+
+def _nobody_without(
+    proposals: Sequence[PipelineProposal], members: Sequence[PoolMember], shares: Sequence[int], pool: int
+) -> tuple[int, ...]:
+    """Slots that no demand asks for go to pipelines without a server, the weightiest first: their next request would find nobody."""
+    given, left = list(shares), pool - sum(shares)
+    for p in sorted(range(len(proposals)), key=lambda p: -members[p].weight):
+        if left > 0 and given[p] + members[p].own_devices == 0:
+            given[p], left = 1, left - 1
+    return tuple(given)
+
+
+def _pooled(view: PipelineView) -> int:
+    """Slots that the pipeline's launched servers hold, those on their way included."""
+    return sum(sum(server.launched for server in (*group.ready, *group.coming)) for group in view.groups)
+
+
+def _first(wanted: tuple[int, ...], room: int) -> tuple[int, ...]:
+    """As much of each group's launches as there is room for, one each in turn."""
+    granted = [0] * len(wanted)
+    while room > 0 and any(got < want for got, want in zip(granted, wanted, strict=True)):
+        for g, want in enumerate(wanted):
+            if granted[g] < want and room > 0:
+                granted[g], room = granted[g] + 1, room - 1
+    return tuple(granted)
+
+
+def _given_up(
+    proposals: Sequence[PipelineProposal], allotted: Sequence[int], granted: Sequence[tuple[int, ...]]
+) -> tuple[tuple[str, ...], list[Clamp]]:
+    """One server of a pipeline that holds more than its share, while another one lacks servers that its share allows."""
+    lacking = [
+        each.view.pipeline.name
+        for each, share, got in zip(proposals, allotted, granted, strict=True)
+        if sum(each.result.proposal.launch) > sum(got) and _pooled(each.view) + sum(got) < share
+    ]
+    for each, share in zip(proposals, allotted, strict=True):
+        launched = [server.name for server in each.view.groups[0].ready if server.launched]
+        # A pipeline's last server stays: without any, its next request would find nobody for a whole cold start.
+        spare = len(each.view.groups[0].ready) > 1
+        if lacking and launched and spare and _pooled(each.view) > share and not any(each.view.coming):
+            sentence = f"{launched[-1]} of {each.view.pipeline.name} gives its slot to {lacking[0]}, where a lost request weighs more"
+            return (launched[-1],), [Clamp(ClampKind.DEVICES, sentence)]
+    return (), []
+
+
+def _states(view: PipelineView, proposal: Proposal, stages: tuple[int, ...], server: Server) -> dict[str, ModelState]:
+    """What a running server shall run; caps are not lowered, because that is a reload which wins nothing, unless batches are exact."""
+    states = {}
+    for s in stages:
+        name, batch = view.pipeline.stages[s], proposal.batches[s]
+        now = server.models[name]
+        wanted = proposal.overrides.get(server.name, {}).get(name, proposal.instances[s])
+        instances = wanted if proposal.allow_shrink else max(wanted, now.instances)
+        states[name] = ModelState(instances, batch if proposal.exact_batches else max(batch, now.max_batch), now.max_queue_delay_us)
+    return states
+
+
+def _launched(view: PipelineView, proposal: Proposal, stages: tuple[int, ...]) -> dict[str, ModelState]:
+    """A new server forms batches up to the settings' bound from the start: a cap costs nothing until requests wait."""
+    states = {}
+    for s in stages:
+        stage, name = view.problem.stages[s], view.pipeline.stages[s]
+        batch = proposal.batches[s] if proposal.exact_batches else stage.max_batch
+        states[name] = ModelState(proposal.launch_instances[s], batch, view.rules.config.models[name].max_queue_delay_us)
+    return states
+
+
+def _out_of_slots(each: PipelineProposal, granted: int) -> list[Clamp]:
+    short = sum(each.result.proposal.launch) - granted
+    if short <= 0:
+        return []
+    name, plural = each.view.pipeline.name, "s" if short > 1 else ""
+    return [Clamp(ClampKind.DEVICES, f"{name} wants {short} more server{plural} than there are free slots")]
+
+
+def _needed_elsewhere(name: str, view: PipelineView, proposals: Sequence[PipelineProposal]) -> bool:
+    """A server that also carries another pipeline stays."""
+    others = [each.view for each in proposals if each.view is not view]
+    return any(server.name == name for other in others for group in other.groups for server in group.ready)
