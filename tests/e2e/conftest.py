@@ -22,10 +22,10 @@ VIDEO = {"video-detector": ModelState(2, 8), "video-classifier": ModelState(1, 8
 Launch = Callable[..., AbstractContextManager[Server]]
 
 
-def pytest_runtest_setup() -> None:
-    """End-to-end tests share processor, ports and slots."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        pytest.fail("end-to-end tests never run side by side: leave -n out")
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests that measure times need the processor to themselves; the others run two at a time."""
+    if "PYTEST_XDIST_WORKER" in os.environ and item.get_closest_marker("exclusive") is not None:
+        pytest.fail(f"{item.nodeid} measures times and never runs beside other tests: omit -n, or add -m 'not exclusive'")
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import pytest
 from themis_triton.adapters.local.processes import owned_processes
 from themis_triton.settings.shipped import shipped
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.exclusive]
 
 # Kernels are compiled at the first start after they changed.
 TIMEOUT_S = 260.0

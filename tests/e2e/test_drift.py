@@ -16,7 +16,7 @@ from tests.e2e.conftest import Launch
 from tests.e2e.daemon_setup import CLASSIFIER, DETECTOR, Sidecar, Status, beside, instances, traffic
 from themis_triton.emulation.controls import SCALE_VARIABLE
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.exclusive]
 log = logging.getLogger(__name__)
 
 RATE_RPS = 30.0

@@ -26,7 +26,7 @@ from tests.e2e.triton_process import REPOSITORY, TritonProcess, running_triton
 from themis_triton.emulation.device import DeviceSeat, table_path
 from themis_triton.emulation.parameters import read_parameters
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.exclusive]
 
 MODELS = (
     "video-detector",

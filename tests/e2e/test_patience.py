@@ -18,7 +18,7 @@ from themis_triton.load.options import LoadOptions, PipelineLoad
 from themis_triton.load.results import LoadResult
 from themis_triton.load.traces import TraceOptions
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.exclusive]
 
 MODEL, SLO_MS, PATIENCE_S = "video-detector", 300.0, 0.15
 CARRIED_RPS = 40

@@ -16,7 +16,7 @@ from themis_triton.profile.files import read_profile, replace_profile
 from themis_triton.profile.probe import ProbeOptions
 from themis_triton.settings.profile import ProfileSettings, TableSettings
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.exclusive]
 
 MODEL = "video-classifier"
 PROFILES = REPOSITORY.parent / "benchmarks" / "results" / "profile"

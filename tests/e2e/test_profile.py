@@ -29,7 +29,7 @@ from themis_triton.profile.run import ProfileOptions, Step, profile_model
 from themis_triton.settings.measured import TimeSource
 from themis_triton.settings.profile import ProfileSettings, TableSettings
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.exclusive]
 
 MODEL = "video-detector"
 LAUNCH = LaunchConfig((DeviceSlot("profile", "cpu:0"),), REPOSITORY, stop_timeout_s=5.0)
