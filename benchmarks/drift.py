@@ -97,7 +97,7 @@ async def _watched(server: Server, config: ThemisConfig, rate_rps: float) -> dic
     metrics, history = TritonMetrics(SystemClock()), History()
     seen: dict[str, list[tuple[float | None, bool, float | None]]] = {model: [] for model in STAGES}
     load = PipelineLoad("video", STAGES, 300.0, TraceOptions(rate_rps=rate_rps, duration_s=SECONDS))
-    async with LoadProcess(LoadOptions(server.grpc_address, (load,))) as process:
+    async with LoadProcess(LoadOptions(server.grpc_address.authority, (load,))) as process:
         sending = asyncio.create_task(_drained(process))
         while not sending.done():
             readings = await metrics.read_servers([server])

@@ -25,8 +25,8 @@ import numpy as np
 import yaml
 from common import RESULTS, commit, machine, shortened, versions
 
-from themis_triton.adapters.local.launcher import free_ports
 from themis_triton.adapters.local.processes import spawn, stop_everything, stop_process
+from themis_triton.adapters.local.sockets import free_ports
 from themis_triton.core.config import ThemisConfig
 from themis_triton.load.options import LoadOptions, PipelineLoad
 from themis_triton.load.process import LoadProcess

@@ -74,7 +74,9 @@ async def served(directory: Path, batch: int, deprioritize_after_s: Mapping[str,
     server = await servers.wait_ready(await servers.launch(f"s{batch}-{len(deprioritize_after_s)}", "cpu", {MODEL: ModelState(1, batch)}))
     try:
         await servers.warm_up(server)
-        _, results = await run_load(LoadOptions(server.grpc_address, (PipelineLoad("one", (MODEL,), SLO_MS, TraceOptions(str(trace))),)))
+        _, results = await run_load(
+            LoadOptions(server.grpc_address.authority, (PipelineLoad("one", (MODEL,), SLO_MS, TraceOptions(str(trace))),))
+        )
         return results[0]
     finally:
         await servers.stop(server)

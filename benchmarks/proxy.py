@@ -32,6 +32,7 @@ from themis_triton.adapters.envoy.files import EnvoyFiles
 from themis_triton.adapters.envoy.process import EnvoyProcess
 from themis_triton.adapters.envoy.stats import EnvoyStats
 from themis_triton.adapters.local.launcher import LocalLauncher
+from themis_triton.core.address import Address
 from themis_triton.core.config import DeviceSlot, EnvoyConfig, LaunchConfig
 from themis_triton.core.fleet import ModelState, Server
 from themis_triton.core.routes import Endpoint, RouteTable
@@ -53,7 +54,7 @@ def free_ports(count: int) -> list[int]:
 async def stack(directory: Path) -> AsyncIterator[tuple[Server, EnvoyConfig]]:
     """One server and one Envoy with ten models' routes, ended afterwards."""
     launcher = LocalLauncher(LaunchConfig((DeviceSlot("cpu-a", "cpu:0"),), REPOSITORY), directory)
-    grpc, http, admin = (f"127.0.0.1:{port}" for port in free_ports(3))
+    grpc, http, admin = (Address("127.0.0.1", port) for port in free_ports(3))
     config = EnvoyConfig(grpc, http, admin, directory / "envoy")
     process, files = EnvoyProcess(config, directory), EnvoyFiles(config)
     server = await launcher.launch("one", "cpu-a", {MODEL: ModelState(4, 8)})
@@ -146,8 +147,8 @@ async def poll_cost(config: EnvoyConfig) -> dict[str, Any]:
 async def use_every_model(config: EnvoyConfig, names: list[str]) -> None:
     """So that each has its statistics, over both protocols; all but one are unknown to the server, which is an answer too."""
     async with (
-        triton_aio.InferenceServerClient(config.grpc_listen) as grpc,
-        triton_http_aio.InferenceServerClient(config.http_listen) as http,
+        triton_aio.InferenceServerClient(config.grpc_listen.authority) as grpc,
+        triton_http_aio.InferenceServerClient(config.http_listen.authority) as http,
     ):
         for name in names:
             for client, module in ((grpc, triton_grpc), (http, triton_http)):
@@ -160,10 +161,10 @@ async def use_every_model(config: EnvoyConfig, names: list[str]) -> None:
 async def measure(directory: Path) -> dict[str, Any]:
     async with (
         stack(directory) as (server, config),
-        triton_aio.InferenceServerClient(server.grpc_address) as grpc_direct,
-        triton_aio.InferenceServerClient(config.grpc_listen) as grpc_proxied,
-        triton_http_aio.InferenceServerClient(server.http_address) as http_direct,
-        triton_http_aio.InferenceServerClient(config.http_listen) as http_proxied,
+        triton_aio.InferenceServerClient(server.grpc_address.authority) as grpc_direct,
+        triton_aio.InferenceServerClient(config.grpc_listen.authority) as grpc_proxied,
+        triton_http_aio.InferenceServerClient(server.http_address.authority) as http_direct,
+        triton_http_aio.InferenceServerClient(config.http_listen.authority) as http_proxied,
     ):
         grpc, http = Pair(grpc_direct, grpc_proxied, triton_grpc), Pair(http_direct, http_proxied, triton_http)
         return {

@@ -21,8 +21,10 @@ from rich.progress import track
 
 from themis_triton.adapters.envoy.files import EnvoyFiles
 from themis_triton.adapters.envoy.process import EnvoyProcess
-from themis_triton.adapters.local.launcher import LocalLauncher, free_ports
+from themis_triton.adapters.local.launcher import LocalLauncher
 from themis_triton.adapters.local.processes import stop_everything
+from themis_triton.adapters.local.sockets import free_ports
+from themis_triton.core.address import Address
 from themis_triton.core.config import DeviceSlot, EnvoyConfig, LaunchConfig
 from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.decide.rules import build_rules
@@ -98,7 +100,7 @@ async def gateway(setup: Setup, state: Path) -> str:
         server = await launcher.wait_ready(await launcher.launch(slot.name, slot.name, states))
         await launcher.warm_up(server)
         servers.append(replace(server, phase=Phase.SERVING))
-    grpc, http, admin = (f"127.0.0.1:{port}" for port in free_ports(3))
+    grpc, http, admin = (Address("127.0.0.1", port) for port in free_ports(3))
     config = EnvoyConfig(grpc, http, admin, state / "envoy")
     process = EnvoyProcess(config, state)
     files = EnvoyFiles(config, log_file=process.log_file)
@@ -106,8 +108,8 @@ async def gateway(setup: Setup, state: Path) -> str:
     await process.ensure()
     await files.close()
     await process.close()
-    marker.write_text(grpc)
-    return grpc
+    marker.write_text(str(grpc))
+    return str(grpc)
 
 
 async def load(address: str, rate: float, seconds: int) -> dict[str, Any]:

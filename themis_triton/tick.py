@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from themis_triton.act.executor import Executor
 from themis_triton.act.supervisor import Supervisor
+from themis_triton.core.address import UNKNOWN_ADDRESS
 from themis_triton.core.config import Mode, ThemisConfig
 from themis_triton.core.fleet import Phase, Server
 from themis_triton.core.observation import Snapshot
@@ -86,6 +87,16 @@ def announced(executor: Executor, config: ThemisConfig) -> tuple[Server, ...]:
     """Servers whose launch is under way but whose process is not there yet: a policy must see them coming, or it launches again."""
     devices = {slot.name: slot.device for slot in config.launch.slots} if config.launch is not None else {}
     return tuple(
-        Server(a.server, devices.get(a.slot or "", ""), "", "", "", Phase.LAUNCHING, launched=True, slot=a.slot, models=a.models)
+        Server(
+            a.server,
+            devices.get(a.slot or "", ""),
+            UNKNOWN_ADDRESS,
+            UNKNOWN_ADDRESS,
+            UNKNOWN_ADDRESS,
+            Phase.LAUNCHING,
+            launched=True,
+            slot=a.slot,
+            models=a.models,
+        )
         for a in executor.launching
     )

@@ -16,11 +16,12 @@ import httpx
 import yaml
 
 from tests.e2e.conftest import REPOSITORY, Launch
-from themis_triton.adapters.local.launcher import free_ports
 from themis_triton.adapters.local.processes import stop_everything
 from themis_triton.adapters.local.server_files import ServerFiles
+from themis_triton.adapters.local.sockets import free_ports
 from themis_triton.adapters.triton.metrics import fetch_metrics, new_http_client
 from themis_triton.adapters.triton.model_control import TritonModelControl, model_repositories
+from themis_triton.core.address import Address
 from themis_triton.core.fleet import ModelState, Server
 from themis_triton.daemon.components import journal_path
 from themis_triton.load.options import LoadOptions, PipelineLoad
@@ -156,9 +157,9 @@ def _settings(adopted: Server, state: Path, slots: tuple[str, ...]) -> dict[str,
         "state_directory": str(state),
         "servers": {
             ADOPTED: {
-                "grpc": adopted.grpc_address,
-                "http": adopted.http_address,
-                "metrics": adopted.metrics_address,
+                "grpc": str(adopted.grpc_address),
+                "http": str(adopted.http_address),
+                "metrics": str(adopted.metrics_address),
                 "device": "cpu:0",
                 "model_control_key": adopted.model_control_key,
                 "model_repository": str(files.models),
@@ -232,4 +233,4 @@ def instances(status: Status, model: str, server: str = ADOPTED) -> int:
 async def answered(server: Mapping[str, Any]) -> float:
     """Requests for the first stage that the server has answered, by its own metrics."""
     async with new_http_client(5.0) as client:
-        return (await fetch_metrics(client, server["metrics_address"]))[DETECTOR].success
+        return (await fetch_metrics(client, Address.parse(server["metrics_address"])))[DETECTOR].success

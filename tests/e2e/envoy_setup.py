@@ -23,6 +23,7 @@ from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.envoy.files import EnvoyFiles
 from themis_triton.adapters.envoy.process import EnvoyProcess
 from themis_triton.adapters.envoy.stats import EnvoyStats
+from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.fleet import Server
 from themis_triton.core.observation import RouteReading
@@ -64,7 +65,7 @@ async def read(config: EnvoyConfig, models: Sequence[str]) -> dict[str, RouteRea
 
 
 def free_config(directory: Path) -> EnvoyConfig:
-    grpc, http, admin = (f"127.0.0.1:{port}" for port in free_ports(3))
+    grpc, http, admin = (Address("127.0.0.1", port) for port in free_ports(3))
     return EnvoyConfig(grpc, http, admin, directory / "envoy")
 
 

@@ -22,6 +22,7 @@ from tritonclient.utils import InferenceServerException
 from tests.e2e.conftest import REPOSITORY, Launch
 from tests.e2e.envoy_setup import Gateway, endpoint, outcome, running_envoy, table_of, tensors, values
 from themis_triton.adapters.local.launcher import LocalLauncher
+from themis_triton.core.address import Address
 from themis_triton.core.config import LaunchConfig
 from themis_triton.core.fleet import ModelState, Server
 from themis_triton.core.routes import RouteTable
@@ -70,16 +71,16 @@ def gateway(everything: Server, odd: Server, tmp_path_factory: pytest.TempPathFa
 def grpc_pair(gateway: Gateway, everything: Server) -> Iterator[tuple[Any, Any]]:
     """The same client twice: through Envoy, and directly at the server."""
     with (
-        triton_grpc.InferenceServerClient(gateway.config.grpc_listen) as proxied,
-        triton_grpc.InferenceServerClient(everything.grpc_address) as direct,
+        triton_grpc.InferenceServerClient(gateway.config.grpc_listen.authority) as proxied,
+        triton_grpc.InferenceServerClient(everything.grpc_address.authority) as direct,
     ):
         yield proxied, direct
 
 
 @pytest.fixture(scope="module")
 def http_pair(gateway: Gateway, everything: Server) -> Iterator[tuple[Any, Any]]:
-    proxied = triton_http.InferenceServerClient(gateway.config.http_listen, network_timeout=120.0)
-    direct = triton_http.InferenceServerClient(everything.http_address, network_timeout=120.0)
+    proxied = triton_http.InferenceServerClient(gateway.config.http_listen.authority, network_timeout=120.0)
+    direct = triton_http.InferenceServerClient(everything.http_address.authority, network_timeout=120.0)
     yield proxied, direct
     proxied.close()
     direct.close()
@@ -101,17 +102,17 @@ def test_grpc_and_http_answer_as_the_server_does(model: str, grpc_pair: Any, htt
 
 @pytest.mark.parametrize("model", EMULATED)
 def test_aio_answers_as_the_server_does(model: str, gateway: Gateway, everything: Server) -> None:
-    async def ask(address: str) -> Any:
-        async with triton_aio.InferenceServerClient(address) as client:
+    async def ask(address: Address) -> Any:
+        async with triton_aio.InferenceServerClient(address.authority) as client:
             return (await client.infer(model, tensors(triton_grpc, values(5)))).as_numpy("OUTPUT")
 
     assert np.array_equal(asyncio.run(ask(gateway.config.grpc_listen)), asyncio.run(ask(everything.grpc_address)))
 
 
-def stream_answers(address: str, models: list[str]) -> list[Any]:
+def stream_answers(address: Address, models: list[str]) -> list[Any]:
     """Send one request to each model on one stream, the next when the last is answered."""
     answers: queue.Queue[Any] = queue.Queue()
-    with triton_grpc.InferenceServerClient(address) as client:
+    with triton_grpc.InferenceServerClient(address.authority) as client:
         client.start_stream(lambda result, error: answers.put(error if result is None else result.as_numpy("OUTPUT")))
         found = []
         for number, model in enumerate(models):
@@ -169,7 +170,7 @@ def test_an_unknown_model_gets_the_servers_own_answer(grpc_pair: Any, http_pair:
 
 def test_an_odd_name_reaches_its_server(gateway: Gateway, odd: Server) -> None:
     x = values()
-    with triton_grpc.InferenceServerClient(gateway.config.grpc_listen) as client:
+    with triton_grpc.InferenceServerClient(gateway.config.grpc_listen.authority) as client:
         assert np.array_equal(client.infer(ODD, tensors(triton_grpc, x)).as_numpy("OUTPUT"), x * 2 + 1)
     # The stock HTTP client quotes the name, which Triton does not undo; as it stands it works.
     assert ask(gateway.config.http_listen, "GET", f"/v2/models/{ODD}/ready")[0] == 200
@@ -179,7 +180,7 @@ def test_an_odd_name_reaches_its_server(gateway: Gateway, odd: Server) -> None:
 
 def test_a_model_without_a_server_is_unavailable_at_once(gateway: Gateway) -> None:
     message = "Themis: no server is available for this request at the moment"
-    with triton_grpc.InferenceServerClient(gateway.config.grpc_listen) as client:
+    with triton_grpc.InferenceServerClient(gateway.config.grpc_listen.authority) as client:
         found = outcome(client.infer, IDLE, tensors(triton_grpc, values()), client_timeout=2.0)
     assert found == ("StatusCode.UNAVAILABLE", message)
     status, body = ask(gateway.config.http_listen, "POST", f"/v2/models/{IDLE}/infer", b"{}")
@@ -208,10 +209,9 @@ def test_administrative_calls_are_refused(call: Any, grpc_pair: Any, http_pair: 
         assert message.startswith("Themis: administrative calls")
 
 
-def ask(address: str, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> tuple[int, str]:
+def ask(address: Address, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> tuple[int, str]:
     """One request with the path exactly as it is given."""
-    host, _, port = address.rpartition(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=10.0)
+    connection = http.client.HTTPConnection(address.host, address.port, timeout=10.0)
     try:
         connection.request(method, path, body, headers or {})
         response = connection.getresponse()
@@ -257,7 +257,7 @@ def test_no_path_reaches_anything_but_inference(path: str, gateway: Gateway) -> 
 
 
 def test_an_unknown_grpc_method_is_not_forwarded(gateway: Gateway) -> None:
-    with grpc.insecure_channel(gateway.config.grpc_listen) as channel:
+    with grpc.insecure_channel(gateway.config.grpc_listen.authority) as channel:
         # A doubled slash is not even a method's name to Envoy.
         for method, code in (
             ("/inference.GRPCInferenceService/Later", grpc.StatusCode.UNIMPLEMENTED),
@@ -281,7 +281,7 @@ def test_forged_headers_do_not_route(gateway: Gateway) -> None:
         "x-envoy-retry-on": "5xx",
     }
     x = values()
-    with triton_grpc.InferenceServerClient(gateway.config.grpc_listen) as client:
+    with triton_grpc.InferenceServerClient(gateway.config.grpc_listen.authority) as client:
         # The two models differ in their offset, so an answer tells who gave it.
         classified = client.infer("video-classifier", tensors(triton_grpc, x), headers=forged).as_numpy("OUTPUT")
         plain = client.infer("video-classifier", tensors(triton_grpc, x)).as_numpy("OUTPUT")
@@ -300,7 +300,7 @@ def test_large_tensors_of_several_requests_on_one_connection_go_through(gateway:
     x = values(6 * 2**20)
 
     async def ask_together() -> list[Any]:
-        async with triton_aio.InferenceServerClient(gateway.config.grpc_listen) as client:
+        async with triton_aio.InferenceServerClient(gateway.config.grpc_listen.authority) as client:
             return list(await asyncio.gather(*(client.infer("video-detector", tensors(triton_grpc, x)) for _ in range(4))))
 
     for answer in asyncio.run(ask_together()):
@@ -309,7 +309,7 @@ def test_large_tensors_of_several_requests_on_one_connection_go_through(gateway:
 
 def test_a_compressed_request_is_told_what_to_do(gateway: Gateway) -> None:
     x = np.ones((1, 100_000), np.float32)
-    with triton_grpc.InferenceServerClient(gateway.config.grpc_listen) as client:
+    with triton_grpc.InferenceServerClient(gateway.config.grpc_listen.authority) as client:
         refused = outcome(client.infer, "video-detector", tensors(triton_grpc, x), compression_algorithm="gzip")
     assert refused[0] == "StatusCode.INVALID_ARGUMENT"
     assert refused[1].endswith("send it without gRPC compression")

@@ -46,7 +46,10 @@ def gateway(servers: tuple[Server, Server], tmp_path: Path) -> Iterator[Gateway]
 
 
 def loads(gateway: Gateway) -> list[tuple[str, str, float, bool]]:
-    return [(gateway.config.grpc_listen, MODEL, RATE_RPS, False), (gateway.config.http_listen, MODEL, RATE_RPS / 2, True)]
+    return [
+        (gateway.config.grpc_listen.authority, MODEL, RATE_RPS, False),
+        (gateway.config.http_listen.authority, MODEL, RATE_RPS / 2, True),
+    ]
 
 
 def test_servers_join_and_leave_under_load(gateway: Gateway, servers: tuple[Server, Server]) -> None:
@@ -111,13 +114,13 @@ def test_two_of_three_servers_killed_at_once_cost_no_request(gateway: Gateway, s
 
 
 def test_statistics_count_every_request_once(gateway: Gateway) -> None:
-    with triton_grpc.InferenceServerClient(gateway.config.grpc_listen) as client:
+    with triton_grpc.InferenceServerClient(gateway.config.grpc_listen.authority) as client:
         for _ in range(5):
             client.infer(MODEL, tensors(triton_grpc, values()))
         for _ in range(3):
             client.is_model_ready(MODEL)
         assert outcome(client.infer, MODEL, tensors(triton_grpc, values()), model_version="9")[0] != "StatusCode.OK"
-    client = triton_http.InferenceServerClient(gateway.config.http_listen)
+    client = triton_http.InferenceServerClient(gateway.config.http_listen.authority)
     for _ in range(4):
         client.infer(MODEL, tensors(triton_http, values()))
     assert outcome(client.infer, MODEL, tensors(triton_http, values()), model_version="9")[0] == "404"
@@ -237,7 +240,7 @@ def test_a_killed_envoy_is_started_again_with_its_routes(servers: tuple[Server, 
             await process.close()
 
         asyncio.run(kill_and_restart())
-        with triton_grpc.InferenceServerClient(gateway.config.grpc_listen) as client:
+        with triton_grpc.InferenceServerClient(gateway.config.grpc_listen.authority) as client:
             assert client.infer(MODEL, tensors(triton_grpc, values())).as_numpy("OUTPUT").shape == (1, 3)
 
 
@@ -245,7 +248,7 @@ def test_envoy_accepts_whatever_a_model_is_called(tmp_path: Path) -> None:
     names = ["plain", "a.b", "with space", "näme", "%2F", "(x|y)*[0]^$", "~", '"quoted"', "back\\slash", "x" * 255]
     with running_envoy(tmp_path, RouteTable(dict.fromkeys(names, ()), ())) as gateway:
         for name in names:
-            with triton_grpc.InferenceServerClient(gateway.config.grpc_listen) as client:
+            with triton_grpc.InferenceServerClient(gateway.config.grpc_listen.authority) as client:
                 assert outcome(client.infer, name, tensors(triton_grpc, values()))[0] == "StatusCode.UNAVAILABLE"
         arrivals = {name: reading.arrivals for name, reading in gateway.read(names).items()}
     assert arrivals == dict.fromkeys(names, 1.0)

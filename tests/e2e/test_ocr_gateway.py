@@ -14,8 +14,8 @@ import httpx
 import pytest
 import yaml
 
-from themis_triton.adapters.local.launcher import free_ports
 from themis_triton.adapters.local.processes import find_process, spawn, stop_everything
+from themis_triton.adapters.local.sockets import free_ports
 from themis_triton.ocr.sample import SAMPLE_LINES, render_sample
 
 pytestmark = pytest.mark.e2e

@@ -31,7 +31,7 @@ async def overloaded(servers: LocalLauncher, name: str, control: TritonModelCont
     try:
         await servers.warm_up(server)
         load = PipelineLoad("one", (MODEL,), SLO_MS, TraceOptions(str(trace)))
-        _, results = await run_load(LoadOptions(server.grpc_address, (load,)))
+        _, results = await run_load(LoadOptions(server.grpc_address.authority, (load,)))
         before, after = await grown(server, control)
         return results[0], before, after
     finally:

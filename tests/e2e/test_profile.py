@@ -14,6 +14,7 @@ from tests.e2e.conftest import REPOSITORY, Launch
 from themis_triton.adapters.local.processes import owned_processes, stop_everything, stop_process
 from themis_triton.adapters.triton.model_config import state_of
 from themis_triton.commands.profile_command import BenchFlags, Place, opened, resolve
+from themis_triton.core.address import Address
 from themis_triton.core.config import DeviceSlot, LaunchConfig
 from themis_triton.core.errors import ServerError, SettingsError
 from themis_triton.core.fleet import ModelState, Server
@@ -123,7 +124,7 @@ def test_an_adopted_server_is_measured_by_the_client_and_put_back(tmp_path: Path
 
 
 async def served_state(server: Server) -> ModelState:
-    async with open_stub(server.grpc_address, 5.0) as stub:
+    async with open_stub(server.grpc_address.authority, 5.0) as stub:
         from tritonclient.grpc import service_pb2  # noqa: PLC0415 - used here alone
 
         return state_of((await stub.ModelConfig(service_pb2.ModelConfigRequest(name=MODEL))).config)
@@ -131,13 +132,13 @@ async def served_state(server: Server) -> ModelState:
 
 def test_live_traffic_is_not_disturbed(tmp_path: Path, launch: Launch) -> None:
     with launch("live", {MODEL: ModelState(1, 8)}) as server:
-        place = resolve(BenchFlags(repository=REPOSITORY, server=server.grpc_address, state_directory=tmp_path))
+        place = resolve(BenchFlags(repository=REPOSITORY, server=server.grpc_address.authority, state_directory=tmp_path))
         with pytest.raises(ServerError, match=rf"carries live traffic \({MODEL}\).*--allow-live"):
             asyncio.run(_open_under_load(place, server))
 
 
 async def _open_under_load(place: Place, server: Server) -> None:
-    async with open_stub(server.grpc_address, 5.0) as stub:
+    async with open_stub(server.grpc_address.authority, 5.0) as stub:
         spec = (await read_specs(stub, [MODEL], 5.0))[MODEL]
         request = build_request(spec, 1, InputOptions(), batched=True)
         async with closed_loop(stub, request, 1, 5.0), opened(MODEL, place):
@@ -269,7 +270,7 @@ def test_more_instances_than_the_device_holds_are_an_error_with_the_remedy(
 
 def test_an_unknown_model_is_an_error_that_names_it(tmp_path: Path) -> None:
     async def run() -> None:
-        async with adopted_bench("nobody", adopted_server("127.0.0.1:9", "cpu:0", None), tmp_path):
+        async with adopted_bench("nobody", adopted_server(Address("127.0.0.1", 9), "cpu:0", None), tmp_path):
             pytest.fail("it was opened")
 
     with pytest.raises(ServerError, match=r"model nobody on 127\.0\.0\.1:9"):

@@ -27,9 +27,11 @@ from themis_triton.adapters.local import launcher as launcher_module
 from themis_triton.adapters.local.launcher import LocalLauncher
 from themis_triton.adapters.local.orphans import find_orphans
 from themis_triton.adapters.local.processes import find_process, group_members, shared_memory_prefix, spawn, stop_everything, stop_process
+from themis_triton.adapters.local.sockets import free_ports
 from themis_triton.adapters.local.triton_install import find_triton
 from themis_triton.adapters.triton.metrics import TritonMetrics
 from themis_triton.adapters.triton.model_control import TritonModelControl, model_repositories
+from themis_triton.core.address import Address
 from themis_triton.core.config import AdoptedServer, LaunchConfig
 from themis_triton.core.errors import ChangeRefusedError, LaunchFailedError, ServerError
 from themis_triton.core.fleet import ModelState, Phase, Server
@@ -73,7 +75,7 @@ def double(server: Server, model: str, values: list[float]) -> list[float]:
     """One real request of one row; what the model answers."""
     tensor = tritonclient.grpc.InferInput("INPUT", [1, len(values)], "FP32")
     tensor.set_data_from_numpy(np.array([values], dtype=np.float32))
-    with tritonclient.grpc.InferenceServerClient(server.grpc_address) as client:
+    with tritonclient.grpc.InferenceServerClient(server.grpc_address.authority) as client:
         return [float(value) for value in client.infer(model, [tensor]).as_numpy("OUTPUT")[0]]
 
 
@@ -88,13 +90,13 @@ def listening() -> Iterator[int]:
 def foreign_server(folder: Path, repository: Path, model: str) -> Iterator[Server]:
     """A Triton that somebody else started, straight on a model repository and without a key."""
     install = find_triton(folder)
-    grpc, http, metrics = launcher_module.free_ports(3)
+    grpc, http, metrics = free_ports(3)
     listen = [f"--{kind}-address=127.0.0.1" for kind in ("grpc", "http", "metrics")]
     ports = [f"--grpc-port={grpc}", f"--http-port={http}", f"--metrics-port={metrics}"]
     load = [f"--model-repository={repository}", "--model-control-mode=explicit", f"--load-model={model}"]
     command = [str(install.binary), f"--backend-directory={install.backend_directory}", *load, *listen, *ports]
     process = spawn(command, {**os.environ, "PATH": f"{install.path_prefix}{os.pathsep}{os.environ['PATH']}"}, folder / "theirs.log")
-    grpc_address, http_address, metrics_address = (f"127.0.0.1:{port}" for port in (grpc, http, metrics))
+    grpc_address, http_address, metrics_address = (Address("127.0.0.1", port) for port in (grpc, http, metrics))
     server = Server("theirs", "cpu:0", grpc_address, http_address, metrics_address, Phase.SERVING, launched=False, process=process)
     try:
         asyncio.run(wait_answers(server, model))
@@ -107,7 +109,7 @@ async def wait_answers(server: Server, model: str) -> None:
     async with asyncio.timeout(60.0), httpx.AsyncClient(trust_env=False) as client:
         while True:
             try:
-                if (await client.get(f"http://{server.http_address}/v2/models/{model}/ready")).status_code == httpx.codes.OK:
+                if (await client.get(server.http_address.url(f"/v2/models/{model}/ready"))).status_code == httpx.codes.OK:
                     return
             except httpx.ConnectError:
                 assert server.process is not None
@@ -142,11 +144,10 @@ class TestLaunch:
 
     def test_a_port_taken_meanwhile_is_replaced(self, launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
         with listening() as taken:
-            answers = iter([(*launcher_module.free_ports(2), taken)])
-            genuine = launcher_module.free_ports
-            monkeypatch.setattr(launcher_module, "free_ports", lambda count: next(answers, None) or genuine(count))
+            answers = iter([(*free_ports(2), taken)])
+            monkeypatch.setattr(launcher_module, "free_ports", lambda count: next(answers, None) or free_ports(count))
             with launch("raced", {CLASSIFIER: ModelState(1, 8)}) as server:
-                assert server.metrics_address != f"127.0.0.1:{taken}"
+                assert server.metrics_address.port != taken
                 assert double(server, CLASSIFIER, [3.0]) == [8.0]
 
     def test_unknown_slots_and_models_are_refused(self, launcher: LocalLauncher, state_directory: Path) -> None:
@@ -218,7 +219,9 @@ class TestChange:
         shutil.copytree(REPOSITORY / CLASSIFIER, repository / CLASSIFIER, ignore=shutil.ignore_patterns("__pycache__"))
         py_compile.compile(str(repository / CLASSIFIER / "1" / "model.py"), doraise=True)  # Else Python writes it after Triton has looked.
         with foreign_server(tmp_path, repository, CLASSIFIER) as server:
-            adopted = AdoptedServer(server.name, server.grpc_address, server.http_address, "", "cpu:0", model_repository=repository)
+            adopted = AdoptedServer(
+                server.name, server.grpc_address, server.http_address, server.metrics_address, "cpu:0", model_repository=repository
+            )
             first = instance_pids(server, CLASSIFIER)
 
             async def run() -> ModelState:
@@ -244,7 +247,7 @@ class TestChange:
     def test_model_control_needs_the_key_and_inference_does_not(self, state_directory: Path, video_server: Server) -> None:
         with pytest.raises(ChangeRefusedError, match="give the server's model_control_key"):
             change(state_directory, replace(video_server, model_control_key="guess"), DETECTOR, ModelState(5, 8))
-        with tritonclient.grpc.InferenceServerClient(video_server.grpc_address) as client:
+        with tritonclient.grpc.InferenceServerClient(video_server.grpc_address.authority) as client:
             for call in (
                 client.get_model_repository_index,
                 client.get_trace_settings,
@@ -253,12 +256,12 @@ class TestChange:
             ):
                 with pytest.raises(InferenceServerException, match="restricted"):
                     call()
-        assert httpx.post(f"http://{video_server.http_address}/v2/repository/models/{DETECTOR}/unload", trust_env=False).status_code == 403
+        assert httpx.post(video_server.http_address.url(f"/v2/repository/models/{DETECTOR}/unload"), trust_env=False).status_code == 403
         assert double(video_server, DETECTOR, [1.0]) == [3.0]
 
     def test_a_silent_server_is_told_from_a_refusal(self, state_directory: Path, video_server: Server) -> None:
         with listening() as port:
-            silent = replace(video_server, name="silent", grpc_address=f"127.0.0.1:{port}")
+            silent = replace(video_server, name="silent", grpc_address=Address("127.0.0.1", port))
 
             async def ask(control: TritonModelControl) -> None:
                 await control.read_models(silent, [DETECTOR])

@@ -23,6 +23,7 @@ from tests.e2e.triton_process import free_ports, package_folder
 from themis_triton.adapters.findings import Finding, Severity
 from themis_triton.adapters.live_check import check_live
 from themis_triton.commands.settings_commands import validate_command
+from themis_triton.core.address import Address
 from themis_triton.core.config import AdoptedServer, EnvoyConfig, ModelConfig, PipelineConfig, StatusConfig, ThemisConfig
 from themis_triton.core.fleet import Server
 from themis_triton.settings import load_settings, sample
@@ -40,7 +41,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelConfig]:
 
 def configured(folder: Path, models: dict[str, ModelConfig], server: AdoptedServer, stages: tuple[str, ...] = STAGES) -> ThemisConfig:
     """One adopted server, and addresses that are free."""
-    grpc, http, admin, status = (f"127.0.0.1:{port}" for port in free_ports(4))
+    grpc, http, admin, status = (Address("127.0.0.1", port) for port in free_ports(4))
     return ThemisConfig(
         state_directory=folder,
         models=models,
@@ -79,7 +80,7 @@ def bare_triton(folder: Path, mode: str) -> Iterator[AdoptedServer]:
     with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT) as process:
         try:
             wait_ready(ports["grpc"])
-            grpc, http, metrics = (f"127.0.0.1:{port}" for port in ports.values())
+            grpc, http, metrics = (Address("127.0.0.1", port) for port in ports.values())
             yield AdoptedServer("first", grpc, http, metrics, "cpu:0")
         finally:
             process.send_signal(signal.SIGTERM)
@@ -94,7 +95,7 @@ def bare_envoy(folder: Path, envoy: EnvoyConfig) -> Iterator[None]:
         "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.network.echo.v3.Echo"},
     }
     listeners = [
-        {"name": address, "address": socket_address(address), "filter_chains": [{"filters": [proxy]}]}
+        {"name": str(address), "address": socket_address(address), "filter_chains": [{"filters": [proxy]}]}
         for address in (envoy.grpc_listen, envoy.http_listen)
     ]
     bootstrap = folder / "bootstrap.yaml"
@@ -112,16 +113,14 @@ def bare_envoy(folder: Path, envoy: EnvoyConfig) -> Iterator[None]:
             process.wait(20)
 
 
-def socket_address(address: str) -> dict[str, dict[str, str | int]]:
-    host, _, port = address.partition(":")
-    return {"socket_address": {"address": host, "port_value": int(port)}}
+def socket_address(address: Address) -> dict[str, dict[str, str | int]]:
+    return {"socket_address": {"address": address.host, "port_value": address.port}}
 
 
-def wait_connected(address: str) -> None:
-    host, _, port = address.partition(":")
+def wait_connected(address: Address) -> None:
     deadline_s = time.monotonic() + 30
     while time.monotonic() < deadline_s:
-        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
+        with contextlib.suppress(OSError), socket.create_connection((address.host, address.port), timeout=1):
             return
         time.sleep(0.05)
     pytest.fail(f"nothing listens on {address}")
@@ -149,7 +148,7 @@ def test_a_server_that_holds_all_models_is_fine(tmp_path: Path, models: dict[str
 
 def test_looking_changes_no_model(tmp_path: Path, models: dict[str, ModelConfig], video_server: Server) -> None:
     def index() -> dict[str, str]:
-        with triton.InferenceServerClient(video_server.grpc_address) as client:
+        with triton.InferenceServerClient(video_server.grpc_address.authority) as client:
             entries = client.get_model_repository_index(headers={"triton-grpc-protocol-key": str(video_server.model_control_key)}).models
         return {entry.name: entry.state for entry in entries}
 
@@ -178,11 +177,11 @@ def test_a_server_that_takes_no_loads_and_has_no_models(tmp_path: Path, models: 
 
 
 def test_nothing_answers_and_ports_are_taken(tmp_path: Path, models: dict[str, ModelConfig]) -> None:
-    grpc, http, metrics = (f"127.0.0.1:{port}" for port in free_ports(3))
+    grpc, http, metrics = (Address("127.0.0.1", port) for port in free_ports(3))
     config = configured(tmp_path, models, AdoptedServer("first", grpc, http, metrics, "gpu:99", model_repository=tmp_path))
     config = replace(config, envoy=replace(config.envoy, binary=tmp_path / "no-envoy"))
-    host, _, port = config.envoy.grpc_listen.partition(":")
-    with socket.create_server((host, int(port))):
+    listen = config.envoy.grpc_listen
+    with socket.create_server((listen.host, listen.port)):
         bad = not_fine(looked_at(config))
     assert {what: finding.exit_code for what, finding in bad.items()} == {
         "servers.first.grpc": 4,
@@ -209,7 +208,7 @@ def test_an_envoy_that_listens_on_our_addresses_is_ours(tmp_path: Path, models: 
     config = configured(tmp_path, models, adopted(video_server))
     with bare_envoy(tmp_path, config.envoy):
         findings = looked_at(config)
-        elsewhere = replace(config, envoy=replace(config.envoy, http_listen=f"127.0.0.1:{free_ports(1)[0]}"))
+        elsewhere = replace(config, envoy=replace(config.envoy, http_listen=Address("127.0.0.1", free_ports(1)[0])))
         bad = not_fine(looked_at(elsewhere))
     assert not_fine(findings) == {}
     assert "envoy.grpc_listen" not in {finding.what for finding in findings}
@@ -218,7 +217,7 @@ def test_an_envoy_that_listens_on_our_addresses_is_ours(tmp_path: Path, models: 
 
 
 def test_the_command_reports_as_json_and_by_its_exit_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    server = dict(zip(("grpc", "http", "metrics"), (f"127.0.0.1:{port}" for port in free_ports(3)), strict=True))
+    server = dict(zip(("grpc", "http", "metrics"), (Address("127.0.0.1", port) for port in free_ports(3)), strict=True))
     settings = yaml.safe_load(sample()) | {"servers": {"first": {**server, "device": "cpu:0"}}}
     path = tmp_path / "themis.yaml"
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")

@@ -12,6 +12,7 @@ from themis_triton.act.executor import Actuators, Executor
 from themis_triton.act.fleet import Fleet
 from themis_triton.act.supervisor import Supervisor
 from themis_triton.core.action import Outcome
+from themis_triton.core.address import Address
 from themis_triton.core.errors import ChangeRefusedError, LaunchFailedError, ServerError
 from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.observation import DeviceReading, RouteReading, ServerReading
@@ -104,7 +105,9 @@ class FakeLauncher:
     async def launch(self, name: str, slot: str, models: dict[str, ModelState]) -> Server:
         self._step(name, "launch")
         self.alive.add(name)
-        return Server(name, slot, f"{name}:1", f"{name}:2", f"{name}:3", Phase.LAUNCHING, launched=True, slot=slot, models=models)
+        return Server(
+            name, slot, Address(name, 1), Address(name, 2), Address(name, 3), Phase.LAUNCHING, launched=True, slot=slot, models=models
+        )
 
     async def wait_ready(self, server: Server) -> Server:
         self._step(server.name, "ready")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from themis_triton.core.action import Action, ActionKind, Plan
+from themis_triton.core.address import Address
 from themis_triton.core.config import (
     DeviceSlot,
     EnvoyConfig,
@@ -62,7 +63,7 @@ def config(
         models={m.name: m for m in models},
         pipelines=(PipelineConfig("video", STAGES, slo_ms=300.0),),
         servers=(),
-        envoy=EnvoyConfig("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3", Path("envoy")),
+        envoy=EnvoyConfig(Address("127.0.0.1", 1), Address("127.0.0.1", 2), Address("127.0.0.1", 3), Path("envoy")),
         launch=LaunchConfig(tuple(DeviceSlot(n, n, slot_memory_bytes) for n in names), Path("models")) if slots else None,
         policy=replace(policy or PolicyConfig(), burst_headroom_factor=burst_headroom_factor),
         mode=mode,
@@ -82,9 +83,9 @@ def server(
     return Server(
         name=name,
         device=slot or "cpu:0",
-        grpc_address=f"{name}:8001",
-        http_address=f"{name}:8000",
-        metrics_address=f"{name}:8002",
+        grpc_address=Address(name, 8001),
+        http_address=Address(name, 8000),
+        metrics_address=Address(name, 8002),
         phase=phase,
         launched=launched,
         slot=slot,

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from tests.unit.samples import NOW_S, config, model, snapshot, table
+from themis_triton.core.address import UNKNOWN_ADDRESS
 from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.decision import ClampKind, Decision
 from themis_triton.core.estimate import Estimate, PipelineEstimate
@@ -23,7 +24,7 @@ def two_pipelines(slots: int) -> ThemisConfig:
 
 def holder(name: str, model_name: str, slot: str) -> Server:
     models = {model_name: ModelState(8, 8)}
-    return Server(name, slot, name, name, name, Phase.SERVING, launched=True, slot=slot, models=models)
+    return Server(name, slot, UNKNOWN_ADDRESS, UNKNOWN_ADDRESS, UNKNOWN_ADDRESS, Phase.SERVING, launched=True, slot=slot, models=models)
 
 
 def rates(light_rps: float, heavy_rps: float, at_s: float) -> Estimate:

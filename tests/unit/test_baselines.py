@@ -10,6 +10,7 @@ import pytest
 
 from tests.unit.samples import NOW_S
 from tests.unit.samples import config as colocated
+from themis_triton.core.address import UNKNOWN_ADDRESS
 from themis_triton.core.config import ForecastName, PolicyConfig, PolicyName, QueueingModel, ThemisConfig
 from themis_triton.core.decision import Decision, Reason, Stage, Target
 from themis_triton.core.estimate import Estimate, PipelineEstimate
@@ -39,7 +40,17 @@ def settings(policy: PolicyName = PolicyName.THEMIS_PAPER, planned_rps: float | 
 def replicas(detectors: int, classifiers: int, cores: tuple[int, int] = (1, 1), batch: int = 1) -> tuple[Server, ...]:
     rows = [(DETECTOR, cores[0], n) for n in range(detectors)] + [(CLASSIFIER, cores[1], n) for n in range(classifiers)]
     return tuple(
-        Server(f"{name}-{n}", "d", "", "", "", Phase.SERVING, launched=True, slot=f"{name}-{n}", models={name: ModelState(count, batch)})
+        Server(
+            f"{name}-{n}",
+            "d",
+            UNKNOWN_ADDRESS,
+            UNKNOWN_ADDRESS,
+            UNKNOWN_ADDRESS,
+            Phase.SERVING,
+            launched=True,
+            slot=f"{name}-{n}",
+            models={name: ModelState(count, batch)},
+        )
         for name, count, n in rows
     )
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.unit.samples import NOW_S, snapshot
+from themis_triton.core.address import UNKNOWN_ADDRESS
 from themis_triton.core.config import DeviceSlot, LaunchConfig, PolicyName, ThemisConfig
 from themis_triton.core.decision import Decision, Reason, Target
 from themis_triton.core.estimate import Estimate, PipelineEstimate
@@ -29,7 +30,7 @@ def replicas(stage: str, cores: tuple[int, ...], batch: int = 1) -> list[Server]
     names = [f"{stage}-{number}" for number in range(len(cores))]
     states = [{stage: ModelState(count, batch)} for count in cores]
     return [
-        Server(name, name, name, name, name, Phase.SERVING, launched=True, slot=name, models=models)
+        Server(name, name, UNKNOWN_ADDRESS, UNKNOWN_ADDRESS, UNKNOWN_ADDRESS, Phase.SERVING, launched=True, slot=name, models=models)
         for name, models in zip(names, states, strict=True)
     ]
 

@@ -19,15 +19,16 @@ from themis_triton.adapters.envoy.admin import EnvoyAdmin
 from themis_triton.adapters.envoy.files import EnvoyFiles
 from themis_triton.adapters.envoy.process import EnvoyProcess
 from themis_triton.adapters.envoy.render import BOOTSTRAP, node_id
-from themis_triton.adapters.local.launcher import free_ports
 from themis_triton.adapters.local.processes import OWNER_VARIABLE, find_process, owned_processes, owner_mark, spawn, stop_process
+from themis_triton.adapters.local.sockets import free_ports
+from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.errors import ServerError
 from themis_triton.core.routes import RouteTable
 
 
 def configured(directory: Path, admin_port: int) -> EnvoyConfig:
-    return EnvoyConfig("127.0.0.1:1", "127.0.0.1:2", f"127.0.0.1:{admin_port}", directory)
+    return EnvoyConfig(Address("127.0.0.1", 1), Address("127.0.0.1", 2), Address("127.0.0.1", admin_port), directory)
 
 
 @asynccontextmanager
@@ -52,7 +53,7 @@ async def answering(node: str) -> AsyncIterator[int]:
 
 def test_where_nothing_listens_no_envoy_runs() -> None:
     async def scenario() -> None:
-        admin = EnvoyAdmin(f"127.0.0.1:{free_ports(1)[0]}")
+        admin = EnvoyAdmin(Address("127.0.0.1", free_ports(1)[0]))
         assert await admin.node_id() is None
         await admin.close()
 

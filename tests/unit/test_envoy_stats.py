@@ -15,6 +15,7 @@ import pytest
 
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.envoy.stats import BOUNDS_MS, EnvoyStats
+from themis_triton.core.address import Address
 from themis_triton.core.observation import RouteReading
 
 SERVICE = "inference.GRPCInferenceService"
@@ -47,7 +48,7 @@ ANSWER = {
 
 
 @contextmanager
-def admin(status: int, body: bytes) -> Iterator[str]:
+def admin(status: int, body: bytes) -> Iterator[Address]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(status)
@@ -62,13 +63,13 @@ def admin(status: int, body: bytes) -> Iterator[str]:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
-            yield f"127.0.0.1:{server.server_port}"
+            yield Address("127.0.0.1", server.server_port)
         finally:
             server.shutdown()
             thread.join()
 
 
-def read(address: str) -> tuple[tuple[RouteReading, ...], str | None]:
+def read(address: Address) -> tuple[tuple[RouteReading, ...], str | None]:
     async def once() -> tuple[tuple[RouteReading, ...], str | None]:
         stats = EnvoyStats(address, ["m", "quiet"], SystemClock())
         try:
@@ -108,7 +109,7 @@ def test_an_admin_address_that_does_not_answer_well_is_a_reason(status: int, bod
         readings, error = read(address)
     assert readings == ()
     assert error is not None
-    assert address in error
+    assert str(address) in error
 
 
 def test_no_envoy_is_a_reason() -> None:
@@ -117,4 +118,4 @@ def test_no_envoy_is_a_reason() -> None:
     readings, error = read(address)
     assert readings == ()
     assert error is not None
-    assert address in error
+    assert str(address) in error

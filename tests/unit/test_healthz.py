@@ -10,7 +10,8 @@ import pytest
 from tests.unit.fakes import FakeClock
 from tests.unit.samples import config, record, snapshot
 from themis_triton.adapters.exporter import Exporter
-from themis_triton.adapters.local.launcher import free_ports
+from themis_triton.adapters.local.sockets import free_ports
+from themis_triton.core.address import Address
 from themis_triton.core.config import PolicyConfig
 from themis_triton.daemon.api import serving
 from themis_triton.daemon.status import StatusBoard
@@ -23,10 +24,10 @@ def test_healthz_is_503_when_the_last_good_tick_is_long_ago(policy: PolicyConfig
     async def scenario() -> None:
         clock = FakeClock()
         board = StatusBoard(config(policy), clock.now_s())
-        address = f"127.0.0.1:{free_ports(1)[0]}"
+        address = Address("127.0.0.1", free_ports(1)[0])
 
         async def answer() -> httpx.Response:
-            return await client.get(f"http://{address}/healthz")
+            return await client.get(address.url("/healthz"))
 
         async with serving(address, board, Exporter(), clock), httpx.AsyncClient(trust_env=False) as client:
             await clock.sleep(allowed_s)

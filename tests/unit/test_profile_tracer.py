@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from themis_triton.core.address import UNKNOWN_ADDRESS
 from themis_triton.core.errors import ServerError
 from themis_triton.core.fleet import Phase, Server
 from themis_triton.profile.trace import Tracer
@@ -33,7 +34,7 @@ class WritingServer:
 
 @pytest.fixture
 def server() -> Server:
-    return Server("only", "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3", "gpu:0", Phase.SERVING, launched=True)
+    return Server("only", "gpu:0", UNKNOWN_ADDRESS, UNKNOWN_ADDRESS, UNKNOWN_ADDRESS, Phase.SERVING, launched=True)
 
 
 async def traced(server: Server, file: Path, written: int, least: int) -> list[float]:

@@ -8,6 +8,7 @@ from textwrap import dedent
 
 import pytest
 
+from themis_triton.core.address import Address
 from themis_triton.core.config import Mode, Placement, PlanningConfig, PolicyConfig, PolicyName, ThemisConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.settings import load_settings, problems, reference_rows, sample
@@ -607,7 +608,7 @@ def test_the_good_file_becomes_the_configuration(tmp_path: Path) -> None:
     assert config.launch.model_repository == tmp_path / "models"
     assert config.models["detector"].profile.instance_memory_bytes == 512 * 2**20
     assert config.pipelines[0].stages == ("detector", "classifier")
-    assert config.servers[0].grpc_address == "127.0.0.1:8001"
+    assert config.servers[0].grpc_address == Address("127.0.0.1", 8001)
 
 
 def test_a_surface_becomes_a_table_over_all_that_can_be_busy_on_a_device(tmp_path: Path) -> None:
@@ -664,7 +665,7 @@ def test_slots_that_share_a_device_get_names_of_their_own(tmp_path: Path) -> Non
 def test_other_machines_are_let_in_when_told_so(tmp_path: Path) -> None:
     text = changed("admin: 127.0.0.1:9901", "admin: 0.0.0.0:9901\n  allow_non_loopback: true")
     text = text.replace("address: 127.0.0.1:9180", "address: 0.0.0.0:9180\n  allow_non_loopback: true")
-    assert load_settings(write(tmp_path, text)).status.address == "0.0.0.0:9180"
+    assert load_settings(write(tmp_path, text)).status.address == Address.parse("0.0.0.0:9180")
 
 
 def test_one_port_on_two_machines_is_no_clash(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from tests.unit.samples import NOW_S
 from themis_triton.commands.run_command import down_command
 from themis_triton.commands.status_command import show, status_command
+from themis_triton.core.address import Address
 from themis_triton.core.errors import ServerError, SettingsError
 from themis_triton.settings import load_runtime_paths, load_settings, sample
 
@@ -87,7 +88,7 @@ def test_a_file_that_is_no_longer_valid_still_tells_where_its_sidecar_is(tmp_pat
     with pytest.raises(SettingsError):
         load_settings(path)
     where = load_runtime_paths(path)
-    assert (where.state_directory, where.status_address) == (tmp_path / "here", "127.0.0.1:4711")
+    assert (where.state_directory, where.status_address) == (tmp_path / "here", Address("127.0.0.1", 4711))
     down_command(path)
     assert capsys.readouterr().out == f"nothing was running with {tmp_path / 'here'}\n"
 

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 from tests.unit.samples import CLASSIFIER, DETECTOR, NOW_S, STAGES, server, snapshot
 from themis_triton.core.action import Action, ActionKind
+from themis_triton.core.address import Address
 from themis_triton.core.decision import Decision, Reason, Stage, Target
 from themis_triton.core.fleet import ModelState, Phase
 from themis_triton.core.observation import Snapshot
@@ -114,7 +115,7 @@ def test_routes_hold_serving_servers_by_model_in_the_order_of_names() -> None:
     half = replace(server("b"), models={DETECTOR: ModelState(1, 1)})
     others = [server(phase.value, phase=phase) for phase in Phase if phase not in (Phase.SERVING, Phase.UNREACHABLE)]
     table = route_table([server("c"), half, *others], STAGES)
-    b, c = Endpoint("b", "b:8001", "b:8000"), Endpoint("c", "c:8001", "c:8000")
+    b, c = (Endpoint(name, Address(name, 8001), Address(name, 8000)) for name in ("b", "c"))
     assert table.any == (b, c)
     assert table.models == {DETECTOR: (b, c), CLASSIFIER: (c,)}
 

@@ -11,6 +11,7 @@ import pytest
 
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.triton.metrics import TritonMetrics, fetch_metrics, parse_metrics, parse_statistics
+from themis_triton.core.address import UNKNOWN_ADDRESS, Address
 from themis_triton.core.fleet import Phase, Server
 from themis_triton.core.observation import BatchCounters, ModelCounters
 
@@ -66,9 +67,9 @@ def test_an_answer_is_parsed_and_an_error_status_is_an_error() -> None:
     async def run() -> None:
         transport = httpx.MockTransport(lambda request: answers.get(request.url.path if request.url.port == 1 else "", httpx.Response(503)))
         async with httpx.AsyncClient(transport=transport) as client:
-            assert (await fetch_metrics(client, "127.0.0.1:1"))["a"].success == 15
+            assert (await fetch_metrics(client, Address("127.0.0.1", 1)))["a"].success == 15
             with pytest.raises(httpx.HTTPStatusError):
-                await fetch_metrics(client, "127.0.0.1:2")
+                await fetch_metrics(client, Address("127.0.0.1", 2))
 
     asyncio.run(run())
 
@@ -91,7 +92,7 @@ def test_servers_that_do_not_answer_are_readings_with_errors() -> None:
 
 
 def server(name: str, port: int) -> Server:
-    return Server(name, "cpu:0", "", "", f"127.0.0.1:{port}", Phase.SERVING, launched=False)
+    return Server(name, "cpu:0", UNKNOWN_ADDRESS, UNKNOWN_ADDRESS, Address("127.0.0.1", port), Phase.SERVING, launched=False)
 
 
 def batch(size: int, count: int, each_us: int) -> dict[str, Any]:
@@ -132,7 +133,7 @@ def test_a_server_whose_statistics_are_refused_still_has_its_metrics(monkeypatch
         metrics = TritonMetrics(SystemClock())
         told, refused = await metrics.read_servers(
             [
-                Server(name, "cpu:0", "", f"{name}:{port}", f"{name}:8002", Phase.SERVING, launched=False)
+                Server(name, "cpu:0", UNKNOWN_ADDRESS, Address(name, port), Address(name, 8002), Phase.SERVING, launched=False)
                 for name, port in (("x", 1), ("y", 2))
             ]
         )

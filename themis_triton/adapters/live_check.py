@@ -12,6 +12,7 @@ from themis_triton.adapters.findings import Finding, fine, missing, unanswered, 
 from themis_triton.adapters.local.check import check_devices, check_envoy_binary, check_launch, ports_free
 from themis_triton.adapters.triton.client import KEY_HEADER, is_not_explicit, is_restricted, new_client
 from themis_triton.adapters.triton.metrics import fetch_metrics, new_http_client
+from themis_triton.core.address import Address
 from themis_triton.core.config import AdoptedServer, EnvoyConfig, ThemisConfig
 
 TIMEOUT_S = 5.0
@@ -131,7 +132,7 @@ def _check_repository(config: ThemisConfig, server: AdoptedServer) -> list[Findi
 async def _check_http(server: AdoptedServer, http: httpx.AsyncClient) -> Finding:
     what = f"servers.{server.name}.http"
     try:
-        (await http.get(f"http://{server.http_address}/v2/health/live")).raise_for_status()
+        (await http.get(server.http_address.url("/v2/health/live"))).raise_for_status()
     except httpx.HTTPError as error:
         reason = str(error) or type(error).__name__
         return unanswered(
@@ -147,9 +148,9 @@ async def _check_metrics(server: AdoptedServer, http: httpx.AsyncClient) -> Find
         models = await fetch_metrics(http, server.metrics_address)
     except httpx.HTTPError as error:
         reason = str(error) or type(error).__name__
-        return unanswered(what, f"http://{server.metrics_address}/metrics does not answer ({reason})", remedy)
+        return unanswered(what, f"{server.metrics_address.url('/metrics')} does not answer ({reason})", remedy)
     except ValueError as error:
-        return unanswered(what, f"http://{server.metrics_address}/metrics is not a metrics page ({error})", remedy)
+        return unanswered(what, f"{server.metrics_address.url('/metrics')} is not a metrics page ({error})", remedy)
     return fine(what, f"{server.metrics_address} shows {len(models)} models")
 
 
@@ -171,7 +172,7 @@ async def _check_envoy(envoy: EnvoyConfig, http: httpx.AsyncClient) -> list[Find
         elsewhere = [address for _, address in addresses[:2] if address not in listening]
         if not elsewhere:
             return [fine("envoy.admin", f"the Envoy at {envoy.admin_address} listens on both addresses for clients")]
-        found = f"an Envoy answers at {envoy.admin_address}, but does not listen on {' or '.join(elsewhere)}"
+        found = f"an Envoy answers at {envoy.admin_address}, but does not listen on {' or '.join(map(str, elsewhere))}"
         return [unanswered("envoy.admin", found, "mend the addresses, or choose another admin port if that Envoy is not ours")]
     if not envoy.managed:
         remedy = "start Envoy, or set envoy.managed: true"
@@ -179,29 +180,25 @@ async def _check_envoy(envoy: EnvoyConfig, http: httpx.AsyncClient) -> list[Find
     return [await check_envoy_binary(envoy), *ports_free(addresses)]
 
 
-async def _listeners(admin_address: str, http: httpx.AsyncClient) -> frozenset[str] | None:
+async def _listeners(admin_address: Address, http: httpx.AsyncClient) -> frozenset[Address] | None:
     """The addresses that the Envoy behind this admin address listens on; None when no Envoy answers there."""
     try:
-        response = await http.get(f"http://{admin_address}/listeners", params={"format": "json"})
+        response = await http.get(admin_address.url("/listeners"), params={"format": "json"})
         response.raise_for_status()
         statuses = response.json().get("listener_statuses", [])
         sockets = [status["local_address"]["socket_address"] for status in statuses]
-        return frozenset(f"{_host(socket['address'])}:{socket['port_value']}" for socket in sockets)
+        return frozenset(Address(socket["address"], int(socket["port_value"])) for socket in sockets)
     except (httpx.HTTPError, ValueError, KeyError, AttributeError):
         return None
 
 
-def _host(address: str) -> str:
-    return f"[{address}]" if ":" in address else address
-
-
-async def _check_status(address: str, http: httpx.AsyncClient) -> Finding:
+async def _check_status(address: Address, http: httpx.AsyncClient) -> Finding:
     """The port is free, or something answers there, which may be Themis itself, running."""
     (finding,) = ports_free([("status.address", address)])
     if not finding.exit_code:
         return finding
     try:
-        await http.get(f"http://{address}/")
+        await http.get(address.url("/"))
     except httpx.HTTPError:
         return finding
     return warning("status.address", f"something answers at {address}", "fine if it is Themis, running; else choose another port")

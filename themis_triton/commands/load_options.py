@@ -32,7 +32,7 @@ class LoadFlags:
 def options_from(flags: LoadFlags) -> LoadOptions:
     """The load's options. SettingsError names the flag that is missing or wrong."""
     config = load_settings(flags.config) if flags.config is not None else None
-    address = flags.address or (config.envoy.grpc_listen if config is not None else None)
+    address = flags.address or (config.envoy.grpc_listen.authority if config is not None else None)
     if address is None:
         raise SettingsError("--address: found nothing; give host:port, or settings with -c")
     names = flags.pipelines or ((config.pipelines[0].name,) if config is not None else ())

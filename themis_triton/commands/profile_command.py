@@ -20,6 +20,7 @@ from themis_triton.adapters.local.server_files import CONFIG_FILE
 from themis_triton.commands.interruptible import run_interruptible
 from themis_triton.core.config import DeviceSlot, LaunchConfig, ThemisConfig
 from themis_triton.core.errors import SettingsError
+from themis_triton.core.fleet import Server
 from themis_triton.daemon.lock import locked
 from themis_triton.profile.bench import Bench, adopted_bench, adopted_server, launched_bench, live_models
 from themis_triton.profile.files import check_writable
@@ -172,19 +173,26 @@ async def opened(model: str, place: Place) -> AsyncIterator[Bench]:
             async with launched_bench(model, place.launch, place.slot, place.state_directory) as bench:
                 yield bench
         return
-    known = {server.name: server for server in (config.servers if config is not None else ())}
-    named = known.get(flags.server)
-    if named is None and parse_address(flags.server) is None:
-        raise SettingsError(
-            f"--server {flags.server}: allowed is HOST:PORT of Triton's gRPC, or a server of the settings ({', '.join(known) or 'none'})"
-        )
-    address, device, key = (
-        (named.grpc_address, named.device, named.model_control_key) if named is not None else (flags.server, flags.device, flags.key)
-    )
+    adopted = _adopted(flags, config)
     if not flags.allow_live:
-        refuse_live(await live_models(address, _WATCH_S), f"server {flags.server}")
-    async with adopted_bench(model, adopted_server(address, device, key), place.state_directory) as bench:
+        refuse_live(await live_models(adopted.grpc_address, _WATCH_S), f"server {flags.server}")
+    async with adopted_bench(model, adopted, place.state_directory) as bench:
         yield bench
+
+
+def _adopted(flags: BenchFlags, config: ThemisConfig | None) -> Server:
+    """The server that `--server` means: one of the settings, or an address. SettingsError when it is neither."""
+    configured = {server.name: server for server in (config.servers if config is not None else ())}
+    named = configured.get(flags.server or "")
+    if named is not None:
+        return adopted_server(named.grpc_address, named.device, named.model_control_key)
+    address = parse_address(flags.server or "")
+    if address is None:
+        raise SettingsError(
+            f"--server {flags.server}: allowed is HOST:PORT of Triton's gRPC, "
+            f"or a server of the settings ({', '.join(configured) or 'none'})"
+        )
+    return adopted_server(address, flags.device, flags.key)
 
 
 async def _refuse_busy_device(place: Place) -> None:

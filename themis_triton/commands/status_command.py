@@ -35,7 +35,7 @@ def asked(path: Path) -> dict[str, Any]:
     where = load_runtime_paths(path)
     address = where.status_address
     try:
-        response = httpx.get(f"http://{address}/status", timeout=5.0, trust_env=False)
+        response = httpx.get(address.url("/status"), timeout=5.0, trust_env=False)
     except httpx.HTTPError as error:
         pid = running_pid(where.state_directory)
         remedy = (

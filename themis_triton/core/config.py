@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
+from themis_triton.core.address import Address
+
 
 class Mode(StrEnum):
     """Whether decisions are carried out or only shown."""
@@ -163,12 +165,12 @@ class Prices:
 
 @dataclass(frozen=True, slots=True)
 class AdoptedServer:
-    """A Triton server that someone else started. Addresses are `host:port`; `device` is `gpu:N` or `cpu:N`."""
+    """A Triton server that someone else started. `device` is `gpu:N` or `cpu:N`."""
 
     name: str
-    grpc_address: str
-    http_address: str
-    metrics_address: str
+    grpc_address: Address
+    http_address: Address
+    metrics_address: Address
     device: str
     model_control_key: str | None = None
     model_repository: Path | None = None
@@ -200,11 +202,11 @@ class LaunchConfig:
 
 @dataclass(frozen=True, slots=True)
 class EnvoyConfig:
-    """The proxy in front. Addresses are `host:port`; `managed` means that Themis starts it when it is not there."""
+    """The proxy in front. `managed` means that Themis starts it when it is not there."""
 
-    grpc_listen: str
-    http_listen: str
-    admin_address: str
+    grpc_listen: Address
+    http_listen: Address
+    admin_address: Address
     directory: Path
     managed: bool = True
     binary: Path | None = None
@@ -273,11 +275,14 @@ class PlanningConfig:
     max_servers: int | None = None
 
 
+DEFAULT_STATUS = Address("127.0.0.1", 9180)
+
+
 @dataclass(frozen=True, slots=True)
 class StatusConfig:
     """Where the status API and the daemon's own metrics listen; loopback unless told otherwise."""
 
-    address: str = "127.0.0.1:9180"
+    address: Address = DEFAULT_STATUS
 
 
 @dataclass(frozen=True, slots=True)

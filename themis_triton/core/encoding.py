@@ -9,11 +9,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from themis_triton.core.address import UNKNOWN_ADDRESS, Address
 from themis_triton.core.fleet import ModelState, Phase, ProcessId, Server
 
 
 def plain(value: object) -> Any:  # noqa: ANN401 - JSON has no narrower type
-    """A core value as what `json.dumps` takes: dataclasses as objects, sets sorted, infinities and NaN as null."""
+    """A core value as what `json.dumps` takes: dataclasses as objects, addresses as text, sets sorted, infinities and NaN as null."""
+    if isinstance(value, Address):
+        return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -32,16 +35,21 @@ def _scalar(value: object) -> object:
 
 
 def server_from_plain(data: Mapping[str, Any]) -> Server:
-    """The server that `plain` encoded. KeyError or TypeError when it is not one."""
+    """The server that `plain` encoded. KeyError, TypeError or ValueError when it is not one."""
     process = data["process"]
     return Server(
         **{
             **data,
+            **{key: _address(data[key]) for key in ("grpc_address", "http_address", "metrics_address")},
             "phase": Phase(data["phase"]),
             "process": ProcessId(**process) if process is not None else None,
             "models": {name: ModelState(**state) for name, state in data["models"].items()},
         }
     )
+
+
+def _address(text: str) -> Address:
+    return Address.parse(text) if text != str(UNKNOWN_ADDRESS) else UNKNOWN_ADDRESS
 
 
 def remembered_servers(texts: Iterable[str]) -> tuple[Server, ...]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from themis_triton.core.address import Address
+
 
 class Phase(StrEnum):
     """Life cycle of a server. SERVING ones are in the routes, and UNREACHABLE ones: adopted servers whose metrics fell silent."""
@@ -43,9 +45,9 @@ class Server:
 
     name: str
     device: str
-    grpc_address: str
-    http_address: str
-    metrics_address: str
+    grpc_address: Address
+    http_address: Address
+    metrics_address: Address
     phase: Phase
     launched: bool
     slot: str | None = None

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from themis_triton.core.address import Address
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One server's inference addresses, `host:port`."""
+    """One server's inference addresses."""
 
     server: str
-    grpc_address: str
-    http_address: str
+    grpc_address: Address
+    http_address: Address
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from http import HTTPStatus
 from aiohttp import web
 
 from themis_triton.adapters.exporter import Exporter
+from themis_triton.core.address import Address
 from themis_triton.core.errors import EnvironmentCheckError
 from themis_triton.daemon.status import StatusBoard
 from themis_triton.ports import Clock
@@ -17,8 +18,8 @@ PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
 @asynccontextmanager
-async def serving(address: str, board: StatusBoard, exporter: Exporter, clock: Clock) -> AsyncIterator[None]:
-    """Answer `/status`, `/metrics` and `/healthz` at `host:port`; `/healthz` is 503 when the last good tick is long ago.
+async def serving(address: Address, board: StatusBoard, exporter: Exporter, clock: Clock) -> AsyncIterator[None]:
+    """Answer `/status`, `/metrics` and `/healthz` at the address; `/healthz` is 503 when the last good tick is long ago.
 
     Raises:
         EnvironmentCheckError: the address is taken.
@@ -40,9 +41,8 @@ async def serving(address: str, board: StatusBoard, exporter: Exporter, clock: C
     app.add_routes([web.get("/status", status), web.get("/metrics", metrics), web.get("/healthz", healthz)])
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    host, _, port = address.rpartition(":")
     try:
-        await web.TCPSite(runner, host.strip("[]"), int(port)).start()
+        await web.TCPSite(runner, address.host, address.port).start()
         yield
     except OSError as error:
         raise EnvironmentCheckError(f"status.address: {address} cannot be listened on ({error.strerror}); choose a free one") from error

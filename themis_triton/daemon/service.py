@@ -45,7 +45,7 @@ async def run_daemon(config: ThemisConfig) -> None:
             board = StatusBoard(config, components.clock.now_s())
             exporter = Exporter()
             async with serving(config.status.address, board, exporter, components.clock):
-                log.info("started", mode=config.mode.value, policy=config.policy.name.value, status=config.status.address)
+                log.info("started", mode=config.mode.value, policy=config.policy.name.value, status=str(config.status.address))
                 if os.getpid() == 1 and config.envoy.managed:
                     log.warning("first_process", says="a container's first process: servers and Envoy end with it; run it with --pid=host")
                 await _scheduled(_Loop(components, build_rules(config), board, exporter), stop)

@@ -14,9 +14,10 @@ from typing import Any
 import httpx
 import yaml
 
-from themis_triton.adapters.local.launcher import LocalLauncher, free_ports
+from themis_triton.adapters.local.launcher import LocalLauncher
 from themis_triton.adapters.local.processes import OWNER_VARIABLE, find_process, owner_mark, spawn, stop_everything, stop_process
 from themis_triton.adapters.local.server_files import ServerFiles
+from themis_triton.adapters.local.sockets import free_ports
 from themis_triton.core.config import PipelineConfig, PolicyName, ThemisConfig
 from themis_triton.core.errors import LaunchFailedError, ServerError
 from themis_triton.core.fleet import ModelState, ProcessId, Server
@@ -80,9 +81,9 @@ def _settings(
     ports = free_ports(4)
     addresses = {name: f"127.0.0.1:{port}" for name, port in zip(("grpc", "http", "admin", "status"), ports, strict=True)}
     adopted = {
-        "grpc": first.grpc_address,
-        "http": first.http_address,
-        "metrics": first.metrics_address,
+        "grpc": str(first.grpc_address),
+        "http": str(first.http_address),
+        "metrics": str(first.metrics_address),
         "device": first.device,
         "model_control_key": first.model_control_key,
         "model_repository": str(ServerFiles(first_state, first.name).models.resolve()),

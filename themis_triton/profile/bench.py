@@ -23,6 +23,7 @@ from themis_triton.adapters.nvml import DeviceReader
 from themis_triton.adapters.triton.client import KEY_HEADER, new_client, silence
 from themis_triton.adapters.triton.model_config import Config, render_config, to_json
 from themis_triton.adapters.triton.model_control import TritonModelControl
+from themis_triton.core.address import UNKNOWN_ADDRESS, Address
 from themis_triton.core.config import DeviceSlot, LaunchConfig
 from themis_triton.core.errors import ServerError
 from themis_triton.core.fleet import ModelState, Phase, Server
@@ -165,12 +166,12 @@ async def _restore(client: Any, server: Server, model: str, config: Config) -> N
         ) from error
 
 
-def adopted_server(address: str, device: str, key: str | None) -> Server:
+def adopted_server(address: Address, device: str, key: str | None) -> Server:
     """A server known by its gRPC address alone."""
-    return Server(address, device, address, "", "", Phase.SERVING, launched=False, model_control_key=key)
+    return Server(str(address), device, address, UNKNOWN_ADDRESS, UNKNOWN_ADDRESS, Phase.SERVING, launched=False, model_control_key=key)
 
 
-async def live_models(address: str, watch_s: float) -> list[str]:
+async def live_models(address: Address, watch_s: float) -> list[str]:
     """Models of a running server that answered requests within so many seconds. ServerError when it does not answer."""
     client = new_client(address)
     try:
@@ -178,7 +179,7 @@ async def live_models(address: str, watch_s: float) -> list[str]:
         await asyncio.sleep(watch_s)
         after = await _counts(client)
     except InferenceServerException as error:
-        raise silence(address, address, error) from error
+        raise silence(str(address), address, error) from error
     finally:
         await client.close()
     return sorted(name for name, count in after.items() if count > before.get(name, 0))
@@ -194,7 +195,7 @@ async def _opened(stack: AsyncExitStack, model: str, server: Server, config: Con
     stack.push_async_callback(client.close)
     control = TritonModelControl(lambda _: repository)
     stack.push_async_callback(control.close)
-    stub = await stack.enter_async_context(open_stub(server.grpc_address, _STUB_TIMEOUT_S))
+    stub = await stack.enter_async_context(open_stub(server.grpc_address.authority, _STUB_TIMEOUT_S))
     spec = (await read_specs(stub, [model], _STUB_TIMEOUT_S))[model]
     return Bench(model, server, config, spec, stub, client, control)
 

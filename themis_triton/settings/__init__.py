@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from themis_triton.core.address import Address
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.settings.build import build
@@ -31,7 +32,7 @@ class RuntimePaths:
     """Where a sidecar keeps its state, and where it tells its status."""
 
     state_directory: Path
-    status_address: str
+    status_address: Address
 
 
 def load_runtime_paths(path: Path) -> RuntimePaths:
@@ -47,7 +48,7 @@ def load_runtime_paths(path: Path) -> RuntimePaths:
         raise _refused(path, wrong)
     data = loaded.source.data
     state = Path(data.get("state_directory", Settings.model_fields["state_directory"].default))
-    return RuntimePaths(loaded.resolve(state), StatusSettings.model_validate(data.get("status", {})).address)
+    return RuntimePaths(loaded.resolve(state), Address.parse(StatusSettings.model_validate(data.get("status", {})).address))
 
 
 def problems(path: Path) -> list[Problem]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from themis_triton.core.address import Address
 from themis_triton.core.config import (
     AdoptedServer,
     DeviceSlot,
@@ -42,7 +43,7 @@ def build(loaded: Loaded, settings: Settings) -> ThemisConfig:
         policies={PolicyName(name): _policy(settings, PolicyName(name), own) for name, own in settings.policies.items()},
         planning=PlanningConfig(**settings.planning.model_dump()),
         mode=settings.mode,
-        status=StatusConfig(settings.status.address),
+        status=StatusConfig(Address.parse(settings.status.address)),
         allow_stale_profiles=settings.allow_stale_profiles,
     )
 
@@ -71,9 +72,9 @@ def _model(name: str, model: ModelSettings, busy: int) -> ModelConfig:
 def _server(loaded: Loaded, name: str, server: ServerSettings) -> AdoptedServer:
     return AdoptedServer(
         name=name,
-        grpc_address=server.grpc,
-        http_address=server.http,
-        metrics_address=server.metrics,
+        grpc_address=Address.parse(server.grpc),
+        http_address=Address.parse(server.http),
+        metrics_address=Address.parse(server.metrics),
         device=server.device,
         model_control_key=server.model_control_key,
         model_repository=loaded.resolve(server.model_repository) if server.model_repository is not None else None,
@@ -84,9 +85,9 @@ def _envoy(loaded: Loaded, settings: Settings) -> EnvoyConfig:
     envoy = settings.envoy
     directory = envoy.directory if envoy.directory is not None else settings.state_directory / "envoy"
     return EnvoyConfig(
-        grpc_listen=envoy.grpc_listen,
-        http_listen=envoy.http_listen,
-        admin_address=envoy.admin,
+        grpc_listen=Address.parse(envoy.grpc_listen),
+        http_listen=Address.parse(envoy.http_listen),
+        admin_address=Address.parse(envoy.admin),
         directory=loaded.resolve(directory),
         managed=envoy.managed,
         binary=loaded.resolve(envoy.binary) if envoy.binary is not None else None,

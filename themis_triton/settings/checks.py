@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
+from themis_triton.core.address import Address
 from themis_triton.core.config import Placement, ThroughputRule
-from themis_triton.settings.kinds import Address, parse_address
+from themis_triton.settings.kinds import parse_address
 from themis_triton.settings.loading import Loaded, mapping
 from themis_triton.settings.problem import Problem
 from themis_triton.settings.profile import SurfaceForm

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field
 from pydantic_core import PydanticCustomError
+
+from themis_triton.core.address import Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,55 +32,17 @@ def refusal(found: str | None, allowed: str, remedy: str) -> PydanticCustomError
     return PydanticCustomError("themis", "{allowed}", context)
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
-    """A parsed `host:port`."""
-
-    host: str
-    port: int
-
-    @property
-    def ip(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-        """The host as an IP address, None when it is a name."""
-        try:
-            return ipaddress.ip_address(self.host)
-        except ValueError:
-            return None
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine can reach it."""
-        return self.host == "localhost" or (self.ip is not None and self.ip.is_loopback)
-
-    @property
-    def is_wildcard(self) -> bool:
-        """Whether it means every interface of this machine."""
-        return self.ip is not None and self.ip.is_unspecified
-
-    def clashes(self, other: Address) -> bool:
-        """Whether both cannot be listened on at once."""
-        if self.port != other.port:
-            return False
-        if self.host == other.host or (self.is_loopback and other.is_loopback):
-            return True
-        mine, theirs = (a.is_wildcard for a in (self, other))
-        return (mine and (theirs or other.is_loopback)) or (theirs and self.is_loopback)
-
-
 ADDRESS_WORDS = "host:port with a port of 1 to 65535, such as 127.0.0.1:8001 or [::1]:8001"
 LISTEN_WORDS = "IP:port with a port of 1 to 65535, such as 127.0.0.1:9001 or 0.0.0.0:9001"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
-_ADDRESS = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9])?)):(?P<port>\d{1,5})")
 
 
 def parse_address(text: str) -> Address | None:
-    """The address, or None when it is not `host:port`."""
-    match = _ADDRESS.fullmatch(text)
-    if match is None or not 1 <= int(match["port"]) <= 65535:
+    """The address of `host:port`; None when the text is something else."""
+    try:
+        return Address.parse(text) if "/" not in text else None
+    except ValueError:
         return None
-    address = Address(match["v6"] or match["host"], int(match["port"]))
-    looks_numeric = re.fullmatch(r"[\d.]+", address.host) or match["v6"]
-    return None if looks_numeric and address.ip is None else address
 
 
 def _check_address(text: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from themis_triton.core.action import Outcome
+from themis_triton.core.address import Address
 from themis_triton.core.errors import LaunchFailedError, ServerError
 from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.observation import DeviceReading, RouteReading, ServerReading
@@ -99,7 +100,8 @@ class SimLauncher:
             raise LaunchFailedError(f"server {name}: there is no device slot {slot}; launch.slots has {', '.join(self.places)}")
         self.cluster.start(name, self.places[slot], models)
         await asyncio.sleep(PROCESS_S)
-        return Server(name, self.devices[slot], name, name, name, Phase.LAUNCHING, launched=True, slot=slot, models=dict(models))
+        address = Address(name, 0)
+        return Server(name, self.devices[slot], address, address, address, Phase.LAUNCHING, launched=True, slot=slot, models=dict(models))
 
     async def wait_ready(self, server: Server) -> Server:
         """Wait until it holds its models."""

@@ -13,6 +13,7 @@ from themis_triton.act.backoff import Backoff
 from themis_triton.act.executor import Actuators, Executor
 from themis_triton.act.fleet import Fleet
 from themis_triton.act.supervisor import Supervisor
+from themis_triton.core.address import Address
 from themis_triton.core.config import (
     DeviceSlot,
     LaunchConfig,
@@ -180,7 +181,10 @@ async def serve_initially(config: ThemisConfig, cluster: Cluster, executor: Exec
         cluster.start(name, place, dict(models))
         cluster.hold(name)
         launched = slot_name is not None
-        executor.fleet.put(Server(name, device, name, name, name, Phase.SERVING, launched=launched, slot=slot_name, models=dict(models)))
+        address = Address(name, 0)
+        executor.fleet.put(
+            Server(name, device, address, address, address, Phase.SERVING, launched=launched, slot=slot_name, models=dict(models))
+        )
     await executor.write_routes()
 
 

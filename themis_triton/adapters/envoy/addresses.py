@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
 from collections.abc import Iterable
 from dataclasses import replace
 
+from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.errors import ServerError
 from themis_triton.core.routes import Endpoint, RouteTable
@@ -36,21 +36,14 @@ async def _endpoint(endpoint: Endpoint) -> Endpoint:
     return replace(endpoint, grpc_address=grpc, http_address=http)
 
 
-async def resolve(address: str) -> str:
-    """`host:port` with the host as an IP address; IPv4 is preferred, as Triton listens there unless told otherwise."""
-    host, _, port = address.rpartition(":")
+async def resolve(address: Address) -> Address:
+    """The same with the host as an IP address; IPv4 is preferred, because Triton listens there by default."""
+    if address.ip is not None:
+        return address
     try:
-        ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
-    except ValueError:
-        return f"{await _lookup(host, address)}:{port}"
-    return address
-
-
-async def _lookup(host: str, address: str) -> str:
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        entries = await asyncio.get_running_loop().getaddrinfo(address.host, None, type=socket.SOCK_STREAM)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise ServerError(f"the address {address!r} has a host name that cannot be resolved ({reason}); use its IP address") from error
-    family, _, _, _, place = min(found, key=lambda entry: entry[0] != socket.AF_INET)
-    return str(place[0]) if family == socket.AF_INET else f"[{place[0]}]"
+        raise ServerError(f"address '{address}': the host name cannot be resolved ({reason}). Fix: use its IP address") from error
+    _, _, _, _, endpoint = min(entries, key=lambda entry: entry[0] != socket.AF_INET)
+    return replace(address, host=str(endpoint[0]))

@@ -8,18 +8,19 @@ from typing import Any
 
 import httpx
 
+from themis_triton.core.address import Address
 from themis_triton.core.errors import ServerError
 
 _TIMEOUT_S = 5.0
 
 
 class EnvoyAdmin:
-    """Asks one Envoy at its admin address, `host:port`. Close it when done."""
+    """Asks one Envoy at its admin address. Close it when done."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: Address) -> None:
         self.address = address
         # The admin address is local; an environment's HTTP proxy must not come between.
-        self._http = httpx.AsyncClient(base_url=f"http://{address}", timeout=_TIMEOUT_S, trust_env=False)
+        self._http = httpx.AsyncClient(base_url=address.url(), timeout=_TIMEOUT_S, trust_env=False)
 
     async def close(self) -> None:
         """Close the connections."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from themis_triton.adapters.envoy.names import Protocol, any_cluster, endpoints_file, model_cluster
+from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.routes import Endpoint, RouteTable
@@ -27,18 +27,11 @@ def typed(kind: str, **fields: object) -> Json:
     return {"@type": _TYPE + kind, **fields}
 
 
-def socket_address(address: str) -> Json:
-    """`host:port` as Envoy's address; the host must be an IP address, because EDS and listeners resolve no names."""
-    host, separator, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    try:
-        ipaddress.ip_address(host)
-        number = int(port)
-    except ValueError:
-        number = -1
-    if not separator or not 0 <= number <= 65535:
-        raise SettingsError(f"Envoy address: found {address!r}; allowed is IP:PORT, such as 127.0.0.1:8001 or [::1]:8001")
-    return {"socket_address": {"address": host, "port_value": number}}
+def socket_address(address: Address) -> Json:
+    """Envoy's form of an address; the host must be an IP address, because EDS and listeners resolve no names."""
+    if address.ip is None or not 0 <= address.port <= 65535:
+        raise SettingsError(f"Envoy address: '{address}' is invalid: expected IP:PORT, such as 127.0.0.1:8001 or [::1]:8001")
+    return {"socket_address": {"address": address.host, "port_value": address.port}}
 
 
 def each_cluster(table: RouteTable) -> Iterator[tuple[str, Protocol, str | None, tuple[Endpoint, ...]]]:

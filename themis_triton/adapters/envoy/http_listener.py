@@ -6,6 +6,7 @@ import re
 
 from themis_triton.adapters.envoy.clusters import Json, file_source, socket_address, typed
 from themis_triton.adapters.envoy.names import Protocol, any_cluster, inference_stat, model_cluster
+from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.routes import RouteTable
 
@@ -34,7 +35,7 @@ def routes_file(protocol: Protocol) -> str:
     return f"rds/{protocol}.json"
 
 
-def listener(config: EnvoyConfig, protocol: Protocol, address: str, manager: Json) -> Json:
+def listener(config: EnvoyConfig, protocol: Protocol, address: Address, manager: Json) -> Json:
     """One listener with one connection manager."""
     return {
         "@type": "type.googleapis.com/envoy.config.listener.v3.Listener",

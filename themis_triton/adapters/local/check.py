@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -13,8 +12,10 @@ from pathlib import Path
 
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.findings import Finding, fine, missing, warning
+from themis_triton.adapters.local.sockets import listen_failure
 from themis_triton.adapters.local.triton_install import TritonInstall, find_triton
 from themis_triton.adapters.nvml import DeviceReader
+from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig, LaunchConfig, ThemisConfig
 from themis_triton.core.errors import EnvironmentCheckError
 
@@ -111,19 +112,14 @@ async def _read_devices(named: dict[str, list[str]]) -> list[Finding]:
     return findings
 
 
-def ports_free(addresses: Iterable[tuple[str, str]]) -> list[Finding]:
-    """Whether each `(key, host:port)` can be listened on now."""
+def ports_free(addresses: Iterable[tuple[str, Address]]) -> list[Finding]:
+    """Whether each `(key, address)` can be listened on now."""
     return [_port_free(key, address) for key, address in addresses]
 
 
-def _port_free(key: str, address: str) -> Finding:
-    host, _, port = address.rpartition(":")
-    bare = host.strip("[]")
-    family = socket.AF_INET6 if ":" in bare else socket.AF_INET
-    try:
-        socket.create_server((bare, int(port)), family=family).close()
-    except OSError as error:
-        reason = error.strerror or str(error)
+def _port_free(key: str, address: Address) -> Finding:
+    reason = listen_failure(address)
+    if reason is not None:
         return missing(
             key, f"{address} cannot be listened on ({reason})", f"stop what listens there (`ss -ltnp`), or choose another port for {key}"
         )

@@ -6,9 +6,7 @@ import asyncio
 import math
 import os
 import secrets
-import socket
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,16 +15,17 @@ import httpx
 from themis_triton.adapters.local.orphans import DEVICE_VARIABLE, SERVER_VARIABLE, SLOT_VARIABLE
 from themis_triton.adapters.local.processes import OWNER_VARIABLE, find_process, group_members, owner_mark, short_hash, spawn, stop_process
 from themis_triton.adapters.local.server_files import ServerFiles, build_view
+from themis_triton.adapters.local.sockets import LOOPBACK, free_ports
 from themis_triton.adapters.local.triton_install import TritonInstall, find_triton
 from themis_triton.adapters.triton.metrics import fetch_metrics, new_http_client
 from themis_triton.adapters.triton.warmup import Warmup
+from themis_triton.core.address import Address
 from themis_triton.core.config import DeviceSlot, LaunchConfig
 from themis_triton.core.errors import LaunchFailedError, ServerError, ThemisError
 from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.observation import ModelCounters
 
 _EMULATED_VARIABLE = "THEMIS_EMULATED_DEVICE"
-_LOOPBACK = "127.0.0.1"
 _RESTRICTED = "model-repository,shared-memory,trace,logging"
 _PORT_TAKEN = "already in use"
 _PORT_TAKEN_LINES = 5
@@ -95,7 +94,7 @@ class LocalLauncher:
             process = spawn(command, self._environment(files.name, slot, install), files.log)
         except OSError as error:
             raise LaunchFailedError(f"server {files.name}: {install.binary} cannot be started: {error}; {files.log_tail()}") from error
-        grpc, http, metrics = (f"{_LOOPBACK}:{port}" for port in ports)
+        grpc, http, metrics = (Address(LOOPBACK, port) for port in ports)
         return Server(
             files.name,
             slot.device,
@@ -232,7 +231,7 @@ async def _answers(client: httpx.AsyncClient, server: Server) -> bool:
     """Whether the server holds its models and shows metrics; its own readiness is lost with any failed change."""
     paths = ["/v2/health/live", *(f"/v2/models/{model}/ready" for model in server.models)]
     try:
-        for url in [*(f"http://{server.http_address}{path}" for path in paths), f"http://{server.metrics_address}/metrics"]:
+        for url in [*(server.http_address.url(path) for path in paths), server.metrics_address.url("/metrics")]:
             if (await client.get(url)).status_code != httpx.codes.OK:
                 return False
     except httpx.HTTPError:
@@ -251,22 +250,13 @@ def _arguments(files: ServerFiles, models: Mapping[str, ModelState], ports: tupl
         f"--model-repository={files.models}",
         "--model-control-mode=explicit",
         *(f"--load-model={model}" for model in models),
-        f"--grpc-address={_LOOPBACK}",
+        f"--grpc-address={LOOPBACK}",
         f"--grpc-port={grpc}",
-        f"--http-address={_LOOPBACK}",
+        f"--http-address={LOOPBACK}",
         f"--http-port={http}",
-        f"--metrics-address={_LOOPBACK}",
+        f"--metrics-address={LOOPBACK}",
         f"--metrics-port={metrics}",
         f"--grpc-restricted-protocol={_RESTRICTED}:key={key}",
         f"--http-restricted-api={_RESTRICTED}:key={key}",
         f"--backend-config=python,shm-region-prefix-name={files.shared_memory_prefix}",
     ]
-
-
-def free_ports(count: int) -> tuple[int, ...]:
-    """Loopback TCP ports that are free now, all different; somebody may still take one before it is used."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind((_LOOPBACK, 0))
-        return tuple(int(each.getsockname()[1]) for each in sockets)

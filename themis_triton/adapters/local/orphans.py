@@ -10,6 +10,7 @@ import psutil
 from themis_triton.adapters.local.processes import identify, owned_processes
 from themis_triton.adapters.local.server_files import ServerFiles, read_config_text
 from themis_triton.adapters.triton.model_config import parse_config, state_of
+from themis_triton.core.address import Address
 from themis_triton.core.fleet import ModelState, Phase, Server
 
 SERVER_VARIABLE = "THEMIS_SERVER"
@@ -39,7 +40,7 @@ def _server(state_directory: Path, process: psutil.Process) -> Server | None:
     except (psutil.NoSuchProcess, ProcessLookupError):
         return None
     files = ServerFiles(state_directory, environment[SERVER_VARIABLE])
-    grpc, http, metrics = (f"{options[f'{part}-address']}:{options[f'{part}-port']}" for part in ("grpc", "http", "metrics"))
+    grpc, http, metrics = (Address(options[f"{part}-address"], int(options[f"{part}-port"])) for part in ("grpc", "http", "metrics"))
     return Server(
         files.name,
         environment[DEVICE_VARIABLE],

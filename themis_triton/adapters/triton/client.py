@@ -7,6 +7,7 @@ from typing import Any
 import tritonclient.grpc.aio
 from tritonclient.utils import InferenceServerException
 
+from themis_triton.core.address import Address
 from themis_triton.core.errors import ServerError
 
 KEY_HEADER = "triton-grpc-protocol-key"
@@ -27,26 +28,26 @@ _NOT_EXPLICIT = "explicit model load / unload is not allowed"
 _ANSWERS = (_RESTRICTED, _NOT_EXPLICIT, "Request for unknown model")
 
 
-def new_client(grpc_address: str) -> Any:  # noqa: ANN401 - tritonclient has no types
+def new_client(address: Address) -> Any:  # noqa: ANN401 - tritonclient has no types
     """A client for one server; the caller closes it. Must be made inside a running event loop."""
-    return tritonclient.grpc.aio.InferenceServerClient(grpc_address, channel_args=_CHANNEL_OPTIONS)
+    return tritonclient.grpc.aio.InferenceServerClient(address.authority, channel_args=_CHANNEL_OPTIONS)
 
 
 class TritonClients:
     """Clients by address; made when first asked for."""
 
     def __init__(self) -> None:
-        self._clients: dict[str, Any] = {}
+        self._clients: dict[Address, Any] = {}
 
-    def of(self, grpc_address: str) -> Any:  # noqa: ANN401 - tritonclient has no types
-        """The client for an address, `host:port`."""
-        if grpc_address not in self._clients:
-            self._clients[grpc_address] = new_client(grpc_address)
-        return self._clients[grpc_address]
+    def of(self, address: Address) -> Any:  # noqa: ANN401 - tritonclient has no types
+        """The client for a gRPC address."""
+        if address not in self._clients:
+            self._clients[address] = new_client(address)
+        return self._clients[address]
 
-    async def forget(self, grpc_address: str) -> None:
+    async def forget(self, address: Address) -> None:
         """Close the client of a server that is gone."""
-        client = self._clients.pop(grpc_address, None)
+        client = self._clients.pop(address, None)
         if client is not None:
             await client.close()
 
@@ -71,6 +72,6 @@ def is_silent(error: InferenceServerException) -> bool:
     return error.status() in _SILENT and not str(error.message()).startswith(_ANSWERS)
 
 
-def silence(server: str, address: str, error: InferenceServerException) -> ServerError:
+def silence(server: str, address: Address, error: InferenceServerException) -> ServerError:
     """The error for a server that did not answer."""
     return ServerError(f"server {server} at {address} did not answer ({error.message()}); check that it runs and that the address is right")

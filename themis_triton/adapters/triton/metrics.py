@@ -11,11 +11,13 @@ from typing import Any, TypeVar
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from themis_triton.core.address import Address
 from themis_triton.core.fleet import Server
 from themis_triton.core.observation import BatchCounters, ModelCounters, ServerReading
 from themis_triton.ports import Clock
 
 Answer = TypeVar("Answer")
+_METRICS, _STATISTICS = "/metrics", "/v2/models/stats"
 _COMPUTE = ("compute_input", "compute_infer", "compute_output")
 _FIELDS = {
     "nv_inference_request_success": "success",
@@ -75,34 +77,34 @@ def new_http_client(timeout_s: float) -> httpx.AsyncClient:
     return httpx.AsyncClient(timeout=timeout_s, trust_env=False)
 
 
-async def fetch_metrics(client: httpx.AsyncClient, metrics_address: str) -> dict[str, ModelCounters]:
+async def fetch_metrics(client: httpx.AsyncClient, address: Address) -> dict[str, ModelCounters]:
     """Read and parse one server's metrics.
 
     Args:
         client: from `new_http_client`.
-        metrics_address: `host:port`.
+        address: the server's metrics address.
 
     Raises:
         httpx.HTTPError: it does not answer in time, or not with 200.
         ValueError: the answer is not in Prometheus' text format.
     """
-    response = await client.get(f"http://{metrics_address}/metrics")
+    response = await client.get(address.url(_METRICS))
     response.raise_for_status()
     return parse_metrics(response.text)
 
 
-async def fetch_statistics(client: httpx.AsyncClient, http_address: str) -> dict[str, tuple[BatchCounters, ...]]:
+async def fetch_statistics(client: httpx.AsyncClient, address: Address) -> dict[str, tuple[BatchCounters, ...]]:
     """Read and parse one server's executed batches.
 
     Args:
         client: from `new_http_client`.
-        http_address: `host:port`.
+        address: the server's HTTP address.
 
     Raises:
         httpx.HTTPError: it does not answer in time, or not with 200.
         ValueError: the answer is something else.
     """
-    response = await client.get(f"http://{http_address}/v2/models/stats", headers={"connection": "close"})
+    response = await client.get(address.url(_STATISTICS), headers={"connection": "close"})
     response.raise_for_status()
     return parse_statistics(response.json())
 
@@ -132,11 +134,10 @@ class TritonMetrics:
         )
         now_s = self._clock.now_s()
         if models is None:
-            return ServerReading(
-                server.name, now_s, error=f"metrics of server {server.name} at http://{server.metrics_address}/metrics: {error}"
-            )
+            where = f"metrics of server {server.name} at {server.metrics_address.url(_METRICS)}"
+            return ServerReading(server.name, now_s, error=f"{where}: {error}")
         if batches is None:
-            where = f"statistics of server {server.name} at http://{server.http_address}/v2/models/stats"
+            where = f"statistics of server {server.name} at {server.http_address.url('/v2/models/stats')}"
             return ServerReading(server.name, now_s, models, batches_error=f"{where}: {batches_error}")
         return ServerReading(server.name, now_s, {name: replace(each, batches=batches.get(name, ())) for name, each in models.items()})
 

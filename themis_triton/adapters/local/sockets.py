@@ -1,0 +1,29 @@
+"""Listening sockets of this machine."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import ExitStack
+
+from themis_triton.core.address import Address
+
+LOOPBACK = "127.0.0.1"
+
+
+def listen_failure(address: Address) -> str | None:
+    """Why the address cannot be listened on; None when it can."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        socket.create_server((address.host, address.port), family=family).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def free_ports(count: int) -> tuple[int, ...]:
+    """Loopback TCP ports that are free now, all different; another process may still take one before it is used."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind((LOOPBACK, 0))
+        return tuple(int(each.getsockname()[1]) for each in sockets)
