@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from themis_triton.act.executor import Executor
 from themis_triton.act.supervisor import Supervisor
+from themis_triton.core.action import Plan
 from themis_triton.core.address import UNKNOWN_ADDRESS
 from themis_triton.core.config import Mode, ThemisConfig
 from themis_triton.core.fleet import Phase, Server
@@ -51,11 +52,10 @@ async def tick(state: EngineState, world: World, rules: Rules) -> tuple[EngineSt
     decision = with_drift(decision, estimated)
     planned = plan(decision, snapshot)
     advisory = rules.config.mode is Mode.ADVISORY
-    if advisory or decision.target is not None:
-        world.executor.retiring = frozenset(() if advisory or decision.target is None else decision.target.retire)
     if not advisory:
         world.supervisor.resume()
-        world.executor.submit(planned)
+    # Advice starts nothing, and a retirement that still waits is dropped.
+    world.executor.submit(Plan(decision.id, retire=frozenset()) if advisory else planned)
     record = TickRecord(state.number + 1, snapshot, estimated, decision, planned, world.executor.collect(), advisory)
     world.recorder.record_tick(record)
     return EngineState(state.number + 1, history, policy_state), record

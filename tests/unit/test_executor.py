@@ -148,7 +148,11 @@ def test_a_busy_lever_takes_no_second_action_and_others_go_on() -> None:
         assert bench.executor.busy == {f"a/{DETECTOR}", f"a/{CLASSIFIER}"}
         await bench.turns()
         assert bench.log == [f"change a/{DETECTOR} to 2", f"change a/{CLASSIFIER} to 2"]
-        assert bench.executor.collect() == ()
+        (skipped,) = bench.executor.collect()
+        assert (skipped.action.after, skipped.kind) == (ModelState(3, 8), OutcomeKind.SKIPPED)
+        assert skipped.detail == f"a/{DETECTOR} is busy with d/a/{DETECTOR}"
+        assert bench.recorder.outcomes == [skipped]
+        assert bench.executor.backoff.active(bench.clock.at_s) == {}
         bench.control.gate.set()
         assert len(await bench.settled()) == 2
 
@@ -306,8 +310,7 @@ def test_make_before_break() -> None:
         bench = Bench(server("a"), server("b"))
         bench.control.gate = asyncio.Event()
         grow = action(ActionKind.GROW, "b")
-        bench.executor.retiring = frozenset({"a"})
-        bench.executor.submit(Plan("d", (grow, retire("a", (grow.id,)))))
+        bench.executor.submit(Plan("d", (grow, retire("a", (grow.id,))), frozenset({"a"})))
         await bench.turns()
         assert bench.log == [f"change b/{DETECTOR} to 2"]
         assert bench.fleet.get("a").phase is Phase.SERVING
@@ -318,18 +321,18 @@ def test_make_before_break() -> None:
     run(work())
 
 
-def test_a_retirement_that_waited_is_dropped_when_the_server_is_needed_again() -> None:
+@pytest.mark.parametrize("newest", [frozenset(), frozenset({"b"})])
+def test_a_retirement_that_waited_is_dropped_when_the_server_is_needed_again(newest: frozenset[str]) -> None:
     async def work() -> None:
         bench = Bench(server("a"), server("b"))
         bench.control.gate = asyncio.Event()
         grow = action(ActionKind.GROW, "b")
-        bench.executor.retiring = frozenset({"a"})
-        bench.executor.submit(Plan("d", (grow, retire("a", (grow.id,)))))
+        bench.executor.submit(Plan("d", (grow, retire("a", (grow.id,))), frozenset({"a"})))
         await bench.turns()
-        bench.executor.retiring = frozenset()
+        bench.executor.submit(Plan("e", retire=newest))
         bench.control.gate.set()
         done, dropped = await bench.settled()
-        assert (done.kind, dropped.kind, dropped.detail) == (OutcomeKind.DONE, OutcomeKind.SKIPPED, "it is needed again")
+        assert (done.kind, dropped.kind, dropped.detail) == (OutcomeKind.DONE, OutcomeKind.SKIPPED, "the newest target keeps the server")
         assert bench.fleet.get("a").phase is Phase.SERVING
         assert bench.executor.busy == frozenset()
 
@@ -345,9 +348,29 @@ def test_what_requires_an_action_that_could_not_start_does_not_start_either() ->
         again = replace(grow, id="e/b", decision_id="e")
         bench.executor.submit(Plan("e", (again, retire("a", (again.id,)))))
         assert bench.executor.busy == {f"b/{DETECTOR}"}
+        busy, waiting = bench.executor.collect()
+        assert (busy.kind, busy.detail) == (OutcomeKind.SKIPPED, f"b/{DETECTOR} is busy with d/b/{DETECTOR}")
+        assert (waiting.kind, waiting.detail) == (OutcomeKind.SKIPPED, "it requires e/b, which did not start")
         bench.control.gate.set()
         await bench.settled()
         assert "a" in bench.fleet
+
+    run(work())
+
+
+@pytest.mark.parametrize(
+    ("newest", "kind"), [(None, OutcomeKind.DONE), (frozenset({"a"}), OutcomeKind.DONE), (frozenset(), OutcomeKind.SKIPPED)]
+)
+def test_a_plan_without_a_target_leaves_a_waiting_retirement_as_it_is(newest: frozenset[str] | None, kind: OutcomeKind) -> None:
+    async def work() -> None:
+        bench = Bench(server("a"), server("b"))
+        bench.control.gate = asyncio.Event()
+        grow = action(ActionKind.GROW, "b")
+        bench.executor.submit(Plan("d", (grow, retire("a", (grow.id,))), frozenset({"a"})))
+        await bench.turns()
+        bench.executor.submit(Plan("e", retire=newest))
+        bench.control.gate.set()
+        assert [outcome.kind for outcome in await bench.settled()] == [OutcomeKind.DONE, kind]
 
     run(work())
 

@@ -76,10 +76,18 @@ def test_a_clamp_is_told_where_nothing_is_done_because_of_it() -> None:
 
 
 @pytest.mark.parametrize("kind", OutcomeKind)
-def test_failed_actions_are_told_with_their_reason_and_others_are_not(kind: OutcomeKind) -> None:
+def test_actions_that_failed_or_did_not_start_are_told_with_their_reason_and_others_are_not(kind: OutcomeKind) -> None:
     outcome = Outcome(ACTIONS[ActionKind.GROW][0], kind, NOW_S, NOW_S + 1, "out of memory")
     said = sentence(replace(record(decision=decision(Reason.STEADY, evidence=False)), outcomes=(outcome,)))
-    if kind in (OutcomeKind.DONE, OutcomeKind.SKIPPED):
+    if kind is OutcomeKind.DONE:
         assert said == "steady"
     else:
         assert said == f"steady; grow video-detector on s1 2→5 {kind.value.replace('_', ' ')}: out of memory"
+
+
+def test_a_sentence_says_what_was_started_and_not_what_was_only_planned() -> None:
+    grow, words = ACTIONS[ActionKind.GROW]
+    skipped = Outcome(grow, OutcomeKind.SKIPPED, NOW_S, NOW_S, "s1/video-detector is busy with d1")
+    ticked = replace(record(grow, retire("s2"), decision=decision(Reason.STEADY, evidence=False)), outcomes=(skipped,))
+    assert ticked.started == (retire("s2"),)
+    assert sentence(ticked) == f"steady; retire s2; {words} skipped: s1/video-detector is busy with d1"

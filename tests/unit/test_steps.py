@@ -19,6 +19,7 @@ def actions(target: Target | None, seen: Snapshot) -> tuple[Action, ...]:
     planned = plan(Decision("d1", NOW_S, "themis", Stage.OPTIMISE, Reason.STEADY, target), seen)
     assert planned.decision_id == "d1"
     assert len({action.id for action in planned.actions}) == len(planned.actions)
+    assert planned.retire == (None if target is None else frozenset(target.retire))
     return planned.actions
 
 
@@ -28,6 +29,7 @@ def kinds(found: tuple[Action, ...]) -> list[tuple[ActionKind, str, str | None]]
 
 def test_no_target_and_a_reached_one_plan_nothing() -> None:
     assert actions(None, snapshot([server("a")])) == ()
+    assert plan(Decision("d1", NOW_S, "themis", Stage.HOLD, Reason.HOLD_STALE, None), snapshot()).retire is None
     assert actions(Target({"a": states(1)}), snapshot([server("a")])) == ()
 
 

@@ -1,8 +1,8 @@
 import asyncio
 
 from tests.unit.fakes import Bench
-from tests.unit.samples import CLASSIFIER, DETECTOR, config, route, server
-from themis_triton.core.action import ActionKind, OutcomeKind
+from tests.unit.samples import CLASSIFIER, DETECTOR, action, config, retire, route, server
+from themis_triton.core.action import ActionKind, OutcomeKind, Plan
 from themis_triton.core.config import Mode, PolicyConfig, ThemisConfig
 from themis_triton.core.decision import Reason
 from themis_triton.core.fleet import Phase
@@ -152,3 +152,23 @@ def test_a_server_that_nothing_works_on_is_brought_in_but_not_by_advice() -> Non
 
     assert asyncio.run(phase_after(Mode.ACTIVE)) is Phase.SERVING
     assert asyncio.run(phase_after(Mode.ADVISORY)) is Phase.WARMING
+
+
+def test_a_pause_drops_a_retirement_that_still_waits_for_growth() -> None:
+    async def work() -> None:
+        bench = Bench(server("a", slot="cpu:0"), server("b", slot="cpu:1"))
+        bench.control.gate = asyncio.Event()
+        grow = action(ActionKind.GROW, "b")
+        bench.executor.submit(Plan("d", (grow, retire("a", (grow.id,))), frozenset({"a"})))
+        engine = Engine(bench, config(mode=Mode.ADVISORY))
+        await engine.run(5.0)
+        bench.control.gate.set()
+        (record,) = [record for record in await engine.run(5.0, 2) if record.outcomes]
+        assert {outcome.action.kind: outcome.kind for outcome in record.outcomes} == {
+            ActionKind.GROW: OutcomeKind.DONE,
+            ActionKind.RETIRE: OutcomeKind.SKIPPED,
+        }
+        assert "a" in bench.fleet
+        await engine.close()
+
+    asyncio.run(work())

@@ -29,16 +29,13 @@ class Actuators:
 
 
 class Executor:
-    """Runs actions as tasks; keeps the fleet, what is busy, what is held, and outcomes until they are collected.
-
-    `retiring`: servers that the newest target lets go; a retirement that had to wait for growth is dropped when it is no more wanted.
-    """
+    """Runs actions as tasks; keeps the fleet, the busy actuators, the back-off, and outcomes until they are collected."""
 
     def __init__(self, actuators: Actuators, fleet: Fleet, backoff: Backoff, models: tuple[str, ...]) -> None:
         self.fleet = fleet
         self.backoff = backoff
         self.routes_unwritten: str | None = None
-        self.retiring: frozenset[str] = frozenset()
+        self._to_retire: frozenset[str] = frozenset()
         self._reconciling: asyncio.Task[None] | None = None
         self._actuators = actuators
         self._models = models
@@ -65,16 +62,32 @@ class Executor:
         return tuple(action for action in self._launching.values() if action.server not in self.fleet)
 
     def submit(self, plan: Plan) -> None:
-        """Start a plan's actions; returns at once."""
+        """Start a plan's actions; returns at once. An action that cannot start becomes an outcome SKIPPED, with the reason."""
+        if plan.retire is not None:
+            self._to_retire = plan.retire
         for action in plan.actions:
-            actuator = actuator_of(action)
-            if actuator in self._busy or any(required not in self._tasks for required in action.requires):
-                continue
-            needed = [self._tasks[required] for required in action.requires]
-            self._busy[actuator] = action.id
-            if action.kind is ActionKind.LAUNCH:
-                self._launching[action.id] = action
-            self._tasks[action.id] = asyncio.create_task(self._run(action, actuator, needed), name=action.id)
+            obstacle = self._obstacle(action)
+            if obstacle is None:
+                self._start(action)
+            else:
+                now_s = self._actuators.clock.now_s()
+                self._note(actuator_of(action), Outcome(action, OutcomeKind.SKIPPED, now_s, now_s, obstacle))
+
+    def _obstacle(self, action: Action) -> str | None:
+        """Why an action cannot start now; None when it can."""
+        running = self._busy.get(actuator_of(action))
+        if running is not None:
+            return f"{actuator_of(action)} is busy with {running}"
+        missing = [required for required in action.requires if required not in self._tasks]
+        return f"it requires {', '.join(missing)}, which did not start" if missing else None
+
+    def _start(self, action: Action) -> None:
+        actuator = actuator_of(action)
+        needed = [self._tasks[required] for required in action.requires]
+        self._busy[actuator] = action.id
+        if action.kind is ActionKind.LAUNCH:
+            self._launching[action.id] = action
+        self._tasks[action.id] = asyncio.create_task(self._run(action, actuator, needed), name=action.id)
 
     def collect(self) -> tuple[Outcome, ...]:
         """Outcomes since the last call, in the order in which they ended."""
@@ -135,9 +148,9 @@ class Executor:
     async def _guarded(self, action: Action, needed: list[asyncio.Task[Outcome]]) -> tuple[OutcomeKind, str]:
         """Run the action; every failure that the world can cause becomes an outcome."""
         if any(outcome.kind is not OutcomeKind.DONE for outcome in await asyncio.gather(*needed)):
-            return OutcomeKind.SKIPPED, "an action that it needs did not succeed"
-        if needed and action.kind is ActionKind.RETIRE and action.server not in self.retiring:
-            return OutcomeKind.SKIPPED, "it is needed again"
+            return OutcomeKind.SKIPPED, "an action that it requires failed"
+        if needed and action.kind is ActionKind.RETIRE and action.server not in self._to_retire:
+            return OutcomeKind.SKIPPED, "the newest target keeps the server"
         try:
             detail = await self._procedures[action.kind](action)
         except (ChangeRefusedError, LaunchFailedError) as error:

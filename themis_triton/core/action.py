@@ -39,10 +39,15 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Actions in the order in which they may start; independent ones run at the same time."""
+    """Actions in the order in which they may start; independent ones run at the same time.
+
+    `retire`: the servers that the target retires. A retirement of an earlier plan that still waits is dropped once its server is not
+    among them. None: the plan has no target, and earlier retirements stand.
+    """
 
     decision_id: str
     actions: tuple[Action, ...] = ()
+    retire: frozenset[str] | None = None
 
 
 class OutcomeKind(StrEnum):

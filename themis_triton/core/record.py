@@ -12,7 +12,10 @@ from themis_triton.core.observation import Snapshot
 
 @dataclass(frozen=True, slots=True)
 class TickRecord:
-    """What one tick saw, thought, decided, planned, and which actions ended since the last one."""
+    """One tick: what it read, estimated, decided and planned, and the outcomes since the tick before.
+
+    An action of the plan that could not start has an outcome SKIPPED in the same record.
+    """
 
     number: int
     snapshot: Snapshot
@@ -22,6 +25,12 @@ class TickRecord:
     outcomes: tuple[Outcome, ...] = ()
     advisory: bool = False
 
+    @property
+    def started(self) -> tuple[Action, ...]:
+        """The actions of the plan that were started, or would be in advisory mode."""
+        skipped = {outcome.action.id for outcome in self.outcomes if outcome.kind is OutcomeKind.SKIPPED}
+        return tuple(action for action in self.plan.actions if action.id not in skipped)
+
 
 def sentence(record: TickRecord) -> str:
     """The tick in one sentence, for log line, status, journal and tests alike."""
@@ -29,14 +38,14 @@ def sentence(record: TickRecord) -> str:
     parts = [_opening(decision)]
     if decision.detail:
         parts.append(decision.detail)
-    if record.plan.actions:
+    if record.started:
         verb = "would " if record.advisory else ""
-        parts.append(verb + ", ".join(describe(action) for action in record.plan.actions))
+        parts.append(verb + ", ".join(describe(action) for action in record.started))
     elif decision.clamps:
         parts.append(decision.clamps[-1].sentence)
-    failed = [o for o in record.outcomes if o.kind not in (OutcomeKind.DONE, OutcomeKind.SKIPPED)]
-    if failed:
-        parts.append("; ".join(f"{describe(o.action)} {o.kind.value.replace('_', ' ')}: {o.detail}" for o in failed))
+    parts += [
+        f"{describe(o.action)} {o.kind.value.replace('_', ' ')}: {o.detail}" for o in record.outcomes if o.kind is not OutcomeKind.DONE
+    ]
     return "; ".join(parts)
 
 

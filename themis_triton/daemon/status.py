@@ -40,7 +40,7 @@ class StatusBoard:
         self.record = record
         self.tick_ms = tick_ms
         if record.plan.actions or any(outcome.detail for outcome in record.outcomes):
-            kinds = sorted({action.kind.value for action in record.plan.actions})
+            kinds = sorted({action.kind.value for action in record.started})
             self.events.append(
                 {"at_s": record.snapshot.at_s, "decision_id": record.decision.id, "kinds": kinds, "sentence": sentence(record)}
             )

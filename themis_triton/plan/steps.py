@@ -19,14 +19,15 @@ def plan(decision: Decision, snapshot: Snapshot) -> Plan:
     """
     if decision.target is None:
         return Plan(decision.id)
+    retire = frozenset(decision.target.retire)
     free = _Free(snapshot)
     vertical = list(_vertical(decision, decision.target, snapshot.servers, free))
     launches = _launches(decision, decision.target, free)
     if _growth_left_out(decision.target, snapshot.servers, vertical):
-        return Plan(decision.id, (*vertical, *launches))
+        return Plan(decision.id, (*vertical, *launches), retire)
     grows = tuple(action.id for action in vertical if action.kind is not ActionKind.SHRINK)
     retirements = _retirements(decision, decision.target, snapshot.servers, free, grows)
-    return Plan(decision.id, (*vertical, *launches, *retirements))
+    return Plan(decision.id, (*vertical, *launches, *retirements), retire)
 
 
 class _Free:
