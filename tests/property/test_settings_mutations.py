@@ -1,4 +1,4 @@
-"""Whatever is done to a valid settings file: every mistake is a problem with a remedy and a place, never an exception."""
+"""Any change of a valid settings file: every error is a problem with a place and a fix, never an exception."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def changed(changes: list[tuple[tuple[Any, ...], str, Any]]) -> Any:
 @example([(("models", "video-detector", "profile", "surface"), "replace", {})])
 @example([(("pipelines",), "replace", {"x": 1})])
 @example([(("launch", "slots"), "replace", "cpu:0")])
-def test_every_mistake_has_a_place_and_a_remedy(tmp_path: Path, changes: list[tuple[tuple[Any, ...], str, Any]]) -> None:
+def test_every_error_has_a_place_and_a_fix(tmp_path: Path, changes: list[tuple[tuple[Any, ...], str, Any]]) -> None:
     path = tmp_path / "themis.yaml"
     path.write_text(yaml.dump(changed(changes), Dumper=DUMPER, allow_unicode=True), encoding="utf-8")
     found = problems(path)
-    assert all(problem.line and problem.found and problem.allowed and problem.remedy for problem in found)
+    assert all(problem.line and problem.error and problem.expected and problem.fix for problem in found)
     if not found:
         assert load_settings(path).pipelines
         return
@@ -76,4 +76,4 @@ def test_a_slip_of_the_keyboard_is_never_an_exception(tmp_path: Path, at: int, t
     path = tmp_path / "themis.yaml"
     text = sample()
     path.write_bytes((text[:at] + typed + text[at + lost :]).encode("utf-8", "surrogatepass"))
-    assert all(problem.found and problem.remedy for problem in problems(path))
+    assert all(problem.error and problem.fix for problem in problems(path))

@@ -1,4 +1,4 @@
-"""Settings: the sample is valid, every mistake is named with its place, and all of a file's mistakes are named at once."""
+"""Settings: the sample is valid, and all errors of a file are reported at once, each with its place, expected value and fix."""
 
 from __future__ import annotations
 
@@ -86,326 +86,330 @@ BAD = {
     "unknown key": (
         ("state_directory: state", "state_directori: state"),
         (
-            "themis.yaml:2:1: state_directori: found the unknown key state_directori; "
-            "allowed: the keys models, pipelines, servers, launch, envoy, "
-            "prices, policy, policies, planning, mode, state_directory, status, allow_stale_profiles; did you mean `state_directory`?"
+            "themis.yaml:2:1: state_directori: unknown key: "
+            "expected one of models, pipelines, servers, launch, envoy, prices, policy, policies, planning, mode, state_directory, "
+            "status, allow_stale_profiles. Fix: did you mean `state_directory`?"
         ),
     ),
     "unknown key without a near match": (
         ("    device: gpu:0\n", "    device: gpu:0\n    colour: red\n"),
         (
-            "themis.yaml:9:5: servers.first.colour: found the unknown key colour; "
-            "allowed: the keys grpc, http, metrics, device, model_control_key, model_repository; remove it"
+            "themis.yaml:9:5: servers.first.colour: unknown key: "
+            "expected one of grpc, http, metrics, device, model_control_key, model_repository. Fix: remove it"
         ),
     ),
     "paper's form without the rule of cores": (
         ("form: contention", "form: paper"),
         (
-            "themis.yaml:21:23: models.detector.profile.surface.form: found paper; "
-            "allowed: contention or cores, unless planning.throughput is cores; set `planning.throughput: cores`"
+            "themis.yaml:21:23: models.detector.profile.surface.form: paper needs planning.throughput: cores: "
+            "expected contention or cores. Fix: set `planning.throughput: cores`"
         ),
     ),
     "factor of another form": (
         ("zeta_ms: 20}", "zeta_ms: 20, m: 1.1}"),
         (
-            "themis.yaml:21:16: models.detector.profile.surface: found m or m_b with form contention; "
-            "allowed: m and m_b with form paper; multiply the constants by them instead"
+            "themis.yaml:21:16: models.detector.profile.surface: form contention has no m or m_b: "
+            "expected m and m_b with form paper only. Fix: multiply the constants by them instead"
         ),
     ),
     "unknown placement": (
         ("mode: active", "mode: active\nplanning: {placement: seperate}"),
-        "themis.yaml:2:23: planning.placement: found seperate; allowed: colocated or separate; did you mean separate?",
+        ("themis.yaml:2:23: planning.placement: seperate is invalid: expected colocated or separate. Fix: did you mean separate?"),
     ),
     "key without its unit": (
         ("slo_ms: 300", "slo_ms: 300\n    slo: 300"),
         (
-            "themis.yaml:29:5: pipelines.video.slo: found the unknown key slo; "
-            "allowed: the keys stages, model, slo_ms, percentile, weight; write `slo_ms: 300`"
+            "themis.yaml:29:5: pipelines.video.slo: unknown key: "
+            "expected one of stages, model, slo_ms, percentile, weight. Fix: write `slo_ms: 300`"
         ),
     ),
     "key with another unit": (
         ("slo_ms: 300", "slo_ms: 300\n    slo_s: 0.3"),
         (
-            "themis.yaml:29:5: pipelines.video.slo_s: found the unknown key slo_s; "
-            "allowed: the keys stages, model, slo_ms, percentile, weight; write `slo_ms: 300`"
+            "themis.yaml:29:5: pipelines.video.slo_s: unknown key: "
+            "expected one of stages, model, slo_ms, percentile, weight. Fix: write `slo_ms: 300`"
         ),
     ),
     "value with a unit": (
         ("slo_ms: 300", 'slo_ms: "0.3s"'),
-        'themis.yaml:28:13: pipelines.video.slo_ms: found "0.3s"; allowed: a number > 0, in ms; write 300: the key is in ms',
+        ('themis.yaml:28:13: pipelines.video.slo_ms: "0.3s" is invalid: expected a number > 0, in ms. Fix: write 300; the key is in ms'),
     ),
     "number in quotes": (
         ("slo_ms: 300", 'slo_ms: "300"'),
-        'themis.yaml:28:13: pipelines.video.slo_ms: found "300"; allowed: a number > 0, in ms; write 300 without quotes',
+        ('themis.yaml:28:13: pipelines.video.slo_ms: "300" is invalid: expected a number > 0, in ms. Fix: write 300 without quotes'),
     ),
     "wrong type": (
         ("max_batch: 4", "max_batch: four"),
-        "themis.yaml:19:16: models.detector.max_batch: found four; allowed: a whole number ≥ 1 and ≤ 512; write a number",
+        ("themis.yaml:19:16: models.detector.max_batch: four is invalid: expected an integer from 1 to 512. Fix: write a number"),
     ),
     "fraction where a count belongs": (
         ("max_batch: 4", "max_batch: 4.5"),
-        "themis.yaml:19:16: models.detector.max_batch: found 4.5; allowed: a whole number ≥ 1 and ≤ 512; write a whole number",
+        ("themis.yaml:19:16: models.detector.max_batch: 4.5 is invalid: expected an integer from 1 to 512. Fix: write an integer"),
     ),
     "exponent that YAML reads as a text": (
         ("slo_ms: 300", "slo_ms: 3e2"),
-        "themis.yaml:28:13: pipelines.video.slo_ms: found 3e2; allowed: a number > 0, in ms; write 300: the key is in ms",
+        ("themis.yaml:28:13: pipelines.video.slo_ms: 3e2 is invalid: expected a number > 0, in ms. Fix: write 300; the key is in ms"),
     ),
     "infinite": (
         ("slo_ms: 300", "slo_ms: .inf"),
-        "themis.yaml:28:13: pipelines.video.slo_ms: found .inf; allowed: a number > 0, in ms; write a finite number",
+        ("themis.yaml:28:13: pipelines.video.slo_ms: .inf is invalid: expected a number > 0, in ms. Fix: write a finite number"),
     ),
     "missing key": (
         ("    metrics: 127.0.0.1:8002\n", ""),
         (
-            "themis.yaml:4:3: servers.first.metrics: found nothing; "
-            "allowed: host:port with a port of 1 to 65535, such as 127.0.0.1:8001 or [::1]:8001; add `metrics:` here"
+            "themis.yaml:4:3: servers.first.metrics: required key is missing: "
+            "expected host:port with a port of 1 to 65535, such as 127.0.0.1:8001 or [::1]:8001. Fix: add `metrics:` here"
         ),
     ),
     "stage without a model": (
         ("[detector, classifier]", "[detector, clasifier]"),
         (
-            "themis.yaml:27:24: pipelines.video.stages[1]: found clasifier; "
-            "allowed: a model defined under `models:`, of detector, classifier; did you mean classifier?"
+            "themis.yaml:27:24: pipelines.video.stages[1]: unknown model clasifier: "
+            "expected a model defined under `models:`, one of detector, classifier. Fix: did you mean classifier?"
         ),
     ),
     "stage twice": (
         ("[detector, classifier]", "[detector, detector]"),
         (
-            "themis.yaml:27:24: pipelines.video.stages[1]: found detector a second time; allowed: each model once in a chain; "
-            "remove one of the two"
+            "themis.yaml:27:24: pipelines.video.stages[1]: detector is a stage already: "
+            "expected each model once in a pipeline. Fix: remove one of the two"
         ),
     ),
     "first stage of two pipelines": (
         ("prices:", "  lone:\n    model: detector\n    slo_ms: 100\nprices:"),
         (
-            "themis.yaml:30:12: pipelines.lone.model: found detector, the first stage of video too; "
-            "allowed: a first stage of its own for each "
-            "pipeline; their demand could not be told apart: serve the model under a second name for one of them"
+            "themis.yaml:30:12: pipelines.lone.model: detector is the first stage of video too, so their demand cannot be told "
+            "apart: expected a different first stage for each pipeline. "
+            "Fix: serve the model under a second name for one of them"
         ),
     ),
     "stages and model": (
         ("slo_ms: 300", "slo_ms: 300\n    model: detector"),
         (
-            "themis.yaml:27:5: pipelines.video: found both `stages` and `model`; allowed: one of `stages` and `model`; "
-            "write `stages: [first, second]`, or `model: name` for a lone model"
+            "themis.yaml:27:5: pipelines.video: both `stages` and `model` are set: expected one of `stages` and `model`. "
+            "Fix: write `stages: [first, second]`, or `model: name` for a single model"
         ),
     ),
     "objective out of reach": (
         ("slo_ms: 300", "slo_ms: 53.9"),
         (
-            "themis.yaml:28:13: pipelines.video.slo_ms: found 53.9; "
-            "allowed: at least the fastest service time, one request on one instance: "
-            "detector 36 + classifier 18 = 54 ms, over 0.95 for policy.slo_margin_fraction = 56.8421 ms; "
-            "raise slo_ms, or serve faster models"
+            "themis.yaml:28:13: pipelines.video.slo_ms: 53.9 is invalid: "
+            "expected at least the service time of one request: detector 36 + classifier 18 = 54 ms, divided by 0.95 for "
+            "policy.slo_margin_fraction = 56.8421 ms. Fix: raise slo_ms, or serve faster models"
         ),
     ),
     "percentile out of range": (
         ("slo_ms: 300", "slo_ms: 300\n    percentile: 0.99"),
-        "themis.yaml:29:17: pipelines.video.percentile: found 0.99; allowed: a number ≥ 50 and < 100; write a number inside these bounds",
+        (
+            "themis.yaml:29:17: pipelines.video.percentile: 0.99 is invalid: expected a number ≥ 50 and < 100. "
+            "Fix: write a number within these bounds"
+        ),
     ),
     "min above max": (
         ("instances: [1, 4]", "instances: [4, 1]"),
-        "themis.yaml:18:16: models.detector.instances: found min 4 > max 1; allowed: min ≤ max; write [1, 4]",
+        "themis.yaml:18:16: models.detector.instances: min 4 > max 1: expected min ≤ max. Fix: write [1, 4]",
     ),
     "bounds of three": (
         ("instances: [1, 4]", "instances: [1, 2, 4]"),
         (
-            "themis.yaml:18:16: models.detector.instances: found a list of 3; "
-            "allowed: [min, max] of 1 to 64, or a mapping with `min` and `max`; write [min, max]"
+            "themis.yaml:18:16: models.detector.instances: a list of 3 is invalid: "
+            "expected [min, max] of 1 to 64, or a mapping with `min` and `max`. Fix: write [min, max]"
         ),
     ),
     "no instance": (
         ("instances: [1, 4]", "instances: [0, 4]"),
-        "themis.yaml:18:17: models.detector.instances.min: found 0; allowed: a whole number ≥ 1; write a number inside these bounds",
+        (
+            "themis.yaml:18:17: models.detector.instances.min: 0 is invalid: expected an integer ≥ 1. "
+            "Fix: write a number within these bounds"
+        ),
     ),
     "more instances than were measured": (
         ("profile: classifier.yaml", "profile: classifier.yaml\n    instances: [1, 9]"),
         (
-            "themis.yaml:25:16: models.classifier.instances: found 9; "
-            "allowed: instances of at most 8, the largest in the table; measure further, or lower `instances`"
+            "themis.yaml:25:16: models.classifier.instances: 9 is not in the profile: "
+            "expected at most 8, the largest number in the table. Fix: measure further, or lower `instances`"
         ),
     ),
     "surface below zero": (
         ("zeta_ms: 20}", "zeta_ms: -20}"),
         (
-            "themis.yaml:21:16: models.detector.profile.surface: found l(1, 1) = -4 ms; "
-            "allowed: a surface above 0 ms for batches of 1 to 4 and "
-            "1 to 24 instances busy; measure again, or give a table"
+            "themis.yaml:21:16: models.detector.profile.surface: l(1, 1) = -4 ms: "
+            "expected more than 0 ms for batches of 1 to 4 and 1 to 24 busy instances. Fix: measure again, or give a table"
         ),
     ),
     "unknown form": (
         ("form: contention", "form: contension"),
         (
-            "themis.yaml:21:23: models.detector.profile.surface.form: found contension; "
-            "allowed: contention or cores or paper; did you mean contention?"
+            "themis.yaml:21:23: models.detector.profile.surface.form: contension is invalid: "
+            "expected one of contention, cores, paper. Fix: did you mean contention?"
         ),
     ),
     "missing profile file": (
         ("profile: classifier.yaml", "profile: $HOME/classifier.yaml"),
         (
-            "themis.yaml:24:14: models.classifier.profile: found $HOME/classifier.yaml, where no file is; "
-            "allowed: a mapping with `table` or "
-            "`surface`, or the path of a file with one; mend the path, which starts at FOLDER; environment variables and ~ are not "
-            "expanded, or measure it: `themis profile classifier --repository MODELS`"
+            "themis.yaml:24:14: models.classifier.profile: $HOME/classifier.yaml does not exist: "
+            "expected a mapping with `table` or `surface`, or the path of a file with one. "
+            "Fix: measure it with `themis profile classifier -c themis.yaml`, or correct the path, which starts at FOLDER "
+            "(environment variables and ~ are not expanded)"
         ),
     ),
     "size without a known unit": (
         ("instance_memory: 512MiB", "instance_memory: 512 apples"),
         (
-            "themis.yaml:22:24: models.detector.profile.instance_memory: found 512 apples; "
-            "allowed: a size in bytes or with a unit, such as 512MiB; write a whole number and B, KiB, MiB or GiB"
+            "themis.yaml:22:24: models.detector.profile.instance_memory: 512 apples is invalid: "
+            "expected a size in bytes or with a unit, such as 512MiB. Fix: write an integer and B, KiB, MiB or GiB"
         ),
     ),
     "address without a port": (
         ("grpc: 127.0.0.1:8001", "grpc: triton"),
         (
-            "themis.yaml:5:11: servers.first.grpc: found triton; "
-            "allowed: host:port with a port of 1 to 65535, such as 127.0.0.1:8001 or [::1]:8001; write the port too, such as triton:8001"
+            "themis.yaml:5:11: servers.first.grpc: triton is invalid: "
+            "expected host:port with a port of 1 to 65535, such as 127.0.0.1:8001 or [::1]:8001. "
+            "Fix: add the port, such as triton:8001"
         ),
     ),
     "address with a scheme": (
         ("http: 127.0.0.1:8000", "http: http://127.0.0.1:8000/"),
         (
-            "themis.yaml:6:11: servers.first.http: found http://127.0.0.1:8000/; allowed: host:port with a port of 1 to 65535, such as "
-            "127.0.0.1:8001 or [::1]:8001; leave the scheme out: write 127.0.0.1:8000"
+            "themis.yaml:6:11: servers.first.http: http://127.0.0.1:8000/ is invalid: "
+            "expected host:port with a port of 1 to 65535, such as 127.0.0.1:8001 or [::1]:8001. "
+            "Fix: remove the scheme: write 127.0.0.1:8000"
         ),
     ),
     "port out of range": (
         ("metrics: 127.0.0.1:8002", "metrics: 127.0.0.1:80020"),
         (
-            "themis.yaml:7:14: servers.first.metrics: found 127.0.0.1:80020; "
-            "allowed: host:port with a port of 1 to 65535, such as 127.0.0.1:8001 or [::1]:8001; write host, colon, port"
+            "themis.yaml:7:14: servers.first.metrics: 127.0.0.1:80020 is invalid: "
+            "expected host:port with a port of 1 to 65535, such as 127.0.0.1:8001 or [::1]:8001. Fix: write host:port"
         ),
     ),
     "name to listen on": (
         ("grpc_listen: 127.0.0.1:9001", "grpc_listen: localhost:9001"),
         (
-            "themis.yaml:13:16: envoy.grpc_listen: found localhost:9001; "
-            "allowed: IP:port with a port of 1 to 65535, such as 127.0.0.1:9001 or "
-            "0.0.0.0:9001; a name cannot be listened on: write 127.0.0.1:9001"
+            "themis.yaml:13:16: envoy.grpc_listen: localhost:9001 is invalid: "
+            "expected IP:port with a port of 1 to 65535, such as 127.0.0.1:9001 or 0.0.0.0:9001. "
+            "Fix: write 127.0.0.1:9001; a listener needs an IP address, not a name"
         ),
     ),
     "two listeners on one port": (
         ("http_listen: 127.0.0.1:9000", "http_listen: 0.0.0.0:9001"),
         (
-            "themis.yaml:14:16: envoy.http_listen: found 0.0.0.0:9001, which clashes with envoy.grpc_listen (line 13); "
-            "allowed: each address once; choose another port"
+            "themis.yaml:14:16: envoy.http_listen: 0.0.0.0:9001 conflicts with envoy.grpc_listen (line 13): "
+            "expected each address once. Fix: choose another port"
         ),
     ),
     "a server's address taken by a default": (
         ("metrics: 127.0.0.1:8002", "metrics: 127.0.0.1:8001"),
         (
-            "themis.yaml:7:14: servers.first.metrics: found 127.0.0.1:8001, which clashes with servers.first.grpc (line 5); "
-            "allowed: each address once; choose another port"
+            "themis.yaml:7:14: servers.first.metrics: 127.0.0.1:8001 conflicts with servers.first.grpc (line 5): "
+            "expected each address once. Fix: choose another port"
         ),
     ),
     "admin for everyone": (
         ("admin: 127.0.0.1:9901", "admin: 0.0.0.0:9901"),
         (
-            "themis.yaml:15:10: envoy.admin: found 0.0.0.0:9901; allowed: a loopback address; "
-            "write 127.0.0.1:9901, or set `envoy.allow_non_loopback: true` (whoever reaches it can stop Envoy)"
+            "themis.yaml:15:10: envoy.admin: 0.0.0.0:9901 is reachable from other machines: expected a loopback address. "
+            "Fix: write 127.0.0.1:9901, or set `envoy.allow_non_loopback: true` (any client of this address can stop Envoy)"
         ),
     ),
     "status for everyone": (
         ("address: 127.0.0.1:9180", "address: 0.0.0.0:9180"),
         (
-            "themis.yaml:34:12: status.address: found 0.0.0.0:9180; allowed: a loopback address; "
-            "write 127.0.0.1:9180, or set `status.allow_non_loopback: true` (it shows what is served and how)"
+            "themis.yaml:34:12: status.address: 0.0.0.0:9180 is reachable from other machines: "
+            "expected a loopback address. "
+            "Fix: write 127.0.0.1:9180, or set `status.allow_non_loopback: true` (any client of this address can read what is "
+            "served)"
         ),
     ),
     "slot of no device": (
         ("slots: [cpu:0,", "slots: [cpu0,"),
-        "themis.yaml:10:11: launch.slots[0].device: found cpu0; allowed: gpu:N (N as NVML counts) or cpu:N, such as gpu:0; write cpu:0",
+        (
+            "themis.yaml:10:11: launch.slots[0].device: cpu0 is invalid: "
+            "expected gpu:N (N is NVML's index) or cpu:N, such as gpu:0. Fix: write cpu:0"
+        ),
     ),
     "slot with the name of a server": (
         ("name: half", "name: first"),
         (
-            "themis.yaml:10:40: launch.slots[1].name: found first, the name of an adopted server too; allowed: each name once; "
-            "rename one of the two"
+            "themis.yaml:10:40: launch.slots[1].name: first is the name of an adopted server too: "
+            "expected each name once. Fix: rename one of the two"
         ),
     ),
     "negative price": (
         ("  server: 10", "  server: -10"),
-        "themis.yaml:30:11: prices.server: found -10; allowed: a number ≥ 0; write a number inside these bounds",
+        ("themis.yaml:30:11: prices.server: -10 is invalid: expected a number ≥ 0. Fix: write a number within these bounds"),
     ),
     "unknown policy": (
         ("name: themis", "name: temis"),
         (
-            "themis.yaml:32:9: policy.name: found temis; "
-            "allowed: themis or themis-paper or horizontal or vertical or inferline or static; did you mean themis?"
+            "themis.yaml:32:9: policy.name: temis is invalid: "
+            "expected one of themis, themis-paper, horizontal, vertical, inferline, static. Fix: did you mean themis?"
         ),
     ),
     "windows in the wrong order": (
         ("name: themis", "name: themis\n  burst_window_s: 0.5"),
         (
-            "themis.yaml:33:19: policy.burst_window_s: found rate_window_s 1 > burst_window_s 0.5; "
-            "allowed: rate_window_s ≤ burst_window_s; lower rate_window_s or raise burst_window_s"
+            "themis.yaml:33:19: policy.burst_window_s: rate_window_s 1 > burst_window_s 0.5: "
+            "expected rate_window_s ≤ burst_window_s. Fix: lower rate_window_s or raise burst_window_s"
         ),
     ),
     "unknown mode": (
         ("mode: active", "mode: passive"),
-        "themis.yaml:1:7: mode: found passive; allowed: active or advisory; did you mean active?",
+        "themis.yaml:1:7: mode: passive is invalid: expected active or advisory. Fix: did you mean active?",
     ),
     "missing repository": (
         ("model_repository: models", "model_repository: modles"),
         (
-            "themis.yaml:11:21: launch.model_repository: found modles, where no folder is; "
-            "allowed: a Triton model repository; mend the path: it starts at FOLDER"
+            "themis.yaml:11:21: launch.model_repository: modles is not a folder: expected a Triton model repository. "
+            "Fix: correct the path, which starts at FOLDER"
         ),
     ),
     "model that is not in the repository": (
         ("  classifier:\n", "  recogniser:\n    profile: classifier.yaml\n  classifier:\n"),
         (
-            "themis.yaml:23:3: models.recogniser: found no folder recogniser in models; "
-            "allowed: a model that launched servers can load; put recogniser there, or take it out of `models:`"
+            "themis.yaml:23:3: models.recogniser: models has no folder recogniser: "
+            "expected a model that launched servers can load. Fix: add recogniser there, or remove it from `models:`"
         ),
     ),
     "name that no route can carry": (
         ("  first:\n", "  first server:\n"),
         (
-            "themis.yaml:4:3: servers.first server: found the name \"first server\"; allowed: a name of letters, digits, '-', '_' and '.'; "
-            "rename it"
+            'themis.yaml:4:3: servers.first server: name "first server" is invalid: '
+            "expected letters, digits, '-', '_' and '.'. Fix: rename it"
         ),
     ),
     "section without keys": (
         ("prices:\n  server: 10\n", "prices:\n"),
         (
-            "themis.yaml:29:8: prices: found nothing; allowed: a mapping with `server`, `instance`, `lost_request`, "
-            "`grow_risk`, `shrink_risk`, `rebatch_risk`, `launch_risk`, `retire_risk`; "
-            "write its keys on the lines below, indented; or remove this key"
+            "themis.yaml:29:8: prices: no value: "
+            "expected a mapping with `server`, `instance`, `lost_request`, `grow_risk`, `shrink_risk`, `rebatch_risk`, "
+            "`launch_risk`, `retire_risk`. Fix: write its keys on the lines below, indented, or remove this key"
         ),
     ),
     "duplicate key": (
         ("slo_ms: 300", "slo_ms: 300\n    slo_ms: 400"),
-        (
-            "themis.yaml:29:5: pipelines.video.slo_ms: found slo_ms a second time (first on line 28); "
-            "allowed: each name once; rename or remove one of the two"
-        ),
+        ("themis.yaml:29:5: pipelines.video.slo_ms: duplicate of line 28: expected each name once. Fix: rename or remove one of the two"),
     ),
     "duplicate name": (
         ("prices:", "  video:\n    model: classifier\n    slo_ms: 100\nprices:"),
-        (
-            "themis.yaml:29:3: pipelines.video: found video a second time (first on line 26); allowed: each name once; "
-            "rename or remove one of the two"
-        ),
+        ("themis.yaml:29:3: pipelines.video: duplicate of line 26: expected each name once. Fix: rename or remove one of the two"),
     ),
     "number as a key": (
         ("  first:\n", "  1:\n"),
-        "themis.yaml:4:3: servers.1: found the key 1; allowed: a text as key; put the key in quotes",
+        "themis.yaml:4:3: servers.1: key 1 is not a string: expected a string. Fix: put the key in quotes",
     ),
     "tab": (
-        ("    slo_ms: 300", "\tslo_ms: 300"),
+        ("    slo_ms: 300", "	slo_ms: 300"),
         (
-            "themis.yaml:28:1: found broken YAML (while scanning for the next token: found character '\\t' that cannot start any token); "
-            "allowed: valid YAML; YAML indents with spaces: replace the tab on this line"
+            "themis.yaml:28:1: YAML syntax error (while scanning for the next token: found character '\\t' that cannot start any "
+            "token): expected valid YAML. Fix: replace the tab on this line with spaces"
         ),
     ),
     "bracket left open": (
         ("slots: [cpu:0, {device: gpu:0, name: half, memory: 20GiB}]", "slots: [cpu:0"),
         (
-            "themis.yaml:11:19: found broken YAML (while parsing a flow sequence that starts on line 10: expected ',' or ']', but got "
-            "':'); "
-            "allowed: valid YAML; mend the YAML here or on the line above"
+            "themis.yaml:11:19: YAML syntax error (while parsing a flow sequence that starts on line 10: "
+            "expected ',' or ']', but got ':'): expected valid YAML. Fix: correct the YAML here or on the line above"
         ),
     ),
 }
@@ -418,7 +422,7 @@ def test_a_bad_file_gives_its_message(case: str, tmp_path: Path) -> None:
     assert messages(path) == [expected.replace("FOLDER", str(tmp_path))]
     with pytest.raises(SettingsError) as extra_instance_servers:
         load_settings(path)
-    assert str(extra_instance_servers.value).startswith(f"{path}: 1 mistake\n{path}:")
+    assert str(extra_instance_servers.value).startswith(f"{path}: 1 error\n{path}:")
 
 
 @pytest.mark.parametrize(("said", "refused"), [("max_batch_size: 2\n", True), ("name: 'x'\n max_batch_size:4", False), ("", False)])
@@ -427,8 +431,9 @@ def test_batches_larger_than_the_model_takes_are_named(said: str, refused: bool,
     config = tmp_path / "models" / "detector" / "config.pbtxt"
     config.write_text(said, encoding="utf-8")
     expected = (
-        "themis.yaml:19:16: models.detector.max_batch: found 4; allowed: at most 2, the max_batch_size of models/detector/config.pbtxt; "
-        "lower it, or raise max_batch_size there if the model takes such batches"
+        "themis.yaml:19:16: models.detector.max_batch: 4 is invalid: expected at most 2, "
+        "the max_batch_size of models/detector/config.pbtxt. "
+        "Fix: lower it, or raise max_batch_size there if the model supports such batches"
     )
     assert messages(path) == ([expected] if refused else [])
 
@@ -438,43 +443,43 @@ BAD_PROFILES = {
     "not rectangular": (
         ("[[18, 46], [74, 214]]", "[[18, 46], [74]]"),
         (
-            "classifier.yaml:2:3: models.classifier.profile.table: found 1 numbers in latency_ms' row of batch 8; "
-            "allowed: 2 rows (batches) of 2 numbers (instances); give each count of instances one number"
+            "classifier.yaml:2:3: models.classifier.profile.table: latency_ms has 1 number for batch 8: "
+            "expected 2 rows (batches) of 2 numbers (instances). Fix: write one number per instance count"
         ),
     ),
     "a row too few": (
         ("[[18, 46], [74, 214]]", "[[18, 46]]"),
         (
-            "classifier.yaml:2:3: models.classifier.profile.table: found 1 rows in latency_ms; "
-            "allowed: 2 rows (batches) of 2 numbers (instances); give each batch size one row"
+            "classifier.yaml:2:3: models.classifier.profile.table: latency_ms has 1 row: "
+            "expected 2 rows (batches) of 2 numbers (instances). Fix: write one row per batch size"
         ),
     ),
     "not positive": (
         ("[[18, 46], [74, 214]]", "[[18, 46], [0, 214]]"),
         (
-            "classifier.yaml:4:27: models.classifier.profile.table.latency_ms[1][0]: found 0; "
-            "allowed: a number > 0, in ms; write a number inside these bounds"
+            "classifier.yaml:4:27: models.classifier.profile.table.latency_ms[1][0]: 0 is invalid: "
+            "expected a number > 0, in ms. Fix: write a number within these bounds"
         ),
     ),
     "batches out of order": (
         ("batches: [1, 8]", "batches: [8, 1]"),
         (
-            "classifier.yaml:2:3: models.classifier.profile.table: found batches [8, 1]; "
-            "allowed: batches that ascend from 1; sort them, and measure 1 too"
+            "classifier.yaml:2:3: models.classifier.profile.table: batches [8, 1] is invalid: "
+            "expected batches in ascending order from 1. Fix: sort them, and measure 1 too"
         ),
     ),
     "unit in the value": (
         ("instance_init_s: 0.5", "instance_init_s: 500ms"),
         (
-            "classifier.yaml:5:18: models.classifier.profile.instance_init_s: found 500ms; allowed: a number ≥ 0, in s; "
-            "write 0.5: the key is in s"
+            "classifier.yaml:5:18: models.classifier.profile.instance_init_s: 500ms is invalid: "
+            "expected a number ≥ 0, in s. Fix: write 0.5; the key is in s"
         ),
     ),
     "broken": (
         ("  instances: [1, 8]", "  instances: 1, 8]: ["),
         (
-            "classifier.yaml:3:19: found broken YAML (mapping values are not allowed here); "
-            "allowed: valid YAML; mend the YAML here or on the line above"
+            "classifier.yaml:3:19: YAML syntax error (mapping values are not allowed here): expected valid YAML. "
+            "Fix: correct the YAML here or on the line above"
         ),
     ),
 }
@@ -490,44 +495,44 @@ def test_a_bad_profile_file_gives_its_message(case: str, tmp_path: Path) -> None
 def test_an_empty_file(tmp_path: Path) -> None:
     assert messages(write(tmp_path, "# nothing but a comment\n")) == [
         (
-            "themis.yaml:1:1: found an empty file; "
-            "allowed: a mapping with `models`, `pipelines`, `servers`, `launch`, `envoy`, `prices`, `policy`, `policies`, "
-            "`planning`, `mode`, `state_directory`, `status`, `allow_stale_profiles`; `themis init` writes a commented sample"
+            "themis.yaml:1:1: file is empty: "
+            "expected a mapping with `models`, `pipelines`, `servers`, `launch`, `envoy`, `prices`, `policy`, `policies`, "
+            "`planning`, `mode`, `state_directory`, `status`, `allow_stale_profiles`. Fix: `themis init` writes a file to start from"
         )
     ]
 
 
 def test_a_list_instead_of_a_mapping(tmp_path: Path) -> None:
     (message,) = messages(write(tmp_path, "- models\n"))
-    assert message.startswith("themis.yaml:1:1: found a list; allowed: a mapping with `models`")
+    assert message.startswith("themis.yaml:1:1: a list is invalid: expected a mapping with `models`")
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     (problem,) = problems(tmp_path / "absent.yaml")
     assert problem.place == str(tmp_path / "absent.yaml")
-    assert "No such file" in problem.found
+    assert "No such file" in problem.error
 
 
 def test_a_file_that_is_not_text(tmp_path: Path) -> None:
     path = tmp_path / "themis.yaml"
     path.write_bytes(b"mode: active\nstate_directory: \xff\n")
-    assert messages(path) == ["themis.yaml:2: found the byte 0xff, which is not UTF-8; allowed: text in UTF-8; save the file as UTF-8"]
+    assert messages(path) == ["themis.yaml:2: byte 0xff is not UTF-8: expected text in UTF-8. Fix: save the file as UTF-8"]
 
 
 def test_a_control_character(tmp_path: Path) -> None:
     (problem,) = problems(write(tmp_path, "mode: active\nstate_directory: \x07\n"))
-    assert (problem.line, problem.found) == (2, "the character '\\x07'")
+    assert (problem.line, problem.error) == (2, "character '\\x07' is invalid")
 
 
 def test_an_alias_to_itself(tmp_path: Path) -> None:
     found = problems(write(tmp_path, changed("prices:\n  server: 10", "prices: &self\n  server: *self")))
-    assert any(problem.found.startswith("an alias to the mapping") and problem.key == "prices.server" for problem in found)
+    assert any(problem.error.startswith("alias refers to the mapping") and problem.key == "prices.server" for problem in found)
 
 
 def test_neither_servers_nor_launch(tmp_path: Path) -> None:
     text = GOOD[: GOOD.index("servers:")] + GOOD[GOOD.index("envoy:") :]
     (message,) = messages(write(tmp_path, text))
-    assert "found neither `servers` nor `launch`; allowed: at least one of them" in message
+    assert "neither `servers` nor `launch` is set: expected at least one of them" in message
 
 
 def test_plans_of_separate_stages_need_no_server(tmp_path: Path) -> None:
@@ -545,10 +550,10 @@ def test_prices_of_a_model(tmp_path: Path) -> None:
 def test_a_clash_with_a_default_is_shown_at_what_was_written(tmp_path: Path) -> None:
     text = changed("  grpc_listen: 127.0.0.1:9001\n", "").replace("address: 127.0.0.1:9180", "address: 127.0.0.1:9001")
     (message,) = messages(write(tmp_path, text))
-    assert message.startswith("themis.yaml:33:12: status.address: found 127.0.0.1:9001, which clashes with envoy.grpc_listen;")
+    assert message.startswith("themis.yaml:33:12: status.address: 127.0.0.1:9001 conflicts with envoy.grpc_listen: ")
 
 
-def test_all_mistakes_of_a_file_come_at_once_and_in_the_order_of_their_lines(tmp_path: Path) -> None:
+def test_all_errors_of_a_file_come_at_once_and_in_the_order_of_their_lines(tmp_path: Path) -> None:
     text = dedent("""\
         mode: passive
         servers:
@@ -588,7 +593,7 @@ def test_all_mistakes_of_a_file_come_at_once_and_in_the_order_of_their_lines(tmp
         (21, "prices.server"),
         (22, "status.address"),
     ]
-    with pytest.raises(SettingsError, match="12 mistakes") as extra_instance_servers:
+    with pytest.raises(SettingsError, match="12 errors") as extra_instance_servers:
         load_settings(path)
     assert len(str(extra_instance_servers.value).splitlines()) == 13
     assert extra_instance_servers.value.exit_code == 2
@@ -637,7 +642,7 @@ def test_a_measured_table_stays_as_it_was_measured(tmp_path: Path) -> None:
 def test_an_objective_equal_to_the_fastest_service_time_and_the_margin_is_allowed(tmp_path: Path) -> None:
     text = changed("slo_ms: 300", "slo_ms: 60").replace("  name: themis\n", "  name: themis\n  slo_margin_fraction: 0.1\n")
     assert load_settings(write(tmp_path, text)).pipelines[0].slo_ms == 60
-    with pytest.raises(SettingsError, match=r"over 0\.9 for policy\.slo_margin_fraction = 60 ms"):
+    with pytest.raises(SettingsError, match=r"divided by 0\.9 for policy\.slo_margin_fraction = 60 ms"):
         load_settings(write(tmp_path, text.replace("slo_ms: 60", "slo_ms: 59.9")))
 
 
@@ -718,7 +723,7 @@ def test_the_reference_has_each_key_once_with_its_unit_default_and_meaning() -> 
     assert len(rows) == len(reference_rows())
     assert all(row.kind and row.default and row.meaning for row in rows.values())
     assert (rows["pipelines.NAME.slo_ms"].kind, rows["pipelines.NAME.slo_ms"].default) == ("a number > 0, in ms", "required")
-    assert rows["launch.slots[].device"].kind == "gpu:N (N as NVML counts) or cpu:N, such as gpu:0"
+    assert rows["launch.slots[].device"].kind == "gpu:N (N is NVML's index) or cpu:N, such as gpu:0"
     assert rows["policy.tick_s"].default == "0.25"
     assert rows["mode"].default == "active"
 

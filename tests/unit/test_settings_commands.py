@@ -34,14 +34,14 @@ def test_init_says_where_it_cannot_write(tmp_path: Path, capsys: pytest.CaptureF
     assert "No such file or directory" in capsys.readouterr().out
 
 
-def test_validate_shows_every_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_validate_shows_every_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "themis.yaml"
     path.write_text(sample().replace("mode: active", "mode: [active]").replace("slo_ms: 300", 'slo_ms: "0.3s"'), encoding="utf-8")
     assert validate_command(path, live=False, as_json=False) == 2
     shown = capsys.readouterr().out
-    assert "2 mistakes in" in shown
-    assert 'found    "0.3s"' in shown
-    assert "do       write 300: the key is in ms" in shown
+    assert "2 errors in" in shown
+    assert 'error    "0.3s" is invalid' in shown
+    assert "fix      write 300; the key is in ms" in shown
 
 
 def test_validate_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,5 +51,5 @@ def test_validate_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     report = json.loads(capsys.readouterr().out)
     assert (report["valid"], report["findings"]) == (False, [])
     (problem,) = report["problems"]
-    assert (problem["file"], problem["key"], problem["found"]) == (str(path), "pipelines.video.slo_ms", '"0.3s"')
+    assert (problem["file"], problem["key"], problem["error"]) == (str(path), "pipelines.video.slo_ms", '"0.3s" is invalid')
     assert sample().splitlines()[problem["line"] - 1].strip() == "slo_ms: 300"

@@ -104,5 +104,5 @@ def test_whereabouts_of_a_valid_file_are_its_settings(tmp_path: Path) -> None:
 def test_what_down_and_status_need_must_be_right(text: str, tmp_path: Path) -> None:
     path = tmp_path / "themis.yaml"
     path.write_text(text)
-    with pytest.raises(SettingsError, match="1 mistake"):
+    with pytest.raises(SettingsError, match="1 error"):
         load_runtime_paths(path)

@@ -71,10 +71,10 @@ def _show(console: Console, path: Path, config: ThemisConfig | None, found: list
     for problem in found:
         key = f" {escape(problem.key)}" if problem.key else ""
         console.print(f"[bold]{escape(problem.place)}[/]:[red]{key}[/]")
-        for name, text in (("found", problem.found), ("allowed", problem.allowed), ("do", problem.remedy)):
+        for name, text in (("error", problem.error), ("expected", problem.expected), ("fix", problem.fix)):
             console.print(f"  [dim]{name:<8}[/] {escape(text)}")
     if config is None:
-        console.print(f"[red]{len(found)} {'mistake' if len(found) == 1 else 'mistakes'}[/] in {escape(str(path))}")
+        console.print(f"[red]{len(found)} {'error' if len(found) == 1 else 'errors'}[/] in {escape(str(path))}")
         return
     console.print(f"[green]{escape(str(path))}[/] is valid: {_summary(config)}")
     for finding in findings:

@@ -1,4 +1,4 @@
-"""One strict YAML file becomes the frozen configuration; every mistake in it is named with file, line, key, found, allowed and remedy."""
+"""The strict YAML settings file as a frozen configuration, or every error in it with file, line, column, key, expected value and fix."""
 
 from __future__ import annotations
 
@@ -20,25 +20,28 @@ __all__ = ["Problem", "ReferenceRow", "RuntimePaths", "load_runtime_paths", "loa
 
 
 def load_settings(path: Path) -> ThemisConfig:
-    """Read, check and build. SettingsError lists every mistake of the file and of its profile files, one a line."""
-    loaded, found = _examine(path)
-    if found or loaded.settings is None:
-        raise _refused(path, found)
+    """The configuration of a settings file.
+
+    Raises SettingsError with every error of the file and of its profile files, one per line.
+    """
+    loaded, errors = _examine(path)
+    if errors or loaded.settings is None:
+        raise _refused(path, errors)
     return build(loaded, loaded.settings)
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimePaths:
-    """Where a sidecar keeps its state, and where it tells its status."""
+    """A sidecar's state directory and status address."""
 
     state_directory: Path
     status_address: Address
 
 
 def load_runtime_paths(path: Path) -> RuntimePaths:
-    """Only `state_directory` and `status` of a file, whose other mistakes do not matter: what runs must be found and ended all the same.
+    """`state_directory` and `status` of a settings file, whatever the errors in its other keys.
 
-    SettingsError lists the mistakes of the two keys, or all of them where the file cannot be read.
+    Raises SettingsError with the errors of the two keys, or all errors if the file cannot be read.
     """
     loaded = load(path)
     if not isinstance(loaded.source.data, dict):
@@ -52,18 +55,18 @@ def load_runtime_paths(path: Path) -> RuntimePaths:
 
 
 def problems(path: Path) -> list[Problem]:
-    """Every mistake of the file and of its profile files, in the order of their places; empty when `load_settings` will succeed."""
+    """Every error of the file and of its profile files, ordered by place; empty if `load_settings` succeeds."""
     return _examine(path)[1]
 
 
-def _refused(path: Path, found: list[Problem]) -> SettingsError:
-    count = "1 mistake" if len(found) == 1 else f"{len(found)} mistakes"
-    return SettingsError("\n".join([f"{path}: {count}", *map(str, sorted(found, key=by_place))]))
+def _refused(path: Path, errors: list[Problem]) -> SettingsError:
+    count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
+    return SettingsError("\n".join([f"{path}: {count}", *map(str, sorted(errors, key=by_place))]))
 
 
 def _examine(path: Path) -> tuple[Loaded, list[Problem]]:
     loaded = load(path)
-    found = list(loaded.problems)
+    errors = list(loaded.problems)
     if loaded.source.data is not None:
-        found += check(loaded)
-    return loaded, sorted(found, key=by_place)
+        errors += check(loaded)
+    return loaded, sorted(errors, key=by_place)

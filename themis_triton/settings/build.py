@@ -1,4 +1,4 @@
-"""Valid settings as the frozen configuration that every stage reads."""
+"""Valid settings as the frozen configuration of the stages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from themis_triton.settings.schema import LaunchSettings, ModelSettings, ServerS
 
 
 def build(loaded: Loaded, settings: Settings) -> ThemisConfig:
-    """The configuration, with absolute paths, named slots and a latency table a model."""
+    """The configuration, with absolute paths, named slots and one latency table per model."""
     state = loaded.resolve(settings.state_directory)
     busy = max_busy(loaded)
     return ThemisConfig(
@@ -49,7 +49,7 @@ def build(loaded: Loaded, settings: Settings) -> ThemisConfig:
 
 
 def _policy(settings: Settings, name: PolicyName, own: PolicySettings) -> PolicyConfig:
-    """The common values, or the published ones of a baseline where stages are separate, replaced by what the policy's own section sets."""
+    """The values of `policy` (with separate placement, a baseline's published ones), overridden by the policy's own section."""
     common = published(name) if has_published_rules(name, settings.planning.placement) else PolicyConfig(**settings.policy.model_dump())
     return replace(common, **{key: getattr(own, key) for key in own.model_fields_set}, name=name)
 
@@ -111,7 +111,7 @@ def _launch(loaded: Loaded, launch: LaunchSettings) -> LaunchConfig:
 
 
 def _named_slots(launch: LaunchSettings) -> Iterator[DeviceSlot]:
-    """Slots without a name are called `cpu-0`, and `cpu-0-2`, `cpu-0-3` where they share a device."""
+    """The slots; one without a name gets `cpu-0`, or `cpu-0-2`, `cpu-0-3` if several share a device."""
     taken = {slot.name for slot in launch.slots if slot.name is not None}
     for slot in launch.slots:
         name, number = slot.name, 1

@@ -1,4 +1,4 @@
-"""What no single key can show: names that must exist, objectives that must be reachable, addresses that must not clash."""
+"""Checks across keys: names must exist, SLOs must be reachable, addresses must not conflict."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ENVOY, _STATUS = EnvoySettings(), StatusSettings()
 
 
 def check(loaded: Loaded) -> Iterator[Problem]:
-    """Every mistake that spans keys, as far as the keys that it spans are valid themselves."""
+    """Every error across keys, as far as the keys themselves are valid."""
     yield from _something_to_scale(loaded)
     yield from _stages(loaded)
     yield from _first_stages(loaded)
@@ -36,7 +36,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
 
 
 def chain_of(pipeline: object) -> list[tuple[KeyPath, str]]:
-    """The stages of a pipeline as written, each with its key path below the pipeline."""
+    """The stages of a pipeline as written, each with its key path relative to the pipeline."""
     stages, model = mapping(pipeline).get("stages"), mapping(pipeline).get("model")
     if isinstance(stages, list):
         return [(("stages", index), stage) for index, stage in enumerate(stages) if isinstance(stage, str)]
@@ -44,7 +44,7 @@ def chain_of(pipeline: object) -> list[tuple[KeyPath, str]]:
 
 
 def max_busy(loaded: Loaded) -> int:
-    """The most instances that can be busy at once on one device: all models at their most, times the servers that share it."""
+    """The maximum number of busy instances on one device: the sum of the models' maxima times the servers that share the device."""
     devices = [str(mapping(server).get("device")) for server in loaded.section("servers").values()]
     devices += [slot.device for slot in loaded.launch.slots] if loaded.launch else []
     shared = max((devices.count(device) for device in devices), default=1)
@@ -52,13 +52,13 @@ def max_busy(loaded: Loaded) -> int:
 
 
 def _something_to_scale(loaded: Loaded) -> Iterator[Problem]:
-    """Plans of separate stages are never carried out, so they need no server."""
+    """Settings need servers or slots, except with placement separate, which is planned and simulated only."""
     if loaded.planning is not None and loaded.planning.placement is Placement.SEPARATE:
         return
     data = mapping(loaded.source.data)
     if not data.get("servers") and data.get("launch") is None:
-        remedy = "name a running server under `servers:`, or slots to start some on under `launch:`"
-        yield loaded.source.problem((), "neither `servers` nor `launch`", "at least one of them", remedy)
+        fix = "add a running server under `servers:`, or slots for new servers under `launch:`"
+        yield loaded.source.problem((), "neither `servers` nor `launch` is set", "at least one of them", fix)
 
 
 def _stages(loaded: Loaded) -> Iterator[Problem]:
@@ -69,31 +69,32 @@ def _stages(loaded: Loaded) -> Iterator[Problem]:
             path: KeyPath = ("pipelines", name, *inner)
             if stage not in defined:
                 near = get_close_matches(stage, defined, n=1)
-                remedy = f"did you mean {near[0]}?" if near else f"define {stage} under `models:`"
-                yield loaded.source.problem(path, None, "a model defined under `models:`, of " + ", ".join(defined), remedy)
+                fix = f"did you mean {near[0]}?" if near else f"define {stage} under `models:`"
+                expected = "a model defined under `models:`, one of " + ", ".join(defined)
+                yield loaded.source.problem(path, f"unknown model {stage}", expected, fix)
             elif stage in seen:
-                yield loaded.source.problem(path, f"{stage} a second time", "each model once in a chain", "remove one of the two")
+                yield loaded.source.problem(path, f"{stage} is a stage already", "each model once in a pipeline", "remove one of the two")
             seen.add(stage)
 
 
 def _first_stages(loaded: Loaded) -> Iterator[Problem]:
-    """A pipeline's demand is what arrives at its first stage, so two pipelines cannot share it."""
+    """A pipeline's demand is the arrival rate at its first stage, so two pipelines cannot share that model."""
     owner: dict[str, str] = {}
     for name, pipeline in loaded.section("pipelines").items():
         for inner, stage in chain_of(pipeline)[:1]:
             if stage in owner:
-                remedy = "their demand could not be told apart: serve the model under a second name for one of them"
-                found = f"{stage}, the first stage of {owner[stage]} too"
-                yield loaded.source.problem(("pipelines", name, *inner), found, "a first stage of its own for each pipeline", remedy)
+                fault = f"{stage} is the first stage of {owner[stage]} too, so their demand cannot be told apart"
+                fix = "serve the model under a second name for one of them"
+                yield loaded.source.problem(("pipelines", name, *inner), fault, "a different first stage for each pipeline", fix)
             owner.setdefault(stage, name)
 
 
 def _profiles(loaded: Loaded) -> Iterator[Problem]:
     busy = max_busy(loaded)
     for name, model in loaded.models.items():
-        if found := model.profile.first_not_positive(model.max_batch, busy):
-            allowed = f"a surface above 0 ms for batches of 1 to {model.max_batch} and 1 to {busy} instances busy"
-            yield loaded.source.problem(("models", name, "profile", "surface"), found, allowed, "measure again, or give a table")
+        if fault := model.profile.first_not_positive(model.max_batch, busy):
+            expected = f"more than 0 ms for batches of 1 to {model.max_batch} and 1 to {busy} busy instances"
+            yield loaded.source.problem(("models", name, "profile", "surface"), fault, expected, "measure again, or give a table")
         yield from _table_reach(loaded, name, model)
 
 
@@ -102,8 +103,9 @@ def _paper_forms(loaded: Loaded) -> Iterator[Problem]:
         return
     for name, model in loaded.models.items():
         if model.profile.surface is not None and model.profile.surface.form is SurfaceForm.PAPER:
-            allowed, remedy = "contention or cores, unless planning.throughput is cores", "set `planning.throughput: cores`"
-            yield loaded.source.problem(("models", name, "profile", "surface", "form"), "paper", allowed, remedy)
+            fault = "paper needs planning.throughput: cores"
+            fix = "set `planning.throughput: cores`"
+            yield loaded.source.problem(("models", name, "profile", "surface", "form"), fault, "contention or cores", fix)
 
 
 def _table_reach(loaded: Loaded, name: str, model: ModelSettings) -> Iterator[Problem]:
@@ -111,13 +113,11 @@ def _table_reach(loaded: Loaded, name: str, model: ModelSettings) -> Iterator[Pr
     if table is None:
         return
     bounds = {"max_batch": (model.max_batch, table.batches[-1]), "instances": (model.instances.max, table.instances[-1])}
-    for key, (wanted, measured) in bounds.items():
-        if wanted > measured:
-            what = "a batch" if key == "max_batch" else "instances"
-            remedy = f"measure further, or lower `{key}`"
-            yield loaded.source.problem(
-                ("models", name, key), f"{wanted}", f"{what} of at most {measured}, the largest in the table", remedy
-            )
+    for key, (configured, measured) in bounds.items():
+        if configured > measured:
+            fix = f"measure further, or lower `{key}`"
+            expected = f"at most {measured}, the largest number in the table"
+            yield loaded.source.problem(("models", name, key), f"{configured} is not in the profile", expected, fix)
 
 
 def _objectives(loaded: Loaded) -> Iterator[Problem]:
@@ -129,14 +129,14 @@ def _objectives(loaded: Loaded) -> Iterator[Problem]:
 def _objective(loaded: Loaded, name: str, pipeline: PipelineSettings) -> Iterator[Problem]:
     times = [loaded.models[stage].profile.fastest_ms(loaded.models[stage].instances.max) for stage in pipeline.chain]
     margin = loaded.policy.slo_margin_fraction if loaded.policy is not None else 0.0
-    least_ms = sum(times) / (1.0 - margin)
-    if pipeline.slo_ms >= least_ms - 1e-9:
+    min_ms = sum(times) / (1.0 - margin)
+    if pipeline.slo_ms >= min_ms - 1e-9:
         return
     terms = " + ".join(f"{stage} {time:g}" for stage, time in zip(pipeline.chain, times, strict=True))
     total = f" = {sum(times):g}" if len(times) > 1 else ""
-    kept = f", over {1.0 - margin:g} for policy.slo_margin_fraction = {least_ms:g} ms" if margin else ""
-    allowed = f"at least the fastest service time, one request on one instance: {terms}{total} ms{kept}"
-    yield loaded.source.problem(("pipelines", name, "slo_ms"), None, allowed, "raise slo_ms, or serve faster models")
+    scaled = f", divided by {1.0 - margin:g} for policy.slo_margin_fraction = {min_ms:g} ms" if margin else ""
+    expected = f"at least the service time of one request: {terms}{total} ms{scaled}"
+    yield loaded.source.problem(("pipelines", name, "slo_ms"), None, expected, "raise slo_ms, or serve faster models")
 
 
 def _slots(loaded: Loaded) -> Iterator[Problem]:
@@ -145,40 +145,40 @@ def _slots(loaded: Loaded) -> Iterator[Problem]:
         if slot.name is None:
             continue
         if slot.name in taken:
-            found = f"{slot.name}, the name of {taken[slot.name]} too"
-            yield loaded.source.problem(("launch", "slots", index, "name"), found, "each name once", "rename one of the two")
+            fault = f"{slot.name} is the name of {taken[slot.name]} too"
+            yield loaded.source.problem(("launch", "slots", index, "name"), fault, "each name once", "rename one of the two")
         taken.setdefault(slot.name, "another slot")
 
 
 def _repository(loaded: Loaded) -> Iterator[Problem]:
-    """Launched servers need each scaled model's folder."""
+    """The model repository of launched servers must hold each model of the settings."""
     if loaded.launch is None:
         return
     folder, key = repository_of(loaded, loaded.launch), ("launch", "model_repository")
     if not folder.is_dir():
-        remedy = f"mend the path: it starts at {loaded.path.parent.resolve()}"
-        yield loaded.source.problem(key, f"{folder}, where no folder is", "a Triton model repository", remedy)
+        fix = f"correct the path, which starts at {loaded.path.parent.resolve()}"
+        yield loaded.source.problem(key, f"{folder} is not a folder", "a Triton model repository", fix)
         return
     for name in loaded.section("models"):
         if not (folder / name).is_dir():
-            found = f"no folder {name} in {folder}"
-            remedy = f"put {name} there, or take it out of `models:`"
-            yield loaded.source.problem(("models", name), found, "a model that launched servers can load", remedy, at_key=True)
+            fault = f"{folder} has no folder {name}"
+            fix = f"add {name} there, or remove it from `models:`"
+            yield loaded.source.problem(("models", name), fault, "a model that launched servers can load", fix, at_key=True)
             continue
-        largest, wanted = _max_batch_size(folder / name / "config.pbtxt"), mapping(loaded.section("models")[name]).get("max_batch")
-        if largest and isinstance(wanted, int) and wanted > largest:
-            remedy = "lower it, or raise max_batch_size there if the model takes such batches"
-            allowed = f"at most {largest}, the max_batch_size of {folder / name / 'config.pbtxt'}"
-            yield loaded.source.problem(("models", name, "max_batch"), None, allowed, remedy)
+        limit, configured = _max_batch_size(folder / name / "config.pbtxt"), mapping(loaded.section("models")[name]).get("max_batch")
+        if limit and isinstance(configured, int) and configured > limit:
+            fix = "lower it, or raise max_batch_size there if the model supports such batches"
+            expected = f"at most {limit}, the max_batch_size of {folder / name / 'config.pbtxt'}"
+            yield loaded.source.problem(("models", name, "max_batch"), None, expected, fix)
 
 
 def _max_batch_size(config: Path) -> int | None:
-    """What a model's own configuration says; None where it says nothing, or is not there."""
+    """`max_batch_size` of a config.pbtxt; None if it is not set or the file cannot be read."""
     try:
-        found = re.search(r"^\s*max_batch_size\s*:\s*(\d+)", config.read_text(encoding="utf-8"), re.MULTILINE)
+        match = re.search(r"^\s*max_batch_size\s*:\s*(\d+)", config.read_text(encoding="utf-8"), re.MULTILINE)
     except (OSError, UnicodeDecodeError):
         return None
-    return int(found[1]) if found is not None else None
+    return int(match[1]) if match is not None else None
 
 
 def repository_of(loaded: Loaded, launch: LaunchSettings) -> Path:
@@ -187,15 +187,16 @@ def repository_of(loaded: Loaded, launch: LaunchSettings) -> Path:
 
 
 def _loopback(loaded: Loaded) -> Iterator[Problem]:
-    for section, key, default, danger in (
-        ("envoy", "admin", _ENVOY.admin, "whoever reaches it can stop Envoy"),
-        ("status", "address", _STATUS.address, "it shows what is served and how"),
+    for section, key, default, risk in (
+        ("envoy", "admin", _ENVOY.admin, "any client of this address can stop Envoy"),
+        ("status", "address", _STATUS.address, "any client of this address can read what is served"),
     ):
         written = loaded.section(section)
-        address = parse_address(str(written.get(key, default)))
+        address_text = str(written.get(key, default))
+        address = parse_address(address_text)
         if address is not None and not address.is_loopback and written.get("allow_non_loopback") is not True:
-            remedy = f"write 127.0.0.1:{address.port}, or set `{section}.allow_non_loopback: true` ({danger})"
-            yield loaded.source.problem((section, key), None, "a loopback address", remedy)
+            fix = f"write 127.0.0.1:{address.port}, or set `{section}.allow_non_loopback: true` ({risk})"
+            yield loaded.source.problem((section, key), f"{address_text} is reachable from other machines", "a loopback address", fix)
 
 
 def _addresses(loaded: Loaded) -> Iterator[Problem]:
@@ -208,13 +209,13 @@ def _addresses(loaded: Loaded) -> Iterator[Problem]:
         if other is not None:
             place = loaded.source.place(other)
             line = f" (line {place.line})" if other in loaded.source.places else ""
-            found = f"{text}, which clashes with {dotted(other)}{line}"
-            yield loaded.source.problem(path, found, "each address once", "choose another port")
+            fault = f"{text} conflicts with {dotted(other)}{line}"
+            yield loaded.source.problem(path, fault, "each address once", "choose another port")
         taken.append((path, address))
 
 
 def _written_addresses(loaded: Loaded) -> Iterator[tuple[KeyPath, str]]:
-    """All addresses, defaults included; what a user wrote after what he did not, so that the clash is shown where it can be mended."""
+    """All addresses, defaults first, so that a conflict is reported at a line of the file."""
     for name, server in loaded.section("servers").items():
         for key in ("grpc", "http", "metrics"):
             yield ("servers", name, key), str(mapping(server).get(key))
@@ -225,7 +226,7 @@ def _written_addresses(loaded: Loaded) -> Iterator[tuple[KeyPath, str]]:
 
 
 def _windows(loaded: Loaded) -> Iterator[Problem]:
-    """Pairs of durations of which the first must not exceed the second."""
+    """Pairs of durations, of which the first must not exceed the second."""
     if loaded.policy is None:
         return
     for low, high in (
@@ -234,8 +235,8 @@ def _windows(loaded: Loaded) -> Iterator[Problem]:
         ("tick_s", "max_stale_s"),
         ("retry_backoff_s", "retry_backoff_max_s"),
     ):
-        least, most = getattr(loaded.policy, low), getattr(loaded.policy, high)
-        if least > most:
+        lower, upper = getattr(loaded.policy, low), getattr(loaded.policy, high)
+        if lower > upper:
             key = low if low in loaded.section("policy") else high
-            remedy = f"lower {low} or raise {high}"
-            yield loaded.source.problem(("policy", key), f"{low} {least:g} > {high} {most:g}", f"{low} ≤ {high}", remedy)
+            fix = f"lower {low} or raise {high}"
+            yield loaded.source.problem(("policy", key), f"{low} {lower:g} > {high} {upper:g}", f"{low} ≤ {high}", fix)

@@ -1,4 +1,4 @@
-"""Fields of the schema in words: what a key holds and in which unit; for error messages and the reference."""
+"""Descriptions of schema fields: type, bounds and unit; for error messages, the reference and the JSON Schema."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BOUNDS = {
     annotated_types.Le: ("le", "≤"),
     annotated_types.Lt: ("lt", "<"),
 }
-_PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+_PLAIN = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Kind:
 
     @property
     def is_named(self) -> bool:
-        """Whether the schema says in words of its own what is allowed."""
+        """Whether the schema describes the accepted values in words of its own."""
         return any(isinstance(part, Allowed) for part in self.metadata)
 
     @property
@@ -54,7 +54,7 @@ class Kind:
         return peel(get_args(self.type)[-1]) if origin in (list, dict) else None
 
     def words(self, unit: str = "") -> str:
-        """What is allowed, such as `a number > 0, in ms`."""
+        """The accepted values, such as `a number > 0, in ms`."""
         if named := [m.words for m in self.metadata if isinstance(m, Allowed)]:
             return named[-1]
         suffix = f", in {unit}" if unit else ""
@@ -63,17 +63,20 @@ class Kind:
     def _type_words(self) -> str:
         if isinstance(self.type, EnumType):
             members: list[Enum] = list(self.type)
-            return " or ".join(str(member.value) for member in members)
+            values = [str(member.value) for member in members]
+            return " or ".join(values) if len(values) < 3 else "one of " + ", ".join(values)
         if self.section is not None:
             return "a mapping with " + ", ".join(f"`{name}`" for name in self.section.model_fields)
         if self.item is not None:
             inside = "…" if self.item.section else self.item.words()
-            return f"a mapping of names, each with {inside}" if get_origin(self.type) is dict else f"a list, each item {inside}"
+            return f"a mapping from names to {inside}" if get_origin(self.type) is dict else f"a list of: {inside}"
         return _PLAIN[self.type]
 
     def _bounds(self) -> str:
-        parts = [f"{sign} {getattr(m, name):g}" for m in self.metadata for kind, (name, sign) in _BOUNDS.items() if isinstance(m, kind)]
-        return f" {' and '.join(parts)}" if parts else ""
+        bounds = {sign: getattr(m, name) for m in self.metadata for kind, (name, sign) in _BOUNDS.items() if isinstance(m, kind)}
+        if set(bounds) == {"≥", "≤"}:
+            return f" from {bounds['≥']:g} to {bounds['≤']:g}"
+        return " " + " and ".join(f"{sign} {bound:g}" for sign, bound in bounds.items()) if bounds else ""
 
 
 def peel(annotation: object, metadata: tuple[object, ...] = ()) -> Kind:
@@ -95,7 +98,7 @@ def kind_of(field: FieldInfo) -> Kind:
 
 
 def kind_at(root: type[BaseModel], path: KeyPath) -> Kind | None:
-    """The kind that the schema has at a key path, None where it knows no such key."""
+    """The kind at a key path of the schema; None for an unknown key."""
     kind: Kind | None = Kind(root)
     for part in path:
         if kind is None:
@@ -109,6 +112,6 @@ def kind_at(root: type[BaseModel], path: KeyPath) -> Kind | None:
 
 
 def unit_of(path: KeyPath) -> str:
-    """The unit that the last key of the path carries in its name, or nothing."""
+    """The unit in the name of the path's last key; empty without one."""
     key = next((part for part in reversed(path) if isinstance(part, str)), "")
     return next((unit for suffix, unit in UNITS.items() if key.endswith(suffix)), "")

@@ -1,4 +1,4 @@
-"""Pydantic's findings as problems: where, what was found, what is allowed and what to write instead."""
+"""Pydantic's errors as problems: place, error, expected value, fix."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from pydantic_core import ErrorDetails
 
 from themis_triton.settings.describe import UNITS, kind_at, unit_of
 from themis_triton.settings.problem import Problem
-from themis_triton.settings.source import KeyPath, Source
+from themis_triton.settings.source import NO_VALUE, KeyPath, Source
 
 _PER_SECOND = {"us": 1e6, "µs": 1e6, "ms": 1e3, "s": 1.0, "sec": 1.0, "m": 1 / 60, "min": 1 / 60, "h": 1 / 3600}
 _NUMBER = re.compile(r"\s*(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(?P<unit>[a-zµ]*)\s*")
 
 
 def explain(details: Sequence[ErrorDetails], schema: type[BaseModel], source: Source) -> list[Problem]:
-    """One problem for each of pydantic's findings."""
+    """One problem per pydantic error, with the place in `source`."""
     return [_problem(detail, schema, source) for detail in details]
 
 
 def _problem(detail: ErrorDetails, schema: type[BaseModel], source: Source) -> Problem:
     path: KeyPath = detail["loc"]
     if path and path[-1] == "[key]":
-        return source.problem(path[:-1], f'the name "{path[-2]}"', "a name of letters, digits, '-', '_' and '.'", "rename it", at_key=True)
+        return source.problem(path[:-1], f'name "{path[-2]}" is invalid', "letters, digits, '-', '_' and '.'", "rename it", at_key=True)
     match detail["type"]:
         case "extra_forbidden":
             return _unknown_key(path, schema, source)
@@ -33,31 +33,31 @@ def _problem(detail: ErrorDetails, schema: type[BaseModel], source: Source) -> P
             return _missing_key(path, schema, source)
         case "themis":
             context = detail["ctx"]
-            return source.problem(path, context.get("found"), context["allowed"], context["remedy"])
+            return source.problem(path, context.get("error"), context["expected"], context["fix"])
         case _:
             return _wrong_value(path, detail, schema, source)
 
 
 def _missing_key(path: KeyPath, schema: type[BaseModel], source: Source) -> Problem:
     kind = kind_at(schema, path)
-    allowed = kind.words(unit_of(path)) if kind is not None else "a value"
-    return source.problem(path, "nothing", allowed, f"add `{path[-1]}:` here", at_key=True)
+    expected = kind.words(unit_of(path)) if kind is not None else "a value"
+    return source.problem(path, "required key is missing", expected, f"add `{path[-1]}:` here", at_key=True)
 
 
 def _unknown_key(path: KeyPath, schema: type[BaseModel], source: Source) -> Problem:
     key = str(path[-1])
     parent = kind_at(schema, path[:-1])
     known = list(parent.section.model_fields) if parent is not None and parent.section is not None else []
-    allowed = "the keys " + ", ".join(known)
-    return source.problem(path, f"the unknown key {key}", allowed, _key_remedy(path, key, known, source), at_key=True)
+    expected = "one of " + ", ".join(known)
+    return source.problem(path, "unknown key", expected, _key_fix(path, key, known, source), at_key=True)
 
 
-def _key_remedy(path: KeyPath, key: str, known: list[str], source: Source) -> str:
+def _key_fix(path: KeyPath, key: str, known: list[str], source: Source) -> str:
     base, unit = _split_unit(key)
     for name in known:
         other_base, other_unit = _split_unit(name)
         if base == other_base and other_unit:
-            number = _converted(source.place(path).found, UNITS[other_unit], UNITS.get(unit, ""))
+            number = _converted(source.place(path).written, UNITS[other_unit], UNITS.get(unit, ""))
             return f"write `{name}: {number}`" if number else f"write `{name}:` and the number in {UNITS[other_unit]}"
     near = get_close_matches(key, known, n=1, cutoff=0.6)
     return f"did you mean `{near[0]}`?" if near else "remove it"
@@ -70,57 +70,57 @@ def _split_unit(key: str) -> tuple[str, str]:
 
 def _wrong_value(path: KeyPath, detail: ErrorDetails, schema: type[BaseModel], source: Source) -> Problem:
     kind = kind_at(schema, path)
-    allowed = kind.words(unit_of(path)) if kind is not None else detail["msg"]
-    return source.problem(path, None, allowed, _value_remedy(path, detail, source.place(path).found))
+    expected = kind.words(unit_of(path)) if kind is not None else detail["msg"]
+    return source.problem(path, None, expected, _value_fix(path, detail, source.place(path).written))
 
 
-def _value_remedy(path: KeyPath, detail: ErrorDetails, found: str) -> str:
+def _value_fix(path: KeyPath, detail: ErrorDetails, written: str) -> str:
     match detail["type"]:
         case "float_type" | "int_type":
-            return _number_remedy(found, unit_of(path))
+            return _number_fix(written, unit_of(path))
         case "enum":
-            return _choice_remedy(found, detail)
-        case "string_type" | "path_type" if found not in ("a mapping", "a list", "nothing"):
-            return f'write it in quotes: "{found}"'
-        case "dict_type" | "model_type" if found == "nothing":
-            return "write its keys on the lines below, indented; or remove this key"
+            return _choice_fix(written, detail)
+        case "string_type" | "path_type" if written not in ("a mapping", "a list", NO_VALUE):
+            return f'write it in quotes: "{written}"'
+        case "dict_type" | "model_type" if written == NO_VALUE:
+            return "write its keys on the lines below, indented, or remove this key"
         case kind:
-            return _REMEDIES.get(kind, "write such a value")
+            return _FIXES.get(kind, "write such a value")
 
 
-_REMEDIES = {
+_FIXES = {
     "bool_type": "write true or false without quotes",
     "list_type": "write a list: [first, second]",
-    "too_short": "write at least one",
+    "too_short": "add at least one entry",
     "finite_number": "write a finite number",
-    "byte_size": "write a whole number and B, KiB, MiB or GiB",
-    "byte_size_unit": "write a whole number and B, KiB, MiB or GiB",
-} | dict.fromkeys(("greater_than", "greater_than_equal", "less_than", "less_than_equal"), "write a number inside these bounds")
+    "byte_size": "write an integer and B, KiB, MiB or GiB",
+    "byte_size_unit": "write an integer and B, KiB, MiB or GiB",
+} | dict.fromkeys(("greater_than", "greater_than_equal", "less_than", "less_than_equal"), "write a number within these bounds")
 
 
-def _choice_remedy(found: str, detail: ErrorDetails) -> str:
-    near = get_close_matches(found.strip('"'), re.findall(r"'([^']*)'", detail["ctx"]["expected"]), n=1)
+def _choice_fix(written: str, detail: ErrorDetails) -> str:
+    near = get_close_matches(written.strip('"'), re.findall(r"'([^']*)'", detail["ctx"]["expected"]), n=1)
     return f"did you mean {near[0]}?" if near else "write one of these"
 
 
-def _number_remedy(found: str, unit: str) -> str:
-    text = found.strip('"')
+def _number_fix(written: str, unit: str) -> str:
+    text = written.strip('"')
     number = _converted(text, unit, "")
     if number is None:
-        return f"write a number; the key is in {unit}" if unit else "write a number"
-    if number == found:
-        return "write a whole number"
+        return f"write a number in {unit}" if unit else "write a number"
+    if number == written:
+        return "write an integer"
     if number == text:
         return f"write {number} without quotes"
-    return f"write {number}: the key is in {unit}" if unit else f"write {number}"
+    return f"write {number}; the key is in {unit}" if unit else f"write {number}"
 
 
-def _converted(found: str, unit: str, written_unit: str) -> str | None:
-    """The number found, in `unit`; a unit inside the text wins over `written_unit`, and none at all means `unit`."""
-    match = _NUMBER.fullmatch(found.strip('"'))
+def _converted(text: str, unit: str, default_unit: str) -> str | None:
+    """The number in `text`, in `unit`. A unit in the text takes precedence over `default_unit`; without either, `unit` is assumed."""
+    match = _NUMBER.fullmatch(text.strip('"'))
     if match is None:
         return None
-    written = match["unit"] or written_unit or unit
+    written = match["unit"] or default_unit or unit
     if written == unit:
         return f"{float(match['number']):.10g}"
     if written not in _PER_SECOND or not unit:

@@ -1,4 +1,4 @@
-"""Kinds of values that settings are made of; each one says in words what it allows."""
+"""Types of settings values; each carries a description of the values that it accepts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from themis_triton.core.address import Address
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """What a value may be, in words, for error messages and the reference."""
+    """Description of the accepted values, for error messages, the reference and the JSON Schema."""
 
     words: str
 
@@ -26,10 +26,10 @@ class Section(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def refusal(found: str | None, allowed: str, remedy: str) -> PydanticCustomError:
-    """A validator's error with the three parts that a user needs; `found` None shows the value as written."""
-    context = {"allowed": allowed, "remedy": remedy} | ({} if found is None else {"found": found})
-    return PydanticCustomError("themis", "{allowed}", context)
+def refusal(error: str | None, expected: str, fix: str) -> PydanticCustomError:
+    """A validator's error with the parts of a `Problem`; `error` None says that the value as written is invalid."""
+    context = {"expected": expected, "fix": fix} | ({} if error is None else {"error": error})
+    return PydanticCustomError("themis", "expected {expected}", context)
 
 
 ADDRESS_WORDS = "host:port with a port of 1 to 65535, such as 127.0.0.1:8001 or [::1]:8001"
@@ -47,28 +47,28 @@ def parse_address(text: str) -> Address | None:
 
 def _check_address(text: str) -> str:
     if parse_address(text) is None:
-        raise refusal(None, ADDRESS_WORDS, _address_remedy(text))
+        raise refusal(None, ADDRESS_WORDS, _address_fix(text))
     return text
 
 
 def _check_listen(text: str) -> str:
     address = parse_address(text)
     if address is None:
-        raise refusal(None, LISTEN_WORDS, _address_remedy(text))
+        raise refusal(None, LISTEN_WORDS, _address_fix(text))
     if address.ip is None:
         host = "127.0.0.1" if address.host == "localhost" else "the IP of the interface"
-        raise refusal(None, LISTEN_WORDS, f"a name cannot be listened on: write {host}:{address.port}")
+        raise refusal(None, LISTEN_WORDS, f"write {host}:{address.port}; a listener needs an IP address, not a name")
     return text
 
 
-def _address_remedy(text: str) -> str:
+def _address_fix(text: str) -> str:
     if "://" in text:
-        return f"leave the scheme out: write {text.partition('://')[2].partition('/')[0]}"
+        return f"remove the scheme: write {text.partition('://')[2].partition('/')[0]}"
     if text.isdigit():
-        return f"write the host too: 127.0.0.1:{text}"
+        return f"add the host, such as 127.0.0.1:{text}"
     if ":" not in text:
-        return f"write the port too, such as {text}:8001"
-    return "write host, colon, port"
+        return f"add the port, such as {text}:8001"
+    return "write host:port"
 
 
 def _check_device(text: str) -> str:
@@ -78,7 +78,7 @@ def _check_device(text: str) -> str:
     return text
 
 
-DEVICE_WORDS = "gpu:N (N as NVML counts) or cpu:N, such as gpu:0"
+DEVICE_WORDS = "gpu:N (N is NVML's index) or cpu:N, such as gpu:0"
 
 Count = Annotated[int, Field(ge=1)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
@@ -88,4 +88,4 @@ HostPort = Annotated[str, AfterValidator(_check_address), Allowed(ADDRESS_WORDS)
 Listen = Annotated[str, AfterValidator(_check_listen), Allowed(LISTEN_WORDS)]
 Device = Annotated[str, AfterValidator(_check_device), Allowed(DEVICE_WORDS)]
 Size = Annotated[ByteSize, Allowed("a size in bytes or with a unit, such as 512MiB")]
-FilePath = Annotated[Path, Field(strict=False), Allowed("a path; a relative one starts at this file's folder")]
+FilePath = Annotated[Path, Field(strict=False), Allowed("a path; relative paths start at the folder of this file")]

@@ -1,4 +1,4 @@
-"""One settings file with its profile files, read, parsed and checked as far as each part allows, so that all its mistakes show at once."""
+"""A settings file with its profile files, parsed section by section, so that all errors are reported at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FILE_WORDS = "a mapping with " + ", ".join(f"`{name}`" for name in Settings.mode
 
 @dataclass(slots=True)
 class Loaded:
-    """What is valid of a file. `settings` is None while anything in its shape is wrong; the parts hold what is right nevertheless."""
+    """The valid parts of a file. `settings` is None if the file has any schema error; the other fields hold the sections without one."""
 
     path: Path
     source: Source
@@ -34,12 +34,12 @@ class Loaded:
     planning: PlanningSettings | None = None
 
     def resolve(self, path: Path) -> Path:
-        """A path as written, from the settings file's folder. A link at its end stays one: a binary may depend on how it is called."""
+        """The absolute path, relative to the settings file's folder. A final symbolic link is kept: a binary may depend on its name."""
         joined = self.path.parent / path
         return joined.parent.resolve() / joined.name
 
     def section(self, name: str) -> Mapping[str, Any]:
-        """A top-level section as written; empty where it is absent or not a mapping."""
+        """A top-level section as written; empty if it is absent or not a mapping."""
         return mapping(mapping(self.source.data).get(name))
 
 
@@ -49,7 +49,7 @@ def mapping(value: object) -> Mapping[str, Any]:
 
 
 def load(path: Path) -> Loaded:
-    """Read and parse a settings file; nothing is raised, every mistake in the file's shape is in `problems`."""
+    """The parsed settings file, with every schema error in `problems`; nothing is raised."""
     source = read_source(path, str(path), FILE_WORDS)
     unusable = set(_include_profiles(path, source))
     loaded = Loaded(path, source, list(source.problems))
@@ -68,7 +68,7 @@ def load(path: Path) -> Loaded:
 
 
 def _include_profiles(path: Path, source: Source) -> Iterator[KeyPath]:
-    """Put the content of each profile file in the place of its name, with its own lines; yields those that could not be read."""
+    """Replace each profile path by the file's content, with its own lines; yields the key paths of unreadable files."""
     for name, model in mapping(mapping(source.data).get("models")).items():
         included = mapping(model).get("profile")
         if not isinstance(included, str):
@@ -87,15 +87,13 @@ def _include_profiles(path: Path, source: Source) -> Iterator[KeyPath]:
 
 
 def _missing_profile(path: Path, source: Source, key: KeyPath, included: str) -> Problem:
-    hint = "; environment variables and ~ are not expanded" if "$" in included or included.startswith("~") else ""
-    remedy = f"mend the path, which starts at {path.parent.resolve()}{hint}, or measure it: `themis profile {key[1]} --repository MODELS`"
-    return source.problem(
-        key, f"{included}, where no file is", "a mapping with `table` or `surface`, or the path of a file with one", remedy
-    )
+    hint = " (environment variables and ~ are not expanded)" if "$" in included or included.startswith("~") else ""
+    fix = f"measure it with `themis profile {key[1]} -c {path}`, or correct the path, which starts at {path.parent.resolve()}{hint}"
+    return source.problem(key, f"{included} does not exist", "a mapping with `table` or `surface`, or the path of a file with one", fix)
 
 
 def _place_bounds(source: Source) -> None:
-    """`[min, max]` is checked as a mapping: its keys stand where the list's items do."""
+    """Give `min` and `max` the places of the items of `[min, max]`, which is validated as a mapping."""
     for name in mapping(mapping(source.data).get("models")):
         for index, key in enumerate(("min", "max")):
             item: KeyPath = ("models", name, "instances", index)
@@ -118,7 +116,7 @@ def _fill_parts(loaded: Loaded, bad: set[KeyPath]) -> None:
 
 
 def _part(schema: type[SectionT], value: object, path: KeyPath, bad: set[KeyPath]) -> SectionT | None:
-    """The section at `path`, or None where something in it is wrong and has been reported."""
+    """The section at `path`; None if it has an error, which is reported already."""
     if any(loc[: len(path)] == path for loc in bad):
         return None
     return schema.model_validate(value)

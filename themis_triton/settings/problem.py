@@ -1,4 +1,4 @@
-"""What is wrong with a settings file: one value per mistake, said the same way to people and to programs."""
+"""Errors of a settings file: one value per error, with the same form for people and for programs."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One mistake. `line` and `column` count from 1 and are None where the file could not be read at all."""
+    """One error. `line` and `column` count from 1 and are None where the file could not be read."""
 
     file: str
     line: int | None
     column: int | None
     key: str
-    found: str
-    allowed: str
-    remedy: str
+    error: str
+    expected: str
+    fix: str
 
     @property
     def place(self) -> str:
@@ -23,11 +23,11 @@ class Problem:
         return ":".join(str(part) for part in (self.file, self.line, self.column) if part is not None)
 
     def __str__(self) -> str:
-        """The whole mistake in one line."""
+        """`file:line:column: key: error: expected …. Fix: …`."""
         key = f"{self.key}: " if self.key else ""
-        return f"{self.place}: {key}found {self.found}; allowed: {self.allowed}; {self.remedy}"
+        return f"{self.place}: {key}{self.error}: expected {self.expected}. Fix: {self.fix}"
 
 
 def by_place(problem: Problem) -> tuple[str, int, int, str]:
-    """Sort key: the order in which a reader meets the mistakes."""
+    """Sort key: file, line, column, key."""
     return (problem.file, problem.line or 0, problem.column or 0, problem.key)

@@ -1,8 +1,9 @@
-"""What a model costs, as written in a settings file or in a profile file of its own; and the latency table that comes of it."""
+"""A model's profile, as written in a settings file or in a profile file, and its latency table."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sized
 from enum import StrEnum
 from itertools import pairwise
 from statistics import median
@@ -18,7 +19,7 @@ from themis_triton.solver.surface import paper_latency_ms
 DEFAULT_PROFILE = ModelProfile(LatencyTable((1,), (1,), ((1.0,),)))
 
 
-FORM_WORDS = "contention: c instances busy on one device; cores: c cores; paper: c cores, as published, in whole ms"
+FORM_WORDS = "contention: c busy instances on one device; cores: c cores; paper: c cores, as published, in whole ms"
 
 
 class SurfaceForm(StrEnum):
@@ -36,17 +37,19 @@ class SurfaceSettings(Section):
     """
 
     form: Annotated[SurfaceForm, Field(strict=False)] = Field(description=FORM_WORDS)
-    alpha_ms: float = Field(description="for each request of the batch, times the busy instances (or divided by the cores)")
-    beta_ms: float = Field(description="for each request of the batch")
-    gamma_ms: float = Field(description="for each busy instance (or divided by the cores)")
-    zeta_ms: float = Field(description="for each batch")
-    m: Annotated[float, Field(gt=0)] = Field(default=1.0, description="form paper: factor of the whole")
+    alpha_ms: float = Field(description="per request of the batch, times the busy instances (or divided by the cores)")
+    beta_ms: float = Field(description="per request of the batch")
+    gamma_ms: float = Field(description="per busy instance (or divided by the cores)")
+    zeta_ms: float = Field(description="per batch")
+    m: Annotated[float, Field(gt=0)] = Field(default=1.0, description="form paper: factor of the whole expression")
     m_b: Annotated[float, Field(gt=0)] = Field(default=1.0, description="form paper: factor of `beta_ms`")
 
     @model_validator(mode="after")
     def _factors(self) -> SurfaceSettings:
         if self.form is not SurfaceForm.PAPER and (self.m, self.m_b) != (1.0, 1.0):
-            raise refusal(f"m or m_b with form {self.form.value}", "m and m_b with form paper", "multiply the constants by them instead")
+            raise refusal(
+                f"form {self.form.value} has no m or m_b", "m and m_b with form paper only", "multiply the constants by them instead"
+            )
         return self
 
     def at(self, batch: int, instances: int) -> float:
@@ -58,61 +61,67 @@ class SurfaceSettings(Section):
         return (self.alpha_ms * batch + self.gamma_ms) * scale + self.beta_ms * batch + self.zeta_ms
 
 
-class TableSettings(Section):
-    """Measured service times, a row a batch size and a column a number of instances busy on the device."""
+def _count(items: Sized, noun: str) -> str:
+    return f"1 {noun}" if len(items) == 1 else f"{len(items)} {noun}s"
 
-    batches: list[Count] = Field(min_length=1, description="batch sizes measured, ascending from 1")
-    instances: list[Count] = Field(min_length=1, description="instances busy on the device, ascending from 1")
+
+class TableSettings(Section):
+    """Measured service times: one row per batch size, one column per number of busy instances on the device."""
+
+    batches: list[Count] = Field(min_length=1, description="measured batch sizes, in ascending order from 1")
+    instances: list[Count] = Field(min_length=1, description="numbers of busy instances on the device, in ascending order from 1")
     latency_ms: list[list[Annotated[float, Field(gt=0)]]] = Field(
-        description="a row a batch size, a number a count of instances: service time at the objective's percentile"
+        description="one row per batch size, one number per instance count: service time at the SLO's percentile"
     )
 
     @model_validator(mode="after")
     def _shaped(self) -> TableSettings:
         for name, axis in (("batches", self.batches), ("instances", self.instances)):
             if axis[0] != 1 or any(a >= b for a, b in pairwise(axis)):
-                raise refusal(f"{name} {axis}", f"{name} that ascend from 1", "sort them, and measure 1 too")
-        wanted = f"{len(self.batches)} rows (batches) of {len(self.instances)} numbers (instances)"
+                raise refusal(f"{name} {axis} is invalid", f"{name} in ascending order from 1", "sort them, and measure 1 too")
+        shape = f"{len(self.batches)} rows (batches) of {len(self.instances)} numbers (instances)"
         if len(self.latency_ms) != len(self.batches):
-            raise refusal(f"{len(self.latency_ms)} rows in latency_ms", wanted, "give each batch size one row")
+            raise refusal(f"latency_ms has {_count(self.latency_ms, 'row')}", shape, "write one row per batch size")
         for row, batch in zip(self.latency_ms, self.batches, strict=True):
             if len(row) != len(self.instances):
-                raise refusal(f"{len(row)} numbers in latency_ms' row of batch {batch}", wanted, "give each count of instances one number")
+                raise refusal(f"latency_ms has {_count(row, 'number')} for batch {batch}", shape, "write one number per instance count")
         return self
 
 
 class ProfileSettings(Section):
-    """A model's latency, as a table or as a surface, and what its changes cost."""
+    """A model's latency, as a table or a surface, and the costs of its changes."""
 
-    table: TableSettings | None = Field(default=None, description="measured service times; this or `surface`")
-    surface: SurfaceSettings | None = Field(default=None, description="a fitted surface; this or `table`")
-    instance_init_s: Seconds = Field(default=DEFAULT_PROFILE.instance_init_s, description="how long one more instance takes to serve")
-    instance_stop_s: Seconds = Field(default=DEFAULT_PROFILE.instance_stop_s, description="how long one fewer takes")
+    table: TableSettings | None = Field(default=None, description="measured service times; either this or `surface`")
+    surface: SurfaceSettings | None = Field(default=None, description="a fitted surface; either this or `table`")
+    instance_init_s: Seconds = Field(default=DEFAULT_PROFILE.instance_init_s, description="time until one more instance serves")
+    instance_stop_s: Seconds = Field(default=DEFAULT_PROFILE.instance_stop_s, description="time to remove an instance")
     server_launch_s: Seconds = Field(
-        default=DEFAULT_PROFILE.server_launch_s, description="from the start of a server to its first answer, without the instances"
+        default=DEFAULT_PROFILE.server_launch_s, description="time from a server's start to its first response, without the instances"
     )
     instance_memory: Size = Field(default=0, validate_default=True, description="device memory of one instance")
-    about: str | None = Field(default=None, description="where the numbers come from, in free words")
-    measured: MeasuredSettings | None = Field(default=None, description="written by `themis profile`: samples, fits and what they hold for")
+    about: str | None = Field(default=None, description="free text on the origin of the numbers")
+    measured: MeasuredSettings | None = Field(
+        default=None, description="written by `themis profile`: samples, fits and the conditions of the measurement"
+    )
     levers: OperationsSettings | None = Field(
-        default=None, description="written by `themis probe`: what changes cost and whether they are safe"
+        default=None, description="written by `themis probe`: costs of changes and whether they are safe"
     )
 
     @model_validator(mode="after")
     def _one_of(self) -> ProfileSettings:
         if (self.table is None) == (self.surface is None):
-            found = "neither `table` nor `surface`" if self.table is None else "both `table` and `surface`"
-            raise refusal(found, "one of `table` and `surface`", "keep the one that was measured")
+            fault = "neither `table` nor `surface` is set" if self.table is None else "both `table` and `surface` are set"
+            raise refusal(fault, "one of `table` and `surface`", "keep the measured one")
         return self
 
     def fastest_ms(self, max_instances: int) -> float:
-        """The least service time of one request, over the counts of instances (or cores) allowed."""
+        """The minimum service time of one request in ms, over the allowed numbers of instances (or cores)."""
         if self.table is not None:
             return min(self.table.latency_ms[0])
         return min(self._surface().at(1, 1), self._surface().at(1, max_instances))
 
     def latency_table(self, max_batch: int, max_busy: int) -> LatencyTable:
-        """The table as measured; or the surface at every batch of 1 to `max_batch` and 1 to `max_busy` instances busy, rounded to 1 ns."""
+        """The measured table, or the surface at batches of 1 to `max_batch` and 1 to `max_busy` busy instances, rounded to 1 ns."""
         if self.table is not None:
             table = self.table
             return LatencyTable(tuple(table.batches), tuple(table.instances), tuple(tuple(row) for row in table.latency_ms))
@@ -121,9 +130,9 @@ class ProfileSettings(Section):
         return LatencyTable(batches, instances, tuple(tuple(round(surface.at(b, c), 6) for c in instances) for b in batches))
 
     def mean_table(self) -> LatencyTable | None:
-        """Mean service times at the points of `table`; None where no profile was measured.
+        """Mean service times at the points of `table`, from Triton's statistics; None without a measured profile.
 
-        As Triton's statistics had them; a point that was not measured has the mean's median share in the percentile.
+        At a point that was not measured: the percentile times the median ratio of mean to percentile.
         """
         if self.table is None or self.measured is None or not self.measured.points:
             return None
@@ -137,7 +146,7 @@ class ProfileSettings(Section):
         return LatencyTable(tuple(self.table.batches), tuple(self.table.instances), values)
 
     def to_core(self, max_batch: int, max_busy: int) -> ModelProfile:
-        """The profile as the stages read it."""
+        """The profile as a core value."""
         return ModelProfile(
             self.latency_table(max_batch, max_busy),
             self.instance_init_s,
@@ -150,7 +159,7 @@ class ProfileSettings(Section):
         )
 
     def first_not_positive(self, max_batch: int, max_busy: int) -> str | None:
-        """A corner of the surface at or below 0 ms, in words. The forms are monotone in each argument, so the corners suffice."""
+        """A description of a surface corner at or below 0 ms, or None. The forms are monotone in each argument, so the corners suffice."""
         if self.surface is None:
             return None
         for batch in (1, max_batch):
@@ -162,5 +171,5 @@ class ProfileSettings(Section):
 
     def _surface(self) -> SurfaceSettings:
         if self.surface is None:
-            raise ValueError("a profile without a table has a surface")
+            raise ValueError("a profile without a table must have a surface")
         return self.surface

@@ -1,10 +1,11 @@
-"""The settings reference: one row a key, built from the schema itself."""
+"""The settings reference: one row per key, generated from the schema."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from itertools import groupby
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -15,7 +16,7 @@ from themis_triton.settings.schema import Settings
 
 @dataclass(frozen=True, slots=True)
 class ReferenceRow:
-    """One key: dotted path, what it holds and in which unit, its default (`required` when there is none), what it means."""
+    """One key: dotted path, type with unit, default (`required` without one), description."""
 
     key: str
     kind: str
@@ -23,21 +24,30 @@ class ReferenceRow:
     meaning: str
 
 
+_INTRODUCTION = """\
+# Settings reference
+
+Generated from the schema by `scripts/reference`. Keys carry their units: `_s` seconds, `_ms` milliseconds, `_us` microseconds.
+Sizes are in bytes, or carry a unit: `512MiB`. Relative paths start at the folder of the settings file. Environment variables
+are not expanded. An unknown key is an error. `NAME` stands for a name of your choice, `[]` for each item of a list.
+"""
+
+
 def reference_rows() -> list[ReferenceRow]:
-    """All keys in the order of the schema; `NAME` stands for a name of the user's choice, `[]` for each item of a list."""
+    """All keys in schema order; `NAME` stands for a name of the user's choice, `[]` for each item of a list."""
     return list(_rows(Settings, "", set()))
 
 
-def _rows(section: type[BaseModel], prefix: str, told: set[type[BaseModel]]) -> Iterator[ReferenceRow]:
+def _rows(section: type[BaseModel], prefix: str, seen: set[type[BaseModel]]) -> Iterator[ReferenceRow]:
     for name, field in section.model_fields.items():
         key, kind = f"{prefix}{name}", kind_of(field)
         default = "required" if field.is_required() else _shown(field.get_default())
         inner = kind.section or (kind.item.section if kind.item is not None else None)
         words = _section_words(kind) if inner is not None else kind.words(unit_of((name,)))
         yield ReferenceRow(key, words, default, field.description or "")
-        if inner is not None and inner not in told:
-            yield from _rows(inner, f"{key}{_inside(kind)}.", told | {inner})
-            told.add(inner)
+        if inner is not None and inner not in seen:
+            yield from _rows(inner, f"{key}{_inside(kind)}.", seen | {inner})
+            seen.add(inner)
 
 
 def _section_words(kind: Kind) -> str:
@@ -45,7 +55,7 @@ def _section_words(kind: Kind) -> str:
         return kind.words()
     if kind.item is None:
         return "a mapping"
-    return f"a list, each item {kind.item.words()}" if kind.is_list else "a mapping of names"
+    return f"a list of: {kind.item.words()}" if kind.is_list else "a mapping from names to sections"
 
 
 def _inside(kind: Kind) -> str:
@@ -65,13 +75,16 @@ def _shown(value: object) -> str:
         case Path() | str() | int() | float():
             return f"{value:g}" if isinstance(value, float) else str(value)
         case _:
-            raise TypeError(f"a default of type {type(value).__name__} has no words yet")
+            raise TypeError(f"a default of type {type(value).__name__} has no representation in the reference")
 
 
-def reference_markdown() -> str:
-    """The rows as a Markdown table, as it stands in the README."""
-    lines = ["| key | value | default | meaning |", "| --- | --- | --- | --- |"]
-    for row in reference_rows():
-        cells = (f"`{row.key}`", row.kind, row.default, row.meaning)
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+def reference_page() -> str:
+    """The settings reference as a Markdown page: one table per top-level key."""
+    lines = [_INTRODUCTION]
+    for name, group in groupby(reference_rows(), key=lambda row: row.key.partition(".")[0]):
+        lines += [f"## {name}", "", "| key | value | default | meaning |", "| --- | --- | --- | --- |"]
+        for row in group:
+            cells = (f"`{row.key}`", row.kind, row.default, row.meaning)
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append("")
     return "\n".join(lines)

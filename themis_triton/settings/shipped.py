@@ -1,4 +1,4 @@
-"""Where the files that ship with Themis are: beside the code in an installed wheel, at the top of a source tree otherwise."""
+"""The folder of the shipped files: beside the code in an installed wheel, at the top of a source tree."""
 
 from __future__ import annotations
 

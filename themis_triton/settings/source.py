@@ -1,4 +1,4 @@
-"""YAML as plain data that remembers where each key stood, so that a later check can point at line and column."""
+"""YAML as plain data with the line and column of each key, for the errors of later checks."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ from themis_triton.settings.problem import Problem
 
 KeyPath = tuple[str | int, ...]
 MERGE_TAG = "tag:yaml.org,2002:merge"
+NO_VALUE = "nothing"
+INIT_HINT = "`themis init` writes a file to start from"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where one key path stands: its key, its value, and the value as written."""
+    """Position of one key path: its key, its value, and the value as written."""
 
     file: str
     key_line: int
     key_column: int
     line: int
     column: int
-    found: str
+    written: str
 
 
 @dataclass(slots=True)
 class Source:
-    """One settings file, with what it includes: `data` as plain Python values, `places` by key path, `problems` of the YAML itself."""
+    """One settings file and the files that it includes: `data` as plain values, `places` by key path, `problems` of the YAML syntax."""
 
     file: str
     data: Any = None
@@ -41,13 +43,13 @@ class Source:
         for length in range(len(path), -1, -1):
             if path[:length] in self.places:
                 return self.places[path[:length]]
-        return Place(self.file, 1, 1, 1, 1, "nothing")
+        return Place(self.file, 1, 1, 1, 1, NO_VALUE)
 
-    def problem(self, path: KeyPath, found: str | None, allowed: str, remedy: str, *, at_key: bool = False) -> Problem:
-        """A problem at the key path; `found` None shows the value as written."""
+    def problem(self, path: KeyPath, error: str | None, expected: str, fix: str, *, at_key: bool = False) -> Problem:
+        """A problem at the key path; `error` None says that the value as written is invalid."""
         place = self.place(path)
         line, column = (place.key_line, place.key_column) if at_key else (place.line, place.column)
-        return Problem(place.file, line, column, dotted(path), place.found if found is None else found, allowed, remedy)
+        return Problem(place.file, line, column, dotted(path), _invalid(place.written) if error is None else error, expected, fix)
 
 
 def dotted(path: KeyPath) -> str:
@@ -58,55 +60,59 @@ def dotted(path: KeyPath) -> str:
     return text
 
 
-def read_source(path: Path, shown: str, allowed: str) -> Source:
-    """Read a YAML file. `allowed` says what the whole file must be; every fault of the YAML is in `problems`, none is raised."""
+def _invalid(written: str) -> str:
+    return "no value" if written == NO_VALUE else f"{written} is invalid"
+
+
+def read_source(path: Path, shown: str, expected: str) -> Source:
+    """The content of a YAML file, with every syntax error in `problems`; nothing is raised.
+
+    `shown` is the file's name in errors; `expected` says what the whole file must be.
+    """
     source = Source(shown)
-    text = _read_text(path, source, allowed)
+    text = _read_text(path, source, expected)
     if text is None:
         return source
     try:
-        _compose(text, source, allowed)
+        _compose(text, source, expected)
     except yaml.YAMLError as error:
         source.problems.append(_yaml_problem(error, source.file, text))
     except RecursionError:
-        source.problems.append(Problem(shown, 1, 1, "", "lists or mappings nested too deeply", allowed, "take out the nesting"))
+        source.problems.append(Problem(shown, 1, 1, "", "lists or mappings are nested too deeply", expected, "remove the nesting"))
     return source
 
 
-def _read_text(path: Path, source: Source, allowed: str) -> str | None:
+def _read_text(path: Path, source: Source, expected: str) -> str | None:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        found = f"the byte 0x{error.object[error.start]:02x}, which is not UTF-8"
-        source.problems.append(Problem(source.file, line, None, "", found, "text in UTF-8", "save the file as UTF-8"))
+        fault = f"byte 0x{error.object[error.start]:02x} is not UTF-8"
+        source.problems.append(Problem(source.file, line, None, "", fault, "text in UTF-8", "save the file as UTF-8"))
     except OSError as error:
-        found = f"no readable file ({error.strerror})"
-        source.problems.append(
-            Problem(source.file, None, None, "", found, allowed, "check the path; `themis init` writes a commented sample")
-        )
+        fault = f"file cannot be read ({error.strerror})"
+        source.problems.append(Problem(source.file, None, None, "", fault, expected, f"correct the path; {INIT_HINT}"))
     return None
 
 
-def _compose(text: str, source: Source, allowed: str) -> None:
+def _compose(text: str, source: Source, expected: str) -> None:
     loader = yaml.SafeLoader(text)
     try:
         root = loader.get_single_node()
         if root is None:
-            found = "an empty file"
-            source.problems.append(Problem(source.file, 1, 1, "", found, allowed, "`themis init` writes a commented sample"))
+            source.problems.append(Problem(source.file, 1, 1, "", "file is empty", expected, INIT_HINT))
             return
         source.data = _Walk(loader, source).value(root, (), root)
     finally:
         loader.dispose()
     if not isinstance(source.data, dict):
-        source.problems.append(source.problem((), None, allowed, "start with keys such as `models:`"))
+        source.problems.append(source.problem((), None, expected, "start with keys such as `models:`"))
         source.data = None
 
 
 @dataclass(slots=True)
 class _Walk:
-    """Turns the node tree into plain data and fills in `places`. Anchors and `<<` merges work; an alias to itself does not."""
+    """Turns the node tree into plain data and fills in `places`. Anchors and `<<` merges work; an alias to itself is an error."""
 
     loader: yaml.SafeLoader
     source: Source
@@ -117,7 +123,7 @@ class _Walk:
         place = Place(self.source.file, key_mark.line + 1, key_mark.column + 1, mark.line + 1, mark.column + 1, _as_written(node))
         self.source.places[path] = place
         if id(node) in self.open_nodes:
-            self._report(path, "an alias to the mapping or list that it stands in", "a value that ends", "write the value out")
+            self._report(path, "alias refers to the mapping or list that contains it", "a finite value", "write the value out")
             return None
         self.open_nodes.add(id(node))
         try:
@@ -152,8 +158,8 @@ class _Walk:
                 mark.line + 1,
                 mark.column + 1,
                 dotted((*path, name)),
-                f"the key {name}",
-                "a text as key",
+                f"key {name} is not a string",
+                "a string",
                 "put the key in quotes",
             )
         )
@@ -166,40 +172,38 @@ class _Walk:
                 continue
             mark = key.start_mark
             if key.value in first:
-                found = f"{key.value} a second time (first on line {first[key.value]})"
+                fault = f"duplicate of line {first[key.value]}"
                 where = dotted((*path, key.value))
-                remedy = "rename or remove one of the two"
-                self.source.problems.append(
-                    Problem(self.source.file, mark.line + 1, mark.column + 1, where, found, "each name once", remedy)
-                )
+                fix = "rename or remove one of the two"
+                self.source.problems.append(Problem(self.source.file, mark.line + 1, mark.column + 1, where, fault, "each name once", fix))
             first.setdefault(key.value, mark.line + 1)
 
-    def _report(self, path: KeyPath, found: str, allowed: str, remedy: str) -> None:
-        self.source.problems.append(self.source.problem(path, found, allowed, remedy))
+    def _report(self, path: KeyPath, error: str, expected: str, fix: str) -> None:
+        self.source.problems.append(self.source.problem(path, error, expected, fix))
 
 
 def _as_written(node: Node) -> str:
     if not isinstance(node, ScalarNode):
         return "a mapping" if isinstance(node, MappingNode) else "a list"
     if node.tag.endswith(":null"):
-        return "nothing"
+        return NO_VALUE
     return f'"{node.value}"' if node.style in ("'", '"') else str(node.value)
 
 
 def _yaml_problem(error: yaml.YAMLError, file: str, text: str) -> Problem:
     if not isinstance(error, yaml.MarkedYAMLError):
         position = getattr(error, "position", 0)
-        found = f"the character {text[position : position + 1]!r}"
-        return Problem(file, text[:position].count("\n") + 1, None, "", found, "printable text", "remove the character")
+        fault = f"character {text[position : position + 1]!r} is invalid"
+        return Problem(file, text[:position].count("\n") + 1, None, "", fault, "printable text", "remove the character")
     mark = error.problem_mark or error.context_mark
     opened = error.context_mark
     start = f" that starts on line {opened.line + 1}" if opened is not None and mark is not None and opened.line != mark.line else ""
-    found = f"{error.context}{start}: {error.problem}" if error.context else str(error.problem)
-    remedy = "mend the YAML here or on the line above"
+    fault = f"{error.context}{start}: {error.problem}" if error.context else str(error.problem)
+    fix = "correct the YAML here or on the line above"
     if mark is not None and "\t" in _line(text, mark.line):
-        remedy = "YAML indents with spaces: replace the tab on this line"
+        fix = "replace the tab on this line with spaces"
     line, column = (mark.line + 1, mark.column + 1) if mark is not None else (None, None)
-    return Problem(file, line, column, "", f"broken YAML ({found})", "valid YAML", remedy)
+    return Problem(file, line, column, "", f"YAML syntax error ({fault})", "valid YAML", fix)
 
 
 def _line(text: str, number: int) -> str:
