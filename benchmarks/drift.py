@@ -23,7 +23,7 @@ from common import RESULTS, versions, write_result
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.local.launcher import LocalLauncher
 from themis_triton.adapters.triton.metrics import TritonMetrics
-from themis_triton.core.config import DeviceSlot, LaunchConfig, PolicyName, ThemisConfig
+from themis_triton.core.config import DeviceSlot, LocalLaunchConfig, PolicyName, ThemisConfig
 from themis_triton.core.fleet import ModelState, Server
 from themis_triton.core.observation import Snapshot
 from themis_triton.demo.stage import staged
@@ -69,7 +69,7 @@ def main() -> None:
 
 async def steady(folder: Path, config: ThemisConfig, detectors: int, classifiers: int, rate_rps: float) -> dict[str, Any]:
     """The ratio of drift, tick by tick, of one server under a constant rate."""
-    servers = LocalLauncher(LaunchConfig((DeviceSlot("only", "cpu:0"),), shipped("model_repository"), stop_timeout_s=3.0), folder)
+    servers = LocalLauncher(LocalLaunchConfig((DeviceSlot("only", "cpu:0"),), shipped("model_repository"), stop_timeout_s=3.0), folder)
     states = {DETECTOR: ModelState(detectors, 8), CLASSIFIER: ModelState(classifiers, 8)}
     server = await servers.launch("only", "only", states)
     try:

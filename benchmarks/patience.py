@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from themis_triton.adapters.local.launcher import LocalLauncher
 from themis_triton.adapters.local.processes import stop_everything
-from themis_triton.core.config import DeviceSlot, LaunchConfig
+from themis_triton.core.config import DeviceSlot, LocalLaunchConfig
 from themis_triton.core.fleet import ModelState
 from themis_triton.load.generator import run_load
 from themis_triton.load.options import LoadOptions, PipelineLoad
@@ -69,7 +69,7 @@ async def both(directory: Path, batch: int) -> dict[str, LoadResult]:
 
 async def served(directory: Path, batch: int, deprioritize_after_s: Mapping[str, float], trace: Path) -> LoadResult:
     """A server with one instance, and its answers."""
-    launch = LaunchConfig((DeviceSlot("cpu", "cpu:0"),), shipped("model_repository"))
+    launch = LocalLaunchConfig((DeviceSlot("cpu", "cpu:0"),), shipped("model_repository"))
     servers = LocalLauncher(launch, directory, deprioritize_after_s)
     server = await servers.wait_ready(await servers.launch(f"s{batch}-{len(deprioritize_after_s)}", "cpu", {MODEL: ModelState(1, batch)}))
     try:

@@ -33,7 +33,7 @@ from themis_triton.adapters.envoy.process import EnvoyProcess
 from themis_triton.adapters.envoy.stats import EnvoyStats
 from themis_triton.adapters.local.launcher import LocalLauncher
 from themis_triton.core.address import Address
-from themis_triton.core.config import DeviceSlot, EnvoyConfig, LaunchConfig
+from themis_triton.core.config import DeviceSlot, EnvoyConfig, LocalLaunchConfig
 from themis_triton.core.fleet import ModelState, Server
 from themis_triton.core.routes import Endpoint, RouteTable
 
@@ -53,7 +53,7 @@ def free_ports(count: int) -> list[int]:
 @asynccontextmanager
 async def stack(directory: Path) -> AsyncIterator[tuple[Server, EnvoyConfig]]:
     """One server and one Envoy with ten models' routes, ended afterwards."""
-    launcher = LocalLauncher(LaunchConfig((DeviceSlot("cpu-a", "cpu:0"),), REPOSITORY), directory)
+    launcher = LocalLauncher(LocalLaunchConfig((DeviceSlot("cpu-a", "cpu:0"),), REPOSITORY), directory)
     grpc, http, admin = (Address("127.0.0.1", port) for port in free_ports(3))
     config = EnvoyConfig(grpc, http, admin, directory / "envoy")
     process, files = EnvoyProcess(config, directory), EnvoyFiles(config)

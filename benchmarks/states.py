@@ -25,7 +25,7 @@ from themis_triton.adapters.local.launcher import LocalLauncher
 from themis_triton.adapters.local.processes import stop_everything
 from themis_triton.adapters.local.sockets import free_ports
 from themis_triton.core.address import Address
-from themis_triton.core.config import DeviceSlot, EnvoyConfig, LaunchConfig
+from themis_triton.core.config import DeviceSlot, EnvoyConfig, LocalLaunchConfig
 from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.decide.rules import build_rules
 from themis_triton.load.options import LoadOptions, PipelineLoad
@@ -93,7 +93,7 @@ async def gateway(setup: Setup, state: Path) -> str:
     if marker.exists():
         return marker.read_text()
     slots = tuple(DeviceSlot(f"slot-{index}", f"cpu:{index}") for index in range(setup.servers))
-    launcher = LocalLauncher(LaunchConfig(slots, shipped("model_repository")), state)
+    launcher = LocalLauncher(LocalLaunchConfig(slots, shipped("model_repository")), state)
     states = {stage: ModelState(count, setup.max_batch) for stage, count in zip(STAGES, setup.instances, strict=True)}
     servers: list[Server] = []
     for slot in slots:

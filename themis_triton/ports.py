@@ -60,7 +60,11 @@ class ModelControl(Protocol):
 
 
 class ServerLauncher(Protocol):
-    """The horizontal actuator."""
+    """The horizontal actuator. Its servers are those that were launched with the same state directory, by whichever daemon."""
+
+    async def discover(self) -> tuple[Server, ...]:
+        """Every launched server that runs now, by name, in phase LAUNCHING, with the model states that it was launched with."""
+        ...
 
     async def launch(self, name: str, slot: str, models: dict[str, ModelState]) -> Server:
         """Start a process on the slot and return at once, in phase LAUNCHING. LaunchFailedError if it cannot be started."""
@@ -82,8 +86,16 @@ class ServerLauncher(Protocol):
         """Wait, bounded, until nothing is pending or in flight; False when the time-out came first."""
         ...
 
+    async def read_memory(self, server: Server) -> int:
+        """Bytes that the server holds on its device; 0 where that is unknown."""
+        ...
+
     async def stop(self, server: Server) -> None:
-        """SIGTERM, then after a bounded wait SIGKILL; returns when the process and its children are gone."""
+        """Stop the server, by force after a bounded wait; returns when nothing of it is left. ServerError for an adopted server."""
+        ...
+
+    async def stop_all(self) -> tuple[str, ...]:
+        """Stop every launched server and what was started beside them; returns what was stopped, and nothing when repeated."""
         ...
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from themis_triton.adapters.local.launcher import LocalLauncher
 from themis_triton.adapters.local.processes import stop_everything
-from themis_triton.core.config import DeviceSlot, LaunchConfig
+from themis_triton.core.config import DeviceSlot, LocalLaunchConfig
 from themis_triton.core.fleet import ModelState, Server
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
@@ -48,18 +48,18 @@ def fail_init_file(state_directory: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def launch_config(fail_init_file: Path) -> LaunchConfig:
+def launch_config(fail_init_file: Path) -> LocalLaunchConfig:
     slots = (DeviceSlot("cpu-a", "cpu:0"), DeviceSlot("cpu-b", "cpu:0"))
-    return LaunchConfig(slots, REPOSITORY, ready_timeout_s=60.0, warmup_requests=1, drain_timeout_s=10.0)
+    return LocalLaunchConfig(slots, REPOSITORY, ready_timeout_s=60.0, warmup_requests=1, drain_timeout_s=10.0)
 
 
 @pytest.fixture
-def launcher(launch_config: LaunchConfig, state_directory: Path) -> LocalLauncher:
+def launcher(launch_config: LocalLaunchConfig, state_directory: Path) -> LocalLauncher:
     return LocalLauncher(launch_config, state_directory)
 
 
 @pytest.fixture(scope="session")
-def launch(launch_config: LaunchConfig, state_directory: Path) -> Launch:
+def launch(launch_config: LocalLaunchConfig, state_directory: Path) -> Launch:
     """`with launch(name, models, slot="cpu-a") as server:` gives a ready server, stopped at the end."""
 
     @contextmanager

@@ -20,7 +20,7 @@ from themis_triton.adapters.local.processes import stop_everything
 from themis_triton.adapters.local.server_files import ServerFiles
 from themis_triton.adapters.local.sockets import free_ports
 from themis_triton.adapters.triton.metrics import fetch_metrics, new_http_client
-from themis_triton.adapters.triton.model_control import TritonModelControl, model_repositories
+from themis_triton.adapters.triton.model_control import TritonModelControl
 from themis_triton.core.address import Address
 from themis_triton.core.fleet import ModelState, Server
 from themis_triton.daemon.components import journal_path
@@ -100,7 +100,7 @@ class Sidecar:
 
     async def adopted_models(self) -> dict[str, ModelState]:
         """What the adopted server itself says that it runs."""
-        control = TritonModelControl(model_repositories(self.state), 60.0)
+        control = TritonModelControl(60.0)
         try:
             return await control.read_models(self.adopted, (DETECTOR, CLASSIFIER))
         finally:

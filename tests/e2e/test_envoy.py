@@ -23,7 +23,7 @@ from tests.e2e.conftest import REPOSITORY, Launch
 from tests.e2e.envoy_setup import Gateway, endpoint, outcome, running_envoy, table_of, tensors, values
 from themis_triton.adapters.local.launcher import LocalLauncher
 from themis_triton.core.address import Address
-from themis_triton.core.config import LaunchConfig
+from themis_triton.core.config import LocalLaunchConfig
 from themis_triton.core.fleet import ModelState, Server
 from themis_triton.core.routes import RouteTable
 
@@ -43,7 +43,7 @@ def everything(launch: Launch) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def odd(launch_config: LaunchConfig, state_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def odd(launch_config: LocalLaunchConfig, state_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with one model, whose name has characters that mean something in paths, patterns or statistics."""
     repository = tmp_path_factory.mktemp("odd")
     shutil.copytree(REPOSITORY / "video-detector", repository / ODD)

@@ -10,8 +10,8 @@ import pytest
 
 from tests.e2e.test_servers import instance_pids
 from themis_triton.adapters.local.launcher import LocalLauncher
-from themis_triton.adapters.triton.model_control import TritonModelControl, model_repositories
-from themis_triton.core.config import LaunchConfig
+from themis_triton.adapters.triton.model_control import TritonModelControl
+from themis_triton.core.config import LocalLaunchConfig
 from themis_triton.core.fleet import ModelState, Server
 from themis_triton.load.generator import run_load
 from themis_triton.load.options import LoadOptions, PipelineLoad
@@ -45,13 +45,13 @@ async def grown(server: Server, control: TritonModelControl) -> tuple[set[int], 
 
 
 def test_late_requests_let_others_pass_none_fails_and_counts_still_change_in_place(
-    launch_config: LaunchConfig, tmp_path: Path, state_directory: Path
+    launch_config: LocalLaunchConfig, tmp_path: Path, state_directory: Path
 ) -> None:
     trace = tmp_path / "burst.csv"
     trace.write_text("rate\n" + "".join(f"{2 * CARRIED_RPS if second < 3 else CARRIED_RPS // 2}\n" for second in range(6)))
 
     async def run() -> dict[str, tuple[LoadResult, set[int], set[int]]]:
-        control = TritonModelControl(model_repositories(state_directory))
+        control = TritonModelControl()
         try:
             found = {}
             for name, deprioritize_after_s in (("in-turn", {}), ("patient", {MODEL: PATIENCE_S})):

@@ -15,7 +15,7 @@ from themis_triton.adapters.local.processes import owned_processes, stop_everyth
 from themis_triton.adapters.triton.model_config import state_of
 from themis_triton.commands.profile_command import BenchFlags, Place, opened, resolve
 from themis_triton.core.address import Address
-from themis_triton.core.config import DeviceSlot, LaunchConfig
+from themis_triton.core.config import DeviceSlot, LocalLaunchConfig
 from themis_triton.core.errors import ServerError, SettingsError
 from themis_triton.core.fleet import ModelState, Server
 from themis_triton.load.connection import open_stub, read_specs
@@ -33,7 +33,7 @@ from themis_triton.settings.profile import ProfileSettings, TableSettings
 pytestmark = [pytest.mark.e2e, pytest.mark.exclusive]
 
 MODEL = "video-detector"
-LAUNCH = LaunchConfig((DeviceSlot("profile", "cpu:0"),), REPOSITORY, stop_timeout_s=5.0)
+LAUNCH = LocalLaunchConfig((DeviceSlot("profile", "cpu:0"),), REPOSITORY, stop_timeout_s=5.0)
 EARLIER = ProfileSettings(table=TableSettings(batches=[1], instances=[1], latency_ms=[[5.0]]), instance_init_s=0.5)
 QUICK = Accuracy(percentile=50.0, precision=0.02, max_seconds=6.0, max_samples=60)
 TOLERANCE = 0.05
@@ -193,12 +193,12 @@ instance_group [{ count: 1, kind: KIND_CPU }]
 """
 
 
-def broken_launch(folder: Path) -> LaunchConfig:
+def broken_launch(folder: Path) -> LocalLaunchConfig:
     """A repository with a model that answers single requests and fails on every batch."""
     (folder / "broken" / "1").mkdir(parents=True)
     (folder / "broken" / "config.pbtxt").write_text(BROKEN_CONFIG)
     (folder / "broken" / "1" / "model.py").write_text(BROKEN)
-    return LaunchConfig(LAUNCH.slots, folder, stop_timeout_s=5.0)
+    return LocalLaunchConfig(LAUNCH.slots, folder, stop_timeout_s=5.0)
 
 
 def test_a_model_that_answers_errors_is_named_with_its_words_and_the_profile_there_is_untouched(tmp_path: Path, state: Path) -> None:

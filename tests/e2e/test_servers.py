@@ -30,9 +30,9 @@ from themis_triton.adapters.local.processes import find_process, group_members, 
 from themis_triton.adapters.local.sockets import free_ports
 from themis_triton.adapters.local.triton_install import find_triton
 from themis_triton.adapters.triton.metrics import TritonMetrics
-from themis_triton.adapters.triton.model_control import TritonModelControl, model_repositories
+from themis_triton.adapters.triton.model_control import TritonModelControl
 from themis_triton.core.address import Address
-from themis_triton.core.config import AdoptedServer, LaunchConfig
+from themis_triton.core.config import LocalLaunchConfig
 from themis_triton.core.errors import ChangeRefusedError, LaunchFailedError, ServerError
 from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.observation import ServerReading
@@ -46,9 +46,9 @@ REPOSITORY = Path(__file__).parents[2] / "model_repository"
 OFFSETS = {DETECTOR: 1.0, CLASSIFIER: 2.0}
 
 
-def with_control(state_directory: Path, use: Callable[[TritonModelControl], Awaitable[T]], timeout_s: float = 60.0) -> T:
+def with_control(use: Callable[[TritonModelControl], Awaitable[T]], timeout_s: float = 60.0) -> T:
     async def run() -> T:
-        control = TritonModelControl(model_repositories(state_directory), timeout_s)
+        control = TritonModelControl(timeout_s)
         try:
             return await use(control)
         finally:
@@ -57,12 +57,12 @@ def with_control(state_directory: Path, use: Callable[[TritonModelControl], Awai
     return asyncio.run(run())
 
 
-def change(state_directory: Path, server: Server, model: str, state: ModelState) -> ModelState:
-    return with_control(state_directory, lambda control: control.change(server, model, state))
+def change(server: Server, model: str, state: ModelState) -> ModelState:
+    return with_control(lambda control: control.change(server, model, state))
 
 
 def read(state_directory: Path, server: Server, *models: str) -> dict[str, ModelState]:
-    return with_control(state_directory, lambda control: control.read_models(server, models))
+    return with_control(lambda control: control.read_models(server, models))
 
 
 def instance_pids(server: Server, model: str) -> set[int]:
@@ -171,82 +171,80 @@ class TestLaunch:
 
 
 class TestChange:
-    def test_the_first_change_is_in_place(self, state_directory: Path, launch: Launch) -> None:
+    def test_the_first_change_is_in_place(self, launch: Launch) -> None:
         with launch("in-place", {CLASSIFIER: ModelState(1, 8)}) as server:
             first = instance_pids(server, CLASSIFIER)
-            assert change(state_directory, server, CLASSIFIER, ModelState(3, 8)).instances == 3
+            assert change(server, CLASSIFIER, ModelState(3, 8)).instances == 3
             grown = instance_pids(server, CLASSIFIER)
             assert first < grown
             assert len(grown) == 3
-            assert change(state_directory, server, CLASSIFIER, ModelState(2, 8)).instances == 2
+            assert change(server, CLASSIFIER, ModelState(2, 8)).instances == 2
             assert instance_pids(server, CLASSIFIER) < grown
             log = Path(str(server.log_file)).read_text()
         assert log.count("TRITONBACKEND_ModelInstanceInitialize") == 3
 
-    def test_a_rebatch_is_a_reload_and_what_follows_is_in_place(self, state_directory: Path, video_server: Server) -> None:
-        change(state_directory, video_server, CLASSIFIER, ModelState(1, 8))
+    def test_a_rebatch_is_a_reload_and_what_follows_is_in_place(self, video_server: Server) -> None:
+        change(video_server, CLASSIFIER, ModelState(1, 8))
         before = instance_pids(video_server, CLASSIFIER)
-        assert change(state_directory, video_server, CLASSIFIER, ModelState(1, 4, 500)) == ModelState(1, 4, 500)
+        assert change(video_server, CLASSIFIER, ModelState(1, 4, 500)) == ModelState(1, 4, 500)
         reloaded = instance_pids(video_server, CLASSIFIER) - before
         assert len(reloaded) == 1
-        change(state_directory, video_server, CLASSIFIER, ModelState(2, 4, 500))
+        change(video_server, CLASSIFIER, ModelState(2, 4, 500))
         assert reloaded < instance_pids(video_server, CLASSIFIER)
         assert double(video_server, CLASSIFIER, [0.5]) == [3.0]
 
     def test_a_failed_grow_leaves_the_old_count_serving(self, state_directory: Path, video_server: Server, fail_init_file: Path) -> None:
-        change(state_directory, video_server, DETECTOR, ModelState(2, 8))
+        change(video_server, DETECTOR, ModelState(2, 8))
         before = instance_pids(video_server, DETECTOR)
         fail_init_file.write_text(f"{DETECTOR}\n")
         try:
             with pytest.raises(ChangeRefusedError, match="out of memory"):
-                change(state_directory, video_server, DETECTOR, ModelState(3, 8))
+                change(video_server, DETECTOR, ModelState(3, 8))
         finally:
             fail_init_file.unlink()
         assert read(state_directory, video_server, DETECTOR) == {DETECTOR: ModelState(2, 8)}
         assert before <= instance_pids(video_server, DETECTOR)
         assert double(video_server, DETECTOR, [4.0]) == [9.0]
-        assert change(state_directory, video_server, DETECTOR, ModelState(3, 8)).instances == 3
+        assert change(video_server, DETECTOR, ModelState(3, 8)).instances == 3
 
-    def test_changes_of_one_model_at_the_same_time_are_made_one_after_the_other(self, state_directory: Path, video_server: Server) -> None:
+    def test_changes_of_one_model_at_the_same_time_are_made_one_after_the_other(self, video_server: Server) -> None:
         async def both(control: TritonModelControl) -> list[ModelState]:
             states = [ModelState(count, 8) for count in (2, 4)]
             return list(await asyncio.gather(*(control.change(video_server, DETECTOR, state) for state in states)))
 
-        assert [state.instances for state in with_control(state_directory, both)] == [2, 4]
+        assert [state.instances for state in with_control(both)] == [2, 4]
 
     def test_an_adopted_server_is_changed_in_place_from_the_first_time(self, tmp_path: Path) -> None:
         repository = tmp_path / "models"
         shutil.copytree(REPOSITORY / CLASSIFIER, repository / CLASSIFIER, ignore=shutil.ignore_patterns("__pycache__"))
         py_compile.compile(str(repository / CLASSIFIER / "1" / "model.py"), doraise=True)  # Else Python writes it after Triton has looked.
         with foreign_server(tmp_path, repository, CLASSIFIER) as server:
-            adopted = AdoptedServer(
-                server.name, server.grpc_address, server.http_address, server.metrics_address, "cpu:0", model_repository=repository
-            )
+            adopted = replace(server, model_repository=str(repository))
             first = instance_pids(server, CLASSIFIER)
 
             async def run() -> ModelState:
-                control = TritonModelControl(model_repositories(tmp_path, [adopted]))
+                control = TritonModelControl()
                 try:
-                    return await control.change(server, CLASSIFIER, ModelState(2, 8))
+                    return await control.change(adopted, CLASSIFIER, ModelState(2, 8))
                 finally:
                     await control.close()
 
             assert asyncio.run(run()) == ModelState(2, 8)
             assert first < instance_pids(server, CLASSIFIER)
 
-    def test_a_model_whose_file_cannot_be_read_is_changed_from_what_the_server_reports(self, state_directory: Path, launch: Launch) -> None:
+    def test_a_model_whose_file_cannot_be_read_is_changed_from_what_the_server_reports(self, launch: Launch) -> None:
         with launch("unreadable", {CLASSIFIER: ModelState(1, 8)}) as server:
-            adopted = replace(server, launched=False)
-            assert change(state_directory, adopted, CLASSIFIER, ModelState(2, 8)) == ModelState(2, 8)
+            adopted = replace(server, launched=False, model_repository=None)
+            assert change(adopted, CLASSIFIER, ModelState(2, 8)) == ModelState(2, 8)
             second = instance_pids(server, CLASSIFIER)
-            assert change(state_directory, adopted, CLASSIFIER, ModelState(3, 8)) == ModelState(3, 8)
+            assert change(adopted, CLASSIFIER, ModelState(3, 8)) == ModelState(3, 8)
             assert second < instance_pids(server, CLASSIFIER)
             with pytest.raises(ChangeRefusedError, match=r"does not serve model nothing, and its config.pbtxt cannot be read here"):
-                change(state_directory, adopted, "nothing", ModelState(1, 1))
+                change(adopted, "nothing", ModelState(1, 1))
 
-    def test_model_control_needs_the_key_and_inference_does_not(self, state_directory: Path, video_server: Server) -> None:
+    def test_model_control_needs_the_key_and_inference_does_not(self, video_server: Server) -> None:
         with pytest.raises(ChangeRefusedError, match="give the server's model_control_key"):
-            change(state_directory, replace(video_server, model_control_key="guess"), DETECTOR, ModelState(5, 8))
+            change(replace(video_server, model_control_key="guess"), DETECTOR, ModelState(5, 8))
         with tritonclient.grpc.InferenceServerClient(video_server.grpc_address.authority) as client:
             for call in (
                 client.get_model_repository_index,
@@ -259,7 +257,7 @@ class TestChange:
         assert httpx.post(video_server.http_address.url(f"/v2/repository/models/{DETECTOR}/unload"), trust_env=False).status_code == 403
         assert double(video_server, DETECTOR, [1.0]) == [3.0]
 
-    def test_a_silent_server_is_told_from_a_refusal(self, state_directory: Path, video_server: Server) -> None:
+    def test_a_silent_server_is_told_from_a_refusal(self, video_server: Server) -> None:
         with listening() as port:
             silent = replace(video_server, name="silent", grpc_address=Address("127.0.0.1", port))
 
@@ -267,7 +265,7 @@ class TestChange:
                 await control.read_models(silent, [DETECTOR])
 
             async def run() -> None:
-                control = TritonModelControl(model_repositories(state_directory), read_timeout_s=0.3)
+                control = TritonModelControl(read_timeout_s=0.3)
                 try:
                     await ask(control)
                 finally:
@@ -292,7 +290,7 @@ class TestStop:
         assert Path(str(server.log_file)).exists()
         assert not list(Path("/dev/shm").glob("themis-*-killed-*"))  # noqa: S108 - where the regions of a killed server would stay
 
-    def test_a_server_that_hangs_is_killed(self, launch_config: LaunchConfig, state_directory: Path) -> None:
+    def test_a_server_that_hangs_is_killed(self, launch_config: LocalLaunchConfig, state_directory: Path) -> None:
         servers = LocalLauncher(replace(launch_config, stop_timeout_s=0.3), state_directory)
         server = asyncio.run(servers.launch("hung", "cpu-b", {CLASSIFIER: ModelState(1, 8)}))
         server = asyncio.run(servers.wait_ready(server))
@@ -323,7 +321,7 @@ class TestStop:
 
         assert asyncio.run(run()) == (True, True)
 
-    def test_orphans_are_found_whole_and_everything_can_be_stopped(self, tmp_path: Path, launch_config: LaunchConfig) -> None:
+    def test_orphans_are_found_whole_and_everything_can_be_stopped(self, tmp_path: Path, launch_config: LocalLaunchConfig) -> None:
         servers = LocalLauncher(launch_config, tmp_path)
         launched = asyncio.run(servers.launch("lost", "cpu-b", {CLASSIFIER: ModelState(2, 4, 700)}))
         try:

@@ -96,6 +96,7 @@ class FakeLauncher:
     alive: set[str] = field(default_factory=set)
     failing: set[str] = field(default_factory=set)
     idle: bool = True
+    launched: dict[str, Server] = field(default_factory=dict)
 
     def _step(self, name: str, what: str) -> None:
         self.log.append(f"{what} {name}")
@@ -105,9 +106,23 @@ class FakeLauncher:
     async def launch(self, name: str, slot: str, models: dict[str, ModelState]) -> Server:
         self._step(name, "launch")
         self.alive.add(name)
-        return Server(
-            name, slot, Address(name, 1), Address(name, 2), Address(name, 3), Phase.LAUNCHING, launched=True, slot=slot, models=models
+        self.launched[name] = Server(
+            name, slot, Address(name, 1), Address(name, 2), Address(name, 3), Phase.LAUNCHING, launched=True, slot=slot, models=dict(models)
         )
+        return self.launched[name]
+
+    async def discover(self) -> tuple[Server, ...]:
+        return tuple(self.launched[name] for name in sorted(self.launched) if name in self.alive)
+
+    async def read_memory(self, server: Server) -> int:
+        self.log.append(f"memory {server.name}")
+        return 0
+
+    async def stop_all(self) -> tuple[str, ...]:
+        stopped = await self.discover()
+        for server in stopped:
+            await self.stop(server)
+        return tuple(server.name for server in stopped)
 
     async def wait_ready(self, server: Server) -> Server:
         self._step(server.name, "ready")

@@ -12,7 +12,7 @@ from themis_triton.core.config import (
     DeviceSlot,
     EnvoyConfig,
     LatencyTable,
-    LaunchConfig,
+    LocalLaunchConfig,
     Mode,
     ModelConfig,
     ModelProfile,
@@ -64,7 +64,7 @@ def config(
         pipelines=(PipelineConfig("video", STAGES, slo_ms=300.0),),
         servers=(),
         envoy=EnvoyConfig(Address("127.0.0.1", 1), Address("127.0.0.1", 2), Address("127.0.0.1", 3), Path("envoy")),
-        launch=LaunchConfig(tuple(DeviceSlot(n, n, slot_memory_bytes) for n in names), Path("models")) if slots else None,
+        launch=LocalLaunchConfig(tuple(DeviceSlot(n, n, slot_memory_bytes) for n in names), Path("models")) if slots else None,
         policy=replace(policy or PolicyConfig(), burst_headroom_factor=burst_headroom_factor),
         mode=mode,
     )

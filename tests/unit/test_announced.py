@@ -10,13 +10,15 @@ import pytest
 from tests.unit.fakes import Bench
 from tests.unit.samples import config, launch, server
 from themis_triton.core.action import OutcomeKind, Plan
-from themis_triton.core.config import DeviceSlot, LaunchConfig
+from themis_triton.core.config import DeviceSlot, LocalLaunchConfig
 from themis_triton.core.fleet import Phase
 from themis_triton.tick import announced, observe
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_server_is_in_the_snapshot_before_its_process_is_there_and_only_once_afterwards(fails: bool, launch_config: LaunchConfig) -> None:
+def test_a_server_is_in_the_snapshot_before_its_process_is_there_and_only_once_afterwards(
+    fails: bool, launch_config: LocalLaunchConfig
+) -> None:
     async def scenario() -> None:
         bench, rules = Bench(server("a")), replace(config(), launch=launch_config)
         bench.launcher.failing = {"launch"} if fails else set()
@@ -37,5 +39,5 @@ def test_a_server_is_in_the_snapshot_before_its_process_is_there_and_only_once_a
 
 
 @pytest.fixture
-def launch_config(tmp_path_factory: pytest.TempPathFactory) -> LaunchConfig:
-    return LaunchConfig((DeviceSlot("cpu:1", "cpu:7"),), tmp_path_factory.mktemp("models"))
+def launch_config(tmp_path_factory: pytest.TempPathFactory) -> LocalLaunchConfig:
+    return LocalLaunchConfig((DeviceSlot("cpu:1", "cpu:7"),), tmp_path_factory.mktemp("models"))

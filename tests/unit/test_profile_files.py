@@ -15,7 +15,7 @@ from tests.unit.samples import config as make_config
 from themis_triton.adapters.findings import Severity
 from themis_triton.commands.profile_command import busiest, time_left
 from themis_triton.commands.settings_commands import stale_findings
-from themis_triton.core.config import DeviceSlot, LatencyTable, LaunchConfig, ProfileOrigin, ThemisConfig
+from themis_triton.core.config import DeviceSlot, LatencyTable, LocalLaunchConfig, ProfileOrigin, ThemisConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.load.requests import ModelSpec, StageRequest, TensorSpec
 from themis_triton.profile.files import Conditions, Progress, read_profile, read_progress, resume_path, write_profile, write_progress
@@ -234,7 +234,7 @@ def test_a_stale_profile_is_named_and_refused_unless_allowed(tmp_path: Path) -> 
     def measured(found: ProfileOrigin) -> ThemisConfig:
         model = config.models[name]
         models = config.models | {name: replace(model, profile=replace(model.profile, origin=found))}
-        return replace(config, models=models, servers=(), launch=LaunchConfig((DeviceSlot("a", "cpu:0"),), tmp_path))
+        return replace(config, models=models, servers=(), launch=LocalLaunchConfig((DeviceSlot("a", "cpu:0"),), tmp_path))
 
     assert list(stale_profiles(measured(origin))) == []
     assert list(stale_profiles(measured(replace(origin, config_hash=f"{SERVED}other")))) == [], "a file cannot tell about it"
@@ -253,5 +253,5 @@ def test_a_stale_profile_is_named_and_refused_unless_allowed(tmp_path: Path) -> 
         (Severity.ERROR, f"models.{name}.profile", SettingsError.exit_code)
     ] * 2
     assert {finding.exit_code for finding in stale_findings(replace(stale, allow_stale_profiles=True))} == {0}
-    unknown = replace(stale, launch=LaunchConfig((DeviceSlot("a", "gpu:77"),), tmp_path))
+    unknown = replace(stale, launch=LocalLaunchConfig((DeviceSlot("a", "gpu:77"),), tmp_path))
     assert "gpu:77" in stale_findings(unknown)[0].found

@@ -16,12 +16,13 @@ from tests.unit.fakes import Bench
 from tests.unit.samples import config, server
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.envoy.process import EnvoyProcess
+from themis_triton.adapters.launchers import build_launcher
 from themis_triton.adapters.local.launcher import LocalLauncher
 from themis_triton.adapters.local.orphans import DEVICE_VARIABLE, SERVER_VARIABLE, SLOT_VARIABLE
 from themis_triton.adapters.local.processes import OWNER_VARIABLE, find_process, owner_mark, spawn, stop_process
 from themis_triton.adapters.store.journal import Journal
-from themis_triton.adapters.triton.model_control import TritonModelControl, model_repositories
-from themis_triton.core.config import DeviceSlot, LaunchConfig, ThemisConfig
+from themis_triton.adapters.triton.model_control import TritonModelControl
+from themis_triton.core.config import DeviceSlot, LocalLaunchConfig, ThemisConfig
 from themis_triton.core.errors import LaunchFailedError, SettingsError
 from themis_triton.core.fleet import Phase, ProcessId, Server
 from themis_triton.daemon.adopt import adopt
@@ -41,7 +42,7 @@ def test_one_that_is_not_ready_on_other_ports_either_is_stopped(tmp_path: Path) 
     binary.write_text(PORT_TAKEN_ONCE.format(pids=pids))
     binary.chmod(0o700)
     slots = (DeviceSlot("cpu:0", "cpu:0", None),)
-    servers = LocalLauncher(LaunchConfig(slots, tmp_path, binary, ready_timeout_s=1.0, stop_timeout_s=5.0), tmp_path)
+    servers = LocalLauncher(LocalLaunchConfig(slots, tmp_path, binary=binary, ready_timeout_s=1.0, stop_timeout_s=5.0), tmp_path)
 
     async def scenario() -> None:
         with pytest.raises(LaunchFailedError, match=r"was not ready within launch\.ready_timeout_s = 1 s"):
@@ -69,8 +70,8 @@ def orphan_running(folder: Path) -> Iterator[ProcessId]:
 async def adopted_by(settings: ThemisConfig, journal: Journal) -> tuple[Server, ...]:
     """The fleet of a daemon that starts with these settings."""
     bench, folder = Bench(), settings.state_directory
-    control, envoy = TritonModelControl(model_repositories(folder, ())), EnvoyProcess(settings.envoy, folder)
-    launcher = LocalLauncher(settings.launch, folder) if settings.launch is not None else None
+    control, envoy = TritonModelControl(), EnvoyProcess(settings.envoy, folder)
+    launcher = build_launcher(settings.launch, folder) if settings.launch is not None else None
     try:
         await adopt(Components(settings, bench.world, control, launcher, journal, envoy, SystemClock()))
         return bench.fleet.all()

@@ -13,7 +13,7 @@ from themis_triton.adapters.local.check import check_devices, check_envoy_binary
 from themis_triton.adapters.triton.client import KEY_HEADER, is_not_explicit, is_restricted, new_client
 from themis_triton.adapters.triton.metrics import fetch_metrics, new_http_client
 from themis_triton.core.address import Address
-from themis_triton.core.config import AdoptedServer, EnvoyConfig, ThemisConfig
+from themis_triton.core.config import AdoptedServer, EnvoyConfig, LocalLaunchConfig, ThemisConfig
 
 TIMEOUT_S = 5.0
 _NO_MODEL = "themis/no-such-model"
@@ -27,7 +27,7 @@ async def check_live(config: ThemisConfig) -> list[Finding]:
             asyncio.gather(*(_check_server(config, server, http) for server in config.servers)),
             _check_envoy(config.envoy, http),
             check_devices(config),
-            check_launch(config.launch) if config.launch is not None else _nothing(),
+            check_launch(config.launch) if isinstance(config.launch, LocalLaunchConfig) else _nothing(),
         )
         status = await _check_status(config.status.address, http)
     held = {server.name: models for server, (_, models) in zip(config.servers, servers, strict=True)}

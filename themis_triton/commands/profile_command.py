@@ -10,15 +10,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from themis_triton.adapters.local.orphans import DEVICE_VARIABLE
-from themis_triton.adapters.local.processes import owned_processes, stop_everything
-from themis_triton.adapters.local.server_files import CONFIG_FILE
+from themis_triton.adapters.launchers import bare_launchers, stop_all
+from themis_triton.adapters.triton.model_config import CONFIG_FILE
 from themis_triton.commands.interruptible import run_interruptible
-from themis_triton.core.config import DeviceSlot, LaunchConfig, ThemisConfig
+from themis_triton.core.config import DeviceSlot, LaunchConfig, LocalLaunchConfig, ThemisConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.fleet import Server
 from themis_triton.daemon.lock import locked
@@ -128,8 +126,9 @@ def resolve(flags: BenchFlags) -> Place:
     config = load_settings(flags.config) if flags.config is not None else None
     if flags.slot is not None and (config is None or config.launch is None):
         raise SettingsError(f"--slot {flags.slot}: slots are those of settings, and none are given; give -c FILE, or --device instead")
+    launch: LaunchConfig
     if config is None or config.launch is None:
-        launch = LaunchConfig((DeviceSlot("profile", flags.device),), flags.repository or shipped("model_repository"))
+        launch = LocalLaunchConfig((DeviceSlot("profile", flags.device),), flags.repository or shipped("model_repository"))
     else:
         launch = config.launch if flags.repository is None else replace(config.launch, model_repository=flags.repository)
     if not re.fullmatch(r"(gpu|cpu):\d+", flags.device):
@@ -169,7 +168,7 @@ async def opened(model: str, place: Place) -> AsyncIterator[Bench]:
             await _refuse_busy_device(place)
         with locked(place.state_directory / "profile"):
             # What a killed measurement left running would contend with this one.
-            await asyncio.to_thread(stop_everything, place.state_directory / "profile", _STOP_S)
+            await stop_all(place.state_directory / "profile", _STOP_S)
             async with launched_bench(model, place.launch, place.slot, place.state_directory) as bench:
                 yield bench
         return
@@ -200,19 +199,9 @@ async def _refuse_busy_device(place: Place) -> None:
     for server in place.config.servers if place.config is not None else ():
         if server.device == place.slot.device:
             refuse_live(await live_models(server.grpc_address, _WATCH_S), f"server {server.name} on {server.device}")
-    serving = [
-        process.pid
-        for process in await asyncio.to_thread(owned_processes, place.state_directory)
-        if _device_of(process) == place.slot.device
-    ]
-    refuse_live([f"a server of the daemon, pid {pid}" for pid in serving], f"device {place.slot.device}")
-
-
-def _device_of(process: psutil.Process) -> str | None:
-    try:
-        return str(process.environ().get(DEVICE_VARIABLE))
-    except psutil.Error:
-        return None
+    launched = [server for launcher in bare_launchers(place.state_directory) for server in await launcher.discover()]
+    names = [f"server {server.name} of the daemon" for server in launched if server.device == place.slot.device]
+    refuse_live(names, f"device {place.slot.device}")
 
 
 async def _profiled(model: str, out: Path, flags: ProfileFlags, place: Place, console: Console) -> ProfileSettings:

@@ -10,7 +10,7 @@ from pathlib import Path
 import structlog
 from rich.console import Console
 
-from themis_triton.adapters.local.processes import stop_everything
+from themis_triton.adapters.launchers import stop_all
 from themis_triton.core.config import Placement
 from themis_triton.core.errors import SettingsError
 from themis_triton.daemon.lock import locked
@@ -37,8 +37,8 @@ def down_command(path: Path) -> None:
     """End what Themis started for these settings. EnvironmentCheckError when its daemon still runs: it would start servers again."""
     state = load_runtime_paths(path).state_directory
     with locked(state):
-        ended = stop_everything(state)
-    pids = f"ended {len(ended)} process{'es' if len(ended) > 1 else ''}: {', '.join(map(str, ended))}"
+        ended = asyncio.run(stop_all(state))
+    pids = f"ended {len(ended)} process{'es' if len(ended) > 1 else ''}: {', '.join(ended)}"
     Console(soft_wrap=True).print(pids if ended else f"nothing was running with {state}", markup=False, highlight=False)
 
 

@@ -185,19 +185,31 @@ class DeviceSlot:
     memory_bytes: int | None = None
 
 
+class LaunchKind(StrEnum):
+    """Where servers are launched."""
+
+    LOCAL = "local"
+
+
 @dataclass(frozen=True, slots=True)
 class LaunchConfig:
-    """How more servers are started. `binary` and `backend_directory` None: those of the `local` extra."""
+    """What every kind of launcher needs to start servers; a kind's own keys are in its subclass."""
 
     slots: tuple[DeviceSlot, ...]
     model_repository: Path
-    binary: Path | None = None
-    backend_directory: Path | None = None
     arguments: tuple[str, ...] = ()
     ready_timeout_s: float = 120.0
     warmup_requests: int = 2
     drain_timeout_s: float = 30.0
     stop_timeout_s: float = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class LocalLaunchConfig(LaunchConfig):
+    """Servers as processes on this machine. `binary` and `backend_directory` None: those of the `local` extra."""
+
+    binary: Path | None = None
+    backend_directory: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,10 @@ class ProcessId:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One Triton server. `launched` servers were started by Themis and may be stopped by it; adopted ones never are."""
+    """One Triton server. `launched` servers were started by Themis and may be stopped by it; adopted ones never are.
+
+    `process`: its process on this machine; None elsewhere. `model_repository`: where its models' own files can be read here, if anywhere.
+    """
 
     name: str
     device: str
@@ -54,4 +57,5 @@ class Server:
     process: ProcessId | None = None
     model_control_key: str | None = None
     log_file: str | None = None
+    model_repository: str | None = None
     models: dict[str, ModelState] = field(default_factory=dict)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from pathlib import Path
 
 import structlog
 
-from themis_triton.adapters.local.orphans import find_orphans
+from themis_triton.adapters.launchers import bare_launchers
 from themis_triton.core.action import Action, ActionKind, Plan
 from themis_triton.core.config import AdoptedServer, Mode
 from themis_triton.core.errors import ServerError, SettingsError
@@ -39,9 +38,9 @@ async def adopt(components: Components) -> None:
 
 
 async def _refuse_forgotten_servers(state_directory: Path) -> None:
-    running = await asyncio.to_thread(find_orphans, state_directory)
+    running = [server.name for launcher in bare_launchers(state_directory) for server in await launcher.discover()]
     if running:
-        names = ", ".join(server.name for server in running)
+        names = ", ".join(running)
         raise SettingsError(
             f"launch: missing, but servers {names}, which an earlier sidecar launched with state_directory {state_directory}, still serve "
             "and would be routed no more; put the section back, or end them and their Envoy with `themis down` first"
@@ -58,6 +57,7 @@ async def _adopted(configured: AdoptedServer, components: Components) -> Server:
         phase=Phase.SERVING,
         launched=False,
         model_control_key=configured.model_control_key,
+        model_repository=str(configured.model_repository) if configured.model_repository is not None else None,
     )
     try:
         models = await _read(server, components)
@@ -83,7 +83,7 @@ async def _launched(components: Components) -> list[Action]:
     if components.launcher is None:
         return []
     remembered = {server.name: server for server in components.journal.load_servers()}
-    orphans = {server.name: server for server in await asyncio.to_thread(find_orphans, components.config.state_directory)}
+    orphans = {server.name: server for server in await components.launcher.discover()}
     slots = {slot.name for slot in components.config.launch.slots} if components.config.launch is not None else set()
     # A server that was started again on other ports is an orphan under the name of a process that is gone.
     known = {name: server for name, server in remembered.items() if name not in orphans or await components.launcher.is_alive(server)}

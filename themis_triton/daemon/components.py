@@ -15,14 +15,15 @@ from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.envoy.files import EnvoyFiles
 from themis_triton.adapters.envoy.process import EnvoyProcess
 from themis_triton.adapters.envoy.stats import EnvoyStats
-from themis_triton.adapters.local.launcher import LocalLauncher
+from themis_triton.adapters.launchers import build_launcher
 from themis_triton.adapters.nvml import DeviceReader
 from themis_triton.adapters.store.journal import Journal
 from themis_triton.adapters.triton.metrics import TritonMetrics
-from themis_triton.adapters.triton.model_control import TritonModelControl, model_repositories
+from themis_triton.adapters.triton.model_control import TritonModelControl
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.fleet import Server
 from themis_triton.core.observation import DeviceReading, RouteReading, ServerReading
+from themis_triton.ports import ModelControl, ServerLauncher
 from themis_triton.tick import World
 
 JOURNAL_FILE = "journal.sqlite"
@@ -55,8 +56,8 @@ class Components:
 
     config: ThemisConfig
     world: World
-    control: TritonModelControl
-    launcher: LocalLauncher | None
+    control: ModelControl
+    launcher: ServerLauncher | None
     journal: Journal
     envoy: EnvoyProcess
     clock: SystemClock
@@ -74,9 +75,9 @@ async def build_components(config: ThemisConfig) -> AsyncIterator[Components]:
         stack.push_async_callback(envoy.close)
         files = EnvoyFiles(config.envoy, log_file=envoy.log_file)
         stack.push_async_callback(files.close)
-        control = TritonModelControl(model_repositories(config.state_directory, config.servers))
+        control = TritonModelControl()
         stack.push_async_callback(control.close)
-        launcher = LocalLauncher(config.launch, config.state_directory, config.deprioritize_after_s) if config.launch is not None else None
+        launcher = build_launcher(config.launch, config.state_directory, config.deprioritize_after_s) if config.launch is not None else None
         observer = _observer(config, clock, stack)
         actuators = Actuators(control, files, launcher, journal, clock)
         backoff = Backoff(config.policy.retry_backoff_s, config.policy.retry_backoff_max_s)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from themis_triton.core.config import LaunchConfig, PipelineConfig, Placement, PolicyName, ThemisConfig
+from themis_triton.core.config import LocalLaunchConfig, PipelineConfig, Placement, PolicyName, ThemisConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.settings import load_settings
 from themis_triton.settings.loading import load, mapping
@@ -22,7 +22,7 @@ class DemoBase:
 
     sections: Mapping[str, Any]
     config: ThemisConfig
-    launch: LaunchConfig
+    launch: LocalLaunchConfig
     pipeline: PipelineConfig
 
     def settings(self, policy: PolicyName, first: Mapping[str, Any], addresses: Mapping[str, str], state: Path) -> dict[str, Any]:
@@ -70,8 +70,10 @@ def read_base(path: Path | None, pipeline: str | None) -> DemoBase:
     name = pipeline or next(iter(known))
     if name not in known:
         raise SettingsError(f"--pipeline {name}: no such pipeline; allowed are {', '.join(known)}")
-    if config.launch is None:
-        raise SettingsError(f"{path}: launch: found nothing; allowed is a section with slots, on which the servers of a run are started")
+    if not isinstance(config.launch, LocalLaunchConfig):
+        raise SettingsError(
+            f"{path}: launch: found nothing; allowed is a section of kind local with slots, on which the servers of a run are started"
+        )
     if config.planning.placement is Placement.SEPARATE:
         raise SettingsError(f"{path}: planning.placement: found separate; what runs live is colocated; `themis simulate` knows both")
     return DemoBase(mapping(load(path).source.data), config, config.launch, known[name])

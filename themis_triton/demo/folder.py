@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from themis_triton.adapters.local.processes import stop_everything
+from themis_triton.adapters.launchers import stop_all
 from themis_triton.core.errors import SettingsError
 from themis_triton.daemon.lock import LOCK_FILE, locked
 
@@ -29,7 +30,7 @@ def own_folder(directory: Path) -> Iterator[None]:
     with locked(directory, "--out"):
         (directory / MARKER).write_text("themis demo empties this folder each time it runs here.\n")
         for name in STATES:
-            stop_everything(directory / name, STOP_TIMEOUT_S)
+            asyncio.run(stop_all(directory / name, STOP_TIMEOUT_S))
             shutil.rmtree(directory / name, ignore_errors=True)
         yield
 

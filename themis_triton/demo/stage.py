@@ -14,9 +14,8 @@ from typing import Any
 import httpx
 import yaml
 
-from themis_triton.adapters.local.launcher import LocalLauncher
-from themis_triton.adapters.local.processes import OWNER_VARIABLE, find_process, owner_mark, spawn, stop_everything, stop_process
-from themis_triton.adapters.local.server_files import ServerFiles
+from themis_triton.adapters.launchers import build_launcher, stop_all
+from themis_triton.adapters.local.processes import OWNER_VARIABLE, find_process, owner_mark, spawn, stop_process
 from themis_triton.adapters.local.sockets import free_ports
 from themis_triton.core.config import PipelineConfig, PolicyName, ThemisConfig
 from themis_triton.core.errors import LaunchFailedError, ServerError
@@ -49,7 +48,7 @@ async def staged(directory: Path, pipeline: str | None, policy: PolicyName, sett
     first_state, state = (directory / name for name in STATES)
     try:
         first = await _first_server(first_state, base)
-        written, addresses = _settings(directory, first, first_state, base, policy)
+        written, addresses = _settings(directory, first, base, policy)
         path = directory / "themis.yaml"
         path.write_text(yaml.safe_dump(written, sort_keys=False))
         config = load_settings(path)
@@ -60,13 +59,13 @@ async def staged(directory: Path, pipeline: str | None, policy: PolicyName, sett
     finally:
         # The adopted server's mark is the daemon's too: it goes first, so that nothing is launched any more.
         for owner in (first_state, state):
-            await asyncio.shield(asyncio.to_thread(stop_everything, owner, STOP_TIMEOUT_S))
+            await asyncio.shield(stop_all(owner, STOP_TIMEOUT_S))
 
 
 async def _first_server(state: Path, base: DemoBase) -> Server:
     """The Triton that stands there before Themis comes: the fewest instances of each model of the pipeline."""
     slot = base.launch.slots[0]
-    servers = LocalLauncher(replace(base.launch, slots=(replace(slot, name="first"),)), state)
+    servers = build_launcher(replace(base.launch, slots=(replace(slot, name="first"),)), state)
     models = [base.config.models[stage] for stage in base.pipeline.stages]
     states = {model.name: ModelState(model.min_instances, model.max_batch, model.max_queue_delay_us) for model in models}
     server = await servers.wait_ready(await servers.launch("first", "first", states))
@@ -74,9 +73,7 @@ async def _first_server(state: Path, base: DemoBase) -> Server:
     return server
 
 
-def _settings(
-    directory: Path, first: Server, first_state: Path, base: DemoBase, policy: PolicyName
-) -> tuple[dict[str, Any], dict[str, str]]:
+def _settings(directory: Path, first: Server, base: DemoBase, policy: PolicyName) -> tuple[dict[str, Any], dict[str, str]]:
     """The base's settings, with the adopted server and free addresses of this machine."""
     ports = free_ports(4)
     addresses = {name: f"127.0.0.1:{port}" for name, port in zip(("grpc", "http", "admin", "status"), ports, strict=True)}
@@ -86,7 +83,7 @@ def _settings(
         "metrics": str(first.metrics_address),
         "device": first.device,
         "model_control_key": first.model_control_key,
-        "model_repository": str(ServerFiles(first_state, first.name).models.resolve()),
+        "model_repository": str(Path(first.model_repository or "").resolve()),
     }
     return base.settings(policy, adopted, addresses, directory / "state"), addresses
 

@@ -6,22 +6,17 @@ import asyncio
 import re
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
 from tritonclient.utils import InferenceServerException
 
-from themis_triton.adapters.clock import SystemClock
-from themis_triton.adapters.local.launcher import LocalLauncher
-from themis_triton.adapters.local.processes import group_members
-from themis_triton.adapters.local.server_files import CONFIG_FILE, ServerFiles
-from themis_triton.adapters.nvml import DeviceReader
+from themis_triton.adapters.launchers import build_launcher
 from themis_triton.adapters.triton.client import KEY_HEADER, new_client, silence
-from themis_triton.adapters.triton.model_config import Config, render_config, to_json
+from themis_triton.adapters.triton.model_config import CONFIG_FILE, Config, render_config, to_json
 from themis_triton.adapters.triton.model_control import TritonModelControl
 from themis_triton.core.address import UNKNOWN_ADDRESS, Address
 from themis_triton.core.config import DeviceSlot, LaunchConfig
@@ -29,11 +24,11 @@ from themis_triton.core.errors import ServerError
 from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.load.connection import open_stub, read_specs
 from themis_triton.load.requests import ModelSpec
+from themis_triton.ports import ServerLauncher
 from themis_triton.profile.identity import model_config
 from themis_triton.profile.trace import Tracer, trace_arguments
 
 _STUB_TIMEOUT_S = 10.0
-_DRIVER_TIMEOUT_S = 30.0
 SERVER_NAME = "profile"
 
 
@@ -49,7 +44,7 @@ class LaunchTimes:
 
 @dataclass(slots=True)
 class Bench:
-    """The server under measurement and the ways to it. `tracer` and `launch` are None where the server is an adopted one."""
+    """The server under measurement and the ways to it. `launcher`, `tracer` and `launch` are None where the server is an adopted one."""
 
     model: str
     server: Server
@@ -58,6 +53,7 @@ class Bench:
     stub: Any
     client: Any
     control: TritonModelControl
+    launcher: ServerLauncher | None = None
     tracer: Tracer | None = None
     launch: LaunchTimes | None = None
     memory_bytes: dict[int, int] = field(default_factory=dict)
@@ -78,18 +74,7 @@ class Bench:
 
     async def read_memory(self) -> int:
         """Bytes that the server's processes hold on its device; 0 where that cannot be told (an adopted server)."""
-        if self.server.process is None:
-            return 0
-        members = await asyncio.to_thread(group_members, self.server.process)
-        if not self.server.device.startswith("gpu"):
-            return sum(_resident_bytes(member) for member in members)
-        reader = DeviceReader([self.server.device], SystemClock(), timeout_s=_DRIVER_TIMEOUT_S)
-        try:
-            reading = (await reader.read_devices())[0]
-        finally:
-            reader.close()
-        own = [reading.process_memory_bytes.get(member.pid, 0) for member in members]
-        return sum(own) or (reading.memory_total_bytes or 0) - (reading.memory_free_bytes or 0)
+        return await self.launcher.read_memory(self.server) if self.launcher is not None else 0
 
     async def statistics(self) -> Any:  # noqa: ANN401 - protobuf has no types
         """Triton's cumulative statistics of the model. ServerError when it does not answer."""
@@ -117,9 +102,8 @@ async def launched_bench(model: str, launch: LaunchConfig, slot: DeviceSlot, sta
     config = model_config(launch.model_repository / model)
     repository = _without_batcher(config, launch.model_repository / model, directory / "repository" / model)
     arguments = (*launch.arguments, *trace_arguments(trace_file))
-    launcher = LocalLauncher(replace(launch, slots=(slot,), model_repository=repository, arguments=arguments), directory)
-    for stale in (trace_file, ServerFiles(directory, SERVER_NAME).log):
-        stale.unlink(missing_ok=True)
+    launcher = build_launcher(replace(launch, slots=(slot,), model_repository=repository, arguments=arguments), directory)
+    trace_file.unlink(missing_ok=True)
     loop = asyncio.get_running_loop()
     started_s = loop.time()
     server = await launcher.launch(SERVER_NAME, slot.name, {model: ModelState(1, 1, 0)})
@@ -130,7 +114,8 @@ async def launched_bench(model: str, launch: LaunchConfig, slot: DeviceSlot, sta
         ready_s = loop.time() - started_s
         await launcher.warm_up(server)
         warm_up_s = loop.time() - started_s - ready_s
-        bench = await _opened(stack, model, server, config, repository)
+        bench = await _opened(stack, model, server, config)
+        bench.launcher = launcher
         bench.tracer = Tracer(bench.client, server, trace_file)
         bench.launch = _launch_times(Path(server.log_file or ""), model, ready_s, warm_up_s)
         yield bench
@@ -153,7 +138,7 @@ async def adopted_bench(model: str, server: Server, state_directory: Path) -> As
             raise ServerError(f"model {model} on {server.grpc_address}: {error.message()}; check address and name") from error
         repository = _without_batcher(config, None, directory)
         stack.push_async_callback(_restore, client, server, model, config)
-        yield await _opened(stack, model, server, config, repository)
+        yield await _opened(stack, model, replace(server, model_repository=str(repository)), config)
 
 
 async def _restore(client: Any, server: Server, model: str, config: Config) -> None:  # noqa: ANN401 - tritonclient has no types
@@ -190,10 +175,10 @@ async def _counts(client: Any) -> dict[str, int]:  # noqa: ANN401 - tritonclient
     return {each.name: each.inference_stats.success.count + each.inference_stats.fail.count for each in stats}
 
 
-async def _opened(stack: AsyncExitStack, model: str, server: Server, config: Config, repository: Path) -> Bench:
+async def _opened(stack: AsyncExitStack, model: str, server: Server, config: Config) -> Bench:
     client = new_client(server.grpc_address)
     stack.push_async_callback(client.close)
-    control = TritonModelControl(lambda _: repository)
+    control = TritonModelControl()
     stack.push_async_callback(control.close)
     stub = await stack.enter_async_context(open_stub(server.grpc_address.authority, _STUB_TIMEOUT_S))
     spec = (await read_specs(stub, [model], _STUB_TIMEOUT_S))[model]
@@ -232,9 +217,3 @@ def _log_time(text: str, mark: str) -> datetime | None:
     line = (lines[-1] if mark else lines[0]) if lines else ""
     stamp = re.match(r"[IWE](\d{4} \d\d:\d\d:\d\d\.\d+)", line)
     return datetime.strptime(f"2000{stamp[1]}+0000", "%Y%m%d %H:%M:%S.%f%z") if stamp else None
-
-
-def _resident_bytes(process: psutil.Process) -> int:
-    with suppress(psutil.NoSuchProcess):
-        return int(process.memory_info().rss)
-    return 0

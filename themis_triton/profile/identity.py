@@ -11,8 +11,7 @@ import psutil
 import pynvml
 from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
-from themis_triton.adapters.local.server_files import CONFIG_FILE
-from themis_triton.adapters.triton.model_config import Config, parse_config
+from themis_triton.adapters.triton.model_config import CONFIG_FILE, Config, parse_config
 from themis_triton.core.errors import SettingsError
 
 SERVED = "served:"

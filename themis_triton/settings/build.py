@@ -11,6 +11,7 @@ from themis_triton.core.config import (
     DeviceSlot,
     EnvoyConfig,
     LaunchConfig,
+    LocalLaunchConfig,
     ModelConfig,
     PipelineConfig,
     PlanningConfig,
@@ -97,7 +98,7 @@ def _envoy(loaded: Loaded, settings: Settings) -> EnvoyConfig:
 
 
 def _launch(loaded: Loaded, launch: LaunchSettings) -> LaunchConfig:
-    return LaunchConfig(
+    return LocalLaunchConfig(
         slots=tuple(_named_slots(launch)),
         model_repository=repository_of(loaded, launch),
         binary=loaded.resolve(launch.binary) if launch.binary is not None else None,

@@ -8,7 +8,8 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from themis_triton.core.config import (
-    LaunchConfig,
+    LaunchKind,
+    LocalLaunchConfig,
     Mode,
     ModelConfig,
     PipelineConfig,
@@ -31,7 +32,7 @@ from themis_triton.settings.kinds import (
 from themis_triton.settings.policy import PlanningSettings, PolicySettings, PriceSettings
 from themis_triton.settings.profile import DEFAULT_PROFILE, ProfileSettings
 
-_LAUNCH = LaunchConfig(slots=(), model_repository=Path())
+_LAUNCH = LocalLaunchConfig(slots=(), model_repository=Path())
 _MODEL = ModelConfig("", DEFAULT_PROFILE)
 _PIPELINE = PipelineConfig("", (), 1.0)
 MAX_INSTANCES = 64
@@ -73,6 +74,9 @@ class SlotSettings(Section):
 class LaunchSettings(Section):
     """How new servers are launched."""
 
+    kind: Annotated[LaunchKind, Field(strict=False)] = Field(
+        default=LaunchKind.LOCAL, description="where; local: as processes on this machine"
+    )
     slots: list[Annotated[SlotSettings, BeforeValidator(_slot), Allowed("gpu:N, cpu:N, or a mapping with `device`, `name`, `memory`")]] = (
         Field(min_length=1, description="where servers may be launched, one server per slot")
     )

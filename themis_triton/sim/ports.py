@@ -116,6 +116,19 @@ class SimLauncher:
         await asyncio.sleep(self.cluster.warm_up_s(server.models))
         self.cluster.find(server.name)
 
+    async def discover(self) -> tuple[Server, ...]:
+        """Nothing: no virtual server outlives the run that launched it."""
+        return ()
+
+    async def read_memory(self, server: Server) -> int:
+        """0: memory is not simulated."""
+        del server
+        return 0
+
+    async def stop_all(self) -> tuple[str, ...]:
+        """Nothing: they end with the run."""
+        return ()
+
     async def is_alive(self, server: Server) -> bool:
         """Whether its process runs."""
         return self.cluster.is_alive(server.name)

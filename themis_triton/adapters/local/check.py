@@ -16,14 +16,14 @@ from themis_triton.adapters.local.sockets import listen_failure
 from themis_triton.adapters.local.triton_install import TritonInstall, find_triton
 from themis_triton.adapters.nvml import DeviceReader
 from themis_triton.core.address import Address
-from themis_triton.core.config import EnvoyConfig, LaunchConfig, ThemisConfig
+from themis_triton.core.config import EnvoyConfig, LocalLaunchConfig, ThemisConfig
 from themis_triton.core.errors import EnvironmentCheckError
 
 _RUN_TIMEOUT_S = 30.0
 _DRIVER_TIMEOUT_S = 30.0
 
 
-async def check_launch(launch: LaunchConfig) -> list[Finding]:
+async def check_launch(launch: LocalLaunchConfig) -> list[Finding]:
     """Whether `tritonserver` is there and runs. Its backends are prepared aside, in a folder that is removed again."""
     with tempfile.TemporaryDirectory(prefix="themis-check-") as aside:
         try:

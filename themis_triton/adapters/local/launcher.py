@@ -12,15 +12,27 @@ from pathlib import Path
 
 import httpx
 
-from themis_triton.adapters.local.orphans import DEVICE_VARIABLE, SERVER_VARIABLE, SLOT_VARIABLE
-from themis_triton.adapters.local.processes import OWNER_VARIABLE, find_process, group_members, owner_mark, short_hash, spawn, stop_process
+from themis_triton.adapters.clock import SystemClock
+from themis_triton.adapters.local.orphans import DEVICE_VARIABLE, SERVER_VARIABLE, SLOT_VARIABLE, find_orphans
+from themis_triton.adapters.local.processes import (
+    OWNER_VARIABLE,
+    find_process,
+    group_members,
+    owner_mark,
+    resident_bytes,
+    short_hash,
+    spawn,
+    stop_everything,
+    stop_process,
+)
 from themis_triton.adapters.local.server_files import ServerFiles, build_view
 from themis_triton.adapters.local.sockets import LOOPBACK, free_ports
 from themis_triton.adapters.local.triton_install import TritonInstall, find_triton
+from themis_triton.adapters.nvml import DeviceReader
 from themis_triton.adapters.triton.metrics import fetch_metrics, new_http_client
 from themis_triton.adapters.triton.warmup import Warmup
 from themis_triton.core.address import Address
-from themis_triton.core.config import DeviceSlot, LaunchConfig
+from themis_triton.core.config import DeviceSlot, LocalLaunchConfig
 from themis_triton.core.errors import LaunchFailedError, ServerError, ThemisError
 from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.observation import ModelCounters
@@ -34,6 +46,7 @@ _POLL_S = 0.05
 _POLL_TIMEOUT_S = 2.0
 _QUIET_S = 0.3
 _QUIET_SERVICES = 3.0
+_DRIVER_TIMEOUT_S = 30.0
 
 
 class LocalLauncher:
@@ -48,7 +61,7 @@ class LocalLauncher:
         deprioritize_after_s: by model, how long a request waits before it lets all others pass; see `plan.model_config.for_launch`.
     """
 
-    def __init__(self, config: LaunchConfig, state_directory: Path, deprioritize_after_s: Mapping[str, float] | None = None) -> None:
+    def __init__(self, config: LocalLaunchConfig, state_directory: Path, deprioritize_after_s: Mapping[str, float] | None = None) -> None:
         self._config = config
         self._state = state_directory
         self._patience_s = deprioritize_after_s or {}
@@ -57,13 +70,17 @@ class LocalLauncher:
         self._install_lock = asyncio.Lock()
 
     async def launch(self, name: str, slot: str, models: dict[str, ModelState]) -> Server:
-        """Start a process on the slot and return at once, in phase LAUNCHING.
+        """Start a process on the slot and return at once, in phase LAUNCHING. The log begins anew.
 
         Raises:
             LaunchFailedError: the slot or a model does not exist, or the process cannot be started.
             EnvironmentCheckError: Triton is not installed, or its Python does not fit.
             SettingsError: a model's `config.pbtxt` cannot be parsed.
         """
+        self._files(name).log.unlink(missing_ok=True)
+        return await self._launch(name, slot, models)
+
+    async def _launch(self, name: str, slot: str, models: dict[str, ModelState]) -> Server:
         if slot not in self._slots:
             raise LaunchFailedError(f"server {name}: there is no device slot {slot}; launch.slots has {', '.join(self._slots)}")
         install = await self._triton()
@@ -107,6 +124,7 @@ class LocalLauncher:
             process=process,
             model_control_key=key,
             log_file=str(files.log),
+            model_repository=str(files.models),
             models=dict(models),
         )
 
@@ -152,7 +170,7 @@ class LocalLauncher:
             return replace(server, phase=Phase.WARMING)
         if not attempts_left or _PORT_TAKEN not in self._files(server.name).log_tail(_PORT_TAKEN_LINES):
             raise self._failed(server, "ended before it was ready")
-        again = await self.launch(server.name, server.slot or "", server.models)
+        again = await self._launch(server.name, server.slot or "", server.models)
         try:
             return await self._wait_ready(again, deadline_s, attempts_left - 1)
         except LaunchFailedError:
@@ -212,6 +230,40 @@ class LocalLauncher:
                     return True
                 await asyncio.sleep(_POLL_S)
         return False
+
+    async def read_memory(self, server: Server) -> int:
+        """Bytes that the server's processes hold on its device; 0 where that is unknown."""
+        if server.process is None:
+            return 0
+        members = await asyncio.to_thread(group_members, server.process)
+        if not server.device.startswith("gpu"):
+            return sum(resident_bytes(member) for member in members)
+        reader = DeviceReader([server.device], SystemClock(), timeout_s=_DRIVER_TIMEOUT_S)
+        try:
+            (reading,) = await reader.read_devices()
+        finally:
+            reader.close()
+        own = sum(reading.process_memory_bytes.get(member.pid, 0) for member in members)
+        return own or (reading.memory_total_bytes or 0) - (reading.memory_free_bytes or 0)
+
+    async def discover(self) -> tuple[Server, ...]:
+        """Every launched server that runs now, by name, in phase LAUNCHING; known by the marks that its process carries."""
+        return await asyncio.to_thread(find_orphans, self._state)
+
+    async def stop_all(self) -> tuple[str, ...]:
+        """Stop every process that carries the state directory's mark: servers, and the Envoy that was started beside them.
+
+        Returns:
+            The pids that were found, as text.
+
+        Raises:
+            ServerError: a process survived SIGKILL.
+        """
+        try:
+            pids = await asyncio.to_thread(stop_everything, self._state, self._config.stop_timeout_s)
+        except TimeoutError as error:
+            raise ServerError(str(error)) from error
+        return tuple(map(str, pids))
 
     async def stop(self, server: Server) -> None:
         """SIGTERM, then after a bounded wait SIGKILL; returns when the process and its children are gone. The log stays.

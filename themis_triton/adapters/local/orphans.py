@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 
 from themis_triton.adapters.local.processes import identify, owned_processes
-from themis_triton.adapters.local.server_files import ServerFiles, read_config_text
-from themis_triton.adapters.triton.model_config import parse_config, state_of
+from themis_triton.adapters.local.server_files import ServerFiles
+from themis_triton.adapters.triton.model_config import parse_config, read_config_text, state_of
 from themis_triton.core.address import Address
 from themis_triton.core.fleet import ModelState, Phase, Server
 
@@ -53,6 +53,7 @@ def _server(state_directory: Path, process: psutil.Process) -> Server | None:
         process=identity,
         model_control_key=options["grpc-restricted-protocol"].partition("=")[2],
         log_file=str(files.log),
+        model_repository=str(files.models),
         models=_launched_models(files, loaded),
     )
 

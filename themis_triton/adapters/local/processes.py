@@ -168,6 +168,14 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
+def resident_bytes(process: psutil.Process) -> int:
+    """Resident memory of a process; 0 when it has ended."""
+    try:
+        return int(process.memory_info().rss)
+    except psutil.NoSuchProcess:
+        return 0
+
+
 def owned_processes(state_directory: Path) -> list[psutil.Process]:
     """Live processes that carry the state directory's mark, this one excepted."""
     mark = owner_mark(state_directory)

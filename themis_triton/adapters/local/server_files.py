@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections import deque
 from collections.abc import Mapping
@@ -10,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from themis_triton.adapters.local.processes import remove_shared_memory, shared_memory_prefix
-from themis_triton.adapters.triton.model_config import for_launch, is_complete, parse_config, render_config
+from themis_triton.adapters.triton.model_config import CONFIG_FILE, for_launch, is_complete, parse_config, render_config
 from themis_triton.core.errors import LaunchFailedError
 from themis_triton.core.fleet import ModelState
 
-CONFIG_FILE = "config.pbtxt"
 _CACHE = "__pycache__"
 
 
@@ -115,11 +113,3 @@ def _link(source: Path, target: Path) -> None:
     for path in source.iterdir():
         if path.name != _CACHE:
             _link(path, target / path.name)
-
-
-def read_config_text(repository: Path, model: str) -> tuple[str, str] | None:
-    """Text and name of a model's own `config.pbtxt`; None where it cannot be read here."""
-    file = repository / model / CONFIG_FILE
-    if not (file.is_file() and os.access(file, os.R_OK)):
-        return None
-    return file.read_text(encoding="utf-8"), str(file)

@@ -10,6 +10,8 @@ As JSON an override is protobuf's own JSON form with the field names of the `.pr
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from google.protobuf import json_format, text_format
@@ -18,6 +20,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup, 
 from themis_triton.core.errors import ChangeRefusedError, SettingsError
 from themis_triton.core.fleet import ModelState
 
+CONFIG_FILE = "config.pbtxt"
 Config: TypeAlias = Any
 """A protobuf `inference.ModelConfig`; protobuf's generated classes carry no types."""
 
@@ -39,6 +42,14 @@ def parse_config(text: str, source: str) -> Config:
             f"{source}:{error}: not a Triton model configuration; correct the file, "
             "or, if your Triton knows the field, update the package tritonclient"
         ) from error
+
+
+def read_config_text(repository: Path, model: str) -> tuple[str, str] | None:
+    """Text and name of a model's own `config.pbtxt`; None where it cannot be read here."""
+    file = repository / model / CONFIG_FILE
+    if not (file.is_file() and os.access(file, os.R_OK)):
+        return None
+    return file.read_text(encoding="utf-8"), str(file)
 
 
 def render_config(config: Config) -> str:

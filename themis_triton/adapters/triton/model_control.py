@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tritonclient.utils import InferenceServerException
 
-from themis_triton.adapters.local.server_files import ServerFiles, read_config_text
 from themis_triton.adapters.triton.client import KEY_HEADER, TritonClients, is_not_explicit, is_restricted, is_silent, silence
-from themis_triton.adapters.triton.model_config import Config, parse_config, state_of, to_json, with_state
-from themis_triton.core.config import AdoptedServer
+from themis_triton.adapters.triton.model_config import Config, parse_config, read_config_text, state_of, to_json, with_state
 from themis_triton.core.errors import ChangeRefusedError, ServerError
 from themis_triton.core.fleet import ModelState, Server
-
-
-def model_repositories(state_directory: Path, adopted: Iterable[AdoptedServer] = ()) -> Callable[[Server], Path | None]:
-    """Where a server's model files can be read here: a launched one's own view, an adopted one's as the settings say, or None."""
-    named = {server.name: server.model_repository for server in adopted}
-
-    def repository_of(server: Server) -> Path | None:
-        return ServerFiles(state_directory, server.name).models if server.launched else named.get(server.name)
-
-    return repository_of
 
 
 class TritonModelControl:
@@ -41,8 +29,7 @@ class TritonModelControl:
     Changes of one model on one server are made one after the other. Use it from one event loop, and `close` it there.
     """
 
-    def __init__(self, repository_of: Callable[[Server], Path | None], timeout_s: float = 120.0, read_timeout_s: float = 5.0) -> None:
-        self._repository_of = repository_of
+    def __init__(self, timeout_s: float = 120.0, read_timeout_s: float = 5.0) -> None:
         self._timeout_s = timeout_s
         self._read_timeout_s = read_timeout_s
         self._clients = TritonClients()
@@ -75,7 +62,7 @@ class TritonModelControl:
             return await self._verified(server, model, override)
 
     async def _base(self, server: Server, model: str, served: Config | None) -> Config:
-        repository = self._repository_of(server)
+        repository = Path(server.model_repository) if server.model_repository is not None else None
         own = await asyncio.to_thread(read_config_text, repository, model) if repository is not None else None
         if own is not None:
             return parse_config(*own)

@@ -1,0 +1,39 @@
+"""The one registry of launchers: which class serves which kind of `launch` section."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from themis_triton.adapters.local.launcher import LocalLauncher
+from themis_triton.core.config import LaunchConfig, LocalLaunchConfig
+from themis_triton.ports import ServerLauncher
+
+LAUNCHERS: Mapping[type[LaunchConfig], Callable[..., ServerLauncher]] = {LocalLaunchConfig: LocalLauncher}
+"""By the type of a kind's configuration. A new kind is one more entry."""
+
+
+def build_launcher(config: LaunchConfig, state_directory: Path, deprioritize_after_s: Mapping[str, float] | None = None) -> ServerLauncher:
+    """The launcher of the configuration's kind.
+
+    Args:
+        config: the `launch` section.
+        state_directory: what marks the launcher's servers as this daemon's.
+        deprioritize_after_s: by model, how long a request waits before all others are served first.
+    """
+    return LAUNCHERS[type(config)](config, state_directory, deprioritize_after_s)
+
+
+def bare_launchers(state_directory: Path, **options: Any) -> tuple[ServerLauncher, ...]:  # noqa: ANN401 - fields of LaunchConfig
+    """A launcher without slots of every kind that finds its servers by the state directory alone: for discovery and removal.
+
+    They serve commands that must work where the settings have no `launch` section, or cannot be read.
+    """
+    return (LocalLauncher(LocalLaunchConfig((), Path(), **options), state_directory),)
+
+
+async def stop_all(state_directory: Path, stop_timeout_s: float = 20.0) -> tuple[str, ...]:
+    """Stop everything that was launched with the state directory; returns what was stopped. ServerError when something is left."""
+    stopped = [await launcher.stop_all() for launcher in bare_launchers(state_directory, stop_timeout_s=stop_timeout_s)]
+    return tuple(name for names in stopped for name in names)
