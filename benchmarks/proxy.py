@@ -35,7 +35,7 @@ from themis_triton.adapters.local.launcher import LocalLauncher
 from themis_triton.core.address import Address
 from themis_triton.core.config import DeviceSlot, EnvoyConfig, LocalLaunchConfig
 from themis_triton.core.fleet import ModelState, Server
-from themis_triton.core.routes import Endpoint, RouteTable
+from themis_triton.core.routes import Endpoint, ModelRoute, RouteTable
 
 REPOSITORY = Path(__file__).parents[1] / "model_repository"
 MODEL = "video-classifier"
@@ -61,8 +61,8 @@ async def stack(directory: Path) -> AsyncIterator[tuple[Server, EnvoyConfig]]:
     try:
         server = await launcher.wait_ready(server)
         endpoint = (Endpoint(server.name, server.grpc_address, server.http_address),)
-        others = {f"model-{number}": endpoint for number in range(MODELS_IN_POLL - 1)}
-        await files.write(RouteTable({MODEL: endpoint, **others}, endpoint))
+        others = {f"model-{number}": ModelRoute(endpoint) for number in range(MODELS_IN_POLL - 1)}
+        await files.write(RouteTable({MODEL: ModelRoute(endpoint), **others}, endpoint))
         await process.ensure()
         yield server, config
     finally:

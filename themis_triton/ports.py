@@ -32,7 +32,7 @@ class Observer(Protocol):
         ...
 
     async def read_routes(self) -> tuple[tuple[RouteReading, ...], str | None]:
-        """Envoy's statistics of each model, or why there are none."""
+        """The proxy's statistics of each model, or why there are none."""
         ...
 
     async def read_devices(self) -> tuple[DeviceReading, ...]:
@@ -100,10 +100,10 @@ class ServerLauncher(Protocol):
 
 
 class RouteWriter(Protocol):
-    """Envoy's files."""
+    """The proxy's routes."""
 
     async def write(self, table: RouteTable) -> None:
-        """Put the table into place, atomically; returns once Envoy has taken it up (or raises ServerError)."""
+        """Put the table into place, atomically; returns once the proxy has taken it up. ServerError when it refuses."""
         ...
 
 

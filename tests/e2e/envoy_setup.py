@@ -27,7 +27,7 @@ from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.fleet import Server
 from themis_triton.core.observation import RouteReading
-from themis_triton.core.routes import Endpoint, RouteTable
+from themis_triton.core.routes import Endpoint, ModelRoute, RouteTable
 
 Tensor = NDArray[np.float32]
 
@@ -97,7 +97,7 @@ def endpoint(server: Server) -> Endpoint:
 
 def table_of(*servers: Server) -> RouteTable:
     models = sorted({model for server in servers for model in server.models})
-    members = {model: tuple(endpoint(server) for server in servers if model in server.models) for model in models}
+    members = {model: ModelRoute(tuple(endpoint(server) for server in servers if model in server.models)) for model in models}
     return RouteTable(members, tuple(map(endpoint, servers)))
 
 

@@ -25,7 +25,7 @@ from themis_triton.adapters.local.launcher import LocalLauncher
 from themis_triton.core.address import Address
 from themis_triton.core.config import LocalLaunchConfig
 from themis_triton.core.fleet import ModelState, Server
-from themis_triton.core.routes import RouteTable
+from themis_triton.core.routes import ModelRoute, RouteTable
 
 pytestmark = pytest.mark.e2e
 
@@ -62,7 +62,7 @@ def gateway(everything: Server, odd: Server, tmp_path_factory: pytest.TempPathFa
     """An Envoy that knows every model, one of them without a server. What names no model goes to the server with everything."""
     table = table_of(everything)
     with running_envoy(
-        tmp_path_factory.mktemp("gateway"), RouteTable({**table.models, ODD: (endpoint(odd),), IDLE: ()}, table.any)
+        tmp_path_factory.mktemp("gateway"), RouteTable({**table.models, ODD: ModelRoute((endpoint(odd),)), IDLE: ModelRoute()}, table.any)
     ) as running:
         yield running
 

@@ -24,7 +24,7 @@ from themis_triton.adapters.envoy.process import EnvoyProcess
 from themis_triton.core.errors import EnvironmentCheckError, ServerError
 from themis_triton.core.fleet import ModelState, Server
 from themis_triton.core.observation import RouteReading
-from themis_triton.core.routes import RouteTable
+from themis_triton.core.routes import ModelRoute, RouteTable
 
 pytestmark = pytest.mark.e2e
 
@@ -67,8 +67,8 @@ def test_servers_join_and_leave_under_load(gateway: Gateway, servers: tuple[Serv
 
 def test_models_come_and_go_under_load(gateway: Gateway, servers: tuple[Server, Server]) -> None:
     table = table_of(*servers)
-    more = RouteTable({**table.models, "later": table.any}, table.any)
-    other = RouteTable({**table.models, "another": table.any[:1]}, table.any)
+    more = RouteTable({**table.models, "later": ModelRoute(table.any)}, table.any)
+    other = RouteTable({**table.models, "another": ModelRoute(table.any[:1])}, table.any)
 
     async def change() -> None:
         for each in (more, other, table):
@@ -202,7 +202,7 @@ def test_what_envoy_refuses_is_told_and_put_back(gateway: Gateway, servers: tupl
 def test_files_that_envoy_does_not_understand_stop_the_start(tmp_path: Path) -> None:
     async def start() -> None:
         config = free_config(tmp_path)
-        await write(config, RouteTable({"model": ()}, ()))
+        await write(config, RouteTable({"model": ModelRoute()}, ()))
         clusters = config.directory / "cds/clusters.json"
         clusters.write_text(clusters.read_text(encoding="utf-8").replace("connect_timeout", "connect_time"), encoding="utf-8")
         process = EnvoyProcess(config, tmp_path)
@@ -246,7 +246,7 @@ def test_a_killed_envoy_is_started_again_with_its_routes(servers: tuple[Server, 
 
 def test_envoy_accepts_whatever_a_model_is_called(tmp_path: Path) -> None:
     names = ["plain", "a.b", "with space", "näme", "%2F", "(x|y)*[0]^$", "~", '"quoted"', "back\\slash", "x" * 255]
-    with running_envoy(tmp_path, RouteTable(dict.fromkeys(names, ()), ())) as gateway:
+    with running_envoy(tmp_path, RouteTable(dict.fromkeys(names, ModelRoute()), ())) as gateway:
         for name in names:
             with triton_grpc.InferenceServerClient(gateway.config.grpc_listen.authority) as client:
                 assert outcome(client.infer, name, tensors(triton_grpc, values()))[0] == "StatusCode.UNAVAILABLE"

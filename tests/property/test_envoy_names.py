@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from themis_triton.adapters.envoy.clusters import each_cluster
 from themis_triton.adapters.envoy.names import cluster_of, endpoints_file, safe_name
 from themis_triton.core.address import Address
-from themis_triton.core.routes import Endpoint, RouteTable
+from themis_triton.core.routes import Endpoint, ModelRoute, RouteTable
 
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=300)
 
@@ -23,7 +23,7 @@ def test_a_safe_name_is_safe_everywhere(model: str) -> None:
 @given(st.sets(NAMES, min_size=2, max_size=8))
 def test_different_models_have_different_clusters(models: set[str]) -> None:
     endpoint = Endpoint("one", Address("127.0.0.1", 1), Address("127.0.0.1", 2))
-    names = [name for name, *_ in each_cluster(RouteTable(dict.fromkeys(models, (endpoint,)), (endpoint,)))]
+    names = [name for name, *_ in each_cluster(RouteTable(dict.fromkeys(models, ModelRoute((endpoint,))), (endpoint,)))]
     assert len(set(names)) == 2 * len(models) + 2
     assert [cluster_of(endpoints_file(name)) for name in names] == names
 

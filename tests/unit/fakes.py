@@ -155,7 +155,7 @@ class FakeRoutes:
         names = ",".join(endpoint.server for endpoint in table.any)
         self.log.append(f"routes {names}")
         if self.broken:
-            raise ServerError("Envoy does not answer")
+            raise ServerError("the proxy does not answer")
         self.tables.append(table)
 
 

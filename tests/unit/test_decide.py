@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.unit.samples import CLASSIFIER, DETECTOR, MIB, NOW_S, STAGES, config, estimate, server, snapshot
 from themis_triton.core.config import PipelineConfig, PolicyConfig, PolicyName, ThemisConfig
 from themis_triton.core.decision import Clamp, ClampKind, Decision, Reason, Stage, Target
-from themis_triton.core.estimate import Estimate
+from themis_triton.core.estimate import PROXY, Estimate
 from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.observation import DeviceReading
 from themis_triton.decide.guards import guard
@@ -79,7 +79,7 @@ def test_no_data_holds_what_is(name: PolicyName) -> None:
 
 @pytest.mark.parametrize("name", PolicyName)
 def test_stale_readings_of_envoy_hold_what_is_and_say_why(name: PolicyName) -> None:
-    stale = replace(estimate(500.0), stale={"envoy": "no statistics for 4.0 s: connection refused"})
+    stale = replace(estimate(500.0), stale={PROXY: "no statistics for 4.0 s: connection refused"})
     decision = once(config(policy(name)), PolicyInput(snapshot([server("a")]), stale))
     assert (decision.reason, decision.target) == (Reason.HOLD_STALE, None)
     assert "connection refused" in decision.detail
@@ -400,7 +400,7 @@ def test_nobody_leaves_while_a_survivor_may_not_grow() -> None:
 def test_a_time_in_which_nothing_was_seen_covers_no_hold() -> None:
     cfg = config(PolicyConfig(scale_in_stabilization_s=20.0))
     rules, state = build_rules(cfg), PolicyState()
-    blind = replace(estimate(5.0), stale={"envoy": "4 s old"})
+    blind = replace(estimate(5.0), stale={PROXY: "4 s old"})
     retired = []
     for second in [*range(3), *range(3, 60), *range(60, 90)]:
         at_s, found = NOW_S + second, blind if 3 <= second < 60 else estimate(5.0)

@@ -19,12 +19,12 @@ from themis_triton.adapters.envoy.render import BOOTSTRAP, CLUSTERS, LISTENERS, 
 from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.errors import SettingsError
-from themis_triton.core.routes import Endpoint, RouteTable
+from themis_triton.core.routes import Endpoint, ModelRoute, RouteLimit, RouteTable
 
 CONFIG = EnvoyConfig(Address("127.0.0.1", 8001), Address("127.0.0.1", 8000), Address("127.0.0.1", 9901), Path("/state/envoy"))
 ONE = Endpoint("one", Address("127.0.0.1", 1001), Address("127.0.0.1", 1000))
 TWO = Endpoint("two", Address("127.0.0.1", 2001), Address("::1", 2000))
-TABLE = RouteTable({"detect": (ONE, TWO), "classify": (ONE,), "idle": ()}, (ONE, TWO))
+TABLE = RouteTable({"detect": ModelRoute((ONE, TWO)), "classify": ModelRoute((ONE,)), "idle": ModelRoute()}, (ONE, TWO))
 
 GRPC_RDS, HTTP_RDS = "rds/grpc.json", "rds/http.json"
 
@@ -32,6 +32,18 @@ GRPC_RDS, HTTP_RDS = "rds/grpc.json", "rds/http.json"
 def resources(files: dict[str, str], name: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads(files[name])["resources"]
     return found
+
+
+def test_a_route_goes_only_to_servers_that_it_does_not_exclude() -> None:
+    excluded = RouteTable({**TABLE.models, "detect": ModelRoute((ONE, TWO), excluded=frozenset({"two"}))}, TABLE.any)
+    without = RouteTable({**TABLE.models, "detect": ModelRoute((ONE,))}, TABLE.any)
+    assert render(CONFIG, excluded) == render(CONFIG, without)
+
+
+@pytest.mark.parametrize("route", [ModelRoute((ONE,), limit=RouteLimit(5.0, 1)), ModelRoute((ONE,), affinity_header="session")])
+def test_what_cannot_be_rendered_yet_is_refused_and_not_dropped(route: ModelRoute) -> None:
+    with pytest.raises(NotImplementedError, match="detect"):
+        render(CONFIG, RouteTable({"detect": route}, (ONE,)))
 
 
 def routes(protocol: Protocol, table: RouteTable = TABLE) -> list[dict[str, Any]]:
@@ -79,7 +91,7 @@ def test_rendering_is_pure_and_names_every_file() -> None:
 
 
 def test_a_version_follows_from_content() -> None:
-    before, after = render(CONFIG, TABLE), render(CONFIG, RouteTable({**TABLE.models, "classify": (TWO,)}, TABLE.any))
+    before, after = render(CONFIG, TABLE), render(CONFIG, RouteTable({**TABLE.models, "classify": ModelRoute((TWO,))}, TABLE.any))
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {endpoints_file(model_cluster(protocol, "classify")) for protocol in Protocol}
     for name in changed:
@@ -146,7 +158,7 @@ def test_rest_paths(path: str, expected: str | int) -> None:
 
 @pytest.mark.parametrize("model", ["a.b", "a+b", "(x|y)", "näme", "a[0]", "^$", "x*", "a~b", "a b"])
 def test_a_name_is_no_pattern(model: str) -> None:
-    table = RouteTable({model: (ONE,)}, (ONE,))
+    table = RouteTable({model: ModelRoute((ONE,))}, (ONE,))
     assert http_answer(f"/v2/models/{model}/infer", table) == model_cluster(Protocol.HTTP, model)
     for other in ("aXb", "aab", "x", "y", "a0", "", "xx"):
         assert http_answer(f"/v2/models/{other}/infer", table) in {any_cluster(Protocol.HTTP), 404}
@@ -215,7 +227,7 @@ def test_nothing_is_cut_off_by_a_route() -> None:
 
 
 def test_health_of_a_model_whose_name_fits_no_path_is_the_servers_life() -> None:
-    found = resources(render(CONFIG, RouteTable({"a b": (ONE,), "plain": (ONE,)}, (ONE,))), CLUSTERS)
+    found = resources(render(CONFIG, RouteTable({"a b": ModelRoute((ONE,)), "plain": ModelRoute((ONE,))}, (ONE,))), CLUSTERS)
     paths = {each["name"]: each["health_checks"][0]["http_health_check"]["path"] for each in found}
     assert paths[model_cluster(Protocol.GRPC, "plain")] == "/v2/models/plain/ready"
     assert paths[model_cluster(Protocol.GRPC, "a b")] == paths[any_cluster(Protocol.HTTP)] == "/v2/health/live"
@@ -250,7 +262,7 @@ def test_a_fresh_directory_gets_endpoints_before_clusters_before_routes() -> Non
 
 
 def test_moved_endpoints_are_one_step() -> None:
-    before, after = render(CONFIG, TABLE), render(CONFIG, RouteTable({**TABLE.models, "idle": (TWO,)}, TABLE.any))
+    before, after = render(CONFIG, TABLE), render(CONFIG, RouteTable({**TABLE.models, "idle": ModelRoute((TWO,))}, TABLE.any))
     [step] = steps(after, before)
     assert set(step) == {endpoints_file(model_cluster(protocol, "idle")) for protocol in Protocol}
     assert set(expected_versions(step)) == {f"cluster.{model_cluster(protocol, 'idle')}" for protocol in Protocol}
@@ -258,7 +270,7 @@ def test_moved_endpoints_are_one_step() -> None:
 
 def test_clusters_come_before_their_routes_and_go_after_them() -> None:
     before = render(CONFIG, TABLE)
-    after = render(CONFIG, RouteTable({"detect": (ONE, TWO), "new": (ONE,)}, TABLE.any))
+    after = render(CONFIG, RouteTable({"detect": ModelRoute((ONE, TWO)), "new": ModelRoute((ONE,))}, TABLE.any))
     added, front, trimmed = steps(after, before)
     kept = {each["name"] for each in resources(added, CLUSTERS)}
     assert {model_cluster(Protocol.GRPC, name) for name in ("detect", "new", "classify", "idle")} <= kept

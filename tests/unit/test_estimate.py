@@ -4,7 +4,7 @@ import pytest
 
 from tests.unit.samples import CLASSIFIER, DETECTOR, NOW_S, config, route, server, snapshot
 from themis_triton.core.config import ForecastName, PolicyConfig, ThemisConfig
-from themis_triton.core.estimate import Estimate
+from themis_triton.core.estimate import PROXY, Estimate
 from themis_triton.core.fleet import Phase
 from themis_triton.core.observation import ModelCounters, ServerReading, Snapshot
 from themis_triton.estimate.estimate import History, estimate
@@ -164,13 +164,13 @@ def test_an_envoy_that_falls_silent_is_stale_after_a_while_and_says_why() -> Non
     silent = [replace(seen[-1], at_s=seen[-1].at_s + t, routes=(), routes_error="connection refused") for t in (1.0, 4.0)]
     assert run(*seen, silent[0]).stale == {}
     found = run(*seen, *silent)
-    assert found.stale == {"envoy": "no statistics for 4.0 s: connection refused"}
+    assert found.stale == {PROXY: "no statistics for 4.0 s: connection refused"}
     assert found.models[DETECTOR].age_s == pytest.approx(4.0)
     assert run(*seen, *silent, replace(seen[-1], at_s=silent[-1].at_s + 1)).stale == {}
 
 
 def test_an_envoy_that_was_never_heard_is_stale() -> None:
-    assert "envoy" in run(replace(snapshot(), routes_error="connection refused")).stale
+    assert PROXY in run(replace(snapshot(), routes_error="connection refused")).stale
 
 
 def test_a_server_that_falls_silent_is_stale_and_one_that_is_not_up_yet_is_not() -> None:

@@ -13,7 +13,7 @@ from themis_triton.act.fleet import Fleet
 from themis_triton.core.action import Action, ActionKind, Outcome, OutcomeKind, Plan
 from themis_triton.core.fleet import ModelState, Phase
 from themis_triton.core.observation import ServerReading
-from themis_triton.core.routes import RouteTable
+from themis_triton.core.routes import ModelRoute, RouteTable
 
 LEAVES = ["routes ", "idle a", "stop a"]
 
@@ -428,7 +428,7 @@ def test_routes_that_could_not_be_written_are_written_by_a_later_tick_and_told_u
         await bench.supervisor.reap_dead_servers()
         for _ in range(5):
             await asyncio.sleep(0)
-        assert bench.executor.routes_unwritten == "Envoy does not answer"
+        assert bench.executor.routes_unwritten == "the proxy does not answer"
         bench.routes.broken = False
         await bench.supervisor.reap_dead_servers()
         await bench.settled()
@@ -533,7 +533,7 @@ def test_counts_that_someone_else_changed_are_found() -> None:
         await bench.supervisor.update_reachability([])
         await bench.turns()
         assert bench.fleet.get("a").models == {DETECTOR: ModelState(6, 8)}
-        assert bench.routes.tables[-1].models[CLASSIFIER] == ()
+        assert bench.routes.tables[-1].models[CLASSIFIER] == ModelRoute()
         await bench.supervisor.close()
 
     run(work())

@@ -7,6 +7,7 @@ from tests.unit.samples import CLASSIFIER, DETECTOR, NOW_S, action, record, serv
 from themis_triton.adapters.exporter import Exporter
 from themis_triton.core.action import ActionKind, Outcome, OutcomeKind
 from themis_triton.core.decision import Decision, PipelineEvidence, Reason, Stage
+from themis_triton.core.estimate import PROXY
 from themis_triton.core.fleet import Phase, Server
 from themis_triton.core.record import TickRecord
 
@@ -33,7 +34,7 @@ def test_a_tick_shows_in_every_metric() -> None:
     done = Outcome(action(ActionKind.GROW), OutcomeKind.DONE, NOW_S, NOW_S + 2)
     refused = Outcome(action(ActionKind.GROW), OutcomeKind.REFUSED, NOW_S, NOW_S + 9)
     taken = seen(server("a", (3, 1)), server("b", (2, 1), phase=Phase.WARMING))
-    stale = replace(taken.estimate, stale={"envoy": "silent"})
+    stale = replace(taken.estimate, stale={PROXY: "silent"})
     exporter.take(replace(taken, outcomes=(done, refused), estimate=stale), 0.004)
     found = samples(exporter)
     assert found["themis_ticks_total", "surge"] == 1.0

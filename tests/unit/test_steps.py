@@ -6,7 +6,7 @@ from themis_triton.core.address import Address
 from themis_triton.core.decision import Decision, Reason, Stage, Target
 from themis_triton.core.fleet import ModelState, Phase
 from themis_triton.core.observation import Snapshot
-from themis_triton.core.routes import Endpoint
+from themis_triton.core.routes import Endpoint, ModelRoute
 from themis_triton.plan.routes import route_table
 from themis_triton.plan.steps import plan, server_name
 
@@ -119,11 +119,11 @@ def test_routes_hold_serving_servers_by_model_in_the_order_of_names() -> None:
     table = route_table([server("c"), half, *others], STAGES)
     b, c = (Endpoint(name, Address(name, 8001), Address(name, 8000)) for name in ("b", "c"))
     assert table.any == (b, c)
-    assert table.models == {DETECTOR: (b, c), CLASSIFIER: (c,)}
+    assert table.models == {DETECTOR: ModelRoute((b, c)), CLASSIFIER: ModelRoute((c,))}
 
 
 def test_without_servers_every_model_has_an_empty_route() -> None:
-    assert route_table([], STAGES).models == {DETECTOR: (), CLASSIFIER: ()}
+    assert route_table([], STAGES).models == {DETECTOR: ModelRoute(), CLASSIFIER: ModelRoute()}
 
 
 def test_reloads_go_one_server_at_a_time_over_ticks_too_and_growth_goes_on() -> None:

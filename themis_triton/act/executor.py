@@ -103,14 +103,14 @@ class Executor:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def write_routes(self) -> None:
-        """Make Envoy route to what serves now. Raises what the port raises; `routes_unwritten` then tells it until a write succeeds."""
+        """Make the proxy route to what serves now. Raises what the port raises; `routes_unwritten` then tells it until a write succeeds."""
         table = route_table(self.fleet.all(), self._models)
         try:
             await self._actuators.routes.write(table)
         except Exception as error:
             self.routes_unwritten = f"{error}"
             raise
-        # The fleet may have changed while Envoy took its time: then the next tick writes again.
+        # The fleet may have changed while the proxy took the routes up: then the next tick writes again.
         current = table == route_table(self.fleet.all(), self._models)
         self.routes_unwritten = None if current else "the fleet changed during the last write"
 

@@ -20,7 +20,7 @@ class EnvironmentCheckError(ThemisError):
 
 
 class ServerError(ThemisError):
-    """A Triton server or Envoy refused, failed or did not answer in time."""
+    """A Triton server or the proxy refused, failed or did not answer in time."""
 
     exit_code = 4
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+PROXY = "proxy"
+"""The proxy's name among stale sources; the others are servers."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelEstimate:

@@ -57,7 +57,7 @@ class LatencyHistogram:
 
 @dataclass(frozen=True, slots=True)
 class RouteReading:
-    """Envoy's view of one model: all arrivals ever, in flight now, failures ever, latency histogram."""
+    """The proxy's view of one model: all arrivals ever, in flight now, failures ever, latency histogram."""
 
     model: str
     at_s: float
@@ -86,9 +86,9 @@ class Snapshot:
 
     `busy` names actuators with an action under way and `backing_off` those in back-off, with the time (s) until which:
     `server/model` for a vertical actuator, a server's name for its life cycle, a slot's name for a launch.
-    `routes_error` says why Envoy was silent,
-    `routes_unwritten` why its files do not say yet what they should; `recently_crashed` counts launched servers that died
-    unasked in the last minute.
+    `routes_error` says why the proxy's statistics are missing,
+    `routes_unwritten` why the routes are not written yet; `recently_crashed` counts launched servers that died
+    by themselves in the last minute.
     """
 
     at_s: float

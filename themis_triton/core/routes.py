@@ -1,4 +1,4 @@
-"""What Envoy shall route where: a value that `plan/envoy.py` renders and the RouteWriter puts into place."""
+"""What the proxy routes where: a value that a proxy's adapter renders and the RouteWriter puts into place."""
 
 from __future__ import annotations
 
@@ -17,8 +17,36 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class RouteTable:
-    """Endpoints of each model, and of `any`: all serving servers, which answer what names no model or an unknown one."""
+class RouteLimit:
+    """Admission to one model: requests/s that are let in on average, and how many at once. The rest is refused."""
 
-    models: dict[str, tuple[Endpoint, ...]]
+    requests_per_s: float
+    burst: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRoute:
+    """How one model's requests are routed.
+
+    `endpoints`: the servers that hold the model. `excluded`: those of them, by name, that get none of its requests now.
+    `limit`: admission; None: everything is let in. `affinity_header`: requests with the same value of this header go to the same
+    server; None: to the least loaded one.
+    """
+
+    endpoints: tuple[Endpoint, ...] = ()
+    excluded: frozenset[str] = frozenset()
+    limit: RouteLimit | None = None
+    affinity_header: str | None = None
+
+    @property
+    def targets(self) -> tuple[Endpoint, ...]:
+        """The endpoints that requests may go to."""
+        return tuple(endpoint for endpoint in self.endpoints if endpoint.server not in self.excluded)
+
+
+@dataclass(frozen=True, slots=True)
+class RouteTable:
+    """The route of each model, and `any`: all serving servers, which answer what names no model or an unknown one."""
+
+    models: dict[str, ModelRoute]
     any: tuple[Endpoint, ...]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from themis_triton.core.config import PolicyName
 from themis_triton.core.decision import Decision, Reason, Stage
+from themis_triton.core.estimate import PROXY
 from themis_triton.decide import horizontal, inferline, static, themis, themis_paper, vertical
 from themis_triton.decide.allocation import PipelineProposal, allocate
 from themis_triton.decide.guards import guard
@@ -80,10 +81,10 @@ def _hold(policy_input: PolicyInput, rules: Rules) -> Decision | None:
             if rules.config.launch is not None
             else _held(policy_input, rules, Reason.HOLD_NO_SERVER, "and there is no `launch` section")
         )
-    if "envoy" in estimate.stale:
-        return _held(policy_input, rules, Reason.HOLD_STALE, f"envoy: {estimate.stale['envoy']}")
+    if PROXY in estimate.stale:
+        return _held(policy_input, rules, Reason.HOLD_STALE, f"proxy: {estimate.stale[PROXY]}")
     if estimate.history_s == 0.0:
-        return _held(policy_input, rules, Reason.HOLD_NO_DATA, "Envoy has told of no model yet")
+        return _held(policy_input, rules, Reason.HOLD_NO_DATA, "the proxy has no statistics of any model yet")
     if estimate.history_s < 2 * policy.rate_window_s:
         return _held(policy_input, rules, Reason.HOLD_WARMUP, f"{estimate.history_s:.1f} s of arrivals seen")
     return None

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from themis_triton.core.config import ForecastName, PipelineConfig, PolicyConfig, PolicyName, ThemisConfig
-from themis_triton.core.estimate import Estimate, ModelEstimate, PipelineEstimate
+from themis_triton.core.estimate import PROXY, Estimate, ModelEstimate, PipelineEstimate
 from themis_triton.core.fleet import Phase
 from themis_triton.core.observation import LatencyHistogram, ModelCounters, RouteReading, ServerReading, Snapshot
 from themis_triton.estimate.drift import DriftHistory, judged
@@ -28,7 +28,7 @@ HOLDING = frozenset({Phase.SERVING, Phase.DRAINING, Phase.UNREACHABLE})
 
 @dataclass(frozen=True, slots=True)
 class RouteSeries:
-    """Envoy's counters of one model as series, and its latency histograms with their times."""
+    """The proxy's counters of one model as series, and its latency histograms with their times."""
 
     arrivals: CounterSeries = EMPTY
     failures: CounterSeries = EMPTY
@@ -57,7 +57,7 @@ class RouteSeries:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """All that the estimate stage remembers: series by model at Envoy, and by (server, model) at Triton; and what drift is judged by."""
+    """All that the estimate stage remembers: series by model at the proxy and by (server, model) at Triton, and the state of drift."""
 
     routes: dict[str, RouteSeries] = field(default_factory=dict)
     served: dict[tuple[str, str], ServedSeries] = field(default_factory=dict)
@@ -152,7 +152,7 @@ def _stale(history: History, snapshot: Snapshot, policy: PolicyConfig) -> Iterab
         ages = [snapshot.at_s - s.arrivals.times_s[-1] for s in history.routes.values() if s.arrivals.times_s]
         age_s = min(ages, default=float("inf"))
         if age_s > policy.max_stale_s:
-            yield "envoy", f"no statistics for {age_s:.1f} s: {snapshot.routes_error}"
+            yield PROXY, f"no statistics for {age_s:.1f} s: {snapshot.routes_error}"
     errors = {reading.server: reading.error for reading in snapshot.readings if reading.error is not None}
     for server in snapshot.servers:
         if server.phase not in HOLDING or server.name not in errors:

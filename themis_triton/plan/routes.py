@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from themis_triton.core.fleet import Phase, Server
-from themis_triton.core.routes import Endpoint, RouteTable
+from themis_triton.core.routes import Endpoint, ModelRoute, RouteTable
 
 ROUTED = frozenset({Phase.SERVING, Phase.UNREACHABLE})
 
@@ -17,7 +17,7 @@ def route_table(servers: Iterable[Server], models: Sequence[str]) -> RouteTable:
     """
     serving = sorted((s for s in servers if s.phase in ROUTED), key=lambda s: s.name)
     return RouteTable(
-        models={model: tuple(_endpoint(s) for s in serving if model in s.models) for model in models},
+        models={model: ModelRoute(tuple(_endpoint(s) for s in serving if model in s.models)) for model in models},
         any=tuple(_endpoint(s) for s in serving),
     )
 

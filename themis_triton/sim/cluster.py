@@ -11,7 +11,7 @@ import numpy as np
 from themis_triton.core.config import ModelConfig, Placement, ThemisConfig
 from themis_triton.core.errors import ChangeRefusedError, LaunchFailedError, ServerError
 from themis_triton.core.fleet import ModelState
-from themis_triton.core.routes import RouteTable
+from themis_triton.core.routes import ModelRoute, RouteTable
 from themis_triton.sim.engine import Simulation
 from themis_triton.sim.world import Dispatcher, Sharing, SimWorld
 
@@ -181,7 +181,7 @@ class Cluster:
     def _reroute(self) -> None:
         simulation = self.sync()
         for model, index in self._index.items():
-            endpoints = [e.server for e in self._table.models.get(model, ()) if self.is_alive(e.server)]
+            endpoints = [e.server for e in self._table.models.get(model, ModelRoute()).targets if self.is_alive(e.server)]
             simulation.route(index, tuple(self._servers[name].place for name in endpoints))
 
     async def wait_idle(self, name: str, timeout_s: float) -> bool:

@@ -78,7 +78,7 @@ class Simulation:
         return int(self.engine.length[model]) if server == self._first_routed[model] else 0
 
     def route_counts(self, model: int) -> tuple[int, int, int]:
-        """As Envoy counts: arrivals ever, in flight, failures ever."""
+        """As the proxy counts: arrivals ever, in flight, failures ever."""
         row = self.engine.routes[model]
         return int(row[columns.ARRIVALS]), int(row[columns.IN_FLIGHT]), int(row[columns.FAILURES])
 

@@ -21,7 +21,7 @@ Reading = TypeVar("Reading", ServerReading, RouteReading)
 
 
 class SimObserver:
-    """Counters as Triton's and Envoy's, as they were `lag_s` ago, rounded up to whole ticks. There is no NVML in the virtual world."""
+    """Counters as Triton's and the proxy's, as they were `lag_s` ago, rounded up to whole ticks. There is no NVML in the virtual world."""
 
     def __init__(self, cluster: Cluster, lag_s: float = 0.0) -> None:
         self._cluster = cluster
@@ -44,7 +44,7 @@ class SimObserver:
         return ServerReading(name, cluster.now_s(), models)
 
     async def read_routes(self) -> tuple[tuple[RouteReading, ...], str | None]:
-        """Envoy's statistics of each model."""
+        """The proxy's statistics of each model."""
         return self._delayed(self._routes, tuple(self._route(model) for model in self._cluster.config.models)), None
 
     def _route(self, model: str) -> RouteReading:
@@ -146,7 +146,7 @@ class SimLauncher:
 
 @dataclass(frozen=True, slots=True)
 class SimRoutes:
-    """Envoy's files; taken up after `taken_up_s`."""
+    """The proxy's routes; taken up after `taken_up_s`."""
 
     cluster: Cluster
     taken_up_s: float

@@ -9,7 +9,7 @@ from themis_triton.core.config import Placement, ThemisConfig, ThroughputRule
 
 
 class Dispatcher(StrEnum):
-    """PER_SERVER: least-request routing to a queue on each server, as Envoy and Triton. CENTRAL: one queue a model, as in the paper."""
+    """PER_SERVER: least-request routing to a queue on each server, as the proxy and Triton. CENTRAL: one queue a model, as in the paper."""
 
     PER_SERVER = "per_server"
     CENTRAL = "central"
@@ -61,9 +61,9 @@ class SimWorld:
 
 
 def triton_world() -> SimWorld:
-    """Triton behind Envoy: dynamic batchers, instances that contend, changes that take what the profiles say.
+    """Triton behind the proxy: dynamic batchers, instances that contend, changes that take what the profiles say.
 
-    `hop_s`: with 5 ms a stage (client, Envoy, gRPC, Triton's Python backend) the p99 of 32 measured steady states is met within 5 % in
+    `hop_s`: with 5 ms a stage (client, proxy, gRPC, Triton's Python backend) the p99 of 32 measured steady states is met within 5 % in
     the mean (`benchmarks/sim_states.py`). `stop_s`: SIGTERM until the process is gone, 2.0 to 4.2 s measured.
     """
     return SimWorld(hop_s=0.005, stop_s=3.0)

@@ -22,13 +22,15 @@ async def resolved_config(config: EnvoyConfig) -> EnvoyConfig:
 
 async def resolved_table(table: RouteTable) -> RouteTable:
     """The same with IP addresses only. ServerError names a host that has none."""
-    endpoints = {*table.any, *(endpoint for members in table.models.values() for endpoint in members)}
+    endpoints = {*table.any, *(endpoint for route in table.models.values() for endpoint in route.endpoints)}
     known = {endpoint: await _endpoint(endpoint) for endpoint in endpoints}
 
     def translated(members: Iterable[Endpoint]) -> tuple[Endpoint, ...]:
         return tuple(known[member] for member in members)
 
-    return RouteTable({model: translated(members) for model, members in table.models.items()}, translated(table.any))
+    return RouteTable(
+        {model: replace(route, endpoints=translated(route.endpoints)) for model, route in table.models.items()}, translated(table.any)
+    )
 
 
 async def _endpoint(endpoint: Endpoint) -> Endpoint:

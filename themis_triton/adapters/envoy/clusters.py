@@ -39,7 +39,7 @@ def each_cluster(table: RouteTable) -> Iterator[tuple[str, Protocol, str | None,
     for protocol in Protocol:
         yield any_cluster(protocol), protocol, None, table.any
         for model in sorted(table.models):
-            yield model_cluster(protocol, model), protocol, model, table.models[model]
+            yield model_cluster(protocol, model), protocol, model, table.models[model].targets
 
 
 def endpoints(cluster: str, protocol: Protocol, members: tuple[Endpoint, ...]) -> Json:

@@ -22,8 +22,15 @@ CLUSTERS = "cds/clusters.json"
 def render(config: EnvoyConfig, table: RouteTable) -> dict[str, str]:
     """Every file that Envoy reads, by its name relative to `config.directory`.
 
-    Each xDS file carries a version that follows from its content. Addresses must be `IP:PORT`; SettingsError otherwise.
+    Each xDS file carries a version that follows from its content.
+
+    Raises:
+        SettingsError: an address is not `IP:PORT`.
+        NotImplementedError: a route has a limit or an affinity, which is not rendered yet.
     """
+    for model, route in table.models.items():
+        if route.limit is not None or route.affinity_header is not None:
+            raise NotImplementedError(f"model {model}: limits and affinity are not rendered for Envoy yet")
     return {BOOTSTRAP: _text(bootstrap(config))} | {name: discovery(found) for name, found in _resources(config, table).items()}
 
 
