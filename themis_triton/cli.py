@@ -249,7 +249,7 @@ def validate(
     live: Annotated[bool, typer.Option("--live", help="Also ask the servers, Envoy and devices that it names.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a settings file; all its mistakes at once."""
+    """Check a settings file and report all its errors at once."""
     from themis_triton.commands.settings_commands import validate_command  # noqa: PLC0415 - a command loads only what it needs
 
     raise typer.Exit(validate_command(file, live, as_json))
@@ -260,10 +260,18 @@ def init(
     file: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("themis.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite.")] = False,
 ) -> None:
-    """Write a commented settings file."""
+    """Write a settings file to start from."""
     from themis_triton.commands.settings_commands import init_command  # noqa: PLC0415 - a command loads only what it needs
 
     raise typer.Exit(init_command(file, force))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the settings file, for editors."""
+    from themis_triton.commands.settings_commands import schema_command  # noqa: PLC0415 - a command loads only what it needs
+
+    raise typer.Exit(schema_command())
 
 
 @app.command()

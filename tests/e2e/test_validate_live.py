@@ -26,17 +26,17 @@ from themis_triton.commands.settings_commands import validate_command
 from themis_triton.core.address import Address
 from themis_triton.core.config import AdoptedServer, EnvoyConfig, ModelConfig, PipelineConfig, StatusConfig, ThemisConfig
 from themis_triton.core.fleet import Server
-from themis_triton.settings import load_settings, sample
+from themis_triton.settings import load_settings
+from themis_triton.settings.shipped import shipped
 
 pytestmark = pytest.mark.e2e
+SHIPPED = shipped("config") / "themis.yaml"
 STAGES = ("video-detector", "video-classifier")
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelConfig]:
-    path = tmp_path_factory.mktemp("settings") / "themis.yaml"
-    path.write_text(sample(), encoding="utf-8")
-    return load_settings(path).models
+def models() -> dict[str, ModelConfig]:
+    return load_settings(SHIPPED).models
 
 
 def configured(folder: Path, models: dict[str, ModelConfig], server: AdoptedServer, stages: tuple[str, ...] = STAGES) -> ThemisConfig:
@@ -218,7 +218,7 @@ def test_an_envoy_that_listens_on_our_addresses_is_ours(tmp_path: Path, models: 
 
 def test_the_command_reports_as_json_and_by_its_exit_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     server = dict(zip(("grpc", "http", "metrics"), (Address("127.0.0.1", port) for port in free_ports(3)), strict=True))
-    settings = yaml.safe_load(sample()) | {"servers": {"first": {**server, "device": "cpu:0"}}}
+    settings = yaml.safe_load(SHIPPED.read_text(encoding="utf-8")) | {"servers": {"first": {**server, "device": "cpu:0"}}}
     path = tmp_path / "themis.yaml"
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")
     assert validate_command(path, live=True, as_json=True) == 4

@@ -10,12 +10,18 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from themis_triton.core.errors import SettingsError
-from themis_triton.settings import load_settings, problems, sample
+from themis_triton.settings import load_settings, problems
+from themis_triton.settings.json_schema import settings_schema
+from themis_triton.settings.schema import Settings
+from themis_triton.settings.shipped import shipped
 
 DUMPER = yaml.CSafeDumper if yaml.__with_libyaml__ else yaml.SafeDumper
-DATA: dict[str, Any] = yaml.safe_load(sample())
+SHIPPED = (shipped("config") / "themis.yaml").read_text(encoding="utf-8")
+DATA: dict[str, Any] = Settings.model_validate(yaml.safe_load(SHIPPED)).model_dump(mode="json", exclude_none=True)
+SCHEMA = Draft202012Validator(settings_schema())
 ODD = st.one_of(
     st.none(),
     st.booleans(),
@@ -64,6 +70,7 @@ def test_every_error_has_a_place_and_a_fix(tmp_path: Path, changes: list[tuple[t
     assert all(problem.line and problem.error and problem.expected and problem.fix for problem in found)
     if not found:
         assert load_settings(path).pipelines
+        SCHEMA.validate(yaml.safe_load(path.read_text(encoding="utf-8")))
         return
     with pytest.raises(SettingsError) as raised:
         load_settings(path)
@@ -71,9 +78,9 @@ def test_every_error_has_a_place_and_a_fix(tmp_path: Path, changes: list[tuple[t
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.integers(0, len(sample())), st.text(max_size=3), st.integers(0, 5))
+@given(st.integers(0, len(SHIPPED)), st.text(max_size=3), st.integers(0, 5))
 def test_a_slip_of_the_keyboard_is_never_an_exception(tmp_path: Path, at: int, typed: str, lost: int) -> None:
     path = tmp_path / "themis.yaml"
-    text = sample()
+    text = SHIPPED
     path.write_bytes((text[:at] + typed + text[at + lost :]).encode("utf-8", "surrogatepass"))
     assert all(problem.error and problem.fix for problem in problems(path))

@@ -10,7 +10,7 @@ import themis_triton
 from themis_triton import cli
 from themis_triton.commands import run_command
 from themis_triton.daemon.lock import locked
-from themis_triton.settings import sample
+from themis_triton.settings.shipped import shipped
 
 COMMANDS = (
     "run",
@@ -31,12 +31,13 @@ COMMANDS = (
 
 @pytest.fixture
 def settings_file(tmp_path: Path) -> Path:
-    """The shipped sample, with a status address where nobody listens."""
+    """The shipped settings, with a status address that nothing listens on."""
     with closing(socket.socket()) as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     path = tmp_path / "themis.yaml"
-    path.write_text(sample().replace("127.0.0.1:9180", f"127.0.0.1:{port}"), encoding="utf-8")
+    text = (shipped("config") / "themis.yaml").read_text(encoding="utf-8")
+    path.write_text(f"{text}status: {{address: 127.0.0.1:{port}}}\n", encoding="utf-8")
     return path
 
 

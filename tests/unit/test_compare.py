@@ -128,8 +128,9 @@ def test_the_simulator_starts_from_what_the_live_run_had(tmp_path: Path) -> None
 def test_the_settings_own_sections_are_kept_and_paths_made_absolute(tmp_path: Path) -> None:
     (tmp_path / "models").symlink_to(shipped("model_repository"))
     own = tmp_path / "own.yaml"
-    text = SETTINGS.read_text().replace("  # model_repository: /models  ", "  model_repository: models  ")
-    own.write_text(text.replace("  server: 10\n", "  server: 7\n").replace("slots: [cpu:0, cpu:1, cpu:2, cpu:3]", "slots: [cpu:4]"))
+    shipped_slots = "  slots: [cpu:0, cpu:1, cpu:2, cpu:3]\n"
+    text = SETTINGS.read_text().replace(shipped_slots, f"{shipped_slots}  model_repository: models\n") + "prices: {server: 7}\n"
+    own.write_text(text.replace("slots: [cpu:0, cpu:1, cpu:2, cpu:3]", "slots: [cpu:4]"))
     base = read_base(own, "nlp")
     written = base.settings(PolicyName.VERTICAL, ADOPTED, ADDRESSES, tmp_path / "run" / "state")
     assert "launch" not in written

@@ -13,7 +13,8 @@ from themis_triton.adapters.local.launcher import LocalLauncher
 from themis_triton.adapters.local.processes import OWNER_VARIABLE, find_process, owner_mark, spawn
 from themis_triton.core.config import DeviceSlot, LaunchConfig, LaunchKind, LocalLaunchConfig
 from themis_triton.core.errors import SettingsError
-from themis_triton.settings import load_settings, sample
+from themis_triton.settings import load_settings
+from themis_triton.settings.shipped import shipped
 
 
 def test_every_kind_has_its_configuration_and_its_launcher(tmp_path: Path) -> None:
@@ -32,7 +33,7 @@ def test_what_was_started_is_stopped_without_settings(tmp_path: Path) -> None:
 
 def test_an_unknown_kind_is_refused_with_those_that_exist(tmp_path: Path) -> None:
     path = tmp_path / "themis.yaml"
-    text = sample().replace("launch:\n", "launch:\n  kind: docker\n")
+    text = (shipped("config") / "themis.yaml").read_text(encoding="utf-8").replace("launch:\n", "launch:\n  kind: docker\n")
     assert "kind: docker" in text
     path.write_text(text)
     with pytest.raises(SettingsError, match=r"launch\.kind: docker is invalid: expected local"):

@@ -4,12 +4,57 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from themis_triton.settings.reference import reference_page, reference_rows
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
 
-REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
+from themis_triton.settings.json_schema import schema_text, settings_schema
+from themis_triton.settings.reference import reference_page, reference_rows
+from themis_triton.settings.starter import starter
+
+REPOSITORY = Path(__file__).parents[2]
+REFERENCE = REPOSITORY / "docs" / "reference"
 
 
 def test_the_settings_reference_is_current() -> None:
     page = reference_page()
     assert (REFERENCE / "settings.md").read_text(encoding="utf-8") == page, "run scripts/reference"
     assert all(f"| `{row.key}` |" in page for row in reference_rows())
+
+
+def test_the_published_schema_is_current_and_a_schema() -> None:
+    assert (REFERENCE / "settings.schema.json").read_text(encoding="utf-8") == schema_text(), "run scripts/reference"
+    Draft202012Validator.check_schema(settings_schema())
+
+
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("config/*.yaml")), ids=lambda path: str(path.name))
+def test_the_shipped_settings_are_valid_by_the_schema(path: Path) -> None:
+    Draft202012Validator(settings_schema()).validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def test_what_init_writes_is_valid_by_the_schema_that_it_names() -> None:
+    assert starter().startswith("# yaml-language-server: $schema=settings.schema.json\n")
+    Draft202012Validator(settings_schema()).validate(yaml.safe_load(starter()))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("slo_ms", 0),
+        ("slo_ms", "100"),
+        ("slo", 100),
+        ("stages", ["first", "second"]),
+    ],
+)
+def test_the_schema_rejects_what_validate_rejects(key: str, value: object) -> None:
+    data = yaml.safe_load(starter())
+    data["pipelines"]["my-pipeline"][key] = value
+    (error,) = Draft202012Validator(settings_schema()).iter_errors(data)
+    assert error.json_path.startswith("$.pipelines['my-pipeline']")
+
+
+def test_the_schema_describes_units_bounds_and_defaults() -> None:
+    definitions = settings_schema()["$defs"]
+    slo = definitions["PipelineSettings"]["properties"]["slo_ms"]
+    assert slo == {"description": "end-to-end latency SLO; in ms", "exclusiveMinimum": 0, "type": "number"}
+    assert definitions["EnvoySettings"]["properties"]["grpc_listen"]["default"] == "127.0.0.1:9001"

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
+import yaml
 
 from themis_triton.core.address import Address
 from themis_triton.core.config import Mode, Placement, PlanningConfig, PolicyConfig, PolicyName, ThemisConfig
 from themis_triton.core.errors import SettingsError
-from themis_triton.settings import load_settings, problems, reference_rows, sample
+from themis_triton.settings import load_settings, problems, reference_rows, starter
 from themis_triton.settings.policy import PlanningSettings, PolicySettings
+from themis_triton.settings.schema import LaunchSettings
 
 REPOSITORY = Path(__file__).parents[2]
+SHIPPED = REPOSITORY / "config" / "themis.yaml"
 
 GOOD = """\
 mode: active
@@ -678,11 +682,41 @@ def test_one_port_on_two_machines_is_no_clash(tmp_path: Path) -> None:
     assert problems(write(tmp_path, changed("launch:", second))) == []
 
 
-def test_the_sample_is_valid_wherever_it_is_written(tmp_path: Path) -> None:
+def test_the_starter_is_valid_wherever_it_is_written(tmp_path: Path) -> None:
     path = tmp_path / "themis.yaml"
-    path.write_text(sample(), encoding="utf-8")
+    path.write_text(starter(), encoding="utf-8")
     config = load_settings(path)
     assert isinstance(config, ThemisConfig)
+    assert (list(config.models), [pipeline.slo_ms for pipeline in config.pipelines]) == (["my-model"], [100])
+    assert (config.mode, config.launch) == (Mode.ADVISORY, None)
+    assert config.policy == PolicyConfig()
+    assert config.planning == PlanningConfig()
+
+
+def test_the_starters_comments_are_the_defaults(tmp_path: Path) -> None:
+    """With every commented key in force, but `launch`, the configuration is the same."""
+    text = starter()
+    launch = text[text.index("# launch:") : text.index("\n\n", text.index("# launch:"))]
+    text = re.sub(r"^( *)# ( *\w+:(?: .*# .*)?)$", r"\1\2", text.replace(launch, ""), flags=re.MULTILINE)
+    assert "\nenvoy:\n  grpc_listen: 127.0.0.1:9001 " in text
+    assert "\n    percentile: 99 " in text
+    path = tmp_path / "themis.yaml"
+    path.write_text(text, encoding="utf-8")
+    in_force = load_settings(path)
+    path.write_text(starter(), encoding="utf-8")
+    assert in_force == load_settings(path)
+
+
+def test_the_starters_launch_section_is_the_default_one(tmp_path: Path) -> None:
+    text = starter()
+    launch = text[text.index("# launch:") : text.index("\n\n", text.index("# launch:"))]
+    written = yaml.safe_load(re.sub(r"^# ", "", launch, flags=re.MULTILINE))["launch"]
+    assert set(written) == set(LaunchSettings.model_fields)
+    assert LaunchSettings.model_validate(written) == LaunchSettings.model_validate({"slots": written["slots"]})
+
+
+def test_the_shipped_settings_are_those_of_the_demo() -> None:
+    config = load_settings(SHIPPED)
     assert [pipeline.slo_ms for pipeline in config.pipelines] == [300, 500, 700]
     assert config.launch is not None
     assert [slot.device for slot in config.launch.slots] == ["cpu:0", "cpu:1", "cpu:2", "cpu:3"]
@@ -690,14 +724,8 @@ def test_the_sample_is_valid_wherever_it_is_written(tmp_path: Path) -> None:
     assert config.planning == PlanningConfig()
 
 
-def test_the_shipped_file_is_what_init_writes() -> None:
-    assert (REPOSITORY / "config" / "themis.yaml").read_text(encoding="utf-8") == sample()
-
-
-def test_the_samples_surfaces_are_those_of_the_emulated_models(tmp_path: Path) -> None:
-    path = tmp_path / "themis.yaml"
-    path.write_text(sample(), encoding="utf-8")
-    for name, model in load_settings(path).models.items():
+def test_the_shipped_surfaces_are_those_of_the_emulated_models() -> None:
+    for name, model in load_settings(SHIPPED).models.items():
         text = (REPOSITORY / "model_repository" / name / "config.pbtxt").read_text(encoding="utf-8")
         written = {key: float(text.split(f'key: "{key}" value {{ string_value: "')[1].split('"')[0]) for key in EMULATED}
         table = model.profile.table

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from themis_triton.commands.settings_commands import init_command, validate_command
-from themis_triton.settings import sample
+from themis_triton.settings import starter
 
 
 def test_init_writes_a_file_that_validates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "themis.yaml"
     assert init_command(path, force=False) == 0
-    assert path.read_text(encoding="utf-8") == sample()
+    assert path.read_text(encoding="utf-8") == starter()
     assert validate_command(path, live=False, as_json=False) == 0
-    assert f"{path} is valid: 7 models, 3 pipelines, 0 adopted servers, 4 launch slots" in capsys.readouterr().out
+    assert f"{path} is valid: 1 model, 1 pipeline, 1 adopted server, 0 launch slots" in capsys.readouterr().out
 
 
 def test_init_replaces_a_file_only_when_forced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,7 +26,7 @@ def test_init_replaces_a_file_only_when_forced(tmp_path: Path, capsys: pytest.Ca
     assert path.read_text(encoding="utf-8") == "mine"
     assert "--force" in capsys.readouterr().out
     assert init_command(path, force=True) == 0
-    assert path.read_text(encoding="utf-8") == sample()
+    assert path.read_text(encoding="utf-8") == starter()
 
 
 def test_init_says_where_it_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -36,7 +36,7 @@ def test_init_says_where_it_cannot_write(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_validate_shows_every_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "themis.yaml"
-    path.write_text(sample().replace("mode: active", "mode: [active]").replace("slo_ms: 300", 'slo_ms: "0.3s"'), encoding="utf-8")
+    path.write_text(starter().replace("mode: advisory", "mode: [active]").replace("slo_ms: 100", 'slo_ms: "0.3s"'), encoding="utf-8")
     assert validate_command(path, live=False, as_json=False) == 2
     shown = capsys.readouterr().out
     assert "2 errors in" in shown
@@ -46,10 +46,10 @@ def test_validate_shows_every_error(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_validate_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "themis.yaml"
-    path.write_text(sample().replace("slo_ms: 300", 'slo_ms: "0.3s"'), encoding="utf-8")
+    path.write_text(starter().replace("slo_ms: 100", 'slo_ms: "0.3s"'), encoding="utf-8")
     assert validate_command(path, live=True, as_json=True) == 2
     report = json.loads(capsys.readouterr().out)
     assert (report["valid"], report["findings"]) == (False, [])
     (problem,) = report["problems"]
-    assert (problem["file"], problem["key"], problem["error"]) == (str(path), "pipelines.video.slo_ms", '"0.3s" is invalid')
-    assert sample().splitlines()[problem["line"] - 1].strip() == "slo_ms: 300"
+    assert (problem["file"], problem["key"], problem["error"]) == (str(path), "pipelines.my-pipeline.slo_ms", '"0.3s" is invalid')
+    assert starter().splitlines()[problem["line"] - 1].strip() == "slo_ms: 100"

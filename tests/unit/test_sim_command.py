@@ -128,8 +128,7 @@ def test_runs_in_processes_of_their_own_say_the_same() -> None:
 
 def test_nothing_that_costs_has_no_ratio(tmp_path: Path) -> None:
     settings = tmp_path / "themis.yaml"
-    text = Path(SETTINGS).read_text().replace("  server: 10\n", "  server: 0\n").replace("  instance: 1\n", "  instance: 0\n")
-    settings.write_text(text)
+    settings.write_text(Path(SETTINGS).read_text() + "prices: {server: 0, instance: 0}\n")
     (row,) = json.loads(run("--policies", "static", "--json", settings=str(settings)).splitlines()[-1])
     assert (row["cost"], row["cost_vs_clairvoyant"]) == (0.0, None)
 

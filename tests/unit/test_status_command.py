@@ -13,7 +13,7 @@ from themis_triton.commands.run_command import down_command
 from themis_triton.commands.status_command import show, status_command
 from themis_triton.core.address import Address
 from themis_triton.core.errors import ServerError, SettingsError
-from themis_triton.settings import load_runtime_paths, load_settings, sample
+from themis_triton.settings import load_runtime_paths, load_settings, starter
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def test_whatever_holds_it_back_and_how_fresh_it_is_are_shown() -> None:
 def test_an_answer_that_is_no_status_is_named(body: bytes, tmp_path: Path) -> None:
     path = tmp_path / "themis.yaml"
     with answering(body) as address:
-        path.write_text(sample().replace("127.0.0.1:9180", address))
+        path.write_text(f"{starter()}status: {{address: {address}}}\n")
         with pytest.raises(ServerError, match=rf"status\.address: what answers at {address} is no sidecar"):
             status_command(path, as_json=False)
 
@@ -95,7 +95,7 @@ def test_a_file_that_is_no_longer_valid_still_tells_where_its_sidecar_is(tmp_pat
 
 def test_whereabouts_of_a_valid_file_are_its_settings(tmp_path: Path) -> None:
     path = tmp_path / "themis.yaml"
-    path.write_text(sample())
+    path.write_text(starter())
     config, where = load_settings(path), load_runtime_paths(path)
     assert (where.state_directory, where.status_address) == (config.state_directory, config.status.address)
 

@@ -1,9 +1,10 @@
-"""`themis validate` and `themis init`."""
+"""`themis validate`, `themis init` and `themis schema`."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from themis_triton.adapters.live_check import check_live
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.errors import EnvironmentCheckError, SettingsError
 from themis_triton.profile.stale import stale_profiles
-from themis_triton.settings import Problem, load_settings, problems, sample
+from themis_triton.settings import Problem, load_settings, problems, starter
+from themis_triton.settings.json_schema import schema_text
 
 _MARKS = {Severity.OK: "[green]ok[/]     ", Severity.WARNING: "[yellow]warning[/]", Severity.ERROR: "[red]error[/]  "}
 
@@ -53,17 +55,25 @@ def stale_findings(config: ThemisConfig) -> list[Finding]:
 
 
 def init_command(path: Path, force: bool) -> int:
-    """Write the commented sample. Returns 0; 2 when the file exists and `force` is not given; 3 when it cannot be written."""
+    """Write a settings file to start from. Returns 0; 2 when the file exists and `force` is not given; 3 when it cannot be written."""
     console = Console(soft_wrap=True, highlight=False)
     if path.exists() and not force:
         console.print(f"[red]{escape(str(path))}[/]: the file exists; give another name, or --force to replace it")
         return SettingsError.exit_code
     try:
-        path.write_text(sample(), encoding="utf-8")
+        path.write_text(starter(), encoding="utf-8")
     except OSError as error:
         console.print(f"[red]{escape(str(path))}[/]: cannot be written ({error.strerror}); choose a folder that exists and is writable")
         return EnvironmentCheckError.exit_code
-    console.print(f"[green]{escape(str(path))}[/] is written; each key is explained in it. Next: themis validate {escape(str(path))}")
+    console.print(
+        f"[green]{escape(str(path))}[/] is written. Put in your names and addresses, then run: themis validate {escape(str(path))}"
+    )
+    return 0
+
+
+def schema_command() -> int:
+    """Write the JSON Schema of the settings file to stdout. Returns 0."""
+    sys.stdout.write(schema_text())
     return 0
 
 

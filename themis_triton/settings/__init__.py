@@ -13,10 +13,10 @@ from themis_triton.settings.checks import check
 from themis_triton.settings.loading import Loaded, load
 from themis_triton.settings.problem import Problem, by_place
 from themis_triton.settings.reference import ReferenceRow, reference_rows
-from themis_triton.settings.sample import sample
 from themis_triton.settings.schema import Settings, StatusSettings
+from themis_triton.settings.starter import starter
 
-__all__ = ["Problem", "ReferenceRow", "RuntimePaths", "load_runtime_paths", "load_settings", "problems", "reference_rows", "sample"]
+__all__ = ["Problem", "ReferenceRow", "RuntimePaths", "load_runtime_paths", "load_settings", "problems", "reference_rows", "starter"]
 
 
 def load_settings(path: Path) -> ThemisConfig:

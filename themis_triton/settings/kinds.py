@@ -26,6 +26,11 @@ class Section(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def one_of(*keys: str) -> ConfigDict:
+    """Model configuration whose JSON Schema requires exactly one of the keys."""
+    return ConfigDict(json_schema_extra={"oneOf": [{"required": [key]} for key in keys]})
+
+
 def refusal(error: str | None, expected: str, fix: str) -> PydanticCustomError:
     """A validator's error with the parts of a `Problem`; `error` None says that the value as written is invalid."""
     context = {"expected": expected, "fix": fix} | ({} if error is None else {"error": error})

@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from themis_triton.core.config import LatencyTable, ModelProfile
-from themis_triton.settings.kinds import Count, Seconds, Section, Size, refusal
+from themis_triton.settings.kinds import Count, Seconds, Section, Size, one_of, refusal
 from themis_triton.settings.measured import MeasuredSettings, OperationsSettings
 from themis_triton.solver.surface import paper_latency_ms
 
@@ -90,6 +90,8 @@ class TableSettings(Section):
 
 class ProfileSettings(Section):
     """A model's latency, as a table or a surface, and the costs of its changes."""
+
+    model_config = one_of("table", "surface")
 
     table: TableSettings | None = Field(default=None, description="measured service times; either this or `surface`")
     surface: SurfaceSettings | None = Field(default=None, description="a fitted surface; either this or `table`")

@@ -9,9 +9,10 @@ from itertools import groupby
 from pathlib import Path
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from themis_triton.settings.describe import Kind, kind_of, unit_of
-from themis_triton.settings.schema import Settings
+from themis_triton.settings.schema import InstanceBounds, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,9 @@ _INTRODUCTION = """\
 Generated from the schema by `scripts/reference`. Keys carry their units: `_s` seconds, `_ms` milliseconds, `_us` microseconds.
 Sizes are in bytes, or carry a unit: `512MiB`. Relative paths start at the folder of the settings file. Environment variables
 are not expanded. An unknown key is an error. `NAME` stands for a name of your choice, `[]` for each item of a list.
+
+For editors: [settings.schema.json](settings.schema.json), a JSON Schema, which `themis schema` prints too.
+A settings file names it in its first line: `# yaml-language-server: $schema=settings.schema.json`.
 """
 
 
@@ -41,7 +45,7 @@ def reference_rows() -> list[ReferenceRow]:
 def _rows(section: type[BaseModel], prefix: str, seen: set[type[BaseModel]]) -> Iterator[ReferenceRow]:
     for name, field in section.model_fields.items():
         key, kind = f"{prefix}{name}", kind_of(field)
-        default = "required" if field.is_required() else _shown(field.get_default())
+        default = shown_default(field)
         inner = kind.section or (kind.item.section if kind.item is not None else None)
         words = _section_words(kind) if inner is not None else kind.words(unit_of((name,)))
         yield ReferenceRow(key, words, default, field.description or "")
@@ -64,9 +68,18 @@ def _inside(kind: Kind) -> str:
     return "[]" if kind.is_list else ".NAME"
 
 
+def shown_default(field: FieldInfo) -> str:
+    """The default as it is written in a settings file; `required` without one, `–` for an empty one or a section."""
+    return "required" if field.is_required() else _shown(field.get_default())
+
+
 def _shown(value: object) -> str:
     match value:
-        case None | {} | [] | BaseModel():
+        case InstanceBounds():
+            return f"[{value.min}, {value.max}]"
+        case []:
+            return "[]"
+        case None | {} | BaseModel():
             return "–"
         case bool():
             return str(value).lower()

@@ -27,6 +27,7 @@ from themis_triton.settings.kinds import (
     Seconds,
     Section,
     Size,
+    one_of,
     refusal,
 )
 from themis_triton.settings.policy import PlanningSettings, PolicySettings, PriceSettings
@@ -71,15 +72,20 @@ class SlotSettings(Section):
     )
 
 
+Slot = Annotated[
+    SlotSettings,
+    BeforeValidator(_slot, json_schema_input_type=SlotSettings | Device),
+    Allowed("gpu:N, cpu:N, or a mapping with `device`, `name`, `memory`"),
+]
+
+
 class LaunchSettings(Section):
     """How new servers are launched."""
 
     kind: Annotated[LaunchKind, Field(strict=False)] = Field(
         default=LaunchKind.LOCAL, description="where; local: as processes on this machine"
     )
-    slots: list[Annotated[SlotSettings, BeforeValidator(_slot), Allowed("gpu:N, cpu:N, or a mapping with `device`, `name`, `memory`")]] = (
-        Field(min_length=1, description="where servers may be launched, one server per slot")
-    )
+    slots: list[Slot] = Field(min_length=1, description="where servers may be launched, one server per slot")
     model_repository: FilePath | None = Field(
         default=None, description="the model repository of launched servers; by default the emulated models that ship with Themis"
     )
@@ -141,16 +147,18 @@ def _bounds(value: object) -> object:
     return value
 
 
+Pair = Annotated[list[int], Field(min_length=2, max_length=2)]
 BOUNDS_WORDS = f"[min, max] of 1 to {MAX_INSTANCES}, or a mapping with `min` and `max`"
+
+
+Bounds = Annotated[InstanceBounds, BeforeValidator(_bounds, json_schema_input_type=InstanceBounds | Pair), Allowed(BOUNDS_WORDS)]
 
 
 class ModelSettings(Section):
     """A model's profile, its bounds on one server, and its prices."""
 
     profile: ProfileSettings = Field(description="the model's latency and costs: a mapping, or the path of a profile file")
-    instances: Annotated[InstanceBounds, BeforeValidator(_bounds), Allowed(BOUNDS_WORDS)] = Field(
-        default=InstanceBounds(), description="instances on one server"
-    )
+    instances: Bounds = Field(default=InstanceBounds(), description="instances on one server")
     max_batch: int = Field(
         default=_MODEL.max_batch,
         ge=1,
@@ -174,6 +182,8 @@ class ModelSettings(Section):
 
 class PipelineSettings(Section):
     """A chain of models with one end-to-end SLO, or a single model."""
+
+    model_config = one_of("stages", "model")
 
     stages: list[str] | None = Field(default=None, min_length=1, description="the models in the order in which a request passes them")
     model: str | None = Field(default=None, description="a single model, instead of `stages`")
