@@ -7,7 +7,7 @@ from typing import Protocol
 
 from themis_triton.core.action import Outcome
 from themis_triton.core.fleet import ModelState, Server
-from themis_triton.core.observation import DeviceReading, RouteReading, ServerReading
+from themis_triton.core.observation import Readings
 from themis_triton.core.record import TickRecord
 from themis_triton.core.routes import RouteTable
 
@@ -27,16 +27,8 @@ class Clock(Protocol):
 class Observer(Protocol):
     """Reads the world. A part that does not answer is a reading with an error, never an exception."""
 
-    async def read_servers(self, servers: Sequence[Server]) -> tuple[ServerReading, ...]:
-        """Triton's metrics of each server."""
-        ...
-
-    async def read_routes(self) -> tuple[tuple[RouteReading, ...], str | None]:
-        """The proxy's statistics of each model, or why there are none."""
-        ...
-
-    async def read_devices(self) -> tuple[DeviceReading, ...]:
-        """NVML's view of each device."""
+    async def read(self, servers: Sequence[Server]) -> Readings:
+        """The metrics of each of the servers, the proxy's statistics of each model, and each device's memory, all in one call."""
         ...
 
 

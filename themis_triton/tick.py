@@ -64,21 +64,19 @@ async def tick(state: EngineState, world: World, rules: Rules) -> tuple[EngineSt
 async def observe(world: World, config: ThemisConfig) -> Snapshot:
     """Read everything once."""
     servers = [server for server in world.executor.fleet.all() if server.phase in READABLE]
-    readings = await world.observer.read_servers(servers)
-    routes, routes_error = await world.observer.read_routes()
-    devices = await world.observer.read_devices()
-    await world.supervisor.update_reachability(readings)
+    readings = await world.observer.read(servers)
+    await world.supervisor.update_reachability(readings.servers)
     now_s = world.clock.now_s()
     return Snapshot(
         at_s=now_s,
         servers=(*world.executor.fleet.all(), *announced(world.executor, config)),
-        readings=readings,
-        routes=routes,
-        devices=devices,
+        readings=readings.servers,
+        routes=readings.routes,
+        devices=readings.devices,
         busy=world.executor.busy,
         backing_off=world.executor.backoff.active(now_s),
         recently_crashed=world.supervisor.recently_crashed,
-        routes_error=routes_error,
+        routes_error=readings.routes_error,
         routes_unwritten=world.executor.routes_unwritten,
     )
 

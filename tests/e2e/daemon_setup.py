@@ -16,10 +16,11 @@ import httpx
 import yaml
 
 from tests.e2e.conftest import REPOSITORY, Launch
+from themis_triton.adapters.http import HttpClient
 from themis_triton.adapters.local.processes import stop_everything
 from themis_triton.adapters.local.server_files import ServerFiles
 from themis_triton.adapters.local.sockets import free_ports
-from themis_triton.adapters.triton.metrics import fetch_metrics, new_http_client
+from themis_triton.adapters.triton.metrics import fetch_metrics
 from themis_triton.adapters.triton.model_control import TritonModelControl
 from themis_triton.core.address import Address
 from themis_triton.core.fleet import ModelState, Server
@@ -232,5 +233,5 @@ def instances(status: Status, model: str, server: str = ADOPTED) -> int:
 
 async def answered(server: Mapping[str, Any]) -> float:
     """Requests for the first stage that the server has answered, by its own metrics."""
-    async with new_http_client(5.0) as client:
+    async with HttpClient(5.0) as client:
         return (await fetch_metrics(client, Address.parse(server["metrics_address"])))[DETECTOR].success

@@ -15,7 +15,7 @@ from themis_triton.core.action import Outcome
 from themis_triton.core.address import Address
 from themis_triton.core.errors import ChangeRefusedError, LaunchFailedError, ServerError
 from themis_triton.core.fleet import ModelState, Phase, Server
-from themis_triton.core.observation import DeviceReading, RouteReading, ServerReading
+from themis_triton.core.observation import DeviceReading, Readings, RouteReading, ServerReading
 from themis_triton.core.record import TickRecord
 from themis_triton.core.routes import RouteTable
 from themis_triton.tick import World
@@ -47,14 +47,10 @@ class FakeObserver:
     devices: tuple[DeviceReading, ...] = ()
     silent: set[str] = field(default_factory=set)
 
-    async def read_servers(self, servers: Sequence[Server]) -> tuple[ServerReading, ...]:
-        return tuple(ServerReading(s.name, self.clock.at_s, error="connection refused" if s.name in self.silent else None) for s in servers)
-
-    async def read_routes(self) -> tuple[tuple[RouteReading, ...], str | None]:
-        return self.routes, self.routes_error
-
-    async def read_devices(self) -> tuple[DeviceReading, ...]:
-        return self.devices
+    async def read(self, servers: Sequence[Server]) -> Readings:
+        errors = {server.name: "connection refused" if server.name in self.silent else None for server in servers}
+        readings = tuple(ServerReading(name, self.clock.at_s, error=error) for name, error in errors.items())
+        return Readings(readings, self.routes, self.routes_error, self.devices)
 
 
 @dataclass

@@ -12,6 +12,7 @@ import psutil
 import pynvml
 import pytest
 
+from tests.unit.fakes import FakeClock
 from tests.unit.samples import config as make_config
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.findings import Severity
@@ -48,6 +49,44 @@ def test_no_driver_is_a_state(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpu.error.startswith("device gpu:0: NVML: ")
     assert gpu.memory_free_bytes is None
     assert cpu.error is None
+
+
+def test_an_absent_driver_is_looked_for_seldom_and_found_when_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[float] = []
+    clock = FakeClock()
+
+    def absent() -> None:
+        looks.append(clock.at_s)
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    async def scenario() -> None:
+        reader = DeviceReader(["gpu:0"], clock)
+        start_s = clock.at_s
+        for offset_s in (0.0, 1.0, 29.0, 31.0):
+            clock.at_s = start_s + offset_s
+            (reading,) = await reader.read_devices()
+            assert "NVML" in (reading.error or "")
+            assert reading.at_s == clock.at_s
+        assert looks == [start_s, start_s + 31.0]
+
+    monkeypatch.setattr(pynvml, "nvmlInit", absent)
+    asyncio.run(scenario())
+
+
+def test_the_hosts_memory_is_read_once_a_second_and_says_when() -> None:
+    async def scenario() -> None:
+        clock = FakeClock()
+        reader = DeviceReader(["cpu:0", "cpu:1"], clock)
+        start_s = clock.at_s
+        taken_at_s = []
+        for offset_s in (0.0, 0.9, 1.1):
+            clock.at_s = start_s + offset_s
+            readings = await reader.read_devices()
+            assert [reading.device for reading in readings] == ["cpu:0", "cpu:1"]
+            taken_at_s.append(readings[1].at_s)
+        assert taken_at_s == [start_s, start_s, start_s + 1.1]
+
+    asyncio.run(scenario())
 
 
 def test_a_name_that_is_no_device() -> None:

@@ -64,6 +64,18 @@ def test_children_started_while_the_group_is_killed_end_too(tmp_path: Path) -> N
     assert find_process(breeder) is None
 
 
+def test_a_lock_of_the_parents_is_not_handed_down(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("w") as lock:
+        os.set_inheritable(lock.fileno(), True)
+        process = spawn(["/bin/sh", "-c", "sleep 60; :"], os.environ, tmp_path / "log")
+        try:
+            targets = [str(path.readlink()) for path in Path(f"/proc/{process.pid}/fd").iterdir()]
+        finally:
+            asyncio.run(stop_process(process, 5.0))
+    assert str(tmp_path / "lock") not in targets
+    assert str(tmp_path / "log") in targets
+
+
 def test_everything_with_the_mark_ends(tmp_path: Path) -> None:
     script = 'trap "" TERM; while :; do sleep 60 & echo born; done'
     environment = {**os.environ, OWNER_VARIABLE: owner_mark(tmp_path)}

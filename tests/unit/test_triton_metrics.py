@@ -6,11 +6,13 @@ import asyncio
 import socket
 from typing import Any
 
-import httpx
 import pytest
+from aiohttp import web
 
+from tests.unit.http_server import serving
 from themis_triton.adapters.clock import SystemClock
-from themis_triton.adapters.triton.metrics import TritonMetrics, fetch_metrics, parse_metrics, parse_statistics
+from themis_triton.adapters.http import HttpClient, HttpError
+from themis_triton.adapters.triton.metrics import TritonMetrics, fetch_metrics, fetch_statistics, parse_metrics, parse_statistics
 from themis_triton.core.address import UNKNOWN_ADDRESS, Address
 from themis_triton.core.fleet import Phase, Server
 from themis_triton.core.observation import BatchCounters, ModelCounters
@@ -61,15 +63,50 @@ def test_something_else_is_not_taken_for_metrics() -> None:
         parse_metrics('nv_inference_count{model="a"} many\n')
 
 
-def test_an_answer_is_parsed_and_an_error_status_is_an_error() -> None:
-    answers = {"/metrics": httpx.Response(200, text=TEXT)}
+@pytest.mark.parametrize(
+    "text", ["<html>", '{"error": "x"}', 'nv_inference_count{version="1"} 2', 'nv_inference_count{model="a"} NaN', "nv_inference_count{"]
+)
+def test_a_page_that_cannot_be_right_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"not a|could not convert|substring not found"):
+        parse_metrics(text)
 
+
+def test_a_models_name_may_hold_whatever_the_format_can_escape() -> None:
+    text = 'nv_inference_count{model="a \\"b\\\\c}\\n,model=\\"x",version="1"} 3\nnv_inference_count{version="1",model="näme"} 2\n'
+    assert {name: counters.inferences for name, counters in parse_metrics(text).items()} == {'a "b\\c}\n,model="x': 3.0, "näme": 2.0}
+
+
+def test_an_answer_is_parsed_and_an_error_status_is_an_error() -> None:
     async def run() -> None:
-        transport = httpx.MockTransport(lambda request: answers.get(request.url.path if request.url.port == 1 else "", httpx.Response(503)))
-        async with httpx.AsyncClient(transport=transport) as client:
-            assert (await fetch_metrics(client, Address("127.0.0.1", 1)))["a"].success == 15
-            with pytest.raises(httpx.HTTPStatusError):
-                await fetch_metrics(client, Address("127.0.0.1", 2))
+        async def answer(request: web.Request) -> web.Response:
+            return web.Response(text=TEXT) if request.path == "/metrics" else web.Response(status=503)
+
+        async with serving(answer) as address, HttpClient(5.0) as client:
+            assert (await fetch_metrics(client, address))["a"].success == 15
+            with pytest.raises(HttpError, match="HTTP 503"):
+                await fetch_statistics(client, address)
+
+    asyncio.run(run())
+
+
+def test_the_connection_to_the_metrics_is_kept() -> None:
+    async def run() -> None:
+        peers = set()
+
+        async def answer(request: web.Request) -> web.Response:
+            assert request.transport is not None
+            if request.path == "/metrics":
+                peers.add(request.transport.get_extra_info("peername"))
+            return web.Response(text=TEXT)
+
+        async with serving(answer) as address:
+            metrics = TritonMetrics(SystemClock())
+            one = Server("one", "cpu:0", UNKNOWN_ADDRESS, address, address, Phase.SERVING, launched=False)
+            for _ in range(3):
+                (reading,) = await metrics.read_servers([one])
+                assert reading.models["a"].success == 15
+            await metrics.close()
+        assert len(peers) == 1
 
     asyncio.run(run())
 
@@ -119,30 +156,24 @@ def test_something_else_is_not_taken_for_statistics(answer: Any) -> None:
         parse_statistics(answer)
 
 
-def test_a_server_whose_statistics_are_refused_still_has_its_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
-    def answered(request: httpx.Request) -> httpx.Response:
-        if request.url.path == "/metrics":
-            return httpx.Response(200, text=TEXT)
-        return httpx.Response(200 if request.url.port == 1 else 403, json=STATISTICS)
+def test_a_server_whose_statistics_are_refused_still_has_its_metrics() -> None:
+    async def answered(request: web.Request) -> web.Response:
+        return web.Response(text=TEXT) if request.path == "/metrics" else web.json_response(STATISTICS)
 
-    def client(_: float) -> httpx.AsyncClient:
-        return httpx.AsyncClient(transport=httpx.MockTransport(answered))
+    async def closed(request: web.Request) -> web.Response:
+        return web.Response(text=TEXT) if request.path == "/metrics" else web.Response(status=403)
 
     async def run() -> None:
-        monkeypatch.setattr("themis_triton.adapters.triton.metrics.new_http_client", client)
-        metrics = TritonMetrics(SystemClock())
-        told, refused = await metrics.read_servers(
-            [
-                Server(name, "cpu:0", UNKNOWN_ADDRESS, Address(name, port), Address(name, 8002), Phase.SERVING, launched=False)
-                for name, port in (("x", 1), ("y", 2))
-            ]
-        )
-        await metrics.close()
-        assert told.models["a"].batches[1] == BatchCounters(4, 3.0, 2100.0)
-        assert told.models["b"].batches == ()
-        assert (told.error, told.batches_error, refused.error) == (None, None, None)
+        async with serving(answered) as x, serving(closed) as y:
+            metrics = TritonMetrics(SystemClock())
+            servers = [Server(name, "cpu:0", UNKNOWN_ADDRESS, at, at, Phase.SERVING, launched=False) for name, at in (("x", x), ("y", y))]
+            read, refused = await metrics.read_servers(servers)
+            await metrics.close()
+        assert read.models["a"].batches[1] == BatchCounters(4, 3.0, 2100.0)
+        assert read.models["b"].batches == ()
+        assert (read.error, read.batches_error, refused.error) == (None, None, None)
         assert refused.models["a"] == parse_metrics(TEXT)["a"]
-        assert "statistics of server y at http://y:2/v2/models/stats" in (refused.batches_error or "")
+        assert f"statistics of server y at http://{y}/v2/models/stats" in (refused.batches_error or "")
         assert "403" in (refused.batches_error or "")
 
     asyncio.run(run())

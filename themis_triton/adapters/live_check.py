@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import httpx
 from tritonclient.utils import InferenceServerException
 
 from themis_triton.adapters.findings import Finding, fine, missing, unanswered, warning
+from themis_triton.adapters.http import HttpClient, HttpError
 from themis_triton.adapters.local.check import check_devices, check_envoy_binary, check_launch, ports_free
 from themis_triton.adapters.triton.client import KEY_HEADER, is_not_explicit, is_restricted, new_client
-from themis_triton.adapters.triton.metrics import fetch_metrics, new_http_client
+from themis_triton.adapters.triton.metrics import fetch_metrics
 from themis_triton.core.address import Address
 from themis_triton.core.config import AdoptedServer, EnvoyConfig, LocalLaunchConfig, ThemisConfig
 
@@ -22,7 +22,7 @@ _NO_MODEL = "themis/no-such-model"
 
 async def check_live(config: ThemisConfig) -> list[Finding]:
     """One finding for each thing looked at, in the order of the settings; what is missing is a finding and no exception."""
-    async with new_http_client(TIMEOUT_S) as http:
+    async with HttpClient(TIMEOUT_S) as http:
         servers, envoy, devices, launch = await asyncio.gather(
             asyncio.gather(*(_check_server(config, server, http) for server in config.servers)),
             _check_envoy(config.envoy, http),
@@ -45,7 +45,7 @@ async def _nothing() -> list[Finding]:
     return []
 
 
-async def _check_server(config: ThemisConfig, server: AdoptedServer, http: httpx.AsyncClient) -> tuple[list[Finding], frozenset[str]]:
+async def _check_server(config: ThemisConfig, server: AdoptedServer, http: HttpClient) -> tuple[list[Finding], frozenset[str]]:
     """Findings, and the models in the server's index."""
     client = new_client(server.grpc_address)
     try:
@@ -129,25 +129,25 @@ def _check_repository(config: ThemisConfig, server: AdoptedServer) -> list[Findi
     return [fine(what, f"{folder} has every model's config.pbtxt")]
 
 
-async def _check_http(server: AdoptedServer, http: httpx.AsyncClient) -> Finding:
+async def _check_http(server: AdoptedServer, http: HttpClient) -> Finding:
     what = f"servers.{server.name}.http"
     try:
-        (await http.get(server.http_address.url("/v2/health/live"))).raise_for_status()
-    except httpx.HTTPError as error:
-        reason = str(error) or type(error).__name__
+        await http.get(server.http_address.url("/v2/health/live"))
+    except HttpError as error:
+        reason = str(error)
         return unanswered(
             what, f"{server.http_address} does not answer ({reason})", "start the server with --allow-http=true, or mend the address"
         )
     return fine(what, f"{server.http_address} is alive")
 
 
-async def _check_metrics(server: AdoptedServer, http: httpx.AsyncClient) -> Finding:
+async def _check_metrics(server: AdoptedServer, http: HttpClient) -> Finding:
     what = f"servers.{server.name}.metrics"
     remedy = "start the server with --allow-metrics=true, or mend the address"
     try:
         models = await fetch_metrics(http, server.metrics_address)
-    except httpx.HTTPError as error:
-        reason = str(error) or type(error).__name__
+    except HttpError as error:
+        reason = str(error)
         return unanswered(what, f"{server.metrics_address.url('/metrics')} does not answer ({reason})", remedy)
     except ValueError as error:
         return unanswered(what, f"{server.metrics_address.url('/metrics')} is not a metrics page ({error})", remedy)
@@ -165,7 +165,7 @@ def _check_pipelines(config: ThemisConfig, held: dict[str, frozenset[str]]) -> l
     ]
 
 
-async def _check_envoy(envoy: EnvoyConfig, http: httpx.AsyncClient) -> list[Finding]:
+async def _check_envoy(envoy: EnvoyConfig, http: HttpClient) -> list[Finding]:
     listening = await _listeners(envoy.admin_address, http)
     addresses = (("envoy.grpc_listen", envoy.grpc_listen), ("envoy.http_listen", envoy.http_listen), ("envoy.admin", envoy.admin_address))
     if listening is not None:
@@ -180,25 +180,25 @@ async def _check_envoy(envoy: EnvoyConfig, http: httpx.AsyncClient) -> list[Find
     return [await check_envoy_binary(envoy), *ports_free(addresses)]
 
 
-async def _listeners(admin_address: Address, http: httpx.AsyncClient) -> frozenset[Address] | None:
+async def _listeners(admin_address: Address, http: HttpClient) -> frozenset[Address] | None:
     """The addresses that the Envoy behind this admin address listens on; None when no Envoy answers there."""
     try:
-        response = await http.get(admin_address.url("/listeners"), params={"format": "json"})
-        response.raise_for_status()
-        statuses = response.json().get("listener_statuses", [])
+        answer = await http.get_json(admin_address.url("/listeners"), {"format": "json"})
+        statuses = answer.get("listener_statuses", [])
         sockets = [status["local_address"]["socket_address"] for status in statuses]
         return frozenset(Address(socket["address"], int(socket["port_value"])) for socket in sockets)
-    except (httpx.HTTPError, ValueError, KeyError, AttributeError):
+    except (HttpError, ValueError, KeyError, AttributeError):
         return None
 
 
-async def _check_status(address: Address, http: httpx.AsyncClient) -> Finding:
+async def _check_status(address: Address, http: HttpClient) -> Finding:
     """The port is free, or something answers there, which may be Themis itself, running."""
     (finding,) = ports_free([("status.address", address)])
     if not finding.exit_code:
         return finding
     try:
         await http.get(address.url("/"))
-    except httpx.HTTPError:
-        return finding
+    except HttpError as error:
+        if error.status is None:
+            return finding
     return warning("status.address", f"something answers at {address}", "fine if it is Themis, running; else choose another port")

@@ -13,6 +13,10 @@ import pynvml
 from themis_triton.core.observation import DeviceReading
 from themis_triton.ports import Clock
 
+_HOST_MEMORY_EVERY_S = 1.0
+_LOOK_FOR_NVML_EVERY_S = 30.0
+_ABSENT = (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
+
 
 class DeviceReader:
     """Reads devices; blocking calls run in a thread. No driver, no such device, no answer: a reading with an error, never an exception.
@@ -29,12 +33,16 @@ class DeviceReader:
         self._timeout_s = timeout_s
         self._reading: Future[tuple[DeviceReading, ...]] | None = None
         self._initialised = False
+        self._memory: tuple[float, int, int] | None = None
+        self._absence: tuple[float, pynvml.NVMLError] | None = None
 
     async def read_devices(self) -> tuple[DeviceReading, ...]:
         """Each device once, in the order given; when the driver does not answer in time the GPUs have an error.
 
         While a call hangs in the driver no other is made, and GPUs have an error at once.
         """
+        if not any(device.startswith("gpu:") for device in self._devices):
+            return tuple(map(self._read, self._devices))
         if self._hangs():
             return self._without_driver()
         self._reading = Future()
@@ -64,8 +72,7 @@ class DeviceReader:
         kind, _, index = device.partition(":")
         at_s = self._clock.now_s()
         if kind == "cpu":
-            memory = psutil.virtual_memory()
-            return DeviceReading(device, at_s, memory.total, memory.available)
+            return DeviceReading(device, *self._host_memory(at_s))
         if kind != "gpu" or not index.isdecimal():
             return DeviceReading(device, at_s, error=f"device {device} is neither gpu:N nor cpu:N")
         try:
@@ -73,10 +80,27 @@ class DeviceReader:
         except pynvml.NVMLError as error:
             return DeviceReading(device, at_s, error=f"device {device}: NVML: {error}")
 
+    def _host_memory(self, at_s: float) -> tuple[float, int, int]:
+        """When it was read, total and available bytes; read again after a second."""
+        if self._memory is None or at_s - self._memory[0] >= _HOST_MEMORY_EVERY_S:
+            memory = psutil.virtual_memory()
+            self._memory = (at_s, int(memory.total), int(memory.available))
+        return self._memory
+
+    def _initialise(self, at_s: float) -> None:
+        """Load the driver's library; where there is none, look for it again only after a while."""
+        if self._absence is not None and at_s - self._absence[0] < _LOOK_FOR_NVML_EVERY_S:
+            raise self._absence[1]
+        try:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError as error:
+            self._absence = (at_s, error) if error.value in _ABSENT else None
+            raise
+        self._initialised, self._absence = True, None
+
     def _read_gpu(self, device: str, index: int, at_s: float) -> DeviceReading:
         if not self._initialised:
-            pynvml.nvmlInit()
-            self._initialised = True
+            self._initialise(at_s)
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
         return DeviceReading(device, at_s, int(memory.total), int(memory.free), _utilization(handle), _processes(handle))

@@ -81,6 +81,19 @@ class DeviceReading:
 
 
 @dataclass(frozen=True, slots=True)
+class Readings:
+    """What the Observer read in one call: of each server in the order given, of each route, of each device.
+
+    `routes_error` says why the proxy's statistics are missing.
+    """
+
+    servers: tuple[ServerReading, ...] = ()
+    routes: tuple[RouteReading, ...] = ()
+    routes_error: str | None = None
+    devices: tuple[DeviceReading, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Everything that one tick saw.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,37 +17,15 @@ from themis_triton.adapters.envoy.process import EnvoyProcess
 from themis_triton.adapters.envoy.stats import EnvoyStats
 from themis_triton.adapters.launchers import build_launcher
 from themis_triton.adapters.nvml import DeviceReader
+from themis_triton.adapters.observer import LiveObserver
 from themis_triton.adapters.store.journal import Journal
 from themis_triton.adapters.triton.metrics import TritonMetrics
 from themis_triton.adapters.triton.model_control import TritonModelControl
 from themis_triton.core.config import ThemisConfig
-from themis_triton.core.fleet import Server
-from themis_triton.core.observation import DeviceReading, RouteReading, ServerReading
 from themis_triton.ports import ModelControl, ServerLauncher
 from themis_triton.tick import World
 
 JOURNAL_FILE = "journal.sqlite"
-
-
-@dataclass(frozen=True, slots=True)
-class LiveObserver:
-    """The Observer port over Triton's metrics, Envoy's statistics and NVML."""
-
-    metrics: TritonMetrics
-    stats: EnvoyStats
-    devices: DeviceReader
-
-    async def read_servers(self, servers: Sequence[Server]) -> tuple[ServerReading, ...]:
-        """Triton's metrics of each server."""
-        return await self.metrics.read_servers(servers)
-
-    async def read_routes(self) -> tuple[tuple[RouteReading, ...], str | None]:
-        """Envoy's statistics of each model, or why there are none."""
-        return await self.stats.read_routes()
-
-    async def read_devices(self) -> tuple[DeviceReading, ...]:
-        """NVML's view of each device."""
-        return await self.devices.read_devices()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +56,8 @@ async def build_components(config: ThemisConfig) -> AsyncIterator[Components]:
         control = TritonModelControl()
         stack.push_async_callback(control.close)
         launcher = build_launcher(config.launch, config.state_directory, config.deprioritize_after_s) if config.launch is not None else None
-        observer = _observer(config, clock, stack)
+        observer = _observer(config, clock)
+        stack.push_async_callback(observer.close)
         actuators = Actuators(control, files, launcher, journal, clock)
         backoff = Backoff(config.policy.retry_backoff_s, config.policy.retry_backoff_max_s)
         executor = Executor(actuators, Fleet(journal), backoff, models)
@@ -93,12 +72,8 @@ def journal_path(state_directory: Path) -> Path:
     return state_directory / JOURNAL_FILE
 
 
-def _observer(config: ThemisConfig, clock: SystemClock, stack: AsyncExitStack) -> LiveObserver:
-    metrics = TritonMetrics(clock)
-    stack.push_async_callback(metrics.close)
-    stats = EnvoyStats(config.envoy.admin_address, tuple(config.models), clock)
-    stack.push_async_callback(stats.close)
+def _observer(config: ThemisConfig, clock: SystemClock) -> LiveObserver:
     slots = config.launch.slots if config.launch is not None else ()
-    devices = DeviceReader(sorted({s.device for s in config.servers} | {s.device for s in slots}), clock)
-    stack.callback(devices.close)
-    return LiveObserver(metrics, stats, devices)
+    devices = sorted({server.device for server in config.servers} | {slot.device for slot in slots})
+    stats = EnvoyStats(config.envoy.admin_address, tuple(config.models), clock)
+    return LiveObserver(TritonMetrics(clock), stats, DeviceReader(devices, clock))

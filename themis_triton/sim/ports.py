@@ -12,7 +12,7 @@ from themis_triton.core.action import Outcome
 from themis_triton.core.address import Address
 from themis_triton.core.errors import LaunchFailedError, ServerError
 from themis_triton.core.fleet import ModelState, Phase, Server
-from themis_triton.core.observation import DeviceReading, RouteReading, ServerReading
+from themis_triton.core.observation import Readings, RouteReading, ServerReading
 from themis_triton.core.record import TickRecord
 from themis_triton.core.routes import RouteTable
 from themis_triton.sim.cluster import PROCESS_S, Cluster
@@ -29,9 +29,12 @@ class SimObserver:
         self._servers: deque[tuple[float, tuple[ServerReading, ...]]] = deque()
         self._routes: deque[tuple[float, tuple[RouteReading, ...]]] = deque()
 
-    async def read_servers(self, servers: Sequence[Server]) -> tuple[ServerReading, ...]:
-        """Triton's metrics of each server."""
-        return self._delayed(self._servers, tuple(self._read(server.name) for server in servers))
+    async def read(self, servers: Sequence[Server]) -> Readings:
+        """Everything at once; no devices, because memory is not simulated."""
+        return Readings(
+            self._delayed(self._servers, tuple(self._read(server.name) for server in servers)),
+            self._delayed(self._routes, tuple(self._route(model) for model in self._cluster.config.models)),
+        )
 
     def _read(self, name: str) -> ServerReading:
         cluster = self._cluster
@@ -42,10 +45,6 @@ class SimObserver:
         simulation = cluster.sync()
         models = {model: simulation.counters(server.place, cluster.model_index(model)) for model in server.models}
         return ServerReading(name, cluster.now_s(), models)
-
-    async def read_routes(self) -> tuple[tuple[RouteReading, ...], str | None]:
-        """The proxy's statistics of each model."""
-        return self._delayed(self._routes, tuple(self._route(model) for model in self._cluster.config.models)), None
 
     def _route(self, model: str) -> RouteReading:
         simulation, index = self._cluster.sync(), self._cluster.model_index(model)
@@ -61,10 +60,6 @@ class SimObserver:
         while len(taken) > 1 and taken[1][0] <= due_s:
             taken.popleft()
         return taken[0][1] if taken[0][0] <= due_s else ()
-
-    async def read_devices(self) -> tuple[DeviceReading, ...]:
-        """Nothing: memory is not simulated."""
-        return ()
 
 
 @dataclass(frozen=True, slots=True)

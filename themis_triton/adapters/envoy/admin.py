@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-import httpx
-
+from themis_triton.adapters.http import HttpClient, HttpError
 from themis_triton.core.address import Address
 from themis_triton.core.errors import ServerError
 
@@ -19,32 +17,33 @@ class EnvoyAdmin:
 
     def __init__(self, address: Address) -> None:
         self.address = address
-        # The admin address is local; an environment's HTTP proxy must not come between.
-        self._http = httpx.AsyncClient(base_url=address.url(), timeout=_TIMEOUT_S, trust_env=False)
+        self._http = HttpClient(_TIMEOUT_S)
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        await self._http.close()
 
     async def node_id(self) -> str | None:
         """The node id of the Envoy that answers; None when nothing listens. ServerError when it hangs or something else answers."""
         try:
-            response = await self._http.get("/server_info")
-        except httpx.ConnectError:
-            return None
-        except httpx.TransportError as error:
-            raise self._silent("/server_info", error) from error
-        try:
-            return str(response.json()["node"].get("id", ""))
+            answer = await self._http.get_json(self.address.url("/server_info"))
+            return str(answer["node"].get("id", ""))
+        except HttpError as error:
+            if error.refused:
+                return None
+            if error.status is None:
+                raise self._silent("/server_info", error) from error
+            raise self._stranger() from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ServerError(f"envoy.admin: what answers at {self.address} is not Envoy's admin; choose another address") from error
+            raise self._stranger() from error
 
     async def is_ready(self) -> bool:
         """Whether Envoy has its listeners and clusters and accepts requests."""
         try:
-            return (await self._http.get("/ready")).status_code == httpx.codes.OK
-        except httpx.TransportError:
+            await self._http.get(self.address.url("/ready"))
+        except HttpError:
             return False
+        return True
 
     async def stats(self, pattern: str, **options: str) -> list[dict[str, Any]]:
         """The statistics whose names match the regular expression, as Envoy's JSON has them. ServerError if it does not answer."""
@@ -60,12 +59,13 @@ class EnvoyAdmin:
 
     async def _get(self, path: str, parameters: Mapping[str, str]) -> dict[str, Any]:
         try:
-            response = await self._http.get(path, params=parameters)
-            response.raise_for_status()
-            answer: dict[str, Any] = json.loads(response.content)
-        except (httpx.HTTPError, ValueError) as error:
+            answer: dict[str, Any] = await self._http.get_json(self.address.url(path), parameters)
+        except (HttpError, ValueError) as error:
             raise self._silent(path, error) from error
         return answer
 
     def _silent(self, path: str, error: Exception) -> ServerError:
-        return ServerError(f"Envoy's admin address {self.address} did not answer {path}: {type(error).__name__} {error}")
+        return ServerError(f"Envoy's admin address {self.address} did not answer {path}: {error}")
+
+    def _stranger(self) -> ServerError:
+        return ServerError(f"envoy.admin: {self.address} is not an Envoy admin address. Fix: choose another address")

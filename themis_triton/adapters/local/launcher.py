@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import httpx
-
 from themis_triton.adapters.clock import SystemClock
+from themis_triton.adapters.http import HttpClient, HttpError
 from themis_triton.adapters.local.orphans import DEVICE_VARIABLE, SERVER_VARIABLE, SLOT_VARIABLE, find_orphans
 from themis_triton.adapters.local.processes import (
     OWNER_VARIABLE,
@@ -29,7 +28,7 @@ from themis_triton.adapters.local.server_files import ServerFiles, build_view
 from themis_triton.adapters.local.sockets import LOOPBACK, free_ports
 from themis_triton.adapters.local.triton_install import TritonInstall, find_triton
 from themis_triton.adapters.nvml import DeviceReader
-from themis_triton.adapters.triton.metrics import fetch_metrics, new_http_client
+from themis_triton.adapters.triton.metrics import fetch_metrics
 from themis_triton.adapters.triton.warmup import Warmup
 from themis_triton.core.address import Address
 from themis_triton.core.config import DeviceSlot, LocalLaunchConfig
@@ -180,7 +179,7 @@ class LocalLauncher:
     async def _is_ready_before(self, server: Server, deadline_s: float) -> bool:
         """True when ready, False when the process ended."""
         loop = asyncio.get_running_loop()
-        async with new_http_client(_POLL_TIMEOUT_S) as client:
+        async with HttpClient(_POLL_TIMEOUT_S) as client:
             while await self.is_alive(server):
                 if await _answers(client, server) and await self.is_alive(server):
                     return True
@@ -216,11 +215,11 @@ class LocalLauncher:
         deadline_s = loop.time() + self._config.drain_timeout_s
         last: dict[str, ModelCounters] | None = None
         rests_since_s = loop.time()
-        async with new_http_client(_POLL_TIMEOUT_S) as client:
+        async with HttpClient(_POLL_TIMEOUT_S) as client:
             while loop.time() < deadline_s:
                 try:
                     now = await fetch_metrics(client, server.metrics_address)
-                except (httpx.HTTPError, ValueError):
+                except (HttpError, ValueError):
                     if not await self.is_alive(server):
                         return True
                     now = None
@@ -279,14 +278,13 @@ class LocalLauncher:
         await asyncio.to_thread(self._files(server.name).remove)
 
 
-async def _answers(client: httpx.AsyncClient, server: Server) -> bool:
+async def _answers(client: HttpClient, server: Server) -> bool:
     """Whether the server holds its models and shows metrics; its own readiness is lost with any failed change."""
     paths = ["/v2/health/live", *(f"/v2/models/{model}/ready" for model in server.models)]
     try:
         for url in [*(server.http_address.url(path) for path in paths), server.metrics_address.url("/metrics")]:
-            if (await client.get(url)).status_code != httpx.codes.OK:
-                return False
-    except httpx.HTTPError:
+            await client.get(url)
+    except HttpError:
         return False
     return True
 

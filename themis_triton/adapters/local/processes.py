@@ -54,7 +54,8 @@ def spawn(command: Sequence[str], environment: Mapping[str, str], log_file: Path
     """
     log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    actions = [(os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, log, 1), (os.POSIX_SPAWN_DUP2, log, 2)]
+    closed = [(os.POSIX_SPAWN_CLOSE, descriptor) for descriptor in _inherited()]
+    actions = [*closed, (os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, log, 1), (os.POSIX_SPAWN_DUP2, log, 2)]
     try:
         pid = os.posix_spawn(
             command[0],
@@ -69,6 +70,19 @@ def spawn(command: Sequence[str], environment: Mapping[str, str], log_file: Path
         os.close(log)
         os.close(null)
     return identify(pid)
+
+
+def _inherited() -> list[int]:
+    """Descriptors from this process's own parent, the standard ones excepted: a lock among them would be held while servers run."""
+    descriptors = [int(path.name) for path in Path("/proc/self/fd").iterdir()]
+    return [number for number in descriptors if number > 2 and _is_inheritable(number)]
+
+
+def _is_inheritable(descriptor: int) -> bool:
+    try:
+        return os.get_inheritable(descriptor)
+    except OSError:
+        return False  # It was the listing's own.
 
 
 def identify(pid: int) -> ProcessId:

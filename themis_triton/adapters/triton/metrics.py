@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import re
 from collections import defaultdict
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-import httpx
-from prometheus_client.parser import text_string_to_metric_families
-
+from themis_triton.adapters.http import HttpClient, HttpError
 from themis_triton.core.address import Address
 from themis_triton.core.fleet import Server
 from themis_triton.core.observation import BatchCounters, ModelCounters, ServerReading
@@ -31,24 +31,44 @@ _FIELDS = {
     "nv_inference_compute_output_duration_us": "compute_output_us",
     "nv_inference_pending_request_count": "pending",
 }
+_MODEL = re.compile(r'(?:^|,)model="((?:[^"\\]|\\.)*)"')
+_ESCAPED = re.compile(r"\\(.)")
+_ESCAPES = {"n": "\n"}
 
 
 def parse_metrics(text: str) -> dict[str, ModelCounters]:
     """Counters by model, summed over its versions and over reasons of failure.
 
+    Only lines of the families in use are parsed: a page has many others.
+
     Args:
         text: Prometheus text format, as Triton's `/metrics` gives it.
 
     Raises:
-        ValueError: the text is not in that format.
+        ValueError: the text is not a page of Triton's metrics, or a counter has no model or no finite value.
     """
+    if text and not text.startswith(("#", "nv_")):
+        raise ValueError(f"not a page of Triton's metrics: it begins with {text[:20]!r}")
     sums: defaultdict[str, dict[str, Any]] = defaultdict(lambda: dict.fromkeys(_FIELDS.values(), 0.0))
-    for family in text_string_to_metric_families(text):
-        if family.name not in _FIELDS:  # The family keeps Triton's name; the parser gives samples of counters the suffix `_total`.
+    for line in text.splitlines():
+        if not line.startswith("nv_inference_"):
             continue
-        for sample in family.samples:
-            sums[sample.labels["model"]][_FIELDS[family.name]] += sample.value
+        name, _, rest = line.partition("{")
+        field = _FIELDS.get(name)
+        if field is not None:
+            model, value = _sample(rest)
+            sums[model][field] += value
     return {model: ModelCounters(**fields) for model, fields in sums.items()}
+
+
+def _sample(text: str) -> tuple[str, float]:
+    """Model and value of `model="…",…} VALUE`."""
+    match = _MODEL.search(text)
+    value = float(text[text.rindex("}") + 1 :])
+    if match is None or not 0.0 <= value < math.inf:
+        raise ValueError(f"not a counter of a model: {text!r}")
+    name = match[1]
+    return (_ESCAPED.sub(lambda found: _ESCAPES.get(found[1], found[1]), name) if "\\" in name else name), value
 
 
 def parse_statistics(answer: Mapping[str, Any]) -> dict[str, tuple[BatchCounters, ...]]:
@@ -72,41 +92,32 @@ def parse_statistics(answer: Mapping[str, Any]) -> dict[str, tuple[BatchCounters
     return {model: tuple(BatchCounters(size, *entry) for size, entry in sorted(sizes.items())) for model, sizes in sums.items()}
 
 
-def new_http_client(timeout_s: float) -> httpx.AsyncClient:
-    """A client for servers near by: no proxy from the environment, a bound on each request."""
-    return httpx.AsyncClient(timeout=timeout_s, trust_env=False)
-
-
-async def fetch_metrics(client: httpx.AsyncClient, address: Address) -> dict[str, ModelCounters]:
+async def fetch_metrics(client: HttpClient, address: Address) -> dict[str, ModelCounters]:
     """Read and parse one server's metrics.
 
     Args:
-        client: from `new_http_client`.
+        client: the connections to use.
         address: the server's metrics address.
 
     Raises:
-        httpx.HTTPError: it does not answer in time, or not with 200.
-        ValueError: the answer is not in Prometheus' text format.
+        HttpError: it does not answer in time, or with an error.
+        ValueError: the answer is not a page of Triton's metrics.
     """
-    response = await client.get(address.url(_METRICS))
-    response.raise_for_status()
-    return parse_metrics(response.text)
+    return parse_metrics((await client.get(address.url(_METRICS))).decode())
 
 
-async def fetch_statistics(client: httpx.AsyncClient, address: Address) -> dict[str, tuple[BatchCounters, ...]]:
+async def fetch_statistics(client: HttpClient, address: Address) -> dict[str, tuple[BatchCounters, ...]]:
     """Read and parse one server's executed batches.
 
     Args:
-        client: from `new_http_client`.
+        client: the connections to use.
         address: the server's HTTP address.
 
     Raises:
-        httpx.HTTPError: it does not answer in time, or not with 200.
+        HttpError: it does not answer in time, or with an error.
         ValueError: the answer is something else.
     """
-    response = await client.get(address.url(_STATISTICS), headers={"connection": "close"})
-    response.raise_for_status()
-    return parse_statistics(response.json())
+    return parse_statistics(await client.get_json(address.url(_STATISTICS), keep=False))
 
 
 class TritonMetrics:
@@ -119,8 +130,7 @@ class TritonMetrics:
 
     def __init__(self, clock: Clock, timeout_s: float = 1.0) -> None:
         self._clock = clock
-        self._timeout_s = timeout_s
-        self._client = new_http_client(timeout_s)
+        self._client = HttpClient(timeout_s)
 
     async def read_servers(self, servers: Sequence[Server]) -> tuple[ServerReading, ...]:
         """All servers at once, in their order; one that does not answer is a reading with an error."""
@@ -129,8 +139,8 @@ class TritonMetrics:
     async def _read(self, server: Server) -> ServerReading:
         """The metrics decide whether there is a reading; only drift needs the batches."""
         (models, error), (batches, batches_error) = await asyncio.gather(
-            self._tried(fetch_metrics(self._client, server.metrics_address)),
-            self._tried(fetch_statistics(self._client, server.http_address)),
+            self._attempt(fetch_metrics(self._client, server.metrics_address)),
+            self._attempt(fetch_statistics(self._client, server.http_address)),
         )
         now_s = self._clock.now_s()
         if models is None:
@@ -141,16 +151,13 @@ class TritonMetrics:
             return ServerReading(server.name, now_s, models, batches_error=f"{where}: {batches_error}")
         return ServerReading(server.name, now_s, {name: replace(each, batches=batches.get(name, ())) for name, each in models.items()})
 
-    async def _tried(self, answer: Coroutine[Any, Any, Answer]) -> tuple[Answer | None, str]:
+    async def _attempt(self, answer: Coroutine[Any, Any, Answer]) -> tuple[Answer | None, str]:
         """The answer, or why there is none."""
         try:
-            async with asyncio.timeout(self._timeout_s):
-                return await answer, ""
-        except (TimeoutError, httpx.TimeoutException):
-            return None, f"no answer within {self._timeout_s:g} s"
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            return await answer, ""
+        except (HttpError, ValueError) as error:
             return None, str(error) or type(error).__name__
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._client.aclose()
+        await self._client.close()

@@ -1,0 +1,35 @@
+"""The Observer port over Triton's metrics, Envoy's statistics and NVML."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from themis_triton.adapters.envoy.stats import EnvoyStats
+from themis_triton.adapters.nvml import DeviceReader
+from themis_triton.adapters.triton.metrics import TritonMetrics
+from themis_triton.core.fleet import Server
+from themis_triton.core.observation import Readings
+
+
+@dataclass(frozen=True, slots=True)
+class LiveObserver:
+    """Implements `Observer`. Use it from one event loop, and `close` it there."""
+
+    metrics: TritonMetrics
+    stats: EnvoyStats
+    devices: DeviceReader
+
+    async def read(self, servers: Sequence[Server]) -> Readings:
+        """All sources at once; the slowest one's time-out bounds the call."""
+        readings, (routes, routes_error), devices = await asyncio.gather(
+            self.metrics.read_servers(servers), self.stats.read_routes(), self.devices.read_devices()
+        )
+        return Readings(readings, routes, routes_error, devices)
+
+    async def close(self) -> None:
+        """Close the connections and the driver."""
+        await self.metrics.close()
+        await self.stats.close()
+        self.devices.close()
