@@ -117,6 +117,7 @@ async def fetch_statistics(client: HttpClient, address: Address) -> dict[str, tu
         HttpError: it does not answer in time, or with an error.
         ValueError: the answer is something else.
     """
+    # Not kept: Triton waits at its end for open connections of its HTTP service (18.9 s instead of 2.9 s), not for those of its metrics.
     return parse_statistics(await client.get_json(address.url(_STATISTICS), keep=False))
 
 
