@@ -50,7 +50,7 @@ async def tick(state: EngineState, world: World, rules: Rules) -> tuple[EngineSt
     history, estimated = estimate(state.history, snapshot, rules.config)
     policy_state, decision = decide(state.policy, PolicyInput(snapshot, estimated), corrected(rules, factors_of(estimated)))
     decision = with_drift(decision, estimated)
-    planned = plan(decision, snapshot)
+    planned = plan(decision, snapshot, rules.config)
     advisory = rules.config.mode is Mode.ADVISORY
     if not advisory:
         world.supervisor.resume()

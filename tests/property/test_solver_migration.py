@@ -51,8 +51,8 @@ def check(problem: ChainProblem, now: list[ServerAssignment]) -> bool:
         assert len(end) == migration.plan.servers
         assert all(tuple(zip(held.instances, held.batches, strict=True)) == target for held in end), (problem, now, migration)
     for plan in plans(problem, now):
-        ways = [migration_to(problem, now, plan, TIMES, PRICES, room_first=room_first) for room_first in (False, True)]
-        taken = next((way for way in ways if fits(problem, way)), None)
+        taken = migration_to(problem, now, plan, TIMES, PRICES)
+        assert taken is None or fits(problem, taken)
         assert taken is None or migration.rank <= (*taken.rank[:2], taken.objective + 1e-9), (problem, now, plan)
     return migration.plan.feasible and bool(migration.steps)
 

@@ -88,7 +88,7 @@ def test_a_stage_without_a_replica_gets_one() -> None:
 def test_quick_levers_shrink_in_one_step_and_set_batches_side_by_side() -> None:
     fleet = replicas(DETECTOR, (4, 4, 4), batch=3) + replicas(CLASSIFIER, (4, 4), batch=3)
     decision = once(fleet, 5.0)
-    actions = plan(decision, snapshot(fleet)).actions
+    actions = plan(decision, snapshot(fleet), paper_video()).actions
     changed = [action for action in actions if action.model == DETECTOR and action.after is not None]
     assert len(changed) == 3
     assert {action.after.instances for action in changed if action.after is not None} == {1}

@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from themis_triton.core.action import ActionKind
 from themis_triton.core.errors import SolverError
 from themis_triton.solver.fleet import FleetPlan, ServerAssignment, evaluate_fleet, solve_fleet
 from themis_triton.solver.migration import Migration, MovePrices, fleet_at, solve_migration
-from themis_triton.solver.migration_steps import StepKind
 from themis_triton.solver.plans import Binding
 from themis_triton.solver.problem import ChainProblem, Placement, StageProblem
 from themis_triton.solver.slot_allocation import PoolMember, frontier, solve_pool, split_devices
@@ -173,7 +173,7 @@ def states(problem: ChainProblem, now: list[ServerAssignment], path: Migration) 
 
 def test_a_surge_is_answered_in_place_where_that_is_enough() -> None:
     path = solve_migration(video(38.0), equal(1))
-    assert [step.kind for step in path.steps] == [StepKind.GROW]
+    assert [step.kind for step in path.steps] == [ActionKind.GROW]
     assert path.slo_holds_after_s == 1.0
 
 
@@ -181,7 +181,7 @@ def test_a_larger_surge_launches_and_the_slo_holds_once_they_serve() -> None:
     problem = video(120.0)
     path = solve_migration(problem, equal(1))
     assert path.plan.feasible
-    assert StepKind.LAUNCH in {step.kind for step in path.steps}
+    assert ActionKind.LAUNCH in {step.kind for step in path.steps}
     assert path.slo_holds_after_s == 6.0
     assert len(fleet_at(problem, equal(1), path.steps, path.ends_after_s)) == path.plan.servers
 
@@ -207,25 +207,25 @@ def test_a_short_horizon_stays_where_it_is() -> None:
 def test_a_reload_needs_room_for_old_and_new_and_is_avoided_where_there_is_none() -> None:
     now = equal(1, (1, 1), (1, 1))
     roomy, tight = solve_migration(video(25.0, max_servers=1), now), solve_migration(video(25.0, max_servers=1, device_memory_bytes=2), now)
-    reloads = [step for step in roomy.steps if step.kind is StepKind.REBATCH]
+    reloads = [step for step in roomy.steps if step.kind is ActionKind.REBATCH]
     assert reloads
     assert all(step.peak_memory_bytes > 2 for step in reloads)
     assert roomy.plan.feasible
-    assert all(step.kind is not StepKind.REBATCH for step in tight.steps)
+    assert all(step.kind is not ActionKind.REBATCH for step in tight.steps)
     assert tight.peak_memory_bytes <= 2
 
 
 def test_reloads_run_one_at_a_time() -> None:
     now = equal(2, (1, 1), (1, 1))
     path = solve_migration(video(50.0, max_servers=2), now)
-    reloads = [step for step in path.steps if step.kind is StepKind.REBATCH]
+    reloads = [step for step in path.steps if step.kind is ActionKind.REBATCH]
     assert len(reloads) >= 2
     assert all(first.ends_s <= second.starts_s for first, second in itertools.pairwise(reloads))
 
 
 def test_from_nothing_the_first_servers_are_launched() -> None:
     path = solve_migration(video(60.0), [])
-    assert {step.kind for step in path.steps} == {StepKind.LAUNCH}
+    assert {step.kind for step in path.steps} == {ActionKind.LAUNCH}
     assert path.slo_holds_after_s == 6.0
 
 
@@ -235,9 +235,9 @@ def test_room_is_made_first_where_old_and_new_counts_do_not_fit_together() -> No
     assert path.plan.feasible
     assert path.peak_memory_bytes <= 5
     kinds = [step.kind for step in path.steps]
-    assert kinds.index(StepKind.SHRINK) < kinds.index(StepKind.GROW)
-    grow = path.steps[kinds.index(StepKind.GROW)]
-    assert kinds.index(StepKind.SHRINK) in grow.requires
+    assert kinds.index(ActionKind.SHRINK) < kinds.index(ActionKind.GROW)
+    grow = path.steps[kinds.index(ActionKind.GROW)]
+    assert kinds.index(ActionKind.SHRINK) in grow.requires
 
 
 @pytest.mark.parametrize("memory_bytes", range(2, 9))

@@ -1,22 +1,23 @@
 from dataclasses import replace
 
-from tests.unit.samples import CLASSIFIER, DETECTOR, NOW_S, STAGES, server, snapshot
+from tests.unit.samples import CLASSIFIER, DETECTOR, NOW_S, STAGES, config, server, snapshot
 from themis_triton.core.action import Action, ActionKind
 from themis_triton.core.address import Address
+from themis_triton.core.config import ThemisConfig
 from themis_triton.core.decision import Decision, Reason, Stage, Target
 from themis_triton.core.fleet import ModelState, Phase
 from themis_triton.core.observation import Snapshot
 from themis_triton.core.routes import Endpoint, ModelRoute
 from themis_triton.plan.routes import route_table
-from themis_triton.plan.steps import plan, server_name
+from themis_triton.plan.steps import by_retirement, plan, server_name
 
 
 def states(detector: int, classifier: int = 1, max_batch: int = 8) -> dict[str, ModelState]:
     return {DETECTOR: ModelState(detector, max_batch), CLASSIFIER: ModelState(classifier, max_batch)}
 
 
-def actions(target: Target | None, seen: Snapshot) -> tuple[Action, ...]:
-    planned = plan(Decision("d1", NOW_S, "themis", Stage.OPTIMISE, Reason.STEADY, target), seen)
+def actions(target: Target | None, seen: Snapshot, cfg: ThemisConfig | None = None) -> tuple[Action, ...]:
+    planned = plan(Decision("d1", NOW_S, "themis", Stage.OPTIMISE, Reason.STEADY, target), seen, cfg or config())
     assert planned.decision_id == "d1"
     assert len({action.id for action in planned.actions}) == len(planned.actions)
     assert planned.retire == (None if target is None else frozenset(target.retire))
@@ -29,7 +30,7 @@ def kinds(found: tuple[Action, ...]) -> list[tuple[ActionKind, str, str | None]]
 
 def test_no_target_and_a_reached_one_plan_nothing() -> None:
     assert actions(None, snapshot([server("a")])) == ()
-    assert plan(Decision("d1", NOW_S, "themis", Stage.HOLD, Reason.HOLD_STALE, None), snapshot()).retire is None
+    assert plan(Decision("d1", NOW_S, "themis", Stage.HOLD, Reason.HOLD_STALE, None), snapshot(), config()).retire is None
     assert actions(Target({"a": states(1)}), snapshot([server("a")])) == ()
 
 
@@ -133,3 +134,101 @@ def test_reloads_go_one_server_at_a_time_over_ticks_too_and_growth_goes_on() -> 
     assert [(action.server, action.kind) for action in first] == [("a", ActionKind.REBATCH), ("b", ActionKind.GROW)]
     later = actions(wanted, replace(seen, busy=frozenset({f"a/{DETECTOR}"})))
     assert [(action.server, action.kind, action.after) for action in later] == [("b", ActionKind.GROW, ModelState(3, 1))]
+
+
+def test_an_instance_goes_only_once_nothing_is_added_to_its_model_or_its_server() -> None:
+    seen = snapshot([server("a", (1, 3)), server("b", (3, 3)), server("c", (2, 2))])
+    wanted = Target({"a": states(3, 1), "b": states(1, 3), "c": states(2, 1)})
+    grow = (ActionKind.GROW, "a", DETECTOR)
+    assert kinds(actions(wanted, seen)) == [grow, (ActionKind.SHRINK, "c", CLASSIFIER)]
+    under_way = replace(seen, busy=frozenset({f"a/{DETECTOR}"}))
+    assert kinds(actions(wanted, under_way)) == [(ActionKind.SHRINK, "c", CLASSIFIER)]
+    failed = replace(seen, backing_off={f"a/{DETECTOR}": NOW_S + 9})
+    assert {action.kind for action in actions(wanted, failed)} == {ActionKind.SHRINK}
+    assert len(actions(wanted, failed)) == 3
+
+
+def test_no_instance_goes_while_a_server_that_holds_its_model_is_on_its_way() -> None:
+    wanted = Target({"a": states(1)})
+    here = server("a", (3, 1))
+    half = replace(server("b", phase=Phase.LAUNCHING), models={CLASSIFIER: ModelState(1, 8)})
+    assert actions(wanted, snapshot([here, server("b", phase=Phase.WARMING)])) == ()
+    assert kinds(actions(wanted, snapshot([here, half]))) == [(ActionKind.SHRINK, "a", DETECTOR)]
+    assert [action.kind for action in actions(replace(wanted, launch={"cpu:1": states(1)}), snapshot([here]))] == [ActionKind.LAUNCH]
+
+
+def test_changes_of_less_than_a_tick_wait_for_nothing() -> None:
+    seen = snapshot([server("a", (1, 3))])
+    found = actions(Target({"a": states(3, 1)}, fast_actuation=True), seen)
+    assert [(action.kind, action.after) for action in found] == [
+        (ActionKind.GROW, ModelState(3, 8)),
+        (ActionKind.SHRINK, ModelState(1, 8)),
+    ]
+
+
+def test_where_the_slot_has_no_room_a_server_shrinks_before_it_grows() -> None:
+    cfg = config(memory_bytes=10, slot_memory_bytes=50)
+    wanted = Target({"a": states(3, 1)})
+    full, roomy = server("a", (1, 4), slot="cpu:0"), server("a", (1, 2), slot="cpu:0")
+    (shrink,) = actions(wanted, snapshot([full]), cfg)
+    assert (shrink.kind, shrink.model, shrink.after) == (ActionKind.SHRINK, CLASSIFIER, ModelState(3, 8))
+    assert kinds(actions(wanted, snapshot([roomy]), cfg)) == [(ActionKind.GROW, "a", DETECTOR)]
+    assert kinds(actions(wanted, snapshot([replace(full, slot=None)]), cfg)) == [(ActionKind.GROW, "a", DETECTOR)]
+
+
+def test_what_is_being_added_has_taken_its_room_already() -> None:
+    cfg = config(memory_bytes=10, slot_memory_bytes=50)
+    wanted = Target({"a": states(3, 3)})
+    seen = replace(snapshot([server("a", slot="cpu:0")]), busy=frozenset({f"a/{DETECTOR}"}))
+    assert actions(wanted, seen, cfg) == ()
+    assert kinds(actions(wanted, replace(seen, busy=frozenset()), cfg)) == [(ActionKind.GROW, "a", DETECTOR)]
+    assert kinds(actions(Target({"a": states(2, 3)}), seen, cfg)) == [(ActionKind.GROW, "a", CLASSIFIER)]
+
+
+def test_a_reload_needs_room_for_old_and_new_instances_and_shrinks_until_there_is() -> None:
+    wanted = Target({"a": {DETECTOR: ModelState(1, 8), CLASSIFIER: ModelState(1, 1)}})
+    tight, roomy = (config(memory_bytes=10, slot_memory_bytes=10 * instances) for instances in (4, 5))
+    seen = snapshot([server("a", (3, 1), max_batch=1, slot="cpu:0")])
+    assert kinds(actions(wanted, seen, tight)) == [(ActionKind.SHRINK, "a", DETECTOR)]
+    assert kinds(actions(wanted, seen, roomy)) == [(ActionKind.REBATCH, "a", DETECTOR)]
+
+
+def test_growth_while_a_reload_waits_for_its_turn_leaves_room_for_the_reload() -> None:
+    seen = replace(
+        snapshot([server("a", max_batch=1, slot="cpu:0"), server("b", max_batch=1, slot="cpu:1")]), busy=frozenset({f"a/{DETECTOR}"})
+    )
+    wanted = Target({name: {DETECTOR: ModelState(2, 8)} for name in ("a", "b")})
+    tight, roomy = (config(memory_bytes=10, slot_memory_bytes=10 * instances) for instances in (4, 5))
+    assert actions(wanted, seen, tight) == ()
+    assert kinds(actions(wanted, seen, roomy)) == [(ActionKind.GROW, "b", DETECTOR)]
+
+
+def test_a_retirement_requires_the_reloads_of_its_plan_and_waits_for_those_whose_turn_comes_later() -> None:
+    one, two = server("a", max_batch=1), server("b", max_batch=1)
+    wanted = {name: {DETECTOR: ModelState(1, 8)} for name in ("a", "b")}
+    reload, retirement = actions(Target({"a": wanted["a"]}, retire=("c",)), snapshot([one, server("c")]))
+    assert (reload.kind, retirement.kind, retirement.requires) == (ActionKind.REBATCH, ActionKind.RETIRE, (reload.id,))
+    both = Target(wanted, retire=("c",))
+    assert kinds(actions(both, snapshot([one, two, server("c")]))) == [(ActionKind.REBATCH, "a", DETECTOR)]
+    under_way = replace(snapshot([one, two, server("c")]), busy=frozenset({f"a/{DETECTOR}"}))
+    assert actions(both, under_way) == ()
+
+
+def test_a_reload_in_back_off_stops_neither_the_next_reload_nor_a_retirement() -> None:
+    seen = replace(snapshot([server("a", max_batch=1), server("b", max_batch=1), server("c")]), backing_off={f"a/{DETECTOR}": NOW_S + 9})
+    wanted = Target({name: {DETECTOR: ModelState(1, 8)} for name in ("a", "b")}, retire=("c",))
+    assert kinds(actions(wanted, seen)) == [(ActionKind.REBATCH, "b", DETECTOR), (ActionKind.RETIRE, "c", None)]
+
+
+def test_a_retirement_requires_the_launches_that_hold_its_models_and_waits_for_such_servers_on_their_way() -> None:
+    here = [server("a"), server("b")]
+    launch, retirement = actions(Target({"a": states(1)}, {"cpu:1": states(1)}, ("b",)), snapshot(here))
+    assert (launch.kind, retirement.kind, retirement.requires) == (ActionKind.LAUNCH, ActionKind.RETIRE, (launch.id,))
+    (_, free) = actions(Target({"a": states(1)}, {"cpu:1": {"other": ModelState(1, 1)}}, ("b",)), snapshot(here))
+    assert (free.kind, free.requires) == (ActionKind.RETIRE, ())
+    assert actions(Target({"a": states(1)}, retire=("b",)), snapshot([*here, server("c", phase=Phase.WARMING)])) == ()
+
+
+def test_servers_are_kept_in_one_order_adopted_ones_first_then_the_largest() -> None:
+    servers = [server("a"), server("b", (3, 1)), server("c", launched=False), server("d")]
+    assert [each.name for each in by_retirement(servers)] == ["c", "b", "a", "d"]

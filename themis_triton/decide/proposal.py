@@ -8,6 +8,7 @@ from themis_triton.core.decision import PipelineEvidence, Reason, Stage
 from themis_triton.decide.demand import Demand
 from themis_triton.decide.state import PipelineState
 from themis_triton.decide.view import PipelineView
+from themis_triton.plan.steps import by_retirement
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +82,7 @@ def leaving(view: PipelineView, kept: tuple[int, ...]) -> tuple[str, ...]:
     """
     names: list[str] = []
     for group, most in zip(view.groups, kept, strict=True):
-        by_size = sorted(group.ready, key=lambda server: -sum(state.instances for state in server.models.values()))
-        launched = [server.name for server in by_size if server.launched]
+        launched = [server.name for server in by_retirement(group.ready) if server.launched]
         surplus = max(0, len(group.ready) - most) if not group.coming else 0
         names += launched[len(launched) - min(surplus, 1 if len(view.groups) == 1 else surplus, len(launched)) :]
     return tuple(names)

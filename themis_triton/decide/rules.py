@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from themis_triton.core.action import ActionKind
 from themis_triton.core.config import ModelConfig, PipelineConfig, Placement, ThemisConfig, ThroughputRule
 from themis_triton.solver.migration import MovePrices
-from themis_triton.solver.migration_steps import MoveTimes, StepKind
+from themis_triton.solver.migration_steps import MoveTimes
 from themis_triton.solver.problem import ChainProblem, StageProblem
 from themis_triton.solver.surface import surface_from_table
 
@@ -27,11 +28,11 @@ class Rules:
         """What moves cost beyond the servers that run while they last."""
         prices = self.config.prices
         risk = {
-            StepKind.GROW: prices.grow_risk,
-            StepKind.SHRINK: prices.shrink_risk,
-            StepKind.REBATCH: prices.rebatch_risk,
-            StepKind.LAUNCH: prices.launch_risk,
-            StepKind.RETIRE: prices.retire_risk,
+            ActionKind.GROW: prices.grow_risk,
+            ActionKind.SHRINK: prices.shrink_risk,
+            ActionKind.REBATCH: prices.rebatch_risk,
+            ActionKind.LAUNCH: prices.launch_risk,
+            ActionKind.RETIRE: prices.retire_risk,
         }
         return MovePrices(risk, prices.lost_request, self.config.policy.plan_horizon_s)
 
@@ -42,6 +43,7 @@ class Rules:
             instance_init_s=max(profile.instance_init_s for profile in profiles),
             instance_stop_s=max(profile.instance_stop_s for profile in profiles),
             server_launch_s=max(profile.server_launch_s for profile in profiles),
+            fast_actuation=self.fast_actuation,
         )
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from themis_triton.core.action import ActionKind
 from themis_triton.core.config import Placement
 from themis_triton.core.decision import Reason, Stage
 from themis_triton.decide.demand import Demand, fast_demand, launch_demand, slow_demand, survivor_demand
@@ -12,7 +13,6 @@ from themis_triton.decide.proposal import PolicyResult, Proposal, evidence_of, g
 from themis_triton.decide.state import DemandSample, PipelineState
 from themis_triton.decide.view import PipelineView, VerticalTarget
 from themis_triton.solver.migration import Migration
-from themis_triton.solver.migration_steps import StepKind
 from themis_triton.solver.plans import ChainPlan
 
 
@@ -180,7 +180,7 @@ def _batches(view: PipelineView, now: VerticalTarget | None, instances: tuple[in
         return now.batches if now is not None else tuple(stage.batch for stage in aim.plan.stages)
     bounds = tuple(stage.max_batch for stage in view.problem.stages)
     calm = now is not None and now.feasible and not grows(view, instances)
-    reloads = aim.migration is not None and any(step.kind is StepKind.REBATCH for step in aim.migration.steps)
+    reloads = aim.migration is not None and any(step.kind is ActionKind.REBATCH for step in aim.migration.steps)
     return bounds if calm and reloads else view.batch_caps
 
 

@@ -12,6 +12,7 @@ from themis_triton.decide.demand import Demand
 from themis_triton.decide.queries import PlanQuery
 from themis_triton.decide.rules import Rules
 from themis_triton.decide.state import Group, PolicyInput
+from themis_triton.plan.steps import by_retirement
 from themis_triton.solver.fleet import ServerAssignment
 from themis_triton.solver.migration import Migration
 from themis_triton.solver.plans import ChainPlan, VerticalPlan
@@ -123,7 +124,7 @@ class PipelineView:
         names = self.pipeline.stages
         now = tuple(
             ServerAssignment(s.name, tuple(s.models[n].instances for n in names), tuple(s.models[n].max_batch for n in names))
-            for s in sorted(self.groups[0].ready, key=lambda s: (s.launched, -sum(state.instances for state in s.models.values())))
+            for s in by_retirement(self.groups[0].ready)
         )
         adopted = sum(not server.launched for server in self.groups[0].ready)
         return queries.migration(self.rules, replace(self._query(demand, reload=True), min_servers=max(1, adopted)), now)

@@ -1,46 +1,58 @@
-"""The steps from what runs now to a plan: what starts, grows, is reloaded, shrinks and stops, in which order and how long."""
+"""The timed steps from what runs now to a plan, by the ordering rules that the live plan follows (`plan/steps.py`)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, field, replace
 
+from themis_triton.core.action import Action, ActionKind
+from themis_triton.core.decision import Target
+from themis_triton.core.fleet import ModelState
+from themis_triton.plan.steps import Memory, Running, next_actions
 from themis_triton.solver.fleet import ServerAssignment
 from themis_triton.solver.plans import ChainPlan
 from themis_triton.solver.problem import ChainProblem
 
-
-class StepKind(StrEnum):
-    """A count change in place, a batching change (a reload beside the old instances), a cold start, a drain and stop."""
-
-    GROW = "grow"
-    SHRINK = "shrink"
-    REBATCH = "rebatch"
-    LAUNCH = "launch"
-    RETIRE = "retire"
+ADDITIONS = frozenset({ActionKind.GROW, ActionKind.REBATCH, ActionKind.LAUNCH})
 
 
 @dataclass(frozen=True, slots=True)
 class MoveTimes:
-    """Measured durations of the levers, in seconds. A model's instances start side by side and stop one after the other."""
+    """Measured durations of actions, in seconds. A model's instances start together and are torn down one after the other.
+
+    `fast_actuation`: changes in place take less than a tick and are not parted into single steps.
+    """
 
     instance_init_s: float = 1.0
     instance_stop_s: float = 1.2
     server_launch_s: float = 5.0
     drain_s: float = 2.0
+    fast_actuation: bool = False
+
+    def duration_s(self, action: Action) -> float:
+        """How long an action takes."""
+        match action.kind:
+            case ActionKind.GROW | ActionKind.REBATCH:
+                return self.instance_init_s
+            case ActionKind.SHRINK:
+                removed = action.before.instances - action.after.instances if action.before and action.after else 1
+                return removed * self.instance_stop_s
+            case ActionKind.LAUNCH:
+                return self.server_launch_s + self.instance_init_s
+            case ActionKind.RETIRE:
+                return self.drain_s
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step on one server; `requires` names earlier steps by their index.
+    """One step on one server; `requires` names the earlier steps that it waits for, by their index.
 
-    `before` and `after` are (instances, batch) of `stage`. A launch or a stop concerns the whole server: `stage` is None, the pairs
-    hold (all instances, 0), and `holding` is what a launched server comes with.
+    `before` and `after` are (instances, batch) of `stage`. A launch or a retirement concerns the whole server: `stage` is None, the
+    pairs are (all instances, 0), and `assignment` is what a launched server runs.
     `peak_memory_bytes` is what the server's instances take at most while the step runs: a reload holds old and new instances.
     """
 
-    kind: StepKind
+    kind: ActionKind
     server: str
     stage: str | None
     before: tuple[int, int]
@@ -49,93 +61,150 @@ class Step:
     ends_s: float
     peak_memory_bytes: int
     requires: tuple[int, ...] = ()
-    holding: ServerAssignment | None = None
+    assignment: ServerAssignment | None = None
 
 
-def steps_to(
-    problem: ChainProblem, times: MoveTimes, now: Sequence[ServerAssignment], plan: ChainPlan, *, room_first: bool = False
-) -> tuple[Step, ...]:
-    """The steps to one plan, make before break: launches and growth at once, then reloads server by server, then shrinking and stops.
+def steps_to(problem: ChainProblem, times: MoveTimes, now: Sequence[ServerAssignment], plan: ChainPlan) -> tuple[Step, ...] | None:
+    """The steps to one plan in the order in which they start; None where the devices' memory does not allow them.
 
-    `room_first`: a server shrinks before it grows, because its device has no memory for both. Servers leave from the end of `now`.
+    Servers retire from the end of `now`. `requires` is left empty; see `with_requirements`.
     """
-    return tuple(_Builder(problem, times, room_first=room_first).build(now, plan))
+    return _Replay(problem, times, now, plan).run()
 
 
-class _Builder:
-    """Collects steps. `room_first`: what a server gives up goes before it takes more, for want of memory."""
+@dataclass(slots=True)
+class _Started:
+    """A step that has started; `peak_memory_bytes` rises with what starts beside it on the same server."""
 
-    def __init__(self, problem: ChainProblem, times: MoveTimes, *, room_first: bool) -> None:
-        self.problem, self.times, self.room_first = problem, times, room_first
-        self.steps: list[Step] = []
+    action: Action
+    starts_s: float
+    ends_s: float
+    peak_memory_bytes: int = 0
 
-    def build(self, now: Sequence[ServerAssignment], plan: ChainPlan) -> list[Step]:
-        target = [(stage.instances, stage.batch) for stage in plan.stages]
-        staying, leaving = now[: plan.servers], now[plan.servers :]
-        for i in range(len(now), plan.servers):
-            self._launch(f"new-{i + 1}", target)
-        for held in staying:
-            if self.room_first:
-                self._shrink(held, target, 0.0, ())
-            self._grow(held, target)
-        self._rebatch(staying, target)
-        made = tuple(range(len(self.steps)))
-        ready = max((step.ends_s for step in self.steps), default=0.0)
-        for held in staying if not self.room_first else ():
-            self._shrink(held, target, ready, made)
-        for held in leaving:
-            self._retire(held, ready, made)
-        return self.steps
 
-    def _launch(self, name: str, target: list[tuple[int, int]]) -> None:
-        counts, batches = zip(*target, strict=True)
-        holding, total = ServerAssignment(name, counts, batches), (sum(counts), 0)
-        ends, memory = self.times.server_launch_s + self.times.instance_init_s, memory_bytes(self.problem, counts)
-        self.steps.append(Step(StepKind.LAUNCH, name, None, (0, 0), total, 0.0, ends, memory, holding=holding))
+@dataclass(slots=True)
+class _Replay:
+    """Applies the ordering rules at each moment at which steps end."""
 
-    def _grow(self, held: ServerAssignment, target: list[tuple[int, int]]) -> None:
-        grown, starts, requires = self._grown(held, target), *self._after_shrinks(held)
-        for s, (stage, (count, batch)) in enumerate(zip(self.problem.stages, target, strict=True)):
-            if count > held.instances[s] and batch == held.batches[s]:
-                before, after, ends = (held.instances[s], batch), (count, batch), starts + self.times.instance_init_s
-                self.steps.append(Step(StepKind.GROW, held.name, stage.name, before, after, starts, ends, grown, requires))
+    problem: ChainProblem
+    times: MoveTimes
+    now: Sequence[ServerAssignment]
+    plan: ChainPlan
+    servers: dict[str, dict[str, ModelState]] = field(init=False)
+    goal: dict[str, ModelState] = field(init=False)
+    target: Target = field(init=False)
+    memory: Memory | None = field(init=False)
+    retirable: frozenset[str] = field(init=False)
+    used_bytes: dict[str, int] = field(init=False)
+    instance_bytes: dict[str, int] = field(init=False)
+    steps: list[_Started] = field(default_factory=list)
+    under_way: dict[str, _Started] = field(default_factory=dict)
+    launched: set[str] = field(default_factory=set)
 
-    def _grown(self, held: ServerAssignment, target: list[tuple[int, int]]) -> int:
-        """What the server takes at most, apart from reloads."""
-        pairs = zip(held.instances, held.batches, target, strict=True)
-        counts = [wanted if self.room_first and batch == after else max(c, wanted) for c, batch, (wanted, after) in pairs]
-        return memory_bytes(self.problem, counts)
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.problem.stages]
+        self.goal = {stage.name: ModelState(stage.instances, stage.batch) for stage in self.plan.stages}
+        self.servers = {
+            server.name: {name: ModelState(c, b) for name, c, b in zip(names, server.instances, server.batches, strict=True)}
+            for server in self.now
+        }
+        kept, new = self.now[: self.plan.servers], [f"new-{i + 1}" for i in range(len(self.now), self.plan.servers)]
+        retire = tuple(server.name for server in self.now[self.plan.servers :])
+        targets = {**dict.fromkeys((server.name for server in kept), self.goal), **dict.fromkeys(new, self.goal)}
+        self.target = Target(targets, dict.fromkeys(new, self.goal), retire, self.times.fast_actuation)
+        self.retirable = frozenset(retire)
+        self.instance_bytes = {stage.name: stage.instance_memory_bytes for stage in self.problem.stages}
+        self.used_bytes = {name: self._bytes(models) for name, models in self.servers.items()}
+        limit = self.problem.device_memory_bytes
+        self.memory = None if limit is None else Memory(dict.fromkeys(self.servers, limit), self.instance_bytes)
 
-    def _after_shrinks(self, held: ServerAssignment) -> tuple[float, tuple[int, ...]]:
-        shrinks = [i for i, step in enumerate(self.steps) if step.kind is StepKind.SHRINK and step.server == held.name]
-        return max((self.steps[i].ends_s for i in shrinks), default=0.0), tuple(shrinks)
+    def run(self) -> tuple[Step, ...] | None:
+        """All steps; None where the target is not reached."""
+        at_s = 0.0
+        self._start(at_s)
+        while self.under_way:
+            at_s = min(step.ends_s for step in self.under_way.values())
+            for actuator in [actuator for actuator, step in self.under_way.items() if step.ends_s <= at_s + 1e-9]:
+                self._finish(actuator)
+            self._start(at_s)
+        reached = self.servers == self.target.servers
+        return tuple(self._timed(step) for step in self.steps) if reached else None
 
-    def _rebatch(self, staying: Sequence[ServerAssignment], target: list[tuple[int, int]]) -> None:
-        """One model on one server at a time, after what makes capacity: old and new instances exist together for a while."""
-        starts = max((step.ends_s for step in self.steps), default=0.0)
-        requires = tuple(range(len(self.steps)))
-        for held in staying:
-            grown = self._grown(held, target)
-            for s, (stage, after) in enumerate(zip(self.problem.stages, target, strict=True)):
-                if after[1] == held.batches[s]:
-                    continue
-                beside = min(held.instances[s], after[0]) * stage.instance_memory_bytes
-                ends = starts + self.times.instance_init_s
-                before = (held.instances[s], held.batches[s])
-                self.steps.append(Step(StepKind.REBATCH, held.name, stage.name, before, after, starts, ends, grown + beside, requires))
-                starts, requires = ends, (len(self.steps) - 1,)
+    def _start(self, at_s: float) -> None:
+        launching = {actuator for actuator, step in self.under_way.items() if step.action.kind is ActionKind.LAUNCH}
+        running = Running(
+            self.servers,
+            self.retirable,
+            frozenset(self.goal) if launching else frozenset(),
+            busy=frozenset((*self.under_way, *self.launched)),
+        )
+        for action in next_actions("", self.target, running, self.memory):
+            if not action.requires:  # the others start once what they require has ended
+                self._start_one(action, at_s)
 
-    def _shrink(self, held: ServerAssignment, target: list[tuple[int, int]], starts: float, requires: tuple[int, ...]) -> None:
-        memory = memory_bytes(self.problem, held.instances)
-        for s, (stage, after) in enumerate(zip(self.problem.stages, target, strict=True)):
-            gone = held.instances[s] - after[0]
-            if gone > 0 and after[1] == held.batches[s]:
-                ends, before = starts + gone * self.times.instance_stop_s, (held.instances[s], held.batches[s])
-                self.steps.append(Step(StepKind.SHRINK, held.name, stage.name, before, after, starts, ends, memory, requires))
+    def _start_one(self, action: Action, at_s: float) -> None:
+        actuator = action.id[1:]
+        step = self.under_way[actuator] = _Started(action, at_s, at_s + self.times.duration_s(action))
+        self.steps.append(step)
+        server = action.slot or action.server
+        if action.kind is ActionKind.LAUNCH:
+            self.launched.add(server)
+            self.used_bytes[server] = self._bytes(self.goal)
+        elif action.model is not None and action.before is not None and action.after is not None:
+            added = action.after.instances - (0 if action.kind is ActionKind.REBATCH else action.before.instances)
+            self.used_bytes[server] += max(0, added) * self.instance_bytes[action.model]
+        for other in self.under_way.values():
+            if (other.action.slot or other.action.server) == server:
+                other.peak_memory_bytes = max(other.peak_memory_bytes, self.used_bytes[server])
 
-    def _retire(self, held: ServerAssignment, starts: float, requires: tuple[int, ...]) -> None:
-        ends, memory = starts + self.times.drain_s, memory_bytes(self.problem, held.instances)
-        self.steps.append(Step(StepKind.RETIRE, held.name, None, (sum(held.instances), 0), (0, 0), starts, ends, memory, requires))
+    def _finish(self, actuator: str) -> None:
+        action = self.under_way.pop(actuator).action
+        server = action.slot or action.server
+        if action.kind is ActionKind.LAUNCH:
+            self.servers[server] = dict(self.goal)
+        elif action.kind is ActionKind.RETIRE:
+            del self.servers[server]
+        elif action.model is not None and action.after is not None:
+            self.servers[server][action.model] = action.after
+            if action.before is not None and action.kind is not ActionKind.GROW:
+                removed = action.before.instances - (0 if action.kind is ActionKind.REBATCH else action.after.instances)
+                self.used_bytes[server] -= removed * self.instance_bytes[action.model]
+
+    def _bytes(self, models: dict[str, ModelState]) -> int:
+        return sum(state.instances * self.instance_bytes[model] for model, state in models.items())
+
+    def _timed(self, step: _Started) -> Step:
+        action = step.action
+        times = (step.starts_s, step.ends_s, step.peak_memory_bytes)
+        if action.model is not None and action.before is not None and action.after is not None:
+            before, after = (action.before.instances, action.before.max_batch), (action.after.instances, action.after.max_batch)
+            return Step(action.kind, action.server, action.model, before, after, *times)
+        if action.slot is not None:
+            counts, batches = zip(*((state.instances, state.max_batch) for state in self.goal.values()), strict=True)
+            assignment = ServerAssignment(action.slot, counts, batches)
+            return Step(action.kind, action.slot, None, (0, 0), (sum(counts), 0), *times, assignment=assignment)
+        total = sum(next(server.instances for server in self.now if server.name == action.server))
+        return Step(action.kind, action.server, None, (total, 0), (0, 0), *times)
+
+
+def with_requirements(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """The same steps, each with the earlier ones that it waits for."""
+    return tuple(replace(step, requires=tuple(_requirements(steps, step))) for step in steps)
+
+
+def _requirements(steps: Sequence[Step], step: Step) -> list[int]:
+    ended = [(i, other) for i, other in enumerate(steps) if other.ends_s <= step.starts_s + 1e-9 and other is not step]
+    if step.kind is ActionKind.RETIRE:
+        return [i for i, other in ended if other.kind in ADDITIONS]
+    required = []
+    for i, other in ended:
+        same_server, same_stage = other.server == step.server, other.stage == step.stage
+        makes_room = same_server and other.kind is ActionKind.SHRINK and step.kind is not ActionKind.SHRINK
+        comes_first = step.kind is ActionKind.SHRINK and other.kind in ADDITIONS and (same_server or same_stage or other.stage is None)
+        takes_turns = step.kind is other.kind is ActionKind.REBATCH
+        if makes_room or comes_first or takes_turns or (same_server and same_stage):
+            required.append(i)
+    return required
 
 
 def memory_bytes(problem: ChainProblem, instances: Sequence[int]) -> int:
