@@ -83,14 +83,20 @@ def plan_rates(config: ThemisConfig, rates_rps: Sequence[float], what_if: WhatIf
     return tuple(_answer(replace(rules.problems[pipeline.name], demand_rps=rate), rules, instances) for rate in rates_rps)
 
 
-def plan_migration(config: ThemisConfig, rate_rps: float, what_if: WhatIf, now: Sequence[ServerAssignment]) -> Migration:
-    """The way from servers that run now to the plan whose whole way is cheapest. SettingsError where stages are separate."""
+def plan_migration(config: ThemisConfig, rate_rps: float, what_if: WhatIf, now: Sequence[ServerAssignment], adopted: int = 0) -> Migration:
+    """The migration from servers that run now to the plan with the cheapest one. SettingsError where stages are separate.
+
+    The first `adopted` servers never retire.
+    """
     pipeline = asked_pipeline(config, what_if)
     if config.planning.placement is Placement.SEPARATE:
         raise SettingsError("--now: planning.placement is separate; allowed: colocated, where all stages move together; leave --now out")
     devices = config.planning.max_servers if what_if.devices is None else what_if.devices
     rules = build_rules(replace(config, pipelines=(pipeline,), planning=replace(config.planning, max_servers=devices)))
-    return solve_migration(replace(rules.problems[pipeline.name], demand_rps=rate_rps), now, rules.move_times(pipeline), rules.move_prices)
+    problem = rules.problems[pipeline.name]
+    kept = max(1, adopted)
+    problem = replace(problem, demand_rps=rate_rps, min_servers=kept, max_servers=max(kept, problem.max_servers))
+    return solve_migration(problem, now, rules.move_times(pipeline), rules.move_prices)
 
 
 def _check_room(pipeline: PipelineConfig, rules: Rules) -> None:

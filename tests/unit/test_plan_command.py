@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from tests.unit.samples import config
+from tests.unit.samples import config, server
 from themis_triton.cli import app
 from themis_triton.commands.plan_command import PlanFlags, parse_rates, plan_command
-from themis_triton.commands.plan_migrations import live_fleet
+from themis_triton.commands.plan_migrations import Fleet, live_fleet
 from themis_triton.commands.run_command import run_command
+from themis_triton.core.action import ActionKind
 from themis_triton.core.config import Placement, PlanningConfig, PolicyConfig, PolicyName
+from themis_triton.core.encoding import plain
 from themis_triton.core.errors import SettingsError
-from themis_triton.planning import WhatIf, plan_rates
+from themis_triton.core.fleet import Phase
+from themis_triton.planning import WhatIf, plan_migration, plan_rates
 from themis_triton.settings import load_settings
 from themis_triton.solver.fleet import ServerAssignment
 
@@ -217,11 +221,22 @@ def test_replicas_bind_where_they_alone_are_short() -> None:
 def test_the_way_begins_at_what_the_sidecar_says_that_serves_each_server_with_its_own_counts() -> None:
     pipeline = load_settings(SHIPPED).pipelines[0]
 
-    def server(name: str, phase: str, *counts: int) -> dict[str, object]:
-        held = {stage: {"instances": count, "max_batch": 8} for stage, count in zip(pipeline.stages, counts, strict=False)}
-        return {"name": name, "phase": phase, "models": held}
+    def shown(name: str, counts: tuple[int, int], *, phase: Phase = Phase.SERVING, launched: bool = True) -> dict[str, Any]:
+        data: dict[str, Any] = plain(server(name, counts, phase=phase, launched=launched))
+        del data["model_control_key"]
+        return data
 
-    servers = [server("a", "serving", 8, 4), server("b", "serving", 4, 1), server("c", "warming", 1, 1), server("other", "serving")]
-    assert live_fleet({"servers": servers}, pipeline) == (ServerAssignment("a", (8, 4), (8, 8)), ServerAssignment("b", (4, 1), (8, 8)))
+    others = shown("other", (1, 1)) | {"models": {"another": {"instances": 9, "max_batch": 8, "max_queue_delay_us": 0}}}
+    servers = [shown("a", (4, 1)), shown("b", (8, 4)), shown("c", (1, 1), launched=False), shown("d", (1, 1), phase=Phase.WARMING), others]
+    in_order = (ServerAssignment("c", (1, 1), (8, 8)), ServerAssignment("b", (8, 4), (8, 8)), ServerAssignment("a", (4, 1), (8, 8)))
+    assert live_fleet({"servers": servers}, pipeline) == Fleet(in_order, adopted=1)
     with pytest.raises(SettingsError, match="--now live: no server serves video now"):
-        live_fleet({"servers": servers[2:]}, pipeline)
+        live_fleet({"servers": servers[3:]}, pipeline)
+
+
+def test_a_migration_never_retires_servers_that_were_adopted() -> None:
+    config = load_settings(SHIPPED)
+    now = [ServerAssignment(name, (2, 2), (8, 8)) for name in ("a", "b", "c")]
+    free, kept = (plan_migration(config, 1.0, WhatIf(), now, adopted) for adopted in (0, 2))
+    assert [step.server for step in free.steps if step.kind is ActionKind.RETIRE] == ["b", "c"]
+    assert [step.server for step in kept.steps if step.kind is ActionKind.RETIRE] == ["c"]

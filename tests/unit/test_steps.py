@@ -1,5 +1,7 @@
 from dataclasses import replace
 
+import pytest
+
 from tests.unit.samples import CLASSIFIER, DETECTOR, NOW_S, STAGES, config, server, snapshot
 from themis_triton.core.action import Action, ActionKind
 from themis_triton.core.address import Address
@@ -232,3 +234,10 @@ def test_a_retirement_requires_the_launches_that_hold_its_models_and_waits_for_s
 def test_servers_are_kept_in_one_order_adopted_ones_first_then_the_largest() -> None:
     servers = [server("a"), server("b", (3, 1)), server("c", launched=False), server("d")]
     assert [each.name for each in by_retirement(servers)] == ["c", "b", "a", "d"]
+
+
+@pytest.mark.parametrize("free", [True, False])
+def test_a_retirement_waits_for_a_reload_under_way_unless_batches_are_free(*, free: bool) -> None:
+    seen = replace(snapshot([server("a", max_batch=1), server("b")]), busy=frozenset({f"a/{DETECTOR}"}))
+    found = actions(Target({"a": {DETECTOR: ModelState(1, 8)}}, retire=("b",), free_batches=free), seen)
+    assert kinds(found) == ([(ActionKind.RETIRE, "b", None)] if free else [])

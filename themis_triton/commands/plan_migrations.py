@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -12,8 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from themis_triton.core.config import PipelineConfig, ThemisConfig
+from themis_triton.core.encoding import server_from_plain
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.fleet import Phase
+from themis_triton.plan.steps import by_retirement
 from themis_triton.planning import WhatIf, plan_migration
 from themis_triton.solver.fleet import ServerAssignment
 from themis_triton.solver.migration import Migration
@@ -21,12 +24,19 @@ from themis_triton.solver.migration_steps import Step
 
 MAX_SERVERS = 64
 LIVE = "live"
-Fleet = tuple[ServerAssignment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """The servers that a migration starts from, in the order in which they are kept; the first `adopted` ones never retire."""
+
+    servers: tuple[ServerAssignment, ...]
+    adopted: int = 0
 
 
 def show_paths(console: Console, config: ThemisConfig, rates: Sequence[float], what_if: WhatIf, fleet: Fleet) -> list[Migration]:
     """A table of steps from the fleet for each rate; returns the paths."""
-    paths = [plan_migration(config, rate, what_if, fleet) for rate in rates]
+    paths = [plan_migration(config, rate, what_if, fleet.servers, fleet.adopted) for rate in rates]
     for rate, path in zip(rates, paths, strict=True):
         holds = f"after {path.slo_holds_after_s:.1f} s" if math.isfinite(path.slo_holds_after_s) else "not even at its end"
         console.print(f"The way to {rate:g}/s: inside the SLO {holds if path.slo_holds_after_s else 'all the time'}", soft_wrap=True)
@@ -37,17 +47,23 @@ def show_paths(console: Console, config: ThemisConfig, rates: Sequence[float], w
 
 
 def live_fleet(status: Mapping[str, Any], pipeline: PipelineConfig) -> Fleet:
-    """What a sidecar's status says that serves the pipeline now, each server with counts of its own. SettingsError where nothing does."""
-    held = [
-        ServerAssignment(
-            server["name"], *(tuple(server["models"][stage][key] for stage in pipeline.stages) for key in ("instances", "max_batch"))
-        )
-        for server in status["servers"]
-        if server["phase"] == Phase.SERVING and all(stage in server["models"] for stage in pipeline.stages)
+    """The servers that serve the pipeline by a sidecar's status, each with its own counts. SettingsError where there is none."""
+    serving = [
+        server_from_plain(data | {"model_control_key": None})
+        for data in status["servers"]
+        if data["phase"] == Phase.SERVING and all(stage in data["models"] for stage in pipeline.stages)
     ]
-    if not held:
+    assignments = tuple(
+        ServerAssignment(
+            server.name,
+            tuple(server.models[stage].instances for stage in pipeline.stages),
+            tuple(server.models[stage].max_batch for stage in pipeline.stages),
+        )
+        for server in by_retirement(serving)
+    )
+    if not assignments:
         raise SettingsError(f"--now {LIVE}: no server serves {pipeline.name} now; write what shall be there, such as 1:1,1")
-    return tuple(held)
+    return Fleet(assignments, adopted=sum(not server.launched for server in serving))
 
 
 def parse_fleet(text: str, pipeline: PipelineConfig, config: ThemisConfig) -> Fleet:
@@ -60,7 +76,7 @@ def parse_fleet(text: str, pipeline: PipelineConfig, config: ThemisConfig) -> Fl
         servers, instances = int(found[1]), _numbers(found[2])
         batches = _numbers(found[3]) if found[3] else tuple(model.max_batch for model in bounds)
         if servers <= MAX_SERVERS and min((*instances, *batches)) >= 1:
-            return tuple(ServerAssignment(f"server-{i + 1}", instances, batches) for i in range(servers))
+            return Fleet(tuple(ServerAssignment(f"server-{i + 1}", instances, batches) for i in range(servers)))
     counts_wanted = f"SERVERS:{','.join('N' for _ in bounds)}, an instance count for each of {', '.join(pipeline.stages)}"
     form = f"{LIVE} (what the sidecar says), or {counts_wanted}, such as 2:{','.join(str(model.min_instances) for model in bounds)}"
     raise SettingsError(f'--now: found "{text}"; allowed: {form}, with at most {MAX_SERVERS} servers; write it so')

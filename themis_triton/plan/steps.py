@@ -170,7 +170,7 @@ class _Ordering:
 
     def _note_under_way(self, change: _Change) -> None:
         if change.reloads or change.grows:
-            self.incomplete = True
+            self.incomplete |= change.grows or not self._whole
             self.reloading |= change.reloads
             self._note_addition(change)
 
