@@ -23,18 +23,20 @@ from typing import Any
 import httpx
 import numpy as np
 import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "ocr"))
 from common import RESULTS, commit, machine, shortened, versions
 
+from ocr_pipeline import pipeline
+from ocr_pipeline.client import CLASSIFY, DETECT, RECOGNISE, read_text
+from ocr_pipeline.network import Network
+from ocr_pipeline.sample import SAMPLE_LINES, render_sample
 from themis_triton.adapters.local.processes import spawn, stop_everything, stop_process
 from themis_triton.adapters.local.sockets import free_ports
 from themis_triton.core.config import ThemisConfig
 from themis_triton.load.options import LoadOptions, PipelineLoad
 from themis_triton.load.process import LoadProcess
 from themis_triton.load.traces import TraceOptions
-from themis_triton.ocr import pipeline
-from themis_triton.ocr.client import CLASSIFY, DETECT, RECOGNISE, read_text
-from themis_triton.ocr.network import Network
-from themis_triton.ocr.sample import SAMPLE_LINES, render_sample
 from themis_triton.planning import WhatIf, plan_rates
 from themis_triton.profile.files import read_profile
 from themis_triton.report import panels, style
@@ -42,9 +44,9 @@ from themis_triton.report.profile_html import write_report
 from themis_triton.report.profile_pictures import draw_profile, knee, throughput_rps
 from themis_triton.settings import load_settings
 from themis_triton.settings.profile import ProfileSettings
-from themis_triton.settings.shipped import shipped
 
 OUT = RESULTS / "ocr"
+EXAMPLE = Path(__file__).parents[1] / "examples" / "ocr"
 STAGES = (DETECT, CLASSIFY, RECOGNISE)
 ROW = 1
 """Inputs that a request carries to each model, and so the row of its profile that plans read: Triton takes no larger requests than the
@@ -89,7 +91,7 @@ def profile(model: str) -> None:
     """By the product's own command, with the shapes that the pipeline sends."""
     shape = ",".join(str(size) for size in input_shapes()[model][1:])
     wanted = ("--max-batch", LARGEST, "--max-instances", BUSY, "--max-seconds", POINT_S, "--shape", f"{model}.INPUT={shape}")
-    command = (sys.executable, "-m", "themis_triton.cli", "profile", model, "--out", OUT, *wanted)
+    command = (sys.executable, "-m", "themis_triton.cli", "profile", model, "--repository", EXAMPLE / "models", "--out", OUT, *wanted)
     subprocess.run([str(word) for word in command], check=True)
 
 
@@ -116,10 +118,11 @@ def _profiles() -> dict[str, ProfileSettings]:
 
 def settings(profiles: dict[str, ProfileSettings], folder: Path, ports: Sequence[int]) -> Path:
     """The shipped settings of the pipeline with these profiles, free addresses and a folder of their own."""
-    content = yaml.safe_load((shipped("config") / "ocr.yaml").read_text(encoding="utf-8"))
+    content = yaml.safe_load((EXAMPLE / "ocr.yaml").read_text(encoding="utf-8"))
     for model, measured in profiles.items():
         content["models"][model]["profile"] = own_profile(model, measured)
     addresses = [f"127.0.0.1:{port}" for port in ports]
+    content["launch"]["model_repository"] = str(EXAMPLE / "models")
     content["state_directory"] = str(folder / "state")
     content["envoy"] = dict(zip(("grpc_listen", "http_listen", "admin"), addresses, strict=False))
     content["status"] = {"address": addresses[3]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -327,18 +326,6 @@ def down(config: ConfigOption) -> None:
     from themis_triton.commands.run_command import down_command  # noqa: PLC0415 - a command loads only what it needs
 
     down_command(config)
-
-
-@app.command(name="read-text")
-def read_text(
-    image: Annotated[Path, typer.Argument(help="An image file.")],
-    address: Annotated[str, typer.Option(help="host:port of Envoy's (or Triton's) gRPC service.")] = "127.0.0.1:9001",
-    as_json: JsonOption = False,
-) -> None:
-    """Read the text off an image with the OCR pipeline: detect, classify, recognise."""
-    from themis_triton.commands.ocr_command import read_text_command  # noqa: PLC0415 - a command loads only what it needs
-
-    asyncio.run(read_text_command(image, address, as_json=as_json))
 
 
 def _version(wanted: bool) -> None:

@@ -29,7 +29,7 @@ from themis_triton.core.routes import ModelRoute, RouteTable
 
 pytestmark = pytest.mark.e2e
 
-EMULATED = sorted(path.parent.name for path in REPOSITORY.glob("*/config.pbtxt") if not path.parent.name.startswith("ocr"))
+EMULATED = sorted(path.parent.name for path in REPOSITORY.glob("*/config.pbtxt"))
 ODD = "odd+name.v1~x"
 UNKNOWN = "no-such-model"
 IDLE = "without-server"

@@ -25,7 +25,7 @@ COMMANDS = (
     "init",
     "status",
     "down",
-    "read-text",
+    "schema",
 )
 
 

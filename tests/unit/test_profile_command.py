@@ -19,7 +19,7 @@ from themis_triton.settings.measured import PointSettings
 
 ROOT = Path(__file__).parents[2]
 REPOSITORY = ROOT / "model_repository"
-OCR = ROOT / "config" / "ocr.yaml"
+OCR = ROOT / "examples" / "ocr" / "ocr.yaml"
 LONG_S = 20.0
 
 
@@ -28,7 +28,9 @@ def test_a_pipeline_stands_for_its_models() -> None:
 
 
 def test_a_name_that_is_neither_model_nor_pipeline_is_told_what_there_is() -> None:
-    with pytest.raises(SettingsError, match=r"ocr: no such model in .* \(models: .*ocr-detect.*; pipelines: none, without -c SETTINGS\)"):
+    with pytest.raises(
+        SettingsError, match=r"ocr: no such model in .* \(models: .*video-detector.*; pipelines: none, without -c SETTINGS\)"
+    ):
         models_of("ocr", resolve(BenchFlags(repository=REPOSITORY)))
     with pytest.raises(SettingsError, match=r"nobody: no such model .*; pipelines: ocr\)"):
         models_of("nobody", resolve(BenchFlags(config=OCR)))

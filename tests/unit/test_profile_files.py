@@ -152,7 +152,7 @@ def test_time_left_is_told_in_minutes() -> None:
 
 
 def test_settings_are_measured_as_far_as_plans_read_the_surface() -> None:
-    shipped = load_settings(REPOSITORY.parent / "config" / "ocr.yaml")
+    shipped = load_settings(REPOSITORY.parent / "examples" / "ocr" / "ocr.yaml")
     assert busiest(shipped, "cpu:0") == sum(model.max_instances for model in shipped.models.values())
 
 

@@ -27,7 +27,9 @@ def test_the_published_schema_is_current_and_a_schema() -> None:
     Draft202012Validator.check_schema(settings_schema())
 
 
-@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("config/*.yaml")), ids=lambda path: str(path.name))
+@pytest.mark.parametrize(
+    "path", sorted([*REPOSITORY.glob("config/*.yaml"), REPOSITORY / "examples" / "ocr" / "ocr.yaml"]), ids=lambda path: str(path.name)
+)
 def test_the_shipped_settings_are_valid_by_the_schema(path: Path) -> None:
     Draft202012Validator(settings_schema()).validate(yaml.safe_load(path.read_text(encoding="utf-8")))
 

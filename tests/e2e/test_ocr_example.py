@@ -1,4 +1,4 @@
-"""The whole product on real networks: the sidecar launches the OCR server, and `themis read-text` reads an image through Envoy."""
+"""The OCR example as its README has it: the sidecar launches the server, and read_text.py reads an image through Envoy."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ import httpx
 import pytest
 import yaml
 
+from ocr_pipeline.sample import SAMPLE_LINES, render_sample
 from themis_triton.adapters.local.processes import find_process, spawn, stop_everything
 from themis_triton.adapters.local.sockets import free_ports
-from themis_triton.ocr.sample import SAMPLE_LINES, render_sample
 
 pytestmark = pytest.mark.e2e
+EXAMPLE = Path(__file__).parents[2] / "examples" / "ocr"
 START_TIMEOUT_S = 200.0
 
 
-def test_the_shipped_ocr_settings_serve_text_through_envoy(tmp_path: Path) -> None:
+def test_the_examples_settings_serve_text_through_envoy(tmp_path: Path) -> None:
     ports = [f"127.0.0.1:{port}" for port in free_ports(4)]
-    settings = yaml.safe_load((Path(__file__).parents[2] / "config" / "ocr.yaml").read_text(encoding="utf-8"))
+    settings = yaml.safe_load((EXAMPLE / "ocr.yaml").read_text(encoding="utf-8"))
     settings["state_directory"] = str(tmp_path / "state")
+    settings["launch"]["model_repository"] = str(EXAMPLE / settings["launch"]["model_repository"])
     settings["envoy"] = dict(zip(("grpc_listen", "http_listen", "admin"), ports, strict=False))
     settings["status"] = {"address": ports[3]}
     path, image = tmp_path / "themis.yaml", tmp_path / "page.png"
@@ -34,9 +36,9 @@ def test_the_shipped_ocr_settings_serve_text_through_envoy(tmp_path: Path) -> No
     sidecar = spawn([sys.executable, "-m", "themis_triton.cli", "run", "-c", str(path)], dict(os.environ), tmp_path / "daemon.log")
     try:
         _until_serving(f"http://{ports[3]}/status", tmp_path / "daemon.log")
-        command = [sys.executable, "-m", "themis_triton.cli", "read-text", str(image), "--address", ports[0], "--json"]
-        said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-        assert [line["text"] for line in json.loads(said.splitlines()[-1])] == list(SAMPLE_LINES)
+        command = [sys.executable, str(EXAMPLE / "read_text.py"), str(image), "--address", ports[0], "--json"]
+        output = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        assert [line["text"] for line in json.loads(output.splitlines()[-1])] == list(SAMPLE_LINES)
     finally:
         process = find_process(sidecar)
         if process is not None:

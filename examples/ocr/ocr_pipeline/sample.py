@@ -1,4 +1,4 @@
-"""A test image whose text is known, drawn with the font that Pillow has built in."""
+"""A test image with known text, drawn with Pillow's built-in font."""
 
 from __future__ import annotations
 
@@ -6,15 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-
-from themis_triton.core.errors import EnvironmentCheckError
-
-try:
-    from PIL import Image, ImageDraw, ImageFont
-except ImportError as error:
-    raise EnvironmentCheckError(
-        "the sample needs Pillow, which is not installed; install the extra: pip install 'themis-triton[ocr]'"
-    ) from error
+from PIL import Image, ImageDraw, ImageFont
 
 SAMPLE_LINES = ("TWO SCALES, ONE SERVICE", "Triton serves 183 requests", "within 300 milliseconds")
 _FONT_SIZE = 32

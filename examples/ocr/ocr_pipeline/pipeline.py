@@ -1,4 +1,4 @@
-"""What lies between the OCR stages: images into model inputs, model outputs into boxes, crops and decoded lines.
+"""Pre- and postprocessing between the stages: images to model inputs, model outputs to boxes and crops.
 
 The three models are PaddleOCR's: a differentiable-binarisation detector (Liao et al., 2020), a classifier of upside-down lines
 and a CTC recogniser. Images are uint8 [height, width, 3] in BGR order throughout; model inputs are float32 [n, 3, height, width] in -1..1.
@@ -11,17 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from themis_triton.core.errors import EnvironmentCheckError, ThemisError
-
-try:
-    import cv2
-except ImportError as error:
-    raise EnvironmentCheckError(
-        "reading text needs OpenCV, which is not installed; install the extra: pip install 'themis-triton[ocr]'"
-    ) from error
+from ocr_pipeline.errors import OcrError
 
 Image = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -65,12 +59,12 @@ def _normalised(image: Image) -> Floats:
 
 
 def load_image(path: Path) -> Image:
-    """An image file as uint8 [height, width, 3], BGR. ThemisError when it is missing or no image."""
+    """An image file as uint8 [height, width, 3], BGR. Raises OcrError if it is missing or not an image."""
     if not path.is_file():
-        raise ThemisError(f"{path}: no such file; give an image")
+        raise OcrError(f"{path}: no such file. Fix: give the path of an image")
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
-        raise ThemisError(f"{path}: not an image that OpenCV reads; allowed are PNG, JPEG, BMP, TIFF, WebP")
+        raise OcrError(f"{path}: not an image: expected PNG, JPEG, BMP, TIFF or WebP")
     return np.asarray(image, dtype=np.uint8)
 
 
@@ -92,16 +86,16 @@ def boxes(probability: Floats, image_size: tuple[int, int]) -> list[Box]:
     mask = (probability > _TEXT_THRESHOLD).astype(np.uint8)
     contours, _ = cv2.findContours(cv2.dilate(mask, np.ones((2, 2), np.uint8)), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
     scale = np.array((image_size[1] / probability.shape[1], image_size[0] / probability.shape[0]), dtype=np.float32)
-    found = [
+    candidates = [
         _box(np.asarray(contour, dtype=np.float32).reshape(-1, 2), scale)
         for contour in contours
         if _is_text(probability, np.asarray(contour, dtype=np.int32))
     ]
-    return _reading_order([box for box in found if box is not None])
+    return _reading_order([box for box in candidates if box is not None])
 
 
 def _is_text(probability: Floats, contour: NDArray[np.int32]) -> bool:
-    """Whether the map is high on average within the contour."""
+    """Whether the map's mean within the contour reaches the threshold."""
     left, top, width, height = cv2.boundingRect(contour)
     inside = np.zeros((height, width), dtype=np.uint8)
     cv2.fillPoly(inside, [contour - np.array((left, top), dtype=np.int32)], (1,))
@@ -110,7 +104,7 @@ def _is_text(probability: Floats, contour: NDArray[np.int32]) -> bool:
 
 
 def _box(points: Floats, scale: Floats) -> Box | None:
-    """The contour's rectangle, grown to the whole line, since the detector marks only its core; None when it is a speck."""
+    """The contour's rectangle, grown to the whole line, since the detector marks only its core; None for a speck."""
     _, sides, _ = cv2.minAreaRect(points)
     if min(sides) < _MIN_BOX_SIDE:
         return None
@@ -123,10 +117,10 @@ def _box(points: Floats, scale: Floats) -> Box | None:
     return Box((float(centre[0]), float(centre[1])), width + growth, height + growth, angle - 90 * quarters)
 
 
-def _reading_order(found: Sequence[Box]) -> list[Box]:
+def _reading_order(unordered: Sequence[Box]) -> list[Box]:
     """Rows from top to bottom, and each from left to right; a box joins the row whose first box's centre is within half a height."""
     rows: list[list[Box]] = []
-    for box in sorted(found, key=lambda box: box.centre[1]):
+    for box in sorted(unordered, key=lambda box: box.centre[1]):
         if rows and box.centre[1] - rows[-1][0].centre[1] < min(box.height, rows[-1][0].height) / 2:
             rows[-1].append(box)
         else:

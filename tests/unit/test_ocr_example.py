@@ -8,12 +8,12 @@ import cv2
 import numpy as np
 import pytest
 
-from themis_triton.core.errors import EnvironmentCheckError, ThemisError
-from themis_triton.ocr import pipeline
-from themis_triton.ocr.ctc import alphabet, decode
-from themis_triton.ocr.network import Network, network_file
-from themis_triton.ocr.pipeline import Box
-from themis_triton.ocr.sample import render_sample
+from ocr_pipeline import pipeline
+from ocr_pipeline.ctc import alphabet, decode
+from ocr_pipeline.errors import OcrError
+from ocr_pipeline.network import Network, network_file
+from ocr_pipeline.pipeline import Box
+from ocr_pipeline.sample import render_sample
 
 
 @pytest.mark.parametrize(
@@ -113,8 +113,8 @@ def test_networks_are_found_in_the_installed_package() -> None:
 @pytest.mark.parametrize(
     ("part", "package", "message"), [("det", "no_such_package", "not installed"), ("no", "rapidocr_onnxruntime", "expected one file")]
 )
-def test_a_missing_network_names_the_extra(part: str, package: str, message: str) -> None:
-    with pytest.raises(EnvironmentCheckError, match=rf"{message}.*themis-triton\[ocr\]"):
+def test_a_missing_network_names_the_requirements(part: str, package: str, message: str) -> None:
+    with pytest.raises(OcrError, match=rf"{message}.*pip install -r examples/ocr/requirements\.txt"):
         network_file(part, package)
 
 
@@ -123,7 +123,7 @@ def test_images_are_loaded_or_refused(tmp_path: Path) -> None:
     cv2.imwrite(str(image), render_sample())
     np.testing.assert_array_equal(pipeline.load_image(image), render_sample())
     other.write_text("no image")
-    with pytest.raises(ThemisError, match=r"b\.png: not an image"):
+    with pytest.raises(OcrError, match=r"b\.png: not an image"):
         pipeline.load_image(other)
-    with pytest.raises(ThemisError, match=r"c\.png: no such file"):
+    with pytest.raises(OcrError, match=r"c\.png: no such file"):
         pipeline.load_image(tmp_path / "c.png")

@@ -11,7 +11,7 @@ _BLANK = 0
 
 
 def alphabet(characters: str) -> tuple[str, ...]:
-    """Symbols by class index from a model's list, one a line: the blank first, the list, and the space last."""
+    """Symbols by class index: the blank, the symbols of a model's list (one per line), the space."""
     return ("", *characters.split("\n"), " ")
 
 

@@ -1,4 +1,4 @@
-"""The OCR models on Triton's side; only its Python backend imports this module."""
+"""The models as Triton's Python backend loads them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
-from themis_triton.ocr.ctc import alphabet, decode
-from themis_triton.ocr.network import Network
+from ocr_pipeline.ctc import alphabet, decode
+from ocr_pipeline.network import Network
 
 
 class _BatchedModel:
@@ -19,12 +19,12 @@ class _BatchedModel:
     part: str
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the network; EnvironmentCheckError when the package that carries it is not installed."""
+        """Load the network. Raises OcrError if its package is not installed."""
         del args
         self.network = Network(self.part)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answer the requests as one batch; the dynamic batcher puts only inputs of one shape together."""
+        """The responses of requests that run as one batch; the dynamic batcher combines only inputs of one shape."""
         inputs = [pb_utils.get_input_tensor_by_name(request, "INPUT").as_numpy() for request in requests]
         ends = np.cumsum([array.shape[0] for array in inputs])[:-1]
         outputs = self.outputs(self.network.run(np.concatenate(inputs)))
@@ -57,12 +57,12 @@ class Recogniser(_BatchedModel):
     part = "rec"
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the network and the alphabet that it carries."""
+        """Load the network and its alphabet."""
         super().initialize(args)
         self._symbols = alphabet(self.network.metadata("character"))
 
     def outputs(self, result: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-        """Decoded here, because the probabilities of 6,625 symbols a step would be megabytes a crop."""
+        """TEXT and SCORE, decoded here: the probabilities of 6,625 symbols per step would be megabytes per crop."""
         texts, scores = decode(result, self._symbols)
         encoded = np.array([[text.encode()] for text in texts], dtype=np.object_)
         return {"TEXT": encoded, "SCORE": scores[:, np.newaxis]}

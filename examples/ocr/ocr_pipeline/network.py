@@ -1,4 +1,4 @@
-"""The networks: ONNX files found in an installed package, run with onnxruntime on one thread."""
+"""The networks: ONNX files of an installed package, run with onnxruntime on one thread."""
 
 from __future__ import annotations
 
@@ -6,32 +6,28 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 
-from themis_triton.core.errors import EnvironmentCheckError
+from ocr_pipeline.errors import OcrError
 
 _PACKAGE = "rapidocr_onnxruntime"
-_REMEDY = "install the extra: pip install 'themis-triton[ocr]'"
-
-try:
-    import onnxruntime
-except ImportError as error:
-    raise EnvironmentCheckError(f"the OCR models need onnxruntime, which is not installed; {_REMEDY}") from error
+_FIX = "Fix: pip install -r examples/ocr/requirements.txt"
 
 
 def network_file(part: str, package: str = _PACKAGE) -> Path:
     """The ONNX file of a part (`det`, `cls` or `rec`) within the installed package, which is located but not imported.
 
     Raises:
-        EnvironmentCheckError: the package is not installed, or does not carry exactly one such file.
+        OcrError: the package is not installed, or does not hold exactly one such file.
     """
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise EnvironmentCheckError(f"the OCR models are in the Python package {package}, which is not installed; {_REMEDY}")
+        raise OcrError(f"the Python package {package}, which holds the networks, is not installed. {_FIX}")
     folder = Path(spec.submodule_search_locations[0]) / "models"
     files = sorted(folder.glob(f"*_{part}_*.onnx"))
     if len(files) != 1:
-        raise EnvironmentCheckError(f"{folder}: expected one file *_{part}_*.onnx, found {[file.name for file in files]}; {_REMEDY}")
+        raise OcrError(f"{folder}: {[file.name for file in files]}: expected one file *_{part}_*.onnx. {_FIX}")
     return files[0]
 
 
@@ -52,5 +48,5 @@ class Network:
         return np.asarray(self._session.run(None, {self._input: batch})[0], dtype=np.float32)
 
     def metadata(self, key: str) -> str:
-        """A text that the ONNX file carries."""
+        """A metadata value of the ONNX file."""
         return str(self._session.get_modelmeta().custom_metadata_map[key])

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import cv2
 import numpy as np
 import psutil
 import pytest
 
+from ocr_pipeline import pipeline
+from ocr_pipeline.client import CLASSIFY, DETECT, RECOGNISE, read_text
+from ocr_pipeline.errors import OcrError
+from ocr_pipeline.sample import SAMPLE_LINES, render_sample
 from tests.e2e.triton_process import TritonProcess, free_ports, running_triton
-from themis_triton.core.errors import ServerError
-from themis_triton.ocr import pipeline
-from themis_triton.ocr.client import CLASSIFY, DETECT, RECOGNISE, read_text
-from themis_triton.ocr.sample import SAMPLE_LINES, render_sample
 
 pytestmark = pytest.mark.e2e
+MODELS = Path(__file__).parents[2] / "examples" / "ocr" / "models"
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonProcess]:
-    with running_triton(tmp_path_factory.mktemp("ocr"), [DETECT, CLASSIFY, RECOGNISE]) as process:
+    with running_triton(tmp_path_factory.mktemp("ocr"), [DETECT, CLASSIFY, RECOGNISE], repository=MODELS) as process:
         yield process
 
 
@@ -75,7 +77,7 @@ def test_an_instance_uses_one_core(server: TritonProcess) -> None:
 
 def test_an_unreachable_server_is_named() -> None:
     address = f"127.0.0.1:{free_ports(1)[0]}"
-    with pytest.raises(ServerError, match=f"ocr-detect at {address} did not answer: .* check that the OCR models are served there"):
+    with pytest.raises(OcrError, match=f"ocr-detect at {address} did not answer: .* check that the OCR models are served there"):
         asyncio.run(read_text(address, render_sample()))
 
 

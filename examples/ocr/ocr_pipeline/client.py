@@ -1,4 +1,4 @@
-"""A client that reads the text in an image: detect → classify → recognise, one request a stage, all crops in one batch."""
+"""A client that reads the text in an image: detect → classify → recognise, one request per stage with all crops in one batch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import tritonclient.grpc.aio as triton
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from themis_triton.core.errors import ServerError
-from themis_triton.ocr import pipeline
+from ocr_pipeline import pipeline
+from ocr_pipeline.errors import OcrError
 
 DETECT, CLASSIFY, RECOGNISE = "ocr-detect", "ocr-classify", "ocr-recognise"
 _TIMEOUT_S = 60.0
@@ -24,7 +24,7 @@ class TextLine:
     """A line of text.
 
     Attributes:
-        text: what it says.
+        text: the characters.
         score: mean probability of its characters, 0..1.
         corners: its corners in the image, (x, y) in pixels: top left, top right, bottom right, bottom left.
     """
@@ -39,10 +39,10 @@ async def read_text(grpc_address: str, image: NDArray[np.uint8]) -> list[TextLin
 
     Args:
         grpc_address: host:port of a Triton server or of the proxy before it.
-        image: uint8 [height, width, 3], BGR as OpenCV has it.
+        image: uint8 [height, width, 3], in OpenCV's BGR order.
 
     Raises:
-        ServerError: a stage did not answer, or with an error; the message names stage and address.
+        OcrError: a stage did not answer, or answered with an error; the message names the stage and the address.
         ValueError: the image has another shape or type.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
@@ -72,13 +72,13 @@ class _Reader:
         ]
 
     async def _infer_all(self, model: str, batch: pipeline.Floats, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """One request, or as few as the model's largest batch allows."""
-        largest = await self._largest_batch(model)
-        parts = [batch[start : start + largest] for start in range(0, len(batch), largest)]
+        """The outputs of as few requests as the model's maximum batch size allows."""
+        limit = await self._max_batch(model)
+        parts = [batch[start : start + limit] for start in range(0, len(batch), limit)]
         answers = await asyncio.gather(*(self._infer(model, part, outputs) for part in parts))
         return {name: np.concatenate([answer[name] for answer in answers]) for name in outputs}
 
-    async def _largest_batch(self, model: str) -> int:
+    async def _max_batch(self, model: str) -> int:
         try:
             answer = await self._client.get_model_config(model, client_timeout=_TIMEOUT_S)
         except InferenceServerException as error:
@@ -88,12 +88,12 @@ class _Reader:
     async def _infer(self, model: str, batch: pipeline.Floats, outputs: Sequence[str]) -> Mapping[str, NDArray[Any]]:
         tensor = triton.InferInput("INPUT", list(batch.shape), "FP32")
         tensor.set_data_from_numpy(batch)
-        wanted = [triton.InferRequestedOutput(name) for name in outputs]
+        requested = [triton.InferRequestedOutput(name) for name in outputs]
         try:
-            answer = await self._client.infer(model, [tensor], outputs=wanted, client_timeout=_TIMEOUT_S)
+            answer = await self._client.infer(model, [tensor], outputs=requested, client_timeout=_TIMEOUT_S)
         except InferenceServerException as error:
             raise self._failed(model, error) from error
         return {name: answer.as_numpy(name) for name in outputs}
 
-    def _failed(self, model: str, error: Exception) -> ServerError:
-        return ServerError(f"{model} at {self._address} did not answer: {error}; check that the OCR models are served there")
+    def _failed(self, model: str, error: Exception) -> OcrError:
+        return OcrError(f"{model} at {self._address} did not answer: {error}; check that the OCR models are served there")

@@ -1,0 +1,5 @@
+"""The example's error."""
+
+
+class OcrError(Exception):
+    """A missing network, an unreadable image, or a stage that failed; the message says what to do."""
