@@ -36,7 +36,7 @@ class StatusBoard:
     def take(self, record: TickRecord, tick_ms: float, *, paused: bool = False) -> None:
         """Note a tick; one that changes something becomes an event."""
         self.paused = paused
-        self.usage = self.usage.add(record, self.config.prices)
+        self.usage = self.usage.add(record, self.config)
         self.record = record
         self.tick_ms = tick_ms
         if record.plan.actions or any(outcome.detail for outcome in record.outcomes):

@@ -1,4 +1,4 @@
-"""What a run has cost and done so far."""
+"""What a run of the daemon has used, cost and done so far."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from themis_triton.core.action import OutcomeKind
-from themis_triton.core.config import Prices
+from themis_triton.core.config import ThemisConfig
 from themis_triton.core.fleet import Server
+from themis_triton.core.price import running_price
 from themis_triton.core.record import TickRecord
 
 
@@ -24,8 +25,8 @@ class UsageTotals:
     actions: dict[str, int] = field(default_factory=dict)
     failed_actions: dict[str, int] = field(default_factory=dict)
 
-    def add(self, record: TickRecord, prices: Prices) -> UsageTotals:
-        """With one more tick."""
+    def add(self, record: TickRecord, config: ThemisConfig) -> UsageTotals:
+        """The totals with one more tick."""
         now_s = record.snapshot.at_s
         elapsed_s = max(0.0, now_s - self.at_s) if self.at_s is not None else 0.0
         servers, instances = counts(record.snapshot.servers)
@@ -35,7 +36,7 @@ class UsageTotals:
             at_s=now_s,
             server_seconds=self.server_seconds + elapsed_s * servers,
             instance_seconds=self.instance_seconds + elapsed_s * instances,
-            cost=self.cost + elapsed_s * (servers * prices.server + instances * prices.instance),
+            cost=self.cost + elapsed_s * running_price((server.models for server in record.snapshot.servers), config),
             max_servers=max(self.max_servers, servers),
             max_instances=max(self.max_instances, instances),
             actions=dict(Counter(self.actions) + done),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from themis_triton.core.action import ActionKind
-from themis_triton.core.config import ModelConfig, PipelineConfig, Placement, ThemisConfig, ThroughputRule
+from themis_triton.core.config import ModelConfig, PipelineConfig, ThemisConfig, ThroughputRule
+from themis_triton.core.price import instance_price, server_price
 from themis_triton.solver.migration import MovePrices
 from themis_triton.solver.migration_steps import MoveTimes
 from themis_triton.solver.problem import ChainProblem, StageProblem
@@ -102,7 +103,6 @@ def _slot_memory_bytes(config: ThemisConfig) -> int | None:
 
 
 def _stage(model: ModelConfig, config: ThemisConfig, most_busy: int) -> StageProblem:
-    separate = config.planning.placement is Placement.SEPARATE
     contending, means = config.planning.throughput is ThroughputRule.INSTANCES, model.profile.mean_table
     return StageProblem(
         name=model.name,
@@ -110,8 +110,8 @@ def _stage(model: ModelConfig, config: ThemisConfig, most_busy: int) -> StagePro
         min_instances=model.min_instances,
         max_instances=model.max_instances,
         max_batch=model.max_batch,
-        server_price=model.server_price if separate and model.server_price is not None else config.prices.server,
-        instance_price=model.instance_price if model.instance_price is not None else config.prices.instance,
+        server_price=server_price(model, config),
+        instance_price=instance_price(model, config),
         instance_memory_bytes=model.profile.instance_memory_bytes,
         max_queue_delay_ms=model.max_queue_delay_us / 1000.0,
         mean_surface=surface_from_table(means, model.max_batch, most_busy) if means is not None and contending else None,

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from themis_triton.core.config import ModelConfig, Placement, ThemisConfig
+from themis_triton.core.config import ModelConfig, ThemisConfig
 from themis_triton.core.errors import ChangeRefusedError, LaunchFailedError, ServerError
 from themis_triton.core.fleet import ModelState
+from themis_triton.core.price import running_price
 from themis_triton.core.routes import ModelRoute, RouteTable
 from themis_triton.sim.engine import Simulation
 from themis_triton.sim.world import Dispatcher, Sharing, SimWorld
@@ -218,15 +219,7 @@ class Cluster:
     def _note(self) -> None:
         live = [server.models for server in self._servers.values() if server.alive]
         instances = sum(state.instances for models in live for state in models.values())
-        self.usage.append(Usage(self.now_s(), len(live), instances, sum(self._price(models) for models in live)))
-
-    def _price(self, models: dict[str, ModelState]) -> float:
-        """Of a server per second: models have prices of their own or the settings', as the solvers are told."""
-        prices, separate = self.config.prices, self.config.planning.placement is Placement.SEPARATE
-        priced = [(self.config.models[name], state.instances) for name, state in models.items()]
-        own = [model.server_price for model, _ in priced if separate and model.server_price is not None]
-        each = [count * (prices.instance if model.instance_price is None else model.instance_price) for model, count in priced]
-        return max(own, default=prices.server) + sum(each)
+        self.usage.append(Usage(self.now_s(), len(live), instances, running_price(live, self.config)))
 
 
 def _batching(state: ModelState) -> tuple[int, int]:

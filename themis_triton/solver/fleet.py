@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from themis_triton.core.errors import SolverError
+from themis_triton.core.price import fleet_price
 from themis_triton.solver import fleet_kernels
 from themis_triton.solver.pack import pack
 from themis_triton.solver.problem import ChainProblem, Placement, StageProblem
@@ -68,15 +69,20 @@ def evaluate_fleet(problem: ChainProblem, holdings: Sequence[ServerAssignment], 
     used = [sum(c * stage.instance_memory_bytes for stage, c in _pairs(problem, held)) for held in holdings]
     fits = problem.device_memory_bytes is None or max(used) <= problem.device_memory_bytes
     shares = [row[1] / stage.demand_ratio for stage, row in zip(problem.stages, rows, strict=True) if stage.demand_ratio > 0]
-    price = sum(c * stage.instance_price for held in holdings for stage, c in _pairs(problem, held))
     return FleetPlan(
         enough and fits and p99 <= problem.slo_ms + 1e-6,
         tuple(held.instances for held in holdings),
         p99,
         min(shares, default=math.inf),
-        len(holdings) * problem.stages[0].server_price + price,
+        assignments_price(problem, holdings),
         rate,
     )
+
+
+def assignments_price(problem: ChainProblem, assignments: Sequence[ServerAssignment]) -> float:
+    """The price of servers of a co-located chain per second."""
+    server, prices = problem.stages[0].server_price, [stage.instance_price for stage in problem.stages]
+    return fleet_price((server, zip(assignment.instances, prices, strict=True)) for assignment in assignments)
 
 
 def _pairs(problem: ChainProblem, held: ServerAssignment) -> Iterator[tuple[StageProblem, int]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from themis_triton.core.action import ActionKind
-from themis_triton.solver.fleet import ServerAssignment, evaluate_fleet
+from themis_triton.solver.fleet import ServerAssignment, assignments_price, evaluate_fleet
 from themis_triton.solver.migration_steps import MoveTimes, Step, memory_bytes, steps_to, with_requirements
 from themis_triton.solver.pack import Batches
 from themis_triton.solver.plans import Binding, ChainPlan, StagePlan
@@ -190,16 +190,14 @@ class _Candidates:
 
     def _overlap(self, steps: Sequence[Step]) -> float:
         """Price of what runs beyond the plan until it has gone."""
-        server_price = self.problem.stages[0].server_price
         price_of = {stage.name: stage.instance_price for stage in self.problem.stages}
-        instances = {server.name: server.instances for server in self.now}
+        prices = {server.name: assignments_price(self.problem, [server]) for server in self.now}
         extra = 0.0
         for step in steps:
             if step.kind is ActionKind.SHRINK and step.stage is not None:
                 extra += step.ends_s * (step.before[0] - step.after[0]) * price_of[step.stage]
             if step.kind is ActionKind.RETIRE:
-                prices = (c * s.instance_price for s, c in zip(self.problem.stages, instances[step.server], strict=True))
-                extra += step.ends_s * (server_price + sum(prices))
+                extra += step.ends_s * prices[step.server]
         return extra
 
 
