@@ -12,9 +12,10 @@ from themis_triton.core.estimate import PROXY, Estimate
 from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.observation import DeviceReading
 from themis_triton.decide.guards import guard
-from themis_triton.decide.policies import decide, decision_id
+from themis_triton.decide.policies import URGENCY, decide, decision_id
 from themis_triton.decide.rules import build_rules
 from themis_triton.decide.state import PolicyInput, PolicyState
+from themis_triton.decide.view import view_of
 
 # Counts below follow from the models' tables without the queue: an instance of the detector that forms no batches ends at most
 # 1000/36 = 28 requests/s, eight of them together at most 8·1000/92 = 87.
@@ -457,3 +458,53 @@ def test_decision_ids_sort_by_time_and_tell_ticks_apart(start_ms: int, later_ms:
     # half a millisecond keeps the float away from the edge of its millisecond
     earlier, later = (decision_id((ms + 0.5) / 1000.0) for ms in (start_ms, start_ms + later_ms))
     assert earlier < later
+
+
+def test_the_margin_on_the_recent_peak_keeps_servers_that_it_needs() -> None:
+    """24/s with half as much again need what 36/s do; without a margin one server is enough."""
+    single = tuple(replace(each, models={name: ModelState(1, 1) for name in STAGES}) for each in TWO)
+
+    def retired(rate_rps: float, margin: float) -> set[str]:
+        cfg = config(PolicyConfig(scale_in_stabilization_s=3.0, survivor_margin_fraction=margin))
+        return {name for decision in over_time(cfg, single, estimate(rate_rps), 8) for name in target(decision).retire}
+
+    assert retired(24.0, 0.0) == {"b"}
+    assert retired(24.0, 1.5) == retired(60.0, 0.0) == set()
+
+
+def test_instances_of_other_pipelines_on_a_server_count_as_busy() -> None:
+    cfg = config()
+    cfg = replace(cfg, models=cfg.models | {"other": replace(cfg.models[CLASSIFIER], name="other")})
+    alone = server("a", (2, 2))
+    shared = replace(alone, models=alone.models | {"other": ModelState(5, 8)})
+    rules, pipeline = build_rules(cfg), cfg.pipelines[0]
+    views = [view_of(pipeline, PolicyInput(snapshot([each]), estimate(20.0)), rules) for each in (alone, shared)]
+    assert [view.busy_elsewhere for view in views] == [0, 5]
+    assert views[1].capacity_rps() < views[0].capacity_rps()
+
+
+def test_one_pipeline_s_reason_leads_the_most_urgent_one_first() -> None:
+    assert URGENCY == (
+        Reason.INFEASIBLE,
+        Reason.REPLACE,
+        Reason.SCALE_OUT,
+        Reason.SURGE,
+        Reason.SCALE_IN,
+        Reason.SETTLE,
+        Reason.STEADY,
+    )
+    cfg = config(slots=0)
+    names = {"calm": STAGES, "busy": ("late-detector", "late-classifier")}
+    models = {name: replace(cfg.models[old], name=name) for stages in names.values() for name, old in zip(stages, STAGES, strict=True)}
+    cfg = replace(cfg, models=models, pipelines=tuple(PipelineConfig(name, stages, 300.0) for name, stages in names.items()))
+    servers = [replace(server("a"), models=dict.fromkeys(names["calm"], ModelState(1, 8)))]
+    servers.append(replace(server("b"), models=dict.fromkeys(names["busy"], ModelState(1, 8))))
+
+    def reason(calm_rps: float, busy_rps: float) -> Reason:
+        rates = {"calm": calm_rps, "busy": busy_rps}
+        pipelines = {name: replace(estimate(rps).pipelines["video"], pipeline=name) for name, rps in rates.items()}
+        return once(cfg, PolicyInput(snapshot(servers), replace(estimate(0.0), pipelines=pipelines))).reason
+
+    assert reason(5.0, 5.0) is Reason.STEADY
+    assert reason(5.0, 40.0) is reason(40.0, 5.0) is Reason.SURGE
+    assert reason(40.0, 1000.0) is reason(1000.0, 40.0) is Reason.INFEASIBLE

@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from themis_triton.act.backoff import Backoff
 from themis_triton.act.executor import actuator_of
 from themis_triton.act.fleet import Fleet
 from themis_triton.core.action import Action, ActionKind, Outcome, OutcomeKind, Plan
-from themis_triton.core.fleet import ModelState, Phase
+from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.observation import ServerReading
 from themis_triton.core.routes import ModelRoute, RouteTable
 
@@ -550,6 +550,32 @@ def test_a_server_with_a_change_under_way_is_not_read_meanwhile() -> None:
         assert bench.fleet.get("a").models[DETECTOR] == ModelState(1, 8)
         bench.control.gate.set()
         await bench.settled()
+        await bench.supervisor.close()
+
+    run(work())
+
+
+@pytest.mark.parametrize("ends_before_the_answer", [True, False])
+def test_counts_that_were_read_before_a_change_began_do_not_replace_its_result(
+    *, ends_before_the_answer: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None:
+        bench, answer = Bench(server("a")), asyncio.Event()
+
+        async def slow_read(server: Server, models: Sequence[str]) -> dict[str, ModelState]:
+            await answer.wait()
+            return {name: ModelState(9, 8) for name in models}
+
+        monkeypatch.setattr(bench.control, "read_models", slow_read)
+        bench.control.gate = asyncio.Event()
+        await bench.supervisor.update_reachability([])
+        await bench.turns()
+        bench.executor.submit(Plan("d", (action(ActionKind.GROW, after=4),)))
+        await bench.turns()
+        for event in (bench.control.gate, answer) if ends_before_the_answer else (answer, bench.control.gate):
+            event.set()
+            await bench.turns()
+        assert bench.fleet.get("a").models == {DETECTOR: ModelState(4, 8), CLASSIFIER: ModelState(1, 8)}
         await bench.supervisor.close()
 
     run(work())

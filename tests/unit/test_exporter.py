@@ -67,3 +67,11 @@ def test_failed_ticks_are_counted() -> None:
     exporter = Exporter()
     exporter.tick_failed()
     assert samples(exporter)["themis_tick_errors_total",] == 1.0
+
+
+def test_the_gauge_of_stale_sources_falls_again() -> None:
+    exporter, fresh = Exporter(), seen(server("a"))
+    exporter.take(replace(fresh, estimate=replace(fresh.estimate, stale={PROXY: "silent", "a": "silent"})), 0.001)
+    assert samples(exporter)["themis_stale_sources",] == 2.0
+    exporter.take(fresh, 0.001)
+    assert samples(exporter)["themis_stale_sources",] == 0.0

@@ -12,7 +12,7 @@ from tests.unit.samples import server as make_server
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.decision import ClampKind, Target
 from themis_triton.core.fleet import ModelState
-from themis_triton.decide.guards import only_probed_operations
+from themis_triton.decide.guards import guard, only_probed_operations
 
 NOW = ModelState(2, 4)
 SAFE = {"add_one": True, "remove_one": True, "add_many": True, "rebatch": True}
@@ -63,3 +63,11 @@ def test_many_at_once_become_one_at_a_time_where_that_is_proven() -> None:
     kept, said = guarded(ModelState(6, 4), {"add_one": True}, proven_only=True)
     assert kept == ModelState(3, 4)
     assert said[0].endswith("one instance at a time instead")
+
+
+def test_the_guards_in_sequence_keep_to_what_was_probed() -> None:
+    server = replace(make_server("a"), models={DETECTOR: NOW})
+    target = Target(servers={"a": {DETECTOR: ModelState(1, 4)}})
+    kept, clamps = guard(target, snapshot([server]), configured(SAFE | {"remove_one": False}, proven_only=False))
+    assert kept.servers["a"][DETECTOR] == NOW
+    assert [clamp.kind for clamp in clamps] == [ClampKind.LEVER]

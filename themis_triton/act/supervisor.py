@@ -133,12 +133,14 @@ class Supervisor:
             if server.phase is not Phase.SERVING or self._is_busy(server.name):
                 continue
             try:
-                found = await self._control.read_models(server, self._models)
+                models = await self._control.read_models(server, self._models)
             except ServerError:
                 continue  # the metrics readings already tell that it is silent, and for how long
             fleet = self._executor.fleet
-            if server.name in fleet and not self._is_busy(server.name) and fleet.get(server.name).models != found:
-                fleet.put(replace(fleet.get(server.name), models=found))
+            # What an action changed meanwhile is newer than what was read.
+            is_current = server.name in fleet and fleet.get(server.name) == server and not self._is_busy(server.name)
+            if is_current and server.models != models:
+                fleet.put(replace(server, models=models))
         if before != {server.name: frozenset(server.models) for server in self._executor.fleet.all()}:
             self._executor.reconcile_routes(changed=True)
 
