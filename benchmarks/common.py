@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 import psutil
 
+from themis_triton.compilation import use_kernel_cache
+
 RESULTS = Path(__file__).parent / "results"
+use_kernel_cache()  # of this process, and of each worker process that imports the benchmark
 
 
 def machine() -> dict[str, Any]:

@@ -328,6 +328,14 @@ def down(config: ConfigOption) -> None:
     down_command(config)
 
 
+@app.command()
+def warm(as_json: JsonOption = False) -> None:
+    """Compile the solvers and the simulator once for this installation, so that no command waits for it later."""
+    from themis_triton.commands.warm_command import warm_command  # noqa: PLC0415 - a command loads only what it needs
+
+    warm_command(as_json=as_json)
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(themis_triton.__version__)

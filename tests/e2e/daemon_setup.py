@@ -62,10 +62,14 @@ class Sidecar:
 
     async def start(self) -> Status:
         """Start the daemon; returns the status after its first tick."""
+        self.spawn()
+        return await self.until("its first tick", lambda status: "tick" in status, START_TIMEOUT_S)
+
+    def spawn(self) -> None:
+        """Start the daemon's process."""
         with self.log.open("ab") as log:
             command = [sys.executable, "-m", "themis_triton.cli", "run", "-c", str(self.settings)]
-            self.processes.append(subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True))  # noqa: ASYNC220 - returns at once
-        return await self.until("its first tick", lambda status: "tick" in status, START_TIMEOUT_S)
+            self.processes.append(subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True))
 
     async def until(self, what: str, holds: Callable[[Status], bool], timeout_s: float = TIMEOUT_S) -> Status:
         """Poll the status until the condition holds; fails with the last status and the log's end."""

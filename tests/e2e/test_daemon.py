@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -235,3 +236,17 @@ def test_pause_holds_everything_resume_goes_on_why_tells_and_stop_leaves_it_serv
         grown = next(row for row in rows if f"grow {DETECTOR} on {ADOPTED}" in row["sentence"])
         assert f"grow {DETECTOR} on {ADOPTED} 1→" in said("why", grown["decision_id"])
         assert "no sidecar runs" in said("stop")
+
+
+def test_a_stop_while_kernels_compile_ends_daemon_and_compilers(launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "empty-cache"
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(cache))
+    with beside(launch, tmp_path) as sidecar:
+        sidecar.spawn()
+        while "kernels_compiling" not in sidecar.log.read_text():
+            assert sidecar.processes[-1].poll() is None, sidecar.words()
+            time.sleep(0.05)
+        assert asyncio.run(sidecar.terminate()) == 0
+        assert "kernels_compiled" not in sidecar.log.read_text()
+        assert '"event": "started"' not in sidecar.log.read_text()
+        assert not [p for p in psutil.process_iter() if str(cache) in " ".join(p.cmdline())]

@@ -98,5 +98,5 @@ def test_what_instances_cannot_carry_the_missing_servers_do(seed: int) -> None:
 def test_stages_that_share_servers_are_refused() -> None:
     asked = problem(np.random.default_rng(0), smooth=True)
     together = ChainProblem(asked.stages, 100.0, 1.0, placement=Placement.COLOCATED)
-    with pytest.raises(SolverError, match="solve_fleet"):
+    with pytest.raises(SolverError, match="separate stages"):
         solve_mixed(together, [1] * len(asked.stages))

@@ -26,6 +26,7 @@ COMMANDS = (
     "status",
     "down",
     "schema",
+    "warm",
 )
 
 

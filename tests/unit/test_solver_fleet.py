@@ -11,12 +11,13 @@ import pytest
 
 from themis_triton.core.action import ActionKind
 from themis_triton.core.errors import SolverError
-from themis_triton.solver.fleet import FleetPlan, ServerAssignment, evaluate_fleet, solve_fleet
+from themis_triton.solver.fleet import ServerAssignment, evaluate_fleet
 from themis_triton.solver.migration import Migration, MovePrices, fleet_at, solve_migration
 from themis_triton.solver.plans import Binding
 from themis_triton.solver.problem import ChainProblem, Placement, StageProblem
-from themis_triton.solver.slot_allocation import PoolMember, frontier, solve_pool, split_devices
-from themis_triton.solver.solve import evaluate, largest_demand, solve_joint, solve_vertical
+from themis_triton.solver.slot_allocation import PoolMember, frontier, solve_pool
+from themis_triton.solver.slot_kernels import split_slots
+from themis_triton.solver.solve import evaluate, largest_demand, solve_joint
 from themis_triton.solver.surface import contention_surface
 
 STAGES = (
@@ -42,64 +43,17 @@ def test_equal_servers_are_judged_as_the_chain_is() -> None:
     assert fleet.feasible == chain.feasible
 
 
-@pytest.mark.parametrize("rate_rps", [0.0, 30.0, 60.0, 75.0, 90.0, 110.0])
-def test_never_dearer_than_equal_counts_and_always_inside_the_slo(rate_rps: float) -> None:
-    problem = video(rate_rps)
-    equal_counts, fleet = solve_vertical(problem, 2, batches=[[8], [8]]), solve_fleet(problem, equal(2))
-    assert fleet.feasible >= equal_counts.feasible
-    if equal_counts.feasible:
-        assert fleet.cost <= equal_counts.plan.cost + 1e-9
-        chosen = [replace(held, instances=row) for held, row in zip(equal(2), fleet.instances, strict=True)]
-        assert evaluate_fleet(problem, chosen).feasible
-    else:
-        assert fleet.largest_demand_rps >= equal_counts.largest_demand_rps
-
-
-def cheapest_by_hand(problem: ChainProblem, servers: int) -> float:
-    options = list(itertools.product(range(1, 4), repeat=2))
-    plans: list[FleetPlan] = [
-        evaluate_fleet(problem, [ServerAssignment(str(i), row, (8, 8)) for i, row in enumerate(rows)])
-        for rows in itertools.combinations_with_replacement(options, servers)
-    ]
-    return min((plan.cost for plan in plans if plan.feasible), default=math.inf)
-
-
-def test_counts_that_differ_come_close_to_the_best_of_all() -> None:
-    rng = np.random.default_rng(3)
-    found, best = [], []
-    for _ in range(40):
-        problem = replace(video(float(rng.uniform(20, 120))), stages=tuple(replace(s, max_instances=3) for s in STAGES))
-        plan = solve_fleet(problem, equal(3))
-        optimum = cheapest_by_hand(problem, 3)
-        assert plan.feasible == (optimum < math.inf)
-        if plan.feasible:
-            found.append(plan.cost)
-            best.append(optimum)
-    assert sum(found) <= 1.02 * sum(best)
-    assert all(ours >= theirs - 1e-9 for ours, theirs in zip(found, best, strict=True))
-
-
-def test_a_model_that_a_server_does_not_hold_stays_absent() -> None:
+def test_a_stage_is_served_by_the_servers_that_hold_it() -> None:
     fleet = [ServerAssignment("a", (2, 0), (8, 8)), ServerAssignment("b", (1, 1), (8, 8)), ServerAssignment("c", (0, 2), (4, 4))]
-    plan = solve_fleet(video(60.0), fleet)
-    assert plan.feasible
-    assert plan.instances[0][1] == 0
-    assert plan.instances[2][0] == 0
-    assert solve_fleet(video(60.0), fleet, never_shrink=True).instances == tuple(held.instances for held in fleet)
-
-
-def test_a_fleet_that_cannot_carry_the_demand_says_how_much_it_can() -> None:
-    plan = solve_fleet(video(500.0), equal(2))
-    assert not plan.feasible
-    assert 0 < plan.largest_demand_rps < 500
-    assert evaluate_fleet(
-        video(plan.largest_demand_rps), [replace(h, instances=c) for h, c in zip(equal(2), plan.instances, strict=True)]
-    ).feasible
+    problem = video(60.0)
+    assert evaluate_fleet(problem, fleet).feasible
+    assert not evaluate_fleet(problem, fleet[:1]).feasible
+    assert evaluate_fleet(problem, fleet).capacity_rps > evaluate_fleet(problem, fleet[:2]).capacity_rps
 
 
 def test_separate_stages_are_refused() -> None:
     with pytest.raises(SolverError, match="co-located"):
-        solve_fleet(video(10.0, placement=Placement.SEPARATE), equal(1))
+        evaluate_fleet(video(10.0, placement=Placement.SEPARATE), equal(1))
 
 
 def test_frontier_falls_with_devices_and_meets_the_joint_plan() -> None:
@@ -156,7 +110,7 @@ def test_the_split_is_the_best_of_all_splits() -> None:
     for _ in range(50):
         loss = -np.sort(-rng.integers(0, 9, (4, 7)).astype(float), axis=1)
         cost = rng.uniform(0, 50, (4, 7))
-        split = split_devices(loss, cost)
+        split = split_slots(loss, cost)
         best = min(
             (sum(loss[p, n] for p, n in enumerate(ns)), sum(cost[p, n] for p, n in enumerate(ns)))
             for ns in itertools.product(range(7), repeat=4)

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from themis_triton.commands.plan_migrations import LIVE, Fleet, live_fleet, parse_fleet, path_row, show_paths
 from themis_triton.commands.status_command import asked
+from themis_triton.commands.warm_command import planning_groups, prepare_kernels
 from themis_triton.core.config import PipelineConfig, PlanningConfig, ThemisConfig, ThroughputRule
 from themis_triton.core.errors import SettingsError
 from themis_triton.planning import PlanAnswer, StageAnswer, WhatIf, asked_pipeline, plan_rates
@@ -46,6 +47,7 @@ def plan_command(flags: PlanFlags) -> tuple[PlanAnswer, ...]:
     config = load_settings(flags.config)
     pipeline = asked_pipeline(config, what_if)
     fleet = _fleet(flags, pipeline, config)
+    prepare_kernels(planning_groups(config))
     answers = plan_rates(config, rates, what_if)
     console = Console()
     console.print(plan_table(answers, pipeline, config))

@@ -17,8 +17,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 from themis_triton.commands.simulated_runs import CLAIRVOYANT, SimulatedRun, WorldFlags, check_fit, check_world, row_of, simulated_run
+from themis_triton.commands.warm_command import planning_groups, prepare_kernels
+from themis_triton.compilation import use_kernel_cache
 from themis_triton.core.config import PolicyName, ThemisConfig
 from themis_triton.core.errors import SettingsError
+from themis_triton.jit import Group
 from themis_triton.load.traces import TraceOptions
 from themis_triton.report.style import require_matplotlib
 from themis_triton.settings import load_settings
@@ -45,6 +48,7 @@ def simulate_command(flags: SimulateFlags, *, as_json: bool) -> list[dict[str, A
     check_fit(flags.world, config)
     policies = _policies(flags.policies)
     tasks = [(policy, seed) for policy in policies for seed in range(flags.seeds)]
+    prepare_kernels((*planning_groups(config), Group.SIMULATOR))
     runs = _all_runs(config, flags, tasks, Console(stderr=True))
     rows = [row_of(policy, [run for run in runs if run.policy == policy]) for policy in policies]
     console = Console(soft_wrap=True)
@@ -113,7 +117,7 @@ def _mapped(one: partial[SimulatedRun], tasks: list[tuple[str, int]], jobs: int)
     if jobs == 1:
         yield from map(one, tasks)
         return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=use_kernel_cache) as pool:
         yield from pool.map(one, tasks)
 
 

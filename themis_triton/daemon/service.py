@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from themis_triton.adapters.exporter import Exporter
+from themis_triton.compilation import CompileProgress, compile_kernels
 from themis_triton.core.config import Mode, ThemisConfig
 from themis_triton.core.decision import Reason
 from themis_triton.core.errors import ThemisError
@@ -22,7 +26,7 @@ from themis_triton.daemon.control import is_paused
 from themis_triton.daemon.lock import locked
 from themis_triton.daemon.status import StatusBoard
 from themis_triton.decide.rules import Rules, build_rules
-from themis_triton.solver.solve import warm
+from themis_triton.jit import Group
 from themis_triton.tick import EngineState, tick
 
 log = structlog.get_logger()
@@ -37,11 +41,13 @@ async def run_daemon(config: ThemisConfig) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     with locked(config.state_directory):
-        warming = asyncio.create_task(asyncio.to_thread(warm))
-        async with build_components(config) as components:
+        compiling = asyncio.create_task(_compile_kernels())
+        async with build_components(config) as components, _cancelled_on_exit(compiling):
             await adopt(components)
             await components.envoy.ensure()
-            await warming
+            if await stopped_before(compiling, stop):
+                log.info("stopped", servers="left serving")
+                return
             board = StatusBoard(config, components.clock.now_s())
             exporter = Exporter()
             async with serving(config.status.address, board, exporter, components.clock):
@@ -50,6 +56,36 @@ async def run_daemon(config: ThemisConfig) -> None:
                     log.warning("first_process", says="a container's first process: servers and Envoy end with it; run it with --pid=host")
                 await _scheduled(_Loop(components, build_rules(config), board, exporter), stop)
     log.info("stopped", servers="left serving")
+
+
+async def stopped_before(task: asyncio.Task[None], stop: asyncio.Event) -> bool:
+    """Wait for the task, but not longer than until `stop`; whether the stop came first. An error of the task is raised."""
+    stopping = asyncio.create_task(stop.wait())
+    async with _cancelled_on_exit(stopping):
+        await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+        return stop.is_set()
+
+
+@asynccontextmanager
+async def _cancelled_on_exit(task: asyncio.Task[Any]) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+async def _compile_kernels() -> None:
+    """Load what a tick needs. What is not cached is compiled first, and the log shows the progress."""
+
+    def report(step: CompileProgress) -> None:
+        log.info("kernels_compiling", done=step.done, total=step.total, entry=step.entry)
+
+    result = await compile_kernels((Group.TICK,), report)
+    if result.compiled:
+        log.info("kernels_compiled", total=result.compiled, seconds=round(result.seconds, 1), cache=str(result.directory))
 
 
 async def _scheduled(loop: _Loop, stop: asyncio.Event) -> None:

@@ -101,7 +101,7 @@ async def _run(options: DemoOptions) -> DemoSummary:
     console = Console(stderr=options.as_json)
     directory = options.directory.resolve()
     console.print(f"Starting Triton, Envoy and Themis ({options.policy.value}); files and logs in {directory}", markup=False)
-    async with staged(directory, options.pipeline, options.policy, options.settings) as stage:
+    async with staged(directory, options.pipeline, options.policy, options.settings, console.print) as stage:
         seen, before, report = await _loaded(stage, options, console, directory)
     summary = _summary(options, stage, seen, before, report)
     series = _series(options, seen, report)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from themis_triton.demo.base import DemoBase, read_base
 from themis_triton.demo.folder import STATES, STOP_TIMEOUT_S
 from themis_triton.settings import load_settings
 
-STATUS_TIMEOUT_S = 240.0  # the first start on a machine compiles the solver
+STATUS_TIMEOUT_S = 240.0  # without any progress; the first start on a machine compiles the solver
 POLL_S = 0.1
 
 
@@ -39,10 +40,12 @@ class DemoStage:
 
 
 @asynccontextmanager
-async def staged(directory: Path, pipeline: str | None, policy: PolicyName, settings: Path | None = None) -> AsyncIterator[DemoStage]:
+async def staged(
+    directory: Path, pipeline: str | None, policy: PolicyName, settings: Path | None = None, report: Callable[[str], None] | None = None
+) -> AsyncIterator[DemoStage]:
     """Start Triton, sidecar and Envoy in a folder; on exit, however it comes, no process of theirs is left.
 
-    `settings` None: the shipped ones; `pipeline` None: their first.
+    `settings` None: the shipped ones; `pipeline` None: their first. `report` gets a sentence for each solver that the sidecar compiles.
     """
     base = read_base(settings, pipeline)
     first_state, state = (directory / name for name in STATES)
@@ -53,7 +56,7 @@ async def staged(directory: Path, pipeline: str | None, policy: PolicyName, sett
         path.write_text(yaml.safe_dump(written, sort_keys=False))
         config = load_settings(path)
         daemon = _start_daemon(path, directory / "daemon.log", first_state)
-        await _answering(f"http://{addresses['status']}/status", daemon, directory / "daemon.log")
+        await _answering(f"http://{addresses['status']}/status", daemon, directory / "daemon.log", report)
         yield DemoStage(addresses["grpc"], f"http://{addresses['status']}/status", config.pipelines[0], config)
         await stop_process(daemon, STOP_TIMEOUT_S)
     finally:
@@ -93,10 +96,10 @@ def _start_daemon(path: Path, log_file: Path, owner: Path) -> ProcessId:
     return spawn(command, {**os.environ, OWNER_VARIABLE: owner_mark(owner)}, log_file)
 
 
-async def _answering(url: str, daemon: ProcessId, log_file: Path) -> None:
-    """Wait, bounded, until the sidecar tells its first tick."""
+async def _answering(url: str, daemon: ProcessId, log_file: Path, report: Callable[[str], None] | None) -> None:
+    """Wait until the status shows a first tick; ServerError after STATUS_TIMEOUT_S without progress."""
     loop = asyncio.get_running_loop()
-    deadline_s = loop.time() + STATUS_TIMEOUT_S
+    deadline_s, progress = loop.time() + STATUS_TIMEOUT_S, ""
     async with httpx.AsyncClient(trust_env=False) as client:
         while loop.time() < deadline_s:
             if find_process(daemon) is None:
@@ -108,5 +111,19 @@ async def _answering(url: str, daemon: ProcessId, log_file: Path) -> None:
                 status = {}
             if status.get("tick"):
                 return
+            progress, before = compile_progress(await asyncio.to_thread(log_file.read_text)), progress
+            if progress != before:
+                deadline_s = loop.time() + STATUS_TIMEOUT_S
+                if report is not None:
+                    report(progress)
             await asyncio.sleep(POLL_S)
     raise ServerError(f"the sidecar did not answer at {url} within {STATUS_TIMEOUT_S:g} s; see {log_file}")
+
+
+def compile_progress(log: str) -> str:
+    """How far the sidecar's log says that its solvers are compiled; empty where it does not compile."""
+    line = next((line for line in reversed(log.splitlines()) if '"kernels_compiling"' in line), None)
+    if line is None:
+        return ""
+    event = json.loads(line)
+    return f"Compiling the solvers (once): {event['done']} of {event['total']}"

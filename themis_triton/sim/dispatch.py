@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from themis_triton.sim.jit import kernel
+from themis_triton.jit import flat_kernel, inlined
 from themis_triton.sim.service import noise, reschedule, settle
 from themis_triton.sim.state import (
     CENTRAL,
@@ -19,7 +19,7 @@ from themis_triton.sim.state import (
 )
 
 
-@kernel
+@flat_kernel
 def place(e: Engine, request: int, model: int, now_s: float) -> None:
     """Into a queue, and on into a batch where an instance is free; a request that no server can take fails."""
     server = any_routed(e, model) if e.ints[CENTRAL] else least_loaded(e, model)
@@ -44,21 +44,21 @@ def place(e: Engine, request: int, model: int, now_s: float) -> None:
         take(e, server, model, now_s)
 
 
-@kernel
+@inlined
 def foremost(e: Engine, queue: int) -> int:
     """Who is served next of a queue that is not empty."""
     request: int = e.head[queue] if e.length[queue] > e.aside[queue] else e.aside_head[queue]
     return request
 
 
-@kernel
+@inlined
 def oldest_s(e: Engine, queue: int) -> float:
     """When the one who waits longest entered a queue that is not empty: a batcher's delay counts from there."""
     entered_s: float = e.entered_s[foremost(e, queue)]
     return min(entered_s, e.entered_s[e.aside_head[queue]]) if e.aside[queue] > 0 else entered_s
 
 
-@kernel
+@flat_kernel
 def step_aside(e: Engine, queue: int, model: int, now_s: float) -> None:
     """Who waited longer than the model's patience goes behind all others: to serve it first would make them late as well."""
     while e.length[queue] > e.aside[queue] and now_s - e.entered_s[e.head[queue]] > e.deprioritize_after_s[model]:
@@ -73,7 +73,7 @@ def step_aside(e: Engine, queue: int, model: int, now_s: float) -> None:
         e.aside[queue] += 1
 
 
-@kernel
+@flat_kernel
 def pop(e: Engine, queue: int) -> int:
     """Take the foremost out of its queue."""
     request = foremost(e, queue)
@@ -87,13 +87,13 @@ def pop(e: Engine, queue: int) -> int:
     return request
 
 
-@kernel
+@inlined
 def queue_of(e: Engine, server: int, model: int) -> int:
     """The queue that feeds a server's model."""
     return model if e.ints[CENTRAL] else server * e.routed.shape[1] + model
 
 
-@kernel
+@flat_kernel
 def least_loaded(e: Engine, model: int) -> int:
     """The routed server with the fewest requests of the model, ties in turn; NONE when there is none."""
     places = e.routed.shape[0]
@@ -109,7 +109,7 @@ def least_loaded(e: Engine, model: int) -> int:
     return best
 
 
-@kernel
+@inlined
 def any_routed(e: Engine, model: int) -> int:
     """The first routed server; NONE when there is none."""
     for server in range(e.routed.shape[0]):
@@ -118,14 +118,14 @@ def any_routed(e: Engine, model: int) -> int:
     return NONE
 
 
-@kernel
+@inlined
 def workers_of(e: Engine, server: int, model: int) -> int:
     """Batches that a server can serve at once for a model."""
     instances: int = e.instances[server, model]
     return min(1, instances) if e.ints[CORES] else instances
 
 
-@kernel
+@flat_kernel
 def offer(e: Engine, model: int, now_s: float) -> None:
     """The central dispatcher: servers in their order take what waits."""
     for server in range(e.routed.shape[0]):
@@ -138,7 +138,7 @@ def offer(e: Engine, model: int, now_s: float) -> None:
                 take(e, server, model, now_s)
 
 
-@kernel
+@flat_kernel
 def fill(e: Engine, server: int, model: int, now_s: float) -> bool:
     """Triton's dynamic batcher: a free instance takes what waits, up to the largest batch; less than that waits for the queue delay.
 
@@ -160,14 +160,14 @@ def fill(e: Engine, server: int, model: int, now_s: float) -> bool:
     return started
 
 
-@kernel
+@flat_kernel
 def take(e: Engine, server: int, model: int, now_s: float) -> None:
     """`fill`, and the device's next end."""
     if fill(e, server, model, now_s):
         reschedule(e, e.device[server], now_s)
 
 
-@kernel
+@flat_kernel
 def start_batch(e: Engine, server: int, model: int, queue: int, size: int, now_s: float) -> None:
     """Move the queue's first requests into a batch on the server's device; `reschedule` must follow."""
     device = e.device[server]
@@ -191,7 +191,7 @@ def start_batch(e: Engine, server: int, model: int, queue: int, size: int, now_s
     e.served[server, model, EXECUTIONS] += 1.0
 
 
-@kernel
+@flat_kernel
 def lift(e: Engine, batch: int) -> None:
     """Take a batch off its settled device and out of its server's counts."""
     server, model = e.batch_place[batch, 0], e.batch_place[batch, 1]
@@ -208,7 +208,7 @@ def lift(e: Engine, batch: int) -> None:
     e.ints[FREE] += 1
 
 
-@kernel
+@flat_kernel
 def again(e: Engine, request: int, model: int, now_s: float) -> None:
     """Place a chain of requests anew."""
     while request != NONE:

@@ -9,9 +9,10 @@ ran out. Batches on one device share it: each progresses at the speed of `l(b, k
 from __future__ import annotations
 
 import numpy as np
+from numba import types
 
+from themis_triton.jit import FLOATS, FLOATS_2D, FLOATS_3D, INTEGER, INTS, INTS_2D, REAL, SEEDS, Entry, Group, flat_kernel, inlined
 from themis_triton.sim.dispatch import again, fill, lift, offer, place, pop, queue_of, take
-from themis_triton.sim.jit import kernel
 from themis_triton.sim.service import bucket, least, reschedule, settle
 from themis_triton.sim.state import (
     ARRIVALS,
@@ -36,7 +37,7 @@ from themis_triton.sim.state import (
 _ARRIVE, _CROSS, _END, _EXPIRE = range(4)
 
 
-@kernel
+@flat_kernel
 def advance(e: Engine, until_s: float) -> None:
     """Let everything happen that is due until then; the next call goes on from there."""
     while True:
@@ -66,7 +67,7 @@ def advance(e: Engine, until_s: float) -> None:
     e.floats[NOW_S] = max(e.floats[NOW_S], until_s)
 
 
-@kernel
+@flat_kernel
 def enter(e: Engine, request: int, now_s: float) -> None:
     """A request reaches the proxy for its present stage."""
     model = e.chains[e.pipeline[request], e.stage[request]]
@@ -76,7 +77,7 @@ def enter(e: Engine, request: int, now_s: float) -> None:
     place(e, request, model, now_s)
 
 
-@kernel
+@flat_kernel
 def end_batch(e: Engine, device: int, now_s: float) -> None:
     """The device's first batch is done: answer its requests or send them on, and let its instance take the next."""
     batch = e.first[device]
@@ -100,7 +101,7 @@ def end_batch(e: Engine, device: int, now_s: float) -> None:
     reschedule(e, device, now_s)
 
 
-@kernel
+@inlined
 def leave(e: Engine, request: int, now_s: float) -> None:
     """A request has its stage's answer: the chain goes on after one proxy hop, or ends."""
     e.stage[request] += 1
@@ -116,7 +117,7 @@ def leave(e: Engine, request: int, now_s: float) -> None:
     e.ints[CROSSING_TAIL] = request
 
 
-@kernel
+@inlined
 def expire(e: Engine, now_s: float) -> None:
     """A batcher's delay ran out: what waits goes as it is."""
     queue = least(e.timer_s)
@@ -129,7 +130,7 @@ def expire(e: Engine, now_s: float) -> None:
         take(e, queue // models, queue % models, now_s)
 
 
-@kernel
+@flat_kernel
 def configure(e: Engine, server: int, model: int, instances: int, max_batch: int, delay_s: float) -> None:
     """Change what a server runs for a model, now; a batch under way keeps its size, and goes on at the speed of what runs from now on."""
     now_s = e.floats[NOW_S]
@@ -139,7 +140,7 @@ def configure(e: Engine, server: int, model: int, instances: int, max_batch: int
     reschedule(e, e.device[server], now_s)
 
 
-@kernel
+@flat_kernel
 def evict(e: Engine, server: int) -> None:
     """A server that is out of the routes ends at once: the proxy sends what it held to the others, from the stage's start."""
     now_s, device = e.floats[NOW_S], e.device[server]
@@ -157,3 +158,22 @@ def evict(e: Engine, server: int) -> None:
             e.outstanding[server, model] = 0
             while e.length[queue] > 0:
                 again(e, pop(e, queue), model, now_s)
+
+
+_ENGINE = types.NamedTuple(  # type: ignore[no-untyped-call]
+    (
+        *(FLOATS_3D, INTS_2D, FLOATS, INTS, INTS, INTS, FLOATS, FLOATS, INTS),  # surfaces, chains and requests
+        *(INTS, INTS_2D, INTS_2D, INTS_2D, FLOATS_2D, INTS_2D, INTS_2D),  # servers
+        *(INTS, INTS, INTS, INTS, INTS, INTS, FLOATS, FLOATS),  # queues
+        *(INTS_2D, INTS, INTS, FLOATS, FLOATS, FLOATS, FLOATS, INTS),  # batches
+        *(INTS_2D, INTS, FLOATS, FLOATS, INTS),  # devices
+        *(FLOATS_3D, INTS_2D, FLOATS, INTS_2D, INTS, FLOATS, SEEDS),  # counters and scalars
+    ),
+    Engine,
+)
+ENTRIES = (
+    Entry(Group.SIMULATOR, advance, (_ENGINE, REAL)),
+    Entry(Group.SIMULATOR, evict, (_ENGINE, INTEGER)),
+    Entry(Group.SIMULATOR, configure, (_ENGINE, INTEGER, INTEGER, INTEGER, INTEGER, REAL)),
+    Entry(Group.SIMULATOR, offer, (_ENGINE, INTEGER, REAL)),
+)

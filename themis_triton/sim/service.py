@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 
-from themis_triton.sim.jit import kernel
+from themis_triton.jit import flat_kernel, inlined
 from themis_triton.sim.state import CORES, EXPONENTIAL, FIRST_DEVICE, LOGNORMAL, NOISE, NOISE_CV, Engine
 from themis_triton.solver.surface import FloatArray
 
 
-@kernel
+@flat_kernel
 def least(values: FloatArray) -> int:
     """Index of the smallest value."""
     best = 0
@@ -21,7 +21,7 @@ def least(values: FloatArray) -> int:
     return best
 
 
-@kernel
+@flat_kernel
 def bucket(bounds: FloatArray, value: float) -> int:
     """Index of the first bound that is not below the value; the last bound is infinite."""
     low, high = 0, bounds.size - 1
@@ -34,7 +34,7 @@ def bucket(bounds: FloatArray, value: float) -> int:
     return low
 
 
-@kernel
+@flat_kernel
 def uniform(e: Engine) -> float:
     """A number in (0, 1], by xorshift64*."""
     x = e.seed[0]
@@ -45,7 +45,7 @@ def uniform(e: Engine) -> float:
     return (float((x * np.uint64(2685821657736338717)) >> np.uint64(11)) + 1.0) / 9007199254740992.0
 
 
-@kernel
+@flat_kernel
 def noise(e: Engine) -> float:
     """A factor of mean 1 for one batch's service time."""
     if e.ints[NOISE] == EXPONENTIAL:
@@ -57,7 +57,7 @@ def noise(e: Engine) -> float:
     return 1.0
 
 
-@kernel
+@inlined
 def duration_s(e: Engine, batch: int) -> float:
     """How long the whole batch would take at the present contention."""
     server, model = e.batch_place[batch, 0], e.batch_place[batch, 1]
@@ -67,7 +67,7 @@ def duration_s(e: Engine, batch: int) -> float:
     return whole
 
 
-@kernel
+@flat_kernel
 def settle(e: Engine, device: int, now_s: float) -> None:
     """Book the progress of a device's batches until now; before anything changes their speed."""
     elapsed_s = now_s - e.settled_s[device]
@@ -78,7 +78,7 @@ def settle(e: Engine, device: int, now_s: float) -> None:
             e.batch_left[batch] -= elapsed_s / e.batch_whole_s[batch]
 
 
-@kernel
+@flat_kernel
 def reschedule(e: Engine, device: int, now_s: float) -> None:
     """Find the batch of a settled device that ends first, and the device whose batch does."""
     soonest_s = np.inf

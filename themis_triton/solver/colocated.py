@@ -1,10 +1,10 @@
-"""Kernels for servers that hold all stages of a chain: one n for all, c and b a stage, everybody on one device."""
+"""Kernels for servers that hold all stages of a chain: one number of servers, instances and a batch size per stage, one shared device."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from themis_triton.solver.jit import kernel
+from themis_triton.jit import flat_kernel, inlined, kernel
 from themis_triton.solver.label_setting import COST, COST_TOLERANCE, LATENCY, LATENCY_TOLERANCE_MS, all_labels, cheapest, limits_of
 from themis_triton.solver.queueing import MEMORY_LIMIT, SLO
 from themis_triton.solver.stage_kernels import (
@@ -20,31 +20,59 @@ from themis_triton.solver.stage_kernels import (
     Chain,
     best_batch,
     busy_columns,
+    required_rps,
     server_capacity_rps,
     servers_for,
-    wanted_rps,
 )
 from themis_triton.solver.surface import FloatArray, IntArray
 
 
+@flat_kernel
+def count_of(chain: Chain, column: int) -> int:
+    """The sum of a column of `Chain.ints` over the stages."""
+    total = 0
+    for s in range(chain.ints.shape[0]):
+        total += chain.ints[s, column]
+    return total
+
+
+@flat_kernel
+def min_price(chain: Chain) -> float:
+    """Price of one server with the fewest instances."""
+    price: float = chain.floats[0, SERVER_PRICE]
+    for s in range(chain.ints.shape[0]):
+        price += chain.floats[s, INSTANCE_PRICE] * chain.ints[s, MIN_INSTANCES]
+    return price
+
+
+@kernel
+def device_columns(chain: Chain, servers: int, total: int) -> Busy:
+    """The surface's columns for the times on one of `servers` equal servers with `total` instances."""
+    stages = chain.ints.shape[0]
+    shares = np.empty(stages)
+    for s in range(stages):
+        shares[s] = chain.floats[s, RATIO] / servers
+    return busy_columns(chain, chain.latency[:stages], shares, total)
+
+
 @kernel
 def fill_tables(chain: Chain, servers: int, total: int, times: FloatArray, batches: IntArray) -> bool:
-    """Fastest time of each stage with each count; False when the fastest together miss the SLO.
+    """Write the fastest time of each stage with each count; False when the fastest of all stages together miss the SLO.
 
-    Counts that leave the other stages less than their least, or more than their most, of `total` get no time.
+    A count that leaves the other stages fewer than their minimum, or more than their maximum, of `total` gets no time.
     """
-    elsewhere, stages, fastest = chain.rule[ELSEWHERE], chain.ints.shape[0], 0.0
-    spare, lacking = total - chain.ints[:, MIN_INSTANCES].sum(), chain.ints[:, MAX_INSTANCES].sum() - total
-    busy = busy_columns(chain, 0, stages, chain.floats[:, RATIO] / servers, total)
-    for s in range(stages):
+    elsewhere, fastest = chain.rule[ELSEWHERE], 0.0
+    spare, lacking = total - count_of(chain, MIN_INSTANCES), count_of(chain, MAX_INSTANCES) - total
+    busy = device_columns(chain, servers, total)
+    for s in range(chain.ints.shape[0]):
         low, high, least = chain.ints[s, MIN_INSTANCES], chain.ints[s, MAX_INSTANCES], np.inf
         for c in range(low, high + 1):
             if c - low > spare or high - c > lacking:
                 batches[s, c], times[s, c] = 0, np.inf
-            elif chain.rule[CORES]:
-                batches[s, c], times[s, c] = best_batch(chain, s, c, Busy(float(c), float(c), c), servers, c)
             else:
-                batches[s, c], times[s, c] = best_batch(chain, s, total + elsewhere, busy, servers, c)
+                cores = chain.rule[CORES] > 0
+                column, own = c if cores else total + elsewhere, Busy(float(c), float(c), c) if cores else busy
+                batches[s, c], times[s, c] = best_batch(chain, s, column, own, servers, c)
             least = min(least, times[s, c])
         fastest += least
         if fastest > chain.rate[SLO] + LATENCY_TOLERANCE_MS:
@@ -52,9 +80,9 @@ def fill_tables(chain: Chain, servers: int, total: int, times: FloatArray, batch
     return True
 
 
-@kernel
+@flat_kernel
 def one_price(chain: Chain) -> bool:
-    """Whether all stages' instances cost the same and take the same memory, so that their total says it all."""
+    """Whether the instances of all stages have the same price and memory, so that their total determines both."""
     for s in range(1, chain.ints.shape[0]):
         for column in (INSTANCE_PRICE, MEMORY_BYTES):
             if chain.floats[s, column] != chain.floats[0, column]:
@@ -64,7 +92,7 @@ def one_price(chain: Chain) -> bool:
 
 @kernel
 def split_total(chain: Chain, times: FloatArray, total: int, counts: IntArray) -> float:
-    """Least total time with exactly `total` instances; writes the counts. A plain DP: the total settles the cost."""
+    """Least total time with exactly `total` instances; writes the counts. A plain DP, because the total determines the cost."""
     stages = chain.ints.shape[0]
     best = np.full((stages + 1, total + 1), np.inf)
     take = np.zeros((stages, total + 1), dtype=np.int64)
@@ -99,9 +127,9 @@ def split_labels(chain: Chain, times: FloatArray, total: int, cost_limit: float,
                 choices[s, i, 0], choices[s, i, 1] = c * chain.floats[s, INSTANCE_PRICE], times[s, c]
                 choices[s, i, 2], choices[s, i, 3] = float(c), c * chain.floats[s, MEMORY_BYTES]
                 sizes[s] += 1
-    limits = limits_of(cost_limit, chain.rate[SLO], float(total), chain.rate[MEMORY_LIMIT])
-    labels, chosen = all_labels(choices, sizes, limits, True, np.inf)
-    best = cheapest(labels, True, float(total))
+    limits = limits_of(cost_limit, chain.rate[SLO], float(total), chain.rate[MEMORY_LIMIT], 1.0)
+    labels, chosen = all_labels(choices, sizes, limits, np.inf)
+    best = cheapest(labels, 1.0, float(total))
     if best < 0:
         return np.inf, np.inf
     for s in range(stages):
@@ -110,14 +138,18 @@ def split_labels(chain: Chain, times: FloatArray, total: int, cost_limit: float,
 
 
 @kernel
-def best_for_servers(
+def best_for_servers(  # noqa: C901 - called functions would be compiled into it once more
     chain: Chain, servers: int, cost_limit: float, any_plan: bool, counts: IntArray, batches: IntArray
 ) -> tuple[float, float]:
-    """(cost, ms) of the cheapest plan on `servers` servers, infinite when none is below the limit; writes counts and batches."""
-    stages, prices = chain.ints.shape[0], chain.floats[:, INSTANCE_PRICE]
-    low, high, widest = chain.ints[:, MIN_INSTANCES].sum(), chain.ints[:, MAX_INSTANCES].sum(), chain.ints[:, MAX_INSTANCES].max()
-    base, least_price, simple = chain.floats[0, SERVER_PRICE], prices.min(), one_price(chain)
-    floor = base + (prices * chain.ints[:, MIN_INSTANCES]).sum()
+    """(cost, ms) of the cheapest plan on `servers` servers, infinite when none is below the limit; writes counts and batches.
+
+    `any_plan`: the first feasible plan is enough.
+    """
+    stages, base, simple = chain.ints.shape[0], chain.floats[0, SERVER_PRICE], one_price(chain)
+    low, high, widest, least_price = count_of(chain, MIN_INSTANCES), count_of(chain, MAX_INSTANCES), 0, np.inf
+    for s in range(stages):
+        widest, least_price = max(widest, chain.ints[s, MAX_INSTANCES]), min(least_price, chain.floats[s, INSTANCE_PRICE])
+    floor = min_price(chain)
     times, fastest = np.empty((stages, widest + 1)), np.zeros((stages, widest + 1), dtype=np.int64)
     trial = np.zeros(stages, dtype=np.int64)
     best_cost, best_ms = np.inf, np.inf
@@ -146,45 +178,42 @@ def best_for_servers(
     return best_cost, best_ms
 
 
-@kernel
+@flat_kernel
 def min_servers(chain: Chain) -> int:
-    """A lower bound on the servers: each stage's demand over the most that one server could carry; 0: no number is enough."""
-    low = chain.ints[:, MIN_INSTANCES].sum()
+    """A lower bound on the servers: each stage's demand over the largest capacity of one server; 0: no number is enough."""
+    low = count_of(chain, MIN_INSTANCES)
     bound = 1
     for s in range(chain.ints.shape[0]):
-        most = 0.0
+        largest = 0.0
         for c in range(chain.ints[s, MIN_INSTANCES], chain.ints[s, MAX_INSTANCES] + 1):
             full = c if chain.rule[CORES] else low - chain.ints[s, MIN_INSTANCES] + c + chain.rule[ELSEWHERE]
             for batch in range(1, chain.allowed.shape[1] + 1):
                 if chain.allowed[s, batch - 1]:
-                    most = max(most, server_capacity_rps(chain, s, c, batch, full))
-        needed = servers_for(wanted_rps(chain, s), most)
+                    largest = max(largest, server_capacity_rps(chain, s, c, batch, full))
+        needed = servers_for(required_rps(chain, s), largest)
         if needed == 0:
             return 0
         bound = max(bound, needed)
     return bound
 
 
-@kernel
-def cheapest_colocated(chain: Chain, low: int, high: int, counts: IntArray, batches: IntArray) -> FloatArray:
-    """Over low..high servers: [n, cost, ms, runner-up's n, cost, ms]; n 0 where there is none. Writes the winner's counts and batches."""
-    best = np.array([0.0, np.inf, np.inf, 0.0, np.inf, np.inf])
+@inlined
+def cheapest_colocated(chain: Chain, low: int, high: int, any_plan: bool, counts: IntArray, batches: IntArray, best: FloatArray) -> None:
+    """Over low..high servers: writes [n, cost, ms, runner-up's n, cost, ms], n 0 where there is none; the winner's counts and batches."""
     stages = chain.ints.shape[0]
-    floor = chain.floats[0, SERVER_PRICE] + (chain.floats[:, INSTANCE_PRICE] * chain.ints[:, MIN_INSTANCES]).sum()
+    floor, first = min_price(chain), min_servers(chain)
     trial, trial_batches = np.zeros(stages, dtype=np.int64), np.zeros(stages, dtype=np.int64)
-    first = min_servers(chain)
-    if first == 0:
-        return best
-    for n in range(max(low, first), high + 1):
+    best[0], best[1], best[2], best[3], best[4], best[5] = 0.0, np.inf, np.inf, 0.0, np.inf, np.inf
+    for n in range(max(low, first), high + 1 if first > 0 else 0):
         if n * floor > best[4] + COST_TOLERANCE:
             break
-        cost, ms = best_for_servers(chain, n, best[4], False, trial, trial_batches)
+        cost, ms = best_for_servers(chain, n, best[4], any_plan, trial, trial_batches)
         if cost == np.inf:
             continue
         if cost < best[1] - COST_TOLERANCE or (cost <= best[1] + COST_TOLERANCE and ms < best[2]):
             best[3], best[4], best[5] = best[0], best[1], best[2]
             best[0], best[1], best[2] = n, cost, ms
-            counts[:], batches[:] = trial, trial_batches
+            for s in range(stages):
+                counts[s], batches[s] = trial[s], trial_batches[s]
         elif cost < best[4] - COST_TOLERANCE or (cost <= best[4] + COST_TOLERANCE and ms < best[5]):
             best[3], best[4], best[5] = n, cost, ms
-    return best

@@ -1,41 +1,38 @@
-"""The compiled entries: arrays in, arrays out. Everything else in the kernels is reached from here."""
+"""The solver's compiled entries: arrays in, arrays out. Everything else in the kernels is called from here.
+
+There is one search per placement: Numba compiles everything that an entry calls into it again, so that few entries compile fast.
+"""
 
 from __future__ import annotations
 
 import numpy as np
+from numba import types
 
-from themis_triton.solver.colocated import best_for_servers, cheapest_colocated, min_servers
-from themis_triton.solver.jit import kernel
+from themis_triton.jit import BOOLS_2D, FLOATS, FLOATS_2D, FLOATS_3D, INTEGER, INTS, INTS_2D, Entry, Group, inlined, kernel
+from themis_triton.solver.colocated import best_for_servers, cheapest_colocated, device_columns, min_price, min_servers
+from themis_triton.solver.fleet_kernels import describe_fleet
 from themis_triton.solver.label_setting import COST, LATENCY_TOLERANCE_MS, cheapest
 from themis_triton.solver.queueing import SLO
-from themis_triton.solver.separate import fastest_separate, separate_columns, separate_fits, separate_frontier
-from themis_triton.solver.stage_kernels import (
-    CORES,
-    ELSEWHERE,
-    INSTANCE_PRICE,
-    MIN_INSTANCES,
-    RATIO,
-    SERVER_PRICE,
-    Chain,
-    busy_columns,
-    server_capacity_rps,
-    set_rate,
-    stage_times,
-)
+from themis_triton.solver.rate_search import largest_rate
+from themis_triton.solver.separate import fastest_separate, separate_columns, separate_frontier
+from themis_triton.solver.slot_kernels import split_slots
+from themis_triton.solver.stage_kernels import CORES, ELSEWHERE, RATIO, Chain, server_capacity_rps, stage_times
 from themis_triton.solver.surface import BoolArray, FloatArray, IntArray
 
-# Columns of a plan's rows; the last row is (found, cost, ms, runner-up's servers, cost, ms).
-TOGETHER, BY_STAGE, IN_TOTAL = 0, 1, 2
-NEAR = 1.05  # plans this much dearer than a good one are still looked at, for the runner-up
-N, C, B, SERVICE, WAIT, CAPACITY = 0, 1, 2, 3, 4, 5
+# The answer of a search. CHEAPEST: a plan of low..high servers; FEWEST: the fewest of low..high servers that carry the rate; ENOUGH: the
+# fewest above `low`, which do not suffice, up to about low + high; LARGEST_RATE: the largest whole rate up to `high` on `low` servers
+# (MIN_SERVERS of each stage where stages are separate); LARGEST_RATE_IN_TOTAL: on MAX_TOTAL_SERVERS, freely divided; COSTS: the least
+# cost with at most 0..high servers.
+CHEAPEST, FEWEST, ENOUGH, LARGEST_RATE, LARGEST_RATE_IN_TOTAL, COSTS = 0, 1, 2, 3, 4, 5
+NEAR = 1.05  # plans up to this much dearer than a good one are compared too, for the runner-up
+N, C, B, SERVICE, WAIT, CAPACITY = 0, 1, 2, 3, 4, 5  # columns of a stage's row; the last row: see `search_colocated`
 
 
 @kernel
 def describe_stage(chain: Chain, s: int, colocated: bool, servers: int, instances: int, batch: int, total: int, row: FloatArray) -> None:
-    """Write one stage's row of a plan."""
+    """Write one stage's row of a plan; `total` instances share the device where stages are co-located."""
     if colocated and not chain.rule[CORES]:
-        full = total + chain.rule[ELSEWHERE]
-        busy = busy_columns(chain, 0, chain.ints.shape[0], chain.floats[:, RATIO] / servers, total)
+        full, busy = total + chain.rule[ELSEWHERE], device_columns(chain, servers, total)
     else:
         full, busy = separate_columns(chain, s, servers, instances)
     service, wait = stage_times(chain, s, busy, servers, chain.floats[s, RATIO] / servers, instances, batch)
@@ -44,61 +41,7 @@ def describe_stage(chain: Chain, s: int, colocated: bool, servers: int, instance
 
 
 @kernel
-def joint_colocated(
-    latency: FloatArray,
-    gather: FloatArray,
-    ints: IntArray,
-    floats: FloatArray,
-    allowed: BoolArray,
-    rate: FloatArray,
-    rule: IntArray,
-    low: int,
-    high: int,
-) -> FloatArray:
-    """The cheapest plan over low..high servers: float64[S + 1, 6]."""
-    chain = Chain(latency, gather, ints, floats, allowed, rate, rule)
-    stages = ints.shape[0]
-    out = np.zeros((stages + 1, 6))
-    counts, batches = np.zeros(stages, dtype=np.int64), np.zeros(stages, dtype=np.int64)
-    best = cheapest_colocated(chain, low, high, counts, batches)
-    out[stages, 0] = 1.0 if best[0] > 0 else 0.0
-    out[stages, 1:] = best[1:]
-    if best[0] > 0:
-        for s in range(stages):
-            describe_stage(chain, s, True, int(best[0]), counts[s], batches[s], counts.sum(), out[s])
-    return out
-
-
-@kernel
-def joint_separate(
-    latency: FloatArray,
-    gather: FloatArray,
-    ints: IntArray,
-    floats: FloatArray,
-    allowed: BoolArray,
-    rate: FloatArray,
-    rule: IntArray,
-) -> FloatArray:
-    """The cheapest plan with n, c and b a stage: float64[S + 1, 6]."""
-    chain = Chain(latency, gather, ints, floats, allowed, rate, rule)
-    stages = ints.shape[0]
-    out = np.zeros((stages + 1, 6))
-    labels, plans = separate_frontier(chain, NEAR)
-    best = cheapest(labels, False, 0.0)
-    if best < 0:
-        return out
-    for s in range(stages):
-        describe_stage(chain, s, False, plans[best, s, 0], plans[best, s, 1], plans[best, s, 2], 0, out[s])
-    out[stages, 0], out[stages, 1], out[stages, 2] = 1.0, labels[best, 0], labels[best, 1]
-    for i in range(labels.shape[0]):
-        if labels[i, 1] < labels[best, 1]:
-            out[stages, 3], out[stages, 4], out[stages, 5] = plans[i, :, 0].sum(), labels[i, 0], labels[i, 1]
-            break
-    return out
-
-
-@kernel
-def judge(
+def describe_plan(
     latency: FloatArray,
     gather: FloatArray,
     ints: IntArray,
@@ -111,102 +54,77 @@ def judge(
     instances: IntArray,
     batches: IntArray,
 ) -> FloatArray:
-    """A given configuration described: float64[S, 6]."""
+    """The rows of a given configuration: float64[S, 6]."""
     chain = Chain(latency, gather, ints, floats, allowed, rate, rule)
-    out = np.zeros((ints.shape[0], 6))
+    out, total = np.zeros((ints.shape[0], 6)), int(np.int64(0))
     for s in range(ints.shape[0]):
-        describe_stage(chain, s, colocated, servers[s], instances[s], batches[s], instances.sum(), out[s])
+        total += instances[s]
+    for s in range(ints.shape[0]):
+        describe_stage(chain, s, colocated, servers[s], instances[s], batches[s], total, out[s])
     return out
 
 
-@kernel
-def _holds(chain: Chain, holding: int, servers: int, counts: IntArray, batches: IntArray) -> bool:
-    if holding == TOGETHER:
-        _, ms = best_for_servers(chain, servers, np.inf, True, counts, batches)
-        return bool(ms < np.inf)
-    if holding == IN_TOTAL:
-        return separate_fits(chain)
-    return bool(fastest_separate(chain) <= chain.rate[SLO] + LATENCY_TOLERANCE_MS)
+@inlined
+def _fits_together(chain: Chain, servers: int, any_plan: bool, counts: IntArray, batches: IntArray) -> bool:
+    """Whether `servers` servers that hold all stages carry the rate."""
+    return bool(best_for_servers(chain, servers, np.inf, any_plan, counts, batches)[1] < np.inf)
 
 
-@kernel
-def largest_rate(
-    latency: FloatArray,
-    gather: FloatArray,
-    ints: IntArray,
-    floats: FloatArray,
-    allowed: BoolArray,
-    rate: FloatArray,
-    rule: IntArray,
-    holding: int,
-    servers: int,
-    most: int,
-) -> int:
-    """The largest whole rate up to `most` that the given servers carry inside the SLO; −1 when not even rate 0 is.
-
-    `holding` TOGETHER: `servers` hold all stages; BY_STAGE: MIN_SERVERS of each stage; IN_TOTAL: at most MOST_SERVERS, freely divided.
-
-    Waits that fall with the rate make this not monotone: intervals are ruled out whole, upper halves first.
-    """
-    chain = Chain(latency, gather, ints, floats, allowed, rate, rule)
-    counts, batches = np.zeros(ints.shape[0], dtype=np.int64), np.zeros(ints.shape[0], dtype=np.int64)
-    lows, highs, depth = np.zeros(128, dtype=np.int64), np.zeros(128, dtype=np.int64), 1
-    lows[0], highs[0] = 1, most  # rate 0 stands apart: nobody gathers a batch there
-    while depth > 0:
-        depth -= 1
-        low, high = lows[depth], highs[depth]
-        set_rate(chain, float(low), float(high))
-        if high < low or not _holds(chain, holding, servers, counts, batches):
-            continue
-        set_rate(chain, float(high), float(high))
-        if _holds(chain, holding, servers, counts, batches):
-            return int(high)
-        if low == high:
-            continue
-        middle = (low + high - 1) // 2
-        lows[depth], highs[depth] = low, middle
-        depth += 1
-        if middle + 1 <= high - 1:
-            lows[depth], highs[depth] = middle + 1, high - 1
-            depth += 1
-    set_rate(chain, 0.0, 0.0)
-    return 0 if _holds(chain, holding, servers, counts, batches) else -1
+@inlined
+def _cheapest_plan(chain: Chain, low: int, high: int, colocated: bool, counts: IntArray, batches: IntArray, out: FloatArray) -> None:
+    """Write the rows of the cheapest co-located plan."""
+    stages, total, best = counts.shape[0], int(np.int64(0)), np.empty(6)
+    cheapest_colocated(chain, low, high, not colocated, counts, batches, best)
+    out[stages, 0] = 1.0 if best[0] > 0.0 else 0.0
+    for d in range(1, 6):
+        out[stages, d] = best[d]
+    for s in range(stages):
+        total += counts[s]
+    for s in range(stages if best[0] > 0.0 else 0):
+        describe_stage(chain, s, colocated, int(best[0]), counts[s], batches[s], total, out[s])
 
 
-@kernel
-def enough_servers(
-    latency: FloatArray,
-    gather: FloatArray,
-    ints: IntArray,
-    floats: FloatArray,
-    allowed: BoolArray,
-    rate: FloatArray,
-    rule: IntArray,
-    held: int,
-    most_more: int,
-) -> int:
-    """The fewest servers above `held`, which do not suffice, that hold all stages and carry the rate; 0: not even `most_more` more do.
-
-    Every server helps, so that doubling and halving find them.
-    """
-    chain = Chain(latency, gather, ints, floats, allowed, rate, rule)
-    counts, batches = np.zeros(ints.shape[0], dtype=np.int64), np.zeros(ints.shape[0], dtype=np.int64)
-    low, high = 0, 1
-    while not _holds(chain, TOGETHER, held + high, counts, batches):
-        low, high = high, 2 * high
-        if high > most_more:
-            return 0
-    while high - low > 1:
-        middle = (low + high) // 2
-        if _holds(chain, TOGETHER, held + middle, counts, batches):
-            high = middle
+@inlined
+def _enough_servers(chain: Chain, low: int, high: int, any_plan: bool, counts: IntArray, batches: IntArray) -> int:
+    """The fewest servers above `low`; 0: not even about `high` more do. Every server helps, so that doubling and halving find them."""
+    below, above = 0, 1
+    while above <= high and not _fits_together(chain, low + above, any_plan, counts, batches):
+        below, above = above, 2 * above
+    while above <= high and above - below > 1:
+        middle = (below + above) // 2
+        if _fits_together(chain, low + middle, any_plan, counts, batches):
+            above = middle
         else:
-            low = middle
-    return held + high
+            below = middle
+    return low + above if above <= high else 0
+
+
+@inlined
+def _fewest_servers(chain: Chain, low: int, high: int, any_plan: bool, counts: IntArray, batches: IntArray) -> int:
+    """The fewest of low..high servers; 0: none of them."""
+    first, fewest = min_servers(chain), 0
+    n = max(low, first)
+    while first > 0 and fewest == 0 and n <= high:
+        if _fits_together(chain, n, any_plan, counts, batches):
+            fewest = n
+        n += 1
+    return fewest
+
+
+@inlined
+def _costs_together(chain: Chain, high: int, any_plan: bool, counts: IntArray, batches: IntArray, out: FloatArray) -> None:
+    """Write the least cost with at most n servers into `out[n, 0]`."""
+    floor, first = min_price(chain), min_servers(chain)
+    out[0, 0] = np.inf
+    for n in range(1, high + 1):
+        cost = out[n - 1, 0]
+        if first > 0 and n >= first and n * floor <= cost:
+            cost = min(cost, best_for_servers(chain, n, cost, any_plan, counts, batches)[0])
+        out[n, 0] = cost
 
 
 @kernel
-def first_servers(
+def search_colocated(
     latency: FloatArray,
     gather: FloatArray,
     ints: IntArray,
@@ -214,22 +132,63 @@ def first_servers(
     allowed: BoolArray,
     rate: FloatArray,
     rule: IntArray,
+    question: int,
     low: int,
     high: int,
-) -> int:
-    """The fewest of low..high servers that hold all stages and carry the rate; 0: none of them."""
+) -> FloatArray:
+    """The answer about servers that hold all stages, float64[·, 6].
+
+    CHEAPEST: a row per stage, and last (found, cost, ms, runner-up's servers, cost, ms). COSTS: at [n, 0], infinite where no plan holds.
+    The other questions: a number at [0, 0]; 0 servers where no number is enough, a rate of −1 where not even rate 0 is carried.
+    """
     chain = Chain(latency, gather, ints, floats, allowed, rate, rule)
-    counts, batches = np.zeros(ints.shape[0], dtype=np.int64), np.zeros(ints.shape[0], dtype=np.int64)
-    first = min_servers(chain)
-    if first > 0:
-        for n in range(max(low, first), high + 1):
-            if _holds(chain, TOGETHER, n, counts, batches):
-                return n
-    return 0
+    stages, any_plan = ints.shape[0], question == FEWEST or question == ENOUGH or question == LARGEST_RATE  # noqa: PLR1714
+    out = np.zeros((high + 1 if question == COSTS else stages + 1, 6))
+    counts, batches = np.zeros(stages, dtype=np.int64), np.zeros(stages, dtype=np.int64)
+    if question == CHEAPEST:
+        _cheapest_plan(chain, low, high, question == CHEAPEST, counts, batches, out)
+    elif question == FEWEST:
+        out[0, 0] = _fewest_servers(chain, low, high, any_plan, counts, batches)
+    elif question == ENOUGH:
+        out[0, 0] = _enough_servers(chain, low, high, any_plan, counts, batches)
+    elif question == COSTS:
+        _costs_together(chain, high, any_plan, counts, batches, out)
+    else:
+        out[0, 0] = largest_rate(chain, _fits_together, low, any_plan, high, counts, batches)
+    return out
+
+
+@inlined
+def _fits_apart(chain: Chain, servers: int, in_total: bool, counts: IntArray, batches: IntArray) -> bool:  # noqa: ARG001 - as `_fits_together`
+    """Whether any plan holds with MAX_TOTAL_SERVERS servers in total, or else with MIN_SERVERS of each stage."""
+    if in_total:
+        fits = separate_frontier(chain, 1.0, not in_total)[0].shape[0] > 0
+    else:
+        fits = fastest_separate(chain) <= chain.rate[SLO] + LATENCY_TOLERANCE_MS
+    return fits
 
 
 @kernel
-def costs_by_servers(
+def _write_separate_plan(chain: Chain, labels: FloatArray, plans: IntArray, out: FloatArray, colocated: bool) -> None:
+    """Write the rows of the cheapest label, and the runner-up: the next dearer label with a lower p99."""
+    stages, best = plans.shape[1], cheapest(labels, 0.0, 0.0)
+    if best < 0:
+        return
+    for s in range(stages):
+        servers, instances, batch = plans[best, s, 0], plans[best, s, 1], plans[best, s, 2]
+        describe_stage(chain, s, colocated, servers, instances, batch, instances, out[s])
+    last = out[stages]
+    last[0], last[1], last[2] = 1.0, labels[best, 0], labels[best, 1]
+    for i in range(labels.shape[0]):
+        if labels[i, 1] < labels[best, 1]:
+            last[4], last[5] = labels[i, 0], labels[i, 1]
+            for s in range(stages):
+                last[3] += plans[i, s, 0]
+            break
+
+
+@kernel
+def search_separate(
     latency: FloatArray,
     gather: FloatArray,
     ints: IntArray,
@@ -237,25 +196,40 @@ def costs_by_servers(
     allowed: BoolArray,
     rate: FloatArray,
     rule: IntArray,
-    colocated: bool,
-    most: int,
+    question: int,
+    low: int,
+    high: int,
 ) -> FloatArray:
-    """float64[most + 1]: the least cost with at most that many servers, infinite where no plan holds."""
+    """The answer about servers that hold one stage each: as `search_colocated`, for all its questions but FEWEST and ENOUGH."""
     chain = Chain(latency, gather, ints, floats, allowed, rate, rule)
-    costs = np.full(most + 1, np.inf)
-    if colocated:
-        counts, batches = np.zeros(ints.shape[0], dtype=np.int64), np.zeros(ints.shape[0], dtype=np.int64)
-        floor = floats[0, SERVER_PRICE] + (floats[:, INSTANCE_PRICE] * ints[:, MIN_INSTANCES]).sum()
-        first = min_servers(chain)
-        for n in range(1, most + 1):
-            costs[n] = costs[n - 1]
-            if first > 0 and n >= first and n * floor <= costs[n]:
-                costs[n] = min(costs[n], best_for_servers(chain, n, costs[n], False, counts, batches)[0])
-        return costs
-    labels, plans = separate_frontier(chain, np.inf)
+    stages, in_total = ints.shape[0], question == LARGEST_RATE_IN_TOTAL
+    out = np.zeros((high + 1 if question == COSTS else stages + 1, 6))
+    if question == LARGEST_RATE or in_total:
+        counts = np.zeros(stages, dtype=np.int64)
+        out[0, 0] = largest_rate(chain, _fits_apart, low, in_total, high, counts, counts)
+        return out
+    labels, plans = separate_frontier(chain, np.inf if question == COSTS else NEAR, question == COSTS)
+    if question == CHEAPEST:
+        _write_separate_plan(chain, labels, plans, out, question == COSTS)
+        return out
+    for n in range(high + 1):
+        out[n, 0] = np.inf
     for i in range(labels.shape[0]):
-        used = plans[i, :, 0].sum()
-        costs[used] = min(costs[used], labels[i, COST])
-    for n in range(1, most + 1):
-        costs[n] = min(costs[n], costs[n - 1])
-    return costs
+        used = int(np.int64(0))
+        for s in range(stages):
+            used += plans[i, s, 0]
+        out[used, 0] = min(out[used, 0], labels[i, COST])
+    for n in range(1, high + 1):
+        out[n, 0] = min(out[n, 0], out[n - 1, 0])
+    return out
+
+
+_CHAIN = (FLOATS_3D, FLOATS, INTS_2D, FLOATS_2D, BOOLS_2D, FLOATS, INTS)
+ENTRIES = (
+    Entry(Group.TICK, search_colocated, (*_CHAIN, INTEGER, INTEGER, INTEGER)),
+    Entry(Group.TICK, describe_plan, (*_CHAIN, types.boolean, INTS, INTS, INTS)),
+    Entry(Group.TICK, describe_fleet, (*_CHAIN, INTS_2D, INTS_2D)),
+    Entry(Group.TICK, split_slots, (FLOATS_2D, FLOATS_2D)),
+    Entry(Group.SEPARATE, search_separate, (*_CHAIN, INTEGER, INTEGER, INTEGER)),
+)
+"""The heaviest first."""

@@ -1,18 +1,22 @@
-"""Label setting with dominance: one choice a stage, least cost and then least latency, exact in floating point, no grid."""
+"""Label setting with dominance: one choice per stage, least cost and then least latency, exact in floating point, without a grid.
+
+A label is a partial plan: what the stages so far spend in each dimension (a row of COST, LATENCY, USED, MEMORY).
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from themis_triton.solver.jit import kernel
+from themis_triton.jit import flat_kernel, kernel
 from themis_triton.solver.surface import FloatArray, IntArray
 
 COST, LATENCY, USED, MEMORY, PRICED = 0, 1, 2, 3, 4
+EXACT = 4  # of `limits`: above 0 where only labels of equal use compete
 COST_TOLERANCE = 1e-9
 LATENCY_TOLERANCE_MS = 1e-6
 
 
-@kernel
+@flat_kernel
 def _before(points: FloatArray, i: int, j: int) -> bool:
     if points[i, COST] != points[j, COST]:
         return bool(points[i, COST] < points[j, COST])
@@ -21,8 +25,10 @@ def _before(points: FloatArray, i: int, j: int) -> bool:
 
 @kernel
 def order_by_cost(points: FloatArray, count: int) -> IntArray:
-    """Indices of the first `count` rows by cost, then latency (bottom-up merge sort, stable)."""
-    order = np.arange(count)
+    """Indexes of the first `count` rows by cost, then latency (bottom-up merge sort, stable)."""
+    order = np.empty(count, dtype=np.int64)
+    for i in range(count):
+        order[i] = i
     spare = np.empty(count, dtype=np.int64)
     width = 1
     while width < count:
@@ -42,8 +48,8 @@ def order_by_cost(points: FloatArray, count: int) -> IntArray:
 
 
 @kernel
-def frontier(points: FloatArray, count: int, exact_used: bool) -> IntArray:
-    """Rows that no other row dominates in cost, latency, use and memory, by cost. With `exact_used` only equal uses compare."""
+def frontier(points: FloatArray, count: int, exact: float) -> IntArray:
+    """Rows that no other row dominates in cost, latency, use and memory, by cost. With `exact` above 0 only equal uses compete."""
     order = order_by_cost(points, count)
     kept = np.empty(count, dtype=np.int64)
     size = 0
@@ -52,7 +58,7 @@ def frontier(points: FloatArray, count: int, exact_used: bool) -> IntArray:
         dominated = False
         for back in range(size - 1, -1, -1):
             j = kept[back]
-            fits = points[j, USED] == points[i, USED] if exact_used else points[j, USED] <= points[i, USED]
+            fits = points[j, USED] == points[i, USED] if exact > 0.0 else points[j, USED] <= points[i, USED]
             if fits and points[j, LATENCY] <= points[i, LATENCY] and points[j, MEMORY] <= points[i, MEMORY]:
                 dominated = True
                 break
@@ -62,7 +68,7 @@ def frontier(points: FloatArray, count: int, exact_used: bool) -> IntArray:
     return kept[:size]
 
 
-@kernel
+@flat_kernel
 def copy_rows(source: FloatArray | IntArray, target: FloatArray | IntArray, keep: IntArray) -> None:
     """`target[i] = source[keep[i]]`, in plain loops: they compile several times faster than array expressions."""
     for i in range(keep.shape[0]):
@@ -71,16 +77,16 @@ def copy_rows(source: FloatArray | IntArray, target: FloatArray | IntArray, keep
 
 
 @kernel
-def limits_of(cost: float, latency_ms: float, used: float, memory: float) -> FloatArray:
-    """Upper bounds in the order of a row's columns."""
-    limits = np.empty(4)
-    limits[COST], limits[LATENCY], limits[USED], limits[MEMORY] = cost, latency_ms, used, memory
+def limits_of(cost: float, latency_ms: float, used: float, memory: float, exact: float) -> FloatArray:
+    """Upper bounds in the order of a row's columns, then `exact` (see EXACT)."""
+    limits = np.empty(5)
+    limits[COST], limits[LATENCY], limits[USED], limits[MEMORY], limits[EXACT] = cost, latency_ms, used, memory, exact
     return limits
 
 
 @kernel
-def suffix_least(choices: FloatArray, counts: IntArray, price: float) -> FloatArray:
-    """`least[s, d]`: the least that stages s.. together can spend of dimension d; in column PRICED of `cost + price·latency`."""
+def min_suffixes(choices: FloatArray, counts: IntArray, price: float) -> FloatArray:
+    """`[s, d]`: the least that stages s and later together can spend of dimension d; in column PRICED of `cost + price·latency`."""
     stages = counts.shape[0]
     least = np.zeros((stages + 1, 5))
     for s in range(stages - 1, -1, -1):
@@ -96,7 +102,7 @@ def suffix_least(choices: FloatArray, counts: IntArray, price: float) -> FloatAr
     return least
 
 
-@kernel
+@flat_kernel
 def _priced(choices: FloatArray, counts: IntArray, price: float, spent: FloatArray) -> float:
     """Σ of each stage's least `cost + price·latency`; writes what those choices spend of each dimension."""
     total = 0.0
@@ -114,14 +120,14 @@ def _priced(choices: FloatArray, counts: IntArray, price: float, spent: FloatArr
     return total
 
 
-@kernel
+@flat_kernel
 def _inside(spent: FloatArray, limits: FloatArray) -> bool:
     return bool(spent[LATENCY] <= limits[LATENCY] and spent[USED] <= limits[USED] and spent[MEMORY] <= limits[MEMORY])
 
 
 @kernel
 def relax(choices: FloatArray, counts: IntArray, limits: FloatArray) -> tuple[float, float]:
-    """(price of a millisecond, cost of some plan that holds) from the Lagrangian relaxation of the SLO; infinite cost: none was met."""
+    """(price of a millisecond, cost of a feasible plan) from the Lagrangian relaxation of the SLO; infinite cost: it met none."""
     spent = np.empty(4)
     _priced(choices, counts, 0.0, spent)
     bound = spent[COST] if _inside(spent, limits) else np.inf
@@ -148,12 +154,13 @@ def relax(choices: FloatArray, counts: IntArray, limits: FloatArray) -> tuple[fl
 
 @kernel
 def _extend_labels(
-    labels: FloatArray, choices: FloatArray, count: int, least: FloatArray, limits: FloatArray, price: float, exact_used: bool
+    labels: FloatArray, choices: FloatArray, count: int, least: FloatArray, limits: FloatArray, price: float
 ) -> tuple[FloatArray, IntArray]:
+    """Every label with every choice of the next stage, without those that are dominated or cannot be completed inside the limits."""
     size = labels.shape[0]
     grown = np.empty((size * count, 4))
     origin = np.empty((size * count, 2), dtype=np.int64)
-    kept = 0
+    kept = int(np.int64(0))
     for i in range(size):
         for j in range(count):
             cost, latency = labels[i, COST] + choices[j, COST], labels[i, LATENCY] + choices[j, LATENCY]
@@ -167,7 +174,7 @@ def _extend_labels(
             grown[kept, COST], grown[kept, LATENCY], grown[kept, USED], grown[kept, MEMORY] = cost, latency, used, memory
             origin[kept, 0], origin[kept, 1] = i, j
             kept += 1
-    keep = frontier(grown, kept, exact_used)
+    keep = frontier(grown, kept, limits[EXACT])
     labels_kept, origin_kept = np.empty((keep.shape[0], 4)), np.empty((keep.shape[0], 2), dtype=np.int64)
     copy_rows(grown, labels_kept, keep)
     copy_rows(origin, origin_kept, keep)
@@ -175,23 +182,23 @@ def _extend_labels(
 
 
 @kernel
-def all_labels(choices: FloatArray, counts: IntArray, limits: FloatArray, exact_used: bool, within: float) -> tuple[FloatArray, IntArray]:
+def all_labels(choices: FloatArray, counts: IntArray, limits: FloatArray, within: float) -> tuple[FloatArray, IntArray]:
     """The frontier's labels that cost at most `within` times a good plan: (float64[m, 4] by cost, chosen int64[m, stages]).
 
     `choices[s, :counts[s]]` holds (cost, latency ms, use, memory) rows, `limits` their upper bounds over the chain. `within` infinite:
-    the whole frontier. What no completion can bring under the bound is dropped: a Lagrangian lower bound.
+    the whole frontier. Labels that no completion brings under the bound are dropped (a Lagrangian lower bound).
     """
     stages = counts.shape[0]
-    bounds, price = limits.copy(), 0.0
+    bounds, price = limits_of(limits[COST], limits[LATENCY], limits[USED], limits[MEMORY], limits[EXACT]), 0.0
     if within < np.inf:
         price, good = relax(choices, counts, limits)
         bounds[COST] = min(limits[COST], good * within)
     bounds[COST] += COST_TOLERANCE * (1.0 + abs(bounds[COST])) if bounds[COST] < np.inf else 0.0
-    least = suffix_least(choices, counts, price)
+    least = min_suffixes(choices, counts, price)
     labels = np.zeros((1, 4))
     chosen = np.zeros((1, stages), dtype=np.int64)
     for s in range(stages):
-        labels, origin = _extend_labels(labels, choices[s], counts[s], least[s + 1], bounds, price, exact_used)
+        labels, origin = _extend_labels(labels, choices[s], counts[s], least[s + 1], bounds, price)
         picks = np.empty((labels.shape[0], stages), dtype=np.int64)
         for i in range(labels.shape[0]):
             for before in range(s):
@@ -201,12 +208,15 @@ def all_labels(choices: FloatArray, counts: IntArray, limits: FloatArray, exact_
     return labels, chosen
 
 
-@kernel
-def cheapest(labels: FloatArray, exact_used: bool, used: float) -> int:
-    """The row of least cost, ties within the tolerance to the lower latency; −1 when there is none (of that use)."""
+@flat_kernel
+def cheapest(labels: FloatArray, exact: float, used: float) -> int:
+    """The row of least cost, ties within the tolerance to the lower latency; −1 when there is none.
+
+    With `exact` above 0 only rows with the use `used` count.
+    """
     best = -1
     for i in range(labels.shape[0]):
-        if exact_used and labels[i, USED] != used:
+        if exact > 0.0 and labels[i, USED] != used:
             continue
         if best < 0:
             best = i

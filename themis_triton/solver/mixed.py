@@ -72,7 +72,7 @@ def solve_mixed(problem: ChainProblem, servers: Sequence[int], batch_caps: Seque
     choices is tried, which is for a handful of stages. SolverError where stages are co-located.
     """
     if problem.placement is not Placement.SEPARATE:
-        raise SolverError("counts that differ by server and stage belong to separate stages; for a co-located chain use solve_fleet")
+        raise SolverError("counts that differ by server and stage belong to separate stages; for a co-located chain use solve_vertical")
     caps = batch_caps or [stage.max_batch for stage in problem.stages]
     given = [_given(problem, stage, n, cap) for stage, n, cap in zip(problem.stages, servers, caps, strict=True)]
     best = _cheapest(problem, [_pareto(_choices(each), each.stage) for each in given])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from themis_triton.core.config import Placement, QueueingModel, ThroughputRule
 from themis_triton.core.errors import SolverError
@@ -81,6 +82,14 @@ class ChainProblem:
             raise SolverError(f"percentile {self.percentile}; allowed is above 0 and below 100")
         if not 1 <= self.min_servers <= self.max_servers:
             raise SolverError(f"servers {self.min_servers}..{self.max_servers}; allowed is 1 ≤ min ≤ max")
+
+    def widened(self, instances: Sequence[int], batches: Sequence[int]) -> ChainProblem:
+        """The same problem with bounds that allow these counts and batches of each stage."""
+        sizes = list(zip(self.stages, instances, batches, strict=True))
+        if all(c <= stage.max_instances and b <= stage.max_batch for stage, c, b in sizes):
+            return self
+        stages = (replace(s, max_instances=max(s.max_instances, c), max_batch=max(s.max_batch, b)) for s, c, b in sizes)
+        return replace(self, stages=tuple(stages))
 
     def capacity_wanted(self, rate_rps: float) -> float:
         """Capacity in requests/s that the headroom asks for at an arrival rate; never falls as the rate rises."""

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from themis_triton.core.config import QueueingModel
-from themis_triton.solver.jit import kernel
+from themis_triton.jit import flat_kernel
 from themis_triton.solver.surface import FloatArray
 
 TRITON, PAPER_FORM, CENTRAL = 0, 1, 2
@@ -77,7 +77,7 @@ def _poisson_below(shape: int, mean: float) -> float:
     return math.exp(peak) * sum(math.exp(term - peak) for term in terms)
 
 
-@kernel
+@flat_kernel
 def gather_ms(unit: float, rate_rps: float) -> float:
     """The paper's forms in whole ms, rounded up; nobody waits where nobody comes."""
     if rate_rps <= NO_RATE_RPS or unit == 0.0:
@@ -85,7 +85,7 @@ def gather_ms(unit: float, rate_rps: float) -> float:
     return float(np.ceil(unit * 1000.0 / rate_rps - 1e-9))
 
 
-@kernel
+@flat_kernel
 def all_busy_probability(instances: int, load: float) -> float:
     """Erlang's C: the share of arrivals that find every instance busy; `load` in busy instances, 1 at or above `instances`.
 
@@ -100,7 +100,7 @@ def all_busy_probability(instances: int, load: float) -> float:
     return blocked / (1.0 - (load / instances) * (1.0 - blocked))
 
 
-@kernel
+@flat_kernel
 def decay(load: float, ahead: float) -> float:
     """θ > 0 with `load·(e^θ − 1) = ahead·θ`: how fast the tail of what is left waiting falls, per request (Lundberg's equation)."""
     if load <= ahead * NEGLIGIBLE_LOAD:
@@ -117,7 +117,7 @@ def decay(load: float, ahead: float) -> float:
     return theta
 
 
-@kernel
+@flat_kernel
 def at_busy(latency_ms: FloatArray, batch: int, busy: float) -> float:
     """The surface between its columns, linear in the number of busy instances; `busy` from 1 to the last column."""
     column = min(int(busy), latency_ms.shape[1]) - 1
@@ -128,7 +128,7 @@ def at_busy(latency_ms: FloatArray, batch: int, busy: float) -> float:
     return ms
 
 
-@kernel
+@flat_kernel
 def triton_wait(
     latency_ms: FloatArray,
     usual: float,
@@ -156,10 +156,10 @@ def triton_wait(
     theta = decay(rate_per_ms * full, float(instances * batch))
     if theta <= 0.0:
         return latency_ms[batch - 1, busy - 1], np.inf
-    typical = 1
+    typical = int(np.int64(1))
     while typical < batch and instances * typical < rate_per_ms * at_busy(latency_ms, typical, usual):
         typical += 1
-    load, pooled, wait = rate_per_ms * at_busy(latency_ms, 1, usual), min(servers, POOLED_SERVERS), 0.0
+    load, pooled, wait = rate_per_ms * at_busy(latency_ms, int(np.int64(1)), usual), min(servers, POOLED_SERVERS), 0.0
     pressed = all_busy_probability(instances, load)
     if pooled > 1 and pressed > tail:  # else nobody waits anyhow: a pool only helps
         pressed = all_busy_probability(pooled * instances, pooled * load)
@@ -175,7 +175,7 @@ def triton_wait(
     return service, wait
 
 
-@kernel
+@flat_kernel
 def busy_bound(latency_ms: FloatArray, ratios: FloatArray, rate_per_ms: float, total: int, elsewhere: int, dispersion: float) -> int:
     """How many of `total` instances a request at the percentile finds busy on its device, itself included.
 
@@ -191,21 +191,25 @@ def busy_bound(latency_ms: FloatArray, ratios: FloatArray, rate_per_ms: float, t
     return total
 
 
-@kernel
-def usual_busy(latency_ms: FloatArray, ratios: FloatArray, rate_per_ms: float, total: int, elsewhere: int, batched: bool) -> float:
-    """How many of `total` instances K a batch usually finds busy, itself included: the least fixed point of `k = 1 + (K − 1)·share`.
+@flat_kernel
+def usual_busy(latency_ms: FloatArray, ratios: FloatArray, rate_per_ms: float, total: int, elsewhere: int) -> tuple[float, float]:
+    """Busy instances of `total` that a batch usually meets, itself included: with single requests, and with shared batches.
 
-    `share` is `min(1, m(k)/K)` for single requests, m being the mean busy instances that they need; where requests share batches
-    instances idle while others still work theirs off, and `tanh(1.1·m(k)/K)` fits the simulation.
+    Each is the least fixed point of `k = 1 + (K − 1)·share`, K being the total. `share` is `min(1, m(k)/K)` for single requests, m being
+    the mean number of busy instances that they need; where requests share batches, instances idle while others still serve theirs, and
+    `tanh(1.1·m(k)/K)` fits the simulation.
     """
-    usual = 1.0
-    for _ in range(FIXED_POINT_STEPS):
-        mean = 0.0
-        for s in range(ratios.shape[0]):
-            mean += rate_per_ms * ratios[s] * at_busy(latency_ms[s], 1, usual + elsewhere)
-        share = math.tanh(BUSY_GAIN * mean / total) if batched else min(1.0, mean / total)
-        following = 1.0 + (total - 1) * share
-        if following - usual < 1e-9:
-            break
-        usual = following
-    return usual
+    single = batched = 1.0
+    for form in range(2):
+        usual = 1.0
+        for _ in range(FIXED_POINT_STEPS):
+            mean = 0.0
+            for s in range(ratios.shape[0]):
+                mean += rate_per_ms * ratios[s] * at_busy(latency_ms[s], int(np.int64(1)), usual + elsewhere)
+            share = math.tanh(BUSY_GAIN * mean / total) if form == 1 else min(1.0, mean / total)
+            following = 1.0 + (total - 1) * share
+            if following - usual < 1e-9:
+                break
+            usual = following
+        single, batched = (usual, batched) if form == 0 else (single, usual)
+    return single, batched

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from themis_triton.solver.jit import kernel
+from themis_triton.jit import flat_kernel, kernel
 from themis_triton.solver.label_setting import COST, LATENCY, MEMORY, USED, all_labels, copy_rows, frontier, limits_of
 from themis_triton.solver.queueing import MEMORY_LIMIT, PAPER_FORM, SLO
 from themis_triton.solver.stage_kernels import (
@@ -13,10 +13,10 @@ from themis_triton.solver.stage_kernels import (
     INSTANCE_PRICE,
     MAX_INSTANCES,
     MAX_SERVERS,
+    MAX_TOTAL_SERVERS,
     MEMORY_BYTES,
     MIN_INSTANCES,
     MIN_SERVERS,
-    MOST_SERVERS,
     QUEUEING,
     RATIO,
     SERVER_PRICE,
@@ -24,10 +24,10 @@ from themis_triton.solver.stage_kernels import (
     Chain,
     best_batch,
     busy_columns,
+    required_rps,
     server_capacity_rps,
     servers_for,
     stage_times,
-    wanted_rps,
 )
 from themis_triton.solver.surface import FloatArray, IntArray
 
@@ -37,14 +37,16 @@ def separate_columns(chain: Chain, s: int, servers: int, instances: int) -> tupl
     """The surface's columns for a stage that is alone on its device: for the capacity, and for the times."""
     if chain.rule[CORES]:
         return instances, Busy(float(instances), float(instances), instances)
-    return instances + chain.rule[ELSEWHERE], busy_columns(chain, s, s + 1, chain.floats[s : s + 1, RATIO] / servers, instances)
+    shares = np.empty(1)
+    shares[0] = chain.floats[s, RATIO] / servers
+    return instances + chain.rule[ELSEWHERE], busy_columns(chain, chain.latency[s : s + 1], shares, instances)
 
 
 @kernel
 def stage_choices(chain: Chain, s: int) -> tuple[FloatArray, IntArray]:
     """Undominated choices of a stage: (cost, ms, servers, 0) rows float64[m, 4], and (n, c, b) rows int64[m, 3]."""
     ints, floats, rule = chain.ints, chain.floats, chain.rule
-    wanted, size = wanted_rps(chain, s), 0
+    required, size = required_rps(chain, s), int(np.int64(0))
     points, picks = np.empty((64, 4)), np.empty((64, 3), dtype=np.int64)
     for c in range(ints[s, MIN_INSTANCES], ints[s, MAX_INSTANCES] + 1):
         if c * floats[s, MEMORY_BYTES] > chain.rate[MEMORY_LIMIT]:
@@ -54,7 +56,7 @@ def stage_choices(chain: Chain, s: int) -> tuple[FloatArray, IntArray]:
             if not chain.allowed[s, batch - 1]:
                 continue
             capacity = server_capacity_rps(chain, s, c, batch, c if rule[CORES] else c + rule[ELSEWHERE])
-            needed = servers_for(wanted, capacity)
+            needed = servers_for(required, capacity)
             if needed == 0:
                 continue
             previous = np.inf
@@ -70,7 +72,7 @@ def stage_choices(chain: Chain, s: int) -> tuple[FloatArray, IntArray]:
                     previous = service + wait
                 if rule[QUEUEING] == PAPER_FORM or (wait == 0.0 and service <= chain.latency[s, 0, idle - 1]):
                     break
-    keep = frontier(points, size, False)
+    keep = frontier(points, size, 0.0)
     points_kept, picks_kept = np.empty((keep.shape[0], 4)), np.empty((keep.shape[0], 3), dtype=np.int64)
     copy_rows(points, points_kept, keep)
     copy_rows(picks, picks_kept, keep)
@@ -81,87 +83,94 @@ def stage_choices(chain: Chain, s: int) -> tuple[FloatArray, IntArray]:
 def _doubled(points: FloatArray, picks: IntArray) -> tuple[FloatArray, IntArray]:
     size = points.shape[0]
     more, more_picks = np.empty((2 * size, 4)), np.empty((2 * size, 3), dtype=np.int64)
-    everything = np.arange(size)
-    copy_rows(points, more, everything)
-    copy_rows(picks, more_picks, everything)
+    _copy_first(points, more, size)
+    _copy_first(picks, more_picks, size)
     return more, more_picks
 
 
-@kernel
-def _most_servers(picks: IntArray) -> int:
-    most = 0
+@flat_kernel
+def _max_servers(picks: IntArray) -> int:
+    largest = 0
     for i in range(picks.shape[0]):
-        most = max(most, picks[i, 0])
-    return most
+        largest = max(largest, picks[i, 0])
+    return largest
+
+
+@flat_kernel
+def _copy_first(source: FloatArray | IntArray, target: FloatArray | IntArray, count: int) -> None:
+    for i in range(count):
+        for d in range(source.shape[1]):
+            target[i, d] = source[i, d]
+
+
+@flat_kernel
+def _all_have_choices(sizes: IntArray) -> bool:
+    for s in range(sizes.shape[0]):  # noqa: SIM110 - a generator does not compile
+        if sizes[s] == 0:
+            return False
+    return True
 
 
 @kernel
 def all_choices(chain: Chain, count_servers: bool) -> tuple[FloatArray, IntArray, IntArray]:
     """Every stage's undominated choices: rows float64[S, widest, 4], (n, c, b) int64[S, widest, 3], how many int64[S].
 
-    The servers drop out as a dimension where even the most that any stage would take fit, unless `count_servers`: whoever asks what
-    fewer servers would do needs the plans that are dearer and smaller too.
+    The servers drop out as a dimension where even the largest choices of all stages fit, unless `count_servers`: costs by the number of
+    servers need the plans that are dearer and smaller too.
     """
     stages = chain.ints.shape[0]
-    sizes, widest, most = np.zeros(stages, dtype=np.int64), 1, 0
+    sizes, widest, servers = np.zeros(stages, dtype=np.int64), 1, 0
     choices, picks = np.empty((stages, widest, 4)), np.empty((stages, widest, 3), dtype=np.int64)
     for s in range(stages):
-        points, named = stage_choices(chain, s)
+        points, own = stage_choices(chain, s)
         sizes[s] = points.shape[0]
         if sizes[s] > widest:
             wider, wider_picks = np.empty((stages, sizes[s], 4)), np.empty((stages, sizes[s], 3), dtype=np.int64)
             for before in range(s):
-                every = np.arange(sizes[before])
-                copy_rows(choices[before], wider[before], every)
-                copy_rows(picks[before], wider_picks[before], every)
+                _copy_first(choices[before], wider[before], sizes[before])
+                _copy_first(picks[before], wider_picks[before], sizes[before])
             choices, picks, widest = wider, wider_picks, sizes[s]
-        own = np.arange(sizes[s])
-        copy_rows(points, choices[s], own)
-        copy_rows(named, picks[s], own)
-        most += _most_servers(named)
-    if most <= chain.rule[MOST_SERVERS] and not count_servers:
+        _copy_first(points, choices[s], sizes[s])
+        _copy_first(own, picks[s], sizes[s])
+        servers += _max_servers(own)
+    if servers <= chain.rule[MAX_TOTAL_SERVERS] and not count_servers:
         for s in range(stages):
-            for i in range(sizes[s]):
-                choices[s, i, USED] = 0.0
-            keep = frontier(choices[s], sizes[s], False)
-            points, named = np.empty((keep.shape[0], 4)), np.empty((keep.shape[0], 3), dtype=np.int64)
-            copy_rows(choices[s], points, keep)
-            copy_rows(picks[s], named, keep)
-            own = np.arange(keep.shape[0])
-            copy_rows(points, choices[s], own)
-            copy_rows(named, picks[s], own)
-            sizes[s] = keep.shape[0]
+            _drop_servers(choices, picks, sizes, s)
     return choices, picks, sizes
 
 
 @kernel
-def separate_frontier(chain: Chain, within: float) -> tuple[FloatArray, IntArray]:
+def _drop_servers(choices: FloatArray, picks: IntArray, sizes: IntArray, s: int) -> None:
+    """Keep the choices of a stage that are undominated when servers do not count."""
+    for i in range(sizes[s]):
+        choices[s, i, USED] = 0.0
+    keep = frontier(choices[s], sizes[s], 0.0)
+    points, own = np.empty((keep.shape[0], 4)), np.empty((keep.shape[0], 3), dtype=np.int64)
+    copy_rows(choices[s], points, keep)
+    copy_rows(picks[s], own, keep)
+    _copy_first(points, choices[s], keep.shape[0])
+    _copy_first(own, picks[s], keep.shape[0])
+    sizes[s] = keep.shape[0]
+
+
+@kernel
+def separate_frontier(chain: Chain, within: float, count_servers: bool) -> tuple[FloatArray, IntArray]:
     """The chain's labels (cost, ms, servers or 0, 0) float64[m, 4] by cost, and (n, c, b) int64[m, S, 3] of each; see `all_labels`.
 
-    `within` infinite: the whole frontier, over the servers too.
+    `count_servers`, with `within` infinite: the whole frontier, over the servers too.
     """
     stages = chain.ints.shape[0]
-    choices, picks, sizes = all_choices(chain, within == np.inf)
-    if sizes.min() == 0:
+    choices, picks, sizes = all_choices(chain, count_servers)
+    if not _all_have_choices(sizes):
         return np.empty((0, 4)), np.empty((0, stages, 3), dtype=np.int64)
-    limits = limits_of(np.inf, chain.rate[SLO], float(chain.rule[MOST_SERVERS]), np.inf)
-    labels, chosen = all_labels(choices, sizes, limits, False, within)
+    limits = limits_of(np.inf, chain.rate[SLO], float(chain.rule[MAX_TOTAL_SERVERS]), np.inf, 0.0)
+    labels, chosen = all_labels(choices, sizes, limits, within)
     plans = np.empty((labels.shape[0], stages, 3), dtype=np.int64)
     for i in range(labels.shape[0]):
         for s in range(stages):
             for d in range(3):
                 plans[i, s, d] = picks[s, chosen[i, s], d]
     return labels, plans
-
-
-@kernel
-def separate_fits(chain: Chain) -> bool:
-    """Whether any plan holds with at most MOST_SERVERS servers in total."""
-    choices, _, sizes = all_choices(chain, False)
-    if sizes.min() == 0:
-        return False
-    limits = limits_of(np.inf, chain.rate[SLO], float(chain.rule[MOST_SERVERS]), np.inf)
-    return all_labels(choices, sizes, limits, False, 1.0)[0].shape[0] > 0
 
 
 @kernel

@@ -10,12 +10,11 @@ import numpy as np
 
 from themis_triton.core.errors import SolverError
 from themis_triton.solver import kernels
-from themis_triton.solver.jit import kernel
 from themis_triton.solver.pack import pack
 from themis_triton.solver.plans import Binding, ChainPlan, StagePlan
 from themis_triton.solver.problem import ChainProblem, Placement
+from themis_triton.solver.slot_kernels import split_slots
 from themis_triton.solver.solve import largest_demand, solve_joint
-from themis_triton.solver.surface import FloatArray, IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +44,9 @@ def frontier(problem: ChainProblem, most: int) -> list[float]:
     """Least cost with at most 0..most devices; infinite where the demand is not carried inside the SLO."""
     bounded = _bounded(problem, most)
     reach = min(most, bounded.max_servers)
-    found = kernels.costs_by_servers(*pack(bounded), problem.placement is Placement.COLOCATED, reach).tolist()
-    return [*found, *[found[-1]] * (most - reach)]
+    search = kernels.search_colocated if problem.placement is Placement.COLOCATED else kernels.search_separate
+    costs: list[float] = search(*pack(bounded), kernels.COSTS, 1, reach)[:, 0].tolist()
+    return [*costs, *[costs[-1]] * (most - reach)]
 
 
 def solve_pool(members: Sequence[PoolMember], devices: int) -> PoolPlan:
@@ -63,35 +63,12 @@ def solve_pool(members: Sequence[PoolMember], devices: int) -> PoolPlan:
         carried = [_carried(member, need, devices) for member, need in zip(members, needs, strict=True)]
     lost = [[max(0.0, member.problem.demand_rps - rps) for rps in row] for member, row in zip(members, carried, strict=True)]
     loss = np.array([[member.weight * rps for rps in row] for member, row in zip(members, lost, strict=True)])
-    split = split_devices(loss, np.where(np.isfinite(costs), costs, 0.0)).tolist()
+    split = split_slots(loss, np.where(np.isfinite(costs), costs, 0.0)).tolist()
     plans = [_plan(member, n, need, row[n]) for member, n, need, row in zip(members, split, needs, carried, strict=True)]
     lost_rps = tuple(row[n] for row, n in zip(lost, split, strict=True))
     return PoolPlan(
         tuple(plans), tuple(split), lost_rps, math.fsum(loss[p, n] for p, n in enumerate(split)), sum(plan.cost for plan in plans)
     )
-
-
-@kernel
-def split_devices(loss: FloatArray, cost: FloatArray) -> IntArray:
-    """Devices of each pipeline, int64[P]: least Σ loss, then Σ cost, then devices; `loss`, `cost` float64[P, D + 1]. An exact DP."""
-    members, width = loss.shape
-    best_loss, best_cost = np.zeros((members + 1, width)), np.zeros((members + 1, width))
-    take = np.zeros((members, width), dtype=np.int64)
-    for p in range(members):
-        for d in range(width):
-            best_loss[p + 1, d] = np.inf
-            for n in range(d + 1):
-                lost, paid = best_loss[p, d - n] + loss[p, n], best_cost[p, d - n] + cost[p, n]
-                less = lost < best_loss[p + 1, d] - 1e-9
-                same = lost <= best_loss[p + 1, d] + 1e-9
-                if less or (same and paid < best_cost[p + 1, d] - 1e-9):
-                    best_loss[p + 1, d], best_cost[p + 1, d], take[p, d] = lost, paid, n
-    split = np.zeros(members, dtype=np.int64)
-    left = width - 1
-    for p in range(members - 1, -1, -1):
-        split[p] = take[p, left]
-        left -= split[p]
-    return split
 
 
 def _bounded(problem: ChainProblem, devices: int) -> ChainProblem:

@@ -68,7 +68,7 @@ def fewest_servers(problem: ChainProblem, *, batches: Batches | None = None) -> 
         plan = find_joint(problem, batches=batches)
         return None if plan is None else tuple(stage.servers for stage in plan.stages)
     limits = _Limits(batches=batches)
-    fewest = kernels.first_servers(*limits.pack(problem), *_range(problem, limits))
+    fewest = int(kernels.search_colocated(*limits.pack(problem), kernels.FEWEST, *_range(problem, limits))[0, 0])
     return (fewest,) * len(problem.stages) if fewest > 0 else None
 
 
@@ -149,27 +149,17 @@ def evaluate(
     problem: ChainProblem, servers: int | Sequence[int], instances: Sequence[int], batches: Sequence[int], *, rate_rps: float | None = None
 ) -> Evaluation:
     """Predicted p99, capacity and cost of a given configuration at a rate (the problem's demand). Counts may exceed the plan's bounds."""
-    asked = _widened(problem, instances, batches)
+    asked = problem.widened(instances, batches)
     if rate_rps is not None:
         asked = replace(asked, demand_rps=rate_rps)
     numbers = np.broadcast_to(np.asarray(servers, dtype=np.int64), (len(problem.stages),)).copy()
     counts, sizes = np.asarray(instances, dtype=np.int64), np.asarray(batches, dtype=np.int64)
-    rows = kernels.judge(*pack(asked, servers=servers), not _is_separate(problem), numbers, counts, sizes)
+    rows = kernels.describe_plan(*pack(asked, servers=servers), not _is_separate(problem), numbers, counts, sizes)
     stages = results.stage_plans(asked, rows.tolist())
     p99 = sum(stage.latency_ms + stage.queueing_ms for stage in stages)
     enough = results.throughput_slack(asked, stages) >= 1 - results.SLACK
     feasible = enough and results.memory_fits(asked, instances) and p99 <= problem.slo_ms + 1e-6
     return Evaluation(feasible, p99, results.capacity_rps(asked, stages), results.cost_of(asked, stages), stages)
-
-
-def warm(*, everything: bool = False) -> None:
-    """Compile (or load from the cache) this module's kernels, with `everything` those of `fleet` and `pool` too.
-
-    About half a minute once on two idle cores, then well under a second.
-    """
-    from themis_triton.solver.warm import warm_up  # noqa: PLC0415 - it imports this module
-
-    warm_up(everything=everything)
 
 
 def _is_separate(problem: ChainProblem) -> bool:
@@ -188,10 +178,9 @@ def _joint(problem: ChainProblem, limits: _Limits) -> list[list[float]]:
 
 def _rows(problem: ChainProblem, limits: _Limits, chain: Chain) -> list[list[float]]:
     if _is_separate(problem):
-        out = kernels.joint_separate(*chain)
+        out = kernels.search_separate(*chain, kernels.CHEAPEST, 0, 0)
     else:
-        low, high = _range(problem, limits)
-        out = kernels.joint_colocated(*chain, low, high)
+        out = kernels.search_colocated(*chain, kernels.CHEAPEST, *_range(problem, limits))
     rows: list[list[float]] = out.tolist()
     return rows
 
@@ -217,8 +206,9 @@ def _range(problem: ChainProblem, limits: _Limits) -> tuple[int, int]:
 def _largest(problem: ChainProblem, limits: _Limits, at_most_rps: float) -> float:
     chain, most = limits.pack(problem), min(int(at_most_rps), RATE_LIMIT)
     if _is_separate(problem):
-        return float(kernels.largest_rate(*chain, kernels.IN_TOTAL if limits.servers is None else kernels.BY_STAGE, 0, most))
-    return float(kernels.largest_rate(*chain, kernels.TOGETHER, _range(problem, limits)[1], most))
+        question = kernels.LARGEST_RATE_IN_TOTAL if limits.servers is None else kernels.LARGEST_RATE
+        return float(kernels.search_separate(*chain, question, 0, most)[0, 0])
+    return float(kernels.search_colocated(*chain, kernels.LARGEST_RATE, _range(problem, limits)[1], most)[0, 0])
 
 
 def _best_effort(problem: ChainProblem, limits: _Limits) -> tuple[ChainPlan, float]:
@@ -250,7 +240,7 @@ def _missing(problem: ChainProblem, limits: _Limits) -> tuple[int | None, tuple[
     if _is_separate(problem):
         return _missing_by_stage(problem, limits)
     held = _range(problem, limits)[0]
-    needed = kernels.enough_servers(*limits.pack(problem), held, SERVERS_TRIED)
+    needed = int(kernels.search_colocated(*limits.pack(problem), kernels.ENOUGH, held, SERVERS_TRIED)[0, 0])
     return (needed - held if needed > 0 else None), ()
 
 
@@ -264,21 +254,10 @@ def _missing_by_stage(problem: ChainProblem, limits: _Limits) -> tuple[int | Non
         chain.ints[:, 2] = held
         counted = chain.floats.copy()
         counted[:, 0], counted[:, 1] = 1.0, 0.0
-        rows = kernels.joint_separate(*chain._replace(floats=counted)).tolist()
+        rows = kernels.search_separate(*chain._replace(floats=counted), kernels.CHEAPEST, 0, 0).tolist()
         if _found(rows):
             by_stage = tuple(int(row[0]) - n for row, n in zip(rows[:-1], held, strict=True))
             return sum(by_stage), by_stage
         most *= 2
         if most > (TOTAL_TRIED if few else RATE_LIMIT):
             return None, ()
-
-
-def _widened(problem: ChainProblem, instances: Sequence[int], batches: Sequence[int]) -> ChainProblem:
-    fits = all(c <= s.max_instances and b <= s.max_batch for s, c, b in zip(problem.stages, instances, batches, strict=True))
-    if fits:
-        return problem
-    stages = tuple(
-        replace(s, max_instances=max(s.max_instances, c), max_batch=max(s.max_batch, b))
-        for s, c, b in zip(problem.stages, instances, batches, strict=True)
-    )
-    return replace(problem, stages=stages)

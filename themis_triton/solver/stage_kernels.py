@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from themis_triton.solver.jit import kernel
+from themis_triton.jit import flat_kernel
 from themis_triton.solver.queueing import (
     CENTRAL,
     DISPERSION,
@@ -28,7 +28,7 @@ from themis_triton.solver.surface import BoolArray, FloatArray, IntArray
 # Columns of Chain.ints and Chain.floats (a row a stage), and places in Chain.rule; those of Chain.rate stand in `queueing`.
 MIN_INSTANCES, MAX_INSTANCES, MIN_SERVERS, MAX_SERVERS = 0, 1, 2, 3
 SERVER_PRICE, INSTANCE_PRICE, MEMORY_BYTES, DELAY_MS, RATIO = 0, 1, 2, 3, 4
-QUEUEING, CORES, WHOLE, ELSEWHERE, MOST_SERVERS = 0, 1, 2, 3, 4
+QUEUEING, CORES, WHOLE, ELSEWHERE, MAX_TOTAL_SERVERS = 0, 1, 2, 3, 4
 CAPACITY_TOLERANCE = 1e-9
 
 
@@ -48,7 +48,7 @@ class Chain(NamedTuple):
     rule: IntArray
 
 
-@kernel
+@flat_kernel
 def set_rate(chain: Chain, low_rps: float, high_rps: float) -> None:
     """Ask about all rates of an interval at once: whatever grows with the rate is taken at its low end, whatever falls at its high end.
 
@@ -60,7 +60,7 @@ def set_rate(chain: Chain, low_rps: float, high_rps: float) -> None:
     rate[WANTED] = np.rint(wanted) if chain.rule[WHOLE] else wanted
 
 
-@kernel
+@flat_kernel
 def server_capacity_rps(chain: Chain, s: int, instances: int, batch: int, full: int) -> float:
     """Requests/s of one server with `full` instances (or cores) busy; a replica's is rounded down for the paper's rule."""
     capacity: float = 1000.0 * batch / chain.latency[chain.ints.shape[0] + s, batch - 1, full - 1]
@@ -69,15 +69,15 @@ def server_capacity_rps(chain: Chain, s: int, instances: int, batch: int, full: 
     return capacity if chain.rule[CORES] else capacity * instances
 
 
-@kernel
-def wanted_rps(chain: Chain, s: int) -> float:
+@flat_kernel
+def required_rps(chain: Chain, s: int) -> float:
     """The capacity that a stage must have: its share of the rate, and headroom that grows with the larger of r and √r."""
     ratio, rate = chain.floats[s, RATIO], chain.rate
     wanted: float = ratio * rate[RATE_GROWING] + (rate[WANTED] - rate[RATE_GROWING]) * max(ratio, math.sqrt(ratio))
     return wanted
 
 
-@kernel
+@flat_kernel
 def servers_for(wanted: float, capacity: float) -> int:
     """Least servers that carry `wanted`; 0 stands for: no number does."""
     if wanted <= CAPACITY_TOLERANCE:
@@ -95,23 +95,22 @@ class Busy(NamedTuple):
     most: int
 
 
-@kernel
-def busy_columns(chain: Chain, first: int, last: int, shares: FloatArray, total: int) -> Busy:
-    """For stages first..last−1, which share a device with `total` instances: all of them busy with the paper's forms.
+@flat_kernel
+def busy_columns(chain: Chain, latency_ms: FloatArray, shares: FloatArray, total: int) -> Busy:
+    """For the stages with these surfaces, which share a device with `total` instances: all of them busy with the paper's forms.
 
-    `shares[s]` of the chain's rate reaches the device as requests for stage first + s.
+    `shares[s]` of the chain's rate reaches the device as requests for the stage of `latency_ms[s]`.
     """
     elsewhere, rate = chain.rule[ELSEWHERE], chain.rate
     if chain.rule[QUEUEING] == PAPER_FORM:
         return Busy(float(total + elsewhere), float(total + elsewhere), total + elsewhere)
-    surfaces, per_ms = chain.latency[first:last], rate[RATE_GROWING] / 1000.0
-    single = usual_busy(surfaces, shares, per_ms, total, elsewhere, False)
-    batched = usual_busy(surfaces, shares, per_ms, total, elsewhere, True)
-    most = busy_bound(surfaces, shares, per_ms, total, elsewhere, rate[DISPERSION])
+    per_ms = rate[RATE_GROWING] / 1000.0
+    single, batched = usual_busy(latency_ms, shares, per_ms, total, elsewhere)
+    most = busy_bound(latency_ms, shares, per_ms, total, elsewhere, rate[DISPERSION])
     return Busy(max(single, batched) + elsewhere, batched + elsewhere, most + elsewhere)
 
 
-@kernel
+@flat_kernel
 def stage_times(chain: Chain, s: int, busy: Busy, servers: int, share: float, instances: int, batch: int) -> tuple[float, float]:
     """(service ms, wait ms) at the percentile on one of `servers` servers that gets `share` of the chain's rate as this stage's requests.
 
@@ -133,13 +132,13 @@ def stage_times(chain: Chain, s: int, busy: Busy, servers: int, share: float, in
     return service, wait + delay
 
 
-@kernel
+@flat_kernel
 def best_batch(chain: Chain, s: int, full: int, busy: Busy, servers: int, instances: int) -> tuple[int, float]:
     """(batch, ms) of the fastest allowed batch size that carries the stage; batch 0 and infinity when none does.
 
     `full` indexes the surface for the capacity, `busy` for the times.
     """
-    wanted = wanted_rps(chain, s)
+    wanted = required_rps(chain, s)
     best, least = 0, np.inf
     for batch in range(1, chain.allowed.shape[1] + 1):
         if not chain.allowed[s, batch - 1]:
