@@ -217,7 +217,7 @@ def test_an_envoy_that_listens_on_our_addresses_is_ours(tmp_path: Path, models: 
 
 
 def test_the_command_reports_as_json_and_by_its_exit_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    server = dict(zip(("grpc", "http", "metrics"), (Address("127.0.0.1", port) for port in free_ports(3)), strict=True))
+    server = dict(zip(("grpc", "http", "metrics"), (f"127.0.0.1:{port}" for port in free_ports(3)), strict=True))
     settings = yaml.safe_load(SHIPPED.read_text(encoding="utf-8")) | {"servers": {"first": {**server, "device": "cpu:0"}}}
     path = tmp_path / "themis.yaml"
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")

@@ -46,9 +46,11 @@ class FakeObserver:
     routes_error: str | None = None
     devices: tuple[DeviceReading, ...] = ()
     silent: set[str] = field(default_factory=set)
+    alive: set[str] | None = None
 
     async def read(self, servers: Sequence[Server]) -> Readings:
-        errors = {server.name: "connection refused" if server.name in self.silent else None for server in servers}
+        gone = {server.name for server in servers if self.alive is not None and server.name not in self.alive}
+        errors = {server.name: "connection refused" if server.name in self.silent | gone else None for server in servers}
         readings = tuple(ServerReading(name, self.clock.at_s, error=error) for name, error in errors.items())
         return Readings(readings, self.routes, self.routes_error, self.devices)
 
@@ -63,18 +65,23 @@ class FakeControl:
     silent: set[str] = field(default_factory=set)
     gate: asyncio.Event | None = None
     forgotten: list[str] = field(default_factory=list)
+    alive: set[str] | None = None
+
+    def _check_answers(self, server: Server) -> None:
+        if server.name in self.silent or (self.alive is not None and server.name not in self.alive):
+            raise ServerError(f"{server.name} does not answer")
 
     async def read_models(self, server: Server, models: Sequence[str]) -> dict[str, ModelState]:
-        if server.name in self.silent:
-            raise ServerError(f"{server.name} does not answer")
+        self._check_answers(server)
         return {name: state for name, state in self.runs.get(server.name, server.models).items() if name in models}
 
     async def change(self, server: Server, model: str, state: ModelState) -> ModelState:
         self.log.append(f"change {server.name}/{model} to {state.instances}")
         if self.gate is not None:
             await self.gate.wait()
-        if server.name in self.silent:
-            raise ServerError(f"{server.name} does not answer")
+        self._check_answers(server)
+        if model not in self.runs.get(server.name, server.models):
+            raise ChangeRefusedError(f"{server.name} does not serve {model}")
         if model in self.refused:
             raise ChangeRefusedError(f"{model}: out of memory")
         self.runs[server.name] = {**self.runs.get(server.name, server.models), model: state}
@@ -93,6 +100,7 @@ class FakeLauncher:
     failing: set[str] = field(default_factory=set)
     idle: bool = True
     launched: dict[str, Server] = field(default_factory=dict)
+    slots: tuple[str, ...] | None = None
 
     def _step(self, name: str, what: str) -> None:
         self.log.append(f"{what} {name}")
@@ -101,6 +109,8 @@ class FakeLauncher:
 
     async def launch(self, name: str, slot: str, models: dict[str, ModelState]) -> Server:
         self._step(name, "launch")
+        if self.slots is not None and slot not in self.slots:
+            raise LaunchFailedError(f"{name}: there is no slot {slot}")
         self.alive.add(name)
         self.launched[name] = Server(
             name, slot, Address(name, 1), Address(name, 2), Address(name, 3), Phase.LAUNCHING, launched=True, slot=slot, models=dict(models)
@@ -122,7 +132,9 @@ class FakeLauncher:
 
     async def wait_ready(self, server: Server) -> Server:
         self._step(server.name, "ready")
-        return replace(server)
+        if server.name not in self.alive:
+            raise LaunchFailedError(f"{server.name} ended before it was ready, see {server.name}.log")
+        return replace(server, phase=Phase.WARMING)
 
     async def warm_up(self, server: Server) -> None:
         self._step(server.name, "warm")
@@ -135,6 +147,8 @@ class FakeLauncher:
         return self.idle
 
     async def stop(self, server: Server) -> None:
+        if not server.launched:
+            raise ServerError(f"{server.name} was not launched by Themis")
         self._step(server.name, "stop")
         self.alive.discard(server.name)
 
@@ -170,13 +184,13 @@ class FakeRecorder:
         self.outcomes.append(outcome)
 
     def save_server(self, server: Server) -> None:
-        self.servers[server.name] = server
+        self.servers[server.name] = replace(server, models=dict(server.models))
 
     def forget_server(self, name: str) -> None:
         self.servers.pop(name, None)
 
     def load_servers(self) -> tuple[Server, ...]:
-        return tuple(self.servers.values())
+        return tuple(self.servers[name] for name in sorted(self.servers))
 
 
 class Bench:
@@ -186,8 +200,8 @@ class Bench:
         self.log: list[str] = []
         self.clock = FakeClock()
         self.observer = FakeObserver(self.clock)
-        self.control = FakeControl(self.log)
         self.launcher = FakeLauncher(self.log, alive={s.name for s in servers})
+        self.control = FakeControl(self.log, alive=self.launcher.alive)
         self.routes = FakeRoutes(self.log)
         self.recorder = FakeRecorder()
         port = self.launcher if launcher else None

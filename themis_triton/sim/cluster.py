@@ -100,6 +100,8 @@ class Cluster:
         server = self.find(name)
         async with server.locks.setdefault(model, asyncio.Lock()):
             await asyncio.sleep(self._world.control_s)
+            if model not in self.find(name).models:
+                raise ChangeRefusedError(f"server {name} does not serve model {model}")
             before = self.find(name).models[model]
             self._maybe_refuse(name, model)
             if self._world.dispatcher is Dispatcher.CENTRAL:
@@ -182,8 +184,11 @@ class Cluster:
     def _reroute(self) -> None:
         simulation = self.sync()
         for model, index in self._index.items():
-            endpoints = [e.server for e in self._table.models.get(model, ModelRoute()).targets if self.is_alive(e.server)]
-            simulation.route(index, tuple(self._servers[name].place for name in endpoints))
+            simulation.route(index, tuple(self._servers[name].place for name in self.targets(model)))
+
+    def targets(self, model: str) -> tuple[str, ...]:
+        """Live servers that the model's requests go to."""
+        return tuple(e.server for e in self._table.models.get(model, ModelRoute()).targets if self.is_alive(e.server))
 
     async def wait_idle(self, name: str, timeout_s: float) -> bool:
         """Until nothing has been inside for a while; False when the time-out came first."""

@@ -88,6 +88,7 @@ class SimLauncher:
     places: dict[str, int]
     devices: dict[str, str]
     drain_timeout_s: float
+    launched: dict[str, Server] = field(default_factory=dict)
 
     async def launch(self, name: str, slot: str, models: dict[str, ModelState]) -> Server:
         """Start a process on the slot."""
@@ -96,7 +97,9 @@ class SimLauncher:
         self.cluster.start(name, self.places[slot], models)
         await asyncio.sleep(PROCESS_S)
         address = Address(name, 0)
-        return Server(name, self.devices[slot], address, address, address, Phase.LAUNCHING, launched=True, slot=slot, models=dict(models))
+        server = Server(name, self.devices[slot], address, address, address, Phase.LAUNCHING, launched=True, slot=slot, models=dict(models))
+        self.launched[name] = server
+        return server
 
     async def wait_ready(self, server: Server) -> Server:
         """Wait until it holds its models."""
@@ -112,8 +115,8 @@ class SimLauncher:
         self.cluster.find(server.name)
 
     async def discover(self) -> tuple[Server, ...]:
-        """Nothing: no virtual server outlives the run that launched it."""
-        return ()
+        """Every launched server that runs now, by name."""
+        return tuple(self.launched[name] for name in sorted(self.launched) if self.cluster.is_alive(name))
 
     async def read_memory(self, server: Server) -> int:
         """0: memory is not simulated."""
@@ -121,8 +124,11 @@ class SimLauncher:
         return 0
 
     async def stop_all(self) -> tuple[str, ...]:
-        """Nothing: they end with the run."""
-        return ()
+        """Stop every launched server."""
+        stopped = await self.discover()
+        for server in stopped:
+            await self.stop(server)
+        return tuple(server.name for server in stopped)
 
     async def is_alive(self, server: Server) -> bool:
         """Whether its process runs."""
@@ -137,6 +143,7 @@ class SimLauncher:
         if not server.launched:
             raise ServerError(f"server {server.name} was not launched by Themis and is not stopped by it; stop it where it was started")
         await self.cluster.stop(server.name)
+        self.launched.pop(server.name, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +179,7 @@ class SimRecorder:
 
     def save_server(self, server: Server) -> None:
         """Remember a launched server."""
-        self.servers[server.name] = server
+        self.servers[server.name] = replace(server, models=dict(server.models))
 
     def forget_server(self, name: str) -> None:
         """The server is gone."""
@@ -180,4 +187,4 @@ class SimRecorder:
 
     def load_servers(self) -> tuple[Server, ...]:
         """Launched servers that were not forgotten."""
-        return tuple(self.servers.values())
+        return tuple(self.servers[name] for name in sorted(self.servers))
