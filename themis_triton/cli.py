@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 import themis_triton
-from themis_triton.core.config import PolicyName
 from themis_triton.core.errors import ThemisError
 
 app = typer.Typer(
@@ -28,7 +26,7 @@ TRACE_HELP = (
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable: the last line of standard output is JSON.")]
 
 
-@app.command()
+@app.command(epilog="Example: themis run -c themis.yaml")
 def run(config: ConfigOption) -> None:
     """Run the sidecar until SIGTERM. Servers and Envoy go on serving afterwards."""
     from themis_triton.commands.run_command import run_command  # noqa: PLC0415 - a command loads only what it needs
@@ -36,29 +34,29 @@ def run(config: ConfigOption) -> None:
     run_command(config)
 
 
-@app.command()
+@app.command(epilog="Example: themis demo --policy themis --duration 60")
 def demo(
     duration: Annotated[int | None, typer.Option(help="Seconds; stretches the shipped surge, cuts any other trace.")] = None,
     trace: Annotated[str, typer.Option(help=TRACE_HELP)] = "surge",
     from_s: Annotated[int, typer.Option("--from", help="First second of the trace.")] = 0,
     to_s: Annotated[int | None, typer.Option("--to", help="Second at which the trace ends.")] = None,
     scale: Annotated[float, typer.Option(help="Multiplies the trace's rates.")] = 1.0,
-    policy: Annotated[PolicyName, typer.Option(help="Who decides.")] = PolicyName.THEMIS,
+    policy: Annotated[str, typer.Option(help="themis, or a baseline: themis-paper, horizontal, vertical, inferline, static.")] = "themis",
     pipeline: Annotated[str, typer.Option(help="video, sentiment or nlp.")] = "video",
     seed: Annotated[int, typer.Option(min=0, help="Of the load.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for picture, logs and figures.")] = Path("themis-demo"),
     as_json: JsonOption = False,
 ) -> None:
     """The whole loop on this machine: a real Triton behind a real Envoy, a surge, and Themis beside them."""
-    from themis_triton.commands.demo_command import demo_command  # noqa: PLC0415 - a command loads only what it needs
+    from themis_triton.commands.demo_command import demo_command, parse_policy  # noqa: PLC0415 - a command loads only what it needs
     from themis_triton.demo.run import DemoOptions  # noqa: PLC0415
     from themis_triton.load.traces import TraceOptions  # noqa: PLC0415
 
     options = TraceOptions(source=trace, from_s=from_s, to_s=to_s, scale=scale, duration_s=duration)
-    demo_command(DemoOptions(out, options, policy, pipeline, seed, as_json))
+    demo_command(DemoOptions(out, options, parse_policy(policy), pipeline, seed, as_json))
 
 
-@app.command()
+@app.command(epilog="Example: themis load -c themis.yaml --rate 50 --duration 30")
 def load(
     config: Annotated[Path | None, typer.Option("-c", "--config", help="Settings file: its pipelines and Envoy's address.")] = None,
     address: Annotated[str | None, typer.Option(help="host:port of a KServe-v2 gRPC service.")] = None,
@@ -89,29 +87,30 @@ def load(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(epilog="Example: themis plan -c themis.yaml --rate 120 --from live")
 def plan(
     config: ConfigOption,
     rate: Annotated[str, typer.Option(help="Requests/s: 120, or 20:400:20 (from:to:step).")],
     pipeline: Annotated[str | None, typer.Option(help="By default the settings' first.")] = None,
     slo: Annotated[str | None, typer.Option(help="Objective in ms instead of the settings'.")] = None,
     devices: Annotated[str | None, typer.Option(help="Servers that there are, instead of the settings'.")] = None,
-    now: Annotated[
+    start: Annotated[
         str | None,
         typer.Option(
-            help="What runs: live (asks the sidecar), 2:3,1 (2 servers, 3 and 1 instances), 2:3,1:8,8 with batches. Adds the way."
+            "--from",
+            help="Show the migration from what runs: live (asks the sidecar), 2:3,1 (2 servers, 3 and 1 instances), 2:3,1:8,8 (batches).",
         ),
     ] = None,
-    picture: Annotated[Path | None, typer.Option(help="Also draw the plans: a .png, .svg or .pdf.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also plot the plans: a .png, .svg or .pdf file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What would run at a rate: servers, instances and batches, predicted p99, cost and what binds. Nothing is changed."""
+    """Show the plan for a rate: servers, instances, batches, predicted p99, cost and the binding limit. Changes nothing."""
     from themis_triton.commands.plan_command import PlanFlags, parse_what_if, plan_command  # noqa: PLC0415 - a command loads only what it needs
 
-    plan_command(PlanFlags(config, rate, parse_what_if(pipeline, slo, devices), picture, as_json, now))
+    plan_command(PlanFlags(config, rate, parse_what_if(pipeline, slo, devices), plot, as_json, start))
 
 
-@app.command()
+@app.command(epilog="Example: themis profile my-model -c themis.yaml")
 def profile(
     target: Annotated[str, typer.Argument(help="A model, or a pipeline of the settings: each of its models.")],
     config: Annotated[Path | None, typer.Option("-c", "--config", help="Settings: slots, servers, pipelines and bounds.")] = None,
@@ -148,7 +147,7 @@ def profile(
     profile_command(wanted, where, as_json=as_json)
 
 
-@app.command()
+@app.command(epilog="Example: themis simulate -c themis.yaml --trace diurnal")
 def simulate(
     config: ConfigOption,
     trace: Annotated[str, typer.Option(help=TRACE_HELP)] = "surge",
@@ -190,7 +189,7 @@ def simulate(
     simulate_command(SimulateFlags(config, wanted, policies, seeds, tuple(pipeline or ()), jobs, out, differing), as_json=as_json)
 
 
-@app.command()
+@app.command(epilog="Example: themis compare -c themis.yaml --duration 60")
 def compare(
     config: ConfigOption,
     trace: Annotated[str, typer.Option(help=TRACE_HELP)] = "surge",
@@ -215,7 +214,7 @@ def compare(
     compare_command(CompareFlags(ComparedLoad(wanted, config, pipeline, seed), policies, out), as_json=as_json)
 
 
-@app.command()
+@app.command(epilog="Example: themis probe my-model -c themis.yaml")
 def probe(
     model: Annotated[str, typer.Argument(help="The model.")],
     config: Annotated[Path | None, typer.Option("-c", "--config", help="Settings: slots and model repository.")] = None,
@@ -242,7 +241,7 @@ def probe(
     probe_command(model, out, options, where, as_json=as_json)
 
 
-@app.command()
+@app.command(epilog="Example: themis validate themis.yaml --live")
 def validate(
     file: Annotated[Path, typer.Argument(help="The settings file.")],
     live: Annotated[bool, typer.Option("--live", help="Also ask the servers, Envoy and devices that it names.")] = False,
@@ -254,7 +253,7 @@ def validate(
     raise typer.Exit(validate_command(file, live, as_json))
 
 
-@app.command()
+@app.command(epilog="Example: themis init themis.yaml")
 def init(
     file: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("themis.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite.")] = False,
@@ -265,7 +264,7 @@ def init(
     raise typer.Exit(init_command(file, force))
 
 
-@app.command()
+@app.command(epilog="Example: themis schema > themis.schema.json")
 def schema() -> None:
     """Print the JSON Schema of the settings file, for editors."""
     from themis_triton.commands.settings_commands import schema_command  # noqa: PLC0415 - a command loads only what it needs
@@ -273,46 +272,64 @@ def schema() -> None:
     raise typer.Exit(schema_command())
 
 
-@app.command()
+@app.command(epilog="Example: themis status -c themis.yaml")
 def status(config: ConfigOption, as_json: JsonOption = False) -> None:
-    """What the running sidecar sees, does and has just decided."""
+    """Show what the running sidecar observes, does and has decided."""
     from themis_triton.commands.status_command import status_command  # noqa: PLC0415 - a command loads only what it needs
 
     status_command(config, as_json=as_json)
 
 
-@app.command()
+@app.command(epilog="Example: themis why -c themis.yaml")
 def why(
     config: ConfigOption,
-    decision: Annotated[str | None, typer.Argument(help="A decision's id: with its evidence, its actions and how they ended.")] = None,
-    since: Annotated[str, typer.Option(help="How far back: a number and s, m, h or d.")] = "1h",
-    limit: Annotated[int, typer.Option(min=1, help="Most lines.")] = 50,
-    every: Annotated[bool, typer.Option("--every", help="Ticks that changed nothing too (those of the last minutes are kept).")] = False,
+    decision: Annotated[str | None, typer.Argument(help="The id of a decision; by default the newest that changed something.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What was changed, when and why, out of the journal; also when no sidecar runs any more."""
+    """Explain one decision: its evidence, its actions and how they ended. Reads the journal; needs no running sidecar."""
     from themis_triton.commands.why_command import why_command  # noqa: PLC0415 - a command loads only what it needs
 
-    why_command(config, decision, since, limit, every=every, as_json=as_json)
+    why_command(config, decision, as_json=as_json)
 
 
-@app.command()
-def stop(config: ConfigOption) -> None:
-    """End the sidecar and wait until it has ended. Servers, counts and routes stay exactly as they are and go on serving."""
+@app.command(epilog="Example: themis history -c themis.yaml --since 2h")
+def history(
+    config: ConfigOption,
+    since: Annotated[str, typer.Option(help="How far back: a number and s, m, h or d.")] = "1h",
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of ticks.")] = 50,
+    every: Annotated[bool, typer.Option("--all", help="Also ticks that changed nothing (those of the last minutes are kept).")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the changes with time and reason, oldest first. Reads the journal; needs no running sidecar."""
+    from themis_triton.commands.history_command import history_command  # noqa: PLC0415 - a command loads only what it needs
+
+    history_command(config, since, limit, every=every, as_json=as_json)
+
+
+@app.command(epilog="Example: themis stop -c themis.yaml")
+def stop(
+    config: ConfigOption,
+    everything: Annotated[bool, typer.Option("--all", help="Then stop the servers that Themis launched, and its Envoy.")] = False,
+) -> None:
+    """Stop the sidecar and wait until it has ended. Servers and routes stay as they are and serve on, unless --all is given."""
     from themis_triton.commands.stop_command import stop_command  # noqa: PLC0415 - a command loads only what it needs
 
     stop_command(config)
+    if everything:
+        from themis_triton.commands.down_command import down_command  # noqa: PLC0415 - a command loads only what it needs
+
+        down_command(config)
 
 
-@app.command()
+@app.command(epilog="Example: themis pause -c themis.yaml")
 def pause(config: ConfigOption) -> None:
-    """Change nothing from the next tick on; observe, say what would be done, and keep Envoy running. Holds over restarts."""
+    """Stop making changes from the next tick on; observation, advice and Envoy go on. Persists over restarts."""
     from themis_triton.commands.stop_command import pause_command  # noqa: PLC0415 - a command loads only what it needs
 
     pause_command(config)
 
 
-@app.command()
+@app.command(epilog="Example: themis resume -c themis.yaml")
 def resume(config: ConfigOption) -> None:
     """End a pause."""
     from themis_triton.commands.stop_command import resume_command  # noqa: PLC0415 - a command loads only what it needs
@@ -320,10 +337,10 @@ def resume(config: ConfigOption) -> None:
     resume_command(config)
 
 
-@app.command()
+@app.command(epilog="Example: themis down -c themis.yaml")
 def down(config: ConfigOption) -> None:
-    """End the servers that Themis launched and the Envoy that it started. Adopted servers are left alone; stop the sidecar first."""
-    from themis_triton.commands.run_command import down_command  # noqa: PLC0415 - a command loads only what it needs
+    """Alias of `stop --all` for a sidecar that has stopped already; refuses while it runs. Adopted servers are left alone."""
+    from themis_triton.commands.down_command import down_command  # noqa: PLC0415 - a command loads only what it needs
 
     down_command(config)
 
@@ -350,11 +367,11 @@ def common(
 
 
 def main() -> None:
-    """Entry point: errors of ours become one message on standard error and their exit code; Ctrl-C becomes 130."""
+    """Entry point: a ThemisError becomes one message on standard error and its exit code; Ctrl-C becomes 130."""
     try:
         app()
     except ThemisError as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -90,7 +90,7 @@ def plan_migration(config: ThemisConfig, rate_rps: float, what_if: WhatIf, now: 
     """
     pipeline = asked_pipeline(config, what_if)
     if config.planning.placement is Placement.SEPARATE:
-        raise SettingsError("--now: planning.placement is separate; allowed: colocated, where all stages move together; leave --now out")
+        raise SettingsError("--from: planning.placement is separate; allowed: colocated, where all stages move together; leave --from out")
     devices = config.planning.max_servers if what_if.devices is None else what_if.devices
     rules = build_rules(replace(config, pipelines=(pipeline,), planning=replace(config.planning, max_servers=devices)))
     problem = rules.problems[pipeline.name]

@@ -20,11 +20,11 @@ from themis_triton.adapters.http import HttpClient
 from themis_triton.adapters.local.processes import stop_everything
 from themis_triton.adapters.local.server_files import ServerFiles
 from themis_triton.adapters.local.sockets import free_ports
+from themis_triton.adapters.store.paths import journal_path
 from themis_triton.adapters.triton.metrics import fetch_metrics
 from themis_triton.adapters.triton.model_control import TritonModelControl
 from themis_triton.core.address import Address
 from themis_triton.core.fleet import ModelState, Server
-from themis_triton.daemon.components import journal_path
 from themis_triton.load.options import LoadOptions, PipelineLoad
 from themis_triton.load.process import LoadProcess
 from themis_triton.load.results import LoadSummary

@@ -24,6 +24,11 @@ COMMANDS = (
     "validate",
     "init",
     "status",
+    "why",
+    "history",
+    "stop",
+    "pause",
+    "resume",
     "down",
     "schema",
     "warm",
@@ -72,7 +77,7 @@ def test_help_names_every_command(flag: str) -> None:
 def test_every_command_has_help(command: str) -> None:
     result = CliRunner().invoke(cli.app, [command, "--help"])
     assert result.exit_code == 0
-    assert f"themis {command}" in result.output
+    assert f"Example: themis {command} " in result.output
 
 
 def test_no_command_and_an_unknown_one_are_usage_errors() -> None:

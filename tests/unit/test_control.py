@@ -1,10 +1,10 @@
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 
 from themis_triton.commands.stop_command import pause_command, resume_command, stop_command
@@ -56,7 +56,8 @@ def test_a_sidecar_that_does_not_end_is_named(tmp_path: Path, monkeypatch: pytes
     path = settings(tmp_path)
 
     with holder(tmp_path / "state") as pid, monkeypatch.context() as patched:
-        patched.setattr(psutil.Process, "terminate", psutil.Process.is_running)
+        send = os.kill
+        patched.setattr(os, "kill", lambda pid, _: send(pid, 0))
         patched.setattr("themis_triton.daemon.control.STOP_WITHIN_S", 0.2)
         with pytest.raises(EnvironmentCheckError, match=f"pid {pid} still runs 0.2 s after SIGTERM"):
             stop_command(path)

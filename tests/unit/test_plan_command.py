@@ -77,7 +77,7 @@ def test_other_devices_slo_and_pipeline_can_be_asked_about() -> None:
 @pytest.mark.parametrize("name", ["plans.png", "plans.svg"])
 def test_the_picture_is_drawn_over_feasible_and_infeasible_rates(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
-    plan_command(PlanFlags(SHIPPED, "50:350:100", WhatIf(), picture=path))
+    plan_command(PlanFlags(SHIPPED, "50:350:100", WhatIf(), plot=path))
     assert path.stat().st_size > 20_000
     if name.endswith("svg"):
         text = path.read_text()
@@ -86,7 +86,7 @@ def test_the_picture_is_drawn_over_feasible_and_infeasible_rates(tmp_path: Path,
 
 
 def test_a_picture_of_one_rate(tmp_path: Path) -> None:
-    plan_command(PlanFlags(PAPER, "0", WhatIf(), picture=tmp_path / "one.png"))
+    plan_command(PlanFlags(PAPER, "0", WhatIf(), plot=tmp_path / "one.png"))
     assert (tmp_path / "one.png").stat().st_size > 20_000
 
 
@@ -175,7 +175,7 @@ def test_the_daemon_refuses_separate_stages() -> None:
 
 
 def test_the_way_from_what_runs_says_its_steps_and_when_the_slo_holds() -> None:
-    result = CliRunner().invoke(app, ["plan", "-c", str(SHIPPED), "--rate", "120", "--now", "1:2,1", "--json"])
+    result = CliRunner().invoke(app, ["plan", "-c", str(SHIPPED), "--rate", "120", "--from", "1:2,1", "--json"])
     assert result.exit_code == 0, result.output
     (answer,) = json.loads(result.stdout.splitlines()[-1])
     path = answer["path"]
@@ -186,7 +186,7 @@ def test_the_way_from_what_runs_says_its_steps_and_when_the_slo_holds() -> None:
 
 
 def test_a_way_down_breaks_nothing_before_it_has_made_room() -> None:
-    result = CliRunner().invoke(app, ["plan", "-c", str(SHIPPED), "--rate", "60", "--now", "4:1,1:8,8", "--json"])
+    result = CliRunner().invoke(app, ["plan", "-c", str(SHIPPED), "--rate", "60", "--from", "4:1,1:8,8", "--json"])
     path = json.loads(result.stdout.splitlines()[-1])[0]["path"]
     made = {i for i, step in enumerate(path["steps"]) if step["kind"] in {"grow", "launch", "rebatch"}}
     retired = [step for step in path["steps"] if step["kind"] == "retire"]
@@ -198,14 +198,14 @@ def test_a_way_down_breaks_nothing_before_it_has_made_room() -> None:
 def test_a_fleet_that_cannot_be_read_is_refused_with_its_form(now: str) -> None:
     with pytest.raises(
         SettingsError,
-        match=r"--now: found .* allowed: live \(what the sidecar says\), or SERVERS:N,N, an instance count for each of video-detector",
+        match=r"--from: found .* allowed: live \(what the sidecar says\), or SERVERS:N,N, an instance count for each of video-detector",
     ):
-        plan_command(PlanFlags(SHIPPED, "50", WhatIf(), now=now))
+        plan_command(PlanFlags(SHIPPED, "50", WhatIf(), start=now))
 
 
 def test_separate_stages_have_no_way_to_show() -> None:
-    with pytest.raises(SettingsError, match=r"--now: planning\.placement is separate"):
-        plan_command(PlanFlags(PAPER, "50", WhatIf(), now="1:1,1,1"))
+    with pytest.raises(SettingsError, match=r"--from: planning\.placement is separate"):
+        plan_command(PlanFlags(PAPER, "50", WhatIf(), start="1:1,1,1"))
 
 
 def test_more_servers_than_can_be_weighed_are_refused_at_once() -> None:
@@ -230,7 +230,7 @@ def test_the_way_begins_at_what_the_sidecar_says_that_serves_each_server_with_it
     servers = [shown("a", (4, 1)), shown("b", (8, 4)), shown("c", (1, 1), launched=False), shown("d", (1, 1), phase=Phase.WARMING), others]
     in_order = (ServerAssignment("c", (1, 1), (8, 8)), ServerAssignment("b", (8, 4), (8, 8)), ServerAssignment("a", (4, 1), (8, 8)))
     assert live_fleet({"servers": servers}, pipeline) == Fleet(in_order, adopted=1)
-    with pytest.raises(SettingsError, match="--now live: no server serves video now"):
+    with pytest.raises(SettingsError, match="--from live: no server serves video now"):
         live_fleet({"servers": servers[3:]}, pipeline)
 
 

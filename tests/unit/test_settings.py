@@ -13,9 +13,10 @@ import yaml
 from themis_triton.core.address import Address
 from themis_triton.core.config import Mode, Placement, PlanningConfig, PolicyConfig, PolicyName, ThemisConfig
 from themis_triton.core.errors import SettingsError
-from themis_triton.settings import load_settings, problems, reference_rows, starter
+from themis_triton.settings import load_settings, problems, reference_rows
 from themis_triton.settings.policy import PlanningSettings, PolicySettings
 from themis_triton.settings.schema import LaunchSettings
+from themis_triton.settings.starter import starter
 
 REPOSITORY = Path(__file__).parents[2]
 SHIPPED = REPOSITORY / "config" / "themis.yaml"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from themis_triton.commands.settings_commands import init_command, validate_command
-from themis_triton.settings import starter
+from themis_triton.settings.starter import starter
 
 
 def test_init_writes_a_file_that_validates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

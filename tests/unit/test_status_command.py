@@ -9,11 +9,12 @@ import pytest
 from rich.console import Console
 
 from tests.unit.samples import NOW_S
-from themis_triton.commands.run_command import down_command
+from themis_triton.commands.down_command import down_command
 from themis_triton.commands.status_command import show, status_command
 from themis_triton.core.address import Address
 from themis_triton.core.errors import ServerError, SettingsError
-from themis_triton.settings import load_runtime_paths, load_settings, starter
+from themis_triton.settings import load_runtime_paths, load_settings
+from themis_triton.settings.starter import starter
 
 
 @contextmanager
@@ -70,7 +71,7 @@ def test_whatever_holds_it_back_and_how_fresh_it_is_are_shown() -> None:
     assert "pid 4711, last tick" in text
     assert "3 failed ticks" in text
     assert "the journal is not written: disk full" in text
-    assert "held back: no slot\nheld back: no room\nleft alone after a failure: a/m, for 7 s more\n" in text
+    assert "limited: no slot\nlimited: no room\nleft alone after a failure: a/m, for 7 s more\n" in text
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"name": "triton"}', b"\xff"])
@@ -78,7 +79,7 @@ def test_an_answer_that_is_no_status_is_named(body: bytes, tmp_path: Path) -> No
     path = tmp_path / "themis.yaml"
     with answering(body) as address:
         path.write_text(f"{starter()}status: {{address: {address}}}\n")
-        with pytest.raises(ServerError, match=rf"status\.address: what answers at {address} is no sidecar"):
+        with pytest.raises(ServerError, match=rf"status\.address: {address} is not a Themis status endpoint"):
             status_command(path, as_json=False)
 
 

@@ -7,6 +7,7 @@ import pytest
 from tests.unit.samples import NOW_S, action, record, server, snapshot
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.store.journal import Journal
+from themis_triton.commands.history_command import collapse, history_command
 from themis_triton.commands.why_command import why_command
 from themis_triton.core.action import ActionKind, Outcome, OutcomeKind
 from themis_triton.core.decision import Clamp, ClampKind
@@ -30,39 +31,72 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return settings
 
 
-def why(path: Path, decision: str | None = None, since: str = "1h", *, every: bool = False, as_json: bool = False) -> None:
-    why_command(path, decision, since, 50, every=every, as_json=as_json)
+def why(path: Path, decision: str | None = None, *, as_json: bool = False) -> None:
+    why_command(path, decision, as_json=as_json)
 
 
-def test_changes_are_told_with_their_time_and_the_last_tick(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    why(path)
+def history(path: Path, since: str = "1h", *, every: bool = False, as_json: bool = False) -> None:
+    history_command(path, since, 50, every=every, as_json=as_json)
+
+
+def test_changes_are_listed_with_their_time_and_the_last_tick(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    history(path)
     changed, last = capsys.readouterr().out.splitlines()
     assert "(2 m ago)  d  steady; grow video-detector on a 1→2" in changed
     assert "(1 m ago)  last tick: steady" in last
-    why(path, since="90s")
+    history(path, since="90s")
     assert capsys.readouterr().out.splitlines()[0] == "nothing was changed in the last 90s"
-    why(path, every=True, as_json=True)
+    history(path, every=True, as_json=True)
     assert [row["decision_id"] for row in json.loads(capsys.readouterr().out)] == ["d", "quiet"]
 
 
-def test_one_decision_is_told_with_what_held_it_back_and_how_its_actions_ended(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_successive_ticks_that_differ_in_numbers_only_are_one_line() -> None:
+    def row(name: str, sentence: str) -> dict[str, object]:
+        return {"decision_id": name, "sentence": sentence}
+
+    rows = [
+        row("1", "surge: video needs 38/s of 24/s; would grow m on a 1→2"),
+        row("2", "surge: video needs 39.5/s of 24/s; would grow m on a 1→2"),
+        row("3", "surge: video needs 39/s of 24/s; would grow m on a 1→3"),
+        row("4", "steady: video needs 39/s of 24/s; would grow m on a 1→3"),
+    ]
+    assert [(first["decision_id"], last["decision_id"], count) for first, last, count in collapse(rows)] == [
+        ("1", "2", 2),
+        ("3", "3", 1),
+        ("4", "4", 1),
+    ]
+
+
+def test_a_decision_is_explained_with_its_limits_and_its_outcomes(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     why(path, "d")
     text = capsys.readouterr().out
-    assert "held back: video wants 1 more server than there are free slots" in text
+    assert "limited: video wants 1 more server than there are free slots" in text
     assert "grow video-detector on a 1→2: refused after 1.5 s: out of memory" in text
     why(path, "d", as_json=True)
-    found = json.loads(capsys.readouterr().out)
-    assert (found["ends"][0]["outcome"], found["plan"]["actions"][0]["kind"]) == ("refused", "grow")
+    record = json.loads(capsys.readouterr().out)
+    assert (record["outcomes"][0]["outcome"], record["plan"]["actions"][0]["kind"]) == ("refused", "grow")
+
+
+def test_without_an_id_the_newest_change_is_explained(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    why(path)
+    assert "  d  policy themis, steady" in capsys.readouterr().out.splitlines()[0]
+    journal = Journal(tmp_path / "state" / "journal.sqlite")
+    journal._db.execute("delete from ticks where changed = 1")
+    journal.close()
+    why(path)
+    assert capsys.readouterr().out.splitlines()[0] == "nothing was changed yet"
+    why(path, as_json=True)
+    assert json.loads(capsys.readouterr().out) is None
 
 
 @pytest.mark.parametrize("since", ["10", "m", "-1m", "0s", "nanh", "10w", ""])
 def test_a_wrong_time_is_named(path: Path, since: str) -> None:
-    with pytest.raises(SettingsError, match=f"--since {since}: allowed are a number and a unit"):
-        why(path, since=since)
+    with pytest.raises(SettingsError, match=f"--since: {since} is invalid: expected a number and a unit"):
+        history(path, since=since)
 
 
 def test_an_unknown_decision_and_a_missing_journal_are_named(path: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="nope: no such decision in the journal"):
+    with pytest.raises(SettingsError, match="nope: the journal holds no such decision"):
         why(path, "nope")
     other = tmp_path / "other.yaml"
     other.write_text("state_directory: elsewhere\n")

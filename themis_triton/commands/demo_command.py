@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from rich.console import Console
+import sys
 
+from themis_triton.core.config import PolicyName
+from themis_triton.core.errors import SettingsError
 from themis_triton.demo.run import DemoOptions, run_demo
 
 
@@ -11,5 +13,12 @@ def demo_command(options: DemoOptions) -> None:
     """Run the demo; with `as_json` the last line of standard output is the summary."""
     summary = run_demo(options)
     if options.as_json:
-        # Straight to the stream: the line must never be wrapped or coloured.
-        Console().file.write(summary.json_line() + "\n")
+        sys.stdout.write(summary.json_line() + "\n")
+
+
+def parse_policy(text: str) -> PolicyName:
+    """The policy of that name. SettingsError when there is none."""
+    names = [policy.value for policy in PolicyName]
+    if text not in names:
+        raise SettingsError(f"--policy: {text} is invalid: expected {' or '.join(names)}")
+    return PolicyName(text)

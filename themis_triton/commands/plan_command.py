@@ -1,4 +1,4 @@
-"""`themis plan`: what a settings file would have planned at given rates, as a table, JSON and a picture."""
+"""`themis plan`: what a settings file would have planned at given rates, as a table, JSON and a plot."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class PlanFlags:
     config: Path
     rate: str
     what_if: WhatIf
-    picture: Path | None = None
+    plot: Path | None = None
     as_json: bool = False
-    now: str | None = None
+    start: str | None = None
 
 
 def plan_command(flags: PlanFlags) -> tuple[PlanAnswer, ...]:
@@ -52,9 +52,9 @@ def plan_command(flags: PlanFlags) -> tuple[PlanAnswer, ...]:
     console = Console()
     console.print(plan_table(answers, pipeline, config))
     paths = show_paths(console, config, rates, what_if, fleet) if fleet is not None else None
-    if flags.picture is not None:
-        draw_plans(series_of(answers), pipeline.slo_ms, f"Plans for {pipeline.name}, policy {config.policy.name.value}", flags.picture)
-        console.print(f"picture: {flags.picture}", soft_wrap=True, markup=False, highlight=False)
+    if flags.plot is not None:
+        draw_plans(series_of(answers), pipeline.slo_ms, f"Plans for {pipeline.name}, policy {config.policy.name.value}", flags.plot)
+        console.print(f"plot: {flags.plot}", soft_wrap=True, markup=False, highlight=False)
     if flags.as_json:
         # Straight to the stream: the line must never be wrapped or coloured.
         rows = [asdict(answer) for answer in answers]
@@ -64,9 +64,9 @@ def plan_command(flags: PlanFlags) -> tuple[PlanAnswer, ...]:
 
 
 def _fleet(flags: PlanFlags, pipeline: PipelineConfig, config: ThemisConfig) -> Fleet | None:
-    if flags.now is None:
+    if flags.start is None:
         return None
-    return live_fleet(asked(flags.config), pipeline) if flags.now == LIVE else parse_fleet(flags.now, pipeline, config)
+    return live_fleet(asked(flags.config), pipeline) if flags.start == LIVE else parse_fleet(flags.start, pipeline, config)
 
 
 def parse_rates(text: str) -> tuple[float, ...]:
@@ -166,7 +166,7 @@ def _caption(answers: Sequence[PlanAnswer], pipeline: PipelineConfig, config: Th
 
 
 def series_of(answers: Sequence[PlanAnswer]) -> PlanSeries:
-    """The answers as rows for the picture."""
+    """The answers as rows for the plot."""
     columns: list[tuple[StageAnswer, ...]] = list(zip(*(answer.stages for answer in answers), strict=True))
     return PlanSeries(
         rate_rps=[answer.rate_rps for answer in answers],

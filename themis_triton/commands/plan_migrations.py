@@ -1,4 +1,4 @@
-"""`themis plan --now`: the way from what runs to the plan, step by step."""
+"""`themis plan --from`: the way from what runs to the plan, step by step."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def live_fleet(status: Mapping[str, Any], pipeline: PipelineConfig) -> Fleet:
         for server in by_retirement(serving)
     )
     if not assignments:
-        raise SettingsError(f"--now {LIVE}: no server serves {pipeline.name} now; write what shall be there, such as 1:1,1")
+        raise SettingsError(f"--from {LIVE}: no server serves {pipeline.name} now; write what shall be there, such as 1:1,1")
     return Fleet(assignments, adopted=sum(not server.launched for server in serving))
 
 
@@ -79,7 +79,7 @@ def parse_fleet(text: str, pipeline: PipelineConfig, config: ThemisConfig) -> Fl
             return Fleet(tuple(ServerAssignment(f"server-{i + 1}", instances, batches) for i in range(servers)))
     counts_wanted = f"SERVERS:{','.join('N' for _ in bounds)}, an instance count for each of {', '.join(pipeline.stages)}"
     form = f"{LIVE} (what the sidecar says), or {counts_wanted}, such as 2:{','.join(str(model.min_instances) for model in bounds)}"
-    raise SettingsError(f'--now: found "{text}"; allowed: {form}, with at most {MAX_SERVERS} servers; write it so')
+    raise SettingsError(f'--from: found "{text}"; allowed: {form}, with at most {MAX_SERVERS} servers; write it so')
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""`themis run` and `themis down`."""
+"""`themis run`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ import sys
 from pathlib import Path
 
 import structlog
-from rich.console import Console
 
-from themis_triton.adapters.launchers import stop_all
 from themis_triton.core.config import Placement
 from themis_triton.core.errors import SettingsError
-from themis_triton.daemon.lock import locked
 from themis_triton.daemon.service import run_daemon
 from themis_triton.profile.stale import refuse_stale
-from themis_triton.settings import load_runtime_paths, load_settings
+from themis_triton.settings import load_settings
 
 
 def run_command(path: Path) -> None:
@@ -31,15 +28,6 @@ def run_command(path: Path) -> None:
     for sentence in refuse_stale(config):
         structlog.get_logger().warning("profile_stale", says=sentence)
     asyncio.run(run_daemon(config))
-
-
-def down_command(path: Path) -> None:
-    """End what Themis started for these settings. EnvironmentCheckError when its daemon still runs: it would start servers again."""
-    state = load_runtime_paths(path).state_directory
-    with locked(state):
-        ended = asyncio.run(stop_all(state))
-    pids = f"ended {len(ended)} process{'es' if len(ended) > 1 else ''}: {', '.join(ended)}"
-    Console(soft_wrap=True).print(pids if ended else f"nothing was running with {state}", markup=False, highlight=False)
 
 
 def _configure_logging() -> None:

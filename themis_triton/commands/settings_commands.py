@@ -16,8 +16,9 @@ from themis_triton.adapters.live_check import check_live
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.errors import EnvironmentCheckError, SettingsError
 from themis_triton.profile.stale import stale_profiles
-from themis_triton.settings import Problem, load_settings, problems, starter
+from themis_triton.settings import Problem, load_settings, problems
 from themis_triton.settings.json_schema import schema_text
+from themis_triton.settings.starter import starter
 
 _MARKS = {Severity.OK: "[green]ok[/]     ", Severity.WARNING: "[yellow]warning[/]", Severity.ERROR: "[red]error[/]  "}
 

@@ -7,15 +7,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from themis_triton.adapters.clock import SystemClock
+from themis_triton.adapters.status_client import get
 from themis_triton.core.errors import ServerError
 from themis_triton.daemon.control import running_pid
-from themis_triton.settings import load_runtime_paths
+from themis_triton.settings.runtime import load_runtime_paths
 
 EVENTS_SHOWN = 8
 
@@ -35,23 +35,23 @@ def asked(path: Path) -> dict[str, Any]:
     where = load_runtime_paths(path)
     address = where.status_address
     try:
-        response = httpx.get(address.url("/status"), timeout=5.0, trust_env=False)
-    except httpx.HTTPError as error:
+        response = get(address, "/status")
+    except ServerError as error:
         pid = running_pid(where.state_directory)
-        remedy = (
+        fix = (
             f"the sidecar with pid {pid} is starting, ending or stuck: see its log"
             if pid is not None
-            else f"none runs; `themis why -c {path}` tells what the last one did, `themis run -c {path}` starts one"
+            else f"none runs; `themis history -c {path}` shows what the last one did, `themis run -c {path}` starts one"
         )
-        raise ServerError(f"no sidecar answers at {address} ({error}); {remedy}") from error
+        raise ServerError(f"{path}: status.address: {error}. {fix}") from error
     try:
-        status = response.json()
+        status = json.loads(response.body)
     except ValueError:
         status = None
     if not isinstance(status, dict) or "policy" not in status:
         raise ServerError(
-            f"{path}: status.address: what answers at {address} is no sidecar (HTTP {response.status_code}, "
-            f"{response.text[:80]!r}); name the address of the running one"
+            f"{path}: status.address: {address} is not a Themis status endpoint (HTTP {response.code}, {response.body[:80]!r}). "
+            "Fix: set status.address to that of the running sidecar"
         )
     return status
 
@@ -66,7 +66,7 @@ def show(status: dict[str, Any], console: Console) -> None:
     for source, why in status.get("stale", {}).items():
         console.print(f"stale: {source}: {why}", style="yellow", markup=False, soft_wrap=True)
     for clamp in status.get("clamps", []):
-        console.print(f"held back: {clamp['sentence']}", style="yellow", markup=False, soft_wrap=True)
+        console.print(f"limited: {clamp['sentence']}", style="yellow", markup=False, soft_wrap=True)
     for lever, until_s in sorted(status.get("held", {}).items()):
         left_s = until_s - status["at_s"]
         console.print(f"left alone after a failure: {lever}, for {left_s:.0f} s more", style="yellow", markup=False, soft_wrap=True)

@@ -1,9 +1,9 @@
-"""`themis why`: what was decided and what came of it, out of the journal, whether the sidecar runs or not."""
+"""`themis why`: one decision with its evidence, its actions and how they ended, out of the journal."""
 
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,81 +12,81 @@ from rich.console import Console
 from rich.table import Table
 
 from themis_triton.adapters.clock import SystemClock
+from themis_triton.adapters.store.paths import journal_path
 from themis_triton.adapters.store.reader import JournalReader, reading
+from themis_triton.commands.moments import moment
 from themis_triton.core.errors import SettingsError
-from themis_triton.daemon.components import journal_path
-from themis_triton.settings import load_runtime_paths
+from themis_triton.settings.runtime import load_runtime_paths
 
-UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+MAX_OUTCOMES = 1000
+EVIDENCE_KEYS = ("demand_fast_rps", "demand_slow_rps", "capacity_rps", "measured_p99_ms", "predicted_p99_ms", "slo_ms")
 
 
-def why_command(path: Path, decision: str | None, since: str, limit: int, *, every: bool, as_json: bool) -> None:
-    """The changes of the last `since`, oldest first, and the last tick; or one decision with its evidence, actions and their ends."""
-    since_s = _seconds(since)
-    console = Console(soft_wrap=True)
+def why_command(path: Path, decision: str | None, *, as_json: bool) -> None:
+    """Print one decision: evidence, actions and outcomes. `decision` None: the newest that changed something.
+
+    Raises SettingsError for an id that the journal does not hold.
+    """
     with reading(journal_path(load_runtime_paths(path).state_directory)) as journal:
-        if decision is not None:
-            _one(journal, decision, console, as_json=as_json)
+        newest = journal.ticks(1, changed_only=decision is None)
+        name = decision if decision is not None else newest[0]["decision_id"] if newest else None
+        if name is None:
+            _print_no_change(journal, as_json=as_json)
             return
-        rows = journal.ticks(limit, SystemClock().now_s() - since_s, changed_only=not every)[::-1]
-        newest = journal.ticks(1)
-    if as_json:
-        console.file.write(json.dumps(rows) + "\n")
-        return
-    for row in rows:
-        console.print(f"{_moment(row['at_s'])}  {row['decision_id']}  {row['sentence']}", markup=False, highlight=False)
-    if not rows:
-        console.print(f"nothing was changed in the last {since}", highlight=False)
-    for row in newest if not rows or rows[-1] != newest[0] else ():
-        console.print(f"{_moment(row['at_s'])}  last tick: {row['sentence']}", markup=False, highlight=False)
-
-
-def _seconds(text: str) -> float:
-    number, unit = text[:-1], text[-1:]
-    try:
-        value = float(number) * UNITS_S[unit]
-    except (ValueError, KeyError):
-        value = -1.0
-    if not 0.0 < value < float("inf"):
-        raise SettingsError(f"--since {text}: allowed are a number and a unit of {', '.join(UNITS_S)}, such as 10m")
-    return value
-
-
-def _moment(at_s: float) -> str:
-    """Local time, and how long ago."""
-    ago_s = max(0.0, SystemClock().now_s() - at_s)
-    unit = next(unit for unit in ("d", "h", "m", "s") if ago_s >= UNITS_S[unit] or unit == "s")
-    return f"{datetime.fromtimestamp(at_s, UTC).astimezone():%d %b %H:%M:%S} ({ago_s / UNITS_S[unit]:.0f} {unit} ago)"
-
-
-def _one(journal: JournalReader, decision: str, console: Console, *, as_json: bool) -> None:
-    record = journal.record(decision)
+        record = journal.record(name)
+        outcomes = journal.outcomes(MAX_OUTCOMES, name)[::-1]
     if record is None:
         raise SettingsError(
-            f"{decision}: no such decision in the journal; `themis why` lists those of the last hour, --since 2d older ones"
+            f"{name}: the journal holds no such decision. Fix: `themis history -c {path}` lists them (--since 2d: older ones)"
         )
-    ends = journal.outcomes(1000, decision)[::-1]
     if as_json:
-        console.file.write(json.dumps(record | {"ends": ends}) + "\n")
+        sys.stdout.write(json.dumps(record | {"outcomes": outcomes}) + "\n")
         return
-    said = record["decision"]
-    words = [f"{_moment(said['at_s'])}  policy {said['policy']}, {said['reason']}" + (", advisory" if record["advisory"] else "")]
-    words += [record["sentence"], *(f"held back: {clamp['sentence']}" for clamp in said["clamps"])]
-    words += [f"next best of {each['pipeline']}: {each['runner_up']}" for each in said["evidence"] if each["runner_up"]]
-    for line in words:
+    _print_decision(record, outcomes)
+
+
+def _print_no_change(journal: JournalReader, *, as_json: bool) -> None:
+    last = journal.ticks(1)
+    if as_json:
+        sys.stdout.write("null\n")
+        return
+    sys.stdout.write("nothing was changed yet\n")
+    for row in last:
+        sys.stdout.write(f"{moment(row['at_s'], SystemClock().now_s())}  last tick: {row['sentence']}\n")
+
+
+def _print_decision(record: dict[str, Any], outcomes: list[dict[str, Any]]) -> None:
+    console = Console(soft_wrap=True)
+    decision = record["decision"]
+    mode = ", advisory" if record["advisory"] else ""
+    lines = [
+        f"{moment(decision['at_s'], SystemClock().now_s())}  {decision['id']}  policy {decision['policy']}, {decision['reason']}{mode}"
+    ]
+    lines += [record["sentence"], *(f"limited: {clamp['sentence']}" for clamp in decision["clamps"])]
+    lines += [f"next best of {row['pipeline']}: {row['runner_up']}" for row in decision["evidence"] if row["runner_up"]]
+    for line in lines:
         console.print(line, markup=False, highlight=False)
-    console.print(_evidence(said["evidence"]))
-    for end in ends:
-        detail = f": {end['detail']}" if end["detail"] else ""
-        console.print(f"{end['sentence']}: {end['outcome']} after {end['duration_s']:.1f} s{detail}", markup=False, highlight=False)
-    if record["plan"]["actions"] and not ends:
-        console.print("no action of it has ended yet" if not record["advisory"] else "nothing was changed: advisory")
+    console.print(_evidence(decision["evidence"]))
+    for row in outcomes:
+        detail = f": {row['detail']}" if row["detail"] else ""
+        console.print(f"{row['sentence']}: {row['outcome']} after {row['duration_s']:.1f} s{detail}", markup=False, highlight=False)
+    if record["plan"]["actions"] and not outcomes:
+        console.print("none of its actions has ended yet" if not record["advisory"] else "nothing was changed: advisory")
 
 
 def _evidence(rows: list[dict[str, Any]]) -> Table:
-    table = Table("pipeline", "needs 1/s", "settled 1/s", "capacity 1/s", "p99 ms", "predicted", "SLO ms", "servers", box=box.SIMPLE_HEAD)
+    table = Table(
+        "pipeline",
+        "demand 1/s",
+        "stable 1/s",
+        "capacity 1/s",
+        "p99 ms",
+        "predicted",
+        "SLO ms",
+        "servers now → desired",
+        box=box.SIMPLE_HEAD,
+    )
     for row in rows:
-        keys = ("demand_fast_rps", "demand_slow_rps", "capacity_rps", "measured_p99_ms", "predicted_p99_ms", "slo_ms")
-        cells = ["–" if row[key] is None else f"{row[key]:.0f}" for key in keys]
-        table.add_row(row["pipeline"], *cells, f"{row['servers_now']} → {row['servers_wanted']}")
+        cells = ["–" if row[key] is None else f"{row[key]:.0f}" for key in EVIDENCE_KEYS]
+        table.add_row(row["pipeline"], *cells, f"{row['servers_now']} ({row['servers_wanted']})")
     return table

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from themis_triton.act.backoff import Backoff
 from themis_triton.act.executor import Actuators, Executor
@@ -19,13 +18,12 @@ from themis_triton.adapters.launchers import build_launcher
 from themis_triton.adapters.nvml import DeviceReader
 from themis_triton.adapters.observer import LiveObserver
 from themis_triton.adapters.store.journal import Journal
+from themis_triton.adapters.store.paths import journal_path
 from themis_triton.adapters.triton.metrics import TritonMetrics
 from themis_triton.adapters.triton.model_control import TritonModelControl
 from themis_triton.core.config import ThemisConfig
 from themis_triton.ports import ModelControl, ServerLauncher
 from themis_triton.tick import World
-
-JOURNAL_FILE = "journal.sqlite"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +63,6 @@ async def build_components(config: ThemisConfig) -> AsyncIterator[Components]:
         supervisor = Supervisor(executor, control, launcher, models, clock)
         stack.push_async_callback(supervisor.close)
         yield Components(config, World(observer, executor, supervisor, journal, clock), control, launcher, journal, envoy, clock)
-
-
-def journal_path(state_directory: Path) -> Path:
-    """Where the journal of a state directory is."""
-    return state_directory / JOURNAL_FILE
 
 
 def _observer(config: ThemisConfig, clock: SystemClock) -> LiveObserver:

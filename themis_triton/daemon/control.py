@@ -1,12 +1,12 @@
-"""How a running sidecar is told from outside to stop, or to change nothing: its lock names the process, and a file pauses it."""
+"""Control of a running sidecar from another process: its lock names the pid, SIGTERM stops it, a file pauses it."""
 
 from __future__ import annotations
 
 import fcntl
+import os
+import signal
 import time
 from pathlib import Path
-
-import psutil
 
 from themis_triton.core.errors import EnvironmentCheckError
 from themis_triton.daemon.lock import LOCK_FILE
@@ -17,17 +17,17 @@ POLL_S = 0.05
 
 
 def running_pid(state_directory: Path) -> int | None:
-    """The process that holds the state directory; None where none does."""
+    """The pid of the process that holds the state directory's lock; None when none does."""
     try:
         with (state_directory / LOCK_FILE).open("r+") as handle:
-            said = handle.read().strip()
+            content = handle.read().strip()
             # The lock is tried only where the process may be alive: a sidecar that starts in that moment would find it held.
-            if not said.isdigit() or not psutil.pid_exists(int(said)):
+            if not content.isdigit() or not _exists(int(content)):
                 return None
             try:
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                return int(said)
+                return int(content)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -36,20 +36,20 @@ def running_pid(state_directory: Path) -> int | None:
 
 
 def stop_running(state_directory: Path) -> int | None:
-    """Ask the sidecar to end (SIGTERM) and wait until it has; its pid, or None where none ran.
+    """Send SIGTERM to the sidecar and wait until it has ended; returns its pid, or None when none ran.
 
-    EnvironmentCheckError when it may not be asked, or still runs after 30 s.
+    EnvironmentCheckError when it belongs to another user, or still runs after 30 s.
     """
     pid = running_pid(state_directory)
     if pid is None:
         return None
     try:
-        psutil.Process(pid).terminate()
-    except psutil.NoSuchProcess:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
         return pid
-    except psutil.AccessDenied as error:
-        raise EnvironmentCheckError(f"the sidecar with pid {pid} belongs to somebody else; stop it as its user") from error
-    # The lock and not the process: that may stay as a zombie where nobody asks how it ended.
+    except PermissionError as error:
+        raise EnvironmentCheckError(f"the sidecar with pid {pid} belongs to another user: stop it as that user") from error
+    # The lock is polled, not the process: a process that its parent does not reap stays as a zombie.
     deadline_s = time.monotonic() + STOP_WITHIN_S
     while running_pid(state_directory) == pid:
         if time.monotonic() > deadline_s:
@@ -58,13 +58,23 @@ def stop_running(state_directory: Path) -> int | None:
     return pid
 
 
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def is_paused(state_directory: Path) -> bool:
-    """Whether the sidecar shall only say what it would do."""
+    """Whether the sidecar is paused: it observes and advises, and changes nothing."""
     return (state_directory / PAUSE_FILE).exists()
 
 
 def set_paused(state_directory: Path, paused: bool) -> None:
-    """Pause or go on, now and over restarts. EnvironmentCheckError when the directory cannot be written."""
+    """Pause or resume; persists over restarts. EnvironmentCheckError when the directory cannot be written."""
     path = state_directory / PAUSE_FILE
     try:
         if paused:

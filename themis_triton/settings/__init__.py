@@ -1,72 +1,33 @@
-"""The strict YAML settings file as a frozen configuration, or every error in it with file, line, column, key, expected value and fix."""
+"""The strict YAML settings file as a frozen configuration, or every error in it with file, line, column, key, expected value and fix.
+
+Names are loaded when they are first used: the client commands need `load_runtime_paths` only, and the schema takes half a second.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from themis_triton.core.address import Address
-from themis_triton.core.config import ThemisConfig
-from themis_triton.core.errors import SettingsError
-from themis_triton.settings.build import build
-from themis_triton.settings.checks import check
-from themis_triton.settings.loading import Loaded, load
-from themis_triton.settings.problem import Problem, by_place
-from themis_triton.settings.reference import ReferenceRow, reference_rows
-from themis_triton.settings.schema import Settings, StatusSettings
-from themis_triton.settings.starter import starter
+from themis_triton.settings.runtime import RuntimePaths, load_runtime_paths
 
-__all__ = ["Problem", "ReferenceRow", "RuntimePaths", "load_runtime_paths", "load_settings", "problems", "reference_rows", "starter"]
+if TYPE_CHECKING:
+    from themis_triton.settings.examine import load_settings, problems
+    from themis_triton.settings.problem import Problem
+    from themis_triton.settings.reference import ReferenceRow, reference_rows
 
+__all__ = ["Problem", "ReferenceRow", "RuntimePaths", "load_runtime_paths", "load_settings", "problems", "reference_rows"]
 
-def load_settings(path: Path) -> ThemisConfig:
-    """The configuration of a settings file.
-
-    Raises SettingsError with every error of the file and of its profile files, one per line.
-    """
-    loaded, errors = _examine(path)
-    if errors or loaded.settings is None:
-        raise _refused(path, errors)
-    return build(loaded, loaded.settings)
+_MODULES = {
+    "Problem": "problem",
+    "ReferenceRow": "reference",
+    "load_settings": "examine",
+    "problems": "examine",
+    "reference_rows": "reference",
+}
 
 
-@dataclass(frozen=True, slots=True)
-class RuntimePaths:
-    """A sidecar's state directory and status address."""
-
-    state_directory: Path
-    status_address: Address
-
-
-def load_runtime_paths(path: Path) -> RuntimePaths:
-    """`state_directory` and `status` of a settings file, whatever the errors in its other keys.
-
-    Raises SettingsError with the errors of the two keys, or all errors if the file cannot be read.
-    """
-    loaded = load(path)
-    if not isinstance(loaded.source.data, dict):
-        raise _refused(path, loaded.problems)
-    wrong = [problem for problem in loaded.problems if problem.key.split(".")[0] in ("state_directory", "status")]
-    if wrong:
-        raise _refused(path, wrong)
-    data = loaded.source.data
-    state = Path(data.get("state_directory", Settings.model_fields["state_directory"].default))
-    return RuntimePaths(loaded.resolve(state), Address.parse(StatusSettings.model_validate(data.get("status", {})).address))
-
-
-def problems(path: Path) -> list[Problem]:
-    """Every error of the file and of its profile files, ordered by place; empty if `load_settings` succeeds."""
-    return _examine(path)[1]
-
-
-def _refused(path: Path, errors: list[Problem]) -> SettingsError:
-    count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
-    return SettingsError("\n".join([f"{path}: {count}", *map(str, sorted(errors, key=by_place))]))
-
-
-def _examine(path: Path) -> tuple[Loaded, list[Problem]]:
-    loaded = load(path)
-    errors = list(loaded.problems)
-    if loaded.source.data is not None:
-        errors += check(loaded)
-    return loaded, sorted(errors, key=by_place)
+def __getattr__(name: str) -> object:
+    """The name out of its module."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

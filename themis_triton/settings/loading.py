@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from themis_triton.settings.explain import explain
 from themis_triton.settings.policy import PlanningSettings, PolicySettings
 from themis_triton.settings.problem import Problem
+from themis_triton.settings.runtime import resolve
 from themis_triton.settings.schema import LaunchSettings, ModelSettings, PipelineSettings, Settings
 from themis_triton.settings.source import KeyPath, Source, read_source
 
@@ -35,8 +36,7 @@ class Loaded:
 
     def resolve(self, path: Path) -> Path:
         """The absolute path, relative to the settings file's folder. A final symbolic link is kept: a binary may depend on its name."""
-        joined = self.path.parent / path
-        return joined.parent.resolve() / joined.name
+        return resolve(self.path, path)
 
     def section(self, name: str) -> Mapping[str, Any]:
         """A top-level section as written; empty if it is absent or not a mapping."""

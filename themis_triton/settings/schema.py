@@ -32,6 +32,7 @@ from themis_triton.settings.kinds import (
 )
 from themis_triton.settings.policy import PlanningSettings, PolicySettings, PriceSettings
 from themis_triton.settings.profile import DEFAULT_PROFILE, ProfileSettings
+from themis_triton.settings.runtime import DEFAULT_STATE_DIRECTORY, DEFAULT_STATUS_ADDRESS
 
 _LAUNCH = LocalLaunchConfig(slots=(), model_repository=Path())
 _MODEL = ModelConfig("", DEFAULT_PROFILE)
@@ -207,7 +208,7 @@ class PipelineSettings(Section):
 class StatusSettings(Section):
     """The status API and the daemon's own metrics."""
 
-    address: Listen = Field(default="127.0.0.1:9180", description="listener, loopback unless `allow_non_loopback`")
+    address: Listen = Field(default=DEFAULT_STATUS_ADDRESS, description="listener, loopback unless `allow_non_loopback`")
     allow_non_loopback: bool = Field(default=False, description="allow other machines to reach it")
 
 
@@ -234,7 +235,9 @@ class Settings(Section):
     mode: Annotated[Mode, Field(strict=False)] = Field(
         default=Mode.ACTIVE, description="active: Themis carries out its decisions; advisory: it only shows them"
     )
-    state_directory: FilePath = Field(default=Path(".themis"), description="folder of the journal, the logs and Envoy's files")
+    state_directory: FilePath = Field(
+        default=Path(DEFAULT_STATE_DIRECTORY), description="folder of the journal, the logs and Envoy's files"
+    )
     status: StatusSettings = Field(default=StatusSettings(), description="the status API and the daemon's own metrics")
     allow_stale_profiles: bool = Field(
         default=False, description="start even if the model, its configuration or the device changed after a profile was measured"

@@ -1,0 +1,33 @@
+"""One GET to a status endpoint, with the standard library: the client commands must start in a fraction of a second."""
+
+from __future__ import annotations
+
+import http.client
+from dataclasses import dataclass
+
+from themis_triton.core.address import Address
+from themis_triton.core.errors import ServerError
+
+MAX_BODY_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class StatusResponse:
+    """The HTTP status code and the body of an answer."""
+
+    code: int
+    body: bytes
+
+
+def get(address: Address, path: str, timeout_s: float = 5.0) -> StatusResponse:
+    """The answer to a GET of the path. Proxies of the environment are not used. ServerError when nothing answers in time."""
+    kind = http.client.HTTPSConnection if address.tls else http.client.HTTPConnection
+    connection = kind(address.host, address.port, timeout=timeout_s)
+    try:
+        connection.request("GET", path, headers={"Accept": "application/json"})
+        response = connection.getresponse()
+        return StatusResponse(response.status, response.read(MAX_BODY_BYTES))
+    except (OSError, http.client.HTTPException) as error:
+        raise ServerError(f"no response from {address}: {error or type(error).__name__}") from error
+    finally:
+        connection.close()

@@ -1,0 +1,20 @@
+"""`themis stop --all` and `themis down`: stop the servers and the Envoy that Themis started."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from themis_triton.adapters.launchers import stop_all
+from themis_triton.daemon.lock import locked
+from themis_triton.settings.runtime import load_runtime_paths
+
+
+def down_command(path: Path) -> None:
+    """Stop what Themis started for these settings. EnvironmentCheckError while its sidecar runs: it would start servers again."""
+    state = load_runtime_paths(path).state_directory
+    with locked(state):
+        stopped = asyncio.run(stop_all(state))
+    processes = f"ended {len(stopped)} process{'es' if len(stopped) > 1 else ''}: {', '.join(stopped)}"
+    sys.stdout.write(f"{processes if stopped else f'nothing was running with {state}'}\n")

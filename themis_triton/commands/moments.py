@@ -1,0 +1,32 @@
+"""Times as people read them: local time, ages and durations."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from themis_triton.core.errors import SettingsError
+
+UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+
+
+def parse_duration(text: str, flag: str) -> float:
+    """Seconds of `10m`. SettingsError that names the flag for anything else."""
+    try:
+        value = float(text[:-1]) * UNITS_S[text[-1:]]
+    except (ValueError, KeyError):
+        value = -1.0
+    if not 0.0 < value < float("inf"):
+        raise SettingsError(f"{flag}: {text} is invalid: expected a number and a unit of {', '.join(UNITS_S)}. Fix: write for example 10m")
+    return value
+
+
+def age(seconds: float) -> str:
+    """`2 m`: the largest unit that fits."""
+    seconds = max(0.0, seconds)
+    unit = next(unit for unit in ("d", "h", "m", "s") if seconds >= UNITS_S[unit] or unit == "s")
+    return f"{seconds / UNITS_S[unit]:.0f} {unit}"
+
+
+def moment(at_s: float, now_s: float) -> str:
+    """Local time, and how long ago."""
+    return f"{datetime.fromtimestamp(at_s, UTC).astimezone():%d %b %H:%M:%S} ({age(now_s - at_s)} ago)"
