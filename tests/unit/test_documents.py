@@ -100,11 +100,14 @@ def check_command(words: list[str], *, complete: bool) -> None:
         check_themis(arguments, complete=complete)
     elif name.startswith("scripts/"):
         check_script(name, arguments)
+    elif name == "pip" and "-r" in arguments:
+        assert (ROOT / arguments[-1]).is_file(), words
     elif name == "pip":
         check_extras(arguments[-1])
-    elif name == "python3":
-        assert arguments[0] == "-m"
+    elif name in {"python", "python3"} and arguments[0] == "-m":
         assert importlib.util.find_spec(arguments[1]) is not None, words
+    elif name == "python":
+        assert (ROOT / arguments[0]).is_file(), words
     else:
         assert name == "export", f"{words}: no test knows this program"
 
