@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,16 @@ from common import versions, write_result
 from themis_triton.compilation import compile_kernels
 from themis_triton.core.config import QueueingModel
 from themis_triton.jit import Group
-from themis_triton.solver import reference
 from themis_triton.solver.fleet import ServerAssignment, evaluate_fleet
 from themis_triton.solver.migration import solve_migration
 from themis_triton.solver.problem import ChainProblem, Placement, StageProblem, ThroughputRule
 from themis_triton.solver.slot_allocation import PoolMember, solve_pool
 from themis_triton.solver.solve import evaluate, solve_joint, solve_vertical
 from themis_triton.solver.surface import contention_surface, paper_surface
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from tests.oracles import solver_reference as reference
 
 NLP = (
     ("language-identification", (10.198960632530234, -0.17485138293060007, 13.469590595875898, 6.288354904859383), 2.0),

@@ -12,9 +12,9 @@ from themis_triton.core.config import Mode, ThemisConfig
 from themis_triton.core.fleet import Phase, Server
 from themis_triton.core.observation import Snapshot
 from themis_triton.core.record import TickRecord
-from themis_triton.decide.correction import corrected, factors_of, with_drift
+from themis_triton.decide.correction import factors_of, with_drift
+from themis_triton.decide.planner import Planner
 from themis_triton.decide.policies import decide
-from themis_triton.decide.rules import Rules
 from themis_triton.decide.state import PolicyInput, PolicyState
 from themis_triton.estimate.estimate import History, estimate
 from themis_triton.plan.steps import plan
@@ -43,15 +43,16 @@ class World:
     clock: Clock
 
 
-async def tick(state: EngineState, world: World, rules: Rules) -> tuple[EngineState, TickRecord]:
+async def tick(state: EngineState, world: World, planner: Planner) -> tuple[EngineState, TickRecord]:
     """Run one tick; returns the next state and the record of what happened."""
+    config = planner.rules.config
     await world.supervisor.reap_dead_servers()
-    snapshot = await observe(world, rules.config)
-    history, estimated = estimate(state.history, snapshot, rules.config)
-    policy_state, decision = decide(state.policy, PolicyInput(snapshot, estimated), corrected(rules, factors_of(estimated)))
+    snapshot = await observe(world, config)
+    history, estimated = estimate(state.history, snapshot, config)
+    policy_state, decision = decide(state.policy, PolicyInput(snapshot, estimated), planner.corrected(factors_of(estimated)))
     decision = with_drift(decision, estimated)
-    planned = plan(decision, snapshot, rules.config)
-    advisory = rules.config.mode is Mode.ADVISORY
+    planned = plan(decision, snapshot, config)
+    advisory = config.mode is Mode.ADVISORY
     if not advisory:
         world.supervisor.resume()
     # Advice starts nothing, and a retirement that still waits is dropped.

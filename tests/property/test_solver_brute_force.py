@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.oracles import solver_reference as reference
 from tests.property.solver_problems import random_problem
-from themis_triton.solver import reference
 from themis_triton.solver.problem import ChainProblem, Placement
 from themis_triton.solver.solve import (
     fewest_servers,

@@ -9,8 +9,8 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 
+from tests.oracles import solver_reference as reference
 from tests.property.solver_problems import random_problem
-from themis_triton.solver import reference
 from themis_triton.solver.problem import ChainProblem
 from themis_triton.solver.slot_allocation import PoolMember, frontier, solve_pool
 

@@ -8,6 +8,7 @@ from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.decision import ClampKind, Decision
 from themis_triton.core.estimate import Estimate, PipelineEstimate
 from themis_triton.core.fleet import ModelState, Phase, Server
+from themis_triton.decide.planner import Planner
 from themis_triton.decide.policies import decide
 from themis_triton.decide.rules import build_rules
 from themis_triton.decide.state import PolicyInput, PolicyState
@@ -35,10 +36,10 @@ def rates(light_rps: float, heavy_rps: float, at_s: float) -> Estimate:
 
 
 def decisions(cfg: ThemisConfig, servers: list[Server], light_rps: float, heavy_rps: float, seconds: int = 1) -> list[Decision]:
-    rules, state, found = build_rules(cfg), PolicyState(), []
+    planner, state, found = Planner(build_rules(cfg)), PolicyState(), []
     for second in range(seconds):
         at_s = NOW_S + second
-        state, decision = decide(state, PolicyInput(snapshot(servers, at_s), rates(light_rps, heavy_rps, at_s)), rules)
+        state, decision = decide(state, PolicyInput(snapshot(servers, at_s), rates(light_rps, heavy_rps, at_s)), planner)
         found.append(decision)
     return found
 

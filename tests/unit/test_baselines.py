@@ -18,8 +18,9 @@ from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.observation import Snapshot
 from themis_triton.decide.inferline import base_plan
 from themis_triton.decide.paper import paper_rules, published
+from themis_triton.decide.planner import Planner
 from themis_triton.decide.policies import decide
-from themis_triton.decide.rules import Rules, build_rules
+from themis_triton.decide.rules import build_rules
 from themis_triton.decide.state import PolicyInput, PolicyState
 from themis_triton.settings import load_settings
 from themis_triton.settings.shipped import shipped
@@ -33,7 +34,7 @@ BASELINES = [name for name in PolicyName if name is not PolicyName.THEMIS]
 
 
 def settings(policy: PolicyName = PolicyName.THEMIS_PAPER, planned_rps: float | None = None) -> ThemisConfig:
-    """The video pipeline's settings by the published rules, with slots."""
+    """The video pipeline's settings by the published planner, with slots."""
     return simulated(paper_rules(load_settings(shipped("config") / "paper-video.yaml"), policy, planned_rps), SimOptions())
 
 
@@ -60,8 +61,8 @@ def seen(rps: float, at_s: float = NOW_S, per_second: tuple[float, ...] | None =
     return Estimate(at_s, pipelines={"video": PipelineEstimate("video", rps, rps, rps, 0.0, 0.0, None, per_second=counts)}, history_s=60.0)
 
 
-def once(rules: Rules, servers: tuple[Server, ...], found: Estimate, state: PolicyState | None = None) -> tuple[PolicyState, Decision]:
-    return decide(state or PolicyState(), PolicyInput(Snapshot(found.at_s, servers), found), rules)
+def once(planner: Planner, servers: tuple[Server, ...], found: Estimate, state: PolicyState | None = None) -> tuple[PolicyState, Decision]:
+    return decide(state or PolicyState(), PolicyInput(Snapshot(found.at_s, servers), found), planner)
 
 
 def target(decision: Decision) -> Target:
@@ -82,11 +83,11 @@ def test_baselines_of_separate_stages_run_by_the_published_constants(policy: Pol
     ours = PolicyConfig(
         tick_s=0.1, queueing=QueueingModel.SHARE, slo_margin_fraction=0.3, headroom_sigmas=3.0, scale_in_stabilization_s=99.0
     )
-    rules = paper_rules(replace(settings(), policy=ours), policy).policy
-    assert (rules.name, rules.tick_s, rules.headroom_sigmas, rules.slo_margin_fraction) == (policy, 0.5, 1.0, 0.0)
-    assert (rules.queueing, rules.horizontal_instances, rules.baseline_stabilization_s) == (QueueingModel.EXPONENTIAL, 1, 10.0)
-    assert rules.burst_window_s == (30.0 if policy is PolicyName.INFERLINE else 5.0)
-    assert rules.forecast is ForecastName.LINEAR
+    planner = paper_rules(replace(settings(), policy=ours), policy).policy
+    assert (planner.name, planner.tick_s, planner.headroom_sigmas, planner.slo_margin_fraction) == (policy, 0.5, 1.0, 0.0)
+    assert (planner.queueing, planner.horizontal_instances, planner.baseline_stabilization_s) == (QueueingModel.EXPONENTIAL, 1, 10.0)
+    assert planner.burst_window_s == (30.0 if policy is PolicyName.INFERLINE else 5.0)
+    assert planner.forecast is ForecastName.LINEAR
 
 
 def test_a_baseline_of_separate_stages_has_the_constants_of_its_own_section(tmp_path: Path) -> None:
@@ -108,29 +109,31 @@ def test_our_policy_and_colocated_baselines_keep_the_settings() -> None:
 
 
 def test_scale_in_takes_ten_seconds_in_a_row_and_goes_to_the_latest_count() -> None:
-    rules, fleet, state = build_rules(settings(PolicyName.HORIZONTAL)), replicas(8, 6), PolicyState()
+    planner, fleet, state = Planner(build_rules(settings(PolicyName.HORIZONTAL))), replicas(8, 6), PolicyState()
     leaving: list[int] = []
     for half in range(32):
         rps = 200.0 if half == 10 else 31.0 if half < 20 else 20.0
-        state, decision = once(rules, fleet, seen(rps, NOW_S + half / 2), state)
+        state, decision = once(planner, fleet, seen(rps, NOW_S + half / 2), state)
         leaving.append(len(target(decision).retire))
-    plan = solve_joint(replace(rules.problems["video"], demand_rps=20.0), instances=(1, 1))
+    plan = solve_joint(replace(planner.rules.problems["video"], demand_rps=20.0), instances=(1, 1))
     assert leaving[:31] == [0] * 31
     assert leaving[31] == 14 - sum(stage.servers for stage in plan.stages)
 
 
 def test_steady_the_papers_policy_is_the_horizontal_programme() -> None:
     fleet = replicas(3, 2)
-    (ours, theirs) = (once(build_rules(settings(name)), fleet, seen(31.0))[1] for name in (PolicyName.THEMIS_PAPER, PolicyName.HORIZONTAL))
+    (ours, theirs) = (
+        once(Planner(build_rules(settings(name))), fleet, seen(31.0))[1] for name in (PolicyName.THEMIS_PAPER, PolicyName.HORIZONTAL)
+    )
     assert evaluate(build_rules(settings()).problems["video"], (3, 2), (1, 1), (1, 1)).capacity_rps > 31.0
     assert ours.stage is Stage.OPTIMISE
     assert target(ours) == target(theirs)
 
 
 def test_a_rise_grows_cores_on_the_replicas_that_there_are_and_never_shrinks_them() -> None:
-    rules = build_rules(settings())
+    planner = Planner(build_rules(settings()))
     fleet = replicas(3, 3, cores=(1, 3))
-    _, decision = once(rules, fleet, seen(80.0))
+    _, decision = once(planner, fleet, seen(80.0))
     assert (decision.stage, decision.reason) == (Stage.ABSORB, Reason.SURGE)
     assert (launched(decision, DETECTOR), launched(decision, CLASSIFIER)) == (0, 0)
     assert min(cores(decision, DETECTOR)) > 1
@@ -138,20 +141,20 @@ def test_a_rise_grows_cores_on_the_replicas_that_there_are_and_never_shrinks_the
 
 
 def test_the_forecast_alone_can_call_a_rise() -> None:
-    rules, fleet = build_rules(settings()), replicas(3, 3)
+    planner, fleet = Planner(build_rules(settings())), replicas(3, 3)
     climbing = tuple(float(max(5, 2 * (second - 38))) for second in range(60))
-    (_, calm), (_, rising) = (once(rules, fleet, seen(39.0, per_second=counts)) for counts in ((20.0,) * 60, climbing))
+    (_, calm), (_, rising) = (once(planner, fleet, seen(39.0, per_second=counts)) for counts in ((20.0,) * 60, climbing))
     assert (calm.stage, rising.stage) == (Stage.OPTIMISE, Stage.ABSORB)
 
 
 def test_what_cores_cannot_carry_is_launched_and_at_the_limit_the_horizontal_programme_takes_over() -> None:
-    rules = build_rules(settings())
-    _, short = once(rules, replicas(1, 1), seen(150.0))
+    planner = Planner(build_rules(settings()))
+    _, short = once(planner, replicas(1, 1), seen(150.0))
     assert short.reason is Reason.SCALE_OUT
     assert launched(short, DETECTOR) >= 2
     assert cores(short, DETECTOR) == {4}
-    _, limit = once(rules, replicas(1, 1, cores=(4, 4)), seen(150.0))
-    plan = solve_joint(replace(rules.problems["video"], demand_rps=150.0), instances=(1, 1))
+    _, limit = once(planner, replicas(1, 1, cores=(4, 4)), seen(150.0))
+    plan = solve_joint(replace(planner.rules.problems["video"], demand_rps=150.0), instances=(1, 1))
     assert limit.stage is Stage.OPTIMISE
     # One more a stage, because cores shall go; and they stay until the new replicas serve.
     assert [launched(limit, name) for name in (DETECTOR, CLASSIFIER)] == [stage.servers + 1 - 1 for stage in plan.stages]
@@ -159,20 +162,20 @@ def test_what_cores_cannot_carry_is_launched_and_at_the_limit_the_horizontal_pro
 
 
 def test_cores_go_once_one_replica_more_than_planned_serves_in_each_stage() -> None:
-    rules = build_rules(settings())
-    planned = [stage.servers for stage in solve_joint(replace(rules.problems["video"], demand_rps=31.0), instances=(1, 1)).stages]
-    (_, early), (_, ready) = (once(rules, replicas(planned[0] + more, planned[1] + more, cores=(2, 2)), seen(31.0)) for more in (0, 1))
+    planner = Planner(build_rules(settings()))
+    planned = [stage.servers for stage in solve_joint(replace(planner.rules.problems["video"], demand_rps=31.0), instances=(1, 1)).stages]
+    (_, early), (_, ready) = (once(planner, replicas(planned[0] + more, planned[1] + more, cores=(2, 2)), seen(31.0)) for more in (0, 1))
     assert (launched(early, DETECTOR), cores(early, DETECTOR)) == (1, {2})
     assert (launched(ready, DETECTOR), cores(ready, DETECTOR), cores(ready, CLASSIFIER)) == (0, {1}, {1})
 
 
 def test_inferline_counts_replicas_in_proportion_to_its_plan() -> None:
-    rules = build_rules(settings(PolicyName.INFERLINE, 43.0))
-    plan = base_plan(rules, "video", 43.0)
-    problem = replace(rules.problems["video"], demand_rps=43.0, headroom_sigmas=0.0, percentile=90.0)
+    planner = Planner(build_rules(settings(PolicyName.INFERLINE, 43.0)))
+    plan = base_plan(planner.rules, "video", 43.0)
+    problem = replace(planner.rules.problems["video"], demand_rps=43.0, headroom_sigmas=0.0, percentile=90.0)
     assert evaluate(problem, plan.servers, plan.instances, plan.batches).feasible
     fleet = replicas(plan.servers[0], plan.servers[1], cores=(plan.instances[0], plan.instances[1]))
-    _, decision = once(rules, fleet, seen(3.5 * 43.0))
+    _, decision = once(planner, fleet, seen(3.5 * 43.0))
     wanted = [math.ceil(3.5 * count - 1e-9) for count in plan.servers]
     assert [launched(decision, name) for name in (DETECTOR, CLASSIFIER)] == [n - held for n, held in zip(wanted, plan.servers, strict=True)]
     assert cores(decision, DETECTOR) == {plan.instances[0]}
@@ -180,9 +183,9 @@ def test_inferline_counts_replicas_in_proportion_to_its_plan() -> None:
 
 
 def test_no_single_step_from_inferlines_plan_saves_anything() -> None:
-    rules = build_rules(settings(PolicyName.INFERLINE))
-    plan = base_plan(rules, "video", 43.0)
-    problem = replace(rules.problems["video"], demand_rps=43.0, headroom_sigmas=0.0, percentile=90.0)
+    planner = Planner(build_rules(settings(PolicyName.INFERLINE)))
+    plan = base_plan(planner.rules, "video", 43.0)
+    problem = replace(planner.rules.problems["video"], demand_rps=43.0, headroom_sigmas=0.0, percentile=90.0)
     for stage in range(2):
         for batch in range(plan.batches[stage], 5):
             batches = [batch if s == stage else plan.batches[s] for s in range(2)]
@@ -193,19 +196,19 @@ def test_no_single_step_from_inferlines_plan_saves_anything() -> None:
 
 
 def test_inferline_without_a_rate_to_plan_for_takes_the_first_that_it_sees() -> None:
-    rules = build_rules(settings(PolicyName.INFERLINE))
-    state, _ = once(rules, replicas(1, 1), seen(43.0))
+    planner = Planner(build_rules(settings(PolicyName.INFERLINE)))
+    state, _ = once(planner, replicas(1, 1), seen(43.0))
     assert state.pipelines["video"].fixed_rps == 43.0
-    state, _ = once(rules, replicas(1, 1), seen(99.0), state)
+    state, _ = once(planner, replicas(1, 1), seen(99.0), state)
     assert state.pipelines["video"].fixed_rps == 43.0
 
 
 def test_static_keeps_its_plan_for_the_peak_or_what_it_finds() -> None:
-    _, told = once(build_rules(settings(PolicyName.STATIC, 183.0)), replicas(1, 1), seen(5.0))
+    _, told = once(Planner(build_rules(settings(PolicyName.STATIC, 183.0))), replicas(1, 1), seen(5.0))
     plan = solve_joint(replace(build_rules(settings()).problems["video"], demand_rps=183.0))
     assert [launched(told, name) for name in (DETECTOR, CLASSIFIER)] == [stage.servers - 1 for stage in plan.stages]
     fleet = replicas(2, 1, cores=(2, 3), batch=2)
-    _, found = once(build_rules(settings(PolicyName.STATIC)), fleet, seen(500.0))
+    _, found = once(Planner(build_rules(settings(PolicyName.STATIC))), fleet, seen(500.0))
     assert target(found).servers == {server.name: server.models for server in fleet}
     assert (target(found).launch, target(found).retire) == ({}, ())
 

@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -209,3 +210,10 @@ def _compilers(argument: str) -> list[int]:
         except OSError:
             continue
     return pids
+
+
+def test_solver_and_decide_keep_no_state_in_their_modules() -> None:
+    files = [path for package in ("solver", "decide") for path in (ROOT / package).glob("*.py")]
+    pattern = re.compile(r"^(@(functools\.)?(lru_)?cache\b|_?[a-z]\w*(: [^=]*)? = (\{|\[|dict\(|list\(|OrderedDict\())", re.MULTILINE)
+    assert len(files) > 30
+    assert [(path.name, match.group(0)) for path in files for match in pattern.finditer(path.read_text())] == []

@@ -18,12 +18,14 @@ from themis_triton.core.decision import Decision, Reason, Stage
 from themis_triton.core.estimate import DriftChange, DriftEvent, Estimate, ModelEstimate
 from themis_triton.core.record import TickRecord, drift_event_words, drift_words, sentence
 from themis_triton.daemon.status import StatusBoard
-from themis_triton.decide.correction import KEPT, corrected, factors_of, with_drift
+from themis_triton.decide.correction import factors_of, with_drift
+from themis_triton.decide.planner import CORRECTED, Planner
 from themis_triton.decide.rules import build_rules
 from themis_triton.solver.solve import solve_joint
 
 CONFIG = config()
 RULES = build_rules(CONFIG)
+PLANNER = Planner(RULES)
 SAID = "video-detector runs 1.42 times as long as its profile says, plans count with 1.40"
 
 
@@ -51,20 +53,20 @@ def test_capacity_by_means_follows_the_drift_too() -> None:
     detector, means = CONFIG.models[DETECTOR], LatencyTable((1, 8), (1, 12), ((20.0, 60.0), (80.0, 300.0)))
     measured = replace(detector, profile=replace(detector.profile, mean_table=means))
     rules = build_rules(replace(CONFIG, models={**CONFIG.models, DETECTOR: measured}))
-    before, after = (each.problems["video"].stages[0].mean_surface for each in (rules, corrected(rules, {DETECTOR: 1.4})))
+    before, after = (each.problems["video"].stages[0].mean_surface for each in (rules, Planner(rules).corrected({DETECTOR: 1.4}).rules))
     assert before is not None
     assert after is not None
     assert before.latency_ms[0, 0] == 20.0
     np.testing.assert_array_equal(after.latency_ms, 1.4 * before.latency_ms)
 
 
-def test_rules_without_drift_are_the_rules() -> None:
-    assert corrected(RULES, {DETECTOR: 1.0}) is RULES
-    assert corrected(RULES, factors_of(Estimate(NOW_S))) is RULES
+def test_a_planner_without_drift_is_the_planner() -> None:
+    assert PLANNER.corrected({DETECTOR: 1.0}) is PLANNER
+    assert PLANNER.corrected(factors_of(Estimate(NOW_S))) is PLANNER
 
 
 def test_the_drifted_model_s_latency_is_multiplied_and_nothing_else() -> None:
-    found = corrected(RULES, factors_of(DRIFTED))
+    found = PLANNER.corrected(factors_of(DRIFTED)).rules
     before, after = (rules.problems["video"] for rules in (RULES, found))
     np.testing.assert_array_equal(after.stages[0].surface.latency_ms, 1.4 * before.stages[0].surface.latency_ms)
     assert after.stages[1] is before.stages[1]
@@ -77,7 +79,7 @@ def test_servers_for_a_surge_are_counted_with_the_drift_too() -> None:
         name: replace(each, profile=replace(each.profile, table=replace(each.profile.table, latency_ms=_doubled(each.profile.table))))
         for name, each in CONFIG.models.items()
     }
-    measured, drifted = build_rules(replace(CONFIG, models=slow)), corrected(RULES, dict.fromkeys(CONFIG.models, 2.0))
+    measured, drifted = build_rules(replace(CONFIG, models=slow)), PLANNER.corrected(dict.fromkeys(CONFIG.models, 2.0)).rules
     for problems in ("problems", "server_problems"):
         one, other = (getattr(rules, problems)["video"] for rules in (measured, drifted))
         for ours, theirs in zip(one.stages, other.stages, strict=True):
@@ -89,18 +91,19 @@ def _doubled(table: LatencyTable) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(2.0 * each for each in row) for row in table.latency_ms)
 
 
-def test_the_same_factors_give_the_same_object_and_others_another() -> None:
-    first = corrected(RULES, {DETECTOR: 1.4})
-    assert corrected(RULES, {DETECTOR: 1.4, CLASSIFIER: 1.0}) is first
-    assert corrected(RULES, {DETECTOR: 1.45}) is not first
-    assert corrected(build_rules(config()), {DETECTOR: 1.4}) is not first
-    for number in range(KEPT):
-        corrected(RULES, {CLASSIFIER: 2.0 + number})
-    assert corrected(RULES, {DETECTOR: 1.4}) is not first
+def test_the_same_factors_give_the_same_planner_and_others_another() -> None:
+    planner = Planner(RULES)
+    first = planner.corrected({DETECTOR: 1.4})
+    assert planner.corrected({DETECTOR: 1.4, CLASSIFIER: 1.0}) is first
+    assert planner.corrected({DETECTOR: 1.45}) is not first
+    assert Planner(RULES).corrected({DETECTOR: 1.4}) is not first
+    for number in range(CORRECTED):
+        planner.corrected({CLASSIFIER: 2.0 + number})
+    assert planner.corrected({DETECTOR: 1.4}) is not first
 
 
 def test_slower_models_need_a_larger_plan_and_faster_ones_none_that_is_larger() -> None:
-    asked = {factor: replace(corrected(RULES, {DETECTOR: factor}).problems["video"], demand_rps=35.0) for factor in (0.8, 1.0, 1.4)}
+    asked = {factor: replace(PLANNER.corrected({DETECTOR: factor}).rules.problems["video"], demand_rps=35.0) for factor in (0.8, 1.0, 1.4)}
     costs = [solve_joint(problem).cost for problem in asked.values()]
     assert costs[0] <= costs[1] < costs[2]
 

@@ -12,6 +12,7 @@ from themis_triton.core.estimate import PROXY, Estimate
 from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.observation import DeviceReading
 from themis_triton.decide.guards import guard
+from themis_triton.decide.planner import Planner
 from themis_triton.decide.policies import URGENCY, decide, decision_id
 from themis_triton.decide.rules import build_rules
 from themis_triton.decide.state import PolicyInput, PolicyState
@@ -22,15 +23,15 @@ from themis_triton.decide.view import view_of
 
 
 def once(cfg: ThemisConfig, policy_input: PolicyInput) -> Decision:
-    return decide(PolicyState(), policy_input, build_rules(cfg))[1]
+    return decide(PolicyState(), policy_input, Planner(build_rules(cfg)))[1]
 
 
 def over_time(cfg: ThemisConfig, servers: tuple[Server, ...], found: Estimate, seconds: int) -> list[Decision]:
     """A decision a second on a fleet that stays as it is."""
-    rules, state, decisions = build_rules(cfg), PolicyState(), []
+    planner, state, decisions = Planner(build_rules(cfg)), PolicyState(), []
     for second in range(seconds):
         at_s = NOW_S + second
-        state, decision = decide(state, PolicyInput(snapshot(servers, at_s), replace(found, at_s=at_s)), rules)
+        state, decision = decide(state, PolicyInput(snapshot(servers, at_s), replace(found, at_s=at_s)), planner)
         decisions.append(decision)
     return decisions
 
@@ -262,10 +263,10 @@ def test_the_survivors_of_a_scale_in_grow_to_carry_it() -> None:
 
 def test_a_moment_of_demand_starts_the_hold_afresh() -> None:
     cfg = config(PolicyConfig(scale_in_stabilization_s=6.0))
-    rules, state = build_rules(cfg), PolicyState()
+    planner, state = Planner(build_rules(cfg)), PolicyState()
     for second, rate in enumerate([5.0] * 5 + [150.0] + [5.0] * 5):
         at_s = NOW_S + second
-        state, decision = decide(state, PolicyInput(snapshot(TWO, at_s), estimate(rate, at_s)), rules)
+        state, decision = decide(state, PolicyInput(snapshot(TWO, at_s), estimate(rate, at_s)), planner)
         assert target(decision).retire == ()
 
 
@@ -387,12 +388,12 @@ def test_growth_is_spread_over_the_servers_at_a_pace_and_nobody_leaves_meanwhile
 def test_nobody_leaves_while_a_survivor_may_not_grow() -> None:
     cfg = config(PolicyConfig(scale_in_stabilization_s=3.0), memory_bytes=100 * MIB)
     single = tuple(replace(each, models={name: ModelState(1, 1) for name in STAGES}) for each in TWO)
-    rules, state = build_rules(cfg), PolicyState()
+    planner, state = Planner(build_rules(cfg)), PolicyState()
     held = []
     for second in range(8):
         at_s = NOW_S + second
         seen = replace(snapshot(single, at_s), devices=tuple(replace(free_memory(120), device=f"cpu:{n}") for n in range(2)))
-        state, decision = decide(state, PolicyInput(seen, replace(estimate(30.0), at_s=at_s)), rules)
+        state, decision = decide(state, PolicyInput(seen, replace(estimate(30.0), at_s=at_s)), planner)
         assert target(decision).retire == ()
         held.append(ClampKind.SURVIVORS in kinds(decision))
     assert any(held)
@@ -400,12 +401,12 @@ def test_nobody_leaves_while_a_survivor_may_not_grow() -> None:
 
 def test_a_time_in_which_nothing_was_seen_covers_no_hold() -> None:
     cfg = config(PolicyConfig(scale_in_stabilization_s=20.0))
-    rules, state = build_rules(cfg), PolicyState()
+    planner, state = Planner(build_rules(cfg)), PolicyState()
     blind = replace(estimate(5.0), stale={PROXY: "4 s old"})
     retired = []
     for second in [*range(3), *range(3, 60), *range(60, 90)]:
         at_s, found = NOW_S + second, blind if 3 <= second < 60 else estimate(5.0)
-        state, decision = decide(state, PolicyInput(snapshot(TWO, at_s), replace(found, at_s=at_s)), rules)
+        state, decision = decide(state, PolicyInput(snapshot(TWO, at_s), replace(found, at_s=at_s)), planner)
         if decision.target is not None and decision.target.retire:
             retired.append(second)
     assert retired[0] == 80
@@ -477,8 +478,8 @@ def test_instances_of_other_pipelines_on_a_server_count_as_busy() -> None:
     cfg = replace(cfg, models=cfg.models | {"other": replace(cfg.models[CLASSIFIER], name="other")})
     alone = server("a", (2, 2))
     shared = replace(alone, models=alone.models | {"other": ModelState(5, 8)})
-    rules, pipeline = build_rules(cfg), cfg.pipelines[0]
-    views = [view_of(pipeline, PolicyInput(snapshot([each]), estimate(20.0)), rules) for each in (alone, shared)]
+    planner, pipeline = Planner(build_rules(cfg)), cfg.pipelines[0]
+    views = [view_of(pipeline, PolicyInput(snapshot([each]), estimate(20.0)), planner) for each in (alone, shared)]
     assert [view.busy_elsewhere for view in views] == [0, 5]
     assert views[1].capacity_rps() < views[0].capacity_rps()
 

@@ -9,6 +9,7 @@ from themis_triton.core.config import DeviceSlot, LaunchConfig, PolicyName, Them
 from themis_triton.core.decision import Decision, Reason, Target
 from themis_triton.core.estimate import Estimate, PipelineEstimate
 from themis_triton.core.fleet import ModelState, Phase, Server
+from themis_triton.decide.planner import Planner
 from themis_triton.decide.policies import decide
 from themis_triton.decide.rules import build_rules
 from themis_triton.decide.state import PolicyInput, PolicyState
@@ -38,7 +39,7 @@ def replicas(stage: str, cores: tuple[int, ...], batch: int = 1) -> list[Server]
 def once(servers: list[Server], rps: float, *, settled_rps: float | None = None, backlog: float = 0.0) -> Decision:
     steady = PipelineEstimate("video", rps, rps, rps if settled_rps is None else settled_rps, 0.0, backlog, None)
     seen = PolicyInput(snapshot(servers), Estimate(NOW_S, pipelines={"video": steady}, history_s=60.0))
-    return decide(PolicyState(), seen, build_rules(paper_video()))[1]
+    return decide(PolicyState(), seen, Planner(build_rules(paper_video())))[1]
 
 
 def target(decision: Decision) -> Target:

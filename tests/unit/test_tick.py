@@ -7,7 +7,8 @@ from themis_triton.core.config import Mode, PolicyConfig, ThemisConfig
 from themis_triton.core.decision import Reason
 from themis_triton.core.fleet import Phase
 from themis_triton.core.record import TickRecord, sentence
-from themis_triton.decide.rules import Rules, build_rules
+from themis_triton.decide.planner import Planner
+from themis_triton.decide.rules import build_rules
 from themis_triton.tick import EngineState, tick
 
 
@@ -16,7 +17,7 @@ class Engine:
 
     def __init__(self, bench: Bench, cfg: ThemisConfig) -> None:
         self.bench = bench
-        self.rules: Rules = build_rules(cfg)
+        self.planner = Planner(build_rules(cfg))
         self.state = EngineState()
         self.arrivals = 0.0
 
@@ -27,7 +28,7 @@ class Engine:
             self.arrivals += 0.5 * rps
             at_s = self.bench.clock.at_s
             self.bench.observer.routes = tuple(route(name, at_s, self.arrivals) for name in (DETECTOR, CLASSIFIER))
-            self.state, record = await tick(self.state, self.bench.world, self.rules)
+            self.state, record = await tick(self.state, self.bench.world, self.planner)
             records.append(record)
             await self.bench.turns()
         return records
@@ -117,7 +118,7 @@ def test_a_silent_envoy_holds_everything() -> None:
         for _ in range(10):
             bench.clock.at_s += 0.5
             bench.observer.routes, bench.observer.routes_error = (), "connection refused"
-            engine.state, record = await tick(engine.state, bench.world, engine.rules)
+            engine.state, record = await tick(engine.state, bench.world, engine.planner)
             records.append(record)
         assert records[-1].decision.reason is Reason.HOLD_STALE
         assert "connection refused" in sentence(records[-1])

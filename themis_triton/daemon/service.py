@@ -25,7 +25,8 @@ from themis_triton.daemon.components import Components, build_components
 from themis_triton.daemon.control import is_paused
 from themis_triton.daemon.lock import locked
 from themis_triton.daemon.status import StatusBoard
-from themis_triton.decide.rules import Rules, build_rules
+from themis_triton.decide.planner import Planner
+from themis_triton.decide.rules import build_rules
 from themis_triton.jit import Group
 from themis_triton.tick import EngineState, tick
 
@@ -54,7 +55,7 @@ async def run_daemon(config: ThemisConfig) -> None:
                 log.info("started", mode=config.mode.value, policy=config.policy.name.value, status=str(config.status.address))
                 if os.getpid() == 1 and config.envoy.managed:
                     log.warning("first_process", says="a container's first process: servers and Envoy end with it; run it with --pid=host")
-                await _scheduled(_Loop(components, build_rules(config), board, exporter), stop)
+                await _scheduled(_Loop(components, Planner(build_rules(config)), board, exporter), stop)
     log.info("stopped", servers="left serving")
 
 
@@ -105,23 +106,24 @@ class _Loop:
     """What the scheduler calls. An unexpected error is logged and counted; the next tick starts afresh from the last good state."""
 
     components: Components
-    rules: Rules
+    planner: Planner
     board: StatusBoard
     exporter: Exporter
     state: EngineState = field(default_factory=EngineState)
     last_reason: Reason | None = None
     paused: bool = False
-    advisory: Rules = field(init=False)
+    advisory: Planner = field(init=False)
 
     def __post_init__(self) -> None:
-        """Both rules live as long as the loop: what is made of them is kept by them."""
-        self.advisory = replace(self.rules, config=replace(self.rules.config, mode=Mode.ADVISORY))
+        """Both planners live as long as the loop, so that their answers are kept over a pause."""
+        rules = self.planner.rules
+        self.advisory = Planner(replace(rules, config=replace(rules.config, mode=Mode.ADVISORY)))
 
     async def tick(self) -> None:
         """One tick, measured and told."""
         started_s = asyncio.get_running_loop().time()
         try:
-            self.state, record = await tick(self.state, self.components.world, self._rules_now())
+            self.state, record = await tick(self.state, self.components.world, self._planner_now())
         except Exception:
             self.board.tick_errors += 1
             self.exporter.tick_failed()
@@ -140,13 +142,13 @@ class _Loop:
             log.error("journal", says=trouble)
         self.board.journal_trouble = trouble
 
-    def _rules_now(self) -> Rules:
+    def _planner_now(self) -> Planner:
         """Those of the settings, and advisory while `themis pause` holds."""
         paused = is_paused(self.components.config.state_directory)
         if paused is not self.paused:
             log.warning("paused" if paused else "resumed")
             self.paused = paused
-        return self.advisory if paused else self.rules
+        return self.advisory if paused else self.planner
 
     async def check_envoy(self) -> None:
         """Start the managed Envoy again when it is gone; say so when someone else's is."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from themis_triton.core.decision import Decision
 from themis_triton.core.estimate import Estimate
@@ -12,37 +11,6 @@ from themis_triton.core.record import drift_words
 from themis_triton.decide.rules import Rules
 from themis_triton.solver.problem import ChainProblem, StageProblem
 from themis_triton.solver.surface import Surface
-
-KEPT = 32  # corrected rules that are kept
-
-
-@dataclass(frozen=True, slots=True)
-class _Corrected:
-    """Corrected rules; what they were made of is held so that its identity stays taken."""
-
-    source: Rules
-    rules: Rules
-
-
-_kept: OrderedDict[tuple[object, ...], _Corrected] = OrderedDict()
-
-
-def corrected(rules: Rules, factors: Mapping[str, float]) -> Rules:
-    """The rules with each model's latency multiplied by its factor (above 0; 1 where absent).
-
-    The same factors give the very same object back as long as it is kept: the solver keeps its arrays by the identity of the stages.
-    """
-    changed = tuple(sorted((model, factor) for model, factor in factors.items() if factor != 1.0))
-    if not changed:
-        return rules
-    key = (id(rules), changed)
-    found = _kept.get(key)
-    if found is None:
-        found = _kept[key] = _Corrected(rules, _scaled(rules, dict(changed)))
-    _kept.move_to_end(key)
-    while len(_kept) > KEPT:
-        _kept.popitem(last=False)
-    return found.rules
 
 
 def factors_of(estimate: Estimate) -> dict[str, float]:
@@ -56,7 +24,9 @@ def with_drift(decision: Decision, estimate: Estimate) -> Decision:
     return replace(decision, detail="; ".join(part for part in (decision.detail, *words) if part))
 
 
-def _scaled(rules: Rules, factors: Mapping[str, float]) -> Rules:
+def corrected_rules(rules: Rules, factors: Mapping[str, float]) -> Rules:
+    """The rules with each model's latency multiplied by its factor (above 0; 1 where absent)."""
+
     def scaled(problems: dict[str, ChainProblem]) -> dict[str, ChainProblem]:
         return {name: _scaled_problem(problem, factors) for name, problem in problems.items()}
 

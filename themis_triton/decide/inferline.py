@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 from themis_triton.core.decision import Reason, Stage
 from themis_triton.decide.paper import baseline_demand, scaled_in
@@ -18,7 +17,6 @@ from themis_triton.solver.problem import ChainProblem, Placement
 from themis_triton.solver.solve import evaluate
 
 PLANNING_PERCENTILE = 90.0
-REMEMBERED = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +32,8 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     """Servers in proportion to the largest second of the peak window: `ceil(rate / (μ·ρ))`, with the plan's throughput and utilisation."""
     policy, demand = view.rules.config.policy, baseline_demand(view)
     base_rps = policy.planned_rps or state.fixed_rps or demand.rate_rps
-    plan = base_plan(view.rules, view.pipeline.name, base_rps)
+    key = ("inferline", view.pipeline.name, base_rps)
+    plan = view.planner.remembered(key, lambda: base_plan(view.rules, view.pipeline.name, base_rps))
     # The plan's utilisation is ρ = base / (n·μ), so that μ·ρ is its share of the base rate a server.
     needed = (max(plan.servers[s] for s in group.stages) * demand.rate_rps / base_rps if base_rps else 1.0 for group in view.groups)
     wanted = tuple(min(max(1, math.ceil(count - 1e-9)), most) for count, most in zip(needed, _most(view), strict=True))
@@ -60,7 +59,6 @@ def _most(view: PipelineView) -> tuple[int, ...]:
     return (view.rules.max_servers,) * len(view.groups)
 
 
-@lru_cache(REMEMBERED)
 def base_plan(rules: Rules, pipeline: str, rate_rps: float) -> BasePlan:
     """Hill-climbing from batches of one on the most instances: each time the step that saves most, while there is a feasible one.
 

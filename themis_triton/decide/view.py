@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from themis_triton.core.config import PipelineConfig, Placement, QueueingModel
 from themis_triton.core.estimate import PipelineEstimate
 from themis_triton.core.fleet import Server
-from themis_triton.decide import queries
 from themis_triton.decide.demand import Demand
-from themis_triton.decide.queries import PlanQuery
+from themis_triton.decide.planner import Planner, PlanQuery
 from themis_triton.decide.rules import Rules
 from themis_triton.decide.state import Group, PolicyInput
 from themis_triton.plan.steps import by_retirement
@@ -44,9 +43,14 @@ class PipelineView:
     pipeline: PipelineConfig
     estimate: PipelineEstimate
     groups: tuple[Group, ...]
-    rules: Rules
+    planner: Planner
     at_s: float
     busy_elsewhere: int = 0
+
+    @property
+    def rules(self) -> Rules:
+        """The planner's rules."""
+        return self.planner.rules
 
     @property
     def problem(self) -> ChainProblem:
@@ -94,12 +98,12 @@ class PipelineView:
 
         `at_least` keeps counts from shrinking.
         """
-        return queries.vertical(self.rules, self._query(demand), servers, at_least)
+        return self.planner.vertical(self._query(demand), servers, at_least)
 
     def in_place(self, demand: Demand, servers: tuple[int, ...]) -> VerticalTarget:
         """What the servers shall run for a demand: counts that may differ by one where a server holds one stage, else equal ones."""
         if self.rules.config.planning.placement is Placement.SEPARATE and self.problem.queueing is QueueingModel.SHARE:
-            plan = queries.mixed(self.rules, self._query(demand), servers)
+            plan = self.planner.mixed(self._query(demand), servers)
             lows, extra_instance_servers, batches = zip(
                 *((stage.low, stage.extra_instance_servers, stage.batch) for stage in plan.stages), strict=True
             )
@@ -112,11 +116,11 @@ class PipelineView:
 
     def joint(self, demand: Demand, *, instances: tuple[int, ...] | None = None, reload: bool = False) -> ChainPlan:
         """The cheapest servers × instances × batch; `reload` allows batches that the ready servers would have to reload for."""
-        return queries.joint(self.rules, self._query(demand, reload=reload), instances)
+        return self.planner.joint(self._query(demand, reload=reload), instances)
 
     def fewest_servers(self, demand: Demand) -> tuple[int, ...]:
         """The least price of servers alone, with as many instances as they may run; all there can be where that is not enough."""
-        fewest = queries.fewest(self.rules, self._query(demand))
+        fewest = self.planner.fewest(self._query(demand))
         return tuple(fewest[group.stages[0]] for group in self.groups) if fewest is not None else self.max_servers_by_group
 
     def migration(self, demand: Demand) -> Migration:
@@ -127,7 +131,7 @@ class PipelineView:
             for s in by_retirement(self.groups[0].ready)
         )
         adopted = sum(not server.launched for server in self.groups[0].ready)
-        return queries.migration(self.rules, replace(self._query(demand, reload=True), min_servers=max(1, adopted)), now)
+        return self.planner.migration(replace(self._query(demand, reload=True), min_servers=max(1, adopted)), now)
 
     def servers_of(self, plan: ChainPlan) -> tuple[int, ...]:
         """A plan's servers a group."""
@@ -147,10 +151,10 @@ class PipelineView:
             return 0.0
         query = self._query(Demand(0.0, 0.0, 1.0, 0.0))
         if self.rules.config.planning.placement is Placement.SEPARATE:
-            return queries.carried(self.rules, query, self.ready, self.instances_now)
+            return self.planner.carried(query, self.ready, self.instances_now)
         counts = [tuple(server.models[stage].instances for stage in self.pipeline.stages) for server in self.groups[0].ready]
         held = [(len(counts), counts[0])] if len(set(counts)) == 1 else [(1, instances) for instances in counts]
-        return sum(max(0.0, queries.carried(self.rules, query, (n,), instances)) for n, instances in held)
+        return sum(max(0.0, self.planner.carried(query, (n,), instances)) for n, instances in held)
 
     @property
     def sets_batches(self) -> bool:
@@ -162,16 +166,16 @@ class PipelineView:
         return PlanQuery(self.pipeline.name, demand, caps, self.busy_elsewhere)
 
 
-def view_of(pipeline: PipelineConfig, policy_input: PolicyInput, rules: Rules) -> PipelineView:
+def view_of(pipeline: PipelineConfig, policy_input: PolicyInput, planner: Planner) -> PipelineView:
     """The view of one pipeline; instances of other models on its servers count as busy."""
-    groups = policy_input.groups(pipeline, rules.config.planning.placement)
+    groups = policy_input.groups(pipeline, planner.rules.config.planning.placement)
     ready = [server for group in groups for server in group.ready]
     others = [sum(state.instances for name, state in s.models.items() if name not in pipeline.stages) for s in ready]
     return PipelineView(
         pipeline=pipeline,
         estimate=policy_input.estimate.pipelines[pipeline.name],
         groups=groups,
-        rules=rules,
+        planner=planner,
         at_s=policy_input.snapshot.at_s,
         busy_elsewhere=max(others, default=0),
     )

@@ -11,6 +11,7 @@ from themis_triton.core.action import OutcomeKind
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.fleet import Phase
+from themis_triton.decide.planner import Planner
 from themis_triton.decide.rules import build_rules
 from themis_triton.sim.cluster import Cluster
 from themis_triton.sim.engine import Simulation
@@ -71,12 +72,12 @@ async def _run(config: ThemisConfig, arrivals: Mapping[str, FloatArray], duratio
 
 async def _ticks(world: World, config: ThemisConfig, until_s: float) -> None:
     """A tick each period, never two at once; one that takes longer skips what it missed."""
-    rules, state, period_s = build_rules(config), EngineState(), config.policy.tick_s
+    planner, state, period_s = Planner(build_rules(config)), EngineState(), config.policy.tick_s
     loop = asyncio.get_running_loop()
     number = 0
     while number * period_s < until_s:
         await asyncio.sleep(max(0.0, number * period_s - loop.time()))
-        state, _ = await tick(state, world, rules)
+        state, _ = await tick(state, world, planner)
         number = max(number + 1, int(loop.time() / period_s))
     await asyncio.sleep(max(0.0, until_s - loop.time()))
 

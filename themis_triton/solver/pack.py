@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,12 +15,11 @@ from themis_triton.solver.stage_kernels import Chain
 from themis_triton.solver.surface import BoolArray, FloatArray, IntArray
 
 Batches = Sequence[Sequence[int] | None]
-KEPT = 256  # chains whose arrays are kept
 
 
 @dataclass(frozen=True, slots=True)
-class _Arrays:
-    """Arrays of the stages; `stages` is held so that its identity stays taken."""
+class PackedStages:
+    """Arrays of the stages; `stages` is kept so that no other object gets its identity."""
 
     stages: tuple[StageProblem, ...]
     latency: FloatArray
@@ -29,9 +27,6 @@ class _Arrays:
     ints: IntArray
     floats: FloatArray
     allowed: BoolArray
-
-
-_kept: OrderedDict[tuple[object, ...], _Arrays] = OrderedDict()
 
 
 def pack(
@@ -79,20 +74,13 @@ def _rule(problem: ChainProblem, servers: int | Sequence[int] | None) -> IntArra
     return np.array(values, dtype=np.int64)
 
 
-def _arrays(problem: ChainProblem) -> _Arrays:
+def _arrays(problem: ChainProblem) -> PackedStages:
     key = (id(problem.stages), problem.queueing, problem.percentile, problem.placement, problem.throughput, problem.busy_elsewhere)
-    found = _kept.get(key)
-    if found is not None:
-        _kept.move_to_end(key)
-        return found
-    built = _build(problem)
-    _kept[key] = built
-    while len(_kept) > KEPT:
-        _kept.popitem(last=False)
-    return built
+    packed: PackedStages = problem.packed.get(key, lambda: _build(problem))
+    return packed
 
 
-def _build(problem: ChainProblem) -> _Arrays:
+def _build(problem: ChainProblem) -> PackedStages:
     stages = problem.stages
     largest = max(stage.max_batch for stage in stages)
     counts = [stage.max_instances for stage in stages]
@@ -107,7 +95,7 @@ def _build(problem: ChainProblem) -> _Arrays:
     ints = np.array([[stage.min_instances, stage.max_instances, 1, 1] for stage in stages], dtype=np.int64)
     floats = [[s.server_price, s.instance_price, s.instance_memory_bytes, s.max_queue_delay_ms, s.demand_ratio] for s in stages]
     gather = gather_table(problem.queueing, problem.percentile, largest)
-    return _Arrays(stages, np.ascontiguousarray(latency), gather, ints, np.array(floats, dtype=np.float64), allowed)
+    return PackedStages(stages, np.ascontiguousarray(latency), gather, ints, np.array(floats, dtype=np.float64), allowed)
 
 
 def _checked_instances(problem: ChainProblem, instances: Sequence[int]) -> Sequence[int]:

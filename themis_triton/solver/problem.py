@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from themis_triton.core.config import Placement, QueueingModel, ThroughputRule
 from themis_triton.core.errors import SolverError
+from themis_triton.solver.memory import Memory
 from themis_triton.solver.surface import Surface
+
+PACKED = 64  # variants of the stages whose arrays a problem keeps
 
 __all__ = ["ChainProblem", "Placement", "StageProblem", "ThroughputRule"]
 
@@ -52,6 +56,7 @@ class ChainProblem:
     `min_servers` a stage, at most `max_servers` in total. `device_memory_bytes` is what one server's instances may use.
     `busy_elsewhere`: instances of others that are busy on the same device. `paper_rounding`: demand rounded to whole requests/s and
     a replica's throughput rounded down, as the paper's artifact does.
+    `packed` keeps the kernels' arrays of this problem and of those that `replace` makes of it.
     """
 
     stages: tuple[StageProblem, ...]
@@ -69,6 +74,7 @@ class ChainProblem:
     dispersion: float = 1.0
     busy_elsewhere: int = 0
     paper_rounding: bool = False
+    packed: Memory[Any] = field(default_factory=lambda: Memory(PACKED), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """SolverError when the chain is empty or a number is out of its range."""

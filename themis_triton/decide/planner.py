@@ -1,0 +1,184 @@
+"""The planner: the solver's answers to the policies' queries, each solved once. Demands are rounded up a little for that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from themis_triton.core.config import Placement
+from themis_triton.decide.correction import corrected_rules
+from themis_triton.decide.demand import Demand
+from themis_triton.decide.rules import Rules
+from themis_triton.solver.fleet import ServerAssignment
+from themis_triton.solver.memory import Memory
+from themis_triton.solver.migration import Migration, solve_migration
+from themis_triton.solver.mixed import MixedPlan, solve_mixed
+from themis_triton.solver.plans import ChainPlan, VerticalPlan
+from themis_triton.solver.problem import ChainProblem
+from themis_triton.solver.solve import fewest_servers, find_vertical, largest_demand, servers_missing, solve_joint, strongest_vertical
+
+CAPACITY_LIMIT_RPS = 100_000.0
+SLO_FACTORS = (1.5, 2.0, 3.0, 4.0, 8.0)
+ANY_SLO_MS = 1e9
+REMEMBERED = 16_384
+CORRECTED = 32
+Value = TypeVar("Value")
+DISPERSION_STEP = 0.25
+FINE_RPS, FINE_FRACTION = 0.5, 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class PlanQuery:
+    """A demand on a pipeline; `batch_caps` None: any batch of the settings. `free_instances`: only servers have a price.
+
+    `min_servers` stay whatever the plan, because they were adopted.
+    """
+
+    pipeline: str
+    demand: Demand
+    batch_caps: tuple[int, ...] | None
+    busy_elsewhere: int = 0
+    free_instances: bool = False
+    min_servers: int = 1
+
+
+class Planner:
+    """Answers queries by the rules, and keeps its answers; a policy asks it, and it is thrown away with its rules."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self._answers: Memory[Any] = Memory(REMEMBERED)
+        self._corrected: Memory[Planner] = Memory(CORRECTED)
+
+    def corrected(self, factors: Mapping[str, float]) -> Planner:
+        """The planner with each model's latency multiplied by its factor (above 0; 1 where absent); the same for the same factors."""
+        changed = tuple(sorted((model, factor) for model, factor in factors.items() if factor != 1.0))
+        if not changed:
+            return self
+        return self._corrected.get(changed, lambda: Planner(corrected_rules(self.rules, dict(changed))))
+
+    def remembered(self, key: Hashable, build: Callable[[], Value]) -> Value:
+        """The answer under a key, built when it is not there."""
+        answer: Value = self._answers.get(key, build)
+        return answer
+
+    def joint(self, query: PlanQuery, instances: tuple[int, ...] | None) -> ChainPlan:
+        """`solve_joint`, with instances fixed or free."""
+        query = _rounded(query)
+        return self.remembered(
+            ("joint", query, instances), lambda: solve_joint(self._problem(query), instances=instances, batches=_batches(query))
+        )
+
+    def fewest(self, query: PlanQuery) -> tuple[int, ...] | None:
+        """The fewest servers a stage, by their price alone, with as many instances as they may run; None where no plan holds."""
+        query = replace(_rounded(query), free_instances=True)
+        return self.remembered(("fewest", query), lambda: fewest_servers(self._problem(query), batches=_batches(query)))
+
+    def vertical(self, query: PlanQuery, servers: tuple[int, ...], at_least: tuple[int, ...] | None = None) -> VerticalPlan:
+        """`solve_vertical`, with no count below `at_least`; infeasible: with the counts of the greatest capacity.
+
+        An SLO that no plan meets is never a reason to run less: the counts are then those that carry the demand least late.
+        """
+        query = _rounded(query)
+        return self.remembered(("vertical", query, servers, at_least), lambda: self._solve_vertical(query, servers, at_least))
+
+    def mixed(self, query: PlanQuery, servers: tuple[int, ...]) -> MixedPlan:
+        """`solve_mixed`."""
+        query = _rounded(query)
+        return self.remembered(("mixed", query, servers), lambda: solve_mixed(self._problem(query), servers, query.batch_caps))
+
+    def migration(self, query: PlanQuery, now: tuple[ServerAssignment, ...]) -> Migration:
+        """`solve_migration` from what runs now, with the times of the pipeline's profiles and the settings' prices."""
+        query = _rounded(query)
+        return self.remembered(("migration", query, now), lambda: self._solve_migration(query, now))
+
+    def carried(self, query: PlanQuery, servers: tuple[int, ...], instances: tuple[int, ...]) -> float:
+        """The largest whole rate that a configuration carries inside the SLO without headroom; −1: not even rate 0."""
+        return self.remembered(("carried", query, servers, instances), lambda: self._solve_carried(query, servers, instances))
+
+    def _solve_carried(self, query: PlanQuery, servers: tuple[int, ...], instances: tuple[int, ...]) -> float:
+        problem = self._problem(query)
+        counts, batches = _counts(problem, servers), _batches(query)
+        return largest_demand(problem, counts, instances=instances, batches=batches, at_most_rps=CAPACITY_LIMIT_RPS)
+
+    def _solve_vertical(self, query: PlanQuery, servers: tuple[int, ...], at_least: tuple[int, ...] | None) -> VerticalPlan:
+        problem, batches = self._problem(query), _batches(query)
+        counts = _counts(problem, servers)
+        plan = find_vertical(problem, counts, instances_at_least=at_least, batches=batches)
+        if plan is not None:
+            return VerticalPlan(plan, feasible=True, largest_demand_rps=problem.demand_rps)
+        missing, by_stage = servers_missing(problem, counts, instances_at_least=at_least, batches=batches)
+        # Headroom for a backlog must not hide how much can be carried: a backlog drains fastest at the greatest capacity.
+        unbounded = replace(query, demand=Demand(CAPACITY_LIMIT_RPS, 0.0, query.demand.dispersion, 0.0))
+        plan, largest = self._strongest(unbounded, servers, at_least)
+        if largest <= 0.0:
+            plan = replace(_least_late(problem, counts, at_least, batches), feasible=False)
+        return VerticalPlan(plan, False, max(0.0, largest), missing, by_stage)
+
+    def _strongest(self, query: PlanQuery, servers: tuple[int, ...], at_least: tuple[int, ...] | None) -> tuple[ChainPlan, float]:
+        problem, batches = self._problem(query), _batches(query)
+        counts = _counts(problem, servers)
+        return self.remembered(
+            ("strongest", query, servers, at_least),
+            lambda: strongest_vertical(problem, counts, instances_at_least=at_least, batches=batches),
+        )
+
+    def _solve_migration(self, query: PlanQuery, now: tuple[ServerAssignment, ...]) -> Migration:
+        pipeline = next(p for p in self.rules.config.pipelines if p.name == query.pipeline)
+        return solve_migration(self._problem(query), now, self.rules.move_times(pipeline), self.rules.move_prices)
+
+    def _problem(self, query: PlanQuery) -> ChainProblem:
+        problems = self.rules.server_problems if query.free_instances else self.rules.problems
+        demand = query.demand
+        return replace(
+            problems[query.pipeline],
+            demand_rps=demand.rate_rps,
+            headroom_rps=demand.extra_rps,
+            headroom_sigmas=demand.sigmas,
+            dispersion=demand.dispersion,
+            busy_elsewhere=query.busy_elsewhere,
+            min_servers=query.min_servers,
+            max_servers=max(query.min_servers, problems[query.pipeline].max_servers),
+        )
+
+
+def _least_late(
+    problem: ChainProblem, counts: int | list[int], at_least: tuple[int, ...] | None, batches: list[list[int]] | None
+) -> ChainPlan:
+    """Where not even an idle chain meets the SLO: the fewest instances for the demand under the least multiple of the SLO that allows it.
+
+    Where none does, those of the greatest throughput: requests that are late anyway must not also queue without end.
+    """
+    for factor in SLO_FACTORS:
+        eased = replace(problem, slo_ms=factor * problem.slo_ms)
+        found = find_vertical(eased, counts, instances_at_least=at_least, batches=batches)
+        if found is not None:
+            return found
+    anything = replace(problem, slo_ms=ANY_SLO_MS, demand_rps=CAPACITY_LIMIT_RPS, headroom_rps=0.0, headroom_sigmas=0.0)
+    return strongest_vertical(anything, counts, instances_at_least=at_least, batches=batches)[0]
+
+
+def _counts(problem: ChainProblem, servers: tuple[int, ...]) -> int | list[int]:
+    return list(servers) if problem.placement is Placement.SEPARATE else servers[0]
+
+
+def _batches(query: PlanQuery) -> list[list[int]] | None:
+    return None if query.batch_caps is None else [list(range(1, cap + 1)) for cap in query.batch_caps]
+
+
+def _rounded(query: PlanQuery) -> PlanQuery:
+    """A demand of half requests/s, or of steps of one per cent where that is more; the dispersion in quarters. Exact ones as they are."""
+    demand = query.demand
+    if demand.exact:
+        return query
+    dispersion = math.ceil(demand.dispersion / DISPERSION_STEP - 1e-9) * DISPERSION_STEP
+    return replace(query, demand=Demand(_up(demand.rate_rps), _up(demand.extra_rps), dispersion, demand.sigmas))
+
+
+def _up(rate_rps: float) -> float:
+    if rate_rps <= 0.0:
+        return 0.0
+    step = max(FINE_RPS, FINE_FRACTION * 2.0 ** math.floor(math.log2(rate_rps)))
+    return math.ceil(rate_rps / step - 1e-9) * step
