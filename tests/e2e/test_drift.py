@@ -23,7 +23,7 @@ RATE_RPS = 30.0
 """Two instances of the detector carry it on one server, and not when they are slower."""
 FACTOR = 1.4
 NOTICED_WITHIN_S = 10.0
-SAYS = f"{DETECTOR} runs 1."
+SAYS = f"{DETECTOR} takes 1."
 
 
 def put(path: Path, factors: dict[str, float]) -> None:
@@ -77,7 +77,7 @@ def test_slower_batches_are_noticed_named_and_planned_for_until_they_are_fast_ag
         asyncio.run(scenario())
         said = [sentence for (sentence,) in sidecar.journal("select sentence from ticks where changed order by at_s")]
         assert any(SAYS in sentence for sentence in said)
-        assert "drift began: video-detector runs 1." in sidecar.log.read_text()
+        assert "drift began: video-detector takes 1." in sidecar.log.read_text()
 
 
 def shown(sidecar: Sidecar) -> None:

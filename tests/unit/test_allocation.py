@@ -89,9 +89,19 @@ def test_a_pipelines_last_server_is_never_given_away() -> None:
 def test_slots_that_no_demand_asks_for_go_to_pipelines_without_a_server_the_weightiest_first() -> None:
     (decision,) = decisions(two_pipelines(1), [], 0.0, 0.0)
     assert launched_models(decision) == [HEAVY]
-    assert [clamp.sentence for clamp in decision.clamps] == ["a-light wants 1 more server than there are free slots"]
+    assert [clamp.sentence for clamp in decision.clamps] == ["a-light requires 1 more server than there are free slots"]
 
 
 def test_demand_comes_before_a_first_server() -> None:
     (decision,) = decisions(two_pipelines(1), [], 50.0, 0.0)
     assert launched_models(decision) == [LIGHT]
+
+
+def test_a_slot_in_back_off_is_named_where_servers_are_missing_because_of_it() -> None:
+    cfg, here = two_pipelines(3), [holder("l", LIGHT, "cpu:0"), holder("h", HEAVY, "cpu:1")]
+    seen = replace(snapshot(here), backing_off={"cpu:2": NOW_S + 12.0})
+    decision = decide(PolicyState(), PolicyInput(seen, rates(200.0, 10.0, NOW_S)), Planner(build_rules(cfg)))[1]
+    assert launched_models(decision) == []
+    (clamp,) = [clamp for clamp in decision.clamps if "requires" in clamp.sentence]
+    assert clamp.kind is ClampKind.DEVICES
+    assert clamp.sentence.endswith("than there are free slots; cpu:2 is in back-off after a failed launch, for 12 s more")

@@ -9,7 +9,7 @@ from themis_triton.core.fleet import ModelState
 from themis_triton.core.record import describe, sentence
 
 EVIDENCE = PipelineEvidence("video", 151.4, 120.0, 92.0, 300.0, 241.0, 250.0, servers_now=1, servers_wanted=3)
-NUMBERS = "video needs 151/s of 92/s (1→3 servers)"
+NUMBERS = "video demand 151/s exceeds capacity 92/s, servers 1→3"
 
 
 def decision(reason: Reason = Reason.SURGE, *, evidence: bool = True, clamps: tuple[Clamp, ...] = (), detail: str = "") -> Decision:
@@ -18,23 +18,24 @@ def decision(reason: Reason = Reason.SURGE, *, evidence: bool = True, clamps: tu
 
 OPENINGS = {
     Reason.SURGE: "surge",
-    Reason.SETTLE: "settling",
+    Reason.SETTLE: "scaling down in place",
     Reason.STEADY: "steady",
     Reason.SCALE_OUT: "scaling out",
     Reason.SCALE_IN: "scaling in",
     Reason.REPLACE: "replacing a lost server",
-    Reason.INFEASIBLE: "demand exceeds what the ready servers can carry inside the SLO",
-    Reason.HOLD_NO_DATA: "holding: no data",
-    Reason.HOLD_STALE: "holding: readings are stale",
-    Reason.HOLD_WARMUP: "holding: not enough history yet",
-    Reason.HOLD_NO_SERVER: "holding: no server is ready",
+    Reason.INFEASIBLE: "overload: the ready servers cannot carry the demand inside the SLO",
+    Reason.HOLD_NO_DATA: "no change: no data",
+    Reason.HOLD_STALE: "no change: readings are stale",
+    Reason.HOLD_WARMUP: "no change: not enough history yet",
+    Reason.HOLD_NO_SERVER: "no change: no server is ready",
 }
 
 
 @pytest.mark.parametrize("reason", Reason)
 def test_every_reason_has_its_opening(reason: Reason) -> None:
     assert sentence(record(decision=decision(reason, evidence=False))) == OPENINGS[reason]
-    assert sentence(record(decision=decision(reason))) == f"{OPENINGS[reason]}: {NUMBERS}"
+    opening = "overload, no further change" if reason is Reason.STEADY else OPENINGS[reason]
+    assert sentence(record(decision=decision(reason))) == f"{opening}: {NUMBERS}"
 
 
 ACTIONS = {
@@ -65,7 +66,7 @@ def test_all_actions_of_a_plan_are_told_and_advice_is_told_as_such() -> None:
 
 def test_details_follow_the_numbers() -> None:
     assert sentence(record(decision=decision(Reason.HOLD_STALE, evidence=False, detail="envoy: no statistics for 4.0 s"))) == (
-        "holding: readings are stale; envoy: no statistics for 4.0 s"
+        "no change: readings are stale; envoy: no statistics for 4.0 s"
     )
 
 
@@ -91,3 +92,28 @@ def test_a_sentence_says_what_was_started_and_not_what_was_only_planned() -> Non
     ticked = replace(record(grow, retire("s2"), decision=decision(Reason.STEADY, evidence=False)), outcomes=(skipped,))
     assert ticked.started == (retire("s2"),)
     assert sentence(ticked) == f"steady; retire s2; {words} skipped: s1/video-detector is busy with d1"
+
+
+CALM = replace(EVIDENCE, demand_fast_rps=16.2, capacity_rps=92.0, servers_now=4, servers_wanted=4)
+
+
+def said(evidence: PipelineEvidence, reason: Reason = Reason.STEADY) -> str:
+    return sentence(record(decision=replace(decision(reason), evidence=(evidence,))))
+
+
+def test_steady_is_said_only_where_the_capacity_suffices() -> None:
+    assert said(CALM) == "steady: video demand 16/s, capacity 92/s, servers 4"
+    overloaded = replace(CALM, capacity_rps=9.1)
+    assert said(overloaded) == "overload, no further change: video demand 16/s exceeds capacity 9/s, servers 4"
+    assert said(replace(CALM, capacity_rps=15.8)) == "steady: video demand 16/s, capacity 16/s, servers 4"
+
+
+def test_a_missed_slo_is_said_where_the_capacity_suffices() -> None:
+    late = replace(CALM, measured_p99_ms=320.4)
+    assert said(late) == f"{said(CALM)}, SLO missed although capacity suffices: p99 320 ms exceeds 300 ms"
+    assert "missed" not in said(replace(late, measured_p99_ms=300.0))
+    assert "missed" not in said(replace(late, capacity_rps=9.0))
+
+
+def test_a_surge_says_when_the_slo_is_expected_to_hold() -> None:
+    assert said(replace(EVIDENCE, holds_after_s=1.5), Reason.SURGE) == f"surge: {NUMBERS}, SLO expected to hold in 1.5 s"

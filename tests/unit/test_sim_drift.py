@@ -37,7 +37,7 @@ def test_a_wrong_profile_is_noticed_within_ten_seconds_and_plans_count_with_it()
         began = next(record for record in wrong if any(event.model == model for event in record.estimate.drift_events))
         assert began.snapshot.at_s - wrong[0].snapshot.at_s <= LONGEST_S
         assert wrong[-1].estimate.models[model].correction == pytest.approx(1.4, abs=0.1)
-    assert f"{DETECTOR} runs 1." in wrong[-1].decision.detail
+    assert f"{DETECTOR} takes 1." in wrong[-1].decision.detail
     costs = [sum(cost(record) for record in ticks[len(ticks) // 2 :]) for ticks in (right, wrong)]
     assert costs[1] > 1.1 * costs[0]
     assert wrong[-1].decision.evidence[0].capacity_rps > 40.0

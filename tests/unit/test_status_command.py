@@ -71,7 +71,7 @@ def test_whatever_holds_it_back_and_how_fresh_it_is_are_shown() -> None:
     assert "pid 4711, last tick" in text
     assert "3 failed ticks" in text
     assert "the journal is not written: disk full" in text
-    assert "limited: no slot\nlimited: no room\nleft alone after a failure: a/m, for 7 s more\n" in text
+    assert "limited: no slot\nlimited: no room\nin back-off after a failure: a/m, for 7 s more\n" in text
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"name": "triton"}', b"\xff"])

@@ -69,7 +69,7 @@ def show(status: dict[str, Any], console: Console) -> None:
         console.print(f"limited: {clamp['sentence']}", style="yellow", markup=False, soft_wrap=True)
     for lever, until_s in sorted(status.get("held", {}).items()):
         left_s = until_s - status["at_s"]
-        console.print(f"left alone after a failure: {lever}, for {left_s:.0f} s more", style="yellow", markup=False, soft_wrap=True)
+        console.print(f"in back-off after a failure: {lever}, for {left_s:.0f} s more", style="yellow", markup=False, soft_wrap=True)
     for words in status.get("drift", []):
         console.print(f"drift: {words}", style="yellow", markup=False, soft_wrap=True)
     if status.get("journal_trouble"):

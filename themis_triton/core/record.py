@@ -1,4 +1,4 @@
-"""One tick, whole; and the one function that turns it into a sentence."""
+"""The record of one tick, and the one function that turns it into a sentence."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class TickRecord:
 
 
 def sentence(record: TickRecord) -> str:
-    """The tick in one sentence, for log line, status, journal and tests alike."""
+    """The tick in one sentence, the same for the log, the status and the journal."""
     decision = record.decision
     parts = [_opening(decision)]
     if decision.detail:
@@ -50,11 +50,11 @@ def sentence(record: TickRecord) -> str:
 
 
 def describe(action: Action) -> str:
-    """One action in a few words."""
+    """One action, such as `grow video-detector on server-1 2→5`."""
     match action.kind:
         case ActionKind.LAUNCH:
-            held = ", ".join(f"{name}×{state.instances}" for name, state in sorted(action.models.items()))
-            return f"launch {action.server} on {action.slot} with {held}"
+            models = ", ".join(f"{name}×{state.instances}" for name, state in sorted(action.models.items()))
+            return f"launch {action.server} on {action.slot} with {models}"
         case ActionKind.RETIRE:
             return f"retire {action.server}"
         case ActionKind.REBATCH:
@@ -66,45 +66,60 @@ def describe(action: Action) -> str:
 
 
 def drift_words(model: ModelEstimate) -> str:
-    """What is to be said of one model's drift as it stands; empty when there is none and plans count with the profile."""
+    """One model's current drift; empty when there is none and plans use the profile as it is."""
     if not model.drifting:
-        still = f"{model.model} runs as its profile says again, plans still count with {model.correction:.2f}"
-        return still if model.correction != 1.0 else ""
+        recovered = f"{model.model} matches its profile again; plans still use a correction of {model.correction:.2f}"
+        return recovered if model.correction != 1.0 else ""
     if model.drift_ratio is None:
-        runs = "ran otherwise than its profile says and runs too rarely now to tell"
+        drift = "deviated from its profile and now runs too rarely to measure"
     else:
-        runs = f"runs {model.drift_ratio:.2f} times as long as its profile says"
-    return f"{model.model} {runs}" + (f", plans count with {model.correction:.2f}" if model.correction != 1.0 else "")
+        drift = f"takes {model.drift_ratio:.2f} times its profile's time"
+    return f"{model.model} {drift}" + (f"; plans use a correction of {model.correction:.2f}" if model.correction != 1.0 else "")
 
 
 def drift_event_words(event: DriftEvent) -> str:
-    """What happened to one model's drift."""
-    counted = "the profile" if event.correction == 1.0 else f"{event.correction:.2f}"
-    runs = f"{event.model} runs {event.ratio:.2f} times as long as its profile says"
-    return f"drift {event.change.value}: {runs}, plans count with {counted}"
+    """One event of a model's drift."""
+    used = "the profile" if event.correction == 1.0 else f"a correction of {event.correction:.2f}"
+    return f"drift {event.change.value}: {event.model} takes {event.ratio:.2f} times its profile's time; plans use {used}"
 
 
 _OPENINGS = {
     Reason.SURGE: "surge",
-    Reason.SETTLE: "settling",
+    Reason.SETTLE: "scaling down in place",
     Reason.STEADY: "steady",
     Reason.SCALE_OUT: "scaling out",
     Reason.SCALE_IN: "scaling in",
     Reason.REPLACE: "replacing a lost server",
-    Reason.INFEASIBLE: "demand exceeds what the ready servers can carry inside the SLO",
-    Reason.HOLD_NO_DATA: "holding: no data",
-    Reason.HOLD_STALE: "holding: readings are stale",
-    Reason.HOLD_WARMUP: "holding: not enough history yet",
-    Reason.HOLD_NO_SERVER: "holding: no server is ready",
+    Reason.INFEASIBLE: "overload: the ready servers cannot carry the demand inside the SLO",
+    Reason.HOLD_NO_DATA: "no change: no data",
+    Reason.HOLD_STALE: "no change: readings are stale",
+    Reason.HOLD_WARMUP: "no change: not enough history yet",
+    Reason.HOLD_NO_SERVER: "no change: no server is ready",
 }
 
 
 def _opening(decision: Decision) -> str:
-    numbers = ", ".join(_numbers(evidence) for evidence in decision.evidence)
     opening = _OPENINGS[decision.reason]
+    if decision.reason is Reason.STEADY and any(_is_overloaded(evidence) for evidence in decision.evidence):
+        opening = "overload, no further change"
+    numbers = "; ".join(_numbers(evidence) for evidence in decision.evidence)
     return f"{opening}: {numbers}" if numbers else opening
 
 
-def _numbers(e: PipelineEvidence) -> str:
-    after = f", inside the SLO again in {e.holds_after_s:.1f} s" if e.holds_after_s else ""
-    return f"{e.pipeline} needs {e.demand_fast_rps:.0f}/s of {e.capacity_rps:.0f}/s ({e.servers_now}→{e.servers_wanted} servers){after}"
+def _is_overloaded(evidence: PipelineEvidence) -> bool:
+    return round(evidence.demand_fast_rps) > round(evidence.capacity_rps)
+
+
+def _numbers(evidence: PipelineEvidence) -> str:
+    demand, capacity = f"demand {evidence.demand_fast_rps:.0f}/s", f"capacity {evidence.capacity_rps:.0f}/s"
+    parts = [
+        f"{evidence.pipeline} {demand} exceeds {capacity}" if _is_overloaded(evidence) else f"{evidence.pipeline} {demand}, {capacity}"
+    ]
+    changes = evidence.servers_now != evidence.servers_wanted
+    parts.append(f"servers {evidence.servers_now}" + (f"→{evidence.servers_wanted}" if changes else ""))
+    if evidence.holds_after_s:
+        parts.append(f"SLO expected to hold in {evidence.holds_after_s:.1f} s")
+    p99_ms = evidence.measured_p99_ms
+    if p99_ms is not None and p99_ms > evidence.slo_ms and not _is_overloaded(evidence):
+        parts.append(f"SLO missed although capacity suffices: p99 {p99_ms:.0f} ms exceeds {evidence.slo_ms:g} ms")
+    return ", ".join(parts)

@@ -81,7 +81,8 @@ def _shares(state: PolicyState, proposals: Sequence[PipelineProposal], free: int
         room = left if allotted is None else min(left, max(0, allotted[p] - _pooled(each.view)))
         granted.append(_first(wanted[p], room))
         left -= sum(granted[-1])
-    clamps = [clamp for each, got in zip(proposals, granted, strict=True) for clamp in _out_of_slots(each, sum(got))]
+    backing_off = _slots_backing_off(policy_input, rules)
+    clamps = [clamp for each, got in zip(proposals, granted, strict=True) for clamp in _out_of_slots(each, sum(got), backing_off)]
     retire: tuple[str, ...] = ()
     if allotted is not None and at_s - since_s >= rules.config.policy.slot_reallocation_delay_s:
         retire, more = _given_up(proposals, allotted, granted)
@@ -169,12 +170,23 @@ def _launched(view: PipelineView, proposal: Proposal, stages: tuple[int, ...]) -
     return states
 
 
-def _out_of_slots(each: PipelineProposal, granted: int) -> list[Clamp]:
+def _slots_backing_off(policy_input: PolicyInput, rules: Rules) -> dict[str, float]:
+    """Slots without a server that are in back-off, with the seconds left."""
+    launch, snapshot = rules.config.launch, policy_input.snapshot
+    taken = {server.slot for server in snapshot.servers}
+    slots = [slot.name for slot in launch.slots if slot.name not in taken] if launch is not None else []
+    return {slot: snapshot.backing_off[slot] - snapshot.at_s for slot in slots if slot in snapshot.backing_off}
+
+
+def _out_of_slots(each: PipelineProposal, granted: int, backing_off: dict[str, float]) -> list[Clamp]:
     short = sum(each.result.proposal.launch) - granted
     if short <= 0:
         return []
     name, plural = each.view.pipeline.name, "s" if short > 1 else ""
-    return [Clamp(ClampKind.DEVICES, f"{name} wants {short} more server{plural} than there are free slots")]
+    slots = "".join(
+        f"; {slot} is in back-off after a failed launch, for {max(0.0, left_s):.0f} s more" for slot, left_s in backing_off.items()
+    )
+    return [Clamp(ClampKind.DEVICES, f"{name} requires {short} more server{plural} than there are free slots{slots}")]
 
 
 def _needed_elsewhere(name: str, view: PipelineView, proposals: Sequence[PipelineProposal]) -> bool:
