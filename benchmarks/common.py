@@ -6,7 +6,8 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ import numpy as np
 import psutil
 
 from themis_triton.compilation import use_kernel_cache
+from themis_triton.core.policy import PolicyConfig
 
 RESULTS = Path(__file__).parent / "results"
+SECTIONS = ("demand", "scale_up", "scale_down")
 use_kernel_cache()  # of this process, and of each worker process that imports the benchmark
 
 
@@ -79,3 +82,20 @@ def write_result(name: str, measured: dict[str, Any]) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), "commit": commit(), **measured}, indent=2) + "\n", encoding="utf-8")
     return path
+
+
+def with_constants(policy: PolicyConfig, constants: Mapping[str, Any]) -> PolicyConfig:
+    """The policy with constants replaced, each by its key alone: keys are unique over the general ones and the sections of `themis`."""
+    for key, value in constants.items():
+        if hasattr(policy, key):
+            policy = replace(policy, **{key: value})
+            continue
+        (section,) = [name for name in SECTIONS if hasattr(getattr(policy, name), key)]
+        policy = replace(policy, **{section: replace(getattr(policy, section), **{key: value})})
+    return policy
+
+
+def constant(policy: PolicyConfig, key: str) -> Any:  # noqa: ANN401 - of whatever type the constant is
+    """One constant by its key."""
+    sections = [policy, *(getattr(policy, name) for name in SECTIONS)]
+    return next(getattr(section, key) for section in sections if hasattr(section, key))

@@ -23,9 +23,10 @@ from common import RESULTS, versions, write_result
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.local.launcher import LocalLauncher
 from themis_triton.adapters.triton.metrics import TritonMetrics
-from themis_triton.core.config import DeviceSlot, LocalLaunchConfig, PolicyName, ThemisConfig
+from themis_triton.core.config import DeviceSlot, LocalLaunchConfig, ThemisConfig
 from themis_triton.core.fleet import ModelState, Server
 from themis_triton.core.observation import Snapshot
+from themis_triton.core.policy import PolicyName
 from themis_triton.demo.stage import staged
 from themis_triton.emulation.controls import SCALE_VARIABLE
 from themis_triton.estimate.estimate import History, estimate

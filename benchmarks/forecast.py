@@ -23,7 +23,7 @@ from forecast_windows import DAY_S, FloatArray, in_order, rates_of_days, whole_m
 from matplotlib.figure import Figure
 from numpy.lib.stride_tricks import sliding_window_view
 
-from themis_triton.core.config import ForecastName
+from themis_triton.core.policy import ForecastName
 from themis_triton.forecast.base import HISTORY_S
 from themis_triton.forecast.forecast import FORECASTS, forecast_rate
 from themis_triton.forecast.learnt import surge_threshold

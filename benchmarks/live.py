@@ -18,7 +18,7 @@ from rich.console import Console
 
 from themis_triton.commands.compare_command import cells, draw_summary, live_policies, orders, table
 from themis_triton.commands.compared_runs import ComparedLoad, ComparedRun, compared_run, run_from, simulated_again
-from themis_triton.core.config import PolicyName
+from themis_triton.core.policy import PolicyName
 from themis_triton.load.traces import TraceOptions
 from themis_triton.report.pictures import draw_comparison
 from themis_triton.settings.shipped import shipped

@@ -44,7 +44,7 @@ from rich.markdown import Markdown
 from rich.progress import track
 
 from themis_triton.commands.simulated_runs import WorldFlags
-from themis_triton.core.config import PolicyName
+from themis_triton.core.policy import PolicyName
 from themis_triton.load.twitter import PAPER_TRACE
 from themis_triton.report.pictures import draw_comparison
 
@@ -62,7 +62,7 @@ CHOICE = {
     "windows": " The ten windows were drawn by one fixed seed after the constants were found, none meets another or one of the nine that"
     " had been looked at before, and none was exchanged.",
     "levers": " Constants for slow levers: chosen by hand on days 1 to 14 with this very in-place change; headroom_sigmas 0.5,"
-    " slow_actuation_headroom_sigmas 2.5, slow_headroom_sigmas 1, slo_margin_fraction 0.4, deprioritize_after_slo_fraction 0.35.",
+    " slow_actuation_headroom_sigmas 2.5, server_headroom_sigmas 1, slo_margin_fraction 0.4, deprioritize_after_slo_fraction 0.35.",
     "others": f" azure: the hour of a production service at 2.5 requests/s, every time divided so that it lasts {AZURE_S} s; a second then"
     " brings up to 264 requests at a mean of 13. Flash crowd: the generator's, over 1, 1.7 and 2.3.",
 }

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import with_constants
 from forecast_windows import DAY_S, FloatArray, rates_of_days
 
 from themis_triton.commands.simulated_runs import SimulatedRun, WorldFlags, run_under
-from themis_triton.core.config import ForecastName, PolicyConfig, PolicyName, QueueingModel, ThemisConfig
+from themis_triton.core.config import ThemisConfig
+from themis_triton.core.policy import ForecastName, PolicyName, QueueingModel
 from themis_triton.decide.paper import paper_rules
 from themis_triton.load.traces import Trace, TraceOptions, load_trace
 from themis_triton.load.twitter import DIVISORS, PAPER_SLICE_S, TRACES_VARIABLE, WINDOW, WINDOW_S, is_twitter, twitter_for
@@ -67,7 +69,7 @@ SLOW_LEVERS = Variant(
     (
         ("headroom_sigmas", 0.5),
         ("slow_actuation_headroom_sigmas", 2.5),
-        ("slow_headroom_sigmas", 1.0),
+        ("server_headroom_sigmas", 1.0),
         ("slo_margin_fraction", 0.4),
         ("deprioritize_after_slo_fraction", 0.35),
     ),
@@ -192,7 +194,7 @@ def changed(config: ThemisConfig, policy: PolicyName, changes: Mapping[str, Any]
     """With other constants of a policy."""
     if not changes:
         return config
-    own: PolicyConfig = replace(paper_rules(config, policy).policy, **changes)
+    own = with_constants(paper_rules(config, policy).policy, changes)
     return replace(config, policies=config.policies | {policy: own})
 
 

@@ -9,8 +9,9 @@ from dataclasses import replace
 import numpy as np
 from common import versions, write_result
 
-from themis_triton.core.config import PolicyName, ThemisConfig
+from themis_triton.core.config import ThemisConfig
 from themis_triton.core.fleet import ModelState
+from themis_triton.core.policy import PolicyName
 from themis_triton.load.traces import TraceOptions, arrivals, load_trace
 from themis_triton.settings import load_settings
 from themis_triton.settings.shipped import shipped

@@ -22,7 +22,7 @@ import numpy as np
 from common import versions, write_result
 
 from themis_triton.compilation import compile_kernels
-from themis_triton.core.config import QueueingModel
+from themis_triton.core.policy import QueueingModel
 from themis_triton.jit import Group
 from themis_triton.solver.fleet import ServerAssignment, evaluate_fleet
 from themis_triton.solver.migration import solve_migration

@@ -17,13 +17,14 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from common import RESULTS, versions, write_result
+from common import RESULTS, versions, with_constants, write_result
 from rich.progress import track
 from tune import PIPELINES, training_surges
 
 from themis_triton.commands.simulate_command import chosen
 from themis_triton.commands.simulated_runs import WorldFlags, simulated_run
-from themis_triton.core.config import DeviceSlot, PolicyName, ThemisConfig
+from themis_triton.core.config import DeviceSlot, ThemisConfig
+from themis_triton.core.policy import PolicyName
 from themis_triton.load.traces import TraceOptions
 from themis_triton.load.twitter import WINDOW
 from themis_triton.settings import load_settings
@@ -99,12 +100,11 @@ def run(scale: float, case: Case) -> tuple[float, float, float]:
 
 def changed(config: ThemisConfig, change: Change) -> ThemisConfig:
     """One pipeline on more slots than it needs, with the constant changed."""
-    constants: dict[str, Any] = dict(change)
     slots = tuple(DeviceSlot(f"cpu:{number}", f"cpu:{number}") for number in range(SLOTS))
     return replace(
         chosen(config, [PIPELINE]),
         launch=replace(config.launch, slots=slots) if config.launch is not None else None,
-        policy=replace(config.policy, **constants),
+        policy=with_constants(config.policy, dict(change)),
     )
 
 

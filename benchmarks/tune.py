@@ -18,13 +18,13 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from common import RESULTS, versions, write_result
+from common import RESULTS, constant, versions, with_constants, write_result
 from forecast_windows import rates_of_days
 from policy_cases import doubles_in_a_minute, has_surge
 from rich.progress import track
 
 from themis_triton.commands.simulated_runs import WorldFlags, simulated_run
-from themis_triton.core.config import ForecastName, PolicyName
+from themis_triton.core.policy import ForecastName, PolicyName
 from themis_triton.load.traces import TraceOptions
 from themis_triton.load.twitter import WINDOW, WINDOW_S
 from themis_triton.settings import load_settings
@@ -41,7 +41,7 @@ SPACE: dict[str, tuple[Any, ...]] = {
     "tick_s": (0.1, 0.2, 0.25, 0.5),
     "slo_margin_fraction": (0.2, 0.25, 0.3, 0.35, 0.4),
     "headroom_sigmas": (0.5, 0.75, 1.0, 1.25, 1.5, 2.0),
-    "slow_headroom_sigmas": (0.0, 0.25, 0.5, 1.0),
+    "server_headroom_sigmas": (0.0, 0.25, 0.5, 1.0),
     "growth_sigmas": (1.0, 2.0, 9.0),
     "trend_sigmas": (1.0, 2.0, 3.0, 9.0),
     "burst_headroom_factor": (1.5, 2.0, 2.5, 3.0, 3.5, 4.0),
@@ -150,7 +150,7 @@ def search(pool: ProcessPoolExecutor, rng: np.random.Generator, runs: Sequence[C
 def constants_in_use() -> Values:
     """What the search may change, as the settings of the paper's pipelines have it now."""
     own = load_settings(CONFIG / "paper-video.yaml").policies[PolicyName.THEMIS]
-    return {name: getattr(own, name) for name in SPACE}
+    return {name: constant(own, name) for name in SPACE}
 
 
 def parent(rng: np.random.Generator, tried: Sequence[Point]) -> Point:
@@ -182,7 +182,7 @@ def judge(pool: ProcessPoolExecutor, values: Values, runs: Sequence[Case]) -> Po
 def run(values: Values, case: Case) -> tuple[float, float]:
     """Share of violations, and cost over the clairvoyant's."""
     config = load_settings(CONFIG / f"paper-{case.pipeline}.yaml")
-    own = replace(config.policies[PolicyName.THEMIS], **values)
+    own = with_constants(config.policies[PolicyName.THEMIS], values)
     config = replace(config, policies={**config.policies, PolicyName.THEMIS: own})
     flags = WorldFlags(cold_start_s=case.cold_start_s, in_place_s=case.in_place_s)
     found = simulated_run(config, TraceOptions(f"{WINDOW}{case.second}"), flags, False, (PolicyName.THEMIS.value, 0))

@@ -21,7 +21,7 @@ from common import RESULTS, write_result
 from rich.progress import track
 from tune import SPACE, Point, Values, constants_in_use, difference, front, run, runs_of, training_surges
 
-from themis_triton.core.config import ForecastName
+from themis_triton.core.policy import ForecastName
 from themis_triton.load.twitter import WINDOW
 
 MOST_COST = 1.16

@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from themis_triton.core.config import PipelineConfig, Placement, PolicyName, ThemisConfig
+from themis_triton.core.config import PipelineConfig, Placement, ThemisConfig
 from themis_triton.core.errors import SettingsError
+from themis_triton.core.policy import PolicyName
 from themis_triton.decide.horizontal import efficient_instances
 from themis_triton.decide.rules import Rules, build_rules
 from themis_triton.solver.fleet import ServerAssignment
@@ -110,9 +111,10 @@ def _check_room(pipeline: PipelineConfig, rules: Rules) -> None:
 
 
 def _fixed_instances(rules: Rules, problem: ChainProblem) -> tuple[int, ...] | None:
-    if rules.config.policy.name not in {PolicyName.HORIZONTAL, PolicyName.THEMIS_PAPER}:
-        return None
-    return efficient_instances(problem, rules.config.policy.horizontal_instances)
+    policy = rules.config.policy
+    if policy.name is PolicyName.HORIZONTAL:
+        return efficient_instances(problem, policy.horizontal.instances)
+    return efficient_instances(problem, policy.themis_paper.instances) if policy.name is PolicyName.THEMIS_PAPER else None
 
 
 def _answer(problem: ChainProblem, rules: Rules, instances: tuple[int, ...] | None) -> PlanAnswer:
@@ -145,5 +147,5 @@ def _held_servers(problem: ChainProblem, rules: Rules) -> int | list[int]:
     """The vertical policy's servers, at most those that there are; separate stages share them evenly."""
     separate = problem.placement is Placement.SEPARATE
     most = rules.max_servers // len(problem.stages) if separate else rules.max_servers
-    servers = min(rules.config.policy.vertical_servers or most, most)
+    servers = min(rules.config.policy.vertical.servers or most, most)
     return [servers] * len(problem.stages) if separate else servers

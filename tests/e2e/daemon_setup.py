@@ -34,7 +34,12 @@ from themis_triton.settings.shipped import shipped
 DETECTOR, CLASSIFIER = "video-detector", "video-classifier"
 ADOPTED = "adopted"
 ONE_EACH = {DETECTOR: ModelState(1, 8), CLASSIFIER: ModelState(1, 8)}
-QUICK = {"tick_s": 0.25, "shrink_stabilization_s": 3, "stable_window_s": 5, "scale_in_stabilization_s": 4, "retry_backoff_s": 1}
+QUICK = {
+    "tick_s": 0.25,
+    "retry_backoff_s": 1,
+    "demand": {"stable_window_s": 5},
+    "scale_down": {"shrink_stabilization_s": 3, "scale_in_stabilization_s": 4},
+}
 # Kernels are compiled at the first start after they changed.
 START_TIMEOUT_S = 200.0
 TIMEOUT_S = 40.0

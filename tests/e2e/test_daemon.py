@@ -95,7 +95,7 @@ def test_killed_in_a_surge_and_started_again_adopts_what_it_launched(launch: Lau
 
 
 def test_a_server_killed_under_load_is_replaced(launch: Launch, tmp_path: Path) -> None:
-    with beside(launch, tmp_path, slots=("cpu:1", "cpu:2"), policy={"burst_headroom_factor": 4.0}) as sidecar:
+    with beside(launch, tmp_path, slots=("cpu:1", "cpu:2"), policy={"scale_up": {"burst_headroom_factor": 4.0}}) as sidecar:
 
         async def scenario() -> None:
             await sidecar.start()
@@ -176,7 +176,7 @@ def test_advisory_mode_shows_and_changes_nothing(launch: Launch, tmp_path: Path)
 
 
 def test_one_daemon_a_state_directory_and_down_ends_what_it_launched(launch: Launch, tmp_path: Path) -> None:
-    policy = {"name": "vertical", "vertical_servers": 2}
+    policy = {"name": "vertical", "vertical": {"servers": 2}}
     with beside(launch, tmp_path, policy=policy) as sidecar:
 
         async def scenario() -> Mapping[str, Any]:

@@ -45,7 +45,7 @@ def test_slower_batches_are_noticed_named_and_planned_for_until_they_are_fast_ag
 ) -> None:
     scale = tmp_path / "scale.json"
     monkeypatch.setenv(SCALE_VARIABLE, str(scale))
-    with beside(launch, tmp_path, slots=(), policy={"drift_stabilization_s": 4}) as sidecar:
+    with beside(launch, tmp_path, slots=(), policy={"drift": {"stabilization_s": 4}}) as sidecar:
 
         async def scenario() -> None:
             await sidecar.start()

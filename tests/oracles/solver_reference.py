@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
-from themis_triton.core.config import QueueingModel
+from themis_triton.core.policy import QueueingModel
 from themis_triton.solver import queueing
 from themis_triton.solver.problem import ChainProblem, Placement, StageProblem, ThroughputRule
 from themis_triton.solver.surface import Surface

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from themis_triton.core.config import QueueingModel
+from themis_triton.core.policy import QueueingModel
 from themis_triton.solver.problem import ChainProblem, Placement, StageProblem, ThroughputRule
 from themis_triton.solver.surface import Surface
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from themis_triton.core.config import Placement, QueueingModel, ThroughputRule
+from themis_triton.core.config import Placement, ThroughputRule
 from themis_triton.core.errors import SolverError
+from themis_triton.core.policy import QueueingModel
 from themis_triton.solver.mixed import solve_mixed
 from themis_triton.solver.problem import ChainProblem, StageProblem
 from themis_triton.solver.surface import Surface

@@ -17,13 +17,13 @@ from themis_triton.core.config import (
     ModelConfig,
     ModelProfile,
     PipelineConfig,
-    PolicyConfig,
     ThemisConfig,
 )
 from themis_triton.core.decision import Decision, Reason, Stage
 from themis_triton.core.estimate import Estimate, PipelineEstimate
 from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.observation import LatencyHistogram, RouteReading, Snapshot
+from themis_triton.core.policy import PolicyConfig
 from themis_triton.core.record import TickRecord
 
 DETECTOR = "video-detector"
@@ -42,6 +42,10 @@ def table(alpha: float, beta: float, gamma: float, zeta: float) -> LatencyTable:
 
 def model(name: str, latency: LatencyTable, memory_bytes: int = 0) -> ModelConfig:
     return ModelConfig(name, ModelProfile(latency, instance_init_s=0.5, instance_memory_bytes=memory_bytes))
+
+
+def with_burst_headroom(policy: PolicyConfig, factor: float) -> PolicyConfig:
+    return replace(policy, scale_up=replace(policy.scale_up, burst_headroom_factor=factor))
 
 
 def config(
@@ -65,7 +69,7 @@ def config(
         servers=(),
         envoy=EnvoyConfig(Address("127.0.0.1", 1), Address("127.0.0.1", 2), Address("127.0.0.1", 3), Path("envoy")),
         launch=LocalLaunchConfig(tuple(DeviceSlot(n, n, slot_memory_bytes) for n in names), Path("models")) if slots else None,
-        policy=replace(policy or PolicyConfig(), burst_headroom_factor=burst_headroom_factor),
+        policy=with_burst_headroom(policy or PolicyConfig(), burst_headroom_factor),
         mode=mode,
     )
 

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.samples import NOW_S
+from tests.unit.samples import NOW_S, with_burst_headroom
 from tests.unit.samples import config as colocated
 from themis_triton.core.address import UNKNOWN_ADDRESS
-from themis_triton.core.config import ForecastName, PolicyConfig, PolicyName, QueueingModel, ThemisConfig
+from themis_triton.core.config import ThemisConfig
 from themis_triton.core.decision import Decision, Reason, Stage, Target
 from themis_triton.core.estimate import Estimate, PipelineEstimate
 from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.observation import Snapshot
+from themis_triton.core.policy import DemandConfig, ForecastName, PolicyConfig, PolicyName, QueueingModel, ScaleDownConfig
 from themis_triton.decide.inferline import base_plan
 from themis_triton.decide.paper import paper_rules, published
 from themis_triton.decide.planner import Planner
@@ -81,13 +82,17 @@ def cores(decision: Decision, name: str) -> set[int]:
 @pytest.mark.parametrize("policy", BASELINES)
 def test_baselines_of_separate_stages_run_by_the_published_constants(policy: PolicyName) -> None:
     ours = PolicyConfig(
-        tick_s=0.1, queueing=QueueingModel.SHARE, slo_margin_fraction=0.3, headroom_sigmas=3.0, scale_in_stabilization_s=99.0
+        tick_s=0.1,
+        queueing=QueueingModel.SHARE,
+        slo_margin_fraction=0.3,
+        demand=DemandConfig(headroom_sigmas=3.0),
+        scale_down=ScaleDownConfig(scale_in_stabilization_s=99.0),
     )
-    planner = paper_rules(replace(settings(), policy=ours), policy).policy
-    assert (planner.name, planner.tick_s, planner.headroom_sigmas, planner.slo_margin_fraction) == (policy, 0.5, 1.0, 0.0)
-    assert (planner.queueing, planner.horizontal_instances, planner.baseline_stabilization_s) == (QueueingModel.EXPONENTIAL, 1, 10.0)
-    assert planner.burst_window_s == (30.0 if policy is PolicyName.INFERLINE else 5.0)
-    assert planner.forecast is ForecastName.LINEAR
+    rules = paper_rules(replace(settings(), policy=ours), policy).policy
+    assert (rules.name, rules.tick_s, rules.demand.headroom_sigmas, rules.slo_margin_fraction) == (policy, 0.5, 1.0, 0.0)
+    assert (rules.queueing, rules.horizontal.instances, rules.baseline_stabilization_s) == (QueueingModel.EXPONENTIAL, 1, 10.0)
+    assert rules.demand.burst_window_s == (30.0 if policy is PolicyName.INFERLINE else 5.0)
+    assert rules.demand.forecast is ForecastName.LINEAR
 
 
 def test_a_baseline_of_separate_stages_has_the_constants_of_its_own_section(tmp_path: Path) -> None:
@@ -103,9 +108,7 @@ def test_our_policy_and_colocated_baselines_keep_the_settings() -> None:
     ours = PolicyConfig(tick_s=0.1, queueing=QueueingModel.SHARE)
     kept = paper_rules(replace(settings(), policies={}, policy=replace(ours, name=PolicyName.STATIC)), PolicyName.THEMIS)
     assert kept.policy == replace(ours, name=PolicyName.THEMIS)
-    assert paper_rules(colocated(ours), PolicyName.HORIZONTAL).policy == replace(
-        ours, name=PolicyName.HORIZONTAL, burst_headroom_factor=1.0
-    )
+    assert paper_rules(colocated(ours), PolicyName.HORIZONTAL).policy == with_burst_headroom(replace(ours, name=PolicyName.HORIZONTAL), 1.0)
 
 
 def test_scale_in_takes_ten_seconds_in_a_row_and_goes_to_the_latest_count() -> None:

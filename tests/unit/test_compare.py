@@ -24,8 +24,8 @@ from themis_triton.commands.compared_runs import (
     simulated_again,
     simulated_like,
 )
-from themis_triton.core.config import PolicyName
 from themis_triton.core.errors import SettingsError
+from themis_triton.core.policy import PolicyName
 from themis_triton.demo.base import read_base
 from themis_triton.demo.frame import DemoSummary
 from themis_triton.demo.run import DemoOptions

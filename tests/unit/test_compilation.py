@@ -20,8 +20,9 @@ from numba.core.dispatcher import Dispatcher
 import themis_triton
 from themis_triton import compilation
 from themis_triton.compilation import ENTRIES, CompileProgress, compile_kernels
-from themis_triton.core.config import Placement, QueueingModel
+from themis_triton.core.config import Placement
 from themis_triton.core.errors import SolverError
+from themis_triton.core.policy import QueueingModel
 from themis_triton.jit import SOURCES, Group, cache_directory, marker
 from themis_triton.solver.fleet import ServerAssignment, evaluate_fleet
 from themis_triton.solver.migration import solve_migration

@@ -6,11 +6,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.samples import CLASSIFIER, DETECTOR, MIB, NOW_S, STAGES, config, estimate, server, snapshot
-from themis_triton.core.config import PipelineConfig, PolicyConfig, PolicyName, ThemisConfig
+from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.decision import Clamp, ClampKind, Decision, Reason, Stage, Target
 from themis_triton.core.estimate import PROXY, Estimate
 from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.observation import DeviceReading
+from themis_triton.core.policy import (
+    DemandConfig,
+    HorizontalConfig,
+    PolicyConfig,
+    PolicyName,
+    ScaleDownConfig,
+    ScaleUpConfig,
+    VerticalConfig,
+)
 from themis_triton.decide.guards import guard
 from themis_triton.decide.planner import Planner
 from themis_triton.decide.policies import URGENCY, decide, decision_id
@@ -172,7 +181,9 @@ def test_without_the_guard_against_chance_a_mild_trend_would_start_a_server() ->
     rising = estimate(30.0)
     video = replace(rising.pipelines["video"], trend_rps_per_s=3.0, trend_base_rps=30.0)
     found = replace(rising, pipelines={"video": video})
-    decision = once(config(PolicyConfig(trend_sigmas=0.0)), PolicyInput(snapshot([server("a", (3, 2), slot="cpu:0")]), found))
+    decision = once(
+        config(PolicyConfig(demand=DemandConfig(trend_sigmas=0.0))), PolicyInput(snapshot([server("a", (3, 2), slot="cpu:0")]), found)
+    )
     assert target(decision).launch
 
 
@@ -226,7 +237,7 @@ TWO = (server("a", slot="cpu:0"), server("b", slot="cpu:1"))
 
 
 def test_a_server_leaves_only_after_the_hold() -> None:
-    cfg = config(PolicyConfig(scale_in_stabilization_s=6.0))
+    cfg = config(PolicyConfig(scale_down=ScaleDownConfig(scale_in_stabilization_s=6.0)))
     leaving = [target(decision).retire for decision in over_time(cfg, TWO, estimate(5.0), 12)]
     assert leaving[:6] == [()] * 6
     assert set(leaving[6:]) == {("b",)}
@@ -237,21 +248,21 @@ def test_a_server_leaves_only_after_the_hold() -> None:
 
 def test_nobody_leaves_while_a_server_is_on_its_way() -> None:
     coming = (*TWO, server("c", phase=Phase.WARMING, slot="cpu:2"))
-    cfg = config(PolicyConfig(scale_in_stabilization_s=3.0))
+    cfg = config(PolicyConfig(scale_down=ScaleDownConfig(scale_in_stabilization_s=3.0)))
     for decision in over_time(cfg, coming, estimate(5.0), 8):
         assert target(decision).retire == ()
         assert "would do" not in decision.detail, "what a server less would save is no matter while one comes"
 
 
 def test_a_server_leaves_only_when_the_survivors_carry_the_recent_peak() -> None:
-    cfg = config(PolicyConfig(scale_in_stabilization_s=3.0))
+    cfg = config(PolicyConfig(scale_down=ScaleDownConfig(scale_in_stabilization_s=3.0)))
     single = tuple(replace(each, models={name: ModelState(1, 1) for name in STAGES}) for each in TWO)
     for decision in over_time(cfg, single, estimate(5.0, peak_rps=100.0), 8):
         assert target(decision).retire == ()
 
 
 def test_the_survivors_of_a_scale_in_grow_to_carry_it() -> None:
-    cfg = config(PolicyConfig(scale_in_stabilization_s=3.0))
+    cfg = config(PolicyConfig(scale_down=ScaleDownConfig(scale_in_stabilization_s=3.0)))
     single = tuple(replace(each, models={name: ModelState(1, 1) for name in STAGES}) for each in TWO)
     rate = estimate(30.0)
     retiring = [decision for decision in over_time(cfg, single, rate, 10) if target(decision).retire]
@@ -262,7 +273,7 @@ def test_the_survivors_of_a_scale_in_grow_to_carry_it() -> None:
 
 
 def test_a_moment_of_demand_starts_the_hold_afresh() -> None:
-    cfg = config(PolicyConfig(scale_in_stabilization_s=6.0))
+    cfg = config(PolicyConfig(scale_down=ScaleDownConfig(scale_in_stabilization_s=6.0)))
     planner, state = Planner(build_rules(cfg)), PolicyState()
     for second, rate in enumerate([5.0] * 5 + [150.0] + [5.0] * 5):
         at_s = NOW_S + second
@@ -272,13 +283,13 @@ def test_a_moment_of_demand_starts_the_hold_afresh() -> None:
 
 @pytest.mark.parametrize("name", PolicyName)
 def test_servers_of_others_never_leave(name: PolicyName) -> None:
-    cfg = config(PolicyConfig(name=name, scale_in_stabilization_s=2.0))
+    cfg = config(PolicyConfig(name=name, scale_down=ScaleDownConfig(scale_in_stabilization_s=2.0)))
     adopted = tuple(replace(each, launched=False) for each in TWO)
     assert all(target(decision).retire == () for decision in over_time(cfg, adopted, estimate(5.0), 6))
 
 
 def test_a_server_that_another_pipeline_needs_stays() -> None:
-    cfg = config(PolicyConfig(scale_in_stabilization_s=2.0), slots=2)
+    cfg = config(PolicyConfig(scale_down=ScaleDownConfig(scale_in_stabilization_s=2.0)), slots=2)
     lone = PipelineConfig("lone", (CLASSIFIER,), slo_ms=300.0)
     cfg = replace(cfg, pipelines=(*cfg.pipelines, lone))
     quiet = estimate(5.0)
@@ -288,7 +299,7 @@ def test_a_server_that_another_pipeline_needs_stays() -> None:
 
 
 def test_instances_are_given_up_only_after_the_calm_has_lasted() -> None:
-    cfg = config(PolicyConfig(shrink_stabilization_s=5.0))
+    cfg = config(PolicyConfig(scale_down=ScaleDownConfig(shrink_stabilization_s=5.0)))
     counts = [target(d).servers["a"][DETECTOR].instances for d in over_time(cfg, (server("a", (6, 3)),), estimate(5.0), 12)]
     assert counts[:4] == [6] * 4
     assert counts[-1] < 6
@@ -296,7 +307,7 @@ def test_instances_are_given_up_only_after_the_calm_has_lasted() -> None:
 
 
 def test_no_instance_is_given_up_while_a_server_is_on_its_way_or_requests_wait() -> None:
-    cfg = config(PolicyConfig(shrink_stabilization_s=5.0))
+    cfg = config(PolicyConfig(scale_down=ScaleDownConfig(shrink_stabilization_s=5.0)))
     alone, calm = server("a", (6, 3)), estimate(5.0)
     waiting = replace(calm, pipelines={"video": replace(calm.pipelines["video"], backlog=20.0)})
     for fleet, found in (((alone, server("b", phase=Phase.LAUNCHING, slot="cpu:1")), calm), ((alone,), waiting)):
@@ -311,7 +322,7 @@ def test_a_batch_cap_is_never_lowered() -> None:
 
 
 def test_vertical_keeps_its_number_of_servers_and_moves_instances() -> None:
-    cfg = config(PolicyConfig(name=PolicyName.VERTICAL, vertical_servers=2))
+    cfg = config(PolicyConfig(name=PolicyName.VERTICAL, vertical=VerticalConfig(servers=2)))
     alone = PolicyInput(snapshot([server("a", max_batch=1, slot="cpu:0")]), estimate(40.0))
     decision = once(cfg, alone)
     assert len(target(decision).launch) == 1
@@ -322,7 +333,7 @@ def test_vertical_keeps_its_number_of_servers_and_moves_instances() -> None:
 
 
 def test_horizontal_keeps_its_counts_and_moves_servers() -> None:
-    cfg = config(PolicyConfig(name=PolicyName.HORIZONTAL, horizontal_instances=2, baseline_stabilization_s=3.0))
+    cfg = config(PolicyConfig(name=PolicyName.HORIZONTAL, horizontal=HorizontalConfig(instances=2, scale_in_stabilization_s=3.0)))
     low = once(cfg, PolicyInput(snapshot([server("a", (2, 2), slot="cpu:0")]), estimate(5.0)))
     high = once(cfg, PolicyInput(snapshot([server("a", (2, 2), slot="cpu:0")]), estimate(300.0)))
     for decision in (low, high):
@@ -371,7 +382,7 @@ def test_a_server_that_does_not_fit_on_its_slot_is_not_launched() -> None:
 
 
 def test_growth_is_spread_over_the_servers_at_a_pace_and_nobody_leaves_meanwhile() -> None:
-    cfg = config(PolicyConfig(max_added_instances=5))
+    cfg = config(PolicyConfig(scale_up=ScaleUpConfig(max_added_instances=5)))
     servers = (server("a"), server("b"), server("c"))
     wanted = {name: {stage: ModelState(4, 8) for stage in STAGES} for name in ("a", "b")}
     held, clamps = guard(Target(wanted, {}, ("c",)), snapshot(servers), cfg)
@@ -381,12 +392,12 @@ def test_growth_is_spread_over_the_servers_at_a_pace_and_nobody_leaves_meanwhile
     assert held.retire == ()
     assert [clamp.kind for clamp in clamps] == [ClampKind.PACE, ClampKind.SURVIVORS]
     assert clamps[-1].sentence == "c stays until a, b may have the instances that its load needs"
-    roomy = config(PolicyConfig(max_added_instances=12))
+    roomy = config(PolicyConfig(scale_up=ScaleUpConfig(max_added_instances=12)))
     assert guard(Target(wanted, {}, ("c",)), snapshot(servers), roomy)[0].retire == ("c",)
 
 
 def test_nobody_leaves_while_a_survivor_may_not_grow() -> None:
-    cfg = config(PolicyConfig(scale_in_stabilization_s=3.0), memory_bytes=100 * MIB)
+    cfg = config(PolicyConfig(scale_down=ScaleDownConfig(scale_in_stabilization_s=3.0)), memory_bytes=100 * MIB)
     single = tuple(replace(each, models={name: ModelState(1, 1) for name in STAGES}) for each in TWO)
     planner, state = Planner(build_rules(cfg)), PolicyState()
     held = []
@@ -400,7 +411,7 @@ def test_nobody_leaves_while_a_survivor_may_not_grow() -> None:
 
 
 def test_a_time_in_which_nothing_was_seen_covers_no_hold() -> None:
-    cfg = config(PolicyConfig(scale_in_stabilization_s=20.0))
+    cfg = config(PolicyConfig(scale_down=ScaleDownConfig(scale_in_stabilization_s=20.0)))
     planner, state = Planner(build_rules(cfg)), PolicyState()
     blind = replace(estimate(5.0), stale={PROXY: "4 s old"})
     retired = []
@@ -466,7 +477,7 @@ def test_the_margin_on_the_recent_peak_keeps_servers_that_it_needs() -> None:
     single = tuple(replace(each, models={name: ModelState(1, 1) for name in STAGES}) for each in TWO)
 
     def retired(rate_rps: float, margin: float) -> set[str]:
-        cfg = config(PolicyConfig(scale_in_stabilization_s=3.0, survivor_margin_fraction=margin))
+        cfg = config(PolicyConfig(scale_down=ScaleDownConfig(scale_in_stabilization_s=3.0, survivor_margin_fraction=margin)))
         return {name for decision in over_time(cfg, single, estimate(rate_rps), 8) for name in target(decision).retire}
 
     assert retired(24.0, 0.0) == {"b"}

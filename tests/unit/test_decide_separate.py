@@ -5,10 +5,11 @@ from pathlib import Path
 
 from tests.unit.samples import NOW_S, snapshot
 from themis_triton.core.address import UNKNOWN_ADDRESS
-from themis_triton.core.config import DeviceSlot, LaunchConfig, PolicyName, ThemisConfig
+from themis_triton.core.config import DeviceSlot, LaunchConfig, ThemisConfig
 from themis_triton.core.decision import Decision, Reason, Target
 from themis_triton.core.estimate import Estimate, PipelineEstimate
 from themis_triton.core.fleet import ModelState, Phase, Server
+from themis_triton.core.policy import PolicyName
 from themis_triton.decide.planner import Planner
 from themis_triton.decide.policies import decide
 from themis_triton.decide.rules import build_rules

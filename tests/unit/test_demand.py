@@ -8,11 +8,13 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.samples import estimate
-from themis_triton.core.config import PolicyConfig
 from themis_triton.core.estimate import PipelineEstimate
+from themis_triton.core.policy import DemandConfig, PolicyConfig
 from themis_triton.decide.demand import fast_demand, launch_demand, survivor_demand
 
-POLICY = PolicyConfig(tick_s=0.1, headroom_sigmas=1.0, slow_actuation_headroom_sigmas=2.0, backlog_drain_s=0.5, backlog_slack_s=0.0)
+POLICY = PolicyConfig(
+    tick_s=0.1, demand=DemandConfig(headroom_sigmas=1.0, slow_actuation_headroom_sigmas=2.0, backlog_drain_s=0.5, backlog_slack_s=0.0)
+)
 QUICK_S, SLOW_S = 0.1, 1.2
 
 
@@ -45,7 +47,7 @@ def test_a_backlog_is_drained_no_faster_than_the_lever_acts() -> None:
 def test_headroom_follows_the_measured_dispersion_up_to_its_bound() -> None:
     bursty = replace(found(100.0, 0.0), dispersion=9.0)
     assert fast_demand(bursty, POLICY, QUICK_S).wanted_rps() == pytest.approx(100.0 + math.sqrt(3.0 * 100.0))
-    unbounded = fast_demand(bursty, replace(POLICY, dispersion_max=100.0), QUICK_S)
+    unbounded = fast_demand(bursty, replace(POLICY, demand=replace(POLICY.demand, max_dispersion=100.0)), QUICK_S)
     assert unbounded.wanted_rps() == pytest.approx(100.0 + math.sqrt(9.0 * 100.0))
 
 
@@ -53,11 +55,13 @@ def test_servers_are_launched_for_what_waits_too_as_far_as_instances_do_not_drai
     assert launch_demand(found(64.0, 64.0), POLICY, 5.0).extra_rps == 0.0
     assert launch_demand(found(64.0, 64.0, 40.0), POLICY, 5.0).extra_rps == pytest.approx(40.0 / 5.0)
     assert launch_demand(found(64.0, 64.0, 40.0), POLICY, 0.1).extra_rps == pytest.approx(40.0 / 0.5)
-    assert launch_demand(found(64.0, 64.0, 40.0), replace(POLICY, backlog_slack_s=0.5), 5.0).extra_rps == pytest.approx(8.0 / 5.0)
+    assert launch_demand(
+        found(64.0, 64.0, 40.0), replace(POLICY, demand=replace(POLICY.demand, backlog_slack_s=0.5)), 5.0
+    ).extra_rps == pytest.approx(8.0 / 5.0)
 
 
 def test_survivors_carry_the_largest_rate_with_its_margin() -> None:
-    policy = replace(POLICY, survivor_margin_fraction=0.25)
+    policy = replace(POLICY, scale_down=replace(POLICY.scale_down, survivor_margin_fraction=0.25))
     for rates in ((80.0, 60.0, 40.0), (60.0, 80.0, 40.0), (40.0, 60.0, 80.0)):
         settled, peak, recent = rates
         demand = survivor_demand(replace(found(recent, settled), peak_rps=peak), policy)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from tests.documents import ROOT, Block, blocks, documents, links, session_settings, spans
 from themis_triton import cli
-from themis_triton.core.config import PolicyName
+from themis_triton.core.policy import PolicyName
 from themis_triton.settings import load_settings, reference_rows
 
 LANGUAGES = {"yaml", "console", "text"}

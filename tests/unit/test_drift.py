@@ -10,8 +10,9 @@ import pytest
 
 from tests.unit.samples import CLASSIFIER, DETECTOR, NOW_S, config
 from tests.unit.test_work import seen
-from themis_triton.core.config import LatencyTable, PlanningConfig, PolicyConfig, ThemisConfig, ThroughputRule
+from themis_triton.core.config import LatencyTable, PlanningConfig, ThemisConfig, ThroughputRule
 from themis_triton.core.estimate import DriftChange, Estimate
+from themis_triton.core.policy import DriftConfig, PolicyConfig
 from themis_triton.estimate.drift import DriftState, Ratio, drift_state, ratio_of
 from themis_triton.estimate.estimate import History, estimate
 from themis_triton.estimate.work import WorkSample
@@ -75,7 +76,7 @@ def test_a_correction_rises_at_once_in_steps_and_within_its_bound(ratio: float, 
 
 
 def test_a_bound_of_one_reports_and_corrects_nothing() -> None:
-    state = judge([1.4] * 30, policy=replace(POLICY, drift_max_factor=1.0))[-1]
+    state = judge([1.4] * 30, policy=replace(POLICY, drift=DriftConfig(max_factor=1.0)))[-1]
     assert (state.drifting, state.correction) == (True, 1.0)
 
 
@@ -112,7 +113,7 @@ def test_below_a_percentile_there_is_no_drift_and_below_a_mean_it_is_corrected_l
     assert states[20].correction == pytest.approx(0.65)
     assert judge([0.5] * 60 + [0.9], exact=True)[-1].correction == 1.0
     assert judge([0.2] * 60, exact=True)[-1].correction == pytest.approx(0.35)
-    least = judge([0.01] * 60, exact=True, policy=replace(POLICY, drift_max_factor=2.0))[-1]
+    least = judge([0.01] * 60, exact=True, policy=replace(POLICY, drift=DriftConfig(max_factor=2.0)))[-1]
     assert least.correction == pytest.approx(0.5)
 
 

@@ -3,10 +3,11 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.samples import CLASSIFIER, DETECTOR, NOW_S, config, route, server, snapshot
-from themis_triton.core.config import ForecastName, PolicyConfig, ThemisConfig
+from themis_triton.core.config import ThemisConfig
 from themis_triton.core.estimate import PROXY, Estimate
 from themis_triton.core.fleet import Phase
 from themis_triton.core.observation import ModelCounters, ServerReading, Snapshot
+from themis_triton.core.policy import DemandConfig, ForecastName, PolicyConfig
 from themis_triton.estimate.estimate import History, estimate
 
 CONFIG = config()
@@ -47,7 +48,7 @@ def test_a_surge_is_recent_at_once_and_settled_slowly() -> None:
     late = [
         replace(calm[-1], at_s=calm[-1].at_s + t, routes=(route(DETECTOR, calm[-1].at_s + t, 300.0 + 100.0 * t),)) for t in (0.5, 1.0, 1.5)
     ]
-    video = run(*calm, *late, settings=config(PolicyConfig(stable_window_s=20.0))).pipelines["video"]
+    video = run(*calm, *late, settings=config(PolicyConfig(demand=DemandConfig(stable_window_s=20.0)))).pipelines["video"]
     assert video.recent_rps == pytest.approx(100.0)
     assert video.peak_rps == pytest.approx(100.0)
     assert 10.0 < video.settled_rps < 20.0
@@ -65,7 +66,7 @@ def test_the_newest_rate_never_hides_a_larger_one_of_a_moment_ago() -> None:
 
 @pytest.mark.parametrize("tick_s", [0.25, 0.3, 0.5, 1.0])
 def test_a_forecast_gets_a_whole_minute_of_seconds(tick_s: float) -> None:
-    forecasting = replace(CONFIG, policy=replace(CONFIG.policy, forecast=ForecastName.QUANTILE))
+    forecasting = replace(CONFIG, policy=replace(CONFIG.policy, demand=DemandConfig(forecast=ForecastName.QUANTILE)))
     video = run(*steady(40.0, seconds=75, tick_s=tick_s), settings=forecasting).pipelines["video"]
     assert video.per_second == pytest.approx([40.0] * 60)
     young = run(*steady(40.0, seconds=12, tick_s=tick_s), settings=forecasting).pipelines["video"]
@@ -73,7 +74,7 @@ def test_a_forecast_gets_a_whole_minute_of_seconds(tick_s: float) -> None:
 
 
 def test_without_a_forecast_no_seconds_are_counted() -> None:
-    present = replace(CONFIG, policy=replace(CONFIG.policy, forecast=ForecastName.NONE))
+    present = replace(CONFIG, policy=replace(CONFIG.policy, demand=DemandConfig(forecast=ForecastName.NONE)))
     assert run(*steady(40.0), settings=present).pipelines["video"].per_second == ()
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from themis_triton.core.config import ForecastName
 from themis_triton.core.errors import ThemisError
+from themis_triton.core.policy import ForecastName
 from themis_triton.forecast.features import CLASSIFIER_FEATURES, QUANTILE_FEATURES, classifier_features, quantile_features
 from themis_triton.forecast.forecast import FORECASTS, able, forecast_rate
 from themis_triton.forecast.learnt import exceedance, surge_threshold

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from themis_triton.core.config import PolicyName, ThemisConfig
+from themis_triton.core.config import ThemisConfig
+from themis_triton.core.policy import PolicyName
 from themis_triton.decide.rules import build_rules
 from themis_triton.planning import PlanAnswer, WhatIf, plan_rates
 from themis_triton.settings import load_settings

@@ -16,10 +16,11 @@ from themis_triton.commands.plan_command import PlanFlags, parse_rates, plan_com
 from themis_triton.commands.plan_migrations import Fleet, live_fleet
 from themis_triton.commands.run_command import run_command
 from themis_triton.core.action import ActionKind
-from themis_triton.core.config import Placement, PlanningConfig, PolicyConfig, PolicyName
+from themis_triton.core.config import Placement, PlanningConfig
 from themis_triton.core.encoding import plain
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.fleet import Phase
+from themis_triton.core.policy import PolicyConfig, PolicyName, VerticalConfig
 from themis_triton.planning import WhatIf, plan_migration, plan_rates
 from themis_triton.settings import load_settings
 from themis_triton.solver.fleet import ServerAssignment
@@ -111,9 +112,9 @@ def test_rates_as_typed(text: str, rates: tuple[float, ...]) -> None:
     ["", "fast", "-1", "nan", "1e999", "20:400", "400:20:20", "20:400:0", "20:400:-1", "1:2:3:4", "0:100000:1", "9999999", "1_0"],
 )
 def test_a_rate_that_is_none_is_named(text: str) -> None:
-    with pytest.raises(SettingsError) as extra_instance_servers:
+    with pytest.raises(SettingsError) as error:
         parse_rates(text)
-    assert f'--rate: found "{text}"; allowed: a rate of 0 to 1,000,000 requests/s, or from:to:step' in str(extra_instance_servers.value)
+    assert f'--rate: found "{text}"; allowed: a rate of 0 to 1,000,000 requests/s, or from:to:step' in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +155,7 @@ def test_horizontal_fixes_instances_and_vertical_servers() -> None:
     rates = [20.0, 60.0, 120.0]
     fixed = plan_rates(config(PolicyConfig(name=PolicyName.HORIZONTAL)), rates, WhatIf())
     assert len({tuple(stage.instances for stage in answer.stages) for answer in fixed}) == 1
-    held = plan_rates(config(PolicyConfig(name=PolicyName.VERTICAL, vertical_servers=3)), rates, WhatIf())
+    held = plan_rates(config(PolicyConfig(name=PolicyName.VERTICAL, vertical=VerticalConfig(servers=3))), rates, WhatIf())
     assert {stage.servers for answer in held for stage in answer.stages} == {3}
     free = plan_rates(config(), rates, WhatIf())
     assert all(a.cost <= min(b.cost, c.cost) for a, b, c in zip(free, fixed, held, strict=True) if b.feasible and c.feasible)

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from themis_triton.core.address import Address
-from themis_triton.core.config import Mode, Placement, PlanningConfig, PolicyConfig, PolicyName, ThemisConfig
+from themis_triton.core.config import Mode, Placement, PlanningConfig, ThemisConfig
 from themis_triton.core.errors import SettingsError
+from themis_triton.core.policy import PolicyConfig, PolicyName
 from themis_triton.settings import load_settings, problems, reference_rows
 from themis_triton.settings.policy import PlanningSettings, PolicySettings
 from themis_triton.settings.schema import LaunchSettings
@@ -21,6 +22,7 @@ from themis_triton.settings.starter import starter
 REPOSITORY = Path(__file__).parents[2]
 SHIPPED = REPOSITORY / "config" / "themis.yaml"
 
+POLICY_KEYS = ", ".join(PolicySettings.model_fields)
 GOOD = """\
 mode: active
 state_directory: state
@@ -351,10 +353,14 @@ BAD = {
             "expected one of themis, themis-paper, horizontal, vertical, inferline, static. Fix: did you mean themis?"
         ),
     ),
-    "windows in the wrong order": (
+    "a key of a section that stands above it": (
         ("name: themis", "name: themis\n  burst_window_s: 0.5"),
+        "themis.yaml:33:3: policy.burst_window_s: unknown key: expected one of KEYS. Fix: move it into the section `demand`",
+    ),
+    "windows in the wrong order": (
+        ("name: themis", "name: themis\n  demand: {burst_window_s: 0.5}"),
         (
-            "themis.yaml:33:19: policy.burst_window_s: rate_window_s 1 > burst_window_s 0.5: "
+            "themis.yaml:33:28: policy.demand.burst_window_s: rate_window_s 1 > burst_window_s 0.5: "
             "expected rate_window_s ≤ burst_window_s. Fix: lower rate_window_s or raise burst_window_s"
         ),
     ),
@@ -424,10 +430,10 @@ BAD = {
 def test_a_bad_file_gives_its_message(case: str, tmp_path: Path) -> None:
     (old, new), expected = BAD[case]
     path = write(tmp_path, changed(old, new))
-    assert messages(path) == [expected.replace("FOLDER", str(tmp_path))]
-    with pytest.raises(SettingsError) as extra_instance_servers:
+    assert messages(path) == [expected.replace("FOLDER", str(tmp_path)).replace("KEYS", POLICY_KEYS)]
+    with pytest.raises(SettingsError) as error:
         load_settings(path)
-    assert str(extra_instance_servers.value).startswith(f"{path}: 1 error\n{path}:")
+    assert str(error.value).startswith(f"{path}: 1 error\n{path}:")
 
 
 @pytest.mark.parametrize(("said", "refused"), [("max_batch_size: 2\n", True), ("name: 'x'\n max_batch_size:4", False), ("", False)])
@@ -598,10 +604,10 @@ def test_all_errors_of_a_file_come_at_once_and_in_the_order_of_their_lines(tmp_p
         (21, "prices.server"),
         (22, "status.address"),
     ]
-    with pytest.raises(SettingsError, match="12 errors") as extra_instance_servers:
+    with pytest.raises(SettingsError, match="12 errors") as error:
         load_settings(path)
-    assert len(str(extra_instance_servers.value).splitlines()) == 13
-    assert extra_instance_servers.value.exit_code == 2
+    assert len(str(error.value).splitlines()) == 13
+    assert error.value.exit_code == 2
 
 
 def test_the_good_file_becomes_the_configuration(tmp_path: Path) -> None:

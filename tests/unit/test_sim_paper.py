@@ -10,9 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from themis_triton.core.config import Mode, PolicyName, ThemisConfig
+from themis_triton.core.config import Mode, ThemisConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.fleet import ModelState
+from themis_triton.core.policy import PolicyName
 from themis_triton.load.traces import TraceOptions, arrivals, load_trace
 from themis_triton.settings import load_settings
 from themis_triton.settings.shipped import shipped

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tests.unit.samples import CLASSIFIER, DETECTOR, config
-from themis_triton.core.config import PolicyConfig, PolicyName
 from themis_triton.core.errors import ChangeRefusedError, SettingsError
 from themis_triton.core.fleet import ModelState
+from themis_triton.core.policy import PolicyConfig, PolicyName
 from themis_triton.load.traces import TraceOptions, arrivals, load_trace
 from themis_triton.sim.cluster import Cluster
 from themis_triton.sim.engine import Simulation
@@ -108,7 +108,7 @@ def test_every_policy_scales_the_surge_without_losing_a_request(policy: PolicyNa
 
 
 def test_themis_absorbs_the_surge_in_place_before_new_servers_serve() -> None:
-    result = surged(PolicyName.THEMIS, burst_headroom_factor=PolicyConfig().burst_headroom_factor)
+    result = surged(PolicyName.THEMIS, burst_headroom_factor=PolicyConfig().scale_up.burst_headroom_factor)
     launched = next(o for o in result.outcomes if o.action.kind.value == "launch")
     assert launched.duration_s > 5.0
     assert any(o.action.kind.value == "grow" and o.ended_at_s < launched.ended_at_s for o in result.outcomes)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from themis_triton.core.config import LatencyTable, QueueingModel
+from themis_triton.core.config import LatencyTable
 from themis_triton.core.errors import SolverError
+from themis_triton.core.policy import QueueingModel
 from themis_triton.solver.mixed import solve_mixed
 from themis_triton.solver.plans import Binding
 from themis_triton.solver.problem import ChainProblem, Placement, StageProblem, ThroughputRule

@@ -7,7 +7,7 @@ import math
 import pytest
 from scipy.special import gammainccinv
 
-from themis_triton.core.config import QueueingModel
+from themis_triton.core.policy import QueueingModel
 from themis_triton.solver.problem import ChainProblem, Placement, StageProblem, ThroughputRule
 from themis_triton.solver.queueing import erlang_quantile, gather_ms, gather_table
 from themis_triton.solver.solve import solve_joint, solve_vertical

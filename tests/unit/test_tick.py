@@ -3,9 +3,10 @@ import asyncio
 from tests.unit.fakes import Bench
 from tests.unit.samples import CLASSIFIER, DETECTOR, action, config, retire, route, server
 from themis_triton.core.action import ActionKind, OutcomeKind, Plan
-from themis_triton.core.config import Mode, PolicyConfig, ThemisConfig
+from themis_triton.core.config import Mode, ThemisConfig
 from themis_triton.core.decision import Reason
 from themis_triton.core.fleet import Phase
+from themis_triton.core.policy import PolicyConfig, ScaleDownConfig
 from themis_triton.core.record import TickRecord, sentence
 from themis_triton.decide.planner import Planner
 from themis_triton.decide.rules import build_rules
@@ -41,7 +42,7 @@ class Engine:
 def test_a_surge_grows_the_server_in_place_and_the_next_tick_tells_the_outcome() -> None:
     async def work() -> None:
         bench = Bench(server("a", max_batch=1, slot="cpu:0"))
-        engine = Engine(bench, config(PolicyConfig(scale_in_stabilization_s=1000.0)))
+        engine = Engine(bench, config(PolicyConfig(scale_down=ScaleDownConfig(scale_in_stabilization_s=1000.0))))
         calm = await engine.run(5.0, 8)
         assert {record.decision.reason for record in calm[:3]} == {Reason.HOLD_NO_DATA, Reason.HOLD_WARMUP}
         assert bench.log == []
@@ -92,7 +93,9 @@ def test_a_server_that_dies_is_buried_and_replaced() -> None:
     async def work() -> None:
         fleet = [server(name, (8, 5), max_batch=1, slot=slot) for name, slot in (("a", "cpu:0"), ("b", "cpu:1"), ("c", "cpu:2"))]
         bench = Bench(*fleet)
-        engine = Engine(bench, config(PolicyConfig(scale_in_stabilization_s=1000.0, shrink_stabilization_s=1000.0), slots=3))
+        engine = Engine(
+            bench, config(PolicyConfig(scale_down=ScaleDownConfig(scale_in_stabilization_s=1000.0, shrink_stabilization_s=1000.0)), slots=3)
+        )
         await engine.run(130.0, 30)
         assert len(bench.fleet.all()) == 3
         bench.launcher.alive.discard("b")

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from themis_triton.commands.compared_runs import ComparedLoad, ComparedRun, RunFigures, compared_run
-from themis_triton.core.config import PolicyName
 from themis_triton.core.errors import SettingsError
+from themis_triton.core.policy import PolicyName
 from themis_triton.demo.folder import check_folder
 from themis_triton.load.traces import load_trace
 from themis_triton.report.bars import BarFigure, draw_bars

@@ -14,7 +14,8 @@ import yaml
 
 from themis_triton.commands.simulated_runs import bound_of
 from themis_triton.core.action import OutcomeKind
-from themis_triton.core.config import PolicyName, ThemisConfig
+from themis_triton.core.config import ThemisConfig
+from themis_triton.core.policy import PolicyName
 from themis_triton.demo.base import DemoBase, read_base
 from themis_triton.demo.frame import DemoSummary
 from themis_triton.demo.run import DemoOptions, run_demo

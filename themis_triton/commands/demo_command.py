@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from themis_triton.core.config import PolicyName
 from themis_triton.core.errors import SettingsError
+from themis_triton.core.policy import PolicyName
 from themis_triton.demo.run import DemoOptions, run_demo
 
 

@@ -19,8 +19,9 @@ from rich.table import Table
 from themis_triton.commands.simulated_runs import CLAIRVOYANT, SimulatedRun, WorldFlags, check_fit, check_world, row_of, simulated_run
 from themis_triton.commands.warm_command import planning_groups, prepare_kernels
 from themis_triton.compilation import use_kernel_cache
-from themis_triton.core.config import PolicyName, ThemisConfig
+from themis_triton.core.config import ThemisConfig
 from themis_triton.core.errors import SettingsError
+from themis_triton.core.policy import PolicyName
 from themis_triton.jit import Group
 from themis_triton.load.traces import TraceOptions
 from themis_triton.report.style import require_matplotlib

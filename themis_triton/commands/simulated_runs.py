@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from themis_triton.core.config import PolicyName, ThemisConfig
+from themis_triton.core.config import ThemisConfig
 from themis_triton.core.errors import SettingsError
+from themis_triton.core.policy import PolicyName
 from themis_triton.decide.paper import paper_rules
 from themis_triton.load.traces import Trace, TraceOptions, arrivals, load_trace
 from themis_triton.load.twitter import twitter_for

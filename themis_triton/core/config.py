@@ -7,6 +7,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from themis_triton.core.address import Address
+from themis_triton.core.options import option
+from themis_triton.core.policy import PolicyConfig, PolicyName
 
 
 class Mode(StrEnum):
@@ -14,51 +16,6 @@ class Mode(StrEnum):
 
     ACTIVE = "active"
     ADVISORY = "advisory"
-
-
-class PolicyName(StrEnum):
-    """The policies that ship; each one is a `propose` function. All but `themis` are baselines."""
-
-    THEMIS = "themis"
-    THEMIS_PAPER = "themis-paper"
-    HORIZONTAL = "horizontal"
-    VERTICAL = "vertical"
-    INFERLINE = "inferline"
-    STATIC = "static"
-
-
-class ForecastName(StrEnum):
-    """What foresees the arrival rate; see `forecast/`. NONE: the largest of the last seconds goes on."""
-
-    NONE = "none"
-    LINEAR = "linear"
-    CLASSIFIER = "classifier"
-    QUANTILE = "quantile"
-
-
-class QueueingModel(StrEnum):
-    """How the wait of a request before its batch starts is predicted; see `solver/queueing.py`.
-
-    TRITON: a work-conserving queue on each server. CENTRAL: one for all servers of a stage. SHARE: work-conserving too, but nothing is
-    predicted, and the margin of the SLO is what waits may take. The others are the paper's.
-    """
-
-    TRITON = "triton"
-    CENTRAL = "central"
-    SHARE = "share"
-    EXPONENTIAL = "exponential"
-    GAMMA = "gamma"
-    CONSTANT = "constant"
-
-    @property
-    def work_conserving(self) -> bool:
-        """Whether an instance that frees takes what waits, instead of waiting for a full batch."""
-        return self in {QueueingModel.TRITON, QueueingModel.CENTRAL, QueueingModel.SHARE}
-
-    @property
-    def predicts_busy(self) -> bool:
-        """Whether the wait for a free instance is predicted."""
-        return self in {QueueingModel.TRITON, QueueingModel.CENTRAL}
 
 
 class Placement(StrEnum):
@@ -148,19 +105,16 @@ class PipelineConfig:
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """Cost of one server and of one model instance, in any one unit per second; the rest weighs moves, in that unit times seconds.
+    """Prices of capacity per second, in one unit of the user's choice, and of changes, in that unit times seconds."""
 
-    `lost_request`: one request that is not answered inside its SLO. `*_risk`: what may go wrong with one such step.
-    """
-
-    server: float = 10.0
-    instance: float = 1.0
-    lost_request: float = 1.0
-    grow_risk: float = 0.1
-    shrink_risk: float = 0.2
-    rebatch_risk: float = 3.0
-    launch_risk: float = 2.0
-    retire_risk: float = 1.0
+    server: float = option(10.0, "one server, whatever it holds, per second", ge=0)
+    instance: float = option(1.0, "one instance of a model, per second", ge=0)
+    lost_request: float = option(1.0, "one request outside its SLO", ge=0)
+    grow_risk: float = option(0.1, "expected loss by one growth in place", ge=0)
+    shrink_risk: float = option(0.2, "expected loss by one shrink in place", ge=0)
+    rebatch_risk: float = option(3.0, "expected loss by one reload with other batches", ge=0)
+    launch_risk: float = option(2.0, "expected loss by one server launch", ge=0)
+    retire_risk: float = option(1.0, "expected loss by one server retirement", ge=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,64 +181,20 @@ class EnvoyConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class PolicyConfig:
-    """Constants of the policies; each has its unit in its name and its evidence in the settings reference."""
-
-    name: PolicyName = PolicyName.THEMIS
-    tick_s: float = 0.25
-    rate_window_s: float = 1.0
-    burst_window_s: float = 5.0
-    stable_window_s: float = 2.0
-    headroom_sigmas: float = 1.0
-    slow_actuation_headroom_sigmas: float = 0.0
-    slow_headroom_sigmas: float = 0.0
-    growth_window_s: float = 2.0
-    growth_sigmas: float = 1.0
-    trend_window_s: float = 5.0
-    trend_sigmas: float = 2.0
-    dispersion_max: float = 3.0
-    backlog_drain_s: float = 1.0
-    backlog_slack_s: float = 0.1
-    max_added_instances: int = 8
-    shrink_stabilization_s: float = 5.0
-    steady_growth_threshold: float = 0.1
-    scale_in_stabilization_s: float = 20.0
-    survivor_margin_fraction: float = 0.1
-    burst_headroom_factor: float = 1.5
-    forecast: ForecastName = ForecastName.NONE
-    forecast_quantile: float = 0.75
-    queueing: QueueingModel = QueueingModel.TRITON
-    max_stale_s: float = 3.0
-    retry_backoff_s: float = 2.0
-    retry_backoff_max_s: float = 60.0
-    memory_margin_fraction: float = 0.1
-    slo_margin_fraction: float = 0.05
-    deprioritize_after_slo_fraction: float | None = None
-    plan_horizon_s: float = 60.0
-    slot_reallocation_delay_s: float = 5.0
-    baseline_stabilization_s: float = 10.0
-    vertical_servers: int | None = None
-    horizontal_instances: int | None = None
-    planned_rps: float | None = None
-    drift_window_s: float = 5.0
-    drift_min_batches: int = 20
-    drift_report_fraction: float = 0.15
-    drift_step_fraction: float = 0.05
-    drift_max_factor: float = 3.0
-    drift_stabilization_s: float = 10.0
-
-
-@dataclass(frozen=True, slots=True)
 class PlanningConfig:
-    """What plans are made of. Live servers are always COLOCATED with INSTANCES; the rest is for what-if plans and simulations.
+    """The rules of plans. Live servers are always COLOCATED with INSTANCES; the other rules are for what-if plans and simulations."""
 
-    `paper_rounding`: demand in whole requests/s and a replica's throughput rounded down. `max_servers` None: as many as can exist.
-    """
-
-    placement: Placement = Placement.COLOCATED
-    throughput: ThroughputRule = ThroughputRule.INSTANCES
-    paper_rounding: bool = False
-    max_servers: int | None = None
+    placement: Placement = option(
+        Placement.COLOCATED,
+        "colocated: every server holds all stages; separate: a server holds one stage (only `themis plan` and simulations)",
+    )
+    throughput: ThroughputRule = option(
+        ThroughputRule.INSTANCES, "instances: each works on its own batch; cores: all cores of a server work on one batch"
+    )
+    paper_rounding: bool = option(default=False, description="round demand up, and a server's throughput down, to whole requests/s")
+    max_servers: int | None = option(
+        None, "largest total number of servers in a plan; by default the adopted servers plus one per slot", ge=1
+    )
 
 
 DEFAULT_STATUS = Address("127.0.0.1", 9180)

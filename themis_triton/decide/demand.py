@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from themis_triton.core.config import ForecastName, PolicyConfig
 from themis_triton.core.estimate import PipelineEstimate
+from themis_triton.core.policy import ForecastName, PolicyConfig
 from themis_triton.forecast.forecast import forecast_rate
 
 
@@ -40,12 +40,12 @@ def fast_demand(estimate: PipelineEstimate, policy: PolicyConfig, actuation_s: f
     than a tick, chance has moved on by the time that it acts: then the settled rate with `slow_actuation_headroom_sigmas` is carried
     at the least, and a backlog is drained no faster than the actuator acts.
     """
-    growth = beyond_noise(estimate.growth_rps_per_s, estimate.recent_rps, policy.growth_window_s, policy.growth_sigmas)
-    waiting = max(0.0, estimate.backlog - policy.backlog_slack_s * estimate.recent_rps)
+    growth = beyond_noise(estimate.growth_rps_per_s, estimate.recent_rps, policy.demand.growth_window_s, policy.demand.growth_sigmas)
+    waiting = max(0.0, estimate.backlog - policy.demand.backlog_slack_s * estimate.recent_rps)
     slow = actuation_s > policy.tick_s
-    extra_rps = growth * (actuation_s + policy.tick_s) + waiting / max(policy.backlog_drain_s, actuation_s if slow else 0.0)
-    newest = Demand(estimate.recent_rps, extra_rps, _dispersion(estimate, policy), policy.headroom_sigmas)
-    lasting = Demand(estimate.settled_rps, extra_rps, _dispersion(estimate, policy), policy.slow_actuation_headroom_sigmas)
+    extra_rps = growth * (actuation_s + policy.tick_s) + waiting / max(policy.demand.backlog_drain_s, actuation_s if slow else 0.0)
+    newest = Demand(estimate.recent_rps, extra_rps, _dispersion(estimate, policy), policy.demand.headroom_sigmas)
+    lasting = Demand(estimate.settled_rps, extra_rps, _dispersion(estimate, policy), policy.demand.slow_actuation_headroom_sigmas)
     return max(newest, lasting, key=Demand.wanted_rps) if slow else newest
 
 
@@ -54,28 +54,35 @@ def launch_demand(estimate: PipelineEstimate, policy: PolicyConfig, actuation_s:
 
     The newest rate, or the trend's where it leads further; of what waits, only what instances would not have worked off by then.
     """
-    waiting = max(0.0, estimate.backlog - policy.backlog_slack_s * estimate.recent_rps)
-    extra_rps = waiting / max(actuation_s, policy.backlog_drain_s)
+    waiting = max(0.0, estimate.backlog - policy.demand.backlog_slack_s * estimate.recent_rps)
+    extra_rps = waiting / max(actuation_s, policy.demand.backlog_drain_s)
     return Demand(
-        max(estimate.recent_rps, trend_rps(estimate, policy, actuation_s)), extra_rps, _dispersion(estimate, policy), policy.headroom_sigmas
+        max(estimate.recent_rps, trend_rps(estimate, policy, actuation_s)),
+        extra_rps,
+        _dispersion(estimate, policy),
+        policy.demand.headroom_sigmas,
     )
 
 
 def trend_rps(estimate: PipelineEstimate, policy: PolicyConfig, actuation_s: float) -> float:
     """The rate to which the last seconds' trend leads while a actuator of so long works; 0 where chance explains the trend."""
     # What a longer actuator multiplies must be surer, and bursts make slopes that a Poisson stream does not.
-    sigmas = policy.trend_sigmas * math.sqrt(_dispersion(estimate, policy) * max(1.0, actuation_s / (2.0 * policy.trend_window_s)))
-    trend = beyond_noise(estimate.trend_rps_per_s, estimate.trend_base_rps, policy.trend_window_s, sigmas)
+    sigmas = policy.demand.trend_sigmas * math.sqrt(
+        _dispersion(estimate, policy) * max(1.0, actuation_s / (2.0 * policy.demand.trend_window_s))
+    )
+    trend = beyond_noise(estimate.trend_rps_per_s, estimate.trend_base_rps, policy.demand.trend_window_s, sigmas)
     # The newer half's mean lies half a window in the past.
-    return estimate.trend_base_rps + trend * (actuation_s + policy.tick_s + policy.trend_window_s / 2.0) if trend > 0 else 0.0
+    return estimate.trend_base_rps + trend * (actuation_s + policy.tick_s + policy.demand.trend_window_s / 2.0) if trend > 0 else 0.0
 
 
 def slow_demand(estimate: PipelineEstimate, policy: PolicyConfig, actuation_s: float) -> Demand:
     """For the slow loop's cheapest plan: the settled rate, or a forecast of more while a server starts."""
     foreseen_rps = 0.0
-    if policy.forecast is not ForecastName.NONE and estimate.per_second:
-        foreseen_rps = forecast_rate(policy.forecast, estimate.per_second, actuation_s + policy.tick_s, policy.forecast_quantile)
-    return Demand(max(estimate.settled_rps, foreseen_rps), 0.0, _dispersion(estimate, policy), policy.slow_headroom_sigmas)
+    if policy.demand.forecast is not ForecastName.NONE and estimate.per_second:
+        foreseen_rps = forecast_rate(
+            policy.demand.forecast, estimate.per_second, actuation_s + policy.tick_s, policy.demand.forecast_quantile
+        )
+    return Demand(max(estimate.settled_rps, foreseen_rps), 0.0, _dispersion(estimate, policy), policy.demand.server_headroom_sigmas)
 
 
 def beyond_noise(slope: float, rate_rps: float, half_window_s: float, sigmas: float) -> float:
@@ -87,14 +94,19 @@ def beyond_noise(slope: float, rate_rps: float, half_window_s: float, sigmas: fl
 def survivor_demand(estimate: PipelineEstimate, policy: PolicyConfig) -> Demand:
     """What the survivors of a scale-in must carry: the largest rate at any of the time scales, and a margin on it."""
     largest_rps = max(estimate.settled_rps, estimate.peak_rps, estimate.recent_rps)
-    return Demand(largest_rps * (1.0 + policy.survivor_margin_fraction), 0.0, _dispersion(estimate, policy), policy.slow_headroom_sigmas)
+    return Demand(
+        largest_rps * (1.0 + policy.scale_down.survivor_margin_fraction),
+        0.0,
+        _dispersion(estimate, policy),
+        policy.demand.server_headroom_sigmas,
+    )
 
 
 def peak_demand(estimate: PipelineEstimate, policy: PolicyConfig) -> Demand:
     """The largest second of the peak window, for policies without a fast loop."""
-    return Demand(estimate.peak_rps, 0.0, _dispersion(estimate, policy), policy.headroom_sigmas)
+    return Demand(estimate.peak_rps, 0.0, _dispersion(estimate, policy), policy.demand.headroom_sigmas)
 
 
 def _dispersion(estimate: PipelineEstimate, policy: PolicyConfig) -> float:
     """That of a Poisson stream at the least: a few seconds may look smoother by chance."""
-    return min(max(estimate.dispersion, 1.0), policy.dispersion_max)
+    return min(max(estimate.dispersion, 1.0), policy.demand.max_dispersion)

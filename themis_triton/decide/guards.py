@@ -127,7 +127,7 @@ def within_memory(target: Target, snapshot: Snapshot, config: ThemisConfig) -> G
 
 def at_a_pace(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:
     """At most `max_added_instances` in one tick, one each in turn: on a shared host starting ones take the processor from serving ones."""
-    left = config.policy.max_added_instances
+    left = config.policy.scale_up.max_added_instances
     servers = {name: dict(models) for name, models in target.servers.items()}
     wanted = {
         (s.name, model): target.servers[s.name][model].instances - now.instances
@@ -149,7 +149,7 @@ def at_a_pace(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guard
         state = servers[name][model]
         servers[name][model] = replace(state, instances=state.instances - growing[name, model] + count)
     clamp = Clamp(
-        ClampKind.PACE, f"{config.policy.max_added_instances} of {proposals} instances are added now, the others in the next ticks"
+        ClampKind.PACE, f"{config.policy.scale_up.max_added_instances} of {proposals} instances are added now, the others in the next ticks"
     )
     return replace(target, servers=servers), (clamp,)
 

@@ -18,7 +18,7 @@ from themis_triton.solver.solve import largest_demand
 def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     """The joint plan with instances fixed, every tick; scale-in after `baseline_stabilization_s` of agreement."""
     policy = view.rules.config.policy
-    instances = state.fixed_instances or efficient_instances(view.problem, policy.horizontal_instances)
+    instances = state.fixed_instances or efficient_instances(view.problem, policy.horizontal.instances)
     demand = baseline_demand(view)
     joint = view.joint(demand, instances=instances)
     wanted = view.servers_of(joint) if joint.feasible else view.max_servers_by_group

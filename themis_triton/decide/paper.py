@@ -5,7 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from themis_triton.core.config import ForecastName, Placement, PolicyConfig, PolicyName, QueueingModel, ThemisConfig
+from themis_triton.core.config import Placement, ThemisConfig
+from themis_triton.core.policy import (
+    DemandConfig,
+    DriftConfig,
+    ForecastName,
+    HorizontalConfig,
+    PolicyConfig,
+    PolicyName,
+    QueueingModel,
+    ScaleDownConfig,
+    ScaleUpConfig,
+    ThemisPaperConfig,
+)
 from themis_triton.decide.demand import Demand, peak_demand
 from themis_triton.decide.proposal import leaving
 from themis_triton.decide.state import PipelineState
@@ -29,18 +41,21 @@ def published(policy: PolicyName) -> PolicyConfig:
     return PolicyConfig(
         name=policy,
         tick_s=0.5,
-        headroom_sigmas=1.0,
-        slow_headroom_sigmas=1.0,
-        growth_sigmas=1.0,
-        trend_sigmas=1.0,
-        burst_window_s=INFERLINE_PEAK_S if policy is PolicyName.INFERLINE else 5.0,
-        shrink_stabilization_s=0.0,
-        max_added_instances=AT_ONCE,
-        forecast=ForecastName.LINEAR,
         queueing=QueueingModel.EXPONENTIAL,
         slo_margin_fraction=0.0,
-        drift_max_factor=1.0,
-        horizontal_instances=1,
+        demand=DemandConfig(
+            headroom_sigmas=1.0,
+            server_headroom_sigmas=1.0,
+            growth_sigmas=1.0,
+            trend_sigmas=1.0,
+            burst_window_s=INFERLINE_PEAK_S if policy is PolicyName.INFERLINE else 5.0,
+            forecast=ForecastName.LINEAR,
+        ),
+        scale_up=ScaleUpConfig(max_added_instances=AT_ONCE),
+        scale_down=ScaleDownConfig(shrink_stabilization_s=0.0),
+        drift=DriftConfig(max_factor=1.0),
+        horizontal=HorizontalConfig(instances=1),
+        themis_paper=ThemisPaperConfig(instances=1),
     )
 
 
@@ -49,7 +64,7 @@ def paper_rules(config: ThemisConfig, policy: PolicyName, planned_rps: float | N
     told = config.under(policy).policy
     if policy not in config.policies and has_published_rules(policy, config.planning.placement):
         told = published(policy)
-    return replace(config, policy=replace(told, planned_rps=told.planned_rps or planned_rps))
+    return replace(config, policy=told.planning_for(told.planned_rps or planned_rps))
 
 
 def baseline_demand(view: PipelineView) -> Demand:
@@ -57,7 +72,7 @@ def baseline_demand(view: PipelineView) -> Demand:
     policy = view.rules.config.policy
     if not view.sets_batches:
         return peak_demand(view.estimate, policy)
-    return Demand(float(math.ceil(view.estimate.peak_rps - 1e-6)), 0.0, 1.0, policy.headroom_sigmas, exact=True)
+    return Demand(float(math.ceil(view.estimate.peak_rps - 1e-6)), 0.0, 1.0, policy.demand.headroom_sigmas, exact=True)
 
 
 def scaled_in(state: PipelineState, view: PipelineView, wanted: tuple[int, ...]) -> tuple[PipelineState, tuple[str, ...]]:

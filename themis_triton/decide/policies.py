@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from themis_triton.core.config import PolicyName
 from themis_triton.core.decision import Decision, Reason, Stage
 from themis_triton.core.estimate import PROXY
+from themis_triton.core.policy import PolicyName
 from themis_triton.decide import horizontal, inferline, static, themis, themis_paper, vertical
 from themis_triton.decide.allocation import PipelineProposal, allocate
 from themis_triton.decide.guards import guard
@@ -87,7 +87,7 @@ def _hold(policy_input: PolicyInput, rules: Rules) -> Decision | None:
         return _held(policy_input, rules, Reason.HOLD_STALE, f"proxy: {estimate.stale[PROXY]}")
     if estimate.history_s == 0.0:
         return _held(policy_input, rules, Reason.HOLD_NO_DATA, "the proxy has no statistics of any model yet")
-    if estimate.history_s < 2 * policy.rate_window_s:
+    if estimate.history_s < 2 * policy.demand.rate_window_s:
         return _held(policy_input, rules, Reason.HOLD_WARMUP, f"{estimate.history_s:.1f} s of arrivals seen")
     return None
 

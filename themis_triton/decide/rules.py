@@ -84,7 +84,7 @@ def build_rules(config: ThemisConfig) -> Rules:
             throughput=config.planning.throughput,
             max_servers=bare.max_servers,
             device_memory_bytes=_slot_memory_bytes(config),
-            headroom_sigmas=config.policy.headroom_sigmas,
+            headroom_sigmas=config.policy.demand.headroom_sigmas,
             # A queue that conserves work forms other batches than planned, so that whole requests/s mean nothing there.
             paper_rounding=config.planning.paper_rounding and not config.policy.queueing.work_conserving,
         )

@@ -35,11 +35,11 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
 def _fixed(state: PipelineState, view: PipelineView) -> PipelineState:
     policy = view.rules.config.policy
     if policy.planned_rps is not None:
-        plan = view.joint(Demand(policy.planned_rps, 0.0, 1.0, policy.headroom_sigmas, exact=True))
+        plan = view.joint(Demand(policy.planned_rps, 0.0, 1.0, policy.demand.headroom_sigmas, exact=True))
         servers, instances = view.servers_of(plan), tuple(stage.instances for stage in plan.stages)
         return replace(state, fixed_servers=servers if plan.feasible else view.max_servers_by_group, fixed_instances=instances)
     if view.serves:
         return replace(state, fixed_servers=view.ready, fixed_instances=view.instances_now)
     return replace(
-        state, fixed_servers=view.max_servers_by_group, fixed_instances=efficient_instances(view.problem, policy.horizontal_instances)
+        state, fixed_servers=view.max_servers_by_group, fixed_instances=efficient_instances(view.problem, policy.horizontal.instances)
     )

@@ -80,11 +80,11 @@ def _stabilized_instances(
     policy = view.rules.config.policy
     if now is None:
         return view.instances_now, False, state
-    if view.rules.fast_actuation and policy.shrink_stabilization_s <= policy.tick_s:
+    if view.rules.fast_actuation and policy.scale_down.shrink_stabilization_s <= policy.tick_s:
         return now.instances, True, state
-    state = state.with_sample(DemandSample(view.at_s, now.instances, view.ready), policy.shrink_stabilization_s)
-    calm = fast.extra_rps <= policy.steady_growth_threshold * fast.rate_rps and not any(view.coming)
-    settled = view.at_s - state.samples[0].at_s >= policy.shrink_stabilization_s
+    state = state.with_sample(DemandSample(view.at_s, now.instances, view.ready), policy.scale_down.shrink_stabilization_s)
+    calm = fast.extra_rps <= policy.scale_down.steady_growth_threshold * fast.rate_rps and not any(view.coming)
+    settled = view.at_s - state.samples[0].at_s >= policy.scale_down.shrink_stabilization_s
     return state.max_instances_needed(), calm and settled, state
 
 
@@ -98,7 +98,7 @@ def _aim(view: PipelineView, slow: Demand, rising: Demand) -> _Aim:
         migration = view.migration(slow)
         plan = migration.plan
     wanted = view.servers_of(plan) if plan.feasible else view.max_servers_by_group
-    surge = replace(slow, rate_rps=slow.rate_rps * view.rules.config.policy.burst_headroom_factor)
+    surge = replace(slow, rate_rps=slow.rate_rps * view.rules.config.policy.scale_up.burst_headroom_factor)
     wanted = _most(wanted, _most(view.fewest_servers(surge), view.fewest_servers(rising)))
     return _Aim(_at_most(wanted, view), plan, migration)
 
@@ -121,15 +121,15 @@ def _at_most(wanted: tuple[int, ...], view: PipelineView) -> tuple[int, ...]:
 def _scale_in(state: PipelineState, view: PipelineView, wanted: tuple[int, ...]) -> tuple[PipelineState, tuple[str, ...], str]:
     """Servers leave when fewer have sufficed for the whole of `scale_in_stabilization_s` and the survivors carry the recent peak."""
     policy = view.rules.config.policy
-    state = state.with_wanted(view.at_s, wanted, policy.scale_in_stabilization_s)
+    state = state.with_wanted(view.at_s, wanted, policy.scale_down.scale_in_stabilization_s)
     if all(most >= ready for most, ready in zip(wanted, view.ready, strict=True)) or (len(view.groups) == 1 and any(view.coming)):
         return state, (), ""
     would = f"{_counted(wanted)} {'server' if sum(wanted) == 1 else 'servers'} would do"
-    left_s = policy.scale_in_stabilization_s - state.covered_s(view.at_s)
+    left_s = policy.scale_down.scale_in_stabilization_s - state.covered_s(view.at_s)
     if left_s > 0:
         return state, (), f"{would}, and fewer will be left in {left_s:.0f} s if that stays so"
     if all(most >= ready for most, ready in zip(state.max_wanted(), view.ready, strict=True)):
-        return state, (), f"{would}, but not for the whole of the last {policy.scale_in_stabilization_s:.0f} s"
+        return state, (), f"{would}, but not for the whole of the last {policy.scale_down.scale_in_stabilization_s:.0f} s"
     peak = survivor_demand(view.estimate, policy)
     cheapest = view.joint(peak)
     kept = _most(state.max_wanted(), view.servers_of(cheapest) if cheapest.feasible else view.ready)

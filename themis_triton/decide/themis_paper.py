@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from themis_triton.core.config import ForecastName
 from themis_triton.core.decision import Reason, Stage
+from themis_triton.core.policy import ForecastName
 from themis_triton.decide.demand import Demand
 from themis_triton.decide.horizontal import efficient_instances
 from themis_triton.decide.paper import baseline_demand, scaled_in
@@ -34,7 +34,7 @@ class _Move:
 
 def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     """Steady, or some stage at its limit: the horizontal programme. Else the vertical one."""
-    steady = state.fixed_instances or efficient_instances(view.problem, view.rules.config.policy.horizontal_instances)
+    steady = state.fixed_instances or efficient_instances(view.problem, view.rules.config.policy.themis_paper.instances)
     state, demand = replace(state, fixed_instances=steady), baseline_demand(view)
     vertical = view.serves and _must_rise(view, demand)
     move = _vertically(view, demand) if vertical else _horizontally(view, demand, steady)
@@ -67,7 +67,7 @@ def _must_rise(view: PipelineView, demand: Demand) -> bool:
 
 
 def _foreseen_rps(view: PipelineView) -> float:
-    told = view.rules.config.policy.forecast
+    told = view.rules.config.policy.demand.forecast
     name = ForecastName.LINEAR if told is ForecastName.NONE else told
     return forecast_rate(name, view.estimate.per_second, HORIZON_S, QUANTILE)
 

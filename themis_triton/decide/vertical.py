@@ -24,7 +24,7 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     fast = baseline_demand(view) if view.sets_batches else fast_demand(view.estimate, policy, view.rules.init_s(view.pipeline))
     plan = view.vertical(fast, tuple(max(1, ready) for ready in view.ready))
     sample = DemandSample(view.at_s, tuple(stage.instances for stage in plan.plan.stages), view.ready)
-    state = state.with_sample(sample, policy.shrink_stabilization_s)
+    state = state.with_sample(sample, policy.scale_down.shrink_stabilization_s)
     instances, launch = state.max_instances_needed(), to_launch(view, state.fixed_servers)
     growing = grows(view, instances)
     reason = Reason.SCALE_OUT if any(launch) else Reason.SURGE if growing else Reason.STEADY if plan.feasible else Reason.INFEASIBLE
@@ -44,7 +44,7 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
 
 
 def _servers(view: PipelineView) -> tuple[int, ...]:
-    told = view.rules.config.policy.vertical_servers
+    told = view.rules.config.policy.vertical.servers
     if told is not None:
         return tuple(min(told, most) for most in view.max_servers_by_group)
     return view.ready if view.serves and view.rules.config.planning.placement is Placement.SEPARATE else view.max_servers_by_group

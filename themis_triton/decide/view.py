@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from themis_triton.core.config import PipelineConfig, Placement, QueueingModel
+from themis_triton.core.config import PipelineConfig, Placement
 from themis_triton.core.estimate import PipelineEstimate
 from themis_triton.core.fleet import Server
+from themis_triton.core.policy import QueueingModel
 from themis_triton.decide.demand import Demand
 from themis_triton.decide.planner import Planner, PlanQuery
 from themis_triton.decide.rules import Rules

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from themis_triton.core.config import LocalLaunchConfig, PipelineConfig, Placement, PolicyName, ThemisConfig
+from themis_triton.core.config import LocalLaunchConfig, PipelineConfig, Placement, ThemisConfig
 from themis_triton.core.errors import SettingsError
+from themis_triton.core.policy import PolicyName
 from themis_triton.settings import load_settings
 from themis_triton.settings.loading import load, mapping
 from themis_triton.settings.shipped import shipped

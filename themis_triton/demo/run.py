@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 from rich.console import Console
 
-from themis_triton.core.config import PolicyName
 from themis_triton.core.fleet import Phase
+from themis_triton.core.policy import PolicyName
 from themis_triton.demo.base import read_base
 from themis_triton.demo.folder import own_folder
 from themis_triton.demo.frame import DemoFrame, DemoServer, DemoSummary

@@ -18,9 +18,10 @@ import yaml
 from themis_triton.adapters.launchers import build_launcher, stop_all
 from themis_triton.adapters.local.processes import OWNER_VARIABLE, find_process, owner_mark, spawn, stop_process
 from themis_triton.adapters.local.sockets import free_ports
-from themis_triton.core.config import PipelineConfig, PolicyName, ThemisConfig
+from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.errors import LaunchFailedError, ServerError
 from themis_triton.core.fleet import ModelState, ProcessId, Server
+from themis_triton.core.policy import PolicyName
 from themis_triton.demo.base import DemoBase, read_base
 from themis_triton.demo.folder import STATES, STOP_TIMEOUT_S
 from themis_triton.settings import load_settings

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from themis_triton.core.config import PolicyConfig, ThemisConfig, ThroughputRule
+from themis_triton.core.config import ThemisConfig, ThroughputRule
 from themis_triton.core.estimate import DriftChange, DriftEvent, ModelEstimate
 from themis_triton.core.observation import Snapshot
+from themis_triton.core.policy import PolicyConfig
 from themis_triton.estimate.work import WorkHistory, WorkSample, observe
 
 MIN_SAMPLES = 3
@@ -76,11 +77,11 @@ def ratio_of(samples: Sequence[WorkSample], now_s: float, policy: PolicyConfig) 
     taken: list[WorkSample] = []
     executions = 0.0
     for sample in reversed(samples):
-        if sample.end_s <= now_s - policy.drift_window_s and executions >= policy.drift_min_batches and len(taken) >= MIN_SAMPLES:
+        if sample.end_s <= now_s - policy.drift.window_s and executions >= policy.drift.min_batches and len(taken) >= MIN_SAMPLES:
             break
         taken.append(sample)
         executions += sample.executions
-    if executions < policy.drift_min_batches or len(taken) < MIN_SAMPLES:
+    if executions < policy.drift.min_batches or len(taken) < MIN_SAMPLES:
         return None
     expected_ms = sum(sample.expected_ms for sample in taken)
     ratio = sum(sample.measured_ms for sample in taken) / expected_ms
@@ -95,12 +96,12 @@ def drift_state(before: DriftState, found: Ratio, now_s: float, policy: PolicyCo
     """
     drifting = _drifts(found, policy, exact=exact, already=before.drifting)
     wanted = _wanted(found.ratio, before.correction, policy) if drifting else 1.0
-    older = [entry for entry in before.wanted if entry[0] <= now_s - policy.drift_stabilization_s]
-    newer = [entry for entry in before.wanted if entry[0] > now_s - policy.drift_stabilization_s]
+    older = [entry for entry in before.wanted if entry[0] <= now_s - policy.drift.stabilization_s]
+    newer = [entry for entry in before.wanted if entry[0] > now_s - policy.drift.stabilization_s]
     remembered = (*older[-1:], *newer, (now_s, wanted))
     correction = max(before.correction, wanted)
     largest = max(value for _, value in remembered)
-    if remembered[0][0] <= now_s - policy.drift_stabilization_s and largest - wanted < AGREED_STEPS * policy.drift_step_fraction:
+    if remembered[0][0] <= now_s - policy.drift.stabilization_s and largest - wanted < AGREED_STEPS * policy.drift.step_fraction:
         correction = largest
     return DriftState(drifting, correction, remembered)
 
@@ -111,18 +112,18 @@ def _drifts(found: Ratio, policy: PolicyConfig, *, exact: bool, already: bool) -
     if not exact and away < 0.0:
         return False
     if already:
-        return abs(away) >= policy.drift_report_fraction / 2.0
-    return abs(away) - CERTAIN_ERRORS * found.error > policy.drift_report_fraction
+        return abs(away) >= policy.drift.report_fraction / 2.0
+    return abs(away) - CERTAIN_ERRORS * found.error > policy.drift.report_fraction
 
 
 def _wanted(ratio: float, present: float, policy: PolicyConfig) -> float:
     """The correction for a ratio, in whole steps and inside the bounds. Below 1 it leaves the report fraction as a margin."""
-    bounded = ratio if ratio > 1.0 else min(1.0, ratio + policy.drift_report_fraction)
-    bounded = min(max(bounded, 1.0 / policy.drift_max_factor), policy.drift_max_factor)
-    step = policy.drift_step_fraction
+    bounded = ratio if ratio > 1.0 else min(1.0, ratio + policy.drift.report_fraction)
+    bounded = min(max(bounded, 1.0 / policy.drift.max_factor), policy.drift.max_factor)
+    step = policy.drift.step_fraction
     if abs(bounded - present) < STILL_STEPS * step:
         return present
-    return min(max(round(round(bounded / step) * step, 6), 1.0 / policy.drift_max_factor), policy.drift_max_factor)
+    return min(max(round(round(bounded / step) * step, 6), 1.0 / policy.drift.max_factor), policy.drift.max_factor)
 
 
 def _changes(before: DriftState, after: DriftState) -> Iterable[DriftChange]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from themis_triton.core.config import ForecastName, PipelineConfig, PolicyConfig, PolicyName, ThemisConfig
+from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.estimate import PROXY, Estimate, ModelEstimate, PipelineEstimate
 from themis_triton.core.fleet import Phase
 from themis_triton.core.observation import LatencyHistogram, ModelCounters, RouteReading, ServerReading, Snapshot
+from themis_triton.core.policy import ForecastName, PolicyConfig, PolicyName
 from themis_triton.estimate.drift import DriftHistory, judged
 from themis_triton.estimate.latency import difference, percentile
 from themis_triton.estimate.series import EMPTY, CounterSeries
@@ -106,13 +107,13 @@ def _model(name: str, history: History, now_s: float, policy: PolicyConfig) -> M
     last_s = route.arrivals.times_s[-1] if route.arrivals.times_s else float("-inf")
     return ModelEstimate(
         model=name,
-        arrival_rps=route.arrivals.rate(policy.rate_window_s),
-        peak_rps=route.arrivals.peak_rate(policy.rate_window_s, policy.burst_window_s),
-        settled_rps=route.arrivals.rate(policy.stable_window_s),
+        arrival_rps=route.arrivals.rate(policy.demand.rate_window_s),
+        peak_rps=route.arrivals.peak_rate(policy.demand.rate_window_s, policy.demand.burst_window_s),
+        settled_rps=route.arrivals.rate(policy.demand.stable_window_s),
         in_flight=route.in_flight,
         pending=sum(s.pending for s in served),
-        completion_rps=sum(s.completion_rps(policy.rate_window_s) for s in served),
-        failure_rps=route.failures.rate(policy.rate_window_s),
+        completion_rps=sum(s.completion_rps(policy.demand.rate_window_s) for s in served),
+        failure_rps=route.failures.rate(policy.demand.rate_window_s),
         mean_batch=work.inferences / work.executions if work.executions else None,
         queue_ms=work.queue_us / work.ended / 1000.0 if work.ended else None,
         compute_ms=work.compute_us / work.ended / 1000.0 if work.ended else None,
@@ -130,21 +131,21 @@ def _pipeline(pipeline: PipelineConfig, history: History, models: dict[str, Mode
     known = [p99 for p99 in p99s if p99 is not None]
     return PipelineEstimate(
         pipeline=pipeline.name,
-        recent_rps=max(first.arrival_rps, arrivals.rate(2 * policy.rate_window_s)),
+        recent_rps=max(first.arrival_rps, arrivals.rate(2 * policy.demand.rate_window_s)),
         peak_rps=first.peak_rps,
         settled_rps=first.settled_rps,
-        growth_rps_per_s=arrivals.growth(policy.growth_window_s),
+        growth_rps_per_s=arrivals.growth(policy.demand.growth_window_s),
         backlog=sum(models[stage].pending for stage in pipeline.stages),
         p99_ms=sum(known) if len(known) == len(p99s) else None,
         dispersion=arrivals.dispersion(DISPERSION_WINDOW_S, DISPERSION_OVER_S),
-        trend_rps_per_s=arrivals.growth(policy.trend_window_s),
-        trend_base_rps=arrivals.rate(policy.trend_window_s),
+        trend_rps_per_s=arrivals.growth(policy.demand.trend_window_s),
+        trend_base_rps=arrivals.rate(policy.demand.trend_window_s),
         per_second=arrivals.per_second(FORECAST_S) if _foresees(policy) else (),
     )
 
 
 def _foresees(policy: PolicyConfig) -> bool:
-    return policy.forecast is not ForecastName.NONE or policy.name is PolicyName.THEMIS_PAPER
+    return policy.demand.forecast is not ForecastName.NONE or policy.name is PolicyName.THEMIS_PAPER
 
 
 def _stale(history: History, snapshot: Snapshot, policy: PolicyConfig) -> Iterable[tuple[str, str]]:

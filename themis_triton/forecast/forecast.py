@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from themis_triton.core.config import ForecastName
+from themis_triton.core.policy import ForecastName
 from themis_triton.forecast.base import HISTORY_S, QUANTILES, TREND_S, Forecast
 from themis_triton.forecast.learnt import classified, learnt_quantile
 from themis_triton.forecast.trend import recent_peak, trend

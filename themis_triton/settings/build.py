@@ -15,16 +15,15 @@ from themis_triton.core.config import (
     ModelConfig,
     PipelineConfig,
     PlanningConfig,
-    PolicyConfig,
-    PolicyName,
     Prices,
     StatusConfig,
     ThemisConfig,
 )
+from themis_triton.core.policy import PolicyConfig, PolicyName
 from themis_triton.decide.paper import has_published_rules, published
 from themis_triton.settings.checks import max_busy, repository_of
 from themis_triton.settings.loading import Loaded
-from themis_triton.settings.policy import PolicySettings
+from themis_triton.settings.policy import PolicySettings, with_settings
 from themis_triton.settings.schema import LaunchSettings, ModelSettings, ServerSettings, Settings
 
 
@@ -39,10 +38,10 @@ def build(loaded: Loaded, settings: Settings) -> ThemisConfig:
         servers=tuple(_server(loaded, name, server) for name, server in settings.servers.items()),
         envoy=_envoy(loaded, settings),
         launch=_launch(loaded, settings.launch) if settings.launch is not None else None,
-        prices=Prices(**settings.prices.model_dump()),
-        policy=PolicyConfig(**settings.policy.model_dump()),
+        prices=with_settings(Prices(), settings.prices),
+        policy=with_settings(PolicyConfig(), settings.policy),
         policies={PolicyName(name): _policy(settings, PolicyName(name), own) for name, own in settings.policies.items()},
-        planning=PlanningConfig(**settings.planning.model_dump()),
+        planning=with_settings(PlanningConfig(), settings.planning),
         mode=settings.mode,
         status=StatusConfig(Address.parse(settings.status.address)),
         allow_stale_profiles=settings.allow_stale_profiles,
@@ -51,8 +50,8 @@ def build(loaded: Loaded, settings: Settings) -> ThemisConfig:
 
 def _policy(settings: Settings, name: PolicyName, own: PolicySettings) -> PolicyConfig:
     """The values of `policy` (with separate placement, a baseline's published ones), overridden by the policy's own section."""
-    common = published(name) if has_published_rules(name, settings.planning.placement) else PolicyConfig(**settings.policy.model_dump())
-    return replace(common, **{key: getattr(own, key) for key in own.model_fields_set}, name=name)
+    common = published(name) if has_published_rules(name, settings.planning.placement) else with_settings(PolicyConfig(), settings.policy)
+    return replace(with_settings(common, own), name=name)
 
 
 def _model(name: str, model: ModelSettings, busy: int) -> ModelConfig:

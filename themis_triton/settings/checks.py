@@ -229,14 +229,15 @@ def _windows(loaded: Loaded) -> Iterator[Problem]:
     """Pairs of durations, of which the first must not exceed the second."""
     if loaded.policy is None:
         return
-    for low, high in (
-        ("rate_window_s", "burst_window_s"),
-        ("rate_window_s", "stable_window_s"),
-        ("tick_s", "max_stale_s"),
-        ("retry_backoff_s", "retry_backoff_max_s"),
+    for path, low, high in (
+        (("policy", "demand"), "rate_window_s", "burst_window_s"),
+        (("policy", "demand"), "rate_window_s", "stable_window_s"),
+        (("policy",), "tick_s", "max_stale_s"),
+        (("policy",), "retry_backoff_s", "retry_backoff_max_s"),
     ):
-        lower, upper = getattr(loaded.policy, low), getattr(loaded.policy, high)
+        section = loaded.policy.demand if path[-1] == "demand" else loaded.policy
+        lower, upper = getattr(section, low), getattr(section, high)
         if lower > upper:
-            key = low if low in loaded.section("policy") else high
+            key = low if (*path, low) in loaded.source.places else high
             fix = f"lower {low} or raise {high}"
-            yield loaded.source.problem(("policy", key), f"{low} {lower:g} > {high} {upper:g}", f"{low} ≤ {high}", fix)
+            yield loaded.source.problem((*path, key), f"{low} {lower:g} > {high} {upper:g}", f"{low} ≤ {high}", fix)

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from themis_triton.settings.describe import UNITS, kind_at, unit_of
+from themis_triton.settings.describe import UNITS, kind_at, kind_of, unit_of
 from themis_triton.settings.problem import Problem
 from themis_triton.settings.source import NO_VALUE, KeyPath, Source
 
@@ -49,16 +49,22 @@ def _unknown_key(path: KeyPath, schema: type[BaseModel], source: Source) -> Prob
     parent = kind_at(schema, path[:-1])
     known = list(parent.section.model_fields) if parent is not None and parent.section is not None else []
     expected = "one of " + ", ".join(known)
-    return source.problem(path, "unknown key", expected, _key_fix(path, key, known, source), at_key=True)
+    return source.problem(path, "unknown key", expected, _key_fix(path, key, schema, known, source), at_key=True)
 
 
-def _key_fix(path: KeyPath, key: str, known: list[str], source: Source) -> str:
+def _key_fix(path: KeyPath, key: str, schema: type[BaseModel], known: list[str], source: Source) -> str:
     base, unit = _split_unit(key)
     for name in known:
         other_base, other_unit = _split_unit(name)
         if base == other_base and other_unit:
             number = _converted(source.place(path).written, UNITS[other_unit], UNITS.get(unit, ""))
             return f"write `{name}: {number}`" if number else f"write `{name}:` and the number in {UNITS[other_unit]}"
+    parent = kind_at(schema, path[:-1])
+    parts = parent.section.model_fields.items() if parent is not None and parent.section is not None else ()
+    for name, field in parts:
+        part = kind_of(field).section
+        if part is not None and key in part.model_fields:
+            return f"move it into the section `{name}`"
     near = get_close_matches(key, known, n=1, cutoff=0.6)
     return f"did you mean `{near[0]}`?" if near else "remove it"
 

@@ -7,14 +7,8 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from themis_triton.core.config import (
-    LaunchKind,
-    LocalLaunchConfig,
-    Mode,
-    ModelConfig,
-    PipelineConfig,
-    PolicyName,
-)
+from themis_triton.core.config import LaunchKind, LocalLaunchConfig, Mode, ModelConfig, PipelineConfig
+from themis_triton.core.policy import PolicyName
 from themis_triton.settings.kinds import (
     Allowed,
     Count,

@@ -14,18 +14,10 @@ from themis_triton.act.executor import Actuators, Executor
 from themis_triton.act.fleet import Fleet
 from themis_triton.act.supervisor import Supervisor
 from themis_triton.core.address import Address
-from themis_triton.core.config import (
-    DeviceSlot,
-    LaunchConfig,
-    ModelConfig,
-    ModelProfile,
-    Placement,
-    PolicyName,
-    ThemisConfig,
-    ThroughputRule,
-)
+from themis_triton.core.config import DeviceSlot, LaunchConfig, ModelConfig, ModelProfile, Placement, ThemisConfig, ThroughputRule
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.fleet import ModelState, Phase, Server
+from themis_triton.core.policy import PolicyName
 from themis_triton.decide.rules import build_rules
 from themis_triton.sim.cluster import Cluster
 from themis_triton.sim.engine import Simulation

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from themis_triton.core.config import Placement, PolicyName, ThemisConfig
+from themis_triton.core.config import Placement, ThemisConfig
 from themis_triton.core.fleet import ModelState
+from themis_triton.core.policy import PolicyName
 from themis_triton.decide.inferline import base_plan
 from themis_triton.decide.paper import paper_rules
 from themis_triton.decide.rules import build_rules
@@ -29,7 +30,7 @@ class Load:
 def ruled(config: ThemisConfig, policy: PolicyName, load: Load) -> ThemisConfig:
     """The settings that a policy runs by; `static` plans for the trace's peak and `inferline` for its beginning, unless they are told."""
     planned = {PolicyName.STATIC: load.peak_rps, PolicyName.INFERLINE: load.first_rps}.get(policy)
-    return paper_rules(config, policy, config.policy.planned_rps or planned)
+    return paper_rules(config, policy, config.under(policy).policy.planned_rps or planned)
 
 
 def start_of(config: ThemisConfig, policy: PolicyName, load: Load, options: SimOptions, *, waits: bool) -> tuple[Models, ...] | None:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from themis_triton.core.config import Placement, QueueingModel, ThroughputRule
+from themis_triton.core.config import Placement, ThroughputRule
 from themis_triton.core.errors import SolverError
+from themis_triton.core.policy import QueueingModel
 from themis_triton.solver.memory import Memory
 from themis_triton.solver.surface import Surface
 

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from themis_triton.core.config import QueueingModel
+from themis_triton.core.policy import QueueingModel
 from themis_triton.jit import flat_kernel
 from themis_triton.solver.surface import FloatArray
 
