@@ -13,10 +13,10 @@ import pytest
 from tests.e2e.conftest import REPOSITORY, Launch
 from themis_triton.adapters.local.processes import owned_processes, stop_everything, stop_process
 from themis_triton.adapters.triton.model_config import state_of
-from themis_triton.commands.profile_command import BenchFlags, Place, opened, resolve
+from themis_triton.commands.profile_command import BenchFlags, Place, ProfileFlags, opened, profile_command, resolve
 from themis_triton.core.address import Address
 from themis_triton.core.config import DeviceSlot, LocalLaunchConfig
-from themis_triton.core.errors import ServerError, SettingsError
+from themis_triton.core.errors import LaunchFailedError, ServerError, SettingsError
 from themis_triton.core.fleet import ModelState, Server
 from themis_triton.load.connection import open_stub, read_specs
 from themis_triton.profile.bench import adopted_bench, adopted_server, launched_bench
@@ -27,6 +27,7 @@ from themis_triton.profile.identity import config_hash, model_config
 from themis_triton.profile.inputs import InputOptions, build_request
 from themis_triton.profile.measure import Accuracy
 from themis_triton.profile.run import ProfileOptions, Step, profile_model
+from themis_triton.settings import load_settings
 from themis_triton.settings.measured import TimeSource
 from themis_triton.settings.profile import ProfileSettings, TableSettings
 
@@ -157,7 +158,7 @@ def test_a_server_that_dies_leaves_a_clear_error_and_what_was_measured(tmp_path:
 
             await profile_model(bench, options(tmp_path), tell)
 
-    said = rf"model {MODEL}: its server ended while it was measured; see its log .*\.log; what was measured is kept in .*\.resume: the same"
+    said = rf"model {MODEL}: its server ended during the measurement\. Fix: see its log .*\.log; the measured points are in .*\.resume; the"
     with pytest.raises(ServerError, match=said):
         asyncio.run(run())
     assert resume_path(tmp_path / "detector.yaml").exists()
@@ -211,7 +212,7 @@ def test_a_model_that_answers_errors_is_named_with_its_words_and_the_profile_the
         async with launched_bench("broken", launch, launch.slots[0], state) as bench:
             await profile_model(bench, ProfileOptions(out, GridPlan(4, 1), QUICK), lambda _: None)
 
-    with pytest.raises(ServerError, match=r"model broken answered INTERNAL: .*batches are beyond me.*; see the server's log"):
+    with pytest.raises(ServerError, match=r"model broken answered INTERNAL: .*batches are beyond me.*\. Fix: see the server's log"):
         asyncio.run(run())
     assert out.read_bytes() == before
     assert resume_path(out).exists(), "single requests were measured"
@@ -229,11 +230,55 @@ def test_a_type_that_cannot_be_made_up_is_measured_from_a_file(tmp_path: Path, s
         async with launched_bench("broken", launch, launch.slots[0], state) as bench:
             await profile_model(bench, ProfileOptions(tmp_path / "half.yaml", GridPlan(1, 1), QUICK, inputs), lambda _: None)
 
-    with pytest.raises(SettingsError, match=r"model broken: input X has the type BF16, for which no values can be made up; give some with"):
+    with pytest.raises(SettingsError, match=r"model broken: no values can be made up for input X of type BF16\. Fix: --data FILE\.npz"):
         asyncio.run(run(InputOptions()))
     assert not (tmp_path / "half.yaml").exists()
     asyncio.run(run(InputOptions(file=tmp_path / "x.npz")))
     assert read_profile(tmp_path / "half.yaml").measured is not None
+
+
+PARTICULAR = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        arrays = [pb_utils.get_input_tensor_by_name(request, "X").as_numpy() for request in requests]
+        if any(array.shape[1:] != (7,) or not array.all() for array in arrays):
+            raise ValueError("seven numbers, none of them zero")
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("Y", array)]) for array in arrays]
+"""
+SETTINGS = """
+state_directory: state
+launch: {slots: [cpu:0], model_repository: repository, stop_timeout_s: 5}
+models: {broken: {profile: profiles/broken.yaml, instances: [1, 1], max_batch: 1, inputs: {file: x.npz}}}
+pipelines: {lone: {model: broken, slo_ms: 500}}
+"""
+
+
+def test_a_model_that_refuses_made_up_inputs_is_launched_and_profiled_with_those_of_the_settings(tmp_path: Path) -> None:
+    broken_launch(tmp_path / "repository")
+    folder = tmp_path / "repository" / "broken"
+    (folder / "config.pbtxt").write_text(
+        BROKEN_CONFIG.replace("dims: [2] }]\noutput", "dims: [-1] }]\noutput").replace("dims: [2]", "dims: [7]")
+    )
+    (folder / "1" / "model.py").write_text(PARTICULAR)
+    np.savez(tmp_path / "x.npz", X=np.arange(1, 8, dtype=np.float32))
+    settings, out = tmp_path / "themis.yaml", tmp_path / "profiles"
+    settings.write_text(SETTINGS)
+    flags = ProfileFlags("broken", out, None, None, 0.04, 40, QUICK, InputOptions())
+    try:
+        profile_command(flags, BenchFlags(config=settings), as_json=False)
+        measured = read_profile(out / "broken.yaml").measured
+        assert measured is not None
+        assert measured.shapes == {"X": [7]}
+        assert measured.drift_ratio is not None
+        assert load_settings(settings).models["broken"].profile.origin is not None
+        settings.write_text(SETTINGS.replace("inputs: {file: x.npz}", "inputs: {shapes: {X: [7]}}"))
+        with pytest.raises(LaunchFailedError, match=r"warm-up of model broken failed: .*seven numbers, none of them zero"):
+            profile_command(flags, BenchFlags(config=settings), as_json=False)
+    finally:
+        stop_everything(tmp_path / "state" / "profile", timeout_s=5.0)
 
 
 def test_a_file_that_is_no_profile_is_said_before_anything_is_measured(tmp_path: Path, state: Path) -> None:

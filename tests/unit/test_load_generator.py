@@ -226,7 +226,7 @@ def test_any_model_can_be_asked() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "found"),
     [
-        ({"shapes": {"echo.TEXT": (3, 5)}}, SettingsError, r"--shape echo.TEXT: found \[3, 5\]; the model takes \[-1, 2\]"),
+        ({"shapes": {"echo.TEXT": (3, 5)}}, SettingsError, r"--shape echo.TEXT: \[3, 5\] is invalid: expected \[-1, 2\]"),
         ({"pipelines": (video(stages=("nobody",)),)}, ServerError, "unknown model: 'nobody'"),
         ({"pipelines": ()}, SettingsError, "--pipeline"),
         ({"pipelines": (video(stages=()),)}, SettingsError, "no stage"),

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from themis_triton.adapters.triton.arrays import read_arrays
 from themis_triton.commands.interruptible import run_interruptible
 from themis_triton.commands.profile_command import BenchFlags, ProfileFlags, models_of, profile_command, resolve
 from themis_triton.core.errors import SettingsError
-from themis_triton.profile.inputs import InputOptions, read_arrays
+from themis_triton.profile.inputs import InputOptions
 from themis_triton.profile.measure import Accuracy
 from themis_triton.settings.measured import PointSettings
 
@@ -72,7 +73,7 @@ def test_a_wrong_flag_is_said_before_a_server_is_started(tmp_path: Path, server:
     ("inputs", "said"),
     [
         (InputOptions(shapes={"video-detekt.INPUT": (3,)}), "--shape video-detekt.INPUT: not an input of a model that is measured"),
-        (InputOptions(file=Path("absent.npz")), "--data absent.npz: cannot be read"),
+        (InputOptions(file=Path("absent.npz")), "absent.npz: cannot be read"),
     ],
 )
 def test_wrong_inputs_are_said_before_a_server_is_started(tmp_path: Path, inputs: InputOptions, said: str) -> None:
@@ -86,7 +87,7 @@ def test_wrong_inputs_are_said_before_a_server_is_started(tmp_path: Path, inputs
 def test_a_file_of_arrays_that_is_none_is_named(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "a.npz"
     file.write_bytes(content)
-    with pytest.raises(SettingsError, match=r"a\.npz: cannot be read .*; give an \.npz file"):
+    with pytest.raises(SettingsError, match=r"a\.npz: cannot be read .*: expected an \.npz file"):
         read_arrays(file)
     np.save(tmp_path / "b.npy", np.ones(3))
     with pytest.raises(SettingsError, match=r"b\.npy: cannot be read"):
@@ -96,13 +97,13 @@ def test_a_file_of_arrays_that_is_none_is_named(tmp_path: Path, content: bytes) 
 def test_a_folder_that_cannot_be_written_is_said_before_a_server_is_started(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     flags = ProfileFlags("video-detector", tmp_path / "file" / "out", None, None, 0.04, 40, Accuracy(), InputOptions())
-    with pytest.raises(SettingsError, match=r"--out .*file/out: .* cannot be written .*; give a folder of yours"):
+    with pytest.raises(SettingsError, match=r"--out .*file/out: .* cannot be written .*. Fix: give a writable folder"):
         profile_command(flags, BenchFlags(repository=REPOSITORY, state_directory=tmp_path / "state"), as_json=False)
 
 
 def test_a_high_percentile_gets_the_samples_that_it_needs_and_what_is_loose_is_known() -> None:
-    assert Accuracy().most_samples == 2000
-    assert Accuracy(percentile=99.9).most_samples > 7000
+    assert Accuracy().sample_limit == 2000
+    assert Accuracy(percentile=99.9).sample_limit > 7000
     point = PointSettings(
         batch=1, instances=1, samples=9, service_ms=100, low_ms=98, high_ms=104, mean_ms=99, median_ms=99,
         statistics_ms=99, queue_ms=0, client_ms=101, outliers=0,

@@ -81,13 +81,13 @@ def test_inputs_have_the_batch_size_and_the_free_dimensions_asked_for() -> None:
     spec = ModelSpec("m", (TensorSpec("A", "FP32", (-1, 3, -1, -1)), TensorSpec("B", "BYTES", (-1, 2))))
     message = build_request(spec, 4, InputOptions({"m.A": (3, 8, 16)}), batched=True).message
     assert [list(tensor.shape) for tensor in message.inputs] == [[4, 3, 8, 16], [4, 2]]
-    with pytest.raises(SettingsError, match=r"--shape m.A: found \[4, 8, 16\]; the model takes \[3, -1, -1\]"):
+    with pytest.raises(SettingsError, match=r"--shape m.A: \[4, 8, 16\] is invalid: expected \[3, -1, -1\]"):
         build_request(spec, 4, InputOptions({"m.A": (4, 8, 16)}), batched=True)
 
 
 def test_a_type_that_cannot_be_made_up_is_an_error_that_names_the_remedy() -> None:
     spec = ModelSpec("m", (TensorSpec("A", "BF16", (-1, 3)),))
-    with pytest.raises(SettingsError, match=r"model m: input A has the type BF16.*--data FILE.npz"):
+    with pytest.raises(SettingsError, match=r"model m: no values can be made up for input A of type BF16.*--data FILE.npz"):
         build_request(spec, 1, InputOptions(), batched=True)
 
 
@@ -104,9 +104,9 @@ def test_inputs_from_a_file(tmp_path: Path) -> None:
     upper = np.arange(3, dtype=np.float32).view(np.uint16)[1::2]
     assert build_request(half, 1, InputOptions(file=file), batched=True).message.raw_input_contents[0] == upper.tobytes()
     other = ModelSpec("m", (TensorSpec("Z", "FP32", (-1, 3)),))
-    with pytest.raises(SettingsError, match=r"no array Z or m\.Z; model m takes Z, and the file holds A"):
+    with pytest.raises(SettingsError, match=r"no array for input Z of model m: expected Z or m\.Z, found A"):
         build_request(other, 2, InputOptions(file=file), batched=True)
-    with pytest.raises(SettingsError, match="array A is float32; the model takes INT8"):
+    with pytest.raises(SettingsError, match="array A is float32: expected INT8"):
         build_request(ModelSpec("m", (TensorSpec("A", "INT8", (-1, 3)),)), 2, InputOptions(file=file), batched=True)
 
 
@@ -215,11 +215,11 @@ def test_a_lever_under_which_too_little_was_on_its_way_is_not_proven() -> None:
     assert found.proven == {"remove_one": True, "add_many": False, "rebatch": False}
 
 
-def test_requests_on_their_way_when_a_lever_is_pulled_count() -> None:
+def test_requests_in_flight_when_a_lever_is_pulled_count() -> None:
     load = OpenLoad(None, StageRequest(None), 1.0)
     load.answers += [(0.0, 0.9, 900.0), (0.5, 1.2, None), (1.1, 1.3, 200.0), (4.0, 4.5, 500.0)]
     assert load.ended_between(0.0, 1.0) == [900.0]
-    assert load.on_their_way(1.0, 3.0) == ([200.0], 1)
+    assert load.in_flight(1.0, 3.0) == ([200.0], 1)
 
 
 def test_a_stale_profile_is_named_and_refused_unless_allowed(tmp_path: Path) -> None:

@@ -52,5 +52,5 @@ def test_requests_that_the_server_keeps_in_its_buffer_are_not_waited_for(server:
 
 def test_a_trace_that_lacks_more_than_a_buffer_holds_is_an_error(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("themis_triton.profile.trace._FLUSH_S", 0.6)
-    with pytest.raises(ServerError, match="holds 3 requests of 40 that were served"):
+    with pytest.raises(ServerError, match="holds 3 of 40 served requests"):
         asyncio.run(traced(server, tmp_path / "trace.json", 3, 40))

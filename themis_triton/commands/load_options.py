@@ -43,6 +43,7 @@ def options_from(flags: LoadFlags) -> LoadOptions:
         pipelines=tuple(_pipeline(name, flags, config) for name in names),
         seed=flags.seed,
         shapes=shapes_from(flags.shapes),
+        inputs={name: model.inputs for name, model in config.models.items()} if config is not None else {},
         out=flags.out,
     )
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from themis_triton.commands.interruptible import run_interruptible
-from themis_triton.commands.profile_command import BenchFlags, Place, models_of, opened, resolve
+from themis_triton.commands.profile_command import BenchFlags, Place, inputs_of, models_of, opened, resolve, warmed_with
 from themis_triton.profile.files import read_profile, refuse_other, replace_profile
 from themis_triton.profile.identity import device_name
 from themis_triton.profile.probe import ProbeOptions, probe_model
@@ -36,10 +37,11 @@ async def _probed(
     model: str, options: ProbeOptions, place: Place, console: Console, path: Path, profile: ProfileSettings
 ) -> OperationsSettings:
     with console.status(f"{model}: starting a scratch server") as status:
-        async with opened(model, place) as bench:
+        async with opened(model, warmed_with(place, model, options.inputs)) as bench:
             if profile.measured is not None:
                 now = {"model": model, "config_hash": config_hash_of(bench, place.files(model)), "device": device_name(bench.server.device)}
                 refuse_other(path, profile.measured.model_dump(), now, f"measure it again with `themis profile {model}`")
+            options = replace(options, inputs=inputs_of(model, options.inputs, place, bench))
             return await probe_model(bench, options, lambda lever: status.update(f"{model}: {lever}"))
 
 

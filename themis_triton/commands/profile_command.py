@@ -14,18 +14,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from themis_triton.adapters.launchers import bare_launchers, stop_all
+from themis_triton.adapters.triton.arrays import read_arrays
 from themis_triton.adapters.triton.model_config import CONFIG_FILE
 from themis_triton.commands.interruptible import run_interruptible
-from themis_triton.core.config import DeviceSlot, LaunchConfig, LocalLaunchConfig, ThemisConfig
+from themis_triton.core.config import DeviceSlot, LaunchConfig, LocalLaunchConfig, ModelInputs, ThemisConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.fleet import Server
 from themis_triton.daemon.lock import locked
 from themis_triton.profile.bench import Bench, adopted_bench, adopted_server, launched_bench, live_models
 from themis_triton.profile.files import check_writable
-from themis_triton.profile.grid import GridPlan
+from themis_triton.profile.grid import GridPlan, next_points
 from themis_triton.profile.identity import model_config
-from themis_triton.profile.inputs import InputOptions, read_arrays
-from themis_triton.profile.measure import Accuracy
+from themis_triton.profile.inputs import InputOptions, made_up_shapes, with_configured
+from themis_triton.profile.measure import Accuracy, is_poor
 from themis_triton.profile.run import ProfileOptions, Step, kept, profile_model, refuse_live
 from themis_triton.report.profile_html import write_report
 from themis_triton.report.profile_pictures import draw_profile
@@ -38,6 +39,7 @@ from themis_triton.settings.shipped import shipped
 _WATCH_S = 2.0
 _STOP_S = 5.0
 _DEFAULT_INSTANCES = 8
+_STEADY_FRACTION = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ def check_inputs(inputs: InputOptions, models: tuple[str, ...]) -> None:
 
 def resolve(flags: BenchFlags) -> Place:
     """Flags and settings together. SettingsError names the flag that does not fit."""
-    config = load_settings(flags.config) if flags.config is not None else None
+    config = load_settings(flags.config, allow_missing_profiles=True) if flags.config is not None else None
     if flags.slot is not None and (config is None or config.launch is None):
         raise SettingsError(f"--slot {flags.slot}: slots are those of settings, and none are given; give -c FILE, or --device instead")
     launch: LaunchConfig
@@ -211,9 +213,48 @@ async def _profiled(model: str, out: Path, flags: ProfileFlags, place: Place, co
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         teller = _Teller(model, console, bar, bar.add_task(f"{model}: starting", total=None, left=""))
-        async with opened(model, place) as bench:
+        async with opened(model, warmed_with(place, model, flags.inputs)) as bench:
             plan = _plan(model, flags, place, bench.config.max_batch_size)
-            return await profile_model(bench, ProfileOptions(out, plan, flags.accuracy, flags.inputs, files), teller)
+            console.print(cost_of(model, plan, flags.accuracy), markup=False, highlight=False, soft_wrap=True)
+            inputs = inputs_of(model, flags.inputs, place, bench)
+            for name, sizes in made_up_shapes(bench.spec, inputs, batched=bench.batched).items():
+                console.print(made_up_warning(model, name, sizes), markup=False, highlight=False, soft_wrap=True)
+            return await profile_model(bench, ProfileOptions(out, plan, flags.accuracy, inputs, files), teller)
+
+
+def inputs_of(model: str, inputs: InputOptions, place: Place, bench: Bench) -> InputOptions:
+    """The flags' inputs, completed by the settings and the model's own `model_warmup`."""
+    configured = place.config.models[model].inputs if place.config is not None and model in place.config.models else ModelInputs()
+    return with_configured(inputs, model, configured, bench.config)
+
+
+def warmed_with(place: Place, model: str, inputs: InputOptions) -> Place:
+    """The place, whose server is warmed up with the flags' inputs; inputs without a flag are those of the settings."""
+    configured = place.launch.inputs.get(model, ModelInputs())
+    own = {key.partition(".")[2]: sizes for key, sizes in inputs.shapes.items() if key.partition(".")[0] == model}
+    if inputs.file is not None:
+        configured = ModelInputs(file=inputs.file)
+    elif own:
+        configured = ModelInputs({**configured.shapes, **own})
+    return replace(place, launch=replace(place.launch, inputs={**place.launch.inputs, model: configured}))
+
+
+def cost_of(model: str, plan: GridPlan, accuracy: Accuracy) -> str:
+    """How long a profile may take."""
+    corners = len(next_points(plan, {}))
+    minutes = max(1, round(plan.max_points * accuracy.max_seconds / 60.0))
+    return (
+        f"{model}: measuring {min(corners, plan.max_points)} to {plan.max_points} points, at most {accuracy.max_seconds:g} s each: "
+        f"up to {minutes} min"
+    )
+
+
+def made_up_warning(model: str, name: str, sizes: list[int]) -> str:
+    """What to do about an input whose free dimensions have made-up sizes."""
+    return (
+        f"warning: {model}: input {name} has free dimensions and is measured with the made-up shape {sizes}. "
+        f"Fix: set models.{model}.inputs in the settings, or --shape {model}.{name}=…"
+    )
 
 
 @dataclass(slots=True)
@@ -279,5 +320,12 @@ def _say(console: Console, out: Path, profile: ProfileSettings, accuracy: Accura
     lines = [f"{out}: {len(measured.points)} points, {form}"]
     if loose := [f"l({point.batch}, {point.instances})" for point in measured.points if accuracy.misses(point)]:
         lines.append(f"less precise than ±{accuracy.precision:.1%}: {', '.join(loose)}; a longer --max-seconds measures them better")
+    if poor := [f"l({point.batch}, {point.instances})" for point in measured.points if is_poor(point)]:
+        lines.append(f"the table holds the upper end of the interval at {', '.join(poor)}, because it is wide")
+    if measured.drift_ratio is not None and abs(measured.drift_ratio - 1.0) > _STEADY_FRACTION:
+        lines.append(
+            f"warning: the first point took {measured.drift_ratio:.2f} times as long at the end as at the start. "
+            "Fix: stop other work on the machine, and measure again"
+        )
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

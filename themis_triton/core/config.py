@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -75,6 +76,17 @@ class ModelProfile:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelInputs:
+    """Inputs of the requests that Themis itself sends to a model (warm-up, profile, probe, load).
+
+    `shapes`: by input, without the batch dimension. `file`: an `.npz` file with one array per input, named `INPUT` or `MODEL.INPUT`.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """Bounds of one model on one server, and its profile; `max_batch` bounds what a plan may choose.
 
@@ -90,6 +102,7 @@ class ModelConfig:
     server_price: float | None = None
     instance_price: float | None = None
     require_probed_operations: bool = False
+    inputs: ModelInputs = ModelInputs()
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +169,7 @@ class LaunchConfig:
     warmup_requests: int = 2
     drain_timeout_s: float = 30.0
     stop_timeout_s: float = 15.0
+    inputs: Mapping[str, ModelInputs] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

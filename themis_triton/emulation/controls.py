@@ -1,4 +1,4 @@
-"""Switches that a test or an experiment may turn while emulated models run: slower service, failing initialisation."""
+"""Controls of running emulated models for tests and experiments: slower service, failing initialisation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ScaleFile:
         self._read_at_s = float("-inf")
 
     def __call__(self) -> float:
-        """The factor now."""
+        """The current factor."""
         now_s = time.monotonic()
         if now_s - self._read_at_s >= _READ_INTERVAL_S:
             self._read_at_s = now_s
@@ -58,7 +58,7 @@ def _factor(content: dict[str, float], model: str) -> float:
 
 
 def init_must_fail(path: Path, model: str) -> bool:
-    """Whether an instance of the model that starts now has to fail: the file exists and is empty or names the model on a line."""
+    """Whether a new instance of the model must fail: the file exists, and is empty or has a line with the model's name."""
     try:
         names = path.read_text(encoding="utf-8").split()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""An emulated device: a table in shared memory that tells every instance on a device slot how many of them are busy.
+"""An emulated device: a table in shared memory with the number of busy instances on a device slot.
 
 Each instance is a process of its own (the Python backend's stub). It takes a seat in a small file that all instances of the slot map,
 and marks the seat while it serves. A seat carries its process's pid and start time, so that a process which died while busy,
@@ -29,7 +29,7 @@ _STATE_FIELD, _START_FIELD = 0, 19
 
 
 def slot_name(environment: dict[str, str] | os._Environ[str] = os.environ) -> str:
-    """The device slot of this server, as the variable `THEMIS_EMULATED_DEVICE` says.
+    """The device slot of this server, from the variable `THEMIS_EMULATED_DEVICE`.
 
     Without it each server is a device of its own, named after the server's pid: two servers that nobody placed do not contend.
     """
@@ -37,12 +37,12 @@ def slot_name(environment: dict[str, str] | os._Environ[str] = os.environ) -> st
 
 
 def table_directory(environment: dict[str, str] | os._Environ[str] = os.environ) -> Path:
-    """Where the tables lie: `THEMIS_EMULATED_DIRECTORY`, by default /dev/shm. Devices in different directories share nothing."""
+    """The folder of the tables: `THEMIS_EMULATED_DIRECTORY`, by default /dev/shm. Devices in different folders are independent."""
     return Path(environment.get(DIRECTORY_VARIABLE) or "/dev/shm")  # noqa: S108 - shared memory is the purpose, the name carries the uid
 
 
 def table_path(slot: str, directory: Path) -> Path:
-    """The table's file of a slot; it carries the user's id, since tables are private to a user."""
+    """The table file of a slot; its name contains the user's id, because tables are private to a user."""
     return directory / f"{_prefix()}{quote(slot, safe=':@')}"
 
 
@@ -51,18 +51,18 @@ def _prefix() -> str:
 
 
 def process_start_ticks(pid: int) -> int:
-    """The start time of a running process in clock ticks since boot; 0 when there is none, or only a zombie."""
+    """The start time of a running process in clock ticks since boot; 0 for a zombie or without a process."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    # The command name stands in parentheses and may itself hold spaces and parentheses.
+    # The command name is in parentheses and may contain spaces and parentheses.
     fields = text.rpartition(")")[2].split()
     return 0 if fields[_STATE_FIELD] in "ZX" else int(fields[_START_FIELD])
 
 
 class DeviceSeat:
-    """One instance's seat at its device. Not for use by several threads at once.
+    """One instance's seat at its device; not thread-safe.
 
     Args:
         slot: the device slot's name; instances that give the same name in the same directory contend.
@@ -97,7 +97,7 @@ class DeviceSeat:
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """While inside, this instance counts as busy."""
+        """A context in which this instance counts as busy."""
         self._table[_BUSY, self._seat] = 1
         try:
             yield
@@ -105,7 +105,7 @@ class DeviceSeat:
             self._table[_BUSY, self._seat] = 0
 
     def busy_count(self) -> int:
-        """How many instances are busy on the device now, this one included if it is; microseconds, no system call most of the time."""
+        """The number of busy instances on the device, including this one; takes microseconds, mostly without a system call."""
         now_s = time.monotonic()
         if now_s - self._reaped_at_s >= _REAP_INTERVAL_S:
             self._reaped_at_s = now_s
@@ -122,7 +122,7 @@ class DeviceSeat:
             fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def close(self) -> None:
-        """Give the seat back; the last one to leave removes the table. Safe to call twice."""
+        """Release the seat; the last release removes the table. Idempotent."""
         if self._file < 0:
             return
         fcntl.flock(self._file, fcntl.LOCK_EX)
@@ -137,7 +137,7 @@ class DeviceSeat:
 
 
 def _open_locked(path: Path) -> int:
-    """Open the table's file, made where missing, and hold its lock; never a file that was removed in between."""
+    """The open, locked table file, created if missing; never a file that was removed meanwhile."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -161,8 +161,8 @@ def _unlink_if_same(path: Path, file: int) -> None:
 
 
 def _dead_seats(table: NDArray[np.int64], *, busy_only: bool) -> NDArray[np.intp]:
-    """Indices of seats whose process is gone."""
-    # A copy, because numpy refuses to search an array that other processes change meanwhile.
+    """Indices of seats whose process ended."""
+    # A copy: numpy does not search an array that other processes change.
     now = table.copy()
     taken = np.flatnonzero(now[_BUSY] if busy_only else now[_PID])
     dead = [seat for seat in taken if process_start_ticks(int(now[_PID, seat])) != now[_START, seat]]
@@ -170,12 +170,12 @@ def _dead_seats(table: NDArray[np.int64], *, busy_only: bool) -> NDArray[np.intp
 
 
 def _clear_dead(table: NDArray[np.int64]) -> None:
-    """Free the seats of processes that are gone; only while the file's lock is held."""
+    """Free the seats of processes that ended; the caller holds the file's lock."""
     table[:, _dead_seats(table, busy_only=False)] = 0
 
 
 def _remove_orphans(directory: Path, own: Path) -> None:
-    """Remove tables which no live process holds, left behind by servers that were killed."""
+    """Remove tables without a live process, left by killed servers."""
     for path in directory.glob(f"{_prefix()}*"):
         if path != own:
             _remove_if_orphan(path)
@@ -193,6 +193,6 @@ def _remove_if_orphan(path: Path) -> None:
         if _dead_seats(table, busy_only=False).size == np.count_nonzero(table[_PID]):
             _unlink_if_same(path, file)
     except BlockingIOError:
-        return  # Somebody is at the table right now, so it is no orphan.
+        return  # Another process holds the lock, so the table is in use.
     finally:
         os.close(file)

@@ -1,4 +1,4 @@
-"""The generic emulated model. Only Triton's Python backend imports this module: `triton_python_backend_utils` exists nowhere else."""
+"""The generic emulated model; only Triton's Python backend can import it, which provides `triton_python_backend_utils`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from themis_triton.emulation.parameters import Parameters, read_parameters
 from themis_triton.emulation.service import Service, noise_factors
 
 AROUND_S = 0.0005
-"""What a batch takes outside of `execute`, from Triton's stamp of its start to that of its end.
+"""The time of a batch outside `execute`, from Triton's start timestamp to its end timestamp.
 
 Measured on a server processor: 0.1 to 0.2 ms until `execute`, 0.3 ms until the answer has left. What `execute` itself does counts as it
 comes.
@@ -28,7 +28,7 @@ class TritonPythonModel:
     """Answers `OUTPUT = INPUT·2 + offset` after the service time that the model's surface gives for the batch and the contention."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Take a seat at the emulated device, after `init_s` seconds; fails as a device without memory would when told to."""
+        """Take a seat at the emulated device after `init_s` seconds; fails like a device without memory if the controls say so."""
         model = args["model_name"]
         parameters = read_parameters(model, json.loads(args["model_config"]))
         time.sleep(parameters.init_s)
@@ -41,7 +41,7 @@ class TritonPythonModel:
         self._service = Service(parameters.surface, self._seat, _scale(parameters, model), noise, AROUND_S)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Serve the requests as one batch: their batch dimensions add up."""
+        """Serve the requests as one batch of the sum of their batch dimensions."""
         begun_s = time.perf_counter()
         inputs = [pb_utils.get_input_tensor_by_name(request, "INPUT").as_numpy() for request in requests]
         answers = [self._answer(array) for array in inputs]

@@ -1,4 +1,4 @@
-"""What an emulated model's `config.pbtxt` may say in its `parameters`."""
+"""The `parameters` of an emulated model's `config.pbtxt`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Parameters:
 
     @property
     def surface(self) -> Surface:
-        """The surface, the constant factor included."""
+        """The surface, including the constant factor."""
         scale = self.service_scale
         return Surface(self.alpha_ms * scale, self.beta_ms * scale, self.gamma_ms * scale, self.zeta_ms * scale)
 

@@ -1,4 +1,4 @@
-"""The emulated service itself: progress through a batch at the speed that the device's momentary contention allows."""
+"""The emulated service: progress through a batch at the speed of the device's current contention."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Service:
 
 
 def noise_factors(cv: float, instance: str) -> Callable[[], float]:
-    """Lognormal factors of mean 1 and the given coefficient of variation, the same sequence each time that an instance starts."""
+    """Lognormal factors of mean 1 and the given coefficient of variation; every instance start gets the same sequence."""
     if cv == 0:
         return lambda: 1.0
     sigma = math.sqrt(math.log1p(cv**2))

@@ -1,1 +1,1 @@
-"""Open-loop load: traces, arrivals, and a generator that never waits for answers before it sends."""
+"""Open-loop load: traces, arrivals, and a generator that sends without waiting for responses."""

@@ -1,4 +1,4 @@
-"""The way to the server: a gRPC channel, and what the models there take."""
+"""The connection to a server: a gRPC channel, and the inputs of its models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from themis_triton.core.errors import ServerError, SettingsError
 from themis_triton.load.requests import OFFSET_PARAMETER, ModelSpec, TensorSpec
 
-# A server that comes back is found again within a second; gRPC itself would wait up to two minutes.
+# Reconnects to a restarted server within a second; gRPC's default waits up to two minutes.
 _CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -25,7 +25,7 @@ _CHANNEL_OPTIONS = (
 
 @asynccontextmanager
 async def open_stub(address: str, timeout_s: float) -> AsyncIterator[Any]:
-    """The KServe-v2 stub of a connected channel. SettingsError for a malformed address, ServerError when nobody answers there."""
+    """The KServe-v2 stub of a connected channel. Raises SettingsError for a malformed address, ServerError if no server answers."""
     host, _, port = address.rpartition(":")
     if "/" in address or not host or not port.isdigit():
         raise SettingsError(f"--address {address}: allowed is HOST:PORT of a gRPC service, for example 127.0.0.1:8001")
@@ -41,7 +41,7 @@ async def open_stub(address: str, timeout_s: float) -> AsyncIterator[Any]:
 
 
 async def read_specs(stub: Any, models: Sequence[str], timeout_s: float) -> dict[str, ModelSpec]:  # noqa: ANN401 - generated stubs have no types
-    """What each model takes, from its metadata and configuration. ServerError with the server's own answer when it refuses."""
+    """The inputs of each model, from its metadata and configuration. Raises ServerError with the server's error if it refuses."""
     return {model: await _read_spec(stub, model, timeout_s) for model in dict.fromkeys(models)}
 
 
@@ -58,7 +58,7 @@ async def _read_spec(stub: Any, model: str, timeout_s: float) -> ModelSpec:  # n
 
 
 def _known_offset(inputs: Sequence[TensorSpec], config: Any) -> float | None:  # noqa: ANN401 - as above
-    """The emulated models' `offset`, where the model is one: one FP32 input INPUT of free dimensions."""
+    """The `offset` of an emulated model, which has one FP32 input INPUT with free dimensions; else None."""
     emulated = len(inputs) == 1 and inputs[0].name == "INPUT" and inputs[0].datatype == "FP32" and set(inputs[0].shape) == {-1}
     if not emulated or OFFSET_PARAMETER not in config.parameters:
         return None

@@ -1,4 +1,4 @@
-"""Open-loop load over gRPC: every request is sent at its intended time, however slow the answers are."""
+"""Open-loop load over gRPC: every request is sent at its intended time, whatever the latency of responses."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ OnSecond = Callable[[SecondStats], None]
 
 
 def ignore_start(_duration_s: int, _requests: int) -> None:
-    """For callers who need not know that the first request is about to be sent."""
+    """The default: ignore that the first request is about to be sent."""
 
 
 def ignore_second(_stats: SecondStats) -> None:
-    """For callers who need no live figures."""
+    """The default: ignore live figures."""
 
 
 async def run_load(
@@ -50,7 +50,7 @@ async def run_load(
     on_second: OnSecond = ignore_second,
     stop: asyncio.Event | None = None,
 ) -> tuple[LoadReport, tuple[LoadResult, ...]]:
-    """Send all pipelines' requests at the same time and measure them.
+    """The results of a run that sends all pipelines' requests concurrently.
 
     `on_start(duration_s, requests)` is called when the clock starts, `on_second` once a second for each pipeline. Setting `stop`
     ends the sending; requests on the way get `STOP_DRAIN_S` more. Raises SettingsError and ServerError before the first request.
@@ -62,7 +62,11 @@ async def run_load(
         rng = np.random.default_rng((options.seed, VARIANTS))
         runs = [
             PipelineRun(
-                pipeline, build_chain([specs[s] for s in pipeline.stages], VARIANTS, rng, options.shapes), intended_s, stub, options
+                pipeline,
+                build_chain([specs[s] for s in pipeline.stages], VARIANTS, rng, options.shapes, options.inputs),
+                intended_s,
+                stub,
+                options,
             )
             for pipeline, intended_s in zip(options.pipelines, schedules, strict=True)
         ]
@@ -82,7 +86,7 @@ async def run_load(
 
 
 class PipelineRun:
-    """One pipeline under load: sends by the schedule, walks the stages, keeps a row a request."""
+    """One pipeline under load: sends on schedule, calls the stages in order, keeps one row per request."""
 
     def __init__(
         self,
@@ -109,7 +113,7 @@ class PipelineRun:
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def send_all(self, start_s: float, duration_s: int, group: asyncio.TaskGroup) -> None:
-        """Start every request at its intended time; one that is late is sent at once, never skipped. Ends when the trace does."""
+        """Start every request of the trace at its intended time; an overdue one is sent at once, never skipped."""
         for row, intended_s in enumerate(self._intended_s.tolist()):
             delay_s = start_s + intended_s - self._loop.time()
             if delay_s > 0.0:
@@ -140,7 +144,7 @@ class PipelineRun:
         )
 
     def give_up(self) -> None:
-        """End what is still on the way; it stays `unfinished`."""
+        """Cancel the requests in flight; they stay `unfinished`."""
         for task in self.tasks:
             task.cancel()
 
@@ -200,7 +204,7 @@ def _schedules(options: LoadOptions) -> tuple[list[FloatArray], int]:
 
 
 async def _run_all(runs: Sequence[PipelineRun], duration_s: int, options: LoadOptions, on_second: OnSecond, stop: asyncio.Event) -> bool:
-    """Send, wait for the answers, bounded; whether `stop` ended the sending."""
+    """Send, and wait a bounded time for responses; True if `stop` ended the sending."""
     start_s = asyncio.get_running_loop().time()
     async with asyncio.TaskGroup() as group:
         ticker = group.create_task(_tick(runs, start_s, on_second))

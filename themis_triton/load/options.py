@@ -1,4 +1,4 @@
-"""What to send, where and how long to wait: the whole of a load run as one frozen value, which travels as JSON."""
+"""The options of a load run: one frozen value, which a child process gets as JSON."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from themis_triton.core.config import ModelInputs
 from themis_triton.core.errors import SettingsError
 from themis_triton.load.traces import TraceOptions
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineLoad:
-    """One pipeline: each request walks `stages` (model names) one after the other."""
+    """One pipeline: each request calls `stages` (model names) in order."""
 
     name: str
     stages: tuple[str, ...]
@@ -26,7 +27,8 @@ class LoadOptions:
     """A load run. `address` is `host:port` of a KServe-v2 gRPC service.
 
     `request_timeout_s` counts from a request's intended send time, `drain_s` from the last one: what is unanswered then has failed.
-    `shapes` fixes free input dimensions by `MODEL.INPUT`. `out`: a `.npz` file for the rows of every request.
+    `shapes` fixes free input dimensions by `MODEL.INPUT`; else `inputs`, by model, does.
+    `out`: a `.npz` file for the rows of every request.
     """
 
     address: str
@@ -36,6 +38,7 @@ class LoadOptions:
     request_timeout_s: float = 30.0
     drain_s: float = 30.0
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    inputs: dict[str, ModelInputs] = field(default_factory=dict)
     out: Path | None = None
 
 
@@ -48,7 +51,7 @@ def to_json(options: LoadOptions) -> str:
 
 
 def from_json(text: str) -> LoadOptions:
-    """The options out of `to_json`'s line. Raises SettingsError naming the key that is wrong."""
+    """The options from the line of `to_json`. Raises SettingsError with the invalid key."""
     try:
         return _ADAPTER.validate_json(text)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Load from a process of its own, so that its CPU time never disturbs the one that watches it."""
+"""Load from a child process, so that its CPU time does not disturb the observing process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _REPORT = TypeAdapter(LoadReport)
 
 
 class LoadProcess:
-    """A load run in a child process, as an asynchronous context: it starts on entry and has ended on exit, however that comes.
+    """A load run in a child process, as an asynchronous context: it starts on entry and has ended on exit, also after an exception.
 
     On entry the models have been found and the first request is due now. Iterate `seconds()` to the end, then read `report`.
     """
@@ -41,7 +41,7 @@ class LoadProcess:
         self.requests = 0
 
     async def __aenter__(self) -> Self:
-        """Start. Raises SettingsError or ServerError with the child's own message when it cannot send."""
+        """Start the child. Raises SettingsError or ServerError with the child's message if it cannot send."""
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __aexit__
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -52,7 +52,7 @@ class LoadProcess:
             stdout=asyncio.subprocess.PIPE,
             stderr=self._stderr,
             limit=_LINE_LIMIT_BYTES,
-            # Ctrl-C in a terminal reaches the parent alone, which then ends this one in its order.
+            # Ctrl-C in a terminal reaches only the parent, which then ends this process.
             start_new_session=True,
         )
         try:
@@ -64,12 +64,12 @@ class LoadProcess:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """End the child if it still runs."""
+        """End the child if it runs."""
         await self.stop()
 
     @property
     def report(self) -> LoadReport:
-        """The whole run; known once `seconds()` has ended."""
+        """The report of the run; available after `seconds()` ended."""
         if self._report is None:
             raise ServerError("the load has not ended; iterate seconds() to its end first")
         return self._report
@@ -82,7 +82,7 @@ class LoadProcess:
         return self._process.pid
 
     async def seconds(self) -> AsyncIterator[SecondStats]:
-        """Live figures, one value a second and pipeline, until the run ends."""
+        """Live figures, one value per second and pipeline, until the run ends."""
         while True:
             line = await self._line("second", "report")
             if line["kind"] == "report":
@@ -91,12 +91,12 @@ class LoadProcess:
             yield SecondStats(**{key: value for key, value in line.items() if key != "kind"})
 
     def request_stop(self) -> None:
-        """Stop sending; the report of what was sent still comes through `seconds()`."""
+        """Stop sending; `seconds()` still delivers the report of the requests sent."""
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(signal.SIGTERM)
 
     async def stop(self) -> None:
-        """SIGTERM, then after a bounded wait SIGKILL; returns when the child is gone."""
+        """Send SIGTERM, then after a bounded wait SIGKILL; return when the child has ended."""
         process = self._process
         if process is not None and process.returncode is None:
             self.request_stop()
@@ -153,7 +153,7 @@ async def _child(options: LoadOptions) -> int:
     try:
         await _run_and_emit(options, stop)
     except* BrokenPipeError:
-        # The parent has died. The interpreter's own flush at exit must not meet the broken pipe again.
+        # The parent ended. The interpreter's flush at exit must not raise for the broken pipe again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = ServerError.exit_code
     return status

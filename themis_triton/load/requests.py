@@ -1,4 +1,4 @@
-"""Requests for any model, built from its metadata, and the check of every answer's content."""
+"""Requests for any model, from its metadata, and the check of each response's content."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import serialize_byte_tensor
 
+from themis_triton.adapters.triton.arrays import input_array, read_arrays
+from themis_triton.core.config import ModelInputs
 from themis_triton.core.errors import SettingsError
 
 OFFSET_PARAMETER = "offset"
@@ -43,7 +45,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What a model takes. `offset` is set for the emulated models, whose answer is known: OUTPUT = INPUT·2 + offset."""
+    """The inputs of a model. `offset` is set for emulated models, whose response is known: OUTPUT = INPUT·2 + offset."""
 
     name: str
     inputs: tuple[TensorSpec, ...]
@@ -52,24 +54,31 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class StageRequest:
-    """A request message ready to send, and the answer's bytes where they are known."""
+    """A request message, and the expected bytes of the response if they are known."""
 
     message: Any
     expected: bytes | None = None
 
 
 def build_chain(
-    specs: Sequence[ModelSpec], variants: int, rng: np.random.Generator, shapes: Mapping[str, tuple[int, ...]]
+    specs: Sequence[ModelSpec],
+    variants: int,
+    rng: np.random.Generator,
+    shapes: Mapping[str, tuple[int, ...]],
+    inputs: Mapping[str, ModelInputs] | None = None,
 ) -> tuple[tuple[StageRequest, ...], ...]:
-    """`variants` × stages: requests of different values, so that answers mixed up between requests are noticed.
+    """`variants` × stages: requests with different values, so that swapped responses are detected.
 
-    A stage whose predecessor's answer is known gets that answer as its input. `shapes` fixes free dimensions, by `MODEL.INPUT`.
+    A stage whose predecessor's response is known gets it as input. `shapes` fixes free dimensions, by
+    `MODEL.INPUT`, and takes precedence over `inputs`, by model.
     """
-    return tuple(_one_chain(specs, rng, shapes) for _ in range(variants))
+    return tuple(
+        _one_chain([_Source(spec, shapes, (inputs or {}).get(spec.name, ModelInputs())) for spec in specs], rng) for _ in range(variants)
+    )
 
 
 def wrong_answer(request: StageRequest, answer: Any) -> str | None:  # noqa: ANN401 - protobuf's generated classes have no types
-    """Why the answer is wrong, or None. Unknown answers must have outputs, each with a shape and just the bytes it tells."""
+    """The error of a response, or None. A response without expected bytes must have outputs, each with a shape and as many bytes."""
     outputs = answer.outputs
     contents = answer.raw_output_contents
     if not outputs or len(outputs) != len(contents):
@@ -81,47 +90,64 @@ def wrong_answer(request: StageRequest, answer: Any) -> str | None:  # noqa: ANN
     return _difference(request.expected, contents[0])
 
 
-def _one_chain(specs: Sequence[ModelSpec], rng: np.random.Generator, shapes: Mapping[str, tuple[int, ...]]) -> tuple[StageRequest, ...]:
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A model and the source of its values: `shapes` by `MODEL.INPUT` with the batch dimension, or the configured inputs without it."""
+
+    spec: ModelSpec
+    shapes: Mapping[str, tuple[int, ...]]
+    configured: ModelInputs
+
+    def values(self, tensor: TensorSpec, rng: np.random.Generator) -> NDArray[Any]:
+        """The array of the file; else small integers, exact in every type, and their digits as text."""
+        key = f"{self.spec.name}.{tensor.name}"
+        file = self.configured.file
+        if file is not None and key not in self.shapes:
+            value = input_array(file, read_arrays(file), self.spec.name, tensor.name, tensor.datatype)
+            return value[None] if _is_batched(tensor) else value
+        shape = self._shape(tensor, key)
+        if tensor.datatype == "BYTES":
+            return np.array([str(number).encode() for number in rng.integers(0, 100, int(np.prod(shape)))], dtype=object).reshape(shape)
+        if tensor.datatype not in _NUMPY_TYPES:
+            raise SettingsError(
+                f"model {self.spec.name}: no values can be made up for input {tensor.name} of type {tensor.datatype}: "
+                f"expected {', '.join(_NUMPY_TYPES)} or BYTES. Fix: models.{self.spec.name}.inputs.file in the settings"
+            )
+        return rng.integers(0, 100, shape).astype(_NUMPY_TYPES[tensor.datatype])
+
+    def _shape(self, tensor: TensorSpec, key: str) -> tuple[int, ...]:
+        leading = (1,) if _is_batched(tensor) else ()
+        option, shape = f"--shape {key}", self.shapes.get(key)
+        if shape is None and tensor.name in self.configured.shapes:
+            option, shape = f"models.{self.spec.name}.inputs.shapes.{tensor.name}", leading + self.configured.shapes[tensor.name]
+        if shape is None:
+            return leading + tuple(FREE_DIMENSION if size < 0 else size for size in tensor.shape[len(leading) :])
+        fits = len(shape) == len(tensor.shape) and all(
+            size in (-1, given) and given > 0 for size, given in zip(tensor.shape, shape, strict=True)
+        )
+        if not fits:
+            raise SettingsError(f"{option}: {list(shape)} is invalid: expected {list(tensor.shape)}, where -1 is free")
+        return shape
+
+
+def _is_batched(tensor: TensorSpec) -> bool:
+    return tensor.shape[:1] == (-1,) and len(tensor.shape) > 1
+
+
+def _one_chain(sources: Sequence[_Source], rng: np.random.Generator) -> tuple[StageRequest, ...]:
     chain: list[StageRequest] = []
     previous: NDArray[np.float32] | None = None
-    for spec in specs:
+    for source in sources:
+        spec = source.spec
         if spec.offset is None:
-            chain.append(_generic(spec, rng, shapes))
+            values = [source.values(tensor, rng) for tensor in spec.inputs]
+            chain.append(StageRequest(_message(spec, [value.shape for value in values], [_raw(value) for value in values])))
             previous = None
             continue
-        value = _values(spec.inputs[0], spec, rng, shapes).astype(np.float32) if previous is None else previous
+        value = source.values(spec.inputs[0], rng).astype(np.float32) if previous is None else previous
         previous = value * np.float32(2.0) + np.float32(spec.offset)
         chain.append(StageRequest(_message(spec, [value.shape], [value.tobytes()]), previous.tobytes()))
     return tuple(chain)
-
-
-def _generic(spec: ModelSpec, rng: np.random.Generator, shapes: Mapping[str, tuple[int, ...]]) -> StageRequest:
-    values = [_values(tensor, spec, rng, shapes) for tensor in spec.inputs]
-    return StageRequest(_message(spec, [value.shape for value in values], [_raw(value) for value in values]))
-
-
-def _values(tensor: TensorSpec, spec: ModelSpec, rng: np.random.Generator, shapes: Mapping[str, tuple[int, ...]]) -> NDArray[Any]:
-    """Small whole numbers, exact in every type; text is their digits."""
-    shape = _shape(tensor, f"{spec.name}.{tensor.name}", shapes)
-    if tensor.datatype == "BYTES":
-        return np.array([str(number).encode() for number in rng.integers(0, 100, int(np.prod(shape)))], dtype=object).reshape(shape)
-    if tensor.datatype not in _NUMPY_TYPES:
-        allowed = ", ".join([*_NUMPY_TYPES, "BYTES"])
-        raise SettingsError(f"model '{spec.name}': input '{tensor.name}' has the type {tensor.datatype}; load can make {allowed}")
-    return rng.integers(0, 100, shape).astype(_NUMPY_TYPES[tensor.datatype])
-
-
-def _shape(tensor: TensorSpec, key: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    wanted = shapes.get(key)
-    if wanted is None:
-        leading = (1,) if tensor.shape[:1] == (-1,) and len(tensor.shape) > 1 else ()
-        return leading + tuple(FREE_DIMENSION if size < 0 else size for size in tensor.shape[len(leading) :])
-    fits = len(wanted) == len(tensor.shape) and all(
-        size in (-1, given) and given > 0 for size, given in zip(tensor.shape, wanted, strict=True)
-    )
-    if not fits:
-        raise SettingsError(f"--shape {key}: found {list(wanted)}; the model takes {list(tensor.shape)}, where -1 is free")
-    return wanted
 
 
 def _message(spec: ModelSpec, shapes: Sequence[tuple[int, ...]], contents: Sequence[bytes]) -> Any:  # noqa: ANN401 - as above
@@ -148,7 +174,7 @@ def _malformed(output: Any, raw: bytes) -> str | None:  # noqa: ANN401 - as abov
 
 
 def _difference(expected: bytes, raw: bytes) -> str | None:
-    """A server that computes in double precision may differ in the last bit; anything else is wrong."""
+    """The difference, with a tolerance for servers that compute in double precision."""
     if len(raw) != len(expected):
         return f"{len(raw)} bytes, expected {len(expected)}"
     got, right = np.frombuffer(raw, "<f4"), np.frombuffer(expected, "<f4")

@@ -1,4 +1,4 @@
-"""The rows of a load run in a file."""
+"""A file with the rows of a load run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from themis_triton.load.results import LoadResult
 
 
 def check_writable(path: Path | None) -> None:
-    """Say before a long run, and not after it, that its rows could not be written. None: nothing will be."""
+    """Raise SettingsError before a run if its rows cannot be written. `path` None: nothing is written."""
     if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK) and not path.is_dir()):
         raise SettingsError(f"--out {path}: cannot write there; give a file in a folder that exists and is writable")
 

@@ -1,4 +1,4 @@
-"""What a load run measured: one row a request, and what follows from the rows."""
+"""The results of a load run: one row per request, and the statistics of the rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OK = 0
 WRONG_ANSWER = 100
 UNFINISHED = 101
 
-# gRPC's own status codes, whose numbers are part of its protocol, and ours above them.
+# gRPC's status codes, whose numbers are part of its protocol; our codes are above them.
 ERROR_NAMES = {
     1: "cancelled",
     2: "unknown",
@@ -55,7 +55,7 @@ class LoadResult:
 
     @property
     def ok(self) -> NDArray[np.bool_]:
-        """Which requests were answered, and rightly."""
+        """Which requests got a right response."""
         answered: NDArray[np.bool_] = self.error == OK
         return answered
 
@@ -82,7 +82,7 @@ class LoadSummary:
 
 @dataclass(frozen=True, slots=True)
 class SecondStats:
-    """What one pipeline's load saw in the second that ended at `at_s`: requests sent in it, and requests that ended in it."""
+    """One pipeline's figures of the second that ended at `at_s`: requests sent in it, and requests that ended in it."""
 
     pipeline: str
     at_s: float
@@ -97,7 +97,7 @@ class SecondStats:
 
 @dataclass(frozen=True, slots=True)
 class SecondSeries:
-    """One pipeline's run by the second of the INTENDED send time; entry s covers [s, s+1). None where nothing was answered."""
+    """One pipeline's run by the second of the INTENDED send time; entry s covers [s, s+1). None without a response."""
 
     sent: tuple[int, ...]
     failed: tuple[int, ...]
@@ -108,7 +108,7 @@ class SecondSeries:
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """A whole run. `summaries` and `series` stand in the order of the pipelines asked for; `cpu_s` is what the load itself used."""
+    """A whole run. `summaries` and `series` are in the order of the requested pipelines; `cpu_s` is the load's own CPU time."""
 
     duration_s: int
     summaries: tuple[LoadSummary, ...]
@@ -155,7 +155,7 @@ def by_second(result: LoadResult, duration_s: int) -> SecondSeries:
 
 
 def percentile_ms(values: FloatArray, percent: float) -> float | None:
-    """The smallest value that `percent` % of the values do not exceed; None of none."""
+    """The smallest value that `percent` % of the values do not exceed; None without values."""
     if values.size == 0:
         return None
     return float(np.percentile(values, percent, method="inverted_cdf"))

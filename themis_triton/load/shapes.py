@@ -1,4 +1,4 @@
-"""The traces that ship: seeded generators of one rate a second, whose phases stretch with the duration asked for."""
+"""The shipped traces: seeded generators of one rate per second; their phases stretch with the duration."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Shape:
 
 
 def shape_rates(name: str, seed: int, duration_s: int | None = None) -> FloatArray:
-    """Rates in requests/s, one a second, of the shipped shape `name`; the same for the same seed and duration.
+    """Rates in requests/s, one per second, of the shipped shape `name`; deterministic in seed and duration.
 
     The noise is a first-order autoregressive process on the logarithm of the rate: bursts of a few seconds, never negative.
     """
@@ -53,7 +53,7 @@ def _surge(x: FloatArray, _duration_s: float) -> FloatArray:
 
 
 def _diurnal(x: FloatArray, _duration_s: float) -> FloatArray:
-    """One day pressed into the duration: a night of 25 requests/s, a noon of 115, a bump in the evening."""
+    """A day compressed into the duration: 25 requests/s at night, 115 at noon, a second peak in the evening."""
     day = 0.5 - 0.5 * np.cos(2.0 * np.pi * x)
     evening = 20.0 * np.exp(-(((x - 0.62) / 0.07) ** 2)) * day
     rates: FloatArray = 25.0 + 90.0 * day + evening
@@ -69,7 +69,7 @@ def _flash(x: FloatArray, duration_s: float) -> FloatArray:
 
 
 def _steady(x: FloatArray, _duration_s: float) -> FloatArray:
-    """The same mean rate all the time."""
+    """A constant mean rate."""
     return np.full_like(x, 2.0 * _BASE_RPS)
 
 

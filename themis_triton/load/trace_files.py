@@ -21,13 +21,13 @@ TIME_COLUMNS = ("timestamp", "time", "datetime", "date", "ts", "arrival", "arriv
 RATE_COLUMNS = ("rps", "rate", "rate_rps", "requests", "count", "qps")
 MAX_TRACE_S = 31 * 86_400
 LATEST_S = 1e11
-"""No time stamp in seconds is larger; one of today in milliseconds is."""
+"""Larger than any current timestamp in seconds, smaller than one in milliseconds."""
 _RISING_LINES = 20
 _SUFFIXES = (".csv", ".npz", ".npy")
 
 
 def read_trace_file(path: Path) -> tuple[FloatArray, FloatArray | None]:
-    """Rates in requests/s, one a second, and the arrival times in seconds from the first one where the file has them.
+    """Rates in requests/s, one per second, and the arrival times in seconds from the first one where the file has them.
 
     CSV with a header: a column named like `rps` holds rates, one like `timestamp` holds arrivals (ISO 8601 or seconds).
     CSV without a header: one column; ISO 8601 values are arrivals, numbers are rates, unless they only ever rise: then they may as well
@@ -51,11 +51,11 @@ def checked_rates(values: NDArray[np.generic], source: str) -> FloatArray:
     """`values` as rates: one-dimensional, finite, at least 0, not empty. `source` starts the error's message."""
     if values.ndim != 1 or not np.issubdtype(values.dtype, np.number):
         raise SettingsError(
-            f"{source}: found an array of shape {values.shape} and type {values.dtype}; a trace is one row of rates, one a second"
+            f"{source}: found an array of shape {values.shape} and type {values.dtype}; a trace is one row of rates, one per second"
         )
     rates = values.astype(np.float64)
     if rates.size == 0:
-        raise SettingsError(f"{source}: the trace is empty; it needs at least one rate, in requests/s, one a second")
+        raise SettingsError(f"{source}: the trace is empty; it needs at least one rate, in requests/s, one per second")
     wrong = np.flatnonzero(~np.isfinite(rates) | (rates < 0.0))
     if wrong.size:
         raise SettingsError(f"{source}: second {wrong[0]} has the rate {rates[wrong[0]]}; allowed are finite numbers of at least 0")
@@ -119,7 +119,7 @@ def _without_header(rows: list[list[str]], path: Path) -> tuple[FloatArray, Floa
     rates = checked_rates(_numbers(rows, 0, path, first_line=1), str(path))
     if rates.size >= _RISING_LINES and np.all(np.diff(rates) > 0.0):
         raise SettingsError(
-            f"{path}: found {rates.size} numbers that only ever rise, and no header: rates, one a second, or arrivals in seconds? "
+            f"{path}: found {rates.size} numbers that only ever rise, and no header: rates, one per second, or arrivals in seconds? "
             "Write 'rps' or 'timestamp' as the first line"
         )
     return rates, None

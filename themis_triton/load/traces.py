@@ -1,4 +1,4 @@
-"""A trace is a rate for each second; arrivals are the moments at which requests shall be sent."""
+"""Traces (one rate per second) and arrivals (the intended send times of requests)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_ARRIVALS = 10_000_000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trace:
-    """`rates_rps[s]` requests/s in second s. `times_s`, where known, are the very arrivals (ascending, from 0)."""
+    """`rates_rps[s]` requests/s in second s. `times_s`: the exact arrivals, if known (ascending, from 0)."""
 
     name: str
     rates_rps: FloatArray
@@ -25,13 +25,13 @@ class Trace:
 
     @property
     def duration_s(self) -> int:
-        """Seconds that the trace covers."""
+        """The length of the trace in seconds."""
         return int(self.rates_rps.size)
 
 
 @dataclass(frozen=True, slots=True)
 class TraceOptions:
-    """Which trace, and what of it.
+    """A trace, and the part of it to use.
 
     `source` is a shape's name, `twitter-paper` (`-video`, `-sentiment`, `-nlp`), likewise `twitter@SECOND` for another window of the
     same stream, or a file. `from_s` and `to_s` cut, `scale` multiplies. `duration_s` stretches a shipped shape and cuts any other trace.
@@ -47,7 +47,7 @@ class TraceOptions:
 
 
 def load_trace(options: TraceOptions, seed: int = 0) -> Trace:
-    """The trace that the options name. Raises SettingsError for what cannot be read or holds no request."""
+    """The trace of the options. Raises SettingsError if it cannot be read or holds no request."""
     _check_options(options)
     trace = _source(options, seed)
     end_s = trace.duration_s if options.to_s is None else min(options.to_s, trace.duration_s)
@@ -128,7 +128,7 @@ def _scaled(trace: Trace, seed: int, scale: float) -> Trace:
 
 
 def _scaled_times(times: FloatArray, duration_s: int, seed: int | tuple[int, ...], scale: float) -> FloatArray:
-    """Each arrival `scale` times in the mean; the copies within half a second around it, inside the trace."""
+    """Each arrival `scale` times on average; copies lie within half a second of it, inside the trace."""
     if scale == 1.0:
         return times
     rng = np.random.default_rng(seed)

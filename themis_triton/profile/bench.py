@@ -1,4 +1,4 @@
-"""A Triton server made ready for measuring: one model, no batcher, so that a request of b inputs is executed as a batch of exactly b."""
+"""A Triton server prepared for measurement: one model without a batcher, so that a request of b inputs runs as a batch of b."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SERVER_NAME = "profile"
 
 @dataclass(frozen=True, slots=True)
 class LaunchTimes:
-    """A launch by phase, in s: to the model's load, the load, from loaded to ready, warm-up."""
+    """The phases of a launch, in s: up to the model's load, the load, from loaded to ready, warm-up."""
 
     process_s: float
     load_s: float
@@ -44,7 +44,7 @@ class LaunchTimes:
 
 @dataclass(slots=True)
 class Bench:
-    """The server under measurement and the ways to it. `launcher`, `tracer` and `launch` are None where the server is an adopted one."""
+    """The measured server and its connections. `launcher`, `tracer` and `launch` are None for an adopted server."""
 
     model: str
     server: Server
@@ -64,7 +64,7 @@ class Bench:
         return bool(self.config.max_batch_size > 0)
 
     async def set_instances(self, count: int) -> float:
-        """Change the count; returns how long the call took, in s. ServerError when it is refused."""
+        """The duration in s of a change of the instance count. Raises ServerError if it is refused."""
         loop = asyncio.get_running_loop()
         started_s = loop.time()
         await self.control.change(self.server, self.model, ModelState(count, 1, 0))
@@ -73,11 +73,11 @@ class Bench:
         return took_s
 
     async def read_memory(self) -> int:
-        """Bytes that the server's processes hold on its device; 0 where that cannot be told (an adopted server)."""
+        """Device memory of the server's processes in bytes; 0 if unknown (an adopted server)."""
         return await self.launcher.read_memory(self.server) if self.launcher is not None else 0
 
     async def statistics(self) -> Any:  # noqa: ANN401 - protobuf has no types
-        """Triton's cumulative statistics of the model. ServerError when it does not answer."""
+        """Triton's cumulative statistics of the model. Raises ServerError if it does not answer."""
         try:
             answer = await self.client.get_inference_statistics(self.model, client_timeout=_STUB_TIMEOUT_S)
         except InferenceServerException as error:
@@ -91,7 +91,7 @@ class Bench:
 
 @asynccontextmanager
 async def launched_bench(model: str, launch: LaunchConfig, slot: DeviceSlot, state_directory: Path) -> AsyncIterator[Bench]:
-    """Start a server of its own on a slot; it is stopped in the end, come what may.
+    """A bench on a server launched on a slot, which is stopped on exit.
 
     Raises:
         ServerError: it does not start, or the model does not load.
@@ -123,7 +123,7 @@ async def launched_bench(model: str, launch: LaunchConfig, slot: DeviceSlot, sta
 
 @asynccontextmanager
 async def adopted_bench(model: str, server: Server, state_directory: Path) -> AsyncIterator[Bench]:
-    """A running server; the model's configuration is taken over for the time, and put back in the end.
+    """A bench on a running server; the model's configuration is replaced, and restored on exit.
 
     Raises:
         ServerError: it does not answer, does not hold the model, or refuses the change.
@@ -135,7 +135,7 @@ async def adopted_bench(model: str, server: Server, state_directory: Path) -> As
         try:
             config = (await client.get_model_config(model, client_timeout=_STUB_TIMEOUT_S)).config
         except InferenceServerException as error:
-            raise ServerError(f"model {model} on {server.grpc_address}: {error.message()}; check address and name") from error
+            raise ServerError(f"model {model} on {server.grpc_address}: {error.message()}. Fix: check the address and the name") from error
         repository = _without_batcher(config, None, directory)
         stack.push_async_callback(_restore, client, server, model, config)
         yield await _opened(stack, model, replace(server, model_repository=str(repository)), config)
@@ -147,17 +147,17 @@ async def _restore(client: Any, server: Server, model: str, config: Config) -> N
         await client.load_model(model, headers=headers, config=to_json(config))
     except InferenceServerException as error:
         raise ServerError(
-            f"server {server.grpc_address}: model {model} could not be put back ({error.message()}); load it again"
+            f"server {server.grpc_address}: model {model} could not be restored ({error.message()}). Fix: load it again"
         ) from error
 
 
 def adopted_server(address: Address, device: str, key: str | None) -> Server:
-    """A server known by its gRPC address alone."""
+    """A server with only a gRPC address."""
     return Server(str(address), device, address, UNKNOWN_ADDRESS, UNKNOWN_ADDRESS, Phase.SERVING, launched=False, model_control_key=key)
 
 
 async def live_models(address: Address, watch_s: float) -> list[str]:
-    """Models of a running server that answered requests within so many seconds. ServerError when it does not answer."""
+    """The models of a running server that answered requests within `watch_s` seconds. Raises ServerError if it does not answer."""
     client = new_client(address)
     try:
         before = await _counts(client)
@@ -186,7 +186,7 @@ async def _opened(stack: AsyncExitStack, model: str, server: Server, config: Con
 
 
 def _without_batcher(config: Config, source: Path | None, target: Path) -> Path:
-    """A model folder with links to the model's files and a configuration without batching; returns its repository."""
+    """The repository of a model folder with links to the model's files and a configuration without batching."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     bare = type(config)()
@@ -201,7 +201,7 @@ def _without_batcher(config: Config, source: Path | None, target: Path) -> Path:
 
 
 def _launch_times(log_file: Path, model: str, ready_s: float, warm_up_s: float) -> LaunchTimes:
-    """Phases by the times in the server's log; without them all counts as ready."""
+    """The phases, from the times in the server's log; without them the whole launch counts as `ready_s`."""
     text = log_file.read_text(encoding="utf-8", errors="replace")
     first, loading, loaded = (_log_time(text, mark) for mark in ("", f'"loading: {model}:', f"successfully loaded '{model}'"))
     if first is None or loading is None or loaded is None:
@@ -212,7 +212,7 @@ def _launch_times(log_file: Path, model: str, ready_s: float, warm_up_s: float) 
 
 
 def _log_time(text: str, mark: str) -> datetime | None:
-    """The time of the last line that holds the mark, or of the first line of all."""
+    """The time of the last line with the mark; of the first line without a mark."""
     lines = [line for line in text.splitlines() if mark in line and re.match(r"[IWE]\d{4} ", line)]
     line = (lines[-1] if mark else lines[0]) if lines else ""
     stamp = re.match(r"[IWE](\d{4} \d\d:\d\d:\d\d\.\d+)", line)

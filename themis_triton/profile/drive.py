@@ -1,11 +1,13 @@
-"""Closed-loop load: as many clients as instances, each sending its next request when the last was answered, so all are busy at once."""
+"""Closed-loop load: one client per instance, each with one request in flight, so that all instances are busy."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 import grpc
@@ -14,11 +16,13 @@ from themis_triton.core.errors import ServerError
 from themis_triton.load.requests import StageRequest, wrong_answer
 
 _WARM_ROUNDS = 2
+_SETTLE_REQUESTS = 5
+_STABLE_FRACTION = 0.95
 
 
 @dataclass(slots=True)
 class ClosedLoop:
-    """Clients that keep a model busy. `latencies_ms` holds the client-side time of every answered request, in the order of answers."""
+    """Clients that keep a model busy. `latencies_ms` holds the client-side time of every answered request, in order of the responses."""
 
     stub: Any
     request: StageRequest
@@ -29,15 +33,29 @@ class ClosedLoop:
     _progress: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def answered(self, count: int) -> None:
-        """Wait until so many requests were answered in all. ServerError of the first request that failed."""
+        """Wait until `count` requests in total were answered. Raises the ServerError of the first request that failed."""
         while len(self.latencies_ms) < count and self.failure is None:
             self._progress.clear()
             await self._progress.wait()
         if self.failure is not None:
             raise self.failure
 
+    async def settle(self, max_s: float) -> None:
+        """Wait until the latency no longer falls: the median of a window is not below 95 % of the one before. At most `max_s`."""
+        size = max(_SETTLE_REQUESTS, _WARM_ROUNDS * self.clients)
+        previous = math.inf
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max_s):
+                while True:
+                    start = len(self.latencies_ms)
+                    await self.answered(start + size)
+                    current = median(self.latencies_ms[start : start + size])
+                    if current >= _STABLE_FRACTION * previous:
+                        return
+                    previous = current
+
     async def client(self) -> None:
-        """Send one request after the other, until cancelled or one fails."""
+        """Send one request after the other until cancelled or until one fails."""
         loop = asyncio.get_running_loop()
         while self.failure is None:
             sent_s = loop.time()
@@ -53,13 +71,13 @@ class ClosedLoop:
 
     def _fail(self, what: str) -> None:
         name = self.request.message.model_name
-        self.failure = self.failure or ServerError(f"model {name} {what}; see the server's log, and the inputs (--shape, --data)")
+        self.failure = self.failure or ServerError(f"model {name} {what}. Fix: see the server's log, and the inputs (--shape, --data)")
         self._progress.set()
 
 
 @asynccontextmanager
 async def closed_loop(stub: Any, request: StageRequest, clients: int, timeout_s: float) -> AsyncIterator[ClosedLoop]:  # noqa: ANN401 - generated stubs have no types
-    """A running closed loop, already warm: each client's first requests are answered and forgotten."""
+    """A running closed loop; each client's first requests are answered already."""
     loop = ClosedLoop(stub, request, clients, timeout_s)
     tasks = [asyncio.create_task(loop.client()) for _ in range(clients)]
     try:

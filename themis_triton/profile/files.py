@@ -1,4 +1,4 @@
-"""The profile file and the resume file beside it: YAML, written whole or not at all."""
+"""The profile file and its resume file: YAML, written atomically."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from themis_triton.settings.measured import LaunchSettingsMeasured, PointSetting
 from themis_triton.settings.profile import ProfileSettings
 
 _HEADER = "# Written by `themis profile`; name it under `models.NAME.profile` of the settings. Times are of batches, in ms.\n"
-_RESUME_HEADER = "# An unfinished profile. `themis profile` goes on with it; delete it to begin anew.\n"
+_RESUME_HEADER = "# An unfinished profile. `themis profile` resumes it; delete it to start again.\n"
 
 
 SectionT = TypeVar("SectionT", bound=Section)
 
 
 class Conditions(Section):
-    """What must be the same for points to belong to one profile."""
+    """The conditions that all points of a profile share."""
 
     model: str
     model_version: str
@@ -35,6 +35,7 @@ class Conditions(Section):
     device: str
     percentile: float
     inputs: str
+    shapes: dict[str, list[int]] = Field(default={})
 
 
 class Progress(Section):
@@ -45,19 +46,20 @@ class Progress(Section):
     instance_init_s: float | None = None
     instance_stop_s: float | None = None
     launch: LaunchSettingsMeasured | None = None
+    drift_ratio: float | None = None
     memory_bytes: dict[Annotated[int, Field(strict=False)], int] = Field(default={})
 
 
 def resume_path(profile: Path) -> Path:
-    """Where the unfinished measurement of a profile lies."""
+    """The path of a profile's unfinished measurement."""
     return profile.with_name(f"{profile.name}.resume")
 
 
 def read_progress(profile: Path, conditions: Conditions) -> Progress:
-    """What was measured before under the same conditions; nothing where there is no resume file, or one without a point.
+    """The points of an interrupted measurement under the same conditions; none without a resume file.
 
     Raises:
-        SettingsError: the file is of other conditions, or broken; it is left as it is.
+        SettingsError: the file has other conditions, or is invalid; it is not changed.
     """
     path = resume_path(profile)
     if not path.exists():
@@ -66,40 +68,40 @@ def read_progress(profile: Path, conditions: Conditions) -> Progress:
     theirs, ours = progress.conditions.model_dump(), conditions.model_dump()
     if not progress.points:
         return Progress(conditions=conditions)
-    refuse_other(path, theirs, ours, "go on as then, or delete the file to begin anew")
+    refuse_other(path, theirs, ours, "resume under those conditions, or delete the file to start again")
     return progress
 
 
-def refuse_other(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], remedy: str) -> None:
-    """SettingsError where a file was measured under other conditions; only those of `ours` are compared."""
+def refuse_other(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], fix: str) -> None:
+    """Raise SettingsError if a file was measured under other conditions than `ours`, whose keys are compared."""
     if changed := [key for key in ours if ours[key] != theirs[key]]:
-        found = "; ".join(f"{key} {theirs[key]!r}, now {ours[key]!r}" for key in changed)
-        raise SettingsError(f"{path}: was measured under other conditions ({found}); {remedy}")
+        differences = "; ".join(f"{key} {theirs[key]!r}, now {ours[key]!r}" for key in changed)
+        raise SettingsError(f"{path}: was measured under other conditions ({differences}). Fix: {fix}")
 
 
 def write_progress(profile: Path, progress: Progress) -> None:
-    """Keep what was measured so far."""
+    """Write the resume file."""
     _write(resume_path(profile), _RESUME_HEADER + _dumped(progress.model_dump(mode="json", exclude_none=True)))
 
 
 def write_profile(path: Path, profile: ProfileSettings) -> None:
-    """Put the finished profile into place; its resume file goes."""
+    """Write the finished profile and remove its resume file."""
     replace_profile(path, profile)
     resume_path(path).unlink(missing_ok=True)
 
 
 def replace_profile(path: Path, profile: ProfileSettings) -> None:
-    """Put a profile into place, whole or not at all. SettingsError where it cannot be written."""
+    """Replace a profile file atomically. Raises SettingsError if it cannot be written."""
     _write(path, _HEADER + _dumped(profile.model_dump(mode="json", exclude_none=True, exclude_defaults=True)))
 
 
 def read_profile(path: Path) -> ProfileSettings:
-    """A profile file. SettingsError when it is missing or not one."""
+    """The content of a profile file. Raises SettingsError if it is missing or invalid."""
     return _parsed(path, ProfileSettings)
 
 
 def check_writable(folder: Path) -> None:
-    """SettingsError where profiles cannot be written into the folder; it is made where it is missing."""
+    """Create the folder if it is missing. Raises SettingsError if profiles cannot be written into it."""
     _write(folder / ".writable", "")
     (folder / ".writable").unlink()
 
@@ -109,17 +111,17 @@ def _parsed(path: Path, kind: type[SectionT]) -> SectionT:
         return kind.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise SettingsError(
-            f"{path}: cannot be read ({error.strerror}); measure it with `themis profile`, or name its folder with --out"
+            f"{path}: cannot be read ({error.strerror}). Fix: measure it with `themis profile`, or give its folder with --out"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError, ValidationError) as error:
-        raise SettingsError(f"{path}: not a file of `themis profile` ({first_line(error)}); delete it and measure again") from error
+        raise SettingsError(f"{path}: not a file of `themis profile` ({first_line(error)}). Fix: delete it and measure again") from error
 
 
 def first_line(error: Exception) -> str:
-    """What a parser says, without its further lines: the first key that is wrong, or the place in the file."""
+    """The first error of a parser: the invalid key, or the place in the file."""
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
-        return f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}; found {first['input']!r:.60}"
+        return f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['input']!r:.60} is invalid: {first['msg']}"
     return " ".join(str(error).split())[:200]
 
 
@@ -139,4 +141,6 @@ def _write(path: Path, text: str) -> None:
     except OSError as error:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
-        raise SettingsError(f"--out {path.parent}: {path.name} cannot be written ({error.strerror}); give a folder of yours") from error
+        raise SettingsError(
+            f"--out {path.parent}: {path.name} cannot be written ({error.strerror}). Fix: give a writable folder"
+        ) from error

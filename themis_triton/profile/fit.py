@@ -1,7 +1,7 @@
-"""Closed forms of a latency surface, fitted to measured points: the contention form and the paper's form of cores.
+"""Closed forms of a latency surface, fitted to measured points: contention and cores (the paper's).
 
-Both are bilinear in the batch size and in u, where u = c (contention) or u = 1/c (cores): such a function is above 0 on a whole rectangle
-when it is at its four corners. So the corners' values are what is fitted, each bounded from below, and no grid point can be negative.
+Both are bilinear in the batch size and in u, with u = c (contention) or u = 1/c (cores). Such a function is positive on a rectangle if
+it is positive at the four corners. So the fit's variables are the values at the corners, bounded from below, and no grid point is negative.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _FEWEST_POINTS = 5
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A fitted form: its coefficients in ms, and how far off it is.
+    """A fitted form: its coefficients in ms, and its errors.
 
-    `error` holds (fitted − measured) / measured by point; `cross_error` is the mean size of that error at points left out of the fit.
+    `error` holds (fitted − measured) / measured by point; `cross_error` is the mean absolute error at points excluded from the fit.
     """
 
     form: SurfaceForm
@@ -52,9 +52,9 @@ class Fit:
 
 
 def best_fit(measured: Mapping[Point, float]) -> tuple[Fit | None, tuple[Fit, ...]]:
-    """The better form, or None where neither predicts points that it did not see within 5 % on average; and both fits.
+    """The better form, and both fits; None if neither predicts excluded points within 5 % on average.
 
-    Fewer than five points are fitted by nothing: the forms have four coefficients.
+    Fewer than five points are not fitted, because the forms have four coefficients.
 
     Raises:
         EnvironmentCheckError: scipy, the extra `profile`, is not installed.
@@ -67,7 +67,7 @@ def best_fit(measured: Mapping[Point, float]) -> tuple[Fit | None, tuple[Fit, ..
 
 
 def fit_form(measured: Mapping[Point, float], form: SurfaceForm) -> Fit:
-    """One form by least squares of relative errors with a soft-L1 loss, validated by leaving one point out at a time."""
+    """One form, fitted by least squares of relative errors with a soft-L1 loss, with leave-one-out cross-validation."""
     points = list(measured)
     values = np.array([measured[point] for point in points])
     coefficients = _solve(points, values, form)
@@ -91,13 +91,13 @@ def _error_without(index: int, points: Sequence[Point], values: FloatArray, form
 
 
 def _solve(points: Sequence[Point], values: FloatArray, form: SurfaceForm, bounds: Sequence[Point] | None = None) -> FloatArray:
-    """Coefficients (α, β, γ, ζ) that are above 0 on the rectangle that the points (or `bounds`) span."""
+    """Coefficients (α, β, γ, ζ) of a surface that is positive on the rectangle of the points (or of `bounds`)."""
     corners = _corners(bounds or points)
     basis = _basis(corners, form)
     relative = (_terms(points, form) @ basis) / values[:, None]
     start = np.full(basis.shape[1], float(np.median(values)))
     scipy: Any = _scipy()
-    found = scipy.least_squares(
+    solution = scipy.least_squares(
         lambda corner_values: relative @ corner_values - 1.0,
         start,
         jac=lambda _: relative,
@@ -106,11 +106,11 @@ def _solve(points: Sequence[Point], values: FloatArray, form: SurfaceForm, bound
         f_scale=_ROBUST_SCALE,
         x_scale=float(np.median(values)),
     )
-    return np.asarray(basis @ found.x, dtype=np.float64)
+    return np.asarray(basis @ solution.x, dtype=np.float64)
 
 
 def _basis(corners: Sequence[Point], form: SurfaceForm) -> FloatArray:
-    """Coefficients of the surface that is 1 at one corner and 0 at the others, a column a corner; an axis of one value carries no slope."""
+    """One column per corner: coefficients of the surface that is 1 there and 0 at the other corners. An axis of one value has no slope."""
     terms = _terms(corners, form)
     used = [_column(index, corners) for index in range(terms.shape[1])]
     chosen = [index for index, is_used in enumerate(used) if is_used]
@@ -143,6 +143,4 @@ def _scipy() -> Any:  # noqa: ANN401 - an optional module
     try:
         return importlib.import_module("scipy.optimize")
     except ImportError as error:
-        raise EnvironmentCheckError(
-            "fits need scipy, which is not installed; install the extra: pip install 'themis-triton[profile]'"
-        ) from error
+        raise EnvironmentCheckError("scipy is not installed: expected for fits. Fix: pip install 'themis-triton[profile]'") from error

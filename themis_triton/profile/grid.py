@@ -1,8 +1,7 @@
-"""Which (batch, instances) points to measure: few where the surface is smooth, more where it bends.
+"""Selection of the (batch, instances) points to measure: few where the surface is smooth, more where it bends.
 
-The bounds are cut into cells. A cell whose centre is what its corners say (bilinear interpolation, which is exact for the contention form)
-is smooth; any other is cut into four, whose corners are measured too. Everything follows from what was measured so far, so a run that was
-interrupted goes on just where it stopped.
+The bounds are divided into cells. A cell is smooth if bilinear interpolation of its corners, which is exact for the contention form,
+predicts its centre; any other cell is split into four. The selection depends only on the measured points, so an interrupted run can resume.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ Point = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class GridPlan:
-    """Bounds of the grid, the relative error that counts as smooth, and the most points to measure."""
+    """Bounds of the grid, the relative error of a smooth cell, and the maximum number of points."""
 
     max_batch: int
     max_instances: int
@@ -36,12 +35,12 @@ class Cell:
 
     @property
     def corners(self) -> tuple[Point, ...]:
-        """Four points; fewer of a cell without width or height."""
+        """Four points; fewer for a cell without width or height."""
         return tuple(dict.fromkeys((b, k) for k in (self.low[1], self.high[1]) for b in (self.low[0], self.high[0])))
 
     @property
     def centre(self) -> Point | None:
-        """The grid point in the middle, None where the cell has none but corners."""
+        """The grid point in the middle; None if the cell has only corners."""
         middle = ((self.low[0] + self.high[0]) // 2, (self.low[1] + self.high[1]) // 2)
         return None if middle in self.corners else middle
 
@@ -64,23 +63,23 @@ class Cell:
 
 
 def next_points(plan: GridPlan, measured: Mapping[Point, float]) -> list[Point]:
-    """Points to measure now, ordered by instances and then by batch; empty when the surface is known, or `max_points` are measured.
+    """Points to measure next, ordered by instances, then by batch; empty if the surface is known or `max_points` are measured.
 
     Args:
         plan: bounds and accuracy.
-        measured: ms by point; any order, any subset of what this function asked for before.
+        measured: ms by point, any subset of the points that this function returned before.
     """
-    wanted = dict.fromkeys(point for cell in _first_cells(plan) for point in cell.corners)
+    required = dict.fromkeys(point for cell in _first_cells(plan) for point in cell.corners)
     for cell in _first_cells(plan):
-        wanted |= dict.fromkeys(_wanted(cell, plan, measured))
-    missing = [point for point in wanted if point not in measured]
+        required |= dict.fromkeys(_required(cell, plan, measured))
+    missing = [point for point in required if point not in measured]
     corners = [point for point in missing if point in _first_corners(plan)]
     left = max(0, plan.max_points - len(measured))
     return sorted(corners or missing[:left], key=lambda point: (point[1], point[0]))
 
 
 def complete_table(plan: GridPlan, measured: Mapping[Point, float], fitted: Mapping[Point, float] | None = None) -> LatencyTable:
-    """The measured points as a full table; what lies between them is from the fit where there is one, else from the cell around it.
+    """The measured points as a full table; other points come from the fit, or without one from the enclosing cell.
 
     Args:
         plan: the grid's bounds.
@@ -99,7 +98,7 @@ def complete_table(plan: GridPlan, measured: Mapping[Point, float], fitted: Mapp
 
 
 def interpolated(plan: GridPlan, measured: Mapping[Point, float], point: Point) -> float:
-    """The value that the smallest cell with measured corners gives."""
+    """The interpolation of the smallest enclosing cell with measured corners."""
     cell = next(cell for cell in _first_cells(plan) if cell.contains(point))
     while True:
         inner = [part for part in cell.split() if part.contains(point) and part != cell and all(c in measured for c in part.corners)]
@@ -108,7 +107,7 @@ def interpolated(plan: GridPlan, measured: Mapping[Point, float], point: Point) 
         cell = inner[0]
 
 
-def _wanted(cell: Cell, plan: GridPlan, measured: Mapping[Point, float]) -> Iterator[Point]:
+def _required(cell: Cell, plan: GridPlan, measured: Mapping[Point, float]) -> Iterator[Point]:
     if any(corner not in measured for corner in cell.corners):
         yield from cell.corners
         return
@@ -119,11 +118,11 @@ def _wanted(cell: Cell, plan: GridPlan, measured: Mapping[Point, float]) -> Iter
     if centre not in measured or abs(cell.interpolate(centre, measured) - measured[centre]) <= plan.tolerance * measured[centre]:
         return
     for part in cell.split():
-        yield from _wanted(part, plan, measured)
+        yield from _required(part, plan, measured)
 
 
 def _first_cells(plan: GridPlan) -> tuple[Cell, ...]:
-    """Four quarters: one cell's centre alone could agree by chance."""
+    """Four quarters: the centre of a single cell could agree by chance."""
     return Cell((1, 1), (plan.max_batch, plan.max_instances)).split()
 
 

@@ -1,4 +1,4 @@
-"""What a profile holds for: the model's files, the machine, the device. A profile is stale when any of it has changed."""
+"""The identity of a measurement: the model's files, the machine, the device. A profile is stale if any of them changed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from themis_triton.adapters.triton.model_config import CONFIG_FILE, Config, pars
 from themis_triton.core.errors import SettingsError
 
 SERVED = "served:"
-"""Before the hash of a configuration as a server reports it, which holds what Triton filled in: no file's hash can equal it."""
+"""Prefix of the hash of a configuration that a server reports: Triton completed it, so it differs from the hash of the file."""
 _WHOLE_BYTES = 16 * 2**20
 _END_BYTES = 2**20
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
 def config_hash(config: Config) -> str:
-    """Of a model configuration without what Themis itself changes: counts of instances, and batching; their being on a GPU counts."""
+    """The hash of a model configuration without the fields that Themis changes (instance counts, batching); a GPU placement is included."""
     bare = type(config)()
     bare.CopyFrom(config)
     for field in ("instance_group", "version_policy", "dynamic_batching", "sequence_batching", "max_batch_size", "name"):
@@ -32,16 +32,16 @@ def config_hash(config: Config) -> str:
 
 
 def model_config(directory: Path) -> Config:
-    """The `config.pbtxt` of a model's folder. SettingsError when it is missing or cannot be parsed."""
+    """The `config.pbtxt` of a model's folder. Raises SettingsError if it is missing or invalid."""
     file = directory / CONFIG_FILE
     try:
         return parse_config(file.read_text(encoding="utf-8"), str(file))
     except OSError as error:
-        raise SettingsError(f"{file}: cannot be read ({error.strerror}); put the model there, or correct --repository") from error
+        raise SettingsError(f"{file}: cannot be read ({error.strerror}). Fix: put the model there, or correct --repository") from error
 
 
 def model_hash(directory: Path) -> str:
-    """Of the names and contents of a model's files, its configuration apart; of large files the size and both ends."""
+    """The hash of the names and contents of a model's files except its configuration; of a large file, of its size and both ends."""
     digest = hashlib.sha256()
     for path in sorted(Path(folder) / name for folder, _, names in os.walk(directory, followlinks=True) for name in names):
         inner = path.relative_to(directory)
@@ -67,7 +67,7 @@ def machine_name() -> str:
 
 
 def device_name(device: str) -> str:
-    """A device's kind and make: the GPU's name and memory, or the processor's name and how many of its cores this machine has."""
+    """A device's kind and make: the GPU's name and memory, or the processor's name and this machine's number of cores."""
     kind, _, index = device.partition(":")
     if kind == "gpu":
         return _gpu_name(int(index))
@@ -84,7 +84,7 @@ def _gpu_name(index: int) -> str:
         finally:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError as error:
-        raise SettingsError(f"device gpu:{index}: NVML: {error}; give the device that the server runs on") from error
+        raise SettingsError(f"device gpu:{index}: NVML: {error}. Fix: give the device that the server runs on") from error
     return f"gpu: {name if isinstance(name, str) else name.decode()}, {total // 2**20} MiB"
 
 

@@ -1,31 +1,31 @@
-"""Requests of any batch size for a model: made from its metadata, or from a file of arrays."""
+"""Requests of any batch size for a model, from its metadata and shapes, or from a file of arrays."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
-from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import serialize_byte_tensor, triton_to_np_dtype
 
+from themis_triton.adapters.triton.arrays import input_array, read_arrays
 from themis_triton.adapters.triton.warmup import concrete_shape
+from themis_triton.core.config import ModelInputs
 from themis_triton.core.errors import SettingsError
 from themis_triton.load.requests import ModelSpec, StageRequest, TensorSpec, build_chain
 
 _UNMADE = ("BF16",)
-_BF16_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True)
 class InputOptions:
-    """Where inputs come from.
+    """The source of inputs.
 
-    `shapes`, by `MODEL.INPUT` and without the batch dimension; or `file`, an `.npz` with an array an input, by its name or `MODEL.INPUT`.
+    `shapes`: by `MODEL.INPUT`, without the batch dimension. `file`: instead of them, an `.npz` file with one array per input, named
+    `INPUT` or `MODEL.INPUT`.
     """
 
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -34,27 +34,27 @@ class InputOptions:
 
 
 def build_request(spec: ModelSpec, batch: int, options: InputOptions, *, batched: bool) -> StageRequest:
-    """One request of `batch` inputs; the emulated models' answers are known and can be checked.
+    """One request of `batch` inputs; for an emulated model, with the expected response.
 
     Args:
-        spec: what the model takes.
-        batch: its batch size.
-        options: where the values come from.
+        spec: the model's inputs.
+        batch: the batch size.
+        options: the source of the values.
         batched: whether the model's shapes begin with a batch dimension.
 
     Raises:
-        SettingsError: a data type cannot be made up, a shape does not fit, or the file lacks an input.
+        SettingsError: a data type has no made-up values, a shape does not fit, or the file lacks an input.
     """
     if options.file is not None:
         return _from_file(spec, batch, options.file, batched=batched)
     known = {f"{spec.name}.{tensor.name}" for tensor in spec.inputs}
     if unknown := [key for key in options.shapes if key.startswith(f"{spec.name}.") and key not in known]:
-        raise SettingsError(f"--shape {unknown[0]}: model {spec.name} has no such input; allowed are {', '.join(sorted(known))}")
+        raise SettingsError(f"--shape {unknown[0]}: model {spec.name} has no such input: expected one of {', '.join(sorted(known))}")
     for tensor in spec.inputs:
         if tensor.datatype in _UNMADE or (tensor.datatype != "BYTES" and triton_to_np_dtype(tensor.datatype) is None):
             raise SettingsError(
-                f"model {spec.name}: input {tensor.name} has the type {tensor.datatype}, for which no values can be made up; "
-                "give some with --data FILE.npz"
+                f"model {spec.name}: no values can be made up for input {tensor.name} of type {tensor.datatype}. "
+                f"Fix: --data FILE.npz, or models.{spec.name}.inputs.file"
             )
     shapes = {f"{spec.name}.{tensor.name}": _shape(spec, tensor, batch, options, batched=batched) for tensor in spec.inputs}
     return build_chain([spec], 1, np.random.default_rng(options.seed), shapes)[0][0]
@@ -65,7 +65,7 @@ def _shape(spec: ModelSpec, tensor: TensorSpec, batch: int, options: InputOption
     dims = options.shapes.get(f"{spec.name}.{tensor.name}", tuple(concrete_shape(list(own))))
     if len(dims) != len(own) or any(size not in (-1, given) or given < 1 for size, given in zip(own, dims, strict=True)):
         raise SettingsError(
-            f"--shape {spec.name}.{tensor.name}: found {list(dims)}; the model takes {list(own)}, where -1 is free"
+            f"--shape {spec.name}.{tensor.name}: {list(dims)} is invalid: expected {list(own)}, where -1 is free"
             + (", without the batch dimension" if batched else "")
         )
     return (batch, *dims) if batched else dims
@@ -75,14 +75,7 @@ def _from_file(spec: ModelSpec, batch: int, file: Path, *, batched: bool) -> Sta
     message = service_pb2.ModelInferRequest(model_name=spec.name)
     arrays = read_arrays(file)
     for tensor in spec.inputs:
-        own = f"{spec.name}.{tensor.name}"
-        name = own if own in arrays else tensor.name
-        if name not in arrays:
-            raise SettingsError(
-                f"--data {file}: no array {tensor.name} or {own}; model {spec.name} takes {', '.join(each.name for each in spec.inputs)}, "
-                f"and the file holds {', '.join(arrays) or 'nothing'}"
-            )
-        value = _typed(arrays[name], tensor, file)
+        value = input_array(file, arrays, spec.name, tensor.name, tensor.datatype)
         value = np.repeat(value[None], batch, axis=0) if batched else value
         message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=value.shape)
         message.raw_input_contents.append(
@@ -91,24 +84,31 @@ def _from_file(spec: ModelSpec, batch: int, file: Path, *, batched: bool) -> Sta
     return StageRequest(message)
 
 
-def read_arrays(file: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of an `.npz` file by name. SettingsError where it cannot be read."""
-    try:
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as content:
-            return {name: content[name] for name in content.files}
-    except (OSError, ValueError, AttributeError, TypeError, BadZipFile) as error:
-        raise SettingsError(f"--data {file}: cannot be read ({error}); give an .npz file as numpy.savez writes it") from error
+def with_configured(options: InputOptions, model: str, configured: ModelInputs, config: Any) -> InputOptions:  # noqa: ANN401 - protobuf has no types
+    """The options, completed by the settings' `models.NAME.inputs` and, for shapes only, by the model's own `model_warmup`.
+
+    The command line takes precedence over the settings, and these over `model_warmup`.
+    """
+    if options.file is not None:
+        return options
+    samples = config.model_warmup[0].inputs if config.model_warmup else {}
+    shapes = {f"{model}.{name}": tuple(samples[name].dims) for name in samples}
+    shapes |= {f"{model}.{name}": sizes for name, sizes in configured.shapes.items()}
+    own = {key: sizes for key, sizes in options.shapes.items() if key.startswith(f"{model}.")}
+    return replace(options, shapes={**shapes, **options.shapes}, file=None if own else configured.file)
 
 
-def _typed(value: NDArray[Any], tensor: TensorSpec, file: Path) -> NDArray[Any]:
-    """The array in the input's own type; text becomes bytes."""
-    if tensor.datatype == "BYTES":
-        return np.array([str(each).encode() for each in value.ravel()], dtype=object).reshape(value.shape)
-    wanted = triton_to_np_dtype(tensor.datatype)
-    if tensor.datatype == "BF16" and np.dtype(wanted).itemsize != _BF16_BYTES:
-        raise SettingsError(f"--data {file}: the installed tritonclient cannot write {tensor.name}'s type BF16; update it")
-    if wanted is None or not np.can_cast(value.dtype, wanted, casting="same_kind"):
-        raise SettingsError(
-            f"--data {file}: array {tensor.name} is {value.dtype}; the model takes {tensor.datatype}; convert it before saving"
-        )
-    return value.astype(wanted, copy=False)
+def shapes_of(request: StageRequest, *, batched: bool) -> dict[str, list[int]]:
+    """The shapes of a request's inputs by name, without the batch dimension."""
+    return {tensor.name: list(tensor.shape)[1 if batched else 0 :] for tensor in request.message.inputs}
+
+
+def made_up_shapes(spec: ModelSpec, options: InputOptions, *, batched: bool) -> dict[str, list[int]]:
+    """Inputs with free dimensions whose sizes nothing configures, with the sizes that requests get.
+
+    An emulated model is left out: its service time does not depend on its input.
+    """
+    if options.file is not None or spec.offset is not None:
+        return {}
+    own = {tensor.name: tensor.shape[1:] if batched else tensor.shape for tensor in spec.inputs}
+    return {name: concrete_shape(list(sizes)) for name, sizes in own.items() if -1 in sizes and f"{spec.name}.{name}" not in options.shapes}

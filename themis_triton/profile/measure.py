@@ -1,4 +1,4 @@
-"""Measuring one point: all instances busy at once, until the percentile is known well enough."""
+"""Measurement of one point: all instances are busy until the percentile is precise enough."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from themis_triton.settings.measured import PointSettings
 
 _GROWTH = 1.5
 _EDGES = 2
-_SAME_BATCH = 1e-9
+_SETTLE_SHARE = 0.25
+_POOR = 0.1
+"""Half-width of the 95 % interval, as a share, beyond which a point is measured again and its upper end is used."""
 _COMPUTE = ("compute_input", "compute_infer", "compute_output")
 
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """When a point is measured well enough: its 95 % interval is within `precision` either side, or a bound is reached."""
+    """The end of a point's measurement: its 95 % interval is within ± `precision`, or a bound is reached."""
 
     percentile: float = 99.0
     precision: float = 0.03
@@ -33,20 +35,20 @@ class Accuracy:
     timeout_s: float = 60.0
 
     @property
-    def most_samples(self) -> int:
-        """At least twice as many as close a high percentile's interval."""
+    def sample_limit(self) -> int:
+        """The maximum number of samples: at least twice those that close a high percentile's interval."""
         return max(self.max_samples, 2 * samples_needed(self.percentile / 100.0))
 
     def misses(self, point: PointSettings) -> bool:
-        """Whether a point's interval is open, or wider than was aimed at."""
+        """Whether a point's interval is open, or wider than `precision`."""
         if point.low_ms is None or point.high_ms is None:
             return True
         return max(point.high_ms - point.service_ms, point.service_ms - point.low_ms) > self.precision * point.service_ms
 
 
 @dataclass(slots=True)
-class _Samples:
-    """What the windows of one point gave: times of single requests in ms, and sums of Triton's statistics."""
+class Samples:
+    """Samples of one point: times of single requests in ms, and sums of Triton's statistics."""
 
     service_ms: list[float] = field(default_factory=list)
     client_ms: list[float] = field(default_factory=list)
@@ -57,7 +59,7 @@ class _Samples:
     executions: int = 0
 
     def add_statistics(self, before: Any, after: Any) -> None:  # noqa: ANN401 - protobuf has no types
-        """Take in what happened between two readings."""
+        """Add the difference of two readings."""
         old, new = before.inference_stats, after.inference_stats
         self.compute_ns += sum(getattr(new, part).ns - getattr(old, part).ns for part in _COMPUTE)
         self.queue_ns += new.queue.ns - old.queue.ns
@@ -70,26 +72,37 @@ class _Samples:
         """Mean compute time of a request."""
         return self.compute_ns / max(1, self.ended) / 1e6
 
+    def are_of(self, batch: int, instances: int) -> bool:
+        """Whether all executions had this batch size.
+
+        Triton updates its two counters one after the other, so at each reading they may differ by an execution of each instance.
+        """
+        return abs(self.inferences - batch * self.executions) <= 2 * batch * instances and self.inferences > 0
+
     def times_ms(self, *, traced: bool) -> list[float]:
-        """Service times, by the trace or from the client's."""
+        """Service times, from the trace or from the client's times."""
         return self.service_ms if traced else without_overhead(self.client_ms, self.compute_ms) if self.client_ms else []
 
 
 async def measure_point(bench: Bench, point: Point, inputs: InputOptions, accuracy: Accuracy) -> PointSettings:
-    """Change the count if need be, load all instances with batches of the size, and summarise.
+    """The service times at one point, with all instances busy with batches of that size.
 
     Raises:
-        ServerError: a request failed or was answered wrongly, or the server is gone.
-        SettingsError: no input can be made.
+        ServerError: a request failed or its response is wrong, or the server ended.
+        SettingsError: no input can be made up.
     """
     batch, instances = point
     await run_instances(bench, instances)
     request = build_request(bench.spec, batch, inputs, batched=bench.batched)
     async with closed_loop(bench.stub, request, instances, accuracy.timeout_s) as loop:
+        await loop.settle(accuracy.max_seconds * _SETTLE_SHARE)
         samples = await _sampled(bench, loop, accuracy)
-    executed = samples.inferences / max(1, samples.executions)
-    if bench.batched and abs(executed - batch) > _SAME_BATCH:
-        raise ServerError(f"model {bench.model}: requests of {batch} were executed in batches of {executed:g}; is there other traffic?")
+    if bench.batched and not samples.are_of(batch, instances):
+        executed = samples.inferences / max(1, samples.executions)
+        raise ServerError(
+            f"model {bench.model}: requests of {batch} ran in batches of {executed:g}: expected {batch}. "
+            "Fix: stop other traffic to the server"
+        )
     summary = summarise(samples.times_ms(traced=bench.tracer is not None), accuracy.percentile)
     client = summarise(samples.client_ms, accuracy.percentile)
     return PointSettings(
@@ -108,36 +121,59 @@ async def measure_point(bench: Bench, point: Point, inputs: InputOptions, accura
     )
 
 
+def is_poor(point: PointSettings) -> bool:
+    """Whether the 95 % interval of a point reaches more than 10 % to either side. An open interval is not poor: samples are few."""
+    if point.low_ms is None or point.high_ms is None:
+        return False
+    return max(point.high_ms - point.service_ms, point.service_ms - point.low_ms) > _POOR * point.service_ms
+
+
+def better_point(first: PointSettings, second: PointSettings) -> PointSettings:
+    """The one of two measurements of a point with the narrower interval."""
+    return second if not is_poor(second) or _width(second) < _width(first) else first
+
+
+def _width(point: PointSettings) -> float:
+    if point.low_ms is None or point.high_ms is None:
+        return math.inf
+    return (point.high_ms - point.low_ms) / point.service_ms
+
+
+def planned_ms(point: PointSettings) -> float:
+    """The service time that the table holds: the measured one, or the upper end of its interval for a poor point."""
+    return point.high_ms if is_poor(point) and point.high_ms is not None else point.service_ms
+
+
 async def run_instances(bench: Bench, count: int) -> float:
-    """Change the count; returns how long that took, in s. ServerError with the remedy where the server refuses."""
+    """The duration in s of a change of the instance count. Raises ServerError with the fix if the server refuses."""
     try:
         return await bench.set_instances(count)
     except ChangeRefusedError as error:
         words = " ".join(str(error).split())
-        raise ServerError(f"{words}; where {count} instances are too many for the device, measure fewer with --max-instances") from error
+        raise ServerError(f"{words}. Fix: if {count} instances are too many for the device, measure fewer with --max-instances") from error
 
 
-async def _sampled(bench: Bench, loop: ClosedLoop, accuracy: Accuracy) -> _Samples:
-    """Samples until the percentile is precise enough, or a bound is reached."""
+async def _sampled(bench: Bench, loop: ClosedLoop, accuracy: Accuracy) -> Samples:
+    """Samples up to the required precision or a bound."""
     clock = asyncio.get_running_loop()
     deadline_s = clock.time() + accuracy.max_seconds
-    samples = _Samples()
-    wanted = samples_needed(accuracy.percentile / 100.0)
+    samples = Samples()
+    required = samples_needed(accuracy.percentile / 100.0)
     while True:
-        have = len(samples.times_ms(traced=bench.tracer is not None))
-        reached = await _window(bench, loop, max(1, wanted - have), samples, deadline_s - clock.time())
+        available = len(samples.times_ms(traced=bench.tracer is not None))
+        reached = await _window(bench, loop, max(1, required - available), samples, deadline_s - clock.time())
         values = samples.times_ms(traced=bench.tracer is not None)
         precise = bool(values) and summarise(values, accuracy.percentile).relative_halfwidth <= accuracy.precision
-        if values and (precise or not reached or len(values) >= accuracy.most_samples):
+        if values and (precise or not reached or len(values) >= accuracy.sample_limit):
             return samples
-        wanted = min(accuracy.most_samples, math.ceil(_GROWTH * max(len(values), wanted)))
+        required = min(accuracy.sample_limit, math.ceil(_GROWTH * max(len(values), required)))
 
 
-async def _window(bench: Bench, loop: ClosedLoop, chunk: int, samples: _Samples, left_s: float) -> bool:
-    """Let some more requests pass; False when the time ran out first.
+async def _window(bench: Bench, loop: ClosedLoop, chunk: int, samples: Samples, left_s: float) -> bool:
+    """Sample `chunk` more requests; False if the time ran out before.
 
-    Of each client the request under way at the start is in no trace, nor perhaps its last: the answer leaves before the instance is free.
-    The server pauses while tracing is switched, so the statistics are read once those requests have passed.
+    The trace misses each client's request in flight at the start, and possibly its last, whose response precedes the instance's release.
+    The server pauses while tracing is switched, so the statistics are read after those requests.
     """
     if bench.tracer is not None:
         await bench.tracer.start()
@@ -150,9 +186,9 @@ async def _window(bench: Bench, loop: ClosedLoop, chunk: int, samples: _Samples,
             await loop.answered(start + chunk + _EDGES * loop.clients)
     except TimeoutError:
         reached = False
-        # Never without a sample: as many as the server may keep unwritten, and one.
-        least = 1 if samples.times_ms(traced=bench.tracer is not None) else 1 + BUFFERED
-        await loop.answered(start + least + _EDGES * loop.clients)
+        # At least one sample, besides those that the server may keep in its buffer.
+        min_count = 1 if samples.times_ms(traced=bench.tracer is not None) else 1 + BUFFERED
+        await loop.answered(start + min_count + _EDGES * loop.clients)
     samples.client_ms += loop.latencies_ms[start:]
     samples.add_statistics(before, await bench.statistics())
     if bench.tracer is not None:

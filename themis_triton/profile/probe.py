@@ -1,4 +1,4 @@
-"""`themis probe`: what each lever costs under load, whether it loses requests, and whether it works in place."""
+"""`themis probe`: the cost of each operation under load, whether it loses requests, and whether it works in place."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _IMPOSSIBLE = "no-such-backend"
 
 @dataclass(frozen=True, slots=True)
 class ProbeOptions:
-    """`many` instances come at once in one probe; `rate_rps` None: half of what one instance carries."""
+    """`many`: instances added at once in one probe. `rate_rps` None: half the throughput of one instance."""
 
     many: int = 3
     rate_rps: float | None = None
@@ -40,7 +40,7 @@ class ProbeOptions:
 
 @dataclass(slots=True)
 class OpenLoad:
-    """Requests at a steady rate, whatever happens to them: (due at, ended at, latency or None where it failed)."""
+    """Requests at a constant rate, whatever their outcome: (due at, ended at, latency or None after a failure)."""
 
     stub: Any
     request: StageRequest
@@ -70,33 +70,33 @@ class OpenLoad:
         self.answers.append((due_s, ended_s, None if wrong is not None else 1000.0 * (ended_s - due_s)))
 
     def ended_between(self, start_s: float, end_s: float) -> list[float]:
-        """Latencies in ms of the requests that were due and answered in between."""
+        """Latencies in ms of the requests that were due and answered in the interval."""
         return [latency for due_s, ended_s, latency in self.answers if start_s <= due_s and ended_s < end_s and latency is not None]
 
-    def on_their_way(self, start_s: float, end_s: float) -> tuple[list[float], int]:
-        """Latencies in ms of the requests that were on their way at some time in between, and how many of them failed."""
-        found = [latency for due_s, ended_s, latency in self.answers if due_s <= end_s and ended_s >= start_s]
-        return [latency for latency in found if latency is not None], sum(latency is None for latency in found)
+    def in_flight(self, start_s: float, end_s: float) -> tuple[list[float], int]:
+        """Latencies in ms of the requests in flight at some time of the interval, and the number of failures among them."""
+        latencies = [latency for due_s, ended_s, latency in self.answers if due_s <= end_s and ended_s >= start_s]
+        return [latency for latency in latencies if latency is not None], sum(latency is None for latency in latencies)
 
 
 async def probe_model(bench: Bench, options: ProbeOptions, tell: Callable[[str], None]) -> OperationsSettings:
-    """Pull every lever on a scratch server under load, one after the other.
+    """The costs of every operation, carried out one after the other on a scratch server under load.
 
     Raises:
-        ServerError: the server does not answer, or its load cannot be made.
-        SettingsError: no input can be made.
+        ServerError: the server does not answer, or a request failed before the first operation.
+        SettingsError: no input can be made up.
     """
     await bench.set_instances(1)
     request = build_request(bench.spec, 1, options.inputs, batched=bench.batched)
     async with _loaded(bench, request, options) as load:
         prober = _Prober(bench, load, max(options.calm_s, 2 * (PROVING_REQUESTS + 1) / load.rate_rps), tell)
-        add_one = await prober.pull("one more", lambda: _count(bench, 2), starts=1)
-        remove_one = await prober.pull("one fewer", lambda: _count(bench, 1), starts=0)
-        add_many = await prober.pull(f"{options.many} more", lambda: _count(bench, 1 + options.many), starts=options.many)
+        add_one = await prober.probe("one more", lambda: _count(bench, 2), starts=1)
+        remove_one = await prober.probe("one fewer", lambda: _count(bench, 1), starts=0)
+        add_many = await prober.probe(f"{options.many} more", lambda: _count(bench, 1 + options.many), starts=options.many)
         rebatch = None
         if bench.config.max_batch_size > 1:
-            rebatch = await prober.pull("other batching", lambda: _rebatch(bench, 1 + options.many), starts=0)
-        failure = await prober.pull("a load that fails", lambda: _fail(bench), starts=0)
+            rebatch = await prober.probe("other batching", lambda: _rebatch(bench, 1 + options.many), starts=0)
+        failure = await prober.probe("a load that fails", lambda: _fail(bench), starts=0)
     return OperationsSettings(add_one=add_one, remove_one=remove_one, add_many=add_many, rebatch=rebatch, load_failure=failure)
 
 
@@ -113,7 +113,7 @@ async def _loaded(bench: Bench, request: StageRequest, options: ProbeOptions) ->
 
 
 async def _service_s(bench: Bench, request: StageRequest) -> float:
-    """Mean time of a few requests sent one by one."""
+    """Mean time of a few sequential requests."""
     loop = asyncio.get_running_loop()
     started_s = loop.time()
     count = 5
@@ -136,8 +136,8 @@ class _Prober:
     calm_s: float
     tell: Callable[[str], None]
 
-    async def pull(self, name: str, lever: Callable[[], Awaitable[str | None]], starts: int) -> OperationSettings:
-        """Calm, the lever, calm again: what was different. In place means that no more instances started than `starts`."""
+    async def probe(self, name: str, operation: Callable[[], Awaitable[str | None]], starts: int) -> OperationSettings:
+        """The effect of one operation between two calm periods. In place means that at most `starts` instances started."""
         self.tell(name)
         loop = asyncio.get_running_loop()
         calm_from_s = loop.time()
@@ -147,7 +147,7 @@ class _Prober:
         started_before = _instances_started(self.bench)
         started_s = loop.time()
         try:
-            refused = await lever()
+            refused = await operation()
         finally:
             ended_s = loop.time()
             await asyncio.sleep(self.calm_s)
@@ -155,7 +155,7 @@ class _Prober:
             await asyncio.gather(watch, return_exceptions=True)
         await self._answered()
         before = self.load.ended_between(calm_from_s, started_s)
-        during, errors = self.load.on_their_way(started_s, ended_s + self.calm_s / 2)
+        during, errors = self.load.in_flight(started_s, ended_s + self.calm_s / 2)
         return OperationSettings(
             in_place=_instances_started(self.bench) - started_before <= starts,
             duration_s=round(ended_s - started_s, 4),
@@ -167,7 +167,7 @@ class _Prober:
         )
 
     async def _answered(self) -> None:
-        """Wait, bounded by the requests' own time-out, until all that were due by then have ended."""
+        """Wait until all requests in flight have ended; their time-out bounds the wait."""
         pending = set(self.load.tasks)
         if pending:
             await asyncio.wait(pending, timeout=_TIMEOUT_S)
@@ -186,7 +186,7 @@ class _MemoryPeak:
 
 
 def _instances_started(bench: Bench) -> int:
-    """How many instances the server's log says were started so far: a reload starts them all anew."""
+    """The number of instance starts in the server's log; a reload starts all instances."""
     text = Path(bench.server.log_file or "").read_text(encoding="utf-8", errors="replace") if bench.server.log_file else ""
     return text.count(f"TRITONBACKEND_ModelInstanceInitialize: {bench.model}_")
 
@@ -200,7 +200,7 @@ async def _count(bench: Bench, count: int) -> str | None:
 
 
 async def _rebatch(bench: Bench, count: int) -> str | None:
-    """Dynamic batching at the model's largest batch."""
+    """Enable dynamic batching at the model's maximum batch size."""
     try:
         await bench.control.change(bench.server, bench.model, ModelState(count, bench.config.max_batch_size, 0))
     except ChangeRefusedError as error:
@@ -209,7 +209,7 @@ async def _rebatch(bench: Bench, count: int) -> str | None:
 
 
 async def _fail(bench: Bench) -> str | None:
-    """A change that no server can carry out: a backend that does not exist."""
+    """Request a change that no server can carry out: a backend that does not exist."""
     override = with_state(bench.config, ModelState(2, 1, 0))
     override.backend = _IMPOSSIBLE
     override.platform = ""
@@ -218,4 +218,7 @@ async def _fail(bench: Bench) -> str | None:
         await bench.client.load_model(bench.model, headers=headers, config=to_json(override))
     except InferenceServerException as error:
         return str(error.message())
-    raise ServerError(f"model {bench.model}: a load with the backend {_IMPOSSIBLE} was answered OK; this Triton checks no configuration")
+    raise ServerError(
+        f"model {bench.model}: a load with the backend {_IMPOSSIBLE} succeeded: expected an error, "
+        "so this Triton does not check configurations"
+    )

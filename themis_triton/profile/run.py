@@ -1,4 +1,4 @@
-"""`themis profile`: measure a model's surface and costs, point by point, and write its profile file."""
+"""`themis profile`: measures a model's surface and costs point by point, and writes its profile file."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from themis_triton.profile.files import Conditions, Progress, read_profile, read
 from themis_triton.profile.fit import Fit, best_fit
 from themis_triton.profile.grid import GridPlan, Point, complete_table, next_points
 from themis_triton.profile.identity import SERVED, config_hash, device_name, machine_name, model_config, model_hash
-from themis_triton.profile.inputs import InputOptions, build_request
-from themis_triton.profile.measure import Accuracy, measure_point, run_instances
+from themis_triton.profile.inputs import InputOptions, build_request, shapes_of
+from themis_triton.profile.measure import Accuracy, better_point, is_poor, measure_point, planned_ms, run_instances
 from themis_triton.settings.measured import (
     PROFILE_VERSION,
     FitSettings,
@@ -34,7 +34,7 @@ from themis_triton.settings.profile import DEFAULT_PROFILE, ProfileSettings, Tab
 
 @dataclass(frozen=True, slots=True)
 class ProfileOptions:
-    """What is measured and how well. `files` is the model's folder where it can be read here."""
+    """The scope and accuracy of a measurement. `files`: the model's folder, if it is readable here."""
 
     out: Path
     plan: GridPlan
@@ -45,7 +45,7 @@ class ProfileOptions:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Told after each point: what was measured, how many points are measured, and how many are still known to be wanted."""
+    """Progress: the point just measured, the number of measured points, and the number of points known to be missing."""
 
     point: PointSettings | None
     done: int
@@ -53,18 +53,18 @@ class Step:
 
 
 async def profile_model(bench: Bench, options: ProfileOptions, tell: Callable[[Step], None]) -> ProfileSettings:
-    """Measure what is missing, and write the profile file. Interrupted, it goes on from its resume file and measures no point twice.
+    """The profile, measured and written. After an interruption it resumes from its resume file and measures no point twice.
 
     Raises:
-        ServerError: a request failed, or the server is gone; the resume file holds the points measured so far.
-        SettingsError: the resume file is of other conditions, the file that is there is no profile, an input cannot be made, or a file
+        ServerError: a request failed, or the server ended; the resume file holds the measured points.
+        SettingsError: the resume file has other conditions, the existing file is not a profile, no input can be made up, or a file
             cannot be written.
         EnvironmentCheckError: scipy is not installed.
     """
     before = await asyncio.to_thread(read_profile, options.out) if options.out.exists() else None
-    # Made once for nothing, so that a wrong input is said before anything is measured or written.
-    build_request(bench.spec, 1, options.inputs, batched=bench.batched)
-    progress = read_progress(options.out, await _conditions(bench, options))
+    # Built before anything is measured or written, so that an invalid input is reported first.
+    request = build_request(bench.spec, 1, options.inputs, batched=bench.batched)
+    progress = read_progress(options.out, await _conditions(bench, options, shapes_of(request, batched=bench.batched)))
     if bench.launch is not None and progress.launch is None:
         times = {name: round(getattr(bench.launch, name), 4) for name in LaunchSettingsMeasured.model_fields}
         progress = progress.model_copy(update={"launch": LaunchSettingsMeasured(**times)})
@@ -79,35 +79,40 @@ async def profile_model(bench: Bench, options: ProfileOptions, tell: Callable[[S
 
 
 async def _measured(bench: Bench, options: ProfileOptions, progress: Progress, tell: Callable[[Step], None]) -> Progress:
-    """All points that the grid wants, written down one by one."""
+    """All points of the grid, saved one by one, and the first point again at the end."""
     progress = await _change_costs(bench, options, progress)
-    while wanted := next_points(options.plan, _values(progress.points)):
-        tell(Step(None, len(progress.points), len(wanted)))
-        point = await measure_point(bench, _nearest(wanted, progress.points), options.inputs, options.accuracy)
+    while missing := next_points(options.plan, _values(progress.points)):
+        tell(Step(None, len(progress.points), len(missing)))
+        at = _nearest(missing, progress.points)
+        point = await measure_point(bench, at, options.inputs, options.accuracy)
+        if is_poor(point):
+            point = better_point(point, await measure_point(bench, at, options.inputs, options.accuracy))
         progress = progress.model_copy(
             update={"points": [*progress.points, point], "memory_bytes": progress.memory_bytes | bench.memory_bytes}
         )
         await asyncio.to_thread(write_progress, options.out, progress)
-        tell(Step(point, len(progress.points), len(wanted) - 1))
-    return progress
+        tell(Step(point, len(progress.points), len(missing) - 1))
+    first = progress.points[0]
+    again = await measure_point(bench, (first.batch, first.instances), options.inputs, options.accuracy)
+    return progress.model_copy(update={"drift_ratio": round(again.service_ms / first.service_ms, 4)})
 
 
 def _ended(bench: Bench) -> str | None:
-    """That the server's process is gone, where it is."""
+    """The error of an ended server process, or None."""
     process = bench.server.process
     if process is None or find_process(process) is not None:
         return None
-    return f"model {bench.model}: its server ended while it was measured; see its log {bench.server.log_file}"
+    return f"model {bench.model}: its server ended during the measurement. Fix: see its log {bench.server.log_file}"
 
 
 def kept(profile: Path) -> str:
-    """What is there of an unfinished profile, and what to do."""
+    """The state of an unfinished profile, and how to resume it."""
     path = resume_path(profile)
-    return f"what was measured is kept in {path}: the same command goes on there" if path.exists() else "nothing was measured yet"
+    return f"the measured points are in {path}; the same command resumes" if path.exists() else "nothing was measured yet"
 
 
 def finished(progress: Progress, plan: GridPlan, traced: bool) -> ProfileSettings:
-    """The profile that the measured points make."""
+    """The profile of the measured points."""
     values = _values(progress.points)
     kept, fits = best_fit(values)
     table = complete_table(plan, values, _fitted(kept, values) if kept is not None else None)
@@ -133,12 +138,13 @@ def finished(progress: Progress, plan: GridPlan, traced: bool) -> ProfileSetting
             fits=[_fit_settings(fit, kept) for fit in fits],
             memory=ByteSize(base) if base else None,
             launch=progress.launch,
+            drift_ratio=progress.drift_ratio,
         ),
     )
 
 
 def levers_kept(before: ProfileSettings | None, profile: ProfileSettings) -> OperationsSettings | None:
-    """What was probed before, where the profile that is replaced holds for the same model, server and device."""
+    """The operations of the replaced profile, if it has the same model, server and device."""
     if before is None or before.measured is None or profile.measured is None:
         return None
     same = before.measured.triton_version == profile.measured.triton_version and before.measured.origin == profile.measured.origin
@@ -146,7 +152,7 @@ def levers_kept(before: ProfileSettings | None, profile: ProfileSettings) -> Ope
 
 
 def memory_line(memory_bytes: dict[int, int]) -> tuple[int, int]:
-    """Bytes of one more instance (the least-squares slope), and of a server with one; zeros where nothing was read."""
+    """Bytes of one more instance (the least-squares slope), and of a server with one; zeros without readings."""
     known = {count: size for count, size in memory_bytes.items() if size > 0}
     if not known:
         return 0, 0
@@ -156,7 +162,7 @@ def memory_line(memory_bytes: dict[int, int]) -> tuple[int, int]:
     return max(0, round(slope)), known.get(1, round(mean_size))
 
 
-async def _conditions(bench: Bench, options: ProfileOptions) -> Conditions:
+async def _conditions(bench: Bench, options: ProfileOptions, shapes: dict[str, list[int]]) -> Conditions:
     version = (await bench.statistics()).version
     return Conditions(
         model=bench.model,
@@ -167,17 +173,18 @@ async def _conditions(bench: Bench, options: ProfileOptions) -> Conditions:
         machine=machine_name(),
         device=device_name(bench.server.device),
         percentile=options.accuracy.percentile,
+        shapes=shapes,
         inputs=f"{options.inputs.file or ''}{dict(sorted(options.inputs.shapes.items())) or ''}",
     )
 
 
 def config_hash_of(bench: Bench, files: Path | None) -> str:
-    """Of the model's own file where its folder can be read, else of what the server reports."""
+    """The hash of the model's own file if its folder is readable, else of the configuration that the server reports."""
     return config_hash(model_config(files)) if files is not None else f"{SERVED}{config_hash(bench.config)}"
 
 
 async def _change_costs(bench: Bench, options: ProfileOptions, progress: Progress) -> Progress:
-    """Time one more instance and one fewer, once."""
+    """Measure the times to add and to remove an instance, once."""
     if progress.instance_init_s is not None or options.plan.max_instances < 2:
         return progress
     await run_instances(bench, 1)
@@ -187,14 +194,14 @@ async def _change_costs(bench: Bench, options: ProfileOptions, progress: Progres
     return progress
 
 
-def _nearest(wanted: list[Point], points: list[PointSettings]) -> Point:
-    """The next point with the count that runs already, if there is one: each change of the count costs time."""
+def _nearest(missing: list[Point], points: list[PointSettings]) -> Point:
+    """The next point, preferably with the current instance count, because changing it takes time."""
     now = points[-1].instances if points else 1
-    return min(wanted, key=lambda point: (abs(point[1] - now), point[1], point[0]))
+    return min(missing, key=lambda point: (abs(point[1] - now), point[1], point[0]))
 
 
 def _values(points: list[PointSettings]) -> dict[Point, float]:
-    return {(point.batch, point.instances): point.service_ms for point in points}
+    return {(point.batch, point.instances): planned_ms(point) for point in points}
 
 
 def _fitted(fit: Fit, values: dict[Point, float]) -> dict[Point, float]:
@@ -213,7 +220,7 @@ def _fit_settings(fit: Fit, kept: Fit | None) -> FitSettings:
 
 
 def _launch_s(progress: Progress, init_s: float) -> float:
-    """From the start to the first answer, without the initialisation of instances, which is counted apart."""
+    """The time from process start to the first response, without the initialisation of instances, which is separate."""
     if progress.launch is None:
         return DEFAULT_PROFILE.server_launch_s
     whole_s: float = sum(getattr(progress.launch, name) for name in LaunchSettingsMeasured.model_fields)
@@ -225,9 +232,9 @@ def _or(value: float | None, default: float) -> float:
 
 
 def refuse_live(models: list[str], where: str) -> None:
-    """ServerError when models of a server, or on a device, are answering requests now."""
+    """Raise ServerError if models of a server, or on a device, are answering requests."""
     if models:
         raise ServerError(
-            f"{where} carries live traffic ({', '.join(models)}): measuring would slow it down and be spoilt by it; "
-            "choose another server or slot, or say --allow-live"
+            f"{where} carries live traffic ({', '.join(models)}): measuring would slow it down and be distorted by it. "
+            "Fix: choose another server or slot, or give --allow-live"
         )

@@ -1,4 +1,4 @@
-"""Whether measured profiles still hold for the models, configurations and devices that the settings name."""
+"""Checks whether measured profiles are valid for the models, configurations and devices of the settings."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from themis_triton.profile.identity import SERVED, config_hash, device_name, mod
 
 
 def refuse_stale(config: ThemisConfig) -> list[str]:
-    """What is stale, a sentence each, where the settings allow it.
+    """One sentence per stale profile, if the settings allow stale profiles.
 
     Raises:
-        SettingsError: something is stale and `allow_stale_profiles` is not true; the message names all of it.
+        SettingsError: a profile is stale and `allow_stale_profiles` is not true; the message names all stale profiles.
     """
-    found = list(stale_profiles(config))
-    if found and not config.allow_stale_profiles:
-        raise SettingsError("\n".join([*found, "measure again with `themis profile`, or set `allow_stale_profiles: true`"]))
-    return found
+    stale = list(stale_profiles(config))
+    if stale and not config.allow_stale_profiles:
+        raise SettingsError("\n".join([*stale, "measure again with `themis profile`, or set `allow_stale_profiles: true`"]))
+    return stale
 
 
 def stale_profiles(config: ThemisConfig) -> Iterator[str]:
-    """A sentence for each measured profile that no longer holds, with what has changed. Declared profiles hold always."""
+    """One sentence per stale profile, with the change. A profile without a measurement is never stale."""
     repositories = _repositories(config)
     devices: set[str] | None = None
     percentiles = {stage: max(p.percentile for p in config.pipelines if stage in p.stages) for p in config.pipelines for stage in p.stages}

@@ -1,4 +1,4 @@
-"""Percentiles of samples with their confidence intervals, and outliers that are counted and kept."""
+"""Percentiles of samples with confidence intervals; outliers are counted and included."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _LEAST_SPREAD = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What the samples of one point say, in the samples' unit.
+    """Statistics of one point's samples, in the samples' unit.
 
-    `low` and `high` bound the percentile with 95 % confidence, whatever the distribution; None where there are too few samples to tell.
+    `low` and `high` bound the percentile with 95 % confidence for any distribution; None if there are too few samples.
     `outliers` counts samples more than three interquartile ranges outside the quartiles; they stay in everything else.
     """
 
@@ -66,9 +66,9 @@ def count_outliers(values: FloatArray) -> int:
 
 
 def interval_ranks(samples: int, share: float) -> tuple[int | None, int | None]:
-    """Ranks (from 1) of the order statistics that hold the quantile `share` between them with 95 % confidence; None: not enough samples.
+    """Ranks (from 1) of the order statistics that bound the quantile `share` with 95 % confidence; None if there are too few samples.
 
-    The number of samples below the quantile is binomial, so P(quantile < X_(r)) = P(Bin(n, share) < r), whatever the distribution.
+    The number of samples below the quantile is binomial, so P(quantile < X_(r)) = P(Bin(n, share) < r) for any distribution.
     """
     tail = (1.0 - CONFIDENCE) / 2.0
     cumulative = np.cumsum(_binomial(samples, share))
@@ -78,7 +78,7 @@ def interval_ranks(samples: int, share: float) -> tuple[int | None, int | None]:
 
 
 def samples_needed(share: float) -> int:
-    """Fewest samples with which the quantile's interval is closed on both sides."""
+    """The minimum number of samples for which the quantile's interval is closed on both sides."""
     tail = (1.0 - CONFIDENCE) / 2.0
     return max(math.ceil(math.log(tail) / math.log(side)) for side in (share, 1.0 - share))
 

@@ -1,9 +1,9 @@
-"""Service times of single requests, from the time stamps that Triton writes.
+"""Service times of single requests, from Triton's trace timestamps.
 
-Triton's statistics are sums, so they give a mean and no percentile. Its trace holds each request's own `COMPUTE_START` and `COMPUTE_END`
-on this machine's monotonic clock: the time for which the request held an instance. That is the service time here. Where a server's trace
-file cannot be read (an adopted one), the client's time less the mean time spent outside the instance stands in for it: the percentile then
-holds the jitter of client and network too, and errs on the safe side.
+Triton's statistics are sums, so they give a mean but no percentile. Its trace holds `COMPUTE_START` and `COMPUTE_END` of each request on
+this machine's monotonic clock: the time for which the request occupied an instance, which is the service time. The trace file of an adopted
+server cannot be read; there, the client's time minus the mean time outside the instance is used. Its percentile includes the jitter of
+client and network, so it is an upper estimate.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ _STAMP = re.compile(rb'\{"id":(\d+),"timestamps":\[\{"name":"COMPUTE_(START|END)
 _ON, _OFF = "TIMESTAMPS", "OFF"
 _POLL_S = 0.02
 _FLUSH_S = 5.0
-# Triton writes its trace through a buffer of 8 KiB, nine requests or so, and on machines with many cores keeps the last ones there for as
-# long as it likes. So a file that no longer grows is taken as it is when no more than a buffer's worth is missing.
+# Triton writes its trace through a buffer of 8 KiB, about nine requests, which on machines with many cores may stay there without limit.
+# So a file that no longer grows is accepted if no more requests are missing than fit into the buffer.
 _GROWS_S = 0.5
 BUFFERED = 16
 
 
 def trace_arguments(file: Path) -> tuple[str, ...]:
-    """What `tritonserver` must be started with, so that tracing can be switched on later."""
+    """The arguments of `tritonserver` that allow tracing to be switched on later."""
     return tuple(f"--trace-config={setting}" for setting in (f"triton,file={file}", "rate=1", f"level={_OFF}"))
 
 
 def parse_trace(content: bytes, since_ns: int, until_ns: int) -> list[float]:
-    """Service times in ms of the requests that began to compute and ended between the two times, by their beginning.
+    """Service times in ms of the requests that started and ended between the two times, ordered by start.
 
-    Requests under way while tracing is switched on or off are so left out: the switch itself makes the server pause.
+    This excludes requests in flight while tracing is switched on or off, because the switch makes the server pause.
     """
     stamps: dict[int, dict[bytes, int]] = {}
     for number, name, at_ns in _STAMP.findall(content):
@@ -49,11 +49,11 @@ def parse_trace(content: bytes, since_ns: int, until_ns: int) -> list[float]:
 
 
 def without_overhead(client_ms: Sequence[float], server_mean_ms: float) -> list[float]:
-    """Client-side times less the mean time outside the instance; never below 0.
+    """Client-side times minus the mean time outside the instance; at least 0.
 
     Args:
-        client_ms: from send to answer.
-        server_mean_ms: mean compute time (input, inference, output) of the same requests, as Triton's statistics tell.
+        client_ms: from send to response.
+        server_mean_ms: mean compute time (input, inference, output) of the same requests, from Triton's statistics.
     """
     overhead_ms = max(0.0, sum(client_ms) / len(client_ms) - server_mean_ms)
     return [max(0.0, value - overhead_ms) for value in client_ms]
@@ -61,7 +61,7 @@ def without_overhead(client_ms: Sequence[float], server_mean_ms: float) -> list[
 
 @dataclass(slots=True)
 class Tracer:
-    """Switches a launched server's trace on and off and reads what it wrote in between."""
+    """Switches a launched server's trace on and off and reads the requests traced in between."""
 
     client: Any
     server: Server
@@ -71,29 +71,29 @@ class Tracer:
     _offset: int = 0
 
     async def start(self) -> None:
-        """Trace each request that begins from now on. ServerError when the server refuses."""
+        """Trace each request that starts from now on. Raises ServerError if the server refuses."""
         self._offset = self.file.stat().st_size if self.file.exists() else 0
         await self._set(_ON)
         self._since_ns = _now_ns()
 
-    async def stop(self, least: int) -> list[float]:
-        """Stop tracing; service times in ms since `start`. Waits, bounded, until so many are written, but for those in a buffer.
+    async def stop(self, min_count: int) -> list[float]:
+        """Service times in ms since `start`; tracing stops. Waits a bounded time until `min_count` requests are written or buffered.
 
         Raises:
-            ServerError: the server refuses, or more are missing than the server's buffer holds.
+            ServerError: the server refuses, or more requests are missing than its buffer holds.
         """
         self._until_ns = _now_ns()
         await self._set(_OFF)
         clock = asyncio.get_running_loop()
-        deadline_s, grown_s, most = clock.time() + _FLUSH_S, clock.time(), 0
+        deadline_s, grown_s, count = clock.time() + _FLUSH_S, clock.time(), 0
         while True:
-            found = await asyncio.to_thread(self._read)
-            if len(found) > most:
-                most, grown_s = len(found), clock.time()
-            if len(found) >= least or (clock.time() - grown_s > _GROWS_S and len(found) >= least - BUFFERED):
-                return found
+            times_ms = await asyncio.to_thread(self._read)
+            if len(times_ms) > count:
+                count, grown_s = len(times_ms), clock.time()
+            if count >= min_count or (clock.time() - grown_s > _GROWS_S and count >= min_count - BUFFERED):
+                return times_ms
             if clock.time() > deadline_s:
-                raise ServerError(f"server {self.server.name}: trace {self.file} holds {len(found)} requests of {least} that were served")
+                raise ServerError(f"server {self.server.name}: trace {self.file} holds {count} of {min_count} served requests")
             await asyncio.sleep(_POLL_S)
 
     def _read(self) -> list[float]:
@@ -112,5 +112,5 @@ class Tracer:
 
 
 def _now_ns() -> int:
-    """The event loop's clock, which on Linux is the monotonic one that Triton stamps with."""
+    """The event loop's clock: on Linux the monotonic clock of Triton's timestamps."""
     return int(asyncio.get_running_loop().time() * 1e9)

@@ -13,6 +13,7 @@ from themis_triton.core.config import (
     LaunchConfig,
     LocalLaunchConfig,
     ModelConfig,
+    ModelInputs,
     PipelineConfig,
     PlanningConfig,
     Prices,
@@ -33,11 +34,11 @@ def build(loaded: Loaded, settings: Settings) -> ThemisConfig:
     busy = max_busy(loaded)
     return ThemisConfig(
         state_directory=state,
-        models={name: _model(name, model, busy) for name, model in settings.models.items()},
+        models={name: _model(loaded, name, model, busy) for name, model in settings.models.items()},
         pipelines=tuple(PipelineConfig(n, p.chain, p.slo_ms, p.percentile, p.weight) for n, p in settings.pipelines.items()),
         servers=tuple(_server(loaded, name, server) for name, server in settings.servers.items()),
         envoy=_envoy(loaded, settings),
-        launch=_launch(loaded, settings.launch) if settings.launch is not None else None,
+        launch=_launch(loaded, settings, settings.launch) if settings.launch is not None else None,
         prices=with_settings(Prices(), settings.prices),
         policy=with_settings(PolicyConfig(), settings.policy),
         policies={PolicyName(name): _policy(settings, PolicyName(name), own) for name, own in settings.policies.items()},
@@ -54,7 +55,7 @@ def _policy(settings: Settings, name: PolicyName, own: PolicySettings) -> Policy
     return replace(with_settings(common, own), name=name)
 
 
-def _model(name: str, model: ModelSettings, busy: int) -> ModelConfig:
+def _model(loaded: Loaded, name: str, model: ModelSettings, busy: int) -> ModelConfig:
     profile = model.profile.to_core(model.max_batch, busy)
     return ModelConfig(
         name=name,
@@ -66,7 +67,13 @@ def _model(name: str, model: ModelSettings, busy: int) -> ModelConfig:
         server_price=model.server_price,
         instance_price=model.instance_price,
         require_probed_operations=model.require_probed_operations,
+        inputs=_inputs(loaded, model),
     )
+
+
+def _inputs(loaded: Loaded, model: ModelSettings) -> ModelInputs:
+    shapes = {name: tuple(sizes) for name, sizes in model.inputs.shapes.items()}
+    return ModelInputs(shapes, loaded.resolve(model.inputs.file) if model.inputs.file is not None else None)
 
 
 def _server(loaded: Loaded, name: str, server: ServerSettings) -> AdoptedServer:
@@ -96,7 +103,7 @@ def _envoy(loaded: Loaded, settings: Settings) -> EnvoyConfig:
     )
 
 
-def _launch(loaded: Loaded, launch: LaunchSettings) -> LaunchConfig:
+def _launch(loaded: Loaded, settings: Settings, launch: LaunchSettings) -> LaunchConfig:
     return LocalLaunchConfig(
         slots=tuple(_named_slots(launch)),
         model_repository=repository_of(loaded, launch),
@@ -107,6 +114,7 @@ def _launch(loaded: Loaded, launch: LaunchSettings) -> LaunchConfig:
         warmup_requests=launch.warmup_requests,
         drain_timeout_s=launch.drain_timeout_s,
         stop_timeout_s=launch.stop_timeout_s,
+        inputs={name: _inputs(loaded, model) for name, model in settings.models.items()},
     )
 
 

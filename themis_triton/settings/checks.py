@@ -27,6 +27,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     yield from _first_stages(loaded)
     yield from _profiles(loaded)
     yield from _paper_forms(loaded)
+    yield from _input_files(loaded)
     yield from _objectives(loaded)
     yield from _slots(loaded)
     yield from _repository(loaded)
@@ -96,6 +97,14 @@ def _profiles(loaded: Loaded) -> Iterator[Problem]:
             expected = f"more than 0 ms for batches of 1 to {model.max_batch} and 1 to {busy} busy instances"
             yield loaded.source.problem(("models", name, "profile", "surface"), fault, expected, "measure again, or give a table")
         yield from _table_reach(loaded, name, model)
+
+
+def _input_files(loaded: Loaded) -> Iterator[Problem]:
+    for name, model in loaded.models.items():
+        if model.inputs.file is not None and not loaded.resolve(model.inputs.file).is_file():
+            fix = f"correct the path, which starts at {loaded.path.parent.resolve()}, or write the file with numpy.savez"
+            fault = f"{model.inputs.file} does not exist"
+            yield loaded.source.problem(("models", name, "inputs", "file"), fault, "the path of an .npz file", fix)
 
 
 def _paper_forms(loaded: Loaded) -> Iterator[Problem]:

@@ -15,12 +15,14 @@ from themis_triton.settings.runtime import RuntimePaths
 from themis_triton.settings.schema import Settings, StatusSettings
 
 
-def load_settings(path: Path) -> ThemisConfig:
+def load_settings(path: Path, *, allow_missing_profiles: bool = False) -> ThemisConfig:
     """The configuration of a settings file.
+
+    With `allow_missing_profiles`, a model whose profile file does not exist has a placeholder of nearly 0 ms (for `themis profile`).
 
     Raises SettingsError with every error of the file and of its profile files, one per line.
     """
-    loaded, errors = _examine(path)
+    loaded, errors = _examine(path, allow_missing_profiles=allow_missing_profiles)
     if errors or loaded.settings is None:
         raise _refused(path, errors)
     return build(loaded, loaded.settings)
@@ -49,8 +51,8 @@ def _refused(path: Path, errors: list[Problem]) -> SettingsError:
     return SettingsError("\n".join([f"{path}: {count}", *map(str, sorted(errors, key=by_place))]))
 
 
-def _examine(path: Path) -> tuple[Loaded, list[Problem]]:
-    loaded = load(path)
+def _examine(path: Path, *, allow_missing_profiles: bool = False) -> tuple[Loaded, list[Problem]]:
+    loaded = load(path, allow_missing_profiles=allow_missing_profiles)
     errors = list(loaded.problems)
     if loaded.source.data is not None:
         errors += check(loaded)

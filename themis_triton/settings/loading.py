@@ -16,6 +16,8 @@ from themis_triton.settings.runtime import resolve
 from themis_triton.settings.schema import LaunchSettings, ModelSettings, PipelineSettings, Settings
 from themis_triton.settings.source import KeyPath, Source, read_source
 
+PLACEHOLDER = {"form": "contention", "alpha_ms": 0.0, "beta_ms": 0.0, "gamma_ms": 0.0, "zeta_ms": 0.001}
+"""The surface of a model that is not profiled yet; it satisfies every check."""
 SectionT = TypeVar("SectionT", bound=BaseModel)
 FILE_WORDS = "a mapping with " + ", ".join(f"`{name}`" for name in Settings.model_fields)
 
@@ -48,10 +50,10 @@ def mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def load(path: Path) -> Loaded:
+def load(path: Path, *, allow_missing_profiles: bool = False) -> Loaded:
     """The parsed settings file, with every schema error in `problems`; nothing is raised."""
     source = read_source(path, str(path), FILE_WORDS)
-    unusable = set(_include_profiles(path, source))
+    unusable = set(_include_profiles(path, source, allow_missing_profiles))
     loaded = Loaded(path, source, list(source.problems))
     if source.data is None:
         return loaded
@@ -67,7 +69,7 @@ def load(path: Path) -> Loaded:
     return loaded
 
 
-def _include_profiles(path: Path, source: Source) -> Iterator[KeyPath]:
+def _include_profiles(path: Path, source: Source, allow_missing: bool) -> Iterator[KeyPath]:
     """Replace each profile path by the file's content, with its own lines; yields the key paths of unreadable files."""
     for name, model in mapping(mapping(source.data).get("models")).items():
         included = mapping(model).get("profile")
@@ -80,6 +82,8 @@ def _include_profiles(path: Path, source: Source) -> Iterator[KeyPath]:
             source.problems += profile.problems
             source.places.update({(*key, *inner): place for inner, place in profile.places.items()})
             model["profile"] = profile.data
+        elif allow_missing:
+            model["profile"] = {"surface": dict(PLACEHOLDER)}
         else:
             source.problems.append(_missing_profile(path, source, key, included))
         if model["profile"] is None:

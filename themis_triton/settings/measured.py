@@ -78,6 +78,10 @@ class MeasuredSettings(Section):
     source: Annotated[TimeSource, Field(strict=False)] = Field(
         description="trace: Triton's trace timestamps; client: client times minus the mean overhead"
     )
+    shapes: dict[str, list[int]] = Field(default={}, description="shapes of the inputs, by name, without the batch dimension")
+    drift_ratio: float | None = Field(
+        default=None, description="the first point measured again at the end, divided by its first measurement; 1 on a steady device"
+    )
     points: list[PointSettings] = Field(description="the measured points")
     fits: list[FitSettings] = Field(default=[], description="fits of the two forms")
     memory: Size | None = Field(default=None, description="memory of a server with one instance")

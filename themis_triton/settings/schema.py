@@ -149,6 +149,23 @@ BOUNDS_WORDS = f"[min, max] of 1 to {MAX_INSTANCES}, or a mapping with `min` and
 Bounds = Annotated[InstanceBounds, BeforeValidator(_bounds, json_schema_input_type=InstanceBounds | Pair), Allowed(BOUNDS_WORDS)]
 
 
+class InputSettings(Section):
+    """Inputs of the requests that Themis itself sends to a model: warm-up, profile, probe, load."""
+
+    shapes: dict[str, list[Count]] = Field(
+        default={}, description="sizes of an input, by its name, without the batch dimension: {INPUT_IDS: [128]}"
+    )
+    file: FilePath | None = Field(
+        default=None, description="instead of `shapes`: an .npz file with one array per input, without the batch dimension"
+    )
+
+    @model_validator(mode="after")
+    def _one_of(self) -> InputSettings:
+        if self.shapes and self.file is not None:
+            raise refusal("both `shapes` and `file` are set", "one of `shapes` and `file`", "remove `shapes`; the arrays have shapes")
+        return self
+
+
 class ModelSettings(Section):
     """A model's profile, its bounds on one server, and its prices."""
 
@@ -166,6 +183,10 @@ class ModelSettings(Section):
     require_probed_operations: bool = Field(
         default=_MODEL.require_probed_operations,
         description="change instances or batching of a running server only by operations that lost no request in `themis probe`",
+    )
+    inputs: InputSettings = Field(
+        default=InputSettings(),
+        description="inputs of the requests that Themis sends to the model; by default made up: zeros, and 1 or 32 for free dimensions",
     )
     server_price: float | None = Field(
         default=None, ge=0, description="placement separate: price of one server of this model; by default `prices.server`"

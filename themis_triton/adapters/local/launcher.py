@@ -198,7 +198,7 @@ class LocalLauncher:
             LaunchFailedError: a request failed or its answer is empty.
             ServerError: the server does not answer.
         """
-        async with Warmup(server, self._config.warmup_requests, self._config.ready_timeout_s) as warmup:
+        async with Warmup(server, self._config.warmup_requests, self._config.ready_timeout_s, self._config.inputs) as warmup:
             await asyncio.gather(*(warmup.warm(model, state) for model, state in server.models.items()))
 
     async def is_alive(self, server: Server) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -11,8 +12,10 @@ from numpy.typing import NDArray
 from tritonclient.grpc import InferInput
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
+from themis_triton.adapters.triton.arrays import input_array, read_arrays
 from themis_triton.adapters.triton.client import new_client, silence
-from themis_triton.core.errors import LaunchFailedError
+from themis_triton.core.config import ModelInputs
+from themis_triton.core.errors import LaunchFailedError, SettingsError
 from themis_triton.core.fleet import ModelState, Server
 
 _SPATIAL_RANK = 3
@@ -46,10 +49,12 @@ class Warmup:
         server: a server that is ready; its `models` hold the planned states.
         rounds: how often each instance is meant to be touched at each batch size.
         timeout_s: for one request.
+        inputs: by model, the configured inputs; other models get zeros, of the sizes of their `model_warmup` if they have one.
     """
 
-    def __init__(self, server: Server, rounds: int, timeout_s: float) -> None:
+    def __init__(self, server: Server, rounds: int, timeout_s: float, inputs: Mapping[str, ModelInputs] | None = None) -> None:
         self._server = server
+        self._configured = inputs or {}
         self._rounds = rounds
         self._timeout_s = timeout_s
         self._client = new_client(server.grpc_address)
@@ -72,10 +77,14 @@ class Warmup:
         try:
             metadata = await self._client.get_model_metadata(model, client_timeout=self._timeout_s)
             config = (await self._client.get_model_config(model, client_timeout=self._timeout_s)).config
+            configured = self._configured.get(model, ModelInputs())
+            arrays = read_arrays(configured.file) if configured.file is not None else {}
             for batch in warmup_batches(state.max_batch):
-                inputs = _inputs(metadata, config, batch)
+                inputs = warmup_inputs(metadata, config, batch, configured, arrays)
                 requests = (self._request(metadata, inputs) for _ in range(state.instances * self._rounds))
                 await asyncio.gather(*requests)
+        except SettingsError as error:
+            raise self._failed(model, f"models.{model}.inputs: {error}") from error
         except InferenceServerException as error:
             if error.status() == "StatusCode.UNAVAILABLE":
                 raise silence(self._server.name, self._server.grpc_address, error) from error
@@ -90,20 +99,37 @@ class Warmup:
         return LaunchFailedError(f"server {self._server.name}: warm-up of model {model} failed: {what}; log {self._server.log_file}")
 
 
-def _inputs(metadata: Any, config: Any, batch: int) -> list[InferInput]:  # noqa: ANN401 - protobuf has no types
+def warmup_inputs(
+    metadata: Any,  # noqa: ANN401 - protobuf has no types
+    config: Any,  # noqa: ANN401 - protobuf has no types
+    batch: int,
+    configured: ModelInputs,
+    arrays: dict[str, NDArray[Any]],
+) -> list[InferInput]:
     """The model's required inputs at a batch size; sizes of dynamic dimensions from the model's own `model_warmup` where it has one."""
     optional = {entry.name for entry in config.input if entry.optional}
     samples = config.model_warmup[0].inputs if config.model_warmup else {}
-    return [_input(entry, samples, batch, batched=config.max_batch_size > 0) for entry in metadata.inputs if entry.name not in optional]
+    result = []
+    for entry in metadata.inputs:
+        if entry.name in optional:
+            continue
+        if configured.file is not None:
+            value = input_array(configured.file, arrays, metadata.name, entry.name, entry.datatype)
+        else:
+            value = make_tensor(entry.datatype, _dims(entry, samples, configured, batched=config.max_batch_size > 0))
+        if config.max_batch_size > 0:
+            value = np.repeat(value[None], batch, axis=0)
+        tensor = InferInput(entry.name, list(value.shape), entry.datatype)
+        tensor.set_data_from_numpy(value)
+        result.append(tensor)
+    return result
 
 
-def _input(entry: Any, samples: Any, batch: int, *, batched: bool) -> InferInput:  # noqa: ANN401 - protobuf has no types
+def _dims(entry: Any, samples: Any, configured: ModelInputs, *, batched: bool) -> list[int]:  # noqa: ANN401 - protobuf has no types
+    if entry.name in configured.shapes:
+        return list(configured.shapes[entry.name])
     own = list(entry.shape)[1:] if batched else list(entry.shape)
-    dims = list(samples[entry.name].dims) if entry.name in samples else concrete_shape(own)
-    shape = [batch, *dims] if batched else dims
-    tensor = InferInput(entry.name, shape, entry.datatype)
-    tensor.set_data_from_numpy(make_tensor(entry.datatype, shape))
-    return tensor
+    return list(samples[entry.name].dims) if entry.name in samples else concrete_shape(own)
 
 
 def _empty_outputs(metadata: Any, response: Any) -> list[str]:  # noqa: ANN401 - protobuf has no types
