@@ -225,7 +225,7 @@ def test_pause_holds_everything_resume_goes_on_why_tells_and_stop_leaves_it_serv
                 assert "paused: nothing is changed" in await asyncio.to_thread(said, "status")
                 await asyncio.to_thread(said, "resume")
                 await sidecar.until("growth in place", lambda s: not s["paused"] and instances(s, DETECTOR) >= 2)
-                assert "The way to 200/s" in await asyncio.to_thread(said, "plan", "--rate", "200", "--from", "live")
+                assert "Migration to 200/s" in await asyncio.to_thread(said, "plan", "--rate", "200", "--from", "live")
                 assert f"stopped the sidecar with pid {sidecar.pid}" in await asyncio.to_thread(said, "stop")
                 await load.more(30)
                 summary = await load.end()

@@ -199,7 +199,7 @@ def test_a_way_down_breaks_nothing_before_it_has_made_room() -> None:
 def test_a_fleet_that_cannot_be_read_is_refused_with_its_form(now: str) -> None:
     with pytest.raises(
         SettingsError,
-        match=r"--from: found .* allowed: live \(what the sidecar says\), or SERVERS:N,N, an instance count for each of video-detector",
+        match=r"--from: .* is invalid: expected live \(what the sidecar runs\) or SERVERS:N,N \(counts of video-detector",
     ):
         plan_command(PlanFlags(SHIPPED, "50", WhatIf(), start=now))
 

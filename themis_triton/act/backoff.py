@@ -1,4 +1,4 @@
-"""Which actuators are held after a failure, and until when."""
+"""Which actuators are in back-off after a failure, and until when."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ class Backoff:
     _until_s: dict[str, float] = field(default_factory=dict)
 
     def failed(self, actuator: str, now_s: float) -> float:
-        """Count a failure; returns the time (s) until which the actuator is held."""
+        """Count a failure; returns the time (s) at which its back-off ends."""
         count = self._failures.get(actuator, 0)
         self._failures[actuator] = count + 1
         self._until_s[actuator] = now_s + min(self.longest_s, self.first_s * 2.0 ** min(count, 30))
         return self._until_s[actuator]
 
     def succeeded(self, actuator: str) -> None:
-        """Forget the failures of a actuator."""
+        """Forget the failures of an actuator."""
         self._failures.pop(actuator, None)
         self._until_s.pop(actuator, None)
 
     def forget(self, server: str) -> None:
-        """The server and its models are no actuators any more."""
+        """Forget a removed server and its models."""
         for actuator in [actuator for actuator in self._failures if actuator == server or actuator.startswith(f"{server}/")]:
             self.succeeded(actuator)
 
     def active(self, now_s: float) -> dict[str, float]:
-        """Actuators that are held now, with the time (s) until which."""
+        """Actuators in back-off now, with the time (s) at which it ends."""
         return {actuator: until_s for actuator, until_s in self._until_s.items() if until_s > now_s}

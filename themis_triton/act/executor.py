@@ -1,4 +1,4 @@
-"""Carries out plans off the loop. While an action runs the tick goes on observing and deciding; busy actuators are left alone."""
+"""Executes plans off the loop. While actions run, ticks go on; a busy actuator takes no second action."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from themis_triton.ports import Clock, ModelControl, Recorder, RouteWriter, Serv
 
 @dataclass(frozen=True, slots=True)
 class Actuators:
-    """The ports that change the world. `launcher` None: no server can be started."""
+    """The ports through which the executor acts. `launcher` None: no server can be launched."""
 
     control: ModelControl
     routes: RouteWriter
@@ -58,7 +58,7 @@ class Executor:
 
     @property
     def launching(self) -> tuple[Action, ...]:
-        """Launches under way whose process has not been started yet, so that the fleet does not hold their servers."""
+        """Launches under way whose process has not started yet: the fleet does not contain their servers."""
         return tuple(action for action in self._launching.values() if action.server not in self.fleet)
 
     def submit(self, plan: Plan) -> None:
@@ -95,15 +95,15 @@ class Executor:
         return collected
 
     async def cancel(self) -> None:
-        """Abandon what is under way, as a stopping daemon must; servers stay as they are and are adopted by the next one."""
-        mending = [self._reconciling] if self._reconciling is not None else []
-        tasks: list[asyncio.Task[Any]] = [*self._tasks.values(), *mending]
+        """Cancel all running actions when the daemon stops; servers stay as they are, and the next daemon adopts them."""
+        reconciling = [self._reconciling] if self._reconciling is not None else []
+        tasks: list[asyncio.Task[Any]] = [*self._tasks.values(), *reconciling]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def write_routes(self) -> None:
-        """Make the proxy route to what serves now. Raises what the port raises; `routes_unwritten` then tells it until a write succeeds."""
+        """Make the proxy route to what serves now. Raises what the port raises; `routes_unwritten` then says why until a write succeeds."""
         table = route_table(self.fleet.all(), self._models)
         try:
             await self._actuators.routes.write(table)
@@ -122,7 +122,7 @@ class Executor:
             self._reconciling = asyncio.create_task(self._reconcile_routes())
 
     async def _reconcile_routes(self) -> None:
-        with contextlib.suppress(ThemisError, OSError):  # told by routes_unwritten, and tried again at the next tick
+        with contextlib.suppress(ThemisError, OSError):  # `routes_unwritten` says why, and the next tick tries again
             await self.write_routes()
 
     async def _run(self, action: Action, actuator: str, needed: list[asyncio.Task[Outcome]]) -> Outcome:
@@ -146,7 +146,7 @@ class Executor:
         self._actuators.recorder.record_outcome(outcome)
 
     async def _guarded(self, action: Action, needed: list[asyncio.Task[Outcome]]) -> tuple[OutcomeKind, str]:
-        """Run the action; every failure that the world can cause becomes an outcome."""
+        """Run the action once what it requires has succeeded; every failure becomes an outcome."""
         if any(outcome.kind is not OutcomeKind.DONE for outcome in await asyncio.gather(*needed)):
             return OutcomeKind.SKIPPED, "an action that it requires failed"
         if needed and action.kind is ActionKind.RETIRE and action.server not in self._to_retire:
@@ -157,7 +157,7 @@ class Executor:
             return OutcomeKind.REFUSED, str(error)
         except TimeoutError as error:
             return OutcomeKind.TIMED_OUT, str(error)
-        except Exception as error:  # noqa: BLE001 - whatever ends an action must become an outcome, or its actuator would hang
+        except Exception as error:  # noqa: BLE001 - without an outcome the actuator would stay busy for ever
             return OutcomeKind.LOST, f"{type(error).__name__}: {error}"
         return OutcomeKind.DONE, detail
 
@@ -175,24 +175,24 @@ class Executor:
         return ""
 
     async def _reread(self, name: str, model: str) -> None:
-        """After a failure the old state should serve on; the server's own word replaces what was believed."""
+        """Read the model's state from the server after a failure: the old state should still serve."""
         if name not in self.fleet:
             return
-        found = await self._actuators.control.read_models(self.fleet.get(name), [model])
-        if model in found and name in self.fleet:
-            self.fleet.set_model(name, model, found[model])
+        states = await self._actuators.control.read_models(self.fleet.get(name), [model])
+        if model in states and name in self.fleet:
+            self.fleet.set_model(name, model, states[model])
 
     async def _launch(self, action: Action) -> str:
         launcher = self._launcher()
         if action.slot is None:
             raise ThemisError(f"action {action.id} names no slot")
-        if action.server not in self.fleet:  # one that an earlier daemon launched is brought up from where it is
+        if action.server not in self.fleet:  # a server that an earlier daemon launched needs no second launch
             self.fleet.put(await launcher.launch(action.server, action.slot, action.models))
         await self._bring_up(action.server)
         return ""
 
     async def _bring_up(self, name: str) -> None:
-        """Ready, warmed, then routed; a server that fails on the way is stopped and forgotten."""
+        """Wait until the server is ready, warm it up, then route to it; a server that fails before is stopped and forgotten."""
         launcher = self._launcher()
         try:
             server = await launcher.wait_ready(self.fleet.get(name))
@@ -201,8 +201,8 @@ class Executor:
         except Exception as error:
             try:
                 await self._dispose(name)
-            except (ThemisError, OSError) as another:
-                raise LaunchFailedError(f"{error}; nor could it be stopped: {another}") from error
+            except (ThemisError, OSError) as stop_error:
+                raise LaunchFailedError(f"{error}; nor could it be stopped: {stop_error}") from error
             raise
         self.fleet.move(name, Phase.SERVING)
         await self.write_routes()
@@ -214,9 +214,9 @@ class Executor:
         return "" if idle else "requests were still in flight when the drain time-out came"
 
     async def _take_down(self, name: str, *, serves: bool) -> bool:
-        """Out of the routes, then idle, then stopped; False when it was stopped before it was idle.
+        """Take the server out of the routes, drain it, then stop it; False when the drain timed out.
 
-        One that may still be routed to is not stopped: where it `serves` it serves on, and it leaves when the routes can be written again.
+        A server that may still be routed to is not stopped: where it `serves`, it goes on and retires once the routes can be written.
         """
         try:
             await self.write_routes()
@@ -234,7 +234,7 @@ class Executor:
         await self.forget(server)
 
     async def forget(self, server: Server) -> None:
-        """The server is gone: nothing is kept of it, nor of its actuators."""
+        """Remove a stopped server from the fleet, with its back-off and its connections."""
         self.fleet.remove(server.name)
         self.backoff.forget(server.name)
         await self._actuators.control.forget(server)

@@ -1,4 +1,4 @@
-"""The servers that exist, as the executor knows them: the one mutable place, behind small methods."""
+"""The executor's record of the servers: the only mutable state of the fleet."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from themis_triton.ports import Recorder
 
 
 class Fleet:
-    """Servers by name. Every change of a launched server is remembered by the recorder at once, so that a new daemon can adopt it."""
+    """Servers by name. The recorder saves each change of a launched server at once, so that a new daemon can adopt it."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._servers: dict[str, Server] = {}
@@ -23,7 +23,7 @@ class Fleet:
         return server
 
     def get(self, name: str) -> Server:
-        """The server of that name; KeyError when it is gone."""
+        """The server of that name; KeyError when there is none."""
         return self._servers[name]
 
     def move(self, name: str, phase: Phase) -> Server:
@@ -31,12 +31,12 @@ class Fleet:
         return self.put(replace(self._servers[name], phase=phase))
 
     def set_model(self, name: str, model: str, state: ModelState) -> Server:
-        """Note what a server runs for a model now."""
+        """Set what a server runs for a model."""
         server = self._servers[name]
         return self.put(replace(server, models={**server.models, model: state}))
 
     def remove(self, name: str) -> None:
-        """The server is gone; removing it twice is no error."""
+        """Remove a server; a name that is not there is no error."""
         server = self._servers.pop(name, None)
         if server is not None and server.launched:
             self._recorder.forget_server(name)

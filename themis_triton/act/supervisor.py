@@ -1,4 +1,4 @@
-"""Keeps the fleet true to the world: servers that died, stopped answering, came back, or run other counts than was believed."""
+"""Reconciles the fleet with the real servers: those that died, fell silent, came back, or run other counts than recorded."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ COMING = frozenset({Phase.LAUNCHING, Phase.WARMING})
 
 
 def resumption(server: Server) -> Action:
-    """What brings a server that is on its way to its end: into the routes, or out of the world."""
+    """The action that completes an interrupted launch or retirement."""
     kind = ActionKind.LAUNCH if server.phase in COMING else ActionKind.RETIRE
     return Action(f"{RESUMED}/{server.name}", kind, RESUMED, server.name, slot=server.slot, models=server.models)
 
 
 class Supervisor:
-    """Called once a tick with the readings; slow checks run as a task of their own."""
+    """Checks the servers once a tick; slow checks run as tasks."""
 
     def __init__(
         self, executor: Executor, control: ModelControl, launcher: ServerLauncher | None, models: tuple[str, ...], clock: Clock
@@ -49,11 +49,11 @@ class Supervisor:
 
     @property
     def recently_crashed(self) -> int:
-        """Launched servers that died unasked in the last minute."""
+        """Launched servers that crashed in the last minute."""
         return len(self._lost_at_s)
 
     async def reap_dead_servers(self) -> tuple[Server, ...]:
-        """Take launched servers whose process is gone out of fleet and routes; returns them."""
+        """Remove launched servers whose process is gone from the fleet and the routes; returns them."""
         now_s = self._clock.now_s()
         self._lost_at_s = [at_s for at_s in self._lost_at_s if at_s > now_s - LOST_MEMORY_S]
         dead = [server for server in self._executor.fleet.all() if await self._has_died(server)]
@@ -67,7 +67,7 @@ class Supervisor:
         return tuple(dead)
 
     def resume(self) -> None:
-        """Go on with launched servers that are on their way in or out while nothing works on them: after a restart, or a fault."""
+        """Resume interrupted launches and retirements, after a restart or a fault."""
         now_s = self._clock.now_s()
         taken = {*self._executor.busy, *self._executor.backoff.active(now_s)}
         actions = [resumption(server) for server in self._executor.fleet.all() if server.launched and server.phase not in RESTING]
@@ -76,7 +76,7 @@ class Supervisor:
             self._executor.submit(plan)
 
     async def update_reachability(self, readings: Sequence[ServerReading]) -> None:
-        """Move adopted servers between SERVING and UNREACHABLE by what the last readings said, and look at the counts now and then."""
+        """Move adopted servers between SERVING and UNREACHABLE by the last readings; reread the counts every few seconds."""
         changed = [self._update_one(reading) for reading in readings]
         self._executor.reconcile_routes(changed=any(changed))
         now_s = self._clock.now_s()
@@ -85,7 +85,7 @@ class Supervisor:
             self._rereading = asyncio.create_task(self._reread())
 
     async def close(self) -> None:
-        """End the slow checks."""
+        """Cancel the slow checks."""
         rereading = [self._rereading] if self._rereading is not None else []
         tasks = [*self._clearing, *rereading]
         for task in tasks:
@@ -98,14 +98,14 @@ class Supervisor:
         return not await self._launcher.is_alive(server)
 
     def _clear_remains(self, server: Server) -> None:
-        """End what a dead server left behind, off the loop: its children may take their time."""
+        """Stop what a dead server left behind, off the loop: its child processes may take seconds."""
         if self._launcher is not None:
             task = asyncio.create_task(self._stopped(self._launcher, server))
             self._clearing.add(task)
             task.add_done_callback(self._clearing.discard)
 
     async def _stopped(self, launcher: ServerLauncher, server: Server) -> None:
-        """What does not end is found by its mark: by the next daemon's adoption, and by `themis down`."""
+        """A process that survives is found by its mark: at the next adoption, and by `themis stop --all`."""
         with contextlib.suppress(ThemisError, OSError):
             await launcher.stop(server)
 
@@ -127,7 +127,7 @@ class Supervisor:
         return False
 
     async def _reread(self) -> None:
-        """Someone else may have changed counts, or an adopted server may have restarted with its own."""
+        """Read the counts anew: another client may have changed them, or an adopted server may have restarted."""
         before = {server.name: frozenset(server.models) for server in self._executor.fleet.all()}
         for server in self._executor.fleet.all():
             if server.phase is not Phase.SERVING or self._is_busy(server.name):
@@ -135,7 +135,7 @@ class Supervisor:
             try:
                 models = await self._control.read_models(server, self._models)
             except ServerError:
-                continue  # the metrics readings already tell that it is silent, and for how long
+                continue  # the metrics readings show already that it is silent
             fleet = self._executor.fleet
             # What an action changed meanwhile is newer than what was read.
             is_current = server.name in fleet and fleet.get(server.name) == server and not self._is_busy(server.name)

@@ -1,4 +1,4 @@
-"""`themis plan --from`: the way from what runs to the plan, step by step."""
+"""`themis plan --from`: the migration from what runs to the plan, step by step."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class Fleet:
 
 
 def show_paths(console: Console, config: ThemisConfig, rates: Sequence[float], what_if: WhatIf, fleet: Fleet) -> list[Migration]:
-    """A table of steps from the fleet for each rate; returns the paths."""
+    """Print a table of steps from the fleet for each rate; returns the migrations."""
     paths = [plan_migration(config, rate, what_if, fleet.servers, fleet.adopted) for rate in rates]
     for rate, path in zip(rates, paths, strict=True):
         holds = f"after {path.slo_holds_after_s:.1f} s" if math.isfinite(path.slo_holds_after_s) else "not even at its end"
-        console.print(f"The way to {rate:g}/s: inside the SLO {holds if path.slo_holds_after_s else 'all the time'}", soft_wrap=True)
+        console.print(f"Migration to {rate:g}/s: inside the SLO {holds if path.slo_holds_after_s else 'all the time'}", soft_wrap=True)
         console.print(_table(path))
-        held = ", ".join(f"{stage.name} {stage.servers}×{stage.instances}, {stage.batch}" for stage in path.plan.stages)
-        console.print(f"It leads to {held}, at {path.plan.cost:g} a second", soft_wrap=True)
+        stages = ", ".join(f"{stage.name} {stage.servers}×{stage.instances}, {stage.batch}" for stage in path.plan.stages)
+        console.print(f"Result: {stages}, cost {path.plan.cost:g}/s", soft_wrap=True)
     return paths
 
 
@@ -62,24 +62,28 @@ def live_fleet(status: Mapping[str, Any], pipeline: PipelineConfig) -> Fleet:
         for server in by_retirement(serving)
     )
     if not assignments:
-        raise SettingsError(f"--from {LIVE}: no server serves {pipeline.name} now; write what shall be there, such as 1:1,1")
+        raise SettingsError(
+            f"--from {LIVE}: no server serves {pipeline.name} now; expected at least one. Fix: name the servers, such as --from 1:1,1"
+        )
     return Fleet(assignments, adopted=sum(not server.launched for server in serving))
 
 
 def parse_fleet(text: str, pipeline: PipelineConfig, config: ThemisConfig) -> Fleet:
-    """`SERVERS:COUNT,COUNT…` with a count a stage, and `:BATCH,BATCH…`; batches are the settings' largest unless told."""
+    """`SERVERS:COUNT,COUNT…` with a count a stage, and `:BATCH,BATCH…`; batches are the settings' largest by default."""
     stages = len(pipeline.stages)
     counts = ",".join(["[0-9]+"] * stages)
-    found = re.fullmatch(rf"([0-9]+):({counts})(?::({counts}))?", text, re.ASCII)
+    match = re.fullmatch(rf"([0-9]+):({counts})(?::({counts}))?", text, re.ASCII)
     bounds = [config.models[stage] for stage in pipeline.stages]
-    if found is not None:
-        servers, instances = int(found[1]), _numbers(found[2])
-        batches = _numbers(found[3]) if found[3] else tuple(model.max_batch for model in bounds)
+    if match is not None:
+        servers, instances = int(match[1]), _numbers(match[2])
+        batches = _numbers(match[3]) if match[3] else tuple(model.max_batch for model in bounds)
         if servers <= MAX_SERVERS and min((*instances, *batches)) >= 1:
             return Fleet(tuple(ServerAssignment(f"server-{i + 1}", instances, batches) for i in range(servers)))
-    counts_wanted = f"SERVERS:{','.join('N' for _ in bounds)}, an instance count for each of {', '.join(pipeline.stages)}"
-    form = f"{LIVE} (what the sidecar says), or {counts_wanted}, such as 2:{','.join(str(model.min_instances) for model in bounds)}"
-    raise SettingsError(f'--from: found "{text}"; allowed: {form}, with at most {MAX_SERVERS} servers; write it so')
+    form = f"SERVERS:{','.join('N' for _ in bounds)} (counts of {', '.join(pipeline.stages)}; at most {MAX_SERVERS} servers)"
+    example = f"2:{','.join(str(model.min_instances) for model in bounds)}"
+    raise SettingsError(
+        f'--from: "{text}" is invalid: expected {LIVE} (what the sidecar runs) or {form}. Fix: for example --from {example}'
+    )
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -87,7 +91,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def path_row(path: Migration) -> dict[str, Any]:
-    """A path for JSON; `slo_holds_after_s` null: not even at its end."""
+    """A migration as a JSON row; `slo_holds_after_s` null: not even at its end."""
     return {
         "slo_holds_after_s": path.slo_holds_after_s if math.isfinite(path.slo_holds_after_s) else None,
         "ends_after_s": path.ends_after_s,
@@ -111,7 +115,7 @@ def _table(path: Migration) -> Table:
         requires = ", ".join(str(r + 1) for r in step.requires)
         table.add_row(f"{number + 1}  {_words(step)}", f"{step.starts_s:.1f}", f"{step.ends_s:.1f}", requires)
     if not path.steps:
-        table.add_row("nothing to do", "", "", "")
+        table.add_row("no change", "", "", "")
     return table
 
 

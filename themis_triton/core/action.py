@@ -1,4 +1,4 @@
-"""Plans, actions and outcomes. An action names its preconditions; an outcome says what really happened."""
+"""Plans, actions and outcomes. An action names its preconditions; an outcome says how it ended."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from themis_triton.core.fleet import ModelState
 
 
 class ActionKind(StrEnum):
-    """The levers. Counts change in place; a batching change reloads the model with double its memory for a while."""
+    """What an action does. Counts change in place; REBATCH reloads the model and needs the memory of old and new instances meanwhile."""
 
     GROW = "grow"
     SHRINK = "shrink"
@@ -51,7 +51,7 @@ class Plan:
 
 
 class OutcomeKind(StrEnum):
-    """How an action ended. REFUSED: the old state serves on. LOST: the state is unknown and will be observed."""
+    """How an action ended. REFUSED: the old state still serves. LOST: the state is unknown until it is read. SKIPPED: it did not start."""
 
     DONE = "done"
     REFUSED = "refused"
@@ -62,7 +62,7 @@ class OutcomeKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one action ended, when, how long it took, and why if it failed."""
+    """How and when one action ended, and why if it failed or was skipped."""
 
     action: Action
     kind: OutcomeKind

@@ -1,4 +1,4 @@
-"""A decision is a value: target, closed reason, the numbers behind it, what was clamped, and an id."""
+"""A decision as a value: its target, one of a closed set of reasons, the evidence, the clamps and an id."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from themis_triton.core.fleet import ModelState
 
 
 class Reason(StrEnum):
-    """Why a decision is what it is. Closed: tests and dashboards enumerate it."""
+    """The reason of a decision. The set is closed: tests and dashboards enumerate it."""
 
     SURGE = "surge"
     SETTLE = "settle"
@@ -25,7 +25,7 @@ class Reason(StrEnum):
 
 
 class Stage(StrEnum):
-    """The two stages of Themis, as shown to people: a surge is absorbed vertically, then the joint optimum is approached."""
+    """The stages of Themis: ABSORB a surge in place, OPTIMISE towards the cheapest joint plan, HOLD what runs."""
 
     ABSORB = "absorb"
     OPTIMISE = "optimise"
@@ -46,7 +46,7 @@ class ClampKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Clamp:
-    """What a guard changed, and why, in one sentence."""
+    """What a guard changed and why, in one sentence."""
 
     kind: ClampKind
     sentence: str
@@ -54,10 +54,10 @@ class Clamp:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where the fleet should be: the models of each server that stays or comes. A server that is absent shall go.
+    """The desired fleet: the models of each server that stays.
 
-    New servers stand in `launch`, keyed by device slot. `fast_actuation`: in-place changes take less than a tick, so that they need
-    not be parted into small steps. `free_batches`: batches are formed before the servers, so that their limit needs no actuator.
+    `launch`: the models of new servers by device slot. `retire`: servers to be retired. `fast_actuation`: in-place changes take less
+    than a tick and need no small steps. `free_batches`: batches are formed before the servers, so that their limit needs no reload.
     """
 
     servers: dict[str, dict[str, ModelState]] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class Target:
 class PipelineEvidence:
     """The numbers behind a decision for one pipeline.
 
-    `holds_after_s`: when the SLO will hold again, along the way that was chosen; None where it holds or nobody can tell.
+    `holds_after_s`: seconds until the SLO is expected to hold, by the chosen migration; None where it holds or that is unknown.
     """
 
     pipeline: str
@@ -90,7 +90,7 @@ class PipelineEvidence:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One tick's answer. `target` None means: hold what is."""
+    """The result of one tick's policy. `target` None: no change."""
 
     id: str
     at_s: float

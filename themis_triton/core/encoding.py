@@ -53,7 +53,7 @@ def _address(text: str) -> Address:
 
 
 def remembered_servers(texts: Iterable[str]) -> tuple[Server, ...]:
-    """The servers of JSON texts. One that another version wrote otherwise is left out: those that run are found by their mark."""
+    """The servers of JSON texts. A text of another version's form is left out: running servers are found by their mark too."""
     servers = []
     for text in texts:
         try:

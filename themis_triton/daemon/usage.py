@@ -14,7 +14,7 @@ from themis_triton.core.record import TickRecord
 
 @dataclass(frozen=True, slots=True)
 class UsageTotals:
-    """Totals since the daemon started. A server costs from its launch until it is gone; seconds are integrated tick by tick."""
+    """Totals since the daemon started. A server costs from its launch until it is removed; seconds are integrated tick by tick."""
 
     at_s: float | None = None
     server_seconds: float = 0.0

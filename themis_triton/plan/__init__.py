@@ -1,1 +1,1 @@
-"""From what is and what should be to ordered actions, and the route table."""
+"""Ordered actions from what runs to the target, and the route table, as pure functions."""
