@@ -1,4 +1,4 @@
-"""Envoy's files on disk: moved into place step by step, each step seen through until Envoy has taken it up."""
+"""Envoy's files on disk: moved into place step by step; each step waits until Envoy has applied the one before."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ Stats = Mapping[str, Any]
 class EnvoyFiles:
     """Implements `RouteWriter` on Envoy's directory.
 
-    A cluster comes before the routes to it and goes after them. Calls are taken one at a time. `log_file` is where Envoy's words are
-    looked up when it refuses a file, if it is known.
+    A cluster comes before the routes to it and goes after them. Calls are taken one at a time. `log_file` is where the reason is
+    looked up when Envoy refuses a file.
     """
 
     def __init__(self, config: EnvoyConfig, *, log_file: Path | None = None, timeout_s: float = 15.0) -> None:
@@ -51,7 +51,7 @@ class EnvoyFiles:
         Where no Envoy runs on this directory yet, the files are written for it to find. Writing the same table again costs nothing.
 
         Raises:
-            ServerError: Envoy refused a file (the message has its words; the file that was there before is put back), did not take it
+            ServerError: Envoy refused a file (the message has its reason; the file that was there before is restored), did not take it
                 up in time, what listens at its admin address does not answer, or a host name cannot be resolved.
         """
         async with self._lock:
@@ -79,13 +79,13 @@ class EnvoyFiles:
         await asyncio.to_thread(_move, self._config.directory, step)
         refused = await self._refused(step, before)
         if refused:
-            words = await self._words(offset)
+            reason = await self._reason(offset)
             previous = {name: present[name] for name in refused if name in present}
             await asyncio.to_thread(_move, self._config.directory, previous)
-            raise ServerError(f"Envoy refused {', '.join(refused)} in {self._config.directory}: {words}")
+            raise ServerError(f"Envoy refused {', '.join(refused)} in {self._config.directory}: {reason}")
 
     async def _refused(self, step: Mapping[str, str], before: Stats) -> list[str]:
-        """Wait until Envoy tells the version of every file of the step and all clusters are warm; the files that it refused."""
+        """Wait until Envoy reports the version of every file of the step and all clusters are warm; the files that it refused."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + self._timeout_s
         expected = expected_versions(step)
@@ -106,13 +106,13 @@ class EnvoyFiles:
         found = await self._admin.stats(f"{_SUBSCRIPTIONS}|^{_WARMING}$")
         return {entry["name"]: entry["value"] for entry in found if "value" in entry}
 
-    async def _words(self, offset: int) -> str:
-        """Why Envoy refused something: its log since then, else what its admin address tells of listeners."""
+    async def _reason(self, offset: int) -> str:
+        """Why Envoy refused something: its log since then, else the errors of listeners at its admin address."""
         if self._log_file is not None:
             logged = await asyncio.to_thread(_read_from, self._log_file, offset)
             if logged.strip():
                 return logged.strip()
-        return "; ".join(await self._admin.config_errors()) or "its log tells why"
+        return "; ".join(await self._admin.config_errors()) or "see its log"
 
 
 def _rejections(stats: Stats, name: str) -> int:

@@ -26,7 +26,7 @@ _VALIDATE_S = 60.0
 
 
 class EnvoyProcess:
-    """Sees to it that an Envoy runs on the directory that `EnvoyFiles` writes. Close it when done; Envoy itself runs on."""
+    """Keeps an Envoy running on the directory that `EnvoyFiles` writes. Close it when done; Envoy itself runs on."""
 
     def __init__(self, config: EnvoyConfig, state_directory: Path, *, start_timeout_s: float = 20.0, stop_timeout_s: float = 10.0) -> None:
         self._config = config
@@ -35,6 +35,7 @@ class EnvoyProcess:
         self._stop_timeout_s = stop_timeout_s
         self._admin = EnvoyAdmin(config.admin_address)
         self._identity: ProcessId | None = None
+        self._log_start = 0
 
     @property
     def log_file(self) -> Path:
@@ -48,11 +49,11 @@ class EnvoyProcess:
     async def ensure(self) -> ProcessId | None:
         """Adopt the Envoy that answers at the admin address, or start one if it is ours to start; returns once it accepts requests.
 
-        The files must be in place already. Returns the process of a managed Envoy, None for one that somebody else started.
+        The files must be in place already. Returns the process of a managed Envoy, None for one that was started elsewhere.
 
         Raises:
-            EnvironmentCheckError: there is no `envoy` binary, an address is taken, or it is not managed and does not answer.
-            ServerError: Envoy refuses its files, did not become ready (the message has its words), or its admin address hangs.
+            EnvironmentCheckError: there is no `envoy` binary, an address is in use, or it is not managed and does not answer.
+            ServerError: Envoy refuses its files, did not become ready (the message has its reason), or its admin address hangs.
         """
         node = await self._admin.node_id()
         if node is not None and node != node_id(self._config.directory):
@@ -84,11 +85,11 @@ class EnvoyProcess:
                 if bootstrap in process.cmdline():
                     return identify(process.pid)
             except (psutil.NoSuchProcess, ProcessLookupError):
-                continue  # It ended between the two looks.
+                continue  # It ended meanwhile.
         return None
 
     async def stop(self) -> None:
-        """End the managed Envoy: SIGTERM, then after a bounded wait SIGKILL. One that somebody else started is left alone."""
+        """End the managed Envoy: SIGTERM, then after a bounded wait SIGKILL. One that was started elsewhere is left alone."""
         identity = await asyncio.to_thread(self.find)
         if identity is not None:
             await stop_process(identity, self._stop_timeout_s)
@@ -98,6 +99,7 @@ class EnvoyProcess:
         await self._validate(binary)
         await self._check_addresses()
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        self._log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
         environment = {**os.environ, OWNER_VARIABLE: owner_mark(self._state_directory)}
         try:
             identity = await asyncio.to_thread(spawn, self._command(binary), environment, self.log_file)
@@ -135,14 +137,14 @@ class EnvoyProcess:
                 f"envoy.binary: {binary} cannot be started ({error.strerror}); name an Envoy that runs here"
             ) from error
         try:
-            said, _ = await asyncio.wait_for(process.communicate(), _VALIDATE_S)
+            output, _ = await asyncio.wait_for(process.communicate(), _VALIDATE_S)
         except TimeoutError as error:
             process.kill()
             await process.wait()
             raise ServerError(f"{' '.join(command)} did not end within {_VALIDATE_S:g} s") from error
         if process.returncode != 0:
-            words = "\n".join(said.decode(errors="replace").splitlines()[-_LOG_LINES:])
-            raise ServerError(f"Envoy refuses its configuration ({' '.join(command)} ended with {process.returncode}):\n{words}")
+            reason = failure_reason(output.decode(errors="replace"))
+            raise ServerError(f"Envoy refuses its configuration ({' '.join(command)} ended with {process.returncode}): {reason}")
 
     async def _check_addresses(self) -> None:
         config = self._config
@@ -158,19 +160,29 @@ class EnvoyProcess:
         deadline_s = loop.time() + self._start_timeout_s
         while not (await self._admin.is_ready() and await self._admin.node_id() == node_id(self._config.directory)):
             if identity is not None and find_process(identity) is None:
-                raise ServerError(f"Envoy ended as soon as it was started; {self._log_tail()}")
+                raise ServerError(f"Envoy ended as soon as it was started; {self._log_reason()}")
             if loop.time() >= deadline_s:
                 raise ServerError(
-                    f"Envoy at {self._config.admin_address} was not ready within {self._start_timeout_s:g} s; {self._log_tail()}"
+                    f"Envoy at {self._config.admin_address} was not ready within {self._start_timeout_s:g} s; {self._log_reason()}"
                 )
             await asyncio.sleep(_POLL_S)
 
-    def _log_tail(self) -> str:
+    def _log_reason(self) -> str:
+        """Why Envoy failed since it was last started, as its log says."""
         try:
-            lines = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
+            with self.log_file.open("rb") as log:
+                log.seek(self._log_start)
+                text = log.read().decode(errors="replace")
         except FileNotFoundError:
-            lines = ["(no log was written)"]
-        return f"log {self.log_file}, last lines:\n" + "\n".join(lines)
+            text = "(no log was written)"
+        return f"log {self.log_file}: {failure_reason(text)}"
+
+
+def failure_reason(output: str) -> str:
+    """The first critical line of Envoy's output, which names the cause; a backtrace follows it. Without one, the last lines."""
+    lines = output.strip().splitlines()
+    critical = (line for line in lines if "[critical]" in line and "[backtrace]" not in line)
+    return next(critical, "\n".join(lines[-_LOG_LINES:]))
 
 
 def find_envoy(binary: Path | None) -> Path:
@@ -196,4 +208,4 @@ def _allow_all_files(identity: ProcessId) -> None:
         _, hard = process.rlimit(psutil.RLIMIT_NOFILE)
         process.rlimit(psutil.RLIMIT_NOFILE, (hard, hard))
     except psutil.NoSuchProcess:
-        return  # It ended at once; the wait for it tells why.
+        return  # It ended at once; the wait for it says why.
