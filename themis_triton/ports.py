@@ -1,4 +1,4 @@
-"""The ports: what the stages need from the world. Adapters implement them live, `sim/` implements them over a virtual cluster."""
+"""The ports: the stages' interfaces to the world. Adapters implement them live, `sim/` implements them over a virtual cluster."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from themis_triton.core.routes import RouteTable
 
 
 class Clock(Protocol):
-    """Time; the only way in which anything above the ground floor learns it."""
+    """Time; the only source of it above the ground floor."""
 
     def now_s(self) -> float:
         """Seconds since the epoch, monotone within a process."""
@@ -47,7 +47,7 @@ class ModelControl(Protocol):
         ...
 
     async def forget(self, server: Server) -> None:
-        """Drop what is kept for a server that is gone."""
+        """Drop the connections and locks of a server that is gone."""
         ...
 
 
@@ -107,7 +107,7 @@ class Recorder(Protocol):
         ...
 
     def record_outcome(self, outcome: Outcome) -> None:
-        """Append an action's end."""
+        """Append an action's outcome."""
         ...
 
     def save_server(self, server: Server) -> None:

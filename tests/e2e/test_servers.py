@@ -24,8 +24,8 @@ from tritonclient.utils import InferenceServerException
 
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.local import launcher as launcher_module
+from themis_triton.adapters.local.discovery import find_launched
 from themis_triton.adapters.local.launcher import LocalLauncher
-from themis_triton.adapters.local.orphans import find_orphans
 from themis_triton.adapters.local.processes import find_process, group_members, shared_memory_prefix, spawn, stop_everything, stop_process
 from themis_triton.adapters.local.sockets import free_ports
 from themis_triton.adapters.local.triton_install import find_triton
@@ -151,7 +151,7 @@ class TestLaunch:
                 assert double(server, CLASSIFIER, [3.0]) == [8.0]
 
     def test_unknown_slots_and_models_are_refused(self, launcher: LocalLauncher, state_directory: Path) -> None:
-        with pytest.raises(LaunchFailedError, match=r"no device slot gpu-7; launch.slots has cpu-a, cpu-b"):
+        with pytest.raises(LaunchFailedError, match=r"device slot gpu-7 does not exist: expected one of launch.slots: cpu-a, cpu-b"):
             asyncio.run(launcher.launch("nowhere", "gpu-7", {DETECTOR: ModelState(1, 8)}))
         with pytest.raises(LaunchFailedError, match=r"launch.model_repository: model nothing has no .*config.pbtxt"):
             asyncio.run(launcher.launch("nothing", "cpu-a", {"nothing": ModelState(1, 1)}))
@@ -325,13 +325,13 @@ class TestStop:
         servers = LocalLauncher(launch_config, tmp_path)
         launched = asyncio.run(servers.launch("lost", "cpu-b", {CLASSIFIER: ModelState(2, 4, 700)}))
         try:
-            (orphan,) = find_orphans(tmp_path)
+            (orphan,) = find_launched(tmp_path)
             assert orphan == launched
             assert asyncio.run(servers.wait_ready(orphan)).phase is Phase.WARMING
         finally:
             ended = stop_everything(tmp_path, timeout_s=1.0)
         assert launched.process is not None
         assert launched.process.pid in ended
-        assert find_orphans(tmp_path) == ()
+        assert find_launched(tmp_path) == ()
         assert stop_everything(tmp_path) == ()
         assert not list(Path("/dev/shm").glob(f"{shared_memory_prefix(tmp_path)}*"))  # noqa: S108 - as above

@@ -17,8 +17,8 @@ from tests.unit.samples import config, server
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.envoy.process import EnvoyProcess
 from themis_triton.adapters.launchers import build_launcher
+from themis_triton.adapters.local.discovery import DEVICE_VARIABLE, SERVER_VARIABLE, SLOT_VARIABLE
 from themis_triton.adapters.local.launcher import LocalLauncher
-from themis_triton.adapters.local.orphans import DEVICE_VARIABLE, SERVER_VARIABLE, SLOT_VARIABLE
 from themis_triton.adapters.local.processes import OWNER_VARIABLE, find_process, owner_mark, spawn, stop_process
 from themis_triton.adapters.store.journal import Journal
 from themis_triton.adapters.triton.model_control import TritonModelControl

@@ -58,7 +58,7 @@ def test_faults_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"repository/m/config.pbtxt:1:"):
         build_view(files, make_repository(tmp_path / "repository", "nonsense: 1"), {"m": ModelState(1, 1)}, {})
     (tmp_path / "file").write_text("")
-    with pytest.raises(LaunchFailedError, match="cannot be put into"):
+    with pytest.raises(LaunchFailedError, match="cannot be written to"):
         build_view(ServerFiles(tmp_path / "file", "s1"), tmp_path / "repository", {"m": ModelState(1, 1)}, {})
 
 

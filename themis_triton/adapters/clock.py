@@ -6,9 +6,9 @@ import time
 
 
 class SystemClock:
-    """Implements `Clock`: seconds since the epoch as they were when it was made, carried on by the monotonic clock.
+    """Implements `Clock`: seconds since the epoch as they were when it was made, advanced by the monotonic clock.
 
-    It never jumps or runs backwards when somebody sets the machine's time; after such a change it differs from the time of day.
+    It never jumps or runs backwards when the machine's time is set; after such a change it differs from the time of day.
     """
 
     def __init__(self) -> None:

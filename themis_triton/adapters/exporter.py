@@ -21,17 +21,17 @@ class Exporter:
         self._tick_s = Histogram("themis_tick_seconds", "Duration of a tick", buckets=TICK_BUCKETS_S, registry=registry)
         self._demand = Gauge("themis_demand_rps", "Demand by time scale", ["pipeline", "scale"], registry=registry)
         self._capacity = Gauge("themis_capacity_rps", "Capacity inside the SLO of the ready servers", ["pipeline"], registry=registry)
-        self._p99 = Gauge("themis_p99_ms", "p99, measured at Envoy and predicted", ["pipeline", "kind"], registry=registry)
+        self._p99 = Gauge("themis_p99_ms", "p99, measured at the proxy and predicted", ["pipeline", "kind"], registry=registry)
         self._servers = Gauge("themis_servers", "Servers by phase", ["phase"], registry=registry)
         self._instances = Gauge("themis_instances", "Instances by model and server", ["model", "server"], registry=registry)
         self._actions = Counter("themis_actions", "Ended actions", ["kind", "outcome"], registry=registry)
         self._action_s = Histogram("themis_action_seconds", "Duration of an action", ["kind"], registry=registry)
         self._stale = Gauge("themis_stale_sources", "Sources whose readings are too old to trust", registry=registry)
         self._ratio = Gauge("themis_drift_ratio", "Time of executed batches over the profile's", ["model"], registry=registry)
-        self._correction = Gauge("themis_latency_correction", "What plans multiply the profile with", ["model"], registry=registry)
+        self._correction = Gauge("themis_latency_correction", "Factor on the profile's latency in plans", ["model"], registry=registry)
 
     def take(self, record: TickRecord, duration_s: float) -> None:
-        """Note a tick."""
+        """Record a tick."""
         self._ticks.labels(record.decision.reason.value).inc()
         self._tick_s.observe(duration_s)
         self._stale.set(len(record.estimate.stale))
@@ -46,7 +46,7 @@ class Exporter:
                 self._action_s.labels(outcome.action.kind.value).observe(outcome.duration_s)
 
     def tick_failed(self) -> None:
-        """Note a tick that ended in an unexpected error."""
+        """Record a tick that ended in an unexpected error."""
         self._tick_errors.inc()
 
     def text(self) -> bytes:

@@ -1,4 +1,4 @@
-"""What a live check found: one value per thing looked at, with a remedy where something is wrong."""
+"""Results of the live check: one value per item checked, with a remedy where something is wrong."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from themis_triton.core.errors import EnvironmentCheckError, ServerError
 
 
 class Severity(StrEnum):
-    """OK: as the settings say. WARNING: Themis can run, with less than the settings promise. ERROR: it cannot do its work."""
+    """OK: as configured. WARNING: Themis can run, with less than the settings ask for. ERROR: it cannot work."""
 
     OK = "ok"
     WARNING = "warning"
@@ -18,7 +18,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at. `what` begins with the key that names it; `exit_code` is that of the error tree, 0 where it is no error."""
+    """One item checked. `what` begins with its settings key; `exit_code` is that of the error tree, 0 where it is no error."""
 
     severity: Severity
     what: str
@@ -28,12 +28,12 @@ class Finding:
 
 
 def fine(what: str, found: str) -> Finding:
-    """All is as the settings say."""
+    """As configured."""
     return Finding(Severity.OK, what, found)
 
 
 def warning(what: str, found: str, remedy: str) -> Finding:
-    """Less than the settings promise."""
+    """Less than the settings ask for."""
     return Finding(Severity.WARNING, what, found, remedy)
 
 

@@ -1,4 +1,4 @@
-"""GET requests to servers near by, over connections that are kept."""
+"""GET requests over kept connections."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import aiohttp
 
 
 class HttpError(Exception):
-    """There is no good answer. `status` is that of an answer with an error; `refused` says that nothing listens there."""
+    """No usable answer. `status` is that of an answer with an error; `refused` says that nothing listens there."""
 
     def __init__(self, reason: str, *, status: int | None = None, refused: bool = False) -> None:
         super().__init__(reason)
@@ -19,7 +19,7 @@ class HttpError(Exception):
 
 
 class HttpClient:
-    """Asks by GET, without any proxy of the environment. Use it from one event loop, and `close` it there.
+    """A client for GET requests that ignores proxies of the environment. Use it from one event loop, and `close` it there.
 
     Args:
         timeout_s: bound on each request as a whole.

@@ -21,7 +21,7 @@ _NO_MODEL = "themis/no-such-model"
 
 
 async def check_live(config: ThemisConfig) -> list[Finding]:
-    """One finding for each thing looked at, in the order of the settings; what is missing is a finding and no exception."""
+    """One finding per item checked, in the order of the settings; what is missing is a finding, not an exception."""
     async with HttpClient(TIMEOUT_S) as http:
         servers, envoy, devices, launch = await asyncio.gather(
             asyncio.gather(*(_check_server(config, server, http) for server in config.servers)),
@@ -30,10 +30,10 @@ async def check_live(config: ThemisConfig) -> list[Finding]:
             check_launch(config.launch) if isinstance(config.launch, LocalLaunchConfig) else _nothing(),
         )
         status = await _check_status(config.status.address, http)
-    held = {server.name: models for server, (_, models) in zip(config.servers, servers, strict=True)}
+    models_by_server = {server.name: models for server, (_, models) in zip(config.servers, servers, strict=True)}
     return [
         *(finding for findings, _ in servers for finding in findings),
-        *_check_pipelines(config, held),
+        *_check_pipelines(config, models_by_server),
         *launch,
         *devices,
         *envoy,
@@ -50,14 +50,14 @@ async def _check_server(config: ThemisConfig, server: AdoptedServer, http: HttpC
     client = new_client(server.grpc_address)
     try:
         ready = await _check_ready(server, client)
-        findings, held = [ready], frozenset[str]()
+        findings, models_held = [ready], frozenset[str]()
         if ready.exit_code == 0:
             findings.append(await _check_control(server, client))
-            index, held = await _check_models(config, server, client)
+            index, models_held = await _check_models(config, server, client)
             findings += index
     finally:
         await client.close()
-    return [*findings, *_check_repository(config, server), await _check_http(server, http), await _check_metrics(server, http)], held
+    return [*findings, *_check_repository(config, server), await _check_http(server, http), await _check_metrics(server, http)], models_held
 
 
 async def _check_ready(server: AdoptedServer, client: Any) -> Finding:  # noqa: ANN401 - tritonclient has no types
@@ -66,7 +66,7 @@ async def _check_ready(server: AdoptedServer, client: Any) -> Finding:  # noqa: 
         if await client.is_server_ready(client_timeout=TIMEOUT_S):
             return fine(what, f"{server.grpc_address} is ready")
     except InferenceServerException as error:
-        remedy = "start the server, or mend the address"
+        remedy = "start the server, or correct the address"
         return unanswered(what, f"{server.grpc_address} does not answer ({error.message()})", remedy)
     return warning(what, f"{server.grpc_address} answers, but is not ready", "see the server's log; a model may have failed to load")
 
@@ -97,11 +97,13 @@ async def _check_models(
     try:
         index = await client.get_model_repository_index(headers=_headers(server), client_timeout=TIMEOUT_S)
     except InferenceServerException as error:
-        return [unanswered(what, f"the server does not list its models ({error.message()})", "mend the finding above first")], frozenset()
+        return [
+            unanswered(what, f"the server does not list its models ({error.message()})", "resolve the finding above first")
+        ], frozenset()
     states = {entry.name: entry.state or "not loaded" for entry in index.models}
-    wanted = {stage for pipeline in config.pipelines for stage in pipeline.stages}
-    absent = sorted(wanted - states.keys())
-    idle = sorted(f"{name} ({states[name]})" for name in wanted & states.keys() if states[name] != "READY")
+    required = {stage for pipeline in config.pipelines for stage in pipeline.stages}
+    absent = sorted(required - states.keys())
+    idle = sorted(f"{name} ({states[name]})" for name in required & states.keys() if states[name] != "READY")
     findings = []
     if absent:
         remedy = "put them into its model repository; without them it takes no part in their pipelines"
@@ -109,7 +111,7 @@ async def _check_models(
     if idle:
         findings.append(warning(what, f"not serving: {', '.join(idle)}", "load them, or see the server's log for why they failed"))
     if not findings:
-        findings.append(fine(what, f"all {len(wanted)} models of the pipelines are ready"))
+        findings.append(fine(what, f"all {len(required)} models of the pipelines are ready"))
     return findings, frozenset(states)
 
 
@@ -124,7 +126,7 @@ def _check_repository(config: ThemisConfig, server: AdoptedServer) -> list[Findi
     what = f"servers.{server.name}.model_repository"
     absent = [name for name in config.models if not (folder / name / "config.pbtxt").is_file()]
     if absent:
-        remedy = "mend the path, or write their config.pbtxt; until then the first change of their counts reloads them"
+        remedy = "correct the path, or write their config.pbtxt; until then the first change of their counts reloads them"
         return [warning(what, f"{folder} has no config.pbtxt of {', '.join(absent)}", remedy)]
     return [fine(what, f"{folder} has every model's config.pbtxt")]
 
@@ -136,14 +138,14 @@ async def _check_http(server: AdoptedServer, http: HttpClient) -> Finding:
     except HttpError as error:
         reason = str(error)
         return unanswered(
-            what, f"{server.http_address} does not answer ({reason})", "start the server with --allow-http=true, or mend the address"
+            what, f"{server.http_address} does not answer ({reason})", "start the server with --allow-http=true, or correct the address"
         )
     return fine(what, f"{server.http_address} is alive")
 
 
 async def _check_metrics(server: AdoptedServer, http: HttpClient) -> Finding:
     what = f"servers.{server.name}.metrics"
-    remedy = "start the server with --allow-metrics=true, or mend the address"
+    remedy = "start the server with --allow-metrics=true, or correct the address"
     try:
         models = await fetch_metrics(http, server.metrics_address)
     except HttpError as error:
@@ -154,14 +156,14 @@ async def _check_metrics(server: AdoptedServer, http: HttpClient) -> Finding:
     return fine(what, f"{server.metrics_address} shows {len(models)} models")
 
 
-def _check_pipelines(config: ThemisConfig, held: dict[str, frozenset[str]]) -> list[Finding]:
+def _check_pipelines(config: ThemisConfig, models_by_server: dict[str, frozenset[str]]) -> list[Finding]:
     """Without launches, some adopted server must hold every stage of each pipeline."""
     if config.launch is not None:
         return []
     return [
         missing(f"pipelines.{p.name}", "no adopted server holds all its models", "put them into one server's repository, or add `launch:`")
         for p in config.pipelines
-        if not any(models.issuperset(p.stages) for models in held.values())
+        if not any(models.issuperset(p.stages) for models in models_by_server.values())
     ]
 
 
@@ -173,7 +175,7 @@ async def _check_envoy(envoy: EnvoyConfig, http: HttpClient) -> list[Finding]:
         if not elsewhere:
             return [fine("envoy.admin", f"the Envoy at {envoy.admin_address} listens on both addresses for clients")]
         found = f"an Envoy answers at {envoy.admin_address}, but does not listen on {' or '.join(map(str, elsewhere))}"
-        return [unanswered("envoy.admin", found, "mend the addresses, or choose another admin port if that Envoy is not ours")]
+        return [unanswered("envoy.admin", found, "correct the addresses, or choose another admin port if that Envoy is another sidecar's")]
     if not envoy.managed:
         remedy = "start Envoy, or set envoy.managed: true"
         return [unanswered("envoy.admin", f"no Envoy answers at {envoy.admin_address}", remedy)]
@@ -201,4 +203,4 @@ async def _check_status(address: Address, http: HttpClient) -> Finding:
     except HttpError as error:
         if error.status is None:
             return finding
-    return warning("status.address", f"something answers at {address}", "fine if it is Themis, running; else choose another port")
+    return warning("status.address", f"something answers at {address}", "expected if it is the running sidecar; else choose another port")

@@ -24,7 +24,7 @@ class DeviceReader:
     Args:
         devices: `gpu:N`, N as NVML numbers them, and `cpu:N`.
         clock: stamps the readings.
-        timeout_s: how long the driver is waited for. Its very first call may take seconds, which matters to who reads only once.
+        timeout_s: bound on the driver's answer. Its first call may take seconds, which matters to callers that read once.
     """
 
     def __init__(self, devices: Iterable[str], clock: Clock, *, timeout_s: float = 1.0) -> None:
@@ -106,14 +106,14 @@ class DeviceReader:
         return DeviceReading(device, at_s, int(memory.total), int(memory.free), _utilization(handle), _processes(handle))
 
     def close(self) -> None:
-        """Let go of the driver, unless a call hangs in it."""
+        """Shut the driver down, unless a call hangs in it."""
         if self._initialised and not self._hangs():
             pynvml.nvmlShutdown()
             self._initialised = False
 
 
 def _utilization(handle: object) -> float | None:
-    """Busy fraction of the last sample period, 0 to 1; None where the device does not tell (MIG)."""
+    """Busy fraction of the last sample period, 0 to 1; None where the device does not report it (MIG)."""
     try:
         return float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu) / 100.0
     except pynvml.NVMLError_NotSupported:
@@ -121,6 +121,6 @@ def _utilization(handle: object) -> float | None:
 
 
 def _processes(handle: object) -> dict[int, int]:
-    """Bytes by pid, of those whose memory the driver tells."""
+    """Bytes by pid, of processes whose memory the driver reports."""
     running = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
     return {int(process.pid): int(process.usedGpuMemory) for process in running if process.usedGpuMemory is not None}

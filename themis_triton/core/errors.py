@@ -1,4 +1,4 @@
-"""The error tree: what a user can cause or must know, with an exit code for the command line."""
+"""The error tree: errors that a user can cause or must know, with exit codes for the command line."""
 
 
 class ThemisError(Exception):
@@ -8,7 +8,7 @@ class ThemisError(Exception):
 
 
 class SettingsError(ThemisError):
-    """A settings or profile file is wrong; the message names file, line, key, found and allowed."""
+    """A settings or profile file is wrong; the message names file, line, key, value and what is expected."""
 
     exit_code = 2
 

@@ -1,4 +1,4 @@
-"""Servers as Themis knows them: identity, life cycle and what each holds."""
+"""Servers as Themis knows them: identity, life cycle and the models of each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from themis_triton.core.address import Address
 
 
 class Phase(StrEnum):
-    """Life cycle of a server. SERVING ones are in the routes, and UNREACHABLE ones: adopted servers whose metrics fell silent."""
+    """Life cycle of a server. SERVING ones are in the routes, and UNREACHABLE ones: adopted servers whose metrics cannot be read."""
 
     LAUNCHING = "launching"
     WARMING = "warming"

@@ -1,4 +1,4 @@
-"""What was read, when: one Snapshot a tick. Counters are cumulative as read; `estimate/` turns them into rates."""
+"""What was read, with its time: one Snapshot per tick. Counters are cumulative as read; `estimate/` turns them into rates."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Readings:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything that one tick saw.
+    """Everything that one tick observed.
 
     `busy` names actuators with an action under way and `backing_off` those in back-off, with the time (s) until which:
     `server/model` for a vertical actuator, a server's name for its life cycle, a slot's name for a launch.

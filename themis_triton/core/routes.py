@@ -46,7 +46,7 @@ class ModelRoute:
 
 @dataclass(frozen=True, slots=True)
 class RouteTable:
-    """The route of each model, and `any`: all serving servers, which answer what names no model or an unknown one."""
+    """The route of each model, and `any`: all serving servers, for requests without a model or with an unknown one."""
 
     models: dict[str, ModelRoute]
     any: tuple[Endpoint, ...]

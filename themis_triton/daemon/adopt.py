@@ -1,4 +1,4 @@
-"""At start: take over what is there. Servers of the settings, servers that an earlier daemon launched, and those that nobody wrote down."""
+"""Adoption at start: servers of the settings, servers that an earlier daemon launched, and those that run but are not in the journal."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ LEAVING = frozenset({Phase.DRAINING, Phase.STOPPING})
 
 
 async def adopt(components: Components) -> None:
-    """Fill the fleet with what runs, write the routes, and take up what was left half done. Nothing that serves is disturbed.
+    """Fill the fleet with the running servers, write the routes, and resume unfinished actions. Nothing that serves is disturbed.
 
     Raises:
-        SettingsError: servers run that an earlier daemon launched, and the settings have lost their `launch` section.
+        SettingsError: servers of an earlier daemon run, and the settings have no `launch` section.
     """
     if components.launcher is None:
         await _refuse_forgotten_servers(components.config.state_directory)
@@ -69,7 +69,7 @@ async def _adopted(configured: AdoptedServer, components: Components) -> Server:
 
 
 async def _read(server: Server, components: Components) -> dict[str, ModelState]:
-    """What it runs; asked more than once, because a server that is not read is taken out of the routes."""
+    """What it runs; read more than once, because a server that cannot be read is taken out of the routes."""
     for _ in range(READ_ATTEMPTS - 1):
         try:
             return await components.control.read_models(server, tuple(components.config.models))
@@ -79,18 +79,18 @@ async def _read(server: Server, components: Components) -> dict[str, ModelState]
 
 
 async def _launched(components: Components) -> list[Action]:
-    """Servers of the journal that still run, and orphans; returns what must go on with those that were on their way in or out."""
+    """Take over launched servers that still run; returns the actions that finish their launches and retirements."""
     if components.launcher is None:
         return []
-    remembered = {server.name: server for server in components.journal.load_servers()}
-    orphans = {server.name: server for server in await components.launcher.discover()}
+    journalled = {server.name: server for server in components.journal.load_servers()}
+    running = {server.name: server for server in await components.launcher.discover()}
     slots = {slot.name for slot in components.config.launch.slots} if components.config.launch is not None else set()
-    # A server that was started again on other ports is an orphan under the name of a process that is gone.
-    known = {name: server for name, server in remembered.items() if name not in orphans or await components.launcher.is_alive(server)}
+    # A server that was restarted on other ports runs under the name of a journalled process that ended.
+    known = {name: server for name, server in journalled.items() if name not in running or await components.launcher.is_alive(server)}
     unfinished = []
-    for name, server in sorted((orphans | known).items()):
+    for name, server in sorted((running | known).items()):
         if not await components.launcher.is_alive(server):
-            log.warning("server_gone", server=name)
+            log.warning("server_lost", server=name)
             await components.launcher.stop(server)
             components.journal.forget_server(name)
             continue
@@ -100,7 +100,7 @@ async def _launched(components: Components) -> list[Action]:
                 "slot_unknown",
                 server=name,
                 slot=server.slot,
-                remedy="it serves on; name its slot again, or end it with `themis down` once the sidecar has stopped",
+                remedy="it serves on; name its slot again, or stop it with `themis down` once the sidecar has stopped",
             )
         unfinished.extend([action] if action is not None else [])
     return unfinished
@@ -113,12 +113,12 @@ async def _readopted(server: Server, components: Components) -> Action | None:
         return Action(f"{ADOPTION}/{server.name}", ActionKind.RETIRE, ADOPTION, server.name)
     if server.phase is Phase.SERVING:
         try:
-            found = await components.control.read_models(server, tuple(server.models))
+            models = await components.control.read_models(server, tuple(server.models))
         except ServerError as error:
-            log.warning("server_silent", server=server.name, error=str(error))
-            found = server.models
-        fleet.put(replace(server, models=found))
-        log.info("server_readopted", server=server.name, models={name: state.instances for name, state in found.items()})
+            log.warning("server_unreachable", server=server.name, error=str(error))
+            models = server.models
+        fleet.put(replace(server, models=models))
+        log.info("server_readopted", server=server.name, models={name: state.instances for name, state in models.items()})
         return None
     fleet.put(replace(server, phase=Phase.LAUNCHING))
     return Action(f"{ADOPTION}/{server.name}", ActionKind.LAUNCH, ADOPTION, server.name, slot=server.slot, models=server.models)

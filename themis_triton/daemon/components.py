@@ -1,4 +1,4 @@
-"""Builds the real adapters and puts them together; whatever was opened is closed again in the end."""
+"""Builds the real adapters and connects them; everything that was opened is closed at exit."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Components:
 
 @asynccontextmanager
 async def build_components(config: ThemisConfig) -> AsyncIterator[Components]:
-    """The parts of a configuration, opened; closed on exit. Nothing is started or changed yet."""
+    """The components of a configuration, opened; closed at exit. Nothing is started or changed yet."""
     async with AsyncExitStack() as stack:
         clock = SystemClock()
         models = tuple(config.models)

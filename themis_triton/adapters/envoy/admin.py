@@ -1,4 +1,4 @@
-"""Envoy's admin address: the few questions that the other Envoy adapters ask."""
+"""Envoy's admin address: the few queries that the other Envoy adapters make."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TIMEOUT_S = 5.0
 
 
 class EnvoyAdmin:
-    """Asks one Envoy at its admin address. Close it when done."""
+    """Queries one Envoy at its admin address. Close it when done."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -24,7 +24,7 @@ class EnvoyAdmin:
         await self._http.close()
 
     async def node_id(self) -> str | None:
-        """The node id of the Envoy that answers; None when nothing listens. ServerError when it hangs or something else answers."""
+        """The node id of the Envoy that answers; None when nothing listens. ServerError when it hangs or is not Envoy."""
         try:
             answer = await self._http.get_json(self.address.url("/server_info"))
             return str(answer["node"].get("id", ""))
@@ -33,9 +33,9 @@ class EnvoyAdmin:
                 return None
             if error.status is None:
                 raise self._silent("/server_info", error) from error
-            raise self._stranger() from error
+            raise self._not_envoy() from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise self._stranger() from error
+            raise self._not_envoy() from error
 
     async def is_ready(self) -> bool:
         """Whether Envoy has its listeners and clusters and accepts requests."""
@@ -48,11 +48,11 @@ class EnvoyAdmin:
     async def stats(self, pattern: str, **options: str) -> list[dict[str, Any]]:
         """The statistics whose names match the regular expression, as Envoy's JSON has them. ServerError if it does not answer."""
         answer = await self._get("/stats", {"format": "json", "filter": pattern, **options})
-        found: list[dict[str, Any]] = answer["stats"]
-        return found
+        statistics: list[dict[str, Any]] = answer["stats"]
+        return statistics
 
     async def config_errors(self) -> list[str]:
-        """Why Envoy refused listeners, in its own words. ServerError if it does not answer."""
+        """Why Envoy refused listeners, as it reports it. ServerError if it does not answer."""
         answer = await self._get("/config_dump", {"resource": "dynamic_listeners"})
         states = [config["error_state"] for config in answer.get("configs", ()) if "error_state" in config]
         return [str(state.get("details", "")) for state in states]
@@ -67,5 +67,5 @@ class EnvoyAdmin:
     def _silent(self, path: str, error: Exception) -> ServerError:
         return ServerError(f"Envoy's admin address {self.address} did not answer {path}: {error}")
 
-    def _stranger(self) -> ServerError:
+    def _not_envoy(self) -> ServerError:
         return ServerError(f"envoy.admin: {self.address} is not an Envoy admin address. Fix: choose another address")

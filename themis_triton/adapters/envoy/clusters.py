@@ -15,7 +15,7 @@ from themis_triton.core.routes import Endpoint, RouteTable
 
 Json = dict[str, Any]
 
-# Envoy's defaults of 1,024 (3 for retries) would turn a surge into failures; queueing is Triton's part.
+# Envoy's defaults of 1,024 (3 for retries) would turn a surge into failures; queueing is left to Triton.
 _UNBOUNDED = 1_000_000
 _TYPE = "type.googleapis.com/"
 # Characters that a REST path carries as they are; Triton compares paths without decoding them.
@@ -94,14 +94,14 @@ def file_source(path: Path) -> Json:
 
 
 def _least_request() -> Json:
-    """The least loaded of ALL hosts: there are few, and a choice of two at random leaves a tail that an SLO feels."""
+    """The least loaded of ALL hosts: there are few, and the default choice between two random ones lengthens the tail."""
     kind = "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest"
     policy = typed(kind, selection_method="FULL_SCAN")
     return {"policies": [{"typed_extension_config": {"name": "envoy.load_balancing_policies.least_request", "typed_config": policy}}]}
 
 
 def _health_check(model: str | None) -> Json:
-    """Readiness of the very model.
+    """Readiness of the cluster's own model.
 
     The server-wide readiness, which `grpc.health.v1` repeats, turns false for good when the load of ANY model fails, while all
     others serve on.

@@ -1,4 +1,4 @@
-"""In which order Envoy's files change, so that no request meets a route without its cluster."""
+"""The order in which Envoy's files change, so that no route exists before its cluster."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ Files = Mapping[str, str]
 _FRONT = (LISTENERS, *(routes_file(protocol) for protocol in Protocol))
 
 
-def steps(wanted: Files, present: Files) -> list[dict[str, str]]:
-    """What to move into place, step by step; each step is to be taken up before the next begins. Empty: nothing differs.
+def steps(desired: Files, present: Files) -> list[dict[str, str]]:
+    """What to move into place, step by step; Envoy must have applied a step before the next begins. Empty: nothing differs.
 
-    Endpoints of clusters that exist, then new clusters (those that go are kept), then listeners and routes, then without those that go.
+    First endpoints of existing clusters, then new clusters, then listeners and routes; obsolete clusters are removed last.
     """
     known = {endpoints_file(name) for name in _clusters(present)}
-    moved = _differing(wanted, present, known | {BOOTSTRAP})
-    kept = {**wanted, CLUSTERS: _with_retained(wanted[CLUSTERS], present.get(CLUSTERS))}
+    moved = _differing(desired, present, known | {BOOTSTRAP})
+    kept = {**desired, CLUSTERS: _with_retained(desired[CLUSTERS], present.get(CLUSTERS))}
     # Within a step files are moved in this order: a new cluster finds its endpoints when it is read.
-    added = _differing(kept, present, [name for name in wanted if cluster_of(name) and name not in known] + [CLUSTERS])
-    front = _differing(wanted, present, _FRONT)
-    trimmed = {CLUSTERS: wanted[CLUSTERS]} if kept[CLUSTERS] != wanted[CLUSTERS] else {}
+    added = _differing(kept, present, [name for name in desired if cluster_of(name) and name not in known] + [CLUSTERS])
+    front = _differing(desired, present, _FRONT)
+    trimmed = {CLUSTERS: desired[CLUSTERS]} if kept[CLUSTERS] != desired[CLUSTERS] else {}
     return [step for step in (moved, added, front, trimmed) if step]
 
 
-def _differing(wanted: Files, present: Files, names: Iterable[str]) -> dict[str, str]:
-    return {name: wanted[name] for name in names if name in wanted and wanted[name] != present.get(name)}
+def _differing(desired: Files, present: Files, names: Iterable[str]) -> dict[str, str]:
+    return {name: desired[name] for name in names if name in desired and desired[name] != present.get(name)}
 
 
 def _clusters(files: Files) -> list[str]:
@@ -38,18 +38,18 @@ def _clusters(files: Files) -> list[str]:
     return [each["name"] for each in json.loads(text)["resources"]] if text is not None else []
 
 
-def _with_retained(wanted: str, present: str | None) -> str:
-    """The wanted clusters, and behind them those that are present and not wanted."""
+def _with_retained(desired: str, present: str | None) -> str:
+    """The desired clusters, followed by those that are present and obsolete."""
     if present is None:
-        return wanted
-    resources = json.loads(wanted)["resources"]
+        return desired
+    resources = json.loads(desired)["resources"]
     names = {each["name"] for each in resources}
     retained = [each for each in json.loads(present)["resources"] if each["name"] not in names]
-    return discovery([*resources, *retained]) if retained else wanted
+    return discovery([*resources, *retained]) if retained else desired
 
 
 def expected_versions(step: Files) -> dict[str, str]:
-    """Prefix of the statistics of each file's subscription, and the version that Envoy tells there once it has taken the file up."""
+    """Prefix of the statistics of each file's subscription, and the version that Envoy reports there once it has applied the file."""
     return {statistics_prefix(name): version_of(text) for name, text in step.items() if name != BOOTSTRAP}
 
 

@@ -46,13 +46,13 @@ class EnvoyFiles:
         await self._admin.close()
 
     async def write(self, table: RouteTable) -> None:
-        """Put the table into place, atomically file by file; returns once Envoy has taken it up.
+        """Put the table into place, atomically file by file; returns once Envoy has applied it.
 
         Where no Envoy runs on this directory yet, the files are written for it to find. Writing the same table again costs nothing.
 
         Raises:
-            ServerError: Envoy refused a file (the message has its reason; the file that was there before is restored), did not take it
-                up in time, what listens at its admin address does not answer, or a host name cannot be resolved.
+            ServerError: Envoy refused a file (the message has its reason; the file that was there before is restored), did not apply it
+                in time, what listens at its admin address does not answer, or a host name cannot be resolved.
         """
         async with self._lock:
             if table == self._written:
@@ -63,15 +63,15 @@ class EnvoyFiles:
 
     async def _write(self, table: RouteTable) -> None:
         config = await resolved_config(self._config)
-        wanted = render(config, await resolved_table(table))
+        desired = render(config, await resolved_table(table))
         present = await asyncio.to_thread(read_files, config.directory)
         running = await self._admin.node_id() == node_id(config.directory)
-        for step in steps(wanted, present):
+        for step in steps(desired, present):
             if running:
                 await self._move_and_wait(step, present)
             else:
                 await asyncio.to_thread(_move, config.directory, step)
-        await asyncio.to_thread(_remove, config.directory, present.keys() - wanted.keys())
+        await asyncio.to_thread(_remove, config.directory, present.keys() - desired.keys())
 
     async def _move_and_wait(self, step: Mapping[str, str], present: Mapping[str, str]) -> None:
         before = await self._stats()
@@ -97,14 +97,14 @@ class EnvoyFiles:
                 return refused
             if loop.time() >= deadline_s:
                 raise ServerError(
-                    f"Envoy at {self._admin.address} did not take up its files in {self._config.directory} within {self._timeout_s:g} s "
+                    f"Envoy at {self._admin.address} did not apply its files in {self._config.directory} within {self._timeout_s:g} s "
                     f"(waiting for {', '.join(late) or 'clusters to warm'}); see its log{_named(self._log_file)}"
                 )
             await asyncio.sleep(_POLL_S)
 
     async def _stats(self) -> dict[str, Any]:
-        found = await self._admin.stats(f"{_SUBSCRIPTIONS}|^{_WARMING}$")
-        return {entry["name"]: entry["value"] for entry in found if "value" in entry}
+        statistics = await self._admin.stats(f"{_SUBSCRIPTIONS}|^{_WARMING}$")
+        return {entry["name"]: entry["value"] for entry in statistics if "value" in entry}
 
     async def _reason(self, offset: int) -> str:
         """Why Envoy refused something: its log since then, else the errors of listeners at its admin address."""

@@ -32,16 +32,16 @@ _RETRY_ON_ANY = "connect-failure,refused-stream,reset"
 @cache
 def descriptor_set() -> bytes:
     """The serialized FileDescriptorSet of the KServe inference service and of all that it imports, dependencies first."""
-    found: dict[str, FileDescriptor] = {}
+    files_by_name: dict[str, FileDescriptor] = {}
     queue = deque([service_pb2.DESCRIPTOR])
     while queue:
         current = queue.popleft()
-        found.pop(current.name, None)
-        found[current.name] = current
+        files_by_name.pop(current.name, None)
+        files_by_name[current.name] = current
         queue.extend(current.dependencies)
     files = FileDescriptorSet()
-    for each in reversed(found.values()):
-        each.CopyToProto(files.file.add())
+    for file in reversed(files_by_name.values()):
+        file.CopyToProto(files.file.add())
     return bytes(files.SerializeToString(deterministic=True))
 
 
@@ -55,7 +55,7 @@ def grpc_listener(config: EnvoyConfig) -> Json:
         codec_type="HTTP2",
         http2_protocol_options={
             **http2_options(config),
-            # Finds clients that went away without a word, so that no idle time-out has to cut a silent stream.
+            # Detects clients that disappeared without closing the connection, so that no idle time-out has to cut a silent stream.
             "connection_keepalive": {"interval": "30s", "timeout": "20s"},
         },
     )
@@ -73,7 +73,7 @@ def _field_extraction() -> Json:
 
 
 def _lua() -> Json:
-    """Has the route chosen again, now that the model's name is known; Envoy chose one when the headers came in."""
+    """Selects the route again once the model's name is known; Envoy selected one when the headers arrived."""
     code = "function envoy_on_request(handle)\n  handle:clearRouteCache()\nend\n"
     config = typed("envoy.extensions.filters.http.lua.v3.Lua", default_source_code={"inline_string": code})
     return {"name": "envoy.filters.http.lua", "typed_config": config}
@@ -89,7 +89,7 @@ def _stats() -> Json:
 
 
 def grpc_routes(table: RouteTable) -> list[Json]:
-    """Routes in the order in which Envoy tries them: refusals, models, what names no model or an unknown one, everything else.
+    """Routes in the order in which Envoy tries them: refusals, models, requests without a model or with an unknown one, everything else.
 
     A stream is routed by its first message: later ones that name other models go to the same server, which answers for what it holds.
     """
@@ -126,5 +126,5 @@ def _to_model(match: Json, model: str, **more: object) -> Json:
 
 
 def _forward(match: Json) -> Json:
-    # Triton says UNAVAILABLE for a model that it does not know: that answer is the client's, not a reason to ask again.
+    # Triton says UNAVAILABLE for a model that it does not know: that answer is for the client, not a reason to retry.
     return {"match": match, "route": {"cluster": any_cluster(Protocol.GRPC), "timeout": "0s", "retry_policy": retry_policy(_RETRY_ON_ANY)}}

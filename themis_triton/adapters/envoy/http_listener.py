@@ -68,7 +68,7 @@ def connection_manager(config: EnvoyConfig, protocol: Protocol, filters: list[Js
 
 
 def _counting() -> Json:
-    """Does nothing by itself: routes give it the rule that counts their requests."""
+    """Empty by default: routes set the rule that counts their requests."""
     return {"name": _COUNTING, "typed_config": typed("envoy.extensions.filters.http.rbac.v3.RBAC")}
 
 
@@ -78,7 +78,7 @@ def _router() -> Json:
 
 
 def _local_replies(protocol: Protocol) -> Json:
-    """What the proxy itself answers, in the form in which Triton answers, and in words where Envoy's own would puzzle."""
+    """The proxy's own answers, in Triton's form and with messages that name the cause."""
     no_server = _mapper({"response_flag_filter": {"flags": ["UH"]}}, _NO_SERVER)
     if protocol is Protocol.GRPC:
         invalid = {"status_code_filter": {"comparison": {"op": "EQ", "value": {"default_value": 400, "runtime_key": "themis.invalid"}}}}
@@ -92,7 +92,7 @@ def _mapper(condition: Json, message: str) -> Json:
 
 
 def retry_policy(retry_on: str) -> Json:
-    """At another server if there is one, almost at once."""
+    """Retries at another server if there is one, after milliseconds."""
     kind = "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
     return {
         "retry_on": retry_on,
@@ -115,7 +115,7 @@ def http_listener(config: EnvoyConfig) -> Json:
 
 
 def http_routes(table: RouteTable) -> list[Json]:
-    """Routes in the order in which Envoy tries them: refusals, models, what names no model or an unknown one, everything else."""
+    """Routes in the order in which Envoy tries them: refusals, models, requests without a model or with an unknown one, everything else."""
     # Triton takes a path as it stands; what hides a slash is refused all the same, in case a later Triton decodes it.
     hidden = _answer(_path(".*%(2[fF]|5[cC]).*"), 400, _HIDDEN_SLASH)
     refused = [hidden, *(_answer(_path(pattern), 403, REFUSED) for pattern in _ADMINISTRATIVE)]
@@ -150,7 +150,7 @@ def _model_routes(model: str) -> list[Json]:
 
 
 def count_arrivals(stat: str) -> Json:
-    """Counts requests as they come in, before any retry: a rule that allows everything, for the sake of its counter."""
+    """Counts requests as they arrive, before any retry: a rule that allows everything and has a counter."""
     everyone = {"permissions": [{"any": True}], "principals": [{"any": True}]}
     rbac = {"rules": {"action": "ALLOW", "policies": {stat: everyone}}, "track_per_rule_stats": True}
     return {_COUNTING: typed("envoy.extensions.filters.http.rbac.v3.RBACPerRoute", rbac=rbac)}

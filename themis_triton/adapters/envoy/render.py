@@ -31,7 +31,7 @@ def render(config: EnvoyConfig, table: RouteTable) -> dict[str, str]:
     for model, route in table.models.items():
         if route.limit is not None or route.affinity_header is not None:
             raise NotImplementedError(f"model {model}: limits and affinity are not rendered for Envoy yet")
-    return {BOOTSTRAP: _text(bootstrap(config))} | {name: discovery(found) for name, found in _resources(config, table).items()}
+    return {BOOTSTRAP: _text(bootstrap(config))} | {name: discovery(resources) for name, resources in _resources(config, table).items()}
 
 
 def _resources(config: EnvoyConfig, table: RouteTable) -> dict[str, list[Json]]:
@@ -61,7 +61,7 @@ def _untyped(message: Json) -> Json:
 
 
 def _route_configuration(protocol: Protocol, routes: list[Json]) -> Json:
-    # Clusters come before the routes to them and go after; a route that is early answers 503 instead of being rejected as a file.
+    # Clusters are added before the routes to them and removed after. A missing cluster answers 503; validation would reject the whole file.
     return {
         "@type": "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
         "name": str(protocol),
@@ -71,12 +71,12 @@ def _route_configuration(protocol: Protocol, routes: list[Json]) -> Json:
 
 
 def node_id(directory: Path) -> str:
-    """The identity of the Envoy that reads this directory; a running Envoy tells it at its admin address."""
+    """The identity of the Envoy that reads this directory; a running Envoy reports it at its admin address."""
     return f"themis:{directory}"
 
 
 def bootstrap(config: EnvoyConfig) -> Json:
-    """What Envoy must be restarted for: admin address, statistics, and where the other files are."""
+    """The part that changes only with a restart: admin address, statistics, and where the other files are."""
     return {
         "node": _node(config),
         "admin": _admin(config),

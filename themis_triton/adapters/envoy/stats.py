@@ -53,9 +53,9 @@ class EnvoyStats:
         await self._admin.close()
 
     async def read_routes(self) -> tuple[tuple[RouteReading, ...], str | None]:
-        """One reading a model, or why there are none.
+        """One reading per model, or why there are none.
 
-        `arrivals`: inference requests as they came in, over gRPC and REST, each once however often it was retried; each message of a
+        `arrivals`: inference requests as they arrived, over gRPC and REST, each once however often it was retried; each message of a
         gRPC stream counts. `in_flight`: those with a server or waiting for a connection; an open stream counts as one.
         `failures`: answers that are errors, the proxy's own included (a stream that broke off counts as one).
         `latency`: from the request's last byte to the answer's last, retries included; streams have none.
@@ -66,7 +66,7 @@ class EnvoyStats:
             return (), str(error)
         at_s = self._clock.now_s()
         values = {entry["name"]: float(entry["value"]) for entry in entries if "name" in entry}
-        histograms = {found["name"]: found["totals"] for entry in entries for found in entry.get("histograms", {}).get("details", ())}
+        histograms = {detail["name"]: detail["totals"] for entry in entries for detail in entry.get("histograms", {}).get("details", ())}
         return tuple(_reading(model, at_s, values, histograms) for model in self._models), None
 
 
@@ -96,8 +96,8 @@ def _reading(model: str, at_s: float, values: Mapping[str, float], histograms: M
 
 def _summed(histograms: Iterable[Bins]) -> LatencyHistogram:
     counts = [0.0] * len(BOUNDS_MS)
-    for found in chain.from_iterable(histograms):
-        # Envoy rounds down to whole ms, so a bin that seems narrower holds what took up to one ms more.
-        end_ms = found["lower_bound"] + max(1.0, found["width"])
-        counts[bisect_left(BOUNDS_MS, end_ms - _ROUNDING_MS)] += found["count"]
+    for bin_ in chain.from_iterable(histograms):
+        # Envoy rounds down to whole ms, so a narrower bin holds requests of up to one ms more.
+        end_ms = bin_["lower_bound"] + max(1.0, bin_["width"])
+        counts[bisect_left(BOUNDS_MS, end_ms - _ROUNDING_MS)] += bin_["count"]
     return LatencyHistogram(BOUNDS_MS, tuple(accumulate(counts)))

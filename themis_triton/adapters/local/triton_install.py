@@ -80,7 +80,7 @@ def _directory(backends: Path | None) -> Path | None:
 
 
 def _extra_root() -> Path:
-    """The folder `pytriton/tritonserver`, found without importing the package (its import starts things)."""
+    """The folder `pytriton/tritonserver`, located without importing the package, because its import has side effects."""
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
         raise EnvironmentCheckError(f"no `tritonserver` is installed. Fix: install {_EXTRA}, or set launch.binary")

@@ -29,7 +29,7 @@ PRUNE_EVERY = 200
 class Journal:
     """A Recorder on SQLite. Ticks that change something are kept longer than quiet ones; the file is bounded.
 
-    A write that fails (a full disk, a lock) never stops the loop: `trouble` tells it until a write succeeds.
+    A write that fails (a full disk, a lock) never stops the loop: `trouble` holds its message until a write succeeds.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,7 +41,7 @@ class Journal:
             self._db.execute("pragma synchronous = normal")
             self._db.executescript(SCHEMA)
         except (OSError, sqlite3.Error) as error:
-            raise EnvironmentCheckError(f"{path}: the journal cannot be opened ({error}); `state_directory` must be writable") from error
+            raise EnvironmentCheckError(f"{path}: the journal cannot be opened ({error}). Fix: make `state_directory` writable") from error
         self._since_prune = 0
         self.trouble: str | None = None
 
@@ -55,7 +55,7 @@ class Journal:
             self._prune()
 
     def record_outcome(self, outcome: Outcome) -> None:
-        """Append an action's end."""
+        """Append an action's outcome."""
         action = outcome.action
         row = (action.id, outcome.ended_at_s, action.kind, outcome.kind, outcome.duration_s, describe(action), outcome.detail)
         self._write("insert into outcomes values (?, ?, ?, ?, ?, ?, ?)", row)

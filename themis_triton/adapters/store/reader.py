@@ -1,4 +1,4 @@
-"""The journal for people: read beside a running sidecar, or after it has gone, and never written."""
+"""Read access to the journal, beside a running sidecar or after it has stopped."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OUTCOME = ("action_id", "ended_at_s", "kind", "outcome", "duration_s", "sentence
 
 
 class JournalReader:
-    """Questions to a journal. Times are seconds since the epoch."""
+    """Queries on a journal. Times are seconds since the epoch."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
@@ -29,12 +29,12 @@ class JournalReader:
         return [dict(zip(TICK, row, strict=True)) for row in self._db.execute(query, (since_s, int(changed_only), limit))]
 
     def record(self, decision_id: str) -> dict[str, Any] | None:
-        """The whole record of one decision, as the sidecar wrote it; None where there is none, or no more."""
+        """The whole record of one decision, as the sidecar wrote it; None where there is none, or it was pruned."""
         row = self._db.execute("select sentence, record from ticks where decision_id = ?", (decision_id,)).fetchone()
         return {"sentence": row[0], **json.loads(row[1])} if row is not None else None
 
     def outcomes(self, limit: int, decision_id: str | None = None) -> list[dict[str, Any]]:
-        """The newest ends of actions, or of one decision's actions, newest first, each with the keys of `OUTCOME`."""
+        """The newest outcomes of actions, or of one decision's actions, newest first, each with the keys of `OUTCOME`."""
         prefix = f"{decision_id}/" if decision_id is not None else ""
         query = (
             f"select {', '.join(OUTCOME)} from outcomes where substr(action_id, 1, ?) = ? "  # noqa: S608 - constants
@@ -52,7 +52,7 @@ class JournalReader:
 def reading(path: Path) -> Iterator[JournalReader]:
     """The journal of that path. EnvironmentCheckError where there is none, or it cannot be read."""
     if not path.exists():
-        raise EnvironmentCheckError(f"{path}: no journal; `themis run` writes it: name the settings of a sidecar that has run")
+        raise EnvironmentCheckError(f"{path}: no journal. Fix: name the settings of a sidecar that has run")
     try:
         db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
     except sqlite3.Error as error:
@@ -60,6 +60,6 @@ def reading(path: Path) -> Iterator[JournalReader]:
     try:
         yield JournalReader(db)
     except sqlite3.Error as error:
-        raise EnvironmentCheckError(f"{path}: the journal cannot be read ({error}); is it one?") from error
+        raise EnvironmentCheckError(f"{path}: the journal cannot be read ({error}); the file is not a Themis journal") from error
     finally:
         db.close()

@@ -13,7 +13,7 @@ from themis_triton.core.errors import ServerError
 KEY_HEADER = "triton-grpc-protocol-key"
 """The header that a call on a restricted protocol must carry."""
 
-# No proxy from the environment stands between us and a server, and a server that comes back is found within a second.
+# No proxy of the environment; reconnect within a second to a server that is back.
 _CHANNEL_OPTIONS = [
     ("grpc.enable_http_proxy", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -34,7 +34,7 @@ def new_client(address: Address) -> Any:  # noqa: ANN401 - tritonclient has no t
 
 
 class TritonClients:
-    """Clients by address; made when first asked for."""
+    """Clients by address, created on first use."""
 
     def __init__(self) -> None:
         self._clients: dict[Address, Any] = {}
@@ -58,7 +58,7 @@ class TritonClients:
 
 
 def is_restricted(error: InferenceServerException) -> bool:
-    """Whether a call was refused for want of the model-control key."""
+    """Whether a call was refused because it lacked the model-control key."""
     return _RESTRICTED in str(error.message())
 
 
@@ -68,10 +68,12 @@ def is_not_explicit(error: InferenceServerException) -> bool:
 
 
 def is_silent(error: InferenceServerException) -> bool:
-    """Whether the server did not answer, as against answering with an error: Triton itself uses UNAVAILABLE for a few of its answers."""
+    """Whether the server did not answer at all: Triton itself uses UNAVAILABLE for a few of its answers."""
     return error.status() in _SILENT and not str(error.message()).startswith(_ANSWERS)
 
 
 def silence(server: str, address: Address, error: InferenceServerException) -> ServerError:
     """The error for a server that did not answer."""
-    return ServerError(f"server {server} at {address} did not answer ({error.message()}); check that it runs and that the address is right")
+    return ServerError(
+        f"server {server} at {address} did not answer ({error.message()}). Fix: check that it runs and that the address is right"
+    )

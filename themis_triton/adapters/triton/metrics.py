@@ -68,7 +68,7 @@ def _sample(text: str) -> tuple[str, float]:
     if match is None or not 0.0 <= value < math.inf:
         raise ValueError(f"not a counter of a model: {text!r}")
     name = match[1]
-    return (_ESCAPED.sub(lambda found: _ESCAPES.get(found[1], found[1]), name) if "\\" in name else name), value
+    return (_ESCAPED.sub(lambda match: _ESCAPES.get(match[1], match[1]), name) if "\\" in name else name), value
 
 
 def parse_statistics(answer: Mapping[str, Any]) -> dict[str, tuple[BatchCounters, ...]]:
@@ -153,7 +153,7 @@ class TritonMetrics:
         return ServerReading(server.name, now_s, {name: replace(each, batches=batches.get(name, ())) for name, each in models.items()})
 
     async def _attempt(self, answer: Coroutine[Any, Any, Answer]) -> tuple[Answer | None, str]:
-        """The answer, or why there is none."""
+        """The answer, or the reason why there is none."""
         try:
             return await answer, ""
         except (HttpError, ValueError) as error:

@@ -1,6 +1,6 @@
-"""Model configurations: reading a `config.pbtxt`, and building from it what makes Triton change a model in place.
+"""Model configurations: reading a `config.pbtxt`, and building the override that makes Triton change a model in place.
 
-Triton compares what it is told with what it loaded, field by field: where only `instance_group` differs it adds or removes instances,
+Triton compares a new configuration with the loaded one, field by field: where only `instance_group` differs it adds or removes instances,
 where anything else differs it reloads the whole model beside the old one. So an override is always the model's OWN file with a few fields
 changed. A configuration that a server reports holds what Triton filled in; an override made from that may differ from the file in all of
 that, and is then a full reload (once: after it the server holds that very configuration).
@@ -67,7 +67,7 @@ def state_of(config: Config, served: Config | None = None) -> ModelState:
 
     Args:
         config: a file's configuration, or a server's.
-        served: the server's, where `config` is a file's: it tells on how many devices each group stands.
+        served: the server's, where `config` is a file's: it has the number of devices of each group.
     """
     groups = [group for group in config.instance_group if not group.passive]
     weights = _weights(groups, served)
@@ -89,12 +89,12 @@ def with_state(base: Config, state: ModelState, served: Config | None = None) ->
     """The override that brings a model to a state: `base` with other counts and, only where they differ, other batching.
 
     Kind, devices, names and order of the instance groups stay. Several groups keep their proportions, each at least one instance;
-    when fewer instances are wanted than there are groups, the last groups are left out. A group that stands on several GPUs grows on all
+    when there are fewer instances than groups, the last groups are left out. A group on several GPUs grows on all
     of them at once, so a total that is no multiple of that is rounded down (never below one instance a GPU).
 
     Args:
         base: the model's own file; or what the server reports, where the file cannot be read.
-        state: what shall run.
+        state: the desired state.
         served: what the server reports.
 
     Raises:
@@ -115,8 +115,8 @@ def for_launch(base: Config, state: ModelState, name: str, deprioritize_after_s:
 
     `deprioritize_after_s`: a request that has waited this long is served after all others (Triton's DELAY, nothing is refused);
     None: as the file says.
-    A queue policy of the file's own stays, and so does a queue without batches: Triton serves who was delayed in a batch with others,
-    or else one batch each half second.
+    A queue policy of the file's own stays, and so does a queue without batches: Triton batches delayed requests with new ones;
+    without batching it serves one per 500 ms.
     """
     config = with_state(base, state)
     config.name = name

@@ -1,4 +1,4 @@
-"""The vertical lever on a real Triton: instance counts and batching over model control (gRPC)."""
+"""The vertical actuator on a real Triton: instance counts and batching over model control (gRPC)."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class TritonModelControl:
     async def change(self, server: Server, model: str, state: ModelState) -> ModelState:
         """Load the model with the given counts and batching; returns the state that the server reports afterwards.
 
-        A count that the model's instance groups cannot give exactly is rounded down, see `plan.model_config.with_state`. A model that has
+        A count that the model's instance groups cannot give exactly is rounded down, see `model_config.with_state`. A model that has
         the state already is left alone.
 
         Raises:
-            ChangeRefusedError: Triton refuses, with its words; the old state serves on.
+            ChangeRefusedError: Triton refuses, with its reason; the old state serves on.
             ServerError: it does not answer in time, or it answers OK and runs something else.
             SettingsError: the model's `config.pbtxt` cannot be parsed.
         """
@@ -104,13 +104,14 @@ class TritonModelControl:
 
     async def _verified(self, server: Server, model: str, override: Config) -> ModelState:
         served: Any = await self._served(server, model)
-        found = state_of(served) if served is not None else None
-        wanted = state_of(override, served)
-        if found is None or found != wanted:
+        result = state_of(served) if served is not None else None
+        expected = state_of(override, served)
+        if result is None or result != expected:
             raise ServerError(
-                f"server {server.name} answered OK to changing model {model} to {wanted} and runs {found}; is somebody else changing it?"
+                f"server {server.name} answered OK to changing model {model} to {expected} and runs {result}. "
+                "Fix: stop other clients that change it"
             )
-        return found
+        return result
 
     async def forget(self, server: Server) -> None:
         """Drop what is kept for a server that is gone."""

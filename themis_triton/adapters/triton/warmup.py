@@ -30,13 +30,13 @@ def warmup_batches(max_batch: int) -> tuple[int, ...]:
 
 
 def concrete_shape(shape: list[int]) -> list[int]:
-    """A size for each dynamic (-1) dimension: 32 in tensors of rank 3 and more, where it is mostly a picture's side, else 1."""
+    """A size for each dynamic (-1) dimension: 32 in tensors of rank 3 and more, where it is usually an image's side, else 1."""
     size = _SPATIAL_SIZE if len(shape) >= _SPATIAL_RANK else 1
     return [size if side < 0 else side for side in shape]
 
 
 def make_tensor(datatype: str, shape: list[int]) -> NDArray[Any]:
-    """Zeros of a Triton datatype, or short texts for BYTES."""
+    """Zeros of a Triton datatype, or short strings for BYTES."""
     if datatype == "BYTES":
         return np.full(shape, _TEXT, dtype=np.object_)
     return np.zeros(shape, dtype=triton_to_np_dtype(datatype))

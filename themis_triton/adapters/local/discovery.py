@@ -1,4 +1,4 @@
-"""Launched servers that nobody wrote down: found again, whole, by what their processes carry."""
+"""Launched servers that run, known by the marks of their processes: whatever the journal says."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ DEVICE_VARIABLE = "THEMIS_DEVICE"
 """Environment variables of a launched server: its name, its slot and that slot's device."""
 
 
-def find_orphans(state_directory: Path) -> tuple[Server, ...]:
+def find_launched(state_directory: Path) -> tuple[Server, ...]:
     """Servers that were launched with this state directory and run, by name, in phase LAUNCHING. Blocking.
 
-    For a daemon that was killed between launching a server and writing that down: those that it does not know it can adopt
-    (`wait_ready`, `warm_up`) or `stop`. Their `models` are the states that they were launched with.
+    A daemon that was killed between a launch and its entry in the journal can adopt such a server
+    (`wait_ready`, `warm_up`) or `stop` it. Their `models` are the states that they were launched with.
     """
     servers = [_server(state_directory, process) for process in owned_processes(state_directory)]
     return tuple(sorted((server for server in servers if server is not None), key=lambda server: server.name))
