@@ -185,7 +185,7 @@ async def sidecar(profiles: dict[str, ProfileSettings]) -> AsyncIterator[Served]
         folder, ports = Path(name), free_ports(4)
         path = settings(profiles, folder, ports)
         daemon = spawn([sys.executable, "-m", "themis_triton.cli", "run", "-c", str(path)], dict(os.environ), folder / "daemon.log")
-        served = Served(load_settings(path), f"127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[3]}/status")
+        served = Served(load_settings(path), f"127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[3]}/v1/status")
         try:
             await _serving(served)
             yield served

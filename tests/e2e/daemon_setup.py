@@ -68,7 +68,7 @@ class Sidecar:
     async def start(self) -> Status:
         """Start the daemon; returns the status after its first tick."""
         self.spawn()
-        return await self.until("its first tick", lambda status: "tick" in status, START_TIMEOUT_S)
+        return await self.until("its first tick", lambda status: bool(status["tick"]), START_TIMEOUT_S)
 
     def spawn(self) -> None:
         """Start the daemon's process."""
@@ -85,7 +85,7 @@ class Sidecar:
             while loop.time() < deadline_s:
                 assert self.processes[-1].poll() is None, f"the daemon ended with {self.processes[-1].returncode}:\n{self.words()}"
                 try:
-                    status = (await client.get(f"http://{self.status_address}/status")).json()
+                    status = (await client.get(f"http://{self.status_address}/v1/status")).json()
                 except httpx.TransportError:
                     status = {}
                 if status and holds(status):

@@ -135,14 +135,14 @@ def test_a_failed_growth_leaves_the_old_count_serving_and_is_retried(launch: Lau
             await sidecar.start()
             await asyncio.to_thread(fail_init_file.write_text, DETECTOR)
             async with traffic(sidecar, ONE_SERVER_RPS) as load:
-                held = await sidecar.until("lever in back-off", lambda s: lever in s["held"])
+                held = await sidecar.until("lever in back-off", lambda s: lever in s["backing_off"])
                 assert held["held"][lever] > held["at_s"]
                 assert instances(held, DETECTOR) == 1
                 assert (await sidecar.adopted_models())[DETECTOR].instances == 1
                 twice = await sidecar.until("second attempt", lambda s: s["usage"]["failed_actions"].get("grow", 0) >= 2)
                 assert "refused" in " ".join(event["sentence"] for event in twice["events"])
                 await asyncio.to_thread(fail_init_file.unlink)
-                await sidecar.until("growth after all", lambda s: instances(s, DETECTOR) >= 2 and lever not in s["held"])
+                await sidecar.until("growth after all", lambda s: instances(s, DETECTOR) >= 2 and lever not in s["backing_off"])
                 assert (await sidecar.adopted_models())[DETECTOR].instances >= 2
                 summary = await load.end()
             assert (summary.failed, summary.errors) == (0, {})

@@ -80,7 +80,7 @@ def arrivals(out: Path) -> float:
     """The rate that the demo's sidecar sees; 0 while there is none."""
     try:
         address = yaml.safe_load((out / "themis.yaml").read_text())["status"]["address"]
-        pipelines = httpx.get(f"http://{address}/status", timeout=5.0, trust_env=False).json()["pipelines"]
+        pipelines = httpx.get(f"http://{address}/v1/status", timeout=5.0, trust_env=False).json()["pipelines"]
     except (OSError, TypeError, httpx.TransportError):
         return 0.0
     return float(pipelines[0]["estimate"]["recent_rps"]) if pipelines and pipelines[0]["estimate"] else 0.0

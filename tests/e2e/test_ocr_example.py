@@ -35,7 +35,7 @@ def test_the_examples_settings_serve_text_through_envoy(tmp_path: Path) -> None:
     cv2.imwrite(str(image), render_sample())
     sidecar = spawn([sys.executable, "-m", "themis_triton.cli", "run", "-c", str(path)], dict(os.environ), tmp_path / "daemon.log")
     try:
-        _until_serving(f"http://{ports[3]}/status", tmp_path / "daemon.log")
+        _until_serving(f"http://{ports[3]}/v1/status", tmp_path / "daemon.log")
         command = [sys.executable, str(EXAMPLE / "read_text.py"), str(image), "--address", ports[0], "--json"]
         output = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
         assert [line["text"] for line in json.loads(output.splitlines()[-1])] == list(SAMPLE_LINES)

@@ -148,12 +148,12 @@ def test_the_decision_and_its_sentence_name_the_drift() -> None:
 def test_status_shows_drift_as_a_line_and_an_event() -> None:
     board = StatusBoard(config(), NOW_S)
     board.take(ticked(), 1.0)
-    status = board.as_plain()
-    assert status["drift"] == [SAID]
-    assert status["models"][DETECTOR]["correction"] == 1.4
-    assert [(event["kinds"], event["sentence"]) for event in status["events"]] == [(["drift"], f"drift began: {SAID}")]
+    status = board.status()
+    assert status.drift == (SAID,)
+    assert status.models[DETECTOR].correction == 1.4
+    assert [(event.kinds, event.sentence) for event in status.events] == [(("drift",), f"drift began: {SAID}")]
     console = Console(file=io.StringIO(), width=200)
-    show(status, console)
+    show(status, console, NOW_S)
     assert isinstance(console.file, io.StringIO)
     assert f"drift: {SAID}\n" in console.file.getvalue()
 

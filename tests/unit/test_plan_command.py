@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -17,10 +16,10 @@ from themis_triton.commands.plan_migrations import Fleet, live_fleet
 from themis_triton.commands.run_command import run_command
 from themis_triton.core.action import ActionKind
 from themis_triton.core.config import Placement, PlanningConfig
-from themis_triton.core.encoding import plain
 from themis_triton.core.errors import SettingsError
-from themis_triton.core.fleet import Phase
+from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.policy import PolicyConfig, PolicyName, VerticalConfig
+from themis_triton.core.status import STATUS_VERSION, Status
 from themis_triton.planning import WhatIf, plan_migration, plan_rates
 from themis_triton.settings import load_settings
 from themis_triton.solver.fleet import ServerAssignment
@@ -222,17 +221,15 @@ def test_replicas_bind_where_they_alone_are_short() -> None:
 def test_the_way_begins_at_what_the_sidecar_says_that_serves_each_server_with_its_own_counts() -> None:
     pipeline = load_settings(SHIPPED).pipelines[0]
 
-    def shown(name: str, counts: tuple[int, int], *, phase: Phase = Phase.SERVING, launched: bool = True) -> dict[str, Any]:
-        data: dict[str, Any] = plain(server(name, counts, phase=phase, launched=launched))
-        del data["model_control_key"]
-        return data
+    def status(*servers: Server) -> Status:
+        return Status(STATUS_VERSION, "1", 1, 0.0, "active", "themis", paused=False, sentence="steady", servers=servers)
 
-    others = shown("other", (1, 1)) | {"models": {"another": {"instances": 9, "max_batch": 8, "max_queue_delay_us": 0}}}
-    servers = [shown("a", (4, 1)), shown("b", (8, 4)), shown("c", (1, 1), launched=False), shown("d", (1, 1), phase=Phase.WARMING), others]
+    other = replace(server("other"), models={"another": ModelState(9, 8)})
+    servers = (server("a", (4, 1)), server("b", (8, 4)), server("c", launched=False), server("d", phase=Phase.WARMING), other)
     in_order = (ServerAssignment("c", (1, 1), (8, 8)), ServerAssignment("b", (8, 4), (8, 8)), ServerAssignment("a", (4, 1), (8, 8)))
-    assert live_fleet({"servers": servers}, pipeline) == Fleet(in_order, adopted=1)
+    assert live_fleet(status(*servers), pipeline) == Fleet(in_order, adopted=1)
     with pytest.raises(SettingsError, match="--from live: no server serves video now"):
-        live_fleet({"servers": servers[3:]}, pipeline)
+        live_fleet(status(*servers[3:]), pipeline)
 
 
 def test_a_migration_never_retires_servers_that_were_adopted() -> None:

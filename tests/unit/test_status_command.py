@@ -1,7 +1,10 @@
 import io
+import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -12,7 +15,11 @@ from tests.unit.samples import NOW_S
 from themis_triton.commands.down_command import down_command
 from themis_triton.commands.status_command import show, status_command
 from themis_triton.core.address import Address
+from themis_triton.core.decision import Clamp, ClampKind, PipelineEvidence
+from themis_triton.core.encoding import plain
 from themis_triton.core.errors import ServerError, SettingsError
+from themis_triton.core.estimate import PipelineEstimate
+from themis_triton.core.status import STATUS_VERSION, PipelineStatus, Status, StatusEvent, UsageStatus, decode_status
 from themis_triton.settings import load_runtime_paths, load_settings
 from themis_triton.settings.starter import starter
 
@@ -40,38 +47,59 @@ def answering(body: bytes) -> Iterator[str]:
             thread.join()
 
 
+BASE = Status(STATUS_VERSION, "1.0", 4711, NOW_S - 60.0, "active", "themis", paused=False, sentence="steady")
+
+
+def shown(status: Status) -> str:
+    """What `themis status` prints on a terminal of 80 columns."""
+    console = Console(file=io.StringIO(), width=80)
+    show(status, console, NOW_S + 2.0)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
 def test_sentences_with_brackets_are_shown_as_they_are() -> None:
     said = "E1 [/usr/lib/x.cc:7] [bold]failed[/red]"
-    status = {"policy": "themis", "mode": "active", "sentence": said, "pipelines": [], "servers": []}
-    console = Console(file=io.StringIO(), width=200)
-    show(
-        status | {"stale": {"a": said}, "routes_unwritten": said, "events": [{"at_s": NOW_S, "decision_id": "d", "sentence": said}]},
-        console,
+    status = replace(BASE, sentence=said, stale={"a": said}, routes_unwritten=said, events=(StatusEvent(NOW_S, "d", (), said),))
+    assert shown(status).count(said) == 4
+
+
+def test_whatever_limits_it_and_how_fresh_it_is_are_shown() -> None:
+    text = shown(
+        replace(
+            BASE,
+            paused=True,
+            at_s=NOW_S,
+            tick_errors=3,
+            clamps=(Clamp(ClampKind.DEVICES, "no slot"), Clamp(ClampKind.MEMORY, "no room")),
+            backing_off={"a/m": NOW_S + 7.0},
+            journal_trouble="the journal is not written: disk full",
+            busy=("a/m",),
+            next_steps=("grow m on a 1→2",),
+            cost_per_s=3.5,
+            usage=UsageStatus(cost=120.0),
+            events=(StatusEvent(NOW_S - 118.0, "d", ("grow",), "grown"),),
+        )
     )
-    assert isinstance(console.file, io.StringIO)
-    assert console.file.getvalue().count(said) == 4
-
-
-def test_whatever_holds_it_back_and_how_fresh_it_is_are_shown() -> None:
-    console = Console(file=io.StringIO(), width=200)
-    status = {"policy": "themis", "mode": "active", "sentence": "steady", "pipelines": [], "servers": [], "events": []}
-    troubles = {
-        "paused": True,
-        "pid": 4711,
-        "at_s": NOW_S,
-        "tick_errors": 3,
-        "clamps": [{"kind": "devices", "sentence": "no slot"}, {"kind": "memory", "sentence": "no room"}],
-        "held": {"a/m": NOW_S + 7.0},
-        "journal_trouble": "the journal is not written: disk full",
-    }
-    show(status | troubles, console)
-    assert isinstance(console.file, io.StringIO)
-    text = console.file.getvalue()
     assert "paused: nothing is changed until `themis resume`" in text
-    assert "pid 4711, last tick" in text
-    assert "3 failed ticks" in text
+    assert "pid 4711, last tick 2.0 s ago, 3 failed ticks; cost 3.5 a second, 120 since start" in text
     assert "the journal is not written: disk full" in text
     assert "limited: no slot\nlimited: no room\nin back-off after a failure: a/m, for 7 s more\n" in text
+    assert "under way: a/m\nnext: grow m on a 1→2\n" in text
+    assert " (2 m ago)  d  grown" in text
+
+
+def test_twenty_pipelines_are_twenty_whole_rows_in_eighty_columns() -> None:
+    def pipeline(number: int) -> PipelineStatus:
+        estimate = PipelineEstimate("p", 1234.0, 0.0, 0.0, 0.0, 0.0, 301.0 if number == 7 else 250.0)
+        evidence = PipelineEvidence("p", 1.0, 1.0, 4567.0, 300.0, 250.0, None, 2, 3)
+        return PipelineStatus(f"pipeline-{number}", ("m",), 300.0, 99.0, estimate, evidence, number == 7, 0.0123)
+
+    text = shown(replace(BASE, reason="scale_out", sentence="; ".join(["long"] * 200), pipelines=tuple(map(pipeline, range(20)))))
+    assert "scale out; 1 of 20 pipelines exceed their SLO now\n" in text
+    assert max(map(len, text.splitlines())) <= 80
+    for number in range(20):
+        assert re.search(rf"pipeline-{number} +1234 +4567 +{301 if number == 7 else 250} +300 +1\.2 % +2→3", text)
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"name": "triton"}', b"\xff"])
@@ -81,6 +109,22 @@ def test_an_answer_that_is_no_status_is_named(body: bytes, tmp_path: Path) -> No
         path.write_text(f"{starter()}status: {{address: {address}}}\n")
         with pytest.raises(ServerError, match=rf"status\.address: {address} is not a Themis status endpoint"):
             status_command(path, as_json=False)
+
+
+def test_a_status_of_another_version_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "themis.yaml"
+    with answering(b'{"status_version": 2}') as address:
+        path.write_text(f"status: {{address: {address}}}\n")
+        with pytest.raises(ServerError, match=r"status version 2 is not supported: expected 1\. Fix: install the same version"):
+            status_command(path, as_json=False)
+
+
+def test_a_status_is_printed_as_it_was_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "themis.yaml"
+    with answering(json.dumps(plain(BASE)).encode()) as address:
+        path.write_text(f"status: {{address: {address}}}\n")
+        status_command(path, as_json=True)
+    assert decode_status(json.loads(capsys.readouterr().out)) == BASE
 
 
 def test_a_file_that_is_no_longer_valid_still_tells_where_its_sidecar_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from themis_triton.commands.plan_migrations import LIVE, Fleet, live_fleet, parse_fleet, path_row, show_paths
-from themis_triton.commands.status_command import asked
+from themis_triton.commands.status_command import fetch_status
 from themis_triton.commands.warm_command import planning_groups, prepare_kernels
 from themis_triton.core.config import PipelineConfig, PlanningConfig, ThemisConfig, ThroughputRule
 from themis_triton.core.errors import SettingsError
@@ -66,7 +66,7 @@ def plan_command(flags: PlanFlags) -> tuple[PlanAnswer, ...]:
 def _fleet(flags: PlanFlags, pipeline: PipelineConfig, config: ThemisConfig) -> Fleet | None:
     if flags.start is None:
         return None
-    return live_fleet(asked(flags.config), pipeline) if flags.start == LIVE else parse_fleet(flags.start, pipeline, config)
+    return live_fleet(fetch_status(flags.config), pipeline) if flags.start == LIVE else parse_fleet(flags.start, pipeline, config)
 
 
 def parse_rates(text: str) -> tuple[float, ...]:

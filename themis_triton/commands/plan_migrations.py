@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from themis_triton.core.config import PipelineConfig, ThemisConfig
-from themis_triton.core.encoding import server_from_plain
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.fleet import Phase
+from themis_triton.core.status import Status
 from themis_triton.plan.steps import by_retirement
 from themis_triton.planning import WhatIf, plan_migration
 from themis_triton.solver.fleet import ServerAssignment
@@ -46,12 +46,10 @@ def show_paths(console: Console, config: ThemisConfig, rates: Sequence[float], w
     return paths
 
 
-def live_fleet(status: Mapping[str, Any], pipeline: PipelineConfig) -> Fleet:
+def live_fleet(status: Status, pipeline: PipelineConfig) -> Fleet:
     """The servers that serve the pipeline by a sidecar's status, each with its own counts. SettingsError where there is none."""
     serving = [
-        server_from_plain(data | {"model_control_key": None})
-        for data in status["servers"]
-        if data["phase"] == Phase.SERVING and all(stage in data["models"] for stage in pipeline.stages)
+        server for server in status.servers if server.phase is Phase.SERVING and all(stage in server.models for stage in pipeline.stages)
     ]
     assignments = tuple(
         ServerAssignment(

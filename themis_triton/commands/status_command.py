@@ -3,39 +3,45 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from themis_triton.adapters.clock import SystemClock
-from themis_triton.adapters.status_client import get
+from themis_triton.adapters.status_client import StatusResponse, get
+from themis_triton.commands.moments import age
+from themis_triton.core.encoding import plain
 from themis_triton.core.errors import ServerError
+from themis_triton.core.status import STATUS_PATH, PipelineStatus, Status, decode_status
 from themis_triton.daemon.control import running_pid
 from themis_triton.settings.runtime import load_runtime_paths
 
-EVENTS_SHOWN = 8
+MAX_EVENTS_SHOWN = 8
+MAX_SENTENCE_PIPELINES = 3
 
 
 def status_command(path: Path, *, as_json: bool) -> None:
-    """Ask the running sidecar. ServerError when it does not answer, or something else answers there."""
-    status = asked(path)
-    console = Console()
+    """Print the status of the running sidecar. ServerError when none answers, or something else does."""
+    status = fetch_status(path)
     if as_json:
-        console.file.write(json.dumps(status) + "\n")
+        sys.stdout.write(json.dumps(plain(status)) + "\n")
         return
-    show(status, console)
+    show(status, Console(), SystemClock().now_s())
 
 
-def asked(path: Path) -> dict[str, Any]:
+def fetch_status(path: Path) -> Status:
     """The status of the sidecar of these settings; raises as `status_command` does."""
     where = load_runtime_paths(path)
     address = where.status_address
     try:
-        response = get(address, "/status")
+        response = get(address, STATUS_PATH)
     except ServerError as error:
         pid = running_pid(where.state_directory)
         fix = (
@@ -45,64 +51,95 @@ def asked(path: Path) -> dict[str, Any]:
         )
         raise ServerError(f"{path}: status.address: {error}. {fix}") from error
     try:
-        status = json.loads(response.body)
-    except ValueError:
-        status = None
-    if not isinstance(status, dict) or "policy" not in status:
-        raise ServerError(
-            f"{path}: status.address: {address} is not a Themis status endpoint (HTTP {response.code}, {response.body[:80]!r}). "
-            "Fix: set status.address to that of the running sidecar"
-        )
-    return status
+        return decode_status(json.loads(response.body))
+    except ValueError as error:
+        raise _refused(path, str(address), response, error) from error
 
 
-def show(status: dict[str, Any], console: Console) -> None:
-    """The status for people: what it does and why, the servers, the last changes."""
-    mode = "paused: nothing is changed until `themis resume`" if status.get("paused") else status["mode"]
-    console.print(Text.assemble((status["policy"], "bold"), f", {mode}; {status['sentence']}"), soft_wrap=True)
-    console.print(_health(status), style="red" if status.get("tick_errors") else "dim", markup=False, highlight=False)
-    console.print(_pipelines(status))
-    console.print(_servers(status))
-    for source, why in status.get("stale", {}).items():
-        console.print(f"stale: {source}: {why}", style="yellow", markup=False, soft_wrap=True)
-    for clamp in status.get("clamps", []):
-        console.print(f"limited: {clamp['sentence']}", style="yellow", markup=False, soft_wrap=True)
-    for lever, until_s in sorted(status.get("held", {}).items()):
-        left_s = until_s - status["at_s"]
-        console.print(f"in back-off after a failure: {lever}, for {left_s:.0f} s more", style="yellow", markup=False, soft_wrap=True)
-    for words in status.get("drift", []):
-        console.print(f"drift: {words}", style="yellow", markup=False, soft_wrap=True)
-    if status.get("journal_trouble"):
-        console.print(f"{status['journal_trouble']}", style="red", markup=False, soft_wrap=True)
-    if status.get("routes_unwritten"):
-        console.print(f"routes not written: {status['routes_unwritten']}", style="red", markup=False, soft_wrap=True)
-    for event in status["events"][-EVENTS_SHOWN:]:
-        at = f"{datetime.fromtimestamp(event['at_s'], UTC).astimezone():%H:%M:%S}"
-        console.print(f"{at}  {event['decision_id']}  {event['sentence']}", markup=False, soft_wrap=True, highlight=False)
-
-
-def _health(status: dict[str, Any]) -> str:
-    """Whether what is shown is fresh."""
-    if "at_s" not in status:
-        return f"pid {status.get('pid', '–')}, no tick yet"
-    return (
-        f"pid {status['pid']}, last tick {max(0.0, SystemClock().now_s() - status['at_s']):.1f} s ago, {status['tick_errors']} failed ticks"
+def _refused(path: Path, address: str, response: StatusResponse, error: ValueError) -> ServerError:
+    """What answered is no status, or one of another version."""
+    if "version" in str(error) and response.code == HTTPStatus.OK and "has no" not in str(error):
+        return ServerError(f"{path}: status.address: {address}: {error}. Fix: install the same version of themis-triton here and there")
+    return ServerError(
+        f"{path}: status.address: {address} is not a Themis status endpoint (HTTP {response.code}, {response.body[:80]!r}). "
+        "Fix: set status.address to that of the running sidecar"
     )
 
 
-def _pipelines(status: dict[str, Any]) -> Table:
-    table = Table("pipeline", "rate 1/s", "capacity 1/s", "p99 ms", "SLO ms", "servers now → wanted", title_justify="left")
-    for pipeline in status["pipelines"]:
-        estimate, evidence = pipeline["estimate"] or {}, pipeline["evidence"] or {}
-        servers = f"{evidence['servers_now']} → {evidence['servers_wanted']}" if evidence else "–"
-        cells = (estimate.get("recent_rps"), evidence.get("capacity_rps"), estimate.get("p99_ms"), pipeline["slo_ms"])
-        table.add_row(pipeline["name"], *(f"{cell:.0f}" if cell is not None else "–" for cell in cells), servers)
+def show(status: Status, console: Console, now_s: float) -> None:
+    """Print the status for people: mode and reason, pipelines, servers, limits, the next steps and the newest changes."""
+    mode = "paused: nothing is changed until `themis resume`" if status.paused else status.mode
+    console.print(Text.assemble((status.policy, "bold"), f", {mode}; {_headline(status)}"), soft_wrap=True)
+    console.print(_health(status, now_s), style="red" if status.tick_errors else "dim", markup=False, highlight=False, soft_wrap=True)
+    if status.pipelines:
+        console.print(_pipelines(status))
+    if status.servers:
+        console.print(_servers(status))
+    for sentence, style in _lines(status):
+        console.print(sentence, style=style, markup=False, soft_wrap=True, highlight=False)
+    for event in status.events[-MAX_EVENTS_SHOWN:]:
+        at = f"{datetime.fromtimestamp(event.at_s, UTC).astimezone():%H:%M:%S} ({age(now_s - event.at_s)} ago)"
+        console.print(f"{at}  {event.decision_id}  {event.sentence}", markup=False, soft_wrap=True, highlight=False)
+
+
+def _headline(status: Status) -> str:
+    """The newest decision; with many pipelines only its reason, because each has a row of its own."""
+    if len(status.pipelines) <= MAX_SENTENCE_PIPELINES:
+        return status.sentence
+    violated = sum(pipeline.slo_violated is True for pipeline in status.pipelines)
+    return f"{(status.reason or '').replace('_', ' ')}; {violated} of {len(status.pipelines)} pipelines exceed their SLO now"
+
+
+def _health(status: Status, now_s: float) -> str:
+    """Whether the status is fresh, and what the fleet costs."""
+    if status.at_s is None:
+        return f"pid {status.pid}, no tick yet"
+    cost = f"cost {status.cost_per_s:g} a second, {status.usage.cost:.0f} since start"
+    return f"pid {status.pid}, last tick {max(0.0, now_s - status.at_s):.1f} s ago, {status.tick_errors} failed ticks; {cost}"
+
+
+def _lines(status: Status) -> Iterator[tuple[str, str]]:
+    """Sentences with their styles: whatever needs attention, and what comes next."""
+    yield from ((f"stale: {source}: {reason}", "yellow") for source, reason in status.stale.items())
+    yield from ((f"limited: {clamp.sentence}", "yellow") for clamp in status.clamps)
+    for actuator, until_s in sorted(status.backing_off.items()):
+        yield f"in back-off after a failure: {actuator}, for {until_s - (status.at_s or 0.0):.0f} s more", "yellow"
+    yield from ((f"drift: {sentence}", "yellow") for sentence in status.drift)
+    if status.journal_trouble:
+        yield status.journal_trouble, "red"
+    if status.routes_unwritten:
+        yield f"routes not written: {status.routes_unwritten}", "red"
+    if status.busy:
+        yield f"under way: {', '.join(status.busy)}", "default"
+    if status.next_steps:
+        yield f"next: {', '.join(status.next_steps)}", "default"
+
+
+def _pipelines(status: Status) -> Table:
+    table = Table("pipeline", "rate/s", "capacity", "p99 ms", "SLO ms", "late", "servers", box=SIMPLE_HEAD, pad_edge=False)
+    for pipeline in status.pipelines:
+        table.add_row(*_pipeline_cells(pipeline), style="red" if pipeline.slo_violated else None)
     return table
 
 
-def _servers(status: dict[str, Any]) -> Table:
-    table = Table("server", "phase", "device", "instances", "by whom")
-    for server in status["servers"]:
-        held = ", ".join(f"{model} {state['instances']}" for model, state in sorted(server["models"].items()))
-        table.add_row(server["name"], server["phase"], server["device"], held, "launched" if server["launched"] else "adopted")
+def _pipeline_cells(pipeline: PipelineStatus) -> tuple[str, ...]:
+    estimate, evidence = pipeline.estimate, pipeline.evidence
+    numbers = (
+        estimate.recent_rps if estimate is not None else None,
+        evidence.capacity_rps if evidence is not None else None,
+        estimate.p99_ms if estimate is not None else None,
+        pipeline.slo_ms,
+    )
+    late = "–" if pipeline.late_fraction is None else f"{100 * pipeline.late_fraction:.1f} %"
+    servers = "–" if evidence is None else str(evidence.servers_now)
+    if evidence is not None and evidence.servers_wanted != evidence.servers_now:
+        servers += f"→{evidence.servers_wanted}"
+    return (pipeline.name, *("–" if number is None else f"{number:.0f}" for number in numbers), late, servers)
+
+
+def _servers(status: Status) -> Table:
+    table = Table("server", "phase", "device", "instances", "origin", box=SIMPLE_HEAD, pad_edge=False)
+    for server in status.servers:
+        models = ", ".join(f"{model} {state.instances}" for model, state in sorted(server.models.items()))
+        table.add_row(server.name, server.phase.value, server.device, models, "launched" if server.launched else "adopted")
     return table

@@ -10,26 +10,33 @@ from aiohttp import web
 
 from themis_triton.adapters.exporter import Exporter
 from themis_triton.core.address import Address
+from themis_triton.core.encoding import plain
 from themis_triton.core.errors import EnvironmentCheckError
+from themis_triton.core.status import STATUS_PATH, STATUS_VERSION
 from themis_triton.daemon.status import StatusBoard
 from themis_triton.ports import Clock
 
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+LINKS = {STATUS_PATH: "status as JSON", "/metrics": "metrics in Prometheus text", "/healthz": "liveness"}
 
 
 @asynccontextmanager
 async def serving(address: Address, board: StatusBoard, exporter: Exporter, clock: Clock) -> AsyncIterator[None]:
-    """Answer `/status`, `/metrics` and `/healthz` at the address; `/healthz` is 503 when the last good tick is long ago.
+    """Serve `/v1/status`, `/metrics`, `/healthz` and links to them at `/`. `/healthz` is 503 when the last good tick is long ago.
 
     Raises:
         EnvironmentCheckError: the address is taken.
     """
 
-    async def status(_: web.Request) -> web.Response:
-        return web.json_response(board.as_plain())
-
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(body=exporter.text(), headers={"Content-Type": PROMETHEUS_TEXT})
+
+    async def status(request: web.Request) -> web.Response:
+        version = request.match_info["version"]
+        if version != f"v{STATUS_VERSION}":
+            error = f"status version {version} is not served: expected {STATUS_PATH}"
+            return web.json_response({"error": error}, status=HTTPStatus.NOT_FOUND)
+        return web.json_response(plain(board.status()))
 
     async def healthz(_: web.Request) -> web.Response:
         now_s = clock.now_s()
@@ -38,13 +45,20 @@ async def serving(address: Address, board: StatusBoard, exporter: Exporter, cloc
         return web.Response(status=HTTPStatus.SERVICE_UNAVAILABLE, text=f"no good tick for {board.silent_s(now_s):.1f} s; see the log\n")
 
     app = web.Application()
-    app.add_routes([web.get("/status", status), web.get("/metrics", metrics), web.get("/healthz", healthz)])
+    app.add_routes(
+        [web.get("/", _index), web.get("/{version:v[0-9]+}/status", status), web.get("/metrics", metrics), web.get("/healthz", healthz)]
+    )
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:
         await web.TCPSite(runner, address.host, address.port).start()
         yield
     except OSError as error:
-        raise EnvironmentCheckError(f"status.address: {address} cannot be listened on ({error.strerror}); choose a free one") from error
+        raise EnvironmentCheckError(f"status.address: {address} is not available ({error.strerror}). Fix: choose a free one") from error
     finally:
         await runner.cleanup()
+
+
+async def _index(_: web.Request) -> web.Response:
+    items = "".join(f'<li><a href="{path}">{path}</a>: {text}</li>' for path, text in LINKS.items())
+    return web.Response(text=f"<!doctype html><title>Themis</title><h1>Themis for Triton</h1><ul>{items}</ul>\n", content_type="text/html")

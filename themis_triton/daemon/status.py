@@ -1,22 +1,42 @@
-"""What the daemon tells about itself, as one JSON-ready value: the status API, `themis status` and the demo all read it."""
+"""Collects what the status API serves: the last tick, the totals and the newest events."""
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import themis_triton
-from themis_triton.core.config import ThemisConfig
-from themis_triton.core.encoding import plain
-from themis_triton.core.fleet import Server
-from themis_triton.core.record import TickRecord, drift_event_words, drift_words, sentence
+from themis_triton.core.config import PipelineConfig, ThemisConfig
+from themis_triton.core.estimate import PipelineEstimate
+from themis_triton.core.price import running_price
+from themis_triton.core.record import TickRecord, describe, drift_event_words, drift_words, sentence
+from themis_triton.core.status import STATUS_VERSION, PipelineStatus, Status, StatusEvent, UsageStatus
 from themis_triton.daemon.usage import UsageTotals
 
-EVENTS_KEPT = 50
-SILENT_AT_LEAST_S = 10.0
+MAX_EVENTS = 50
+MIN_SILENT_S = 10.0
 SILENT_TICKS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class SloTime:
+    """Seconds with traffic, and those of them in which the measured percentile exceeded the SLO."""
+
+    observed_s: float = 0.0
+    late_s: float = 0.0
+
+    def add(self, elapsed_s: float, violated: bool | None) -> SloTime:
+        """With some more seconds; `violated` None: without traffic."""
+        if violated is None:
+            return self
+        return SloTime(self.observed_s + elapsed_s, self.late_s + (elapsed_s if violated else 0.0))
+
+    @property
+    def late_fraction(self) -> float | None:
+        """Late seconds over observed ones; None before there was traffic."""
+        return self.late_s / self.observed_s if self.observed_s else None
 
 
 @dataclass(slots=True)
@@ -31,23 +51,24 @@ class StatusBoard:
     tick_errors: int = 0
     paused: bool = False
     journal_trouble: str | None = None
-    events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=EVENTS_KEPT))
+    slo_times: dict[str, SloTime] = field(default_factory=dict)
+    events: deque[StatusEvent] = field(default_factory=lambda: deque(maxlen=MAX_EVENTS))
 
     def take(self, record: TickRecord, tick_ms: float, *, paused: bool = False) -> None:
-        """Note a tick; one that changes something becomes an event."""
+        """Add a tick; one that changes something becomes an event."""
+        at_s, decision_id = record.snapshot.at_s, record.decision.id
+        elapsed_s = max(0.0, at_s - self.record.snapshot.at_s) if self.record is not None else 0.0
+        for pipeline in self.config.pipelines:
+            violated = _violated(record.estimate.pipelines.get(pipeline.name), pipeline)
+            self.slo_times[pipeline.name] = self.slo_times.get(pipeline.name, SloTime()).add(elapsed_s, violated)
         self.paused = paused
         self.usage = self.usage.add(record, self.config)
         self.record = record
         self.tick_ms = tick_ms
         if record.plan.actions or any(outcome.detail for outcome in record.outcomes):
-            kinds = sorted({action.kind.value for action in record.started})
-            self.events.append(
-                {"at_s": record.snapshot.at_s, "decision_id": record.decision.id, "kinds": kinds, "sentence": sentence(record)}
-            )
-
-        for event in record.estimate.drift_events:
-            said = {"kinds": ["drift"], "sentence": drift_event_words(event)}
-            self.events.append({"at_s": record.snapshot.at_s, "decision_id": record.decision.id} | said)
+            kinds = tuple(sorted({action.kind.value for action in record.started}))
+            self.events.append(StatusEvent(at_s, decision_id, kinds, sentence(record)))
+        self.events.extend(StatusEvent(at_s, decision_id, ("drift",), drift_event_words(event)) for event in record.estimate.drift_events)
 
     def silent_s(self, now_s: float) -> float:
         """Seconds since the last good tick, or since the start when there was none yet."""
@@ -55,60 +76,79 @@ class StatusBoard:
 
     def is_live(self, now_s: float) -> bool:
         """Whether the last good tick is recent: at most ten tick intervals ago, and 10 s are always allowed."""
-        return self.silent_s(now_s) <= max(SILENT_AT_LEAST_S, SILENT_TICKS * self.config.policy.tick_s)
+        return self.silent_s(now_s) <= max(MIN_SILENT_S, SILENT_TICKS * self.config.policy.tick_s)
 
-    def as_plain(self) -> dict[str, Any]:
+    def status(self) -> Status:
         """The whole status."""
-        base: dict[str, Any] = {
-            "version": themis_triton.__version__,
-            "pid": os.getpid(),
-            "started_at_s": self.started_at_s,
-            "paused": self.paused,
-            "mode": self.config.mode.value,
-            "policy": self.config.policy.name.value,
-            "tick_ms": self.tick_ms,
-            "tick_errors": self.tick_errors,
-            "journal_trouble": self.journal_trouble,
-            "usage": plain(self.usage),
-            "events": list(self.events),
-        }
-        return base | (
-            _record(self.record, self.config) if self.record is not None else {"sentence": "no tick yet", "servers": [], "pipelines": []}
+        base = Status(
+            status_version=STATUS_VERSION,
+            version=themis_triton.__version__,
+            pid=os.getpid(),
+            started_at_s=self.started_at_s,
+            mode=self.config.mode.value,
+            policy=self.config.policy.name.value,
+            paused=self.paused,
+            sentence="no tick yet",
+            tick_ms=self.tick_ms,
+            tick_errors=self.tick_errors,
+            journal_trouble=self.journal_trouble,
+            usage=_usage(self.usage),
+            pipelines=tuple(PipelineStatus(p.name, p.stages, p.slo_ms, p.percentile) for p in self.config.pipelines),
+            events=tuple(self.events),
         )
+        return _with_record(base, self.record, self.config, self.slo_times) if self.record is not None else base
 
 
-def _record(record: TickRecord, config: ThemisConfig) -> dict[str, Any]:
-    decision = record.decision
-    return {
-        "tick": record.number,
-        "at_s": record.snapshot.at_s,
-        "stage": decision.stage.value,
-        "reason": decision.reason.value,
-        "decision_id": decision.id,
-        "sentence": sentence(record),
-        "clamps": plain(decision.clamps),
-        "stale": record.estimate.stale,
-        "drift": [words for words in map(drift_words, record.estimate.models.values()) if words],
-        "routes_unwritten": record.snapshot.routes_unwritten,
-        "busy": sorted(record.snapshot.busy),
-        "held": record.snapshot.backing_off,
-        "servers": [_server(server) for server in record.snapshot.servers],
-        "pipelines": _pipelines(record, config),
-        "models": plain(record.estimate.models),
-        "devices": plain(record.snapshot.devices),
-    }
+def _with_record(base: Status, record: TickRecord, config: ThemisConfig, slo_times: Mapping[str, SloTime]) -> Status:
+    decision, snapshot = record.decision, record.snapshot
+    return replace(
+        base,
+        tick=record.number,
+        at_s=snapshot.at_s,
+        stage=decision.stage.value,
+        reason=decision.reason.value,
+        decision_id=decision.id,
+        sentence=sentence(record),
+        clamps=decision.clamps,
+        stale=record.estimate.stale,
+        drift=tuple(words for words in map(drift_words, record.estimate.models.values()) if words),
+        routes_unwritten=snapshot.routes_unwritten,
+        busy=tuple(sorted(snapshot.busy)),
+        backing_off=snapshot.backing_off,
+        next_steps=tuple(describe(action) for action in record.started),
+        cost_per_s=running_price((server.models for server in snapshot.servers), config),
+        servers=tuple(replace(server, model_control_key=None) for server in snapshot.servers),
+        pipelines=tuple(_pipeline(record, pipeline, slo_times.get(pipeline.name, SloTime())) for pipeline in config.pipelines),
+        models=record.estimate.models,
+        devices=snapshot.devices,
+    )
 
 
-def _server(server: Server) -> dict[str, Any]:
-    data: dict[str, Any] = plain(server)
-    del data["model_control_key"]
-    return data
+def _pipeline(record: TickRecord, pipeline: PipelineConfig, times: SloTime) -> PipelineStatus:
+    estimate = record.estimate.pipelines.get(pipeline.name)
+    return PipelineStatus(
+        name=pipeline.name,
+        stages=pipeline.stages,
+        slo_ms=pipeline.slo_ms,
+        percentile=pipeline.percentile,
+        estimate=estimate,
+        evidence=next((evidence for evidence in record.decision.evidence if evidence.pipeline == pipeline.name), None),
+        slo_violated=_violated(estimate, pipeline),
+        late_fraction=times.late_fraction,
+    )
 
 
-def _pipelines(record: TickRecord, config: ThemisConfig) -> list[dict[str, Any]]:
-    evidence = {e.pipeline: plain(e) for e in record.decision.evidence}
-    return [
-        {"name": p.name, "stages": list(p.stages), "slo_ms": p.slo_ms, "percentile": p.percentile}
-        | {"estimate": plain(record.estimate.pipelines.get(p.name)), "evidence": evidence.get(p.name)}
-        for p in config.pipelines
-    ]
+def _violated(estimate: PipelineEstimate | None, pipeline: PipelineConfig) -> bool | None:
+    return None if estimate is None or estimate.p99_ms is None else estimate.p99_ms > pipeline.slo_ms
+
+
+def _usage(totals: UsageTotals) -> UsageStatus:
+    return UsageStatus(
+        server_seconds=totals.server_seconds,
+        instance_seconds=totals.instance_seconds,
+        cost=totals.cost,
+        max_servers=totals.max_servers,
+        max_instances=totals.max_instances,
+        actions=totals.actions,
+        failed_actions=totals.failed_actions,
+    )

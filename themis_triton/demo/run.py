@@ -7,13 +7,12 @@ import json
 import signal
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import httpx
 from rich.console import Console
 
-from themis_triton.core.fleet import Phase
 from themis_triton.core.policy import PolicyName
+from themis_triton.core.status import Status, StatusEvent, UsageStatus, decode_status
 from themis_triton.demo.base import read_base
 from themis_triton.demo.folder import own_folder
 from themis_triton.demo.frame import DemoFrame, DemoServer, DemoSummary
@@ -50,19 +49,19 @@ class DemoOptions:
 class _Seen:
     """What was seen second by second, and totals so far."""
 
-    statuses: list[dict[str, Any]] = field(default_factory=list)
-    events: dict[str, dict[str, Any]] = field(default_factory=dict)
+    statuses: list[Status] = field(default_factory=list)
+    events: dict[str, StatusEvent] = field(default_factory=dict)
     requests: int = 0
     failed: int = 0
     violations: int = 0
 
-    def take(self, second: SecondStats, status: dict[str, Any]) -> None:
+    def take(self, second: SecondStats, status: Status) -> None:
         self.statuses.append(status)
         self.requests += second.sent
         self.failed += second.failed
         self.violations += second.violations
-        for event in status["events"]:
-            self.events[event["decision_id"] + event["sentence"]] = event
+        for event in status.events:
+            self.events[event.decision_id + event.sentence] = event
 
 
 def run_demo(options: DemoOptions) -> DemoSummary:
@@ -115,37 +114,36 @@ async def _run(options: DemoOptions) -> DemoSummary:
     return summary
 
 
-async def _loaded(stage: DemoStage, options: DemoOptions, console: Console, directory: Path) -> tuple[_Seen, dict[str, Any], LoadReport]:
+async def _loaded(stage: DemoStage, options: DemoOptions, console: Console, directory: Path) -> tuple[_Seen, UsageStatus, LoadReport]:
     """Send the load and watch; returns what was seen, the account before the first request, and the load's report."""
     load = PipelineLoad(stage.pipeline.name, stage.pipeline.stages, stage.pipeline.slo_ms, options.trace)
     seen = _Seen()
     await asyncio.sleep(options.settle_s)
     sending = LoadOptions(stage.grpc_address, (load,), options.seed, out=directory / "requests.npz")
     async with httpx.AsyncClient(trust_env=False, timeout=2.0) as client, LoadProcess(sending) as process:
-        before = status = (await client.get(stage.status_url)).json()
+        before = status = decode_status((await client.get(stage.status_url)).json())
         with LiveView(console) as view:
             async for second in process.seconds():
                 status = await _status_or(status, client, stage.status_url)
                 seen.take(second, status)
                 view.update(_frame(second, status, seen, process.duration_s, stage))
-        return seen, before["usage"], process.report
+        return seen, before.usage, process.report
 
 
-async def _status_or(last: dict[str, Any], client: httpx.AsyncClient, url: str) -> dict[str, Any]:
+async def _status_or(last: Status, client: httpx.AsyncClient, url: str) -> Status:
     """The sidecar's status; the last one where it does not answer in time: a busy machine must not end the demo."""
     try:
-        status: dict[str, Any] = (await client.get(url)).json()
+        return decode_status((await client.get(url)).json())
     except httpx.HTTPError:
         return last
-    return status
 
 
-def _frame(second: SecondStats, status: dict[str, Any], seen: _Seen, duration_s: int, stage: DemoStage) -> DemoFrame:
+def _frame(second: SecondStats, status: Status, seen: _Seen, duration_s: int, stage: DemoStage) -> DemoFrame:
     servers = tuple(
-        DemoServer(s["name"], Phase(s["phase"]), {model: state["instances"] for model, state in s["models"].items()})
-        for s in status["servers"]
+        DemoServer(server.name, server.phase, {model: state.instances for model, state in server.models.items()})
+        for server in status.servers
     )
-    events = sorted(seen.events.values(), key=lambda event: event["at_s"])[-EVENTS_SHOWN:]
+    events = sorted(seen.events.values(), key=lambda event: event.at_s)[-EVENTS_SHOWN:]
     good = seen.requests - seen.violations
     return DemoFrame(
         at_s=second.at_s,
@@ -157,24 +155,24 @@ def _frame(second: SecondStats, status: dict[str, Any], seen: _Seen, duration_s:
         slo_ms=stage.pipeline.slo_ms,
         servers=servers,
         instances=sum(sum(server.instances.values()) for server in servers),
-        mode=status["stage"],
-        last_decision=status["sentence"],
-        recent_events=tuple(f"{event['sentence']}" for event in events),
+        mode=status.stage or "starting",
+        last_decision=status.sentence,
+        recent_events=tuple(event.sentence for event in events),
         requests=seen.requests,
         failed=seen.failed,
         attainment=good / seen.requests if seen.requests else 1.0,
     )
 
 
-def _capacity(status: dict[str, Any]) -> float | None:
-    evidence = status["pipelines"][0]["evidence"]
-    return float(evidence["capacity_rps"]) if evidence is not None else None
+def _capacity(status: Status) -> float | None:
+    evidence = status.pipelines[0].evidence
+    return evidence.capacity_rps if evidence is not None else None
 
 
-def _summary(options: DemoOptions, stage: DemoStage, seen: _Seen, before: dict[str, Any], report: LoadReport) -> DemoSummary:
+def _summary(options: DemoOptions, stage: DemoStage, seen: _Seen, before: UsageStatus, report: LoadReport) -> DemoSummary:
     load = report.summaries[0]
-    after = seen.statuses[min(len(seen.statuses), report.duration_s) - 1]["usage"]
-    actions = {kind: count - before["actions"].get(kind, 0) for kind, count in after["actions"].items()}
+    after = seen.statuses[min(len(seen.statuses), report.duration_s) - 1].usage
+    actions = {kind: count - before.actions.get(kind, 0) for kind, count in after.actions.items()}
     return DemoSummary(
         policy=options.policy.value,
         requests=load.requests,
@@ -183,17 +181,17 @@ def _summary(options: DemoOptions, stage: DemoStage, seen: _Seen, before: dict[s
         slo_attainment=load.slo_attainment,
         p50_ms=load.p50_ms,
         p99_ms=load.p99_ms,
-        server_seconds=after["server_seconds"] - before["server_seconds"],
-        instance_seconds=after["instance_seconds"] - before["instance_seconds"],
-        max_servers=max(len(status["servers"]) for status in seen.statuses),
+        server_seconds=after.server_seconds - before.server_seconds,
+        instance_seconds=after.instance_seconds - before.instance_seconds,
+        max_servers=max(len(status.servers) for status in seen.statuses),
         max_instances=max(_instances(status) for status in seen.statuses),
         actions={kind: count for kind, count in actions.items() if count},
-        cost=after["cost"] - before["cost"],
+        cost=after.cost - before.cost,
     )
 
 
-def _instances(status: dict[str, Any]) -> int:
-    return sum(state["instances"] for server in status["servers"] for state in server["models"].values())
+def _instances(status: Status) -> int:
+    return sum(state.instances for server in status.servers for state in server.models.values())
 
 
 def _series(options: DemoOptions, seen: _Seen, report: LoadReport) -> RunSeries:
@@ -201,13 +199,13 @@ def _series(options: DemoOptions, seen: _Seen, report: LoadReport) -> RunSeries:
     rows = report.series[0]
     length = min(len(rows.sent), len(seen.statuses))
     statuses = seen.statuses[:length]
-    start_s = statuses[0]["at_s"]
+    start_s = statuses[0].at_s or 0.0
     return RunSeries(
         label=options.policy.value,
         rate_rps=rows.sent[:length],
         capacity_rps=[_capacity(status) for status in statuses],
         p99_ms=rows.p99_ms[:length],
-        servers=[len(status["servers"]) for status in statuses],
+        servers=[len(status.servers) for status in statuses],
         instances=[_instances(status) for status in statuses],
         failed=rows.failed[:length],
         violations=rows.violations[:length],
@@ -217,8 +215,8 @@ def _series(options: DemoOptions, seen: _Seen, report: LoadReport) -> RunSeries:
 
 def _events(seen: _Seen, start_s: float, length: int) -> list[RunEvent]:
     return [
-        RunEvent(event["at_s"] - start_s, EventKind(kind), event["sentence"])
+        RunEvent(event.at_s - start_s, EventKind(kind), event.sentence)
         for event in seen.events.values()
-        for kind in event["kinds"]
-        if 0 <= event["at_s"] - start_s < length
+        for kind in event.kinds
+        if 0 <= event.at_s - start_s < length
     ]

@@ -22,6 +22,7 @@ from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.errors import LaunchFailedError, ServerError
 from themis_triton.core.fleet import ModelState, ProcessId, Server
 from themis_triton.core.policy import PolicyName
+from themis_triton.core.status import STATUS_PATH
 from themis_triton.demo.base import DemoBase, read_base
 from themis_triton.demo.folder import STATES, STOP_TIMEOUT_S
 from themis_triton.settings import load_settings
@@ -57,8 +58,8 @@ async def staged(
         path.write_text(yaml.safe_dump(written, sort_keys=False))
         config = load_settings(path)
         daemon = _start_daemon(path, directory / "daemon.log", first_state)
-        await _answering(f"http://{addresses['status']}/status", daemon, directory / "daemon.log", report)
-        yield DemoStage(addresses["grpc"], f"http://{addresses['status']}/status", config.pipelines[0], config)
+        await _answering(f"http://{addresses['status']}{STATUS_PATH}", daemon, directory / "daemon.log", report)
+        yield DemoStage(addresses["grpc"], f"http://{addresses['status']}{STATUS_PATH}", config.pipelines[0], config)
         await stop_process(daemon, STOP_TIMEOUT_S)
     finally:
         # The adopted server's mark is the daemon's too: it goes first, so that nothing is launched any more.

@@ -1,0 +1,64 @@
+"""JSON Schemas of core values, from the types of their fields."""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from enum import Enum
+from typing import Any
+
+from themis_triton.core.address import Address
+from themis_triton.core.decoding import field_types
+from themis_triton.core.status import Status
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_SCALARS: dict[type, Any] = {
+    bool: {"type": "boolean"},
+    int: {"type": "integer"},
+    float: {"type": ["number", "null"], "description": "null: not finite"},
+    str: {"type": "string"},
+    Address: {"type": "string", "description": "host:port"},
+}
+
+
+def status_schema_text() -> str:
+    """The JSON Schema (draft 2020-12) of `/v1/status`, indented."""
+    definitions: dict[str, Any] = {}
+    root = _schema(Status, definitions)
+    schema = {"$schema": DIALECT, "title": "Status of Themis for Triton", **root, "$defs": dict(sorted(definitions.items()))}
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+
+
+def _schema(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401 - a type expression
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        inner = [option for option in arguments if option is not type(None)]
+        return {"anyOf": [_schema(inner[0], definitions), {"type": "null"}]}
+    if origin is tuple:
+        return {"type": "array", "items": _schema(arguments[0], definitions)}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": _schema(arguments[1], definitions)}
+    return _plain_schema(kind, definitions)
+
+
+def _plain_schema(kind: type[Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    if kind in _SCALARS:
+        return dict(_SCALARS[kind])
+    if issubclass(kind, Enum):
+        return {"enum": [member.value for member in kind]}
+    return _reference(kind, definitions)
+
+
+def _reference(kind: type[Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    name = kind.__name__
+    if name not in definitions:
+        definitions[name] = {}
+        hints = field_types(kind)
+        definitions[name] = {
+            "type": "object",
+            "description": " ".join((kind.__doc__ or "").split()),
+            "properties": {field: _schema(hint, definitions) for field, hint in hints.items()},
+            "required": list(hints),
+        }
+    return {"$ref": f"#/$defs/{name}"}

@@ -1,0 +1,106 @@
+"""The sidecar's status: one typed, versioned value that the status API serves and every client reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from themis_triton.core.decision import Clamp, PipelineEvidence
+from themis_triton.core.decoding import decode
+from themis_triton.core.estimate import ModelEstimate, PipelineEstimate
+from themis_triton.core.fleet import Server
+from themis_triton.core.observation import DeviceReading
+
+STATUS_VERSION = 1
+STATUS_PATH = f"/v{STATUS_VERSION}/status"
+
+
+@dataclass(frozen=True, slots=True)
+class StatusEvent:
+    """One change: when, by which decision, the kinds of its actions (or `drift`), and its sentence."""
+
+    at_s: float
+    decision_id: str
+    kinds: tuple[str, ...]
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class UsageStatus:
+    """Totals since the sidecar started, at the settings' prices; actions are counted by kind."""
+
+    server_seconds: float = 0.0
+    instance_seconds: float = 0.0
+    cost: float = 0.0
+    max_servers: int = 0
+    max_instances: int = 0
+    actions: dict[str, int] = field(default_factory=dict)
+    failed_actions: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineStatus:
+    """One pipeline: its SLO, what was estimated, and the numbers behind the decision; null before the first tick.
+
+    `slo_violated`: the measured percentile exceeds the SLO now; null without traffic. `late_fraction`: the share of the time with
+    traffic since the start in which it did; null before there was any.
+    """
+
+    name: str
+    stages: tuple[str, ...]
+    slo_ms: float
+    percentile: float
+    estimate: PipelineEstimate | None = None
+    evidence: PipelineEvidence | None = None
+    slo_violated: bool | None = None
+    late_fraction: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What the sidecar observes, does and has decided. Times are seconds since the epoch.
+
+    `tick` 0 and `at_s` null: no tick has ended yet. `cost_per_s`: the price of what runs now. `next_steps`: the actions of the newest
+    plan, in words; in advisory mode those that it would start. `busy`: actuators with an action under way; `backing_off`: those in
+    back-off after a failure, with the time until which. `servers` carry no model-control keys.
+    """
+
+    status_version: int
+    version: str
+    pid: int
+    started_at_s: float
+    mode: str
+    policy: str
+    paused: bool
+    sentence: str
+    tick: int = 0
+    at_s: float | None = None
+    tick_ms: float = 0.0
+    tick_errors: int = 0
+    journal_trouble: str | None = None
+    stage: str | None = None
+    reason: str | None = None
+    decision_id: str | None = None
+    clamps: tuple[Clamp, ...] = ()
+    stale: dict[str, str] = field(default_factory=dict)
+    drift: tuple[str, ...] = ()
+    routes_unwritten: str | None = None
+    busy: tuple[str, ...] = ()
+    backing_off: dict[str, float] = field(default_factory=dict)
+    next_steps: tuple[str, ...] = ()
+    cost_per_s: float = 0.0
+    usage: UsageStatus = UsageStatus()
+    servers: tuple[Server, ...] = ()
+    pipelines: tuple[PipelineStatus, ...] = ()
+    models: dict[str, ModelEstimate] = field(default_factory=dict)
+    devices: tuple[DeviceReading, ...] = ()
+    events: tuple[StatusEvent, ...] = ()
+
+
+def decode_status(data: object) -> Status:
+    """The status of a JSON document. ValueError when it is none, or has a version that this program does not read."""
+    version = data.get("status_version") if isinstance(data, dict) else None
+    if version is None:
+        raise ValueError("the document has no status_version")
+    if version != STATUS_VERSION:
+        raise ValueError(f"status version {version} is not supported: expected {STATUS_VERSION}")
+    return decode(Status, data)
