@@ -26,7 +26,7 @@ from themis_triton.core.config import DeviceSlot, LocalLaunchConfig, ThemisConfi
 from themis_triton.core.errors import LaunchFailedError, SettingsError
 from themis_triton.core.fleet import Phase, ProcessId, Server
 from themis_triton.daemon.adopt import adopt
-from themis_triton.daemon.components import Components
+from themis_triton.daemon.components import Components, build_observer
 
 NO_PROCESS = ProcessId(2**22 + 1, 1)
 PORT_TAKEN_ONCE = """#!/bin/sh
@@ -73,7 +73,8 @@ async def adopted_by(settings: ThemisConfig, journal: Journal) -> tuple[Server, 
     control, envoy = TritonModelControl(), EnvoyProcess(settings.envoy, folder)
     launcher = build_launcher(settings.launch, folder) if settings.launch is not None else None
     try:
-        await adopt(Components(settings, bench.world, control, launcher, journal, envoy, SystemClock()))
+        clock = SystemClock()
+        await adopt(Components(settings, bench.world, control, launcher, journal, envoy, clock, build_observer(settings, clock)))
         return bench.fleet.all()
     finally:
         await bench.executor.cancel()

@@ -24,7 +24,6 @@ HEAVY = (
     "aiohttp",
     "httpx",
     "matplotlib",
-    "apscheduler",
     "asyncio",
     "psutil",
     "themis_triton.settings.schema",

@@ -89,6 +89,18 @@ def test_without_an_id_the_newest_change_is_explained(path: Path, tmp_path: Path
     assert json.loads(capsys.readouterr().out) is None
 
 
+def test_pauses_are_in_the_history_and_are_no_decisions(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    journal = Journal(tmp_path / "state" / "journal.sqlite")
+    journal.record_event(NOW_S + 90.0, "paused", "paused by `themis pause`: nothing is changed")
+    journal.close()
+    history(path)
+    assert "paused by `themis pause`: nothing is changed" in capsys.readouterr().out
+    why(path)
+    assert "  d  policy themis, steady" in capsys.readouterr().out.splitlines()[0]
+    why(path, f"paused-{NOW_S + 90.0:.0f}")
+    assert capsys.readouterr().out == "paused by `themis pause`: nothing is changed\n"
+
+
 @pytest.mark.parametrize("since", ["10", "m", "-1m", "0s", "nanh", "10w", ""])
 def test_a_wrong_time_is_named(path: Path, since: str) -> None:
     with pytest.raises(SettingsError, match=f"--since: {since} is invalid: expected a number and a unit"):

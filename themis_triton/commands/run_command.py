@@ -24,24 +24,21 @@ def run_command(path: Path) -> None:
             f"{path}: planning.placement: separate is for themis plan and simulate; allowed here: colocated; "
             "run with settings whose servers hold all stages"
         )
-    _configure_logging()
+    configure_logging()
     for sentence in refuse_stale(config):
         structlog.get_logger().warning("profile_stale", says=sentence)
     asyncio.run(run_daemon(config))
 
 
-def _configure_logging() -> None:
+def configure_logging() -> None:
+    """Log to standard error: for people on a terminal, else a JSON object a line. Libraries' logs take the same form."""
     terminal = sys.stderr.isatty()
     renderer: structlog.typing.Processor = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
-    tracebacks = [] if terminal else [structlog.processors.format_exc_info]
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            *tracebacks,
-            renderer,
-        ],
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
-    )
-    # It warns, outside the log's format, of each tick that a slow one makes it skip; the status tells how long ticks take.
-    logging.getLogger("apscheduler").setLevel(logging.ERROR)
+    tracebacks: list[structlog.typing.Processor] = [] if terminal else [structlog.processors.format_exc_info]
+    stamps: list[structlog.typing.Processor] = [structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso")]
+    structlog.configure(processors=[*stamps, *tracebacks, renderer], logger_factory=structlog.WriteLoggerFactory(sys.stderr))
+    handler = logging.StreamHandler(sys.stderr)
+    first: list[structlog.typing.Processor] = [structlog.stdlib.add_logger_name, *stamps]
+    last: list[structlog.typing.Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tracebacks, renderer]
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=last, foreign_pre_chain=first))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)

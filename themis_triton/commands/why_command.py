@@ -19,6 +19,7 @@ from themis_triton.core.errors import SettingsError
 from themis_triton.settings.runtime import load_runtime_paths
 
 MAX_OUTCOMES = 1000
+PAUSES = frozenset({"paused", "resumed"})
 EVIDENCE_KEYS = ("demand_fast_rps", "demand_slow_rps", "capacity_rps", "measured_p99_ms", "predicted_p99_ms", "slo_ms")
 
 
@@ -28,8 +29,7 @@ def why_command(path: Path, decision: str | None, *, as_json: bool) -> None:
     Raises SettingsError for an id that the journal does not hold.
     """
     with reading(journal_path(load_runtime_paths(path).state_directory)) as journal:
-        newest = journal.ticks(1, changed_only=decision is None)
-        name = decision if decision is not None else newest[0]["decision_id"] if newest else None
+        name = decision if decision is not None else _newest_decision(journal)
         if name is None:
             _print_no_change(journal, as_json=as_json)
             return
@@ -42,7 +42,16 @@ def why_command(path: Path, decision: str | None, *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(record | {"outcomes": outcomes}) + "\n")
         return
-    _print_decision(record, outcomes)
+    if "decision" in record:
+        _print_decision(record, outcomes)
+    else:
+        sys.stdout.write(f"{record['sentence']}\n")
+
+
+def _newest_decision(journal: JournalReader) -> str | None:
+    """The newest decision that changed something; pauses have none."""
+    changes = journal.ticks(MAX_OUTCOMES, changed_only=True)
+    return next((row["decision_id"] for row in changes if row["reason"] not in PAUSES), None)
 
 
 def _print_no_change(journal: JournalReader, *, as_json: bool) -> None:

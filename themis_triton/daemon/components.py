@@ -37,6 +37,7 @@ class Components:
     journal: Journal
     envoy: EnvoyProcess
     clock: SystemClock
+    observer: LiveObserver
 
 
 @asynccontextmanager
@@ -54,7 +55,7 @@ async def build_components(config: ThemisConfig) -> AsyncIterator[Components]:
         control = TritonModelControl()
         stack.push_async_callback(control.close)
         launcher = build_launcher(config.launch, config.state_directory, config.deprioritize_after_s) if config.launch is not None else None
-        observer = _observer(config, clock)
+        observer = build_observer(config, clock)
         stack.push_async_callback(observer.close)
         actuators = Actuators(control, files, launcher, journal, clock)
         backoff = Backoff(config.policy.retry_backoff_s, config.policy.retry_backoff_max_s)
@@ -62,10 +63,12 @@ async def build_components(config: ThemisConfig) -> AsyncIterator[Components]:
         stack.push_async_callback(executor.cancel)
         supervisor = Supervisor(executor, control, launcher, models, clock)
         stack.push_async_callback(supervisor.close)
-        yield Components(config, World(observer, executor, supervisor, journal, clock), control, launcher, journal, envoy, clock)
+        world = World(observer, executor, supervisor, journal, clock)
+        yield Components(config, world, control, launcher, journal, envoy, clock, observer)
 
 
-def _observer(config: ThemisConfig, clock: SystemClock) -> LiveObserver:
+def build_observer(config: ThemisConfig, clock: SystemClock) -> LiveObserver:
+    """The observer of a configuration's servers, Envoy and devices."""
     slots = config.launch.slots if config.launch is not None else ()
     devices = sorted({server.device for server in config.servers} | {slot.device for slot in slots})
     stats = EnvoyStats(config.envoy.admin_address, tuple(config.models), clock)

@@ -1,4 +1,4 @@
-"""The daemon's life: lock, adoption, Envoy, the scheduled tick, the status API, and a stop that leaves the data plane running."""
+"""The daemon's life: lock, adoption, Envoy, the tick loop, the status API, and a stop that leaves the data plane running."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
-from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from themis_triton.adapters.exporter import Exporter
 from themis_triton.compilation import CompileProgress, compile_kernels
@@ -19,11 +18,13 @@ from themis_triton.core.config import Mode, ThemisConfig
 from themis_triton.core.decision import Reason
 from themis_triton.core.errors import ThemisError
 from themis_triton.core.record import TickRecord, drift_event_words, sentence
+from themis_triton.core.status import StatusEvent
 from themis_triton.daemon.adopt import adopt
 from themis_triton.daemon.api import serving
 from themis_triton.daemon.components import Components, build_components
 from themis_triton.daemon.control import is_paused
 from themis_triton.daemon.lock import locked
+from themis_triton.daemon.pacing import is_quiet, wait_for_tick
 from themis_triton.daemon.status import StatusBoard
 from themis_triton.decide.planner import Planner
 from themis_triton.decide.rules import build_rules
@@ -33,10 +34,14 @@ from themis_triton.tick import EngineState, tick
 log = structlog.get_logger()
 ENVOY_CHECK_EVERY_S = 2.0
 QUIET_LOG_EVERY_TICKS = 60
+PAUSE_SENTENCES = {
+    "paused": "paused by `themis pause`: nothing is changed",
+    "resumed": "resumed by `themis resume`: decisions are carried out again",
+}
 
 
 async def run_daemon(config: ThemisConfig) -> None:
-    """Run until SIGTERM or SIGINT. Servers and Envoy go on serving afterwards; `themis down` ends them."""
+    """Run until SIGTERM or SIGINT. Servers and Envoy go on serving afterwards; `themis stop --all` ends them."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -55,7 +60,7 @@ async def run_daemon(config: ThemisConfig) -> None:
                 log.info("started", mode=config.mode.value, policy=config.policy.name.value, status=str(config.status.address))
                 if os.getpid() == 1 and config.envoy.managed:
                     log.warning("first_process", says="a container's first process: servers and Envoy end with it; run it with --pid=host")
-                await _scheduled(_Loop(components, Planner(build_rules(config)), board, exporter), stop)
+                await _run_ticks(_Loop(components, Planner(build_rules(config)), board, exporter), stop)
     log.info("stopped", servers="left serving")
 
 
@@ -89,21 +94,30 @@ async def _compile_kernels() -> None:
         log.info("kernels_compiled", total=result.compiled, seconds=round(result.seconds, 1), cache=str(result.directory))
 
 
-async def _scheduled(loop: _Loop, stop: asyncio.Event) -> None:
-    scheduler = AsyncIOScheduler()
-    options = {"max_instances": 1, "coalesce": True, "misfire_grace_time": None}
-    scheduler.add_job(loop.tick, "interval", seconds=loop.components.config.policy.tick_s, **options)
-    scheduler.add_job(loop.check_envoy, "interval", seconds=ENVOY_CHECK_EVERY_S, **options)
-    scheduler.start()
-    try:
-        await stop.wait()
-    finally:
-        scheduler.shutdown(wait=False)
+async def _run_ticks(loop: _Loop, stop: asyncio.Event) -> None:
+    """Tick until `stop`. The next tick starts `tick_s` after the end of the last one, or later while nothing moves."""
+    policy = loop.components.config.policy
+    watching = asyncio.create_task(_watch_envoy(loop.components))
+    async with _cancelled_on_exit(watching):
+        while not stop.is_set():
+            await wait_for_tick(await loop.tick(), policy, stop, loop.has_moved)
+
+
+async def _watch_envoy(components: Components) -> None:
+    """Start the managed Envoy again when it is gone; report when one that Themis does not manage is."""
+    while True:
+        try:
+            await components.envoy.ensure()
+        except ThemisError as error:
+            log.error("envoy_missing", error=str(error))  # noqa: TRY400 - the message is whole, a traceback adds nothing
+        except Exception:
+            log.exception("envoy_check_failed")
+        await asyncio.sleep(ENVOY_CHECK_EVERY_S)
 
 
 @dataclass(slots=True)
 class _Loop:
-    """What the scheduler calls. An unexpected error is logged and counted; the next tick starts afresh from the last good state."""
+    """The ticks' state. An unexpected error is logged and counted; the next tick starts from the last good state."""
 
     components: Components
     planner: Planner
@@ -112,6 +126,7 @@ class _Loop:
     state: EngineState = field(default_factory=EngineState)
     last_reason: Reason | None = None
     paused: bool = False
+    arrivals: float | None = None
     advisory: Planner = field(init=False)
 
     def __post_init__(self) -> None:
@@ -119,8 +134,8 @@ class _Loop:
         rules = self.planner.rules
         self.advisory = Planner(replace(rules, config=replace(rules.config, mode=Mode.ADVISORY)))
 
-    async def tick(self) -> None:
-        """One tick, measured and told."""
+    async def tick(self) -> bool:
+        """Run one tick and publish it; returns whether nothing moves, so that the next one may come later."""
         started_s = asyncio.get_running_loop().time()
         try:
             self.state, record = await tick(self.state, self.components.world, self._planner_now())
@@ -128,12 +143,20 @@ class _Loop:
             self.board.tick_errors += 1
             self.exporter.tick_failed()
             log.exception("tick_failed")
-            return
+            return False
         duration_s = asyncio.get_running_loop().time() - started_s
         self._note_journal()
         self.board.take(record, 1000.0 * duration_s, paused=self.paused)
         self.exporter.take(record, duration_s)
         self._tell(record)
+        self.arrivals = sum(route.arrivals for route in record.snapshot.routes)
+        return is_quiet(record)
+
+    async def has_moved(self) -> bool:
+        """Whether the next tick must not wait: a request came in, Envoy does not answer, or a pause began or ended."""
+        if is_paused(self.components.config.state_directory) is not self.paused:
+            return True
+        return await self.components.observer.count_arrivals() != self.arrivals
 
     def _note_journal(self) -> None:
         """A journal that is not written remembers no server: the next sidecar has to look for them."""
@@ -146,16 +169,12 @@ class _Loop:
         """Those of the settings, and advisory while `themis pause` holds."""
         paused = is_paused(self.components.config.state_directory)
         if paused is not self.paused:
-            log.warning("paused" if paused else "resumed")
+            kind, now_s = "paused" if paused else "resumed", self.components.clock.now_s()
+            log.warning(kind)
             self.paused = paused
+            self.components.journal.record_event(now_s, kind, PAUSE_SENTENCES[kind])
+            self.board.events.append(StatusEvent(now_s, f"{kind}-{now_s:.0f}", (kind,), PAUSE_SENTENCES[kind]))
         return self.advisory if paused else self.planner
-
-    async def check_envoy(self) -> None:
-        """Start the managed Envoy again when it is gone; say so when someone else's is."""
-        try:
-            await self.components.envoy.ensure()
-        except ThemisError as error:
-            log.error("envoy_missing", error=str(error))  # noqa: TRY400 - the message is whole, a traceback adds nothing
 
     def _tell(self, record: TickRecord) -> None:
         """A line when something changes, and now and then when nothing does."""

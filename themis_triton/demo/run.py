@@ -26,6 +26,7 @@ from themis_triton.report.pictures import draw_run
 from themis_triton.report.series import EventKind, RunEvent, RunSeries
 
 EVENTS_SHOWN = 5
+EVENT_KINDS = frozenset(kind.value for kind in EventKind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,5 +219,5 @@ def _events(seen: _Seen, start_s: float, length: int) -> list[RunEvent]:
         RunEvent(event.at_s - start_s, EventKind(kind), event.sentence)
         for event in seen.events.values()
         for kind in event.kinds
-        if 0 <= event.at_s - start_s < length
+        if 0 <= event.at_s - start_s < length and kind in EVENT_KINDS
     ]

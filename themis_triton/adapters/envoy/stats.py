@@ -23,6 +23,10 @@ _PATTERN = (
     r"|vhost\.http\.route\.infer_[^.]*\.upstream_rq_[45]xx"
     r"|vhost\.(grpc|http)\.route\.infer_[^.]*\.upstream_rq_time)$"
 )
+_ARRIVALS_PATTERN = (
+    r"^(http\.(grpc|http)\.rbac\.policy\.infer_[^.]*\.allowed"
+    rf"|cluster\.model_[^.]*\.grpc\.{SERVICE.replace('.', '[.]')}\.ModelStreamInfer\.request_message_count)$"
+)
 _ROUNDING_MS = 1e-6
 
 Bins = Sequence[Mapping[str, Any]]
@@ -51,6 +55,15 @@ class EnvoyStats:
     async def close(self) -> None:
         """Close the connection."""
         await self._admin.close()
+
+    async def count_arrivals(self) -> float | None:
+        """The sum of all models' `arrivals`, at a fraction of the cost of `read_routes`. None when Envoy does not answer."""
+        try:
+            entries = await self._admin.stats(_ARRIVALS_PATTERN, usedonly="")
+        except ServerError:
+            return None
+        values = {entry["name"]: float(entry["value"]) for entry in entries if "name" in entry}
+        return sum(_reading(model, 0.0, values, {}).arrivals for model in self._models)
 
     async def read_routes(self) -> tuple[tuple[RouteReading, ...], str | None]:
         """One reading per model, or why there are none.

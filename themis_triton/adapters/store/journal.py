@@ -54,6 +54,10 @@ class Journal:
         if self._since_prune >= PRUNE_EVERY:
             self._prune()
 
+    def record_event(self, at_s: float, kind: str, sentence: str) -> None:
+        """Append a change of the sidecar itself, such as a pause: a row among the ticks, without a decision."""
+        self._write("insert or replace into ticks values (?, ?, ?, ?, ?, ?)", (at_s, f"{kind}-{at_s:.0f}", kind, True, sentence, "{}"))
+
     def record_outcome(self, outcome: Outcome) -> None:
         """Append an action's outcome."""
         action = outcome.action
