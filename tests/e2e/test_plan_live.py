@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.e2e.conftest import Launch
-from tests.e2e.daemon_setup import ADOPTED, CLASSIFIER, DETECTOR, QUICK, Sidecar, Status, beside, instances, launched, traffic
+from tests.e2e.daemon_setup import ADOPTED, CLASSIFIER, DETECTOR, Sidecar, Status, beside, instances, launched, traffic
 from themis_triton.settings.shipped import shipped
 
 pytestmark = pytest.mark.e2e
@@ -63,7 +63,7 @@ def grown(status: Status) -> bool:
 
 
 def test_the_sidecar_executes_the_steps_that_plan_predicted_in_their_order(launch: Launch, tmp_path: Path) -> None:
-    policy = QUICK | {"shrink_stabilization_s": 6, "scale_in_stabilization_s": 6, "max_added_instances": 64}
+    policy = {"scale_up": {"max_added_instances": 64}, "scale_down": {"shrink_stabilization_s": 6, "scale_in_stabilization_s": 6}}
     with beside(launch, tmp_path, models=bounded_models(), policy=policy) as sidecar:
 
         async def scenario() -> None:
