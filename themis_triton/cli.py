@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import themis_triton
-from themis_triton.core.errors import ThemisError
+from themis_triton.core.errors import EnvironmentCheckError, ThemisError
 
 app = typer.Typer(
     name="themis",
@@ -22,6 +22,9 @@ ConfigOption = Annotated[Path, typer.Option("-c", "--config", help="The settings
 TRACE_HELP = (
     "surge, diurnal, flash or steady; a .csv, .npz or .npy file of rates (one a second; a column `rps`) or of time stamps (a column "
     "`timestamp`, seconds or ISO 8601); twitter-paper or twitter@SECOND with THEMIS_TRACES set."
+)
+SIDECAR_MODULES = frozenset(
+    ("aiohttp", "google", "grpc", "httpx", "numba", "numpy", "prometheus_client", "psutil", "pynvml", "structlog", "tritonclient")
 )
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable: the last line of standard output is JSON.")]
 
@@ -373,6 +376,12 @@ def main() -> None:
     except ThemisError as error:
         typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in SIDECAR_MODULES:
+            raise
+        missing = f"error: this command needs the package {error.name}, which is not installed. Fix: pip install 'themis-triton[sidecar]'"
+        typer.secho(missing, fg=typer.colors.RED, err=True)
+        sys.exit(EnvironmentCheckError.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -97,3 +97,37 @@ def test_the_quick_reading_of_two_settings_equals_the_schemas(text: str, tmp_pat
 @pytest.mark.parametrize("path", sorted((shipped("config")).glob("*.yaml")), ids=lambda path: path.name)
 def test_the_quick_reading_of_the_shipped_settings_equals_the_schemas(path: Path) -> None:
     assert load_runtime_paths(path) == checked_runtime_paths(path)
+
+
+BASE_ONLY = """
+import sys
+from importlib.abc import MetaPathFinder
+from themis_triton import cli
+
+class Missing(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in cli.SIDECAR_MODULES:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("command", ["validate", "init", "schema", "plan", "run"])
+def test_the_base_install_runs_the_client_commands_and_names_the_extra_of_the_others(command: str, tmp_path: Path) -> None:
+    config = str(shipped("config") / "themis.yaml")
+    words = {
+        "validate": (config,),
+        "init": (str(tmp_path / "new.yaml"),),
+        "schema": (),
+        "plan": ("-c", config, "--rate", "10"),
+        "run": ("-c", config),
+    }
+    program = [sys.executable, "-c", BASE_ONLY, command, *words[command]]
+    ended = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
+    if command in {"plan", "run"}:
+        assert ended.returncode == 3, ended.stderr
+        assert ended.stderr.rstrip().endswith("Fix: pip install 'themis-triton[sidecar]'")
+    else:
+        assert ended.returncode == 0, ended.stderr

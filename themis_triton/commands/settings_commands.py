@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from dataclasses import asdict
@@ -12,10 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from themis_triton.adapters.findings import Finding, Severity
-from themis_triton.adapters.live_check import check_live
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.errors import EnvironmentCheckError, SettingsError
-from themis_triton.profile.stale import stale_profiles
 from themis_triton.settings import Problem, load_settings, problems
 from themis_triton.settings.json_schema import schema_text
 from themis_triton.settings.starter import starter
@@ -32,7 +29,7 @@ def validate_command(path: Path, live: bool, as_json: bool) -> int:
     """
     found = problems(path)
     config = None if found else load_settings(path)
-    findings = [*asyncio.run(check_live(config)), *stale_findings(config)] if live and config is not None else []
+    findings = live_findings(config) if live and config is not None else []
     console = Console(soft_wrap=True, highlight=False)
     if as_json:
         report = {"file": str(path), "valid": config is not None, "problems": [*map(asdict, found)], "findings": [*map(asdict, findings)]}
@@ -44,8 +41,19 @@ def validate_command(path: Path, live: bool, as_json: bool) -> int:
     return max((finding.exit_code for finding in findings), default=0)
 
 
+def live_findings(config: ThemisConfig) -> list[Finding]:
+    """What is wrong with the servers, Envoy, devices and profiles that the settings name."""
+    import asyncio  # noqa: PLC0415 - only --live needs the packages of the sidecar
+
+    from themis_triton.adapters.live_check import check_live  # noqa: PLC0415
+
+    return [*asyncio.run(check_live(config)), *stale_findings(config)]
+
+
 def stale_findings(config: ThemisConfig) -> list[Finding]:
     """Profiles that no longer hold, which `themis run` refuses unless the settings allow them."""
+    from themis_triton.profile.stale import stale_profiles  # noqa: PLC0415 - needs the packages of the sidecar
+
     remedy = "measure again with `themis profile`, or set `allow_stale_profiles: true`"
     severity, code = (Severity.WARNING, 0) if config.allow_stale_profiles else (Severity.ERROR, SettingsError.exit_code)
     try:

@@ -15,13 +15,13 @@ from themis_triton.core.config import (
     ModelConfig,
     ModelInputs,
     PipelineConfig,
+    Placement,
     PlanningConfig,
     Prices,
     StatusConfig,
     ThemisConfig,
 )
 from themis_triton.core.policy import PolicyConfig, PolicyName
-from themis_triton.decide.paper import has_published_rules, published
 from themis_triton.settings.checks import max_busy, repository_of
 from themis_triton.settings.loading import Loaded
 from themis_triton.settings.policy import PolicySettings, with_settings
@@ -51,7 +51,11 @@ def build(loaded: Loaded, settings: Settings) -> ThemisConfig:
 
 def _policy(settings: Settings, name: PolicyName, own: PolicySettings) -> PolicyConfig:
     """The values of `policy` (with separate placement, a baseline's published ones), overridden by the policy's own section."""
-    common = published(name) if has_published_rules(name, settings.planning.placement) else with_settings(PolicyConfig(), settings.policy)
+    common = with_settings(PolicyConfig(), settings.policy)
+    if settings.planning.placement is Placement.SEPARATE:
+        from themis_triton.decide.paper import has_published_rules, published  # noqa: PLC0415 - the base install has no numpy
+
+        common = published(name) if has_published_rules(name, settings.planning.placement) else common
     return replace(with_settings(common, own), name=name)
 
 

@@ -14,7 +14,6 @@ from pydantic import Field, model_validator
 from themis_triton.core.config import LatencyTable, ModelProfile
 from themis_triton.settings.kinds import Count, Seconds, Section, Size, one_of, refusal
 from themis_triton.settings.measured import MeasuredSettings, OperationsSettings
-from themis_triton.solver.surface import paper_latency_ms
 
 DEFAULT_PROFILE = ModelProfile(LatencyTable((1,), (1,), ((1.0,),)))
 
@@ -56,6 +55,8 @@ class SurfaceSettings(Section):
         """Service time in ms."""
         if self.form is SurfaceForm.PAPER:
             constants = (self.alpha_ms, self.beta_ms, self.gamma_ms, self.zeta_ms)
+            from themis_triton.solver.surface import paper_latency_ms  # noqa: PLC0415 - the base install has no numpy
+
             return float(paper_latency_ms(*constants, m=self.m, m_b=self.m_b, batch=batch, cores=instances))
         scale = float(instances) if self.form is SurfaceForm.CONTENTION else 1.0 / instances
         return (self.alpha_ms * batch + self.gamma_ms) * scale + self.beta_ms * batch + self.zeta_ms
