@@ -202,7 +202,7 @@ def server_capacity_rps(problem: ChainProblem, stage: StageProblem, choice: Choi
 
 def wanted_rps(problem: ChainProblem, stage: StageProblem, rate_rps: float) -> float:
     """The capacity that a stage must have."""
-    headroom = problem.capacity_wanted(rate_rps) - rate_rps
+    headroom = problem.required_capacity_rps(rate_rps) - rate_rps
     return stage.demand_ratio * rate_rps + headroom * max(stage.demand_ratio, math.sqrt(stage.demand_ratio))
 
 

@@ -44,7 +44,7 @@ def problem(rng: np.random.Generator, *, smooth: bool) -> ChainProblem:
 
 def stage_options(asked: ChainProblem, each: StageProblem, servers: int, *, adjacent: bool) -> Iterator[tuple[float, float]]:
     """(price, latency) of every distribution of counts, and batch, that carries the demand."""
-    wanted = asked.capacity_wanted(asked.demand_rps)
+    wanted = asked.required_capacity_rps(asked.demand_rps)
     for counts in combinations_with_replacement(range(each.min_instances, each.max_instances + 1), servers):
         if adjacent and max(counts) - min(counts) > 1:
             continue

@@ -83,7 +83,7 @@ def test_horizontal_plan_at_one_core() -> None:
 def test_throughput_is_floored_per_replica_and_demand_rounded() -> None:
     plan = solve_joint(nlp(100.0), instances=[1, 1, 1])
     assert [s.capacity_rps for s in plan.stages] == [2 * 55.0, 22 * 5.0, 2 * 55.0]
-    assert nlp(100.0).capacity_wanted(100.0) == 110.0
+    assert nlp(100.0).required_capacity_rps(100.0) == 110.0
 
 
 def test_vertical_plan_and_what_is_missing() -> None:

@@ -11,10 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-import numpy as np
-
 from themis_triton.core.errors import SolverError
-from themis_triton.solver.problem import ChainProblem, Placement, StageProblem, ThroughputRule
+from themis_triton.solver.problem import ChainProblem, Placement, StageProblem
 from themis_triton.solver.surface import FloatArray
 
 TOLERANCE = 1e-9
@@ -90,14 +88,7 @@ def _given(problem: ChainProblem, stage: StageProblem, servers: int, cap: int) -
         counts = max(stage.min_instances, min(counts, problem.device_memory_bytes // stage.instance_memory_bytes))
     ms = stage.surface.extended(batches, counts)[:batches, :counts]
     means = (stage.mean_surface or stage.surface).extended(batches, counts)[:batches, :counts]
-    rps = 1000.0 * np.arange(1, batches + 1)[:, None] / means
-    if problem.paper_rounding:
-        rps = np.floor(rps + TOLERANCE)
-    if problem.throughput is ThroughputRule.INSTANCES:
-        rps = rps * np.arange(1, counts + 1)
-    headroom = problem.capacity_wanted(problem.demand_rps) - problem.demand_rps
-    wanted = stage.demand_ratio * problem.demand_rps + headroom * max(stage.demand_ratio, math.sqrt(stage.demand_ratio))
-    return _Given(stage, servers, wanted, ms, rps)
+    return _Given(stage, servers, problem.required_stage_rps(stage), ms, problem.server_capacity_rps(means))
 
 
 def _plan(problem: ChainProblem, chosen: Sequence[MixedStage], *, feasible: bool, missing: tuple[int, ...]) -> MixedPlan:

@@ -62,7 +62,7 @@ def pack(
 
 def _rates(problem: ChainProblem, rate_rps: float) -> FloatArray:
     memory = math.inf if problem.device_memory_bytes is None else float(problem.device_memory_bytes)
-    wanted, tail = problem.capacity_wanted(rate_rps), stage_tail(problem.percentile, len(problem.stages))
+    wanted, tail = problem.required_capacity_rps(rate_rps), stage_tail(problem.percentile, len(problem.stages))
     headroom = (problem.headroom_sigmas, problem.headroom_rps)
     return np.array([problem.slo_ms, rate_rps, rate_rps, wanted, tail, memory, problem.dispersion, *headroom])
 

@@ -7,12 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from themis_triton.core.config import Placement, ThroughputRule
 from themis_triton.core.errors import SolverError
 from themis_triton.core.policy import QueueingModel
 from themis_triton.solver.memory import Memory
 from themis_triton.solver.surface import Surface
 
+CAPACITY_TOLERANCE = 1e-9
 PACKED = 64  # variants of the stages whose arrays a problem keeps
 
 __all__ = ["ChainProblem", "Placement", "StageProblem", "ThroughputRule"]
@@ -98,7 +102,23 @@ class ChainProblem:
         stages = (replace(s, max_instances=max(s.max_instances, c), max_batch=max(s.max_batch, b)) for s, c, b in sizes)
         return replace(self, stages=tuple(stages))
 
-    def capacity_wanted(self, rate_rps: float) -> float:
-        """Capacity in requests/s that the headroom asks for at an arrival rate; never falls as the rate rises."""
-        wanted = rate_rps + self.headroom_sigmas * math.sqrt(self.dispersion * rate_rps) + self.headroom_rps
-        return float(round(wanted)) if self.paper_rounding else wanted
+    def required_capacity_rps(self, rate_rps: float) -> float:
+        """The capacity that a chain needs for an arrival rate with its headroom; never falls as the rate rises."""
+        required = rate_rps + self.headroom_sigmas * math.sqrt(self.dispersion * rate_rps) + self.headroom_rps
+        return float(round(required)) if self.paper_rounding else required
+
+    def required_stage_rps(self, stage: StageProblem) -> float:
+        """The capacity that a stage needs at the demand: its share, and headroom that grows with the larger of r and √r.
+
+        As the kernels' `required_rps`.
+        """
+        headroom = self.required_capacity_rps(self.demand_rps) - self.demand_rps
+        return stage.demand_ratio * self.demand_rps + headroom * max(stage.demand_ratio, math.sqrt(stage.demand_ratio))
+
+    def server_capacity_rps(self, latency_ms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Requests/s of one server for each batch and count of a table of mean latencies `[b - 1, c - 1]`; as the kernels' function."""
+        batches, counts = latency_ms.shape
+        capacity = 1000.0 * np.arange(1, batches + 1)[:, None] / latency_ms
+        if self.paper_rounding:
+            capacity = np.floor(capacity + CAPACITY_TOLERANCE)
+        return capacity * np.arange(1, counts + 1) if self.throughput is ThroughputRule.INSTANCES else capacity

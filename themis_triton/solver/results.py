@@ -53,13 +53,9 @@ def memory_fits(problem: ChainProblem, instances: Sequence[int]) -> bool:
 
 
 def throughput_slack(problem: ChainProblem, stages: Sequence[StagePlan]) -> float:
-    """Least capacity over what is wanted, as a factor."""
-    rate, wanted = problem.demand_rps, problem.capacity_wanted(problem.demand_rps)
-    factors = []
-    for stage, plan in zip(problem.stages, stages, strict=True):
-        needed = stage.demand_ratio * rate + (wanted - rate) * max(stage.demand_ratio, math.sqrt(stage.demand_ratio))
-        factors.append(plan.capacity_rps / needed if needed > 0 else math.inf)
-    return min(factors)
+    """The smallest ratio over the stages of capacity to required capacity."""
+    required = [problem.required_stage_rps(stage) for stage in problem.stages]
+    return min(plan.capacity_rps / rps if rps > 0 else math.inf for plan, rps in zip(stages, required, strict=True))
 
 
 def binding_of(problem: ChainProblem, stages: Sequence[StagePlan], p99_ms: float, least: Sequence[tuple[int, int]]) -> Binding:
