@@ -60,7 +60,7 @@ async def main(seconds: int, servers: tuple[int, ...]) -> None:
     rows: list[dict[str, Any]] = []
     for setup in track(setups, "setups"):
         batches = [setup.max_batch] * 2
-        most = largest_demand(problem, setup.servers, instances=setup.instances, batches=[[b] for b in batches], at_most_rps=1000.0)
+        most = largest_demand(problem, setup.servers, instances=setup.instances, batches=[[b] for b in batches], max_rate_rps=1000.0)
         rates = [max(4.0, round(share * most)) for share in SHARES]
         predicted = [evaluate(problem, setup.servers, setup.instances, batches, rate_rps=rate).predicted_p99_ms for rate in rates]
         measured = await measure(setup, rates, seconds)

@@ -82,7 +82,7 @@ def scenario() -> None:
                     asked = replace(problem, demand_rps=rate_rps)
                     solve_joint(asked)
                     fewest_servers(asked)
-                    solve_vertical(asked, servers, instances_at_least=[1, 1])
+                    solve_vertical(asked, servers, min_instances=[1, 1])
                     largest_demand(asked, None)
                     solve_pool([PoolMember(asked), PoolMember(replace(asked, slo_ms=0.5))], 2)
                 evaluate(problem, servers, [1, 1], [9, 1])

@@ -162,7 +162,7 @@ def test_evaluate_takes_counts_beyond_the_plans_bounds() -> None:
 
 
 def test_instances_never_shrink_below_what_is_asked() -> None:
-    plan = solve_vertical(video(5.0), 2, instances_at_least=[3, 2]).plan
+    plan = solve_vertical(video(5.0), 2, min_instances=[3, 2]).plan
     assert [s.instances for s in plan.stages] == [3, 2]
 
 

@@ -50,6 +50,6 @@ def efficient_instances(problem: ChainProblem, fixed: int | None) -> tuple[int, 
 
     def value(counts: tuple[int, ...]) -> float:
         cost = price + sum(c * stage.instance_price for c, stage in zip(counts, stages, strict=True))
-        return largest_demand(problem, 1, instances=counts, at_most_rps=100_000.0) / cost
+        return largest_demand(problem, 1, instances=counts, max_rate_rps=100_000.0) / cost
 
     return max(product(*(range(s.min_instances, s.max_instances + 1) for s in stages)), key=value)

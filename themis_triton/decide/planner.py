@@ -76,13 +76,13 @@ class Planner:
         query = replace(_rounded(query), free_instances=True)
         return self.remembered(("fewest", query), lambda: fewest_servers(self._problem(query), batches=_batches(query)))
 
-    def vertical(self, query: PlanQuery, servers: tuple[int, ...], at_least: tuple[int, ...] | None = None) -> VerticalPlan:
-        """`solve_vertical`, with no count below `at_least`; infeasible: with the counts of the greatest capacity.
+    def vertical(self, query: PlanQuery, servers: tuple[int, ...], min_instances: tuple[int, ...] | None = None) -> VerticalPlan:
+        """`solve_vertical`, with no count below `min_instances`; infeasible: with the counts of the greatest capacity.
 
         An SLO that no plan meets is never a reason to run less: the counts are then those that carry the demand least late.
         """
         query = _rounded(query)
-        return self.remembered(("vertical", query, servers, at_least), lambda: self._solve_vertical(query, servers, at_least))
+        return self.remembered(("vertical", query, servers, min_instances), lambda: self._solve_vertical(query, servers, min_instances))
 
     def mixed(self, query: PlanQuery, servers: tuple[int, ...]) -> MixedPlan:
         """`solve_mixed`."""
@@ -101,28 +101,28 @@ class Planner:
     def _solve_carried(self, query: PlanQuery, servers: tuple[int, ...], instances: tuple[int, ...]) -> float:
         problem = self._problem(query)
         counts, batches = _counts(problem, servers), _batches(query)
-        return largest_demand(problem, counts, instances=instances, batches=batches, at_most_rps=CAPACITY_LIMIT_RPS)
+        return largest_demand(problem, counts, instances=instances, batches=batches, max_rate_rps=CAPACITY_LIMIT_RPS)
 
-    def _solve_vertical(self, query: PlanQuery, servers: tuple[int, ...], at_least: tuple[int, ...] | None) -> VerticalPlan:
+    def _solve_vertical(self, query: PlanQuery, servers: tuple[int, ...], min_instances: tuple[int, ...] | None) -> VerticalPlan:
         problem, batches = self._problem(query), _batches(query)
         counts = _counts(problem, servers)
-        plan = find_vertical(problem, counts, instances_at_least=at_least, batches=batches)
+        plan = find_vertical(problem, counts, min_instances=min_instances, batches=batches)
         if plan is not None:
             return VerticalPlan(plan, feasible=True, largest_demand_rps=problem.demand_rps)
-        missing, by_stage = servers_missing(problem, counts, instances_at_least=at_least, batches=batches)
+        missing, by_stage = servers_missing(problem, counts, min_instances=min_instances, batches=batches)
         # Headroom for a backlog must not hide how much can be carried: a backlog drains fastest at the greatest capacity.
         unbounded = replace(query, demand=Demand(CAPACITY_LIMIT_RPS, 0.0, query.demand.dispersion, 0.0))
-        plan, largest = self._strongest(unbounded, servers, at_least)
+        plan, largest = self._strongest(unbounded, servers, min_instances)
         if largest <= 0.0:
-            plan = replace(_least_late(problem, counts, at_least, batches), feasible=False)
+            plan = replace(_least_late(problem, counts, min_instances, batches), feasible=False)
         return VerticalPlan(plan, False, max(0.0, largest), missing, by_stage)
 
-    def _strongest(self, query: PlanQuery, servers: tuple[int, ...], at_least: tuple[int, ...] | None) -> tuple[ChainPlan, float]:
+    def _strongest(self, query: PlanQuery, servers: tuple[int, ...], min_instances: tuple[int, ...] | None) -> tuple[ChainPlan, float]:
         problem, batches = self._problem(query), _batches(query)
         counts = _counts(problem, servers)
         return self.remembered(
-            ("strongest", query, servers, at_least),
-            lambda: strongest_vertical(problem, counts, instances_at_least=at_least, batches=batches),
+            ("strongest", query, servers, min_instances),
+            lambda: strongest_vertical(problem, counts, min_instances=min_instances, batches=batches),
         )
 
     def _solve_migration(self, query: PlanQuery, now: tuple[ServerAssignment, ...]) -> Migration:
@@ -145,7 +145,7 @@ class Planner:
 
 
 def _least_late(
-    problem: ChainProblem, counts: int | list[int], at_least: tuple[int, ...] | None, batches: list[list[int]] | None
+    problem: ChainProblem, counts: int | list[int], min_instances: tuple[int, ...] | None, batches: list[list[int]] | None
 ) -> ChainPlan:
     """Where not even an idle chain meets the SLO: the fewest instances for the demand under the least multiple of the SLO that allows it.
 
@@ -153,11 +153,11 @@ def _least_late(
     """
     for factor in SLO_FACTORS:
         eased = replace(problem, slo_ms=factor * problem.slo_ms)
-        found = find_vertical(eased, counts, instances_at_least=at_least, batches=batches)
+        found = find_vertical(eased, counts, min_instances=min_instances, batches=batches)
         if found is not None:
             return found
     anything = replace(problem, slo_ms=ANY_SLO_MS, demand_rps=CAPACITY_LIMIT_RPS, headroom_rps=0.0, headroom_sigmas=0.0)
-    return strongest_vertical(anything, counts, instances_at_least=at_least, batches=batches)[0]
+    return strongest_vertical(anything, counts, min_instances=min_instances, batches=batches)[0]
 
 
 def _counts(problem: ChainProblem, servers: tuple[int, ...]) -> int | list[int]:

@@ -95,7 +95,7 @@ def _horizontally(view: PipelineView, demand: Demand, steady: tuple[int, ...]) -
 
 def _vertically(view: PipelineView, demand: Demand) -> _Move:
     """The fewest cores on the servers that are ready, never fewer than now; where they do not suffice, the servers missing as well."""
-    found = view.vertical(demand, view.ready, at_least=view.instances_now)
+    found = view.vertical(demand, view.ready, min_instances=view.instances_now)
     instances = tuple(stage.instances for stage in found.plan.stages)
     missing = found.stage_servers_missing or (0 if found.feasible else found.servers_missing or 1,) * len(view.groups)
     wanted = tuple(ready + more for ready, more in zip(view.ready, missing, strict=True))

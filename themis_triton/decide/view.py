@@ -94,12 +94,12 @@ class PipelineView:
         names = self.pipeline.stages
         return tuple(min((server.models[name].instances for server in self.holders(s)), default=0) for s, name in enumerate(names))
 
-    def vertical(self, demand: Demand, servers: tuple[int, ...], *, at_least: tuple[int, ...] | None = None) -> VerticalPlan:
+    def vertical(self, demand: Demand, servers: tuple[int, ...], *, min_instances: tuple[int, ...] | None = None) -> VerticalPlan:
         """The fewest instances on so many servers; where none suffice, the counts of the greatest capacity and the servers missing.
 
-        `at_least` keeps counts from shrinking.
+        `min_instances` keeps counts from shrinking.
         """
-        return self.planner.vertical(self._query(demand), servers, at_least)
+        return self.planner.vertical(self._query(demand), servers, min_instances)
 
     def in_place(self, demand: Demand, servers: tuple[int, ...]) -> VerticalTarget:
         """What the servers shall run for a demand: counts that may differ by one where a server holds one stage, else equal ones."""

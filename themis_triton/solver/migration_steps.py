@@ -208,5 +208,5 @@ def _requirements(steps: Sequence[Step], step: Step) -> list[int]:
 
 
 def memory_bytes(problem: ChainProblem, instances: Sequence[int]) -> int:
-    """What a server's instances take."""
+    """Memory of a server's instances."""
     return sum(c * stage.instance_memory_bytes for stage, c in zip(problem.stages, instances, strict=True))

@@ -1,7 +1,7 @@
-"""Servers of one stage each whose instance counts may differ by one: the fewest instances on servers that are given.
+"""Servers of one stage each whose instance counts may differ by one: the fewest instances on given servers.
 
-Capacity is concave in the count, so that among all distributions of a total over equal servers the even one carries most; hence
-counts `low` and `low + 1` suffice. Waits are not predicted here: the problem's SLO must already leave their share.
+Capacity is concave in the count, so that the even distribution of a total over equal servers has the largest capacity; hence
+counts `low` and `low + 1` suffice. Waits are not predicted: the problem's SLO must leave room for them.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class MixedPlan:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Given:
-    """One stage of the question; `rps[b - 1, c - 1]` is the capacity of one server, `ms` its latency."""
+class _StageTables:
+    """One stage; `rps[b - 1, c - 1]` is the capacity of one server, `ms` its latency."""
 
     stage: StageProblem
     servers: int
-    wanted_rps: float
+    required_rps: float
     ms: FloatArray
     rps: FloatArray
 
@@ -72,45 +72,47 @@ def solve_mixed(problem: ChainProblem, servers: Sequence[int], batch_caps: Seque
     if problem.placement is not Placement.SEPARATE:
         raise SolverError("counts that differ by server and stage belong to separate stages; for a co-located chain use solve_vertical")
     caps = batch_caps or [stage.max_batch for stage in problem.stages]
-    given = [_given(problem, stage, n, cap) for stage, n, cap in zip(problem.stages, servers, caps, strict=True)]
-    best = _cheapest(problem, [_pareto(_choices(each), each.stage) for each in given])
+    tables = [_tables(problem, stage, n, cap) for stage, n, cap in zip(problem.stages, servers, caps, strict=True)]
+    best = _cheapest(problem, [_pareto(_choices(table), table.stage) for table in tables])
     if best is not None:
-        return _plan(problem, best, feasible=True, missing=(0,) * len(given))
-    strongest = _strongest(problem, given)
-    most = [float(each.rps[chosen.batch - 1, -1]) for each, chosen in zip(given, strongest, strict=True)]
-    missing = tuple(max(0, math.ceil(each.wanted_rps / rps - TOLERANCE) - each.servers) for each, rps in zip(given, most, strict=True))
+        return _plan(problem, best, feasible=True, missing=(0,) * len(tables))
+    strongest = _strongest(problem, tables)
+    capacities = [float(table.rps[chosen.batch - 1, -1]) for table, chosen in zip(tables, strongest, strict=True)]
+    missing = tuple(
+        max(0, math.ceil(table.required_rps / rps - TOLERANCE) - table.servers) for table, rps in zip(tables, capacities, strict=True)
+    )
     return _plan(problem, strongest, feasible=False, missing=missing)
 
 
-def _given(problem: ChainProblem, stage: StageProblem, servers: int, cap: int) -> _Given:
+def _tables(problem: ChainProblem, stage: StageProblem, servers: int, cap: int) -> _StageTables:
     batches, counts = min(cap, stage.max_batch), stage.max_instances
     if problem.device_memory_bytes is not None and stage.instance_memory_bytes > 0:
         counts = max(stage.min_instances, min(counts, problem.device_memory_bytes // stage.instance_memory_bytes))
     ms = stage.surface.extended(batches, counts)[:batches, :counts]
     means = (stage.mean_surface or stage.surface).extended(batches, counts)[:batches, :counts]
-    return _Given(stage, servers, problem.required_stage_rps(stage), ms, problem.server_capacity_rps(means))
+    return _StageTables(stage, servers, problem.required_stage_rps(stage), ms, problem.server_capacity_rps(means))
 
 
 def _plan(problem: ChainProblem, chosen: Sequence[MixedStage], *, feasible: bool, missing: tuple[int, ...]) -> MixedPlan:
     cost = sum(
-        each.servers * stage.server_price + each.instances * stage.instance_price
-        for each, stage in zip(chosen, problem.stages, strict=True)
+        table.servers * stage.server_price + table.instances * stage.instance_price
+        for table, stage in zip(chosen, problem.stages, strict=True)
     )
-    return MixedPlan(feasible, tuple(chosen), cost, sum(each.latency_ms for each in chosen), missing)
+    return MixedPlan(feasible, tuple(chosen), cost, sum(table.latency_ms for table in chosen), missing)
 
 
-def _choices(given: _Given) -> Iterator[MixedStage]:
-    """For each batch and lower count the fewest extra_instance_servers servers with which the stage carries what is wanted."""
-    batches, counts = given.rps.shape
-    for batch, low in product(range(1, batches + 1), range(given.stage.min_instances, counts + 1)):
-        slow = given.rps[batch - 1, low - 1]
-        lacking = given.wanted_rps * (1.0 - TOLERANCE) - given.servers * slow
+def _choices(tables: _StageTables) -> Iterator[MixedStage]:
+    """For each batch and lower count, the fewest servers with one instance more that carry the required rate."""
+    batches, counts = tables.rps.shape
+    for batch, low in product(range(1, batches + 1), range(tables.stage.min_instances, counts + 1)):
+        slow = tables.rps[batch - 1, low - 1]
+        lacking = tables.required_rps * (1.0 - TOLERANCE) - tables.servers * slow
         if lacking <= 0.0:
-            yield given.at(low, 0, batch)
-        elif low < counts and given.rps[batch - 1, low] > slow:
-            extra_instance_servers = math.ceil(lacking / (given.rps[batch - 1, low] - slow) - TOLERANCE)
-            if extra_instance_servers < given.servers:
-                yield given.at(low, extra_instance_servers, batch)
+            yield tables.at(low, 0, batch)
+        elif low < counts and tables.rps[batch - 1, low] > slow:
+            extra_instance_servers = math.ceil(lacking / (tables.rps[batch - 1, low] - slow) - TOLERANCE)
+            if extra_instance_servers < tables.servers:
+                yield tables.at(low, extra_instance_servers, batch)
 
 
 def _pareto(choices: Iterator[MixedStage], stage: StageProblem) -> list[MixedStage]:
@@ -132,15 +134,15 @@ def _cheapest(problem: ChainProblem, choices: Sequence[Sequence[MixedStage]]) ->
     )
 
 
-def _strongest(problem: ChainProblem, given: Sequence[_Given]) -> tuple[MixedStage, ...]:
+def _strongest(problem: ChainProblem, tables: Sequence[_StageTables]) -> tuple[MixedStage, ...]:
     """All instances on every server, with the batches whose weakest stage carries most inside the SLO; the fastest where none is."""
-    full = [[each.at(each.rps.shape[1], 0, batch) for batch in range(1, each.rps.shape[0] + 1)] for each in given]
+    full = [[table.at(table.rps.shape[1], 0, batch) for batch in range(1, table.rps.shape[0] + 1)] for table in tables]
     every = list(product(*full))
     inside = [chosen for chosen in every if sum(c.latency_ms for c in chosen) <= problem.slo_ms + 1e-6]
     if not inside:
         return min(every, key=lambda chosen: sum(c.latency_ms for c in chosen))
-    wanted = [max(each.wanted_rps, TOLERANCE) for each in given]
+    required = [max(table.required_rps, TOLERANCE) for table in tables]
     return max(
         inside,
-        key=lambda chosen: (min(c.capacity_rps / w for c, w in zip(chosen, wanted, strict=True)), -sum(c.latency_ms for c in chosen)),
+        key=lambda chosen: (min(c.capacity_rps / w for c, w in zip(chosen, required, strict=True)), -sum(c.latency_ms for c in chosen)),
     )

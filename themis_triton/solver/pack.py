@@ -1,4 +1,4 @@
-"""From problem values to the kernels' arrays. What depends on the stages alone is kept, so that a new demand costs microseconds."""
+"""From problem values to the kernels' arrays. Arrays of the stages alone are kept, so that a new demand costs microseconds."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ def pack(
     servers: int | Sequence[int] | None = None,
     instances: Sequence[int] | None = None,
     batches: Batches | None = None,
-    at_least: Sequence[int] | None = None,
+    min_instances: Sequence[int] | None = None,
 ) -> Chain:
     """The problem as arrays; `rate_rps` replaces its demand, the others fix or restrict a choice.
 
-    `batches`: allowed sizes a stage. `at_least`: counts below which no stage may go, as far as its upper bound allows.
+    `batches`: allowed sizes per stage. `min_instances`: lower bounds of the counts, as far as the upper bounds allow.
     """
     arrays = _arrays(problem)
     ints, allowed = arrays.ints, arrays.allowed
     ints = ints.copy()
     if problem.placement is Placement.SEPARATE or servers is not None:
-        held = np.asarray(servers if servers is not None else (), dtype=np.int64)
-        ints[:, 2] = held if servers is not None else problem.min_servers
-        ints[:, 3] = held if servers is not None else problem.max_servers
+        counts = np.asarray(servers if servers is not None else (), dtype=np.int64)
+        ints[:, 2] = counts if servers is not None else problem.min_servers
+        ints[:, 3] = counts if servers is not None else problem.max_servers
     if instances is not None:
         ints[:, 0] = ints[:, 1] = _checked_instances(problem, instances)
-    if at_least is not None:
-        ints[:, 0] = np.minimum(np.maximum(ints[:, 0], np.asarray(at_least, dtype=np.int64)), ints[:, 1])
+    if min_instances is not None:
+        ints[:, 0] = np.minimum(np.maximum(ints[:, 0], np.asarray(min_instances, dtype=np.int64)), ints[:, 1])
     if batches is not None:
         allowed = _restricted(problem, allowed, batches)
     rate = problem.demand_rps if rate_rps is None else rate_rps
@@ -62,15 +62,15 @@ def pack(
 
 def _rates(problem: ChainProblem, rate_rps: float) -> FloatArray:
     memory = math.inf if problem.device_memory_bytes is None else float(problem.device_memory_bytes)
-    wanted, tail = problem.required_capacity_rps(rate_rps), stage_tail(problem.percentile, len(problem.stages))
+    required, tail = problem.required_capacity_rps(rate_rps), stage_tail(problem.percentile, len(problem.stages))
     headroom = (problem.headroom_sigmas, problem.headroom_rps)
-    return np.array([problem.slo_ms, rate_rps, rate_rps, wanted, tail, memory, problem.dispersion, *headroom])
+    return np.array([problem.slo_ms, rate_rps, rate_rps, required, tail, memory, problem.dispersion, *headroom])
 
 
 def _rule(problem: ChainProblem, servers: int | Sequence[int] | None) -> IntArray:
     cores = problem.throughput is ThroughputRule.CORES
-    most = problem.max_servers if servers is None else np.iinfo(np.int64).max
-    values = [queueing_code(problem.queueing), int(cores), int(problem.paper_rounding), 0 if cores else problem.busy_elsewhere, most]
+    max_total = problem.max_servers if servers is None else np.iinfo(np.int64).max
+    values = [queueing_code(problem.queueing), int(cores), int(problem.paper_rounding), 0 if cores else problem.busy_elsewhere, max_total]
     return np.array(values, dtype=np.int64)
 
 
@@ -88,7 +88,7 @@ def _build(problem: ChainProblem) -> PackedStages:
     surfaces = [stage.surface for stage in stages] + [stage.mean_surface or stage.surface for stage in stages]
     latency = np.stack([surface.extended(largest, columns)[:largest, :columns] for surface in surfaces])
     if problem.throughput is ThroughputRule.INSTANCES:
-        latency = np.maximum.accumulate(latency, axis=2)  # a busier device is never faster: noise must not be planned on
+        latency = np.maximum.accumulate(latency, axis=2)  # noise must not make a busier device look faster
     if problem.queueing.predicts_busy:
         latency = np.maximum.accumulate(latency, axis=1)  # nor a larger batch: waits must grow with the rate
     allowed = np.array([[b <= stage.max_batch for b in range(1, largest + 1)] for stage in stages])

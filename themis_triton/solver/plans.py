@@ -1,4 +1,4 @@
-"""What a solver answers. An infeasible problem is a value too, with the constraint that binds."""
+"""The solvers' results. An infeasible problem has a result too, with the constraint that binds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Binding(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """One stage: `instances` a server on `servers` servers, and the largest batch. Times are at the SLO's percentile.
+    """One stage: `instances` per server on `servers` servers, and the largest batch. Times are at the SLO's percentile.
 
     `capacity_rps` counts the stage's own requests over all servers, with everything on the device busy.
     """
@@ -73,7 +73,7 @@ class ChainPlan:
 
 @dataclass(frozen=True, slots=True)
 class VerticalPlan:
-    """The answer for servers that are given. Infeasible: `plan` carries `largest_demand_rps`, exact to 1 request/s.
+    """The plan for given servers. Infeasible: `plan` carries `largest_demand_rps`, exact to 1 request/s.
 
     `servers_missing` is what the whole demand would need on top (a total; `stage_servers_missing` has it by stage where stages are
     separate). None: no number of servers that was tried meets the SLO, or (`largest_demand_rps` 0) not even an idle chain does.
@@ -88,7 +88,7 @@ class VerticalPlan:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """A given configuration judged: is it inside SLO, capacity, bounds of memory; predicted p99 and capacity of the chain in requests/s."""
+    """Whether a configuration meets SLO, capacity and memory; predicted p99, and capacity of the chain in requests/s."""
 
     feasible: bool
     predicted_p99_ms: float

@@ -1,4 +1,4 @@
-"""What a solver is asked: stages with surfaces, bounds, prices and memory; a chain with its SLO, demand and rules."""
+"""A solver's input: stages with surfaces, bounds, prices and memory; a chain with its SLO, demand and rules."""
 
 from __future__ import annotations
 

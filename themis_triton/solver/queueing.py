@@ -19,7 +19,7 @@ SLO, RATE_GROWING, RATE_FALLING, WANTED, TAIL, MEMORY_LIMIT, DISPERSION, SIGMAS,
 BUSY_SIGMAS = 2.0  # deviations of the number of busy instances that a request at the percentile meets
 TAIL_MARGIN = 0.6
 NEGLIGIBLE_LOAD, STEEPEST = 1e-15, 40.0  # below this load the tail counts as falling this fast
-NO_RATE_RPS = 1e-9  # a request in thirty years is none
+NO_RATE_RPS = 1e-9  # one request in thirty years counts as no arrivals
 BUSY_GAIN = 1.1  # how fast the share of busy instances rises with the load
 INDEPENDENT_ENDS = 4  # running batches whose ends count as independent
 POOLED_SERVERS = 4  # servers that a balancer which always knows the emptiest one makes to one queue
@@ -36,7 +36,7 @@ def stage_tail(percentile: float, stages: int) -> float:
 
 
 def queueing_code(model: QueueingModel) -> int:
-    """The kernels' name of a model; the paper's forms differ only in their table."""
+    """The kernels' code of a model; the paper's forms differ only in their table."""
     return {QueueingModel.TRITON: TRITON, QueueingModel.CENTRAL: CENTRAL}.get(model, PAPER_FORM)
 
 
@@ -79,7 +79,7 @@ def _poisson_below(shape: int, mean: float) -> float:
 
 @flat_kernel
 def gather_ms(unit: float, rate_rps: float) -> float:
-    """The paper's forms in whole ms, rounded up; nobody waits where nobody comes."""
+    """The paper's forms in whole ms, rounded up; zero wait at zero arrivals."""
     if rate_rps <= NO_RATE_RPS or unit == 0.0:
         return 0.0
     return float(np.ceil(unit * 1000.0 / rate_rps - 1e-9))
@@ -89,7 +89,7 @@ def gather_ms(unit: float, rate_rps: float) -> float:
 def all_busy_probability(instances: int, load: float) -> float:
     """Erlang's C: the share of arrivals that find every instance busy; `load` in busy instances, 1 at or above `instances`.
 
-    By the recursion of Erlang's B for 1/B, which needs no division in its loop; without load 1/B is infinite and nobody waits.
+    By the recursion of Erlang's B for 1/B, which needs no division in its loop; without load 1/B is infinite and the wait is zero.
     """
     if load >= instances:
         return 1.0
@@ -142,8 +142,8 @@ def triton_wait(
 ) -> tuple[float, float]:
     """(service ms, wait ms) of a request at the percentile on one of `servers` servers, with work-conserving batches up to `batch`.
 
-    `latency_ms[b - 1, k - 1]` is read at k = `usual` busy instances for everybody else's batches and at k = `busy` for the request's
-    own; `rate_per_ms` arrives at each server for this stage; a batch may be held `held_ms` to fill.
+    `latency_ms[b - 1, k - 1]` is read at k = `usual` busy instances for other batches and at k = `busy` for the request's own;
+    `rate_per_ms` arrives at each server for this stage; a batch may wait `held_ms` to fill.
 
     The running batches have the smallest size that keeps up with the rate. A request finds no free instance with Erlang's probability
     P for single requests and the instances of up to four servers: the balancer sends it to the emptiest server. The first one of
@@ -161,7 +161,7 @@ def triton_wait(
         typical += 1
     load, pooled, wait = rate_per_ms * at_busy(latency_ms, int(np.int64(1)), usual), min(servers, POOLED_SERVERS), 0.0
     pressed = all_busy_probability(instances, load)
-    if pooled > 1 and pressed > tail:  # else nobody waits anyhow: a pool only helps
+    if pooled > 1 and pressed > tail:  # else the wait is zero anyhow: a pool only helps
         pressed = all_busy_probability(pooled * instances, pooled * load)
     if pressed > tail:
         wait = at_busy(latency_ms, typical, usual) * (1.0 - (tail / pressed) ** (1.0 / min(instances, INDEPENDENT_ENDS)))

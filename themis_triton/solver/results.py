@@ -11,15 +11,15 @@ from themis_triton.solver.problem import ChainProblem, Placement
 SLACK = 1e-9
 
 
-def plan_of(problem: ChainProblem, rows: list[list[float]], least: Sequence[tuple[int, int]], *, feasible: bool) -> ChainPlan:
+def plan_of(problem: ChainProblem, rows: list[list[float]], min_counts: Sequence[tuple[int, int]], *, feasible: bool) -> ChainPlan:
     """A plan from its stages' rows and the last one: (found, cost, ms, runner-up's servers, cost, ms).
 
-    `least`: the fewest servers and instances of each stage that were allowed.
+    `min_counts`: the fewest allowed servers and instances of each stage.
     """
     stages = stage_plans(problem, rows[:-1])
     _, cost, p99, other, other_cost, other_p99 = rows[-1]
     runner_up = RunnerUp(int(other), other_cost, other_p99) if other > 0 else None
-    return ChainPlan(feasible, stages, cost, p99, capacity_rps(problem, stages), binding_of(problem, stages, p99, least), runner_up)
+    return ChainPlan(feasible, stages, cost, p99, capacity_rps(problem, stages), binding_of(problem, stages, p99, min_counts), runner_up)
 
 
 def stage_plans(problem: ChainProblem, rows: list[list[float]]) -> tuple[StagePlan, ...]:
@@ -58,8 +58,8 @@ def throughput_slack(problem: ChainProblem, stages: Sequence[StagePlan]) -> floa
     return min(plan.capacity_rps / rps if rps > 0 else math.inf for plan, rps in zip(stages, required, strict=True))
 
 
-def binding_of(problem: ChainProblem, stages: Sequence[StagePlan], p99_ms: float, least: Sequence[tuple[int, int]]) -> Binding:
-    """What keeps a feasible plan from being cheaper: its bounds, or the constraint with the least slack."""
-    if all((plan.servers, plan.instances) == fewest for plan, fewest in zip(stages, least, strict=True)):
+def binding_of(problem: ChainProblem, stages: Sequence[StagePlan], p99_ms: float, min_counts: Sequence[tuple[int, int]]) -> Binding:
+    """The reason why a feasible plan is not cheaper: its bounds, or the constraint with the least slack."""
+    if all((plan.servers, plan.instances) == fewest for plan, fewest in zip(stages, min_counts, strict=True)):
         return Binding.BOUNDS
     return Binding.THROUGHPUT if throughput_slack(problem, stages) < problem.slo_ms / max(p99_ms, SLACK) else Binding.LATENCY

@@ -1,4 +1,4 @@
-"""Several pipelines on one pool of devices: each one's cost over devices, and the split that loses least."""
+"""Several pipelines on one pool of devices: each pipeline's cost by devices, and the split with the least loss."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from themis_triton.solver.solve import largest_demand, solve_joint
 
 @dataclass(frozen=True, slots=True)
 class PoolMember:
-    """A pipeline, what a request/s of it that is not carried weighs, and how many devices it has beside the pool."""
+    """A pipeline, the weight of one request/s of it that is not carried, and its devices outside the pool."""
 
     problem: ChainProblem
     weight: float = 1.0
@@ -40,13 +40,13 @@ class PoolPlan:
     cost: float
 
 
-def frontier(problem: ChainProblem, most: int) -> list[float]:
-    """Least cost with at most 0..most devices; infinite where the demand is not carried inside the SLO."""
-    bounded = _bounded(problem, most)
-    reach = min(most, bounded.max_servers)
+def frontier(problem: ChainProblem, max_devices: int) -> list[float]:
+    """Least cost with at most 0..max_devices devices; infinite where the demand is not carried inside the SLO."""
+    bounded = _bounded(problem, max_devices)
+    reach = min(max_devices, bounded.max_servers)
     search = kernels.search_colocated if problem.placement is Placement.COLOCATED else kernels.search_separate
     costs: list[float] = search(*pack(bounded), kernels.COSTS, 1, reach)[:, 0].tolist()
-    return [*costs, *[costs[-1]] * (most - reach)]
+    return [*costs, *[costs[-1]] * (max_devices - reach)]
 
 
 def solve_pool(members: Sequence[PoolMember], devices: int) -> PoolPlan:
@@ -72,12 +72,12 @@ def solve_pool(members: Sequence[PoolMember], devices: int) -> PoolPlan:
 
 
 def _bounded(problem: ChainProblem, devices: int) -> ChainProblem:
-    most = max(1, min(problem.max_servers, devices))
-    return replace(problem, max_servers=most, min_servers=min(problem.min_servers, most))
+    max_servers = max(1, min(problem.max_servers, devices))
+    return replace(problem, max_servers=max_servers, min_servers=min(problem.min_servers, max_servers))
 
 
 def _all_carried(member: PoolMember, costs: Sequence[float]) -> list[float]:
-    """Where there are devices for everybody: −1, so that a plan is missed even by who has no demand, and nobody ends without one."""
+    """Where the devices suffice for all: −1 without a plan, so that a pipeline without demand gets a plan too."""
     return [member.problem.demand_rps if cost < math.inf else -1.0 for cost in costs]
 
 
@@ -85,11 +85,11 @@ def _carried(member: PoolMember, need: int, devices: int) -> list[float]:
     """Largest demand with 0..devices devices of the pool; the whole demand from `need` on."""
     problem, carried = member.problem, [0.0]
     for n in range(devices + 1):
-        held = n + member.own_devices
+        available = n + member.own_devices
         if n >= need:
             carried.append(problem.demand_rps)
-        elif 0 < held <= problem.max_servers:
-            carried.append(max(0.0, largest_demand(_bounded(problem, held), None)))
+        elif 0 < available <= problem.max_servers:
+            carried.append(max(0.0, largest_demand(_bounded(problem, available), None)))
         else:
             carried.append(carried[-1])
     return carried[1:]

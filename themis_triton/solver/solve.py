@@ -1,4 +1,4 @@
-"""The solvers' front door: problems in, plans out."""
+"""The solvers' interface: problems in, plans out."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ TOTAL_TRIED = 512  # in total where waits fall with every server, so that every 
 
 @dataclass(frozen=True, slots=True)
 class _Limits:
-    """What a call fixes or restricts."""
+    """The choices that a call fixes or restricts."""
 
     servers: int | Sequence[int] | None = None
     instances: Sequence[int] | None = None
     batches: Batches | None = None
-    at_least: Sequence[int] | None = None
+    min_instances: Sequence[int] | None = None
 
     def pack(self, problem: ChainProblem) -> Chain:
-        return pack(problem, servers=self.servers, instances=self.instances, batches=self.batches, at_least=self.at_least)
+        return pack(problem, servers=self.servers, instances=self.instances, batches=self.batches, min_instances=self.min_instances)
 
 
 def solve_joint(
@@ -39,10 +39,10 @@ def solve_joint(
     instances: Sequence[int] | None = None,
     batches: Batches | None = None,
 ) -> ChainPlan:
-    """The cheapest (n, c, b) a stage that carries the demand inside the SLO; equal costs go to the lower predicted p99.
+    """The cheapest (n, c, b) per stage that carries the demand inside the SLO; equal costs go to the lower predicted p99.
 
-    `servers` fixes n (a number, or one a stage where stages are separate), `instances` fixes c a stage, `batches` restricts b a
-    stage (None: all). At rate 0 the bounds' minimum answers. Infeasible: a best effort and the constraint that binds.
+    `servers` fixes n (a number, or one per stage where stages are separate), `instances` fixes c per stage, `batches` restricts b per
+    stage (None: all). At rate 0 the plan is the bounds' minimum. Infeasible: a best effort and the constraint that binds.
     """
     limits = _Limits(servers, instances, batches)
     return _plan(problem, limits) or _best_effort(problem, limits)[0]
@@ -55,7 +55,7 @@ def find_joint(
     instances: Sequence[int] | None = None,
     batches: Batches | None = None,
 ) -> ChainPlan | None:
-    """`solve_joint` for callers that have no use for a best effort: None where no plan holds, many times faster."""
+    """The plan of `solve_joint`, or None where no plan holds: many times faster than a best effort."""
     return _plan(problem, _Limits(servers, instances, batches))
 
 
@@ -76,18 +76,18 @@ def solve_vertical(
     problem: ChainProblem,
     servers: int | Sequence[int],
     *,
-    instances_at_least: Sequence[int] | None = None,
+    min_instances: Sequence[int] | None = None,
     batches: Batches | None = None,
 ) -> VerticalPlan:
-    """The fewest instances (by price) on servers that are given: a number, or one a stage where stages are separate.
+    """The fewest instances (by price) on given servers: a number, or one per stage where stages are separate.
 
-    `instances_at_least` keeps counts from shrinking. Infeasible: the largest demand that is feasible, exact to 1 request/s and never
+    `min_instances` keeps counts from shrinking. Infeasible: the largest demand that is feasible, exact to 1 request/s and never
     above the problem's own; the plan for it; and the servers missing for the whole demand.
     """
-    limits = _Limits(servers, None, batches, instances_at_least)
-    found = _plan(problem, limits)
-    if found is not None:
-        return VerticalPlan(found, feasible=True, largest_demand_rps=problem.demand_rps)
+    limits = _Limits(servers, None, batches, min_instances)
+    plan = _plan(problem, limits)
+    if plan is not None:
+        return VerticalPlan(plan, feasible=True, largest_demand_rps=problem.demand_rps)
     plan, largest = _best_effort(problem, limits)
     missing, by_stage = _missing(problem, limits)
     return VerticalPlan(plan, feasible=False, largest_demand_rps=max(0.0, largest), servers_missing=missing, stage_servers_missing=by_stage)
@@ -97,36 +97,36 @@ def find_vertical(
     problem: ChainProblem,
     servers: int | Sequence[int],
     *,
-    instances_at_least: Sequence[int] | None = None,
+    min_instances: Sequence[int] | None = None,
     batches: Batches | None = None,
 ) -> ChainPlan | None:
     """`solve_vertical`'s plan where one holds, else None, many times faster than a best effort."""
-    return _plan(problem, _Limits(servers, None, batches, instances_at_least))
+    return _plan(problem, _Limits(servers, None, batches, min_instances))
 
 
 def strongest_vertical(
     problem: ChainProblem,
     servers: int | Sequence[int],
     *,
-    instances_at_least: Sequence[int] | None = None,
+    min_instances: Sequence[int] | None = None,
     batches: Batches | None = None,
 ) -> tuple[ChainPlan, float]:
     """The plan of the largest whole rate up to the problem's demand that the servers carry, and that rate.
 
     −1 with the least counts when not even an idle chain meets the SLO.
     """
-    return _best_effort(problem, _Limits(servers, None, batches, instances_at_least))
+    return _best_effort(problem, _Limits(servers, None, batches, min_instances))
 
 
 def servers_missing(
     problem: ChainProblem,
     servers: int | Sequence[int],
     *,
-    instances_at_least: Sequence[int] | None = None,
+    min_instances: Sequence[int] | None = None,
     batches: Batches | None = None,
 ) -> tuple[int | None, tuple[int, ...]]:
     """The fewest servers that a demand needs beyond those given, where these cannot carry it: in total and a stage (see `VerticalPlan`)."""
-    return _missing(problem, _Limits(servers, None, batches, instances_at_least))
+    return _missing(problem, _Limits(servers, None, batches, min_instances))
 
 
 def largest_demand(
@@ -135,31 +135,31 @@ def largest_demand(
     *,
     instances: Sequence[int] | None = None,
     batches: Batches | None = None,
-    at_most_rps: float | None = None,
+    max_rate_rps: float | None = None,
 ) -> float:
-    """The largest whole rate that the servers carry inside the SLO, headroom included, up to `at_most_rps` (the problem's demand).
+    """The largest whole rate that the servers carry inside the SLO, headroom included, up to `max_rate_rps` (the problem's demand).
 
     `servers` None: as many as the problem allows. With `instances` and `batches` fixed it is the capacity of what runs now.
     −1 when not even an idle chain meets the SLO.
     """
-    return _largest(problem, _Limits(servers, instances, batches), problem.demand_rps if at_most_rps is None else at_most_rps)
+    return _largest(problem, _Limits(servers, instances, batches), problem.demand_rps if max_rate_rps is None else max_rate_rps)
 
 
 def evaluate(
     problem: ChainProblem, servers: int | Sequence[int], instances: Sequence[int], batches: Sequence[int], *, rate_rps: float | None = None
 ) -> Evaluation:
     """Predicted p99, capacity and cost of a given configuration at a rate (the problem's demand). Counts may exceed the plan's bounds."""
-    asked = problem.widened(instances, batches)
+    widened = problem.widened(instances, batches)
     if rate_rps is not None:
-        asked = replace(asked, demand_rps=rate_rps)
-    numbers = np.broadcast_to(np.asarray(servers, dtype=np.int64), (len(problem.stages),)).copy()
+        widened = replace(widened, demand_rps=rate_rps)
+    server_counts = np.broadcast_to(np.asarray(servers, dtype=np.int64), (len(problem.stages),)).copy()
     counts, sizes = np.asarray(instances, dtype=np.int64), np.asarray(batches, dtype=np.int64)
-    rows = kernels.describe_plan(*pack(asked, servers=servers), not _is_separate(problem), numbers, counts, sizes)
-    stages = results.stage_plans(asked, rows.tolist())
+    rows = kernels.describe_plan(*pack(widened, servers=servers), not _is_separate(problem), server_counts, counts, sizes)
+    stages = results.stage_plans(widened, rows.tolist())
     p99 = sum(stage.latency_ms + stage.queueing_ms for stage in stages)
-    enough = results.throughput_slack(asked, stages) >= 1 - results.SLACK
-    feasible = enough and results.memory_fits(asked, instances) and p99 <= problem.slo_ms + 1e-6
-    return Evaluation(feasible, p99, results.capacity_rps(asked, stages), results.cost_of(asked, stages), stages)
+    enough = results.throughput_slack(widened, stages) >= 1 - results.SLACK
+    feasible = enough and results.memory_fits(widened, instances) and p99 <= problem.slo_ms + 1e-6
+    return Evaluation(feasible, p99, results.capacity_rps(widened, stages), results.cost_of(widened, stages), stages)
 
 
 def _is_separate(problem: ChainProblem) -> bool:
@@ -169,7 +169,7 @@ def _is_separate(problem: ChainProblem) -> bool:
 def _plan(problem: ChainProblem, limits: _Limits) -> ChainPlan | None:
     chain = limits.pack(problem)
     rows = _rows(problem, limits, chain)
-    return results.plan_of(problem, rows, _least(problem, limits, chain), feasible=True) if _found(rows) else None
+    return results.plan_of(problem, rows, _min_counts(problem, limits, chain), feasible=True) if _found(rows) else None
 
 
 def _joint(problem: ChainProblem, limits: _Limits) -> list[list[float]]:
@@ -185,10 +185,10 @@ def _rows(problem: ChainProblem, limits: _Limits, chain: Chain) -> list[list[flo
     return rows
 
 
-def _least(problem: ChainProblem, limits: _Limits, chain: Chain) -> list[tuple[int, int]]:
-    """Fewest servers and instances a stage that a call allows."""
-    separate, least = _is_separate(problem), chain.ints.tolist()
-    return [(row[MIN_SERVERS] if separate else _range(problem, limits)[0], row[MIN_INSTANCES]) for row in least]
+def _min_counts(problem: ChainProblem, limits: _Limits, chain: Chain) -> list[tuple[int, int]]:
+    """Fewest servers and instances per stage that a call allows."""
+    separate, rows = _is_separate(problem), chain.ints.tolist()
+    return [(row[MIN_SERVERS] if separate else _range(problem, limits)[0], row[MIN_INSTANCES]) for row in rows]
 
 
 def _found(rows: list[list[float]]) -> bool:
@@ -200,15 +200,15 @@ def _range(problem: ChainProblem, limits: _Limits) -> tuple[int, int]:
         return problem.min_servers, problem.max_servers
     if isinstance(limits.servers, int):
         return limits.servers, limits.servers
-    raise SolverError("servers of a co-located chain are one number; counts a stage belong to separate stages")
+    raise SolverError("servers of a co-located chain are one number; counts per stage belong to separate stages")
 
 
-def _largest(problem: ChainProblem, limits: _Limits, at_most_rps: float) -> float:
-    chain, most = limits.pack(problem), min(int(at_most_rps), RATE_LIMIT)
+def _largest(problem: ChainProblem, limits: _Limits, max_rate_rps: float) -> float:
+    chain, max_rps = limits.pack(problem), min(int(max_rate_rps), RATE_LIMIT)
     if _is_separate(problem):
         question = kernels.LARGEST_RATE_IN_TOTAL if limits.servers is None else kernels.LARGEST_RATE
-        return float(kernels.search_separate(*chain, question, 0, most)[0, 0])
-    return float(kernels.search_colocated(*chain, kernels.LARGEST_RATE, _range(problem, limits)[1], most)[0, 0])
+        return float(kernels.search_separate(*chain, question, 0, max_rps)[0, 0])
+    return float(kernels.search_colocated(*chain, kernels.LARGEST_RATE, _range(problem, limits)[1], max_rps)[0, 0])
 
 
 def _best_effort(problem: ChainProblem, limits: _Limits) -> tuple[ChainPlan, float]:
@@ -216,13 +216,13 @@ def _best_effort(problem: ChainProblem, limits: _Limits) -> tuple[ChainPlan, flo
     binding, largest = _infeasible_because(problem, limits), _largest(problem, limits, problem.demand_rps)
     if largest >= 0:
         eased = replace(problem, demand_rps=largest)
-        found = _plan(eased, limits)
-        if found is not None:
-            return replace(found, feasible=False, binding=binding), largest
-    counts = limits.instances or limits.at_least or [stage.min_instances for stage in problem.stages]
+        plan = _plan(eased, limits)
+        if plan is not None:
+            return replace(plan, feasible=False, binding=binding), largest
+    counts = limits.instances or limits.min_instances or [stage.min_instances for stage in problem.stages]
     sizes = [min(allowed) if allowed else 1 for allowed in (limits.batches or [None] * len(problem.stages))]
-    judged = evaluate(problem, limits.servers if limits.servers is not None else problem.min_servers, counts, sizes)
-    return ChainPlan(False, judged.stages, judged.cost, judged.predicted_p99_ms, judged.capacity_rps, binding), -1.0
+    evaluation = evaluate(problem, limits.servers if limits.servers is not None else problem.min_servers, counts, sizes)
+    return ChainPlan(False, evaluation.stages, evaluation.cost, evaluation.predicted_p99_ms, evaluation.capacity_rps, binding), -1.0
 
 
 def _infeasible_because(problem: ChainProblem, limits: _Limits) -> Binding:
@@ -239,24 +239,24 @@ def _infeasible_because(problem: ChainProblem, limits: _Limits) -> Binding:
 def _missing(problem: ChainProblem, limits: _Limits) -> tuple[int | None, tuple[int, ...]]:
     if _is_separate(problem):
         return _missing_by_stage(problem, limits)
-    held = _range(problem, limits)[0]
-    needed = int(kernels.search_colocated(*limits.pack(problem), kernels.ENOUGH, held, SERVERS_TRIED)[0, 0])
-    return (needed - held if needed > 0 else None), ()
+    given = _range(problem, limits)[0]
+    needed = int(kernels.search_colocated(*limits.pack(problem), kernels.ENOUGH, given, SERVERS_TRIED)[0, 0])
+    return (needed - given if needed > 0 else None), ()
 
 
 def _missing_by_stage(problem: ChainProblem, limits: _Limits) -> tuple[int | None, tuple[int, ...]]:
-    """The fewest servers in total that the whole demand needs beyond those held: servers cost 1, instances nothing."""
-    held = np.broadcast_to(np.asarray(limits.servers, dtype=np.int64), (len(problem.stages),)).tolist()
+    """The fewest servers in total that the whole demand needs beyond the given ones: servers cost 1, instances nothing."""
+    given = np.broadcast_to(np.asarray(limits.servers, dtype=np.int64), (len(problem.stages),)).tolist()
     few = problem.queueing.predicts_busy
-    most = 2 * sum(held) if few else RATE_LIMIT
+    most = 2 * sum(given) if few else RATE_LIMIT
     while True:
         chain = replace(limits, servers=None).pack(replace(problem, max_servers=most))
-        chain.ints[:, 2] = held
+        chain.ints[:, 2] = given
         counted = chain.floats.copy()
         counted[:, 0], counted[:, 1] = 1.0, 0.0
         rows = kernels.search_separate(*chain._replace(floats=counted), kernels.CHEAPEST, 0, 0).tolist()
         if _found(rows):
-            by_stage = tuple(int(row[0]) - n for row, n in zip(rows[:-1], held, strict=True))
+            by_stage = tuple(int(row[0]) - n for row, n in zip(rows[:-1], given, strict=True))
             return sum(by_stage), by_stage
         most *= 2
         if most > (TOTAL_TRIED if few else RATE_LIMIT):
