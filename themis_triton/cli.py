@@ -348,7 +348,7 @@ def down(config: ConfigOption) -> None:
     down_command(config)
 
 
-@app.command()
+@app.command(epilog="Example: themis warm")
 def warm(as_json: JsonOption = False) -> None:
     """Compile the solvers and the simulator once for this installation, so that no command waits for it later."""
     from themis_triton.commands.warm_command import warm_command  # noqa: PLC0415 - a command loads only what it needs

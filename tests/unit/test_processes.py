@@ -52,7 +52,7 @@ def test_a_process_is_found_by_pid_and_start_time_together(tmp_path: Path) -> No
 
 
 def test_children_started_while_the_group_is_killed_end_too(tmp_path: Path) -> None:
-    breeder = shell('trap "" TERM; while :; do sleep 60 & echo born; done', tmp_path)
+    breeder = shell('trap "" TERM; for i in $(seq 3000); do sleep 20 & echo born; done; sleep 20', tmp_path)
     log = tmp_path / "log"
 
     async def breed_and_stop() -> bool:
@@ -77,7 +77,7 @@ def test_a_lock_of_the_parents_is_not_handed_down(tmp_path: Path) -> None:
 
 
 def test_everything_with_the_mark_ends(tmp_path: Path) -> None:
-    script = 'trap "" TERM; while :; do sleep 60 & echo born; done'
+    script = 'trap "" TERM; for i in $(seq 3000); do sleep 20 & echo born; done; sleep 20'
     environment = {**os.environ, OWNER_VARIABLE: owner_mark(tmp_path)}
     breeder = spawn(["/bin/sh", "-c", script], environment, tmp_path / "log")
     pids = stop_everything(tmp_path, timeout_s=0.1)
