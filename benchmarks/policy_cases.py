@@ -16,7 +16,6 @@ from forecast_windows import DAY_S, FloatArray, rates_of_days
 from themis_triton.commands.simulated_runs import SimulatedRun, WorldFlags, run_under
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.policy import ForecastName, PolicyName, QueueingModel
-from themis_triton.decide.paper import paper_rules
 from themis_triton.load.traces import Trace, TraceOptions, load_trace
 from themis_triton.load.twitter import DIVISORS, PAPER_SLICE_S, TRACES_VARIABLE, WINDOW, WINDOW_S, is_twitter, twitter_for
 from themis_triton.report.series import RunSeries
@@ -194,7 +193,7 @@ def changed(config: ThemisConfig, policy: PolicyName, changes: Mapping[str, Any]
     """With other constants of a policy."""
     if not changes:
         return config
-    own = with_constants(paper_rules(config, policy).policy, changes)
+    own = with_constants(config.under(policy).policy, changes)
     return replace(config, policies=config.policies | {policy: own})
 
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 
 from themis_triton.core.config import PipelineConfig, Placement, ThemisConfig
 from themis_triton.core.errors import SettingsError
-from themis_triton.core.policy import PolicyName
-from themis_triton.decide.horizontal import efficient_instances
 from themis_triton.decide.rules import Rules, build_rules
+from themis_triton.policies import policy_named
 from themis_triton.solver.fleet import ServerAssignment
 from themis_triton.solver.migration import Migration, solve_migration
 from themis_triton.solver.plans import Binding, ChainPlan, RunnerUp
@@ -73,15 +72,16 @@ def plan_rates(config: ThemisConfig, rates_rps: Sequence[float], what_if: WhatIf
     """One answer a rate, in their order: the plan that the settings' policy aims at once such a rate is steady.
 
     themis chooses servers, instances and batches; horizontal and themis-paper fix the instances, vertical the servers, as the
-    policies do. Baselines of separate stages plan by the rules of the published evaluation.
+    policies do.
     """
     pipeline = asked_pipeline(config, what_if)
     devices = config.planning.max_servers if what_if.devices is None else what_if.devices
     changed = replace(config, pipelines=(pipeline,), planning=replace(config.planning, max_servers=devices))
     rules = build_rules(changed)
     _check_room(pipeline, rules)
-    instances = _fixed_instances(rules, rules.problems[pipeline.name])
-    return tuple(_answer(replace(rules.problems[pipeline.name], demand_rps=rate), rules, instances) for rate in rates_rps)
+    problem = rules.problems[pipeline.name]
+    instances = policy_named(config.policy.name).fixed_instances(config.policy, problem)
+    return tuple(_answer(replace(problem, demand_rps=rate), rules, instances) for rate in rates_rps)
 
 
 def plan_migration(config: ThemisConfig, rate_rps: float, what_if: WhatIf, now: Sequence[ServerAssignment], adopted: int = 0) -> Migration:
@@ -110,13 +110,6 @@ def _check_room(pipeline: PipelineConfig, rules: Rules) -> None:
         raise SettingsError(f"--devices, planning.max_servers: found {found}; allowed: at least {stages}; allow one server a stage or more")
 
 
-def _fixed_instances(rules: Rules, problem: ChainProblem) -> tuple[int, ...] | None:
-    policy = rules.config.policy
-    if policy.name is PolicyName.HORIZONTAL:
-        return efficient_instances(problem, policy.horizontal.instances)
-    return efficient_instances(problem, policy.themis_paper.instances) if policy.name is PolicyName.THEMIS_PAPER else None
-
-
 def _answer(problem: ChainProblem, rules: Rules, instances: tuple[int, ...] | None) -> PlanAnswer:
     plan, carried = _solve(problem, rules, instances)
     return PlanAnswer(
@@ -134,7 +127,7 @@ def _answer(problem: ChainProblem, rules: Rules, instances: tuple[int, ...] | No
 
 def _solve(problem: ChainProblem, rules: Rules, instances: tuple[int, ...] | None) -> tuple[ChainPlan, float]:
     """The policy's plan, and the rate that it is for."""
-    if rules.config.policy.name is PolicyName.VERTICAL:
+    if policy_named(rules.config.policy.name).fixed_servers:
         vertical = solve_vertical(problem, _held_servers(problem, rules))
         return replace(vertical.plan, feasible=vertical.feasible), vertical.largest_demand_rps
     plan = solve_joint(problem, instances=instances)

@@ -18,6 +18,7 @@ from themis_triton.decide.policies import decide
 from themis_triton.decide.state import PolicyInput, PolicyState
 from themis_triton.estimate.estimate import History, estimate
 from themis_triton.plan.steps import plan
+from themis_triton.policies import policy_named
 from themis_triton.ports import Clock, Observer, Recorder
 
 READABLE = frozenset({Phase.SERVING, Phase.DRAINING, Phase.UNREACHABLE})
@@ -46,10 +47,11 @@ class World:
 async def tick(state: EngineState, world: World, planner: Planner) -> tuple[EngineState, TickRecord]:
     """Run one tick; returns the next state and the record of what happened."""
     config = planner.rules.config
+    policy = policy_named(config.policy.name)
     await world.supervisor.reap_dead_servers()
     snapshot = await observe(world, config)
-    history, estimated = estimate(state.history, snapshot, config)
-    policy_state, decision = decide(state.policy, PolicyInput(snapshot, estimated), planner.corrected(factors_of(estimated)))
+    history, estimated = estimate(state.history, snapshot, config, per_second=policy.needs_arrivals_per_second)
+    policy_state, decision = decide(state.policy, PolicyInput(snapshot, estimated), planner.corrected(factors_of(estimated)), policy)
     decision = with_drift(decision, estimated)
     planned = plan(decision, snapshot, config)
     advisory = config.mode is Mode.ADVISORY

@@ -25,6 +25,10 @@ from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.observation import LatencyHistogram, RouteReading, Snapshot
 from themis_triton.core.policy import PolicyConfig
 from themis_triton.core.record import TickRecord
+from themis_triton.decide.planner import Planner
+from themis_triton.decide.policies import decide
+from themis_triton.decide.state import PolicyInput, PolicyState
+from themis_triton.policies import policy_named
 
 DETECTOR = "video-detector"
 CLASSIFIER = "video-classifier"
@@ -137,3 +141,8 @@ def record(
     decision = decision or Decision("d", NOW_S, "themis", Stage.OPTIMISE, Reason.STEADY, None)
     seen = seen or snapshot()
     return TickRecord(number, seen, Estimate(seen.at_s), decision, Plan("d", actions), advisory=advisory)
+
+
+def decided(state: PolicyState, policy_input: PolicyInput, planner: Planner) -> tuple[PolicyState, Decision]:
+    """One tick's decision by the policy that the settings name."""
+    return decide(state, policy_input, planner, policy_named(planner.rules.config.policy.name))

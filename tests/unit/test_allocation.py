@@ -2,14 +2,13 @@
 
 from dataclasses import replace
 
-from tests.unit.samples import NOW_S, config, model, snapshot, table
+from tests.unit.samples import NOW_S, config, decided, model, snapshot, table
 from themis_triton.core.address import UNKNOWN_ADDRESS
 from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.decision import ClampKind, Decision
 from themis_triton.core.estimate import Estimate, PipelineEstimate
 from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.decide.planner import Planner
-from themis_triton.decide.policies import decide
 from themis_triton.decide.rules import build_rules
 from themis_triton.decide.state import PolicyInput, PolicyState
 
@@ -39,7 +38,7 @@ def decisions(cfg: ThemisConfig, servers: list[Server], light_rps: float, heavy_
     planner, state, found = Planner(build_rules(cfg)), PolicyState(), []
     for second in range(seconds):
         at_s = NOW_S + second
-        state, decision = decide(state, PolicyInput(snapshot(servers, at_s), rates(light_rps, heavy_rps, at_s)), planner)
+        state, decision = decided(state, PolicyInput(snapshot(servers, at_s), rates(light_rps, heavy_rps, at_s)), planner)
         found.append(decision)
     return found
 
@@ -100,7 +99,7 @@ def test_demand_comes_before_a_first_server() -> None:
 def test_a_slot_in_back_off_is_named_where_servers_are_missing_because_of_it() -> None:
     cfg, here = two_pipelines(3), [holder("l", LIGHT, "cpu:0"), holder("h", HEAVY, "cpu:1")]
     seen = replace(snapshot(here), backing_off={"cpu:2": NOW_S + 12.0})
-    decision = decide(PolicyState(), PolicyInput(seen, rates(200.0, 10.0, NOW_S)), Planner(build_rules(cfg)))[1]
+    decision = decided(PolicyState(), PolicyInput(seen, rates(200.0, 10.0, NOW_S)), Planner(build_rules(cfg)))[1]
     assert launched_models(decision) == []
     (clamp,) = [clamp for clamp in decision.clamps if "requires" in clamp.sentence]
     assert clamp.kind is ClampKind.DEVICES

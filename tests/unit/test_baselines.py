@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.samples import NOW_S, with_burst_headroom
+from tests.unit.samples import NOW_S, decided
 from tests.unit.samples import config as colocated
 from themis_triton.core.address import UNKNOWN_ADDRESS
 from themis_triton.core.config import ThemisConfig
@@ -16,17 +16,29 @@ from themis_triton.core.decision import Decision, Reason, Stage, Target
 from themis_triton.core.estimate import Estimate, PipelineEstimate
 from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.observation import Snapshot
-from themis_triton.core.policy import DemandConfig, ForecastName, PolicyConfig, PolicyName, QueueingModel, ScaleDownConfig
-from themis_triton.decide.inferline import base_plan
-from themis_triton.decide.paper import paper_rules, published
+from themis_triton.core.policy import (
+    DemandConfig,
+    DriftConfig,
+    ForecastName,
+    HorizontalConfig,
+    PolicyConfig,
+    PolicyName,
+    QueueingModel,
+    ScaleDownConfig,
+    ScaleUpConfig,
+    ThemisPaperConfig,
+)
 from themis_triton.decide.planner import Planner
-from themis_triton.decide.policies import decide
+from themis_triton.decide.policy import Load
 from themis_triton.decide.rules import build_rules
 from themis_triton.decide.state import PolicyInput, PolicyState
+from themis_triton.evaluation.inferline import base_plan
+from themis_triton.evaluation.starts import start_for_peak
+from themis_triton.policies import policy_named
 from themis_triton.settings import load_settings
 from themis_triton.settings.shipped import shipped
 from themis_triton.sim.setup import SimOptions, simulated
-from themis_triton.sim.starts import Load, ruled, start_for_peak, start_of
+from themis_triton.sim.starts import prepared, start_of
 from themis_triton.sim.world import paper_world
 from themis_triton.solver.solve import evaluate, solve_joint, solve_vertical
 
@@ -35,8 +47,11 @@ BASELINES = [name for name in PolicyName if name is not PolicyName.THEMIS]
 
 
 def settings(policy: PolicyName = PolicyName.THEMIS_PAPER, planned_rps: float | None = None) -> ThemisConfig:
-    """The video pipeline's settings by the published planner, with slots."""
-    return simulated(paper_rules(load_settings(shipped("config") / "paper-video.yaml"), policy, planned_rps), SimOptions())
+    """The video pipeline's settings by the published rules, with slots."""
+    config = load_settings(shipped("config") / "paper-video.yaml").under(policy)
+    if planned_rps is not None:
+        config = replace(config, policy=policy_named(policy).prepared(config.policy, Load(planned_rps, planned_rps)))
+    return simulated(config, SimOptions())
 
 
 def replicas(detectors: int, classifiers: int, cores: tuple[int, int] = (1, 1), batch: int = 1) -> tuple[Server, ...]:
@@ -63,7 +78,7 @@ def seen(rps: float, at_s: float = NOW_S, per_second: tuple[float, ...] | None =
 
 
 def once(planner: Planner, servers: tuple[Server, ...], found: Estimate, state: PolicyState | None = None) -> tuple[PolicyState, Decision]:
-    return decide(state or PolicyState(), PolicyInput(Snapshot(found.at_s, servers), found), planner)
+    return decided(state or PolicyState(), PolicyInput(Snapshot(found.at_s, servers), found), planner)
 
 
 def target(decision: Decision) -> Target:
@@ -79,36 +94,48 @@ def cores(decision: Decision, name: str) -> set[int]:
     return {models[name].instances for models in target(decision).servers.values() if name in models}
 
 
+@pytest.mark.parametrize("pipeline", ["video", "sentiment", "nlp"])
 @pytest.mark.parametrize("policy", BASELINES)
-def test_baselines_of_separate_stages_run_by_the_published_constants(policy: PolicyName) -> None:
-    ours = PolicyConfig(
-        tick_s=0.1,
-        queueing=QueueingModel.SHARE,
-        slo_margin_fraction=0.3,
-        demand=DemandConfig(headroom_sigmas=3.0),
-        scale_down=ScaleDownConfig(scale_in_stabilization_s=99.0),
+def test_the_papers_settings_spell_out_the_published_constants(policy: PolicyName, pipeline: str) -> None:
+    """Decisions every 0.5 s for the largest of the last 5 s (inferline: 30 s) and its square root, exponential waits, the whole SLO."""
+    rules = load_settings(shipped("config") / f"paper-{pipeline}.yaml").under(policy).policy
+    assert rules == PolicyConfig(
+        name=policy,
+        tick_s=0.5,
+        queueing=QueueingModel.EXPONENTIAL,
+        slo_margin_fraction=0.0,
+        demand=DemandConfig(
+            headroom_sigmas=1.0,
+            server_headroom_sigmas=1.0,
+            growth_sigmas=1.0,
+            trend_sigmas=1.0,
+            burst_window_s=30.0 if policy is PolicyName.INFERLINE else 5.0,
+            forecast=ForecastName.LINEAR,
+        ),
+        scale_up=ScaleUpConfig(max_added_instances=1_000_000),
+        scale_down=ScaleDownConfig(shrink_stabilization_s=0.0),
+        drift=DriftConfig(max_factor=1.0),
+        horizontal=HorizontalConfig(instances=1),
+        themis_paper=ThemisPaperConfig(instances=1),
     )
-    rules = paper_rules(replace(settings(), policy=ours), policy).policy
-    assert (rules.name, rules.tick_s, rules.demand.headroom_sigmas, rules.slo_margin_fraction) == (policy, 0.5, 1.0, 0.0)
-    assert (rules.queueing, rules.horizontal.instances, rules.baseline_stabilization_s) == (QueueingModel.EXPONENTIAL, 1, 10.0)
-    assert rules.demand.burst_window_s == (30.0 if policy is PolicyName.INFERLINE else 5.0)
-    assert rules.demand.forecast is ForecastName.LINEAR
 
 
-def test_a_baseline_of_separate_stages_has_the_constants_of_its_own_section(tmp_path: Path) -> None:
+def test_a_policys_own_section_changes_only_what_it_names(tmp_path: Path) -> None:
     source = shipped("config") / "paper-video.yaml"
     file = tmp_path / "settings.yaml"
     file.write_text(source.read_text(encoding="utf-8").replace("policies:\n", "policies:\n  vertical: {tick_s: 0.1}\n"), encoding="utf-8")
-    config = load_settings(file)
-    assert paper_rules(config, PolicyName.VERTICAL).policy == replace(published(PolicyName.VERTICAL), tick_s=0.1)
-    assert paper_rules(config, PolicyName.HORIZONTAL).policy == published(PolicyName.HORIZONTAL)
+    config, shipped_config = load_settings(file), load_settings(source)
+    assert config.under(PolicyName.VERTICAL).policy == replace(shipped_config.under(PolicyName.VERTICAL).policy, tick_s=0.1)
+    assert config.under(PolicyName.HORIZONTAL).policy == shipped_config.policy
 
 
-def test_our_policy_and_colocated_baselines_keep_the_settings() -> None:
-    ours = PolicyConfig(tick_s=0.1, queueing=QueueingModel.SHARE)
-    kept = paper_rules(replace(settings(), policies={}, policy=replace(ours, name=PolicyName.STATIC)), PolicyName.THEMIS)
-    assert kept.policy == replace(ours, name=PolicyName.THEMIS)
-    assert paper_rules(colocated(ours), PolicyName.HORIZONTAL).policy == with_burst_headroom(replace(ours, name=PolicyName.HORIZONTAL), 1.0)
+@pytest.mark.parametrize("policy", list(PolicyName))
+def test_no_policy_runs_by_other_constants_than_the_settings_have(policy: PolicyName) -> None:
+    ours, load = PolicyConfig(tick_s=0.1, queueing=QueueingModel.SHARE), Load(1.0, 2.0)
+    for config in (replace(settings(), policies={}, policy=ours), colocated(ours)):
+        kept = prepared(config, policy, load).policy
+        plain = replace(kept, static=config.policy.static, inferline=config.policy.inferline)
+        assert plain == replace(config.policy, name=policy)
 
 
 def test_scale_in_takes_ten_seconds_in_a_row_and_goes_to_the_latest_count() -> None:
@@ -229,8 +256,9 @@ def test_vertical_starts_with_the_cheapest_servers_that_carry_the_peak_at_their_
 @pytest.mark.parametrize("policy", BASELINES)
 def test_every_baseline_has_a_start_and_settings_of_its_own(policy: PolicyName) -> None:
     load = Load(first_rps=31.0, peak_rps=183.0)
-    own = ruled(load_settings(shipped("config") / "paper-video.yaml"), policy, load)
-    assert own.policy.planned_rps == {PolicyName.STATIC: 183.0, PolicyName.INFERLINE: 31.0}.get(policy)
+    own = prepared(load_settings(shipped("config") / "paper-video.yaml"), policy, load)
+    assert own.policy.static.planned_rps == (183.0 if policy is PolicyName.STATIC else None)
+    assert own.policy.inferline.planned_rps == (31.0 if policy is PolicyName.INFERLINE else None)
     started = start_of(own, policy, load, SimOptions(), waits=True)
     assert started is not None
     assert {name for models in started for name in models} == {DETECTOR, CLASSIFIER}
@@ -239,7 +267,7 @@ def test_every_baseline_has_a_start_and_settings_of_its_own(policy: PolicyName) 
 def test_colocated_baselines_start_as_the_options_say_unless_they_plan_once() -> None:
     load = Load(first_rps=20.0, peak_rps=60.0)
     for policy in BASELINES:
-        own = ruled(colocated(), policy, load)
+        own = prepared(colocated(), policy, load)
         started = start_of(own, policy, load, SimOptions(), waits=False)
         assert (started is None) == (policy not in {PolicyName.STATIC, PolicyName.INFERLINE})
         assert started is None or all(set(models) == {DETECTOR, CLASSIFIER} for models in started)

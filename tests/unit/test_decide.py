@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.samples import CLASSIFIER, DETECTOR, MIB, NOW_S, STAGES, config, estimate, server, snapshot
+from tests.unit.samples import CLASSIFIER, DETECTOR, MIB, NOW_S, STAGES, config, decided, estimate, server, snapshot
 from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.decision import Clamp, ClampKind, Decision, Reason, Stage, Target
 from themis_triton.core.estimate import PROXY, Estimate
@@ -22,7 +22,7 @@ from themis_triton.core.policy import (
 )
 from themis_triton.decide.guards import guard
 from themis_triton.decide.planner import Planner
-from themis_triton.decide.policies import URGENCY, decide, decision_id
+from themis_triton.decide.policies import URGENCY, decision_id
 from themis_triton.decide.rules import build_rules
 from themis_triton.decide.state import PolicyInput, PolicyState
 from themis_triton.decide.view import view_of
@@ -32,7 +32,7 @@ from themis_triton.decide.view import view_of
 
 
 def once(cfg: ThemisConfig, policy_input: PolicyInput) -> Decision:
-    return decide(PolicyState(), policy_input, Planner(build_rules(cfg)))[1]
+    return decided(PolicyState(), policy_input, Planner(build_rules(cfg)))[1]
 
 
 def over_time(cfg: ThemisConfig, servers: tuple[Server, ...], found: Estimate, seconds: int) -> list[Decision]:
@@ -40,7 +40,7 @@ def over_time(cfg: ThemisConfig, servers: tuple[Server, ...], found: Estimate, s
     planner, state, decisions = Planner(build_rules(cfg)), PolicyState(), []
     for second in range(seconds):
         at_s = NOW_S + second
-        state, decision = decide(state, PolicyInput(snapshot(servers, at_s), replace(found, at_s=at_s)), planner)
+        state, decision = decided(state, PolicyInput(snapshot(servers, at_s), replace(found, at_s=at_s)), planner)
         decisions.append(decision)
     return decisions
 
@@ -277,7 +277,7 @@ def test_a_moment_of_demand_starts_the_hold_afresh() -> None:
     planner, state = Planner(build_rules(cfg)), PolicyState()
     for second, rate in enumerate([5.0] * 5 + [150.0] + [5.0] * 5):
         at_s = NOW_S + second
-        state, decision = decide(state, PolicyInput(snapshot(TWO, at_s), estimate(rate, at_s)), planner)
+        state, decision = decided(state, PolicyInput(snapshot(TWO, at_s), estimate(rate, at_s)), planner)
         assert target(decision).retire == ()
 
 
@@ -404,7 +404,7 @@ def test_nobody_leaves_while_a_survivor_may_not_grow() -> None:
     for second in range(8):
         at_s = NOW_S + second
         seen = replace(snapshot(single, at_s), devices=tuple(replace(free_memory(120), device=f"cpu:{n}") for n in range(2)))
-        state, decision = decide(state, PolicyInput(seen, replace(estimate(30.0), at_s=at_s)), planner)
+        state, decision = decided(state, PolicyInput(seen, replace(estimate(30.0), at_s=at_s)), planner)
         assert target(decision).retire == ()
         held.append(ClampKind.SURVIVORS in kinds(decision))
     assert any(held)
@@ -417,7 +417,7 @@ def test_a_time_in_which_nothing_was_seen_covers_no_hold() -> None:
     retired = []
     for second in [*range(3), *range(3, 60), *range(60, 90)]:
         at_s, found = NOW_S + second, blind if 3 <= second < 60 else estimate(5.0)
-        state, decision = decide(state, PolicyInput(snapshot(TWO, at_s), replace(found, at_s=at_s)), planner)
+        state, decision = decided(state, PolicyInput(snapshot(TWO, at_s), replace(found, at_s=at_s)), planner)
         if decision.target is not None and decision.target.retire:
             retired.append(second)
     assert retired[0] == 80

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from tests.unit.samples import NOW_S, snapshot
+from tests.unit.samples import NOW_S, decided, snapshot
 from themis_triton.core.address import UNKNOWN_ADDRESS
 from themis_triton.core.config import DeviceSlot, LaunchConfig, ThemisConfig
 from themis_triton.core.decision import Decision, Reason, Target
@@ -11,7 +11,6 @@ from themis_triton.core.estimate import Estimate, PipelineEstimate
 from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.policy import PolicyName
 from themis_triton.decide.planner import Planner
-from themis_triton.decide.policies import decide
 from themis_triton.decide.rules import build_rules
 from themis_triton.decide.state import PolicyInput, PolicyState
 from themis_triton.plan.steps import plan
@@ -40,7 +39,7 @@ def replicas(stage: str, cores: tuple[int, ...], batch: int = 1) -> list[Server]
 def once(servers: list[Server], rps: float, *, settled_rps: float | None = None, backlog: float = 0.0) -> Decision:
     steady = PipelineEstimate("video", rps, rps, rps if settled_rps is None else settled_rps, 0.0, backlog, None)
     seen = PolicyInput(snapshot(servers), Estimate(NOW_S, pipelines={"video": steady}, history_s=60.0))
-    return decide(PolicyState(), seen, Planner(build_rules(paper_video())))[1]
+    return decided(PolicyState(), seen, Planner(build_rules(paper_video())))[1]
 
 
 def target(decision: Decision) -> Target:

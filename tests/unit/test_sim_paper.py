@@ -14,6 +14,7 @@ from themis_triton.core.config import Mode, ThemisConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.fleet import ModelState
 from themis_triton.core.policy import PolicyName
+from themis_triton.evaluation.starts import start_for
 from themis_triton.load.traces import TraceOptions, arrivals, load_trace
 from themis_triton.settings import load_settings
 from themis_triton.settings.shipped import shipped
@@ -23,7 +24,7 @@ from themis_triton.sim.engine import Simulation
 from themis_triton.sim.layout import Layout
 from themis_triton.sim.result import SimResult
 from themis_triton.sim.run import simulate
-from themis_triton.sim.setup import SimOptions, start_for
+from themis_triton.sim.setup import SimOptions
 from themis_triton.sim.virtual_time import run_virtual
 from themis_triton.sim.world import Dispatcher, SimWorld, paper_world, triton_world, world_for
 from themis_triton.solver.surface import FloatArray, paper_surface

@@ -11,15 +11,16 @@ import numpy as np
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.policy import PolicyName
-from themis_triton.decide.paper import paper_rules
+from themis_triton.decide.policy import Load
 from themis_triton.load.traces import Trace, TraceOptions, arrivals, load_trace
 from themis_triton.load.twitter import twitter_for
+from themis_triton.policies import policy_named
 from themis_triton.report.series import RunSeries
 from themis_triton.sim.clairvoyant import Clairvoyant, clairvoyant
 from themis_triton.sim.result import SimResult
 from themis_triton.sim.run import simulate
 from themis_triton.sim.setup import SimOptions
-from themis_triton.sim.starts import Load, ruled, start_of
+from themis_triton.sim.starts import prepared, start_of
 from themis_triton.sim.world import Dispatcher, ServiceNoise, SimWorld, paper_world, triton_world, world_for
 from themis_triton.solver.surface import FloatArray
 
@@ -109,7 +110,7 @@ def world_from(flags: WorldFlags, config: ThemisConfig, policy: PolicyName) -> S
         world = replace(world, grow_s=flags.in_place_s, shrink_s=flags.in_place_s, reload_s=flags.in_place_s, control_s=0.0)
     if flags.noise_cv > 0.0:
         world = replace(world, noise=ServiceNoise.LOGNORMAL, noise_cv=flags.noise_cv)
-    if flags.batch_wait_s is not None or (policy is PolicyName.THEMIS and world.dispatcher is Dispatcher.CENTRAL):
+    if flags.batch_wait_s is not None or (world.dispatcher is Dispatcher.CENTRAL and not policy_named(policy).waits_for_batches):
         world = replace(world, central_delay_s=flags.batch_wait_s or 0.0)
     return world
 
@@ -123,7 +124,7 @@ def simulated_run(config: ThemisConfig, options: TraceOptions, flags: WorldFlags
 def run_under(config: ThemisConfig, traces: dict[str, Trace], flags: WorldFlags, drawn: bool, task: tuple[str, int]) -> SimulatedRun:
     """`simulated_run` under traces of one's own, by pipeline.
 
-    Where stages are separate the bound is planned by the published rules, whatever the settings have for `horizontal`.
+    The bound is planned by the constants of `policy`, not by a policy's own of `policies`.
     """
     name, seed = task
     duration_s = max(trace.duration_s for trace in traces.values())
@@ -134,7 +135,7 @@ def run_under(config: ThemisConfig, traces: dict[str, Trace], flags: WorldFlags,
     if name == CLAIRVOYANT:
         return _bound_run(bound, seed)
     policy, load = PolicyName(name), _load(traces)
-    world, own = world_from(flags, limited, policy), ruled(limited, policy, load)
+    world, own = world_from(flags, limited, policy), prepared(limited, policy, load)
     start = replace(start, world=world, keep_ticks=drawn and seed == 0)
     waits = world.dispatcher is Dispatcher.CENTRAL and world.central_delay_s > 0.0
     result = simulate(own, times, duration_s, replace(start, servers=start_of(own, policy, load, start, waits=waits)))
@@ -142,8 +143,8 @@ def run_under(config: ThemisConfig, traces: dict[str, Trace], flags: WorldFlags,
 
 
 def bound_of(config: ThemisConfig, arrivals_s: dict[str, FloatArray], duration_s: float, options: SimOptions) -> Clairvoyant:
-    """The yardstick of all policies under these settings; by the published rules where stages are separate."""
-    return clairvoyant(paper_rules(replace(config, policies={}), PolicyName.HORIZONTAL), arrivals_s, duration_s, options)
+    """The yardstick of all policies under these settings: planned by the constants of `policy`."""
+    return clairvoyant(config, arrivals_s, duration_s, options)
 
 
 def _load(traces: dict[str, Trace]) -> Load:

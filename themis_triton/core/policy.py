@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 from themis_triton.core.options import option, section
@@ -182,19 +182,3 @@ class PolicyConfig:
     themis_paper: ThemisPaperConfig = section(ThemisPaperConfig, "policy themis-paper")
     inferline: InferLineConfig = section(InferLineConfig, "policy inferline")
     static: StaticConfig = section(StaticConfig, "policy static")
-
-    @property
-    def baseline_stabilization_s(self) -> float:
-        """For how long fewer servers must have sufficed before the configured baseline retires one."""
-        if self.name is PolicyName.THEMIS_PAPER:
-            return self.themis_paper.scale_in_stabilization_s
-        return (self.inferline if self.name is PolicyName.INFERLINE else self.horizontal).scale_in_stabilization_s
-
-    def planning_for(self, rate_rps: float | None) -> PolicyConfig:
-        """The same with the rate that `static` and `inferline` plan for."""
-        return replace(self, static=replace(self.static, planned_rps=rate_rps), inferline=replace(self.inferline, planned_rps=rate_rps))
-
-    @property
-    def planned_rps(self) -> float | None:
-        """The rate that the configured policy plans for once; None where it has none."""
-        return {PolicyName.STATIC: self.static.planned_rps, PolicyName.INFERLINE: self.inferline.planned_rps}.get(self.name)

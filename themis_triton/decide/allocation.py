@@ -57,8 +57,7 @@ def allocate(state: PolicyState, proposals: Sequence[PipelineProposal], policy_i
             launch |= {free.pop(0): _launched(view, proposal, group.stages) for _ in range(granted[g])}
         retire += [name for name in proposal.retire if name not in retire and not _needed_elsewhere(name, view, proposals)]
     memories = {each.view.pipeline.name: each.result.state for each in proposals}
-    free_batches = all(each.view.sets_batches for each in proposals)
-    target = Target(servers, launch, tuple(retire), rules.fast_actuation, free_batches)
+    target = Target(servers, launch, tuple(retire), rules.fast_actuation, rules.dispatcher_sets_batches)
     return Allocation(target, shares.clamps, replace(state, pipelines=memories, short_since_s=shares.short_since_s))
 
 
@@ -149,14 +148,16 @@ def _given_up(
 
 
 def _states(view: PipelineView, proposal: Proposal, stages: tuple[int, ...], server: Server) -> dict[str, ModelState]:
-    """What a running server shall run; caps are not lowered, because that is a reload which wins nothing, unless batches are exact."""
+    """The target of a running server; batch limits are not lowered, a reload without benefit, unless a dispatcher sets batches."""
     states = {}
     for s in stages:
         name, batch = view.pipeline.stages[s], proposal.batches[s]
         now = server.models[name]
         wanted = proposal.overrides.get(server.name, {}).get(name, proposal.instances[s])
         instances = wanted if proposal.allow_shrink else max(wanted, now.instances)
-        states[name] = ModelState(instances, batch if proposal.exact_batches else max(batch, now.max_batch), now.max_queue_delay_us)
+        states[name] = ModelState(
+            instances, batch if view.rules.dispatcher_sets_batches else max(batch, now.max_batch), now.max_queue_delay_us
+        )
     return states
 
 
@@ -165,7 +166,7 @@ def _launched(view: PipelineView, proposal: Proposal, stages: tuple[int, ...]) -
     states = {}
     for s in stages:
         stage, name = view.problem.stages[s], view.pipeline.stages[s]
-        batch = proposal.batches[s] if proposal.exact_batches else stage.max_batch
+        batch = proposal.batches[s] if view.rules.dispatcher_sets_batches else stage.max_batch
         states[name] = ModelState(proposal.launch_instances[s], batch, view.rules.config.models[name].max_queue_delay_us)
     return states
 

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from themis_triton.core.decision import Decision, Reason, Stage
 from themis_triton.core.estimate import PROXY
-from themis_triton.core.policy import PolicyName
-from themis_triton.decide import horizontal, inferline, static, themis, themis_paper, vertical
 from themis_triton.decide.allocation import PipelineProposal, allocate
 from themis_triton.decide.guards import guard
 from themis_triton.decide.planner import Planner
-from themis_triton.decide.proposal import PolicyResult
+from themis_triton.decide.policy import Policy
 from themis_triton.decide.rules import Rules
 from themis_triton.decide.state import PipelineState, PolicyInput, PolicyState
-from themis_triton.decide.view import PipelineView, view_of
+from themis_triton.decide.view import view_of
 
-POLICIES: dict[PolicyName, Callable[[PipelineState, PipelineView], PolicyResult]] = {
-    PolicyName.THEMIS: themis.propose,
-    PolicyName.THEMIS_PAPER: themis_paper.propose,
-    PolicyName.HORIZONTAL: horizontal.propose,
-    PolicyName.VERTICAL: vertical.propose,
-    PolicyName.INFERLINE: inferline.propose,
-    PolicyName.STATIC: static.propose,
-}
 URGENCY = (
     Reason.INFEASIBLE,
     Reason.REPLACE,
@@ -36,17 +24,16 @@ URGENCY = (
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
-def decide(state: PolicyState, policy_input: PolicyInput, planner: Planner) -> tuple[PolicyState, Decision]:
+def decide(state: PolicyState, policy_input: PolicyInput, planner: Planner, policy: Policy) -> tuple[PolicyState, Decision]:
     """One tick's decision. No data, stale readings and short history hold what is; nothing here reads a clock or does I/O."""
     rules = planner.rules
     held = _hold(policy_input, rules)
     if held is not None:
         return state.reset_windows(), held
-    propose = POLICIES[rules.config.policy.name]
     proposals = []
     for pipeline in rules.config.pipelines:
         view = view_of(pipeline, policy_input, planner)
-        proposals.append(PipelineProposal(view, propose(state.pipelines.get(pipeline.name, PipelineState()), view)))
+        proposals.append(PipelineProposal(view, policy.propose(state.pipelines.get(pipeline.name, PipelineState()), view)))
     allocation = allocate(state, proposals, policy_input, rules)
     target, clamps = guard(allocation.target, policy_input.snapshot, rules.config)
     outputs = [each.result.proposal for each in proposals]

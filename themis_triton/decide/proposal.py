@@ -16,8 +16,7 @@ class Proposal:
     """Counts and batches a stage for every ready server, with `overrides` for single ones by name and stage.
 
     `launch`: how many servers a group, with `launch_instances` a stage; `retire`: names of servers. `allow_shrink` False: a server that
-    runs more instances keeps them for now. `exact_batches`: batches are set as they are, not only raised (`batches` is then what the
-    dispatcher shall form, and `launch` uses it too).
+    runs more instances keeps them for now. Where a dispatcher sets batches, `batches` are what it forms; else limits that are only raised.
     """
 
     instances: tuple[int, ...]
@@ -29,7 +28,6 @@ class Proposal:
     launch_instances: tuple[int, ...]
     retire: tuple[str, ...] = ()
     allow_shrink: bool = True
-    exact_batches: bool = False
     overrides: dict[str, dict[str, int]] = field(default_factory=dict)
     detail: str = ""
 

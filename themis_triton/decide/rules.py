@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from themis_triton.core.action import ActionKind
-from themis_triton.core.config import ModelConfig, PipelineConfig, ThemisConfig, ThroughputRule
+from themis_triton.core.config import ModelConfig, PipelineConfig, Placement, ThemisConfig, ThroughputRule
 from themis_triton.core.price import instance_price, server_price
 from themis_triton.solver.migration import MovePrices
 from themis_triton.solver.migration_steps import MoveTimes
@@ -54,10 +54,15 @@ class Rules:
         return all(max(profile.instance_init_s, profile.instance_stop_s) <= self.config.policy.tick_s for profile in profiles)
 
     @property
+    def dispatcher_sets_batches(self) -> bool:
+        """Whether a dispatcher before the servers forms the planned batches (the paper's); else servers form them, up to their limits."""
+        return self.config.planning.placement is Placement.SEPARATE and not self.config.policy.queueing.predicts_busy
+
+    @property
     def max_servers(self) -> int:
         """Servers that plans may use: what the settings say, else those that can exist, the adopted ones and one a slot."""
-        launch, told = self.config.launch, self.config.planning.max_servers
-        return told if told is not None else max(1, len(self.config.servers) + (len(launch.slots) if launch is not None else 0))
+        launch, configured = self.config.launch, self.config.planning.max_servers
+        return configured if configured is not None else max(1, len(self.config.servers) + (len(launch.slots) if launch is not None else 0))
 
     def init_s(self, pipeline: PipelineConfig) -> float:
         """Longest initialisation of an instance of the chain."""

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from themis_triton.core.action import ActionKind
 from themis_triton.core.config import Placement
 from themis_triton.core.decision import Reason, Stage
+from themis_triton.core.policy import PolicyName
 from themis_triton.decide.demand import Demand, fast_demand, launch_demand, slow_demand, survivor_demand
+from themis_triton.decide.policy import Policy
 from themis_triton.decide.proposal import PolicyResult, Proposal, evidence_of, grows, leaving, shrinks, to_launch
 from themis_triton.decide.state import DemandSample, PipelineState
 from themis_triton.decide.view import PipelineView, VerticalTarget
@@ -62,7 +64,6 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
             launch_instances=_launch_instances(view, (fast, slow, rising), aim.wanted),
             retire=retire,
             allow_shrink=allow_shrink,
-            exact_batches=view.sets_batches,
             overrides=_extra_instances(view, now, instances, retire),
             detail=why,
         ),
@@ -176,7 +177,7 @@ def _extra_instances(
 
 def _batches(view: PipelineView, now: VerticalTarget | None, instances: tuple[int, ...], aim: _Aim) -> tuple[int, ...]:
     """Larger batches mean a reload: only while the instances that run suffice, and only where the cheapest way goes over it."""
-    if view.sets_batches:
+    if view.rules.dispatcher_sets_batches:
         return now.batches if now is not None else tuple(stage.batch for stage in aim.plan.stages)
     bounds = tuple(stage.max_batch for stage in view.problem.stages)
     calm = now is not None and now.feasible and not grows(view, instances)
@@ -209,3 +210,6 @@ def _reason(
     if grows(view, instances):
         return Reason.SURGE
     return Reason.SETTLE if shrinks(view, instances) else Reason.STEADY
+
+
+THEMIS = Policy(PolicyName.THEMIS, propose, waits_for_batches=False)

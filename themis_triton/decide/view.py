@@ -157,13 +157,8 @@ class PipelineView:
         held = [(len(counts), counts[0])] if len(set(counts)) == 1 else [(1, instances) for instances in counts]
         return sum(max(0.0, self.planner.carried(query, (n,), instances)) for n, instances in held)
 
-    @property
-    def sets_batches(self) -> bool:
-        """Whether batches are set as planned, by a dispatcher before the servers; else they form by themselves, up to the servers' caps."""
-        return self.rules.config.planning.placement is Placement.SEPARATE and not self.problem.queueing.predicts_busy
-
     def _query(self, demand: Demand, *, reload: bool = False) -> PlanQuery:
-        caps = None if reload or self.sets_batches else self.batch_caps
+        caps = None if reload or self.rules.dispatcher_sets_batches else self.batch_caps
         return PlanQuery(self.pipeline.name, demand, caps, self.busy_elsewhere)
 
 

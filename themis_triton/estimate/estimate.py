@@ -9,7 +9,7 @@ from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.estimate import PROXY, Estimate, ModelEstimate, PipelineEstimate
 from themis_triton.core.fleet import Phase
 from themis_triton.core.observation import LatencyHistogram, ModelCounters, RouteReading, ServerReading, Snapshot
-from themis_triton.core.policy import ForecastName, PolicyConfig, PolicyName
+from themis_triton.core.policy import ForecastName, PolicyConfig
 from themis_triton.estimate.drift import DriftHistory, judged
 from themis_triton.estimate.latency import difference, percentile
 from themis_triton.estimate.series import EMPTY, CounterSeries
@@ -66,12 +66,12 @@ class History:
     drift: DriftHistory = field(default_factory=DriftHistory)
 
 
-def estimate(history: History, snapshot: Snapshot, config: ThemisConfig) -> tuple[History, Estimate]:
+def estimate(history: History, snapshot: Snapshot, config: ThemisConfig, *, per_second: bool = False) -> tuple[History, Estimate]:
     """Take in a snapshot; returns the new history and what it means."""
     history = _observe(history, snapshot)
     models = {name: _model(name, history, snapshot.at_s, config.policy) for name in config.models}
     drift, models, events = judged(history.drift, models, snapshot, config)
-    pipelines = {p.name: _pipeline(p, history, models, config.policy) for p in config.pipelines}
+    pipelines = {p.name: _pipeline(p, history, models, config.policy, per_second=per_second) for p in config.pipelines}
     span_s = max((series.arrivals.span_s for series in history.routes.values()), default=0.0)
     stale = dict(_stale(history, snapshot, config.policy))
     return replace(history, drift=drift), Estimate(snapshot.at_s, models, pipelines, stale, span_s, events)
@@ -123,7 +123,9 @@ def _model(name: str, history: History, now_s: float, policy: PolicyConfig) -> M
     )
 
 
-def _pipeline(pipeline: PipelineConfig, history: History, models: dict[str, ModelEstimate], policy: PolicyConfig) -> PipelineEstimate:
+def _pipeline(
+    pipeline: PipelineConfig, history: History, models: dict[str, ModelEstimate], policy: PolicyConfig, *, per_second: bool
+) -> PipelineEstimate:
     """A pipeline's demand is what enters its first stage; later stages see it only as fast as the earlier ones let it through."""
     first = models[pipeline.stages[0]]
     arrivals = history.routes.get(pipeline.stages[0], RouteSeries()).arrivals
@@ -140,12 +142,8 @@ def _pipeline(pipeline: PipelineConfig, history: History, models: dict[str, Mode
         dispersion=arrivals.dispersion(DISPERSION_WINDOW_S, DISPERSION_OVER_S),
         trend_rps_per_s=arrivals.growth(policy.demand.trend_window_s),
         trend_base_rps=arrivals.rate(policy.demand.trend_window_s),
-        per_second=arrivals.per_second(FORECAST_S) if _foresees(policy) else (),
+        per_second=arrivals.per_second(FORECAST_S) if per_second or policy.demand.forecast is not ForecastName.NONE else (),
     )
-
-
-def _foresees(policy: PolicyConfig) -> bool:
-    return policy.demand.forecast is not ForecastName.NONE or policy.name is PolicyName.THEMIS_PAPER
 
 
 def _stale(history: History, snapshot: Snapshot, policy: PolicyConfig) -> Iterable[tuple[str, str]]:

@@ -15,7 +15,6 @@ from themis_triton.core.config import (
     ModelConfig,
     ModelInputs,
     PipelineConfig,
-    Placement,
     PlanningConfig,
     Prices,
     StatusConfig,
@@ -50,13 +49,8 @@ def build(loaded: Loaded, settings: Settings) -> ThemisConfig:
 
 
 def _policy(settings: Settings, name: PolicyName, own: PolicySettings) -> PolicyConfig:
-    """The values of `policy` (with separate placement, a baseline's published ones), overridden by the policy's own section."""
-    common = with_settings(PolicyConfig(), settings.policy)
-    if settings.planning.placement is Placement.SEPARATE:
-        from themis_triton.decide.paper import has_published_rules, published  # noqa: PLC0415 - the base install has no numpy
-
-        common = published(name) if has_published_rules(name, settings.planning.placement) else common
-    return replace(with_settings(common, own), name=name)
+    """The values of `policy`, overridden by the policy's own section."""
+    return replace(with_settings(with_settings(PolicyConfig(), settings.policy), own), name=name)
 
 
 def _model(loaded: Loaded, name: str, model: ModelSettings, busy: int) -> ModelConfig:

@@ -14,18 +14,17 @@ from themis_triton.act.executor import Actuators, Executor
 from themis_triton.act.fleet import Fleet
 from themis_triton.act.supervisor import Supervisor
 from themis_triton.core.address import Address
-from themis_triton.core.config import DeviceSlot, LaunchConfig, ModelConfig, ModelProfile, Placement, ThemisConfig, ThroughputRule
+from themis_triton.core.config import DeviceSlot, LaunchConfig, ModelProfile, Placement, ThemisConfig, ThroughputRule
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.policy import PolicyName
-from themis_triton.decide.rules import build_rules
+from themis_triton.evaluation.starts import initial_state
 from themis_triton.sim.cluster import Cluster
 from themis_triton.sim.engine import Simulation
 from themis_triton.sim.layout import Layout
 from themis_triton.sim.ports import SimControl, SimLauncher, SimObserver, SimRecorder, SimRoutes
 from themis_triton.sim.virtual_time import VirtualClock
 from themis_triton.sim.world import SimWorld, world_for
-from themis_triton.solver.solve import solve_joint
 from themis_triton.solver.surface import FloatArray, surface_from_table
 from themis_triton.tick import World
 
@@ -91,29 +90,6 @@ def _timed(profile: ModelProfile, world: SimWorld) -> ModelProfile:
 def world_of(config: ThemisConfig, options: SimOptions) -> SimWorld:
     """The world asked for, or the settings' own."""
     return options.world if options.world is not None else world_for(config)
-
-
-def start_for(config: ThemisConfig, rate_rps: float, *, batch: int | None = None) -> tuple[dict[str, ModelState], ...]:
-    """First servers for a rate, for `SimOptions.servers`: the fewest instances each, and as many as the joint plan with them needs.
-
-    `batch` is the largest batch of that plan and of the servers; None: the settings' bounds. One pipeline after the other.
-    """
-    rules, states = build_rules(config), []
-    for pipeline in config.pipelines:
-        problem = replace(rules.problems[pipeline.name], demand_rps=rate_rps)
-        least = [stage.min_instances for stage in problem.stages]
-        allowed = None if batch is None else [list(range(1, min(batch, stage.max_batch) + 1)) for stage in problem.stages]
-        plan = solve_joint(problem, instances=least, batches=allowed)
-        held = {s.name: _state(config.models[s.name], s.instances, batch) for s in plan.stages}
-        if config.planning.placement is Placement.SEPARATE:
-            states += [{stage.name: held[stage.name]} for stage in plan.stages for _ in range(stage.servers)]
-        else:
-            states += [held] * plan.servers
-    return tuple(states)
-
-
-def _state(model: ModelConfig, instances: int, batch: int | None) -> ModelState:
-    return ModelState(instances, min(batch or model.max_batch, model.max_batch), model.max_queue_delay_us)
 
 
 def build_simulation(config: ThemisConfig, arrivals: Mapping[str, FloatArray], world: SimWorld, seed: int) -> Simulation:
@@ -183,7 +159,7 @@ async def serve_initially(config: ThemisConfig, cluster: Cluster, executor: Exec
 def _held_initially(config: ThemisConfig, options: SimOptions) -> Sequence[Models]:
     if options.servers is not None:
         return options.servers
-    models = options.models or {name: _state(model, model.min_instances, None) for name, model in config.models.items()}
+    models = options.models or {name: initial_state(model, model.min_instances, None) for name, model in config.models.items()}
     if config.servers:
         return [models] * len(config.servers)
     if config.planning.placement is Placement.SEPARATE:

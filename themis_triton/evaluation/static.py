@@ -1,20 +1,26 @@
-"""Static: the baseline that plans once, for the greatest rate that it is told of, and never changes anything."""
+"""Static: the baseline that plans once, for a configured rate, and never changes anything."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from themis_triton.core.config import ThemisConfig
 from themis_triton.core.decision import Reason, Stage
+from themis_triton.core.policy import PolicyConfig, PolicyName
 from themis_triton.decide.demand import Demand
-from themis_triton.decide.horizontal import efficient_instances
-from themis_triton.decide.paper import baseline_demand
+from themis_triton.decide.policy import Load, Models, Policy
 from themis_triton.decide.proposal import PolicyResult, Proposal, evidence_of, to_launch
+from themis_triton.decide.rules import Rules
 from themis_triton.decide.state import PipelineState
 from themis_triton.decide.view import PipelineView
+from themis_triton.evaluation.common import baseline_demand
+from themis_triton.evaluation.horizontal import efficient_instances
+from themis_triton.evaluation.starts import FleetPlan, start_planned
+from themis_triton.solver.solve import solve_joint
 
 
 def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
-    """Keep the fleet of the plan for `planned_rps`; without one, what is found, or else all the servers that there can be."""
+    """Keep the plan for `static.planned_rps`; without one the fleet that runs at the start, or as many servers as can exist."""
     state = state if state.fixed_servers else _fixed(state, view)
     launch, demand = to_launch(view, state.fixed_servers), baseline_demand(view)
     return PolicyResult(
@@ -27,15 +33,14 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
             evidence=evidence_of(view, demand, demand, wanted=state.fixed_servers, predicted_p99_ms=None),
             launch=launch,
             launch_instances=state.fixed_instances,
-            exact_batches=view.sets_batches,
         ),
     )
 
 
 def _fixed(state: PipelineState, view: PipelineView) -> PipelineState:
     policy = view.rules.config.policy
-    if policy.planned_rps is not None:
-        plan = view.joint(Demand(policy.planned_rps, 0.0, 1.0, policy.demand.headroom_sigmas, exact=True))
+    if policy.static.planned_rps is not None:
+        plan = view.joint(Demand(policy.static.planned_rps, 0.0, 1.0, policy.demand.headroom_sigmas, exact=True))
         servers, instances = view.servers_of(plan), tuple(stage.instances for stage in plan.stages)
         return replace(state, fixed_servers=servers if plan.feasible else view.max_servers_by_group, fixed_instances=instances)
     if view.serves:
@@ -43,3 +48,20 @@ def _fixed(state: PipelineState, view: PipelineView) -> PipelineState:
     return replace(
         state, fixed_servers=view.max_servers_by_group, fixed_instances=efficient_instances(view.problem, policy.horizontal.instances)
     )
+
+
+def _prepared(config: PolicyConfig, load: Load) -> PolicyConfig:
+    return replace(config, static=replace(config.static, planned_rps=config.static.planned_rps or load.peak_rps))
+
+
+def _first_servers(config: ThemisConfig, _: Load) -> tuple[Models, ...] | None:
+    rate_rps = config.policy.static.planned_rps
+    return start_planned(config, rate_rps, _planned_fleet) if rate_rps is not None else None
+
+
+def _planned_fleet(rules: Rules, pipeline: str, rate_rps: float) -> FleetPlan:
+    stages = solve_joint(replace(rules.problems[pipeline], demand_rps=rate_rps)).stages
+    return FleetPlan(*(tuple(getattr(stage, key) for stage in stages) for key in ("servers", "instances", "batch")))
+
+
+STATIC = Policy(PolicyName.STATIC, propose, prepared=_prepared, first_servers=_first_servers)

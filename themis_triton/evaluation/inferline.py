@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from themis_triton.core.config import ThemisConfig
 from themis_triton.core.decision import Reason, Stage
-from themis_triton.decide.paper import baseline_demand, scaled_in
+from themis_triton.core.policy import PolicyConfig, PolicyName
+from themis_triton.decide.policy import Load, Models, Policy
 from themis_triton.decide.proposal import PolicyResult, Proposal, evidence_of, to_launch
 from themis_triton.decide.rules import Rules
 from themis_triton.decide.state import PipelineState
 from themis_triton.decide.view import PipelineView
+from themis_triton.evaluation.common import baseline_demand, batches_of, scaled_in
+from themis_triton.evaluation.starts import FleetPlan, start_planned
 from themis_triton.solver.plans import Evaluation
 from themis_triton.solver.problem import ChainProblem, Placement
 from themis_triton.solver.solve import evaluate
@@ -19,38 +23,28 @@ from themis_triton.solver.solve import evaluate
 PLANNING_PERCENTILE = 90.0
 
 
-@dataclass(frozen=True, slots=True)
-class BasePlan:
-    """Servers, instances and batches a stage."""
-
-    servers: tuple[int, ...]
-    instances: tuple[int, ...]
-    batches: tuple[int, ...]
-
-
 def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     """Servers in proportion to the largest second of the peak window: `ceil(rate / (μ·ρ))`, with the plan's throughput and utilisation."""
     policy, demand = view.rules.config.policy, baseline_demand(view)
-    base_rps = policy.planned_rps or state.fixed_rps or demand.rate_rps
+    base_rps = policy.inferline.planned_rps or state.fixed_rps or demand.rate_rps
     key = ("inferline", view.pipeline.name, base_rps)
     plan = view.planner.remembered(key, lambda: base_plan(view.rules, view.pipeline.name, base_rps))
     # The plan's utilisation is ρ = base / (n·μ), so that μ·ρ is its share of the base rate a server.
     needed = (max(plan.servers[s] for s in group.stages) * demand.rate_rps / base_rps if base_rps else 1.0 for group in view.groups)
     wanted = tuple(min(max(1, math.ceil(count - 1e-9)), most) for count, most in zip(needed, _most(view), strict=True))
-    state, retire = scaled_in(replace(state, fixed_rps=base_rps), view, wanted)
+    state, retire = scaled_in(replace(state, fixed_rps=base_rps), view, wanted, policy.inferline.scale_in_stabilization_s)
     launch = to_launch(view, wanted)
     return PolicyResult(
         state,
         Proposal(
             instances=plan.instances,
-            batches=plan.batches if view.sets_batches else view.batch_caps,
+            batches=batches_of(view, plan.batches),
             stage=Stage.OPTIMISE,
             reason=Reason.SCALE_OUT if any(launch) else Reason.SCALE_IN if retire else Reason.STEADY,
             evidence=evidence_of(view, demand, demand, wanted=wanted, predicted_p99_ms=None),
             launch=launch,
             launch_instances=plan.instances,
             retire=retire,
-            exact_batches=view.sets_batches,
         ),
     )
 
@@ -59,7 +53,7 @@ def _most(view: PipelineView) -> tuple[int, ...]:
     return (view.rules.max_servers,) * len(view.groups)
 
 
-def base_plan(rules: Rules, pipeline: str, rate_rps: float) -> BasePlan:
+def base_plan(rules: Rules, pipeline: str, rate_rps: float) -> FleetPlan:
     """Hill-climbing from batches of one on the most instances: each time the step that saves most, while there is a feasible one.
 
     A step is a server fewer or an instance fewer a server, of one stage, alone or with larger batches of it. Feasible: at the base
@@ -70,19 +64,19 @@ def base_plan(rules: Rules, pipeline: str, rate_rps: float) -> BasePlan:
     while steps := [result for step in _steps(problem, plan) if (result := _result(problem, step)).feasible]:
         best = min(steps, key=lambda result: result.cost)
         rows = ((stage.servers, stage.instances, stage.batch) for stage in best.stages)
-        plan = BasePlan(*(tuple(column) for column in zip(*rows, strict=True)))
+        plan = FleetPlan(*(tuple(column) for column in zip(*rows, strict=True)))
     return plan
 
 
-def _start(problem: ChainProblem) -> BasePlan:
+def _start(problem: ChainProblem) -> FleetPlan:
     most = tuple(stage.max_instances for stage in problem.stages)
     ones = (1,) * len(most)
-    single = zip(problem.stages, _result(problem, BasePlan(ones, most, ones)).stages, strict=True)
+    single = zip(problem.stages, _result(problem, FleetPlan(ones, most, ones)).stages, strict=True)
     needs = [max(1, math.ceil(problem.demand_rps * stage.demand_ratio / one.capacity_rps)) for stage, one in single]
-    return BasePlan(tuple(needs if problem.placement is Placement.SEPARATE else [max(needs)] * len(needs)), most, ones)
+    return FleetPlan(tuple(needs if problem.placement is Placement.SEPARATE else [max(needs)] * len(needs)), most, ones)
 
 
-def _steps(problem: ChainProblem, plan: BasePlan) -> Iterator[BasePlan]:
+def _steps(problem: ChainProblem, plan: FleetPlan) -> Iterator[FleetPlan]:
     together = problem.placement is not Placement.SEPARATE
     fewer = tuple(n - 1 for n in plan.servers)
     for s, stage in enumerate(problem.stages):
@@ -98,6 +92,18 @@ def _moved(counts: tuple[int, ...], stage: int, by: int) -> tuple[int, ...]:
     return tuple(count + by * (s == stage) for s, count in enumerate(counts))
 
 
-def _result(problem: ChainProblem, plan: BasePlan) -> Evaluation:
+def _result(problem: ChainProblem, plan: FleetPlan) -> Evaluation:
     servers = plan.servers if problem.placement is Placement.SEPARATE else plan.servers[0]
     return evaluate(problem, servers, plan.instances, plan.batches)
+
+
+def _prepared(config: PolicyConfig, load: Load) -> PolicyConfig:
+    return replace(config, inferline=replace(config.inferline, planned_rps=config.inferline.planned_rps or load.first_rps))
+
+
+def _first_servers(config: ThemisConfig, _: Load) -> tuple[Models, ...] | None:
+    rate_rps = config.policy.inferline.planned_rps
+    return start_planned(config, rate_rps, base_plan) if rate_rps is not None else None
+
+
+INFERLINE = Policy(PolicyName.INFERLINE, propose, prepared=_prepared, first_servers=_first_servers)

@@ -5,42 +5,44 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from themis_triton.core.decision import Reason, Stage
-from themis_triton.core.policy import ForecastName
+from themis_triton.core.policy import ForecastName, PolicyConfig, PolicyName
 from themis_triton.decide.demand import Demand
-from themis_triton.decide.horizontal import efficient_instances
-from themis_triton.decide.paper import baseline_demand, scaled_in
+from themis_triton.decide.policy import Policy
 from themis_triton.decide.proposal import PolicyResult, Proposal, evidence_of, grows, to_launch
 from themis_triton.decide.state import PipelineState
 from themis_triton.decide.view import PipelineView
+from themis_triton.evaluation.common import baseline_demand, batches_of, scaled_in
+from themis_triton.evaluation.horizontal import efficient_instances
 from themis_triton.forecast.forecast import forecast_rate
+from themis_triton.solver.problem import ChainProblem
 from themis_triton.solver.solve import evaluate
 
 HORIZON_S = 10.0
-# The published classifier calls a rise from a probability of 0.2 on, for its recall: the rate that is exceeded with that probability.
+# The published classifier reports a rise from a probability of 0.2 on: the rate that is exceeded with that probability.
 QUANTILE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
 class _Move:
-    """What one of the two states asks for; `settled`: counts are the steady ones, so that servers may leave."""
+    """The proposal of one of the two states. `steady`: instances are the steady ones, so that servers may retire."""
 
     instances: tuple[int, ...]
     batches: tuple[int, ...]
     wanted: tuple[int, ...]
     launch_instances: tuple[int, ...]
     feasible: bool
-    settled: bool
+    steady: bool
 
 
 def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
-    """Steady, or some stage at its limit: the horizontal programme. Else the vertical one."""
+    """The horizontal programme while the rate is steady or a stage is at its limit, else the vertical one."""
     steady = state.fixed_instances or efficient_instances(view.problem, view.rules.config.policy.themis_paper.instances)
     state, demand = replace(state, fixed_instances=steady), baseline_demand(view)
-    vertical = view.serves and _must_rise(view, demand)
+    vertical = view.serves and _must_scale_up(view, demand)
     move = _vertically(view, demand) if vertical else _horizontally(view, demand, steady)
     retire: tuple[str, ...] = ()
-    if move.settled:
-        state, retire = scaled_in(state, view, move.wanted)
+    if move.steady:
+        state, retire = scaled_in(state, view, move.wanted, view.rules.config.policy.themis_paper.scale_in_stabilization_s)
     else:
         state = replace(state, wanted=())
     launch = to_launch(view, move.wanted)
@@ -48,58 +50,57 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
         state,
         Proposal(
             instances=move.instances,
-            batches=move.batches if view.sets_batches else view.batch_caps,
+            batches=batches_of(view, move.batches),
             stage=Stage.ABSORB if vertical else Stage.OPTIMISE,
             reason=_reason(view, move, launch, retire),
             evidence=evidence_of(view, demand, demand, wanted=move.wanted, predicted_p99_ms=None),
             launch=launch,
             launch_instances=move.launch_instances,
             retire=retire,
-            exact_batches=view.sets_batches,
         ),
     )
 
 
-def _must_rise(view: PipelineView, demand: Demand) -> bool:
-    """More is expected than what runs puts through, and every stage may still grow."""
+def _must_scale_up(view: PipelineView, demand: Demand) -> bool:
+    """Whether the expected rate exceeds the throughput of what runs, and every stage may still grow."""
     at_limit = any(now >= stage.max_instances for now, stage in zip(view.instances_now, view.problem.stages, strict=True))
-    return not at_limit and max(demand.rate_rps, _foreseen_rps(view)) > _throughput_rps(view)
+    return not at_limit and max(demand.rate_rps, _forecast_rps(view)) > _throughput_rps(view)
 
 
-def _foreseen_rps(view: PipelineView) -> float:
-    told = view.rules.config.policy.demand.forecast
-    name = ForecastName.LINEAR if told is ForecastName.NONE else told
+def _forecast_rps(view: PipelineView) -> float:
+    configured = view.rules.config.policy.demand.forecast
+    name = ForecastName.LINEAR if configured is ForecastName.NONE else configured
     return forecast_rate(name, view.estimate.per_second, HORIZON_S, QUANTILE)
 
 
 def _throughput_rps(view: PipelineView) -> float:
-    """Of the ready servers as they are; where they differ, all count as the smallest. Batches that form by themselves: inside the SLO."""
-    if not view.sets_batches:
+    """Throughput of the ready servers as they are, all counted as the smallest; inside the SLO unless a dispatcher sets batches."""
+    if not view.rules.dispatcher_sets_batches:
         return view.capacity_rps()
     return evaluate(view.problem, view.ready, view.instances_now, view.batch_caps).capacity_rps
 
 
 def _horizontally(view: PipelineView, demand: Demand, steady: tuple[int, ...]) -> _Move:
-    """The plan with the fewest cores. Where cores shall go, it takes one server more a stage, and the new ones must serve first."""
+    """The plan with the fewest cores. Cores are removed once one server more than planned serves in the stage."""
     plan = view.joint(demand, instances=steady)
     wanted = view.servers_of(plan) if plan.feasible else view.max_servers_by_group
     batches = tuple(stage.batch for stage in plan.stages)
     if not view.serves:
-        return _Move(steady, batches, wanted, steady, plan.feasible, settled=True)
+        return _Move(steady, batches, wanted, steady, plan.feasible, steady=True)
     shrinks = [any(view.instances_now[s] > steady[s] for s in group.stages) for group in view.groups]
     wanted = tuple(count + extra for count, extra in zip(wanted, shrinks, strict=True))
     if any(shrinks) and any(ready < count for ready, count in zip(view.ready, wanted, strict=True)):
-        return _Move(view.instances_now, view.batch_caps, wanted, steady, plan.feasible, settled=False)
-    return _Move(steady, batches, wanted, steady, plan.feasible, settled=True)
+        return _Move(view.instances_now, view.batch_caps, wanted, steady, plan.feasible, steady=False)
+    return _Move(steady, batches, wanted, steady, plan.feasible, steady=True)
 
 
 def _vertically(view: PipelineView, demand: Demand) -> _Move:
-    """The fewest cores on the servers that are ready, never fewer than now; where they do not suffice, the servers missing as well."""
+    """The fewest cores on the ready servers, never fewer than now; the missing servers where these do not suffice."""
     found = view.vertical(demand, view.ready, min_instances=view.instances_now)
     instances = tuple(stage.instances for stage in found.plan.stages)
     missing = found.stage_servers_missing or (0 if found.feasible else found.servers_missing or 1,) * len(view.groups)
     wanted = tuple(ready + more for ready, more in zip(view.ready, missing, strict=True))
-    return _Move(instances, tuple(stage.batch for stage in found.plan.stages), wanted, instances, found.feasible, settled=False)
+    return _Move(instances, tuple(stage.batch for stage in found.plan.stages), wanted, instances, found.feasible, steady=False)
 
 
 def _reason(view: PipelineView, move: _Move, launch: tuple[int, ...], retire: tuple[str, ...]) -> Reason:
@@ -110,3 +111,10 @@ def _reason(view: PipelineView, move: _Move, launch: tuple[int, ...], retire: tu
     if view.serves and grows(view, move.instances):
         return Reason.SURGE
     return Reason.STEADY if move.feasible else Reason.INFEASIBLE
+
+
+def _fixed(policy: PolicyConfig, problem: ChainProblem) -> tuple[int, ...]:
+    return efficient_instances(problem, policy.themis_paper.instances)
+
+
+THEMIS_PAPER = Policy(PolicyName.THEMIS_PAPER, propose, needs_arrivals_per_second=True, fixed_instances=_fixed)

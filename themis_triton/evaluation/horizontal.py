@@ -7,36 +7,37 @@ from itertools import product
 
 from themis_triton.core.config import Placement
 from themis_triton.core.decision import Reason, Stage
-from themis_triton.decide.paper import baseline_demand, scaled_in
+from themis_triton.core.policy import PolicyConfig, PolicyName
+from themis_triton.decide.policy import Policy
 from themis_triton.decide.proposal import PolicyResult, Proposal, evidence_of, to_launch
 from themis_triton.decide.state import PipelineState
 from themis_triton.decide.view import PipelineView
+from themis_triton.evaluation.common import baseline_demand, batches_of, scaled_in
 from themis_triton.solver.problem import ChainProblem
 from themis_triton.solver.solve import largest_demand
 
 
 def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
-    """The joint plan with instances fixed, every tick; scale-in after `baseline_stabilization_s` of agreement."""
+    """The joint plan with fixed instances, every tick; servers retire after the stabilization window."""
     policy = view.rules.config.policy
     instances = state.fixed_instances or efficient_instances(view.problem, policy.horizontal.instances)
     demand = baseline_demand(view)
     joint = view.joint(demand, instances=instances)
     wanted = view.servers_of(joint) if joint.feasible else view.max_servers_by_group
     launch = to_launch(view, wanted)
-    state, retire = scaled_in(replace(state, fixed_instances=instances), view, wanted)
+    state, retire = scaled_in(replace(state, fixed_instances=instances), view, wanted, policy.horizontal.scale_in_stabilization_s)
     reason = Reason.SCALE_OUT if any(launch) else Reason.SCALE_IN if retire else Reason.STEADY if joint.feasible else Reason.INFEASIBLE
     return PolicyResult(
         state,
         Proposal(
             instances=instances,
-            batches=tuple(stage.batch for stage in joint.stages) if view.sets_batches else view.batch_caps,
+            batches=batches_of(view, tuple(stage.batch for stage in joint.stages)),
             stage=Stage.OPTIMISE,
             reason=reason,
             evidence=evidence_of(view, demand, demand, wanted=wanted, predicted_p99_ms=joint.predicted_p99_ms),
             launch=launch,
             launch_instances=instances,
             retire=retire,
-            exact_batches=view.sets_batches,
         ),
     )
 
@@ -53,3 +54,10 @@ def efficient_instances(problem: ChainProblem, fixed: int | None) -> tuple[int, 
         return largest_demand(problem, 1, instances=counts, max_rate_rps=100_000.0) / cost
 
     return max(product(*(range(s.min_instances, s.max_instances + 1) for s in stages)), key=value)
+
+
+def _fixed(policy: PolicyConfig, problem: ChainProblem) -> tuple[int, ...]:
+    return efficient_instances(problem, policy.horizontal.instances)
+
+
+HORIZONTAL = Policy(PolicyName.HORIZONTAL, propose, fixed_instances=_fixed)

@@ -1,0 +1,53 @@
+"""What a policy is: one record with its function, what it needs, and how an evaluation starts it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from themis_triton.core.config import ThemisConfig
+from themis_triton.core.fleet import ModelState
+from themis_triton.core.policy import PolicyConfig, PolicyName
+from themis_triton.decide.proposal import PolicyResult
+from themis_triton.decide.state import PipelineState
+from themis_triton.decide.view import PipelineView
+from themis_triton.solver.problem import ChainProblem
+
+Models = dict[str, ModelState]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What an evaluation knows of a trace before it runs: the largest rate of its beginning and of the whole (requests/s)."""
+
+    first_rps: float
+    peak_rps: float
+
+
+def _unchanged(config: PolicyConfig, _: Load) -> PolicyConfig:
+    return config
+
+
+def _free(_: PolicyConfig, __: ChainProblem) -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """One policy, registered once in `themis_triton.policies`.
+
+    `propose`: one pipeline's proposal of a tick. `needs_arrivals_per_second`: estimates keep a minute of arrivals for it.
+    `waits_for_batches`: a central queue of the simulator holds requests until a batch is full.
+    `fixed_instances`: the instances a stage that its plans keep, None where plans choose them. `fixed_servers`: plans keep all servers.
+    `prepared`: its parameters once an evaluation knows the load. `first_servers`: the fleet that an evaluation starts it with, None
+    where that is the default: as the options say, or servers for the trace's beginning where stages are separate.
+    """
+
+    name: PolicyName
+    propose: Callable[[PipelineState, PipelineView], PolicyResult]
+    needs_arrivals_per_second: bool = False
+    waits_for_batches: bool = True
+    fixed_instances: Callable[[PolicyConfig, ChainProblem], tuple[int, ...] | None] = _free
+    fixed_servers: bool = False
+    prepared: Callable[[PolicyConfig, Load], PolicyConfig] = _unchanged
+    first_servers: Callable[[ThemisConfig, Load], tuple[Models, ...] | None] | None = None

@@ -1,0 +1,13 @@
+"""All baselines by name."""
+
+from __future__ import annotations
+
+from themis_triton.core.policy import PolicyName
+from themis_triton.decide.policy import Policy
+from themis_triton.evaluation.horizontal import HORIZONTAL
+from themis_triton.evaluation.inferline import INFERLINE
+from themis_triton.evaluation.static import STATIC
+from themis_triton.evaluation.themis_paper import THEMIS_PAPER
+from themis_triton.evaluation.vertical import VERTICAL
+
+BASELINES: dict[PolicyName, Policy] = {policy.name: policy for policy in (THEMIS_PAPER, HORIZONTAL, VERTICAL, INFERLINE, STATIC)}

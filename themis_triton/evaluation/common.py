@@ -1,0 +1,37 @@
+"""What the baselines share: their demand, and when they retire servers."""
+
+from __future__ import annotations
+
+import math
+
+from themis_triton.decide.demand import Demand, peak_demand
+from themis_triton.decide.proposal import leaving
+from themis_triton.decide.state import PipelineState
+from themis_triton.decide.view import PipelineView
+
+
+def baseline_demand(view: PipelineView) -> Demand:
+    """The largest one-second rate of the burst window.
+
+    Where a dispatcher sets batches: in whole requests, and with the headroom of Poisson arrivals.
+    """
+    policy = view.rules.config.policy
+    if not view.rules.dispatcher_sets_batches:
+        return peak_demand(view.estimate, policy)
+    return Demand(float(math.ceil(view.estimate.peak_rps - 1e-6)), 0.0, 1.0, policy.demand.headroom_sigmas, exact=True)
+
+
+def batches_of(view: PipelineView, planned: tuple[int, ...]) -> tuple[int, ...]:
+    """The planned batches where a dispatcher sets them, else the servers' limits."""
+    return planned if view.rules.dispatcher_sets_batches else view.batch_caps
+
+
+def scaled_in(
+    state: PipelineState, view: PipelineView, wanted: tuple[int, ...], stabilization_s: float
+) -> tuple[PipelineState, tuple[str, ...]]:
+    """The servers to retire: those beyond `wanted`, once every count wanted in the stabilization window was below the ready servers."""
+    state = state.with_wanted(view.at_s, wanted, stabilization_s)
+    if state.covered_s(view.at_s) < stabilization_s:
+        return state, ()
+    agreed = (largest < ready for largest, ready in zip(state.max_wanted(), view.ready, strict=True))
+    return state, leaving(view, tuple(now if agree else ready for agree, now, ready in zip(agreed, wanted, view.ready, strict=True)))
