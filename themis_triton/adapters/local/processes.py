@@ -22,6 +22,8 @@ _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - Triton's Python backend puts i
 _START_FIELD = 19
 _POLL_S = 0.03
 _KILL_WAIT_S = 20.0
+_EMPTY_SCANS = 2
+_RESCAN_S = 0.02
 _KILL_AGAIN_S = 0.2
 
 
@@ -224,14 +226,20 @@ def stop_everything(state_directory: Path, timeout_s: float = 20.0) -> tuple[int
         if process.ppid() not in pids:
             _signal(process, signal.SIGTERM)
     psutil.wait_procs(processes, timeout=timeout_s)
-    deadline_s = time.monotonic() + _KILL_WAIT_S
-    while stragglers := [process for process in owned_processes(state_directory) if _runs(process)]:
-        if time.monotonic() > deadline_s:
+    deadline_s, empty_scans = time.monotonic() + _KILL_WAIT_S, 0
+    # A process has no environment for a moment while it executes its program, so that one scan can miss it.
+    while empty_scans < _EMPTY_SCANS:
+        stragglers = [process for process in owned_processes(state_directory) if _runs(process)]
+        if time.monotonic() > deadline_s and stragglers:
             left = [process.pid for process in stragglers]
             raise TimeoutError(f"processes {left} survived SIGKILL. Fix: see `dmesg` and the state of the processes in `ps`")
         for process in stragglers:
             _signal(process, signal.SIGKILL)
+        pids |= {process.pid for process in stragglers}
+        empty_scans = 0 if stragglers else empty_scans + 1
         psutil.wait_procs(stragglers, timeout=_KILL_AGAIN_S)
+        if not stragglers:
+            time.sleep(_RESCAN_S)
     shutil.rmtree(state_directory / "servers", ignore_errors=True)
     remove_shared_memory(shared_memory_prefix(state_directory))
     return tuple(sorted(pids))
