@@ -180,8 +180,8 @@ def simulate(
 ) -> None:
     """Policies against a trace in virtual time: the same tick as live, over a simulated cluster of these settings.
 
-    Where planning.placement is separate (config/paper-*.yaml), baselines run by the rules and constants of the published evaluation,
-    whatever the settings' policy section says, and so is the bound planned.
+    Each policy runs by the constants of the settings' section policy, and by its own of the section policies. The clairvoyant bound is
+    planned by those of policy. config/paper-*.yaml hold the constants of the published evaluation.
     """
     from themis_triton.commands.simulate_command import SimulateFlags, simulate_command  # noqa: PLC0415 - a command loads what it needs
     from themis_triton.commands.simulated_runs import WorldFlags  # noqa: PLC0415

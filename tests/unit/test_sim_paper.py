@@ -14,17 +14,17 @@ from themis_triton.core.config import Mode, ThemisConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.fleet import ModelState
 from themis_triton.core.policy import PolicyName
+from themis_triton.evaluation.clairvoyant import clairvoyant
 from themis_triton.evaluation.starts import start_for
 from themis_triton.load.traces import TraceOptions, arrivals, load_trace
 from themis_triton.settings import load_settings
 from themis_triton.settings.shipped import shipped
-from themis_triton.sim.clairvoyant import clairvoyant
 from themis_triton.sim.cluster import Cluster
 from themis_triton.sim.engine import Simulation
 from themis_triton.sim.layout import Layout
 from themis_triton.sim.result import SimResult
 from themis_triton.sim.run import simulate
-from themis_triton.sim.setup import SimOptions
+from themis_triton.sim.setup import SimOptions, simulated
 from themis_triton.sim.virtual_time import run_virtual
 from themis_triton.sim.world import Dispatcher, SimWorld, paper_world, triton_world, world_for
 from themis_triton.solver.surface import FloatArray, paper_surface
@@ -265,7 +265,7 @@ def cheapest_cost(demand_rps: int) -> int:
 
 def test_the_bound_is_the_cheapest_plan_of_each_second() -> None:
     times = np.concatenate([np.linspace(0.0, 0.99, 20), np.linspace(2.0, 2.49, 40)])
-    bound = clairvoyant(settings(), {"video": times}, 2.5)
+    bound = clairvoyant(simulated(settings(), SimOptions()), {"video": times}, 2.5)
     # With a standard deviation of headroom, 20 and 40 a second ask for 24 and 46.
     assert bound.cost_per_s[0] == cheapest_cost(24)
     assert bound.cost_per_s[2] == cheapest_cost(46)
@@ -279,17 +279,17 @@ def test_the_bound_is_the_cheapest_plan_of_each_second() -> None:
 
 def test_the_bound_costs_less_than_any_policy_and_no_devices_means_best_effort() -> None:
     config = settings()
-    bound = clairvoyant(config, {"video": SURGE}, 40)
+    bound = clairvoyant(simulated(config, SimOptions()), {"video": SURGE}, 40)
     assert bound.mean_cost < surged(SimOptions(servers=start_for(config, 31.0, batch=1))).mean_cost
-    short = clairvoyant(config, {"video": SURGE}, 40, SimOptions(slots=4))
+    short = clairvoyant(simulated(config, SimOptions(slots=4)), {"video": SURGE}, 40)
     assert 0 < short.infeasible_s <= 40
     assert short.servers.max() <= 4
 
 
 def test_seconds_in_which_pipelines_together_want_more_servers_than_there_are_count_as_infeasible() -> None:
     config = load_settings(shipped("config") / "themis.yaml")
-    alone = {pipeline.name: clairvoyant(config, {pipeline.name: 1.3 * SURGE}, 52) for pipeline in config.pipelines}
-    together = clairvoyant(config, dict.fromkeys(alone, 1.3 * SURGE), 52)
+    alone = {pipeline.name: clairvoyant(simulated(config, SimOptions()), {pipeline.name: 1.3 * SURGE}, 52) for pipeline in config.pipelines}
+    together = clairvoyant(simulated(config, SimOptions()), dict.fromkeys(alone, 1.3 * SURGE), 52)
     wanted = sum(bound.servers for bound in alone.values())
     # A pipeline without arrivals wants a server too, and is in all three sums.
     assert together.infeasible_s == np.count_nonzero(wanted - 6 > 4) > 0

@@ -54,7 +54,7 @@ def test_reloads_go_one_at_a_time() -> None:
 def test_batches_that_are_formed_before_the_servers_change_side_by_side_and_counts_in_one_step() -> None:
     seen = snapshot([server("a", (4, 1), max_batch=1), server("b", (4, 1), max_batch=1)])
     wanted = {name: {DETECTOR: ModelState(1, 8)} for name in ("a", "b")}
-    found = actions(Target(wanted, free_batches=True), seen)
+    found = actions(Target(wanted, dispatcher_sets_batches=True), seen)
     assert [(action.server, action.after) for action in found] == [("a", ModelState(1, 8)), ("b", ModelState(1, 8))]
 
 
@@ -239,5 +239,5 @@ def test_servers_are_kept_in_one_order_adopted_ones_first_then_the_largest() -> 
 @pytest.mark.parametrize("free", [True, False])
 def test_a_retirement_waits_for_a_reload_under_way_unless_batches_are_free(*, free: bool) -> None:
     seen = replace(snapshot([server("a", max_batch=1), server("b")]), busy=frozenset({f"a/{DETECTOR}"}))
-    found = actions(Target({"a": {DETECTOR: ModelState(1, 8)}}, retire=("b",), free_batches=free), seen)
+    found = actions(Target({"a": {DETECTOR: ModelState(1, 8)}}, retire=("b",), dispatcher_sets_batches=free), seen)
     assert kinds(found) == ([(ActionKind.RETIRE, "b", None)] if free else [])

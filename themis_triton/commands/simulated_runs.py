@@ -12,14 +12,14 @@ from themis_triton.core.config import ThemisConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.policy import PolicyName
 from themis_triton.decide.policy import Load
+from themis_triton.evaluation.clairvoyant import Clairvoyant, clairvoyant
 from themis_triton.load.traces import Trace, TraceOptions, arrivals, load_trace
 from themis_triton.load.twitter import twitter_for
 from themis_triton.policies import policy_named
 from themis_triton.report.series import RunSeries
-from themis_triton.sim.clairvoyant import Clairvoyant, clairvoyant
 from themis_triton.sim.result import SimResult
 from themis_triton.sim.run import simulate
-from themis_triton.sim.setup import SimOptions
+from themis_triton.sim.setup import SimOptions, simulated
 from themis_triton.sim.starts import prepared, start_of
 from themis_triton.sim.world import Dispatcher, ServiceNoise, SimWorld, paper_world, triton_world, world_for
 from themis_triton.solver.surface import FloatArray
@@ -144,7 +144,7 @@ def run_under(config: ThemisConfig, traces: dict[str, Trace], flags: WorldFlags,
 
 def bound_of(config: ThemisConfig, arrivals_s: dict[str, FloatArray], duration_s: float, options: SimOptions) -> Clairvoyant:
     """The yardstick of all policies under these settings: planned by the constants of `policy`."""
-    return clairvoyant(config, arrivals_s, duration_s, options)
+    return clairvoyant(simulated(config, options), arrivals_s, duration_s)
 
 
 def _load(traces: dict[str, Trace]) -> Load:

@@ -57,14 +57,14 @@ class Target:
     """The desired fleet: the models of each server that stays.
 
     `launch`: the models of new servers by device slot. `retire`: servers to be retired. `fast_actuation`: in-place changes take less
-    than a tick and need no small steps. `free_batches`: batches are formed before the servers, so that their limit needs no reload.
+    than a tick and need no small steps. `dispatcher_sets_batches`: batches form before the servers; limits need no reload.
     """
 
     servers: dict[str, dict[str, ModelState]] = field(default_factory=dict)
     launch: dict[str, dict[str, ModelState]] = field(default_factory=dict)
     retire: tuple[str, ...] = ()
     fast_actuation: bool = False
-    free_batches: bool = False
+    dispatcher_sets_batches: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,7 +148,7 @@ class _Ordering:
     @property
     def _whole(self) -> bool:
         """Changes take less than a tick: they need not be parted into small steps."""
-        return self.target.fast_actuation or self.target.free_batches
+        return self.target.fast_actuation or self.target.dispatcher_sets_batches
 
     def _changes(self) -> Iterator[_Change]:
         for server, models in self.running.servers.items():

@@ -244,7 +244,7 @@ class Settings(Section):
     policies: dict[Name, PolicySettings] = Field(
         default={},
         description="values of `policy` keys for one policy, by its name, in simulations and comparisons; "
-        "with planning.placement separate, the other values of a baseline are the published ones, not those of `policy`",
+        "its other values are those of `policy`",
     )
     planning: PlanningSettings = Field(default=PlanningSettings(), description="the rules of plans")
     mode: Annotated[Mode, Field(strict=False)] = Field(
