@@ -106,9 +106,9 @@ def snapshot(servers: Sequence[Server] = (), at_s: float = NOW_S) -> Snapshot:
     return Snapshot(at_s, tuple(servers))
 
 
-def estimate(rps: float, at_s: float = NOW_S, *, peak_rps: float | None = None, history_s: float = 60.0) -> Estimate:
+def estimate(rps: float, at_s: float = NOW_S, *, burst_rps: float | None = None, history_s: float = 60.0) -> Estimate:
     """A steady rate at every time scale, or with a higher recent peak."""
-    video = PipelineEstimate("video", rps, rps if peak_rps is None else peak_rps, rps, 0.0, 0.0, None)
+    video = PipelineEstimate("video", rps, rps if burst_rps is None else burst_rps, rps, 0.0, 0.0, None)
     return Estimate(at_s, pipelines={"video": video}, history_s=history_s)
 
 

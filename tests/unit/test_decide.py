@@ -251,13 +251,13 @@ def test_nobody_leaves_while_a_server_is_on_its_way() -> None:
     cfg = config(PolicyConfig(scale_down=ScaleDownConfig(scale_in_stabilization_s=3.0)))
     for decision in over_time(cfg, coming, estimate(5.0), 8):
         assert target(decision).retire == ()
-        assert "would do" not in decision.detail, "what a server less would save is no matter while one comes"
+        assert "suffice" not in decision.detail, "what a server less would save is no matter while one comes"
 
 
 def test_a_server_leaves_only_when_the_survivors_carry_the_recent_peak() -> None:
     cfg = config(PolicyConfig(scale_down=ScaleDownConfig(scale_in_stabilization_s=3.0)))
     single = tuple(replace(each, models={name: ModelState(1, 1) for name in STAGES}) for each in TWO)
-    for decision in over_time(cfg, single, estimate(5.0, peak_rps=100.0), 8):
+    for decision in over_time(cfg, single, estimate(5.0, burst_rps=100.0), 8):
         assert target(decision).retire == ()
 
 
@@ -293,7 +293,7 @@ def test_a_server_that_another_pipeline_needs_stays() -> None:
     lone = PipelineConfig("lone", (CLASSIFIER,), slo_ms=300.0)
     cfg = replace(cfg, pipelines=(*cfg.pipelines, lone))
     quiet = estimate(5.0)
-    busy = replace(quiet.pipelines["video"], pipeline="lone", recent_rps=110.0, peak_rps=110.0, settled_rps=110.0)
+    busy = replace(quiet.pipelines["video"], pipeline="lone", recent_rps=110.0, burst_rps=110.0, stable_rps=110.0)
     both = replace(quiet, pipelines={**quiet.pipelines, "lone": busy})
     assert all(target(decision).retire == () for decision in over_time(cfg, TWO, both, 6))
 

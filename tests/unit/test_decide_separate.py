@@ -36,8 +36,8 @@ def replicas(stage: str, cores: tuple[int, ...], batch: int = 1) -> list[Server]
     ]
 
 
-def once(servers: list[Server], rps: float, *, settled_rps: float | None = None, backlog: float = 0.0) -> Decision:
-    steady = PipelineEstimate("video", rps, rps, rps if settled_rps is None else settled_rps, 0.0, backlog, None)
+def once(servers: list[Server], rps: float, *, stable_rps: float | None = None, backlog: float = 0.0) -> Decision:
+    steady = PipelineEstimate("video", rps, rps, rps if stable_rps is None else stable_rps, 0.0, backlog, None)
     seen = PolicyInput(snapshot(servers), Estimate(NOW_S, pipelines={"video": steady}, history_s=60.0))
     return decided(PolicyState(), seen, Planner(build_rules(paper_video())))[1]
 
@@ -67,7 +67,7 @@ def test_the_raised_replicas_are_those_that_have_more_cores_already() -> None:
 
 
 def test_a_surge_takes_all_cores_and_launches_what_is_missing_of_each_stage() -> None:
-    decision = once(replicas(DETECTOR, (1, 1)) + replicas(CLASSIFIER, (1,)), 200.0, settled_rps=30.0)
+    decision = once(replicas(DETECTOR, (1, 1)) + replicas(CLASSIFIER, (1,)), 200.0, stable_rps=30.0)
     assert cores(decision, DETECTOR) == [4, 4]
     assert cores(decision, CLASSIFIER) == [4]
     launched = [name for models in target(decision).launch.values() for name in models]

@@ -188,4 +188,4 @@ def test_a_server_whose_batches_cannot_be_read_is_told_as_stale() -> None:
     snapshot = seen(0.0, {DETECTOR: {}})
     silent = replace(snapshot, readings=(replace(snapshot.readings[0], batches_error="HTTP 403"),))
     _, found = estimate(History(), silent, config())
-    assert found.stale == {"a batches": "drift cannot be told: HTTP 403"}
+    assert found.stale == {"a batches": "drift is unknown: HTTP 403"}

@@ -36,7 +36,7 @@ def steady(rps: float, seconds: int = 30, tick_s: float = 0.5) -> list[Snapshot]
 def test_a_steady_rate_is_the_demand_at_every_scale() -> None:
     found = run(*steady(40.0))
     video = found.pipelines["video"]
-    assert (video.recent_rps, video.peak_rps, video.settled_rps) == pytest.approx((40.0, 40.0, 40.0))
+    assert (video.recent_rps, video.burst_rps, video.stable_rps) == pytest.approx((40.0, 40.0, 40.0))
     assert video.growth_rps_per_s == pytest.approx(0.0, abs=1e-6)
     assert found.history_s == pytest.approx(30.0)
     assert found.stale == {}
@@ -50,8 +50,8 @@ def test_a_surge_is_recent_at_once_and_settled_slowly() -> None:
     ]
     video = run(*calm, *late, settings=config(PolicyConfig(demand=DemandConfig(stable_window_s=20.0)))).pipelines["video"]
     assert video.recent_rps == pytest.approx(100.0)
-    assert video.peak_rps == pytest.approx(100.0)
-    assert 10.0 < video.settled_rps < 20.0
+    assert video.burst_rps == pytest.approx(100.0)
+    assert 10.0 < video.stable_rps < 20.0
     assert video.growth_rps_per_s > 10.0
 
 
@@ -61,7 +61,7 @@ def test_the_newest_rate_never_hides_a_larger_one_of_a_moment_ago() -> None:
     quiet = [replace(busy[-1], at_s=busy[-1].at_s + t, routes=(route(DETECTOR, busy[-1].at_s + t, 1500.0),)) for t in (0.5, 1.0)]
     video = run(*busy, *quiet).pipelines["video"]
     assert 20.0 < video.recent_rps < 50.0
-    assert video.peak_rps == pytest.approx(50.0)
+    assert video.burst_rps == pytest.approx(50.0)
 
 
 @pytest.mark.parametrize("tick_s", [0.25, 0.3, 0.5, 1.0])

@@ -42,8 +42,8 @@ def test_a_steady_fleet_without_traffic_is_quiet_and_so_is_advice_that_repeats_i
     "moving",
     [
         with_model(replace(IDLE, arrival_rps=0.1)),
-        with_model(replace(IDLE, peak_rps=0.1)),
-        with_model(replace(IDLE, settled_rps=0.1)),
+        with_model(replace(IDLE, burst_rps=0.1)),
+        with_model(replace(IDLE, stable_rps=0.1)),
         with_model(replace(IDLE, in_flight=1.0)),
         with_model(replace(IDLE, pending=1.0)),
         *(because(reason) for reason in Reason if reason is not Reason.STEADY),

@@ -56,7 +56,7 @@ def test_counts_still_change_where_only_the_batching_is_refused(count: int) -> N
 def test_what_was_not_probed_waits_where_proof_is_asked_for() -> None:
     kept, said = guarded(ModelState(1, 4), {"add_one": True}, proven_only=True)
     assert kept == NOW
-    assert said == [f"{DETECTOR} on a: remove_one is not proven to lose none: run `themis probe`; it stays as it is"]
+    assert said == [f"{DETECTOR} on a: remove_one was not probed: run `themis probe`; it stays as it is"]
 
 
 def test_many_at_once_become_one_at_a_time_where_that_is_proven() -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.samples import CLASSIFIER, DETECTOR, NOW_S, config, server, snapshot, table
 from themis_triton.core.config import LatencyTable, ModelProfile
 from themis_triton.core.observation import BatchCounters, ModelCounters, ServerReading, Snapshot
-from themis_triton.estimate.work import WorkHistory, busy_seen, mean_ms, observe
+from themis_triton.estimate.work import WorkHistory, busy_during_batch, mean_ms, observe
 
 CONFIG = config()
 COARSE = ModelProfile(LatencyTable((1, 4), (1, 2), ((30.0, 40.0), (60.0, 90.0))))
@@ -54,9 +54,9 @@ def test_measured_means_are_compared_with_rather_than_the_percentile() -> None:
 
 def test_a_batch_sees_itself_and_the_others_busy_on_average() -> None:
     busy = {DETECTOR: 1.5, CLASSIFIER: 0.5}
-    assert busy_seen(busy, DETECTOR, 2) == pytest.approx(1.0 + 0.75 + 0.5)
-    assert busy_seen(busy, CLASSIFIER, 1) == pytest.approx(1.0 + 1.5)
-    assert busy_seen({DETECTOR: 4.0}, DETECTOR, 4) == 4.0
+    assert busy_during_batch(busy, DETECTOR, 2) == pytest.approx(1.0 + 0.75 + 0.5)
+    assert busy_during_batch(busy, CLASSIFIER, 1) == pytest.approx(1.0 + 1.5)
+    assert busy_during_batch({DETECTOR: 4.0}, DETECTOR, 4) == 4.0
 
 
 def test_two_models_contend_in_what_is_expected() -> None:

@@ -1,4 +1,4 @@
-"""What the readings mean: rates, backlog and latency per model, demand per pipeline."""
+"""Estimates from the readings: rates, backlog and latency per model, demand per pipeline."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ PROXY = "proxy"
 
 @dataclass(frozen=True, slots=True)
 class ModelEstimate:
-    """One model over all servers. `*_ms` are None where nothing ended in the window.
+    """One model over all servers. `*_ms` are None where no request ended in the window.
 
-    `drift_ratio`: the time of executed batches over what the profile says for them; None where too few were executed to tell.
-    `drifting`: it is off by more than the settings allow. `correction`: what plans multiply the profile's latency with.
+    `drift_ratio`: measured over profiled time of the executed batches; None where too few were executed.
+    `drifting`: the ratio is beyond the settings' bound. `correction`: factor by which plans multiply the profile's latency.
     """
 
     model: str
     arrival_rps: float
-    peak_rps: float
-    settled_rps: float
+    burst_rps: float
+    stable_rps: float
     in_flight: float
     pending: float
     completion_rps: float
@@ -38,18 +38,19 @@ class ModelEstimate:
 
 @dataclass(frozen=True, slots=True)
 class PipelineEstimate:
-    """Demand of one pipeline at three time scales (requests/s), its growth, what waits beyond what should, and its p99.
+    """Demand of one pipeline at three time scales (requests/s), its growth, the waiting requests, and its p99.
 
-    `recent_rps` covers the last fraction of a second to two seconds, `peak_rps` the largest second of a few,
-    `settled_rps` the slow loop's window; `growth_rps_per_s` is the slope over the last seconds, `trend_rps_per_s` over some more,
-    from `trend_base_rps`, the mean rate of the newer half of those. `per_second` are the arrivals of the last seconds, newest last,
-    at most a minute of them; empty where no forecast asks for them.
+    `recent_rps` covers the last fraction of a second to two seconds, `burst_rps` is the largest one-second rate of the burst window,
+    `stable_rps` is the mean of the stable window; `growth_rps_per_s` is the slope of the growth window,
+    `trend_rps_per_s` that of the trend window,
+    `trend_base_rps` the mean rate of its newer half. `per_second` are the arrivals of the last seconds, newest last,
+    at most a minute of them; empty where no forecast needs them.
     """
 
     pipeline: str
     recent_rps: float
-    peak_rps: float
-    settled_rps: float
+    burst_rps: float
+    stable_rps: float
     growth_rps_per_s: float
     backlog: float
     p99_ms: float | None
@@ -60,7 +61,7 @@ class PipelineEstimate:
 
 
 class DriftChange(StrEnum):
-    """What happened to a model's drift in one tick. CHANGED: plans count with another factor than before."""
+    """How a model's drift changed in one tick. CHANGED: plans use another factor."""
 
     BEGAN = "began"
     CHANGED = "changed"
@@ -79,7 +80,7 @@ class DriftEvent:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """The estimate stage's result. `stale` names what could not be trusted, with why; empty means all fresh."""
+    """The estimate stage's result. `stale`: by source that is out of date, the reason; empty: all are fresh."""
 
     at_s: float
     models: dict[str, ModelEstimate] = field(default_factory=dict)

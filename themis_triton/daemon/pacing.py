@@ -28,7 +28,7 @@ def is_quiet(record: TickRecord) -> bool:
 
 
 def _has_traffic(model: ModelEstimate) -> bool:
-    return any((model.arrival_rps, model.peak_rps, model.settled_rps, model.in_flight, model.pending))
+    return any((model.arrival_rps, model.burst_rps, model.stable_rps, model.in_flight, model.pending))
 
 
 async def wait_for_tick(quiet: bool, policy: PolicyConfig, stop: asyncio.Event, moved: Callable[[], Awaitable[bool]]) -> None:

@@ -1,1 +1,1 @@
-"""The decide stage: policies as pure functions `decide(state, policy_input, config) -> (state, Decision)`, and guards in sequence."""
+"""The decide stage: the product's policy as pure functions, its guards in sequence, and the allocation of slots to pipelines."""

@@ -1,4 +1,4 @@
-"""The proposals of all pipelines as one target: who gets which slot, and who gives one up when there are too few."""
+"""The proposals of all pipelines as one target: which pipeline gets which slot, and which gives one up when slots are short."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from themis_triton.solver.slot_allocation import PoolMember, solve_pool
 
 @dataclass(frozen=True, slots=True)
 class PipelineProposal:
-    """What one pipeline's policy answered to its view."""
+    """One pipeline's view and the policy's result for it."""
 
     view: PipelineView
     result: PolicyResult
@@ -25,7 +25,7 @@ class PipelineProposal:
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """Proposals of all pipelines put together."""
+    """The joint target of all pipelines."""
 
     target: Target
     clamps: tuple[Clamp, ...]
@@ -34,7 +34,7 @@ class Allocation:
 
 @dataclass(frozen=True, slots=True)
 class _Shares:
-    """Launches a pipeline and group that are granted, servers that leave for another pipeline, and why."""
+    """Granted launches of each pipeline and group, servers that retire for another pipeline, and the reasons."""
 
     launch: tuple[tuple[int, ...], ...]
     retire: tuple[str, ...]
@@ -43,7 +43,7 @@ class _Shares:
 
 
 def allocate(state: PolicyState, proposals: Sequence[PipelineProposal], policy_input: PolicyInput, rules: Rules) -> Allocation:
-    """One target. Where the free slots do not suffice, the pool is divided so that the weighted loss is least."""
+    """One target. Where free slots are short, they are divided so that the weighted loss is smallest."""
     free = list(free_slots(policy_input, rules))
     shares = _shares(state, proposals, len(free), policy_input, rules)
     servers: dict[str, dict[str, ModelState]] = {s.name: dict(s.models) for s in policy_input.snapshot.servers}
@@ -55,10 +55,10 @@ def allocate(state: PolicyState, proposals: Sequence[PipelineProposal], policy_i
             for server in group.ready:
                 servers[server.name] |= _states(view, proposal, group.stages, server)
             launch |= {free.pop(0): _launched(view, proposal, group.stages) for _ in range(granted[g])}
-        retire += [name for name in proposal.retire if name not in retire and not _needed_elsewhere(name, view, proposals)]
-    memories = {each.view.pipeline.name: each.result.state for each in proposals}
+        retire += [name for name in proposal.retire if name not in retire and not _serves_others(name, view, proposals)]
+    states_by_pipeline = {each.view.pipeline.name: each.result.state for each in proposals}
     target = Target(servers, launch, tuple(retire), rules.fast_actuation, rules.dispatcher_sets_batches)
-    return Allocation(target, shares.clamps, replace(state, pipelines=memories, short_since_s=shares.short_since_s))
+    return Allocation(target, shares.clamps, replace(state, pipelines=states_by_pipeline, short_since_s=shares.short_since_s))
 
 
 def free_slots(policy_input: PolicyInput, rules: Rules) -> tuple[str, ...]:
@@ -69,28 +69,28 @@ def free_slots(policy_input: PolicyInput, rules: Rules) -> tuple[str, ...]:
 
 
 def _shares(state: PolicyState, proposals: Sequence[PipelineProposal], free: int, policy_input: PolicyInput, rules: Rules) -> _Shares:
-    wanted = [each.result.proposal.launch for each in proposals]
-    if sum(map(sum, wanted)) <= free:
-        return _Shares(tuple(wanted), (), (), None)
+    requested = [each.result.proposal.launch for each in proposals]
+    if sum(map(sum, requested)) <= free:
+        return _Shares(tuple(requested), (), (), None)
     at_s = policy_input.snapshot.at_s
     since_s = at_s if state.short_since_s is None else state.short_since_s
     allotted = _allotted(proposals, free) if rules.config.planning.placement is Placement.COLOCATED and len(proposals) > 1 else None
     granted, left = [], free
     for p, each in enumerate(proposals):
         room = left if allotted is None else min(left, max(0, allotted[p] - _pooled(each.view)))
-        granted.append(_first(wanted[p], room))
+        granted.append(_in_turn(requested[p], room))
         left -= sum(granted[-1])
     backing_off = _slots_backing_off(policy_input, rules)
-    clamps = [clamp for each, got in zip(proposals, granted, strict=True) for clamp in _out_of_slots(each, sum(got), backing_off)]
+    clamps = [clamp for each, given in zip(proposals, granted, strict=True) for clamp in _out_of_slots(each, sum(given), backing_off)]
     retire: tuple[str, ...] = ()
     if allotted is not None and at_s - since_s >= rules.config.policy.slot_reallocation_delay_s:
-        retire, more = _given_up(proposals, allotted, granted)
+        retire, more = _reallocated(proposals, allotted, granted)
         clamps += more
     return _Shares(tuple(granted), retire, tuple(clamps), since_s)
 
 
 def _allotted(proposals: Sequence[PipelineProposal], free: int) -> tuple[int, ...]:
-    """Slots of each pipeline in the split that loses least, of those that are free or held by servers that were launched for them."""
+    """Slots of each pipeline in the division with the smallest loss, of the free ones and those of launched servers."""
     members = []
     for each in proposals:
         view, evidence = each.view, each.result.proposal.evidence
@@ -99,13 +99,13 @@ def _allotted(proposals: Sequence[PipelineProposal], free: int) -> tuple[int, ..
         problem = replace(view.problem, demand_rps=demand, busy_elsewhere=view.busy_elsewhere)
         members.append(PoolMember(problem, view.pipeline.weight, own))
     pool = free + sum(_pooled(each.view) for each in proposals)
-    return _nobody_without(proposals, members, solve_pool(members, pool).devices, pool)
+    return _with_first_servers(proposals, members, solve_pool(members, pool).devices, pool)
 
 
-def _nobody_without(
+def _with_first_servers(
     proposals: Sequence[PipelineProposal], members: Sequence[PoolMember], shares: Sequence[int], pool: int
 ) -> tuple[int, ...]:
-    """Slots that no demand asks for go to pipelines without a server, the weightiest first: their next request would find nobody."""
+    """Spare slots go to pipelines without a server, largest weight first: without one, their next request would wait for a cold start."""
     given, left = list(shares), pool - sum(shares)
     for p in sorted(range(len(proposals)), key=lambda p: -members[p].weight):
         if left > 0 and given[p] + members[p].own_devices == 0:
@@ -114,32 +114,32 @@ def _nobody_without(
 
 
 def _pooled(view: PipelineView) -> int:
-    """Slots that the pipeline's launched servers hold, those on their way included."""
+    """Slots of the pipeline's launched servers, coming ones included."""
     return sum(sum(server.launched for server in (*group.ready, *group.coming)) for group in view.groups)
 
 
-def _first(wanted: tuple[int, ...], room: int) -> tuple[int, ...]:
-    """As much of each group's launches as there is room for, one each in turn."""
-    granted = [0] * len(wanted)
-    while room > 0 and any(got < want for got, want in zip(granted, wanted, strict=True)):
-        for g, want in enumerate(wanted):
-            if granted[g] < want and room > 0:
+def _in_turn(requested: tuple[int, ...], room: int) -> tuple[int, ...]:
+    """Launches granted to each group while there is room, one each in turn."""
+    granted = [0] * len(requested)
+    while room > 0 and any(given < count for given, count in zip(granted, requested, strict=True)):
+        for g, count in enumerate(requested):
+            if granted[g] < count and room > 0:
                 granted[g], room = granted[g] + 1, room - 1
     return tuple(granted)
 
 
-def _given_up(
+def _reallocated(
     proposals: Sequence[PipelineProposal], allotted: Sequence[int], granted: Sequence[tuple[int, ...]]
 ) -> tuple[tuple[str, ...], list[Clamp]]:
-    """One server of a pipeline that holds more than its share, while another one lacks servers that its share allows."""
+    """One server to retire from a pipeline above its share, while another pipeline lacks servers within its share."""
     lacking = [
         each.view.pipeline.name
-        for each, share, got in zip(proposals, allotted, granted, strict=True)
-        if sum(each.result.proposal.launch) > sum(got) and _pooled(each.view) + sum(got) < share
+        for each, share, given in zip(proposals, allotted, granted, strict=True)
+        if sum(each.result.proposal.launch) > sum(given) and _pooled(each.view) + sum(given) < share
     ]
     for each, share in zip(proposals, allotted, strict=True):
         launched = [server.name for server in each.view.groups[0].ready if server.launched]
-        # A pipeline's last server stays: without any, its next request would find nobody for a whole cold start.
+        # A pipeline's last server stays: without one, its next request would wait for a cold start.
         spare = len(each.view.groups[0].ready) > 1
         if lacking and launched and spare and _pooled(each.view) > share and not any(each.view.coming):
             sentence = f"{launched[-1]} of {each.view.pipeline.name} gives its slot to {lacking[0]}, where a lost request weighs more"
@@ -148,13 +148,13 @@ def _given_up(
 
 
 def _states(view: PipelineView, proposal: Proposal, stages: tuple[int, ...], server: Server) -> dict[str, ModelState]:
-    """The target of a running server; batch limits are not lowered, a reload without benefit, unless a dispatcher sets batches."""
+    """The target of a ready server; batch limits are not lowered, a reload without benefit, unless a dispatcher sets batches."""
     states = {}
     for s in stages:
         name, batch = view.pipeline.stages[s], proposal.batches[s]
         now = server.models[name]
-        wanted = proposal.overrides.get(server.name, {}).get(name, proposal.instances[s])
-        instances = wanted if proposal.allow_shrink else max(wanted, now.instances)
+        requested = proposal.overrides.get(server.name, {}).get(name, proposal.instances[s])
+        instances = requested if proposal.allow_shrink else max(requested, now.instances)
         states[name] = ModelState(
             instances, batch if view.rules.dispatcher_sets_batches else max(batch, now.max_batch), now.max_queue_delay_us
         )
@@ -162,7 +162,7 @@ def _states(view: PipelineView, proposal: Proposal, stages: tuple[int, ...], ser
 
 
 def _launched(view: PipelineView, proposal: Proposal, stages: tuple[int, ...]) -> dict[str, ModelState]:
-    """A new server forms batches up to the settings' bound from the start: a cap costs nothing until requests wait."""
+    """The models of a new server; their batch limits are the settings' bounds, which cost nothing until requests wait."""
     states = {}
     for s in stages:
         stage, name = view.problem.stages[s], view.pipeline.stages[s]
@@ -190,7 +190,7 @@ def _out_of_slots(each: PipelineProposal, granted: int, backing_off: dict[str, f
     return [Clamp(ClampKind.DEVICES, f"{name} requires {short} more server{plural} than there are free slots{slots}")]
 
 
-def _needed_elsewhere(name: str, view: PipelineView, proposals: Sequence[PipelineProposal]) -> bool:
-    """A server that also carries another pipeline stays."""
+def _serves_others(name: str, view: PipelineView, proposals: Sequence[PipelineProposal]) -> bool:
+    """Whether the server also serves another pipeline, so that it must stay."""
     others = [each.view for each in proposals if each.view is not view]
     return any(server.name == name for other in others for group in other.groups for server in group.ready)

@@ -1,4 +1,4 @@
-"""What must be carried: measured rate, growth over the time that a actuator takes, and the backlog that must drain."""
+"""The demand that plans must carry: the measured rate, its growth during an actuation, and the backlog to drain."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from themis_triton.forecast.forecast import forecast_rate
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """An arrival rate, the extra capacity that must come on top (requests/s), the index of dispersion, and headroom for chance.
+    """An arrival rate, extra capacity beyond it (requests/s), the index of dispersion, and the headroom for random fluctuation.
 
-    The headroom is in standard deviations of a second's arrivals. `exact`: plans are for this very demand, without rounding up.
+    `sigmas`: headroom in standard deviations of the arrivals in one second. `exact`: plans use this demand without rounding it up.
     """
 
     rate_rps: float
@@ -23,36 +23,36 @@ class Demand:
     sigmas: float
     exact: bool = False
 
-    def wanted_rps(self) -> float:
-        """With the headroom for chance."""
+    def with_headroom_rps(self) -> float:
+        """The total with its headroom."""
         return self.total_rps + self.sigmas * math.sqrt(self.dispersion * self.rate_rps)
 
     @property
     def total_rps(self) -> float:
-        """Rate and extra, without the headroom for chance that the solver adds."""
+        """Rate and extra, without the headroom, which the solver adds."""
         return self.rate_rps + self.extra_rps
 
 
 def fast_demand(estimate: PipelineEstimate, policy: PolicyConfig, actuation_s: float) -> Demand:
-    """For the fast loop: the newest rate, its growth over the in-place actuator's own time, and the backlog drained in `backlog_drain_s`.
+    """The fast loop's demand: the newest rate, its growth during an in-place change, and the backlog within `backlog_drain_s`.
 
-    What arrived in the last `backlog_slack_s` may wait: a work-conserving batcher forms its batches of it. Where the actuator takes longer
-    than a tick, chance has moved on by the time that it acts: then the settled rate with `slow_actuation_headroom_sigmas` is carried
-    at the least, and a backlog is drained no faster than the actuator acts.
+    Arrivals of the last `backlog_slack_s` may wait: a work-conserving batcher forms batches of them. Where an in-place change takes
+    longer than a tick, random fluctuation has moved on before it acts: then at least the stable rate with
+    `slow_actuation_headroom_sigmas` is carried, and a backlog is drained no faster than the actuator acts.
     """
     growth = beyond_noise(estimate.growth_rps_per_s, estimate.recent_rps, policy.demand.growth_window_s, policy.demand.growth_sigmas)
     waiting = max(0.0, estimate.backlog - policy.demand.backlog_slack_s * estimate.recent_rps)
     slow = actuation_s > policy.tick_s
     extra_rps = growth * (actuation_s + policy.tick_s) + waiting / max(policy.demand.backlog_drain_s, actuation_s if slow else 0.0)
     newest = Demand(estimate.recent_rps, extra_rps, _dispersion(estimate, policy), policy.demand.headroom_sigmas)
-    lasting = Demand(estimate.settled_rps, extra_rps, _dispersion(estimate, policy), policy.demand.slow_actuation_headroom_sigmas)
-    return max(newest, lasting, key=Demand.wanted_rps) if slow else newest
+    stable = Demand(estimate.stable_rps, extra_rps, _dispersion(estimate, policy), policy.demand.slow_actuation_headroom_sigmas)
+    return max(newest, stable, key=Demand.with_headroom_rps) if slow else newest
 
 
 def launch_demand(estimate: PipelineEstimate, policy: PolicyConfig, actuation_s: float) -> Demand:
-    """What servers must be able to carry with all their instances by the time that one started now serves, in `actuation_s`.
+    """The demand that servers must carry at their largest instance counts once a server launched now serves, in `actuation_s`.
 
-    The newest rate, or the trend's where it leads further; of what waits, only what instances would not have worked off by then.
+    The newest rate, or the trend's if larger; of the backlog, what instances do not drain until then.
     """
     waiting = max(0.0, estimate.backlog - policy.demand.backlog_slack_s * estimate.recent_rps)
     extra_rps = waiting / max(actuation_s, policy.demand.backlog_drain_s)
@@ -65,8 +65,8 @@ def launch_demand(estimate: PipelineEstimate, policy: PolicyConfig, actuation_s:
 
 
 def trend_rps(estimate: PipelineEstimate, policy: PolicyConfig, actuation_s: float) -> float:
-    """The rate to which the last seconds' trend leads while a actuator of so long works; 0 where chance explains the trend."""
-    # What a longer actuator multiplies must be surer, and bursts make slopes that a Poisson stream does not.
+    """The rate that the trend reaches during an actuation; 0 where random fluctuation explains the trend."""
+    # A longer extrapolation needs more certainty, and bursts cause slopes that a Poisson stream does not.
     sigmas = policy.demand.trend_sigmas * math.sqrt(
         _dispersion(estimate, policy) * max(1.0, actuation_s / (2.0 * policy.demand.trend_window_s))
     )
@@ -76,24 +76,24 @@ def trend_rps(estimate: PipelineEstimate, policy: PolicyConfig, actuation_s: flo
 
 
 def slow_demand(estimate: PipelineEstimate, policy: PolicyConfig, actuation_s: float) -> Demand:
-    """For the slow loop's cheapest plan: the settled rate, or a forecast of more while a server starts."""
-    foreseen_rps = 0.0
+    """The slow loop's demand: the stable rate, or the forecast for the launch of a server if larger."""
+    forecast_rps = 0.0
     if policy.demand.forecast is not ForecastName.NONE and estimate.per_second:
-        foreseen_rps = forecast_rate(
+        forecast_rps = forecast_rate(
             policy.demand.forecast, estimate.per_second, actuation_s + policy.tick_s, policy.demand.forecast_quantile
         )
-    return Demand(max(estimate.settled_rps, foreseen_rps), 0.0, _dispersion(estimate, policy), policy.demand.server_headroom_sigmas)
+    return Demand(max(estimate.stable_rps, forecast_rps), 0.0, _dispersion(estimate, policy), policy.demand.server_headroom_sigmas)
 
 
 def beyond_noise(slope: float, rate_rps: float, half_window_s: float, sigmas: float) -> float:
-    """A slope (requests/s per s) less what chance explains: it is the difference of two means of a Poisson stream, a half window apart."""
+    """A slope (requests/s per s) less the noise of the difference of two consecutive window means of a Poisson stream."""
     noise = math.sqrt(2.0 * max(rate_rps, 1.0) / half_window_s) / half_window_s
     return max(0.0, slope - sigmas * noise)
 
 
 def survivor_demand(estimate: PipelineEstimate, policy: PolicyConfig) -> Demand:
-    """What the survivors of a scale-in must carry: the largest rate at any of the time scales, and a margin on it."""
-    largest_rps = max(estimate.settled_rps, estimate.peak_rps, estimate.recent_rps)
+    """The demand that the remaining servers of a scale-in must carry: the largest rate of all time scales with its margin."""
+    largest_rps = max(estimate.stable_rps, estimate.burst_rps, estimate.recent_rps)
     return Demand(
         largest_rps * (1.0 + policy.scale_down.survivor_margin_fraction),
         0.0,
@@ -102,11 +102,11 @@ def survivor_demand(estimate: PipelineEstimate, policy: PolicyConfig) -> Demand:
     )
 
 
-def peak_demand(estimate: PipelineEstimate, policy: PolicyConfig) -> Demand:
-    """The largest second of the peak window, for policies without a fast loop."""
-    return Demand(estimate.peak_rps, 0.0, _dispersion(estimate, policy), policy.demand.headroom_sigmas)
+def burst_demand(estimate: PipelineEstimate, policy: PolicyConfig) -> Demand:
+    """The largest one-second rate of the burst window, for policies without a fast loop."""
+    return Demand(estimate.burst_rps, 0.0, _dispersion(estimate, policy), policy.demand.headroom_sigmas)
 
 
 def _dispersion(estimate: PipelineEstimate, policy: PolicyConfig) -> float:
-    """That of a Poisson stream at the least: a few seconds may look smoother by chance."""
+    """At least that of a Poisson stream: a short sample may look smoother by chance."""
     return min(max(estimate.dispersion, 1.0), policy.demand.max_dispersion)

@@ -1,4 +1,4 @@
-"""Guards in sequence: each takes a target and gives back a target, with what it clamped and why."""
+"""Guards in sequence: each takes a target and returns a target, with what it clamped and why."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ Guarded = tuple[Target, tuple[Clamp, ...]]
 
 def guard(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:
     """Apply every guard in order; returns the target that may be planned and all clamps."""
-    proposals, found = within_bounds(target, snapshot, config)
-    kept, clamps = proposals, list(found)
-    for step in (only_probed_operations, within_memory, at_a_pace, not_in_backoff):
-        kept, found = step(kept, snapshot, config)
-        clamps.extend(found)
-    kept, found = _survivors_first(proposals, kept)
-    return kept, (*clamps, *found)
+    bounded, added = within_bounds(target, snapshot, config)
+    kept, clamps = bounded, list(added)
+    for step in (only_probed_operations, within_memory, within_pace, not_in_backoff):
+        kept, added = step(kept, snapshot, config)
+        clamps.extend(added)
+    kept, added = _survivors_first(bounded, kept)
+    return kept, (*clamps, *added)
 
 
-def _survivors_first(proposals: Target, kept: Target) -> Guarded:
-    """Nobody leaves while those that stay are not given all that they need to carry the load without it."""
+def _survivors_first(desired: Target, kept: Target) -> Guarded:
+    """No server retires while the others are not granted the instances that they need to carry its load."""
     short = [
         name
-        for name, models in proposals.servers.items()
-        if name not in proposals.retire and any(kept.servers[name][model].instances < state.instances for model, state in models.items())
+        for name, models in desired.servers.items()
+        if name not in desired.retire and any(kept.servers[name][model].instances < state.instances for model, state in models.items())
     ]
-    if not short or not proposals.retire:
+    if not short or not desired.retire:
         return kept, ()
-    sentence = f"{', '.join(proposals.retire)} stays until {', '.join(short)} may have the instances that its load needs"
+    sentence = f"{', '.join(desired.retire)} stays until {', '.join(short)} may have the instances that its load needs"
     return replace(kept, retire=()), (Clamp(ClampKind.SURVIVORS, sentence),)
 
 
 def within_bounds(target: Target, _: Snapshot, config: ThemisConfig) -> Guarded:
-    """Counts and batches stay inside each model's bounds, whatever a policy says."""
+    """Instance counts stay inside each model's bounds."""
     clamps: list[Clamp] = []
 
     def bounded(models: dict[str, ModelState], where: str) -> dict[str, ModelState]:
@@ -58,7 +58,7 @@ def within_bounds(target: Target, _: Snapshot, config: ThemisConfig) -> Guarded:
 
 
 def only_probed_operations(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:
-    """No actuator is pulled that a probe found to lose requests, nor, with `require_probed_operations`, one that was not probed."""
+    """No operation that a probe added to lose requests, nor, with `require_probed_operations`, one that was not probed."""
     servers = dict(target.servers)
     clamps: list[Clamp] = []
     for server in snapshot.servers:
@@ -70,25 +70,25 @@ def only_probed_operations(target: Target, snapshot: Snapshot, config: ThemisCon
     return replace(target, servers=servers), tuple(clamps)
 
 
-def _safe_state(now: ModelState, wanted: ModelState, model: ModelConfig) -> tuple[ModelState, str | None]:
-    """What may be done towards the wanted state, and why no more."""
-    actuator = _actuator(now, wanted)
+def _safe_state(now: ModelState, desired: ModelState, model: ModelConfig) -> tuple[ModelState, str | None]:
+    """The state that safe operations reach towards the desired one, and why no more."""
+    actuator = _actuator(now, desired)
     if actuator is None or _is_safe(actuator, model):
-        return wanted, None
-    why = "loses requests, as probed" if actuator in model.profile.levers else "is not proven to lose none: run `themis probe`"
+        return desired, None
+    why = "loses requests, as probed" if actuator in model.profile.levers else "was not probed: run `themis probe`"
     if actuator == "add_many" and _is_safe("add_one", model):
         return replace(now, instances=now.instances + 1), f"{actuator} {why}; one instance at a time instead"
     if actuator == "rebatch":
-        counted = replace(now, instances=wanted.instances)
+        counted = replace(now, instances=desired.instances)
         kept, also = _safe_state(now, counted, model)
         return kept, f"{actuator} {why}; its batches stay as they are" + (f", and {also}" if also is not None else "")
     return now, f"{actuator} {why}; it stays as it is"
 
 
-def _actuator(now: ModelState, wanted: ModelState) -> str | None:
-    if (now.max_batch, now.max_queue_delay_us) != (wanted.max_batch, wanted.max_queue_delay_us):
+def _actuator(now: ModelState, desired: ModelState) -> str | None:
+    if (now.max_batch, now.max_queue_delay_us) != (desired.max_batch, desired.max_queue_delay_us):
         return "rebatch"
-    added = wanted.instances - now.instances
+    added = desired.instances - now.instances
     if added == 0:
         return None
     return "remove_one" if added < 0 else "add_one" if added == 1 else "add_many"
@@ -99,46 +99,46 @@ def _is_safe(actuator: str, model: ModelConfig) -> bool:
 
 
 def within_memory(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:
-    """Never ask for more memory than NVML shows free less the margin; growth that does not fit is not proposals for."""
+    """No more memory than NVML shows free less the margin; growth that does not fit is dropped."""
     free = {
         reading.device: reading.memory_free_bytes - config.policy.memory_margin_fraction * (reading.memory_total_bytes or 0)
         for reading in snapshot.devices
         if reading.memory_free_bytes is not None
     }
     for server in snapshot.servers:
-        # What is on its way may not have taken its memory yet.
+        # A launching server may not have allocated its memory yet.
         if server.phase is Phase.LAUNCHING and server.device in free:
-            free[server.device] -= _held_bytes(server.models, config)
+            free[server.device] -= _memory_bytes(server.models, config)
     clamps: list[Clamp] = []
     servers = dict(target.servers)
     for server in snapshot.servers:
-        wanted = target.servers.get(server.name)
-        if wanted is None or server.device not in free or server.name in target.retire:
+        desired = target.servers.get(server.name)
+        if desired is None or server.device not in free or server.name in target.retire:
             continue
-        extra = _extra_bytes(server, wanted, config)
+        extra = _extra_bytes(server, desired, config)
         if extra > max(0.0, free[server.device]) and extra > 0:
-            servers[server.name] = {name: _not_above(state, server.models.get(name)) for name, state in wanted.items()}
+            servers[server.name] = {name: _not_above(state, server.models.get(name)) for name, state in desired.items()}
             clamps.append(Clamp(ClampKind.MEMORY, f"{server.name} cannot grow: {extra / 2**20:.0f} MiB are not free on {server.device}"))
         else:
             free[server.device] -= extra
-    launch, found = _launches_that_fit(target, free, config)
-    return replace(target, servers=servers, launch=launch), (*clamps, *found)
+    launch, added = _launches_that_fit(target, free, config)
+    return replace(target, servers=servers, launch=launch), (*clamps, *added)
 
 
-def at_a_pace(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:
-    """At most `max_added_instances` in one tick, one each in turn: on a shared host starting ones take the processor from serving ones."""
+def within_pace(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:
+    """At most `max_added_instances` in one tick, one each in turn: starting instances slow those that serve on the same host."""
     left = config.policy.scale_up.max_added_instances
     servers = {name: dict(models) for name, models in target.servers.items()}
-    wanted = {
+    desired = {
         (s.name, model): target.servers[s.name][model].instances - now.instances
         for s in snapshot.servers
         if s.name in target.servers and s.name not in target.retire
         for model, now in s.models.items()
         if model in target.servers[s.name] and f"{s.name}/{model}" not in snapshot.busy
     }
-    growing = {actuator: count for actuator, count in wanted.items() if count > 0}
-    proposals = sum(growing.values())
-    if proposals <= left:
+    growing = {actuator: count for actuator, count in desired.items() if count > 0}
+    total = sum(growing.values())
+    if total <= left:
         return target, ()
     granted = dict.fromkeys(growing, 0)
     while left > 0:
@@ -149,13 +149,13 @@ def at_a_pace(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guard
         state = servers[name][model]
         servers[name][model] = replace(state, instances=state.instances - growing[name, model] + count)
     clamp = Clamp(
-        ClampKind.PACE, f"{config.policy.scale_up.max_added_instances} of {proposals} instances are added now, the others in the next ticks"
+        ClampKind.PACE, f"{config.policy.scale_up.max_added_instances} of {total} instances are added now, the others in the next ticks"
     )
     return replace(target, servers=servers), (clamp,)
 
 
 def not_in_backoff(target: Target, snapshot: Snapshot, _: ThemisConfig) -> Guarded:
-    """Say which wanted changes wait for a actuator in back-off; the plan leaves such actuators alone."""
+    """Clamps that name the desired changes whose actuator is in back-off; the plan skips these."""
     clamps = []
     for actuator, until_s in sorted(snapshot.backing_off.items()):
         server, model = (*actuator.split("/", 1), "")[:2]
@@ -166,10 +166,10 @@ def not_in_backoff(target: Target, snapshot: Snapshot, _: ThemisConfig) -> Guard
     return target, tuple(clamps)
 
 
-def _extra_bytes(server: Server, wanted: dict[str, ModelState], config: ThemisConfig) -> float:
+def _extra_bytes(server: Server, desired: dict[str, ModelState], config: ThemisConfig) -> float:
     """Memory of the instances to be added; a reload holds old and new ones at once."""
     total = 0.0
-    for name, state in wanted.items():
+    for name, state in desired.items():
         now = server.models.get(name)
         if now is None:
             continue
@@ -178,7 +178,7 @@ def _extra_bytes(server: Server, wanted: dict[str, ModelState], config: ThemisCo
     return total
 
 
-def _held_bytes(models: dict[str, ModelState], config: ThemisConfig) -> int:
+def _memory_bytes(models: dict[str, ModelState], config: ThemisConfig) -> int:
     return sum(state.instances * config.models[name].profile.instance_memory_bytes for name, state in models.items())
 
 
@@ -194,12 +194,12 @@ def _launches_that_fit(
     clamps: list[Clamp] = []
     for name, models in target.launch.items():
         slot = slots[name]
-        wanted = _held_bytes(models, config)
+        desired = _memory_bytes(models, config)
         limits = [limit for limit in (slot.memory_bytes, free.get(slot.device)) if limit is not None]
-        if limits and wanted > min(limits):
-            clamps.append(Clamp(ClampKind.MEMORY, f"no server on {name}: {wanted / 2**20:.0f} MiB are not free on {slot.device}"))
+        if limits and desired > min(limits):
+            clamps.append(Clamp(ClampKind.MEMORY, f"no server on {name}: {desired / 2**20:.0f} MiB are not free on {slot.device}"))
             continue
         kept[name] = models
         if slot.device in free:
-            free[slot.device] -= wanted
+            free[slot.device] -= desired
     return kept, tuple(clamps)

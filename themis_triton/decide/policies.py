@@ -1,4 +1,4 @@
-"""The front door of the decide stage: holds, the policy by name, the joint target over all pipelines, the guards."""
+"""The entry point of the decide stage: holds, each pipeline's proposal, the joint target of all pipelines, the guards."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 def decide(state: PolicyState, policy_input: PolicyInput, planner: Planner, policy: Policy) -> tuple[PolicyState, Decision]:
-    """One tick's decision. No data, stale readings and short history hold what is; nothing here reads a clock or does I/O."""
+    """One tick's decision. Without data, with stale readings or a short history the fleet is held. Pure: no clock, no I/O."""
     rules = planner.rules
-    held = _hold(policy_input, rules)
-    if held is not None:
-        return state.reset_windows(), held
+    hold = _hold(policy_input, rules)
+    if hold is not None:
+        return state.reset_windows(), hold
     proposals = []
     for pipeline in rules.config.pipelines:
         view = view_of(pipeline, policy_input, planner)
         proposals.append(PipelineProposal(view, policy.propose(state.pipelines.get(pipeline.name, PipelineState()), view)))
     allocation = allocate(state, proposals, policy_input, rules)
     target, clamps = guard(allocation.target, policy_input.snapshot, rules.config)
-    outputs = [each.result.proposal for each in proposals]
+    outputs = [entry.result.proposal for entry in proposals]
     lead = min(outputs, key=lambda p: URGENCY.index(p.reason))
     reason = Reason.REPLACE if lead.reason is Reason.SCALE_OUT and policy_input.snapshot.recently_crashed else lead.reason
     return allocation.state, Decision(
@@ -53,7 +53,7 @@ def decide(state: PolicyState, policy_input: PolicyInput, planner: Planner, poli
 
 
 def decision_id(at_s: float) -> str:
-    """A short id that sorts by time, unique for ticks at least a millisecond apart: milliseconds since the epoch in base 36."""
+    """An id that sorts by time: milliseconds since the epoch in base 36; unique for ticks at least a millisecond apart."""
     number, digits = int(at_s * 1000), ""
     while number:
         number, rest = divmod(number, 36)
@@ -68,17 +68,17 @@ def _hold(policy_input: PolicyInput, rules: Rules) -> Decision | None:
         return (
             None
             if rules.config.launch is not None
-            else _held(policy_input, rules, Reason.HOLD_NO_SERVER, "and there is no `launch` section")
+            else _hold_decision(policy_input, rules, Reason.HOLD_NO_SERVER, "and there is no `launch` section")
         )
     if PROXY in estimate.stale:
-        return _held(policy_input, rules, Reason.HOLD_STALE, f"proxy: {estimate.stale[PROXY]}")
+        return _hold_decision(policy_input, rules, Reason.HOLD_STALE, f"proxy: {estimate.stale[PROXY]}")
     if estimate.history_s == 0.0:
-        return _held(policy_input, rules, Reason.HOLD_NO_DATA, "the proxy has no statistics of any model yet")
+        return _hold_decision(policy_input, rules, Reason.HOLD_NO_DATA, "the proxy has no statistics of any model yet")
     if estimate.history_s < 2 * policy.demand.rate_window_s:
-        return _held(policy_input, rules, Reason.HOLD_WARMUP, f"{estimate.history_s:.1f} s of arrivals seen")
+        return _hold_decision(policy_input, rules, Reason.HOLD_WARMUP, f"{estimate.history_s:.1f} s of arrivals observed")
     return None
 
 
-def _held(policy_input: PolicyInput, rules: Rules, reason: Reason, detail: str) -> Decision:
+def _hold_decision(policy_input: PolicyInput, rules: Rules, reason: Reason, detail: str) -> Decision:
     at_s = policy_input.snapshot.at_s
     return Decision(decision_id(at_s), at_s, rules.config.policy.name.value, Stage.HOLD, reason, None, detail=detail)

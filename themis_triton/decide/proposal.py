@@ -13,10 +13,10 @@ from themis_triton.plan.steps import by_retirement
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """Counts and batches a stage for every ready server, with `overrides` for single ones by name and stage.
+    """Instances and batches a stage for every ready server, with `overrides` for single servers by name and stage.
 
-    `launch`: how many servers a group, with `launch_instances` a stage; `retire`: names of servers. `allow_shrink` False: a server that
-    runs more instances keeps them for now. Where a dispatcher sets batches, `batches` are what it forms; else limits that are only raised.
+    `launch`: servers to launch a group, with `launch_instances` a stage; `retire`: names of servers. `allow_shrink` False: a server with
+    more instances keeps them. Where a dispatcher sets batches, `batches` are what it forms; else limits that are only raised.
     """
 
     instances: tuple[int, ...]
@@ -34,7 +34,7 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True)
 class PolicyResult:
-    """A proposal and what the policy will remember."""
+    """A proposal and the policy's next state."""
 
     state: PipelineState
     proposal: Proposal
@@ -45,7 +45,7 @@ def evidence_of(
     fast: Demand,
     slow: Demand,
     *,
-    wanted: tuple[int, ...],
+    desired: tuple[int, ...],
     predicted_p99_ms: float | None,
     missing: int = 0,
     runner_up: str = "",
@@ -61,36 +61,36 @@ def evidence_of(
         measured_p99_ms=view.estimate.p99_ms,
         predicted_p99_ms=predicted_p99_ms,
         servers_now=sum(view.ready),
-        servers_wanted=sum(wanted),
+        servers_wanted=sum(desired),
         servers_missing=missing,
         runner_up=runner_up,
         holds_after_s=holds_after_s,
     )
 
 
-def to_launch(view: PipelineView, wanted: tuple[int, ...]) -> tuple[int, ...]:
-    """Servers a group that are neither ready nor on their way."""
-    return tuple(max(0, most - ready - coming) for most, ready, coming in zip(wanted, view.ready, view.coming, strict=True))
+def to_launch(view: PipelineView, desired: tuple[int, ...]) -> tuple[int, ...]:
+    """Servers to launch a group: those desired that are neither ready nor coming."""
+    return tuple(max(0, count - ready - coming) for count, ready, coming in zip(desired, view.ready, view.coming, strict=True))
 
 
 def leaving(view: PipelineView, kept: tuple[int, ...]) -> tuple[str, ...]:
-    """Launched servers of each group that has more ready ones than are kept; nobody leaves a group that servers come to.
+    """Servers to retire: launched ones beyond the counts to keep, in groups without coming servers.
 
-    Those with the fewest instances leave first; co-located ones one at a time, because the survivors take over every stage.
+    Those with the fewest instances first; co-located ones one at a time, because the others take over every stage.
     """
     names: list[str] = []
-    for group, most in zip(view.groups, kept, strict=True):
+    for group, count in zip(view.groups, kept, strict=True):
         launched = [server.name for server in by_retirement(group.ready) if server.launched]
-        surplus = max(0, len(group.ready) - most) if not group.coming else 0
+        surplus = max(0, len(group.ready) - count) if not group.coming else 0
         names += launched[len(launched) - min(surplus, 1 if len(view.groups) == 1 else surplus, len(launched)) :]
     return tuple(names)
 
 
 def grows(view: PipelineView, instances: tuple[int, ...]) -> bool:
-    """Whether some stage shall run more instances than now."""
-    return any(wanted > now for wanted, now in zip(instances, view.instances_now, strict=True))
+    """Whether a stage gets more instances than now."""
+    return any(count > now for count, now in zip(instances, view.instances_now, strict=True))
 
 
 def shrinks(view: PipelineView, instances: tuple[int, ...]) -> bool:
-    """Whether some stage shall run fewer instances than now."""
-    return any(wanted < now for wanted, now in zip(instances, view.instances_now, strict=True))
+    """Whether a stage gets fewer instances than now."""
+    return any(count < now for count, now in zip(instances, view.instances_now, strict=True))

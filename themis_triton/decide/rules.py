@@ -1,4 +1,4 @@
-"""What stays the same from tick to tick: the configuration, and each pipeline's problem ready for the solver."""
+"""What is constant from tick to tick: the configuration, and each pipeline's problem for the solver."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from themis_triton.solver.surface import surface_from_table
 class Rules:
     """Built once; the problems keep their `stages` tuples alive because the solver caches packed arrays by them.
 
-    `server_problems`: the same with instances for nothing, to ask for the fewest servers.
+    `server_problems`: the same with an instance price of 0, for the fewest servers.
     """
 
     config: ThemisConfig
@@ -26,7 +26,7 @@ class Rules:
 
     @property
     def move_prices(self) -> MovePrices:
-        """What moves cost beyond the servers that run while they last."""
+        """Prices of migration steps, beyond the servers that run meanwhile."""
         prices = self.config.prices
         risk = {
             ActionKind.GROW: prices.grow_risk,
@@ -60,7 +60,7 @@ class Rules:
 
     @property
     def max_servers(self) -> int:
-        """Servers that plans may use: what the settings say, else those that can exist, the adopted ones and one a slot."""
+        """Servers that plans may use: as configured, else the adopted ones and one a slot."""
         launch, configured = self.config.launch, self.config.planning.max_servers
         return configured if configured is not None else max(1, len(self.config.servers) + (len(launch.slots) if launch is not None else 0))
 
@@ -74,10 +74,10 @@ class Rules:
 
 
 def build_rules(config: ThemisConfig) -> Rules:
-    """The rules of a configuration. Plans aim at the SLO less its margin, at demand and headroom that each tick fills in."""
+    """The rules of a configuration. Plans aim at the SLO less its margin, at the demand and headroom of each tick."""
     bare = Rules(config, {}, {})
-    most_busy = sum(model.max_instances for model in config.models.values())
-    stages = {name: _stage(model, config, most_busy) for name, model in config.models.items()}
+    max_busy = sum(model.max_instances for model in config.models.values())
+    stages = {name: _stage(model, config, max_busy) for name, model in config.models.items()}
     problems = {
         p.name: ChainProblem(
             stages=tuple(stages[stage] for stage in p.stages),
@@ -90,7 +90,7 @@ def build_rules(config: ThemisConfig) -> Rules:
             max_servers=bare.max_servers,
             device_memory_bytes=_slot_memory_bytes(config),
             headroom_sigmas=config.policy.demand.headroom_sigmas,
-            # A queue that conserves work forms other batches than planned, so that whole requests/s mean nothing there.
+            # A work-conserving queue forms other batches than planned, so rounding to whole requests/s does not apply.
             paper_rounding=config.planning.paper_rounding and not config.policy.queueing.work_conserving,
         )
         for p in config.pipelines
@@ -101,17 +101,17 @@ def build_rules(config: ThemisConfig) -> Rules:
 
 
 def _slot_memory_bytes(config: ThemisConfig) -> int | None:
-    """What the settings say that every slot has; where they leave it to NVML, a guard looks there at each tick."""
+    """The smallest configured slot memory; None where the settings leave it to NVML, which a guard reads at each tick."""
     limits = [slot.memory_bytes for slot in config.launch.slots] if config.launch is not None else []
     known = [limit for limit in limits if limit is not None]
     return min(known) if known and len(known) == len(limits) and not config.servers else None
 
 
-def _stage(model: ModelConfig, config: ThemisConfig, most_busy: int) -> StageProblem:
+def _stage(model: ModelConfig, config: ThemisConfig, max_busy: int) -> StageProblem:
     contending, means = config.planning.throughput is ThroughputRule.INSTANCES, model.profile.mean_table
     return StageProblem(
         name=model.name,
-        surface=surface_from_table(model.profile.table, model.max_batch, most_busy, monotone=contending),
+        surface=surface_from_table(model.profile.table, model.max_batch, max_busy, monotone=contending),
         min_instances=model.min_instances,
         max_instances=model.max_instances,
         max_batch=model.max_batch,
@@ -119,5 +119,5 @@ def _stage(model: ModelConfig, config: ThemisConfig, most_busy: int) -> StagePro
         instance_price=instance_price(model, config),
         instance_memory_bytes=model.profile.instance_memory_bytes,
         max_queue_delay_ms=model.max_queue_delay_us / 1000.0,
-        mean_surface=surface_from_table(means, model.max_batch, most_busy) if means is not None and contending else None,
+        mean_surface=surface_from_table(means, model.max_batch, max_busy) if means is not None and contending else None,
     )

@@ -1,4 +1,4 @@
-"""What a policy sees and what it remembers."""
+"""A policy's input and its state."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ COMING = frozenset({Phase.LAUNCHING, Phase.WARMING})
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Stages of a chain that live on the same servers, by their index in it: all where they are co-located, else one.
+    """Stages of a chain on the same servers, by their index in it: all where they are co-located, else one.
 
-    `ready` servers are in the routes, in the order of names; `coming` ones are on their way there.
+    `ready` servers are in the routes, ordered by name; `coming` ones are launching or warming up.
     """
 
     stages: tuple[int, ...]
@@ -46,7 +46,7 @@ class PolicyInput:
 
 @dataclass(frozen=True, slots=True)
 class DemandSample:
-    """How many instances of each stage were needed at one time, on how many servers a group."""
+    """Instances of each stage that were needed at one time, on the servers a group of that time."""
 
     at_s: float
     instances: tuple[int, ...]
@@ -55,50 +55,50 @@ class DemandSample:
 
 @dataclass(frozen=True, slots=True)
 class PipelineState:
-    """What a policy remembers of one pipeline: recent needs, how many servers a group were wanted when, and what it fixed once."""
+    """A policy's state of one pipeline: recent samples of demand, desired servers a group with their times, and fixed values."""
 
     samples: tuple[DemandSample, ...] = ()
-    wanted: tuple[tuple[float, tuple[int, ...]], ...] = ()
+    desired: tuple[tuple[float, tuple[int, ...]], ...] = ()
     fixed_instances: tuple[int, ...] = ()
     fixed_servers: tuple[int, ...] = ()
     fixed_rps: float = 0.0
 
-    def with_wanted(self, at_s: float, servers: tuple[int, ...], hold_s: float) -> PipelineState:
-        """With one more answer to how many servers are wanted; the newest of those older than `hold_s` shows that so much is covered."""
-        older = [entry for entry in self.wanted if entry[0] <= at_s - hold_s]
-        newer = [entry for entry in self.wanted if entry[0] > at_s - hold_s]
-        return replace(self, wanted=(*older[-1:], *newer, (at_s, servers)))
+    def with_desired(self, at_s: float, servers: tuple[int, ...], window_s: float) -> PipelineState:
+        """With one more entry; of those older than the window the newest is kept, which shows that the window is covered."""
+        older = [entry for entry in self.desired if entry[0] <= at_s - window_s]
+        newer = [entry for entry in self.desired if entry[0] > at_s - window_s]
+        return replace(self, desired=(*older[-1:], *newer, (at_s, servers)))
 
-    def max_wanted(self) -> tuple[int, ...]:
-        """Most servers a group wanted in what is remembered."""
-        return tuple(max(column) for column in zip(*(servers for _, servers in self.wanted), strict=True))
+    def max_desired(self) -> tuple[int, ...]:
+        """Largest desired count of each group in the kept entries."""
+        return tuple(max(column) for column in zip(*(servers for _, servers in self.desired), strict=True))
 
     def covered_s(self, at_s: float) -> float:
-        """How far back the state of wanted servers reaches."""
-        return at_s - self.wanted[0][0]
+        """Seconds that the kept entries reach back."""
+        return at_s - self.desired[0][0]
 
-    def with_sample(self, sample: DemandSample, hold_s: float) -> PipelineState:
-        """With one more need; those for other servers are forgotten, and of those older than `hold_s` all but the newest.
+    def with_sample(self, sample: DemandSample, window_s: float) -> PipelineState:
+        """With one more sample; samples for other servers are dropped, and of those older than the window all but the newest.
 
-        That one shows that so much is covered, however far apart the ticks are.
+        That one shows that the window is covered, however far apart the ticks are.
         """
         same = [n for n in self.samples if n.servers == sample.servers]
-        older = [n for n in same if n.at_s <= sample.at_s - hold_s]
-        newer = [n for n in same if n.at_s > sample.at_s - hold_s]
+        older = [n for n in same if n.at_s <= sample.at_s - window_s]
+        newer = [n for n in same if n.at_s > sample.at_s - window_s]
         return replace(self, samples=(*older[-1:], *newer, sample))
 
     def max_instances_needed(self) -> tuple[int, ...]:
-        """Largest remembered need of each stage."""
+        """Largest need of each stage in the kept samples."""
         return tuple(max(column) for column in zip(*(sample.instances for sample in self.samples), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyState:
-    """What a policy hands to its next call. `short_since_s`: since when the slots do not suffice for all pipelines."""
+    """The policy's state between ticks. `short_since_s`: since when slots have been short."""
 
     pipelines: dict[str, PipelineState] = field(default_factory=dict)
     short_since_s: float | None = None
 
     def reset_windows(self) -> PolicyState:
-        """After a time in which nothing was seen: what was needed and wanted before it covers none of it."""
-        return PolicyState({name: replace(state, samples=(), wanted=()) for name, state in self.pipelines.items()})
+        """The state after a time without observations, which earlier samples do not cover."""
+        return PolicyState({name: replace(state, samples=(), desired=()) for name, state in self.pipelines.items()})

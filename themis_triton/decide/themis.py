@@ -1,4 +1,4 @@
-"""Themis: two loops at their own pace. The fast one moves instances in place, the slow one servers towards the cheapest joint plan."""
+"""The policy `themis`: a fast loop changes instances in place, a slow loop moves servers towards the cheapest joint plan."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from themis_triton.solver.plans import ChainPlan
 
 
 @dataclass(frozen=True, slots=True)
-class _Aim:
-    """What the slow loop aims at: servers a group, the plan, and the way to it where one was weighed."""
+class _SlowTarget:
+    """The slow loop's target: servers a group, the plan, and the migration to it where one was solved."""
 
-    wanted: tuple[int, ...]
+    desired: tuple[int, ...]
     plan: ChainPlan
     migration: Migration | None
 
 
 def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
-    """One tick of both loops. A surge is absorbed by instances at once; what they cannot carry is launched at once too."""
+    """One tick of both loops. Instances absorb a surge at once; servers for what instances cannot carry are launched at once."""
     policy = view.rules.config.policy
     fast = fast_demand(view.estimate, policy, view.rules.init_s(view.pipeline))
     slow = slow_demand(view.estimate, policy, view.rules.launch_s(view.pipeline))
     now = view.in_place(fast, view.ready) if view.serves else None
     instances, allow_shrink, state = _stabilized_instances(state, view, now, fast)
-    rising = launch_demand(view.estimate, policy, view.rules.launch_s(view.pipeline))
-    aim = _aim(view, slow, rising)
-    launch = to_launch(view, aim.wanted)
-    state, retire, why = _scale_in(state, view, aim.wanted)
+    at_launch = launch_demand(view.estimate, policy, view.rules.launch_s(view.pipeline))
+    target = _slow_target(view, slow, at_launch)
+    launch = to_launch(view, target.desired)
+    state, retire, why = _scale_in(state, view, target.desired)
     if retire and view.rules.fast_actuation:
         now = view.in_place(fast, view.without(retire))
         instances = now.instances
@@ -47,21 +47,21 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
         state,
         Proposal(
             instances=instances,
-            batches=_batches(view, now, instances, aim),
+            batches=_batches(view, now, instances, target),
             stage=_stage(view, now, instances, launch),
             reason=_reason(view, now, instances, launch, retire),
             evidence=evidence_of(
                 view,
                 fast,
                 slow,
-                wanted=aim.wanted,
-                predicted_p99_ms=now.predicted_p99_ms if now is not None else aim.plan.predicted_p99_ms,
+                desired=target.desired,
+                predicted_p99_ms=now.predicted_p99_ms if now is not None else target.plan.predicted_p99_ms,
                 missing=sum(now.missing) if now is not None else 0,
-                runner_up=aim.plan.runner_up.sentence(aim.plan.cost) if aim.plan.runner_up is not None else "",
+                runner_up=target.plan.runner_up.sentence(target.plan.cost) if target.plan.runner_up is not None else "",
                 holds_after_s=_holds_after_s(view, now, fast),
             ),
             launch=launch,
-            launch_instances=_launch_instances(view, (fast, slow, rising), aim.wanted),
+            launch_instances=_launch_instances(view, (fast, slow, at_launch), target.desired),
             retire=retire,
             allow_shrink=allow_shrink,
             overrides=_extra_instances(view, now, instances, retire),
@@ -73,10 +73,10 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
 def _stabilized_instances(
     state: PipelineState, view: PipelineView, now: VerticalTarget | None, fast: Demand
 ) -> tuple[tuple[int, ...], bool, PipelineState]:
-    """Grow at once, allow_shrink late: the largest need of the last `shrink_stabilization_s`; whether servers may give up more than that.
+    """Instances a stage, and whether servers may shrink to them: growth at once, shrinking after the stabilization window.
 
-    Nothing is released while demand grows or servers come: a shrink occupies the actuator for seconds. Actuators that take less than a
-    tick need no such care.
+    Nothing shrinks while demand grows or servers are coming: a shrink occupies the actuator for seconds. Where in-place changes take
+    less than a tick, no stabilization is needed.
     """
     policy = view.rules.config.policy
     if now is None:
@@ -84,63 +84,63 @@ def _stabilized_instances(
     if view.rules.fast_actuation and policy.scale_down.shrink_stabilization_s <= policy.tick_s:
         return now.instances, True, state
     state = state.with_sample(DemandSample(view.at_s, now.instances, view.ready), policy.scale_down.shrink_stabilization_s)
-    calm = fast.extra_rps <= policy.scale_down.steady_growth_threshold * fast.rate_rps and not any(view.coming)
-    settled = view.at_s - state.samples[0].at_s >= policy.scale_down.shrink_stabilization_s
-    return state.max_instances_needed(), calm and settled, state
+    steady = fast.extra_rps <= policy.scale_down.steady_growth_threshold * fast.rate_rps and not any(view.coming)
+    covered = view.at_s - state.samples[0].at_s >= policy.scale_down.shrink_stabilization_s
+    return state.max_instances_needed(), steady and covered, state
 
 
-def _aim(view: PipelineView, slow: Demand, rising: Demand) -> _Aim:
-    """The cheapest way to a plan for the slow demand; more servers where all instances of these could not carry what rises meanwhile.
+def _slow_target(view: PipelineView, slow: Demand, at_launch: Demand) -> _SlowTarget:
+    """The plan with the cheapest migration for the slow demand; more servers where instances alone could not carry the launch demand.
 
-    Nor are there ever so few that a surge by `burst_headroom_factor` would find no room in instances.
+    There are always enough servers to carry `burst_headroom_factor` times the rate by adding instances.
     """
     plan, migration = view.joint(slow), None
     if _moves(view, plan) and view.serves and view.rules.config.planning.placement is Placement.COLOCATED:
         migration = view.migration(slow)
         plan = migration.plan
-    wanted = view.servers_of(plan) if plan.feasible else view.max_servers_by_group
+    desired = view.servers_of(plan) if plan.feasible else view.max_servers_by_group
     surge = replace(slow, rate_rps=slow.rate_rps * view.rules.config.policy.scale_up.burst_headroom_factor)
-    wanted = _most(wanted, _most(view.fewest_servers(surge), view.fewest_servers(rising)))
-    return _Aim(_at_most(wanted, view), plan, migration)
+    desired = _larger(desired, _larger(view.fewest_servers(surge), view.fewest_servers(at_launch)))
+    return _SlowTarget(_bounded(desired, view), plan, migration)
 
 
 def _moves(view: PipelineView, plan: ChainPlan) -> bool:
-    """Whether the plan needs other servers than the ready ones, or larger batches would be allowed after a reload."""
+    """Whether the plan needs other servers than the ready ones, or a reload would allow larger batches."""
     bounds = tuple(stage.max_batch for stage in view.problem.stages)
     return not plan.feasible or view.servers_of(plan) != view.ready or view.batch_caps != bounds
 
 
-def _most(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+def _larger(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(map(max, one, other))
 
 
-def _at_most(wanted: tuple[int, ...], view: PipelineView) -> tuple[int, ...]:
-    """A co-located chain is bounded by the servers that there can be; separate stages share them and are bounded when slots run out."""
-    return tuple(max(1, min(count, view.rules.max_servers)) for count in wanted)
+def _bounded(desired: tuple[int, ...], view: PipelineView) -> tuple[int, ...]:
+    """At most the servers that can exist; separate stages share them, and are bounded when slots run out."""
+    return tuple(max(1, min(count, view.rules.max_servers)) for count in desired)
 
 
-def _scale_in(state: PipelineState, view: PipelineView, wanted: tuple[int, ...]) -> tuple[PipelineState, tuple[str, ...], str]:
-    """Servers leave when fewer have sufficed for the whole of `scale_in_stabilization_s` and the survivors carry the recent peak."""
+def _scale_in(state: PipelineState, view: PipelineView, desired: tuple[int, ...]) -> tuple[PipelineState, tuple[str, ...], str]:
+    """Servers to retire: once fewer have sufficed for the stabilization window and the others carry the recent peak."""
     policy = view.rules.config.policy
-    state = state.with_wanted(view.at_s, wanted, policy.scale_down.scale_in_stabilization_s)
-    if all(most >= ready for most, ready in zip(wanted, view.ready, strict=True)) or (len(view.groups) == 1 and any(view.coming)):
+    state = state.with_desired(view.at_s, desired, policy.scale_down.scale_in_stabilization_s)
+    if all(count >= ready for count, ready in zip(desired, view.ready, strict=True)) or (len(view.groups) == 1 and any(view.coming)):
         return state, (), ""
-    would = f"{_counted(wanted)} {'server' if sum(wanted) == 1 else 'servers'} would do"
+    suffices = f"{_counted(desired)} {'server suffices' if sum(desired) == 1 else 'servers suffice'}"
     left_s = policy.scale_down.scale_in_stabilization_s - state.covered_s(view.at_s)
     if left_s > 0:
-        return state, (), f"{would}, and fewer will be left in {left_s:.0f} s if that stays so"
-    if all(most >= ready for most, ready in zip(state.max_wanted(), view.ready, strict=True)):
-        return state, (), f"{would}, but not for the whole of the last {policy.scale_down.scale_in_stabilization_s:.0f} s"
+        return state, (), f"{suffices}; scale-in in {left_s:.0f} s if that lasts"
+    if all(count >= ready for count, ready in zip(state.max_desired(), view.ready, strict=True)):
+        return state, (), f"{suffices}, but not throughout the last {policy.scale_down.scale_in_stabilization_s:.0f} s"
     peak = survivor_demand(view.estimate, policy)
     cheapest = view.joint(peak)
-    kept = _most(state.max_wanted(), view.servers_of(cheapest) if cheapest.feasible else view.ready)
+    kept = _larger(state.max_desired(), view.servers_of(cheapest) if cheapest.feasible else view.ready)
     retire = leaving(view, kept)
     if retire:
         return state, retire, ""
-    if all(most >= ready for most, ready in zip(kept, view.ready, strict=True)):
-        # Survivors that would have to grow to their limits cost more than the server that left, and the next surge has it start again.
-        return state, (), f"{would}, but the recent {peak.rate_rps:.0f}/s with a margin is cheaper on {_counted(view.ready)}"
-    return state, (), f"{would}, but all are adopted"
+    if all(count >= ready for count, ready in zip(kept, view.ready, strict=True)):
+        # Remaining servers at their limits would cost more than the retired one, and the next surge would launch it again.
+        return state, (), f"{suffices}, but the recent {peak.rate_rps:.0f}/s with a margin is cheaper on {_counted(view.ready)}"
+    return state, (), f"{suffices}, but all servers are adopted"
 
 
 def _counted(servers: tuple[int, ...]) -> str:
@@ -148,21 +148,21 @@ def _counted(servers: tuple[int, ...]) -> str:
 
 
 def _survivors(view: PipelineView, fast: Demand, instances: tuple[int, ...], retire: tuple[str, ...]) -> tuple[int, ...]:
-    """Counts with which the survivors carry the load: they grow before a server leaves."""
-    strongest = max(fast.total_rps, survivor_demand(view.estimate, view.rules.config.policy).total_rps)
-    plan = view.in_place(Demand(strongest, 0.0, fast.dispersion, fast.sigmas), view.without(retire))
+    """Instances with which the remaining servers carry the load: they grow before a server retires."""
+    largest_rps = max(fast.total_rps, survivor_demand(view.estimate, view.rules.config.policy).total_rps)
+    plan = view.in_place(Demand(largest_rps, 0.0, fast.dispersion, fast.sigmas), view.without(retire))
     return tuple(map(max, instances, plan.instances))
 
 
-def _launch_instances(view: PipelineView, demands: tuple[Demand, ...], wanted: tuple[int, ...]) -> tuple[int, ...]:
-    """A new server starts with the counts that all of them together will sample."""
-    return view.in_place(max(demands, key=lambda demand: demand.total_rps), wanted).instances
+def _launch_instances(view: PipelineView, demands: tuple[Demand, ...], desired: tuple[int, ...]) -> tuple[int, ...]:
+    """Instances of a new server: those that all servers together will need."""
+    return view.in_place(max(demands, key=lambda demand: demand.total_rps), desired).instances
 
 
 def _extra_instances(
     view: PipelineView, now: VerticalTarget | None, instances: tuple[int, ...], retire: tuple[str, ...]
 ) -> dict[str, dict[str, int]]:
-    """Servers that run one instance more than the others: those that have most already."""
+    """Servers that run one instance more than the others: those with the most instances now."""
     overrides: dict[str, dict[str, int]] = {}
     if now is None:
         return overrides
@@ -175,18 +175,18 @@ def _extra_instances(
     return overrides
 
 
-def _batches(view: PipelineView, now: VerticalTarget | None, instances: tuple[int, ...], aim: _Aim) -> tuple[int, ...]:
-    """Larger batches mean a reload: only while the instances that run suffice, and only where the cheapest way goes over it."""
+def _batches(view: PipelineView, now: VerticalTarget | None, instances: tuple[int, ...], target: _SlowTarget) -> tuple[int, ...]:
+    """Batch limits; they are raised, which takes a reload, only while the running instances suffice and the cheapest migration does so."""
     if view.rules.dispatcher_sets_batches:
-        return now.batches if now is not None else tuple(stage.batch for stage in aim.plan.stages)
+        return now.batches if now is not None else tuple(stage.batch for stage in target.plan.stages)
     bounds = tuple(stage.max_batch for stage in view.problem.stages)
-    calm = now is not None and now.feasible and not grows(view, instances)
-    reloads = aim.migration is not None and any(step.kind is ActionKind.REBATCH for step in aim.migration.steps)
-    return bounds if calm and reloads else view.batch_caps
+    steady = now is not None and now.feasible and not grows(view, instances)
+    reloads = target.migration is not None and any(step.kind is ActionKind.REBATCH for step in target.migration.steps)
+    return bounds if steady and reloads else view.batch_caps
 
 
 def _holds_after_s(view: PipelineView, now: VerticalTarget | None, fast: Demand) -> float | None:
-    """How long until what is proposals now is carried inside the SLO, where a path can tell."""
+    """Seconds until the present demand is carried inside the SLO; None where it is already or no migration is solved."""
     if now is None or view.rules.config.planning.placement is Placement.SEPARATE or view.capacity_rps() >= fast.total_rps:
         return None
     after_s = view.migration(fast).slo_holds_after_s

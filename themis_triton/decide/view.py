@@ -21,9 +21,9 @@ from themis_triton.solver.problem import ChainProblem
 
 @dataclass(frozen=True, slots=True)
 class VerticalTarget:
-    """Counts and batches a stage for servers that are given; `extra_instance_servers` servers of a stage run one instance more.
+    """Instances and batches a stage for given servers; `extra_instance_servers` servers of a stage run one instance more.
 
-    Infeasible: those of the greatest capacity, and the servers missing a group.
+    Infeasible: those of the greatest capacity, and the missing servers a group.
     """
 
     feasible: bool
@@ -36,9 +36,9 @@ class VerticalTarget:
 
 @dataclass(frozen=True, slots=True)
 class PipelineView:
-    """A chain is one group of stages where they are co-located, else a group a stage; counts of servers are tuples, a number a group.
+    """One pipeline's servers by group: one group of all stages where they are co-located, else one a stage.
 
-    `busy_elsewhere`: instances of other pipelines' models on its servers.
+    Server counts are tuples with one number per group. `busy_elsewhere`: instances of other pipelines' models on its servers.
     """
 
     pipeline: PipelineConfig
@@ -65,11 +65,11 @@ class PipelineView:
 
     @property
     def coming(self) -> tuple[int, ...]:
-        """Servers on their way, a group."""
+        """Coming servers a group."""
         return tuple(len(group.coming) for group in self.groups)
 
     def without(self, retire: tuple[str, ...]) -> tuple[int, ...]:
-        """Ready servers a group once these have left."""
+        """Ready servers a group without those to retire."""
         return tuple(sum(server.name not in retire for server in group.ready) for group in self.groups)
 
     @property
@@ -85,12 +85,12 @@ class PipelineView:
     def batch_caps(self) -> tuple[int, ...]:
         """Largest batch of each stage that every ready server forms without a reload; the settings' bound where none is ready."""
         names, bounds = self.pipeline.stages, [stage.max_batch for stage in self.problem.stages]
-        held = [[server.models[name].max_batch for server in self.holders(s)] for s, name in enumerate(names)]
-        return tuple(min([bound, *batches]) for bound, batches in zip(bounds, held, strict=True))
+        limits = [[server.models[name].max_batch for server in self.holders(s)] for s, name in enumerate(names)]
+        return tuple(min([bound, *batches]) for bound, batches in zip(bounds, limits, strict=True))
 
     @property
     def instances_now(self) -> tuple[int, ...]:
-        """Fewest instances of each stage over its ready servers."""
+        """Smallest instance count of each stage over its ready servers."""
         names = self.pipeline.stages
         return tuple(min((server.models[name].instances for server in self.holders(s)), default=0) for s, name in enumerate(names))
 
@@ -102,30 +102,30 @@ class PipelineView:
         return self.planner.vertical(self._query(demand), servers, min_instances)
 
     def in_place(self, demand: Demand, servers: tuple[int, ...]) -> VerticalTarget:
-        """What the servers shall run for a demand: counts that may differ by one where a server holds one stage, else equal ones."""
+        """The target of given servers for a demand: counts that may differ by one where a server holds one stage, else equal ones."""
         if self.rules.config.planning.placement is Placement.SEPARATE and self.problem.queueing is QueueingModel.SHARE:
             plan = self.planner.mixed(self._query(demand), servers)
             lows, extra_instance_servers, batches = zip(
                 *((stage.low, stage.extra_instance_servers, stage.batch) for stage in plan.stages), strict=True
             )
             return VerticalTarget(plan.feasible, lows, extra_instance_servers, batches, plan.stage_servers_missing, plan.latency_ms)
-        found = self.vertical(demand, servers)
-        missing = found.stage_servers_missing or (found.servers_missing or 0,) * len(self.groups)
-        stages = found.plan.stages
+        vertical = self.vertical(demand, servers)
+        missing = vertical.stage_servers_missing or (vertical.servers_missing or 0,) * len(self.groups)
+        stages = vertical.plan.stages
         counts, batches = tuple(stage.instances for stage in stages), tuple(stage.batch for stage in stages)
-        return VerticalTarget(found.feasible, counts, (0,) * len(counts), batches, missing, found.plan.predicted_p99_ms)
+        return VerticalTarget(vertical.feasible, counts, (0,) * len(counts), batches, missing, vertical.plan.predicted_p99_ms)
 
     def joint(self, demand: Demand, *, instances: tuple[int, ...] | None = None, reload: bool = False) -> ChainPlan:
         """The cheapest servers × instances × batch; `reload` allows batches that the ready servers would have to reload for."""
         return self.planner.joint(self._query(demand, reload=reload), instances)
 
     def fewest_servers(self, demand: Demand) -> tuple[int, ...]:
-        """The least price of servers alone, with as many instances as they may run; all there can be where that is not enough."""
+        """The cheapest servers at their largest instance counts, by server prices alone; all that can exist if these are too few."""
         fewest = self.planner.fewest(self._query(demand))
         return tuple(fewest[group.stages[0]] for group in self.groups) if fewest is not None else self.max_servers_by_group
 
     def migration(self, demand: Demand) -> Migration:
-        """The plan whose whole way from what runs now is cheapest; co-located chains only."""
+        """The plan with the cheapest migration from the present fleet, itself included; co-located chains only."""
         names = self.pipeline.stages
         now = tuple(
             ServerAssignment(s.name, tuple(s.models[n].instances for n in names), tuple(s.models[n].max_batch for n in names))
@@ -140,11 +140,11 @@ class PipelineView:
 
     @property
     def max_servers_by_group(self) -> tuple[int, ...]:
-        """As many servers a group as there can be; separate stages share them evenly."""
+        """The servers a group that can exist; separate stages share them evenly."""
         return tuple(max(1, self.rules.max_servers // len(self.groups)) for _ in self.groups)
 
     def capacity_rps(self) -> float:
-        """What the ready servers carry inside the SLO as they are, without headroom.
+        """The rate that the ready servers carry inside the SLO as they are, without headroom.
 
         Co-located servers with different counts are added up; separate ones count with the fewest instances of their stage.
         """
@@ -154,8 +154,8 @@ class PipelineView:
         if self.rules.config.planning.placement is Placement.SEPARATE:
             return self.planner.carried(query, self.ready, self.instances_now)
         counts = [tuple(server.models[stage].instances for stage in self.pipeline.stages) for server in self.groups[0].ready]
-        held = [(len(counts), counts[0])] if len(set(counts)) == 1 else [(1, instances) for instances in counts]
-        return sum(max(0.0, self.planner.carried(query, (n,), instances)) for n, instances in held)
+        groups = [(len(counts), counts[0])] if len(set(counts)) == 1 else [(1, instances) for instances in counts]
+        return sum(max(0.0, self.planner.carried(query, (n,), instances)) for n, instances in groups)
 
     def _query(self, demand: Demand, *, reload: bool = False) -> PlanQuery:
         caps = None if reload or self.rules.dispatcher_sets_batches else self.batch_caps

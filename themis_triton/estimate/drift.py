@@ -1,4 +1,4 @@
-"""Drift: a model whose batches take another time than its profile says; when that is reported, and by how much plans are corrected."""
+"""Drift: service times that differ from the profile, when they are reported, and by how much plans are corrected."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from themis_triton.estimate.work import WorkHistory, WorkSample, observe
 
 MIN_SAMPLES = 3
 CERTAIN_ERRORS = 2.0
-"""Standard errors that the ratio must lie beyond the bound for drift to begin."""
+"""Drift begins when the ratio is this many standard errors beyond the bound."""
 STILL_STEPS = 0.75
-"""A correction stands until the ratio is so many steps away from it: the rounding must not flicker."""
+"""A correction stays until the ratio is this many steps deviation, so that rounding does not flicker."""
 AGREED_STEPS = 1.5
-"""A correction falls once the largest that was wanted lately is less than so many steps above what is wanted now."""
+"""A correction falls when the largest recent candidate is less than this many steps above the present one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,27 +31,27 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True)
 class DriftState:
-    """What is held of one model. `wanted`: the corrections asked for lately, each with its time."""
+    """One model's state. `candidates`: recent corrections by the ratio alone, with their times."""
 
     drifting: bool = False
     correction: float = 1.0
-    wanted: tuple[tuple[float, float], ...] = ()
+    candidates: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class DriftHistory:
-    """What drift detection remembers."""
+    """The state of drift detection."""
 
     work: WorkHistory = field(default_factory=WorkHistory)
     drift_states: dict[str, DriftState] = field(default_factory=dict)
 
 
-def judged(
+def compared(
     history: DriftHistory, models: dict[str, ModelEstimate], snapshot: Snapshot, config: ThemisConfig
 ) -> tuple[DriftHistory, dict[str, ModelEstimate], tuple[DriftEvent, ...]]:
-    """Take in a snapshot; the estimates with what it says about drift, and what changed.
+    """The next history, the estimates with their drift, and the changes of drift.
 
-    Profiles of replicas with cores are not compared: their busy instances mean something else.
+    Replicas with cores are not compared: a core is not an instance.
     """
     if config.planning.throughput is not ThroughputRule.INSTANCES:
         return history, models, ()
@@ -63,16 +63,16 @@ def judged(
         exact = config.models[name].profile.mean_table is not None
         after = before if ratio is None else drift_state(before, ratio, snapshot.at_s, config.policy, exact=exact)
         drift_states[name] = after
-        found = ratio.ratio if ratio is not None else None
-        estimates[name] = replace(estimate, drift_ratio=found, drifting=after.drifting, correction=after.correction)
-        events += [DriftEvent(name, change, found, after.correction) for change in _changes(before, after) if found is not None]
+        value = ratio.ratio if ratio is not None else None
+        estimates[name] = replace(estimate, drift_ratio=value, drifting=after.drifting, correction=after.correction)
+        events += [DriftEvent(name, change, value, after.correction) for change in _changes(before, after) if value is not None]
     return DriftHistory(work, drift_states), estimates, tuple(events)
 
 
 def ratio_of(samples: Sequence[WorkSample], now_s: float, policy: PolicyConfig) -> Ratio | None:
-    """Over the drift window, or as far back as the fewest batches reach; None when there are not so many in the last minute.
+    """Ratio over the drift window, extended until it holds `min_batches`; None where the last minute holds fewer.
 
-    The ratio of sums, and the standard error of a ratio estimator with the samples as its samples.
+    The ratio of sums, with the standard error of the ratio estimator (Cochran, Sampling Techniques, chapter 6).
     """
     taken: list[WorkSample] = []
     executions = 0.0
@@ -89,34 +89,34 @@ def ratio_of(samples: Sequence[WorkSample], now_s: float, policy: PolicyConfig) 
     return Ratio(ratio, math.sqrt(squares * len(taken) / (len(taken) - 1)) / expected_ms)
 
 
-def drift_state(before: DriftState, found: Ratio, now_s: float, policy: PolicyConfig, *, exact: bool) -> DriftState:
-    """The next drift state. A correction rises at once; it falls once the corrections of `drift_stabilization_s` are all lower.
+def drift_state(before: DriftState, measured: Ratio, now_s: float, policy: PolicyConfig, *, exact: bool) -> DriftState:
+    """The next drift state. A correction rises at once; it falls once all candidates of `drift.stabilization_s` are lower.
 
-    `exact`: the profile holds means. Where it holds a percentile, batches that are faster than it are what is expected, and no drift.
+    `exact`: the profile holds means. Where it holds a percentile, faster batches are expected and no drift.
     """
-    drifting = _drifts(found, policy, exact=exact, already=before.drifting)
-    wanted = _wanted(found.ratio, before.correction, policy) if drifting else 1.0
-    older = [entry for entry in before.wanted if entry[0] <= now_s - policy.drift.stabilization_s]
-    newer = [entry for entry in before.wanted if entry[0] > now_s - policy.drift.stabilization_s]
-    remembered = (*older[-1:], *newer, (now_s, wanted))
-    correction = max(before.correction, wanted)
+    drifting = _drifts(measured, policy, exact=exact, already=before.drifting)
+    candidate = _candidate(measured.ratio, before.correction, policy) if drifting else 1.0
+    older = [entry for entry in before.candidates if entry[0] <= now_s - policy.drift.stabilization_s]
+    newer = [entry for entry in before.candidates if entry[0] > now_s - policy.drift.stabilization_s]
+    remembered = (*older[-1:], *newer, (now_s, candidate))
+    correction = max(before.correction, candidate)
     largest = max(value for _, value in remembered)
-    if remembered[0][0] <= now_s - policy.drift.stabilization_s and largest - wanted < AGREED_STEPS * policy.drift.step_fraction:
+    if remembered[0][0] <= now_s - policy.drift.stabilization_s and largest - candidate < AGREED_STEPS * policy.drift.step_fraction:
         correction = largest
     return DriftState(drifting, correction, remembered)
 
 
-def _drifts(found: Ratio, policy: PolicyConfig, *, exact: bool, already: bool) -> bool:
-    """Beyond the bound for certain, or not yet back within half of it."""
-    away = found.ratio - 1.0
-    if not exact and away < 0.0:
+def _drifts(measured: Ratio, policy: PolicyConfig, *, exact: bool, already: bool) -> bool:
+    """Whether the ratio is beyond the bound with certainty, or not yet back within half of it."""
+    deviation = measured.ratio - 1.0
+    if not exact and deviation < 0.0:
         return False
     if already:
-        return abs(away) >= policy.drift.report_fraction / 2.0
-    return abs(away) - CERTAIN_ERRORS * found.error > policy.drift.report_fraction
+        return abs(deviation) >= policy.drift.report_fraction / 2.0
+    return abs(deviation) - CERTAIN_ERRORS * measured.error > policy.drift.report_fraction
 
 
-def _wanted(ratio: float, present: float, policy: PolicyConfig) -> float:
+def _candidate(ratio: float, present: float, policy: PolicyConfig) -> float:
     """The correction for a ratio, in whole steps and inside the bounds. Below 1 it leaves the report fraction as a margin."""
     bounded = ratio if ratio > 1.0 else min(1.0, ratio + policy.drift.report_fraction)
     bounded = min(max(bounded, 1.0 / policy.drift.max_factor), policy.drift.max_factor)

@@ -10,7 +10,7 @@ from themis_triton.core.estimate import PROXY, Estimate, ModelEstimate, Pipeline
 from themis_triton.core.fleet import Phase
 from themis_triton.core.observation import LatencyHistogram, ModelCounters, RouteReading, ServerReading, Snapshot
 from themis_triton.core.policy import ForecastName, PolicyConfig
-from themis_triton.estimate.drift import DriftHistory, judged
+from themis_triton.estimate.drift import DriftHistory, compared
 from themis_triton.estimate.latency import difference, percentile
 from themis_triton.estimate.series import EMPTY, CounterSeries
 from themis_triton.estimate.served import Served, ServedSeries
@@ -18,7 +18,7 @@ from themis_triton.estimate.served import Served, ServedSeries
 SERVED_KEEP_S = 10.0
 FAILURES_KEEP_S = 60.0
 FORECAST_S = 60
-# So much more than a forecast looks at, that readings at any tick cover it.
+# A forecast's minute, with a margin for ticks that are far apart.
 ARRIVALS_KEEP_S = 65.0
 LATENCY_WINDOW_S = 5.0
 COMPUTE_WINDOW_S = 5.0
@@ -58,7 +58,7 @@ class RouteSeries:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """All that the estimate stage remembers: series by model at the proxy and by (server, model) at Triton, and the state of drift."""
+    """The estimate stage's state: series by model at the proxy and by (server, model) at Triton, and the state of drift."""
 
     routes: dict[str, RouteSeries] = field(default_factory=dict)
     served: dict[tuple[str, str], ServedSeries] = field(default_factory=dict)
@@ -67,10 +67,10 @@ class History:
 
 
 def estimate(history: History, snapshot: Snapshot, config: ThemisConfig, *, per_second: bool = False) -> tuple[History, Estimate]:
-    """Take in a snapshot; returns the new history and what it means."""
+    """The new history and the estimate of a snapshot. `per_second`: pipelines' estimates hold a minute of arrivals by second."""
     history = _observe(history, snapshot)
     models = {name: _model(name, history, snapshot.at_s, config.policy) for name in config.models}
-    drift, models, events = judged(history.drift, models, snapshot, config)
+    drift, models, events = compared(history.drift, models, snapshot, config)
     pipelines = {p.name: _pipeline(p, history, models, config.policy, per_second=per_second) for p in config.pipelines}
     span_s = max((series.arrivals.span_s for series in history.routes.values()), default=0.0)
     stale = dict(_stale(history, snapshot, config.policy))
@@ -89,7 +89,7 @@ def _observe(history: History, snapshot: Snapshot) -> History:
         if server.error is None:
             read_at_s[server.server] = server.at_s
             fresh |= {key: served.get(key, ServedSeries()).append(server.at_s, c, SERVED_KEEP_S) for key, c in _keyed(server)}
-    # A gauge that is not read any more must not count for ever; the counters' history stays good.
+    # A gauge that is no longer read must not count; the counters' history stays valid.
     served |= {key: replace(series, pending=0.0) for key, series in served.items() if key not in fresh and series.pending} | fresh
     return replace(history, routes=routes, served=served, server_read_at_s=read_at_s)
 
@@ -108,8 +108,8 @@ def _model(name: str, history: History, now_s: float, policy: PolicyConfig) -> M
     return ModelEstimate(
         model=name,
         arrival_rps=route.arrivals.rate(policy.demand.rate_window_s),
-        peak_rps=route.arrivals.peak_rate(policy.demand.rate_window_s, policy.demand.burst_window_s),
-        settled_rps=route.arrivals.rate(policy.demand.stable_window_s),
+        burst_rps=route.arrivals.peak_rate(policy.demand.rate_window_s, policy.demand.burst_window_s),
+        stable_rps=route.arrivals.rate(policy.demand.stable_window_s),
         in_flight=route.in_flight,
         pending=sum(s.pending for s in served),
         completion_rps=sum(s.completion_rps(policy.demand.rate_window_s) for s in served),
@@ -126,7 +126,7 @@ def _model(name: str, history: History, now_s: float, policy: PolicyConfig) -> M
 def _pipeline(
     pipeline: PipelineConfig, history: History, models: dict[str, ModelEstimate], policy: PolicyConfig, *, per_second: bool
 ) -> PipelineEstimate:
-    """A pipeline's demand is what enters its first stage; later stages see it only as fast as the earlier ones let it through."""
+    """A pipeline's demand is its first stage's arrivals; later stages see only what the earlier ones let through."""
     first = models[pipeline.stages[0]]
     arrivals = history.routes.get(pipeline.stages[0], RouteSeries()).arrivals
     p99s = [models[stage].p99_ms for stage in pipeline.stages]
@@ -134,8 +134,8 @@ def _pipeline(
     return PipelineEstimate(
         pipeline=pipeline.name,
         recent_rps=max(first.arrival_rps, arrivals.rate(2 * policy.demand.rate_window_s)),
-        peak_rps=first.peak_rps,
-        settled_rps=first.settled_rps,
+        burst_rps=first.burst_rps,
+        stable_rps=first.stable_rps,
         growth_rps_per_s=arrivals.growth(policy.demand.growth_window_s),
         backlog=sum(models[stage].pending for stage in pipeline.stages),
         p99_ms=sum(known) if len(known) == len(p99s) else None,
@@ -161,4 +161,4 @@ def _stale(history: History, snapshot: Snapshot, policy: PolicyConfig) -> Iterab
             yield server.name, f"no metrics for {age_s:.1f} s: {errors[server.name]}"
     for reading in snapshot.readings:
         if reading.error is None and reading.batches_error is not None:
-            yield f"{reading.server} batches", f"drift cannot be told: {reading.batches_error}"
+            yield f"{reading.server} batches", f"drift is unknown: {reading.batches_error}"

@@ -1,4 +1,4 @@
-"""Percentiles out of cumulative histograms."""
+"""Percentiles of cumulative histograms."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from themis_triton.core.observation import LatencyHistogram
 
 
 def difference(newer: LatencyHistogram, older: LatencyHistogram) -> LatencyHistogram:
-    """What was counted between two readings; a histogram that restarted or changed its bounds counts as new."""
+    """Counts between two readings; a histogram that restarted or changed its bounds counts as new."""
     if newer.bounds_ms != older.bounds_ms or any(map(operator.lt, newer.counts, older.counts)):
         return newer
     return LatencyHistogram(newer.bounds_ms, tuple(map(operator.sub, newer.counts, older.counts)))
 
 
 def percentile(histogram: LatencyHistogram, percent: float) -> float | None:
-    """The percentile in ms, interpolated within its bucket; None when nothing was counted.
+    """The percentile in ms, interpolated within its bucket; None without counts.
 
     Beyond the last finite bound, that bound is the answer (a lower limit).
     """
@@ -24,10 +24,10 @@ def percentile(histogram: LatencyHistogram, percent: float) -> float | None:
     total = counts[-1] if counts else 0.0
     if total <= 0:
         return None
-    wanted = total * percent / 100.0
-    index = next(i for i, count in enumerate(counts) if count >= wanted)
+    rank = total * percent / 100.0
+    index = next(i for i, count in enumerate(counts) if count >= rank)
     if math.isinf(bounds[index]):
         return bounds[index - 1] if index else 0.0
     below_count, below_ms = (counts[index - 1], bounds[index - 1]) if index else (0.0, 0.0)
     inside = counts[index] - below_count
-    return below_ms + (bounds[index] - below_ms) * ((wanted - below_count) / inside if inside > 0 else 1.0)
+    return below_ms + (bounds[index] - below_ms) * ((rank - below_count) / inside if inside > 0 else 1.0)

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 @dataclass(frozen=True, slots=True)
 class CounterSeries:
-    """Totals at ascending times (s). A counter that restarts at zero goes on counting here.
+    """Totals at ascending times (s). A counter that restarts at zero continues here.
 
     `last_raw` is the counter as last read, or None before the first reading.
     """
@@ -48,7 +48,7 @@ class CounterSeries:
         return self.at(end_s) - self.at(start_s)
 
     def rate(self, window_s: float, lag_s: float = 0.0) -> float:
-        """Mean rate (1/s) over the window that ended `lag_s` before the last reading; what is not covered shortens the window."""
+        """Mean rate (1/s) over the window that ended `lag_s` before the last reading; a shorter history shortens the window."""
         if len(self.times_s) < 2:
             return 0.0
         end_s = self.times_s[-1] - lag_s
@@ -66,7 +66,7 @@ class CounterSeries:
         return max(self.rate(window_s, index * window_s) for index in range(windows))
 
     def per_second(self, seconds: int) -> tuple[float, ...]:
-        """What was counted in each of the last seconds before the last reading, newest last; as many whole seconds as are covered."""
+        """Counts of each of the last seconds before the last reading, newest last; as many whole seconds as are covered."""
         covered = min(seconds, int(self.span_s + 1e-9))
         totals = [self.at(self.times_s[-1] - lag_s) for lag_s in range(covered, -1, -1)] if covered else []
         return tuple(after - before for before, after in pairwise(totals))
@@ -80,7 +80,7 @@ class CounterSeries:
     def dispersion(self, window_s: float, over_s: float) -> float:
         """Index of dispersion of the counts per window, from successive differences so that a trend does not count.
 
-        `Σ (x_i − x_(i−1))² / (2 (m − 1) · mean)`; 1 for a Poisson stream, and 1 where there is too little to tell.
+        `Σ (x_i − x_(i−1))² / (2 (m − 1) · mean)`; 1 for a Poisson stream, and 1 where there are too few counts.
         """
         if not self.times_s:
             return 1.0

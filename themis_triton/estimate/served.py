@@ -10,7 +10,7 @@ from themis_triton.core.observation import ModelCounters
 
 
 class Served(NamedTuple):
-    """Totals, or what was added to them between two times."""
+    """Totals, or their increase between two times."""
 
     ended: float = 0.0
     inferences: float = 0.0
@@ -24,7 +24,7 @@ NOTHING = Served()
 
 @dataclass(frozen=True, slots=True)
 class ServedSeries:
-    """Totals at ascending times (s). A counter that restarts at zero goes on counting here. `last_raw`: the counters as last read."""
+    """Totals at ascending times (s). A counter that restarts at zero continues here. `last_raw`: the counters as last read."""
 
     times_s: tuple[float, ...] = ()
     totals: tuple[Served, ...] = ()
@@ -32,7 +32,7 @@ class ServedSeries:
     pending: float = 0.0
 
     def append(self, at_s: float, counters: ModelCounters, keep_s: float) -> ServedSeries:
-        """With one more reading; those older than `keep_s` are dropped, of one from the past only the gauge is taken."""
+        """The series with one more reading; readings older than `keep_s` are dropped; a late reading updates only the gauge."""
         compute_us = counters.compute_input_us + counters.compute_infer_us + counters.compute_output_us
         raw = Served(counters.success + counters.failure, counters.inferences, counters.executions, counters.queue_us, compute_us)
         if self.last_raw is None:
@@ -45,7 +45,7 @@ class ServedSeries:
         return ServedSeries((*self.times_s[first:], at_s), (*self.totals[first:], total), raw, counters.pending)
 
     def at(self, time_s: float) -> Served:
-        """Totals at a time, interpolated; the ends hold beyond them. Nothing for an empty series."""
+        """Totals at a time, interpolated; the ends hold beyond them. Zero for an empty series."""
         if not self.times_s:
             return NOTHING
         index = bisect_right(self.times_s, time_s)
@@ -62,7 +62,7 @@ class ServedSeries:
         return Served._make([end - start for start, end in zip(self.at(start_s), self.at(end_s), strict=True)])
 
     def completion_rps(self, window_s: float) -> float:
-        """Mean rate of requests that ended over the window up to the last reading; what is not covered shortens the window."""
+        """Mean rate of requests that ended over the window up to the last reading; a shorter history shortens the window."""
         if len(self.times_s) < 2:
             return 0.0
         end_s = self.times_s[-1]

@@ -1,7 +1,7 @@
-"""Executed batches beside their profile: what ended on a server between two readings, and how long the profile says that it takes.
+"""Executed batches compared with their profile: the batches that ended between two readings, and their profiled time.
 
-Triton's cumulative sums charge a batch's whole time to each of its requests, so that large batches weigh more in a mean than small
-ones; its statistics by batch size count every batch once and are what is compared here.
+Triton's cumulative sums count a batch's time once for each of its requests, so that large batches weigh more. Its statistics by batch
+size count every batch once; these are compared.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from themis_triton.core.fleet import Server
 from themis_triton.core.observation import ModelCounters, ServerReading, Snapshot
 
 KEEP_S = 60.0
-LEAST_INTERVAL_S = 0.4
-LONGEST_INTERVAL_S = 15.0
-SERVICES_AN_INTERVAL = 5.0
-"""An interval holds so many batches of an instance, or the batches' own times would sway how many count as busy at once."""
+MIN_INTERVAL_S = 0.4
+MAX_INTERVAL_S = 15.0
+BATCHES_PER_INTERVAL = 5.0
+"""Batches of one instance in an interval; with fewer, single batches would distort the number of busy instances."""
 
 BySize = dict[int, tuple[float, float]]
 """By batch size: batches, and their time in ms."""
@@ -27,7 +27,7 @@ BySize = dict[int, tuple[float, float]]
 
 @dataclass(frozen=True, slots=True)
 class WorkSample:
-    """Batches of one model on one server that ended in an interval until `end_s`: their time in ms, and that of the profile for them."""
+    """Batches of one model on one server that ended in an interval until `end_s`: their measured and profiled time in ms."""
 
     end_s: float
     executions: float
@@ -37,14 +37,14 @@ class WorkSample:
 
 @dataclass(frozen=True, slots=True)
 class WorkHistory:
-    """By server, the reading with which its present interval began; by model, the samples of the last minute, oldest first."""
+    """`opened`: by server, the reading at which its interval began. `samples`: by model, those of the last minute, oldest first."""
 
     opened: dict[str, ServerReading] = field(default_factory=dict)
     samples: dict[str, tuple[WorkSample, ...]] = field(default_factory=dict)
 
 
 def observe(history: WorkHistory, snapshot: Snapshot, config: ThemisConfig) -> WorkHistory:
-    """With one more snapshot. An interval ends once it is long for the batches in it; one in which counters fell says nothing."""
+    """The history with one more snapshot. An interval ends once it is long enough; one in which counters fell gives no sample."""
     opened = {name: reading for name, reading in history.opened.items() if name in {server.name for server in snapshot.servers}}
     samples = {model: [p for p in kept if p.end_s > snapshot.at_s - KEEP_S] for model, kept in history.samples.items()}
     servers = {server.name: server for server in snapshot.servers}
@@ -53,7 +53,7 @@ def observe(history: WorkHistory, snapshot: Snapshot, config: ThemisConfig) -> W
             continue
         executed = _executed(opened.get(reading.server, reading), reading)
         duration_s = reading.at_s - opened.setdefault(reading.server, reading).at_s
-        if executed is not None and duration_s < _enough_s(executed):
+        if executed is not None and duration_s < _min_duration_s(executed):
             continue
         opened[reading.server] = reading
         for model, sample in _samples(executed or {}, servers[reading.server], reading.at_s, duration_s, config):
@@ -62,7 +62,7 @@ def observe(history: WorkHistory, snapshot: Snapshot, config: ThemisConfig) -> W
 
 
 def _executed(before: ServerReading, after: ServerReading) -> dict[str, BySize] | None:
-    """What ended between two readings; None when a counter fell because the server or a model was started anew."""
+    """Batches that ended between two readings; None when a counter fell because the server or a model restarted."""
     models = {model: _increase(before.models.get(model), counters) for model, counters in after.models.items()}
     if any(by_size is None for by_size in models.values()):
         return None
@@ -75,20 +75,20 @@ def _increase(before: ModelCounters | None, after: ModelCounters) -> BySize | No
     old = {batch.size: (batch.executions, batch.compute_us) for batch in before.batches}
     if not old.keys() <= {batch.size for batch in after.batches}:
         return None
-    found: BySize = {}
+    increase: BySize = {}
     for batch in after.batches:
         executions, compute_us = old.get(batch.size, (0.0, 0.0))
         if batch.executions < executions or batch.compute_us < compute_us:
             return None
         if batch.executions > executions:
-            found[batch.size] = (batch.executions - executions, (batch.compute_us - compute_us) / 1000.0)
-    return found
+            increase[batch.size] = (batch.executions - executions, (batch.compute_us - compute_us) / 1000.0)
+    return increase
 
 
-def _enough_s(executed: Mapping[str, BySize]) -> float:
-    """How long an interval with these batches must be."""
+def _min_duration_s(executed: Mapping[str, BySize]) -> float:
+    """Shortest duration of an interval with these batches."""
     means_ms = [sum(ms for _, ms in each.values()) / sum(count for count, _ in each.values()) for each in executed.values()]
-    return min(LONGEST_INTERVAL_S, max(LEAST_INTERVAL_S, SERVICES_AN_INTERVAL * max(means_ms, default=0.0) / 1000.0))
+    return min(MAX_INTERVAL_S, max(MIN_INTERVAL_S, BATCHES_PER_INTERVAL * max(means_ms, default=0.0) / 1000.0))
 
 
 def _samples(
@@ -98,29 +98,29 @@ def _samples(
     busy = {model: min(mean, _instances(server, model, mean)) for model, mean in busy.items()}
     for model, by_size in executed.items():
         if model in config.models:
-            seen = busy_seen(busy, model, _instances(server, model, busy[model]))
+            seen = busy_during_batch(busy, model, _instances(server, model, busy[model]))
             expected_ms = sum(count * mean_ms(config.models[model].profile, size, seen) for size, (count, _) in by_size.items())
             measured_ms = sum(ms for _, ms in by_size.values())
             yield model, WorkSample(end_s, sum(count for count, _ in by_size.values()), measured_ms, expected_ms)
 
 
 def _instances(server: Server, model: str, busy: float) -> int:
-    """As the server is known to run; of a model that is not known, as many as were busy."""
+    """Instances of the model on the server; for an unknown model as many as were busy."""
     return server.models[model].instances if model in server.models else max(1, math.ceil(busy))
 
 
-def busy_seen(busy: Mapping[str, float], model: str, instances: int) -> float:
-    """How many instances a running batch of the model usually finds busy on its server, itself included.
+def busy_during_batch(busy: Mapping[str, float], model: str, instances: int) -> float:
+    """Mean number of busy instances on the server while a batch of the model runs, itself included.
 
-    `1 + m − ρ`, m being the mean busy instances of all models by Little's law (Σ batch times / time) and ρ the model's own a count: as if
-    instances were busy independently. At no load it is 1, with all instances always busy their number. Against a request-level
+    `1 + m − ρ`: m is the mean number of busy instances of all models by Little's law (Σ batch times / time), ρ that of one of the model's
+    instances, assumed to be independent. It is 1 without load, and the number of instances when all are busy. Against a request-level
     simulation of two models (1 to 8 instances each, 3 to 60 requests/s) the ratio of drift stays within 0.97 and 1.03 with it.
     """
     return 1.0 + sum(busy.values()) - busy[model] / instances
 
 
 def mean_ms(profile: ModelProfile, size: int, busy: float) -> float:
-    """Mean service time by the profile: of the means where they were measured, else the table as it stands.
+    """Mean service time of the profile, in ms: of the measured means, else of the table.
 
     Linear between the table's points and, never falling, beyond its last.
     """

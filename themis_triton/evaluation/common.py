@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from themis_triton.decide.demand import Demand, peak_demand
+from themis_triton.decide.demand import Demand, burst_demand
 from themis_triton.decide.proposal import leaving
 from themis_triton.decide.state import PipelineState
 from themis_triton.decide.view import PipelineView
@@ -17,8 +17,8 @@ def baseline_demand(view: PipelineView) -> Demand:
     """
     policy = view.rules.config.policy
     if not view.rules.dispatcher_sets_batches:
-        return peak_demand(view.estimate, policy)
-    return Demand(float(math.ceil(view.estimate.peak_rps - 1e-6)), 0.0, 1.0, policy.demand.headroom_sigmas, exact=True)
+        return burst_demand(view.estimate, policy)
+    return Demand(float(math.ceil(view.estimate.burst_rps - 1e-6)), 0.0, 1.0, policy.demand.headroom_sigmas, exact=True)
 
 
 def batches_of(view: PipelineView, planned: tuple[int, ...]) -> tuple[int, ...]:
@@ -27,11 +27,11 @@ def batches_of(view: PipelineView, planned: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def scaled_in(
-    state: PipelineState, view: PipelineView, wanted: tuple[int, ...], stabilization_s: float
+    state: PipelineState, view: PipelineView, desired: tuple[int, ...], stabilization_s: float
 ) -> tuple[PipelineState, tuple[str, ...]]:
-    """The servers to retire: those beyond `wanted`, once every count wanted in the stabilization window was below the ready servers."""
-    state = state.with_wanted(view.at_s, wanted, stabilization_s)
+    """The servers to retire: those beyond `desired`, once every count desired in the stabilization window was below the ready servers."""
+    state = state.with_desired(view.at_s, desired, stabilization_s)
     if state.covered_s(view.at_s) < stabilization_s:
         return state, ()
-    agreed = (largest < ready for largest, ready in zip(state.max_wanted(), view.ready, strict=True))
-    return state, leaving(view, tuple(now if agree else ready for agree, now, ready in zip(agreed, wanted, view.ready, strict=True)))
+    agreed = (largest < ready for largest, ready in zip(state.max_desired(), view.ready, strict=True))
+    return state, leaving(view, tuple(now if agree else ready for agree, now, ready in zip(agreed, desired, view.ready, strict=True)))

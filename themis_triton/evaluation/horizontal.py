@@ -23,9 +23,9 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     instances = state.fixed_instances or efficient_instances(view.problem, policy.horizontal.instances)
     demand = baseline_demand(view)
     joint = view.joint(demand, instances=instances)
-    wanted = view.servers_of(joint) if joint.feasible else view.max_servers_by_group
-    launch = to_launch(view, wanted)
-    state, retire = scaled_in(replace(state, fixed_instances=instances), view, wanted, policy.horizontal.scale_in_stabilization_s)
+    desired = view.servers_of(joint) if joint.feasible else view.max_servers_by_group
+    launch = to_launch(view, desired)
+    state, retire = scaled_in(replace(state, fixed_instances=instances), view, desired, policy.horizontal.scale_in_stabilization_s)
     reason = Reason.SCALE_OUT if any(launch) else Reason.SCALE_IN if retire else Reason.STEADY if joint.feasible else Reason.INFEASIBLE
     return PolicyResult(
         state,
@@ -34,7 +34,7 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
             batches=batches_of(view, tuple(stage.batch for stage in joint.stages)),
             stage=Stage.OPTIMISE,
             reason=reason,
-            evidence=evidence_of(view, demand, demand, wanted=wanted, predicted_p99_ms=joint.predicted_p99_ms),
+            evidence=evidence_of(view, demand, demand, desired=desired, predicted_p99_ms=joint.predicted_p99_ms),
             launch=launch,
             launch_instances=instances,
             retire=retire,

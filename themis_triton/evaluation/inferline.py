@@ -31,9 +31,9 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     plan = view.planner.remembered(key, lambda: base_plan(view.rules, view.pipeline.name, base_rps))
     # The plan's utilisation is ρ = base / (n·μ), so that μ·ρ is its share of the base rate a server.
     needed = (max(plan.servers[s] for s in group.stages) * demand.rate_rps / base_rps if base_rps else 1.0 for group in view.groups)
-    wanted = tuple(min(max(1, math.ceil(count - 1e-9)), most) for count, most in zip(needed, _most(view), strict=True))
-    state, retire = scaled_in(replace(state, fixed_rps=base_rps), view, wanted, policy.inferline.scale_in_stabilization_s)
-    launch = to_launch(view, wanted)
+    desired = tuple(min(max(1, math.ceil(count - 1e-9)), most) for count, most in zip(needed, _most(view), strict=True))
+    state, retire = scaled_in(replace(state, fixed_rps=base_rps), view, desired, policy.inferline.scale_in_stabilization_s)
+    launch = to_launch(view, desired)
     return PolicyResult(
         state,
         Proposal(
@@ -41,7 +41,7 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
             batches=batches_of(view, plan.batches),
             stage=Stage.OPTIMISE,
             reason=Reason.SCALE_OUT if any(launch) else Reason.SCALE_IN if retire else Reason.STEADY,
-            evidence=evidence_of(view, demand, demand, wanted=wanted, predicted_p99_ms=None),
+            evidence=evidence_of(view, demand, demand, desired=desired, predicted_p99_ms=None),
             launch=launch,
             launch_instances=plan.instances,
             retire=retire,

@@ -30,7 +30,7 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
             batches=view.batch_caps,
             stage=Stage.OPTIMISE,
             reason=Reason.SCALE_OUT if any(launch) else Reason.STEADY,
-            evidence=evidence_of(view, demand, demand, wanted=state.fixed_servers, predicted_p99_ms=None),
+            evidence=evidence_of(view, demand, demand, desired=state.fixed_servers, predicted_p99_ms=None),
             launch=launch,
             launch_instances=state.fixed_instances,
         ),

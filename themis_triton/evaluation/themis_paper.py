@@ -28,7 +28,7 @@ class _Move:
 
     instances: tuple[int, ...]
     batches: tuple[int, ...]
-    wanted: tuple[int, ...]
+    desired: tuple[int, ...]
     launch_instances: tuple[int, ...]
     feasible: bool
     steady: bool
@@ -42,10 +42,10 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     move = _vertically(view, demand) if vertical else _horizontally(view, demand, steady)
     retire: tuple[str, ...] = ()
     if move.steady:
-        state, retire = scaled_in(state, view, move.wanted, view.rules.config.policy.themis_paper.scale_in_stabilization_s)
+        state, retire = scaled_in(state, view, move.desired, view.rules.config.policy.themis_paper.scale_in_stabilization_s)
     else:
-        state = replace(state, wanted=())
-    launch = to_launch(view, move.wanted)
+        state = replace(state, desired=())
+    launch = to_launch(view, move.desired)
     return PolicyResult(
         state,
         Proposal(
@@ -53,7 +53,7 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
             batches=batches_of(view, move.batches),
             stage=Stage.ABSORB if vertical else Stage.OPTIMISE,
             reason=_reason(view, move, launch, retire),
-            evidence=evidence_of(view, demand, demand, wanted=move.wanted, predicted_p99_ms=None),
+            evidence=evidence_of(view, demand, demand, desired=move.desired, predicted_p99_ms=None),
             launch=launch,
             launch_instances=move.launch_instances,
             retire=retire,
@@ -83,15 +83,15 @@ def _throughput_rps(view: PipelineView) -> float:
 def _horizontally(view: PipelineView, demand: Demand, steady: tuple[int, ...]) -> _Move:
     """The plan with the fewest cores. Cores are removed once one server more than planned serves in the stage."""
     plan = view.joint(demand, instances=steady)
-    wanted = view.servers_of(plan) if plan.feasible else view.max_servers_by_group
+    desired = view.servers_of(plan) if plan.feasible else view.max_servers_by_group
     batches = tuple(stage.batch for stage in plan.stages)
     if not view.serves:
-        return _Move(steady, batches, wanted, steady, plan.feasible, steady=True)
+        return _Move(steady, batches, desired, steady, plan.feasible, steady=True)
     shrinks = [any(view.instances_now[s] > steady[s] for s in group.stages) for group in view.groups]
-    wanted = tuple(count + extra for count, extra in zip(wanted, shrinks, strict=True))
-    if any(shrinks) and any(ready < count for ready, count in zip(view.ready, wanted, strict=True)):
-        return _Move(view.instances_now, view.batch_caps, wanted, steady, plan.feasible, steady=False)
-    return _Move(steady, batches, wanted, steady, plan.feasible, steady=True)
+    desired = tuple(count + extra for count, extra in zip(desired, shrinks, strict=True))
+    if any(shrinks) and any(ready < count for ready, count in zip(view.ready, desired, strict=True)):
+        return _Move(view.instances_now, view.batch_caps, desired, steady, plan.feasible, steady=False)
+    return _Move(steady, batches, desired, steady, plan.feasible, steady=True)
 
 
 def _vertically(view: PipelineView, demand: Demand) -> _Move:
@@ -99,8 +99,8 @@ def _vertically(view: PipelineView, demand: Demand) -> _Move:
     found = view.vertical(demand, view.ready, min_instances=view.instances_now)
     instances = tuple(stage.instances for stage in found.plan.stages)
     missing = found.stage_servers_missing or (0 if found.feasible else found.servers_missing or 1,) * len(view.groups)
-    wanted = tuple(ready + more for ready, more in zip(view.ready, missing, strict=True))
-    return _Move(instances, tuple(stage.batch for stage in found.plan.stages), wanted, instances, found.feasible, steady=False)
+    desired = tuple(ready + more for ready, more in zip(view.ready, missing, strict=True))
+    return _Move(instances, tuple(stage.batch for stage in found.plan.stages), desired, instances, found.feasible, steady=False)
 
 
 def _reason(view: PipelineView, move: _Move, launch: tuple[int, ...], retire: tuple[str, ...]) -> Reason:

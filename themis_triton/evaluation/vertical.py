@@ -42,7 +42,7 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
             batches=batches_of(view, tuple(stage.batch for stage in plan.plan.stages)),
             stage=Stage.ABSORB if growing else Stage.OPTIMISE,
             reason=reason,
-            evidence=evidence_of(view, fast, fast, wanted=state.fixed_servers, predicted_p99_ms=plan.plan.predicted_p99_ms),
+            evidence=evidence_of(view, fast, fast, desired=state.fixed_servers, predicted_p99_ms=plan.plan.predicted_p99_ms),
             launch=launch,
             launch_instances=instances,
         ),
