@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -38,6 +39,18 @@ def themis(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)
 
 
+@contextmanager
+def started(folder: Path, arguments: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A command in the background, killed at the end if it still runs."""
+    with (folder / "run.log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-m", "themis_triton.cli", *arguments], cwd=folder, stdout=log, stderr=log)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(COMMAND_TIMEOUT_S)
+
+
 def wait_until_serving(folder: Path, sidecar: subprocess.Popen[bytes]) -> None:
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline_s:
@@ -51,23 +64,21 @@ def wait_until_serving(folder: Path, sidecar: subprocess.Popen[bytes]) -> None:
 
 def test_the_session_of_the_first_page(folder: Path) -> None:
     outputs: dict[str, str] = {}
-    sidecar: subprocess.Popen[bytes] | None = None
-    for line, words in zip(session().text.splitlines(), session().commands, strict=True):
-        assert words[0] == "themis"
-        if line.endswith("&"):
-            with (folder / "run.log").open("wb") as log:
-                sidecar = subprocess.Popen([sys.executable, "-m", "themis_triton.cli", *words[1:]], cwd=folder, stdout=log, stderr=log)
-            wait_until_serving(folder, sidecar)
-            continue
-        result = themis(folder, *words[1:])
-        assert result.returncode == 0, f"{line}:\n{result.stdout}{result.stderr}"
-        outputs[" ".join(words[1:])] = result.stdout
+    with ExitStack() as stack:
+        for line, words in zip(session().text.splitlines(), session().commands, strict=True):
+            assert words[0] == "themis"
+            if line.endswith("&"):
+                sidecar = stack.enter_context(started(folder, words[1:]))
+                wait_until_serving(folder, sidecar)
+                continue
+            result = themis(folder, *words[1:])
+            assert result.returncode == 0, f"{line}:\n{result.stdout}{result.stderr}"
+            outputs[" ".join(words[1:])] = result.stdout
+        assert sidecar.wait(COMMAND_TIMEOUT_S) == 0
     assert "is valid" in outputs["validate themis.yaml"]
     assert "video" in outputs["status -c themis.yaml"]
     assert "launch" in outputs["history -c themis.yaml"]
     assert outputs["why -c themis.yaml"].strip()
-    assert sidecar is not None
-    assert sidecar.wait(COMMAND_TIMEOUT_S) == 0
     assert left_behind(folder) == []
 
 
