@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from tests.documents import ROOT, Block, blocks, documents, links, session_settings, spans
 from themis_triton import cli
+from themis_triton.adapters.exporter import Exporter
 from themis_triton.core.policy import PolicyName
 from themis_triton.settings import load_settings, reference_rows
 
@@ -190,6 +191,13 @@ def test_files_and_links_in_the_text_exist(document: Path) -> None:
             assert (ROOT / text).exists(), f"{document.name}: {text}"
         elif re.match(r"(core|settings|decide|adapters|daemon|plan|act|estimate|solver|sim)/[\w./-]+$", text):
             assert (ROOT / "themis_triton" / text).exists(), f"{document.name}: {text}"
+
+
+def test_the_documents_name_the_metrics_that_exist() -> None:
+    exported = {line.split()[2] for line in Exporter().text().decode().splitlines() if line.startswith("# TYPE")}
+    exported = {name for name in exported if not name.endswith("_created")}
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(themis_\w+)` \|", text, re.MULTILINE)) == exported
 
 
 def glossary() -> list[tuple[str, str, str]]:

@@ -43,8 +43,8 @@ def test_a_tick_shows_in_every_metric() -> None:
     assert found["themis_demand_rps", "video", "fast"] == 151.0
     assert found["themis_demand_rps", "video", "slow"] == 120.0
     assert found["themis_capacity_rps", "video"] == 92.0
-    assert found["themis_p99_ms", "predicted", "video"] == 250.0
-    assert math.isnan(found["themis_p99_ms", "measured", "video"])
+    assert found["themis_p99_seconds", "predicted", "video"] == 0.25
+    assert math.isnan(found["themis_p99_seconds", "measured", "video"])
     assert found["themis_servers", "serving"] == found["themis_servers", "warming"] == 1.0
     assert found["themis_instances", DETECTOR, "a"] == 3.0
     assert found["themis_instances", CLASSIFIER, "b"] == 1.0

@@ -21,7 +21,7 @@ class Exporter:
         self._tick_s = Histogram("themis_tick_seconds", "Duration of a tick", buckets=TICK_BUCKETS_S, registry=registry)
         self._demand = Gauge("themis_demand_rps", "Demand by time scale", ["pipeline", "scale"], registry=registry)
         self._capacity = Gauge("themis_capacity_rps", "Capacity inside the SLO of the ready servers", ["pipeline"], registry=registry)
-        self._p99 = Gauge("themis_p99_ms", "p99, measured at the proxy and predicted", ["pipeline", "kind"], registry=registry)
+        self._p99 = Gauge("themis_p99_seconds", "p99, measured at the proxy and predicted", ["pipeline", "kind"], registry=registry)
         self._servers = Gauge("themis_servers", "Servers by phase", ["phase"], registry=registry)
         self._instances = Gauge("themis_instances", "Instances by model and server", ["model", "server"], registry=registry)
         self._actions = Counter("themis_actions", "Ended actions", ["kind", "outcome"], registry=registry)
@@ -59,7 +59,7 @@ class Exporter:
             self._demand.labels(evidence.pipeline, "slow").set(evidence.demand_slow_rps)
             self._capacity.labels(evidence.pipeline).set(evidence.capacity_rps)
             for kind, value in (("measured", evidence.measured_p99_ms), ("predicted", evidence.predicted_p99_ms)):
-                self._p99.labels(evidence.pipeline, kind).set(float("nan") if value is None else value)
+                self._p99.labels(evidence.pipeline, kind).set(float("nan") if value is None else value / 1000.0)
 
     def _take_fleet(self, record: TickRecord) -> None:
         self._servers.clear()
