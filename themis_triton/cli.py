@@ -31,7 +31,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable: the 
 
 @app.command(epilog="Example: themis run -c themis.yaml")
 def run(config: ConfigOption) -> None:
-    """Run the sidecar until SIGTERM. Servers and Envoy go on serving afterwards."""
+    """Run the sidecar until SIGTERM. Servers and Envoy keep serving afterwards."""
     from themis_triton.commands.run_command import run_command  # noqa: PLC0415 - a command loads only what it needs
 
     run_command(config)
@@ -46,11 +46,11 @@ def demo(
     scale: Annotated[float, typer.Option(help="Multiplies the trace's rates.")] = 1.0,
     policy: Annotated[str, typer.Option(help="themis, or a baseline: themis-paper, horizontal, vertical, inferline, static.")] = "themis",
     pipeline: Annotated[str, typer.Option(help="video, sentiment or nlp.")] = "video",
-    seed: Annotated[int, typer.Option(min=0, help="Of the load.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the load.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for picture, logs and figures.")] = Path("themis-demo"),
     as_json: JsonOption = False,
 ) -> None:
-    """The whole loop on this machine: a real Triton behind a real Envoy, a surge, and Themis beside them."""
+    """Run the whole loop on this machine: a real Triton behind a real Envoy, a surge, and Themis."""
     from themis_triton.commands.demo_command import demo_command, parse_policy  # noqa: PLC0415 - a command loads only what it needs
     from themis_triton.demo.run import DemoOptions  # noqa: PLC0415
     from themis_triton.load.traces import TraceOptions  # noqa: PLC0415
@@ -66,7 +66,7 @@ def load(
     pipeline: Annotated[
         list[str] | None, typer.Option(help="NAME of the settings, or NAME=MODEL,MODEL. Repeatable; by default the settings' first.")
     ] = None,
-    slo_ms: Annotated[float | None, typer.Option(help="Objective to judge by; by default the settings'.")] = None,
+    slo_ms: Annotated[float | None, typer.Option(help="SLO in ms; by default the settings'.")] = None,
     trace: Annotated[str, typer.Option(help="surge, diurnal, flash, steady, twitter-paper, or a file.")] = "surge",
     rate: Annotated[float | None, typer.Option(help="A constant rate in requests/s instead of a trace.")] = None,
     duration: Annotated[int | None, typer.Option(help="Seconds.")] = None,
@@ -74,11 +74,11 @@ def load(
     to_s: Annotated[int | None, typer.Option("--to", help="Second at which the trace ends.")] = None,
     scale: Annotated[float, typer.Option(help="Multiplies the trace's rates.")] = 1.0,
     shape: Annotated[list[str] | None, typer.Option(help="MODEL.INPUT=N,N: free dimensions of an input. Repeatable.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the arrivals.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="A .npz file for every request's row.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the arrivals.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Write one row per request to this .npz file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Open-loop gRPC load; latency counts from the intended send time."""
+    """Send an open-loop gRPC load; latency counts from the intended send time."""
     from themis_triton.commands.load_command import load_command  # noqa: PLC0415 - a command loads only what it needs
     from themis_triton.commands.load_options import LoadFlags, options_from  # noqa: PLC0415
     from themis_triton.load.traces import TraceOptions  # noqa: PLC0415
@@ -95,8 +95,8 @@ def plan(
     config: ConfigOption,
     rate: Annotated[str, typer.Option(help="Requests/s: 120, or 20:400:20 (from:to:step).")],
     pipeline: Annotated[str | None, typer.Option(help="By default the settings' first.")] = None,
-    slo: Annotated[str | None, typer.Option(help="Objective in ms instead of the settings'.")] = None,
-    devices: Annotated[str | None, typer.Option(help="Servers that there are, instead of the settings'.")] = None,
+    slo: Annotated[str | None, typer.Option(help="SLO in ms instead of the settings'.")] = None,
+    devices: Annotated[str | None, typer.Option(help="Maximum number of servers, instead of the settings'.")] = None,
     start: Annotated[
         str | None,
         typer.Option(
@@ -117,7 +117,7 @@ def plan(
 def profile(
     target: Annotated[str, typer.Argument(help="A model, or a pipeline of the settings: each of its models.")],
     config: Annotated[Path | None, typer.Option("-c", "--config", help="Settings: slots, servers, pipelines and bounds.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the profile files, one a model.")] = Path("profiles"),
+    out: Annotated[Path, typer.Option(help="Folder for the profile files, one per model.")] = Path("profiles"),
     repository: Annotated[Path | None, typer.Option(help="Model repository; by default the settings', or the shipped one.")] = None,
     slot: Annotated[str | None, typer.Option(help="Slot of the settings to start a server on; by default the last.")] = None,
     device: Annotated[str, typer.Option(help="Without settings: gpu:N or cpu:N.")] = "cpu:0",
@@ -125,19 +125,21 @@ def profile(
     key: Annotated[str | None, typer.Option(help="Its model-control key.")] = None,
     max_batch: Annotated[int | None, typer.Option(min=1, help="Largest batch; by default the settings' or the model's.")] = None,
     max_instances: Annotated[
-        int | None, typer.Option(min=1, help="Most instances; by default as many as the settings let be busy on the device, or 8.")
+        int | None, typer.Option(min=1, help="Maximum number of instances; by default what the settings allow on the device, or 8.")
     ] = None,
-    percentile: Annotated[float, typer.Option(min=1, max=99.99, help="Of the service time.")] = 99.0,
-    precision: Annotated[float, typer.Option(min=0.001, max=1, help="Half the 95 % interval aimed at, as a share.")] = 0.03,
-    tolerance: Annotated[float, typer.Option(min=0.001, max=1, help="A surface that bends less than this share is smooth.")] = 0.04,
-    max_points: Annotated[int, typer.Option(min=1, help="Most points to measure.")] = 40,
-    max_seconds: Annotated[float, typer.Option(min=0.1, help="Longest time for one point.")] = 60.0,
+    percentile: Annotated[float, typer.Option(min=1, max=99.99, help="Percentile of the service time.")] = 99.0,
+    precision: Annotated[float, typer.Option(min=0.001, max=1, help="Target half-width of the 95 % interval, as a share.")] = 0.03,
+    tolerance: Annotated[
+        float, typer.Option(min=0.001, max=1, help="Curvature below which the surface counts as smooth, as a share.")
+    ] = 0.04,
+    max_points: Annotated[int, typer.Option(min=1, help="Maximum number of points.")] = 40,
+    max_seconds: Annotated[float, typer.Option(min=0.1, help="Maximum seconds per point.")] = 60.0,
     shape: Annotated[list[str] | None, typer.Option(help="MODEL.INPUT=N,N without the batch dimension. Repeatable.")] = None,
     data: Annotated[Path | None, typer.Option(help="Inputs from an .npz file, an array by INPUT or MODEL.INPUT.")] = None,
     allow_live: Annotated[bool, typer.Option("--allow-live", help="Measure although live traffic flows there.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure what a model costs: service time by batch and instances, memory, start times. Safe to interrupt; goes on where it stopped."""
+    """Measure what a model costs: service time by batch and instances, memory, start times. Continues after an interruption."""
     from themis_triton.commands.load_options import shapes_from  # noqa: PLC0415 - a command loads only what it needs
     from themis_triton.commands.profile_command import BenchFlags, ProfileFlags, profile_command  # noqa: PLC0415
     from themis_triton.profile.inputs import InputOptions  # noqa: PLC0415
@@ -161,24 +163,24 @@ def simulate(
     from_s: Annotated[int, typer.Option("--from", help="First second of the trace.")] = 0,
     to_s: Annotated[int | None, typer.Option("--to", help="Second at which the trace ends.")] = None,
     scale: Annotated[float, typer.Option(help="Multiplies the trace's rates.")] = 1.0,
-    jobs: Annotated[int, typer.Option(help="Processes at once.")] = 1,
+    jobs: Annotated[int, typer.Option(help="Parallel processes.")] = 1,
     world: Annotated[str | None, typer.Option(help="triton or paper; by default the one that the settings' planning describes.")] = None,
     cold_start: Annotated[float | None, typer.Option(help="Seconds from launch to serving; by default from the profiles.")] = None,
     in_place: Annotated[float | None, typer.Option(help="Seconds of an in-place change; by default from the profiles.")] = None,
     noise: Annotated[float, typer.Option(help="Coefficient of variation of service times.")] = 0.0,
     profile_error: Annotated[float, typer.Option(help="Fraction by which service times exceed the profiles'; may be negative.")] = 0.0,
-    metrics_lag: Annotated[float, typer.Option(help="Age in seconds of what is observed.")] = 0.0,
+    metrics_lag: Annotated[float, typer.Option(help="Age of the metrics in seconds.")] = 0.0,
     batch_wait: Annotated[
         float | None, typer.Option(help="Seconds that a central queue waits for a full batch; by default 0.05, for themis 0.")
     ] = None,
     devices: Annotated[
         int | None,
-        typer.Option(help="Servers that can exist at once; by default the adopted ones and the slots, or 64 in the paper's world."),
+        typer.Option(help="Maximum number of servers; by default the adopted ones and the slots, or 64 in the paper's world."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for pictures.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Policies against a trace in virtual time: the same tick as live, over a simulated cluster of these settings.
+    """Simulate policies against a trace in virtual time: the same tick as live, over a simulated cluster.
 
     Each policy runs by the constants of the settings' section policy, and by its own of the section policies. The clairvoyant bound is
     planned by those of policy. config/paper-*.yaml hold the constants of the published evaluation.
@@ -208,7 +210,7 @@ def compare(
     out: Annotated[Path, typer.Option(help="Folder for pictures, figures and logs.")] = Path("themis-compare"),
     as_json: JsonOption = False,
 ) -> None:
-    """Policies live on this machine, one after the other: real Triton and Envoy, the same arrivals, beside what the simulator says."""
+    """Run policies live on this machine, one after the other, beside the simulator's prediction."""
     from themis_triton.commands.compare_command import CompareFlags, compare_command  # noqa: PLC0415 - a command loads what it needs
     from themis_triton.commands.compared_runs import ComparedLoad  # noqa: PLC0415
     from themis_triton.load.traces import TraceOptions  # noqa: PLC0415
@@ -225,14 +227,14 @@ def probe(
     repository: Annotated[Path | None, typer.Option(help="Model repository; by default the settings', or the shipped one.")] = None,
     slot: Annotated[str | None, typer.Option(help="Slot of the settings for the scratch server; by default the last.")] = None,
     device: Annotated[str, typer.Option(help="Without settings: gpu:N or cpu:N.")] = "cpu:0",
-    many: Annotated[int, typer.Option(min=2, help="How many instances come at once in one of the probes.")] = 3,
-    rate: Annotated[float | None, typer.Option(min=0.1, help="Requests/s meanwhile; by default half of one instance's.")] = None,
+    many: Annotated[int, typer.Option(min=2, help="Instances that the operation add_many adds at once.")] = 3,
+    rate: Annotated[float | None, typer.Option(min=0.1, help="Load in requests/s; by default half of one instance's capacity.")] = None,
     shape: Annotated[list[str] | None, typer.Option(help="MODEL.INPUT=N,N without the batch dimension. Repeatable.")] = None,
     data: Annotated[Path | None, typer.Option(help="Inputs from an .npz file, an array by INPUT or MODEL.INPUT.")] = None,
     allow_live: Annotated[bool, typer.Option("--allow-live", help="Probe although live traffic flows on the device.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a model's levers under load on a scratch server: time, errors, latency added, memory; in place or a reload."""
+    """Measure under load, on a scratch server, which operations on a model are safe."""
     from themis_triton.commands.load_options import shapes_from  # noqa: PLC0415 - a command loads only what it needs
     from themis_triton.commands.probe_command import probe_command  # noqa: PLC0415
     from themis_triton.commands.profile_command import BenchFlags  # noqa: PLC0415
@@ -314,7 +316,7 @@ def stop(
     config: ConfigOption,
     everything: Annotated[bool, typer.Option("--all", help="Then stop the servers that Themis launched, and its Envoy.")] = False,
 ) -> None:
-    """Stop the sidecar and wait until it has ended. Servers and routes stay as they are and serve on, unless --all is given."""
+    """Stop the sidecar and wait until it has ended. Servers and routes stay as they are and keep serving, unless --all is given."""
     from themis_triton.commands.stop_command import stop_command  # noqa: PLC0415 - a command loads only what it needs
 
     stop_command(config)

@@ -64,12 +64,12 @@ def asked_pipeline(config: ThemisConfig, what_if: WhatIf) -> PipelineConfig:
     named = {pipeline.name: pipeline for pipeline in config.pipelines}
     name = what_if.pipeline if what_if.pipeline is not None else config.pipelines[0].name
     if name not in named:
-        raise SettingsError(f"--pipeline: found {name}; allowed: {' or '.join(named)}; name a pipeline of the settings")
+        raise SettingsError(f"--pipeline: {name} is invalid: expected a pipeline of the settings: {' or '.join(named)}")
     return named[name] if what_if.slo_ms is None else replace(named[name], slo_ms=what_if.slo_ms)
 
 
 def plan_rates(config: ThemisConfig, rates_rps: Sequence[float], what_if: WhatIf) -> tuple[PlanAnswer, ...]:
-    """One answer a rate, in their order: the plan that the settings' policy aims at once such a rate is steady.
+    """One answer per rate, in the same order: the plan of the settings' policy for a steady rate.
 
     themis chooses servers, instances and batches; horizontal and themis-paper fix the instances, vertical the servers, as the
     policies do.
@@ -91,7 +91,7 @@ def plan_migration(config: ThemisConfig, rate_rps: float, what_if: WhatIf, now: 
     """
     pipeline = asked_pipeline(config, what_if)
     if config.planning.placement is Placement.SEPARATE:
-        raise SettingsError("--from: planning.placement is separate; allowed: colocated, where all stages move together; leave --from out")
+        raise SettingsError("--from: no migration with planning.placement separate: expected colocated. Fix: leave --from out")
     devices = config.planning.max_servers if what_if.devices is None else what_if.devices
     rules = build_rules(replace(config, pipelines=(pipeline,), planning=replace(config.planning, max_servers=devices)))
     problem = rules.problems[pipeline.name]
@@ -104,10 +104,10 @@ def _check_room(pipeline: PipelineConfig, rules: Rules) -> None:
     stages = len(pipeline.stages)
     if rules.config.planning.placement is Placement.COLOCATED and rules.max_servers > MAX_SERVERS:
         found = f"{rules.max_servers} servers that hold all stages"
-        raise SettingsError(f"--devices, planning.max_servers: found {found}; allowed: at most {MAX_SERVERS}; ask about fewer")
+        raise SettingsError(f"--devices, planning.max_servers: {found} are too many: expected at most {MAX_SERVERS}")
     if rules.config.planning.placement is Placement.SEPARATE and rules.max_servers < stages:
         found = f"{rules.max_servers} servers in total for {stages} stages that are separate"
-        raise SettingsError(f"--devices, planning.max_servers: found {found}; allowed: at least {stages}; allow one server a stage or more")
+        raise SettingsError(f"--devices, planning.max_servers: {found} are too few: expected at least one server per stage")
 
 
 def _answer(problem: ChainProblem, rules: Rules, instances: tuple[int, ...] | None) -> PlanAnswer:

@@ -133,8 +133,8 @@ def test_down_beside_a_running_sidecar_gives_code_3(
     [
         ((), "--address"),
         (("--address", "127.0.0.1:1"), "--pipeline"),
-        (("--address", "127.0.0.1:1", "--pipeline", "video"), "--pipeline video"),
-        (("--address", "127.0.0.1:1", "--pipeline", "v=m", "--shape", "m.INPUT=x"), "--shape m.INPUT=x"),
+        (("--address", "127.0.0.1:1", "--pipeline", "video"), "--pipeline: video is invalid"),
+        (("--address", "127.0.0.1:1", "--pipeline", "v=m", "--shape", "m.INPUT=x"), "--shape: m.INPUT=x is invalid"),
         (("--address", "127.0.0.1:1", "--pipeline", "v=m", "--trace", "no-such-trace"), "no-such-trace"),
     ],
 )

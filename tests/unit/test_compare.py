@@ -194,12 +194,12 @@ def test_the_last_line_is_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (("--policies", "magic"), "no policy 'magic' can run live"),
-        (("--policies", "clairvoyant"), "no policy 'clairvoyant' can run live"),
-        (("--policies", ","), "found nothing"),
-        (("--pipeline", "audio"), "--pipeline audio: no such pipeline"),
-        (("--trace", "nowhere"), "--trace nowhere"),
-        (("--duration", "0"), "--duration 0"),
+        (("--policies", "magic"), "magic cannot run live: expected themis"),
+        (("--policies", "clairvoyant"), "clairvoyant cannot run live: expected themis"),
+        (("--policies", ","), "--policies: the list is empty: expected themis"),
+        (("--pipeline", "audio"), "--pipeline: audio is invalid: expected"),
+        (("--trace", "nowhere"), "--trace: nowhere is neither a file nor a known trace"),
+        (("--duration", "0"), "--duration: 0 is invalid: expected 1 to"),
     ],
 )
 def test_a_wrong_flag_is_named_before_anything_starts(flags: tuple[str, ...], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,15 +212,15 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(compare_command, "compared_run", None)
     (tmp_path / "vertical").mkdir()
     (tmp_path / "vertical" / "diary.txt").write_text("mine")
-    with pytest.raises(SettingsError, match=r"vertical: found diary\.txt"):
+    with pytest.raises(SettingsError, match=r"vertical holds diary\.txt"):
         run("--policies", "horizontal,vertical", "--out", str(tmp_path))
-    with pytest.raises(SettingsError, match="found a file"):
+    with pytest.raises(SettingsError, match="is a file: expected a folder"):
         run("--policies", "horizontal", "--out", str(tmp_path / "vertical" / "diary.txt"))
 
 
 def test_settings_that_cannot_run_live_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare_command, "compared_run", None)
-    with pytest.raises(SettingsError, match="launch: found nothing"):
+    with pytest.raises(SettingsError, match="launch is missing: expected"):
         run(settings=PAPER)
 
 

@@ -24,7 +24,7 @@ def test_a_new_or_empty_folder_becomes_the_demos_and_serves_again(made: bool, tm
 def test_a_folder_of_somebody_else_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "precious").touch()
-    with pytest.raises(SettingsError, match=r"found state .* name another folder"), own_folder(tmp_path):
+    with pytest.raises(SettingsError, match=r"holds state .* expected a new or empty folder"), own_folder(tmp_path):
         pass
     assert [path.name for path in tmp_path.rglob("*")] == ["state", "precious"]
 
@@ -32,7 +32,7 @@ def test_a_folder_of_somebody_else_is_left_as_it_is(tmp_path: Path) -> None:
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.touch()
-    with pytest.raises(SettingsError, match="found a file"), own_folder(path):
+    with pytest.raises(SettingsError, match="is a file: expected a folder"), own_folder(path):
         pass
 
 
@@ -44,8 +44,8 @@ def test_two_demos_in_one_folder_are_one_too_many(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"pipeline": "dance"}, "--pipeline dance: .* allowed are video, sentiment, nlp"),
-        ({"trace": TraceOptions("no-such-trace")}, "--trace no-such-trace"),
+        ({"pipeline": "dance"}, "--pipeline: dance is invalid: expected video, sentiment, nlp"),
+        ({"trace": TraceOptions("no-such-trace")}, "--trace: no-such-trace is neither"),
     ],
 )
 def test_a_wrong_flag_touches_nothing(options: dict[str, object], named: str, tmp_path: Path) -> None:

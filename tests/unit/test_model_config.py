@@ -88,7 +88,7 @@ def test_a_batcher_is_added_where_batches_are_wanted() -> None:
     ("text", "state", "words"),
     [
         ('name: "e" ensemble_scheduling {}', ModelState(2, 1), "model e is an ensemble"),
-        ('name: "m"', ModelState(1, 4), "max_batch_size 0, so it takes no batches of 4"),
+        ('name: "m"', ModelState(1, 4), "max_batch_size 0: batches of 4 are impossible"),
         ('name: "s" max_batch_size: 8 sequence_batching {}', ModelState(1, 4), "batches sequences"),
     ],
 )

@@ -30,10 +30,10 @@ def test_a_pipeline_stands_for_its_models() -> None:
 
 def test_a_name_that_is_neither_model_nor_pipeline_is_told_what_there_is() -> None:
     with pytest.raises(
-        SettingsError, match=r"ocr: no such model in .* \(models: .*video-detector.*; pipelines: none, without -c SETTINGS\)"
+        SettingsError, match=r"ocr: .* has no such model \(models: .*video-detector.*; pipelines: none, without -c SETTINGS\)"
     ):
         models_of("ocr", resolve(BenchFlags(repository=REPOSITORY)))
-    with pytest.raises(SettingsError, match=r"nobody: no such model .*; pipelines: ocr\)"):
+    with pytest.raises(SettingsError, match=r"nobody: .* has no such model .*; pipelines: ocr\)"):
         models_of("nobody", resolve(BenchFlags(config=OCR)))
 
 
@@ -44,9 +44,9 @@ def test_a_model_on_a_server_elsewhere_is_asked_for_there() -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (BenchFlags(device="tpu:0"), "--device tpu:0: allowed is gpu:N or cpu:N"),
-        (BenchFlags(slot="left"), "--slot left: slots are those of settings, and none are given; give -c FILE, or --device instead"),
-        (BenchFlags(config=OCR, slot="left"), "--slot left: not a slot of the settings; there are cpu-0"),
+        (BenchFlags(device="tpu:0"), "--device: tpu:0 is invalid: expected gpu:N or cpu:N"),
+        (BenchFlags(slot="left"), "--slot: left is unknown: no settings with a `launch` section are given"),
+        (BenchFlags(config=OCR, slot="left"), "--slot: left is invalid: expected a slot of the settings: cpu-0"),
     ],
 )
 def test_a_place_that_is_none(flags: BenchFlags, said: str) -> None:
@@ -57,9 +57,9 @@ def test_a_place_that_is_none(flags: BenchFlags, said: str) -> None:
 @pytest.mark.parametrize(
     ("server", "max_batch", "said"),
     [
-        (None, 9, "--max-batch 9: model video-detector takes batches of at most 8"),
-        ("127.0.0.1:999999", None, "--server 127.0.0.1:999999: allowed is HOST:PORT"),
-        ("nobody", None, "--server nobody: allowed is HOST:PORT of Triton's gRPC, or a server of the settings"),
+        (None, 9, "--max-batch: 9 is invalid: expected at most 8, the max_batch_size of model video-detector"),
+        ("127.0.0.1:999999", None, "--server: 127.0.0.1:999999 is invalid: expected HOST:PORT"),
+        ("nobody", None, "--server: nobody is invalid: expected HOST:PORT of Triton's gRPC, or a server of the settings"),
     ],
 )
 def test_a_wrong_flag_is_said_before_a_server_is_started(tmp_path: Path, server: str | None, max_batch: int | None, said: str) -> None:
@@ -72,7 +72,7 @@ def test_a_wrong_flag_is_said_before_a_server_is_started(tmp_path: Path, server:
 @pytest.mark.parametrize(
     ("inputs", "said"),
     [
-        (InputOptions(shapes={"video-detekt.INPUT": (3,)}), "--shape video-detekt.INPUT: not an input of a model that is measured"),
+        (InputOptions(shapes={"video-detekt.INPUT": (3,)}), "--shape: video-detekt.INPUT is invalid: expected an input of video-detector"),
         (InputOptions(file=Path("absent.npz")), "absent.npz: cannot be read"),
     ],
 )

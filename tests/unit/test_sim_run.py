@@ -140,5 +140,5 @@ def test_a_longer_cold_start_costs_horizontal_violations() -> None:
 
 
 def test_arrivals_for_an_unknown_pipeline_are_refused() -> None:
-    with pytest.raises(SettingsError, match="not a pipeline"):
+    with pytest.raises(SettingsError, match="expected a pipeline of the settings"):
         simulate(config(), {"audio": SURGE}, 60)

@@ -66,16 +66,16 @@ def live_policies(text: str) -> list[PolicyName]:
     allowed = [policy.value for policy in PolicyName]
     for name in names:
         if name not in allowed:
-            raise SettingsError(f"--policies {text}: no policy '{name}' can run live; allowed are {', '.join(allowed)}")
+            raise SettingsError(f"--policies: {name} cannot run live: expected {', '.join(allowed)}")
     if not names:
-        raise SettingsError(f"--policies: found nothing; allowed are {', '.join(allowed)}")
+        raise SettingsError(f"--policies: the list is empty: expected {', '.join(allowed)}")
     return [PolicyName(name) for name in names]
 
 
 def _check_out(out: Path, policies: Sequence[PolicyName]) -> None:
     """Now, and not after the first run, say that a later one's folder holds something else."""
     if out.exists() and not out.is_dir():
-        raise SettingsError(f"--out {out}: found a file; allowed is a folder; name another one")
+        raise SettingsError(f"--out: {out} is a file: expected a folder")
     for policy in policies:
         check_folder(out / policy.value)
 

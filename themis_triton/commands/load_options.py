@@ -34,10 +34,10 @@ def options_from(flags: LoadFlags) -> LoadOptions:
     config = load_settings(flags.config) if flags.config is not None else None
     address = flags.address or (config.envoy.grpc_listen.authority if config is not None else None)
     if address is None:
-        raise SettingsError("--address: found nothing; give host:port, or settings with -c")
+        raise SettingsError("--address is missing: expected host:port. Fix: give it, or settings with -c")
     names = flags.pipelines or ((config.pipelines[0].name,) if config is not None else ())
     if not names:
-        raise SettingsError("--pipeline: found nothing; give NAME=MODEL,MODEL, or settings with -c")
+        raise SettingsError("--pipeline is missing: expected NAME=MODEL,MODEL. Fix: give it, or settings with -c")
     return LoadOptions(
         address=address,
         pipelines=tuple(_pipeline(name, flags, config) for name in names),
@@ -54,8 +54,8 @@ def _pipeline(text: str, flags: LoadFlags, config: ThemisConfig | None) -> Pipel
         return PipelineLoad(name, tuple(stages.split(",")), flags.slo_ms or DEFAULT_SLO_MS, flags.trace)
     known = {pipeline.name: pipeline for pipeline in (config.pipelines if config is not None else ())}
     if name not in known:
-        allowed = ", ".join(known) or "none: give settings with -c"
-        raise SettingsError(f"--pipeline {text}: not a pipeline of the settings ({allowed}); give one of them, or NAME=MODEL,MODEL")
+        allowed = ", ".join(known) or "none, because -c is not given"
+        raise SettingsError(f"--pipeline: {text} is invalid: expected NAME=MODEL,MODEL, or a pipeline of the settings: {allowed}")
     return PipelineLoad(name, known[name].stages, flags.slo_ms or known[name].slo_ms, flags.trace)
 
 
@@ -67,5 +67,5 @@ def shapes_from(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
 def _shape(text: str) -> tuple[str, tuple[int, ...]]:
     name, equals, sizes = text.partition("=")
     if not equals or not all(size.isdigit() for size in sizes.split(",")):
-        raise SettingsError(f"--shape {text}: allowed is MODEL.INPUT=N,N with whole numbers")
+        raise SettingsError(f"--shape: {text} is invalid: expected MODEL.INPUT=N,N with whole numbers")
     return name, tuple(int(size) for size in sizes.split(","))

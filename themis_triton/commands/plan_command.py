@@ -80,7 +80,7 @@ def parse_rates(text: str) -> tuple[float, ...]:
         if first <= last and step > 0 and (last - first) / step < MAX_RATES:
             count = math.floor((last - first) / step + 1e-9) + 1
             return tuple(round(first + index * step, 9) for index in range(count))
-    raise SettingsError(f'--rate: found "{text}"; allowed: {RATE_WORDS}; write one of these')
+    raise SettingsError(f'--rate: "{text}" is invalid: expected {RATE_WORDS}')
 
 
 def _number(text: str) -> float | None:
@@ -108,11 +108,11 @@ def _check(what_if: WhatIf) -> None:
 
 
 def _slo_error(found: object) -> SettingsError:
-    return SettingsError(f"--slo: found {found}; allowed: a number > 0, in ms; write such a number")
+    return SettingsError(f"--slo: {found} is invalid: expected a number > 0, in ms")
 
 
 def _devices_error(found: object) -> SettingsError:
-    return SettingsError(f"--devices: found {found}; allowed: a whole number ≥ 1 and ≤ {MAX_DEVICES:,}; write such a number")
+    return SettingsError(f"--devices: {found} is invalid: expected a whole number ≥ 1 and ≤ {MAX_DEVICES:,}")
 
 
 def plan_table(answers: Sequence[PlanAnswer], pipeline: PipelineConfig, config: ThemisConfig) -> Table:
@@ -160,8 +160,8 @@ def _caption(answers: Sequence[PlanAnswer], pipeline: PipelineConfig, config: Th
     margin = config.policy.slo_margin_fraction
     lines = [f"Plans aim at {pipeline.slo_ms * (1.0 - margin):g} ms: slo_margin_fraction is {margin:g}."] if margin else []
     if not all(answer.feasible for answer in answers):
-        lines.append("NO PLAN: shown is the one that carries most inside the SLO, at the rate that it carries.")
-    lines.append("n servers with c instances (or cores) each, batches of up to b; the runner-up with its p99 and what it costs more.")
+        lines.append("NO PLAN: the row shows the plan with the largest rate inside the SLO.")
+    lines.append("n servers with c instances (or cores) each, batches of up to b; the runner-up with its p99 and its extra cost.")
     return "\n".join(lines)
 
 

@@ -118,7 +118,7 @@ def check_inputs(inputs: InputOptions, models: tuple[str, ...]) -> None:
     """SettingsError for a shape of a model that is not measured, or a file of arrays that cannot be read."""
     for key in inputs.shapes:
         if key.rpartition(".")[0] not in models:
-            raise SettingsError(f"--shape {key}: not an input of a model that is measured; allowed are inputs of {', '.join(models)}")
+            raise SettingsError(f"--shape: {key} is invalid: expected an input of {', '.join(models)}")
     if inputs.file is not None:
         read_arrays(inputs.file)
 
@@ -127,17 +127,19 @@ def resolve(flags: BenchFlags) -> Place:
     """Flags and settings together. SettingsError names the flag that does not fit."""
     config = load_settings(flags.config, allow_missing_profiles=True) if flags.config is not None else None
     if flags.slot is not None and (config is None or config.launch is None):
-        raise SettingsError(f"--slot {flags.slot}: slots are those of settings, and none are given; give -c FILE, or --device instead")
+        raise SettingsError(
+            f"--slot: {flags.slot} is unknown: no settings with a `launch` section are given. Fix: give -c FILE, or --device instead"
+        )
     launch: LaunchConfig
     if config is None or config.launch is None:
         launch = LocalLaunchConfig((DeviceSlot("profile", flags.device),), flags.repository or shipped("model_repository"))
     else:
         launch = config.launch if flags.repository is None else replace(config.launch, model_repository=flags.repository)
     if not re.fullmatch(r"(gpu|cpu):\d+", flags.device):
-        raise SettingsError(f"--device {flags.device}: allowed is gpu:N or cpu:N, such as gpu:0")
+        raise SettingsError(f"--device: {flags.device} is invalid: expected gpu:N or cpu:N, such as gpu:0")
     slots = {slot.name: slot for slot in launch.slots}
     if flags.slot is not None and flags.slot not in slots:
-        raise SettingsError(f"--slot {flags.slot}: not a slot of the settings; there are {', '.join(slots)}")
+        raise SettingsError(f"--slot: {flags.slot} is invalid: expected a slot of the settings: {', '.join(slots)}")
     slot = slots[flags.slot] if flags.slot is not None else launch.slots[-1]
     state = config.state_directory if config is not None else flags.state_directory.resolve()
     return Place(flags, config, replace(launch, model_repository=launch.model_repository.resolve()), slot, state)
@@ -152,7 +154,9 @@ def models_of(target: str, place: Place) -> tuple[str, ...]:
         if folder is not None and not (folder / CONFIG_FILE).is_file():
             there = ", ".join(sorted(path.parent.name for path in folder.parent.glob(f"*/{CONFIG_FILE}"))) or "none"
             pipeline = f"pipelines: {', '.join(pipelines) or 'none'}" + ("" if place.config is not None else ", without -c SETTINGS")
-            raise SettingsError(f"{model}: no such model in {folder.parent} (models: {there}; {pipeline}); correct name or --repository")
+            raise SettingsError(
+                f"{model}: {folder.parent} has no such model (models: {there}; {pipeline}). Fix: correct the name or --repository"
+            )
     return models
 
 
@@ -190,7 +194,7 @@ def _adopted(flags: BenchFlags, config: ThemisConfig | None) -> Server:
     address = parse_address(flags.server or "")
     if address is None:
         raise SettingsError(
-            f"--server {flags.server}: allowed is HOST:PORT of Triton's gRPC, "
+            f"--server: {flags.server} is invalid: expected HOST:PORT of Triton's gRPC, "
             f"or a server of the settings ({', '.join(configured) or 'none'})"
         )
     return adopted_server(address, flags.device, flags.key)
@@ -295,7 +299,7 @@ def _plan(model: str, flags: ProfileFlags, place: Place, max_batch_size: int) ->
     largest = max(1, max_batch_size)
     max_batch = flags.max_batch or (bounds.max_batch if bounds is not None else largest)
     if max_batch > largest:
-        raise SettingsError(f"--max-batch {max_batch}: model {model} takes batches of at most {largest}, its max_batch_size; lower it")
+        raise SettingsError(f"--max-batch: {max_batch} is invalid: expected at most {largest}, the max_batch_size of model {model}")
     instances = flags.max_instances or (busiest(place.config, place.slot.device) if place.config is not None else 0) or _DEFAULT_INSTANCES
     return GridPlan(max_batch, instances, flags.tolerance, flags.max_points)
 

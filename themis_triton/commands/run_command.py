@@ -21,8 +21,8 @@ def run_command(path: Path) -> None:
     config = load_settings(path)
     if config.planning.placement is Placement.SEPARATE:
         raise SettingsError(
-            f"{path}: planning.placement: separate is for themis plan and simulate; allowed here: colocated; "
-            "run with settings whose servers hold all stages"
+            f"{path}: planning.placement: separate cannot run live: expected colocated. "
+            "Fix: use `themis plan` or `themis simulate`, or set it to colocated"
         )
     configure_logging()
     for sentence in refuse_stale(config):

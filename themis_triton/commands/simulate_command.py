@@ -67,7 +67,7 @@ def chosen(config: ThemisConfig, names: Sequence[str]) -> ThemisConfig:
     known = {pipeline.name: pipeline for pipeline in config.pipelines}
     for name in names:
         if name not in known:
-            raise SettingsError(f"--pipeline {name}: not a pipeline of the settings; allowed are {', '.join(known)}")
+            raise SettingsError(f"--pipeline: {name} is invalid: expected a pipeline of the settings: {', '.join(known)}")
     pipelines = tuple(known[name] for name in dict.fromkeys(names)) or config.pipelines[:1]
     stages = {stage for pipeline in pipelines for stage in pipeline.stages}
     return replace(config, pipelines=pipelines, models={name: model for name, model in config.models.items() if name in stages})
@@ -76,7 +76,7 @@ def chosen(config: ThemisConfig, names: Sequence[str]) -> ThemisConfig:
 def _check(flags: SimulateFlags) -> None:
     for flag, found in (("--seeds", flags.seeds), ("--jobs", flags.jobs)):
         if found < 1:
-            raise SettingsError(f"{flag} {found}: allowed are numbers of at least 1")
+            raise SettingsError(f"{flag}: {found} is invalid: expected at least 1")
     check_world(flags.world)
     if flags.out is not None:
         require_matplotlib()
@@ -86,11 +86,11 @@ def _check(flags: SimulateFlags) -> None:
 def _make_folder(out: Path) -> None:
     """Before anything is simulated, say that the pictures could not be kept."""
     if out.exists() and not out.is_dir():
-        raise SettingsError(f"--out {out}: found a file; allowed is a folder, which is made where there is none")
+        raise SettingsError(f"--out: {out} is a file: expected a folder, which is created if absent")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SettingsError(f"--out {out}: cannot make the folder ({error.strerror or error}); name another one") from error
+        raise SettingsError(f"--out: {out} cannot be created ({error.strerror or error}). Fix: name another folder") from error
 
 
 def _policies(text: str) -> list[str]:
@@ -98,9 +98,9 @@ def _policies(text: str) -> list[str]:
     allowed = [*(policy.value for policy in PolicyName), CLAIRVOYANT]
     for name in names:
         if name not in allowed:
-            raise SettingsError(f"--policies {text}: there is no policy '{name}'; allowed are {', '.join(allowed)}")
+            raise SettingsError(f"--policies: {name} is invalid: expected {', '.join(allowed)}")
     if not names:
-        raise SettingsError(f"--policies: found nothing; allowed are {', '.join(allowed)}")
+        raise SettingsError(f"--policies: the list is empty: expected {', '.join(allowed)}")
     return list(dict.fromkeys(names))
 
 

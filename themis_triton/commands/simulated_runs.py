@@ -67,7 +67,7 @@ class SimulatedRun:
 def check_world(flags: WorldFlags) -> None:
     """SettingsError for a flag out of its range."""
     if flags.world is not None and flags.world not in WORLDS:
-        raise SettingsError(f"--world {flags.world}: allowed are {' and '.join(WORLDS)}; by default the settings' own")
+        raise SettingsError(f"--world: {flags.world} is invalid: expected {' or '.join(WORLDS)}")
     least = {
         "--cold-start": (flags.cold_start_s, 0),
         "--in-place": (flags.in_place_s, 0),
@@ -78,10 +78,10 @@ def check_world(flags: WorldFlags) -> None:
     }
     for flag, (found, allowed) in least.items():
         if found is not None and not allowed <= found < np.inf:
-            raise SettingsError(f"{flag} {found}: allowed are numbers of at least {allowed}")
+            raise SettingsError(f"{flag}: {found} is invalid: expected at least {allowed}")
     if not -1.0 < flags.profile_error < np.inf:
         raise SettingsError(
-            f"--profile-error {flags.profile_error}: allowed are numbers above -1; 0.2 makes every service time 20 % longer"
+            f"--profile-error: {flags.profile_error} is invalid: expected a number above -1, such as 0.2 for service times 20 % longer"
         )
 
 
@@ -90,8 +90,8 @@ def check_fit(flags: WorldFlags, config: ThemisConfig) -> None:
     slots, adopted = len(config.launch.slots) if config.launch is not None else 0, len(config.servers)
     if flags.devices is not None and (slots or adopted) and not max(1, adopted) <= flags.devices <= adopted + slots:
         raise SettingsError(
-            f"--devices {flags.devices}: servers names {adopted} that are never stopped, and launch.slots has {slots}; allowed are "
-            f"{max(1, adopted)} to {adopted + slots}, or name more slots there"
+            f"--devices: {flags.devices} is invalid: expected {max(1, adopted)} to {adopted + slots}, for {adopted} adopted servers and "
+            f"{slots} slots. Fix: add slots to launch.slots"
         )
     if flags.batch_wait_s is not None and world_from(flags, config, config.policy.name).dispatcher is not Dispatcher.CENTRAL:
         raise SettingsError(

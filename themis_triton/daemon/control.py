@@ -53,7 +53,7 @@ def stop_running(state_directory: Path) -> int | None:
     deadline_s = time.monotonic() + STOP_WITHIN_S
     while running_pid(state_directory) == pid:
         if time.monotonic() > deadline_s:
-            raise EnvironmentCheckError(f"the sidecar with pid {pid} still runs {STOP_WITHIN_S:g} s after SIGTERM; look at its log")
+            raise EnvironmentCheckError(f"the sidecar with pid {pid} still runs {STOP_WITHIN_S:g} s after SIGTERM. Fix: see its log")
         time.sleep(POLL_S)
     return pid
 

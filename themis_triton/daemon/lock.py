@@ -31,8 +31,7 @@ def locked(directory: Path, named: str = "state_directory") -> Iterator[None]:
         except OSError as error:
             handle.seek(0)
             raise EnvironmentCheckError(
-                f"{named}: {directory} is in use by the process with pid {handle.read().strip()}; "
-                "stop it, or give this one a directory of its own"
+                f"{named}: {directory} is in use by the process with pid {handle.read().strip()}. Fix: stop it, or use another directory"
             ) from error
         handle.truncate(0)
         handle.write(str(os.getpid()))

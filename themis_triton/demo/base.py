@@ -70,11 +70,11 @@ def read_base(path: Path | None, pipeline: str | None) -> DemoBase:
     known = {each.name: each for each in config.pipelines}
     name = pipeline or next(iter(known))
     if name not in known:
-        raise SettingsError(f"--pipeline {name}: no such pipeline; allowed are {', '.join(known)}")
+        raise SettingsError(f"--pipeline: {name} is invalid: expected {', '.join(known)}")
     if not isinstance(config.launch, LocalLaunchConfig):
         raise SettingsError(
-            f"{path}: launch: found nothing; allowed is a section of kind local with slots, on which the servers of a run are started"
+            f"{path}: launch is missing: expected a section of kind local with slots, where the servers of a run are launched"
         )
     if config.planning.placement is Placement.SEPARATE:
-        raise SettingsError(f"{path}: planning.placement: found separate; what runs live is colocated; `themis simulate` knows both")
+        raise SettingsError(f"{path}: planning.placement: separate cannot run live: expected colocated. Fix: use `themis simulate`")
     return DemoBase(mapping(load(path).source.data), config, config.launch, known[name])

@@ -40,10 +40,10 @@ def check_folder(directory: Path) -> None:
     if not directory.exists() or (directory / MARKER).is_file():
         return
     if not directory.is_dir():
-        raise SettingsError(f"--out {directory}: found a file; allowed is a folder; name another one")
+        raise SettingsError(f"--out: {directory} is a file: expected a folder")
     foreign = sorted(path.name for path in directory.iterdir() if path.name != LOCK_FILE)
     if foreign:
         raise SettingsError(
-            f"--out {directory}: found {foreign[0]} and no file {MARKER}, so no demo has made this folder; "
-            "allowed is a new or empty folder, or an earlier demo's; name another folder"
+            f"--out: {directory} holds {foreign[0]} and no {MARKER}, so no demo created it: "
+            "expected a new or empty folder, or that of an earlier demo"
         )

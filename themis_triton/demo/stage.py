@@ -106,7 +106,7 @@ async def _answering(url: str, daemon: ProcessId, log_file: Path, report: Callab
         while loop.time() < deadline_s:
             if find_process(daemon) is None:
                 said = await asyncio.to_thread(log_file.read_text)
-                raise LaunchFailedError(f"the sidecar ended at once; see {log_file}:\n{said[-2000:]}")
+                raise LaunchFailedError(f"the sidecar ended during its start; see {log_file}:\n{said[-2000:]}")
             try:
                 status = (await client.get(url, timeout=2.0)).json()
             except httpx.HTTPError:

@@ -90,7 +90,9 @@ class DeviceSeat:
         _clear_dead(self._table)
         free = np.flatnonzero(self._table[_PID] == 0)
         if free.size == 0:
-            raise RuntimeError(f"{self.path}: all {SEATS} seats of the emulated device are taken; use another {SLOT_VARIABLE}")
+            raise RuntimeError(
+                f"{self.path}: the emulated device is full: expected at most {SEATS} instances. Fix: use another {SLOT_VARIABLE}"
+            )
         seat = int(free[0])
         self._table[:, seat] = (self._pid, process_start_ticks(self._pid), 0)
         return seat

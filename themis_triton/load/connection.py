@@ -28,14 +28,14 @@ async def open_stub(address: str, timeout_s: float) -> AsyncIterator[Any]:
     """The KServe-v2 stub of a connected channel. Raises SettingsError for a malformed address, ServerError if no server answers."""
     host, _, port = address.rpartition(":")
     if "/" in address or not host or not port.isdigit():
-        raise SettingsError(f"--address {address}: allowed is HOST:PORT of a gRPC service, for example 127.0.0.1:8001")
+        raise SettingsError(f"--address: {address} is invalid: expected HOST:PORT of a gRPC service, such as 127.0.0.1:8001")
     async with grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
         try:
             async with asyncio.timeout(timeout_s):
                 await channel.channel_ready()
         except TimeoutError as error:
             raise ServerError(
-                f"{address}: no gRPC server answered within {timeout_s:g} s; check the address and that the server runs"
+                f"{address}: no gRPC server answered within {timeout_s:g} s. Fix: check the address and that the server runs"
             ) from error
         yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
 
@@ -51,7 +51,8 @@ async def _read_spec(stub: Any, model: str, timeout_s: float) -> ModelSpec:  # n
         config = (await stub.ModelConfig(service_pb2.ModelConfigRequest(name=model), timeout=timeout_s)).config
     except grpc.aio.AioRpcError as error:
         raise ServerError(
-            f"model '{model}': the server answered {error.code().name}: {error.details()}; check the model's name and that it is loaded"
+            f"model '{model}': the server answered {error.code().name}: {error.details()}. "
+            "Fix: check the model's name and that it is loaded"
         ) from error
     inputs = tuple(TensorSpec(tensor.name, tensor.datatype, tuple(tensor.shape)) for tensor in metadata.inputs)
     return ModelSpec(model, inputs, _known_offset(inputs, config))

@@ -188,12 +188,12 @@ class PipelineRun:
 
 def _check_options(options: LoadOptions) -> None:
     if not options.pipelines:
-        raise SettingsError("--pipeline: found none; name at least one model to send requests to")
+        raise SettingsError("--pipeline is missing: expected at least one model")
     for pipeline in options.pipelines:
         if not pipeline.stages:
-            raise SettingsError(f"--pipeline {pipeline.name}: found no stage; name its models in their order")
+            raise SettingsError(f"--pipeline: {pipeline.name} has no stage: expected its models in order")
         if pipeline.slo_ms <= 0.0:
-            raise SettingsError(f"--slo-ms {pipeline.slo_ms}: allowed are numbers above 0, in ms")
+            raise SettingsError(f"--slo-ms: {pipeline.slo_ms} is invalid: expected more than 0 ms")
 
 
 def _schedules(options: LoadOptions) -> tuple[list[FloatArray], int]:

@@ -15,7 +15,7 @@ from themis_triton.load.results import LoadResult
 def check_writable(path: Path | None) -> None:
     """Raise SettingsError before a run if its rows cannot be written. `path` None: nothing is written."""
     if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK) and not path.is_dir()):
-        raise SettingsError(f"--out {path}: cannot write there; give a file in a folder that exists and is writable")
+        raise SettingsError(f"--out: {path} cannot be written: expected a file in an existing, writable folder")
 
 
 def save_results(path: Path, results: Sequence[LoadResult]) -> None:
@@ -35,4 +35,6 @@ def save_results(path: Path, results: Sequence[LoadResult]) -> None:
         with path.open("wb") as file:
             np.savez_compressed(file, **arrays)
     except OSError as error:
-        raise SettingsError(f"--out {path}: cannot write ({error.strerror or error}); give a file in a folder that exists") from error
+        raise SettingsError(
+            f"--out: {path} cannot be written ({error.strerror or error}): expected a file in an existing folder"
+        ) from error

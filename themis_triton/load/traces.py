@@ -55,11 +55,11 @@ def load_trace(options: TraceOptions, seed: int = 0) -> Trace:
         end_s = min(end_s, options.from_s + options.duration_s)
     if options.from_s >= end_s:
         raise SettingsError(
-            f"--from {options.from_s} --to {options.to_s}: the trace '{trace.name}' has {trace.duration_s} s; ask for a part of it"
+            f"--from {options.from_s} --to {options.to_s} is invalid: expected a part of the {trace.duration_s} s of trace '{trace.name}'"
         )
     cut = _cut(trace, options.from_s, end_s)
     if not cut.rates_rps.any():
-        raise SettingsError(f"the trace '{trace.name}' holds no request from second {options.from_s} to {end_s}; choose another part of it")
+        raise SettingsError(f"trace '{trace.name}' has no request from second {options.from_s} to {end_s}. Fix: choose another part")
     return _scaled(cut, seed, options.scale)
 
 
@@ -80,20 +80,20 @@ def arrivals(trace: Trace, seed: int | tuple[int, ...], scale: float = 1.0) -> F
 def _check_size(trace: Trace, scale: float) -> None:
     if trace.rates_rps.sum() * scale > MAX_ARRIVALS:
         raise SettingsError(
-            f"the trace '{trace.name}' holds over {MAX_ARRIVALS:,} requests; take a part of it with --from and --to, or a smaller --scale"
+            f"trace '{trace.name}' has too many requests: expected at most {MAX_ARRIVALS:,}. Fix: use --from and --to, or a smaller --scale"
         )
 
 
 def _check_options(options: TraceOptions) -> None:
     if not (options.scale > 0.0 and np.isfinite(options.scale)):
-        raise SettingsError(f"--scale {options.scale}: allowed are numbers above 0")
+        raise SettingsError(f"--scale: {options.scale} is invalid: expected a number above 0")
     if not 0 <= options.from_s < MAX_TRACE_S:
-        raise SettingsError(f"--from {options.from_s}: allowed are seconds from 0 to {MAX_TRACE_S - 1}")
+        raise SettingsError(f"--from: {options.from_s} is invalid: expected 0 to {MAX_TRACE_S - 1} s")
     for flag, found in (("--duration", options.duration_s), ("--to", options.to_s)):
         if found is not None and not 1 <= found <= MAX_TRACE_S:
-            raise SettingsError(f"{flag} {found}: allowed are seconds from 1 to {MAX_TRACE_S}")
+            raise SettingsError(f"{flag}: {found} is invalid: expected 1 to {MAX_TRACE_S} s")
     if options.rate_rps is not None and not (options.rate_rps > 0.0 and np.isfinite(options.rate_rps)):
-        raise SettingsError(f"--rate {options.rate_rps}: allowed are numbers above 0, in requests/s")
+        raise SettingsError(f"--rate: {options.rate_rps} is invalid: expected requests/s above 0")
 
 
 def _source(options: TraceOptions, seed: int) -> Trace:
@@ -107,7 +107,7 @@ def _source(options: TraceOptions, seed: int) -> Trace:
     path = Path(options.source)
     if not path.exists():
         known = ", ".join([*SHAPES, f"{PAPER_TRACE} (needs {TRACES_VARIABLE})"])
-        raise SettingsError(f"--trace {options.source}: no such file, and no trace of that name; give a file or one of {known}")
+        raise SettingsError(f"--trace: {options.source} is neither a file nor a known trace: expected a file or one of {known}")
     rates, times = read_trace_file(path)
     return Trace(path.name, rates, times)
 

@@ -39,12 +39,13 @@ def twitter_rates(name: str) -> tuple[str, FloatArray]:
     start_s, pipeline = _parsed(name)
     if pipeline not in DIVISORS:
         allowed = ", ".join(f"{PAPER_TRACE}-{known}" for known in DIVISORS)
-        raise SettingsError(f"--trace {name}: found the pipeline '{pipeline}'; allowed are {allowed}")
+        raise SettingsError(f"--trace: {name} is invalid: expected {allowed}")
     folder = os.environ.get(TRACES_VARIABLE)
     if not folder:
         raise SettingsError(
-            f"--trace {name}: needs the recorded stream, which does not ship; set the environment variable {TRACES_VARIABLE} to the folder "
-            f"that holds {PAPER_TRACE_FILE} (an array `rps`, requests/s of each second of 16 days), or take a shipped trace"
+            f"--trace: {name} needs the recorded stream, which does not ship. "
+            f"Fix: set the environment variable {TRACES_VARIABLE} to the folder that holds "
+            f"{PAPER_TRACE_FILE} (an array `rps`, requests/s of each second of 16 days), or take a shipped trace"
         )
     rates = read_trace_file(Path(folder) / PAPER_TRACE_FILE)[0]
     if rates.size < start_s + WINDOW_S:
@@ -60,7 +61,5 @@ def _parsed(name: str) -> tuple[int, str]:
         return PAPER_SLICE_S, name.removeprefix(PAPER_TRACE).removeprefix("-") or "video"
     second, _, pipeline = name.removeprefix(WINDOW).partition("-")
     if not second.isdigit():
-        raise SettingsError(
-            f"--trace {name}: found the second '{second}'; allowed are whole seconds from the file's start, for example {WINDOW}86400"
-        )
+        raise SettingsError(f"--trace: {name} is invalid: expected whole seconds from the file's start, such as {WINDOW}86400")
     return int(second), pipeline or "video"

@@ -32,7 +32,7 @@ def write_report(profiles: Mapping[str, ProfileSettings], path: Path) -> None:
     try:
         path.write_text(page, encoding="utf-8")
     except OSError as error:
-        raise SettingsError(f"{path}: the report cannot be written ({error.strerror}); give a file in a folder of yours") from error
+        raise SettingsError(f"{path}: the report cannot be written ({error.strerror}). Fix: name a file in a writable folder") from error
 
 
 def _section(model: str, profile: ProfileSettings) -> str:

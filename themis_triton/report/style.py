@@ -53,9 +53,7 @@ def require_matplotlib() -> None:
     try:
         importlib.import_module("matplotlib")
     except ImportError as error:
-        raise EnvironmentCheckError(
-            "pictures need matplotlib, which is not installed; install the extra: pip install 'themis-triton[report]'"
-        ) from error
+        raise EnvironmentCheckError("pictures need matplotlib, which is not installed. Fix: pip install 'themis-triton[report]'") from error
 
 
 @contextmanager
@@ -77,4 +75,6 @@ def picture(path: Path, height_ratios: tuple[float, ...], width_in: float, heigh
         try:
             figure.savefig(path, dpi=150)
         except (OSError, ValueError) as error:
-            raise SettingsError(f"{path}: cannot write the picture ({error}); give a .png, .svg or .pdf in a folder that exists") from error
+            raise SettingsError(
+                f"{path}: the picture cannot be written ({error}): expected a .png, .svg or .pdf file in an existing folder"
+            ) from error

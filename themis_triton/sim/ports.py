@@ -93,7 +93,9 @@ class SimLauncher:
     async def launch(self, name: str, slot: str, models: dict[str, ModelState]) -> Server:
         """Start a process on the slot."""
         if slot not in self.places:
-            raise LaunchFailedError(f"server {name}: there is no device slot {slot}; launch.slots has {', '.join(self.places)}")
+            raise LaunchFailedError(
+                f"server {name}: device slot {slot} does not exist: expected one of launch.slots: {', '.join(self.places)}"
+            )
         self.cluster.start(name, self.places[slot], models)
         await asyncio.sleep(PROCESS_S)
         address = Address(name, 0)
@@ -141,7 +143,9 @@ class SimLauncher:
     async def stop(self, server: Server) -> None:
         """End the process."""
         if not server.launched:
-            raise ServerError(f"server {server.name} was not launched by Themis and is not stopped by it; stop it where it was started")
+            raise ServerError(
+                f"server {server.name} was not launched by Themis and is never stopped by it. Fix: stop it where it was started"
+            )
         await self.cluster.stop(server.name)
         self.launched.pop(server.name, None)
 

@@ -36,7 +36,7 @@ def simulate(config: ThemisConfig, arrivals: Mapping[str, FloatArray], duration_
     known = {pipeline.name for pipeline in config.pipelines}
     for name in arrivals:
         if name not in known:
-            raise SettingsError(f"arrivals for '{name}': not a pipeline of the settings; allowed are {', '.join(sorted(known))}")
+            raise SettingsError(f"arrivals for '{name}': expected a pipeline of the settings: {', '.join(sorted(known))}")
     return run_virtual(_run(simulated(config, options), arrivals, duration_s, options))
 
 

@@ -69,7 +69,7 @@ def simulated(config: ThemisConfig, options: SimOptions) -> ThemisConfig:
         launch = LaunchConfig(tuple(DeviceSlot(name, name) for name in names), Path())
         return replace(config, launch=launch, planning=replace(config.planning, max_servers=most))
     if not config.servers and (config.launch is None or not config.launch.slots):
-        raise SettingsError("servers, launch.slots: found neither; a simulation needs a server or a slot where one can be launched")
+        raise SettingsError("neither `servers` nor `launch` is set: expected at least one server or slot to simulate")
     return config
 
 

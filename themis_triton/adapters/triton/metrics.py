@@ -48,7 +48,7 @@ def parse_metrics(text: str) -> dict[str, ModelCounters]:
         ValueError: the text is not a page of Triton's metrics, or a counter has no model or no finite value.
     """
     if text and not text.startswith(("#", "nv_")):
-        raise ValueError(f"not a page of Triton's metrics: it begins with {text[:20]!r}")
+        raise ValueError(f"expected Triton's metrics, but the response starts with {text[:20]!r}")
     sums: defaultdict[str, dict[str, Any]] = defaultdict(lambda: dict.fromkeys(_FIELDS.values(), 0.0))
     for line in text.splitlines():
         if not line.startswith("nv_inference_"):

@@ -101,7 +101,7 @@ def with_state(base: Config, state: ModelState, served: Config | None = None) ->
         ChangeRefusedError: the model has no instances, or no batching that could be changed.
     """
     if base.HasField("ensemble_scheduling"):
-        raise ChangeRefusedError(f"model {base.name} is an ensemble: it has no instances of its own; scale the models that it is made of")
+        raise ChangeRefusedError(f"model {base.name} is an ensemble, which has no instances. Fix: name the models that it consists of")
     config = ModelConfig()
     config.CopyFrom(base)
     _set_counts(config, state.instances, served)
@@ -180,11 +180,14 @@ def _spread(instances: int, weights: list[int], shares: list[int]) -> list[int]:
 
 def _set_batching(config: Config, state: ModelState, served: Config | None) -> None:
     if config.HasField("sequence_batching"):
-        raise ChangeRefusedError(f"model {config.name} batches sequences: its batching stays as its config.pbtxt says; set max_batch to it")
+        raise ChangeRefusedError(
+            f"model {config.name} batches sequences, and such batching is never changed. "
+            "Fix: set max_batch to the max_batch_size of its config.pbtxt"
+        )
     largest = config.max_batch_size or (served.max_batch_size if served is not None else 0)
     if largest == 0 and state.max_batch > 1:
         raise ChangeRefusedError(
-            f"model {config.name} has max_batch_size 0, so it takes no batches of {state.max_batch}; set max_batch: 1 for it"
+            f"model {config.name} has max_batch_size 0: batches of {state.max_batch} are impossible. Fix: set max_batch: 1"
         )
     if largest and state.max_batch != state_of(config).max_batch:
         config.max_batch_size = state.max_batch
