@@ -60,7 +60,7 @@ class WhatIf:
 
 
 def asked_pipeline(config: ThemisConfig, what_if: WhatIf) -> PipelineConfig:
-    """The pipeline by name, else the first, with the SLO that was asked for. SettingsError when there is none of that name."""
+    """The named pipeline, by default the first, with the requested SLO. SettingsError for an unknown name."""
     named = {pipeline.name: pipeline for pipeline in config.pipelines}
     name = what_if.pipeline if what_if.pipeline is not None else config.pipelines[0].name
     if name not in named:

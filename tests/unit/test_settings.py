@@ -185,8 +185,8 @@ BAD = {
     "first stage of two pipelines": (
         ("prices:", "  lone:\n    model: detector\n    slo_ms: 100\nprices:"),
         (
-            "themis.yaml:30:12: pipelines.lone.model: detector is the first stage of video too, so their demand cannot be told "
-            "apart: expected a different first stage for each pipeline. "
+            "themis.yaml:30:12: pipelines.lone.model: detector is the first stage of video too, so their demands cannot be "
+            "separated: expected a different first stage for each pipeline. "
             "Fix: serve the model under a second name for one of them"
         ),
     ),

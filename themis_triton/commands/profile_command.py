@@ -289,7 +289,7 @@ class _Teller:
 
 
 def time_left(seconds: float) -> str:
-    """In words. Where the surface bends more points are found, so it is the least."""
+    """The remaining time as text: a minimum, because a curved surface needs more points."""
     minutes, rest = divmod(round(seconds), 60)
     return f"at least {minutes}:{rest:02d} left"
 

@@ -59,7 +59,7 @@ def stale_findings(config: ThemisConfig) -> list[Finding]:
     try:
         parts = [sentence.partition(": ") for sentence in stale_profiles(config)]
     except SettingsError as error:  # A GPU that NVML does not know, or a config.pbtxt that cannot be parsed.
-        return [Finding(severity, "profiles", str(error), "correct it, so that it can be told whether profiles hold", code)]
+        return [Finding(severity, "profiles", str(error), "correct it, so that profiles can be checked", code)]
     return [Finding(severity, key, found, remedy, code) for key, _, found in parts]
 
 

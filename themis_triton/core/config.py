@@ -216,7 +216,7 @@ DEFAULT_STATUS = Address("127.0.0.1", 9180)
 
 @dataclass(frozen=True, slots=True)
 class StatusConfig:
-    """Where the status API and the daemon's own metrics listen; loopback unless told otherwise."""
+    """Where the status API and the daemon's own metrics listen; loopback by default."""
 
     address: Address = DEFAULT_STATUS
 

@@ -19,7 +19,7 @@ class DemoServer:
 
 @dataclass(frozen=True, slots=True)
 class DemoFrame:
-    """The state `at_s` seconds into a run of `duration_s`. None: not known (nothing was answered in the last second).
+    """The state `at_s` seconds into a run of `duration_s`. None: unknown, because no request ended in the last second.
 
     `rate_rps` are requests sent in the last second, `capacity_rps` what the serving fleet carries inside the SLO. `mode` is one
     word. `recent_events` has the newest last. `requests`, `failed` and `attainment` (a fraction) count from the run's start.

@@ -116,7 +116,7 @@ async def _run(options: DemoOptions) -> DemoSummary:
 
 
 async def _loaded(stage: DemoStage, options: DemoOptions, console: Console, directory: Path) -> tuple[_Seen, UsageStatus, LoadReport]:
-    """Send the load and watch; returns what was seen, the account before the first request, and the load's report."""
+    """Send the load and observe; returns the observations, the usage before the first request, and the load's report."""
     load = PipelineLoad(stage.pipeline.name, stage.pipeline.stages, stage.pipeline.slo_ms, options.trace)
     seen = _Seen()
     await asyncio.sleep(options.settle_s)

@@ -31,7 +31,7 @@ _STATE_FIELD, _START_FIELD = 0, 19
 def slot_name(environment: dict[str, str] | os._Environ[str] = os.environ) -> str:
     """The device slot of this server, from the variable `THEMIS_EMULATED_DEVICE`.
 
-    Without it each server is a device of its own, named after the server's pid: two servers that nobody placed do not contend.
+    Without it each server is a device of its own, named after the server's pid: two servers without a placement do not contend.
     """
     return environment.get(SLOT_VARIABLE) or f"cpu:0@{os.getppid()}"
 

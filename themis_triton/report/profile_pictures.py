@@ -23,7 +23,7 @@ _SPREAD = 0.06
 
 
 def knee(instances: Sequence[int], throughput_rps: Sequence[float]) -> int:
-    """The fewest instances that give at least 90 % of the largest throughput measured: more of them buy little but latency."""
+    """The fewest instances that give at least 90 % of the largest throughput measured: more add little throughput and much latency."""
     enough = KNEE_SHARE * max(throughput_rps)
     return next(count for count, rate in zip(instances, throughput_rps, strict=True) if rate >= enough)
 

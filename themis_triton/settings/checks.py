@@ -84,7 +84,7 @@ def _first_stages(loaded: Loaded) -> Iterator[Problem]:
     for name, pipeline in loaded.section("pipelines").items():
         for inner, stage in chain_of(pipeline)[:1]:
             if stage in owner:
-                fault = f"{stage} is the first stage of {owner[stage]} too, so their demand cannot be told apart"
+                fault = f"{stage} is the first stage of {owner[stage]} too, so their demands cannot be separated"
                 fix = "serve the model under a second name for one of them"
                 yield loaded.source.problem(("pipelines", name, *inner), fault, "a different first stage for each pipeline", fix)
             owner.setdefault(stage, name)

@@ -45,7 +45,7 @@ def place(e: Engine, request: int, model: int, now_s: float) -> None:
 
 
 @inlined
-def foremost(e: Engine, queue: int) -> int:
+def first_waiting(e: Engine, queue: int) -> int:
     """Who is served next of a queue that is not empty."""
     request: int = e.head[queue] if e.length[queue] > e.aside[queue] else e.aside_head[queue]
     return request
@@ -53,8 +53,8 @@ def foremost(e: Engine, queue: int) -> int:
 
 @inlined
 def oldest_s(e: Engine, queue: int) -> float:
-    """When the one who waits longest entered a queue that is not empty: a batcher's delay counts from there."""
-    entered_s: float = e.entered_s[foremost(e, queue)]
+    """When the longest-waiting request of a non-empty queue entered it: the batcher's delay counts from there."""
+    entered_s: float = e.entered_s[first_waiting(e, queue)]
     return min(entered_s, e.entered_s[e.aside_head[queue]]) if e.aside[queue] > 0 else entered_s
 
 
@@ -75,8 +75,8 @@ def step_aside(e: Engine, queue: int, model: int, now_s: float) -> None:
 
 @flat_kernel
 def pop(e: Engine, queue: int) -> int:
-    """Take the foremost out of its queue."""
-    request = foremost(e, queue)
+    """Remove the first waiting request from its queue."""
+    request = first_waiting(e, queue)
     if e.length[queue] > e.aside[queue]:
         e.head[queue] = e.following[request]
     else:

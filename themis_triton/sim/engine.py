@@ -83,7 +83,7 @@ class Simulation:
         return int(row[columns.ARRIVALS]), int(row[columns.IN_FLIGHT]), int(row[columns.FAILURES])
 
     def latency(self, model: int) -> LatencyHistogram:
-        """Cumulative, of all answers of a model ever."""
+        """Cumulative counts of all responses of a model."""
         return LatencyHistogram(BOUNDS_MS, tuple(np.cumsum(self.engine.histogram[model], dtype=np.float64).tolist()))
 
     @property

@@ -28,7 +28,7 @@ class Layout:
     """What there can be. `surfaces_ms[m]` is `l(b, k)` as [batch, k], all of one shape; `chains[p]` are model indexes.
 
     `devices[s]` is the device index of the place s for a server; `most_running` bounds the batches under way on one device.
-    `deprioritize_after_s[m]`: a request that waited longer for model m lets all others pass; empty: nobody does
+    `deprioritize_after_s[m]`: a request that waited longer for model m is served after all others; empty: none is
     """
 
     surfaces_ms: FloatArray

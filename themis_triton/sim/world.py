@@ -1,4 +1,4 @@
-"""What a simulated world is like, beside the settings: who batches, what shares what, and how long each change takes."""
+"""Properties of a simulated world beside the settings: where batches form, what instances share, and how long each change takes."""
 
 from __future__ import annotations
 
