@@ -132,10 +132,10 @@ def test_statistics_count_every_request_once(gateway: Gateway) -> None:
     assert reading.failures == 2
     assert reading.in_flight == 0
     assert list(reading.latency.counts) == sorted(reading.latency.counts)
-    # An emulated classifier alone takes 18 ms; what fails at once is faster than 10 ms.
+    # An emulated classifier takes 18 ms, of which a busy Envoy may start to count late; a failure takes less than 10 ms.
     below = dict(zip(reading.latency.bounds_ms, reading.latency.counts, strict=True))
     assert below[10.0] <= 2
-    assert below[18.0] <= 2
+    assert below[16.0] <= 2
     assert below[1000.0] == 11
 
 

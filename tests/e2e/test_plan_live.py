@@ -37,7 +37,9 @@ def predicted(sidecar: Sidecar, rate_rps: float) -> list[str]:
 def executed(sidecar: Sidecar, since_s: float) -> list[str]:
     """The actions that were started, in their order."""
     rows = sidecar.journal("select record from ticks where changed order by at_s")
-    records = [record for record in (json.loads(row[0]) for row in rows) if record["snapshot"]["at_s"] > since_s and not record["advisory"]]
+    # A pause and its end are changes without a snapshot.
+    ticks = [record for record in (json.loads(row[0]) for row in rows) if "snapshot" in record]
+    records = [record for record in ticks if record["snapshot"]["at_s"] > since_s and not record["advisory"]]
     skipped = {o["action"]["id"] for record in records for o in record["outcomes"] if o["kind"] == "skipped"}
     return [
         words(a["kind"], a["server"], a["model"], *([a[when][key] for when in ("before", "after")] for key in ("instances", "max_batch")))
