@@ -1,4 +1,4 @@
-"""What would be planned at given arrival rates: the policies' own problems and solvers, without a fleet and without time."""
+"""Plans for given arrival rates, from the policies' own problems and solvers, without a fleet and without time."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from themis_triton.solver.problem import ChainProblem
 from themis_triton.solver.solve import largest_demand, solve_joint, solve_vertical
 
 MAX_SERVERS = 256
-"""Every number of co-located servers is a plan of its own to be solved."""
+"""Upper limit for co-located servers: the solver computes one plan per number of servers."""
 
 
 @dataclass(frozen=True, slots=True)
-class StageAnswer:
-    """One stage of a plan: servers that hold it, instances (or cores) on each, and the largest batch."""
+class RatePlanStage:
+    """One stage of a plan: its servers, the instances (or cores) on each, and the maximum batch size."""
 
     model: str
     servers: int
@@ -31,12 +31,12 @@ class StageAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class PlanAnswer:
+class RatePlan:
     """The plan for one arrival rate.
 
-    `carried_rps` is the rate itself; where that is infeasible, the largest whole rate that can be carried with its headroom, and the
-    plan is the one for that rate, with its own cost and p99; `binding` names what is short. 0: not even an idle chain meets the SLO.
-    `predicted_p99_ms` None: without bound. `cost` is per second in the prices' unit, `capacity_rps` what the plan's servers put through.
+    `carried_rps` equals the rate if it is feasible. Otherwise it is the largest feasible whole rate including headroom, the plan, cost
+    and p99 are those for that rate, and `binding` names the limiting resource; 0 means that even an idle chain exceeds the SLO.
+    `predicted_p99_ms` is None if unbounded. `cost` is per second in the prices' unit; `capacity_rps` is the throughput of the servers.
     """
 
     rate_rps: float
@@ -47,19 +47,19 @@ class PlanAnswer:
     capacity_rps: float
     binding: Binding
     runner_up: RunnerUp | None
-    stages: tuple[StageAnswer, ...]
+    stages: tuple[RatePlanStage, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class WhatIf:
-    """What is asked instead of the settings' own values: None leaves them."""
+    """Overrides of the settings' values. None keeps the settings' value."""
 
     pipeline: str | None = None
     slo_ms: float | None = None
     devices: int | None = None
 
 
-def asked_pipeline(config: ThemisConfig, what_if: WhatIf) -> PipelineConfig:
+def selected_pipeline(config: ThemisConfig, what_if: WhatIf) -> PipelineConfig:
     """The named pipeline, by default the first, with the requested SLO. SettingsError for an unknown name."""
     named = {pipeline.name: pipeline for pipeline in config.pipelines}
     name = what_if.pipeline if what_if.pipeline is not None else config.pipelines[0].name
@@ -68,28 +68,28 @@ def asked_pipeline(config: ThemisConfig, what_if: WhatIf) -> PipelineConfig:
     return named[name] if what_if.slo_ms is None else replace(named[name], slo_ms=what_if.slo_ms)
 
 
-def plan_rates(config: ThemisConfig, rates_rps: Sequence[float], what_if: WhatIf) -> tuple[PlanAnswer, ...]:
+def plan_rates(config: ThemisConfig, rates_rps: Sequence[float], what_if: WhatIf) -> tuple[RatePlan, ...]:
     """One answer per rate, in the same order: the plan of the settings' policy for a steady rate.
 
     themis chooses servers, instances and batches; horizontal and themis-paper fix the instances, vertical the servers, as the
     policies do.
     """
-    pipeline = asked_pipeline(config, what_if)
+    pipeline = selected_pipeline(config, what_if)
     devices = config.planning.max_servers if what_if.devices is None else what_if.devices
     changed = replace(config, pipelines=(pipeline,), planning=replace(config.planning, max_servers=devices))
     rules = build_rules(changed)
     _check_room(pipeline, rules)
     problem = rules.problems[pipeline.name]
     instances = policy_named(config.policy.name).fixed_instances(config.policy, problem)
-    return tuple(_answer(replace(problem, demand_rps=rate), rules, instances) for rate in rates_rps)
+    return tuple(_rate_plan(replace(problem, demand_rps=rate), rules, instances) for rate in rates_rps)
 
 
 def plan_migration(config: ThemisConfig, rate_rps: float, what_if: WhatIf, now: Sequence[ServerAssignment], adopted: int = 0) -> Migration:
-    """The migration from servers that run now to the plan with the cheapest one. SettingsError where stages are separate.
+    """The cheapest migration from the running servers to a plan for the rate. SettingsError if stages are placed separately.
 
-    The first `adopted` servers never retire.
+    The first `adopted` servers are never retired.
     """
-    pipeline = asked_pipeline(config, what_if)
+    pipeline = selected_pipeline(config, what_if)
     if config.planning.placement is Placement.SEPARATE:
         raise SettingsError("--from: no migration with planning.placement separate: expected colocated. Fix: leave --from out")
     devices = config.planning.max_servers if what_if.devices is None else what_if.devices
@@ -110,9 +110,9 @@ def _check_room(pipeline: PipelineConfig, rules: Rules) -> None:
         raise SettingsError(f"--devices, planning.max_servers: {found} are too few: expected at least one server per stage")
 
 
-def _answer(problem: ChainProblem, rules: Rules, instances: tuple[int, ...] | None) -> PlanAnswer:
+def _rate_plan(problem: ChainProblem, rules: Rules, instances: tuple[int, ...] | None) -> RatePlan:
     plan, carried = _solve(problem, rules, instances)
-    return PlanAnswer(
+    return RatePlan(
         rate_rps=problem.demand_rps,
         feasible=plan.feasible,
         cost=plan.cost,
@@ -121,14 +121,14 @@ def _answer(problem: ChainProblem, rules: Rules, instances: tuple[int, ...] | No
         capacity_rps=plan.capacity_rps,
         binding=plan.binding,
         runner_up=plan.runner_up,
-        stages=tuple(StageAnswer(stage.name, stage.servers, stage.instances, stage.batch) for stage in plan.stages),
+        stages=tuple(RatePlanStage(stage.name, stage.servers, stage.instances, stage.batch) for stage in plan.stages),
     )
 
 
 def _solve(problem: ChainProblem, rules: Rules, instances: tuple[int, ...] | None) -> tuple[ChainPlan, float]:
-    """The policy's plan, and the rate that it is for."""
+    """The policy's plan, and the rate that it carries."""
     if policy_named(rules.config.policy.name).fixed_servers:
-        vertical = solve_vertical(problem, _held_servers(problem, rules))
+        vertical = solve_vertical(problem, _fixed_servers(problem, rules))
         return replace(vertical.plan, feasible=vertical.feasible), vertical.largest_demand_rps
     plan = solve_joint(problem, instances=instances)
     if plan.feasible:
@@ -136,9 +136,9 @@ def _solve(problem: ChainProblem, rules: Rules, instances: tuple[int, ...] | Non
     return plan, max(0.0, largest_demand(problem, None, instances=instances))
 
 
-def _held_servers(problem: ChainProblem, rules: Rules) -> int | list[int]:
-    """The vertical policy's servers, at most those that there are; separate stages share them evenly."""
+def _fixed_servers(problem: ChainProblem, rules: Rules) -> int | list[int]:
+    """The vertical policy's servers, limited to the maximum; separate stages share them evenly."""
     separate = problem.placement is Placement.SEPARATE
-    most = rules.max_servers // len(problem.stages) if separate else rules.max_servers
-    servers = min(rules.config.policy.vertical.servers or most, most)
+    max_servers = rules.max_servers // len(problem.stages) if separate else rules.max_servers
+    servers = min(rules.config.policy.vertical.servers or max_servers, max_servers)
     return [servers] * len(problem.stages) if separate else servers

@@ -94,13 +94,13 @@ def test_the_table_has_both_sides_of_every_policy_and_the_two_orders() -> None:
     assert ["simulated", "0", "2.000%", "95", "–", "1,100", "+10.0%"] in rows
     assert ["simulated", "0", "2.000%", "95", "–", "1,080", "-10.0%"] in rows
     assert "600 requests for each policy, inside 300 ms" in text
-    cheapest = "cheapest first: themis, horizontal; simulated horizontal, themis"
-    assert orders(RUNS) == f"{cheapest}; fewest late first: themis = horizontal; simulated the same"
+    by_cost = "by cost: themis, horizontal; simulated horizontal, themis"
+    assert orders(RUNS) == f"{by_cost}; by late requests: themis = horizontal; simulated the same"
     equal = [replace(RUNS[0], measured=replace(RUNS[0].measured, violations=0.0)), replace(RUNS[1], simulated=RUNS[0].simulated)]
     equal += [replace(RUNS[1], policy="vertical", measured=replace(RUNS[1].measured, violations=0.0))]
-    assert "fewest late first: themis = vertical, horizontal; simulated themis = horizontal = vertical" in orders(equal)
+    assert "by late requests: themis = vertical, horizontal; simulated themis = horizontal = vertical" in orders(equal)
     late = [replace(RUNS[0], measured=replace(RUNS[0].measured, violations=0.03)), *RUNS[1:]]
-    assert orders(late) == f"{cheapest}; fewest late first: horizontal, themis; simulated themis = horizontal"
+    assert orders(late) == f"{by_cost}; by late requests: horizontal, themis; simulated themis = horizontal"
 
 
 def test_pictures_of_each_policy_and_of_all(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.policy import PolicyName
 from themis_triton.decide.rules import build_rules
-from themis_triton.planning import PlanAnswer, WhatIf, plan_rates
+from themis_triton.planning import RatePlan, WhatIf, plan_rates
 from themis_triton.settings import load_settings
 from themis_triton.solver.surface import paper_surface
 
@@ -71,7 +71,7 @@ def settings_of(pipeline: str) -> ThemisConfig:
     return load_settings(CONFIG / f"paper-{pipeline}.yaml")
 
 
-def answers(config: ThemisConfig, slo_ms: float | None = None) -> tuple[PlanAnswer, ...]:
+def answers(config: ThemisConfig, slo_ms: float | None = None) -> tuple[RatePlan, ...]:
     return plan_rates(config, [float(rate) for rate in RATES], WhatIf(slo_ms=slo_ms))
 
 

@@ -133,7 +133,7 @@ def test_what_cannot_be_asked_is_named(what_if: WhatIf, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flag", "typed", "allowed"),
+    ("flag", "typed", "expected"),
     [
         ("--slo", "fast", "a number > 0, in ms"),
         ("--slo", "", "a number > 0, in ms"),
@@ -143,21 +143,22 @@ def test_what_cannot_be_asked_is_named(what_if: WhatIf, message: str) -> None:
         ("--devices", "9" * 40, "a whole number ≥ 1"),
     ],
 )
-def test_a_flag_that_is_no_number_is_named_with_what_is_allowed(flag: str, typed: str, allowed: str) -> None:
+def test_a_flag_that_is_no_number_is_named_with_what_is_allowed(flag: str, typed: str, expected: str) -> None:
     result = CliRunner().invoke(app, ["plan", "-c", str(PAPER), "--rate", "20", flag, typed])
     assert isinstance(result.exception, SettingsError)
-    for said in (f"{flag}: ", f"is invalid: expected {allowed}"):
-        assert said in str(result.exception)
+    assert str(result.exception).startswith(f"{flag}: ")
+    assert f" is invalid: expected {expected}" in str(result.exception)
 
 
 def test_horizontal_fixes_instances_and_vertical_servers() -> None:
     rates = [20.0, 60.0, 120.0]
     fixed = plan_rates(config(PolicyConfig(name=PolicyName.HORIZONTAL)), rates, WhatIf())
     assert len({tuple(stage.instances for stage in answer.stages) for answer in fixed}) == 1
-    held = plan_rates(config(PolicyConfig(name=PolicyName.VERTICAL, vertical=VerticalConfig(servers=3))), rates, WhatIf())
-    assert {stage.servers for answer in held for stage in answer.stages} == {3}
+
+    fixed_servers = plan_rates(config(PolicyConfig(name=PolicyName.VERTICAL, vertical=VerticalConfig(servers=3))), rates, WhatIf())
+    assert {stage.servers for answer in fixed_servers for stage in answer.stages} == {3}
     free = plan_rates(config(), rates, WhatIf())
-    assert all(a.cost <= min(b.cost, c.cost) for a, b, c in zip(free, fixed, held, strict=True) if b.feasible and c.feasible)
+    assert all(a.cost <= min(b.cost, c.cost) for a, b, c in zip(free, fixed, fixed_servers, strict=True) if b.feasible and c.feasible)
 
 
 def test_vertical_with_separate_stages_divides_the_devices() -> None:
@@ -198,7 +199,7 @@ def test_a_way_down_breaks_nothing_before_it_has_made_room() -> None:
 def test_a_fleet_that_cannot_be_read_is_refused_with_its_form(now: str) -> None:
     with pytest.raises(
         SettingsError,
-        match=r"--from: .* is invalid: expected live \(what the sidecar runs\) or SERVERS:N,N \(counts of video-detector",
+        match=r"--from: .* is invalid: expected live \(the running fleet\) or SERVERS:N,N \(counts of video-detector",
     ):
         plan_command(PlanFlags(SHIPPED, "50", WhatIf(), start=now))
 

@@ -33,8 +33,8 @@ def test_a_name_that_is_neither_model_nor_pipeline_is_told_what_there_is() -> No
         SettingsError, match=r"ocr: .* has no such model \(models: .*video-detector.*; pipelines: none, without -c SETTINGS\)"
     ):
         models_of("ocr", resolve(BenchFlags(repository=REPOSITORY)))
-    with pytest.raises(SettingsError, match=r"nobody: .* has no such model .*; pipelines: ocr\)"):
-        models_of("nobody", resolve(BenchFlags(config=OCR)))
+    with pytest.raises(SettingsError, match=r"unknown: .* has no such model .*; pipelines: ocr\)"):
+        models_of("unknown", resolve(BenchFlags(config=OCR)))
 
 
 def test_a_model_on_a_server_elsewhere_is_asked_for_there() -> None:

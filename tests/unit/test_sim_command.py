@@ -115,8 +115,8 @@ def test_adopted_servers_count_as_devices(tmp_path: Path) -> None:
     adopted = "servers:\n  a: {grpc: '127.0.0.1:1', http: '127.0.0.1:2', metrics: '127.0.0.1:3', device: 'cpu:7'}\n"
     settings.write_text(Path(SETTINGS).read_text() + adopted)
     flags = ("--policies", "horizontal", "--json", "--scale", "3")
-    most = [json.loads(run(*flags, "--devices", n, settings=str(settings)).splitlines()[-1])[0]["max_servers"] for n in ("1", "3")]
-    assert most == [1, 3]
+    max_servers = [json.loads(run(*flags, "--devices", n, settings=str(settings)).splitlines()[-1])[0]["max_servers"] for n in ("1", "3")]
+    assert max_servers == [1, 3]
     with pytest.raises(SettingsError, match=r"--devices: 6 is invalid: expected 1 to 5, for 1 adopted servers"):
         run(*flags, "--devices", "6", settings=str(settings))
 
@@ -147,7 +147,7 @@ def test_nothing_that_costs_has_no_ratio(tmp_path: Path) -> None:
         (("--metrics-lag", "-2"), "--metrics-lag: -2(.0)? is invalid: expected"),
         (("--devices", "0"), "--devices: 0(.0)? is invalid: expected"),
         (("--devices", "99"), "--devices: 99 is invalid: expected 1 to 4, for 0 adopted servers and 4 slots"),
-        (("--batch-wait", "0.1"), "--batch-wait 0.1: only a central queue"),
+        (("--batch-wait", "0.1"), "--batch-wait: 0.1 has no effect: there is no central queue"),
         (("--world", "flat"), "--world: flat(.0)? is invalid: expected"),
         (("--out", __file__), "is a file: expected a folder"),
         (("--out", "/dev/null/x"), "cannot be created"),

@@ -108,7 +108,7 @@ def test_a_wrong_time_is_named(path: Path, since: str) -> None:
 
 
 def test_an_unknown_decision_and_a_missing_journal_are_named(path: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="nope: the journal holds no such decision"):
+    with pytest.raises(SettingsError, match="nope: the journal has no such decision"):
         why(path, "nope")
     other = tmp_path / "other.yaml"
     other.write_text("state_directory: elsewhere\n")

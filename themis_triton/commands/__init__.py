@@ -1,1 +1,1 @@
-"""What the command line does, one command a module; `cli.py` only parses."""
+"""The commands, one per module; `cli.py` only parses their options."""

@@ -24,7 +24,7 @@ from themis_triton.report.style import require_matplotlib
 
 @dataclass(frozen=True, slots=True)
 class CompareFlags:
-    """What stood on the command line."""
+    """The options of the command line."""
 
     load: ComparedLoad
     policies: str
@@ -32,9 +32,9 @@ class CompareFlags:
 
 
 def compare_command(flags: CompareFlags, *, as_json: bool) -> list[dict[str, Any]]:
-    """Run every policy live, one after the other, and simulated; prints a table, or as the last line the rows as JSON, and returns them.
+    """Run every policy live and simulated, one after the other. Prints a table, or JSON rows as the last line, and returns the rows.
 
-    The folder `out` gets a folder a policy (settings, logs, every request), its figures and picture, and pictures of all.
+    `out` contains one folder per policy (settings, logs, every request), its results and picture, and pictures of all policies.
     """
     policies = live_policies(flags.policies)
     load = flags.load.named()
@@ -61,7 +61,7 @@ def compare_command(flags: CompareFlags, *, as_json: bool) -> list[dict[str, Any
 
 
 def live_policies(text: str) -> list[PolicyName]:
-    """The policies of a comma-separated list, each once. SettingsError names one that does not exist, or cannot run live."""
+    """The distinct policies of a comma-separated list. SettingsError names a policy that does not exist or cannot run live."""
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     allowed = [policy.value for policy in PolicyName]
     for name in names:
@@ -73,7 +73,7 @@ def live_policies(text: str) -> list[PolicyName]:
 
 
 def _check_out(out: Path, policies: Sequence[PolicyName]) -> None:
-    """Now, and not after the first run, say that a later one's folder holds something else."""
+    """SettingsError if a run's folder is unusable, before the first run starts."""
     if out.exists() and not out.is_dir():
         raise SettingsError(f"--out: {out} is a file: expected a folder")
     for policy in policies:
@@ -81,10 +81,10 @@ def _check_out(out: Path, policies: Sequence[PolicyName]) -> None:
 
 
 def table(runs: Sequence[ComparedRun]) -> Table:
-    """Two rows a policy, measured and simulated."""
+    """Two rows per policy: measured and simulated."""
     requests = ", ".join(sorted({f"{run.measured.requests:,}" for run in runs}))
     title = f"{requests} requests for each policy, inside {runs[0].slo_ms:g} ms"
-    names = ("policy", "", "failed", "violations", "p50 ms", "p99 ms", "cost", "off by")
+    names = ("policy", "", "failed", "violations", "p50 ms", "p99 ms", "cost", "cost error")
     shown = Table(*names, title=title, title_justify="left", caption=orders(runs), caption_justify="left", box=box.SIMPLE_HEAD)
     shown.pad_edge, shown.collapse_padding = False, True
     for column in shown.columns:
@@ -107,8 +107,8 @@ def _figures(run: RunFigures) -> list[str]:
 
 
 def orders(runs: Sequence[ComparedRun]) -> str:
-    """The policies from the cheapest on, and from the one with the fewest late requests on, as measured and as simulated."""
-    return f"cheapest first: {_order(runs, 'cost')}; fewest late first: {_order(runs, 'violations')}"
+    """The policies ordered by cost and by late requests, measured and simulated."""
+    return f"by cost: {_order(runs, 'cost')}; by late requests: {_order(runs, 'violations')}"
 
 
 def _order(runs: Sequence[ComparedRun], key: str) -> str:
@@ -116,14 +116,14 @@ def _order(runs: Sequence[ComparedRun], key: str) -> str:
     return measured + ("; simulated the same" if measured == simulated else f"; simulated {simulated}")
 
 
-def _ranked(found: dict[str, float]) -> str:
-    """Names in the order of their values, equal ones joined by `=`."""
-    groups = {value: " = ".join(name for name, other in found.items() if other == value) for value in sorted(found.values())}
+def _ranked(values: dict[str, float]) -> str:
+    """Names in ascending order of their values; names with equal values are joined by `=`."""
+    groups = {value: " = ".join(name for name, other in values.items() if other == value) for value in sorted(values.values())}
     return ", ".join(groups.values())
 
 
 def draw(runs: Sequence[ComparedRun], title: str, out: Path) -> None:
-    """A picture a policy with both runs over each other, and one of bars for all."""
+    """Draw one picture per policy with both runs, and one bar chart of all policies."""
     for run in runs:
         both = [run.measured_series, run.simulated_series]
         draw_comparison(both, run.slo_ms, f"{title}: {run.policy}, measured and simulated", out / f"{run.policy}.png")
@@ -131,7 +131,7 @@ def draw(runs: Sequence[ComparedRun], title: str, out: Path) -> None:
 
 
 def draw_summary(runs: Sequence[ComparedRun], title: str, path: Path) -> None:
-    """Violations, p50, p99 and cost of each policy, measured beside simulated."""
+    """Draw violations, p50, p99 and cost of each policy, measured and simulated."""
     measured, simulated = [run.measured for run in runs], [run.simulated for run in runs]
 
     def figure(name: str, unit: str, form: str, key: str, limit: float | None = None, scale: float = 1.0) -> BarFigure:

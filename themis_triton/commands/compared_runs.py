@@ -1,4 +1,4 @@
-"""One policy live on real Triton and Envoy, and what the simulator says of the same settings under the same arrivals."""
+"""One policy on real Triton and Envoy, and its simulation with the same settings and arrivals."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _NOWHERE = {"grpc": "127.0.0.1:4", "http": "127.0.0.1:5", "admin": "127.0.0.1:6"
 
 @dataclass(frozen=True, slots=True)
 class ComparedLoad:
-    """What every policy of a comparison is measured under. `settings` None: the shipped ones; `pipeline` None: their first."""
+    """The load of a comparison. `settings` None: the shipped settings; `pipeline` None: their first pipeline."""
 
     trace: TraceOptions
     settings: Path | None = None
@@ -41,14 +41,14 @@ class ComparedLoad:
     seed: int = 0
 
     def named(self) -> ComparedLoad:
-        """With the pipeline's name and its own form of the trace. SettingsError for mistakes in the settings, and an unknown pipeline."""
+        """The load with the pipeline's name and trace. SettingsError for invalid settings or an unknown pipeline."""
         name = read_base(self.settings, self.pipeline).pipeline.name
         return replace(self, pipeline=name, trace=replace(self.trace, source=twitter_for(self.trace.source, name)))
 
 
 @dataclass(frozen=True, slots=True)
 class RunFigures:
-    """One run. `violations` is the share of all requests that were not answered inside the SLO; cost and seconds are those of the trace."""
+    """The results of one run over the trace. `violations` is the fraction of all requests not answered within the SLO."""
 
     requests: int
     failed: int
@@ -67,9 +67,9 @@ FIGURES = tuple(each.name for each in fields(RunFigures))
 
 @dataclass(frozen=True, slots=True)
 class ComparedRun:
-    """Measured beside simulated. `load_average` is the machine's over one minute before and after the live run.
+    """A measured run and its simulation. `load_average`: the machine's, over one minute, before and after the live run.
 
-    `bound_cost` is the clairvoyant's under the same arrivals and settings.
+    `bound_cost` is the clairvoyant policy's cost under the same arrivals and settings.
     """
 
     policy: str
@@ -83,11 +83,11 @@ class ComparedRun:
 
     @property
     def cost_error(self) -> float:
-        """By what share of the measured cost the simulated one is above it."""
+        """The simulated cost relative to the measured cost, minus 1."""
         return self.simulated.cost / self.measured.cost - 1.0 if self.measured.cost else 0.0
 
     def row(self) -> dict[str, Any]:
-        """What was measured, with the keys that `themis simulate` has, and beside it what was simulated; ready for JSON."""
+        """The measured results under the keys of `themis simulate`, and the simulated results, as JSON values."""
         return {
             "policy": self.policy,
             **asdict(self.measured),
@@ -103,14 +103,14 @@ class ComparedRun:
         return run.cost / self.bound_cost if self.bound_cost else None
 
     def as_plain(self) -> dict[str, Any]:
-        """Everything, ready for JSON; `run_from` reads it."""
+        """All fields as JSON values; `run_from` reads them."""
         series = {"measured_series": asdict(self.measured_series), "simulated_series": asdict(self.simulated_series)}
         plain: dict[str, Any] = json.loads(json.dumps(self.row() | series, default=lambda array: array.tolist(), allow_nan=False))
         return plain
 
 
 def compared_run(load: ComparedLoad, policy: PolicyName, directory: Path) -> ComparedRun:
-    """Run the policy live in a folder of its own, then simulate it with the very settings of that run.
+    """Run the policy live in its own folder, then simulate it with the settings of that run.
 
     Raises:
         SettingsError, EnvironmentCheckError: as `run_demo`, before anything is started.
@@ -137,7 +137,7 @@ def compared_run(load: ComparedLoad, policy: PolicyName, directory: Path) -> Com
 
 
 def _arrivals(config: ThemisConfig, load: ComparedLoad) -> tuple[dict[str, FloatArray], int]:
-    """Of the one pipeline, and the seconds that they take."""
+    """The arrival times of the pipeline, and their duration in seconds."""
     trace = load_trace(load.trace, load.seed)
     return {config.pipelines[0].name: arrivals(trace, load.seed)}, trace.duration_s
 
@@ -147,12 +147,12 @@ def _bound_cost(config: ThemisConfig, load: ComparedLoad) -> float:
 
 
 def simulated_like(config: ThemisConfig, load: ComparedLoad) -> SimResult:
-    """The settings of a live run in virtual time: the same first server, policy and arrivals."""
+    """The settings of a live run for the simulator: the same first server, policy and arrivals."""
     return simulate(config, *_arrivals(config, load), SimOptions(seed=load.seed))
 
 
 def simulated_again(run: ComparedRun, load: ComparedLoad) -> ComparedRun:
-    """What was measured beside a new simulation, with the settings as `load` names them now and the places that a live run has."""
+    """The measured run with a new simulation under the current settings of `load` and the slots of a live run."""
     load = load.named()
     base = read_base(load.settings, load.pipeline)
     with TemporaryDirectory(prefix="themis-settings-") as folder:
@@ -171,7 +171,7 @@ def _nowhere(base: DemoBase) -> dict[str, str]:
 
 
 def measured_figures(summary: DemoSummary) -> RunFigures:
-    """Of a live run."""
+    """The results of a live run."""
     return RunFigures(
         requests=summary.requests,
         failed=summary.failed,
@@ -187,7 +187,7 @@ def measured_figures(summary: DemoSummary) -> RunFigures:
 
 
 def simulated_figures(result: SimResult) -> RunFigures:
-    """Of a simulated run of one pipeline; actions are those that ended while requests came, as live."""
+    """The results of a simulated run of one pipeline. Actions count if they ended before the last arrival, as in a live run."""
     run, end_s = result.pipelines[0], result.start_s + result.duration_s
     ended = [o for o in result.outcomes if o.kind is OutcomeKind.DONE and result.start_s <= o.ended_at_s < end_s]
     return RunFigures(
@@ -205,13 +205,13 @@ def simulated_figures(result: SimResult) -> RunFigures:
 
 
 def series_from(plain: dict[str, Any]) -> RunSeries:
-    """The series out of its JSON."""
+    """The series from its JSON values."""
     events = tuple(RunEvent(event["at_s"], EventKind(event["kind"]), event["label"]) for event in plain["events"])
     return RunSeries(**{**plain, "events": events})
 
 
 def run_from(plain: dict[str, Any]) -> ComparedRun:
-    """The run out of what `as_plain` gave; other keys are left alone."""
+    """The run from the output of `as_plain`; other keys are ignored."""
     before, after = plain["load_average"]
     simulated = {name: value for name, value in plain["simulated"].items() if name in FIGURES}
     return ComparedRun(

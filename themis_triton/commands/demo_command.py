@@ -10,15 +10,15 @@ from themis_triton.demo.run import DemoOptions, run_demo
 
 
 def demo_command(options: DemoOptions) -> None:
-    """Run the demo; with `as_json` the last line of standard output is the summary."""
+    """Run the demo. With `as_json` the last line of standard output is the summary."""
     summary = run_demo(options)
     if options.as_json:
         sys.stdout.write(summary.json_line() + "\n")
 
 
 def parse_policy(text: str) -> PolicyName:
-    """The policy of that name. SettingsError when there is none."""
+    """The policy of that name. SettingsError for an unknown name."""
     names = [policy.value for policy in PolicyName]
     if text not in names:
-        raise SettingsError(f"--policy: {text} is invalid: expected {' or '.join(names)}")
+        raise SettingsError(f"--policy: {text} is invalid: expected {' or '.join(names)}. Fix: name a policy")
     return PolicyName(text)

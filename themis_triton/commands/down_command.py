@@ -12,7 +12,7 @@ from themis_triton.settings.runtime import load_runtime_paths
 
 
 def down_command(path: Path) -> None:
-    """Stop what Themis started for these settings. EnvironmentCheckError while its sidecar runs: it would start servers again."""
+    """Stop all processes that Themis started for these settings. EnvironmentCheckError while the sidecar runs."""
     state = load_runtime_paths(path).state_directory
     with locked(state):
         stopped = asyncio.run(stop_all(state))

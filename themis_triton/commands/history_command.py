@@ -1,4 +1,4 @@
-"""`themis history`: the changes with time and reason, out of the journal, whether the sidecar runs or not."""
+"""`themis history`: the changes with time and reason, from the journal. Needs no running sidecar."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 
 def history_command(path: Path, since: str, limit: int, *, every: bool, as_json: bool) -> None:
-    """Print the changes of the last `since`, oldest first, and the last tick. With `as_json` one list with a row for each tick."""
+    """Print the changes of the last `since`, oldest first, and the last tick. With `as_json`: one list with a row per tick."""
     now_s = SystemClock().now_s()
     since_s = now_s - parse_duration(since, "--since")
     with reading(journal_path(load_runtime_paths(path).state_directory)) as journal:
@@ -38,7 +38,7 @@ def history_command(path: Path, since: str, limit: int, *, every: bool, as_json:
 
 
 def collapse(rows: Iterable[Row]) -> Iterator[tuple[Row, Row, int]]:
-    """Runs of successive ticks whose sentences differ in the numbers of the evidence only: the first, the last, and the count."""
+    """Groups of successive ticks whose sentences differ only in the evidence: first tick, last tick, count."""
     run: list[Row] = []
     for row in rows:
         if run and _kind(row) != _kind(run[-1]):
@@ -50,6 +50,6 @@ def collapse(rows: Iterable[Row]) -> Iterator[tuple[Row, Row, int]]:
 
 
 def _kind(row: Row) -> tuple[str, str]:
-    """What a tick did: its reason and its actions, without the numbers of the sentence's opening."""
+    """A tick's reason and actions, without the numbers at the start of its sentence."""
     opening, _, actions = str(row["sentence"]).partition(";")
     return re.sub(r"\d+(\.\d+)?", "#", opening), actions

@@ -1,4 +1,4 @@
-"""Running a coroutine that cleans up after itself, whichever signal ends it."""
+"""Run a coroutine so that SIGINT and SIGTERM let it clean up."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def run_interruptible(work: Coroutine[Any, Any, ResultT]) -> ResultT:
-    """`asyncio.run`, but SIGTERM too cancels the work, so that what it started is stopped. KeyboardInterrupt after either signal.
+    """Like `asyncio.run`, but SIGTERM also cancels the coroutine, so that it stops what it started. KeyboardInterrupt after a signal.
 
-    A second signal changes nothing: cut short, the cleaning up would leave servers running, or an adopted one changed.
+    A second signal is ignored: an interrupted clean-up would leave servers running, or an adopted server changed.
     """
     return asyncio.run(_until_terminated(work))
 

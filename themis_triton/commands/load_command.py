@@ -1,4 +1,4 @@
-"""`themis load`: open-loop load on a KServe-v2 address, a live line while it runs, a table or JSON at its end."""
+"""`themis load`: open-loop load on a KServe-v2 address, with a progress line, and a table or JSON at the end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_LATENESS_MS = 50.0
 
 
 def load_command(options: LoadOptions, *, as_json: bool = False) -> LoadReport:
-    """Run the load and print what came of it; Ctrl-C ends it early and still prints.
+    """Run the load and print its results; Ctrl-C ends it early and still prints them.
 
     Progress goes to standard error. With `as_json` the last line of standard output is one JSON object: the pipeline's summary,
     or for several pipelines `{"pipelines": [summaries]}`. Raises ThemisError before the first request is sent.
@@ -31,7 +31,7 @@ def load_command(options: LoadOptions, *, as_json: bool = False) -> LoadReport:
     report = asyncio.run(_run(options, Console(stderr=True)))
     Console().print(summary_table(report))
     if as_json:
-        # Straight to the stream: the line must never be wrapped or coloured.
+        # Written to the stream, because Rich would wrap or colour the line.
         Console().file.write(json_line(report) + "\n")
     return report
 
@@ -43,7 +43,7 @@ def json_line(report: LoadReport) -> str:
 
 
 def summary_table(report: LoadReport) -> Table:
-    """One row a pipeline, and below it what a reader must know to trust the row."""
+    """One row per pipeline, and a caption with warnings about its validity."""
     table = Table(title="Load", title_justify="left", caption=_caption(report), caption_justify="left")
     table.add_column("pipeline")
     for column in ("requests", "failed", "SLO ms", "in SLO", "p50 ms", "p99 ms"):
@@ -94,7 +94,7 @@ async def _run(options: LoadOptions, console: Console) -> LoadReport:
 
 
 class LoadProgress:
-    """A bar with the last second's figures; silent where standard error is no terminal."""
+    """A progress bar with the last second's results; hidden if standard error is not a terminal."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
@@ -115,11 +115,11 @@ class LoadProgress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._progress.stop()
 
     def start(self, duration_s: int, requests: int) -> None:
-        """The clock starts."""
+        """Start the clock."""
         self._task = self._progress.add_task(f"{requests:,} requests", total=duration_s, figures="")
 
     def second(self, stats: SecondStats) -> None:

@@ -17,7 +17,7 @@ DEFAULT_SLO_MS = 1000.0
 
 @dataclass(frozen=True, slots=True)
 class LoadFlags:
-    """What stood on the command line."""
+    """The options of the command line."""
 
     config: Path | None
     address: str | None
@@ -60,7 +60,7 @@ def _pipeline(text: str, flags: LoadFlags, config: ThemisConfig | None) -> Pipel
 
 
 def shapes_from(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """`MODEL.INPUT=N,N` as sizes by name. SettingsError where a text is anything else."""
+    """The sizes by input name of `MODEL.INPUT=N,N`. SettingsError for any other text."""
     return dict(_shape(text) for text in texts)
 
 

@@ -1,4 +1,4 @@
-"""Times as people read them: local time, ages and durations."""
+"""Times for display: local time, ages and durations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
 def parse_duration(text: str, flag: str) -> float:
-    """Seconds of `10m`. SettingsError that names the flag for anything else."""
+    """The seconds of a duration such as `10m`. SettingsError names the flag for any other text."""
     try:
         value = float(text[:-1]) * UNITS_S[text[-1:]]
     except (ValueError, KeyError):
@@ -21,12 +21,12 @@ def parse_duration(text: str, flag: str) -> float:
 
 
 def age(seconds: float) -> str:
-    """`2 m`: the largest unit that fits."""
+    """A duration in its largest unit, such as `2 m`."""
     seconds = max(0.0, seconds)
     unit = next(unit for unit in ("d", "h", "m", "s") if seconds >= UNITS_S[unit] or unit == "s")
     return f"{seconds / UNITS_S[unit]:.0f} {unit}"
 
 
 def moment(at_s: float, now_s: float) -> str:
-    """Local time, and how long ago."""
+    """The local time and its age."""
     return f"{datetime.fromtimestamp(at_s, UTC).astimezone():%d %b %H:%M:%S} ({age(now_s - at_s)} ago)"

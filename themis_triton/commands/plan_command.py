@@ -1,4 +1,4 @@
-"""`themis plan`: what a settings file would have planned at given rates, as a table, JSON and a plot."""
+"""`themis plan`: the plans of a settings file for given rates, as a table, JSON and a plot."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from themis_triton.commands.status_command import fetch_status
 from themis_triton.commands.warm_command import planning_groups, prepare_kernels
 from themis_triton.core.config import PipelineConfig, PlanningConfig, ThemisConfig, ThroughputRule
 from themis_triton.core.errors import SettingsError
-from themis_triton.planning import PlanAnswer, StageAnswer, WhatIf, asked_pipeline, plan_rates
+from themis_triton.planning import RatePlan, RatePlanStage, WhatIf, plan_rates, selected_pipeline
 from themis_triton.report.plans import PlanSeries, draw_plans
 from themis_triton.settings import load_settings
 
 MAX_RATES = 10_000
 MAX_RATE_RPS = 1e6
 MAX_DEVICES = 1_000_000
-RATE_WORDS = f"a rate of 0 to {MAX_RATE_RPS:,.0f} requests/s, or from:to:step with at most {MAX_RATES:,} of them, such as 120 or 20:400:20"
+RATE_WORDS = f"a rate of 0 to {MAX_RATE_RPS:,.0f} requests/s, or from:to:step with at most {MAX_RATES:,} rates, such as 20:400:20"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +40,12 @@ class PlanFlags:
     start: str | None = None
 
 
-def plan_command(flags: PlanFlags) -> tuple[PlanAnswer, ...]:
+def plan_command(flags: PlanFlags) -> tuple[RatePlan, ...]:
     """Print the plans: a table, and with `as_json` one JSON list as the last line of standard output. SettingsError for bad flags."""
     rates, what_if = parse_rates(flags.rate), flags.what_if
     _check(what_if)
     config = load_settings(flags.config)
-    pipeline = asked_pipeline(config, what_if)
+    pipeline = selected_pipeline(config, what_if)
     fleet = _fleet(flags, pipeline, config)
     prepare_kernels(planning_groups(config))
     answers = plan_rates(config, rates, what_if)
@@ -56,10 +56,10 @@ def plan_command(flags: PlanFlags) -> tuple[PlanAnswer, ...]:
         draw_plans(series_of(answers), pipeline.slo_ms, f"Plans for {pipeline.name}, policy {config.policy.name.value}", flags.plot)
         console.print(f"plot: {flags.plot}", soft_wrap=True, markup=False, highlight=False)
     if flags.as_json:
-        # Straight to the stream: the line must never be wrapped or coloured.
+        # Written to the stream, because Rich would wrap or colour the line.
         rows = [asdict(answer) for answer in answers]
-        found = [{"path": path_row(path)} for path in paths] if paths is not None else [{} for _ in rows]
-        console.file.write(json.dumps([row | extra for row, extra in zip(rows, found, strict=True)]) + "\n")
+        extras = [{"path": path_row(path)} for path in paths] if paths is not None else [{} for _ in rows]
+        console.file.write(json.dumps([row | extra for row, extra in zip(rows, extras, strict=True)]) + "\n")
     return answers
 
 
@@ -70,7 +70,7 @@ def _fleet(flags: PlanFlags, pipeline: PipelineConfig, config: ThemisConfig) -> 
 
 
 def parse_rates(text: str) -> tuple[float, ...]:
-    """`120`, or `20:400:20` with both ends when the step meets them. SettingsError for anything else."""
+    """The rates of `120` or `20:400:20` (both ends included if the step meets them). SettingsError for any other text."""
     parts = [_number(part) for part in text.split(":")]
     numbers = [part for part in parts if part is not None and 0 <= part <= MAX_RATE_RPS]
     if len(numbers) == len(parts) == 1:
@@ -88,7 +88,7 @@ def _number(text: str) -> float | None:
 
 
 def parse_what_if(pipeline: str | None, slo: str | None, devices: str | None) -> WhatIf:
-    """What is asked, as typed. SettingsError for an SLO or a number of devices that is none."""
+    """The overrides as typed. SettingsError for an invalid SLO or number of devices."""
     try:
         slo_ms = None if slo is None else float(slo)
     except ValueError:
@@ -115,8 +115,8 @@ def _devices_error(found: object) -> SettingsError:
     return SettingsError(f"--devices: {found} is invalid: expected a whole number ≥ 1 and ≤ {MAX_DEVICES:,}")
 
 
-def plan_table(answers: Sequence[PlanAnswer], pipeline: PipelineConfig, config: ThemisConfig) -> Table:
-    """One row a rate; "bound by" says what keeps a plan from being cheaper, or from holding."""
+def plan_table(answers: Sequence[RatePlan], pipeline: PipelineConfig, config: ThemisConfig) -> Table:
+    """One row per rate. "bound by" names the constraint that prevents a cheaper plan, or any plan."""
     policy, planning = config.policy, config.planning
     table = Table(
         title=f"Plans for {pipeline.name}: SLO {pipeline.slo_ms:g} ms at p{pipeline.percentile:g}, policy {policy.name.value}",
@@ -144,19 +144,19 @@ def _count_words(planning: PlanningConfig) -> str:
     return "n×cores, b" if planning.throughput is ThroughputRule.CORES else "n×c, b"
 
 
-def _cells(answer: PlanAnswer) -> tuple[str, ...]:
+def _cells(answer: RatePlan) -> tuple[str, ...]:
     bound = answer.binding.value if answer.feasible else f"NO PLAN: {answer.binding.value}, at {answer.carried_rps:.0f}/s"
     p99 = "–" if answer.predicted_p99_ms is None else f"{answer.predicted_p99_ms:.0f}"
     stages = (f"{stage.servers}×{stage.instances}, {stage.batch}" for stage in answer.stages)
     return (f"{answer.rate_rps:g}", *stages, p99, f"{answer.cost:g}", bound, _runner_up(answer))
 
 
-def _runner_up(answer: PlanAnswer) -> str:
+def _runner_up(answer: RatePlan) -> str:
     other = answer.runner_up
     return f"n = {other.servers}: {other.predicted_p99_ms:.0f} ms, {other.cost - answer.cost:+g}" if other is not None else ""
 
 
-def _caption(answers: Sequence[PlanAnswer], pipeline: PipelineConfig, config: ThemisConfig) -> str:
+def _caption(answers: Sequence[RatePlan], pipeline: PipelineConfig, config: ThemisConfig) -> str:
     margin = config.policy.slo_margin_fraction
     lines = [f"Plans aim at {pipeline.slo_ms * (1.0 - margin):g} ms: slo_margin_fraction is {margin:g}."] if margin else []
     if not all(answer.feasible for answer in answers):
@@ -165,9 +165,9 @@ def _caption(answers: Sequence[PlanAnswer], pipeline: PipelineConfig, config: Th
     return "\n".join(lines)
 
 
-def series_of(answers: Sequence[PlanAnswer]) -> PlanSeries:
-    """The answers as rows for the plot."""
-    columns: list[tuple[StageAnswer, ...]] = list(zip(*(answer.stages for answer in answers), strict=True))
+def series_of(answers: Sequence[RatePlan]) -> PlanSeries:
+    """The plans as series for the plot."""
+    columns: list[tuple[RatePlanStage, ...]] = list(zip(*(answer.stages for answer in answers), strict=True))
     return PlanSeries(
         rate_rps=[answer.rate_rps for answer in answers],
         feasible=[answer.feasible for answer in answers],

@@ -1,4 +1,4 @@
-"""`themis plan --from`: the migration from what runs to the plan, step by step."""
+"""`themis plan --from`: the migration from the current fleet to the plan, step by step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LIVE = "live"
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """The servers that a migration starts from, in the order in which they are kept; the first `adopted` ones never retire."""
+    """The servers that a migration starts from, in the order in which they are retained. The first `adopted` are never retired."""
 
     servers: tuple[ServerAssignment, ...]
     adopted: int = 0
@@ -38,8 +38,8 @@ def show_paths(console: Console, config: ThemisConfig, rates: Sequence[float], w
     """Print a table of steps from the fleet for each rate; returns the migrations."""
     paths = [plan_migration(config, rate, what_if, fleet.servers, fleet.adopted) for rate in rates]
     for rate, path in zip(rates, paths, strict=True):
-        holds = f"after {path.slo_holds_after_s:.1f} s" if math.isfinite(path.slo_holds_after_s) else "not even at its end"
-        console.print(f"Migration to {rate:g}/s: inside the SLO {holds if path.slo_holds_after_s else 'all the time'}", soft_wrap=True)
+        since = f"after {path.slo_holds_after_s:.1f} s" if math.isfinite(path.slo_holds_after_s) else "not even at its end"
+        console.print(f"Migration to {rate:g}/s: inside the SLO {since if path.slo_holds_after_s else 'all the time'}", soft_wrap=True)
         console.print(_table(path))
         stages = ", ".join(f"{stage.name} {stage.servers}×{stage.instances}, {stage.batch}" for stage in path.plan.stages)
         console.print(f"Result: {stages}, cost {path.plan.cost:g}/s", soft_wrap=True)
@@ -47,7 +47,7 @@ def show_paths(console: Console, config: ThemisConfig, rates: Sequence[float], w
 
 
 def live_fleet(status: Status, pipeline: PipelineConfig) -> Fleet:
-    """The servers that serve the pipeline by a sidecar's status, each with its own counts. SettingsError where there is none."""
+    """The servers that serve the pipeline according to the status, with their counts. SettingsError if there is none."""
     serving = [
         server for server in status.servers if server.phase is Phase.SERVING and all(stage in server.models for stage in pipeline.stages)
     ]
@@ -67,7 +67,7 @@ def live_fleet(status: Status, pipeline: PipelineConfig) -> Fleet:
 
 
 def parse_fleet(text: str, pipeline: PipelineConfig, config: ThemisConfig) -> Fleet:
-    """`SERVERS:COUNT,COUNT…` with a count a stage, and `:BATCH,BATCH…`; batches are the settings' largest by default."""
+    """The fleet of `SERVERS:COUNT,COUNT…[:BATCH,BATCH…]`, one count and batch size per stage. Default batches: the settings' maximum."""
     stages = len(pipeline.stages)
     counts = ",".join(["[0-9]+"] * stages)
     match = re.fullmatch(rf"([0-9]+):({counts})(?::({counts}))?", text, re.ASCII)
@@ -79,9 +79,7 @@ def parse_fleet(text: str, pipeline: PipelineConfig, config: ThemisConfig) -> Fl
             return Fleet(tuple(ServerAssignment(f"server-{i + 1}", instances, batches) for i in range(servers)))
     form = f"SERVERS:{','.join('N' for _ in bounds)} (counts of {', '.join(pipeline.stages)}; at most {MAX_SERVERS} servers)"
     example = f"2:{','.join(str(model.min_instances) for model in bounds)}"
-    raise SettingsError(
-        f'--from: "{text}" is invalid: expected {LIVE} (what the sidecar runs) or {form}. Fix: for example --from {example}'
-    )
+    raise SettingsError(f'--from: "{text}" is invalid: expected {LIVE} (the running fleet) or {form}. Fix: for example --from {example}')
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""`themis probe`: the levers of one model, into its profile file."""
+"""`themis probe`: measures one model's operations and writes them to its profile file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from themis_triton.settings.profile import ProfileSettings
 
 
 def probe_command(model: str, out: Path, options: ProbeOptions, where: BenchFlags, *, as_json: bool) -> None:
-    """Probe, and write the result into the model's profile file, which must be there. Its other keys stay."""
+    """Probe the model and write the result to its existing profile file. Other keys are unchanged."""
     place, path = resolve(where), out / f"{model}.yaml"
     models_of(model, place)
     profile = read_profile(path)
@@ -28,7 +28,7 @@ def probe_command(model: str, out: Path, options: ProbeOptions, where: BenchFlag
     levers = run_interruptible(_probed(model, options, place, console, path, profile))
     replace_profile(path, profile.model_copy(update={"levers": levers}))
     console.print(_table(model, levers))
-    console.print(f"{path}: levers written", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{path}: operations written", markup=False, highlight=False, soft_wrap=True)
     if as_json:
         Console().file.write(json.dumps(levers.model_dump(mode="json", exclude_none=True)) + "\n")
 
@@ -46,7 +46,7 @@ async def _probed(
 
 
 def _table(model: str, levers: OperationsSettings) -> Table:
-    table = Table("lever", "how", "took", "requests", "errors", "latency added", "memory peak", title=model)
+    table = Table("operation", "method", "duration", "requests", "errors", "added latency", "peak memory", title=model)
     for name, lever in levers:
         if lever is not None:
             how = "refused" if lever.refused is not None else "in place" if lever.in_place else "reload"

@@ -1,4 +1,4 @@
-"""`themis profile`: the flags as a bench and options, a progress bar, and a summary."""
+"""`themis profile`: resolves the flags, measures with a progress bar, and prints a summary."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class BenchFlags:
 
 @dataclass(frozen=True, slots=True)
 class ProfileFlags:
-    """What stood on the command line; None: by the settings or the model."""
+    """The options of the command line. None: the default of the settings or the model."""
 
     target: str
     out: Path
@@ -81,7 +81,7 @@ class Place:
     state_directory: Path
 
     def files(self, model: str) -> Path | None:
-        """The model's folder where it can be read here."""
+        """The model's folder, or None if it is not readable on this machine."""
         if self.flags.server is None:
             return self.launch.model_repository / model
         known = {server.name: server.model_repository for server in (self.config.servers if self.config is not None else ())}
@@ -115,7 +115,7 @@ def profile_command(flags: ProfileFlags, where: BenchFlags, *, as_json: bool) ->
 
 
 def check_inputs(inputs: InputOptions, models: tuple[str, ...]) -> None:
-    """SettingsError for a shape of a model that is not measured, or a file of arrays that cannot be read."""
+    """SettingsError for a shape of an unmeasured model, or an unreadable file of arrays."""
     for key in inputs.shapes:
         if key.rpartition(".")[0] not in models:
             raise SettingsError(f"--shape: {key} is invalid: expected an input of {', '.join(models)}")
@@ -124,7 +124,7 @@ def check_inputs(inputs: InputOptions, models: tuple[str, ...]) -> None:
 
 
 def resolve(flags: BenchFlags) -> Place:
-    """Flags and settings together. SettingsError names the flag that does not fit."""
+    """The place to measure, from the flags and the settings. SettingsError names the invalid flag."""
     config = load_settings(flags.config, allow_missing_profiles=True) if flags.config is not None else None
     if flags.slot is not None and (config is None or config.launch is None):
         raise SettingsError(
@@ -146,7 +146,7 @@ def resolve(flags: BenchFlags) -> Place:
 
 
 def models_of(target: str, place: Place) -> tuple[str, ...]:
-    """A pipeline's models, or the model itself. SettingsError where the repository can be looked into and has no such model."""
+    """The models of a pipeline, or the model itself. SettingsError if a readable repository has no such model."""
     pipelines = {pipeline.name: pipeline.stages for pipeline in (place.config.pipelines if place.config is not None else ())}
     models = pipelines.get(target, (target,))
     for model in models:
@@ -162,18 +162,18 @@ def models_of(target: str, place: Place) -> tuple[str, ...]:
 
 @asynccontextmanager
 async def opened(model: str, place: Place) -> AsyncIterator[Bench]:
-    """The bench, after a look at what else runs there; one at a time in a state directory.
+    """A bench for the model, after a check for live traffic; one bench at a time per state directory.
 
     Raises:
         EnvironmentCheckError: another measurement uses the state directory.
-        ServerError: live traffic flows and `--allow-live` was not said; or the bench cannot be opened.
+        ServerError: there is live traffic and no `--allow-live`, or the bench cannot be opened.
     """
     flags, config = place.flags, place.config
     if flags.server is None:
         if not flags.allow_live:
             await _refuse_busy_device(place)
         with locked(place.state_directory / "profile"):
-            # What a killed measurement left running would contend with this one.
+            # Servers left by a killed measurement would contend with this one.
             await stop_all(place.state_directory / "profile", _STOP_S)
             async with launched_bench(model, place.launch, place.slot, place.state_directory) as bench:
                 yield bench
@@ -186,7 +186,7 @@ async def opened(model: str, place: Place) -> AsyncIterator[Bench]:
 
 
 def _adopted(flags: BenchFlags, config: ThemisConfig | None) -> Server:
-    """The server that `--server` means: one of the settings, or an address. SettingsError when it is neither."""
+    """The server named by `--server`: a server of the settings, or an address. SettingsError if it is neither."""
     configured = {server.name: server for server in (config.servers if config is not None else ())}
     named = configured.get(flags.server or "")
     if named is not None:
@@ -201,7 +201,7 @@ def _adopted(flags: BenchFlags, config: ThemisConfig | None) -> Server:
 
 
 async def _refuse_busy_device(place: Place) -> None:
-    """Nothing of the settings may serve on the slot's device: it would contend with what is measured."""
+    """ServerError if a server of the settings has traffic on the slot's device: it would contend with the measurement."""
     for server in place.config.servers if place.config is not None else ():
         if server.device == place.slot.device:
             refuse_live(await live_models(server.grpc_address, _WATCH_S), f"server {server.name} on {server.device}")
@@ -213,7 +213,7 @@ async def _refuse_busy_device(place: Place) -> None:
 async def _profiled(model: str, out: Path, flags: ProfileFlags, place: Place, console: Console) -> ProfileSettings:
     files = place.files(model)
     if files is not None:
-        _plan(model, flags, place, model_config(files).max_batch_size)  # A wrong flag is said before a server is started.
+        _plan(model, flags, place, model_config(files).max_batch_size)  # Reports an invalid flag before a server is started.
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         teller = _Teller(model, console, bar, bar.add_task(f"{model}: starting", total=None, left=""))
@@ -233,7 +233,7 @@ def inputs_of(model: str, inputs: InputOptions, place: Place, bench: Bench) -> I
 
 
 def warmed_with(place: Place, model: str, inputs: InputOptions) -> Place:
-    """The place, whose server is warmed up with the flags' inputs; inputs without a flag are those of the settings."""
+    """The place with a server that is warmed up with the flags' inputs; other inputs come from the settings."""
     configured = place.launch.inputs.get(model, ModelInputs())
     own = {key.partition(".")[2]: sizes for key, sizes in inputs.shapes.items() if key.partition(".")[0] == model}
     if inputs.file is not None:
@@ -244,7 +244,7 @@ def warmed_with(place: Place, model: str, inputs: InputOptions) -> Place:
 
 
 def cost_of(model: str, plan: GridPlan, accuracy: Accuracy) -> str:
-    """How long a profile may take."""
+    """One line with the number of points and the maximum duration of a profile."""
     corners = len(next_points(plan, {}))
     minutes = max(1, round(plan.max_points * accuracy.max_seconds / 60.0))
     return (
@@ -254,7 +254,7 @@ def cost_of(model: str, plan: GridPlan, accuracy: Accuracy) -> str:
 
 
 def made_up_warning(model: str, name: str, sizes: list[int]) -> str:
-    """What to do about an input whose free dimensions have made-up sizes."""
+    """A warning about an input whose free dimensions have default sizes."""
     return (
         f"warning: {model}: input {name} has free dimensions and is measured with the made-up shape {sizes}. "
         f"Fix: set models.{model}.inputs in the settings, or --shape {model}.{name}=…"
@@ -263,7 +263,7 @@ def made_up_warning(model: str, name: str, sizes: list[int]) -> str:
 
 @dataclass(slots=True)
 class _Teller:
-    """Shows each step: as a bar on a terminal, else a line a point, so that a log tells how far it got."""
+    """Shows progress: a bar on a terminal, else one log line per point."""
 
     model: str
     console: Console
@@ -274,7 +274,7 @@ class _Teller:
     last: str = ""
 
     def __call__(self, step: Step) -> None:
-        """The bar's own estimate would forget points older than half a minute, and one can take longer: the mean of all is taken."""
+        """Show one step. The time left is the mean over all points, because Rich's estimate ignores points older than 30 s."""
         now_s = asyncio.get_running_loop().time()
         self.started_s = now_s if self.started_s is None else self.started_s
         if step.point is not None:
@@ -305,7 +305,7 @@ def _plan(model: str, flags: ProfileFlags, place: Place, max_batch_size: int) ->
 
 
 def busiest(config: ThemisConfig, device: str) -> int:
-    """The most instances, of all models together, that the settings let be busy on a device: as far as plans read a surface."""
+    """The maximum number of busy instances of all models on a device: the range in which plans use a surface."""
     slots = config.launch.slots if config.launch is not None else ()
     devices = [slot.device for slot in slots] + [server.device for server in config.servers]
     return max(1, devices.count(device)) * sum(model.max_instances for model in config.models.values())
@@ -314,7 +314,7 @@ def busiest(config: ThemisConfig, device: str) -> int:
 def _say(console: Console, out: Path, profile: ProfileSettings, accuracy: Accuracy) -> None:
     measured = profile.measured
     if measured is None:
-        raise ValueError("a finished profile says what was measured")
+        raise ValueError("a finished profile has measurements")
     kept = next((fit for fit in measured.fits if fit.kept), None)
     form = (
         f"{kept.form} fits within {100 * kept.cross_error:.1f} %"
@@ -323,9 +323,9 @@ def _say(console: Console, out: Path, profile: ProfileSettings, accuracy: Accura
     )
     lines = [f"{out}: {len(measured.points)} points, {form}"]
     if loose := [f"l({point.batch}, {point.instances})" for point in measured.points if accuracy.misses(point)]:
-        lines.append(f"less precise than ±{accuracy.precision:.1%}: {', '.join(loose)}; a longer --max-seconds measures them better")
+        lines.append(f"less precise than ±{accuracy.precision:.1%}: {', '.join(loose)}. Fix: raise --max-seconds")
     if poor := [f"l({point.batch}, {point.instances})" for point in measured.points if is_poor(point)]:
-        lines.append(f"the table holds the upper end of the interval at {', '.join(poor)}, because it is wide")
+        lines.append(f"the table contains the upper end of the interval at {', '.join(poor)}, because the interval is wide")
     if measured.drift_ratio is not None and abs(measured.drift_ratio - 1.0) > _STEADY_FRACTION:
         lines.append(
             f"warning: the first point took {measured.drift_ratio:.2f} times as long at the end as at the start. "

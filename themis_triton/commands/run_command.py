@@ -17,7 +17,7 @@ from themis_triton.settings import load_settings
 
 
 def run_command(path: Path) -> None:
-    """Run the sidecar until a signal; logs go to standard error, as JSON where that is no terminal."""
+    """Run the sidecar until a signal. Logs go to standard error, as JSON if it is not a terminal."""
     config = load_settings(path)
     if config.planning.placement is Placement.SEPARATE:
         raise SettingsError(
@@ -31,7 +31,7 @@ def run_command(path: Path) -> None:
 
 
 def configure_logging() -> None:
-    """Log to standard error: for people on a terminal, else a JSON object a line. Libraries' logs take the same form."""
+    """Log to standard error: readable lines on a terminal, else one JSON object per line; the same for libraries' logs."""
     terminal = sys.stderr.isatty()
     renderer: structlog.typing.Processor = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
     tracebacks: list[structlog.typing.Processor] = [] if terminal else [structlog.processors.format_exc_info]

@@ -21,11 +21,11 @@ _MARKS = {Severity.OK: "[green]ok[/]     ", Severity.WARNING: "[yellow]warning[/
 
 
 def validate_command(path: Path, live: bool, as_json: bool) -> int:
-    """Check a settings file, and with `live` what it names.
+    """Check a settings file, and with `live` the servers, Envoy and devices that it names. Returns the exit code.
 
     Writes to stdout: sentences, or one JSON object `file, valid, problems, findings`.
-    Returns 0; 2 when the file is wrong, or with `live` a profile is stale; with `live` 3 when something on this
-    machine is missing, 4 when a server does not answer.
+    Exit codes: 0; 2 if the file is invalid, or with `live` a profile is stale; with `live` 3 if something on this
+    machine is missing, 4 if a server does not answer.
     """
     found = problems(path)
     config = None if found else load_settings(path)
@@ -42,7 +42,7 @@ def validate_command(path: Path, live: bool, as_json: bool) -> int:
 
 
 def live_findings(config: ThemisConfig) -> list[Finding]:
-    """What is wrong with the servers, Envoy, devices and profiles that the settings name."""
+    """Findings about the servers, Envoy, devices and profiles that the settings name."""
     import asyncio  # noqa: PLC0415 - only --live needs the packages of the sidecar
 
     from themis_triton.adapters.live_check import check_live  # noqa: PLC0415
@@ -51,7 +51,7 @@ def live_findings(config: ThemisConfig) -> list[Finding]:
 
 
 def stale_findings(config: ThemisConfig) -> list[Finding]:
-    """Profiles that no longer hold, which `themis run` refuses unless the settings allow them."""
+    """Stale profiles, which `themis run` refuses unless the settings allow them."""
     from themis_triton.profile.stale import stale_profiles  # noqa: PLC0415 - needs the packages of the sidecar
 
     remedy = "measure again with `themis profile`, or set `allow_stale_profiles: true`"
@@ -67,16 +67,14 @@ def init_command(path: Path, force: bool) -> int:
     """Write a settings file to start from. Returns 0; 2 when the file exists and `force` is not given; 3 when it cannot be written."""
     console = Console(soft_wrap=True, highlight=False)
     if path.exists() and not force:
-        console.print(f"[red]{escape(str(path))}[/]: the file exists; give another name, or --force to replace it")
+        console.print(f"[red]{escape(str(path))}[/]: the file exists. Fix: use another name, or --force to replace it")
         return SettingsError.exit_code
     try:
         path.write_text(starter(), encoding="utf-8")
     except OSError as error:
-        console.print(f"[red]{escape(str(path))}[/]: cannot be written ({error.strerror}); choose a folder that exists and is writable")
+        console.print(f"[red]{escape(str(path))}[/]: cannot be written ({error.strerror}). Fix: choose a writable folder that exists")
         return EnvironmentCheckError.exit_code
-    console.print(
-        f"[green]{escape(str(path))}[/] is written. Put in your names and addresses, then run: themis validate {escape(str(path))}"
-    )
+    console.print(f"[green]{escape(str(path))}[/] is written. Edit the names and addresses, then run: themis validate {escape(str(path))}")
     return 0
 
 

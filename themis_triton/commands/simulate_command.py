@@ -30,7 +30,7 @@ from themis_triton.settings import load_settings
 
 @dataclass(frozen=True, slots=True)
 class SimulateFlags:
-    """What stood on the command line. `pipelines` empty: the settings' first. `out` None: no pictures."""
+    """The options of the command line. `pipelines` empty: the settings' first. `out` None: no pictures."""
 
     config: Path
     trace: TraceOptions
@@ -43,7 +43,7 @@ class SimulateFlags:
 
 
 def simulate_command(flags: SimulateFlags, *, as_json: bool) -> list[dict[str, Any]]:
-    """Run every policy under every seed; prints a table, or as the last line of standard output the rows as JSON, and returns them."""
+    """Run every policy under every seed. Prints a table, or JSON rows as the last line of standard output, and returns the rows."""
     _check(flags)
     config = chosen(load_settings(flags.config), flags.pipelines)
     check_fit(flags.world, config)
@@ -63,7 +63,7 @@ def simulate_command(flags: SimulateFlags, *, as_json: bool) -> list[dict[str, A
 
 
 def chosen(config: ThemisConfig, names: Sequence[str]) -> ThemisConfig:
-    """The settings with just these pipelines (by default the first) and their models. SettingsError for an unknown one."""
+    """The settings with only these pipelines (default: the first) and their models. SettingsError for an unknown pipeline."""
     known = {pipeline.name: pipeline for pipeline in config.pipelines}
     for name in names:
         if name not in known:
@@ -84,7 +84,7 @@ def _check(flags: SimulateFlags) -> None:
 
 
 def _make_folder(out: Path) -> None:
-    """Before anything is simulated, say that the pictures could not be kept."""
+    """Create the folder, before anything is simulated. SettingsError if it cannot be created."""
     if out.exists() and not out.is_dir():
         raise SettingsError(f"--out: {out} is a file: expected a folder, which is created if absent")
     try:
@@ -129,7 +129,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     table.columns[0].no_wrap = True
     infeasible_s = rows[0]["bound_infeasible_s"]
     if infeasible_s:
-        table.caption = f"No configuration carries the load in {infeasible_s} s (all seeds); costs against the bound are too low."
+        table.caption = f"No configuration carries the load in {infeasible_s} s (all seeds): the cost of the bound is underestimated."
     for row in rows:
         percentiles = [_or_dash(row[key], ".0f") for key in ("p50_ms", "p99_ms")]
         costs = [f"{row['mean_cost']:,.1f}", _or_dash(row["cost_vs_clairvoyant"], ".2f")]
@@ -143,10 +143,10 @@ def _or_dash(value: float | None, form: str) -> str:
 
 
 def _draw(runs: list[SimulatedRun], config: ThemisConfig, flags: SimulateFlags, out: Path) -> None:
-    """Pictures of the first seed: one a policy, and all of them side by side."""
+    """Draw the first seed: one picture per policy, and one of all policies."""
     from themis_triton.report.pictures import draw_comparison, draw_run  # noqa: PLC0415 - the extra may not be installed
 
-    # The first run's rate is drawn; the bound's is that of all pipelines.
+    # Draw the first run's rate: the bound's rate is the sum of all pipelines.
     first = sorted((run for run in runs if run.seed == 0), key=lambda run: run.policy == CLAIRVOYANT)
     pipeline = config.pipelines[0]
     for run in [run for run in first if run.policy != CLAIRVOYANT]:

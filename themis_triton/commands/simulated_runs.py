@@ -1,4 +1,4 @@
-"""One simulated run of one policy under one seed, and rows that sum up all seeds of a policy."""
+"""One simulated run of one policy under one seed, and rows that aggregate all seeds of a policy."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from themis_triton.solver.surface import FloatArray
 CLAIRVOYANT = "clairvoyant"
 WORLDS = ("paper", "triton")
 START_SHARE = 30 / 660
-"""The largest rate of such a share of the trace is what policies start from, as in the paper's evaluation."""
+"""Policies start for the largest rate of this initial fraction of the trace, as in the paper's evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorldFlags:
-    """What differs from the settings' own world. None: as it is there."""
+    """Overrides of the simulated cluster that the settings describe. None keeps the settings' value."""
 
     world: str | None = None
     cold_start_s: float | None = None
@@ -46,7 +46,7 @@ class WorldFlags:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SimulatedRun:
-    """One policy under one seed; beside it what the bound would have cost under the same arrivals, and the seconds that it cannot carry."""
+    """One policy under one seed, with the cost of the bound under the same arrivals and its infeasible seconds."""
 
     policy: str
     seed: int
@@ -65,10 +65,10 @@ class SimulatedRun:
 
 
 def check_world(flags: WorldFlags) -> None:
-    """SettingsError for a flag out of its range."""
+    """SettingsError for a flag that is out of range."""
     if flags.world is not None and flags.world not in WORLDS:
         raise SettingsError(f"--world: {flags.world} is invalid: expected {' or '.join(WORLDS)}")
-    least = {
+    minimums = {
         "--cold-start": (flags.cold_start_s, 0),
         "--in-place": (flags.in_place_s, 0),
         "--noise": (flags.noise_cv, 0),
@@ -76,9 +76,9 @@ def check_world(flags: WorldFlags) -> None:
         "--batch-wait": (flags.batch_wait_s, 0),
         "--devices": (flags.devices, 1),
     }
-    for flag, (found, allowed) in least.items():
-        if found is not None and not allowed <= found < np.inf:
-            raise SettingsError(f"{flag}: {found} is invalid: expected at least {allowed}")
+    for flag, (value, minimum) in minimums.items():
+        if value is not None and not minimum <= value < np.inf:
+            raise SettingsError(f"{flag}: {value} is invalid: expected at least {minimum}")
     if not -1.0 < flags.profile_error < np.inf:
         raise SettingsError(
             f"--profile-error: {flags.profile_error} is invalid: expected a number above -1, such as 0.2 for service times 20 % longer"
@@ -86,7 +86,7 @@ def check_world(flags: WorldFlags) -> None:
 
 
 def check_fit(flags: WorldFlags, config: ThemisConfig) -> None:
-    """SettingsError for a flag that would change nothing with these settings."""
+    """SettingsError for a flag that does not apply to these settings."""
     slots, adopted = len(config.launch.slots) if config.launch is not None else 0, len(config.servers)
     if flags.devices is not None and (slots or adopted) and not max(1, adopted) <= flags.devices <= adopted + slots:
         raise SettingsError(
@@ -95,13 +95,13 @@ def check_fit(flags: WorldFlags, config: ThemisConfig) -> None:
         )
     if flags.batch_wait_s is not None and world_from(flags, config, config.policy.name).dispatcher is not Dispatcher.CENTRAL:
         raise SettingsError(
-            f"--batch-wait {flags.batch_wait_s:g}: only a central queue waits so; here Triton batches by max_queue_delay_us of the "
-            "models in the settings: change that, or leave the flag out"
+            f"--batch-wait: {flags.batch_wait_s:g} has no effect: there is no central queue, because Triton batches by each model's "
+            "max_queue_delay_us. Fix: set that in the settings, or omit --batch-wait"
         )
 
 
 def world_from(flags: WorldFlags, config: ThemisConfig, policy: PolicyName) -> SimWorld:
-    """The world that a policy runs in. Where a central queue batches, `themis` sends what waits at once, the others as in the paper."""
+    """The simulated cluster for a policy. With a central queue, `themis` does not wait for full batches; baselines wait as in the paper."""
     own = {None: world_for(config), "paper": paper_world(), "triton": triton_world()}[flags.world]
     world = replace(own, sharing=world_for(config).sharing, service_factor=1.0 + flags.profile_error, lag_s=flags.metrics_lag_s)
     if flags.cold_start_s is not None:
@@ -116,15 +116,15 @@ def world_from(flags: WorldFlags, config: ThemisConfig, policy: PolicyName) -> S
 
 
 def simulated_run(config: ThemisConfig, options: TraceOptions, flags: WorldFlags, drawn: bool, task: tuple[str, int]) -> SimulatedRun:
-    """Run a policy (or the bound) under a seed. `drawn`: the first seed's series will be, with its capacity."""
+    """Run a policy (or the bound) under a seed. `drawn`: also compute the first seed's capacity, for its picture."""
     traces = {p.name: load_trace(replace(options, source=twitter_for(options.source, p.name)), task[1]) for p in config.pipelines}
     return run_under(config, traces, flags, drawn, task)
 
 
 def run_under(config: ThemisConfig, traces: dict[str, Trace], flags: WorldFlags, drawn: bool, task: tuple[str, int]) -> SimulatedRun:
-    """`simulated_run` under traces of one's own, by pipeline.
+    """Like `simulated_run`, with the given traces by pipeline.
 
-    The bound is planned by the constants of `policy`, not by a policy's own of `policies`.
+    The bound uses the settings' section `policy`, and no overrides of `policies`.
     """
     name, seed = task
     duration_s = max(trace.duration_s for trace in traces.values())
@@ -143,7 +143,7 @@ def run_under(config: ThemisConfig, traces: dict[str, Trace], flags: WorldFlags,
 
 
 def bound_of(config: ThemisConfig, arrivals_s: dict[str, FloatArray], duration_s: float, options: SimOptions) -> Clairvoyant:
-    """The yardstick of all policies under these settings: planned by the constants of `policy`."""
+    """The bound for all policies under these settings, from their section `policy`."""
     return clairvoyant(simulated(config, options), arrivals_s, duration_s)
 
 
@@ -159,7 +159,7 @@ def _limited(config: ThemisConfig, devices: int | None) -> ThemisConfig:
 
 
 def _arrivals(traces: dict[str, Trace], seed: int) -> dict[str, FloatArray]:
-    """The first pipeline's are those of `themis load` with that seed; each further one draws its own."""
+    """The arrivals by pipeline. The first pipeline's equal those of `themis load` with that seed."""
     seeds: list[int | tuple[int, ...]] = [seed, *((seed, number) for number in range(1, len(traces)))]
     return {name: arrivals(trace, each) for (name, trace), each in zip(traces.items(), seeds, strict=True)}
 
@@ -184,7 +184,7 @@ def _policy_run(result: SimResult, bound: Clairvoyant, seed: int) -> SimulatedRu
 
 
 def _bound_run(bound: Clairvoyant, seed: int) -> SimulatedRun:
-    """No request is simulated, so there are no latencies; nothing is violated in seconds that some configuration carries."""
+    """The bound as a run: no latencies, because no request is simulated, and no violations in feasible seconds."""
     nothing = np.zeros(bound.rate_rps.size)
     unknown = [None] * bound.rate_rps.size
     return SimulatedRun(
@@ -206,9 +206,9 @@ def _bound_run(bound: Clairvoyant, seed: int) -> SimulatedRun:
 
 
 def row_of(policy: str, runs: Sequence[SimulatedRun]) -> dict[str, Any]:
-    """All seeds together: shares and percentiles over all requests, costs as means over the seeds.
+    """One row for all seeds: fractions and percentiles over all requests, costs as means over the seeds.
 
-    `bound_infeasible_s` above 0: so many seconds of all seeds cannot be carried at all, and `cost_vs_clairvoyant` is too low.
+    `bound_infeasible_s` counts the seconds of all seeds that no configuration carries. Above 0, `cost_vs_clairvoyant` is overestimated.
     """
     latency_ms = np.concatenate([run.latency_ms for run in runs])
     failed = sum(run.failed for run in runs)

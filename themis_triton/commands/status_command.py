@@ -28,7 +28,7 @@ MAX_SENTENCE_PIPELINES = 3
 
 
 def status_command(path: Path, *, as_json: bool) -> None:
-    """Print the status of the running sidecar. ServerError when none answers, or something else does."""
+    """Print the status of the running sidecar. ServerError if no Themis sidecar answers."""
     status = fetch_status(path)
     if as_json:
         sys.stdout.write(json.dumps(plain(status)) + "\n")
@@ -45,9 +45,9 @@ def fetch_status(path: Path) -> Status:
     except ServerError as error:
         pid = running_pid(where.state_directory)
         fix = (
-            f"the sidecar with pid {pid} is starting, ending or stuck: see its log"
+            f"the sidecar with pid {pid} is starting, stopping or stuck. Fix: read its log"
             if pid is not None
-            else f"none runs; `themis history -c {path}` shows what the last one did, `themis run -c {path}` starts one"
+            else f"no sidecar runs. Fix: start it with `themis run -c {path}`; `themis history -c {path}` shows the last one's changes"
         )
         raise ServerError(f"{path}: status.address: {error}. {fix}") from error
     try:
@@ -57,9 +57,9 @@ def fetch_status(path: Path) -> Status:
 
 
 def _refused(path: Path, address: str, response: StatusResponse, error: ValueError) -> ServerError:
-    """What answered is no status, or one of another version."""
+    """The error for an answer that is not a status, or a status of another version."""
     if "version" in str(error) and response.code == HTTPStatus.OK and "has no" not in str(error):
-        return ServerError(f"{path}: status.address: {address}: {error}. Fix: install the same version of themis-triton here and there")
+        return ServerError(f"{path}: status.address: {address}: {error}. Fix: install the same version of themis-triton on both sides")
     return ServerError(
         f"{path}: status.address: {address} is not a Themis status endpoint (HTTP {response.code}, {response.body[:80]!r}). "
         "Fix: set status.address to that of the running sidecar"
@@ -67,7 +67,7 @@ def _refused(path: Path, address: str, response: StatusResponse, error: ValueErr
 
 
 def show(status: Status, console: Console, now_s: float) -> None:
-    """Print the status for people: mode and reason, pipelines, servers, limits, the next steps and the newest changes."""
+    """Print the status as tables: mode and reason, pipelines, servers, limits, next steps and newest changes."""
     mode = "paused: nothing is changed until `themis resume`" if status.paused else status.mode
     console.print(Text.assemble((status.policy, "bold"), f", {mode}; {_headline(status)}"), soft_wrap=True)
     console.print(_health(status, now_s), style="red" if status.tick_errors else "dim", markup=False, highlight=False, soft_wrap=True)
@@ -83,7 +83,7 @@ def show(status: Status, console: Console, now_s: float) -> None:
 
 
 def _headline(status: Status) -> str:
-    """The newest decision; with many pipelines only its reason, because each has a row of its own."""
+    """The newest decision; with many pipelines only its reason, because each pipeline has its own row."""
     if len(status.pipelines) <= MAX_SENTENCE_PIPELINES:
         return status.sentence
     violated = sum(pipeline.slo_violated is True for pipeline in status.pipelines)
@@ -91,7 +91,7 @@ def _headline(status: Status) -> str:
 
 
 def _health(status: Status, now_s: float) -> str:
-    """Whether the status is fresh, and what the fleet costs."""
+    """The age of the status and the cost of the fleet."""
     if status.at_s is None:
         return f"pid {status.pid}, no tick yet"
     cost = f"cost {status.cost_per_s:g} a second, {status.usage.cost:.0f} since start"
@@ -99,7 +99,7 @@ def _health(status: Status, now_s: float) -> str:
 
 
 def _lines(status: Status) -> Iterator[tuple[str, str]]:
-    """Sentences with their styles: whatever needs attention, and what comes next."""
+    """Warnings, running actions and next steps, each with its style."""
     yield from ((f"stale: {source}: {reason}", "yellow") for source, reason in status.stale.items())
     yield from ((f"limited: {clamp.sentence}", "yellow") for clamp in status.clamps)
     for actuator, until_s in sorted(status.backing_off.items()):

@@ -1,4 +1,4 @@
-"""`themis stop`, `themis pause` and `themis resume`: they control the sidecar and leave what serves alone."""
+"""`themis stop`, `themis pause` and `themis resume`. They control the sidecar and do not touch servers or Envoy."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from themis_triton.settings.runtime import load_runtime_paths
 
 
 def stop_command(path: Path) -> None:
-    """Stop the sidecar of these settings. Servers, counts and routes stay and serve on."""
+    """Stop the sidecar of these settings. Servers and Envoy continue to serve."""
     state = load_runtime_paths(path).state_directory
     pid = stop_running(state)
     if pid is None:
         _print(f"no sidecar runs with {state}")
         return
-    _print(f"stopped the sidecar with pid {pid}; servers and Envoy serve on (`themis stop --all -c {path}` stops those that it started)")
+    _print(f"stopped the sidecar with pid {pid}; servers and Envoy continue to serve (`themis stop --all -c {path}` stops them)")
 
 
 def pause_command(path: Path) -> None:
-    """Pause: the sidecar observes and advises, and changes nothing, also after a restart."""
+    """Pause: the sidecar observes and records decisions, and changes nothing, also after a restart."""
     state = load_runtime_paths(path).state_directory
     set_paused(state, True)
     _print(f"paused: nothing is changed until `themis resume -c {path}`" + _sidecar(state))

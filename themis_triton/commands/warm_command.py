@@ -1,4 +1,4 @@
-"""`themis warm`, and the same before a command that solves: kernels are compiled once, with a progress bar."""
+"""`themis warm`, and the compilation of kernels before a command that needs them, with a progress bar."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from themis_triton.jit import Group
 
 
 def warm_command(*, as_json: bool) -> CompileResult:
-    """Compile every kernel that is not cached yet; prints what was done, with `as_json` as one JSON object."""
+    """Compile every kernel that is not cached. Prints a summary, with `as_json` as one JSON object."""
     result = prepare_kernels(tuple(Group))
     console = Console(soft_wrap=True)
     if as_json:
@@ -30,7 +30,7 @@ def warm_command(*, as_json: bool) -> CompileResult:
 
 
 def prepare_kernels(groups: Sequence[Group]) -> CompileResult:
-    """Compile or load these groups. Silent where all are cached, else with a progress bar on standard error."""
+    """Compile or load these groups. Shows a progress bar on standard error if a kernel is not cached."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("compiling the solvers (once)", total=None, visible=False)
@@ -42,5 +42,5 @@ def prepare_kernels(groups: Sequence[Group]) -> CompileResult:
 
 
 def planning_groups(config: ThemisConfig) -> tuple[Group, ...]:
-    """What plans of these settings need."""
+    """The kernel groups that plans of these settings use."""
     return (Group.TICK, Group.SEPARATE) if config.planning.placement is Placement.SEPARATE else (Group.TICK,)

@@ -1,4 +1,4 @@
-"""`themis why`: one decision with its evidence, its actions and how they ended, out of the journal."""
+"""`themis why`: one decision with its evidence, its actions and their outcomes, from the journal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EVIDENCE_KEYS = ("demand_fast_rps", "demand_slow_rps", "capacity_rps", "measured
 def why_command(path: Path, decision: str | None, *, as_json: bool) -> None:
     """Print one decision: evidence, actions and outcomes. `decision` None: the newest that changed something.
 
-    Raises SettingsError for an id that the journal does not hold.
+    SettingsError for an id that is not in the journal.
     """
     with reading(journal_path(load_runtime_paths(path).state_directory)) as journal:
         name = decision if decision is not None else _newest_decision(journal)
@@ -37,7 +37,7 @@ def why_command(path: Path, decision: str | None, *, as_json: bool) -> None:
         outcomes = journal.outcomes(MAX_OUTCOMES, name)[::-1]
     if record is None:
         raise SettingsError(
-            f"{name}: the journal holds no such decision. Fix: `themis history -c {path}` lists them (--since 2d: older ones)"
+            f"{name}: the journal has no such decision. Fix: `themis history -c {path}` lists them (--since 2d: older ones)"
         )
     if as_json:
         sys.stdout.write(json.dumps(record | {"outcomes": outcomes}) + "\n")
@@ -49,7 +49,7 @@ def why_command(path: Path, decision: str | None, *, as_json: bool) -> None:
 
 
 def _newest_decision(journal: JournalReader) -> str | None:
-    """The newest decision that changed something; pauses have none."""
+    """The newest decision that changed something; pauses have no decision."""
     changes = journal.ticks(MAX_OUTCOMES, changed_only=True)
     return next((row["decision_id"] for row in changes if row["reason"] not in PAUSES), None)
 
@@ -80,7 +80,7 @@ def _print_decision(record: dict[str, Any], outcomes: list[dict[str, Any]]) -> N
         detail = f": {row['detail']}" if row["detail"] else ""
         console.print(f"{row['sentence']}: {row['outcome']} after {row['duration_s']:.1f} s{detail}", markup=False, highlight=False)
     if record["plan"]["actions"] and not outcomes:
-        console.print("none of its actions has ended yet" if not record["advisory"] else "nothing was changed: advisory")
+        console.print("no outcome yet" if not record["advisory"] else "nothing was changed: advisory")
 
 
 def _evidence(rows: list[dict[str, Any]]) -> Table:

@@ -1,4 +1,4 @@
-"""Control of a running sidecar from another process: its lock names the pid, SIGTERM stops it, a file pauses it."""
+"""Control of a running sidecar from another process: its lock file contains the pid, SIGTERM stops it, a file pauses it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ POLL_S = 0.05
 
 
 def running_pid(state_directory: Path) -> int | None:
-    """The pid of the process that holds the state directory's lock; None when none does."""
+    """The pid of the process that holds the state directory's lock, or None."""
     try:
         with (state_directory / LOCK_FILE).open("r+") as handle:
             content = handle.read().strip()
-            # The lock is tried only where the process may be alive: a sidecar that starts in that moment would find it held.
+            # Try the lock only if the process may be alive: a sidecar that starts at this moment would fail to get its lock.
             if not content.isdigit() or not _exists(int(content)):
                 return None
             try:
@@ -36,9 +36,9 @@ def running_pid(state_directory: Path) -> int | None:
 
 
 def stop_running(state_directory: Path) -> int | None:
-    """Send SIGTERM to the sidecar and wait until it has ended; returns its pid, or None when none ran.
+    """Send SIGTERM to the sidecar and wait until it has exited. Returns its pid, or None if no sidecar ran.
 
-    EnvironmentCheckError when it belongs to another user, or still runs after 30 s.
+    EnvironmentCheckError if it belongs to another user, or still runs after 30 s.
     """
     pid = running_pid(state_directory)
     if pid is None:
@@ -48,8 +48,8 @@ def stop_running(state_directory: Path) -> int | None:
     except ProcessLookupError:
         return pid
     except PermissionError as error:
-        raise EnvironmentCheckError(f"the sidecar with pid {pid} belongs to another user: stop it as that user") from error
-    # The lock is polled, not the process: a process that its parent does not reap stays as a zombie.
+        raise EnvironmentCheckError(f"the sidecar with pid {pid} belongs to another user. Fix: stop it as that user") from error
+    # Poll the lock, not the process: a process that its parent does not reap remains as a zombie.
     deadline_s = time.monotonic() + STOP_WITHIN_S
     while running_pid(state_directory) == pid:
         if time.monotonic() > deadline_s:
@@ -69,7 +69,7 @@ def _exists(pid: int) -> bool:
 
 
 def is_paused(state_directory: Path) -> bool:
-    """Whether the sidecar is paused: it observes and advises, and changes nothing."""
+    """Whether the sidecar is paused: it observes and records decisions, and changes nothing."""
     return (state_directory / PAUSE_FILE).exists()
 
 
@@ -79,7 +79,7 @@ def set_paused(state_directory: Path, paused: bool) -> None:
     try:
         if paused:
             state_directory.mkdir(parents=True, exist_ok=True)
-            path.write_text("`themis pause` made this file, `themis resume` removes it: while it is there nothing is changed.\n")
+            path.write_text("`themis pause` creates this file and `themis resume` removes it. While it exists, Themis changes nothing.\n")
         else:
             path.unlink(missing_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""One process a directory: a daemon its state directory, a demo its folder."""
+"""A file lock that allows one process per directory: a daemon in its state directory, a demo in its folder."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ LOCK_FILE = "themis.lock"
 
 @contextmanager
 def locked(directory: Path, named: str = "state_directory") -> Iterator[None]:
-    """Hold the directory's lock; `named` is the key or flag that names it.
+    """Hold the directory's lock for the block. `named` is the settings key or flag of the directory, for errors.
 
-    EnvironmentCheckError tells the pid that holds it already, or why the directory cannot be written.
+    EnvironmentCheckError names the pid of the process that holds the lock, or the reason why the directory is not writable.
     """
     path = directory / LOCK_FILE
     try:
         directory.mkdir(parents=True, exist_ok=True)
         handle = path.open("a+")
     except OSError as error:
-        raise EnvironmentCheckError(f"{named}: {directory} cannot be written ({error.strerror})") from error
+        raise EnvironmentCheckError(f"{named}: {directory} is not writable ({error.strerror}). Fix: choose a writable directory") from error
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,1 +1,1 @@
-"""The demo: everything on one machine, with a load that surges, seen live."""
+"""The demo: Triton, Envoy and Themis on one machine under a surge, with a live view."""

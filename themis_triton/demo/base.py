@@ -1,4 +1,4 @@
-"""What a demo runs on: pipeline, models, slots, prices and policy of a settings file, the shipped one by default."""
+"""The settings of a demo: pipeline, models, slots, prices and policy of a settings file, the shipped one by default."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OWN_ENVOY_KEYS = ("max_message", "concurrency")
 
 @dataclass(frozen=True, slots=True)
 class DemoBase:
-    """One pipeline of a settings file. `sections` is the file as plain data, profile files in their places."""
+    """One pipeline of a settings file. `sections` is the file as plain data with the profile files inlined."""
 
     sections: Mapping[str, Any]
     config: ThemisConfig
@@ -27,9 +27,9 @@ class DemoBase:
     pipeline: PipelineConfig
 
     def settings(self, policy: PolicyName, first: Mapping[str, Any], addresses: Mapping[str, str], state: Path) -> dict[str, Any]:
-        """Settings with the first slot's server adopted, the other slots to launch on, and addresses of their own.
+        """Settings with an adopted server on the first slot, the other slots for launches, and separate addresses.
 
-        `addresses` has those of `grpc`, `http`, `admin` and `status`.
+        `addresses` has the keys `grpc`, `http`, `admin` and `status`.
         """
         envoy = {key: value for key, value in mapping(self.sections.get("envoy")).items() if key in _OWN_ENVOY_KEYS}
         listens = {"grpc_listen": addresses["grpc"], "http_listen": addresses["http"], "admin": addresses["admin"]}
@@ -50,7 +50,7 @@ class DemoBase:
         return settings if settings["launch"]["slots"] else {key: value for key, value in settings.items() if key != "launch"}
 
     def _launch(self) -> dict[str, Any]:
-        """The section without its first slot, its paths absolute: the demo's settings lie in another folder."""
+        """The section without its first slot and with absolute paths, because the demo's settings are in another folder."""
         launch = dict(self.sections["launch"]) | {"slots": self.sections["launch"]["slots"][1:]}
         paths = _path("binary", self.launch.binary) | _path("backend_directory", self.launch.backend_directory)
         return launch | paths | {"model_repository": str(self.launch.model_repository)}
@@ -63,11 +63,11 @@ def _path(key: str, path: Path | None) -> dict[str, str]:
 def read_base(path: Path | None, pipeline: str | None) -> DemoBase:
     """The base for a pipeline (None: the first) of a settings file (None: the shipped one).
 
-    SettingsError for mistakes in the file, an unknown pipeline, no slots, or stages that are planned on servers of their own.
+    SettingsError for an invalid file, an unknown pipeline, no slots, or separate placement.
     """
     path = path or shipped("config") / "themis.yaml"
     config = load_settings(path)
-    known = {each.name: each for each in config.pipelines}
+    known = {entry.name: entry for entry in config.pipelines}
     name = pipeline or next(iter(known))
     if name not in known:
         raise SettingsError(f"--pipeline: {name} is invalid: expected {', '.join(known)}")

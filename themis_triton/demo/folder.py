@@ -1,4 +1,4 @@
-"""The demo's own folder: held by one demo at a time, and emptied only where an earlier demo has left its marker."""
+"""The demo's folder: locked by one demo at a time, and emptied only if it has the marker of an earlier demo."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from themis_triton.core.errors import SettingsError
 from themis_triton.daemon.lock import LOCK_FILE, locked
 
 MARKER = "themis-demo"
-# What was there before Themis comes first: it starts nothing any more once it is gone.
+# The adopted server first: afterwards the daemon starts nothing any more.
 STATES = ("adopted", "state")
 STOP_TIMEOUT_S = 3.0
 
 
 @contextmanager
 def own_folder(directory: Path) -> Iterator[None]:
-    """Hold the folder, with nothing left in it of an earlier demo's processes and state.
+    """Lock the folder, stop an earlier demo's processes, and empty it.
 
     Raises:
-        SettingsError: the folder holds something and no demo's marker; it is left as it is.
-        EnvironmentCheckError: another demo runs there, or the folder cannot be written.
+        SettingsError: the folder has files but no demo's marker; it is not changed.
+        EnvironmentCheckError: another demo uses the folder, or the folder is not writable.
     """
     check_folder(directory)
     with locked(directory, "--out"):
-        (directory / MARKER).write_text("themis demo empties this folder each time it runs here.\n")
+        (directory / MARKER).write_text("themis demo empties this folder whenever it runs here.\n")
         for name in STATES:
             asyncio.run(stop_all(directory / name, STOP_TIMEOUT_S))
             shutil.rmtree(directory / name, ignore_errors=True)
@@ -36,7 +36,7 @@ def own_folder(directory: Path) -> Iterator[None]:
 
 
 def check_folder(directory: Path) -> None:
-    """SettingsError where `own_folder` would leave the folder as it is."""
+    """SettingsError if `own_folder` would refuse the folder."""
     if not directory.exists() or (directory / MARKER).is_file():
         return
     if not directory.is_dir():

@@ -1,4 +1,4 @@
-"""What the demo shows: one frame each time it looks, and one summary at its end."""
+"""The demo's data: one frame per update of the view, and one summary at the end."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ class DemoFrame:
 
     @property
     def serving(self) -> int:
-        """Servers that take traffic."""
+        """The number of servers that receive traffic."""
         return sum(server.phase is Phase.SERVING for server in self.servers)
 
 
 @dataclass(frozen=True, slots=True)
 class DemoSummary:
-    """The whole run. `slo_attainment` is the fraction of all requests answered rightly inside the SLO; `actions` counts by kind.
+    """The whole run. `slo_attainment`: fraction of all requests answered without error within the SLO. `actions`: count by kind.
 
-    Seconds and cost are those of the trace's duration; `cost` is at the settings' prices.
+    Seconds and cost cover the duration of the trace; `cost` uses the settings' prices.
     """
 
     policy: str

@@ -1,4 +1,4 @@
-"""`themis demo`: the whole loop on this machine, watched live, with a summary and a picture at its end."""
+"""`themis demo`: a run on this machine with a live view, and a summary and a picture at the end."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ EVENT_KINDS = frozenset(kind.value for kind in EventKind)
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """What to run and where its results go.
+    """The options of a demo.
 
-    `settings` None: the shipped ones. `pipeline` None: their first. `settle_s`: so long the loop runs before the load is started.
+    `settings` None: the shipped settings. `pipeline` None: their first pipeline. `settle_s`: time between the first tick and the load.
     """
 
     directory: Path
@@ -48,7 +48,7 @@ class DemoOptions:
 
 @dataclass(slots=True)
 class _Seen:
-    """What was seen second by second, and totals so far."""
+    """The observations of each second, and the totals so far."""
 
     statuses: list[Status] = field(default_factory=list)
     events: dict[str, StatusEvent] = field(default_factory=dict)
@@ -66,11 +66,10 @@ class _Seen:
 
 
 def run_demo(options: DemoOptions) -> DemoSummary:
-    """Run it; Ctrl-C or SIGTERM ends it early with everything stopped (KeyboardInterrupt).
+    """Run the demo and return its summary. Ctrl-C or SIGTERM stops all its processes and raises KeyboardInterrupt.
 
     Raises:
-        SettingsError: mistakes in the settings, no such pipeline, no such trace, or a folder that holds anything but an earlier demo;
-            nothing is touched then.
+        SettingsError: invalid settings, unknown pipeline, unknown trace, or a folder that is not a demo's. Nothing is changed.
         EnvironmentCheckError: another demo runs in the folder.
     """
     read_base(options.settings, options.pipeline)
@@ -132,7 +131,7 @@ async def _loaded(stage: DemoStage, options: DemoOptions, console: Console, dire
 
 
 async def _status_or(last: Status, client: httpx.AsyncClient, url: str) -> Status:
-    """The sidecar's status; the last one where it does not answer in time: a busy machine must not end the demo."""
+    """The sidecar's status, or the last one on a timeout: a busy machine must not end the demo."""
     try:
         return decode_status((await client.get(url)).json())
     except httpx.HTTPError:
@@ -196,7 +195,7 @@ def _instances(status: Status) -> int:
 
 
 def _series(options: DemoOptions, seen: _Seen, report: LoadReport) -> RunSeries:
-    """Rows by second; the load's own rows are the longest that all share."""
+    """The series of the run, limited to the seconds that the load's rows have in common."""
     rows = report.series[0]
     length = min(len(rows.sent), len(seen.statuses))
     statuses = seen.statuses[:length]

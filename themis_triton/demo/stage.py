@@ -1,4 +1,4 @@
-"""What the demo runs on: an adopted Triton, settings, the sidecar as a process of its own; all of it gone afterwards."""
+"""The demo's processes: an adopted Triton, the sidecar and Envoy. All are stopped at the end."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from themis_triton.demo.base import DemoBase, read_base
 from themis_triton.demo.folder import STATES, STOP_TIMEOUT_S
 from themis_triton.settings import load_settings
 
-STATUS_TIMEOUT_S = 240.0  # without any progress; the first start on a machine compiles the solver
+STATUS_TIMEOUT_S = 240.0  # without progress; the first start on a machine compiles the solver
 POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class DemoStage:
-    """A running demo: where clients send, where the sidecar tells its status."""
+    """A running demo: the address for clients, and the URL of the sidecar's status."""
 
     grpc_address: str
     status_url: str
@@ -45,9 +45,9 @@ class DemoStage:
 async def staged(
     directory: Path, pipeline: str | None, policy: PolicyName, settings: Path | None = None, report: Callable[[str], None] | None = None
 ) -> AsyncIterator[DemoStage]:
-    """Start Triton, sidecar and Envoy in a folder; on exit, however it comes, no process of theirs is left.
+    """Start Triton, sidecar and Envoy with files in a folder. On every exit all their processes are stopped.
 
-    `settings` None: the shipped ones; `pipeline` None: their first. `report` gets a sentence for each solver that the sidecar compiles.
+    `settings` None: the shipped settings; `pipeline` None: their first. `report` gets a sentence about each compilation step.
     """
     base = read_base(settings, pipeline)
     first_state, state = (directory / name for name in STATES)
@@ -62,13 +62,13 @@ async def staged(
         yield DemoStage(addresses["grpc"], f"http://{addresses['status']}{STATUS_PATH}", config.pipelines[0], config)
         await stop_process(daemon, STOP_TIMEOUT_S)
     finally:
-        # The adopted server's mark is the daemon's too: it goes first, so that nothing is launched any more.
+        # Processes of the adopted server's state directory include the daemon: stop them first, so that nothing is launched any more.
         for owner in (first_state, state):
             await asyncio.shield(stop_all(owner, STOP_TIMEOUT_S))
 
 
 async def _first_server(state: Path, base: DemoBase) -> Server:
-    """The Triton that stands there before Themis comes: the fewest instances of each model of the pipeline."""
+    """Start the Triton to adopt, with the minimum instances of each model of the pipeline."""
     slot = base.launch.slots[0]
     servers = build_launcher(replace(base.launch, slots=(replace(slot, name="first"),)), state)
     models = [base.config.models[stage] for stage in base.pipeline.stages]
@@ -99,14 +99,14 @@ def _start_daemon(path: Path, log_file: Path, owner: Path) -> ProcessId:
 
 
 async def _answering(url: str, daemon: ProcessId, log_file: Path, report: Callable[[str], None] | None) -> None:
-    """Wait until the status shows a first tick; ServerError after STATUS_TIMEOUT_S without progress."""
+    """Wait until the status shows a tick. ServerError after STATUS_TIMEOUT_S without progress."""
     loop = asyncio.get_running_loop()
     deadline_s, progress = loop.time() + STATUS_TIMEOUT_S, ""
     async with httpx.AsyncClient(trust_env=False) as client:
         while loop.time() < deadline_s:
             if find_process(daemon) is None:
-                said = await asyncio.to_thread(log_file.read_text)
-                raise LaunchFailedError(f"the sidecar ended during its start; see {log_file}:\n{said[-2000:]}")
+                output = await asyncio.to_thread(log_file.read_text)
+                raise LaunchFailedError(f"the sidecar ended during its start; see {log_file}:\n{output[-2000:]}")
             try:
                 status = (await client.get(url, timeout=2.0)).json()
             except httpx.HTTPError:
@@ -119,11 +119,11 @@ async def _answering(url: str, daemon: ProcessId, log_file: Path, report: Callab
                 if report is not None:
                     report(progress)
             await asyncio.sleep(POLL_S)
-    raise ServerError(f"the sidecar did not answer at {url} within {STATUS_TIMEOUT_S:g} s; see {log_file}")
+    raise ServerError(f"the sidecar did not answer at {url} within {STATUS_TIMEOUT_S:g} s. Fix: read {log_file}")
 
 
 def compile_progress(log: str) -> str:
-    """How far the sidecar's log says that its solvers are compiled; empty where it does not compile."""
+    """The compilation progress in the sidecar's log; empty if it does not compile."""
     line = next((line for line in reversed(log.splitlines()) if '"kernels_compiling"' in line), None)
     if line is None:
         return ""

@@ -1,4 +1,4 @@
-"""The demo on a terminal: a live picture of rate, latency and fleet, or plain lines where there is no terminal."""
+"""The demo's view: rate, latency and fleet on a terminal, or plain lines without one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _PHASE_STYLES = {
 
 
 class LiveView:
-    """Shows frames as they come: in place on a terminal, else one plain line every `PLAIN_EVERY_S` seconds of the run."""
+    """Displays frames: in place on a terminal, else one plain line every `PLAIN_EVERY_S` seconds of the run."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console()
@@ -47,13 +47,13 @@ class LiveView:
         self._next_line_s = 0.0
 
     def __enter__(self) -> Self:
-        """Take the terminal."""
+        """Start the live display."""
         if self._live is not None:
             self._live.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Give the terminal back."""
+        """End the live display."""
         if self._live is not None:
             self._live.stop()
 
@@ -68,7 +68,7 @@ class LiveView:
 
 
 def render(frame: DemoFrame, history: Sequence[DemoFrame]) -> RenderableType:
-    """The whole view of one frame; `history` is what the sparklines show, oldest first, this frame included."""
+    """The view of one frame. `history` contains the sparklines' frames, oldest first, including this one."""
     parts = [
         _progress(frame),
         _gauges(frame, history),
@@ -90,7 +90,7 @@ def plain_line(frame: DemoFrame) -> str:
 
 
 def sparkline(values: Sequence[float | None], width: int, top: float, limit: float | None = None) -> Text:
-    """At most `width` blocks between 0 and `top`; each is the largest of its share of the values, red above `limit`."""
+    """A sparkline of at most `width` blocks from 0 to `top`. A block shows the maximum of its values, red above `limit`."""
     text = Text()
     for value in _largest(values, width):
         if value is None:
@@ -102,8 +102,8 @@ def sparkline(values: Sequence[float | None], width: int, top: float, limit: flo
 
 
 def summary_table(summary: DemoSummary) -> Table:
-    """The run's end: what was served, how well, at what cost, and what was done for it."""
-    table = Table(title=f"The run under the policy '{summary.policy}'", title_justify="left", box=box.SIMPLE_HEAD, show_header=False)
+    """The summary of the run: requests, latency, cost and actions."""
+    table = Table(title=f"Results of policy '{summary.policy}'", title_justify="left", box=box.SIMPLE_HEAD, show_header=False)
     table.add_column()
     table.add_column(justify="right")
     within = "bold green" if summary.slo_attainment >= 0.99 else "bold red"
@@ -111,8 +111,8 @@ def summary_table(summary: DemoSummary) -> Table:
     table.add_row("failed requests", Text(f"{summary.failed:,}", style="bold red" if summary.failed else "bold green"))
     table.add_row(f"answered within the SLO of {summary.slo_ms:g} ms", Text(f"{summary.slo_attainment:.2%}", style=within))
     table.add_row("p50 / p99", f"{_number(summary.p50_ms)} / {_number(summary.p99_ms)} ms")
-    table.add_row("server-seconds (most at once)", f"{summary.server_seconds:,.0f} ({summary.max_servers})")
-    table.add_row("instance-seconds (most at once)", f"{summary.instance_seconds:,.0f} ({summary.max_instances})")
+    table.add_row("server-seconds (max. servers)", f"{summary.server_seconds:,.0f} ({summary.max_servers})")
+    table.add_row("instance-seconds (max. instances)", f"{summary.instance_seconds:,.0f} ({summary.max_instances})")
     table.add_row("actions", ", ".join(f"{count} × {kind}" for kind, count in summary.actions.items() if count) or "none")
     return table
 
@@ -163,7 +163,7 @@ def _fleet(servers: Sequence[DemoServer]) -> RenderableType:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """A renderable cut or filled to a fixed number of rows, so that the view does not jump."""
+    """A renderable with a fixed number of rows, so that the view does not move."""
 
     renderable: RenderableType
     rows: int

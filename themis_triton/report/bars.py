@@ -1,4 +1,4 @@
-"""Measured beside simulated as bars: violations, percentiles and cost of each policy."""
+"""Bar charts of measured and simulated violations, percentiles and cost by policy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SERIES = (("measured", style.DEMAND), ("simulated", style.SERVERS))
 
 @dataclass(frozen=True, slots=True)
 class BarFigure:
-    """One panel: a value a policy, measured and simulated. `form` prints a value; None (nothing was answered) has no bar."""
+    """One panel: one measured and one simulated value per policy. `form` formats a value; None (no response) has no bar."""
 
     name: str
     unit: str
@@ -32,9 +32,9 @@ class BarFigure:
 
 
 def draw_bars(policies: Sequence[str], figures: Sequence[BarFigure], title: str, subtitle: str, path: Path) -> None:
-    """A panel a figure, a pair of bars a policy.
+    """Draw one panel per figure, with a pair of bars per policy.
 
-    Raises EnvironmentCheckError without the extra `report`, SettingsError where the file cannot be written.
+    EnvironmentCheckError without the extra `report`, SettingsError if the file cannot be written.
     """
     with style.picture(path, (1.0,) * len(figures), WIDTH_IN, 1.9 * len(figures) + 1.2) as (figure, axes):
         set_title(figure, title, subtitle)

@@ -1,4 +1,4 @@
-"""The panels that pictures are made of. Each draws into the axes it is given."""
+"""The panels of pictures. Each function draws into the given axes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOG_SCALE_FROM = 5.0
 _MARKERS = {
     EventKind.GROW: ("^", style.INSTANCES, "more instances"),
     EventKind.SHRINK: ("v", style.MUTED, "fewer instances"),
-    EventKind.REBATCH: ("s", style.LATENCY, "other batch size"),
+    EventKind.REBATCH: ("s", style.LATENCY, "batch size changed"),
     EventKind.LAUNCH: ("P", style.SERVERS, "server launched"),
     EventKind.RETIRE: ("X", style.INK, "server retired"),
     EventKind.FAULT: ("*", style.LIMIT, "fault"),
@@ -30,17 +30,17 @@ _MARKERS = {
 
 
 def values(row: Row) -> FloatArray:
-    """A row as an array, with NaN where nothing is known: lines then have gaps."""
+    """A row as an array, with NaN for unknown values: lines have gaps there."""
     return np.array([np.nan if value is None else value for value in row], dtype=np.float64)
 
 
 def heading(panel: Axes, text: str, unit: str = "") -> None:
-    """The panel's name at its upper left, instead of a turned axis label."""
+    """Put the panel's name at its upper left, instead of a rotated axis label."""
     panel.set_title(f"{text}  ({unit})" if unit else text, loc="left", fontsize=10, fontweight="bold", color=style.INK)
 
 
 def legend(panel: Axes) -> None:
-    """One row at the upper right, beside the heading."""
+    """Put the legend in one row at the upper right, beside the heading."""
     handles, _ = panel.get_legend_handles_labels()
     if handles:
         panel.legend(
@@ -49,7 +49,7 @@ def legend(panel: Axes) -> None:
 
 
 def steps(panel: Axes, row: FloatArray, colour: str, label: str, *, width: float = 2.0, filled: bool = False) -> None:
-    """A row as steps: each value holds for its second."""
+    """Draw a row as steps: each value is constant for its second."""
     edges = np.arange(row.size + 1)
     held = np.append(row, row[-1:])
     if filled:
@@ -58,7 +58,7 @@ def steps(panel: Axes, row: FloatArray, colour: str, label: str, *, width: float
 
 
 def draw_demand(panel: Axes, run: RunSeries) -> None:
-    """Arrivals as an area under the capacity's steps; red where they exceed it."""
+    """Draw arrivals as an area under the capacity's steps, red where they exceed it."""
     rate, capacity = values(run.rate_rps), values(run.capacity_rps)
     middle = np.arange(rate.size) + 0.5
     panel.fill_between(middle, rate, color=style.DEMAND, alpha=0.16, linewidth=0)
@@ -67,14 +67,14 @@ def draw_demand(panel: Axes, run: RunSeries) -> None:
         over = rate > capacity
         label = "above capacity" if over.any() else None
         panel.fill_between(middle, capacity, rate, where=over, step="mid", color=style.LIMIT, alpha=0.35, linewidth=0, label=label)
-        steps(panel, capacity, style.CAPACITY, "capacity inside the SLO")
+        steps(panel, capacity, style.CAPACITY, "capacity within the SLO")
     panel.set_ylim(0, 1.18 * max(1.0, rate.max(initial=0.0), np.nanmax(capacity, initial=0.0)))
     heading(panel, "Demand and capacity", "requests/s")
     legend(panel)
 
 
 def draw_events(panel: Axes, events: Sequence[RunEvent]) -> None:
-    """What was done, as markers in a narrow band; servers joining or leaving also get a line of text."""
+    """Draw events as markers in a narrow band; launched and retired servers also have a label."""
     kinds = [kind for kind in _MARKERS if any(event.kind is kind for event in events)]
     for row, kind in enumerate(kinds):
         marker, colour, _ = _MARKERS[kind]
@@ -88,7 +88,7 @@ def draw_events(panel: Axes, events: Sequence[RunEvent]) -> None:
 
 
 def draw_latency(panel: Axes, runs: Sequence[tuple[RunSeries, str]], slo_ms: float) -> None:
-    """p99 a second against the SLO, in a colour a run; on a logarithmic axis once it goes far beyond the SLO."""
+    """Draw p99 per second and the SLO, one colour per run, with a logarithmic axis if p99 is far above the SLO."""
     highest = slo_ms
     for depth, (run, colour) in enumerate(runs):
         p99 = values(run.p99_ms)
@@ -114,14 +114,14 @@ def draw_latency(panel: Axes, runs: Sequence[tuple[RunSeries, str]], slo_ms: flo
 
 
 def draw_violations(panel: Axes, run: RunSeries) -> None:
-    """Red bands behind the seconds in which requests were answered too late, darker ones where requests failed."""
+    """Draw red bands behind seconds with late responses, darker bands behind seconds with failed requests."""
     for second, (late, failed) in enumerate(zip(run.violations, run.failed, strict=True)):
         if late or failed:
             panel.axvspan(second, second + 1, color=style.LIMIT, alpha=0.35 if failed else 0.12, linewidth=0, zorder=0)
 
 
 def draw_counts(panel: Axes, runs: Sequence[tuple[Row, str, float]], name: str, *, filled: bool) -> None:
-    """Whole numbers over time as steps, from zero: a row, its colour and its line width for each run."""
+    """Draw counts over time as steps from zero: one row, colour and line width per run."""
     highest = 1.0
     for row, colour, width in runs:
         steps(panel, values(row), colour, "", width=width, filled=filled)
@@ -132,6 +132,6 @@ def draw_counts(panel: Axes, runs: Sequence[tuple[Row, str, float]], name: str, 
 
 
 def draw_time(panel: Axes, runs: Sequence[RunSeries]) -> None:
-    """The time axis of the lowest panel: as long as the longest run, what was done after its last second included."""
+    """Draw the time axis of the lowest panel: the longest run, including events after its last second."""
     panel.set_xlim(0, max(at_s for run in runs for at_s in (run.duration_s, *(event.at_s for event in run.events))))
     panel.set_xlabel("seconds", fontsize=9.5)

@@ -1,4 +1,4 @@
-"""Pictures of one run, and of several runs of the same load over each other."""
+"""Pictures of one run, and of several runs of the same load."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _LINE_SPACING = 1.35
 
 
 def draw_run(run: RunSeries, slo_ms: float, title: str, path: Path) -> None:
-    """One run: demand and capacity, actions, p99 against the SLO, servers and instances, as `.png`, `.svg` or `.pdf`.
+    """Draw one run: demand and capacity, actions, p99 and the SLO, servers and instances, as `.png`, `.svg` or `.pdf`.
 
-    Raises EnvironmentCheckError without the extra `report`, SettingsError where the file cannot be written.
+    EnvironmentCheckError without the extra `report`, SettingsError if the file cannot be written.
     """
     kinds = len({event.kind for event in run.events})
     ratios = (2.2, 0.2 * kinds + 0.1, 1.6, 0.75, 0.9) if kinds else (2.2, 1.6, 0.75, 0.9)
@@ -44,14 +44,14 @@ def draw_run(run: RunSeries, slo_ms: float, title: str, path: Path) -> None:
 
 
 def draw_comparison(runs: Sequence[RunSeries], slo_ms: float, title: str, path: Path) -> None:
-    """Runs of the same load over each other: demand, p99, violations so far, servers, instances, in a colour a run.
+    """Draw several runs of the same load: demand, p99, cumulative violations, servers, instances, one colour per run.
 
-    Raises as `draw_run` does, and ValueError of no runs.
+    Raises the errors of `draw_run`, and ValueError without runs.
     """
     if not runs:
         raise ValueError("a comparison needs at least one run")
     coloured = [(run, style.RUN_COLOURS[index % len(style.RUN_COLOURS)]) for index, run in enumerate(runs)]
-    # Later lines are thinner, so that equal ones can be seen under each other.
+    # Later lines are thinner, so that equal lines remain visible.
     widths = np.linspace(min(2.0 + 0.8 * (len(runs) - 1), WIDEST_LINE), 1.5, len(runs)).tolist()
     ratios = (1.0, 1.9, 1.2, 0.8, 1.0)
     with style.picture(path, ratios, WIDTH_IN, 8.8) as (figure, axes):
@@ -65,7 +65,7 @@ def draw_comparison(runs: Sequence[RunSeries], slo_ms: float, title: str, path: 
         for (run, colour), width in zip(coloured, widths, strict=True):
             panels.steps(violations, np.cumsum(panels.values(run.violations)), colour, "", width=width)
         violations.set_ylim(bottom=0)
-        panels.heading(violations, "Requests outside the SLO, so far")
+        panels.heading(violations, "Requests outside the SLO, cumulative")
         panels.draw_counts(
             servers, [(run.servers, c, width) for (run, c), width in zip(coloured, widths, strict=True)], "Servers", filled=False
         )
@@ -79,7 +79,7 @@ def draw_comparison(runs: Sequence[RunSeries], slo_ms: float, title: str, path: 
 
 
 def set_title(figure: Figure, title: str, subtitle: str) -> None:
-    """The title, and below it the subtitle, for whose lines the title reserves empty ones."""
+    """Put the title above the subtitle; empty lines in the title reserve the subtitle's space."""
     lines = subtitle.count("\n") + 1
     reserved = "\n" * math.ceil(lines * _SUBTITLE_PT * _LINE_SPACING / _TITLE_PT)
     left, height_pt = 0.012, 72.0 * figure.get_figheight()

@@ -1,4 +1,4 @@
-"""The picture of plans over the arrival rate: servers, instances, batches, predicted p99 and cost."""
+"""A picture of plans by arrival rate: servers, instances, batches, predicted p99 and cost."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Row = Sequence[float] | Sequence[float | None]
 
 @dataclass(frozen=True, slots=True)
 class PlanSeries:
-    """One plan a rate; all rows have the length of `rate_rps`, which rises. `servers`, `instances` and `batches` have a row a stage.
+    """One plan per rate, in ascending order of `rate_rps`. `servers`, `instances` and `batches` have one row per stage.
 
-    None stands for a p99 without bound.
+    None: p99 is unbounded.
     """
 
     rate_rps: Sequence[float]
@@ -36,9 +36,9 @@ class PlanSeries:
 
 
 def draw_plans(plans: PlanSeries, slo_ms: float, title: str, path: Path) -> None:
-    """A panel each for servers, instances and batch a stage, p99 against the SLO, and cost; rates without a feasible plan are shaded.
+    """Draw panels for servers, instances and batch per stage, p99 and the SLO, and cost. Infeasible rates are shaded.
 
-    Raises EnvironmentCheckError without the extra `report`, SettingsError where the file cannot be written.
+    EnvironmentCheckError without the extra `report`, SettingsError if the file cannot be written.
     """
     ratios = (1.1, 1.1, 1.1, 1.4, 1.2)
     with style.picture(path, ratios, WIDTH_IN, 9.6) as (figure, axes):
@@ -47,13 +47,13 @@ def draw_plans(plans: PlanSeries, slo_ms: float, title: str, path: Path) -> None
         for panel in axes:
             _shade_infeasible(panel, plans)
         _draw_stages(servers, plans, plans.servers, "Servers")
-        _draw_stages(instances, plans, plans.instances, "Instances or cores on a server")
-        _draw_stages(batches, plans, plans.batches, "Largest batch")
+        _draw_stages(instances, plans, plans.instances, "Instances or cores per server")
+        _draw_stages(batches, plans, plans.batches, "Maximum batch size")
         panels.legend(servers)
         _line(latency, plans, plans.p99_ms, style.LATENCY, "p99")
         latency.axhline(slo_ms, color=style.LIMIT, linewidth=1.3, linestyle=(0, (5, 3)), label=f"SLO {slo_ms:g} ms")
         _line(cost, plans, plans.cost, style.SERVERS, "")
-        for panel, name, unit in ((latency, "Predicted p99", "ms"), (cost, "Cost", "a second, in the prices' unit")):
+        for panel, name, unit in ((latency, "Predicted p99", "ms"), (cost, "Cost", "per second, in the prices' unit")):
             panel.set_ylim(bottom=0, top=1.12 * panel.get_ylim()[1])
             panels.heading(panel, name, unit)
         panels.legend(latency)
@@ -61,7 +61,7 @@ def draw_plans(plans: PlanSeries, slo_ms: float, title: str, path: Path) -> None
 
 
 def _draw_stages(panel: Axes, plans: PlanSeries, rows: Sequence[Sequence[int]], name: str) -> None:
-    """Later lines are thinner, so that equal ones can be seen under each other."""
+    """Draw one line per stage. Later lines are thinner, so that equal lines remain visible."""
     for index, (stage, row) in enumerate(zip(plans.stages, rows, strict=True)):
         colour = style.RUN_COLOURS[index % len(style.RUN_COLOURS)]
         _line(panel, plans, row, colour, stage, width=2.0 + 0.8 * (len(rows) - 1 - index))
@@ -71,7 +71,7 @@ def _draw_stages(panel: Axes, plans: PlanSeries, rows: Sequence[Sequence[int]], 
 
 
 def _line(panel: Axes, plans: PlanSeries, row: Row, colour: str, label: str, *, width: float = 2.0) -> None:
-    """Markers where a plan was asked for, unless they would touch."""
+    """Draw a marker at each planned rate, unless the markers would touch."""
     marker = "o" if len(plans.rate_rps) <= 60 else ""
     panel.plot(plans.rate_rps, panels.values(row), color=colour, linewidth=width, marker=marker, markersize=3.5, label=label or None)
 
@@ -94,5 +94,5 @@ def _draw_rates(panel: Axes, plans: PlanSeries) -> None:
 
 def _verdict(plans: PlanSeries, slo_ms: float) -> str:
     feasible = sum(plans.feasible)
-    shaded = "; shaded: no plan holds, the one that carries most is shown" if feasible < len(plans.feasible) else ""
+    shaded = "; shaded: infeasible, the plan with the largest rate is shown" if feasible < len(plans.feasible) else ""
     return f"{feasible} of {len(plans.feasible)} rates have a plan inside the SLO of {slo_ms:g} ms{shaded}"

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about profiles: pictures inside, tables of points, fits and levers."""
+"""One self-contained HTML page about profiles: pictures, and tables of points, fits and operations."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _STYLE = (
 
 
 def write_report(profiles: Mapping[str, ProfileSettings], path: Path) -> None:
-    """The page of some profiles, by model; nothing in it is loaded from elsewhere.
+    """Write a page of the profiles by model. It loads nothing from elsewhere.
 
-    Raises EnvironmentCheckError without matplotlib, SettingsError where a profile was not measured or the file cannot be written.
+    EnvironmentCheckError without matplotlib, SettingsError if a profile was not measured or the file cannot be written.
     """
     body = "".join(_section(model, profile) for model, profile in profiles.items())
     head = f'<meta charset="utf-8"><title>Profiles</title><style>{_STYLE}</style>'
@@ -41,7 +41,7 @@ def _section(model: str, profile: ProfileSettings) -> str:
         draw_profile(profile, model, picture)
         encoded = base64.b64encode(picture.read_bytes()).decode("ascii")
     if profile.measured is None:
-        raise ValueError("a profile that was drawn is measured")
+        raise ValueError("the profile has no measurements")
     image = f'<img alt="surface, throughput and residuals of {html.escape(model)}" src="data:image/png;base64,{encoded}">'
     return f"<h2>{html.escape(model)}</h2>{_facts(profile, profile.measured)}{image}{_points(profile.measured)}{_levers(profile.levers)}"
 
@@ -65,7 +65,7 @@ def _facts(profile: ProfileSettings, measured: MeasuredSettings) -> str:
     for fit in measured.fits:
         numbers = f"α {fit.alpha_ms:g}, β {fit.beta_ms:g}, γ {fit.gamma_ms:g}, ζ {fit.zeta_ms:g} ms"
         rows.append(
-            (f"fit {fit.form}", f"{numbers}; {100 * fit.cross_error:.1f} % off at points left out; {'kept' if fit.kept else 'not kept'}")
+            (f"fit {fit.form}", f"{numbers}; {100 * fit.cross_error:.1f} % cross-validation error; {'kept' if fit.kept else 'not kept'}")
         )
     return _table(("", ""), rows)
 
@@ -103,7 +103,7 @@ def _points(measured: MeasuredSettings) -> str:
 
 def _levers(levers: OperationsSettings | None) -> str:
     if levers is None:
-        return "<p>Actuators were not probed.</p>"
+        return "<p>Operations were not probed.</p>"
     rows = [
         (
             name,
@@ -116,7 +116,7 @@ def _levers(levers: OperationsSettings | None) -> str:
         for name, lever in levers
         if lever is not None
     ]
-    return _table(("lever", "how", "took", "errors", "latency added", "memory peak"), rows)
+    return _table(("operation", "method", "duration", "errors", "added latency", "peak memory"), rows)
 
 
 def _shown(value: float | None) -> str:

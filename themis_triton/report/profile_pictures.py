@@ -1,4 +1,4 @@
-"""A measured profile as a picture: service times with their intervals, throughput with its knee, residuals of the fits."""
+"""A picture of a measured profile: service times with intervals, throughput with its knee, residuals of the fits."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def knee(instances: Sequence[int], throughput_rps: Sequence[float]) -> int:
 
 
 def throughput_rps(table: TableSettings, row: int) -> list[float]:
-    """Requests/s that a device carries at one batch size, over the table's instances: 1000·b·k / l(b, k)."""
+    """The throughput of a device in requests/s at one batch size, by number of instances: 1000·b·k / l(b, k)."""
     batch = table.batches[row]
     return [1000.0 * batch * count / ms for count, ms in zip(table.instances, table.latency_ms[row], strict=True)]
 
 
 def draw_profile(profile: ProfileSettings, title: str, path: Path) -> None:
-    """The picture of a profile with its measurements, as `.png`, `.svg` or `.pdf`.
+    """Draw a profile with its measurements, as `.png`, `.svg` or `.pdf`.
 
-    Raises EnvironmentCheckError without matplotlib, SettingsError where the profile was not measured or the file cannot be written.
+    EnvironmentCheckError without matplotlib, SettingsError if the profile was not measured or the file cannot be written.
     """
     if profile.measured is None or profile.table is None:
-        raise SettingsError(f"{title}: a declared profile has no measurements to draw; measure it with `themis profile`")
+        raise SettingsError(f"{title}: a declared profile has no measurements. Fix: measure it with `themis profile`")
     with style.picture(path, _RATIOS, _WIDTH_IN, _HEIGHT_IN) as (figure, axes):
         figure.suptitle(title, x=0.012, ha="left", fontsize=14, fontweight="bold", color=style.INK)
         surface, throughput, residuals = axes
@@ -81,14 +81,14 @@ def _draw_surface(panel: Axes, table: TableSettings, measured: MeasuredSettings)
 
 
 def _interval(point: PointSettings) -> tuple[float, float]:
-    """How far the 95 % interval reaches below and above; nothing on a side that is open."""
+    """The extent of the 95 % interval below and above each point; 0 on an open side."""
     low = point.service_ms - point.low_ms if point.low_ms is not None else 0.0
     high = point.high_ms - point.service_ms if point.high_ms is not None else 0.0
     return low, high
 
 
 def fitted_ms(fit: FitSettings, batch: int, instances: float) -> float:
-    """The fitted surface, also between whole counts."""
+    """The fitted surface, also between integer counts."""
     scale = instances if fit.form == SurfaceForm.CONTENTION.value else 1.0 / instances
     return (fit.alpha_ms * batch + fit.gamma_ms) * scale + fit.beta_ms * batch + fit.zeta_ms
 
@@ -100,7 +100,7 @@ def _draw_throughput(panel: Axes, table: TableSettings) -> None:
         panel.plot(table.instances, rates, color=_colour(index), linewidth=1.6, label=f"b = {batch}")
         panel.plot([at], [rates[table.instances.index(at)]], marker="o", markersize=9, markerfacecolor="none", color=_colour(index))
     panel.set_ylim(bottom=0)
-    panels.heading(panel, "Throughput; ring: knee, 90 % of the most", "requests/s")
+    panels.heading(panel, "Throughput; ring: knee, 90 % of the maximum", "requests/s")
 
 
 def _draw_residuals(panel: Axes, measured: MeasuredSettings) -> None:
@@ -110,7 +110,7 @@ def _draw_residuals(panel: Axes, measured: MeasuredSettings) -> None:
         errors = [100.0 * (fitted_ms(fit, p.batch, p.instances) / p.service_ms - 1.0) for p in measured.points]
         shift = [_SPREAD * (batches.index(p.batch) - len(batches) / 2) for p in measured.points]
         at = [p.instances + dx for p, dx in zip(measured.points, shift, strict=True)]
-        label = f"{fit.form}, {'kept' if fit.kept else 'not kept'}: {100 * fit.cross_error:.1f} % at points left out"
+        label = f"{fit.form}, {'kept' if fit.kept else 'not kept'}: {100 * fit.cross_error:.1f} % cross-validation error"
         panel.plot(at, errors, linestyle="none", marker="ox"[index % 2], markersize=4.5, color=_colour(index), label=label)
     panel.axhline(0.0, color=style.MUTED, linewidth=0.8)
     panels.heading(panel, "Residuals of the fits", "%")

@@ -1,4 +1,4 @@
-"""What a picture of a run shows: one value a second, and what happened when."""
+"""The data of a picture of a run: one value per second, and events."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Row = Sequence[float] | Sequence[float | None] | NDArray[np.float64] | NDArray[n
 
 
 class EventKind(StrEnum):
-    """What a marker stands for."""
+    """The kind of a marker."""
 
     GROW = "grow"
     SHRINK = "shrink"
@@ -35,10 +35,10 @@ class RunEvent:
 
 @dataclass(frozen=True, slots=True)
 class RunSeries:
-    """A run by the second: entry s of every row covers [s, s+1). All rows have one length; None or NaN where nothing is known.
+    """A run by second: entry s of every row covers [s, s+1). All rows have the same length; None or NaN: unknown.
 
-    `label` names the run in a comparison (its policy). `servers` and `instances` are counts, all models together; `counted` is what
-    `instances` counts. `failed` are requests without an answer; `violations` are these and those answered after the SLO.
+    `label` names the run in a comparison (its policy). `servers` and `instances` are totals over all models; `counted` names the unit
+    of `instances`. `failed` counts requests without a response; `violations` also counts responses later than the SLO.
     """
 
     label: str
@@ -53,14 +53,14 @@ class RunSeries:
     counted: str = "Model instances"
 
     def __post_init__(self) -> None:
-        """Refuse rows of different lengths, which would be drawn shifted against each other."""
+        """ValueError for rows of different lengths, which would be drawn misaligned."""
         lengths = {name: len(getattr(self, name)) for name in ROWS}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"the rows of run '{self.label}' have different lengths: {lengths}")
 
     @property
     def duration_s(self) -> int:
-        """Seconds that the rows cover."""
+        """The duration of the rows in seconds."""
         return len(self.rate_rps)
 
 

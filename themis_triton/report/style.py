@@ -1,4 +1,4 @@
-"""The pictures' looks, and the one place where matplotlib is asked for."""
+"""The style of pictures, and the only import of matplotlib."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _SETTINGS: dict[str, Any] = {
 
 
 def require_matplotlib() -> None:
-    """Raise EnvironmentCheckError, naming the extra, where matplotlib is not installed."""
+    """EnvironmentCheckError with the name of the extra if matplotlib is not installed."""
     try:
         importlib.import_module("matplotlib")
     except ImportError as error:
@@ -58,10 +58,10 @@ def require_matplotlib() -> None:
 
 @contextmanager
 def picture(path: Path, height_ratios: tuple[float, ...], width_in: float, height_in: float) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure of panels one below the other over one time axis, written to `path` at the end.
+    """Panels in a column with a shared time axis, written to `path` at the end of the block.
 
-    The figure has its own canvas: pyplot's global state is not touched. The file's type follows its name (`.png`, `.svg`, `.pdf`).
-    SettingsError where it cannot be written.
+    The figure has its own canvas and does not use pyplot's global state. The file type follows the name (`.png`, `.svg`, `.pdf`).
+    SettingsError if the file cannot be written.
     """
     require_matplotlib()
     figure_module = importlib.import_module("matplotlib.figure")
