@@ -83,7 +83,9 @@ def test_a_full_table_says_so(tmp_path: Path) -> None:
     start = process_start_ticks(os.getpid())
     for seat in range(1, SEATS):
         write_seat(first.path, seat, os.getpid(), start, busy=0)
-    with pytest.raises(RuntimeError, match=f"the emulated device is full: expected at most {SEATS} instances. Fix: use another THEMIS_EMULATED_DEVICE"):
+    with pytest.raises(
+        RuntimeError, match=f"the emulated device is full: expected at most {SEATS} instances. Fix: use another THEMIS_EMULATED_DEVICE"
+    ):
         DeviceSeat("cpu:0", tmp_path)
     first.close()
 
