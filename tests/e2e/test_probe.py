@@ -37,24 +37,26 @@ def test_the_levers_of_the_python_backend(tmp_path: Path, where: BenchFlags) -> 
     probe_command(MODEL, tmp_path, ProbeOptions(many=2, calm_s=1.5), where, as_json=False)
     profile = read_profile(path)
     assert profile.table == PROFILE.table
-    levers = profile.levers
-    assert levers is not None
-    assert levers.proven == {"add_one": True, "remove_one": True, "add_many": True, "rebatch": True}
-    assert levers.add_one is not None
-    assert levers.remove_one is not None
-    assert levers.add_many is not None
-    assert levers.rebatch is not None
-    assert levers.load_failure is not None
-    assert all(lever.in_place for lever in (levers.add_one, levers.remove_one, levers.add_many, levers.load_failure))
-    assert not levers.rebatch.in_place
-    assert levers.add_many.duration_s < 2 * 0.5 + levers.add_one.duration_s, "instances initialise in parallel"
-    assert levers.rebatch.memory_peak > 1.2 * levers.add_many.memory_peak, "old and new instances at once"
-    assert levers.load_failure.errors == 0
-    assert "no-such-backend" in str(levers.load_failure.refused)
+    operations = profile.operations
+    assert operations is not None
+    assert operations.proven == {"add_one": True, "remove_one": True, "add_many": True, "rebatch": True}
+    assert operations.add_one is not None
+    assert operations.remove_one is not None
+    assert operations.add_many is not None
+    assert operations.rebatch is not None
+    assert operations.load_failure is not None
+    assert all(
+        operation.in_place for operation in (operations.add_one, operations.remove_one, operations.add_many, operations.load_failure)
+    )
+    assert not operations.rebatch.in_place
+    assert operations.add_many.duration_s < 2 * 0.5 + operations.add_one.duration_s, "instances initialise in parallel"
+    assert operations.rebatch.memory_peak > 1.2 * operations.add_many.memory_peak, "old and new instances at once"
+    assert operations.load_failure.errors == 0
+    assert "no-such-backend" in str(operations.load_failure.refused)
     assert not owned_processes(tmp_path / "state" / "profile")
 
 
-def test_a_profile_of_something_else_is_not_given_levers(tmp_path: Path, where: BenchFlags) -> None:
+def test_a_profile_of_something_else_is_not_given_operations(tmp_path: Path, where: BenchFlags) -> None:
     path = tmp_path / f"{MODEL}.yaml"
     other = read_profile(PROFILES / "video-detector.yaml")
     replace_profile(path, other)

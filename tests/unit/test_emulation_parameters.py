@@ -41,10 +41,10 @@ def test_reads_all_parameters() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"alpha": "4"}, "m/config.pbtxt: unknown parameter alpha; known are alpha_ms, "),
-        ({"zeta_ms": "fast"}, "parameter zeta_ms is 'fast'; a number is needed"),
-        ({"zeta_ms": "nan"}, "parameter zeta_ms is 'nan'; a number is needed"),
-        ({"init_s": "-1"}, "parameter init_s is -1; it must be 0 or more"),
+        ({"alpha": "4"}, "m/config.pbtxt: unknown parameter alpha: expected alpha_ms, "),
+        ({"zeta_ms": "fast"}, "parameter zeta_ms: 'fast' is invalid: expected a number"),
+        ({"zeta_ms": "nan"}, "parameter zeta_ms: 'nan' is invalid: expected a number"),
+        ({"init_s": "-1"}, "parameter init_s: -1 is invalid: expected at least 0"),
         ({"service_scale": "0"}, "the service time of one request is 0.0 ms"),
     ],
 )

@@ -147,20 +147,20 @@ def test_time_stamps_are_sliced_like_rates(tmp_path: Path) -> None:
     ("name", "content", "found"),
     [
         ("t.csv", b"", "empty"),
-        ("t.csv", b"rps\n", "nothing below"),
-        ("t.csv", b"rps\n1\nfast\n", "line 3: found 'fast'"),
-        ("t.csv", b"1\n-2\n", "second 1 has the rate -2"),
-        ("t.csv", b"1\nnan\n", "second 1 has the rate nan"),
+        ("t.csv", b"rps\n", "a header and no rows"),
+        ("t.csv", b"rps\n1\nfast\n", "line 3: 'fast' is invalid"),
+        ("t.csv", b"1\n-2\n", "the rate -2.0 of second 1 is invalid"),
+        ("t.csv", b"1\nnan\n", "the rate nan of second 1 is invalid"),
         ("t.csv", b"1,2\n3,4\n", "2 columns and no header"),
         ("t.csv", b"city,people\nBonn,3\n", "columns city, people"),
         ("t.csv", b"time,rps\n0,1\n5,2\n", "not one second apart"),
-        ("t.csv", b"timestamp\nyesterday\n", "found 'yesterday'"),
+        ("t.csv", b"timestamp\nyesterday\n", "line 2: 'yesterday' is invalid"),
         ("t.csv", b"0\n0\n", "no request"),
-        ("t.csv", b"\n".join(b"%d.5" % second for second in range(20)), "20 numbers that only ever rise"),
+        ("t.csv", b"\n".join(b"%d.5" % second for second in range(20)), "20 strictly rising numbers without a header"),
         ("t.csv", b"\xff\xfe\xfa", "UTF-8"),
         ("t.npy", b"no array", "not a NumPy file"),
         ("t.npz", b"PK no archive", "not a NumPy file"),
-        ("t.json", b"[1]", "type '.json'"),
+        ("t.json", b"[1]", "the file type '.json' is invalid"),
     ],
 )
 def test_bad_files_are_named_with_what_was_found(tmp_path: Path, name: str, content: bytes, found: str) -> None:
@@ -186,7 +186,7 @@ def test_bad_arrays(tmp_path: Path, arrays: dict[str, NDArray[np.float64]], foun
 @pytest.mark.parametrize("stamps", ["0\n1e13", "1764115200000\n1764115201000"])
 def test_stamps_that_span_years_or_are_milliseconds_are_refused(tmp_path: Path, stamps: str) -> None:
     (tmp_path / "t.csv").write_text(f"arrival_s\n{stamps}\n")
-    with pytest.raises(SettingsError, match=r"t\.csv: the time stamps go from .* divide milliseconds by 1000"):
+    with pytest.raises(SettingsError, match=r"t\.csv: the time stamps .* are invalid: .* divide milliseconds by 1000"):
         load_trace(TraceOptions(str(tmp_path / "t.csv")))
 
 

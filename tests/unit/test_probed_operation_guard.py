@@ -18,45 +18,45 @@ NOW = ModelState(2, 4)
 SAFE = {"add_one": True, "remove_one": True, "add_many": True, "rebatch": True}
 
 
-def configured(actuators: dict[str, bool], *, proven_only: bool) -> ThemisConfig:
+def configured(operations: dict[str, bool], *, proven_only: bool) -> ThemisConfig:
     config = make_config()
     model = config.models[DETECTOR]
-    changed = replace(model, profile=replace(model.profile, levers=actuators), require_probed_operations=proven_only)
+    changed = replace(model, profile=replace(model.profile, operations=operations), require_probed_operations=proven_only)
     return replace(config, models=config.models | {DETECTOR: changed})
 
 
-def guarded(wanted: ModelState, actuators: dict[str, bool], *, proven_only: bool) -> tuple[ModelState, list[str]]:
+def guarded(wanted: ModelState, operations: dict[str, bool], *, proven_only: bool) -> tuple[ModelState, list[str]]:
     server = replace(make_server("a"), models={DETECTOR: NOW})
     target = Target(servers={"a": {DETECTOR: wanted}})
-    result, clamps = only_probed_operations(target, snapshot([server]), configured(actuators, proven_only=proven_only))
-    assert all(clamp.kind is ClampKind.LEVER for clamp in clamps)
+    result, clamps = only_probed_operations(target, snapshot([server]), configured(operations, proven_only=proven_only))
+    assert all(clamp.kind is ClampKind.OPERATION for clamp in clamps)
     return result.servers["a"][DETECTOR], [clamp.sentence for clamp in clamps]
 
 
 @pytest.mark.parametrize("wanted", [ModelState(3, 4), ModelState(1, 4), ModelState(6, 4), ModelState(2, 8), NOW])
-@pytest.mark.parametrize(("actuators", "proven_only"), [({}, False), (SAFE, True), (SAFE, False)])
-def test_what_is_trusted_or_proven_is_done(wanted: ModelState, actuators: dict[str, bool], proven_only: bool) -> None:
-    assert guarded(wanted, actuators, proven_only=proven_only) == (wanted, [])
+@pytest.mark.parametrize(("operations", "proven_only"), [({}, False), (SAFE, True), (SAFE, False)])
+def test_what_is_trusted_or_proven_is_done(wanted: ModelState, operations: dict[str, bool], proven_only: bool) -> None:
+    assert guarded(wanted, operations, proven_only=proven_only) == (wanted, [])
 
 
 @pytest.mark.parametrize(("wanted", "actuator"), [(ModelState(3, 4), "add_one"), (ModelState(1, 4), "remove_one")])
 def test_what_loses_requests_is_never_done_and_says_so(wanted: ModelState, actuator: str) -> None:
     kept, said = guarded(wanted, SAFE | {actuator: False}, proven_only=False)
     assert kept == NOW
-    assert said == [f"{DETECTOR} on a: {actuator} loses requests, as probed; it stays as it is"]
+    assert said == [f"{DETECTOR} on a: {actuator} loses requests, as probed; unchanged"]
 
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_counts_still_change_where_only_the_batching_is_refused(count: int) -> None:
     kept, said = guarded(ModelState(count, 8), SAFE | {"rebatch": False}, proven_only=False)
     assert kept == ModelState(count, 4)
-    assert said == [f"{DETECTOR} on a: rebatch loses requests, as probed; its batches stay as they are"]
+    assert said == [f"{DETECTOR} on a: rebatch loses requests, as probed; batching is unchanged"]
 
 
 def test_what_was_not_probed_waits_where_proof_is_asked_for() -> None:
     kept, said = guarded(ModelState(1, 4), {"add_one": True}, proven_only=True)
     assert kept == NOW
-    assert said == [f"{DETECTOR} on a: remove_one was not probed: run `themis probe`; it stays as it is"]
+    assert said == [f"{DETECTOR} on a: remove_one was not probed: run `themis probe`; unchanged"]
 
 
 def test_many_at_once_become_one_at_a_time_where_that_is_proven() -> None:
@@ -70,4 +70,4 @@ def test_the_guards_in_sequence_keep_to_what_was_probed() -> None:
     target = Target(servers={"a": {DETECTOR: ModelState(1, 4)}})
     kept, clamps = guard(target, snapshot([server]), configured(SAFE | {"remove_one": False}, proven_only=False))
     assert kept.servers["a"][DETECTOR] == NOW
-    assert [clamp.kind for clamp in clamps] == [ClampKind.LEVER]
+    assert [clamp.kind for clamp in clamps] == [ClampKind.OPERATION]

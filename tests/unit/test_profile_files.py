@@ -23,7 +23,7 @@ from themis_triton.profile.grid import GridPlan
 from themis_triton.profile.identity import SERVED, config_hash, device_name, model_config, model_hash
 from themis_triton.profile.inputs import InputOptions, build_request
 from themis_triton.profile.probe import OpenLoad
-from themis_triton.profile.run import finished, levers_kept, memory_line
+from themis_triton.profile.run import finished, memory_line, retained_operations
 from themis_triton.profile.stale import refuse_stale, stale_profiles
 from themis_triton.profile.trace import parse_trace, without_overhead
 from themis_triton.settings import load_settings
@@ -139,12 +139,12 @@ def test_a_finished_profile_is_read_back_and_ends_the_resume_file(tmp_path: Path
 def test_probed_levers_outlive_a_new_profile_of_the_same_model_server_and_device() -> None:
     progress = Progress(conditions=CONDITIONS, points=[point(1, 1, 5.0)])
     actuator = OperationSettings(in_place=True, duration_s=0.5, requests=10, errors=0, latency_added_ms=1.0, memory_peak=ByteSize(1))
-    probed = finished(progress, GridPlan(1, 1), traced=True).model_copy(update={"levers": OperationsSettings(add_one=actuator)})
-    assert levers_kept(probed, finished(progress, GridPlan(1, 1), traced=True)) == probed.levers
+    probed = finished(progress, GridPlan(1, 1), traced=True).model_copy(update={"operations": OperationsSettings(add_one=actuator)})
+    assert retained_operations(probed, finished(progress, GridPlan(1, 1), traced=True)) == probed.operations
     for changed in ({"config_hash": "other"}, {"model_hash": "other"}, {"device": "cpu: y"}, {"triton_version": "3"}):
         other = Progress(conditions=CONDITIONS.model_copy(update=changed), points=progress.points)
-        assert levers_kept(probed, finished(other, GridPlan(1, 1), traced=True)) is None
-    assert levers_kept(None, probed) is None
+        assert retained_operations(probed, finished(other, GridPlan(1, 1), traced=True)) is None
+    assert retained_operations(None, probed) is None
 
 
 def test_time_left_is_told_in_minutes() -> None:
@@ -205,13 +205,15 @@ def test_a_model_that_moves_to_the_gpu_is_another() -> None:
 
 
 def test_a_lever_under_which_too_little_was_on_its_way_is_not_proven() -> None:
-    def lever(requests: int, errors: int = 0) -> OperationSettings:
+    def probed(requests: int, errors: int = 0) -> OperationSettings:
         return OperationSettings(
             in_place=True, duration_s=0.5, requests=requests, errors=errors, latency_added_ms=1.0, memory_peak=ByteSize(1)
         )
 
     few, enough = PROVING_REQUESTS - 1, PROVING_REQUESTS
-    found = OperationsSettings(add_one=lever(few), remove_one=lever(enough), add_many=lever(few, errors=1), rebatch=lever(enough, errors=1))
+    found = OperationsSettings(
+        add_one=probed(few), remove_one=probed(enough), add_many=probed(few, errors=1), rebatch=probed(enough, errors=1)
+    )
     assert found.proven == {"remove_one": True, "add_many": False, "rebatch": False}
 
 

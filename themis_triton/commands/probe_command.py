@@ -25,12 +25,12 @@ def probe_command(model: str, out: Path, options: ProbeOptions, where: BenchFlag
     models_of(model, place)
     profile = read_profile(path)
     console = Console(stderr=True)
-    levers = run_interruptible(_probed(model, options, place, console, path, profile))
-    replace_profile(path, profile.model_copy(update={"levers": levers}))
-    console.print(_table(model, levers))
+    operations = run_interruptible(_probed(model, options, place, console, path, profile))
+    replace_profile(path, profile.model_copy(update={"operations": operations}))
+    console.print(_table(model, operations))
     console.print(f"{path}: operations written", markup=False, highlight=False, soft_wrap=True)
     if as_json:
-        Console().file.write(json.dumps(levers.model_dump(mode="json", exclude_none=True)) + "\n")
+        Console().file.write(json.dumps(operations.model_dump(mode="json", exclude_none=True)) + "\n")
 
 
 async def _probed(
@@ -42,21 +42,21 @@ async def _probed(
                 now = {"model": model, "config_hash": config_hash_of(bench, place.files(model)), "device": device_name(bench.server.device)}
                 refuse_other(path, profile.measured.model_dump(), now, f"measure it again with `themis profile {model}`")
             options = replace(options, inputs=inputs_of(model, options.inputs, place, bench))
-            return await probe_model(bench, options, lambda lever: status.update(f"{model}: {lever}"))
+            return await probe_model(bench, options, lambda operation: status.update(f"{model}: {operation}"))
 
 
-def _table(model: str, levers: OperationsSettings) -> Table:
+def _table(model: str, operations: OperationsSettings) -> Table:
     table = Table("operation", "method", "duration", "requests", "errors", "added latency", "peak memory", title=model)
-    for name, lever in levers:
-        if lever is not None:
-            how = "refused" if lever.refused is not None else "in place" if lever.in_place else "reload"
+    for name, operation in operations:
+        if operation is not None:
+            how = "refused" if operation.refused is not None else "in place" if operation.in_place else "reload"
             table.add_row(
                 name,
                 how,
-                f"{lever.duration_s:.2f} s",
-                str(lever.requests),
-                str(lever.errors),
-                f"{lever.latency_added_ms:.0f} ms",
-                lever.memory_peak.human_readable(),
+                f"{operation.duration_s:.2f} s",
+                str(operation.requests),
+                str(operation.errors),
+                f"{operation.latency_added_ms:.0f} ms",
+                operation.memory_peak.human_readable(),
             )
     return table

@@ -60,7 +60,7 @@ class ProfileOrigin:
 
 @dataclass(frozen=True, slots=True)
 class ModelProfile:
-    """What a model costs, measured or declared. `levers`: by name, whether a probe under load proved that it loses no request.
+    """What a model costs, measured or declared. `operations`: by name, whether a probe under load proved that it loses no request.
 
     `mean_table`: mean service times at the points of `table`, where they were measured.
     """
@@ -71,7 +71,7 @@ class ModelProfile:
     server_launch_s: float = 5.0
     instance_memory_bytes: int = 0
     origin: ProfileOrigin | None = None
-    levers: dict[str, bool] = field(default_factory=dict)
+    operations: dict[str, bool] = field(default_factory=dict)
     mean_table: LatencyTable | None = None
 
 

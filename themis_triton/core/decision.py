@@ -41,7 +41,7 @@ class ClampKind(StrEnum):
     DEVICES = "devices"
     SURVIVORS = "survivors"
     PACE = "pace"
-    LEVER = "lever"
+    OPERATION = "operation"
 
 
 @dataclass(frozen=True, slots=True)

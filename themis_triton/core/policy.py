@@ -147,7 +147,7 @@ class InferLineConfig:
 class StaticConfig:
     """Baseline `static`: one plan that never changes."""
 
-    planned_rps: float | None = option(None, "the rate that the plan is made for; by default the fleet stays as it is found", gt=0)
+    planned_rps: float | None = option(None, "the rate that the plan is made for; by default the fleet is not changed", gt=0)
 
 
 @dataclass(frozen=True, slots=True)

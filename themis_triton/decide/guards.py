@@ -66,26 +66,26 @@ def only_probed_operations(target: Target, snapshot: Snapshot, config: ThemisCon
             kept, refused = _safe_state(server.models.get(name, state), state, config.models[name])
             if refused is not None:
                 servers[server.name] = servers[server.name] | {name: kept}
-                clamps.append(Clamp(ClampKind.LEVER, f"{name} on {server.name}: {refused}"))
+                clamps.append(Clamp(ClampKind.OPERATION, f"{name} on {server.name}: {refused}"))
     return replace(target, servers=servers), tuple(clamps)
 
 
 def _safe_state(now: ModelState, desired: ModelState, model: ModelConfig) -> tuple[ModelState, str | None]:
     """The state that safe operations reach towards the desired one, and why no more."""
-    actuator = _actuator(now, desired)
-    if actuator is None or _is_safe(actuator, model):
+    operation = _operation(now, desired)
+    if operation is None or _is_safe(operation, model):
         return desired, None
-    why = "loses requests, as probed" if actuator in model.profile.levers else "was not probed: run `themis probe`"
-    if actuator == "add_many" and _is_safe("add_one", model):
-        return replace(now, instances=now.instances + 1), f"{actuator} {why}; one instance at a time instead"
-    if actuator == "rebatch":
+    why = "loses requests, as probed" if operation in model.profile.operations else "was not probed: run `themis probe`"
+    if operation == "add_many" and _is_safe("add_one", model):
+        return replace(now, instances=now.instances + 1), f"{operation} {why}; one instance at a time instead"
+    if operation == "rebatch":
         counted = replace(now, instances=desired.instances)
         kept, also = _safe_state(now, counted, model)
-        return kept, f"{actuator} {why}; its batches stay as they are" + (f", and {also}" if also is not None else "")
-    return now, f"{actuator} {why}; it stays as it is"
+        return kept, f"{operation} {why}; batching is unchanged" + (f", and {also}" if also is not None else "")
+    return now, f"{operation} {why}; unchanged"
 
 
-def _actuator(now: ModelState, desired: ModelState) -> str | None:
+def _operation(now: ModelState, desired: ModelState) -> str | None:
     if (now.max_batch, now.max_queue_delay_us) != (desired.max_batch, desired.max_queue_delay_us):
         return "rebatch"
     added = desired.instances - now.instances
@@ -94,8 +94,8 @@ def _actuator(now: ModelState, desired: ModelState) -> str | None:
     return "remove_one" if added < 0 else "add_one" if added == 1 else "add_many"
 
 
-def _is_safe(actuator: str, model: ModelConfig) -> bool:
-    return model.profile.levers.get(actuator, not model.require_probed_operations)
+def _is_safe(operation: str, model: ModelConfig) -> bool:
+    return model.profile.operations.get(operation, not model.require_probed_operations)
 
 
 def within_memory(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:
@@ -161,7 +161,7 @@ def not_in_backoff(target: Target, snapshot: Snapshot, _: ThemisConfig) -> Guard
         server, model = (*actuator.split("/", 1), "")[:2]
         if actuator in target.launch or actuator in target.retire or model in target.servers.get(server, {}):
             clamps.append(
-                Clamp(ClampKind.BACKOFF, f"{actuator} failed and is left alone for {max(0.0, until_s - snapshot.at_s):.0f} s more")
+                Clamp(ClampKind.BACKOFF, f"{actuator} is in back-off after a failure for {max(0.0, until_s - snapshot.at_s):.0f} s more")
             )
     return target, tuple(clamps)
 

@@ -15,9 +15,9 @@ _READ_INTERVAL_S = 0.2
 class ScaleFile:
     """The service-time factor of one model, from a file that may change at any time.
 
-    The file holds a JSON object of model names and factors, `{"video-detector": 1.4}`; the name `*` stands for every other model.
-    No file, or no entry, is a factor of 1. It is looked at five times a second at most. Write it elsewhere and move it into place:
-    a content that is not understood is reported through `warn`, once, and the last factor stays.
+    The file contains a JSON object of model names and factors, `{"video-detector": 1.4}`; the name `*` stands for every other model.
+    Without the file or an entry the factor is 1. It is read at most five times a second. Replace it atomically, by a rename:
+    invalid content is reported once through `warn`, and the last factor remains.
     """
 
     def __init__(self, path: Path, model: str, warn: Callable[[str], None]) -> None:
@@ -47,7 +47,7 @@ class ScaleFile:
         try:
             self._factor = _factor(json.loads(text), self._model)
         except (ValueError, TypeError, AttributeError) as error:
-            self._warn(f"{self._path}: expected a JSON object of model names and factors above 0, found {text[:80]!r} ({error})")
+            self._warn(f"{self._path}: {text[:80]!r} is invalid: expected a JSON object of model names and factors above 0 ({error})")
 
 
 def _factor(content: dict[str, float], model: str) -> float:

@@ -1,8 +1,8 @@
 """An emulated device: a table in shared memory with the number of busy instances on a device slot.
 
-Each instance is a process of its own (the Python backend's stub). It takes a seat in a small file that all instances of the slot map,
-and marks the seat while it serves. A seat carries its process's pid and start time, so that a process which died while busy,
-even one whose pid was given away again, stops counting.
+Each instance is a separate process (the Python backend's stub). It takes a seat in a small file that all instances of the slot map,
+and marks the seat while it is busy. A seat contains its process's pid and start time, so that a process that died while busy
+is not counted, even if its pid was reused.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class DeviceSeat:
 
     Args:
         slot: the device slot's name; instances that give the same name in the same directory contend.
-        directory: where the table lies, on a file system in memory.
+        directory: the folder of the table, on a file system in memory.
 
     Raises:
         RuntimeError: every seat is taken by a live process.

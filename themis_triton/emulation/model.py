@@ -19,13 +19,12 @@ from themis_triton.emulation.service import Service, noise_factors
 AROUND_S = 0.0005
 """The time of a batch outside `execute`, from Triton's start timestamp to its end timestamp.
 
-Measured on a server processor: 0.1 to 0.2 ms until `execute`, 0.3 ms until the answer has left. What `execute` itself does counts as it
-comes.
+Measured on a server processor: 0.1 to 0.2 ms until `execute`, 0.3 ms after it. The time inside `execute` is measured separately.
 """
 
 
 class TritonPythonModel:
-    """Answers `OUTPUT = INPUT·2 + offset` after the service time that the model's surface gives for the batch and the contention."""
+    """Responds `OUTPUT = INPUT·2 + offset` after the surface's service time for the batch size and the contention."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Take a seat at the emulated device after `init_s` seconds; fails like a device without memory if the controls say so."""
@@ -34,7 +33,7 @@ class TritonPythonModel:
         time.sleep(parameters.init_s)
         fail_path = parameters.fail_init_path(os.environ)
         if fail_path is not None and init_must_fail(fail_path, model):
-            raise pb_utils.TritonModelException(f"out of memory: {model} could not be placed on {slot_name()} (asked for by {fail_path})")
+            raise pb_utils.TritonModelException(f"out of memory: {model} could not be placed on {slot_name()} (requested by {fail_path})")
         self._offset = np.float32(parameters.offset)
         self._seat = DeviceSeat(slot_name(), table_directory())
         noise = noise_factors(parameters.noise_cv, args["model_instance_name"])
@@ -53,7 +52,7 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor("OUTPUT", output)])
 
     def finalize(self) -> None:
-        """Leave the device."""
+        """Release the seat."""
         self._seat.close()
 
 

@@ -23,12 +23,12 @@ class Parameters:
         beta_ms: β, ms for each request of a batch.
         gamma_ms: γ, ms for each busy instance.
         zeta_ms: ζ, ms for each batch.
-        init_s: how long an instance takes to initialise.
-        offset: the model answers `OUTPUT = INPUT·2 + offset`.
+        init_s: initialisation time of an instance, in s.
+        offset: the model responds `OUTPUT = INPUT·2 + offset`.
         noise_cv: coefficient of variation of a lognormal factor of mean 1 on each batch's service time.
         service_scale: constant factor on the service time.
-        scale_file: see `ScaleFile`; the environment's `THEMIS_EMULATED_SCALE_FILE` when the configuration names none.
-        fail_init_file: see `init_must_fail`; the environment's `THEMIS_EMULATED_FAIL_INIT_FILE` when the configuration names none.
+        scale_file: see `ScaleFile`; default: the environment's `THEMIS_EMULATED_SCALE_FILE`.
+        fail_init_file: see `init_must_fail`; default: the environment's `THEMIS_EMULATED_FAIL_INIT_FILE`.
     """
 
     alpha_ms: float
@@ -65,17 +65,19 @@ def _path(parameter: str, variable: str | None) -> Path | None:
 def read_parameters(model: str, config: Mapping[str, Any]) -> Parameters:
     """The parameters in a model configuration (Triton's JSON form).
 
-    Keys in capitals belong to the Python backend and are left to it.
+    Keys in capitals belong to the Python backend and are ignored.
 
     Raises:
-        ValueError: a key is missing, unknown or out of range; the message names model, key, found and allowed.
+        ValueError: a key is missing, unknown or out of range; the message names model, key, value and expected values.
     """
     given = {key: str(value.get("string_value", "")) for key, value in config.get("parameters", {}).items() if not key.isupper()}
     known = [field.name for field in fields(Parameters)]
     if unknown := sorted(set(given) - set(known)):
-        raise ValueError(f"{model}/config.pbtxt: unknown parameter {', '.join(unknown)}; known are {', '.join(known)}")
+        raise ValueError(
+            f"{model}/config.pbtxt: unknown parameter {', '.join(unknown)}: expected {', '.join(known)}. Fix: correct the name"
+        )
     if missing := [key for key in _REQUIRED if key not in given]:
-        raise ValueError(f"{model}/config.pbtxt: parameter {', '.join(missing)} is missing; an emulated model needs {', '.join(_REQUIRED)}")
+        raise ValueError(f"{model}/config.pbtxt: parameter {', '.join(missing)} is missing: expected {', '.join(_REQUIRED)}. Fix: add it")
     values: dict[str, Any] = {key: text if key.endswith("_file") else _number(model, key, text) for key, text in given.items()}
     return _checked(model, Parameters(**values))
 
@@ -86,9 +88,9 @@ def _number(model: str, key: str, text: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"{model}/config.pbtxt: parameter {key} is {text!r}; a number is needed")
+        raise ValueError(f"{model}/config.pbtxt: parameter {key}: {text!r} is invalid: expected a number. Fix: correct it")
     if value < 0 and key != "offset":
-        raise ValueError(f"{model}/config.pbtxt: parameter {key} is {text}; it must be 0 or more")
+        raise ValueError(f"{model}/config.pbtxt: parameter {key}: {text} is invalid: expected at least 0. Fix: correct it")
     return value
 
 
@@ -96,7 +98,7 @@ def _checked(model: str, parameters: Parameters) -> Parameters:
     shortest_ms = parameters.surface.service_ms(1, 1)
     if shortest_ms <= 0:
         raise ValueError(
-            f"{model}/config.pbtxt: the service time of one request is {shortest_ms} ms; "
-            "service_scale and one of alpha_ms, beta_ms, gamma_ms, zeta_ms must be above 0"
+            f"{model}/config.pbtxt: the service time of one request is {shortest_ms} ms: expected more than 0. "
+            "Fix: raise service_scale, or one of alpha_ms, beta_ms, gamma_ms, zeta_ms"
         )
     return parameters

@@ -1,4 +1,4 @@
-"""The emulated service: progress through a batch at the speed of the device's current contention."""
+"""The emulated service: a batch progresses at the speed of the device's current contention."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _CARRY_SHARE = 0.2
 
 
 class Service:
-    """Serves one batch after the other on a seat, sleeping; the mean service time is the surface's.
+    """Serves batches on a seat by sleeping, so that the mean service time equals the surface's.
 
-    The wait is cut into slices of 10 ms, or a sixteenth of the service time where that is longer: a wake-up costs 0.1 ms of a core.
-    In each slice the batch progresses by `slice / l(b, k)` with the k counted at its start, and the last slice ends when the batch does.
-    A wake-up that comes late is taken off the next batch (at most a fifth of it), so lateness does not add up in the mean.
+    The sleep is divided into slices of 10 ms, or a sixteenth of the service time if that is longer: a wake-up costs 0.1 ms of a core.
+    In each slice the batch progresses by `slice / l(b, k)` with the k counted at its start, and the last slice ends with the batch.
+    The lateness of a wake-up is subtracted from the next batch (at most a fifth of it), so that the mean is unbiased.
 
     Args:
         surface: service time in ms over (batch, busy instances).
         seat: this instance's seat at its device.
         scale: factor read at each slice.
-        draw: factor drawn once a batch (noise).
-        around_s: what the caller itself takes for each batch; it is part of the service time, so the wait is shorter by it.
+        draw: factor drawn once per batch (noise).
+        around_s: the caller's own time per batch; it is part of the service time, so the sleep is shorter by it.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Service:
 
 
 def noise_factors(cv: float, instance: str) -> Callable[[], float]:
-    """Lognormal factors of mean 1 and the given coefficient of variation; every instance start gets the same sequence."""
+    """Lognormal factors of mean 1 and the given coefficient of variation; the sequence is the same for every instance."""
     if cv == 0:
         return lambda: 1.0
     sigma = math.sqrt(math.log1p(cv**2))

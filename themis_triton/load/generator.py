@@ -41,7 +41,7 @@ def ignore_start(_duration_s: int, _requests: int) -> None:
 
 
 def ignore_second(_stats: SecondStats) -> None:
-    """The default: ignore live figures."""
+    """The default: ignore live statistics."""
 
 
 async def run_load(
@@ -53,7 +53,7 @@ async def run_load(
     """The results of a run that sends all pipelines' requests concurrently.
 
     `on_start(duration_s, requests)` is called when the clock starts, `on_second` once a second for each pipeline. Setting `stop`
-    ends the sending; requests on the way get `STOP_DRAIN_S` more. Raises SettingsError and ServerError before the first request.
+    ends the sending; requests in flight get `STOP_DRAIN_S` more. Raises SettingsError and ServerError before the first request.
     """
     _check_options(options)
     schedules, duration_s = _schedules(options)
@@ -125,7 +125,7 @@ class PipelineRun:
         await asyncio.sleep(max(0.0, start_s + duration_s - self._loop.time()))
 
     def second(self, at_s: float) -> SecondStats:
-        """Figures since the last call."""
+        """Statistics since the last call."""
         ended, self._ended = np.array(self._ended, dtype=np.int64), []
         answered = self._latency_ms[ended[self._error[ended] == OK]]
         late = int(np.count_nonzero(answered > self._pipeline.slo_ms))
@@ -164,7 +164,7 @@ class PipelineRun:
     async def _walk(self, row: int, intended_at_s: float) -> None:
         self._lateness_ms[row] = max(0.0, self._loop.time() - intended_at_s) * 1000.0
         self._in_flight += 1
-        code, message = UNFINISHED, "no answer when the load ended"
+        code, message = UNFINISHED, "no response when the load ended"
         try:
             code, message = await self._walk_stages(self._chains[row % len(self._chains)], intended_at_s + self._timeout_s)
         except grpc.aio.AioRpcError as error:

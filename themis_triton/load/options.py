@@ -57,4 +57,4 @@ def from_json(text: str) -> LoadOptions:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "(whole)"
-        raise SettingsError(f"load options: {key}: {first['msg']}; found {first['input']!r}") from error
+        raise SettingsError(f"load options: {key}: {first['input']!r} is invalid: {first['msg']}") from error

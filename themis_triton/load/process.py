@@ -29,7 +29,7 @@ _REPORT = TypeAdapter(LoadReport)
 class LoadProcess:
     """A load run in a child process, as an asynchronous context: it starts on entry and has ended on exit, also after an exception.
 
-    On entry the models have been found and the first request is due now. Iterate `seconds()` to the end, then read `report`.
+    On entry the models are known and the first request is due. Iterate `seconds()` to the end, then read `report`.
     """
 
     def __init__(self, options: LoadOptions) -> None:
@@ -71,7 +71,7 @@ class LoadProcess:
     def report(self) -> LoadReport:
         """The report of the run; available after `seconds()` ended."""
         if self._report is None:
-            raise ServerError("the load has not ended; iterate seconds() to its end first")
+            raise ServerError("the load has not ended. Fix: iterate seconds() to its end first")
         return self._report
 
     @property
@@ -82,7 +82,7 @@ class LoadProcess:
         return self._process.pid
 
     async def seconds(self) -> AsyncIterator[SecondStats]:
-        """Live figures, one value per second and pipeline, until the run ends."""
+        """Live statistics, one value per second and pipeline, until the run ends."""
         while True:
             line = await self._line("second", "report")
             if line["kind"] == "report":
@@ -107,7 +107,7 @@ class LoadProcess:
                 process.kill()
                 await process.wait()
             finally:
-                # A second cancellation must not leave the child behind.
+                # A second cancellation must not leave the child running.
                 if process.returncode is None:
                     process.kill()
         if self._stderr is not None:
@@ -124,7 +124,7 @@ class LoadProcess:
         if line["kind"] == "error":
             raise (SettingsError if line["exit_code"] == SettingsError.exit_code else ServerError)(str(line["message"]))
         if line["kind"] not in kinds:
-            raise ServerError(f"the load process sent '{line['kind']}' where {' or '.join(kinds)} was due")
+            raise ServerError(f"the load process sent '{line['kind']}' instead of {' or '.join(kinds)}")
         return line
 
     def _last_words(self) -> str:

@@ -180,4 +180,4 @@ def _difference(expected: bytes, raw: bytes) -> str | None:
     got, right = np.frombuffer(raw, "<f4"), np.frombuffer(expected, "<f4")
     if np.allclose(got, right, rtol=1e-6, atol=1e-6):
         return None
-    return f"found {got[:4].tolist()}, expected {right[:4].tolist()}"
+    return f"{got[:4].tolist()}, expected {right[:4].tolist()}"

@@ -41,8 +41,8 @@ ERROR_NAMES = {
 class LoadResult:
     """Every request of one pipeline, in the order of the intended send times; arrays of one length.
 
-    `intended_s`: seconds from the load's start. `latency_ms`: from the intended send time to the last stage's answer, or to the
-    failure. `error`: 0, or a key of `ERROR_NAMES`. `lateness_ms`: how long after its intended time a request was really sent.
+    `intended_s`: seconds from the load's start. `latency_ms`: from the intended send time to the last stage's response, or to the
+    failure. `error`: 0, or a key of `ERROR_NAMES`. `lateness_ms`: delay of the real send time after the intended one.
     """
 
     pipeline: str
@@ -55,7 +55,7 @@ class LoadResult:
 
     @property
     def ok(self) -> NDArray[np.bool_]:
-        """Which requests got a right response."""
+        """Which requests got a correct response."""
         answered: NDArray[np.bool_] = self.error == OK
         return answered
 

@@ -48,7 +48,7 @@ def _bursty_noise(rng: np.random.Generator, seconds: int, sigma: float) -> Float
 
 
 def _surge(x: FloatArray, _duration_s: float) -> FloatArray:
-    """Quiet, ×5 within a sixth of the time, held for three tenths, back, and a quiet tail of three tenths."""
+    """A base rate, a rise to ×5 within a sixth of the time, a plateau of three tenths, and the base rate for three tenths."""
     return np.interp(x, [0.0, 0.1, 0.26, 0.55, 0.66, 1.0], [_BASE_RPS, _BASE_RPS, 152.0, 152.0, _BASE_RPS, _BASE_RPS])
 
 
@@ -74,8 +74,8 @@ def _steady(x: FloatArray, _duration_s: float) -> FloatArray:
 
 
 SHAPES: dict[str, Shape] = {
-    "surge": Shape(_surge, 120, 0.04, "30 requests/s, a surge to about 150 within 20 s, held for 35 s, then a quiet tail"),
-    "diurnal": Shape(_diurnal, 600, 0.06, "one day pressed into 10 minutes, between 25 and 125 requests/s"),
+    "surge": Shape(_surge, 120, 0.04, "30 requests/s, a surge to about 150 within 20 s, a plateau of 35 s, then 30 again"),
+    "diurnal": Shape(_diurnal, 600, 0.06, "one day compressed into 10 minutes, between 25 and 125 requests/s"),
     "flash": Shape(_flash, 180, 0.05, "30 requests/s and a flash crowd of 150 from one second to the next"),
     "steady": Shape(_steady, 60, 0.0, "60 requests/s"),
 }

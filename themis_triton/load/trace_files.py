@@ -27,23 +27,21 @@ _SUFFIXES = (".csv", ".npz", ".npy")
 
 
 def read_trace_file(path: Path) -> tuple[FloatArray, FloatArray | None]:
-    """Rates in requests/s, one per second, and the arrival times in seconds from the first one where the file has them.
+    """Rates in requests/s, one per second, and the arrival times in seconds from the first one if the file has them.
 
     CSV with a header: a column named like `rps` holds rates, one like `timestamp` holds arrivals (ISO 8601 or seconds).
-    CSV without a header: one column; ISO 8601 values are arrivals, numbers are rates, unless they only ever rise: then they may as well
-    be arrivals, and the file must say which. Raises SettingsError otherwise.
+    CSV without a header: one column; ISO 8601 values are arrivals, numbers are rates. Strictly rising numbers are ambiguous and need a
+    header. Raises SettingsError for any other file.
     """
     if path.suffix.lower() not in _SUFFIXES:
-        raise SettingsError(
-            f"{path}: found a trace file of type '{path.suffix}'; allowed are {', '.join(_SUFFIXES)}: convert it to one of them"
-        )
+        raise SettingsError(f"{path}: the file type '{path.suffix}' is invalid: expected {', '.join(_SUFFIXES)}. Fix: convert the trace")
     try:
         if path.suffix.lower() == ".csv":
             return _read_csv(path)
         return checked_rates(_read_array(path), str(path)), None
     except OSError as error:
         raise SettingsError(
-            f"{path}: cannot read the trace file ({error.strerror or error}); check the path and its permissions"
+            f"{path}: cannot read the trace file ({error.strerror or error}). Fix: check the path and its permissions"
         ) from error
 
 
@@ -51,14 +49,18 @@ def checked_rates(values: NDArray[np.generic], source: str) -> FloatArray:
     """`values` as rates: one-dimensional, finite, at least 0, not empty. `source` starts the error's message."""
     if values.ndim != 1 or not np.issubdtype(values.dtype, np.number):
         raise SettingsError(
-            f"{source}: found an array of shape {values.shape} and type {values.dtype}; a trace is one row of rates, one per second"
+            f"{source}: an array of shape {values.shape} and type {values.dtype} is invalid: expected one dimension of numbers. "
+            "Fix: store one rate per second, in requests/s"
         )
     rates = values.astype(np.float64)
     if rates.size == 0:
-        raise SettingsError(f"{source}: the trace is empty; it needs at least one rate, in requests/s, one per second")
-    wrong = np.flatnonzero(~np.isfinite(rates) | (rates < 0.0))
-    if wrong.size:
-        raise SettingsError(f"{source}: second {wrong[0]} has the rate {rates[wrong[0]]}; allowed are finite numbers of at least 0")
+        raise SettingsError(f"{source}: the trace is empty: expected at least one rate. Fix: store one rate per second, in requests/s")
+    invalid = np.flatnonzero(~np.isfinite(rates) | (rates < 0.0))
+    if invalid.size:
+        second = invalid[0]
+        raise SettingsError(
+            f"{source}: the rate {rates[second]} of second {second} is invalid: expected a finite number ≥ 0. Fix: correct it"
+        )
     return rates
 
 
@@ -68,7 +70,7 @@ def _read_array(path: Path) -> NDArray[np.generic]:
             loaded = np.load(file, allow_pickle=False)
             return _pick_array(loaded, path) if isinstance(loaded, np.lib.npyio.NpzFile) else np.asarray(loaded)
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise SettingsError(f"{path}: not a NumPy file ({error}); write it with numpy.savez(FILE, rps=RATES) or numpy.save") from error
+        raise SettingsError(f"{path}: not a NumPy file ({error}). Fix: write it with numpy.savez(FILE, rps=RATES)") from error
 
 
 def _pick_array(archive: np.lib.npyio.NpzFile, path: Path) -> NDArray[np.generic]:
@@ -77,7 +79,7 @@ def _pick_array(archive: np.lib.npyio.NpzFile, path: Path) -> NDArray[np.generic
         return np.asarray(archive["rps"])
     if len(names) == 1:
         return np.asarray(archive[names[0]])
-    raise SettingsError(f"{path}: found the arrays {', '.join(names) or '(none)'}; name the one with the rates 'rps'")
+    raise SettingsError(f"{path}: the arrays {', '.join(names) or '(none)'} are invalid: expected an array rps. Fix: name the rates rps")
 
 
 def _read_csv(path: Path) -> tuple[FloatArray, FloatArray | None]:
@@ -85,9 +87,9 @@ def _read_csv(path: Path) -> tuple[FloatArray, FloatArray | None]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise SettingsError(f"{path}: not a CSV file in UTF-8 ({error})") from error
+        raise SettingsError(f"{path}: not a CSV file in UTF-8 ({error}). Fix: convert it") from error
     if not rows:
-        raise SettingsError(f"{path}: the trace file is empty; it needs one rate or one time stamp a line")
+        raise SettingsError(f"{path}: the trace file is empty: expected one rate or one time stamp per line. Fix: give a trace")
     header = [cell.strip().lower() for cell in rows[0]]
     first = rows[0][0].strip()
     if _is_number(first) or _is_iso(first):
@@ -97,7 +99,7 @@ def _read_csv(path: Path) -> tuple[FloatArray, FloatArray | None]:
 
 def _with_header(header: Sequence[str], rows: list[list[str]], path: Path) -> tuple[FloatArray, FloatArray | None]:
     if not rows:
-        raise SettingsError(f"{path}: the trace file has a header and nothing below it")
+        raise SettingsError(f"{path}: the trace file has a header and no rows. Fix: add one rate or one time stamp per line")
     rate = next((header.index(name) for name in RATE_COLUMNS if name in header), None)
     time = next((header.index(name) for name in TIME_COLUMNS if name in header), None)
     if rate is not None:
@@ -107,20 +109,20 @@ def _with_header(header: Sequence[str], rows: list[list[str]], path: Path) -> tu
         return _from_times(_times(rows, time, path, first_line=2), path)
     if len(header) == 1:
         return checked_rates(_numbers(rows, 0, path, first_line=2), str(path)), None
-    allowed = f"{', '.join(RATE_COLUMNS)} (rates) or {', '.join(TIME_COLUMNS)} (arrivals)"
-    raise SettingsError(f"{path}: found the columns {', '.join(header)}; a trace needs one of {allowed}")
+    expected = f"{', '.join(RATE_COLUMNS)} (rates) or {', '.join(TIME_COLUMNS)} (arrivals)"
+    raise SettingsError(f"{path}: the columns {', '.join(header)} are invalid: expected one of {expected}. Fix: name the column")
 
 
 def _without_header(rows: list[list[str]], path: Path) -> tuple[FloatArray, FloatArray | None]:
     if len(rows[0]) > 1:
-        raise SettingsError(f"{path}: line 1 has {len(rows[0])} columns and no header; name the columns, for example 'time,rps'")
+        raise SettingsError(f"{path}: line 1 has {len(rows[0])} columns and no header. Fix: name the columns, for example 'time,rps'")
     if not _is_number(rows[0][0]):
         return _from_times(_times(rows, 0, path, first_line=1), path)
     rates = checked_rates(_numbers(rows, 0, path, first_line=1), str(path))
     if rates.size >= _RISING_LINES and np.all(np.diff(rates) > 0.0):
         raise SettingsError(
-            f"{path}: found {rates.size} numbers that only ever rise, and no header: rates, one per second, or arrivals in seconds? "
-            "Write 'rps' or 'timestamp' as the first line"
+            f"{path}: {rates.size} strictly rising numbers without a header are ambiguous: rates, or arrivals in seconds. "
+            "Fix: write 'rps' or 'timestamp' as the first line"
         )
     return rates, None
 
@@ -129,10 +131,10 @@ def _check_steps(rows: list[list[str]], time: int | None, path: Path) -> None:
     if time is None:
         return
     times = _times(rows, time, path, first_line=2)
-    wrong = np.flatnonzero(np.abs(np.diff(times) - 1.0) > 1e-3)
-    if wrong.size:
+    gaps = np.flatnonzero(np.abs(np.diff(times) - 1.0) > 1e-3)
+    if gaps.size:
         raise SettingsError(
-            f"{path}: lines {wrong[0] + 2} and {wrong[0] + 3} are not one second apart; a trace of rates has one line a second"
+            f"{path}: lines {gaps[0] + 2} and {gaps[0] + 3} are not one second apart. Fix: give one line of rates per second"
         )
 
 
@@ -140,8 +142,8 @@ def _from_times(times: FloatArray, path: Path) -> tuple[FloatArray, FloatArray]:
     arrivals = np.sort(times) - times.min()
     if arrivals[-1] >= MAX_TRACE_S or times.max() >= LATEST_S:
         raise SettingsError(
-            f"{path}: the time stamps go from {times.min():.15g} to {times.max():.15g}; numbers are seconds, and allowed is a span of less "
-            f"than {MAX_TRACE_S:,} s: divide milliseconds by 1000, or take a part of the file"
+            f"{path}: the time stamps {times.min():.15g} to {times.max():.15g} are invalid: expected seconds over less "
+            f"than {MAX_TRACE_S:,} s. Fix: divide milliseconds by 1000, or use a part of the file"
         )
     return np.bincount(arrivals.astype(np.int64)).astype(np.float64), arrivals
 
@@ -155,7 +157,7 @@ def _number(row: list[str], column: int, path: Path, line: int) -> float:
     try:
         return float(cell)
     except ValueError as error:
-        raise SettingsError(f"{path}: line {line}: found '{cell}'; a rate is a number in requests/s") from error
+        raise SettingsError(f"{path}: line {line}: '{cell}' is invalid: expected a rate in requests/s. Fix: correct it") from error
 
 
 def _times(rows: list[list[str]], column: int, path: Path, first_line: int) -> FloatArray:
@@ -169,9 +171,9 @@ def _time(row: list[str], column: int, path: Path, line: int) -> float:
     try:
         seconds = float(cell) if _is_number(cell) else _iso_seconds(cell)
     except ValueError as error:
-        raise SettingsError(f"{path}: line {line}: found '{cell}'; a time stamp is ISO 8601 or a number of seconds") from error
+        raise SettingsError(f"{path}: line {line}: '{cell}' is invalid: expected ISO 8601 or seconds. Fix: correct it") from error
     if not np.isfinite(seconds):
-        raise SettingsError(f"{path}: line {line}: found '{cell}'; a time stamp is finite")
+        raise SettingsError(f"{path}: line {line}: '{cell}' is invalid: expected a finite time stamp. Fix: correct it")
     return seconds
 
 

@@ -33,7 +33,7 @@ class Trace:
 class TraceOptions:
     """A trace, and the part of it to use.
 
-    `source` is a shape's name, `twitter-paper` (`-video`, `-sentiment`, `-nlp`), likewise `twitter@SECOND` for another window of the
+    `source` is a shape's name, `twitter-paper` (`-video`, `-sentiment`, `-nlp`), `twitter@SECOND` for another window of the
     same stream, or a file. `from_s` and `to_s` cut, `scale` multiplies. `duration_s` stretches a shipped shape and cuts any other trace.
     `rate_rps` instead of a source is a constant rate.
     """
@@ -47,7 +47,7 @@ class TraceOptions:
 
 
 def load_trace(options: TraceOptions, seed: int = 0) -> Trace:
-    """The trace of the options. Raises SettingsError if it cannot be read or holds no request."""
+    """The trace of the options. Raises SettingsError if it cannot be read or has no request."""
     _check_options(options)
     trace = _source(options, seed)
     end_s = trace.duration_s if options.to_s is None else min(options.to_s, trace.duration_s)
@@ -66,7 +66,7 @@ def load_trace(options: TraceOptions, seed: int = 0) -> Trace:
 def arrivals(trace: Trace, seed: int | tuple[int, ...], scale: float = 1.0) -> FloatArray:
     """Intended send times in seconds from the start, ascending: Poisson within each second, the same for the same seed.
 
-    A trace that knows its arrivals gives just these; `scale` then thins or multiplies them at random.
+    If the trace has arrival times, these are used, and `scale` thins or multiplies them at random.
     """
     _check_size(trace, scale)
     if trace.times_s is not None:
@@ -128,7 +128,7 @@ def _scaled(trace: Trace, seed: int, scale: float) -> Trace:
 
 
 def _scaled_times(times: FloatArray, duration_s: int, seed: int | tuple[int, ...], scale: float) -> FloatArray:
-    """Each arrival `scale` times on average; copies lie within half a second of it, inside the trace."""
+    """The arrivals, each `scale` times on average; copies are within half a second of it and inside the trace."""
     if scale == 1.0:
         return times
     rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""The Twitter stream of the evaluation: its slice, and any other window of it, scaled to a pipeline as the evaluation does."""
+"""The Twitter stream of the paper's evaluation: its window, and any other window, scaled to a pipeline as in the evaluation."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ WINDOW = "twitter@"
 WINDOW_S = 660
 
 PAPER_SLICE_S = 15 * 86400 + 84 * 60 + 450
-"""First second of the evaluation's own slice."""
+"""First second of the evaluation's window."""
 DIVISORS = {"video": 1.5, "sentiment": 1.7 * 1.5, "nlp": 2.3 * 1.5}
-"""What the evaluation divides the stream's rates by, for each of its pipelines."""
+"""The divisor of the stream's rates for each pipeline of the evaluation."""
 
 
 def is_twitter(source: str) -> bool:
-    """Whether a trace of that name is made here: `twitter-paper` or `twitter@SECOND`, and `-video`, `-sentiment` or `-nlp` or nothing."""
+    """Whether the name is `twitter-paper` or `twitter@SECOND`, optionally with `-video`, `-sentiment` or `-nlp`."""
     return source == PAPER_TRACE or source.startswith((f"{PAPER_TRACE}-", WINDOW))
 
 
 def twitter_for(source: str, pipeline: str) -> str:
-    """The trace of that name for one of the evaluation's pipelines, unless the name says which; any other name as it is."""
+    """The name with the pipeline's suffix, if it is a Twitter trace without one; any other name unchanged."""
     named = any(source.endswith(f"-{known}") for known in DIVISORS)
     return f"{source}-{pipeline}" if is_twitter(source) and not named and pipeline in DIVISORS else source
 
 
 def twitter_rates(name: str) -> tuple[str, FloatArray]:
-    """The full name, and 660 s of arrivals a second over the pipeline's divisor (video's by default), rounded, at least 1."""
+    """The full name, and 660 rates: arrivals per second divided by the pipeline's divisor (default: video), rounded, at least 1."""
     start_s, pipeline = _parsed(name)
     if pipeline not in DIVISORS:
         allowed = ", ".join(f"{PAPER_TRACE}-{known}" for known in DIVISORS)
@@ -49,14 +49,14 @@ def twitter_rates(name: str) -> tuple[str, FloatArray]:
         )
     rates = read_trace_file(Path(folder) / PAPER_TRACE_FILE)[0]
     if rates.size < start_s + WINDOW_S:
-        needs = f"the {WINDOW_S} s of {name} end at second {start_s + WINDOW_S}"
-        raise SettingsError(f"{Path(folder) / PAPER_TRACE_FILE}: found {rates.size} s; {needs}")
+        end = f"the {WINDOW_S} s of {name} end at second {start_s + WINDOW_S}"
+        raise SettingsError(f"{Path(folder) / PAPER_TRACE_FILE}: the stream has {rates.size} s, but {end}. Fix: choose an earlier second")
     full_name = twitter_for(name, pipeline)
     return full_name, np.maximum(1.0, np.round(rates[start_s : start_s + WINDOW_S] / DIVISORS[pipeline]))
 
 
 def _parsed(name: str) -> tuple[int, str]:
-    """First second and pipeline."""
+    """The first second and the pipeline of a name."""
     if not name.startswith(WINDOW):
         return PAPER_SLICE_S, name.removeprefix(PAPER_TRACE).removeprefix("-") or "video"
     second, _, pipeline = name.removeprefix(WINDOW).partition("-")

@@ -1,1 +1,1 @@
-"""What a model costs and which levers are safe, measured on a real Triton."""
+"""Measures a model's service times, memory and start times, and which operations are safe, on a real Triton."""

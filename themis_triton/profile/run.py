@@ -73,7 +73,7 @@ async def profile_model(bench: Bench, options: ProfileOptions, tell: Callable[[S
     except ServerError as error:
         raise ServerError(f"{_ended(bench) or error}; {kept(options.out)}") from error
     profile = await asyncio.to_thread(finished, progress, options.plan, bench.tracer is not None)
-    profile = profile.model_copy(update={"levers": levers_kept(before, profile)})
+    profile = profile.model_copy(update={"operations": retained_operations(before, profile)})
     await asyncio.to_thread(write_profile, options.out, profile)
     return profile
 
@@ -143,12 +143,12 @@ def finished(progress: Progress, plan: GridPlan, traced: bool) -> ProfileSetting
     )
 
 
-def levers_kept(before: ProfileSettings | None, profile: ProfileSettings) -> OperationsSettings | None:
+def retained_operations(before: ProfileSettings | None, profile: ProfileSettings) -> OperationsSettings | None:
     """The operations of the replaced profile, if it has the same model, server and device."""
     if before is None or before.measured is None or profile.measured is None:
         return None
     same = before.measured.triton_version == profile.measured.triton_version and before.measured.origin == profile.measured.origin
-    return before.levers if same else None
+    return before.operations if same else None
 
 
 def memory_line(memory_bytes: dict[int, int]) -> tuple[int, int]:

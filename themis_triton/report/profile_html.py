@@ -43,7 +43,8 @@ def _section(model: str, profile: ProfileSettings) -> str:
     if profile.measured is None:
         raise ValueError("the profile has no measurements")
     image = f'<img alt="surface, throughput and residuals of {html.escape(model)}" src="data:image/png;base64,{encoded}">'
-    return f"<h2>{html.escape(model)}</h2>{_facts(profile, profile.measured)}{image}{_points(profile.measured)}{_levers(profile.levers)}"
+    parts = (_facts(profile, profile.measured), image, _points(profile.measured), _operations(profile.operations))
+    return f"<h2>{html.escape(model)}</h2>{''.join(parts)}"
 
 
 def _facts(profile: ProfileSettings, measured: MeasuredSettings) -> str:
@@ -101,20 +102,20 @@ def _points(measured: MeasuredSettings) -> str:
     return _table(head, rows)
 
 
-def _levers(levers: OperationsSettings | None) -> str:
-    if levers is None:
+def _operations(operations: OperationsSettings | None) -> str:
+    if operations is None:
         return "<p>Operations were not probed.</p>"
     rows = [
         (
             name,
-            "refused" if lever.refused is not None else "in place" if lever.in_place else "reload",
-            f"{lever.duration_s:.2f} s",
-            f"{lever.errors} of {lever.requests}",
-            f"{lever.latency_added_ms:.0f} ms",
-            lever.memory_peak.human_readable(),
+            "refused" if operation.refused is not None else "in place" if operation.in_place else "reload",
+            f"{operation.duration_s:.2f} s",
+            f"{operation.errors} of {operation.requests}",
+            f"{operation.latency_added_ms:.0f} ms",
+            operation.memory_peak.human_readable(),
         )
-        for name, lever in levers
-        if lever is not None
+        for name, operation in operations
+        if operation is not None
     ]
     return _table(("operation", "method", "duration", "errors", "added latency", "peak memory"), rows)
 

@@ -106,8 +106,8 @@ class ProfileSettings(Section):
     measured: MeasuredSettings | None = Field(
         default=None, description="written by `themis profile`: samples, fits and the conditions of the measurement"
     )
-    levers: OperationsSettings | None = Field(
-        default=None, description="written by `themis probe`: costs of changes and whether they are safe"
+    operations: OperationsSettings | None = Field(
+        default=None, description="written by `themis probe`: cost of each operation, and whether it is safe"
     )
 
     @model_validator(mode="after")
@@ -157,7 +157,7 @@ class ProfileSettings(Section):
             self.server_launch_s,
             int(self.instance_memory),
             None if self.measured is None else self.measured.origin,
-            {} if self.levers is None else self.levers.proven,
+            {} if self.operations is None else self.operations.proven,
             self.mean_table(),
         )
 
