@@ -208,7 +208,7 @@ def test_the_first_replicas_are_those_of_the_horizontal_plan() -> None:
 
 
 def test_more_first_servers_than_places_are_refused() -> None:
-    with pytest.raises(SettingsError, match="policy horizontal starts with 9 servers, and there are places for 8"):
+    with pytest.raises(SettingsError, match="policy horizontal starts with 9 servers, but places exist for 8"):
         simulate(settings(), {"video": SURGE}, 40, SimOptions(servers=replicas(5, 4), slots=8))
 
 

@@ -1,4 +1,4 @@
-"""The virtual cluster: servers by name in the simulation's places, and what operations on them take in virtual time."""
+"""The virtual cluster: servers by name in the simulation's places, and the virtual duration of operations on them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROCESS_S = 0.05
 
 @dataclass(slots=True)
 class SimServer:
-    """A process in the cluster: its place in the simulation and what it holds."""
+    """A process in the cluster: its place in the simulation and its models."""
 
     name: str
     place: int
@@ -34,7 +34,7 @@ class SimServer:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What existed from `at_s` until the next entry, and what it cost per second."""
+    """Servers and instances from `at_s` until the next entry, and their cost per second."""
 
     at_s: float
     servers: int
@@ -62,7 +62,7 @@ class Cluster:
         return asyncio.get_running_loop().time()
 
     def sync(self) -> Simulation:
-        """The simulation, moved on to now."""
+        """The simulation, advanced to now."""
         self._simulation.advance(self.now_s())
         return self._simulation
 
@@ -82,21 +82,21 @@ class Cluster:
         return name in self._servers and self._servers[name].alive
 
     def start(self, name: str, place: int, models: dict[str, ModelState]) -> None:
-        """A process exists from now on and costs; it serves nothing until `hold`."""
+        """Start a process; it has a cost from now on, and serves after `hold`."""
         if place not in self._free:
-            raise LaunchFailedError(f"server {name}: its slot is taken by another server; stop that one first")
+            raise LaunchFailedError(f"server {name}: another server uses its slot; stop that one first")
         self._free.remove(place)
         self._servers[name] = SimServer(name, place, dict(models))
-        self._note()
+        self._record_usage()
 
     def hold(self, name: str) -> None:
-        """The server's models are loaded."""
+        """Load the server's models."""
         server, simulation = self.find(name), self.sync()
         for model, state in server.models.items():
             simulation.configure(server.place, self._index[model], state)
 
     async def change(self, name: str, model: str, state: ModelState) -> ModelState:
-        """One load of a model: a reload when batching differs (a central queue needs none), a growth, or instances torn down one by one."""
+        """One load of a model: a reload if batching changes (not with a central queue), a growth, or a shrink one instance at a time."""
         server = self.find(name)
         async with server.locks.setdefault(model, asyncio.Lock()):
             await asyncio.sleep(self._world.control_s)
@@ -117,7 +117,7 @@ class Cluster:
             return self.find(name).models[model]
 
     def _rebatch_queue(self, server: SimServer, model: str, before: ModelState, state: ModelState) -> ModelState:
-        """A central queue forms batches, so that their limit changes at once; a larger one comes with the cores it was planned for."""
+        """A central queue forms batches, so their limit changes at once; a larger one together with the cores that it was planned for."""
         batch = min(before.max_batch, state.max_batch) if state.instances > before.instances else state.max_batch
         now = ModelState(before.instances, batch, state.max_queue_delay_us)
         if now != before:
@@ -129,15 +129,15 @@ class Cluster:
             raise ChangeRefusedError(f"{model} on {name}: an instance failed to initialise (injected)")
 
     async def _shrink(self, server: SimServer, model: str, before: ModelState, state: ModelState) -> None:
-        """An instance takes no more work from the moment at which its teardown begins; cores go all at once."""
+        """An instance takes no more work once its teardown begins; cores are removed all at once."""
         profile = self.config.models[model].profile
-        each_s = profile.instance_stop_s if self._world.shrink_s is None else self._world.shrink_s
+        stop_s = profile.instance_stop_s if self._world.shrink_s is None else self._world.shrink_s
         if self._world.sharing is Sharing.CORES:
-            await self._after(each_s, server, model, state)
+            await self._after(stop_s, server, model, state)
             return
         for count in range(before.instances - 1, state.instances - 1, -1):
             self._set(self.find(server.name), model, ModelState(count, state.max_batch, state.max_queue_delay_us))
-            await asyncio.sleep(each_s)
+            await asyncio.sleep(stop_s)
 
     async def _after(self, seconds: float, server: SimServer, model: str, state: ModelState) -> None:
         await asyncio.sleep(seconds)
@@ -146,25 +146,25 @@ class Cluster:
     def _set(self, server: SimServer, model: str, state: ModelState) -> None:
         server.models[model] = state
         self.sync().configure(server.place, self._index[model], state)
-        self._note()
+        self._record_usage()
 
     def grow_s(self, model: str) -> float:
-        """New instances initialise at the same time."""
+        """Duration of a growth: new instances initialise at the same time."""
         return self.config.models[model].profile.instance_init_s if self._world.grow_s is None else self._world.grow_s
 
     def reload_s(self, model: str) -> float:
-        """All instances of the new version initialise, then the versions swap."""
+        """Duration of a reload: all instances of the new version initialise, then the versions swap."""
         return self.grow_s(model) if self._world.reload_s is None else self._world.reload_s
 
     def launch_s(self, models: Iterable[str]) -> float:
-        """From the launch until the models are loaded: the longest of them, its instances included."""
+        """Duration from the launch until the models are loaded: that of the slowest, its instances included."""
         if self._world.cold_start_s is not None:
             return max(0.0, self._world.cold_start_s - PROCESS_S)
         profiles = [self.config.models[model].profile for model in models]
         return max(profile.server_launch_s + profile.instance_init_s for profile in profiles)
 
     def warm_up_s(self, models: dict[str, ModelState]) -> float:
-        """Rounds at batch sizes 1, 2, 4 … on all instances at once; the models at the same time."""
+        """Duration of the warm-up: rounds at batch sizes 1, 2, 4 … on all instances at once, for all models in parallel."""
         if self._world.cold_start_s is not None or self.config.launch is None:
             return 0.0
         rounds = self.config.launch.warmup_requests
@@ -177,7 +177,7 @@ class Cluster:
         return sum(float(service_s[batch - 1, column]) for batch in batches if batch <= state.max_batch)
 
     def write_routes(self, table: RouteTable) -> None:
-        """Requests go by this table from now on."""
+        """Route requests by this table from now on."""
         self._table = table
         self._reroute()
 
@@ -187,32 +187,32 @@ class Cluster:
             simulation.route(index, tuple(self._servers[name].place for name in self.targets(model)))
 
     def targets(self, model: str) -> tuple[str, ...]:
-        """Live servers that the model's requests go to."""
+        """Live servers in the model's routes."""
         return tuple(e.server for e in self._table.models.get(model, ModelRoute()).targets if self.is_alive(e.server))
 
     async def wait_idle(self, name: str, timeout_s: float) -> bool:
-        """Until nothing has been inside for a while; False when the time-out came first."""
-        deadline_s, rests_since_s = self.now_s() + timeout_s, self.now_s()
+        """Wait until the server has been idle for `drain_quiet_s`; False after the time-out."""
+        deadline_s, idle_since_s = self.now_s() + timeout_s, self.now_s()
         while self.now_s() < deadline_s:
             if not self.is_alive(name):
                 return True
             if self.sync().inside(self.find(name).place):
-                rests_since_s = self.now_s()
-            elif self.now_s() - rests_since_s >= self._world.drain_quiet_s:
+                idle_since_s = self.now_s()
+            elif self.now_s() - idle_since_s >= self._world.drain_quiet_s:
                 return True
             await asyncio.sleep(DRAIN_POLL_S)
         return False
 
     def kill(self, name: str) -> None:
-        """The process dies; what it held is retried on others of the routes."""
+        """Kill the process; its requests are retried on others of the routes."""
         server = self.find(name)
         server.alive = False
         self._reroute()
         self.sync().evict(server.place)
-        self._note()
+        self._record_usage()
 
     async def stop(self, name: str) -> None:
-        """End the process; its place is free again."""
+        """End the process and free its place."""
         if self.is_alive(name):
             await asyncio.sleep(self._world.stop_s)
         if self.is_alive(name):
@@ -221,7 +221,7 @@ class Cluster:
         if server is not None:
             self._free.append(server.place)
 
-    def _note(self) -> None:
+    def _record_usage(self) -> None:
         live = [server.models for server in self._servers.values() if server.alive]
         instances = sum(state.instances for models in live for state in models.values())
         self.usage.append(Usage(self.now_s(), len(live), instances, running_price(live, self.config)))

@@ -1,4 +1,4 @@
-"""Who serves what waits, compiled: routing to servers and their queues, and the batchers that take requests out of them."""
+"""Dispatching, compiled: routing of requests to servers and queues, and the batchers that take requests from them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from themis_triton.sim.state import (
 
 @flat_kernel
 def place(e: Engine, request: int, model: int, now_s: float) -> None:
-    """Into a queue, and on into a batch where an instance is free; a request that no server can take fails."""
+    """Put a request into a queue, and into a batch where an instance is free; it fails if no server can take it."""
     server = any_routed(e, model) if e.ints[CENTRAL] else least_loaded(e, model)
     if server == NONE:
         e.routes[model, IN_FLIGHT] -= 1
@@ -31,7 +31,7 @@ def place(e: Engine, request: int, model: int, now_s: float) -> None:
         return
     queue = queue_of(e, server, model)
     e.following[request] = NONE
-    if e.length[queue] == e.aside[queue]:
+    if e.length[queue] == e.deprioritized[queue]:
         e.head[queue] = request
     else:
         e.following[e.tail[queue]] = request
@@ -45,43 +45,43 @@ def place(e: Engine, request: int, model: int, now_s: float) -> None:
 
 
 @inlined
-def first_waiting(e: Engine, queue: int) -> int:
-    """Who is served next of a queue that is not empty."""
-    request: int = e.head[queue] if e.length[queue] > e.aside[queue] else e.aside_head[queue]
+def next_request(e: Engine, queue: int) -> int:
+    """The request that a queue, which is not empty, serves next."""
+    request: int = e.head[queue] if e.length[queue] > e.deprioritized[queue] else e.deprioritized_head[queue]
     return request
 
 
 @inlined
 def oldest_s(e: Engine, queue: int) -> float:
-    """When the longest-waiting request of a non-empty queue entered it: the batcher's delay counts from there."""
-    entered_s: float = e.entered_s[first_waiting(e, queue)]
-    return min(entered_s, e.entered_s[e.aside_head[queue]]) if e.aside[queue] > 0 else entered_s
+    """The time at which the oldest request of a queue, which is not empty, entered it: a batcher's delay counts from there."""
+    entered_s: float = e.entered_s[next_request(e, queue)]
+    return min(entered_s, e.entered_s[e.deprioritized_head[queue]]) if e.deprioritized[queue] > 0 else entered_s
 
 
 @flat_kernel
-def step_aside(e: Engine, queue: int, model: int, now_s: float) -> None:
-    """Who waited longer than the model's patience goes behind all others: to serve it first would make them late as well."""
-    while e.length[queue] > e.aside[queue] and now_s - e.entered_s[e.head[queue]] > e.deprioritize_after_s[model]:
-        late = e.head[queue]
-        e.head[queue] = e.following[late]
-        e.following[late] = NONE
-        if e.aside[queue] == 0:
-            e.aside_head[queue] = late
+def deprioritize_late(e: Engine, queue: int, model: int, now_s: float) -> None:
+    """Move requests that waited longer than `deprioritize_after_s` behind all others: served first, they would delay these too."""
+    while e.length[queue] > e.deprioritized[queue] and now_s - e.entered_s[e.head[queue]] > e.deprioritize_after_s[model]:
+        request = e.head[queue]
+        e.head[queue] = e.following[request]
+        e.following[request] = NONE
+        if e.deprioritized[queue] == 0:
+            e.deprioritized_head[queue] = request
         else:
-            e.following[e.aside_tail[queue]] = late
-        e.aside_tail[queue] = late
-        e.aside[queue] += 1
+            e.following[e.deprioritized_tail[queue]] = request
+        e.deprioritized_tail[queue] = request
+        e.deprioritized[queue] += 1
 
 
 @flat_kernel
 def pop(e: Engine, queue: int) -> int:
-    """Remove the first waiting request from its queue."""
-    request = first_waiting(e, queue)
-    if e.length[queue] > e.aside[queue]:
+    """Take the next request out of its queue."""
+    request = next_request(e, queue)
+    if e.length[queue] > e.deprioritized[queue]:
         e.head[queue] = e.following[request]
     else:
-        e.aside_head[queue] = e.following[request]
-        e.aside[queue] -= 1
+        e.deprioritized_head[queue] = e.following[request]
+        e.deprioritized[queue] -= 1
     e.length[queue] -= 1
     e.following[request] = NONE
     return request
@@ -97,13 +97,13 @@ def queue_of(e: Engine, server: int, model: int) -> int:
 def least_loaded(e: Engine, model: int) -> int:
     """The routed server with the fewest requests of the model, ties in turn; NONE when there is none."""
     places = e.routed.shape[0]
-    start, best, least = e.routes[model, CURSOR], NONE, 0
+    start, best, fewest = e.routes[model, CURSOR], NONE, 0
     for offset in range(places):
         server = start + offset
         if server >= places:
             server -= places
-        if e.routed[server, model] and (best == NONE or e.outstanding[server, model] < least):
-            best, least = server, e.outstanding[server, model]
+        if e.routed[server, model] and (best == NONE or e.outstanding[server, model] < fewest):
+            best, fewest = server, e.outstanding[server, model]
     if best != NONE:
         e.routes[model, CURSOR] = best + 1 if best + 1 < places else 0
     return best
@@ -127,7 +127,7 @@ def workers_of(e: Engine, server: int, model: int) -> int:
 
 @flat_kernel
 def offer(e: Engine, model: int, now_s: float) -> None:
-    """The central dispatcher: servers in their order take what waits."""
+    """The central dispatcher: servers take waiting requests in their order."""
     for server in range(e.routed.shape[0]):
         waiting = e.length[model]
         if waiting == 0:
@@ -140,7 +140,7 @@ def offer(e: Engine, model: int, now_s: float) -> None:
 
 @flat_kernel
 def fill(e: Engine, server: int, model: int, now_s: float) -> bool:
-    """Triton's dynamic batcher: a free instance takes what waits, up to the largest batch; less than that waits for the queue delay.
+    """Triton's dynamic batcher: a free instance takes waiting requests, up to the largest batch; smaller ones wait for the queue delay.
 
     Returns whether a batch started; then `reschedule` must follow.
     """
@@ -148,7 +148,7 @@ def fill(e: Engine, server: int, model: int, now_s: float) -> bool:
         return False
     queue, started = queue_of(e, server, model), False
     while e.busy[server, model] < workers_of(e, server, model) and e.length[queue] > 0:
-        step_aside(e, queue, model, now_s)
+        deprioritize_late(e, queue, model, now_s)
         size = min(e.length[queue], e.max_batch[server, model])
         due_s = oldest_s(e, queue) + e.delay_s[server, model]
         if size < e.max_batch[server, model] and due_s > now_s:
@@ -192,8 +192,8 @@ def start_batch(e: Engine, server: int, model: int, queue: int, size: int, now_s
 
 
 @flat_kernel
-def lift(e: Engine, batch: int) -> None:
-    """Take a batch off its settled device and out of its server's counts."""
+def remove_batch(e: Engine, batch: int) -> None:
+    """Remove a batch from its device, whose progress is settled, and from its server's counts."""
     server, model = e.batch_place[batch, 0], e.batch_place[batch, 1]
     device = e.device[server]
     index = 0
@@ -209,8 +209,8 @@ def lift(e: Engine, batch: int) -> None:
 
 
 @flat_kernel
-def again(e: Engine, request: int, model: int, now_s: float) -> None:
-    """Place a chain of requests anew."""
+def place_again(e: Engine, request: int, model: int, now_s: float) -> None:
+    """Place each request of a chain again."""
     while request != NONE:
         following = e.following[request]
         place(e, request, model, now_s)

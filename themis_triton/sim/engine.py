@@ -1,4 +1,4 @@
-"""The compiled simulation behind an object: built from a layout, moved on, changed and read."""
+"""The compiled simulation as an object: built from a layout, advanced, changed and read."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ class Simulation:
         self._now_s = -1.0
 
     def advance(self, until_s: float) -> None:
-        """Let everything happen that is due until then."""
+        """Process all events until a time."""
         if until_s > self._now_s:
             kernels.advance(self.engine, until_s)
             self._now_s = until_s
 
     def configure(self, server: int, model: int, state: ModelState) -> None:
-        """Change what a server runs for a model, now."""
+        """Change a model's instances and batching on a server, now."""
         central = self._world.dispatcher is Dispatcher.CENTRAL
         delay_s = self._world.central_delay_s if central else state.max_queue_delay_us / 1e6
         kernels.configure(self.engine, server, model, state.instances, state.max_batch, delay_s)
 
     def route(self, model: int, servers: tuple[int, ...]) -> None:
-        """Send a model's requests to these servers from now on; what waits at others is served there."""
+        """Send a model's requests to these servers from now on; requests that wait at other servers are served there."""
         self.engine.routed[:, model] = 0
         self.engine.routed[list(servers), model] = 1
         self._first_routed[model] = min(servers, default=NONE)
@@ -45,13 +45,13 @@ class Simulation:
             dispatch.offer(self.engine, model, self.engine.floats[columns.NOW_S])
 
     def evict(self, server: int) -> None:
-        """The server is gone at once; what it held goes to others of the routes, or fails."""
+        """End a server at once; its requests go to others of the routes, or fail."""
         self.engine.routed[server] = 0
         self._first_routed = [_first(self.engine.routed[:, model]) for model in range(self.models)]
         kernels.evict(self.engine, server)
 
     def inside(self, server: int) -> int:
-        """Requests that wait and batches under way on a server; 0 when it is idle."""
+        """Waiting requests and running batches of a server; 0 when it is idle."""
         models = range(self.models)
         queued = (
             0 if self._world.dispatcher is Dispatcher.CENTRAL else sum(int(self.engine.length[server * self.models + m]) for m in models)
@@ -59,7 +59,7 @@ class Simulation:
         return queued + int(self.engine.busy[server].sum())
 
     def counters(self, server: int, model: int) -> ModelCounters:
-        """As Triton counts. The first routed server shows what waits centrally; cores have no counters by batch size."""
+        """Counters as Triton's. The first routed server shows the central queue; replicas with cores have no counters by batch size."""
         served = self.engine.served[server, model].tolist()
         return ModelCounters(
             success=served[columns.SUCCESS],
@@ -78,12 +78,12 @@ class Simulation:
         return int(self.engine.length[model]) if server == self._first_routed[model] else 0
 
     def route_counts(self, model: int) -> tuple[int, int, int]:
-        """As the proxy counts: arrivals ever, in flight, failures ever."""
+        """Counters as the proxy's: total arrivals, requests in flight, total failures."""
         row = self.engine.routes[model]
         return int(row[columns.ARRIVALS]), int(row[columns.IN_FLIGHT]), int(row[columns.FAILURES])
 
     def latency(self, model: int) -> LatencyHistogram:
-        """Cumulative counts of all responses of a model."""
+        """Cumulative histogram of all answers of a model."""
         return LatencyHistogram(BOUNDS_MS, tuple(np.cumsum(self.engine.histogram[model], dtype=np.float64).tolist()))
 
     @property
@@ -93,7 +93,7 @@ class Simulation:
 
     @property
     def unfinished(self) -> int:
-        """Requests that have not ended, those that have not arrived included."""
+        """Requests that have not ended, future arrivals included."""
         return int(np.count_nonzero(np.isinf(self.engine.ended_s)))
 
 

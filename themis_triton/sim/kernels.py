@@ -1,9 +1,9 @@
 """The request-level simulation between two control events, compiled.
 
-Requests are rows of arrays; a queue and a running batch are chains of rows through `following`. Three things can happen next: an
-arrival (or a request that went through the proxy to its next stage), the end of the first batch to end, a batcher's delay that
-ran out. Batches on one device share it: each progresses at the speed of `l(b, k)` for the k that are busy at that very moment
-(processor sharing, exact), so whenever k changes the device's batches are settled and its first end is computed anew.
+Requests are rows of arrays; a queue and a running batch are chains of rows through `following`. Three events can be next: an arrival
+(or a request that crossed the proxy to its next stage), the end of a batch, or the end of a batcher's delay. Batches on one device
+share it: each progresses at the speed of `l(b, k)` for the k that are busy at that moment (processor sharing, exact). Whenever k
+changes, the progress of the device's batches is settled and its first end is computed again.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 from numba import types
 
 from themis_triton.jit import FLOATS, FLOATS_2D, FLOATS_3D, INTEGER, INTS, INTS_2D, REAL, SEEDS, Entry, Group, flat_kernel, inlined
-from themis_triton.sim.dispatch import again, fill, lift, offer, place, pop, queue_of, take
-from themis_triton.sim.service import bucket, least, reschedule, settle
+from themis_triton.sim.dispatch import fill, offer, place, place_again, pop, queue_of, remove_batch, take
+from themis_triton.sim.service import bucket, index_of_smallest, reschedule, settle
 from themis_triton.sim.state import (
     ARRIVALS,
     BY_SIZE,
@@ -39,7 +39,7 @@ _ARRIVE, _CROSS, _END, _EXPIRE = range(4)
 
 @flat_kernel
 def advance(e: Engine, until_s: float) -> None:
-    """Let everything happen that is due until then; the next call goes on from there."""
+    """Process all events until a time; the next call continues from there."""
     while True:
         request, due_s, kind = e.ints[NEXT], np.inf, _ARRIVE
         if request < e.arrival_s.size:
@@ -79,11 +79,11 @@ def enter(e: Engine, request: int, now_s: float) -> None:
 
 @flat_kernel
 def end_batch(e: Engine, device: int, now_s: float) -> None:
-    """The device's first batch is done: answer its requests or send them on, and let its instance take the next."""
+    """End the device's first batch: answer its requests or send them on, and let its instance take the next."""
     batch = e.first[device]
     server, model = e.batch_place[batch, 0], e.batch_place[batch, 1]
     settle(e, device, now_s)
-    lift(e, batch)
+    remove_batch(e, batch)
     size = e.batch_size[batch]
     e.served[server, model, SUCCESS] += size
     e.served[server, model, INFERENCES] += size
@@ -103,7 +103,7 @@ def end_batch(e: Engine, device: int, now_s: float) -> None:
 
 @inlined
 def leave(e: Engine, request: int, now_s: float) -> None:
-    """A request has its stage's answer: the chain goes on after one proxy hop, or ends."""
+    """A request has its stage's answer: it enters the next stage after a proxy hop, or ends."""
     e.stage[request] += 1
     if e.chains[e.pipeline[request], e.stage[request]] == NONE:
         e.ended_s[request] = now_s
@@ -119,10 +119,10 @@ def leave(e: Engine, request: int, now_s: float) -> None:
 
 @inlined
 def expire(e: Engine, now_s: float) -> None:
-    """A batcher's delay ran out: what waits goes as it is."""
-    queue = least(e.timer_s)
+    """A batcher's delay ended: the waiting requests form a batch."""
+    queue = index_of_smallest(e.timer_s)
     e.timer_s[queue] = np.inf
-    e.floats[FIRST_TIMER_S] = e.timer_s[least(e.timer_s)]
+    e.floats[FIRST_TIMER_S] = e.timer_s[index_of_smallest(e.timer_s)]
     models = e.routed.shape[1]
     if e.ints[CENTRAL]:
         offer(e, queue, now_s)
@@ -132,7 +132,7 @@ def expire(e: Engine, now_s: float) -> None:
 
 @flat_kernel
 def configure(e: Engine, server: int, model: int, instances: int, max_batch: int, delay_s: float) -> None:
-    """Change what a server runs for a model, now; a batch under way keeps its size, and goes on at the speed of what runs from now on."""
+    """Change a model's instances, batch limit and delay on a server; running batches keep their size and continue at the new speed."""
     now_s = e.floats[NOW_S]
     settle(e, e.device[server], now_s)
     e.instances[server, model], e.max_batch[server, model], e.delay_s[server, model] = instances, max_batch, delay_s
@@ -142,14 +142,14 @@ def configure(e: Engine, server: int, model: int, instances: int, max_batch: int
 
 @flat_kernel
 def evict(e: Engine, server: int) -> None:
-    """A server that is out of the routes ends at once: the proxy sends what it held to the others, from the stage's start."""
+    """End a server that left the routes: the proxy sends its requests to the others, from the start of the stage."""
     now_s, device = e.floats[NOW_S], e.device[server]
     settle(e, device, now_s)
     for index in range(e.under_way[device] - 1, -1, -1):
         batch = e.running[device, index]
         if e.batch_place[batch, 0] == server:
-            lift(e, batch)
-            again(e, e.batch_head[batch], e.batch_place[batch, 1], now_s)
+            remove_batch(e, batch)
+            place_again(e, e.batch_head[batch], e.batch_place[batch, 1], now_s)
     reschedule(e, device, now_s)
     for model in range(e.routed.shape[1]):
         e.instances[server, model] = 0
@@ -157,7 +157,7 @@ def evict(e: Engine, server: int) -> None:
         if not e.ints[CENTRAL] and e.length[queue] > 0:
             e.outstanding[server, model] = 0
             while e.length[queue] > 0:
-                again(e, pop(e, queue), model, now_s)
+                place_again(e, pop(e, queue), model, now_s)
 
 
 _ENGINE = types.NamedTuple(  # type: ignore[no-untyped-call]

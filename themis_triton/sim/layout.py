@@ -1,4 +1,4 @@
-"""What a simulation is built of: the layout of its world, and the arrays that hold its state."""
+"""The layout of a simulated world, and the arrays of a simulation's state."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ _NOISES = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
-    """What there can be. `surfaces_ms[m]` is `l(b, k)` as [batch, k], all of one shape; `chains[p]` are model indexes.
+    """What can exist. `surfaces_ms[m]` is `l(b, k)` as [batch, k], all of one shape; `chains[p]` are model indexes.
 
-    `devices[s]` is the device index of the place s for a server; `most_running` bounds the batches under way on one device.
-    `deprioritize_after_s[m]`: a request that waited longer for model m is served after all others; empty: none is
+    `devices[s]` is the device index of the place s for a server; `max_running` bounds the running batches of one device.
+    `deprioritize_after_s[m]`: a request that waited longer for model m is served after all others; empty: none is.
     """
 
     surfaces_ms: FloatArray
     chains: tuple[tuple[int, ...], ...]
     devices: tuple[int, ...]
-    most_running: int
+    max_running: int
     deprioritize_after_s: tuple[float, ...] = ()
 
 
 def build_engine(layout: Layout, world: SimWorld, arrival_s: FloatArray, pipeline: IntArray, seed: int) -> Engine:
-    """The state at the start: every place is empty, nothing has arrived."""
+    """The state at the start: no server, no request."""
     return Engine(
         service_s=np.ascontiguousarray(layout.surfaces_ms * (world.service_factor / 1000.0)),
         chains=_chains(layout),
@@ -91,14 +91,14 @@ def _places(layout: Layout) -> Arrays:
 def _queues(layout: Layout, world: SimWorld) -> Arrays:
     models = layout.surfaces_ms.shape[0]
     count = models if world.dispatcher is Dispatcher.CENTRAL else len(layout.devices) * models
-    chains = {name: _ints(count) for name in ("head", "tail", "length", "aside_head", "aside_tail", "aside")}
+    chains = {name: _ints(count) for name in ("head", "tail", "length", "deprioritized_head", "deprioritized_tail", "deprioritized")}
     deprioritize_after_s = np.array(layout.deprioritize_after_s or [np.inf] * models, dtype=np.float64)
     return {**chains, "timer_s": np.full(count, np.inf), "deprioritize_after_s": deprioritize_after_s}
 
 
 def _batches(layout: Layout) -> Arrays:
     devices = max(layout.devices) + 1
-    count = devices * layout.most_running
+    count = devices * layout.max_running
     return {
         "batch_place": _ints(count, 2),
         "batch_head": _ints(count),
@@ -108,7 +108,7 @@ def _batches(layout: Layout) -> Arrays:
         "batch_factor": np.ones(count),
         "batch_start_s": np.zeros(count),
         "free": np.arange(count, dtype=np.int64)[::-1].copy(),
-        "running": _ints(devices, layout.most_running),
+        "running": _ints(devices, layout.max_running),
         "under_way": _ints(devices),
         "settled_s": np.zeros(devices),
         "end_s": np.full(devices, np.inf),
@@ -118,7 +118,7 @@ def _batches(layout: Layout) -> Arrays:
 
 def _scalars(layout: Layout, world: SimWorld) -> Arrays:
     ints = np.zeros(9, dtype=np.int64)
-    ints[columns.FREE] = (max(layout.devices) + 1) * layout.most_running
+    ints[columns.FREE] = (max(layout.devices) + 1) * layout.max_running
     ints[[columns.CROSSING_HEAD, columns.CROSSING_TAIL]] = NONE
     ints[columns.CENTRAL] = world.dispatcher is Dispatcher.CENTRAL
     ints[columns.CORES] = world.sharing is Sharing.CORES

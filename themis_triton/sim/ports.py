@@ -21,7 +21,7 @@ Reading = TypeVar("Reading", ServerReading, RouteReading)
 
 
 class SimObserver:
-    """Counters as Triton's and the proxy's, as they were `lag_s` ago, rounded up to whole ticks. There is no NVML in the virtual world."""
+    """Triton's and the proxy's counters as of `lag_s` ago, rounded up to whole ticks. There is no NVML in the virtual world."""
 
     def __init__(self, cluster: Cluster, lag_s: float = 0.0) -> None:
         self._cluster = cluster
@@ -51,15 +51,15 @@ class SimObserver:
         arrivals, in_flight, failures = simulation.route_counts(index)
         return RouteReading(model, self._cluster.now_s(), arrivals, in_flight, failures, simulation.latency(index))
 
-    def _delayed(self, taken: deque[tuple[float, tuple[Reading, ...]]], newest: tuple[Reading, ...]) -> tuple[Reading, ...]:
-        """What was read `lag_s` ago; nothing before that."""
+    def _delayed(self, readings: deque[tuple[float, tuple[Reading, ...]]], newest: tuple[Reading, ...]) -> tuple[Reading, ...]:
+        """The readings of `lag_s` ago; none before that."""
         if self._lag_s <= 0.0:
             return newest
-        taken.append((self._cluster.now_s(), newest))
+        readings.append((self._cluster.now_s(), newest))
         due_s = self._cluster.now_s() - self._lag_s + 1e-9
-        while len(taken) > 1 and taken[1][0] <= due_s:
-            taken.popleft()
-        return taken[0][1] if taken[0][0] <= due_s else ()
+        while len(readings) > 1 and readings[1][0] <= due_s:
+            readings.popleft()
+        return readings[0][1] if readings[0][0] <= due_s else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class SimControl:
     cluster: Cluster
 
     async def read_models(self, server: Server, models: Sequence[str]) -> dict[str, ModelState]:
-        """What the server runs now."""
+        """The models that the server runs now."""
         return {model: state for model, state in self.cluster.find(server.name).models.items() if model in models}
 
     async def change(self, server: Server, model: str, state: ModelState) -> ModelState:
@@ -82,7 +82,7 @@ class SimControl:
 
 @dataclass(frozen=True, slots=True)
 class SimLauncher:
-    """The horizontal lever; `places` are the simulation's places of the slots, `devices` their devices."""
+    """The horizontal actuator; `places` are the simulation's places of the slots, `devices` their devices."""
 
     cluster: Cluster
     places: dict[str, int]
@@ -104,7 +104,7 @@ class SimLauncher:
         return server
 
     async def wait_ready(self, server: Server) -> Server:
-        """Wait until it holds its models."""
+        """Wait until its models are loaded."""
         await asyncio.sleep(self.cluster.launch_s(server.models))
         if not self.cluster.is_alive(server.name):
             raise LaunchFailedError(f"server {server.name} on slot {server.slot} ended before it was ready")
@@ -112,7 +112,7 @@ class SimLauncher:
         return replace(server, phase=Phase.WARMING)
 
     async def warm_up(self, server: Server) -> None:
-        """As long as the warm-up requests take."""
+        """Wait for the duration of the warm-up requests."""
         await asyncio.sleep(self.cluster.warm_up_s(server.models))
         self.cluster.find(server.name)
 
@@ -137,35 +137,33 @@ class SimLauncher:
         return self.cluster.is_alive(server.name)
 
     async def wait_idle(self, server: Server) -> bool:
-        """Wait, bounded, until nothing is inside."""
+        """Wait, bounded, until the server is idle."""
         return await self.cluster.wait_idle(server.name, self.drain_timeout_s)
 
     async def stop(self, server: Server) -> None:
         """End the process."""
         if not server.launched:
-            raise ServerError(
-                f"server {server.name} was not launched by Themis and is never stopped by it. Fix: stop it where it was started"
-            )
+            raise ServerError(f"server {server.name} was not launched by Themis, which does not stop it; stop it where it was started")
         await self.cluster.stop(server.name)
         self.launched.pop(server.name, None)
 
 
 @dataclass(frozen=True, slots=True)
 class SimRoutes:
-    """The proxy's routes; taken up after `taken_up_s`."""
+    """The proxy's routes; a table applies after `apply_s`."""
 
     cluster: Cluster
-    taken_up_s: float
+    apply_s: float
 
     async def write(self, table: RouteTable) -> None:
-        """Put the table into place."""
-        await asyncio.sleep(self.taken_up_s)
+        """Apply the table."""
+        await asyncio.sleep(self.apply_s)
         self.cluster.write_routes(table)
 
 
 @dataclass(slots=True)
 class SimRecorder:
-    """The journal in memory; without ticks where they are not kept."""
+    """The journal in memory; `keep_ticks` False drops tick records."""
 
     keep_ticks: bool = True
     ticks: list[TickRecord] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What a simulated run shows: every request, what existed when, and the tick records."""
+"""The result of a simulated run: every request, the fleet over time, and the tick records."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from themis_triton.solver.surface import BoolArray, FloatArray
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PipelineRun:
-    """Requests of one pipeline in the order of arrival. `latency_ms` is infinite for one that never ended; failed ones violate the SLO."""
+    """Requests of one pipeline in the order of arrival. `latency_ms` is infinite without an end; failed ones violate the SLO."""
 
     name: str
     slo_ms: float
@@ -28,7 +28,7 @@ class PipelineRun:
 
     @property
     def answered(self) -> BoolArray:
-        """Which requests were: neither refused nor on their way until the end."""
+        """Which requests were answered: neither refused nor unfinished."""
         answered: BoolArray = ~self.failed & np.isfinite(self.latency_ms)
         return answered
 
@@ -39,7 +39,7 @@ class PipelineRun:
         return outside
 
     def percentile_ms(self, percent: float) -> float | None:
-        """Of answered requests; None when there are none."""
+        """Percentile of the answered requests; None when there are none."""
         answered = self.latency_ms[self.answered]
         return float(np.percentile(answered, percent)) if answered.size else None
 
@@ -62,12 +62,12 @@ class SimResult:
 
     @property
     def requests(self) -> int:
-        """All that arrived."""
+        """Number of requests."""
         return sum(run.arrival_s.size for run in self.pipelines)
 
     @property
     def failed(self) -> int:
-        """Requests that no server took, or that never ended."""
+        """Requests that failed or never ended."""
         return sum(int(np.count_nonzero(~run.answered)) for run in self.pipelines)
 
     @property
@@ -77,17 +77,17 @@ class SimResult:
 
     @property
     def server_seconds(self) -> float:
-        """Integral of servers that exist, from each launch until the process is gone."""
+        """Integral of servers over time, from each launch until the process has ended."""
         return float(sum(use.servers * seconds for use, seconds in self._spans()))
 
     @property
     def instance_seconds(self) -> float:
-        """Integral of model instances on them."""
+        """Integral of their model instances over time."""
         return float(sum(use.instances * seconds for use, seconds in self._spans()))
 
     @property
     def cost(self) -> float:
-        """Integral of what existed at the settings' prices, of each server from the start of its launch."""
+        """Integral of the fleet's price over time, of each server from the start of its launch."""
         return sum(use.cost * seconds for use, seconds in self._spans())
 
     @property
@@ -105,7 +105,7 @@ class SimResult:
         return [(use, end_s - use.at_s) for use, end_s in zip(self.usage, ends, strict=True)]
 
     def digest(self) -> str:
-        """SHA-256 over every latency and every change: equal for equal runs, bit by bit."""
+        """SHA-256 over all latencies and changes: equal exactly for equal runs."""
         digest = hashlib.sha256()
         for run in self.pipelines:
             digest.update(run.latency_ms.tobytes())
@@ -114,7 +114,7 @@ class SimResult:
         return digest.hexdigest()
 
     def series(self, pipeline: int = 0) -> RunSeries:
-        """The run by the second, for pictures; rows of one pipeline, servers and instances of all."""
+        """The run by the second, for figures: rates and latencies of one pipeline, servers and instances of all."""
         run, seconds = self.pipelines[pipeline], int(np.ceil(self.duration_s))
         second = np.minimum(run.arrival_s.astype(np.int64), seconds - 1)
         inside, latency_ms = second[run.answered], run.latency_ms[run.answered]
@@ -135,7 +135,7 @@ class SimResult:
         )
 
     def _capacity(self, pipeline: int, at_s: npt.NDArray[np.float64]) -> list[float | None]:
-        """What the last tick before each second said, if the ticks were kept."""
+        """A value of the last tick before each second, if the ticks were kept."""
         if not self.ticks:
             return [None] * at_s.size
         ticks = [record.snapshot.at_s for record in self.ticks]
@@ -151,7 +151,7 @@ class SimResult:
 
 
 def used_between(usage: Sequence[Usage], start_s: float, end_s: float) -> tuple[Usage, ...]:
-    """The changes inside an interval; the first entry is what existed at its start."""
+    """The usage inside an interval; the first entry is that at its start."""
     before = [use for use in usage if use.at_s <= start_s]
     first = before[-1] if before else Usage(start_s, 0, 0, 0.0)
     inside = [use for use in usage if start_s < use.at_s < end_s]

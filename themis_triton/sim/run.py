@@ -24,7 +24,7 @@ from themis_triton.solver.surface import FloatArray
 from themis_triton.tick import EngineState, World, tick
 
 DRAIN_S = 60.0
-"""After the last arrival, requests that are still inside may end for so long."""
+"""Time after the last arrival for requests to end."""
 
 
 def simulate(config: ThemisConfig, arrivals: Mapping[str, FloatArray], duration_s: float, options: SimOptions | None = None) -> SimResult:
@@ -48,7 +48,7 @@ async def _run(config: ThemisConfig, arrivals: Mapping[str, FloatArray], duratio
     world = build_world(config, cluster, recorder, times)
     await serve_initially(config, cluster, world.executor, options)
     for at_s in options.deaths_s:
-        asyncio.get_running_loop().call_at(PREROLL_S + at_s, _die, cluster, world.executor)
+        asyncio.get_running_loop().call_at(PREROLL_S + at_s, _kill_first_launched, cluster, world.executor)
     await _ticks(world, config, PREROLL_S + duration_s)
     await world.supervisor.close()
     await world.executor.cancel()
@@ -71,7 +71,7 @@ async def _run(config: ThemisConfig, arrivals: Mapping[str, FloatArray], duratio
 
 
 async def _ticks(world: World, config: ThemisConfig, until_s: float) -> None:
-    """A tick each period, never two at once; one that takes longer skips what it missed."""
+    """A tick each period, never two at once; a longer one skips the ticks that it missed."""
     planner, state, period_s = Planner(build_rules(config)), EngineState(), config.policy.tick_s
     loop = asyncio.get_running_loop()
     number = 0
@@ -82,8 +82,8 @@ async def _ticks(world: World, config: ThemisConfig, until_s: float) -> None:
     await asyncio.sleep(max(0.0, until_s - loop.time()))
 
 
-def _die(cluster: Cluster, executor: Executor) -> None:
-    """The first launched server that serves ends; the loop finds out by itself."""
+def _kill_first_launched(cluster: Cluster, executor: Executor) -> None:
+    """Kill the first launched server that serves; the loop detects it."""
     for server in executor.fleet.all():
         if server.launched and server.phase is Phase.SERVING and cluster.is_alive(server.name):
             cluster.kill(server.name)

@@ -1,4 +1,4 @@
-"""Service times, compiled: noise, and batches that share a device at every moment."""
+"""Service times, compiled: noise, and batches that share a device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from themis_triton.solver.surface import FloatArray
 
 
 @flat_kernel
-def least(values: FloatArray) -> int:
+def index_of_smallest(values: FloatArray) -> int:
     """Index of the smallest value."""
     best = 0
     for index in range(1, values.size):
@@ -59,7 +59,7 @@ def noise(e: Engine) -> float:
 
 @inlined
 def duration_s(e: Engine, batch: int) -> float:
-    """How long the whole batch would take at the present contention."""
+    """Service time of the whole batch at the present contention."""
     server, model = e.batch_place[batch, 0], e.batch_place[batch, 1]
     share = e.instances[server, model] if e.ints[CORES] else e.under_way[e.device[server]]
     column = max(1, min(share, e.service_s.shape[2])) - 1
@@ -69,7 +69,7 @@ def duration_s(e: Engine, batch: int) -> float:
 
 @flat_kernel
 def settle(e: Engine, device: int, now_s: float) -> None:
-    """Book the progress of a device's batches until now; before anything changes their speed."""
+    """Record the progress of a device's batches until now; needed before their speed changes."""
     elapsed_s = now_s - e.settled_s[device]
     e.settled_s[device] = now_s
     if elapsed_s > 0.0:
@@ -80,7 +80,7 @@ def settle(e: Engine, device: int, now_s: float) -> None:
 
 @flat_kernel
 def reschedule(e: Engine, device: int, now_s: float) -> None:
-    """Find the batch of a settled device that ends first, and the device whose batch does."""
+    """Find the batch of a device that ends first, and the device with the first one; progress must be settled."""
     soonest_s = np.inf
     for index in range(e.under_way[device]):
         batch = e.running[device, index]
@@ -90,6 +90,6 @@ def reschedule(e: Engine, device: int, now_s: float) -> None:
             soonest_s, e.first[device] = end_s, batch
     e.end_s[device] = soonest_s
     if device == e.ints[FIRST_DEVICE]:
-        e.ints[FIRST_DEVICE] = least(e.end_s)
+        e.ints[FIRST_DEVICE] = index_of_smallest(e.end_s)
     elif soonest_s < e.end_s[e.ints[FIRST_DEVICE]]:
         e.ints[FIRST_DEVICE] = device

@@ -29,7 +29,7 @@ from themis_triton.solver.surface import FloatArray, surface_from_table
 from themis_triton.tick import World
 
 PREROLL_S = 5.0
-"""Before the first request the loop runs for a while, as a sidecar does that is started first."""
+"""Time that the loop runs before the first request, like a sidecar that is started first."""
 Models = Mapping[str, ModelState]
 
 
@@ -37,10 +37,10 @@ Models = Mapping[str, ModelState]
 class SimOptions:
     """What a run starts from.
 
-    `world` None: the settings' own. `servers`: what each of the first servers holds, on the slots in their order. None: the adopted
+    `world` None: the settings' own. `servers`: the models of each of the first servers, on the slots in their order. None: the adopted
     servers of the settings, or `launched` new ones (a stage, where stages are separate), each with `models` or else the fewest
     instances and the largest batches. `slots`: so many servers can exist where stages are separate and the settings have no
-    `launch` section. `deaths_s`: seconds from the start of the load at which the first launched server that serves dies unasked.
+    `launch` section. `deaths_s`: seconds from the start of the load at which the first launched server that serves is killed.
     `keep_ticks` False: no tick records in the result, nor capacities in its series.
     """
 
@@ -56,7 +56,7 @@ class SimOptions:
 
 
 def simulated(config: ThemisConfig, options: SimOptions) -> ThemisConfig:
-    """The settings as the simulation runs them: with the policy asked for, the world's times as measured, and slots where there are none.
+    """The settings of the simulation: with the options' policy, the world's times in the profiles, and slots where there are none.
 
     Raises SettingsError when there is no server and no slot.
     """
@@ -65,16 +65,16 @@ def simulated(config: ThemisConfig, options: SimOptions) -> ThemisConfig:
         config = replace(config, policy=replace(config.policy, name=options.policy))
     if config.planning.placement is Placement.SEPARATE and config.launch is None and not config.servers:
         names = [f"replica-{number}" for number in range(1, options.slots + 1)]
-        most = min(options.slots, config.planning.max_servers or options.slots)
+        limit = min(options.slots, config.planning.max_servers or options.slots)
         launch = LaunchConfig(tuple(DeviceSlot(name, name) for name in names), Path())
-        return replace(config, launch=launch, planning=replace(config.planning, max_servers=most))
+        return replace(config, launch=launch, planning=replace(config.planning, max_servers=limit))
     if not config.servers and (config.launch is None or not config.launch.slots):
         raise SettingsError("neither `servers` nor `launch` is set: expected at least one server or slot to simulate")
     return config
 
 
 def _measured(config: ThemisConfig, world: SimWorld) -> ThemisConfig:
-    """The settings with profiles that say what the world's changes take, as a measurement of them would."""
+    """The settings with the durations of the world's changes in the profiles, as if they had been measured."""
     return replace(config, models={name: replace(m, profile=_timed(m.profile, world)) for name, m in config.models.items()})
 
 
@@ -88,7 +88,7 @@ def _timed(profile: ModelProfile, world: SimWorld) -> ModelProfile:
 
 
 def world_of(config: ThemisConfig, options: SimOptions) -> SimWorld:
-    """The world asked for, or the settings' own."""
+    """The options' world, or the settings' own."""
     return options.world if options.world is not None else world_for(config)
 
 
@@ -106,14 +106,14 @@ def build_simulation(config: ThemisConfig, arrivals: Mapping[str, FloatArray], w
 def _layout(config: ThemisConfig, chains: tuple[tuple[int, ...], ...]) -> Layout:
     names = [server.device for server in config.servers] + [slot.device for slot in _slots(config)]
     order = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    most = sum(model.max_instances for model in config.models.values()) * max(names.count(name) for name in order)
+    max_busy = sum(model.max_instances for model in config.models.values()) * max(names.count(name) for name in order)
     batch = max(model.max_batch for model in config.models.values())
     contending = config.planning.throughput is ThroughputRule.INSTANCES
-    # Batches take their means and not all the percentile's time, where means were measured.
+    # Where means were measured, batches take these and not the percentile.
     tables = [model.profile.mean_table or model.profile.table for model in config.models.values()]
-    surfaces = np.stack([surface_from_table(table, batch, most, monotone=contending).latency_ms for table in tables])
+    surfaces = np.stack([surface_from_table(table, batch, max_busy, monotone=contending).latency_ms for table in tables])
     deprioritize_after_s = tuple(config.deprioritize_after_s.get(name, math.inf) for name in config.models)
-    return Layout(surfaces, chains, tuple(order[name] for name in names), most, deprioritize_after_s)
+    return Layout(surfaces, chains, tuple(order[name] for name in names), max_busy, deprioritize_after_s)
 
 
 def _slots(config: ThemisConfig) -> tuple[DeviceSlot, ...]:
@@ -135,17 +135,17 @@ def build_world(config: ThemisConfig, cluster: Cluster, recorder: SimRecorder, w
 
 
 async def serve_initially(config: ThemisConfig, cluster: Cluster, executor: Executor, options: SimOptions) -> None:
-    """The first servers hold their models and are routed to. SettingsError when there are more of them than places."""
-    held = _held_initially(config, options)
+    """Start the first servers with their models and route to them. SettingsError when there are more of them than places."""
+    initial = _initial_models(config, options)
     slots = _slots(config) if not config.servers else ()
     places: list[tuple[str, str, str | None]] = [(server.name, server.device, None) for server in config.servers]
     places += [(f"initial-{number}", slot.device, slot.name) for number, slot in enumerate(slots)]
-    if len(held) > len(places):
+    if len(initial) > len(places):
         raise SettingsError(
-            f"policy {config.policy.name.value} starts with {len(held)} servers, and there are places for {len(places)}; allow more with "
+            f"policy {config.policy.name.value} starts with {len(initial)} servers, but places exist for {len(places)}; allow more with "
             "--devices or launch.slots, take fewer pipelines, or lower the load with --scale"
         )
-    for place, (models, (name, device, slot_name)) in enumerate(zip(held, places, strict=False)):
+    for place, (models, (name, device, slot_name)) in enumerate(zip(initial, places, strict=False)):
         cluster.start(name, place, dict(models))
         cluster.hold(name)
         launched = slot_name is not None
@@ -156,7 +156,7 @@ async def serve_initially(config: ThemisConfig, cluster: Cluster, executor: Exec
     await executor.write_routes()
 
 
-def _held_initially(config: ThemisConfig, options: SimOptions) -> Sequence[Models]:
+def _initial_models(config: ThemisConfig, options: SimOptions) -> Sequence[Models]:
     if options.servers is not None:
         return options.servers
     models = options.models or {name: initial_state(model, model.min_instances, None) for name, model in config.models.items()}

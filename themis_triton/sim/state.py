@@ -1,4 +1,4 @@
-"""The state of a request-level simulation as arrays, and what the columns mean."""
+"""The state of a request-level simulation as arrays, and the meaning of their columns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ARRIVALS, IN_FLIGHT, FAILURES, CURSOR = range(4)
 
 
 class Engine(NamedTuple):
-    """R requests, P pipelines, M models, S places for servers, D devices, Q queues, T batches at the most, H histogram bounds.
+    """R requests, P pipelines, M models, S places for servers, D devices, Q queues, at most T batches, H histogram bounds.
 
     Times are seconds from the simulation's start. A queue is `s·M + m`, or `m` with the central dispatcher. `batch` values of one
     row are a batch under way; `running[d, :under_way[d]]` are the batches on a device; `first[d]` ends first, at `end_s[d]`.
@@ -42,11 +42,11 @@ class Engine(NamedTuple):
     outstanding: IntArray  # [S, M]
     head: IntArray  # [Q]
     tail: IntArray  # [Q]
-    length: IntArray  # [Q], all that wait
-    aside_head: IntArray  # [Q]
-    aside_tail: IntArray  # [Q]
-    aside: IntArray  # [Q], of them those that waited too long; `head` and `tail` are the others'
-    deprioritize_after_s: FloatArray  # [M], after so long in a queue a request lets all others pass
+    length: IntArray  # [Q], all waiting requests
+    deprioritized_head: IntArray  # [Q]
+    deprioritized_tail: IntArray  # [Q]
+    deprioritized: IntArray  # [Q], of these the ones that waited too long; `head` and `tail` are those of the others
+    deprioritize_after_s: FloatArray  # [M], waiting time after which a request is served after all others
     timer_s: FloatArray  # [Q]
     batch_place: IntArray  # [T, 2], server and model
     batch_head: IntArray  # [T]

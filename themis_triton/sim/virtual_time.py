@@ -1,4 +1,4 @@
-"""An asyncio event loop whose time is virtual: where others wait, it jumps to its next timer."""
+"""An asyncio event loop with virtual time: instead of waiting, it jumps to its next timer."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Result = TypeVar("Result")
 
 
 class _JumpingSelector(selectors.SelectSelector):
-    """Nothing outside the loop can wake it, so waiting is moving the time on."""
+    """No event outside the loop can wake it, so that waiting only advances the time."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now_s = 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Move the time on by `timeout`. RuntimeError when there is no timer: everything waits for something that cannot happen."""
+        """Advance the time by `timeout`. RuntimeError when there is no timer, because all tasks would wait for ever."""
         if timeout is None:
             raise RuntimeError("every task waits and no timer is set: the simulated program is stuck")
         self.now_s += max(0.0, timeout)
@@ -35,7 +35,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         super().__init__(self._jumping)
 
     def time(self) -> float:
-        """Virtual seconds since the loop was made."""
+        """Virtual seconds since the loop was created."""
         return self._jumping.now_s
 
 
@@ -53,7 +53,7 @@ class VirtualClock:
 
 @contextmanager
 def rare_collections() -> Iterator[None]:
-    """Look for cycles a hundred times less often: values that never change hardly form any, and looking takes a sixth of a run."""
+    """Run the garbage collector a hundred times less often: immutable values form few cycles, and collections take a sixth of a run."""
     before = gc.get_threshold()
     gc.set_threshold(100 * before[0], *before[1:])
     try:

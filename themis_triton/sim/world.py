@@ -1,4 +1,4 @@
-"""Properties of a simulated world beside the settings: where batches form, what instances share, and how long each change takes."""
+"""A simulated world beside the settings: where batches form, how devices are shared, and the duration of each change."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class Dispatcher(StrEnum):
 
 
 class Sharing(StrEnum):
-    """What `k` in `l(b, k)` is. CONTENTION: batches under way on the device, each instance serving one. CORES: one worker with k cores."""
+    """The meaning of `k` in `l(b, k)`. CONTENTION: running batches on the device, one an instance. CORES: one worker with k cores."""
 
     CONTENTION = "contention"
     CORES = "cores"
 
 
 class ServiceNoise(StrEnum):
-    """What a batch's service time is multiplied with; the mean is 1. EXPONENTIAL makes queues whose theory is known."""
+    """A factor of a batch's service time with mean 1. EXPONENTIAL gives queues with known theory."""
 
     NONE = "none"
     LOGNORMAL = "lognormal"
@@ -36,9 +36,9 @@ class SimWorld:
 
     `hop_s`: client to proxy to server, once a stage, counted before the proxy sees the request. `central_delay_s`: how long the
     central queue waits for a full batch. `cold_start_s`: from the launch to the routes. `grow_s`: one in-place growth.
-    `shrink_s`: one instance fewer, or with CORES a resize to fewer. `control_s`: what any change takes beyond. `drain_quiet_s`: how
+    `shrink_s`: one instance fewer, or with CORES a resize to fewer. `control_s`: extra duration of any change. `drain_quiet_s`: how
     long a server that left the routes must have been idle before it is stopped. `refuse_share`: share of changes that are refused.
-    `service_factor`: true service times over those of the profiles. `lag_s`: age of what the observer sees, in whole ticks.
+    `service_factor`: true service times over those of the profiles. `lag_s`: age of the observed readings, in whole ticks.
     """
 
     dispatcher: Dispatcher = Dispatcher.PER_SERVER
@@ -61,10 +61,10 @@ class SimWorld:
 
 
 def triton_world() -> SimWorld:
-    """Triton behind the proxy: dynamic batchers, instances that contend, changes that take what the profiles say.
+    """Triton behind the proxy: dynamic batchers, contending instances, durations of changes from the profiles.
 
     `hop_s`: with 5 ms a stage (client, proxy, gRPC, Triton's Python backend) the p99 of 32 measured steady states is met within 5 % in
-    the mean (`benchmarks/sim_states.py`). `stop_s`: SIGTERM until the process is gone, 2.0 to 4.2 s measured.
+    the mean (`benchmarks/sim_states.py`). `stop_s`: from SIGTERM to the end of the process, 2.0 to 4.2 s measured.
     """
     return SimWorld(hop_s=0.005, stop_s=3.0)
 
