@@ -1,4 +1,4 @@
-"""What every benchmark's result carries: the machine, the commit, and where the file goes."""
+"""Shared parts of the benchmarks: machine and commit of a result, and its file."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ BEFORE_S, LONGEST_S = 60.0, 120.0
 
 
 def main() -> None:
-    """Measure what is asked for, and keep the other half of an earlier run."""
+    """Measure the selected parts, and keep the others of an earlier run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steady", action="store_true")
     parser.add_argument("--live", action="store_true")
@@ -224,7 +224,7 @@ def draw(measured: dict[str, Any], path: Path) -> None:
         ratio, counts, latency = axes
         figure.suptitle(f"Service time of {DETECTOR} raised by {measured['factor'] - 1:.0%}, and lowered again", x=0.012, ha="left")
         ratio.plot(times, [row["ratio"] for row in rows], color=style.LATENCY, label="measured over profile")
-        ratio.plot(times, [row["correction"] for row in rows], color=style.DEMAND, label="what plans count with", drawstyle="steps-post")
+        ratio.plot(times, [row["correction"] for row in rows], color=style.DEMAND, label="correction in plans", drawstyle="steps-post")
         counts.plot(
             times, [row["detectors"] for row in rows], color=style.INSTANCES, label=f"instances of {DETECTOR}", drawstyle="steps-post"
         )

@@ -67,7 +67,7 @@ class Scale:
         return found
 
     def forecast(self, name: ForecastName, horizon_s: int, quantile: float) -> FloatArray:
-        """What is foreseen at each moment."""
+        """The forecast at each moment."""
         parts = in_order(self.counts, self.moments)
         return np.concatenate([FORECASTS[name](counts, horizon_s, quantile) for _, counts in parts])
 
@@ -83,7 +83,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        """Its words in the table."""
+        """Its label in the table."""
         return f"{self.name.value}, P > {1 - self.quantile:.2f}" if self.own else self.name.value
 
 
@@ -274,7 +274,7 @@ def share(value: float | None) -> str:
 
 
 def picture(scales: list[Scale]) -> None:
-    """Precision over recall as the quantile goes from 0.5 to 0.99, and the paper's slice with what was foreseen."""
+    """Precision over recall as the quantile goes from 0.5 to 0.99, and the paper's slice with its forecasts."""
     figure = Figure(figsize=(12.0, 4.6), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.7))
     actual = [scale.largest(10) for scale in scales]

@@ -1,4 +1,4 @@
-"""Late requests that let others pass, on real Triton: three seconds of twice what one instance carries, with and without.
+"""Deprioritized late requests on real Triton: three seconds of twice the capacity of one instance, with and without.
 
 `python benchmarks/patience.py` takes two minutes; it writes `results/patience.json` and a picture.
 """
@@ -28,7 +28,7 @@ from themis_triton.settings.shipped import shipped
 MODEL, SLO_MS = "video-detector", 300.0
 PATIENCE_S = 0.5 * SLO_MS / 1000.0
 CARRIED_RPS = {2: 41.7, 4: 55.6, 8: 66.7}
-"""By one instance with batches of so many at the most: 48, 72 and 120 ms each."""
+"""Batch limits of one instance; such batches take 48, 72 and 120 ms."""
 SURGE_S, AFTER_S = 3, 12
 ROWS = ("in turn", "late ones last")
 
@@ -83,7 +83,7 @@ async def served(directory: Path, batch: int, deprioritize_after_s: Mapping[str,
 
 
 def row(result: LoadResult) -> dict[str, Any]:
-    """What a queue made of the burst."""
+    """The answers of one queue to the burst."""
     latency_ms = result.latency_ms
     return {
         "requests": int(latency_ms.size),

@@ -1,4 +1,4 @@
-"""Every policy in the paper's world, simulated: the paper's slice, surges nobody tuned for, other traces, sensitivity, ablation.
+"""Every policy in the paper's world, simulated: the paper's slice, surges outside the tuning, other traces, sensitivity, ablation.
 
 `THEMIS_TRACES=… python benchmarks/policies.py slice` (windows, others, sensitivity, levers, ablation; several, or `all`) leaves
 `results/policies-TABLE.json`, `.md` and `.png`. `--seeds`, `--pipelines`, `--policies` and `--settings` take a part of a table.
@@ -26,7 +26,7 @@ from policy_cases import (
     PIPELINES,
     PUBLISHED,
     SLOW_ABLATIONS,
-    SLOW_LEVERS,
+    SLOW_ACTUATION,
     THEMIS,
     WINDOWS_SEED,
     Case,
@@ -80,7 +80,7 @@ SENSITIVITY: dict[str, WorldFlags] = {
 
 @dataclass(frozen=True, slots=True)
 class Flags:
-    """What stood on the command line."""
+    """The command line's flags."""
 
     seeds: int
     pipelines: tuple[str, ...]
@@ -94,7 +94,7 @@ class Flags:
         return "-part" if self.policies or self.settings or self.pipelines != PIPELINES else ""
 
     def variants(self, every: Sequence[Variant]) -> list[Variant]:
-        """Those asked for."""
+        """The selected ones."""
         return [variant for variant in every if not self.policies or variant.label in self.policies]
 
 
@@ -124,11 +124,11 @@ def cases_sensitivity(flags: Flags) -> Iterator[Case]:
 def cases_levers(flags: Flags) -> Iterator[Case]:
     """The paper's slice where an in-place change takes Triton's time, with constants that were chosen for that."""
     name = "in-place change 1.2 s"
-    yield from (replace(case, flags=SENSITIVITY[name]) for case in _loads(flags, {name: (PAPER_TRACE,)}, (SLOW_LEVERS, *FEW)))
+    yield from (replace(case, flags=SENSITIVITY[name]) for case in _loads(flags, {name: (PAPER_TRACE,)}, (SLOW_ACTUATION, *FEW)))
 
 
 def cases_ablation(flags: Flags) -> Iterator[Case]:
-    """Each idea of our policy switched off alone, on the slice and on the windows."""
+    """Each feature of policy themis switched off alone, on the slice and on the windows."""
     yield from _loads(flags, {SLICE: (PAPER_TRACE,), STEEP: windows()[STEEP]}, ABLATIONS)
     slow = _loads(flags, {f"{SLICE}, in-place change 1.2 s": (PAPER_TRACE,)}, SLOW_ABLATIONS)
     yield from (replace(case, flags=SENSITIVITY["in-place change 1.2 s"]) for case in slow)
@@ -169,7 +169,7 @@ TABLES: dict[str, tuple[str, Callable[[Flags], Iterator[Case]]]] = {
 
 
 def main() -> None:
-    """Make the tables that were asked for."""
+    """Make the selected tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="+", choices=[*TABLES, "all"])
     parser.add_argument("--seeds", type=int, default=5)
@@ -222,7 +222,7 @@ def keep(name: str, rows: Sequence[dict[str, Any]], flags: Flags, took_s: float)
 
 
 def vars_of(pipeline: str) -> dict[str, Any]:
-    """Our policy's constants in a pipeline's settings."""
+    """The constants of policy themis in a pipeline's settings."""
     return asdict(settings(pipeline).under(PolicyName.THEMIS).policy)
 
 

@@ -1,4 +1,4 @@
-"""What `policies.py` simulates: who runs, under which load, in which world; and one such run."""
+"""The cases of `policies.py`: policy, load and world of each run; and one such run."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ SEEN_S = (1209897, 1216152, 1222111, 1242314, 1270320, 1308697, 1315647, 1361925
 FIRST_DAY_S = 14 * DAY_S
 SURGE = 1.5
 STEEP, STEEP_S = 2.0, 60
-PATIENCE = 0.6
-"""Our policy's, given to the baselines too."""
+DEPRIORITIZED = 0.6
+"""That of policy themis, applied to the baselines too."""
 MEAN_S = 10
 AZURE, AZURE_FILE, AZURE_S = "azure", "azure-llm-code-2023.csv", 660
 FLASH = "flash"
@@ -52,17 +52,17 @@ THEMIS, THEMIS_PAPER = Variant("themis", "themis"), Variant("themis-paper", "the
 HORIZONTAL, VERTICAL = Variant("horizontal", "horizontal"), Variant("vertical", "vertical")
 EAGER = tuple(Variant(f"{each.label}, work-conserving", each.policy, batch_wait_s=0.0) for each in (THEMIS_PAPER, HORIZONTAL, VERTICAL))
 IN_TURN = Variant("themis, queues in turn", "themis", (("deprioritize_after_slo_fraction", None),))
-PATIENT = tuple(
-    replace(each, label=f"{each.label}, late ones last", changes=(("deprioritize_after_slo_fraction", PATIENCE),)) for each in EAGER
+DEPRIORITIZING = tuple(
+    replace(each, label=f"{each.label}, late ones last", changes=(("deprioritize_after_slo_fraction", DEPRIORITIZED),)) for each in EAGER
 )
 QUICK = (Variant("vertical, work-conserving, every 0.1 s", "vertical", (("tick_s", 0.1),), 0.0),)
 EVERY = (
-    *(THEMIS, THEMIS_PAPER, HORIZONTAL, VERTICAL, IN_TURN, *EAGER, *PATIENT, *QUICK),
+    *(THEMIS, THEMIS_PAPER, HORIZONTAL, VERTICAL, IN_TURN, *EAGER, *DEPRIORITIZING, *QUICK),
     *(Variant("inferline", "inferline"), Variant("static", "static")),
 )
-FEW = (THEMIS, THEMIS_PAPER, HORIZONTAL, VERTICAL, *PATIENT)
+FEW = (THEMIS, THEMIS_PAPER, HORIZONTAL, VERTICAL, *DEPRIORITIZING)
 
-SLOW_LEVERS = Variant(
+SLOW_ACTUATION = Variant(
     "themis, constants for slow levers",
     "themis",
     (
@@ -93,13 +93,13 @@ ABLATIONS: tuple[Variant, ...] = (
     Variant("with the quantile forecast", "themis", (("forecast", ForecastName.QUANTILE),)),
     Variant("waits for full batches, 50 ms", "themis", batch_wait_s=0.05),
 )
-"""Each idea of our policy switched off alone, and each forecast switched on."""
+"""Each feature of policy themis switched off alone, and each forecast switched on."""
 SLOW_ABLATIONS: tuple[Variant, ...] = (
     THEMIS,
     Variant("no headroom for the levers' time", "themis", (("slow_actuation_headroom_sigmas", 0.0),)),
     replace(IN_TURN, label="queues in turn"),
 )
-"""Ideas that change nothing where cores change in a tick and waits are short: judged where changes take longer, and in overload."""
+"""Features without effect where cores change in a tick and waits are short: evaluated with slower changes, and in overload."""
 PUBLISHED: tuple[Variant, ...] = (
     HORIZONTAL,
     Variant("horizontal, newest rate alone", "horizontal", (("burst_window_s", 1.0),)),
@@ -108,7 +108,7 @@ PUBLISHED: tuple[Variant, ...] = (
     Variant("inferline, largest rate of 5 s", "inferline", (("burst_window_s", 5.0),)),
     Variant("inferline, every 2 s", "inferline", (("tick_s", 2.0),)),
 )
-"""Readings of the published baselines, for what sets them apart from others' figures."""
+"""Interpretations of the published baselines, for comparison with others' figures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
-    """What is kept of a run."""
+    """The result of a case."""
 
     case: Case
     run: SimulatedRun

@@ -157,7 +157,7 @@ def report(rows: list[dict[str, Any]], seconds: int) -> None:
     top = 1.05 * max(max(row["measured_p99_ms"], row["predicted_p99_ms"]) for row in rows)
     axes.plot([0, top], [0, top], color="#6b7280", linestyle="--", label="equal")
     axes.set(xlim=(0, top), ylim=(0, top), xlabel="measured p99 (ms)", ylabel="predicted p99 (ms)")
-    axes.set_title("p99 in steady states: above the line the promise held", loc="left", fontweight="bold")
+    axes.set_title("p99 in steady states: above the line the prediction is a bound", loc="left", fontweight="bold")
     axes.legend()
     figure.savefig(RESULTS / "states.png")
     print(said)

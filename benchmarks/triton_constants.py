@@ -1,8 +1,8 @@
-"""Constants of `themis` in Triton's world, where levers and launches take their real time, judged on training days.
+"""Constants of `themis` in Triton's world, with the real durations of changes and launches, evaluated on training days.
 
 `THEMIS_TRACES=… python benchmarks/triton_constants.py` simulates the shipped settings, and these with a constant or two changed, on mild
-surges of days 1 to 14, for servers that take 2 s and 20 s to launch. The first minute is left out: all begin on one server, and the
-launches that this takes would hide everything else. `results/triton-constants.json` and a picture.
+surges of days 1 to 14, for servers that take 2 s and 20 s to launch. The first minute is left out: every run begins on one server,
+and the launches at the start would dominate. `results/triton-constants.json` and a picture.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ CHANGES: tuple[Change, ...] = (
 """Empty: as shipped."""
 SLOTS = 8
 LEAST_RPS = 60.0
-"""Of a window, undivided: a surge on less load than one server carries asks for no other server."""
+"""Mean rate of a window, undivided: a surge below the capacity of one server needs no other server."""
 FIRST_S = 60
 SHIPPED = "as shipped"
 

@@ -1,8 +1,8 @@
-"""Search of our policy's constants on days 1 to 14 of the trace only: the Pareto front of SLO violations and cost.
+"""Search for the constants of policy themis on days 1 to 14 of the trace only: the Pareto front of SLO violations and cost.
 
 `THEMIS_TRACES=… python benchmarks/tune.py` starts at the constants of config/paper-*.yaml, changes one to three of a member of the
 front at a time, simulates each point on surges of the training days with a cold start of 5 s, and the front again with 2 to 20 s.
-Days 15 and 16 are never read. Every point that was tried is kept, with the seed. `--in-place-s 1.2` searches for slow levers.
+Days 15 and 16 are never read. Every evaluated point is kept, with the seed. `--in-place-s 1.2` searches for slow actuators.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ KINDS = (has_surge, doubles_in_a_minute)
 MEAN_S = 10
 COLD_STARTS_S = (2.0, 5.0, 10.0, 20.0)
 ENOUGH = 0.0003
-"""Share of violations below which only the cost counts for who is changed next."""
+"""Share of violations below which the next point to change is chosen by cost alone."""
 SPACE: dict[str, tuple[Any, ...]] = {
     "tick_s": (0.1, 0.2, 0.25, 0.5),
     "slo_margin_fraction": (0.2, 0.25, 0.3, 0.35, 0.4),
@@ -62,7 +62,7 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Constants, and what they led to: means over the runs of the share of violations and of the cost over the clairvoyant's."""
+    """Constants and their result: means over the runs of the share of violations and of the cost over the clairvoyant's."""
 
     values: Values
     violations: float
@@ -80,13 +80,13 @@ class Case:
 
 
 def main() -> None:
-    """Search, then judge the front under all cold starts; `results/tune.json`, or `tune-in-place-…s.json`, and a picture."""
+    """Search, then evaluate the front under all cold starts; `results/tune.json`, or `tune-in-place-…s.json`, and a picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--points", type=int, default=40)
     parser.add_argument("--windows", type=int, default=6)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--in-place-s", type=float, default=None, help="what a change of cores takes; by default the settings' own")
+    parser.add_argument("--in-place-s", type=float, default=None, help="seconds that a change of cores takes; by default the settings' own")
     parser.add_argument("--least-rps", type=float, default=0.0, help="windows whose mean rate, undivided, is at least this")
     flags = parser.parse_args()
     name = "tune" if flags.in_place_s is None else f"tune-in-place-{flags.in_place_s:g}s"
@@ -96,8 +96,8 @@ def main() -> None:
     with ProcessPoolExecutor(flags.jobs, mp_context=get_context("spawn")) as pool:
         tried = list(search(pool, rng, cases((5.0,)), flags.points))
         best = front(tried)
-        judged = [judge(pool, point.values, cases(COLD_STARTS_S)) for point in track(best, "cold starts of 2 to 20 s")]
-    draw(tried, judged, name)
+        evaluated = [evaluate(pool, point.values, cases(COLD_STARTS_S)) for point in track(best, "cold starts of 2 to 20 s")]
+    draw(tried, evaluated, name)
     write_result(
         name,
         {
@@ -106,7 +106,7 @@ def main() -> None:
             "least_rps": flags.least_rps,
             "windows": [f"{WINDOW}{second}" for second in seconds],
             "tried": [row(point) for point in tried],
-            "front_over_cold_starts_2_to_20_s": [row(point) for point in judged],
+            "front_over_cold_starts_2_to_20_s": [row(point) for point in evaluated],
             "versions": versions("numpy", "numba"),
         },
     )
@@ -115,14 +115,14 @@ def main() -> None:
 def training_surges(rng: np.random.Generator, count: int, least_rps: float) -> list[int]:
     """First seconds of windows of the training days with a surge, mild and steep ones in turn, without a hole in the trace."""
     rates = rates_of_days(1, TRAINING_DAYS)
-    found: list[int] = []
-    while len(found) < count:
+    seconds: list[int] = []
+    while len(seconds) < count:
         second = int(rng.integers(0, rates.size - WINDOW_S))
         window = rates[second : second + WINDOW_S]
         means = np.convolve(window, np.full(MEAN_S, 1.0 / MEAN_S), mode="valid")
-        if window.min() > 0 and window.mean() >= least_rps and KINDS[len(found) // len(PIPELINES) % len(KINDS)](means):
-            found.append(second)
-    return found
+        if window.min() > 0 and window.mean() >= least_rps and KINDS[len(seconds) // len(PIPELINES) % len(KINDS)](means):
+            seconds.append(second)
+    return seconds
 
 
 def runs_of(seconds: Sequence[int], in_place_s: float | None, cold_starts_s: Sequence[float]) -> list[Case]:
@@ -136,19 +136,19 @@ def runs_of(seconds: Sequence[int], in_place_s: float | None, cold_starts_s: Seq
 
 def search(pool: ProcessPoolExecutor, rng: np.random.Generator, runs: Sequence[Case], points: int) -> Iterator[Point]:
     """The present constants, then changes of members of the front."""
-    tried = [judge(pool, constants_in_use(), runs)]
+    tried = [evaluate(pool, constants_in_use(), runs)]
     yield tried[0]
     for _ in track(range(points - 1), "searching"):
         values = changed(rng, parent(rng, tried).values)
         if any(point.values == values for point in tried):
             continue
-        tried.append(judge(pool, values, runs))
+        tried.append(evaluate(pool, values, runs))
         print(f"{tried[-1].violations:.4%} at {tried[-1].cost:.3f}: {difference(tried[0].values, values)}", flush=True)
         yield tried[-1]
 
 
 def constants_in_use() -> Values:
-    """What the search may change, as the settings of the paper's pipelines have it now."""
+    """The constants of the search space, as the settings of the paper's pipelines have them."""
     own = load_settings(CONFIG / "paper-video.yaml").policies[PolicyName.THEMIS]
     return {name: constant(own, name) for name in SPACE}
 
@@ -169,11 +169,11 @@ def changed(rng: np.random.Generator, values: Values) -> Values:
 
 
 def difference(old: Values, new: Values) -> Values:
-    """What is not as before."""
+    """The values that differ."""
     return {name: value for name, value in new.items() if old[name] != value}
 
 
-def judge(pool: ProcessPoolExecutor, values: Values, runs: Sequence[Case]) -> Point:
+def evaluate(pool: ProcessPoolExecutor, values: Values, runs: Sequence[Case]) -> Point:
     """All runs of a point."""
     outcomes = np.array(list(pool.map(partial(run, values), runs)))
     return Point(values, float(outcomes[:, 0].mean()), float(outcomes[:, 1].mean()))
@@ -185,8 +185,8 @@ def run(values: Values, case: Case) -> tuple[float, float]:
     own = with_constants(config.policies[PolicyName.THEMIS], values)
     config = replace(config, policies={**config.policies, PolicyName.THEMIS: own})
     flags = WorldFlags(cold_start_s=case.cold_start_s, in_place_s=case.in_place_s)
-    found = simulated_run(config, TraceOptions(f"{WINDOW}{case.second}"), flags, False, (PolicyName.THEMIS.value, 0))
-    return found.violated / max(1, found.requests), found.cost / found.bound_cost
+    result = simulated_run(config, TraceOptions(f"{WINDOW}{case.second}"), flags, False, (PolicyName.THEMIS.value, 0))
+    return result.violated / max(1, result.requests), result.cost / result.bound_cost
 
 
 def front(points: Sequence[Point]) -> list[Point]:
@@ -203,7 +203,7 @@ def row(point: Point) -> dict[str, Any]:
     return {"violations": point.violations, "cost_vs_clairvoyant": point.cost, "values": point.values}
 
 
-def draw(tried: Sequence[Point], judged: Sequence[Point], name: str) -> None:
+def draw(tried: Sequence[Point], final: Sequence[Point], name: str) -> None:
     """Violations over cost of every point."""
     mpl.use("Agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415 - after the backend is chosen
@@ -215,7 +215,11 @@ def draw(tried: Sequence[Point], judged: Sequence[Point], name: str) -> None:
     best = front(tried)
     axes.plot([p.cost for p in best], [max(p.violations, 1e-6) * 100 for p in best], "o-", color="#1f6feb", label="front")
     axes.scatter(
-        [p.cost for p in judged], [max(p.violations, 1e-6) * 100 for p in judged], marker="s", color="#d1495b", label="front, 2 to 20 s"
+        [p.cost for p in final],
+        [max(p.violations, 1e-6) * 100 for p in final],
+        marker="s",
+        color="#d1495b",
+        label="front, 2 to 20 s",
     )
     axes.set(xlabel="cost over the clairvoyant's", ylabel="requests outside the SLO, %", yscale="log", title="Search on days 1 to 14")
     axes.legend()

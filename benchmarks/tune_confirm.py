@@ -1,9 +1,10 @@
-"""Constants that `tune.py` tried, judged anew on training windows that its search had not seen.
+"""Constants that `tune.py` tried, evaluated again on training windows that its search had not seen.
 
 `THEMIS_TRACES=… python benchmarks/tune_confirm.py` takes the constants that the search began at and the front that it found, up to a
 cost of 1.16 times the clairvoyant's, and simulates them on twelve surges of days 1 to 14 at any rate and six at rates of 100/s and more.
-A search over six windows finds what suits those six; this says what suits others. `--also trend_sigmas=1,scale_in_stabilization_s=30`
-judges the constants in use with these changed, too; `--cold-start-s 20`, as often as wanted, says under which cold starts.
+A search over six windows may fit only those six; this shows how the constants do on others. `--also
+trend_sigmas=1,scale_in_stabilization_s=30` evaluates the constants in use with these changed, too; `--cold-start-s 20` names a cold
+start and may be repeated.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ COLD_START_S = 5.0
 
 
 def main() -> None:
-    """Judge them; `results/tune-confirm.json`."""
+    """Evaluate them; `results/tune-confirm.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=77)
     parser.add_argument("--jobs", type=int, default=1)

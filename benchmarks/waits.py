@@ -27,7 +27,7 @@ SAMPLING = 0.995  # the simulated p99 is itself a sample
 
 @dataclass(frozen=True)
 class State:
-    """One steady state. `load` is the rate over the capacity with everybody on the device busy."""
+    """One steady state. `load` is the rate over the capacity with all instances on the device busy."""
 
     family: str
     servers: int
@@ -139,7 +139,7 @@ def draw(states: list[State]) -> None:
     axes[0].plot(span, span, color="black", linewidth=0.8)
     axes[1].axhline(1, color="black", linewidth=0.8)
     axes[0].set(xlabel="simulated p99 (ms)", ylabel="predicted p99 (ms)")
-    axes[1].set(xlabel="rate / capacity with everybody busy", ylabel="predicted / simulated p99", ylim=(0.4, 3))
+    axes[1].set(xlabel="rate / capacity with all instances busy", ylabel="predicted / simulated p99", ylim=(0.4, 3))
     axes[0].legend(frameon=False)
     figure.savefig(RESULTS / "waits.png", dpi=110)
 
