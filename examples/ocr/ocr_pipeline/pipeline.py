@@ -100,7 +100,7 @@ def _is_text(probability: Floats, contour: NDArray[np.int32]) -> bool:
     inside = np.zeros((height, width), dtype=np.uint8)
     cv2.fillPoly(inside, [contour - np.array((left, top), dtype=np.int32)], (1,))
     part = np.asarray(probability[top : top + height, left : left + width])
-    return cv2.mean(part, inside)[0] >= _BOX_THRESHOLD
+    return bool(cv2.mean(part, inside)[0] >= _BOX_THRESHOLD)
 
 
 def _box(points: Floats, scale: Floats) -> Box | None:
