@@ -1,3 +1,3 @@
-"""Themis for Triton: keeps models served by NVIDIA Triton inside their latency SLOs at the least cost."""
+"""Themis for Triton: keeps models served by NVIDIA Triton within their latency SLOs at the lowest cost."""
 
 __version__ = "0.1.0"

@@ -1,6 +1,6 @@
-"""Every compiled entry of solver and simulator, and how those that a command needs are compiled before it starts.
+"""Compiles the kernels of solver and simulator that a command needs, before it starts.
 
-Children compile: it takes seconds without a pause, and a child can be stopped at any moment.
+Child processes compile, because a compilation blocks for seconds and only a process can be stopped at any time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class CompileProgress:
 
 @dataclass(frozen=True, slots=True)
 class CompileResult:
-    """How many entries were ready, how many of them had to be compiled first, and how long both took."""
+    """The number of entries, how many of them were compiled, and the duration in seconds."""
 
     entries: int
     compiled: int
@@ -57,9 +57,9 @@ def use_kernel_cache() -> Path | None:
 
 
 async def compile_kernels(groups: Sequence[Group], report: Report) -> CompileResult:
-    """Load the entries of these groups; those that are not in the cache are compiled before, with reports from 0 to all of them.
+    """Load the entries of these groups. Missing ones are compiled first, with progress reports from 0 to all.
 
-    Nothing is reported where everything is cached. Cancelling ends the compilation at once. SolverError when a compilation fails.
+    No report if all are cached. Cancelling ends the compilation at once. SolverError when a compilation fails.
     """
     started_s = time.monotonic()
     entries = _entries_of(groups)

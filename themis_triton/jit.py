@@ -1,4 +1,4 @@
-"""How kernels are compiled and where compiled code is kept. Importing this module changes nothing; `use_cache` does."""
+"""Decorators that compile kernels, and the cache of compiled code. Importing this module has no side effects; `use_cache` has."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BOOLS_2D, SEEDS = types.Array(types.boolean, 2, "C"), types.Array(types.uint64, 
 
 
 class Group(StrEnum):
-    """What needs an entry: a tick of the daemon, plans of separate stages (`plan` and `simulate`), or the simulator."""
+    """The user of an entry: the daemon's tick, plans of separate stages (`plan` and `simulate`), or the simulator."""
 
     TICK = "tick"
     SEPARATE = "separate"

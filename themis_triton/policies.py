@@ -1,4 +1,4 @@
-"""The policies by name. The baselines of the evaluation are imported only when one of them is asked for."""
+"""The policies by name. The evaluation's baselines are imported on first use."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Observer(Protocol):
     """Reads the world. A part that does not answer is a reading with an error, never an exception."""
 
     async def read(self, servers: Sequence[Server]) -> Readings:
-        """The metrics of each of the servers, the proxy's statistics of each model, and each device's memory, all in one call."""
+        """The metrics of each server, the proxy's statistics of each model and each device's memory, in one call."""
         ...
 
 
@@ -52,7 +52,7 @@ class ModelControl(Protocol):
 
 
 class ServerLauncher(Protocol):
-    """The horizontal actuator. Its servers are those that were launched with the same state directory, by whichever daemon."""
+    """The horizontal actuator. Its servers are those launched with the same state directory, by any daemon."""
 
     async def discover(self) -> tuple[Server, ...]:
         """Every launched server that runs now, by name, in phase LAUNCHING, with the model states that it was launched with."""
@@ -100,7 +100,7 @@ class RouteWriter(Protocol):
 
 
 class Recorder(Protocol):
-    """The journal: what serves, what was decided, what happened."""
+    """The journal: servers, decisions and outcomes."""
 
     def record_tick(self, record: TickRecord) -> None:
         """Append a tick (decisions that change something are kept longer than quiet ones)."""
@@ -111,13 +111,13 @@ class Recorder(Protocol):
         ...
 
     def save_server(self, server: Server) -> None:
-        """Remember a launched server, so that a new daemon can adopt it."""
+        """Record a launched server, so that a new daemon can adopt it."""
         ...
 
     def forget_server(self, name: str) -> None:
-        """The server is gone."""
+        """Forget a removed server."""
         ...
 
     def load_servers(self) -> tuple[Server, ...]:
-        """Launched servers that were remembered and not forgotten."""
+        """Launched servers that were recorded and not removed."""
         ...

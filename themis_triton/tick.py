@@ -26,7 +26,7 @@ READABLE = frozenset({Phase.SERVING, Phase.DRAINING, Phase.UNREACHABLE})
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """What one tick hands to the next."""
+    """The state that one tick passes to the next."""
 
     number: int = 0
     history: History = field(default_factory=History)
@@ -57,7 +57,7 @@ async def tick(state: EngineState, world: World, planner: Planner) -> tuple[Engi
     advisory = config.mode is Mode.ADVISORY
     if not advisory:
         world.supervisor.resume()
-    # Advice starts nothing, and a retirement that still waits is dropped.
+    # Advisory mode starts nothing and drops waiting retirements.
     world.executor.submit(Plan(decision.id, retire=frozenset()) if advisory else planned)
     record = TickRecord(state.number + 1, snapshot, estimated, decision, planned, world.executor.collect(), advisory)
     world.recorder.record_tick(record)
@@ -85,7 +85,7 @@ async def observe(world: World, config: ThemisConfig) -> Snapshot:
 
 
 def announced(executor: Executor, config: ThemisConfig) -> tuple[Server, ...]:
-    """Servers whose launch is under way but whose process is not there yet: a policy must see them coming, or it launches again."""
+    """Servers in launch without a process yet. Without them, the policy would launch them again."""
     devices = {slot.name: slot.device for slot in config.launch.slots} if config.launch is not None else {}
     return tuple(
         Server(

@@ -248,6 +248,6 @@ def test_a_stop_while_kernels_compile_ends_daemon_and_compilers(launch: Launch, 
             time.sleep(0.05)
         assert asyncio.run(sidecar.terminate()) == 0
         assert "kernels_compiled" not in sidecar.log.read_text()
-        assert '"event": "started"' not in sidecar.log.read_text()
+        assert '"event": "sidecar_started"' not in sidecar.log.read_text()
         # A process that has just ended has no command line any more.
         assert not [p for p in psutil.process_iter(["cmdline"]) if str(cache) in " ".join(p.info["cmdline"] or ())]

@@ -147,13 +147,13 @@ def test_what_instances_cannot_carry_is_launched_at_once() -> None:
     assert wanted.servers["a"][DETECTOR].instances > 1
     (evidence,) = decision.evidence
     assert evidence.servers_now == 1
-    assert evidence.servers_wanted > 1
+    assert evidence.servers_desired > 1
     assert evidence.capacity_rps < evidence.demand_fast_rps
 
 
 def test_servers_are_kept_so_that_instances_alone_could_carry_a_surge() -> None:
     seen = PolicyInput(snapshot((server("a", (4, 2)),)), estimate(35.0))
-    wanted = [once(config(burst_headroom_factor=factor), seen).evidence[0].servers_wanted for factor in (1.0, 2.0, 4.0)]
+    wanted = [once(config(burst_headroom_factor=factor), seen).evidence[0].servers_desired for factor in (1.0, 2.0, 4.0)]
     assert wanted[0] == 1
     assert wanted[0] < wanted[1] < wanted[2]
 

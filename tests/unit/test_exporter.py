@@ -11,7 +11,7 @@ from themis_triton.core.estimate import PROXY
 from themis_triton.core.fleet import Phase, Server
 from themis_triton.core.record import TickRecord
 
-EVIDENCE = PipelineEvidence("video", 151.0, 120.0, 92.0, 300.0, None, 250.0, servers_now=1, servers_wanted=3)
+EVIDENCE = PipelineEvidence("video", 151.0, 120.0, 92.0, 300.0, None, 250.0, servers_now=1, servers_desired=3)
 
 
 def samples(exporter: Exporter) -> dict[tuple[str, ...], float]:

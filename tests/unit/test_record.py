@@ -8,7 +8,7 @@ from themis_triton.core.decision import Clamp, ClampKind, Decision, PipelineEvid
 from themis_triton.core.fleet import ModelState
 from themis_triton.core.record import describe, sentence
 
-EVIDENCE = PipelineEvidence("video", 151.4, 120.0, 92.0, 300.0, 241.0, 250.0, servers_now=1, servers_wanted=3)
+EVIDENCE = PipelineEvidence("video", 151.4, 120.0, 92.0, 300.0, 241.0, 250.0, servers_now=1, servers_desired=3)
 NUMBERS = "video demand 151/s exceeds capacity 92/s, servers 1→3"
 
 
@@ -94,7 +94,7 @@ def test_a_sentence_says_what_was_started_and_not_what_was_only_planned() -> Non
     assert sentence(ticked) == f"steady; retire s2; {words} skipped: s1/video-detector is busy with d1"
 
 
-CALM = replace(EVIDENCE, demand_fast_rps=16.2, capacity_rps=92.0, servers_now=4, servers_wanted=4)
+CALM = replace(EVIDENCE, demand_fast_rps=16.2, capacity_rps=92.0, servers_now=4, servers_desired=4)
 
 
 def said(evidence: PipelineEvidence, reason: Reason = Reason.STEADY) -> str:

@@ -99,7 +99,7 @@ def test_an_orphan_replaces_the_process_of_its_name_that_is_gone(tmp_path: Path,
 def test_settings_that_lost_their_launch_section_do_not_orphan_what_serves(tmp_path: Path, journal: Journal) -> None:
     settings = replace(config(), state_directory=tmp_path, launch=None)
     with orphan_running(tmp_path) as orphan:
-        with pytest.raises(SettingsError, match=r"launch: missing, but servers new, .* put the section back, or .* `themis down`"):
+        with pytest.raises(SettingsError, match=r"launch: missing, but servers new, .* restore the section, or .* `themis down`"):
             asyncio.run(adopted_by(settings, journal))
         assert find_process(orphan) is not None
     assert asyncio.run(adopted_by(settings, journal)) == ()

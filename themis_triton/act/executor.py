@@ -103,7 +103,7 @@ class Executor:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def write_routes(self) -> None:
-        """Make the proxy route to what serves now. Raises what the port raises; `routes_unwritten` then says why until a write succeeds."""
+        """Write the routes of the serving servers. Raises the port's errors; `routes_unwritten` has the reason until a write succeeds."""
         table = route_table(self.fleet.all(), self._models)
         try:
             await self._actuators.routes.write(table)
@@ -122,7 +122,7 @@ class Executor:
             self._reconciling = asyncio.create_task(self._reconcile_routes())
 
     async def _reconcile_routes(self) -> None:
-        with contextlib.suppress(ThemisError, OSError):  # `routes_unwritten` says why, and the next tick tries again
+        with contextlib.suppress(ThemisError, OSError):  # `routes_unwritten` has the reason, and the next tick tries again
             await self.write_routes()
 
     async def _run(self, action: Action, actuator: str, needed: list[asyncio.Task[Outcome]]) -> Outcome:
@@ -211,12 +211,12 @@ class Executor:
         before = self.fleet.get(action.server).phase
         self.fleet.move(action.server, Phase.DRAINING)
         idle = await self._take_down(action.server, serves=before is Phase.SERVING)
-        return "" if idle else "requests were still in flight when the drain time-out came"
+        return "" if idle else "requests were still in flight at the drain time-out"
 
     async def _take_down(self, name: str, *, serves: bool) -> bool:
         """Take the server out of the routes, drain it, then stop it; False when the drain timed out.
 
-        A server that may still be routed to is not stopped: where it `serves`, it goes on and retires once the routes can be written.
+        A server that may still be routed to is not stopped: if it `serves`, it keeps serving and retires once the routes can be written.
         """
         try:
             await self.write_routes()

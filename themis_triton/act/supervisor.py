@@ -1,4 +1,4 @@
-"""Reconciles the fleet with the real servers: those that died, fell silent, came back, or run other counts than recorded."""
+"""Reconciles the fleet with the real servers: crashed, unreachable, recovered, or with other counts than recorded."""
 
 from __future__ import annotations
 
@@ -98,14 +98,14 @@ class Supervisor:
         return not await self._launcher.is_alive(server)
 
     def _clear_remains(self, server: Server) -> None:
-        """Stop what a dead server left behind, off the loop: its child processes may take seconds."""
+        """Stop the child processes of a crashed server, off the loop, because they may take seconds."""
         if self._launcher is not None:
             task = asyncio.create_task(self._stopped(self._launcher, server))
             self._clearing.add(task)
             task.add_done_callback(self._clearing.discard)
 
     async def _stopped(self, launcher: ServerLauncher, server: Server) -> None:
-        """A process that survives is found by its mark: at the next adoption, and by `themis stop --all`."""
+        """A surviving process is discovered by its mark at the next adoption and by `themis stop --all`."""
         with contextlib.suppress(ThemisError, OSError):
             await launcher.stop(server)
 
@@ -135,9 +135,9 @@ class Supervisor:
             try:
                 models = await self._control.read_models(server, self._models)
             except ServerError:
-                continue  # the metrics readings show already that it is silent
+                continue  # the metrics readings already show that it does not answer
             fleet = self._executor.fleet
-            # What an action changed meanwhile is newer than what was read.
+            # A change by an action in the meantime is newer than the reading.
             is_current = server.name in fleet and fleet.get(server.name) == server and not self._is_busy(server.name)
             if is_current and server.models != models:
                 fleet.put(replace(server, models=models))

@@ -20,7 +20,7 @@ class Exporter:
         self._tick_errors = Counter("themis_tick_errors", "Ticks that ended in an unexpected error", registry=registry)
         self._tick_s = Histogram("themis_tick_seconds", "Duration of a tick", buckets=TICK_BUCKETS_S, registry=registry)
         self._demand = Gauge("themis_demand_rps", "Demand by time scale", ["pipeline", "scale"], registry=registry)
-        self._capacity = Gauge("themis_capacity_rps", "Capacity inside the SLO of the ready servers", ["pipeline"], registry=registry)
+        self._capacity = Gauge("themis_capacity_rps", "Capacity of the ready servers within the SLO", ["pipeline"], registry=registry)
         self._p99 = Gauge("themis_p99_seconds", "p99, measured at the proxy and predicted", ["pipeline", "kind"], registry=registry)
         self._servers = Gauge("themis_servers", "Servers by phase", ["phase"], registry=registry)
         self._instances = Gauge("themis_instances", "Instances by model and server", ["model", "server"], registry=registry)

@@ -9,7 +9,7 @@ from themis_triton.core.errors import EnvironmentCheckError, ServerError
 
 
 class Severity(StrEnum):
-    """OK: as configured. WARNING: Themis can run, with less than the settings ask for. ERROR: it cannot work."""
+    """OK: as configured. WARNING: Themis can run with reduced function. ERROR: it cannot run."""
 
     OK = "ok"
     WARNING = "warning"
@@ -33,12 +33,12 @@ def fine(what: str, found: str) -> Finding:
 
 
 def warning(what: str, found: str, remedy: str) -> Finding:
-    """Less than the settings ask for."""
+    """Reduced function."""
     return Finding(Severity.WARNING, what, found, remedy)
 
 
 def missing(what: str, found: str, remedy: str) -> Finding:
-    """Something that must be installed, free or present on this machine is not."""
+    """A required part of this machine is not installed, free or present."""
     return Finding(Severity.ERROR, what, found, remedy, EnvironmentCheckError.exit_code)
 
 

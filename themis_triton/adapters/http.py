@@ -10,7 +10,7 @@ import aiohttp
 
 
 class HttpError(Exception):
-    """No usable answer. `status` is that of an answer with an error; `refused` says that nothing listens there."""
+    """No usable answer. `status` is that of an answer with an error; `refused`: nothing listens there."""
 
     def __init__(self, reason: str, *, status: int | None = None, refused: bool = False) -> None:
         super().__init__(reason)

@@ -1,4 +1,4 @@
-"""Whether what the settings name is there: servers, models, Envoy, binaries, devices, ports. Changes nothing."""
+"""Checks the servers, models, Envoy, binaries, devices and ports that the settings name. Changes nothing."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ async def _check_models(
     idle = sorted(f"{name} ({states[name]})" for name in required & states.keys() if states[name] != "READY")
     findings = []
     if absent:
-        remedy = "put them into its model repository; without them it takes no part in their pipelines"
+        remedy = "put them into its model repository; without them it does not serve their pipelines"
         findings.append(warning(what, f"the server's repository has no {', '.join(absent)}", remedy))
     if idle:
         findings.append(warning(what, f"not serving: {', '.join(idle)}", "load them, or see the server's log for why they failed"))

@@ -26,7 +26,7 @@ def run_command(path: Path) -> None:
         )
     configure_logging()
     for sentence in refuse_stale(config):
-        structlog.get_logger().warning("profile_stale", says=sentence)
+        structlog.get_logger().warning("stale_profile_used", message=sentence)
     asyncio.run(run_daemon(config))
 
 

@@ -132,8 +132,8 @@ def _pipeline_cells(pipeline: PipelineStatus) -> tuple[str, ...]:
     )
     late = "–" if pipeline.late_fraction is None else f"{100 * pipeline.late_fraction:.1f} %"
     servers = "–" if evidence is None else str(evidence.servers_now)
-    if evidence is not None and evidence.servers_wanted != evidence.servers_now:
-        servers += f"→{evidence.servers_wanted}"
+    if evidence is not None and evidence.servers_desired != evidence.servers_now:
+        servers += f"→{evidence.servers_desired}"
     return (pipeline.name, *("–" if number is None else f"{number:.0f}" for number in numbers), late, servers)
 
 

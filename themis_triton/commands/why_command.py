@@ -97,5 +97,5 @@ def _evidence(rows: list[dict[str, Any]]) -> Table:
     )
     for row in rows:
         cells = ["–" if row[key] is None else f"{row[key]:.0f}" for key in EVIDENCE_KEYS]
-        table.add_row(row["pipeline"], *cells, f"{row['servers_now']} ({row['servers_wanted']})")
+        table.add_row(row["pipeline"], *cells, f"{row['servers_now']} ({row['servers_desired']})")
     return table

@@ -1,4 +1,4 @@
-"""Plans, actions and outcomes. An action names its preconditions; an outcome says how it ended."""
+"""Plans, actions and outcomes. An action names its preconditions; an outcome is its result."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from themis_triton.core.fleet import ModelState
 
 
 class ActionKind(StrEnum):
-    """What an action does. Counts change in place; REBATCH reloads the model and needs the memory of old and new instances meanwhile."""
+    """The kind of an action. Counts change in place; REBATCH reloads the model and needs memory for old and new instances at once."""
 
     GROW = "grow"
     SHRINK = "shrink"
@@ -62,7 +62,7 @@ class OutcomeKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How and when one action ended, and why if it failed or was skipped."""
+    """The result and time of one action, with the reason if it failed or was skipped."""
 
     action: Action
     kind: OutcomeKind

@@ -63,11 +63,11 @@ class Address:
 
     @property
     def is_wildcard(self) -> bool:
-        """Whether it means every interface of this machine."""
+        """Whether it is the wildcard address: every interface of this machine."""
         return self.ip is not None and self.ip.is_unspecified
 
     def clashes(self, other: Address) -> bool:
-        """Whether both cannot be listened on at once."""
+        """Whether the two addresses cannot be listened on at the same time."""
         if self.port != other.port:
             return False
         if self.host == other.host or (self.is_loopback and other.is_loopback):
@@ -77,4 +77,4 @@ class Address:
 
 
 UNKNOWN_ADDRESS = Address("", 0)
-"""Stands for an address that is not configured; nothing can be reached there."""
+"""Placeholder for an address that is not configured."""

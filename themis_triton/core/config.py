@@ -47,9 +47,9 @@ class LatencyTable:
 
 @dataclass(frozen=True, slots=True)
 class ProfileOrigin:
-    """What a measured profile holds for: hashes of the model's configuration and files (empty: unknown), and the device's kind and name.
+    """The conditions of a measured profile: hashes of the model's configuration and files (empty: unknown), device kind and name.
 
-    `percentile`: that of its service times.
+    `percentile`: the percentile of its service times.
     """
 
     config_hash: str
@@ -60,7 +60,7 @@ class ProfileOrigin:
 
 @dataclass(frozen=True, slots=True)
 class ModelProfile:
-    """What a model costs, measured or declared. `operations`: by name, whether a probe under load proved that it loses no request.
+    """A model's service times, memory and start times. `operations`: by name, whether a probe under load showed that it loses no request.
 
     `mean_table`: mean service times at the points of `table`, where they were measured.
     """
@@ -132,7 +132,7 @@ class Prices:
 
 @dataclass(frozen=True, slots=True)
 class AdoptedServer:
-    """A Triton server that someone else started. `device` is `gpu:N` or `cpu:N`."""
+    """A Triton server that Themis did not start. `device` is `gpu:N` or `cpu:N`."""
 
     name: str
     grpc_address: Address
@@ -160,7 +160,7 @@ class LaunchKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LaunchConfig:
-    """What every kind of launcher needs to start servers; a kind's own keys are in its subclass."""
+    """The keys of every kind of launcher; a kind's own keys are in its subclass."""
 
     slots: tuple[DeviceSlot, ...]
     model_repository: Path
@@ -182,7 +182,7 @@ class LocalLaunchConfig(LaunchConfig):
 
 @dataclass(frozen=True, slots=True)
 class EnvoyConfig:
-    """The proxy in front. `managed` means that Themis starts it when it is not there."""
+    """The proxy in front. `managed`: Themis starts it if it does not run."""
 
     grpc_listen: Address
     http_listen: Address
@@ -223,7 +223,7 @@ class StatusConfig:
 
 @dataclass(frozen=True, slots=True)
 class ThemisConfig:
-    """Everything that the daemon needs to know, validated. `policies`: those that have constants of their own."""
+    """The validated configuration of the daemon. `policies`: overrides of the policy's parameters by policy."""
 
     state_directory: Path
     models: dict[str, ModelConfig]
@@ -240,12 +240,12 @@ class ThemisConfig:
     allow_stale_profiles: bool = False
 
     def under(self, policy: PolicyName) -> ThemisConfig:
-        """These settings with another policy, and the constants that it has of its own."""
+        """These settings with another policy and its overrides."""
         return replace(self, policy=replace(self.policies.get(policy, self.policy), name=policy))
 
     @property
     def deprioritize_after_s(self) -> dict[str, float]:
-        """By model that batches, how long a request waits for it before it lets all others pass: that of its most patient pipeline."""
+        """By batching model, the waiting time after which a request is served after all others: the maximum over its pipelines."""
         fraction, longest_ms = self.policy.deprioritize_after_slo_fraction, dict[str, float]()
         for pipeline in self.pipelines if fraction is not None else ():
             longest_ms |= {stage: max(longest_ms.get(stage, 0.0), pipeline.slo_ms) for stage in pipeline.stages}

@@ -82,7 +82,7 @@ class PipelineEvidence:
     measured_p99_ms: float | None
     predicted_p99_ms: float | None
     servers_now: int
-    servers_wanted: int
+    servers_desired: int
     servers_missing: int = 0
     runner_up: str = ""
     holds_after_s: float | None = None

@@ -1,4 +1,4 @@
-"""Servers as Themis knows them: identity, life cycle and the models of each."""
+"""Servers: identity, life cycle and models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
-    """What one server runs for one model: instances, largest batch and the batcher's queue delay."""
+    """The state of one model on one server: instances, maximum batch size and the batcher's queue delay."""
 
     instances: int
     max_batch: int

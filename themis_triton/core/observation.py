@@ -1,4 +1,4 @@
-"""What was read, with its time: one Snapshot per tick. Counters are cumulative as read; `estimate/` turns them into rates."""
+"""Readings with their times: one Snapshot per tick. Counters are cumulative as read; `estimate/` turns them into rates."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ModelCounters:
 
 @dataclass(frozen=True, slots=True)
 class ServerReading:
-    """One server's metrics at `at_s`; `error` says why there are none, `batches_error` why its models' `batches` are not among them."""
+    """One server's metrics at `at_s`; `error`: the reason why they are missing; `batches_error`: the reason why `batches` are missing."""
 
     server: str
     at_s: float
@@ -69,7 +69,7 @@ class RouteReading:
 
 @dataclass(frozen=True, slots=True)
 class DeviceReading:
-    """NVML's view of one device; `error` says why there is none (no driver is a state, not a crash)."""
+    """NVML's view of one device; `error`: the reason why it is missing (a missing driver is a state, not a failure)."""
 
     device: str
     at_s: float
@@ -82,9 +82,9 @@ class DeviceReading:
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """What the Observer read in one call: of each server in the order given, of each route, of each device.
+    """The readings of one Observer call: of each server in the given order, of each route, of each device.
 
-    `routes_error` says why the proxy's statistics are missing.
+    `routes_error`: the reason why the proxy's statistics are missing.
     """
 
     servers: tuple[ServerReading, ...] = ()
@@ -99,9 +99,8 @@ class Snapshot:
 
     `busy` names actuators with an action under way and `backing_off` those in back-off, with the time (s) until which:
     `server/model` for a vertical actuator, a server's name for its life cycle, a slot's name for a launch.
-    `routes_error` says why the proxy's statistics are missing,
-    `routes_unwritten` why the routes are not written yet; `recently_crashed` counts launched servers that died
-    by themselves in the last minute.
+    `routes_error`: the reason why the proxy's statistics are missing. `routes_unwritten`: the reason why the routes are not
+    written yet. `recently_crashed`: the number of launched servers that crashed in the last minute.
     """
 
     at_s: float

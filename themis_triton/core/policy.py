@@ -69,7 +69,7 @@ class DemandConfig:
     growth_sigmas: float = option(1.0, "growth below this number of standard deviations is treated as random fluctuation", ge=0)
     trend_window_s: float = option(5.0, "the window of the trend that server launches follow", gt=0, le=30)
     trend_sigmas: float = option(2.0, "a trend below this number of standard deviations is treated as random fluctuation", ge=0)
-    max_dispersion: float = option(3.0, "largest measured index of dispersion that headroom follows; 1 assumes Poisson arrivals", ge=1)
+    max_dispersion: float = option(3.0, "maximum index of dispersion that headroom follows; 1 assumes Poisson arrivals", ge=1)
     backlog_drain_s: float = option(1.0, "time in which a backlog must be served", gt=0)
     backlog_slack_s: float = option(0.1, "arrivals of this duration may wait without counting as backlog, so that batches form", ge=0)
     forecast: ForecastName = option(ForecastName.NONE, "forecast of the rate for the time at which a new server serves")
@@ -103,10 +103,12 @@ class DriftConfig:
     """When service times that differ from the profile are reported and corrected."""
 
     window_s: float = option(5.0, "window over which the times of executed batches are compared with the profile", gt=0)
-    min_batches: int = option(20, "fewest batches for a comparison; the window is extended for them, to one minute at most", ge=1)
+    min_batches: int = option(
+        20, "minimum number of batches for a comparison; the window is extended for them, to one minute at most", ge=1
+    )
     report_fraction: float = option(0.15, "a model whose batches take this fraction longer or shorter is reported", gt=0)
     step_fraction: float = option(0.05, "step size of the correction of a drifting model's latency", gt=0)
-    max_factor: float = option(3.0, "largest correction, up or down; 1 reports drift without correcting it", ge=1)
+    max_factor: float = option(3.0, "maximum correction, up or down; 1 reports drift without correcting it", ge=1)
     stabilization_s: float = option(10.0, "a correction is lowered after a lower one has sufficed for this time", ge=0)
 
 
@@ -152,7 +154,7 @@ class StaticConfig:
 
 @dataclass(frozen=True, slots=True)
 class PolicyConfig:
-    """The scaling policy and its parameters; the constants' evidence stands in benchmarks/results."""
+    """The scaling policy and its parameters; the evidence for its constants is in benchmarks/results."""
 
     name: PolicyName = option(PolicyName.THEMIS, "themis scales both ways; the others are baselines for comparison")
     tick_s: float = option(0.25, "interval between two observations", gt=0)

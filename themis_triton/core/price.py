@@ -1,4 +1,4 @@
-"""What servers and instances cost per second: one function for the daemon's usage, the solvers' plans and the simulator."""
+"""Prices of servers and instances per second: one function for the daemon's usage, the solvers' plans and the simulator."""
 
 from __future__ import annotations
 

@@ -115,8 +115,8 @@ def _numbers(evidence: PipelineEvidence) -> str:
     parts = [
         f"{evidence.pipeline} {demand} exceeds {capacity}" if _is_overloaded(evidence) else f"{evidence.pipeline} {demand}, {capacity}"
     ]
-    changes = evidence.servers_now != evidence.servers_wanted
-    parts.append(f"servers {evidence.servers_now}" + (f"→{evidence.servers_wanted}" if changes else ""))
+    changes = evidence.servers_now != evidence.servers_desired
+    parts.append(f"servers {evidence.servers_now}" + (f"→{evidence.servers_desired}" if changes else ""))
     if evidence.holds_after_s:
         parts.append(f"SLO expected to hold in {evidence.holds_after_s:.1f} s")
     p99_ms = evidence.measured_p99_ms

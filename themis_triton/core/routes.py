@@ -1,4 +1,4 @@
-"""What the proxy routes where: a value that a proxy's adapter renders and the RouteWriter puts into place."""
+"""The proxy's routes: a value that a proxy's adapter renders and the RouteWriter applies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class RouteLimit:
-    """Admission to one model: requests/s that are let in on average, and how many at once. The rest is refused."""
+    """Admission limits of one model: mean requests/s and concurrent requests. Excess requests are refused."""
 
     requests_per_s: float
     burst: int
@@ -29,7 +29,7 @@ class ModelRoute:
     """How one model's requests are routed.
 
     `endpoints`: the servers that hold the model. `excluded`: those of them, by name, that get none of its requests now.
-    `limit`: admission; None: everything is let in. `affinity_header`: requests with the same value of this header go to the same
+    `limit`: admission; None: unlimited. `affinity_header`: requests with the same value of this header go to the same
     server; None: to the least loaded one.
     """
 

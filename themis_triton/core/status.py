@@ -16,7 +16,7 @@ STATUS_PATH = f"/v{STATUS_VERSION}/status"
 
 @dataclass(frozen=True, slots=True)
 class StatusEvent:
-    """One change: when, by which decision, the kinds of its actions (or `drift`), and its sentence."""
+    """One change: its time, decision, kinds of actions (or `drift`), and sentence."""
 
     at_s: float
     decision_id: str
@@ -39,10 +39,10 @@ class UsageStatus:
 
 @dataclass(frozen=True, slots=True)
 class PipelineStatus:
-    """One pipeline: its SLO, what was estimated, and the numbers behind the decision; null before the first tick.
+    """One pipeline: its SLO, its estimate and the evidence of the decision; null before the first tick.
 
-    `slo_violated`: the measured percentile exceeds the SLO now; null without traffic. `late_fraction`: the share of the time with
-    traffic since the start in which it did; null before there was any.
+    `slo_violated`: the measured percentile exceeds the SLO now; null without traffic. `late_fraction`: the fraction of the time with
+    traffic since the start in which it did; null before the first traffic.
     """
 
     name: str
@@ -57,9 +57,9 @@ class PipelineStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What the sidecar observes, does and has decided. Times are seconds since the epoch.
+    """The sidecar's measurements, decisions and actions. Times are seconds since the epoch.
 
-    `tick` 0 and `at_s` null: no tick has ended yet. `cost_per_s`: the price of what runs now. `next_steps`: the actions of the newest
+    `tick` 0 and `at_s` null: no tick has ended yet. `cost_per_s`: the price of the running fleet. `next_steps`: the actions of the newest
     plan, in words; in advisory mode those that it would start. `busy`: actuators with an action under way; `backing_off`: those in
     back-off after a failure, with the time until which. `servers` carry no model-control keys.
     """

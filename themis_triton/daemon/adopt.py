@@ -1,4 +1,4 @@
-"""Adoption at start: servers of the settings, servers that an earlier daemon launched, and those that run but are not in the journal."""
+"""Adoption at start: servers of the settings, servers launched by an earlier daemon, and discovered servers missing in the journal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LEAVING = frozenset({Phase.DRAINING, Phase.STOPPING})
 
 
 async def adopt(components: Components) -> None:
-    """Fill the fleet with the running servers, write the routes, and resume unfinished actions. Nothing that serves is disturbed.
+    """Fill the fleet with the running servers, write the routes, and resume unfinished actions. No serving server is disturbed.
 
     Raises:
         SettingsError: servers of an earlier daemon run, and the settings have no `launch` section.
@@ -43,7 +43,7 @@ async def _refuse_forgotten_servers(state_directory: Path) -> None:
         names = ", ".join(running)
         raise SettingsError(
             f"launch: missing, but servers {names}, which an earlier sidecar launched with state_directory {state_directory}, still serve "
-            "and would be routed no more; put the section back, or end them and their Envoy with `themis down` first"
+            "and would lose their routes. Fix: restore the section, or stop them and their Envoy with `themis down` first"
         )
 
 
@@ -69,7 +69,7 @@ async def _adopted(configured: AdoptedServer, components: Components) -> Server:
 
 
 async def _read(server: Server, components: Components) -> dict[str, ModelState]:
-    """What it runs; read more than once, because a server that cannot be read is taken out of the routes."""
+    """The server's models; read with retries, because an unreadable server is removed from the routes."""
     for _ in range(READ_ATTEMPTS - 1):
         try:
             return await components.control.read_models(server, tuple(components.config.models))
@@ -79,7 +79,7 @@ async def _read(server: Server, components: Components) -> dict[str, ModelState]
 
 
 async def _launched(components: Components) -> list[Action]:
-    """Take over launched servers that still run; returns the actions that finish their launches and retirements."""
+    """Adopt launched servers that still run; returns the actions that complete their launches and retirements."""
     if components.launcher is None:
         return []
     journalled = {server.name: server for server in components.journal.load_servers()}
@@ -100,7 +100,7 @@ async def _launched(components: Components) -> list[Action]:
                 "slot_unknown",
                 server=name,
                 slot=server.slot,
-                remedy="it serves on; name its slot again, or stop it with `themis down` once the sidecar has stopped",
+                remedy="it keeps serving. Fix: name its slot again, or stop the sidecar and run `themis down`",
             )
         unfinished.extend([action] if action is not None else [])
     return unfinished

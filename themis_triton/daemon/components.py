@@ -1,4 +1,4 @@
-"""Builds the real adapters and connects them; everything that was opened is closed at exit."""
+"""Builds the real adapters and connects them; closes all of them at exit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from themis_triton.tick import World
 
 @dataclass(frozen=True, slots=True)
 class Components:
-    """Everything that the daemon runs with."""
+    """The adapters and stages of the daemon."""
 
     config: ThemisConfig
     world: World
@@ -42,7 +42,7 @@ class Components:
 
 @asynccontextmanager
 async def build_components(config: ThemisConfig) -> AsyncIterator[Components]:
-    """The components of a configuration, opened; closed at exit. Nothing is started or changed yet."""
+    """The opened components of a configuration, closed at exit. Building them starts and changes nothing."""
     async with AsyncExitStack() as stack:
         clock = SystemClock()
         models = tuple(config.models)

@@ -1,4 +1,4 @@
-"""When the next tick starts: after `tick_s`, or later while nothing moves."""
+"""The start of the next tick: after `tick_s`, or later while the system is idle."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from themis_triton.core.policy import PolicyConfig
 from themis_triton.core.record import TickRecord
 
 REST_S = 2.0
-"""The longest time between two ticks while nothing moves. It bounds how late a crash of an idle server is noticed."""
+"""The maximum time between two ticks of an idle system. It bounds the detection time of an idle server's crash."""
 
 
 def is_quiet(record: TickRecord) -> bool:
-    """Whether the next tick would see and decide the same: no traffic in any window, all servers serve, nothing is under way."""
+    """Whether the system is idle: no traffic in any window, all servers serving, no action running."""
     settled = record.decision.reason is Reason.STEADY or (record.advisory and not record.decision.reason.value.startswith("hold"))
     planned = not record.advisory and bool(record.plan.actions)
     snapshot, estimate = record.snapshot, record.estimate
@@ -32,7 +32,7 @@ def _has_traffic(model: ModelEstimate) -> bool:
 
 
 async def wait_for_tick(quiet: bool, policy: PolicyConfig, stop: asyncio.Event, moved: Callable[[], Awaitable[bool]]) -> None:
-    """Wait `tick_s`; when quiet up to `REST_S`, but look every `tick_s` whether something `moved`, so that an arrival never waits longer.
+    """Wait `tick_s`. If `quiet`, wait up to `REST_S` and poll `moved` every `tick_s`, so that an arrival is seen within `tick_s`.
 
     Returns at once when `stop` is set.
     """

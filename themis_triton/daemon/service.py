@@ -1,4 +1,4 @@
-"""The daemon's life: lock, adoption, Envoy, the tick loop, the status API, and a stop that leaves the data plane running."""
+"""Runs the daemon: lock, adoption, Envoy, tick loop, status API, and a stop that leaves the data plane running."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PAUSE_SENTENCES = {
 
 
 async def run_daemon(config: ThemisConfig) -> None:
-    """Run until SIGTERM or SIGINT. Servers and Envoy go on serving afterwards; `themis stop --all` ends them."""
+    """Run until SIGTERM or SIGINT. Servers and Envoy keep serving afterwards; `themis stop --all` stops them."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -52,20 +52,20 @@ async def run_daemon(config: ThemisConfig) -> None:
             await adopt(components)
             await components.envoy.ensure()
             if await stopped_before(compiling, stop):
-                log.info("stopped", servers="left serving")
+                log.info("sidecar_stopped", servers="still serving")
                 return
             board = StatusBoard(config, components.clock.now_s())
             exporter = Exporter()
             async with serving(config.status.address, board, exporter, components.clock):
-                log.info("started", mode=config.mode.value, policy=config.policy.name.value, status=str(config.status.address))
+                log.info("sidecar_started", mode=config.mode.value, policy=config.policy.name.value, status=str(config.status.address))
                 if os.getpid() == 1 and config.envoy.managed:
-                    log.warning("first_process", says="a container's first process: servers and Envoy end with it; run it with --pid=host")
+                    log.warning("init_process_detected", message="servers and Envoy stop with this container. Fix: run it with --pid=host")
                 await _run_ticks(_Loop(components, Planner(build_rules(config)), board, exporter), stop)
-    log.info("stopped", servers="left serving")
+    log.info("sidecar_stopped", servers="still serving")
 
 
 async def stopped_before(task: asyncio.Task[None], stop: asyncio.Event) -> bool:
-    """Wait for the task, but not longer than until `stop`; whether the stop came first. An error of the task is raised."""
+    """Wait for the task or for `stop`; returns whether `stop` came first. Raises an error of the task."""
     stopping = asyncio.create_task(stop.wait())
     async with _cancelled_on_exit(stopping):
         await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -84,7 +84,7 @@ async def _cancelled_on_exit(task: asyncio.Task[Any]) -> AsyncIterator[None]:
 
 
 async def _compile_kernels() -> None:
-    """Load what a tick needs. What is not cached is compiled first, and the log shows the progress."""
+    """Load the kernels of a tick. Kernels that are not cached are compiled first, with progress in the log."""
 
     def report(step: CompileProgress) -> None:
         log.info("kernels_compiling", done=step.done, total=step.total, entry=step.entry)
@@ -104,12 +104,12 @@ async def _run_ticks(loop: _Loop, stop: asyncio.Event) -> None:
 
 
 async def _watch_envoy(components: Components) -> None:
-    """Start the managed Envoy again when it is gone; report when one that Themis does not manage is."""
+    """Restart a managed Envoy that has ended; report an unmanaged one that does not answer."""
     while True:
         try:
             await components.envoy.ensure()
         except ThemisError as error:
-            log.error("envoy_missing", error=str(error))  # noqa: TRY400 - the message is whole, a traceback adds nothing
+            log.error("envoy_lost", error=str(error))  # noqa: TRY400 - the message is whole, a traceback adds nothing
         except Exception:
             log.exception("envoy_check_failed")
         await asyncio.sleep(ENVOY_CHECK_EVERY_S)
@@ -117,7 +117,7 @@ async def _watch_envoy(components: Components) -> None:
 
 @dataclass(slots=True)
 class _Loop:
-    """The ticks' state. An unexpected error is logged and counted; the next tick starts from the last good state."""
+    """The state between ticks. An unexpected error is logged and counted; the next tick starts from the last good state."""
 
     components: Components
     planner: Planner
@@ -130,12 +130,12 @@ class _Loop:
     advisory: Planner = field(init=False)
 
     def __post_init__(self) -> None:
-        """Both planners live as long as the loop, so that their answers are kept over a pause."""
+        """Create both planners once, so that their caches survive a pause."""
         rules = self.planner.rules
         self.advisory = Planner(replace(rules, config=replace(rules.config, mode=Mode.ADVISORY)))
 
     async def tick(self) -> bool:
-        """Run one tick and publish it; returns whether nothing moves, so that the next one may come later."""
+        """Run one tick and publish it; returns whether the system is idle, so that the next tick may be delayed."""
         started_s = asyncio.get_running_loop().time()
         try:
             self.state, record = await tick(self.state, self.components.world, self._planner_now())
@@ -145,42 +145,42 @@ class _Loop:
             log.exception("tick_failed")
             return False
         duration_s = asyncio.get_running_loop().time() - started_s
-        self._note_journal()
+        self._report_journal()
         self.board.take(record, 1000.0 * duration_s, paused=self.paused)
         self.exporter.take(record, duration_s)
-        self._tell(record)
+        self._log_tick(record)
         self.arrivals = sum(route.arrivals for route in record.snapshot.routes)
         return is_quiet(record)
 
     async def has_moved(self) -> bool:
-        """Whether the next tick must not wait: a request came in, Envoy does not answer, or a pause began or ended."""
+        """Whether the next tick must start now: a request arrived, Envoy does not answer, or a pause began or ended."""
         if is_paused(self.components.config.state_directory) is not self.paused:
             return True
         return await self.components.observer.count_arrivals() != self.arrivals
 
-    def _note_journal(self) -> None:
-        """A journal that is not written remembers no server: the next sidecar has to look for them."""
+    def _report_journal(self) -> None:
+        """Log that the journal is not written: the next sidecar then has to discover the launched servers."""
         trouble = self.components.journal.trouble
         if trouble is not None and trouble != self.board.journal_trouble:
-            log.error("journal", says=trouble)
+            log.error("journal_write_failed", message=trouble)
         self.board.journal_trouble = trouble
 
     def _planner_now(self) -> Planner:
-        """Those of the settings, and advisory while `themis pause` holds."""
+        """The planner of the settings, or the advisory one during a pause."""
         paused = is_paused(self.components.config.state_directory)
         if paused is not self.paused:
             kind, now_s = "paused" if paused else "resumed", self.components.clock.now_s()
-            log.warning(kind)
+            log.warning("sidecar_paused" if paused else "sidecar_resumed")
             self.paused = paused
             self.components.journal.record_event(now_s, kind, PAUSE_SENTENCES[kind])
             self.board.events.append(StatusEvent(now_s, f"{kind}-{now_s:.0f}", (kind,), PAUSE_SENTENCES[kind]))
         return self.advisory if paused else self.planner
 
-    def _tell(self, record: TickRecord) -> None:
-        """A line when something changes, and now and then when nothing does."""
+    def _log_tick(self, record: TickRecord) -> None:
+        """Log one line per change, and one every `QUIET_LOG_EVERY_TICKS` ticks without a change."""
         for event in record.estimate.drift_events:
-            log.warning("drift", model=event.model, says=drift_event_words(event))
+            log.warning("drift_changed", model=event.model, change=event.change.value, message=drift_event_words(event))
         changed = record.plan.actions or record.outcomes or record.decision.reason is not self.last_reason
         if changed or record.number % QUIET_LOG_EVERY_TICKS == 0:
-            log.info("tick", decision=record.decision.id, reason=record.decision.reason.value, says=sentence(record))
+            log.info("tick_completed", decision=record.decision.id, reason=record.decision.reason.value, message=sentence(record))
         self.last_reason = record.decision.reason

@@ -1,4 +1,4 @@
-"""Collects what the status API serves: the last tick, the totals and the newest events."""
+"""Collects the data of the status API: the last tick, the totals and the newest events."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ class SloTime:
     late_s: float = 0.0
 
     def add(self, elapsed_s: float, violated: bool | None) -> SloTime:
-        """With some more seconds; `violated` None: without traffic."""
+        """The counts with additional seconds. `violated` None: no traffic."""
         if violated is None:
             return self
         return SloTime(self.observed_s + elapsed_s, self.late_s + (elapsed_s if violated else 0.0))
 
     @property
     def late_fraction(self) -> float | None:
-        """Late seconds over observed ones; None before there was traffic."""
+        """Late seconds divided by seconds with traffic; None before the first traffic."""
         return self.late_s / self.observed_s if self.observed_s else None
 
 
 @dataclass(slots=True)
 class StatusBoard:
-    """The last tick and what led to it."""
+    """The last tick, its policy input and the totals."""
 
     config: ThemisConfig
     started_at_s: float
@@ -71,11 +71,11 @@ class StatusBoard:
         self.events.extend(StatusEvent(at_s, decision_id, ("drift",), drift_event_words(event)) for event in record.estimate.drift_events)
 
     def silent_s(self, now_s: float) -> float:
-        """Seconds since the last good tick, or since the start when there was none yet."""
+        """Seconds since the last good tick, or since the start before the first."""
         return now_s - (self.record.snapshot.at_s if self.record is not None else self.started_at_s)
 
     def is_live(self, now_s: float) -> bool:
-        """Whether the last good tick is recent: at most ten tick intervals ago, and 10 s are always allowed."""
+        """Whether the last good tick is recent: at most ten tick intervals ago, or 10 s if that is longer."""
         return self.silent_s(now_s) <= max(MIN_SILENT_S, SILENT_TICKS * self.config.policy.tick_s)
 
     def status(self) -> Status:

@@ -1,4 +1,4 @@
-"""What a run of the daemon has used, cost and done so far."""
+"""The usage, cost and actions of a run of the daemon."""
 
 from __future__ import annotations
 
@@ -45,5 +45,5 @@ class UsageTotals:
 
 
 def counts(servers: tuple[Server, ...]) -> tuple[int, int]:
-    """Servers that exist, and model instances on them."""
+    """The numbers of servers and of model instances."""
     return len(servers), sum(state.instances for server in servers for state in server.models.values())

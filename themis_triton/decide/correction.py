@@ -1,4 +1,4 @@
-"""Plans that count with drift: the rules with the latency surfaces of drifted models scaled, and the decision that says so."""
+"""Plans that account for drift: the rules with scaled latency surfaces of drifted models, and the decision's events."""
 
 from __future__ import annotations
 

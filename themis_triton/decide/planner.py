@@ -45,7 +45,7 @@ class PlanQuery:
 
 
 class Planner:
-    """Answers queries by the rules, and keeps its answers; a policy asks it, and it is thrown away with its rules."""
+    """Solves plan queries under fixed rules and caches the results. Policies use one planner per set of rules."""
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules

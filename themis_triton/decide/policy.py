@@ -1,4 +1,4 @@
-"""What a policy is: one record with its function, what it needs, and how an evaluation starts it."""
+"""A policy as one record: its function, its requirements, and its start in an evaluation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Models = dict[str, ModelState]
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What an evaluation knows of a trace before it runs: the largest rate of its beginning and of the whole (requests/s)."""
+    """The load that an evaluation knows in advance: the maximum rate of the trace's start and of the whole trace (requests/s)."""
 
     first_rps: float
     peak_rps: float

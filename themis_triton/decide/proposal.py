@@ -61,7 +61,7 @@ def evidence_of(
         measured_p99_ms=view.estimate.p99_ms,
         predicted_p99_ms=predicted_p99_ms,
         servers_now=sum(view.ready),
-        servers_wanted=sum(desired),
+        servers_desired=sum(desired),
         servers_missing=missing,
         runner_up=runner_up,
         holds_after_s=holds_after_s,

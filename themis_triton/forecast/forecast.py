@@ -33,7 +33,7 @@ def able(name: ForecastName, seconds: int) -> ForecastName:
 def forecast_rate(name: ForecastName, counts: Sequence[float], horizon_s: float, quantile: float) -> float:
     """The largest one-second mean rate (requests/s) to expect in the next `horizon_s`, at an upper quantile.
 
-    `counts` are the arrivals of the last seconds, newest last; with fewer than the forecast needs, `able` says which one answers.
+    `counts` are the arrivals of the last seconds, newest last; with fewer than the forecast needs, `able` selects the one that applies.
     Nothing arrived, or no history: 0. ValueError for a horizon that is not positive or a quantile outside 0.5 to 0.99.
     """
     low, high = QUANTILES

@@ -13,7 +13,7 @@ ROUTED = frozenset({Phase.SERVING, Phase.UNREACHABLE})
 def route_table(servers: Iterable[Server], models: Sequence[str]) -> RouteTable:
     """Every routed server is an endpoint of each configured model that it holds, in the order of names.
 
-    One whose metrics fell silent stays: whether it answers requests is for the proxy's own health checks to find out.
+    A server without metrics stays in the routes: the proxy's health checks detect whether it answers requests.
     """
     serving = sorted((s for s in servers if s.phase in ROUTED), key=lambda s: s.name)
     return RouteTable(

@@ -89,7 +89,7 @@ def _memory(servers: Iterable[Server], config: ThemisConfig) -> Memory | None:
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """A model of a staying server that does not run yet what the target says."""
+    """A model of a remaining server whose state differs from the target."""
 
     server: str
     model: str

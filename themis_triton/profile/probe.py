@@ -137,7 +137,7 @@ class _Prober:
     tell: Callable[[str], None]
 
     async def probe(self, name: str, operation: Callable[[], Awaitable[str | None]], starts: int) -> OperationSettings:
-        """The effect of one operation between two calm periods. In place means that at most `starts` instances started."""
+        """The effect of one operation between two idle periods. In place means that at most `starts` instances started."""
         self.tell(name)
         loop = asyncio.get_running_loop()
         calm_from_s = loop.time()

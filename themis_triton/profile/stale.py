@@ -18,7 +18,7 @@ def refuse_stale(config: ThemisConfig) -> list[str]:
     """
     stale = list(stale_profiles(config))
     if stale and not config.allow_stale_profiles:
-        raise SettingsError("\n".join([*stale, "measure again with `themis profile`, or set `allow_stale_profiles: true`"]))
+        raise SettingsError("\n".join([*stale, "Fix: measure again with `themis profile`, or set `allow_stale_profiles: true`"]))
     return stale
 
 

@@ -32,7 +32,7 @@ def one_of(*keys: str) -> ConfigDict:
 
 
 def refusal(error: str | None, expected: str, fix: str) -> PydanticCustomError:
-    """A validator's error with the parts of a `Problem`; `error` None says that the value as written is invalid."""
+    """A validator's error with the parts of a `Problem`; `error` None: the value as written is invalid."""
     context = {"expected": expected, "fix": fix} | ({} if error is None else {"error": error})
     return PydanticCustomError("themis", "expected {expected}", context)
 

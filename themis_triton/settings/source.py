@@ -46,7 +46,7 @@ class Source:
         return Place(self.file, 1, 1, 1, 1, NO_VALUE)
 
     def problem(self, path: KeyPath, error: str | None, expected: str, fix: str, *, at_key: bool = False) -> Problem:
-        """A problem at the key path; `error` None says that the value as written is invalid."""
+        """A problem at the key path; `error` None: the value as written is invalid."""
         place = self.place(path)
         line, column = (place.key_line, place.key_column) if at_key else (place.line, place.column)
         return Problem(place.file, line, column, dotted(path), _invalid(place.written) if error is None else error, expected, fix)
@@ -67,7 +67,7 @@ def _invalid(written: str) -> str:
 def read_source(path: Path, shown: str, expected: str) -> Source:
     """The content of a YAML file, with every syntax error in `problems`; nothing is raised.
 
-    `shown` is the file's name in errors; `expected` says what the whole file must be.
+    `shown` is the file's name in errors; `expected` describes the whole file.
     """
     source = Source(shown)
     text = _read_text(path, source, expected)

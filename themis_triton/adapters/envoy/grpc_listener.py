@@ -126,5 +126,5 @@ def _to_model(match: Json, model: str, **more: object) -> Json:
 
 
 def _forward(match: Json) -> Json:
-    # Triton says UNAVAILABLE for a model that it does not know: that answer is for the client, not a reason to retry.
+    # Triton answers UNAVAILABLE for an unknown model: this is an answer for the client, not a reason to retry.
     return {"match": match, "route": {"cluster": any_cluster(Protocol.GRPC), "timeout": "0s", "retry_policy": retry_policy(_RETRY_ON_ANY)}}

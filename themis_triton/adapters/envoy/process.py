@@ -170,7 +170,7 @@ class EnvoyProcess:
             await asyncio.sleep(_POLL_S)
 
     def _log_reason(self) -> str:
-        """Why Envoy failed since it was last started, as its log says."""
+        """The reason of Envoy's failure since its last start, from its log."""
         try:
             with self.log_file.open("rb") as log:
                 log.seek(self._log_start)
@@ -212,4 +212,4 @@ def _allow_all_files(identity: ProcessId) -> None:
         _, hard = process.rlimit(psutil.RLIMIT_NOFILE)
         process.rlimit(psutil.RLIMIT_NOFILE, (hard, hard))
     except psutil.NoSuchProcess:
-        return  # It ended at once; the wait for it says why.
+        return  # It ended at once; the wait for it reports the reason.

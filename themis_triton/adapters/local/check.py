@@ -58,7 +58,7 @@ def _envoy_of_the_extra() -> str | None:
 
 
 async def _output(binary: Path, argument: str) -> str | None:
-    """What it prints, whatever its exit status; None when it cannot be started or does not end."""
+    """Its output, for any exit status; None if it cannot be started or does not end."""
     try:
         process = await asyncio.create_subprocess_exec(
             binary, argument, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT

@@ -1,4 +1,4 @@
-"""Launched servers that run, known by the marks of their processes: whatever the journal says."""
+"""Discovers running launched servers by the marks of their processes, independent of the journal."""
 
 from __future__ import annotations
 

@@ -208,7 +208,7 @@ class LocalLauncher:
         return server.process is not None and find_process(server.process) is not None
 
     async def wait_idle(self, server: Server) -> bool:
-        """Wait, bounded by the drain time-out, until nothing is pending and no request ends any more; False when the time-out came first.
+        """Wait, bounded by the drain time-out, until nothing is pending and no request ends any more; False after the time-out.
 
         Triton shows no requests that are being executed, so the counters must not move for three mean service times, at least 0.3 s.
         A server that does not answer, or whose process is gone, has nothing in flight.

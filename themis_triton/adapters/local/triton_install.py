@@ -51,7 +51,7 @@ def find_triton(state_directory: Path, binary: Path | None = None, backend_direc
         backend_directory: configured backends; None: the extra's, or the configured binary's default.
 
     Raises:
-        EnvironmentCheckError: something is not there or does not fit; the message says what to do.
+        EnvironmentCheckError: a part is missing or incompatible; the message has the fix.
     """
     if binary is not None:
         return TritonInstall(_executable(binary), _directory(backend_directory))

@@ -114,7 +114,7 @@ def for_launch(base: Config, state: ModelState, name: str, deprioritize_after_s:
     """The file that a launched server reads: the state from the start, on whatever one device that server sees.
 
     `deprioritize_after_s`: a request that has waited this long is served after all others (Triton's DELAY, nothing is refused);
-    None: as the file says.
+    None: as in the file.
     A queue policy of the file's own stays, and so does a queue without batches: Triton batches delayed requests with new ones;
     without batching it serves one per 500 ms.
     """

@@ -133,7 +133,7 @@ def _dims(entry: Any, samples: Any, configured: ModelInputs, *, batched: bool) -
 
 
 def _empty_outputs(metadata: Any, response: Any) -> list[str]:  # noqa: ANN401 - protobuf has no types
-    """Outputs that are absent, or hold no bytes although their shape says that they hold something (a detector may find nothing)."""
+    """Outputs that are absent, or have no bytes although their shape is not empty (a detector may find nothing)."""
     raw = {output.name: (output, content) for output, content in zip(response.outputs, response.raw_output_contents, strict=False)}
     return [entry.name for entry in metadata.outputs if entry.name not in raw or _lacks_content(*raw[entry.name])]
 
