@@ -763,8 +763,8 @@ def test_the_reference_has_each_key_once_with_its_unit_default_and_meaning() -> 
     assert rows["mode"].default == "active"
 
 
-def test_patience_is_that_of_a_models_most_patient_pipeline(tmp_path: Path) -> None:
+def test_a_models_deprioritization_follows_the_pipeline_with_the_longest_slo(tmp_path: Path) -> None:
     text = changed("slo_ms: 300\n", "slo_ms: 300\n  other:\n    stages: [classifier]\n    slo_ms: 400\n")
     assert load_settings(write(tmp_path, text)).deprioritize_after_s == {}
-    patient = text.replace("  name: themis\n", "  name: themis\n  deprioritize_after_slo_fraction: 0.5\n")
-    assert load_settings(write(tmp_path, patient)).deprioritize_after_s == {"detector": 0.15, "classifier": 0.2}
+    deprioritizing = text.replace("  name: themis\n", "  name: themis\n  deprioritize_after_slo_fraction: 0.5\n")
+    assert load_settings(write(tmp_path, deprioritizing)).deprioritize_after_s == {"detector": 0.15, "classifier": 0.2}

@@ -75,7 +75,7 @@ def test_every_request_of_a_central_queue_ends_as_theory_says(count: int, load: 
     assert built.engine.ended_s == pytest.approx(served_in_order(arrival_s, SERVICE_S[0], count))
 
 
-def patient(arrival_s: FloatArray, service_s: float, workers: int, deprioritize_after_s: float) -> FloatArray:
+def deprioritizing(arrival_s: FloatArray, service_s: float, workers: int, deprioritize_after_s: float) -> FloatArray:
     """Ends where a worker that frees takes the first who waited at most `deprioritize_after_s`, or else the first of all."""
     ends, free_s = np.full(arrival_s.size, np.nan), [0.0] * workers
     waiting = list(range(arrival_s.size))
@@ -98,7 +98,7 @@ def test_who_waited_too_long_lets_all_others_pass(deprioritize_after_s: float) -
         built.configure(server, 0, ModelState(1, 1))
     built.route(0, (0, 1, 2))
     built.advance(np.inf)
-    assert built.engine.ended_s == pytest.approx(patient(arrival_s, SERVICE_S[0], 3, deprioritize_after_s))
+    assert built.engine.ended_s == pytest.approx(deprioritizing(arrival_s, SERVICE_S[0], 3, deprioritize_after_s))
 
 
 def test_a_late_request_does_not_wait_for_the_delay_of_a_fresh_one() -> None:

@@ -63,7 +63,7 @@ class LocalLauncher:
     def __init__(self, config: LocalLaunchConfig, state_directory: Path, deprioritize_after_s: Mapping[str, float] | None = None) -> None:
         self._config = config
         self._state = state_directory
-        self._patience_s = deprioritize_after_s or {}
+        self._deprioritize_after_s = deprioritize_after_s or {}
         self._slots = {slot.name: slot for slot in config.slots}
         self._install: TritonInstall | None = None
         self._install_lock = asyncio.Lock()
@@ -87,7 +87,7 @@ class LocalLauncher:
         install = await self._triton()
         files = self._files(name)
         try:
-            complete = await asyncio.to_thread(build_view, files, self._config.model_repository, models, self._patience_s)
+            complete = await asyncio.to_thread(build_view, files, self._config.model_repository, models, self._deprioritize_after_s)
             return await asyncio.to_thread(self._start, files, self._slots[slot], models, install, complete=complete)
         except ThemisError:
             await asyncio.to_thread(files.remove)

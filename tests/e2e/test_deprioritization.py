@@ -20,7 +20,7 @@ from themis_triton.load.traces import TraceOptions
 
 pytestmark = [pytest.mark.e2e, pytest.mark.exclusive]
 
-MODEL, SLO_MS, PATIENCE_S = "video-detector", 300.0, 0.15
+MODEL, SLO_MS, DEPRIORITIZE_AFTER_S = "video-detector", 300.0, 0.15
 CARRIED_RPS = 40
 """By one instance with batches of two: 48 ms each."""
 
@@ -54,7 +54,7 @@ def test_late_requests_let_others_pass_none_fails_and_counts_still_change_in_pla
         control = TritonModelControl()
         try:
             found = {}
-            for name, deprioritize_after_s in (("in-turn", {}), ("patient", {MODEL: PATIENCE_S})):
+            for name, deprioritize_after_s in (("fifo", {}), ("deprioritized", {MODEL: DEPRIORITIZE_AFTER_S})):
                 found[name] = await overloaded(LocalLauncher(launch_config, state_directory, deprioritize_after_s), name, control, trace)
             return found
         finally:
@@ -67,4 +67,4 @@ def test_late_requests_let_others_pass_none_fails_and_counts_still_change_in_pla
         inside[name] = float(np.mean(result.latency_ms <= SLO_MS))
         assert len(before) == 1
         assert before < after, "adding an instance reloaded the model"
-    assert inside["patient"] > inside["in-turn"] + 0.15
+    assert inside["deprioritized"] > inside["fifo"] + 0.15

@@ -1,6 +1,6 @@
 """Deprioritized late requests on real Triton: three seconds of twice the capacity of one instance, with and without.
 
-`python benchmarks/patience.py` takes two minutes; it writes `results/patience.json` and a picture.
+`python benchmarks/deprioritization.py` takes two minutes; it writes `results/deprioritization.json` and a picture.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from themis_triton.load.traces import TraceOptions
 from themis_triton.settings.shipped import shipped
 
 MODEL, SLO_MS = "video-detector", 300.0
-PATIENCE_S = 0.5 * SLO_MS / 1000.0
+DEPRIORITIZE_AFTER_S = 0.5 * SLO_MS / 1000.0
 CARRIED_RPS = {2: 41.7, 4: 55.6, 8: 66.7}
 """Batch limits of one instance; such batches take 48, 72 and 120 ms."""
 SURGE_S, AFTER_S = 3, 12
@@ -41,13 +41,13 @@ def main() -> None:
             found = {batch: asyncio.run(both(directory, batch)) for batch in CARRIED_RPS}
         finally:
             stop_everything(directory, timeout_s=5.0)
-    draw(found, RESULTS / "patience.png")
+    draw(found, RESULTS / "deprioritization.png")
     write_result(
-        "patience",
+        "deprioritization",
         {
             "model": MODEL,
             "slo_ms": SLO_MS,
-            "deprioritize_after_s": PATIENCE_S,
+            "deprioritize_after_s": DEPRIORITIZE_AFTER_S,
             "load": f"{SURGE_S} s of twice what is carried, {AFTER_S} s of half of it",
             "by_largest_batch": {str(batch): {name: row(result) for name, result in results.items()} for batch, results in found.items()},
             "versions": versions("nvidia-pytriton"),
@@ -60,10 +60,9 @@ async def both(directory: Path, batch: int) -> dict[str, LoadResult]:
     trace = directory / f"burst-{batch}.csv"
     rates = [2 * CARRIED_RPS[batch]] * SURGE_S + [CARRIED_RPS[batch] / 2] * AFTER_S
     trace.write_text("rate\n" + "\n".join(f"{rate:.1f}" for rate in rates) + "\n", encoding="utf-8")
-    patiences: tuple[Mapping[str, float], ...] = ({}, {MODEL: PATIENCE_S})
+    settings: tuple[Mapping[str, float], ...] = ({}, {MODEL: DEPRIORITIZE_AFTER_S})
     return {
-        name: await served(directory, batch, deprioritize_after_s, trace)
-        for name, deprioritize_after_s in zip(ROWS, patiences, strict=True)
+        name: await served(directory, batch, deprioritize_after_s, trace) for name, deprioritize_after_s in zip(ROWS, settings, strict=True)
     }
 
 
