@@ -18,7 +18,7 @@ from themis_triton.sim.world import Dispatcher, Sharing, SimWorld
 
 DRAIN_POLL_S = 0.05
 PROCESS_S = 0.05
-"""Writing a new server's files and starting its process."""
+"""Time to write a new server's files and to start its process."""
 
 
 @dataclass(slots=True)
@@ -67,7 +67,7 @@ class Cluster:
         return self._simulation
 
     def model_index(self, model: str) -> int:
-        """Row of a model in the simulation."""
+        """The index of a model in the simulation."""
         return self._index[model]
 
     def find(self, name: str) -> SimServer:

@@ -120,7 +120,7 @@ def any_routed(e: Engine, model: int) -> int:
 
 @inlined
 def workers_of(e: Engine, server: int, model: int) -> int:
-    """Batches that a server can serve at once for a model."""
+    """The number of batches that a server can serve at once for a model."""
     instances: int = e.instances[server, model]
     return min(1, instances) if e.ints[CORES] else instances
 
@@ -162,7 +162,7 @@ def fill(e: Engine, server: int, model: int, now_s: float) -> bool:
 
 @flat_kernel
 def take(e: Engine, server: int, model: int, now_s: float) -> None:
-    """`fill`, and the device's next end."""
+    """`fill`, then update the device's next end."""
     if fill(e, server, model, now_s):
         reschedule(e, e.device[server], now_s)
 

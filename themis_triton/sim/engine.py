@@ -88,7 +88,7 @@ class Simulation:
 
     @property
     def events(self) -> int:
-        """Arrivals, crossings, ends of batches and expired delays so far."""
+        """The number of events so far: arrivals, crossings, ends of batches and expired delays."""
         return int(self.engine.ints[columns.EVENTS])
 
     @property
@@ -98,7 +98,7 @@ class Simulation:
 
 
 def _by_size(values: list[float]) -> tuple[BatchCounters, ...]:
-    """Pairs of batches and their µs, for sizes 1, 2, 3 …; sizes that were never executed are left out."""
+    """Pairs of batches and their µs by batch size; sizes that were never executed are omitted."""
     pairs = zip(values[::2], values[1::2], strict=True)
     return tuple(BatchCounters(size, executions, spent_us) for size, (executions, spent_us) in enumerate(pairs, 1) if executions)
 

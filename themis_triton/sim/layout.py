@@ -14,7 +14,7 @@ from themis_triton.sim.world import Dispatcher, ServiceNoise, Sharing, SimWorld
 from themis_triton.solver.surface import FloatArray, IntArray
 
 BOUNDS_MS: tuple[float, ...] = (*(float(bound) for bound in 10.0 ** np.linspace(0.0, 5.0, 121)), float("inf"))
-"""Bounds of the latency histograms, a tenth apart."""
+"""Bounds of the latency histograms; successive bounds differ by a tenth."""
 Arrays = dict[str, npt.NDArray[Any]]
 _NOISES = {
     ServiceNoise.NONE: columns.STEADY,
@@ -28,7 +28,7 @@ class Layout:
     """What can exist. `surfaces_ms[m]` is `l(b, k)` as [batch, k], all of one shape; `chains[p]` are model indexes.
 
     `devices[s]` is the device index of the place s for a server; `max_running` bounds the running batches of one device.
-    `deprioritize_after_s[m]`: a request that waited longer for model m is served after all others; empty: none is.
+    `deprioritize_after_s[m]`: a request that waited longer for model m is served after all others; empty: disabled.
     """
 
     surfaces_ms: FloatArray

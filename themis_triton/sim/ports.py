@@ -30,7 +30,7 @@ class SimObserver:
         self._routes: deque[tuple[float, tuple[RouteReading, ...]]] = deque()
 
     async def read(self, servers: Sequence[Server]) -> Readings:
-        """Everything at once; no devices, because memory is not simulated."""
+        """All readings; no devices, because memory is not simulated."""
         return Readings(
             self._delayed(self._servers, tuple(self._read(server.name) for server in servers)),
             self._delayed(self._routes, tuple(self._route(model) for model in self._cluster.config.models)),
@@ -77,7 +77,7 @@ class SimControl:
         return await self.cluster.change(server.name, model, state)
 
     async def forget(self, server: Server) -> None:
-        """Nothing is kept of a server."""
+        """Does nothing: no state is kept per server."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,7 @@ class SimResult:
 
     @property
     def violations(self) -> float:
-        """Share of all requests that were not answered inside their SLO."""
+        """The fraction of all requests that were not answered within their SLO."""
         return sum(int(np.count_nonzero(run.violated)) for run in self.pipelines) / max(1, self.requests)
 
     @property
@@ -92,12 +92,12 @@ class SimResult:
 
     @property
     def mean_cost(self) -> float:
-        """Time average of the cost, per second."""
+        """The mean cost per second."""
         return self.cost / self.duration_s
 
     @property
     def max_servers(self) -> int:
-        """Most servers at one time."""
+        """The maximum number of servers at one time."""
         return max(use.servers for use in self.usage)
 
     def _spans(self) -> list[tuple[Usage, float]]:

@@ -1,4 +1,4 @@
-"""From settings and options to a virtual cluster that serves: slots, layout, ports and the first servers."""
+"""Builds a serving virtual cluster from settings and options: slots, layout, ports and the first servers."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def world_of(config: ThemisConfig, options: SimOptions) -> SimWorld:
 
 
 def build_simulation(config: ThemisConfig, arrivals: Mapping[str, FloatArray], world: SimWorld, seed: int) -> Simulation:
-    """Places in the order of the adopted servers and the slots; arrivals start after the preroll."""
+    """The places of the adopted servers, then of the slots; arrivals start after the preroll."""
     index = {name: number for number, name in enumerate(config.models)}
     chains = tuple(tuple(index[stage] for stage in pipeline.stages) for pipeline in config.pipelines)
     times = [np.asarray(arrivals.get(p.name, ()), dtype=np.float64) + PREROLL_S for p in config.pipelines]

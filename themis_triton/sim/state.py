@@ -30,7 +30,7 @@ class Engine(NamedTuple):
     pipeline: IntArray  # [R]
     stage: IntArray  # [R]
     following: IntArray  # [R]
-    entered_s: FloatArray  # [R], into the present stage; while crossing the proxy: when it will
+    entered_s: FloatArray  # [R], time of entry into the stage, in the future while crossing the proxy
     ended_s: FloatArray  # [R], infinite before
     failed: IntArray  # [R]
     device: IntArray  # [S]

@@ -28,7 +28,7 @@ class _JumpingSelector(selectors.SelectSelector):
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """Starts at 0 s. Threads, sockets and subprocesses do not work in it."""
+    """An event loop in virtual time that starts at 0 s. Threads, sockets and subprocesses do not work in it."""
 
     def __init__(self) -> None:
         self._jumping = _JumpingSelector()
@@ -63,6 +63,6 @@ def rare_collections() -> Iterator[None]:
 
 
 def run_virtual(main: Coroutine[object, object, Result]) -> Result:
-    """Run a coroutine to its end in virtual time, in as little real time as its own work takes."""
+    """Run a coroutine to its end in virtual time, without waiting in real time."""
     with rare_collections(), asyncio.Runner(debug=False, loop_factory=VirtualTimeLoop) as runner:
         return runner.get_loop().run_until_complete(main)  # Runner.run's signal handler makes a text of the whole result at the end

@@ -34,7 +34,7 @@ class ServiceNoise(StrEnum):
 class SimWorld:
     """One world. Times that are None come from each model's profile.
 
-    `hop_s`: client to proxy to server, once a stage, counted before the proxy sees the request. `central_delay_s`: how long the
+    `hop_s`: client to proxy to server, once per stage, counted before the proxy sees the request. `central_delay_s`: time that the
     central queue waits for a full batch. `cold_start_s`: from the launch to the routes. `grow_s`: one in-place growth.
     `shrink_s`: one instance fewer, or with CORES a resize to fewer. `control_s`: extra duration of any change. `drain_quiet_s`: how
     long a server that left the routes must have been idle before it is stopped. `refuse_share`: share of changes that are refused.
