@@ -34,7 +34,7 @@ ROWS = ("in turn", "late ones last")
 
 
 def main() -> None:
-    """Both queues for each batch limit, one after the other."""
+    """Measure both queues for each maximum batch size, one after the other."""
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
         try:
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 async def both(directory: Path, batch: int) -> dict[str, LoadResult]:
-    """The same arrivals on a server of its own for each queue."""
+    """Send the same arrivals to a separate server for each queue."""
     trace = directory / f"burst-{batch}.csv"
     rates = [2 * CARRIED_RPS[batch]] * SURGE_S + [CARRIED_RPS[batch] / 2] * AFTER_S
     trace.write_text("rate\n" + "\n".join(f"{rate:.1f}" for rate in rates) + "\n", encoding="utf-8")
@@ -95,7 +95,7 @@ def row(result: LoadResult) -> dict[str, Any]:
 
 
 def draw(found: Mapping[int, Mapping[str, LoadResult]], path: Path) -> None:
-    """Latency of each request over the time at which it was sent; a panel a batch limit."""
+    """Draw each request's latency over its send time; one panel per maximum batch size."""
     figure = Figure(figsize=(4.2 * len(found), 3.6), layout="constrained")
     panels = figure.subplots(1, len(found), sharey=True)
     for panel, (batch, results) in zip(panels, found.items(), strict=True):

@@ -1,4 +1,4 @@
-"""Drift on real Triton: steady loads that must show none, then service times raised by 40 % under the sidecar, and lowered again.
+"""Drift on real Triton: steady loads without drift, then service times raised by 40 % under the sidecar, and lowered again.
 
 `python benchmarks/drift.py` takes ten minutes; `--steady` and `--live` do one half each. Both write `results/drift.json`, and the
 live run `results/drift.png`.
@@ -128,7 +128,7 @@ class _Watch:
     tick: int = 0
 
     async def look(self) -> dict[str, Any]:
-        """What the status says now; one row more where it is that of another tick."""
+        """Read the status, and add a row if it belongs to a new tick."""
         status = (await self.client.get(self.url)).json()
         model = status["models"][DETECTOR]
         serving = [server["models"] for server in status["servers"] if server["phase"] == "serving"]
@@ -150,7 +150,7 @@ class _Watch:
         return row
 
     async def until(self, holds: Callable[[dict[str, Any]], bool], longest_s: float = LONGEST_S) -> float | None:
-        """Seconds until the condition holds; None when it did not in time."""
+        """Seconds until the condition holds; None after the time-out."""
         loop = asyncio.get_running_loop()
         start_s = loop.time()
         while loop.time() - start_s < longest_s:
@@ -217,7 +217,7 @@ def _put(path: Path, text: str) -> None:
 
 
 def draw(measured: dict[str, Any], path: Path) -> None:
-    """Ratio and correction, what serves, and the p99, over time."""
+    """Draw ratio and correction, instances, and the p99, over time."""
     rows = measured["rows"]
     times = [row["at_s"] for row in rows]
     with style.picture(path, (1.4, 1.0, 1.2), 10.0, 7.0) as (figure, axes):

@@ -1,4 +1,4 @@
-"""Policies in turn, live on real Triton and Envoy under the same arrivals, beside what the simulator says of each.
+"""Policies live on real Triton and Envoy, one after the other under the same arrivals, and the simulator's prediction of each.
 
 `python benchmarks/live.py --trace twitter-paper` takes the length of the trace for each policy (660 s for the paper's slice). Every
 policy leaves `results/live-PIPELINE-TRACE-POLICY.json`; `--simulate-again` keeps what was measured and only simulates anew.

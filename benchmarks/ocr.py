@@ -56,14 +56,14 @@ LARGEST, BUSY = 3, 6
 POINT_S = 20
 STEP_RPS = 0.1
 SHARES = (0.7, 1.0, 1.1, 1.2, 1.3, 1.5)
-"""Rates under load, as shares of the largest that plans carry."""
+"""Rates of the load, as fractions of the planned maximum."""
 AT_LIMIT_S, ELSEWHERE_S, WARM_S = 60, 20, 5
 READ_EVERY_S = 5.0
 START_TIMEOUT_S, STOP_S = 120.0, 5.0
 
 
 def main() -> None:
-    """One half or the other; `report` draws what is there anew."""
+    """Run one half; `report` redraws the existing results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("profile", "live", "report"))
     parser.add_argument("models", nargs="*", help=f"with `profile`: some of {', '.join(STAGES)}")
@@ -90,8 +90,8 @@ def input_shapes() -> dict[str, tuple[int, ...]]:
 def profile(model: str) -> None:
     """By the product's own command, with the shapes that the pipeline sends."""
     shape = ",".join(str(size) for size in input_shapes()[model][1:])
-    wanted = ("--max-batch", LARGEST, "--max-instances", BUSY, "--max-seconds", POINT_S, "--shape", f"{model}.INPUT={shape}")
-    command = (sys.executable, "-m", "themis_triton.cli", "profile", model, "--repository", EXAMPLE / "models", "--out", OUT, *wanted)
+    options = ("--max-batch", LARGEST, "--max-instances", BUSY, "--max-seconds", POINT_S, "--shape", f"{model}.INPUT={shape}")
+    command = (sys.executable, "-m", "themis_triton.cli", "profile", model, "--repository", EXAMPLE / "models", "--out", OUT, *options)
     subprocess.run([str(word) for word in command], check=True)
 
 
@@ -132,17 +132,17 @@ def settings(profiles: dict[str, ProfileSettings], folder: Path, ports: Sequence
 
 
 def largest_rate(config: ThemisConfig) -> float:
-    """The largest rate, in steps, for which there is a plan."""
+    """The maximum rate, in steps, with a feasible plan."""
     rates = [round(STEP_RPS * step, 3) for step in range(1, 400)]
     answers = plan_rates(config, rates, WhatIf())
     held = [answer.rate_rps for answer in answers if answer.feasible]
     if not held:
-        raise SystemExit("no rate at all has a plan with these profiles")
+        raise SystemExit("no rate has a feasible plan with these profiles")
     return max(held)
 
 
 async def live() -> None:
-    """The sidecar under each rate in turn."""
+    """Measure the sidecar under each rate, one after the other."""
     profiles = _profiles()
     rows: list[dict[str, Any]] = []
     before = os.getloadavg()[0]
@@ -165,17 +165,17 @@ async def live() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A running sidecar: its settings, where clients send, where it tells its status."""
+    """A running sidecar: its settings, the address for clients, and the URL of its status."""
 
     config: ThemisConfig
     address: str
     status_url: str
 
     async def status(self) -> dict[str, Any]:
-        """What it tells now."""
+        """The current status."""
         async with httpx.AsyncClient(trust_env=False, timeout=10.0) as client:
-            told: dict[str, Any] = (await client.get(self.status_url)).json()
-            return told
+            status: dict[str, Any] = (await client.get(self.status_url)).json()
+            return status
 
 
 @asynccontextmanager
@@ -254,14 +254,14 @@ def _load_shapes() -> dict[str, tuple[int, ...]]:
 
 @dataclass(slots=True)
 class Reader:
-    """Reads the sample through Envoy now and then while the load runs: answers must be right, and not only come."""
+    """Reads the sample through Envoy periodically during the load, and checks that the responses are correct."""
 
     address: str
     right: int = 0
     wrong: int = 0
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run until cancelled."""
         image = render_sample()
         while True:
             lines = [line.text for line in await read_text(self.address, image)]
@@ -282,7 +282,7 @@ def report(profiles: dict[str, ProfileSettings], found: dict[str, Any]) -> None:
 
 
 def costs(profiles: dict[str, ProfileSettings]) -> Iterator[str]:
-    """A row a model: what one request takes, where more instances stop to pay, memory and times of change."""
+    """One row per model: service time of a request, knee, memory, and durations of changes."""
     yield "# The OCR models on this machine"
     yield ""
     yield "Single requests, at the p99, with k instances busy; the reports beside this file have batches up to 3 too."
@@ -305,7 +305,7 @@ def costs(profiles: dict[str, ProfileSettings]) -> Iterator[str]:
 
 
 def loads(found: dict[str, Any]) -> Iterator[str]:
-    """A row a rate."""
+    """One row per rate."""
     yield f"## The pipeline live, SLO {found['slo_ms']:g} ms at p99"
     yield ""
     yield f"With plans made of these profiles, `themis plan` carries up to {found['planned_rps']:g} requests/s here, in one server."
@@ -326,8 +326,8 @@ def loads(found: dict[str, Any]) -> Iterator[str]:
     above = [f"{row['rate_rps']:g}/s" for row in found["rows"] if row["predicted_p99_ms"] and row["p99_ms"] > row["predicted_p99_ms"]]
     yield ""
     yield f"The most that was answered is {most:g}/s: plans stop at {found['planned_rps'] / most:.0%} of that."
-    yield "Time to profile: what batches took over the profile's mean at the contention measured; above 1.15 the daemon would say drift."
-    yield "Clients, Envoy and the other models run on the same two cores here, which a profile of one model alone does not see."
+    yield "Time to profile: what batches took over the profile's mean at the contention measured; above 1.15 the daemon reports drift."
+    yield "Clients, Envoy and the other models run on the same two cores here, which single-model profiles cannot capture."
     yield f"The p99 was above the planned one at {', '.join(above) or 'no rate'}."
     yield ""
     busy = found["load_average"]
@@ -338,12 +338,12 @@ def loads(found: dict[str, Any]) -> Iterator[str]:
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """Latency over the rate, with what was planned; and what was answered of it."""
+    """Draw latency over the rate with the planned one, and the answered rate."""
     rows, slo_ms, most = found["rows"], found["slo_ms"], found["planned_rps"]
     rates = [row["rate_rps"] for row in rows]
     with style.picture(path, (2.0, 1.3), 8.0, 6.0) as (figure, axes):
         figure.suptitle(
-            "OCR on two cores: the SLO up to what plans carry, and beyond",
+            "OCR on two cores: up to the planned maximum rate, and beyond",
             x=0.012,
             ha="left",
             fontsize=14,
@@ -367,7 +367,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         for panel in axes:
             panel.axvspan(most, max(*rates, most) * 1.03, color=style.LIMIT, alpha=0.08, linewidth=0, zorder=0)
             panels.legend(panel)
-        answered.set_xlabel("pages/s offered; shaded: beyond what plans carry", fontsize=9.5)
+        answered.set_xlabel("pages/s offered; shaded: beyond the planned maximum", fontsize=9.5)
         answered.set_xlim(min(rates) * 0.9, max(*rates, most) * 1.03)
 
 

@@ -186,8 +186,8 @@ def main() -> None:
 def make(table: str, flags: Flags) -> None:
     """Run a table's cases; print and keep it."""
     title, cases = TABLES[table]
-    started_s, wanted = time.monotonic(), list(cases(flags))
-    outcomes = list(track(_run(wanted, flags.jobs), table, total=len(wanted), console=Console(stderr=True)))
+    started_s, selected = time.monotonic(), list(cases(flags))
+    outcomes = list(track(_run(selected, flags.jobs), table, total=len(selected), console=Console(stderr=True)))
     rows = rows_of(outcomes)
     name = table + flags.suffix
     keep(name, rows, flags, time.monotonic() - started_s)

@@ -74,13 +74,13 @@ def report(rows: list[dict[str, Any]]) -> None:
         f"| {r['other_seeds_p99_ms'][0]:.0f} to {r['other_seeds_p99_ms'][1]:.0f} |"
         for r in rows
     ]
-    said = (
+    summary_text = (
         f"\n{summary['states']} states: the simulated p99 is off by {summary['mean_absolute_error']:.1%} in the mean, "
         f"{summary['largest_absolute_error']:.0%} at most; its mean error is {summary['mean_error']:+.1%}.\n"
     )
-    (RESULTS / "sim-states.md").write_text("\n".join(lines) + "\n" + said)
+    (RESULTS / "sim-states.md").write_text("\n".join(lines) + "\n" + summary_text)
     draw(rows)
-    print(said)
+    print(summary_text)
 
 
 def draw(rows: list[dict[str, Any]]) -> None:

@@ -54,7 +54,7 @@ class Setup:
 
 
 async def main(seconds: int, servers: tuple[int, ...]) -> None:
-    """Measure every state of so many servers and write `results/states.*`."""
+    """Measure every state of a number of servers and write `results/states.*`."""
     problem = replace(build_rules(load_settings(shipped("config") / "themis.yaml")).problems["video"], headroom_sigmas=0.0, slo_ms=300.0)
     setups = [Setup(n, c, b) for n in servers for c in COUNTS for b in BATCHES]
     rows: list[dict[str, Any]] = []
@@ -142,12 +142,12 @@ def report(rows: list[dict[str, Any]], seconds: int) -> None:
         f"| {r['predicted_p99_ms']:.0f} | {r['measured_p99_ms']:.0f} |"
         for r in rows
     ]
-    said = (
+    summary_text = (
         f"\n{summary['states']} states: the prediction is a true bound in {summary['true_bounds']:.0%}, "
-        f"median overestimate {summary['median_overestimate']:.0%}. Each was measured for {seconds} s; what is measured includes the way "
+        f"median overestimate {summary['median_overestimate']:.0%}. Each was measured for {seconds} s; the measured time includes the path "
         "through client, Envoy and Triton, about 5 ms a stage, which the prediction leaves to `policy.slo_margin_fraction`.\n"
     )
-    (RESULTS / "states.md").write_text("\n".join(lines) + "\n" + said)
+    (RESULTS / "states.md").write_text("\n".join(lines) + "\n" + summary_text)
     figure = Figure(figsize=(6.5, 6.0), dpi=150, layout="constrained")
     axes = figure.subplots()
     for servers, colour in zip(SERVERS, ("#2563eb", "#d97706"), strict=True):
@@ -160,7 +160,7 @@ def report(rows: list[dict[str, Any]], seconds: int) -> None:
     axes.set_title("p99 in steady states: above the line the prediction is a bound", loc="left", fontweight="bold")
     axes.legend()
     figure.savefig(RESULTS / "states.png")
-    print(said)
+    print(summary_text)
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def quantile_weights(windows: Windows) -> dict[str, Any]:
     flat = taught.reshape(len(base), -1)
     spread = flat.std()
     with warnings.catch_warnings():
-        # A fixed number of passes is what is wanted.
+        # A fixed number of passes is intended.
         warnings.simplefilter("ignore", ConvergenceWarning)
         network = MLPRegressor(random_state=SEED, **NETWORK).fit(inputs, flat / spread)
     hidden, gained = scale.undo(network.coefs_[0])

@@ -1,4 +1,4 @@
-"""Which actuators are in back-off after a failure, and until when."""
+"""The actuators in back-off after a failure, with the time at which it ends."""
 
 from __future__ import annotations
 

@@ -2,4 +2,4 @@
 
 
 class OcrError(Exception):
-    """A missing network, an unreadable image, or a stage that failed; the message says what to do."""
+    """A missing network, an unreadable image, or a stage that failed; the message has the fix."""
