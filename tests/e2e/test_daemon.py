@@ -193,7 +193,7 @@ def test_one_daemon_a_state_directory_and_down_ends_what_it_launched(launch: Lau
             for word in ("run", "down"):
                 refused = sidecar.command(word)
                 assert refused.returncode == EnvironmentCheckError.exit_code, (word, refused.stderr)
-                assert f"in use by the process with pid {sidecar.pid};" in refused.stderr
+                assert f"in use by the process with pid {sidecar.pid}. Fix:" in refused.stderr
 
         server = asyncio.run(scenario())
         silent = sidecar.command("status", "--json")
