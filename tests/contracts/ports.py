@@ -65,11 +65,11 @@ class LauncherContract:
             assert await ports.launcher.discover() == ()
             second = await ports.ready("two", ports.slots[1])
             first = await ports.ready("one", ports.slots[0])
-            found = await ports.launcher.discover()
-            assert [(s.name, s.slot, s.device, s.phase) for s in found] == [
+            result = await ports.launcher.discover()
+            assert [(s.name, s.slot, s.device, s.phase) for s in result] == [
                 (s.name, s.slot, s.device, Phase.LAUNCHING) for s in (first, second)
             ]
-            assert [(s.models, s.grpc_address, s.process) for s in found] == [
+            assert [(s.models, s.grpc_address, s.process) for s in result] == [
                 (s.models, s.grpc_address, s.process) for s in (first, second)
             ]
             await ports.launcher.stop(first)

@@ -200,10 +200,10 @@ class Traffic:
 
     async def more(self, requests: int) -> None:
         """Wait until so many more requests have been sent."""
-        wanted = self._sent + requests
+        desired = self._sent + requests
         async with asyncio.timeout(TIMEOUT_S):
             async with self._seconds:
-                await self._seconds.wait_for(lambda: self._sent >= wanted)
+                await self._seconds.wait_for(lambda: self._sent >= desired)
 
     async def end(self) -> LoadSummary:
         """Stop sending; what came of every request that was sent."""

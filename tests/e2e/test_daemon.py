@@ -210,32 +210,32 @@ def test_one_daemon_a_state_directory_and_down_ends_what_it_launched(launch: Lau
 def test_pause_holds_everything_resume_goes_on_why_tells_and_stop_leaves_it_serving(launch: Launch, tmp_path: Path) -> None:
     with beside(launch, tmp_path) as sidecar:
 
-        def said(*words: str) -> str:
+        def message(*words: str) -> str:
             ended = sidecar.command(*words)
             assert ended.returncode == 0, ended.stderr
             return ended.stdout
 
         async def scenario() -> None:
             await sidecar.start()
-            assert f"(sidecar with pid {sidecar.pid})" in await asyncio.to_thread(said, "pause")
+            assert f"(sidecar with pid {sidecar.pid})" in await asyncio.to_thread(message, "pause")
             async with traffic(sidecar, ONE_SERVER_RPS) as load:
                 paused = await sidecar.until("advice", lambda s: s["paused"] and "would grow" in s["sentence"])
                 await sidecar.until("some ticks more", lambda s: s["tick"] > paused["tick"] + 4)
                 assert await sidecar.adopted_models() == ONE_EACH
-                assert "paused: nothing is changed" in await asyncio.to_thread(said, "status")
-                await asyncio.to_thread(said, "resume")
+                assert "paused: nothing is changed" in await asyncio.to_thread(message, "status")
+                await asyncio.to_thread(message, "resume")
                 await sidecar.until("growth in place", lambda s: not s["paused"] and instances(s, DETECTOR) >= 2)
-                assert "Migration to 200/s" in await asyncio.to_thread(said, "plan", "--rate", "200", "--from", "live")
-                assert f"stopped the sidecar with pid {sidecar.pid}" in await asyncio.to_thread(said, "stop")
+                assert "Migration to 200/s" in await asyncio.to_thread(message, "plan", "--rate", "200", "--from", "live")
+                assert f"stopped the sidecar with pid {sidecar.pid}" in await asyncio.to_thread(message, "stop")
                 await load.more(30)
                 summary = await load.end()
             assert (summary.failed, summary.errors) == (0, {})
 
         asyncio.run(scenario())
-        rows = json.loads(said("history", "--json").splitlines()[-1])
+        rows = json.loads(message("history", "--json").splitlines()[-1])
         grown = next(row for row in rows if f"grow {DETECTOR} on {ADOPTED}" in row["sentence"])
-        assert f"grow {DETECTOR} on {ADOPTED} 1→" in said("why", grown["decision_id"])
-        assert "no sidecar runs" in said("stop")
+        assert f"grow {DETECTOR} on {ADOPTED} 1→" in message("why", grown["decision_id"])
+        assert "no sidecar runs" in message("stop")
 
 
 def test_a_stop_while_kernels_compile_ends_daemon_and_compilers(launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

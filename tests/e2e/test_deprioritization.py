@@ -53,16 +53,18 @@ def test_late_requests_let_others_pass_none_fails_and_counts_still_change_in_pla
     async def run() -> dict[str, tuple[LoadResult, set[int], set[int]]]:
         control = TritonModelControl()
         try:
-            found = {}
+            outcome_found = {}
             for name, deprioritize_after_s in (("fifo", {}), ("deprioritized", {MODEL: DEPRIORITIZE_AFTER_S})):
-                found[name] = await overloaded(LocalLauncher(launch_config, state_directory, deprioritize_after_s), name, control, trace)
-            return found
+                outcome_found[name] = await overloaded(
+                    LocalLauncher(launch_config, state_directory, deprioritize_after_s), name, control, trace
+                )
+            return outcome_found
         finally:
             await control.close()
 
-    found = asyncio.run(run())
+    outcome_found = asyncio.run(run())
     inside = {}
-    for name, (result, before, after) in found.items():
+    for name, (result, before, after) in outcome_found.items():
         assert result.ok.all(), result.first_messages
         inside[name] = float(np.mean(result.latency_ms <= SLO_MS))
         assert len(before) == 1

@@ -75,16 +75,16 @@ def test_slower_batches_are_noticed_named_and_planned_for_until_they_are_fast_ag
             log.info("drift: ended after %.1f s, plans back %.1f s later", ended_s, back_s)
 
         asyncio.run(scenario())
-        said = [sentence for (sentence,) in sidecar.journal("select sentence from ticks where changed order by at_s")]
-        assert any(SAYS in sentence for sentence in said)
+        message = [sentence for (sentence,) in sidecar.journal("select sentence from ticks where changed order by at_s")]
+        assert any(SAYS in sentence for sentence in message)
         assert "drift began: video-detector takes 1." in sidecar.log.read_text()
 
 
 def shown(sidecar: Sidecar) -> None:
     """Command line and metrics name the model."""
-    told: dict[str, Any] = json.loads(sidecar.command("status", "--json").stdout.splitlines()[-1])
-    assert told["models"][DETECTOR]["correction"] > 1.0
-    assert [words for words in told["drift"] if words.startswith(SAYS)] == told["drift"]
+    reported: dict[str, Any] = json.loads(sidecar.command("status", "--json").stdout.splitlines()[-1])
+    assert reported["models"][DETECTOR]["correction"] > 1.0
+    assert [words for words in reported["drift"] if words.startswith(SAYS)] == reported["drift"]
     assert f"drift: {SAYS}" in sidecar.command("status").stdout
     metrics = httpx.get(f"http://{sidecar.status_address}/metrics", trust_env=False).text
     values = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if not line.startswith("#"))

@@ -114,12 +114,12 @@ def stream_answers(address: Address, models: list[str]) -> list[Any]:
     answers: queue.Queue[Any] = queue.Queue()
     with triton_grpc.InferenceServerClient(address.authority) as client:
         client.start_stream(lambda result, error: answers.put(error if result is None else result.as_numpy("OUTPUT")))
-        found = []
+        outcome_found = []
         for number, model in enumerate(models):
             client.async_stream_infer(model, tensors(triton_grpc, values(3, seed=number)))
-            found.append(answers.get(timeout=20.0))
+            outcome_found.append(answers.get(timeout=20.0))
         client.stop_stream()
-    return found
+    return outcome_found
 
 
 @pytest.mark.parametrize("model", EMULATED)
@@ -181,8 +181,8 @@ def test_an_odd_name_reaches_its_server(gateway: Gateway, odd: Server) -> None:
 def test_a_model_without_a_server_is_unavailable_at_once(gateway: Gateway) -> None:
     message = "Themis: no server is available for this request at the moment"
     with triton_grpc.InferenceServerClient(gateway.config.grpc_listen.authority) as client:
-        found = outcome(client.infer, IDLE, tensors(triton_grpc, values()), client_timeout=2.0)
-    assert found == ("StatusCode.UNAVAILABLE", message)
+        outcome_found = outcome(client.infer, IDLE, tensors(triton_grpc, values()), client_timeout=2.0)
+    assert outcome_found == ("StatusCode.UNAVAILABLE", message)
     status, body = ask(gateway.config.http_listen, "POST", f"/v2/models/{IDLE}/infer", b"{}")
     assert status == 503
     assert message in body

@@ -89,11 +89,11 @@ def test_a_killed_server_costs_no_request(gateway: Gateway, servers: tuple[Serve
             killed.send_signal(signal.SIGKILL)
             await asyncio.sleep(2.5)
 
-        found = asyncio.run(under_load(loads(gateway), kill))
+        result = asyncio.run(under_load(loads(gateway), kill))
     reading = gateway.read([MODEL])[MODEL]
-    assert [load.errors for load in found] == [{}, {}]
+    assert [load.errors for load in result] == [{}, {}]
     # Whatever was retried is still one arrival, and no failure.
-    assert reading.arrivals == sum(load.sent for load in found)
+    assert reading.arrivals == sum(load.sent for load in result)
     assert reading.failures == 0
 
 
@@ -109,8 +109,8 @@ def test_two_of_three_servers_killed_at_once_cost_no_request(gateway: Gateway, s
                 process.send_signal(signal.SIGKILL)
             await asyncio.sleep(2.5)
 
-        found = asyncio.run(under_load(loads(gateway), kill))
-    assert [load.errors for load in found] == [{}, {}]
+        result = asyncio.run(under_load(loads(gateway), kill))
+    assert [load.errors for load in result] == [{}, {}]
 
 
 def test_statistics_count_every_request_once(gateway: Gateway) -> None:

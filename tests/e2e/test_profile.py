@@ -61,13 +61,13 @@ class InterruptedRunError(Exception):
 
 
 def test_an_interrupted_profile_goes_on_and_recovers_the_true_surface(tmp_path: Path, state: Path) -> None:
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
 
     def until(points: int) -> None:
         def tell(step: Step) -> None:
             if step.point is not None:
-                told.append((step.point.batch, step.point.instances))
-                if len(told) == points:
+                reported.append((step.point.batch, step.point.instances))
+                if len(reported) == points:
                     raise InterruptedRunError
 
         async def run() -> None:
@@ -82,7 +82,7 @@ def test_an_interrupted_profile_goes_on_and_recovers_the_true_surface(tmp_path: 
     assert not (tmp_path / "detector.yaml").exists()
     assert not owned_processes(state / "profile"), "the scratch server is gone"
     until(1000)
-    assert len(told) == len(set(told)), "no point twice"
+    assert len(reported) == len(set(reported)), "no point twice"
 
     profile = read_profile(tmp_path / "detector.yaml")
     table = profile.table
@@ -94,7 +94,7 @@ def test_an_interrupted_profile_goes_on_and_recovers_the_true_surface(tmp_path: 
     measured = profile.measured
     assert measured is not None
     assert measured.source is TimeSource.TRACE
-    assert {(p.batch, p.instances) for p in measured.points} == set(told)
+    assert {(p.batch, p.instances) for p in measured.points} == set(reported)
     assert [fit.form for fit in measured.fits if fit.kept] == ["contention"]
     assert profile.instance_init_s == pytest.approx(0.5, abs=2.0)
     assert profile.instance_memory > 10 * 2**20
@@ -158,8 +158,10 @@ def test_a_server_that_dies_leaves_a_clear_error_and_what_was_measured(tmp_path:
 
             await profile_model(bench, options(tmp_path), tell)
 
-    said = rf"model {MODEL}: its server ended during the measurement\. Fix: see its log .*\.log; the measured points are in .*\.resume; the"
-    with pytest.raises(ServerError, match=said):
+    message = (
+        rf"model {MODEL}: its server ended during the measurement\. Fix: see its log .*\.log; the measured points are in .*\.resume; the"
+    )
+    with pytest.raises(ServerError, match=message):
         asyncio.run(run())
     assert resume_path(tmp_path / "detector.yaml").exists()
     assert not (tmp_path / "detector.yaml").exists()

@@ -67,16 +67,16 @@ def brute_force(problem: ChainProblem, servers: Sequence[int] | None = None, *, 
             parts.append(known[key])
             if not parts[-1][1]:
                 break
-        found = _joined(problem, choices, parts, price)
-        if found.holds and (best is None or _better(found, best)):
-            best = found
+        result = _joined(problem, choices, parts, price)
+        if result.holds and (best is None or _better(result, best)):
+            best = result
             if any_plan:
                 break
     return best
 
 
-def _better(found: Judged, best: Judged) -> bool:
-    return found.cost < best.cost - TOLERANCE or (found.cost <= best.cost + TOLERANCE and found.p99_ms < best.p99_ms)
+def _better(result: Judged, best: Judged) -> bool:
+    return result.cost < best.cost - TOLERANCE or (result.cost <= best.cost + TOLERANCE and result.p99_ms < best.p99_ms)
 
 
 def brute_largest_demand(problem: ChainProblem, servers: Sequence[int]) -> int:

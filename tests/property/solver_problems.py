@@ -22,14 +22,14 @@ def random_surface(rng: np.random.Generator, batches: int, busy: int) -> Surface
 
 def random_stage(rng: np.random.Generator, name: str, widest: int) -> StageProblem:
     low = int(rng.integers(1, 3)) if rng.random() < 0.2 else 1
-    most, largest = low + int(rng.integers(0, widest)), int(rng.integers(1, widest + 2))
+    maximum, largest = low + int(rng.integers(0, widest)), int(rng.integers(1, widest + 2))
     whole = rng.random() < 0.6
     means = random_surface(rng, largest, int(rng.integers(1, 7))) if rng.random() < 0.3 else None
     return StageProblem(
         name,
         random_surface(rng, max(1, largest - int(rng.random() < 0.1)), int(rng.integers(1, 7))),
         low,
-        most,
+        maximum,
         largest,
         server_price=float(rng.integers(0, 12)) if whole else float(rng.uniform(0, 12)),
         instance_price=1.0 if rng.random() < 0.4 else (float(rng.integers(0, 4)) if whole else float(rng.uniform(0, 4))),

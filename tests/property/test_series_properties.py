@@ -60,6 +60,6 @@ def test_a_constant_rate_is_found_at_every_scale_and_does_not_grow(rate_rps: flo
     series = EMPTY
     for index in range(200):
         series = series.append(index * tick_s, index * tick_s * rate_rps, 1e9)
-    for found in (series.rate(1.0), series.rate(20.0), series.peak_rate(1.0, 5.0)):
-        assert found == pytest.approx(rate_rps, rel=1e-6)
+    for result in (series.rate(1.0), series.rate(20.0), series.peak_rate(1.0, 5.0)):
+        assert result == pytest.approx(rate_rps, rel=1e-6)
     assert series.growth(2.0) == pytest.approx(0.0, abs=1e-6 * rate_rps)

@@ -66,15 +66,15 @@ def changed(changes: list[tuple[tuple[Any, ...], str, Any]]) -> Any:
 def test_every_error_has_a_place_and_a_fix(tmp_path: Path, changes: list[tuple[tuple[Any, ...], str, Any]]) -> None:
     path = tmp_path / "themis.yaml"
     path.write_text(yaml.dump(changed(changes), Dumper=DUMPER, allow_unicode=True), encoding="utf-8")
-    found = problems(path)
-    assert all(problem.line and problem.error and problem.expected and problem.fix for problem in found)
-    if not found:
+    result = problems(path)
+    assert all(problem.line and problem.error and problem.expected and problem.fix for problem in result)
+    if not result:
         assert load_settings(path).pipelines
         SCHEMA.validate(yaml.safe_load(path.read_text(encoding="utf-8")))
         return
     with pytest.raises(SettingsError) as raised:
         load_settings(path)
-    assert all(str(problem) in str(raised.value) for problem in found)
+    assert all(str(problem) in str(raised.value) for problem in result)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

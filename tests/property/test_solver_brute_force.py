@@ -94,10 +94,10 @@ def test_the_fewest_servers_are_those_of_the_plan_in_which_only_servers_cost(pla
         drawn = random_problem(rng, most_stages=3)
         stages = tuple(replace(stage, server_price=1.0, instance_price=0.0) for stage in drawn.stages)
         problem = replace(drawn, stages=stages, placement=placement, max_servers=4)
-        expected, found = reference.brute_force(problem), fewest_servers(problem)
-        assert (found is None) == (expected is None), problem
-        if expected is not None and found is not None:
-            taken = sum(found) if placement is Placement.SEPARATE else found[0]
+        expected, result = reference.brute_force(problem), fewest_servers(problem)
+        assert (result is None) == (expected is None), problem
+        if expected is not None and result is not None:
+            taken = sum(result) if placement is Placement.SEPARATE else result[0]
             assert taken == expected.cost, problem
             counts.add(taken)
     assert len(counts) >= 3

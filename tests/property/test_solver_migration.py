@@ -34,8 +34,8 @@ def plans(problem: ChainProblem, now: list[ServerAssignment]) -> list[ChainPlan]
     """The cheapest plan of each number of servers, with any batches and with those that run."""
     held = [sorted({server.batches[s] for server in now}) for s in range(len(problem.stages))]
     numbers = range(problem.min_servers, problem.max_servers + 1)
-    found = [solve_joint(problem, servers=n, batches=batches) for n in numbers for batches in ([None, held] if now else [None])]
-    return [plan for plan in found if plan.feasible]
+    result = [solve_joint(problem, servers=n, batches=batches) for n in numbers for batches in ([None, held] if now else [None])]
+    return [plan for plan in result if plan.feasible]
 
 
 def fits(problem: ChainProblem, migration: Migration) -> bool:

@@ -44,7 +44,7 @@ def problem(rng: np.random.Generator, *, smooth: bool) -> ChainProblem:
 
 def stage_options(asked: ChainProblem, each: StageProblem, servers: int, *, adjacent: bool) -> Iterator[tuple[float, float]]:
     """(price, latency) of every distribution of counts, and batch, that carries the demand."""
-    wanted = asked.required_capacity_rps(asked.demand_rps)
+    desired = asked.required_capacity_rps(asked.demand_rps)
     for counts in combinations_with_replacement(range(each.min_instances, each.max_instances + 1), servers):
         if adjacent and max(counts) - min(counts) > 1:
             continue
@@ -52,7 +52,7 @@ def stage_options(asked: ChainProblem, each: StageProblem, servers: int, *, adja
             times = [float(each.surface.latency_ms[batch - 1, count - 1]) for count in counts]
             # Of counts that differ by one, the slower ones bound the latency, as the plan says it.
             latency = float(each.surface.latency_ms[batch - 1, min(counts) - 1]) if adjacent else max(times)
-            if sum(1000.0 * batch / ms for ms in times) >= wanted * (1 - 1e-9):
+            if sum(1000.0 * batch / ms for ms in times) >= desired * (1 - 1e-9):
                 yield sum(counts) * each.instance_price, latency
 
 

@@ -19,8 +19,8 @@ MOST = 4
 
 def cheapest_by_devices(problem: ChainProblem) -> list[float]:
     """Least cost with at most 0..MOST devices, infinite where there is no plan."""
-    found = [reference.brute_force(replace(problem, max_servers=most)) for most in range(1, MOST + 1)]
-    return [math.inf, *(math.inf if best is None else best.cost for best in found)]
+    result = [reference.brute_force(replace(problem, max_servers=maximum)) for maximum in range(1, MOST + 1)]
+    return [math.inf, *(math.inf if best is None else best.cost for best in result)]
 
 
 def least_lost(member: PoolMember, devices: int) -> float:
@@ -65,9 +65,9 @@ def test_no_split_of_a_pool_loses_less() -> None:
         devices = int(rng.integers(0, 6))
         lost = [[least_lost(member, n) for n in range(devices + 1)] for member in members]
         splits = (split for split in product(range(devices + 1), repeat=len(members)) if sum(split) <= devices)
-        least = min(sum(row[n] for row, n in zip(lost, split, strict=True)) for split in splits)
+        minimum = min(sum(row[n] for row, n in zip(lost, split, strict=True)) for split in splits)
         pool = solve_pool(members, devices)
-        assert pool.loss == pytest.approx(least), members
+        assert pool.loss == pytest.approx(minimum), members
         assert sum(pool.devices) <= devices
-        short += least > 0
+        short += minimum > 0
     assert short > 10

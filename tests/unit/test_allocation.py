@@ -35,12 +35,12 @@ def rates(light_rps: float, heavy_rps: float, at_s: float) -> Estimate:
 
 
 def decisions(cfg: ThemisConfig, servers: list[Server], light_rps: float, heavy_rps: float, seconds: int = 1) -> list[Decision]:
-    planner, state, found = Planner(build_rules(cfg)), PolicyState(), []
+    planner, state, result = Planner(build_rules(cfg)), PolicyState(), []
     for second in range(seconds):
         at_s = NOW_S + second
         state, decision = decided(state, PolicyInput(snapshot(servers, at_s), rates(light_rps, heavy_rps, at_s)), planner)
-        found.append(decision)
-    return found
+        result.append(decision)
+    return result
 
 
 def launched_models(decision: Decision) -> list[str]:
@@ -62,11 +62,11 @@ def test_the_last_slot_goes_where_a_lost_request_weighs_more_whatever_the_order_
 
 def test_a_light_pipeline_gives_a_server_up_once_slots_have_been_short_for_a_while() -> None:
     fleet = [holder("l1", LIGHT, "cpu:0"), holder("l2", LIGHT, "cpu:1"), holder("h", HEAVY, "cpu:2")]
-    found = decisions(two_pipelines(3), fleet, 150.0, 400.0, seconds=8)
-    retired = [decision.target.retire for decision in found if decision.target is not None]
+    result = decisions(two_pipelines(3), fleet, 150.0, 400.0, seconds=8)
+    retired = [decision.target.retire for decision in result if decision.target is not None]
     assert retired[:5] == [()] * 5
     assert retired[6] == ("l2",)
-    (sentence,) = [clamp.sentence for clamp in found[6].clamps if "gives its slot" in clamp.sentence]
+    (sentence,) = [clamp.sentence for clamp in result[6].clamps if "gives its slot" in clamp.sentence]
     assert "b-heavy" in sentence
 
 

@@ -77,8 +77,8 @@ def seen(rps: float, at_s: float = NOW_S, per_second: tuple[float, ...] | None =
     return Estimate(at_s, pipelines={"video": PipelineEstimate("video", rps, rps, rps, 0.0, 0.0, None, per_second=counts)}, history_s=60.0)
 
 
-def once(planner: Planner, servers: tuple[Server, ...], found: Estimate, state: PolicyState | None = None) -> tuple[PolicyState, Decision]:
-    return decided(state or PolicyState(), PolicyInput(Snapshot(found.at_s, servers), found), planner)
+def once(planner: Planner, servers: tuple[Server, ...], result: Estimate, state: PolicyState | None = None) -> tuple[PolicyState, Decision]:
+    return decided(state or PolicyState(), PolicyInput(Snapshot(result.at_s, servers), result), planner)
 
 
 def target(decision: Decision) -> Target:
@@ -206,8 +206,10 @@ def test_inferline_counts_replicas_in_proportion_to_its_plan() -> None:
     assert evaluate(problem, plan.servers, plan.instances, plan.batches).feasible
     fleet = replicas(plan.servers[0], plan.servers[1], cores=(plan.instances[0], plan.instances[1]))
     _, decision = once(planner, fleet, seen(3.5 * 43.0))
-    wanted = [math.ceil(3.5 * count - 1e-9) for count in plan.servers]
-    assert [launched(decision, name) for name in (DETECTOR, CLASSIFIER)] == [n - held for n, held in zip(wanted, plan.servers, strict=True)]
+    desired = [math.ceil(3.5 * count - 1e-9) for count in plan.servers]
+    assert [launched(decision, name) for name in (DETECTOR, CLASSIFIER)] == [
+        n - held for n, held in zip(desired, plan.servers, strict=True)
+    ]
     assert cores(decision, DETECTOR) == {plan.instances[0]}
     assert {models[DETECTOR].max_batch for models in target(decision).servers.values() if DETECTOR in models} == {plan.batches[0]}
 
@@ -234,13 +236,13 @@ def test_inferline_without_a_rate_to_plan_for_takes_the_first_that_it_sees() -> 
 
 
 def test_static_keeps_its_plan_for_the_peak_or_what_it_finds() -> None:
-    _, told = once(Planner(build_rules(settings(PolicyName.STATIC, 183.0))), replicas(1, 1), seen(5.0))
+    _, reported = once(Planner(build_rules(settings(PolicyName.STATIC, 183.0))), replicas(1, 1), seen(5.0))
     plan = solve_joint(replace(build_rules(settings()).problems["video"], demand_rps=183.0))
-    assert [launched(told, name) for name in (DETECTOR, CLASSIFIER)] == [stage.servers - 1 for stage in plan.stages]
+    assert [launched(reported, name) for name in (DETECTOR, CLASSIFIER)] == [stage.servers - 1 for stage in plan.stages]
     fleet = replicas(2, 1, cores=(2, 3), batch=2)
-    _, found = once(Planner(build_rules(settings(PolicyName.STATIC))), fleet, seen(500.0))
-    assert target(found).servers == {server.name: server.models for server in fleet}
-    assert (target(found).launch, target(found).retire) == ({}, ())
+    _, result = once(Planner(build_rules(settings(PolicyName.STATIC))), fleet, seen(500.0))
+    assert target(result).servers == {server.name: server.models for server in fleet}
+    assert (target(result).launch, target(result).retire) == ({}, ())
 
 
 def test_vertical_starts_with_the_cheapest_servers_that_carry_the_peak_at_their_limits() -> None:

@@ -159,9 +159,14 @@ def test_a_kept_run_can_be_simulated_again(tmp_path: Path) -> None:
 
 def test_figures_of_a_live_run() -> None:
     summary = DemoSummary("themis", 100, 2, 300.0, 0.95, 80.0, 200.0, 30.0, 90.0, 2, 6, {"grow": 1}, 390.0)
-    found = measured_figures(summary)
-    assert found.violations == pytest.approx(0.05)
-    assert (found.failed, found.cost, found.server_seconds, found.instance_seconds) == (2, 390.0, 30.0, 90.0)
+    outcome_found = measured_figures(summary)
+    assert outcome_found.violations == pytest.approx(0.05)
+    assert (outcome_found.failed, outcome_found.cost, outcome_found.server_seconds, outcome_found.instance_seconds) == (
+        2,
+        390.0,
+        30.0,
+        90.0,
+    )
 
 
 def live(options: DemoOptions) -> DemoSummary:
@@ -192,7 +197,7 @@ def test_the_last_line_is_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("flags", "message"),
     [
         (("--policies", "magic"), "magic cannot run live: expected themis"),
         (("--policies", "clairvoyant"), "clairvoyant cannot run live: expected themis"),
@@ -202,9 +207,9 @@ def test_the_last_line_is_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (("--duration", "0"), "--duration: 0 is invalid: expected 1 to"),
     ],
 )
-def test_a_wrong_flag_is_named_before_anything_starts(flags: tuple[str, ...], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_flag_is_named_before_anything_starts(flags: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare_command, "compared_run", None)
-    with pytest.raises(SettingsError, match=says):
+    with pytest.raises(SettingsError, match=message):
         run(*flags)
 
 

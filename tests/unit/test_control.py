@@ -68,8 +68,8 @@ def test_a_lock_that_a_dead_process_left_means_that_none_runs(tmp_path: Path) ->
     with locked(tmp_path):
         pass
     assert running_pid(tmp_path) is None
-    for said in ("", "4194305", "nonsense"):
-        (tmp_path / LOCK_FILE).write_text(said)
+    for message in ("", "4194305", "nonsense"):
+        (tmp_path / LOCK_FILE).write_text(message)
         assert running_pid(tmp_path) is None
 
 

@@ -66,12 +66,12 @@ def test_a_planner_without_drift_is_the_planner() -> None:
 
 
 def test_the_drifted_model_s_latency_is_multiplied_and_nothing_else() -> None:
-    found = PLANNER.corrected(factors_of(DRIFTED)).rules
-    before, after = (rules.problems["video"] for rules in (RULES, found))
+    result = PLANNER.corrected(factors_of(DRIFTED)).rules
+    before, after = (rules.problems["video"] for rules in (RULES, result))
     np.testing.assert_array_equal(after.stages[0].surface.latency_ms, 1.4 * before.stages[0].surface.latency_ms)
     assert after.stages[1] is before.stages[1]
     assert replace(after, stages=before.stages) == before
-    assert found.config is RULES.config
+    assert result.config is RULES.config
 
 
 def test_servers_for_a_surge_are_counted_with_the_drift_too() -> None:
@@ -161,8 +161,8 @@ def test_status_shows_drift_as_a_line_and_an_event() -> None:
 def test_metrics_tell_ratio_and_correction_of_every_model() -> None:
     exporter = Exporter()
     exporter.take(ticked(), 0.004)
-    found = samples(exporter)
-    assert found["themis_drift_ratio", DETECTOR] == 1.42
-    assert found["themis_latency_correction", DETECTOR] == 1.4
-    assert np.isnan(found["themis_drift_ratio", CLASSIFIER])
-    assert found["themis_latency_correction", CLASSIFIER] == 1.0
+    result = samples(exporter)
+    assert result["themis_drift_ratio", DETECTOR] == 1.42
+    assert result["themis_latency_correction", DETECTOR] == 1.4
+    assert np.isnan(result["themis_drift_ratio", CLASSIFIER])
+    assert result["themis_latency_correction", CLASSIFIER] == 1.0

@@ -35,12 +35,12 @@ def once(cfg: ThemisConfig, policy_input: PolicyInput) -> Decision:
     return decided(PolicyState(), policy_input, Planner(build_rules(cfg)))[1]
 
 
-def over_time(cfg: ThemisConfig, servers: tuple[Server, ...], found: Estimate, seconds: int) -> list[Decision]:
+def over_time(cfg: ThemisConfig, servers: tuple[Server, ...], result: Estimate, seconds: int) -> list[Decision]:
     """A decision a second on a fleet that stays as it is."""
     planner, state, decisions = Planner(build_rules(cfg)), PolicyState(), []
     for second in range(seconds):
         at_s = NOW_S + second
-        state, decision = decided(state, PolicyInput(snapshot(servers, at_s), replace(found, at_s=at_s)), planner)
+        state, decision = decided(state, PolicyInput(snapshot(servers, at_s), replace(result, at_s=at_s)), planner)
         decisions.append(decision)
     return decisions
 
@@ -111,11 +111,11 @@ def test_a_surge_grows_instances_at_once() -> None:
     now = server("a", max_batch=1)
     decision = once(config(), PolicyInput(snapshot([now]), estimate(40.0)))
     assert (decision.reason, decision.stage) == (Reason.SURGE, Stage.ABSORB)
-    wanted = target(decision)
-    assert wanted.servers["a"][DETECTOR].instances >= 2
-    assert wanted.servers["a"][CLASSIFIER].instances >= 1
-    assert (wanted.launch, wanted.retire) == ({}, ())
-    assert {state.max_batch for state in wanted.servers["a"].values()} == {1}
+    desired = target(decision)
+    assert desired.servers["a"][DETECTOR].instances >= 2
+    assert desired.servers["a"][CLASSIFIER].instances >= 1
+    assert (desired.launch, desired.retire) == ({}, ())
+    assert {state.max_batch for state in desired.servers["a"].values()} == {1}
 
 
 def test_what_waits_must_be_carried_too() -> None:
@@ -132,19 +132,19 @@ def test_what_waits_must_be_carried_too() -> None:
 def test_a_large_backlog_never_makes_the_servers_smaller(backlog: float) -> None:
     calm = estimate(200.0)
     waiting = replace(calm, pipelines={"video": replace(calm.pipelines["video"], backlog=backlog)})
-    small, large = (target(once(config(), PolicyInput(snapshot((server("a"),)), found))) for found in (calm, waiting))
+    small, large = (target(once(config(), PolicyInput(snapshot((server("a"),)), result))) for result in (calm, waiting))
     assert large.servers["a"] == small.servers["a"]
     assert large.servers["a"][DETECTOR].instances > 4
 
 
 def test_what_instances_cannot_carry_is_launched_at_once() -> None:
     decision = once(config(), PolicyInput(snapshot([server("a", max_batch=1, slot="cpu:0")]), estimate(120.0)))
-    wanted = target(decision)
+    desired = target(decision)
     assert decision.reason is Reason.SCALE_OUT
     assert decision.stage is Stage.ABSORB
-    assert wanted.launch
-    assert "cpu:0" not in wanted.launch
-    assert wanted.servers["a"][DETECTOR].instances > 1
+    assert desired.launch
+    assert "cpu:0" not in desired.launch
+    assert desired.servers["a"][DETECTOR].instances > 1
     (evidence,) = decision.evidence
     assert evidence.servers_now == 1
     assert evidence.servers_desired > 1
@@ -153,9 +153,9 @@ def test_what_instances_cannot_carry_is_launched_at_once() -> None:
 
 def test_servers_are_kept_so_that_instances_alone_could_carry_a_surge() -> None:
     seen = PolicyInput(snapshot((server("a", (4, 2)),)), estimate(35.0))
-    wanted = [once(config(burst_headroom_factor=factor), seen).evidence[0].servers_desired for factor in (1.0, 2.0, 4.0)]
-    assert wanted[0] == 1
-    assert wanted[0] < wanted[1] < wanted[2]
+    desired = [once(config(burst_headroom_factor=factor), seen).evidence[0].servers_desired for factor in (1.0, 2.0, 4.0)]
+    assert desired[0] == 1
+    assert desired[0] < desired[1] < desired[2]
 
 
 @pytest.mark.parametrize("rps", [40.0, 100.0, 200.0, 2000.0])
@@ -171,18 +171,18 @@ def test_an_objective_that_nothing_can_meet_is_no_reason_to_run_less_than_the_de
         busy = detectors + classifiers
         return min(8000.0 * detectors / (36.0 * busy + 84.0), 8000.0 * classifiers / (18.0 * busy + 42.0))
 
-    wanted = target(last).servers.values()
-    assert sum(map(throughput_rps, wanted)) >= min(rps, 400.0)
+    desired = target(last).servers.values()
+    assert sum(map(throughput_rps, desired)) >= min(rps, 400.0)
     if rps > 400.0:
-        assert all(models[DETECTOR].instances > 4 for models in wanted)
+        assert all(models[DETECTOR].instances > 4 for models in desired)
 
 
 def test_without_the_guard_against_chance_a_mild_trend_would_start_a_server() -> None:
     rising = estimate(30.0)
     video = replace(rising.pipelines["video"], trend_rps_per_s=3.0, trend_base_rps=30.0)
-    found = replace(rising, pipelines={"video": video})
+    result = replace(rising, pipelines={"video": video})
     decision = once(
-        config(PolicyConfig(demand=DemandConfig(trend_sigmas=0.0))), PolicyInput(snapshot([server("a", (3, 2), slot="cpu:0")]), found)
+        config(PolicyConfig(demand=DemandConfig(trend_sigmas=0.0))), PolicyInput(snapshot([server("a", (3, 2), slot="cpu:0")]), result)
     )
     assert target(decision).launch
 
@@ -193,8 +193,8 @@ def test_servers_are_started_for_where_a_trend_leads_meanwhile_but_not_for_what_
 ) -> None:
     rising = estimate(30.0)
     video = replace(rising.pipelines["video"], trend_rps_per_s=trend_rps_per_s, trend_base_rps=30.0)
-    found = replace(rising, pipelines={"video": video})
-    decision = once(config(), PolicyInput(snapshot([server("a", (3, 2), slot="cpu:0")]), found))
+    result = replace(rising, pipelines={"video": video})
+    decision = once(config(), PolicyInput(snapshot([server("a", (3, 2), slot="cpu:0")]), result))
     assert bool(target(decision).launch) is launches
 
 
@@ -211,8 +211,8 @@ def test_more_servers_than_free_slots_is_clamped_and_said() -> None:
     decision = once(config(), PolicyInput(seen, estimate(1000.0)))
     assert set(target(decision).launch) == {"cpu:3"}
     assert ClampKind.DEVICES in kinds(decision)
-    (said,) = [clamp.sentence for clamp in decision.clamps if clamp.kind is ClampKind.DEVICES]
-    assert "free slots" in said
+    (message,) = [clamp.sentence for clamp in decision.clamps if clamp.kind is ClampKind.DEVICES]
+    assert "free slots" in message
 
 
 def test_demand_beyond_all_servers_is_infeasible_and_all_of_them_run_as_much_as_helps() -> None:
@@ -310,8 +310,8 @@ def test_no_instance_is_given_up_while_a_server_is_on_its_way_or_requests_wait()
     cfg = config(PolicyConfig(scale_down=ScaleDownConfig(shrink_stabilization_s=5.0)))
     alone, calm = server("a", (6, 3)), estimate(5.0)
     waiting = replace(calm, pipelines={"video": replace(calm.pipelines["video"], backlog=20.0)})
-    for fleet, found in (((alone, server("b", phase=Phase.LAUNCHING, slot="cpu:1")), calm), ((alone,), waiting)):
-        decisions = over_time(cfg, fleet, found, 12)
+    for fleet, result in (((alone, server("b", phase=Phase.LAUNCHING, slot="cpu:1")), calm), ((alone,), waiting)):
+        decisions = over_time(cfg, fleet, result, 12)
         assert [target(decision).servers["a"][DETECTOR].instances for decision in decisions] == [6] * 12
 
 
@@ -349,8 +349,8 @@ def test_horizontal_keeps_its_counts_and_moves_servers() -> None:
 
 def test_horizontal_fixes_the_same_economical_counts_at_every_rate() -> None:
     cfg = config(PolicyConfig(name=PolicyName.HORIZONTAL))
-    found = [target(once(cfg, PolicyInput(snapshot(), estimate(rate)))).launch for rate in (5.0, 60.0)]
-    assert found[0]["cpu:0"] == found[1]["cpu:0"]
+    result = [target(once(cfg, PolicyInput(snapshot(), estimate(rate)))).launch for rate in (5.0, 60.0)]
+    assert result[0]["cpu:0"] == result[1]["cpu:0"]
 
 
 def free_memory(mib: int, total_mib: int = 1000) -> DeviceReading:
@@ -384,8 +384,8 @@ def test_a_server_that_does_not_fit_on_its_slot_is_not_launched() -> None:
 def test_growth_is_spread_over_the_servers_at_a_pace_and_nobody_leaves_meanwhile() -> None:
     cfg = config(PolicyConfig(scale_up=ScaleUpConfig(max_added_instances=5)))
     servers = (server("a"), server("b"), server("c"))
-    wanted = {name: {stage: ModelState(4, 8) for stage in STAGES} for name in ("a", "b")}
-    held, clamps = guard(Target(wanted, {}, ("c",)), snapshot(servers), cfg)
+    desired = {name: {stage: ModelState(4, 8) for stage in STAGES} for name in ("a", "b")}
+    held, clamps = guard(Target(desired, {}, ("c",)), snapshot(servers), cfg)
     added = [state.instances - 1 for models in held.servers.values() for state in models.values()]
     assert sum(added) == 5
     assert max(added) - min(added) <= 1
@@ -393,7 +393,7 @@ def test_growth_is_spread_over_the_servers_at_a_pace_and_nobody_leaves_meanwhile
     assert [clamp.kind for clamp in clamps] == [ClampKind.PACE, ClampKind.SURVIVORS]
     assert clamps[-1].sentence == "c stays until a, b may have the instances that its load needs"
     roomy = config(PolicyConfig(scale_up=ScaleUpConfig(max_added_instances=12)))
-    assert guard(Target(wanted, {}, ("c",)), snapshot(servers), roomy)[0].retire == ("c",)
+    assert guard(Target(desired, {}, ("c",)), snapshot(servers), roomy)[0].retire == ("c",)
 
 
 def test_nobody_leaves_while_a_survivor_may_not_grow() -> None:
@@ -416,8 +416,8 @@ def test_a_time_in_which_nothing_was_seen_covers_no_hold() -> None:
     blind = replace(estimate(5.0), stale={PROXY: "4 s old"})
     retired = []
     for second in [*range(3), *range(3, 60), *range(60, 90)]:
-        at_s, found = NOW_S + second, blind if 3 <= second < 60 else estimate(5.0)
-        state, decision = decided(state, PolicyInput(snapshot(TWO, at_s), replace(found, at_s=at_s)), planner)
+        at_s, result = NOW_S + second, blind if 3 <= second < 60 else estimate(5.0)
+        state, decision = decided(state, PolicyInput(snapshot(TWO, at_s), replace(result, at_s=at_s)), planner)
         if decision.target is not None and decision.target.retire:
             retired.append(second)
     assert retired[0] == 80

@@ -18,45 +18,45 @@ POLICY = PolicyConfig(
 QUICK_S, SLOW_S = 0.1, 1.2
 
 
-def found(recent_rps: float, stable_rps: float, backlog: float = 0.0) -> PipelineEstimate:
+def result(recent_rps: float, stable_rps: float, backlog: float = 0.0) -> PipelineEstimate:
     return replace(
         estimate(recent_rps).pipelines["video"], recent_rps=recent_rps, stable_rps=stable_rps, backlog=backlog, growth_rps_per_s=0.0
     )
 
 
 def test_a_quick_lever_follows_the_newest_rate() -> None:
-    demand = fast_demand(found(64.0, 100.0), POLICY, QUICK_S)
+    demand = fast_demand(result(64.0, 100.0), POLICY, QUICK_S)
     assert demand.with_headroom_rps() == 64.0 + 8.0
 
 
 @pytest.mark.parametrize("recent_rps", [64.0, 100.0])
 def test_a_slow_lever_carries_chance_around_the_settled_rate_whatever_the_last_second_was(recent_rps: float) -> None:
-    demand = fast_demand(found(recent_rps, 100.0), POLICY, SLOW_S)
+    demand = fast_demand(result(recent_rps, 100.0), POLICY, SLOW_S)
     assert demand.with_headroom_rps() == 100.0 + 2 * 10.0
 
 
 def test_a_slow_lever_follows_a_newest_rate_above_that() -> None:
-    assert fast_demand(found(144.0, 100.0), POLICY, SLOW_S).with_headroom_rps() == 144.0 + 12.0
+    assert fast_demand(result(144.0, 100.0), POLICY, SLOW_S).with_headroom_rps() == 144.0 + 12.0
 
 
 def test_a_backlog_is_drained_no_faster_than_the_lever_acts() -> None:
-    assert fast_demand(found(64.0, 64.0, 12.0), POLICY, QUICK_S).extra_rps == pytest.approx(12.0 / 0.5)
-    assert fast_demand(found(64.0, 64.0, 12.0), POLICY, SLOW_S).extra_rps == pytest.approx(12.0 / SLOW_S)
+    assert fast_demand(result(64.0, 64.0, 12.0), POLICY, QUICK_S).extra_rps == pytest.approx(12.0 / 0.5)
+    assert fast_demand(result(64.0, 64.0, 12.0), POLICY, SLOW_S).extra_rps == pytest.approx(12.0 / SLOW_S)
 
 
 def test_headroom_follows_the_measured_dispersion_up_to_its_bound() -> None:
-    bursty = replace(found(100.0, 0.0), dispersion=9.0)
+    bursty = replace(result(100.0, 0.0), dispersion=9.0)
     assert fast_demand(bursty, POLICY, QUICK_S).with_headroom_rps() == pytest.approx(100.0 + math.sqrt(3.0 * 100.0))
     unbounded = fast_demand(bursty, replace(POLICY, demand=replace(POLICY.demand, max_dispersion=100.0)), QUICK_S)
     assert unbounded.with_headroom_rps() == pytest.approx(100.0 + math.sqrt(9.0 * 100.0))
 
 
 def test_servers_are_launched_for_what_waits_too_as_far_as_instances_do_not_drain_it_meanwhile() -> None:
-    assert launch_demand(found(64.0, 64.0), POLICY, 5.0).extra_rps == 0.0
-    assert launch_demand(found(64.0, 64.0, 40.0), POLICY, 5.0).extra_rps == pytest.approx(40.0 / 5.0)
-    assert launch_demand(found(64.0, 64.0, 40.0), POLICY, 0.1).extra_rps == pytest.approx(40.0 / 0.5)
+    assert launch_demand(result(64.0, 64.0), POLICY, 5.0).extra_rps == 0.0
+    assert launch_demand(result(64.0, 64.0, 40.0), POLICY, 5.0).extra_rps == pytest.approx(40.0 / 5.0)
+    assert launch_demand(result(64.0, 64.0, 40.0), POLICY, 0.1).extra_rps == pytest.approx(40.0 / 0.5)
     assert launch_demand(
-        found(64.0, 64.0, 40.0), replace(POLICY, demand=replace(POLICY.demand, backlog_slack_s=0.5)), 5.0
+        result(64.0, 64.0, 40.0), replace(POLICY, demand=replace(POLICY.demand, backlog_slack_s=0.5)), 5.0
     ).extra_rps == pytest.approx(8.0 / 5.0)
 
 
@@ -64,5 +64,5 @@ def test_survivors_carry_the_largest_rate_with_its_margin() -> None:
     policy = replace(POLICY, scale_down=replace(POLICY.scale_down, survivor_margin_fraction=0.25))
     for rates in ((80.0, 60.0, 40.0), (60.0, 80.0, 40.0), (40.0, 60.0, 80.0)):
         settled, peak, recent = rates
-        demand = survivor_demand(replace(found(recent, settled), burst_rps=peak), policy)
+        demand = survivor_demand(replace(result(recent, settled), burst_rps=peak), policy)
         assert demand.total_rps == pytest.approx(100.0)

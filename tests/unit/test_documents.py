@@ -145,13 +145,13 @@ def check_extras(requirement: str) -> None:
 
 def quick_commands() -> list[tuple[str, list[str]]]:
     """Commands of the blocks that need no server, with where they stand."""
-    found: dict[str, tuple[str, list[str]]] = {}
+    outcome_found: dict[str, tuple[str, list[str]]] = {}
     for block in of("console"):
         for words in block.commands:
             needs_server = "--live" in words or "live" in words
             if words[0] == "themis" and words[1] in QUICK and not needs_server:
-                found.setdefault(" ".join(words), (str(block), words))
-    return list(found.values())
+                outcome_found.setdefault(" ".join(words), (str(block), words))
+    return list(outcome_found.values())
 
 
 @pytest.mark.parametrize(("where", "words"), quick_commands(), ids=lambda value: value if isinstance(value, str) else " ".join(value))

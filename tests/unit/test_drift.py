@@ -28,24 +28,24 @@ def samples(ratios: Sequence[float], executions: float = 5.0, every_s: float = 0
 
 
 def test_the_ratio_is_that_of_the_sums_over_the_window() -> None:
-    found = ratio_of(samples([9.0] * 5 + [1.2] * 10), NOW_S, POLICY)
-    assert found is not None
-    assert found.ratio == pytest.approx(1.2)
-    assert found.error == pytest.approx(0.0, abs=1e-12)
+    result = ratio_of(samples([9.0] * 5 + [1.2] * 10), NOW_S, POLICY)
+    assert result is not None
+    assert result.ratio == pytest.approx(1.2)
+    assert result.error == pytest.approx(0.0, abs=1e-12)
 
 
 def test_the_error_is_that_of_the_pieces_spread() -> None:
-    found = ratio_of(samples([1.0, 1.4] * 5), NOW_S, POLICY)
-    assert found is not None
-    assert found.ratio == pytest.approx(1.2)
-    assert found.error == pytest.approx(0.2 / np.sqrt(9))
+    result = ratio_of(samples([1.0, 1.4] * 5), NOW_S, POLICY)
+    assert result is not None
+    assert result.ratio == pytest.approx(1.2)
+    assert result.error == pytest.approx(0.2 / np.sqrt(9))
 
 
 def test_few_batches_reach_further_back_and_too_few_say_nothing() -> None:
     rare = samples([1.0] * 10 + [1.5] * 10, executions=1.0, every_s=2.0)
-    found = ratio_of(rare, NOW_S, POLICY)
-    assert found is not None
-    assert found.ratio == pytest.approx(1.25)
+    result = ratio_of(rare, NOW_S, POLICY)
+    assert result is not None
+    assert result.ratio == pytest.approx(1.25)
     assert ratio_of(rare[1:], NOW_S, POLICY) is None
     assert ratio_of([], NOW_S, POLICY) is None
     assert ratio_of(samples([1.5, 1.5], executions=500.0), NOW_S, POLICY) is None
@@ -113,45 +113,45 @@ def test_below_a_percentile_there_is_no_drift_and_below_a_mean_it_is_corrected_l
     assert states[20].correction == pytest.approx(0.65)
     assert judge([0.5] * 60 + [0.9], exact=True)[-1].correction == 1.0
     assert judge([0.2] * 60, exact=True)[-1].correction == pytest.approx(0.35)
-    least = judge([0.01] * 60, exact=True, policy=replace(POLICY, drift=DriftConfig(max_factor=2.0)))[-1]
-    assert least.correction == pytest.approx(0.5)
+    minimum = judge([0.01] * 60, exact=True, policy=replace(POLICY, drift=DriftConfig(max_factor=2.0)))[-1]
+    assert minimum.correction == pytest.approx(0.5)
 
 
 def ran(factors: Sequence[float], settings: ThemisConfig, per_s: float = 12.0) -> list[Estimate]:
     """Estimates tick by tick: one instance each, `per_s` single requests, whose times are the profile's times the factor."""
-    history, found = History(), []
+    history, result = History(), []
     spent, count, classified = 0.0, 0.0, 0.0
     for number, factor in enumerate(factors):
         snapshot = seen(number * TICK_S, {DETECTOR: {1: (count, spent)}, CLASSIFIER: {1: (count, classified)}})
         history, estimated = estimate(history, snapshot, settings)
-        found.append(estimated)
+        result.append(estimated)
         # The fixed point of both models' times: each sees the other's share of the time busy.
         detector, classifier = 36.0 * factor, 18.0
         for _ in range(60):
             busy = per_s * classifier / 1000.0
             detector, classifier = factor * (28.0 + 8.0 * (1 + busy)), 14.0 + 4.0 * (1 + per_s * detector / 1000.0)
         count, spent, classified = count + per_s * TICK_S, spent + per_s * TICK_S * detector, classified + per_s * TICK_S * classifier
-    return found
+    return result
 
 
 def test_a_model_that_slows_down_is_named_and_the_other_that_waits_for_it_on_the_device_is_not() -> None:
-    found = ran([1.0] * 40 + [1.4] * 40 + [1.0] * 60, config())
-    assert all(each.models[CLASSIFIER].drift_ratio in (None, pytest.approx(1.0)) for each in found)
-    assert not any(each.models[CLASSIFIER].drifting for each in found)
-    assert found[1].models[DETECTOR].drift_ratio is None
-    assert found[39].models[DETECTOR].drift_ratio == pytest.approx(1.0)
-    detector = found[79].models[DETECTOR]
+    result = ran([1.0] * 40 + [1.4] * 40 + [1.0] * 60, config())
+    assert all(each.models[CLASSIFIER].drift_ratio in (None, pytest.approx(1.0)) for each in result)
+    assert not any(each.models[CLASSIFIER].drifting for each in result)
+    assert result[1].models[DETECTOR].drift_ratio is None
+    assert result[39].models[DETECTOR].drift_ratio == pytest.approx(1.0)
+    detector = result[79].models[DETECTOR]
     assert (detector.drifting, detector.correction) == (True, 1.4)
     assert detector.drift_ratio == pytest.approx(1.4)
-    began = next(number for number, each in enumerate(found) if each.drift_events)
+    began = next(number for number, each in enumerate(result) if each.drift_events)
     assert (began - 40) * TICK_S <= 5.0
-    last = found[-1].models[DETECTOR]
+    last = result[-1].models[DETECTOR]
     assert (last.drifting, last.correction) == (False, 1.0)
 
 
 def test_what_happens_is_told_once() -> None:
-    found = ran([1.0] * 40 + [1.4] * 40 + [1.0] * 60, config())
-    events = [event for each in found for event in each.drift_events]
+    result = ran([1.0] * 40 + [1.4] * 40 + [1.0] * 60, config())
+    events = [event for each in result for event in each.drift_events]
     changes = [event.change for event in events]
     assert (changes[0], changes.count(DriftChange.BEGAN), changes.count(DriftChange.ENDED)) == (DriftChange.BEGAN, 1, 1)
     ended = changes.index(DriftChange.ENDED)
@@ -164,8 +164,8 @@ def test_what_happens_is_told_once() -> None:
 def test_noise_alone_is_no_drift() -> None:
     rng = np.random.default_rng(1)
     factors = rng.lognormal(-0.045, 0.3, 1200)
-    found = ran(factors.tolist(), config())
-    assert not any(each.models[DETECTOR].drifting for each in found)
+    result = ran(factors.tolist(), config())
+    assert not any(each.models[DETECTOR].drifting for each in result)
 
 
 def test_means_of_a_measured_profile_are_what_is_compared() -> None:
@@ -187,5 +187,5 @@ def test_replicas_with_cores_are_not_compared() -> None:
 def test_a_server_whose_batches_cannot_be_read_is_told_as_stale() -> None:
     snapshot = seen(0.0, {DETECTOR: {}})
     silent = replace(snapshot, readings=(replace(snapshot.readings[0], batches_error="HTTP 403"),))
-    _, found = estimate(History(), silent, config())
-    assert found.stale == {"a batches": "drift is unknown: HTTP 403"}
+    _, result = estimate(History(), silent, config())
+    assert result.stale == {"a batches": "drift is unknown: HTTP 403"}

@@ -30,8 +30,8 @@ GRPC_RDS, HTTP_RDS = "rds/grpc.json", "rds/http.json"
 
 
 def resources(files: dict[str, str], name: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(files[name])["resources"]
-    return found
+    result: list[dict[str, Any]] = json.loads(files[name])["resources"]
+    return result
 
 
 def test_a_route_goes_only_to_servers_that_it_does_not_exclude() -> None:
@@ -49,8 +49,8 @@ def test_what_cannot_be_rendered_yet_is_refused_and_not_dropped(route: ModelRout
 def routes(protocol: Protocol, table: RouteTable = TABLE) -> list[dict[str, Any]]:
     [configuration] = resources(render(CONFIG, table), f"rds/{protocol}.json")
     [host] = configuration["virtual_hosts"]
-    found: list[dict[str, Any]] = host["routes"]
-    return found
+    result: list[dict[str, Any]] = host["routes"]
+    return result
 
 
 def http_answer(path: str, table: RouteTable = TABLE) -> str | int:
@@ -227,8 +227,8 @@ def test_nothing_is_cut_off_by_a_route() -> None:
 
 
 def test_health_of_a_model_whose_name_fits_no_path_is_the_servers_life() -> None:
-    found = resources(render(CONFIG, RouteTable({"a b": ModelRoute((ONE,)), "plain": ModelRoute((ONE,))}, (ONE,))), CLUSTERS)
-    paths = {each["name"]: each["health_checks"][0]["http_health_check"]["path"] for each in found}
+    result = resources(render(CONFIG, RouteTable({"a b": ModelRoute((ONE,)), "plain": ModelRoute((ONE,))}, (ONE,))), CLUSTERS)
+    paths = {each["name"]: each["health_checks"][0]["http_health_check"]["path"] for each in result}
     assert paths[model_cluster(Protocol.GRPC, "plain")] == "/v2/models/plain/ready"
     assert paths[model_cluster(Protocol.GRPC, "a b")] == paths[any_cluster(Protocol.HTTP)] == "/v2/health/live"
 

@@ -21,8 +21,8 @@ from themis_triton.core.observation import RouteReading
 SERVICE = "inference.GRPCInferenceService"
 
 
-def bins(*found: tuple[float, float, int]) -> list[dict[str, float]]:
-    return [{"lower_bound": lower, "width": width, "count": count} for lower, width, count in found]
+def bins(*result: tuple[float, float, int]) -> list[dict[str, float]]:
+    return [{"lower_bound": lower, "width": width, "count": count} for lower, width, count in result]
 
 
 ANSWER = {

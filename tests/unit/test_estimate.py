@@ -14,11 +14,11 @@ CONFIG = config()
 
 
 def run(*snapshots: Snapshot, settings: ThemisConfig = CONFIG) -> Estimate:
-    history, found = History(), None
+    history, result = History(), None
     for each in snapshots:
-        history, found = estimate(history, each, settings)
-    assert found is not None
-    return found
+        history, result = estimate(history, each, settings)
+    assert result is not None
+    return result
 
 
 def steady(rps: float, seconds: int = 30, tick_s: float = 0.5) -> list[Snapshot]:
@@ -34,13 +34,13 @@ def steady(rps: float, seconds: int = 30, tick_s: float = 0.5) -> list[Snapshot]
 
 
 def test_a_steady_rate_is_the_demand_at_every_scale() -> None:
-    found = run(*steady(40.0))
-    video = found.pipelines["video"]
+    result = run(*steady(40.0))
+    video = result.pipelines["video"]
     assert (video.recent_rps, video.burst_rps, video.stable_rps) == pytest.approx((40.0, 40.0, 40.0))
     assert video.growth_rps_per_s == pytest.approx(0.0, abs=1e-6)
-    assert found.history_s == pytest.approx(30.0)
-    assert found.stale == {}
-    assert found.models[DETECTOR].in_flight == 2.0
+    assert result.history_s == pytest.approx(30.0)
+    assert result.stale == {}
+    assert result.models[DETECTOR].in_flight == 2.0
 
 
 def test_a_surge_is_recent_at_once_and_settled_slowly() -> None:
@@ -79,11 +79,11 @@ def test_without_a_forecast_no_seconds_are_counted() -> None:
 
 
 def test_no_data_is_a_value() -> None:
-    found = run(snapshot())
-    assert found.history_s == 0.0
-    assert found.pipelines["video"].recent_rps == 0.0
-    assert found.pipelines["video"].p99_ms is None
-    assert found.models[DETECTOR].mean_batch is None
+    result = run(snapshot())
+    assert result.history_s == 0.0
+    assert result.pipelines["video"].recent_rps == 0.0
+    assert result.pipelines["video"].p99_ms is None
+    assert result.models[DETECTOR].mean_batch is None
 
 
 def served(at_s: float, counters: dict[str, ModelCounters], error: str | None = None) -> Snapshot:
@@ -108,14 +108,14 @@ def counters(n: float, *, per_batch: float = 2.0, queue_ms: float = 3.0, pending
 
 def test_servers_are_summed_before_anything_is_divided() -> None:
     """The idle server does not dilute the busy one's means, nor does its size hide in them."""
-    found = run(
+    result = run(
         *(served(float(t), {"a": counters(30.0 * t, pending=4.0), "b": counters(10.0 * t, queue_ms=7.0, pending=1.0)}) for t in range(4))
     ).models[DETECTOR]
-    assert found.completion_rps == pytest.approx(40.0)
-    assert found.pending == 5.0
-    assert found.mean_batch == pytest.approx(2.0)
-    assert found.queue_ms == pytest.approx((30 * 3 + 10 * 7) / 40)
-    assert found.compute_ms == pytest.approx(10.0)
+    assert result.completion_rps == pytest.approx(40.0)
+    assert result.pending == 5.0
+    assert result.mean_batch == pytest.approx(2.0)
+    assert result.queue_ms == pytest.approx((30 * 3 + 10 * 7) / 40)
+    assert result.compute_ms == pytest.approx(10.0)
     idle = run(*(served(float(t), {"a": counters(30.0 * t), "b": counters(0.0)}) for t in range(4))).models[DETECTOR]
     assert idle.queue_ms == pytest.approx(3.0)
 
@@ -127,9 +127,9 @@ def test_backlog_is_what_waits_in_all_stages() -> None:
 
 def test_counters_that_restart_neither_jump_nor_fall() -> None:
     readings = [counters(1000.0), counters(1020.0), counters(20.0), counters(40.0)]
-    found = run(*(served(float(t), {"a": each}) for t, each in enumerate(readings))).models[DETECTOR]
-    assert found.completion_rps == pytest.approx(20.0)
-    assert found.queue_ms == pytest.approx(3.0)
+    result = run(*(served(float(t), {"a": each}) for t, each in enumerate(readings))).models[DETECTOR]
+    assert result.completion_rps == pytest.approx(20.0)
+    assert result.queue_ms == pytest.approx(3.0)
 
 
 def test_a_server_that_left_leaves_nothing_behind() -> None:
@@ -142,9 +142,9 @@ def test_latency_is_that_of_the_last_seconds() -> None:
     """A thousand old requests took 100 ms; the last hundred took 10 ms."""
     old = [replace(snapshot([], NOW_S + t), routes=(route(DETECTOR, NOW_S + t, 0.0, (0.0, 1000.0, 1000.0)),)) for t in (0.0, 1.0)]
     new = [replace(snapshot([], NOW_S + t), routes=(route(DETECTOR, NOW_S + t, 0.0, (100.0, 1100.0, 1100.0)),)) for t in (8.0,)]
-    found = run(*old, *new).models[DETECTOR]
-    assert found.p99_ms is not None
-    assert found.p99_ms <= 10.0
+    result = run(*old, *new).models[DETECTOR]
+    assert result.p99_ms is not None
+    assert result.p99_ms <= 10.0
 
 
 def test_a_pipeline_has_a_p99_once_every_stage_has_one() -> None:
@@ -155,18 +155,18 @@ def test_a_pipeline_has_a_p99_once_every_stage_has_one() -> None:
         for t, each in zip(times, one, strict=True)
     ]
     assert run(*one).pipelines["video"].p99_ms is None
-    found = run(*both)
-    p99s = [found.models[name].p99_ms for name in (DETECTOR, CLASSIFIER)]
-    assert found.pipelines["video"].p99_ms == pytest.approx(sum(p99 for p99 in p99s if p99 is not None))
+    result = run(*both)
+    p99s = [result.models[name].p99_ms for name in (DETECTOR, CLASSIFIER)]
+    assert result.pipelines["video"].p99_ms == pytest.approx(sum(p99 for p99 in p99s if p99 is not None))
 
 
 def test_an_envoy_that_falls_silent_is_stale_after_a_while_and_says_why() -> None:
     seen = steady(10.0)
     silent = [replace(seen[-1], at_s=seen[-1].at_s + t, routes=(), routes_error="connection refused") for t in (1.0, 4.0)]
     assert run(*seen, silent[0]).stale == {}
-    found = run(*seen, *silent)
-    assert found.stale == {PROXY: "no statistics for 4.0 s: connection refused"}
-    assert found.models[DETECTOR].age_s == pytest.approx(4.0)
+    result = run(*seen, *silent)
+    assert result.stale == {PROXY: "no statistics for 4.0 s: connection refused"}
+    assert result.models[DETECTOR].age_s == pytest.approx(4.0)
     assert run(*seen, *silent, replace(seen[-1], at_s=silent[-1].at_s + 1)).stale == {}
 
 

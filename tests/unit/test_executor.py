@@ -380,8 +380,8 @@ def test_what_requires_a_failed_action_is_skipped_without_backoff() -> None:
         bench = Bench(server("a"), server("b"))
         bench.control.refused.add(DETECTOR)
         grow = action(ActionKind.GROW, "b")
-        found = await carried_out(bench, grow, retire("a", (grow.id,)))
-        assert [outcome.kind for outcome in found] == [OutcomeKind.REFUSED, OutcomeKind.SKIPPED]
+        result = await carried_out(bench, grow, retire("a", (grow.id,)))
+        assert [outcome.kind for outcome in result] == [OutcomeKind.REFUSED, OutcomeKind.SKIPPED]
         assert bench.fleet.get("a").phase is Phase.SERVING
         assert set(bench.executor.backoff.active(bench.clock.at_s)) == {f"b/{DETECTOR}"}
 

@@ -36,31 +36,31 @@ def test_a_tick_shows_in_every_metric() -> None:
     taken = seen(server("a", (3, 1)), server("b", (2, 1), phase=Phase.WARMING))
     stale = replace(taken.estimate, stale={PROXY: "silent"})
     exporter.take(replace(taken, outcomes=(done, refused), estimate=stale), 0.004)
-    found = samples(exporter)
-    assert found["themis_ticks_total", "surge"] == 1.0
-    assert found["themis_tick_seconds_bucket", "0.0025"] == 0.0
-    assert found["themis_tick_seconds_bucket", "0.005"] == 1.0
-    assert found["themis_demand_rps", "video", "fast"] == 151.0
-    assert found["themis_demand_rps", "video", "slow"] == 120.0
-    assert found["themis_capacity_rps", "video"] == 92.0
-    assert found["themis_p99_seconds", "predicted", "video"] == 0.25
-    assert math.isnan(found["themis_p99_seconds", "measured", "video"])
-    assert found["themis_servers", "serving"] == found["themis_servers", "warming"] == 1.0
-    assert found["themis_instances", DETECTOR, "a"] == 3.0
-    assert found["themis_instances", CLASSIFIER, "b"] == 1.0
-    assert found["themis_actions_total", "grow", "done"] == found["themis_actions_total", "grow", "refused"] == 1.0
-    assert (found["themis_action_seconds_count", "grow"], found["themis_action_seconds_sum", "grow"]) == (1.0, 2.0)
-    assert found["themis_stale_sources",] == 1.0
+    result = samples(exporter)
+    assert result["themis_ticks_total", "surge"] == 1.0
+    assert result["themis_tick_seconds_bucket", "0.0025"] == 0.0
+    assert result["themis_tick_seconds_bucket", "0.005"] == 1.0
+    assert result["themis_demand_rps", "video", "fast"] == 151.0
+    assert result["themis_demand_rps", "video", "slow"] == 120.0
+    assert result["themis_capacity_rps", "video"] == 92.0
+    assert result["themis_p99_seconds", "predicted", "video"] == 0.25
+    assert math.isnan(result["themis_p99_seconds", "measured", "video"])
+    assert result["themis_servers", "serving"] == result["themis_servers", "warming"] == 1.0
+    assert result["themis_instances", DETECTOR, "a"] == 3.0
+    assert result["themis_instances", CLASSIFIER, "b"] == 1.0
+    assert result["themis_actions_total", "grow", "done"] == result["themis_actions_total", "grow", "refused"] == 1.0
+    assert (result["themis_action_seconds_count", "grow"], result["themis_action_seconds_sum", "grow"]) == (1.0, 2.0)
+    assert result["themis_stale_sources",] == 1.0
 
 
 def test_a_server_that_is_gone_is_no_longer_told_and_counters_go_on() -> None:
     exporter = Exporter()
     exporter.take(seen(server("a"), server("b")), 0.001)
     exporter.take(seen(server("b")), 0.001)
-    found = samples(exporter)
-    assert found["themis_servers", "serving"] == 1.0
-    assert ("themis_instances", DETECTOR, "a") not in found
-    assert found["themis_ticks_total", "surge"] == 2.0
+    result = samples(exporter)
+    assert result["themis_servers", "serving"] == 1.0
+    assert ("themis_instances", DETECTOR, "a") not in result
+    assert result["themis_ticks_total", "surge"] == 2.0
 
 
 def test_failed_ticks_are_counted() -> None:

@@ -53,8 +53,8 @@ def test_features_are_ratios() -> None:
 @pytest.mark.parametrize("rate", [15.0, 40.0, 200.0, 1000.0, 1e6])
 @pytest.mark.parametrize(("name", "low", "high"), [(ForecastName.CLASSIFIER, 0.85, 1.3), (ForecastName.QUANTILE, 1.0, 1.3)])
 def test_a_flat_history_is_foreseen_to_go_on(name: ForecastName, rate: float, low: float, high: float) -> None:
-    found = [forecast_rate(name, history(rate, seed=seed), 10.0, 0.5) for seed in range(50)]
-    assert low * rate < np.mean(found) < high * rate
+    result = [forecast_rate(name, history(rate, seed=seed), 10.0, 0.5) for seed in range(50)]
+    assert low * rate < np.mean(result) < high * rate
 
 
 @pytest.mark.parametrize("name", ForecastName)
@@ -92,10 +92,10 @@ def test_a_trend_within_noise_is_none() -> None:
 @pytest.mark.parametrize("counts", [history(30.0), history(60.0, 0.05), history(150.0, -0.04), [0.0] * 59 + [5.0]])
 @pytest.mark.parametrize("horizon_s", HORIZONS_S)
 def test_a_higher_quantile_never_foresees_less(name: ForecastName, counts: list[float], horizon_s: float) -> None:
-    found = [forecast_rate(name, counts, horizon_s, quantile) for quantile in QUANTILES]
-    assert found == sorted(found)
-    assert np.isfinite(found).all()
-    assert found[0] > 0.0
+    result = [forecast_rate(name, counts, horizon_s, quantile) for quantile in QUANTILES]
+    assert result == sorted(result)
+    assert np.isfinite(result).all()
+    assert result[0] > 0.0
 
 
 @pytest.mark.parametrize("name", LEARNT)

@@ -160,10 +160,10 @@ def test_a_decision_is_found_with_what_came_of_it(path: Path, journal: Journal) 
     journal.record_tick(at(0, changed=True))
     journal.record_outcome(outcome(1))
     with reading(path) as reader:
-        found = reader.record("d")
-        assert found is not None
-        assert found["sentence"] == "steady; grow video-detector on a 1→2"
-        assert [each["id"] for each in found["plan"]["actions"]] == ["d/a/video-detector"]
+        result = reader.record("d")
+        assert result is not None
+        assert result["sentence"] == "steady; grow video-detector on a 1→2"
+        assert [each["id"] for each in result["plan"]["actions"]] == ["d/a/video-detector"]
         assert reader.record("other") is None
         assert reader.ticks(9, NOW_S + 1) == []
     assert len(outcomes(path, "d")) == 1

@@ -37,8 +37,8 @@ def test_nothing_counted_is_no_latency() -> None:
 
 
 def test_percentiles_grow_with_the_percent() -> None:
-    found = [percentile(histogram(3.0, 40.0, 95.0, 100.0), float(percent)) for percent in range(1, 101)]
-    known = [value for value in found if value is not None]
+    result = [percentile(histogram(3.0, 40.0, 95.0, 100.0), float(percent)) for percent in range(1, 101)]
+    known = [value for value in result if value is not None]
     assert len(known) == 100
     assert known == sorted(known)
 

@@ -94,7 +94,7 @@ def side_by_side() -> dict[str, tuple[KServe, Loaded]]:
     async def run() -> list[Loaded]:
         return await asyncio.gather(*(loaded(server, *pipelines, **options) for server, pipelines, options in cases.values()))
 
-    return {name: (case[0], found) for (name, case), found in zip(cases.items(), asyncio.run(run()), strict=True)}
+    return {name: (case[0], outcome_found) for (name, case), outcome_found in zip(cases.items(), asyncio.run(run()), strict=True)}
 
 
 def test_every_request_walks_the_chain_and_is_answered() -> None:
@@ -153,12 +153,12 @@ def test_latency_counts_from_the_intended_time_when_the_sender_is_late() -> None
     assert report.summaries[0].slo_attainment < 1.0
 
 
-@pytest.mark.parametrize(("spoilt", "said"), [("value", "expected ["), ("empty", "0 bytes"), ("outputs", "0 outputs")])
-def test_a_wrong_answer_is_a_failed_request(spoilt: str, said: str) -> None:
+@pytest.mark.parametrize(("spoilt", "message"), [("value", "expected ["), ("empty", "0 bytes"), ("outputs", "0 outputs")])
+def test_a_wrong_answer_is_a_failed_request(spoilt: str, message: str) -> None:
     _, (report, (result,), _) = side_by_side()[spoilt]
     (summary,) = report.summaries
     assert 0 < summary.failed == summary.errors["wrong_answer"] == np.count_nonzero(~result.ok)
-    assert said in summary.first_messages["wrong_answer"]
+    assert message in summary.first_messages["wrong_answer"]
     assert summary.slo_attainment == pytest.approx(1.0 - summary.failed / summary.requests)
 
 
@@ -224,7 +224,7 @@ def test_any_model_can_be_asked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "found"),
+    ("options", "error", "outcome_found"),
     [
         ({"shapes": {"echo.TEXT": (3, 5)}}, SettingsError, r"--shape echo.TEXT: \[3, 5\] is invalid: expected \[-1, 2\]"),
         ({"pipelines": (video(stages=("nobody",)),)}, ServerError, "unknown model: 'nobody'"),
@@ -235,12 +235,12 @@ def test_any_model_can_be_asked() -> None:
         ({"address": "127.0.0.1:9", "connect_timeout_s": 0.3}, ServerError, "127.0.0.1:9: no gRPC server answered within 0.3 s"),
     ],
 )
-def test_what_cannot_be_sent_is_said_before_the_first_request(options: dict[str, Any], error: type[Exception], found: str) -> None:
+def test_what_cannot_be_sent_is_said_before_the_first_request(options: dict[str, Any], error: type[Exception], outcome_found: str) -> None:
     async def run() -> None:
         async with KServe().serve() as server:
             await run_load(LoadOptions(**{"address": server.address, "pipelines": (video(stages=("echo",)),), **options}))
 
-    with pytest.raises(error, match=found):
+    with pytest.raises(error, match=outcome_found):
         asyncio.run(run())
 
 

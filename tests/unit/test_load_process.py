@@ -108,21 +108,21 @@ def test_the_process_ends_when_nobody_reads_any_more() -> None:
 @pytest.fixture
 def address() -> Iterator[str]:
     """A server in a thread of its own, for code that owns the main thread's event loop."""
-    found: list[str] = []
+    result: list[str] = []
     started = threading.Event()
     loop = asyncio.new_event_loop()
     ended = asyncio.Event()
 
     async def serve() -> None:
         async with KServe().serve() as server:
-            found.append(server.address)
+            result.append(server.address)
             started.set()
             await ended.wait()
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()
     assert started.wait(10)
-    yield found[0]
+    yield result[0]
     loop.call_soon_threadsafe(ended.set)
     thread.join(10)
     loop.close()

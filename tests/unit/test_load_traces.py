@@ -144,7 +144,7 @@ def test_time_stamps_are_sliced_like_rates(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "found"),
+    ("name", "content", "result"),
     [
         ("t.csv", b"", "empty"),
         ("t.csv", b"rps\n", "a header and no rows"),
@@ -163,24 +163,24 @@ def test_time_stamps_are_sliced_like_rates(tmp_path: Path) -> None:
         ("t.json", b"[1]", "the file type '.json' is invalid"),
     ],
 )
-def test_bad_files_are_named_with_what_was_found(tmp_path: Path, name: str, content: bytes, found: str) -> None:
+def test_bad_files_are_named_with_what_was_found(tmp_path: Path, name: str, content: bytes, result: str) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(SettingsError) as caught:
         load_trace(TraceOptions(str(path)))
-    assert found in str(caught.value)
+    assert result in str(caught.value)
     assert name in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("arrays", "found"),
+    ("arrays", "result"),
     [({"a": np.ones(2), "b": np.ones(2)}, "arrays a, b"), ({"rps": np.ones((2, 2))}, "shape (2, 2)"), ({"rps": np.ones(0)}, "empty")],
 )
-def test_bad_arrays(tmp_path: Path, arrays: dict[str, NDArray[np.float64]], found: str) -> None:
+def test_bad_arrays(tmp_path: Path, arrays: dict[str, NDArray[np.float64]], result: str) -> None:
     np.savez(tmp_path / "t.npz", **arrays)
     with pytest.raises(SettingsError) as caught:
         load_trace(TraceOptions(str(tmp_path / "t.npz")))
-    assert found in str(caught.value)
+    assert result in str(caught.value)
 
 
 @pytest.mark.parametrize("stamps", ["0\n1e13", "1764115200000\n1764115201000"])
@@ -213,7 +213,7 @@ def test_a_folder_is_no_trace(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "found"),
+    ("options", "result"),
     [
         (TraceOptions("nowhere.csv"), "--trace: nowhere.csv is neither a file nor a known trace"),
         (TraceOptions("surge", from_s=200), "--from 200"),
@@ -230,10 +230,10 @@ def test_a_folder_is_no_trace(tmp_path: Path) -> None:
         (TraceOptions("twitter-paper-audio"), "twitter-paper-audio is invalid: expected"),
     ],
 )
-def test_bad_options_name_the_flag(options: TraceOptions, found: str) -> None:
+def test_bad_options_name_the_flag(options: TraceOptions, result: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load_trace(options)
-    assert found in str(caught.value)
+    assert result in str(caught.value)
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
@@ -266,12 +266,12 @@ def test_any_window_of_the_stream_is_scaled_as_the_papers_slice(monkeypatch: pyt
     assert twitter_for("twitter@100", "nlp") == "twitter@100-nlp"
     assert [twitter_for(name, "nlp") for name in ("twitter-paper-video", "surge")] == ["twitter-paper-video", "surge"]
     assert twitter_for("twitter-paper", "ocr") == "twitter-paper"
-    for name, says in (
+    for name, message in (
         ("twitter@341", "end at second 1001"),
         ("twitter@noon", "twitter@noon is invalid: expected"),
         ("twitter@1-audio", "twitter@1-audio is invalid"),
     ):
-        with pytest.raises(SettingsError, match=says):
+        with pytest.raises(SettingsError, match=message):
             load_trace(TraceOptions(name))
 
 

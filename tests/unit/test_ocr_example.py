@@ -43,9 +43,9 @@ def test_boxes_are_scaled_to_the_image_and_grown() -> None:
 
 
 def test_boxes_come_in_reading_order_and_specks_do_not() -> None:
-    found = pipeline.boxes(probability_of((120, 12, 50, 10), (10, 10, 50, 10), (10, 60, 80, 10), (150, 80, 1, 1)), (100, 200))
-    assert len(found) == 3
-    for box, centre in zip(found, [(35, 15), (145, 17), (50, 65)], strict=True):
+    result = pipeline.boxes(probability_of((120, 12, 50, 10), (10, 10, 50, 10), (10, 60, 80, 10), (150, 80, 1, 1)), (100, 200))
+    assert len(result) == 3
+    for box, centre in zip(result, [(35, 15), (145, 17), (50, 65)], strict=True):
         assert box.centre == pytest.approx(centre, abs=2)
 
 
@@ -62,8 +62,8 @@ def test_a_tilted_line_is_cut_out_level(angle: float) -> None:
     assert cut.shape == (30, 120, 3)
     assert cut[2:-2, 2:-2, 2].mean() > 250
     mask = (image[:, :, 2] > 0).astype(np.float32)
-    (found,) = pipeline.boxes(mask, (200, 300))
-    assert found.angle == pytest.approx(angle, abs=2)
+    (result,) = pipeline.boxes(mask, (200, 300))
+    assert result.angle == pytest.approx(angle, abs=2)
 
 
 def test_an_upright_box_is_turned() -> None:

@@ -105,10 +105,10 @@ def test_the_stages_of_an_answer_add_up_to_its_cost_and_p99(pipeline: str) -> No
 
 @pytest.mark.parametrize("pipeline", STAGES)
 def test_an_slo_equal_to_the_sum_of_latencies_is_feasible_and_one_below_is_not(pipeline: str) -> None:
-    least = sum(latency_ms(pipeline, stage, 1, 1) for stage in range(len(STAGES[pipeline])))
+    minimum = sum(latency_ms(pipeline, stage, 1, 1) for stage in range(len(STAGES[pipeline])))
     config = settings_of(pipeline)
-    assert all(answer.feasible and answer.predicted_p99_ms == least for answer in answers(config, least))
-    assert not any(answer.feasible for answer in answers(config, least - 1))
+    assert all(answer.feasible and answer.predicted_p99_ms == minimum for answer in answers(config, minimum))
+    assert not any(answer.feasible for answer in answers(config, minimum - 1))
 
 
 def test_waits_are_taken_at_the_rate_and_not_at_the_demand_with_its_headroom() -> None:

@@ -46,8 +46,8 @@ def test_the_table_says_what_binds_and_what_comes_second(capsys: pytest.CaptureF
     monkeypatch.setenv("COLUMNS", "140")
     plan_command(PlanFlags(PAPER, "100", WhatIf()))
     shown = capsys.readouterr().out
-    for said in ("SLO 700 ms at p99, policy horizontal", "22×1, 1", "throughput", "n = 27: 348 ms, +19", "n×cores, b"):
-        assert said in shown, said
+    for messages_seen in ("SLO 700 ms at p99, policy horizontal", "22×1, 1", "throughput", "n = 27: 348 ms, +19", "n×cores, b"):
+        assert messages_seen in shown, messages_seen
 
 
 def test_a_rate_that_no_plan_carries_is_an_answer(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,8 +81,8 @@ def test_the_picture_is_drawn_over_feasible_and_infeasible_rates(tmp_path: Path,
     assert path.stat().st_size > 20_000
     if name.endswith("svg"):
         text = path.read_text()
-        for said in ("Plans for video, policy themis", "2 of 4 rates have a plan inside the SLO of 300 ms", "video-classifier"):
-            assert said in text, said
+        for messages_seen in ("Plans for video, policy themis", "2 of 4 rates have a plan inside the SLO of 300 ms", "video-classifier"):
+            assert messages_seen in text, messages_seen
 
 
 def test_a_picture_of_one_rate(tmp_path: Path) -> None:

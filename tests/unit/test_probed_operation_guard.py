@@ -25,44 +25,44 @@ def configured(operations: dict[str, bool], *, proven_only: bool) -> ThemisConfi
     return replace(config, models=config.models | {DETECTOR: changed})
 
 
-def guarded(wanted: ModelState, operations: dict[str, bool], *, proven_only: bool) -> tuple[ModelState, list[str]]:
+def guarded(desired: ModelState, operations: dict[str, bool], *, proven_only: bool) -> tuple[ModelState, list[str]]:
     server = replace(make_server("a"), models={DETECTOR: NOW})
-    target = Target(servers={"a": {DETECTOR: wanted}})
+    target = Target(servers={"a": {DETECTOR: desired}})
     result, clamps = only_probed_operations(target, snapshot([server]), configured(operations, proven_only=proven_only))
     assert all(clamp.kind is ClampKind.OPERATION for clamp in clamps)
     return result.servers["a"][DETECTOR], [clamp.sentence for clamp in clamps]
 
 
-@pytest.mark.parametrize("wanted", [ModelState(3, 4), ModelState(1, 4), ModelState(6, 4), ModelState(2, 8), NOW])
+@pytest.mark.parametrize("desired", [ModelState(3, 4), ModelState(1, 4), ModelState(6, 4), ModelState(2, 8), NOW])
 @pytest.mark.parametrize(("operations", "proven_only"), [({}, False), (SAFE, True), (SAFE, False)])
-def test_what_is_trusted_or_proven_is_done(wanted: ModelState, operations: dict[str, bool], proven_only: bool) -> None:
-    assert guarded(wanted, operations, proven_only=proven_only) == (wanted, [])
+def test_what_is_trusted_or_proven_is_done(desired: ModelState, operations: dict[str, bool], proven_only: bool) -> None:
+    assert guarded(desired, operations, proven_only=proven_only) == (desired, [])
 
 
-@pytest.mark.parametrize(("wanted", "actuator"), [(ModelState(3, 4), "add_one"), (ModelState(1, 4), "remove_one")])
-def test_what_loses_requests_is_never_done_and_says_so(wanted: ModelState, actuator: str) -> None:
-    kept, said = guarded(wanted, SAFE | {actuator: False}, proven_only=False)
+@pytest.mark.parametrize(("desired", "actuator"), [(ModelState(3, 4), "add_one"), (ModelState(1, 4), "remove_one")])
+def test_what_loses_requests_is_never_done_and_says_so(desired: ModelState, actuator: str) -> None:
+    kept, message = guarded(desired, SAFE | {actuator: False}, proven_only=False)
     assert kept == NOW
-    assert said == [f"{DETECTOR} on a: {actuator} loses requests, as probed; unchanged"]
+    assert message == [f"{DETECTOR} on a: {actuator} loses requests, as probed; unchanged"]
 
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_counts_still_change_where_only_the_batching_is_refused(count: int) -> None:
-    kept, said = guarded(ModelState(count, 8), SAFE | {"rebatch": False}, proven_only=False)
+    kept, message = guarded(ModelState(count, 8), SAFE | {"rebatch": False}, proven_only=False)
     assert kept == ModelState(count, 4)
-    assert said == [f"{DETECTOR} on a: rebatch loses requests, as probed; batching is unchanged"]
+    assert message == [f"{DETECTOR} on a: rebatch loses requests, as probed; batching is unchanged"]
 
 
 def test_what_was_not_probed_waits_where_proof_is_asked_for() -> None:
-    kept, said = guarded(ModelState(1, 4), {"add_one": True}, proven_only=True)
+    kept, message = guarded(ModelState(1, 4), {"add_one": True}, proven_only=True)
     assert kept == NOW
-    assert said == [f"{DETECTOR} on a: remove_one was not probed: run `themis probe`; unchanged"]
+    assert message == [f"{DETECTOR} on a: remove_one was not probed: run `themis probe`; unchanged"]
 
 
 def test_many_at_once_become_one_at_a_time_where_that_is_proven() -> None:
-    kept, said = guarded(ModelState(6, 4), {"add_one": True}, proven_only=True)
+    kept, message = guarded(ModelState(6, 4), {"add_one": True}, proven_only=True)
     assert kept == ModelState(3, 4)
-    assert said[0].endswith("one instance at a time instead")
+    assert message[0].endswith("one instance at a time instead")
 
 
 def test_the_guards_in_sequence_keep_to_what_was_probed() -> None:

@@ -40,9 +40,9 @@ def test_start_time_counts_from_boot_and_not_from_the_clock() -> None:
 def test_a_process_is_found_by_pid_and_start_time_together(tmp_path: Path) -> None:
     sleeper = shell("exec sleep 60", tmp_path)
     try:
-        found = find_process(sleeper)
-        assert found is not None
-        assert found.pid == sleeper.pid
+        result = find_process(sleeper)
+        assert result is not None
+        assert result.pid == sleeper.pid
         assert find_process(replace(sleeper, start_ticks=sleeper.start_ticks + 1)) is None
     finally:
         assert asyncio.run(stop_process(sleeper, 5.0))

@@ -42,43 +42,43 @@ def test_a_model_on_a_server_elsewhere_is_asked_for_there() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (BenchFlags(device="tpu:0"), "--device: tpu:0 is invalid: expected gpu:N or cpu:N"),
         (BenchFlags(slot="left"), "--slot: left is unknown: no settings with a `launch` section are given"),
         (BenchFlags(config=OCR, slot="left"), "--slot: left is invalid: expected a slot of the settings: cpu-0"),
     ],
 )
-def test_a_place_that_is_none(flags: BenchFlags, said: str) -> None:
-    with pytest.raises(SettingsError, match=said):
+def test_a_place_that_is_none(flags: BenchFlags, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
         resolve(flags)
 
 
 @pytest.mark.parametrize(
-    ("server", "max_batch", "said"),
+    ("server", "max_batch", "message"),
     [
         (None, 9, "--max-batch: 9 is invalid: expected at most 8, the max_batch_size of model video-detector"),
         ("127.0.0.1:999999", None, "--server: 127.0.0.1:999999 is invalid: expected HOST:PORT"),
         ("nobody", None, "--server: nobody is invalid: expected HOST:PORT of Triton's gRPC, or a server of the settings"),
     ],
 )
-def test_a_wrong_flag_is_said_before_a_server_is_started(tmp_path: Path, server: str | None, max_batch: int | None, said: str) -> None:
+def test_a_wrong_flag_is_said_before_a_server_is_started(tmp_path: Path, server: str | None, max_batch: int | None, message: str) -> None:
     flags = ProfileFlags("video-detector", tmp_path, max_batch, None, 0.04, 40, Accuracy(), InputOptions())
-    with pytest.raises(SettingsError, match=said):
+    with pytest.raises(SettingsError, match=message):
         profile_command(flags, BenchFlags(repository=REPOSITORY, server=server, state_directory=tmp_path / "state"), as_json=False)
     assert not (tmp_path / "state").exists()
 
 
 @pytest.mark.parametrize(
-    ("inputs", "said"),
+    ("inputs", "message"),
     [
         (InputOptions(shapes={"video-detekt.INPUT": (3,)}), "--shape: video-detekt.INPUT is invalid: expected an input of video-detector"),
         (InputOptions(file=Path("absent.npz")), "absent.npz: cannot be read"),
     ],
 )
-def test_wrong_inputs_are_said_before_a_server_is_started(tmp_path: Path, inputs: InputOptions, said: str) -> None:
+def test_wrong_inputs_are_said_before_a_server_is_started(tmp_path: Path, inputs: InputOptions, message: str) -> None:
     flags = ProfileFlags("video-detector", tmp_path, None, None, 0.04, 40, Accuracy(), inputs)
-    with pytest.raises(SettingsError, match=said):
+    with pytest.raises(SettingsError, match=message):
         profile_command(flags, BenchFlags(repository=REPOSITORY, state_directory=tmp_path / "state"), as_json=False)
     assert not (tmp_path / "state").exists()
 

@@ -22,9 +22,9 @@ def bent(point: Point) -> float:
 
 def measured(plan: GridPlan, surface: Callable[[Point], float]) -> dict[Point, float]:
     values: dict[Point, float] = {}
-    while wanted := next_points(plan, values):
-        assert not set(wanted) & set(values), "a point was asked for twice"
-        values[wanted[0]] = surface(wanted[0])
+    while desired := next_points(plan, values):
+        assert not set(desired) & set(values), "a point was asked for twice"
+        values[desired[0]] = surface(desired[0])
     return values
 
 

@@ -37,17 +37,19 @@ def server() -> Server:
     return Server("only", "gpu:0", UNKNOWN_ADDRESS, UNKNOWN_ADDRESS, UNKNOWN_ADDRESS, Phase.SERVING, launched=True)
 
 
-async def traced(server: Server, file: Path, written: int, least: int) -> list[float]:
+async def traced(server: Server, file: Path, written: int, minimum: int) -> list[float]:
     tracer = Tracer(WritingServer(file, written), server, file)
     await tracer.start()
     await asyncio.sleep(0.02)
-    return await tracer.stop(least)
+    return await tracer.stop(minimum)
 
 
-@pytest.mark.parametrize(("written", "least"), [(40, 40), (40, 44), (0, 4)])
-def test_requests_that_the_server_keeps_in_its_buffer_are_not_waited_for(server: Server, tmp_path: Path, written: int, least: int) -> None:
-    found = asyncio.run(traced(server, tmp_path / "trace.json", written, least))
-    assert found == pytest.approx([1.0] * written)
+@pytest.mark.parametrize(("written", "minimum"), [(40, 40), (40, 44), (0, 4)])
+def test_requests_that_the_server_keeps_in_its_buffer_are_not_waited_for(
+    server: Server, tmp_path: Path, written: int, minimum: int
+) -> None:
+    result = asyncio.run(traced(server, tmp_path / "trace.json", written, minimum))
+    assert result == pytest.approx([1.0] * written)
 
 
 def test_a_trace_that_lacks_more_than_a_buffer_holds_is_an_error(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,9 +52,9 @@ ACTIONS = {
 
 @pytest.mark.parametrize("kind", ActionKind)
 def test_every_action_in_a_few_words(kind: ActionKind) -> None:
-    found, words = ACTIONS[kind]
-    assert describe(found) == words
-    assert sentence(record(found, decision=decision())) == f"surge: {NUMBERS}; {words}"
+    result, words = ACTIONS[kind]
+    assert describe(result) == words
+    assert sentence(record(result, decision=decision())) == f"surge: {NUMBERS}; {words}"
 
 
 def test_all_actions_of_a_plan_are_told_and_advice_is_told_as_such() -> None:
@@ -79,11 +79,11 @@ def test_a_clamp_is_told_where_nothing_is_done_because_of_it() -> None:
 @pytest.mark.parametrize("kind", OutcomeKind)
 def test_actions_that_failed_or_did_not_start_are_told_with_their_reason_and_others_are_not(kind: OutcomeKind) -> None:
     outcome = Outcome(ACTIONS[ActionKind.GROW][0], kind, NOW_S, NOW_S + 1, "out of memory")
-    said = sentence(replace(record(decision=decision(Reason.STEADY, evidence=False)), outcomes=(outcome,)))
+    message = sentence(replace(record(decision=decision(Reason.STEADY, evidence=False)), outcomes=(outcome,)))
     if kind is OutcomeKind.DONE:
-        assert said == "steady"
+        assert message == "steady"
     else:
-        assert said == f"steady; grow video-detector on s1 2→5 {kind.value.replace('_', ' ')}: out of memory"
+        assert message == f"steady; grow video-detector on s1 2→5 {kind.value.replace('_', ' ')}: out of memory"
 
 
 def test_a_sentence_says_what_was_started_and_not_what_was_only_planned() -> None:
@@ -97,23 +97,23 @@ def test_a_sentence_says_what_was_started_and_not_what_was_only_planned() -> Non
 CALM = replace(EVIDENCE, demand_fast_rps=16.2, capacity_rps=92.0, servers_now=4, servers_desired=4)
 
 
-def said(evidence: PipelineEvidence, reason: Reason = Reason.STEADY) -> str:
+def message(evidence: PipelineEvidence, reason: Reason = Reason.STEADY) -> str:
     return sentence(record(decision=replace(decision(reason), evidence=(evidence,))))
 
 
 def test_steady_is_said_only_where_the_capacity_suffices() -> None:
-    assert said(CALM) == "steady: video demand 16/s, capacity 92/s, servers 4"
+    assert message(CALM) == "steady: video demand 16/s, capacity 92/s, servers 4"
     overloaded = replace(CALM, capacity_rps=9.1)
-    assert said(overloaded) == "overload, no further change: video demand 16/s exceeds capacity 9/s, servers 4"
-    assert said(replace(CALM, capacity_rps=15.8)) == "steady: video demand 16/s, capacity 16/s, servers 4"
+    assert message(overloaded) == "overload, no further change: video demand 16/s exceeds capacity 9/s, servers 4"
+    assert message(replace(CALM, capacity_rps=15.8)) == "steady: video demand 16/s, capacity 16/s, servers 4"
 
 
 def test_a_missed_slo_is_said_where_the_capacity_suffices() -> None:
     late = replace(CALM, measured_p99_ms=320.4)
-    assert said(late) == f"{said(CALM)}, SLO missed although capacity suffices: p99 320 ms exceeds 300 ms"
-    assert "missed" not in said(replace(late, measured_p99_ms=300.0))
-    assert "missed" not in said(replace(late, capacity_rps=9.0))
+    assert message(late) == f"{message(CALM)}, SLO missed although capacity suffices: p99 320 ms exceeds 300 ms"
+    assert "missed" not in message(replace(late, measured_p99_ms=300.0))
+    assert "missed" not in message(replace(late, capacity_rps=9.0))
 
 
 def test_a_surge_says_when_the_slo_is_expected_to_hold() -> None:
-    assert said(replace(EVIDENCE, holds_after_s=1.5), Reason.SURGE) == f"surge: {NUMBERS}, SLO expected to hold in 1.5 s"
+    assert message(replace(EVIDENCE, holds_after_s=1.5), Reason.SURGE) == f"surge: {NUMBERS}, SLO expected to hold in 1.5 s"

@@ -61,8 +61,8 @@ def test_the_file_type_follows_the_name_and_text_says_what_happened(tmp_path: Pa
     path = tmp_path / "run.svg"
     draw_run(run(), 300.0, "A run", path)
     text = path.read_text()
-    for said in ("A run", "outside the SLO of 300 ms, 1 failed", "server launched", "p99 latency"):
-        assert said in text, said
+    for message in ("A run", "outside the SLO of 300 ms, 1 failed", "server launched", "p99 latency"):
+        assert message in text, message
 
 
 def test_pyplot_and_its_global_figures_are_left_alone(tmp_path: Path) -> None:

@@ -436,11 +436,13 @@ def test_a_bad_file_gives_its_message(case: str, tmp_path: Path) -> None:
     assert str(error.value).startswith(f"{path}: 1 error\n{path}:")
 
 
-@pytest.mark.parametrize(("said", "refused"), [("max_batch_size: 2\n", True), ("name: 'x'\n max_batch_size:4", False), ("", False)])
-def test_batches_larger_than_the_model_takes_are_named(said: str, refused: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("messages_seen", "refused"), [("max_batch_size: 2\n", True), ("name: 'x'\n max_batch_size:4", False), ("", False)]
+)
+def test_batches_larger_than_the_model_takes_are_named(messages_seen: str, refused: bool, tmp_path: Path) -> None:
     path = write(tmp_path)
     config = tmp_path / "models" / "detector" / "config.pbtxt"
-    config.write_text(said, encoding="utf-8")
+    config.write_text(messages_seen, encoding="utf-8")
     expected = (
         "themis.yaml:19:16: models.detector.max_batch: 4 is invalid: expected at most 2, "
         "the max_batch_size of models/detector/config.pbtxt. "
@@ -536,8 +538,8 @@ def test_a_control_character(tmp_path: Path) -> None:
 
 
 def test_an_alias_to_itself(tmp_path: Path) -> None:
-    found = problems(write(tmp_path, changed("prices:\n  server: 10", "prices: &self\n  server: *self")))
-    assert any(problem.error.startswith("alias refers to the mapping") and problem.key == "prices.server" for problem in found)
+    result = problems(write(tmp_path, changed("prices:\n  server: 10", "prices: &self\n  server: *self")))
+    assert any(problem.error.startswith("alias refers to the mapping") and problem.key == "prices.server" for problem in result)
 
 
 def test_neither_servers_nor_launch(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_nothing_that_costs_has_no_ratio(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("flags", "message"),
     [
         (("--policies", "magic"), "--policies: magic is invalid: expected themis"),
         (("--policies", ","), "--policies: the list is empty: expected themis"),
@@ -153,6 +153,6 @@ def test_nothing_that_costs_has_no_ratio(tmp_path: Path) -> None:
         (("--out", "/dev/null/x"), "cannot be created"),
     ],
 )
-def test_a_wrong_flag_is_named(flags: tuple[str, ...], says: str) -> None:
-    with pytest.raises(SettingsError, match=says):
+def test_a_wrong_flag_is_named(flags: tuple[str, ...], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
         run(*flags)

@@ -184,11 +184,11 @@ def test_a_central_queue_changes_its_batches_at_once_and_a_larger_one_comes_with
         cluster = Cluster(config, slow, Simulation(layout, slow, np.zeros(0), np.zeros(0, dtype=np.int64), 0), seed=0)
         cluster.start("a", 0, {DETECTOR: ModelState(2, 1)})
         seen = []
-        for wanted in (ModelState(2, 3), ModelState(4, 4), ModelState(1, 2)):
-            change = asyncio.create_task(cluster.change("a", DETECTOR, wanted))
+        for desired in (ModelState(2, 3), ModelState(4, 4), ModelState(1, 2)):
+            change = asyncio.create_task(cluster.change("a", DETECTOR, desired))
             await asyncio.sleep(0.01)
             seen.append((cluster.now_s(), cluster.find("a").models[DETECTOR]))
-            assert await change == wanted
+            assert await change == desired
             seen.append((cluster.now_s(), cluster.find("a").models[DETECTOR]))
         return seen
 
@@ -290,7 +290,7 @@ def test_seconds_in_which_pipelines_together_want_more_servers_than_there_are_co
     config = load_settings(shipped("config") / "themis.yaml")
     alone = {pipeline.name: clairvoyant(simulated(config, SimOptions()), {pipeline.name: 1.3 * SURGE}, 52) for pipeline in config.pipelines}
     together = clairvoyant(simulated(config, SimOptions()), dict.fromkeys(alone, 1.3 * SURGE), 52)
-    wanted = sum(bound.servers for bound in alone.values())
+    desired = sum(bound.servers for bound in alone.values())
     # A pipeline without arrivals wants a server too, and is in all three sums.
-    assert together.infeasible_s == np.count_nonzero(wanted - 6 > 4) > 0
+    assert together.infeasible_s == np.count_nonzero(desired - 6 > 4) > 0
     assert together.infeasible_s > max(bound.infeasible_s for bound in alone.values())

@@ -59,9 +59,9 @@ def shown(status: Status) -> str:
 
 
 def test_sentences_with_brackets_are_shown_as_they_are() -> None:
-    said = "E1 [/usr/lib/x.cc:7] [bold]failed[/red]"
-    status = replace(BASE, sentence=said, stale={"a": said}, routes_unwritten=said, events=(StatusEvent(NOW_S, "d", (), said),))
-    assert shown(status).count(said) == 4
+    message = "E1 [/usr/lib/x.cc:7] [bold]failed[/red]"
+    status = replace(BASE, sentence=message, stale={"a": message}, routes_unwritten=message, events=(StatusEvent(NOW_S, "d", (), message),))
+    assert shown(status).count(message) == 4
 
 
 def test_whatever_limits_it_and_how_fresh_it_is_are_shown() -> None:

@@ -26,8 +26,8 @@ def actions(target: Target | None, seen: Snapshot, cfg: ThemisConfig | None = No
     return planned.actions
 
 
-def kinds(found: tuple[Action, ...]) -> list[tuple[ActionKind, str, str | None]]:
-    return [(action.kind, action.server, action.model) for action in found]
+def kinds(result: tuple[Action, ...]) -> list[tuple[ActionKind, str, str | None]]:
+    return [(action.kind, action.server, action.model) for action in result]
 
 
 def test_no_target_and_a_reached_one_plan_nothing() -> None:
@@ -53,9 +53,9 @@ def test_reloads_go_one_at_a_time() -> None:
 
 def test_batches_that_are_formed_before_the_servers_change_side_by_side_and_counts_in_one_step() -> None:
     seen = snapshot([server("a", (4, 1), max_batch=1), server("b", (4, 1), max_batch=1)])
-    wanted = {name: {DETECTOR: ModelState(1, 8)} for name in ("a", "b")}
-    found = actions(Target(wanted, dispatcher_sets_batches=True), seen)
-    assert [(action.server, action.after) for action in found] == [("a", ModelState(1, 8)), ("b", ModelState(1, 8))]
+    desired = {name: {DETECTOR: ModelState(1, 8)} for name in ("a", "b")}
+    result = actions(Target(desired, dispatcher_sets_batches=True), seen)
+    assert [(action.server, action.after) for action in result] == [("a", ModelState(1, 8)), ("b", ModelState(1, 8))]
 
 
 def test_a_reload_takes_the_wanted_count_with_it() -> None:
@@ -71,18 +71,18 @@ def test_a_launch_names_its_slot_and_models_and_gets_a_name_fit_for_a_file() -> 
 
 def test_a_retirement_requires_every_growth_of_its_plan() -> None:
     seen = snapshot([server("a", (1, 2)), server("b"), server("c")])
-    found = actions(Target({"a": states(3, 1), "b": states(4), "c": states(1)}, retire=("c",)), seen)
-    grows = {action.id for action in found if action.kind is ActionKind.GROW}
-    (retirement,) = [action for action in found if action.kind is ActionKind.RETIRE]
+    result = actions(Target({"a": states(3, 1), "b": states(4), "c": states(1)}, retire=("c",)), seen)
+    grows = {action.id for action in result if action.kind is ActionKind.GROW}
+    (retirement,) = [action for action in result if action.kind is ActionKind.RETIRE]
     assert len(grows) == 2
     assert set(retirement.requires) == grows
-    assert found[-1] == retirement
+    assert result[-1] == retirement
 
 
 def test_a_server_that_leaves_is_not_changed_before() -> None:
     seen = snapshot([server("a"), server("b")])
-    found = actions(Target({"a": states(3), "b": states(3)}, retire=("b",)), seen)
-    assert kinds(found) == [(ActionKind.GROW, "a", DETECTOR), (ActionKind.RETIRE, "b", None)]
+    result = actions(Target({"a": states(3), "b": states(3)}, retire=("b",)), seen)
+    assert kinds(result) == [(ActionKind.GROW, "a", DETECTOR), (ActionKind.RETIRE, "b", None)]
 
 
 def test_no_server_leaves_while_the_growth_that_it_requires_cannot_start() -> None:
@@ -131,38 +131,38 @@ def test_without_servers_every_model_has_an_empty_route() -> None:
 
 def test_reloads_go_one_server_at_a_time_over_ticks_too_and_growth_goes_on() -> None:
     seen = snapshot([server("a", max_batch=1), server("b", max_batch=1)])
-    wanted = Target({name: {DETECTOR: ModelState(3, 8)} for name in ("a", "b")})
-    first = actions(wanted, seen)
+    desired = Target({name: {DETECTOR: ModelState(3, 8)} for name in ("a", "b")})
+    first = actions(desired, seen)
     assert [(action.server, action.kind) for action in first] == [("a", ActionKind.REBATCH), ("b", ActionKind.GROW)]
-    later = actions(wanted, replace(seen, busy=frozenset({f"a/{DETECTOR}"})))
+    later = actions(desired, replace(seen, busy=frozenset({f"a/{DETECTOR}"})))
     assert [(action.server, action.kind, action.after) for action in later] == [("b", ActionKind.GROW, ModelState(3, 1))]
 
 
 def test_an_instance_goes_only_once_nothing_is_added_to_its_model_or_its_server() -> None:
     seen = snapshot([server("a", (1, 3)), server("b", (3, 3)), server("c", (2, 2))])
-    wanted = Target({"a": states(3, 1), "b": states(1, 3), "c": states(2, 1)})
+    desired = Target({"a": states(3, 1), "b": states(1, 3), "c": states(2, 1)})
     grow = (ActionKind.GROW, "a", DETECTOR)
-    assert kinds(actions(wanted, seen)) == [grow, (ActionKind.SHRINK, "c", CLASSIFIER)]
+    assert kinds(actions(desired, seen)) == [grow, (ActionKind.SHRINK, "c", CLASSIFIER)]
     under_way = replace(seen, busy=frozenset({f"a/{DETECTOR}"}))
-    assert kinds(actions(wanted, under_way)) == [(ActionKind.SHRINK, "c", CLASSIFIER)]
+    assert kinds(actions(desired, under_way)) == [(ActionKind.SHRINK, "c", CLASSIFIER)]
     failed = replace(seen, backing_off={f"a/{DETECTOR}": NOW_S + 9})
-    assert {action.kind for action in actions(wanted, failed)} == {ActionKind.SHRINK}
-    assert len(actions(wanted, failed)) == 3
+    assert {action.kind for action in actions(desired, failed)} == {ActionKind.SHRINK}
+    assert len(actions(desired, failed)) == 3
 
 
 def test_no_instance_goes_while_a_server_that_holds_its_model_is_on_its_way() -> None:
-    wanted = Target({"a": states(1)})
+    desired = Target({"a": states(1)})
     here = server("a", (3, 1))
     half = replace(server("b", phase=Phase.LAUNCHING), models={CLASSIFIER: ModelState(1, 8)})
-    assert actions(wanted, snapshot([here, server("b", phase=Phase.WARMING)])) == ()
-    assert kinds(actions(wanted, snapshot([here, half]))) == [(ActionKind.SHRINK, "a", DETECTOR)]
-    assert [action.kind for action in actions(replace(wanted, launch={"cpu:1": states(1)}), snapshot([here]))] == [ActionKind.LAUNCH]
+    assert actions(desired, snapshot([here, server("b", phase=Phase.WARMING)])) == ()
+    assert kinds(actions(desired, snapshot([here, half]))) == [(ActionKind.SHRINK, "a", DETECTOR)]
+    assert [action.kind for action in actions(replace(desired, launch={"cpu:1": states(1)}), snapshot([here]))] == [ActionKind.LAUNCH]
 
 
 def test_changes_of_less_than_a_tick_wait_for_nothing() -> None:
     seen = snapshot([server("a", (1, 3))])
-    found = actions(Target({"a": states(3, 1)}, fast_actuation=True), seen)
-    assert [(action.kind, action.after) for action in found] == [
+    result = actions(Target({"a": states(3, 1)}, fast_actuation=True), seen)
+    assert [(action.kind, action.after) for action in result] == [
         (ActionKind.GROW, ModelState(3, 8)),
         (ActionKind.SHRINK, ModelState(1, 8)),
     ]
@@ -170,47 +170,47 @@ def test_changes_of_less_than_a_tick_wait_for_nothing() -> None:
 
 def test_where_the_slot_has_no_room_a_server_shrinks_before_it_grows() -> None:
     cfg = config(memory_bytes=10, slot_memory_bytes=50)
-    wanted = Target({"a": states(3, 1)})
+    desired = Target({"a": states(3, 1)})
     full, roomy = server("a", (1, 4), slot="cpu:0"), server("a", (1, 2), slot="cpu:0")
-    (shrink,) = actions(wanted, snapshot([full]), cfg)
+    (shrink,) = actions(desired, snapshot([full]), cfg)
     assert (shrink.kind, shrink.model, shrink.after) == (ActionKind.SHRINK, CLASSIFIER, ModelState(3, 8))
-    assert kinds(actions(wanted, snapshot([roomy]), cfg)) == [(ActionKind.GROW, "a", DETECTOR)]
-    assert kinds(actions(wanted, snapshot([replace(full, slot=None)]), cfg)) == [(ActionKind.GROW, "a", DETECTOR)]
+    assert kinds(actions(desired, snapshot([roomy]), cfg)) == [(ActionKind.GROW, "a", DETECTOR)]
+    assert kinds(actions(desired, snapshot([replace(full, slot=None)]), cfg)) == [(ActionKind.GROW, "a", DETECTOR)]
 
 
 def test_what_is_being_added_has_taken_its_room_already() -> None:
     cfg = config(memory_bytes=10, slot_memory_bytes=50)
-    wanted = Target({"a": states(3, 3)})
+    desired = Target({"a": states(3, 3)})
     seen = replace(snapshot([server("a", slot="cpu:0")]), busy=frozenset({f"a/{DETECTOR}"}))
-    assert actions(wanted, seen, cfg) == ()
-    assert kinds(actions(wanted, replace(seen, busy=frozenset()), cfg)) == [(ActionKind.GROW, "a", DETECTOR)]
+    assert actions(desired, seen, cfg) == ()
+    assert kinds(actions(desired, replace(seen, busy=frozenset()), cfg)) == [(ActionKind.GROW, "a", DETECTOR)]
     assert kinds(actions(Target({"a": states(2, 3)}), seen, cfg)) == [(ActionKind.GROW, "a", CLASSIFIER)]
 
 
 def test_a_reload_needs_room_for_old_and_new_instances_and_shrinks_until_there_is() -> None:
-    wanted = Target({"a": {DETECTOR: ModelState(1, 8), CLASSIFIER: ModelState(1, 1)}})
+    desired = Target({"a": {DETECTOR: ModelState(1, 8), CLASSIFIER: ModelState(1, 1)}})
     tight, roomy = (config(memory_bytes=10, slot_memory_bytes=10 * instances) for instances in (4, 5))
     seen = snapshot([server("a", (3, 1), max_batch=1, slot="cpu:0")])
-    assert kinds(actions(wanted, seen, tight)) == [(ActionKind.SHRINK, "a", DETECTOR)]
-    assert kinds(actions(wanted, seen, roomy)) == [(ActionKind.REBATCH, "a", DETECTOR)]
+    assert kinds(actions(desired, seen, tight)) == [(ActionKind.SHRINK, "a", DETECTOR)]
+    assert kinds(actions(desired, seen, roomy)) == [(ActionKind.REBATCH, "a", DETECTOR)]
 
 
 def test_growth_while_a_reload_waits_for_its_turn_leaves_room_for_the_reload() -> None:
     seen = replace(
         snapshot([server("a", max_batch=1, slot="cpu:0"), server("b", max_batch=1, slot="cpu:1")]), busy=frozenset({f"a/{DETECTOR}"})
     )
-    wanted = Target({name: {DETECTOR: ModelState(2, 8)} for name in ("a", "b")})
+    desired = Target({name: {DETECTOR: ModelState(2, 8)} for name in ("a", "b")})
     tight, roomy = (config(memory_bytes=10, slot_memory_bytes=10 * instances) for instances in (4, 5))
-    assert actions(wanted, seen, tight) == ()
-    assert kinds(actions(wanted, seen, roomy)) == [(ActionKind.GROW, "b", DETECTOR)]
+    assert actions(desired, seen, tight) == ()
+    assert kinds(actions(desired, seen, roomy)) == [(ActionKind.GROW, "b", DETECTOR)]
 
 
 def test_a_retirement_requires_the_reloads_of_its_plan_and_waits_for_those_whose_turn_comes_later() -> None:
     one, two = server("a", max_batch=1), server("b", max_batch=1)
-    wanted = {name: {DETECTOR: ModelState(1, 8)} for name in ("a", "b")}
-    reload, retirement = actions(Target({"a": wanted["a"]}, retire=("c",)), snapshot([one, server("c")]))
+    desired = {name: {DETECTOR: ModelState(1, 8)} for name in ("a", "b")}
+    reload, retirement = actions(Target({"a": desired["a"]}, retire=("c",)), snapshot([one, server("c")]))
     assert (reload.kind, retirement.kind, retirement.requires) == (ActionKind.REBATCH, ActionKind.RETIRE, (reload.id,))
-    both = Target(wanted, retire=("c",))
+    both = Target(desired, retire=("c",))
     assert kinds(actions(both, snapshot([one, two, server("c")]))) == [(ActionKind.REBATCH, "a", DETECTOR)]
     under_way = replace(snapshot([one, two, server("c")]), busy=frozenset({f"a/{DETECTOR}"}))
     assert actions(both, under_way) == ()
@@ -218,8 +218,8 @@ def test_a_retirement_requires_the_reloads_of_its_plan_and_waits_for_those_whose
 
 def test_a_reload_in_back_off_stops_neither_the_next_reload_nor_a_retirement() -> None:
     seen = replace(snapshot([server("a", max_batch=1), server("b", max_batch=1), server("c")]), backing_off={f"a/{DETECTOR}": NOW_S + 9})
-    wanted = Target({name: {DETECTOR: ModelState(1, 8)} for name in ("a", "b")}, retire=("c",))
-    assert kinds(actions(wanted, seen)) == [(ActionKind.REBATCH, "b", DETECTOR), (ActionKind.RETIRE, "c", None)]
+    desired = Target({name: {DETECTOR: ModelState(1, 8)} for name in ("a", "b")}, retire=("c",))
+    assert kinds(actions(desired, seen)) == [(ActionKind.REBATCH, "b", DETECTOR), (ActionKind.RETIRE, "c", None)]
 
 
 def test_a_retirement_requires_the_launches_that_hold_its_models_and_waits_for_such_servers_on_their_way() -> None:
@@ -239,5 +239,5 @@ def test_servers_are_kept_in_one_order_adopted_ones_first_then_the_largest() -> 
 @pytest.mark.parametrize("free", [True, False])
 def test_a_retirement_waits_for_a_reload_under_way_unless_batches_are_free(*, free: bool) -> None:
     seen = replace(snapshot([server("a", max_batch=1), server("b")]), busy=frozenset({f"a/{DETECTOR}"}))
-    found = actions(Target({"a": {DETECTOR: ModelState(1, 8)}}, retire=("b",), dispatcher_sets_batches=free), seen)
-    assert kinds(found) == ([(ActionKind.RETIRE, "b", None)] if free else [])
+    result = actions(Target({"a": {DETECTOR: ModelState(1, 8)}}, retire=("b",), dispatcher_sets_batches=free), seen)
+    assert kinds(result) == ([(ActionKind.RETIRE, "b", None)] if free else [])

@@ -22,10 +22,10 @@ def make_package(root: Path, version: str = VERSION) -> Path:
     return root
 
 
-def make_python(directory: Path, says: str) -> Path:
+def make_python(directory: Path, message: str) -> Path:
     directory.mkdir()
     python = directory / "python3"
-    python.write_text(f"#!/bin/sh\n{says}\n")
+    python.write_text(f"#!/bin/sh\n{message}\n")
     python.chmod(0o700)
     return directory
 
@@ -92,16 +92,16 @@ def test_this_python_fits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("says", "words"),
+    ("message", "words"),
     [
         (f"echo {VERSION.replace('.', ' ')} 2.4.1", r"has numpy 2\.4\.1, .*empty outputs: expected numpy < 2"),
         ("echo 3 4 1.26.4", rf"is Python 3\.4, and Themis runs on {VERSION}"),
         ("echo No module named numpy >&2; exit 1", r"cannot import numpy \(No module named numpy\)"),
     ],
 )
-def test_a_python_that_does_not_fit_is_refused(tmp_path: Path, says: str, words: str) -> None:
+def test_a_python_that_does_not_fit_is_refused(tmp_path: Path, message: str, words: str) -> None:
     with pytest.raises(EnvironmentCheckError, match=words):
-        check_python(make_python(tmp_path / "bin", says))
+        check_python(make_python(tmp_path / "bin", message))
 
 
 def test_a_missing_python_is_named(tmp_path: Path) -> None:
