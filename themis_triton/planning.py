@@ -103,11 +103,11 @@ def plan_migration(config: ThemisConfig, rate_rps: float, what_if: WhatIf, now: 
 def _check_room(pipeline: PipelineConfig, rules: Rules) -> None:
     stages = len(pipeline.stages)
     if rules.config.planning.placement is Placement.COLOCATED and rules.max_servers > MAX_SERVERS:
-        found = f"{rules.max_servers} servers that hold all stages"
-        raise SettingsError(f"--devices, planning.max_servers: {found} are too many: expected at most {MAX_SERVERS}")
+        available = f"{rules.max_servers} servers that hold all stages"
+        raise SettingsError(f"--devices, planning.max_servers: {available} are too many: expected at most {MAX_SERVERS}")
     if rules.config.planning.placement is Placement.SEPARATE and rules.max_servers < stages:
-        found = f"{rules.max_servers} servers in total for {stages} stages that are separate"
-        raise SettingsError(f"--devices, planning.max_servers: {found} are too few: expected at least one server per stage")
+        available = f"{rules.max_servers} servers in total for {stages} stages that are separate"
+        raise SettingsError(f"--devices, planning.max_servers: {available} are too few: expected at least one server per stage")
 
 
 def _rate_plan(problem: ChainProblem, rules: Rules, instances: tuple[int, ...] | None) -> RatePlan:

@@ -174,8 +174,8 @@ async def _check_envoy(envoy: EnvoyConfig, http: HttpClient) -> list[Finding]:
         elsewhere = [address for _, address in addresses[:2] if address not in listening]
         if not elsewhere:
             return [fine("envoy.admin", f"the Envoy at {envoy.admin_address} listens on both addresses for clients")]
-        found = f"an Envoy answers at {envoy.admin_address}, but does not listen on {' or '.join(map(str, elsewhere))}"
-        return [unanswered("envoy.admin", found, "correct the addresses, or choose another admin port if that Envoy is another sidecar's")]
+        state = f"an Envoy answers at {envoy.admin_address}, but does not listen on {' or '.join(map(str, elsewhere))}"
+        return [unanswered("envoy.admin", state, "correct the addresses, or choose another admin port if that Envoy is another sidecar's")]
     if not envoy.managed:
         remedy = "start Envoy, or set envoy.managed: true"
         return [unanswered("envoy.admin", f"no Envoy answers at {envoy.admin_address}", remedy)]

@@ -107,12 +107,12 @@ def _check(what_if: WhatIf) -> None:
         raise _devices_error(what_if.devices)
 
 
-def _slo_error(found: object) -> SettingsError:
-    return SettingsError(f"--slo: {found} is invalid: expected a number > 0, in ms")
+def _slo_error(value: object) -> SettingsError:
+    return SettingsError(f"--slo: {value} is invalid: expected a number > 0, in ms")
 
 
-def _devices_error(found: object) -> SettingsError:
-    return SettingsError(f"--devices: {found} is invalid: expected a whole number ≥ 1 and ≤ {MAX_DEVICES:,}")
+def _devices_error(value: object) -> SettingsError:
+    return SettingsError(f"--devices: {value} is invalid: expected a whole number ≥ 1 and ≤ {MAX_DEVICES:,}")
 
 
 def plan_table(answers: Sequence[RatePlan], pipeline: PipelineConfig, config: ThemisConfig) -> Table:

@@ -27,16 +27,16 @@ def validate_command(path: Path, live: bool, as_json: bool) -> int:
     Exit codes: 0; 2 if the file is invalid, or with `live` a profile is stale; with `live` 3 if something on this
     machine is missing, 4 if a server does not answer.
     """
-    found = problems(path)
-    config = None if found else load_settings(path)
+    errors = problems(path)
+    config = None if errors else load_settings(path)
     findings = live_findings(config) if live and config is not None else []
     console = Console(soft_wrap=True, highlight=False)
     if as_json:
-        report = {"file": str(path), "valid": config is not None, "problems": [*map(asdict, found)], "findings": [*map(asdict, findings)]}
+        report = {"file": str(path), "valid": config is not None, "problems": [*map(asdict, errors)], "findings": [*map(asdict, findings)]}
         console.out(json.dumps(report), highlight=False)
     else:
-        _show(console, path, config, found, findings)
-    if found:
+        _show(console, path, config, errors, findings)
+    if errors:
         return SettingsError.exit_code
     return max((finding.exit_code for finding in findings), default=0)
 

@@ -74,9 +74,9 @@ def chosen(config: ThemisConfig, names: Sequence[str]) -> ThemisConfig:
 
 
 def _check(flags: SimulateFlags) -> None:
-    for flag, found in (("--seeds", flags.seeds), ("--jobs", flags.jobs)):
-        if found < 1:
-            raise SettingsError(f"{flag}: {found} is invalid: expected at least 1")
+    for flag, value in (("--seeds", flags.seeds), ("--jobs", flags.jobs)):
+        if value < 1:
+            raise SettingsError(f"{flag}: {value} is invalid: expected at least 1")
     check_world(flags.world)
     if flags.out is not None:
         require_matplotlib()

@@ -89,9 +89,9 @@ def _check_options(options: TraceOptions) -> None:
         raise SettingsError(f"--scale: {options.scale} is invalid: expected a number above 0")
     if not 0 <= options.from_s < MAX_TRACE_S:
         raise SettingsError(f"--from: {options.from_s} is invalid: expected 0 to {MAX_TRACE_S - 1} s")
-    for flag, found in (("--duration", options.duration_s), ("--to", options.to_s)):
-        if found is not None and not 1 <= found <= MAX_TRACE_S:
-            raise SettingsError(f"{flag}: {found} is invalid: expected 1 to {MAX_TRACE_S} s")
+    for flag, value in (("--duration", options.duration_s), ("--to", options.to_s)):
+        if value is not None and not 1 <= value <= MAX_TRACE_S:
+            raise SettingsError(f"{flag}: {value} is invalid: expected 1 to {MAX_TRACE_S} s")
     if options.rate_rps is not None and not (options.rate_rps > 0.0 and np.isfinite(options.rate_rps)):
         raise SettingsError(f"--rate: {options.rate_rps} is invalid: expected requests/s above 0")
 

@@ -51,10 +51,10 @@ def legend(panel: Axes) -> None:
 def steps(panel: Axes, row: FloatArray, colour: str, label: str, *, width: float = 2.0, filled: bool = False) -> None:
     """Draw a row as steps: each value is constant for its second."""
     edges = np.arange(row.size + 1)
-    held = np.append(row, row[-1:])
+    repeated = np.append(row, row[-1:])
     if filled:
-        panel.fill_between(edges, held, step="post", color=colour, alpha=0.18, linewidth=0)
-    panel.step(edges, held, where="post", color=colour, linewidth=width, label=label)
+        panel.fill_between(edges, repeated, step="post", color=colour, alpha=0.18, linewidth=0)
+    panel.step(edges, repeated, where="post", color=colour, linewidth=width, label=label)
 
 
 def draw_demand(panel: Axes, run: RunSeries) -> None:
