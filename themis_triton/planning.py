@@ -12,6 +12,7 @@ from themis_triton.decide.rules import Rules, build_rules
 from themis_triton.policies import policy_named
 from themis_triton.solver.fleet import ServerAssignment
 from themis_triton.solver.migration import Migration, solve_migration
+from themis_triton.solver.migration_steps import with_requirements
 from themis_triton.solver.plans import Binding, ChainPlan, RunnerUp
 from themis_triton.solver.problem import ChainProblem
 from themis_triton.solver.solve import largest_demand, solve_joint, solve_vertical
@@ -97,7 +98,8 @@ def plan_migration(config: ThemisConfig, rate_rps: float, what_if: WhatIf, now: 
     problem = rules.problems[pipeline.name]
     kept = max(1, adopted)
     problem = replace(problem, demand_rps=rate_rps, min_servers=kept, max_servers=max(kept, problem.max_servers))
-    return solve_migration(problem, now, rules.move_times(pipeline), rules.move_prices)
+    migration = solve_migration(problem, now, rules.move_times(pipeline), rules.move_prices)
+    return replace(migration, steps=with_requirements(migration.steps))
 
 
 def _check_room(pipeline: PipelineConfig, rules: Rules) -> None:

@@ -13,6 +13,7 @@ from themis_triton.core.action import ActionKind
 from themis_triton.core.errors import SolverError
 from themis_triton.solver.fleet import ServerAssignment, evaluate_fleet
 from themis_triton.solver.migration import Migration, MovePrices, fleet_at, solve_migration
+from themis_triton.solver.migration_steps import with_requirements
 from themis_triton.solver.plans import Binding
 from themis_triton.solver.problem import ChainProblem, Placement, StageProblem
 from themis_triton.solver.slot_allocation import PoolMember, frontier, solve_pool
@@ -146,7 +147,7 @@ def test_settling_takes_away_only_after_what_is_made_and_never_breaks_the_slo() 
     assert path.plan.servers == 1
     assert path.slo_holds_after_s == 0.0
     assert all(states(problem, now, path))
-    for step in path.steps:
+    for step in with_requirements(path.steps):
         assert all(path.steps[i].ends_s <= step.starts_s for i in step.requires)
 
 
@@ -190,7 +191,7 @@ def test_room_is_made_first_where_old_and_new_counts_do_not_fit_together() -> No
     assert path.peak_memory_bytes <= 5
     kinds = [step.kind for step in path.steps]
     assert kinds.index(ActionKind.SHRINK) < kinds.index(ActionKind.GROW)
-    grow = path.steps[kinds.index(ActionKind.GROW)]
+    grow = with_requirements(path.steps)[kinds.index(ActionKind.GROW)]
     assert kinds.index(ActionKind.SHRINK) in grow.requires
 
 

@@ -13,9 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from themis_triton.commands.compared_runs import ComparedLoad, ComparedRun, RunFigures, compared_run
+from themis_triton.commands.warm_command import prepare_kernels
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.policy import PolicyName
 from themis_triton.demo.folder import check_folder
+from themis_triton.jit import Group
 from themis_triton.load.traces import load_trace
 from themis_triton.report.bars import BarFigure, draw_bars
 from themis_triton.report.pictures import draw_comparison
@@ -41,6 +43,7 @@ def compare_command(flags: CompareFlags, *, as_json: bool) -> list[dict[str, Any
     load_trace(load.trace, load.seed)
     require_matplotlib()
     _check_out(flags.out, policies)
+    prepare_kernels(tuple(Group))  # the simulations and the clairvoyant bound run in this process
     words, runs = Console(stderr=True), []
     for number, policy in enumerate(policies, 1):
         words.rule(f"{number} of {len(policies)}: {policy.value}, live")

@@ -238,10 +238,10 @@ class _Ordering:
 
     def _retirements(self, launches: list[Action]) -> Iterator[Action]:
         taken = self.running.busy | self.running.backing_off
+        changing = taken | {actuator.rpartition("/")[0] for actuator in taken}
         for name in self.target.retire if not self.incomplete else ():
             models = self.running.servers.get(name)
-            is_changing = any(actuator == name or actuator.startswith(f"{name}/") for actuator in taken)
-            if models is None or name not in self.running.retirable or is_changing or models.keys() & self.running.coming:
+            if models is None or name not in self.running.retirable or name in changing or models.keys() & self.running.coming:
                 continue
             requires = (*(a.id for a in self.additions), *(a.id for a in launches if a.models.keys() & models.keys()))
             yield Action(f"{self.decision_id}/{name}", ActionKind.RETIRE, self.decision_id, name, requires=requires)

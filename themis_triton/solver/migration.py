@@ -8,11 +8,13 @@ from dataclasses import dataclass, field, replace
 
 from themis_triton.core.action import ActionKind
 from themis_triton.solver.fleet import ServerAssignment, assignments_price, evaluate_fleet
-from themis_triton.solver.migration_steps import MoveTimes, Step, memory_bytes, steps_to, with_requirements
+from themis_triton.solver.migration_steps import MoveTimes, Step, memory_bytes, steps_to
 from themis_triton.solver.pack import Batches
 from themis_triton.solver.plans import Binding, ChainPlan, StagePlan
 from themis_triton.solver.problem import ChainProblem
 from themis_triton.solver.solve import find_joint, solve_joint
+
+REMOVALS = frozenset({ActionKind.SHRINK, ActionKind.RETIRE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +71,11 @@ def solve_migration(
 
     `now` holds all stages on every server (a co-located chain); it may be empty. Servers retire from its end. A migration that needs
     more memory than `device_memory_bytes` is left out. Where none fits, everything stays as it is: a migration without steps.
+    The steps' `requires` is left empty; see `with_requirements`.
     """
     candidates = _Candidates(problem, tuple(now), times or MoveTimes(), prices or MovePrices())
     # Best efforts count where whatever holds is out of reach for want of memory, or nothing holds.
-    best = candidates.cheapest(_plans(problem, now)) or candidates.cheapest(_best_efforts(problem, now))
-    return replace(best, steps=with_requirements(best.steps)) if best is not None else candidates.stay()
+    return candidates.cheapest(_plans(problem, now)) or candidates.cheapest(_best_efforts(problem, now)) or candidates.stay()
 
 
 def migration_to(
@@ -85,20 +87,35 @@ def migration_to(
 
 def fleet_at(problem: ChainProblem, now: Sequence[ServerAssignment], steps: Sequence[Step], at_s: float) -> list[ServerAssignment]:
     """What serves at a time: a step counts from its end, but what it takes away is gone from its start."""
-    fleet = {server.name: (list(server.instances), list(server.batches)) for server in now}
+    return list(_fleets(problem, now, [step for step in steps if _effect_s(step) <= at_s])[-1][1])
+
+
+def _effect_s(step: Step) -> float:
+    return step.starts_s if step.kind in REMOVALS else step.ends_s
+
+
+def _fleets(
+    problem: ChainProblem, now: Sequence[ServerAssignment], steps: Sequence[Step]
+) -> list[tuple[float, tuple[ServerAssignment, ...]]]:
+    """What serves from each moment at which it changes, in order of time; the first is 0."""
+    fleet = {server.name: server for server in now}
     stages = {stage.name: s for s, stage in enumerate(problem.stages)}
-    for step in steps:
-        removes = step.kind in {ActionKind.SHRINK, ActionKind.RETIRE}
-        if (step.starts_s if removes else step.ends_s) > at_s:
-            continue
+    moment_s, fleets = 0.0, []
+    for step in sorted(steps, key=_effect_s):
+        if _effect_s(step) > moment_s:
+            fleets.append((moment_s, tuple(fleet.values())))
+            moment_s = _effect_s(step)
         if step.kind is ActionKind.RETIRE:
             del fleet[step.server]
         elif step.assignment is not None:
-            fleet[step.server] = (list(step.assignment.instances), list(step.assignment.batches))
+            fleet[step.server] = step.assignment
         elif step.stage is not None:
-            instances, batches = fleet[step.server]
-            instances[stages[step.stage]], batches[stages[step.stage]] = step.after
-    return [ServerAssignment(name, tuple(instances), tuple(batches)) for name, (instances, batches) in fleet.items()]
+            s, server = stages[step.stage], fleet[step.server]
+            instances, batches = (
+                (*values[:s], value, *values[s + 1 :]) for values, value in zip((server.instances, server.batches), step.after, strict=True)
+            )
+            fleet[step.server] = ServerAssignment(step.server, instances, batches)
+    return [*fleets, (moment_s, tuple(fleet.values()))]
 
 
 @dataclass(slots=True)
@@ -162,10 +179,10 @@ class _Candidates:
     def holds_after_s(self, steps: Sequence[Step]) -> float:
         """The earliest moment from which on every state carries the demand; headroom is not waited for."""
         since = math.inf
-        for moment in sorted({0.0, *(step.starts_s for step in steps), *(step.ends_s for step in steps)}, reverse=True):
-            if not self._carries(tuple(fleet_at(self.problem, self.now, steps, moment))):
+        for moment_s, fleet in reversed(_fleets(self.problem, self.now, steps)):
+            if not self._carries(fleet):
                 break
-            since = moment
+            since = moment_s
         return since
 
     def _carries(self, fleet: tuple[ServerAssignment, ...]) -> bool:
