@@ -31,12 +31,12 @@ pairs = st.tuples(st.integers(1, 4), st.sampled_from([1, 4, 8]))
 
 @dataclass(frozen=True)
 class Case:
-    """What each server runs, what each shall run in the end, and how many instances a device's memory holds."""
+    """What each server runs, what each shall run in the end, and how many instances the memory of each slot holds (None: no limit)."""
 
     now: tuple[tuple[Pair, Pair], ...]
     goal: tuple[Pair, Pair]
     servers: int
-    memory: int | None
+    memory: tuple[int | None, ...]
 
     @property
     def target(self) -> dict[str, ModelState]:
@@ -50,19 +50,26 @@ class Case:
     def new(self) -> tuple[str, ...]:
         return tuple(f"new-{i + 1}" for i in range(len(self.now), self.servers))
 
+    def limit_bytes(self, server: int) -> int | None:
+        count = self.memory[server]
+        return None if count is None else count * MIB
+
     def config(self) -> ThemisConfig:
-        limit = None if self.memory is None else self.memory * MIB
-        slots = tuple(DeviceSlot(name, name, limit) for name in (*self.names, *self.new))
+        slots = tuple(DeviceSlot(name, name, self.limit_bytes(i)) for i, name in enumerate((*self.names, *self.new)))
         base = config(memory_bytes=MIB)
         assert base.launch is not None
         return replace(base, launch=LaunchConfig(slots, base.launch.model_repository))
 
     def predicted(self) -> tuple[Step, ...] | None:
-        limit = None if self.memory is None else self.memory * MIB
+        limits = [self.limit_bytes(i) for i in range(len(self.names))]
+        known = [limit for limit in limits if limit is not None]
         stages = tuple(StageProblem(name, SURFACE, 1, 4, 8, instance_memory_bytes=MIB) for name in STAGES)
-        problem = ChainProblem(stages, 300.0, 10.0, device_memory_bytes=limit)
+        problem = ChainProblem(stages, 300.0, 10.0, device_memory_bytes=min(known) if len(known) == len(limits) else None)
         held = zip(self.names, self.now, strict=True)
-        now = [ServerAssignment(name, (one[0], other[0]), (one[1], other[1])) for name, (one, other) in held]
+        now = [
+            ServerAssignment(name, (one[0], other[0]), (one[1], other[1]), limit)
+            for (name, (one, other)), limit in zip(held, limits, strict=True)
+        ]
         aim = tuple(StagePlan(name, self.servers, *pair, 0.0, 0.0, 0.0) for name, pair in zip(STAGES, self.goal, strict=True))
         return steps_to(problem, TIMES, now, ChainPlan(True, aim, 0.0, 0.0, 0.0, Binding.BOUNDS))
 
@@ -72,7 +79,8 @@ cases = st.builds(
     st.lists(st.tuples(pairs, pairs), min_size=1, max_size=3).map(tuple),
     st.tuples(pairs, pairs),
     st.integers(1, 4),
-    st.none() | st.integers(2, 16),
+    # All servers limited alike, not at all, or each in its own way.
+    st.integers(2, 16).map(lambda count: (count,) * 4) | st.just((None,) * 4) | st.tuples(*[st.none() | st.integers(2, 16)] * 4),
 )
 
 
@@ -155,8 +163,9 @@ class World:
 
     def memory_holds(self) -> bool:
         """No server's running and starting instances exceed its memory, unless it exceeded it from the start."""
-        limit = math.inf if self.case.memory is None else self.case.memory
-        for name, held in zip(self.case.names, self.case.now, strict=True):
+        for i, (name, held) in enumerate(zip(self.case.names, self.case.now, strict=True)):
+            memory = self.case.memory[i]
+            limit = math.inf if memory is None else memory
             first = sum(count for count, _ in held)
             running = sum(state.instances for state in self.servers[name].models.values()) if name in self.servers else 0
             starting = sum(added(action) for action in self.under_way.values() if action.server == name)
@@ -221,7 +230,7 @@ def test_the_target_is_reached_in_whatever_order_actions_finish(case: Case, data
     assert not world.waiting
 
 
-@given(cases.filter(lambda case: case.memory is not None and case.predicted() is None))
+@given(cases.filter(lambda case: any(limit is not None for limit in case.memory) and case.predicted() is None))
 def test_what_has_no_room_is_never_started(case: Case) -> None:
     world = World(case)
     world.tick()
@@ -232,10 +241,10 @@ def test_what_has_no_room_is_never_started(case: Case) -> None:
 
 def test_the_cases_are_not_empty() -> None:
     """One case of each kind of step, so that a strategy that finds nothing cannot pass."""
-    case = Case((((1, 1), (4, 8)), ((3, 1), (1, 8)), ((2, 8), (2, 8))), ((2, 8), (1, 8)), 2, 8)
+    case = Case((((1, 1), (4, 8)), ((3, 1), (1, 8)), ((2, 8), (2, 8))), ((2, 8), (1, 8)), 2, (8, 8, 8, 8))
     predicted = case.predicted()
     assert predicted is not None
     assert {step.kind for step in predicted} == {ActionKind.REBATCH, ActionKind.SHRINK, ActionKind.RETIRE}
-    grown = Case((((1, 8), (1, 8)),), ((2, 8), (1, 8)), 2, None).predicted()
+    grown = Case((((1, 8), (1, 8)),), ((2, 8), (1, 8)), 2, (None,) * 4).predicted()
     assert grown is not None
     assert [step.kind for step in grown] == [ActionKind.GROW, ActionKind.LAUNCH]

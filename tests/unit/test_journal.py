@@ -181,7 +181,7 @@ def test_a_journal_is_read_after_its_sidecar_has_gone(path: Path) -> None:
 
 def test_no_journal_or_another_file_is_named(tmp_path: Path) -> None:
     with (
-        pytest.raises(EnvironmentCheckError, match=r"journal\.sqlite: no journal. Fix: name the settings of a sidecar that has run"),
+        pytest.raises(EnvironmentCheckError, match=r"journal\.sqlite: no such file: expected the journal of a sidecar"),
         reading(tmp_path / "journal.sqlite"),
     ):
         pass

@@ -220,7 +220,8 @@ def test_replicas_bind_where_they_alone_are_short() -> None:
 
 
 def test_the_way_begins_at_what_the_sidecar_says_that_serves_each_server_with_its_own_counts() -> None:
-    pipeline = load_settings(SHIPPED).pipelines[0]
+    settings = load_settings(SHIPPED)
+    pipeline = settings.pipelines[0]
 
     def status(*servers: Server) -> Status:
         return Status(STATUS_VERSION, "1", 1, 0.0, "active", "themis", paused=False, sentence="steady", servers=servers)
@@ -228,9 +229,9 @@ def test_the_way_begins_at_what_the_sidecar_says_that_serves_each_server_with_it
     other = replace(server("other"), models={"another": ModelState(9, 8)})
     servers = (server("a", (4, 1)), server("b", (8, 4)), server("c", launched=False), server("d", phase=Phase.WARMING), other)
     in_order = (ServerAssignment("c", (1, 1), (8, 8)), ServerAssignment("b", (8, 4), (8, 8)), ServerAssignment("a", (4, 1), (8, 8)))
-    assert live_fleet(status(*servers), pipeline) == Fleet(in_order, adopted=1)
+    assert live_fleet(status(*servers), pipeline, settings) == Fleet(in_order, adopted=1)
     with pytest.raises(SettingsError, match="--from live: no server serves video now"):
-        live_fleet(status(*servers[3:]), pipeline)
+        live_fleet(status(*servers[3:]), pipeline, settings)
 
 
 def test_a_migration_never_retires_servers_that_were_adopted() -> None:

@@ -112,5 +112,5 @@ def test_an_unknown_decision_and_a_missing_journal_are_named(path: Path, tmp_pat
         why(path, "nope")
     other = tmp_path / "other.yaml"
     other.write_text("state_directory: elsewhere\n")
-    with pytest.raises(EnvironmentCheckError, match=r"elsewhere/journal\.sqlite: no journal"):
+    with pytest.raises(EnvironmentCheckError, match=r"elsewhere/journal\.sqlite: no such file: expected the journal"):
         why(other)

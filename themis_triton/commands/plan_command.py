@@ -66,7 +66,7 @@ def plan_command(flags: PlanFlags) -> tuple[RatePlan, ...]:
 def _fleet(flags: PlanFlags, pipeline: PipelineConfig, config: ThemisConfig) -> Fleet | None:
     if flags.start is None:
         return None
-    return live_fleet(fetch_status(flags.config), pipeline) if flags.start == LIVE else parse_fleet(flags.start, pipeline, config)
+    return live_fleet(fetch_status(flags.config), pipeline, config) if flags.start == LIVE else parse_fleet(flags.start, pipeline, config)
 
 
 def parse_rates(text: str) -> tuple[float, ...]:

@@ -18,7 +18,7 @@ from themis_triton.core.fleet import Phase
 from themis_triton.core.status import Status
 from themis_triton.plan.steps import by_retirement
 from themis_triton.planning import WhatIf, plan_migration
-from themis_triton.solver.fleet import ServerAssignment
+from themis_triton.solver.fleet import ServerAssignment, assignment_of
 from themis_triton.solver.migration import Migration
 from themis_triton.solver.migration_steps import Step
 
@@ -46,19 +46,12 @@ def show_paths(console: Console, config: ThemisConfig, rates: Sequence[float], w
     return paths
 
 
-def live_fleet(status: Status, pipeline: PipelineConfig) -> Fleet:
+def live_fleet(status: Status, pipeline: PipelineConfig, config: ThemisConfig) -> Fleet:
     """The servers that serve the pipeline according to the status, with their counts. SettingsError if there is none."""
     serving = [
         server for server in status.servers if server.phase is Phase.SERVING and all(stage in server.models for stage in pipeline.stages)
     ]
-    assignments = tuple(
-        ServerAssignment(
-            server.name,
-            tuple(server.models[stage].instances for stage in pipeline.stages),
-            tuple(server.models[stage].max_batch for stage in pipeline.stages),
-        )
-        for server in by_retirement(serving)
-    )
+    assignments = tuple(assignment_of(server, pipeline.stages, config) for server in by_retirement(serving))
     if not assignments:
         raise SettingsError(
             f"--from {LIVE}: no server serves {pipeline.name} now; expected at least one. Fix: name the servers, such as --from 1:1,1"

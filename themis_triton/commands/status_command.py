@@ -45,9 +45,9 @@ def fetch_status(path: Path) -> Status:
     except ServerError as error:
         pid = running_pid(where.state_directory)
         fix = (
-            f"the sidecar with pid {pid} is starting, stopping or stuck. Fix: read its log"
+            f"The sidecar with pid {pid} is starting, stopping or stuck. Fix: read its log"
             if pid is not None
-            else f"no sidecar runs. Fix: start it with `themis run -c {path}`; `themis history -c {path}` shows the last one's changes"
+            else f"No sidecar is running. Fix: start it with `themis run -c {path}`; `themis history -c {path}` shows past changes"
         )
         raise ServerError(f"{path}: status.address: {error}. {fix}") from error
     try:

@@ -13,7 +13,7 @@ from themis_triton.decide.planner import Planner, PlanQuery
 from themis_triton.decide.rules import Rules
 from themis_triton.decide.state import Group, PolicyInput
 from themis_triton.plan.steps import by_retirement
-from themis_triton.solver.fleet import ServerAssignment
+from themis_triton.solver.fleet import assignment_of
 from themis_triton.solver.migration import Migration
 from themis_triton.solver.plans import ChainPlan, VerticalPlan
 from themis_triton.solver.problem import ChainProblem
@@ -126,11 +126,7 @@ class PipelineView:
 
     def migration(self, demand: Demand) -> Migration:
         """The plan with the cheapest migration from the present fleet, itself included; co-located chains only."""
-        names = self.pipeline.stages
-        now = tuple(
-            ServerAssignment(s.name, tuple(s.models[n].instances for n in names), tuple(s.models[n].max_batch for n in names))
-            for s in by_retirement(self.groups[0].ready)
-        )
+        now = tuple(assignment_of(s, self.pipeline.stages, self.rules.config) for s in by_retirement(self.groups[0].ready))
         adopted = sum(not server.launched for server in self.groups[0].ready)
         return self.planner.migration(replace(self._query(demand, reload=True), min_servers=max(1, adopted)), now)
 

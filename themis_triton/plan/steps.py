@@ -79,10 +79,15 @@ def by_retirement(servers: Iterable[Server]) -> list[Server]:
     return sorted(servers, key=lambda server: (server.launched, -sum(state.instances for state in server.models.values())))
 
 
+def memory_limit_bytes(server: Server, config: ThemisConfig) -> int | None:
+    """The device memory that the settings give to the server's slot; None without a slot, or where NVML alone limits it."""
+    slots = config.launch.slots if config.launch is not None else ()
+    return next((slot.memory_bytes for slot in slots if slot.name == server.slot), None)
+
+
 def _memory(servers: Iterable[Server], config: ThemisConfig) -> Memory | None:
     """The limits of launched servers' slots; None where no slot has one. What NVML shows free limits the target already."""
-    slots = {slot.name: slot.memory_bytes for slot in config.launch.slots} if config.launch is not None else {}
-    limits = {server.name: slots.get(server.slot) for server in servers if server.slot is not None}
+    limits = {server.name: memory_limit_bytes(server, config) for server in servers}
     known = {name: limit for name, limit in limits.items() if limit is not None}
     return Memory(known, {name: model.profile.instance_memory_bytes for name, model in config.models.items()}) if known else None
 

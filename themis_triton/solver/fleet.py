@@ -8,8 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from themis_triton.core.config import ThemisConfig
 from themis_triton.core.errors import SolverError
+from themis_triton.core.fleet import Server
 from themis_triton.core.price import fleet_price
+from themis_triton.plan.steps import memory_limit_bytes
 from themis_triton.solver.fleet_kernels import describe_fleet
 from themis_triton.solver.pack import pack
 from themis_triton.solver.problem import ChainProblem, Placement
@@ -17,11 +20,22 @@ from themis_triton.solver.problem import ChainProblem, Placement
 
 @dataclass(frozen=True, slots=True)
 class ServerAssignment:
-    """What one ready server runs, a value per stage: instances now (0: the server does not hold the model) and its largest batch."""
+    """What one ready server runs, a value per stage: instances now (0: the server does not hold the model) and its largest batch.
+
+    `memory_limit_bytes`: what the instances may use there; None where only `device_memory_bytes` of the problem limits them.
+    """
 
     name: str
     instances: tuple[int, ...]
     batches: tuple[int, ...]
+    memory_limit_bytes: int | None = None
+
+
+def assignment_of(server: Server, stages: Sequence[str], config: ThemisConfig) -> ServerAssignment:
+    """What a server that holds all stages runs, with the memory limit that live steps have there."""
+    states = [server.models[stage] for stage in stages]
+    counts, batches = tuple(state.instances for state in states), tuple(state.max_batch for state in states)
+    return ServerAssignment(server.name, counts, batches, memory_limit_bytes(server, config))
 
 
 @dataclass(frozen=True, slots=True)

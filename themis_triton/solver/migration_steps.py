@@ -115,8 +115,10 @@ class _Replay:
         self.retirable = frozenset(retire)
         self.instance_bytes = {stage.name: stage.instance_memory_bytes for stage in self.problem.stages}
         self.used_bytes = {name: self._bytes(models) for name, models in self.servers.items()}
-        limit = self.problem.device_memory_bytes
-        self.memory = None if limit is None else Memory(dict.fromkeys(self.servers, limit), self.instance_bytes)
+        common = self.problem.device_memory_bytes
+        limits = {server.name: common if server.memory_limit_bytes is None else server.memory_limit_bytes for server in self.now}
+        known = {name: limit for name, limit in limits.items() if limit is not None}
+        self.memory = Memory(known, self.instance_bytes) if known else None
 
     def run(self) -> tuple[Step, ...] | None:
         """All steps; None where the target is not reached."""

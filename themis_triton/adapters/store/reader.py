@@ -52,7 +52,8 @@ class JournalReader:
 def reading(path: Path) -> Iterator[JournalReader]:
     """The journal of that path. EnvironmentCheckError where there is none, or it cannot be read."""
     if not path.exists():
-        raise EnvironmentCheckError(f"{path}: no journal. Fix: name the settings of a sidecar that has run")
+        fix = "start one with `themis run`, or name its settings"
+        raise EnvironmentCheckError(f"{path}: no such file: expected the journal of a sidecar that has run. Fix: {fix}")
     try:
         db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
     except sqlite3.Error as error:
