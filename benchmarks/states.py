@@ -22,8 +22,8 @@ from rich.progress import track
 from themis_triton.adapters.envoy.files import EnvoyFiles
 from themis_triton.adapters.envoy.process import EnvoyProcess
 from themis_triton.adapters.local.launcher import LocalLauncher
-from themis_triton.adapters.local.processes import stop_everything
-from themis_triton.adapters.local.sockets import free_ports
+from themis_triton.adapters.processes import stop_everything
+from themis_triton.adapters.sockets import free_ports
 from themis_triton.core.address import Address
 from themis_triton.core.config import DeviceSlot, EnvoyConfig, LocalLaunchConfig
 from themis_triton.core.fleet import ModelState, Phase, Server

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from themis_triton.adapters.local.launcher import LocalLauncher
-from themis_triton.adapters.local.processes import stop_everything
+from themis_triton.adapters.processes import stop_everything
 from themis_triton.core.config import DeviceSlot, LocalLaunchConfig
 from themis_triton.core.fleet import ModelState, Server
 

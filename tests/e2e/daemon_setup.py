@@ -17,9 +17,9 @@ import yaml
 
 from tests.e2e.conftest import REPOSITORY, Launch
 from themis_triton.adapters.http import HttpClient
-from themis_triton.adapters.local.processes import stop_everything
 from themis_triton.adapters.local.server_files import ServerFiles
-from themis_triton.adapters.local.sockets import free_ports
+from themis_triton.adapters.processes import stop_everything
+from themis_triton.adapters.sockets import free_ports
 from themis_triton.adapters.store.paths import journal_path
 from themis_triton.adapters.triton.metrics import fetch_metrics
 from themis_triton.adapters.triton.model_control import TritonModelControl

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from themis_triton.adapters.local.processes import owned_processes
+from themis_triton.adapters.processes import owned_processes
 from themis_triton.settings.shipped import shipped
 
 pytestmark = [pytest.mark.e2e, pytest.mark.exclusive]

@@ -17,7 +17,7 @@ import pytest
 from tests.e2e.conftest import Launch
 from tests.e2e.daemon_setup import ADOPTED, CLASSIFIER, DETECTOR, ONE_EACH, answered, beside, instances, launched, traffic
 from tests.e2e.test_servers import double
-from themis_triton.adapters.local.processes import find_process, owned_processes
+from themis_triton.adapters.processes import find_process, owned_processes
 from themis_triton.core.encoding import server_from_plain
 from themis_triton.core.errors import EnvironmentCheckError, ServerError
 from themis_triton.core.fleet import ProcessId, Server

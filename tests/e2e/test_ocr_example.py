@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from ocr_pipeline.sample import SAMPLE_LINES, render_sample
-from themis_triton.adapters.local.processes import find_process, spawn, stop_everything
-from themis_triton.adapters.local.sockets import free_ports
+from themis_triton.adapters.processes import find_process, spawn, stop_everything
+from themis_triton.adapters.sockets import free_ports
 
 pytestmark = pytest.mark.e2e
 EXAMPLE = Path(__file__).parents[2] / "examples" / "ocr"

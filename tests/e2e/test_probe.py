@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import REPOSITORY
-from themis_triton.adapters.local.processes import owned_processes, stop_everything
+from themis_triton.adapters.processes import owned_processes, stop_everything
 from themis_triton.commands.probe_command import probe_command
 from themis_triton.commands.profile_command import BenchFlags
 from themis_triton.core.errors import SettingsError

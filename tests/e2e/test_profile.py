@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.e2e.conftest import REPOSITORY, Launch
-from themis_triton.adapters.local.processes import owned_processes, stop_everything, stop_process
+from themis_triton.adapters.processes import owned_processes, stop_everything, stop_process
 from themis_triton.adapters.triton.model_config import state_of
 from themis_triton.commands.profile_command import BenchFlags, Place, ProfileFlags, opened, profile_command, resolve
 from themis_triton.core.address import Address

@@ -26,9 +26,9 @@ from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.local import launcher as launcher_module
 from themis_triton.adapters.local.discovery import find_launched
 from themis_triton.adapters.local.launcher import LocalLauncher
-from themis_triton.adapters.local.processes import find_process, group_members, shared_memory_prefix, spawn, stop_everything, stop_process
-from themis_triton.adapters.local.sockets import free_ports
 from themis_triton.adapters.local.triton_install import find_triton
+from themis_triton.adapters.processes import find_process, group_members, shared_memory_prefix, spawn, stop_everything, stop_process
+from themis_triton.adapters.sockets import free_ports
 from themis_triton.adapters.triton.metrics import TritonMetrics
 from themis_triton.adapters.triton.model_control import TritonModelControl
 from themis_triton.core.address import Address

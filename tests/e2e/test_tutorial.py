@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from tests.documents import blocks, session, session_settings
-from themis_triton.adapters.local.processes import stop_everything
-from themis_triton.adapters.local.sockets import free_ports
+from themis_triton.adapters.processes import stop_everything
+from themis_triton.adapters.sockets import free_ports
 
 pytestmark = pytest.mark.e2e
 COMMAND_TIMEOUT_S = 120.0

@@ -19,8 +19,8 @@ from themis_triton.adapters.envoy.admin import EnvoyAdmin
 from themis_triton.adapters.envoy.files import EnvoyFiles
 from themis_triton.adapters.envoy.process import EnvoyProcess
 from themis_triton.adapters.envoy.render import BOOTSTRAP, node_id
-from themis_triton.adapters.local.processes import OWNER_VARIABLE, find_process, owned_processes, owner_mark, spawn, stop_process
-from themis_triton.adapters.local.sockets import free_ports
+from themis_triton.adapters.processes import OWNER_VARIABLE, find_process, owned_processes, owner_mark, spawn, stop_process
+from themis_triton.adapters.sockets import free_ports
 from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.errors import ServerError

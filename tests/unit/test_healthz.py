@@ -10,7 +10,7 @@ import pytest
 from tests.unit.fakes import FakeClock
 from tests.unit.samples import config, record, snapshot
 from themis_triton.adapters.exporter import Exporter
-from themis_triton.adapters.local.sockets import free_ports
+from themis_triton.adapters.sockets import free_ports
 from themis_triton.core.address import Address
 from themis_triton.core.policy import PolicyConfig
 from themis_triton.daemon.api import serving

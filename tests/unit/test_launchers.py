@@ -10,7 +10,7 @@ import pytest
 
 from themis_triton.adapters.launchers import LAUNCHERS, bare_launchers, build_launcher, stop_all
 from themis_triton.adapters.local.launcher import LocalLauncher
-from themis_triton.adapters.local.processes import OWNER_VARIABLE, find_process, owner_mark, spawn
+from themis_triton.adapters.processes import OWNER_VARIABLE, find_process, owner_mark, spawn
 from themis_triton.core.config import DeviceSlot, LaunchConfig, LaunchKind, LocalLaunchConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.settings import load_settings

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from themis_triton.adapters.local.processes import (
+from themis_triton.adapters.processes import (
     OWNER_VARIABLE,
     find_process,
     group_members,

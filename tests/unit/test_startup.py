@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.samples import action, record, server, snapshot
-from themis_triton.adapters.local.sockets import free_ports
+from themis_triton.adapters.sockets import free_ports
 from themis_triton.adapters.store.journal import Journal
 from themis_triton.core.action import ActionKind
 from themis_triton.core.errors import SettingsError

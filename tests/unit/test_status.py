@@ -15,7 +15,7 @@ import pytest
 from tests.unit.fakes import FakeClock
 from tests.unit.samples import DETECTOR, NOW_S, action, config, record, server, snapshot
 from themis_triton.adapters.exporter import Exporter
-from themis_triton.adapters.local.sockets import free_ports
+from themis_triton.adapters.sockets import free_ports
 from themis_triton.core.action import ActionKind
 from themis_triton.core.address import Address
 from themis_triton.core.decision import Clamp, ClampKind, PipelineEvidence

@@ -16,8 +16,8 @@ import httpx
 import yaml
 
 from themis_triton.adapters.launchers import build_launcher, stop_all
-from themis_triton.adapters.local.processes import OWNER_VARIABLE, find_process, owner_mark, spawn, stop_process
-from themis_triton.adapters.local.sockets import free_ports
+from themis_triton.adapters.processes import OWNER_VARIABLE, find_process, owner_mark, spawn, stop_process
+from themis_triton.adapters.sockets import free_ports
 from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.errors import LaunchFailedError, ServerError
 from themis_triton.core.fleet import ModelState, ProcessId, Server

@@ -14,8 +14,8 @@ from themis_triton.adapters.envoy.addresses import resolve
 from themis_triton.adapters.envoy.admin import EnvoyAdmin
 from themis_triton.adapters.envoy.files import read_files, write_atomically
 from themis_triton.adapters.envoy.render import BOOTSTRAP, node_id, static_bootstrap
-from themis_triton.adapters.local.processes import OWNER_VARIABLE, find_process, identify, owned_processes, owner_mark, spawn, stop_process
-from themis_triton.adapters.local.sockets import listen_failure
+from themis_triton.adapters.processes import OWNER_VARIABLE, find_process, identify, owned_processes, owner_mark, spawn, stop_process
+from themis_triton.adapters.sockets import listen_failure
 from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.errors import EnvironmentCheckError, ServerError
 from themis_triton.core.fleet import ProcessId

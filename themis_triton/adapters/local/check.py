@@ -12,9 +12,9 @@ from pathlib import Path
 
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.findings import Finding, fine, missing, warning
-from themis_triton.adapters.local.sockets import listen_failure
 from themis_triton.adapters.local.triton_install import TritonInstall, find_triton
 from themis_triton.adapters.nvml import DeviceReader
+from themis_triton.adapters.sockets import listen_failure
 from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig, LocalLaunchConfig, ThemisConfig
 from themis_triton.core.errors import EnvironmentCheckError

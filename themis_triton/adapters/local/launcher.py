@@ -13,7 +13,10 @@ from pathlib import Path
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.http import HttpClient, HttpError
 from themis_triton.adapters.local.discovery import DEVICE_VARIABLE, SERVER_VARIABLE, SLOT_VARIABLE, find_launched
-from themis_triton.adapters.local.processes import (
+from themis_triton.adapters.local.server_files import ServerFiles, build_view
+from themis_triton.adapters.local.triton_install import TritonInstall, find_triton
+from themis_triton.adapters.nvml import DeviceReader
+from themis_triton.adapters.processes import (
     OWNER_VARIABLE,
     find_process,
     group_members,
@@ -24,10 +27,7 @@ from themis_triton.adapters.local.processes import (
     stop_everything,
     stop_process,
 )
-from themis_triton.adapters.local.server_files import ServerFiles, build_view
-from themis_triton.adapters.local.sockets import LOOPBACK, free_ports
-from themis_triton.adapters.local.triton_install import TritonInstall, find_triton
-from themis_triton.adapters.nvml import DeviceReader
+from themis_triton.adapters.sockets import LOOPBACK, free_ports
 from themis_triton.adapters.triton.metrics import fetch_metrics
 from themis_triton.adapters.triton.warmup import Warmup
 from themis_triton.core.address import Address

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from themis_triton.adapters.local.processes import remove_shared_memory, shared_memory_prefix
+from themis_triton.adapters.processes import remove_shared_memory, shared_memory_prefix
 from themis_triton.adapters.triton.model_config import CONFIG_FILE, for_launch, is_complete, parse_config, render_config
 from themis_triton.core.errors import LaunchFailedError
 from themis_triton.core.fleet import ModelState
