@@ -1,4 +1,4 @@
-"""Prices of servers and instances per second: one function for the daemon's usage, the solvers' plans and the simulator."""
+"""Prices of servers and instances per second: one function for usage, plans and simulator; brute force holds the kernels to it."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from itertools import product
 from themis_triton.core.config import Placement
 from themis_triton.core.decision import Reason, Stage
 from themis_triton.core.policy import PolicyConfig, PolicyName
+from themis_triton.core.price import fleet_price
 from themis_triton.decide.policy import Policy
 from themis_triton.decide.proposal import PolicyResult, Proposal, evidence_of, to_launch
 from themis_triton.decide.state import PipelineState
@@ -50,7 +51,7 @@ def efficient_instances(problem: ChainProblem, fixed: int | None) -> tuple[int, 
     price = stages[0].server_price if problem.placement is Placement.COLOCATED else sum(stage.server_price for stage in stages)
 
     def value(counts: tuple[int, ...]) -> float:
-        cost = price + sum(c * stage.instance_price for c, stage in zip(counts, stages, strict=True))
+        cost = fleet_price([(price, [(c, stage.instance_price) for c, stage in zip(counts, stages, strict=True)])])
         return largest_demand(problem, 1, instances=counts, max_rate_rps=100_000.0) / cost
 
     return max(product(*(range(s.min_instances, s.max_instances + 1) for s in stages)), key=value)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from themis_triton.core.errors import SolverError
+from themis_triton.core.price import fleet_price
 from themis_triton.solver.problem import ChainProblem, Placement, StageProblem
 from themis_triton.solver.surface import FloatArray
 
@@ -94,10 +95,8 @@ def _tables(problem: ChainProblem, stage: StageProblem, servers: int, cap: int) 
 
 
 def _plan(problem: ChainProblem, chosen: Sequence[MixedStage], *, feasible: bool, missing: tuple[int, ...]) -> MixedPlan:
-    cost = sum(
-        table.servers * stage.server_price + table.instances * stage.instance_price
-        for table, stage in zip(chosen, problem.stages, strict=True)
-    )
+    rows = zip(chosen, problem.stages, strict=True)
+    cost = sum(fleet_price([(entry.servers * stage.server_price, [(entry.instances, stage.instance_price)])]) for entry, stage in rows)
     return MixedPlan(feasible, tuple(chosen), cost, sum(table.latency_ms for table in chosen), missing)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from themis_triton.core.price import fleet_price
 from themis_triton.solver.plans import Binding, ChainPlan, RunnerUp, StagePlan
 from themis_triton.solver.problem import ChainProblem, Placement
 
@@ -38,10 +39,11 @@ def capacity_rps(problem: ChainProblem, stages: Sequence[StagePlan]) -> float:
 
 def cost_of(problem: ChainProblem, stages: Sequence[StagePlan]) -> float:
     """Price per second of servers and instances."""
-    instances = sum(p.servers * p.instances * s.instance_price for s, p in zip(problem.stages, stages, strict=True))
+    rows = list(zip(problem.stages, stages, strict=True))
     if problem.placement is Placement.COLOCATED:
-        return stages[0].servers * problem.stages[0].server_price + instances
-    return sum(p.servers * s.server_price for s, p in zip(problem.stages, stages, strict=True)) + instances
+        each = fleet_price([(problem.stages[0].server_price, [(p.instances, s.instance_price) for s, p in rows])])
+        return stages[0].servers * each
+    return sum(p.servers * fleet_price([(s.server_price, [(p.instances, s.instance_price)])]) for s, p in rows)
 
 
 def memory_fits(problem: ChainProblem, instances: Sequence[int]) -> bool:
