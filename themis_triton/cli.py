@@ -24,7 +24,20 @@ TRACE_HELP = (
     "`timestamp`, seconds or ISO 8601); twitter-paper or twitter@SECOND if THEMIS_TRACES is set."
 )
 SIDECAR_MODULES = frozenset(
-    ("aiohttp", "google", "grpc", "httpx", "numba", "numpy", "prometheus_client", "psutil", "pynvml", "structlog", "tritonclient")
+    (
+        "aiohttp",
+        "google",
+        "grpc",
+        "httpx",
+        "llvmlite",
+        "numba",
+        "numpy",
+        "prometheus_client",
+        "psutil",
+        "pynvml",
+        "structlog",
+        "tritonclient",
+    )
 )
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON as the last line of standard output.")]
 
