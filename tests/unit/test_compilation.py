@@ -19,12 +19,18 @@ import pytest
 from numba.core.dispatcher import Dispatcher
 
 import themis_triton
+from tests.unit.samples import CLASSIFIER, config
 from themis_triton import compilation
 from themis_triton.compilation import ENTRIES, CompileProgress, compile_kernels
 from themis_triton.core.config import Placement
+from themis_triton.core.decision import Reason
 from themis_triton.core.errors import SolverError
 from themis_triton.core.policy import QueueingModel
 from themis_triton.jit import SOURCES, Group, cache_directory, marker
+from themis_triton.load.traces import TraceOptions, arrivals, load_trace
+from themis_triton.sim.run import simulate
+from themis_triton.sim.setup import SimOptions
+from themis_triton.sim.world import SimWorld
 from themis_triton.solver.fleet import ServerAssignment, evaluate_fleet
 from themis_triton.solver.migration import solve_migration
 from themis_triton.solver.problem import ChainProblem, StageProblem
@@ -55,11 +61,11 @@ def test_a_python_caller_calls_only_entries_that_the_registry_knows() -> None:
     names = {name.rpartition(".")[2] for name in dispatchers()}
     script = (
         "import sys, json; sys.path.insert(0, sys.argv[1])\n"
-        "from tests.unit.test_compilation import scenario, signatures\n"
+        "from tests.unit.test_compilation import scenario, signatures, ticks\n"
         "from themis_triton.compilation import use_kernel_cache, ENTRIES\n"
         "use_kernel_cache()\n"
         "for entry in ENTRIES: entry.compile()\n"
-        "before = signatures(); scenario(); after = signatures()\n"
+        "before = signatures(); scenario(); ticks(); after = signatures()\n"
         "print(json.dumps([before, after]))\n"
     )
     done = subprocess.run([sys.executable, "-c", script, str(ROOT.parent)], capture_output=True, text=True, check=True)
@@ -91,6 +97,21 @@ def scenario() -> None:
                     now = [ServerAssignment("a", (1, 1), (8, 8)), ServerAssignment("b", (2, 1), (4, 8))]
                     evaluate_fleet(problem, now)
                     solve_migration(replace(problem, demand_rps=80.0), now)
+
+
+def ticks() -> None:
+    """Real ticks of two pipelines with a wrong profile: surge, launches, retirement, migration, infeasible demand and drift."""
+    base = config(slots=3, burst_headroom_factor=1.5)
+    first = base.pipelines[0]
+    settings = replace(base, pipelines=(first, replace(first, name="second", stages=(CLASSIFIER,), weight=2.0)))
+    trace = load_trace(TraceOptions("surge", duration_s=60))
+    loads = {"video": arrivals(trace, 1), "second": arrivals(trace, 2)}
+    result = simulate(settings, loads, trace.duration_s, SimOptions(world=SimWorld(service_factor=1.4)))
+    assert {Reason.SURGE, Reason.SCALE_OUT, Reason.SCALE_IN, Reason.SETTLE, Reason.INFEASIBLE} <= {
+        record.decision.reason for record in result.ticks
+    }
+    assert any(record.estimate.drift_events for record in result.ticks)
+    assert any(record.decision.evidence and record.decision.evidence[0].holds_after_s for record in result.ticks)
 
 
 def test_the_cache_depends_on_every_file_that_holds_a_kernel() -> None:
