@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -220,3 +221,11 @@ def test_the_names_of_the_glossary_are_those_of_the_code() -> None:
 
 def test_the_readme_is_read_in_five_minutes() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 130
+
+
+def test_the_mutation_scores_are_those_of_the_last_run() -> None:
+    text = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")
+    result = json.loads((ROOT / "benchmarks" / "results" / "mutation.json").read_text(encoding="utf-8"))
+    for package, score in result["packages"].items():
+        assert f"| `{package}` | {score['mutants']:,} | {score['killed_percent']} % |" in text
+    assert f"Together {result['killed_percent']} % are caught" in text
