@@ -237,6 +237,7 @@ def test_what_has_no_room_is_never_started(case: Case) -> None:
     while world.under_way:
         world.finish(next(iter(world.under_way)))
         world.tick()
+    assert not world.reached, "the prediction found no way, but the plan did"
 
 
 def test_the_cases_are_not_empty() -> None:

@@ -18,7 +18,7 @@ from themis_triton.adapters.envoy.names import Protocol, any_cluster, endpoints_
 from themis_triton.adapters.envoy.render import BOOTSTRAP, CLUSTERS, LISTENERS, node_id, render, static_bootstrap, version_of
 from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig
-from themis_triton.core.errors import SettingsError
+from themis_triton.core.errors import ServerError, SettingsError
 from themis_triton.core.routes import Endpoint, ModelRoute, RouteLimit, RouteTable
 
 CONFIG = EnvoyConfig(Address("127.0.0.1", 8001), Address("127.0.0.1", 8000), Address("127.0.0.1", 9901), Path("/state/envoy"))
@@ -42,7 +42,7 @@ def test_a_route_goes_only_to_servers_that_it_does_not_exclude() -> None:
 
 @pytest.mark.parametrize("route", [ModelRoute((ONE,), limit=RouteLimit(5.0, 1)), ModelRoute((ONE,), affinity_header="session")])
 def test_what_cannot_be_rendered_yet_is_refused_and_not_dropped(route: ModelRoute) -> None:
-    with pytest.raises(NotImplementedError, match="detect"):
+    with pytest.raises(ServerError, match="detect"):
         render(CONFIG, RouteTable({"detect": route}, (ONE,)))
 
 

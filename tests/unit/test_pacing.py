@@ -92,7 +92,9 @@ def test_a_stop_ends_a_rest_at_once() -> None:
     async def scenario() -> None:
         stop = asyncio.Event()
         stop.set()
-        await wait_for_tick(True, PolicyConfig(tick_s=3600.0), stop, never)
+        async with asyncio.timeout(5.0):
+            await wait_for_tick(True, PolicyConfig(tick_s=3600.0), stop, never)
+        assert stop.is_set()
 
     asyncio.run(scenario())
 

@@ -28,6 +28,6 @@ def get(address: Address, path: str, timeout_s: float = 5.0) -> StatusResponse:
         response = connection.getresponse()
         return StatusResponse(response.status, response.read(MAX_BODY_BYTES))
     except (OSError, http.client.HTTPException) as error:
-        raise ServerError(f"no response from {address}: {error or type(error).__name__}") from error
+        raise ServerError(f"no response from {address}: {getattr(error, 'strerror', None) or error or type(error).__name__}") from error
     finally:
         connection.close()

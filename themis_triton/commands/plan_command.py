@@ -158,7 +158,7 @@ def _runner_up(answer: RatePlan) -> str:
 
 def _caption(answers: Sequence[RatePlan], pipeline: PipelineConfig, config: ThemisConfig) -> str:
     margin = config.policy.slo_margin_fraction
-    lines = [f"Plans aim at {pipeline.slo_ms * (1.0 - margin):g} ms: slo_margin_fraction is {margin:g}."] if margin else []
+    lines = [f"Plans aim at {pipeline.slo_ms * (1.0 - margin):g} ms: policy.slo_margin_fraction is {margin:g}."] if margin else []
     if not all(answer.feasible for answer in answers):
         lines.append("NO PLAN: the row shows the plan with the largest rate inside the SLO.")
     lines.append("n servers with c instances (or cores) each, batches of up to b; the runner-up with its p99 and its extra cost.")

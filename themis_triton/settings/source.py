@@ -70,7 +70,7 @@ def read_source(path: Path, shown: str, expected: str) -> Source:
     `shown` is the file's name in errors; `expected` describes the whole file.
     """
     source = Source(shown)
-    text = _read_text(path, source, expected)
+    text = _read_text(path, source)
     if text is None:
         return source
     try:
@@ -82,7 +82,7 @@ def read_source(path: Path, shown: str, expected: str) -> Source:
     return source
 
 
-def _read_text(path: Path, source: Source, expected: str) -> str | None:
+def _read_text(path: Path, source: Source) -> str | None:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -91,7 +91,7 @@ def _read_text(path: Path, source: Source, expected: str) -> str | None:
         source.problems.append(Problem(source.file, line, None, "", fault, "text in UTF-8", "save the file as UTF-8"))
     except OSError as error:
         fault = f"file cannot be read ({error.strerror})"
-        source.problems.append(Problem(source.file, None, None, "", fault, expected, f"correct the path; {INIT_HINT}"))
+        source.problems.append(Problem(source.file, None, None, "", fault, "a readable file", f"correct the path; {INIT_HINT}"))
     return None
 
 

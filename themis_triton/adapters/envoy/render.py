@@ -12,6 +12,7 @@ from themis_triton.adapters.envoy.grpc_listener import grpc_listener, grpc_route
 from themis_triton.adapters.envoy.http_listener import http_listener, http_routes, routes_file
 from themis_triton.adapters.envoy.names import Protocol, endpoints_file
 from themis_triton.core.config import EnvoyConfig
+from themis_triton.core.errors import ServerError
 from themis_triton.core.routes import RouteTable
 
 BOOTSTRAP = "envoy.json"
@@ -26,11 +27,11 @@ def render(config: EnvoyConfig, table: RouteTable) -> dict[str, str]:
 
     Raises:
         SettingsError: an address is not `IP:PORT`.
-        NotImplementedError: a route has a limit or an affinity, which is not rendered yet.
+        ServerError: a route has a limit or an affinity, which is not rendered yet.
     """
     for model, route in table.models.items():
         if route.limit is not None or route.affinity_header is not None:
-            raise NotImplementedError(f"model {model}: limits and affinity are not rendered for Envoy yet")
+            raise ServerError(f"model {model}: its route has a limit or an affinity, which Envoy's files do not express: expected neither")
     return {BOOTSTRAP: _text(bootstrap(config))} | {name: discovery(resources) for name, resources in _resources(config, table).items()}
 
 
