@@ -119,3 +119,33 @@ def test_no_envoy_is_a_reason() -> None:
     assert readings == ()
     assert error is not None
     assert str(address) in error
+
+
+def count(address: Address, models: list[str]) -> float | None:
+    async def once() -> float | None:
+        stats = EnvoyStats(address, models, SystemClock())
+        try:
+            return await stats.count_arrivals()
+        finally:
+            await stats.close()
+
+    return asyncio.run(once())
+
+
+def test_arrivals_are_counted_over_both_protocols_and_streams_of_the_named_models_only() -> None:
+    other = {"name": "http.grpc.rbac.policy.infer_other.allowed", "value": 100}
+    second = {"name": "http.http.rbac.policy.infer_second.allowed", "value": 20}
+    with admin(200, json.dumps({"stats": [*ANSWER["stats"], other, second]}).encode()) as address:
+        assert count(address, ["m", "second", "quiet"]) == 35
+
+
+@pytest.mark.parametrize(("status", "body"), [(503, b""), (200, b"not JSON")])
+def test_arrivals_are_unknown_when_the_admin_address_does_not_answer_well(status: int, body: bytes) -> None:
+    with admin(status, body) as address:
+        assert count(address, ["m"]) is None
+
+
+def test_no_arrivals_differ_from_unknown_arrivals() -> None:
+    with admin(200, b'{"stats": []}') as address:
+        assert count(address, ["m"]) == 0.0
+    assert count(address, ["m"]) is None
