@@ -17,6 +17,7 @@ from themis_triton.decide.planner import Planner
 from themis_triton.decide.policies import decide
 from themis_triton.decide.state import PolicyInput, PolicyState
 from themis_triton.estimate.estimate import History, estimate
+from themis_triton.estimate.executing import with_executing
 from themis_triton.plan.steps import plan
 from themis_triton.policies import policy_named
 from themis_triton.ports import Clock, Observer, Recorder
@@ -51,6 +52,7 @@ async def tick(state: EngineState, world: World, planner: Planner) -> tuple[Engi
     await world.supervisor.reap_dead_servers()
     snapshot = await observe(world, config)
     history, estimated = estimate(state.history, snapshot, config, per_second=policy.needs_arrivals_per_second)
+    snapshot = with_executing(snapshot, history.served, config)
     policy_state, decision = decide(state.policy, PolicyInput(snapshot, estimated), planner.corrected(factors_of(estimated)), policy)
     decision = with_drift(decision, estimated)
     planned = plan(decision, snapshot, config)
@@ -77,6 +79,7 @@ async def observe(world: World, config: ThemisConfig) -> Snapshot:
         routes=readings.routes,
         devices=readings.devices,
         busy=world.executor.busy,
+        open_calls=world.executor.open_calls,
         backing_off=world.executor.backoff.active(now_s),
         recently_crashed=world.supervisor.recently_crashed,
         routes_error=readings.routes_error,

@@ -70,6 +70,7 @@ def running_triton(
     *,
     repository: Path = REPOSITORY,
     exit_timeout_s: int = _EXIT_TIMEOUT_S,
+    arguments: Sequence[str] = (),
 ) -> Iterator[TritonProcess]:
     """Serve the models in explicit mode; `folder` holds backends and log, and is the test's own."""
     http_port, grpc_port, metrics_port = free_ports(3)
@@ -85,6 +86,7 @@ def running_triton(
         f"--grpc-port={grpc_port}",
         f"--metrics-port={metrics_port}",
         f"--exit-timeout-secs={exit_timeout_s}",
+        *arguments,
     ]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with log_file.open("wb") as log:

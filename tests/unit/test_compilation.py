@@ -106,7 +106,7 @@ def ticks() -> None:
     settings = replace(base, pipelines=(first, replace(first, name="second", stages=(CLASSIFIER,), weight=2.0)))
     trace = load_trace(TraceOptions("surge", duration_s=60))
     loads = {"video": arrivals(trace, 1), "second": arrivals(trace, 2)}
-    result = simulate(settings, loads, trace.duration_s, SimOptions(world=SimWorld(service_factor=1.4)))
+    result = simulate(settings, loads, trace.duration_s + 20.0, SimOptions(world=SimWorld(service_factor=1.4)))
     assert {Reason.SURGE, Reason.SCALE_OUT, Reason.SCALE_IN, Reason.SETTLE, Reason.INFEASIBLE} <= {
         record.decision.reason for record in result.ticks
     }

@@ -84,6 +84,61 @@ def test_changes_take_the_profile_s_times_one_after_the_other_for_a_model() -> N
     assert instances == [5, 4, 6, 5, 8]
 
 
+def backlogged(counts: tuple[int, ...]) -> tuple[list[float], list[tuple[float, int]], float]:
+    """70 requests/s for 8 s before one instance of 25/s, growth from 2 s on: ends of the calls, counts over time, longest latency."""
+
+    async def main() -> tuple[list[float], list[tuple[float, int]], float]:
+        settings, world = config(), SimWorld(control_s=0.0, hop_s=0.0)
+        arrivals = np.arange(0.0, 8.0, 1.0 / 70.0)
+        layout = Layout(np.full((2, 8, 16), 40.0), ((0,),), (0,), 16)
+        simulation = Simulation(layout, world, arrivals, np.zeros(arrivals.size, dtype=np.int64), 0)
+        built = Cluster(settings, world, simulation, seed=0)
+        built.start("s", 0, {DETECTOR: ModelState(1, 1)})
+        built.hold("s")
+        simulation.route(0, (0,))
+        await asyncio.sleep(2.0)
+        ends = []
+        for count in counts:
+            await built.change("s", DETECTOR, ModelState(count, 1))
+            ends.append(built.now_s())
+        simulation.advance(60.0)
+        longest_s = float((simulation.engine.ended_s - simulation.engine.arrival_s).max())
+        return ends, [(use.at_s, use.instances) for use in built.usage[1:]], longest_s
+
+    return run_virtual(main())
+
+
+def test_a_growth_under_a_backlog_serves_after_one_initialisation_and_ends_when_the_queue_is_empty() -> None:
+    ends, counts, longest_s = backlogged((4,))
+    assert counts == [(2.5, 4)]
+    assert ends == [pytest.approx(2.5 + 45 * 2.5 / 30.0, abs=0.1)]
+    assert longest_s < 2.0
+
+
+def test_a_correction_waits_until_the_queue_was_empty() -> None:
+    ends, counts, longest_s = backlogged((2, 4))
+    assert counts[0] == (2.5, 2)
+    assert counts[1][0] == pytest.approx(ends[0] + 0.5)
+    assert ends[0] > 8.0
+    assert longest_s > 3.0
+
+
+def test_a_shrink_waits_until_the_queue_was_empty() -> None:
+    ends, counts, _ = backlogged((4, 3))
+    assert counts[1][0] == pytest.approx(ends[0], abs=0.1)
+    assert counts[1][1] == 3
+    assert ends[1] == pytest.approx(ends[0] + 1.2, abs=0.1)
+
+
+def test_many_starting_instances_take_processor_time_from_each_other() -> None:
+    async def main() -> float:
+        built = cluster(SimWorld(control_s=0.0, init_work_s=0.2, host_cores=2))
+        await asyncio.gather(built.change("s", DETECTOR, ModelState(6, 8)), built.change("s", CLASSIFIER, ModelState(2, 8)))
+        return built.now_s()
+
+    assert run_virtual(main()) == pytest.approx(0.5 + 2 * 0.2 / 2)
+
+
 def test_a_refused_change_leaves_the_old_state() -> None:
     async def main() -> dict[str, ModelState]:
         built = cluster(SimWorld(refuse_share=1.0))

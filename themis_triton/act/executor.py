@@ -13,6 +13,7 @@ from themis_triton.act.fleet import Fleet
 from themis_triton.core.action import Action, ActionKind, Outcome, OutcomeKind, Plan
 from themis_triton.core.errors import ChangeRefusedError, LaunchFailedError, ServerError, ThemisError
 from themis_triton.core.fleet import Phase, Server
+from themis_triton.core.observation import OpenCall
 from themis_triton.plan.routes import route_table
 from themis_triton.ports import Clock, ModelControl, Recorder, RouteWriter, ServerLauncher
 
@@ -42,6 +43,7 @@ class Executor:
         self._tasks: dict[str, asyncio.Task[Outcome]] = {}
         self._busy: dict[str, str] = {}
         self._launching: dict[str, Action] = {}
+        self._open_calls: dict[str, OpenCall] = {}
         self._outcomes: list[Outcome] = []
         self._procedures: dict[ActionKind, Callable[[Action], Awaitable[str]]] = {
             ActionKind.GROW: self._change,
@@ -60,6 +62,11 @@ class Executor:
     def launching(self) -> tuple[Action, ...]:
         """Launches under way whose process has not started yet: the fleet does not contain their servers."""
         return tuple(action for action in self._launching.values() if action.server not in self.fleet)
+
+    @property
+    def open_calls(self) -> tuple[OpenCall, ...]:
+        """Changes of counts under way, oldest first."""
+        return tuple(self._open_calls.values())
 
     def submit(self, plan: Plan) -> None:
         """Start a plan's actions; returns at once. An action that cannot start becomes an outcome SKIPPED, with the reason."""
@@ -165,11 +172,16 @@ class Executor:
         if action.model is None or action.after is None:
             raise ThemisError(f"action {action.id} names no model or no state")
         server = self.fleet.get(action.server)
+        if action.before is not None and action.kind is not ActionKind.REBATCH:
+            counts, since_s = (action.before.instances, action.after.instances), self._actuators.clock.now_s()
+            self._open_calls[action.id] = OpenCall(action.server, action.model, *counts, since_s)
         try:
             state = await self._actuators.control.change(server, action.model, action.after)
         except ServerError:
             await self._reread(action.server, action.model)
             raise
+        finally:
+            self._open_calls.pop(action.id, None)
         if action.server in self.fleet:
             self.fleet.set_model(action.server, action.model, state)
         return ""

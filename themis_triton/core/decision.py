@@ -42,6 +42,7 @@ class ClampKind(StrEnum):
     SURVIVORS = "survivors"
     PACE = "pace"
     OPERATION = "operation"
+    OPEN_CALL = "open_call"
 
 
 @dataclass(frozen=True, slots=True)

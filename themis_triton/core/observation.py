@@ -94,13 +94,25 @@ class Readings:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenCall:
+    """A call under way that changes one model's instances on one server, since `since_s`."""
+
+    server: str
+    model: str
+    before: int
+    after: int
+    since_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Everything that one tick observed.
 
     `busy` names actuators with an action under way and `backing_off` those in back-off, with the time (s) until which:
     `server/model` for a vertical actuator, a server's name for its life cycle, a slot's name for a launch.
     `routes_error`: the reason why the proxy's statistics are missing. `routes_unwritten`: the reason why the routes are not
-    written yet. `recently_crashed`: the number of launched servers that crashed in the last minute.
+    written yet. `open_calls`: changes of counts under way.
+    `recently_crashed`: the number of launched servers that crashed in the last minute.
     """
 
     at_s: float
@@ -109,6 +121,7 @@ class Snapshot:
     routes: tuple[RouteReading, ...] = ()
     devices: tuple[DeviceReading, ...] = ()
     busy: frozenset[str] = frozenset()
+    open_calls: tuple[OpenCall, ...] = ()
     backing_off: dict[str, float] = field(default_factory=dict)
     recently_crashed: int = 0
     routes_error: str | None = None

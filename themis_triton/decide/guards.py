@@ -16,7 +16,7 @@ def guard(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:
     """Apply every guard in order; returns the target that may be planned and all clamps."""
     bounded, added = within_bounds(target, snapshot, config)
     kept, clamps = bounded, list(added)
-    for step in (only_probed_operations, within_memory, within_pace, not_in_backoff):
+    for step in (only_probed_operations, within_memory, within_pace, not_in_backoff, behind_open_calls):
         kept, added = step(kept, snapshot, config)
         clamps.extend(added)
     kept, added = _survivors_first(bounded, kept)
@@ -163,6 +163,23 @@ def not_in_backoff(target: Target, snapshot: Snapshot, _: ThemisConfig) -> Guard
             clamps.append(
                 Clamp(ClampKind.BACKOFF, f"{actuator} is in back-off after a failure for {max(0.0, until_s - snapshot.at_s):.0f} s more")
             )
+    return target, tuple(clamps)
+
+
+def behind_open_calls(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:
+    """Clamps that name the changes whose call is open for longer than they take: under a backlog that is normal; the plan waits."""
+    servers = {server.name: server.models for server in snapshot.servers}
+    clamps = []
+    for call in snapshot.open_calls:
+        profile, age_s = config.models[call.model].profile, snapshot.at_s - call.since_s
+        grows = call.after > call.before
+        if age_s <= config.policy.tick_s + (profile.instance_init_s if grows else profile.instance_stop_s):
+            continue
+        executing = servers[call.server][call.model].instances if call.model in servers.get(call.server, {}) else call.before
+        state = "no instance is removed before" if not grows else "new instances answer"
+        state = "new instances do not answer yet" if grows and executing <= call.before else state
+        asked = f"{call.model} on {call.server} {call.before}→{call.after}"
+        clamps.append(Clamp(ClampKind.OPEN_CALL, f"{asked}: call open for {age_s:.0f} s: the queue has not been empty; {state}"))
     return target, tuple(clamps)
 
 

@@ -11,6 +11,7 @@ from themis_triton.core.fleet import Phase
 from themis_triton.core.observation import LatencyHistogram, ModelCounters, RouteReading, ServerReading, Snapshot
 from themis_triton.core.policy import ForecastName, PolicyConfig
 from themis_triton.estimate.drift import DriftHistory, compared
+from themis_triton.estimate.executing import with_executing
 from themis_triton.estimate.latency import difference, percentile
 from themis_triton.estimate.series import EMPTY, CounterSeries
 from themis_triton.estimate.served import Served, ServedSeries
@@ -69,6 +70,7 @@ class History:
 def estimate(history: History, snapshot: Snapshot, config: ThemisConfig, *, per_second: bool = False) -> tuple[History, Estimate]:
     """The new history and the estimate of a snapshot. `per_second`: pipelines' estimates hold a minute of arrivals by second."""
     history = _observe(history, snapshot)
+    snapshot = with_executing(snapshot, history.served, config)
     models = {name: _model(name, history, snapshot.at_s, config.policy) for name in config.models}
     drift, models, events = compared(history.drift, models, snapshot, config)
     pipelines = {p.name: _pipeline(p, history, models, config.policy, per_second=per_second) for p in config.pipelines}

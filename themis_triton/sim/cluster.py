@@ -17,6 +17,7 @@ from themis_triton.sim.engine import Simulation
 from themis_triton.sim.world import Dispatcher, Sharing, SimWorld
 
 DRAIN_POLL_S = 0.05
+IDLE_POLL_S = 0.02
 PROCESS_S = 0.05
 """Time to write a new server's files and to start its process."""
 
@@ -43,7 +44,11 @@ class Usage:
 
 
 class Cluster:
-    """Changes take the profiles' times (or the world's); those of one model on one server queue behind each other, as Triton's do."""
+    """Changes take the profiles' times (or the world's); those of one model on one server queue behind each other, as Triton's do.
+
+    A change of counts ends, as Triton's, only once an instance has found nothing to take; added instances
+    serve one initialisation after the call, and removed ones until then.
+    """
 
     def __init__(self, config: ThemisConfig, world: SimWorld, simulation: Simulation, seed: int) -> None:
         self.config = config
@@ -56,6 +61,7 @@ class Cluster:
         self._adopted = len(config.servers)
         self._rng = np.random.default_rng((seed, 1))
         self._table = RouteTable({}, ())
+        self._starting = 0
 
     def now_s(self) -> float:
         """Virtual seconds."""
@@ -111,7 +117,7 @@ class Cluster:
             if self._world.dispatcher is not Dispatcher.CENTRAL and _batching(state) != _batching(before):
                 await self._after(self.reload_s(model), server, model, state)
             elif state.instances > before.instances:
-                await self._after(self.grow_s(model), server, model, state)
+                await self._grow(server, model, state, state.instances - before.instances)
             else:
                 await self._shrink(server, model, before, state)
             return self.find(name).models[model]
@@ -128,6 +134,24 @@ class Cluster:
         if self._world.refuse_share > 0.0 and self._rng.random() < self._world.refuse_share:
             raise ChangeRefusedError(f"{model} on {name}: an instance failed to initialise (injected)")
 
+    async def _grow(self, server: SimServer, model: str, state: ModelState, added: int) -> None:
+        self._starting += added
+        try:
+            late_s = (self._starting - 1) * self._world.init_work_s / self._world.host_cores
+            await self._after(self.grow_s(model) + late_s, server, model, state)
+        finally:
+            self._starting -= added
+        await self._queue_empty(server, model)
+
+    async def _queue_empty(self, server: SimServer, model: str) -> None:
+        """Wait until an instance has found nothing to take. A central queue is not the server's."""
+        since_s = self.now_s()
+        while self._world.dispatcher is Dispatcher.PER_SERVER:
+            place = self.find(server.name).place
+            if self.sync().was_idle_since(place, self._index[model], since_s):
+                return
+            await asyncio.sleep(IDLE_POLL_S)
+
     async def _shrink(self, server: SimServer, model: str, before: ModelState, state: ModelState) -> None:
         """An instance takes no more work once its teardown begins; cores are removed all at once."""
         profile = self.config.models[model].profile
@@ -136,6 +160,7 @@ class Cluster:
             await self._after(stop_s, server, model, state)
             return
         for count in range(before.instances - 1, state.instances - 1, -1):
+            await self._queue_empty(server, model)
             self._set(self.find(server.name), model, ModelState(count, state.max_batch, state.max_queue_delay_us))
             await asyncio.sleep(stop_s)
 

@@ -157,6 +157,8 @@ def fill(e: Engine, server: int, model: int, now_s: float) -> bool:
             break
         start_batch(e, server, model, queue, size, now_s)
         started = True
+    if e.length[queue] == 0 and e.busy[server, model] < workers_of(e, server, model):
+        e.idle_s[server, model] = now_s
     return started
 
 

@@ -58,6 +58,12 @@ class Simulation:
         )
         return queued + int(self.engine.busy[server].sum())
 
+    def was_idle_since(self, server: int, model: int, at_s: float) -> bool:
+        """Whether an instance has had nothing to take at some moment since then: it was free and the queue empty."""
+        engine, queue = self.engine, server * self.models + model
+        free = engine.busy[server, model] < engine.instances[server, model]
+        return bool(engine.idle_s[server, model] >= at_s or (free and engine.length[queue] == 0))
+
     def counters(self, server: int, model: int) -> ModelCounters:
         """Counters as Triton's. The first routed server shows the central queue; replicas with cores have no counters by batch size."""
         served = self.engine.served[server, model].tolist()

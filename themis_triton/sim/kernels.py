@@ -163,7 +163,7 @@ def evict(e: Engine, server: int) -> None:
 _ENGINE = types.NamedTuple(  # type: ignore[no-untyped-call]
     (
         *(FLOATS_3D, INTS_2D, FLOATS, INTS, INTS, INTS, FLOATS, FLOATS, INTS),  # surfaces, chains and requests
-        *(INTS, INTS_2D, INTS_2D, INTS_2D, FLOATS_2D, INTS_2D, INTS_2D),  # servers
+        *(INTS, INTS_2D, INTS_2D, INTS_2D, FLOATS_2D, INTS_2D, INTS_2D, FLOATS_2D),  # servers
         *(INTS, INTS, INTS, INTS, INTS, INTS, FLOATS, FLOATS),  # queues
         *(INTS_2D, INTS, INTS, FLOATS, FLOATS, FLOATS, FLOATS, INTS),  # batches
         *(INTS_2D, INTS, FLOATS, FLOATS, INTS),  # devices

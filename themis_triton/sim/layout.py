@@ -82,6 +82,7 @@ def _places(layout: Layout) -> Arrays:
         "delay_s": np.zeros(cells),
         "busy": _ints(*cells),
         "outstanding": _ints(*cells),
+        "idle_s": np.full(cells, -np.inf),
         "served": np.zeros((*cells, columns.BY_SIZE + 2 * batch)),
         "routes": _ints(models, 4),
         "histogram": _ints(models, len(BOUNDS_MS)),

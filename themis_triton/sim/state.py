@@ -40,6 +40,7 @@ class Engine(NamedTuple):
     delay_s: FloatArray  # [S, M]
     busy: IntArray  # [S, M]
     outstanding: IntArray  # [S, M]
+    idle_s: FloatArray  # [S, M], when an instance last had nothing to take: it was free and the queue empty
     head: IntArray  # [Q]
     tail: IntArray  # [Q]
     length: IntArray  # [Q], all waiting requests

@@ -36,6 +36,7 @@ class SimWorld:
 
     `hop_s`: client to proxy to server, once per stage, counted before the proxy sees the request. `central_delay_s`: time that the
     central queue waits for a full batch. `cold_start_s`: from the launch to the routes. `grow_s`: one in-place growth.
+    `init_work_s`: processor time that a starting instance takes from the `host_cores` of a host, so that many at once start later.
     `shrink_s`: one instance fewer, or with CORES a resize to fewer. `control_s`: extra duration of any change. `drain_quiet_s`: how
     long a server that left the routes must have been idle before it is stopped. `refuse_share`: share of changes that are refused.
     `service_factor`: true service times over those of the profiles. `lag_s`: age of the observed readings, in whole ticks.
@@ -49,6 +50,8 @@ class SimWorld:
     noise_cv: float = 0.0
     cold_start_s: float | None = None
     grow_s: float | None = None
+    init_work_s: float = 0.0
+    host_cores: int = 1
     shrink_s: float | None = None
     reload_s: float | None = None
     control_s: float = 0.1
@@ -65,8 +68,9 @@ def triton_world() -> SimWorld:
 
     `hop_s`: with 5 ms a stage (client, proxy, gRPC, Triton's Python backend) the p99 of 32 measured steady states is met within 5 % in
     the mean (`benchmarks/sim_states.py`). `stop_s`: from SIGTERM to the end of the process, 2.0 to 4.2 s measured.
+    `init_work_s`: three instances of the Python backend at once were 0.1 s later than one, six 0.2 s, on two cores.
     """
-    return SimWorld(hop_s=0.005, stop_s=3.0)
+    return SimWorld(hop_s=0.005, stop_s=3.0, init_work_s=0.08, host_cores=2)
 
 
 def paper_world(cold_start_s: float = 5.0) -> SimWorld:

@@ -43,6 +43,7 @@ _PORT_TAKEN_LINES = 5
 _PORT_ATTEMPTS = 4
 _POLL_S = 0.05
 _POLL_TIMEOUT_S = 2.0
+_LOAD_THREADS = 4  # Triton's own default
 _QUIET_S = 0.3
 _QUIET_SERVICES = 3.0
 _DRIVER_TIMEOUT_S = 30.0
@@ -304,6 +305,8 @@ def _arguments(files: ServerFiles, models: Mapping[str, ModelState], ports: tupl
         f"--model-repository={files.models}",
         "--model-control-mode=explicit",
         *(f"--load-model={model}" for model in models),
+        # A growth under a backlog holds a thread until the model's queue has been empty; the other models' changes must not wait for it.
+        f"--model-load-thread-count={max(_LOAD_THREADS, len(models) + 1)}",
         f"--grpc-address={LOOPBACK}",
         f"--grpc-port={grpc}",
         f"--http-address={LOOPBACK}",
