@@ -40,7 +40,8 @@ class ModelEstimate:
 class PipelineEstimate:
     """Demand of one pipeline at three time scales (requests/s), its growth, the waiting requests, and its p99.
 
-    `recent_rps` covers the last fraction of a second to two seconds, `burst_rps` is the largest one-second rate of the burst window,
+    `newest_rps` covers the last half second, `recent_rps` the last fraction of a second to two seconds, `burst_rps` is the
+    largest one-second rate of the burst window,
     `stable_rps` is the mean of the stable window; `growth_rps_per_s` is the slope of the growth window,
     `trend_rps_per_s` that of the trend window,
     `trend_base_rps` the mean rate of its newer half. `per_second` are the arrivals of the last seconds, newest last,
@@ -58,6 +59,7 @@ class PipelineEstimate:
     trend_rps_per_s: float = 0.0
     trend_base_rps: float = 0.0
     per_second: tuple[float, ...] = ()
+    newest_rps: float = 0.0
 
 
 class DriftChange(StrEnum):

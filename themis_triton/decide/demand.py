@@ -41,7 +41,7 @@ def fast_demand(estimate: PipelineEstimate, policy: PolicyConfig, actuation_s: f
     `slow_actuation_headroom_sigmas` is carried, and a backlog is drained no faster than the actuator acts.
     """
     growth = beyond_noise(estimate.growth_rps_per_s, estimate.recent_rps, policy.demand.growth_window_s, policy.demand.growth_sigmas)
-    waiting = max(0.0, estimate.backlog - policy.demand.backlog_slack_s * estimate.recent_rps)
+    waiting = backlog_of(estimate, policy)
     slow = actuation_s > policy.tick_s
     extra_rps = growth * (actuation_s + policy.tick_s) + waiting / max(policy.demand.backlog_drain_s, actuation_s if slow else 0.0)
     newest = Demand(estimate.recent_rps, extra_rps, _dispersion(estimate, policy), policy.demand.headroom_sigmas)
@@ -49,12 +49,29 @@ def fast_demand(estimate: PipelineEstimate, policy: PolicyConfig, actuation_s: f
     return max(newest, stable, key=Demand.with_headroom_rps) if slow else newest
 
 
+def backlog_of(estimate: PipelineEstimate, policy: PolicyConfig) -> float:
+    """Waiting requests beyond the arrivals of `backlog_slack_s`."""
+    return max(0.0, estimate.backlog - policy.demand.backlog_slack_s * estimate.recent_rps)
+
+
+def surge_demand(estimate: PipelineEstimate, policy: PolicyConfig, actuation_s: float, capacity_rps: float) -> Demand:
+    """The demand of a whole surge, for a growth that cannot be corrected before the backlog is gone.
+
+    The newest rate with room for `burst_headroom_factor`, its growth while the change takes effect, and the backlog of that moment.
+    """
+    rate_rps = max(estimate.recent_rps, estimate.newest_rps)
+    growth = beyond_noise(estimate.growth_rps_per_s, estimate.recent_rps, policy.demand.growth_window_s, policy.demand.growth_sigmas)
+    waiting = backlog_of(estimate, policy) + max(0.0, rate_rps - capacity_rps) * actuation_s
+    extra_rps = growth * (actuation_s + policy.tick_s) + waiting / max(policy.demand.backlog_drain_s, actuation_s)
+    return Demand(rate_rps * policy.scale_up.burst_headroom_factor, extra_rps, _dispersion(estimate, policy), policy.demand.headroom_sigmas)
+
+
 def launch_demand(estimate: PipelineEstimate, policy: PolicyConfig, actuation_s: float) -> Demand:
     """The demand that servers must carry at their largest instance counts once a server launched now serves, in `actuation_s`.
 
     The newest rate, or the trend's if larger; of the backlog, what instances do not drain until then.
     """
-    waiting = max(0.0, estimate.backlog - policy.demand.backlog_slack_s * estimate.recent_rps)
+    waiting = backlog_of(estimate, policy)
     extra_rps = waiting / max(actuation_s, policy.demand.backlog_drain_s)
     return Demand(
         max(estimate.recent_rps, trend_rps(estimate, policy, actuation_s)),

@@ -126,8 +126,12 @@ def within_memory(target: Target, snapshot: Snapshot, config: ThemisConfig) -> G
 
 
 def within_pace(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:
-    """At most `max_added_instances` in one tick, one each in turn: starting instances slow those that serve on the same host."""
+    """At most `max_added_instances` in one tick, one each in turn: starting instances slow those that serve on the same host.
+
+    Growth of a model whose requests wait is not divided: the rest of it would wait until the queue was empty.
+    """
     left = config.policy.scale_up.max_added_instances
+    waiting = {(reading.server, model): c.pending for reading in snapshot.readings for model, c in reading.models.items()}
     servers = {name: dict(models) for name, models in target.servers.items()}
     desired = {
         (s.name, model): target.servers[s.name][model].instances - now.instances
@@ -137,10 +141,11 @@ def within_pace(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Gua
         if model in target.servers[s.name] and f"{s.name}/{model}" not in snapshot.busy
     }
     growing = {actuator: count for actuator, count in desired.items() if count > 0}
-    total = sum(growing.values())
-    if total <= left:
+    now = {(s.name, model): state.instances for s in snapshot.servers for model, state in s.models.items()}
+    granted = {actuator: count if waiting.get(actuator, 0.0) >= now[actuator] else 0 for actuator, count in growing.items()}
+    total, left = sum(growing.values()), left - sum(granted.values())
+    if total - sum(granted.values()) <= max(0, left):
         return target, ()
-    granted = dict.fromkeys(growing, 0)
     while left > 0:
         for actuator in [actuator for actuator, count in growing.items() if granted[actuator] < count][:left]:
             granted[actuator] += 1
@@ -148,9 +153,7 @@ def within_pace(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Gua
     for (name, model), count in granted.items():
         state = servers[name][model]
         servers[name][model] = replace(state, instances=state.instances - growing[name, model] + count)
-    clamp = Clamp(
-        ClampKind.PACE, f"{config.policy.scale_up.max_added_instances} of {total} instances are added now, the others in the next ticks"
-    )
+    clamp = Clamp(ClampKind.PACE, f"{sum(granted.values())} of {total} instances are added now, the others in the next ticks")
     return replace(target, servers=servers), (clamp,)
 
 

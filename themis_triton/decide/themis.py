@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from operator import add
 
 from themis_triton.core.action import ActionKind
 from themis_triton.core.config import Placement
 from themis_triton.core.decision import Reason, Stage
 from themis_triton.core.policy import PolicyName
-from themis_triton.decide.demand import Demand, fast_demand, launch_demand, slow_demand, survivor_demand
+from themis_triton.decide.demand import Demand, backlog_of, fast_demand, launch_demand, slow_demand, surge_demand, survivor_demand
 from themis_triton.decide.policy import Policy
 from themis_triton.decide.proposal import PolicyResult, Proposal, evidence_of, grows, leaving, shrinks, to_launch
 from themis_triton.decide.state import DemandSample, PipelineState
@@ -32,10 +33,12 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     policy = view.rules.config.policy
     fast = fast_demand(view.estimate, policy, view.rules.init_s(view.pipeline))
     slow = slow_demand(view.estimate, policy, view.rules.launch_s(view.pipeline))
-    now = view.in_place(fast, view.ready) if view.serves else None
+    growth = _growth_demand(view, fast)
+    now = view.in_place(growth, view.ready) if view.serves else None
     instances, allow_shrink, state = _stabilized_instances(state, view, now, fast)
     at_launch = launch_demand(view.estimate, policy, view.rules.launch_s(view.pipeline))
     target = _slow_target(view, slow, at_launch)
+    target = replace(target, desired=_bounded(_larger(target.desired, _beyond_open_calls(view, now, at_launch)), view))
     launch = to_launch(view, target.desired)
     state, retire, why = _scale_in(state, view, target.desired)
     if retire and view.rules.fast_actuation:
@@ -61,13 +64,26 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
                 holds_after_s=_holds_after_s(view, now, fast),
             ),
             launch=launch,
-            launch_instances=_launch_instances(view, (fast, slow, at_launch), target.desired),
+            launch_instances=_launch_instances(view, (growth, slow, at_launch), target.desired),
             retire=retire,
             allow_shrink=allow_shrink,
             overrides=_extra_instances(view, now, instances, retire),
             detail=why,
         ),
     )
+
+
+def _growth_demand(view: PipelineView, fast: Demand) -> Demand:
+    """The demand that instances are sized for: the whole surge's, where they must grow while requests wait.
+
+    Triton's next change of the model waits until the queue was empty, so a growth that only suffices now cannot be corrected in time.
+    """
+    policy, rules = view.rules.config.policy, view.rules
+    one_shot = not rules.fast_actuation and not rules.dispatcher_sets_batches
+    if not one_shot or backlog_of(view.estimate, policy) == 0.0 or fast.with_headroom_rps() <= view.capacity_rps():
+        return fast
+    surge = surge_demand(view.estimate, policy, rules.init_s(view.pipeline), view.capacity_rps())
+    return max(fast, surge, key=Demand.with_headroom_rps)
 
 
 def _stabilized_instances(
@@ -102,6 +118,22 @@ def _slow_target(view: PipelineView, slow: Demand, at_launch: Demand) -> _SlowTa
     surge = replace(slow, rate_rps=slow.rate_rps * view.rules.config.policy.scale_up.burst_headroom_factor)
     desired = _larger(desired, _larger(view.fewest_servers(surge), view.fewest_servers(at_launch)))
     return _SlowTarget(_bounded(desired, view), plan, migration)
+
+
+def _beyond_open_calls(view: PipelineView, now: VerticalTarget | None, at_launch: Demand) -> tuple[int, ...]:
+    """Servers for what growth under way leaves uncarried: until the queues were empty, other counts come from other servers only.
+
+    0 where the queues will be empty before a new server serves.
+    """
+    if now is None or not view.open_calls or view.rules.config.planning.placement is Placement.SEPARATE:
+        return (0,) * len(view.groups)
+    committed_rps = view.committed_rps(now.instances)
+    missing_rps = at_launch.with_headroom_rps() - committed_rps
+    spare_rps = committed_rps - at_launch.rate_rps
+    drains = spare_rps > 0.0 and backlog_of(view.estimate, view.rules.config.policy) <= spare_rps * view.rules.launch_s(view.pipeline)
+    if missing_rps <= 0.0 or drains:
+        return (0,) * len(view.groups)
+    return tuple(map(add, view.ready, view.fewest_servers(Demand(missing_rps, 0.0, at_launch.dispersion, 0.0))))
 
 
 def _moves(view: PipelineView, plan: ChainPlan) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from themis_triton.core.config import PipelineConfig, Placement
 from themis_triton.core.estimate import PipelineEstimate
 from themis_triton.core.fleet import Server
+from themis_triton.core.observation import OpenCall
 from themis_triton.core.policy import QueueingModel
 from themis_triton.decide.demand import Demand
 from themis_triton.decide.planner import Planner, PlanQuery
@@ -39,6 +40,7 @@ class PipelineView:
     """One pipeline's servers by group: one group of all stages where they are co-located, else one a stage.
 
     Server counts are tuples with one number per group. `busy_elsewhere`: instances of other pipelines' models on its servers.
+    `open_calls`: growth of its models that takes longer than an initialisation, because requests wait.
     """
 
     pipeline: PipelineConfig
@@ -47,6 +49,7 @@ class PipelineView:
     planner: Planner
     at_s: float
     busy_elsewhere: int = 0
+    open_calls: tuple[OpenCall, ...] = ()
 
     @property
     def rules(self) -> Rules:
@@ -146,10 +149,18 @@ class PipelineView:
         """
         if not self.serves:
             return 0.0
-        query = self._query(Demand(0.0, 0.0, 1.0, 0.0))
         if self.rules.config.planning.placement is Placement.SEPARATE:
-            return self.planner.carried(query, self.ready, self.instances_now)
-        counts = [tuple(server.models[stage].instances for stage in self.pipeline.stages) for server in self.groups[0].ready]
+            return self.planner.carried(self._query(Demand(0.0, 0.0, 1.0, 0.0)), self.ready, self.instances_now)
+        return self._carried([tuple(server.models[stage].instances for stage in self.pipeline.stages) for server in self.groups[0].ready])
+
+    def committed_rps(self, planned: tuple[int, ...]) -> float:
+        """The rate that co-located servers carry with the counts of open calls, and the planned ones of models without any."""
+        after = {(call.server, call.model): call.after for call in self.open_calls}
+        stages = tuple(zip(self.pipeline.stages, planned, strict=True))
+        return self._carried([tuple(after.get((server.name, stage), count) for stage, count in stages) for server in self.groups[0].ready])
+
+    def _carried(self, counts: list[tuple[int, ...]]) -> float:
+        query = self._query(Demand(0.0, 0.0, 1.0, 0.0))
         groups = [(len(counts), counts[0])] if len(set(counts)) == 1 else [(1, instances) for instances in counts]
         return sum(max(0.0, self.planner.carried(query, (n,), instances)) for n, instances in groups)
 
@@ -170,4 +181,11 @@ def view_of(pipeline: PipelineConfig, policy_input: PolicyInput, planner: Planne
         planner=planner,
         at_s=policy_input.snapshot.at_s,
         busy_elsewhere=max(others, default=0),
+        open_calls=_waiting_growth(pipeline, policy_input, planner.rules),
     )
+
+
+def _waiting_growth(pipeline: PipelineConfig, policy_input: PolicyInput, rules: Rules) -> tuple[OpenCall, ...]:
+    longest_s = rules.init_s(pipeline) + rules.config.policy.tick_s
+    calls = [call for call in policy_input.snapshot.open_calls if call.model in pipeline.stages and call.after > call.before]
+    return tuple(call for call in calls if policy_input.snapshot.at_s - call.since_s > longest_s)

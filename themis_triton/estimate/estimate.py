@@ -21,6 +21,7 @@ FAILURES_KEEP_S = 60.0
 FORECAST_S = 60
 # A forecast's minute, with a margin for ticks that are far apart.
 ARRIVALS_KEEP_S = 65.0
+NEWEST_WINDOW_S = 0.5
 LATENCY_WINDOW_S = 5.0
 COMPUTE_WINDOW_S = 5.0
 DISPERSION_WINDOW_S = 0.5
@@ -136,6 +137,7 @@ def _pipeline(
     return PipelineEstimate(
         pipeline=pipeline.name,
         recent_rps=max(first.arrival_rps, arrivals.rate(2 * policy.demand.rate_window_s)),
+        newest_rps=arrivals.rate(NEWEST_WINDOW_S),
         burst_rps=first.burst_rps,
         stable_rps=first.stable_rps,
         growth_rps_per_s=arrivals.growth(policy.demand.growth_window_s),
