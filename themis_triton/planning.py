@@ -13,22 +13,12 @@ from themis_triton.policies import policy_named
 from themis_triton.solver.fleet import ServerAssignment
 from themis_triton.solver.migration import Migration, solve_migration
 from themis_triton.solver.migration_steps import with_requirements
-from themis_triton.solver.plans import Binding, ChainPlan, RunnerUp
+from themis_triton.solver.plans import Binding, ChainPlan, RunnerUp, StagePlan
 from themis_triton.solver.problem import ChainProblem
 from themis_triton.solver.solve import largest_demand, solve_joint, solve_vertical
 
 MAX_SERVERS = 256
 """Upper limit for co-located servers: the solver computes one plan per number of servers."""
-
-
-@dataclass(frozen=True, slots=True)
-class RatePlanStage:
-    """One stage of a plan: its servers, the instances (or cores) on each, and the maximum batch size."""
-
-    model: str
-    servers: int
-    instances: int
-    batch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +38,7 @@ class RatePlan:
     capacity_rps: float
     binding: Binding
     runner_up: RunnerUp | None
-    stages: tuple[RatePlanStage, ...]
+    stages: tuple[StagePlan, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +113,7 @@ def _rate_plan(problem: ChainProblem, rules: Rules, instances: tuple[int, ...] |
         capacity_rps=plan.capacity_rps,
         binding=plan.binding,
         runner_up=plan.runner_up,
-        stages=tuple(RatePlanStage(stage.name, stage.servers, stage.instances, stage.batch) for stage in plan.stages),
+        stages=plan.stages,
     )
 
 

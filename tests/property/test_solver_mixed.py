@@ -73,10 +73,10 @@ def test_no_distribution_of_counts_is_cheaper(seed: int, smooth: bool) -> None:
     best = cheapest(asked, servers, adjacent=not smooth)
     assert plan.feasible == (best is not None)
     if best is not None:
-        instances = sum(each.instances * s.instance_price for each, s in zip(plan.stages, asked.stages, strict=True))
+        instances = sum(each.total_instances * s.instance_price for each, s in zip(plan.stages, asked.stages, strict=True))
         assert instances == pytest.approx(best)
-        assert plan.latency_ms <= asked.slo_ms + 1e-6
-        assert plan.stage_servers_missing == (0,) * len(servers)
+        assert plan.predicted_p99_ms <= asked.slo_ms + 1e-6
+        assert plan.missing == (0,) * len(servers)
     for each, n in zip(plan.stages, servers, strict=True):
         assert each.servers == n
         assert 0 <= each.extra_instance_servers < max(1, n)
@@ -89,11 +89,11 @@ def test_what_instances_cannot_carry_the_missing_servers_do(seed: int) -> None:
     asked = problem(rng, smooth=True)
     servers = tuple(1 for _ in asked.stages)
     plan = solve_mixed(asked, servers)
-    if not plan.feasible and plan.latency_ms <= asked.slo_ms:
-        assert any(plan.stage_servers_missing)
-        enough = tuple(n + missing for n, missing in zip(servers, plan.stage_servers_missing, strict=True))
+    if not plan.feasible and plan.predicted_p99_ms <= asked.slo_ms:
+        assert any(plan.missing)
+        enough = tuple(n + missing for n, missing in zip(servers, plan.missing, strict=True))
         assert solve_mixed(asked, enough).feasible
-    assert math.isfinite(plan.cost)
+    assert math.isfinite(plan.predicted_p99_ms)
 
 
 def test_stages_that_share_servers_are_refused() -> None:

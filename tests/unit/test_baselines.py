@@ -40,6 +40,7 @@ from themis_triton.settings.shipped import shipped
 from themis_triton.sim.setup import SimOptions, simulated
 from themis_triton.sim.starts import prepared, start_of
 from themis_triton.sim.world import paper_world
+from themis_triton.solver.plans import batches_of, instances_of
 from themis_triton.solver.solve import evaluate, solve_joint, solve_vertical
 
 DETECTOR, CLASSIFIER = "video-detector", "video-classifier"
@@ -203,15 +204,16 @@ def test_inferline_counts_replicas_in_proportion_to_its_plan() -> None:
     planner = Planner(build_rules(settings(PolicyName.INFERLINE, 43.0)))
     plan = base_plan(planner.rules, "video", 43.0)
     problem = replace(planner.rules.problems["video"], demand_rps=43.0, headroom_sigmas=0.0, percentile=90.0)
-    assert evaluate(problem, plan.servers, plan.instances, plan.batches).feasible
-    fleet = replicas(plan.servers[0], plan.servers[1], cores=(plan.instances[0], plan.instances[1]))
+    assert evaluate(problem, [stage.servers for stage in plan], instances_of(plan), batches_of(plan)).feasible
+    detector, classifier = plan
+    fleet = replicas(detector.servers, classifier.servers, cores=(detector.instances, classifier.instances))
     _, decision = once(planner, fleet, seen(3.5 * 43.0))
-    desired = [math.ceil(3.5 * count - 1e-9) for count in plan.servers]
+    desired = [math.ceil(3.5 * count - 1e-9) for count in (detector.servers, classifier.servers)]
     assert [launched(decision, name) for name in (DETECTOR, CLASSIFIER)] == [
-        n - held for n, held in zip(desired, plan.servers, strict=True)
+        n - stage.servers for n, stage in zip(desired, plan, strict=True)
     ]
-    assert cores(decision, DETECTOR) == {plan.instances[0]}
-    assert {models[DETECTOR].max_batch for models in target(decision).servers.values() if DETECTOR in models} == {plan.batches[0]}
+    assert cores(decision, DETECTOR) == {detector.instances}
+    assert {models[DETECTOR].max_batch for models in target(decision).servers.values() if DETECTOR in models} == {detector.batch}
 
 
 def test_no_single_step_from_inferlines_plan_saves_anything() -> None:
@@ -219,12 +221,12 @@ def test_no_single_step_from_inferlines_plan_saves_anything() -> None:
     plan = base_plan(planner.rules, "video", 43.0)
     problem = replace(planner.rules.problems["video"], demand_rps=43.0, headroom_sigmas=0.0, percentile=90.0)
     for stage in range(2):
-        for batch in range(plan.batches[stage], 5):
-            batches = [batch if s == stage else plan.batches[s] for s in range(2)]
-            servers = [n - (s == stage) for s, n in enumerate(plan.servers)]
-            fewer = [c - (s == stage) for s, c in enumerate(plan.instances)]
-            assert servers[stage] == 0 or not evaluate(problem, servers, plan.instances, batches).feasible
-            assert fewer[stage] == 0 or not evaluate(problem, plan.servers, fewer, batches).feasible
+        for batch in range(plan[stage].batch, 5):
+            batches = [batch if s == stage else plan[s].batch for s in range(2)]
+            servers = [size.servers - (s == stage) for s, size in enumerate(plan)]
+            fewer = [size.instances - (s == stage) for s, size in enumerate(plan)]
+            assert servers[stage] == 0 or not evaluate(problem, servers, instances_of(plan), batches).feasible
+            assert fewer[stage] == 0 or not evaluate(problem, [size.servers for size in plan], fewer, batches).feasible
 
 
 def test_inferline_without_a_rate_to_plan_for_takes_the_first_that_it_sees() -> None:

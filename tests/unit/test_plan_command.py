@@ -71,7 +71,7 @@ def test_other_devices_slo_and_pipeline_can_be_asked_about() -> None:
     assert all(stage.servers == 1 for stage in plan_for[1].stages)
     assert not plan_command(PlanFlags(SHIPPED, "20", WhatIf(slo_ms=50)))[0].feasible
     (nlp,) = plan_command(PlanFlags(SHIPPED, "20", WhatIf(pipeline="nlp")))
-    assert [stage.model for stage in nlp.stages] == ["nlp-language-identification", "nlp-translation", "nlp-sentiment-analysis"]
+    assert [stage.name for stage in nlp.stages] == ["nlp-language-identification", "nlp-translation", "nlp-sentiment-analysis"]
 
 
 @pytest.mark.parametrize("name", ["plans.png", "plans.svg"])

@@ -13,12 +13,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from themis_triton.commands.plan_migrations import LIVE, Fleet, live_fleet, parse_fleet, path_row, show_paths
+from themis_triton.commands.plan_migrations import LIVE, Fleet, live_fleet, parse_fleet, path_row, show_paths, stage_rows
 from themis_triton.commands.status_command import fetch_status
 from themis_triton.commands.warm_command import planning_groups, prepare_kernels
 from themis_triton.core.config import PipelineConfig, PlanningConfig, ThemisConfig, ThroughputRule
 from themis_triton.core.errors import SettingsError
-from themis_triton.planning import RatePlan, RatePlanStage, WhatIf, plan_rates, selected_pipeline
+from themis_triton.planning import RatePlan, WhatIf, plan_rates, selected_pipeline
 from themis_triton.report.plans import PlanSeries, draw_plans
 from themis_triton.settings import load_settings
 
@@ -57,7 +57,7 @@ def plan_command(flags: PlanFlags) -> tuple[RatePlan, ...]:
         console.print(f"plot: {flags.plot}", soft_wrap=True, markup=False, highlight=False)
     if flags.as_json:
         # Written to the stream, because Rich would wrap or colour the line.
-        rows = [asdict(answer) for answer in answers]
+        rows = [asdict(answer) | {"stages": stage_rows(answer.stages)} for answer in answers]
         extras = [{"path": path_row(path)} for path in paths] if paths is not None else [{} for _ in rows]
         console.file.write(json.dumps([row | extra for row, extra in zip(rows, extras, strict=True)]) + "\n")
     return answers
@@ -167,14 +167,10 @@ def _caption(answers: Sequence[RatePlan], pipeline: PipelineConfig, config: Them
 
 def series_of(answers: Sequence[RatePlan]) -> PlanSeries:
     """The plans as series for the plot."""
-    columns: list[tuple[RatePlanStage, ...]] = list(zip(*(answer.stages for answer in answers), strict=True))
     return PlanSeries(
         rate_rps=[answer.rate_rps for answer in answers],
         feasible=[answer.feasible for answer in answers],
         p99_ms=[answer.predicted_p99_ms for answer in answers],
         cost=[answer.cost for answer in answers],
-        stages=[column[0].model for column in columns],
-        servers=[[stage.servers for stage in column] for column in columns],
-        instances=[[stage.instances for stage in column] for column in columns],
-        batches=[[stage.batch for stage in column] for column in columns],
+        stages=list(zip(*(answer.stages for answer in answers), strict=True)),
     )

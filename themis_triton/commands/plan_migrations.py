@@ -21,6 +21,7 @@ from themis_triton.planning import WhatIf, plan_migration
 from themis_triton.solver.fleet import ServerAssignment, assignment_of
 from themis_triton.solver.migration import Migration
 from themis_triton.solver.migration_steps import Step
+from themis_triton.solver.plans import StageSize
 
 MAX_SERVERS = 64
 LIVE = "live"
@@ -79,6 +80,11 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
+def stage_rows(stages: Sequence[StageSize]) -> list[dict[str, Any]]:
+    """Stages as JSON rows."""
+    return [{"model": s.name, "servers": s.servers, "instances": s.instances, "batch": s.batch} for s in stages]
+
+
 def path_row(path: Migration) -> dict[str, Any]:
     """A migration as a JSON row; `slo_holds_after_s` null: not even at its end."""
     return {
@@ -89,7 +95,7 @@ def path_row(path: Migration) -> dict[str, Any]:
         "cost": path.plan.cost,
         "predicted_p99_ms": path.plan.predicted_p99_ms if math.isfinite(path.plan.predicted_p99_ms) else None,
         "servers": path.plan.servers,
-        "stages": [{"model": s.name, "servers": s.servers, "instances": s.instances, "batch": s.batch} for s in path.plan.stages],
+        "stages": stage_rows(path.plan.stages),
         "steps": [
             {"kind": step.kind.value, "server": step.server, "model": step.stage, "starts_s": step.starts_s, "ends_s": step.ends_s}
             | {"instances": [step.before[0], step.after[0]], "batch": [step.before[1], step.after[1]], "requires": list(step.requires)}

@@ -14,8 +14,8 @@ from themis_triton.decide.rules import Rules
 from themis_triton.solver.fleet import ServerAssignment
 from themis_triton.solver.memory import Memory
 from themis_triton.solver.migration import Migration, solve_migration
-from themis_triton.solver.mixed import MixedPlan, solve_mixed
-from themis_triton.solver.plans import ChainPlan, VerticalPlan
+from themis_triton.solver.mixed import solve_mixed
+from themis_triton.solver.plans import ChainPlan, VerticalPlan, VerticalTarget
 from themis_triton.solver.problem import ChainProblem
 from themis_triton.solver.solve import fewest_servers, find_vertical, largest_demand, servers_missing, solve_joint, strongest_vertical
 
@@ -84,7 +84,7 @@ class Planner:
         query = _rounded(query)
         return self.remembered(("vertical", query, servers, min_instances), lambda: self._solve_vertical(query, servers, min_instances))
 
-    def mixed(self, query: PlanQuery, servers: tuple[int, ...]) -> MixedPlan:
+    def mixed(self, query: PlanQuery, servers: tuple[int, ...]) -> VerticalTarget:
         """`solve_mixed`."""
         query = _rounded(query)
         return self.remembered(("mixed", query, servers), lambda: solve_mixed(self._problem(query), servers, query.batch_caps))

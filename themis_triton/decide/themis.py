@@ -14,9 +14,9 @@ from themis_triton.decide.demand import Demand, backlog_of, fast_demand, launch_
 from themis_triton.decide.policy import Policy
 from themis_triton.decide.proposal import PolicyResult, Proposal, evidence_of, grows, leaving, shrinks, to_launch
 from themis_triton.decide.state import DemandSample, PipelineState
-from themis_triton.decide.view import PipelineView, VerticalTarget
+from themis_triton.decide.view import PipelineView
 from themis_triton.solver.migration import Migration
-from themis_triton.solver.plans import ChainPlan
+from themis_triton.solver.plans import ChainPlan, VerticalTarget, batches_of, instances_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     state, retire, why = _scale_in(state, view, target.desired)
     if retire and view.rules.fast_actuation:
         now = view.in_place(fast, view.without(retire))
-        instances = now.instances
+        instances = instances_of(now.stages)
     elif retire:
         instances = _survivors(view, fast, instances, retire)
     return PolicyResult(
@@ -98,8 +98,8 @@ def _stabilized_instances(
     if now is None:
         return view.instances_now, False, state
     if view.rules.fast_actuation and policy.scale_down.shrink_stabilization_s <= policy.tick_s:
-        return now.instances, True, state
-    state = state.with_sample(DemandSample(view.at_s, now.instances, view.ready), policy.scale_down.shrink_stabilization_s)
+        return instances_of(now.stages), True, state
+    state = state.with_sample(DemandSample(view.at_s, instances_of(now.stages), view.ready), policy.scale_down.shrink_stabilization_s)
     steady = fast.extra_rps <= policy.scale_down.steady_growth_threshold * fast.rate_rps and not any(view.coming)
     covered = view.at_s - state.samples[0].at_s >= policy.scale_down.shrink_stabilization_s
     return state.max_instances_needed(), steady and covered, state
@@ -114,7 +114,7 @@ def _slow_target(view: PipelineView, slow: Demand, at_launch: Demand) -> _SlowTa
     if _moves(view, plan) and view.serves and view.rules.config.planning.placement is Placement.COLOCATED:
         migration = view.migration(slow)
         plan = migration.plan
-    desired = view.servers_of(plan) if plan.feasible else view.max_servers_by_group
+    desired = view.servers_of(plan.stages) if plan.feasible else view.max_servers_by_group
     surge = replace(slow, rate_rps=slow.rate_rps * view.rules.config.policy.scale_up.burst_headroom_factor)
     desired = _larger(desired, _larger(view.fewest_servers(surge), view.fewest_servers(at_launch)))
     return _SlowTarget(_bounded(desired, view), plan, migration)
@@ -127,7 +127,7 @@ def _beyond_open_calls(view: PipelineView, now: VerticalTarget | None, at_launch
     """
     if now is None or not view.open_calls or view.rules.config.planning.placement is Placement.SEPARATE:
         return (0,) * len(view.groups)
-    committed_rps = view.committed_rps(now.instances)
+    committed_rps = view.committed_rps(instances_of(now.stages))
     missing_rps = at_launch.with_headroom_rps() - committed_rps
     spare_rps = committed_rps - at_launch.rate_rps
     drains = spare_rps > 0.0 and backlog_of(view.estimate, view.rules.config.policy) <= spare_rps * view.rules.launch_s(view.pipeline)
@@ -139,7 +139,7 @@ def _beyond_open_calls(view: PipelineView, now: VerticalTarget | None, at_launch
 def _moves(view: PipelineView, plan: ChainPlan) -> bool:
     """Whether the plan needs other servers than the ready ones, or a reload would allow larger batches."""
     bounds = tuple(stage.max_batch for stage in view.problem.stages)
-    return not plan.feasible or view.servers_of(plan) != view.ready or view.batch_caps != bounds
+    return not plan.feasible or view.servers_of(plan.stages) != view.ready or view.batch_caps != bounds
 
 
 def _larger(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
@@ -165,7 +165,7 @@ def _scale_in(state: PipelineState, view: PipelineView, desired: tuple[int, ...]
         return state, (), f"{suffices}, but not throughout the last {policy.scale_down.scale_in_stabilization_s:.0f} s"
     peak = survivor_demand(view.estimate, policy)
     cheapest = view.joint(peak)
-    kept = _larger(state.max_desired(), view.servers_of(cheapest) if cheapest.feasible else view.ready)
+    kept = _larger(state.max_desired(), view.servers_of(cheapest.stages) if cheapest.feasible else view.ready)
     retire = leaving(view, kept)
     if retire:
         return state, retire, ""
@@ -183,12 +183,12 @@ def _survivors(view: PipelineView, fast: Demand, instances: tuple[int, ...], ret
     """Instances with which the remaining servers carry the load: they grow before a server retires."""
     largest_rps = max(fast.total_rps, survivor_demand(view.estimate, view.rules.config.policy).total_rps)
     plan = view.in_place(Demand(largest_rps, 0.0, fast.dispersion, fast.sigmas), view.without(retire))
-    return tuple(map(max, instances, plan.instances))
+    return tuple(map(max, instances, instances_of(plan.stages)))
 
 
 def _launch_instances(view: PipelineView, demands: tuple[Demand, ...], desired: tuple[int, ...]) -> tuple[int, ...]:
     """Instances of a new server: those that all servers together will need."""
-    return view.in_place(max(demands, key=lambda demand: demand.total_rps), desired).instances
+    return instances_of(view.in_place(max(demands, key=lambda demand: demand.total_rps), desired).stages)
 
 
 def _extra_instances(
@@ -198,19 +198,17 @@ def _extra_instances(
     overrides: dict[str, dict[str, int]] = {}
     if now is None:
         return overrides
-    for s, (name, low, extra_instance_servers) in enumerate(
-        zip(view.pipeline.stages, now.instances, now.extra_instance_servers, strict=True)
-    ):
+    for s, size in enumerate(now.stages):
         staying = [server for server in view.holders(s) if server.name not in retire]
-        for server in sorted(staying, key=lambda server: -server.models[name].instances)[:extra_instance_servers]:
-            overrides.setdefault(server.name, {})[name] = max(low + 1, instances[s])
+        for server in sorted(staying, key=lambda server: -server.models[size.name].instances)[: size.extra_instance_servers]:
+            overrides.setdefault(server.name, {})[size.name] = max(size.instances + 1, instances[s])
     return overrides
 
 
 def _batches(view: PipelineView, now: VerticalTarget | None, instances: tuple[int, ...], target: _SlowTarget) -> tuple[int, ...]:
     """Batch limits; they are raised, which takes a reload, only while the running instances suffice and the cheapest migration does so."""
     if view.rules.dispatcher_sets_batches:
-        return now.batches if now is not None else tuple(stage.batch for stage in target.plan.stages)
+        return batches_of(now.stages if now is not None else target.plan.stages)
     bounds = tuple(stage.max_batch for stage in view.problem.stages)
     steady = now is not None and now.feasible and not grows(view, instances)
     reloads = target.migration is not None and any(step.kind is ActionKind.REBATCH for step in target.migration.steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from themis_triton.core.config import PipelineConfig, Placement
@@ -16,23 +17,8 @@ from themis_triton.decide.state import Group, PolicyInput
 from themis_triton.plan.steps import by_retirement
 from themis_triton.solver.fleet import assignment_of
 from themis_triton.solver.migration import Migration
-from themis_triton.solver.plans import ChainPlan, VerticalPlan
+from themis_triton.solver.plans import ChainPlan, StageSize, VerticalPlan, VerticalTarget
 from themis_triton.solver.problem import ChainProblem
-
-
-@dataclass(frozen=True, slots=True)
-class VerticalTarget:
-    """Instances and batches a stage for given servers; `extra_instance_servers` servers of a stage run one instance more.
-
-    Infeasible: those of the greatest capacity, and the missing servers a group.
-    """
-
-    feasible: bool
-    instances: tuple[int, ...]
-    extra_instance_servers: tuple[int, ...]
-    batches: tuple[int, ...]
-    missing: tuple[int, ...]
-    predicted_p99_ms: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +83,12 @@ class PipelineView:
         names = self.pipeline.stages
         return tuple(min((server.models[name].instances for server in self.holders(s)), default=0) for s, name in enumerate(names))
 
+    @property
+    def sizes_now(self) -> tuple[StageSize, ...]:
+        """The size of each stage by its smallest ready server."""
+        rows = enumerate(zip(self.pipeline.stages, self.instances_now, self.batch_caps, strict=True))
+        return tuple(StageSize(name, len(self.holders(s)), instances, batch) for s, (name, instances, batch) in rows)
+
     def vertical(self, demand: Demand, servers: tuple[int, ...], *, min_instances: tuple[int, ...] | None = None) -> VerticalPlan:
         """The fewest instances on so many servers; where none suffice, the counts of the greatest capacity and the servers missing.
 
@@ -107,16 +99,10 @@ class PipelineView:
     def in_place(self, demand: Demand, servers: tuple[int, ...]) -> VerticalTarget:
         """The target of given servers for a demand: counts that may differ by one where a server holds one stage, else equal ones."""
         if self.rules.config.planning.placement is Placement.SEPARATE and self.problem.queueing is QueueingModel.SHARE:
-            plan = self.planner.mixed(self._query(demand), servers)
-            lows, extra_instance_servers, batches = zip(
-                *((stage.low, stage.extra_instance_servers, stage.batch) for stage in plan.stages), strict=True
-            )
-            return VerticalTarget(plan.feasible, lows, extra_instance_servers, batches, plan.stage_servers_missing, plan.latency_ms)
+            return self.planner.mixed(self._query(demand), servers)
         vertical = self.vertical(demand, servers)
         missing = vertical.stage_servers_missing or (vertical.servers_missing or 0,) * len(self.groups)
-        stages = vertical.plan.stages
-        counts, batches = tuple(stage.instances for stage in stages), tuple(stage.batch for stage in stages)
-        return VerticalTarget(vertical.feasible, counts, (0,) * len(counts), batches, missing, vertical.plan.predicted_p99_ms)
+        return VerticalTarget(vertical.feasible, vertical.plan.stages, missing, vertical.plan.predicted_p99_ms)
 
     def joint(self, demand: Demand, *, instances: tuple[int, ...] | None = None, reload: bool = False) -> ChainPlan:
         """The cheapest servers × instances × batch; `reload` allows batches that the ready servers would have to reload for."""
@@ -133,9 +119,9 @@ class PipelineView:
         adopted = sum(not server.launched for server in self.groups[0].ready)
         return self.planner.migration(replace(self._query(demand, reload=True), min_servers=max(1, adopted)), now)
 
-    def servers_of(self, plan: ChainPlan) -> tuple[int, ...]:
-        """A plan's servers a group."""
-        return tuple(plan.stages[group.stages[0]].servers for group in self.groups)
+    def servers_of(self, stages: Sequence[StageSize]) -> tuple[int, ...]:
+        """The stages' servers a group."""
+        return tuple(stages[group.stages[0]].servers for group in self.groups)
 
     @property
     def max_servers_by_group(self) -> tuple[int, ...]:

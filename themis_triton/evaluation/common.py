@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from themis_triton.decide.demand import Demand, burst_demand
 from themis_triton.decide.proposal import leaving
 from themis_triton.decide.state import PipelineState
 from themis_triton.decide.view import PipelineView
+from themis_triton.solver.plans import StageSize, batches_of
 
 
 def baseline_demand(view: PipelineView) -> Demand:
@@ -21,9 +23,9 @@ def baseline_demand(view: PipelineView) -> Demand:
     return Demand(float(math.ceil(view.estimate.burst_rps - 1e-6)), 0.0, 1.0, policy.demand.headroom_sigmas, exact=True)
 
 
-def batches_of(view: PipelineView, planned: tuple[int, ...]) -> tuple[int, ...]:
+def batch_limits(view: PipelineView, planned: Sequence[StageSize]) -> tuple[int, ...]:
     """The planned batches where a dispatcher sets them, else the servers' limits."""
-    return planned if view.rules.dispatcher_sets_batches else view.batch_caps
+    return batches_of(planned) if view.rules.dispatcher_sets_batches else view.batch_caps
 
 
 def scaled_in(

@@ -13,7 +13,7 @@ from themis_triton.decide.policy import Policy
 from themis_triton.decide.proposal import PolicyResult, Proposal, evidence_of, to_launch
 from themis_triton.decide.state import PipelineState
 from themis_triton.decide.view import PipelineView
-from themis_triton.evaluation.common import baseline_demand, batches_of, scaled_in
+from themis_triton.evaluation.common import baseline_demand, batch_limits, scaled_in
 from themis_triton.solver.problem import ChainProblem
 from themis_triton.solver.solve import largest_demand
 
@@ -24,7 +24,7 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     instances = state.fixed_instances or efficient_instances(view.problem, policy.horizontal.instances)
     demand = baseline_demand(view)
     joint = view.joint(demand, instances=instances)
-    desired = view.servers_of(joint) if joint.feasible else view.max_servers_by_group
+    desired = view.servers_of(joint.stages) if joint.feasible else view.max_servers_by_group
     launch = to_launch(view, desired)
     state, retire = scaled_in(replace(state, fixed_instances=instances), view, desired, policy.horizontal.scale_in_stabilization_s)
     reason = Reason.SCALE_OUT if any(launch) else Reason.SCALE_IN if retire else Reason.STEADY if joint.feasible else Reason.INFEASIBLE
@@ -32,7 +32,7 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
         state,
         Proposal(
             instances=instances,
-            batches=batches_of(view, tuple(stage.batch for stage in joint.stages)),
+            batches=batch_limits(view, joint.stages),
             stage=Stage.OPTIMISE,
             reason=reason,
             evidence=evidence_of(view, demand, demand, desired=desired, predicted_p99_ms=joint.predicted_p99_ms),

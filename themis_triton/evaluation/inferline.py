@@ -14,9 +14,9 @@ from themis_triton.decide.proposal import PolicyResult, Proposal, evidence_of, t
 from themis_triton.decide.rules import Rules
 from themis_triton.decide.state import PipelineState
 from themis_triton.decide.view import PipelineView
-from themis_triton.evaluation.common import baseline_demand, batches_of, scaled_in
-from themis_triton.evaluation.starts import FleetPlan, start_planned
-from themis_triton.solver.plans import Evaluation
+from themis_triton.evaluation.common import baseline_demand, batch_limits, scaled_in
+from themis_triton.evaluation.starts import start_planned
+from themis_triton.solver.plans import Evaluation, StageSize, batches_of, instances_of
 from themis_triton.solver.problem import ChainProblem, Placement
 from themis_triton.solver.solve import evaluate
 
@@ -30,20 +30,20 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     key = ("inferline", view.pipeline.name, base_rps)
     plan = view.planner.remembered(key, lambda: base_plan(view.rules, view.pipeline.name, base_rps))
     # The plan's utilisation is ρ = base / (n·μ), so that μ·ρ is its share of the base rate a server.
-    needed = (max(plan.servers[s] for s in group.stages) * demand.rate_rps / base_rps if base_rps else 1.0 for group in view.groups)
+    needed = (max(plan[s].servers for s in group.stages) * demand.rate_rps / base_rps if base_rps else 1.0 for group in view.groups)
     desired = tuple(min(max(1, math.ceil(count - 1e-9)), most) for count, most in zip(needed, _most(view), strict=True))
     state, retire = scaled_in(replace(state, fixed_rps=base_rps), view, desired, policy.inferline.scale_in_stabilization_s)
-    launch = to_launch(view, desired)
+    launch, instances = to_launch(view, desired), instances_of(plan)
     return PolicyResult(
         state,
         Proposal(
-            instances=plan.instances,
-            batches=batches_of(view, plan.batches),
+            instances=instances,
+            batches=batch_limits(view, plan),
             stage=Stage.OPTIMISE,
             reason=Reason.SCALE_OUT if any(launch) else Reason.SCALE_IN if retire else Reason.STEADY,
             evidence=evidence_of(view, demand, demand, desired=desired, predicted_p99_ms=None),
             launch=launch,
-            launch_instances=plan.instances,
+            launch_instances=instances,
             retire=retire,
         ),
     )
@@ -53,7 +53,7 @@ def _most(view: PipelineView) -> tuple[int, ...]:
     return (view.rules.max_servers,) * len(view.groups)
 
 
-def base_plan(rules: Rules, pipeline: str, rate_rps: float) -> FleetPlan:
+def base_plan(rules: Rules, pipeline: str, rate_rps: float) -> tuple[StageSize, ...]:
     """Hill-climbing from batches of one on the most instances: each time the step that saves most, while there is a feasible one.
 
     A step is a server fewer or an instance fewer a server, of one stage, alone or with larger batches of it. Feasible: at the base
@@ -62,39 +62,38 @@ def base_plan(rules: Rules, pipeline: str, rate_rps: float) -> FleetPlan:
     problem = replace(rules.problems[pipeline], demand_rps=rate_rps, percentile=PLANNING_PERCENTILE, headroom_sigmas=0.0)
     plan = _start(problem)
     while steps := [result for step in _steps(problem, plan) if (result := _result(problem, step)).feasible]:
-        best = min(steps, key=lambda result: result.cost)
-        rows = ((stage.servers, stage.instances, stage.batch) for stage in best.stages)
-        plan = FleetPlan(*(tuple(column) for column in zip(*rows, strict=True)))
+        plan = min(steps, key=lambda result: result.cost).stages
     return plan
 
 
-def _start(problem: ChainProblem) -> FleetPlan:
-    most = tuple(stage.max_instances for stage in problem.stages)
-    ones = (1,) * len(most)
-    single = zip(problem.stages, _result(problem, FleetPlan(ones, most, ones)).stages, strict=True)
-    needs = [max(1, math.ceil(problem.demand_rps * stage.demand_ratio / one.capacity_rps)) for stage, one in single]
-    return FleetPlan(tuple(needs if problem.placement is Placement.SEPARATE else [max(needs)] * len(needs)), most, ones)
+def _start(problem: ChainProblem) -> tuple[StageSize, ...]:
+    single = tuple(StageSize(stage.name, 1, stage.max_instances, 1) for stage in problem.stages)
+    pairs = zip(problem.stages, _result(problem, single).stages, strict=True)
+    needs = [max(1, math.ceil(problem.demand_rps * stage.demand_ratio / one.capacity_rps)) for stage, one in pairs]
+    if problem.placement is not Placement.SEPARATE:
+        needs = [max(needs)] * len(needs)
+    return tuple(replace(one, servers=n) for one, n in zip(single, needs, strict=True))
 
 
-def _steps(problem: ChainProblem, plan: FleetPlan) -> Iterator[FleetPlan]:
+def _steps(problem: ChainProblem, plan: tuple[StageSize, ...]) -> Iterator[tuple[StageSize, ...]]:
     together = problem.placement is not Placement.SEPARATE
-    fewer = tuple(n - 1 for n in plan.servers)
     for s, stage in enumerate(problem.stages):
-        for more in range(stage.max_batch - plan.batches[s] + 1):
-            larger = replace(plan, batches=_moved(plan.batches, s, more))
-            if plan.servers[s] > 1:
-                yield replace(larger, servers=fewer if together else _moved(plan.servers, s, -1))
-            if plan.instances[s] > stage.min_instances:
-                yield replace(larger, instances=_moved(plan.instances, s, -1))
+        for batch in range(plan[s].batch, stage.max_batch + 1):
+            larger = replace(plan[s], batch=batch)
+            if plan[s].servers > 1:
+                fewer = tuple(replace(size, servers=size.servers - 1) for size in plan) if together else plan
+                yield _with(fewer, s, replace(larger, servers=larger.servers - 1))
+            if plan[s].instances > stage.min_instances:
+                yield _with(plan, s, replace(larger, instances=larger.instances - 1))
 
 
-def _moved(counts: tuple[int, ...], stage: int, by: int) -> tuple[int, ...]:
-    return tuple(count + by * (s == stage) for s, count in enumerate(counts))
+def _with(plan: tuple[StageSize, ...], s: int, size: StageSize) -> tuple[StageSize, ...]:
+    return (*plan[:s], size, *plan[s + 1 :])
 
 
-def _result(problem: ChainProblem, plan: FleetPlan) -> Evaluation:
-    servers = plan.servers if problem.placement is Placement.SEPARATE else plan.servers[0]
-    return evaluate(problem, servers, plan.instances, plan.batches)
+def _result(problem: ChainProblem, plan: tuple[StageSize, ...]) -> Evaluation:
+    servers = [size.servers for size in plan] if problem.placement is Placement.SEPARATE else plan[0].servers
+    return evaluate(problem, servers, instances_of(plan), batches_of(plan))
 
 
 def _prepared(config: PolicyConfig, load: Load) -> PolicyConfig:

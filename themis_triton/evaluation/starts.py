@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from themis_triton.core.config import ModelConfig, Placement, ThemisConfig
 from themis_triton.core.fleet import ModelState
 from themis_triton.decide.policy import Models
 from themis_triton.decide.rules import Rules, build_rules
-from themis_triton.solver.plans import ChainPlan
-from themis_triton.solver.problem import ChainProblem
+from themis_triton.solver.plans import StageSize
 from themis_triton.solver.solve import solve_joint
-
-
-@dataclass(frozen=True, slots=True)
-class FleetPlan:
-    """Servers, instances and batches a stage."""
-
-    servers: tuple[int, ...]
-    instances: tuple[int, ...]
-    batches: tuple[int, ...]
 
 
 def start_for(config: ThemisConfig, rate_rps: float, *, batch: int | None = None) -> tuple[Models, ...]:
@@ -34,17 +24,17 @@ def start_for(config: ThemisConfig, rate_rps: float, *, batch: int | None = None
         fewest = [stage.min_instances for stage in problem.stages]
         allowed = None if batch is None else [list(range(1, min(batch, stage.max_batch) + 1)) for stage in problem.stages]
         plan = solve_joint(problem, instances=fewest, batches=allowed)
-        models = {s.name: initial_state(config.models[s.name], s.instances, batch) for s in plan.stages}
-        if config.planning.placement is Placement.SEPARATE:
-            states += [{stage.name: models[stage.name]} for stage in plan.stages for _ in range(stage.servers)]
-        else:
-            states += [models] * plan.servers
+        states += _servers(config, [replace(stage, batch=_limit(config.models[stage.name], batch)) for stage in plan.stages])
     return tuple(states)
 
 
 def initial_state(model: ModelConfig, instances: int, batch: int | None) -> ModelState:
     """A model's state at the start; `batch` None: the settings' bound."""
-    return ModelState(instances, min(batch or model.max_batch, model.max_batch), model.max_queue_delay_us)
+    return ModelState(instances, _limit(model, batch), model.max_queue_delay_us)
+
+
+def _limit(model: ModelConfig, batch: int | None) -> int:
+    return min(batch or model.max_batch, model.max_batch)
 
 
 def start_for_peak(config: ThemisConfig, peak_rps: float) -> tuple[Models, ...]:
@@ -53,17 +43,19 @@ def start_for_peak(config: ThemisConfig, peak_rps: float) -> tuple[Models, ...]:
     for pipeline in config.pipelines:
         problem = replace(rules.problems[pipeline.name], demand_rps=peak_rps)
         plan = solve_joint(problem, instances=[stage.max_instances for stage in problem.stages])
-        fewest = tuple(stage.min_instances for stage in problem.stages)
-        states += _servers(config, problem, FleetPlan(_counts(plan), fewest, (1,) * len(fewest)))
+        pairs = zip(problem.stages, plan.stages, strict=True)
+        fewest = [StageSize(stage.name, planned.servers, stage.min_instances, 1) for stage, planned in pairs]
+        states += _servers(config, fewest)
     return tuple(states)
 
 
-def start_planned(config: ThemisConfig, rate_rps: float, fleet_for: Callable[[Rules, str, float], FleetPlan]) -> tuple[Models, ...]:
+def start_planned(
+    config: ThemisConfig, rate_rps: float, fleet_for: Callable[[Rules, str, float], Sequence[StageSize]]
+) -> tuple[Models, ...]:
     """Each pipeline's fleet for a rate, by the policy's own planner; reduced to the servers that can exist where stages are co-located."""
     rules, states = build_rules(config), list[list[Models]]()
     for pipeline in config.pipelines:
-        problem = replace(rules.problems[pipeline.name], demand_rps=rate_rps)
-        states.append(_servers(config, problem, fleet_for(rules, pipeline.name, rate_rps)))
+        states.append(_servers(config, fleet_for(rules, pipeline.name, rate_rps)))
     if config.planning.placement is Placement.COLOCATED:
         _fit(states, rules.max_servers)
     return tuple(server for servers in states for server in servers)
@@ -75,15 +67,9 @@ def _fit(states: list[list[Models]], places: int) -> None:
         max(states, key=len).pop()
 
 
-def _counts(plan: ChainPlan) -> tuple[int, ...]:
-    return tuple(stage.servers for stage in plan.stages)
-
-
-def _servers(config: ThemisConfig, problem: ChainProblem, fleet: FleetPlan) -> list[Models]:
+def _servers(config: ThemisConfig, stages: Sequence[StageSize]) -> list[Models]:
     """Servers that hold one stage each where stages are separate, else all of them."""
-    delays: Sequence[int] = [config.models[stage.name].max_queue_delay_us for stage in problem.stages]
-    rows = zip(problem.stages, fleet.instances, fleet.batches, delays, strict=True)
-    states = {stage.name: ModelState(count, batch, delay) for stage, count, batch, delay in rows}
-    if problem.placement is Placement.SEPARATE:
-        return [{stage.name: states[stage.name]} for stage, n in zip(problem.stages, fleet.servers, strict=True) for _ in range(n)]
-    return [states] * max(fleet.servers)
+    states = {stage.name: ModelState(stage.instances, stage.batch, config.models[stage.name].max_queue_delay_us) for stage in stages}
+    if config.planning.placement is Placement.SEPARATE:
+        return [{stage.name: states[stage.name]} for stage in stages for _ in range(stage.servers)]
+    return [states] * max(stage.servers for stage in stages)

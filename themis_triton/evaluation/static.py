@@ -15,7 +15,8 @@ from themis_triton.decide.state import PipelineState
 from themis_triton.decide.view import PipelineView
 from themis_triton.evaluation.common import baseline_demand
 from themis_triton.evaluation.horizontal import efficient_instances
-from themis_triton.evaluation.starts import FleetPlan, start_planned
+from themis_triton.evaluation.starts import start_planned
+from themis_triton.solver.plans import StagePlan, instances_of
 from themis_triton.solver.solve import solve_joint
 
 
@@ -41,7 +42,7 @@ def _fixed(state: PipelineState, view: PipelineView) -> PipelineState:
     policy = view.rules.config.policy
     if policy.static.planned_rps is not None:
         plan = view.joint(Demand(policy.static.planned_rps, 0.0, 1.0, policy.demand.headroom_sigmas, exact=True))
-        servers, instances = view.servers_of(plan), tuple(stage.instances for stage in plan.stages)
+        servers, instances = view.servers_of(plan.stages), instances_of(plan.stages)
         return replace(state, fixed_servers=servers if plan.feasible else view.max_servers_by_group, fixed_instances=instances)
     if view.serves:
         return replace(state, fixed_servers=view.ready, fixed_instances=view.instances_now)
@@ -59,9 +60,8 @@ def _first_servers(config: ThemisConfig, _: Load) -> tuple[Models, ...] | None:
     return start_planned(config, rate_rps, _planned_fleet) if rate_rps is not None else None
 
 
-def _planned_fleet(rules: Rules, pipeline: str, rate_rps: float) -> FleetPlan:
-    stages = solve_joint(replace(rules.problems[pipeline], demand_rps=rate_rps)).stages
-    return FleetPlan(*(tuple(getattr(stage, key) for stage in stages) for key in ("servers", "instances", "batch")))
+def _planned_fleet(rules: Rules, pipeline: str, rate_rps: float) -> tuple[StagePlan, ...]:
+    return solve_joint(replace(rules.problems[pipeline], demand_rps=rate_rps)).stages
 
 
 STATIC = Policy(PolicyName.STATIC, propose, prepared=_prepared, first_servers=_first_servers)

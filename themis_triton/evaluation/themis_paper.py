@@ -11,9 +11,10 @@ from themis_triton.decide.policy import Policy
 from themis_triton.decide.proposal import PolicyResult, Proposal, evidence_of, grows, to_launch
 from themis_triton.decide.state import PipelineState
 from themis_triton.decide.view import PipelineView
-from themis_triton.evaluation.common import baseline_demand, batches_of, scaled_in
+from themis_triton.evaluation.common import baseline_demand, batch_limits, scaled_in
 from themis_triton.evaluation.horizontal import efficient_instances
 from themis_triton.forecast.forecast import forecast_rate
+from themis_triton.solver.plans import StageSize, instances_of
 from themis_triton.solver.problem import ChainProblem
 from themis_triton.solver.solve import evaluate
 
@@ -26,8 +27,7 @@ QUANTILE = 0.8
 class _Move:
     """The proposal of one of the two states. `steady`: instances are the steady ones, so that servers may retire."""
 
-    instances: tuple[int, ...]
-    batches: tuple[int, ...]
+    stages: tuple[StageSize, ...]
     desired: tuple[int, ...]
     launch_instances: tuple[int, ...]
     feasible: bool
@@ -49,8 +49,8 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     return PolicyResult(
         state,
         Proposal(
-            instances=move.instances,
-            batches=batches_of(view, move.batches),
+            instances=instances_of(move.stages),
+            batches=batch_limits(view, move.stages),
             stage=Stage.ABSORB if vertical else Stage.OPTIMISE,
             reason=_reason(view, move, launch, retire),
             evidence=evidence_of(view, demand, demand, desired=move.desired, predicted_p99_ms=None),
@@ -83,24 +83,22 @@ def _throughput_rps(view: PipelineView) -> float:
 def _horizontally(view: PipelineView, demand: Demand, steady: tuple[int, ...]) -> _Move:
     """The plan with the fewest cores. Cores are removed once one server more than planned serves in the stage."""
     plan = view.joint(demand, instances=steady)
-    desired = view.servers_of(plan) if plan.feasible else view.max_servers_by_group
-    batches = tuple(stage.batch for stage in plan.stages)
+    desired = view.servers_of(plan.stages) if plan.feasible else view.max_servers_by_group
     if not view.serves:
-        return _Move(steady, batches, desired, steady, plan.feasible, steady=True)
+        return _Move(plan.stages, desired, steady, plan.feasible, steady=True)
     shrinks = [any(view.instances_now[s] > steady[s] for s in group.stages) for group in view.groups]
     desired = tuple(count + extra for count, extra in zip(desired, shrinks, strict=True))
     if any(shrinks) and any(ready < count for ready, count in zip(view.ready, desired, strict=True)):
-        return _Move(view.instances_now, view.batch_caps, desired, steady, plan.feasible, steady=False)
-    return _Move(steady, batches, desired, steady, plan.feasible, steady=True)
+        return _Move(view.sizes_now, desired, steady, plan.feasible, steady=False)
+    return _Move(plan.stages, desired, steady, plan.feasible, steady=True)
 
 
 def _vertically(view: PipelineView, demand: Demand) -> _Move:
     """The fewest cores on the ready servers, never fewer than now; the missing servers where these do not suffice."""
     found = view.vertical(demand, view.ready, min_instances=view.instances_now)
-    instances = tuple(stage.instances for stage in found.plan.stages)
     missing = found.stage_servers_missing or (0 if found.feasible else found.servers_missing or 1,) * len(view.groups)
     desired = tuple(ready + more for ready, more in zip(view.ready, missing, strict=True))
-    return _Move(instances, tuple(stage.batch for stage in found.plan.stages), desired, instances, found.feasible, steady=False)
+    return _Move(found.plan.stages, desired, instances_of(found.plan.stages), found.feasible, steady=False)
 
 
 def _reason(view: PipelineView, move: _Move, launch: tuple[int, ...], retire: tuple[str, ...]) -> Reason:
@@ -108,7 +106,7 @@ def _reason(view: PipelineView, move: _Move, launch: tuple[int, ...], retire: tu
         return Reason.SCALE_OUT
     if retire:
         return Reason.SCALE_IN
-    if view.serves and grows(view, move.instances):
+    if view.serves and grows(view, instances_of(move.stages)):
         return Reason.SURGE
     return Reason.STEADY if move.feasible else Reason.INFEASIBLE
 

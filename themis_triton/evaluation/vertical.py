@@ -12,8 +12,9 @@ from themis_triton.decide.policy import Load, Models, Policy
 from themis_triton.decide.proposal import PolicyResult, Proposal, evidence_of, grows, to_launch
 from themis_triton.decide.state import DemandSample, PipelineState
 from themis_triton.decide.view import PipelineView
-from themis_triton.evaluation.common import baseline_demand, batches_of
+from themis_triton.evaluation.common import baseline_demand, batch_limits
 from themis_triton.evaluation.starts import start_for_peak
+from themis_triton.solver.plans import instances_of
 
 
 def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
@@ -30,7 +31,7 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
         else fast_demand(view.estimate, policy, view.rules.init_s(view.pipeline))
     )
     plan = view.vertical(fast, tuple(max(1, ready) for ready in view.ready))
-    sample = DemandSample(view.at_s, tuple(stage.instances for stage in plan.plan.stages), view.ready)
+    sample = DemandSample(view.at_s, instances_of(plan.plan.stages), view.ready)
     state = state.with_sample(sample, policy.scale_down.shrink_stabilization_s)
     instances, launch = state.max_instances_needed(), to_launch(view, state.fixed_servers)
     growing = grows(view, instances)
@@ -39,7 +40,7 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
         state,
         Proposal(
             instances=instances,
-            batches=batches_of(view, tuple(stage.batch for stage in plan.plan.stages)),
+            batches=batch_limits(view, plan.plan.stages),
             stage=Stage.ABSORB if growing else Stage.OPTIMISE,
             reason=reason,
             evidence=evidence_of(view, fast, fast, desired=state.fixed_servers, predicted_p99_ms=plan.plan.predicted_p99_ms),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ import numpy as np
 
 from themis_triton.report import panels, style
 from themis_triton.report.pictures import WIDTH_IN, set_title
+from themis_triton.solver.plans import StageSize
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,19 +21,13 @@ Row = Sequence[float] | Sequence[float | None]
 
 @dataclass(frozen=True, slots=True)
 class PlanSeries:
-    """One plan per rate, in ascending order of `rate_rps`. `servers`, `instances` and `batches` have one row per stage.
-
-    None: p99 is unbounded.
-    """
+    """One plan per rate, in ascending order of `rate_rps`. `stages` has one row per stage. None: p99 is unbounded."""
 
     rate_rps: Sequence[float]
     feasible: Sequence[bool]
     p99_ms: Row
     cost: Sequence[float]
-    stages: Sequence[str]
-    servers: Sequence[Sequence[int]]
-    instances: Sequence[Sequence[int]]
-    batches: Sequence[Sequence[int]]
+    stages: Sequence[Sequence[StageSize]]
 
 
 def draw_plans(plans: PlanSeries, slo_ms: float, title: str, path: Path) -> None:
@@ -46,9 +41,9 @@ def draw_plans(plans: PlanSeries, slo_ms: float, title: str, path: Path) -> None
         set_title(figure, title, _verdict(plans, slo_ms))
         for panel in axes:
             _shade_infeasible(panel, plans)
-        _draw_stages(servers, plans, plans.servers, "Servers")
-        _draw_stages(instances, plans, plans.instances, "Instances or cores per server")
-        _draw_stages(batches, plans, plans.batches, "Maximum batch size")
+        _draw_stages(servers, plans, lambda stage: stage.servers, "Servers")
+        _draw_stages(instances, plans, lambda stage: stage.instances, "Instances or cores per server")
+        _draw_stages(batches, plans, lambda stage: stage.batch, "Maximum batch size")
         panels.legend(servers)
         _line(latency, plans, plans.p99_ms, style.LATENCY, "p99")
         latency.axhline(slo_ms, color=style.LIMIT, linewidth=1.3, linestyle=(0, (5, 3)), label=f"SLO {slo_ms:g} ms")
@@ -60,11 +55,12 @@ def draw_plans(plans: PlanSeries, slo_ms: float, title: str, path: Path) -> None
         _draw_rates(cost, plans)
 
 
-def _draw_stages(panel: Axes, plans: PlanSeries, rows: Sequence[Sequence[int]], name: str) -> None:
+def _draw_stages(panel: Axes, plans: PlanSeries, value: Callable[[StageSize], int], name: str) -> None:
     """Draw one line per stage. Later lines are thinner, so that equal lines remain visible."""
+    rows = [[value(size) for size in stage] for stage in plans.stages]
     for index, (stage, row) in enumerate(zip(plans.stages, rows, strict=True)):
         colour = style.RUN_COLOURS[index % len(style.RUN_COLOURS)]
-        _line(panel, plans, row, colour, stage, width=2.0 + 0.8 * (len(rows) - 1 - index))
+        _line(panel, plans, row, colour, stage[0].name, width=2.0 + 0.8 * (len(rows) - 1 - index))
     panel.set_ylim(0, 1.2 * max(max(row) for row in rows) + 0.3)
     panel.locator_params(axis="y", integer=True, nbins=4)
     panels.heading(panel, name)

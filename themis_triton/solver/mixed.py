@@ -10,41 +10,16 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from operator import itemgetter
 
 from themis_triton.core.errors import SolverError
-from themis_triton.core.price import fleet_price
+from themis_triton.solver.plans import StagePlan, VerticalTarget
 from themis_triton.solver.problem import ChainProblem, Placement, StageProblem
 from themis_triton.solver.surface import FloatArray
 
 TOLERANCE = 1e-9
 
-
-@dataclass(frozen=True, slots=True)
-class MixedStage:
-    """`extra_instance_servers` of `servers` servers run `low + 1` instances, the others `low`; the latency is that of the slower ones."""
-
-    servers: int
-    low: int
-    extra_instance_servers: int
-    batch: int
-    latency_ms: float
-    capacity_rps: float
-
-    @property
-    def instances(self) -> int:
-        """On all servers together."""
-        return self.servers * self.low + self.extra_instance_servers
-
-
-@dataclass(frozen=True, slots=True)
-class MixedPlan:
-    """Infeasible: the plan of the greatest capacity inside the SLO, and by stage the servers missing for the rest."""
-
-    feasible: bool
-    stages: tuple[MixedStage, ...]
-    cost: float
-    latency_ms: float
-    stage_servers_missing: tuple[int, ...]
+_Choice = tuple[float, float, int, int, int]  # price of the instances, ms, low, extra_instance_servers, batch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,14 +32,15 @@ class _StageTables:
     ms: FloatArray
     rps: FloatArray
 
-    def at(self, low: int, extra_instance_servers: int, batch: int) -> MixedStage:
-        """A configuration of the stage."""
+    def at(self, low: int, extra_instance_servers: int, batch: int) -> StagePlan:
+        """The stage with `low` instances on each server, and one more on some."""
         slow, fast = self.rps[batch - 1, low - 1], self.rps[batch - 1, min(low, self.rps.shape[1] - 1)]
         capacity = (self.servers - extra_instance_servers) * slow + extra_instance_servers * fast
-        return MixedStage(self.servers, low, extra_instance_servers, batch, float(self.ms[batch - 1, low - 1]), float(capacity))
+        ms = float(self.ms[batch - 1, low - 1])
+        return StagePlan(self.stage.name, self.servers, low, batch, ms, 0.0, float(capacity), extra_instance_servers=extra_instance_servers)
 
 
-def solve_mixed(problem: ChainProblem, servers: Sequence[int], batch_caps: Sequence[int] | None = None) -> MixedPlan:
+def solve_mixed(problem: ChainProblem, servers: Sequence[int], batch_caps: Sequence[int] | None = None) -> VerticalTarget:
     """The least price of instances that carries the demand on `servers[s]` servers a stage; equal prices go to the lower latency.
 
     `batch_caps` bounds the batches. Exact over all counts that differ by one at the most; every combination of the stages' undominated
@@ -74,15 +50,15 @@ def solve_mixed(problem: ChainProblem, servers: Sequence[int], batch_caps: Seque
         raise SolverError("counts that differ by server and stage belong to separate stages; for a co-located chain use solve_vertical")
     caps = batch_caps or [stage.max_batch for stage in problem.stages]
     tables = [_tables(problem, stage, n, cap) for stage, n, cap in zip(problem.stages, servers, caps, strict=True)]
-    best = _cheapest(problem, [_pareto(_choices(table), table.stage) for table in tables])
+    best = _cheapest(problem, [_pareto(table) for table in tables])
     if best is not None:
-        return _plan(problem, best, feasible=True, missing=(0,) * len(tables))
+        return _target(best, feasible=True, missing=(0,) * len(tables))
     strongest = _strongest(problem, tables)
     capacities = [float(table.rps[chosen.batch - 1, -1]) for table, chosen in zip(tables, strongest, strict=True)]
     missing = tuple(
         max(0, math.ceil(table.required_rps / rps - TOLERANCE) - table.servers) for table, rps in zip(tables, capacities, strict=True)
     )
-    return _plan(problem, strongest, feasible=False, missing=missing)
+    return _target(strongest, feasible=False, missing=missing)
 
 
 def _tables(problem: ChainProblem, stage: StageProblem, servers: int, cap: int) -> _StageTables:
@@ -94,46 +70,47 @@ def _tables(problem: ChainProblem, stage: StageProblem, servers: int, cap: int) 
     return _StageTables(stage, servers, problem.required_stage_rps(stage), ms, problem.server_capacity_rps(means))
 
 
-def _plan(problem: ChainProblem, chosen: Sequence[MixedStage], *, feasible: bool, missing: tuple[int, ...]) -> MixedPlan:
-    rows = zip(chosen, problem.stages, strict=True)
-    cost = sum(fleet_price([(entry.servers * stage.server_price, [(entry.instances, stage.instance_price)])]) for entry, stage in rows)
-    return MixedPlan(feasible, tuple(chosen), cost, sum(table.latency_ms for table in chosen), missing)
+def _target(chosen: tuple[StagePlan, ...], *, feasible: bool, missing: tuple[int, ...]) -> VerticalTarget:
+    return VerticalTarget(feasible, chosen, missing, sum(stage.latency_ms for stage in chosen))
 
 
-def _choices(tables: _StageTables) -> Iterator[MixedStage]:
+def _choices(tables: _StageTables) -> Iterator[_Choice]:
     """For each batch and lower count, the fewest servers with one instance more that carry the required rate."""
     batches, counts = tables.rps.shape
     for batch, low in product(range(1, batches + 1), range(tables.stage.min_instances, counts + 1)):
         slow = tables.rps[batch - 1, low - 1]
         lacking = tables.required_rps * (1.0 - TOLERANCE) - tables.servers * slow
         if lacking <= 0.0:
-            yield tables.at(low, 0, batch)
+            extra_instance_servers = 0
         elif low < counts and tables.rps[batch - 1, low] > slow:
             extra_instance_servers = math.ceil(lacking / (tables.rps[batch - 1, low] - slow) - TOLERANCE)
-            if extra_instance_servers < tables.servers:
-                yield tables.at(low, extra_instance_servers, batch)
+        else:
+            continue
+        if extra_instance_servers < max(1, tables.servers):
+            price = (tables.servers * low + extra_instance_servers) * tables.stage.instance_price
+            yield price, float(tables.ms[batch - 1, low - 1]), low, extra_instance_servers, batch
 
 
-def _pareto(choices: Iterator[MixedStage], stage: StageProblem) -> list[MixedStage]:
-    """Those that no other one beats in price and latency, cheapest first."""
-    kept: list[MixedStage] = []
-    for choice in sorted(choices, key=lambda c: (c.instances * stage.instance_price, c.latency_ms)):
-        if not kept or choice.latency_ms < kept[-1].latency_ms:
-            kept.append(choice)
+def _pareto(tables: _StageTables) -> list[StagePlan]:
+    """The choices that no other one beats in price and latency, cheapest first."""
+    kept: list[StagePlan] = []
+    for _, latency_ms, low, extra_instance_servers, batch in sorted(_choices(tables), key=itemgetter(0, 1)):
+        if not kept or latency_ms < kept[-1].latency_ms:
+            kept.append(tables.at(low, extra_instance_servers, batch))
     return kept
 
 
-def _cheapest(problem: ChainProblem, choices: Sequence[Sequence[MixedStage]]) -> tuple[MixedStage, ...] | None:
+def _cheapest(problem: ChainProblem, choices: Sequence[Sequence[StagePlan]]) -> tuple[StagePlan, ...] | None:
     prices = [stage.instance_price for stage in problem.stages]
     fitting = [chosen for chosen in product(*choices) if sum(c.latency_ms for c in chosen) <= problem.slo_ms + 1e-6]
     return min(
         fitting,
-        key=lambda chosen: (sum(c.instances * p for c, p in zip(chosen, prices, strict=True)), sum(c.latency_ms for c in chosen)),
+        key=lambda chosen: (sum(c.total_instances * p for c, p in zip(chosen, prices, strict=True)), sum(c.latency_ms for c in chosen)),
         default=None,
     )
 
 
-def _strongest(problem: ChainProblem, tables: Sequence[_StageTables]) -> tuple[MixedStage, ...]:
+def _strongest(problem: ChainProblem, tables: Sequence[_StageTables]) -> tuple[StagePlan, ...]:
     """All instances on every server, with the batches whose weakest stage carries most inside the SLO; the fastest where none is."""
     full = [[table.at(table.rps.shape[1], 0, batch) for batch in range(1, table.rps.shape[0] + 1)] for table in tables]
     every = list(product(*full))

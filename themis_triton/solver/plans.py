@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -17,19 +18,44 @@ class Binding(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class StagePlan:
-    """One stage: `instances` per server on `servers` servers, and the largest batch. Times are at the SLO's percentile.
+class StageSize:
+    """The size of one stage: `instances` (or cores) per server on `servers` servers, and the largest batch.
 
-    `capacity_rps` counts the stage's own requests over all servers, with everything on the device busy.
+    `extra_instance_servers` of the servers run one instance more.
     """
 
     name: str
     servers: int
     instances: int
     batch: int
+    extra_instance_servers: int = field(default=0, kw_only=True)
+
+    @property
+    def total_instances(self) -> int:
+        """On all servers together."""
+        return self.servers * self.instances + self.extra_instance_servers
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan(StageSize):
+    """A stage's size with the solver's prediction. Times are at the SLO's percentile, those of the slowest server.
+
+    `capacity_rps` counts the stage's own requests over all servers, with everything on the device busy.
+    """
+
     latency_ms: float
     queueing_ms: float
     capacity_rps: float
+
+
+def instances_of(stages: Iterable[StageSize]) -> tuple[int, ...]:
+    """Instances per server, a number a stage."""
+    return tuple(stage.instances for stage in stages)
+
+
+def batches_of(stages: Iterable[StageSize]) -> tuple[int, ...]:
+    """Largest batches, a number a stage."""
+    return tuple(stage.batch for stage in stages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +110,19 @@ class VerticalPlan:
     largest_demand_rps: float
     servers_missing: int | None = 0
     stage_servers_missing: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class VerticalTarget:
+    """Sizes of the stages on given servers for a demand. `missing`: servers that the whole demand needs beyond them, by group or stage.
+
+    Infeasible: the sizes of the greatest capacity.
+    """
+
+    feasible: bool
+    stages: tuple[StagePlan, ...]
+    missing: tuple[int, ...]
+    predicted_p99_ms: float
 
 
 @dataclass(frozen=True, slots=True)
