@@ -22,6 +22,7 @@ import numpy as np
 from common import versions, write_result
 
 from themis_triton.compilation import compile_kernels
+from themis_triton.core.fleet import ModelState
 from themis_triton.core.policy import QueueingModel
 from themis_triton.jit import Group
 from themis_triton.solver.fleet import ServerAssignment, evaluate_fleet
@@ -152,7 +153,7 @@ def _warm(folder: str) -> tuple[float, float]:
 def measure() -> dict[str, Any]:
     small, large, colocated = paper(nlp(), 700.0, 100.0), paper(eight_stages(), 2000.0, 200.0), ChainProblem(video(8), 300.0, 100.0)
     enough, short = pipelines(50, 30.0), pipelines(50, 90.0)
-    assignments = [ServerAssignment(f"server-{i}", (2, 1), (8, 8)) for i in range(4)]
+    assignments = [ServerAssignment(f"server-{i}", (ModelState(2, 8), ModelState(1, 8))) for i in range(4)]
     return {
         "nlp_joint": {"goal_us": 40, **against_python(small, timed(lambda: solve_joint(small), 2000))},
         "nlp_horizontal_one_core": timed(lambda: solve_joint(small, instances=[1, 1, 1]), 2000),

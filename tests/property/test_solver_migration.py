@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from tests.property.solver_problems import random_problem
-from themis_triton.solver.fleet import ServerAssignment, evaluate_fleet
+from themis_triton.core.fleet import ModelState
+from themis_triton.solver.fleet import ServerAssignment, evaluate_fleet, memory_bytes
 from themis_triton.solver.migration import Migration, MovePrices, fleet_at, migration_to, solve_migration
-from themis_triton.solver.migration_steps import MoveTimes, memory_bytes
+from themis_triton.solver.migration_steps import MoveTimes
 from themis_triton.solver.plans import ChainPlan
 from themis_triton.solver.problem import ChainProblem, Placement
 from themis_triton.solver.solve import solve_joint
@@ -26,13 +27,13 @@ def random_fleet(rng: np.random.Generator, problem: ChainProblem) -> list[Server
         counts = tuple(int(rng.integers(stage.min_instances, stage.max_instances + 1)) for stage in problem.stages)
         batches = tuple(int(rng.integers(1, stage.max_batch + 1)) for stage in problem.stages)
         if problem.device_memory_bytes is None or memory_bytes(problem, counts) <= problem.device_memory_bytes:
-            fleet.append(ServerAssignment(f"server-{i}", counts, batches))
+            fleet.append(ServerAssignment(f"server-{i}", tuple(map(ModelState, counts, batches))))
     return fleet
 
 
 def plans(problem: ChainProblem, now: list[ServerAssignment]) -> list[ChainPlan]:
     """The cheapest plan of each number of servers, with any batches and with those that run."""
-    held = [sorted({server.batches[s] for server in now}) for s in range(len(problem.stages))]
+    held = [sorted({server.stages[s].max_batch for server in now}) for s in range(len(problem.stages))]
     numbers = range(problem.min_servers, problem.max_servers + 1)
     result = [solve_joint(problem, servers=n, batches=batches) for n in numbers for batches in ([None, held] if now else [None])]
     return [plan for plan in result if plan.feasible]
@@ -47,9 +48,9 @@ def check(problem: ChainProblem, now: list[ServerAssignment]) -> bool:
     assert fits(problem, migration) or not migration.steps
     if migration.plan.feasible and migration.steps:
         end = fleet_at(problem, now, migration.steps, migration.ends_after_s)
-        target = tuple((stage.instances, stage.batch) for stage in migration.plan.stages)
+        target = tuple(ModelState(stage.instances, stage.batch) for stage in migration.plan.stages)
         assert len(end) == migration.plan.servers
-        assert all(tuple(zip(held.instances, held.batches, strict=True)) == target for held in end), (problem, now, migration)
+        assert all(held.stages == target for held in end), (problem, now, migration)
     for plan in plans(problem, now):
         taken = migration_to(problem, now, plan, TIMES, PRICES)
         assert taken is None or fits(problem, taken)

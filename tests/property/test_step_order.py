@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from hypothesis import assume, given, settings
@@ -24,7 +25,7 @@ from themis_triton.solver.surface import contention_surface
 
 TIMES = MoveTimes(instance_init_s=1.0, instance_stop_s=1.3, server_launch_s=5.3, drain_s=2.1)
 SURFACE = contention_surface(4, 8, 4, 20, 8, 16)
-Words = tuple[ActionKind, str, str | None, tuple[int, int], tuple[int, int]]
+Words = tuple[ActionKind, str, str | None, ModelState | None, ModelState | None, Mapping[str, ModelState]]
 Pair = tuple[int, int]
 pairs = st.tuples(st.integers(1, 4), st.sampled_from([1, 4, 8]))
 
@@ -67,8 +68,8 @@ class Case:
         problem = ChainProblem(stages, 300.0, 10.0, device_memory_bytes=min(known) if len(known) == len(limits) else None)
         held = zip(self.names, self.now, strict=True)
         now = [
-            ServerAssignment(name, (one[0], other[0]), (one[1], other[1]), limit)
-            for (name, (one, other)), limit in zip(held, limits, strict=True)
+            ServerAssignment(name, tuple(ModelState(*pair) for pair in states), limit)
+            for (name, states), limit in zip(held, limits, strict=True)
         ]
         aim = tuple(StagePlan(name, self.servers, *pair, 0.0, 0.0, 0.0) for name, pair in zip(STAGES, self.goal, strict=True))
         return steps_to(problem, TIMES, now, ChainPlan(True, aim, 0.0, 0.0, 0.0, Binding.BOUNDS))
@@ -187,13 +188,10 @@ def added(action: Action) -> int:
 
 def words(action: Action, servers: dict[str, Server]) -> Words:
     if action.kind is ActionKind.LAUNCH:
-        return action.kind, str(action.slot), None, (0, 0), (sum(state.instances for state in action.models.values()), 0)
+        return action.kind, str(action.slot), None, None, None, action.models
     if action.kind is ActionKind.RETIRE:
-        return action.kind, action.server, None, (sum(s.instances for s in servers[action.server].models.values()), 0), (0, 0)
-    assert action.before is not None
-    assert action.after is not None
-    before, after = action.before, action.after
-    return action.kind, action.server, action.model, (before.instances, before.max_batch), (after.instances, after.max_batch)
+        return action.kind, action.server, None, None, None, servers[action.server].models
+    return action.kind, action.server, action.model, action.before, action.after, {}
 
 
 @settings(max_examples=300, deadline=None)
@@ -214,7 +212,7 @@ def test_what_the_plan_executes_is_what_was_predicted_in_the_same_order(case: Ca
             world.finish(actuator)
         world.tick()
     assert world.reached
-    assert [(step.kind, step.server, step.stage, step.before, step.after) for step in predicted] == world.order
+    assert [(step.kind, step.server, step.model, step.before, step.after, step.models) for step in predicted] == world.order
 
 
 @settings(max_examples=300, deadline=None)

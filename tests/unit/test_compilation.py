@@ -25,6 +25,7 @@ from themis_triton.compilation import ENTRIES, CompileProgress, compile_kernels
 from themis_triton.core.config import Placement
 from themis_triton.core.decision import Reason
 from themis_triton.core.errors import SolverError
+from themis_triton.core.fleet import ModelState
 from themis_triton.core.policy import QueueingModel
 from themis_triton.jit import SOURCES, Group, cache_directory, marker
 from themis_triton.load.traces import TraceOptions, arrivals, load_trace
@@ -94,7 +95,7 @@ def scenario() -> None:
                     solve_pool([PoolMember(asked), PoolMember(replace(asked, slo_ms=0.5))], 2)
                 evaluate(problem, servers, [1, 1], [9, 1])
                 if placement is Placement.COLOCATED:
-                    now = [ServerAssignment("a", (1, 1), (8, 8)), ServerAssignment("b", (2, 1), (4, 8))]
+                    now = [ServerAssignment("a", (ModelState(1, 8),) * 2), ServerAssignment("b", (ModelState(2, 4), ModelState(1, 8)))]
                     evaluate_fleet(problem, now)
                     solve_migration(replace(problem, demand_rps=80.0), now)
 

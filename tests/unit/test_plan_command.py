@@ -228,7 +228,9 @@ def test_the_way_begins_at_what_the_sidecar_says_that_serves_each_server_with_it
 
     other = replace(server("other"), models={"another": ModelState(9, 8)})
     servers = (server("a", (4, 1)), server("b", (8, 4)), server("c", launched=False), server("d", phase=Phase.WARMING), other)
-    in_order = (ServerAssignment("c", (1, 1), (8, 8)), ServerAssignment("b", (8, 4), (8, 8)), ServerAssignment("a", (4, 1), (8, 8)))
+    in_order = tuple(
+        ServerAssignment(n, (ModelState(one, 8), ModelState(two, 8))) for n, one, two in (("c", 1, 1), ("b", 8, 4), ("a", 4, 1))
+    )
     assert live_fleet(status(*servers), pipeline, settings) == Fleet(in_order, adopted=1)
     with pytest.raises(SettingsError, match="--from live: no server serves video now"):
         live_fleet(status(*servers[3:]), pipeline, settings)
@@ -236,7 +238,7 @@ def test_the_way_begins_at_what_the_sidecar_says_that_serves_each_server_with_it
 
 def test_a_migration_never_retires_servers_that_were_adopted() -> None:
     config = load_settings(SHIPPED)
-    now = [ServerAssignment(name, (2, 2), (8, 8)) for name in ("a", "b", "c")]
+    now = [ServerAssignment(name, (ModelState(2, 8),) * 2) for name in ("a", "b", "c")]
     free, kept = (plan_migration(config, 1.0, WhatIf(), now, adopted) for adopted in (0, 2))
     assert [step.server for step in free.steps if step.kind is ActionKind.RETIRE] == ["b", "c"]
     assert [step.server for step in kept.steps if step.kind is ActionKind.RETIRE] == ["c"]

@@ -11,6 +11,7 @@ import pytest
 
 from themis_triton.core.action import ActionKind
 from themis_triton.core.errors import SolverError
+from themis_triton.core.fleet import ModelState
 from themis_triton.solver.fleet import ServerAssignment, evaluate_fleet
 from themis_triton.solver.migration import Migration, MovePrices, fleet_at, solve_migration
 from themis_triton.solver.migration_steps import with_requirements
@@ -31,8 +32,12 @@ def video(rate_rps: float, **changes: object) -> ChainProblem:
     return replace(ChainProblem(STAGES, 300.0, rate_rps, headroom_sigmas=1.0), **changes)  # type: ignore[arg-type]
 
 
+def assignment(name: str, instances: tuple[int, ...], batches: tuple[int, ...]) -> ServerAssignment:
+    return ServerAssignment(name, tuple(map(ModelState, instances, batches)))
+
+
 def equal(count: int, instances: tuple[int, ...] = (1, 1), batches: tuple[int, ...] = (8, 8)) -> list[ServerAssignment]:
-    return [ServerAssignment(f"server-{i}", instances, batches) for i in range(count)]
+    return [assignment(f"server-{i}", instances, batches) for i in range(count)]
 
 
 def test_equal_servers_are_judged_as_the_chain_is() -> None:
@@ -45,7 +50,7 @@ def test_equal_servers_are_judged_as_the_chain_is() -> None:
 
 
 def test_a_stage_is_served_by_the_servers_that_hold_it() -> None:
-    fleet = [ServerAssignment("a", (2, 0), (8, 8)), ServerAssignment("b", (1, 1), (8, 8)), ServerAssignment("c", (0, 2), (4, 4))]
+    fleet = [assignment("a", (2, 0), (8, 8)), assignment("b", (1, 1), (8, 8)), assignment("c", (0, 2), (4, 4))]
     problem = video(60.0)
     assert evaluate_fleet(problem, fleet).feasible
     assert not evaluate_fleet(problem, fleet[:1]).feasible

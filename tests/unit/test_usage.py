@@ -100,6 +100,6 @@ def test_the_daemon_the_simulator_and_the_solver_price_a_fleet_alike(placement: 
         fleet = [replace(held, models=dict([item])) for held, item in zip(fleet, fleet[0].models.items(), strict=True)]
     assert cost_rate(settings, *fleet) == simulated_cost_rate(settings, *fleet) > cost_rate(SETTINGS, *fleet)
     if placement is Placement.COLOCATED:
-        assignments = [ServerAssignment(held.name, tuple(m.instances for m in held.models.values()), (8, 8)) for held in fleet]
+        assignments = [ServerAssignment(held.name, tuple(held.models.values())) for held in fleet]
         problem = replace(build_rules(settings).problems["video"], demand_rps=1.0)
         assert evaluate_fleet(problem, assignments).cost == cost_rate(settings, *fleet)

@@ -12,9 +12,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from themis_triton.core.action import ActionKind
 from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.errors import SettingsError
-from themis_triton.core.fleet import Phase
+from themis_triton.core.fleet import ModelState, Phase
 from themis_triton.core.status import Status
 from themis_triton.plan.steps import by_retirement
 from themis_triton.planning import WhatIf, plan_migration
@@ -70,7 +71,8 @@ def parse_fleet(text: str, pipeline: PipelineConfig, config: ThemisConfig) -> Fl
         servers, instances = int(match[1]), _numbers(match[2])
         batches = _numbers(match[3]) if match[3] else tuple(model.max_batch for model in bounds)
         if servers <= MAX_SERVERS and min((*instances, *batches)) >= 1:
-            return Fleet(tuple(ServerAssignment(f"server-{i + 1}", instances, batches) for i in range(servers)))
+            states = tuple(map(ModelState, instances, batches))
+            return Fleet(tuple(ServerAssignment(f"server-{i + 1}", states) for i in range(servers)))
     form = f"SERVERS:{','.join('N' for _ in bounds)} (counts of {', '.join(pipeline.stages)}; at most {MAX_SERVERS} servers)"
     example = f"2:{','.join(str(model.min_instances) for model in bounds)}"
     raise SettingsError(f'--from: "{text}" is invalid: expected {LIVE} (the running fleet) or {form}. Fix: for example --from {example}')
@@ -96,11 +98,23 @@ def path_row(path: Migration) -> dict[str, Any]:
         "predicted_p99_ms": path.plan.predicted_p99_ms if math.isfinite(path.plan.predicted_p99_ms) else None,
         "servers": path.plan.servers,
         "stages": stage_rows(path.plan.stages),
-        "steps": [
-            {"kind": step.kind.value, "server": step.server, "model": step.stage, "starts_s": step.starts_s, "ends_s": step.ends_s}
-            | {"instances": [step.before[0], step.after[0]], "batch": [step.before[1], step.after[1]], "requires": list(step.requires)}
-            for step in path.steps
-        ],
+        "steps": [_step_row(step) for step in path.steps],
+    }
+
+
+def _step_row(step: Step) -> dict[str, Any]:
+    """A step as a JSON row: instances and batches before and after; of a launch or a retirement all instances of the server."""
+    total, state = sum(models.instances for models in step.models.values()), (step.before, step.after)
+    instances = [0, total] if step.kind is ActionKind.LAUNCH else [total, 0]
+    return {
+        "kind": step.kind.value,
+        "server": step.server,
+        "model": step.model,
+        "starts_s": step.starts_s,
+        "ends_s": step.ends_s,
+        "instances": [at.instances for at in state if at is not None] or instances,
+        "batch": [at.max_batch for at in state if at is not None] or [0, 0],
+        "requires": list(step.requires),
     }
 
 
@@ -115,7 +129,8 @@ def _table(path: Migration) -> Table:
 
 
 def _words(step: Step) -> str:
-    if step.stage is None:
+    before, after = step.before, step.after
+    if before is None or after is None:
         return f"{step.kind.value} {step.server}"
-    batch = f", batches {step.before[1]}→{step.after[1]}" if step.before[1] != step.after[1] else ""
-    return f"{step.kind.value} {step.stage} on {step.server} {step.before[0]}→{step.after[0]}{batch}"
+    batch = f", batches {before.max_batch}→{after.max_batch}" if before.max_batch != after.max_batch else ""
+    return f"{step.kind.value} {step.model} on {step.server} {before.instances}→{after.instances}{batch}"

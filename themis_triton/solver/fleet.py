@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.errors import SolverError
-from themis_triton.core.fleet import Server
+from themis_triton.core.fleet import ModelState, Server
 from themis_triton.core.price import fleet_price
 from themis_triton.plan.steps import memory_limit_bytes
 from themis_triton.solver.fleet_kernels import describe_fleet
@@ -20,22 +20,25 @@ from themis_triton.solver.problem import ChainProblem, Placement
 
 @dataclass(frozen=True, slots=True)
 class ServerAssignment:
-    """What one ready server runs, a value per stage: instances now (0: the server does not hold the model) and its largest batch.
+    """What one ready server runs, a state per stage; with 0 instances the server does not hold the model. Queue delays do not count.
 
     `memory_limit_bytes`: what the instances may use there; None where only `device_memory_bytes` of the problem limits them.
     """
 
     name: str
-    instances: tuple[int, ...]
-    batches: tuple[int, ...]
+    stages: tuple[ModelState, ...]
     memory_limit_bytes: int | None = None
+
+    @property
+    def instances(self) -> tuple[int, ...]:
+        """Instances of each stage."""
+        return tuple([state.instances for state in self.stages])
 
 
 def assignment_of(server: Server, stages: Sequence[str], config: ThemisConfig) -> ServerAssignment:
     """What a server that holds all stages runs, with the memory limit that live steps have there."""
-    states = [server.models[stage] for stage in stages]
-    counts, batches = tuple(state.instances for state in states), tuple(state.max_batch for state in states)
-    return ServerAssignment(server.name, counts, batches, memory_limit_bytes(server, config))
+    states = tuple(replace(server.models[stage], max_queue_delay_us=0) for stage in stages)
+    return ServerAssignment(server.name, states, memory_limit_bytes(server, config))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +57,13 @@ def evaluate_fleet(problem: ChainProblem, servers: Sequence[ServerAssignment], *
     SolverError for separate stages, and without a server.
     """
     rate = problem.demand_rps if rate_rps is None else rate_rps
-    counts = np.array([server.instances for server in servers], dtype=np.int64)
-    batches = np.array([server.batches for server in servers], dtype=np.int64)
-    rows = describe_fleet(*pack(_widened(problem, servers), rate_rps=rate), counts, batches).tolist()
+    counts, batches = [server.instances for server in servers], [[state.max_batch for state in server.stages] for server in servers]
+    chain = pack(_widened(problem, counts, batches), rate_rps=rate)
+    rows = describe_fleet(*chain, np.array(counts, dtype=np.int64), np.array(batches, dtype=np.int64)).tolist()
     p99 = sum(row[0] for row in rows)
     enough = all(capacity >= required * (1 - 1e-9) for _, capacity, required in rows)
-    memory = [stage.instance_memory_bytes for stage in problem.stages]
-    used = [sum(count * bytes_ for count, bytes_ in zip(server.instances, memory, strict=True)) for server in servers]
-    fits = problem.device_memory_bytes is None or max(used) <= problem.device_memory_bytes
+    limit = problem.device_memory_bytes
+    fits = limit is None or all(memory_bytes(problem, instances) <= limit for instances in counts)
     shares = [row[1] / stage.demand_ratio for stage, row in zip(problem.stages, rows, strict=True) if stage.demand_ratio > 0]
     return FleetEvaluation(
         feasible=enough and fits and p99 <= problem.slo_ms + 1e-6,
@@ -77,12 +79,15 @@ def assignments_price(problem: ChainProblem, servers: Sequence[ServerAssignment]
     return fleet_price((server_price, zip(server.instances, prices, strict=True)) for server in servers)
 
 
-def _widened(problem: ChainProblem, servers: Sequence[ServerAssignment]) -> ChainProblem:
+def memory_bytes(problem: ChainProblem, instances: Sequence[int]) -> int:
+    """Memory of a server's instances."""
+    return sum(c * stage.instance_memory_bytes for stage, c in zip(problem.stages, instances, strict=True))
+
+
+def _widened(problem: ChainProblem, counts: Sequence[Sequence[int]], batches: Sequence[Sequence[int]]) -> ChainProblem:
     """Bounds that cover what runs, so that the surfaces do too."""
     if problem.placement is not Placement.COLOCATED:
         raise SolverError("servers that differ belong to a co-located chain; for separate stages give solve_vertical one number per stage")
-    if not servers:
+    if not counts:
         raise SolverError("a fleet needs at least one server")
-    instances = [max(column) for column in zip(*(server.instances for server in servers), strict=True)]
-    batches = [max(column) for column in zip(*(server.batches for server in servers), strict=True)]
-    return problem.widened(instances, batches)
+    return problem.widened(*([max(column) for column in zip(*rows, strict=True)] for rows in (counts, batches)))

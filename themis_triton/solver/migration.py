@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from themis_triton.core.action import ActionKind
-from themis_triton.solver.fleet import ServerAssignment, assignments_price, evaluate_fleet
-from themis_triton.solver.migration_steps import MoveTimes, Step, memory_bytes, steps_to
+from themis_triton.solver.fleet import ServerAssignment, assignments_price, evaluate_fleet, memory_bytes
+from themis_triton.solver.migration_steps import MoveTimes, Step, steps_to
 from themis_triton.solver.pack import Batches
 from themis_triton.solver.plans import Binding, ChainPlan, StagePlan
 from themis_triton.solver.problem import ChainProblem
@@ -107,14 +107,11 @@ def _fleets(
             moment_s = _effect_s(step)
         if step.kind is ActionKind.RETIRE:
             del fleet[step.server]
-        elif step.assignment is not None:
-            fleet[step.server] = step.assignment
-        elif step.stage is not None:
-            s, server = stages[step.stage], fleet[step.server]
-            instances, batches = (
-                (*values[:s], value, *values[s + 1 :]) for values, value in zip((server.instances, server.batches), step.after, strict=True)
-            )
-            fleet[step.server] = ServerAssignment(step.server, instances, batches)
+        elif step.kind is ActionKind.LAUNCH:
+            fleet[step.server] = ServerAssignment(step.server, tuple(step.models[stage.name] for stage in problem.stages))
+        elif step.model is not None and step.after is not None:
+            s, states = stages[step.model], fleet[step.server].stages
+            fleet[step.server] = ServerAssignment(step.server, (*states[:s], step.after, *states[s + 1 :]))
     return [*fleets, (moment_s, tuple(fleet.values()))]
 
 
@@ -154,7 +151,7 @@ class _Candidates:
         if self.problem.device_memory_bytes is not None and peak > self.problem.device_memory_bytes:
             return None
         holds_after_s = self.holds_after_s(steps)
-        risk = sum(self.prices.risk[kind] for kind, _, _ in {(step.kind, step.server, step.stage) for step in steps})
+        risk = sum(self.prices.risk[kind] for kind, _, _ in {(step.kind, step.server, step.model) for step in steps})
         missing = max(0.0, self.problem.demand_rps - self.carried_rps()) if holds_after_s > 0 else 0.0
         lost = self.prices.lost_request * missing * min(holds_after_s, self.prices.horizon_s)
         objective = plan.cost * self.prices.horizon_s + self._overlap(steps) + risk + lost
@@ -167,10 +164,8 @@ class _Candidates:
             return Migration(replace(solve_joint(problem), feasible=False), (), math.inf, 0.0, 0, math.inf)
         current = evaluate_fleet(problem, now)
         stages = tuple(
-            StagePlan(
-                stage.name, len(now), min(h.instances[s] for h in now), min(h.batches[s] for h in now), 0.0, 0.0, current.capacity_rps
-            )
-            for s, stage in enumerate(problem.stages)
+            StagePlan(stage.name, len(now), min(s.instances for s in states), min(s.max_batch for s in states), 0, 0, current.capacity_rps)
+            for stage, states in zip(problem.stages, zip(*(server.stages for server in now), strict=True), strict=True)
         )
         plan = ChainPlan(current.feasible, stages, current.cost, current.predicted_p99_ms, current.capacity_rps, Binding.MEMORY)
         peak = max(memory_bytes(problem, server.instances) for server in now)
@@ -211,8 +206,8 @@ class _Candidates:
         prices = {server.name: assignments_price(self.problem, [server]) for server in self.now}
         extra = 0.0
         for step in steps:
-            if step.kind is ActionKind.SHRINK and step.stage is not None:
-                extra += step.ends_s * (step.before[0] - step.after[0]) * price_of[step.stage]
+            if step.kind is ActionKind.SHRINK and step.model is not None and step.before is not None and step.after is not None:
+                extra += step.ends_s * (step.before.instances - step.after.instances) * price_of[step.model]
             if step.kind is ActionKind.RETIRE:
                 extra += step.ends_s * prices[step.server]
         return extra
@@ -243,4 +238,4 @@ def _best_efforts(problem: ChainProblem, now: Sequence[ServerAssignment]) -> Ite
 def _batches_to_try(problem: ChainProblem, now: Sequence[ServerAssignment]) -> Iterator[Batches | None]:
     yield None
     if now:
-        yield [sorted({min(server.batches[s], stage.max_batch) for server in now}) for s, stage in enumerate(problem.stages)]
+        yield [sorted({min(server.stages[s].max_batch, stage.max_batch) for server in now}) for s, stage in enumerate(problem.stages)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from themis_triton.core.action import Action, ActionKind
@@ -47,21 +47,21 @@ class MoveTimes:
 class Step:
     """One step on one server; `requires` names the earlier steps that it waits for, by their index.
 
-    `before` and `after` are (instances, batch) of `stage`. A launch or a retirement concerns the whole server: `stage` is None, the
-    pairs are (all instances, 0), and `assignment` is what a launched server runs.
+    A change of a model names it with its states `before` and `after`. A launch or a retirement concerns the whole server: `models` are
+    those that it gets or gives up.
     `peak_memory_bytes` is what the server's instances take at most while the step runs: a reload holds old and new instances.
     """
 
     kind: ActionKind
     server: str
-    stage: str | None
-    before: tuple[int, int]
-    after: tuple[int, int]
     starts_s: float
     ends_s: float
     peak_memory_bytes: int
+    model: str | None = None
+    before: ModelState | None = None
+    after: ModelState | None = None
+    models: Mapping[str, ModelState] = field(default_factory=dict)
     requires: tuple[int, ...] = ()
-    assignment: ServerAssignment | None = None
 
 
 def steps_to(problem: ChainProblem, times: MoveTimes, now: Sequence[ServerAssignment], plan: ChainPlan) -> tuple[Step, ...] | None:
@@ -100,14 +100,12 @@ class _Replay:
     steps: list[_Started] = field(default_factory=list)
     under_way: dict[str, _Started] = field(default_factory=dict)
     launched: set[str] = field(default_factory=set)
+    retired: dict[str, dict[str, ModelState]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.problem.stages]
         self.goal = {stage.name: ModelState(stage.instances, stage.batch) for stage in self.plan.stages}
-        self.servers = {
-            server.name: {name: ModelState(c, b) for name, c, b in zip(names, server.instances, server.batches, strict=True)}
-            for server in self.now
-        }
+        self.servers = {server.name: dict(zip(names, server.stages, strict=True)) for server in self.now}
         kept, new = self.now[: self.plan.servers], [f"new-{i + 1}" for i in range(len(self.now), self.plan.servers)]
         retire = tuple(server.name for server in self.now[self.plan.servers :])
         targets = {**dict.fromkeys((server.name for server in kept), self.goal), **dict.fromkeys(new, self.goal)}
@@ -165,7 +163,7 @@ class _Replay:
         if action.kind is ActionKind.LAUNCH:
             self.servers[server] = dict(self.goal)
         elif action.kind is ActionKind.RETIRE:
-            del self.servers[server]
+            self.retired[server] = self.servers.pop(server)
         elif action.model is not None and action.after is not None:
             self.servers[server][action.model] = action.after
             if action.before is not None and action.kind is not ActionKind.GROW:
@@ -176,17 +174,12 @@ class _Replay:
         return sum(state.instances * self.instance_bytes[model] for model, state in models.items())
 
     def _timed(self, step: _Started) -> Step:
-        action = step.action
+        action, server = step.action, step.action.slot or step.action.server
         times = (step.starts_s, step.ends_s, step.peak_memory_bytes)
-        if action.model is not None and action.before is not None and action.after is not None:
-            before, after = (action.before.instances, action.before.max_batch), (action.after.instances, action.after.max_batch)
-            return Step(action.kind, action.server, action.model, before, after, *times)
-        if action.slot is not None:
-            counts, batches = zip(*((state.instances, state.max_batch) for state in self.goal.values()), strict=True)
-            assignment = ServerAssignment(action.slot, counts, batches)
-            return Step(action.kind, action.slot, None, (0, 0), (sum(counts), 0), *times, assignment=assignment)
-        total = sum(next(server.instances for server in self.now if server.name == action.server))
-        return Step(action.kind, action.server, None, (total, 0), (0, 0), *times)
+        if action.model is not None:
+            return Step(action.kind, server, *times, model=action.model, before=action.before, after=action.after)
+        models = self.goal if action.kind is ActionKind.LAUNCH else self.retired[server]
+        return Step(action.kind, server, *times, models=models)
 
 
 def with_requirements(steps: Sequence[Step]) -> tuple[Step, ...]:
@@ -200,15 +193,10 @@ def _requirements(steps: Sequence[Step], step: Step) -> list[int]:
         return [i for i, other in ended if other.kind in ADDITIONS]
     required = []
     for i, other in ended:
-        same_server, same_stage = other.server == step.server, other.stage == step.stage
+        same_server, same_model = other.server == step.server, other.model == step.model
         makes_room = same_server and other.kind is ActionKind.SHRINK and step.kind is not ActionKind.SHRINK
-        comes_first = step.kind is ActionKind.SHRINK and other.kind in ADDITIONS and (same_server or same_stage or other.stage is None)
+        comes_first = step.kind is ActionKind.SHRINK and other.kind in ADDITIONS and (same_server or same_model or other.model is None)
         takes_turns = step.kind is other.kind is ActionKind.REBATCH
-        if makes_room or comes_first or takes_turns or (same_server and same_stage):
+        if makes_room or comes_first or takes_turns or (same_server and same_model):
             required.append(i)
     return required
-
-
-def memory_bytes(problem: ChainProblem, instances: Sequence[int]) -> int:
-    """Memory of a server's instances."""
-    return sum(c * stage.instance_memory_bytes for stage, c in zip(problem.stages, instances, strict=True))
