@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 
 from themis_triton.adapters.exporter import Exporter
+from themis_triton.adapters.memory import release_clean_pages
 from themis_triton.compilation import CompileProgress, compile_kernels
 from themis_triton.core.config import Mode, ThemisConfig
 from themis_triton.core.decision import Reason
@@ -54,6 +55,7 @@ async def run_daemon(config: ThemisConfig) -> None:
             if await stopped_before(compiling, stop):
                 log.info("sidecar_stopped", servers="still serving")
                 return
+            log.info("memory_released", megabytes=round(release_clean_pages() / 1e6))
             board = StatusBoard(config, components.clock.now_s())
             exporter = Exporter()
             async with serving(config.status.address, board, exporter, components.clock):

@@ -1,0 +1,63 @@
+"""This process's resident memory: pages that only its start needed are given back to the system."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_MAPS = Path("/proc/self/smaps")
+_HEADER = re.compile(r"(?P<start>[0-9a-f]+)-(?P<end>[0-9a-f]+) (?P<rights>\S{4}) \S+ \S+ \S+ +(?P<path>/.*)")
+_SIZE = re.compile(r"(?P<name>Rss|Anonymous): +(?P<kib>\d+) kB")
+
+
+@dataclass(slots=True)
+class _Mapping:
+    """A read-only mapping of a file; `modified_kib` is what differs from the file."""
+
+    start: int
+    end: int
+    resident_kib: int = 0
+    modified_kib: int = 0
+
+
+def release_clean_pages() -> int:
+    """Give back the resident pages of libraries that equal their files; returns their bytes, 0 on systems without `/proc`.
+
+    The compiler (LLVM) is 70 MB of code that is not used again once all kernels are loaded. Nothing is lost: the system reads a page
+    again from its file when it is used. Mappings with a modified page are left alone.
+    """
+    if not _MAPS.exists():
+        return 0
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    released_kib = 0
+    for mapping in _mappings(_MAPS.read_text()):
+        clean = mapping.resident_kib and not mapping.modified_kib
+        if clean and libc.madvise(mapping.start, mapping.end - mapping.start, mmap.MADV_DONTNEED) == 0:
+            released_kib += mapping.resident_kib
+    return 1024 * released_kib
+
+
+def _mappings(smaps: str) -> Iterator[_Mapping]:
+    current: _Mapping | None = None
+    for line in smaps.splitlines():
+        size = _SIZE.match(line)
+        if size is None:
+            if line[0].isupper():
+                continue
+            if current is not None:
+                yield current
+            header = _HEADER.match(line)
+            read_only = header is not None and "w" not in header["rights"]
+            current = _Mapping(int(header["start"], 16), int(header["end"], 16)) if header is not None and read_only else None
+        elif current is not None:
+            if size["name"] == "Rss":
+                current.resident_kib = int(size["kib"])
+            else:
+                current.modified_kib = int(size["kib"])
+    if current is not None:
+        yield current
