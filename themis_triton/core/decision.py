@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from themis_triton.core.fleet import ModelState
+from themis_triton.core.fleet import Models
 
 
 class Reason(StrEnum):
@@ -61,8 +61,8 @@ class Target:
     than a tick and need no small steps. `dispatcher_sets_batches`: batches form before the servers; limits need no reload.
     """
 
-    servers: dict[str, dict[str, ModelState]] = field(default_factory=dict)
-    launch: dict[str, dict[str, ModelState]] = field(default_factory=dict)
+    servers: dict[str, Models] = field(default_factory=dict)
+    launch: dict[str, Models] = field(default_factory=dict)
     retire: tuple[str, ...] = ()
     fast_actuation: bool = False
     dispatcher_sets_batches: bool = False

@@ -28,6 +28,10 @@ class ModelState:
     max_queue_delay_us: int = 0
 
 
+Models = dict[str, ModelState]
+"""What one server runs: the state of each model by its name."""
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessId:
     """A process is known by its pid AND its start time, so that a reused pid is never signalled.
@@ -58,4 +62,4 @@ class Server:
     model_control_key: str | None = None
     log_file: str | None = None
     model_repository: str | None = None
-    models: dict[str, ModelState] = field(default_factory=dict)
+    models: Models = field(default_factory=dict)

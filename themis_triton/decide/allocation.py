@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from themis_triton.core.config import Placement
 from themis_triton.core.decision import Clamp, ClampKind, Target
-from themis_triton.core.fleet import ModelState, Server
-from themis_triton.decide.proposal import PolicyResult, Proposal
+from themis_triton.core.fleet import Models
+from themis_triton.decide.proposal import PolicyResult
 from themis_triton.decide.rules import Rules
 from themis_triton.decide.state import PolicyInput, PolicyState
 from themis_triton.decide.view import PipelineView
@@ -46,15 +46,15 @@ def allocate(state: PolicyState, proposals: Sequence[PipelineProposal], policy_i
     """One target. Where free slots are short, they are divided so that the weighted loss is smallest."""
     free = list(free_slots(policy_input, rules))
     shares = _shares(state, proposals, len(free), policy_input, rules)
-    servers: dict[str, dict[str, ModelState]] = {s.name: dict(s.models) for s in policy_input.snapshot.servers}
-    launch: dict[str, dict[str, ModelState]] = {}
+    servers: dict[str, Models] = {s.name: dict(s.models) for s in policy_input.snapshot.servers}
+    launch: dict[str, Models] = {}
     retire = list(shares.retire)
     for each, granted in zip(proposals, shares.launch, strict=True):
         view, proposal = each.view, each.result.proposal
-        for g, group in enumerate(view.groups):
-            for server in group.ready:
-                servers[server.name] |= _states(view, proposal, group.stages, server)
-            launch |= {free.pop(0): _launched(view, proposal, group.stages) for _ in range(granted[g])}
+        for name, models in proposal.servers.items():
+            servers[name] |= models
+        for count, models in zip(granted, proposal.launch_models, strict=True):
+            launch |= {free.pop(0): models for _ in range(count)}
         retire += [name for name in proposal.retire if name not in retire and not _serves_others(name, view, proposals)]
     states_by_pipeline = {each.view.pipeline.name: each.result.state for each in proposals}
     target = Target(servers, launch, tuple(retire), rules.fast_actuation, rules.dispatcher_sets_batches)
@@ -145,30 +145,6 @@ def _reallocated(
             sentence = f"{launched[-1]} of {each.view.pipeline.name} gives its slot to {lacking[0]}, where a lost request weighs more"
             return (launched[-1],), [Clamp(ClampKind.DEVICES, sentence)]
     return (), []
-
-
-def _states(view: PipelineView, proposal: Proposal, stages: tuple[int, ...], server: Server) -> dict[str, ModelState]:
-    """The target of a ready server; batch limits are not lowered, a reload without benefit, unless a dispatcher sets batches."""
-    states = {}
-    for s in stages:
-        name, batch = view.pipeline.stages[s], proposal.batches[s]
-        now = server.models[name]
-        requested = proposal.overrides.get(server.name, {}).get(name, proposal.instances[s])
-        instances = requested if proposal.allow_shrink else max(requested, now.instances)
-        states[name] = ModelState(
-            instances, batch if view.rules.dispatcher_sets_batches else max(batch, now.max_batch), now.max_queue_delay_us
-        )
-    return states
-
-
-def _launched(view: PipelineView, proposal: Proposal, stages: tuple[int, ...]) -> dict[str, ModelState]:
-    """The models of a new server; their batch limits are the settings' bounds, which cost nothing until requests wait."""
-    states = {}
-    for s in stages:
-        stage, name = view.problem.stages[s], view.pipeline.stages[s]
-        batch = proposal.batches[s] if view.rules.dispatcher_sets_batches else stage.max_batch
-        states[name] = ModelState(proposal.launch_instances[s], batch, view.rules.config.models[name].max_queue_delay_us)
-    return states
 
 
 def _slots_backing_off(policy_input: PolicyInput, rules: Rules) -> dict[str, float]:

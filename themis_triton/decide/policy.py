@@ -6,14 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from themis_triton.core.config import ThemisConfig
-from themis_triton.core.fleet import ModelState
+from themis_triton.core.fleet import Models
 from themis_triton.core.policy import PolicyConfig, PolicyName
 from themis_triton.decide.proposal import PolicyResult
 from themis_triton.decide.state import PipelineState
 from themis_triton.decide.view import PipelineView
 from themis_triton.solver.problem import ChainProblem
-
-Models = dict[str, ModelState]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from themis_triton.core.decision import PipelineEvidence, Reason, Stage
+from themis_triton.core.fleet import Models, ModelState
 from themis_triton.decide.demand import Demand
 from themis_triton.decide.state import PipelineState
 from themis_triton.decide.view import PipelineView
 from themis_triton.plan.steps import by_retirement
+from themis_triton.solver.plans import StageSize
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """Instances and batches a stage for every ready server, with `overrides` for single servers by name and stage.
+    """The pipeline's models on every ready server, by the server's name.
 
-    `launch`: servers to launch a group, with `launch_instances` a stage; `retire`: names of servers. `allow_shrink` False: a server with
-    more instances keeps them. Where a dispatcher sets batches, `batches` are what it forms; else limits that are only raised.
+    `launch`: servers to launch a group, each with the group's `launch_models`; `retire`: names of servers.
     """
 
-    instances: tuple[int, ...]
-    batches: tuple[int, ...]
+    servers: dict[str, Models]
     stage: Stage
     reason: Reason
     evidence: PipelineEvidence
     launch: tuple[int, ...]
-    launch_instances: tuple[int, ...]
+    launch_models: tuple[Models, ...]
     retire: tuple[str, ...] = ()
-    allow_shrink: bool = True
-    overrides: dict[str, dict[str, int]] = field(default_factory=dict)
     detail: str = ""
 
 
@@ -38,6 +37,40 @@ class PolicyResult:
 
     state: PipelineState
     proposal: Proposal
+
+
+def server_models(
+    view: PipelineView, sizes: Sequence[StageSize], *, retire: tuple[str, ...] = (), allow_shrink: bool = True
+) -> dict[str, Models]:
+    """The models of every ready server by the stages' sizes. Of the servers that stay, those with the most instances run the extra ones.
+
+    `allow_shrink` False: a server with more instances keeps them. Batch limits are not lowered, a reload without benefit, unless a
+    dispatcher forms the planned batches.
+    """
+    servers: dict[str, Models] = {}
+    for s, size in enumerate(sizes):
+        holders = view.holders(s)
+        staying = sorted((h for h in holders if h.name not in retire), key=lambda server: -server.models[size.name].instances)
+        larger = {server.name for server in staying[: size.extra_instance_servers]}
+        for server in holders:
+            now = server.models[size.name]
+            instances = size.instances + (server.name in larger)
+            servers.setdefault(server.name, {})[size.name] = replace(
+                now,
+                instances=instances if allow_shrink else max(instances, now.instances),
+                max_batch=size.batch if view.rules.dispatcher_sets_batches else max(size.batch, now.max_batch),
+            )
+    return servers
+
+
+def launch_models(view: PipelineView, sizes: Sequence[StageSize]) -> tuple[Models, ...]:
+    """The models of a new server, a group; their batch limits are the settings' bounds, which cost nothing until requests wait."""
+
+    def state(s: int) -> ModelState:
+        batch = sizes[s].batch if view.rules.dispatcher_sets_batches else view.problem.stages[s].max_batch
+        return ModelState(sizes[s].instances, batch, view.rules.config.models[sizes[s].name].max_queue_delay_us)
+
+    return tuple({sizes[s].name: state(s) for s in group.stages} for group in view.groups)
 
 
 def evidence_of(

@@ -12,11 +12,21 @@ from themis_triton.core.decision import Reason, Stage
 from themis_triton.core.policy import PolicyName
 from themis_triton.decide.demand import Demand, backlog_of, fast_demand, launch_demand, slow_demand, surge_demand, survivor_demand
 from themis_triton.decide.policy import Policy
-from themis_triton.decide.proposal import PolicyResult, Proposal, evidence_of, grows, leaving, shrinks, to_launch
+from themis_triton.decide.proposal import (
+    PolicyResult,
+    Proposal,
+    evidence_of,
+    grows,
+    launch_models,
+    leaving,
+    server_models,
+    shrinks,
+    to_launch,
+)
 from themis_triton.decide.state import DemandSample, PipelineState
 from themis_triton.decide.view import PipelineView
 from themis_triton.solver.migration import Migration
-from themis_triton.solver.plans import ChainPlan, VerticalTarget, batches_of, instances_of
+from themis_triton.solver.plans import ChainPlan, StageSize, VerticalTarget, batches_of, instances_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +56,11 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
         instances = instances_of(now.stages)
     elif retire:
         instances = _survivors(view, fast, instances, retire)
+    batches = _batches(view, now, instances, target)
     return PolicyResult(
         state,
         Proposal(
-            instances=instances,
-            batches=_batches(view, now, instances, target),
+            servers=server_models(view, _sizes(view, now, instances, batches), retire=retire, allow_shrink=allow_shrink),
             stage=_stage(view, now, instances, launch),
             reason=_reason(view, now, instances, launch, retire),
             evidence=evidence_of(
@@ -64,10 +74,8 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
                 holds_after_s=_holds_after_s(view, now, fast),
             ),
             launch=launch,
-            launch_instances=_launch_instances(view, (growth, slow, at_launch), target.desired),
+            launch_models=launch_models(view, view.sizes(_launch_instances(view, (growth, slow, at_launch), target.desired), batches)),
             retire=retire,
-            allow_shrink=allow_shrink,
-            overrides=_extra_instances(view, now, instances, retire),
             detail=why,
         ),
     )
@@ -191,18 +199,15 @@ def _launch_instances(view: PipelineView, demands: tuple[Demand, ...], desired: 
     return instances_of(view.in_place(max(demands, key=lambda demand: demand.total_rps), desired).stages)
 
 
-def _extra_instances(
-    view: PipelineView, now: VerticalTarget | None, instances: tuple[int, ...], retire: tuple[str, ...]
-) -> dict[str, dict[str, int]]:
-    """Servers that run one instance more than the others: those with the most instances now."""
-    overrides: dict[str, dict[str, int]] = {}
+def _sizes(view: PipelineView, now: VerticalTarget | None, instances: tuple[int, ...], batches: tuple[int, ...]) -> tuple[StageSize, ...]:
+    """The stages' sizes; where the stabilized count is the planned one, some servers run one instance more."""
+    sizes = view.sizes(instances, batches)
     if now is None:
-        return overrides
-    for s, size in enumerate(now.stages):
-        staying = [server for server in view.holders(s) if server.name not in retire]
-        for server in sorted(staying, key=lambda server: -server.models[size.name].instances)[: size.extra_instance_servers]:
-            overrides.setdefault(server.name, {})[size.name] = max(size.instances + 1, instances[s])
-    return overrides
+        return sizes
+    return tuple(
+        replace(size, extra_instance_servers=planned.extra_instance_servers) if size.instances == planned.instances else size
+        for size, planned in zip(sizes, now.stages, strict=True)
+    )
 
 
 def _batches(view: PipelineView, now: VerticalTarget | None, instances: tuple[int, ...], target: _SlowTarget) -> tuple[int, ...]:

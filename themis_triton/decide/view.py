@@ -86,8 +86,12 @@ class PipelineView:
     @property
     def sizes_now(self) -> tuple[StageSize, ...]:
         """The size of each stage by its smallest ready server."""
-        rows = enumerate(zip(self.pipeline.stages, self.instances_now, self.batch_caps, strict=True))
-        return tuple(StageSize(name, len(self.holders(s)), instances, batch) for s, (name, instances, batch) in rows)
+        return self.sizes(self.instances_now, self.batch_caps)
+
+    def sizes(self, instances: tuple[int, ...], batches: tuple[int, ...]) -> tuple[StageSize, ...]:
+        """The sizes of the stages on their ready servers with so many instances each."""
+        rows = enumerate(zip(self.pipeline.stages, instances, batches, strict=True))
+        return tuple(StageSize(name, len(self.holders(s)), count, batch) for s, (name, count, batch) in rows)
 
     def vertical(self, demand: Demand, servers: tuple[int, ...], *, min_instances: tuple[int, ...] | None = None) -> VerticalPlan:
         """The fewest instances on so many servers; where none suffice, the counts of the greatest capacity and the servers missing.

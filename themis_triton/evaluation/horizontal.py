@@ -10,7 +10,7 @@ from themis_triton.core.decision import Reason, Stage
 from themis_triton.core.policy import PolicyConfig, PolicyName
 from themis_triton.core.price import fleet_price
 from themis_triton.decide.policy import Policy
-from themis_triton.decide.proposal import PolicyResult, Proposal, evidence_of, to_launch
+from themis_triton.decide.proposal import PolicyResult, Proposal, evidence_of, launch_models, server_models, to_launch
 from themis_triton.decide.state import PipelineState
 from themis_triton.decide.view import PipelineView
 from themis_triton.evaluation.common import baseline_demand, batch_limits, scaled_in
@@ -25,19 +25,18 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     demand = baseline_demand(view)
     joint = view.joint(demand, instances=instances)
     desired = view.servers_of(joint.stages) if joint.feasible else view.max_servers_by_group
-    launch = to_launch(view, desired)
+    launch, sizes = to_launch(view, desired), view.sizes(instances, batch_limits(view, joint.stages))
     state, retire = scaled_in(replace(state, fixed_instances=instances), view, desired, policy.horizontal.scale_in_stabilization_s)
     reason = Reason.SCALE_OUT if any(launch) else Reason.SCALE_IN if retire else Reason.STEADY if joint.feasible else Reason.INFEASIBLE
     return PolicyResult(
         state,
         Proposal(
-            instances=instances,
-            batches=batch_limits(view, joint.stages),
+            servers=server_models(view, sizes),
             stage=Stage.OPTIMISE,
             reason=reason,
             evidence=evidence_of(view, demand, demand, desired=desired, predicted_p99_ms=joint.predicted_p99_ms),
             launch=launch,
-            launch_instances=instances,
+            launch_models=launch_models(view, sizes),
             retire=retire,
         ),
     )

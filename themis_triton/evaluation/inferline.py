@@ -8,9 +8,10 @@ from dataclasses import replace
 
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.decision import Reason, Stage
+from themis_triton.core.fleet import Models
 from themis_triton.core.policy import PolicyConfig, PolicyName
-from themis_triton.decide.policy import Load, Models, Policy
-from themis_triton.decide.proposal import PolicyResult, Proposal, evidence_of, to_launch
+from themis_triton.decide.policy import Load, Policy
+from themis_triton.decide.proposal import PolicyResult, Proposal, evidence_of, launch_models, server_models, to_launch
 from themis_triton.decide.rules import Rules
 from themis_triton.decide.state import PipelineState
 from themis_triton.decide.view import PipelineView
@@ -33,17 +34,16 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     needed = (max(plan[s].servers for s in group.stages) * demand.rate_rps / base_rps if base_rps else 1.0 for group in view.groups)
     desired = tuple(min(max(1, math.ceil(count - 1e-9)), most) for count, most in zip(needed, _most(view), strict=True))
     state, retire = scaled_in(replace(state, fixed_rps=base_rps), view, desired, policy.inferline.scale_in_stabilization_s)
-    launch, instances = to_launch(view, desired), instances_of(plan)
+    launch, sizes = to_launch(view, desired), view.sizes(instances_of(plan), batch_limits(view, plan))
     return PolicyResult(
         state,
         Proposal(
-            instances=instances,
-            batches=batch_limits(view, plan),
+            servers=server_models(view, sizes),
             stage=Stage.OPTIMISE,
             reason=Reason.SCALE_OUT if any(launch) else Reason.SCALE_IN if retire else Reason.STEADY,
             evidence=evidence_of(view, demand, demand, desired=desired, predicted_p99_ms=None),
             launch=launch,
-            launch_instances=instances,
+            launch_models=launch_models(view, sizes),
             retire=retire,
         ),
     )

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from themis_triton.core.config import ModelConfig, Placement, ThemisConfig
-from themis_triton.core.fleet import ModelState
-from themis_triton.decide.policy import Models
+from themis_triton.core.fleet import Models, ModelState
 from themis_triton.decide.rules import Rules, build_rules
 from themis_triton.solver.plans import StageSize
 from themis_triton.solver.solve import solve_joint

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.decision import Reason, Stage
+from themis_triton.core.fleet import Models
 from themis_triton.core.policy import PolicyConfig, PolicyName
 from themis_triton.decide.demand import Demand
-from themis_triton.decide.policy import Load, Models, Policy
-from themis_triton.decide.proposal import PolicyResult, Proposal, evidence_of, to_launch
+from themis_triton.decide.policy import Load, Policy
+from themis_triton.decide.proposal import PolicyResult, Proposal, evidence_of, launch_models, server_models, to_launch
 from themis_triton.decide.rules import Rules
 from themis_triton.decide.state import PipelineState
 from themis_triton.decide.view import PipelineView
@@ -24,16 +25,16 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     """Keep the plan for `static.planned_rps`; without one the fleet that runs at the start, or as many servers as can exist."""
     state = state if state.fixed_servers else _fixed(state, view)
     launch, demand = to_launch(view, state.fixed_servers), baseline_demand(view)
+    sizes = view.sizes(state.fixed_instances, view.batch_caps)
     return PolicyResult(
         state,
         Proposal(
-            instances=state.fixed_instances,
-            batches=view.batch_caps,
+            servers=server_models(view, sizes),
             stage=Stage.OPTIMISE,
             reason=Reason.SCALE_OUT if any(launch) else Reason.STEADY,
             evidence=evidence_of(view, demand, demand, desired=state.fixed_servers, predicted_p99_ms=None),
             launch=launch,
-            launch_instances=state.fixed_instances,
+            launch_models=launch_models(view, sizes),
         ),
     )
 

@@ -8,7 +8,7 @@ from themis_triton.core.decision import Reason, Stage
 from themis_triton.core.policy import ForecastName, PolicyConfig, PolicyName
 from themis_triton.decide.demand import Demand
 from themis_triton.decide.policy import Policy
-from themis_triton.decide.proposal import PolicyResult, Proposal, evidence_of, grows, to_launch
+from themis_triton.decide.proposal import PolicyResult, Proposal, evidence_of, grows, launch_models, server_models, to_launch
 from themis_triton.decide.state import PipelineState
 from themis_triton.decide.view import PipelineView
 from themis_triton.evaluation.common import baseline_demand, batch_limits, scaled_in
@@ -45,17 +45,16 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
         state, retire = scaled_in(state, view, move.desired, view.rules.config.policy.themis_paper.scale_in_stabilization_s)
     else:
         state = replace(state, desired=())
-    launch = to_launch(view, move.desired)
+    launch, batches = to_launch(view, move.desired), batch_limits(view, move.stages)
     return PolicyResult(
         state,
         Proposal(
-            instances=instances_of(move.stages),
-            batches=batch_limits(view, move.stages),
+            servers=server_models(view, view.sizes(instances_of(move.stages), batches)),
             stage=Stage.ABSORB if vertical else Stage.OPTIMISE,
             reason=_reason(view, move, launch, retire),
             evidence=evidence_of(view, demand, demand, desired=move.desired, predicted_p99_ms=None),
             launch=launch,
-            launch_instances=move.launch_instances,
+            launch_models=launch_models(view, view.sizes(move.launch_instances, batches)),
             retire=retire,
         ),
     )

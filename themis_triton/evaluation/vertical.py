@@ -6,10 +6,11 @@ from dataclasses import replace
 
 from themis_triton.core.config import Placement, ThemisConfig
 from themis_triton.core.decision import Reason, Stage
+from themis_triton.core.fleet import Models
 from themis_triton.core.policy import PolicyName
 from themis_triton.decide.demand import fast_demand
-from themis_triton.decide.policy import Load, Models, Policy
-from themis_triton.decide.proposal import PolicyResult, Proposal, evidence_of, grows, to_launch
+from themis_triton.decide.policy import Load, Policy
+from themis_triton.decide.proposal import PolicyResult, Proposal, evidence_of, grows, launch_models, server_models, to_launch
 from themis_triton.decide.state import DemandSample, PipelineState
 from themis_triton.decide.view import PipelineView
 from themis_triton.evaluation.common import baseline_demand, batch_limits
@@ -34,18 +35,17 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     sample = DemandSample(view.at_s, instances_of(plan.plan.stages), view.ready)
     state = state.with_sample(sample, policy.scale_down.shrink_stabilization_s)
     instances, launch = state.max_instances_needed(), to_launch(view, state.fixed_servers)
-    growing = grows(view, instances)
+    growing, sizes = grows(view, instances), view.sizes(instances, batch_limits(view, plan.plan.stages))
     reason = Reason.SCALE_OUT if any(launch) else Reason.SURGE if growing else Reason.STEADY if plan.feasible else Reason.INFEASIBLE
     return PolicyResult(
         state,
         Proposal(
-            instances=instances,
-            batches=batch_limits(view, plan.plan.stages),
+            servers=server_models(view, sizes),
             stage=Stage.ABSORB if growing else Stage.OPTIMISE,
             reason=reason,
             evidence=evidence_of(view, fast, fast, desired=state.fixed_servers, predicted_p99_ms=plan.plan.predicted_p99_ms),
             launch=launch,
-            launch_instances=instances,
+            launch_models=launch_models(view, sizes),
         ),
     )
 
