@@ -27,6 +27,7 @@ from themis_triton.core.config import DeviceSlot, LocalLaunchConfig, ThemisConfi
 from themis_triton.core.fleet import ModelState, Server
 from themis_triton.core.observation import Snapshot
 from themis_triton.core.policy import PolicyName
+from themis_triton.demo.base import read_base
 from themis_triton.demo.stage import staged
 from themis_triton.emulation.controls import SCALE_VARIABLE
 from themis_triton.estimate.estimate import History, estimate
@@ -165,7 +166,10 @@ async def live(folder: Path) -> dict[str, Any]:
     scale = folder / "scale.json"
     await asyncio.to_thread(folder.mkdir)
     os.environ[SCALE_VARIABLE] = str(scale)
-    async with staged(folder, "video", PolicyName.THEMIS) as stage, httpx.AsyncClient(trust_env=False, timeout=5.0) as client:
+    async with (
+        staged(folder, read_base(None, "video"), PolicyName.THEMIS) as stage,
+        httpx.AsyncClient(trust_env=False, timeout=5.0) as client,
+    ):
         load = PipelineLoad("video", STAGES, stage.pipeline.slo_ms, TraceOptions(rate_rps=LIVE_RPS, duration_s=300))
         async with LoadProcess(LoadOptions(stage.grpc_address, (load,))) as process:
             sending = asyncio.create_task(_drained(process))

@@ -32,12 +32,15 @@ def main() -> None:
     parser.add_argument("--pipeline", default="video")
     parser.add_argument("--duration", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cold-start", type=float, default=None, dest="cold_start_s", help="process start of launched servers in seconds")
     parser.add_argument("--policies", default="themis,horizontal,vertical")
     parser.add_argument("--simulate-again", action="store_true")
     flags = parser.parse_args()
-    load = ComparedLoad(TraceOptions(flags.trace, duration_s=flags.duration), flags.config, flags.pipeline, flags.seed)
-    name = f"live-{flags.pipeline}-{Path(flags.trace).stem}"
+    load = ComparedLoad(TraceOptions(flags.trace, duration_s=flags.duration), flags.config, flags.pipeline, flags.seed, flags.cold_start_s)
+    cold = "" if flags.cold_start_s is None else f"-cold-start-{flags.cold_start_s:g}-s"
+    name = f"live-{flags.pipeline}-{Path(flags.trace).stem}{cold}"
     what = {"trace": flags.trace, "pipeline": flags.pipeline, "seed": flags.seed, "duration_s": flags.duration}
+    what |= {"cold_start_s": flags.cold_start_s}
     for policy in live_policies(flags.policies):
         if flags.simulate_again:
             again(RESULTS / f"{name}-{policy.value}.json", flags.config)
@@ -45,7 +48,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="themis-live-") as folder:
             run = compared_run(load, policy, Path(folder))
         keep(f"{name}-{policy.value}", what, run)
-    compare(name, f"{flags.pipeline} under {flags.trace}")
+    compare(name, load.title)
 
 
 def keep(name: str, what: dict[str, Any], run: ComparedRun) -> None:
@@ -57,7 +60,7 @@ def again(path: Path, settings: Path) -> None:
     """Simulate a kept run anew, with the settings as they are now; machine and commit stay those of the measurement."""
     kept = json.loads(path.read_text())
     trace = TraceOptions(kept["trace"], duration_s=kept["duration_s"])
-    load = ComparedLoad(trace, settings, kept["pipeline"], kept["seed"])
+    load = ComparedLoad(trace, settings, kept["pipeline"], kept["seed"], kept.get("cold_start_s"))
     run = simulated_again(run_from(kept), load)
     path.write_text(json.dumps(kept | run.as_plain(), indent=2) + "\n")
 

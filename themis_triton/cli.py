@@ -19,6 +19,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 ConfigOption = Annotated[Path, typer.Option("-c", "--config", help="The settings file.")]
+ColdStartOption = Annotated[
+    float | None,
+    typer.Option(help="Process start in seconds of each launched server, for emulated models; on a GPU 20 to 60. Default: about 1."),
+]
 TRACE_HELP = (
     "surge, diurnal, flash or steady; a .csv, .npz or .npy file of rates (one per second; column `rps`) or of time stamps (column "
     "`timestamp`, seconds or ISO 8601); twitter-paper or twitter@SECOND if THEMIS_TRACES is set."
@@ -60,6 +64,7 @@ def demo(
     policy: Annotated[str, typer.Option(help="themis, or a baseline: themis-paper, horizontal, vertical, inferline or static.")] = "themis",
     pipeline: Annotated[str, typer.Option(help="Pipeline: video, sentiment or nlp.")] = "video",
     seed: Annotated[int, typer.Option(min=0, help="Random seed of the arrivals.")] = 0,
+    cold_start: ColdStartOption = None,
     out: Annotated[Path, typer.Option(help="Folder for the picture, the results and the logs.")] = Path("themis-demo"),
     as_json: JsonOption = False,
 ) -> None:
@@ -69,7 +74,7 @@ def demo(
     from themis_triton.load.traces import TraceOptions  # noqa: PLC0415
 
     options = TraceOptions(source=trace, from_s=from_s, to_s=to_s, scale=scale, duration_s=duration)
-    demo_command(DemoOptions(out, options, parse_policy(policy), pipeline, seed, as_json))
+    demo_command(DemoOptions(out, options, parse_policy(policy), pipeline, seed, as_json, cold_start_s=cold_start))
 
 
 @app.command(epilog="Example: themis load -c themis.yaml --rate 50 --duration 30")
@@ -222,6 +227,7 @@ def compare(
     from_s: Annotated[int, typer.Option("--from", help="First second of the trace.")] = 0,
     to_s: Annotated[int | None, typer.Option("--to", help="Last second of the trace (exclusive).")] = None,
     scale: Annotated[float, typer.Option(help="Factor by which the trace's rates are multiplied.")] = 1.0,
+    cold_start: ColdStartOption = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures, the results and the logs.")] = Path("themis-compare"),
     as_json: JsonOption = False,
 ) -> None:
@@ -231,7 +237,7 @@ def compare(
     from themis_triton.load.traces import TraceOptions  # noqa: PLC0415
 
     options = TraceOptions(source=trace, from_s=from_s, to_s=to_s, scale=scale, duration_s=duration)
-    compare_command(CompareFlags(ComparedLoad(options, config, pipeline, seed), policies, out), as_json=as_json)
+    compare_command(CompareFlags(ComparedLoad(options, config, pipeline, seed, cold_start), policies, out), as_json=as_json)
 
 
 @app.command(epilog="Example: themis probe my-model -c themis.yaml")

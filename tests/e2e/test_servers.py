@@ -36,6 +36,7 @@ from themis_triton.core.config import LocalLaunchConfig
 from themis_triton.core.errors import ChangeRefusedError, LaunchFailedError, ServerError
 from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.observation import ServerReading
+from themis_triton.emulation.process_start import PROCESS_START_VARIABLE, process_age_s
 
 pytestmark = pytest.mark.e2e
 
@@ -44,6 +45,7 @@ Launch = Callable[..., AbstractContextManager[Server]]
 DETECTOR, CLASSIFIER = "video-detector", "video-classifier"
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 OFFSETS = {DETECTOR: 1.0, CLASSIFIER: 2.0}
+PROCESS_START_S = 3.0
 
 
 def with_control(use: Callable[[TritonModelControl], Awaitable[T]], timeout_s: float = 60.0) -> T:
@@ -142,6 +144,28 @@ class TestLaunch:
             return (await metrics.read_servers([server]))[0]
         finally:
             await metrics.close()
+
+    def test_a_process_start_delays_a_launched_server_and_no_later_instance(
+        self, launcher: LocalLauncher, launch: Launch, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv(PROCESS_START_VARIABLE, str(PROCESS_START_S))
+        with launch("cold", {DETECTOR: ModelState(1, 8), CLASSIFIER: ModelState(1, 8)}) as server:
+            assert server.process is not None
+            assert process_age_s(server.process.pid) >= PROCESS_START_S
+
+            async def grown_before_another_is_ready(control: TritonModelControl) -> bool:
+                other = await launcher.launch("colder", "cpu-b", {CLASSIFIER: ModelState(1, 8)})
+                try:
+                    ready = asyncio.create_task(launcher.wait_ready(other))
+                    grown = asyncio.create_task(control.change(server, CLASSIFIER, ModelState(3, 8)))
+                    first, _ = await asyncio.wait({ready, grown}, return_when=asyncio.FIRST_COMPLETED)
+                    assert (await grown).instances == 3
+                    assert (await ready).phase is Phase.WARMING
+                finally:
+                    await launcher.stop(other)
+                return first == {grown}
+
+            assert with_control(grown_before_another_is_ready)
 
     def test_a_port_taken_meanwhile_is_replaced(self, launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
         with listening() as taken:

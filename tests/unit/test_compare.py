@@ -22,8 +22,10 @@ from themis_triton.commands.compared_runs import (
     measured_figures,
     run_from,
     simulated_again,
+    simulated_figures,
     simulated_like,
 )
+from themis_triton.core.action import ActionKind, OutcomeKind
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.policy import PolicyName
 from themis_triton.demo.base import read_base
@@ -148,6 +150,22 @@ def test_the_settings_own_sections_are_kept_and_paths_made_absolute(tmp_path: Pa
     assert load_settings(tmp_path / "run" / "themis.yaml").policy.name is PolicyName.VERTICAL
 
 
+def test_a_cold_start_is_in_the_profiles_and_in_the_simulated_launches(tmp_path: Path) -> None:
+    load = ComparedLoad(TraceOptions("surge", duration_s=60), SETTINGS, cold_start_s=15.0)
+    path = tmp_path / "themis.yaml"
+    base = read_base(load.settings, None, load.cold_start_s)
+    path.write_text(json.dumps(base.settings(PolicyName.HORIZONTAL, ADOPTED, ADDRESSES, tmp_path / "state")))
+    config = load_settings(path)
+    assert {model.profile.server_launch_s for model in config.models.values()} == {15.0}
+    assert {model.profile.instance_init_s for model in config.models.values()} == {0.8}
+    outcomes = simulated_like(config, load).outcomes
+    launches_s = [o.ended_at_s - o.started_at_s for o in outcomes if (o.action.kind, o.kind) == (ActionKind.LAUNCH, OutcomeKind.DONE)]
+    assert launches_s
+    assert all(15.8 <= launch_s < 18.0 for launch_s in launches_s)
+    again = simulated_again(run_of("horizontal", 1.0, 1.0), load)
+    assert again.simulated == simulated_figures(simulated_like(config, load))
+
+
 def test_a_kept_run_can_be_simulated_again(tmp_path: Path) -> None:
     load = ComparedLoad(TraceOptions("surge", duration_s=20), seed=3)
     again = simulated_again(RUNS[1], load)
@@ -172,6 +190,7 @@ def test_figures_of_a_live_run() -> None:
 def live(options: DemoOptions) -> DemoSummary:
     """In the place of a live run: what one leaves behind."""
     options.directory.mkdir(parents=True)
+    assert options.cold_start_s == 12.0
     demo_settings(options.directory, options.policy, options.settings)
     (options.directory / "series.json").write_text(json.dumps(RUNS[0].as_plain()["measured_series"]))
     return DemoSummary(options.policy.value, 600, 0, 300.0, 0.99, 80.0, 200.0, 30.0, 90.0, 2, 6, {"grow": 1}, 390.0)
@@ -186,7 +205,7 @@ def run(*flags: str, settings: Path = SETTINGS) -> str:
 
 def test_the_last_line_is_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compared_runs, "run_demo", live)
-    flags = ("--policies", "horizontal,vertical", "--duration", "20", "--out", str(tmp_path / "out"))
+    flags = ("--policies", "horizontal,vertical", "--cold-start", "12", "--duration", "20", "--out", str(tmp_path / "out"))
     rows = json.loads(run(*flags, "--json").splitlines()[-1])
     assert [row["policy"] for row in rows] == ["horizontal", "vertical"]
     assert all(row["cost_error"] == pytest.approx(row["simulated"]["cost"] / 390.0 - 1.0) for row in rows)
@@ -204,6 +223,7 @@ def test_the_last_line_is_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (("--policies", ","), "--policies: the list is empty: expected themis"),
         (("--pipeline", "audio"), "--pipeline: audio is invalid: expected"),
         (("--trace", "nowhere"), "--trace: nowhere is neither a file nor a known trace"),
+        (("--cold-start", "-1"), "--cold-start: -1 is invalid: expected at least 0 and less than launch.ready_timeout_s, 120 s"),
         (("--duration", "0"), "--duration: 0 is invalid: expected 1 to"),
     ],
 )

@@ -45,6 +45,7 @@ def test_two_demos_in_one_folder_are_one_too_many(tmp_path: Path) -> None:
     ("options", "named"),
     [
         ({"pipeline": "dance"}, "--pipeline: dance is invalid: expected video, sentiment, nlp"),
+        ({"cold_start_s": 120.0}, "--cold-start: 120 is invalid: expected at least 0 and less than launch.ready_timeout_s, 120 s"),
         ({"trace": TraceOptions("no-such-trace")}, "--trace: no-such-trace is neither"),
     ],
 )

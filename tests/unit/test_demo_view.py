@@ -121,8 +121,17 @@ def test_the_summary_says_what_it_cost_and_what_was_done() -> None:
     for fact in ("themis", "9,653", "300 ms", "99.81%", "81 / 263 ms", "242 (3)", "1,187 (16)", "6 × grow, 2 × launch"):
         assert fact in text, fact
     assert "rebatch" not in text
+    assert "cold start" not in text
+    assert ["launched", "servers", "served", "from", "second", "none"] in [line.split() for line in text.splitlines()]
     keys = "policy requests failed slo_ms slo_attainment p50_ms p99_ms server_seconds instance_seconds max_servers max_instances actions"
-    assert list(json.loads(summary.json_line())) == [*keys.split(), "cost"]
+    assert list(json.loads(summary.json_line())) == [*keys.split(), "cost", "cold_start_s", "joined_at_s"]
+
+
+def test_the_summary_has_the_cold_start_and_when_servers_joined() -> None:
+    summary = DemoSummary("themis", 100, 0, 300.0, 1.0, 80.0, 90.0, 9.0, 9.0, 3, 9, cold_start_s=20.0, joined_at_s=(31, 45))
+    rows = [line.split() for line in text_of(summary_table(summary)).splitlines()]
+    assert ["cold", "start", "of", "a", "launched", "server", "20", "s"] in rows
+    assert ["launched", "servers", "served", "from", "second", "31,", "45"] in rows
 
 
 def test_events_take_a_fixed_number_of_rows() -> None:

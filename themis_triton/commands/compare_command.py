@@ -57,7 +57,7 @@ def compare_command(flags: CompareFlags, *, as_json: bool) -> list[dict[str, Any
         console.file.write(json.dumps(rows, allow_nan=False) + "\n")
     else:
         console.print(table(runs))
-    draw(runs, f"{load.pipeline} under {load.trace.source}", flags.out)
+    draw(runs, load.title, flags.out)
     if not as_json:
         console.print(f"Pictures and figures: {flags.out.resolve()}", markup=False)
     return rows

@@ -33,16 +33,26 @@ _NOWHERE = {"grpc": "127.0.0.1:4", "http": "127.0.0.1:5", "admin": "127.0.0.1:6"
 
 @dataclass(frozen=True, slots=True)
 class ComparedLoad:
-    """The load of a comparison. `settings` None: the shipped settings; `pipeline` None: their first pipeline."""
+    """The load of a comparison. `settings` None: the shipped settings; `pipeline` None: their first pipeline.
+
+    `cold_start_s`: process start of the emulated servers that are launched, live and simulated; None: their own.
+    """
 
     trace: TraceOptions
     settings: Path | None = None
     pipeline: str | None = None
     seed: int = 0
+    cold_start_s: float | None = None
+
+    @property
+    def title(self) -> str:
+        """Pipeline and trace, and the cold start if one is chosen."""
+        chosen = "" if self.cold_start_s is None else f", cold start {self.cold_start_s:g} s"
+        return f"{self.pipeline} under {self.trace.source}{chosen}"
 
     def named(self) -> ComparedLoad:
         """The load with the pipeline's name and trace. SettingsError for invalid settings or an unknown pipeline."""
-        name = read_base(self.settings, self.pipeline).pipeline.name
+        name = read_base(self.settings, self.pipeline, self.cold_start_s).pipeline.name
         return replace(self, pipeline=name, trace=replace(self.trace, source=twitter_for(self.trace.source, name)))
 
 
@@ -119,7 +129,7 @@ def compared_run(load: ComparedLoad, policy: PolicyName, directory: Path) -> Com
     """
     load = load.named()
     before = os.getloadavg()[0]
-    options = DemoOptions(directory, load.trace, policy, load.pipeline, load.seed, True, load.settings, PREROLL_S)
+    options = DemoOptions(directory, load.trace, policy, load.pipeline, load.seed, True, load.settings, PREROLL_S, load.cold_start_s)
     summary = run_demo(options)
     after = os.getloadavg()[0]
     config = load_settings(directory / "themis.yaml")
@@ -154,7 +164,7 @@ def simulated_like(config: ThemisConfig, load: ComparedLoad) -> SimResult:
 def simulated_again(run: ComparedRun, load: ComparedLoad) -> ComparedRun:
     """The measured run with a new simulation under the current settings of `load` and the slots of a live run."""
     load = load.named()
-    base = read_base(load.settings, load.pipeline)
+    base = read_base(load.settings, load.pipeline, load.cold_start_s)
     with TemporaryDirectory(prefix="themis-settings-") as folder:
         path = Path(folder) / "themis.yaml"
         path.write_text(yaml.safe_dump(base.settings(PolicyName(run.policy), _nowhere(base), _NOWHERE, Path(folder) / "state")))

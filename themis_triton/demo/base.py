@@ -10,6 +10,7 @@ from typing import Any
 from themis_triton.core.config import LocalLaunchConfig, PipelineConfig, Placement, ThemisConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.policy import PolicyName
+from themis_triton.demo.cold_start import check_cold_start, with_cold_start
 from themis_triton.settings import load_settings
 from themis_triton.settings.loading import load, mapping
 from themis_triton.settings.shipped import shipped
@@ -19,12 +20,16 @@ _OWN_ENVOY_KEYS = ("max_message", "concurrency")
 
 @dataclass(frozen=True, slots=True)
 class DemoBase:
-    """One pipeline of a settings file. `sections` is the file as plain data with the profile files inlined."""
+    """One pipeline of a settings file. `sections` is the file as plain data with the profile files inlined.
+
+    `cold_start_s`: process start of the emulated servers that the sidecar launches; None: their own, about a second.
+    """
 
     sections: Mapping[str, Any]
     config: ThemisConfig
     launch: LocalLaunchConfig
     pipeline: PipelineConfig
+    cold_start_s: float | None = None
 
     def settings(self, policy: PolicyName, first: Mapping[str, Any], addresses: Mapping[str, str], state: Path) -> dict[str, Any]:
         """Settings with an adopted server on the first slot, the other slots for launches, and separate addresses.
@@ -40,7 +45,7 @@ class DemoBase:
             "servers": {"first": dict(first)},
             "launch": self._launch(),
             "envoy": envoy | listens | _path("binary", self.config.envoy.binary),
-            "models": {stage: self.sections["models"][stage] for stage in self.pipeline.stages},
+            "models": {stage: self._model(stage) for stage in self.pipeline.stages},
             "pipelines": {self.pipeline.name: self.sections["pipelines"][self.pipeline.name]},
             "prices": dict(mapping(self.sections.get("prices"))),
             "policy": dict(mapping(self.sections.get("policy"))) | {"name": policy.value},
@@ -48,6 +53,9 @@ class DemoBase:
             "status": {"address": addresses["status"]},
         }
         return settings if settings["launch"]["slots"] else {key: value for key, value in settings.items() if key != "launch"}
+
+    def _model(self, stage: str) -> dict[str, Any]:
+        return with_cold_start(self.sections["models"][stage], self.config.models[stage], self.cold_start_s)
 
     def _launch(self) -> dict[str, Any]:
         """The section without its first slot and with absolute paths, because the demo's settings are in another folder."""
@@ -60,10 +68,10 @@ def _path(key: str, path: Path | None) -> dict[str, str]:
     return {key: str(path)} if path is not None else {}
 
 
-def read_base(path: Path | None, pipeline: str | None) -> DemoBase:
+def read_base(path: Path | None, pipeline: str | None, cold_start_s: float | None = None) -> DemoBase:
     """The base for a pipeline (None: the first) of a settings file (None: the shipped one).
 
-    SettingsError for an invalid file, an unknown pipeline, no slots, or separate placement.
+    SettingsError for an invalid file, an unknown pipeline, no slots, separate placement, or a cold start of models that are not emulated.
     """
     path = path or shipped("config") / "themis.yaml"
     config = load_settings(path)
@@ -77,4 +85,6 @@ def read_base(path: Path | None, pipeline: str | None) -> DemoBase:
         )
     if config.planning.placement is Placement.SEPARATE:
         raise SettingsError(f"{path}: planning.placement: separate cannot run live: expected colocated. Fix: use `themis simulate`")
-    return DemoBase(mapping(load(path).source.data), config, config.launch, known[name])
+    if cold_start_s is not None:
+        check_cold_start(cold_start_s, known[name].stages, config.launch)
+    return DemoBase(mapping(load(path).source.data), config, config.launch, known[name], cold_start_s)

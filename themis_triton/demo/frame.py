@@ -51,7 +51,8 @@ class DemoFrame:
 class DemoSummary:
     """The whole run. `slo_attainment`: fraction of all requests answered without error within the SLO. `actions`: count by kind.
 
-    Seconds and cost cover the duration of the trace; `cost` uses the settings' prices.
+    Seconds and cost cover the duration of the trace; `cost` uses the settings' prices. `cold_start_s`: the process start of launched
+    servers; None: their own. `joined_at_s`: when launched servers were first seen serving, in seconds of the run.
     """
 
     policy: str
@@ -67,6 +68,8 @@ class DemoSummary:
     max_instances: int
     actions: dict[str, int] = field(default_factory=dict)
     cost: float = 0.0
+    cold_start_s: float | None = None
+    joined_at_s: tuple[int, ...] = ()
 
     def json_line(self) -> str:
         """The summary as one line of JSON."""

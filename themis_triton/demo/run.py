@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import httpx
 from rich.console import Console
 
+from themis_triton.core.fleet import Phase
 from themis_triton.core.policy import PolicyName
 from themis_triton.core.status import Status, StatusEvent, UsageStatus, decode_status
 from themis_triton.demo.base import read_base
@@ -34,6 +36,7 @@ class DemoOptions:
     """The options of a demo.
 
     `settings` None: the shipped settings. `pipeline` None: their first pipeline. `settle_s`: time between the first tick and the load.
+    `cold_start_s`: the process start of launched servers; None: that of an emulated server, about a second.
     """
 
     directory: Path
@@ -44,6 +47,12 @@ class DemoOptions:
     as_json: bool = False
     settings: Path | None = None
     settle_s: float = 0.0
+    cold_start_s: float | None = None
+
+    @property
+    def title(self) -> str:
+        """The policy, and the cold start if one is chosen."""
+        return self.policy.value + ("" if self.cold_start_s is None else f", cold start {self.cold_start_s:g} s")
 
 
 @dataclass(slots=True)
@@ -72,7 +81,7 @@ def run_demo(options: DemoOptions) -> DemoSummary:
         SettingsError: invalid settings, unknown pipeline, unknown trace, or a folder that is not a demo's. Nothing is changed.
         EnvironmentCheckError: another demo runs in the folder.
     """
-    read_base(options.settings, options.pipeline)
+    read_base(options.settings, options.pipeline, options.cold_start_s)
     load_trace(options.trace, options.seed)
     with own_folder(options.directory.resolve()):
         return asyncio.run(_interruptible(options))
@@ -99,12 +108,13 @@ async def _interruptible(options: DemoOptions) -> DemoSummary:
 async def _run(options: DemoOptions) -> DemoSummary:
     console = Console(stderr=options.as_json)
     directory = options.directory.resolve()
-    console.print(f"Starting Triton, Envoy and Themis ({options.policy.value}); files and logs in {directory}", markup=False)
-    async with staged(directory, options.pipeline, options.policy, options.settings, console.print) as stage:
+    console.print(f"Starting Triton, Envoy and Themis ({options.title}); files and logs in {directory}", markup=False)
+    base = read_base(options.settings, options.pipeline, options.cold_start_s)
+    async with staged(directory, base, options.policy, console.print) as stage:
         seen, before, report = await _loaded(stage, options, console, directory)
     summary = _summary(options, stage, seen, before, report)
     series = _series(options, seen, report)
-    title = f"Themis demo: {stage.pipeline.name}, policy {options.policy.value}"
+    title = f"Themis demo: {stage.pipeline.name}, policy {options.title}"
     picture = directory / "run.png"
     await asyncio.to_thread(draw_run, series, stage.pipeline.slo_ms, title, picture)
     (directory / "summary.json").write_text(summary.json_line() + "\n")
@@ -187,7 +197,19 @@ def _summary(options: DemoOptions, stage: DemoStage, seen: _Seen, before: UsageS
         max_instances=max(_instances(status) for status in seen.statuses),
         actions={kind: count for kind, count in actions.items() if count},
         cost=after.cost - before.cost,
+        cold_start_s=options.cold_start_s,
+        joined_at_s=_joined_at_s(seen.statuses),
     )
+
+
+def _joined_at_s(statuses: Sequence[Status]) -> tuple[int, ...]:
+    """The seconds in which launched servers were first seen serving, one for each server."""
+    serving = [{server.name for server in status.servers if server.launched and server.phase is Phase.SERVING} for status in statuses]
+    joined: dict[str, int] = {}
+    for second, names in enumerate(serving):
+        for name in names:
+            joined.setdefault(name, second)
+    return tuple(sorted(joined.values()))
 
 
 def _instances(status: Status) -> int:

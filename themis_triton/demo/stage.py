@@ -23,8 +23,9 @@ from themis_triton.core.errors import LaunchFailedError, ServerError
 from themis_triton.core.fleet import ModelState, ProcessId, Server
 from themis_triton.core.policy import PolicyName
 from themis_triton.core.status import STATUS_PATH
-from themis_triton.demo.base import DemoBase, read_base
+from themis_triton.demo.base import DemoBase
 from themis_triton.demo.folder import STATES, STOP_TIMEOUT_S
+from themis_triton.emulation.process_start import PROCESS_START_VARIABLE
 from themis_triton.settings import load_settings
 
 STATUS_TIMEOUT_S = 240.0  # without progress; the first start on a machine compiles the solver
@@ -43,13 +44,12 @@ class DemoStage:
 
 @asynccontextmanager
 async def staged(
-    directory: Path, pipeline: str | None, policy: PolicyName, settings: Path | None = None, report: Callable[[str], None] | None = None
+    directory: Path, base: DemoBase, policy: PolicyName, report: Callable[[str], None] | None = None
 ) -> AsyncIterator[DemoStage]:
     """Start Triton, sidecar and Envoy with files in a folder. On every exit all their processes are stopped.
 
-    `settings` None: the shipped settings; `pipeline` None: their first. `report` gets a sentence about each compilation step.
+    `report` gets a sentence about each compilation step. The adopted Triton has no cold start: it stands for one that serves already.
     """
-    base = read_base(settings, pipeline)
     first_state, state = (directory / name for name in STATES)
     try:
         first = await _first_server(first_state, base)
@@ -57,7 +57,7 @@ async def staged(
         path = directory / "themis.yaml"
         path.write_text(yaml.safe_dump(written, sort_keys=False))
         config = load_settings(path)
-        daemon = _start_daemon(path, directory / "daemon.log", first_state)
+        daemon = _start_daemon(path, directory / "daemon.log", first_state, base.cold_start_s)
         await _answering(f"http://{addresses['status']}{STATUS_PATH}", daemon, directory / "daemon.log", report)
         yield DemoStage(addresses["grpc"], f"http://{addresses['status']}{STATUS_PATH}", config.pipelines[0], config)
         await stop_process(daemon, STOP_TIMEOUT_S)
@@ -93,9 +93,11 @@ def _settings(directory: Path, first: Server, base: DemoBase, policy: PolicyName
     return base.settings(policy, adopted, addresses, directory / "state"), addresses
 
 
-def _start_daemon(path: Path, log_file: Path, owner: Path) -> ProcessId:
+def _start_daemon(path: Path, log_file: Path, owner: Path, cold_start_s: float | None) -> ProcessId:
+    """Start the sidecar; the servers that it launches inherit its environment, and with it their process start."""
     command = [sys.executable, "-m", "themis_triton.cli", "run", "-c", str(path)]
-    return spawn(command, {**os.environ, OWNER_VARIABLE: owner_mark(owner)}, log_file)
+    own = {OWNER_VARIABLE: owner_mark(owner)} | ({} if cold_start_s is None else {PROCESS_START_VARIABLE: str(cold_start_s)})
+    return spawn(command, os.environ | own, log_file)
 
 
 async def _answering(url: str, daemon: ProcessId, log_file: Path, report: Callable[[str], None] | None) -> None:

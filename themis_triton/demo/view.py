@@ -111,6 +111,10 @@ def summary_table(summary: DemoSummary) -> Table:
     table.add_row("failed requests", Text(f"{summary.failed:,}", style="bold red" if summary.failed else "bold green"))
     table.add_row(f"answered within the SLO of {summary.slo_ms:g} ms", Text(f"{summary.slo_attainment:.2%}", style=within))
     table.add_row("p50 / p99", f"{_number(summary.p50_ms)} / {_number(summary.p99_ms)} ms")
+    if summary.cold_start_s is not None:
+        table.add_row("cold start of a launched server", f"{summary.cold_start_s:g} s")
+    joined = ", ".join(f"{second}" for second in summary.joined_at_s)
+    table.add_row("launched servers served from second", joined or "none")
     table.add_row("server-seconds (max. servers)", f"{summary.server_seconds:,.0f} ({summary.max_servers})")
     table.add_row("instance-seconds (max. instances)", f"{summary.instance_seconds:,.0f} ({summary.max_instances})")
     table.add_row("actions", ", ".join(f"{count} × {kind}" for kind, count in summary.actions.items() if count) or "none")

@@ -14,6 +14,7 @@ import triton_python_backend_utils as pb_utils
 from themis_triton.emulation.controls import ScaleFile, init_must_fail
 from themis_triton.emulation.device import DeviceSeat, slot_name, table_directory
 from themis_triton.emulation.parameters import Parameters, read_parameters
+from themis_triton.emulation.process_start import process_start_left_s
 from themis_triton.emulation.service import Service, noise_factors
 
 AROUND_S = 0.0005
@@ -27,10 +28,13 @@ class TritonPythonModel:
     """Responds `OUTPUT = INPUT·2 + offset` after the surface's service time for the batch size and the contention."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Take a seat at the emulated device after `init_s` seconds; fails like a device without memory if the controls say so."""
+        """Take a seat at the emulated device, `init_s` seconds after the server's process start.
+
+        Fails like a device without memory if the controls say so.
+        """
         model = args["model_name"]
         parameters = read_parameters(model, json.loads(args["model_config"]))
-        time.sleep(parameters.init_s)
+        time.sleep(process_start_left_s(os.getppid(), os.environ) + parameters.init_s)
         fail_path = parameters.fail_init_path(os.environ)
         if fail_path is not None and init_must_fail(fail_path, model):
             raise pb_utils.TritonModelException(f"out of memory: {model} could not be placed on {slot_name()} (requested by {fail_path})")
