@@ -87,7 +87,7 @@ ABLATIONS: tuple[Variant, ...] = (
     Variant("10 % of the SLO for waits", "themis", (("slo_margin_fraction", 0.1),)),
     Variant("growth of the rate counts for cores", "themis", (("growth_sigmas", 1.0),)),
     Variant("trend of the rate counts for replicas", "themis", (("trend_sigmas", 2.0),)),
-    Variant("equal cores on all replicas, waits predicted", "themis", (("queueing", QueueingModel.CENTRAL),)),
+    Variant("equal cores on all replicas, waits predicted", "themis", (("queueing", QueueingModel.CENTRAL_QUEUE),)),
     Variant("with the linear forecast", "themis", (("forecast", ForecastName.LINEAR),)),
     Variant("with the classifier's forecast", "themis", (("forecast", ForecastName.CLASSIFIER),)),
     Variant("with the quantile forecast", "themis", (("forecast", ForecastName.QUANTILE),)),

@@ -42,7 +42,7 @@ class ModelControl(Protocol):
     async def change(self, server: Server, model: str, state: ModelState) -> ModelState:
         """Load the model with the given counts and batching; returns the verified state.
 
-        Raises ChangeRefusedError when Triton refuses (the old state serves on), ServerError when it does not answer.
+        Raises ChangeRefusedError when the server refuses (the old state serves on), ServerError when it does not answer.
         """
         ...
 

@@ -216,9 +216,9 @@ def stage_times(problem: ChainProblem, stage: StageProblem, choice: Choice, usua
         return latency_ms(problem, stage, choice.batch, busy), wait
     delayed = stage.max_queue_delay_ms > 0 and choice.batch > 1
     held = stage.max_queue_delay_ms if delayed else 0.0
-    queues = 1 if problem.queueing is QueueingModel.CENTRAL else choice.servers
+    queues = 1 if problem.queueing is QueueingModel.CENTRAL_QUEUE else choice.servers
     delay = min(held, gaps * 1000 * queues / rate) if delayed and comes else 0.0
-    wait, size = triton_wait(problem, stage, choice, usual, rate / queues / 1000, held)
+    wait, size = batching_wait(problem, stage, choice, usual, rate / queues / 1000, held)
     low, part = math.floor(size), size - math.floor(size)
     service = latency_ms(problem, stage, low, busy)
     return service + (part * (latency_ms(problem, stage, low + 1, busy) - service) if part > 0 else 0.0), wait + delay
@@ -229,14 +229,14 @@ def _gaps(model: QueueingModel, percentile: float, batch: int) -> float:
     return float(queueing.gather_table(model, percentile, batch)[batch - 1])
 
 
-def triton_wait(
+def batching_wait(
     problem: ChainProblem, stage: StageProblem, choice: Choice, usual: float, rate_per_ms: float, held_ms: float
 ) -> tuple[float, float]:
-    """(wait ms, mean size of the request's own batch) with work-conserving batches; see `queueing.triton_wait`."""
+    """(wait ms, mean size of the request's own batch) with work-conserving batches; see `queueing.batching_wait`."""
     tail, batch = queueing.stage_tail(problem.percentile, len(problem.stages)), choice.batch
     workers = 1 if problem.throughput is ThroughputRule.CORES else choice.instances
     queues = choice.servers
-    if problem.queueing is QueueingModel.CENTRAL:
+    if problem.queueing is QueueingModel.CENTRAL_QUEUE:
         workers, queues = workers * queues, 1
     by_batch = [between(problem, stage, b, usual) for b in range(1, batch + 1)]
     theta = decay(rate_per_ms * by_batch[-1], workers * batch)

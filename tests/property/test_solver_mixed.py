@@ -34,7 +34,7 @@ def problem(rng: np.random.Generator, *, smooth: bool) -> ChainProblem:
         stages,
         slo_ms=float(rng.uniform(20, 120) * len(stages)),
         demand_rps=float(rng.choice([0.0, rng.uniform(0, 150)])),
-        queueing=QueueingModel.SHARE,
+        queueing=QueueingModel.SLO_MARGIN,
         placement=Placement.SEPARATE,
         throughput=ThroughputRule.CORES,
         headroom_sigmas=float(rng.choice([0.0, 1.0])),

@@ -132,7 +132,7 @@ def test_a_policys_own_section_changes_only_what_it_names(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("policy", list(PolicyName))
 def test_no_policy_runs_by_other_constants_than_the_settings_have(policy: PolicyName) -> None:
-    ours, load = PolicyConfig(tick_s=0.1, queueing=QueueingModel.SHARE), Load(1.0, 2.0)
+    ours, load = PolicyConfig(tick_s=0.1, queueing=QueueingModel.SLO_MARGIN), Load(1.0, 2.0)
     for config in (replace(settings(), policies={}, policy=ours), colocated(ours)):
         kept = prepared(config, policy, load).policy
         plain = replace(kept, static=config.policy.static, inferline=config.policy.inferline)

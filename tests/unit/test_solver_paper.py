@@ -60,7 +60,7 @@ def test_known_cells() -> None:
 
 
 def test_waits_are_whole_milliseconds_and_constant_is_not_read_as_seconds() -> None:
-    units = {model: gather_table(model, 99.0, 4) for model in QueueingModel if model is not QueueingModel.TRITON}
+    units = {model: gather_table(model, 99.0, 4) for model in QueueingModel if model is not QueueingModel.DYNAMIC_BATCHING}
     assert gather_ms(units[QueueingModel.CONSTANT][2], 50.0) == 40  # two gaps of 20 ms
     assert gather_ms(units[QueueingModel.EXPONENTIAL][2], 100.0) == math.ceil(2 * -math.log(0.01) * 10)
     assert all(gather_ms(table[0], 100.0) == 0 for table in units.values())

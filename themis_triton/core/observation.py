@@ -18,7 +18,7 @@ class BatchCounters:
 
 @dataclass(frozen=True, slots=True)
 class ModelCounters:
-    """Triton's cumulative counters of one model on one server (durations in µs); `pending` is a gauge.
+    """Cumulative counters of one model on one server (durations in µs); `pending` is a gauge.
 
     The sums charge a batch's time to each of its requests; `batches`, by size, charges it once and is empty where it was not read.
     """

@@ -31,13 +31,13 @@ class ForecastName(StrEnum):
 class QueueingModel(StrEnum):
     """How the wait of a request before its batch starts is predicted; see `solver/queueing.py`.
 
-    TRITON: a work-conserving queue on each server. CENTRAL: one queue for all servers of a stage. SHARE: work-conserving too, but
-    waits are not predicted: they may take the margin of the SLO. The others are the paper's.
+    DYNAMIC_BATCHING: a work-conserving batcher on each server. CENTRAL_QUEUE: one such queue for all servers of a stage. SLO_MARGIN:
+    work-conserving too, but waits are not predicted: they may take the margin of the SLO. The others are the paper's.
     """
 
-    TRITON = "triton"
-    CENTRAL = "central"
-    SHARE = "share"
+    DYNAMIC_BATCHING = "dynamic_batching"
+    CENTRAL_QUEUE = "central_queue"
+    SLO_MARGIN = "slo_margin"
     EXPONENTIAL = "exponential"
     GAMMA = "gamma"
     CONSTANT = "constant"
@@ -45,12 +45,12 @@ class QueueingModel(StrEnum):
     @property
     def work_conserving(self) -> bool:
         """Whether an idle instance takes waiting requests at once instead of waiting for a full batch."""
-        return self in {QueueingModel.TRITON, QueueingModel.CENTRAL, QueueingModel.SHARE}
+        return self in {QueueingModel.DYNAMIC_BATCHING, QueueingModel.CENTRAL_QUEUE, QueueingModel.SLO_MARGIN}
 
     @property
     def predicts_busy(self) -> bool:
         """Whether the wait for an idle instance is predicted."""
-        return self in {QueueingModel.TRITON, QueueingModel.CENTRAL}
+        return self in {QueueingModel.DYNAMIC_BATCHING, QueueingModel.CENTRAL_QUEUE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ class PolicyConfig:
 
     name: PolicyName = option(PolicyName.THEMIS, "themis scales both ways; the others are baselines for comparison")
     tick_s: float = option(0.25, "interval between two observations", gt=0)
-    queueing: QueueingModel = option(QueueingModel.TRITON, "model of the wait before a batch starts")
+    queueing: QueueingModel = option(QueueingModel.DYNAMIC_BATCHING, "model of the wait before a batch starts")
     slo_margin_fraction: float = option(0.05, "fraction of the SLO that plans leave free for what profiles cannot capture", ge=0, lt=1)
     memory_margin_fraction: float = option(0.1, "fraction of a device's memory that plans never use", ge=0, lt=1)
     deprioritize_after_slo_fraction: float | None = option(

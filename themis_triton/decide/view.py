@@ -102,7 +102,7 @@ class PipelineView:
 
     def in_place(self, demand: Demand, servers: tuple[int, ...]) -> VerticalTarget:
         """The target of given servers for a demand: counts that may differ by one where a server holds one stage, else equal ones."""
-        if self.rules.config.planning.placement is Placement.SEPARATE and self.problem.queueing is QueueingModel.SHARE:
+        if self.rules.config.planning.placement is Placement.SEPARATE and self.problem.queueing is QueueingModel.SLO_MARGIN:
             return self.planner.mixed(self._query(demand), servers)
         vertical = self.vertical(demand, servers)
         missing = vertical.stage_servers_missing or (vertical.servers_missing or 0,) * len(self.groups)

@@ -60,7 +60,7 @@ class RouteSeries:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The estimate stage's state: series by model at the proxy and by (server, model) at Triton, and the state of drift."""
+    """The estimate stage's state: series by model at the proxy and by (server, model) at the servers, and the state of drift."""
 
     routes: dict[str, RouteSeries] = field(default_factory=dict)
     served: dict[tuple[str, str], ServedSeries] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Triton's counters of one model on one server over time, all on one time axis; safe against restarts, as an immutable value."""
+"""The counters of one model on one server over time, all on one time axis; safe against restarts, as an immutable value."""
 
 from __future__ import annotations
 

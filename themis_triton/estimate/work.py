@@ -1,6 +1,6 @@
 """Executed batches compared with their profile: the batches that ended between two readings, and their profiled time.
 
-Triton's cumulative sums count a batch's time once for each of its requests, so that large batches weigh more. Its statistics by batch
+The servers' cumulative sums count a batch's time once for each of its requests, so that large batches weigh more. Their statistics by batch
 size count every batch once; these are compared.
 """
 

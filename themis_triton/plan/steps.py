@@ -6,7 +6,7 @@ migration has the order of the executed one.
 1. Launches and growth start at once, all instances of a model together, where the server's memory has room for them.
 2. A reload (another batch limit) takes the instance count with it and needs room for the old and the new instances. Reloads go one at
    a time; a model that waits for its turn changes its count in place meanwhile.
-3. An instance is removed once nothing is being added to its model or to its server. A shrink takes one instance, because Triton tears
+3. An instance is removed once nothing is being added to its model or to its server. A shrink takes one instance, because a server tears
    them down one after the other and a growth would wait for all of them.
 4. Room first: growth or a reload that does not fit waits for the server's shrinks, and does not delay any.
 5. A server is retired after every growth and reload that the target asks of the others, and after the launches that hold its models.

@@ -68,7 +68,7 @@ class ChainProblem:
     slo_ms: float
     demand_rps: float
     percentile: float = 99.0
-    queueing: QueueingModel = QueueingModel.TRITON
+    queueing: QueueingModel = QueueingModel.DYNAMIC_BATCHING
     placement: Placement = Placement.COLOCATED
     throughput: ThroughputRule = ThroughputRule.INSTANCES
     max_servers: int = 8

@@ -1,4 +1,4 @@
-"""How long a request waits before its batch starts: the paper's three forms, and Triton's work-conserving dynamic batcher.
+"""How long a request waits before its batch starts: the paper's three forms, and a work-conserving dynamic batcher.
 
 Each form is the sum of a part that only falls with the rate (gathering a batch) and a part that only grows with it (waiting for a
 free instance). The kernels therefore take the rate twice, so that a whole interval of rates can be ruled out at once.
@@ -14,7 +14,7 @@ from themis_triton.core.policy import QueueingModel
 from themis_triton.jit import flat_kernel
 from themis_triton.solver.surface import FloatArray
 
-TRITON, PAPER_FORM, CENTRAL = 0, 1, 2
+DYNAMIC_BATCHING, PAPER_FORM, CENTRAL_QUEUE = 0, 1, 2
 SLO, RATE_GROWING, RATE_FALLING, WANTED, TAIL, MEMORY_LIMIT, DISPERSION, SIGMAS, EXTRA = 0, 1, 2, 3, 4, 5, 6, 7, 8  # of Chain.rate
 BUSY_SIGMAS = 2.0  # deviations of the number of busy instances that a request at the percentile meets
 TAIL_MARGIN = 0.6
@@ -37,17 +37,18 @@ def stage_tail(percentile: float, stages: int) -> float:
 
 def queueing_code(model: QueueingModel) -> int:
     """The kernels' code of a model; the paper's forms differ only in their table."""
-    return {QueueingModel.TRITON: TRITON, QueueingModel.CENTRAL: CENTRAL}.get(model, PAPER_FORM)
+    return {QueueingModel.DYNAMIC_BATCHING: DYNAMIC_BATCHING, QueueingModel.CENTRAL_QUEUE: CENTRAL_QUEUE}.get(model, PAPER_FORM)
 
 
 def gather_table(model: QueueingModel, percentile: float, max_batch: int) -> FloatArray:
     """Time to gather a batch of 1..max_batch in units of the mean gap between arrivals; float64[max_batch].
 
-    SHARE: 0. CONSTANT: `b − 1`. EXPONENTIAL: `(b − 1)·(−ln(1 − p))`. GAMMA, and other queue delays: the p-quantile of the b − 1 gaps' sum.
+    SLO_MARGIN: 0. CONSTANT: `b − 1`. EXPONENTIAL: `(b − 1)·(−ln(1 − p))`. GAMMA, and other queue delays: the
+    p-quantile of the b − 1 gaps' sum.
     """
     tail = 1 - percentile / 100
     extra = np.arange(max_batch, dtype=np.float64)
-    if model is QueueingModel.SHARE:
+    if model is QueueingModel.SLO_MARGIN:
         return np.zeros(max_batch)
     if model is QueueingModel.CONSTANT:
         return extra
@@ -129,7 +130,7 @@ def at_busy(latency_ms: FloatArray, batch: int, busy: float) -> float:
 
 
 @flat_kernel
-def triton_wait(
+def batching_wait(
     latency_ms: FloatArray,
     usual: float,
     busy: int,

@@ -9,7 +9,7 @@ import numpy as np
 
 from themis_triton.jit import flat_kernel
 from themis_triton.solver.queueing import (
-    CENTRAL,
+    CENTRAL_QUEUE,
     DISPERSION,
     EXTRA,
     NO_RATE_RPS,
@@ -18,9 +18,9 @@ from themis_triton.solver.queueing import (
     RATE_GROWING,
     SIGMAS,
     WANTED,
+    batching_wait,
     busy_bound,
     gather_ms,
-    triton_wait,
     usual_busy,
 )
 from themis_triton.solver.surface import BoolArray, FloatArray, IntArray
@@ -120,7 +120,7 @@ def stage_times(chain: Chain, s: int, busy: Busy, servers: int, share: float, in
     if chain.rule[QUEUEING] == PAPER_FORM:
         return chain.latency[s, batch - 1, busy.most - 1], gather_ms(chain.gather[batch - 1], rate[RATE_FALLING] * chain.floats[s, RATIO])
     workers = 1 if chain.rule[CORES] else instances
-    if chain.rule[QUEUEING] == CENTRAL:
+    if chain.rule[QUEUEING] == CENTRAL_QUEUE:
         workers, share, servers = workers * servers, share * servers, 1
     delay, longest, falling = 0.0, 0.0, rate[RATE_FALLING] * share
     if delay_ms > 0.0 and batch > 1:
@@ -128,7 +128,7 @@ def stage_times(chain: Chain, s: int, busy: Busy, servers: int, share: float, in
         delay = min(delay_ms, chain.gather[batch - 1] * 1000.0 / falling) if falling > NO_RATE_RPS else 0.0
     usual = busy.batched + (busy.single - busy.batched) / batch
     per_ms = rate[RATE_GROWING] * share / 1000.0
-    service, wait = triton_wait(chain.latency[s], usual, busy.most, servers, workers, batch, per_ms, longest, rate)
+    service, wait = batching_wait(chain.latency[s], usual, busy.most, servers, workers, batch, per_ms, longest, rate)
     return service, wait + delay
 
 
