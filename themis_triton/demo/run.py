@@ -198,11 +198,11 @@ def _summary(options: DemoOptions, stage: DemoStage, seen: _Seen, before: UsageS
         actions={kind: count for kind, count in actions.items() if count},
         cost=after.cost - before.cost,
         cold_start_s=options.cold_start_s,
-        joined_at_s=_joined_at_s(seen.statuses),
+        joined_at_s=joined_at_s(seen.statuses),
     )
 
 
-def _joined_at_s(statuses: Sequence[Status]) -> tuple[int, ...]:
+def joined_at_s(statuses: Sequence[Status]) -> tuple[int, ...]:
     """The seconds in which launched servers were first seen serving, one for each server."""
     serving = [{server.name for server in status.servers if server.launched and server.phase is Phase.SERVING} for status in statuses]
     joined: dict[str, int] = {}
