@@ -25,8 +25,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from themis_triton.core.policy import ForecastName
 from themis_triton.forecast.base import HISTORY_S
-from themis_triton.forecast.forecast import FORECASTS, forecast_rate
-from themis_triton.forecast.learnt import surge_threshold
+from themis_triton.forecast.forecast import Forecaster
 from themis_triton.load.twitter import DIVISORS, PAPER_SLICE_S, WINDOW_S
 from themis_triton.report.style import RUN_COLOURS
 
@@ -45,6 +44,7 @@ FROZEN_S, CROSSING_S = 30, 3
 SLICE_FROM_S = PAPER_SLICE_S - (EVALUATION_DAYS[0] - 1) * DAY_S
 """Of the evaluation days."""
 CALLS = 3000
+FORECASTER = Forecaster()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,7 +69,7 @@ class Scale:
     def forecast(self, name: ForecastName, horizon_s: int, quantile: float) -> FloatArray:
         """The forecast at each moment."""
         parts = in_order(self.counts, self.moments)
-        return np.concatenate([FORECASTS[name](counts, horizon_s, quantile) for _, counts in parts])
+        return np.concatenate([FORECASTER.forecast(name)(counts, horizon_s, quantile) for _, counts in parts])
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def main() -> None:
     scales = [Scale(rates / d, random.poisson(rates / d).astype(np.float64), moments) for d in DIVISORS.values()]
     surges = list(surge_starts(rates, moments))
     rows = [Row(name, h, q) for h in HORIZONS_S for q in QUANTILES for name in ForecastName]
-    rows += [Row(ForecastName.CLASSIFIER, h, 1.0 - surge_threshold(h), own=True) for h in HORIZONS_S]
+    rows += [Row(ForecastName.CLASSIFIER, h, 1.0 - FORECASTER.learnt.surge_threshold(h), own=True) for h in HORIZONS_S]
     judged = [{"row": row, **judge(row, scales, surges)} for row in rows]
     speed = {name.value: call_us(name) for name in ForecastName}
     counted = {"moments": len(moments) * len(scales), "surges": len(surges) * len(scales), "surge_starts_s": surges}
@@ -205,10 +205,10 @@ def leads(found: list[int]) -> dict[str, float]:
 def call_us(name: ForecastName) -> float:
     """Processor time of one call of the front door, in µs."""
     counts = tuple(np.random.default_rng(1).poisson(50.0, HISTORY_S).astype(float).tolist())
-    forecast_rate(name, counts, 10.0, SHOWN_QUANTILE)
+    FORECASTER.rate(name, counts, 10.0, SHOWN_QUANTILE)
     start_s = time.process_time()
     for _ in range(CALLS):
-        forecast_rate(name, counts, 10.0, SHOWN_QUANTILE)
+        FORECASTER.rate(name, counts, 10.0, SHOWN_QUANTILE)
     return round((time.process_time() - start_s) / CALLS * 1e6, 1)
 
 

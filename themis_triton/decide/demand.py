@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from themis_triton.core.estimate import PipelineEstimate
 from themis_triton.core.policy import ForecastName, PolicyConfig
-from themis_triton.forecast.forecast import forecast_rate
+from themis_triton.forecast.forecast import Forecaster
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +92,11 @@ def trend_rps(estimate: PipelineEstimate, policy: PolicyConfig, actuation_s: flo
     return estimate.trend_base_rps + trend * (actuation_s + policy.tick_s + policy.demand.trend_window_s / 2.0) if trend > 0 else 0.0
 
 
-def slow_demand(estimate: PipelineEstimate, policy: PolicyConfig, actuation_s: float) -> Demand:
+def slow_demand(estimate: PipelineEstimate, policy: PolicyConfig, actuation_s: float, forecaster: Forecaster) -> Demand:
     """The slow loop's demand: the stable rate, or the forecast for the launch of a server if larger."""
     forecast_rps = 0.0
     if policy.demand.forecast is not ForecastName.NONE and estimate.per_second:
-        forecast_rps = forecast_rate(
+        forecast_rps = forecaster.rate(
             policy.demand.forecast, estimate.per_second, actuation_s + policy.tick_s, policy.demand.forecast_quantile
         )
     return Demand(max(estimate.stable_rps, forecast_rps), 0.0, _dispersion(estimate, policy), policy.demand.server_headroom_sigmas)

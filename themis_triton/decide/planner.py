@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from themis_triton.core.config import Placement
+from themis_triton.core.memory import Memory
 from themis_triton.decide.correction import corrected_rules
 from themis_triton.decide.demand import Demand
 from themis_triton.decide.rules import Rules
+from themis_triton.forecast.forecast import Forecaster
 from themis_triton.solver.fleet import ServerAssignment
-from themis_triton.solver.memory import Memory
 from themis_triton.solver.migration import Migration, solve_migration
 from themis_triton.solver.mixed import solve_mixed
 from themis_triton.solver.plans import ChainPlan, VerticalPlan, VerticalTarget
@@ -45,10 +46,11 @@ class PlanQuery:
 
 
 class Planner:
-    """Solves plan queries under fixed rules and caches the results. Policies use one planner per set of rules."""
+    """Solves plan queries under fixed rules and caches the results; owns the forecasts. Policies use one planner per set of rules."""
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: Rules, forecaster: Forecaster | None = None) -> None:
         self.rules = rules
+        self.forecaster = forecaster or Forecaster()
         self._answers: Memory[Any] = Memory(REMEMBERED)
         self._corrected: Memory[Planner] = Memory(CORRECTED)
 
@@ -57,7 +59,7 @@ class Planner:
         changed = tuple(sorted((model, factor) for model, factor in factors.items() if factor != 1.0))
         if not changed:
             return self
-        return self._corrected.get(changed, lambda: Planner(corrected_rules(self.rules, dict(changed))))
+        return self._corrected.get(changed, lambda: Planner(corrected_rules(self.rules, dict(changed)), self.forecaster))
 
     def remembered(self, key: Hashable, build: Callable[[], Value]) -> Value:
         """The answer under a key, built when it is not there."""

@@ -42,7 +42,7 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     """One tick of both loops. Instances absorb a surge at once; servers for what instances cannot carry are launched at once."""
     policy = view.rules.config.policy
     fast = fast_demand(view.estimate, policy, view.rules.init_s(view.pipeline))
-    slow = slow_demand(view.estimate, policy, view.rules.launch_s(view.pipeline))
+    slow = slow_demand(view.estimate, policy, view.rules.launch_s(view.pipeline), view.planner.forecaster)
     growth = _growth_demand(view, fast)
     now = view.in_place(growth, view.ready) if view.serves else None
     instances, allow_shrink, state = _stabilized_instances(state, view, now, fast)

@@ -13,7 +13,6 @@ from themis_triton.decide.state import PipelineState
 from themis_triton.decide.view import PipelineView
 from themis_triton.evaluation.common import baseline_demand, batch_limits, scaled_in
 from themis_triton.evaluation.horizontal import efficient_instances
-from themis_triton.forecast.forecast import forecast_rate
 from themis_triton.solver.plans import StageSize, instances_of
 from themis_triton.solver.problem import ChainProblem
 from themis_triton.solver.solve import evaluate
@@ -69,7 +68,7 @@ def _must_scale_up(view: PipelineView, demand: Demand) -> bool:
 def _forecast_rps(view: PipelineView) -> float:
     configured = view.rules.config.policy.demand.forecast
     name = ForecastName.LINEAR if configured is ForecastName.NONE else configured
-    return forecast_rate(name, view.estimate.per_second, HORIZON_S, QUANTILE)
+    return view.planner.forecaster.rate(name, view.estimate.per_second, HORIZON_S, QUANTILE)
 
 
 def _throughput_rps(view: PipelineView) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from statistics import NormalDist
 
 import numpy as np
@@ -28,10 +27,5 @@ def trend(counts: FloatArray, horizon_s: float, quantile: float) -> FloatArray:
     error = np.sqrt((newer + older) / TREND_S)
     slope = np.maximum(newer - older - error, 0.0) / TREND_S
     # The mean of the newer seconds lies half of them in the past.
-    ahead: FloatArray = newer + slope * (horizon_s + TREND_S / 2.0) + _score(quantile) * np.sqrt(newer)
+    ahead: FloatArray = newer + slope * (horizon_s + TREND_S / 2.0) + NormalDist().inv_cdf(quantile) * np.sqrt(newer)
     return ahead
-
-
-@cache
-def _score(quantile: float) -> float:
-    return NormalDist().inv_cdf(quantile)

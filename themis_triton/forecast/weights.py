@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -59,7 +58,6 @@ class Weights:
     classifier: ClassifierWeights
 
 
-@cache
 def shipped_weights() -> Weights:
     """Those of the installed package. ThemisError when the file does not fit the code."""
     return read_weights(json.loads(files(__package__).joinpath(FILE).read_text(encoding="utf-8")))

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from themis_triton.core.config import Placement, ThroughputRule
 from themis_triton.core.errors import SolverError
+from themis_triton.core.memory import Memory
 from themis_triton.core.policy import QueueingModel
-from themis_triton.solver.memory import Memory
 from themis_triton.solver.surface import Surface
 
 CAPACITY_TOLERANCE = 1e-9
