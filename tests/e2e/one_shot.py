@@ -124,19 +124,20 @@ def write_repository(directory: Path) -> Path:
     return directory
 
 
-async def run_cases(grpc_address: str, repository: Path, cases: tuple[Case, ...] = CASES, apart_s: float = 1.0) -> dict[str, Result]:
-    """Run the cases side by side, each beginning a moment after the one before it."""
+async def run_cases(grpc_address: str, repository: Path | None, cases: tuple[Case, ...] = CASES, apart_s: float = 1.0) -> dict[str, Result]:
+    """Run the cases side by side, each beginning a moment after the one before it. Without a repository nothing is asked to grow."""
     start_s = time.monotonic() + 0.2
     async with triton.InferenceServerClient(grpc_address) as client:
         runs = [_run(client, repository, case, start_s + apart_s * number) for number, case in enumerate(cases)]
         return dict(zip([case.name for case in cases], await asyncio.gather(*runs), strict=True))
 
 
-async def _run(client: Any, repository: Path, case: Case, start_s: float) -> Result:
+async def _run(client: Any, repository: Path | None, case: Case, start_s: float) -> Result:
     result = Result()
     seen: dict[int, float] = {}
     async with asyncio.TaskGroup() as group:
-        group.create_task(_grow(client, repository, case, start_s, result))
+        if repository is not None:
+            group.create_task(_grow(client, repository, case, start_s, result))
         for at_s in case.arrival_s:
             group.create_task(_ask(client, case, start_s, at_s, result, seen))
     result.first_answer_s = sorted(seen.values())

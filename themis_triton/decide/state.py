@@ -55,13 +55,17 @@ class DemandSample:
 
 @dataclass(frozen=True, slots=True)
 class PipelineState:
-    """A policy's state of one pipeline: recent samples of demand, desired servers a group with their times, and fixed values."""
+    """A policy's state of one pipeline: recent samples of demand, desired servers a group with their times, and fixed values.
+
+    `exceeded_since_s`: since when the demand has exceeded the capacity; None while it does not.
+    """
 
     samples: tuple[DemandSample, ...] = ()
     desired: tuple[tuple[float, tuple[int, ...]], ...] = ()
     fixed_instances: tuple[int, ...] = ()
     fixed_servers: tuple[int, ...] = ()
     fixed_rps: float = 0.0
+    exceeded_since_s: float | None = None
 
     def with_desired(self, at_s: float, servers: tuple[int, ...], window_s: float) -> PipelineState:
         """With one more entry; of those older than the window the newest is kept, which shows that the window is covered."""

@@ -28,6 +28,10 @@ from themis_triton.decide.view import PipelineView
 from themis_triton.solver.migration import Migration
 from themis_triton.solver.plans import ChainPlan, StageSize, VerticalTarget, batches_of, instances_of
 
+NO_DEMAND = Demand(0.0, 0.0, 1.0, 0.0)
+STEEP_RISE = 1.5
+"""A newest rate above this multiple of the stable one shows a surge that has just begun."""
+
 
 @dataclass(frozen=True, slots=True)
 class _SlowTarget:
@@ -43,9 +47,10 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     policy = view.rules.config.policy
     fast = fast_demand(view.estimate, policy, view.rules.init_s(view.pipeline))
     slow = slow_demand(view.estimate, policy, view.rules.launch_s(view.pipeline), view.planner.forecaster)
-    growth = _growth_demand(view, fast)
+    growth, state = _growth_demand(state, view, fast)
     now = view.in_place(growth, view.ready) if view.serves else None
     instances, allow_shrink, state = _stabilized_instances(state, view, now, fast)
+    allow_shrink = allow_shrink and growth is not NO_DEMAND
     at_launch = launch_demand(view.estimate, policy, view.rules.launch_s(view.pipeline))
     target = _slow_target(view, slow, at_launch)
     target = replace(target, desired=_bounded(_larger(target.desired, _beyond_open_calls(view, now, at_launch)), view))
@@ -81,17 +86,24 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     )
 
 
-def _growth_demand(view: PipelineView, fast: Demand) -> Demand:
+def _growth_demand(state: PipelineState, view: PipelineView, fast: Demand) -> tuple[Demand, PipelineState]:
     """The demand that instances are sized for: the whole surge's, where they must grow while requests wait.
 
     Triton's next change of the model waits until the queue was empty, so a growth that only suffices now cannot be corrected in time.
+    For the same reason the first tick of a steep rise asks for none: what it saw of the surge is too little to size the growth.
     """
-    policy, rules = view.rules.config.policy, view.rules
-    one_shot = not rules.fast_actuation and not rules.dispatcher_sets_batches
-    if not one_shot or backlog_of(view.estimate, policy) == 0.0 or fast.with_headroom_rps() <= view.capacity_rps():
-        return fast
-    surge = surge_demand(view.estimate, policy, rules.init_s(view.pipeline), view.capacity_rps())
-    return max(fast, surge, key=Demand.with_headroom_rps)
+    policy, rules, estimate = view.rules.config.policy, view.rules, view.estimate
+    if rules.fast_actuation or rules.dispatcher_sets_batches or fast.with_headroom_rps() <= view.capacity_rps():
+        return fast, replace(state, exceeded_since_s=None)
+    since_s = view.at_s if state.exceeded_since_s is None else state.exceeded_since_s
+    state = replace(state, exceeded_since_s=since_s)
+    steep = estimate.newest_rps > STEEP_RISE * estimate.stable_rps
+    if steep and view.at_s - since_s < policy.tick_s / 2.0:
+        return NO_DEMAND, state
+    if backlog_of(estimate, policy) == 0.0:
+        return fast, state
+    surge = surge_demand(estimate, policy, rules.init_s(view.pipeline), view.capacity_rps())
+    return max(fast, surge, key=Demand.with_headroom_rps), state
 
 
 def _stabilized_instances(

@@ -137,7 +137,7 @@ def _pipeline(
     return PipelineEstimate(
         pipeline=pipeline.name,
         recent_rps=max(first.arrival_rps, arrivals.rate(2 * policy.demand.rate_window_s)),
-        newest_rps=arrivals.rate(NEWEST_WINDOW_S),
+        newest_rps=arrivals.newest_rate(NEWEST_WINDOW_S),
         burst_rps=first.burst_rps,
         stable_rps=first.stable_rps,
         growth_rps_per_s=arrivals.growth(policy.demand.growth_window_s),

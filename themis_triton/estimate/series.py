@@ -57,6 +57,13 @@ class CounterSeries:
             return 0.0
         return self.increase(start_s, end_s) / (end_s - start_s)
 
+    def newest_rate(self, window_s: float) -> float:
+        """Mean rate (1/s) over the window; after a longer rest, which the first arrival ends, all new ones lie in the window."""
+        if len(self.times_s) < 2:
+            return 0.0
+        rested = self.times_s[-1] - self.times_s[-2] > window_s
+        return (self.totals[-1] - self.totals[-2]) / window_s if rested else self.rate(window_s)
+
     def peak_rate(self, window_s: float, over_s: float) -> float:
         """Largest mean rate (1/s) of the consecutive windows of `window_s` in the last `over_s`, the newest window first."""
         if len(self.times_s) < 2:
