@@ -39,6 +39,13 @@ class ModelControl(Protocol):
         """What the server runs now, per model that is READY there; a model that is not is absent. ServerError if unreachable."""
         ...
 
+    async def list_ready(self, server: Server) -> tuple[str, ...] | None:
+        """The names of all models that are READY there, in order; None where the server refuses to list them.
+
+        ServerError if unreachable.
+        """
+        ...
+
     async def change(self, server: Server, model: str, state: ModelState) -> ModelState:
         """Load the model with the given counts and batching; returns the verified state.
 

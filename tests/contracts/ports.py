@@ -125,6 +125,16 @@ class ModelControlContract:
 
         world(scenario)
 
+    def test_all_ready_models_are_listed(self, world: World) -> None:
+        async def scenario(ports: Ports) -> None:
+            server = await ports.ready("one")
+            assert await ports.control.list_ready(server) == tuple(sorted(ports.models))
+            await ports.launcher.stop(server)
+            with pytest.raises(ServerError, match="one"):
+                await ports.control.list_ready(server)
+
+        world(scenario)
+
     def test_batching_is_changed_too(self, world: World) -> None:
         async def scenario(ports: Ports) -> None:
             server = await ports.ready("one")

@@ -18,7 +18,7 @@ from tests.e2e.conftest import Launch
 from tests.e2e.daemon_setup import ADOPTED, CLASSIFIER, DETECTOR, ONE_EACH, answered, beside, instances, launched, traffic
 from tests.e2e.test_servers import double
 from themis_triton.adapters.processes import find_process, owned_processes
-from themis_triton.core.encoding import server_from_plain
+from themis_triton.core.decoding import decode
 from themis_triton.core.errors import EnvironmentCheckError, ServerError
 from themis_triton.core.fleet import ProcessId, Server
 
@@ -35,7 +35,7 @@ def identity(server: Mapping[str, Any]) -> ProcessId:
 
 
 def remembered(rows: list[tuple[Any, ...]]) -> Server:
-    return server_from_plain(json.loads(rows[0][0]))
+    return decode(Server, json.loads(rows[0][0]))
 
 
 def test_adopts_scales_in_place_and_leaves_everything_serving(launch: Launch, tmp_path: Path) -> None:

@@ -57,7 +57,10 @@ class FakeObserver:
 
 @dataclass
 class FakeControl:
-    """What each server really runs; `gate` holds changes until it is set."""
+    """What each server really runs; `gate` holds changes until it is set.
+
+    `others`: models that the settings do not name. `unlisting`: servers that refuse to list their models.
+    """
 
     log: list[str]
     runs: dict[str, dict[str, ModelState]] = field(default_factory=dict)
@@ -66,6 +69,8 @@ class FakeControl:
     gate: asyncio.Event | None = None
     forgotten: list[str] = field(default_factory=list)
     alive: set[str] | None = None
+    others: dict[str, set[str]] = field(default_factory=dict)
+    unlisting: set[str] = field(default_factory=set)
 
     def _check_answers(self, server: Server) -> None:
         if server.name in self.silent or (self.alive is not None and server.name not in self.alive):
@@ -74,6 +79,12 @@ class FakeControl:
     async def read_models(self, server: Server, models: Sequence[str]) -> dict[str, ModelState]:
         self._check_answers(server)
         return {name: state for name, state in self.runs.get(server.name, server.models).items() if name in models}
+
+    async def list_ready(self, server: Server) -> tuple[str, ...] | None:
+        self._check_answers(server)
+        if server.name in self.unlisting:
+            return None
+        return tuple(sorted({*self.runs.get(server.name, server.models), *self.others.get(server.name, ())}))
 
     async def change(self, server: Server, model: str, state: ModelState) -> ModelState:
         self.log.append(f"change {server.name}/{model} to {state.instances}")

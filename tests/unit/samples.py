@@ -99,6 +99,7 @@ def server(
         slot=slot,
         model_control_key=f"secret-of-{name}",
         models={stage: ModelState(count, max_batch) for stage, count in zip(STAGES, counts, strict=True)},
+        ready_models=tuple(sorted(STAGES)),
     )
 
 

@@ -7,7 +7,9 @@ import pytest
 
 from tests.unit.samples import server
 from themis_triton.core.address import UNKNOWN_ADDRESS, Address
-from themis_triton.core.encoding import plain, server_from_plain
+from themis_triton.core.decoding import decode
+from themis_triton.core.encoding import plain
+from themis_triton.core.fleet import Server
 
 
 @pytest.mark.parametrize(
@@ -66,11 +68,11 @@ def test_clashes_are_by_port_and_interface() -> None:
 
 def test_a_server_survives_its_encoding() -> None:
     for one in (server("a"), server("b", launched=False)):
-        assert server_from_plain(json.loads(json.dumps(plain(one)))) == one
+        assert decode(Server, json.loads(json.dumps(plain(one)))) == one
     assert plain(server("a"))["grpc_address"] == "a:8001"
 
 
 def test_unknown_and_tls_addresses_survive_the_encoding_of_a_server() -> None:
 
     one = replace(server("a"), metrics_address=UNKNOWN_ADDRESS, grpc_address=Address("a", 443, tls=True, server_name="b"))
-    assert server_from_plain(json.loads(json.dumps(plain(one)))) == one
+    assert decode(Server, json.loads(json.dumps(plain(one)))) == one

@@ -14,7 +14,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 
 from themis_triton.adapters.envoy.file_steps import expected_versions, steps
 from themis_triton.adapters.envoy.grpc_listener import SERVICE, descriptor_set
-from themis_triton.adapters.envoy.names import Protocol, any_cluster, endpoints_file, model_cluster
+from themis_triton.adapters.envoy.names import Protocol, any_cluster, endpoints_file, index_cluster, model_cluster, unlisted_cluster
 from themis_triton.adapters.envoy.render import BOOTSTRAP, CLUSTERS, LISTENERS, node_id, render, static_bootstrap, version_of
 from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig
@@ -62,8 +62,8 @@ def http_answer(path: str, table: RouteTable = TABLE) -> str | int:
     raise AssertionError("no route is left without an answer")
 
 
-def grpc_answer(method: str, names: dict[str, str] | None = None) -> str | int:
-    for route in routes(Protocol.GRPC):
+def grpc_answer(method: str, names: dict[str, str] | None = None, table: RouteTable = TABLE) -> str | int:
+    for route in routes(Protocol.GRPC, table):
         match = route["match"]
         path_fits = method == match["path"] if "path" in match else method.startswith(match["prefix"])
         if path_fits and all(named(matcher, names or {}) for matcher in match.get("dynamic_metadata", ())):
@@ -86,8 +86,37 @@ def test_rendering_is_pure_and_names_every_file() -> None:
     files = render(CONFIG, TABLE)
     assert files == render(CONFIG, RouteTable(dict(reversed(TABLE.models.items())), TABLE.any))
     clusters = [each["name"] for each in resources(files, CLUSTERS)]
-    assert len(set(clusters)) == 2 * (len(TABLE.models) + 1)
+    assert len(set(clusters)) == 2 * (len(TABLE.models) + 3)
     assert set(files) == {BOOTSTRAP, LISTENERS, CLUSTERS, GRPC_RDS, HTTP_RDS, *map(endpoints_file, clusters)}
+
+
+def test_models_that_no_index_lists_go_where_the_table_says() -> None:
+    files, same = render(CONFIG, replace(TABLE, unlisted=(TWO,))), render(CONFIG, TABLE)
+
+    def members(of: dict[str, str], cluster: str) -> object:
+        return resources(of, endpoints_file(cluster))[0]["endpoints"]
+
+    for protocol in Protocol:
+        assert members(files, unlisted_cluster(protocol)) != members(files, any_cluster(protocol))
+        assert members(same, unlisted_cluster(protocol)) == members(same, any_cluster(protocol))
+
+
+def test_the_repository_index_is_answered_where_a_server_lists_it_without_a_key_and_nothing_else_of_the_repository_is() -> None:
+    table = replace(TABLE, index=(ONE,))
+    assert http_answer("/v2/repository/index", table) == index_cluster(Protocol.HTTP)
+    assert grpc_answer(f"/{SERVICE}/RepositoryIndex", {}, table) == index_cluster(Protocol.GRPC)
+    for path in ("/v2/repository/models/index/load", "/v2/repository/index/", "/v2/repository/models/a/unload", "/v2/repository"):
+        assert http_answer(path, table) == 403
+    for method in ("RepositoryModelLoad", "RepositoryModelUnload", "RepositoryIndexes"):
+        assert grpc_answer(f"/{SERVICE}/{method}", {}, table) == 403
+
+
+@pytest.mark.parametrize(("models", "interval"), [(1, "1s"), (7, "1s"), (8, "2s"), (100, "16s"), (1000, "128s")])
+def test_health_checks_of_many_models_stay_few(models: int, interval: str) -> None:
+    table = RouteTable({f"m{i}": ModelRoute((ONE,)) for i in range(models)}, (ONE,))
+    clusters = resources(render(CONFIG, table), CLUSTERS)
+    assert {each["health_checks"][0]["interval"] for each in clusters} == {interval}
+    assert {each["health_checks"][0]["no_traffic_interval"] for each in clusters} == {interval}
 
 
 def test_a_version_follows_from_content() -> None:
@@ -125,8 +154,8 @@ def test_an_address_that_envoy_cannot_take_is_named(address: Address) -> None:
         ("/v2/models/detect/versions/2", model_cluster(Protocol.HTTP, "detect")),
         ("/v2/models/detect/ready", model_cluster(Protocol.HTTP, "detect")),
         ("/v2/models/detect/versions/2/stats", model_cluster(Protocol.HTTP, "detect")),
-        ("/v2/models/detector/infer", any_cluster(Protocol.HTTP)),
-        ("/v2/models/%64etect/infer", any_cluster(Protocol.HTTP)),
+        ("/v2/models/detector/infer", unlisted_cluster(Protocol.HTTP)),
+        ("/v2/models/%64etect/infer", unlisted_cluster(Protocol.HTTP)),
         ("/v2/models/stats", any_cluster(Protocol.HTTP)),
         ("/v2/health/live", any_cluster(Protocol.HTTP)),
         ("/v2", any_cluster(Protocol.HTTP)),
@@ -146,7 +175,7 @@ def test_an_address_that_envoy_cannot_take_is_named(address: Address) -> None:
         ("/v2/models/a/b/infer", 404),
         ("/v2/models//infer", 404),
         ("//v2/health/live", 404),
-        ("/v2/models/index", any_cluster(Protocol.HTTP)),
+        ("/v2/models/index", unlisted_cluster(Protocol.HTTP)),
         ("/v2/", 404),
         ("/", 404),
         ("/metrics", 404),
@@ -161,7 +190,7 @@ def test_a_name_is_no_pattern(model: str) -> None:
     table = RouteTable({model: ModelRoute((ONE,))}, (ONE,))
     assert http_answer(f"/v2/models/{model}/infer", table) == model_cluster(Protocol.HTTP, model)
     for other in ("aXb", "aab", "x", "y", "a0", "", "xx"):
-        assert http_answer(f"/v2/models/{other}/infer", table) in {any_cluster(Protocol.HTTP), 404}
+        assert http_answer(f"/v2/models/{other}/infer", table) in {unlisted_cluster(Protocol.HTTP), 404}
 
 
 @pytest.mark.parametrize(
@@ -171,8 +200,8 @@ def test_a_name_is_no_pattern(model: str) -> None:
         ("ModelStreamInfer", {"model_name": "classify"}, model_cluster(Protocol.GRPC, "classify")),
         ("ModelReady", {"name": "idle"}, model_cluster(Protocol.GRPC, "idle")),
         ("ModelStatistics", {"name": "detect"}, model_cluster(Protocol.GRPC, "detect")),
-        ("ModelInfer", {"model_name": "unknown"}, any_cluster(Protocol.GRPC)),
-        ("ModelInfer", {}, any_cluster(Protocol.GRPC)),
+        ("ModelInfer", {"model_name": "unknown"}, unlisted_cluster(Protocol.GRPC)),
+        ("ModelInfer", {}, unlisted_cluster(Protocol.GRPC)),
         ("ServerReady", {}, any_cluster(Protocol.GRPC)),
         ("RepositoryModelLoad", {"model_name": "detect"}, 403),
         ("RepositoryIndex", {}, 403),
@@ -192,7 +221,7 @@ def test_every_method_of_the_service_is_either_forwarded_or_refused() -> None:
     service = described().FindServiceByName(SERVICE)
     answers = {method.name: grpc_answer(f"/{SERVICE}/{method.name}") for method in service.methods}
     assert len(answers) >= 20
-    assert set(answers.values()) == {any_cluster(Protocol.GRPC), 403}
+    assert set(answers.values()) == {any_cluster(Protocol.GRPC), unlisted_cluster(Protocol.GRPC), 403}
     assert {name for name, answer in answers.items() if answer != 403} == {
         *("ServerLive", "ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics"),
         *("ModelInfer", "ModelStreamInfer"),
@@ -217,7 +246,7 @@ def test_the_descriptor_set_has_its_dependencies_first() -> None:
 def test_only_known_models_are_asked_again_when_triton_says_unavailable() -> None:
     for route in routes(Protocol.GRPC):
         if "route" in route:
-            known = route["route"]["cluster"] != any_cluster(Protocol.GRPC)
+            known = route["route"]["cluster"] not in {any_cluster(Protocol.GRPC), unlisted_cluster(Protocol.GRPC)}
             assert ("unavailable" in route["route"]["retry_policy"]["retry_on"].split(",")) is known
 
 
@@ -244,7 +273,7 @@ def test_the_static_bootstrap_holds_everything_and_reads_no_other_listener() -> 
     assert "dynamic_resources" not in static
     managers = [each["filter_chains"][0]["filters"][0]["typed_config"] for each in static["static_resources"]["listeners"]]
     assert [manager["route_config"]["name"] for manager in managers] == ["grpc", "http"]
-    assert len(static["static_resources"]["clusters"]) == 2 * (len(TABLE.models) + 1)
+    assert len(static["static_resources"]["clusters"]) == 2 * (len(TABLE.models) + 3)
 
 
 def test_no_step_is_needed_when_nothing_differs() -> None:

@@ -125,6 +125,19 @@ def test_routes_hold_serving_servers_by_model_in_the_order_of_names() -> None:
     assert table.models == {DETECTOR: ModelRoute((b, c)), CLASSIFIER: ModelRoute((c,))}
 
 
+def test_a_model_that_the_settings_do_not_name_goes_to_the_servers_whose_index_lists_it() -> None:
+    own = replace(server("a", launched=False), ready_models=("ensemble", *sorted(STAGES)), model_control_key=None)
+    table = route_table([own, server("b"), replace(server("c"), ready_models=None)], STAGES)
+    a, b, c = (Endpoint(name, Address(name, 8001), Address(name, 8000)) for name in ("a", "b", "c"))
+    assert table.models == {"ensemble": ModelRoute((a,)), **{stage: ModelRoute((a, b, c)) for stage in STAGES}}
+    assert (table.any, table.unlisted, table.index) == ((a, b, c), (a,), (a,))
+
+
+def test_a_server_with_a_key_or_an_unknown_index_does_not_answer_the_index_for_clients() -> None:
+    keyed, unread = server("a", launched=False), replace(server("b", launched=False), model_control_key=None, ready_models=None)
+    assert route_table([keyed, unread], STAGES).index == ()
+
+
 def test_without_servers_every_model_has_an_empty_route() -> None:
     assert route_table([], STAGES).models == {DETECTOR: ModelRoute(), CLASSIFIER: ModelRoute()}
 

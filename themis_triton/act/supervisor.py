@@ -12,6 +12,7 @@ from themis_triton.core.action import Action, ActionKind, Plan
 from themis_triton.core.errors import ServerError, ThemisError
 from themis_triton.core.fleet import Phase, Server
 from themis_triton.core.observation import ServerReading
+from themis_triton.plan.routes import route_table
 from themis_triton.ports import Clock, ModelControl, ServerLauncher
 
 LOST_MEMORY_S = 60.0
@@ -127,21 +128,22 @@ class Supervisor:
         return False
 
     async def _reread(self) -> None:
-        """Read the counts anew: another client may have changed them, or an adopted server may have restarted."""
-        before = {server.name: frozenset(server.models) for server in self._executor.fleet.all()}
+        """Read counts and index anew: another client may have changed them, or an adopted server may have restarted."""
+        before = route_table(self._executor.fleet.all(), self._models)
         for server in self._executor.fleet.all():
             if server.phase is not Phase.SERVING or self._is_busy(server.name):
                 continue
             try:
                 models = await self._control.read_models(server, self._models)
+                ready_models = await self._control.list_ready(server)
             except ServerError:
                 continue  # the metrics readings already show that it does not answer
             fleet = self._executor.fleet
             # A change by an action in the meantime is newer than the reading.
             is_current = server.name in fleet and fleet.get(server.name) == server and not self._is_busy(server.name)
-            if is_current and server.models != models:
-                fleet.put(replace(server, models=models))
-        if before != {server.name: frozenset(server.models) for server in self._executor.fleet.all()}:
+            if is_current and (server.models, server.ready_models) != (models, ready_models):
+                fleet.put(replace(server, models=models, ready_models=ready_models))
+        if before != route_table(self._executor.fleet.all(), self._models):
             self._executor.reconcile_routes(changed=True)
 
     def _is_busy(self, name: str) -> bool:

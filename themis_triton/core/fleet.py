@@ -48,6 +48,8 @@ class Server:
     """One Triton server. `launched` servers were started by Themis and may be stopped by it; adopted ones never are.
 
     `process`: its process on this machine; None elsewhere. `model_repository`: where its models' own files can be read here, if anywhere.
+    `models`: the models of the settings that are READY there. `ready_models`: the names of all models that are READY there by its
+    repository index, these included, in order; None while the index is unknown.
     """
 
     name: str
@@ -63,3 +65,4 @@ class Server:
     log_file: str | None = None
     model_repository: str | None = None
     models: Models = field(default_factory=dict)
+    ready_models: tuple[str, ...] | None = None

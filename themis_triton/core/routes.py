@@ -46,7 +46,18 @@ class ModelRoute:
 
 @dataclass(frozen=True, slots=True)
 class RouteTable:
-    """The route of each model, and `any`: all serving servers, for requests without a model or with an unknown one."""
+    """The route of each model that a server holds, and of all other requests.
+
+    `any`: all serving servers, for requests without a model. `unlisted`: for a model that no server's index lists; empty: as `any`.
+    `index`: the servers that answer the repository index without a key; empty: the call is refused.
+    """
 
     models: dict[str, ModelRoute]
     any: tuple[Endpoint, ...]
+    unlisted: tuple[Endpoint, ...] = ()
+    index: tuple[Endpoint, ...] = ()
+
+    @property
+    def for_unlisted(self) -> tuple[Endpoint, ...]:
+        """The servers of requests for a model that no server's index lists."""
+        return self.unlisted or self.any

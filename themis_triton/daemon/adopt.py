@@ -61,11 +61,12 @@ async def _adopted(configured: AdoptedServer, components: Components) -> Server:
     )
     try:
         models = await _read(server, components)
+        ready_models = await components.control.list_ready(server)
     except ServerError as error:
         log.warning("server_unreachable", server=server.name, address=server.grpc_address, error=str(error))
         return replace(server, phase=Phase.UNREACHABLE)
     log.info("server_adopted", server=server.name, models={name: state.instances for name, state in models.items()})
-    return replace(server, models=models)
+    return replace(server, models=models, ready_models=ready_models)
 
 
 async def _read(server: Server, components: Components) -> dict[str, ModelState]:

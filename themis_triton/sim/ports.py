@@ -72,6 +72,10 @@ class SimControl:
         """The models that the server runs now."""
         return {model: state for model, state in self.cluster.find(server.name).models.items() if model in models}
 
+    async def list_ready(self, server: Server) -> tuple[str, ...] | None:
+        """The models that the server runs now, in order."""
+        return tuple(sorted(self.cluster.find(server.name).models))
+
     async def change(self, server: Server, model: str, state: ModelState) -> ModelState:
         """Load the model with the given counts and batching."""
         return await self.cluster.change(server.name, model, state)

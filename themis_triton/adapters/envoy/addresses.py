@@ -22,14 +22,17 @@ async def resolved_config(config: EnvoyConfig) -> EnvoyConfig:
 
 async def resolved_table(table: RouteTable) -> RouteTable:
     """The same with IP addresses only. ServerError names a host that has none."""
-    endpoints = {*table.any, *(endpoint for route in table.models.values() for endpoint in route.endpoints)}
+    endpoints = {*table.any, *table.unlisted, *table.index, *(endpoint for route in table.models.values() for endpoint in route.endpoints)}
     known = {endpoint: await _endpoint(endpoint) for endpoint in endpoints}
 
     def translated(members: Iterable[Endpoint]) -> tuple[Endpoint, ...]:
         return tuple(known[member] for member in members)
 
     return RouteTable(
-        {model: replace(route, endpoints=translated(route.endpoints)) for model, route in table.models.items()}, translated(table.any)
+        {model: replace(route, endpoints=translated(route.endpoints)) for model, route in table.models.items()},
+        translated(table.any),
+        translated(table.unlisted),
+        translated(table.index),
     )
 
 

@@ -1,13 +1,14 @@
-"""Clusters and their endpoints: one cluster a model and protocol, and one a protocol with every server."""
+"""Clusters and their endpoints: one per model and protocol, and per protocol those of requests without a listed model."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from themis_triton.adapters.envoy.names import Protocol, any_cluster, endpoints_file, model_cluster
+from themis_triton.adapters.envoy.names import Protocol, any_cluster, endpoints_file, index_cluster, model_cluster, unlisted_cluster
 from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.errors import SettingsError
@@ -17,6 +18,7 @@ Json = dict[str, Any]
 
 # Envoy's defaults of 1,024 (3 for retries) would turn a surge into failures; queueing is left to Triton.
 _UNBOUNDED = 1_000_000
+MAX_CHECKS_PER_S = 20.0
 _TYPE = "type.googleapis.com/"
 # Characters that a REST path carries as they are; Triton compares paths without decoding them.
 _PATH_SAFE = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@-]+")
@@ -35,9 +37,11 @@ def socket_address(address: Address) -> Json:
 
 
 def each_cluster(table: RouteTable) -> Iterator[tuple[str, Protocol, str | None, tuple[Endpoint, ...]]]:
-    """(cluster, protocol, model or None for `any`, endpoints) of every cluster that the table needs, in a fixed order."""
+    """(cluster, protocol, model if it is one model's, endpoints) of every cluster that the table needs, in a fixed order."""
     for protocol in Protocol:
         yield any_cluster(protocol), protocol, None, table.any
+        yield unlisted_cluster(protocol), protocol, None, table.for_unlisted
+        yield index_cluster(protocol), protocol, None, table.index
         for model in sorted(table.models):
             yield model_cluster(protocol, model), protocol, model, table.models[model].targets
 
@@ -57,7 +61,7 @@ def _endpoint(protocol: Protocol, member: Endpoint) -> Json:
     return {"endpoint": {"address": socket_address(address), **health}}
 
 
-def cluster(config: EnvoyConfig, name: str, protocol: Protocol, model: str | None) -> Json:
+def cluster(config: EnvoyConfig, name: str, protocol: Protocol, model: str | None, check_interval_s: float) -> Json:
     """One EDS cluster: exact least-request, health of the model itself, ejection of hosts that cannot be reached."""
     path = str(config.directory / endpoints_file(name))
     return {
@@ -76,7 +80,7 @@ def cluster(config: EnvoyConfig, name: str, protocol: Protocol, model: str | Non
             "update_merge_window": "0s",
         },
         "load_balancing_policy": _least_request(),
-        "health_checks": [_health_check(model)],
+        "health_checks": [_health_check(model, check_interval_s)],
         "outlier_detection": _outlier_detection(),
         "circuit_breakers": {"thresholds": [_thresholds()]},
         "upstream_connection_options": {"tcp_keepalive": {"keepalive_probes": 3, "keepalive_time": 30, "keepalive_interval": 10}},
@@ -100,7 +104,15 @@ def _least_request() -> Json:
     return {"policies": [{"typed_extension_config": {"name": "envoy.load_balancing_policies.least_request", "typed_config": policy}}]}
 
 
-def _health_check(model: str | None) -> Json:
+def check_interval_s(clusters: int) -> float:
+    """The time between two health checks of a server by one cluster, such that all clusters together stay near `MAX_CHECKS_PER_S`.
+
+    A power of two, so that clusters seldom change with their number.
+    """
+    return float(2 ** max(0, math.ceil(math.log2(max(1, clusters) / MAX_CHECKS_PER_S))))
+
+
+def _health_check(model: str | None, interval_s: float) -> Json:
     """Readiness of the cluster's own model.
 
     The server-wide readiness, which `grpc.health.v1` repeats, turns false for good when the load of ANY model fails, while all
@@ -109,8 +121,8 @@ def _health_check(model: str | None) -> Json:
     path = f"/v2/models/{model}/ready" if model is not None and _PATH_SAFE.fullmatch(model) else "/v2/health/live"
     return {
         "timeout": "2s",
-        "interval": "1s",
-        "no_traffic_interval": "1s",
+        "interval": f"{interval_s:g}s",
+        "no_traffic_interval": f"{interval_s:g}s",
         "unhealthy_interval": "0.5s",
         "unhealthy_threshold": 2,
         "healthy_threshold": 1,

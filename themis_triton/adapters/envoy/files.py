@@ -19,7 +19,8 @@ from themis_triton.core.routes import RouteTable
 _POLL_S = 0.01
 _WARMING = "cluster_manager.warming_clusters"
 _SUBSCRIPTIONS = (
-    r"^(listener_manager\.lds|cluster_manager\.cds|http\.\w+\.rds\.\w+|cluster\.(model|any)_[^.]*)\.(version_text|update_rejected)$"
+    r"^(listener_manager\.lds|cluster_manager\.cds|http\.\w+\.rds\.\w+|cluster\.(model|any|unlisted|index)_[^.]*)"
+    r"\.(version_text|update_rejected)$"
 )
 _LOG_BYTES = 4000
 

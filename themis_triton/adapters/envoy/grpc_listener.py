@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections import deque
+from collections.abc import Callable
 from functools import cache
 
 from google.protobuf.descriptor import FileDescriptor
@@ -12,7 +13,15 @@ from tritonclient.grpc import service_pb2
 
 from themis_triton.adapters.envoy.clusters import Json, http2_options, typed
 from themis_triton.adapters.envoy.http_listener import REFUSED, connection_manager, count_arrivals, listener, retry_policy
-from themis_triton.adapters.envoy.names import Protocol, any_cluster, inference_stat, model_cluster, stream_stat
+from themis_triton.adapters.envoy.names import (
+    Protocol,
+    any_cluster,
+    index_cluster,
+    inference_stat,
+    model_cluster,
+    stream_stat,
+    unlisted_cluster,
+)
 from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.routes import RouteTable
 
@@ -22,6 +31,7 @@ INFERENCE_METHODS = ("ModelInfer", "ModelStreamInfer")
 _MODEL_METHODS = ("ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics")
 _SERVER_METHODS = ("ServerLive", "ServerReady", "ServerMetadata")
 _ADMINISTRATIVE_PREFIXES = ("Repository", "SystemSharedMemory", "CudaSharedMemory", "TraceSetting", "LogSettings")
+_INDEX_METHOD = "RepositoryIndex"
 _HEALTH_PREFIX = "/grpc.health.v1.Health/"
 
 _UNKNOWN_METHOD = "Themis: this method is not part of the KServe inference service"
@@ -93,10 +103,13 @@ def grpc_routes(table: RouteTable) -> list[Json]:
 
     A stream is routed by its first message: later ones that name other models go to the same server, which answers for what it holds.
     """
+    index = [_forward({"path": f"/{SERVICE}/{_INDEX_METHOD}"}, index_cluster)] if table.index else []
     refused = [_answer({"prefix": f"/{SERVICE}/{name}"}, 403, REFUSED) for name in _ADMINISTRATIVE_PREFIXES]
     models = [route for model in sorted(table.models) for route in _model_routes(model)]
-    allowed = [_forward({"path": f"/{SERVICE}/{name}"}) for name in INFERENCE_METHODS + _MODEL_METHODS + _SERVER_METHODS]
-    return [*refused, *models, *allowed, _forward({"prefix": _HEALTH_PREFIX}), _answer({"prefix": "/"}, 404, _UNKNOWN_METHOD)]
+    unlisted = [_forward({"path": f"/{SERVICE}/{name}"}, unlisted_cluster) for name in INFERENCE_METHODS + _MODEL_METHODS]
+    server = [_forward({"path": f"/{SERVICE}/{name}"}, any_cluster) for name in _SERVER_METHODS]
+    health = _forward({"prefix": _HEALTH_PREFIX}, any_cluster)
+    return [*index, *refused, *models, *unlisted, *server, health, _answer({"prefix": "/"}, 404, _UNKNOWN_METHOD)]
 
 
 def _answer(match: Json, status: int, message: str) -> Json:
@@ -125,6 +138,6 @@ def _to_model(match: Json, model: str, **more: object) -> Json:
     return {"match": match, "route": action, **more}
 
 
-def _forward(match: Json) -> Json:
+def _forward(match: Json, cluster: Callable[[Protocol], str]) -> Json:
     # Triton answers UNAVAILABLE for an unknown model: this is an answer for the client, not a reason to retry.
-    return {"match": match, "route": {"cluster": any_cluster(Protocol.GRPC), "timeout": "0s", "retry_policy": retry_policy(_RETRY_ON_ANY)}}
+    return {"match": match, "route": {"cluster": cluster(Protocol.GRPC), "timeout": "0s", "retry_policy": retry_policy(_RETRY_ON_ANY)}}

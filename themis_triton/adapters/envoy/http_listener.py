@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from themis_triton.adapters.envoy.clusters import Json, file_source, socket_address, typed
-from themis_triton.adapters.envoy.names import Protocol, any_cluster, inference_stat, model_cluster
+from themis_triton.adapters.envoy.names import Protocol, any_cluster, index_cluster, inference_stat, model_cluster, unlisted_cluster
 from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.routes import RouteTable
@@ -20,6 +21,7 @@ _ADMINISTRATIVE = (
     r"/v2/(trace/setting|logging)",
     rf"/v2/models/{_NAME}{_VERSION}/trace/setting",
 )
+_INDEX = r"/v2/repository/index"
 _SERVER = (r"/v2", r"/v2/health/(live|ready)", r"/v2/models/stats")
 REFUSED = "Themis: administrative calls (model control, shared memory, trace and log settings) are refused at the inference address"
 _HIDDEN_SLASH = "Themis: a path with a percent-encoded slash is refused"
@@ -119,10 +121,11 @@ def http_routes(table: RouteTable) -> list[Json]:
     # Triton takes a path as it stands; what hides a slash is refused all the same, in case a later Triton decodes it.
     hidden = _answer(_path(".*%(2[fF]|5[cC]).*"), 400, _HIDDEN_SLASH)
     refused = [hidden, *(_answer(_path(pattern), 403, REFUSED) for pattern in _ADMINISTRATIVE)]
-    server = [_forward(_path(pattern)) for pattern in _SERVER]
+    index = [_forward(_path(_INDEX), index_cluster)] if table.index else []
+    server = [_forward(_path(pattern), any_cluster) for pattern in _SERVER]
     models = [route for model in sorted(table.models) for route in _model_routes(model)]
-    unknown = [_forward(_path(f"/v2/models/{_NAME}{_VERSION}({_INFER}|{_INFORMATION})"))]
-    return [*refused, *server, *models, *unknown, _answer({"prefix": "/"}, 404, "Not Found")]
+    unknown = [_forward(_path(f"/v2/models/{_NAME}{_VERSION}({_INFER}|{_INFORMATION})"), unlisted_cluster)]
+    return [*index, *refused, *server, *models, *unknown, _answer({"prefix": "/"}, 404, "Not Found")]
 
 
 def _path(pattern: str) -> Json:
@@ -133,8 +136,8 @@ def _answer(match: Json, status: int, message: str) -> Json:
     return {"match": match, "direct_response": {"status": status, "body": {"inline_string": message}}}
 
 
-def _forward(match: Json) -> Json:
-    return {"match": match, "route": _action(any_cluster(Protocol.HTTP))}
+def _forward(match: Json, cluster: Callable[[Protocol], str]) -> Json:
+    return {"match": match, "route": _action(cluster(Protocol.HTTP))}
 
 
 def _action(cluster: str) -> Json:

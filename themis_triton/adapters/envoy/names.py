@@ -9,7 +9,8 @@ from enum import StrEnum
 _PLAIN = re.compile(r"[A-Za-z0-9_-]")
 _LONGEST = 120
 
-ANY = "any"
+ANY, UNLISTED, INDEX = "any", "unlisted", "index"
+"""Prefixes of the clusters that belong to no model."""
 
 
 class Protocol(StrEnum):
@@ -38,6 +39,16 @@ def model_cluster(protocol: Protocol, model: str) -> str:
 def any_cluster(protocol: Protocol) -> str:
     """Name of the cluster with every serving server."""
     return f"{ANY}_{protocol}"
+
+
+def unlisted_cluster(protocol: Protocol) -> str:
+    """Name of the cluster for models that no server's index lists."""
+    return f"{UNLISTED}_{protocol}"
+
+
+def index_cluster(protocol: Protocol) -> str:
+    """Name of the cluster that answers the repository index."""
+    return f"{INDEX}_{protocol}"
 
 
 def inference_stat(model: str) -> str:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from themis_triton.adapters.envoy.clusters import Json, cluster, each_cluster, endpoints, file_source, socket_address
+from themis_triton.adapters.envoy.clusters import Json, check_interval_s, cluster, each_cluster, endpoints, file_source, socket_address
 from themis_triton.adapters.envoy.grpc_listener import grpc_listener, grpc_routes
 from themis_triton.adapters.envoy.http_listener import http_listener, http_routes, routes_file
 from themis_triton.adapters.envoy.names import Protocol, endpoints_file
@@ -38,7 +38,8 @@ def render(config: EnvoyConfig, table: RouteTable) -> dict[str, str]:
 def _resources(config: EnvoyConfig, table: RouteTable) -> dict[str, list[Json]]:
     clusters = list(each_cluster(table))
     files = {endpoints_file(name): [endpoints(name, protocol, members)] for name, protocol, _, members in clusters}
-    files[CLUSTERS] = [cluster(config, name, protocol, model) for name, protocol, model, _ in clusters]
+    interval_s = check_interval_s(len(clusters))
+    files[CLUSTERS] = [cluster(config, name, protocol, model, interval_s) for name, protocol, model, _ in clusters]
     files[routes_file(Protocol.GRPC)] = [_route_configuration(Protocol.GRPC, grpc_routes(table))]
     files[routes_file(Protocol.HTTP)] = [_route_configuration(Protocol.HTTP, http_routes(table))]
     files[LISTENERS] = [grpc_listener(config), http_listener(config)]

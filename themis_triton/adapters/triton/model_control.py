@@ -40,6 +40,20 @@ class TritonModelControl:
         configs = await asyncio.gather(*(self._served(server, model) for model in models))
         return {model: state_of(config) for model, config in zip(models, configs, strict=True) if config is not None}
 
+    async def list_ready(self, server: Server) -> tuple[str, ...] | None:
+        """The names of all models with a version that is READY, by the repository index; None where the server refuses the call.
+
+        ServerError if unreachable.
+        """
+        client = self._clients.of(server.grpc_address)
+        try:
+            index = await client.get_model_repository_index(headers=_key_headers(server), client_timeout=self._read_timeout_s)
+        except InferenceServerException as error:
+            if is_silent(error):
+                raise silence(server.name, server.grpc_address, error) from error
+            return None
+        return tuple(sorted({model.name for model in index.models if model.state == "READY"}))
+
     async def change(self, server: Server, model: str, state: ModelState) -> ModelState:
         """Load the model with the given counts and batching; returns the state that the server reports afterwards.
 
@@ -87,10 +101,9 @@ class TritonModelControl:
             return None  # It answered: the model went away between the two calls.
 
     async def _load(self, server: Server, model: str, override: Config) -> None:
-        headers = {KEY_HEADER: server.model_control_key} if server.model_control_key else None
         client = self._clients.of(server.grpc_address)
         try:
-            await client.load_model(model, headers=headers, config=to_json(override), client_timeout=self._timeout_s)
+            await client.load_model(model, headers=_key_headers(server), config=to_json(override), client_timeout=self._timeout_s)
         except InferenceServerException as error:
             raise self._load_error(server, model, error) from error
 
@@ -122,3 +135,7 @@ class TritonModelControl:
     async def close(self) -> None:
         """Close all connections."""
         await self._clients.close()
+
+
+def _key_headers(server: Server) -> dict[str, str] | None:
+    return {KEY_HEADER: server.model_control_key} if server.model_control_key else None
