@@ -24,7 +24,7 @@ def test_a_safe_name_is_safe_everywhere(model: str) -> None:
 def test_different_models_have_different_clusters(models: set[str]) -> None:
     endpoint = Endpoint("one", Address("127.0.0.1", 1), Address("127.0.0.1", 2))
     names = [name for name, *_ in each_cluster(RouteTable(dict.fromkeys(models, ModelRoute((endpoint,))), (endpoint,)))]
-    assert len(set(names)) == 2 * len(models) + 2
+    assert len(set(names)) == 2 * (len(models) + 3)
     assert [cluster_of(endpoints_file(name)) for name in names] == names
 
 
