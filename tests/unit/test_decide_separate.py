@@ -57,7 +57,7 @@ def test_a_little_more_load_raises_some_replicas_and_not_all() -> None:
     calm, busier = once(fleet, 70.0), once(fleet, 120.0)
     assert sum(cores(calm, DETECTOR)) < sum(cores(busier, DETECTOR)) < 2 * 6
     assert max(cores(busier, DETECTOR)) - min(cores(busier, DETECTOR)) == 1
-    assert target(busier).fast_actuation
+    assert target(busier).whole_changes
 
 
 def test_the_raised_replicas_are_those_that_have_more_cores_already() -> None:

@@ -51,10 +51,10 @@ def test_reloads_go_one_at_a_time() -> None:
     assert kinds(actions(Target({"a": states(1), "b": states(1)}), seen)) == [(ActionKind.REBATCH, "a", DETECTOR)]
 
 
-def test_batches_that_are_formed_before_the_servers_change_side_by_side_and_counts_in_one_step() -> None:
+def test_whole_changes_of_batches_run_side_by_side_and_those_of_counts_in_one_step() -> None:
     seen = snapshot([server("a", (4, 1), max_batch=1), server("b", (4, 1), max_batch=1)])
     desired = {name: {DETECTOR: ModelState(1, 8)} for name in ("a", "b")}
-    result = actions(Target(desired, dispatcher_sets_batches=True), seen)
+    result = actions(Target(desired, whole_changes=True), seen)
     assert [(action.server, action.after) for action in result] == [("a", ModelState(1, 8)), ("b", ModelState(1, 8))]
 
 
@@ -174,7 +174,7 @@ def test_no_instance_goes_while_a_server_that_holds_its_model_is_on_its_way() ->
 
 def test_changes_of_less_than_a_tick_wait_for_nothing() -> None:
     seen = snapshot([server("a", (1, 3))])
-    result = actions(Target({"a": states(3, 1)}, fast_actuation=True), seen)
+    result = actions(Target({"a": states(3, 1)}, whole_changes=True), seen)
     assert [(action.kind, action.after) for action in result] == [
         (ActionKind.GROW, ModelState(3, 8)),
         (ActionKind.SHRINK, ModelState(1, 8)),
@@ -249,8 +249,8 @@ def test_servers_are_kept_in_one_order_adopted_ones_first_then_the_largest() -> 
     assert [each.name for each in by_retirement(servers)] == ["c", "b", "a", "d"]
 
 
-@pytest.mark.parametrize("free", [True, False])
-def test_a_retirement_waits_for_a_reload_under_way_unless_batches_are_free(*, free: bool) -> None:
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_retirement_waits_for_a_reload_under_way_unless_changes_are_whole(*, whole: bool) -> None:
     seen = replace(snapshot([server("a", max_batch=1), server("b")]), busy=frozenset({f"a/{DETECTOR}"}))
-    result = actions(Target({"a": {DETECTOR: ModelState(1, 8)}}, retire=("b",), dispatcher_sets_batches=free), seen)
-    assert kinds(result) == ([(ActionKind.RETIRE, "b", None)] if free else [])
+    result = actions(Target({"a": {DETECTOR: ModelState(1, 8)}}, retire=("b",), whole_changes=whole), seen)
+    assert kinds(result) == ([(ActionKind.RETIRE, "b", None)] if whole else [])

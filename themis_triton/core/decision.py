@@ -57,15 +57,14 @@ class Clamp:
 class Target:
     """The desired fleet: the models of each server that stays.
 
-    `launch`: the models of new servers by device slot. `retire`: servers to be retired. `fast_actuation`: in-place changes take less
-    than a tick and need no small steps. `dispatcher_sets_batches`: batches form before the servers; limits need no reload.
+    `launch`: the models of new servers by device slot. `retire`: servers to be retired. `whole_changes`: in-place changes take less
+    than a tick, or reload nothing, and need no small steps.
     """
 
     servers: dict[str, Models] = field(default_factory=dict)
     launch: dict[str, Models] = field(default_factory=dict)
     retire: tuple[str, ...] = ()
-    fast_actuation: bool = False
-    dispatcher_sets_batches: bool = False
+    whole_changes: bool = False
 
 
 @dataclass(frozen=True, slots=True)

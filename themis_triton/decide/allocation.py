@@ -57,7 +57,7 @@ def allocate(state: PolicyState, proposals: Sequence[PipelineProposal], policy_i
             launch |= {free.pop(0): models for _ in range(count)}
         retire += [name for name in proposal.retire if name not in retire and not _serves_others(name, view, proposals)]
     states_by_pipeline = {each.view.pipeline.name: each.result.state for each in proposals}
-    target = Target(servers, launch, tuple(retire), rules.fast_actuation, rules.dispatcher_sets_batches)
+    target = Target(servers, launch, tuple(retire), rules.whole_changes)
     return Allocation(target, shares.clamps, replace(state, pipelines=states_by_pipeline, short_since_s=shares.short_since_s))
 
 

@@ -58,7 +58,7 @@ def server_models(
             servers.setdefault(server.name, {})[size.name] = replace(
                 now,
                 instances=instances if allow_shrink else max(instances, now.instances),
-                max_batch=size.batch if view.rules.dispatcher_sets_batches else max(size.batch, now.max_batch),
+                max_batch=_limit(view, size, now.max_batch),
             )
     return servers
 
@@ -67,10 +67,15 @@ def launch_models(view: PipelineView, sizes: Sequence[StageSize]) -> tuple[Model
     """The models of a new server, a group; their batch limits are the settings' bounds, which cost nothing until requests wait."""
 
     def state(s: int) -> ModelState:
-        batch = sizes[s].batch if view.rules.dispatcher_sets_batches else view.problem.stages[s].max_batch
+        batch = _limit(view, sizes[s], view.problem.stages[s].max_batch)
         return ModelState(sizes[s].instances, batch, view.rules.config.models[sizes[s].name].max_queue_delay_us)
 
     return tuple({sizes[s].name: state(s) for s in group.stages} for group in view.groups)
+
+
+def _limit(view: PipelineView, size: StageSize, least: int) -> int:
+    """A server's batch limit: the planned batch where a dispatcher forms it, else no less than what costs nothing to keep."""
+    return size.batch if view.rules.dispatcher_sets_batches else max(size.batch, least)
 
 
 def evidence_of(

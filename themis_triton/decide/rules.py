@@ -44,7 +44,7 @@ class Rules:
             instance_init_s=max(profile.instance_init_s for profile in profiles),
             instance_stop_s=max(profile.instance_stop_s for profile in profiles),
             server_launch_s=max(profile.server_launch_s for profile in profiles),
-            fast_actuation=self.fast_actuation,
+            whole_changes=self.whole_changes,
         )
 
     @property
@@ -57,6 +57,11 @@ class Rules:
     def dispatcher_sets_batches(self) -> bool:
         """Whether a dispatcher before the servers forms the planned batches (the paper's); else servers form them, up to their limits."""
         return self.config.planning.placement is Placement.SEPARATE and not self.config.policy.queueing.predicts_busy
+
+    @property
+    def whole_changes(self) -> bool:
+        """Whether in-place changes need no small steps: they take less than a tick, or another batch needs no reload."""
+        return self.fast_actuation or self.dispatcher_sets_batches
 
     @property
     def max_servers(self) -> int:

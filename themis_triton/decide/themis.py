@@ -93,7 +93,7 @@ def _growth_demand(state: PipelineState, view: PipelineView, fast: Demand) -> tu
     For the same reason the first tick of a steep rise asks for none: what it saw of the surge is too little to size the growth.
     """
     policy, rules, estimate = view.rules.config.policy, view.rules, view.estimate
-    if rules.fast_actuation or rules.dispatcher_sets_batches or fast.with_headroom_rps() <= view.capacity_rps():
+    if rules.whole_changes or fast.with_headroom_rps() <= view.capacity_rps():
         return fast, replace(state, exceeded_since_s=None)
     since_s = view.at_s if state.exceeded_since_s is None else state.exceeded_since_s
     state = replace(state, exceeded_since_s=since_s)

@@ -150,11 +150,6 @@ class _Ordering:
         launches = list(self._launches())
         return (*self.additions, *launches, *self._retirements(launches), *self._shrink_actions())
 
-    @property
-    def _whole(self) -> bool:
-        """Changes take less than a tick: they need not be parted into small steps."""
-        return self.target.fast_actuation or self.target.dispatcher_sets_batches
-
     def _changes(self) -> Iterator[_Change]:
         for server, models in self.running.servers.items():
             if server in self.target.retire:
@@ -175,7 +170,7 @@ class _Ordering:
 
     def _note_under_way(self, change: _Change) -> None:
         if change.reloads or change.grows:
-            self.incomplete |= change.grows or not self._whole
+            self.incomplete |= change.grows or not self.target.whole_changes
             self.reloading |= change.reloads
             self._note_addition(change)
 
@@ -194,7 +189,7 @@ class _Ordering:
             self.incomplete = True
 
     def _reload(self, change: _Change) -> None:
-        waits = self.reloading and not self._whole
+        waits = self.reloading and not self.target.whole_changes
         if not waits and self._fits(change):
             self.reloading = True
             self._add(ActionKind.REBATCH, change)
@@ -253,7 +248,7 @@ class _Ordering:
 
     def _shrink_actions(self) -> Iterator[Action]:
         for change in self.shrinks:
-            if self._whole:
+            if self.target.whole_changes:
                 yield self._action(ActionKind.SHRINK, change, change.goal)
             elif change.model not in self.growing_models and change.server not in self.growing_servers:
                 yield self._action(ActionKind.SHRINK, change, replace(change.now, instances=change.now.instances - 1))

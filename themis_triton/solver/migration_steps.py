@@ -20,14 +20,14 @@ ADDITIONS = frozenset({ActionKind.GROW, ActionKind.REBATCH, ActionKind.LAUNCH})
 class MoveTimes:
     """Measured durations of actions, in seconds. A model's instances start together and are torn down one after the other.
 
-    `fast_actuation`: changes in place take less than a tick and are not parted into single steps.
+    `whole_changes`: changes in place take less than a tick and are not parted into single steps.
     """
 
     instance_init_s: float = 1.0
     instance_stop_s: float = 1.2
     server_launch_s: float = 5.0
     drain_s: float = 2.0
-    fast_actuation: bool = False
+    whole_changes: bool = False
 
     def duration_s(self, action: Action) -> float:
         """How long an action takes."""
@@ -109,7 +109,7 @@ class _Replay:
         kept, new = self.now[: self.plan.servers], [f"new-{i + 1}" for i in range(len(self.now), self.plan.servers)]
         retire = tuple(server.name for server in self.now[self.plan.servers :])
         targets = {**dict.fromkeys((server.name for server in kept), self.goal), **dict.fromkeys(new, self.goal)}
-        self.target = Target(targets, dict.fromkeys(new, self.goal), retire, self.times.fast_actuation)
+        self.target = Target(targets, dict.fromkeys(new, self.goal), retire, self.times.whole_changes)
         self.retirable = frozenset(retire)
         self.instance_bytes = {stage.name: stage.instance_memory_bytes for stage in self.problem.stages}
         self.used_bytes = {name: self._bytes(models) for name, models in self.servers.items()}
