@@ -15,6 +15,7 @@ from themis_triton.core.price import fleet_price
 from themis_triton.plan.steps import memory_limit_bytes
 from themis_triton.solver.fleet_kernels import describe_fleet
 from themis_triton.solver.pack import pack
+from themis_triton.solver.plans import Evaluation
 from themis_triton.solver.problem import ChainProblem, Placement
 
 
@@ -41,17 +42,7 @@ def assignment_of(server: Server, stages: Sequence[str], config: ThemisConfig) -
     return ServerAssignment(server.name, states, memory_limit_bytes(server, config))
 
 
-@dataclass(frozen=True, slots=True)
-class FleetEvaluation:
-    """Whether the servers meet SLO, capacity and memory; predicted p99, capacity of the chain, and price of servers and instances."""
-
-    feasible: bool
-    predicted_p99_ms: float
-    capacity_rps: float
-    cost: float
-
-
-def evaluate_fleet(problem: ChainProblem, servers: Sequence[ServerAssignment], *, rate_rps: float | None = None) -> FleetEvaluation:
+def evaluate_fleet(problem: ChainProblem, servers: Sequence[ServerAssignment], *, rate_rps: float | None = None) -> Evaluation:
     """Predicted p99, capacity and cost of co-located servers as they are, at a rate (the problem's demand).
 
     SolverError for separate stages, and without a server.
@@ -65,7 +56,7 @@ def evaluate_fleet(problem: ChainProblem, servers: Sequence[ServerAssignment], *
     limit = problem.device_memory_bytes
     fits = limit is None or all(memory_bytes(problem, instances) <= limit for instances in counts)
     shares = [row[1] / stage.demand_ratio for stage, row in zip(problem.stages, rows, strict=True) if stage.demand_ratio > 0]
-    return FleetEvaluation(
+    return Evaluation(
         feasible=enough and fits and p99 <= problem.slo_ms + 1e-6,
         predicted_p99_ms=p99,
         capacity_rps=min(shares, default=math.inf),

@@ -127,10 +127,13 @@ class VerticalTarget:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Whether a configuration meets SLO, capacity and memory; predicted p99, and capacity of the chain in requests/s."""
+    """Whether a configuration meets SLO, capacity and memory; predicted p99, and capacity of the chain in requests/s.
+
+    `stages`: empty for servers that differ.
+    """
 
     feasible: bool
     predicted_p99_ms: float
     capacity_rps: float
     cost: float
-    stages: tuple[StagePlan, ...]
+    stages: tuple[StagePlan, ...] = ()
