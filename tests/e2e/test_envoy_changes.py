@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 import tritonclient.grpc as triton_grpc
+import tritonclient.grpc.aio as triton_aio
 import tritonclient.http as triton_http
 
 from tests.e2e.conftest import Launch
 from tests.e2e.envoy_setup import Gateway, free_config, outcome, read, running_envoy, table_of, tensors, under_load, values, write
 from tests.e2e.test_envoy import stream_answers
+from themis_triton.adapters.envoy.admin import EnvoyAdmin
 from themis_triton.adapters.envoy.files import EnvoyFiles
 from themis_triton.adapters.envoy.names import Protocol, model_cluster
 from themis_triton.adapters.envoy.process import EnvoyProcess
+from themis_triton.adapters.triton.client import KEY_HEADER
 from themis_triton.core.errors import EnvironmentCheckError, ServerError
 from themis_triton.core.fleet import ModelState, Server
 from themis_triton.core.observation import RouteReading
@@ -30,6 +35,7 @@ pytestmark = pytest.mark.e2e
 
 MODEL = "video-classifier"
 RATE_RPS = 40.0
+BURST = 40
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +117,51 @@ def test_two_of_three_servers_killed_at_once_cost_no_request(gateway: Gateway, s
 
         result = asyncio.run(under_load(loads(gateway), kill))
     assert [load.errors for load in result] == [{}, {}]
+
+
+def test_a_full_queue_refuses_each_call_once_and_no_server_is_asked_instead(gateway: Gateway, servers: tuple[Server, Server]) -> None:
+    async def burst() -> tuple[int, int]:
+        client = triton_aio.InferenceServerClient(gateway.config.grpc_listen.authority)
+        calls = (client.infer(MODEL, tensors(triton_grpc, values())) for _ in range(BURST))
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        await client.close()
+        errors = [answer for answer in answers if isinstance(answer, BaseException)]
+        assert all("maximum queue size" in str(error) for error in errors), errors
+        return len(answers) - len(errors), len(errors)
+
+    with ExitStack() as stack:
+        for server in servers:
+            stack.enter_context(short_queue(server))
+        answered, refused = asyncio.run(burst())
+    assert answered >= len(servers)
+    assert refused > BURST // 4
+    assert asyncio.run(sent_upstream(gateway)) == {"upstream_rq_total": BURST, "upstream_rq_retry": 0}
+
+
+async def sent_upstream(gateway: Gateway) -> dict[str, int]:
+    """Requests for the model that Envoy sent to servers, and how many of them were retries."""
+    cluster = f"cluster.{model_cluster(Protocol.GRPC, MODEL)}."
+    admin = EnvoyAdmin(gateway.config.admin_address)
+    try:
+        entries = await admin.stats(rf"^{re.escape(cluster)}upstream_rq_(total|retry)$")
+    finally:
+        await admin.close()
+    return {entry["name"].removeprefix(cluster): int(entry["value"]) for entry in entries}
+
+
+@contextmanager
+def short_queue(server: Server) -> Iterator[None]:
+    """One instance, batches of one, and room for two waiting requests; then as before."""
+    headers = {KEY_HEADER: server.model_control_key}
+    with triton_grpc.InferenceServerClient(server.grpc_address.authority) as client:
+        config = client.get_model_config(MODEL, as_json=True)["config"]
+        policy = {"default_queue_policy": {"max_queue_size": 2}}
+        short = {**config, "max_batch_size": 1, "instance_group": [{"count": 1, "kind": "KIND_CPU"}], "dynamic_batching": policy}
+        client.load_model(MODEL, headers=headers, config=json.dumps(short))
+        try:
+            yield
+        finally:
+            client.load_model(MODEL, headers=headers, config=json.dumps(config))
 
 
 def test_statistics_count_every_request_once(gateway: Gateway) -> None:

@@ -243,11 +243,20 @@ def test_the_descriptor_set_has_its_dependencies_first() -> None:
     assert described().FindMessageTypeByName("inference.ModelInferRequest").fields_by_name["model_name"].number == 1
 
 
-def test_only_known_models_are_asked_again_when_triton_says_unavailable() -> None:
+def test_only_known_models_are_asked_again_where_triton_says_that_another_server_may_answer() -> None:
     for route in routes(Protocol.GRPC):
         if "route" in route:
             known = route["route"]["cluster"] not in {any_cluster(Protocol.GRPC), unlisted_cluster(Protocol.GRPC)}
-            assert ("unavailable" in route["route"]["retry_policy"]["retry_on"].split(",")) is known
+            policy = route["route"]["retry_policy"]
+            conditions = policy["retry_on"].split(",")
+            assert "unavailable" not in conditions
+            assert ("retriable-headers" in conditions) is known
+            if known:
+                [header] = policy["retriable_headers"]
+                pattern = header["string_match"]["safe_regex"]["regex"]
+                assert re.fullmatch(pattern, "Request for unknown model: 'a' has no available versions")
+                assert not re.fullmatch(pattern, "[request id: 7] Exceeds maximum queue size")
+                assert not re.fullmatch(pattern, "[request id: 7] Request timeout expired")
 
 
 def test_nothing_is_cut_off_by_a_route() -> None:

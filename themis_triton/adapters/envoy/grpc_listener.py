@@ -35,8 +35,9 @@ _INDEX_METHOD = "RepositoryIndex"
 _HEALTH_PREFIX = "/grpc.health.v1.Health/"
 
 _UNKNOWN_METHOD = "Themis: this method is not part of the KServe inference service"
-_RETRY_ON = "connect-failure,refused-stream,unavailable,reset"
-_RETRY_ON_ANY = "connect-failure,refused-stream,reset"
+_RETRY_ON = "connect-failure,refused-stream,reset"
+# What Triton answers without having run the request, because of the server and not of the load: another server may run it.
+_ELSEWHERE = "(Request for unknown model|has no available versions|is not ready|stopped accepting new inference requests)"
 
 
 @cache
@@ -134,10 +135,16 @@ def _named(field: str, model: str) -> Json:
 
 
 def _to_model(match: Json, model: str, **more: object) -> Json:
-    action = {"cluster": model_cluster(Protocol.GRPC, model), "timeout": "0s", "retry_policy": retry_policy(_RETRY_ON)}
+    action = {"cluster": model_cluster(Protocol.GRPC, model), "timeout": "0s", "retry_policy": _model_retry_policy()}
     return {"match": match, "route": action, **more}
+
+
+def _model_retry_policy() -> Json:
+    """A full queue's refusal goes to the client: asked again, it would make an overload several times larger."""
+    elsewhere = {"name": "grpc-message", "string_match": {"safe_regex": {"regex": f".*{_ELSEWHERE}.*"}}}
+    return {**retry_policy(f"{_RETRY_ON},retriable-headers"), "retriable_headers": [elsewhere]}
 
 
 def _forward(match: Json, cluster: Callable[[Protocol], str]) -> Json:
     # Triton answers UNAVAILABLE for an unknown model: this is an answer for the client, not a reason to retry.
-    return {"match": match, "route": {"cluster": cluster(Protocol.GRPC), "timeout": "0s", "retry_policy": retry_policy(_RETRY_ON_ANY)}}
+    return {"match": match, "route": {"cluster": cluster(Protocol.GRPC), "timeout": "0s", "retry_policy": retry_policy(_RETRY_ON)}}
