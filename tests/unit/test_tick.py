@@ -1,10 +1,13 @@
 import asyncio
+from dataclasses import replace
+
+import pytest
 
 from tests.unit.fakes import Bench
 from tests.unit.samples import CLASSIFIER, DETECTOR, action, config, retire, route, server
 from themis_triton.core.action import ActionKind, OutcomeKind, Plan
 from themis_triton.core.config import Mode, ThemisConfig
-from themis_triton.core.decision import Reason
+from themis_triton.core.decision import ClampKind, Reason
 from themis_triton.core.fleet import Phase
 from themis_triton.core.policy import PolicyConfig, ScaleDownConfig
 from themis_triton.core.record import TickRecord, sentence
@@ -141,6 +144,25 @@ def test_a_refused_growth_is_left_alone_until_its_time_and_told() -> None:
         assert 1 <= len(tries) <= 3
         assert any("out of memory" in sentence(record) for record in records)
         assert bench.fleet.get("a").models[DETECTOR].instances == 1
+        await engine.close()
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("rps", [5.0, 60.0])
+@pytest.mark.parametrize("counts", [(5, 1), (1, 12), (5, 5)])
+def test_counts_above_the_bounds_are_planned_from_and_brought_back_and_told(counts: tuple[int, int], rps: float) -> None:
+    async def work() -> None:
+        cfg = config(PolicyConfig(scale_down=ScaleDownConfig(shrink_stabilization_s=1000.0)))
+        cfg = replace(cfg, models={name: replace(model, max_instances=3) for name, model in cfg.models.items()})
+        bench = Bench(server("a", counts, slot="cpu:0"))
+        engine = Engine(bench, cfg)
+        records = await engine.run(rps, 30)
+        assert all(state.instances <= 3 for state in bench.fleet.get("a").models.values())
+        clamps = [clamp.sentence for record in records for clamp in record.decision.clamps if clamp.kind is ClampKind.BOUNDS]
+        for name, count in zip((DETECTOR, CLASSIFIER), counts, strict=True):
+            expected = f"{name} on a: {count} instances are outside its bounds, 3 kept"
+            assert (expected in clamps) is (count > 3)
         await engine.close()
 
     asyncio.run(work())

@@ -97,11 +97,15 @@ class Planner:
         return self.remembered(("migration", query, now), lambda: self._solve_migration(query, now))
 
     def carried(self, query: PlanQuery, servers: tuple[int, ...], instances: tuple[int, ...]) -> float:
-        """The largest whole rate that a configuration carries inside the SLO without headroom; −1: not even rate 0."""
+        """The largest whole rate that a configuration carries inside the SLO without headroom; −1: not even rate 0.
+
+        Instances that run may be outside the settings' bounds: the problem is widened to them.
+        """
         return self.remembered(("carried", query, servers, instances), lambda: self._solve_carried(query, servers, instances))
 
     def _solve_carried(self, query: PlanQuery, servers: tuple[int, ...], instances: tuple[int, ...]) -> float:
         problem = self._problem(query)
+        problem = problem.widened(instances, [stage.max_batch for stage in problem.stages])
         counts, batches = _counts(problem, servers), _batches(query)
         return largest_demand(problem, counts, instances=instances, batches=batches, max_rate_rps=CAPACITY_LIMIT_RPS)
 
