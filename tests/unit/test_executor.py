@@ -555,6 +555,28 @@ def test_a_server_with_a_change_under_way_is_not_read_meanwhile() -> None:
     run(work())
 
 
+def test_the_index_of_a_server_with_a_change_under_way_is_read_and_its_routes_follow() -> None:
+    async def work() -> None:
+        bench = Bench(server("a", launched=False))
+        bench.control.gate = asyncio.Event()
+        bench.executor.submit(Plan("d", (action(ActionKind.GROW),)))
+        bench.control.others["a"] = {"ensemble"}
+        await bench.supervisor.update_reachability([])
+        await bench.turns()
+        assert "ensemble" in bench.routes.tables[-1].models
+        assert bench.fleet.get("a").models[DETECTOR] == ModelState(1, 8)
+        bench.control.others["a"] = set()
+        bench.clock.at_s += 5.0
+        await bench.supervisor.update_reachability([])
+        await bench.turns()
+        assert "ensemble" not in bench.routes.tables[-1].models
+        bench.control.gate.set()
+        await bench.settled()
+        await bench.supervisor.close()
+
+    run(work())
+
+
 @pytest.mark.parametrize("ends_before_the_answer", [True, False])
 def test_counts_that_were_read_before_a_change_began_do_not_replace_its_result(
     *, ends_before_the_answer: bool, monkeypatch: pytest.MonkeyPatch

@@ -131,20 +131,25 @@ class Supervisor:
         """Read counts and index anew: another client may have changed them, or an adopted server may have restarted."""
         before = route_table(self._executor.fleet.all(), self._models)
         for server in self._executor.fleet.all():
-            if server.phase is not Phase.SERVING or self._is_busy(server.name):
-                continue
-            try:
-                models = await self._control.read_models(server, self._models)
-                ready_models = await self._control.list_ready(server)
-            except ServerError:
-                continue  # the metrics readings already show that it does not answer
-            fleet = self._executor.fleet
-            # A change by an action in the meantime is newer than the reading.
-            is_current = server.name in fleet and fleet.get(server.name) == server and not self._is_busy(server.name)
-            if is_current and (server.models, server.ready_models) != (models, ready_models):
-                fleet.put(replace(server, models=models, ready_models=ready_models))
+            if server.phase is Phase.SERVING:
+                with contextlib.suppress(ServerError):  # the metrics readings already show that it does not answer
+                    await self._reread_one(server)
         if before != route_table(self._executor.fleet.all(), self._models):
             self._executor.reconcile_routes(changed=True)
+
+    async def _reread_one(self, server: Server) -> None:
+        """Counts only while no action changes them: an action's result is newer than a reading that began before it ended."""
+        fleet, counts = self._executor.fleet, None
+        if not self._is_busy(server.name):
+            counts = await self._control.read_models(server, self._models)
+        ready_models = await self._control.list_ready(server)
+        if server.name not in fleet:
+            return
+        current = fleet.get(server.name)
+        is_current = counts is not None and current == server and not self._is_busy(server.name)
+        fresh = replace(current, ready_models=ready_models, models=counts if is_current and counts is not None else current.models)
+        if fresh != current:
+            fleet.put(fresh)
 
     def _is_busy(self, name: str) -> bool:
         return any(actuator == name or actuator.startswith(f"{name}/") for actuator in self._executor.busy)
