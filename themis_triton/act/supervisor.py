@@ -139,15 +139,15 @@ class Supervisor:
 
     async def _reread_one(self, server: Server) -> None:
         """Counts only while no action changes them: an action's result is newer than a reading that began before it ended."""
-        fleet, counts = self._executor.fleet, None
-        if not self._is_busy(server.name):
-            counts = await self._control.read_models(server, self._models)
+        fleet = self._executor.fleet
+        models = await self._control.read_models(server, self._models) if not self._is_busy(server.name) else None
         ready_models = await self._control.list_ready(server)
         if server.name not in fleet:
             return
         current = fleet.get(server.name)
-        is_current = counts is not None and current == server and not self._is_busy(server.name)
-        fresh = replace(current, ready_models=ready_models, models=counts if is_current and counts is not None else current.models)
+        fresh = replace(current, ready_models=ready_models)
+        if models is not None and current == server and not self._is_busy(server.name):
+            fresh = replace(fresh, models=models)
         if fresh != current:
             fleet.put(fresh)
 

@@ -84,6 +84,11 @@ class ScaleUpConfig:
     max_added_instances: int = option(
         8, "instances added in one tick on all servers together; starting more at once slows the instances that serve", ge=1
     )
+    steep_rise_factor: float = option(
+        1.5,
+        "a newest rate above this multiple of the stable one is a surge that has just begun; its growth is sized one tick later",
+        ge=1,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,8 +179,8 @@ def behind_open_calls(target: Target, snapshot: Snapshot, config: ThemisConfig) 
         if age_s <= config.policy.tick_s + (profile.instance_init_s if grows else profile.instance_stop_s):
             continue
         executing = servers[call.server][call.model].instances if call.model in servers.get(call.server, {}) else call.before
-        state = "no instance is removed before" if not grows else "new instances answer"
-        state = "new instances do not answer yet" if grows and executing <= call.before else state
+        answering = "new instances answer" if executing > call.before else "new instances do not answer yet"
+        state = answering if grows else "no instance is removed before"
         asked = f"{call.model} on {call.server} {call.before}→{call.after}"
         clamps.append(Clamp(ClampKind.OPEN_CALL, f"{asked}: call open for {age_s:.0f} s: the queue has not been empty; {state}"))
     return target, tuple(clamps)

@@ -29,8 +29,6 @@ from themis_triton.solver.migration import Migration
 from themis_triton.solver.plans import ChainPlan, StageSize, VerticalTarget, batches_of, instances_of
 
 NO_DEMAND = Demand(0.0, 0.0, 1.0, 0.0)
-STEEP_RISE = 1.5
-"""A newest rate above this multiple of the stable one shows a surge that has just begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +87,15 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
 def _growth_demand(state: PipelineState, view: PipelineView, fast: Demand) -> tuple[Demand, PipelineState]:
     """The demand that instances are sized for: the whole surge's, where they must grow while requests wait.
 
-    Triton's next change of the model waits until the queue was empty, so a growth that only suffices now cannot be corrected in time.
-    For the same reason the first tick of a steep rise asks for none: what it saw of the surge is too little to size the growth.
+    The next change of the model waits until its queue was empty, so a growth that only suffices now cannot be corrected in time.
+    For the same reason the first tick of a steep rise requests no growth: it has seen too little of the surge to size it.
     """
     policy, rules, estimate = view.rules.config.policy, view.rules, view.estimate
     if rules.whole_changes or fast.with_headroom_rps() <= view.capacity_rps():
         return fast, replace(state, exceeded_since_s=None)
     since_s = view.at_s if state.exceeded_since_s is None else state.exceeded_since_s
     state = replace(state, exceeded_since_s=since_s)
-    steep = estimate.newest_rps > STEEP_RISE * estimate.stable_rps
+    steep = estimate.newest_rps > policy.scale_up.steep_rise_factor * estimate.stable_rps
     if steep and view.at_s - since_s < policy.tick_s / 2.0:
         return NO_DEMAND, state
     if backlog_of(estimate, policy) == 0.0:

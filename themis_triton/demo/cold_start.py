@@ -33,8 +33,8 @@ def _check_emulated(model: str, launch: LocalLaunchConfig) -> None:
         read_parameters(model, json_format.MessageToDict(config, preserving_proto_field_name=True))
     except (OSError, ValueError) as error:
         raise SettingsError(
-            f"--cold-start: model {model} is not emulated, so its servers start as they do: expected emulated models in "
-            f"{launch.model_repository} ({error}). Fix: omit --cold-start"
+            f"--cold-start: model {model} in {launch.model_repository} is not emulated: expected an emulated one, because "
+            "the start time of other models cannot be set. Fix: omit --cold-start"
         ) from error
 
 

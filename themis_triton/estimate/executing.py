@@ -1,6 +1,6 @@
 """Instances that a server executes while the call that adds them has not returned.
 
-Triton's `load_model` returns only once the model's queue in that server has been empty; added instances serve one initialisation after
+The call returns only once the model's queue in that server has been empty; added instances serve one initialisation after
 the call all the same. So counts of an open call are what the executed batches show.
 """
 

@@ -105,7 +105,7 @@ def _least_request() -> Json:
 
 
 def check_interval_s(clusters: int) -> float:
-    """The time between two health checks of a server by one cluster, such that all clusters together stay near `MAX_CHECKS_PER_S`.
+    """The time between two health checks of a server by one cluster, such that all clusters together make at most `MAX_CHECKS_PER_S`.
 
     A power of two, so that clusters seldom change with their number.
     """

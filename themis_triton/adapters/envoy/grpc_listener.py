@@ -36,7 +36,7 @@ _HEALTH_PREFIX = "/grpc.health.v1.Health/"
 
 _UNKNOWN_METHOD = "Themis: this method is not part of the KServe inference service"
 _RETRY_ON = "connect-failure,refused-stream,reset"
-# What Triton answers without having run the request, because of the server and not of the load: another server may run it.
+# Messages of a server that cannot run the model, whatever the load: another server may run it.
 _ELSEWHERE = "(Request for unknown model|has no available versions|is not ready|stopped accepting new inference requests)"
 
 
@@ -140,7 +140,7 @@ def _to_model(match: Json, model: str, **more: object) -> Json:
 
 
 def _model_retry_policy() -> Json:
-    """A full queue's refusal goes to the client: asked again, it would make an overload several times larger."""
+    """A refusal by a full queue is not retried: retries would multiply an overload."""
     elsewhere = {"name": "grpc-message", "string_match": {"safe_regex": {"regex": f".*{_ELSEWHERE}.*"}}}
     return {**retry_policy(f"{_RETRY_ON},retriable-headers"), "retriable_headers": [elsewhere]}
 
