@@ -29,7 +29,7 @@ pytest_add_cli_args = ["-q", "-p", "no:cacheprovider"]
 pytest_add_cli_args_test_selection = {tests}
 """
 TESTS = {
-    "estimate": ("estimate", "drift", "series", "latency", "work", "tick", "decide"),
+    "estimate": ("estimate", "drift", "series", "latency", "work", "open_calls", "tick", "decide"),
     "decide": (
         "decide",
         "decide_separate",
@@ -37,10 +37,12 @@ TESTS = {
         "correction",
         "demand",
         "probed_operation_guard",
+        "one_shot_growth",
+        "open_calls",
         "tick",
     ),
     "plan": ("steps", "executor", "tick", "relaunch", "plan_command"),
-    "act": ("executor", "tick", "relaunch"),
+    "act": ("executor", "open_calls", "tick", "relaunch"),
 }
 
 
