@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from themis_triton.act.executor import Executor
 from themis_triton.act.supervisor import Supervisor
-from themis_triton.core.action import Plan
+from themis_triton.core.action import Action, Plan
 from themis_triton.core.address import UNKNOWN_ADDRESS
 from themis_triton.core.config import Mode, ThemisConfig
 from themis_triton.core.fleet import Phase, Server
@@ -90,17 +90,10 @@ async def observe(world: World, config: ThemisConfig) -> Snapshot:
 def announced(executor: Executor, config: ThemisConfig) -> tuple[Server, ...]:
     """Servers in launch without a process yet. Without them, the policy would launch them again."""
     devices = {slot.name: slot.device for slot in config.launch.slots} if config.launch is not None else {}
-    return tuple(
-        Server(
-            a.server,
-            devices.get(a.slot or "", ""),
-            UNKNOWN_ADDRESS,
-            UNKNOWN_ADDRESS,
-            UNKNOWN_ADDRESS,
-            Phase.LAUNCHING,
-            launched=True,
-            slot=a.slot,
-            models=a.models,
-        )
-        for a in executor.launching
-    )
+    return tuple(_announced(action, devices.get(action.slot or "", ""), config) for action in executor.launching)
+
+
+def _announced(launch: Action, device: str, config: ThemisConfig) -> Server:
+    unknown = (UNKNOWN_ADDRESS, UNKNOWN_ADDRESS, UNKNOWN_ADDRESS)
+    reach = config.launch.reach_from(device) if config.launch is not None else ()
+    return Server(launch.server, device, *unknown, Phase.LAUNCHING, launched=True, slot=launch.slot, models=launch.models, reach=reach)

@@ -102,7 +102,7 @@ BAD = {
         ("    device: gpu:0\n", "    device: gpu:0\n    colour: red\n"),
         (
             "themis.yaml:9:5: servers.first.colour: unknown key: "
-            "expected one of grpc, http, metrics, device, model_control_key, model_repository. Fix: remove it"
+            "expected one of grpc, http, metrics, device, devices, model_control_key, model_repository. Fix: remove it"
         ),
     ),
     "paper's form without the rule of cores": (

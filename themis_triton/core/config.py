@@ -132,7 +132,7 @@ class Prices:
 
 @dataclass(frozen=True, slots=True)
 class AdoptedServer:
-    """A Triton server that Themis did not start. `device` is `gpu:N` or `cpu:N`."""
+    """A Triton server that Themis did not start. `device` is `gpu:N` or `cpu:N`; `reach`: further devices that it may use."""
 
     name: str
     grpc_address: Address
@@ -141,6 +141,12 @@ class AdoptedServer:
     device: str
     model_control_key: str | None = None
     model_repository: Path | None = None
+    reach: tuple[str, ...] = ()
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """All devices that it may use."""
+        return (self.device, *self.reach)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +164,19 @@ class LaunchKind(StrEnum):
     LOCAL = "local"
 
 
+class Isolation(StrEnum):
+    """Whether settled load stays on all devices of one process. PROCESS: it moves to a process of its own on each device."""
+
+    NONE = "none"
+    PROCESS = "process"
+
+
 @dataclass(frozen=True, slots=True)
 class LaunchConfig:
-    """The keys of every kind of launcher; a kind's own keys are in its subclass."""
+    """The keys of every kind of launcher; a kind's own keys are in its subclass.
+
+    `reach`: the devices that a launched server can see, and may add instances on, besides that of its slot.
+    """
 
     slots: tuple[DeviceSlot, ...]
     model_repository: Path
@@ -170,6 +186,12 @@ class LaunchConfig:
     drain_timeout_s: float = 30.0
     stop_timeout_s: float = 15.0
     inputs: Mapping[str, ModelInputs] = field(default_factory=dict)
+    reach: tuple[str, ...] = ()
+    isolation: Isolation = Isolation.NONE
+
+    def reach_from(self, device: str) -> tuple[str, ...]:
+        """The further devices of a server that is launched on one."""
+        return tuple(other for other in self.reach if other != device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +260,20 @@ class ThemisConfig:
     mode: Mode = Mode.ACTIVE
     status: StatusConfig = field(default_factory=StatusConfig)
     allow_stale_profiles: bool = False
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Every device that a server runs on or may use, each once."""
+        adopted = [device for server in self.servers for device in server.devices]
+        slots = [slot.device for slot in self.launch.slots] if self.launch is not None else []
+        reach = self.launch.reach if self.launch is not None else ()
+        return tuple(dict.fromkeys((*adopted, *slots, *reach)))
+
+    def places_on(self, device: str) -> int:
+        """How many servers may use a device at a time: one, or as many as the settings put there."""
+        adopted = sum(server.device == device for server in self.servers)
+        slots = sum(slot.device == device for slot in self.launch.slots) if self.launch is not None else 0
+        return max(1, adopted + slots)
 
     def under(self, policy: PolicyName) -> ThemisConfig:
         """These settings with another policy and its overrides."""

@@ -1,8 +1,9 @@
-"""Servers: identity, life cycle and models."""
+"""Servers: identity, life cycle, models, and the devices that they run on."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from themis_triton.core.address import Address
@@ -21,15 +22,42 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
-    """The state of one model on one server: instances, maximum batch size and the batcher's queue delay."""
+    """The state of one model on one server: its instances in all, maximum batch size and the batcher's queue delay.
+
+    `spread`: on a server that may use several devices, the instances on each that has any, in the order of its devices; else empty.
+    """
 
     instances: int
     max_batch: int
     max_queue_delay_us: int = 0
+    spread: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def batching(self) -> tuple[int, int]:
+        """What only a reload changes."""
+        return self.max_batch, self.max_queue_delay_us
+
+    def on(self, device: str) -> int:
+        """The instances on one device; on a server with one device, all of them."""
+        return dict(self.spread).get(device, 0) if self.spread else self.instances
+
+    def spread_over(self, counts: Mapping[str, int]) -> ModelState:
+        """The same with these instances by device, in their order."""
+        spread = tuple((device, count) for device, count in counts.items() if count > 0)
+        return replace(self, instances=sum(count for _, count in spread), spread=spread)
+
+    def added(self, before: ModelState) -> dict[str, int]:
+        """Instances beyond those of another state, by device; the device of a server that has just one is ""."""
+        now, old = _by_device(self), _by_device(before)
+        return {device: count - old.get(device, 0) for device, count in now.items() if count > old.get(device, 0)}
 
 
 Models = dict[str, ModelState]
 """What one server runs: the state of each model by its name."""
+
+
+def _by_device(state: ModelState) -> dict[str, int]:
+    return dict(state.spread) if state.spread else {"": state.instances}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +75,7 @@ class ProcessId:
 class Server:
     """One Triton server. `launched` servers were started by Themis and may be stopped by it; adopted ones never are.
 
+    `device`: where a server runs its first instances; `reach`: further devices that it may use.
     `process`: its process on this machine; None elsewhere. `model_repository`: where its models' own files can be read here, if anywhere.
     `models`: the models of the settings that are READY there. `ready_models`: the names of all models that are READY there by its
     repository index, these included, in order; None while the index is unknown.
@@ -66,3 +95,23 @@ class Server:
     model_repository: str | None = None
     models: Models = field(default_factory=dict)
     ready_models: tuple[str, ...] | None = None
+    reach: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """A state says on which devices its instances are exactly where the server may use several."""
+        if any(bool(state.spread) != bool(self.reach and state.instances) for state in self.models.values()):
+            object.__setattr__(self, "models", {name: self._placed(state) for name, state in self.models.items()})
+
+    def _placed(self, state: ModelState) -> ModelState:
+        if not self.reach:
+            return replace(state, spread=())
+        return state if state.spread else state.spread_over({self.device: state.instances})
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """All devices that it may use."""
+        return (self.device, *self.reach)
+
+    def runs_on(self, device: str) -> bool:
+        """Whether it has instances on a device, or is to have its first ones there."""
+        return device == self.device or any(state.spread and state.on(device) for state in self.models.values())

@@ -95,13 +95,17 @@ class Readings:
 
 @dataclass(frozen=True, slots=True)
 class OpenCall:
-    """A call under way that changes one model's instances on one server, since `since_s`."""
+    """A call under way that changes one model's instances on one server, since `since_s`.
+
+    `devices`: those of the server on which it starts the model's first instances.
+    """
 
     server: str
     model: str
     before: int
     after: int
     since_s: float
+    devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

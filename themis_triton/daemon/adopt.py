@@ -51,6 +51,7 @@ async def _adopted(configured: AdoptedServer, components: Components) -> Server:
     server = Server(
         name=configured.name,
         device=configured.device,
+        reach=configured.reach,
         grpc_address=configured.grpc_address,
         http_address=configured.http_address,
         metrics_address=configured.metrics_address,

@@ -69,7 +69,5 @@ async def build_components(config: ThemisConfig) -> AsyncIterator[Components]:
 
 def build_observer(config: ThemisConfig, clock: SystemClock) -> LiveObserver:
     """The observer of a configuration's servers, Envoy and devices."""
-    slots = config.launch.slots if config.launch is not None else ()
-    devices = sorted({server.device for server in config.servers} | {slot.device for slot in slots})
     stats = EnvoyStats(config.envoy.admin_address, tuple(config.models), clock)
-    return LiveObserver(TritonMetrics(clock), stats, DeviceReader(devices, clock))
+    return LiveObserver(TritonMetrics(clock), stats, DeviceReader(sorted(config.devices), clock))

@@ -80,7 +80,8 @@ def _server(loaded: Loaded, name: str, server: ServerSettings) -> AdoptedServer:
         grpc_address=Address.parse(server.grpc),
         http_address=Address.parse(server.http),
         metrics_address=Address.parse(server.metrics),
-        device=server.device,
+        device=server.all_devices[0],
+        reach=server.all_devices[1:],
         model_control_key=server.model_control_key,
         model_repository=loaded.resolve(server.model_repository) if server.model_repository is not None else None,
     )
@@ -113,6 +114,8 @@ def _launch(loaded: Loaded, settings: Settings, launch: LaunchSettings) -> Launc
         drain_timeout_s=launch.drain_timeout_s,
         stop_timeout_s=launch.stop_timeout_s,
         inputs={name: _inputs(loaded, model) for name, model in settings.models.items()},
+        reach=tuple(launch.reach),
+        isolation=launch.isolation,
     )
 
 

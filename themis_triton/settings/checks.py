@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -46,10 +46,15 @@ def chain_of(pipeline: object) -> list[tuple[KeyPath, str]]:
 
 def max_busy(loaded: Loaded) -> int:
     """The maximum number of busy instances on one device: the sum of the models' maxima times the servers that share the device."""
-    devices = [str(mapping(server).get("device")) for server in loaded.section("servers").values()]
+    devices = [str(_first_device(mapping(server))) for server in loaded.section("servers").values()]
     devices += [slot.device for slot in loaded.launch.slots] if loaded.launch else []
     shared = max((devices.count(device) for device in devices), default=1)
     return shared * sum(model.instances.max for model in loaded.models.values())
+
+
+def _first_device(server: Mapping[str, object]) -> object:
+    devices = server.get("devices")
+    return devices[0] if isinstance(devices, list) and devices else server.get("device")
 
 
 def _something_to_scale(loaded: Loaded) -> Iterator[Problem]:

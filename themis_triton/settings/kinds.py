@@ -83,6 +83,13 @@ def _check_device(text: str) -> str:
     return text
 
 
+def check_distinct(devices: list[str]) -> None:
+    """Raise the validator's error where a list names a device twice."""
+    twice = next((device for device in devices if devices.count(device) > 1), None)
+    if twice is not None:
+        raise refusal(f"{twice} is named twice", "each device once", f"remove the second {twice}")
+
+
 DEVICE_WORDS = "gpu:N (N is NVML's index) or cpu:N, such as gpu:0"
 
 Count = Annotated[int, Field(ge=1)]

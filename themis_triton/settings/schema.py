@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from themis_triton.core.config import LaunchKind, LocalLaunchConfig, Mode, ModelConfig, PipelineConfig
+from themis_triton.core.config import Isolation, LaunchKind, LocalLaunchConfig, Mode, ModelConfig, PipelineConfig
 from themis_triton.core.policy import PolicyName
 from themis_triton.settings.kinds import (
     Allowed,
@@ -21,6 +21,7 @@ from themis_triton.settings.kinds import (
     Seconds,
     Section,
     Size,
+    check_distinct,
     one_of,
     refusal,
 )
@@ -38,10 +39,18 @@ MAX_BATCH = 512
 class ServerSettings(Section):
     """A running Triton server to adopt."""
 
+    model_config = one_of("device", "devices")
+
     grpc: HostPort = Field(description="Triton's gRPC address (`--grpc-port`)")
     http: HostPort = Field(description="Triton's HTTP address (`--http-port`)")
     metrics: HostPort = Field(description="Triton's metrics address (`--metrics-port`)")
-    device: Device = Field(description="the device that it runs on; servers and slots on one device contend for it")
+    device: Device | None = Field(default=None, description="the device that it runs on; servers and slots on one device contend for it")
+    devices: list[Device] | None = Field(
+        default=None,
+        min_length=1,
+        description="instead of `device`: all devices that it may use, the one for its first instances first; "
+        "under a surge it adds instances on the others too, as far as no other server uses them",
+    )
     model_control_key: str | None = Field(
         default=None,
         min_length=1,
@@ -51,6 +60,20 @@ class ServerSettings(Section):
         default=None,
         description="its model repository; without it the first change of an instance count reloads the model",
     )
+
+    @model_validator(mode="after")
+    def _one_of(self) -> ServerSettings:
+        if (self.device is None) == (self.devices is None):
+            fault = "neither `device` nor `devices` is set" if self.device is None else "both `device` and `devices` are set"
+            raise refusal(fault, "one of `device` and `devices`", "write `device: gpu:0`, or `devices: [gpu:0, gpu:1]` for several")
+        if self.devices is not None:
+            check_distinct(self.devices)
+        return self
+
+    @property
+    def all_devices(self) -> tuple[str, ...]:
+        """The devices that it may use, that of its first instances first."""
+        return tuple(self.devices or ([self.device] if self.device is not None else []))
 
 
 def _slot(value: object) -> object:
@@ -81,6 +104,16 @@ class LaunchSettings(Section):
         default=LaunchKind.LOCAL, description="where; local: as processes on this machine"
     )
     slots: list[Slot] = Field(min_length=1, description="where servers may be launched, one server per slot")
+    reach: list[Device] = Field(
+        default=[],
+        description="devices that every launched server can see: under a surge it adds instances on those that no other server uses, "
+        "in one instance initialisation, where a new server takes a cold start",
+    )
+    isolation: Annotated[Isolation, Field(strict=False)] = Field(
+        default=Isolation.NONE,
+        description="process: once the load has settled, servers of their own take over from further devices of a server, "
+        "so that a crash takes one device with it; none: it keeps them",
+    )
     model_repository: FilePath | None = Field(
         default=None, description="the model repository of launched servers; by default the emulated models that ship with Themis"
     )
@@ -100,6 +133,12 @@ class LaunchSettings(Section):
         default=_LAUNCH.drain_timeout_s, description="maximum wait for requests in flight after a server left the routes"
     )
     stop_timeout_s: PositiveSeconds = Field(default=_LAUNCH.stop_timeout_s, description="time from SIGTERM to SIGKILL")
+
+    @field_validator("reach")
+    @classmethod
+    def _distinct(cls, reach: list[str]) -> list[str]:
+        check_distinct(reach)
+        return reach
 
 
 class EnvoySettings(Section):
