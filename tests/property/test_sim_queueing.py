@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -115,11 +116,13 @@ def test_every_request_ends_or_fails_once(
     arrival_s = np.sort(rng.uniform(0.0, 2.0, 300))
     surfaces = rng.uniform(5.0, 20.0, (2, 4, 1)).repeat(24, axis=2).cumsum(axis=1)
     world = SimWorld(dispatcher=dispatcher, sharing=sharing, noise=ServiceNoise.LOGNORMAL, noise_cv=0.2)
-    layout = Layout(surfaces, ((0, 1), (1,)), (0, 0, 1), 48, deprioritize_after_s)
+    layout = Layout(surfaces, ((0, 1), (1,)), (0, 0, 1, 1), 64, deprioritize_after_s)
     simulation = Simulation(layout, world, arrival_s, rng.integers(0, 2, 300), seed)
+    if dispatcher is Dispatcher.PER_SERVER:
+        simulation.attach(0, 3)
     for server in range(3):
         for model in range(2):
-            simulation.configure(server, model, ModelState(2, 4, delay_us))
+            _configure(simulation, server, model, ModelState(2, 4, delay_us))
     routed = {0: {0, 1, 2}, 1: {0, 1, 2}}
     for model, servers in routed.items():
         simulation.route(model, tuple(servers))
@@ -129,7 +132,7 @@ def test_every_request_ends_or_fails_once(
         _check_counts(simulation)
     for server in range(3):
         for model in range(2):
-            simulation.configure(server, model, ModelState(1, 4, delay_us))
+            _configure(simulation, server, model, ModelState(1, 4, delay_us))
     for model in range(2):
         simulation.route(model, (0, 1, 2))
     simulation.advance(1000.0)
@@ -139,9 +142,15 @@ def test_every_request_ends_or_fails_once(
     assert np.all(simulation.engine.ended_s >= arrival_s)
 
 
+def _configure(simulation: Simulation, server: int, model: int, state: ModelState) -> None:
+    """The state's instances on the server's own device, one fewer on each further one."""
+    counts = [state.instances, *[state.instances - 1] * (len(simulation.rows(server)) - 1)]
+    simulation.configure(server, model, replace(state, instances=sum(counts)), counts)
+
+
 def _apply(simulation: Simulation, routed: dict[int, set[int]], server: int, model: int, state: ModelState, what: str) -> None:
     if what == "configure":
-        simulation.configure(server, model, state)
+        _configure(simulation, server, model, state)
     elif what == "route":
         routed[model] ^= {server}
         simulation.route(model, tuple(sorted(routed[model])))

@@ -20,7 +20,7 @@ from themis_triton.sim.state import (
 
 
 @flat_kernel
-def place(e: Engine, request: int, model: int, now_s: float) -> None:
+def enqueue(e: Engine, request: int, model: int, now_s: float) -> None:
     """Put a request into a queue, and into a batch where an instance is free; it fails if no server can take it."""
     server = any_routed(e, model) if e.ints[CENTRAL] else least_loaded(e, model)
     if server == NONE:
@@ -96,16 +96,16 @@ def queue_of(e: Engine, server: int, model: int) -> int:
 @flat_kernel
 def least_loaded(e: Engine, model: int) -> int:
     """The routed server with the fewest requests of the model, ties in turn; NONE when there is none."""
-    places = e.routed.shape[0]
+    rows = e.routed.shape[0]
     start, best, fewest = e.routes[model, CURSOR], NONE, 0
-    for offset in range(places):
+    for offset in range(rows):
         server = start + offset
-        if server >= places:
-            server -= places
+        if server >= rows:
+            server -= rows
         if e.routed[server, model] and (best == NONE or e.outstanding[server, model] < fewest):
             best, fewest = server, e.outstanding[server, model]
     if best != NONE:
-        e.routes[model, CURSOR] = best + 1 if best + 1 < places else 0
+        e.routes[model, CURSOR] = best + 1 if best + 1 < rows else 0
     return best
 
 
@@ -119,10 +119,27 @@ def any_routed(e: Engine, model: int) -> int:
 
 
 @inlined
-def workers_of(e: Engine, server: int, model: int) -> int:
-    """The number of batches that a server can serve at once for a model."""
-    instances: int = e.instances[server, model]
+def workers_of(e: Engine, row: int, model: int) -> int:
+    """The number of batches that a row can serve at once for a model."""
+    instances: int = e.instances[row, model]
     return min(1, instances) if e.ints[CORES] else instances
+
+
+@flat_kernel
+def free_row(e: Engine, server: int, model: int) -> int:
+    """The row whose idle instance takes a server's next batch: that of the device with the fewest batches under way; NONE if all are busy.
+
+    Triton wakes the instance that has waited longest. Under load that one is on the device where batches end soonest, so that both rules
+    spread batches over the devices alike, and this one needs no record of each instance. The first of equal rows wins.
+    """
+    row, best, fewest = server, NONE, 0
+    while row != NONE:
+        if e.busy[row, model] < workers_of(e, row, model):
+            under_way = e.under_way[e.device[row]]
+            if best == NONE or under_way < fewest:
+                best, fewest = row, under_way
+        row = e.sibling[row]
+    return best
 
 
 @flat_kernel
@@ -142,12 +159,12 @@ def offer(e: Engine, model: int, now_s: float) -> None:
 def fill(e: Engine, server: int, model: int, now_s: float) -> bool:
     """Triton's dynamic batcher: a free instance takes waiting requests, up to the largest batch; smaller ones wait for the queue delay.
 
-    Returns whether a batch started; then `reschedule` must follow.
+    Returns whether a batch started; then `reschedule_rows` must follow.
     """
     if e.ints[CENTRAL] and not e.routed[server, model]:
         return False
-    queue, started = queue_of(e, server, model), False
-    while e.busy[server, model] < workers_of(e, server, model) and e.length[queue] > 0:
+    queue, row, started = queue_of(e, server, model), free_row(e, server, model), False
+    while row != NONE and e.length[queue] > 0:
         deprioritize_late(e, queue, model, now_s)
         size = min(e.length[queue], e.max_batch[server, model])
         due_s = oldest_s(e, queue) + e.delay_s[server, model]
@@ -155,24 +172,34 @@ def fill(e: Engine, server: int, model: int, now_s: float) -> bool:
             e.timer_s[queue] = min(e.timer_s[queue], due_s)
             e.floats[FIRST_TIMER_S] = min(e.floats[FIRST_TIMER_S], due_s)
             break
-        start_batch(e, server, model, queue, size, now_s)
-        started = True
-    if e.length[queue] == 0 and e.busy[server, model] < workers_of(e, server, model):
+        start_batch(e, row, model, queue, size, now_s)
+        row, started = free_row(e, server, model), True
+    if row != NONE and e.length[queue] == 0:
         e.idle_s[server, model] = now_s
     return started
 
 
 @flat_kernel
 def take(e: Engine, server: int, model: int, now_s: float) -> None:
-    """`fill`, then update the device's next end."""
+    """`fill`, then update the next ends on the server's devices."""
     if fill(e, server, model, now_s):
-        reschedule(e, e.device[server], now_s)
+        reschedule_rows(e, server, now_s)
 
 
 @flat_kernel
-def start_batch(e: Engine, server: int, model: int, queue: int, size: int, now_s: float) -> None:
-    """Move the queue's first requests into a batch on the server's device; `reschedule` must follow."""
-    device = e.device[server]
+def reschedule_rows(e: Engine, server: int, now_s: float) -> None:
+    """Find the next ends on those devices of a server whose progress is settled until now; on the others nothing changed."""
+    row = server
+    while row != NONE:
+        if e.settled_s[e.device[row]] == now_s:
+            reschedule(e, e.device[row], now_s)
+        row = e.sibling[row]
+
+
+@flat_kernel
+def start_batch(e: Engine, row: int, model: int, queue: int, size: int, now_s: float) -> None:
+    """Move the queue's first requests into a batch on the row's device; `reschedule` must follow."""
+    device, server = e.device[row], e.owner[row]
     settle(e, device, now_s)
     e.ints[FREE] -= 1
     batch = e.free[e.ints[FREE]]
@@ -183,12 +210,12 @@ def start_batch(e: Engine, server: int, model: int, queue: int, size: int, now_s
         e.following[last] = pop(e, queue)
         last = e.following[last]
         waited_s += now_s - e.entered_s[last]
-    e.batch_place[batch, 0], e.batch_place[batch, 1] = server, model
+    e.batch_row[batch, 0], e.batch_row[batch, 1] = row, model
     e.batch_size[batch], e.batch_left[batch], e.batch_start_s[batch] = size, 1.0, now_s
     e.batch_factor[batch] = noise(e)
     e.running[device, e.under_way[device]] = batch
     e.under_way[device] += 1
-    e.busy[server, model] += 1
+    e.busy[row, model] += 1
     e.served[server, model, QUEUE_US] += 1e6 * waited_s
     e.served[server, model, EXECUTIONS] += 1.0
 
@@ -196,24 +223,24 @@ def start_batch(e: Engine, server: int, model: int, queue: int, size: int, now_s
 @flat_kernel
 def remove_batch(e: Engine, batch: int) -> None:
     """Remove a batch from its device, whose progress is settled, and from its server's counts."""
-    server, model = e.batch_place[batch, 0], e.batch_place[batch, 1]
-    device = e.device[server]
+    row, model = e.batch_row[batch, 0], e.batch_row[batch, 1]
+    device = e.device[row]
     index = 0
     while e.running[device, index] != batch:
         index += 1
     e.under_way[device] -= 1
     e.running[device, index] = e.running[device, e.under_way[device]]
-    e.busy[server, model] -= 1
+    e.busy[row, model] -= 1
     if not e.ints[CENTRAL]:
-        e.outstanding[server, model] -= e.batch_size[batch]
+        e.outstanding[e.owner[row], model] -= e.batch_size[batch]
     e.free[e.ints[FREE]] = batch
     e.ints[FREE] += 1
 
 
 @flat_kernel
-def place_again(e: Engine, request: int, model: int, now_s: float) -> None:
-    """Place each request of a chain again."""
+def enqueue_again(e: Engine, request: int, model: int, now_s: float) -> None:
+    """Enqueue each request of a chain again."""
     while request != NONE:
         following = e.following[request]
-        place(e, request, model, now_s)
+        enqueue(e, request, model, now_s)
         request = following

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from themis_triton.core.fleet import ModelState
@@ -30,11 +32,34 @@ class Simulation:
             kernels.advance(self.engine, until_s)
             self._now_s = until_s
 
-    def configure(self, server: int, model: int, state: ModelState) -> None:
-        """Change a model's instances and batching on a server, now."""
+    def rows(self, server: int) -> list[int]:
+        """The rows of a server; it is known by the first."""
+        rows = [server]
+        while (row := int(self.engine.sibling[rows[-1]])) != NONE:
+            rows.append(row)
+        return rows
+
+    def attach(self, server: int, row: int) -> None:
+        """Give a server one more row, its last: instances there serve its queues. It has none until `configure`."""
+        self.engine.sibling[self.rows(server)[-1]] = row
+        self.engine.owner[row] = server
+
+    def detach(self, server: int, row: int) -> None:
+        """Take a row that is idle and has no instances from a server."""
+        before = next(each for each in self.rows(server) if self.engine.sibling[each] == row)
+        self.engine.sibling[before] = self.engine.sibling[row]
+        self.engine.sibling[row], self.engine.owner[row] = NONE, row
+
+    def configure(self, server: int, model: int, state: ModelState, counts: Sequence[int] | None = None) -> None:
+        """Change a model's instances and batching on a server, now; `counts`: its instances on each row of a server that has several."""
         central = self._world.dispatcher is Dispatcher.CENTRAL
         delay_s = self._world.central_delay_s if central else state.max_queue_delay_us / 1e6
-        kernels.configure(self.engine, server, model, state.instances, state.max_batch, delay_s)
+        instances = np.array([state.instances] if counts is None else counts, dtype=np.int64)
+        kernels.configure(self.engine, server, model, instances, state.max_batch, delay_s)
+
+    def slow_down(self, factor: float) -> None:
+        """Multiply all service times by a factor from now on."""
+        kernels.slow_down(self.engine, factor)
 
     def route(self, model: int, servers: tuple[int, ...]) -> None:
         """Send a model's requests to these servers from now on; requests that wait at other servers are served there."""
@@ -56,12 +81,16 @@ class Simulation:
         queued = (
             0 if self._world.dispatcher is Dispatcher.CENTRAL else sum(int(self.engine.length[server * self.models + m]) for m in models)
         )
-        return queued + int(self.engine.busy[server].sum())
+        return queued + sum(self.busy(row) for row in self.rows(server))
+
+    def busy(self, row: int) -> int:
+        """Running batches of a row."""
+        return int(self.engine.busy[row].sum())
 
     def was_idle_since(self, server: int, model: int, at_s: float) -> bool:
         """Whether an instance has had nothing to take at some moment since then: it was free and the queue empty."""
         engine, queue = self.engine, server * self.models + model
-        free = engine.busy[server, model] < engine.instances[server, model]
+        free = any(engine.busy[row, model] < engine.instances[row, model] for row in self.rows(server))
         return bool(engine.idle_s[server, model] >= at_s or (free and engine.length[queue] == 0))
 
     def counters(self, server: int, model: int) -> ModelCounters:

@@ -12,7 +12,7 @@ import numpy as np
 from numba import types
 
 from themis_triton.jit import FLOATS, FLOATS_2D, FLOATS_3D, INTEGER, INTS, INTS_2D, REAL, SEEDS, Entry, Group, flat_kernel, inlined
-from themis_triton.sim.dispatch import fill, offer, place, place_again, pop, queue_of, remove_batch, take
+from themis_triton.sim.dispatch import enqueue, enqueue_again, fill, offer, pop, queue_of, remove_batch, reschedule_rows, take
 from themis_triton.sim.service import bucket, index_of_smallest, reschedule, settle
 from themis_triton.sim.state import (
     ARRIVALS,
@@ -30,9 +30,11 @@ from themis_triton.sim.state import (
     NEXT,
     NONE,
     NOW_S,
+    SLOWDOWN,
     SUCCESS,
     Engine,
 )
+from themis_triton.solver.surface import IntArray
 
 _ARRIVE, _CROSS, _END, _EXPIRE = range(4)
 
@@ -74,14 +76,14 @@ def enter(e: Engine, request: int, now_s: float) -> None:
     e.entered_s[request] = now_s
     e.routes[model, ARRIVALS] += 1
     e.routes[model, IN_FLIGHT] += 1
-    place(e, request, model, now_s)
+    enqueue(e, request, model, now_s)
 
 
 @flat_kernel
 def end_batch(e: Engine, device: int, now_s: float) -> None:
     """End the device's first batch: answer its requests or send them on, and let its instance take the next."""
     batch = e.first[device]
-    server, model = e.batch_place[batch, 0], e.batch_place[batch, 1]
+    server, model = e.owner[e.batch_row[batch, 0]], e.batch_row[batch, 1]
     settle(e, device, now_s)
     remove_batch(e, batch)
     size = e.batch_size[batch]
@@ -98,7 +100,7 @@ def end_batch(e: Engine, device: int, now_s: float) -> None:
         leave(e, request, now_s)
         request = following
     fill(e, server, model, now_s)
-    reschedule(e, device, now_s)
+    reschedule_rows(e, server, now_s)
 
 
 @inlined
@@ -131,39 +133,59 @@ def expire(e: Engine, now_s: float) -> None:
 
 
 @flat_kernel
-def configure(e: Engine, server: int, model: int, instances: int, max_batch: int, delay_s: float) -> None:
-    """Change a model's instances, batch limit and delay on a server; running batches keep their size and continue at the new speed."""
-    now_s = e.floats[NOW_S]
-    settle(e, e.device[server], now_s)
-    e.instances[server, model], e.max_batch[server, model], e.delay_s[server, model] = instances, max_batch, delay_s
+def configure(e: Engine, server: int, model: int, instances: IntArray, max_batch: int, delay_s: float) -> None:
+    """Change a model's instances on each row of a server, its batch limit and its delay.
+
+    Running batches keep their size and continue at the new speed.
+    """
+    now_s, row, number = e.floats[NOW_S], server, 0
+    e.max_batch[server, model], e.delay_s[server, model] = max_batch, delay_s
+    while row != NONE:
+        settle(e, e.device[row], now_s)
+        e.instances[row, model] = instances[number]
+        row, number = e.sibling[row], number + 1
     fill(e, server, model, now_s)
-    reschedule(e, e.device[server], now_s)
+    reschedule_rows(e, server, now_s)
+
+
+@flat_kernel
+def slow_down(e: Engine, factor: float) -> None:
+    """Multiply all service times by a factor from now on."""
+    for device in range(e.end_s.size):
+        settle(e, device, e.floats[NOW_S])
+    e.floats[SLOWDOWN] = factor
+    for device in range(e.end_s.size):
+        reschedule(e, device, e.floats[NOW_S])
 
 
 @flat_kernel
 def evict(e: Engine, server: int) -> None:
     """End a server that left the routes: the proxy sends its requests to the others, from the start of the stage."""
-    now_s, device = e.floats[NOW_S], e.device[server]
-    settle(e, device, now_s)
-    for index in range(e.under_way[device] - 1, -1, -1):
-        batch = e.running[device, index]
-        if e.batch_place[batch, 0] == server:
-            remove_batch(e, batch)
-            place_again(e, e.batch_head[batch], e.batch_place[batch, 1], now_s)
-    reschedule(e, device, now_s)
+    now_s, row = e.floats[NOW_S], server
+    while row != NONE:
+        device = e.device[row]
+        settle(e, device, now_s)
+        for index in range(e.under_way[device] - 1, -1, -1):
+            batch = e.running[device, index]
+            if e.batch_row[batch, 0] == row:
+                remove_batch(e, batch)
+                enqueue_again(e, e.batch_head[batch], e.batch_row[batch, 1], now_s)
+        reschedule(e, device, now_s)
+        for model in range(e.routed.shape[1]):
+            e.instances[row, model] = 0
+        row = e.sibling[row]
     for model in range(e.routed.shape[1]):
-        e.instances[server, model] = 0
         queue = queue_of(e, server, model)
         if not e.ints[CENTRAL] and e.length[queue] > 0:
             e.outstanding[server, model] = 0
             while e.length[queue] > 0:
-                place_again(e, pop(e, queue), model, now_s)
+                enqueue_again(e, pop(e, queue), model, now_s)
 
 
 _ENGINE = types.NamedTuple(  # type: ignore[no-untyped-call]
     (
         *(FLOATS_3D, INTS_2D, FLOATS, INTS, INTS, INTS, FLOATS, FLOATS, INTS),  # surfaces, chains and requests
-        *(INTS, INTS_2D, INTS_2D, INTS_2D, FLOATS_2D, INTS_2D, INTS_2D, FLOATS_2D),  # servers
+        *(INTS, INTS, INTS, INTS_2D, INTS_2D, INTS_2D, FLOATS_2D, INTS_2D, INTS_2D, FLOATS_2D),  # servers
         *(INTS, INTS, INTS, INTS, INTS, INTS, FLOATS, FLOATS),  # queues
         *(INTS_2D, INTS, INTS, FLOATS, FLOATS, FLOATS, FLOATS, INTS),  # batches
         *(INTS_2D, INTS, FLOATS, FLOATS, INTS),  # devices
@@ -174,6 +196,7 @@ _ENGINE = types.NamedTuple(  # type: ignore[no-untyped-call]
 ENTRIES = (
     Entry(Group.SIMULATOR, advance, (_ENGINE, REAL)),
     Entry(Group.SIMULATOR, evict, (_ENGINE, INTEGER)),
-    Entry(Group.SIMULATOR, configure, (_ENGINE, INTEGER, INTEGER, INTEGER, INTEGER, REAL)),
+    Entry(Group.SIMULATOR, configure, (_ENGINE, INTEGER, INTEGER, INTS, INTEGER, REAL)),
+    Entry(Group.SIMULATOR, slow_down, (_ENGINE, REAL)),
     Entry(Group.SIMULATOR, offer, (_ENGINE, INTEGER, REAL)),
 )

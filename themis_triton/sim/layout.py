@@ -27,7 +27,7 @@ _NOISES = {
 class Layout:
     """What can exist. `surfaces_ms[m]` is `l(b, k)` as [batch, k], all of one shape; `chains[p]` are model indexes.
 
-    `devices[s]` is the device index of the place s for a server; `max_running` bounds the running batches of one device.
+    `devices[s]` is the device index of row s, which a server may use; `max_running` bounds the running batches of one device.
     `deprioritize_after_s[m]`: a request that waited longer for model m is served after all others; empty: disabled.
     """
 
@@ -46,7 +46,7 @@ def build_engine(layout: Layout, world: SimWorld, arrival_s: FloatArray, pipelin
         bounds_s=np.array(BOUNDS_MS) / 1000.0,
         seed=np.random.SeedSequence(seed).generate_state(1, dtype=np.uint64) | np.uint64(1),
         **_requests(arrival_s, pipeline),
-        **_places(layout),
+        **_rows(layout),
         **_queues(layout, world),
         **_batches(layout),
         **_scalars(layout, world),
@@ -71,11 +71,13 @@ def _requests(arrival_s: FloatArray, pipeline: IntArray) -> Arrays:
     }
 
 
-def _places(layout: Layout) -> Arrays:
+def _rows(layout: Layout) -> Arrays:
     models, batch, _ = layout.surfaces_ms.shape
     cells = (len(layout.devices), models)
     return {
         "device": np.array(layout.devices, dtype=np.int64),
+        "owner": np.arange(len(layout.devices), dtype=np.int64),
+        "sibling": np.full(len(layout.devices), NONE, dtype=np.int64),
         "routed": _ints(*cells),
         "instances": _ints(*cells),
         "max_batch": np.ones(cells, dtype=np.int64),
@@ -101,7 +103,7 @@ def _batches(layout: Layout) -> Arrays:
     devices = max(layout.devices) + 1
     count = devices * layout.max_running
     return {
-        "batch_place": _ints(count, 2),
+        "batch_row": _ints(count, 2),
         "batch_head": _ints(count),
         "batch_size": _ints(count),
         "batch_left": np.zeros(count),
@@ -124,7 +126,7 @@ def _scalars(layout: Layout, world: SimWorld) -> Arrays:
     ints[columns.CENTRAL] = world.dispatcher is Dispatcher.CENTRAL
     ints[columns.CORES] = world.sharing is Sharing.CORES
     ints[columns.NOISE] = _NOISES[world.noise]
-    return {"ints": ints, "floats": np.array([0.0, world.hop_s, world.noise_cv, np.inf])}
+    return {"ints": ints, "floats": np.array([0.0, world.hop_s, world.noise_cv, np.inf, 1.0])}
 
 
 def _ints(*shape: int) -> IntArray:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from themis_triton.jit import flat_kernel, inlined
-from themis_triton.sim.state import CORES, EXPONENTIAL, FIRST_DEVICE, LOGNORMAL, NOISE, NOISE_CV, Engine
+from themis_triton.sim.state import CORES, EXPONENTIAL, FIRST_DEVICE, LOGNORMAL, NOISE, NOISE_CV, SLOWDOWN, Engine
 from themis_triton.solver.surface import FloatArray
 
 
@@ -60,10 +60,10 @@ def noise(e: Engine) -> float:
 @inlined
 def duration_s(e: Engine, batch: int) -> float:
     """Service time of the whole batch at the present contention."""
-    server, model = e.batch_place[batch, 0], e.batch_place[batch, 1]
-    share = e.instances[server, model] if e.ints[CORES] else e.under_way[e.device[server]]
+    row, model = e.batch_row[batch, 0], e.batch_row[batch, 1]
+    share = e.instances[row, model] if e.ints[CORES] else e.under_way[e.device[row]]
     column = max(1, min(share, e.service_s.shape[2])) - 1
-    whole: float = e.service_s[model, e.batch_size[batch] - 1, column] * e.batch_factor[batch]
+    whole: float = e.service_s[model, e.batch_size[batch] - 1, column] * e.batch_factor[batch] * e.floats[SLOWDOWN]
     return whole
 
 

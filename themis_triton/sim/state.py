@@ -11,17 +11,19 @@ from themis_triton.solver.surface import FloatArray, IntArray
 
 NONE = -1
 NEXT, FREE, FIRST_DEVICE, CROSSING_HEAD, CROSSING_TAIL, CENTRAL, CORES, NOISE, EVENTS = range(9)
-NOW_S, HOP_S, NOISE_CV, FIRST_TIMER_S = range(4)
+NOW_S, HOP_S, NOISE_CV, FIRST_TIMER_S, SLOWDOWN = range(5)
 STEADY, LOGNORMAL, EXPONENTIAL = range(3)
 SUCCESS, INFERENCES, EXECUTIONS, QUEUE_US, COMPUTE_US, BY_SIZE = range(6)
 ARRIVALS, IN_FLIGHT, FAILURES, CURSOR = range(4)
 
 
 class Engine(NamedTuple):
-    """R requests, P pipelines, M models, S places for servers, D devices, Q queues, at most T batches, H histogram bounds.
+    """R requests, P pipelines, M models, S rows, D devices, Q queues, at most T batches, H histogram bounds.
 
-    Times are seconds from the simulation's start. A queue is `s·M + m`, or `m` with the central dispatcher. `batch` values of one
-    row are a batch under way; `running[d, :under_way[d]]` are the batches on a device; `first[d]` ends first, at `end_s[d]`.
+    A server has one row for each device that it runs on. It is known by its first row, the owner of the others: this one has its
+    queues, routes, outstanding requests and counters; instances, batches under way and contention are each row's own.
+    Times are seconds from the simulation's start. A queue is `s·M + m`, or `m` with the central dispatcher. Equal indexes of `batch…` are
+    one batch under way; `running[d, :under_way[d]]` are the batches on a device; `first[d]` ends first, at `end_s[d]`.
     """
 
     service_s: FloatArray  # [M, B, K]
@@ -34,6 +36,8 @@ class Engine(NamedTuple):
     ended_s: FloatArray  # [R], infinite before
     failed: IntArray  # [R]
     device: IntArray  # [S]
+    owner: IntArray  # [S], the first row of the row's server
+    sibling: IntArray  # [S], the next row of the same server, NONE after the last
     routed: IntArray  # [S, M]
     instances: IntArray  # [S, M]
     max_batch: IntArray  # [S, M]
@@ -49,7 +53,7 @@ class Engine(NamedTuple):
     deprioritized: IntArray  # [Q], of these the ones that waited too long; `head` and `tail` are those of the others
     deprioritize_after_s: FloatArray  # [M], waiting time after which a request is served after all others
     timer_s: FloatArray  # [Q]
-    batch_place: IntArray  # [T, 2], server and model
+    batch_row: IntArray  # [T, 2], row and model
     batch_head: IntArray  # [T]
     batch_size: IntArray  # [T]
     batch_left: FloatArray  # [T], fraction
