@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
-from themis_triton.emulation.device import SEATS, DeviceSeat, process_start_ticks, slot_name, table_directory, table_path
+from themis_triton.emulation.device import SEATS, DeviceSeat, instance_device, process_start_ticks, slot_name, table_directory, table_path
 
 NO_PROCESS = 2**22 + 1
 
@@ -130,3 +130,17 @@ def test_slot_and_directory_come_from_the_environment() -> None:
     assert table_directory({"THEMIS_EMULATED_DIRECTORY": "/somewhere"}) == Path("/somewhere")
     assert table_directory({}) == Path("/dev/shm")  # noqa: S108 - nothing is written there
     assert table_path("a/b c", Path("/x")).parent == Path("/x")
+
+
+@pytest.mark.parametrize(
+    ("instance", "device"),
+    [
+        ("video-detector_0_3", "cpu-0@host"),
+        ("main_0", "cpu-0@host"),
+        ("video-detector_cpu:1_0", "cpu-1@host"),
+        ("video-detector_gpu:GPU-0a-1_12", "gpu-GPU-0a-1@host"),
+        ("other_cpu:1_0", "cpu-0@host"),
+    ],
+)
+def test_an_instances_name_has_its_device(instance: str, device: str) -> None:
+    assert instance_device(instance, "video-detector", {"THEMIS_EMULATED_DEVICE": "cpu-0@host"}) == device

@@ -70,6 +70,23 @@ def test_the_executor_names_open_calls_and_a_new_action_on_another_model_starts(
     asyncio.run(work())
 
 
+def test_an_open_call_names_the_devices_that_get_their_first_instances() -> None:
+    async def work() -> None:
+        wide = replace(server("a"), reach=("cpu:1", "cpu:2"))
+        bench = Bench(wide)
+        bench.control.gate = asyncio.Event()
+        before = wide.models[DETECTOR]
+        after = before.spread_over({wide.device: before.instances + 1, "cpu:2": 2})
+        grow = replace(action(ActionKind.GROW, "a", DETECTOR, 1, 4), before=before, after=after)
+        bench.executor.submit(Plan("d", (grow,)))
+        await bench.turns()
+        assert bench.executor.open_calls[0].devices == ("cpu:2",)
+        bench.control.gate.set()
+        await bench.settled()
+
+    asyncio.run(work())
+
+
 def test_shutdown_does_not_wait_for_an_open_call() -> None:
     async def work() -> None:
         bench = Bench(server("a"))

@@ -25,17 +25,26 @@ class ModelState:
     """The state of one model on one server: its instances in all, maximum batch size and the batcher's queue delay.
 
     `spread`: on a server that may use several devices, the instances on each that has any, in the order of its devices; else empty.
+    `joint`: as read from such a server, its instances are in one group over several devices; see `renews_all`.
     """
 
     instances: int
     max_batch: int
     max_queue_delay_us: int = 0
     spread: tuple[tuple[str, int], ...] = ()
+    joint: bool = field(default=False, compare=False)
 
     @property
     def batching(self) -> tuple[int, int]:
         """What only a reload changes."""
         return self.max_batch, self.max_queue_delay_us
+
+    def renews_all(self, before: ModelState) -> bool:
+        """Whether the change from another state makes all instances anew beside the old ones: double memory, the price of a reload.
+
+        So does other batching, and so does the first other spread of instances that are in one group over several devices.
+        """
+        return self.batching != before.batching or (before.joint and self.spread != before.spread)
 
     def on(self, device: str) -> int:
         """The instances on one device; on a server with one device, all of them."""
@@ -100,9 +109,10 @@ class Server:
     def __post_init__(self) -> None:
         """A state says on which devices its instances are exactly where the server may use several."""
         if any(bool(state.spread) != bool(self.reach and state.instances) for state in self.models.values()):
-            object.__setattr__(self, "models", {name: self._placed(state) for name, state in self.models.items()})
+            object.__setattr__(self, "models", {name: self.placed(state) for name, state in self.models.items()})
 
-    def _placed(self, state: ModelState) -> ModelState:
+    def placed(self, state: ModelState) -> ModelState:
+        """A state as this server can have it: without a spread all instances are at home, and only a server with a reach has one."""
         if not self.reach:
             return replace(state, spread=())
         return state if state.spread else state.spread_over({self.device: state.instances})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,16 @@ def slot_name(environment: dict[str, str] | os._Environ[str] = os.environ) -> st
     Without it each server is a device of its own, named after the server's pid: two servers without a placement do not contend.
     """
     return environment.get(SLOT_VARIABLE) or f"cpu:0@{os.getppid()}"
+
+
+def instance_device(instance: str, model: str, environment: dict[str, str] | os._Environ[str] = os.environ) -> str:
+    """The device of an instance, from its name: Themis names the group on another device of a server `MODEL_cpu:1`.
+
+    Every other instance is on the server's own slot. Servers whose slots end in the same `@…` agree on the names of further devices.
+    """
+    home = slot_name(environment)
+    match = re.fullmatch(rf"{re.escape(model)}_((?:cpu|gpu):[\w-]+)_\d+", instance)
+    return f"{match[1].replace(':', '-')}@{home.partition('@')[2]}" if match is not None else home
 
 
 def table_directory(environment: dict[str, str] | os._Environ[str] = os.environ) -> Path:

@@ -12,7 +12,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from themis_triton.emulation.controls import ScaleFile, init_must_fail
-from themis_triton.emulation.device import DeviceSeat, slot_name, table_directory
+from themis_triton.emulation.device import DeviceSeat, instance_device, table_directory
 from themis_triton.emulation.parameters import Parameters, read_parameters
 from themis_triton.emulation.process_start import process_start_left_s
 from themis_triton.emulation.service import Service, noise_factors
@@ -35,11 +35,12 @@ class TritonPythonModel:
         model = args["model_name"]
         parameters = read_parameters(model, json.loads(args["model_config"]))
         time.sleep(process_start_left_s(os.getppid(), os.environ) + parameters.init_s)
+        device = instance_device(args["model_instance_name"], model)
         fail_path = parameters.fail_init_path(os.environ)
         if fail_path is not None and init_must_fail(fail_path, model):
-            raise pb_utils.TritonModelException(f"out of memory: {model} could not be placed on {slot_name()} (requested by {fail_path})")
+            raise pb_utils.TritonModelException(f"out of memory: {model} could not be placed on {device} (requested by {fail_path})")
         self._offset = np.float32(parameters.offset)
-        self._seat = DeviceSeat(slot_name(), table_directory())
+        self._seat = DeviceSeat(device, table_directory())
         noise = noise_factors(parameters.noise_cv, args["model_instance_name"])
         self._service = Service(parameters.surface, self._seat, _scale(parameters, model), noise, AROUND_S)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
 from themis_triton.adapters.local.server_files import ServerFiles
 from themis_triton.adapters.processes import identify, owned_processes
+from themis_triton.adapters.triton.groups import Devices, numbered_devices
 from themis_triton.adapters.triton.model_config import parse_config, read_config_text, state_of
 from themis_triton.core.address import Address
 from themis_triton.core.fleet import ModelState, Phase, Server
@@ -16,7 +18,8 @@ from themis_triton.core.fleet import ModelState, Phase, Server
 SERVER_VARIABLE = "THEMIS_SERVER"
 SLOT_VARIABLE = "THEMIS_SLOT"
 DEVICE_VARIABLE = "THEMIS_DEVICE"
-"""Environment variables of a launched server: its name, its slot and that slot's device."""
+REACH_VARIABLE = "THEMIS_REACH"
+"""Environment variables of a launched server: its name, its slot, that slot's device, and the further devices that it may use."""
 
 
 def find_launched(state_directory: Path) -> tuple[Server, ...]:
@@ -41,7 +44,7 @@ def _server(state_directory: Path, process: psutil.Process) -> Server | None:
         return None
     files = ServerFiles(state_directory, environment[SERVER_VARIABLE])
     grpc, http, metrics = (Address(options[f"{part}-address"], int(options[f"{part}-port"])) for part in ("grpc", "http", "metrics"))
-    return Server(
+    server = Server(
         files.name,
         environment[DEVICE_VARIABLE],
         grpc,
@@ -54,8 +57,9 @@ def _server(state_directory: Path, process: psutil.Process) -> Server | None:
         model_control_key=options["grpc-restricted-protocol"].partition("=")[2],
         log_file=str(files.log),
         model_repository=str(files.models),
-        models=_launched_models(files, loaded),
+        reach=tuple(environment.get(REACH_VARIABLE, "").split()),
     )
+    return replace(server, models=_launched_models(files, loaded, numbered_devices(server)))
 
 
 def _options(command: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -64,6 +68,6 @@ def _options(command: list[str]) -> tuple[dict[str, str], list[str]]:
     return dict(reversed(pairs)), [value for name, value in pairs if name == "load-model"]
 
 
-def _launched_models(files: ServerFiles, names: list[str]) -> dict[str, ModelState]:
+def _launched_models(files: ServerFiles, names: list[str], devices: Devices) -> dict[str, ModelState]:
     texts = {name: read_config_text(files.models, name) for name in names}
-    return {name: state_of(parse_config(*text)) for name, text in texts.items() if text is not None}
+    return {name: state_of(parse_config(*text), None, devices) for name, text in texts.items() if text is not None}

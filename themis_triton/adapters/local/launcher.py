@@ -12,7 +12,7 @@ from pathlib import Path
 
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.http import HttpClient, HttpError
-from themis_triton.adapters.local.discovery import DEVICE_VARIABLE, SERVER_VARIABLE, SLOT_VARIABLE, find_launched
+from themis_triton.adapters.local.discovery import DEVICE_VARIABLE, REACH_VARIABLE, SERVER_VARIABLE, SLOT_VARIABLE, find_launched
 from themis_triton.adapters.local.server_files import ServerFiles, build_view
 from themis_triton.adapters.local.triton_install import TritonInstall, find_triton
 from themis_triton.adapters.nvml import DeviceReader
@@ -28,6 +28,7 @@ from themis_triton.adapters.processes import (
     stop_process,
 )
 from themis_triton.adapters.sockets import LOOPBACK, free_ports
+from themis_triton.adapters.triton.groups import numbered_devices
 from themis_triton.adapters.triton.metrics import fetch_metrics
 from themis_triton.adapters.triton.warmup import Warmup
 from themis_triton.core.address import Address
@@ -37,6 +38,8 @@ from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.observation import ModelCounters
 
 _EMULATED_VARIABLE = "THEMIS_EMULATED_DEVICE"
+_EMULATED_HOST_VARIABLE = "THEMIS_EMULATED_HOST"
+"""Servers of several state directories that share emulated devices have the same value; by default a state directory is a host."""
 _RESTRICTED = "model-repository,shared-memory,trace,logging"
 _PORT_TAKEN = "already in use"
 _PORT_TAKEN_LINES = 5
@@ -87,12 +90,33 @@ class LocalLauncher:
             )
         install = await self._triton()
         files = self._files(name)
+        server = self._planned(files, self._slots[slot], models)
         try:
-            complete = await asyncio.to_thread(build_view, files, self._config.model_repository, models, self._deprioritize_after_s)
-            return await asyncio.to_thread(self._start, files, self._slots[slot], models, install, complete=complete)
+            own = (self._config.model_repository, models, self._deprioritize_after_s, numbered_devices(server))
+            complete = await asyncio.to_thread(build_view, files, *own)
+            return await asyncio.to_thread(self._start, files, server, install, complete=complete)
         except ThemisError:
             await asyncio.to_thread(files.remove)
             raise
+
+    def _planned(self, files: ServerFiles, slot: DeviceSlot, models: Mapping[str, ModelState]) -> Server:
+        """The server before its process: on free ports, with a key of its own."""
+        grpc, http, metrics = (Address(LOOPBACK, port) for port in free_ports(3))
+        return Server(
+            files.name,
+            slot.device,
+            grpc,
+            http,
+            metrics,
+            Phase.LAUNCHING,
+            launched=True,
+            slot=slot.name,
+            model_control_key=secrets.token_urlsafe(24),
+            log_file=str(files.log),
+            model_repository=str(files.models),
+            models=dict(models),
+            reach=self._config.reach_from(slot.device),
+        )
 
     async def _triton(self) -> TritonInstall:
         async with self._install_lock:
@@ -103,32 +127,13 @@ class LocalLauncher:
     def _files(self, name: str) -> ServerFiles:
         return ServerFiles(self._state, name)
 
-    def _start(
-        self, files: ServerFiles, slot: DeviceSlot, models: Mapping[str, ModelState], install: TritonInstall, *, complete: bool
-    ) -> Server:
-        ports = free_ports(3)
-        key = secrets.token_urlsafe(24)
-        command = [str(install.binary), *_arguments(files, models, ports, key), *self._own_arguments(install, complete=complete)]
+    def _start(self, files: ServerFiles, server: Server, install: TritonInstall, *, complete: bool) -> Server:
+        command = [str(install.binary), *_arguments(files, server), *self._own_arguments(install, complete=complete)]
         try:
-            process = spawn(command, self._environment(files.name, slot, install), files.log)
+            process = spawn(command, self._environment(server, install), files.log)
         except OSError as error:
             raise LaunchFailedError(f"server {files.name}: {install.binary} cannot be started: {error}; {files.log_tail()}") from error
-        grpc, http, metrics = (Address(LOOPBACK, port) for port in ports)
-        return Server(
-            files.name,
-            slot.device,
-            grpc,
-            http,
-            metrics,
-            Phase.LAUNCHING,
-            launched=True,
-            slot=slot.name,
-            process=process,
-            model_control_key=key,
-            log_file=str(files.log),
-            model_repository=str(files.models),
-            models=dict(models),
-        )
+        return replace(server, process=process)
 
     def _own_arguments(self, install: TritonInstall, *, complete: bool) -> list[str]:
         arguments = [f"--exit-timeout-secs={math.ceil(self._config.drain_timeout_s)}"]
@@ -138,21 +143,28 @@ class LocalLauncher:
             arguments.append("--disable-auto-complete-config")
         return [*arguments, *self._config.arguments]
 
-    def _environment(self, name: str, slot: DeviceSlot, install: TritonInstall) -> dict[str, str]:
+    def _environment(self, server: Server, install: TritonInstall) -> dict[str, str]:
         """The daemon's own, with the variables that place the server and mark it."""
-        kind, _, index = slot.device.partition(":")
+        gpus = [device.removeprefix("gpu:") for device in server.devices if device.startswith("gpu:")]
         environment = dict(os.environ)
         if install.path_prefix is not None:
             environment["PATH"] = os.pathsep.join([str(install.path_prefix), environment.get("PATH", os.defpath)])
         return environment | {
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # NVML numbers devices so, CUDA by itself does not.
-            "CUDA_VISIBLE_DEVICES": index if kind == "gpu" else "",
+            "CUDA_VISIBLE_DEVICES": ",".join(gpus),
             OWNER_VARIABLE: owner_mark(self._state),
-            SERVER_VARIABLE: name,
-            SLOT_VARIABLE: slot.name,
-            DEVICE_VARIABLE: slot.device,
-            _EMULATED_VARIABLE: f"{slot.name}@{short_hash(self._state)}",
+            SERVER_VARIABLE: server.name,
+            SLOT_VARIABLE: server.slot or "",
+            DEVICE_VARIABLE: server.device,
+            REACH_VARIABLE: " ".join(server.reach),
+            _EMULATED_VARIABLE: self._emulated_device(server),
         }
+
+    def _emulated_device(self, server: Server) -> str:
+        """A slot with a device of its own is named after it, as other servers name that device when they grow onto it."""
+        alone = sum(slot.device == server.device for slot in self._slots.values()) == 1
+        name = server.device.replace(":", "-") if alone else server.slot
+        return f"{name}@{os.environ.get(_EMULATED_HOST_VARIABLE) or short_hash(self._state)}"
 
     async def wait_ready(self, server: Server) -> Server:
         """Wait until it is ready and holds its models; when another process took one of its ports first, it is started again on others.
@@ -234,19 +246,20 @@ class LocalLauncher:
         return False
 
     async def read_memory(self, server: Server) -> int:
-        """Bytes that the server's processes hold on its device; 0 where that is unknown."""
+        """Bytes that the server's processes hold on its devices; 0 where that is unknown."""
         if server.process is None:
             return 0
         members = await asyncio.to_thread(group_members, server.process)
-        if not server.device.startswith("gpu"):
+        if not server.device.startswith("gpu:"):
             return sum(resident_bytes(member) for member in members)
-        reader = DeviceReader([server.device], SystemClock(), timeout_s=_DRIVER_TIMEOUT_S)
+        reader = DeviceReader(server.devices, SystemClock(), timeout_s=_DRIVER_TIMEOUT_S)
         try:
-            (reading,) = await reader.read_devices()
+            readings = await reader.read_devices()
         finally:
             reader.close()
-        own = sum(reading.process_memory_bytes.get(member.pid, 0) for member in members)
-        return own or (reading.memory_total_bytes or 0) - (reading.memory_free_bytes or 0)
+        own = sum(reading.process_memory_bytes.get(member.pid, 0) for reading in readings for member in members)
+        used = [reading for reading in readings if server.runs_on(reading.device)]
+        return own or sum((reading.memory_total_bytes or 0) - (reading.memory_free_bytes or 0) for reading in used)
 
     async def discover(self) -> tuple[Server, ...]:
         """Every launched server that runs now, by name, in phase LAUNCHING; known by the marks that its process carries."""
@@ -299,20 +312,20 @@ def _quiet_s(counters: Mapping[str, ModelCounters]) -> float:
     return max(_QUIET_S, _QUIET_SERVICES * max(means_us, default=0.0) / 1e6)
 
 
-def _arguments(files: ServerFiles, models: Mapping[str, ModelState], ports: tuple[int, ...], key: str) -> list[str]:
-    grpc, http, metrics = ports
+def _arguments(files: ServerFiles, server: Server) -> list[str]:
+    key = server.model_control_key
     return [
         f"--model-repository={files.models}",
         "--model-control-mode=explicit",
-        *(f"--load-model={model}" for model in models),
+        *(f"--load-model={model}" for model in server.models),
         # A growth under a backlog holds a thread until the model's queue has been empty; the other models' changes must not wait for it.
-        f"--model-load-thread-count={max(_LOAD_THREADS, len(models) + 1)}",
+        f"--model-load-thread-count={max(_LOAD_THREADS, len(server.models) + 1)}",
         f"--grpc-address={LOOPBACK}",
-        f"--grpc-port={grpc}",
+        f"--grpc-port={server.grpc_address.port}",
         f"--http-address={LOOPBACK}",
-        f"--http-port={http}",
+        f"--http-port={server.http_address.port}",
         f"--metrics-address={LOOPBACK}",
-        f"--metrics-port={metrics}",
+        f"--metrics-port={server.metrics_address.port}",
         f"--grpc-restricted-protocol={_RESTRICTED}:key={key}",
         f"--http-restricted-api={_RESTRICTED}:key={key}",
         f"--backend-config=python,shm-region-prefix-name={files.shared_memory_prefix}",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from themis_triton.adapters.processes import remove_shared_memory, shared_memory_prefix
+from themis_triton.adapters.triton.groups import Devices
 from themis_triton.adapters.triton.model_config import CONFIG_FILE, for_launch, is_complete, parse_config, render_config
 from themis_triton.core.errors import LaunchFailedError
 from themis_triton.core.fleet import ModelState
@@ -58,11 +59,17 @@ class ServerFiles:
         remove_shared_memory(self.shared_memory_prefix)
 
 
-def build_view(files: ServerFiles, repository: Path, models: Mapping[str, ModelState], deprioritize_after_s: Mapping[str, float]) -> bool:
+def build_view(
+    files: ServerFiles,
+    repository: Path,
+    models: Mapping[str, ModelState],
+    deprioritize_after_s: Mapping[str, float],
+    devices: Devices | None = None,
+) -> bool:
     """Make the server's own model repository: links to the models' files, and a `config.pbtxt` with the right state from the start.
 
-    Later overrides are made from that very file, so a later change of counts is in place from the first one on. `deprioritize_after_s`: see
-    `model_config.for_launch`, by model.
+    Later overrides are made from that very file, so a later change of counts is in place from the first one on. `deprioritize_after_s`
+    (by model) and `devices`: see `model_config.for_launch`.
 
     Returns:
         Whether every configuration is complete, so that Triton need not ask the backends to complete them.
@@ -77,20 +84,21 @@ def build_view(files: ServerFiles, repository: Path, models: Mapping[str, ModelS
         files.models.mkdir(parents=True)
         files.log.parent.mkdir(parents=True, exist_ok=True)
         complete = [
-            _build_model(repository / name, files.models / name, state, deprioritize_after_s.get(name)) for name, state in models.items()
+            _build_model(repository / name, files.models / name, state, deprioritize_after_s.get(name), devices)
+            for name, state in models.items()
         ]
     except OSError as error:
         raise LaunchFailedError(f"server {files.name}: its files cannot be written to {files.directory}: {error}") from error
     return all(complete)
 
 
-def _build_model(source: Path, target: Path, state: ModelState, deprioritize_after_s: float | None) -> bool:
+def _build_model(source: Path, target: Path, state: ModelState, deprioritize_after_s: float | None, devices: Devices | None) -> bool:
     file = source / CONFIG_FILE
     if not file.is_file():
         raise LaunchFailedError(
             f"launch.model_repository: model {source.name} has no {file}. Fix: put the model there, or correct the model's name"
         )
-    config = for_launch(parse_config(file.read_text(encoding="utf-8"), str(file)), state, source.name, deprioritize_after_s)
+    config = for_launch(parse_config(file.read_text(encoding="utf-8"), str(file)), state, source.name, deprioritize_after_s, devices)
     target.mkdir()
     for path in source.iterdir():
         if path.name != CONFIG_FILE:

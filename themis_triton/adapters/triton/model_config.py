@@ -11,12 +11,23 @@ As JSON an override is protobuf's own JSON form with the field names of the `.pr
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from google.protobuf import json_format, text_format
-from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup, ModelQueuePolicy
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelQueuePolicy
 
+from themis_triton.adapters.triton.groups import (
+    ON_GPU,
+    Devices,
+    active_groups,
+    bind_home,
+    count_by_device,
+    is_joint,
+    place_groups,
+    spread_evenly,
+)
 from themis_triton.core.errors import ChangeRefusedError, SettingsError
 from themis_triton.core.fleet import ModelState
 
@@ -62,14 +73,18 @@ def to_json(config: Config) -> str:
     return str(json_format.MessageToJson(config, preserving_proto_field_name=True, indent=None))
 
 
-def state_of(config: Config, served: Config | None = None) -> ModelState:
+def state_of(config: Config, served: Config | None = None, devices: Devices | None = None) -> ModelState:
     """Instances over all groups, the largest batch that the server forms (1 without a batcher), and the batcher's delay.
 
     Args:
         config: a file's configuration, or a server's.
         served: the server's, where `config` is a file's: it has the number of devices of each group.
+        devices: those of a server that may use several; then the state has the instances on each.
     """
-    groups = [group for group in config.instance_group if not group.passive]
+    groups = active_groups(config)
+    if devices and groups and not config.HasField("ensemble_scheduling"):
+        alone = state_of(config)
+        return replace(alone.spread_over(count_by_device(groups, devices)), joint=is_joint(groups, devices))
     weights = _weights(groups, served)
     instances = sum(max(1, group.count) * weight for group, weight in zip(groups, weights, strict=True))
     batches = config.HasField("dynamic_batching") or config.HasField("sequence_batching")
@@ -85,43 +100,57 @@ def is_reload(before: ModelState, after: ModelState) -> bool:
     return (before.max_batch, before.max_queue_delay_us) != (after.max_batch, after.max_queue_delay_us)
 
 
-def with_state(base: Config, state: ModelState, served: Config | None = None) -> Config:
+def with_state(base: Config, state: ModelState, served: Config | None = None, devices: Devices | None = None) -> Config:
     """The override that brings a model to a state: `base` with other counts and, only where they differ, other batching.
 
     Kind, devices, names and order of the instance groups stay. Several groups keep their proportions, each at least one instance;
     when there are fewer instances than groups, the last groups are left out. A group on several GPUs grows on all
     of them at once, so a total that is no multiple of that is rounded down (never below one instance a GPU).
 
+    For a server that may use several devices the override has one group (or the file's groups) for each, with just the instances that the
+    state has there. Instances keep their processes as long as their device's group stays. A group on several GPUs is divided by the
+    first change, once: Triton then makes all instances of the model anew beside the old ones, as in a reload (`ModelState.joint`).
+
     Args:
         base: the model's own file; or what the server reports, where the file cannot be read.
         state: the desired state.
         served: what the server reports.
+        devices: those of a server that may use several.
 
     Raises:
-        ChangeRefusedError: the model has no instances, or no batching that could be changed.
+        ChangeRefusedError: the model has no instances, no batching that could be changed, or cannot be on a device.
     """
     if base.HasField("ensemble_scheduling"):
         raise ChangeRefusedError(f"model {base.name} is an ensemble, which has no instances. Fix: name the models that it consists of")
     config = ModelConfig()
     config.CopyFrom(base)
-    _set_counts(config, state.instances, served)
+    if devices:
+        _set_places(config, state, served, devices)
+    else:
+        _set_counts(config, state.instances, served)
     if is_reload(state_of(base), state):
         _set_batching(config, state, served)
     return config
 
 
-def for_launch(base: Config, state: ModelState, name: str, deprioritize_after_s: float | None = None) -> Config:
+def for_launch(
+    base: Config, state: ModelState, name: str, deprioritize_after_s: float | None = None, devices: Devices | None = None
+) -> Config:
     """The file that a launched server reads: the state from the start, on whatever one device that server sees.
 
+    `devices`: those of a server that may use several: the instances are bound to the first of them, or to those that the state names.
     `deprioritize_after_s`: a request that has waited this long is served after all others (Triton's DELAY, nothing is refused);
     None: as in the file.
     A queue policy of the file's own stays, and so does a queue without batches: Triton batches delayed requests with new ones;
     without batching it serves one per 500 ms.
     """
-    config = with_state(base, state)
+    config = with_state(base, replace(state, spread=()))
     config.name = name
     for group in config.instance_group:
         group.ClearField("gpus")
+    if devices and not config.HasField("ensemble_scheduling"):
+        bind_home(active_groups(config), devices)
+        config = with_state(config, state, None, devices)
     batcher = config.dynamic_batching
     batches = config.HasField("dynamic_batching") and state.max_batch > 1
     if deprioritize_after_s is not None and batches and not batcher.HasField("default_queue_policy"):
@@ -137,17 +166,24 @@ def is_complete(config: Config) -> bool:
 
 def _weights(groups: list[Config], served: Config | None) -> list[int]:
     """Devices under each group: a count holds for every GPU that the group names, or that the server filled in."""
-    reported = [group for group in served.instance_group if not group.passive] if served is not None else []
+    reported = active_groups(served) if served is not None else []
     known = reported if len(reported) == len(groups) else groups
-    return [max(1, len(group.gpus)) if group.kind in (ModelInstanceGroup.KIND_AUTO, ModelInstanceGroup.KIND_GPU) else 1 for group in known]
+    return [max(1, len(group.gpus)) if group.kind in ON_GPU else 1 for group in known]
+
+
+def _set_places(config: Config, state: ModelState, served: Config | None, devices: Devices) -> None:
+    counts = dict(state.spread) or {next(iter(devices)): state.instances}
+    loaded = active_groups(served) if served is not None else []
+    groups = place_groups(config.name, counts, loaded, active_groups(config), devices)
+    _keep(config, [*groups, *(group for group in config.instance_group if group.passive)])
 
 
 def _set_counts(config: Config, instances: int, served: Config | None) -> None:
     if all(group.passive for group in config.instance_group):
         config.instance_group.add()
-    groups = [group for group in config.instance_group if not group.passive]
+    groups = active_groups(config)
     weights = _weights(groups, served)
-    counts = _spread(instances, weights, [max(1, group.count) for group in groups])
+    counts = spread_evenly(instances, weights, [max(1, group.count) for group in groups])
     for group, count in zip(groups, counts, strict=True):
         group.count = count
     kept = [group for group in config.instance_group if group.passive or group.count > 0]
@@ -160,22 +196,6 @@ def _keep(config: Config, groups: list[Config]) -> None:
     copies.instance_group.extend(groups)
     config.ClearField("instance_group")
     config.instance_group.extend(copies.instance_group)
-
-
-def _spread(instances: int, weights: list[int], shares: list[int]) -> list[int]:
-    """Counts with Σ count·weight ≤ instances as near as they get: one each in turn, then where a group is furthest below its share."""
-    counts = [0] * len(weights)
-    counts[0] = 1
-    left = instances - weights[0]
-    for index in range(1, len(weights)):
-        if weights[index] <= left:
-            counts[index] = 1
-            left -= weights[index]
-    while fitting := [index for index, weight in enumerate(weights) if counts[index] and weight <= left]:
-        index = min(fitting, key=lambda candidate: counts[candidate] / shares[candidate])
-        counts[index] += 1
-        left -= weights[index]
-    return counts
 
 
 def _set_batching(config: Config, state: ModelState, served: Config | None) -> None:

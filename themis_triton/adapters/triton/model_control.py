@@ -8,12 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import structlog
 from tritonclient.utils import InferenceServerException
 
 from themis_triton.adapters.triton.client import KEY_HEADER, TritonClients, is_not_explicit, is_restricted, is_silent, silence
+from themis_triton.adapters.triton.groups import numbered_devices
 from themis_triton.adapters.triton.model_config import Config, parse_config, read_config_text, state_of, to_json, with_state
 from themis_triton.core.errors import ChangeRefusedError, ServerError
 from themis_triton.core.fleet import ModelState, Server
+
+log = structlog.get_logger()
 
 
 class TritonModelControl:
@@ -38,7 +42,8 @@ class TritonModelControl:
     async def read_models(self, server: Server, models: Sequence[str]) -> dict[str, ModelState]:
         """What the server runs now, per model that is READY there; a model that is not is absent. ServerError if unreachable."""
         configs = await asyncio.gather(*(self._served(server, model) for model in models))
-        return {model: state_of(config) for model, config in zip(models, configs, strict=True) if config is not None}
+        devices = numbered_devices(server)
+        return {model: state_of(config, None, devices) for model, config in zip(models, configs, strict=True) if config is not None}
 
     async def list_ready(self, server: Server) -> tuple[str, ...] | None:
         """The names of all models with a version that is READY, by the repository index; None where the server refuses the call.
@@ -58,7 +63,7 @@ class TritonModelControl:
         """Load the model with the given counts and batching; returns the state that the server reports afterwards.
 
         A count that the model's instance groups cannot give exactly is rounded down, see `model_config.with_state`. A model that has
-        the state already is left alone.
+        the state already is left alone. On a server that may use several devices a state without a spread means the home device.
 
         Raises:
             ChangeRefusedError: Triton refuses, with its reason; the old state serves on.
@@ -66,14 +71,21 @@ class TritonModelControl:
             SettingsError: the model's `config.pbtxt` cannot be parsed.
         """
         async with self._locks[server.name, model]:
-            served = await self._served(server, model)
-            if served is not None and state_of(served) == state:
-                return state
-            override = with_state(await self._base(server, model, served), state, served)
-            if served is not None and state_of(override, served) == state_of(served):
-                return state_of(served)  # the nearest that its instance groups can give
-            await self._load(server, model, override)
-            return await self._verified(server, model, override)
+            return await self._changed(server, model, server.placed(state))
+
+    async def _changed(self, server: Server, model: str, state: ModelState) -> ModelState:
+        devices, served = numbered_devices(server), await self._served(server, model)
+        before = state_of(served, None, devices) if served is not None else None
+        if before == state:
+            return before
+        override = with_state(await self._base(server, model, served), state, served, devices)
+        if before is not None and state_of(override, served, devices) == before:
+            return before  # the nearest that its instance groups can give
+        await self._load(server, model, override)
+        if before is not None and before.joint:
+            remedy = "it happens once. Fix: write one instance_group for each GPU in its config.pbtxt to avoid it"
+            log.warning("instance_group_divided", server=server.name, model=model, started_anew=state.instances, remedy=remedy)
+        return await self._verified(server, model, override)
 
     async def _base(self, server: Server, model: str, served: Config | None) -> Config:
         repository = Path(server.model_repository) if server.model_repository is not None else None
@@ -117,8 +129,9 @@ class TritonModelControl:
 
     async def _verified(self, server: Server, model: str, override: Config) -> ModelState:
         served: Any = await self._served(server, model)
-        result = state_of(served) if served is not None else None
-        expected = state_of(override, served)
+        devices = numbered_devices(server)
+        result = state_of(served, None, devices) if served is not None else None
+        expected = state_of(override, served, devices)
         if result is None or result != expected:
             raise ServerError(
                 f"server {server.name} answered OK to changing model {model} to {expected} and runs {result}. "

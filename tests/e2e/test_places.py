@@ -1,0 +1,138 @@
+"""One real server on several emulated devices: growth onto them and back is in place, and instances there do not contend."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import wait
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import tritonclient.grpc as triton
+
+from tests.e2e.conftest import REPOSITORY
+from tests.e2e.test_emulated_models import LIMIT_S, executed, expected_ms, streams_running
+from tests.e2e.test_servers import change, foreign_server, instance_pids, read
+from tests.e2e.triton_process import TritonProcess
+from themis_triton.adapters.local.discovery import find_launched
+from themis_triton.adapters.local.launcher import LocalLauncher
+from themis_triton.core.config import DeviceSlot, LocalLaunchConfig
+from themis_triton.core.errors import ChangeRefusedError
+from themis_triton.core.fleet import ModelState, Server
+
+pytestmark = [pytest.mark.e2e, pytest.mark.exclusive]
+
+MODEL = "video-detector"
+INIT_S = 0.5
+HOME, SECOND, THIRD = "cpu:0", "cpu:1", "cpu:2"
+ONE = ModelState(0, 1).spread_over({HOME: 1})
+
+
+@pytest.fixture(scope="module")
+def wide_server(launch_config: LocalLaunchConfig, state_directory: Path) -> Iterator[Server]:
+    """A launched server that may use three devices; Triton binds the instances of the second to one core."""
+    config = replace(
+        launch_config,
+        slots=(DeviceSlot("wide", HOME),),
+        reach=(HOME, SECOND, THIRD),
+        arguments=(f"--host-policy={SECOND},cpu-cores={_first_core()}-{_first_core()}",),
+        stop_timeout_s=2.0,
+    )
+    launcher = LocalLauncher(config, state_directory)
+    server = asyncio.run(launcher.launch("wide", "wide", {MODEL: ModelState(1, 1)}))
+    try:
+        yield asyncio.run(launcher.wait_ready(server))
+    finally:
+        asyncio.run(launcher.stop(server))
+
+
+def _first_core() -> int:
+    return min(os.sched_getaffinity(0))
+
+
+def timed_change(server: Server, state: ModelState) -> tuple[ModelState, float]:
+    started_s = time.monotonic()
+    return change(server, MODEL, state), time.monotonic() - started_s
+
+
+def as_process(server: Server) -> TritonProcess:
+    assert server.process is not None
+    return TritonProcess(server.process.pid, server.grpc_address.authority, "", "", Path(server.log_file or ""))
+
+
+def mean_service_ms(server: Server, streams: int) -> float:
+    """Mean service time of batches of one while so many requests are always in the server."""
+    with (
+        triton.InferenceServerClient(server.grpc_address.authority) as client,
+        streams_running(as_process(server), {(MODEL, 1): streams}) as running,
+    ):
+        first, deadline_s = executed(client, MODEL, 1)[0], time.monotonic() + LIMIT_S
+        while executed(client, MODEL, 1)[0] < first + 2 * streams:
+            assert time.monotonic() < deadline_s, "no stream gets an answer"
+            wait(running, 0.01)
+        before = executed(client, MODEL, 1)
+        wait(running, 1.5)
+        after = executed(client, MODEL, 1)
+    assert all(stream.result() > 0 for stream in running), "every request was answered"
+    return (after[1] - before[1]) / (after[0] - before[0]) / 1e6
+
+
+def test_a_launched_server_begins_at_home_and_is_found_with_its_reach(wide_server: Server, state_directory: Path) -> None:
+    assert wide_server.devices == (HOME, SECOND, THIRD)
+    assert wide_server.models == {MODEL: ONE}
+    assert read(state_directory, wide_server, MODEL) == {MODEL: ONE}
+    found = next(server for server in find_launched(state_directory) if server.name == wide_server.name)
+    assert (found.reach, found.models) == (wide_server.reach, wide_server.models)
+
+
+def test_growth_onto_other_devices_and_back_is_in_place_and_loses_nothing(wide_server: Server, state_directory: Path) -> None:
+    spread, pids = ONE, instance_pids(wide_server, MODEL)
+    with streams_running(as_process(wide_server), {(MODEL, 1): 1}) as stream:
+        for counts in ({HOME: 1, SECOND: 1}, {HOME: 1, SECOND: 1, THIRD: 1}):
+            spread, took_s = timed_change(wide_server, spread.spread_over(counts))
+            assert spread.spread == tuple(counts.items())
+            assert read(state_directory, wide_server, MODEL) == {MODEL: spread}
+            assert INIT_S < took_s < 4 * INIT_S, "one initialisation, and the start of its Python process"
+            assert pids < instance_pids(wide_server, MODEL), "all instances before the change go on"
+            pids = instance_pids(wide_server, MODEL)
+    assert stream[0].result() > 0
+    assert mean_service_ms(wide_server, 6) == pytest.approx(expected_ms(MODEL, 1, 1), rel=0.08), "devices do not contend"
+    cores = sorted(len(psutil.Process(pid).cpu_affinity() or []) for pid in pids)
+    assert cores[0] == 1, "the host policy that Triton was given binds the instance on its device"
+    with streams_running(as_process(wide_server), {(MODEL, 1): 1}) as stream:
+        for counts in ({HOME: 1, THIRD: 1}, {HOME: 1}):
+            spread, _ = timed_change(wide_server, spread.spread_over(counts))
+            assert read(state_directory, wide_server, MODEL) == {MODEL: spread}
+            assert pids > instance_pids(wide_server, MODEL), "the others go on"
+            pids = instance_pids(wide_server, MODEL)
+    assert stream[0].result() > 0
+    assert spread == ONE
+
+
+def test_instances_at_home_contend_and_a_device_without_room_leaves_all_as_it_was(
+    wide_server: Server, fail_init_file: Path, state_directory: Path
+) -> None:
+    two, _ = timed_change(wide_server, ONE.spread_over({HOME: 2}))
+    assert mean_service_ms(wide_server, 4) == pytest.approx(expected_ms(MODEL, 1, 2), rel=0.08)
+    fail_init_file.write_text(MODEL)
+    try:
+        with pytest.raises(ChangeRefusedError, match=r"out of memory: video-detector could not be placed on cpu-1@"):
+            timed_change(wide_server, two.spread_over({HOME: 2, SECOND: 1}))
+    finally:
+        fail_init_file.unlink()
+    assert read(state_directory, wide_server, MODEL) == {MODEL: two}
+
+
+def test_an_adopted_servers_first_change_onto_another_device_is_in_place(tmp_path: Path, state_directory: Path) -> None:
+    with foreign_server(tmp_path, REPOSITORY, MODEL) as theirs:
+        server = replace(theirs, reach=(SECOND,), model_repository=str(REPOSITORY))
+        (before,) = read(state_directory, server, MODEL).values()
+        assert before.spread == ((HOME, 1),)
+        pids = instance_pids(server, MODEL)
+        after = change(server, MODEL, before.spread_over({HOME: 1, SECOND: 1}))
+        assert after.spread == ((HOME, 1), (SECOND, 1))
+        assert pids < instance_pids(server, MODEL)
