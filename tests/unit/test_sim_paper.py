@@ -161,7 +161,7 @@ def test_settings_without_a_launch_section_scale_replicas_of_a_stage(policy: Pol
 
 def test_a_replica_costs_from_the_start_of_its_creation() -> None:
     async def main() -> list[tuple[float, float]]:
-        config = settings()
+        config = simulated(settings(), SimOptions(slots=2))
         simulation = Simulation(Layout(SURFACES, ((0, 1),), (0, 1), 4), AT_ONCE, np.array([]), np.array([], dtype=np.int64), 0)
         cluster = Cluster(config, AT_ONCE, simulation, seed=0)
         cluster.start("a", 0, {DETECTOR: ModelState(1, 1)})
@@ -176,7 +176,7 @@ def test_a_replica_costs_from_the_start_of_its_creation() -> None:
 
 
 def test_a_central_queue_changes_its_batches_at_once_and_a_larger_one_comes_with_its_cores() -> None:
-    config = settings()
+    config = simulated(settings(), SimOptions(slots=2))
     slow = replace(AT_ONCE, grow_s=1.2, shrink_s=1.2, reload_s=1.2)
 
     async def main() -> list[tuple[float, ModelState]]:
@@ -208,7 +208,7 @@ def test_the_first_replicas_are_those_of_the_horizontal_plan() -> None:
 
 
 def test_more_first_servers_than_places_are_refused() -> None:
-    with pytest.raises(SettingsError, match="policy horizontal starts with 9 servers, but places exist for 8"):
+    with pytest.raises(SettingsError, match="policy horizontal starts with 9 servers, but 8 can exist"):
         simulate(settings(), {"video": SURGE}, 40, SimOptions(servers=replicas(5, 4), slots=8))
 
 

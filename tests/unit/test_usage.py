@@ -13,6 +13,7 @@ from themis_triton.decide.rules import build_rules
 from themis_triton.sim.cluster import Cluster
 from themis_triton.sim.engine import Simulation
 from themis_triton.sim.layout import Layout
+from themis_triton.sim.servers import row_devices
 from themis_triton.sim.virtual_time import run_virtual
 from themis_triton.sim.world import SimWorld
 from themis_triton.solver.fleet import ServerAssignment, evaluate_fleet
@@ -74,11 +75,11 @@ def simulated_cost_rate(settings: ThemisConfig, *servers: Server) -> float:
     """What the simulator counts per second for the same fleet."""
 
     async def started() -> float:
-        layout = Layout(np.full((2, 8, 16), 10.0), ((0, 1),), tuple(range(len(servers))), 16)
+        layout = Layout(np.full((2, 8, 16), 10.0), ((0, 1),), tuple(range(len(row_devices(settings)))), 16)
         world = SimWorld()
         cluster = Cluster(settings, world, Simulation(layout, world, np.array([]), np.array([], dtype=np.int64), 0), seed=0)
-        for place, held in enumerate(servers):
-            cluster.start(held.name, place, held.models)
+        for row, held in enumerate(servers):
+            cluster.start(held.name, row, held.models, held.reach)
         return cluster.usage[-1].cost
 
     return run_virtual(started())
@@ -103,3 +104,15 @@ def test_the_daemon_the_simulator_and_the_solver_price_a_fleet_alike(placement: 
         assignments = [ServerAssignment(held.name, tuple(held.models.values())) for held in fleet]
         problem = replace(build_rules(settings).problems["video"], demand_rps=1.0)
         assert evaluate_fleet(problem, assignments).cost == cost_rate(settings, *fleet)
+
+
+def test_each_device_that_a_server_runs_on_costs_as_a_server() -> None:
+    home, further = "cpu:0", "cpu:3"
+    detector = ModelState(0, 8).spread_over({home: 2, further: 1})
+    wide = replace(server("a", slot=home), reach=("cpu:1", further), models={DETECTOR: detector, CLASSIFIER: ModelState(1, 8)})
+    assert cost_rate(SETTINGS, wide) == simulated_cost_rate(SETTINGS, wide) == 2 * 10.0 + 4 * 1.0
+    moved = replace(wide, models={DETECTOR: ModelState(0, 8).spread_over({further: 3})})
+    assert cost_rate(SETTINGS, moved) == simulated_cost_rate(SETTINGS, moved) == 10.0 + 3 * 1.0
+    own = replace(with_own_prices(Placement.SEPARATE), servers=())
+    alone = replace(wide, models={DETECTOR: detector})
+    assert cost_rate(own, alone) == simulated_cost_rate(own, alone) == 2 * 30.0 + 3 * 5.0

@@ -120,7 +120,7 @@ class PipelineConfig:
 class Prices:
     """Prices of capacity per second, in one unit of the user's choice, and of changes, in that unit times seconds."""
 
-    server: float = option(10.0, "one server, whatever it holds, per second", ge=0)
+    server: float = option(10.0, "one server, whatever it holds, or one more device that it has instances on, per second", ge=0)
     instance: float = option(1.0, "one instance of a model, per second", ge=0)
     lost_request: float = option(1.0, "one request outside its SLO", ge=0)
     grow_risk: float = option(0.1, "expected loss by one growth in place", ge=0)

@@ -14,14 +14,22 @@ def fleet_price(servers: Iterable[tuple[float, Iterable[tuple[int, float]]]]) ->
 
 
 def running_price(servers: Iterable[Mapping[str, ModelState]], config: ThemisConfig) -> float:
-    """The price of running servers per second, each given as the models that it holds, at the settings' prices."""
+    """The price of running servers per second, each given as the models that it holds, at the settings' prices.
+
+    A server has its price once for each device on which it has instances.
+    """
     return fleet_price(
         (
-            max((server_price(config.models[name], config) for name in models), default=config.prices.server),
+            device_count(models) * max((server_price(config.models[name], config) for name in models), default=config.prices.server),
             ((state.instances, instance_price(config.models[name], config)) for name, state in models.items()),
         )
         for models in servers
     )
+
+
+def device_count(models: Mapping[str, ModelState]) -> int:
+    """On how many devices a server has instances, at least one: each has a price as a server has."""
+    return max(1, len({device for state in models.values() for device, _ in state.spread}))
 
 
 def server_price(model: ModelConfig, config: ThemisConfig) -> float:

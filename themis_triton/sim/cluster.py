@@ -1,36 +1,27 @@
-"""The virtual cluster: servers by name in the simulation's places, and the virtual duration of operations on them."""
+"""The virtual cluster: servers by name, and the virtual duration of operations on them."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from themis_triton.core.config import ModelConfig, ThemisConfig
 from themis_triton.core.errors import ChangeRefusedError, LaunchFailedError, ServerError
-from themis_triton.core.fleet import ModelState
+from themis_triton.core.fleet import Models, ModelState
 from themis_triton.core.price import running_price
 from themis_triton.core.routes import ModelRoute, RouteTable
 from themis_triton.sim.engine import Simulation
+from themis_triton.sim.servers import Rows, SimServer, row_devices
 from themis_triton.sim.world import Dispatcher, Sharing, SimWorld
 
 DRAIN_POLL_S = 0.05
 IDLE_POLL_S = 0.02
 PROCESS_S = 0.05
 """Time to write a new server's files and to start its process."""
-
-
-@dataclass(slots=True)
-class SimServer:
-    """A process in the cluster: its place in the simulation and its models."""
-
-    name: str
-    place: int
-    models: dict[str, ModelState]
-    alive: bool = True
-    locks: dict[str, asyncio.Lock] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +38,8 @@ class Cluster:
     """Changes take the profiles' times (or the world's); those of one model on one server queue behind each other, as Triton's do.
 
     A change of counts ends, as Triton's, only once an instance has found nothing to take; added instances
-    serve one initialisation after the call, and removed ones until then.
+    serve one initialisation after the call, and removed ones until then. All servers share one host: instances that start can slow
+    the batches of all (`SimWorld.start_slowdown`).
     """
 
     def __init__(self, config: ThemisConfig, world: SimWorld, simulation: Simulation, seed: int) -> None:
@@ -57,11 +49,11 @@ class Cluster:
         self._simulation = simulation
         self._index = {model: number for number, model in enumerate(config.models)}
         self._servers: dict[str, SimServer] = {}
-        self._free = list(range(simulation.engine.device.size))[::-1]
-        self._adopted = len(config.servers)
+        self._rows = Rows(row_devices(config)[: simulation.engine.device.size])
         self._rng = np.random.default_rng((seed, 1))
         self._table = RouteTable({}, ())
         self._starting = 0
+        self._initialising = 0
 
     def now_s(self) -> float:
         """Virtual seconds."""
@@ -87,22 +79,43 @@ class Cluster:
         """Whether its process runs."""
         return name in self._servers and self._servers[name].alive
 
-    def start(self, name: str, place: int, models: dict[str, ModelState]) -> None:
-        """Start a process; it has a cost from now on, and serves after `hold`."""
-        if place not in self._free:
+    def start(self, name: str, row: int, models: Models, reach: tuple[str, ...] = ()) -> None:
+        """Start a process on a row, the number of its slot or adopted server; it has a cost from now on, and serves after `hold`.
+
+        LaunchFailedError when its slot is in use, or its device by as many servers as may use it.
+        """
+        home = self._rows.device(row)
+        if any(server.number == row for server in self._servers.values()):
             raise LaunchFailedError(f"server {name}: another server uses its slot; stop that one first")
-        self._free.remove(place)
-        self._servers[name] = SimServer(name, place, dict(models))
+        if self._rows.is_full(home):
+            raise LaunchFailedError(f"server {name}: {self._full(home)}")
+        server = SimServer(name, row, {home: self._rows.take(home, row)}, {}, reach)
+        self._servers[name] = server
+        for model, state in models.items():
+            placed = server.placed(state)
+            self._take_rows(server, placed)
+            server.models[model] = placed
         self._record_usage()
+
+    def _full(self, device: str) -> str:
+        return f"{device} is in use by {self.config.places_on(device)} server(s), as many as may use it: the plan must remove a place first"
 
     def hold(self, name: str) -> None:
         """Load the server's models."""
         server, simulation = self.find(name), self.sync()
         for model, state in server.models.items():
-            simulation.configure(server.place, self._index[model], state)
+            simulation.configure(server.row, self._index[model], state, list(server.counts(state).values()))
+
+    async def load(self, models: Models) -> None:
+        """Wait until a started server has loaded its models."""
+        with self._initialise(sum(state.instances for state in models.values())):
+            await asyncio.sleep(self.launch_s(models))
 
     async def change(self, name: str, model: str, state: ModelState) -> ModelState:
-        """One load of a model: a reload if batching changes (not with a central queue), a growth, or a shrink one instance at a time."""
+        """One load of a model: a reload if batching changes (not with a central queue), a growth, or a shrink one instance at a time.
+
+        ChangeRefusedError when a device that it adds is full: a real server would accept, so that the plan is at fault.
+        """
         server = self.find(name)
         async with server.locks.setdefault(model, asyncio.Lock()):
             await asyncio.sleep(self._world.control_s)
@@ -110,22 +123,23 @@ class Cluster:
                 raise ChangeRefusedError(f"server {name} does not serve model {model}")
             before = self.find(name).models[model]
             self._maybe_refuse(name, model)
+            state = server.placed(state)
             if self._world.dispatcher is Dispatcher.CENTRAL:
                 before = self._rebatch_queue(server, model, before, state)
             if state == before:
                 return state
-            if self._world.dispatcher is not Dispatcher.CENTRAL and _batching(state) != _batching(before):
-                await self._after(self.reload_s(model), server, model, state)
-            elif state.instances > before.instances:
-                await self._grow(server, model, state, state.instances - before.instances)
+            if self._world.dispatcher is not Dispatcher.CENTRAL and state.batching != before.batching:
+                with self._starts(server, state, state.instances):
+                    await self._after(self.reload_s(model), server, model, state)
             else:
-                await self._shrink(server, model, before, state)
+                await self._adjust(server, model, before, state)
+            await self._release_rows(server)
             return self.find(name).models[model]
 
     def _rebatch_queue(self, server: SimServer, model: str, before: ModelState, state: ModelState) -> ModelState:
         """A central queue forms batches, so their limit changes at once; a larger one together with the cores that it was planned for."""
         batch = min(before.max_batch, state.max_batch) if state.instances > before.instances else state.max_batch
-        now = ModelState(before.instances, batch, state.max_queue_delay_us)
+        now = replace(before, max_batch=batch, max_queue_delay_us=state.max_queue_delay_us)
         if now != before:
             self._set(server, model, now)
         return now
@@ -134,11 +148,72 @@ class Cluster:
         if self._world.refuse_share > 0.0 and self._rng.random() < self._world.refuse_share:
             raise ChangeRefusedError(f"{model} on {name}: an instance failed to initialise (injected)")
 
+    async def _adjust(self, server: SimServer, model: str, before: ModelState, state: ModelState) -> None:
+        """Add instances, on all devices at once, then remove those that are too many."""
+        added = state.added(before)
+        if added:
+            grown = server.with_counts(state, server.counts(before) | {device or server.home: state.on(device) for device in added})
+            await self._grow(server, model, grown, sum(added.values()))
+            before = grown
+        if state != before:
+            await self._shrink(server, model, before, state)
+
+    def _take_rows(self, server: SimServer, state: ModelState) -> None:
+        """Give the server a row on each device of a state. ChangeRefusedError when one of them is full; then it gets none."""
+        added = [device for device, _ in state.spread if device not in server.rows]
+        for device in added:
+            if self._rows.is_full(device):
+                raise ChangeRefusedError(f"server {server.name}: {self._full(device)}")
+        for device in added:
+            server.rows[device] = self._rows.take(device)
+            self.sync().attach(server.row, server.rows[device])
+
+    async def _release_rows(self, server: SimServer) -> None:
+        """Free the rows on devices where the server has no instances any more, once their last batches have ended."""
+        for device in server.unused():
+            while server.alive and device in server.unused():
+                if not self.sync().busy(server.rows[device]):
+                    self._give_back(server, device)
+                    break
+                await asyncio.sleep(IDLE_POLL_S)
+
+    def _give_back(self, server: SimServer, device: str) -> None:
+        row = server.rows.pop(device)
+        self.sync().detach(server.row, row)
+        self._rows.give_back([row])
+
+    @contextmanager
+    def _starts(self, server: SimServer, state: ModelState, count: int) -> Iterator[None]:
+        """While a number of a state's instances start on the server's devices."""
+        self._take_rows(server, state)
+        server.growing.update(device for device, _ in state.spread)
+        try:
+            with self._initialise(count):
+                yield
+        finally:
+            server.growing.subtract(device for device, _ in state.spread)
+
+    @contextmanager
+    def _initialise(self, count: int) -> Iterator[None]:
+        """While instances initialise, which takes processor time from all batches."""
+        self._initialising += count
+        self._slow_down()
+        try:
+            yield
+        finally:
+            self._initialising -= count
+            self._slow_down()
+
+    def _slow_down(self) -> None:
+        if self._world.start_slowdown > 0.0:
+            self.sync().slow_down(1.0 + self._world.start_slowdown * self._initialising)
+
     async def _grow(self, server: SimServer, model: str, state: ModelState, added: int) -> None:
         self._starting += added
         try:
             late_s = (self._starting - 1) * self._world.init_work_s / self._world.host_cores
-            await self._after(self.grow_s(model) + late_s, server, model, state)
+            with self._starts(server, state, added):
+                await self._after(self.grow_s(model) + late_s, server, model, state)
         finally:
             self._starting -= added
         await self._queue_empty(server, model)
@@ -147,21 +222,24 @@ class Cluster:
         """Wait until an instance has found nothing to take. A central queue is not the server's."""
         since_s = self.now_s()
         while self._world.dispatcher is Dispatcher.PER_SERVER:
-            place = self.find(server.name).place
-            if self.sync().was_idle_since(place, self._index[model], since_s):
+            row = self.find(server.name).row
+            if self.sync().was_idle_since(row, self._index[model], since_s):
                 return
             await asyncio.sleep(IDLE_POLL_S)
 
     async def _shrink(self, server: SimServer, model: str, before: ModelState, state: ModelState) -> None:
-        """An instance takes no more work once its teardown begins; cores are removed all at once."""
+        """An instance takes no more work once its teardown begins, those of the last device first; cores are removed all at once."""
         profile = self.config.models[model].profile
         stop_s = profile.instance_stop_s if self._world.shrink_s is None else self._world.shrink_s
         if self._world.sharing is Sharing.CORES:
             await self._after(stop_s, server, model, state)
             return
-        for count in range(before.instances - 1, state.instances - 1, -1):
+        counts = server.counts(before)
+        steps = [device for device, count in reversed(counts.items()) for _ in range(count - state.on(device))]
+        for device in steps:
             await self._queue_empty(server, model)
-            self._set(self.find(server.name), model, ModelState(count, state.max_batch, state.max_queue_delay_us))
+            counts[device] -= 1
+            self._set(self.find(server.name), model, server.with_counts(state, counts))
             await asyncio.sleep(stop_s)
 
     async def _after(self, seconds: float, server: SimServer, model: str, state: ModelState) -> None:
@@ -170,7 +248,7 @@ class Cluster:
 
     def _set(self, server: SimServer, model: str, state: ModelState) -> None:
         server.models[model] = state
-        self.sync().configure(server.place, self._index[model], state)
+        self.sync().configure(server.row, self._index[model], state, list(server.counts(state).values()))
         self._record_usage()
 
     def grow_s(self, model: str) -> float:
@@ -209,7 +287,7 @@ class Cluster:
     def _reroute(self) -> None:
         simulation = self.sync()
         for model, index in self._index.items():
-            simulation.route(index, tuple(self._servers[name].place for name in self.targets(model)))
+            simulation.route(index, tuple(self._servers[name].row for name in self.targets(model)))
 
     def targets(self, model: str) -> tuple[str, ...]:
         """Live servers in the model's routes."""
@@ -221,7 +299,7 @@ class Cluster:
         while self.now_s() < deadline_s:
             if not self.is_alive(name):
                 return True
-            if self.sync().inside(self.find(name).place):
+            if self.sync().inside(self.find(name).row):
                 idle_since_s = self.now_s()
             elif self.now_s() - idle_since_s >= self._world.drain_quiet_s:
                 return True
@@ -229,28 +307,26 @@ class Cluster:
         return False
 
     def kill(self, name: str) -> None:
-        """Kill the process; its requests are retried on others of the routes."""
+        """Kill the process, on all its devices; its requests are retried on others of the routes."""
         server = self.find(name)
         server.alive = False
         self._reroute()
-        self.sync().evict(server.place)
+        self.sync().evict(server.row)
+        for device in [device for device in server.rows if device != server.home]:
+            self._give_back(server, device)
         self._record_usage()
 
     async def stop(self, name: str) -> None:
-        """End the process and free its place."""
+        """End the process and free its slot."""
         if self.is_alive(name):
             await asyncio.sleep(self._world.stop_s)
         if self.is_alive(name):
             self.kill(name)
         server = self._servers.pop(name, None)
         if server is not None:
-            self._free.append(server.place)
+            self._rows.give_back([server.row])
 
     def _record_usage(self) -> None:
         live = [server.models for server in self._servers.values() if server.alive]
         instances = sum(state.instances for models in live for state in models.values())
         self.usage.append(Usage(self.now_s(), len(live), instances, running_price(live, self.config)))
-
-
-def _batching(state: ModelState) -> tuple[int, int]:
-    return state.max_batch, state.max_queue_delay_us

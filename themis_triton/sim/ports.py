@@ -43,7 +43,7 @@ class SimObserver:
         except ServerError as error:
             return ServerReading(name, cluster.now_s(), error=str(error))
         simulation = cluster.sync()
-        models = {model: simulation.counters(server.place, cluster.model_index(model)) for model in server.models}
+        models = {model: simulation.counters(server.row, cluster.model_index(model)) for model in server.models}
         return ServerReading(name, cluster.now_s(), models)
 
     def _route(self, model: str) -> RouteReading:
@@ -86,30 +86,33 @@ class SimControl:
 
 @dataclass(frozen=True, slots=True)
 class SimLauncher:
-    """The horizontal actuator; `places` are the simulation's places of the slots, `devices` their devices."""
+    """The horizontal actuator; `rows` are the simulation's rows of the slots, `devices` their devices."""
 
     cluster: Cluster
-    places: dict[str, int]
+    rows: dict[str, int]
     devices: dict[str, str]
     drain_timeout_s: float
     launched: dict[str, Server] = field(default_factory=dict)
 
     async def launch(self, name: str, slot: str, models: dict[str, ModelState]) -> Server:
         """Start a process on the slot."""
-        if slot not in self.places:
+        if slot not in self.rows:
             raise LaunchFailedError(
-                f"server {name}: device slot {slot} does not exist: expected one of launch.slots: {', '.join(self.places)}"
+                f"server {name}: device slot {slot} does not exist: expected one of launch.slots: {', '.join(self.rows)}"
             )
-        self.cluster.start(name, self.places[slot], models)
+        device, launch, address = self.devices[slot], self.cluster.config.launch, Address(name, 0)
+        reach = launch.reach_from(device) if launch is not None else ()
+        self.cluster.start(name, self.rows[slot], models, reach)
         await asyncio.sleep(PROCESS_S)
-        address = Address(name, 0)
-        server = Server(name, self.devices[slot], address, address, address, Phase.LAUNCHING, launched=True, slot=slot, models=dict(models))
+        server = Server(
+            name, device, address, address, address, Phase.LAUNCHING, launched=True, slot=slot, models=dict(models), reach=reach
+        )
         self.launched[name] = server
         return server
 
     async def wait_ready(self, server: Server) -> Server:
         """Wait until its models are loaded."""
-        await asyncio.sleep(self.cluster.launch_s(server.models))
+        await self.cluster.load(server.models)
         if not self.cluster.is_alive(server.name):
             raise LaunchFailedError(f"server {server.name} on slot {server.slot} ended before it was ready")
         self.cluster.hold(server.name)

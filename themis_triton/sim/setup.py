@@ -23,6 +23,7 @@ from themis_triton.sim.cluster import Cluster
 from themis_triton.sim.engine import Simulation
 from themis_triton.sim.layout import Layout
 from themis_triton.sim.ports import SimControl, SimLauncher, SimObserver, SimRecorder, SimRoutes
+from themis_triton.sim.servers import row_devices
 from themis_triton.sim.virtual_time import VirtualClock
 from themis_triton.sim.world import SimWorld, world_for
 from themis_triton.solver.surface import FloatArray, surface_from_table
@@ -93,7 +94,7 @@ def world_of(config: ThemisConfig, options: SimOptions) -> SimWorld:
 
 
 def build_simulation(config: ThemisConfig, arrivals: Mapping[str, FloatArray], world: SimWorld, seed: int) -> Simulation:
-    """The places of the adopted servers, then of the slots; arrivals start after the preroll."""
+    """The simulation of the rows that `row_devices` gives; arrivals start after the preroll."""
     index = {name: number for number, name in enumerate(config.models)}
     chains = tuple(tuple(index[stage] for stage in pipeline.stages) for pipeline in config.pipelines)
     times = [np.asarray(arrivals.get(p.name, ()), dtype=np.float64) + PREROLL_S for p in config.pipelines]
@@ -104,7 +105,7 @@ def build_simulation(config: ThemisConfig, arrivals: Mapping[str, FloatArray], w
 
 
 def _layout(config: ThemisConfig, chains: tuple[tuple[int, ...], ...]) -> Layout:
-    names = [server.device for server in config.servers] + [slot.device for slot in _slots(config)]
+    names = row_devices(config)
     order = {name: number for number, name in enumerate(dict.fromkeys(names))}
     max_busy = sum(model.max_instances for model in config.models.values()) * max(names.count(name) for name in order)
     batch = max(model.max_batch for model in config.models.values())
@@ -125,9 +126,9 @@ def build_world(config: ThemisConfig, cluster: Cluster, recorder: SimRecorder, w
     clock, control, models = VirtualClock(), SimControl(cluster), tuple(config.models)
     launcher = None
     if config.launch is not None:
-        places = {slot.name: len(config.servers) + number for number, slot in enumerate(config.launch.slots)}
+        rows = {slot.name: len(config.servers) + number for number, slot in enumerate(config.launch.slots)}
         devices = {slot.name: slot.device for slot in config.launch.slots}
-        launcher = SimLauncher(cluster, places, devices, config.launch.drain_timeout_s)
+        launcher = SimLauncher(cluster, rows, devices, config.launch.drain_timeout_s)
     actuators = Actuators(control, SimRoutes(cluster, world.route_s), launcher, recorder, clock)
     backoff = Backoff(config.policy.retry_backoff_s, config.policy.retry_backoff_max_s)
     executor = Executor(actuators, Fleet(recorder), backoff, models)
@@ -135,24 +136,23 @@ def build_world(config: ThemisConfig, cluster: Cluster, recorder: SimRecorder, w
 
 
 async def serve_initially(config: ThemisConfig, cluster: Cluster, executor: Executor, options: SimOptions) -> None:
-    """Start the first servers with their models and route to them. SettingsError when there are more of them than places."""
-    initial = _initial_models(config, options)
-    slots = _slots(config) if not config.servers else ()
-    places: list[tuple[str, str, str | None]] = [(server.name, server.device, None) for server in config.servers]
-    places += [(f"initial-{number}", slot.device, slot.name) for number, slot in enumerate(slots)]
-    if len(initial) > len(places):
+    """Start the first servers with their models and route to them. SettingsError when there are more of them than can exist."""
+    initial, launch = _initial_models(config, options), config.launch
+    first: list[tuple[str, tuple[str, ...], str | None]] = [(server.name, server.devices, None) for server in config.servers]
+    if launch is not None and not config.servers:
+        slots = enumerate(launch.slots)
+        first = [(f"initial-{number}", (slot.device, *launch.reach_from(slot.device)), slot.name) for number, slot in slots]
+    if len(initial) > len(first):
         raise SettingsError(
-            f"policy {config.policy.name.value} starts with {len(initial)} servers, but places exist for {len(places)}; allow more with "
+            f"policy {config.policy.name.value} starts with {len(initial)} servers, but {len(first)} can exist; allow more with "
             "--devices or launch.slots, take fewer pipelines, or lower the load with --scale"
         )
-    for place, (models, (name, device, slot_name)) in enumerate(zip(initial, places, strict=False)):
-        cluster.start(name, place, dict(models))
+    for row, (models, (name, (device, *further), slot)) in enumerate(zip(initial, first, strict=False)):
+        address, reach = Address(name, 0), tuple(further)
+        cluster.start(name, row, dict(models), reach)
         cluster.hold(name)
-        launched = slot_name is not None
-        address = Address(name, 0)
-        executor.fleet.put(
-            Server(name, device, address, address, address, Phase.SERVING, launched=launched, slot=slot_name, models=dict(models))
-        )
+        phase, launched = Phase.SERVING, slot is not None
+        executor.fleet.put(Server(name, device, address, address, address, phase, launched, slot, models=dict(models), reach=reach))
     await executor.write_routes()
 
 
