@@ -128,7 +128,7 @@ class Cluster:
                 before = self._rebatch_queue(server, model, before, state)
             if state == before:
                 return state
-            if self._world.dispatcher is not Dispatcher.CENTRAL and state.batching != before.batching:
+            if self._world.dispatcher is not Dispatcher.CENTRAL and state.renews_all(before):
                 with self._starts(server, state, state.instances):
                     await self._after(self.reload_s(model), server, model, state)
             else:
