@@ -35,6 +35,9 @@ def main() -> None:
         "triton world, video, 4 servers × (5 + 5)": engine_rps(
             np.array([detector, classifier]), triton_world(), 4, ModelState(5, 8), 200.0
         ),
+        "triton world, video, 1 server on 4 devices × (5 + 5)": engine_rps(
+            np.array([detector, classifier]), triton_world(), 1, ModelState(20, 8), 200.0, devices=4
+        ),
         "paper's world, video, 16 servers of 2 cores": engine_rps(np.array(cores), paper_world(), 16, ModelState(2, 4), 400.0),
     }
     whole = {policy.value: whole_run(policy) for policy in PolicyName}
@@ -45,16 +48,20 @@ def main() -> None:
     write_result("simulator", {"engine": measured, "runs_of_660_s": whole, "versions": versions("numba", "numpy")})
 
 
-def engine_rps(surfaces: FloatArray, world: SimWorld, servers: int, state: ModelState, rate_rps: float) -> dict[str, float]:
-    """The best of some rounds (the first compiles)."""
+def engine_rps(
+    surfaces: FloatArray, world: SimWorld, servers: int, state: ModelState, rate_rps: float, devices: int = 1
+) -> dict[str, float]:
+    """The best of some rounds (the first compiles). Instances of each server are divided evenly among so many devices of its own."""
     arrival_s = np.cumsum(np.random.default_rng(1).exponential(1.0 / rate_rps, REQUESTS))
     best_s, ended_s, events = math.inf, arrival_s, 0
-    layout = Layout(surfaces, (tuple(range(surfaces.shape[0])),), tuple(range(servers)), 32)
+    layout = Layout(surfaces, (tuple(range(surfaces.shape[0])),), tuple(range(servers * devices)), 32)
     for _ in range(ROUNDS):
         simulation = Simulation(layout, world, arrival_s, np.zeros(REQUESTS, dtype=np.int64), 1)
+        for row in range(servers, servers * devices):
+            simulation.attach(row % servers, row)
         for model in range(surfaces.shape[0]):
             for server in range(servers):
-                simulation.configure(server, model, state)
+                simulation.configure(server, model, state, [state.instances // devices] * devices)
             simulation.route(model, tuple(range(servers)))
         start_s = time.process_time()
         simulation.advance(math.inf)

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from themis_triton.core.config import ModelConfig, ThemisConfig
+from themis_triton.core.config import ThemisConfig
 from themis_triton.core.errors import ChangeRefusedError, LaunchFailedError, ServerError
 from themis_triton.core.fleet import Models, ModelState
 from themis_triton.core.price import running_price
 from themis_triton.core.routes import ModelRoute, RouteTable
+from themis_triton.sim.durations import Durations
 from themis_triton.sim.engine import Simulation
 from themis_triton.sim.servers import Rows, SimServer, row_devices
 from themis_triton.sim.world import Dispatcher, Sharing, SimWorld
 
 DRAIN_POLL_S = 0.05
 IDLE_POLL_S = 0.02
-PROCESS_S = 0.05
-"""Time to write a new server's files and to start its process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +43,7 @@ class Cluster:
 
     def __init__(self, config: ThemisConfig, world: SimWorld, simulation: Simulation, seed: int) -> None:
         self.config = config
+        self.durations = Durations(config, world, simulation.engine.service_s)
         self.usage: list[Usage] = []
         self._world = world
         self._simulation = simulation
@@ -109,7 +109,7 @@ class Cluster:
     async def load(self, models: Models) -> None:
         """Wait until a started server has loaded its models."""
         with self._initialise(sum(state.instances for state in models.values())):
-            await asyncio.sleep(self.launch_s(models))
+            await asyncio.sleep(self.durations.launch_s(models))
 
     async def change(self, name: str, model: str, state: ModelState) -> ModelState:
         """One load of a model: a reload if batching changes (not with a central queue), a growth, or a shrink one instance at a time.
@@ -130,7 +130,7 @@ class Cluster:
                 return state
             if self._world.dispatcher is not Dispatcher.CENTRAL and state.renews_all(before):
                 with self._starts(server, state, state.instances):
-                    await self._after(self.reload_s(model), server, model, state)
+                    await self._after(self.durations.reload_s(model), server, model, state)
             else:
                 await self._adjust(server, model, before, state)
             await self._release_rows(server)
@@ -213,7 +213,7 @@ class Cluster:
         try:
             late_s = (self._starting - 1) * self._world.init_work_s / self._world.host_cores
             with self._starts(server, state, added):
-                await self._after(self.grow_s(model) + late_s, server, model, state)
+                await self._after(self.durations.grow_s(model) + late_s, server, model, state)
         finally:
             self._starting -= added
         await self._queue_empty(server, model)
@@ -229,8 +229,7 @@ class Cluster:
 
     async def _shrink(self, server: SimServer, model: str, before: ModelState, state: ModelState) -> None:
         """An instance takes no more work once its teardown begins, those of the last device first; cores are removed all at once."""
-        profile = self.config.models[model].profile
-        stop_s = profile.instance_stop_s if self._world.shrink_s is None else self._world.shrink_s
+        stop_s = self.durations.stop_s(model)
         if self._world.sharing is Sharing.CORES:
             await self._after(stop_s, server, model, state)
             return
@@ -250,34 +249,6 @@ class Cluster:
         server.models[model] = state
         self.sync().configure(server.row, self._index[model], state, list(server.counts(state).values()))
         self._record_usage()
-
-    def grow_s(self, model: str) -> float:
-        """Duration of a growth: new instances initialise at the same time."""
-        return self.config.models[model].profile.instance_init_s if self._world.grow_s is None else self._world.grow_s
-
-    def reload_s(self, model: str) -> float:
-        """Duration of a reload: all instances of the new version initialise, then the versions swap."""
-        return self.grow_s(model) if self._world.reload_s is None else self._world.reload_s
-
-    def launch_s(self, models: Iterable[str]) -> float:
-        """Duration from the launch until the models are loaded: that of the slowest, its instances included."""
-        if self._world.cold_start_s is not None:
-            return max(0.0, self._world.cold_start_s - PROCESS_S)
-        profiles = [self.config.models[model].profile for model in models]
-        return max(profile.server_launch_s + profile.instance_init_s for profile in profiles)
-
-    def warm_up_s(self, models: dict[str, ModelState]) -> float:
-        """Duration of the warm-up: rounds at batch sizes 1, 2, 4 … on all instances at once, for all models in parallel."""
-        if self._world.cold_start_s is not None or self.config.launch is None:
-            return 0.0
-        rounds = self.config.launch.warmup_requests
-        return rounds * max((self._rounds_s(self.config.models[name], state) for name, state in models.items()), default=0.0)
-
-    def _rounds_s(self, model: ModelConfig, state: ModelState) -> float:
-        service_s = self._simulation.engine.service_s[self._index[model.name]]
-        batches = {*(2**exponent for exponent in range(state.max_batch.bit_length())), state.max_batch}
-        column = min(state.instances, service_s.shape[1]) - 1
-        return sum(float(service_s[batch - 1, column]) for batch in batches if batch <= state.max_batch)
 
     def write_routes(self, table: RouteTable) -> None:
         """Route requests by this table from now on."""

@@ -15,7 +15,8 @@ from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.observation import Readings, RouteReading, ServerReading
 from themis_triton.core.record import TickRecord
 from themis_triton.core.routes import RouteTable
-from themis_triton.sim.cluster import PROCESS_S, Cluster
+from themis_triton.sim.cluster import Cluster
+from themis_triton.sim.durations import PROCESS_S
 
 Reading = TypeVar("Reading", ServerReading, RouteReading)
 
@@ -120,7 +121,7 @@ class SimLauncher:
 
     async def warm_up(self, server: Server) -> None:
         """Wait for the duration of the warm-up requests."""
-        await asyncio.sleep(self.cluster.warm_up_s(server.models))
+        await asyncio.sleep(self.cluster.durations.warm_up_s(server.models))
         self.cluster.find(server.name)
 
     async def discover(self) -> tuple[Server, ...]:
