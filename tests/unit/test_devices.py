@@ -91,7 +91,7 @@ def test_the_hosts_memory_is_read_once_a_second_and_says_when() -> None:
 
 def test_a_name_that_is_no_device() -> None:
     (reading,) = read("tpu:0")
-    assert reading.error == "device tpu:0 is neither gpu:N nor cpu:N"
+    assert reading.error == "device tpu:0 is neither gpu:N, gpu:UUID nor cpu:N"
 
 
 def test_a_gpu_as_the_driver_tells(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,6 +110,30 @@ def test_a_gpu_as_the_driver_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reading.process_memory_bytes == {7: 2048}
     monkeypatch.setattr(pynvml, "nvmlDeviceGetUtilizationRates", unsupported)
     assert read("gpu:2")[0].utilization is None
+
+
+def test_a_mig_device_is_read_by_its_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlShutdown", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", {"MIG-41b3": 40, "GPU-7": 7}.__getitem__)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", lambda handle: SimpleNamespace(total=100 + handle, free=60))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", lambda _: [])
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetUtilizationRates", lambda _: SimpleNamespace(gpu=25))
+    mig, gpu = read("gpu:MIG-41b3", "gpu:GPU-7")
+    assert [(reading.device, reading.memory_total_bytes) for reading in (mig, gpu)] == [("gpu:MIG-41b3", 140), ("gpu:GPU-7", 107)]
+
+
+def test_the_devices_that_servers_may_use_are_checked_and_may_be_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", absent)
+    launch = LaunchConfig(
+        slots=(DeviceSlot("left", "gpu:0"), DeviceSlot("right", "gpu:1")), model_repository=Path("/models"), reach=("gpu:1", "gpu:2")
+    )
+    findings = asyncio.run(check_devices(replace(make_config(), servers=(), launch=launch)))
+    assert [finding.what for finding in findings] == ["launch.slots: left", "launch.slots: right, launch.reach", "launch.reach"]
+    assert all(finding.exit_code for finding in findings)
 
 
 def test_a_driver_that_hangs_is_left_alone_until_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:

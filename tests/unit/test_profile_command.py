@@ -44,7 +44,7 @@ def test_a_model_on_a_server_elsewhere_is_asked_for_there() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (BenchFlags(device="tpu:0"), "--device: tpu:0 is invalid: expected gpu:N or cpu:N"),
+        (BenchFlags(device="tpu:0"), "--device: tpu:0 is invalid: expected gpu:N"),
         (BenchFlags(slot="left"), "--slot: left is unknown: no settings with a `launch` section are given"),
         (BenchFlags(config=OCR, slot="left"), "--slot: left is invalid: expected a slot of the settings: cpu-0"),
     ],

@@ -15,6 +15,7 @@ from themis_triton.core.config import Mode, Placement, PlanningConfig, ThemisCon
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.policy import PolicyConfig, PolicyName
 from themis_triton.settings import load_settings, problems, reference_rows
+from themis_triton.settings.kinds import DEVICE_WORDS
 from themis_triton.settings.policy import PlanningSettings, PolicySettings
 from themis_triton.settings.schema import LaunchSettings
 from themis_triton.settings.starter import starter
@@ -23,6 +24,7 @@ REPOSITORY = Path(__file__).parents[2]
 SHIPPED = REPOSITORY / "config" / "themis.yaml"
 
 POLICY_KEYS = ", ".join(PolicySettings.model_fields)
+MIG = "MIG-41b3f7c1-95a8-51ad-a2a2-4b6ef9d0a5b2"
 GOOD = """\
 mode: active
 state_directory: state
@@ -332,7 +334,44 @@ BAD = {
         ("slots: [cpu:0,", "slots: [cpu0,"),
         (
             "themis.yaml:10:11: launch.slots[0].device: cpu0 is invalid: "
-            "expected gpu:N (N is NVML's index) or cpu:N, such as gpu:0. Fix: write cpu:0"
+            "expected gpu:N (N is NVML's index), gpu:UUID (of a GPU or a MIG device, from `nvidia-smi -L`) or cpu:N, such as gpu:0. "
+            "Fix: write cpu:0"
+        ),
+    ),
+    "device of a UUID without its kind": (
+        ("device: gpu:0\nlaunch", f"device: {MIG}\nlaunch"),
+        (
+            f"themis.yaml:8:13: servers.first.device: {MIG} is invalid: "
+            "expected gpu:N (N is NVML's index), gpu:UUID (of a GPU or a MIG device, from `nvidia-smi -L`) or cpu:N, such as gpu:0. "
+            f"Fix: write gpu:{MIG}"
+        ),
+    ),
+    "a server on a GPU and a CPU": (
+        ("device: gpu:0\nlaunch", "devices: [gpu:0, cpu:0]\nlaunch"),
+        (
+            "themis.yaml:8:22: servers.first.devices[1]: cpu:0 and gpu:0 cannot belong to one server: "
+            "expected a device of the kind of gpu:0. Fix: name it as gpu:0 is named, or give it to another server"
+        ),
+    ),
+    "a server on two MIG devices": (
+        ("device: gpu:0\nlaunch", f"devices: [gpu:0, gpu:{MIG}]\nlaunch"),
+        (
+            f"themis.yaml:8:22: servers.first.devices[1]: gpu:{MIG} beside gpu:0: a server can use just one device if that is MIG: "
+            "expected whole GPUs. Fix: name whole GPUs, or start one server for each MIG device"
+        ),
+    ),
+    "slots of two kinds with a reach": (
+        ("name: half, memory: 20GiB}]", "name: half, memory: 20GiB}]\n  reach: [cpu:1]"),
+        (
+            "themis.yaml:10:18: launch.slots[1]: gpu:0 and cpu:0 cannot belong to one server: "
+            "expected a device of the kind of cpu:0. Fix: name it as cpu:0 is named, or give it to another server"
+        ),
+    ),
+    "a reach of another kind": (
+        ("slots: [cpu:0, {device: gpu:0, name: half, memory: 20GiB}]", "slots: [cpu:0]\n  reach: [cpu:1, gpu:1]"),
+        (
+            "themis.yaml:11:18: launch.reach[1]: gpu:1 and cpu:0 cannot belong to one server: "
+            "expected a device of the kind of cpu:0. Fix: name it as cpu:0 is named, or give it to another server"
         ),
     ),
     "slot with the name of a server": (
@@ -760,7 +799,7 @@ def test_the_reference_has_each_key_once_with_its_unit_default_and_meaning() -> 
     assert len(rows) == len(reference_rows())
     assert all(row.kind and row.default and row.meaning for row in rows.values())
     assert (rows["pipelines.NAME.slo_ms"].kind, rows["pipelines.NAME.slo_ms"].default) == ("a number > 0, in ms", "required")
-    assert rows["launch.slots[].device"].kind == "gpu:N (N is NVML's index) or cpu:N, such as gpu:0"
+    assert rows["launch.slots[].device"].kind == DEVICE_WORDS
     assert rows["policy.tick_s"].default == "0.25"
     assert rows["mode"].default == "active"
 

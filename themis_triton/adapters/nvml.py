@@ -22,7 +22,7 @@ class DeviceReader:
     """Reads devices; blocking calls run in a thread. No driver, no such device, no answer: a reading with an error, never an exception.
 
     Args:
-        devices: `gpu:N`, N as NVML numbers them, and `cpu:N`.
+        devices: `gpu:N`, N as NVML numbers them, `gpu:UUID` (of a GPU or a MIG device), and `cpu:N`.
         clock: stamps the readings.
         timeout_s: bound on the driver's answer. Its first call may take seconds, which matters to callers that read once.
     """
@@ -69,14 +69,14 @@ class DeviceReader:
             reading.set_exception(error)
 
     def _read(self, device: str) -> DeviceReading:
-        kind, _, index = device.partition(":")
+        kind, _, name = device.partition(":")
         at_s = self._clock.now_s()
         if kind == "cpu":
             return DeviceReading(device, *self._host_memory(at_s))
-        if kind != "gpu" or not index.isdecimal():
-            return DeviceReading(device, at_s, error=f"device {device} is neither gpu:N nor cpu:N")
+        if kind != "gpu" or not (name.isdecimal() or name.startswith(("GPU-", "MIG-"))):
+            return DeviceReading(device, at_s, error=f"device {device} is neither gpu:N, gpu:UUID nor cpu:N")
         try:
-            return self._read_gpu(device, int(index), at_s)
+            return self._read_gpu(device, name, at_s)
         except pynvml.NVMLError as error:
             return DeviceReading(device, at_s, error=f"device {device}: NVML: {error}")
 
@@ -98,10 +98,10 @@ class DeviceReader:
             raise
         self._initialised, self._absence = True, None
 
-    def _read_gpu(self, device: str, index: int, at_s: float) -> DeviceReading:
+    def _read_gpu(self, device: str, name: str, at_s: float) -> DeviceReading:
         if not self._initialised:
             self._initialise(at_s)
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        handle = gpu_handle(name)
         memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
         return DeviceReading(device, at_s, int(memory.total), int(memory.free), _utilization(handle), _processes(handle))
 
@@ -110,6 +110,11 @@ class DeviceReader:
         if self._initialised and not self._hangs():
             pynvml.nvmlShutdown()
             self._initialised = False
+
+
+def gpu_handle(name: str) -> object:
+    """NVML's handle of a GPU's index, or of the UUID of a GPU or a MIG device. NVMLError if there is none."""
+    return pynvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdecimal() else pynvml.nvmlDeviceGetHandleByUUID(name)
 
 
 def _utilization(handle: object) -> float | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -32,7 +31,7 @@ from themis_triton.report.profile_html import write_report
 from themis_triton.report.profile_pictures import draw_profile
 from themis_triton.report.style import require_matplotlib
 from themis_triton.settings import load_settings
-from themis_triton.settings.kinds import parse_address
+from themis_triton.settings.kinds import DEVICE_WORDS, is_device, parse_address
 from themis_triton.settings.profile import ProfileSettings
 from themis_triton.settings.shipped import shipped
 
@@ -135,8 +134,8 @@ def resolve(flags: BenchFlags) -> Place:
         launch = LocalLaunchConfig((DeviceSlot("profile", flags.device),), flags.repository or shipped("model_repository"))
     else:
         launch = config.launch if flags.repository is None else replace(config.launch, model_repository=flags.repository)
-    if not re.fullmatch(r"(gpu|cpu):\d+", flags.device):
-        raise SettingsError(f"--device: {flags.device} is invalid: expected gpu:N or cpu:N, such as gpu:0")
+    if not is_device(flags.device):
+        raise SettingsError(f"--device: {flags.device} is invalid: expected {DEVICE_WORDS}")
     slots = {slot.name: slot for slot in launch.slots}
     if flags.slot is not None and flags.slot not in slots:
         raise SettingsError(f"--slot: {flags.slot} is invalid: expected a slot of the settings: {', '.join(slots)}")

@@ -11,6 +11,7 @@ import psutil
 import pynvml
 from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
+from themis_triton.adapters.nvml import gpu_handle
 from themis_triton.adapters.triton.model_config import CONFIG_FILE, Config, parse_config
 from themis_triton.core.errors import SettingsError
 
@@ -68,23 +69,23 @@ def machine_name() -> str:
 
 def device_name(device: str) -> str:
     """A device's kind and make: the GPU's name and memory, or the processor's name and this machine's number of cores."""
-    kind, _, index = device.partition(":")
+    kind, _, name = device.partition(":")
     if kind == "gpu":
-        return _gpu_name(int(index))
+        return _gpu_name(name)
     return f"cpu: {_cpu_name()}, {psutil.cpu_count()} cores"
 
 
-def _gpu_name(index: int) -> str:
+def _gpu_name(gpu: str) -> str:
     try:
         pynvml.nvmlInit()
         try:
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            handle = gpu_handle(gpu)
             name = pynvml.nvmlDeviceGetName(handle)
             total = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
         finally:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError as error:
-        raise SettingsError(f"device gpu:{index}: NVML: {error}. Fix: give the device that the server runs on") from error
+        raise SettingsError(f"device gpu:{gpu}: NVML: {error}. Fix: give the device that the server runs on") from error
     return f"gpu: {name if isinstance(name, str) else name.decode()}, {total // 2**20} MiB"
 
 

@@ -30,6 +30,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     yield from _input_files(loaded)
     yield from _objectives(loaded)
     yield from _slots(loaded)
+    yield from _devices(loaded)
     yield from _repository(loaded)
     yield from _loopback(loaded)
     yield from _addresses(loaded)
@@ -162,6 +163,36 @@ def _slots(loaded: Loaded) -> Iterator[Problem]:
             fault = f"{slot.name} is the name of {taken[slot.name]} too"
             yield loaded.source.problem(("launch", "slots", index, "name"), fault, "each name once", "rename one of the two")
         taken.setdefault(slot.name, "another slot")
+
+
+def _devices(loaded: Loaded) -> Iterator[Problem]:
+    """The devices of one server are of one kind and named in one way, and none of several is MIG: a process can use just one MIG device."""
+    for (_, home), *others in _devices_of_servers(loaded):
+        for path, device in others:
+            if device != home and "MIG" in (_device_kind(home), _device_kind(device)):
+                fault = f"{device} beside {home}: a server can use just one device if that is MIG"
+                yield loaded.source.problem(path, fault, "whole GPUs", "name whole GPUs, or start one server for each MIG device")
+            elif _device_kind(device) != _device_kind(home):
+                fault = f"{device} and {home} cannot belong to one server"
+                fix = f"name it as {home} is named, or give it to another server"
+                yield loaded.source.problem(path, fault, f"a device of the kind of {home}", fix)
+
+
+def _devices_of_servers(loaded: Loaded) -> Iterator[list[tuple[KeyPath, str]]]:
+    """The devices of each server that names several, and those of launched servers with a reach."""
+    for name, server in loaded.section("servers").items():
+        devices = mapping(server).get("devices")
+        if isinstance(devices, list) and devices:
+            yield [(("servers", name, "devices", index), str(device)) for index, device in enumerate(devices)]
+    if loaded.launch is not None and loaded.launch.reach:
+        slots: list[tuple[KeyPath, str]] = [(("launch", "slots", index), slot.device) for index, slot in enumerate(loaded.launch.slots)]
+        yield [*slots, *((("launch", "reach", index), device) for index, device in enumerate(loaded.launch.reach))]
+
+
+def _device_kind(device: str) -> str:
+    """`cpu`, `gpu` (by number), `GPU` or `MIG` (by UUID)."""
+    kind, _, end = device.partition(":")
+    return kind if end.isdecimal() else end.partition("-")[0]
 
 
 def _repository(loaded: Loaded) -> Iterator[Problem]:

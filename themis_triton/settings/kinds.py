@@ -39,6 +39,7 @@ def refusal(error: str | None, expected: str, fix: str) -> PydanticCustomError:
 
 ADDRESS_WORDS = "host:port with a port of 1 to 65535, such as 127.0.0.1:8001 or [::1]:8001"
 LISTEN_WORDS = "IP:port with a port of 1 to 65535, such as 127.0.0.1:9001 or 0.0.0.0:9001"
+_UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
 
@@ -76,10 +77,17 @@ def _address_fix(text: str) -> str:
     return "write host:port"
 
 
+def is_device(text: str) -> bool:
+    """Whether the text names a device."""
+    return re.fullmatch(rf"(gpu|cpu):(0|[1-9]\d{{0,2}})|gpu:(GPU|MIG)-{_UUID}", text) is not None
+
+
 def _check_device(text: str) -> str:
-    if re.fullmatch(r"(gpu|cpu):(0|[1-9]\d{0,2})", text) is None:
+    if not is_device(text):
+        uuid = re.search(rf"(GPU|MIG)-{_UUID}", text)
         number = re.search(r"\d+", text)
-        raise refusal(None, DEVICE_WORDS, f"write {'cpu' if 'cpu' in text.lower() else 'gpu'}:{number[0] if number else 0}")
+        named = f"{'cpu' if 'cpu' in text.lower() else 'gpu'}:{number[0] if number else 0}"
+        raise refusal(None, DEVICE_WORDS, f"write {f'gpu:{uuid[0]}' if uuid else named}")
     return text
 
 
@@ -90,7 +98,7 @@ def check_distinct(devices: list[str]) -> None:
         raise refusal(f"{twice} is named twice", "each device once", f"remove the second {twice}")
 
 
-DEVICE_WORDS = "gpu:N (N is NVML's index) or cpu:N, such as gpu:0"
+DEVICE_WORDS = "gpu:N (N is NVML's index), gpu:UUID (of a GPU or a MIG device, from `nvidia-smi -L`) or cpu:N, such as gpu:0"
 
 Count = Annotated[int, Field(ge=1)]
 PositiveSeconds = Annotated[float, Field(gt=0)]

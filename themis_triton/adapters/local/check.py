@@ -75,14 +75,20 @@ async def _output(binary: Path, argument: str) -> str | None:
 
 
 async def check_devices(config: ThemisConfig) -> list[Finding]:
-    """Whether NVML shows each GPU that the settings name, and whether each is named once. CPU slots always exist."""
-    named: dict[str, list[str]] = {}
+    """Whether NVML shows each GPU that the settings name, and whether each is the first of one server. CPU slots always exist."""
+    homes: dict[str, list[str]] = {}
+    further: dict[str, list[str]] = {}
     for server in config.servers:
-        named.setdefault(server.device, []).append(f"servers.{server.name}.device")
+        homes.setdefault(server.device, []).append(f"servers.{server.name}.{'devices' if server.reach else 'device'}")
+        for device in server.reach:
+            further.setdefault(device, []).append(f"servers.{server.name}.devices")
     for slot in config.launch.slots if config.launch is not None else ():
-        named.setdefault(slot.device, []).append(f"launch.slots: {slot.name}")
-    gpus = {device: keys for device, keys in named.items() if device.startswith("gpu:")}
-    return [*await _read_devices(gpus), *_shared(gpus)]
+        homes.setdefault(slot.device, []).append(f"launch.slots: {slot.name}")
+    for device in config.launch.reach if config.launch is not None else ():
+        further.setdefault(device, []).append("launch.reach")
+    gpus = [device for device in config.devices if device.startswith("gpu:")]
+    named = {device: [*homes.get(device, []), *further.get(device, [])] for device in gpus}
+    return [*await _read_devices(named), *_shared({device: homes.get(device, []) for device in gpus})]
 
 
 def _shared(named: dict[str, list[str]]) -> list[Finding]:
@@ -107,7 +113,7 @@ async def _read_devices(named: dict[str, list[str]]) -> list[Finding]:
         if reading.error is None and reading.memory_total_bytes is not None:
             findings.append(fine(what, f"{reading.device} with {reading.memory_total_bytes / 2**30:.0f} GiB"))
         else:
-            remedy = "see `nvidia-smi -L` for the numbers that exist, or use cpu:N"
+            remedy = "see `nvidia-smi -L` for the numbers and UUIDs that exist, or use cpu:N"
             findings.append(missing(what, reading.error or f"{reading.device} shows no memory", remedy))
     return findings
 
