@@ -132,7 +132,7 @@ class Prices:
 
 @dataclass(frozen=True, slots=True)
 class AdoptedServer:
-    """A Triton server that Themis did not start. `device` is `gpu:N` or `cpu:N`; `reach`: further devices that it may use."""
+    """A Triton server that Themis did not start. `device` is `gpu:N`, `gpu:UUID` or `cpu:N`; `reach`: further devices that it may use."""
 
     name: str
     grpc_address: Address
