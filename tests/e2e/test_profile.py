@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,10 +26,10 @@ from themis_triton.profile.files import read_profile, replace_profile, resume_pa
 from themis_triton.profile.grid import GridPlan
 from themis_triton.profile.identity import config_hash, model_config
 from themis_triton.profile.inputs import InputOptions, build_request
-from themis_triton.profile.measure import Accuracy
+from themis_triton.profile.measure import Accuracy, measure_point
 from themis_triton.profile.run import ProfileOptions, Step, profile_model
 from themis_triton.settings import load_settings
-from themis_triton.settings.measured import TimeSource
+from themis_triton.settings.measured import PointSettings, TimeSource
 from themis_triton.settings.profile import ProfileSettings, TableSettings
 
 pytestmark = [pytest.mark.e2e, pytest.mark.exclusive]
@@ -100,6 +101,28 @@ def test_an_interrupted_profile_goes_on_and_recovers_the_true_surface(tmp_path: 
     assert profile.instance_memory > 10 * 2**20
     assert measured.launch is not None
     assert measured.launch.load_s > 0.5
+
+
+class SlowStub:
+    """A stub whose requests leave 30 ms late: a client or a network that leaves an instance without a request after each response."""
+
+    def __init__(self, stub: Any) -> None:
+        self.stub = stub
+
+    async def ModelInfer(self, message: Any, timeout: float) -> Any:  # noqa: ASYNC109, N802 - as in the generated stub
+        await asyncio.sleep(0.03)
+        return await self.stub.ModelInfer(message, timeout=timeout)
+
+
+def test_instances_are_measured_busy_however_late_the_client_sends_its_next_request(state: Path) -> None:
+    async def run() -> PointSettings:
+        async with launched_bench(MODEL, LAUNCH, LAUNCH.slots[0], state) as bench:
+            bench.stub = SlowStub(bench.stub)
+            return await measure_point(bench, (1, 2), InputOptions(), QUICK)
+
+    point = asyncio.run(run())
+    assert point.service_ms == pytest.approx(true_ms(1, 2), rel=TOLERANCE)
+    assert point.client_ms > point.service_ms + point.queue_ms
 
 
 def test_an_adopted_server_is_measured_by_the_client_and_put_back(tmp_path: Path, state: Path, launch: Launch) -> None:

@@ -147,7 +147,7 @@ def test_counters_may_differ_by_an_execution_of_each_instance(inferences: int, e
 
 def test_a_model_settles_before_it_is_measured() -> None:
     async def run() -> int:
-        loop = ClosedLoop(stub=None, request=build_request(SPEC, 1, InputOptions(), batched=True), clients=1, timeout_s=1.0)
+        loop = ClosedLoop(stub=None, request=build_request(SPEC, 1, InputOptions(), batched=True), instances=1, timeout_s=1.0)
 
         async def answer() -> None:
             for number in range(100):

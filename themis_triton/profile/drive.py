@@ -1,4 +1,4 @@
-"""Closed-loop load: one client per instance, each with one request in flight, so that all instances are busy."""
+"""Closed-loop load: one client or more per instance, each with one request in flight, so that all instances are busy."""
 
 from __future__ import annotations
 
@@ -22,15 +22,30 @@ _STABLE_FRACTION = 0.95
 
 @dataclass(slots=True)
 class ClosedLoop:
-    """Clients that keep a model busy. `latencies_ms` holds the client-side time of every answered request, in order of the responses."""
+    """Clients that keep a model busy. `latencies_ms` holds the client-side time of every answered request, in order of the responses.
+
+    Args:
+        stub: generated gRPC stub.
+        request: what every client sends.
+        instances: the model's instances.
+        timeout_s: the maximum service time of a request.
+        per_instance: clients per instance. With one, an instance idles from its response to the client's next request, so the others
+            meet less contention; with more, requests wait in the model's queue, and the client's times contain that wait.
+    """
 
     stub: Any
     request: StageRequest
-    clients: int
+    instances: int
     timeout_s: float
+    per_instance: int = 1
     latencies_ms: list[float] = field(default_factory=list)
     failure: ServerError | None = None
     _progress: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def clients(self) -> int:
+        """The number of requests in flight."""
+        return self.instances * self.per_instance
 
     async def answered(self, count: int) -> None:
         """Wait until `count` requests in total were answered. Raises the ServerError of the first request that failed."""
@@ -42,7 +57,7 @@ class ClosedLoop:
 
     async def settle(self, max_s: float) -> None:
         """Wait until the latency no longer falls: the median of a window is not below 95 % of the one before. At most `max_s`."""
-        size = max(_SETTLE_REQUESTS, _WARM_ROUNDS * self.clients)
+        size = max(_SETTLE_REQUESTS, _WARM_ROUNDS * self.instances)
         previous = math.inf
         with suppress(TimeoutError):
             async with asyncio.timeout(max_s):
@@ -57,10 +72,11 @@ class ClosedLoop:
     async def client(self) -> None:
         """Send one request after the other until cancelled or until one fails."""
         loop = asyncio.get_running_loop()
+        timeout_s = self.timeout_s * self.per_instance
         while self.failure is None:
             sent_s = loop.time()
             try:
-                answer = await self.stub.ModelInfer(self.request.message, timeout=self.timeout_s)
+                answer = await self.stub.ModelInfer(self.request.message, timeout=timeout_s)
             except grpc.aio.AioRpcError as error:
                 self._fail(f"answered {error.code().name}: {' '.join(str(error.details()).split())}")
                 return
@@ -76,12 +92,18 @@ class ClosedLoop:
 
 
 @asynccontextmanager
-async def closed_loop(stub: Any, request: StageRequest, clients: int, timeout_s: float) -> AsyncIterator[ClosedLoop]:  # noqa: ANN401 - generated stubs have no types
-    """A running closed loop; each client's first requests are answered already."""
-    loop = ClosedLoop(stub, request, clients, timeout_s)
-    tasks = [asyncio.create_task(loop.client()) for _ in range(clients)]
+async def closed_loop(
+    stub: Any,  # noqa: ANN401 - generated stubs have no types
+    request: StageRequest,
+    instances: int,
+    timeout_s: float,
+    per_instance: int = 1,
+) -> AsyncIterator[ClosedLoop]:
+    """A running closed loop; each instance's first requests are answered already."""
+    loop = ClosedLoop(stub, request, instances, timeout_s, per_instance)
+    tasks = [asyncio.create_task(loop.client()) for _ in range(loop.clients)]
     try:
-        await loop.answered(_WARM_ROUNDS * clients)
+        await loop.answered(_WARM_ROUNDS * instances)
         yield loop
     finally:
         for task in tasks:

@@ -18,6 +18,8 @@ from themis_triton.settings.measured import PointSettings
 
 _GROWTH = 1.5
 _EDGES = 2
+_TRACED_CLIENTS = 2
+"""Clients per instance where service times come from the trace: one more than can be served, so that no instance idles between requests."""
 _SETTLE_SHARE = 0.25
 _POOR = 0.1
 """Half-width of the 95 % interval, as a share, beyond which a point is measured again and its upper end is used."""
@@ -94,7 +96,9 @@ async def measure_point(bench: Bench, point: Point, inputs: InputOptions, accura
     batch, instances = point
     await run_instances(bench, instances)
     request = build_request(bench.spec, batch, inputs, batched=bench.batched)
-    async with closed_loop(bench.stub, request, instances, accuracy.timeout_s) as loop:
+    # The client's times must not contain a wait in the model's queue, the trace's never do.
+    per_instance = _TRACED_CLIENTS if bench.tracer is not None else 1
+    async with closed_loop(bench.stub, request, instances, accuracy.timeout_s, per_instance) as loop:
         await loop.settle(accuracy.max_seconds * _SETTLE_SHARE)
         samples = await _sampled(bench, loop, accuracy)
     if bench.batched and not samples.are_of(batch, instances):
@@ -172,9 +176,11 @@ async def _sampled(bench: Bench, loop: ClosedLoop, accuracy: Accuracy) -> Sample
 async def _window(bench: Bench, loop: ClosedLoop, chunk: int, samples: Samples, left_s: float) -> bool:
     """Sample `chunk` more requests; False if the time ran out before.
 
-    The trace misses each client's request in flight at the start, and possibly its last, whose response precedes the instance's release.
+    The trace misses the requests in flight at the start. When as many are answered, at most one per instance still runs, because the
+    model's queue is served in order. It may also miss each instance's last one, whose response precedes the instance's release.
     The server pauses while tracing is switched, so the statistics are read after those requests.
     """
+    edges = _EDGES * loop.instances
     if bench.tracer is not None:
         await bench.tracer.start()
         await loop.answered(len(loop.latencies_ms) + loop.clients)
@@ -183,16 +189,16 @@ async def _window(bench: Bench, loop: ClosedLoop, chunk: int, samples: Samples, 
     reached = True
     try:
         async with asyncio.timeout(max(0.0, left_s)):
-            await loop.answered(start + chunk + _EDGES * loop.clients)
+            await loop.answered(start + chunk + edges)
     except TimeoutError:
         reached = False
         # At least one sample, besides those that the server may keep in its buffer.
         min_count = 1 if samples.times_ms(traced=bench.tracer is not None) else 1 + BUFFERED
-        await loop.answered(start + min_count + _EDGES * loop.clients)
+        await loop.answered(start + min_count + edges)
     samples.client_ms += loop.latencies_ms[start:]
     samples.add_statistics(before, await bench.statistics())
     if bench.tracer is not None:
-        samples.service_ms += await bench.tracer.stop(len(loop.latencies_ms) - start - _EDGES * loop.clients)
+        samples.service_ms += await bench.tracer.stop(len(loop.latencies_ms) - start - edges)
     return reached
 
 

@@ -3,7 +3,7 @@
 Triton's statistics are sums, so they give a mean but no percentile. Its trace holds `COMPUTE_START` and `COMPUTE_END` of each request on
 this machine's monotonic clock: the time for which the request occupied an instance, which is the service time. The trace file of an adopted
 server cannot be read; there, the client's time minus the mean time outside the instance is used. Its percentile includes the jitter of
-client and network, so it is an upper estimate.
+client and network. No request may wait in the model's queue then, so an instance idles until the client's next request arrives.
 """
 
 from __future__ import annotations

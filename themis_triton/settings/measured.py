@@ -35,8 +35,8 @@ class PointSettings(Section):
     mean_ms: float = Field(description="mean service time, by Triton's trace or the client")
     median_ms: float = Field(description="median service time")
     statistics_ms: float = Field(description="mean compute time (input, inference, output) by Triton's statistics")
-    queue_ms: float = Field(description="mean queue time by Triton's statistics")
-    client_ms: float = Field(description="the percentile of the time from send to response at the client")
+    queue_ms: float = Field(description="mean queue time by Triton's statistics; with `source: trace` one request per instance waits")
+    client_ms: float = Field(description="the percentile of the time from send to response at the client, with the queue time")
     outliers: int = Field(ge=0, description="samples far outside the quartiles; they are included")
     fit_error: float | None = Field(default=None, description="(fitted − measured) / measured, of the better fit")
 
