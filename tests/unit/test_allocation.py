@@ -66,7 +66,7 @@ def test_a_light_pipeline_gives_a_server_up_once_slots_have_been_short_for_a_whi
     retired = [decision.target.retire for decision in result if decision.target is not None]
     assert retired[:5] == [()] * 5
     assert retired[6] == ("l2",)
-    (sentence,) = [clamp.sentence for clamp in result[6].clamps if "gives its slot" in clamp.sentence]
+    (sentence,) = [clamp.sentence for clamp in result[6].clamps if "gives its device" in clamp.sentence]
     assert "b-heavy" in sentence
 
 

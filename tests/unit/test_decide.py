@@ -20,6 +20,7 @@ from themis_triton.core.policy import (
     ScaleUpConfig,
     VerticalConfig,
 )
+from themis_triton.decide.devices import FreeDevices
 from themis_triton.decide.guards import guard
 from themis_triton.decide.planner import Planner
 from themis_triton.decide.policies import URGENCY, decision_id
@@ -490,7 +491,8 @@ def test_instances_of_other_pipelines_on_a_server_count_as_busy() -> None:
     alone = server("a", (2, 2))
     shared = replace(alone, models=alone.models | {"other": ModelState(5, 8)})
     planner, pipeline = Planner(build_rules(cfg)), cfg.pipelines[0]
-    views = [view_of(pipeline, PolicyInput(snapshot([each]), estimate(20.0)), planner) for each in (alone, shared)]
+    seen = [snapshot([each]) for each in (alone, shared)]
+    views = [view_of(pipeline, PolicyInput(one, estimate(20.0)), planner, FreeDevices(one, cfg)) for one in seen]
     assert [view.busy_elsewhere for view in views] == [0, 5]
     assert views[1].capacity_rps() < views[0].capacity_rps()
 

@@ -18,7 +18,7 @@ from themis_triton.estimate.executing import with_executing
 from themis_triton.estimate.served import ServedSeries
 
 INIT_S = 0.5
-CALL = OpenCall("a", DETECTOR, 1, 4, NOW_S)
+CALL = OpenCall("a", DETECTOR, ModelState(1, 8), ModelState(4, 8), NOW_S)
 
 
 def served(busy: float, until_s: float, batch: int = 1) -> dict[tuple[str, str], ServedSeries]:
@@ -49,7 +49,7 @@ def test_before_the_initialisation_has_ended_no_added_instance_counts() -> None:
 
 
 def test_instances_to_be_removed_count_until_they_are() -> None:
-    shrinks = OpenCall("a", DETECTOR, 4, 3, NOW_S)
+    shrinks = OpenCall("a", DETECTOR, ModelState(4, 8), ModelState(3, 8), NOW_S)
     assert with_executing(at(3.0, shrinks), served(4.0, 3.0), config()).servers[0].models[DETECTOR].instances == 4
 
 
@@ -59,7 +59,7 @@ def test_the_executor_names_open_calls_and_a_new_action_on_another_model_starts(
         bench.control.gate = asyncio.Event()
         bench.executor.submit(Plan("d", (action(ActionKind.GROW, "a", DETECTOR, 1, 4),)))
         await bench.turns()
-        assert bench.executor.open_calls == (OpenCall("a", DETECTOR, 1, 4, bench.clock.now_s()),)
+        assert bench.executor.open_calls == (OpenCall("a", DETECTOR, ModelState(1, 8), ModelState(4, 8), bench.clock.now_s()),)
         bench.executor.submit(Plan("e", (action(ActionKind.GROW, "a", CLASSIFIER, 1, 2),)))
         await bench.turns()
         assert [call.model for call in bench.executor.open_calls] == [DETECTOR, CLASSIFIER]
@@ -70,7 +70,7 @@ def test_the_executor_names_open_calls_and_a_new_action_on_another_model_starts(
     asyncio.run(work())
 
 
-def test_an_open_call_names_the_devices_that_get_their_first_instances() -> None:
+def test_an_open_call_says_on_which_devices_instances_start() -> None:
     async def work() -> None:
         wide = replace(server("a"), reach=("cpu:1", "cpu:2"))
         bench = Bench(wide)
@@ -80,7 +80,8 @@ def test_an_open_call_names_the_devices_that_get_their_first_instances() -> None
         grow = replace(action(ActionKind.GROW, "a", DETECTOR, 1, 4), before=before, after=after)
         bench.executor.submit(Plan("d", (grow,)))
         await bench.turns()
-        assert bench.executor.open_calls[0].devices == ("cpu:2",)
+        (call,) = bench.executor.open_calls
+        assert call.after.added(call.before) == {wide.device: 1, "cpu:2": 2}
         bench.control.gate.set()
         await bench.settled()
 
@@ -109,7 +110,7 @@ def test_shutdown_does_not_wait_for_an_open_call() -> None:
         (
             9.0,
             4,
-            OpenCall("a", DETECTOR, 4, 3, NOW_S),
+            OpenCall("a", DETECTOR, ModelState(4, 8), ModelState(3, 8), NOW_S),
             "4→3: call open for 9 s: the queue has not been empty; no instance is removed before",
         ),
     ],

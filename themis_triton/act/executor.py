@@ -12,7 +12,7 @@ from themis_triton.act.backoff import Backoff
 from themis_triton.act.fleet import Fleet
 from themis_triton.core.action import Action, ActionKind, Outcome, OutcomeKind, Plan
 from themis_triton.core.errors import ChangeRefusedError, LaunchFailedError, ServerError, ThemisError
-from themis_triton.core.fleet import ModelState, Phase, Server
+from themis_triton.core.fleet import Phase, Server
 from themis_triton.core.observation import OpenCall
 from themis_triton.plan.routes import route_table
 from themis_triton.ports import Clock, ModelControl, Recorder, RouteWriter, ServerLauncher
@@ -173,7 +173,8 @@ class Executor:
             raise ThemisError(f"action {action.id} names no model or no state")
         server = self.fleet.get(action.server)
         if action.before is not None and action.kind is not ActionKind.REBATCH:
-            self._open_calls[action.id] = _open_call(action, action.model, action.before, action.after, self._actuators.clock.now_s())
+            now_s = self._actuators.clock.now_s()
+            self._open_calls[action.id] = OpenCall(action.server, action.model, action.before, action.after, now_s)
         try:
             state = await self._actuators.control.change(server, action.model, action.after)
         except ServerError:
@@ -254,12 +255,6 @@ class Executor:
         if self._actuators.launcher is None:
             raise ThemisError("no servers can be launched or stopped: the settings have no `launch` section")
         return self._actuators.launcher
-
-
-def _open_call(action: Action, model: str, before: ModelState, after: ModelState, now_s: float) -> OpenCall:
-    """The call that an action is about to make."""
-    first = tuple(device for device in after.added(before) if device and not before.on(device))
-    return OpenCall(action.server, model, before.instances, after.instances, now_s, first)
 
 
 def actuator_of(action: Action) -> str:

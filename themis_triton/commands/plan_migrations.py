@@ -15,7 +15,7 @@ from rich.table import Table
 from themis_triton.core.action import ActionKind
 from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.errors import SettingsError
-from themis_triton.core.fleet import ModelState, Phase
+from themis_triton.core.fleet import ModelState, Phase, places_of
 from themis_triton.core.status import Status
 from themis_triton.plan.steps import by_retirement
 from themis_triton.planning import WhatIf, plan_migration
@@ -53,12 +53,13 @@ def live_fleet(status: Status, pipeline: PipelineConfig, config: ThemisConfig) -
     serving = [
         server for server in status.servers if server.phase is Phase.SERVING and all(stage in server.models for stage in pipeline.stages)
     ]
-    assignments = tuple(assignment_of(server, pipeline.stages, config) for server in by_retirement(serving))
+    places = by_retirement(place for server in serving for place in places_of(server, pipeline.stages))
+    assignments = tuple(assignment_of(place, pipeline.stages, config) for place in places)
     if not assignments:
         raise SettingsError(
             f"--from {LIVE}: no server serves {pipeline.name} now; expected at least one. Fix: name the servers, such as --from 1:1,1"
         )
-    return Fleet(assignments, adopted=sum(not server.launched for server in serving))
+    return Fleet(assignments, adopted=sum(not place.removable for place in places))
 
 
 def parse_fleet(text: str, pipeline: PipelineConfig, config: ThemisConfig) -> Fleet:

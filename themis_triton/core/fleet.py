@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -24,7 +24,7 @@ class Phase(StrEnum):
 class ModelState:
     """The state of one model on one server: its instances in all, maximum batch size and the batcher's queue delay.
 
-    `spread`: on a server that may use several devices, the instances on each that has any, in the order of its devices; else empty.
+    `spread`: on a server that may use several devices, the instances on each that has any, by the devices' names; else empty.
     `joint`: as read from such a server, its instances are in one group over several devices; see `renews_all`.
     """
 
@@ -51,22 +51,41 @@ class ModelState:
         return dict(self.spread).get(device, 0) if self.spread else self.instances
 
     def spread_over(self, counts: Mapping[str, int]) -> ModelState:
-        """The same with these instances by device, in their order."""
-        spread = tuple((device, count) for device, count in counts.items() if count > 0)
+        """The same with these instances by device."""
+        spread = tuple((device, count) for device, count in sorted(counts.items()) if count > 0)
         return replace(self, instances=sum(count for _, count in spread), spread=spread)
 
+    @property
+    def by_device(self) -> dict[str, int]:
+        """The instances on each device; the device of a server that has just one is ""."""
+        return dict(self.spread) if self.spread else {"": self.instances}
+
     def added(self, before: ModelState) -> dict[str, int]:
-        """Instances beyond those of another state, by device; the device of a server that has just one is ""."""
-        now, old = _by_device(self), _by_device(before)
-        return {device: count - old.get(device, 0) for device, count in now.items() if count > old.get(device, 0)}
+        """Instances beyond those of another state, by device."""
+        old = before.by_device
+        return {device: count - old.get(device, 0) for device, count in self.by_device.items() if count > old.get(device, 0)}
+
+    def with_counts(self, counts: Mapping[str, int]) -> ModelState:
+        """The same with these instances by device, as `by_device` names them."""
+        return replace(self, instances=counts[""], spread=()) if "" in counts else self.spread_over(counts)
+
+    def plus(self, added: Mapping[str, int]) -> ModelState:
+        """The same with so many more (or fewer) instances on each device."""
+        now = self.by_device
+        return self.with_counts(now | {device: now.get(device, 0) + count for device, count in added.items()})
+
+
+def first_added(added: Mapping[str, int], count: int) -> dict[str, int]:
+    """The first `count` of the added instances, a device at a time in turn."""
+    granted = dict.fromkeys(added, 0)
+    for _ in range(min(max(0, count), sum(added.values()))):
+        device = min((device for device in added if granted[device] < added[device]), key=lambda device: granted[device])
+        granted[device] += 1
+    return granted
 
 
 Models = dict[str, ModelState]
 """What one server runs: the state of each model by its name."""
-
-
-def _by_device(state: ModelState) -> dict[str, int]:
-    return dict(state.spread) if state.spread else {"": state.instances}
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,3 +144,59 @@ class Server:
     def runs_on(self, device: str) -> bool:
         """Whether it has instances on a device, or is to have its first ones there."""
         return device == self.device or any(state.spread and state.on(device) for state in self.models.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One device of a server, with counts, memory and contention of its own. Queue, endpoint, batching and fate are the server's.
+
+    `device` "" stands for a whole server: it has just one device, or spreads its models over several that hold different ones.
+    `models`: the server's models with the instances there. `extra`: not the server's first place.
+    """
+
+    server: Server
+    device: str
+    models: Models
+    extra: bool = False
+
+    @property
+    def name(self) -> str:
+        """The server's name; an extra place's has its device too."""
+        return f"{self.server.name}@{self.device}" if self.extra else self.server.name
+
+    @property
+    def removable(self) -> bool:
+        """Whether it may be given up: its server runs on without it, or Themis started the server."""
+        return self.extra or self.server.launched
+
+    @property
+    def instances(self) -> int:
+        """Instances of all models."""
+        return sum(state.instances for state in self.models.values())
+
+
+def places_of(server: Server, models: Sequence[str]) -> tuple[Place, ...]:
+    """The devices on which a server runs all of these models, or the whole server where there are none; its own device first."""
+    devices = [device for device in server.devices if all(server.models[name].on(device) for name in models)] if server.reach else []
+    if not devices:
+        return (Place(server, "", server.models),)
+    return tuple(Place(server, device, _models_on(server, device), extra=device != devices[0]) for device in devices)
+
+
+def _models_on(server: Server, device: str) -> Models:
+    return {name: replace(state, instances=state.on(device), spread=()) for name, state in server.models.items()}
+
+
+def with_place(models: Models, place: Place, states: Models) -> Models:
+    """A server's models with other states at one of its places; the batching of a state is then that of the whole server."""
+    changed = dict(models)
+    for name, state in states.items():
+        counts = models[name].by_device
+        if not place.device and models[name].spread:  # what changes of a whole server does so where it has the most instances
+            most = max(counts, key=lambda device: counts[device])
+            counts[most] = max(0, counts[most] + state.instances - models[name].instances)
+        else:
+            counts[place.device] = state.instances
+        batching = replace(models[name], max_batch=state.max_batch, max_queue_delay_us=state.max_queue_delay_us)
+        changed[name] = batching.with_counts(counts)
+    return changed

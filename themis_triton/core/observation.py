@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from themis_triton.core.fleet import Server
+from themis_triton.core.fleet import ModelState, Server
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,17 +95,18 @@ class Readings:
 
 @dataclass(frozen=True, slots=True)
 class OpenCall:
-    """A call under way that changes one model's instances on one server, since `since_s`.
-
-    `devices`: those of the server on which it starts the model's first instances.
-    """
+    """A call under way that changes one model's instances on one server, since `since_s`."""
 
     server: str
     model: str
-    before: int
-    after: int
+    before: ModelState
+    after: ModelState
     since_s: float
-    devices: tuple[str, ...] = ()
+
+    @property
+    def grows(self) -> bool:
+        """Whether it adds instances."""
+        return bool(self.after.added(self.before))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from themis_triton.core.config import Placement
 from themis_triton.core.decision import Clamp, ClampKind, Target
-from themis_triton.core.fleet import Models
+from themis_triton.core.fleet import Models, Place, with_place
+from themis_triton.decide.devices import FreeDevices
 from themis_triton.decide.proposal import PolicyResult
 from themis_triton.decide.rules import Rules
 from themis_triton.decide.state import PolicyInput, PolicyState
 from themis_triton.decide.view import PipelineView
+from themis_triton.plan.steps import by_retirement
 from themis_triton.solver.slot_allocation import PoolMember, solve_pool
 
 
@@ -34,67 +36,119 @@ class Allocation:
 
 @dataclass(frozen=True, slots=True)
 class _Shares:
-    """Granted launches of each pipeline and group, servers that retire for another pipeline, and the reasons."""
+    """Granted new places and launches of each pipeline and group, places given up for another pipeline, and the reasons."""
 
+    extend: tuple[int, ...]
     launch: tuple[tuple[int, ...], ...]
     retire: tuple[str, ...]
     clamps: tuple[Clamp, ...]
     short_since_s: float | None
 
 
-def allocate(state: PolicyState, proposals: Sequence[PipelineProposal], policy_input: PolicyInput, rules: Rules) -> Allocation:
-    """One target. Where free slots are short, they are divided so that the weighted loss is smallest."""
-    free = list(free_slots(policy_input, rules))
-    shares = _shares(state, proposals, len(free), policy_input, rules)
-    servers: dict[str, Models] = {s.name: dict(s.models) for s in policy_input.snapshot.servers}
-    launch: dict[str, Models] = {}
-    retire = list(shares.retire)
+def allocate(
+    state: PolicyState, proposals: Sequence[PipelineProposal], policy_input: PolicyInput, rules: Rules, devices: FreeDevices
+) -> Allocation:
+    """One target. Where free devices are short, they are divided so that the weighted loss is smallest."""
+    shares = _shares(state, proposals, policy_input, rules, devices)
+    joined = _Joined(proposals, {server.name: dict(server.models) for server in policy_input.snapshot.servers})
+    for each in proposals:
+        joined.resize(each)
+    for each, count in zip(proposals, shares.extend, strict=True):
+        joined.extend(each, count, devices)
     for each, granted in zip(proposals, shares.launch, strict=True):
-        view, proposal = each.view, each.result.proposal
-        for name, models in proposal.servers.items():
-            servers[name] |= models
-        for count, models in zip(granted, proposal.launch_models, strict=True):
-            launch |= {free.pop(0): models for _ in range(count)}
-        retire += [name for name in proposal.retire if name not in retire and not _serves_others(name, view, proposals)]
+        for count, models in zip(granted, each.result.proposal.launch_models, strict=True):
+            for slot in devices.slots[:count]:
+                joined.launch[slot] = models
+                devices.take_slot(slot)
+    for each in proposals:
+        for name in (*shares.retire, *each.result.proposal.retire):
+            joined.give_up(name, each)
     states_by_pipeline = {each.view.pipeline.name: each.result.state for each in proposals}
-    target = Target(servers, launch, tuple(retire), rules.whole_changes)
+    target = Target(joined.servers, joined.launch, tuple(joined.retire), rules.whole_changes)
     return Allocation(target, shares.clamps, replace(state, pipelines=states_by_pipeline, short_since_s=shares.short_since_s))
 
 
-def free_slots(policy_input: PolicyInput, rules: Rules) -> tuple[str, ...]:
-    """Slots with no server on them and not in back-off, in the order of the settings."""
-    launch, snapshot = rules.config.launch, policy_input.snapshot
-    taken = {server.slot for server in snapshot.servers} | snapshot.busy | set(snapshot.backing_off)
-    return tuple(slot.name for slot in launch.slots if slot.name not in taken) if launch is not None else ()
+@dataclass(slots=True)
+class _Joined:
+    """The proposals, joined one by one into what each server is to run."""
+
+    proposals: Sequence[PipelineProposal]
+    servers: dict[str, Models]
+    launch: dict[str, Models] = field(default_factory=dict)
+    retire: list[str] = field(default_factory=list)
+
+    def resize(self, each: PipelineProposal) -> None:
+        """Set the counts at the pipeline's ready places."""
+        for group in each.view.groups:
+            for place in group.ready:
+                states = {name: state for name, state in each.result.proposal.servers[place.name].items() if name in group.names}
+                self.servers[place.server.name] = with_place(self.servers[place.server.name], place, states)
+
+    def extend(self, each: PipelineProposal, count: int, devices: FreeDevices) -> None:
+        """Add places to running servers, with the batching that they have."""
+        if count == 0:
+            return
+        (group,), (models,) = each.view.groups, each.result.proposal.launch_models
+        for server, device in devices.extensions(group.ready, group.names, count):
+            now = self.servers[server.name]
+            states = {name: replace(now[name], instances=state.instances, spread=()) for name, state in models.items()}
+            self.servers[server.name] = with_place(now, Place(server, device, {}), states)
+            devices.take(device, server.name)
+
+    def give_up(self, name: str, each: PipelineProposal) -> None:
+        """Retire a server that serves no other pipeline, or remove the pipeline's models from an extra place."""
+        place = next((place for group in each.view.groups for place in group.ready if place.name == name), None)
+        if place is None:
+            return
+        others = [other.view for other in self.proposals if other.view is not each.view]
+        if place.extra:
+            shared = {stage for other in others for stage in other.pipeline.stages}
+            gone = {stage: replace(place.models[stage], instances=0) for stage in each.view.pipeline.stages if stage not in shared}
+            self.servers[place.server.name] = with_place(self.servers[place.server.name], place, gone)
+        elif name not in self.retire and not any(_serves(other, name) for other in others):
+            self.retire.append(name)
 
 
-def _shares(state: PolicyState, proposals: Sequence[PipelineProposal], free: int, policy_input: PolicyInput, rules: Rules) -> _Shares:
+def _serves(view: PipelineView, server: str) -> bool:
+    """Whether a server serves the pipeline."""
+    return any(place.server.name == server for group in view.groups for place in group.ready)
+
+
+def _shares(
+    state: PolicyState, proposals: Sequence[PipelineProposal], policy_input: PolicyInput, rules: Rules, devices: FreeDevices
+) -> _Shares:
+    extend = [min(each.result.proposal.extend, each.view.reachable) for each in proposals]
     requested = [each.result.proposal.launch for each in proposals]
-    if sum(map(sum, requested)) <= free:
-        return _Shares(tuple(requested), (), (), None)
+    slots = len(devices.slots)
+    free = slots + devices.beyond_slots([place for each in proposals for group in each.view.groups for place in group.ready])
+    if sum(map(sum, requested)) <= slots and sum(extend) + sum(map(sum, requested)) <= free:
+        return _Shares(tuple(extend), tuple(requested), (), (), None)
     at_s = policy_input.snapshot.at_s
     since_s = at_s if state.short_since_s is None else state.short_since_s
     allotted = _allotted(proposals, free) if rules.config.planning.placement is Placement.COLOCATED and len(proposals) > 1 else None
-    granted, left = [], free
+    granted, left, slots_left = [], free, slots
     for p, each in enumerate(proposals):
         room = left if allotted is None else min(left, max(0, allotted[p] - _pooled(each.view)))
-        granted.append(_in_turn(requested[p], room))
-        left -= sum(granted[-1])
+        extend[p] = min(extend[p], room)
+        granted.append(_in_turn(requested[p], min(room - extend[p], slots_left)))
+        left -= extend[p] + sum(granted[-1])
+        slots_left -= sum(granted[-1])
     backing_off = _slots_backing_off(policy_input, rules)
-    clamps = [clamp for each, given in zip(proposals, granted, strict=True) for clamp in _out_of_slots(each, sum(given), backing_off)]
+    missing = [sum(r) + p.result.proposal.extend - sum(g) - e for r, p, g, e in zip(requested, proposals, granted, extend, strict=True)]
+    clamps = [clamp for each, short in zip(proposals, missing, strict=True) for clamp in _out_of_slots(each, short, backing_off)]
     retire: tuple[str, ...] = ()
     if allotted is not None and at_s - since_s >= rules.config.policy.slot_reallocation_delay_s:
-        retire, more = _reallocated(proposals, allotted, granted)
+        retire, more = _reallocated(proposals, allotted, missing)
         clamps += more
-    return _Shares(tuple(granted), retire, tuple(clamps), since_s)
+    return _Shares(tuple(extend), tuple(granted), retire, tuple(clamps), since_s)
 
 
 def _allotted(proposals: Sequence[PipelineProposal], free: int) -> tuple[int, ...]:
-    """Slots of each pipeline in the division with the smallest loss, of the free ones and those of launched servers."""
+    """Devices of each pipeline in the division with the smallest loss, of the free ones and those of removable places."""
     members = []
     for each in proposals:
         view, evidence = each.view, each.result.proposal.evidence
-        own = sum(not server.launched for server in view.groups[0].ready)
+        own = sum(not place.removable for place in view.groups[0].ready)
         demand = max(evidence.demand_fast_rps, evidence.demand_slow_rps)
         problem = replace(view.problem, demand_rps=demand, busy_elsewhere=view.busy_elsewhere)
         members.append(PoolMember(problem, view.pipeline.weight, own))
@@ -114,8 +168,8 @@ def _with_first_servers(
 
 
 def _pooled(view: PipelineView) -> int:
-    """Slots of the pipeline's launched servers, coming ones included."""
-    return sum(sum(server.launched for server in (*group.ready, *group.coming)) for group in view.groups)
+    """Devices of the pipeline's removable places, coming ones included."""
+    return sum(sum(place.removable for place in (*group.ready, *group.coming)) for group in view.groups)
 
 
 def _in_turn(requested: tuple[int, ...], room: int) -> tuple[int, ...]:
@@ -129,22 +183,27 @@ def _in_turn(requested: tuple[int, ...], room: int) -> tuple[int, ...]:
 
 
 def _reallocated(
-    proposals: Sequence[PipelineProposal], allotted: Sequence[int], granted: Sequence[tuple[int, ...]]
+    proposals: Sequence[PipelineProposal], allotted: Sequence[int], missing: Sequence[int]
 ) -> tuple[tuple[str, ...], list[Clamp]]:
-    """One server to retire from a pipeline above its share, while another pipeline lacks servers within its share."""
+    """One place to give up by a pipeline above its share, while another pipeline lacks places within its share."""
     lacking = [
         each.view.pipeline.name
-        for each, share, given in zip(proposals, allotted, granted, strict=True)
-        if sum(each.result.proposal.launch) > sum(given) and _pooled(each.view) + sum(given) < share
+        for each, share, short in zip(proposals, allotted, missing, strict=True)
+        if short > 0 and _pooled(each.view) + _requested(each) - short < share
     ]
     for each, share in zip(proposals, allotted, strict=True):
-        launched = [server.name for server in each.view.groups[0].ready if server.launched]
+        removable = [place.name for place in by_retirement(each.view.groups[0].ready) if place.removable]
         # A pipeline's last server stays: without one, its next request would wait for a cold start.
         spare = len(each.view.groups[0].ready) > 1
-        if lacking and launched and spare and _pooled(each.view) > share and not any(each.view.coming):
-            sentence = f"{launched[-1]} of {each.view.pipeline.name} gives its slot to {lacking[0]}, where a lost request weighs more"
-            return (launched[-1],), [Clamp(ClampKind.DEVICES, sentence)]
+        if lacking and removable and spare and _pooled(each.view) > share and not any(each.view.coming):
+            sentence = f"{removable[-1]} of {each.view.pipeline.name} gives its device to {lacking[0]}, where a lost request weighs more"
+            return (removable[-1],), [Clamp(ClampKind.DEVICES, sentence)]
     return (), []
+
+
+def _requested(each: PipelineProposal) -> int:
+    """New places that the pipeline asks for."""
+    return each.result.proposal.extend + sum(each.result.proposal.launch)
 
 
 def _slots_backing_off(policy_input: PolicyInput, rules: Rules) -> dict[str, float]:
@@ -155,8 +214,7 @@ def _slots_backing_off(policy_input: PolicyInput, rules: Rules) -> dict[str, flo
     return {slot: snapshot.backing_off[slot] - snapshot.at_s for slot in slots if slot in snapshot.backing_off}
 
 
-def _out_of_slots(each: PipelineProposal, granted: int, backing_off: dict[str, float]) -> list[Clamp]:
-    short = sum(each.result.proposal.launch) - granted
+def _out_of_slots(each: PipelineProposal, short: int, backing_off: dict[str, float]) -> list[Clamp]:
     if short <= 0:
         return []
     name, plural = each.view.pipeline.name, "s" if short > 1 else ""
@@ -164,9 +222,3 @@ def _out_of_slots(each: PipelineProposal, granted: int, backing_off: dict[str, f
         f"; {slot} is in back-off after a failed launch, for {max(0.0, left_s):.0f} s more" for slot, left_s in backing_off.items()
     )
     return [Clamp(ClampKind.DEVICES, f"{name} requires {short} more server{plural} than there are free slots{slots}")]
-
-
-def _serves_others(name: str, view: PipelineView, proposals: Sequence[PipelineProposal]) -> bool:
-    """Whether the server also serves another pipeline, so that it must stay."""
-    others = [each.view for each in proposals if each.view is not view]
-    return any(server.name == name for other in others for group in other.groups for server in group.ready)

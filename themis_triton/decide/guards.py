@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import replace
 
 from themis_triton.core.config import ModelConfig, ThemisConfig
 from themis_triton.core.decision import Clamp, ClampKind, Target
-from themis_triton.core.fleet import ModelState, Phase, Server
+from themis_triton.core.fleet import ModelState, Phase, Server, first_added
 from themis_triton.core.observation import Snapshot
 
 Guarded = tuple[Target, tuple[Clamp, ...]]
@@ -28,7 +29,7 @@ def _survivors_first(desired: Target, kept: Target) -> Guarded:
     short = [
         name
         for name, models in desired.servers.items()
-        if name not in desired.retire and any(kept.servers[name][model].instances < state.instances for model, state in models.items())
+        if name not in desired.retire and any(state.added(kept.servers[name][model]) for model, state in models.items())
     ]
     if not short or not desired.retire:
         return kept, ()
@@ -37,19 +38,18 @@ def _survivors_first(desired: Target, kept: Target) -> Guarded:
 
 
 def within_bounds(target: Target, _: Snapshot, config: ThemisConfig) -> Guarded:
-    """Instance counts stay inside each model's bounds."""
+    """Instance counts stay inside each model's bounds, on each device that has any."""
     clamps: list[Clamp] = []
 
     def bounded(models: dict[str, ModelState], where: str) -> dict[str, ModelState]:
         kept = {}
         for name, state in models.items():
             bounds = config.models[name]
-            instances = min(max(state.instances, bounds.min_instances), bounds.max_instances)
-            if instances != state.instances:
-                clamps.append(
-                    Clamp(ClampKind.BOUNDS, f"{name} on {where}: {state.instances} instances are outside its bounds, {instances} kept")
-                )
-            kept[name] = replace(state, instances=instances)
+            counts = {device: min(max(n, bounds.min_instances), bounds.max_instances) for device, n in state.by_device.items()}
+            kept[name] = state.with_counts(counts)
+            if kept[name].instances != state.instances:
+                outside = f"{name} on {where}: {state.instances} instances are outside its bounds, {kept[name].instances} kept"
+                clamps.append(Clamp(ClampKind.BOUNDS, outside))
         return kept
 
     servers = {name: bounded(models, name) for name, models in target.servers.items()}
@@ -77,21 +77,27 @@ def _safe_state(now: ModelState, desired: ModelState, model: ModelConfig) -> tup
         return desired, None
     why = "loses requests, as probed" if operation in model.profile.operations else "was not probed: run `themis probe`"
     if operation == "add_many" and _is_safe("add_one", model):
-        return replace(now, instances=now.instances + 1), f"{operation} {why}; one instance at a time instead"
+        return now.plus(first_added(desired.added(now), 1)), f"{operation} {why}; one instance at a time instead"
     if operation == "rebatch":
-        counted = replace(now, instances=desired.instances)
-        kept, also = _safe_state(now, counted, model)
+        kept, also = _safe_state(now, now.with_counts(desired.by_device), model)
         return kept, f"{operation} {why}; batching is unchanged" + (f", and {also}" if also is not None else "")
+    if operation == "add_device":
+        kept, also = _safe_state(now, now.plus({d: n for d, n in desired.added(now).items() if now.on(d)}), model)
+        return kept, f"{operation} {why}; no further device" + (f", and {also}" if also is not None else "")
     return now, f"{operation} {why}; unchanged"
 
 
 def _operation(now: ModelState, desired: ModelState) -> str | None:
-    if (now.max_batch, now.max_queue_delay_us) != (desired.max_batch, desired.max_queue_delay_us):
+    if now.batching != desired.batching:
         return "rebatch"
-    added = desired.instances - now.instances
-    if added == 0:
-        return None
-    return "remove_one" if added < 0 else "add_one" if added == 1 else "add_many"
+    added, removed = desired.added(now), now.added(desired)
+    if any(not now.on(device) for device in added):
+        return "add_device"
+    if any(not desired.on(device) for device in removed):
+        return "remove_device"
+    if not added:
+        return "remove_one" if removed else None
+    return "add_one" if sum(added.values()) == 1 else "add_many"
 
 
 def _is_safe(operation: str, model: ModelConfig) -> bool:
@@ -111,16 +117,17 @@ def within_memory(target: Target, snapshot: Snapshot, config: ThemisConfig) -> G
             free[server.device] -= _memory_bytes(server.models, config)
     clamps: list[Clamp] = []
     servers = dict(target.servers)
-    for server in snapshot.servers:
+    for server in snapshot.servers if free else ():
         desired = target.servers.get(server.name)
-        if desired is None or server.device not in free or server.name in target.retire:
+        if desired is None or server.name in target.retire:
             continue
-        extra = _extra_bytes(server, desired, config)
-        if extra > max(0.0, free[server.device]) and extra > 0:
-            servers[server.name] = {name: _not_above(state, server.models.get(name)) for name, state in desired.items()}
-            clamps.append(Clamp(ClampKind.MEMORY, f"{server.name} cannot grow: {extra / 2**20:.0f} MiB are not free on {server.device}"))
-        else:
-            free[server.device] -= extra
+        extra = {device: count for device, count in _extra_bytes(server, desired, config).items() if device in free}
+        short = {device: count for device, count in extra.items() if count > max(0.0, free[device]) and count > 0}
+        for device, count in short.items():
+            clamps.append(Clamp(ClampKind.MEMORY, f"{server.name} cannot grow: {count / 2**20:.0f} MiB are not free on {device}"))
+        servers[server.name] = {name: _not_above(state, server.models.get(name), server, short) for name, state in desired.items()}
+        for device, count in extra.items():
+            free[device] -= 0.0 if device in short else count
     launch, added = _launches_that_fit(target, free, config)
     return replace(target, servers=servers, launch=launch), (*clamps, *added)
 
@@ -134,15 +141,15 @@ def within_pace(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Gua
     waiting = {(reading.server, model): c.pending for reading in snapshot.readings for model, c in reading.models.items()}
     servers = {name: dict(models) for name, models in target.servers.items()}
     desired = {
-        (s.name, model): target.servers[s.name][model].instances - now.instances
+        (s.name, model): sum(target.servers[s.name][model].added(now).values())
         for s in snapshot.servers
         if s.name in target.servers and s.name not in target.retire
         for model, now in s.models.items()
         if model in target.servers[s.name] and f"{s.name}/{model}" not in snapshot.busy
     }
     growing = {actuator: count for actuator, count in desired.items() if count > 0}
-    now = {(s.name, model): state.instances for s in snapshot.servers for model, state in s.models.items()}
-    granted = {actuator: count if waiting.get(actuator, 0.0) >= now[actuator] else 0 for actuator, count in growing.items()}
+    now = {(s.name, model): state for s in snapshot.servers for model, state in s.models.items()}
+    granted = {actuator: count if waiting.get(actuator, 0.0) >= now[actuator].instances else 0 for actuator, count in growing.items()}
     total, left = sum(growing.values()), left - sum(granted.values())
     if total - sum(granted.values()) <= max(0, left):
         return target, ()
@@ -151,8 +158,9 @@ def within_pace(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Gua
             granted[actuator] += 1
             left -= 1
     for (name, model), count in granted.items():
-        state = servers[name][model]
-        servers[name][model] = replace(state, instances=state.instances - growing[name, model] + count)
+        state, added = servers[name][model], servers[name][model].added(now[name, model])
+        left_out = {device: given - added[device] for device, given in first_added(added, count).items()}
+        servers[name][model] = state.plus(left_out)
     clamp = Clamp(ClampKind.PACE, f"{sum(granted.values())} of {total} instances are added now, the others in the next ticks")
     return replace(target, servers=servers), (clamp,)
 
@@ -175,26 +183,26 @@ def behind_open_calls(target: Target, snapshot: Snapshot, config: ThemisConfig) 
     clamps = []
     for call in snapshot.open_calls:
         profile, age_s = config.models[call.model].profile, snapshot.at_s - call.since_s
-        grows = call.after > call.before
-        if age_s <= config.policy.tick_s + (profile.instance_init_s if grows else profile.instance_stop_s):
+        if age_s <= config.policy.tick_s + (profile.instance_init_s if call.grows else profile.instance_stop_s):
             continue
-        executing = servers[call.server][call.model].instances if call.model in servers.get(call.server, {}) else call.before
-        answering = "new instances answer" if executing > call.before else "new instances do not answer yet"
-        state = answering if grows else "no instance is removed before"
-        asked = f"{call.model} on {call.server} {call.before}→{call.after}"
+        before, executing = call.before.instances, servers.get(call.server, {}).get(call.model, call.before).instances
+        answering = "new instances answer" if executing > before else "new instances do not answer yet"
+        state = answering if call.grows else "no instance is removed before"
+        asked = f"{call.model} on {call.server} {before}→{call.after.instances}"
         clamps.append(Clamp(ClampKind.OPEN_CALL, f"{asked}: call open for {age_s:.0f} s: the queue has not been empty; {state}"))
     return target, tuple(clamps)
 
 
-def _extra_bytes(server: Server, desired: dict[str, ModelState], config: ThemisConfig) -> float:
-    """Memory of the instances to be added; a reload holds old and new ones at once."""
-    total = 0.0
+def _extra_bytes(server: Server, desired: dict[str, ModelState], config: ThemisConfig) -> dict[str, float]:
+    """Memory of the instances to be added on each device; a reload holds old and new ones at once."""
+    total: dict[str, float] = {}
     for name, state in desired.items():
         now = server.models.get(name)
         if now is None:
             continue
-        added = state.instances if state.max_batch != now.max_batch else max(0, state.instances - now.instances)
-        total += added * config.models[name].profile.instance_memory_bytes
+        for device, count in (state.by_device if state.renews_all(now) else state.added(now)).items():
+            where = device or server.device
+            total[where] = total.get(where, 0.0) + count * config.models[name].profile.instance_memory_bytes
     return total
 
 
@@ -202,8 +210,12 @@ def _memory_bytes(models: dict[str, ModelState], config: ThemisConfig) -> int:
     return sum(state.instances * config.models[name].profile.instance_memory_bytes for name, state in models.items())
 
 
-def _not_above(state: ModelState, now: ModelState | None) -> ModelState:
-    return state if now is None else replace(now, instances=min(state.instances, now.instances))
+def _not_above(state: ModelState, now: ModelState | None, server: Server, devices: Container[str]) -> ModelState:
+    """The state without growth, and without a reload, on these devices of the server."""
+    if now is None or not any((device or server.device) in devices for device in state.by_device):
+        return state
+    counts = {d: min(n, now.by_device.get(d, 0)) if (d or server.device) in devices else n for d, n in state.by_device.items()}
+    return now.with_counts(counts)
 
 
 def _launches_that_fit(

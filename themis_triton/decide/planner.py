@@ -34,7 +34,8 @@ FINE_RPS, FINE_FRACTION = 0.5, 0.01
 class PlanQuery:
     """A demand on a pipeline; `batch_caps` None: any batch of the settings. `free_instances`: only servers have a price.
 
-    `min_servers` stay whatever the plan, because they were adopted.
+    `min_servers` stay whatever the plan, because they were adopted. `extra_places` of the places share the queue of one of `processes`
+    servers.
     """
 
     pipeline: str
@@ -43,6 +44,8 @@ class PlanQuery:
     busy_elsewhere: int = 0
     free_instances: bool = False
     min_servers: int = 1
+    processes: int = 0
+    extra_places: int = 0
 
 
 class Planner:
@@ -91,10 +94,13 @@ class Planner:
         query = _rounded(query)
         return self.remembered(("mixed", query, servers), lambda: solve_mixed(self._problem(query), servers, query.batch_caps))
 
-    def migration(self, query: PlanQuery, now: tuple[ServerAssignment, ...]) -> Migration:
-        """`solve_migration` from what runs now, with the times of the pipeline's profiles and the settings' prices."""
+    def migration(self, query: PlanQuery, now: tuple[ServerAssignment, ...], reachable: int) -> Migration:
+        """`solve_migration` from what runs now, with the times of the pipeline's profiles and the settings' prices.
+
+        The first `reachable` new places take an instance's initialisation, the others a server's launch.
+        """
         query = _rounded(query)
-        return self.remembered(("migration", query, now), lambda: self._solve_migration(query, now))
+        return self.remembered(("migration", query, now, reachable), lambda: self._solve_migration(query, now, reachable))
 
     def carried(self, query: PlanQuery, servers: tuple[int, ...], instances: tuple[int, ...]) -> float:
         """The largest whole rate that a configuration carries inside the SLO without headroom; −1: not even rate 0.
@@ -131,9 +137,10 @@ class Planner:
             lambda: strongest_vertical(problem, counts, min_instances=min_instances, batches=batches),
         )
 
-    def _solve_migration(self, query: PlanQuery, now: tuple[ServerAssignment, ...]) -> Migration:
+    def _solve_migration(self, query: PlanQuery, now: tuple[ServerAssignment, ...], reachable: int) -> Migration:
         pipeline = next(p for p in self.rules.config.pipelines if p.name == query.pipeline)
-        return solve_migration(self._problem(query), now, self.rules.move_times(pipeline), self.rules.move_prices)
+        times = replace(self.rules.move_times(pipeline), reachable=reachable)
+        return solve_migration(self._problem(query), now, times, self.rules.move_prices)
 
     def _problem(self, query: PlanQuery) -> ChainProblem:
         problems = self.rules.server_problems if query.free_instances else self.rules.problems
@@ -146,6 +153,8 @@ class Planner:
             dispersion=demand.dispersion,
             busy_elsewhere=query.busy_elsewhere,
             min_servers=query.min_servers,
+            processes=query.processes,
+            extra_places=query.extra_places,
             max_servers=max(query.min_servers, problems[query.pipeline].max_servers),
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from themis_triton.core.decision import Decision, Reason, Stage
 from themis_triton.core.estimate import PROXY
 from themis_triton.decide.allocation import PipelineProposal, allocate
+from themis_triton.decide.devices import FreeDevices
 from themis_triton.decide.guards import guard
 from themis_triton.decide.planner import Planner
 from themis_triton.decide.policy import Policy
@@ -30,11 +31,11 @@ def decide(state: PolicyState, policy_input: PolicyInput, planner: Planner, poli
     hold = _hold(policy_input, rules)
     if hold is not None:
         return state.reset_windows(), hold
-    proposals = []
+    proposals, devices = [], FreeDevices(policy_input.snapshot, rules.config)
     for pipeline in rules.config.pipelines:
-        view = view_of(pipeline, policy_input, planner)
+        view = view_of(pipeline, policy_input, planner, devices)
         proposals.append(PipelineProposal(view, policy.propose(state.pipelines.get(pipeline.name, PipelineState()), view)))
-    allocation = allocate(state, proposals, policy_input, rules)
+    allocation = allocate(state, proposals, policy_input, rules, devices)
     target, clamps = guard(allocation.target, policy_input.snapshot, rules.config)
     outputs = [entry.result.proposal for entry in proposals]
     lead = min(outputs, key=lambda p: URGENCY.index(p.reason))

@@ -16,9 +16,10 @@ from themis_triton.solver.plans import StageSize
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """The pipeline's models on every ready server, by the server's name.
+    """The pipeline's models at every ready place, by the place's name.
 
-    `launch`: servers to launch a group, each with the group's `launch_models`; `retire`: names of servers.
+    `launch`: servers to launch a group, each with the group's `launch_models`; `extend`: places to add to running servers, with those
+    models too; `retire`: names of places to give up.
     """
 
     servers: dict[str, Models]
@@ -29,6 +30,7 @@ class Proposal:
     launch_models: tuple[Models, ...]
     retire: tuple[str, ...] = ()
     detail: str = ""
+    extend: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +44,20 @@ class PolicyResult:
 def server_models(
     view: PipelineView, sizes: Sequence[StageSize], *, retire: tuple[str, ...] = (), allow_shrink: bool = True
 ) -> dict[str, Models]:
-    """The models of every ready server by the stages' sizes. Of the servers that stay, those with the most instances run the extra ones.
+    """The models at every ready place by the stages' sizes. Of the places that stay, those with the most instances run the extra ones.
 
-    `allow_shrink` False: a server with more instances keeps them. Batch limits are not lowered, a reload without benefit, unless a
+    `allow_shrink` False: a place with more instances keeps them. Batch limits are not lowered, a reload without benefit, unless a
     dispatcher forms the planned batches.
     """
     servers: dict[str, Models] = {}
     for s, size in enumerate(sizes):
         holders = view.holders(s)
-        staying = sorted((h for h in holders if h.name not in retire), key=lambda server: -server.models[size.name].instances)
-        larger = {server.name for server in staying[: size.extra_instance_servers]}
-        for server in holders:
-            now = server.models[size.name]
-            instances = size.instances + (server.name in larger)
-            servers.setdefault(server.name, {})[size.name] = replace(
+        staying = sorted((h for h in holders if h.name not in retire), key=lambda place: -place.models[size.name].instances)
+        larger = {place.name for place in staying[: size.extra_instance_servers]}
+        for place in holders:
+            now = place.models[size.name]
+            instances = size.instances + (place.name in larger)
+            servers.setdefault(place.name, {})[size.name] = replace(
                 now,
                 instances=instances if allow_shrink else max(instances, now.instances),
                 max_batch=_limit(view, size, now.max_batch),
@@ -64,7 +66,7 @@ def server_models(
 
 
 def launch_models(view: PipelineView, sizes: Sequence[StageSize]) -> tuple[Models, ...]:
-    """The models of a new server, a group; their batch limits are the settings' bounds, which cost nothing until requests wait."""
+    """The models of a new server or place, a group; their batch limits are the settings' bounds, which cost nothing until requests wait."""
 
     def state(s: int) -> ModelState:
         batch = _limit(view, sizes[s], view.problem.stages[s].max_batch)
@@ -107,20 +109,20 @@ def evidence_of(
 
 
 def to_launch(view: PipelineView, desired: tuple[int, ...]) -> tuple[int, ...]:
-    """Servers to launch a group: those desired that are neither ready nor coming."""
+    """Places to add a group: those desired that are neither ready nor coming."""
     return tuple(max(0, count - ready - coming) for count, ready, coming in zip(desired, view.ready, view.coming, strict=True))
 
 
 def leaving(view: PipelineView, kept: tuple[int, ...]) -> tuple[str, ...]:
-    """Servers to retire: launched ones beyond the counts to keep, in groups without coming servers.
+    """Places to give up, beyond the counts to keep: extra ones of a server first, then launched servers; none while one is coming.
 
     Those with the fewest instances first; co-located ones one at a time, because the others take over every stage.
     """
     names: list[str] = []
     for group, count in zip(view.groups, kept, strict=True):
-        launched = [server.name for server in by_retirement(group.ready) if server.launched]
+        removable = [place.name for place in by_retirement(group.ready) if place.removable]
         surplus = max(0, len(group.ready) - count) if not group.coming else 0
-        names += launched[len(launched) - min(surplus, 1 if len(view.groups) == 1 else surplus, len(launched)) :]
+        names += removable[len(removable) - min(surplus, 1 if len(view.groups) == 1 else surplus, len(removable)) :]
     return tuple(names)
 
 

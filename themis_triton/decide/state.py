@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from themis_triton.core.config import PipelineConfig, Placement
 from themis_triton.core.estimate import Estimate
-from themis_triton.core.fleet import Phase, Server
+from themis_triton.core.fleet import Phase, Place, Server, places_of
 from themis_triton.core.observation import Snapshot
 
 COMING = frozenset({Phase.LAUNCHING, Phase.WARMING})
@@ -14,15 +14,16 @@ COMING = frozenset({Phase.LAUNCHING, Phase.WARMING})
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Stages of a chain on the same servers, by their index in it: all where they are co-located, else one.
+    """Stages of a chain on the same places, by their index in it: all where they are co-located, else one.
 
-    `ready` servers are in the routes, ordered by name; `coming` ones are launching or warming up.
+    `ready` places are those of servers in the routes, ordered by the servers' names; `coming` ones belong to servers that launch or
+    warm up, or are being added to a running server.
     """
 
     stages: tuple[int, ...]
     names: tuple[str, ...]
-    ready: tuple[Server, ...]
-    coming: tuple[Server, ...]
+    ready: tuple[Place, ...]
+    coming: tuple[Place, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +34,24 @@ class PolicyInput:
     estimate: Estimate
 
     def groups(self, pipeline: PipelineConfig, placement: Placement) -> tuple[Group, ...]:
-        """The chain's groups with the servers that hold all stages of each."""
+        """The chain's groups with the places that hold all stages of each."""
         every = tuple(range(len(pipeline.stages)))
         parts = [every] if placement is Placement.COLOCATED else [(stage,) for stage in every]
         return tuple(self._group(tuple(pipeline.stages[s] for s in part), part) for part in parts)
 
     def _group(self, names: tuple[str, ...], part: tuple[int, ...]) -> Group:
         holding = [server for server in self.snapshot.servers if all(name in server.models for name in names)]
-        ready = tuple(server for server in holding if server.phase is Phase.SERVING)
-        return Group(part, names, ready, tuple(server for server in holding if server.phase in COMING))
+        serving = [(server, places_of(server, names)) for server in holding if server.phase is Phase.SERVING]
+        launching = [Place(server, "", server.models) for server in holding if server.phase in COMING]
+        extending = [place for server, places in serving if server.reach for place in self._extending(server, places, names)]
+        return Group(part, names, tuple(place for _, places in serving for place in places), (*launching, *extending))
+
+    def _extending(self, server: Server, places: tuple[Place, ...], names: tuple[str, ...]) -> list[Place]:
+        """The places that open calls are adding to a server."""
+        ready = {place.device for place in places}
+        calls = [call for call in self.snapshot.open_calls if call.server == server.name and call.model in names]
+        added = dict.fromkeys(device for call in calls for device in call.after.added(call.before) if not call.before.on(device))
+        return [Place(server, device, {}, extra=True) for device in added if device not in ready]
 
 
 @dataclass(frozen=True, slots=True)

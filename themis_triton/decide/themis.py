@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from operator import add
 
 from themis_triton.core.action import ActionKind
-from themis_triton.core.config import Placement
+from themis_triton.core.config import Isolation, Placement
 from themis_triton.core.decision import Reason, Stage
 from themis_triton.core.policy import PolicyName
 from themis_triton.decide.demand import Demand, backlog_of, fast_demand, launch_demand, slow_demand, surge_demand, survivor_demand
@@ -44,15 +44,17 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     """One tick of both loops. Instances absorb a surge at once; servers for what instances cannot carry are launched at once."""
     policy = view.rules.config.policy
     fast = fast_demand(view.estimate, policy, view.rules.init_s(view.pipeline))
-    slow = slow_demand(view.estimate, policy, view.rules.launch_s(view.pipeline), view.planner.forecaster)
+    slow = slow_demand(view.estimate, policy, _lead_s(view), view.planner.forecaster)
     growth, state = _growth_demand(state, view, fast)
-    now = view.in_place(growth, view.ready) if view.serves else None
-    instances, allow_shrink, state = _stabilized_instances(state, view, now, fast)
-    allow_shrink = allow_shrink and growth is not NO_DEMAND
-    at_launch = launch_demand(view.estimate, policy, view.rules.launch_s(view.pipeline))
+    now = view.in_place(growth, _in_reach(view)) if view.serves else None
+    at_launch = launch_demand(view.estimate, policy, _lead_s(view))
     target = _slow_target(view, slow, at_launch)
     target = replace(target, desired=_bounded(_larger(target.desired, _beyond_open_calls(view, now, at_launch)), view))
-    launch = to_launch(view, target.desired)
+    extend, launch = _new_places(view, now, target.desired)
+    if extend:
+        now = view.in_place(growth, (_in_reach(view)[0] + extend,))
+    instances, allow_shrink, state = _stabilized_instances(state, view, now, fast)
+    allow_shrink = allow_shrink and growth is not NO_DEMAND
     state, retire, why = _scale_in(state, view, target.desired)
     if retire and view.rules.fast_actuation:
         now = view.in_place(fast, view.without(retire))
@@ -64,8 +66,8 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
         state,
         Proposal(
             servers=server_models(view, _sizes(view, now, instances, batches), retire=retire, allow_shrink=allow_shrink),
-            stage=_stage(view, now, instances, launch),
-            reason=_reason(view, now, instances, launch, retire),
+            stage=_stage(view, now, instances, extend, launch),
+            reason=_reason(view, now, instances, extend, launch, retire),
             evidence=evidence_of(
                 view,
                 fast,
@@ -77,11 +79,43 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
                 holds_after_s=_holds_after_s(view, now, fast),
             ),
             launch=launch,
+            extend=extend,
             launch_models=launch_models(view, view.sizes(_launch_instances(view, (growth, slow, at_launch), target.desired), batches)),
             retire=retire,
             detail=why,
         ),
     )
+
+
+def _in_reach(view: PipelineView) -> tuple[int, ...]:
+    """The places that carry the load after one initialisation: the ready ones and those being added to running servers."""
+    return tuple(ready + view.extending for ready in view.ready) if len(view.groups) == 1 else view.ready
+
+
+def _lead_s(view: PipelineView) -> float:
+    """How long a new place takes: an initialisation while running servers reach further devices and may keep them, else a launch."""
+    launch = view.rules.config.launch
+    extends = view.reachable > 0 and (launch is None or launch.isolation is Isolation.NONE)
+    return view.rules.init_s(view.pipeline) if extends else view.rules.launch_s(view.pipeline)
+
+
+def _new_places(view: PipelineView, now: VerticalTarget | None, desired: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+    """(places to add to running servers, servers to launch a group).
+
+    A new place takes an initialisation, a server a cold start: running servers take what instances cannot carry now, and all else that
+    is desired, as far as they reach. With `isolation: process` settled load gets servers of its own, as far as devices are free.
+    """
+    wanted = to_launch(view, desired)
+    if not view.reachable and not view.extra + view.extending:
+        return 0, wanted
+    missing = max(0, sum(now.missing) if now is not None else 0)
+    launch = view.rules.config.launch
+    if launch is None or launch.isolation is Isolation.NONE:
+        extend = min(view.reachable, max(missing, wanted[0]))
+        return extend, (max(0, wanted[0] - extend),)
+    extend = min(view.reachable, missing)
+    processes = desired[0] - (view.ready[0] - view.extra) - (view.coming[0] - view.extending)
+    return extend, (min(max(0, processes), max(wanted[0] - extend, view.free_slots - extend, 0)),)
 
 
 def _growth_demand(state: PipelineState, view: PipelineView, fast: Demand) -> tuple[Demand, PipelineState]:
@@ -126,7 +160,7 @@ def _stabilized_instances(
 def _slow_target(view: PipelineView, slow: Demand, at_launch: Demand) -> _SlowTarget:
     """The plan with the cheapest migration for the slow demand; more servers where instances alone could not carry the launch demand.
 
-    There are always enough servers to carry `burst_headroom_factor` times the rate by adding instances.
+    There are always enough servers to carry `burst_headroom_factor` times the rate by adding instances and places.
     """
     plan, migration = view.joint(slow), None
     if _moves(view, plan) and view.serves and view.rules.config.planning.placement is Placement.COLOCATED:
@@ -134,7 +168,8 @@ def _slow_target(view: PipelineView, slow: Demand, at_launch: Demand) -> _SlowTa
         plan = migration.plan
     desired = view.servers_of(plan.stages) if plan.feasible else view.max_servers_by_group
     surge = replace(slow, rate_rps=slow.rate_rps * view.rules.config.policy.scale_up.burst_headroom_factor)
-    desired = _larger(desired, _larger(view.fewest_servers(surge), view.fewest_servers(at_launch)))
+    reserve = tuple(max(1, count - view.reachable) for count in view.fewest_servers(surge))
+    desired = _larger(desired, _larger(reserve, view.fewest_servers(at_launch)))
     return _SlowTarget(_bounded(desired, view), plan, migration)
 
 
@@ -238,21 +273,26 @@ def _holds_after_s(view: PipelineView, now: VerticalTarget | None, fast: Demand)
     return after_s if math.isfinite(after_s) else None
 
 
-def _stage(view: PipelineView, now: VerticalTarget | None, instances: tuple[int, ...], launch: tuple[int, ...]) -> Stage:
-    surging = now is None or not now.feasible or grows(view, instances) or any(launch)
+def _stage(view: PipelineView, now: VerticalTarget | None, instances: tuple[int, ...], extend: int, launch: tuple[int, ...]) -> Stage:
+    surging = now is None or not now.feasible or grows(view, instances) or extend > 0 or any(launch)
     return Stage.ABSORB if surging else Stage.OPTIMISE
 
 
 def _reason(
-    view: PipelineView, now: VerticalTarget | None, instances: tuple[int, ...], launch: tuple[int, ...], retire: tuple[str, ...]
+    view: PipelineView,
+    now: VerticalTarget | None,
+    instances: tuple[int, ...],
+    extend: int,
+    launch: tuple[int, ...],
+    retire: tuple[str, ...],
 ) -> Reason:
-    if now is not None and not now.feasible and not any(launch) and not any(view.coming):
+    if now is not None and not now.feasible and not extend and not any(launch) and not any(view.coming):
         return Reason.INFEASIBLE
     if any(launch):
         return Reason.SCALE_OUT
     if retire:
         return Reason.SCALE_IN
-    if grows(view, instances):
+    if extend or grows(view, instances):
         return Reason.SURGE
     return Reason.SETTLE if shrinks(view, instances) else Reason.STEADY
 

@@ -1,4 +1,4 @@
-"""One pipeline as a policy sees it in one tick: its servers, what they run, and the solver bound to its problem."""
+"""One pipeline as a policy sees it in one tick: its places, what they run, and the solver bound to its problem."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 from themis_triton.core.config import PipelineConfig, Placement
 from themis_triton.core.estimate import PipelineEstimate
-from themis_triton.core.fleet import Server
+from themis_triton.core.fleet import Place
 from themis_triton.core.observation import OpenCall
 from themis_triton.core.policy import QueueingModel
 from themis_triton.decide.demand import Demand
+from themis_triton.decide.devices import FreeDevices
 from themis_triton.decide.planner import Planner, PlanQuery
 from themis_triton.decide.rules import Rules
 from themis_triton.decide.state import Group, PolicyInput
@@ -23,9 +24,11 @@ from themis_triton.solver.problem import ChainProblem
 
 @dataclass(frozen=True, slots=True)
 class PipelineView:
-    """One pipeline's servers by group: one group of all stages where they are co-located, else one a stage.
+    """One pipeline's places by group: one group of all stages where they are co-located, else one a stage.
 
-    Server counts are tuples with one number per group. `busy_elsewhere`: instances of other pipelines' models on its servers.
+    Counts of places are tuples with one number per group; a server of one device is one place, so that baselines speak of servers.
+    `busy_elsewhere`: instances of other pipelines' models on its places. `reachable`: new places that its running servers may have now;
+    `free_slots`: servers that may be launched now.
     `open_calls`: growth of its models that takes longer than an initialisation, because requests wait.
     """
 
@@ -36,6 +39,8 @@ class PipelineView:
     at_s: float
     busy_elsewhere: int = 0
     open_calls: tuple[OpenCall, ...] = ()
+    reachable: int = 0
+    free_slots: int = 0
 
     @property
     def rules(self) -> Rules:
@@ -49,39 +54,49 @@ class PipelineView:
 
     @property
     def ready(self) -> tuple[int, ...]:
-        """Ready servers a group."""
+        """Ready places a group."""
         return tuple(len(group.ready) for group in self.groups)
 
     @property
+    def extra(self) -> int:
+        """Ready places beyond the first one of their server."""
+        return sum(place.extra for group in self.groups for place in group.ready)
+
+    @property
+    def extending(self) -> int:
+        """Places that are being added to running servers."""
+        return sum(place.extra for group in self.groups for place in group.coming)
+
+    @property
     def coming(self) -> tuple[int, ...]:
-        """Coming servers a group."""
+        """Coming places a group."""
         return tuple(len(group.coming) for group in self.groups)
 
     def without(self, retire: tuple[str, ...]) -> tuple[int, ...]:
-        """Ready servers a group without those to retire."""
-        return tuple(sum(server.name not in retire for server in group.ready) for group in self.groups)
+        """Ready places a group without those to give up."""
+        return tuple(sum(place.name not in retire for place in group.ready) for group in self.groups)
 
     @property
     def serves(self) -> bool:
-        """Whether every stage has a ready server."""
+        """Whether every stage has a ready place."""
         return all(self.ready)
 
-    def holders(self, stage: int) -> tuple[Server, ...]:
-        """The ready servers that hold a stage."""
+    def holders(self, stage: int) -> tuple[Place, ...]:
+        """The ready places that hold a stage."""
         return next(group.ready for group in self.groups if stage in group.stages)
 
     @property
     def batch_caps(self) -> tuple[int, ...]:
         """Largest batch of each stage that every ready server forms without a reload; the settings' bound where none is ready."""
         names, bounds = self.pipeline.stages, [stage.max_batch for stage in self.problem.stages]
-        limits = [[server.models[name].max_batch for server in self.holders(s)] for s, name in enumerate(names)]
+        limits = [[place.models[name].max_batch for place in self.holders(s)] for s, name in enumerate(names)]
         return tuple(min([bound, *batches]) for bound, batches in zip(bounds, limits, strict=True))
 
     @property
     def instances_now(self) -> tuple[int, ...]:
         """Smallest instance count of each stage over its ready servers."""
         names = self.pipeline.stages
-        return tuple(min((server.models[name].instances for server in self.holders(s)), default=0) for s, name in enumerate(names))
+        return tuple(min((place.models[name].instances for place in self.holders(s)), default=0) for s, name in enumerate(names))
 
     @property
     def sizes_now(self) -> tuple[StageSize, ...]:
@@ -119,9 +134,9 @@ class PipelineView:
 
     def migration(self, demand: Demand) -> Migration:
         """The plan with the cheapest migration from the present fleet, itself included; co-located chains only."""
-        now = tuple(assignment_of(s, self.pipeline.stages, self.rules.config) for s in by_retirement(self.groups[0].ready))
-        adopted = sum(not server.launched for server in self.groups[0].ready)
-        return self.planner.migration(replace(self._query(demand, reload=True), min_servers=max(1, adopted)), now)
+        now = tuple(assignment_of(place, self.pipeline.stages, self.rules.config) for place in by_retirement(self.groups[0].ready))
+        kept = sum(not place.removable for place in self.groups[0].ready)
+        return self.planner.migration(replace(self._query(demand, reload=True), min_servers=max(1, kept)), now, self.reachable)
 
     def servers_of(self, stages: Sequence[StageSize]) -> tuple[int, ...]:
         """The stages' servers a group."""
@@ -141,13 +156,18 @@ class PipelineView:
             return 0.0
         if self.rules.config.planning.placement is Placement.SEPARATE:
             return self.planner.carried(self._query(Demand(0.0, 0.0, 1.0, 0.0)), self.ready, self.instances_now)
-        return self._carried([tuple(server.models[stage].instances for stage in self.pipeline.stages) for server in self.groups[0].ready])
+        return self._carried([tuple(place.models[stage].instances for stage in self.pipeline.stages) for place in self.groups[0].ready])
 
     def committed_rps(self, planned: tuple[int, ...]) -> float:
         """The rate that co-located servers carry with the counts of open calls, and the planned ones of models without any."""
         after = {(call.server, call.model): call.after for call in self.open_calls}
+
+        def committed(place: Place, stage: str, count: int) -> int:
+            state = after.get((place.server.name, stage))
+            return count if state is None else state.on(place.device)
+
         stages = tuple(zip(self.pipeline.stages, planned, strict=True))
-        return self._carried([tuple(after.get((server.name, stage), count) for stage, count in stages) for server in self.groups[0].ready])
+        return self._carried([tuple(committed(place, *stage) for stage in stages) for place in self.groups[0].ready])
 
     def _carried(self, counts: list[tuple[int, ...]]) -> float:
         query = self._query(Demand(0.0, 0.0, 1.0, 0.0))
@@ -156,14 +176,17 @@ class PipelineView:
 
     def _query(self, demand: Demand, *, reload: bool = False) -> PlanQuery:
         caps = None if reload or self.rules.dispatcher_sets_batches else self.batch_caps
-        return PlanQuery(self.pipeline.name, demand, caps, self.busy_elsewhere)
+        extra = self.extra if len(self.groups) == 1 else 0
+        processes = self.ready[0] - extra if extra else 0
+        return PlanQuery(self.pipeline.name, demand, caps, self.busy_elsewhere, processes=processes, extra_places=extra)
 
 
-def view_of(pipeline: PipelineConfig, policy_input: PolicyInput, planner: Planner) -> PipelineView:
-    """The view of one pipeline; instances of other models on its servers count as busy."""
+def view_of(pipeline: PipelineConfig, policy_input: PolicyInput, planner: Planner, devices: FreeDevices) -> PipelineView:
+    """The view of one pipeline; instances of other models on its places count as busy."""
     groups = policy_input.groups(pipeline, planner.rules.config.planning.placement)
-    ready = [server for group in groups for server in group.ready]
-    others = [sum(state.instances for name, state in s.models.items() if name not in pipeline.stages) for s in ready]
+    ready = [place for group in groups for place in group.ready]
+    others = [sum(state.instances for name, state in place.models.items() if name not in pipeline.stages) for place in ready]
+    colocated = planner.rules.config.planning.placement is Placement.COLOCATED
     return PipelineView(
         pipeline=pipeline,
         estimate=policy_input.estimate.pipelines[pipeline.name],
@@ -172,10 +195,12 @@ def view_of(pipeline: PipelineConfig, policy_input: PolicyInput, planner: Planne
         at_s=policy_input.snapshot.at_s,
         busy_elsewhere=max(others, default=0),
         open_calls=_waiting_growth(pipeline, policy_input, planner.rules),
+        reachable=len(devices.extensions(ready, pipeline.stages)) if colocated else 0,
+        free_slots=len(devices.slots),
     )
 
 
 def _waiting_growth(pipeline: PipelineConfig, policy_input: PolicyInput, rules: Rules) -> tuple[OpenCall, ...]:
     longest_s = rules.init_s(pipeline) + rules.config.policy.tick_s
-    calls = [call for call in policy_input.snapshot.open_calls if call.model in pipeline.stages and call.after > call.before]
+    calls = [call for call in policy_input.snapshot.open_calls if call.model in pipeline.stages and call.grows]
     return tuple(call for call in calls if policy_input.snapshot.at_s - call.since_s > longest_s)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from themis_triton.core.config import ThemisConfig
+from themis_triton.core.fleet import ModelState, first_added
 from themis_triton.core.observation import OpenCall, Snapshot
 from themis_triton.estimate.served import ServedSeries
 
@@ -22,25 +23,25 @@ ServedByModel = Mapping[tuple[str, str], ServedSeries]
 
 def with_executing(snapshot: Snapshot, served: ServedByModel, config: ThemisConfig) -> Snapshot:
     """The snapshot in which servers have the instances that their executed batches show, as far as open calls add them."""
-    counts = {(call.server, call.model): _executing(call, served, snapshot.at_s, config) for call in snapshot.open_calls}
-    if not counts:
+    states = {(call.server, call.model): _executing(call, served, snapshot.at_s, config) for call in snapshot.open_calls}
+    if not states:
         return snapshot
     servers = []
     for server in snapshot.servers:
-        models = {name: replace(s, instances=counts.get((server.name, name), s.instances)) for name, s in server.models.items()}
+        models = {name: states.get((server.name, name), state) for name, state in server.models.items()}
         servers.append(replace(server, models=models))
     return replace(snapshot, servers=tuple(servers))
 
 
-def _executing(call: OpenCall, served: ServedByModel, now_s: float, config: ThemisConfig) -> int:
-    """Busy instances by Little's law, between the counts before and after the call. Under a backlog every instance is busy."""
+def _executing(call: OpenCall, served: ServedByModel, now_s: float, config: ThemisConfig) -> ModelState:
+    """The state before the call, with so many of the added instances as are busy by Little's law: under a backlog every one is."""
     series = served.get((call.server, call.model))
     start_s = max(call.since_s + config.models[call.model].profile.instance_init_s, now_s - WINDOW_S)
-    if series is None or not series.times_s or call.after <= call.before or series.times_s[-1] - start_s < MIN_WINDOW_S:
+    if series is None or not series.times_s or not call.grows or series.times_s[-1] - start_s < MIN_WINDOW_S:
         return call.before
     work = series.increase(start_s, series.times_s[-1])
     if not work.inferences:
         return call.before
     # The counter charges a batch's time to each of its requests.
     busy = work.compute_us * work.executions / work.inferences / 1e6 / (series.times_s[-1] - start_s)
-    return min(max(round(busy), call.before), call.after)
+    return call.before.plus(first_added(call.after.added(call.before), round(busy) - call.before.instances))

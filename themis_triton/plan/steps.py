@@ -7,7 +7,7 @@ migration has the order of the executed one.
 2. A reload (another batch limit) takes the instance count with it and needs room for the old and the new instances. Reloads go one at
    a time; a model that waits for its turn changes its count in place meanwhile.
 3. An instance is removed once nothing is being added to its model or to its server. A shrink takes one instance, because a server tears
-   them down one after the other and a growth would wait for all of them.
+   them down one after the other and a growth would wait for all of them. Instances that move to another device are added there first.
 4. Room first: growth or a reload that does not fit waits for the server's shrinks, and does not delay any.
 5. A server is retired after every growth and reload that the target asks of the others, and after the launches that hold its models.
    It is not changed before.
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from themis_triton.core.action import Action, ActionKind, Plan
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.decision import Decision, Target
-from themis_triton.core.fleet import ModelState, Phase, Server
+from themis_triton.core.fleet import ModelState, Phase, Place, Server
 from themis_triton.core.observation import Snapshot
 
 COMING = frozenset({Phase.LAUNCHING, Phase.WARMING})
@@ -29,9 +29,12 @@ COMING = frozenset({Phase.LAUNCHING, Phase.WARMING})
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """`limit_bytes` of a server's instances, without an entry where there is none, and what one instance of a model takes."""
+    """`limit_bytes` of the instances on a server's device, without an entry where there is none, and what one instance of a model takes.
 
-    limit_bytes: Mapping[str, int]
+    The device is as in `ModelState.by_device`.
+    """
+
+    limit_bytes: Mapping[tuple[str, str], int]
     instance_bytes: Mapping[str, int]
 
 
@@ -74,21 +77,32 @@ def server_name(slot: str, decision_id: str) -> str:
     return f"{slot.replace(':', '').replace('/', '-')}-{decision_id}"
 
 
-def by_retirement(servers: Iterable[Server]) -> list[Server]:
-    """Servers in the order in which they are kept: adopted ones first, then those with the most instances; the last is retired first."""
-    return sorted(servers, key=lambda server: (server.launched, -sum(state.instances for state in server.models.values())))
+def by_retirement(places: Iterable[Place]) -> list[Place]:
+    """Places in the order in which they are kept: adopted servers first, then those with the most instances, then extra places.
+
+    The last is given up first.
+    """
+    return sorted(places, key=lambda place: (place.extra, place.server.launched, -place.instances))
 
 
-def memory_limit_bytes(server: Server, config: ThemisConfig) -> int | None:
-    """The device memory that the settings give to the server's slot; None without a slot, or where NVML alone limits it."""
+def memory_limit_bytes(server: Server, device: str, config: ThemisConfig) -> int | None:
+    """The memory that the settings give to a slot: the server's own, on another device the smallest one there; None without a limit.
+
+    NVML alone limits a device without a slot.
+    """
     slots = config.launch.slots if config.launch is not None else ()
-    return next((slot.memory_bytes for slot in slots if slot.name == server.slot), None)
+    if device in ("", server.device):
+        return next((slot.memory_bytes for slot in slots if slot.name == server.slot), None)
+    return min((slot.memory_bytes for slot in slots if slot.device == device and slot.memory_bytes is not None), default=None)
 
 
 def _memory(servers: Iterable[Server], config: ThemisConfig) -> Memory | None:
-    """The limits of launched servers' slots; None where no slot has one. What NVML shows free limits the target already."""
-    limits = {server.name: memory_limit_bytes(server, config) for server in servers}
-    known = {name: limit for name, limit in limits.items() if limit is not None}
+    """The limits of the settings; None where no slot has one. What NVML shows free limits the target already."""
+    if config.launch is None or all(slot.memory_bytes is None for slot in config.launch.slots):
+        return None
+    devices = [(server, device) for server in servers for device in (server.devices if server.reach else ("",))]
+    limits = {(server.name, device): memory_limit_bytes(server, device, config) for server, device in devices}
+    known = {key: limit for key, limit in limits.items() if limit is not None}
     return Memory(known, {name: model.profile.instance_memory_bytes for name, model in config.models.items()}) if known else None
 
 
@@ -107,15 +121,24 @@ class _Change:
 
     @property
     def reloads(self) -> bool:
-        return (self.goal.max_batch, self.goal.max_queue_delay_us) != (self.now.max_batch, self.now.max_queue_delay_us)
+        return self.goal.renews_all(self.now)
 
     @property
     def grows(self) -> bool:
-        return self.goal.instances > self.now.instances
+        return bool(self.goal.added(self.now))
 
     def in_place(self) -> _Change:
-        """Without the reload: the count alone."""
-        return replace(self, goal=replace(self.now, instances=self.goal.instances))
+        """Without the reload: the counts alone."""
+        return replace(self, goal=self.now.with_counts(self.goal.by_device))
+
+    def growth(self) -> _Change:
+        """The added instances alone."""
+        return replace(self, goal=self.now.plus(self.goal.added(self.now)))
+
+    def one_less(self) -> ModelState:
+        """The state with one of the removed instances less, on the device that is to lose the most."""
+        removed = self.now.added(self.goal)
+        return self.now.plus({max(removed, key=lambda device: removed[device]): -1})
 
 
 @dataclass(slots=True)
@@ -132,7 +155,7 @@ class _Ordering:
     growing_servers: set[str] = field(default_factory=set)
     incomplete: bool = False
     reloading: bool = False
-    room: dict[str, float] = field(default_factory=dict)
+    room: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def actions(self) -> tuple[Action, ...]:
         changes = sorted(self._changes(), key=lambda change: change.server)
@@ -177,14 +200,15 @@ class _Ordering:
     def _note_addition(self, change: _Change) -> None:
         self.growing_models.add(change.model)
         self.growing_servers.add(change.server)
-        if self.memory is not None:
-            self.room[change.server] = self._room(change.server) - self._extra_bytes(change)
+        for device, extra in self._extra_bytes(change).items():
+            self.room[change.server, device] = self._room(change.server, device) - extra
 
     def _change_count(self, change: _Change) -> None:
+        growth = change.growth()
         if not change.grows:
             self.shrinks.append(change)
-        elif self._fits(change):
-            self._add(ActionKind.GROW, change)
+        elif self._fits(growth):
+            self._add(ActionKind.GROW, growth)
         else:
             self.incomplete = True
 
@@ -195,9 +219,11 @@ class _Ordering:
             self._add(ActionKind.REBATCH, change)
             return
         self.incomplete = True
+        if change.now.joint:
+            return  # no change of counts is in place
         in_place = change.in_place()
         if change.grows:
-            if waits and self._extra_bytes(in_place) + self._extra_bytes(change) <= self._room(change.server):
+            if waits and self._fits(in_place, change):
                 self._change_count(in_place)
         elif in_place.goal != in_place.now:
             self._change_count(in_place)
@@ -211,23 +237,30 @@ class _Ordering:
             f"{self.decision_id}/{change.actuator}", kind, self.decision_id, change.server, change.model, before=change.now, after=after
         )
 
-    def _fits(self, change: _Change) -> bool:
-        return self.memory is None or self._extra_bytes(change) <= max(0.0, self._room(change.server))
+    def _fits(self, *changes: _Change) -> bool:
+        """Whether all of these changes of one server fit its devices."""
+        extra: dict[str, int] = {}
+        for change in changes:
+            for device, count in self._extra_bytes(change).items():
+                extra[device] = extra.get(device, 0) + count
+        return all(count <= max(0.0, self._room(changes[0].server, device)) for device, count in extra.items())
 
-    def _room(self, server: str) -> float:
-        """Bytes that the server's limit leaves, less what starts or is under way."""
-        if self.memory is None or server not in self.memory.limit_bytes:
+    def _room(self, server: str, device: str) -> float:
+        """Bytes that the limit of a server's device leaves, less what starts or is under way."""
+        if self.memory is None or (server, device) not in self.memory.limit_bytes:
             return float("inf")
-        if server not in self.room:
+        if (server, device) not in self.room:
             sizes = self.memory.instance_bytes
-            used = sum(state.instances * sizes[model] for model, state in self.running.servers[server].items())
-            self.room[server] = self.memory.limit_bytes[server] - used
-        return self.room[server]
+            used = sum(state.by_device.get(device, 0) * sizes[model] for model, state in self.running.servers[server].items())
+            self.room[server, device] = self.memory.limit_bytes[server, device] - used
+        return self.room[server, device]
 
-    def _extra_bytes(self, change: _Change) -> int:
-        """A reload holds the old and the new instances at once."""
-        added = change.goal.instances if change.reloads else max(0, change.goal.instances - change.now.instances)
-        return added * self.memory.instance_bytes[change.model] if self.memory is not None else 0
+    def _extra_bytes(self, change: _Change) -> dict[str, int]:
+        """By device. A reload holds the old and the new instances at once."""
+        if self.memory is None:
+            return {}
+        added = change.goal.by_device if change.reloads else change.goal.added(change.now)
+        return {device: count * self.memory.instance_bytes[change.model] for device, count in added.items()}
 
     def _launches(self) -> Iterator[Action]:
         for slot, models in sorted(self.target.launch.items()):
@@ -251,4 +284,4 @@ class _Ordering:
             if self.target.whole_changes:
                 yield self._action(ActionKind.SHRINK, change, change.goal)
             elif change.model not in self.growing_models and change.server not in self.growing_servers:
-                yield self._action(ActionKind.SHRINK, change, replace(change.now, instances=change.now.instances - 1))
+                yield self._action(ActionKind.SHRINK, change, change.one_less())

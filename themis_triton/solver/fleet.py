@@ -10,7 +10,7 @@ import numpy as np
 
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.errors import SolverError
-from themis_triton.core.fleet import ModelState, Server
+from themis_triton.core.fleet import ModelState, Place
 from themis_triton.core.price import fleet_price
 from themis_triton.plan.steps import memory_limit_bytes
 from themis_triton.solver.fleet_kernels import describe_fleet
@@ -36,10 +36,10 @@ class ServerAssignment:
         return tuple([state.instances for state in self.stages])
 
 
-def assignment_of(server: Server, stages: Sequence[str], config: ThemisConfig) -> ServerAssignment:
-    """What a server that holds all stages runs, with the memory limit that live steps have there."""
-    states = tuple(replace(server.models[stage], max_queue_delay_us=0) for stage in stages)
-    return ServerAssignment(server.name, states, memory_limit_bytes(server, config))
+def assignment_of(place: Place, stages: Sequence[str], config: ThemisConfig) -> ServerAssignment:
+    """What a place that holds all stages runs, with the memory limit that live steps have there."""
+    states = tuple(replace(place.models[stage], max_queue_delay_us=0, spread=()) for stage in stages)
+    return ServerAssignment(place.name, states, memory_limit_bytes(place.server, place.device, config))
 
 
 def evaluate_fleet(problem: ChainProblem, servers: Sequence[ServerAssignment], *, rate_rps: float | None = None) -> Evaluation:

@@ -16,7 +16,7 @@ from themis_triton.solver.queueing import SLO
 from themis_triton.solver.rate_search import largest_rate
 from themis_triton.solver.separate import fastest_separate, separate_columns, separate_frontier
 from themis_triton.solver.slot_kernels import split_slots
-from themis_triton.solver.stage_kernels import CORES, ELSEWHERE, RATIO, Chain, server_capacity_rps, stage_times
+from themis_triton.solver.stage_kernels import CORES, ELSEWHERE, Chain, place_times, server_capacity_rps
 from themis_triton.solver.surface import BoolArray, FloatArray, IntArray
 
 # The answer of a search. CHEAPEST: a plan of low..high servers; FEWEST: the fewest of low..high servers that carry the rate; ENOUGH: the
@@ -35,7 +35,7 @@ def describe_stage(chain: Chain, s: int, colocated: bool, servers: int, instance
         full, busy = total + chain.rule[ELSEWHERE], device_columns(chain, servers, total)
     else:
         full, busy = separate_columns(chain, s, servers, instances)
-    service, wait = stage_times(chain, s, busy, servers, chain.floats[s, RATIO] / servers, instances, batch)
+    service, wait = place_times(chain, s, busy, servers, instances, batch)
     row[N], row[C], row[B], row[SERVICE], row[WAIT] = servers, instances, batch, service, wait
     row[CAPACITY] = servers * server_capacity_rps(chain, s, instances, batch, full)
 

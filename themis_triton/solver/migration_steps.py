@@ -20,7 +20,8 @@ ADDITIONS = frozenset({ActionKind.GROW, ActionKind.REBATCH, ActionKind.LAUNCH})
 class MoveTimes:
     """Measured durations of actions, in seconds. A model's instances start together and are torn down one after the other.
 
-    `whole_changes`: changes in place take less than a tick and are not parted into single steps.
+    `whole_changes`: changes in place take less than a tick and are not parted into single steps. `reachable`: that many of the new
+    servers are new places of running ones, which take an instance's initialisation.
     """
 
     instance_init_s: float = 1.0
@@ -28,6 +29,7 @@ class MoveTimes:
     server_launch_s: float = 5.0
     drain_s: float = 2.0
     whole_changes: bool = False
+    reachable: int = 0
 
     def duration_s(self, action: Action) -> float:
         """How long an action takes."""
@@ -114,8 +116,8 @@ class _Replay:
         self.instance_bytes = {stage.name: stage.instance_memory_bytes for stage in self.problem.stages}
         self.used_bytes = {name: self._bytes(models) for name, models in self.servers.items()}
         common = self.problem.device_memory_bytes
-        limits = {server.name: common if server.memory_limit_bytes is None else server.memory_limit_bytes for server in self.now}
-        known = {name: limit for name, limit in limits.items() if limit is not None}
+        limits = {(server.name, ""): common if server.memory_limit_bytes is None else server.memory_limit_bytes for server in self.now}
+        known = {key: limit for key, limit in limits.items() if limit is not None}
         self.memory = Memory(known, self.instance_bytes) if known else None
 
     def run(self) -> tuple[Step, ...] | None:
@@ -144,7 +146,9 @@ class _Replay:
 
     def _start_one(self, action: Action, at_s: float) -> None:
         actuator = action.id[1:]
-        step = self.under_way[actuator] = _Started(action, at_s, at_s + self.times.duration_s(action))
+        near = action.slot in list(self.target.launch)[: self.times.reachable]
+        duration_s = self.times.instance_init_s if near else self.times.duration_s(action)
+        step = self.under_way[actuator] = _Started(action, at_s, at_s + duration_s)
         self.steps.append(step)
         server = action.slot or action.server
         if action.kind is ActionKind.LAUNCH:

@@ -70,7 +70,8 @@ def _rates(problem: ChainProblem, rate_rps: float) -> FloatArray:
 def _rule(problem: ChainProblem, servers: int | Sequence[int] | None) -> IntArray:
     cores = problem.throughput is ThroughputRule.CORES
     max_total = problem.max_servers if servers is None else np.iinfo(np.int64).max
-    values = [queueing_code(problem.queueing), int(cores), int(problem.paper_rounding), 0 if cores else problem.busy_elsewhere, max_total]
+    elsewhere, shared = (0, 0) if cores else (problem.busy_elsewhere, problem.extra_places)
+    values = [queueing_code(problem.queueing), int(cores), int(problem.paper_rounding), elsewhere, max_total, problem.processes, shared]
     return np.array(values, dtype=np.int64)
 
 

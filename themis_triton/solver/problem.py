@@ -59,7 +59,8 @@ class ChainProblem:
     Capacity must reach `demand = λ + headroom_sigmas·√(dispersion·λ) + headroom_rps`; waits are predicted at λ itself.
     COLOCATED takes its server price from the first stage; servers are bounded by `min_servers`..`max_servers`. SEPARATE: at least
     `min_servers` a stage, at most `max_servers` in total. `device_memory_bytes` is what one server's instances may use.
-    `busy_elsewhere`: instances of others that are busy on the same device. `paper_rounding`: demand rounded to whole requests/s and
+    `busy_elsewhere`: instances of others that are busy on the same device. COLOCATED: a "server" is one device of a server; up to
+    `extra_places` of them share the queue of one of the first `processes`. `paper_rounding`: demand rounded to whole requests/s and
     a replica's throughput rounded down, as the paper's artifact does.
     `packed` keeps the kernels' arrays of this problem and of those that `replace` makes of it.
     """
@@ -78,6 +79,8 @@ class ChainProblem:
     headroom_rps: float = 0.0
     dispersion: float = 1.0
     busy_elsewhere: int = 0
+    processes: int = 0
+    extra_places: int = 0
     paper_rounding: bool = False
     packed: Memory[Any] = field(default_factory=lambda: Memory(PACKED), compare=False, repr=False)
 

@@ -28,7 +28,7 @@ from themis_triton.solver.surface import BoolArray, FloatArray, IntArray
 # Columns of Chain.ints and Chain.floats (a row a stage), and places in Chain.rule; those of Chain.rate stand in `queueing`.
 MIN_INSTANCES, MAX_INSTANCES, MIN_SERVERS, MAX_SERVERS = 0, 1, 2, 3
 SERVER_PRICE, INSTANCE_PRICE, MEMORY_BYTES, DELAY_MS, RATIO = 0, 1, 2, 3, 4
-QUEUEING, CORES, WHOLE, ELSEWHERE, MAX_TOTAL_SERVERS = 0, 1, 2, 3, 4
+QUEUEING, CORES, WHOLE, ELSEWHERE, MAX_TOTAL_SERVERS, PROCESSES, EXTRA_PLACES = 0, 1, 2, 3, 4, 5, 6
 CAPACITY_TOLERANCE = 1e-9
 
 
@@ -36,7 +36,7 @@ class Chain(NamedTuple):
     """A packed problem. S stages, B batch sizes, K busy instances (or cores).
 
     `latency` float64[2·S, B, K] ms: S at the percentile, then S means, by which capacity counts; `gather` float64[B], see `gather_table`;
-    `ints` int64[S, 4]; `floats` float64[S, 5]; `allowed` bool[S, B]; `rate` float64[9]; `rule` int64[5].
+    `ints` int64[S, 4]; `floats` float64[S, 5]; `allowed` bool[S, B]; `rate` float64[9]; `rule` int64[7].
     """
 
     latency: FloatArray
@@ -111,6 +111,24 @@ def busy_columns(chain: Chain, latency_ms: FloatArray, shares: FloatArray, total
 
 
 @flat_kernel
+def places_per_queue(chain: Chain, servers: int) -> int:
+    """How many of the places draw from one queue at least: extra places share that of a process, of which there may be more."""
+    extra = chain.rule[EXTRA_PLACES]
+    if extra == 0:
+        return 1
+    queues = max(min(chain.rule[PROCESSES], servers), servers - extra, 1)
+    return int(max(1, servers // queues))
+
+
+@flat_kernel
+def place_times(chain: Chain, s: int, busy: Busy, servers: int, instances: int, batch: int) -> tuple[float, float]:
+    """`stage_times` on one of `servers` equal places; those of one process are one queue with the instances of them all."""
+    places = places_per_queue(chain, servers)
+    share = places * chain.floats[s, RATIO] / servers
+    return stage_times(chain, s, busy, servers if places == 1 else servers // places, share, places * instances, batch)
+
+
+@flat_kernel
 def stage_times(chain: Chain, s: int, busy: Busy, servers: int, share: float, instances: int, batch: int) -> tuple[float, float]:
     """(service ms, wait ms) at the percentile on one of `servers` servers that gets `share` of the chain's rate as this stage's requests.
 
@@ -145,7 +163,7 @@ def best_batch(chain: Chain, s: int, full: int, busy: Busy, servers: int, instan
             continue
         if servers * server_capacity_rps(chain, s, instances, batch, full) < wanted * (1.0 - CAPACITY_TOLERANCE):
             continue
-        service, wait = stage_times(chain, s, busy, servers, chain.floats[s, RATIO] / servers, instances, batch)
+        service, wait = place_times(chain, s, busy, servers, instances, batch)
         if service + wait < least:
             best, least = batch, service + wait
     return best, least

@@ -1,0 +1,91 @@
+"""The devices that one tick's decisions may still take: for a new server, or for a new place of a running one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from themis_triton.core.config import ThemisConfig
+from themis_triton.core.fleet import Place, Server
+from themis_triton.core.observation import Snapshot
+
+
+class FreeDevices:
+    """Devices with their servers, those of launches and open calls included. Decisions take devices one after the other.
+
+    A device is held by one server at a time, or by as many as the settings put there.
+    """
+
+    def __init__(self, snapshot: Snapshot, config: ThemisConfig) -> None:
+        self._snapshot = snapshot
+        self._config = config
+        self._resting = snapshot.busy | {actuator for actuator, until_s in snapshot.backing_off.items() if until_s > snapshot.at_s}
+        self._holders: dict[str, set[str]] = {}
+        for server in snapshot.servers:
+            for device in server.devices:
+                if server.runs_on(device):
+                    self._holders.setdefault(device, set()).add(server.name)
+        for call in snapshot.open_calls:
+            for device, _ in call.after.spread:
+                self._holders.setdefault(device, set()).add(call.server)
+        self._memory_bytes = {
+            reading.device: reading.memory_free_bytes - config.policy.memory_margin_fraction * (reading.memory_total_bytes or 0)
+            for reading in snapshot.devices
+            if reading.memory_free_bytes is not None
+        }
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Slots with no server on them, not in back-off, and with a free device, in the order of the settings."""
+        launch, snapshot = self._config.launch, self._snapshot
+        taken = {server.slot for server in snapshot.servers} | snapshot.busy | set(snapshot.backing_off)
+        free = [slot for slot in launch.slots if slot.name not in taken] if launch is not None else []
+        return tuple(slot.name for slot in free if self._has_room(slot.device))
+
+    def beyond_slots(self, places: Iterable[Place]) -> int:
+        """How many devices these places' servers may extend to that no slot could use."""
+        launch = self._config.launch
+        with_slot = {slot.device for slot in launch.slots if slot.name in self.slots} if launch is not None else set()
+        reachable = {device for place in places for device in place.server.reach if self._has_room(device)}
+        return len(reachable - with_slot)
+
+    def extensions(self, places: Sequence[Place], models: Sequence[str], count: int | None = None) -> tuple[tuple[Server, str], ...]:
+        """Up to `count` new places, each as a server and a device: where some of the models run already, then with the fewest places."""
+        servers = {place.server.name: place.server for place in places if place.server.reach and not self._rests(place.server, models)}
+        held = {name: {place.device for place in places if place.server.name == name} for name in servers}
+        offers = [(server, device) for server in servers.values() for device in server.devices if device not in held[server.name]]
+        chosen: list[tuple[Server, str]] = []
+        while offers and (count is None or len(chosen) < count):
+            server, device = min(offers, key=lambda offer: (not _partly(offer, models), len(held[offer[0].name])))
+            if self._is_open(server, device, models):
+                chosen.append((server, device))
+                held[server.name].add(device)
+                offers = [offer for offer in offers if offer[1] != device or self._has_room(device, chosen)]
+            offers = [offer for offer in offers if offer != (server, device)]
+        return tuple(chosen)
+
+    def take(self, device: str, server: str) -> None:
+        """Note that a server is to use a device."""
+        self._holders.setdefault(device, set()).add(server)
+
+    def take_slot(self, slot: str) -> None:
+        """Note that a server is to be launched on a slot."""
+        slots = self._config.launch.slots if self._config.launch is not None else ()
+        self.take(next(each.device for each in slots if each.name == slot), f"launch on {slot}")
+
+    def _rests(self, server: Server, models: Sequence[str]) -> bool:
+        return not self._resting.isdisjoint((server.name, *(f"{server.name}/{model}" for model in models)))
+
+    def _is_open(self, server: Server, device: str, models: Sequence[str]) -> bool:
+        profiles = [self._config.models[model] for model in models if not server.models[model].on(device)]
+        needed = sum(model.min_instances * model.profile.instance_memory_bytes for model in profiles)
+        holds = server.name in self._holders.get(device, ()) or self._has_room(device)
+        return holds and needed <= self._memory_bytes.get(device, needed)
+
+    def _has_room(self, device: str, chosen: Sequence[tuple[Server, str]] = ()) -> bool:
+        more = sum(other == device for _, other in chosen)
+        return len(self._holders.get(device, ())) + more < self._config.places_on(device)
+
+
+def _partly(offer: tuple[Server, str], models: Sequence[str]) -> bool:
+    server, device = offer
+    return any(server.models[model].on(device) for model in models)
