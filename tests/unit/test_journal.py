@@ -50,7 +50,7 @@ def outcome(second: float, kind: OutcomeKind = OutcomeKind.DONE) -> Outcome:
 
 def test_servers_come_back_as_they_were(path: Path) -> None:
     first = replace(server("a", (3, 2), slot="cpu:1"), process=ProcessId(4711, 170_025), log_file="a.log")
-    second = server("b", phase=Phase.WARMING)
+    second = replace(server("b", phase=Phase.WARMING), reach=("cpu:1",))
     journal = Journal(path)
     for each in (second, first):
         journal.save_server(each)

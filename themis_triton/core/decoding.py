@@ -31,7 +31,12 @@ def _decode(kind: Any, data: object, place: str) -> object:  # noqa: ANN401 - a 
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return _address(data, place) if kind is Address else _dataclass(kind, data, place)
     if origin is tuple:
-        return tuple(_decode(typing.get_args(kind)[0], item, f"{place}[{i}]") for i, item in enumerate(_expect(list, data, place)))
+        items, kinds = _expect(list, data, place), typing.get_args(kind)
+        if kinds[-1] is Ellipsis:
+            kinds = (kinds[0],) * len(items)
+        elif len(items) != len(kinds):
+            raise ValueError(f"{place}: {len(items)} items instead of {len(kinds)}")
+        return tuple(_decode(inner, item, f"{place}[{i}]") for i, (inner, item) in enumerate(zip(kinds, items, strict=True)))
     if origin is dict:
         key, item = typing.get_args(kind)
         return {key(name): _decode(item, value, f"{place}.{name}") for name, value in _expect(dict, data, place).items()}

@@ -35,8 +35,11 @@ def _schema(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:  # noqa: 
     if origin in (typing.Union, types.UnionType):
         inner = [option for option in arguments if option is not type(None)]
         return {"anyOf": [_schema(inner[0], definitions), {"type": "null"}]}
-    if origin is tuple:
+    if origin is tuple and arguments[-1] is Ellipsis:
         return {"type": "array", "items": _schema(arguments[0], definitions)}
+    if origin is tuple:
+        items = [_schema(argument, definitions) for argument in arguments]
+        return {"type": "array", "prefixItems": items, "minItems": len(items), "maxItems": len(items)}
     if origin is dict:
         return {"type": "object", "additionalProperties": _schema(arguments[1], definitions)}
     return _plain_schema(kind, definitions)

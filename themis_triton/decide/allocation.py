@@ -78,21 +78,30 @@ class _Joined:
     retire: list[str] = field(default_factory=list)
 
     def resize(self, each: PipelineProposal) -> None:
-        """Set the counts at the pipeline's ready places."""
+        """Set the counts at the pipeline's ready places, and complete those that are being added to running servers."""
         for group in each.view.groups:
             for place in group.ready:
                 states = {name: state for name, state in each.result.proposal.servers[place.name].items() if name in group.names}
                 self.servers[place.server.name] = with_place(self.servers[place.server.name], place, states)
 
+        for place in each.view.groups[0].coming if len(each.view.groups) == 1 else ():
+            if place.extra:
+                self._add_place(place, each)
+
+    def _add_place(self, place: Place, each: PipelineProposal) -> None:
+        """Give a place what it lacks of the pipeline, with the batching that the server has."""
+        now, (models,) = self.servers[place.server.name], each.result.proposal.launch_models
+        lacking = {name: state for name, state in models.items() if not now[name].on(place.device)}
+        states = {name: replace(now[name], instances=state.instances, spread=()) for name, state in lacking.items()}
+        self.servers[place.server.name] = with_place(now, place, states)
+
     def extend(self, each: PipelineProposal, count: int, devices: FreeDevices) -> None:
         """Add places to running servers, with the batching that they have."""
         if count == 0:
             return
-        (group,), (models,) = each.view.groups, each.result.proposal.launch_models
+        (group,) = each.view.groups
         for server, device in devices.extensions(group.ready, group.names, count):
-            now = self.servers[server.name]
-            states = {name: replace(now[name], instances=state.instances, spread=()) for name, state in models.items()}
-            self.servers[server.name] = with_place(now, Place(server, device, {}), states)
+            self._add_place(Place(server, device, {}), each)
             devices.take(device, server.name)
 
     def give_up(self, name: str, each: PipelineProposal) -> None:

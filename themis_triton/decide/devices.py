@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.fleet import Place, Server
-from themis_triton.core.observation import Snapshot
+from themis_triton.core.observation import OpenCall, Snapshot
 
 
 class FreeDevices:
@@ -18,7 +18,8 @@ class FreeDevices:
     def __init__(self, snapshot: Snapshot, config: ThemisConfig) -> None:
         self._snapshot = snapshot
         self._config = config
-        self._resting = snapshot.busy | {actuator for actuator, until_s in snapshot.backing_off.items() if until_s > snapshot.at_s}
+        backing_off = {actuator for actuator, until_s in snapshot.backing_off.items() if until_s > snapshot.at_s}
+        self._resting = backing_off | {f"{call.server}/{call.model}" for call in snapshot.open_calls if waits(call, snapshot, config)}
         self._holders: dict[str, set[str]] = {}
         for server in snapshot.servers:
             for device in server.devices:
@@ -49,8 +50,15 @@ class FreeDevices:
         return len(reachable - with_slot)
 
     def extensions(self, places: Sequence[Place], models: Sequence[str], count: int | None = None) -> tuple[tuple[Server, str], ...]:
-        """Up to `count` new places, each as a server and a device: where some of the models run already, then with the fewest places."""
-        servers = {place.server.name: place.server for place in places if place.server.reach and not self._rests(place.server, models)}
+        """Up to `count` new places, each as a server and a device: where some of the models run already, then with the fewest places.
+
+        None at servers where a growth of these models waits until its queue is empty, or that rest after a failure.
+        """
+        servers = {
+            place.server.name: place.server
+            for place in places
+            if place.server.reach and self._resting.isdisjoint((place.server.name, *(f"{place.server.name}/{model}" for model in models)))
+        }
         held = {name: {place.device for place in places if place.server.name == name} for name in servers}
         offers = [(server, device) for server in servers.values() for device in server.devices if device not in held[server.name]]
         chosen: list[tuple[Server, str]] = []
@@ -72,9 +80,6 @@ class FreeDevices:
         slots = self._config.launch.slots if self._config.launch is not None else ()
         self.take(next(each.device for each in slots if each.name == slot), f"launch on {slot}")
 
-    def _rests(self, server: Server, models: Sequence[str]) -> bool:
-        return not self._resting.isdisjoint((server.name, *(f"{server.name}/{model}" for model in models)))
-
     def _is_open(self, server: Server, device: str, models: Sequence[str]) -> bool:
         profiles = [self._config.models[model] for model in models if not server.models[model].on(device)]
         needed = sum(model.min_instances * model.profile.instance_memory_bytes for model in profiles)
@@ -84,6 +89,11 @@ class FreeDevices:
     def _has_room(self, device: str, chosen: Sequence[tuple[Server, str]] = ()) -> bool:
         more = sum(other == device for _, other in chosen)
         return len(self._holders.get(device, ())) + more < self._config.places_on(device)
+
+
+def waits(call: OpenCall, snapshot: Snapshot, config: ThemisConfig) -> bool:
+    """Whether a growth takes longer than an initialisation, because requests wait."""
+    return call.grows and snapshot.at_s - call.since_s > config.models[call.model].profile.instance_init_s + config.policy.tick_s
 
 
 def _partly(offer: tuple[Server, str], models: Sequence[str]) -> bool:

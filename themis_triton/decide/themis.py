@@ -10,7 +10,16 @@ from themis_triton.core.action import ActionKind
 from themis_triton.core.config import Isolation, Placement
 from themis_triton.core.decision import Reason, Stage
 from themis_triton.core.policy import PolicyName
-from themis_triton.decide.demand import Demand, backlog_of, fast_demand, launch_demand, slow_demand, surge_demand, survivor_demand
+from themis_triton.decide.demand import (
+    Demand,
+    backlog_of,
+    fast_demand,
+    launch_demand,
+    slow_demand,
+    surge_demand,
+    survivor_demand,
+    trend_rps,
+)
 from themis_triton.decide.policy import Policy
 from themis_triton.decide.proposal import (
     PolicyResult,
@@ -33,11 +42,16 @@ NO_DEMAND = Demand(0.0, 0.0, 1.0, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class _SlowTarget:
-    """The slow loop's target: servers a group, the plan, and the migration to it where one was solved."""
+    """The slow loop's target: places a group, the plan, and the migration to it where one was solved.
+
+    `reserve`: the places that a surge of `burst_headroom_factor` times the rate would take. `rises`: see `_rises`.
+    """
 
     desired: tuple[int, ...]
     plan: ChainPlan
     migration: Migration | None
+    reserve: tuple[int, ...]
+    rises: bool
 
 
 def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
@@ -48,9 +62,11 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     growth, state = _growth_demand(state, view, fast)
     now = view.in_place(growth, _in_reach(view)) if view.serves else None
     at_launch = launch_demand(view.estimate, policy, _lead_s(view))
-    target = _slow_target(view, slow, at_launch)
+    target = _slow_target(view, fast, slow, at_launch)
     target = replace(target, desired=_bounded(_larger(target.desired, _beyond_open_calls(view, now, at_launch)), view))
-    extend, launch = _new_places(view, now, target.desired)
+    extend, launch = _new_places(view, now, target, may_grow=growth is not NO_DEMAND)
+    if not extend and not any(launch) and _settled(view, fast):
+        launch = _isolated(view, target) or launch
     if extend:
         now = view.in_place(growth, (_in_reach(view)[0] + extend,))
     instances, allow_shrink, state = _stabilized_instances(state, view, now, fast)
@@ -92,30 +108,49 @@ def _in_reach(view: PipelineView) -> tuple[int, ...]:
     return tuple(ready + view.extending for ready in view.ready) if len(view.groups) == 1 else view.ready
 
 
+def _rises(view: PipelineView, fast: Demand) -> bool:
+    """Whether the demand exceeds what the ready places carry."""
+    return view.serves and fast.with_headroom_rps() > view.capacity_rps()
+
+
+def _settled(view: PipelineView, fast: Demand) -> bool:
+    """Whether the ready places carry the demand, and it shows no rise."""
+    policy = view.rules.config.policy
+    steady = fast.extra_rps <= policy.scale_down.steady_growth_threshold * fast.rate_rps
+    return steady and not _rises(view, fast) and trend_rps(view.estimate, policy, view.rules.launch_s(view.pipeline)) == 0.0
+
+
 def _lead_s(view: PipelineView) -> float:
-    """How long a new place takes: an initialisation while running servers reach further devices and may keep them, else a launch."""
-    launch = view.rules.config.launch
-    extends = view.reachable > 0 and (launch is None or launch.isolation is Isolation.NONE)
-    return view.rules.init_s(view.pipeline) if extends else view.rules.launch_s(view.pipeline)
+    """How long a new place takes: an initialisation while running servers reach further devices, else a launch."""
+    return view.rules.init_s(view.pipeline) if view.reachable else view.rules.launch_s(view.pipeline)
 
 
-def _new_places(view: PipelineView, now: VerticalTarget | None, desired: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+def _new_places(view: PipelineView, now: VerticalTarget | None, target: _SlowTarget, *, may_grow: bool) -> tuple[int, tuple[int, ...]]:
     """(places to add to running servers, servers to launch a group).
 
-    A new place takes an initialisation, a server a cold start: running servers take what instances cannot carry now, and all else that
-    is desired, as far as they reach. With `isolation: process` settled load gets servers of its own, as far as devices are free.
+    A new place takes an initialisation, a server a cold start: running servers take all that is desired as far as they reach.
     """
-    wanted = to_launch(view, desired)
-    if not view.reachable and not view.extra + view.extending:
+    wanted = to_launch(view, target.desired)
+    if len(view.groups) > 1:
         return 0, wanted
     missing = max(0, sum(now.missing) if now is not None else 0)
+    # A server that launches is no help yet.
+    near = target.desired[0] - view.ready[0] - view.extending if target.rises else wanted[0]
+    extend = min(view.reachable, max(missing, near, 0))
+    return extend if may_grow else 0, (max(0, wanted[0] - extend),)
+
+
+def _isolated(view: PipelineView, target: _SlowTarget) -> tuple[int, ...]:
+    """Servers to launch with `isolation: process` once the load is carried: one for each place that shares a process.
+
+    As far as slots are free, and as running servers then still reach what a surge would take.
+    """
     launch = view.rules.config.launch
-    if launch is None or launch.isolation is Isolation.NONE:
-        extend = min(view.reachable, max(missing, wanted[0]))
-        return extend, (max(0, wanted[0] - extend),)
-    extend = min(view.reachable, missing)
-    processes = desired[0] - (view.ready[0] - view.extra) - (view.coming[0] - view.extending)
-    return extend, (min(max(0, processes), max(wanted[0] - extend, view.free_slots - extend, 0)),)
+    if launch is None or launch.isolation is Isolation.NONE or len(view.groups) > 1 or view.extending:
+        return ()
+    processes = view.ready[0] - view.extra + view.coming[0]
+    spare = min(view.free_slots, view.reachable) - max(0, target.reserve[0] - view.ready[0])
+    return (max(0, min(target.desired[0] - processes, spare)),)
 
 
 def _growth_demand(state: PipelineState, view: PipelineView, fast: Demand) -> tuple[Demand, PipelineState]:
@@ -157,10 +192,11 @@ def _stabilized_instances(
     return state.max_instances_needed(), steady and covered, state
 
 
-def _slow_target(view: PipelineView, slow: Demand, at_launch: Demand) -> _SlowTarget:
+def _slow_target(view: PipelineView, fast: Demand, slow: Demand, at_launch: Demand) -> _SlowTarget:
     """The plan with the cheapest migration for the slow demand; more servers where instances alone could not carry the launch demand.
 
-    There are always enough servers to carry `burst_headroom_factor` times the rate by adding instances and places.
+    There are always enough servers to carry `burst_headroom_factor` times the rate by adding instances and places. Once instances
+    must be added, so are those places, all at once: the next change of a model may have to wait until its queue is empty.
     """
     plan, migration = view.joint(slow), None
     if _moves(view, plan) and view.serves and view.rules.config.planning.placement is Placement.COLOCATED:
@@ -168,9 +204,13 @@ def _slow_target(view: PipelineView, slow: Demand, at_launch: Demand) -> _SlowTa
         plan = migration.plan
     desired = view.servers_of(plan.stages) if plan.feasible else view.max_servers_by_group
     surge = replace(slow, rate_rps=slow.rate_rps * view.rules.config.policy.scale_up.burst_headroom_factor)
-    reserve = tuple(max(1, count - view.reachable) for count in view.fewest_servers(surge))
-    desired = _larger(desired, _larger(reserve, view.fewest_servers(at_launch)))
-    return _SlowTarget(_bounded(desired, view), plan, migration)
+    rises = _rises(view, fast)
+    if rises and view.reachable:
+        surge = replace(surge, rate_rps=max(surge.rate_rps, fast.rate_rps * view.rules.config.policy.scale_up.burst_headroom_factor))
+    later = 0 if rises else view.reachable
+    reserve = view.fewest_servers(surge)
+    desired = _larger(desired, _larger(tuple(max(1, count - later) for count in reserve), view.fewest_servers(at_launch)))
+    return _SlowTarget(_bounded(desired, view), plan, migration, reserve, rises)
 
 
 def _beyond_open_calls(view: PipelineView, now: VerticalTarget | None, at_launch: Demand) -> tuple[int, ...]:
@@ -240,8 +280,12 @@ def _survivors(view: PipelineView, fast: Demand, instances: tuple[int, ...], ret
 
 
 def _launch_instances(view: PipelineView, demands: tuple[Demand, ...], desired: tuple[int, ...]) -> tuple[int, ...]:
-    """Instances of a new server: those that all servers together will need."""
-    return instances_of(view.in_place(max(demands, key=lambda demand: demand.total_rps), desired).stages)
+    """Instances of a new server or place: those that all together will need; a place beside others as many as the smallest of them.
+
+    A place that is added in a surge cannot be corrected soon, and idle instances cost little else than memory.
+    """
+    needed = instances_of(view.in_place(max(demands, key=lambda demand: demand.total_rps), desired).stages)
+    return tuple(map(max, needed, view.instances_now)) if view.reachable or view.extending else needed
 
 
 def _sizes(view: PipelineView, now: VerticalTarget | None, instances: tuple[int, ...], batches: tuple[int, ...]) -> tuple[StageSize, ...]:

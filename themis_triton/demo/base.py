@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from themis_triton.core.config import LocalLaunchConfig, PipelineConfig, Placement, ThemisConfig
+from themis_triton.core.config import Isolation, LocalLaunchConfig, PipelineConfig, Placement, ThemisConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.policy import PolicyName
 from themis_triton.demo.cold_start import check_cold_start, with_cold_start
@@ -15,6 +15,7 @@ from themis_triton.settings import load_settings
 from themis_triton.settings.loading import load, mapping
 from themis_triton.settings.shipped import shipped
 
+COLD_START_DEVICES = 6
 _OWN_ENVOY_KEYS = ("max_message", "concurrency")
 
 
@@ -30,6 +31,17 @@ class DemoBase:
     launch: LocalLaunchConfig
     pipeline: PipelineConfig
     cold_start_s: float | None = None
+
+    @property
+    def reach(self) -> tuple[str, ...]:
+        """The devices that servers may extend to: those of the settings.
+
+        With a cold start, during which only they help, the devices of all slots and emulated ones up to COLD_START_DEVICES.
+        """
+        if self.cold_start_s is None:
+            return self.launch.reach
+        devices = (*(slot.device for slot in self.launch.slots), *(f"cpu:{number}" for number in range(COLD_START_DEVICES)))
+        return tuple(dict.fromkeys((*self.launch.reach, *devices)))
 
     def settings(self, policy: PolicyName, first: Mapping[str, Any], addresses: Mapping[str, str], state: Path) -> dict[str, Any]:
         """Settings with an adopted server on the first slot, the other slots for launches, and separate addresses.
@@ -60,6 +72,8 @@ class DemoBase:
     def _launch(self) -> dict[str, Any]:
         """The section without its first slot and with absolute paths, because the demo's settings are in another folder."""
         launch = dict(self.sections["launch"]) | {"slots": self.sections["launch"]["slots"][1:]}
+        launch |= {"reach": list(self.reach)} if self.reach else {}
+        launch |= {"isolation": Isolation.PROCESS.value} if self.cold_start_s is not None else {}
         paths = _path("binary", self.launch.binary) | _path("backend_directory", self.launch.backend_directory)
         return launch | paths | {"model_repository": str(self.launch.model_repository)}
 

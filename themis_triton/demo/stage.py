@@ -16,7 +16,8 @@ import httpx
 import yaml
 
 from themis_triton.adapters.launchers import build_launcher, stop_all
-from themis_triton.adapters.processes import OWNER_VARIABLE, find_process, owner_mark, spawn, stop_process
+from themis_triton.adapters.local.launcher import EMULATED_HOST_VARIABLE
+from themis_triton.adapters.processes import OWNER_VARIABLE, find_process, owner_mark, short_hash, spawn, stop_process
 from themis_triton.adapters.sockets import free_ports
 from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.errors import LaunchFailedError, ServerError
@@ -51,6 +52,8 @@ async def staged(
     `report` gets a sentence about each compilation step. The adopted Triton has no cold start: it stands for one that serves already.
     """
     first_state, state = (directory / name for name in STATES)
+    # The devices of the adopted server are those of the servers that the sidecar launches.
+    os.environ[EMULATED_HOST_VARIABLE] = short_hash(directory)
     try:
         first = await _first_server(first_state, base)
         written, addresses = _settings(directory, first, base, policy)
@@ -62,6 +65,7 @@ async def staged(
         yield DemoStage(addresses["grpc"], f"http://{addresses['status']}{STATUS_PATH}", config.pipelines[0], config)
         await stop_process(daemon, STOP_TIMEOUT_S)
     finally:
+        del os.environ[EMULATED_HOST_VARIABLE]
         # Processes of the adopted server's state directory include the daemon: stop them first, so that nothing is launched any more.
         for owner in (first_state, state):
             await asyncio.shield(stop_all(owner, STOP_TIMEOUT_S))
@@ -70,7 +74,7 @@ async def staged(
 async def _first_server(state: Path, base: DemoBase) -> Server:
     """Start the Triton to adopt, with the minimum instances of each model of the pipeline."""
     slot = base.launch.slots[0]
-    servers = build_launcher(replace(base.launch, slots=(replace(slot, name="first"),)), state)
+    servers = build_launcher(replace(base.launch, slots=(replace(slot, name="first"),), reach=base.reach), state)
     models = [base.config.models[stage] for stage in base.pipeline.stages]
     states = {model.name: ModelState(model.min_instances, model.max_batch, model.max_queue_delay_us) for model in models}
     server = await servers.wait_ready(await servers.launch("first", "first", states))
@@ -86,7 +90,7 @@ def _settings(directory: Path, first: Server, base: DemoBase, policy: PolicyName
         "grpc": str(first.grpc_address),
         "http": str(first.http_address),
         "metrics": str(first.metrics_address),
-        "device": first.device,
+        **({"devices": list(first.devices)} if first.reach else {"device": first.device}),
         "model_control_key": first.model_control_key,
         "model_repository": str(Path(first.model_repository or "").resolve()),
     }

@@ -38,7 +38,7 @@ from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.observation import ModelCounters
 
 _EMULATED_VARIABLE = "THEMIS_EMULATED_DEVICE"
-_EMULATED_HOST_VARIABLE = "THEMIS_EMULATED_HOST"
+EMULATED_HOST_VARIABLE = "THEMIS_EMULATED_HOST"
 """Servers of several state directories that share emulated devices have the same value; by default a state directory is a host."""
 _RESTRICTED = "model-repository,shared-memory,trace,logging"
 _PORT_TAKEN = "already in use"
@@ -164,7 +164,7 @@ class LocalLauncher:
         """A slot with a device of its own is named after it, as other servers name that device when they grow onto it."""
         alone = sum(slot.device == server.device for slot in self._slots.values()) == 1
         name = server.device.replace(":", "-") if alone else server.slot
-        return f"{name}@{os.environ.get(_EMULATED_HOST_VARIABLE) or short_hash(self._state)}"
+        return f"{name}@{os.environ.get(EMULATED_HOST_VARIABLE) or short_hash(self._state)}"
 
     async def wait_ready(self, server: Server) -> Server:
         """Wait until it is ready and holds its models; when another process took one of its ports first, it is started again on others.

@@ -1,0 +1,169 @@
+"""Places in the policy, the guards and the ordering rules: further devices of running servers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.unit.samples import CLASSIFIER, DETECTOR, MIB, NOW_S, STAGES, config, decided, estimate, server, snapshot
+from themis_triton.core.action import ActionKind
+from themis_triton.core.config import DeviceSlot, Isolation, LocalLaunchConfig, ThemisConfig
+from themis_triton.core.decision import ClampKind, Decision, Reason, Target
+from themis_triton.core.fleet import Models, ModelState, Phase, Server, places_of, with_place
+from themis_triton.core.observation import DeviceReading, OpenCall, Snapshot
+from themis_triton.decide.devices import FreeDevices
+from themis_triton.decide.guards import guard
+from themis_triton.decide.planner import Planner
+from themis_triton.decide.rules import build_rules
+from themis_triton.decide.state import PolicyInput, PolicyState
+from themis_triton.decide.view import view_of
+from themis_triton.plan.steps import plan
+from themis_triton.solver.solve import evaluate
+
+DEVICES = ("cpu:1", "cpu:2", "cpu:3")
+
+
+def wide(isolation: Isolation = Isolation.NONE, memory_bytes: int = 0) -> ThemisConfig:
+    """The video pipeline on a server of `cpu:0` that reaches three more devices, on which servers may be launched too."""
+    base = config(slots=1, memory_bytes=memory_bytes)
+    assert base.launch is not None
+    named = tuple(DeviceSlot(name, name) for name in DEVICES)
+    return replace(base, launch=LocalLaunchConfig(named, base.launch.model_repository, reach=DEVICES, isolation=isolation))
+
+
+def first(*counts: tuple[int, int]) -> Server:
+    """An adopted server with counts of both models on `cpu:0` and the devices that follow."""
+    devices = ("cpu:0", *DEVICES)
+    bare = replace(server("first", launched=False), reach=DEVICES)
+    models = {
+        stage: bare.models[stage].spread_over({device: count[s] for device, count in zip(devices, counts, strict=False)})
+        for s, stage in enumerate(STAGES)
+    }
+    return replace(bare, models=models)
+
+
+def at_rate(cfg: ThemisConfig, seen: Snapshot, rps: float) -> Decision:
+    return decided(PolicyState(), PolicyInput(seen, estimate(rps)), Planner(build_rules(cfg)))[1]
+
+
+def devices_of(models: Models) -> list[list[str]]:
+    return [[device for device, _ in models[stage].spread] for stage in STAGES]
+
+
+def target(decision: Decision) -> Target:
+    assert decision.target is not None
+    return decision.target
+
+
+def test_demand_beyond_one_device_takes_further_devices_of_the_running_server_and_no_new_server() -> None:
+    decision = at_rate(wide(), snapshot([first((2, 2))]), 120.0)
+    models = target(decision).servers["first"]
+    assert decision.reason is Reason.SURGE
+    assert len(devices_of(models)[0]) > 2
+    assert devices_of(models)[0] == devices_of(models)[1]
+    assert target(decision).launch == {}
+    grown = [action for action in plan(decision, snapshot([first((2, 2))]), wide()).actions if action.kind is ActionKind.GROW]
+    assert {action.model for action in grown} == set(STAGES)
+
+
+def test_while_a_growth_waits_for_its_queue_other_servers_are_launched() -> None:
+    one = first((2, 2))
+    call = OpenCall("first", DETECTOR, one.models[DETECTOR], one.models[DETECTOR].plus({"cpu:0": 1}), NOW_S - 10.0)
+    decision = at_rate(wide(), replace(snapshot([one]), open_calls=(call,), busy=frozenset({f"first/{DETECTOR}"})), 120.0)
+    assert devices_of(target(decision).servers["first"]) == [["cpu:0"], ["cpu:0"]]
+    assert target(decision).launch
+
+
+def test_a_place_that_is_being_added_counts_and_its_other_models_follow() -> None:
+    one = first((2, 2))
+    grown = one.models[DETECTOR].plus({"cpu:1": 2})
+    call = OpenCall("first", DETECTOR, one.models[DETECTOR], grown, NOW_S)
+    seen = replace(snapshot([one]), open_calls=(call,), busy=frozenset({f"first/{DETECTOR}"}))
+    decision = at_rate(wide(), seen, 40.0)
+    assert target(decision).servers["first"][CLASSIFIER].on("cpu:1") >= 1
+    assert devices_of(target(decision).servers["first"])[1] == ["cpu:0", "cpu:1"]
+
+
+def test_settled_load_moves_to_a_process_of_its_own_make_before_break() -> None:
+    cfg = wide(Isolation.PROCESS)
+    shared = first((4, 4), (4, 4))
+    (slot,) = target(at_rate(cfg, snapshot([shared]), 55.0)).launch
+    assert slot in ("cpu:2", "cpu:3"), "a device that no server uses"
+    assert target(at_rate(wide(), snapshot([shared]), 55.0)).launch == {}, "only where isolation asks for it"
+    own = replace(server("own", (4, 4), slot=slot), device=slot)
+    state, planner = PolicyState(), Planner(build_rules(cfg))
+    for second in range(400):
+        seen = snapshot([shared, own], NOW_S + second)
+        state, decision = decided(state, PolicyInput(seen, replace(estimate(55.0), at_s=NOW_S + second)), planner)
+    assert target(decision).retire == ()
+    assert devices_of(target(decision).servers["first"]) == [["cpu:0"], ["cpu:0"]]
+
+
+def test_instances_go_to_other_devices_before_they_leave_one_and_leave_one_at_a_time() -> None:
+    cfg, one = wide(), first((2, 1), (2, 1))
+    moved = one.models | {DETECTOR: one.models[DETECTOR].spread_over({"cpu:0": 2, "cpu:2": 2})}
+    decision = replace(at_rate(cfg, snapshot([one]), 10.0), target=Target({"first": moved}))
+    (grow,) = plan(decision, snapshot([one]), cfg).actions
+    assert (grow.kind, grow.after) == (ActionKind.GROW, one.models[DETECTOR].spread_over({"cpu:0": 2, "cpu:1": 2, "cpu:2": 2}))
+    three = replace(one, models=one.models | {DETECTOR: one.models[DETECTOR].plus({"cpu:2": 2})})
+    (shrink,) = plan(decision, snapshot([three]), cfg).actions
+    assert shrink.kind is ActionKind.SHRINK
+    assert shrink.after == one.models[DETECTOR].spread_over({"cpu:0": 2, "cpu:1": 1, "cpu:2": 2})
+
+
+def test_memory_limits_each_device_by_itself() -> None:
+    cfg, one = wide(memory_bytes=100 * MIB), first((1, 1), (1, 1))
+    readings = (DeviceReading("cpu:0", NOW_S, 2**30, 2**30), DeviceReading("cpu:1", NOW_S, 2**30, 0))
+    desired = {name: state.plus({"cpu:0": 1, "cpu:1": 1}) for name, state in one.models.items()}
+    kept, clamps = guard(Target({"first": desired}), replace(snapshot([one]), devices=readings), cfg)
+    assert {name: state.by_device for name, state in kept.servers["first"].items()} == {key: {"cpu:0": 2, "cpu:1": 1} for key in STAGES}
+    assert [(clamp.kind, "cpu:1" in clamp.sentence) for clamp in clamps] == [(ClampKind.MEMORY, True)]
+
+
+@pytest.mark.parametrize(("operation", "change"), [("add_device", {"cpu:1": 1}), ("remove_device", {"cpu:2": -1})])
+def test_an_operation_on_devices_that_lost_requests_is_not_used(operation: str, change: dict[str, int]) -> None:
+    cfg, one = wide(), first((1, 1), (0, 0), (1, 1))
+    detector = cfg.models[DETECTOR]
+    probed = replace(detector, profile=replace(detector.profile, operations={operation: False}))
+    desired = one.models | {DETECTOR: one.models[DETECTOR].plus(change)}
+    kept, clamps = guard(Target({"first": desired}), snapshot([one]), replace(cfg, models=cfg.models | {DETECTOR: probed}))
+    assert kept.servers["first"] == one.models
+    assert [clamp.kind for clamp in clamps] == [ClampKind.OPERATION]
+
+
+def test_a_device_is_offered_once_and_not_while_another_server_uses_it() -> None:
+    other = replace(server("other", slot="cpu:2"), device="cpu:2")
+    devices = FreeDevices(snapshot([first((1, 1)), other]), wide())
+    places = places_of(first((1, 1)), STAGES)
+    assert [device for _, device in devices.extensions(places, STAGES)] == ["cpu:1", "cpu:3"]
+    assert list(devices.slots) == ["cpu:1", "cpu:3"]
+    devices.take("cpu:1", "first")
+    assert [device for _, device in devices.extensions(places, STAGES, 1)] == ["cpu:1"], "it may complete what it has begun"
+    assert list(devices.slots) == ["cpu:3"]
+
+
+def test_a_server_that_spreads_its_models_over_devices_is_one_place_and_keeps_what_serves() -> None:
+    apart = replace(
+        first((1, 0)), models={DETECTOR: ModelState(2, 8, 0, (("cpu:0", 2),)), CLASSIFIER: ModelState(1, 8, 0, (("cpu:1", 1),))}
+    )
+    (place,) = places_of(apart, STAGES)
+    assert (place.name, place.device, place.models) == ("first", "", apart.models)
+    more = with_place(apart.models, place, {DETECTOR: replace(apart.models[DETECTOR], instances=3)})
+    assert more == apart.models | {DETECTOR: ModelState(3, 8, 0, (("cpu:0", 3),))}
+
+
+def test_places_of_one_server_wait_less_than_servers_with_a_queue_each() -> None:
+    cfg = wide()
+    problem = replace(build_rules(cfg).problems["video"], demand_rps=90.0)
+    apart = evaluate(problem, 3, [2, 2], [2, 2])
+    shared = evaluate(replace(problem, processes=1, extra_places=2), 3, [2, 2], [2, 2])
+    assert sum(stage.queueing_ms for stage in shared.stages) < sum(stage.queueing_ms for stage in apart.stages)
+    assert (shared.capacity_rps, shared.cost) == (apart.capacity_rps, apart.cost)
+
+
+def test_a_launching_server_is_one_coming_place() -> None:
+    cfg = wide()
+    seen = snapshot([first((1, 1), (1, 1)), server("new", phase=Phase.LAUNCHING, slot="cpu:2")])
+    view = view_of(cfg.pipelines[0], PolicyInput(seen, estimate(20.0)), Planner(build_rules(cfg)), FreeDevices(seen, cfg))
+    assert (view.ready, view.coming, view.extra, view.extending, view.reachable) == ((2,), (1,), 1, 0, 1)
