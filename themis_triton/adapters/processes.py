@@ -15,6 +15,8 @@ import psutil
 
 from themis_triton.core.fleet import ProcessId
 
+EMULATED_HOST_VARIABLE = "THEMIS_EMULATED_HOST"
+"""Servers of several state directories that share emulated devices have the same value; by default a state directory is a host."""
 OWNER_VARIABLE = "THEMIS_OWNER"
 """Environment variable of every process that Themis starts: the state directory of the daemon that it belongs to."""
 

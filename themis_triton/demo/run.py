@@ -14,6 +14,7 @@ from rich.console import Console
 
 from themis_triton.core.fleet import Phase
 from themis_triton.core.policy import PolicyName
+from themis_triton.core.price import device_count
 from themis_triton.core.status import Status, StatusEvent, UsageStatus, decode_status
 from themis_triton.demo.base import read_base
 from themis_triton.demo.folder import own_folder
@@ -229,6 +230,7 @@ def _series(options: DemoOptions, seen: _Seen, report: LoadReport) -> RunSeries:
         p99_ms=rows.p99_ms[:length],
         servers=[len(status.servers) for status in statuses],
         instances=[_instances(status) for status in statuses],
+        devices=[sum(device_count(server.models) for server in status.servers) for status in statuses],
         failed=rows.failed[:length],
         violations=rows.violations[:length],
         events=tuple(_events(seen, start_s, length)),

@@ -16,8 +16,15 @@ import httpx
 import yaml
 
 from themis_triton.adapters.launchers import build_launcher, stop_all
-from themis_triton.adapters.local.launcher import EMULATED_HOST_VARIABLE
-from themis_triton.adapters.processes import OWNER_VARIABLE, find_process, owner_mark, short_hash, spawn, stop_process
+from themis_triton.adapters.processes import (
+    EMULATED_HOST_VARIABLE,
+    OWNER_VARIABLE,
+    find_process,
+    owner_mark,
+    short_hash,
+    spawn,
+    stop_process,
+)
 from themis_triton.adapters.sockets import free_ports
 from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.errors import LaunchFailedError, ServerError

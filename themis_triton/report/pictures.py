@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from themis_triton.report import panels, style
-from themis_triton.report.series import RunSeries
+from themis_triton.report.series import Row, RunSeries
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,9 +38,17 @@ def draw_run(run: RunSeries, slo_ms: float, title: str, path: Path) -> None:
         latency = next(remaining)
         panels.draw_violations(latency, run)
         panels.draw_latency(latency, [(run, style.LATENCY)], slo_ms)
-        panels.draw_counts(next(remaining), [(run.servers, style.SERVERS, 2.0)], "Servers", filled=True)
+        panels.draw_counts(next(remaining), *_servers(run), filled=True)
         panels.draw_counts(next(remaining), [(run.instances, style.INSTANCES, 2.0)], f"{run.counted}, all servers", filled=True)
         panels.draw_time(axes[-1], [run])
+
+
+def _servers(run: RunSeries) -> tuple[list[tuple[Row, str, float]], str]:
+    """The rows and the heading of the panel of servers: with their devices, where a server has more than one."""
+    servers = (run.servers, style.SERVERS, 2.0)
+    if not len(run.devices) or np.array_equal(panels.values(run.devices), panels.values(run.servers), equal_nan=True):
+        return [servers], "Servers"
+    return [(run.devices, style.INSTANCES, 2.0), servers], "Servers, and above them the devices on which they have instances"
 
 
 def draw_comparison(runs: Sequence[RunSeries], slo_ms: float, title: str, path: Path) -> None:

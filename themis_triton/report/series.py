@@ -38,7 +38,8 @@ class RunSeries:
     """A run by second: entry s of every row covers [s, s+1). All rows have the same length; None or NaN: unknown.
 
     `label` names the run in a comparison (its policy). `servers` and `instances` are totals over all models; `counted` names the unit
-    of `instances`. `failed` counts requests without a response; `violations` also counts responses later than the SLO.
+    of `instances`; `devices`, where it is known, is the total of the devices on which servers have instances. `failed` counts
+    requests without a response; `violations` also counts responses later than the SLO.
     """
 
     label: str
@@ -51,10 +52,11 @@ class RunSeries:
     violations: Row
     events: tuple[RunEvent, ...] = ()
     counted: str = "Model instances"
+    devices: Row = ()
 
     def __post_init__(self) -> None:
         """ValueError for rows of different lengths, which would be drawn misaligned."""
-        lengths = {name: len(getattr(self, name)) for name in ROWS}
+        lengths = {name: len(getattr(self, name)) for name in ROWS} | ({"devices": len(self.devices)} if len(self.devices) else {})
         if len(set(lengths.values())) > 1:
             raise ValueError(f"the rows of run '{self.label}' have different lengths: {lengths}")
 

@@ -17,6 +17,7 @@ from themis_triton.adapters.local.server_files import ServerFiles, build_view
 from themis_triton.adapters.local.triton_install import TritonInstall, find_triton
 from themis_triton.adapters.nvml import DeviceReader
 from themis_triton.adapters.processes import (
+    EMULATED_HOST_VARIABLE,
     OWNER_VARIABLE,
     find_process,
     group_members,
@@ -38,8 +39,6 @@ from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.observation import ModelCounters
 
 _EMULATED_VARIABLE = "THEMIS_EMULATED_DEVICE"
-EMULATED_HOST_VARIABLE = "THEMIS_EMULATED_HOST"
-"""Servers of several state directories that share emulated devices have the same value; by default a state directory is a host."""
 _RESTRICTED = "model-repository,shared-memory,trace,logging"
 _PORT_TAKEN = "already in use"
 _PORT_TAKEN_LINES = 5
