@@ -32,7 +32,7 @@ from themis_triton.settings import load_settings
 from themis_triton.settings.measured import PointSettings, TimeSource
 from themis_triton.settings.profile import ProfileSettings, TableSettings
 
-pytestmark = [pytest.mark.e2e, pytest.mark.exclusive]
+pytestmark = pytest.mark.e2e
 
 MODEL = "video-detector"
 LAUNCH = LocalLaunchConfig((DeviceSlot("profile", "cpu:0"),), REPOSITORY, stop_timeout_s=5.0)
@@ -61,6 +61,7 @@ class InterruptedRunError(Exception):
     """Stands for Ctrl-C after some points."""
 
 
+@pytest.mark.exclusive
 def test_an_interrupted_profile_goes_on_and_recovers_the_true_surface(tmp_path: Path, state: Path) -> None:
     reported: list[tuple[int, int]] = []
 
@@ -114,6 +115,7 @@ class SlowStub:
         return await self.stub.ModelInfer(message, timeout=timeout)
 
 
+@pytest.mark.exclusive
 def test_instances_are_measured_busy_however_late_the_client_sends_its_next_request(state: Path) -> None:
     async def run() -> PointSettings:
         async with launched_bench(MODEL, LAUNCH, LAUNCH.slots[0], state) as bench:
@@ -125,6 +127,7 @@ def test_instances_are_measured_busy_however_late_the_client_sends_its_next_requ
     assert point.client_ms > point.service_ms + point.queue_ms
 
 
+@pytest.mark.exclusive
 def test_an_adopted_server_is_measured_by_the_client_and_put_back(tmp_path: Path, state: Path, launch: Launch) -> None:
     with launch("adopted", {MODEL: ModelState(2, 8)}) as server:
         adopted = adopted_server(server.grpc_address, "cpu:0", server.model_control_key)
