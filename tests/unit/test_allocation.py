@@ -104,3 +104,18 @@ def test_a_slot_in_back_off_is_named_where_servers_are_missing_because_of_it() -
     (clamp,) = [clamp for clamp in decision.clamps if "requires" in clamp.sentence]
     assert clamp.kind is ClampKind.DEVICES
     assert clamp.sentence.endswith("than there are free slots; cpu:2 is in back-off after a failed launch, for 12 s more")
+
+
+def test_pipelines_that_share_a_server_get_the_free_slots() -> None:
+    names = [f"m{number:02}" for number in range(20)]
+    base = config(slots=16)
+    cfg = replace(
+        base,
+        models={name: model(name, table(4.0, 8.0, 4.0, 20.0)) for name in names},
+        pipelines=tuple(PipelineConfig(name, (name,), 500.0) for name in names),
+    )
+    shared = replace(holder("all", names[0], "cpu:0"), models={name: ModelState(4, 8) for name in names})
+    demand = {name: PipelineEstimate(name, 20.0, 20.0, 20.0, 0.0, 0.0, None) for name in names}
+    seen = PolicyInput(snapshot([shared]), Estimate(NOW_S, pipelines=demand, history_s=60.0))
+    decision = decided(PolicyState(), seen, Planner(build_rules(cfg)))[1]
+    assert len(launched_models(decision)) == 15

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -135,9 +136,9 @@ def _shares(
     at_s = policy_input.snapshot.at_s
     since_s = at_s if state.short_since_s is None else state.short_since_s
     allotted = _allotted(proposals, free) if rules.config.planning.placement is Placement.COLOCATED and len(proposals) > 1 else None
-    granted, left, slots_left = [], free, slots
+    granted, left, slots_left, shared = [], free, slots, _shared(proposals)
     for p, each in enumerate(proposals):
-        room = left if allotted is None else min(left, max(0, allotted[p] - _pooled(each.view)))
+        room = left if allotted is None else min(left, max(0, allotted[p] - _pooled(each.view, shared)))
         extend[p] = min(extend[p], room)
         granted.append(_in_turn(requested[p], min(room - extend[p], slots_left)))
         left -= extend[p] + sum(granted[-1])
@@ -153,15 +154,19 @@ def _shares(
 
 
 def _allotted(proposals: Sequence[PipelineProposal], free: int) -> tuple[int, ...]:
-    """Devices of each pipeline in the division with the smallest loss, of the free ones and those of removable places."""
-    members = []
+    """Devices of each pipeline in the division with the smallest loss, of the free ones and those of removable places.
+
+    A place that serves several pipelines is nobody's share, and what is busy there is not so on new servers.
+    """
+    members, shared = [], _shared(proposals)
     for each in proposals:
         view, evidence = each.view, each.result.proposal.evidence
-        own = sum(not place.removable for place in view.groups[0].ready)
+        places = [place for place in view.groups[0].ready if place.server.name not in shared]
+        own = sum(not place.removable for place in places)
         demand = max(evidence.demand_fast_rps, evidence.demand_slow_rps)
-        problem = replace(view.problem, demand_rps=demand, busy_elsewhere=view.busy_elsewhere)
+        problem = replace(view.problem, demand_rps=demand, busy_elsewhere=view.busy_elsewhere if places else 0)
         members.append(PoolMember(problem, view.pipeline.weight, own))
-    pool = free + sum(_pooled(each.view) for each in proposals)
+    pool = free + sum(_pooled(each.view, shared) for each in proposals)
     return _with_first_servers(proposals, members, solve_pool(members, pool).devices, pool)
 
 
@@ -176,9 +181,16 @@ def _with_first_servers(
     return tuple(given)
 
 
-def _pooled(view: PipelineView) -> int:
-    """Devices of the pipeline's removable places, coming ones included."""
-    return sum(sum(place.removable for place in (*group.ready, *group.coming)) for group in view.groups)
+def _shared(proposals: Sequence[PipelineProposal]) -> frozenset[str]:
+    """The servers that serve several pipelines."""
+    servers = Counter(name for each in proposals for name in {place.server.name for group in each.view.groups for place in group.ready})
+    return frozenset(name for name, pipelines in servers.items() if pipelines > 1)
+
+
+def _pooled(view: PipelineView, shared: frozenset[str]) -> int:
+    """Devices of the pipeline's removable places, coming ones included, but those of servers that serve other pipelines too."""
+    places = [place for group in view.groups for place in (*group.ready, *group.coming)]
+    return sum(place.removable and place.server.name not in shared for place in places)
 
 
 def _in_turn(requested: tuple[int, ...], room: int) -> tuple[int, ...]:
@@ -195,16 +207,17 @@ def _reallocated(
     proposals: Sequence[PipelineProposal], allotted: Sequence[int], missing: Sequence[int]
 ) -> tuple[tuple[str, ...], list[Clamp]]:
     """One place to give up by a pipeline above its share, while another pipeline lacks places within its share."""
+    shared = _shared(proposals)
     lacking = [
         each.view.pipeline.name
         for each, share, short in zip(proposals, allotted, missing, strict=True)
-        if short > 0 and _pooled(each.view) + _requested(each) - short < share
+        if short > 0 and _pooled(each.view, shared) + _requested(each) - short < share
     ]
     for each, share in zip(proposals, allotted, strict=True):
         removable = [place.name for place in by_retirement(each.view.groups[0].ready) if place.removable]
         # A pipeline's last server stays: without one, its next request would wait for a cold start.
         spare = len(each.view.groups[0].ready) > 1
-        if lacking and removable and spare and _pooled(each.view) > share and not any(each.view.coming):
+        if lacking and removable and spare and _pooled(each.view, shared) > share and not any(each.view.coming):
             sentence = f"{removable[-1]} of {each.view.pipeline.name} gives its device to {lacking[0]}, where a lost request weighs more"
             return (removable[-1],), [Clamp(ClampKind.DEVICES, sentence)]
     return (), []
