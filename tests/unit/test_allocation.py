@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from tests.unit.samples import NOW_S, config, decided, model, snapshot, table
 from themis_triton.core.address import UNKNOWN_ADDRESS
-from themis_triton.core.config import PipelineConfig, ThemisConfig
+from themis_triton.core.config import DeviceSlot, PipelineConfig, ThemisConfig
 from themis_triton.core.decision import ClampKind, Decision
 from themis_triton.core.estimate import Estimate, PipelineEstimate
 from themis_triton.core.fleet import ModelState, Phase, Server
@@ -119,3 +119,11 @@ def test_pipelines_that_share_a_server_get_the_free_slots() -> None:
     seen = PolicyInput(snapshot([shared]), Estimate(NOW_S, pipelines=demand, history_s=60.0))
     decision = decided(PolicyState(), seen, Planner(build_rules(cfg)))[1]
     assert len(launched_models(decision)) == 15
+
+
+def test_two_launches_in_one_tick_take_two_slots_of_one_device() -> None:
+    cfg = two_pipelines(1)
+    assert cfg.launch is not None
+    cfg = replace(cfg, launch=replace(cfg.launch, slots=(DeviceSlot("one", "cpu:0"), DeviceSlot("two", "cpu:0"))))
+    (decision,) = decisions(cfg, [], 10.0, 10.0)
+    assert launched_models(decision) == [HEAVY, LIGHT]

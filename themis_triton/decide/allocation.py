@@ -58,9 +58,10 @@ def allocate(
         joined.extend(each, count, devices)
     for each, granted in zip(proposals, shares.launch, strict=True):
         for count, models in zip(granted, each.result.proposal.launch_models, strict=True):
-            for slot in devices.slots[:count]:
-                joined.launch[slot] = models
-                devices.take_slot(slot)
+            for slot in (next(iter(devices.slots), None) for _ in range(count)):
+                if slot is not None:
+                    joined.launch[slot] = models
+                    devices.take_slot(slot)
     for each in proposals:
         for name in (*shares.retire, *each.result.proposal.retire):
             joined.give_up(name, each)
@@ -214,7 +215,8 @@ def _reallocated(
         if short > 0 and _pooled(each.view, shared) + _requested(each) - short < share
     ]
     for each, share in zip(proposals, allotted, strict=True):
-        removable = [place.name for place in by_retirement(each.view.groups[0].ready) if place.removable]
+        own = [place for place in each.view.groups[0].ready if place.server.name not in shared]
+        removable = [place.name for place in by_retirement(own) if place.removable]
         # A pipeline's last server stays: without one, its next request would wait for a cold start.
         spare = len(each.view.groups[0].ready) > 1
         if lacking and removable and spare and _pooled(each.view, shared) > share and not any(each.view.coming):

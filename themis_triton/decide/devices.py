@@ -21,6 +21,7 @@ class FreeDevices:
         backing_off = {actuator for actuator, until_s in snapshot.backing_off.items() if until_s > snapshot.at_s}
         self._resting = backing_off | {f"{call.server}/{call.model}" for call in snapshot.open_calls if waits(call, snapshot, config)}
         self._holders: dict[str, set[str]] = {}
+        self._launched_on: set[str] = set()
         for server in snapshot.servers:
             for device in server.devices:
                 if server.runs_on(device):
@@ -38,7 +39,7 @@ class FreeDevices:
     def slots(self) -> tuple[str, ...]:
         """Slots with no server on them, not in back-off, and with a free device, in the order of the settings."""
         launch, snapshot = self._config.launch, self._snapshot
-        taken = {server.slot for server in snapshot.servers} | snapshot.busy | set(snapshot.backing_off)
+        taken = {server.slot for server in snapshot.servers} | snapshot.busy | set(snapshot.backing_off) | self._launched_on
         free = [slot for slot in launch.slots if slot.name not in taken] if launch is not None else []
         return tuple(slot.name for slot in free if self._has_room(slot.device))
 
@@ -77,6 +78,7 @@ class FreeDevices:
 
     def take_slot(self, slot: str) -> None:
         """Note that a server is to be launched on a slot."""
+        self._launched_on.add(slot)
         slots = self._config.launch.slots if self._config.launch is not None else ()
         self.take(next(each.device for each in slots if each.name == slot), f"launch on {slot}")
 

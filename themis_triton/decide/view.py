@@ -164,7 +164,7 @@ class PipelineView:
 
         def committed(place: Place, stage: str, count: int) -> int:
             state = after.get((place.server.name, stage))
-            return count if state is None else state.on(place.device)
+            return count if state is None else state.on(place.device) if place.device else state.instances
 
         stages = tuple(zip(self.pipeline.stages, planned, strict=True))
         return self._carried([tuple(committed(place, *stage) for stage in stages) for place in self.groups[0].ready])
