@@ -88,7 +88,7 @@ def test_a_pipelines_last_server_is_never_given_away() -> None:
 def test_slots_that_no_demand_asks_for_go_to_pipelines_without_a_server_the_weightiest_first() -> None:
     (decision,) = decisions(two_pipelines(1), [], 0.0, 0.0)
     assert launched_models(decision) == [HEAVY]
-    assert [clamp.sentence for clamp in decision.clamps] == ["a-light requires 1 more server than there are free slots"]
+    assert [clamp.sentence for clamp in decision.clamps] == ["a-light requires 1 more server and gets 0 of 1 free slots"]
 
 
 def test_demand_comes_before_a_first_server() -> None:
@@ -103,7 +103,7 @@ def test_a_slot_in_back_off_is_named_where_servers_are_missing_because_of_it() -
     assert launched_models(decision) == []
     (clamp,) = [clamp for clamp in decision.clamps if "requires" in clamp.sentence]
     assert clamp.kind is ClampKind.DEVICES
-    assert clamp.sentence.endswith("than there are free slots; cpu:2 is in back-off after a failed launch, for 12 s more")
+    assert clamp.sentence.endswith("of 0 free slots; cpu:2 is in back-off after a failed launch, for 12 s more")
 
 
 def test_pipelines_that_share_a_server_get_the_free_slots() -> None:

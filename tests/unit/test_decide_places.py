@@ -8,7 +8,8 @@ import pytest
 
 from tests.unit.samples import CLASSIFIER, DETECTOR, MIB, NOW_S, STAGES, config, decided, estimate, server, snapshot
 from themis_triton.core.action import ActionKind
-from themis_triton.core.config import DeviceSlot, Isolation, LocalLaunchConfig, ThemisConfig
+from themis_triton.core.address import Address
+from themis_triton.core.config import AdoptedServer, DeviceSlot, Isolation, LocalLaunchConfig, PipelineConfig, ThemisConfig
 from themis_triton.core.decision import ClampKind, Decision, Reason, Target
 from themis_triton.core.fleet import Models, ModelState, Phase, Server, places_of, with_place
 from themis_triton.core.observation import DeviceReading, OpenCall, Snapshot
@@ -167,3 +168,72 @@ def test_a_launching_server_is_one_coming_place() -> None:
     seen = snapshot([first((1, 1), (1, 1)), server("new", phase=Phase.LAUNCHING, slot="cpu:2")])
     view = view_of(cfg.pipelines[0], PolicyInput(seen, estimate(20.0)), Planner(build_rules(cfg)), FreeDevices(seen, cfg))
     assert (view.ready, view.coming, view.extra, view.extending, view.reachable) == ((2,), (1,), 1, 0, 1)
+
+
+def test_a_place_that_is_given_up_leaves_nothing_behind_though_its_models_have_different_counts() -> None:
+    cfg, planner, state = wide(), Planner(build_rules(wide())), PolicyState()
+    fleet = first((2, 1), (4, 2))
+    for second in range(400):
+        seen = snapshot([fleet], NOW_S + second)
+        state, decision = decided(state, PolicyInput(seen, replace(estimate(5.0), at_s=NOW_S + second)), planner)
+        for action in plan(decision, seen, cfg).actions:
+            assert action.model is not None
+            assert action.after is not None
+            fleet = replace(fleet, models=fleet.models | {action.model: action.after})
+    assert devices_of(fleet.models) == [["cpu:0"], ["cpu:0"]]
+
+
+def test_what_its_owner_put_on_a_device_stays_and_so_does_half_of_a_change_under_way() -> None:
+    alone = first((2, 2), (2, 0))
+    for launched, busy, kept in ((False, frozenset[str](), 2), (True, frozenset({f"first/{CLASSIFIER}"}), 2), (True, frozenset[str](), 0)):
+        seen = replace(snapshot([replace(alone, launched=launched)]), busy=busy)
+        assert target(at_rate(wide(), seen, 5.0)).servers["first"][DETECTOR].on("cpu:1") == kept
+
+
+def test_a_new_place_takes_no_more_than_the_device_has_free() -> None:
+    cfg, one = wide(memory_bytes=100 * MIB), first((3, 3))
+    readings = tuple(DeviceReading(device, NOW_S, 2**30, 450 * MIB) for device in DEVICES)
+    models = target(at_rate(cfg, replace(snapshot([one]), devices=readings), 120.0)).servers["first"]
+    counts = [models[DETECTOR].on(device) + models[CLASSIFIER].on(device) for device in DEVICES]
+    assert set(counts) - {0} == {3}, "of 400 MiB less the margin"
+
+
+def test_models_that_may_not_be_added_on_a_device_get_servers_instead() -> None:
+    cfg = wide()
+    strict = replace(cfg, models={name: replace(each, require_probed_operations=True) for name, each in cfg.models.items()})
+    assert target(at_rate(cfg, snapshot([first((2, 2))]), 120.0)).launch == {}
+    assert target(at_rate(strict, snapshot([first((2, 2))]), 120.0)).launch
+
+
+def test_a_device_is_not_given_up_while_the_others_may_not_grow() -> None:
+    cfg, one = wide(memory_bytes=100 * MIB), first((1, 1), (1, 1))
+    full = (DeviceReading("cpu:0", NOW_S, 2**30, 0),)
+    desired = {name: state.spread_over({"cpu:0": 2}) for name, state in one.models.items()}
+    kept, clamps = guard(Target({"first": desired}), replace(snapshot([one]), devices=full), cfg)
+    assert kept.servers["first"] == one.models
+    assert [clamp.kind for clamp in clamps] == [ClampKind.MEMORY, ClampKind.SURVIVORS]
+
+
+def test_two_pipelines_that_share_a_model_both_give_a_place_up() -> None:
+    cfg = wide()
+    lone = PipelineConfig("lone", (CLASSIFIER,), slo_ms=300.0)
+    both = replace(cfg, pipelines=(*cfg.pipelines, lone))
+    planner, state, fleet = Planner(build_rules(both)), PolicyState(), first((2, 2), (2, 2))
+    for second in range(400):
+        seen, calm = snapshot([fleet], NOW_S + second), replace(estimate(3.0), at_s=NOW_S + second)
+        calm = replace(calm, pipelines=calm.pipelines | {"lone": replace(calm.pipelines["video"], pipeline="lone")})
+        state, decision = decided(state, PolicyInput(seen, calm), planner)
+        for action in plan(decision, seen, both).actions:
+            assert action.model is not None
+            assert action.after is not None
+            fleet = replace(fleet, models=fleet.models | {action.model: action.after})
+    assert devices_of(fleet.models) == [["cpu:0"], ["cpu:0"]]
+
+
+def test_plans_may_use_every_device_in_reach() -> None:
+    base = wide()
+    assert base.launch is not None
+    address = Address("127.0.0.1", 1)
+    adopted = AdoptedServer("first", address, address, address, "cpu:0", reach=DEVICES)
+    assert build_rules(replace(base, servers=(adopted,), launch=None)).max_servers == 4
+    assert build_rules(replace(base, servers=(adopted,))).max_servers == 4

@@ -22,7 +22,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     settings.write_text("state_directory: state\n")
     journal = Journal(tmp_path / "state" / "journal.sqlite")
     grown = record(action(ActionKind.GROW), seen=snapshot([server("a")], NOW_S))
-    held = replace(grown.decision, clamps=(Clamp(ClampKind.DEVICES, "video wants 1 more server than there are free slots"),))
+    held = replace(grown.decision, clamps=(Clamp(ClampKind.DEVICES, "video requires 1 more server and gets 0 of 0 free slots"),))
     journal.record_tick(replace(grown, decision=held))
     journal.record_outcome(Outcome(action(ActionKind.GROW), OutcomeKind.REFUSED, NOW_S, NOW_S + 1.5, "out of memory"))
     quiet = record(seen=snapshot([server("a")], NOW_S + 60.0))
@@ -70,7 +70,7 @@ def test_successive_ticks_that_differ_in_numbers_only_are_one_line() -> None:
 def test_a_decision_is_explained_with_its_limits_and_its_outcomes(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     why(path, "d")
     text = capsys.readouterr().out
-    assert "limited: video wants 1 more server than there are free slots" in text
+    assert "limited: video requires 1 more server and gets 0 of 0 free slots" in text
     assert "grow video-detector on a 1→2: refused after 1.5 s: out of memory" in text
     why(path, "d", as_json=True)
     record = json.loads(capsys.readouterr().out)

@@ -104,6 +104,10 @@ class ModelConfig:
     require_probed_operations: bool = False
     inputs: ModelInputs = ModelInputs()
 
+    def may(self, operation: str) -> bool:
+        """Whether a running server may be changed by an operation: a probe lost no request, or the settings ask for none."""
+        return self.profile.operations.get(operation, not self.require_probed_operations)
+
 
 @dataclass(frozen=True, slots=True)
 class PipelineConfig:

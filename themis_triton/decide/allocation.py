@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from themis_triton.core.config import Placement
 from themis_triton.core.decision import Clamp, ClampKind, Target
-from themis_triton.core.fleet import Models, Place, with_place
+from themis_triton.core.fleet import Models, Phase, Place, Server, with_place
+from themis_triton.core.observation import Snapshot
 from themis_triton.decide.devices import FreeDevices
 from themis_triton.decide.proposal import PolicyResult
 from themis_triton.decide.rules import Rules
@@ -51,33 +52,43 @@ def allocate(
 ) -> Allocation:
     """One target. Where free devices are short, they are divided so that the weighted loss is smallest."""
     shares = _shares(state, proposals, policy_input, rules, devices)
-    joined = _Joined(proposals, {server.name: dict(server.models) for server in policy_input.snapshot.servers})
+    joined = _Joined(proposals, policy_input.snapshot, devices, state.changed_places)
     for each in proposals:
         joined.resize(each)
     for each, count in zip(proposals, shares.extend, strict=True):
-        joined.extend(each, count, devices)
+        joined.extend(each, count)
     for each, granted in zip(proposals, shares.launch, strict=True):
-        for count, models in zip(granted, each.result.proposal.launch_models, strict=True):
-            for slot in (next(iter(devices.slots), None) for _ in range(count)):
-                if slot is not None:
-                    joined.launch[slot] = models
-                    devices.take_slot(slot)
-    for each in proposals:
-        for name in (*shares.retire, *each.result.proposal.retire):
-            joined.give_up(name, each)
-    states_by_pipeline = {each.view.pipeline.name: each.result.state for each in proposals}
+        joined.launch_servers(each, granted)
+    joined.give_up([(*_given(each, shares.retire), *each.result.proposal.retire) for each in proposals])
+    joined.remove_remains()
+    pipelines = {each.view.pipeline.name: each.result.state for each in proposals}
     target = Target(joined.servers, joined.launch, tuple(joined.retire), rules.whole_changes)
-    return Allocation(target, shares.clamps, replace(state, pipelines=states_by_pipeline, short_since_s=shares.short_since_s))
+    return Allocation(target, shares.clamps, PolicyState(pipelines, shares.short_since_s, joined.present_changes()))
+
+
+def _given(each: PipelineProposal, retire: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the places that the pipeline gives up for another."""
+    return tuple(place.name for group in each.view.groups for place in group.ready if place.name in retire)
 
 
 @dataclass(slots=True)
 class _Joined:
-    """The proposals, joined one by one into what each server is to run."""
+    """The proposals, joined one by one into what each server is to run.
+
+    `changed`: servers with devices, see `PolicyState`. `wanted`: the pipelines' models by server and device, where they are to stay.
+    """
 
     proposals: Sequence[PipelineProposal]
-    servers: dict[str, Models]
+    snapshot: Snapshot
+    devices: FreeDevices
+    changed: frozenset[tuple[str, str]]
+    servers: dict[str, Models] = field(init=False)
     launch: dict[str, Models] = field(default_factory=dict)
     retire: list[str] = field(default_factory=list)
+    wanted: dict[tuple[str, str], set[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.servers = {server.name: dict(server.models) for server in self.snapshot.servers}
 
     def resize(self, each: PipelineProposal) -> None:
         """Set the counts at the pipeline's ready places, and complete those that are being added to running servers."""
@@ -85,39 +96,74 @@ class _Joined:
             for place in group.ready:
                 states = {name: state for name, state in each.result.proposal.servers[place.name].items() if name in group.names}
                 self.servers[place.server.name] = with_place(self.servers[place.server.name], place, states)
-
-        for place in each.view.groups[0].coming if len(each.view.groups) == 1 else ():
-            if place.extra:
-                self._add_place(place, each)
+            for place in group.coming:
+                if place.extra and len(each.view.groups) == 1:
+                    self._add_place(place, each)
 
     def _add_place(self, place: Place, each: PipelineProposal) -> None:
         """Give a place what it lacks of the pipeline, with the batching that the server has."""
         now, (models,) = self.servers[place.server.name], each.result.proposal.launch_models
         lacking = {name: state for name, state in models.items() if not now[name].on(place.device)}
         states = {name: replace(now[name], instances=state.instances, spread=()) for name, state in lacking.items()}
-        self.servers[place.server.name] = with_place(now, place, states)
+        self.servers[place.server.name] = with_place(now, place, self.devices.fitting(place.device, states))
+        self.wanted.setdefault((place.server.name, place.device), set()).update(models)
+        self.changed |= {(place.server.name, place.device)}
 
-    def extend(self, each: PipelineProposal, count: int, devices: FreeDevices) -> None:
-        """Add places to running servers, with the batching that they have."""
-        if count == 0:
-            return
-        (group,) = each.view.groups
-        for server, device in devices.extensions(group.ready, group.names, count):
-            self._add_place(Place(server, device, {}), each)
-            devices.take(device, server.name)
+    def extend(self, each: PipelineProposal, count: int) -> None:
+        """Add places to running servers."""
+        for group in each.view.groups if count else ():
+            for server, device in self.devices.extensions(group.ready, group.names, count):
+                self._add_place(Place(server, device, {}), each)
+                self.devices.take(device, server.name)
 
-    def give_up(self, name: str, each: PipelineProposal) -> None:
-        """Retire a server that serves no other pipeline, or remove the pipeline's models from an extra place."""
-        place = next((place for group in each.view.groups for place in group.ready if place.name == name), None)
-        if place is None:
-            return
-        others = [other.view for other in self.proposals if other.view is not each.view]
-        if place.extra:
-            shared = {stage for other in others for stage in other.pipeline.stages}
-            gone = {stage: replace(place.models[stage], instances=0) for stage in each.view.pipeline.stages if stage not in shared}
-            self.servers[place.server.name] = with_place(self.servers[place.server.name], place, gone)
-        elif name not in self.retire and not any(_serves(other, name) for other in others):
-            self.retire.append(name)
+    def launch_servers(self, each: PipelineProposal, granted: Sequence[int]) -> None:
+        """Launch servers of each group on the next free slots."""
+        for count, models in zip(granted, each.result.proposal.launch_models, strict=True):
+            for slot in (next(iter(self.devices.slots), None) for _ in range(count)):
+                if slot is not None:
+                    self.launch[slot] = models
+                    self.devices.take_slot(slot)
+
+    def give_up(self, names: Sequence[tuple[str, ...]]) -> None:
+        """Retire servers that serve no other pipeline, and note where models are to stay; `names`: places by pipeline."""
+        for each, given in zip(self.proposals, names, strict=True):
+            others = [other.view for other in self.proposals if other.view is not each.view]
+            for group in each.view.groups:
+                for place in group.ready:
+                    key = (place.server.name, place.device)
+                    if place.name not in given:
+                        self.wanted.setdefault(key, set()).update(group.names)
+                    elif place.extra:
+                        self.changed |= {key}
+                    elif place.name not in self.retire and not any(_serves(other, place.name) for other in others):
+                        self.retire.append(place.name)
+
+    def remove_remains(self) -> None:
+        """Remove models from extra devices where no pipeline is to keep them: a place is removed, or was never completed.
+
+        Devices that the policy has not changed are left as their owner filled them.
+        """
+        for server in self.snapshot.servers:
+            changing = any(actuator.startswith(f"{server.name}/") for actuator in self.snapshot.busy)
+            for device in server.reach if server.phase is Phase.SERVING else ():
+                if server.launched or (server.name, device) in self.changed:
+                    self._remove_remains(server, device, changing=changing)
+
+    def _remove_remains(self, server: Server, device: str, *, changing: bool) -> None:
+        ready = [
+            place for each in self.proposals for group in each.view.groups for place in group.ready if place.server.name == server.name
+        ]
+        undivided = any(not place.device for place in ready)
+        if undivided or (changing and all(place.device != device for place in ready)):
+            return  # what is there is needed there, or may be half of a change under way
+        now, wanted = self.servers[server.name], self.wanted.get((server.name, device), set())
+        stages = {stage for each in self.proposals for stage in each.view.pipeline.stages} - wanted
+        gone = {name: replace(state, instances=0, spread=()) for name, state in now.items() if name in stages and state.on(device)}
+        self.servers[server.name] = with_place(now, Place(server, device, {}), gone)
+
+    def present_changes(self) -> frozenset[tuple[str, str]]:
+        """The changed places of servers that exist."""
+        return frozenset(key for key in self.changed if key[0] in self.servers)
 
 
 def _serves(view: PipelineView, server: str) -> bool:
@@ -145,8 +191,9 @@ def _shares(
         left -= extend[p] + sum(granted[-1])
         slots_left -= sum(granted[-1])
     backing_off = _slots_backing_off(policy_input, rules)
-    missing = [sum(r) + p.result.proposal.extend - sum(g) - e for r, p, g, e in zip(requested, proposals, granted, extend, strict=True)]
-    clamps = [clamp for each, short in zip(proposals, missing, strict=True) for clamp in _out_of_slots(each, short, backing_off)]
+    given = [count + sum(launches) for count, launches in zip(extend, granted, strict=True)]
+    missing = [_requested(each) - count for each, count in zip(proposals, given, strict=True)]
+    clamps = [clamp for each, count in zip(proposals, given, strict=True) for clamp in _out_of_slots(each, count, free, backing_off)]
     retire: tuple[str, ...] = ()
     if allotted is not None and at_s - since_s >= rules.config.policy.slot_reallocation_delay_s:
         retire, more = _reallocated(proposals, allotted, missing)
@@ -238,11 +285,13 @@ def _slots_backing_off(policy_input: PolicyInput, rules: Rules) -> dict[str, flo
     return {slot: snapshot.backing_off[slot] - snapshot.at_s for slot in slots if slot in snapshot.backing_off}
 
 
-def _out_of_slots(each: PipelineProposal, short: int, backing_off: dict[str, float]) -> list[Clamp]:
-    if short <= 0:
+def _out_of_slots(each: PipelineProposal, granted: int, free: int, backing_off: dict[str, float]) -> list[Clamp]:
+    requested = _requested(each)
+    if requested <= granted:
         return []
-    name, plural = each.view.pipeline.name, "s" if short > 1 else ""
+    plural = "s" if requested > 1 else ""
     slots = "".join(
         f"; {slot} is in back-off after a failed launch, for {max(0.0, left_s):.0f} s more" for slot, left_s in backing_off.items()
     )
-    return [Clamp(ClampKind.DEVICES, f"{name} requires {short} more server{plural} than there are free slots{slots}")]
+    asked = f"{each.view.pipeline.name} requires {requested} more server{plural}"
+    return [Clamp(ClampKind.DEVICES, f"{asked} and gets {granted} of {free} free slots{slots}")]

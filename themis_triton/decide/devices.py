@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from themis_triton.core.config import ThemisConfig
-from themis_triton.core.fleet import Place, Server
+from themis_triton.core.fleet import Models, Place, Server
 from themis_triton.core.observation import OpenCall, Snapshot
 
 
@@ -53,12 +55,15 @@ class FreeDevices:
     def extensions(self, places: Sequence[Place], models: Sequence[str], count: int | None = None) -> tuple[tuple[Server, str], ...]:
         """Up to `count` new places, each as a server and a device: where some of the models run already, then with the fewest places.
 
-        None at servers where a growth of these models waits until its queue is empty, or that rest after a failure.
+        None at servers where a growth of these models waits until its queue is empty, that rest after a failure, whose models lie on
+        different devices, or whose models may not be added on another device.
         """
+        if not all(self._config.models[model].may("add_device") for model in models):
+            return ()
         servers = {
             place.server.name: place.server
             for place in places
-            if place.server.reach and self._resting.isdisjoint((place.server.name, *(f"{place.server.name}/{model}" for model in models)))
+            if place.device and self._resting.isdisjoint((place.server.name, *(f"{place.server.name}/{model}" for model in models)))
         }
         held = {name: {place.device for place in places if place.server.name == name} for name in servers}
         offers = [(server, device) for server in servers.values() for device in server.devices if device not in held[server.name]]
@@ -71,6 +76,21 @@ class FreeDevices:
                 offers = [offer for offer in offers if offer[1] != device or self._has_room(device, chosen)]
             offers = [offer for offer in offers if offer != (server, device)]
         return tuple(chosen)
+
+    def fitting(self, device: str, states: Models) -> Models:
+        """The states with as many instances as the device's free memory holds, and no fewer than each model's minimum."""
+        free, fitted = self._memory_bytes.get(device, math.inf), dict(states)
+
+        def bytes_of(name: str) -> int:
+            return fitted[name].instances * self._config.models[name].profile.instance_memory_bytes
+
+        while sum(map(bytes_of, fitted)) > free:
+            larger = [name for name, state in fitted.items() if state.instances > self._config.models[name].min_instances]
+            if not larger:
+                break
+            name = max(larger, key=bytes_of)
+            fitted[name] = replace(fitted[name], instances=fitted[name].instances - 1)
+        return fitted
 
     def take(self, device: str, server: str) -> None:
         """Note that a server is to use a device."""

@@ -20,21 +20,35 @@ def guard(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:
     for step in (only_probed_operations, within_memory, within_pace, not_in_backoff, behind_open_calls):
         kept, added = step(kept, snapshot, config)
         clamps.extend(added)
-    kept, added = _survivors_first(bounded, kept)
+    kept, added = _survivors_first(bounded, kept, snapshot)
     return kept, (*clamps, *added)
 
 
-def _survivors_first(desired: Target, kept: Target) -> Guarded:
-    """No server retires while the others are not granted the instances that they need to carry its load."""
+def _survivors_first(desired: Target, kept: Target, snapshot: Snapshot) -> Guarded:
+    """No server retires, and none gives up a device, while the others are not granted the instances that they need to carry its load."""
     short = [
         name
         for name, models in desired.servers.items()
         if name not in desired.retire and any(state.added(kept.servers[name][model]) for model, state in models.items())
     ]
-    if not short or not desired.retire:
+    servers, left = dict(kept.servers), list(desired.retire)
+    for server in snapshot.servers if short else ():
+        models = kept.servers.get(server.name, {})
+        whole = {name: _with_devices(state, server.models.get(name, state)) for name, state in models.items()}
+        if whole != models:
+            servers[server.name] = whole
+            left.append(server.name)
+    if not left or not short:
         return kept, ()
-    sentence = f"{', '.join(desired.retire)} stays until {', '.join(short)} may have the instances that its load needs"
-    return replace(kept, retire=()), (Clamp(ClampKind.SURVIVORS, sentence),)
+    stays = f"{', '.join(left)} stays as it is" if left != list(desired.retire) else f"{', '.join(left)} stays"
+    sentence = f"{stays} until {', '.join(short)} may have the instances that its load needs"
+    return replace(kept, servers=servers, retire=()), (Clamp(ClampKind.SURVIVORS, sentence),)
+
+
+def _with_devices(state: ModelState, now: ModelState) -> ModelState:
+    """The state with the present counts on devices that it would leave."""
+    given_up = {device: count for device, count in now.by_device.items() if device and not state.on(device)}
+    return state.plus(given_up) if given_up else state
 
 
 def within_bounds(target: Target, _: Snapshot, config: ThemisConfig) -> Guarded:
@@ -73,10 +87,10 @@ def only_probed_operations(target: Target, snapshot: Snapshot, config: ThemisCon
 def _safe_state(now: ModelState, desired: ModelState, model: ModelConfig) -> tuple[ModelState, str | None]:
     """The state that safe operations reach towards the desired one, and why no more."""
     operation = _operation(now, desired)
-    if operation is None or _is_safe(operation, model):
+    if operation is None or model.may(operation):
         return desired, None
     why = "loses requests, as probed" if operation in model.profile.operations else "was not probed: run `themis probe`"
-    if operation == "add_many" and _is_safe("add_one", model):
+    if operation == "add_many" and model.may("add_one"):
         return now.plus(first_added(desired.added(now), 1)), f"{operation} {why}; one instance at a time instead"
     if operation == "rebatch":
         kept, also = _safe_state(now, now.with_counts(desired.by_device), model)
@@ -98,10 +112,6 @@ def _operation(now: ModelState, desired: ModelState) -> str | None:
     if not added:
         return "remove_one" if removed else None
     return "add_one" if sum(added.values()) == 1 else "add_many"
-
-
-def _is_safe(operation: str, model: ModelConfig) -> bool:
-    return model.profile.operations.get(operation, not model.require_probed_operations)
 
 
 def within_memory(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:

@@ -65,9 +65,9 @@ class Rules:
 
     @property
     def max_servers(self) -> int:
-        """Servers that plans may use: as configured, else the adopted ones and one a slot."""
-        launch, configured = self.config.launch, self.config.planning.max_servers
-        return configured if configured is not None else max(1, len(self.config.servers) + (len(launch.slots) if launch is not None else 0))
+        """Servers, or places of servers, that plans may use: as configured, else as many as the devices may hold."""
+        configured = self.config.planning.max_servers
+        return configured if configured is not None else max(1, sum(map(self.config.places_on, self.config.devices)))
 
     def init_s(self, pipeline: PipelineConfig) -> float:
         """Longest initialisation of an instance of the chain."""

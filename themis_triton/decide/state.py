@@ -108,11 +108,16 @@ class PipelineState:
 
 @dataclass(frozen=True, slots=True)
 class PolicyState:
-    """The policy's state between ticks. `short_since_s`: since when slots have been short."""
+    """The policy's state between ticks. `short_since_s`: since when slots have been short.
+
+    `changed_places`: servers with devices that the policy added to them, or began to give up.
+    """
 
     pipelines: dict[str, PipelineState] = field(default_factory=dict)
     short_since_s: float | None = None
+    changed_places: frozenset[tuple[str, str]] = frozenset()
 
     def reset_windows(self) -> PolicyState:
         """The state after a time without observations, which earlier samples do not cover."""
-        return PolicyState({name: replace(state, samples=(), desired=()) for name, state in self.pipelines.items()})
+        pipelines = {name: replace(state, samples=(), desired=()) for name, state in self.pipelines.items()}
+        return PolicyState(pipelines, changed_places=self.changed_places)

@@ -11,7 +11,7 @@ from themis_triton.core.fleet import Place
 from themis_triton.core.observation import OpenCall
 from themis_triton.core.policy import QueueingModel
 from themis_triton.decide.demand import Demand
-from themis_triton.decide.devices import FreeDevices
+from themis_triton.decide.devices import FreeDevices, waits
 from themis_triton.decide.planner import Planner, PlanQuery
 from themis_triton.decide.rules import Rules
 from themis_triton.decide.state import Group, PolicyInput
@@ -183,7 +183,7 @@ class PipelineView:
 
 def view_of(pipeline: PipelineConfig, policy_input: PolicyInput, planner: Planner, devices: FreeDevices) -> PipelineView:
     """The view of one pipeline; instances of other models on its places count as busy."""
-    groups = policy_input.groups(pipeline, planner.rules.config.planning.placement)
+    snapshot, groups = policy_input.snapshot, policy_input.groups(pipeline, planner.rules.config.planning.placement)
     ready = [place for group in groups for place in group.ready]
     others = [sum(state.instances for name, state in place.models.items() if name not in pipeline.stages) for place in ready]
     colocated = planner.rules.config.planning.placement is Placement.COLOCATED
@@ -192,15 +192,11 @@ def view_of(pipeline: PipelineConfig, policy_input: PolicyInput, planner: Planne
         estimate=policy_input.estimate.pipelines[pipeline.name],
         groups=groups,
         planner=planner,
-        at_s=policy_input.snapshot.at_s,
+        at_s=snapshot.at_s,
         busy_elsewhere=max(others, default=0),
-        open_calls=_waiting_growth(pipeline, policy_input, planner.rules),
+        open_calls=tuple(
+            call for call in snapshot.open_calls if call.model in pipeline.stages and waits(call, snapshot, planner.rules.config)
+        ),
         reachable=len(devices.extensions(ready, pipeline.stages)) if colocated else 0,
         free_slots=len(devices.slots),
     )
-
-
-def _waiting_growth(pipeline: PipelineConfig, policy_input: PolicyInput, rules: Rules) -> tuple[OpenCall, ...]:
-    longest_s = rules.init_s(pipeline) + rules.config.policy.tick_s
-    calls = [call for call in policy_input.snapshot.open_calls if call.model in pipeline.stages and call.grows]
-    return tuple(call for call in calls if policy_input.snapshot.at_s - call.since_s > longest_s)
