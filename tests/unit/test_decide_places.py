@@ -13,6 +13,7 @@ from themis_triton.core.config import AdoptedServer, DeviceSlot, Isolation, Loca
 from themis_triton.core.decision import ClampKind, Decision, Reason, Target
 from themis_triton.core.fleet import Models, ModelState, Phase, Server, places_of, with_place
 from themis_triton.core.observation import DeviceReading, OpenCall, Snapshot
+from themis_triton.core.record import TickRecord, describe, sentence
 from themis_triton.decide.devices import FreeDevices
 from themis_triton.decide.guards import guard
 from themis_triton.decide.planner import Planner
@@ -171,8 +172,9 @@ def test_a_launching_server_is_one_coming_place() -> None:
 
 
 def test_a_place_that_is_given_up_leaves_nothing_behind_though_its_models_have_different_counts() -> None:
-    cfg, planner, state = wide(), Planner(build_rules(wide())), PolicyState()
-    fleet = first((2, 1), (4, 2))
+    base = wide()
+    cfg = replace(base, models=base.models | {DETECTOR: replace(base.models[DETECTOR], min_instances=2)})
+    planner, state, fleet = Planner(build_rules(cfg)), PolicyState(), first((2, 1), (4, 1))
     for second in range(400):
         seen = snapshot([fleet], NOW_S + second)
         state, decision = decided(state, PolicyInput(seen, replace(estimate(5.0), at_s=NOW_S + second)), planner)
@@ -237,3 +239,13 @@ def test_plans_may_use_every_device_in_reach() -> None:
     adopted = AdoptedServer("first", address, address, address, "cpu:0", reach=DEVICES)
     assert build_rules(replace(base, servers=(adopted,), launch=None)).max_servers == 4
     assert build_rules(replace(base, servers=(adopted,))).max_servers == 4
+
+
+def test_the_sentence_names_the_devices_of_a_change_and_counts_devices() -> None:
+    cfg, seen = wide(), snapshot([first((2, 2))])
+    decision = at_rate(cfg, seen, 120.0)
+    described = [describe(action) for action in plan(decision, seen, cfg).actions]
+    assert all("(cpu:0 +" in text or "(cpu:1 +" in text for text in described)
+    assert decision.evidence[0].unit == "device"
+    record = TickRecord(1, seen, estimate(120.0), decision, plan(decision, seen, cfg))
+    assert "devices 1→" in sentence(record)

@@ -71,6 +71,7 @@ class Target:
 class PipelineEvidence:
     """The numbers behind a decision for one pipeline.
 
+    `unit`: what `servers_now` and its kind count: "server", or "device" where a server of the pipeline may use several.
     `holds_after_s`: seconds until the SLO is expected to hold, by the chosen migration; None where it holds or that is unknown.
     """
 
@@ -86,6 +87,7 @@ class PipelineEvidence:
     servers_missing: int = 0
     runner_up: str = ""
     holds_after_s: float | None = None
+    unit: str = "server"
 
 
 @dataclass(frozen=True, slots=True)

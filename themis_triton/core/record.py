@@ -62,7 +62,17 @@ def describe(action: Action) -> str:
             return f"rebatch {action.model} on {action.server} {before and before.max_batch}→{after and after.max_batch}"
         case ActionKind.GROW | ActionKind.SHRINK:
             before, after = action.before, action.after
-            return f"{action.kind.value} {action.model} on {action.server} {before and before.instances}→{after and after.instances}"
+            counts = f"{before and before.instances}→{after and after.instances}"
+            return f"{action.kind.value} {action.model} on {action.server} {counts}{_where(action)}"
+
+
+def _where(action: Action) -> str:
+    """The devices that get or lose instances, such as ` (gpu:1 +2)`, on a server that may use several."""
+    if action.before is None or action.after is None or not action.after.spread:
+        return ""
+    added, removed = action.after.added(action.before), action.before.added(action.after)
+    changes = [f"{device} +{count}" for device, count in added.items()] + [f"{device} −{count}" for device, count in removed.items()]
+    return f" ({', '.join(changes)})"
 
 
 def drift_words(model: ModelEstimate) -> str:
@@ -116,7 +126,7 @@ def _numbers(evidence: PipelineEvidence) -> str:
         f"{evidence.pipeline} {demand} exceeds {capacity}" if _is_overloaded(evidence) else f"{evidence.pipeline} {demand}, {capacity}"
     ]
     changes = evidence.servers_now != evidence.servers_desired
-    parts.append(f"servers {evidence.servers_now}" + (f"→{evidence.servers_desired}" if changes else ""))
+    parts.append(f"{evidence.unit}s {evidence.servers_now}" + (f"→{evidence.servers_desired}" if changes else ""))
     if evidence.holds_after_s:
         parts.append(f"SLO expected to hold in {evidence.holds_after_s:.1f} s")
     p99_ms = evidence.measured_p99_ms

@@ -150,11 +150,8 @@ class _Joined:
                     self._remove_remains(server, device, changing=changing)
 
     def _remove_remains(self, server: Server, device: str, *, changing: bool) -> None:
-        ready = [
-            place for each in self.proposals for group in each.view.groups for place in group.ready if place.server.name == server.name
-        ]
-        undivided = any(not place.device for place in ready)
-        if undivided or (changing and all(place.device != device for place in ready)):
+        ready = {p.device for each in self.proposals for group in each.view.groups for p in group.ready if p.server.name == server.name}
+        if "" in ready or (changing and device not in ready):
             return  # what is there is needed there, or may be half of a change under way
         now, wanted = self.servers[server.name], self.wanted.get((server.name, device), set())
         stages = {stage for each in self.proposals for stage in each.view.pipeline.stages} - wanted
@@ -289,9 +286,9 @@ def _out_of_slots(each: PipelineProposal, granted: int, free: int, backing_off: 
     requested = _requested(each)
     if requested <= granted:
         return []
-    plural = "s" if requested > 1 else ""
+    plural, unit = "s" if requested > 1 else "", each.view.unit
     slots = "".join(
         f"; {slot} is in back-off after a failed launch, for {max(0.0, left_s):.0f} s more" for slot, left_s in backing_off.items()
     )
-    asked = f"{each.view.pipeline.name} requires {requested} more server{plural}"
-    return [Clamp(ClampKind.DEVICES, f"{asked} and gets {granted} of {free} free slots{slots}")]
+    asked = f"{each.view.pipeline.name} requires {requested} more {unit}{plural}"
+    return [Clamp(ClampKind.DEVICES, f"{asked} and gets {granted} of {free} free {unit if unit == 'device' else 'slot'}s{slots}")]

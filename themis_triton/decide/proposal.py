@@ -105,6 +105,7 @@ def evidence_of(
         servers_missing=missing,
         runner_up=runner_up,
         holds_after_s=holds_after_s,
+        unit=view.unit,
     )
 
 

@@ -250,7 +250,7 @@ def _scale_in(state: PipelineState, view: PipelineView, desired: tuple[int, ...]
     state = state.with_desired(view.at_s, desired, policy.scale_down.scale_in_stabilization_s)
     if all(count >= ready for count, ready in zip(desired, view.ready, strict=True)) or (len(view.groups) == 1 and any(view.coming)):
         return state, (), ""
-    suffices = f"{_counted(desired)} {'server suffices' if sum(desired) == 1 else 'servers suffice'}"
+    suffices = f"{_counted(desired)} {view.unit} suffices" if sum(desired) == 1 else f"{_counted(desired)} {view.unit}s suffice"
     left_s = policy.scale_down.scale_in_stabilization_s - state.covered_s(view.at_s)
     if left_s > 0:
         return state, (), f"{suffices}; scale-in in {left_s:.0f} s if that lasts"

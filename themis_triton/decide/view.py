@@ -58,6 +58,11 @@ class PipelineView:
         return tuple(len(group.ready) for group in self.groups)
 
     @property
+    def unit(self) -> str:
+        """What its places are to a reader: servers, or devices where a server may use several."""
+        return "device" if any(place.server.reach for group in self.groups for place in group.ready) else "server"
+
+    @property
     def extra(self) -> int:
         """Ready places beyond the first one of their server."""
         return sum(place.extra for group in self.groups for place in group.ready)
