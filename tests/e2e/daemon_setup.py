@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,10 +137,13 @@ class Sidecar:
 
 
 @contextmanager
-def beside(launch: Launch, directory: Path, *, slots: tuple[str, ...] = ("cpu:1",), **sections: Any) -> Iterator[Sidecar]:
+def beside(
+    launch: Launch, directory: Path, *, slots: tuple[str, ...] = ("cpu:1",), reach: tuple[str, ...] = (), **sections: Any
+) -> Iterator[Sidecar]:
     """A Triton with one instance of each model of the video pipeline, and settings that adopt it; the daemon is not started yet.
 
-    `slots` empty: no server can be launched. `sections` replace sections of the settings; those of `policy` are added.
+    `slots` empty: no server can be launched. `reach`: further devices of the adopted server. `sections` replace sections of the
+    settings; those of `policy` are added.
     """
     state = directory / "state"
     with launch(f"{ADOPTED}-{directory.name}", ONE_EACH) as adopted:
@@ -149,10 +152,12 @@ def beside(launch: Launch, directory: Path, *, slots: tuple[str, ...] = ("cpu:1"
             "envoy": {"grpc_listen": grpc, "http_listen": http, "admin": admin},
             "status": {"address": status},
         }
+        if reach:
+            settings["servers"][ADOPTED] |= {"devices": [settings["servers"][ADOPTED].pop("device"), *reach]}
         settings["policy"] = QUICK | sections.pop("policy", {})
         path = directory / "themis.yaml"
         path.write_text(yaml.safe_dump(settings | sections, sort_keys=False))
-        sidecar = Sidecar(path, state, adopted, grpc, status, directory / "daemon.log")
+        sidecar = Sidecar(path, state, replace(adopted, reach=reach), grpc, status, directory / "daemon.log")
         try:
             yield sidecar
         finally:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import wait
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import tritonclient.grpc as triton
 
-from tests.e2e.conftest import REPOSITORY
+from tests.e2e.conftest import REPOSITORY, Launch
+from tests.e2e.daemon_setup import beside, traffic
 from tests.e2e.test_emulated_models import LIMIT_S, executed, expected_ms, streams_running
 from tests.e2e.test_servers import change, foreign_server, instance_pids, read
 from tests.e2e.triton_process import TritonProcess
@@ -24,7 +26,7 @@ from themis_triton.core.config import DeviceSlot, LocalLaunchConfig
 from themis_triton.core.errors import ChangeRefusedError
 from themis_triton.core.fleet import ModelState, Server
 
-pytestmark = [pytest.mark.e2e, pytest.mark.exclusive]
+pytestmark = pytest.mark.e2e
 
 MODEL = "video-detector"
 INIT_S = 0.5
@@ -81,6 +83,7 @@ def mean_service_ms(server: Server, streams: int) -> float:
     return (after[1] - before[1]) / (after[0] - before[0]) / 1e6
 
 
+@pytest.mark.exclusive
 def test_a_launched_server_begins_at_home_and_is_found_with_its_reach(wide_server: Server, state_directory: Path) -> None:
     assert wide_server.devices == (HOME, SECOND, THIRD)
     assert wide_server.models == {MODEL: ONE}
@@ -89,6 +92,7 @@ def test_a_launched_server_begins_at_home_and_is_found_with_its_reach(wide_serve
     assert (found.reach, found.models) == (wide_server.reach, wide_server.models)
 
 
+@pytest.mark.exclusive
 def test_growth_onto_other_devices_and_back_is_in_place_and_loses_nothing(wide_server: Server, state_directory: Path) -> None:
     spread, pids = ONE, instance_pids(wide_server, MODEL)
     with streams_running(as_process(wide_server), {(MODEL, 1): 1}) as stream:
@@ -113,6 +117,7 @@ def test_growth_onto_other_devices_and_back_is_in_place_and_loses_nothing(wide_s
     assert spread == ONE
 
 
+@pytest.mark.exclusive
 def test_instances_at_home_contend_and_a_device_without_room_leaves_all_as_it_was(
     wide_server: Server, fail_init_file: Path, state_directory: Path
 ) -> None:
@@ -127,6 +132,7 @@ def test_instances_at_home_contend_and_a_device_without_room_leaves_all_as_it_wa
     assert read(state_directory, wide_server, MODEL) == {MODEL: two}
 
 
+@pytest.mark.exclusive
 def test_an_adopted_servers_first_change_onto_another_device_is_in_place(tmp_path: Path, state_directory: Path) -> None:
     with foreign_server(tmp_path, REPOSITORY, MODEL) as theirs:
         server = replace(theirs, reach=(SECOND,), model_repository=str(REPOSITORY))
@@ -136,3 +142,48 @@ def test_an_adopted_servers_first_change_onto_another_device_is_in_place(tmp_pat
         after = change(server, MODEL, before.spread_over({HOME: 1, SECOND: 1}))
         assert after.spread == ((HOME, 1), (SECOND, 1))
         assert pids < instance_pids(server, MODEL)
+
+
+def devices_of(models: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """Instances by model and device, of a status or of the server's own report."""
+    spreads = {name: state["spread"] if isinstance(state, dict) else state.spread for name, state in models.items()}
+    return {name: dict(spread) for name, spread in spreads.items()}
+
+
+def seen(status: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    (server,) = status["servers"]
+    return devices_of(server["models"])
+
+
+def all_on(status: Mapping[str, Any], devices: int) -> bool:
+    return all(len(counts) == devices for counts in seen(status).values())
+
+
+def test_a_sidecar_killed_while_a_server_takes_devices_and_gives_them_back_adopts_what_runs(launch: Launch, tmp_path: Path) -> None:
+    with beside(launch, tmp_path, slots=(), reach=(SECOND, THIRD)) as sidecar:
+
+        async def adopted_again() -> None:
+            """Killed with SIGKILL, and started again: the first status says what the server itself says."""
+            await sidecar.kill()
+            again = await sidecar.start()
+            own = devices_of(await sidecar.adopted_models())
+            assert set(seen(again)) == set(own)
+            for model, counts in seen(again).items():
+                assert set(counts) <= set(own[model])
+
+        async def scenario() -> None:
+            await sidecar.start()
+            async with traffic(sidecar, 90.0) as load:
+                await sidecar.until("growth under way", lambda s: bool(s["busy"]))
+                await adopted_again()
+                await sidecar.until("further devices", lambda s: all(len(counts) > 1 for counts in seen(s).values()))
+                await adopted_again()
+                await load.more(200)
+                summary = await load.end()
+            assert (summary.failed, summary.errors) == (0, {})
+            await sidecar.until("a shrink", lambda s: s["usage"]["actions"].get("shrink", 0) > 0)
+            await adopted_again()
+            await sidecar.until("one device again", lambda s: all_on(s, 1))
+            assert all(set(counts) == {HOME} for counts in devices_of(await sidecar.adopted_models()).values())
+
+        asyncio.run(scenario())
