@@ -33,6 +33,7 @@ TESTS = {
     "decide": (
         "decide",
         "decide_separate",
+        "decide_places",
         "allocation",
         "correction",
         "demand",
@@ -41,7 +42,7 @@ TESTS = {
         "open_calls",
         "tick",
     ),
-    "plan": ("steps", "executor", "tick", "relaunch", "plan_command"),
+    "plan": ("steps", "decide_places", "executor", "tick", "relaunch", "plan_command"),
     "act": ("executor", "open_calls", "tick", "relaunch"),
 }
 
