@@ -101,7 +101,7 @@ def settings(server: Server, names: list[str], repository: Path, state: Path) ->
         "servers": {
             "first": {**adopted, "device": "cpu:0", "model_repository": str(repository), "model_control_key": server.model_control_key}
         },
-        "envoy": {"grpc_listen": ports[0], "http_listen": ports[1], "admin": ports[2]},
+        "envoy": {"grpc_listen": ports[0], "http_listen": ports[1]},
         "status": {"address": ports[3]},
         "models": {name: {"instances": [1, 2], "max_batch": 8, "profile": {"surface": surface}} for name in names},
         "pipelines": {f"pipeline-{i + 1}": {"model": name, "slo_ms": 300} for i, name in enumerate(names)},

@@ -34,6 +34,7 @@ TESTS = {
         "decide",
         "decide_separate",
         "decide_places",
+        "views",
         "allocation",
         "correction",
         "demand",

@@ -74,7 +74,7 @@ def main() -> None:
     elif flags.what == "live":
         asyncio.run(live())
     else:
-        report(_profiles(), json.loads((OUT / "live.json").read_text(encoding="utf-8")))
+        report(profiles(), json.loads((OUT / "live.json").read_text(encoding="utf-8")))
 
 
 def input_shapes() -> dict[str, tuple[int, ...]]:
@@ -112,18 +112,24 @@ def own_profile(model: str, measured: ProfileSettings) -> dict[str, Any]:
     }
 
 
-def _profiles() -> dict[str, ProfileSettings]:
+def profiles() -> dict[str, ProfileSettings]:
+    """The measured profiles, by model."""
     return {model: read_profile(OUT / f"{model}.yaml") for model in STAGES}
 
 
-def settings(profiles: dict[str, ProfileSettings], folder: Path, ports: Sequence[int]) -> Path:
-    """The shipped settings of the pipeline with these profiles, free addresses and a folder of their own."""
+def settings(measured: dict[str, ProfileSettings], folder: Path, ports: Sequence[int], *, most: bool = False, stale: bool = False) -> Path:
+    """The shipped settings of the pipeline with these profiles, free addresses and a folder of their own.
+
+    `most`: the most instances run all the time. `stale`: profiles of another machine will do, and drift detection corrects them.
+    """
     content = yaml.safe_load((EXAMPLE / "ocr.yaml").read_text(encoding="utf-8"))
-    for model, measured in profiles.items():
-        content["models"][model]["profile"] = own_profile(model, measured)
+    for model, profile in measured.items():
+        content["models"][model]["profile"] = own_profile(model, profile)
+        if most:
+            content["models"][model]["instances"] = [content["models"][model]["instances"][1]] * 2
     addresses = [f"127.0.0.1:{port}" for port in ports]
     content["launch"]["model_repository"] = str(EXAMPLE / "models")
-    content["state_directory"] = str(folder / "state")
+    content["state_directory"], content["allow_stale_profiles"] = str(folder / "state"), stale
     content["envoy"] = dict(zip(("grpc_listen", "http_listen", "admin"), addresses, strict=False))
     content["status"] = {"address": addresses[3]}
     path = folder / "themis.yaml"
@@ -143,10 +149,10 @@ def largest_rate(config: ThemisConfig) -> float:
 
 async def live() -> None:
     """Measure the sidecar under each rate, one after the other."""
-    profiles = _profiles()
+    measured = profiles()
     rows: list[dict[str, Any]] = []
     before = os.getloadavg()[0]
-    async with sidecar(profiles) as served:
+    async with sidecar(measured) as served:
         most = largest_rate(served.config)
         for share in SHARES:
             row = await under_load(served, round(share * most, 2), AT_LIMIT_S if share == 1.0 else ELSEWHERE_S)
@@ -160,7 +166,7 @@ async def live() -> None:
     }
     found |= {"load_average": [before, os.getloadavg()[0]], "slo_ms": slo_ms, "planned_rps": most, "rows": rows}
     (OUT / "live.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    report(profiles, found)
+    report(measured, found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,15 +185,18 @@ class Served:
 
 
 @asynccontextmanager
-async def sidecar(profiles: dict[str, ProfileSettings]) -> AsyncIterator[Served]:
+async def sidecar(measured: dict[str, ProfileSettings], *, most: bool = False, stale: bool = False) -> AsyncIterator[Served]:
     """`themis run` with these profiles, once its first server serves. Nothing of it is left in the end."""
     with tempfile.TemporaryDirectory(prefix="themis-ocr-") as name:
         folder, ports = Path(name), free_ports(4)
-        path = settings(profiles, folder, ports)
+        path = settings(measured, folder, ports, most=most, stale=stale)
         daemon = spawn([sys.executable, "-m", "themis_triton.cli", "run", "-c", str(path)], dict(os.environ), folder / "daemon.log")
         served = Served(load_settings(path), f"127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[3]}/v1/status")
         try:
-            await _serving(served)
+            try:
+                await _serving(served)
+            except TimeoutError as error:
+                raise SystemExit(f"no server serves:\n{(folder / 'daemon.log').read_text(encoding='utf-8')[-3000:]}") from error
             yield served
         finally:
             await stop_process(daemon, STOP_S)

@@ -25,6 +25,7 @@ CONFIG = Path(__file__).parents[1] / "config"
 PIPELINES = ("video", "sentiment", "nlp")
 FLASH_DIVISORS = {pipeline: divisor / DIVISORS["video"] for pipeline, divisor in DIVISORS.items()}
 WINDOWS_SEED = 20261125
+FRESH_SEED = 20261129
 WINDOWS = 5
 SEEN_S = (1209897, 1216152, 1222111, 1242314, 1270320, 1308697, 1315647, 1361925, 1365802)
 """Windows of days 15 and 16 that were simulated while constants were still chosen: none is drawn again."""
@@ -138,8 +139,19 @@ def surges() -> tuple[tuple[int, ...], tuple[int, ...]]:
 
     Each is of its kind and has no hole, and none meets another, the paper's slice or one that was seen before.
     """
-    rates, rng = rates_of_days(15, 16), np.random.default_rng(WINDOWS_SEED)
-    order, taken, drawn = rng.permutation(rates.size - WINDOW_S), [PAPER_SLICE_S, *SEEN_S], list[tuple[int, ...]]()
+    return _drawn(WINDOWS_SEED, SEEN_S)
+
+
+@lru_cache
+def fresh_surges() -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Ten more such windows: none meets one of `surges`."""
+    mild, steep = surges()
+    return _drawn(FRESH_SEED, (*SEEN_S, *mild, *steep))
+
+
+def _drawn(seed: int, seen: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    rates, rng = rates_of_days(15, 16), np.random.default_rng(seed)
+    order, taken, drawn = rng.permutation(rates.size - WINDOW_S), [PAPER_SLICE_S, *seen], list[tuple[int, ...]]()
     for kind in (has_surge, doubles_in_a_minute):
         found: list[int] = []
         for offset in order.tolist():

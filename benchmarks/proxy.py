@@ -54,8 +54,8 @@ def free_ports(count: int) -> list[int]:
 async def stack(directory: Path) -> AsyncIterator[tuple[Server, EnvoyConfig]]:
     """One server and one Envoy with ten models' routes, ended afterwards."""
     launcher = LocalLauncher(LocalLaunchConfig((DeviceSlot("cpu-a", "cpu:0"),), REPOSITORY), directory)
-    grpc, http, admin = (Address("127.0.0.1", port) for port in free_ports(3))
-    config = EnvoyConfig(grpc, http, admin, directory / "envoy")
+    grpc, http = (Address("127.0.0.1", port) for port in free_ports(2))
+    config = EnvoyConfig(grpc, http, Address(str(directory / "admin" / "envoy.sock"), 0), directory / "envoy")
     process, files = EnvoyProcess(config, directory), EnvoyFiles(config)
     server = await launcher.launch("one", "cpu-a", {MODEL: ModelState(4, 8)})
     try:
@@ -132,7 +132,7 @@ async def poll_cost(config: EnvoyConfig) -> dict[str, Any]:
     """Time of one reading of ten models' statistics, parsing included."""
     names = [MODEL, *(f"model-{number}" for number in range(MODELS_IN_POLL - 1))]
     await use_every_model(config, names)
-    stats = EnvoyStats(config.admin_address, names, SystemClock())
+    stats = EnvoyStats(config, names, SystemClock())
     durations = []
     for _ in range(100):
         begin_s = time.perf_counter()

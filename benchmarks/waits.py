@@ -6,13 +6,15 @@ on its device. Run from the repository root: `python benchmarks/waits.py` (about
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from common import RESULTS, versions, write_result
 
+from tests.property.solver_problems import random_graph
 from themis_triton.core.fleet import ModelState
+from themis_triton.core.graph import Graph, is_chain, waits
 from themis_triton.sim.engine import Simulation
 from themis_triton.sim.layout import Layout
 from themis_triton.sim.world import SimWorld
@@ -44,7 +46,7 @@ class State:
         return self.predicted_p99_ms / self.simulated_p99_ms
 
 
-def random_stages(rng: np.random.Generator) -> tuple[StageProblem, ...]:
+def random_stages(rng: np.random.Generator, least: int = 1, most: int = 3) -> tuple[StageProblem, ...]:
     scale = (8.0, 4.0) if rng.random() < 0.3 else (4.0, 2.0, 1.0, 0.2)
     return tuple(
         StageProblem(
@@ -54,7 +56,7 @@ def random_stages(rng: np.random.Generator) -> tuple[StageProblem, ...]:
             ),
             max_batch=16,
         )
-        for s in range(int(rng.integers(1, 4)))
+        for s in range(int(rng.integers(least, most + 1)))
     )
 
 
@@ -69,8 +71,14 @@ def simulated_p99_ms(problem: ChainProblem, servers: int, counts: list[int], bat
     """End to end, with Poisson arrivals and no time on the wire."""
     stages, largest, total = range(len(counts)), max(batches), sum(counts)
     latency = np.stack([stage.surface.extended(largest, total)[:largest, :total] for stage in problem.stages])
+    calls = tuple(stage.demand_ratio for stage in problem.stages)
+    in_turn = tuple(stage.in_turn > 1.0 for stage in problem.stages)
     arrival_s = np.cumsum(np.random.default_rng(seed).exponential(1.0 / rate_rps, REQUESTS))
-    layout = Layout(latency, (tuple(stages),), tuple(range(servers)), total)
+    index = {stage.name: s for s, stage in enumerate(problem.stages)}
+    follows = None if problem.graph is None else tuple((index[earlier], index[later]) for earlier, later in waits(problem.graph))
+    layout = Layout(
+        latency, (tuple(stages),), tuple(range(servers)), total, follows=(follows,), per_request=(calls,), sequential=(in_turn,)
+    )
     simulation = Simulation(layout, SimWorld(hop_s=0.0), arrival_s, np.zeros(REQUESTS, dtype=np.int64), seed)
     for model in stages:
         for server in range(servers):
@@ -82,9 +90,16 @@ def simulated_p99_ms(problem: ChainProblem, servers: int, counts: list[int], bat
 
 
 def measure(
-    family: str, stages: tuple[StageProblem, ...], servers: int, counts: list[int], batches: list[int], load: float, seed: int
+    family: str,
+    stages: tuple[StageProblem, ...],
+    servers: int,
+    counts: list[int],
+    batches: list[int],
+    load: float,
+    seed: int,
+    graph: Graph | None = None,
 ) -> State:
-    problem = ChainProblem(stages, 1e9, 1.0)
+    problem = ChainProblem(stages, 1e9, 1.0, graph=graph)
     rate = load * evaluate(problem, servers, counts, batches).capacity_rps
     simulated = simulated_p99_ms(problem, servers, counts, batches, rate, seed)
     predicted = evaluate(problem, servers, counts, batches, rate_rps=rate).predicted_p99_ms
@@ -99,6 +114,34 @@ def random_states(count: int) -> list[State]:
         counts = [int(c) for c in rng.integers(1, 7, len(stages))]
         batches = [int(b) for b in rng.choice([1, 2, 4, 8, 16], len(stages))]
         states.append(measure("random", stages, int(rng.integers(1, 5)), counts, batches, float(rng.uniform(0.02, 0.95)), seed))
+    return states
+
+
+def call_states(count: int, *, turns: bool) -> list[State]:
+    """A first stage, and one that gets 2 to 8 calls of each request, at once or in turn."""
+    rng = np.random.default_rng(SEED + turns)
+    states = []
+    for seed in range(count):
+        calls = float(rng.choice([2, 3, 4, 8]))
+        first, second = (random_stages(rng)[0] for _ in range(2))
+        stages = (first, replace(second, name="called", demand_ratio=calls, in_turn=calls if turns else 1.0))
+        counts = [int(c) for c in rng.integers(1, 7, 2)]
+        batches = [int(b) for b in rng.choice([1, 2, 4, 8, 16], 2)]
+        load = float(rng.uniform(0.02, 0.95))
+        states.append(measure("in turn" if turns else "at once", stages, int(rng.integers(1, 5)), counts, batches, load, seed))
+    return states
+
+
+def graph_states(count: int) -> list[State]:
+    """Stages of which some run side by side."""
+    rng, states = np.random.default_rng(SEED + 1), list[State]()
+    while len(states) < count:
+        stages = random_stages(rng, 2, 4)
+        graph = random_graph(rng, [stage.name for stage in stages])
+        if not is_chain(graph):
+            counts, batches = rng.integers(1, 7, len(stages)).tolist(), rng.choice([1, 2, 4, 8, 16], len(stages)).tolist()
+            load, servers = float(rng.uniform(0.02, 0.95)), int(rng.integers(1, 5))
+            states.append(measure("graphs", stages, servers, counts, batches, load, len(states), graph))
     return states
 
 
@@ -129,7 +172,7 @@ def draw(states: list[State]) -> None:
 
     plt.switch_backend("Agg")
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), constrained_layout=True)
-    for family, colour in (("random", "tab:blue"), ("video", "tab:orange")):
+    for family, colour in (("random", "tab:blue"), ("video", "tab:orange"), ("graphs", "tab:green")):
         chosen = [state for state in states if state.family == family]
         axes[0].loglog(
             [s.simulated_p99_ms for s in chosen], [s.predicted_p99_ms for s in chosen], ".", color=colour, label=family, alpha=0.6
@@ -145,15 +188,20 @@ def draw(states: list[State]) -> None:
 
 
 def main() -> None:
-    states = random_states(600) + video_states()
-    families = {family: summary([s for s in states if s.family == family]) for family in ("random", "video")}
+    states = random_states(600) + video_states() + call_states(300, turns=False) + call_states(300, turns=True) + graph_states(400)
+    names = ("random", "video", "at once", "in turn", "graphs")
+    families = {family: summary([s for s in states if s.family == family]) for family in names}
     by_load = {
         f"{low:.1f}..{low + 0.2:.1f}": summary([s for s in states if s.family == "random" and low <= s.load < low + 0.2])
         for low in (0.0, 0.2, 0.4, 0.6, 0.8)
     }
+    graphs_by_load = {
+        f"{low:.1f}..{low + 0.2:.1f}": summary([s for s in states if s.family == "graphs" and low <= s.load < low + 0.2])
+        for low in (0.0, 0.2, 0.4, 0.6, 0.8)
+    }
     by_servers = {str(n): summary([s for s in states if s.family == "random" and s.servers == n]) for n in (1, 2, 3, 4)}
     draw(states)
-    splits = {"random_by_load": by_load, "random_by_servers": by_servers}
+    splits = {"random_by_load": by_load, "graphs_by_load": graphs_by_load, "random_by_servers": by_servers}
     result = {"versions": versions("numpy", "numba"), "requests": REQUESTS, "families": families, **splits}
     path = write_result("waits", {**result, "states": [asdict(state) for state in states]})
     for family, numbers in families.items():

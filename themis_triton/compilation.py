@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from themis_triton.core.errors import SolverError
 from themis_triton.jit import Entry, Group, cache_directory, marker, use_cache
@@ -61,30 +62,82 @@ async def compile_kernels(groups: Sequence[Group], report: Report) -> CompileRes
 
     No report if all are cached. Cancelling ends the compilation at once. SolverError when a compilation fails.
     """
-    started_s = time.monotonic()
-    entries = _entries_of(groups)
-    with ExitStack() as stack:
-        chosen = directory = cache_directory()
-        if directory is None:  # private, and only to hand compiled code over from the children
+    with KernelLoader(groups, report) as loader:
+        await loader.compile()
+        return await loader.load()
+
+
+class KernelLoader:
+    """Makes the entries of some groups ready in two steps, `compile` and `load`. Use it as a context manager.
+
+    Args:
+        groups: which entries.
+        report: called with the progress of the compilation.
+        fallback: a directory for compiled code where neither the package nor the user has a writable one.
+    """
+
+    def __init__(self, groups: Sequence[Group], report: Report, fallback: Path | None = None) -> None:
+        self._groups = groups
+        self._report = report
+        self._started_s = time.monotonic()
+        self._stack = ExitStack()
+        self._chosen = self._directory = cache_directory(fallback=fallback)
+        if self._directory is None:  # private, and only to hand compiled code over from the children
             with suppress(OSError):
-                directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="themis-kernels-")))
-        missing = [group for group in groups if directory is None or not marker(directory, group).exists()]
-        to_compile = _entries_of(missing)
-        if to_compile:
-            report(CompileProgress(0, len(to_compile)))
-        if directory is None:
-            await _compile_here(to_compile, report)
-        else:
-            await _compile_in_children(to_compile, directory, report)
-            for group in missing:
-                marker(directory, group).touch()
-            use_cache(ENTRIES if chosen is not None else entries, directory)
-            await asyncio.to_thread(_compile_all, entries)
-    return CompileResult(len(entries), len(to_compile), time.monotonic() - started_s, chosen)
+                self._directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="themis-kernels-")))
+        self._missing_groups = [group for group in groups if self._directory is None or not marker(self._directory, group).exists()]
+        self.missing = _entries_of(self._missing_groups)
+        """The entries that must be compiled."""
+
+    def __enter__(self) -> Self:
+        """Nothing is opened before it is needed."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove a private directory."""
+        self._stack.close()
+
+    @property
+    def compiles_in_children(self) -> bool:
+        """Whether this process's own kernels are untouched until `load`: else they are compiled in place."""
+        return self._directory is not None
+
+    async def compile(self) -> None:
+        """Compile what is missing. Cancelling ends it at once."""
+        if self.missing:
+            self._report(CompileProgress(0, len(self.missing)))
+        if self._directory is None:
+            await _compile_here(self.missing, self._report)
+            return
+        await _compile_in_children(self.missing, self._directory, self._report)
+        for group in self._missing_groups:
+            marker(self._directory, group).touch()
+
+    async def load(self) -> CompileResult:
+        """Load all entries, once `compile` has ended. A cache that is damaged is emptied, and they are compiled here."""
+        entries = _entries_of(self._groups)
+        if self._directory is not None:
+            use_cache(ENTRIES if self._chosen is not None else entries, self._directory)
+            if not await asyncio.to_thread(_loaded, entries, self._directory):
+                for group in self._groups:
+                    marker(self._directory, group).touch()
+        return CompileResult(len(entries), len(self.missing), time.monotonic() - self._started_s, self._chosen)
 
 
 def _entries_of(groups: Sequence[Group]) -> list[Entry]:
     return [entry for entry in ENTRIES if entry.group in groups]
+
+
+def _loaded(entries: Sequence[Entry], directory: Path) -> bool:
+    """Load all; False where the cache was damaged, so that they were compiled."""
+    try:
+        _compile_all(entries)
+    except Exception:  # noqa: BLE001 - a damaged file can raise anything, and what is not the file's fault is raised again
+        for file in [path for path in directory.rglob("*") if path.is_file()]:
+            file.unlink(missing_ok=True)
+        _compile_all(entries)
+        return False
+    return True
 
 
 def _compile_all(entries: Sequence[Entry]) -> None:

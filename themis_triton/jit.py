@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -25,12 +26,12 @@ Result = TypeVar("Result")
 PACKAGE = Path(__file__).parent
 SOURCES = (
     *("jit.py", "sim/dispatch.py", "sim/kernels.py", "sim/service.py", "sim/state.py"),
-    *("solver/colocated.py", "solver/fleet_kernels.py", "solver/kernels.py", "solver/label_setting.py", "solver/queueing.py"),
-    *("solver/rate_search.py", "solver/separate.py", "solver/slot_kernels.py", "solver/stage_kernels.py"),
+    *("solver/colocated.py", "solver/fleet_kernels.py", "solver/join_kernels.py", "solver/kernels.py", "solver/label_setting.py"),
+    *("solver/queueing.py", "solver/rate_search.py", "solver/separate.py", "solver/slot_kernels.py", "solver/stage_kernels.py"),
 )
 INTEGER, REAL = types.int64, types.float64
 FLOATS, FLOATS_2D, FLOATS_3D = (types.Array(REAL, dimensions, "C") for dimensions in (1, 2, 3))
-INTS, INTS_2D = (types.Array(INTEGER, dimensions, "C") for dimensions in (1, 2))
+INTS, INTS_2D, INTS_3D = (types.Array(INTEGER, dimensions, "C") for dimensions in (1, 2, 3))
 BOOLS_2D, SEEDS = types.Array(types.boolean, 2, "C"), types.Array(types.uint64, 1, "C")
 
 
@@ -94,16 +95,39 @@ def use_cache(entries: Sequence[Entry], directory: Path) -> None:
                 compiler.enable_caching()
 
 
-def cache_directory(environment: Mapping[str, str] | None = None, package: Path = PACKAGE) -> Path | None:
+def interpret_kernels() -> Callable[[], None]:
+    """Have Python run the kernels of all modules that are loaded, slowly and with the same results; returns what undoes it.
+
+    Compiled code that runs now is not changed: call both between computations.
+    """
+    modules = [module for name, module in sys.modules.items() if name.startswith("themis_triton.") and module is not None]
+    compiled = [(module, name, value) for module in modules for name, value in vars(module).items() if isinstance(value, Dispatcher)]
+    for module, name, value in compiled:
+        setattr(module, name, value.py_func)
+
+    def restore() -> None:
+        for module, name, value in compiled:
+            setattr(module, name, value)
+
+    return restore
+
+
+def cache_directory(environment: Mapping[str, str] | None = None, package: Path = PACKAGE, fallback: Path | None = None) -> Path | None:
     """A writable directory for the kernels of these sources, created if needed; None where there is none.
 
-    NUMBA_CACHE_DIR wins; then the package, then the user's cache directory. A digest of all sources names it, because Numba does not
-    notice a change in a file whose kernels are only called.
+    NUMBA_CACHE_DIR wins; then the package, systemd's CACHE_DIRECTORY, the user's cache directory and the fallback. A digest of all
+    sources names it, because Numba does not notice a change in a file whose kernels are only called.
     """
     variables = os.environ if environment is None else environment
     beside = package / "__pycache__" / "kernels"
-    configured, user = variables.get("NUMBA_CACHE_DIR"), _user_cache(variables)
-    parents = [Path(configured)] if configured else [beside, *([user / "themis-triton" / "kernels"] if user is not None else [])]
+    configured, service, user = variables.get("NUMBA_CACHE_DIR"), variables.get("CACHE_DIRECTORY"), _user_cache(variables)
+    places = [
+        beside,
+        Path(service) / "kernels" if service else None,
+        user / "themis-triton" / "kernels" if user is not None else None,
+        fallback,
+    ]
+    parents = [Path(configured)] if configured else [place for place in places if place is not None]
     digest = _sources_digest(package)
     directory = next((parent / digest for parent in parents if _is_writable(parent / digest)), None)
     if directory is not None and directory.parent == beside:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from themis_triton.core.config import PipelineConfig, Placement, ThemisConfig
@@ -43,11 +43,17 @@ class RatePlan:
 
 @dataclass(frozen=True, slots=True)
 class WhatIf:
-    """Overrides of the settings' values. None keeps the settings' value."""
+    """Overrides of the settings' values. None keeps the settings' value.
+
+    `also`: requests/s of other pipelines, or of models that are called directly besides, by name. `others_at`: what reaches each stage
+    besides at a rate of the pipeline's own, in place of `also`.
+    """
 
     pipeline: str | None = None
     slo_ms: float | None = None
     devices: int | None = None
+    also: tuple[tuple[str, float], ...] = ()
+    others_at: Callable[[float], tuple[float, ...]] | None = None
 
 
 def selected_pipeline(config: ThemisConfig, what_if: WhatIf) -> PipelineConfig:
@@ -57,6 +63,31 @@ def selected_pipeline(config: ThemisConfig, what_if: WhatIf) -> PipelineConfig:
     if name not in named:
         raise SettingsError(f"--pipeline: {name} is invalid: expected a pipeline of the settings: {' or '.join(named)}")
     return named[name] if what_if.slo_ms is None else replace(named[name], slo_ms=what_if.slo_ms)
+
+
+def other_calls(config: ThemisConfig, pipeline: PipelineConfig, what_if: WhatIf) -> dict[str, dict[str, float]]:
+    """Requests/s of each of the pipeline's models by their source in `also`. SettingsError for a source that adds none."""
+    named = {each.name: each for each in config.pipelines}
+    parts: dict[str, dict[str, float]] = {stage: {} for stage in pipeline.stages}
+    for name, rate_rps in what_if.also:
+        source = named.get(name)
+        if source is not None and source.front == pipeline.front:
+            raise SettingsError(f"--also: {name} starts with {pipeline.front}, as {pipeline.name} does: its requests are part of --rate")
+        calls = dict(zip(source.stages, source.per_request, strict=True)) if source is not None else {name: 1.0}
+        reached = [stage for stage in pipeline.stages if stage in calls]
+        if not reached:
+            expected = f"another pipeline that calls {' or '.join(pipeline.stages)}, or one of these models"
+            raise SettingsError(f"--also: {name} is invalid: expected {expected}")
+        for stage in reached:
+            parts[stage][name] = parts[stage].get(name, 0.0) + rate_rps * calls[stage]
+    return parts
+
+
+def _other_rps(config: ThemisConfig, pipeline: PipelineConfig, what_if: WhatIf, rate_rps: float) -> tuple[float, ...]:
+    if what_if.others_at is not None:
+        return what_if.others_at(rate_rps)
+    parts = other_calls(config, pipeline, what_if)
+    return tuple(sum(parts[stage].values()) for stage in pipeline.stages) if what_if.also else ()
 
 
 def plan_rates(config: ThemisConfig, rates_rps: Sequence[float], what_if: WhatIf) -> tuple[RatePlan, ...]:
@@ -72,7 +103,8 @@ def plan_rates(config: ThemisConfig, rates_rps: Sequence[float], what_if: WhatIf
     _check_room(pipeline, rules)
     problem = rules.problems[pipeline.name]
     instances = policy_named(config.policy.name).fixed_instances(config.policy, problem)
-    return tuple(_rate_plan(replace(problem, demand_rps=rate), rules, instances) for rate in rates_rps)
+    problems = (replace(problem, demand_rps=rate, other_rps=_other_rps(config, pipeline, what_if, rate)) for rate in rates_rps)
+    return tuple(_rate_plan(each, rules, instances) for each in problems)
 
 
 def plan_migration(config: ThemisConfig, rate_rps: float, what_if: WhatIf, now: Sequence[ServerAssignment], adopted: int = 0) -> Migration:
@@ -85,7 +117,7 @@ def plan_migration(config: ThemisConfig, rate_rps: float, what_if: WhatIf, now: 
         raise SettingsError("--from: no migration with planning.placement separate: expected colocated. Fix: leave --from out")
     devices = config.planning.max_servers if what_if.devices is None else what_if.devices
     rules = build_rules(replace(config, pipelines=(pipeline,), planning=replace(config.planning, max_servers=devices)))
-    problem = rules.problems[pipeline.name]
+    problem = replace(rules.problems[pipeline.name], other_rps=_other_rps(config, pipeline, what_if, rate_rps))
     kept = max(1, adopted)
     problem = replace(problem, demand_rps=rate_rps, min_servers=kept, max_servers=max(kept, problem.max_servers))
     migration = solve_migration(problem, now, rules.move_times(pipeline), rules.move_prices)

@@ -39,6 +39,10 @@ class ModelControl(Protocol):
         """What the server runs now, per model that is READY there; a model that is not is absent. ServerError if unreachable."""
         ...
 
+    async def read_refusal(self, server: Server) -> str | None:
+        """Why the server refuses all changes of its models, with the remedy; None where it takes them. ServerError if unreachable."""
+        ...
+
     async def list_ready(self, server: Server) -> tuple[str, ...] | None:
         """The names of all models that are READY there, in order; None where the server refuses to list them.
 
@@ -46,10 +50,25 @@ class ModelControl(Protocol):
         """
         ...
 
+    async def list_stateful(self, server: Server, models: Sequence[str]) -> tuple[str, ...]:
+        """Those of the models READY there that keep state between the calls of a sequence, in order. ServerError if unreachable."""
+        ...
+
+    async def answers(self, server: Server) -> bool:
+        """Whether the server answers a health check in time; any answer counts, a refusal too."""
+        ...
+
     async def change(self, server: Server, model: str, state: ModelState) -> ModelState:
         """Load the model with the given counts and batching; returns the verified state.
 
         Raises ChangeRefusedError when the server refuses (the old state serves on), ServerError when it does not answer.
+        """
+        ...
+
+    async def reload(self, server: Server, model: str, state: ModelState) -> ModelState:
+        """Unload the model if it is there, and load it with the given counts and batching; returns the verified state.
+
+        Raises as `change` does; the model then does not serve.
         """
         ...
 
@@ -69,12 +88,20 @@ class ServerLauncher(Protocol):
         """Start a process on the slot and return at once, in phase LAUNCHING. LaunchFailedError if it cannot be started."""
         ...
 
+    async def add_model(self, server: Server, model: str, state: ModelState) -> None:
+        """Make a model loadable on a running server, as a launch would have done. LaunchFailedError if it does not exist."""
+        ...
+
     async def wait_ready(self, server: Server) -> Server:
         """Wait until it is ready and holds its models. LaunchFailedError with the log file's name and last lines otherwise."""
         ...
 
     async def warm_up(self, server: Server) -> None:
         """Send real inference requests at every planned batch size and check that they are answered."""
+        ...
+
+    async def read_files_version(self, model: str) -> str:
+        """Identifies the files from which a model is launched and warmed up; another one after any change of them."""
         ...
 
     async def is_alive(self, server: Server) -> bool:
@@ -91,6 +118,10 @@ class ServerLauncher(Protocol):
 
     async def stop(self, server: Server) -> None:
         """Stop the server, by force after a bounded wait; returns when nothing of it is left. ServerError for an adopted server."""
+        ...
+
+    async def kill(self, server: Server) -> None:
+        """End a server that does not answer, by force; returns when nothing of it is left. ServerError for an adopted server."""
         ...
 
     async def stop_all(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from themis_triton.act.executor import Executor
@@ -9,6 +10,7 @@ from themis_triton.act.supervisor import Supervisor
 from themis_triton.core.action import Action, Plan
 from themis_triton.core.address import UNKNOWN_ADDRESS
 from themis_triton.core.config import Mode, ThemisConfig
+from themis_triton.core.decision import Decision
 from themis_triton.core.fleet import Phase, Server
 from themis_triton.core.observation import Snapshot
 from themis_triton.core.record import TickRecord
@@ -16,13 +18,14 @@ from themis_triton.decide.correction import factors_of, with_drift
 from themis_triton.decide.planner import Planner
 from themis_triton.decide.policies import decide
 from themis_triton.decide.state import PolicyInput, PolicyState
+from themis_triton.estimate.busy import busy_instances
 from themis_triton.estimate.estimate import History, estimate
 from themis_triton.estimate.executing import with_executing
 from themis_triton.plan.steps import plan
 from themis_triton.policies import policy_named
 from themis_triton.ports import Clock, Observer, Recorder
 
-READABLE = frozenset({Phase.SERVING, Phase.DRAINING, Phase.UNREACHABLE})
+READABLE = frozenset({Phase.SERVING, Phase.DRAINING, Phase.UNREACHABLE, Phase.UNRESPONSIVE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +48,36 @@ class World:
     clock: Clock
 
 
-async def tick(state: EngineState, world: World, planner: Planner) -> tuple[EngineState, TickRecord]:
+Decided = tuple[PolicyState, Decision]
+Compute = Callable[[Callable[[], Decided]], Awaitable[Decided]]
+"""How a decision is computed."""
+
+
+async def at_once(work: Callable[[], Decided]) -> Decided:
+    """Compute a decision where it is asked for."""
+    return work()
+
+
+async def tick(state: EngineState, world: World, planner: Planner, compute: Compute = at_once) -> tuple[EngineState, TickRecord]:
     """Run one tick; returns the next state and the record of what happened."""
     config = planner.rules.config
     policy = policy_named(config.policy.name)
     await world.supervisor.reap_dead_servers()
     snapshot = await observe(world, config)
-    history, estimated = estimate(state.history, snapshot, config, per_second=policy.needs_arrivals_per_second)
+    history, estimated = estimate(
+        state.history, snapshot, config, per_second=policy.needs_arrivals_per_second, work_window_s=policy.work_window_s
+    )
     snapshot = with_executing(snapshot, history.served, config)
-    policy_state, decision = decide(state.policy, PolicyInput(snapshot, estimated), planner.corrected(factors_of(estimated)), policy)
+    seen = PolicyInput(snapshot, estimated, busy_instances(snapshot, history.served, config))
+    policy_state, decision = await compute(lambda: decide(state.policy, seen, planner.corrected(factors_of(estimated)), policy))
     decision = with_drift(decision, estimated)
     planned = plan(decision, snapshot, config)
     advisory = config.mode is Mode.ADVISORY
     if not advisory:
         world.supervisor.resume()
+        world.supervisor.repair(estimated.failures)
     # Advisory mode starts nothing and drops waiting retirements.
-    world.executor.submit(Plan(decision.id, retire=frozenset()) if advisory else planned)
+    world.executor.submit(Plan(decision.id, retire=frozenset(), unrouted=frozenset()) if advisory else planned)
     record = TickRecord(state.number + 1, snapshot, estimated, decision, planned, world.executor.collect(), advisory)
     world.recorder.record_tick(record)
     return EngineState(state.number + 1, history, policy_state), record
@@ -74,16 +91,21 @@ async def observe(world: World, config: ThemisConfig) -> Snapshot:
     now_s = world.clock.now_s()
     return Snapshot(
         at_s=now_s,
-        servers=(*world.executor.fleet.all(), *announced(world.executor, config)),
+        servers=(*world.executor.as_routed(world.executor.fleet.all()), *announced(world.executor, config)),
         readings=readings.servers,
         routes=readings.routes,
         devices=readings.devices,
         busy=world.executor.busy,
         open_calls=world.executor.open_calls,
-        backing_off=world.executor.backoff.active(now_s),
+        reloads=world.executor.reloads,
+        backing_off=world.executor.backing_off(now_s),
+        resting=world.executor.resting,
         recently_crashed=world.supervisor.recently_crashed,
         routes_error=readings.routes_error,
         routes_unwritten=world.executor.routes_unwritten,
+        incidents=world.supervisor.collect_incidents(),
+        faults=world.supervisor.faults,
+        loading=world.executor.loading,
     )
 
 

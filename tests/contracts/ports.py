@@ -92,9 +92,10 @@ class LauncherContract:
     def test_an_adopted_server_is_never_stopped(self, world: World) -> None:
         async def scenario(ports: Ports) -> None:
             server = await ports.ready("one")
-            with pytest.raises(ServerError, match="one"):
-                await ports.launcher.stop(replace(server, launched=False))
-            assert await ports.launcher.is_alive(server)
+            for end in (ports.launcher.stop, ports.launcher.kill):
+                with pytest.raises(ServerError, match="one"):
+                    await end(replace(server, launched=False))
+                assert await ports.launcher.is_alive(server)
 
         world(scenario)
 
@@ -156,6 +157,17 @@ class ModelControlContract:
 
         world(scenario)
 
+    def test_a_model_is_loaded_anew_with_its_state(self, world: World) -> None:
+        async def scenario(ports: Ports) -> None:
+            server = await ports.ready("one")
+            model = next(iter(ports.models))
+            grown = replace(ports.models[model], instances=ports.models[model].instances + 1)
+            for state in (grown, ports.models[model]):
+                assert await ports.control.reload(server, model, state) == state
+                assert await ports.control.read_models(server, list(ports.models)) == {**ports.models, model: state}
+
+        world(scenario)
+
     def test_a_model_that_the_server_lacks_is_refused(self, world: World) -> None:
         async def scenario(ports: Ports) -> None:
             server = await ports.ready("one")
@@ -168,7 +180,10 @@ class ModelControlContract:
         async def scenario(ports: Ports) -> None:
             server = await ports.ready("one")
             model = next(iter(ports.models))
-            await ports.launcher.stop(server)
+            assert await ports.control.answers(server)
+            await ports.launcher.kill(server)
+            assert not await ports.launcher.is_alive(server)
+            assert not await ports.control.answers(server)
             with pytest.raises(ServerError, match="one"):
                 await ports.control.read_models(server, [model])
             with pytest.raises(ServerError, match="one"):

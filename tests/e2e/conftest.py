@@ -16,16 +16,45 @@ from themis_triton.adapters.processes import stop_everything
 from themis_triton.core.config import DeviceSlot, LocalLaunchConfig
 from themis_triton.core.fleet import ModelState, Server
 
-REPOSITORY = Path(__file__).parents[2] / "model_repository"
+FOLDER = Path(__file__).parent
+REPOSITORY = FOLDER.parents[1] / "model_repository"
 VIDEO = {"video-detector": ModelState(2, 8), "video-classifier": ModelState(1, 8)}
 
 Launch = Callable[..., AbstractContextManager[Server]]
 
 
+MAX_TESTS_BESIDE_TIMED = 2
+LONGEST_FIRST = (
+    "test_emulated_models.py",
+    "test_one_shot.py",
+    "test_drift.py",
+    "test_base_install.py",
+    "test_plan_live.py",
+    "test_tutorial.py",
+    "test_places.py",
+    "test_any_model.py",
+    "test_sequences.py",
+    "test_servers.py",
+    "test_port_contracts.py",
+    "test_daemon.py",
+    "test_envoy_changes.py",
+    "test_demo.py",
+    "test_probe.py",
+    "test_graphs.py",
+    "test_faults.py",
+)
+"""Files with long tests start first, so that no process runs one of them alone in the end. Files not named here follow."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {FOLDER / name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tests that measure times need the processor to themselves; the others run two at a time."""
-    if "PYTEST_XDIST_WORKER" in os.environ and item.get_closest_marker("exclusive") is not None:
-        pytest.fail(f"{item.nodeid} measures times and never runs beside other tests: omit -n, or add -m 'not exclusive'")
+    """Tests that measure times leave each other enough of the processor when two run at a time."""
+    if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > MAX_TESTS_BESIDE_TIMED and item.get_closest_marker("timed") is not None:
+        pytest.fail(f"{item.nodeid} measures times: run it with -n {MAX_TESTS_BESIDE_TIMED} at most, or add -m 'not timed'")
 
 
 @pytest.fixture(scope="session")

@@ -147,9 +147,9 @@ def beside(
     """
     state = directory / "state"
     with launch(f"{ADOPTED}-{directory.name}", ONE_EACH) as adopted:
-        grpc, http, admin, status = (f"127.0.0.1:{port}" for port in free_ports(4))
+        grpc, http, status = (f"127.0.0.1:{port}" for port in free_ports(3))
         settings = _settings(adopted, state, slots) | {
-            "envoy": {"grpc_listen": grpc, "http_listen": http, "admin": admin},
+            "envoy": {"grpc_listen": grpc, "http_listen": http},
             "status": {"address": status},
         }
         if reach:
@@ -223,10 +223,10 @@ class Traffic:
 
 
 @asynccontextmanager
-async def traffic(sidecar: Sidecar, rate_rps: float) -> AsyncIterator[Traffic]:
+async def traffic(sidecar: Sidecar, rate_rps: float, stages: tuple[str, ...] = (DETECTOR, CLASSIFIER)) -> AsyncIterator[Traffic]:
     """Poisson load of a constant rate through the sidecar's Envoy."""
     trace = TraceOptions(rate_rps=rate_rps, duration_s=LONGEST_LOAD_S)
-    options = LoadOptions(sidecar.grpc_address, (PipelineLoad("video", (DETECTOR, CLASSIFIER), 300.0, trace),))
+    options = LoadOptions(sidecar.grpc_address, (PipelineLoad("video", stages, 300.0, trace),))
     async with LoadProcess(options) as process:
         running = Traffic(process)
         try:
@@ -245,7 +245,7 @@ def instances(status: Status, model: str, server: str = ADOPTED) -> int:
     return next((int(s["models"][model]["instances"]) for s in status.get("servers", []) if s["name"] == server), 0)
 
 
-async def answered(server: Mapping[str, Any]) -> float:
-    """Requests for the first stage that the server has answered, by its own metrics."""
+async def answered(server: Mapping[str, Any], model: str = DETECTOR) -> float:
+    """Requests for a model that the server has answered, by its own metrics."""
     async with HttpClient(5.0) as client:
-        return (await fetch_metrics(client, Address.parse(server["metrics_address"])))[DETECTOR].success
+        return (await fetch_metrics(client, Address.parse(server["metrics_address"])))[model].success

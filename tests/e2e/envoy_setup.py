@@ -55,7 +55,7 @@ async def write(config: EnvoyConfig, table: RouteTable) -> None:
 
 
 async def read(config: EnvoyConfig, models: Sequence[str]) -> dict[str, RouteReading]:
-    stats = EnvoyStats(config.admin_address, models, SystemClock())
+    stats = EnvoyStats(config, models, SystemClock())
     try:
         readings, error = await stats.read_routes()
     finally:
@@ -65,8 +65,8 @@ async def read(config: EnvoyConfig, models: Sequence[str]) -> dict[str, RouteRea
 
 
 def free_config(directory: Path) -> EnvoyConfig:
-    grpc, http, admin = (Address("127.0.0.1", port) for port in free_ports(3))
-    return EnvoyConfig(grpc, http, admin, directory / "envoy")
+    grpc, http = (Address("127.0.0.1", port) for port in free_ports(2))
+    return EnvoyConfig(grpc, http, Address(str(directory / "envoy" / "admin" / "envoy.sock"), 0), directory / "envoy")
 
 
 @contextmanager

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+import socket
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,17 +18,30 @@ import tritonclient.grpc.aio
 import yaml
 from tritonclient.utils import InferenceServerException
 
-from tests.e2e.daemon_setup import ADOPTED, CLASSIFIER, DETECTOR, QUICK, Sidecar, Status, launched, traffic
-from tests.e2e.triton_process import REPOSITORY, running_triton
+from tests.certificates import self_made_certificate
+from tests.e2e.clients import Clients
+from tests.e2e.daemon_setup import ADOPTED, CLASSIFIER, DETECTOR, QUICK, Sidecar, Status, instances, launched, traffic
+from tests.e2e.odd_models import COMPLETED, FILE, ODD_MODELS, OWN, OWN_DATA, OddCalls, completed_model, odd_models, picky_model
+from tests.e2e.triton_process import REPOSITORY, TritonProcess, running_triton
+from themis_triton.adapters.local.launcher import LocalLauncher
 from themis_triton.adapters.processes import stop_everything
 from themis_triton.adapters.sockets import free_ports
+from themis_triton.adapters.triton.model_control import TritonModelControl
+from themis_triton.adapters.triton.warmup import remedy
+from themis_triton.commands.settings_commands import TlsFlags, init_from_command
 from themis_triton.core.address import Address
-from themis_triton.core.fleet import Phase, Server
+from themis_triton.core.config import DeviceSlot, LocalLaunchConfig, ModelInputs
+from themis_triton.core.errors import WarmupFailedError
+from themis_triton.core.fleet import ModelState, Phase, Server
+from themis_triton.settings import load_settings
 from themis_triton.settings.shipped import shipped
 
 pytestmark = pytest.mark.e2e
-ENSEMBLE, LATER = "both stages.v1", "loaded-later"
+ODD = f"_odd.v1+~{'n' * 191}"
+"""Two hundred characters; the Python backend loads no names with spaces, quotes or Unicode."""
+ENSEMBLE, LATER = "_both stagés ☃.v1", "loaded-later"
 SURGE_RPS = 60.0
+PAUSE_S = 0.02  # between two calls
 _STEP = (
     'model_name: "{model}" model_version: -1 input_map {{ key: "INPUT" value: "{source}" }} output_map {{ key: "OUTPUT" value: "{to}" }}'
 )
@@ -50,71 +65,79 @@ def repository(folder: Path) -> Path:
 
 
 @dataclass
-class Calls:
-    """Calls one after the other, for as long as the block lasts; what failed or was wrong."""
+class Calls(Clients):
+    """Calls of a model one after the other."""
 
-    client: tritonclient.grpc.aio.InferenceServerClient
     model: str
-    done: int = 0
-    wrong: list[str] = field(default_factory=list)
-    ended: asyncio.Condition = field(default_factory=asyncio.Condition)
+    expected: float = 16.0
 
-    async def go_on(self) -> None:
+    async def one(self) -> None:
         tensor = tritonclient.grpc.InferInput("INPUT", [1, 1], "FP32")
         tensor.set_data_from_numpy(np.array([[3.0]], dtype=np.float32))
-        while True:
-            try:
-                answer = (await self.client.infer(self.model, [tensor], client_timeout=20.0)).as_numpy("OUTPUT")
-                if answer.tolist() != [[16.0]]:
-                    self.wrong.append(f"{answer}")
-            except InferenceServerException as error:
-                self.wrong.append(str(error))
-            async with self.ended:
-                self.done += 1
-                self.ended.notify_all()
-            await asyncio.sleep(0.02)
-
-    async def more(self, count: int) -> None:
-        enough = self.done + count
-        async with asyncio.timeout(30.0), self.ended:
-            await self.ended.wait_for(lambda: self.done >= enough)
+        try:
+            answer = (await self.client.infer(self.model, [tensor], client_timeout=20.0)).as_numpy("OUTPUT")
+            if answer.tolist() != [[self.expected]]:
+                self.wrong.append(f"{answer}")
+        except InferenceServerException as error:
+            self.wrong.append(str(error))
+        await asyncio.sleep(PAUSE_S)
 
 
-@asynccontextmanager
-async def calls(sidecar: Sidecar, model: str) -> AsyncIterator[Calls]:
-    client = tritonclient.grpc.aio.InferenceServerClient(sidecar.grpc_address)
-    running = Calls(client, model)
-    task = asyncio.create_task(running.go_on())
-    try:
-        yield running
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await client.close()
+def odd_copy(models: Path) -> None:
+    """The classifier under a name that few expect."""
+    shutil.copytree(REPOSITORY / CLASSIFIER, models / ODD)
+    config = models / ODD / "config.pbtxt"
+    config.write_text(config.read_text().replace(f'name: "{CLASSIFIER}"', f'name: "{ODD}"'))
 
 
-def sidecar_beside(adopted: Server, models: Path, folder: Path) -> Sidecar:
+def calls(sidecar: Sidecar, model: str, expected: float = 16.0) -> AbstractAsyncContextManager[Calls]:
+    return Calls(tritonclient.grpc.aio.InferenceServerClient(sidecar.grpc_address), model, expected).running()
+
+
+def sidecar_beside(adopted: Server, models: Path, folder: Path, *, slots: bool = True, odd: bool = False, **more: Any) -> Sidecar:
+    """`more`: further keys of the adopted server's section. Without `slots` no server can be launched. `odd`: scale `ODD` too."""
     sample = yaml.safe_load((shipped("config") / "themis.yaml").read_text())
-    grpc, http, admin, status = (f"127.0.0.1:{port}" for port in free_ports(4))
-    settings = {
+    grpc, http, status = (f"127.0.0.1:{port}" for port in free_ports(3))
+    settings: dict[str, Any] = {
         "state_directory": str(folder / "state"),
         "servers": {
             ADOPTED: {
                 **{kind: str(getattr(adopted, f"{kind}_address")) for kind in ("grpc", "http", "metrics")},
                 "device": "cpu:0",
                 "model_repository": str(models),
+                **more,
             }
         },
-        "envoy": {"grpc_listen": grpc, "http_listen": http, "admin": admin},
+        "envoy": {"grpc_listen": grpc, "http_listen": http},
         "status": {"address": status},
         "models": {name: sample["models"][name] for name in (DETECTOR, CLASSIFIER)},
         "pipelines": {"video": sample["pipelines"]["video"]},
         "launch": {"slots": ["cpu:1"], "model_repository": str(models), "stop_timeout_s": 3, "drain_timeout_s": 10},
         "policy": QUICK,
     }
+    if not slots:
+        del settings["launch"]
+    if odd:
+        settings["models"][ODD] = sample["models"][CLASSIFIER]
+        settings["pipelines"]["odd"] = {"model": ODD, "slo_ms": 300}
     path = folder / "themis.yaml"
     path.write_text(yaml.safe_dump(settings, sort_keys=False))
     return Sidecar(path, folder / "state", adopted, grpc, status, folder / "daemon.log")
+
+
+def with_odd_models(sidecar: Sidecar, more: Path) -> None:
+    """The settings with the odd models as further stages of the pipeline, so that launched servers hold them."""
+    settings = yaml.safe_load(sidecar.settings.read_text())
+    surface = {"form": "contention", "alpha_ms": 0.1, "beta_ms": 0.1, "gamma_ms": 0.1, "zeta_ms": 1}
+    model = {"instances": [1, 4], "max_batch": 4, "profile": {"surface": surface}}
+    settings["models"] |= {name: model | ({"warmup": "real.npz"} if name == FILE else {}) for name in ODD_MODELS}
+    settings["pipelines"]["video"]["stages"] += ODD_MODELS
+    settings["launch"]["model_repository"] = [settings["launch"]["model_repository"], str(more)]
+    sidecar.settings.write_text(yaml.safe_dump(settings, sort_keys=False))
+
+
+def odd_calls(sidecar: Sidecar) -> AbstractAsyncContextManager[OddCalls]:
+    return OddCalls(tritonclient.grpc.aio.InferenceServerClient(sidecar.grpc_address)).running(4)
 
 
 def listed(status: Status, server: str) -> list[str]:
@@ -122,32 +145,132 @@ def listed(status: Status, server: str) -> list[str]:
 
 
 def test_models_that_the_settings_do_not_name_are_answered_through_a_launch_and_a_retirement(tmp_path: Path) -> None:
-    models = repository(tmp_path / "models")
-    with running_triton(tmp_path, [DETECTOR, CLASSIFIER, ENSEMBLE], repository=models, exit_timeout_s=5) as triton:
+    models, more = repository(tmp_path / "models"), tmp_path / "more"
+    odd_models(models, more)
+    held, arguments = [DETECTOR, CLASSIFIER, ENSEMBLE, *ODD_MODELS], [f"--model-repository={more}"]
+    with running_triton(tmp_path, held, repository=models, exit_timeout_s=5, arguments=arguments) as triton:
         metrics = Address.parse(triton.metrics_url.removeprefix("http://").removesuffix("/metrics"))
         addresses = Address.parse(triton.grpc_address), Address.parse(triton.http_address), metrics
         sidecar = sidecar_beside(Server(ADOPTED, "cpu:0", *addresses, Phase.SERVING, launched=False), models, tmp_path)
+        with_odd_models(sidecar, more)
 
         async def scenario() -> None:
             first = await sidecar.start()
-            assert listed(first, ADOPTED) == sorted([DETECTOR, CLASSIFIER, ENSEMBLE])
-            async with calls(sidecar, ENSEMBLE) as ensemble:
+            assert listed(first, ADOPTED) == sorted(held)
+            async with calls(sidecar, ENSEMBLE) as ensemble, odd_calls(sidecar) as odd:
                 async with traffic(sidecar, SURGE_RPS) as load:
-                    await sidecar.until("second server", lambda s: bool(launched(s, "serving")))
-                    await ensemble.more(60)
+                    second = await sidecar.until("second server", lambda s: bool(launched(s, "serving")))
+                    assert set(ODD_MODELS) < set(launched(second)[0]["models"])
+                    await asyncio.gather(ensemble.more(60), odd.more(20))
                     await check_index(sidecar)
                     await check_a_model_loaded_by_hand(sidecar)
                     summary = await load.end()
                 await sidecar.until("retirement", lambda s: not launched(s))
-                await ensemble.more(5)
+                await asyncio.gather(ensemble.more(5), odd.more(5))
             assert (summary.failed, summary.errors) == (0, {})
             assert (ensemble.wrong, ensemble.done >= 65) == ([], True)
+            assert odd.wrong == []
 
         try:
             asyncio.run(scenario())
         finally:
             sidecar.end()
             stop_everything(sidecar.state, timeout_s=1.0)
+
+
+def test_a_server_with_tls_that_refuses_changes_is_said_once_and_scaled_by_servers_alone(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    for name in (DETECTOR, CLASSIFIER):
+        shutil.copytree(REPOSITORY / name, models / name)
+    tls = self_made_certificate(tmp_path / "tls")
+    secure = [f"--grpc-{flag}={tls[key]}" for flag, key in (("server-cert", "certificate"), ("server-key", "key"), ("root-cert", "ca"))]
+    arguments = ["--model-control-mode=none", "--grpc-use-ssl=true", "--grpc-use-ssl-mutual=true", *secure]
+    with running_triton(tmp_path, [], repository=models, exit_timeout_s=5, arguments=arguments) as triton:
+        metrics = triton.metrics_url.removeprefix("http://").removesuffix("/metrics")
+        check_init_from(triton, tls, tmp_path / "from-server.yaml")
+        named = (f"localhost:{where.rpartition(':')[2]}" for where in (triton.grpc_address, triton.http_address, metrics))
+        grpc, http, counters = map(Address.parse, named)  # The certificate is for this name.
+        sidecar = sidecar_beside(Server(ADOPTED, "cpu:0", grpc, http, counters, Phase.SERVING, launched=False), models, tmp_path, tls=tls)
+
+        async def scenario() -> None:
+            first = await sidecar.start()
+            assert first["resting"][f"{ADOPTED}/{DETECTOR}"].endswith("Fix: start it with --model-control-mode=explicit --load-model=*")
+            async with traffic(sidecar, SURGE_RPS) as load:
+                await load.more(60)  # These are answered over TLS.
+                served = await sidecar.until("second server", lambda s: bool(launched(s, "serving")))
+                summary = await load.end()
+            assert (summary.failed, summary.errors) == (0, {})
+            assert served["usage"]["failed_actions"] == {}
+
+        try:
+            asyncio.run(scenario())
+            assert sidecar.log.read_text().count("model_control_missing") == 1
+        finally:
+            sidecar.end()
+            stop_everything(sidecar.state, timeout_s=1.0)
+
+
+def test_an_adopted_server_on_ipv6_that_restarts_is_planned_from_the_counts_that_it_starts_with(tmp_path: Path) -> None:
+    models, ports, host = tmp_path / "models", free_ports(3), loopback()
+    for name in (DETECTOR, CLASSIFIER):
+        shutil.copytree(REPOSITORY / name, models / name)
+    odd_copy(models)
+    http, grpc, metrics = (Address(host, port) for port in ports)
+    sidecar = sidecar_beside(
+        Server(ADOPTED, "cpu:0", grpc, http, metrics, Phase.SERVING, launched=False), models, tmp_path, slots=False, odd=True
+    )
+
+    settings = yaml.safe_load(sidecar.settings.read_text())
+    settings["models"][DETECTOR]["instances"] = [1, 3]
+    sidecar.settings.write_text(yaml.safe_dump(settings, sort_keys=False))
+
+    @contextmanager
+    def running(folder: str) -> Iterator[None]:
+        (tmp_path / folder).mkdir()
+        with running_triton(tmp_path / folder, [DETECTOR, CLASSIFIER, ODD], repository=models, exit_timeout_s=5, ports=ports, host=host):
+            yield
+
+    async def restarted(before: Status) -> None:
+        assert instances(before, DETECTOR) == 1
+        words = f"{DETECTOR} has 5 instances on {ADOPTED} instead of 1 instance, without an action of Themis; plans start from this"
+        await sidecar.until("the new count", lambda s: words in [event["sentence"] for event in s["events"]])
+        status = await sidecar.until("a count inside the bounds", lambda s: 0 < instances(s, DETECTOR) <= 3)
+        assert (status["usage"]["failed_actions"], status["tick_errors"]) == ({}, 0)
+        assert words in sidecar.command("history").stdout
+        async with calls(sidecar, ODD, 8.0) as load:
+            await load.more(3)
+            await sidecar.until(
+                "the odd model's requests", lambda s: any(p["name"] == "odd" and p["estimate"]["recent_rps"] for p in s["pipelines"])
+            )
+        assert load.wrong == []
+
+    try:
+        with running("first"):
+            status = asyncio.run(sidecar.start())
+        config = models / DETECTOR / "config.pbtxt"
+        config.write_text(config.read_text().replace("{ count: 1,", "{ count: 5,"))
+        with running("second"):
+            asyncio.run(restarted(status))
+    finally:
+        sidecar.end()
+
+
+def check_init_from(triton: TritonProcess, tls: dict[str, str], path: Path) -> None:
+    """A server that asks for a certificate is read with one; its certificate is for another name than the address."""
+    source, metrics = Address.parse(triton.grpc_address), triton.metrics_url.removeprefix("http://").removesuffix("/metrics")
+    flags = TlsFlags(**{name: Path(file) for name, file in tls.items()}, server_name="localhost")
+    assert init_from_command(path, force=False, source=str(source), http=triton.http_address, metrics=metrics, tls=flags) == 0
+    secure = replace(source, tls=True, server_name="localhost", ca=tls["ca"], certificate=tls["certificate"], key=tls["key"])
+    assert load_settings(path).servers[0].grpc_address == secure
+
+
+def loopback() -> str:
+    """The loopback address of IPv6; where this machine has none, that of IPv4."""
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return "::1"
+    except OSError:
+        return "127.0.0.1"
 
 
 async def check_index(sidecar: Sidecar) -> None:
@@ -180,3 +303,38 @@ async def check_a_model_loaded_by_hand(sidecar: Sidecar) -> None:
     finally:
         await direct.close()
         await through.close()
+
+
+def test_models_that_refuse_zeros_or_have_no_configuration_are_launched_whatever_their_names(tmp_path: Path) -> None:
+    own, file, bare, completed = OWN, FILE, "picky", COMPLETED
+    for name in (own, file, bare):
+        picky_model(tmp_path / "models", name, OWN_DATA if name == own else "")
+    completed_model(tmp_path / "more")
+    np.savez(tmp_path / "real.npz", SIZE=np.array([2.0], dtype=np.float32))
+    inputs = {file: ModelInputs(file=tmp_path / "real.npz")}
+    config = LocalLaunchConfig(
+        (DeviceSlot("cpu-1", "cpu:1"),),
+        tmp_path / "models",
+        ready_timeout_s=40.0,
+        stop_timeout_s=2.0,
+        inputs=inputs,
+        further_repositories=(tmp_path / "more",),
+    )
+    launcher = LocalLauncher(config, tmp_path / "state")
+
+    async def scenario() -> None:
+        control = TritonModelControl()
+        server = await launcher.launch("one", "cpu-1", dict.fromkeys((own, file, bare, completed), ModelState(1, 1)))
+        try:
+            ready = await launcher.wait_ready(server)
+            await launcher.warm_up(replace(ready, models={name: ready.models[name] for name in (own, file, completed)}))
+            assert await control.read_models(ready, [completed]) == {completed: ModelState(1, 4)}
+            assert await control.change(ready, completed, ModelState(2, 4)) == ModelState(2, 4)
+            with pytest.raises(WarmupFailedError, match="SIZE must be positive") as failure:
+                await launcher.warm_up(replace(ready, models={bare: ready.models[bare]}))
+            assert (failure.value.model, failure.value.remedy) == (bare, remedy(bare, ModelInputs(), own=False))
+        finally:
+            await control.close()
+            await launcher.stop(server)
+
+    asyncio.run(scenario())

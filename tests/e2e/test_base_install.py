@@ -16,7 +16,7 @@ from themis_triton.core.errors import EnvironmentCheckError, ServerError
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT_S = 120.0
+TIMEOUT_S = 280.0
 
 
 @pytest.fixture(scope="module")

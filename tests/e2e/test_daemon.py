@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 from tests.e2e.conftest import Launch
 from tests.e2e.daemon_setup import (
@@ -23,6 +24,7 @@ from tests.e2e.daemon_setup import (
     POLL_S,
     TIMEOUT_S,
     Sidecar,
+    Status,
     answered,
     beside,
     instances,
@@ -31,9 +33,12 @@ from tests.e2e.daemon_setup import (
 )
 from tests.e2e.test_servers import double
 from themis_triton.adapters.processes import find_process, owned_processes
+from themis_triton.adapters.store.paths import journal_path
+from themis_triton.adapters.store.records import unpacked
 from themis_triton.core.decoding import decode
-from themis_triton.core.errors import EnvironmentCheckError, ServerError
+from themis_triton.core.errors import EnvironmentCheckError, ServerError, SettingsError
 from themis_triton.core.fleet import ProcessId, Server
+from themis_triton.settings.shipped import shipped
 
 pytestmark = pytest.mark.e2e
 
@@ -41,6 +46,7 @@ SURGE_RPS = 60.0
 """More than one server carries inside the SLO, with however many instances."""
 ONE_SERVER_RPS = 36.0
 """More than one instance of each model carries, less than one server does."""
+ONE_INSTANCE_RPS = 8.0
 
 
 def identity(server: Mapping[str, Any]) -> ProcessId:
@@ -174,26 +180,73 @@ def test_a_failed_growth_leaves_the_old_count_serving_and_is_retried(launch: Lau
             fail_init_file.unlink(missing_ok=True)
 
 
-def test_advisory_mode_shows_and_changes_nothing(launch: Launch, tmp_path: Path) -> None:
-    with beside(launch, tmp_path, mode="advisory") as sidecar:
+def advises(status: Status) -> bool:
+    """Whether the sentence says both what would grow and what would be launched."""
+    return all(
+        words in status["sentence"] for words in ("would ", f"launch cpu-1-{status['decision_id']}", f"grow {DETECTOR} on {ADOPTED} 1→")
+    )
+
+
+def test_advisory_mode_shows_what_it_would_do_once_enough_is_learnt_and_changes_nothing(launch: Launch, tmp_path: Path) -> None:
+    sample = yaml.safe_load((shipped("config") / "themis.yaml").read_text())
+    models = {DETECTOR: sample["models"][DETECTOR], CLASSIFIER: {"instances": [1, 6]}}  # The classifier has no profile.
+    with beside(launch, tmp_path, mode="advisory", models=models) as sidecar:
 
         async def scenario() -> None:
-            await sidecar.start()
+            first = await sidecar.start()
+            assert [p["knowledge"]["enough"] for p in first["pipelines"]] == [False]
+            assert "not enough is known to act, so it stays as it is: video-classifier has " in sidecar.command("status").stdout
             async with traffic(sidecar, SURGE_RPS) as load:
-                status = await sidecar.until(
-                    "advice", lambda s: "would " in s["sentence"] and f"launch cpu-1-{s['decision_id']}" in s["sentence"]
-                )
-                assert f"grow {DETECTOR} on {ADOPTED} 1→" in status["sentence"]
+                # The first tick of a steep rise asks for servers only.
+                status = await sidecar.until("advice", advises)
                 summary = await load.end()
             assert (summary.failed, summary.errors) == (0, {})
             last = await sidecar.until("another tick", lambda s: s["tick"] > status["tick"] + 4)
             assert last["mode"] == "advisory"
+            assert [event["kinds"] for event in last["events"]].count(["service_times_learnt"]) == 1
+            for command in ("status", "why"):
+                assert ". To act: set mode: active and restart the sidecar" in sidecar.command(command).stdout
             assert [s["name"] for s in last["servers"]] == [ADOPTED]
             assert last["usage"]["actions"] == {}
             assert await sidecar.adopted_models() == ONE_EACH
             assert sidecar.journal("select * from outcomes") == []
 
         asyncio.run(scenario())
+
+
+def test_two_pipelines_on_one_slot_share_the_server_that_is_launched_and_keep_it_when_the_journal_is_lost(
+    launch: Launch, tmp_path: Path
+) -> None:
+    pipelines = {model: {"stages": [model], "slo_ms": 400} for model in (DETECTOR, CLASSIFIER)}
+    with beside(launch, tmp_path, servers={}, pipelines=pipelines) as sidecar:
+
+        async def scenario() -> None:
+            await sidecar.start()
+            status = await sidecar.until("a server", lambda s: bool(launched(s, "serving")))
+            (server,) = status["servers"]
+            assert {model for model, state in server["models"].items() if state["instances"]} == {DETECTOR, CLASSIFIER}
+            async with traffic(sidecar, ONE_INSTANCE_RPS) as load:
+                await sidecar.until("further ticks", lambda s: s["tick"] > status["tick"] + 16)
+                records = [unpacked(record) for (record,) in sidecar.journal("select record from ticks")]
+                assert any("shares the server that is launched on cpu-1" in record for record in records)
+                await sidecar.kill()
+                spoil(sidecar.state)
+                again = await sidecar.start()
+                assert [(s["name"], s["phase"]) for s in again["servers"]] == [(server["name"], "serving")]
+                assert [event["kinds"] for event in again["events"]][:1] == [["journal_replaced"]]
+                await load.more(20)
+                summary = await load.end()
+            assert (summary.failed, summary.errors) == (0, {})
+            assert sidecar.journal("select name from servers") == [(server["name"],)]
+
+        asyncio.run(scenario())
+
+
+def spoil(state: Path) -> None:
+    """Overwrite the journal of a sidecar that was killed."""
+    for path in state.glob(f"{journal_path(state).name}-*"):
+        path.unlink()
+    journal_path(state).write_bytes(b"no journal" * 1000)
 
 
 def test_one_daemon_a_state_directory_and_down_ends_what_it_launched(launch: Launch, tmp_path: Path) -> None:
@@ -204,6 +257,11 @@ def test_one_daemon_a_state_directory_and_down_ends_what_it_launched(launch: Lau
             await sidecar.start()
             server = launched(await sidecar.until("second server", lambda s: bool(launched(s, "serving"))))[0]
             await asyncio.to_thread(while_it_runs)
+            (envoy,) = [process for process in owned_processes(sidecar.state) if process.name() == "envoy"]
+            envoy.kill()
+            told = await sidecar.until("Envoy's restart", lambda s: any("Envoy was started again" in e["sentence"] for e in s["events"]))
+            assert f"Envoy (pid {envoy.pid}) has ended" in " ".join(event["sentence"] for event in told["events"])
+            assert not psutil.pid_exists(envoy.pid)
             assert await sidecar.terminate() == 0
             return server
 
@@ -236,6 +294,24 @@ def test_pause_holds_everything_resume_goes_on_why_tells_and_stop_leaves_it_serv
             assert ended.returncode == 0, ended.stderr
             return ended.stdout
 
+        def edit_settings() -> None:
+            whole = sidecar.settings.read_text()
+            sidecar.settings.write_text(whole + "mode: advisory\nretention: {max_old_logs: 9}\n")
+            answer = message("reload")
+            assert answer.startswith("settings reloaded: changed mode; retention stay as they were until a restart. Fix: ")
+            assert json.loads(message("status", "--json").splitlines()[-1])["mode"] == "advisory"
+            sidecar.settings.write_text(whole + "mode: sometimes\n")
+            refused = sidecar.command("reload")
+            assert (refused.returncode, "mode: sometimes is invalid" in refused.stderr) == (SettingsError.exit_code, True)
+            os.kill(sidecar.pid, signal.SIGHUP)
+            for _ in range(int(TIMEOUT_S / POLL_S)):
+                if "mode: sometimes is invalid" in sidecar.log.read_text():
+                    break
+                time.sleep(POLL_S)
+            assert "settings_refused" in sidecar.log.read_text()
+            sidecar.settings.write_text(whole)
+            assert message("reload").startswith("settings reloaded: changed mode")
+
         async def scenario() -> None:
             await sidecar.start()
             assert f"(sidecar with pid {sidecar.pid})" in await asyncio.to_thread(message, "pause")
@@ -246,6 +322,7 @@ def test_pause_holds_everything_resume_goes_on_why_tells_and_stop_leaves_it_serv
                 assert "paused: nothing is changed" in await asyncio.to_thread(message, "status")
                 await asyncio.to_thread(message, "resume")
                 await sidecar.until("growth in place", lambda s: not s["paused"] and instances(s, DETECTOR) >= 2)
+                await asyncio.to_thread(edit_settings)
                 assert "Migration to 200/s" in await asyncio.to_thread(message, "plan", "--rate", "200", "--from", "live")
                 assert f"stopped the sidecar with pid {sidecar.pid}" in await asyncio.to_thread(message, "stop")
                 await load.more(30)
@@ -253,22 +330,30 @@ def test_pause_holds_everything_resume_goes_on_why_tells_and_stop_leaves_it_serv
             assert (summary.failed, summary.errors) == (0, {})
 
         asyncio.run(scenario())
-        rows = json.loads(message("history", "--json").splitlines()[-1])
+        rows = json.loads(message("history", "--limit", "1000", "--json").splitlines()[-1])
         grown = next(row for row in rows if f"grow {DETECTOR} on {ADOPTED}" in row["sentence"])
         assert f"grow {DETECTOR} on {ADOPTED} 1→" in message("why", grown["decision_id"])
         assert "no sidecar runs" in message("stop")
 
 
-def test_a_stop_while_kernels_compile_ends_daemon_and_compilers(launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sidecar_ticks_while_kernels_compile_and_a_stop_ends_daemon_and_compilers(
+    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = tmp_path / "empty-cache"
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(cache))
     with beside(launch, tmp_path) as sidecar:
-        sidecar.spawn()
-        while "kernels_compiling" not in sidecar.log.read_text():
-            assert sidecar.processes[-1].poll() is None, sidecar.words()
-            time.sleep(0.05)
-        assert asyncio.run(sidecar.terminate()) == 0
+
+        async def scenario() -> None:
+            await sidecar.start()
+            async with traffic(sidecar, SURGE_RPS) as load:
+                await sidecar.until("growth in place", lambda s: instances(s, DETECTOR) >= 2)
+                assert await sidecar.terminate() == 0
+                await load.more(30)
+                summary = await load.end()
+            assert (summary.failed, summary.errors) == (0, {})
+
+        asyncio.run(scenario())
+        assert "kernels_compiling" in sidecar.log.read_text()
         assert "kernels_compiled" not in sidecar.log.read_text()
-        assert '"event": "sidecar_started"' not in sidecar.log.read_text()
         # A process that has just ended has no command line any more.
         assert not [p for p in psutil.process_iter(["cmdline"]) if str(cache) in " ".join(p.info["cmdline"] or ())]

@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
+from tests.e2e.rounds import measured_again_if_disturbed
 from tests.e2e.triton_process import REPOSITORY, TritonProcess, running_triton
 from themis_triton.emulation.device import DeviceSeat, table_path
 from themis_triton.emulation.parameters import read_parameters
 
-pytestmark = [pytest.mark.e2e, pytest.mark.exclusive]
+pytestmark = [pytest.mark.e2e, pytest.mark.timed]
 
 MODELS = (
     "video-detector",
@@ -185,6 +186,7 @@ def test_a_request_of_eight_million_numbers_is_answered(bench: Bench) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("batch", [1, 8])
+@measured_again_if_disturbed
 def test_alone_on_the_device(bench: Bench, model: str, batch: int) -> None:
     seconds = max(0.6, 6 * expected_ms(model, batch, 1) / 1000)
     # The Python backend itself adds some tenths of a millisecond, whatever the service time.
@@ -192,12 +194,14 @@ def test_alone_on_the_device(bench: Bench, model: str, batch: int) -> None:
 
 
 @pytest.mark.parametrize(("batch", "busy"), [(1, 3), (4, 3), (8, 6)])
+@measured_again_if_disturbed
 def test_instances_of_a_model_contend(bench: Bench, batch: int, busy: int) -> None:
     bench.grow(DETECTOR, busy)
     assert mean_ms(bench, {(DETECTOR, batch): busy})[DETECTOR] == pytest.approx(expected_ms(DETECTOR, batch, busy), rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("batch", [2, 8])
+@measured_again_if_disturbed
 def test_models_on_one_slot_contend(bench: Bench, batch: int) -> None:
     for model in (DETECTOR, CLASSIFIER):
         bench.grow(model, 2)
@@ -207,17 +211,18 @@ def test_models_on_one_slot_contend(bench: Bench, batch: int) -> None:
 
 
 def test_another_slot_does_not_contend(bench: Bench, tmp_path: Path) -> None:
-    done = threading.Event()
-    with running_triton(tmp_path, [DETECTOR]) as neighbour, ThreadPoolExecutor(1) as pool:
-        stream = pool.submit(keep_busy, neighbour, DETECTOR, 8, done)
-        try:
+    @measured_again_if_disturbed
+    def measure() -> None:
+        with streams_running(neighbour, {(DETECTOR, 8): 1}) as (stream,):
             measured = mean_ms(bench, {(DETECTOR, 4): 1})[DETECTOR]
-        finally:
-            done.set()
         assert stream.result(LIMIT_S) > 1
-    assert measured == pytest.approx(expected_ms(DETECTOR, 4, 1), rel=TOLERANCE)
+        assert measured == pytest.approx(expected_ms(DETECTOR, 4, 1), rel=TOLERANCE)
+
+    with running_triton(tmp_path, [DETECTOR], exit_timeout_s=2) as neighbour:
+        measure()
 
 
+@measured_again_if_disturbed
 def test_service_slows_down_while_it_runs(bench: Bench) -> None:
     bench.set_scale({DETECTOR: 1.4})
     try:
@@ -279,6 +284,7 @@ def settles(bench: Bench, service_ms: float) -> bool:
     return False
 
 
+@measured_again_if_disturbed
 def test_waiting_costs_little(bench: Bench) -> None:
     bench.set_count(DETECTOR, 12)
     stubs = bench.stubs(DETECTOR)

@@ -22,6 +22,7 @@ from tests.e2e.conftest import Launch
 from tests.e2e.envoy_setup import Gateway, free_config, outcome, read, running_envoy, table_of, tensors, under_load, values, write
 from tests.e2e.test_envoy import stream_answers
 from themis_triton.adapters.envoy.admin import EnvoyAdmin
+from themis_triton.adapters.envoy.clusters import WATCHED_MODELS
 from themis_triton.adapters.envoy.files import EnvoyFiles
 from themis_triton.adapters.envoy.names import Protocol, model_cluster
 from themis_triton.adapters.envoy.process import EnvoyProcess
@@ -60,9 +61,16 @@ def loads(gateway: Gateway) -> list[tuple[str, str, float, bool]]:
 
 def test_servers_join_and_leave_under_load(gateway: Gateway, servers: tuple[Server, Server]) -> None:
     one, two = servers
+    before = {f"before-{number}": ModelRoute() for number in range(WATCHED_MODELS)}
+
+    def crowded(*members: Server) -> RouteTable:
+        """More models than have endpoint files of their own; the one with traffic is the last."""
+        table = table_of(*members)
+        return replace(table, models=before | table.models)
 
     async def change() -> None:
-        for table in (table_of(one), table_of(one, two), table_of(two), table_of(two, one)):
+        few = (table_of(one), table_of(one, two), table_of(two), table_of(two, one))
+        for table in (*few, crowded(two), crowded(one, two), crowded(one), table_of(one, two)):
             await write(gateway.config, table)
             await asyncio.sleep(0.3)
 
@@ -141,7 +149,7 @@ def test_a_full_queue_refuses_each_call_once_and_no_server_is_asked_instead(gate
 async def sent_upstream(gateway: Gateway) -> dict[str, int]:
     """Requests for the model that Envoy sent to servers, and how many of them were retries."""
     cluster = f"cluster.{model_cluster(Protocol.GRPC, MODEL)}."
-    admin = EnvoyAdmin(gateway.config.admin_address)
+    admin = EnvoyAdmin(gateway.config)
     try:
         entries = await admin.stats(rf"^{re.escape(cluster)}upstream_rq_(total|retry)$")
     finally:

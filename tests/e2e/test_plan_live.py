@@ -12,6 +12,7 @@ import yaml
 
 from tests.e2e.conftest import Launch
 from tests.e2e.daemon_setup import ADOPTED, CLASSIFIER, DETECTOR, Sidecar, Status, beside, instances, launched, traffic
+from themis_triton.adapters.store.records import unpacked
 from themis_triton.settings.shipped import shipped
 
 pytestmark = pytest.mark.e2e
@@ -38,7 +39,7 @@ def executed(sidecar: Sidecar, since_s: float) -> list[str]:
     """The actions that were started, in their order."""
     rows = sidecar.journal("select record from ticks where changed order by at_s")
     # A pause and its end are changes without a snapshot.
-    ticks = [record for record in (json.loads(row[0]) for row in rows) if "snapshot" in record]
+    ticks = [record for record in (json.loads(unpacked(row[0])) for row in rows) if "snapshot" in record]
     records = [record for record in ticks if record["snapshot"]["at_s"] > since_s and not record["advisory"]]
     skipped = {o["action"]["id"] for record in records for o in record["outcomes"] if o["kind"] == "skipped"}
     return [

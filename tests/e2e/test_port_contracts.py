@@ -10,18 +10,17 @@ import pytest
 from tests.contracts.ports import LauncherContract, ModelControlContract, ObserverContract, Ports, RouteWriterContract, Scenario, World
 from tests.e2e.envoy_setup import free_config
 from themis_triton.adapters.clock import SystemClock
+from themis_triton.adapters.envoy.admin import EnvoyAdmin
 from themis_triton.adapters.envoy.files import EnvoyFiles
 from themis_triton.adapters.envoy.names import Protocol, model_cluster
 from themis_triton.adapters.envoy.process import EnvoyProcess
 from themis_triton.adapters.envoy.stats import EnvoyStats
-from themis_triton.adapters.http import HttpClient
 from themis_triton.adapters.launchers import build_launcher
 from themis_triton.adapters.nvml import DeviceReader
 from themis_triton.adapters.observer import LiveObserver
 from themis_triton.adapters.triton.metrics import TritonMetrics
 from themis_triton.adapters.triton.model_control import TritonModelControl
-from themis_triton.core.address import Address
-from themis_triton.core.config import LocalLaunchConfig
+from themis_triton.core.config import EnvoyConfig, LocalLaunchConfig
 from themis_triton.core.fleet import ModelState
 from themis_triton.core.routes import ModelRoute, RouteTable
 
@@ -29,13 +28,13 @@ pytestmark = pytest.mark.e2e
 MODELS = {"video-detector": ModelState(1, 8), "video-classifier": ModelState(2, 8)}
 
 
-async def listed_targets(admin: Address, model: str, names: dict[int, str]) -> set[str]:
+async def listed_targets(config: EnvoyConfig, model: str, names: dict[int, str]) -> set[str]:
     """Servers by the endpoints that Envoy lists in the model's gRPC cluster."""
-    async with HttpClient(5.0) as client:
-        answer = await client.get_json(admin.url("/clusters"), {"format": "json"})
-    cluster = model_cluster(Protocol.GRPC, model)
-    hosts = [host for status in answer["cluster_statuses"] if status["name"] == cluster for host in status.get("host_statuses", ())]
-    return {names[host["address"]["socket_address"]["port_value"]] for host in hosts}
+    admin = EnvoyAdmin(config)
+    try:
+        return {names[port] for cluster, (_, port) in await admin.endpoints() if cluster == model_cluster(Protocol.GRPC, model)}
+    finally:
+        await admin.close()
 
 
 @pytest.fixture
@@ -48,11 +47,11 @@ def world(launch_config: LocalLaunchConfig, fail_init_file: Path, tmp_path: Path
             TritonModelControl(),
             build_launcher(launch_config, tmp_path),
         )
-        observer = LiveObserver(TritonMetrics(clock), EnvoyStats(envoy.admin_address, tuple(MODELS), clock), DeviceReader(["cpu:0"], clock))
+        observer = LiveObserver(TritonMetrics(clock), EnvoyStats(envoy, tuple(MODELS), clock), DeviceReader(["cpu:0"], clock))
 
         async def targets(model: str) -> set[str]:
             ports = {server.grpc_address.port: server.name for server in await launcher.discover()}
-            return await listed_targets(envoy.admin_address, model, ports)
+            return await listed_targets(envoy, model, ports)
 
         def refuse(model: str) -> None:
             fail_init_file.write_text(model)

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from tests.e2e.conftest import REPOSITORY, Launch
+from tests.e2e.rounds import measured_again_if_disturbed
 from themis_triton.adapters.processes import owned_processes, stop_everything, stop_process
 from themis_triton.adapters.triton.model_config import state_of
-from themis_triton.commands.profile_command import BenchFlags, Place, ProfileFlags, opened, profile_command, resolve
+from themis_triton.commands.bench_place import BenchFlags, BenchPlace, opened, resolve
+from themis_triton.commands.profile_command import ProfileFlags, profile_command
 from themis_triton.core.address import Address
 from themis_triton.core.config import DeviceSlot, LocalLaunchConfig
 from themis_triton.core.errors import LaunchFailedError, ServerError, SettingsError
@@ -61,8 +63,10 @@ class InterruptedRunError(Exception):
     """Stands for Ctrl-C after some points."""
 
 
-@pytest.mark.exclusive
-def test_an_interrupted_profile_goes_on_and_recovers_the_true_surface(tmp_path: Path, state: Path) -> None:
+@pytest.mark.timed
+@measured_again_if_disturbed
+def test_an_interrupted_profile_goes_on_and_recovers_the_true_surface(tmp_path_factory: pytest.TempPathFactory, state: Path) -> None:
+    folder = tmp_path_factory.mktemp("interrupted")
     reported: list[tuple[int, int]] = []
 
     def until(points: int) -> None:
@@ -74,19 +78,19 @@ def test_an_interrupted_profile_goes_on_and_recovers_the_true_surface(tmp_path: 
 
         async def run() -> None:
             async with launched_bench(MODEL, LAUNCH, LAUNCH.slots[0], state) as bench:
-                await profile_model(bench, options(tmp_path), tell)
+                await profile_model(bench, options(folder), tell)
 
         asyncio.run(run())
 
     with pytest.raises(InterruptedRunError):
         until(4)
-    assert resume_path(tmp_path / "detector.yaml").exists()
-    assert not (tmp_path / "detector.yaml").exists()
+    assert resume_path(folder / "detector.yaml").exists()
+    assert not (folder / "detector.yaml").exists()
     assert not owned_processes(state / "profile"), "the scratch server is gone"
     until(1000)
     assert len(reported) == len(set(reported)), "no point twice"
 
-    profile = read_profile(tmp_path / "detector.yaml")
+    profile = read_profile(folder / "detector.yaml")
     table = profile.table
     assert table is not None
     assert (table.batches[-1], table.instances[-1]) == (4, 3)
@@ -115,7 +119,8 @@ class SlowStub:
         return await self.stub.ModelInfer(message, timeout=timeout)
 
 
-@pytest.mark.exclusive
+@pytest.mark.timed
+@measured_again_if_disturbed
 def test_instances_are_measured_busy_however_late_the_client_sends_its_next_request(state: Path) -> None:
     async def run() -> PointSettings:
         async with launched_bench(MODEL, LAUNCH, LAUNCH.slots[0], state) as bench:
@@ -127,21 +132,25 @@ def test_instances_are_measured_busy_however_late_the_client_sends_its_next_requ
     assert point.client_ms > point.service_ms + point.queue_ms
 
 
-@pytest.mark.exclusive
-def test_an_adopted_server_is_measured_by_the_client_and_put_back(tmp_path: Path, state: Path, launch: Launch) -> None:
+@pytest.mark.timed
+@measured_again_if_disturbed
+def test_an_adopted_server_is_measured_by_the_client_and_put_back(
+    tmp_path_factory: pytest.TempPathFactory, state: Path, launch: Launch
+) -> None:
+    folder = tmp_path_factory.mktemp("adopted")
     with launch("adopted", {MODEL: ModelState(2, 8)}) as server:
         adopted = adopted_server(server.grpc_address, "cpu:0", server.model_control_key)
 
         async def run() -> ModelState:
             async with adopted_bench(MODEL, adopted, state) as bench:
-                await profile_model(bench, replace(options(tmp_path, GridPlan(2, 1)), files=REPOSITORY / MODEL), lambda _: None)
+                await profile_model(bench, replace(options(folder, GridPlan(2, 1)), files=REPOSITORY / MODEL), lambda _: None)
                 client = bench.client
                 inside = state_of((await client.get_model_config(MODEL)).config)
                 assert inside.max_batch == 1, "no batcher while measuring"
             return await served_state(server)
 
         assert asyncio.run(run()) == ModelState(2, 8)
-    profile = read_profile(tmp_path / "detector.yaml")
+    profile = read_profile(folder / "detector.yaml")
     assert profile.measured is not None
     assert profile.measured.source is TimeSource.CLIENT
     assert profile.measured.launch is None
@@ -164,7 +173,7 @@ def test_live_traffic_is_not_disturbed(tmp_path: Path, launch: Launch) -> None:
             asyncio.run(_open_under_load(place, server))
 
 
-async def _open_under_load(place: Place, server: Server) -> None:
+async def _open_under_load(place: BenchPlace, server: Server) -> None:
     async with open_stub(server.grpc_address.authority, 5.0) as stub:
         spec = (await read_specs(stub, [MODEL], 5.0))[MODEL]
         request = build_request(spec, 1, InputOptions(), batched=True)
@@ -248,9 +257,11 @@ def test_a_model_that_answers_errors_is_named_with_its_words_and_the_profile_the
 
 
 def test_a_type_that_cannot_be_made_up_is_measured_from_a_file(tmp_path: Path, state: Path) -> None:
-    launch = broken_launch(tmp_path / "repository")
+    """The configuration is the one that `model_config_name` chooses; config.pbtxt has another type."""
+    launch = replace(broken_launch(tmp_path / "repository"), model_config_name="half")
     folder = tmp_path / "repository" / "broken"
-    (folder / "config.pbtxt").write_text(BROKEN_CONFIG.replace('X", data_type: TYPE_FP32', 'X", data_type: TYPE_BF16'))
+    (folder / "configs").mkdir()
+    (folder / "configs" / "half.pbtxt").write_text(BROKEN_CONFIG.replace('X", data_type: TYPE_FP32', 'X", data_type: TYPE_BF16'))
     (folder / "1" / "model.py").write_text(BLIND)
     np.savez(tmp_path / "x.npz", X=np.ones(2, dtype=np.float32))
 

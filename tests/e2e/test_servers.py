@@ -48,9 +48,9 @@ OFFSETS = {DETECTOR: 1.0, CLASSIFIER: 2.0}
 PROCESS_START_S = 3.0
 
 
-def with_control(use: Callable[[TritonModelControl], Awaitable[T]], timeout_s: float = 60.0) -> T:
+def with_control(use: Callable[[TritonModelControl], Awaitable[T]], answer_timeout_s: float = 60.0) -> T:
     async def run() -> T:
-        control = TritonModelControl(timeout_s)
+        control = TritonModelControl(answer_timeout_s)
         try:
             return await use(control)
         finally:
@@ -178,7 +178,7 @@ class TestLaunch:
     def test_unknown_slots_and_models_are_refused(self, launcher: LocalLauncher, state_directory: Path) -> None:
         with pytest.raises(LaunchFailedError, match=r"device slot gpu-7 does not exist: expected one of launch.slots: cpu-a, cpu-b"):
             asyncio.run(launcher.launch("nowhere", "gpu-7", {DETECTOR: ModelState(1, 8)}))
-        with pytest.raises(LaunchFailedError, match=r"launch.model_repository: model nothing has no .*config.pbtxt"):
+        with pytest.raises(LaunchFailedError, match=r"launch.model_repository: there is no folder .*/nothing\. Fix: "):
             asyncio.run(launcher.launch("nothing", "cpu-a", {"nothing": ModelState(1, 1)}))
         assert not (state_directory / "servers" / "nothing").exists()
 
@@ -281,6 +281,13 @@ class TestChange:
                     call()
         assert httpx.post(video_server.http_address.url(f"/v2/repository/models/{DETECTOR}/unload"), trust_env=False).status_code == 403
         assert double(video_server, DETECTOR, [1.0]) == [3.0]
+
+    def test_the_key_of_a_ready_server_is_on_no_command_line(self, video_server: Server, state_directory: Path) -> None:
+        assert video_server.process is not None
+        assert video_server.model_control_key is not None
+        assert video_server.model_control_key.encode() not in Path(f"/proc/{video_server.process.pid}/cmdline").read_bytes()
+        (found,) = [each for each in find_launched(state_directory) if each.name == video_server.name]
+        assert found.model_control_key == video_server.model_control_key
 
     def test_a_silent_server_is_told_from_a_refusal(self, video_server: Server) -> None:
         with listening() as port:

@@ -26,8 +26,8 @@ START_TIMEOUT_S = 240.0
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     """A folder with the session's settings on free ports; whatever the session leaves is ended."""
-    grpc, http, admin, status = (f"127.0.0.1:{port}" for port in free_ports(4))
-    addresses = {"envoy": {"grpc_listen": grpc, "http_listen": http, "admin": admin}, "status": {"address": status}}
+    grpc, http, status = (f"127.0.0.1:{port}" for port in free_ports(3))
+    addresses = {"envoy": {"grpc_listen": grpc, "http_listen": http}, "status": {"address": status}}
     text = session_settings() + yaml.safe_dump(addresses)
     (tmp_path / "themis.yaml").write_text(text, encoding="utf-8")
     yield tmp_path

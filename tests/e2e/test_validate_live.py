@@ -19,7 +19,7 @@ import pytest
 import tritonclient.grpc as triton
 import yaml
 
-from tests.e2e.triton_process import free_ports, package_folder
+from tests.e2e.triton_process import REPOSITORY, free_ports, package_folder
 from themis_triton.adapters.findings import Finding, Severity
 from themis_triton.adapters.live_check import check_live
 from themis_triton.commands.settings_commands import validate_command
@@ -53,7 +53,8 @@ def configured(folder: Path, models: dict[str, ModelConfig], server: AdoptedServ
 
 
 def adopted(server: Server) -> AdoptedServer:
-    return AdoptedServer("first", server.grpc_address, server.http_address, server.metrics_address, "cpu:0", server.model_control_key)
+    addresses = (server.grpc_address, server.http_address, server.metrics_address)
+    return AdoptedServer("first", *addresses, "cpu:0", server.model_control_key, REPOSITORY)
 
 
 def not_fine(findings: list[Finding]) -> dict[str, Finding]:
@@ -81,7 +82,7 @@ def bare_triton(folder: Path, mode: str) -> Iterator[AdoptedServer]:
         try:
             wait_ready(ports["grpc"])
             grpc, http, metrics = (Address("127.0.0.1", port) for port in ports.values())
-            yield AdoptedServer("first", grpc, http, metrics, "cpu:0")
+            yield AdoptedServer("first", grpc, http, metrics, "cpu:0", model_repository=repository)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(20)
@@ -139,11 +140,25 @@ def test_a_server_that_holds_all_models_is_fine(tmp_path: Path, models: dict[str
         "servers.first.http",
         "servers.first.metrics",
         "servers.first: model control",
+        "servers.first: version",
         "servers.first: models",
         "envoy.binary",
         "envoy.grpc_listen",
         "status.address",
     }
+
+
+def test_changes_that_are_dear_or_were_not_probed_are_announced(
+    tmp_path: Path, models: dict[str, ModelConfig], video_server: Server
+) -> None:
+    """A GPU server's device list with models of KIND_CPU, no repository, and operations that only a probe allows."""
+    wide = replace(adopted(video_server), device="gpu:0", reach=("gpu:1",), model_repository=None)
+    strict = {name: replace(model, require_probed_operations=True) for name, model in models.items()}
+    bad = not_fine(looked_at(configured(tmp_path, strict, wide)))
+    assert "KIND_CPU, which cannot be bound to gpu:1" in bad["servers.first: model video-detector"].found
+    assert bad["servers.first.model_repository"].found.startswith("is not set: the first change of counts reloads each model")
+    assert "add_device, remove_device, rebatch were not probed" in bad["models.video-detector.require_probed_operations"].found
+    assert bad["models.video-detector.require_probed_operations"].remedy.startswith("run `themis probe video-detector`")
 
 
 def test_looking_changes_no_model(tmp_path: Path, models: dict[str, ModelConfig], video_server: Server) -> None:
@@ -169,8 +184,10 @@ def test_the_wrong_key_is_named(tmp_path: Path, models: dict[str, ModelConfig], 
 def test_a_server_that_takes_no_loads_and_has_no_models(tmp_path: Path, models: dict[str, ModelConfig]) -> None:
     with bare_triton(tmp_path, "none") as server:
         bad = not_fine(looked_at(configured(tmp_path, models, server)))
-    assert set(bad) == {"servers.first: model control", "servers.first: models", "pipelines.video"}
-    assert "--model-control-mode=explicit" in bad["servers.first: model control"].remedy
+    assert set(bad) == {"servers.first: model control", "servers.first: models", "servers.first.model_repository", "pipelines.video"}
+    control = bad["servers.first: model control"]
+    assert (control.severity, "--model-control-mode=explicit" in control.remedy) == (Severity.WARNING, True)
+    assert control.found.startswith("the server takes no loads, so its instance counts stay as they are; its models are routed to")
     assert bad["servers.first: models"].severity is Severity.WARNING
     assert bad["servers.first: models"].found == "the server's repository has no video-classifier, video-detector"
     assert bad["pipelines.video"].found == "no adopted server holds all its models"

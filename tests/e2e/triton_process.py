@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-import tritonclient.grpc as triton
+import httpx
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 _READY_TIMEOUT_S = 60.0
@@ -71,17 +71,23 @@ def running_triton(
     repository: Path = REPOSITORY,
     exit_timeout_s: int = _EXIT_TIMEOUT_S,
     arguments: Sequence[str] = (),
+    ports: Sequence[int] = (),
+    host: str = "127.0.0.1",
 ) -> Iterator[TritonProcess]:
-    """Serve the models in explicit mode; `folder` holds backends and log, and is the test's own."""
-    http_port, grpc_port, metrics_port = free_ports(3)
-    log_file = folder / "triton.log"
+    """Serve the models in explicit mode; `folder` holds backends and log, and is the test's own. `ports`: of HTTP, gRPC and metrics.
+
+    `host`: an IP address of this machine. Triton's HTTP and metrics services take an IPv6 address after `ipv6:` only.
+    """
+    http_port, grpc_port, metrics_port = ports or free_ports(3)
+    log_file, at = folder / "triton.log", f"[{host}]" if ":" in host else host
     command = [
         str(package_folder() / "bin" / "tritonserver"),
         f"--model-repository={repository}",
         f"--backend-directory={prepare_backends(folder)}",
         "--model-control-mode=explicit",
         *(f"--load-model={model}" for model in models),
-        *(f"--{kind}-address=127.0.0.1" for kind in ("http", "grpc", "metrics")),
+        *(f"--{kind}-address={f'ipv6:{host}' if ':' in host else host}" for kind in ("http", "metrics")),
+        f"--grpc-address={at}",
         f"--http-port={http_port}",
         f"--grpc-port={grpc_port}",
         f"--metrics-port={metrics_port}",
@@ -93,9 +99,7 @@ def running_triton(
         process = subprocess.Popen(
             command, env={**os.environ, "PATH": path, **(environment or {})}, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
-    server = TritonProcess(
-        process.pid, f"127.0.0.1:{grpc_port}", f"127.0.0.1:{http_port}", f"http://127.0.0.1:{metrics_port}/metrics", log_file
-    )
+    server = TritonProcess(process.pid, f"{at}:{grpc_port}", f"{at}:{http_port}", f"http://{at}:{metrics_port}/metrics", log_file)
     try:
         _wait_ready(process, server)
         yield server
@@ -105,18 +109,18 @@ def running_triton(
 
 def _wait_ready(process: subprocess.Popen[bytes], server: TritonProcess) -> None:
     deadline_s = time.monotonic() + _READY_TIMEOUT_S
-    with triton.InferenceServerClient(server.grpc_address) as client:
-        while not _is_ready(client):
+    with httpx.Client(trust_env=False, timeout=1.0) as client:
+        while not _is_ready(client, server):
             tail = server.log_file.read_text(errors="replace")[-4000:]
             assert process.poll() is None, f"tritonserver ended with {process.returncode}:\n{tail}"
             assert time.monotonic() < deadline_s, f"tritonserver was not ready within {_READY_TIMEOUT_S} s:\n{tail}"
             time.sleep(0.05)
 
 
-def _is_ready(client: triton.InferenceServerClient) -> bool:
+def _is_ready(client: httpx.Client, server: TritonProcess) -> bool:
     try:
-        return bool(client.is_server_ready(client_timeout=1.0))
-    except triton.InferenceServerException:
+        return client.get(f"http://{server.http_address}/v2/health/ready").is_success
+    except httpx.TransportError:
         return False
 
 

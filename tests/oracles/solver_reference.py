@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
+from themis_triton.core.graph import Graph, Parallel
 from themis_triton.core.policy import QueueingModel
 from themis_triton.solver import queueing
 from themis_triton.solver.problem import ChainProblem, Placement, StageProblem, ThroughputRule
@@ -43,9 +44,36 @@ def judge(problem: ChainProblem, choices: Sequence[Choice]) -> Judged:
 
 
 def _joined(problem: ChainProblem, choices: Sequence[Choice], parts: Sequence[tuple[float, bool]], price: float) -> Judged:
-    p99 = sum(part[0] for part in parts)
+    p99 = longest_path(problem, [part[0] for part in parts])
     holds = all(part[1] for part in parts) and p99 <= problem.slo_ms + TOLERANCE_MS and memory_fits(problem, choices)
     return Judged(tuple(choices), price, p99, holds)
+
+
+def paths(graph: Graph) -> list[tuple[str, ...]]:
+    """Every way of a request through the graph: the stages that it waits for one after the other."""
+    if isinstance(graph, str):
+        return [(graph,)]
+    if isinstance(graph, Parallel):
+        return [path for branch in graph.branches for path in paths(branch)]
+    return [tuple(itertools.chain(*each)) for each in itertools.product(*(paths(part) for part in graph.parts))]
+
+
+@lru_cache(256)
+def _indexed_paths(graph: Graph | None, names: tuple[str, ...]) -> list[list[int]]:
+    return [list(range(len(names)))] if graph is None else [[names.index(name) for name in path] for path in paths(graph)]
+
+
+def longest_path(problem: ChainProblem, values: Sequence[float]) -> float:
+    """The largest sum of the stages' values on a path."""
+    return max(sum(values[s] for s in path) for path in _indexed_paths(problem.graph, tuple(stage.name for stage in problem.stages)))
+
+
+@lru_cache(256)
+def _most_side_by_side(graph: Graph | None, names: tuple[str, ...]) -> int:
+    """The largest set of stages of which no two are on one path."""
+    ways = [set(names)] if graph is None else [set(path) for path in paths(graph)]
+    sets = (chosen for size in range(len(names), 0, -1) for chosen in itertools.combinations(names, size))
+    return next(len(chosen) for chosen in sets if all(len(way.intersection(chosen)) <= 1 for way in ways))
 
 
 def brute_force(problem: ChainProblem, servers: Sequence[int] | None = None, *, any_plan: bool = False) -> Judged | None:
@@ -67,6 +95,8 @@ def brute_force(problem: ChainProblem, servers: Sequence[int] | None = None, *, 
             parts.append(known[key])
             if not parts[-1][1]:
                 break
+        if not parts[-1][1]:
+            continue
         result = _joined(problem, choices, parts, price)
         if result.holds and (best is None or _better(result, best)):
             best = result
@@ -160,13 +190,39 @@ def busy_columns(problem: ChainProblem, s: int, servers: int, full: int, batch: 
         return full, full
     members = problem.stages if problem.placement is Placement.COLOCATED else problem.stages[s : s + 1]
     total, elsewhere = full - problem.busy_elsewhere, problem.busy_elsewhere
+    others = _others(problem, s)
     single, batched = (_usual(problem, members, servers, total, batches=batches) for batches in (False, True))
-    usual = batched + (max(single, batched) - batched) / batch + elsewhere
+    single, batched = (beside_own(each + elsewhere, others, servers, full, elsewhere) for each in (max(single, batched), batched))
+    usual = batched + (single - batched) / batch
     for k in range(1, total):
-        mean = _mean_busy(problem, members, servers, k + elsewhere)
-        if 1 + mean + queueing.BUSY_SIGMAS * math.sqrt(mean * problem.dispersion) <= k + TOLERANCE:
-            return usual, k + elsewhere
+        means = [_mean_busy(problem, [stage], servers, k + elsewhere) for stage in members]
+        variance = sum(
+            _mean_busy(problem, [stage], servers, k + elsewhere, group=max(1.0, stage.demand_ratio / servers)) for stage in members
+        )
+        if 1 + sum(means) + queueing.BUSY_SIGMAS * math.sqrt(variance * problem.dispersion) <= k + TOLERANCE:
+            return usual, int(beside_own(k + elsewhere, others, servers, full, elsewhere, whole=True))
     return usual, full
+
+
+def beside_own(busy: float, others: int, servers: int, full: int, elsewhere: int, *, whole: bool = False) -> float:
+    """With the stages that a request runs beside its own: on one server all of them, and a share of them beyond what is busy anyhow."""
+    share = others / servers
+    return min(float(full), max(busy + (math.ceil(share) if whole else share), 1.0 + others + elsewhere)) if others else busy
+
+
+def _others(problem: ChainProblem, s: int) -> int:
+    """The most stages of which any two run side by side with each other and with stage s, where stages share devices."""
+    if problem.graph is None or problem.placement is Placement.SEPARATE:
+        return 0
+    names = [stage.name for stage in problem.stages]
+    ways = [set(path) for path in paths(problem.graph)]
+    beside = [name for name in names if not any(name in way and names[s] in way for way in ways)]
+    inner = [[name for name in beside if name in way] for way in ways]
+    return next(
+        size
+        for size in range(len(beside), -1, -1)
+        if any(all(len(set(way).intersection(chosen)) <= 1 for way in inner) for chosen in itertools.combinations(beside, size))
+    )
 
 
 def _usual(problem: ChainProblem, members: Sequence[StageProblem], servers: int, total: int, *, batches: bool) -> float:
@@ -180,9 +236,14 @@ def _usual(problem: ChainProblem, members: Sequence[StageProblem], servers: int,
     return usual
 
 
-def _mean_busy(problem: ChainProblem, members: Sequence[StageProblem], servers: int, busy: float) -> float:
-    per_ms = problem.demand_rps / servers / 1000
-    return sum(per_ms * stage.demand_ratio * between(problem, stage, 1, busy) for stage in members)
+def _mean_busy(problem: ChainProblem, members: Sequence[StageProblem], servers: int, busy: float, *, group: float = 1.0) -> float:
+    rates = [group * problem.demand_rps * stage.demand_ratio + others_rps(problem, stage) for stage in members]
+    return sum(rps / servers / 1000 * between(problem, stage, 1, busy) for rps, stage in zip(rates, members, strict=True))
+
+
+def others_rps(problem: ChainProblem, stage: StageProblem) -> float:
+    """The requests that reach a stage from outside the chain."""
+    return dict(zip((each.name for each in problem.stages), problem.other_rps, strict=False)).get(stage.name, 0.0)
 
 
 def between(problem: ChainProblem, stage: StageProblem, batch: int, busy: float) -> float:
@@ -203,17 +264,20 @@ def server_capacity_rps(problem: ChainProblem, stage: StageProblem, choice: Choi
 def wanted_rps(problem: ChainProblem, stage: StageProblem, rate_rps: float) -> float:
     """The capacity that a stage must have."""
     headroom = problem.required_capacity_rps(rate_rps) - rate_rps
-    return stage.demand_ratio * rate_rps + headroom * max(stage.demand_ratio, math.sqrt(stage.demand_ratio))
+    weight, other = max(stage.demand_ratio, math.sqrt(stage.demand_ratio)), others_rps(problem, stage)
+    own = 0.0 if problem.paper_rounding else rate_rps * weight**2
+    more = math.sqrt(problem.dispersion * (own + other)) - math.sqrt(problem.dispersion * own)
+    return stage.demand_ratio * rate_rps + headroom * weight + other + problem.headroom_sigmas * more
 
 
 def stage_times(problem: ChainProblem, stage: StageProblem, choice: Choice, usual: float, busy: int) -> tuple[float, float]:
     """(service ms, wait ms) at the percentile."""
-    rate = problem.demand_rps * stage.demand_ratio
+    rate = problem.demand_rps * stage.demand_ratio + others_rps(problem, stage)
     gaps = _gaps(problem.queueing, problem.percentile, choice.batch)
     comes = rate > queueing.NO_RATE_RPS
     if not problem.queueing.predicts_busy:
         wait = float(math.ceil(gaps * 1000 / rate - TOLERANCE)) if comes and gaps > 0 else 0.0
-        return latency_ms(problem, stage, choice.batch, busy), wait
+        return stage.in_turn * latency_ms(problem, stage, choice.batch, busy), stage.in_turn * wait
     delayed = stage.max_queue_delay_ms > 0 and choice.batch > 1
     held = stage.max_queue_delay_ms if delayed else 0.0
     queues = 1 if problem.queueing is QueueingModel.CENTRAL_QUEUE else choice.servers
@@ -221,7 +285,8 @@ def stage_times(problem: ChainProblem, stage: StageProblem, choice: Choice, usua
     wait, size = batching_wait(problem, stage, choice, usual, rate / queues / 1000, held)
     low, part = math.floor(size), size - math.floor(size)
     service = latency_ms(problem, stage, low, busy)
-    return service + (part * (latency_ms(problem, stage, low + 1, busy) - service) if part > 0 else 0.0), wait + delay
+    whole = service + (part * (latency_ms(problem, stage, low + 1, busy) - service) if part > 0 else 0.0)
+    return stage.in_turn * whole, stage.in_turn * (wait + delay)
 
 
 @lru_cache(4096)
@@ -233,23 +298,32 @@ def batching_wait(
     problem: ChainProblem, stage: StageProblem, choice: Choice, usual: float, rate_per_ms: float, held_ms: float
 ) -> tuple[float, float]:
     """(wait ms, mean size of the request's own batch) with work-conserving batches; see `queueing.batching_wait`."""
-    tail, batch = queueing.stage_tail(problem.percentile, len(problem.stages)), choice.batch
+    in_turn = longest_path(problem, [each.in_turn for each in problem.stages])
+    beside = _most_side_by_side(problem.graph, tuple(each.name for each in problem.stages))
+    calls, batch = max(1.0, stage.demand_ratio / stage.in_turn), choice.batch
+    tail = queueing.stage_tail(problem.percentile, in_turn) / beside / calls
     workers = 1 if problem.throughput is ThroughputRule.CORES else choice.instances
     queues = choice.servers
     if problem.queueing is QueueingModel.CENTRAL_QUEUE:
         workers, queues = workers * queues, 1
+    group = max(1.0, stage.demand_ratio / stage.in_turn / queues)
     by_batch = [between(problem, stage, b, usual) for b in range(1, batch + 1)]
     theta = decay(rate_per_ms * by_batch[-1], workers * batch)
     if theta <= 0:
         return math.inf, float(batch)
     typical = next((j for j in range(1, batch) if workers * j >= rate_per_ms * by_batch[j - 1]), batch)
-    pooled = min(queues, queueing.POOLED_SERVERS)
-    pressed, wait = all_busy_probability(pooled * workers, pooled * rate_per_ms * by_batch[0]), 0.0
+    pooled = max(1, math.floor(min(queues, queueing.POOLED_SERVERS) / calls))
+    groups = max(1, math.floor(workers / group))
+    pressed, wait = all_busy_probability(pooled * groups, pooled * rate_per_ms * by_batch[0] * groups / workers), 0.0
     if pressed > tail:
-        wait = by_batch[typical - 1] * (1 - (tail / pressed) ** (1 / min(workers, queueing.INDEPENDENT_ENDS)))
-        rounds = math.log(math.sqrt(pressed) / tail) * problem.dispersion / (theta * batch * queues)
+        whole_group = by_batch[typical - 1] * max(1.0, group / workers / typical)
+        wait = whole_group * (1 - (tail / pressed) ** (1 / min(groups, queueing.INDEPENDENT_ENDS)))
+        rounds = math.log(math.sqrt(pressed) / tail) * problem.dispersion * group / (theta * batch * queues)
         wait += max(0.0, rounds) * by_batch[-1] / workers
-    arrivals = rate_per_ms * (wait + held_ms)
+    later = max(0.0, group - workers)
+    if later > 0:
+        wait += by_batch[0] * min(1.0, later) + by_batch[-1] * max(0, math.ceil(later / workers / batch - TOLERANCE) - 1)
+    arrivals = rate_per_ms * (wait + held_ms) + max(0.0, later / workers - 1)
     return wait, min(float(batch), 1 + arrivals) if arrivals > tail else 1.0
 
 

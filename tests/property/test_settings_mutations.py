@@ -62,6 +62,9 @@ def changed(changes: list[tuple[tuple[Any, ...], str, Any]]) -> Any:
 @given(CHANGES)
 @example([(("models", "video-detector", "profile", "surface"), "replace", {})])
 @example([(("pipelines",), "replace", {"x": 1})])
+@example([])
+@example([(("models", "video-detector", "profile", "learn"), "replace", True)])
+@example([(("models", "video-detector", "profile", "surface"), "remove", None)])
 @example([(("launch", "slots"), "replace", "cpu:0")])
 def test_every_error_has_a_place_and_a_fix(tmp_path: Path, changes: list[tuple[tuple[Any, ...], str, Any]]) -> None:
     path = tmp_path / "themis.yaml"

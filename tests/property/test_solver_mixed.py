@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from themis_triton.core.config import Placement, ThroughputRule
 from themis_triton.core.errors import SolverError
+from themis_triton.core.graph import Parallel
 from themis_triton.core.policy import QueueingModel
 from themis_triton.solver.mixed import solve_mixed
 from themis_triton.solver.problem import ChainProblem, StageProblem
@@ -39,6 +40,7 @@ def problem(rng: np.random.Generator, *, smooth: bool) -> ChainProblem:
         throughput=ThroughputRule.CORES,
         headroom_sigmas=float(rng.choice([0.0, 1.0])),
         max_servers=100,
+        graph=Parallel(tuple(each.name for each in stages)) if len(stages) > 1 and rng.random() < 0.5 else None,
     )
 
 
@@ -58,7 +60,8 @@ def stage_options(asked: ChainProblem, each: StageProblem, servers: int, *, adja
 
 def cheapest(asked: ChainProblem, servers: tuple[int, ...], *, adjacent: bool) -> float | None:
     options = [list(stage_options(asked, each, n, adjacent=adjacent)) for each, n in zip(asked.stages, servers, strict=True)]
-    fitting = [sum(price for price, _ in chosen) for chosen in product(*options) if sum(ms for _, ms in chosen) <= asked.slo_ms + 1e-6]
+    total = sum if asked.graph is None else max
+    fitting = [sum(price for price, _ in chosen) for chosen in product(*options) if total(ms for _, ms in chosen) <= asked.slo_ms + 1e-6]
     return min(fitting, default=None)
 
 

@@ -13,9 +13,9 @@ from themis_triton.act.fleet import Fleet
 from themis_triton.act.supervisor import Supervisor
 from themis_triton.core.action import Outcome
 from themis_triton.core.address import Address
-from themis_triton.core.errors import ChangeRefusedError, LaunchFailedError, ServerError
+from themis_triton.core.errors import ChangeRefusedError, LaunchFailedError, ServerError, WarmupFailedError
 from themis_triton.core.fleet import ModelState, Phase, Server
-from themis_triton.core.observation import DeviceReading, Readings, RouteReading, ServerReading
+from themis_triton.core.observation import DeviceReading, ModelCounters, Readings, RouteReading, ServerReading
 from themis_triton.core.record import TickRecord
 from themis_triton.core.routes import RouteTable
 from themis_triton.tick import World
@@ -47,11 +47,17 @@ class FakeObserver:
     devices: tuple[DeviceReading, ...] = ()
     silent: set[str] = field(default_factory=set)
     alive: set[str] | None = None
+    ready: dict[str, frozenset[str]] = field(default_factory=dict)
+    counters: dict[str, dict[str, ModelCounters]] = field(default_factory=dict)
 
     async def read(self, servers: Sequence[Server]) -> Readings:
         gone = {server.name for server in servers if self.alive is not None and server.name not in self.alive}
         errors = {server.name: "connection refused" if server.name in self.silent | gone else None for server in servers}
-        readings = tuple(ServerReading(name, self.clock.at_s, error=error) for name, error in errors.items())
+        at_s = self.clock.at_s
+        readings = tuple(
+            ServerReading(name, at_s, self.counters.get(name, {}) if error is None else {}, error, ready=self.ready.get(name))
+            for name, error in errors.items()
+        )
         return Readings(readings, self.routes, self.routes_error, self.devices)
 
 
@@ -60,6 +66,7 @@ class FakeControl:
     """What each server really runs; `gate` holds changes until it is set.
 
     `others`: models that the settings do not name. `unlisting`: servers that refuse to list their models.
+    `stateful`: models with state between calls.
     """
 
     log: list[str]
@@ -71,6 +78,8 @@ class FakeControl:
     alive: set[str] | None = None
     others: dict[str, set[str]] = field(default_factory=dict)
     unlisting: set[str] = field(default_factory=set)
+    stateful: set[str] = field(default_factory=set)
+    unchangeable: dict[str, str] = field(default_factory=dict)
 
     def _check_answers(self, server: Server) -> None:
         if server.name in self.silent or (self.alive is not None and server.name not in self.alive):
@@ -80,11 +89,22 @@ class FakeControl:
         self._check_answers(server)
         return {name: state for name, state in self.runs.get(server.name, server.models).items() if name in models}
 
+    async def read_refusal(self, server: Server) -> str | None:
+        self._check_answers(server)
+        return self.unchangeable.get(server.name)
+
     async def list_ready(self, server: Server) -> tuple[str, ...] | None:
         self._check_answers(server)
         if server.name in self.unlisting:
             return None
         return tuple(sorted({*self.runs.get(server.name, server.models), *self.others.get(server.name, ())}))
+
+    async def list_stateful(self, server: Server, models: Sequence[str]) -> tuple[str, ...]:
+        self._check_answers(server)
+        return tuple(sorted(self.stateful.intersection(models)))
+
+    async def answers(self, server: Server) -> bool:
+        return server.name not in self.silent and (self.alive is None or server.name in self.alive)
 
     async def change(self, server: Server, model: str, state: ModelState) -> ModelState:
         self.log.append(f"change {server.name}/{model} to {state.instances}")
@@ -98,13 +118,24 @@ class FakeControl:
         self.runs[server.name] = {**self.runs.get(server.name, server.models), model: state}
         return state
 
+    async def reload(self, server: Server, model: str, state: ModelState) -> ModelState:
+        self.log.append(f"reload {server.name}/{model}")
+        self._check_answers(server)
+        if model in self.refused:
+            raise ChangeRefusedError(f"{model}: out of memory")
+        self.runs[server.name] = {**self.runs.get(server.name, server.models), model: state}
+        return state
+
     async def forget(self, server: Server) -> None:
         self.forgotten.append(server.name)
 
 
 @dataclass
 class FakeLauncher:
-    """Servers that are up at once, unless a stage of theirs is in `failing` (`launch`, `ready`, `warm`, `stop`)."""
+    """Servers that are up at once, unless a stage of theirs is in `failing` (`launch`, `ready`, `warm`, `stop`).
+
+    `stop_gate` holds stops until it is set.
+    """
 
     log: list[str]
     alive: set[str] = field(default_factory=set)
@@ -112,6 +143,9 @@ class FakeLauncher:
     idle: bool = True
     launched: dict[str, Server] = field(default_factory=dict)
     slots: tuple[str, ...] | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    refusing: WarmupFailedError | None = None
+    stop_gate: asyncio.Event | None = None
 
     def _step(self, name: str, what: str) -> None:
         self.log.append(f"{what} {name}")
@@ -149,6 +183,14 @@ class FakeLauncher:
 
     async def warm_up(self, server: Server) -> None:
         self._step(server.name, "warm")
+        if self.refusing is not None:
+            raise self.refusing
+
+    async def add_model(self, server: Server, model: str, state: ModelState) -> None:
+        self.log.append(f"add {server.name}/{model}×{state.instances}")
+
+    async def read_files_version(self, model: str) -> str:
+        return self.versions.get(model, "first")
 
     async def is_alive(self, server: Server) -> bool:
         return server.name in self.alive
@@ -161,6 +203,14 @@ class FakeLauncher:
         if not server.launched:
             raise ServerError(f"{server.name} was not launched by Themis")
         self._step(server.name, "stop")
+        if self.stop_gate is not None:
+            await self.stop_gate.wait()
+        self.alive.discard(server.name)
+
+    async def kill(self, server: Server) -> None:
+        if not server.launched:
+            raise ServerError(f"{server.name} was not launched by Themis")
+        self._step(server.name, "kill")
         self.alive.discard(server.name)
 
 

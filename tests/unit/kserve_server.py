@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,6 +14,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
 SERVICE = "inference.GRPCInferenceService"
+_ANY = "127.0.0.1:0"
 
 
 @dataclass
@@ -71,21 +73,34 @@ class KServe:
         return answer
 
     @asynccontextmanager
-    async def serve(self) -> AsyncIterator[KServe]:
-        server = grpc.aio.server()
+    async def serve(self, tls: Mapping[str, str] | None = None) -> AsyncIterator[KServe]:
         methods = {
             "ModelInfer": (self.infer, pb.ModelInferRequest, pb.ModelInferResponse),
             "ModelMetadata": (self.metadata, pb.ModelMetadataRequest, pb.ModelMetadataResponse),
             "ModelConfig": (self.config, pb.ModelConfigRequest, pb.ModelConfigResponse),
         }
-        handlers = {
-            name: grpc.unary_unary_rpc_method_handler(call, request.FromString, response.SerializeToString)
-            for name, (call, request, response) in methods.items()
-        }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-        self.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-        await server.start()
-        try:
+        async with serving(methods, tls) as port:
+            self.address = f"127.0.0.1:{port}"
             yield self
-        finally:
-            await server.stop(grace=None)
+
+
+@asynccontextmanager
+async def serving(methods: Mapping[str, tuple[Callable[..., Any], Any, Any]], tls: Mapping[str, str] | None = None) -> AsyncIterator[int]:
+    """Serve calls of Triton's gRPC service, each with its request and response type; the port. `tls`: files of `certificate` and `key`."""
+    server = grpc.aio.server()
+    handlers = {
+        name: grpc.unary_unary_rpc_method_handler(call, request.FromString, response.SerializeToString)
+        for name, (call, request, response) in methods.items()
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    port = server.add_secure_port(_ANY, _credentials(tls)) if tls is not None else server.add_insecure_port(_ANY)
+    await server.start()
+    try:
+        yield port
+    finally:
+        await server.stop(grace=None)
+
+
+def _credentials(tls: Mapping[str, str]) -> grpc.ServerCredentials:
+    key, certificate = (Path(tls[name]).read_bytes() for name in ("key", "certificate"))
+    return grpc.ssl_server_credentials([(key, certificate)])

@@ -23,7 +23,7 @@ from themis_triton.core.decision import Decision, Reason, Stage
 from themis_triton.core.estimate import Estimate, PipelineEstimate
 from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.observation import LatencyHistogram, RouteReading, Snapshot
-from themis_triton.core.policy import PolicyConfig
+from themis_triton.core.policy import PolicyConfig, PolicyName
 from themis_triton.core.record import TickRecord
 from themis_triton.decide.planner import Planner
 from themis_triton.decide.policies import decide
@@ -33,6 +33,8 @@ from themis_triton.policies import policy_named
 DETECTOR = "video-detector"
 CLASSIFIER = "video-classifier"
 STAGES = (DETECTOR, CLASSIFIER)
+BY_METRIC = frozenset({PolicyName.QUEUE_TIME, PolicyName.CONCURRENCY})
+"""Policies that follow a metric of the servers and plan for no rate."""
 NOW_S = 1_700_000_000.0
 MIB = 2**20
 BOUNDS_MS = (10.0, 100.0, float("inf"))
@@ -50,6 +52,11 @@ def model(name: str, latency: LatencyTable, memory_bytes: int = 0) -> ModelConfi
 
 def with_burst_headroom(policy: PolicyConfig, factor: float) -> PolicyConfig:
     return replace(policy, scale_up=replace(policy.scale_up, burst_headroom_factor=factor))
+
+
+def envoy_at(admin: Address) -> EnvoyConfig:
+    """An Envoy with this admin address, whose files are nowhere."""
+    return EnvoyConfig(Address("127.0.0.1", 1), Address("127.0.0.1", 2), admin, Path("envoy"))
 
 
 def config(
@@ -71,7 +78,7 @@ def config(
         models={m.name: m for m in models},
         pipelines=(PipelineConfig("video", STAGES, slo_ms=300.0),),
         servers=(),
-        envoy=EnvoyConfig(Address("127.0.0.1", 1), Address("127.0.0.1", 2), Address("127.0.0.1", 3), Path("envoy")),
+        envoy=envoy_at(Address("127.0.0.1", 3)),
         launch=LocalLaunchConfig(tuple(DeviceSlot(n, n, slot_memory_bytes) for n in names), Path("models")) if slots else None,
         policy=with_burst_headroom(policy or PolicyConfig(), burst_headroom_factor),
         mode=mode,

@@ -20,6 +20,10 @@ from themis_triton.core.fleet import Server
         ("[::1]:8001", Address("::1", 8001)),
         ("tls://triton:443", Address("triton", 443, tls=True)),
         ("tls://[fe80::1]:443?server_name=triton.example", Address("fe80::1", 443, tls=True, server_name="triton.example")),
+        (
+            "tls://triton:443?ca=/my%20files/ca%26.pem&certificate=/c.pem&key=/k.pem",
+            Address("triton", 443, tls=True, ca="/my files/ca&.pem", certificate="/c.pem", key="/k.pem"),
+        ),
     ],
 )
 def test_an_address_is_parsed_and_formatted_back(text: str, address: Address) -> None:
@@ -43,6 +47,9 @@ def test_an_address_is_parsed_and_formatted_back(text: str, address: Address) ->
         "http://a:1",
         "a:1/",
         "a:1?server_name=b",
+        "tls://a:1?server_name=b/c",
+        "tls://a:1?name=b",
+        "tls://a:1?ca",
     ],
 )
 def test_what_is_no_address_is_refused(text: str) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from tests.unit.samples import NOW_S, config, decided, model, snapshot, table
+from tests.unit.samples import MIB, NOW_S, config, decided, model, snapshot, table
 from themis_triton.core.address import UNKNOWN_ADDRESS
 from themis_triton.core.config import DeviceSlot, PipelineConfig, ThemisConfig
 from themis_triton.core.decision import ClampKind, Decision
@@ -13,13 +13,19 @@ from themis_triton.decide.rules import build_rules
 from themis_triton.decide.state import PolicyInput, PolicyState
 
 LIGHT, HEAVY = "light", "heavy"
+INSTANCE_BYTES = 50 * MIB
 
 
 def two_pipelines(slots: int) -> ThemisConfig:
     """Two lone models of the same cost; a request of the second one weighs ten times as much."""
-    models = {name: model(name, table(4.0, 8.0, 4.0, 20.0)) for name in (LIGHT, HEAVY)}
+    models = {name: model(name, table(4.0, 8.0, 4.0, 20.0), INSTANCE_BYTES) for name in (LIGHT, HEAVY)}
     pipelines = (PipelineConfig("a-light", (LIGHT,), 200.0, weight=1.0), PipelineConfig("b-heavy", (HEAVY,), 200.0, weight=10.0))
     return replace(config(slots=slots), models=models, pipelines=pipelines)
+
+
+def with_slot_memory(cfg: ThemisConfig, memory_bytes: int) -> ThemisConfig:
+    assert cfg.launch is not None
+    return replace(cfg, launch=replace(cfg.launch, slots=tuple(replace(slot, memory_bytes=memory_bytes) for slot in cfg.launch.slots)))
 
 
 def holder(name: str, model_name: str, slot: str) -> Server:
@@ -70,6 +76,13 @@ def test_a_light_pipeline_gives_a_server_up_once_slots_have_been_short_for_a_whi
     assert "b-heavy" in sentence
 
 
+def test_no_device_is_given_up_while_another_one_is_on_its_way() -> None:
+    fleet = [holder("l1", LIGHT, "cpu:0"), holder("l2", LIGHT, "cpu:1"), holder("h", HEAVY, "cpu:2")]
+    draining = [*fleet, replace(holder("l3", LIGHT, "cpu:3"), phase=Phase.DRAINING)]
+    left = [decision.target.retire for decision in decisions(two_pipelines(4), draining, 150.0, 400.0, seconds=14) if decision.target]
+    assert left == [()] * 14
+
+
 def test_nobody_gives_a_server_up_where_both_are_carried() -> None:
     fleet = [holder("l1", LIGHT, "cpu:0"), holder("l2", LIGHT, "cpu:1"), holder("h", HEAVY, "cpu:2")]
     for decision in decisions(two_pipelines(3), fleet, 60.0, 20.0, seconds=8):
@@ -86,14 +99,74 @@ def test_a_pipelines_last_server_is_never_given_away() -> None:
 
 
 def test_slots_that_no_demand_asks_for_go_to_pipelines_without_a_server_the_weightiest_first() -> None:
-    (decision,) = decisions(two_pipelines(1), [], 0.0, 0.0)
+    (decision,) = decisions(with_slot_memory(two_pipelines(1), INSTANCE_BYTES), [], 0.0, 0.0)
     assert launched_models(decision) == [HEAVY]
     assert [clamp.sentence for clamp in decision.clamps] == ["a-light requires 1 more server and gets 0 of 1 free slots"]
 
 
 def test_demand_comes_before_a_first_server() -> None:
-    (decision,) = decisions(two_pipelines(1), [], 50.0, 0.0)
+    (decision,) = decisions(with_slot_memory(two_pipelines(1), INSTANCE_BYTES), [], 50.0, 0.0)
     assert launched_models(decision) == [LIGHT]
+
+
+def test_a_launch_is_shared_with_a_pipeline_that_would_be_left_without_a_server_as_far_as_memory_allows() -> None:
+    cfg = two_pipelines(1)
+    for memory_bytes, instances in ((10_000 * MIB, None), (2 * INSTANCE_BYTES, [1, 1])):
+        (decision,) = decisions(with_slot_memory(cfg, memory_bytes), [], 50.0, 0.0)
+        assert launched_models(decision) == [HEAVY, LIGHT]
+        assert decision.target is not None
+        counts = [state.instances for state in decision.target.launch["cpu:0"].values()]
+        assert instances is None or counts == instances
+        shared = "b-heavy shares the server that is launched on cpu:0: no slot is free for one of its own"
+        assert decision.clamps[-1].sentence == shared
+
+
+def test_a_pipeline_without_a_server_is_loaded_into_one_that_runs_where_memory_allows_and_that_one_stays() -> None:
+    fleet = [holder("l1", LIGHT, "cpu:0"), replace(holder("l2", LIGHT, "cpu:1"), models={LIGHT: ModelState(2, 8)})]
+    for memory_bytes, instances in ((10_000 * MIB, None), (4 * INSTANCE_BYTES, 2), (2 * INSTANCE_BYTES, 0)):
+        made = decisions(with_slot_memory(two_pipelines(2), memory_bytes), fleet, 2.0, 400.0, seconds=12)
+        assert made[0].target is not None
+        loaded = made[0].target.servers["l2"].get(HEAVY)
+        assert instances is None or (0 if loaded is None else loaded.instances) == instances
+        for decision in made:
+            assert decision.target is not None
+            hosts = [name for name, models in decision.target.servers.items() if HEAVY in models]
+            told = [clamp.sentence for clamp in decision.clamps if "is loaded into" in clamp.sentence]
+            assert told == [f"b-heavy is loaded into {host}: no slot is free for a server of its own" for host in hosts]
+            assert set(hosts).isdisjoint(decision.target.retire)
+
+
+def test_a_load_that_failed_is_tried_on_another_server() -> None:
+    fleet = [holder("l1", LIGHT, "cpu:0"), replace(holder("l2", LIGHT, "cpu:1"), models={LIGHT: ModelState(2, 8)})]
+    for failed, hosts in ((("l2",), ["l1"]), (("l1", "l2"), [])):
+        resting = {f"{name}/{HEAVY}": NOW_S + 60.0 for name in failed}
+        seen = PolicyInput(replace(snapshot(fleet), backing_off=resting), rates(2.0, 50.0, NOW_S))
+        _, decision = decided(PolicyState(), seen, Planner(build_rules(two_pipelines(2))))
+        assert decision.target is not None
+        assert [name for name, models in decision.target.servers.items() if HEAVY in models] == hosts
+
+
+def test_a_pipeline_that_is_being_loaded_into_a_server_is_not_loaded_into_another_and_keeps_it() -> None:
+    fleet = [holder("l1", LIGHT, "cpu:0"), holder("l2", LIGHT, "cpu:1")]
+    seen = replace(snapshot(fleet), loading=frozenset({("l2", HEAVY)}))
+    state, planner = PolicyState(), Planner(build_rules(two_pipelines(2)))
+    for second in range(12):
+        state, decision = decided(state, PolicyInput(replace(seen, at_s=NOW_S + second), rates(2.0, 50.0, NOW_S + second)), planner)
+        assert decision.target is not None
+        assert not any(HEAVY in models for models in decision.target.servers.values())
+        assert "l2" not in decision.target.retire
+
+
+def test_twenty_pipelines_on_three_slots_all_get_a_server() -> None:
+    names = [f"m{number}" for number in range(20)]
+    models = {name: model(name, table(4.0, 8.0, 4.0, 20.0)) for name in names}
+    cfg = replace(config(slots=3), models=models, pipelines=tuple(PipelineConfig(name, (name,), 200.0) for name in names))
+    steady = {name: PipelineEstimate(name, 2.0, 2.0, 2.0, 0.0, 0.0, None) for name in names}
+    seen = PolicyInput(snapshot([]), Estimate(NOW_S, pipelines=steady, history_s=60.0))
+    _, decision = decided(PolicyState(), seen, Planner(build_rules(cfg)))
+    assert launched_models(decision) == sorted(names)
+    assert decision.target is not None
+    assert sorted(map(len, decision.target.launch.values())) == [6, 7, 7]
 
 
 def test_a_slot_in_back_off_is_named_where_servers_are_missing_because_of_it() -> None:
@@ -103,7 +176,16 @@ def test_a_slot_in_back_off_is_named_where_servers_are_missing_because_of_it() -
     assert launched_models(decision) == []
     (clamp,) = [clamp for clamp in decision.clamps if "requires" in clamp.sentence]
     assert clamp.kind is ClampKind.DEVICES
-    assert clamp.sentence.endswith("of 0 free slots; cpu:2 is in back-off after a failed launch, for 12 s more")
+    assert clamp.sentence.endswith("of 0 free slots; cpu:2 is in back-off after a failure for 12 s more")
+
+
+def test_a_slot_whose_launches_rest_is_named_with_the_reason() -> None:
+    cfg, here = two_pipelines(3), [holder("l", LIGHT, "cpu:0"), holder("h", HEAVY, "cpu:1")]
+    seen = replace(snapshot(here), backing_off={"cpu:2": NOW_S + 60.0}, resting={"cpu:2": "warm-up of model a failed 3 times"})
+    decision = decided(PolicyState(), PolicyInput(seen, rates(200.0, 10.0, NOW_S)), Planner(build_rules(cfg)))[1]
+    assert launched_models(decision) == []
+    (clamp,) = [clamp for clamp in decision.clamps if "requires" in clamp.sentence]
+    assert clamp.sentence.endswith("of 0 free slots; cpu:2 rests: warm-up of model a failed 3 times")
 
 
 def test_pipelines_that_share_a_server_get_the_free_slots() -> None:

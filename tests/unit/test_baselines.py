@@ -45,6 +45,8 @@ from themis_triton.solver.solve import evaluate, solve_joint, solve_vertical
 
 DETECTOR, CLASSIFIER = "video-detector", "video-classifier"
 BASELINES = [name for name in PolicyName if name is not PolicyName.THEMIS]
+OURS = {PolicyName.VERTICAL_THEMIS, PolicyName.ORACLE}
+"""Those with the constants of policy themis."""
 
 
 def settings(policy: PolicyName = PolicyName.THEMIS_PAPER, planned_rps: float | None = None) -> ThemisConfig:
@@ -96,7 +98,7 @@ def cores(decision: Decision, name: str) -> set[int]:
 
 
 @pytest.mark.parametrize("pipeline", ["video", "sentiment", "nlp"])
-@pytest.mark.parametrize("policy", BASELINES)
+@pytest.mark.parametrize("policy", [name for name in BASELINES if name not in OURS])
 def test_the_papers_settings_spell_out_the_published_constants(policy: PolicyName, pipeline: str) -> None:
     """Decisions every 0.5 s for the largest of the last 5 s (inferline: 30 s) and its square root, exponential waits, the whole SLO."""
     rules = load_settings(shipped("config") / f"paper-{pipeline}.yaml").under(policy).policy
@@ -121,6 +123,12 @@ def test_the_papers_settings_spell_out_the_published_constants(policy: PolicyNam
     )
 
 
+@pytest.mark.parametrize("policy", sorted(OURS))
+def test_references_with_our_decisions_have_our_constants(policy: PolicyName) -> None:
+    config = load_settings(shipped("config") / "paper-video.yaml")
+    assert config.under(policy).policy == replace(config.under(PolicyName.THEMIS).policy, name=policy)
+
+
 def test_a_policys_own_section_changes_only_what_it_names(tmp_path: Path) -> None:
     source = shipped("config") / "paper-video.yaml"
     file = tmp_path / "settings.yaml"
@@ -135,7 +143,7 @@ def test_no_policy_runs_by_other_constants_than_the_settings_have(policy: Policy
     ours, load = PolicyConfig(tick_s=0.1, queueing=QueueingModel.SLO_MARGIN), Load(1.0, 2.0)
     for config in (replace(settings(), policies={}, policy=ours), colocated(ours)):
         kept = prepared(config, policy, load).policy
-        plain = replace(kept, static=config.policy.static, inferline=config.policy.inferline)
+        plain = replace(kept, static=config.policy.static, inferline=config.policy.inferline, vertical=config.policy.vertical)
         assert plain == replace(config.policy, name=policy)
 
 
@@ -273,7 +281,7 @@ def test_colocated_baselines_start_as_the_options_say_unless_they_plan_once() ->
     for policy in BASELINES:
         own = prepared(colocated(), policy, load)
         started = start_of(own, policy, load, SimOptions(), waits=False)
-        assert (started is None) == (policy not in {PolicyName.STATIC, PolicyName.INFERLINE})
+        assert (started is None) == (policy not in {PolicyName.STATIC, PolicyName.INFERLINE, PolicyName.VERTICAL_THEMIS})
         assert started is None or all(set(models) == {DETECTOR, CLASSIFIER} for models in started)
 
 

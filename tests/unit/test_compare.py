@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 from themis_triton.cli import app
 from themis_triton.commands import compare_command, compared_runs
-from themis_triton.commands.compare_command import draw, live_policies, orders, table
+from themis_triton.commands.compare_command import busy_words, draw, live_policies, orders, table
 from themis_triton.commands.compared_runs import (
     ComparedLoad,
     ComparedRun,
@@ -25,16 +26,18 @@ from themis_triton.commands.compared_runs import (
     simulated_figures,
     simulated_like,
 )
+from themis_triton.commands.host_use import HostUse, HostWatch
 from themis_triton.core.action import ActionKind, OutcomeKind
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.policy import PolicyName
 from themis_triton.demo.base import read_base
 from themis_triton.demo.frame import DemoSummary
 from themis_triton.demo.run import DemoOptions
-from themis_triton.load.traces import TraceOptions
+from themis_triton.load.traces import TraceOptions, load_trace
 from themis_triton.report.series import EventKind, RunEvent, RunSeries
 from themis_triton.settings import load_settings
 from themis_triton.settings.shipped import shipped
+from themis_triton.sim.setup import PREROLL_S
 
 SETTINGS = shipped("config") / "themis.yaml"
 PAPER = shipped("config") / "paper-video.yaml"
@@ -47,7 +50,7 @@ ADOPTED = {
     "model_control_key": "k",
     "model_repository": str(shipped("model_repository")),
 }
-ADDRESSES = {"grpc": "127.0.0.1:9001", "http": "127.0.0.1:9000", "admin": "127.0.0.1:9901", "status": "127.0.0.1:9180"}
+ADDRESSES = {"grpc": "127.0.0.1:9001", "http": "127.0.0.1:9000", "status": "127.0.0.1:9180"}
 
 
 def series(label: str) -> RunSeries:
@@ -67,10 +70,11 @@ def run_of(policy: str, measured_cost: float, simulated_cost: float) -> Compared
 RUNS = [run_of("themis", 1000.0, 1100.0), run_of("horizontal", 1200.0, 1080.0)]
 
 
-def demo_settings(folder: Path, policy: PolicyName, source: Path | None = None) -> Path:
+def demo_settings(folder: Path, policy: PolicyName, source: Path | None = None, peak_rps: float | None = None) -> Path:
     """The settings of a live run that adopted a server, with nothing started."""
     path = folder / "themis.yaml"
-    path.write_text(json.dumps(read_base(source, None).settings(policy, ADOPTED, ADDRESSES, folder / "state")))
+    base = replace(read_base(source, None), peak_rps=peak_rps)
+    path.write_text(json.dumps(base.settings(policy, ADOPTED, ADDRESSES, folder / "state")))
     return path
 
 
@@ -191,9 +195,9 @@ def live(options: DemoOptions) -> DemoSummary:
     """In the place of a live run: what one leaves behind."""
     options.directory.mkdir(parents=True)
     assert options.cold_start_s == 12.0
-    demo_settings(options.directory, options.policy, options.settings)
+    demo_settings(options.directory, options.policy, options.settings, options.peak_rps)
     (options.directory / "series.json").write_text(json.dumps(RUNS[0].as_plain()["measured_series"]))
-    return DemoSummary(options.policy.value, 600, 0, 300.0, 0.99, 80.0, 200.0, 30.0, 90.0, 2, 6, {"grow": 1}, 390.0)
+    return DemoSummary(options.policy.value, 600, 0, 300.0, 0.99 - 0.01 * options.seed, 80.0, 200.0, 30.0, 90.0, 2, 6, {"grow": 1}, 390.0)
 
 
 def run(*flags: str, settings: Path = SETTINGS) -> str:
@@ -212,12 +216,61 @@ def test_the_last_line_is_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     left = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert left == ["horizontal", "horizontal.json", "horizontal.png", "summary.png", "vertical", "vertical.json", "vertical.png"]
     kept = run_from(json.loads((tmp_path / "out" / "vertical.json").read_text()))
-    assert kept.row() == rows[1]
+    assert kept.row() | {"runs": [kept.row()]} == rows[1]
+
+
+def test_several_seeds_give_means_with_an_interval_and_the_oracle_as_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compared_runs, "run_demo", live)
+    policies = ("--policies", "horizontal,vertical-themis", "--seeds", "2")
+    flags = (*policies, "--cold-start", "12", "--duration", "20", "--out", str(tmp_path / "out"))
+    first, second = json.loads(run(*flags, "--json").splitlines()[-1])
+    assert (first["seeds"], first["requests"], first["violations"]) == (2, 1200, pytest.approx(0.015))
+    assert first["violations_error"] == pytest.approx(12.706 * 0.01 / 2)  # two values that differ by 0.01
+    assert [each["violations"] for each in first["runs"]] == [pytest.approx(0.01), pytest.approx(0.02)]
+    assert first["oracle"] == second["oracle"]
+    assert first["oracle"]["cost_vs_clairvoyant"] > 1.0
+    folders = {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()}
+    assert folders == {f"{policy}-seed-{seed}" for policy in ("horizontal", "vertical-themis") for seed in (0, 1)}
+    planned = load_settings(tmp_path / "out" / "vertical-themis-seed-1" / "themis.yaml").policy.vertical.planned_rps
+    assert planned == load_trace(TraceOptions("surge", duration_s=20), 1).rates_rps.max()
+    assert load_settings(tmp_path / "out" / "horizontal-seed-0" / "themis.yaml").policy.vertical.planned_rps is None
+
+
+def test_the_table_states_intervals_busy_cores_and_the_oracle() -> None:
+    host = HostUse(cores=2, busy_cores=1.8)
+    runs = [replace(RUNS[0], seeds=3, violations_error=0.004, host=host, oracle=RUNS[0].simulated), replace(RUNS[1], host=HostUse(2, 0.9))]
+    console = Console(file=io.StringIO(), width=120)
+    console.print(table(runs))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert ["oracle", "simulated", "0", "2.000%", "95", "–", "1,100"] in [line.split() for line in text.splitlines()]
+    assert "violations of 3 seeds, with 95 % intervals: themis 1.000% ± 0.400%" in text
+    assert "busy cores of 2, all processes: themis 1.8, horizontal 0.9" in text
+    assert busy_words(runs).startswith("warning: the machine was busy in the runs of themis (1.8 of 2 cores): measured latencies")
+    assert busy_words(runs[1:]) == ""
+    assert run_from(json.loads(json.dumps(runs[0].as_plain()))).row() == runs[0].row()
+
+
+def test_the_watch_counts_the_processor_time_of_this_machine() -> None:
+    watch, until_s = HostWatch(), time.process_time() + 0.2
+    while time.process_time() < until_s:
+        pass
+    use = watch.use()
+    assert use.busy_cores is not None
+    assert 0.0 < use.busy_cores <= use.cores * 1.5
+    assert (HostUse(2, 1.71).too_busy, HostUse(2, 1.69).too_busy, HostUse().too_busy) == (True, False, False)
+
+
+def test_the_load_begins_once_launched_servers_can_serve() -> None:
+    slow, prompt = (ComparedLoad(TraceOptions("surge"), cold_start_s=cold_start_s) for cold_start_s in (20.0, None))
+    assert (slow.settle_s, prompt.settle_s) == (PREROLL_S + 20.0, PREROLL_S)
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (("--seeds", "0"), "--seeds: 0 is invalid: expected at least 1"),
+        (("--policies", "oracle"), "oracle cannot run live: expected themis"),
         (("--policies", "magic"), "magic cannot run live: expected themis"),
         (("--policies", "clairvoyant"), "clairvoyant cannot run live: expected themis"),
         (("--policies", ","), "--policies: the list is empty: expected themis"),

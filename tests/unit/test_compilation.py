@@ -173,6 +173,18 @@ def test_an_unwritable_package_falls_back_to_the_users_cache_and_then_to_none(tm
     assert cache_directory({"NUMBA_CACHE_DIR": str(tmp_path / "file" / "below")}, package) is None
 
 
+def test_a_service_without_a_home_has_the_cache_directory_of_its_unit_or_else_its_state_directory(tmp_path: Path, package: Path) -> None:
+    (package / "__pycache__").write_text("a file where the folder would be: not even root can write below it")
+    (tmp_path / "file").write_text("")
+    homeless = {"HOME": str(tmp_path / "file")}
+    unit = cache_directory({**homeless, "CACHE_DIRECTORY": str(tmp_path / "unit")}, package, tmp_path / "state")
+    assert unit is not None
+    assert unit.parent == tmp_path / "unit" / "kernels"
+    state = cache_directory(homeless, package, tmp_path / "state")
+    assert state is not None
+    assert state.parent == tmp_path / "state"
+
+
 def test_a_changed_source_gets_another_directory_and_the_old_one_is_removed(tmp_path: Path, package: Path) -> None:
     first = cache_directory({"HOME": str(tmp_path)}, package)
     (package / "jit.py").write_text("# another source\n")
@@ -202,10 +214,26 @@ def test_what_is_missing_is_compiled_with_progress_and_then_silently_loaded(monk
 
 
 def test_without_a_cache_kernels_compile_for_this_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compilation, "cache_directory", lambda: None)
+    monkeypatch.setattr(compilation, "cache_directory", lambda **_: None)
     monkeypatch.setattr(compilation, "ENTRIES", SMALL)
     result = asyncio.run(compile_kernels((Group.TICK,), lambda _: None))
     assert (result.compiled, result.directory) == (1, None)
+
+
+@pytest.mark.parametrize("kind", ["nbc", "nbi"])
+def test_a_damaged_cache_is_made_anew(kind: str, tmp_path: Path) -> None:
+    """As a power failure may leave it; each load in a process of its own, as this one has the kernel already."""
+    code = (
+        "import asyncio; from themis_triton import compilation as c; from themis_triton.jit import Group; "
+        f"c.ENTRIES = [e for e in c.ENTRIES if e.name == {SMALL[0].name!r}]; asyncio.run(c.compile_kernels((Group.TICK,), print))"
+    )
+    for _ in range(2):
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, timeout=100)
+        (file,) = tmp_path.rglob(f"*.{kind}")
+        assert file.stat().st_size > 0
+        assert list(tmp_path.rglob("tick-*.complete"))
+        file.write_bytes(b"")
 
 
 def test_a_compiler_that_fails_is_an_error_that_names_the_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,13 +1,27 @@
-"""The daemon while kernels compile: the log shows it, and SIGTERM ends it promptly."""
+"""The daemon while kernels compile: it decides by the interpreter, the log shows it, and SIGTERM ends it promptly."""
 
 from __future__ import annotations
 
 import asyncio
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from numba.core.dispatcher import Dispatcher
 
+from tests.unit.test_compilation import SMALL
+from themis_triton import compilation
+from themis_triton.core.errors import SolverError
+from themis_triton.daemon.kernels import in_thread, preparing_kernels
 from themis_triton.daemon.service import stopped_before
 from themis_triton.demo.stage import compile_progress
+from themis_triton.jit import interpret_kernels
+from themis_triton.solver import kernels as solver_kernels
+from themis_triton.solver import slot_kernels
+from themis_triton.solver.problem import ChainProblem, StageProblem
+from themis_triton.solver.solve import largest_demand, solve_joint, solve_vertical
+from themis_triton.solver.surface import contention_surface
 
 
 def test_a_stop_does_not_wait_for_the_compilation() -> None:
@@ -40,4 +54,77 @@ def test_the_daemon_goes_on_once_everything_is_compiled_and_ends_with_its_error(
 def test_the_demo_shows_how_far_the_compilation_is() -> None:
     log = '{"done": 0, "total": 4, "event": "kernels_compiling"}\n{"done": 1, "total": 4, "event": "kernels_compiling"}\n{"event": "x"}\n'
     assert compile_progress(log) == "Compiling the solvers (once): 1 of 4"
+    assert compile_progress(log + '{"total": 4, "event": "kernels_compiled"}\n') == ""
     assert compile_progress("") == ""
+
+
+def answers() -> list[object]:
+    """Plans of a small chain, made anew."""
+    stages = tuple(StageProblem(name, contention_surface(4, 8, 4, 20, 4, 6), 1, 3, 4) for name in ("one", "two"))
+    problem = ChainProblem(stages, 300.0, 30.0, headroom_sigmas=1.0)
+    return [
+        answer
+        for rate_rps in (0.0, 30.0, 100_000.0)
+        for asked in (replace(problem, demand_rps=rate_rps),)
+        for answer in (solve_joint(asked), solve_vertical(asked, 2), largest_demand(asked, None))
+    ]
+
+
+def test_the_interpreter_plans_as_compiled_kernels_do() -> None:
+    compiled = answers()
+    restore = interpret_kernels()
+    try:
+        assert not isinstance(solver_kernels.search_colocated, Dispatcher)
+        interpreted = asyncio.run(in_thread(answers))
+    finally:
+        restore()
+    assert isinstance(solver_kernels.search_colocated, Dispatcher)
+    assert repr(interpreted) == repr(compiled)
+
+
+def test_kernels_are_interpreted_until_they_are_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With one kernel that compiles fast."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(compilation, "ENTRIES", SMALL)
+    for name in ("NUMBA_CACHE_DIR", "CACHE_DIRECTORY"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+
+    async def scenario() -> None:
+        async with preparing_kernels(tmp_path) as kernels:
+            await kernels.start()
+            assert kernels.interpreted
+            assert not isinstance(slot_kernels.split_slots, Dispatcher)
+            assert await kernels.compute(lambda: 7) == 7
+            await asyncio.wait({kernels.compiling})
+            assert await kernels.switch()
+            assert not kernels.interpreted
+            assert isinstance(slot_kernels.split_slots, Dispatcher)
+            assert await kernels.compute(lambda: 7) == 7
+            assert not await kernels.switch()
+        async with preparing_kernels(tmp_path) as kernels:
+            await kernels.start()
+            assert not kernels.interpreted
+
+    asyncio.run(scenario())
+
+
+def fails() -> int:
+    raise SolverError("an error of the work")
+
+
+def test_kernels_that_do_not_compile_are_interpreted_for_good(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(compilation, "ENTRIES", SMALL)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+
+    async def scenario() -> None:
+        async with preparing_kernels(tmp_path) as kernels:
+            await kernels.start()
+            await asyncio.wait({kernels.compiling})
+            assert not await kernels.switch()
+            assert kernels.interpreted
+            with pytest.raises(SolverError):
+                await kernels.compute(fails)
+        assert isinstance(slot_kernels.split_slots, Dispatcher)
+
+    asyncio.run(scenario())

@@ -494,7 +494,7 @@ def test_instances_of_other_pipelines_on_a_server_count_as_busy() -> None:
     seen = [snapshot([each]) for each in (alone, shared)]
     views = [view_of(pipeline, PolicyInput(one, estimate(20.0)), planner, FreeDevices(one, cfg)) for one in seen]
     assert [view.busy_elsewhere for view in views] == [0, 5]
-    assert views[1].capacity_rps() < views[0].capacity_rps()
+    assert views[1].capacity_rps < views[0].capacity_rps
 
 
 def test_one_pipeline_s_reason_leads_the_most_urgent_one_first() -> None:

@@ -87,6 +87,30 @@ def test_a_place_that_is_being_added_counts_and_its_other_models_follow() -> Non
     assert devices_of(target(decision).servers["first"])[1] == ["cpu:0", "cpu:1"]
 
 
+def uneven(*detectors: int) -> Server:
+    """An adopted server with detectors on several devices and one classifier at home, as after a change that did not complete."""
+    return first(*((count, int(place == 0)) for place, count in enumerate(detectors)))
+
+
+@pytest.mark.parametrize("free", [True, False])
+def test_a_place_with_some_of_the_models_is_completed_also_where_no_device_is_free(free: bool) -> None:
+    half = uneven(6, 6) if free else uneven(6, 6, 6, 6)
+    decision = at_rate(wide(), snapshot([half]), 120.0)
+    on_detectors, on_classifiers = devices_of(target(decision).servers["first"])
+    assert set(on_classifiers) <= set(on_detectors)
+    assert len(on_classifiers) > 2
+    assert [clamp for clamp in decision.clamps if clamp.kind is ClampKind.DEVICES] == []
+
+
+def test_nothing_shrinks_in_the_tick_that_asks_for_further_devices() -> None:
+    cfg, half, state = wide(), uneven(8, 1, 1), PolicyState()
+    planner = Planner(build_rules(cfg))
+    for second in range(60):
+        seen = PolicyInput(snapshot([half], NOW_S + second), replace(estimate(90.0), at_s=NOW_S + second))
+        state, decision = decided(state, seen, planner)
+        assert target(decision).servers["first"][DETECTOR].on("cpu:0") >= 8
+
+
 def test_settled_load_moves_to_a_process_of_its_own_make_before_break() -> None:
     cfg = wide(Isolation.PROCESS)
     shared = first((4, 4), (4, 4))
@@ -123,6 +147,41 @@ def test_memory_limits_each_device_by_itself() -> None:
     assert [(clamp.kind, "cpu:1" in clamp.sentence) for clamp in clamps] == [(ClampKind.MEMORY, True)]
 
 
+@pytest.mark.parametrize(
+    ("renewing", "joint", "free_mib", "counts"),
+    [
+        (frozenset[str](), False, 150, {"cpu:0": 3, "cpu:1": 1}),  # one more instance of 100 MiB
+        (frozenset({"add_one"}), False, 150, {"cpu:0": 2, "cpu:1": 1}),  # three on that device, and one on the other, beside those that run
+        (frozenset({"add_one"}), False, 350, {"cpu:0": 3, "cpu:1": 1}),
+        (frozenset[str](), True, 150, {"cpu:0": 2, "cpu:1": 1}),
+    ],
+)
+def test_a_change_that_makes_all_instances_anew_needs_the_memory_of_all(
+    renewing: frozenset[str], joint: bool, free_mib: int, counts: dict[str, int]
+) -> None:
+    """A device-blocking backend, as probed, and an instance group over several devices."""
+    cfg, one = wide(memory_bytes=100 * MIB), first((2, 1), (1, 1))
+    detector = cfg.models[DETECTOR]
+    known = replace(detector, profile=replace(detector.profile, renewing=renewing))
+    now = replace(one.models[DETECTOR], joint=joint)
+    seen = snapshot([replace(one, models=one.models | {DETECTOR: now})])
+    readings = tuple(DeviceReading(device, NOW_S, 0, free_mib * MIB) for device in ("cpu:0", "cpu:1"))
+    target = Target({"first": one.models | {DETECTOR: one.models[DETECTOR].plus({"cpu:0": 1})}})
+    kept, _ = guard(target, replace(seen, devices=readings), replace(cfg, models=cfg.models | {DETECTOR: known}))
+    assert kept.servers["first"][DETECTOR].by_device == counts
+
+
+def test_a_shrink_that_makes_all_instances_anew_waits_for_the_memory_of_all() -> None:
+    cfg, one = wide(memory_bytes=100 * MIB), first((3, 1))
+    detector = cfg.models[DETECTOR]
+    known = replace(detector, profile=replace(detector.profile, renewing=frozenset({"remove_one"})))
+    target = Target({"first": one.models | {DETECTOR: one.models[DETECTOR].plus({"cpu:0": -1})}})
+    for free_mib, count in ((150, 3), (250, 2)):
+        seen = replace(snapshot([one]), devices=(DeviceReading("cpu:0", NOW_S, 0, free_mib * MIB),))
+        kept, _ = guard(target, seen, replace(cfg, models=cfg.models | {DETECTOR: known}))
+        assert kept.servers["first"][DETECTOR].on("cpu:0") == count
+
+
 @pytest.mark.parametrize(("operation", "change"), [("add_device", {"cpu:1": 1}), ("remove_device", {"cpu:2": -1})])
 def test_an_operation_on_devices_that_lost_requests_is_not_used(operation: str, change: dict[str, int]) -> None:
     cfg, one = wide(), first((1, 1), (0, 0), (1, 1))
@@ -134,6 +193,31 @@ def test_an_operation_on_devices_that_lost_requests_is_not_used(operation: str, 
     assert [clamp.kind for clamp in clamps] == [ClampKind.OPERATION]
 
 
+def test_a_group_over_several_devices_is_not_divided_where_a_change_of_all_instances_loses_requests() -> None:
+    cfg, one = wide(), first((1, 1), (1, 1))
+    detector = cfg.models[DETECTOR]
+    probed = replace(detector, profile=replace(detector.profile, operations={"rebatch": False}))
+    joint = replace(one, models=one.models | {DETECTOR: replace(one.models[DETECTOR], joint=True)})
+    cfg = replace(cfg, models=cfg.models | {DETECTOR: probed})
+    for server_now, change, count in ((joint, {"cpu:0": 1}, 1), (one, {"cpu:0": 1}, 2), (joint, {}, 1)):
+        kept, clamps = guard(Target({"first": one.models | {DETECTOR: one.models[DETECTOR].plus(change)}}), snapshot([server_now]), cfg)
+        assert kept.servers["first"][DETECTOR].by_device == {"cpu:0": count, "cpu:1": 1}
+        refused = server_now is joint and bool(change)
+        sentence = f"{DETECTOR} on first: rebatch loses requests, as probed; its instances stay in one group over several devices"
+        assert [clamp.sentence for clamp in clamps] == [sentence] * refused
+
+
+def test_growth_goes_on_where_only_the_removal_from_a_device_is_refused() -> None:
+    cfg, one = wide(), first((1, 1), (1, 1))
+    detector = cfg.models[DETECTOR]
+    probed = replace(detector, profile=replace(detector.profile, operations={"remove_device": False}))
+    desired = one.models | {DETECTOR: one.models[DETECTOR].spread_over({"cpu:0": 2})}
+    kept, clamps = guard(Target({"first": desired}), snapshot([one]), replace(cfg, models=cfg.models | {DETECTOR: probed}))
+    assert kept.servers["first"][DETECTOR].by_device == {"cpu:0": 2, "cpu:1": 1}
+    sentence = f"{DETECTOR} on first: remove_device loses requests, as probed; no device is given up"
+    assert [clamp.sentence for clamp in clamps] == [sentence]
+
+
 def test_a_device_is_offered_once_and_not_while_another_server_uses_it() -> None:
     other = replace(server("other", slot="cpu:2"), device="cpu:2")
     devices = FreeDevices(snapshot([first((1, 1)), other]), wide())
@@ -143,6 +227,21 @@ def test_a_device_is_offered_once_and_not_while_another_server_uses_it() -> None
     devices.take("cpu:1", "first")
     assert [device for _, device in devices.extensions(places, STAGES, 1)] == ["cpu:1"], "it may complete what it has begun"
     assert list(devices.slots) == ["cpu:3"]
+
+
+def test_a_device_is_held_during_a_reload_that_takes_it() -> None:
+    """The reload that divides a group over several devices, and one with other batches, may put instances on a further device."""
+    joint = replace(first((1, 1)).models[DETECTOR], joint=True)
+    call = OpenCall("first", DETECTOR, joint, joint.plus({"cpu:2": 1}), NOW_S)
+    seen = replace(snapshot([first((1, 1))]), reloads=(call,))
+    assert list(FreeDevices(seen, wide()).slots) == ["cpu:1", "cpu:3"]
+
+
+def test_a_server_that_has_not_answered_yet_holds_the_devices_that_it_may_have() -> None:
+    """No server is started where the user's own Triton is about to place its instances."""
+    silent = replace(first(), models={}, phase=Phase.UNREACHABLE)
+    assert list(FreeDevices(snapshot([silent]), wide()).slots) == list(DEVICES)
+    assert list(FreeDevices(snapshot([replace(silent, unread_devices=("cpu:0", "cpu:3"))]), wide()).slots) == ["cpu:1", "cpu:2"]
 
 
 def test_a_server_that_spreads_its_models_over_devices_is_one_place_and_keeps_what_serves() -> None:

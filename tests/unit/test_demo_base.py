@@ -13,7 +13,7 @@ from themis_triton.core.policy import PolicyName
 from themis_triton.demo.base import read_base
 from themis_triton.settings.shipped import shipped
 
-ADDRESSES = {"grpc": "127.0.0.1:1", "http": "127.0.0.1:2", "admin": "127.0.0.1:3", "status": "127.0.0.1:4"}
+ADDRESSES = {"grpc": "127.0.0.1:1", "http": "127.0.0.1:2", "status": "127.0.0.1:4"}
 STAGES = ("video-detector", "video-classifier")
 
 

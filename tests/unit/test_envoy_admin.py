@@ -51,9 +51,9 @@ async def answering(node: str) -> AsyncIterator[int]:
     await runner.cleanup()
 
 
-def test_where_nothing_listens_no_envoy_runs() -> None:
+def test_where_nothing_listens_no_envoy_runs(tmp_path: Path) -> None:
     async def scenario() -> None:
-        admin = EnvoyAdmin(Address("127.0.0.1", free_ports(1)[0]))
+        admin = EnvoyAdmin(configured(tmp_path, free_ports(1)[0]))
         assert await admin.node_id() is None
         await admin.close()
 

@@ -12,8 +12,10 @@ import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
 
+from themis_triton.adapters.envoy.clusters import WATCHED_MODELS
 from themis_triton.adapters.envoy.file_steps import expected_versions, steps
 from themis_triton.adapters.envoy.grpc_listener import SERVICE, descriptor_set
+from themis_triton.adapters.envoy.limits import written_limits
 from themis_triton.adapters.envoy.names import Protocol, any_cluster, endpoints_file, index_cluster, model_cluster, unlisted_cluster
 from themis_triton.adapters.envoy.render import BOOTSTRAP, CLUSTERS, LISTENERS, node_id, render, static_bootstrap, version_of
 from themis_triton.core.address import Address
@@ -26,6 +28,7 @@ ONE = Endpoint("one", Address("127.0.0.1", 1001), Address("127.0.0.1", 1000))
 TWO = Endpoint("two", Address("127.0.0.1", 2001), Address("::1", 2000))
 TABLE = RouteTable({"detect": ModelRoute((ONE, TWO)), "classify": ModelRoute((ONE,)), "idle": ModelRoute()}, (ONE, TWO))
 
+LIMIT = "envoy.filters.http.local_ratelimit"
 GRPC_RDS, HTTP_RDS = "rds/grpc.json", "rds/http.json"
 
 
@@ -40,10 +43,25 @@ def test_a_route_goes_only_to_servers_that_it_does_not_exclude() -> None:
     assert render(CONFIG, excluded) == render(CONFIG, without)
 
 
-@pytest.mark.parametrize("route", [ModelRoute((ONE,), limit=RouteLimit(5.0, 1)), ModelRoute((ONE,), affinity_header="session")])
-def test_what_cannot_be_rendered_yet_is_refused_and_not_dropped(route: ModelRoute) -> None:
+def test_what_cannot_be_rendered_yet_is_refused_and_not_dropped() -> None:
     with pytest.raises(ServerError, match="detect"):
-        render(CONFIG, RouteTable({"detect": route}, (ONE,)))
+        render(CONFIG, RouteTable({"detect": ModelRoute((ONE,), affinity_header="session")}, (ONE,)))
+
+
+@pytest.mark.parametrize(
+    ("rest_fraction", "grpc", "rest"),
+    [(0.0, (8, 2550), (1, 255)), (1.0, (1, 255), (8, 2550)), (0.5, (4, 1275), (4, 1275))],
+)
+def test_a_limit_is_split_by_protocol_and_read_back_as_it_was_written(
+    rest_fraction: float, grpc: tuple[int, int], rest: tuple[int, int]
+) -> None:
+    limit = RouteLimit(25.5, 8, rest_fraction, "Themis: too much")
+    files = render(CONFIG, replace(TABLE, models={**TABLE.models, "detect": ModelRoute((ONE,), limit=limit)}))
+    for protocol, expected in ((Protocol.GRPC, grpc), (Protocol.HTTP, rest)):
+        [configuration] = resources(files, f"rds/{protocol}.json")
+        limits = [r["typed_per_filter_config"].get(LIMIT) for h in configuration["virtual_hosts"] for r in h["routes"] if "metadata" in r]
+        assert [(each["token_bucket"]["max_tokens"], each["token_bucket"]["tokens_per_fill"]) for each in limits] == [expected]
+        assert written_limits(configuration) == {"detect": limit}
 
 
 def routes(protocol: Protocol, table: RouteTable = TABLE) -> list[dict[str, Any]]:
@@ -117,6 +135,7 @@ def test_health_checks_of_many_models_stay_few(models: int, interval: str) -> No
     clusters = resources(render(CONFIG, table), CLUSTERS)
     assert {each["health_checks"][0]["interval"] for each in clusters} == {interval}
     assert {each["health_checks"][0]["no_traffic_interval"] for each in clusters} == {interval}
+    assert {each["health_checks"][0]["unhealthy_interval"] for each in clusters} == {f"{float(interval[:-1]) / 2:g}s"}
 
 
 def test_a_version_follows_from_content() -> None:
@@ -306,6 +325,33 @@ def test_moved_endpoints_are_one_step() -> None:
     assert set(expected_versions(step)) == {f"cluster.{model_cluster(protocol, 'idle')}" for protocol in Protocol}
 
 
+def crowded(members: tuple[Endpoint, ...]) -> RouteTable:
+    """One model more than have endpoint files of their own; its name is the first in the alphabet and the last in the table."""
+    return RouteTable({f"m{i}": ModelRoute((ONE,)) for i in range(WATCHED_MODELS)} | {"a": ModelRoute(members)}, (ONE, TWO))
+
+
+def test_clusters_beyond_the_watched_ones_have_their_endpoints_inside() -> None:
+    files = render(CONFIG, crowded((ONE, TWO)))
+    kinds = {each["name"]: each["type"] for each in resources(files, CLUSTERS)}
+    inside = {model_cluster(protocol, "a") for protocol in Protocol}
+    assert {name for name, kind in kinds.items() if kind == "STATIC"} == inside
+    assert {name for name in files if name.startswith("eds/")} == {endpoints_file(name) for name in kinds.keys() - inside}
+    [grpc] = [each["load_assignment"] for each in resources(files, CLUSTERS) if each["name"] == model_cluster(Protocol.GRPC, "a")]
+    [one, _] = grpc["endpoints"][0]["lb_endpoints"]
+    assert one["endpoint"]["address"]["socket_address"] == {"address": "127.0.0.1", "port_value": 1001}
+
+
+def test_moved_endpoints_inside_a_cluster_are_one_step_with_the_clusters() -> None:
+    before, after = render(CONFIG, crowded((ONE,))), render(CONFIG, crowded((TWO,)))
+    assert steps(after, before) == [{CLUSTERS: after[CLUSTERS]}]
+
+
+def test_a_cluster_gets_its_endpoint_file_together_with_its_new_kind() -> None:
+    after = render(CONFIG, RouteTable({"a": ModelRoute((ONE,))}, (ONE, TWO)))
+    added = steps(after, render(CONFIG, crowded((ONE,))))[0]
+    assert [*added] == [*(endpoints_file(model_cluster(protocol, "a")) for protocol in Protocol), CLUSTERS]
+
+
 def test_clusters_come_before_their_routes_and_go_after_them() -> None:
     before = render(CONFIG, TABLE)
     after = render(CONFIG, RouteTable({"detect": ModelRoute((ONE, TWO)), "new": ModelRoute((ONE,))}, TABLE.any))
@@ -315,3 +361,24 @@ def test_clusters_come_before_their_routes_and_go_after_them() -> None:
     assert endpoints_file(model_cluster(Protocol.HTTP, "new")) in added
     assert set(front) == {GRPC_RDS, HTTP_RDS}
     assert trimmed == {CLUSTERS: after[CLUSTERS]}
+
+
+def test_a_server_with_tls_has_a_transport_socket_of_its_own_and_plain_health_checks() -> None:
+    named = Address("10.0.0.1", 1001, tls=True, server_name="triton.example", ca="/ca.pem", certificate="/own.pem", key="/key.pem")
+    secure, by_ip = replace(ONE, grpc_address=named), replace(TWO, grpc_address=Address("::1", 2001, tls=True, ca="/ca.pem"))
+    files = render(CONFIG, RouteTable({"detect": ModelRoute((secure, by_ip))}, (secure, by_ip)))
+    clusters = {each["name"]: each for each in resources(files, CLUSTERS)}
+    sockets = clusters[model_cluster(Protocol.GRPC, "detect")]["transport_socket_matches"]
+    contexts = {each["match"]["server"]: each["transport_socket"]["typed_config"] for each in sockets}
+    assert (contexts["one"]["sni"], "sni" in contexts["two"]) == ("triton.example", False)
+    common = contexts["one"]["common_tls_context"]
+    assert common["tls_certificates"] == [{"certificate_chain": {"filename": "/own.pem"}, "private_key": {"filename": "/key.pem"}}]
+    sans = [context["common_tls_context"]["validation_context"]["match_typed_subject_alt_names"] for context in contexts.values()]
+    expected = (("DNS", "triton.example"), ("IP_ADDRESS", "::1"))
+    assert sans == [[{"san_type": kind, "matcher": {"exact": name}}] for kind, name in expected]
+    assert "transport_socket_matches" not in clusters[model_cluster(Protocol.HTTP, "detect")]
+    [assignment] = resources(files, endpoints_file(model_cluster(Protocol.GRPC, "detect")))
+    metadata = [each["metadata"]["filter_metadata"] for each in assignment["endpoints"][0]["lb_endpoints"]]
+    assert metadata == [{"envoy.transport_socket_match": {"server": name}} for name in ("one", "two")]
+    matched = {key for each in sockets for key in each["match"]}
+    assert not matched & set(clusters[model_cluster(Protocol.GRPC, "detect")]["health_checks"][0]["transport_socket_match_criteria"])

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.unit.samples import envoy_at
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.envoy.stats import BOUNDS_MS, EnvoyStats
 from themis_triton.core.address import Address
@@ -32,6 +33,8 @@ ANSWER = {
         {"name": f"cluster.model_grpc_m.grpc.{SERVICE}.ModelStreamInfer.request_message_count", "value": 5},
         {"name": f"cluster.model_grpc_m.grpc.{SERVICE}.ModelInfer.failure", "value": 1},
         {"name": "vhost.http.route.infer_m.upstream_rq_4xx", "value": 1},
+        {"name": "limit_grpc_m.http_local_rate_limit.enforced", "value": 1},
+        {"name": "limit_http_m.http_local_rate_limit.enforced", "value": 2},
         {"name": "cluster.model_grpc_m.upstream_rq_active", "value": 2},
         {"name": "cluster.model_http_m.upstream_rq_pending_active", "value": 1},
         {
@@ -71,7 +74,7 @@ def admin(status: int, body: bytes) -> Iterator[Address]:
 
 def read(address: Address) -> tuple[tuple[RouteReading, ...], str | None]:
     async def once() -> tuple[tuple[RouteReading, ...], str | None]:
-        stats = EnvoyStats(address, ["m", "quiet"], SystemClock())
+        stats = EnvoyStats(envoy_at(address), ["m", "quiet"], SystemClock())
         try:
             return await stats.read_routes()
         finally:
@@ -84,7 +87,8 @@ def test_both_protocols_are_added_up() -> None:
     with admin(200, json.dumps(ANSWER).encode()) as address:
         (reading, quiet), error = read(address)
     assert error is None
-    assert (reading.arrivals, reading.failures, reading.in_flight) == (15, 2, 3)
+    assert (reading.arrivals, reading.failures, reading.in_flight) == (15, 1, 3)
+    assert (reading.refused, reading.rest_arrivals) == (3, 3)
     assert (quiet.arrivals, quiet.failures, quiet.in_flight) == (0, 0, 0)
     assert quiet.latency.counts == (0.0,) * len(BOUNDS_MS)
 
@@ -123,7 +127,7 @@ def test_no_envoy_is_a_reason() -> None:
 
 def count(address: Address, models: list[str]) -> float | None:
     async def once() -> float | None:
-        stats = EnvoyStats(address, models, SystemClock())
+        stats = EnvoyStats(envoy_at(address), models, SystemClock())
         try:
             return await stats.count_arrivals()
         finally:

@@ -10,7 +10,9 @@ from tests.unit.samples import CLASSIFIER, DETECTOR, action, launch, retire, ser
 from themis_triton.act.backoff import Backoff
 from themis_triton.act.executor import actuator_of
 from themis_triton.act.fleet import Fleet
+from themis_triton.act.launch_rests import SAME_FAILURES
 from themis_triton.core.action import Action, ActionKind, Outcome, OutcomeKind, Plan
+from themis_triton.core.errors import WarmupFailedError
 from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.observation import ServerReading
 from themis_triton.core.routes import ModelRoute, RouteTable
@@ -115,11 +117,13 @@ def test_a_server_that_does_not_answer_loses_the_action_but_not_the_belief() -> 
     run(work())
 
 
-def test_an_action_on_a_server_that_is_gone_is_lost_and_touches_nothing() -> None:
+@pytest.mark.parametrize("late", [action(ActionKind.GROW), retire()])
+def test_an_action_on_a_server_that_is_gone_does_not_start_and_leaves_no_back_off(late: Action) -> None:
     async def work() -> None:
         bench = Bench()
-        (outcome,) = await carried_out(bench, action(ActionKind.GROW))
-        assert outcome.kind is OutcomeKind.LOST
+        (outcome,) = await carried_out(bench, late)
+        assert (outcome.kind, outcome.detail) == (OutcomeKind.SKIPPED, "a is gone")
+        assert bench.executor.backoff.failures("a") == 0
         assert bench.log == []
 
     run(work())
@@ -198,6 +202,67 @@ def test_a_server_that_does_not_come_up_is_disposed_of_and_never_routed(stage: s
         assert "new" not in bench.fleet
         assert set(bench.recorder.servers) == {"a"}
         assert set(bench.executor.backoff.active(bench.clock.at_s)) == {"cpu:1"}
+
+    run(work())
+
+
+def test_a_failed_launch_that_is_being_stopped_is_not_retired_too() -> None:
+    async def work() -> None:
+        bench = Bench(server("a"))
+        bench.launcher.failing.add("ready")
+        bench.launcher.stop_gate = asyncio.Event()
+        bench.executor.submit(Plan("d", (launch(),)))
+        await bench.turns()
+        assert bench.fleet.get("new").phase is Phase.STOPPING
+        bench.supervisor.resume()
+        bench.executor.submit(Plan("e", (retire("new"), action(ActionKind.GROW, "new"))))
+        await bench.turns()
+        skipped = bench.executor.collect()
+        assert [(each.kind, each.detail) for each in skipped] == [(OutcomeKind.SKIPPED, f"new is busy with {launch().id}")] * 2
+        bench.launcher.stop_gate.set()
+        (outcome,) = await bench.settled()
+        assert (outcome.action.kind, outcome.kind) == (ActionKind.LAUNCH, OutcomeKind.REFUSED)
+        assert bench.log == ["launch new", "ready new", "stop new"]
+        assert "new" not in bench.fleet
+        assert set(bench.executor.backoff.active(bench.clock.at_s)) == {"cpu:1"}
+
+    run(work())
+
+
+def test_a_retirement_that_waited_does_not_begin_while_its_server_is_started() -> None:
+    async def work() -> None:
+        bench = Bench(server("b"), server("new", phase=Phase.LAUNCHING))
+        bench.control.gate, bench.launcher.stop_gate = asyncio.Event(), asyncio.Event()
+        bench.launcher.failing.add("ready")
+        grow = action(ActionKind.GROW, "b")
+        bench.executor.submit(Plan("d", (grow, retire("new", (grow.id,))), frozenset({"new"})))
+        bench.executor.submit(Plan("e", (launch(),)))
+        await bench.turns()
+        bench.control.gate.set()
+        await bench.turns()
+        kinds = {each.action.kind: (each.kind, each.detail) for each in bench.executor.collect()}
+        assert kinds[ActionKind.RETIRE] == (OutcomeKind.SKIPPED, f"new is busy with {launch().id}")
+        bench.launcher.stop_gate.set()
+        await bench.settled()
+        assert "new" not in bench.fleet
+
+    run(work())
+
+
+def test_the_back_off_of_a_change_ends_with_its_server() -> None:
+    async def work() -> None:
+        bench = Bench(server("a"))
+        bench.control.gate = asyncio.Event()
+        bench.control.silent.add("a")
+        bench.executor.submit(Plan("d", (action(ActionKind.GROW),)))
+        await bench.turns()
+        bench.launcher.alive.discard("a")
+        await bench.supervisor.reap_dead_servers()
+        bench.control.gate.set()
+        (outcome,) = await bench.settled()
+        assert outcome.kind is OutcomeKind.LOST
+        assert bench.executor.backoff.active(bench.clock.at_s) == {}
+        assert bench.executor.backoff.failures(f"a/{DETECTOR}") == 0
 
     run(work())
 
@@ -494,6 +559,7 @@ def test_an_adopted_server_is_unreachable_after_three_silent_readings_but_stays_
         bench = Bench(server("a", launched=False), server("b"))
         phases = []
         for error in ("refused", None, "refused", "refused", "refused", "refused", None):
+            bench.clock.at_s += 0.5
             await bench.supervisor.update_reachability([reading(bench, error)])
             await bench.settled()
             phases.append(bench.fleet.get("a").phase)
@@ -505,11 +571,29 @@ def test_an_adopted_server_is_unreachable_after_three_silent_readings_but_stays_
     run(work())
 
 
-def test_a_launched_server_that_is_silent_stays_routed_while_its_process_lives() -> None:
+def test_a_server_that_answers_for_the_first_time_holds_only_the_devices_that_it_runs_on() -> None:
     async def work() -> None:
-        bench = Bench(server("a"))
+        runs = replace(server("a", launched=False), reach=("cpu:8", "cpu:9")).models
+        silent = replace(server("a", launched=False), reach=("cpu:8", "cpu:9"), models={}, unread_devices=("cpu:9",))
+        bench = Bench(replace(silent, phase=Phase.UNREACHABLE))
+        bench.control.runs["a"] = runs
+        assert bench.fleet.get("a").runs_on("cpu:9"), "until its models are read"
+        await bench.supervisor.update_reachability([reading(bench, None)])
+        await bench.turns()
+        assert bench.fleet.get("a").models == runs
+        assert not bench.fleet.get("a").runs_on("cpu:9")
+        await bench.supervisor.close()
+
+    run(work())
+
+
+def test_a_launched_server_without_metrics_stays_routed_while_it_answers_health_checks() -> None:
+    async def work() -> None:
+        bench = Bench(server("a"), server("b"))
         for _ in range(5):
-            await bench.supervisor.update_reachability([reading(bench, "refused")])
+            await bench.supervisor.update_reachability([reading(bench, "refused"), ServerReading("b", bench.clock.at_s)])
+            bench.clock.at_s += 1.0
+            await bench.turns()
         assert bench.fleet.get("a").phase is Phase.SERVING
         await bench.supervisor.close()
 
@@ -599,5 +683,68 @@ def test_counts_that_were_read_before_a_change_began_do_not_replace_its_result(
             await bench.turns()
         assert bench.fleet.get("a").models == {DETECTOR: ModelState(4, 8), CLASSIFIER: ModelState(1, 8)}
         await bench.supervisor.close()
+
+    run(work())
+
+
+def refusal(cause: str = "X must be a positive size (request 7)") -> WarmupFailedError:
+    return WarmupFailedError(f"warm-up failed: {cause}", DETECTOR, cause, "set models.video-detector.warmup")
+
+
+async def failed_launches(bench: Bench, count: int) -> None:
+    for number in range(count):
+        bench.launcher.refusing = refusal(f"X must be a positive size (request {number})")
+        (outcome,) = await carried_out(bench, launch("cpu:1"))
+        assert outcome.kind is OutcomeKind.REFUSED
+        bench.clock.at_s += 100.0
+
+
+def test_launches_rest_after_warm_ups_that_failed_with_the_same_cause() -> None:
+    async def work() -> None:
+        bench = Bench()
+        await failed_launches(bench, SAME_FAILURES - 1)
+        assert bench.executor.rests.reasons == {}
+        assert bench.executor.backing_off(bench.clock.at_s) == {}
+        await failed_launches(bench, 1)
+        (words,) = bench.executor.rests.reasons.values()
+        assert words == (
+            f"warm-up of model {DETECTOR} failed 3 times with the same cause (X must be a positive size (request 0)); "
+            "launches rest until the settings or the model's files change. Fix: set models.video-detector.warmup"
+        )
+        bench.clock.at_s += 3600.0
+        assert list(bench.executor.backing_off(bench.clock.at_s)) == ["cpu:1"]
+
+    run(work())
+
+
+def test_other_causes_and_a_success_begin_the_count_anew() -> None:
+    async def work() -> None:
+        bench = Bench()
+        await failed_launches(bench, SAME_FAILURES - 1)
+        bench.launcher.refusing = refusal("out of memory")
+        await carried_out(bench, launch("cpu:1"))
+        await failed_launches(bench, SAME_FAILURES - 1)
+        bench.launcher.refusing = None
+        await carried_out(bench, launch("cpu:1"))
+        bench.fleet.remove(launch("cpu:1").server)
+        await failed_launches(bench, SAME_FAILURES - 1)
+        assert bench.executor.rests.reasons == {}
+
+    run(work())
+
+
+def test_a_rest_ends_when_the_models_files_change() -> None:
+    async def work() -> None:
+        bench = Bench()
+        await failed_launches(bench, SAME_FAILURES)
+        await bench.supervisor.update_reachability([])
+        await bench.turns()
+        assert list(bench.executor.rests.reasons) == ["cpu:1"]
+        bench.launcher.versions[DETECTOR] = "second"
+        bench.clock.at_s += 60.0
+        await bench.supervisor.update_reachability([])
+        await bench.turns()
+        assert bench.executor.rests.reasons == {}
+        assert bench.executor.backing_off(bench.clock.at_s) == {}
 
     run(work())

@@ -53,6 +53,17 @@ def test_a_tick_shows_in_every_metric() -> None:
     assert result["themis_stale_sources",] == 1.0
 
 
+def test_a_limit_is_shown_with_what_it_refuses_while_there_is_one() -> None:
+    exporter = Exporter()
+    limited = replace(EVIDENCE, limit_rps=92.0, refused_rps=59.0)
+    taken = seen(server("a"))
+    exporter.take(replace(taken, decision=replace(taken.decision, evidence=(limited,))), 0.004)
+    result = samples(exporter)
+    assert (result["themis_admission_limit_rps", "video"], result["themis_refused_rps", "video"]) == (92.0, 59.0)
+    exporter.take(taken, 0.004)
+    assert not [name for name, *_ in samples(exporter) if name in ("themis_admission_limit_rps", "themis_refused_rps")]
+
+
 def test_a_server_that_is_gone_is_no_longer_told_and_counters_go_on() -> None:
     exporter = Exporter()
     exporter.take(seen(server("a"), server("b")), 0.001)
@@ -61,6 +72,14 @@ def test_a_server_that_is_gone_is_no_longer_told_and_counters_go_on() -> None:
     assert result["themis_servers", "serving"] == 1.0
     assert ("themis_instances", DETECTOR, "a") not in result
     assert result["themis_ticks_total", "surge"] == 2.0
+
+
+def test_a_slot_whose_launches_rest_is_shown_for_as_long_as_they_do() -> None:
+    exporter, taken = Exporter(), seen(server("a"))
+    exporter.take(replace(taken, snapshot=replace(taken.snapshot, resting={"cpu:1": "warm-up failed"})), 0.001)
+    assert samples(exporter)["themis_resting", "cpu:1"] == 1.0
+    exporter.take(taken, 0.001)
+    assert ("themis_resting", "cpu:1") not in samples(exporter)
 
 
 def test_failed_ticks_are_counted() -> None:

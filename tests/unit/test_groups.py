@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.samples import server
-from themis_triton.adapters.triton.groups import numbered_devices
+from themis_triton.adapters.triton.groups import active_groups, expected_devices, numbered_devices
 from themis_triton.adapters.triton.model_config import Config, for_launch, parse_config, state_of, with_state
 from themis_triton.core.errors import ChangeRefusedError
 from themis_triton.core.fleet import ModelState
@@ -147,3 +147,18 @@ def test_a_launched_server_can_have_instances_on_several_devices_from_the_start(
 )
 def test_a_gpus_number_in_triton(device: str, reach: tuple[str, ...], launched: bool, numbers: dict[str, int]) -> None:
     assert numbered_devices(replace(server("a"), device=device, reach=reach, launched=launched)) == numbers
+
+
+@pytest.mark.parametrize(
+    ("groups", "devices", "expected"),
+    [
+        ("", GPUS, {"gpu:0", "gpu:1", "gpu:2"}),
+        ("instance_group { count: 2 kind: KIND_GPU }", GPUS, {"gpu:0", "gpu:1", "gpu:2"}),
+        ("instance_group { count: 2 kind: KIND_GPU gpus: [2, 7] }", GPUS, {"gpu:2"}),
+        ("instance_group { count: 2 kind: KIND_CPU }", GPUS, {"gpu:0"}),
+        ("", CPUS, set()),
+        ('instance_group { count: 1 kind: KIND_CPU host_policy: "cpu:1" }', CPUS, {"cpu:1"}),
+    ],
+)
+def test_the_devices_that_a_server_takes_by_its_models_own_files(groups: str, devices: dict[str, int], expected: set[str]) -> None:
+    assert expected_devices(active_groups(config(groups)), devices) == expected

@@ -1,5 +1,5 @@
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,14 +7,35 @@ from typing import Any
 import pytest
 
 from tests.unit.samples import NOW_S, action, record, route, server, snapshot
-from themis_triton.adapters.store import journal as journal_module
+from themis_triton.adapters.store import bounds as bounds_module
+from themis_triton.adapters.store import writer as writer_module
 from themis_triton.adapters.store.journal import Journal
 from themis_triton.adapters.store.reader import reading
+from themis_triton.adapters.store.records import unpacked
+from themis_triton.adapters.store.writer import NoticeKind
 from themis_triton.core.action import ActionKind, Outcome, OutcomeKind
 from themis_triton.core.errors import EnvironmentCheckError
 from themis_triton.core.estimate import DriftChange, DriftEvent
-from themis_triton.core.fleet import Phase, ProcessId
+from themis_triton.core.fleet import Phase, ProcessId, Server
 from themis_triton.core.record import TickRecord
+
+JOURNALS = Path(__file__).parent / "journals"
+
+
+class WrittenJournal(Journal):
+    """Each row is in the file when its call returns."""
+
+    def record_tick(self, record: TickRecord) -> None:
+        super().record_tick(record)
+        assert self.flush()
+
+    def record_outcome(self, outcome: Outcome) -> None:
+        super().record_outcome(outcome)
+        assert self.flush()
+
+    def save_server(self, server: Server) -> None:
+        super().save_server(server)
+        assert self.flush()
 
 
 @pytest.fixture
@@ -24,7 +45,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def journal(path: Path) -> Iterator[Journal]:
-    opened = Journal(path)
+    opened = WrittenJournal(path)
     yield opened
     opened.close()
 
@@ -110,7 +131,7 @@ def test_outcomes_are_kept_with_how_and_why(path: Path, journal: Journal) -> Non
 
 def test_the_journal_is_bounded_and_changes_outlive_quiet_ticks(path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("QUIET_TICKS_KEPT", 10), ("CHANGES_KEPT", 15), ("PRUNE_EVERY", 5)):
-        monkeypatch.setattr(journal_module, name, value)
+        monkeypatch.setattr(writer_module if name == "PRUNE_EVERY" else bounds_module, name, value)
     for second in range(100):
         journal.record_tick(at(second, changed=second % 2 == 0))
         journal.record_outcome(outcome(second))
@@ -128,7 +149,7 @@ def test_records_hold_no_key_of_model_control_and_no_histogram(path: Path, journ
     with sqlite3.connect(path) as reader:
         rows = [*reader.execute("select * from ticks"), *reader.execute("select * from outcomes")]
     reader.close()
-    text = str(rows)
+    text = str([unpacked(value) if isinstance(value, bytes) else value for row in rows for value in row])
     assert "12345.0" in text
     assert "secret-of-a" not in text
     assert "bounds_ms" not in text
@@ -141,11 +162,123 @@ def test_a_directory_that_cannot_be_written_is_named_with_the_key(tmp_path: Path
         Journal(file / "journal.sqlite")
 
 
-def test_a_file_that_is_no_journal_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "journal.sqlite"
+def corrupt_pages(path: Path) -> None:
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4096] + b"\xa5" * (len(whole) - 4096))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 + 100])
+
+
+def fill_with_garbage(path: Path) -> None:
     path.write_bytes(b"something else entirely, and long enough to be read as a header" * 20)
-    with pytest.raises(EnvironmentCheckError, match=r"journal\.sqlite: the journal cannot be opened"):
-        Journal(path)
+
+
+def make_another_database(path: Path) -> None:
+    path.unlink()
+    with sqlite3.connect(path) as other:
+        other.execute("create table ticks (something)")
+    other.close()
+
+
+def raise_the_version(path: Path) -> None:
+    with sqlite3.connect(path) as other:
+        other.execute("pragma user_version = 99")
+    other.close()
+
+
+@pytest.mark.parametrize("spoil", [corrupt_pages, truncate, fill_with_garbage, make_another_database, raise_the_version])
+def test_a_journal_that_cannot_be_read_is_kept_aside_and_a_new_one_begins(path: Path, spoil: Callable[[Path], None]) -> None:
+    journal = Journal(path)
+    for second in range(20):
+        journal.record_tick(at(second, changed=True))
+    journal.save_server(server("a"))
+    journal.close()
+    spoil(path)
+    content = path.read_bytes()
+    journal = Journal(path)
+    ((kind, notice),) = journal.take_notices()
+    assert kind is NoticeKind.REPLACED
+    kept = path.with_name("journal.sqlite.unreadable.1")
+    assert notice.startswith("the journal could not be read (")
+    assert notice.endswith(f"it is kept as {kept}, and a new one begins")
+    assert kept.read_bytes()[100:] == content[100:]
+    assert (journal.load_servers(), journal.take_notices()) == ((), ())
+    journal.record_tick(at(0))
+    journal.close()
+    assert len(ticks(path, 9)) == 1
+
+
+def test_the_newest_three_unreadable_journals_are_kept(path: Path) -> None:
+    path.parent.mkdir()
+    for number in range(12):
+        path.write_bytes(b"no journal, the one with number %d" % number * 100)
+        Journal(path).close()
+    kept = sorted(path.parent.glob("*.unreadable.*"), key=lambda each: int(each.suffix[1:]))
+    assert [each.suffix for each in kept] == [".10", ".11", ".12"]
+    assert kept[-1].read_bytes().startswith(b"no journal, the one with number 11")
+
+
+def test_an_earlier_versions_journal_keeps_its_rows_in_the_order_of_writing(path: Path) -> None:
+    path.parent.mkdir()
+    with sqlite3.connect(path) as earlier:
+        earlier.executescript((JOURNALS / "version-0.sql").read_text())
+    earlier.close()
+    before = (ticks(path, 9), outcomes(path))
+    journal = Journal(path)
+    assert [(each.name, each.phase, each.process) for each in journal.load_servers()] == [
+        ("a", Phase.SERVING, ProcessId(4711, 170_025)),
+        ("b", Phase.DRAINING, ProcessId(4712, 170_026)),
+    ]
+    journal.record_tick(at(-7200))
+    journal.record_tick(at(-7200))
+    journal.close()
+    assert Journal(path).take_notices() == ()
+    newest, same_time, *migrated = ticks(path, 9)
+    assert (newest["at_s"], same_time["at_s"]) == (NOW_S - 7200, NOW_S - 7200)
+    assert (migrated, outcomes(path)) == before
+    assert [row["at_s"] - NOW_S for row in migrated] == [-3599, -3600, 1, 0]
+    with reading(path) as reader:
+        result = reader.record("paused-1699996401")
+    assert result == {"sentence": "paused by `themis pause`: nothing is changed"}
+
+
+def test_rows_written_after_the_clock_was_set_back_outlive_older_ones(
+    path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("QUIET_TICKS_KEPT", 5), ("PRUNE_EVERY", 5)):
+        monkeypatch.setattr(writer_module if name == "PRUNE_EVERY" else bounds_module, name, value)
+    for second in (*range(20), *range(-3600, -3590)):
+        journal.record_tick(at(second))
+    assert [row["at_s"] - NOW_S for row in ticks(path, 100)] == [*range(-3591, -3597, -1)]
+
+
+def test_the_journal_is_bounded_in_bytes_and_a_larger_file_shrinks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "PRUNE_EVERY", 20)
+    large = WrittenJournal(path)
+    for second in range(300):
+        large.record_tick(at(second, changed=True))
+    large.close()
+    before = path.stat().st_size
+    bounded = WrittenJournal(path, before // 4)
+    for second in range(300, 340):
+        bounded.record_tick(at(second, changed=second % 2 == 0))
+    bounded.close()
+    assert path.stat().st_size <= before // 2
+    seconds = [row["at_s"] - NOW_S for row in ticks(path, 1000)]
+    assert seconds == [float(second) for second in range(339, 339 - len(seconds), -1)]
+    assert 40 <= len(seconds) < 150
+
+
+def test_a_later_versions_journal_is_not_read(path: Path, journal: Journal) -> None:
+    journal.record_tick(at(0))
+    raise_the_version(path)
+    with (
+        pytest.raises(EnvironmentCheckError, match=r"journal\.sqlite: the journal has version 99: expected at most 1\. Fix: use that"),
+        reading(path),
+    ):
+        pass
 
 
 def test_a_tick_in_which_drift_changes_is_kept_like_one_that_changes_something(path: Path, journal: Journal) -> None:
@@ -169,6 +302,14 @@ def test_a_decision_is_found_with_what_came_of_it(path: Path, journal: Journal) 
     assert len(outcomes(path, "d")) == 1
     assert outcomes(path, "d/a") == outcomes(path, "d")
     assert outcomes(path, "e") == []
+
+
+def test_a_record_that_an_earlier_version_wrote_as_text_is_read(path: Path, journal: Journal) -> None:
+    journal.record_tick(at(0))
+    with sqlite3.connect(path) as other:
+        other.execute("update ticks set record = ?", ('{"number": 7}',))
+    with reading(path) as reader:
+        assert reader.record("d") == {"sentence": "steady", "number": 7}
 
 
 def test_a_journal_is_read_after_its_sidecar_has_gone(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import mmap
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from themis_triton.adapters.memory import release_clean_pages
+from themis_triton.adapters.memory import exempt_from_collection, release_clean_pages
 
 PAGES = 512
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/smaps is Linux's")
@@ -39,6 +40,17 @@ def test_a_mapping_with_a_modified_page_keeps_it(tmp_path: Path) -> None:
         assert libc.mprotect(start, PAGES * mmap.PAGESIZE, 1) == 0  # read-only, as a linked library's relocated data
         release_clean_pages()
         assert mapped[:8] == b"changdaa"
+
+
+def test_a_collection_looks_at_no_object_that_was_there_before() -> None:
+    kept, threshold = [[number] for number in range(1000)], gc.get_threshold()
+    try:
+        exempt_from_collection()
+        assert gc.get_freeze_count() > len(kept)
+        assert len(gc.get_objects()) < len(kept)
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*threshold)
 
 
 def test_the_kernels_run_after_the_compiler_was_given_back() -> None:

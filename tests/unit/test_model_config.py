@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from themis_triton.adapters.triton.model_base import differing_fields
 from themis_triton.adapters.triton.model_config import (
     Config,
     for_launch,
@@ -118,6 +119,40 @@ def test_several_groups_share_the_instances(groups: list[tuple[int, list[int]]],
     assert [group.count for group in spread.instance_group] == counts
 
 
+RATES = 'rate_limiter { resources [ { name: "lane" count: 1 }, { name: "bus" global: true count: 2 } ] priority: 3 }'
+GPU_GROUPS = {
+    "each GPU a group": f'{{ name: "a" count: 2 kind: KIND_GPU gpus: [0] profile: ["p"] {RATES} }} {{ count: 1 kind: KIND_GPU gpus: [1] }}',
+    "a group over several GPUs": f'{{ name: "a" count: 1 kind: KIND_GPU gpus: [0, 1] host_policy: "near" {RATES} }}',
+    "a second device": "{ count: 1 kind: KIND_GPU gpus: [0] secondary_devices: [ { kind: KIND_NVDLA device_id: 1 } ] }",
+    "KIND_MODEL": '{ name: "whole" count: 1 kind: KIND_MODEL }',
+    "a passive group": '{ count: 1 kind: KIND_GPU gpus: [0] } { name: "spare" count: 3 kind: KIND_GPU gpus: [1] passive: true }',
+}
+
+
+@pytest.mark.parametrize("groups", GPU_GROUPS.values(), ids=GPU_GROUPS)
+def test_all_fields_of_groups_on_gpus_but_their_counts_are_sent_as_they_are(groups: str) -> None:
+    """What a real server would get; a launched one sees its own GPU alone, so that its groups name none."""
+    text = "".join(f" instance_group {group}" for group in groups.replace("} {", "}\n{").split("\n"))
+    own = config(TEXT.replace('instance_group { name: "main" count: 2 kind: KIND_GPU gpus: 1 }', text))
+    state = state_of(own)
+    grown = with_state(own, ModelState(2 * state.instances, state.max_batch, state.max_queue_delay_us))
+    launched = for_launch(own, state, "detector")
+    assert without_counts(grown) == without_counts(own)
+    assert sum(group.count for group in grown.instance_group if not group.passive) > sum(
+        group.count for group in own.instance_group if not group.passive
+    )
+    for group in own.instance_group:
+        group.ClearField("gpus")
+    assert without_counts(launched) == without_counts(own)
+
+
+def without_counts(whole: Config) -> dict[str, object]:
+    fields: dict[str, object] = json.loads(to_json(whole))
+    groups = fields["instance_group"]
+    assert isinstance(groups, list)
+    return fields | {"instance_group": [{key: value for key, value in group.items() if key != "count"} for group in groups]}
+
+
 def test_passive_groups_stay() -> None:
     spread = with_state(config('instance_group { name: "p" passive: true count: 2 } instance_group { count: 1 }'), ModelState(3, 1))
     assert [(group.passive, group.count) for group in spread.instance_group] == [(True, 2), (False, 3)]
@@ -171,3 +206,27 @@ def test_what_triton_need_not_complete() -> None:
 def test_a_bad_file_is_named_with_line_and_column() -> None:
     with pytest.raises(SettingsError, match=r"repository/detector/config.pbtxt:2:\d+.*max_batchsize"):
         config('name: "m"\nmax_batchsize: 3')
+
+
+@pytest.mark.parametrize(
+    ("served", "fields"),
+    [
+        ("", []),
+        ('optimization { priority: PRIORITY_MAX } version_policy { latest { num_versions: 1 } } default_model_filename: "model.py"', []),
+        ("max_batch_size: 4 dynamic_batching { max_queue_delay_microseconds: 9 preserve_ordering: true }", []),
+        ("dynamic_batching { preserve_ordering: false }", ["dynamic_batching"]),
+        ('parameters { key: "other" value { string_value: "x" } }', ["parameters"]),
+        ('parameters { key: "precision" value { string_value: "fp32" } }', ["parameters"]),
+        ("response_cache { enable: true }", ["response_cache"]),
+        ('model_warmup { name: "again" }', ["model_warmup"]),
+    ],
+)
+def test_what_a_server_runs_otherwise_than_the_file_has_it(served: str, fields: list[str]) -> None:
+    own = config(TEXT.replace("dynamic_batching {", 'model_warmup { name: "w" batch_size: 1 } dynamic_batching { preserve_ordering: true'))
+    loaded = config(render_config(own))
+    loaded.instance_group[0].count = 5
+    addition = config(served)
+    if addition.HasField("dynamic_batching"):
+        loaded.ClearField("dynamic_batching")
+    loaded.MergeFrom(addition)
+    assert differing_fields(own, loaded) == fields

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
-from tritonclient.grpc import model_config_pb2
+from google.protobuf import text_format
+from tritonclient.grpc import InferInput, model_config_pb2
 
 from tests.unit.test_settings import changed, write
-from themis_triton.adapters.triton.warmup import warmup_inputs
-from themis_triton.commands.profile_command import BenchFlags, made_up_warning, models_of, resolve, warmed_with
+from themis_triton.adapters.triton.warmup import file_sample, remedy, warmup_inputs
+from themis_triton.adapters.triton.warmup_data import own_samples
+from themis_triton.commands.bench_place import BenchFlags, models_of, resolve, warmed_with
+from themis_triton.commands.profile_command import made_up_warning
 from themis_triton.core.config import ModelInputs
 from themis_triton.core.errors import SettingsError
 from themis_triton.load.requests import ModelSpec, TensorSpec, build_chain
@@ -101,13 +106,110 @@ def metadata() -> SimpleNamespace:
 def test_warm_up_sends_the_configured_inputs(tmp_path: Path) -> None:
     sent = warmup_inputs(metadata(), BATCHED, 4, ModelInputs({"IDS": (128,)}), {})
     assert [tensor.shape() for tensor in sent] == [[4, 128], [4, 8]]
-    file = tmp_path / "a.npz"
-    arrays = {"IDS": np.arange(1, 4, dtype=np.int64), "m.MASK": np.ones(8, dtype=np.int64)}
-    ids, mask = warmup_inputs(metadata(), BATCHED, 2, ModelInputs(file=file), arrays)
+    file, ids_array = tmp_path / "a.npz", np.arange(1, 4, dtype=np.int64)
+    np.savez(file, **{"IDS": ids_array, "m.MASK": np.ones(8, dtype=np.int64)})
+    ids, mask = warmup_inputs(metadata(), BATCHED, 2, ModelInputs(file=file), file_sample(file, metadata(), BATCHED))
     assert (ids.shape(), mask.shape()) == ([2, 3], [2, 8])
     assert np.frombuffer(ids._raw_content, np.int64).tolist() == [1, 2, 3, 1, 2, 3]
+    np.savez(file, IDS=ids_array)
     with pytest.raises(SettingsError, match=r"a\.npz: no array for input MASK of model m"):
-        warmup_inputs(metadata(), BATCHED, 2, ModelInputs(file=file), {"IDS": arrays["IDS"]})
+        file_sample(file, metadata(), BATCHED)
+
+
+OWN = """
+name: "m" max_batch_size: 8
+model_warmup { name: "first" batch_size: 1
+  inputs { key: "IDS" value { data_type: TYPE_INT64 dims: [3] input_data_file: "ids" } }
+  inputs { key: "MASK" value { data_type: TYPE_INT64 dims: [8] zero_data: true } } }
+model_warmup { name: "second" batch_size: 4 inputs { key: "IDS" value { data_type: TYPE_INT64 dims: [2] random_data: true } } }
+model_warmup { name: "third" batch_size: 1 inputs { key: "IDS" value { data_type: TYPE_INT64 dims: [9] zero_data: true } } }
+"""
+
+
+def own_config(more: str = "") -> Any:
+    return text_format.Parse(OWN + more, model_config_pb2.ModelConfig())
+
+
+def own_folder(tmp_path: Path) -> Path:
+    (tmp_path / "warmup").mkdir()
+    (tmp_path / "warmup" / "ids").write_bytes(np.arange(5, 9, dtype=np.int64).tobytes())
+    return tmp_path
+
+
+def test_the_data_of_a_models_own_warm_up_are_read_as_triton_reads_them(tmp_path: Path) -> None:
+    first, second = own_samples(own_config(), own_folder(tmp_path))
+    assert (first["IDS"].tolist(), first["MASK"].tolist()) == ([5, 6, 7], [0] * 8)
+    assert (second["IDS"].shape, second["IDS"].dtype.name) == ((2,), "int64")
+    (without_files,) = own_samples(own_config(), None)
+    assert without_files["IDS"].tolist() == second["IDS"].tolist()
+    ids, mask = warmup_inputs(metadata(), BATCHED, 2, ModelInputs(), first)
+    assert np.frombuffer(ids._raw_content, np.int64).tolist() == [5, 6, 7, 5, 6, 7]
+    assert mask.shape() == [2, 8]
+    ids, mask = warmup_inputs(metadata(), BATCHED, 1, ModelInputs(), second)
+    assert (ids.shape(), mask.shape()) == ([1, 2], [1, 8])
+
+
+def test_strings_of_a_models_own_warm_up_have_their_lengths_before_them(tmp_path: Path) -> None:
+    text = 'name: "m" model_warmup { name: "a" inputs { key: "T" value { data_type: TYPE_STRING dims: [2] input_data_file: "ids" } } }'
+    config, file = text_format.Parse(text, model_config_pb2.ModelConfig()), own_folder(tmp_path) / "warmup" / "ids"
+    file.write_bytes(b"".join(struct.pack("<I", len(each)) + each for each in (b"one", b"two", b"3")))
+    (sample,) = own_samples(config, tmp_path)
+    assert sample["T"].tolist() == [b"one", b"two"]
+    for content, message in ((b"\3\0\0\0one", "1 strings: expected 2 for input T"), (b"on", "not serialized strings")):
+        file.write_bytes(content)
+        with pytest.raises(SettingsError, match=message):
+            own_samples(config, tmp_path)
+
+
+def test_data_of_a_models_own_warm_up_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"warmup/ids: cannot be read \(No such file"):
+        own_samples(own_config(), tmp_path)
+    (own_folder(tmp_path) / "warmup" / "ids").write_bytes(b"12345678")
+    with pytest.raises(SettingsError, match=r"ids: 8 bytes: expected 24 for input IDS of INT64 \[3\]\. Fix: "):
+        own_samples(own_config(), tmp_path)
+
+
+def test_every_data_type_can_be_random() -> None:
+    types = ("BOOL", "UINT8", "INT32", "FP16", "BF16", "FP64", "STRING")
+    entries = [f'inputs {{ key: "{each}" value {{ data_type: TYPE_{each} dims: [2] random_data: true }} }}' for each in types]
+    config = text_format.Parse(f'name: "m" model_warmup {{ name: "a" {" ".join(entries)} }}', model_config_pb2.ModelConfig())
+    (sample,) = own_samples(config, None)
+    for name, value in sample.items():
+        InferInput(name, [2], "BYTES" if name == "STRING" else name).set_data_from_numpy(value)
+    assert len(sample) == len(types)
+
+
+def test_a_profile_measures_with_the_models_own_data_unless_inputs_are_given(tmp_path: Path) -> None:
+    folder = own_folder(tmp_path)
+    options = with_configured(InputOptions(), "m", ModelInputs(), own_config(), folder)
+    request = build_request(SPEC, 2, options, batched=True)
+    assert np.frombuffer(request.message.raw_input_contents[0], np.int64).tolist() == [5, 6, 7, 5, 6, 7]
+    assert made_up_shapes(SPEC, options, batched=True) == {}
+    given = with_configured(InputOptions(), "m", ModelInputs({"IDS": (4,)}), own_config(), folder)
+    assert shapes_of(build_request(SPEC, 1, given, batched=True), batched=True) == {"IDS": [4], "MASK": [8]}
+
+
+def test_a_file_of_warm_up_inputs_is_that_of_launched_servers_only(tmp_path: Path) -> None:
+    (tmp_path / "real.npz").touch()
+    text = changed("max_batch: 4", "max_batch: 4\n    inputs: {shapes: {IDS: [128]}}\n    warmup: real.npz")
+    config = load_settings(write(tmp_path, text))
+    assert config.launch is not None
+    assert config.launch.inputs["detector"] == ModelInputs(file=tmp_path / "real.npz")
+    assert config.models["detector"].inputs == ModelInputs({"IDS": (128,)})
+    (problem,) = problems(write(tmp_path, text.replace("real.npz", "absent.npz")))
+    assert "models.detector.warmup: absent.npz does not exist: expected the path of an .npz file. Fix: correct" in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("configured", "own", "fix"),
+    [
+        (ModelInputs(), False, "set models.m.warmup to an .npz file with real inputs, or give the model model_warmup data"),
+        (ModelInputs(file=Path("a.npz")), False, "correct the arrays of a.npz"),
+        (ModelInputs(file=Path("a.npz")), True, "correct the data of its model_warmup"),
+    ],
+)
+def test_the_remedy_of_a_failed_warm_up_names_where_its_inputs_came_from(configured: ModelInputs, own: bool, fix: str) -> None:
+    assert remedy("m", configured, own=own) == fix
 
 
 def test_load_sends_the_configured_inputs(tmp_path: Path) -> None:

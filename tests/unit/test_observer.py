@@ -8,6 +8,7 @@ import json
 from aiohttp import web
 
 from tests.unit.http_server import serving
+from tests.unit.samples import envoy_at
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.envoy.stats import EnvoyStats
 from themis_triton.adapters.nvml import DeviceReader
@@ -25,7 +26,7 @@ ROUTES = json.dumps({"stats": [{"name": "http.grpc.rbac.policy.infer_m.allowed",
 
 async def read(server_at: Address, proxy_at: Address) -> Readings:
     clock = SystemClock()
-    observer = LiveObserver(TritonMetrics(clock, 5.0), EnvoyStats(proxy_at, ["m"], clock), DeviceReader(["cpu:0"], clock))
+    observer = LiveObserver(TritonMetrics(clock, 5.0), EnvoyStats(envoy_at(proxy_at), ["m"], clock), DeviceReader(["cpu:0"], clock))
     try:
         return await observer.read([Server("a", "cpu:0", UNKNOWN_ADDRESS, server_at, server_at, Phase.SERVING, launched=False)])
     finally:
@@ -65,5 +66,37 @@ def test_a_silent_proxy_does_not_hide_the_servers() -> None:
         assert readings.routes == ()
         assert "503" in (readings.routes_error or "")
         assert readings.servers[0].models["m"].inferences == MANY
+
+    asyncio.run(scenario())
+
+
+def test_a_hung_server_and_proxy_hold_no_reading_and_their_answers_are_used_once_they_come() -> None:
+    """A call that waits without end would fail by the time-out of the suite: the answers come only after it has returned."""
+
+    async def scenario() -> None:
+        hangs = asyncio.Event()
+
+        async def answer(request: web.Request) -> web.Response:
+            await hangs.wait()
+            return web.Response(text={"/metrics": PAGE, "/stats": ROUTES}.get(request.path, STATISTICS))
+
+        clock = SystemClock()
+        async with serving(answer) as hung:
+            metrics, stats = TritonMetrics(clock, 30.0, wait_s=0.01), EnvoyStats(envoy_at(hung), ["m"], clock, wait_s=0.01)
+            observer = LiveObserver(metrics, stats, DeviceReader(["cpu:0"], clock))
+            servers = [Server("a", "cpu:0", UNKNOWN_ADDRESS, hung, hung, Phase.SERVING, launched=False)]
+            try:
+                for _ in range(3):
+                    held = await observer.read(servers)
+                assert "no answer yet" in (held.servers[0].error or "")
+                assert "no answer yet after 0.01 s" in (held.routes_error or "")
+                hangs.set()
+                for _ in range(500):
+                    late = await observer.read(servers)
+                    if late.routes and late.servers[0].error is None:
+                        break
+                assert (late.servers[0].models["m"].inferences, late.routes[0].arrivals) == (MANY, 7.0)
+            finally:
+                await observer.close()
 
     asyncio.run(scenario())

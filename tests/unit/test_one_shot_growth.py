@@ -32,11 +32,11 @@ def lone(slots: int, max_instances: int) -> ThemisConfig:
     return replace(base, models={DETECTOR: alone}, pipelines=(replace(base.pipelines[0], stages=(DETECTOR,)),))
 
 
-def surged(*steps: tuple[float, float], until_s: float, slots: int = 1, max_instances: int = 4) -> SimResult:
-    """One instance under regular arrivals, whose rate changes at each step (time, rate)."""
+def surged(*steps: tuple[float, float], until_s: float, slots: int = 1, max_instances: int = 4, servers: int = 1) -> SimResult:
+    """One instance on each server under regular arrivals, whose rate changes at each step (time, rate)."""
     ends = [*(at_s for at_s, _ in steps[1:]), until_s]
     arrival_s = np.concatenate([np.arange(at_s, end_s, 1.0 / rate) for (at_s, rate), end_s in zip(steps, ends, strict=True)])
-    options = SimOptions(models={DETECTOR: ModelState(1, 1)})
+    options = SimOptions(servers=[{DETECTOR: ModelState(1, 1)}] * servers)
     return simulate(lone(slots, max_instances), {"video": arrival_s}, until_s + 6.0, options)
 
 
@@ -46,8 +46,9 @@ def grown(result: SimResult) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("rate_rps", [70.0, 80.0])
-def test_the_first_growth_under_a_backlog_suffices_for_the_whole_surge(rate_rps: float) -> None:
-    result = surged((0.0, rate_rps), until_s=8.0)
+@pytest.mark.parametrize("since_tick_s", [0.0, 0.16, 0.17, 0.18, 0.2])
+def test_the_first_growth_under_a_backlog_suffices_for_the_whole_surge(rate_rps: float, since_tick_s: float) -> None:
+    result = surged((since_tick_s, rate_rps), until_s=8.0)
     assert grown(result)[0] == (1, 4)
     # All at once, asked four seconds into the load, makes requests wait 3.3 s on a real server; steps make them wait 9.9 s.
     assert result.pipelines[0].latency_ms.max() < 1000.0
@@ -59,6 +60,16 @@ def test_what_a_growth_under_way_leaves_uncarried_comes_from_another_server() ->
     launch = next(o for o in result.outcomes if o.action.kind is ActionKind.LAUNCH)
     assert launch.started_at_s < first.ended_at_s
     assert max(record.decision.evidence[0].servers_desired for record in result.ticks if record.decision.evidence) == 2
+
+
+@pytest.mark.parametrize("since_tick_s", [0.0, 0.12, 0.24])
+def test_a_surge_that_outgrows_the_first_growth_gets_a_second_one_server_after_server(since_tick_s: float) -> None:
+    result = surged((since_tick_s, 60.0), (since_tick_s + 1.5, 190.0), until_s=10.0, slots=2, max_instances=8, servers=2)
+    unrouted = [record.decision.target.unrouted for record in result.ticks if record.decision.target is not None]
+    assert {len(pairs) for pairs in unrouted} == {0, 1}
+    assert {pair for pairs in unrouted for pair in pairs} == {("initial-0", DETECTOR), ("initial-1", DETECTOR)}
+    assert not result.pipelines[0].failed.any()
+    assert result.pipelines[0].latency_ms.max() < 1200.0, "2.3 s while no server is taken out of the routes"
 
 
 def test_without_a_backlog_the_surge_s_demand_is_not_asked_for() -> None:

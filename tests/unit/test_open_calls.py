@@ -88,6 +88,27 @@ def test_an_open_call_says_on_which_devices_instances_start() -> None:
     asyncio.run(work())
 
 
+def test_a_call_that_makes_all_instances_anew_is_named_apart_with_its_devices() -> None:
+    """Its instances are not counted as those of a growth, which begin to serve before the call returns."""
+
+    async def work() -> None:
+        wide = replace(server("a"), reach=("cpu:1",))
+        joint = replace(wide.models[DETECTOR].spread_over({wide.device: 1, "cpu:1": 1}), joint=True)
+        bench = Bench(replace(wide, models=wide.models | {DETECTOR: joint}))
+        bench.control.gate = asyncio.Event()
+        divide = replace(action(ActionKind.REBATCH, "a", DETECTOR, 2, 3), before=joint, after=joint.plus({"cpu:1": 1}))
+        bench.executor.submit(Plan("d", (divide,)))
+        await bench.turns()
+        assert bench.executor.open_calls == ()
+        (call,) = bench.executor.reloads
+        assert call.after.spread == ((wide.device, 1), ("cpu:1", 2))
+        bench.control.gate.set()
+        await bench.settled()
+        assert bench.executor.reloads == ()
+
+    asyncio.run(work())
+
+
 def test_shutdown_does_not_wait_for_an_open_call() -> None:
     async def work() -> None:
         bench = Bench(server("a"))

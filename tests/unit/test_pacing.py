@@ -54,6 +54,7 @@ def test_a_steady_fleet_without_traffic_is_quiet_and_so_is_advice_that_repeats_i
         replace(QUIET, estimate=Estimate(NOW_S, drift_events=(DriftEvent(DETECTOR, DriftChange.BEGAN, 2.0, 1.0),))),
         replace(QUIET, snapshot=replace(QUIET.snapshot, busy=frozenset({"a"}))),
         replace(QUIET, snapshot=replace(QUIET.snapshot, backing_off={"a": NOW_S})),
+        replace(QUIET, snapshot=replace(QUIET.snapshot, backing_off={"a": NOW_S, "b": NOW_S}, resting={"b": "warm-up failed"})),
         replace(QUIET, snapshot=replace(QUIET.snapshot, routes_error="no answer")),
         replace(QUIET, snapshot=replace(QUIET.snapshot, routes_unwritten="disk full")),
         replace(QUIET, snapshot=replace(QUIET.snapshot, servers=(server("a"), server("b", phase=Phase.WARMING)))),
@@ -61,6 +62,10 @@ def test_a_steady_fleet_without_traffic_is_quiet_and_so_is_advice_that_repeats_i
 )
 def test_whatever_moves_keeps_the_pace(moving: TickRecord) -> None:
     assert not is_quiet(moving)
+
+
+def test_a_slot_whose_launches_rest_moves_nothing() -> None:
+    assert is_quiet(replace(QUIET, snapshot=replace(QUIET.snapshot, backing_off={"b": NOW_S}, resting={"b": "warm-up failed"})))
 
 
 @pytest.mark.parametrize(

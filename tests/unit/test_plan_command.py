@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
-from tests.unit.samples import config, server
+from tests.unit.fakes import FakeClock
+from tests.unit.samples import NOW_S, config, record, server, snapshot
+from themis_triton.adapters.exporter import Exporter
+from themis_triton.adapters.sockets import free_ports
 from themis_triton.cli import app
-from themis_triton.commands.plan_command import PlanFlags, parse_rates, plan_command
-from themis_triton.commands.plan_migrations import Fleet, live_fleet
+from themis_triton.commands.plan_command import PlanFlags, parse_rates, parse_what_if, plan_command
+from themis_triton.commands.plan_live import live_fleet
+from themis_triton.commands.plan_migrations import Fleet, show_paths, unused_operations
 from themis_triton.commands.run_command import run_command
 from themis_triton.core.action import ActionKind
+from themis_triton.core.address import Address
 from themis_triton.core.config import Placement, PlanningConfig
 from themis_triton.core.errors import SettingsError
+from themis_triton.core.estimate import Estimate, OtherDemand, PipelineEstimate
 from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.policy import PolicyConfig, PolicyName, VerticalConfig
 from themis_triton.core.status import STATUS_VERSION, Status
-from themis_triton.planning import WhatIf, plan_migration, plan_rates
+from themis_triton.daemon.api import serving
+from themis_triton.daemon.status import StatusBoard
+from themis_triton.planning import RatePlan, WhatIf, plan_migration, plan_rates
 from themis_triton.settings import load_settings
 from themis_triton.solver.fleet import ServerAssignment
 
@@ -63,6 +75,20 @@ def test_a_rate_that_no_plan_carries_is_an_answer(capsys: pytest.CaptureFixture[
     plan_command(PlanFlags(SHIPPED, "4000", WhatIf()))
     shown = " ".join(capsys.readouterr().out.split())
     assert f"NO PLAN: devices, at {fast['carried_rps']:.0f}/s" in shown
+
+
+def test_requests_a_stage_are_planned_and_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+    text = SHIPPED.read_text(encoding="utf-8")
+    assert "stages: [video-detector, video-classifier]" in text
+    often = tmp_path / "often.yaml"
+    called = "stages: [video-detector, {model: video-classifier, per_request: 4}]"
+    often.write_text(text.replace("stages: [video-detector, video-classifier]", called), encoding="utf-8")
+    (once,), (four,) = (plan_command(PlanFlags(path, "30", WhatIf())) for path in (SHIPPED, often))
+    assert four.stages[1].total_instances > once.stages[1].total_instances
+    assert "4 a request" in capsys.readouterr().out
 
 
 def test_other_devices_slo_and_pipeline_can_be_asked_about() -> None:
@@ -236,9 +262,104 @@ def test_the_way_begins_at_what_the_sidecar_says_that_serves_each_server_with_it
         live_fleet(status(*servers[3:]), pipeline, settings)
 
 
+def test_a_migration_names_the_operations_that_the_sidecar_does_not_use(capsys: pytest.CaptureFixture[str]) -> None:
+    base = load_settings(SHIPPED)
+    detector, classifier = (base.models[name] for name in base.pipelines[0].stages)
+    lossy = replace(detector, profile=replace(detector.profile, operations={"add_one": True, "remove_one": False}))
+    strict = replace(classifier, require_probed_operations=True, profile=replace(classifier.profile, operations={"add_many": False}))
+    settings = replace(base, models=base.models | {detector.name: lossy, classifier.name: strict})
+    fleet = Fleet((ServerAssignment("a", (ModelState(2, 8),) * 2),))
+    show_paths(Console(width=200), settings, [10.0, 20.0], WhatIf(), fleet)
+    limits = [line for line in capsys.readouterr().out.splitlines() if line.startswith("limited: ")]
+    assert limits[0] == f"limited: {detector.name}: the sidecar does not use remove_one (loses requests, as probed)"
+    unprobed = f"add_one, remove_one, rebatch (not probed: run `themis probe {classifier.name}`)"
+    assert limits[1:] == [f"limited: {classifier.name}: the sidecar does not use add_many (loses requests, as probed) and {unprobed}"]
+    assert unused_operations(base, show_paths(Console(), base, [10.0], WhatIf(), fleet)) == []
+
+
 def test_a_migration_never_retires_servers_that_were_adopted() -> None:
     config = load_settings(SHIPPED)
     now = [ServerAssignment(name, (ModelState(2, 8),) * 2) for name in ("a", "b", "c")]
     free, kept = (plan_migration(config, 1.0, WhatIf(), now, adopted) for adopted in (0, 2))
     assert [step.server for step in free.steps if step.kind is ActionKind.RETIRE] == ["b", "c"]
     assert [step.server for step in kept.steps if step.kind is ActionKind.RETIRE] == ["c"]
+
+
+def shared_settings(tmp_path: Path) -> Path:
+    """The shipped settings with pipelines that share models of the first one."""
+    text = SHIPPED.read_text(encoding="utf-8")
+    more = (
+        "pipelines:\n"
+        "  boxes: {stages: [video-detector], slo_ms: 250}\n"
+        "  labels: {stages: [nlp-translation, {model: video-classifier, per_request: 2}], slo_ms: 3000}\n"
+    )
+    path = tmp_path / "themis.yaml"
+    path.write_text(text.replace("pipelines:\n", more, 1), encoding="utf-8")
+    return path
+
+
+def test_plans_name_what_shares_a_model_and_carry_the_sum(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = shared_settings(tmp_path)
+    (alone,) = plan_command(PlanFlags(path, "60", parse_what_if("video", None, None)))
+    shown = capsys.readouterr().out
+    assert (
+        "video and boxes: video-detector is the first model of each, so that their calls cannot be told apart: they are one demand" in shown
+    )
+    assert "video and labels: video-classifier is planned for the sum of their calls" in shown
+    flags = parse_what_if("video", None, None, ["labels=40", "video-classifier=20"])
+    (summed,) = plan_command(PlanFlags(path, "60", flags))
+    assert "video-classifier is planned for 80/s of labels + 20/s of direct calls beside those of video" in capsys.readouterr().out
+    assert summed.stages[1].capacity_rps >= 160.0
+    assert summed.cost > alone.cost
+
+
+def test_plans_from_what_runs_count_the_measured_calls_of_other_pipelines_and_the_measured_requests_a_stage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, (port,) = shared_settings(tmp_path), free_ports(1)
+    path.write_text(re.sub(r"(?m)^status:.*(\n .*)*", "", path.read_text()) + f"\nstatus: {{address: '127.0.0.1:{port}'}}\n")
+    settings = load_settings(path)
+
+    def planned(also: Sequence[str] = (), calls: float = 1.0, *others: OtherDemand) -> tuple[RatePlan, str]:
+        """The plan for 60 requests/s while so many calls reach the second stage, and what is printed."""
+        measured = PipelineEstimate("video", 60.0, 60.0, 60.0, 0.0, 0.0, None, per_request=(1.0, calls), others=((), others))
+        board = StatusBoard(settings, NOW_S)
+        both = server("a", launched=False), replace(server("b"), models={"video-classifier": ModelState(1, 8)})
+        board.take(replace(record(seen=snapshot(both)), estimate=Estimate(NOW_S, pipelines={"video": measured})), 1.0)
+
+        async def asked() -> RatePlan:
+            async with serving(Address("127.0.0.1", port), board, Exporter(), FakeClock()):
+                flags = PlanFlags(path, "60", parse_what_if("video", None, None, also), start="live")
+                return (await asyncio.to_thread(plan_command, flags))[0]
+
+        return asyncio.run(asked()), capsys.readouterr().out
+
+    labels, direct = OtherDemand("labels", 90.0, 160.0), OtherDemand(None, 9.0, 40.0)
+    alone, twice, summed = planned(), planned(calls=2.0), planned((), 1.0, labels, direct)
+    assert "2 a request" not in alone[1].replace("\n", " ")
+    assert "2 a request" in twice[1].replace("\n", " ")
+    assert twice[0].stages[1].capacity_rps >= 120.0
+    assert "video-classifier is planned for 160/s of labels + 40/s of direct calls beside those of video" in summed[1]
+    # Each of two servers with one instance takes half of all calls, and the other one half of the pipeline's own.
+    assert (summed[0],) == plan_rates(settings, [60.0], WhatIf("video", also=(("video-classifier", 200.0 / 2 - 60.0 / 2),)))
+    changed = planned(["labels=20"], 1.0, labels)
+    assert "video-classifier is planned for 40/s of labels beside those of video" in changed[1]
+    assert (changed[0],) == (alone[0],), "what the other server takes makes room for 20/s"
+
+
+@pytest.mark.parametrize(
+    ("also", "message"),
+    [
+        ("boxes=10", "--also: boxes starts with video-detector, as video does: its requests are part of --rate"),
+        (
+            "nlp-translation=10",
+            "--also: nlp-translation is invalid: expected another pipeline that calls video-detector or video-classifier",
+        ),
+        ("labels", '--also: "labels" is invalid: expected NAME=RATE with a rate of 0 to 1,000,000 requests/s'),
+        ("=3", '--also: "=3" is invalid: expected NAME=RATE'),
+        ("labels=-3", '--also: "labels=-3" is invalid: expected NAME=RATE'),
+    ],
+)
+def test_what_cannot_be_added_is_named(tmp_path: Path, also: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        plan_command(PlanFlags(shared_settings(tmp_path), "60", parse_what_if("video", None, None, [also])))

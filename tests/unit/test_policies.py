@@ -23,6 +23,10 @@ PAPER = {
     "vertical": (2983, 83, 11700.0),
     "inferline": (2983, 994, 17648.5),
     "static": (2983, 16, 15660.0),
+    "queue-time": (2983, 2617, 6012.0),
+    "concurrency": (2983, 1115, 81501.0),
+    "vertical-themis": (2983, 2, 10355.4),
+    "oracle": (2983, 1, 10745.75),
     "clairvoyant": (2983, 0, 7931.0),
 }
 """By policy: requests, late requests and cost of 90 s of a flash crowd in the paper's world."""
@@ -41,7 +45,7 @@ def test_plans_of_a_policy_keep_what_it_keeps() -> None:
     problem = build_rules(config()).problems["video"]
     assert policy_named(PolicyName.THEMIS).fixed_instances(config().policy, problem) is None
     assert policy_named(PolicyName.HORIZONTAL).fixed_instances(config().policy, problem) is not None
-    assert [name for name in PolicyName if policy_named(name).fixed_servers] == [PolicyName.VERTICAL]
+    assert [name for name in PolicyName if policy_named(name).fixed_servers] == [PolicyName.VERTICAL, PolicyName.VERTICAL_THEMIS]
 
 
 def test_the_daemon_with_the_default_policy_imports_no_baseline() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
+from themis_triton.adapters import processes
 from themis_triton.adapters.processes import (
     OWNER_VARIABLE,
     find_process,
@@ -20,6 +22,7 @@ from themis_triton.adapters.processes import (
     spawn,
     stop_everything,
     stop_process,
+    wait_for_exit,
     wait_until,
 )
 from themis_triton.core.fleet import ProcessId
@@ -84,3 +87,34 @@ def test_everything_with_the_mark_ends(tmp_path: Path) -> None:
     assert breeder.pid in pids
     assert owned_processes(tmp_path) == []
     assert find_process(breeder) is None
+
+
+def test_a_process_that_ends_while_all_are_ended_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {**os.environ, OWNER_VARIABLE: owner_mark(tmp_path)}
+    brief = spawn(["/bin/sh", "-c", "exec sleep 60"], environment, tmp_path / "log")
+
+    def found_and_ended(state_directory: Path) -> list[psutil.Process]:
+        found = owned_processes(state_directory)
+        for process in found:
+            process.kill()
+            os.waitpid(process.pid, 0)
+        return found
+
+    monkeypatch.setattr(processes, "owned_processes", found_and_ended)
+    assert stop_everything(tmp_path, timeout_s=0.1) == (brief.pid,)
+    assert find_process(brief) is None
+
+
+def test_a_process_runs_until_its_last_thread_has_ended_and_is_reaped_then(tmp_path: Path) -> None:
+    """Its sockets are open until then, though its first thread is a zombie already."""
+    code = "import ctypes, threading, time; threading.Thread(target=time.sleep, args=(1.0,)).start(); ctypes.CDLL(None).pthread_exit(None)"
+
+    async def scenario() -> None:
+        child = spawn([sys.executable, "-c", code], dict(os.environ), tmp_path / "log")
+        assert await wait_until(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE, 10.0)
+        assert find_process(child) is not None
+        await asyncio.wait_for(wait_for_exit(child), 10.0)
+        assert find_process(child) is None
+        assert not psutil.pid_exists(child.pid)
+
+    asyncio.run(scenario())

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from themis_triton.adapters.triton.arrays import read_arrays
+from themis_triton.commands.bench_place import BenchFlags, models_of, resolve
 from themis_triton.commands.interruptible import run_interruptible
-from themis_triton.commands.profile_command import BenchFlags, ProfileFlags, models_of, profile_command, resolve
+from themis_triton.commands.profile_command import ProfileFlags, profile_command
 from themis_triton.core.errors import SettingsError
 from themis_triton.profile.inputs import InputOptions
 from themis_triton.profile.measure import Accuracy
@@ -37,6 +38,20 @@ def test_a_name_that_is_neither_model_nor_pipeline_is_told_what_there_is() -> No
         models_of("unknown", resolve(BenchFlags(config=OCR)))
 
 
+def test_a_model_whose_only_configuration_is_the_named_one_is_there(tmp_path: Path) -> None:
+    custom = tmp_path / "models" / "detector" / "configs" / "h100.pbtxt"
+    custom.parent.mkdir(parents=True)
+    custom.write_text("max_batch_size: 4")
+    surface = "{form: contention, alpha_ms: 1, beta_ms: 1, gamma_ms: 1, zeta_ms: 1}"
+    launch = "launch: {slots: [cpu:0], model_repository: models, model_config_name: h100}"
+    path = tmp_path / "themis.yaml"
+    path.write_text(
+        f"models: {{detector: {{max_batch: 4, profile: {{surface: {surface}}}}}}}\n"
+        f"pipelines: {{one: {{model: detector, slo_ms: 300}}}}\n{launch}\n"
+    )
+    assert models_of("detector", resolve(BenchFlags(config=path))) == ("detector",)
+
+
 def test_a_model_on_a_server_elsewhere_is_asked_for_there() -> None:
     assert models_of("far-away", resolve(BenchFlags(server="127.0.0.1:1"))) == ("far-away",)
 
@@ -45,6 +60,9 @@ def test_a_model_on_a_server_elsewhere_is_asked_for_there() -> None:
     ("flags", "message"),
     [
         (BenchFlags(device="tpu:0"), "--device: tpu:0 is invalid: expected gpu:N"),
+        (BenchFlags(reach="tpu:0"), "--reach: tpu:0 is invalid: expected gpu:N"),
+        (BenchFlags(reach="cpu:0"), "--reach: cpu:0 is invalid: expected another cpu device than cpu:0"),
+        (BenchFlags(reach="gpu:1"), "--reach: gpu:1 is invalid: expected another cpu device than cpu:0"),
         (BenchFlags(slot="left"), "--slot: left is unknown: no settings with a `launch` section are given"),
         (BenchFlags(config=OCR, slot="left"), "--slot: left is invalid: expected a slot of the settings: cpu-0"),
     ],
@@ -52,6 +70,23 @@ def test_a_model_on_a_server_elsewhere_is_asked_for_there() -> None:
 def test_a_place_that_is_none(flags: BenchFlags, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         resolve(flags)
+
+
+def test_a_scratch_server_may_use_the_devices_that_the_settings_give_or_the_flag(tmp_path: Path) -> None:
+    def reach(servers: str, launch: str, flag: str | None = None) -> tuple[str, ...]:
+        file = tmp_path / "themis.yaml"
+        file.write_text(
+            f"servers:\n  first: {{grpc: 127.0.0.1:8001, http: 127.0.0.1:8000, metrics: 127.0.0.1:8002, {servers}}}\n"
+            f"launch: {{slots: [cpu:3], {launch}}}\n"
+            "models:\n  video-detector: {profile: {surface: {form: cores, alpha_ms: 1, beta_ms: 1, gamma_ms: 1, zeta_ms: 1}}}\n"
+            "pipelines:\n  video: {stages: [video-detector], slo_ms: 300}\n"
+        )
+        return resolve(BenchFlags(config=file, repository=REPOSITORY, reach=flag)).launch.reach_from("cpu:3")
+
+    assert reach("device: cpu:0", "") == ()
+    assert reach("device: cpu:0", "reach: [cpu:3, cpu:4]") == ("cpu:4",)
+    assert reach("device: cpu:0", "reach: [cpu:3, cpu:4]", "cpu:9") == ("cpu:9",)
+    assert reach("devices: [cpu:0, cpu:1]", "") == ("cpu:0", "cpu:1"), "an adopted server's devices need the probe too"
 
 
 @pytest.mark.parametrize(

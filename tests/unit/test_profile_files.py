@@ -212,9 +212,17 @@ def test_a_lever_under_which_too_little_was_on_its_way_is_not_proven() -> None:
 
     few, enough = PROVING_REQUESTS - 1, PROVING_REQUESTS
     found = OperationsSettings(
-        add_one=probed(few), remove_one=probed(enough), add_many=probed(few, errors=1), rebatch=probed(enough, errors=1)
+        add_one=probed(few),
+        remove_one=probed(enough),
+        add_many=probed(few, errors=1),
+        add_device=probed(enough),
+        remove_device=probed(enough, errors=1),
+        rebatch=probed(enough, errors=1),
     )
-    assert found.proven == {"remove_one": True, "add_many": False, "rebatch": False}
+    assert found.renewing == frozenset()
+    slow = probed(enough).model_copy(update={"in_place": False})
+    assert found.model_copy(update={"add_many": slow, "load_failure": slow}).renewing == {"add_many"}
+    assert found.proven == {"remove_one": True, "add_many": False, "add_device": True, "remove_device": False, "rebatch": False}
 
 
 def test_requests_in_flight_when_a_lever_is_pulled_count() -> None:
@@ -255,5 +263,14 @@ def test_a_stale_profile_is_named_and_refused_unless_allowed(tmp_path: Path) -> 
         (Severity.ERROR, f"models.{name}.profile", SettingsError.exit_code)
     ] * 2
     assert {finding.exit_code for finding in stale_findings(replace(stale, allow_stale_profiles=True))} == {0}
+    custom = folder / "configs" / "h100.pbtxt"
+    custom.parent.mkdir()
+    custom.write_text((folder / "config.pbtxt").read_text(encoding="utf-8").replace('string_value: "20"', 'string_value: "21"'))
+    named = LocalLaunchConfig((DeviceSlot("a", "cpu:0"),), tmp_path, model_config_name="h100")
+    other = replace(origin, config_hash=config_hash(model_config(folder, "h100")))
+    assert list(stale_profiles(replace(measured(other), launch=named))) == []
+    assert list(stale_profiles(replace(measured(origin), launch=named))) == [
+        f"models.{name}.profile: {custom} has changed since it was measured"
+    ]
     unknown = replace(stale, launch=LocalLaunchConfig((DeviceSlot("a", "gpu:77"),), tmp_path))
     assert "gpu:77" in stale_findings(unknown)[0].found

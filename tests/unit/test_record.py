@@ -47,6 +47,8 @@ ACTIONS = {
     ),
     ActionKind.LAUNCH: (launch("cpu:1", "cpu1-x"), f"launch cpu1-x on cpu:1 with {CLASSIFIER}×1, {DETECTOR}×2"),
     ActionKind.RETIRE: (retire("s1"), "retire s1"),
+    ActionKind.RELOAD: (replace(action(ActionKind.RELOAD, "s1"), before=None), "load video-detector on s1"),
+    ActionKind.KILL: (replace(retire("s1"), kind=ActionKind.KILL), "kill s1"),
 }
 
 
@@ -106,6 +108,13 @@ def test_steady_is_said_only_where_the_capacity_suffices() -> None:
     overloaded = replace(CALM, capacity_rps=9.1)
     assert message(overloaded) == "overload, no further change: video demand 16/s exceeds capacity 9/s, servers 4"
     assert message(replace(CALM, capacity_rps=15.8)) == "steady: video demand 16/s, capacity 16/s, servers 4"
+
+
+def test_what_is_refused_is_said_and_a_limit_that_refuses_nothing_is_not() -> None:
+    standing = replace(EVIDENCE, limit_rps=92.0)
+    refusing = replace(standing, refused_rps=59.3)
+    texts = [sentence(record(decision=replace(decision(), evidence=(each,)))) for each in (standing, refusing)]
+    assert texts == [f"surge: {NUMBERS}", f"surge: {NUMBERS}, refuses 59/s beyond 92/s"]
 
 
 def test_a_missed_slo_is_said_where_the_capacity_suffices() -> None:

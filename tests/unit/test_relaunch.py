@@ -13,16 +13,19 @@ import psutil
 import pytest
 
 from tests.unit.fakes import Bench
-from tests.unit.samples import config, server
+from tests.unit.samples import DETECTOR, config, server
 from themis_triton.adapters.clock import SystemClock
+from themis_triton.adapters.envoy.files import EnvoyFiles
 from themis_triton.adapters.envoy.process import EnvoyProcess
 from themis_triton.adapters.launchers import build_launcher
 from themis_triton.adapters.local.discovery import DEVICE_VARIABLE, SERVER_VARIABLE, SLOT_VARIABLE
 from themis_triton.adapters.local.launcher import LocalLauncher
 from themis_triton.adapters.processes import OWNER_VARIABLE, find_process, owner_mark, spawn, stop_process
+from themis_triton.adapters.sockets import free_ports
 from themis_triton.adapters.store.journal import Journal
 from themis_triton.adapters.triton.model_control import TritonModelControl
-from themis_triton.core.config import DeviceSlot, LocalLaunchConfig, ThemisConfig
+from themis_triton.core.address import Address
+from themis_triton.core.config import AdoptedServer, DeviceSlot, LocalLaunchConfig, ThemisConfig
 from themis_triton.core.errors import LaunchFailedError, SettingsError
 from themis_triton.core.fleet import Phase, ProcessId, Server
 from themis_triton.daemon.adopt import adopt
@@ -74,7 +77,8 @@ async def adopted_by(settings: ThemisConfig, journal: Journal) -> tuple[Server, 
     launcher = build_launcher(settings.launch, folder) if settings.launch is not None else None
     try:
         clock = SystemClock()
-        await adopt(Components(settings, bench.world, control, launcher, journal, envoy, clock, build_observer(settings, clock)))
+        adapters = (journal, envoy, EnvoyFiles(settings.envoy), clock, build_observer(settings, clock))
+        await adopt(Components(settings, bench.world, control, launcher, *adapters))
         return bench.fleet.all()
     finally:
         await bench.executor.cancel()
@@ -103,3 +107,25 @@ def test_settings_that_lost_their_launch_section_do_not_orphan_what_serves(tmp_p
             asyncio.run(adopted_by(settings, journal))
         assert find_process(orphan) is not None
     assert asyncio.run(adopted_by(settings, journal)) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, ("gpu:0", "gpu:1", "gpu:2")),
+        ("instance_group [{ count: 1 kind: KIND_GPU gpus: [ 1 ] }]", ("gpu:1",)),
+        ("no configuration {", ("gpu:0", "gpu:1", "gpu:2")),
+    ],
+)
+def test_a_server_that_does_not_answer_at_the_start_holds_the_devices_of_its_models_files(
+    tmp_path: Path, journal: Journal, text: str | None, expected: tuple[str, ...]
+) -> None:
+    grpc, http, metrics = (Address("127.0.0.1", port) for port in free_ports(3))
+    (tmp_path / DETECTOR).mkdir()
+    if text is not None:
+        (tmp_path / DETECTOR / "config.pbtxt").write_text(text)
+    repository = tmp_path if text is not None else None
+    silent = AdoptedServer("first", grpc, http, metrics, "gpu:0", model_repository=repository, reach=("gpu:1", "gpu:2"))
+    settings = replace(config(), state_directory=tmp_path / "state", servers=(silent,), launch=None)
+    (adopted,) = asyncio.run(adopted_by(settings, journal))
+    assert (adopted.phase, adopted.models, adopted.unread_devices) == (Phase.UNREACHABLE, {}, expected)

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from tritonclient.grpc import InferInput
 
-from themis_triton.adapters.local.server_files import ServerFiles, build_view
-from themis_triton.adapters.triton.model_config import parse_config, state_of
-from themis_triton.adapters.triton.warmup import concrete_shape, make_tensor, warmup_batches
+from themis_triton.adapters.local.server_files import ServerFiles, build_view, files_version
+from themis_triton.adapters.triton.model_config import parse_config, read_config_text, state_of
+from themis_triton.adapters.triton.warmup import concrete_shape, warmup_batches
+from themis_triton.adapters.triton.warmup_data import zeros
 from themis_triton.core.errors import LaunchFailedError, SettingsError
 from themis_triton.core.fleet import ModelState
 
@@ -51,9 +52,48 @@ def test_an_incomplete_configuration_is_told(tmp_path: Path) -> None:
     )
 
 
+def test_a_model_without_a_configuration_is_left_to_its_backend_but_for_the_count(tmp_path: Path) -> None:
+    repository, files = make_repository(tmp_path / "repository", ""), ServerFiles(tmp_path / "state", "s1")
+    (repository / "m" / "config.pbtxt").unlink()
+    assert not build_view(files, repository, {"m": ModelState(3, 4, 10)}, {"m": 1.0})
+    assert (files.models / "m" / "config.pbtxt").read_text() == 'name: "m"\ninstance_group {\n  count: 3\n}\n'
+    assert (files.models / "m" / "labels.txt").read_text() == "cat"
+
+
+def test_a_model_may_lie_in_a_further_repository(tmp_path: Path) -> None:
+    files, further = ServerFiles(tmp_path / "state", "s1"), make_repository(tmp_path / "further", "max_batch_size: 8")
+    (tmp_path / "first").mkdir()
+    build_view(files, tmp_path / "first", {"m": ModelState(1, 1)}, {}, further=[further])
+    assert (files.models / "m" / "labels.txt").read_text() == "cat"
+
+
+def test_models_and_ensembles_have_the_configuration_of_the_chosen_name_where_there_is_one(tmp_path: Path) -> None:
+    repository, files = make_repository(tmp_path / "repository", "max_batch_size: 8"), ServerFiles(tmp_path / "state", "s1")
+    for model in ("ens", "plain"):
+        (repository / model / "1").mkdir(parents=True)
+        (repository / model / "config.pbtxt").write_text('parameters { key: "from" value { string_value: "default" } }')
+    for model in ("m", "ens"):
+        (repository / model / "configs").mkdir()
+        (repository / model / "configs" / "h100.pbtxt").write_text('parameters { key: "from" value { string_value: "h100" } }')
+    states = {"m": ModelState(3, 1), "plain": ModelState(2, 1)}
+    build_view(files, repository, states, {}, ensembles=["ens"], config_name="h100")
+    view = {model: parse_config((files.models / model / "config.pbtxt").read_text(), model) for model in ("m", "ens", "plain")}
+    assert {model: config.parameters["from"].string_value for model, config in view.items()} == {
+        "m": "h100",
+        "ens": "h100",
+        "plain": "default",
+    }
+    assert (state_of(view["m"]), (files.models / "ens" / "1").is_dir()) == (ModelState(3, 1), True)
+    build_view(files, repository, states, {}, ensembles=["ens"])
+    assert (files.models / "ens").is_symlink()
+    assert "h100" not in (files.models / "m" / "config.pbtxt").read_text()
+    text, source = read_config_text(repository, "m", "h100") or ("", "")
+    assert ("h100" in text, source) == (True, str(repository / "m" / "configs" / "h100.pbtxt"))
+
+
 def test_faults_name_the_file(tmp_path: Path) -> None:
     files = ServerFiles(tmp_path / "state", "s1")
-    with pytest.raises(LaunchFailedError, match=r"model absent has no .*/absent/config.pbtxt"):
+    with pytest.raises(LaunchFailedError, match=r"there is no folder .*/absent\. Fix: "):
         build_view(files, tmp_path, {"absent": ModelState(1, 1)}, {})
     with pytest.raises(SettingsError, match=r"repository/m/config.pbtxt:1:"):
         build_view(files, make_repository(tmp_path / "repository", "nonsense: 1"), {"m": ModelState(1, 1)}, {})
@@ -82,7 +122,21 @@ def test_batch_sizes_of_the_warm_up(largest: int, batches: tuple[int, ...]) -> N
 def test_tensors_of_the_warm_up() -> None:
     assert concrete_shape([-1]) == [1]
     assert concrete_shape([3, -1, -1]) == [3, 32, 32]
-    assert make_tensor("BYTES", [2, 1]).tolist() == [[b"warm-up"], [b"warm-up"]]
+    assert zeros("BYTES", [2, 1]).tolist() == [[b"warm-up"], [b"warm-up"]]
     for datatype in ("BOOL", "UINT8", "INT64", "FP16", "FP32", "BF16"):
         tensor = InferInput("X", [2, 3], datatype)
-        tensor.set_data_from_numpy(make_tensor(datatype, [2, 3]))
+        tensor.set_data_from_numpy(zeros(datatype, [2, 3]))
+
+
+def test_the_version_of_files_changes_with_them_and_not_with_pythons_cache(tmp_path: Path) -> None:
+    model, inputs = tmp_path / "m", tmp_path / "inputs.npz"
+    (model / "1").mkdir(parents=True)
+    (model / "1" / "model.py").write_text("one")
+    before = files_version(model, inputs)
+    (model / "1" / "__pycache__").mkdir()
+    (model / "1" / "__pycache__" / "model.pyc").touch()
+    assert files_version(model, inputs) == before
+    inputs.touch()
+    with_inputs = files_version(model, inputs)
+    (model / "1" / "model.py").write_text("another")
+    assert len({before, with_inputs, files_version(model, inputs)}) == 3

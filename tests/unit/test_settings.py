@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -9,15 +10,16 @@ from textwrap import dedent
 
 import pytest
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from themis_triton.core.address import Address
 from themis_triton.core.config import Mode, Placement, PlanningConfig, ThemisConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.policy import PolicyConfig, PolicyName
 from themis_triton.settings import load_settings, problems, reference_rows
-from themis_triton.settings.kinds import DEVICE_WORDS
+from themis_triton.settings.kinds import DEVICE_WORDS, ModelName
 from themis_triton.settings.policy import PlanningSettings, PolicySettings
-from themis_triton.settings.schema import LaunchSettings
+from themis_triton.settings.servers import LaunchSettings
 from themis_triton.settings.starter import starter
 
 REPOSITORY = Path(__file__).parents[2]
@@ -96,15 +98,16 @@ BAD = {
         ("state_directory: state", "state_directori: state"),
         (
             "themis.yaml:2:1: state_directori: unknown key: "
-            "expected one of models, pipelines, servers, launch, envoy, prices, policy, policies, planning, mode, state_directory, "
-            "status, allow_stale_profiles. Fix: did you mean `state_directory`?"
+            "expected one of models, pipelines, calls, servers, launch, envoy, prices, policy, policies, planning, mode, state_directory, "
+            "status, retention, allow_stale_profiles. Fix: did you mean `state_directory`?"
         ),
     ),
     "unknown key without a near match": (
         ("    device: gpu:0\n", "    device: gpu:0\n    colour: red\n"),
         (
             "themis.yaml:9:5: servers.first.colour: unknown key: "
-            "expected one of grpc, http, metrics, device, devices, model_control_key, model_repository. Fix: remove it"
+            "expected one of grpc, http, metrics, tls, device, devices, "
+            "model_control_key, model_repository, model_config_name. Fix: remove it"
         ),
     ),
     "paper's form without the rule of cores": (
@@ -129,14 +132,14 @@ BAD = {
         ("slo_ms: 300", "slo_ms: 300\n    slo: 300"),
         (
             "themis.yaml:29:5: pipelines.video.slo: unknown key: "
-            "expected one of stages, model, slo_ms, percentile, weight. Fix: write `slo_ms: 300`"
+            "expected one of stages, model, slo_ms, percentile, weight, overload. Fix: write `slo_ms: 300`"
         ),
     ),
     "key with another unit": (
         ("slo_ms: 300", "slo_ms: 300\n    slo_s: 0.3"),
         (
             "themis.yaml:29:5: pipelines.video.slo_s: unknown key: "
-            "expected one of stages, model, slo_ms, percentile, weight. Fix: write `slo_ms: 300`"
+            "expected one of stages, model, slo_ms, percentile, weight, overload. Fix: write `slo_ms: 300`"
         ),
     ),
     "value with a unit": (
@@ -184,19 +187,30 @@ BAD = {
             "expected each model once in a pipeline. Fix: remove one of the two"
         ),
     ),
-    "first stage of two pipelines": (
-        ("prices:", "  lone:\n    model: detector\n    slo_ms: 100\nprices:"),
+    "stage without its model": (
+        ("[detector, classifier]", "[detector, {per_request: 4}]"),
+        ("themis.yaml:27:24: pipelines.video.stages[1].model: required key is missing: expected a string. Fix: add `model:` here"),
+    ),
+    "requests of a stage": (
+        ("[detector, classifier]", "[detector, {model: classifier, per_request: 0}]"),
         (
-            "themis.yaml:30:12: pipelines.lone.model: detector is the first stage of video too, so their demands cannot be "
-            "separated: expected a different first stage for each pipeline. "
-            "Fix: serve the model under a second name for one of them"
+            "themis.yaml:27:57: pipelines.video.stages[1].per_request: 0 is invalid: expected a number > 0 and ≤ 1000. "
+            "Fix: write a number within these bounds"
+        ),
+    ),
+    "sequential requests that miss the SLO": (
+        ("[detector, classifier]", "[detector, {model: classifier, per_request: 40, sequential: true}]"),
+        (
+            "themis.yaml:28:13: pipelines.video.slo_ms: 300 is invalid: expected at least the service time of one request: "
+            "detector 36 + classifier 720 = 756 ms, divided by 0.95 for policy.slo_margin_fraction = 795.789 ms. "
+            "Fix: raise slo_ms, or serve faster models"
         ),
     ),
     "stages and model": (
         ("slo_ms: 300", "slo_ms: 300\n    model: detector"),
         (
             "themis.yaml:27:5: pipelines.video: both `stages` and `model` are set: expected one of `stages` and `model`. "
-            "Fix: write `stages: [first, second]`, or `model: name` for a single model"
+            "Fix: write `stages: [first, second]`, or `model: name` for a single model, an ensemble, or a model that calls others"
         ),
     ),
     "objective out of reach": (
@@ -283,6 +297,28 @@ BAD = {
             "themis.yaml:6:11: servers.first.http: http://127.0.0.1:8000/ is invalid: "
             "expected host:port with a port of 1 to 65535, such as 127.0.0.1:8001 or [::1]:8001. "
             "Fix: remove the scheme: write 127.0.0.1:8000"
+        ),
+    ),
+    "address with a scheme for TLS": (
+        ("grpc: 127.0.0.1:8001", "grpc: grpcs://triton:8001"),
+        (
+            "themis.yaml:5:11: servers.first.grpc: grpcs://triton:8001 is invalid: "
+            "expected host:port with a port of 1 to 65535, such as 127.0.0.1:8001 or [::1]:8001. "
+            "Fix: remove the scheme: write triton:8001, and for TLS set `tls: {ca: FILE}` beside it"
+        ),
+    ),
+    "TLS file that is not there": (
+        ("grpc: 127.0.0.1:8001", "grpc: 127.0.0.1:8001\n    tls: {ca: ca.pem}"),
+        (
+            "themis.yaml:6:15: servers.first.tls.ca: ca.pem does not exist: expected the path of a PEM file. "
+            "Fix: correct the path, which starts at FOLDER"
+        ),
+    ),
+    "TLS certificate without its key": (
+        ("grpc: 127.0.0.1:8001", "grpc: 127.0.0.1:8001\n    tls: {ca: themis.yaml, certificate: themis.yaml}"),
+        (
+            "themis.yaml:6:10: servers.first.tls: `certificate` is set without `key`: expected both or neither. "
+            "Fix: set `key` too, or remove `certificate`"
         ),
     ),
     "port out of range": (
@@ -389,7 +425,16 @@ BAD = {
         ("name: themis", "name: temis"),
         (
             "themis.yaml:32:9: policy.name: temis is invalid: "
-            "expected one of themis, themis-paper, horizontal, vertical, inferline, static. Fix: did you mean themis?"
+            "expected one of themis, themis-paper, horizontal, vertical, inferline, static, queue-time, concurrency, vertical-themis, "
+            "oracle. Fix: did you mean themis?"
+        ),
+    ),
+    "a policy for simulations": (
+        ("name: themis", "name: oracle"),
+        (
+            "themis.yaml:32:9: policy.name: oracle is for simulations only, because it knows the arrivals in advance: expected themis, "
+            "themis-paper, horizontal, vertical, inferline, static, queue-time, concurrency, vertical-themis. "
+            "Fix: write one of these, or simulate it: `themis simulate --policies oracle`"
         ),
     ),
     "a key of a section that stands above it": (
@@ -401,6 +446,23 @@ BAD = {
         (
             "themis.yaml:33:28: policy.demand.burst_window_s: rate_window_s 1 > burst_window_s 0.5: "
             "expected rate_window_s ≤ burst_window_s. Fix: lower rate_window_s or raise burst_window_s"
+        ),
+    ),
+    "refusals that would hit another pipeline": (
+        ("slo_ms: 300\n", "slo_ms: 300\n    overload: shed\n  other:\n    stages: [classifier, detector]\n    slo_ms: 300\n"),
+        (
+            "themis.yaml:29:15: pipelines.video.overload: shed cannot tell requests of video from those of other: clients call detector "
+            "for both: expected a first model that clients call for this pipeline alone. Fix: use queue, or serve a copy of the model"
+        ),
+    ),
+    "late requests of a model without batches served last": (
+        (
+            ".yaml\npipelines:\n",
+            ".yaml\n    max_batch: 1\npipelines:\n  other:\n    model: classifier\n    slo_ms: 300\n    overload: deprioritize\n",
+        ),
+        (
+            "themis.yaml:30:15: pipelines.other.overload: deprioritize has no effect on models that form no batches: "
+            "expected a stage with a max_batch of at least 2. Fix: use shed or queue"
         ),
     ),
     "unknown mode": (
@@ -419,6 +481,20 @@ BAD = {
         (
             "themis.yaml:23:3: models.recogniser: models has no folder recogniser: "
             "expected a model that launched servers can load. Fix: add recogniser there, or remove it from `models:`"
+        ),
+    ),
+    "name of model configurations among the arguments": (
+        ("launch:\n", "launch:\n  arguments: [--model-config-name=b]\n"),
+        (
+            "themis.yaml:10:14: launch.arguments: --model-config-name is no argument of launched servers: expected other arguments. "
+            "Fix: set `launch.model_config_name` in its place; the files that Themis writes for a launched server are made from it"
+        ),
+    ),
+    "model name that no folder has": (
+        ("  classifier:\n", "  ..: {profile: classifier.yaml}\n  classifier:\n"),
+        (
+            'themis.yaml:23:3: models...: name ".." is invalid: '
+            "expected the name of a folder in a model repository, without '/' and control characters. Fix: rename it"
         ),
     ),
     "name that no route can carry": (
@@ -447,6 +523,10 @@ BAD = {
     "number as a key": (
         ("  first:\n", "  1:\n"),
         "themis.yaml:4:3: servers.1: key 1 is not a string: expected a string. Fix: put the key in quotes",
+    ),
+    "date that does not exist": (
+        ("    slo_ms: 300", "    slo_ms: 2024-13-45"),
+        "themis.yaml:28:13: pipelines.video.slo_ms: 2024-13-45 is invalid: expected a number > 0, in ms. Fix: write a number in ms",
     ),
     "tab": (
         ("    slo_ms: 300", "	slo_ms: 300"),
@@ -548,8 +628,9 @@ def test_an_empty_file(tmp_path: Path) -> None:
     assert messages(write(tmp_path, "# nothing but a comment\n")) == [
         (
             "themis.yaml:1:1: file is empty: "
-            "expected a mapping with `models`, `pipelines`, `servers`, `launch`, `envoy`, `prices`, `policy`, `policies`, "
-            "`planning`, `mode`, `state_directory`, `status`, `allow_stale_profiles`. Fix: `themis init` writes a file to start from"
+            "expected a mapping with `models`, `pipelines`, `calls`, `servers`, `launch`, `envoy`, `prices`, `policy`, `policies`, "
+            "`planning`, `mode`, `state_directory`, `status`, `retention`, `allow_stale_profiles`. "
+            "Fix: `themis init` writes a file to start from"
         )
     ]
 
@@ -809,3 +890,81 @@ def test_a_models_deprioritization_follows_the_pipeline_with_the_longest_slo(tmp
     assert load_settings(write(tmp_path, text)).deprioritize_after_s == {}
     deprioritizing = text.replace("  name: themis\n", "  name: themis\n  deprioritize_after_slo_fraction: 0.5\n")
     assert load_settings(write(tmp_path, deprioritizing)).deprioritize_after_s == {"detector": 0.15, "classifier": 0.2}
+
+
+def test_a_pipeline_may_be_deprioritized_alone_and_a_model_that_another_one_shares_is_served_in_turn(tmp_path: Path) -> None:
+    text = changed("slo_ms: 300\n", "slo_ms: 300\n    overload: deprioritize\n")
+    assert load_settings(write(tmp_path, text)).deprioritize_after_s == {"detector": 0.15, "classifier": 0.15}
+    shared = text.replace("overload: deprioritize\n", "overload: deprioritize\n  other:\n    model: classifier\n    slo_ms: 400\n")
+    assert load_settings(write(tmp_path, shared)).deprioritize_after_s == {"detector": 0.15}
+    fraction = shared.replace("  name: themis\n", "  name: themis\n  deprioritize_after_slo_fraction: 0.8\n")
+    assert load_settings(write(tmp_path, fraction)).deprioritize_after_s == {"detector": 0.24, "classifier": 0.32}
+    shed = fraction.replace("overload: deprioritize", "overload: shed")
+    assert load_settings(write(tmp_path, shed)).deprioritize_after_s == {}
+    assert [pipeline.sheds for pipeline in load_settings(write(tmp_path, shed)).pipelines] == [True, False]
+
+
+def test_a_stage_may_say_how_often_a_request_calls_it(tmp_path: Path) -> None:
+    stages = "[detector, {model: classifier, per_request: 2.5, sequential: true}]"
+    (pipeline,) = load_settings(write(tmp_path, GOOD.replace("[detector, classifier]", stages))).pipelines
+    assert (pipeline.stages, pipeline.per_request, pipeline.sequential) == (("detector", "classifier"), (1.0, 2.5), (False, True))
+    (plain,) = load_settings(write(tmp_path, GOOD.replace("[detector, classifier]", "[detector, {model: classifier}]"))).pipelines
+    assert (plain.calls, plain.per_request) == ((), (1.0, 1.0))
+
+
+def test_models_may_lie_in_several_repositories(tmp_path: Path) -> None:
+    path = write(tmp_path, changed("model_repository: models", "model_repository: [models, further]"))
+    (tmp_path / "further").mkdir()
+    (tmp_path / "models" / "classifier").rename(tmp_path / "further" / "classifier")
+    launch = load_settings(path).launch
+    assert launch is not None
+    assert (launch.model_repository, launch.further_repositories) == (tmp_path / "models", (tmp_path / "further",))
+    (tmp_path / "further" / "classifier").rename(tmp_path / "further" / "other")
+    (problem,) = problems(path)
+    assert f"models.classifier: {tmp_path / 'models'} and {tmp_path / 'further'} have no folder classifier: expected a model" in str(
+        problem
+    )
+    (problem,) = problems(write(tmp_path, changed("model_repository: models", "model_repository: []")))
+    assert "expected a path, or a list of paths; relative paths start at the folder of this file. Fix: add at least one entry" in str(
+        problem
+    )
+
+
+def test_tls_belongs_to_the_grpc_address_with_absolute_paths(tmp_path: Path) -> None:
+    for name in ("ca.pem", "own.pem", "key.pem"):
+        (tmp_path / name).touch()
+    tls = "tls: {ca: ca.pem, certificate: own.pem, key: key.pem, server_name: triton.example}"
+    path = write(tmp_path, changed("grpc: 127.0.0.1:8001", f'grpc: "[::1]:8001"\n    {tls}'))
+    [server] = load_settings(path).servers
+    files = {"ca": f"{tmp_path}/ca.pem", "certificate": f"{tmp_path}/own.pem", "key": f"{tmp_path}/key.pem"}
+    assert server.grpc_address == Address("::1", 8001, tls=True, server_name="triton.example", **files)
+    assert not server.http_address.tls
+
+
+@pytest.mark.parametrize("name", ["_x", "a b", ".hidden", "..x", "...", "ü☃", "x" * 200, "é" * 127, "[a]", "a:b", "%"])
+def test_a_model_may_have_any_name_that_a_folder_may_have(name: str, tmp_path: Path) -> None:
+    quoted = json.dumps(name, ensure_ascii=False)
+    (tmp_path / "models" / name).mkdir(parents=True)
+    path = write(tmp_path, changed("  classifier:\n", f"  {quoted}: {{profile: classifier.yaml}}\n  classifier:\n"))
+    assert name in load_settings(path).models
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\x00", "\n"])
+def test_a_model_may_have_no_other_name(name: str) -> None:
+    with pytest.raises(ValidationError):
+        TypeAdapter(ModelName).validate_python(name)
+
+
+def test_the_name_of_model_configurations_is_passed_on_and_chooses_the_files_that_are_checked(tmp_path: Path) -> None:
+    text = changed("grpc: 127.0.0.1:8001", "grpc: 127.0.0.1:8001\n    model_config_name: a")
+    path = write(tmp_path, text.replace("launch:\n", "launch:\n  model_config_name: b\n", 1))
+    config = load_settings(path)
+    assert config.launch is not None
+    assert (config.servers[0].model_config_name, config.launch.model_config_name) == ("a", "b")
+    custom = tmp_path / "models" / "detector" / "configs" / "b.pbtxt"
+    custom.parent.mkdir()
+    custom.write_text("max_batch_size: 1")
+    assert ["models/detector/configs/b.pbtxt" in message for message in messages(path)] == [True]
+    custom.write_text("sequence_batching { }")
+    config = load_settings(path)
+    assert [model.name for model in config.models.values() if model.stateful] == ["detector"]

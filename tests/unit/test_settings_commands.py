@@ -53,3 +53,22 @@ def test_validate_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     (problem,) = report["problems"]
     assert (problem["file"], problem["key"], problem["error"]) == (str(path), "pipelines.my-pipeline.slo_ms", '"0.3s" is invalid')
     assert starter().splitlines()[problem["line"] - 1].strip() == "slo_ms: 100"
+
+
+def test_validate_says_how_the_calls_of_shared_models_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, text = tmp_path / "themis.yaml", (Path(__file__).parents[2] / "config" / "themis.yaml").read_text(encoding="utf-8")
+    more = (
+        "pipelines:\n"
+        "  boxes: {stages: [video-detector], slo_ms: 250}\n"
+        "  inside: {model: both, slo_ms: 900}\n"
+        "calls:\n  both: [video-detector, video-classifier]\n"
+    )
+    first, rest = more.split("calls:")
+    path.write_text("calls:" + rest + text.replace("pipelines:\n", first, 1), encoding="utf-8")
+    assert validate_command(path, live=False, as_json=False) == 0
+    shown = capsys.readouterr().out
+    assert "note    pipelines.boxes, pipelines.video: video-detector is the first model of each" in shown
+    assert "is planned for the stricter SLO, 250 ms at p99 of boxes" in shown
+    assert "note    pipelines.boxes, pipelines.inside, pipelines.video: video-detector is planned for the sum of their calls; " in shown
+    assert "they are told apart, those of inside by the calls of both" in shown
+    assert "note    pipelines.inside, pipelines.video: video-classifier is planned for the sum of their calls\n" in shown

@@ -22,8 +22,9 @@ def simulation(
     surface: FloatArray = SURFACE,
     servers: int = 1,
     chain: tuple[int, ...] = (0,),
+    follows: tuple[tuple[int, int], ...] | None = None,
 ) -> Simulation:
-    layout = Layout(surface, (chain,), tuple(range(servers)), 16)
+    layout = Layout(surface, (chain,), tuple(range(servers)), 16, follows=(follows,))
     built = Simulation(layout, world, np.array(arrivals_ms) / 1000.0, np.zeros(len(arrivals_ms), dtype=np.int64), 0)
     for server in range(servers):
         for model in range(surface.shape[0]):
@@ -43,6 +44,32 @@ def test_a_free_instance_takes_what_waits() -> None:
     assert ends_ms(built) == [20, 70, 70, 70, 70, 90]
     counters = built.counters(0, 0)
     assert (counters.executions, counters.inferences, counters.pending) == (3, 6, 0)
+
+
+FOUR = np.stack([np.full((4, 8), ms) for ms in (10.0, 20.0, 50.0, 5.0)])
+DIAMOND = ((0, 1), (0, 2), (1, 3), (2, 3))
+
+
+def test_stages_side_by_side_start_together_and_the_last_one_lets_the_next_start() -> None:
+    built = simulation([0, 100], ModelState(1, 1), SimWorld(hop_s=0.001), FOUR, chain=(0, 1, 2, 3), follows=DIAMOND)
+    assert ends_ms(built) == [68, 168]  # 10 + 50 + 5 and three hops
+    assert [built.counters(0, model).inferences for model in range(4)] == [2, 2, 2, 2]
+    assert built.unfinished == 0
+
+
+def test_a_request_whose_stages_all_run_side_by_side_ends_with_the_slowest() -> None:
+    built = simulation([0, 5], ModelState(2, 1), SimWorld(hop_s=0.0), FOUR, chain=(0, 1, 2), follows=())
+    assert ends_ms(built) == [50, 55]
+    assert built.route_counts(2) == (2, 0, 0)
+
+
+def test_a_branch_that_fails_ends_the_request() -> None:
+    built = simulation([0], ModelState(1, 1), SimWorld(hop_s=0.0), FOUR, chain=(0, 1, 2, 3), follows=DIAMOND)
+    built.route(1, ())
+    assert ends_ms(built) == [10]
+    assert (list(built.engine.failed), built.unfinished) == ([1], 0)
+    assert built.counters(0, 2).inferences == 1
+    assert built.counters(0, 3).inferences == 0
 
 
 def test_queue_delay_waits_for_a_full_batch_but_not_longer() -> None:
@@ -93,3 +120,82 @@ def test_what_no_server_can_take_fails_and_a_dead_server_s_requests_are_retried(
     built.advance(1.0)
     assert built.route_counts(0) == (2, 0, 2)
     assert list(built.engine.failed) == [1, 1]
+
+
+def calling(
+    arrivals_ms: list[float],
+    per_request: tuple[float, ...],
+    *,
+    turns: bool = False,
+    instances: int = 1,
+    batch: int = 1,
+    hop_s: float = 0.0,
+    follows: tuple[tuple[int, int], ...] | None = None,
+) -> Simulation:
+    """Models of 20 ms for one request; a request makes so many calls of each."""
+    stages, count = len(per_request), len(arrivals_ms)
+    surfaces = np.concatenate([SURFACE] * stages)
+    calls = ((per_request,), ((turns,) * stages,))
+    layout = Layout(surfaces, (tuple(range(stages)),), (0,), 32, (), (follows,), *calls)
+    built = Simulation(layout, SimWorld(hop_s=hop_s), np.array(arrivals_ms) / 1000.0, np.zeros(count, dtype=np.int64), 0)
+    for stage in range(stages):
+        built.configure(0, stage, ModelState(instances, batch))
+        built.route(stage, (0,))
+    return built
+
+
+def test_a_request_waits_for_the_last_of_its_calls_at_once() -> None:
+    assert ends_ms(calling([0], (3.0,))) == [60]
+    assert ends_ms(calling([0], (3.0,), instances=2)) == [40]
+    assert ends_ms(calling([0, 1], (3.0,), instances=6)) == [20, 21]
+    assert ends_ms(calling([0, 10], (2.0, 1.0))) == [60, 100]
+    assert ends_ms(calling([0], (4.0,), batch=4)) == [60]  # the first call starts alone, the other three are one batch of 40 ms
+
+
+def test_calls_in_turn_follow_each_other_with_a_hop_before_each() -> None:
+    built = calling([0], (3.0, 1.0), turns=True, instances=4, hop_s=0.002)
+    assert ends_ms(built) == [88]
+    assert (built.route_counts(0), built.route_counts(1)) == ((3, 0, 0), (1, 0, 0))
+
+
+@pytest.mark.parametrize(("mean", "counts"), [(0.3, {0, 1}), (2.25, {2, 3})])
+@pytest.mark.parametrize("turns", [False, True])
+def test_a_number_of_calls_that_is_not_whole_is_drawn(mean: float, counts: set[int], *, turns: bool) -> None:
+    requests = 2000
+    built = calling([float(100 * n) for n in range(requests)], (1.0, mean), turns=turns)
+    built.advance(1e4)
+    assert built.route_counts(1)[0] / requests == pytest.approx(mean, abs=0.04)
+    taken_ms = {round(ms) for ms in 1000.0 * (built.engine.ended_s - built.engine.arrival_s)}
+    assert taken_ms == {20 + 20 * count for count in counts}
+    assert built.unfinished == 0
+
+
+def test_a_request_of_which_a_call_fails_has_failed_once() -> None:
+    built = calling([0, 1], (3.0, 1.0))
+    built.route(1, ())
+    built.advance(1.0)
+    assert (list(built.engine.failed), built.route_counts(1)) == ([1, 1], (2, 0, 2))
+    built = calling([0], (3.0, 1.0))
+    built.advance(0.030)
+    built.evict(0)
+    built.advance(1.0)
+    assert (list(built.engine.failed), list(built.engine.ended_s)) == ([1], [0.03])
+    assert (built.route_counts(0), built.route_counts(1)) == ((3, 0, 2), (0, 0, 0))
+
+
+@pytest.mark.parametrize("turns", [False, True])
+def test_branches_of_a_graph_wait_for_all_calls_of_their_stages(*, turns: bool) -> None:
+    built = calling([0], (1.0, 3.0, 2.0, 1.0), turns=turns, follows=((0, 1), (0, 2), (1, 3), (2, 3)))
+    assert ends_ms(built) == [100]  # 20, three times 20 beside two times 20, 20
+    assert [built.route_counts(stage) for stage in range(4)] == [(1, 0, 0), (3, 0, 0), (2, 0, 0), (1, 0, 0)]
+
+
+def test_a_stage_of_a_graph_that_a_request_does_not_call_ends_at_once() -> None:
+    requests = 500
+    built = calling([float(200 * n) for n in range(requests)], (0.5, 1.0, 0.5, 1.0), follows=((0, 2), (1, 3), (2, 3)))
+    built.advance(1e4)
+    assert built.unfinished == 0
+    assert [built.route_counts(stage)[0] for stage in (1, 3)] == [requests, requests]
+    assert [built.route_counts(stage)[0] / requests for stage in (0, 2)] == pytest.approx([0.5, 0.5], abs=0.08)
+    taken_ms = {round(ms) for ms in 1000.0 * (built.engine.ended_s - built.engine.arrival_s)}
+    assert taken_ms == {40, 60}

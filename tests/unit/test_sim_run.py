@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.unit.samples import CLASSIFIER, DETECTOR, config
+from themis_triton.core.config import StageCalls
 from themis_triton.core.errors import ChangeRefusedError, SettingsError
 from themis_triton.core.fleet import ModelState
 from themis_triton.core.policy import PolicyConfig, PolicyName
@@ -149,7 +150,8 @@ def test_a_refused_change_leaves_the_old_state() -> None:
     assert run_virtual(main())[DETECTOR] == ModelState(4, 8)
 
 
-@pytest.mark.parametrize("policy", [name for name in PolicyName if name is not PolicyName.STATIC])
+# The queue-time autoscaler adds its first server after a minute.
+@pytest.mark.parametrize("policy", [name for name in PolicyName if name not in {PolicyName.STATIC, PolicyName.QUEUE_TIME}])
 def test_every_policy_scales_the_surge_without_losing_a_request(policy: PolicyName) -> None:
     result = plain(policy)
     assert result.requests == SURGE.size
@@ -197,3 +199,24 @@ def test_a_longer_cold_start_costs_horizontal_violations() -> None:
 def test_arrivals_for_an_unknown_pipeline_are_refused() -> None:
     with pytest.raises(SettingsError, match="expected a pipeline of the settings"):
         simulate(config(), {"audio": SURGE}, 60)
+
+
+@pytest.mark.parametrize(("per_request", "sequential"), [(2.5, False), (2.0, True), (0.5, False)])
+def test_requests_make_as_many_calls_of_a_stage_as_the_settings_say(per_request: float, *, sequential: bool) -> None:
+    settings = config(burst_headroom_factor=1.0)
+    calls = (StageCalls(), StageCalls(per_request, sequential))
+    (video,) = settings.pipelines
+    called = replace(settings, pipelines=(replace(video, calls=calls),))
+    result = simulate(called, {PIPELINE: np.arange(0.0, 40.0, 0.05)}, 40)
+    models, (run,) = result.ticks[-1].estimate.models, result.pipelines
+    assert models[CLASSIFIER].stable_rps == pytest.approx(per_request * models[DETECTOR].stable_rps, abs=6.0)
+    assert np.all(np.isfinite(run.latency_ms))
+    assert not run.failed.any()
+    assert result.ticks[-1].estimate.pipelines[PIPELINE].per_request == pytest.approx((1.0, per_request), rel=0.15)
+
+
+def test_too_many_calls_are_refused() -> None:
+    (video,) = config().pipelines
+    called = replace(config(), pipelines=(replace(video, calls=(StageCalls(), StageCalls(1000.0))),))
+    with pytest.raises(SettingsError, match="30,000,000 calls of stages are too many to simulate: expected at most 5,000,000"):
+        simulate(called, {PIPELINE: np.linspace(0.0, 40.0, 30_000)}, 40)

@@ -17,7 +17,7 @@ def test_python_and_kernels_agree(seed: int) -> None:
     stages = len(problem.stages)
     elsewhere = int(chain.rule[3])
     for s, stage in enumerate(problem.stages):
-        assert required_rps(chain, s) == pytest.approx(problem.required_stage_rps(stage), rel=1e-12, abs=1e-12)
+        assert required_rps(chain, s) == pytest.approx(problem.required_stage_rps(s), rel=1e-12, abs=1e-12)
         columns = stage.max_instances
         means = chain.latency[stages + s, : stage.max_batch, elsewhere : elsewhere + columns]
         table = problem.server_capacity_rps(means)

@@ -13,7 +13,7 @@ from themis_triton.core.config import LatencyTable
 from themis_triton.core.errors import SolverError
 from themis_triton.core.policy import QueueingModel
 from themis_triton.solver.mixed import solve_mixed
-from themis_triton.solver.plans import Binding
+from themis_triton.solver.plans import Binding, RunnerUp
 from themis_triton.solver.problem import ChainProblem, Placement, StageProblem, ThroughputRule
 from themis_triton.solver.solve import evaluate, largest_demand, solve_joint, solve_vertical
 from themis_triton.solver.surface import Surface, contention_surface, surface_from_table
@@ -177,12 +177,31 @@ def test_runner_up_is_dearer_or_no_faster_and_says_so() -> None:
     assert plan.runner_up.servers != plan.servers
     assert plan.runner_up.cost >= plan.cost
     assert "more" in plan.runner_up.sentence(plan.cost)
+    assert RunnerUp(1, 9.0, 250.4).sentence(7.0, "device") == "1 device with a predicted p99 of 250 ms costs 2 more"
+    assert RunnerUp(2, 7.0, 250.4).sentence(7.0) == "2 servers with a predicted p99 of 250 ms costs the same and is no faster"
 
 
 def test_a_demand_ratio_scales_the_stage() -> None:
     stages = (video().stages[0], replace(video().stages[1], demand_ratio=3.0))
     judged = evaluate(video(10.0, stages=stages), 2, [2, 2], [8, 8])
     assert judged.capacity_rps == pytest.approx(min(judged.stages[0].capacity_rps, judged.stages[1].capacity_rps / 3))
+
+
+def test_requests_at_once_wait_for_each_other_and_those_in_turn_add_up() -> None:
+    def p99(ratio: float, in_turn: float = 1.0, instances: int = 1) -> float:
+        stages = (replace(video().stages[0], demand_ratio=ratio, in_turn=in_turn),)
+        return evaluate(video(1e-6, stages=stages), 1, [instances], [1]).predicted_p99_ms
+
+    alone = p99(1.0)
+    assert p99(4.0) == pytest.approx(4 * alone)  # one instance takes them one by one
+    assert p99(4.0, instances=4) == pytest.approx(p99(1.0, instances=4))
+    assert p99(4.0, in_turn=4.0) == pytest.approx(4 * alone)
+    assert p99(4.0, in_turn=4.0, instances=4) == pytest.approx(4 * p99(1.0, instances=4))
+
+
+def test_calls_in_turn_are_at_least_one() -> None:
+    with pytest.raises(SolverError, match=r"0\.5 calls in turn; allowed is at least 1"):
+        replace(video().stages[0], in_turn=0.5)
 
 
 def test_table_is_interpolated_extended_and_repaired() -> None:
@@ -225,3 +244,31 @@ def test_what_a_call_fixes_is_a_bound_too() -> None:
     idle = video(0.0)
     assert solve_joint(idle, instances=[2, 3]).binding is Binding.BOUNDS
     assert solve_vertical(idle, 3).plan.binding is Binding.BOUNDS
+
+
+@pytest.mark.parametrize("placement", Placement)
+@pytest.mark.parametrize("queueing", [QueueingModel.DYNAMIC_BATCHING, QueueingModel.CENTRAL_QUEUE, QueueingModel.GAMMA])
+@pytest.mark.parametrize("throughput", ThroughputRule)
+def test_other_requests_of_every_stage_count_as_the_chains_own(
+    placement: Placement, queueing: QueueingModel, throughput: ThroughputRule
+) -> None:
+    rules = {"placement": placement, "queueing": queueing, "throughput": throughput, "slo_ms": 900.0, "max_servers": 12}
+    alone = solve_joint(video(150.0, **rules))
+    shared = solve_joint(video(90.0, other_rps=(60.0, 60.0), **rules))
+    assert alone.feasible
+    for own, summed in zip(alone.stages, shared.stages, strict=True):
+        assert (own.servers, own.instances, own.batch) == (summed.servers, summed.instances, summed.batch)
+        assert own.queueing_ms == pytest.approx(summed.queueing_ms)
+    assert shared.capacity_rps == pytest.approx(alone.capacity_rps - 60.0)
+
+
+def test_other_requests_of_one_stage_need_capacity_of_that_stage_alone() -> None:
+    alone, shared = solve_joint(video(60.0, slo_ms=900.0)), solve_joint(video(60.0, slo_ms=900.0, other_rps=(0.0, 150.0)))
+    assert shared.stages[0].capacity_rps >= 60.0
+    assert shared.stages[1].capacity_rps >= 210.0 > alone.stages[1].capacity_rps
+
+
+@pytest.mark.parametrize("other_rps", [(1.0,), (-1.0, 0.0), (np.nan, 0.0), (np.inf, 0.0)])
+def test_other_requests_are_one_rate_a_stage(other_rps: tuple[float, ...]) -> None:
+    with pytest.raises(SolverError, match="one finite rate of at least 0 for each stage"):
+        video(other_rps=other_rps)

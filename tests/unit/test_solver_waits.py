@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from waits import random_states, summary, video_states
+from waits import call_states, random_states, summary, video_states
 
 
 def test_the_predicted_p99_is_a_bound_in_nearly_all_states_and_not_far_off() -> None:
@@ -19,4 +21,11 @@ def test_the_predicted_p99_is_a_bound_in_nearly_all_states_and_not_far_off() -> 
 def test_it_bounds_the_video_chain_everywhere() -> None:
     numbers = summary(video_states()[::3])
     assert numbers["share_bounded"] == 1.0
+    assert numbers["median_overestimate"] <= 0.35
+
+
+@pytest.mark.parametrize("turns", [False, True])
+def test_it_bounds_most_states_in_which_a_stage_gets_several_calls_of_a_request(*, turns: bool) -> None:
+    numbers = summary(call_states(20, turns=turns))
+    assert numbers["share_bounded"] >= 0.85
     assert numbers["median_overestimate"] <= 0.35

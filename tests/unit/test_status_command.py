@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tests.unit.samples import NOW_S
+from tests.unit.samples import NOW_S, server
 from themis_triton.commands.down_command import down_command
 from themis_triton.commands.status_command import show, status_command
 from themis_triton.core.address import Address
@@ -19,6 +19,7 @@ from themis_triton.core.decision import Clamp, ClampKind, PipelineEvidence
 from themis_triton.core.encoding import plain
 from themis_triton.core.errors import ServerError, SettingsError
 from themis_triton.core.estimate import PipelineEstimate
+from themis_triton.core.fleet import ModelState
 from themis_triton.core.status import STATUS_VERSION, PipelineStatus, Status, StatusEvent, UsageStatus, decode_status
 from themis_triton.settings import load_runtime_paths, load_settings
 from themis_triton.settings.starter import starter
@@ -47,6 +48,16 @@ def answering(body: bytes) -> Iterator[str]:
             thread.join()
 
 
+def test_a_limit_that_refuses_requests_is_shown() -> None:
+    evidence = PipelineEvidence("video", 151.0, 120.0, 92.0, 300.0, None, None, 1, 1, limit_rps=92.0)
+    calm, refusing = (
+        shown(replace(BASE, pipelines=(PipelineStatus("video", (), 300.0, 99.0, evidence=replace(evidence, refused_rps=refused)),)))
+        for refused in (0.0, 59.0)
+    )
+    assert "admission" not in calm
+    assert "admission: video refuses 59/s, because its servers carry 92/s inside the SLO" in refusing.replace("\n", " ")
+
+
 BASE = Status(STATUS_VERSION, "1.0", 4711, NOW_S - 60.0, "active", "themis", paused=False, sentence="steady")
 
 
@@ -73,6 +84,7 @@ def test_whatever_limits_it_and_how_fresh_it_is_are_shown() -> None:
             tick_errors=3,
             clamps=(Clamp(ClampKind.DEVICES, "no slot"), Clamp(ClampKind.MEMORY, "no room")),
             backing_off={"a/m": NOW_S + 7.0},
+            resting={"cpu:1": "warm-up of model m failed 3 times"},
             journal_trouble="the journal is not written: disk full",
             busy=("a/m",),
             next_steps=("grow m on a 1→2",),
@@ -84,7 +96,10 @@ def test_whatever_limits_it_and_how_fresh_it_is_are_shown() -> None:
     assert "paused: nothing is changed until `themis resume`" in text
     assert "pid 4711, last tick 2.0 s ago, 3 failed ticks; cost 3.5 a second, 120 since start" in text
     assert "the journal is not written: disk full" in text
-    assert "limited: no slot\nlimited: no room\nin back-off after a failure: a/m, for 7 s more\n" in text
+    assert (
+        "limited: no slot\nlimited: no room\nin back-off after a failure: a/m, for 7 s more\ncpu:1: warm-up of model m failed 3 times\n"
+        in text
+    )
     assert "under way: a/m\nnext: grow m on a 1→2\n" in text
     assert " (2 m ago)  d  grown" in text
 
@@ -100,6 +115,24 @@ def test_twenty_pipelines_are_twenty_whole_rows_in_eighty_columns() -> None:
     assert max(map(len, text.splitlines())) <= 80
     for number in range(20):
         assert re.search(rf"pipeline-{number} +1234 +4567 +{301 if number == 7 else 250} +300 +1\.2 % +2→3", text)
+
+
+@pytest.mark.parametrize(
+    ("units", "heading"), [((), "servers"), (("server",), "servers"), (("device", "device"), "devices"), (("server", "device"), "places")]
+)
+def test_the_column_of_a_pipelines_size_says_what_it_counts(units: tuple[str, ...], heading: str) -> None:
+    evidences = [PipelineEvidence("p", 1.0, 1.0, 9.0, 300.0, None, None, 2, 3, unit=unit) for unit in units]
+    pipelines = tuple(PipelineStatus("p", ("m",), 300.0, 99.0, None, evidence, None, None) for evidence in (*evidences, None))
+    assert re.search(rf"late +{heading} *\n", shown(replace(BASE, pipelines=pipelines)))
+
+
+def test_a_server_is_shown_with_the_devices_that_it_runs_on_and_its_instances_on_each() -> None:
+    alone = replace(server("alone"), models={"m": ModelState(2, 8)})
+    spread = ModelState(0, 8).spread_over({"gpu:0": 2, "gpu:2": 1})
+    wide = replace(server("wide"), device="gpu:0", reach=("gpu:1", "gpu:2"), models={"m": spread})
+    text = shown(replace(BASE, servers=(alone, wide)))
+    assert re.search(r"alone +serving +cpu:0 +m 2 ", text)
+    assert re.search(r"wide +serving +gpu:0, gpu:2 +m 3 \(gpu:0 2, gpu:2 1\) ", text)
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"name": "triton"}', b"\xff"])
@@ -151,3 +184,8 @@ def test_what_down_and_status_need_must_be_right(text: str, tmp_path: Path) -> N
     path.write_text(text)
     with pytest.raises(SettingsError, match="1 error"):
         load_runtime_paths(path)
+
+
+def test_a_models_name_is_shown_as_it_is() -> None:
+    held = replace(server("a"), models={"[x] ü": ModelState(2, 8)})
+    assert "[x] ü 2" in shown(replace(BASE, at_s=NOW_S, servers=(held,)))

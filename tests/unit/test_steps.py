@@ -112,8 +112,14 @@ def test_only_launched_serving_servers_leave_and_only_serving_ones_are_changed()
     assert actions(target, seen) == ()
 
 
-def test_a_model_that_a_server_does_not_hold_is_not_loaded_by_the_way() -> None:
-    assert actions(Target({"a": {"other": ModelState(2, 1)}}), snapshot([server("a")])) == ()
+def test_a_model_that_a_server_is_to_hold_besides_is_loaded_on_a_launched_one_and_what_serves_is_retired_after_that() -> None:
+    target, seen = Target({"a": {"other": ModelState(2, 1)}}, retire=("b",)), snapshot([server("a"), server("b")])
+    load, retirement = actions(target, seen)
+    assert (load.kind, load.server, load.model, load.before, load.after) == (ActionKind.RELOAD, "a", "other", None, ModelState(2, 1))
+    assert (retirement.kind, retirement.requires) == (ActionKind.RETIRE, (load.id,))
+    assert kinds(actions(target, replace(seen, busy=frozenset({"a/other"})))) == []
+    assert kinds(actions(target, replace(seen, backing_off={"a/other": seen.at_s + 1.0}))) == []
+    assert actions(replace(target, retire=()), snapshot([server("a", launched=False)])) == ()
 
 
 def test_routes_hold_serving_servers_by_model_in_the_order_of_names() -> None:
@@ -139,6 +145,7 @@ def test_a_server_with_a_key_or_an_unknown_index_does_not_answer_the_index_for_c
 
 
 def test_without_servers_every_model_has_an_empty_route() -> None:
+    assert [*route_table([], ("b", "c", "a")).models] == ["b", "c", "a"]
     assert route_table([], STAGES).models == {DETECTOR: ModelRoute(), CLASSIFIER: ModelRoute()}
 
 

@@ -92,6 +92,25 @@ def test_from_nothing_a_server_is_launched_and_only_once() -> None:
     asyncio.run(work())
 
 
+def test_a_launched_server_is_no_capacity_before_the_proxy_routes_to_it() -> None:
+    async def work() -> None:
+        bench = Bench(server("a", max_batch=1, slot="cpu:0"))
+        engine = Engine(bench, config(slots=2))
+        await bench.executor.write_routes()
+        bench.fleet.put(server("b", max_batch=1, slot="cpu:1", phase=Phase.WARMING))
+        bench.launcher.alive.add("b")
+        bench.routes.broken = True
+        records = await engine.run(5.0, 4)
+        assert bench.fleet.get("b").phase is Phase.SERVING
+        assert [each.phase for each in records[-1].snapshot.servers] == [Phase.SERVING, Phase.WARMING]
+        bench.routes.broken = False
+        records = await engine.run(5.0, 3)
+        assert [each.phase for each in records[-1].snapshot.servers] == [Phase.SERVING, Phase.SERVING]
+        await engine.close()
+
+    asyncio.run(work())
+
+
 def test_a_server_that_dies_is_buried_and_replaced() -> None:
     async def work() -> None:
         fleet = [server(name, (8, 5), max_batch=1, slot=slot) for name, slot in (("a", "cpu:0"), ("b", "cpu:1"), ("c", "cpu:2"))]

@@ -47,9 +47,9 @@ nv_cpu_utilization 0.25
 """
 
 
-def test_counters_are_summed_over_versions_and_reasons() -> None:
+def test_counters_are_summed_over_versions_and_a_refusal_is_no_failure() -> None:
     models = parse_metrics(TEXT)
-    assert models["a"] == ModelCounters(15, 3, 40, 8, 1.5e6, 3000, 11, 12, 13, 4)
+    assert models["a"] == ModelCounters(15, 1, 40, 8, 1.5e6, 3000, 11, 12, 13, 4, refused=2)
     assert models["b"] == ModelCounters(success=7)
     assert set(models) == {"a", "b"}
 
@@ -147,7 +147,7 @@ STATISTICS = {
 
 
 def test_batches_are_counted_once_by_size_and_summed_over_versions() -> None:
-    assert parse_statistics(STATISTICS) == {"a": (BatchCounters(1, 15.0, 1650.0), BatchCounters(4, 3.0, 2100.0))}
+    assert parse_statistics(STATISTICS) == {"a": (BatchCounters(1, 15.0, 1650.0), BatchCounters(4, 3.0, 2100.0)), "idle": ()}
 
 
 @pytest.mark.parametrize("answer", [{}, {"error": "not found"}, {"model_stats": [{"name": "a"}]}, {"model_stats": None}, []])
@@ -171,6 +171,7 @@ def test_a_server_whose_statistics_are_refused_still_has_its_metrics() -> None:
             await metrics.close()
         assert read.models["a"].batches[1] == BatchCounters(4, 3.0, 2100.0)
         assert read.models["b"].batches == ()
+        assert (read.ready, refused.ready) == (frozenset({"a", "idle"}), None)
         assert (read.error, read.batches_error, refused.error) == (None, None, None)
         assert refused.models["a"] == parse_metrics(TEXT)["a"]
         assert f"statistics of server y at http://{y}/v2/models/stats" in (refused.batches_error or "")

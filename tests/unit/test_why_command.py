@@ -1,4 +1,6 @@
 import json
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,10 +9,11 @@ import pytest
 from tests.unit.samples import NOW_S, action, record, server, snapshot
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.store.journal import Journal
+from themis_triton.adapters.store.records import unpacked
 from themis_triton.commands.history_command import collapse, history_command
 from themis_triton.commands.why_command import why_command
 from themis_triton.core.action import ActionKind, Outcome, OutcomeKind
-from themis_triton.core.decision import Clamp, ClampKind
+from themis_triton.core.decision import Clamp, ClampKind, PipelineEvidence
 from themis_triton.core.errors import EnvironmentCheckError, SettingsError
 
 
@@ -50,6 +53,24 @@ def test_changes_are_listed_with_their_time_and_the_last_tick(path: Path, capsys
     assert [row["decision_id"] for row in json.loads(capsys.readouterr().out)] == ["d", "quiet"]
 
 
+def test_the_numbers_of_a_pipeline_say_what_they_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A journal that an older version wrote has servers only."""
+    (tmp_path / "themis.yaml").write_text("state_directory: state\n")
+    journal = Journal(tmp_path / "state" / "journal.sqlite")
+    grown = record(action(ActionKind.GROW), seen=snapshot([server("a")], NOW_S))
+    numbers = PipelineEvidence("video", 30.0, 20.0, 40.0, 300.0, None, None, 2, 3, unit="device")
+    journal.record_tick(replace(grown, decision=replace(grown.decision, evidence=(numbers,))))
+    journal.close()
+    why(tmp_path / "themis.yaml")
+    assert "2→3 devices" in capsys.readouterr().out
+    file = tmp_path / "state" / "journal.sqlite"
+    with closing(sqlite3.connect(file)) as database, database:
+        ((stored,),) = database.execute("SELECT record FROM ticks").fetchall()
+        database.execute("UPDATE ticks SET record = ?", (unpacked(stored).replace(',"unit":"device"', ""),))
+    why(tmp_path / "themis.yaml")
+    assert "2→3 servers" in capsys.readouterr().out
+
+
 def test_successive_ticks_that_differ_in_numbers_only_are_one_line() -> None:
     def row(name: str, sentence: str) -> dict[str, object]:
         return {"decision_id": name, "sentence": sentence}
@@ -80,9 +101,9 @@ def test_a_decision_is_explained_with_its_limits_and_its_outcomes(path: Path, ca
 def test_without_an_id_the_newest_change_is_explained(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     why(path)
     assert "  d  policy themis, steady" in capsys.readouterr().out.splitlines()[0]
-    journal = Journal(tmp_path / "state" / "journal.sqlite")
-    journal._db.execute("delete from ticks where changed = 1")
-    journal.close()
+    with sqlite3.connect(tmp_path / "state" / "journal.sqlite") as db:
+        db.execute("delete from ticks where changed = 1")
+    db.close()
     why(path)
     assert capsys.readouterr().out.splitlines()[0] == "nothing was changed yet"
     why(path, as_json=True)

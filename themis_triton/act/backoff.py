@@ -26,6 +26,10 @@ class Backoff:
         self._failures.pop(actuator, None)
         self._until_s.pop(actuator, None)
 
+    def failures(self, actuator: str) -> int:
+        """Failures of an actuator in a row."""
+        return self._failures.get(actuator, 0)
+
     def forget(self, server: str) -> None:
         """Forget a removed server and its models."""
         for actuator in [actuator for actuator in self._failures if actuator == server or actuator.startswith(f"{server}/")]:

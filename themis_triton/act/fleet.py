@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
-from themis_triton.core.fleet import ModelState, Phase, Server
+from themis_triton.core.fleet import ModelState, Phase, Server, with_pins
 from themis_triton.ports import Recorder
 
 
@@ -18,9 +19,20 @@ class Fleet:
     def put(self, server: Server) -> Server:
         """Add or replace a server."""
         self._servers[server.name] = server
+        self._pin()
+        server = self._servers[server.name]
         if server.launched:
             self._recorder.save_server(server)
         return server
+
+    def put_all(self, servers: Iterable[Server]) -> None:
+        """Add servers at once, so that their pins are weighed together."""
+        added = {server.name: server for server in servers}
+        self._servers |= added
+        self._pin()
+        for server in map(self.get, added):
+            if server.launched:
+                self._recorder.save_server(server)
 
     def get(self, name: str) -> Server:
         """The server of that name; KeyError when there is none."""
@@ -40,6 +52,11 @@ class Fleet:
         server = self._servers.pop(name, None)
         if server is not None and server.launched:
             self._recorder.forget_server(name)
+        self._pin()
+
+    def _pin(self) -> None:
+        """Stateful models keep their server, or get another one where it is gone."""
+        self._servers = {server.name: server for server in with_pins(self.all())}
 
     def all(self) -> tuple[Server, ...]:
         """All servers, in the order of names."""

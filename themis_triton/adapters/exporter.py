@@ -14,6 +14,7 @@ class Exporter:
     """Metrics of decisions, demand, capacity, fleet and actions."""
 
     def __init__(self) -> None:
+        self._newest: TickRecord | None = None
         self._registry = CollectorRegistry()
         registry = self._registry
         self._ticks = Counter("themis_ticks", "Ticks by reason of their decision", ["reason"], registry=registry)
@@ -21,12 +22,19 @@ class Exporter:
         self._tick_s = Histogram("themis_tick_seconds", "Duration of a tick", buckets=TICK_BUCKETS_S, registry=registry)
         self._demand = Gauge("themis_demand_rps", "Demand by time scale", ["pipeline", "scale"], registry=registry)
         self._capacity = Gauge("themis_capacity_rps", "Capacity of the ready servers within the SLO", ["pipeline"], registry=registry)
+        self._limit = Gauge("themis_admission_limit_rps", "Requests that are admitted, where not all are", ["pipeline"], registry=registry)
+        self._refused = Gauge("themis_refused_rps", "Requests that the admission limit refuses", ["pipeline"], registry=registry)
         self._p99 = Gauge("themis_p99_seconds", "p99, measured at the proxy and predicted", ["pipeline", "kind"], registry=registry)
         self._servers = Gauge("themis_servers", "Servers by phase", ["phase"], registry=registry)
         self._instances = Gauge("themis_instances", "Instances by model and server", ["model", "server"], registry=registry)
         self._actions = Counter("themis_actions", "Ended actions", ["kind", "outcome"], registry=registry)
         self._action_s = Histogram("themis_action_seconds", "Duration of an action", ["kind"], registry=registry)
+        self._incidents = Counter("themis_incidents", "Incidents of servers and models", ["kind"], registry=registry)
+        self._faults = Gauge("themis_faults", "Servers and models with a fault now", registry=registry)
         self._stale = Gauge("themis_stale_sources", "Sources whose readings are too old to trust", registry=registry)
+        self._resting = Gauge(
+            "themis_resting", "1 for an actuator that rests until the settings, a model or a server change", ["actuator"], registry=registry
+        )
         self._ratio = Gauge("themis_drift_ratio", "Time of executed batches over the profile's", ["model"], registry=registry)
         self._correction = Gauge("themis_latency_correction", "Factor on the profile's latency in plans", ["model"], registry=registry)
 
@@ -34,12 +42,9 @@ class Exporter:
         """Record a tick."""
         self._ticks.labels(record.decision.reason.value).inc()
         self._tick_s.observe(duration_s)
-        self._stale.set(len(record.estimate.stale))
-        self._take_pipelines(record)
-        self._take_fleet(record)
-        for name, model in record.estimate.models.items():
-            self._ratio.labels(name).set(float("nan") if model.drift_ratio is None else model.drift_ratio)
-            self._correction.labels(name).set(model.correction)
+        self._newest = record
+        for incident in record.snapshot.incidents:
+            self._incidents.labels(incident.kind.value).inc()
         for outcome in record.outcomes:
             self._actions.labels(outcome.action.kind.value, outcome.kind.value).inc()
             if outcome.kind is OutcomeKind.DONE:
@@ -50,18 +55,37 @@ class Exporter:
         self._tick_errors.inc()
 
     def text(self) -> bytes:
-        """The exposition."""
+        """The exposition. Gauges are set here and not at each tick, because they are many where there are many models."""
+        if self._newest is not None:
+            self._show_gauges(self._newest)
         return generate_latest(self._registry)
 
-    def _take_pipelines(self, record: TickRecord) -> None:
+    def _show_gauges(self, record: TickRecord) -> None:
+        self._stale.set(len(record.estimate.stale))
+        self._faults.set(len(record.snapshot.faults))
+        self._show_pipelines(record)
+        self._show_fleet(record)
+        for name, model in record.estimate.models.items():
+            self._ratio.labels(name).set(float("nan") if model.drift_ratio is None else model.drift_ratio)
+            self._correction.labels(name).set(model.correction)
+
+    def _show_pipelines(self, record: TickRecord) -> None:
+        self._limit.clear()
+        self._refused.clear()
         for evidence in record.decision.evidence:
             self._demand.labels(evidence.pipeline, "fast").set(evidence.demand_fast_rps)
             self._demand.labels(evidence.pipeline, "slow").set(evidence.demand_slow_rps)
             self._capacity.labels(evidence.pipeline).set(evidence.capacity_rps)
+            if evidence.limit_rps is not None:
+                self._limit.labels(evidence.pipeline).set(evidence.limit_rps)
+                self._refused.labels(evidence.pipeline).set(evidence.refused_rps)
             for kind, value in (("measured", evidence.measured_p99_ms), ("predicted", evidence.predicted_p99_ms)):
                 self._p99.labels(evidence.pipeline, kind).set(float("nan") if value is None else value / 1000.0)
 
-    def _take_fleet(self, record: TickRecord) -> None:
+    def _show_fleet(self, record: TickRecord) -> None:
+        self._resting.clear()
+        for actuator in record.snapshot.resting:
+            self._resting.labels(actuator).set(1)
         self._servers.clear()
         self._instances.clear()
         for server in record.snapshot.servers:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import aiohttp
+
+MAX_BYTES = 4 * 2**20
+"""A larger answer is no metrics page and no statistics."""
+MAX_AMOUNT = 2**63
+"""Counters of 64 bits are no larger; a longer integer has no float."""
 
 
 class HttpError(Exception):
@@ -23,10 +29,14 @@ class HttpClient:
 
     Args:
         timeout_s: bound on each request as a whole.
+        max_bytes: bound on the body of an answer. Compressed answers are refused: their size is unknown.
+        socket_path: a Unix socket to which all requests go, whatever the host of their URL.
     """
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, max_bytes: int = MAX_BYTES, socket_path: str | None = None) -> None:
         self._timeout_s = timeout_s
+        self._max_bytes = max_bytes
+        self._socket_path = socket_path
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -46,29 +56,59 @@ class HttpClient:
             keep: whether the connection is kept for the next request.
 
         Raises:
-            HttpError: no answer in time, or one with a status of 400 or above.
+            HttpError: no answer in time, one with a status of 400 or above, or one that is too large or compressed.
         """
         if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=self._timeout_s))
-        headers = {} if keep else {"Connection": "close"}
+            connector = aiohttp.UnixConnector(self._socket_path) if self._socket_path is not None else None
+            timeout = aiohttp.ClientTimeout(total=self._timeout_s)
+            self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False)
+        headers = {"Accept-Encoding": "identity"} | ({} if keep else {"Connection": "close"})
         try:
             async with self._session.get(url, params=parameters, headers=headers) as response:
                 if response.status >= 400:
                     raise HttpError(f"HTTP {response.status} {response.reason}", status=response.status)
-                return await response.read()
+                return await self._body(response)
         except TimeoutError as error:
             raise HttpError(f"no answer within {self._timeout_s:g} s") from error
         except aiohttp.ClientConnectorError as error:
-            raise HttpError(str(error.os_error.strerror or error), refused=isinstance(error.os_error, ConnectionRefusedError)) from error
+            refused = isinstance(error.os_error, (ConnectionRefusedError, FileNotFoundError))
+            raise HttpError(str(error.os_error.strerror or error), refused=refused) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise HttpError(str(error) or type(error).__name__) from error
 
+    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
+        encoding = response.headers.get("Content-Encoding", "identity")
+        if encoding != "identity":
+            raise HttpError(f"the answer is compressed ({encoding[:20]}), which was not asked for")
+        parts, size = [], 0
+        async for part in response.content.iter_any():
+            parts.append(part)
+            size += len(part)
+            if size > self._max_bytes:
+                raise HttpError(f"the answer has more than {self._max_bytes} bytes")
+        return b"".join(parts)
+
     async def get_json(self, url: str, parameters: Mapping[str, str] | None = None, *, keep: bool = True) -> Any:  # noqa: ANN401 - JSON
-        """The answer as JSON. HttpError when there is none, ValueError when it is not JSON."""
-        return json.loads(await self.get(url, parameters, keep=keep))
+        """The answer as JSON. HttpError when there is none, ValueError when it is not JSON, or has NaN or infinite numbers in it."""
+        body = await self.get(url, parameters, keep=keep)
+        try:
+            return json.loads(body, parse_constant=_refuse_constant)
+        except RecursionError as error:
+            raise ValueError("the answer is nested too deeply") from error
 
     async def close(self) -> None:
         """Close the connections."""
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"the answer has the number {name}, which is not JSON")
+
+
+def amount(value: object) -> float:
+    """A number of an answer that counts something. ValueError when it is none, not finite, or negative."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value < math.inf:
+        raise ValueError(f"{str(value)[:40]!r} is not a finite number of at least 0")
+    return float(min(value, MAX_AMOUNT))

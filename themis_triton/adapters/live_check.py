@@ -7,15 +7,22 @@ from typing import Any
 
 from tritonclient.utils import InferenceServerException
 
+from themis_triton.adapters.envoy.admin import EnvoyAdmin
+from themis_triton.adapters.envoy.clusters import WATCHED_MODELS
 from themis_triton.adapters.findings import Finding, fine, missing, unanswered, warning
 from themis_triton.adapters.http import HttpClient, HttpError
-from themis_triton.adapters.local.check import check_devices, check_envoy_binary, check_launch, ports_free
+from themis_triton.adapters.local.check import check_devices, check_envoy_binary, check_launch, inotify_instances, ports_free
+from themis_triton.adapters.triton.abilities import lacking_extensions, lacks_pending
+from themis_triton.adapters.triton.change_check import check_changes, check_probed
 from themis_triton.adapters.triton.client import KEY_HEADER, is_not_explicit, is_restricted, new_client
-from themis_triton.adapters.triton.metrics import fetch_metrics
+from themis_triton.adapters.triton.config_files import config_file
+from themis_triton.adapters.triton.metrics import parse_metrics
 from themis_triton.core.address import Address
 from themis_triton.core.config import AdoptedServer, EnvoyConfig, LocalLaunchConfig, ThemisConfig
 
 TIMEOUT_S = 5.0
+_WATCHES_PER_MODEL, _OTHER_WATCHES = 2, 10
+_NOTHING_SCALES = "its models are routed to, and nothing is scaled, because there is no `launch` section"
 _NO_MODEL = "themis/no-such-model"
 """No model can have this name, so unloading it does nothing but show whether model control is open."""
 
@@ -25,7 +32,7 @@ async def check_live(config: ThemisConfig) -> list[Finding]:
     async with HttpClient(TIMEOUT_S) as http:
         servers, envoy, devices, launch = await asyncio.gather(
             asyncio.gather(*(_check_server(config, server, http) for server in config.servers)),
-            _check_envoy(config.envoy, http),
+            _check_envoy(config.envoy),
             check_devices(config),
             check_launch(config.launch) if isinstance(config.launch, LocalLaunchConfig) else _nothing(),
         )
@@ -34,9 +41,11 @@ async def check_live(config: ThemisConfig) -> list[Finding]:
     return [
         *(finding for findings, _ in servers for finding in findings),
         *_check_pipelines(config, models_by_server),
+        *check_probed(config),
         *launch,
         *devices,
         *envoy,
+        *check_watches(config, models_by_server),
         status,
     ]
 
@@ -52,7 +61,8 @@ async def _check_server(config: ThemisConfig, server: AdoptedServer, http: HttpC
         ready = await _check_ready(server, client)
         findings, models_held = [ready], frozenset[str]()
         if ready.exit_code == 0:
-            findings.append(await _check_control(server, client))
+            findings.append(await _check_abilities(server, client))
+            findings.append(await _check_control(config, server, client))
             index, models_held = await _check_models(config, server, client)
             findings += index
     finally:
@@ -66,19 +76,32 @@ async def _check_ready(server: AdoptedServer, client: Any) -> Finding:  # noqa: 
         if await client.is_server_ready(client_timeout=TIMEOUT_S):
             return fine(what, f"{server.grpc_address} is ready")
     except InferenceServerException as error:
-        remedy = "start the server, or correct the address"
+        remedy = "start the server, or correct the address or the `tls` section beside it"
         return unanswered(what, f"{server.grpc_address} does not answer ({error.message()})", remedy)
     return warning(what, f"{server.grpc_address} answers, but is not ready", "see the server's log; a model may have failed to load")
 
 
-async def _check_control(server: AdoptedServer, client: Any) -> Finding:  # noqa: ANN401 - tritonclient has no types
+async def _check_abilities(server: AdoptedServer, client: Any) -> Finding:  # noqa: ANN401 - tritonclient has no types
+    what = f"servers.{server.name}: version"
+    try:
+        metadata = await client.get_server_metadata(client_timeout=TIMEOUT_S)
+    except InferenceServerException as error:
+        return unanswered(what, f"the server does not describe itself ({error.message()})", "see the server's log")
+    lacking = list(lacking_extensions(metadata.extensions))
+    if lacking:
+        return warning(what, f"{metadata.name} {metadata.version} lacks {'; '.join(lacking)}", "use a Triton that has them")
+    return fine(what, f"{metadata.name} {metadata.version} has the extensions that Themis uses")
+
+
+async def _check_control(config: ThemisConfig, server: AdoptedServer, client: Any) -> Finding:  # noqa: ANN401 - tritonclient has no types
     what = f"servers.{server.name}: model control"
     try:
         await client.unload_model(_NO_MODEL, headers=_headers(server), client_timeout=TIMEOUT_S)
     except InferenceServerException as error:
         if is_not_explicit(error):
             remedy = "start the server with --model-control-mode=explicit --load-model=*"
-            return unanswered(what, "the server does not take loads, so instances cannot be changed", remedy)
+            works = "its models are routed to, and plans scale by launching servers" if config.launch is not None else _NOTHING_SCALES
+            return warning(what, f"the server takes no loads, so its instance counts stay as they are; {works}", remedy)
         if is_restricted(error):
             key = f"servers.{server.name}.model_control_key"
             return unanswered(
@@ -101,7 +124,7 @@ async def _check_models(
             unanswered(what, f"the server does not list its models ({error.message()})", "resolve the finding above first")
         ], frozenset()
     states = {entry.name: entry.state or "not loaded" for entry in index.models}
-    required = {stage for pipeline in config.pipelines for stage in pipeline.stages}
+    required = {model for pipeline in config.pipelines for model in (*pipeline.stages, pipeline.front)}
     absent = sorted(required - states.keys())
     idle = sorted(f"{name} ({states[name]})" for name in required & states.keys() if states[name] != "READY")
     findings = []
@@ -112,7 +135,18 @@ async def _check_models(
         findings.append(warning(what, f"not serving: {', '.join(idle)}", "load them, or see the server's log for why they failed"))
     if not findings:
         findings.append(fine(what, f"all {len(required)} models of the pipelines are ready"))
+    for name in sorted(required & set(config.models) & {name for name, state in states.items() if state == "READY"}):
+        findings += await _check_changes(config, server, name, client)
     return findings, frozenset(states)
+
+
+async def _check_changes(config: ThemisConfig, server: AdoptedServer, model: str, client: Any) -> list[Finding]:  # noqa: ANN401 - as above
+    try:
+        served = (await client.get_model_config(model, client_timeout=TIMEOUT_S)).config
+    except InferenceServerException as error:
+        what = f"servers.{server.name}: model {model}"
+        return [warning(what, f"the server does not show its configuration ({error.message()})", "see the server's log")]
+    return check_changes(server, config.models[model], served)
 
 
 def _headers(server: AdoptedServer) -> dict[str, str] | None:
@@ -121,10 +155,11 @@ def _headers(server: AdoptedServer) -> dict[str, str] | None:
 
 def _check_repository(config: ThemisConfig, server: AdoptedServer) -> list[Finding]:
     folder = server.model_repository
-    if folder is None:
-        return []
     what = f"servers.{server.name}.model_repository"
-    absent = [name for name in config.models if not (folder / name / "config.pbtxt").is_file()]
+    if folder is None:
+        found = "is not set: the first change of counts reloads each model, once, with its memory twice for that time"
+        return [warning(what, found, "name the folder of --model-repository, if it can be read here")]
+    absent = [name for name in config.models if not config_file(folder / name, server.model_config_name).is_file()]
     if absent:
         remedy = "correct the path, or write their config.pbtxt; until then the first change of their counts reloads them"
         return [warning(what, f"{folder} has no config.pbtxt of {', '.join(absent)}", remedy)]
@@ -147,12 +182,16 @@ async def _check_metrics(server: AdoptedServer, http: HttpClient) -> Finding:
     what = f"servers.{server.name}.metrics"
     remedy = "start the server with --allow-metrics=true, or correct the address"
     try:
-        models = await fetch_metrics(http, server.metrics_address)
+        page = await http.get(server.metrics_address.url("/metrics"))
+        models = parse_metrics(page.decode())
     except HttpError as error:
         reason = str(error)
         return unanswered(what, f"{server.metrics_address.url('/metrics')} does not answer ({reason})", remedy)
     except ValueError as error:
         return unanswered(what, f"{server.metrics_address.url('/metrics')} is not a metrics page ({error})", remedy)
+    if lacks_pending(page):
+        found = "nv_inference_pending_request_count is not shown: a backlog in the server's queues is not seen"
+        return warning(what, found, "use Triton 2.34 or later")
     return fine(what, f"{server.metrics_address} shows {len(models)} models")
 
 
@@ -163,12 +202,14 @@ def _check_pipelines(config: ThemisConfig, models_by_server: dict[str, frozenset
     return [
         missing(f"pipelines.{p.name}", "no adopted server holds all its models", "put them into one server's repository, or add `launch:`")
         for p in config.pipelines
-        if not any(models.issuperset(p.stages) for models in models_by_server.values())
+        if not any(models.issuperset((*p.stages, p.front)) for models in models_by_server.values())
     ]
 
 
-async def _check_envoy(envoy: EnvoyConfig, http: HttpClient) -> list[Finding]:
-    listening = await _listeners(envoy.admin_address, http)
+async def _check_envoy(envoy: EnvoyConfig) -> list[Finding]:
+    admin = EnvoyAdmin(envoy)
+    listening = await admin.listeners()
+    await admin.close()
     addresses = (("envoy.grpc_listen", envoy.grpc_listen), ("envoy.http_listen", envoy.http_listen), ("envoy.admin", envoy.admin_address))
     if listening is not None:
         elsewhere = [address for _, address in addresses[:2] if address not in listening]
@@ -179,18 +220,17 @@ async def _check_envoy(envoy: EnvoyConfig, http: HttpClient) -> list[Finding]:
     if not envoy.managed:
         remedy = "start Envoy, or set envoy.managed: true"
         return [unanswered("envoy.admin", f"no Envoy answers at {envoy.admin_address}", remedy)]
-    return [await check_envoy_binary(envoy), *ports_free(addresses)]
+    return [await check_envoy_binary(envoy), *ports_free((key, address) for key, address in addresses if address.socket_path is None)]
 
 
-async def _listeners(admin_address: Address, http: HttpClient) -> frozenset[Address] | None:
-    """The addresses that the Envoy behind this admin address listens on; None when no Envoy answers there."""
-    try:
-        answer = await http.get_json(admin_address.url("/listeners"), {"format": "json"})
-        statuses = answer.get("listener_statuses", [])
-        sockets = [status["local_address"]["socket_address"] for status in statuses]
-        return frozenset(Address(socket["address"], int(socket["port_value"])) for socket in sockets)
-    except (HttpError, ValueError, KeyError, AttributeError):
-        return None
+def check_watches(config: ThemisConfig, models_by_server: dict[str, frozenset[str]]) -> list[Finding]:
+    """Envoy takes an inotify instance for each file that it watches, and ends at once where a user has too few."""
+    models = len({*config.models, *(model for models in models_by_server.values() for model in models)})
+    needed, limit = _WATCHES_PER_MODEL * min(models, WATCHED_MODELS) + _OTHER_WATCHES, inotify_instances()
+    if not config.envoy.managed or limit is None or needed <= limit:
+        return []
+    found = f"{models} models take {needed} inotify instances, and a user may have {limit} here"
+    return [missing("envoy", found, f"raise the limit: sysctl -w fs.inotify.max_user_instances={2 * needed}")]
 
 
 async def _check_status(address: Address, http: HttpClient) -> Finding:

@@ -22,7 +22,7 @@ class LiveObserver:
     devices: DeviceReader
 
     async def read(self, servers: Sequence[Server]) -> Readings:
-        """All sources at once; the slowest one's time-out bounds the call."""
+        """All sources at once. A slow server or proxy is waited for as long as its reader says; its answer is used by a later call."""
         readings, (routes, routes_error), devices = await asyncio.gather(
             self.metrics.read_servers(servers), self.stats.read_routes(), self.devices.read_devices()
         )

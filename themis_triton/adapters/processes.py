@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -104,7 +105,7 @@ def identify(pid: int) -> ProcessId:
 
 
 def find_process(identity: ProcessId) -> psutil.Process | None:
-    """The very process, if it still runs; one that has ended and was our child is reaped."""
+    """The very process, if any of its threads still runs; one that has ended and was our child is reaped."""
     try:
         if identify(identity.pid) != identity:
             return None
@@ -112,16 +113,15 @@ def find_process(identity: ProcessId) -> psutil.Process | None:
         ended = process.status() == psutil.STATUS_ZOMBIE
     except (psutil.NoSuchProcess, ProcessLookupError):
         return None
-    if ended:
-        _reap(identity.pid)
-    return None if ended else process
+    return None if ended and _reaped(identity.pid) else process
 
 
-def _reap(pid: int) -> None:
+def _reaped(pid: int) -> bool:
+    """Whether a zombie is gone, or is somebody else's child; one whose other threads are still ending holds its sockets until then."""
     try:
-        os.waitpid(pid, os.WNOHANG)
+        return os.waitpid(pid, os.WNOHANG)[0] != 0
     except ChildProcessError:
-        return  # Not our child: its parent reaps it.
+        return True
 
 
 async def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
@@ -133,6 +133,24 @@ async def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
             return False
         await asyncio.sleep(_POLL_S)
     return True
+
+
+async def wait_for_exit(identity: ProcessId) -> None:
+    """Wait until the process has ended, without polling where the kernel can tell; one that was our child is reaped."""
+    try:
+        descriptor = os.pidfd_open(identity.pid)
+    except OSError:  # It has ended, or the kernel or a container's filter has no such call.
+        await wait_until(lambda: find_process(identity) is None, math.inf)
+        return
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    try:
+        loop.add_reader(descriptor, ended.set)
+        if find_process(identity) is not None:
+            await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+    find_process(identity)
 
 
 async def stop_process(identity: ProcessId, timeout_s: float) -> bool:
@@ -166,6 +184,35 @@ def _signal(process: psutil.Process, number: signal.Signals) -> None:
         return
 
 
+def listening_since_s(port: int) -> float | None:
+    """When the process began that listens on a port of this machine, in seconds since the epoch; None if it is not visible. Blocking."""
+    try:
+        listening = [each for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN]
+        pid = next((each.pid for each in listening if each.laddr and each.laddr.port == port), None)
+        # psutil's start times are off by up to a second, because the kernel's boot time is in whole seconds.
+        return _boot_s() + identify(pid).start_ticks / os.sysconf("SC_CLK_TCK") if pid is not None else None
+    except (psutil.Error, ProcessLookupError):
+        return None
+
+
+def _boot_s() -> float:
+    return time.clock_gettime(time.CLOCK_REALTIME) - time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def has_clients(identity: ProcessId, ports: Collection[int]) -> bool:
+    """Whether another process than this one is connected to one of the ports at which the process listens. Blocking."""
+    process = find_process(identity)
+    if process is None:
+        return False
+    try:
+        own = {(each.laddr, each.raddr) for each in psutil.Process().net_connections("tcp") if each.raddr}
+        connections = process.net_connections("tcp")
+    except psutil.Error:
+        return False  # The process ended meanwhile.
+    established = [each for each in connections if each.status == psutil.CONN_ESTABLISHED and each.laddr and each.laddr.port in ports]
+    return any((each.raddr, each.laddr) not in own for each in established)
+
+
 def group_members(identity: ProcessId) -> list[psutil.Process]:
     """Live processes in the group that the process leads; empty when its pid belongs to another process now. Blocking."""
     members = [process for process in psutil.process_iter() if _group_of(process.pid) == identity.pid and _runs(process)]
@@ -176,6 +223,13 @@ def _group_of(pid: int) -> int | None:
     try:
         return os.getpgid(pid)
     except ProcessLookupError:
+        return None
+
+
+def _parent_of(process: psutil.Process) -> int | None:
+    try:
+        return int(process.ppid())
+    except psutil.NoSuchProcess:
         return None
 
 
@@ -225,7 +279,7 @@ def stop_everything(state_directory: Path, timeout_s: float = 20.0) -> tuple[int
     processes = owned_processes(state_directory)
     pids = {process.pid for process in processes}
     for process in processes:
-        if process.ppid() not in pids:
+        if _parent_of(process) not in pids:
             _signal(process, signal.SIGTERM)
     psutil.wait_procs(processes, timeout=timeout_s)
     deadline_s, empty_scans = time.monotonic() + _KILL_WAIT_S, 0

@@ -11,7 +11,9 @@ LOOPBACK = "127.0.0.1"
 
 
 def listen_failure(address: Address) -> str | None:
-    """Why the address cannot be listened on; None when it can."""
+    """Why the address cannot be listened on; None when it can. A Unix socket that another process left is replaced by its listener."""
+    if address.socket_path is not None:
+        return None
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     try:
         socket.create_server((address.host, address.port), family=family).close()

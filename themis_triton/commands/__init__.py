@@ -1,1 +1,1 @@
-"""The commands, one per module; `cli.py` only parses their options."""
+"""The commands, one per module; `cli.py` and `evaluating.py` only parse their options."""

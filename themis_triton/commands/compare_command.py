@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from themis_triton.commands.compared_runs import ComparedLoad, ComparedRun, RunFigures, compared_run
+from themis_triton.commands.compared_runs import ComparedLoad, ComparedRun, RunFigures, compared_run, oracle_like
+from themis_triton.commands.compared_seeds import pooled
+from themis_triton.commands.terminal import TerminalConsole
 from themis_triton.commands.warm_command import prepare_kernels
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.policy import PolicyName
@@ -22,6 +23,7 @@ from themis_triton.load.traces import load_trace
 from themis_triton.report.bars import BarFigure, draw_bars
 from themis_triton.report.pictures import draw_comparison
 from themis_triton.report.style import require_matplotlib
+from themis_triton.settings import load_settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,42 +33,70 @@ class CompareFlags:
     load: ComparedLoad
     policies: str
     out: Path
+    seeds: int = 1
 
 
 def compare_command(flags: CompareFlags, *, as_json: bool) -> list[dict[str, Any]]:
     """Run every policy live and simulated, one after the other. Prints a table, or JSON rows as the last line, and returns the rows.
 
-    `out` contains one folder per policy (settings, logs, every request), its results and picture, and pictures of all policies.
+    `out` contains one folder per policy and seed (settings, logs, every request), each policy's results and picture, and pictures of all
+    policies. With several seeds all policies run under one of them before the next, so that a busy machine affects all alike.
     """
     policies = live_policies(flags.policies)
     load = flags.load.named()
     load_trace(load.trace, load.seed)
     require_matplotlib()
-    _check_out(flags.out, policies)
+    folders = {(policy, seed): _folder(flags, policy, seed) for seed in _seeds(flags) for policy in policies}
+    _check_out(flags.out, list(folders.values()))
     prepare_kernels(tuple(Group))  # the simulations and the clairvoyant bound run in this process
-    words, runs = Console(stderr=True), []
-    for number, policy in enumerate(policies, 1):
-        words.rule(f"{number} of {len(policies)}: {policy.value}, live")
-        run = compared_run(load, policy, flags.out / policy.value)
-        runs.append(run)
-        (flags.out / f"{policy.value}.json").write_text(json.dumps(run.as_plain()) + "\n")
-        words.print(f"simulated: {run.simulated.violations:.3%} outside the SLO, cost {run.cost_error:+.1%} of the measured", markup=False)
-    rows = [run.row() for run in runs]
-    console = Console(soft_wrap=True)
+    by_policy = _all_runs(load, folders)
+    runs = [pooled(by_policy[policy]) for policy in policies]
+    for run in runs:
+        (flags.out / f"{run.policy}.json").write_text(json.dumps(run.as_plain()) + "\n")
+    rows = [run.row() | {"runs": [each.row() for each in by_policy[PolicyName(run.policy)]]} for run in runs]
+    console = TerminalConsole(soft_wrap=True)
     if as_json:
         console.file.write(json.dumps(rows, allow_nan=False) + "\n")
     else:
         console.print(table(runs))
+    if warning := busy_words(runs):
+        TerminalConsole(stderr=True).print(warning, markup=False)
     draw(runs, load.title, flags.out)
     if not as_json:
         console.print(f"Pictures and figures: {flags.out.resolve()}", markup=False)
     return rows
 
 
+def _seeds(flags: CompareFlags) -> range:
+    """SettingsError for a number of seeds that is not positive."""
+    if flags.seeds < 1:
+        raise SettingsError(f"--seeds: {flags.seeds} is invalid: expected at least 1")
+    return range(flags.load.seed, flags.load.seed + flags.seeds)
+
+
+def _folder(flags: CompareFlags, policy: PolicyName, seed: int) -> Path:
+    return flags.out / (policy.value if flags.seeds == 1 else f"{policy.value}-seed-{seed}")
+
+
+def _all_runs(load: ComparedLoad, folders: Mapping[tuple[PolicyName, int], Path]) -> dict[PolicyName, list[ComparedRun]]:
+    """The runs of each policy, in the order of the folders; the oracle is simulated once for each seed."""
+    words, runs = TerminalConsole(stderr=True), dict[PolicyName, list[ComparedRun]]()
+    oracles: dict[int, RunFigures] = {}
+    for number, ((policy, seed), folder) in enumerate(folders.items(), 1):
+        seeded = replace(load, seed=seed)
+        words.rule(f"{number} of {len(folders)}: {policy.value}, seed {seed}, live")
+        run = compared_run(seeded, policy, folder)
+        if seed not in oracles:
+            oracles[seed] = oracle_like(load_settings(folder / "themis.yaml"), seeded)
+        runs.setdefault(policy, []).append(replace(run, oracle=oracles[seed]))
+        words.print(f"simulated: {run.simulated.violations:.3%} outside the SLO, cost {run.cost_error:+.1%} of the measured", markup=False)
+    return runs
+
+
 def live_policies(text: str) -> list[PolicyName]:
     """The distinct policies of a comma-separated list. SettingsError names a policy that does not exist or cannot run live."""
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    allowed = [policy.value for policy in PolicyName]
+    allowed = [policy.value for policy in PolicyName if policy.runs_live]
     for name in names:
         if name not in allowed:
             raise SettingsError(f"--policies: {name} cannot run live: expected {', '.join(allowed)}")
@@ -75,12 +105,12 @@ def live_policies(text: str) -> list[PolicyName]:
     return [PolicyName(name) for name in names]
 
 
-def _check_out(out: Path, policies: Sequence[PolicyName]) -> None:
+def _check_out(out: Path, folders: Sequence[Path]) -> None:
     """SettingsError if a run's folder is unusable, before the first run starts."""
     if out.exists() and not out.is_dir():
         raise SettingsError(f"--out: {out} is a file: expected a folder")
-    for policy in policies:
-        check_folder(out / policy.value)
+    for folder in folders:
+        check_folder(folder)
 
 
 def table(runs: Sequence[ComparedRun]) -> Table:
@@ -88,14 +118,40 @@ def table(runs: Sequence[ComparedRun]) -> Table:
     requests = ", ".join(sorted({f"{run.measured.requests:,}" for run in runs}))
     title = f"{requests} requests for each policy, inside {runs[0].slo_ms:g} ms"
     names = ("policy", "", "failed", "violations", "p50 ms", "p99 ms", "cost", "cost error")
-    shown = Table(*names, title=title, title_justify="left", caption=orders(runs), caption_justify="left", box=box.SIMPLE_HEAD)
+    caption = "\n".join([orders(runs), *filter(None, [interval_words(runs), host_words(runs)])])
+    shown = Table(*names, title=title, title_justify="left", caption=caption, caption_justify="left", box=box.SIMPLE_HEAD)
     shown.pad_edge, shown.collapse_padding = False, True
     for column in shown.columns:
         column.no_wrap = True
     for run in runs:
         shown.add_row(run.policy, "measured", *_figures(run.measured))
         shown.add_row("", "simulated", *_figures(run.simulated), f"{run.cost_error:+.1%}", end_section=True)
+    if runs[0].oracle is not None:
+        shown.add_row("oracle", "simulated", *_figures(runs[0].oracle))
     return shown
+
+
+def interval_words(runs: Sequence[ComparedRun]) -> str:
+    """The measured violations with their 95 % intervals, where there are several seeds."""
+    known = [f"{run.policy} {run.measured.violations:.3%} ± {run.violations_error:.3%}" for run in runs if run.violations_error is not None]
+    return f"violations of {runs[0].seeds} seeds, with 95 % intervals: {', '.join(known)}" if known else ""
+
+
+def host_words(runs: Sequence[ComparedRun]) -> str:
+    """How many cores of the machine were busy in the live runs."""
+    known = [f"{run.policy} {run.host.busy_cores:.1f}" for run in runs if run.host.busy_cores is not None]
+    return f"busy cores of {runs[0].host.cores}, all processes: {', '.join(known)}" if known else ""
+
+
+def busy_words(runs: Sequence[ComparedRun]) -> str:
+    """A warning where the machine was too busy for what was measured; else empty."""
+    busy = [f"{run.policy} ({run.host.busy_cores:.1f} of {run.host.cores} cores)" for run in runs if run.host.too_busy]
+    if not busy:
+        return ""
+    return (
+        f"warning: the machine was busy in the runs of {', '.join(busy)}: measured latencies and violations are pessimistic. "
+        "Fix: end other work on this machine, or lower the load with --scale, and run again"
+    )
 
 
 def cells(measured: RunFigures, simulated: RunFigures) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from themis_triton.commands.host_use import HostUse, HostWatch
 from themis_triton.commands.simulated_runs import bound_of
 from themis_triton.core.action import OutcomeKind
 from themis_triton.core.config import ThemisConfig
@@ -28,14 +29,15 @@ from themis_triton.sim.run import simulate
 from themis_triton.sim.setup import PREROLL_S, SimOptions
 from themis_triton.solver.surface import FloatArray
 
-_NOWHERE = {"grpc": "127.0.0.1:4", "http": "127.0.0.1:5", "admin": "127.0.0.1:6", "status": "127.0.0.1:7"}
+_NOWHERE = {"grpc": "127.0.0.1:4", "http": "127.0.0.1:5", "status": "127.0.0.1:7"}
 
 
 @dataclass(frozen=True, slots=True)
 class ComparedLoad:
     """The load of a comparison. `settings` None: the shipped settings; `pipeline` None: their first pipeline.
 
-    `cold_start_s`: process start of the emulated servers that are launched, live and simulated; None: their own.
+    `cold_start_s`: process start of the emulated servers that are launched, live and simulated; None: their own. The load begins once
+    servers that a policy launches at the start can serve, for every policy alike.
     """
 
     trace: TraceOptions
@@ -49,6 +51,11 @@ class ComparedLoad:
         """Pipeline and trace, and the cold start if one is chosen."""
         chosen = "" if self.cold_start_s is None else f", cold start {self.cold_start_s:g} s"
         return f"{self.pipeline} under {self.trace.source}{chosen}"
+
+    @property
+    def settle_s(self) -> float:
+        """Time between the first tick and the first request, live and simulated."""
+        return PREROLL_S + (self.cold_start_s or 0.0)
 
     def named(self) -> ComparedLoad:
         """The load with the pipeline's name and trace. SettingsError for invalid settings or an unknown pipeline."""
@@ -79,7 +86,9 @@ FIGURES = tuple(each.name for each in fields(RunFigures))
 class ComparedRun:
     """A measured run and its simulation. `load_average`: the machine's, over one minute, before and after the live run.
 
-    `bound_cost` is the clairvoyant policy's cost under the same arrivals and settings.
+    `bound_cost` is the clairvoyant policy's cost under the same arrivals and settings. `host`: the machine during the live run.
+    `seeds`: how many runs it stands for; `violations_error`: half the width of the 95 % interval of the measured violations.
+    `oracle`: the simulated delayed oracle under the same arrivals and settings.
     """
 
     policy: str
@@ -90,6 +99,10 @@ class ComparedRun:
     simulated_series: RunSeries
     load_average: tuple[float, float]
     bound_cost: float
+    host: HostUse = field(default_factory=HostUse)
+    seeds: int = 1
+    violations_error: float | None = None
+    oracle: RunFigures | None = None
 
     @property
     def cost_error(self) -> float:
@@ -107,6 +120,10 @@ class ComparedRun:
             "bound_cost": self.bound_cost,
             "cost_error": self.cost_error,
             "load_average": list(self.load_average),
+            "seeds": self.seeds,
+            "violations_error": self.violations_error,
+            "host": asdict(self.host),
+            "oracle": None if self.oracle is None else asdict(self.oracle) | {"cost_vs_clairvoyant": self._of_bound(self.oracle)},
         }
 
     def _of_bound(self, run: RunFigures) -> float | None:
@@ -129,8 +146,12 @@ def compared_run(load: ComparedLoad, policy: PolicyName, directory: Path) -> Com
     """
     load = load.named()
     before = os.getloadavg()[0]
-    options = DemoOptions(directory, load.trace, policy, load.pipeline, load.seed, True, load.settings, PREROLL_S, load.cold_start_s)
+    options = DemoOptions(
+        directory, load.trace, policy, load.pipeline, load.seed, True, load.settings, load.settle_s, load.cold_start_s, peak_of(load)
+    )
+    watch = HostWatch()
     summary = run_demo(options)
+    host = watch.use()
     after = os.getloadavg()[0]
     config = load_settings(directory / "themis.yaml")
     result = simulated_like(config, load)
@@ -143,7 +164,18 @@ def compared_run(load: ComparedLoad, policy: PolicyName, directory: Path) -> Com
         simulated_series=replace(result.series(), label="simulated"),
         load_average=(before, after),
         bound_cost=_bound_cost(config, load),
+        host=host,
     )
+
+
+def peak_of(load: ComparedLoad) -> float:
+    """The largest rate of the trace, for policies that are provisioned for it."""
+    return float(load_trace(load.trace, load.seed).rates_rps.max())
+
+
+def oracle_like(config: ThemisConfig, load: ComparedLoad) -> RunFigures:
+    """The figures of the delayed oracle, which exists in simulations only, under the settings of a live run."""
+    return simulated_figures(simulated_like(replace(config, policy=replace(config.policy, name=PolicyName.ORACLE)), load))
 
 
 def _arrivals(config: ThemisConfig, load: ComparedLoad) -> tuple[dict[str, FloatArray], int]:
@@ -158,13 +190,13 @@ def _bound_cost(config: ThemisConfig, load: ComparedLoad) -> float:
 
 def simulated_like(config: ThemisConfig, load: ComparedLoad) -> SimResult:
     """The settings of a live run for the simulator: the same first server, policy and arrivals."""
-    return simulate(config, *_arrivals(config, load), SimOptions(seed=load.seed))
+    return simulate(config, *_arrivals(config, load), SimOptions(seed=load.seed, preroll_s=load.settle_s))
 
 
 def simulated_again(run: ComparedRun, load: ComparedLoad) -> ComparedRun:
     """The measured run with a new simulation under the current settings of `load` and the slots of a live run."""
     load = load.named()
-    base = read_base(load.settings, load.pipeline, load.cold_start_s)
+    base = replace(read_base(load.settings, load.pipeline, load.cold_start_s), peak_rps=peak_of(load))
     with TemporaryDirectory(prefix="themis-settings-") as folder:
         path = Path(folder) / "themis.yaml"
         path.write_text(yaml.safe_dump(base.settings(PolicyName(run.policy), _nowhere(base), _NOWHERE, Path(folder) / "state")))
@@ -223,14 +255,21 @@ def series_from(plain: dict[str, Any]) -> RunSeries:
 def run_from(plain: dict[str, Any]) -> ComparedRun:
     """The run from the output of `as_plain`; other keys are ignored."""
     before, after = plain["load_average"]
-    simulated = {name: value for name, value in plain["simulated"].items() if name in FIGURES}
     return ComparedRun(
         policy=plain["policy"],
         slo_ms=plain["slo_ms"],
-        measured=RunFigures(**{name: plain[name] for name in FIGURES}),
-        simulated=RunFigures(**simulated),
+        measured=_figures_from(plain),
+        simulated=_figures_from(plain["simulated"]),
         measured_series=series_from(plain["measured_series"]),
         simulated_series=series_from(plain["simulated_series"]),
         load_average=(before, after),
         bound_cost=plain["bound_cost"],
+        host=HostUse(**plain.get("host", {})),
+        seeds=plain.get("seeds", 1),
+        violations_error=plain.get("violations_error"),
+        oracle=_figures_from(plain["oracle"]) if plain.get("oracle") else None,
     )
+
+
+def _figures_from(plain: dict[str, Any]) -> RunFigures:
+    return RunFigures(**{name: plain[name] for name in FIGURES})

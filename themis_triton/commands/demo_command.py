@@ -18,7 +18,7 @@ def demo_command(options: DemoOptions) -> None:
 
 def parse_policy(text: str) -> PolicyName:
     """The policy of that name. SettingsError for an unknown name."""
-    names = [policy.value for policy in PolicyName]
+    names = [policy.value for policy in PolicyName if policy.runs_live]
     if text not in names:
         raise SettingsError(f"--policy: {text} is invalid: expected {' or '.join(names)}. Fix: name a policy")
     return PolicyName(text)

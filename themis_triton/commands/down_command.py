@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from pathlib import Path
 
 from themis_triton.adapters.launchers import stop_all
+from themis_triton.commands.terminal import write_line
 from themis_triton.daemon.lock import locked
 from themis_triton.settings.runtime import load_runtime_paths
 
@@ -17,4 +17,4 @@ def down_command(path: Path) -> None:
     with locked(state):
         stopped = asyncio.run(stop_all(state))
     processes = f"ended {len(stopped)} process{'es' if len(stopped) > 1 else ''}: {', '.join(stopped)}"
-    sys.stdout.write(f"{processes if stopped else f'nothing was running with {state}'}\n")
+    write_line(f"{processes if stopped else f'nothing was running with {state}'}")

@@ -13,6 +13,7 @@ from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.store.paths import journal_path
 from themis_triton.adapters.store.reader import reading
 from themis_triton.commands.moments import moment, parse_duration
+from themis_triton.commands.terminal import write_line
 from themis_triton.settings.runtime import load_runtime_paths
 
 Row = dict[str, Any]
@@ -30,11 +31,11 @@ def history_command(path: Path, since: str, limit: int, *, every: bool, as_json:
         return
     for first, last, count in collapse(rows):
         repeated = f" (× {count}, last {moment(last['at_s'], now_s)}: {last['decision_id']})" if count > 1 else ""
-        sys.stdout.write(f"{moment(first['at_s'], now_s)}  {first['decision_id']}  {first['sentence']}{repeated}\n")
+        write_line(f"{moment(first['at_s'], now_s)}  {first['decision_id']}  {first['sentence']}{repeated}")
     if not rows:
-        sys.stdout.write(f"nothing was changed in the last {since}\n")
+        write_line(f"nothing was changed in the last {since}")
     for row in newest if not rows or rows[-1] != newest[0] else ():
-        sys.stdout.write(f"{moment(row['at_s'], now_s)}  last tick: {row['sentence']}\n")
+        write_line(f"{moment(row['at_s'], now_s)}  last tick: {row['sentence']}")
 
 
 def collapse(rows: Iterable[Row]) -> Iterator[tuple[Row, Row, int]]:

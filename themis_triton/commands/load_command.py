@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from themis_triton.commands.terminal import TerminalConsole
 from themis_triton.load.generator import run_load
 from themis_triton.load.options import LoadOptions
 from themis_triton.load.result_files import check_writable, save_results
@@ -28,11 +29,11 @@ def load_command(options: LoadOptions, *, as_json: bool = False) -> LoadReport:
     or for several pipelines `{"pipelines": [summaries]}`. Raises ThemisError before the first request is sent.
     """
     check_writable(options.out)
-    report = asyncio.run(_run(options, Console(stderr=True)))
-    Console().print(summary_table(report))
+    report = asyncio.run(_run(options, TerminalConsole(stderr=True)))
+    TerminalConsole().print(summary_table(report))
     if as_json:
         # Written to the stream, because Rich would wrap or colour the line.
-        Console().file.write(json_line(report) + "\n")
+        TerminalConsole().file.write(json_line(report) + "\n")
     return report
 
 

@@ -56,7 +56,7 @@ def _pipeline(text: str, flags: LoadFlags, config: ThemisConfig | None) -> Pipel
     if name not in known:
         allowed = ", ".join(known) or "none, because -c is not given"
         raise SettingsError(f"--pipeline: {text} is invalid: expected NAME=MODEL,MODEL, or a pipeline of the settings: {allowed}")
-    return PipelineLoad(name, known[name].stages, flags.slo_ms or known[name].slo_ms, flags.trace)
+    return PipelineLoad(name, known[name].client_calls, flags.slo_ms or known[name].slo_ms, flags.trace)
 
 
 def shapes_from(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from themis_triton.commands.plan_migrations import LIVE, Fleet, live_fleet, parse_fleet, path_row, show_paths, stage_rows
+from themis_triton.commands.plan_live import OtherCalls, live_fleet, measured_others, others_at_places, with_measured_calls
+from themis_triton.commands.plan_migrations import LIVE, Fleet, parse_fleet, path_row, show_paths, stage_rows
 from themis_triton.commands.status_command import fetch_status
+from themis_triton.commands.terminal import TerminalConsole
 from themis_triton.commands.warm_command import planning_groups, prepare_kernels
 from themis_triton.core.config import PipelineConfig, PlanningConfig, ThemisConfig, ThroughputRule
 from themis_triton.core.errors import SettingsError
-from themis_triton.planning import RatePlan, WhatIf, plan_rates, selected_pipeline
+from themis_triton.core.sharing import sharing_notes
+from themis_triton.planning import RatePlan, WhatIf, other_calls, plan_rates, selected_pipeline
 from themis_triton.report.plans import PlanSeries, draw_plans
 from themis_triton.settings import load_settings
 
@@ -42,15 +45,21 @@ class PlanFlags:
 
 def plan_command(flags: PlanFlags) -> tuple[RatePlan, ...]:
     """Print the plans: a table, and with `as_json` one JSON list as the last line of standard output. SettingsError for bad flags."""
-    rates, what_if = parse_rates(flags.rate), flags.what_if
-    _check(what_if)
-    config = load_settings(flags.config)
-    pipeline = selected_pipeline(config, what_if)
-    fleet = _fleet(flags, pipeline, config)
+    rates = parse_rates(flags.rate)
+    _check(flags.what_if)
+    start = _started(flags, load_settings(flags.config))
+    config, pipeline, what_if, fleet = start.config, start.pipeline, start.what_if, start.fleet
     prepare_kernels(planning_groups(config))
     answers = plan_rates(config, rates, what_if)
-    console = Console()
+    console = TerminalConsole()
     console.print(plan_table(answers, pipeline, config))
+    if config.is_stateful(pipeline):
+        console.print(f"{pipeline.name} has one server, because a stage keeps state between the calls of a sequence", soft_wrap=True)
+    if not config.knows(pipeline):
+        guessed = ", ".join(config.unknown(pipeline))
+        console.print(f"{guessed} has no profile: these plans are of a guess. Fix: run `themis profile`", soft_wrap=True, markup=False)
+    for line in _shared_lines(start):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
     paths = show_paths(console, config, rates, what_if, fleet) if fleet is not None else None
     if flags.plot is not None:
         draw_plans(series_of(answers), pipeline.slo_ms, f"Plans for {pipeline.name}, policy {config.policy.name.value}", flags.plot)
@@ -58,15 +67,50 @@ def plan_command(flags: PlanFlags) -> tuple[RatePlan, ...]:
     if flags.as_json:
         # Written to the stream, because Rich would wrap or colour the line.
         rows = [asdict(answer) | {"stages": stage_rows(answer.stages)} for answer in answers]
-        extras = [{"path": path_row(path)} for path in paths] if paths is not None else [{} for _ in rows]
+        order: dict[str, object] = {"order": pipeline.order, "bound": pipeline.bound} if pipeline.order else {}
+        extras = [order | {"path": path_row(path)} for path in paths] if paths is not None else [order for _ in rows]
         console.file.write(json.dumps([row | extra for row, extra in zip(rows, extras, strict=True)]) + "\n")
     return answers
 
 
-def _fleet(flags: PlanFlags, pipeline: PipelineConfig, config: ThemisConfig) -> Fleet | None:
-    if flags.start is None:
-        return None
-    return live_fleet(fetch_status(flags.config), pipeline, config) if flags.start == LIVE else parse_fleet(flags.start, pipeline, config)
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What plans start from. `others`: what other pipelines and direct calls bring to each stage."""
+
+    config: ThemisConfig
+    pipeline: PipelineConfig
+    what_if: WhatIf
+    others: OtherCalls
+    fleet: Fleet | None = None
+
+
+def _started(flags: PlanFlags, config: ThemisConfig) -> _Start:
+    """With `--from live` as the sidecar has measured it; the rates of `--also` replace the measured ones."""
+    pipeline, what_if = selected_pipeline(config, flags.what_if), flags.what_if
+    if flags.start != LIVE:
+        fleet = parse_fleet(flags.start, pipeline, config) if flags.start is not None else None
+        return _Start(config, pipeline, what_if, other_calls(config, pipeline, what_if), fleet)
+    status = fetch_status(flags.config)
+    config = with_measured_calls(config, status)
+    pipeline = selected_pipeline(config, what_if)
+    measured, named = measured_others(status, pipeline), other_calls(config, pipeline, what_if)
+    others = {stage: {**parts, **named[stage]} for stage, parts in measured.items()}
+    if any(others.values()):
+        what_if = replace(what_if, others_at=others_at_places(status, pipeline, config, others))
+    return _Start(config, pipeline, what_if, others, live_fleet(status, pipeline, config))
+
+
+def _shared_lines(start: _Start) -> Iterator[str]:
+    """How the models of several pipelines are counted, and what others bring to each."""
+    config, pipeline = start.config, start.pipeline
+    for names, sentence in sharing_notes(config.pipelines):
+        others = [name for name in names if name != pipeline.name]
+        if pipeline.name in names:
+            yield f"{' and '.join((pipeline.name, *others))}: {sentence}"
+    for stage, parts in start.others.items():
+        if parts:
+            named = " + ".join(f"{rps:.4g}/s of {'direct calls' if name == stage else name}" for name, rps in parts.items())
+            yield f"{stage} is planned for {named} beside those of {pipeline.name}"
 
 
 def parse_rates(text: str) -> tuple[float, ...]:
@@ -87,7 +131,7 @@ def _number(text: str) -> float | None:
     return float(text) if re.fullmatch(r"\d+(\.\d*)?|\.\d+", text.strip(), re.ASCII) else None
 
 
-def parse_what_if(pipeline: str | None, slo: str | None, devices: str | None) -> WhatIf:
+def parse_what_if(pipeline: str | None, slo: str | None, devices: str | None, also: Sequence[str] = ()) -> WhatIf:
     """The overrides as typed. SettingsError for an invalid SLO or number of devices."""
     try:
         slo_ms = None if slo is None else float(slo)
@@ -95,9 +139,17 @@ def parse_what_if(pipeline: str | None, slo: str | None, devices: str | None) ->
         raise _slo_error(slo) from None
     if devices is not None and not re.fullmatch(r"[+-]?\d{1,18}", devices.strip(), re.ASCII):
         raise _devices_error(devices)
-    what_if = WhatIf(pipeline, slo_ms, None if devices is None else int(devices))
+    what_if = WhatIf(pipeline, slo_ms, None if devices is None else int(devices), tuple(map(_named_rate, also)))
     _check(what_if)
     return what_if
+
+
+def _named_rate(text: str) -> tuple[str, float]:
+    name, _, rate = text.rpartition("=")
+    rate_rps = _number(rate)
+    if not name or rate_rps is None or rate_rps > MAX_RATE_RPS:
+        raise SettingsError(f'--also: "{text}" is invalid: expected NAME=RATE with a rate of 0 to {MAX_RATE_RPS:,.0f} requests/s')
+    return name, rate_rps
 
 
 def _check(what_if: WhatIf) -> None:
@@ -128,9 +180,9 @@ def plan_table(answers: Sequence[RatePlan], pipeline: PipelineConfig, config: Th
         caption_justify="left",
     )
     table.add_column("rate/s", justify="right")
-    for stage in pipeline.stages:
-        name = stage.replace("-", "-\n").replace("_", "_\n")
-        table.add_column(f"{name}\n{_count_words(planning)}", justify="right", overflow="fold", min_width=len("10×10, 8 "))
+    for stage, calls in zip(pipeline.stages, pipeline.per_request, strict=True):
+        name = stage.replace("-", "-\n").replace("_", "_\n") + ("" if calls == 1.0 else f"\n{calls:g} a request")
+        table.add_column(f"{escape(name)}\n{_count_words(planning)}", justify="right", overflow="fold", min_width=len("10×10, 8 "))
     for column in ("p99 ms", "cost"):
         table.add_column(column, justify="right")
     table.add_column("bound by", min_width=len("throughput"))
@@ -159,6 +211,8 @@ def _runner_up(answer: RatePlan) -> str:
 def _caption(answers: Sequence[RatePlan], pipeline: PipelineConfig, config: ThemisConfig) -> str:
     margin = config.policy.slo_margin_fraction
     lines = [f"Plans aim at {pipeline.slo_ms * (1.0 - margin):g} ms: policy.slo_margin_fraction is {margin:g}."] if margin else []
+    if pipeline.order:
+        lines.append(f"Order: {pipeline.order}.")
     if not all(answer.feasible for answer in answers):
         lines.append("NO PLAN: the row shows the plan with the largest rate inside the SLO.")
     lines.append("n servers with c instances (or cores) each, batches of up to b; the runner-up with its p99 and its extra cost.")

@@ -10,16 +10,15 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from themis_triton.core.action import ActionKind
 from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.errors import SettingsError
-from themis_triton.core.fleet import ModelState, Phase, places_of
-from themis_triton.core.status import Status
-from themis_triton.plan.steps import by_retirement
+from themis_triton.core.fleet import ModelState
 from themis_triton.planning import WhatIf, plan_migration
-from themis_triton.solver.fleet import ServerAssignment, assignment_of
+from themis_triton.solver.fleet import ServerAssignment
 from themis_triton.solver.migration import Migration
 from themis_triton.solver.migration_steps import Step
 from themis_triton.solver.plans import StageSize
@@ -45,21 +44,24 @@ def show_paths(console: Console, config: ThemisConfig, rates: Sequence[float], w
         console.print(_table(path))
         stages = ", ".join(f"{stage.name} {stage.servers}×{stage.instances}, {stage.batch}" for stage in path.plan.stages)
         console.print(f"Result: {stages}, cost {path.plan.cost:g}/s", soft_wrap=True)
+    for sentence in unused_operations(config, paths):
+        console.print(sentence, style="yellow", markup=False, highlight=False, soft_wrap=True)
     return paths
 
 
-def live_fleet(status: Status, pipeline: PipelineConfig, config: ThemisConfig) -> Fleet:
-    """The servers that serve the pipeline according to the status, with their counts. SettingsError if there is none."""
-    serving = [
-        server for server in status.servers if server.phase is Phase.SERVING and all(stage in server.models for stage in pipeline.stages)
-    ]
-    places = by_retirement(place for server in serving for place in places_of(server, pipeline.stages))
-    assignments = tuple(assignment_of(place, pipeline.stages, config) for place in places)
-    if not assignments:
-        raise SettingsError(
-            f"--from {LIVE}: no server serves {pipeline.name} now; expected at least one. Fix: name the servers, such as --from 1:1,1"
-        )
-    return Fleet(assignments, adopted=sum(not place.removable for place in places))
+def unused_operations(config: ThemisConfig, paths: Sequence[Migration]) -> list[str]:
+    """A sentence for each model with operations that the running sidecar does not use, whatever a migration says."""
+    sentences = []
+    for name in dict.fromkeys(stage.name for path in paths for stage in path.plan.stages):
+        model = config.models[name]
+        refused = [operation for operation in config.operations_of(model) if not model.may(operation)]
+        lossy = ", ".join(operation for operation in refused if operation in model.profile.operations)
+        unknown = ", ".join(operation for operation in refused if operation not in model.profile.operations)
+        reasons = ((lossy, "loses requests, as probed"), (unknown, f"not probed: run `themis probe {name}`"))
+        if refused:
+            unused = " and ".join(f"{operations} ({reason})" for operations, reason in reasons if operations)
+            sentences.append(f"limited: {name}: the sidecar does not use {unused}")
+    return sentences
 
 
 def parse_fleet(text: str, pipeline: PipelineConfig, config: ThemisConfig) -> Fleet:
@@ -123,7 +125,7 @@ def _table(path: Migration) -> Table:
     table = Table("step", "from s", "to s", "after", box=SIMPLE_HEAD, pad_edge=False)
     for number, step in enumerate(path.steps):
         requires = ", ".join(str(r + 1) for r in step.requires)
-        table.add_row(f"{number + 1}  {_words(step)}", f"{step.starts_s:.1f}", f"{step.ends_s:.1f}", requires)
+        table.add_row(f"{number + 1}  {escape(_words(step))}", f"{step.starts_s:.1f}", f"{step.ends_s:.1f}", requires)
     if not path.steps:
         table.add_row("no change", "", "", "")
     return table

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 from pathlib import Path
 
 import structlog
 
-from themis_triton.core.config import Placement
+from themis_triton.core.config import Placement, ThemisConfig
 from themis_triton.core.errors import SettingsError
+from themis_triton.core.printable import printable
 from themis_triton.daemon.service import run_daemon
 from themis_triton.profile.stale import refuse_stale
 from themis_triton.settings import load_settings
@@ -18,23 +20,32 @@ from themis_triton.settings import load_settings
 
 def run_command(path: Path) -> None:
     """Run the sidecar until a signal. Logs go to standard error, as JSON if it is not a terminal."""
+    configure_logging()
+    config = runnable_settings(path)
+    if config.envoy.managed:  # one that runs as another user must be able to read its files
+        os.umask(0o077)  # of the servers' files and shared memory too
+    asyncio.run(run_daemon(config, lambda: runnable_settings(path)))
+
+
+def runnable_settings(path: Path) -> ThemisConfig:
+    """The settings, if a sidecar can run with them. SettingsError otherwise."""
     config = load_settings(path)
     if config.planning.placement is Placement.SEPARATE:
         raise SettingsError(
             f"{path}: planning.placement: separate cannot run live: expected colocated. "
             "Fix: use `themis plan` or `themis simulate`, or set it to colocated"
         )
-    configure_logging()
     for sentence in refuse_stale(config):
         structlog.get_logger().warning("stale_profile_used", message=sentence)
-    asyncio.run(run_daemon(config))
+    return config
 
 
 def configure_logging() -> None:
     """Log to standard error: readable lines on a terminal, else one JSON object per line; the same for libraries' logs."""
     terminal = sys.stderr.isatty()
     renderer: structlog.typing.Processor = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
-    tracebacks: list[structlog.typing.Processor] = [] if terminal else [structlog.processors.format_exc_info]
+    # JSON escapes control characters by itself.
+    tracebacks: list[structlog.typing.Processor] = [_escape] if terminal else [structlog.processors.format_exc_info]
     stamps: list[structlog.typing.Processor] = [structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso")]
     structlog.configure(processors=[*stamps, *tracebacks, renderer], logger_factory=structlog.WriteLoggerFactory(sys.stderr))
     handler = logging.StreamHandler(sys.stderr)
@@ -42,3 +53,8 @@ def configure_logging() -> None:
     last: list[structlog.typing.Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tracebacks, renderer]
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=last, foreign_pre_chain=first))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+
+
+def _escape(_logger: object, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Text from outside must not control the terminal; the renderer quotes values of other types itself."""
+    return {key: printable(value) if isinstance(value, str) else value for key, value in event.items()}

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
 from themis_triton.adapters.findings import Finding, Severity
-from themis_triton.core.config import ThemisConfig
+from themis_triton.commands.terminal import TerminalConsole
+from themis_triton.core.address import Address
+from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.errors import EnvironmentCheckError, SettingsError
+from themis_triton.core.graph import nested, series
+from themis_triton.core.sharing import sharing_notes
 from themis_triton.settings import Problem, load_settings, problems
+from themis_triton.settings.from_server import settings_text
 from themis_triton.settings.json_schema import schema_text
+from themis_triton.settings.kinds import ADDRESS_WORDS, parse_address
 from themis_triton.settings.starter import starter
 
 _MARKS = {Severity.OK: "[green]ok[/]     ", Severity.WARNING: "[yellow]warning[/]", Severity.ERROR: "[red]error[/]  "}
@@ -23,22 +30,36 @@ _MARKS = {Severity.OK: "[green]ok[/]     ", Severity.WARNING: "[yellow]warning[/
 def validate_command(path: Path, live: bool, as_json: bool) -> int:
     """Check a settings file, and with `live` the servers, Envoy and devices that it names. Returns the exit code.
 
-    Writes to stdout: sentences, or one JSON object `file, valid, problems, findings`.
+    Writes to stdout: sentences, or one JSON object `file, valid, problems, findings, pipelines`; a pipeline has its order in words, and
+    as nested lists under `series` and `parallel`.
     Exit codes: 0; 2 if the file is invalid, or with `live` a profile is stale; with `live` 3 if something on this
     machine is missing, 4 if a server does not answer.
     """
     errors = problems(path)
     config = None if errors else load_settings(path)
     findings = live_findings(config) if live and config is not None else []
-    console = Console(soft_wrap=True, highlight=False)
+    console = TerminalConsole(soft_wrap=True, highlight=False)
     if as_json:
-        report = {"file": str(path), "valid": config is not None, "problems": [*map(asdict, errors)], "findings": [*map(asdict, findings)]}
+        pipelines = [*map(_pipeline_row, config.pipelines)] if config is not None else []
+        report = {
+            "file": str(path),
+            "valid": config is not None,
+            "problems": [*map(asdict, errors)],
+            "findings": [*map(asdict, findings)],
+            "pipelines": pipelines,
+        }
         console.out(json.dumps(report), highlight=False)
     else:
         _show(console, path, config, errors, findings)
     if errors:
         return SettingsError.exit_code
     return max((finding.exit_code for finding in findings), default=0)
+
+
+def _pipeline_row(pipeline: PipelineConfig) -> dict[str, object]:
+    graph = pipeline.graph if pipeline.graph is not None else series(pipeline.stages)
+    order = pipeline.order or " → ".join(pipeline.stages)
+    return {"name": pipeline.name, "stages": pipeline.stages, "order": order, "graph": nested(graph), "bound": pipeline.bound}
 
 
 def live_findings(config: ThemisConfig) -> list[Finding]:
@@ -65,16 +86,71 @@ def stale_findings(config: ThemisConfig) -> list[Finding]:
 
 def init_command(path: Path, force: bool) -> int:
     """Write a settings file to start from. Returns 0; 2 when the file exists and `force` is not given; 3 when it cannot be written."""
-    console = Console(soft_wrap=True, highlight=False)
+    return _write(path, starter, "Edit the names and addresses", force=force)
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFlags:
+    """TLS of the server's gRPC port, as the keys of `servers.NAME.tls`; none without `ca`."""
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    server_name: str | None = None
+
+    def applied(self, address: Address) -> Address:
+        """The address with TLS. SettingsError if a flag lacks another one."""
+        if (self.certificate is None) is not (self.key is None):
+            lacks, has = ("--key", "--certificate") if self.key is None else ("--certificate", "--key")
+            raise SettingsError(f"{has}: {lacks} is missing: expected the PEM files of a certificate and of its key. Fix: give both")
+        if self.ca is None and (self.certificate is not None or self.server_name is not None):
+            flag = "--certificate" if self.certificate is not None else "--server-name"
+            raise SettingsError(f"{flag}: --ca is missing: expected the PEM file of the server's authority. Fix: give --ca FILE")
+        if self.ca is None:
+            return address
+        certificate, key = (str(file.resolve()) if file is not None else None for file in (self.certificate, self.key))
+        return replace(address, tls=True, ca=str(self.ca.resolve()), certificate=certificate, key=key, server_name=self.server_name)
+
+
+def init_from_command(path: Path, force: bool, source: str, http: str | None, metrics: str | None, tls: TlsFlags | None = None) -> int:
+    """Write a settings file with every model of a running server. Returns 0, and the codes of `init_command`.
+
+    `http` and `metrics` None: the ports below and above that of gRPC, as Triton's own defaults are.
+
+    Raises:
+        SettingsError: an address is none, or a flag of TLS lacks another one.
+        ServerError: the server does not answer, or a PEM file cannot be read.
+    """
+    import asyncio  # noqa: PLC0415 - only --from needs the packages of the sidecar
+
+    from themis_triton.adapters.triton.inventory import read_inventory  # noqa: PLC0415
+
+    grpc_address = _address("--from", source)
+    http_address = _address("--http", http) if http is not None else replace(grpc_address, port=grpc_address.port - 1)
+    metrics_address = _address("--metrics", metrics) if metrics is not None else replace(grpc_address, port=grpc_address.port + 1)
+    grpc_address = (tls or TlsFlags()).applied(grpc_address)
+    inventory = asyncio.run(read_inventory(grpc_address, http_address, metrics_address))
+    return _write(path, lambda: settings_text(inventory), f"It has {len(inventory.models)} models; fill in the SLOs", force=force)
+
+
+def _address(flag: str, text: str) -> Address:
+    address = parse_address(text)
+    if address is None:
+        raise SettingsError(f"{flag}: {text} is invalid: expected {ADDRESS_WORDS}")
+    return address
+
+
+def _write(path: Path, text: Callable[[], str], todo: str, *, force: bool) -> int:
+    console = TerminalConsole(soft_wrap=True, highlight=False)
     if path.exists() and not force:
         console.print(f"[red]{escape(str(path))}[/]: the file exists. Fix: use another name, or --force to replace it")
         return SettingsError.exit_code
     try:
-        path.write_text(starter(), encoding="utf-8")
+        path.write_text(text(), encoding="utf-8")
     except OSError as error:
         console.print(f"[red]{escape(str(path))}[/]: cannot be written ({error.strerror}). Fix: choose a writable folder that exists")
         return EnvironmentCheckError.exit_code
-    console.print(f"[green]{escape(str(path))}[/] is written. Edit the names and addresses, then run: themis validate {escape(str(path))}")
+    console.print(f"[green]{escape(str(path))}[/] is written. {todo}, then run: themis validate {escape(str(path))}")
     return 0
 
 
@@ -94,6 +170,18 @@ def _show(console: Console, path: Path, config: ThemisConfig | None, found: list
         console.print(f"[red]{len(found)} {'error' if len(found) == 1 else 'errors'}[/] in {escape(str(path))}")
         return
     console.print(f"[green]{escape(str(path))}[/] is valid: {_summary(config)}")
+    for pipeline in filter(config.is_stateful, config.pipelines):
+        stateful = ", ".join(stage for stage in pipeline.stages if config.models[stage].stateful)
+        reason = f"{stateful} keeps state between the calls of a sequence; one server has all of its calls, and is scaled in place only"
+        console.print(f"[yellow]note[/]    pipelines.{escape(pipeline.name)}: {escape(reason)}")
+    for pipeline in (each for each in config.pipelines if not config.knows(each)):
+        reason = f"{', '.join(config.unknown(pipeline))} has no profile: its service times are learnt, and nothing changes for it before"
+        console.print(f"[yellow]note[/]    pipelines.{escape(pipeline.name)}: {escape(reason)}")
+    for names, sentence in sharing_notes(config.pipelines):
+        console.print(f"[yellow]note[/]    {escape(', '.join(f'pipelines.{name}' for name in names))}: {escape(sentence)}")
+    for pipeline in config.pipelines:
+        if pipeline.order:
+            console.print(f"[dim]order[/]   pipelines.{escape(pipeline.name)}: {escape(pipeline.order)}")
     for finding in findings:
         remedy = f"; {finding.remedy}" if finding.remedy else ""
         console.print(f"{_MARKS[finding.severity]} {escape(finding.what)}: {escape(finding.found + remedy)}")

@@ -17,6 +17,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from themis_triton.commands.simulated_runs import CLAIRVOYANT, SimulatedRun, WorldFlags, check_fit, check_world, row_of, simulated_run
+from themis_triton.commands.terminal import TerminalConsole
 from themis_triton.commands.warm_command import planning_groups, prepare_kernels
 from themis_triton.compilation import use_kernel_cache
 from themis_triton.core.config import ThemisConfig
@@ -50,9 +51,9 @@ def simulate_command(flags: SimulateFlags, *, as_json: bool) -> list[dict[str, A
     policies = _policies(flags.policies)
     tasks = [(policy, seed) for policy in policies for seed in range(flags.seeds)]
     prepare_kernels((*planning_groups(config), Group.SIMULATOR))
-    runs = _all_runs(config, flags, tasks, Console(stderr=True))
+    runs = _all_runs(config, flags, tasks, TerminalConsole(stderr=True))
     rows = [row_of(policy, [run for run in runs if run.policy == policy]) for policy in policies]
-    console = Console(soft_wrap=True)
+    console = TerminalConsole(soft_wrap=True)
     if as_json:
         console.file.write(json.dumps(rows, allow_nan=False) + "\n")
     else:

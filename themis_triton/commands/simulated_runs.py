@@ -46,7 +46,10 @@ class WorldFlags:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SimulatedRun:
-    """One policy under one seed, with the cost of the bound under the same arrivals and its infeasible seconds."""
+    """One policy under one seed, with the cost of the bound under the same arrivals and its infeasible seconds.
+
+    `refused`: those of the failed requests that an admission limit refused; None where no pipeline has one.
+    """
 
     policy: str
     seed: int
@@ -54,6 +57,7 @@ class SimulatedRun:
     latency_ms: FloatArray
     violated: int
     failed: int
+    refused: int | None
     cost: float
     mean_cost: float
     bound_cost: float
@@ -139,7 +143,7 @@ def run_under(config: ThemisConfig, traces: dict[str, Trace], flags: WorldFlags,
     start = replace(start, world=world, keep_ticks=drawn and seed == 0)
     waits = world.dispatcher is Dispatcher.CENTRAL and world.central_delay_s > 0.0
     result = simulate(own, times, duration_s, replace(start, servers=start_of(own, policy, load, start, waits=waits)))
-    return _policy_run(result, bound, seed)
+    return _policy_run(result, bound, seed, sheds=any(pipeline.sheds for pipeline in config.pipelines))
 
 
 def bound_of(config: ThemisConfig, arrivals_s: dict[str, FloatArray], duration_s: float, options: SimOptions) -> Clairvoyant:
@@ -164,7 +168,7 @@ def _arrivals(traces: dict[str, Trace], seed: int) -> dict[str, FloatArray]:
     return {name: arrivals(trace, each) for (name, trace), each in zip(traces.items(), seeds, strict=True)}
 
 
-def _policy_run(result: SimResult, bound: Clairvoyant, seed: int) -> SimulatedRun:
+def _policy_run(result: SimResult, bound: Clairvoyant, seed: int, *, sheds: bool) -> SimulatedRun:
     return SimulatedRun(
         policy=result.policy,
         seed=seed,
@@ -172,6 +176,7 @@ def _policy_run(result: SimResult, bound: Clairvoyant, seed: int) -> SimulatedRu
         latency_ms=np.concatenate([run.latency_ms[~run.failed & np.isfinite(run.latency_ms)] for run in result.pipelines]),
         violated=sum(int(np.count_nonzero(run.violated)) for run in result.pipelines),
         failed=result.failed,
+        refused=result.refused if sheds else None,
         cost=result.cost,
         mean_cost=result.mean_cost,
         bound_cost=bound.cost,
@@ -194,6 +199,7 @@ def _bound_run(bound: Clairvoyant, seed: int) -> SimulatedRun:
         latency_ms=np.zeros(0),
         violated=0,
         failed=0,
+        refused=None,
         cost=bound.cost,
         mean_cost=bound.mean_cost,
         bound_cost=bound.cost,
@@ -215,6 +221,7 @@ def row_of(policy: str, runs: Sequence[SimulatedRun]) -> dict[str, Any]:
     requests, infeasible_s = sum(run.requests for run in runs), sum(run.bound_infeasible_s for run in runs)
     unknown = policy == CLAIRVOYANT and infeasible_s > 0
     bound_cost = sum(run.bound_cost for run in runs)
+    refused = [run.refused for run in runs if run.refused is not None]
     return {
         "policy": policy,
         "seeds": len(runs),
@@ -227,6 +234,7 @@ def row_of(policy: str, runs: Sequence[SimulatedRun]) -> dict[str, Any]:
         "cost_vs_clairvoyant": sum(run.cost for run in runs) / bound_cost if bound_cost else None,
         "bound_infeasible_s": infeasible_s,
         "failed": failed,
+        **({"refused": sum(refused)} if refused else {}),
         "server_seconds": float(np.mean([run.server_seconds for run in runs])),
         "instance_seconds": float(np.mean([run.instance_seconds for run in runs])),
         "max_servers": max(run.max_servers for run in runs),

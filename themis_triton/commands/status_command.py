@@ -11,14 +11,19 @@ from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.status_client import StatusResponse, get
 from themis_triton.commands.moments import age
+from themis_triton.commands.terminal import TerminalConsole
+from themis_triton.core.config import Mode
 from themis_triton.core.encoding import plain
 from themis_triton.core.errors import ServerError
+from themis_triton.core.fleet import ModelState
+from themis_triton.core.record import knowledge_words
 from themis_triton.core.status import STATUS_PATH, PipelineStatus, Status, decode_status
 from themis_triton.daemon.control import running_pid
 from themis_triton.settings.runtime import load_runtime_paths
@@ -33,7 +38,7 @@ def status_command(path: Path, *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(plain(status)) + "\n")
         return
-    show(status, Console(), SystemClock().now_s())
+    show(status, TerminalConsole(), SystemClock().now_s())
 
 
 def fetch_status(path: Path) -> Status:
@@ -84,7 +89,7 @@ def show(status: Status, console: Console, now_s: float) -> None:
 
 def _headline(status: Status) -> str:
     """The newest decision; with many pipelines only its reason, because each pipeline has its own row."""
-    if len(status.pipelines) <= MAX_SENTENCE_PIPELINES:
+    if status.tick_error is not None or len(status.pipelines) <= MAX_SENTENCE_PIPELINES:
         return status.sentence
     violated = sum(pipeline.slo_violated is True for pipeline in status.pipelines)
     return f"{(status.reason or '').replace('_', ' ')}; {violated} of {len(status.pipelines)} pipelines exceed their SLO now"
@@ -104,7 +109,14 @@ def _lines(status: Status) -> Iterator[tuple[str, str]]:
     yield from ((f"limited: {clamp.sentence}", "yellow") for clamp in status.clamps)
     for actuator, until_s in sorted(status.backing_off.items()):
         yield f"in back-off after a failure: {actuator}, for {until_s - (status.at_s or 0.0):.0f} s more", "yellow"
+    yield from ((f"{slot}: {reason}", "yellow") for slot, reason in sorted(status.resting.items()))
+    yield from ((f"admission: {words}", "yellow") for words in map(_admission_words, status.pipelines) if words)
+    yield from ((words, "yellow" if not enough else "green") for words, enough in _knowledge(status))
     yield from ((f"drift: {sentence}", "yellow") for sentence in status.drift)
+    yield from ((f"{pipeline.name}: {pipeline.order}", "default") for pipeline in status.pipelines if pipeline.order)
+    yield from ((f"requests a stage: {words}", "default") for words in map(_calls_words, status.pipelines) if words)
+    yield from ((f"shared: {words}", "default") for pipeline in status.pipelines for words in _sum_words(pipeline))
+    yield from ((f"fault: {sentence}", "red") for sentence in status.faults)
     if status.journal_trouble:
         yield status.journal_trouble, "red"
     if status.routes_unwritten:
@@ -115,11 +127,51 @@ def _lines(status: Status) -> Iterator[tuple[str, str]]:
         yield f"next: {', '.join(status.next_steps)}", "default"
 
 
+def _admission_words(pipeline: PipelineStatus) -> str:
+    """A limit that refuses requests now."""
+    evidence = pipeline.evidence
+    if evidence is None or evidence.limit_rps is None or not round(evidence.refused_rps):
+        return ""
+    return f"{pipeline.name} refuses {evidence.refused_rps:.0f}/s, because its servers carry {evidence.limit_rps:.0f}/s inside the SLO"
+
+
+def _knowledge(status: Status) -> Iterator[tuple[str, bool]]:
+    """What is known of the pipelines whose models have no profile."""
+    for pipeline in status.pipelines:
+        if pipeline.knowledge is not None:
+            yield knowledge_words(pipeline.knowledge, advisory=status.mode == Mode.ADVISORY), pipeline.knowledge.enough
+
+
+def _calls_words(pipeline: PipelineStatus) -> str:
+    """The stages of which a request makes more or less than one request."""
+    per_request = pipeline.estimate.per_request if pipeline.estimate is not None else ()
+    called = [f"{calls:g} of {stage}" for stage, calls in zip(pipeline.stages, per_request, strict=False) if calls != 1.0]
+    return f"a request of {pipeline.name} makes {', '.join(called)}" if called else ""
+
+
+def _sum_words(pipeline: PipelineStatus) -> Iterator[str]:
+    """The demand of each stage that others call too, with its parts."""
+    estimate = pipeline.estimate
+    others = estimate.others if estimate is not None else ()
+    for stage, calls, parts in zip(pipeline.stages, estimate.per_request if estimate is not None else (), others, strict=False):
+        if estimate is not None and parts:
+            own_rps = calls * estimate.stable_rps
+            named = [f"{part.stable_rps:.0f}/s {'of direct calls' if part.pipeline is None else f'of {part.pipeline}'}" for part in parts]
+            total_rps = own_rps + sum(part.stable_rps for part in parts)
+            yield f"{stage} gets {total_rps:.0f}/s: {own_rps:.0f}/s of {pipeline.name}, {', '.join(named)}"
+
+
 def _pipelines(status: Status) -> Table:
-    table = Table("pipeline", "rate/s", "capacity", "p99 ms", "SLO ms", "late", "servers", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table("pipeline", "rate/s", "capacity", "p99 ms", "SLO ms", "late", _counted(status), box=SIMPLE_HEAD, pad_edge=False)
     for pipeline in status.pipelines:
         table.add_row(*_pipeline_cells(pipeline), style="red" if pipeline.slo_violated else None)
     return table
+
+
+def _counted(status: Status) -> str:
+    """What the last column counts: servers, devices of servers, or both."""
+    units = {pipeline.evidence.unit for pipeline in status.pipelines if pipeline.evidence is not None}
+    return f"{units.pop()}s" if len(units) == 1 else "places" if units else "servers"
 
 
 def _pipeline_cells(pipeline: PipelineStatus) -> tuple[str, ...]:
@@ -140,6 +192,13 @@ def _pipeline_cells(pipeline: PipelineStatus) -> tuple[str, ...]:
 def _servers(status: Status) -> Table:
     table = Table("server", "phase", "device", "instances", "origin", box=SIMPLE_HEAD, pad_edge=False)
     for server in status.servers:
-        models = ", ".join(f"{model} {state.instances}" for model, state in sorted(server.models.items()))
-        table.add_row(server.name, server.phase.value, server.device, models, "launched" if server.launched else "adopted")
+        models = ", ".join(f"{model} {_instances(state)}" for model, state in sorted(server.models.items()))
+        devices = ", ".join(device for device in server.devices if server.runs_on(device))
+        table.add_row(server.name, server.phase.value, devices, escape(models), "launched" if server.launched else "adopted")
     return table
+
+
+def _instances(state: ModelState) -> str:
+    """The number of instances, with those on each device if they are on several."""
+    on_each = ", ".join(f"{device} {count}" for device, count in state.spread) if len(state.spread) > 1 else ""
+    return f"{state.instances} ({on_each})" if on_each else str(state.instances)

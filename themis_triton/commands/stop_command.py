@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+from themis_triton.commands.terminal import write_line
 from themis_triton.daemon.control import is_paused, running_pid, set_paused, stop_running
 from themis_triton.settings.runtime import load_runtime_paths
 
@@ -41,4 +41,4 @@ def _sidecar(state: Path) -> str:
 
 
 def _print(sentence: str) -> None:
-    sys.stdout.write(f"{sentence}\n")
+    write_line(f"{sentence}")

@@ -7,9 +7,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from themis_triton.commands.terminal import TerminalConsole
 from themis_triton.compilation import CompileProgress, CompileResult, compile_kernels
 from themis_triton.core.config import Placement, ThemisConfig
 from themis_triton.jit import Group
@@ -18,7 +18,7 @@ from themis_triton.jit import Group
 def warm_command(*, as_json: bool) -> CompileResult:
     """Compile every kernel that is not cached. Prints a summary, with `as_json` as one JSON object."""
     result = prepare_kernels(tuple(Group))
-    console = Console(soft_wrap=True)
+    console = TerminalConsole(soft_wrap=True)
     if as_json:
         console.file.write(json.dumps(asdict(result), default=str) + "\n")
         return result
@@ -32,7 +32,7 @@ def warm_command(*, as_json: bool) -> CompileResult:
 def prepare_kernels(groups: Sequence[Group]) -> CompileResult:
     """Compile or load these groups. Shows a progress bar on standard error if a kernel is not cached."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=TerminalConsole(stderr=True), transient=True) as progress:
         bar = progress.add_task("compiling the solvers (once)", total=None, visible=False)
 
         def report(step: CompileProgress) -> None:

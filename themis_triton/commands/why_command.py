@@ -8,18 +8,32 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.store.paths import journal_path
 from themis_triton.adapters.store.reader import JournalReader, reading
 from themis_triton.commands.moments import moment
-from themis_triton.core.errors import SettingsError
+from themis_triton.commands.terminal import TerminalConsole, write_line
+from themis_triton.core.decoding import decode
+from themis_triton.core.errors import EnvironmentCheckError, SettingsError
+from themis_triton.core.estimate import PipelineKnowledge
+from themis_triton.core.record import knowledge_words
 from themis_triton.settings.runtime import load_runtime_paths
 
 MAX_OUTCOMES = 1000
-PAUSES = frozenset({"paused", "resumed"})
+NO_DECISIONS = frozenset(
+    {
+        "paused",
+        "resumed",
+        "tick_failed",
+        "journal_replaced",
+        "journal_rows_lost",
+        "settings_reloaded",
+        "settings_refused",
+        "service_times_learnt",
+    }
+)
 EVIDENCE_KEYS = ("demand_fast_rps", "demand_slow_rps", "capacity_rps", "measured_p99_ms", "predicted_p99_ms", "slo_ms")
 
 
@@ -43,15 +57,20 @@ def why_command(path: Path, decision: str | None, *, as_json: bool) -> None:
         sys.stdout.write(json.dumps(record | {"outcomes": outcomes}) + "\n")
         return
     if "decision" in record:
-        _print_decision(record, outcomes)
+        try:
+            _print_decision(record, outcomes)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, OSError) as error:
+            raise EnvironmentCheckError(
+                f"{name}: its record in the journal has another form ({type(error).__name__}: {error}). Fix: read it with --json"
+            ) from error
     else:
-        sys.stdout.write(f"{record['sentence']}\n")
+        write_line(f"{record['sentence']}")
 
 
 def _newest_decision(journal: JournalReader) -> str | None:
-    """The newest decision that changed something; pauses have no decision."""
+    """The newest decision that changed something; pauses and failed ticks have no decision."""
     changes = journal.ticks(MAX_OUTCOMES, changed_only=True)
-    return next((row["decision_id"] for row in changes if row["reason"] not in PAUSES), None)
+    return next((row["decision_id"] for row in changes if row["reason"] not in NO_DECISIONS), None)
 
 
 def _print_no_change(journal: JournalReader, *, as_json: bool) -> None:
@@ -59,13 +78,13 @@ def _print_no_change(journal: JournalReader, *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write("null\n")
         return
-    sys.stdout.write("nothing was changed yet\n")
+    write_line("nothing was changed yet")
     for row in last:
-        sys.stdout.write(f"{moment(row['at_s'], SystemClock().now_s())}  last tick: {row['sentence']}\n")
+        write_line(f"{moment(row['at_s'], SystemClock().now_s())}  last tick: {row['sentence']}")
 
 
 def _print_decision(record: dict[str, Any], outcomes: list[dict[str, Any]]) -> None:
-    console = Console(soft_wrap=True)
+    console = TerminalConsole(soft_wrap=True)
     decision = record["decision"]
     mode = ", advisory" if record["advisory"] else ""
     lines = [
@@ -73,6 +92,8 @@ def _print_decision(record: dict[str, Any], outcomes: list[dict[str, Any]]) -> N
     ]
     lines += [record["sentence"], *(f"limited: {clamp['sentence']}" for clamp in decision["clamps"])]
     lines += [f"next best of {row['pipeline']}: {row['runner_up']}" for row in decision["evidence"] if row["runner_up"]]
+    known = (decode(PipelineKnowledge, row) for row in record["estimate"].get("knowledge", ()))
+    lines += [knowledge_words(each, advisory=record["advisory"]) for each in known]
     for line in lines:
         console.print(line, markup=False, highlight=False)
     console.print(_evidence(decision["evidence"]))
@@ -92,10 +113,11 @@ def _evidence(rows: list[dict[str, Any]]) -> Table:
         "p99 ms",
         "predicted",
         "SLO ms",
-        "servers now → desired",
+        Column("now → desired", no_wrap=True),
         box=box.SIMPLE_HEAD,
     )
     for row in rows:
         cells = ["–" if row[key] is None else f"{row[key]:.0f}" for key in EVIDENCE_KEYS]
-        table.add_row(row["pipeline"], *cells, f"{row['servers_now']} ({row['servers_desired']})")
+        counted = f"{row['servers_now']}→{row['servers_desired']} {row.get('unit', 'server')}s"
+        table.add_row(row["pipeline"], *cells, counted)
     return table

@@ -6,21 +6,27 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from themis_triton.core.fleet import ModelState
+from themis_triton.core.routes import RouteLimit
 
 
 class ActionKind(StrEnum):
-    """The kind of an action. Counts change in place; REBATCH reloads the model and needs memory for old and new instances at once."""
+    """The kind of an action. Counts change in place; REBATCH reloads the model and needs memory for old and new instances at once.
+
+    KILL ends a server that does not answer. RELOAD loads a model on a server that is to hold it.
+    """
 
     GROW = "grow"
     SHRINK = "shrink"
     REBATCH = "rebatch"
     LAUNCH = "launch"
     RETIRE = "retire"
+    KILL = "kill"
+    RELOAD = "reload"
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One change. Vertical kinds name `server`, `model`, `before` and `after`; LAUNCH names `slot` and `models`; RETIRE names `server`.
+    """One change on `server`. Vertical kinds name `model`, `before` (but RELOAD) and `after`; LAUNCH names `slot` and `models`.
 
     `requires` lists ids of actions that must have succeeded first (make before break).
     """
@@ -42,12 +48,15 @@ class Plan:
     """Actions in the order in which they may start; independent ones run at the same time.
 
     `retire`: the servers that the target retires. A retirement of an earlier plan that still waits is dropped once its server is not
-    among them. None: the plan has no target, and earlier retirements stand.
+    among them. None: the plan has no target, and earlier retirements stand. `unrouted`: (server, model) pairs to take out of the
+    routes, all others return; None: those of earlier plans stand. `limits`: the admission limits by model; None: those of earlier plans.
     """
 
     decision_id: str
     actions: tuple[Action, ...] = ()
     retire: frozenset[str] | None = None
+    unrouted: frozenset[tuple[str, str]] | None = None
+    limits: dict[str, RouteLimit] | None = None
 
 
 class OutcomeKind(StrEnum):

@@ -8,8 +8,38 @@ from enum import StrEnum
 from pathlib import Path
 
 from themis_triton.core.address import Address
+from themis_triton.core.model_config import LatencyTable, ModelConfig, ModelInputs, ModelProfile, ProfileOrigin
 from themis_triton.core.options import option
-from themis_triton.core.policy import PolicyConfig, PolicyName
+from themis_triton.core.pipeline_config import Overload, PipelineConfig, StageCalls
+from themis_triton.core.policy import DEPRIORITIZE_AFTER_SLO_FRACTION, PolicyConfig, PolicyName
+from themis_triton.core.retention import RetentionConfig
+from themis_triton.core.server_config import AdoptedServer, DeviceSlot, Isolation, LaunchConfig, LaunchKind, LocalLaunchConfig
+
+__all__ = [
+    "DEFAULT_STATUS",
+    "AdoptedServer",
+    "DeviceSlot",
+    "EnvoyConfig",
+    "Isolation",
+    "LatencyTable",
+    "LaunchConfig",
+    "LaunchKind",
+    "LocalLaunchConfig",
+    "Mode",
+    "ModelConfig",
+    "ModelInputs",
+    "ModelProfile",
+    "Overload",
+    "PipelineConfig",
+    "Placement",
+    "PlanningConfig",
+    "Prices",
+    "ProfileOrigin",
+    "StageCalls",
+    "StatusConfig",
+    "ThemisConfig",
+    "ThroughputRule",
+]
 
 
 class Mode(StrEnum):
@@ -34,93 +64,6 @@ class ThroughputRule(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class LatencyTable:
-    """Service time at the SLO's percentile, in ms: `latency_ms[i][k]` for `batches[i]` and `instances[k]` busy on the device.
-
-    With the throughput rule CORES, `instances[k]` are the cores of one replica.
-    """
-
-    batches: tuple[int, ...]
-    instances: tuple[int, ...]
-    latency_ms: tuple[tuple[float, ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ProfileOrigin:
-    """The conditions of a measured profile: hashes of the model's configuration and files (empty: unknown), device kind and name.
-
-    `percentile`: the percentile of its service times.
-    """
-
-    config_hash: str
-    model_hash: str
-    device: str
-    percentile: float
-
-
-@dataclass(frozen=True, slots=True)
-class ModelProfile:
-    """A model's service times, memory and start times. `operations`: by name, whether a probe under load showed that it loses no request.
-
-    `mean_table`: mean service times at the points of `table`, where they were measured.
-    """
-
-    table: LatencyTable
-    instance_init_s: float = 1.0
-    instance_stop_s: float = 1.2
-    server_launch_s: float = 5.0
-    instance_memory_bytes: int = 0
-    origin: ProfileOrigin | None = None
-    operations: dict[str, bool] = field(default_factory=dict)
-    mean_table: LatencyTable | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInputs:
-    """Inputs of the requests that Themis itself sends to a model (warm-up, profile, probe, load).
-
-    `shapes`: by input, without the batch dimension. `file`: an `.npz` file with one array per input, named `INPUT` or `MODEL.INPUT`.
-    """
-
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    file: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ModelConfig:
-    """Bounds of one model on one server, and its profile; `max_batch` bounds what a plan may choose.
-
-    `instance_price` and, with placement SEPARATE, `server_price` replace those of `Prices` for this model.
-    """
-
-    name: str
-    profile: ModelProfile
-    min_instances: int = 1
-    max_instances: int = 8
-    max_batch: int = 8
-    max_queue_delay_us: int = 0
-    server_price: float | None = None
-    instance_price: float | None = None
-    require_probed_operations: bool = False
-    inputs: ModelInputs = ModelInputs()
-
-    def may(self, operation: str) -> bool:
-        """Whether a running server may be changed by an operation: a probe lost no request, or the settings ask for none."""
-        return self.profile.operations.get(operation, not self.require_probed_operations)
-
-
-@dataclass(frozen=True, slots=True)
-class PipelineConfig:
-    """A chain of models with one end-to-end SLO; a lone model is a chain of one."""
-
-    name: str
-    stages: tuple[str, ...]
-    slo_ms: float
-    percentile: float = 99.0
-    weight: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
 class Prices:
     """Prices of capacity per second, in one unit of the user's choice, and of changes, in that unit times seconds."""
 
@@ -135,78 +78,6 @@ class Prices:
 
 
 @dataclass(frozen=True, slots=True)
-class AdoptedServer:
-    """A Triton server that Themis did not start. `device` is `gpu:N`, `gpu:UUID` or `cpu:N`; `reach`: further devices that it may use."""
-
-    name: str
-    grpc_address: Address
-    http_address: Address
-    metrics_address: Address
-    device: str
-    model_control_key: str | None = None
-    model_repository: Path | None = None
-    reach: tuple[str, ...] = ()
-
-    @property
-    def devices(self) -> tuple[str, ...]:
-        """All devices that it may use."""
-        return (self.device, *self.reach)
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceSlot:
-    """One place where a server may be launched; several slots may share a device. `memory_bytes` None: ask NVML."""
-
-    name: str
-    device: str
-    memory_bytes: int | None = None
-
-
-class LaunchKind(StrEnum):
-    """Where servers are launched."""
-
-    LOCAL = "local"
-
-
-class Isolation(StrEnum):
-    """Whether settled load stays on all devices of one process. PROCESS: it moves to a process of its own on each device."""
-
-    NONE = "none"
-    PROCESS = "process"
-
-
-@dataclass(frozen=True, slots=True)
-class LaunchConfig:
-    """The keys of every kind of launcher; a kind's own keys are in its subclass.
-
-    `reach`: the devices that a launched server can see, and may add instances on, besides that of its slot.
-    """
-
-    slots: tuple[DeviceSlot, ...]
-    model_repository: Path
-    arguments: tuple[str, ...] = ()
-    ready_timeout_s: float = 120.0
-    warmup_requests: int = 2
-    drain_timeout_s: float = 30.0
-    stop_timeout_s: float = 15.0
-    inputs: Mapping[str, ModelInputs] = field(default_factory=dict)
-    reach: tuple[str, ...] = ()
-    isolation: Isolation = Isolation.NONE
-
-    def reach_from(self, device: str) -> tuple[str, ...]:
-        """The further devices of a server that is launched on one."""
-        return tuple(other for other in self.reach if other != device)
-
-
-@dataclass(frozen=True, slots=True)
-class LocalLaunchConfig(LaunchConfig):
-    """Servers as processes on this machine. `binary` and `backend_directory` None: those of the `local` extra."""
-
-    binary: Path | None = None
-    backend_directory: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class EnvoyConfig:
     """The proxy in front. `managed`: Themis starts it if it does not run."""
 
@@ -218,6 +89,13 @@ class EnvoyConfig:
     binary: Path | None = None
     max_message_bytes: int = 64 * 2**20
     concurrency: int = 1
+    resend_broken: bool = True
+    header_timeout_s: float = 10.0
+    idle_timeout_s: float = 600.0
+    stream_idle_timeout_s: float = 3600.0
+    max_connections: int = 10_000
+    max_streams: int = 10_000
+    max_memory_bytes: int = 4 * 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +127,10 @@ class StatusConfig:
 
 @dataclass(frozen=True, slots=True)
 class ThemisConfig:
-    """The validated configuration of the daemon. `policies`: overrides of the policy's parameters by policy."""
+    """The validated configuration of the daemon. `policies`: overrides of the policy's parameters by policy.
+
+    `callees`: by model, those that it calls by itself inside the server, as far as the settings name them.
+    """
 
     state_directory: Path
     models: dict[str, ModelConfig]
@@ -263,7 +144,9 @@ class ThemisConfig:
     planning: PlanningConfig = field(default_factory=PlanningConfig)
     mode: Mode = Mode.ACTIVE
     status: StatusConfig = field(default_factory=StatusConfig)
+    retention: RetentionConfig = field(default_factory=RetentionConfig)
     allow_stale_profiles: bool = False
+    callees: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -273,11 +156,34 @@ class ThemisConfig:
         reach = self.launch.reach if self.launch is not None else ()
         return tuple(dict.fromkeys((*adopted, *slots, *reach)))
 
+    def knows(self, pipeline: PipelineConfig) -> bool:
+        """Whether the service times of all stages are known: given, or learnt already."""
+        return not self.unknown(pipeline)
+
+    def unknown(self, pipeline: PipelineConfig) -> tuple[str, ...]:
+        """The stages whose service times are a guess."""
+        return tuple(stage for stage in pipeline.stages if self.models[stage].profile.is_guess)
+
+    def is_stateful(self, pipeline: PipelineConfig) -> bool:
+        """Whether a stage keeps state between calls, by the model repositories of the settings; the pipeline then has one server."""
+        return any(self.models[stage].stateful for stage in pipeline.stages)
+
+    @property
+    def called_models(self) -> tuple[str, ...]:
+        """The scaled models, and the others that clients call as pipelines."""
+        return tuple(dict.fromkeys((*self.models, *(pipeline.front for pipeline in self.pipelines))))
+
     def places_on(self, device: str) -> int:
         """How many servers may use a device at a time: one, or as many as the settings put there."""
         adopted = sum(server.device == device for server in self.servers)
         slots = sum(slot.device == device for slot in self.launch.slots) if self.launch is not None else 0
         return max(1, adopted + slots)
+
+    def operations_of(self, model: ModelConfig) -> tuple[str, ...]:
+        """The operations on a model that plans may contain: on further devices only where a server may use several."""
+        several = any(server.reach for server in self.servers) or (self.launch is not None and bool(self.launch.reach))
+        devices = ("add_device", "remove_device") if several else ()
+        return ("add_one", "remove_one", "add_many", *devices, *(("rebatch",) if model.max_batch > 1 else ()))
 
     def under(self, policy: PolicyName) -> ThemisConfig:
         """These settings with another policy and its overrides."""
@@ -285,9 +191,22 @@ class ThemisConfig:
 
     @property
     def deprioritize_after_s(self) -> dict[str, float]:
-        """By batching model, the waiting time after which a request is served after all others: the maximum over its pipelines."""
-        fraction, longest_ms = self.policy.deprioritize_after_slo_fraction, dict[str, float]()
-        for pipeline in self.pipelines if fraction is not None else ():
-            longest_ms |= {stage: max(longest_ms.get(stage, 0.0), pipeline.slo_ms) for stage in pipeline.stages}
-        batching = {stage: slo_ms for stage, slo_ms in longest_ms.items() if self.models[stage].max_batch > 1}
-        return {stage: slo_ms * (fraction or 0.0) / 1000.0 for stage, slo_ms in batching.items()}
+        """By batching model, the waiting time after which a request is served after all others: the maximum over its pipelines.
+
+        A model that a pipeline without it shares is served in turn.
+        """
+        longest_ms, in_turn = dict[str, float](), set[str]()
+        for pipeline in self.pipelines:
+            if self.deprioritizes(pipeline):
+                longest_ms |= {stage: max(longest_ms.get(stage, 0.0), pipeline.slo_ms) for stage in pipeline.stages}
+            else:
+                in_turn.update(pipeline.stages)
+        fraction = self.policy.deprioritize_after_slo_fraction or DEPRIORITIZE_AFTER_SLO_FRACTION
+        chosen = [stage for stage in longest_ms if stage not in in_turn and self.models[stage].max_batch > 1]
+        return {stage: longest_ms[stage] * fraction / 1000.0 for stage in chosen}
+
+    def deprioritizes(self, pipeline: PipelineConfig) -> bool:
+        """Whether requests of a pipeline that waited too long are served after all others."""
+        if pipeline.overload is None:
+            return self.policy.deprioritize_after_slo_fraction is not None
+        return pipeline.overload is Overload.DEPRIORITIZE

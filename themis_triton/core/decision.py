@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from themis_triton.core.fleet import Models
+from themis_triton.core.routes import RouteLimit
 
 
 class Reason(StrEnum):
@@ -43,6 +44,8 @@ class ClampKind(StrEnum):
     PACE = "pace"
     OPERATION = "operation"
     OPEN_CALL = "open_call"
+    CROWDED = "crowded"
+    LEARNING = "learning"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +61,33 @@ class Target:
     """The desired fleet: the models of each server that stays.
 
     `launch`: the models of new servers by device slot. `retire`: servers to be retired. `whole_changes`: in-place changes take less
-    than a tick, or reload nothing, and need no small steps.
+    than a tick, or reload nothing, and need no small steps. `unrouted`: (server, model) pairs that get no new requests for now.
     """
 
     servers: dict[str, Models] = field(default_factory=dict)
     launch: dict[str, Models] = field(default_factory=dict)
     retire: tuple[str, ...] = ()
     whole_changes: bool = False
+    unrouted: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The limit of a pipeline's requests, at the model whose arrivals are its demand."""
+
+    pipeline: str
+    model: str
+    limit: RouteLimit
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineEvidence:
     """The numbers behind a decision for one pipeline.
 
-    `unit`: what `servers_now` and its kind count: "server", or "device" where a server of the pipeline may use several.
+    `unit`: what `servers_now`, `servers_desired`, `servers_missing` and the runner-up count: "server", or "device" where a server of the
+    pipeline may use several; then each device with the pipeline's instances counts.
     `holds_after_s`: seconds until the SLO is expected to hold, by the chosen migration; None where it holds or that is unknown.
+    `limit_rps`: what is admitted; None: everything. `refused_rps`: what was refused lately.
     """
 
     pipeline: str
@@ -88,11 +103,13 @@ class PipelineEvidence:
     runner_up: str = ""
     holds_after_s: float | None = None
     unit: str = "server"
+    limit_rps: float | None = None
+    refused_rps: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The result of one tick's policy. `target` None: no change."""
+    """The result of one tick's policy. `target` None: no change. `admissions`: all limits from now on; None: they stay as they are."""
 
     id: str
     at_s: float
@@ -103,3 +120,4 @@ class Decision:
     evidence: tuple[PipelineEvidence, ...] = ()
     clamps: tuple[Clamp, ...] = ()
     detail: str = ""
+    admissions: tuple[Admission, ...] | None = None

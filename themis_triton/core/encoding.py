@@ -13,26 +13,41 @@ from themis_triton.core.address import Address
 from themis_triton.core.decoding import decode
 from themis_triton.core.fleet import Server
 
+_UNCHANGED = frozenset({str, int, bool, type(None)})
+
+
+class _FieldNames(dict[type[Any], tuple[str, ...]]):
+    """The fields of each type of dataclass that is encoded as an object; none for other types. Kept, because records have many values."""
+
+    def __missing__(self, kind: type[Any]) -> tuple[str, ...]:
+        names = tuple(field.name for field in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) and kind is not Address else ()
+        self[kind] = names
+        return names
+
+
+_field_names = _FieldNames()
+
 
 def plain(value: object) -> Any:  # noqa: ANN401 - JSON has no narrower type
     """A core value as what `json.dumps` takes: dataclasses as objects, addresses as text, sets sorted, infinities and NaN as null."""
-    if isinstance(value, Address):
-        return str(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if type(value) in _UNCHANGED:
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    names = _field_names[type(value)]
+    if names:
+        return {name: plain(getattr(value, name)) for name in names}
+    return _collection(value)
+
+
+def _collection(value: object) -> object:
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (set, frozenset)):
         return sorted(plain(item) for item in value)
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
-    return _scalar(value)
-
-
-def _scalar(value: object) -> object:
-    if isinstance(value, Path):
-        return str(value)
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return str(value) if isinstance(value, (Address, Path)) else value
 
 
 def remembered_servers(texts: Iterable[str]) -> tuple[Server, ...]:

@@ -33,5 +33,15 @@ class LaunchFailedError(ServerError):
     """A server did not become ready; the message names its log file."""
 
 
+class WarmupFailedError(LaunchFailedError):
+    """A model of a server that is ready did not answer its warm-up rightly: `cause` in the model's words, `remedy` empty if it has it."""
+
+    def __init__(self, message: str, model: str, cause: str, remedy: str) -> None:
+        super().__init__(message)
+        self.model = model
+        self.cause = cause
+        self.remedy = remedy
+
+
 class SolverError(ThemisError):
     """A problem handed to a solver is malformed (not: infeasible, which is a value)."""

@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from themis_triton.core.service_times import ENOUGH_EXECUTIONS
+
 PROXY = "proxy"
 """The proxy's name among stale sources; the others are servers."""
+WORK_WINDOW_S = 5.0
+"""The window of the servers' queue and compute times, unless a policy has one of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +19,7 @@ class ModelEstimate:
 
     `drift_ratio`: measured over profiled time of the executed batches; None where too few were executed.
     `drifting`: the ratio is beyond the settings' bound. `correction`: factor by which plans multiply the profile's latency.
+    `waiting`: mean requests in the servers' queues; `batch_rps`: executed batches per second.
     """
 
     model: str
@@ -34,6 +39,17 @@ class ModelEstimate:
     drift_ratio: float | None = None
     drifting: bool = False
     correction: float = 1.0
+    waiting: float = 0.0
+    batch_rps: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class OtherDemand:
+    """Requests/s that reach a stage besides its pipeline's own: those of another pipeline, or (`pipeline` null) direct calls."""
+
+    pipeline: str | None
+    recent_rps: float
+    stable_rps: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +61,11 @@ class PipelineEstimate:
     `stable_rps` is the mean of the stable window; `growth_rps_per_s` is the slope of the growth window,
     `trend_rps_per_s` that of the trend window,
     `trend_base_rps` the mean rate of its newer half. `per_second` are the arrivals of the last seconds, newest last,
-    at most a minute of them; empty where no forecast needs them.
+    at most a minute of them; empty where no forecast needs them. `per_request`: the requests of each stage per request of the pipeline
+    that plans use: as configured, until enough requests show another number; empty: as configured. `others`: by stage, what
+    reaches its model besides the pipeline's own requests, which the rates count alone; empty: nothing.
+    `refused_rps`: those that an admission limit refused, which the demand contains. `rest_fraction`: the part of the requests that came
+    over REST lately; None where none came, or the pipeline has no limit.
     """
 
     pipeline: str
@@ -60,6 +80,10 @@ class PipelineEstimate:
     trend_base_rps: float = 0.0
     per_second: tuple[float, ...] = ()
     newest_rps: float = 0.0
+    per_request: tuple[float, ...] = ()
+    others: tuple[tuple[OtherDemand, ...], ...] = ()
+    refused_rps: float = 0.0
+    rest_fraction: float | None = None
 
 
 class DriftChange(StrEnum):
@@ -81,8 +105,55 @@ class DriftEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class LearntTimes:
+    """The service times of a model without a profile, as its executed batches show them; a guess while there are not enough."""
+
+    model: str
+    executions: float
+    per_request_ms: float
+    per_batch_ms: float
+
+    @property
+    def enough(self) -> bool:
+        """Whether they are known well enough to act on."""
+        return self.executions >= ENOUGH_EXECUTIONS
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineKnowledge:
+    """What is known of the models of a pipeline that have no profile, and whether it is enough to act.
+
+    `requests_missing`: about how many more requests of the pipeline are needed; `seconds_missing`: at the present rate; None: there is
+    no traffic.
+    """
+
+    pipeline: str
+    enough: bool
+    models: tuple[LearntTimes, ...]
+    requests_missing: float = 0.0
+    seconds_missing: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFailure:
+    """A model that fails on one server while others serve it, or, `server` None, that fails every request on every server.
+
+    `failed` of `ended` requests failed since `since_s`.
+    """
+
+    model: str
+    server: str | None
+    failed: float
+    ended: float
+    since_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Estimate:
-    """The estimate stage's result. `stale`: by source that is out of date, the reason; empty: all are fresh."""
+    """The estimate stage's result. `stale`: by source that is out of date, the reason; empty: all are fresh.
+
+    `knowledge`: of each pipeline with models without a profile.
+    """
 
     at_s: float
     models: dict[str, ModelEstimate] = field(default_factory=dict)
@@ -90,3 +161,5 @@ class Estimate:
     stale: dict[str, str] = field(default_factory=dict)
     history_s: float = 0.0
     drift_events: tuple[DriftEvent, ...] = ()
+    failures: tuple[ModelFailure, ...] = ()
+    knowledge: tuple[PipelineKnowledge, ...] = ()

@@ -10,14 +10,21 @@ from themis_triton.core.address import Address
 
 
 class Phase(StrEnum):
-    """Life cycle of a server. SERVING ones are in the routes, and UNREACHABLE ones: adopted servers whose metrics cannot be read."""
+    """Life cycle of a server. In the routes are SERVING ones, and UNREACHABLE ones: their metrics cannot be read.
+
+    UNRESPONSIVE ones answer neither metrics nor health checks, while other servers do: they are out of the routes.
+    """
 
     LAUNCHING = "launching"
     WARMING = "warming"
     SERVING = "serving"
     UNREACHABLE = "unreachable"
+    UNRESPONSIVE = "unresponsive"
     DRAINING = "draining"
     STOPPING = "stopping"
+
+
+ROUTED = frozenset({Phase.SERVING, Phase.UNREACHABLE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +69,16 @@ class ModelState:
 
     def added(self, before: ModelState) -> dict[str, int]:
         """Instances beyond those of another state, by device."""
+        if not self.spread and not before.spread:  # most servers have one device
+            return {"": self.instances - before.instances} if self.instances > before.instances else {}
         old = before.by_device
         return {device: count - old.get(device, 0) for device, count in self.by_device.items() if count > old.get(device, 0)}
 
     def with_counts(self, counts: Mapping[str, int]) -> ModelState:
         """The same with these instances by device, as `by_device` names them."""
-        return replace(self, instances=counts[""], spread=()) if "" in counts else self.spread_over(counts)
+        if "" not in counts:
+            return self.spread_over(counts)
+        return ModelState(counts[""], self.max_batch, self.max_queue_delay_us, joint=self.joint)
 
     def plus(self, added: Mapping[str, int]) -> ModelState:
         """The same with so many more (or fewer) instances on each device."""
@@ -105,8 +116,11 @@ class Server:
 
     `device`: where a server runs its first instances; `reach`: further devices that it may use.
     `process`: its process on this machine; None elsewhere. `model_repository`: where its models' own files can be read here, if anywhere.
+    `model_config_name`: that of `--model-config-name`, if the server has it.
     `models`: the models of the settings that are READY there. `ready_models`: the names of all models that are READY there by its
     repository index, these included, in order; None while the index is unknown.
+    `unread_devices`: devices that an adopted server may hold, while it has not answered yet what it runs.
+    `stateful`: ready models that keep state between the calls of a sequence. `pinned`: those of them whose calls all come to this server.
     """
 
     name: str
@@ -121,14 +135,22 @@ class Server:
     model_control_key: str | None = None
     log_file: str | None = None
     model_repository: str | None = None
+    model_config_name: str | None = None
     models: Models = field(default_factory=dict)
     ready_models: tuple[str, ...] | None = None
     reach: tuple[str, ...] = ()
+    unread_devices: tuple[str, ...] = ()
+    stateful: tuple[str, ...] = ()
+    pinned: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """A state says on which devices its instances are exactly where the server may use several."""
         if any(bool(state.spread) != bool(self.reach and state.instances) for state in self.models.values()):
             object.__setattr__(self, "models", {name: self.placed(state) for name, state in self.models.items()})
+
+    def takes_calls(self, model: str) -> bool:
+        """Whether calls of a model that it holds come here: not those of sequences that are pinned to another server."""
+        return model not in self.stateful or model in self.pinned
 
     def placed(self, state: ModelState) -> ModelState:
         """A state as this server can have it: without a spread all instances are at home, and only a server with a reach has one."""
@@ -142,8 +164,30 @@ class Server:
         return (self.device, *self.reach)
 
     def runs_on(self, device: str) -> bool:
-        """Whether it has instances on a device, or is to have its first ones there."""
-        return device == self.device or any(state.spread and state.on(device) for state in self.models.values())
+        """Whether it has instances on a device, is to have its first ones there, or may have some that could not be read yet."""
+        if device == self.device or device in self.unread_devices:
+            return True
+        return any(state.spread and state.on(device) for state in self.models.values())
+
+
+def with_pins(servers: Sequence[Server]) -> tuple[Server, ...]:
+    """The servers, with each stateful model pinned to one of those in the routes that hold it.
+
+    A pin stays while its server serves, so that servers that come and go move no open sequence. A new one prefers servers that answer,
+    then those with the most stateful models, so that all stages of a pipeline find one server, then adopted ones.
+    """
+    pinned: dict[str, list[str]] = {server.name: [] for server in servers}
+    for model in sorted({model for server in servers for model in server.stateful}):
+        holders = [server for server in servers if server.phase in ROUTED and model in server.stateful]
+        if holders:
+            pinned[min(holders, key=lambda server: _pin_order(server, model)).name].append(model)
+    return tuple(
+        server if server.pinned == tuple(pinned[server.name]) else replace(server, pinned=tuple(pinned[server.name])) for server in servers
+    )
+
+
+def _pin_order(server: Server, model: str) -> tuple[bool, bool, int, bool, str]:
+    return (server.phase is not Phase.SERVING, model not in server.pinned, -len(server.stateful), server.launched, server.name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from themis_triton.core.fleet import ModelState, Server
+from themis_triton.core.incident import Incident
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class BatchCounters:
 class ModelCounters:
     """Cumulative counters of one model on one server (durations in µs); `pending` is a gauge.
 
+    `failure`: requests that the model or its backend failed; `refused`: those that a full queue rejected or their clients cancelled.
     The sums charge a batch's time to each of its requests; `batches`, by size, charges it once and is empty where it was not read.
     """
 
@@ -34,17 +36,22 @@ class ModelCounters:
     compute_output_us: float = 0.0
     pending: float = 0.0
     batches: tuple[BatchCounters, ...] = ()
+    refused: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class ServerReading:
-    """One server's metrics at `at_s`; `error`: the reason why they are missing; `batches_error`: the reason why `batches` are missing."""
+    """One server's metrics at `at_s`; `error`: the reason why they are missing; `batches_error`: the reason why `batches` are missing.
+
+    `ready`: the names of all models that are READY there; None where that was not read.
+    """
 
     server: str
     at_s: float
     models: dict[str, ModelCounters] = field(default_factory=dict)
     error: str | None = None
     batches_error: str | None = None
+    ready: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,10 @@ class LatencyHistogram:
 
 @dataclass(frozen=True, slots=True)
 class RouteReading:
-    """The proxy's view of one model: all arrivals ever, in flight now, failures ever, latency histogram."""
+    """The proxy's view of one model: all arrivals ever, in flight now, failures ever, latency histogram.
+
+    `refused`: arrivals that an admission limit refused, which are no failures. `rest_arrivals`: those of the arrivals that came over REST.
+    """
 
     model: str
     at_s: float
@@ -65,6 +75,8 @@ class RouteReading:
     in_flight: float
     failures: float
     latency: LatencyHistogram
+    refused: float = 0.0
+    rest_arrivals: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +107,7 @@ class Readings:
 
 @dataclass(frozen=True, slots=True)
 class OpenCall:
-    """A call under way that changes one model's instances on one server, since `since_s`."""
+    """A call under way that changes one model on one server, since `since_s`."""
 
     server: str
     model: str
@@ -108,6 +120,11 @@ class OpenCall:
         """Whether it adds instances."""
         return bool(self.after.added(self.before))
 
+    @property
+    def renews_all(self) -> bool:
+        """Whether it makes all instances anew beside the old ones, which serve until then."""
+        return self.after.renews_all(self.before)
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -116,8 +133,11 @@ class Snapshot:
     `busy` names actuators with an action under way and `backing_off` those in back-off, with the time (s) until which:
     `server/model` for a vertical actuator, a server's name for its life cycle, a slot's name for a launch.
     `routes_error`: the reason why the proxy's statistics are missing. `routes_unwritten`: the reason why the routes are not
-    written yet. `open_calls`: changes of counts under way.
-    `recently_crashed`: the number of launched servers that crashed in the last minute.
+    written yet. `open_calls`: changes of counts under way; `reloads`: those that make all instances of a model anew.
+    `resting`: those in back-off until the settings, a model or the server change, with the reason.
+    `recently_crashed`: the number of launched servers that crashed or stopped answering in the last minute.
+    `incidents`: what happened to servers since the snapshot before; `faults`: what is wrong with servers now, a sentence each.
+    `loading`: (server, model) pairs that are being loaded.
     """
 
     at_s: float
@@ -127,7 +147,18 @@ class Snapshot:
     devices: tuple[DeviceReading, ...] = ()
     busy: frozenset[str] = frozenset()
     open_calls: tuple[OpenCall, ...] = ()
+    reloads: tuple[OpenCall, ...] = ()
     backing_off: dict[str, float] = field(default_factory=dict)
+    resting: dict[str, str] = field(default_factory=dict)
     recently_crashed: int = 0
     routes_error: str | None = None
     routes_unwritten: str | None = None
+    incidents: tuple[Incident, ...] = ()
+    faults: tuple[str, ...] = ()
+    loading: frozenset[tuple[str, str]] = frozenset()
+
+    def backoff_words(self, actuator: str) -> str:
+        """For how long an actuator in back-off is left alone, and why."""
+        if actuator in self.resting:
+            return f"{actuator} rests: {self.resting[actuator]}"
+        return f"{actuator} is in back-off after a failure for {max(0.0, self.backing_off[actuator] - self.at_s):.0f} s more"

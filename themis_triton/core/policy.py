@@ -9,7 +9,7 @@ from themis_triton.core.options import option, section
 
 
 class PolicyName(StrEnum):
-    """The policies that ship; each one is a `propose` function. All but `themis` are baselines."""
+    """The policies that ship; each one is a `propose` function. All but `themis` are baselines; `oracle` is for simulations only."""
 
     THEMIS = "themis"
     THEMIS_PAPER = "themis-paper"
@@ -17,6 +17,15 @@ class PolicyName(StrEnum):
     VERTICAL = "vertical"
     INFERLINE = "inferline"
     STATIC = "static"
+    QUEUE_TIME = "queue-time"
+    CONCURRENCY = "concurrency"
+    VERTICAL_THEMIS = "vertical-themis"
+    ORACLE = "oracle"
+
+    @property
+    def runs_live(self) -> bool:
+        """Whether it needs no knowledge that only a simulation has."""
+        return self is not PolicyName.ORACLE
 
 
 class ForecastName(StrEnum):
@@ -137,9 +146,10 @@ class ThemisPaperConfig:
 
 @dataclass(frozen=True, slots=True)
 class VerticalConfig:
-    """Baseline `vertical`: instances only."""
+    """Baselines `vertical` and `vertical-themis`: instances only."""
 
-    servers: int | None = option(None, "the fixed number of servers; by default as many as can exist", ge=1)
+    servers: int | None = option(None, "the fixed number of servers; by default those for planned_rps, else as many as can exist", ge=1)
+    planned_rps: float | None = option(None, "the rate for which the fewest servers are kept that carry it", gt=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +167,32 @@ class StaticConfig:
     planned_rps: float | None = option(None, "the rate that the plan is made for; by default the fleet is not changed", gt=0)
 
 
+DEPRIORITIZE_AFTER_SLO_FRACTION = 0.5
+"""Of the SLO, for pipelines with `overload: deprioritize` where the policy names no other."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueTimeConfig:
+    """Baseline `queue-time`: a Kubernetes HPA on Triton's queue time, with the values that SuperSONIC ships."""
+
+    threshold_ms: float = option(100.0, "queue time per executed batch over 15 s above which servers are added", gt=0)
+    scale_out_stabilization_s: float = option(60.0, "a server is added after more have been recommended for this time", ge=0)
+    scale_in_stabilization_s: float = option(600.0, "a server is retired after fewer have been recommended for this time", ge=0)
+
+
+@dataclass(frozen=True, slots=True)
+class ConcurrencyConfig:
+    """Baseline `concurrency`: Knative's autoscaler with its default windows."""
+
+    target: float | None = option(
+        None, "requests inside a server at a time, at most; by default as many as it holds at the largest rate inside the SLO", gt=0
+    )
+    target_utilization: float = option(0.7, "fraction of the target at which servers are kept", gt=0, le=1)
+    stable_window_s: float = option(60.0, "window of the mean concurrency", gt=0)
+    panic_window_s: float = option(6.0, "window of the mean concurrency in a burst", gt=0)
+    panic_threshold: float = option(2.0, "a burst is a concurrency of this multiple of what the ready servers are kept at", gt=1)
+
+
 @dataclass(frozen=True, slots=True)
 class PolicyConfig:
     """The scaling policy and its parameters; the evidence for its constants is in benchmarks/results."""
@@ -169,7 +205,8 @@ class PolicyConfig:
     deprioritize_after_slo_fraction: float | None = option(
         None,
         "fraction of the SLO after which a waiting request is served after all others, on launched servers: fewer requests miss the SLO, "
-        "by more; Triton batches delayed requests with new ones, and without batching it serves one per 500 ms; by default off",
+        "by more; Triton batches delayed requests with new ones, and without batching it serves one per 500 ms; by default off, and 0.5 "
+        "for pipelines with `overload: deprioritize`; set, it applies to all pipelines without an `overload` of their own",
         gt=0,
         le=1,
     )
@@ -185,7 +222,9 @@ class PolicyConfig:
     scale_down: ScaleDownConfig = section(ScaleDownConfig, "how capacity is removed")
     drift: DriftConfig = section(DriftConfig, "when differences from the profile are reported and corrected")
     horizontal: HorizontalConfig = section(HorizontalConfig, "policy horizontal")
-    vertical: VerticalConfig = section(VerticalConfig, "policy vertical")
+    vertical: VerticalConfig = section(VerticalConfig, "policies vertical and vertical-themis")
     themis_paper: ThemisPaperConfig = section(ThemisPaperConfig, "policy themis-paper")
     inferline: InferLineConfig = section(InferLineConfig, "policy inferline")
     static: StaticConfig = section(StaticConfig, "policy static")
+    queue_time: QueueTimeConfig = section(QueueTimeConfig, "policy queue-time")
+    concurrency: ConcurrencyConfig = section(ConcurrencyConfig, "policy concurrency")

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from themis_triton.core.action import Action, ActionKind, Outcome, OutcomeKind, Plan
 from themis_triton.core.decision import Decision, PipelineEvidence, Reason
-from themis_triton.core.estimate import DriftEvent, Estimate, ModelEstimate
+from themis_triton.core.estimate import DriftEvent, Estimate, LearntTimes, ModelEstimate, PipelineKnowledge
 from themis_triton.core.observation import Snapshot
+from themis_triton.core.service_times import ENOUGH_EXECUTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ def sentence(record: TickRecord) -> str:
     parts = [_opening(decision)]
     if decision.detail:
         parts.append(decision.detail)
+    parts += [incident.sentence for incident in record.snapshot.incidents]
     if record.started:
         verb = "would " if record.advisory else ""
         parts.append(verb + ", ".join(describe(action) for action in record.started))
@@ -57,6 +59,10 @@ def describe(action: Action) -> str:
             return f"launch {action.server} on {action.slot} with {models}"
         case ActionKind.RETIRE:
             return f"retire {action.server}"
+        case ActionKind.RELOAD:
+            return f"load {action.model} on {action.server}"
+        case ActionKind.KILL:
+            return f"kill {action.server}"
         case ActionKind.REBATCH:
             before, after = action.before, action.after
             return f"rebatch {action.model} on {action.server} {before and before.max_batch}→{after and after.max_batch}"
@@ -93,6 +99,25 @@ def drift_event_words(event: DriftEvent) -> str:
     return f"drift {event.change.value}: {event.model} takes {event.ratio:.2f} times its profile's time; plans use {used}"
 
 
+def knowledge_words(knowledge: PipelineKnowledge, *, advisory: bool) -> str:
+    """What is known of a pipeline whose models have no profile, what is missing, and what to do."""
+    models = ", ".join(map(_learnt_words, knowledge.models))
+    if knowledge.enough:
+        act = ". To act: set mode: active and restart the sidecar" if advisory else "; plans are carried out"
+        return f"{knowledge.pipeline}: enough is known to act: {models}{act}"
+    rate = f", {knowledge.seconds_missing:.0f} s at the present rate" if knowledge.seconds_missing is not None else "; there is no traffic"
+    more = f"about {knowledge.requests_missing:.0f} more requests are needed{rate}"
+    state = f"{knowledge.pipeline}: not enough is known to act, so it stays as it is"
+    return f"{state}: {models}; {more}. Fix: send traffic, or run `themis profile`"
+
+
+def _learnt_words(learnt: LearntTimes) -> str:
+    if not learnt.enough:
+        return f"{learnt.model} has {learnt.executions:.0f} of {ENOUGH_EXECUTIONS} executions"
+    times = f"{learnt.per_batch_ms:.1f} ms a batch and {learnt.per_request_ms:.1f} ms a request"
+    return f"{learnt.model} takes {times} ({learnt.executions:.0f} executions)"
+
+
 _OPENINGS = {
     Reason.SURGE: "surge",
     Reason.SETTLE: "scaling down in place",
@@ -127,6 +152,8 @@ def _numbers(evidence: PipelineEvidence) -> str:
     ]
     changes = evidence.servers_now != evidence.servers_desired
     parts.append(f"{evidence.unit}s {evidence.servers_now}" + (f"→{evidence.servers_desired}" if changes else ""))
+    if evidence.limit_rps is not None and round(evidence.refused_rps):
+        parts.append(f"refuses {evidence.refused_rps:.0f}/s beyond {evidence.limit_rps:.0f}/s")
     if evidence.holds_after_s:
         parts.append(f"SLO expected to hold in {evidence.holds_after_s:.1f} s")
     p99_ms = evidence.measured_p99_ms

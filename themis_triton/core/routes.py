@@ -18,10 +18,17 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class RouteLimit:
-    """Admission limits of one model: mean requests/s and concurrent requests. Excess requests are refused."""
+    """Admission limit of one model's single requests: their mean rate, and how many may come at once. Excess requests are refused.
+
+    `rest_fraction`: the part of the rate for REST; gRPC has the others. `reason`: what a refused client reads. `min_deadline_ms`: calls
+    with a shorter deadline are refused, because no answer can come before it; 0: none are.
+    """
 
     requests_per_s: float
     burst: int
+    rest_fraction: float = 0.0
+    reason: str = ""
+    min_deadline_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +53,7 @@ class ModelRoute:
 
 @dataclass(frozen=True, slots=True)
 class RouteTable:
-    """The route of each model that a server holds, and of all other requests.
+    """The route of each model that a server holds, the most important model first, and of all other requests.
 
     `any`: all serving servers, for requests without a model. `unlisted`: for a model that no server's index lists; empty: as `any`.
     `index`: the servers that answer the repository index without a key; empty: the call is refused.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from themis_triton.core.decision import Clamp, PipelineEvidence
 from themis_triton.core.decoding import decode
-from themis_triton.core.estimate import ModelEstimate, PipelineEstimate
+from themis_triton.core.estimate import ModelEstimate, PipelineEstimate, PipelineKnowledge
 from themis_triton.core.fleet import Server
 from themis_triton.core.observation import DeviceReading
 
@@ -16,7 +16,7 @@ STATUS_PATH = f"/v{STATUS_VERSION}/status"
 
 @dataclass(frozen=True, slots=True)
 class StatusEvent:
-    """One change: its time, decision, kinds of actions (or `drift`), and sentence."""
+    """One change: its time, decision, kinds of actions (or `drift`, `incident`), and sentence."""
 
     at_s: float
     decision_id: str
@@ -42,7 +42,8 @@ class PipelineStatus:
     """One pipeline: its SLO, its estimate and the evidence of the decision; null before the first tick.
 
     `slo_violated`: the measured percentile exceeds the SLO now; null without traffic. `late_fraction`: the fraction of the time with
-    traffic since the start in which it did; null before the first traffic.
+    traffic since the start in which it did; null before the first traffic. `order`: the order of the stages where it is no chain, and
+    whether latencies are upper bounds. `knowledge`: what is known of its models without a profile; null where all have one.
     """
 
     name: str
@@ -53,15 +54,19 @@ class PipelineStatus:
     evidence: PipelineEvidence | None = None
     slo_violated: bool | None = None
     late_fraction: float | None = None
+    order: str = ""
+    knowledge: PipelineKnowledge | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
     """The sidecar's measurements, decisions and actions. Times are seconds since the epoch.
 
+    `tick_error`: why the last tick failed; `sentence` then says so, and the rest of the status is from the last good tick.
     `tick` 0 and `at_s` null: no tick has ended yet. `cost_per_s`: the price of the running fleet. `next_steps`: the actions of the newest
     plan, in words; in advisory mode those that it would start. `busy`: actuators with an action under way; `backing_off`: those in
-    back-off after a failure, with the time until which. `servers` carry no model-control keys.
+    back-off after a failure, with the time until which; `resting`: those that rest until a change, with the reason. `faults`: what is
+    wrong with servers now. `servers` carry no model-control keys.
     """
 
     status_version: int
@@ -76,6 +81,7 @@ class Status:
     at_s: float | None = None
     tick_ms: float = 0.0
     tick_errors: int = 0
+    tick_error: str | None = None
     journal_trouble: str | None = None
     stage: str | None = None
     reason: str | None = None
@@ -84,8 +90,10 @@ class Status:
     stale: dict[str, str] = field(default_factory=dict)
     drift: tuple[str, ...] = ()
     routes_unwritten: str | None = None
+    faults: tuple[str, ...] = ()
     busy: tuple[str, ...] = ()
     backing_off: dict[str, float] = field(default_factory=dict)
+    resting: dict[str, str] = field(default_factory=dict)
     next_steps: tuple[str, ...] = ()
     cost_per_s: float = 0.0
     usage: UsageStatus = UsageStatus()

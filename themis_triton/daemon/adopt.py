@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import structlog
 
+from themis_triton.adapters.envoy.current_routes import CurrentRoutes, read_current_routes
 from themis_triton.adapters.launchers import bare_launchers
+from themis_triton.adapters.triton.groups import active_groups, expected_devices, numbered_devices
+from themis_triton.adapters.triton.model_config import parse_config, read_config_text
 from themis_triton.core.action import Action, ActionKind, Plan
-from themis_triton.core.config import AdoptedServer, Mode
+from themis_triton.core.config import AdoptedServer, Mode, ThemisConfig
 from themis_triton.core.errors import ServerError, SettingsError
-from themis_triton.core.fleet import ModelState, Phase, Server
+from themis_triton.core.fleet import Models, ModelState, Phase, Server
+from themis_triton.core.routes import RouteLimit
 from themis_triton.daemon.components import Components
 from themis_triton.daemon.control import is_paused
 
@@ -19,6 +26,7 @@ log = structlog.get_logger()
 ADOPTION = "adoption"
 READ_ATTEMPTS, READ_AGAIN_AFTER_S = 3, 0.5
 LEAVING = frozenset({Phase.DRAINING, Phase.STOPPING})
+RUNNING = frozenset({Phase.SERVING, Phase.UNREACHABLE, Phase.UNRESPONSIVE})
 
 
 async def adopt(components: Components) -> None:
@@ -29,12 +37,20 @@ async def adopt(components: Components) -> None:
     """
     if components.launcher is None:
         await _refuse_forgotten_servers(components.config.state_directory)
-    for configured in components.config.servers:
-        components.world.executor.fleet.put(await _adopted(configured, components))
-    unfinished = await _launched(components)
+    routes = await read_current_routes(components.config.envoy)
+    adopted = [await _adopted(configured, components) for configured in components.config.servers]
+    launched, unfinished = await _launched(components, routes)
+    components.world.executor.fleet.put_all(_pinned(server, routes) for server in (*adopted, *launched))
+    components.world.executor.limits = _kept_limits(components.config, routes)
     await components.world.executor.write_routes()
     if components.config.mode is Mode.ACTIVE and not is_paused(components.config.state_directory):
         components.world.executor.submit(Plan(ADOPTION, tuple(unfinished)))
+
+
+def _kept_limits(config: ThemisConfig, routes: CurrentRoutes) -> dict[str, RouteLimit]:
+    """The limits of an earlier sidecar, which hold until the first decision; advisory mode refuses nothing."""
+    fronts = {pipeline.front for pipeline in config.pipelines if pipeline.sheds and config.mode is Mode.ACTIVE}
+    return {model: limit for model, limit in routes.limits.items() if model in fronts}
 
 
 async def _refuse_forgotten_servers(state_directory: Path) -> None:
@@ -59,15 +75,35 @@ async def _adopted(configured: AdoptedServer, components: Components) -> Server:
         launched=False,
         model_control_key=configured.model_control_key,
         model_repository=str(configured.model_repository) if configured.model_repository is not None else None,
+        model_config_name=configured.model_config_name,
     )
     try:
         models = await _read(server, components)
         ready_models = await components.control.list_ready(server)
+        stateful = await components.control.list_stateful(server, ready_models if ready_models is not None else tuple(models))
     except ServerError as error:
-        log.warning("server_unreachable", server=server.name, address=server.grpc_address, error=str(error))
-        return replace(server, phase=Phase.UNREACHABLE)
+        expected = await asyncio.to_thread(_expected_devices, server, tuple(components.config.models))
+        log.warning("server_unreachable", server=server.name, address=server.grpc_address, devices_held=expected, error=str(error))
+        return replace(server, phase=Phase.UNREACHABLE, unread_devices=expected)
     log.info("server_adopted", server=server.name, models={name: state.instances for name, state in models.items()})
-    return replace(server, models=models, ready_models=ready_models)
+    if stateful:
+        log.info("sequences_detected", server=server.name, models=stateful, message="calls of such a model go to one server")
+    return replace(server, models=models, ready_models=ready_models, stateful=stateful)
+
+
+def _expected_devices(server: Server, models: Iterable[str]) -> tuple[str, ...]:
+    """The devices that a server which does not answer may hold, by its models' own files; all that it may use where these are unknown."""
+    repository, devices = server.model_repository, numbered_devices(server)
+    if repository is None or not devices:
+        return server.devices
+    expected = set[str]()
+    for model in models:
+        try:
+            text = read_config_text(Path(repository), model, server.model_config_name)
+            expected |= expected_devices(active_groups(parse_config(*text)), devices) if text is not None else set()
+        except (SettingsError, OSError):
+            return server.devices
+    return tuple(device for device in server.devices if device in expected)
 
 
 async def _read(server: Server, components: Components) -> dict[str, ModelState]:
@@ -80,23 +116,31 @@ async def _read(server: Server, components: Components) -> dict[str, ModelState]
     return await components.control.read_models(server, tuple(components.config.models))
 
 
-async def _launched(components: Components) -> list[Action]:
-    """Adopt launched servers that still run; returns the actions that complete their launches and retirements."""
+def _pinned(server: Server, routes: CurrentRoutes) -> Server:
+    """The server with the models whose sequences Envoy sends to it now, so that a restart cuts none."""
+    return replace(server, pinned=routes.models_of(server, server.stateful) or server.pinned) if server.stateful else server
+
+
+async def _launched(components: Components, routes: CurrentRoutes) -> tuple[list[Server], list[Action]]:
+    """The launched servers that still run, and the actions that complete their launches and retirements."""
     if components.launcher is None:
-        return []
+        return [], []
     journalled = {server.name: server for server in components.journal.load_servers()}
     running = {server.name: server for server in await components.launcher.discover()}
     slots = {slot.name for slot in components.config.launch.slots} if components.config.launch is not None else set()
     # A server that was restarted on other ports runs under the name of a journalled process that ended.
     known = {name: server for name, server in journalled.items() if name not in running or await components.launcher.is_alive(server)}
-    unfinished = []
+    servers, unfinished = list[Server](), list[Action]()
     for name, server in sorted((running | known).items()):
         if not await components.launcher.is_alive(server):
             log.warning("server_lost", server=name)
             await components.launcher.stop(server)
             components.journal.forget_server(name)
             continue
-        action = await _readopted(server, components)
+        if name not in known:
+            log.warning("server_missing_in_journal", server=name, routed=routes.lead_to(server))
+        readopted, action = await _readopted(server, routes, components)
+        servers.append(readopted)
         if action is None and server.slot not in slots:
             log.warning(
                 "slot_unknown",
@@ -105,22 +149,31 @@ async def _launched(components: Components) -> list[Action]:
                 remedy="it keeps serving. Fix: name its slot again, or stop the sidecar and run `themis down`",
             )
         unfinished.extend([action] if action is not None else [])
-    return unfinished
+    return servers, unfinished
 
 
-async def _readopted(server: Server, components: Components) -> Action | None:
-    fleet = components.world.executor.fleet
+async def _readopted(server: Server, routes: CurrentRoutes, components: Components) -> tuple[Server, Action | None]:
+    """The server as it is now, and the action that completes its launch or its retirement; None if it serves.
+
+    What Envoy routes to serves, whatever the journal says of it or does not say, and stays in the routes.
+    """
     if server.phase in LEAVING:
-        fleet.put(replace(server, phase=Phase.DRAINING))
-        return Action(f"{ADOPTION}/{server.name}", ActionKind.RETIRE, ADOPTION, server.name)
-    if server.phase is Phase.SERVING:
-        try:
-            models = await components.control.read_models(server, tuple(server.models))
-        except ServerError as error:
-            log.warning("server_unreachable", server=server.name, error=str(error))
-            models = server.models
-        fleet.put(replace(server, models=models))
-        log.info("server_readopted", server=server.name, models={name: state.instances for name, state in models.items()})
-        return None
-    fleet.put(replace(server, phase=Phase.LAUNCHING))
-    return Action(f"{ADOPTION}/{server.name}", ActionKind.LAUNCH, ADOPTION, server.name, slot=server.slot, models=server.models)
+        return replace(server, phase=Phase.DRAINING), Action(f"{ADOPTION}/{server.name}", ActionKind.RETIRE, ADOPTION, server.name)
+    models = await _serving_models(server, components) if server.phase in RUNNING or routes.lead_to(server) else {}
+    if not models:
+        launch = Action(f"{ADOPTION}/{server.name}", ActionKind.LAUNCH, ADOPTION, server.name, slot=server.slot, models=server.models)
+        return replace(server, phase=Phase.LAUNCHING), launch
+    stateful = server.stateful
+    with contextlib.suppress(ServerError):  # it was told that the server does not answer
+        stateful = await components.control.list_stateful(server, tuple(models))
+    log.info("server_readopted", server=server.name, models={name: state.instances for name, state in models.items()})
+    return replace(server, phase=Phase.SERVING, models=models, stateful=stateful), None
+
+
+async def _serving_models(server: Server, components: Components) -> Models:
+    """The models that are READY there; those that it was known to hold if it does not answer."""
+    try:
+        return await components.control.read_models(server, tuple(server.models))
+    except ServerError as error:
+        log.warning("server_unreachable", server=server.name, error=str(error))
+        return server.models

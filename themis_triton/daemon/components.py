@@ -25,6 +25,9 @@ from themis_triton.core.config import ThemisConfig
 from themis_triton.ports import ModelControl, ServerLauncher
 from themis_triton.tick import World
 
+READING_WAIT_S = 0.25
+"""For how long a tick waits for readings; slower ones are used by a later tick."""
+
 
 @dataclass(frozen=True, slots=True)
 class Components:
@@ -36,6 +39,7 @@ class Components:
     launcher: ServerLauncher | None
     journal: Journal
     envoy: EnvoyProcess
+    routes: EnvoyFiles
     clock: SystemClock
     observer: LiveObserver
 
@@ -46,13 +50,13 @@ async def build_components(config: ThemisConfig) -> AsyncIterator[Components]:
     async with AsyncExitStack() as stack:
         clock = SystemClock()
         models = tuple(config.models)
-        journal = Journal(journal_path(config.state_directory))
+        journal = Journal(journal_path(config.state_directory), config.retention.journal_bytes)
         stack.callback(journal.close)
         envoy = EnvoyProcess(config.envoy, config.state_directory)
         stack.push_async_callback(envoy.close)
-        files = EnvoyFiles(config.envoy, log_file=envoy.log_file)
+        files = EnvoyFiles(config.envoy, log_file=envoy.log_file, on_ignored=envoy.note_ignored)
         stack.push_async_callback(files.close)
-        control = TritonModelControl()
+        control = TritonModelControl(callees=config.callees)
         stack.push_async_callback(control.close)
         launcher = build_launcher(config.launch, config.state_directory, config.deprioritize_after_s) if config.launch is not None else None
         observer = build_observer(config, clock)
@@ -64,10 +68,10 @@ async def build_components(config: ThemisConfig) -> AsyncIterator[Components]:
         supervisor = Supervisor(executor, control, launcher, models, clock)
         stack.push_async_callback(supervisor.close)
         world = World(observer, executor, supervisor, journal, clock)
-        yield Components(config, world, control, launcher, journal, envoy, clock, observer)
+        yield Components(config, world, control, launcher, journal, envoy, files, clock, observer)
 
 
 def build_observer(config: ThemisConfig, clock: SystemClock) -> LiveObserver:
     """The observer of a configuration's servers, Envoy and devices."""
-    stats = EnvoyStats(config.envoy.admin_address, tuple(config.models), clock)
-    return LiveObserver(TritonMetrics(clock), stats, DeviceReader(sorted(config.devices), clock))
+    stats = EnvoyStats(config.envoy, config.called_models, clock, READING_WAIT_S)
+    return LiveObserver(TritonMetrics(clock, wait_s=READING_WAIT_S), stats, DeviceReader(sorted(config.devices), clock))

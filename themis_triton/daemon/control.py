@@ -58,6 +58,22 @@ def stop_running(state_directory: Path) -> int | None:
     return pid
 
 
+def signal_reload(state_directory: Path) -> int | None:
+    """Send SIGHUP to the sidecar, so that it reads its settings anew. Returns its pid, or None if no sidecar runs.
+
+    EnvironmentCheckError if it belongs to another user.
+    """
+    pid = running_pid(state_directory)
+    try:
+        if pid is not None:
+            os.kill(pid, signal.SIGHUP)
+    except ProcessLookupError:
+        return None
+    except PermissionError as error:
+        raise EnvironmentCheckError(f"the sidecar with pid {pid} belongs to another user. Fix: reload it as that user") from error
+    return pid
+
+
 def _exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)

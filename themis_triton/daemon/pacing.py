@@ -22,7 +22,9 @@ def is_quiet(record: TickRecord) -> bool:
     snapshot, estimate = record.snapshot, record.estimate
     if not settled or planned or record.outcomes or estimate.stale or estimate.drift_events:
         return False
-    if snapshot.busy or snapshot.backing_off or snapshot.routes_unwritten or snapshot.routes_error:
+    if snapshot.busy or snapshot.backing_off.keys() - snapshot.resting or snapshot.routes_unwritten or snapshot.routes_error:
+        return False
+    if snapshot.incidents or any(reading.error is not None for reading in snapshot.readings):
         return False
     return all(server.phase is Phase.SERVING for server in snapshot.servers) and not any(map(_has_traffic, estimate.models.values()))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,27 +13,33 @@ from typing import Any
 import structlog
 
 from themis_triton.adapters.exporter import Exporter
-from themis_triton.adapters.memory import release_clean_pages
-from themis_triton.compilation import CompileProgress, compile_kernels
+from themis_triton.adapters.memory import exempt_from_collection, release_clean_pages
+from themis_triton.core.action import Plan
 from themis_triton.core.config import Mode, ThemisConfig
 from themis_triton.core.decision import Reason
 from themis_triton.core.errors import ThemisError
 from themis_triton.core.record import TickRecord, drift_event_words, sentence
-from themis_triton.core.status import StatusEvent
 from themis_triton.daemon.adopt import adopt
 from themis_triton.daemon.api import serving
+from themis_triton.daemon.certificates import keep_certificates
 from themis_triton.daemon.components import Components, build_components
 from themis_triton.daemon.control import is_paused
+from themis_triton.daemon.envoy_watch import EnvoyWatch
+from themis_triton.daemon.fixed_counts import find_fixed, fixed_actuators, with_fixed_counts
+from themis_triton.daemon.housekeeping import keep_logs_bounded
+from themis_triton.daemon.kernels import INTERPRETED, Kernels, preparing_kernels
+from themis_triton.daemon.learning import LEARNT, Learning, with_learnt_times
 from themis_triton.daemon.lock import locked
 from themis_triton.daemon.pacing import is_quiet, wait_for_tick
-from themis_triton.daemon.status import StatusBoard
+from themis_triton.daemon.reload import REFUSED, RELOADED, SettingsChange, settings_change
+from themis_triton.daemon.status import TICK_FAILED, StatusBoard
 from themis_triton.decide.planner import Planner
 from themis_triton.decide.rules import build_rules
-from themis_triton.jit import Group
-from themis_triton.tick import EngineState, tick
+from themis_triton.decide.state import PolicyState
+from themis_triton.estimate.drift import DriftHistory
+from themis_triton.tick import Compute, EngineState, at_once, tick
 
 log = structlog.get_logger()
-ENVOY_CHECK_EVERY_S = 2.0
 QUIET_LOG_EVERY_TICKS = 60
 PAUSE_SENTENCES = {
     "paused": "paused by `themis pause`: nothing is changed",
@@ -41,35 +47,55 @@ PAUSE_SENTENCES = {
 }
 
 
-async def run_daemon(config: ThemisConfig) -> None:
-    """Run until SIGTERM or SIGINT. Servers and Envoy keep serving afterwards; `themis stop --all` stops them."""
-    stop = asyncio.Event()
+async def run_daemon(config: ThemisConfig, read_settings: Callable[[], ThemisConfig]) -> None:
+    """Run until SIGTERM or SIGINT. Servers and Envoy keep serving afterwards; `themis stop --all` stops them.
+
+    SIGHUP: `read_settings` returns the edited settings; its ThemisError leaves those that are in force.
+    """
+    stop, reload = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, reload.set)
     with locked(config.state_directory):
-        compiling = asyncio.create_task(_compile_kernels())
-        async with build_components(config) as components, _cancelled_on_exit(compiling):
+        async with preparing_kernels(config.state_directory) as kernels, build_components(config) as components:
+            hung = await components.envoy.end_if_hung()
+            if hung is not None:
+                log.error("envoy_killed", message=f"the running Envoy does not serve: {hung}; it is started again")
             await adopt(components)
+            planned = await _changeable(config, components)
             await components.envoy.ensure()
-            if await stopped_before(compiling, stop):
+            if await stopped_before(asyncio.create_task(kernels.start()), stop):
                 log.info("sidecar_stopped", servers="still serving")
                 return
             log.info("memory_released", megabytes=round(release_clean_pages() / 1e6))
-            board = StatusBoard(config, components.clock.now_s())
+            board = StatusBoard(planned, components.clock.now_s())
             exporter = Exporter()
             async with serving(config.status.address, board, exporter, components.clock):
                 log.info("sidecar_started", mode=config.mode.value, policy=config.policy.name.value, status=str(config.status.address))
                 if os.getpid() == 1 and config.envoy.managed:
                     log.warning("init_process_detected", message="servers and Envoy stop with this container. Fix: run it with --pid=host")
-                await _run_ticks(_Loop(components, Planner(build_rules(config)), board, exporter), stop)
+                ticking = _Loop(components, Planner(build_rules(planned)), board, exporter, kernels.compute)
+                ticking.reload, ticking.read_settings = reload, read_settings
+                if kernels.interpreted:
+                    board.add_event(components.clock.now_s(), "kernels_interpreted", INTERPRETED)
+                exempt_from_collection()
+                await _run_ticks(ticking, kernels, stop)
     log.info("sidecar_stopped", servers="still serving")
 
 
-async def stopped_before(task: asyncio.Task[None], stop: asyncio.Event) -> bool:
-    """Wait for the task or for `stop`; returns whether `stop` came first. Raises an error of the task."""
+async def _changeable(config: ThemisConfig, components: Components) -> ThemisConfig:
+    """The settings as far as the adopted servers let models be changed."""
+    executor, fixed = components.world.executor, await find_fixed(components)
+    servers = executor.fleet.all()
+    executor.unchangeable = fixed_actuators(fixed, servers)
+    return with_fixed_counts(config, fixed, servers)
+
+
+async def stopped_before(task: asyncio.Task[Any], stop: asyncio.Event) -> bool:
+    """Wait for the task or for `stop`, which cancels it; returns whether `stop` came. Raises an error of the task."""
     stopping = asyncio.create_task(stop.wait())
-    async with _cancelled_on_exit(stopping):
+    async with _cancelled_on_exit(stopping), _cancelled_on_exit(task):
         await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             task.result()
@@ -85,36 +111,20 @@ async def _cancelled_on_exit(task: asyncio.Task[Any]) -> AsyncIterator[None]:
         await asyncio.wait({task})
 
 
-async def _compile_kernels() -> None:
-    """Load the kernels of a tick. Kernels that are not cached are compiled first, with progress in the log."""
-
-    def report(step: CompileProgress) -> None:
-        log.info("kernels_compiling", done=step.done, total=step.total, entry=step.entry)
-
-    result = await compile_kernels((Group.TICK,), report)
-    if result.compiled:
-        log.info("kernels_compiled", total=result.compiled, seconds=round(result.seconds, 1), cache=str(result.directory))
-
-
-async def _run_ticks(loop: _Loop, stop: asyncio.Event) -> None:
+async def _run_ticks(loop: _Loop, kernels: Kernels, stop: asyncio.Event) -> None:
     """Tick until `stop`. The next tick starts `tick_s` after the end of the last one, or later while nothing moves."""
-    policy = loop.components.config.policy
-    watching = asyncio.create_task(_watch_envoy(loop.components))
-    async with _cancelled_on_exit(watching):
+    world = loop.components.world
+    watching = asyncio.create_task(EnvoyWatch(loop.components.envoy, world.executor, world.supervisor, world.clock).run())
+    tidying = asyncio.create_task(keep_logs_bounded(loop.components))
+    renewing = asyncio.create_task(keep_certificates(loop.components.routes))
+    async with _cancelled_on_exit(watching), _cancelled_on_exit(tidying), _cancelled_on_exit(renewing):
         while not stop.is_set():
-            await wait_for_tick(await loop.tick(), policy, stop, loop.has_moved)
-
-
-async def _watch_envoy(components: Components) -> None:
-    """Restart a managed Envoy that has ended; report an unmanaged one that does not answer."""
-    while True:
-        try:
-            await components.envoy.ensure()
-        except ThemisError as error:
-            log.error("envoy_lost", error=str(error))  # noqa: TRY400 - the message is whole, a traceback adds nothing
-        except Exception:
-            log.exception("envoy_check_failed")
-        await asyncio.sleep(ENVOY_CHECK_EVERY_S)
+            if await kernels.switch():
+                log.info("memory_released", megabytes=round(release_clean_pages() / 1e6))
+            await loop.reload_settings()
+            ticking = asyncio.create_task(loop.tick())
+            if not await stopped_before(ticking, stop):
+                await wait_for_tick(ticking.result(), loop.components.config.policy, stop, loop.has_moved)
 
 
 @dataclass(slots=True)
@@ -125,10 +135,14 @@ class _Loop:
     planner: Planner
     board: StatusBoard
     exporter: Exporter
+    compute: Compute = at_once
     state: EngineState = field(default_factory=EngineState)
     last_reason: Reason | None = None
     paused: bool = False
     arrivals: float | None = None
+    learning: Learning = field(default_factory=Learning)
+    reload: asyncio.Event = field(default_factory=asyncio.Event)
+    read_settings: Callable[[], ThemisConfig] | None = None
     advisory: Planner = field(init=False)
 
     def __post_init__(self) -> None:
@@ -140,29 +154,89 @@ class _Loop:
         """Run one tick and publish it; returns whether the system is idle, so that the next tick may be delayed."""
         started_s = asyncio.get_running_loop().time()
         try:
-            self.state, record = await tick(self.state, self.components.world, self._planner_now())
-        except Exception:
-            self.board.tick_errors += 1
+            self.state, record = await tick(self.state, self.components.world, self._planner_now(), self.compute)
+        except Exception as error:
+            event = self.board.fail(self.components.clock.now_s(), error)
+            if event is not None:
+                self.components.journal.record_event(event.at_s, TICK_FAILED, event.sentence)
             self.exporter.tick_failed()
-            log.exception("tick_failed")
+            log.exception(TICK_FAILED)
             return False
         duration_s = asyncio.get_running_loop().time() - started_s
         self._report_journal()
         self.board.take(record, 1000.0 * duration_s, paused=self.paused)
         self.exporter.take(record, duration_s)
         self._log_tick(record)
+        self._learn(record)
         self.arrivals = sum(route.arrivals for route in record.snapshot.routes)
         return is_quiet(record)
 
+    def _learn(self, record: TickRecord) -> None:
+        """Plan with service times that were learnt, from the next tick on, and tell when they suffice to act."""
+        for event in self.learning.events(record, self.components.config.mode):
+            self.components.journal.record_event(event.at_s, LEARNT, event.sentence)
+            self.board.events.append(event)
+        config = with_learnt_times(self.planner.rules.config, record.estimate.knowledge)
+        if config is not self.planner.rules.config:
+            self.planner = Planner(build_rules(config), self.planner.forecaster)
+            self.__post_init__()
+            # Measured times were compared with other ones.
+            self.state = replace(self.state, history=replace(self.state.history, drift=DriftHistory()))
+
+    async def reload_settings(self) -> None:
+        """Put edited settings into force if it was asked for; wrong ones are refused, and the old ones stay."""
+        if not self.reload.is_set() or self.read_settings is None:
+            return
+        self.reload.clear()
+        try:
+            change = settings_change(self.components.config, await asyncio.to_thread(self.read_settings))
+            await self._apply(change)
+        except (ThemisError, OSError) as error:
+            kind, words = REFUSED, f"settings refused, the old ones stay in force: {error}"
+            log.warning(kind, message=words)
+        except Exception as error:
+            kind, words = REFUSED, f"settings refused, the old ones stay in force: {type(error).__name__}: {error}"
+            log.exception(kind)
+        else:
+            kind, words = RELOADED, change.sentence
+            log.info(kind, changed=change.changed, waiting=change.waiting, message=words)
+        now_s = self.components.clock.now_s()
+        self.components.journal.record_event(now_s, kind, words)
+        self.board.add_event(now_s, kind, words)
+
+    async def _apply(self, change: SettingsChange) -> None:
+        """Plan by other settings from the next tick on."""
+        if not change.changed:
+            return
+        config, before = change.config, self.components.config
+        planned = await _changeable(config, self.components)
+        self.planner = Planner(build_rules(planned), self.planner.forecaster)
+        self.components, self.board.config = replace(self.components, config=config), planned
+        self.__post_init__()
+        if config.mode is Mode.ADVISORY:  # nothing is refused in it
+            self.components.world.executor.submit(Plan(RELOADED, limits={}))
+        backoff = self.components.world.executor.backoff
+        backoff.first_s, backoff.longest_s = config.policy.retry_backoff_s, config.policy.retry_backoff_max_s
+        if config.models != before.models:  # measured times were compared with other ones
+            self.state = replace(self.state, history=replace(self.state.history, drift=DriftHistory()))
+        if config.policy.name is not before.policy.name:
+            self.state = replace(self.state, policy=PolicyState())
+
     async def has_moved(self) -> bool:
-        """Whether the next tick must start now: a request arrived, Envoy does not answer, or a pause began or ended."""
-        if is_paused(self.components.config.state_directory) is not self.paused:
+        """Whether the next tick must start now: settings were edited, a request arrived, Envoy does not answer, or a pause changes."""
+        if self.reload.is_set() or is_paused(self.components.config.state_directory) is not self.paused:
             return True
         return await self.components.observer.count_arrivals() != self.arrivals
 
     def _report_journal(self) -> None:
-        """Log that the journal is not written: the next sidecar then has to discover the launched servers."""
-        trouble = self.components.journal.trouble
+        """Report that the journal was replaced, or is not written: the next sidecar then has to discover the launched servers."""
+        journal = self.components.journal
+        for kind, notice in journal.take_notices():
+            log.error(kind.value, message=notice)
+            now_s = self.components.clock.now_s()
+            journal.record_event(now_s, kind.value, notice)
+            self.board.add_event(now_s, kind.value, notice)
+        trouble = journal.trouble
         if trouble is not None and trouble != self.board.journal_trouble:
             log.error("journal_write_failed", message=trouble)
         self.board.journal_trouble = trouble
@@ -175,13 +249,17 @@ class _Loop:
             log.warning("sidecar_paused" if paused else "sidecar_resumed")
             self.paused = paused
             self.components.journal.record_event(now_s, kind, PAUSE_SENTENCES[kind])
-            self.board.events.append(StatusEvent(now_s, f"{kind}-{now_s:.0f}", (kind,), PAUSE_SENTENCES[kind]))
+            self.board.add_event(now_s, kind, PAUSE_SENTENCES[kind])
         return self.advisory if paused else self.planner
 
     def _log_tick(self, record: TickRecord) -> None:
         """Log one line per change, and one every `QUIET_LOG_EVERY_TICKS` ticks without a change."""
         for event in record.estimate.drift_events:
             log.warning("drift_changed", model=event.model, change=event.change.value, message=drift_event_words(event))
+        for incident in record.snapshot.incidents:
+            where = {"server": incident.server, "model": incident.model}
+            known = {key: value for key, value in where.items() if value is not None}
+            log.warning(incident.kind.value, **known, message=incident.sentence)
         changed = record.plan.actions or record.outcomes or record.decision.reason is not self.last_reason
         if changed or record.number % QUIET_LOG_EVERY_TICKS == 0:
             log.info("tick_completed", decision=record.decision.id, reason=record.decision.reason.value, message=sentence(record))

@@ -15,6 +15,7 @@ from themis_triton.core.record import TickRecord, describe, drift_event_words, d
 from themis_triton.core.status import STATUS_VERSION, PipelineStatus, Status, StatusEvent, UsageStatus
 from themis_triton.daemon.usage import UsageTotals
 
+TICK_FAILED = "tick_failed"
 MAX_EVENTS = 50
 MIN_SILENT_S = 10.0
 SILENT_TICKS = 10
@@ -49,6 +50,7 @@ class StatusBoard:
     record: TickRecord | None = None
     tick_ms: float = 0.0
     tick_errors: int = 0
+    tick_error: str | None = None
     paused: bool = False
     journal_trouble: str | None = None
     slo_times: dict[str, SloTime] = field(default_factory=dict)
@@ -64,11 +66,27 @@ class StatusBoard:
         self.paused = paused
         self.usage = self.usage.add(record, self.config)
         self.record = record
+        self.tick_error = None
         self.tick_ms = tick_ms
         if record.plan.actions or any(outcome.detail for outcome in record.outcomes):
             kinds = tuple(sorted({action.kind.value for action in record.started}))
             self.events.append(StatusEvent(at_s, decision_id, kinds, sentence(record)))
+        incidents = record.snapshot.incidents
+        self.events.extend(StatusEvent(at_s, decision_id, ("incident",), incident.sentence) for incident in incidents)
         self.events.extend(StatusEvent(at_s, decision_id, ("drift",), drift_event_words(event)) for event in record.estimate.drift_events)
+
+    def fail(self, at_s: float, error: Exception) -> StatusEvent | None:
+        """Take in a tick that failed; returns the event of the first one in a row."""
+        first, self.tick_errors = self.tick_error is None, self.tick_errors + 1
+        self.tick_error = f"the last tick failed, and nothing is changed until one succeeds: {type(error).__name__}: {error}"
+        if not first:
+            return None
+        self.events.append(StatusEvent(at_s, f"{TICK_FAILED}-{at_s:.0f}", (TICK_FAILED,), self.tick_error))
+        return self.events[-1]
+
+    def add_event(self, at_s: float, kind: str, sentence: str) -> None:
+        """Add a change of the sidecar itself."""
+        self.events.append(StatusEvent(at_s, f"{kind}-{at_s:.0f}", (kind,), sentence))
 
     def silent_s(self, now_s: float) -> float:
         """Seconds since the last good tick, or since the start before the first."""
@@ -91,12 +109,14 @@ class StatusBoard:
             sentence="no tick yet",
             tick_ms=self.tick_ms,
             tick_errors=self.tick_errors,
+            tick_error=self.tick_error,
             journal_trouble=self.journal_trouble,
             usage=_usage(self.usage),
             pipelines=tuple(PipelineStatus(p.name, p.stages, p.slo_ms, p.percentile) for p in self.config.pipelines),
             events=tuple(self.events),
         )
-        return _with_record(base, self.record, self.config, self.slo_times) if self.record is not None else base
+        status = _with_record(base, self.record, self.config, self.slo_times) if self.record is not None else base
+        return status if self.tick_error is None else replace(status, sentence=self.tick_error)
 
 
 def _with_record(base: Status, record: TickRecord, config: ThemisConfig, slo_times: Mapping[str, SloTime]) -> Status:
@@ -113,8 +133,10 @@ def _with_record(base: Status, record: TickRecord, config: ThemisConfig, slo_tim
         stale=record.estimate.stale,
         drift=tuple(words for words in map(drift_words, record.estimate.models.values()) if words),
         routes_unwritten=snapshot.routes_unwritten,
+        faults=snapshot.faults,
         busy=tuple(sorted(snapshot.busy)),
-        backing_off=snapshot.backing_off,
+        backing_off={actuator: until_s for actuator, until_s in snapshot.backing_off.items() if actuator not in snapshot.resting},
+        resting=snapshot.resting,
         next_steps=tuple(describe(action) for action in record.started),
         cost_per_s=running_price((server.models for server in snapshot.servers), config),
         servers=tuple(replace(server, model_control_key=None) for server in snapshot.servers),
@@ -135,6 +157,8 @@ def _pipeline(record: TickRecord, pipeline: PipelineConfig, times: SloTime) -> P
         evidence=next((evidence for evidence in record.decision.evidence if evidence.pipeline == pipeline.name), None),
         slo_violated=_violated(estimate, pipeline),
         late_fraction=times.late_fraction,
+        order=pipeline.order,
+        knowledge=next((each for each in record.estimate.knowledge if each.pipeline == pipeline.name), None),
     )
 
 

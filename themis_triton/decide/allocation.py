@@ -4,27 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from themis_triton.core.config import Placement
 from themis_triton.core.decision import Clamp, ClampKind, Target
-from themis_triton.core.fleet import Models, Phase, Place, Server, with_place
-from themis_triton.core.observation import Snapshot
+from themis_triton.core.fleet import Phase
+from themis_triton.decide import leaving
 from themis_triton.decide.devices import FreeDevices
-from themis_triton.decide.proposal import PolicyResult
+from themis_triton.decide.joined import Joined, PipelineProposal
+from themis_triton.decide.planner import rounded_up_rps
 from themis_triton.decide.rules import Rules
 from themis_triton.decide.state import PolicyInput, PolicyState
 from themis_triton.decide.view import PipelineView
 from themis_triton.plan.steps import by_retirement
-from themis_triton.solver.slot_allocation import PoolMember, solve_pool
+from themis_triton.solver.slot_allocation import PoolMember, divide_pool
 
-
-@dataclass(frozen=True, slots=True)
-class PipelineProposal:
-    """One pipeline's view and the policy's result for it."""
-
-    view: PipelineView
-    result: PolicyResult
+LEAVING = frozenset({Phase.DRAINING, Phase.STOPPING})
+POOL_FRACTION = 0.05  # step of the demands by which devices are divided, so that a division is not solved anew at every tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +48,20 @@ def allocate(
 ) -> Allocation:
     """One target. Where free devices are short, they are divided so that the weighted loss is smallest."""
     shares = _shares(state, proposals, policy_input, rules, devices)
-    joined = _Joined(proposals, policy_input.snapshot, devices, state.changed_places)
+    joined = Joined(proposals, policy_input.snapshot, devices, state.changed_places)
+    joined.leave(leaving.idle(leaving.pairs_left([each.view for each in proposals]), policy_input.snapshot), rules)
     for each in proposals:
         joined.resize(each)
     for each, count in zip(proposals, shares.extend, strict=True):
         joined.extend(each, count)
     for each, granted in zip(proposals, shares.launch, strict=True):
         joined.launch_servers(each, granted)
+    clamps = (*shares.clamps, *joined.share_launches(shares.launch), *joined.share_running(shares.launch))
     joined.give_up([(*_given(each, shares.retire), *each.result.proposal.retire) for each in proposals])
     joined.remove_remains()
     pipelines = {each.view.pipeline.name: each.result.state for each in proposals}
     target = Target(joined.servers, joined.launch, tuple(joined.retire), rules.whole_changes)
-    return Allocation(target, shares.clamps, PolicyState(pipelines, shares.short_since_s, joined.present_changes()))
+    return Allocation(target, clamps, PolicyState(pipelines, shares.short_since_s, joined.present_changes()))
 
 
 def _given(each: PipelineProposal, retire: tuple[str, ...]) -> tuple[str, ...]:
@@ -71,125 +69,32 @@ def _given(each: PipelineProposal, retire: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(place.name for group in each.view.groups for place in group.ready if place.name in retire)
 
 
-@dataclass(slots=True)
-class _Joined:
-    """The proposals, joined one by one into what each server is to run.
-
-    `changed`: servers with devices, see `PolicyState`. `wanted`: the pipelines' models by server and device, where they are to stay.
-    """
-
-    proposals: Sequence[PipelineProposal]
-    snapshot: Snapshot
-    devices: FreeDevices
-    changed: frozenset[tuple[str, str]]
-    servers: dict[str, Models] = field(init=False)
-    launch: dict[str, Models] = field(default_factory=dict)
-    retire: list[str] = field(default_factory=list)
-    wanted: dict[tuple[str, str], set[str]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.servers = {server.name: dict(server.models) for server in self.snapshot.servers}
-
-    def resize(self, each: PipelineProposal) -> None:
-        """Set the counts at the pipeline's ready places, and complete those that are being added to running servers."""
-        for group in each.view.groups:
-            for place in group.ready:
-                states = {name: state for name, state in each.result.proposal.servers[place.name].items() if name in group.names}
-                self.servers[place.server.name] = with_place(self.servers[place.server.name], place, states)
-            for place in group.coming:
-                if place.extra and len(each.view.groups) == 1:
-                    self._add_place(place, each)
-
-    def _add_place(self, place: Place, each: PipelineProposal) -> None:
-        """Give a place what it lacks of the pipeline, with the batching that the server has."""
-        now, (models,) = self.servers[place.server.name], each.result.proposal.launch_models
-        lacking = {name: state for name, state in models.items() if not now[name].on(place.device)}
-        states = {name: replace(now[name], instances=state.instances, spread=()) for name, state in lacking.items()}
-        self.servers[place.server.name] = with_place(now, place, self.devices.fitting(place.device, states))
-        self.wanted.setdefault((place.server.name, place.device), set()).update(models)
-        self.changed |= {(place.server.name, place.device)}
-
-    def extend(self, each: PipelineProposal, count: int) -> None:
-        """Add places to running servers."""
-        for group in each.view.groups if count else ():
-            for server, device in self.devices.extensions(group.ready, group.names, count):
-                self._add_place(Place(server, device, {}), each)
-                self.devices.take(device, server.name)
-
-    def launch_servers(self, each: PipelineProposal, granted: Sequence[int]) -> None:
-        """Launch servers of each group on the next free slots."""
-        for count, models in zip(granted, each.result.proposal.launch_models, strict=True):
-            for slot in (next(iter(self.devices.slots), None) for _ in range(count)):
-                if slot is not None:
-                    self.launch[slot] = models
-                    self.devices.take_slot(slot)
-
-    def give_up(self, names: Sequence[tuple[str, ...]]) -> None:
-        """Retire servers that serve no other pipeline, and note where models are to stay; `names`: places by pipeline."""
-        for each, given in zip(self.proposals, names, strict=True):
-            others = [other.view for other in self.proposals if other.view is not each.view]
-            for group in each.view.groups:
-                for place in group.ready:
-                    key = (place.server.name, place.device)
-                    if place.name not in given:
-                        self.wanted.setdefault(key, set()).update(group.names)
-                    elif place.extra:
-                        self.changed |= {key}
-                    elif place.name not in self.retire and not any(_serves(other, place.name) for other in others):
-                        self.retire.append(place.name)
-
-    def remove_remains(self) -> None:
-        """Remove models from extra devices where no pipeline is to keep them: a place is removed, or was never completed.
-
-        Devices that the policy has not changed are left as their owner filled them.
-        """
-        for server in self.snapshot.servers:
-            changing = any(actuator.startswith(f"{server.name}/") for actuator in self.snapshot.busy)
-            for device in server.reach if server.phase is Phase.SERVING else ():
-                if server.launched or (server.name, device) in self.changed:
-                    self._remove_remains(server, device, changing=changing)
-
-    def _remove_remains(self, server: Server, device: str, *, changing: bool) -> None:
-        ready = {p.device for each in self.proposals for group in each.view.groups for p in group.ready if p.server.name == server.name}
-        if "" in ready or (changing and device not in ready):
-            return  # what is there is needed there, or may be half of a change under way
-        now, wanted = self.servers[server.name], self.wanted.get((server.name, device), set())
-        stages = {stage for each in self.proposals for stage in each.view.pipeline.stages} - wanted
-        gone = {name: replace(state, instances=0, spread=()) for name, state in now.items() if name in stages and state.on(device)}
-        self.servers[server.name] = with_place(now, Place(server, device, {}), gone)
-
-    def present_changes(self) -> frozenset[tuple[str, str]]:
-        """The changed places of servers that exist."""
-        return frozenset(key for key in self.changed if key[0] in self.servers)
-
-
-def _serves(view: PipelineView, server: str) -> bool:
-    """Whether a server serves the pipeline."""
-    return any(place.server.name == server for group in view.groups for place in group.ready)
-
-
 def _shares(
     state: PolicyState, proposals: Sequence[PipelineProposal], policy_input: PolicyInput, rules: Rules, devices: FreeDevices
 ) -> _Shares:
     extend = [min(each.result.proposal.extend, each.view.reachable) for each in proposals]
-    requested = [each.result.proposal.launch for each in proposals]
+    requested = [each.launches for each in proposals]
     slots = len(devices.slots)
     free = slots + devices.beyond_slots([place for each in proposals for group in each.view.groups for place in group.ready])
-    if sum(map(sum, requested)) <= slots and sum(extend) + sum(map(sum, requested)) <= free:
+    taken = [max(0, count - each.view.begun) for count, each in zip(extend, proposals, strict=True)]
+    if sum(map(sum, requested)) <= slots and sum(taken) + sum(map(sum, requested)) <= free:
         return _Shares(tuple(extend), tuple(requested), (), (), None)
     at_s = policy_input.snapshot.at_s
-    since_s = at_s if state.short_since_s is None else state.short_since_s
+    # A device that is being given up is still to come: without waiting for it, the division would take one more each tick.
+    leaves = any(server.phase in LEAVING for server in policy_input.snapshot.servers)
+    since_s = at_s if state.short_since_s is None or leaves else state.short_since_s
     allotted = _allotted(proposals, free) if rules.config.planning.placement is Placement.COLOCATED and len(proposals) > 1 else None
     granted, left, slots_left, shared = [], free, slots, _shared(proposals)
     for p, each in enumerate(proposals):
         room = left if allotted is None else min(left, max(0, allotted[p] - _pooled(each.view, shared)))
-        extend[p] = min(extend[p], room)
-        granted.append(_in_turn(requested[p], min(room - extend[p], slots_left)))
-        left -= extend[p] + sum(granted[-1])
+        extend[p] = min(extend[p], each.view.begun + room)
+        taken[p] = max(0, extend[p] - each.view.begun)
+        granted.append(_in_turn(requested[p], min(room - taken[p], slots_left)))
+        left -= taken[p] + sum(granted[-1])
         slots_left -= sum(granted[-1])
     backing_off = _slots_backing_off(policy_input, rules)
     given = [count + sum(launches) for count, launches in zip(extend, granted, strict=True)]
-    missing = [_requested(each) - count for each, count in zip(proposals, given, strict=True)]
+    missing = [each.requested - count for each, count in zip(proposals, given, strict=True)]
     clamps = [clamp for each, count in zip(proposals, given, strict=True) for clamp in _out_of_slots(each, count, free, backing_off)]
     retire: tuple[str, ...] = ()
     if allotted is not None and at_s - since_s >= rules.config.policy.slot_reallocation_delay_s:
@@ -208,11 +113,11 @@ def _allotted(proposals: Sequence[PipelineProposal], free: int) -> tuple[int, ..
         view, evidence = each.view, each.result.proposal.evidence
         places = [place for place in view.groups[0].ready if place.server.name not in shared]
         own = sum(not place.removable for place in places)
-        demand = max(evidence.demand_fast_rps, evidence.demand_slow_rps)
+        demand = rounded_up_rps(max(evidence.demand_fast_rps, evidence.demand_slow_rps), POOL_FRACTION)
         problem = replace(view.problem, demand_rps=demand, busy_elsewhere=view.busy_elsewhere if places else 0)
         members.append(PoolMember(problem, view.pipeline.weight, own))
     pool = free + sum(_pooled(each.view, shared) for each in proposals)
-    return _with_first_servers(proposals, members, solve_pool(members, pool).devices, pool)
+    return _with_first_servers(proposals, members, divide_pool(members, pool, proposals[0].view.planner.remembered), pool)
 
 
 def _with_first_servers(
@@ -256,7 +161,7 @@ def _reallocated(
     lacking = [
         each.view.pipeline.name
         for each, share, short in zip(proposals, allotted, missing, strict=True)
-        if short > 0 and _pooled(each.view, shared) + _requested(each) - short < share
+        if short > 0 and _pooled(each.view, shared) + each.requested - short < share
     ]
     for each, share in zip(proposals, allotted, strict=True):
         own = [place for place in each.view.groups[0].ready if place.server.name not in shared]
@@ -269,26 +174,19 @@ def _reallocated(
     return (), []
 
 
-def _requested(each: PipelineProposal) -> int:
-    """New places that the pipeline asks for."""
-    return each.result.proposal.extend + sum(each.result.proposal.launch)
-
-
-def _slots_backing_off(policy_input: PolicyInput, rules: Rules) -> dict[str, float]:
-    """Slots without a server that are in back-off, with the seconds left."""
+def _slots_backing_off(policy_input: PolicyInput, rules: Rules) -> list[str]:
+    """Slots without a server that are in back-off, each in words."""
     launch, snapshot = rules.config.launch, policy_input.snapshot
     taken = {server.slot for server in snapshot.servers}
     slots = [slot.name for slot in launch.slots if slot.name not in taken] if launch is not None else []
-    return {slot: snapshot.backing_off[slot] - snapshot.at_s for slot in slots if slot in snapshot.backing_off}
+    return [snapshot.backoff_words(slot) for slot in slots if slot in snapshot.backing_off]
 
 
-def _out_of_slots(each: PipelineProposal, granted: int, free: int, backing_off: dict[str, float]) -> list[Clamp]:
-    requested = _requested(each)
+def _out_of_slots(each: PipelineProposal, granted: int, free: int, backing_off: list[str]) -> list[Clamp]:
+    requested = each.requested
     if requested <= granted:
         return []
     plural, unit = "s" if requested > 1 else "", each.view.unit
-    slots = "".join(
-        f"; {slot} is in back-off after a failed launch, for {max(0.0, left_s):.0f} s more" for slot, left_s in backing_off.items()
-    )
-    asked = f"{each.view.pipeline.name} requires {requested} more {unit}{plural}"
+    slots = "".join(f"; {words}" for words in backing_off)
+    asked, free = f"{each.view.pipeline.name} requires {requested} more {unit}{plural}", free + each.view.begun
     return [Clamp(ClampKind.DEVICES, f"{asked} and gets {granted} of {free} free {unit if unit == 'device' else 'slot'}s{slots}")]

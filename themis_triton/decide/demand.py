@@ -14,7 +14,8 @@ from themis_triton.forecast.forecast import Forecaster
 class Demand:
     """An arrival rate, extra capacity beyond it (requests/s), the index of dispersion, and the headroom for random fluctuation.
 
-    `sigmas`: headroom in standard deviations of the arrivals in one second. `exact`: plans use this demand without rounding it up.
+    `sigmas`: headroom in standard deviations of the arrivals in one second. `other_rps`: what reaches each stage besides; empty: nothing.
+    `exact`: plans use this demand without rounding it up.
     """
 
     rate_rps: float
@@ -22,6 +23,7 @@ class Demand:
     dispersion: float
     sigmas: float
     exact: bool = False
+    other_rps: tuple[float, ...] = ()
 
     def with_headroom_rps(self) -> float:
         """The total with its headroom."""
@@ -44,8 +46,9 @@ def fast_demand(estimate: PipelineEstimate, policy: PolicyConfig, actuation_s: f
     waiting = backlog_of(estimate, policy)
     slow = actuation_s > policy.tick_s
     extra_rps = growth * (actuation_s + policy.tick_s) + waiting / max(policy.demand.backlog_drain_s, actuation_s if slow else 0.0)
-    newest = Demand(estimate.recent_rps, extra_rps, _dispersion(estimate, policy), policy.demand.headroom_sigmas)
-    stable = Demand(estimate.stable_rps, extra_rps, _dispersion(estimate, policy), policy.demand.slow_actuation_headroom_sigmas)
+    dispersion, other_rps = _dispersion(estimate, policy), recent_others(estimate)
+    newest = Demand(estimate.recent_rps, extra_rps, dispersion, policy.demand.headroom_sigmas, other_rps=other_rps)
+    stable = Demand(estimate.stable_rps, extra_rps, dispersion, policy.demand.slow_actuation_headroom_sigmas, other_rps=other_rps)
     return max(newest, stable, key=Demand.with_headroom_rps) if slow else newest
 
 
@@ -63,7 +66,13 @@ def surge_demand(estimate: PipelineEstimate, policy: PolicyConfig, actuation_s: 
     growth = beyond_noise(estimate.growth_rps_per_s, estimate.recent_rps, policy.demand.growth_window_s, policy.demand.growth_sigmas)
     waiting = backlog_of(estimate, policy) + max(0.0, rate_rps - capacity_rps) * actuation_s
     extra_rps = growth * (actuation_s + policy.tick_s) + waiting / max(policy.demand.backlog_drain_s, actuation_s)
-    return Demand(rate_rps * policy.scale_up.burst_headroom_factor, extra_rps, _dispersion(estimate, policy), policy.demand.headroom_sigmas)
+    return Demand(
+        rate_rps * policy.scale_up.burst_headroom_factor,
+        extra_rps,
+        _dispersion(estimate, policy),
+        policy.demand.headroom_sigmas,
+        other_rps=recent_others(estimate),
+    )
 
 
 def launch_demand(estimate: PipelineEstimate, policy: PolicyConfig, actuation_s: float) -> Demand:
@@ -78,6 +87,7 @@ def launch_demand(estimate: PipelineEstimate, policy: PolicyConfig, actuation_s:
         extra_rps,
         _dispersion(estimate, policy),
         policy.demand.headroom_sigmas,
+        other_rps=stable_others(estimate),
     )
 
 
@@ -99,7 +109,8 @@ def slow_demand(estimate: PipelineEstimate, policy: PolicyConfig, actuation_s: f
         forecast_rps = forecaster.rate(
             policy.demand.forecast, estimate.per_second, actuation_s + policy.tick_s, policy.demand.forecast_quantile
         )
-    return Demand(max(estimate.stable_rps, forecast_rps), 0.0, _dispersion(estimate, policy), policy.demand.server_headroom_sigmas)
+    rate_rps, sigmas = max(estimate.stable_rps, forecast_rps), policy.demand.server_headroom_sigmas
+    return Demand(rate_rps, 0.0, _dispersion(estimate, policy), sigmas, other_rps=stable_others(estimate))
 
 
 def beyond_noise(slope: float, rate_rps: float, half_window_s: float, sigmas: float) -> float:
@@ -111,17 +122,35 @@ def beyond_noise(slope: float, rate_rps: float, half_window_s: float, sigmas: fl
 def survivor_demand(estimate: PipelineEstimate, policy: PolicyConfig) -> Demand:
     """The demand that the remaining servers of a scale-in must carry: the largest rate of all time scales with its margin."""
     largest_rps = max(estimate.stable_rps, estimate.burst_rps, estimate.recent_rps)
+    margin = 1.0 + policy.scale_down.survivor_margin_fraction
     return Demand(
-        largest_rps * (1.0 + policy.scale_down.survivor_margin_fraction),
+        largest_rps * margin,
         0.0,
         _dispersion(estimate, policy),
         policy.demand.server_headroom_sigmas,
+        other_rps=tuple(margin * rps for rps in largest_others(estimate)),
     )
 
 
 def burst_demand(estimate: PipelineEstimate, policy: PolicyConfig) -> Demand:
     """The largest one-second rate of the burst window, for policies without a fast loop."""
-    return Demand(estimate.burst_rps, 0.0, _dispersion(estimate, policy), policy.demand.headroom_sigmas)
+    sigmas = policy.demand.headroom_sigmas
+    return Demand(estimate.burst_rps, 0.0, _dispersion(estimate, policy), sigmas, other_rps=largest_others(estimate))
+
+
+def recent_others(estimate: PipelineEstimate) -> tuple[float, ...]:
+    """What reached each stage lately besides the pipeline's own requests."""
+    return tuple(sum(part.recent_rps for part in parts) for parts in estimate.others)
+
+
+def stable_others(estimate: PipelineEstimate) -> tuple[float, ...]:
+    """What reaches each stage in the stable window besides the pipeline's own requests."""
+    return tuple(sum(part.stable_rps for part in parts) for parts in estimate.others)
+
+
+def largest_others(estimate: PipelineEstimate) -> tuple[float, ...]:
+    """The larger of the two."""
+    return tuple(map(max, zip(recent_others(estimate), stable_others(estimate), strict=True)))
 
 
 def _dispersion(estimate: PipelineEstimate, policy: PolicyConfig) -> float:

@@ -12,7 +12,7 @@ from themis_triton.core.observation import OpenCall, Snapshot
 
 
 class FreeDevices:
-    """Devices with their servers, those of launches and open calls included. Decisions take devices one after the other.
+    """Devices with their servers, those of launches, open calls and reloads included. Decisions take devices one after the other.
 
     A device is held by one server at a time, or by as many as the settings put there.
     """
@@ -24,11 +24,13 @@ class FreeDevices:
         self._resting = backing_off | {f"{call.server}/{call.model}" for call in snapshot.open_calls if waits(call, snapshot, config)}
         self._holders: dict[str, set[str]] = {}
         self._launched_on: set[str] = set()
+        self._slots: tuple[str, ...] | None = None
+        self._places_on: dict[str, int] = {}
         for server in snapshot.servers:
             for device in server.devices:
                 if server.runs_on(device):
                     self._holders.setdefault(device, set()).add(server.name)
-        for call in snapshot.open_calls:
+        for call in (*snapshot.open_calls, *snapshot.reloads):
             for device, _ in call.after.spread:
                 self._holders.setdefault(device, set()).add(call.server)
         self._memory_bytes = {
@@ -40,6 +42,11 @@ class FreeDevices:
     @property
     def slots(self) -> tuple[str, ...]:
         """Slots with no server on them, not in back-off, and with a free device, in the order of the settings."""
+        if self._slots is None:
+            self._slots = self._free_slots()
+        return self._slots
+
+    def _free_slots(self) -> tuple[str, ...]:
         launch, snapshot = self._config.launch, self._snapshot
         taken = {server.slot for server in snapshot.servers} | snapshot.busy | set(snapshot.backing_off) | self._launched_on
         free = [slot for slot in launch.slots if slot.name not in taken] if launch is not None else []
@@ -48,9 +55,14 @@ class FreeDevices:
     def beyond_slots(self, places: Iterable[Place]) -> int:
         """How many devices these places' servers may extend to that no slot could use."""
         launch = self._config.launch
-        with_slot = {slot.device for slot in launch.slots if slot.name in self.slots} if launch is not None else set()
+        free = set(self.slots)
+        with_slot = {slot.device for slot in launch.slots if slot.name in free} if launch is not None else set()
         reachable = {device for place in places for device in place.server.reach if self._has_room(device)}
         return len(reachable - with_slot)
+
+    def begun(self, extensions: Iterable[tuple[Server, str]]) -> int:
+        """How many of these extensions take no free device, because their server runs something there already."""
+        return sum(server.name in self._holders.get(device, ()) for server, device in extensions)
 
     def extensions(self, places: Sequence[Place], models: Sequence[str], count: int | None = None) -> tuple[tuple[Server, str], ...]:
         """Up to `count` new places, each as a server and a device: where some of the models run already, then with the fewest places.
@@ -79,12 +91,35 @@ class FreeDevices:
 
     def fitting(self, device: str, states: Models) -> Models:
         """The states with as many instances as the device's free memory holds, and no fewer than each model's minimum."""
-        free, fitted = self._memory_bytes.get(device, math.inf), dict(states)
+        return self._fitted(self._memory_bytes.get(device, math.inf), states)
+
+    def on_slot(self, slot: str, states: Models) -> Models | None:
+        """The states of a server on a slot, with as many instances as its memory holds; None where the minimums need more."""
+        launch = self._config.launch
+        chosen = next(each for each in (launch.slots if launch is not None else ()) if each.name == slot)
+        free = min(self._memory_bytes.get(chosen.device, math.inf), math.inf if chosen.memory_bytes is None else chosen.memory_bytes)
+        fitted = self._fitted(free, states)
+        return fitted if sum(self._bytes_of(name, state.instances) for name, state in fitted.items()) <= free else None
+
+    def beside(self, server: Server, held: Models, states: Models) -> Models | None:
+        """States to load into a running server, with as many instances as it has memory for; None where the minimums need more.
+
+        `held`: what the server is to run besides.
+        """
+        launch = self._config.launch
+        limits = [slot.memory_bytes for slot in (launch.slots if launch is not None else ()) if slot.name == server.slot]
+        used = sum(self._bytes_of(name, state.on(server.device)) for name, state in held.items())
+        free = min([self._memory_bytes.get(server.device, math.inf), *(limit - used for limit in limits if limit is not None)])
+        fitted = self._fitted(free, states)
+        return fitted if sum(self._bytes_of(name, state.instances) for name, state in fitted.items()) <= free else None
+
+    def _fitted(self, free_bytes: float, states: Models) -> Models:
+        fitted = dict(states)
 
         def bytes_of(name: str) -> int:
-            return fitted[name].instances * self._config.models[name].profile.instance_memory_bytes
+            return self._bytes_of(name, fitted[name].instances)
 
-        while sum(map(bytes_of, fitted)) > free:
+        while sum(map(bytes_of, fitted)) > free_bytes:
             larger = [name for name, state in fitted.items() if state.instances > self._config.models[name].min_instances]
             if not larger:
                 break
@@ -92,9 +127,13 @@ class FreeDevices:
             fitted[name] = replace(fitted[name], instances=fitted[name].instances - 1)
         return fitted
 
+    def _bytes_of(self, model: str, instances: int) -> int:
+        return instances * self._config.models[model].profile.instance_memory_bytes
+
     def take(self, device: str, server: str) -> None:
         """Note that a server is to use a device."""
         self._holders.setdefault(device, set()).add(server)
+        self._slots = None
 
     def take_slot(self, slot: str) -> None:
         """Note that a server is to be launched on a slot."""
@@ -110,7 +149,12 @@ class FreeDevices:
 
     def _has_room(self, device: str, chosen: Sequence[tuple[Server, str]] = ()) -> bool:
         more = sum(other == device for _, other in chosen)
-        return len(self._holders.get(device, ())) + more < self._config.places_on(device)
+        return len(self._holders.get(device, ())) + more < self._places_of(device)
+
+    def _places_of(self, device: str) -> int:
+        if device not in self._places_on:
+            self._places_on[device] = self._config.places_on(device)
+        return self._places_on[device]
 
 
 def waits(call: OpenCall, snapshot: Snapshot, config: ThemisConfig) -> bool:

@@ -9,19 +9,23 @@ from themis_triton.core.config import ModelConfig, ThemisConfig
 from themis_triton.core.decision import Clamp, ClampKind, Target
 from themis_triton.core.fleet import ModelState, Phase, Server, first_added
 from themis_triton.core.observation import Snapshot
+from themis_triton.decide.unlearnt import until_learnt
 
 Guarded = tuple[Target, tuple[Clamp, ...]]
 
 
 def guard(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:
     """Apply every guard in order; returns the target that may be planned and all clamps."""
-    bounded, added = within_bounds(target, snapshot, config)
-    kept, clamps = bounded, list(added)
+    known, unlearnt = until_learnt(target, snapshot, config)
+    bounded, added = within_bounds(known, snapshot, config)
+    kept, clamps = bounded, [*unlearnt, *added]
     for step in (only_probed_operations, within_memory, within_pace, not_in_backoff, behind_open_calls):
         kept, added = step(kept, snapshot, config)
         clamps.extend(added)
-    kept, added = _survivors_first(bounded, kept, snapshot)
-    return kept, (*clamps, *added)
+    for last in (_survivors_first, _answering_survivors):
+        kept, added = last(bounded, kept, snapshot)
+        clamps.extend(added)
+    return kept, tuple(clamps)
 
 
 def _survivors_first(desired: Target, kept: Target, snapshot: Snapshot) -> Guarded:
@@ -43,6 +47,16 @@ def _survivors_first(desired: Target, kept: Target, snapshot: Snapshot) -> Guard
     stays = f"{', '.join(left)} stays as it is" if left != list(desired.retire) else f"{', '.join(left)} stays"
     sentence = f"{stays} until {', '.join(short)} may have the instances that its load needs"
     return replace(kept, servers=servers, retire=()), (Clamp(ClampKind.SURVIVORS, sentence),)
+
+
+def _answering_survivors(_: Target, kept: Target, snapshot: Snapshot) -> Guarded:
+    """No server retires while one that would stay does not answer: it may be hung."""
+    serving = {server.name for server in snapshot.servers if server.phase is Phase.SERVING} - set(kept.retire)
+    silent = [reading.server for reading in snapshot.readings if reading.error is not None and reading.server in serving]
+    if not kept.retire or not silent:
+        return kept, ()
+    sentence = f"{', '.join(kept.retire)} stays until the metrics of {', '.join(silent)} can be read"
+    return replace(kept, retire=()), (Clamp(ClampKind.SURVIVORS, sentence),)
 
 
 def _with_devices(state: ModelState, now: ModelState) -> ModelState:
@@ -90,19 +104,31 @@ def _safe_state(now: ModelState, desired: ModelState, model: ModelConfig) -> tup
     if operation is None or model.may(operation):
         return desired, None
     why = "loses requests, as probed" if operation in model.profile.operations else "was not probed: run `themis probe`"
-    if operation == "add_many" and model.may("add_one"):
-        return now.plus(first_added(desired.added(now), 1)), f"{operation} {why}; one instance at a time instead"
-    if operation == "rebatch":
-        kept, also = _safe_state(now, now.with_counts(desired.by_device), model)
-        return kept, f"{operation} {why}; batching is unchanged" + (f", and {also}" if also is not None else "")
-    if operation == "add_device":
-        kept, also = _safe_state(now, now.plus({d: n for d, n in desired.added(now).items() if now.on(d)}), model)
-        return kept, f"{operation} {why}; no further device" + (f", and {also}" if also is not None else "")
-    return now, f"{operation} {why}; unchanged"
+    rest, words = _without(operation, now, desired, model)
+    kept, also = _safe_state(now, rest, model)
+    return kept, f"{operation} {why}; {words}" + (f", and {also}" if also is not None else "")
+
+
+def _without(operation: str, now: ModelState, desired: ModelState, model: ModelConfig) -> tuple[ModelState, str]:
+    """What remains of a change without an operation, in words too."""
+    added = desired.added(now)
+    match operation:
+        case "rebatch" if now.batching == desired.batching:
+            return now, "its instances stay in one group over several devices"
+        case "rebatch":
+            return now.with_counts(desired.by_device), "batching is unchanged"
+        case "add_many" if model.may("add_one"):
+            return now.plus(first_added(added, 1)), "one instance at a time instead"
+        case "add_device":
+            return now.plus({device: count for device, count in added.items() if now.on(device)}), "no further device"
+        case "remove_device" if added:
+            return now.plus(added), "no device is given up"
+        case _:
+            return now, "unchanged"
 
 
 def _operation(now: ModelState, desired: ModelState) -> str | None:
-    if now.batching != desired.batching:
+    if desired.renews_all(now):
         return "rebatch"
     added, removed = desired.added(now), now.added(desired)
     if any(not now.on(device) for device in added):
@@ -135,7 +161,11 @@ def within_memory(target: Target, snapshot: Snapshot, config: ThemisConfig) -> G
         short = {device: count for device, count in extra.items() if count > max(0.0, free[device]) and count > 0}
         for device, count in short.items():
             clamps.append(Clamp(ClampKind.MEMORY, f"{server.name} cannot grow: {count / 2**20:.0f} MiB are not free on {device}"))
-        servers[server.name] = {name: _not_above(state, server.models.get(name), server, short) for name, state in desired.items()}
+        servers[server.name] = {
+            name: _not_above(state, server.models.get(name), server, short, config.models[name])
+            for name, state in desired.items()
+            if name in server.models or not any((device or server.device) in short for device in state.by_device)
+        }
         for device, count in extra.items():
             free[device] -= 0.0 if device in short else count
     launch, added = _launches_that_fit(target, free, config)
@@ -178,12 +208,10 @@ def within_pace(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Gua
 def not_in_backoff(target: Target, snapshot: Snapshot, _: ThemisConfig) -> Guarded:
     """Clamps that name the desired changes whose actuator is in back-off; the plan skips these."""
     clamps = []
-    for actuator, until_s in sorted(snapshot.backing_off.items()):
+    for actuator in sorted(snapshot.backing_off):
         server, model = (*actuator.split("/", 1), "")[:2]
         if actuator in target.launch or actuator in target.retire or model in target.servers.get(server, {}):
-            clamps.append(
-                Clamp(ClampKind.BACKOFF, f"{actuator} is in back-off after a failure for {max(0.0, until_s - snapshot.at_s):.0f} s more")
-            )
+            clamps.append(Clamp(ClampKind.BACKOFF, snapshot.backoff_words(actuator)))
     return target, tuple(clamps)
 
 
@@ -204,13 +232,12 @@ def behind_open_calls(target: Target, snapshot: Snapshot, config: ThemisConfig) 
 
 
 def _extra_bytes(server: Server, desired: dict[str, ModelState], config: ThemisConfig) -> dict[str, float]:
-    """Memory of the instances to be added on each device; a reload holds old and new ones at once."""
+    """Memory of the instances to be added on each device; a change that makes all anew holds old and new ones at once."""
     total: dict[str, float] = {}
     for name, state in desired.items():
         now = server.models.get(name)
-        if now is None:
-            continue
-        for device, count in (state.by_device if state.renews_all(now) else state.added(now)).items():
+        added = state.by_device if now is None or _renews_all(state, now, config.models[name]) else state.added(now)
+        for device, count in added.items():
             where = device or server.device
             total[where] = total.get(where, 0.0) + count * config.models[name].profile.instance_memory_bytes
     return total
@@ -220,12 +247,18 @@ def _memory_bytes(models: dict[str, ModelState], config: ThemisConfig) -> int:
     return sum(state.instances * config.models[name].profile.instance_memory_bytes for name, state in models.items())
 
 
-def _not_above(state: ModelState, now: ModelState | None, server: Server, devices: Container[str]) -> ModelState:
-    """The state without growth, and without a reload, on these devices of the server."""
+def _renews_all(state: ModelState, now: ModelState, model: ModelConfig) -> bool:
+    """Whether the change makes all instances anew beside the old ones, by its kind or as probed (device-blocking backends)."""
+    return state.renews_all(now) or _operation(now, state) in model.profile.renewing
+
+
+def _not_above(state: ModelState, now: ModelState | None, server: Server, devices: Container[str], model: ModelConfig) -> ModelState:
+    """The state without growth on these devices of the server, and without a change that makes all instances there anew."""
     if now is None or not any((device or server.device) in devices for device in state.by_device):
         return state
     counts = {d: min(n, now.by_device.get(d, 0)) if (d or server.device) in devices else n for d, n in state.by_device.items()}
-    return now.with_counts(counts)
+    kept = now.with_counts(counts)
+    return now if _renews_all(kept, now, model) else kept
 
 
 def _launches_that_fit(

@@ -18,7 +18,15 @@ from themis_triton.solver.migration import Migration, solve_migration
 from themis_triton.solver.mixed import solve_mixed
 from themis_triton.solver.plans import ChainPlan, VerticalPlan, VerticalTarget
 from themis_triton.solver.problem import ChainProblem
-from themis_triton.solver.solve import fewest_servers, find_vertical, largest_demand, servers_missing, solve_joint, strongest_vertical
+from themis_triton.solver.solve import (
+    fewest_servers,
+    find_vertical,
+    find_vertical_late,
+    largest_demand,
+    servers_missing,
+    solve_joint,
+    strongest_vertical,
+)
 
 CAPACITY_LIMIT_RPS = 100_000.0
 SLO_FACTORS = (1.5, 2.0, 3.0, 4.0, 8.0)
@@ -28,6 +36,7 @@ CORRECTED = 32
 Value = TypeVar("Value")
 DISPERSION_STEP = 0.25
 FINE_RPS, FINE_FRACTION = 0.5, 0.01
+BUSY_EXACT = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +72,13 @@ class Planner:
         if not changed:
             return self
         return self._corrected.get(changed, lambda: Planner(corrected_rules(self.rules, dict(changed)), self.forecaster))
+
+    def called(self, pipeline: str, per_request: tuple[float, ...]) -> Planner:
+        """The planner that counts with so many requests of each stage per request of a pipeline; empty: as configured."""
+        if per_request in ((), next(p.per_request for p in self.rules.config.pipelines if p.name == pipeline)):
+            return self
+        key = (pipeline, per_request)
+        return self._corrected.get(key, lambda: Planner(self.rules.called(pipeline, per_request), self.forecaster))
 
     def remembered(self, key: Hashable, build: Callable[[], Value]) -> Value:
         """The answer under a key, built when it is not there."""
@@ -109,6 +125,13 @@ class Planner:
         """
         return self.remembered(("carried", query, servers, instances), lambda: self._solve_carried(query, servers, instances))
 
+    def meets_slo_alone(self, pipeline: str, busy_elsewhere: int) -> bool:
+        """Whether a lone request of a pipeline meets the SLO on a device on which so many instances of others are busy."""
+        query = _rounded(PlanQuery(pipeline, Demand(0.0, 0.0, 1.0, 0.0), None, busy_elsewhere))
+        return self.remembered(
+            ("alone", query), lambda: find_vertical(self._problem(query), _counts(self._problem(query), (1,))) is not None
+        )
+
     def _solve_carried(self, query: PlanQuery, servers: tuple[int, ...], instances: tuple[int, ...]) -> float:
         problem = self._problem(query)
         problem = problem.widened(instances, [stage.max_batch for stage in problem.stages])
@@ -123,7 +146,7 @@ class Planner:
             return VerticalPlan(plan, feasible=True, largest_demand_rps=problem.demand_rps)
         missing, by_stage = servers_missing(problem, counts, min_instances=min_instances, batches=batches)
         # Headroom for a backlog must not hide how much can be carried: a backlog drains fastest at the greatest capacity.
-        unbounded = replace(query, demand=Demand(CAPACITY_LIMIT_RPS, 0.0, query.demand.dispersion, 0.0))
+        unbounded = replace(query, demand=replace(query.demand, rate_rps=CAPACITY_LIMIT_RPS, extra_rps=0.0, sigmas=0.0))
         plan, largest = self._strongest(unbounded, servers, min_instances)
         if largest <= 0.0:
             plan = replace(_least_late(problem, counts, min_instances, batches), feasible=False)
@@ -151,6 +174,7 @@ class Planner:
             headroom_rps=demand.extra_rps,
             headroom_sigmas=demand.sigmas,
             dispersion=demand.dispersion,
+            other_rps=demand.other_rps,
             busy_elsewhere=query.busy_elsewhere,
             min_servers=query.min_servers,
             processes=query.processes,
@@ -160,17 +184,15 @@ class Planner:
 
 
 def _least_late(
-    problem: ChainProblem, counts: int | list[int], min_instances: tuple[int, ...] | None, batches: list[list[int]] | None
+    problem: ChainProblem, counts: int | list[int], min_instances: tuple[int, ...] | None, batches: list[range] | None
 ) -> ChainPlan:
     """Where not even an idle chain meets the SLO: the fewest instances for the demand under the least multiple of the SLO that allows it.
 
     Where none does, those of the greatest throughput: requests that are late anyway must not also queue without end.
     """
-    for factor in SLO_FACTORS:
-        eased = replace(problem, slo_ms=factor * problem.slo_ms)
-        found = find_vertical(eased, counts, min_instances=min_instances, batches=batches)
-        if found is not None:
-            return found
+    found = find_vertical_late(problem, counts, SLO_FACTORS, min_instances=min_instances, batches=batches)
+    if found is not None:
+        return found
     anything = replace(problem, slo_ms=ANY_SLO_MS, demand_rps=CAPACITY_LIMIT_RPS, headroom_rps=0.0, headroom_sigmas=0.0)
     return strongest_vertical(anything, counts, min_instances=min_instances, batches=batches)[0]
 
@@ -179,8 +201,8 @@ def _counts(problem: ChainProblem, servers: tuple[int, ...]) -> int | list[int]:
     return list(servers) if problem.placement is Placement.SEPARATE else servers[0]
 
 
-def _batches(query: PlanQuery) -> list[list[int]] | None:
-    return None if query.batch_caps is None else [list(range(1, cap + 1)) for cap in query.batch_caps]
+def _batches(query: PlanQuery) -> list[range] | None:
+    return None if query.batch_caps is None else [range(1, cap + 1) for cap in query.batch_caps]
 
 
 def _rounded(query: PlanQuery) -> PlanQuery:
@@ -189,11 +211,28 @@ def _rounded(query: PlanQuery) -> PlanQuery:
     if demand.exact:
         return query
     dispersion = math.ceil(demand.dispersion / DISPERSION_STEP - 1e-9) * DISPERSION_STEP
-    return replace(query, demand=Demand(_up(demand.rate_rps), _up(demand.extra_rps), dispersion, demand.sigmas))
+    return replace(
+        query,
+        busy_elsewhere=_rounded_busy(query.busy_elsewhere),
+        demand=Demand(
+            rounded_up_rps(demand.rate_rps),
+            rounded_up_rps(demand.extra_rps),
+            dispersion,
+            demand.sigmas,
+            other_rps=tuple(rounded_up_rps(rps) for rps in demand.other_rps),
+        ),
+    )
 
 
-def _up(rate_rps: float) -> float:
+def rounded_up_rps(rate_rps: float, fraction: float = FINE_FRACTION) -> float:
+    """A rate rounded up to a step of `fraction` of its power of two, of half a request/s at least; 0 for less than nothing."""
     if rate_rps <= 0.0:
         return 0.0
-    step = max(FINE_RPS, FINE_FRACTION * 2.0 ** math.floor(math.log2(rate_rps)))
+    step = max(FINE_RPS, fraction * 2.0 ** math.floor(math.log2(rate_rps)))
     return math.ceil(rate_rps / step - 1e-9) * step
+
+
+def _rounded_busy(instances: int) -> int:
+    """Busy instances of others, rounded up to a sixteenth of their power of two: many of them differ by some at every tick."""
+    step = max(1, 2 ** (instances.bit_length() - 5)) if instances > BUSY_EXACT else 1
+    return -(-instances // step) * step

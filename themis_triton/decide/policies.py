@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+
 from themis_triton.core.decision import Decision, Reason, Stage
 from themis_triton.core.estimate import PROXY
-from themis_triton.decide.allocation import PipelineProposal, allocate
+from themis_triton.decide import leaving
+from themis_triton.decide.admission import admit, with_limits
+from themis_triton.decide.allocation import allocate
 from themis_triton.decide.devices import FreeDevices
+from themis_triton.decide.emptying import queues_to_empty
 from themis_triton.decide.guards import guard
+from themis_triton.decide.joined import PipelineProposal
 from themis_triton.decide.planner import Planner
 from themis_triton.decide.policy import Policy
 from themis_triton.decide.rules import Rules
+from themis_triton.decide.sharing import SharedModels
+from themis_triton.decide.slow_target import is_in_turn
 from themis_triton.decide.state import PipelineState, PolicyInput, PolicyState
 from themis_triton.decide.view import view_of
 
@@ -32,25 +41,45 @@ def decide(state: PolicyState, policy_input: PolicyInput, planner: Planner, poli
     if hold is not None:
         return state.reset_windows(), hold
     proposals, devices = [], FreeDevices(policy_input.snapshot, rules.config)
+    shared, in_turn = SharedModels(policy_input, rules.config), _in_turn(policy_input, rules)
     for pipeline in rules.config.pipelines:
-        view = view_of(pipeline, policy_input, planner, devices)
-        proposals.append(PipelineProposal(view, policy.propose(state.pipelines.get(pipeline.name, PipelineState()), view)))
+        called = planner.called(pipeline.name, policy_input.estimate.pipelines[pipeline.name].per_request)
+        view = view_of(pipeline, policy_input, called, devices, state.left.get(pipeline.name, ()), shared)
+        view = replace(view, in_turn=pipeline.name in in_turn)
+        result = policy.propose(state.pipelines.get(pipeline.name, PipelineState()), view)
+        shared.request(result.proposal.launch, result.proposal.launch_models)
+        proposals.append(PipelineProposal(view, result))
     allocation = allocate(state, proposals, policy_input, rules, devices)
     target, clamps = guard(allocation.target, policy_input.snapshot, rules.config)
+    unrouted, emptied = queues_to_empty(proposals, target, policy_input)
+    views = [each.view for each in proposals]
+    unrouted = (*unrouted, *leaving.pairs_left(views))
     outputs = [entry.result.proposal for entry in proposals]
+    limits, admissions = admit(state.limits, views)
     lead = min(outputs, key=lambda p: URGENCY.index(p.reason))
     reason = Reason.REPLACE if lead.reason is Reason.SCALE_OUT and policy_input.snapshot.recently_crashed else lead.reason
-    return allocation.state, Decision(
+    return replace(allocation.state, left=leaving.left_by(views), limits=limits), Decision(
         id=decision_id(policy_input.snapshot.at_s),
         at_s=policy_input.snapshot.at_s,
         policy=rules.config.policy.name.value,
         stage=lead.stage,
         reason=reason,
-        target=target,
-        evidence=tuple(p.evidence for p in outputs),
-        clamps=(*allocation.clamps, *clamps),
+        target=replace(target, unrouted=unrouted) if unrouted else target,
+        evidence=tuple(with_limits(p.evidence, view, limits) for p, view in zip(outputs, views, strict=True)),
+        clamps=(*allocation.clamps, *clamps, *emptied, *leaving.reasons(views)),
         detail="; ".join(p.detail for p in outputs if p.detail),
+        admissions=admissions,
     )
+
+
+def _in_turn(policy_input: PolicyInput, rules: Rules) -> frozenset[str]:
+    """The pipelines that plan their servers in this tick: not all where there are many of them, or of the places that they may have."""
+    pipelines, devices = rules.config.pipelines, Counter[str]()
+    for server in policy_input.snapshot.servers:
+        devices.update(dict.fromkeys(server.models, len(server.devices)))
+    places = sum(devices[pipeline.stages[0]] for pipeline in pipelines)
+    ticks = round(policy_input.snapshot.at_s / rules.config.policy.tick_s)
+    return frozenset(p.name for number, p in enumerate(pipelines) if is_in_turn(number, len(pipelines), places, ticks))
 
 
 def decision_id(at_s: float) -> str:

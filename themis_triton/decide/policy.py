@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from themis_triton.core.config import ThemisConfig
+from themis_triton.core.estimate import WORK_WINDOW_S
 from themis_triton.core.fleet import Models
 from themis_triton.core.policy import PolicyConfig, PolicyName
 from themis_triton.decide.proposal import PolicyResult
@@ -35,6 +36,7 @@ class Policy:
     """One policy, registered once in `themis_triton.policies`.
 
     `propose`: one pipeline's proposal of a tick. `needs_arrivals_per_second`: estimates keep a minute of arrivals for it.
+    `work_window_s`: the window of the servers' queue and compute times.
     `waits_for_batches`: a central queue of the simulator holds requests until a batch is full.
     `fixed_instances`: the instances a stage that its plans keep, None where plans choose them. `fixed_servers`: plans keep all servers.
     `prepared`: its parameters once an evaluation knows the load. `first_servers`: the fleet that an evaluation starts it with, None
@@ -44,6 +46,7 @@ class Policy:
     name: PolicyName
     propose: Callable[[PipelineState, PipelineView], PolicyResult]
     needs_arrivals_per_second: bool = False
+    work_window_s: float = WORK_WINDOW_S
     waits_for_batches: bool = True
     fixed_instances: Callable[[PolicyConfig, ChainProblem], tuple[int, ...] | None] = _free
     fixed_servers: bool = False

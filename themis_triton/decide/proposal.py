@@ -96,7 +96,7 @@ def evidence_of(
         pipeline=view.pipeline.name,
         demand_fast_rps=fast.total_rps,
         demand_slow_rps=slow.total_rps,
-        capacity_rps=view.capacity_rps(),
+        capacity_rps=view.capacity_rps,
         slo_ms=view.pipeline.slo_ms,
         measured_p99_ms=view.estimate.p99_ms,
         predicted_p99_ms=predicted_p99_ms,

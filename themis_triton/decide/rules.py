@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from themis_triton.core.action import ActionKind
@@ -69,6 +70,16 @@ class Rules:
         configured = self.config.planning.max_servers
         return configured if configured is not None else max(1, sum(map(self.config.places_on, self.config.devices)))
 
+    def called(self, pipeline: str, per_request: tuple[float, ...]) -> Rules:
+        """The rules with so many requests of each stage per request of a pipeline."""
+        config = next(each for each in self.config.pipelines if each.name == pipeline)
+
+        def changed(problems: dict[str, ChainProblem]) -> dict[str, ChainProblem]:
+            problem = problems[pipeline]
+            return problems | {pipeline: replace(problem, stages=stages_called(problem.stages, per_request, config.sequential))}
+
+        return replace(self, problems=changed(self.problems), server_problems=changed(self.server_problems))
+
     def init_s(self, pipeline: PipelineConfig) -> float:
         """Longest initialisation of an instance of the chain."""
         return max(self.config.models[stage].profile.instance_init_s for stage in pipeline.stages)
@@ -85,24 +96,34 @@ def build_rules(config: ThemisConfig) -> Rules:
     stages = {name: _stage(model, config, max_busy) for name, model in config.models.items()}
     problems = {
         p.name: ChainProblem(
-            stages=tuple(stages[stage] for stage in p.stages),
+            stages=stages_called([stages[stage] for stage in p.stages], p.per_request, p.sequential),
             slo_ms=p.slo_ms * (1.0 - config.policy.slo_margin_fraction),
             demand_rps=0.0,
             percentile=p.percentile,
             queueing=config.policy.queueing,
             placement=config.planning.placement,
             throughput=config.planning.throughput,
-            max_servers=bare.max_servers,
+            max_servers=1 if config.is_stateful(p) else bare.max_servers,
             device_memory_bytes=_slot_memory_bytes(config),
             headroom_sigmas=config.policy.demand.headroom_sigmas,
             # A work-conserving queue forms other batches than planned, so rounding to whole requests/s does not apply.
             paper_rounding=config.planning.paper_rounding and not config.policy.queueing.work_conserving,
+            graph=p.graph,
         )
         for p in config.pipelines
     }
     free = {name: replace(stage, instance_price=0.0) for name, stage in stages.items()}
-    server_problems = {p.name: replace(problems[p.name], stages=tuple(free[stage] for stage in p.stages)) for p in config.pipelines}
+    server_problems = {
+        p.name: replace(problems[p.name], stages=stages_called([free[stage] for stage in p.stages], p.per_request, p.sequential))
+        for p in config.pipelines
+    }
     return Rules(config, problems, server_problems)
+
+
+def stages_called(stages: Sequence[StageProblem], per_request: Sequence[float], sequential: Sequence[bool]) -> tuple[StageProblem, ...]:
+    """The stages with so many requests of each per request of the chain."""
+    called = zip(stages, per_request, sequential, strict=True)
+    return tuple(replace(stage, demand_ratio=ratio, in_turn=max(1.0, ratio) if turns else 1.0) for stage, ratio, turns in called)
 
 
 def _slot_memory_bytes(config: ThemisConfig) -> int | None:

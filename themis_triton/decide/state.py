@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from themis_triton.core.config import PipelineConfig, Placement
 from themis_triton.core.estimate import Estimate
 from themis_triton.core.fleet import Phase, Place, Server, places_of
 from themis_triton.core.observation import Snapshot
+from themis_triton.core.routes import RouteLimit
+from themis_triton.decide.slow_target import Circumstances, SlowTarget
 
 COMING = frozenset({Phase.LAUNCHING, Phase.WARMING})
 
@@ -17,7 +21,7 @@ class Group:
     """Stages of a chain on the same places, by their index in it: all where they are co-located, else one.
 
     `ready` places are those of servers in the routes, ordered by the servers' names; `coming` ones belong to servers that launch or
-    warm up, or are being added to a running server.
+    warm up or load a model again, or are being added to a running server.
     """
 
     stages: tuple[int, ...]
@@ -28,23 +32,49 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class PolicyInput:
-    """One tick's input to a policy."""
+    """One tick's input to a policy. `busy`: mean busy instances by server and model, where it matters and is known."""
 
     snapshot: Snapshot
     estimate: Estimate
+    busy: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def busy_elsewhere(self, place: Place, stages: Sequence[str]) -> int:
+        """Instances of other models that are busy at a place at a time: a standard deviation above their mean, and at most all there.
+
+        A model of which nothing is known counts with all of its instances.
+        """
+        known, others = self.busy.get(place.server.name, {}), _others(place, stages)
+        unknown = sum(count for name, count in others.items() if name not in known)
+        # The server's counters do not tell its devices apart.
+        mean = sum(known[name] * count / max(1, place.server.models[name].instances) for name, count in others.items() if name in known)
+        return unknown + min(math.ceil(mean + math.sqrt(mean)), sum(others.values()) - unknown)
+
+    def knows_busy(self, place: Place, stages: Sequence[str]) -> bool:
+        """Whether it is known how busy the other models of a place are."""
+        return _others(place, stages).keys() <= self.busy.get(place.server.name, {}).keys()
 
     def groups(self, pipeline: PipelineConfig, placement: Placement) -> tuple[Group, ...]:
         """The chain's groups with the places that hold all stages of each."""
         every = tuple(range(len(pipeline.stages)))
         parts = [every] if placement is Placement.COLOCATED else [(stage,) for stage in every]
-        return tuple(self._group(tuple(pipeline.stages[s] for s in part), part) for part in parts)
+        return tuple(self._group(tuple(pipeline.stages[s] for s in part), part, pipeline.entry) for part in parts)
 
-    def _group(self, names: tuple[str, ...], part: tuple[int, ...]) -> Group:
-        holding = [server for server in self.snapshot.servers if all(name in server.models for name in names)]
+    def stateful(self, stages: Sequence[str]) -> bool:
+        """Whether a server holds one of the models with state between calls: then one server has all of their calls."""
+        return any(stage in server.stateful for server in self.snapshot.servers for stage in stages)
+
+    def _group(self, names: tuple[str, ...], part: tuple[int, ...], entry: str | None) -> Group:
+        holding = [server for server in self.snapshot.servers if _takes_calls(server, names) and _has(server, entry)]
         serving = [(server, places_of(server, names)) for server in holding if server.phase is Phase.SERVING]
+        loading = [Place(server, "", {}) for server in self.snapshot.servers if self._is_loading(server, names)]
         launching = [Place(server, "", server.models) for server in holding if server.phase in COMING]
         extending = [place for server, places in serving if server.reach for place in self._extending(server, places, names)]
-        return Group(part, names, tuple(place for _, places in serving for place in places), (*launching, *extending))
+        return Group(part, names, tuple(place for _, places in serving for place in places), (*launching, *loading, *extending))
+
+    def _is_loading(self, server: Server, models: Sequence[str]) -> bool:
+        """Whether the models that a serving server lacks are all being loaded."""
+        missing = [model for model in models if model not in server.models]
+        return server.phase is Phase.SERVING and bool(missing) and all((server.name, model) in self.snapshot.loading for model in missing)
 
     def _extending(self, server: Server, places: tuple[Place, ...], names: tuple[str, ...]) -> list[Place]:
         """The places that open calls are adding to a server."""
@@ -52,6 +82,22 @@ class PolicyInput:
         calls = [call for call in self.snapshot.open_calls if call.server == server.name and call.model in names]
         added = dict.fromkeys(device for call in calls for device in call.after.added(call.before) if not call.before.on(device))
         return [Place(server, device, {}, extra=True) for device in added if device not in ready]
+
+
+def _others(place: Place, stages: Sequence[str]) -> dict[str, int]:
+    """Instances of the other models of a place."""
+    return {name: state.instances for name, state in place.models.items() if name not in stages and state.instances}
+
+
+def _takes_calls(server: Server, models: Sequence[str]) -> bool:
+    return all(model in server.models and server.takes_calls(model) for model in models)
+
+
+def _has(server: Server, entry: str | None) -> bool:
+    """Whether clients' calls for a pipeline's entry can reach a server: its index lists the model, or is not known, or the server comes."""
+    if entry is None or entry in server.models or server.phase in COMING:
+        return True
+    return server.ready_models is None or entry in server.ready_models
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +110,26 @@ class DemandSample:
 
 
 @dataclass(frozen=True, slots=True)
+class AutoscalerState:
+    """What an autoscaler of one group remembers, each entry with its time: samples of its metric, recommended counts, changes made.
+
+    `servers`: the present target; 0 before the first one. `next_at_s`: when it decides again. `panic_at_s`: when a burst was last seen.
+    """
+
+    servers: int = 0
+    next_at_s: float = 0.0
+    samples: tuple[tuple[float, float], ...] = ()
+    recommended: tuple[tuple[float, int], ...] = ()
+    changes: tuple[tuple[float, int], ...] = ()
+    panic_at_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PipelineState:
     """A policy's state of one pipeline: recent samples of demand, desired servers a group with their times, and fixed values.
 
-    `exceeded_since_s`: since when the demand has exceeded the capacity; None while it does not.
+    `exceeded_since_s`: since when the demand has exceeded the capacity; None while it does not. `slow`: the slow loop's last target.
+    `autoscalers`: those of baselines that have one a group.
     """
 
     samples: tuple[DemandSample, ...] = ()
@@ -76,6 +138,8 @@ class PipelineState:
     fixed_servers: tuple[int, ...] = ()
     fixed_rps: float = 0.0
     exceeded_since_s: float | None = None
+    slow: tuple[Circumstances, SlowTarget] | None = None
+    autoscalers: tuple[AutoscalerState, ...] = ()
 
     def with_desired(self, at_s: float, servers: tuple[int, ...], window_s: float) -> PipelineState:
         """With one more entry; of those older than the window the newest is kept, which shows that the window is covered."""
@@ -107,17 +171,28 @@ class PipelineState:
 
 
 @dataclass(frozen=True, slots=True)
+class StandingLimit:
+    """The admission limit of a pipeline that holds, and since when."""
+
+    limit: RouteLimit
+    since_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyState:
     """The policy's state between ticks. `short_since_s`: since when slots have been short.
 
     `changed_places`: servers with devices that the policy added to them, or began to give up.
+    `left`: pipelines with the crowded servers that they have left. `limits`: the admission limits that hold, by pipeline.
     """
 
     pipelines: dict[str, PipelineState] = field(default_factory=dict)
     short_since_s: float | None = None
     changed_places: frozenset[tuple[str, str]] = frozenset()
+    left: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    limits: Mapping[str, StandingLimit] = field(default_factory=dict)
 
     def reset_windows(self) -> PolicyState:
         """The state after a time without observations, which earlier samples do not cover."""
-        pipelines = {name: replace(state, samples=(), desired=()) for name, state in self.pipelines.items()}
-        return PolicyState(pipelines, changed_places=self.changed_places)
+        pipelines = {name: replace(state, samples=(), desired=(), slow=None) for name, state in self.pipelines.items()}
+        return PolicyState(pipelines, changed_places=self.changed_places, left=self.left, limits=self.limits)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from themis_triton.core.config import PipelineConfig, Placement
-from themis_triton.core.estimate import PipelineEstimate
+from themis_triton.core.estimate import ModelEstimate, PipelineEstimate
 from themis_triton.core.fleet import Place
 from themis_triton.core.observation import OpenCall
 from themis_triton.core.policy import QueueingModel
-from themis_triton.decide.demand import Demand
+from themis_triton.decide.crowding import crowded_places
+from themis_triton.decide.demand import Demand, recent_others
 from themis_triton.decide.devices import FreeDevices, waits
-from themis_triton.decide.planner import Planner, PlanQuery
+from themis_triton.decide.planner import Planner, PlanQuery, rounded_up_rps
 from themis_triton.decide.rules import Rules
+from themis_triton.decide.sharing import SharedModels
 from themis_triton.decide.state import Group, PolicyInput
 from themis_triton.plan.steps import by_retirement
 from themis_triton.solver.fleet import assignment_of
@@ -22,14 +25,19 @@ from themis_triton.solver.plans import ChainPlan, StageSize, VerticalPlan, Verti
 from themis_triton.solver.problem import ChainProblem
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PipelineView:
     """One pipeline's places by group: one group of all stages where they are co-located, else one a stage.
 
     Counts of places are tuples with one number per group; a server of one device is one place, so that baselines speak of servers.
-    `busy_elsewhere`: instances of other pipelines' models on its places. `reachable`: new places that its running servers may have now;
-    `free_slots`: servers that may be launched now.
+    `busy_elsewhere`: busy instances of other models on the busiest of its places.
+    `reachable`: new places that its running servers may have now;
+    `begun`: those of them that take no free device; `free_slots`: servers that may be launched now.
+    `crowded`: places of its servers where others are so busy that it cannot meet its SLO; it leaves them as they are, for other ones.
+    `one_server`: it has a stateful stage, so that all of its calls go to one server, and no other is launched.
+    `in_turn`: whether its slow loop plans in this tick.
     `open_calls`: growth of its models that takes longer than an initialisation, because requests wait.
+    `models`: what was measured of each model.
     """
 
     pipeline: PipelineConfig
@@ -38,21 +46,26 @@ class PipelineView:
     planner: Planner
     at_s: float
     busy_elsewhere: int = 0
+    crowded: tuple[Place, ...] = ()
     open_calls: tuple[OpenCall, ...] = ()
+    one_server: bool = False
+    in_turn: bool = True
     reachable: int = 0
+    begun: int = 0
     free_slots: int = 0
+    models: Mapping[str, ModelEstimate] = field(default_factory=dict)
 
     @property
     def rules(self) -> Rules:
         """The planner's rules."""
         return self.planner.rules
 
-    @property
+    @cached_property
     def problem(self) -> ChainProblem:
         """The pipeline's problem, without a demand."""
         return self.rules.problems[self.pipeline.name]
 
-    @property
+    @cached_property
     def ready(self) -> tuple[int, ...]:
         """Ready places a group."""
         return tuple(len(group.ready) for group in self.groups)
@@ -62,17 +75,17 @@ class PipelineView:
         """What its places are to a reader: servers, or devices where a server may use several."""
         return "device" if any(place.server.reach for group in self.groups for place in group.ready) else "server"
 
-    @property
+    @cached_property
     def extra(self) -> int:
         """Ready places beyond the first one of their server."""
         return sum(place.extra for group in self.groups for place in group.ready)
 
-    @property
+    @cached_property
     def extending(self) -> int:
         """Places that are being added to running servers."""
         return sum(place.extra for group in self.groups for place in group.coming)
 
-    @property
+    @cached_property
     def coming(self) -> tuple[int, ...]:
         """Coming places a group."""
         return tuple(len(group.coming) for group in self.groups)
@@ -90,14 +103,14 @@ class PipelineView:
         """The ready places that hold a stage."""
         return next(group.ready for group in self.groups if stage in group.stages)
 
-    @property
+    @cached_property
     def batch_caps(self) -> tuple[int, ...]:
         """Largest batch of each stage that every ready server forms without a reload; the settings' bound where none is ready."""
         names, bounds = self.pipeline.stages, [stage.max_batch for stage in self.problem.stages]
         limits = [[place.models[name].max_batch for place in self.holders(s)] for s, name in enumerate(names)]
         return tuple(min([bound, *batches]) for bound, batches in zip(bounds, limits, strict=True))
 
-    @property
+    @cached_property
     def instances_now(self) -> tuple[int, ...]:
         """Smallest instance count of each stage over its ready servers."""
         names = self.pipeline.stages
@@ -152,15 +165,18 @@ class PipelineView:
         """The servers a group that can exist; separate stages share them evenly."""
         return tuple(max(1, self.rules.max_servers // len(self.groups)) for _ in self.groups)
 
+    @cached_property
     def capacity_rps(self) -> float:
         """The rate that the ready servers carry inside the SLO as they are, without headroom.
 
-        Co-located servers with different counts are added up; separate ones count with the fewest instances of their stage.
+        Co-located servers with different counts are added up, places of one server share its queues. Separate ones count with the fewest
+        instances of their stage.
         """
         if not self.serves:
             return 0.0
         if self.rules.config.planning.placement is Placement.SEPARATE:
-            return self.planner.carried(self._query(Demand(0.0, 0.0, 1.0, 0.0)), self.ready, self.instances_now)
+            query = self._capacity_query(1, self.instances_now, self.instances_now)
+            return self.planner.carried(query, self.ready, self.instances_now)
         return self._carried([tuple(place.models[stage].instances for stage in self.pipeline.stages) for place in self.groups[0].ready])
 
     def committed_rps(self, planned: tuple[int, ...]) -> float:
@@ -175,9 +191,29 @@ class PipelineView:
         return self._carried([tuple(committed(place, *stage) for stage in stages) for place in self.groups[0].ready])
 
     def _carried(self, counts: list[tuple[int, ...]]) -> float:
-        query = self._query(Demand(0.0, 0.0, 1.0, 0.0))
-        groups = [(len(counts), counts[0])] if len(set(counts)) == 1 else [(1, instances) for instances in counts]
-        return sum(max(0.0, self.planner.carried(query, (n,), instances)) for n, instances in groups)
+        totals = [sum(column) for column in zip(*counts, strict=True)]
+        if len(set(counts)) == 1:
+            return max(0.0, self.planner.carried(self._capacity_query(len(counts), counts[0], totals), (len(counts),), counts[0]))
+        servers: dict[str, list[tuple[int, ...]]] = {}
+        for place, instances in zip(self.groups[0].ready, counts, strict=True):
+            servers.setdefault(place.server.name, []).append(instances)
+        return sum(self._carried_by_server(own, totals) for own in servers.values())
+
+    def _carried_by_server(self, counts: list[tuple[int, ...]], totals: Sequence[int]) -> float:
+        """What one server's places carry: its instances of a stage have one queue, so that it counts how many each place has on average."""
+        places = len(counts)
+        mean = tuple(sum(column) // places for column in zip(*counts, strict=True))
+        if min(mean) == 0:
+            return 0.0
+        query = replace(self._capacity_query(places, mean, totals), processes=1 if places > 1 else 0, extra_places=places - 1)
+        return max(0.0, self.planner.carried(query, (places,), mean))
+
+    def _capacity_query(self, places: int, instances: tuple[int, ...], totals: Sequence[int]) -> PlanQuery:
+        """The query for what places carry beside their share of other requests, which spread over all places by instances."""
+        shares = [places * count / total if total else 1.0 for count, total in zip(instances, totals, strict=True)]
+        others = recent_others(self.estimate)
+        other_rps = tuple(rounded_up_rps(share * rps) for share, rps in zip(shares, others, strict=True)) if others else ()
+        return self._query(Demand(0.0, 0.0, 1.0, 0.0, other_rps=other_rps))
 
     def _query(self, demand: Demand, *, reload: bool = False) -> PlanQuery:
         caps = None if reload or self.rules.dispatcher_sets_batches else self.batch_caps
@@ -186,22 +222,45 @@ class PipelineView:
         return PlanQuery(self.pipeline.name, demand, caps, self.busy_elsewhere, processes=processes, extra_places=extra)
 
 
-def view_of(pipeline: PipelineConfig, policy_input: PolicyInput, planner: Planner, devices: FreeDevices) -> PipelineView:
-    """The view of one pipeline; instances of other models on its places count as busy."""
+def view_of(
+    pipeline: PipelineConfig,
+    policy_input: PolicyInput,
+    planner: Planner,
+    devices: FreeDevices,
+    left: Collection[str] = (),
+    shared: SharedModels | None = None,
+) -> PipelineView:
+    """The view of one pipeline; see `PolicyInput.busy_elsewhere`. `left`: servers that it has left because they were crowded.
+
+    `shared`: the tick's account of models that several pipelines use; None: a new one.
+    """
+    shared = shared or SharedModels(policy_input, planner.rules.config)
     snapshot, groups = policy_input.snapshot, policy_input.groups(pipeline, planner.rules.config.planning.placement)
-    ready = [place for group in groups for place in group.ready]
-    others = [sum(state.instances for name, state in place.models.items() if name not in pipeline.stages) for place in ready]
+    one_server = policy_input.stateful(pipeline.stages) or planner.rules.config.is_stateful(pipeline)
     colocated = planner.rules.config.planning.placement is Placement.COLOCATED
+    busy = {place.name: policy_input.busy_elsewhere(place, pipeline.stages) for group in groups for place in group.ready}
+    known = {place.name: busy[place.name] for place in groups[0].ready if policy_input.knows_busy(place, pipeline.stages)}
+    crowded = crowded_places(pipeline, groups[0].ready, known, planner, left) if colocated and not one_server else ()
+    if crowded and (len(crowded) < len(groups[0].ready) or groups[0].coming or devices.slots):
+        groups = (replace(groups[0], ready=tuple(place for place in groups[0].ready if place not in crowded)),)
+    else:
+        crowded = ()
+    ready = [place for group in groups for place in group.ready]
+    extensions = devices.extensions(ready, pipeline.stages) if colocated and not one_server else ()
     return PipelineView(
         pipeline=pipeline,
-        estimate=policy_input.estimate.pipelines[pipeline.name],
+        estimate=shared.at(pipeline, groups),
         groups=groups,
         planner=planner,
         at_s=snapshot.at_s,
-        busy_elsewhere=max(others, default=0),
+        busy_elsewhere=max((busy[place.name] for place in ready), default=0),
+        crowded=crowded,
         open_calls=tuple(
             call for call in snapshot.open_calls if call.model in pipeline.stages and waits(call, snapshot, planner.rules.config)
         ),
-        reachable=len(devices.extensions(ready, pipeline.stages)) if colocated else 0,
+        one_server=one_server,
+        reachable=len(extensions),
+        begun=devices.begun(extensions),
         free_slots=len(devices.slots),
+        models=policy_input.estimate.models,
     )

@@ -16,6 +16,7 @@ from themis_triton.settings.loading import load, mapping
 from themis_triton.settings.shipped import shipped
 
 COLD_START_DEVICES = 6
+PROVISIONED = frozenset({PolicyName.VERTICAL, PolicyName.VERTICAL_THEMIS})
 _OWN_ENVOY_KEYS = ("max_message", "concurrency")
 
 
@@ -24,6 +25,7 @@ class DemoBase:
     """One pipeline of a settings file. `sections` is the file as plain data with the profile files inlined.
 
     `cold_start_s`: process start of the emulated servers that the sidecar launches; None: their own, about a second.
+    `peak_rps`: the load's peak, for policies that are provisioned for it; None: unknown.
     """
 
     sections: Mapping[str, Any]
@@ -31,6 +33,7 @@ class DemoBase:
     launch: LocalLaunchConfig
     pipeline: PipelineConfig
     cold_start_s: float | None = None
+    peak_rps: float | None = None
 
     @property
     def reach(self) -> tuple[str, ...]:
@@ -46,10 +49,10 @@ class DemoBase:
     def settings(self, policy: PolicyName, first: Mapping[str, Any], addresses: Mapping[str, str], state: Path) -> dict[str, Any]:
         """Settings with an adopted server on the first slot, the other slots for launches, and separate addresses.
 
-        `addresses` has the keys `grpc`, `http`, `admin` and `status`.
+        `addresses` has the keys `grpc`, `http` and `status`.
         """
         envoy = {key: value for key, value in mapping(self.sections.get("envoy")).items() if key in _OWN_ENVOY_KEYS}
-        listens = {"grpc_listen": addresses["grpc"], "http_listen": addresses["http"], "admin": addresses["admin"]}
+        listens = {"grpc_listen": addresses["grpc"], "http_listen": addresses["http"]}
         settings: dict[str, Any] = {
             "mode": "active",
             "allow_stale_profiles": self.config.allow_stale_profiles,
@@ -60,11 +63,18 @@ class DemoBase:
             "models": {stage: self._model(stage) for stage in self.pipeline.stages},
             "pipelines": {self.pipeline.name: self.sections["pipelines"][self.pipeline.name]},
             "prices": dict(mapping(self.sections.get("prices"))),
-            "policy": dict(mapping(self.sections.get("policy"))) | {"name": policy.value},
+            "policy": self._policy(policy),
             "planning": dict(mapping(self.sections.get("planning"))),
             "status": {"address": addresses["status"]},
         }
         return settings if settings["launch"]["slots"] else {key: value for key, value in settings.items() if key != "launch"}
+
+    def _policy(self, policy: PolicyName) -> dict[str, Any]:
+        """The section, with the peak of the load for a policy that is provisioned for it, unless the settings say for what."""
+        section = dict(mapping(self.sections.get("policy"))) | {"name": policy.value}
+        if self.peak_rps is not None and policy in PROVISIONED:
+            section["vertical"] = {"planned_rps": self.peak_rps} | dict(mapping(section.get("vertical")))
+        return section
 
     def _model(self, stage: str) -> dict[str, Any]:
         return with_cold_start(self.sections["models"][stage], self.config.models[stage], self.cold_start_s)

@@ -8,7 +8,8 @@ from typing import Any
 
 from google.protobuf import json_format
 
-from themis_triton.adapters.triton.model_config import CONFIG_FILE, parse_config
+from themis_triton.adapters.triton.config_files import CONFIG_FILE
+from themis_triton.adapters.triton.model_config import parse_config
 from themis_triton.core.config import LocalLaunchConfig, ModelConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.emulation.parameters import read_parameters

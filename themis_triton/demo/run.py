@@ -6,7 +6,7 @@ import asyncio
 import json
 import signal
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import httpx
@@ -38,6 +38,7 @@ class DemoOptions:
 
     `settings` None: the shipped settings. `pipeline` None: their first pipeline. `settle_s`: time between the first tick and the load.
     `cold_start_s`: the process start of launched servers; None: that of an emulated server, about a second.
+    `peak_rps`: what vertical policies are provisioned for; None: as the settings say.
     """
 
     directory: Path
@@ -49,6 +50,7 @@ class DemoOptions:
     settings: Path | None = None
     settle_s: float = 0.0
     cold_start_s: float | None = None
+    peak_rps: float | None = None
 
     @property
     def title(self) -> str:
@@ -110,7 +112,7 @@ async def _run(options: DemoOptions) -> DemoSummary:
     console = Console(stderr=options.as_json)
     directory = options.directory.resolve()
     console.print(f"Starting Triton, Envoy and Themis ({options.title}); files and logs in {directory}", markup=False)
-    base = read_base(options.settings, options.pipeline, options.cold_start_s)
+    base = replace(read_base(options.settings, options.pipeline, options.cold_start_s), peak_rps=options.peak_rps)
     async with staged(directory, base, options.policy, console.print) as stage:
         seen, before, report = await _loaded(stage, options, console, directory)
     summary = _summary(options, stage, seen, before, report)

@@ -91,8 +91,8 @@ async def _first_server(state: Path, base: DemoBase) -> Server:
 
 def _settings(directory: Path, first: Server, base: DemoBase, policy: PolicyName) -> tuple[dict[str, Any], dict[str, str]]:
     """The base's settings, with the adopted server and free addresses of this machine."""
-    ports = free_ports(4)
-    addresses = {name: f"127.0.0.1:{port}" for name, port in zip(("grpc", "http", "admin", "status"), ports, strict=True)}
+    ports = free_ports(3)
+    addresses = {name: f"127.0.0.1:{port}" for name, port in zip(("grpc", "http", "status"), ports, strict=True)}
     adopted = {
         "grpc": str(first.grpc_address),
         "http": str(first.http_address),
@@ -112,7 +112,10 @@ def _start_daemon(path: Path, log_file: Path, owner: Path, cold_start_s: float |
 
 
 async def _answering(url: str, daemon: ProcessId, log_file: Path, report: Callable[[str], None] | None) -> None:
-    """Wait until the status shows a tick. ServerError after STATUS_TIMEOUT_S without progress."""
+    """Wait until the status shows a tick and no kernels compile, which takes the processor from the models.
+
+    ServerError after STATUS_TIMEOUT_S without progress.
+    """
     loop = asyncio.get_running_loop()
     deadline_s, progress = loop.time() + STATUS_TIMEOUT_S, ""
     async with httpx.AsyncClient(trust_env=False) as client:
@@ -124,9 +127,9 @@ async def _answering(url: str, daemon: ProcessId, log_file: Path, report: Callab
                 status = (await client.get(url, timeout=2.0)).json()
             except httpx.HTTPError:
                 status = {}
-            if status.get("tick"):
-                return
             progress, before = compile_progress(await asyncio.to_thread(log_file.read_text)), progress
+            if status.get("tick") and not progress:
+                return
             if progress != before:
                 deadline_s = loop.time() + STATUS_TIMEOUT_S
                 if report is not None:
@@ -137,8 +140,8 @@ async def _answering(url: str, daemon: ProcessId, log_file: Path, report: Callab
 
 def compile_progress(log: str) -> str:
     """The compilation progress in the sidecar's log; empty if it does not compile."""
-    line = next((line for line in reversed(log.splitlines()) if '"kernels_compiling"' in line), None)
-    if line is None:
+    line = next((line for line in reversed(log.splitlines()) if '"kernels_compil' in line), None)
+    if line is None or '"kernels_compiling"' not in line:
         return ""
     event = json.loads(line)
     return f"Compiling the solvers (once): {event['done']} of {event['total']}"

@@ -64,9 +64,15 @@ def compared(
         after = before if ratio is None else drift_state(before, ratio, snapshot.at_s, config.policy, exact=exact)
         drift_states[name] = after
         value = ratio.ratio if ratio is not None else None
-        estimates[name] = replace(estimate, drift_ratio=value, drifting=after.drifting, correction=after.correction)
+        estimates[name] = _with_drift(estimate, value, after)
         events += [DriftEvent(name, change, value, after.correction) for change in _changes(before, after) if value is not None]
     return DriftHistory(work, drift_states), estimates, tuple(events)
+
+
+def _with_drift(estimate: ModelEstimate, ratio: float | None, state: DriftState) -> ModelEstimate:
+    if (ratio, state.drifting, state.correction) == (estimate.drift_ratio, estimate.drifting, estimate.correction):
+        return estimate
+    return replace(estimate, drift_ratio=ratio, drifting=state.drifting, correction=state.correction)
 
 
 def ratio_of(samples: Sequence[WorkSample], now_s: float, policy: PolicyConfig) -> Ratio | None:

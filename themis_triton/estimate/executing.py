@@ -37,11 +37,7 @@ def _executing(call: OpenCall, served: ServedByModel, now_s: float, config: Them
     """The state before the call, with so many of the added instances as are busy by Little's law: under a backlog every one is."""
     series = served.get((call.server, call.model))
     start_s = max(call.since_s + config.models[call.model].profile.instance_init_s, now_s - WINDOW_S)
-    if series is None or not series.times_s or not call.grows or series.times_s[-1] - start_s < MIN_WINDOW_S:
+    busy = series.mean_busy(start_s, MIN_WINDOW_S) if series is not None and call.grows else None
+    if busy is None:
         return call.before
-    work = series.increase(start_s, series.times_s[-1])
-    if not work.inferences:
-        return call.before
-    # The counter charges a batch's time to each of its requests.
-    busy = work.compute_us * work.executions / work.inferences / 1e6 / (series.times_s[-1] - start_s)
     return call.before.plus(first_added(call.after.added(call.before), round(busy) - call.before.instances))

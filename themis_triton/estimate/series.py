@@ -32,9 +32,10 @@ class CounterSeries:
 
     def at(self, time_s: float) -> float:
         """Total at a time, interpolated; the ends hold beyond them. Zero for an empty series."""
-        if not self.times_s:
-            return 0.0
-        index = bisect_right(self.times_s, time_s)
+        return self._between(bisect_right(self.times_s, time_s), time_s) if self.times_s else 0.0
+
+    def _between(self, index: int, time_s: float) -> float:
+        """Total at a time before the reading of that index and not before the one of the index below."""
         if index == 0:
             return self.totals[0]
         if index == len(self.times_s):
@@ -55,7 +56,11 @@ class CounterSeries:
         start_s = max(end_s - window_s, self.times_s[0])
         if end_s <= start_s:
             return 0.0
-        return self.increase(start_s, end_s) / (end_s - start_s)
+        first = bisect_right(self.times_s, start_s)
+        last = bisect_right(self.times_s, end_s, first)
+        if self.totals[first - 1] == self.totals[min(last, len(self.totals) - 1)]:
+            return 0.0  # the usual case where there are many models
+        return (self._between(last, end_s) - self._between(first, start_s)) / (end_s - start_s)
 
     def newest_rate(self, window_s: float) -> float:
         """Mean rate (1/s) over the window; after a longer rest, which the first arrival ends, all new ones lie in the window."""
@@ -70,7 +75,25 @@ class CounterSeries:
             return 0.0
         covered = min(over_s, self.times_s[-1] - self.times_s[0])
         windows = max(1, int(covered / window_s + 1e-9))
-        return max(self.rate(window_s, index * window_s) for index in range(windows))
+        return max(self._rates(window_s, windows))
+
+    def _rates(self, window_s: float, windows: int) -> list[float]:
+        """The mean rate of each of so many consecutive windows, the newest first; `rate` for each of them, without its repeated work."""
+        times_s, totals, newest_s, oldest_s = self.times_s, self.totals, self.times_s[-1], self.times_s[0]
+        rates, last = [], len(times_s)
+        for index in range(windows):
+            end_s = newest_s - index * window_s
+            start_s = max(end_s - window_s, oldest_s)
+            last = bisect_right(times_s, end_s, 0, last)
+            if end_s <= start_s:
+                rates.append(0.0)
+                continue
+            first = bisect_right(times_s, start_s, 0, last)
+            if totals[first - 1] == totals[min(last, len(totals) - 1)]:
+                rates.append(0.0)
+            else:
+                rates.append((self._between(last, end_s) - self._between(first, start_s)) / (end_s - start_s))
+        return rates
 
     def per_second(self, seconds: int) -> tuple[float, ...]:
         """Counts of each of the last seconds before the last reading, newest last; as many whole seconds as are covered."""
@@ -92,7 +115,9 @@ class CounterSeries:
         if not self.times_s:
             return 1.0
         windows = int(min(over_s, self.times_s[-1] - self.times_s[0]) / window_s)
-        counts = [self.rate(window_s, index * window_s) * window_s for index in range(windows)]
+        if not self.rate(windows * window_s):
+            return 1.0
+        counts = [rate * window_s for rate in self._rates(window_s, windows)]
         mean = sum(counts) / windows if windows else 0.0
         if windows < 4 or mean <= 0:
             return 1.0

@@ -10,13 +10,20 @@ from themis_triton.core.observation import ModelCounters
 
 
 class Served(NamedTuple):
-    """Totals, or their increase between two times."""
+    """Totals, or their increase between two times. `ended`: all requests that ended; `failed`: those of them that the server failed."""
 
     ended: float = 0.0
     inferences: float = 0.0
     executions: float = 0.0
     queue_us: float = 0.0
     compute_us: float = 0.0
+    failed: float = 0.0
+    refused: float = 0.0
+
+    @property
+    def succeeded(self) -> float:
+        """Requests that ended with an answer."""
+        return self.ended - self.failed - self.refused
 
 
 NOTHING = Served()
@@ -34,13 +41,17 @@ class ServedSeries:
     def append(self, at_s: float, counters: ModelCounters, keep_s: float) -> ServedSeries:
         """The series with one more reading; readings older than `keep_s` are dropped; a late reading updates only the gauge."""
         compute_us = counters.compute_input_us + counters.compute_infer_us + counters.compute_output_us
-        raw = Served(counters.success + counters.failure, counters.inferences, counters.executions, counters.queue_us, compute_us)
+        ended = counters.success + counters.failure + counters.refused
+        work = (counters.inferences, counters.executions, counters.queue_us, compute_us)
+        raw = Served(ended, *work, counters.failure, counters.refused)
         if self.last_raw is None:
             return ServedSeries((at_s,), (NOTHING,), raw, counters.pending)
         if at_s <= self.times_s[-1]:
             return ServedSeries(self.times_s, self.totals, self.last_raw, counters.pending)
-        columns = zip(self.totals[-1], self.last_raw, raw, strict=True)
-        total = Served._make([total + (now - last if now >= last else now) for total, last, now in columns])
+        total = self.totals[-1]
+        if raw != self.last_raw:
+            columns = zip(total, self.last_raw, raw, strict=True)
+            total = Served._make([total + (now - last if now >= last else now) for total, last, now in columns])
         first = bisect_right(self.times_s, at_s - keep_s)
         return ServedSeries((*self.times_s[first:], at_s), (*self.totals[first:], total), raw, counters.pending)
 
@@ -59,12 +70,26 @@ class ServedSeries:
 
     def increase(self, start_s: float, end_s: float) -> Served:
         """Growth of the totals between two times."""
+        if not self.times_s or self.totals[max(0, bisect_right(self.times_s, start_s) - 1)] is self.totals[-1]:
+            return NOTHING  # nothing has ended since, which is the usual case where there are many models
         return Served._make([end - start for start, end in zip(self.at(start_s), self.at(end_s), strict=True)])
 
+    def mean_busy(self, start_s: float, min_window_s: float) -> float | None:
+        """Mean number of busy instances from a time to the last reading, by Little's law; None over a shorter time than the least."""
+        if not self.times_s or self.times_s[-1] - max(start_s, self.times_s[0]) < min_window_s:
+            return None
+        start_s = max(start_s, self.times_s[0])
+        work = self.increase(start_s, self.times_s[-1])
+        # The counter charges a batch's time to each of its requests.
+        batches = work.compute_us * work.executions / work.inferences if work.inferences else 0.0
+        return batches / 1e6 / (self.times_s[-1] - start_s)
+
     def completion_rps(self, window_s: float) -> float:
-        """Mean rate of requests that ended over the window up to the last reading; a shorter history shortens the window."""
+        """Mean rate of requests that were answered over the window up to the last reading; a shorter history shortens the window."""
         if len(self.times_s) < 2:
             return 0.0
         end_s = self.times_s[-1]
         start_s = max(end_s - window_s, self.times_s[0])
-        return (self.totals[-1].ended - self.at(start_s).ended) / (end_s - start_s)
+        if self.totals[max(0, bisect_right(self.times_s, start_s) - 1)] is self.totals[-1]:
+            return 0.0
+        return (self.totals[-1].succeeded - self.at(start_s).succeeded) / (end_s - start_s)

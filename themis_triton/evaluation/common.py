@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from themis_triton.decide.demand import Demand, burst_demand
+from themis_triton.decide.demand import Demand, burst_demand, largest_others
 from themis_triton.decide.proposal import leaving
 from themis_triton.decide.state import PipelineState
 from themis_triton.decide.view import PipelineView
@@ -20,7 +20,8 @@ def baseline_demand(view: PipelineView) -> Demand:
     policy = view.rules.config.policy
     if not view.rules.dispatcher_sets_batches:
         return burst_demand(view.estimate, policy)
-    return Demand(float(math.ceil(view.estimate.burst_rps - 1e-6)), 0.0, 1.0, policy.demand.headroom_sigmas, exact=True)
+    burst_rps, other_rps = float(math.ceil(view.estimate.burst_rps - 1e-6)), largest_others(view.estimate)
+    return Demand(burst_rps, 0.0, 1.0, policy.demand.headroom_sigmas, exact=True, other_rps=other_rps)
 
 
 def batch_limits(view: PipelineView, planned: Sequence[StageSize]) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from themis_triton.core.config import ThemisConfig
 from themis_triton.core.decision import Reason, Stage
 from themis_triton.core.fleet import Models
 from themis_triton.core.policy import PolicyConfig, PolicyName
+from themis_triton.decide.demand import Demand
 from themis_triton.decide.policy import Load, Policy
 from themis_triton.decide.proposal import PolicyResult, Proposal, evidence_of, launch_models, server_models, to_launch
 from themis_triton.decide.rules import Rules
@@ -31,7 +32,8 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     key = ("inferline", view.pipeline.name, base_rps)
     plan = view.planner.remembered(key, lambda: base_plan(view.rules, view.pipeline.name, base_rps))
     # The plan's utilisation is ρ = base / (n·μ), so that μ·ρ is its share of the base rate a server.
-    needed = (max(plan[s].servers for s in group.stages) * demand.rate_rps / base_rps if base_rps else 1.0 for group in view.groups)
+    loads = _loads_rps(view, demand)
+    needed = (max(plan[s].servers * loads[s] for s in group.stages) / base_rps if base_rps else 1.0 for group in view.groups)
     desired = tuple(min(max(1, math.ceil(count - 1e-9)), most) for count, most in zip(needed, _most(view), strict=True))
     state, retire = scaled_in(replace(state, fixed_rps=base_rps), view, desired, policy.inferline.scale_in_stabilization_s)
     launch, sizes = to_launch(view, desired), view.sizes(instances_of(plan), batch_limits(view, plan))
@@ -47,6 +49,12 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
             retire=retire,
         ),
     )
+
+
+def _loads_rps(view: PipelineView, demand: Demand) -> list[float]:
+    """By stage, the pipeline's rate at which its calls would be as many as all that reach the stage."""
+    others = demand.other_rps or (0.0,) * len(view.problem.stages)
+    return [demand.rate_rps + other / stage.demand_ratio for other, stage in zip(others, view.problem.stages, strict=True)]
 
 
 def _most(view: PipelineView) -> tuple[int, ...]:

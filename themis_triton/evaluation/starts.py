@@ -37,13 +37,21 @@ def _limit(model: ModelConfig, batch: int | None) -> int:
 
 
 def start_for_peak(config: ThemisConfig, peak_rps: float) -> tuple[Models, ...]:
-    """Servers that carry a peak at their largest instance counts; they start with the fewest instances and batches of one."""
+    """Servers that carry a peak at their largest instance counts; they start with the fewest instances.
+
+    Where a dispatcher sets batches, they start with batches of one, else with the settings' bounds.
+    """
     rules, states = build_rules(config), list[Models]()
+    batch = 1 if rules.dispatcher_sets_batches else None
     for pipeline in config.pipelines:
         problem = replace(rules.problems[pipeline.name], demand_rps=peak_rps)
         plan = solve_joint(problem, instances=[stage.max_instances for stage in problem.stages])
         pairs = zip(problem.stages, plan.stages, strict=True)
-        fewest = [StageSize(stage.name, planned.servers, stage.min_instances, 1) for stage, planned in pairs]
+        limits = [_limit(config.models[stage.name], batch) for stage in problem.stages]
+        fewest = [
+            StageSize(stage.name, planned.servers, stage.min_instances, limit)
+            for (stage, planned), limit in zip(pairs, limits, strict=True)
+        ]
         states += _servers(config, fewest)
     return tuple(states)
 

@@ -8,7 +8,7 @@ from themis_triton.core.config import ThemisConfig
 from themis_triton.core.decision import Reason, Stage
 from themis_triton.core.fleet import Models
 from themis_triton.core.policy import PolicyConfig, PolicyName
-from themis_triton.decide.demand import Demand
+from themis_triton.decide.demand import Demand, stable_others
 from themis_triton.decide.policy import Load, Policy
 from themis_triton.decide.proposal import PolicyResult, Proposal, evidence_of, launch_models, server_models, to_launch
 from themis_triton.decide.rules import Rules
@@ -42,7 +42,7 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
 def _fixed(state: PipelineState, view: PipelineView) -> PipelineState:
     policy = view.rules.config.policy
     if policy.static.planned_rps is not None:
-        plan = view.joint(Demand(policy.static.planned_rps, 0.0, 1.0, policy.demand.headroom_sigmas, exact=True))
+        plan = view.joint(_planned(view, policy.static.planned_rps))
         servers, instances = view.servers_of(plan.stages), instances_of(plan.stages)
         return replace(state, fixed_servers=servers if plan.feasible else view.max_servers_by_group, fixed_instances=instances)
     if view.serves:
@@ -50,6 +50,13 @@ def _fixed(state: PipelineState, view: PipelineView) -> PipelineState:
     return replace(
         state, fixed_servers=view.max_servers_by_group, fixed_instances=efficient_instances(view.problem, policy.horizontal.instances)
     )
+
+
+def _planned(view: PipelineView, rate_rps: float) -> Demand:
+    """The planned rate, and what others bring to its models in the proportion of now."""
+    sigmas, now_rps = view.rules.config.policy.demand.headroom_sigmas, view.estimate.stable_rps
+    others = tuple(rate_rps * rps / now_rps for rps in stable_others(view.estimate)) if now_rps else ()
+    return Demand(rate_rps, 0.0, 1.0, sigmas, exact=True, other_rps=others)
 
 
 def _prepared(config: PolicyConfig, load: Load) -> PolicyConfig:

@@ -74,7 +74,7 @@ def _forecast_rps(view: PipelineView) -> float:
 def _throughput_rps(view: PipelineView) -> float:
     """Throughput of the ready servers as they are, all counted as the smallest; inside the SLO unless a dispatcher sets batches."""
     if not view.rules.dispatcher_sets_batches:
-        return view.capacity_rps()
+        return view.capacity_rps
     return evaluate(view.problem, view.ready, view.instances_now, view.batch_caps).capacity_rps
 
 

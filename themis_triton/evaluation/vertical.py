@@ -8,7 +8,7 @@ from themis_triton.core.config import Placement, ThemisConfig
 from themis_triton.core.decision import Reason, Stage
 from themis_triton.core.fleet import Models
 from themis_triton.core.policy import PolicyName
-from themis_triton.decide.demand import fast_demand
+from themis_triton.decide.demand import Demand, fast_demand
 from themis_triton.decide.policy import Load, Policy
 from themis_triton.decide.proposal import PolicyResult, Proposal, evidence_of, grows, launch_models, server_models, to_launch
 from themis_triton.decide.state import DemandSample, PipelineState
@@ -21,11 +21,11 @@ from themis_triton.solver.plans import instances_of
 def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     """The vertical plan every tick on `vertical.servers` servers.
 
-    By default on as many as can exist; where stages are separate, on those that are ready at the start. Where a dispatcher sets
-    batches, the demand is the published evaluation's, else the fast loop's.
+    By default on those that `vertical.planned_rps` needs, else on as many as can exist; where stages are separate, on those that are
+    ready at the start. Where a dispatcher sets batches, the demand is the published evaluation's, else the fast loop's.
     """
     policy = view.rules.config.policy
-    state = replace(state, fixed_servers=state.fixed_servers or _servers(view))
+    state = replace(state, fixed_servers=state.fixed_servers or fixed_servers(view))
     fast = (
         baseline_demand(view)
         if view.rules.dispatcher_sets_batches
@@ -50,10 +50,13 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     )
 
 
-def _servers(view: PipelineView) -> tuple[int, ...]:
-    configured = view.rules.config.policy.vertical.servers
-    if configured is not None:
-        return tuple(min(configured, limit) for limit in view.max_servers_by_group)
+def fixed_servers(view: PipelineView) -> tuple[int, ...]:
+    """The servers of each group that are kept, whatever the load."""
+    policy = view.rules.config.policy
+    if policy.vertical.servers is not None:
+        return tuple(min(policy.vertical.servers, limit) for limit in view.max_servers_by_group)
+    if policy.vertical.planned_rps is not None:
+        return view.fewest_servers(Demand(policy.vertical.planned_rps, 0.0, 1.0, policy.demand.headroom_sigmas, exact=True))
     return view.ready if view.serves and view.rules.config.planning.placement is Placement.SEPARATE else view.max_servers_by_group
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from themis_triton.core.policy import ForecastName
 from themis_triton.forecast.base import HISTORY_S, QUANTILES, TREND_S, Forecast
+from themis_triton.forecast.known import KnownArrivals
 from themis_triton.forecast.learnt import LearntForecasts
 from themis_triton.forecast.trend import recent_peak, trend
 from themis_triton.forecast.weights import shipped_weights
@@ -27,7 +28,10 @@ def able(name: ForecastName, seconds: int) -> ForecastName:
 
 
 class Forecaster:
-    """Forecasts by their names. The weights are read when a learnt one is first used."""
+    """Forecasts by their names. The weights are read when a learnt one is first used. `known`: a simulation's arrivals."""
+
+    def __init__(self, known: KnownArrivals | None = None) -> None:
+        self.known = known
 
     @cached_property
     def learnt(self) -> LearntForecasts:

@@ -10,6 +10,8 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from themis_triton.adapters.triton.tls import credentials, name_options
+from themis_triton.core.address import Address
 from themis_triton.core.errors import ServerError, SettingsError
 from themis_triton.load.requests import OFFSET_PARAMETER, ModelSpec, TensorSpec
 
@@ -24,12 +26,9 @@ _CHANNEL_OPTIONS = (
 
 
 @asynccontextmanager
-async def open_stub(address: str, timeout_s: float) -> AsyncIterator[Any]:
+async def open_stub(address: str | Address, timeout_s: float) -> AsyncIterator[Any]:
     """The KServe-v2 stub of a connected channel. Raises SettingsError for a malformed address, ServerError if no server answers."""
-    host, _, port = address.rpartition(":")
-    if "/" in address or not host or not port.isdigit():
-        raise SettingsError(f"--address: {address} is invalid: expected HOST:PORT of a gRPC service, such as 127.0.0.1:8001")
-    async with grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
+    async with _channel(address) as channel:
         try:
             async with asyncio.timeout(timeout_s):
                 await channel.channel_ready()
@@ -38,6 +37,18 @@ async def open_stub(address: str, timeout_s: float) -> AsyncIterator[Any]:
                 f"{address}: no gRPC server answered within {timeout_s:g} s. Fix: check the address and that the server runs"
             ) from error
         yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+
+def _channel(address: str | Address) -> Any:  # noqa: ANN401 - grpc has no types
+    if isinstance(address, str):
+        host, _, port = address.rpartition(":")
+        if "/" in address or not host or not port.isdigit():
+            raise SettingsError(f"--address: {address} is invalid: expected HOST:PORT of a gRPC service, such as 127.0.0.1:8001")
+        return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+    secret = credentials(address)
+    if secret is None:
+        return grpc.aio.insecure_channel(address.authority, options=_CHANNEL_OPTIONS)
+    return grpc.aio.secure_channel(address.authority, secret, options=(*_CHANNEL_OPTIONS, *name_options(address)))
 
 
 async def read_specs(stub: Any, models: Sequence[str], timeout_s: float) -> dict[str, ModelSpec]:  # noqa: ANN401 - generated stubs have no types

@@ -2,33 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
-from themis_triton.core.fleet import Phase, Server
-from themis_triton.core.routes import Endpoint, ModelRoute, RouteTable
-
-ROUTED = frozenset({Phase.SERVING, Phase.UNREACHABLE})
+from themis_triton.core.fleet import ROUTED, Phase, Server
+from themis_triton.core.routes import Endpoint, ModelRoute, RouteLimit, RouteTable
 
 
-def route_table(servers: Iterable[Server], models: Sequence[str]) -> RouteTable:
-    """Every routed server is an endpoint of each model that it holds, in the order of names; `models` are those of the settings.
+def route_table(
+    servers: Iterable[Server],
+    models: Sequence[str],
+    unrouted: Collection[tuple[str, str]] = (),
+    limits: Mapping[str, RouteLimit] | None = None,
+) -> RouteTable:
+    """Every routed server is an endpoint of each model that it holds, servers in the order of their names.
+
+    `models` are those of the settings. They come first and in their order: a proxy may be able to change the endpoints of the first ones
+    at a lower cost.
+
+    A model that keeps state between calls has just the server to which it is pinned.
 
     A server without metrics stays in the routes: the proxy's health checks detect whether it answers requests. A model that no index
-    lists goes to adopted servers, because a launched one holds only what it was launched with.
+    lists goes to adopted servers, because a launched one holds only what it was launched with. `unrouted`: (server, model) pairs that
+    get no requests, as long as another serving server holds the model. `limits`: admission by model.
     """
+    limits = limits or {}
     serving = sorted((s for s in servers if s.phase in ROUTED), key=lambda s: s.name)
     adopted = [s for s in serving if not s.launched]
-    names = {*models, *(name for server in serving for name in server.ready_models or ())}
+    others = {name for server in serving for name in server.ready_models or ()}.difference(models)
+    names = (*models, *sorted(others))
     return RouteTable(
-        models={name: ModelRoute(tuple(_endpoint(s) for s in serving if _holds(s, name, models))) for name in sorted(names)},
+        models={
+            name: replace(_route(name, [s for s in serving if _holds(s, name, models)], unrouted), limit=limits.get(name)) for name in names
+        },
         any=_endpoints(serving),
         unlisted=_endpoints(adopted),
         index=_endpoints(s for s in adopted if s.model_control_key is None and s.ready_models is not None),
     )
 
 
+def _route(model: str, holders: Sequence[Server], unrouted: Collection[tuple[str, str]]) -> ModelRoute:
+    excluded = frozenset(server.name for server in holders if (server.name, model) in unrouted)
+    others = any(server.phase is Phase.SERVING and server.name not in excluded for server in holders)
+    return ModelRoute(_endpoints(holders), excluded if others else frozenset())
+
+
 def _holds(server: Server, name: str, models: Sequence[str]) -> bool:
-    return name in (server.models if name in models else server.ready_models or ())
+    return server.takes_calls(name) and name in (server.models if name in models else server.ready_models or ())
 
 
 def _endpoints(servers: Iterable[Server]) -> tuple[Endpoint, ...]:

@@ -9,14 +9,15 @@ migration has the order of the executed one.
 3. An instance is removed once nothing is being added to its model or to its server. A shrink takes one instance, because a server tears
    them down one after the other and a growth would wait for all of them. Instances that move to another device are added there first.
 4. Room first: growth or a reload that does not fit waits for the server's shrinks, and does not delay any.
-5. A server is retired after every growth and reload that the target asks of the others, and after the launches that hold its models.
+5. Models that a launched server is to hold besides are loaded there, where its memory has room.
+6. A server is retired after every growth and reload that the target asks of the others, and after the launches that hold its models.
    It is not changed before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from themis_triton.core.action import Action, ActionKind, Plan
 from themis_triton.core.config import ThemisConfig
@@ -55,7 +56,7 @@ class Running:
 def plan(decision: Decision, snapshot: Snapshot, config: ThemisConfig) -> Plan:
     """The actions that lead from the snapshot towards the decision's target and may start now; busy and backing-off actuators rest."""
     if decision.target is None:
-        return Plan(decision.id)
+        return Plan(decision.id, unrouted=frozenset())
     running = Running(
         servers={server.name: server.models for server in snapshot.servers if server.phase is Phase.SERVING},
         retirable=frozenset(server.name for server in snapshot.servers if server.launched and server.phase is Phase.SERVING),
@@ -64,7 +65,8 @@ def plan(decision: Decision, snapshot: Snapshot, config: ThemisConfig) -> Plan:
         backing_off=frozenset(actuator for actuator, until_s in snapshot.backing_off.items() if until_s > snapshot.at_s),
     )
     actions = next_actions(decision.id, decision.target, running, _memory(snapshot.servers, config))
-    return Plan(decision.id, actions, frozenset(decision.target.retire))
+    limits = None if decision.admissions is None else {each.model: each.limit for each in decision.admissions}
+    return Plan(decision.id, actions, frozenset(decision.target.retire), frozenset(decision.target.unrouted), limits)
 
 
 def next_actions(decision_id: str, target: Target, running: Running, memory: Memory | None = None) -> tuple[Action, ...]:
@@ -127,13 +129,17 @@ class _Change:
     def grows(self) -> bool:
         return bool(self.goal.added(self.now))
 
+    @property
+    def recounts(self) -> bool:
+        return self.goal.instances != self.now.instances or self.goal.spread != self.now.spread
+
     def in_place(self) -> _Change:
         """Without the reload: the counts alone."""
-        return replace(self, goal=self.now.with_counts(self.goal.by_device))
+        return _Change(self.server, self.model, self.now, self.now.with_counts(self.goal.by_device))
 
     def growth(self) -> _Change:
         """The added instances alone."""
-        return replace(self, goal=self.now.plus(self.goal.added(self.now)))
+        return _Change(self.server, self.model, self.now, self.now.plus(self.goal.added(self.now)))
 
     def one_less(self) -> ModelState:
         """The state with one of the removed instances less, on the device that is to lose the most."""
@@ -170,6 +176,7 @@ class _Ordering:
         for change in ready:
             if change.reloads:
                 self._reload(change)
+        self.additions += self._loads()
         launches = list(self._launches())
         return (*self.additions, *launches, *self._retirements(launches), *self._shrink_actions())
 
@@ -204,10 +211,11 @@ class _Ordering:
             self.room[change.server, device] = self._room(change.server, device) - extra
 
     def _change_count(self, change: _Change) -> None:
-        growth = change.growth()
         if not change.grows:
             self.shrinks.append(change)
-        elif self._fits(growth):
+            return
+        growth = change.growth()
+        if self._fits(growth):
             self._add(ActionKind.GROW, growth)
         else:
             self.incomplete = True
@@ -219,8 +227,8 @@ class _Ordering:
             self._add(ActionKind.REBATCH, change)
             return
         self.incomplete = True
-        if change.now.joint:
-            return  # no change of counts is in place
+        if change.now.joint or not change.recounts:
+            return  # no change of counts is in place, or there is none
         in_place = change.in_place()
         if change.grows:
             if waits and self._fits(in_place, change):
@@ -261,6 +269,19 @@ class _Ordering:
             return {}
         added = change.goal.by_device if change.reloads else change.goal.added(change.now)
         return {device: count * self.memory.instance_bytes[change.model] for device, count in added.items()}
+
+    def _loads(self) -> Iterator[Action]:
+        for server in sorted(self.running.retirable - set(self.target.retire)):
+            for model, state in self.target.servers.get(server, {}).items():
+                actuator = f"{server}/{model}"
+                if model in self.running.servers[server]:
+                    continue
+                load = _Change(server, model, state.with_counts(dict.fromkeys(state.by_device, 0)), state)
+                if self._is_free(server) and self._is_free(actuator) and self._fits(load):
+                    self._note_addition(load)
+                    yield Action(f"{self.decision_id}/{actuator}", ActionKind.RELOAD, self.decision_id, server, model, after=state)
+                else:
+                    self.incomplete = True
 
     def _launches(self) -> Iterator[Action]:
         for slot, models in sorted(self.target.launch.items()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -16,7 +16,8 @@ from tritonclient.utils import InferenceServerException
 
 from themis_triton.adapters.launchers import build_launcher
 from themis_triton.adapters.triton.client import KEY_HEADER, new_client, silence
-from themis_triton.adapters.triton.model_config import CONFIG_FILE, Config, render_config, to_json
+from themis_triton.adapters.triton.config_files import CONFIG_FILE
+from themis_triton.adapters.triton.model_config import Config, render_config, to_json
 from themis_triton.adapters.triton.model_control import TritonModelControl
 from themis_triton.core.address import UNKNOWN_ADDRESS, Address
 from themis_triton.core.config import DeviceSlot, LaunchConfig
@@ -44,7 +45,10 @@ class LaunchTimes:
 
 @dataclass(slots=True)
 class Bench:
-    """The measured server and its connections. `launcher`, `tracer` and `launch` are None for an adopted server."""
+    """The measured server and its connections. `launcher`, `tracer` and `launch` are None for an adopted server.
+
+    `config_name`: the `--model-config-name` by which the model's own file was chosen.
+    """
 
     model: str
     server: Server
@@ -56,6 +60,7 @@ class Bench:
     launcher: ServerLauncher | None = None
     tracer: Tracer | None = None
     launch: LaunchTimes | None = None
+    config_name: str | None = None
     memory_bytes: dict[int, int] = field(default_factory=dict)
 
     @property
@@ -71,6 +76,17 @@ class Bench:
         took_s = loop.time() - started_s
         self.memory_bytes[count] = await self.read_memory()
         return took_s
+
+    async def set_devices(self, counts: Mapping[str, int]) -> None:
+        """Change the instances by device of a server that may use several. Raises ServerError if it is refused."""
+        before, state = self.server.models[self.model], ModelState(0, 1, 0).spread_over(counts)
+        left = {device: count for device, count in before.by_device.items() if not state.on(device)}
+        self.server = replace(self.server, models={self.model: state.plus(left)})  # Memory is read on the devices of both states.
+        held = before
+        try:
+            held = await self.control.change(self.server, self.model, state)
+        finally:
+            self.server = replace(self.server, models={self.model: held})
 
     async def read_memory(self) -> int:
         """Device memory of the server's processes in bytes; 0 if unknown (an adopted server)."""
@@ -99,10 +115,11 @@ async def launched_bench(model: str, launch: LaunchConfig, slot: DeviceSlot, sta
     """
     directory = state_directory / "profile"
     trace_file = directory / f"trace-{model}.json"
-    config = model_config(launch.model_repository / model)
+    config = model_config(launch.model_repository / model, launch.model_config_name)
     repository = _without_batcher(config, launch.model_repository / model, directory / "repository" / model)
     arguments = (*launch.arguments, *trace_arguments(trace_file))
-    launcher = build_launcher(replace(launch, slots=(slot,), model_repository=repository, arguments=arguments), directory)
+    scratch = replace(launch, slots=(slot,), model_repository=repository, model_config_name=None, arguments=arguments)
+    launcher = build_launcher(scratch, directory)
     trace_file.unlink(missing_ok=True)
     loop = asyncio.get_running_loop()
     started_s = loop.time()
@@ -116,6 +133,7 @@ async def launched_bench(model: str, launch: LaunchConfig, slot: DeviceSlot, sta
         warm_up_s = loop.time() - started_s - ready_s
         bench = await _opened(stack, model, server, config)
         bench.launcher = launcher
+        bench.config_name = launch.model_config_name
         bench.tracer = Tracer(bench.client, server, trace_file)
         bench.launch = _launch_times(Path(server.log_file or ""), model, ready_s, warm_up_s)
         yield bench
@@ -138,7 +156,9 @@ async def adopted_bench(model: str, server: Server, state_directory: Path) -> As
             raise ServerError(f"model {model} on {server.grpc_address}: {error.message()}. Fix: check the address and the name") from error
         repository = _without_batcher(config, None, directory)
         stack.push_async_callback(_restore, client, server, model, config)
-        yield await _opened(stack, model, replace(server, model_repository=str(repository)), config)
+        bench = await _opened(stack, model, replace(server, model_repository=str(repository), model_config_name=None), config)
+        bench.config_name = server.model_config_name
+        yield bench
 
 
 async def _restore(client: Any, server: Server, model: str, config: Config) -> None:  # noqa: ANN401 - tritonclient has no types
@@ -151,9 +171,10 @@ async def _restore(client: Any, server: Server, model: str, config: Config) -> N
         ) from error
 
 
-def adopted_server(address: Address, device: str, key: str | None) -> Server:
+def adopted_server(address: Address, device: str, key: str | None, config_name: str | None = None) -> Server:
     """A server with only a gRPC address."""
-    return Server(str(address), device, address, UNKNOWN_ADDRESS, UNKNOWN_ADDRESS, Phase.SERVING, launched=False, model_control_key=key)
+    bare = Server(str(address), device, address, UNKNOWN_ADDRESS, UNKNOWN_ADDRESS, Phase.SERVING, launched=False)
+    return replace(bare, model_control_key=key, model_config_name=config_name)
 
 
 async def live_models(address: Address, watch_s: float) -> list[str]:
@@ -180,7 +201,7 @@ async def _opened(stack: AsyncExitStack, model: str, server: Server, config: Con
     stack.push_async_callback(client.close)
     control = TritonModelControl()
     stack.push_async_callback(control.close)
-    stub = await stack.enter_async_context(open_stub(server.grpc_address.authority, _STUB_TIMEOUT_S))
+    stub = await stack.enter_async_context(open_stub(server.grpc_address, _STUB_TIMEOUT_S))
     spec = (await read_specs(stub, [model], _STUB_TIMEOUT_S))[model]
     return Bench(model, server, config, spec, stub, client, control)
 

@@ -12,7 +12,8 @@ import pynvml
 from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
 from themis_triton.adapters.nvml import gpu_handle
-from themis_triton.adapters.triton.model_config import CONFIG_FILE, Config, parse_config
+from themis_triton.adapters.triton.config_files import CONFIG_FILE, CONFIG_FOLDER, config_file
+from themis_triton.adapters.triton.model_config import Config, parse_config
 from themis_triton.core.errors import SettingsError
 
 SERVED = "served:"
@@ -32,9 +33,9 @@ def config_hash(config: Config) -> str:
     return _short(bare.SerializeToString(deterministic=True) + (b"gpu" if on_gpu else b""))
 
 
-def model_config(directory: Path) -> Config:
-    """The `config.pbtxt` of a model's folder. Raises SettingsError if it is missing or invalid."""
-    file = directory / CONFIG_FILE
+def model_config(directory: Path, config_name: str | None = None) -> Config:
+    """The configuration file of a model's folder, see `config_file`. Raises SettingsError if it is missing or invalid."""
+    file = config_file(directory, config_name)
     try:
         return parse_config(file.read_text(encoding="utf-8"), str(file))
     except OSError as error:
@@ -42,11 +43,11 @@ def model_config(directory: Path) -> Config:
 
 
 def model_hash(directory: Path) -> str:
-    """The hash of the names and contents of a model's files except its configuration; of a large file, of its size and both ends."""
+    """The hash of the names and contents of a model's files except its configurations; of a large file, of its size and both ends."""
     digest = hashlib.sha256()
     for path in sorted(Path(folder) / name for folder, _, names in os.walk(directory, followlinks=True) for name in names):
         inner = path.relative_to(directory)
-        if inner.name != CONFIG_FILE and "__pycache__" not in inner.parts:
+        if inner.name != CONFIG_FILE and inner.parts[0] != CONFIG_FOLDER and "__pycache__" not in inner.parts:
             digest.update(f"{inner}:{path.stat().st_size}:".encode())
             digest.update(_content(path))
     return digest.hexdigest()[:16]

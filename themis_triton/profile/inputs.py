@@ -13,6 +13,7 @@ from tritonclient.utils import serialize_byte_tensor, triton_to_np_dtype
 
 from themis_triton.adapters.triton.arrays import input_array, read_arrays
 from themis_triton.adapters.triton.warmup import concrete_shape
+from themis_triton.adapters.triton.warmup_data import Sample, own_samples
 from themis_triton.core.config import ModelInputs
 from themis_triton.core.errors import SettingsError
 from themis_triton.load.requests import ModelSpec, StageRequest, TensorSpec, build_chain
@@ -25,12 +26,13 @@ class InputOptions:
     """The source of inputs.
 
     `shapes`: by `MODEL.INPUT`, without the batch dimension. `file`: instead of them, an `.npz` file with one array per input, named
-    `INPUT` or `MODEL.INPUT`.
+    `INPUT` or `MODEL.INPUT`. `sample`: instead of both, the data of the model's own `model_warmup`.
     """
 
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     file: Path | None = None
     seed: int = 0
+    sample: Sample = field(default_factory=dict)
 
 
 def build_request(spec: ModelSpec, batch: int, options: InputOptions, *, batched: bool) -> StageRequest:
@@ -46,7 +48,11 @@ def build_request(spec: ModelSpec, batch: int, options: InputOptions, *, batched
         SettingsError: a data type has no made-up values, a shape does not fit, or the file lacks an input.
     """
     if options.file is not None:
-        return _from_file(spec, batch, options.file, batched=batched)
+        arrays = read_arrays(options.file)
+        sample = {each.name: input_array(options.file, arrays, spec.name, each.name, each.datatype) for each in spec.inputs}
+        return _from_sample(spec, batch, sample, batched=batched)
+    if all(tensor.name in options.sample for tensor in spec.inputs):
+        return _from_sample(spec, batch, options.sample, batched=batched)
     known = {f"{spec.name}.{tensor.name}" for tensor in spec.inputs}
     if unknown := [key for key in options.shapes if key.startswith(f"{spec.name}.") and key not in known]:
         raise SettingsError(f"--shape {unknown[0]}: model {spec.name} has no such input: expected one of {', '.join(sorted(known))}")
@@ -71,12 +77,10 @@ def _shape(spec: ModelSpec, tensor: TensorSpec, batch: int, options: InputOption
     return (batch, *dims) if batched else dims
 
 
-def _from_file(spec: ModelSpec, batch: int, file: Path, *, batched: bool) -> StageRequest:
+def _from_sample(spec: ModelSpec, batch: int, sample: Sample, *, batched: bool) -> StageRequest:
     message = service_pb2.ModelInferRequest(model_name=spec.name)
-    arrays = read_arrays(file)
     for tensor in spec.inputs:
-        value = input_array(file, arrays, spec.name, tensor.name, tensor.datatype)
-        value = np.repeat(value[None], batch, axis=0) if batched else value
+        value = np.repeat(sample[tensor.name][None], batch, axis=0) if batched else sample[tensor.name]
         message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=value.shape)
         message.raw_input_contents.append(
             value.tobytes() if value.dtype != np.dtype(object) else bytes(serialize_byte_tensor(value).item())
@@ -84,10 +88,16 @@ def _from_file(spec: ModelSpec, batch: int, file: Path, *, batched: bool) -> Sta
     return StageRequest(message)
 
 
-def with_configured(options: InputOptions, model: str, configured: ModelInputs, config: Any) -> InputOptions:  # noqa: ANN401 - protobuf has no types
-    """The options, completed by the settings' `models.NAME.inputs` and, for shapes only, by the model's own `model_warmup`.
+def with_configured(
+    options: InputOptions,
+    model: str,
+    configured: ModelInputs,
+    config: Any,  # noqa: ANN401 - protobuf has no types
+    folder: Path | None = None,
+) -> InputOptions:
+    """The options, completed by the settings' `models.NAME.inputs` and by the model's own `model_warmup`.
 
-    The command line takes precedence over the settings, and these over `model_warmup`.
+    The command line takes precedence over the settings, and these over `model_warmup`. `folder`: the model's, with the data of that.
     """
     if options.file is not None:
         return options
@@ -95,7 +105,9 @@ def with_configured(options: InputOptions, model: str, configured: ModelInputs, 
     shapes = {f"{model}.{name}": tuple(samples[name].dims) for name in samples}
     shapes |= {f"{model}.{name}": sizes for name, sizes in configured.shapes.items()}
     own = {key: sizes for key, sizes in options.shapes.items() if key.startswith(f"{model}.")}
-    return replace(options, shapes={**shapes, **options.shapes}, file=None if own else configured.file)
+    chosen = own or configured.shapes or configured.file is not None
+    sample = {} if chosen else next(iter(own_samples(config, folder)), {})
+    return replace(options, shapes={**shapes, **options.shapes}, file=None if own else configured.file, sample=sample)
 
 
 def shapes_of(request: StageRequest, *, batched: bool) -> dict[str, list[int]]:
@@ -108,7 +120,7 @@ def made_up_shapes(spec: ModelSpec, options: InputOptions, *, batched: bool) -> 
 
     An emulated model is left out: its service time does not depend on its input.
     """
-    if options.file is not None or spec.offset is not None:
+    if options.file is not None or options.sample or spec.offset is not None:
         return {}
     own = {tensor.name: tensor.shape[1:] if batched else tensor.shape for tensor in spec.inputs}
     return {name: concrete_shape(list(sizes)) for name, sizes in own.items() if -1 in sizes and f"{spec.name}.{name}" not in options.shapes}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,10 +30,14 @@ _IMPOSSIBLE = "no-such-backend"
 
 @dataclass(frozen=True, slots=True)
 class ProbeOptions:
-    """`many`: instances added at once in one probe. `rate_rps` None: half the throughput of one instance."""
+    """`many`: instances added at once in one probe. `rate_rps` None: half the throughput of one instance.
+
+    `device`: a further device of the scratch server, for the operations that add and remove a device; None: these are left out.
+    """
 
     many: int = 3
     rate_rps: float | None = None
+    device: str | None = None
     calm_s: float = _CALM_S
     inputs: InputOptions = field(default_factory=InputOptions)
 
@@ -89,15 +93,35 @@ async def probe_model(bench: Bench, options: ProbeOptions, tell: Callable[[str],
     await bench.set_instances(1)
     request = build_request(bench.spec, 1, options.inputs, batched=bench.batched)
     async with _loaded(bench, request, options) as load:
-        prober = _Prober(bench, load, max(options.calm_s, 2 * (PROVING_REQUESTS + 1) / load.rate_rps), tell)
+        prober = Prober(bench, load, max(options.calm_s, 2 * (PROVING_REQUESTS + 1) / load.rate_rps), tell)
         add_one = await prober.probe("one more", lambda: _count(bench, 2), starts=1)
-        remove_one = await prober.probe("one fewer", lambda: _count(bench, 1), starts=0)
+        remove_one = await prober.probe("one fewer", lambda: _count(bench, 1), starts=0) if add_one.refused is None else None
+        add_device, remove_device = await probe_devices(prober, options.device)
         add_many = await prober.probe(f"{options.many} more", lambda: _count(bench, 1 + options.many), starts=options.many)
         rebatch = None
         if bench.config.max_batch_size > 1:
             rebatch = await prober.probe("other batching", lambda: _rebatch(bench, 1 + options.many), starts=0)
         failure = await prober.probe("a load that fails", lambda: _fail(bench), starts=0)
-    return OperationsSettings(add_one=add_one, remove_one=remove_one, add_many=add_many, rebatch=rebatch, load_failure=failure)
+    return OperationsSettings(
+        add_one=add_one,
+        remove_one=remove_one,
+        add_many=add_many,
+        add_device=add_device,
+        remove_device=remove_device,
+        rebatch=rebatch,
+        load_failure=failure,
+    )
+
+
+async def probe_devices(prober: Prober, device: str | None) -> tuple[OperationSettings | None, OperationSettings | None]:
+    """Growth from the home device onto another, and the removal from it; None for what could not be tried."""
+    if device is None:
+        return None, None
+    bench, home = prober.bench, prober.bench.server.device
+    added = await prober.probe(f"one on {device}", lambda: _spread(bench, {home: 1, device: 1}), starts=1)
+    if added.refused is not None:
+        return added, None
+    return added, await prober.probe(f"none on {device}", lambda: _spread(bench, {home: 1}), starts=0)
 
 
 @asynccontextmanager
@@ -130,7 +154,9 @@ async def _service_s(bench: Bench, request: StageRequest) -> float:
 
 
 @dataclass(slots=True)
-class _Prober:
+class Prober:
+    """Carries out operations under load, with `calm_s` before and after each."""
+
     bench: Bench
     load: OpenLoad
     calm_s: float
@@ -194,6 +220,14 @@ def _instances_started(bench: Bench) -> int:
 async def _count(bench: Bench, count: int) -> str | None:
     try:
         await bench.set_instances(count)
+    except ChangeRefusedError as error:
+        return str(error)
+    return None
+
+
+async def _spread(bench: Bench, counts: Mapping[str, int]) -> str | None:
+    try:
+        await bench.set_devices(counts)
     except ChangeRefusedError as error:
         return str(error)
     return None

@@ -162,6 +162,10 @@ def memory_line(memory_bytes: dict[int, int]) -> tuple[int, int]:
     return max(0, round(slope)), known.get(1, round(mean_size))
 
 
+_OWN = "model_warmup"
+"""Conditions of requests made of the model's own data."""
+
+
 async def _conditions(bench: Bench, options: ProfileOptions, shapes: dict[str, list[int]]) -> Conditions:
     version = (await bench.statistics()).version
     return Conditions(
@@ -174,13 +178,13 @@ async def _conditions(bench: Bench, options: ProfileOptions, shapes: dict[str, l
         device=device_name(bench.server.device),
         percentile=options.accuracy.percentile,
         shapes=shapes,
-        inputs=f"{options.inputs.file or ''}{dict(sorted(options.inputs.shapes.items())) or ''}",
+        inputs=f"{options.inputs.file or ''}{dict(sorted(options.inputs.shapes.items())) or ''}{_OWN if options.inputs.sample else ''}",
     )
 
 
 def config_hash_of(bench: Bench, files: Path | None) -> str:
     """The hash of the model's own file if its folder is readable, else of the configuration that the server reports."""
-    return config_hash(model_config(files)) if files is not None else f"{SERVED}{config_hash(bench.config)}"
+    return config_hash(model_config(files, bench.config_name)) if files is not None else f"{SERVED}{config_hash(bench.config)}"
 
 
 async def _change_costs(bench: Bench, options: ProfileOptions, progress: Progress) -> Progress:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
+from themis_triton.adapters.triton.config_files import ModelRepository
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.profile.identity import SERVED, config_hash, device_name, model_config, model_hash
@@ -32,9 +32,11 @@ def stale_profiles(config: ThemisConfig) -> Iterator[str]:
         if origin is None:
             continue
         devices = _devices(config) if devices is None else devices
-        for folder in (repository / name for repository in repositories if (repository / name).is_dir()):
-            if not origin.config_hash.startswith(SERVED) and config_hash(model_config(folder)) != origin.config_hash:
-                yield f"models.{name}.profile: {folder / 'config.pbtxt'} has changed since it was measured"
+        for repository in (each for each in repositories if (each.folder / name).is_dir()):
+            folder = repository.folder / name
+            now = "" if origin.config_hash.startswith(SERVED) else config_hash(model_config(folder, repository.config_name))
+            if now not in ("", origin.config_hash):
+                yield f"models.{name}.profile: {repository.config(name)} has changed since it was measured"
             elif origin.model_hash and model_hash(folder) != origin.model_hash:
                 yield f"models.{name}.profile: the model's files in {folder} have changed since it was measured"
         if others := devices - {origin.device}:
@@ -46,9 +48,12 @@ def stale_profiles(config: ThemisConfig) -> Iterator[str]:
             )
 
 
-def _repositories(config: ThemisConfig) -> list[Path]:
-    own = [config.launch.model_repository] if config.launch is not None else []
-    return list(dict.fromkeys([*own, *(server.model_repository for server in config.servers if server.model_repository is not None)]))
+def _repositories(config: ThemisConfig) -> list[ModelRepository]:
+    launch = config.launch
+    folders = [launch.model_repository, *launch.further_repositories] if launch is not None else []
+    own = [ModelRepository(folder, launch.model_config_name if launch is not None else None) for folder in folders]
+    adopted = [ModelRepository(s.model_repository, s.model_config_name) for s in config.servers if s.model_repository is not None]
+    return list(dict.fromkeys([*own, *adopted]))
 
 
 def _devices(config: ThemisConfig) -> set[str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 from themis_triton.core.address import Address
 from themis_triton.core.config import (
@@ -17,14 +20,24 @@ from themis_triton.core.config import (
     PipelineConfig,
     PlanningConfig,
     Prices,
+    StageCalls,
     StatusConfig,
     ThemisConfig,
 )
+from themis_triton.core.graph import is_chain
 from themis_triton.core.policy import PolicyConfig, PolicyName
-from themis_triton.settings.checks import max_busy, repository_of
+from themis_triton.settings.checks import max_busy
+from themis_triton.settings.graph import ensembles, expand, graph_of, is_driven_inside
 from themis_triton.settings.loading import Loaded
+from themis_triton.settings.model_files import is_stateful, launch_repositories
+from themis_triton.settings.models import ModelSettings
+from themis_triton.settings.pipelines import PipelineSettings
 from themis_triton.settings.policy import PolicySettings, with_settings
-from themis_triton.settings.schema import LaunchSettings, ModelSettings, ServerSettings, Settings
+from themis_triton.settings.schema import Settings
+from themis_triton.settings.servers import LaunchSettings, ServerSettings
+
+_MAX_SOCKET_BYTES = 107
+"""The longest path of a Unix socket."""
 
 
 def build(loaded: Loaded, settings: Settings) -> ThemisConfig:
@@ -34,7 +47,7 @@ def build(loaded: Loaded, settings: Settings) -> ThemisConfig:
     return ThemisConfig(
         state_directory=state,
         models={name: _model(loaded, name, model, busy) for name, model in settings.models.items()},
-        pipelines=tuple(PipelineConfig(n, p.chain, p.slo_ms, p.percentile, p.weight) for n, p in settings.pipelines.items()),
+        pipelines=tuple(_pipeline(loaded, name, pipeline) for name, pipeline in settings.pipelines.items()),
         servers=tuple(_server(loaded, name, server) for name, server in settings.servers.items()),
         envoy=_envoy(loaded, settings),
         launch=_launch(loaded, settings, settings.launch) if settings.launch is not None else None,
@@ -43,9 +56,25 @@ def build(loaded: Loaded, settings: Settings) -> ThemisConfig:
         policies={PolicyName(name): _policy(settings, PolicyName(name), own) for name, own in settings.policies.items()},
         planning=with_settings(PlanningConfig(), settings.planning),
         mode=settings.mode,
+        retention=settings.retention.to_core(),
         status=StatusConfig(Address.parse(settings.status.address)),
         allow_stale_profiles=settings.allow_stale_profiles,
+        callees={model: tuple(stage.model for stage in stages) for model, stages in loaded.calls.items()},
     )
+
+
+def _pipeline(loaded: Loaded, name: str, pipeline: PipelineSettings) -> PipelineConfig:
+    weighted = (pipeline.slo_ms, pipeline.percentile, pipeline.weight)
+    if pipeline.model is not None and is_driven_inside(loaded, pipeline.model):
+        stages, inside = zip(*expand(loaded, pipeline.model), strict=True)
+        order = graph_of(loaded, pipeline.model)
+        graph = None if is_chain(order.graph) else order.graph
+        return PipelineConfig(
+            name, stages, *weighted, calls=inside, entry=pipeline.model, graph=graph, bound=order.bound, overload=pipeline.overload
+        )
+    calls = tuple(StageCalls(stage.per_request, stage.sequential) for stage in pipeline.stages or ())
+    counted = calls if any(each != StageCalls() for each in calls) else ()
+    return PipelineConfig(name, pipeline.chain, *weighted, counted, overload=pipeline.overload)
 
 
 def _policy(settings: Settings, name: PolicyName, own: PolicySettings) -> PolicyConfig:
@@ -66,6 +95,7 @@ def _model(loaded: Loaded, name: str, model: ModelSettings, busy: int) -> ModelC
         instance_price=model.instance_price,
         require_probed_operations=model.require_probed_operations,
         inputs=_inputs(loaded, model),
+        stateful=is_stateful(loaded, name),
     )
 
 
@@ -74,17 +104,30 @@ def _inputs(loaded: Loaded, model: ModelSettings) -> ModelInputs:
     return ModelInputs(shapes, loaded.resolve(model.inputs.file) if model.inputs.file is not None else None)
 
 
+def _warmup_inputs(loaded: Loaded, model: ModelSettings) -> ModelInputs:
+    return ModelInputs(file=loaded.resolve(model.warmup)) if model.warmup is not None else _inputs(loaded, model)
+
+
 def _server(loaded: Loaded, name: str, server: ServerSettings) -> AdoptedServer:
     return AdoptedServer(
         name=name,
-        grpc_address=Address.parse(server.grpc),
+        grpc_address=_grpc_address(loaded, server),
         http_address=Address.parse(server.http),
         metrics_address=Address.parse(server.metrics),
         device=server.all_devices[0],
         reach=server.all_devices[1:],
         model_control_key=server.model_control_key,
         model_repository=loaded.resolve(server.model_repository) if server.model_repository is not None else None,
+        model_config_name=server.model_config_name,
     )
+
+
+def _grpc_address(loaded: Loaded, server: ServerSettings) -> Address:
+    address, tls = Address.parse(server.grpc), server.tls
+    if tls is None:
+        return address
+    ca, certificate, key = (str(loaded.resolve(file)) if file is not None else None for file in (tls.ca, tls.certificate, tls.key))
+    return replace(address, tls=True, server_name=tls.server_name, ca=ca, certificate=certificate, key=key)
 
 
 def _envoy(loaded: Loaded, settings: Settings) -> EnvoyConfig:
@@ -93,29 +136,49 @@ def _envoy(loaded: Loaded, settings: Settings) -> EnvoyConfig:
     return EnvoyConfig(
         grpc_listen=Address.parse(envoy.grpc_listen),
         http_listen=Address.parse(envoy.http_listen),
-        admin_address=Address.parse(envoy.admin),
+        admin_address=Address.parse(envoy.admin) if envoy.admin is not None else _admin_socket(loaded.resolve(directory)),
         directory=loaded.resolve(directory),
         managed=envoy.managed,
         binary=loaded.resolve(envoy.binary) if envoy.binary is not None else None,
         max_message_bytes=int(envoy.max_message),
         concurrency=envoy.concurrency,
+        resend_broken=envoy.resend_broken,
+        header_timeout_s=envoy.header_timeout_s,
+        idle_timeout_s=envoy.idle_timeout_s,
+        stream_idle_timeout_s=envoy.stream_idle_timeout_s,
+        max_connections=envoy.max_connections,
+        max_streams=envoy.max_streams,
+        max_memory_bytes=int(envoy.max_memory),
     )
 
 
+def _admin_socket(directory: Path) -> Address:
+    """A socket in Envoy's directory, or in a folder of its own where that path is longer than the kernel allows."""
+    path = directory.absolute() / "admin" / "envoy.sock"
+    if len(os.fsencode(path)) > _MAX_SOCKET_BYTES:
+        digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
+        path = Path("/tmp") / f"themis-{os.getuid()}-{digest}" / "envoy.sock"  # noqa: S108 - a folder that only this user can open
+    return Address(str(path), 0)
+
+
 def _launch(loaded: Loaded, settings: Settings, launch: LaunchSettings) -> LaunchConfig:
+    first, *further = (repository.folder for repository in launch_repositories(loaded, launch))
     return LocalLaunchConfig(
         slots=tuple(_named_slots(launch)),
-        model_repository=repository_of(loaded, launch),
+        model_repository=first,
+        further_repositories=tuple(further),
         binary=loaded.resolve(launch.binary) if launch.binary is not None else None,
         backend_directory=loaded.resolve(launch.backend_directory) if launch.backend_directory is not None else None,
         arguments=tuple(launch.arguments),
+        model_config_name=launch.model_config_name,
         ready_timeout_s=launch.ready_timeout_s,
         warmup_requests=launch.warmup_requests,
         drain_timeout_s=launch.drain_timeout_s,
         stop_timeout_s=launch.stop_timeout_s,
-        inputs={name: _inputs(loaded, model) for name, model in settings.models.items()},
+        inputs={name: _warmup_inputs(loaded, model) for name, model in settings.models.items()},
         reach=tuple(launch.reach),
         isolation=launch.isolation,
+        ensembles={n: needed for p in settings.pipelines.values() if p.model for n, needed in ensembles(loaded, p.model).items()},
     )
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 
 from themis_triton.core.address import Address
-from themis_triton.core.config import Placement, ThroughputRule
+from themis_triton.core.config import Placement, StageCalls, ThroughputRule
+from themis_triton.core.graph import longest_path
+from themis_triton.settings.graph import expand, graph_of, is_driven_inside
 from themis_triton.settings.kinds import parse_address
 from themis_triton.settings.loading import Loaded, mapping
+from themis_triton.settings.model_files import launch_repositories, max_batch_size
+from themis_triton.settings.models import ModelSettings
+from themis_triton.settings.overload_check import check_overload
+from themis_triton.settings.pipelines import PipelineSettings
 from themis_triton.settings.problem import Problem
 from themis_triton.settings.profile import SurfaceForm
-from themis_triton.settings.schema import EnvoySettings, LaunchSettings, ModelSettings, PipelineSettings, StatusSettings
-from themis_triton.settings.shipped import shipped
+from themis_triton.settings.schema import EnvoySettings, StatusSettings
 from themis_triton.settings.source import KeyPath, dotted
+from themis_triton.settings.tls_check import check_tls_files
 
 _ENVOY, _STATUS = EnvoySettings(), StatusSettings()
 
@@ -24,11 +28,12 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     """Every error across keys, as far as the keys themselves are valid."""
     yield from _something_to_scale(loaded)
     yield from _stages(loaded)
-    yield from _first_stages(loaded)
     yield from _profiles(loaded)
     yield from _paper_forms(loaded)
     yield from _input_files(loaded)
+    yield from check_tls_files(loaded)
     yield from _objectives(loaded)
+    yield from check_overload(loaded)
     yield from _slots(loaded)
     yield from _devices(loaded)
     yield from _repository(loaded)
@@ -41,8 +46,15 @@ def chain_of(pipeline: object) -> list[tuple[KeyPath, str]]:
     """The stages of a pipeline as written, each with its key path relative to the pipeline."""
     stages, model = mapping(pipeline).get("stages"), mapping(pipeline).get("model")
     if isinstance(stages, list):
-        return [(("stages", index), stage) for index, stage in enumerate(stages) if isinstance(stage, str)]
+        return [stage for index, each in enumerate(stages) if (stage := _stage_of(index, each)) is not None]
     return [(("model",), model)] if isinstance(model, str) else []
+
+
+def _stage_of(index: int, stage: object) -> tuple[KeyPath, str] | None:
+    if isinstance(stage, str):
+        return ("stages", index), stage
+    model = mapping(stage).get("model")
+    return (("stages", index, "model"), model) if isinstance(model, str) else None
 
 
 def max_busy(loaded: Loaded) -> int:
@@ -74,7 +86,9 @@ def _stages(loaded: Loaded) -> Iterator[Problem]:
         seen: set[str] = set()
         for inner, stage in chain_of(pipeline):
             path: KeyPath = ("pipelines", name, *inner)
-            if stage not in defined:
+            if inner == ("model",) and is_driven_inside(loaded, stage):
+                yield from _inner_models(loaded, stage, path, defined)
+            elif stage not in defined:
                 near = get_close_matches(stage, defined, n=1)
                 fix = f"did you mean {near[0]}?" if near else f"define {stage} under `models:`"
                 expected = "a model defined under `models:`, one of " + ", ".join(defined)
@@ -84,16 +98,12 @@ def _stages(loaded: Loaded) -> Iterator[Problem]:
             seen.add(stage)
 
 
-def _first_stages(loaded: Loaded) -> Iterator[Problem]:
-    """A pipeline's demand is the arrival rate at its first stage, so two pipelines cannot share that model."""
-    owner: dict[str, str] = {}
-    for name, pipeline in loaded.section("pipelines").items():
-        for inner, stage in chain_of(pipeline)[:1]:
-            if stage in owner:
-                fault = f"{stage} is the first stage of {owner[stage]} too, so their demands cannot be separated"
-                fix = "serve the model under a second name for one of them"
-                yield loaded.source.problem(("pipelines", name, *inner), fault, "a different first stage for each pipeline", fix)
-            owner.setdefault(stage, name)
+def _inner_models(loaded: Loaded, model: str, path: KeyPath, defined: Sequence[str]) -> Iterator[Problem]:
+    """Every model that a request reaches inside the server is to be scaled."""
+    for inner, _ in expand(loaded, model):
+        if inner not in defined:
+            fault = f"{model} calls {inner}, which is not defined under `models:`"
+            yield loaded.source.problem(path, fault, "each called model defined there", f"define {inner} under `models:`")
 
 
 def _profiles(loaded: Loaded) -> Iterator[Problem]:
@@ -107,10 +117,10 @@ def _profiles(loaded: Loaded) -> Iterator[Problem]:
 
 def _input_files(loaded: Loaded) -> Iterator[Problem]:
     for name, model in loaded.models.items():
-        if model.inputs.file is not None and not loaded.resolve(model.inputs.file).is_file():
-            fix = f"correct the path, which starts at {loaded.path.parent.resolve()}, or write the file with numpy.savez"
-            fault = f"{model.inputs.file} does not exist"
-            yield loaded.source.problem(("models", name, "inputs", "file"), fault, "the path of an .npz file", fix)
+        for keys, file in ((("inputs", "file"), model.inputs.file), (("warmup",), model.warmup)):
+            if file is not None and not loaded.resolve(file).is_file():
+                fix = f"correct the path, which starts at {loaded.path.parent.resolve()}, or write the file with numpy.savez"
+                yield loaded.source.problem(("models", name, *keys), f"{file} does not exist", "the path of an .npz file", fix)
 
 
 def _paper_forms(loaded: Loaded) -> Iterator[Problem]:
@@ -137,18 +147,28 @@ def _table_reach(loaded: Loaded, name: str, model: ModelSettings) -> Iterator[Pr
 
 def _objectives(loaded: Loaded) -> Iterator[Problem]:
     for name, pipeline in loaded.pipelines.items():
-        if all(stage in loaded.models for stage in pipeline.chain):
-            yield from _objective(loaded, name, pipeline)
+        stages = expand(loaded, pipeline.model) if pipeline.model is not None else _stage_calls(pipeline)
+        if all(stage in loaded.models for stage, _ in stages):
+            yield from _objective(loaded, name, pipeline, dict(stages))
 
 
-def _objective(loaded: Loaded, name: str, pipeline: PipelineSettings) -> Iterator[Problem]:
-    times = [loaded.models[stage].profile.fastest_ms(loaded.models[stage].instances.max) for stage in pipeline.chain]
+def _stage_calls(pipeline: PipelineSettings) -> tuple[tuple[str, StageCalls], ...]:
+    return tuple((stage.model, StageCalls(stage.per_request, stage.sequential)) for stage in pipeline.stages or ())
+
+
+def _objective(loaded: Loaded, name: str, pipeline: PipelineSettings, stages: Mapping[str, StageCalls]) -> Iterator[Problem]:
+    fastest = {stage: loaded.models[stage].profile.fastest_ms(loaded.models[stage].instances.max) for stage in stages}
+    turns = {stage: max(1.0, calls.per_request) if calls.sequential else 1.0 for stage, calls in stages.items()}
+    times = {stage: turns[stage] * ms for stage, ms in fastest.items()}
+    if pipeline.model is not None:
+        times = {stage: times[stage] for stage in longest_path(graph_of(loaded, pipeline.model).graph, times)}
+    total_ms = sum(times.values())
     margin = loaded.policy.slo_margin_fraction if loaded.policy is not None else 0.0
-    min_ms = sum(times) / (1.0 - margin)
+    min_ms = total_ms / (1.0 - margin)
     if pipeline.slo_ms >= min_ms - 1e-9:
         return
-    terms = " + ".join(f"{stage} {time:g}" for stage, time in zip(pipeline.chain, times, strict=True))
-    total = f" = {sum(times):g}" if len(times) > 1 else ""
+    terms = " + ".join(f"{stage} {time:g}" for stage, time in times.items())
+    total = f" = {total_ms:g}" if len(times) > 1 else ""
     scaled = f", divided by {1.0 - margin:g} for policy.slo_margin_fraction = {min_ms:g} ms" if margin else ""
     expected = f"at least the service time of one request: {terms}{total} ms{scaled}"
     yield loaded.source.problem(("pipelines", name, "slo_ms"), None, expected, "raise slo_ms, or serve faster models")
@@ -196,39 +216,30 @@ def _device_kind(device: str) -> str:
 
 
 def _repository(loaded: Loaded) -> Iterator[Problem]:
-    """The model repository of launched servers must hold each model of the settings."""
+    """The model repositories of launched servers must hold each model of the settings."""
     if loaded.launch is None:
         return
-    folder, key = repository_of(loaded, loaded.launch), ("launch", "model_repository")
-    if not folder.is_dir():
-        fix = f"correct the path, which starts at {loaded.path.parent.resolve()}"
-        yield loaded.source.problem(key, f"{folder} is not a folder", "a Triton model repository", fix)
-        return
+    own_repositories = launch_repositories(loaded, loaded.launch)
+    folders = [repository.folder for repository in own_repositories]
+    for folder in folders:
+        if not folder.is_dir():
+            fix = f"correct the path, which starts at {loaded.path.parent.resolve()}"
+            fault = f"{folder} is not a folder"
+            yield loaded.source.problem(("launch", "model_repository"), fault, "a Triton model repository", fix)
+            return
     for name in loaded.section("models"):
-        if not (folder / name).is_dir():
-            fault = f"{folder} has no folder {name}"
+        own = next((each for each in own_repositories if (each.folder / name).is_dir()), None)
+        if own is None:
+            fault = f"{' and '.join(map(str, folders))} {'have' if len(folders) > 1 else 'has'} no folder {name}"
             fix = f"add {name} there, or remove it from `models:`"
             yield loaded.source.problem(("models", name), fault, "a model that launched servers can load", fix, at_key=True)
             continue
-        limit, configured = _max_batch_size(folder / name / "config.pbtxt"), mapping(loaded.section("models")[name]).get("max_batch")
+        config = own.config(name)
+        limit, configured = max_batch_size(config), mapping(loaded.section("models")[name]).get("max_batch")
         if limit and isinstance(configured, int) and configured > limit:
             fix = "lower it, or raise max_batch_size there if the model supports such batches"
-            expected = f"at most {limit}, the max_batch_size of {folder / name / 'config.pbtxt'}"
+            expected = f"at most {limit}, the max_batch_size of {config}"
             yield loaded.source.problem(("models", name, "max_batch"), None, expected, fix)
-
-
-def _max_batch_size(config: Path) -> int | None:
-    """`max_batch_size` of a config.pbtxt; None if it is not set or the file cannot be read."""
-    try:
-        match = re.search(r"^\s*max_batch_size\s*:\s*(\d+)", config.read_text(encoding="utf-8"), re.MULTILINE)
-    except (OSError, UnicodeDecodeError):
-        return None
-    return int(match[1]) if match is not None else None
-
-
-def repository_of(loaded: Loaded, launch: LaunchSettings) -> Path:
-    """The model repository of launched servers."""
-    return loaded.resolve(launch.model_repository) if launch.model_repository is not None else shipped("model_repository")
 
 
 def _loopback(loaded: Loaded) -> Iterator[Problem]:
@@ -237,7 +248,7 @@ def _loopback(loaded: Loaded) -> Iterator[Problem]:
         ("status", "address", _STATUS.address, "any client of this address can read what is served"),
     ):
         written = loaded.section(section)
-        address_text = str(written.get(key, default))
+        address_text = str(written.get(key, default) or "")
         address = parse_address(address_text)
         if address is not None and not address.is_loopback and written.get("allow_non_loopback") is not True:
             fix = f"write 127.0.0.1:{address.port}, or set `{section}.allow_non_loopback: true` ({risk})"
@@ -264,10 +275,10 @@ def _written_addresses(loaded: Loaded) -> Iterator[tuple[KeyPath, str]]:
     for name, server in loaded.section("servers").items():
         for key in ("grpc", "http", "metrics"):
             yield ("servers", name, key), str(mapping(server).get(key))
-    own = [("envoy", key, str(getattr(_ENVOY, key))) for key in ("grpc_listen", "http_listen", "admin")]
+    own = [("envoy", key, getattr(_ENVOY, key)) for key in ("grpc_listen", "http_listen", "admin")]
     own.append(("status", "address", _STATUS.address))
     for section, key, default in sorted(own, key=lambda entry: entry[1] in loaded.section(entry[0])):
-        yield (section, key), str(loaded.section(section).get(key, default))
+        yield (section, key), str(loaded.section(section).get(key, default) or "")
 
 
 def _windows(loaded: Loaded) -> Iterator[Problem]:

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from themis_triton.settings.describe import UNITS, kind_at, kind_of, unit_of
+from themis_triton.settings.kinds import MODEL_NAME_WORDS
 from themis_triton.settings.problem import Problem
 from themis_triton.settings.source import NO_VALUE, KeyPath, Source
 
@@ -25,7 +26,8 @@ def explain(details: Sequence[ErrorDetails], schema: type[BaseModel], source: So
 def _problem(detail: ErrorDetails, schema: type[BaseModel], source: Source) -> Problem:
     path: KeyPath = detail["loc"]
     if path and path[-1] == "[key]":
-        return source.problem(path[:-1], f'name "{path[-2]}" is invalid', "letters, digits, '-', '_' and '.'", "rename it", at_key=True)
+        expected = MODEL_NAME_WORDS if path[0] == "models" else "letters, digits, '-', '_' and '.'"
+        return source.problem(path[:-1], f'name "{path[-2]}" is invalid', expected, "rename it", at_key=True)
     match detail["type"]:
         case "extra_forbidden":
             return _unknown_key(path, schema, source)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field
+from pydantic.config import JsonValue
 from pydantic_core import PydanticCustomError
 
 from themis_triton.core.address import Address
@@ -26,9 +27,12 @@ class Section(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def one_of(*keys: str) -> ConfigDict:
-    """Model configuration whose JSON Schema requires exactly one of the keys."""
-    return ConfigDict(json_schema_extra={"oneOf": [{"required": [key]} for key in keys]})
+def one_of(*keys: str, flag: str | None = None) -> ConfigDict:
+    """Model configuration whose JSON Schema requires exactly one of the keys, or the flag to be true."""
+    choices: list[JsonValue] = [{"required": [key]} for key in keys]
+    if flag is not None:
+        choices.append({"required": [flag], "properties": {flag: {"const": True}}})
+    return ConfigDict(json_schema_extra={"oneOf": choices})
 
 
 def refusal(error: str | None, expected: str, fix: str) -> PydanticCustomError:
@@ -40,6 +44,8 @@ def refusal(error: str | None, expected: str, fix: str) -> PydanticCustomError:
 ADDRESS_WORDS = "host:port with a port of 1 to 65535, such as 127.0.0.1:8001 or [::1]:8001"
 LISTEN_WORDS = "IP:port with a port of 1 to 65535, such as 127.0.0.1:9001 or 0.0.0.0:9001"
 _UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+MODEL_NAME_PATTERN = r"^(\.{0,2}[^/.\x00-\x1f\x7f][^/\x00-\x1f\x7f]{0,252}|\.{3}[^/\x00-\x1f\x7f]{0,252})$"
+MODEL_NAME_WORDS = "the name of a folder in a model repository, without '/' and control characters"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
 
@@ -69,7 +75,8 @@ def _check_listen(text: str) -> str:
 
 def _address_fix(text: str) -> str:
     if "://" in text:
-        return f"remove the scheme: write {text.partition('://')[2].partition('/')[0]}"
+        tls = ", and for TLS set `tls: {ca: FILE}` beside it" if text.startswith(("tls:", "https:", "grpcs:")) else ""
+        return f"remove the scheme: write {text.partition('://')[2].partition('/')[0]}{tls}"
     if text.isdigit():
         return f"add the host, such as 127.0.0.1:{text}"
     if ":" not in text:
@@ -104,7 +111,9 @@ Count = Annotated[int, Field(ge=1)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
 Seconds = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN), Allowed("a name of letters, digits, '-', '_' and '.'")]
+ModelName = Annotated[str, Field(pattern=MODEL_NAME_PATTERN), Allowed(MODEL_NAME_WORDS)]
 HostPort = Annotated[str, AfterValidator(_check_address), Allowed(ADDRESS_WORDS)]
+HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$"), Allowed("a host name")]
 Listen = Annotated[str, AfterValidator(_check_listen), Allowed(LISTEN_WORDS)]
 Device = Annotated[str, AfterValidator(_check_device), Allowed(DEVICE_WORDS)]
 Size = Annotated[ByteSize, Allowed("a size in bytes or with a unit, such as 512MiB")]

@@ -10,10 +10,13 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from themis_triton.settings.explain import explain
+from themis_triton.settings.models import ModelSettings
+from themis_triton.settings.pipelines import PipelineSettings, StageSettings
 from themis_triton.settings.policy import PlanningSettings, PolicySettings
 from themis_triton.settings.problem import Problem
 from themis_triton.settings.runtime import resolve
-from themis_triton.settings.schema import LaunchSettings, ModelSettings, PipelineSettings, Settings
+from themis_triton.settings.schema import Settings
+from themis_triton.settings.servers import LaunchSettings
 from themis_triton.settings.source import KeyPath, Source, read_source
 
 PLACEHOLDER = {"form": "contention", "alpha_ms": 0.0, "beta_ms": 0.0, "gamma_ms": 0.0, "zeta_ms": 0.001}
@@ -35,6 +38,7 @@ class Loaded:
     launch: LaunchSettings | None = None
     policy: PolicySettings | None = None
     planning: PlanningSettings | None = None
+    calls: dict[str, list[StageSettings]] = field(default_factory=dict)
 
     def resolve(self, path: Path) -> Path:
         """The absolute path, relative to the settings file's folder. A final symbolic link is kept: a binary may depend on its name."""
@@ -113,6 +117,10 @@ def _fill_parts(loaded: Loaded, bad: set[KeyPath]) -> None:
     for name, value in loaded.section("pipelines").items():
         if pipeline := _part(PipelineSettings, value, ("pipelines", name), bad):
             loaded.pipelines[name] = pipeline
+    for name, value in loaded.section("calls").items():
+        listed = enumerate(value) if isinstance(value, list) else ()
+        stages = [_part(StageSettings, each if isinstance(each, dict) else {"model": each}, ("calls", name, i), bad) for i, each in listed]
+        loaded.calls[str(name)] = [stage for stage in stages if stage is not None]
     if data.get("launch") is not None:
         loaded.launch = _part(LaunchSettings, data["launch"], ("launch",), bad)
     loaded.policy = _part(PolicySettings, data.get("policy", {}), ("policy",), bad)

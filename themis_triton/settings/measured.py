@@ -105,12 +105,18 @@ class OperationSettings(Section):
     refused: str | None = Field(default=None, description="the server's error message if it refused")
 
 
+CHANGES = ("add_one", "remove_one", "add_many", "add_device", "remove_device", "rebatch")
+"""The operations that Themis uses."""
+
+
 class OperationsSettings(Section):
     """The operations of a model; an absent one was not probed."""
 
     add_one: OperationSettings | None = Field(default=None, description="add one instance")
     remove_one: OperationSettings | None = Field(default=None, description="remove one instance")
     add_many: OperationSettings | None = Field(default=None, description="add several instances at once")
+    add_device: OperationSettings | None = Field(default=None, description="add an instance on a further device of the server")
+    remove_device: OperationSettings | None = Field(default=None, description="remove the last instance from a device")
     rebatch: OperationSettings | None = Field(default=None, description="change the maximum batch size")
     load_failure: OperationSettings | None = Field(default=None, description="a load that cannot succeed")
 
@@ -120,9 +126,15 @@ class OperationsSettings(Section):
 
         An operation without errors but with fewer than `PROVING_REQUESTS` requests counts as not probed.
         """
-        probed = {name: getattr(self, name) for name in ("add_one", "remove_one", "add_many", "rebatch")}
+        probed = {name: getattr(self, name) for name in CHANGES}
         return {
             name: operation.errors == 0 and operation.refused is None
             for name, operation in probed.items()
             if operation is not None and (operation.errors > 0 or operation.refused is not None or operation.requests >= PROVING_REQUESTS)
         }
+
+    @property
+    def renewing(self) -> frozenset[str]:
+        """The probed operations that made all instances anew beside the old ones, with their memory twice for that time."""
+        probed = {name: getattr(self, name) for name in CHANGES}
+        return frozenset(name for name, operation in probed.items() if operation is not None and not operation.in_place)

@@ -6,12 +6,12 @@ from dataclasses import fields, replace
 from enum import Enum
 from typing import Annotated, Any, TypeVar, cast, get_type_hints
 
-from pydantic import Field, create_model
+from pydantic import Field, create_model, field_validator
 
 from themis_triton.core.config import PlanningConfig, Prices
 from themis_triton.core.options import SECTION
-from themis_triton.core.policy import PolicyConfig
-from themis_triton.settings.kinds import Section
+from themis_triton.core.policy import PolicyConfig, PolicyName
+from themis_triton.settings.kinds import Section, refusal
 
 ConfigT = TypeVar("ConfigT")
 
@@ -53,6 +53,15 @@ class PriceSettings(_Prices):  # type: ignore[misc] # its base is generated
 
 class PolicySettings(_Policy):  # type: ignore[misc]
     """The scaling policy and its parameters."""
+
+    @field_validator("name", check_fields=False)
+    @classmethod
+    def _runs_live(cls, name: PolicyName) -> PolicyName:
+        if not name.runs_live:
+            allowed = ", ".join(policy.value for policy in PolicyName if policy.runs_live)
+            fix = f"write one of these, or simulate it: `themis simulate --policies {name.value}`"
+            raise refusal(f"{name.value} is for simulations only, because it knows the arrivals in advance", allowed, fix)
+        return name
 
 
 class PlanningSettings(_Planning):  # type: ignore[misc]

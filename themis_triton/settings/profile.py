@@ -12,6 +12,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from themis_triton.core.config import LatencyTable, ModelProfile
+from themis_triton.core.service_times import ServiceTimes
 from themis_triton.settings.kinds import Count, Seconds, Section, Size, one_of, refusal
 from themis_triton.settings.measured import MeasuredSettings, OperationsSettings
 
@@ -92,10 +93,15 @@ class TableSettings(Section):
 class ProfileSettings(Section):
     """A model's latency, as a table or a surface, and the costs of its changes."""
 
-    model_config = one_of("table", "surface")
+    model_config = one_of("table", "surface", flag="learn")
 
     table: TableSettings | None = Field(default=None, description="measured service times; either this or `surface`")
     surface: SurfaceSettings | None = Field(default=None, description="a fitted surface; either this or `table`")
+    learn: bool = Field(
+        default=False,
+        description="true, instead of `table` and `surface`: a running sidecar learns the service times from Triton's counters, and "
+        "changes nothing for the pipelines of this model before it knows them",
+    )
     instance_init_s: Seconds = Field(default=DEFAULT_PROFILE.instance_init_s, description="time until one more instance serves")
     instance_stop_s: Seconds = Field(default=DEFAULT_PROFILE.instance_stop_s, description="time to remove an instance")
     server_launch_s: Seconds = Field(
@@ -112,13 +118,21 @@ class ProfileSettings(Section):
 
     @model_validator(mode="after")
     def _one_of(self) -> ProfileSettings:
-        if (self.table is None) == (self.surface is None):
-            fault = "neither `table` nor `surface` is set" if self.table is None else "both `table` and `surface` are set"
-            raise refusal(fault, "one of `table` and `surface`", "keep the measured one")
+        known = [f"`{name}`" for name in ("table", "surface") if getattr(self, name) is not None]
+        if self.learn and known:
+            raise refusal(
+                f"`learn` and {known[0]} are set", "one of `table`, `surface` and `learn`", f"remove `learn`: {known[0]} is known"
+            )
+        if not self.learn and len(known) != 1:
+            fault = "neither `table` nor `surface` is set" if not known else "both `table` and `surface` are set"
+            fix = "measure it with `themis profile`, or set `learn: true`" if not known else "keep the measured one"
+            raise refusal(fault, "one of `table` and `surface`, or `learn: true`", fix)
         return self
 
     def fastest_ms(self, max_instances: int) -> float:
-        """The minimum service time of one request in ms, over the allowed numbers of instances (or cores)."""
+        """The minimum service time of one request in ms, over the allowed numbers of instances (or cores); 0 where it is to be learnt."""
+        if self.learn:
+            return 0.0
         if self.table is not None:
             return min(self.table.latency_ms[0])
         return min(self._surface().at(1, 1), self._surface().at(1, max_instances))
@@ -128,8 +142,10 @@ class ProfileSettings(Section):
         if self.table is not None:
             table = self.table
             return LatencyTable(tuple(table.batches), tuple(table.instances), tuple(tuple(row) for row in table.latency_ms))
-        surface = self._surface()
         batches, instances = tuple(range(1, max_batch + 1)), tuple(range(1, max_busy + 1))
+        if self.learn:
+            return LatencyTable(batches, instances, tuple((ServiceTimes().of(b),) * len(instances) for b in batches))
+        surface = self._surface()
         return LatencyTable(batches, instances, tuple(tuple(round(surface.at(b, c), 6) for c in instances) for b in batches))
 
     def mean_table(self) -> LatencyTable | None:
@@ -159,6 +175,8 @@ class ProfileSettings(Section):
             None if self.measured is None else self.measured.origin,
             {} if self.operations is None else self.operations.proven,
             self.mean_table(),
+            frozenset() if self.operations is None else self.operations.renewing,
+            0.0 if self.learn else None,
         )
 
     def first_not_positive(self, max_batch: int, max_busy: int) -> str | None:

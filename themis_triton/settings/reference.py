@@ -12,7 +12,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from themis_triton.settings.describe import Kind, kind_of, unit_of
-from themis_triton.settings.schema import InstanceBounds, Settings
+from themis_triton.settings.models import InstanceBounds
+from themis_triton.settings.schema import Settings
 
 
 @dataclass(frozen=True, slots=True)

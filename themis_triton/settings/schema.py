@@ -1,144 +1,21 @@
-"""The schema of the settings file: sections, keys, types, defaults and descriptions."""
+"""The schema of the settings file: its sections, and the whole of it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from themis_triton.core.config import Isolation, LaunchKind, LocalLaunchConfig, Mode, ModelConfig, PipelineConfig
+from themis_triton.core.config import Mode
 from themis_triton.core.policy import PolicyName
-from themis_triton.settings.kinds import (
-    Allowed,
-    Count,
-    Device,
-    FilePath,
-    HostPort,
-    Listen,
-    Name,
-    PositiveSeconds,
-    Seconds,
-    Section,
-    Size,
-    check_distinct,
-    one_of,
-    refusal,
-)
+from themis_triton.settings.kinds import Count, FilePath, HostPort, Listen, ModelName, Name, PositiveSeconds, Section, Size, refusal
+from themis_triton.settings.models import ModelSettings
+from themis_triton.settings.pipelines import Callees, PipelineSettings
 from themis_triton.settings.policy import PlanningSettings, PolicySettings, PriceSettings
-from themis_triton.settings.profile import DEFAULT_PROFILE, ProfileSettings
+from themis_triton.settings.retention import RetentionSettings
 from themis_triton.settings.runtime import DEFAULT_STATE_DIRECTORY, DEFAULT_STATUS_ADDRESS
-
-_LAUNCH = LocalLaunchConfig(slots=(), model_repository=Path())
-_MODEL = ModelConfig("", DEFAULT_PROFILE)
-_PIPELINE = PipelineConfig("", (), 1.0)
-MAX_INSTANCES = 64
-MAX_BATCH = 512
-
-
-class ServerSettings(Section):
-    """A running Triton server to adopt."""
-
-    model_config = one_of("device", "devices")
-
-    grpc: HostPort = Field(description="Triton's gRPC address (`--grpc-port`)")
-    http: HostPort = Field(description="Triton's HTTP address (`--http-port`)")
-    metrics: HostPort = Field(description="Triton's metrics address (`--metrics-port`)")
-    device: Device | None = Field(default=None, description="the device that it runs on; servers and slots on one device contend for it")
-    devices: list[Device] | None = Field(
-        default=None,
-        min_length=1,
-        description="instead of `device`: all devices that it may use, the one for its first instances first; "
-        "under a surge it adds instances on the others too, as far as no other server uses them",
-    )
-    model_control_key: str | None = Field(
-        default=None,
-        min_length=1,
-        description="the key of `--grpc-restricted-protocol=model-repository:key=KEY`, if that flag is set",
-    )
-    model_repository: FilePath | None = Field(
-        default=None,
-        description="its model repository; without it the first change of an instance count reloads the model",
-    )
-
-    @model_validator(mode="after")
-    def _one_of(self) -> ServerSettings:
-        if (self.device is None) == (self.devices is None):
-            fault = "neither `device` nor `devices` is set" if self.device is None else "both `device` and `devices` are set"
-            raise refusal(fault, "one of `device` and `devices`", "write `device: gpu:0`, or `devices: [gpu:0, gpu:1]` for several")
-        if self.devices is not None:
-            check_distinct(self.devices)
-        return self
-
-    @property
-    def all_devices(self) -> tuple[str, ...]:
-        """The devices that it may use, that of its first instances first."""
-        return tuple(self.devices or ([self.device] if self.device is not None else []))
-
-
-def _slot(value: object) -> object:
-    return {"device": value} if isinstance(value, str) else value
-
-
-class SlotSettings(Section):
-    """A place where one server may be launched."""
-
-    device: Device = Field(description="the device; several slots may share one")
-    name: Name | None = Field(default=None, description="the slot's name; by default the device, numbered from its second slot on")
-    memory: Size | None = Field(
-        default=None, description="device memory that servers on this slot may use; by default the free memory that NVML reports"
-    )
-
-
-Slot = Annotated[
-    SlotSettings,
-    BeforeValidator(_slot, json_schema_input_type=SlotSettings | Device),
-    Allowed("gpu:N, cpu:N, or a mapping with `device`, `name`, `memory`"),
-]
-
-
-class LaunchSettings(Section):
-    """How new servers are launched."""
-
-    kind: Annotated[LaunchKind, Field(strict=False)] = Field(
-        default=LaunchKind.LOCAL, description="where; local: as processes on this machine"
-    )
-    slots: list[Slot] = Field(min_length=1, description="where servers may be launched, one server per slot")
-    reach: list[Device] = Field(
-        default=[],
-        description="devices that every launched server can see: under a surge it adds instances on those that no other server uses, "
-        "in one instance initialisation, where a new server takes a cold start",
-    )
-    isolation: Annotated[Isolation, Field(strict=False)] = Field(
-        default=Isolation.NONE,
-        description="process: once the load has settled, servers of their own take over from further devices of a server, "
-        "so that a crash takes one device with it; none: it keeps them",
-    )
-    model_repository: FilePath | None = Field(
-        default=None, description="the model repository of launched servers; by default the emulated models that ship with Themis"
-    )
-    binary: FilePath | None = Field(default=None, description="`tritonserver`; by default that of the `local` extra")
-    backend_directory: FilePath | None = Field(default=None, description="Triton's backends; by default those of the `local` extra")
-    arguments: list[str] = Field(default=[], description="further arguments for `tritonserver`")
-    ready_timeout_s: PositiveSeconds = Field(
-        default=_LAUNCH.ready_timeout_s,
-        description="time from process start to ready with all models, after which the launch has failed",
-    )
-    warmup_requests: int = Field(
-        default=_LAUNCH.warmup_requests,
-        ge=0,
-        description="requests per batch size that a new server answers before it receives traffic",
-    )
-    drain_timeout_s: Seconds = Field(
-        default=_LAUNCH.drain_timeout_s, description="maximum wait for requests in flight after a server left the routes"
-    )
-    stop_timeout_s: PositiveSeconds = Field(default=_LAUNCH.stop_timeout_s, description="time from SIGTERM to SIGKILL")
-
-    @field_validator("reach")
-    @classmethod
-    def _distinct(cls, reach: list[str]) -> list[str]:
-        check_distinct(reach)
-        return reach
+from themis_triton.settings.servers import LaunchSettings, ServerSettings
 
 
 class EnvoySettings(Section):
@@ -146,7 +23,11 @@ class EnvoySettings(Section):
 
     grpc_listen: Listen = Field(default="127.0.0.1:9001", description="listener for gRPC clients")
     http_listen: Listen = Field(default="127.0.0.1:9000", description="listener for HTTP clients")
-    admin: HostPort = Field(default="127.0.0.1:9901", description="Envoy's admin address, loopback unless `allow_non_loopback`")
+    admin: HostPort | None = Field(
+        default=None,
+        description="Envoy's admin address, loopback unless `allow_non_loopback`; by default a Unix socket in `directory` that only this "
+        "user can open, while any program on this machine can stop Envoy through a loopback address",
+    )
     allow_non_loopback: bool = Field(
         default=False, description="allow other machines to reach `admin`; any client of that address can stop Envoy"
     )
@@ -158,105 +39,23 @@ class EnvoySettings(Section):
     binary: FilePath | None = Field(default=None, description="`envoy`; by default that of the `local` extra")
     max_message: Size = Field(default=64 * 2**20, validate_default=True, description="maximum size of a request or response")
     concurrency: Count = Field(default=1, description="Envoy's worker threads")
-
-
-class InstanceBounds(Section):
-    """How many instances of a model one server may run."""
-
-    min: Count = Field(default=_MODEL.min_instances, description="minimum on a server that holds the model")
-    max: int = Field(default=_MODEL.max_instances, ge=1, le=MAX_INSTANCES, description="maximum on one server")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> InstanceBounds:
-        if self.min > self.max:
-            raise refusal(f"min {self.min} > max {self.max}", "min ≤ max", f"write [{self.max}, {self.min}]")
-        return self
-
-
-def _bounds(value: object) -> object:
-    if isinstance(value, list):
-        if len(value) != 2:
-            raise refusal(f"a list of {len(value)} is invalid", BOUNDS_WORDS, "write [min, max]")
-        return {"min": value[0], "max": value[1]}
-    return value
-
-
-Pair = Annotated[list[int], Field(min_length=2, max_length=2)]
-BOUNDS_WORDS = f"[min, max] of 1 to {MAX_INSTANCES}, or a mapping with `min` and `max`"
-
-
-Bounds = Annotated[InstanceBounds, BeforeValidator(_bounds, json_schema_input_type=InstanceBounds | Pair), Allowed(BOUNDS_WORDS)]
-
-
-class InputSettings(Section):
-    """Inputs of the requests that Themis itself sends to a model: warm-up, profile, probe, load."""
-
-    shapes: dict[str, list[Count]] = Field(
-        default={}, description="sizes of an input, by its name, without the batch dimension: {INPUT_IDS: [128]}"
+    resend_broken: bool = Field(
+        default=True,
+        description="true: a request whose connection broke after it was sent goes to another server, at most five times, so that "
+        "a server that dies costs no request; false: it fails, so that a request that kills its server reaches no other",
     )
-    file: FilePath | None = Field(
-        default=None, description="instead of `shapes`: an .npz file with one array per input, without the batch dimension"
+    header_timeout_s: PositiveSeconds = Field(default=10, description="time in which a client must have sent a request's headers")
+    idle_timeout_s: PositiveSeconds = Field(default=600, description="a client's connection without a request is closed after this time")
+    stream_idle_timeout_s: PositiveSeconds = Field(
+        default=3600, description="a request or stream on which nothing moves in either direction is ended after this time"
     )
-
-    @model_validator(mode="after")
-    def _one_of(self) -> InputSettings:
-        if self.shapes and self.file is not None:
-            raise refusal("both `shapes` and `file` are set", "one of `shapes` and `file`", "remove `shapes`; the arrays have shapes")
-        return self
-
-
-class ModelSettings(Section):
-    """A model's profile, its bounds on one server, and its prices."""
-
-    profile: ProfileSettings = Field(description="the model's latency and costs: a mapping, or the path of a profile file")
-    instances: Bounds = Field(default=InstanceBounds(), description="instances on one server")
-    max_batch: int = Field(
-        default=_MODEL.max_batch,
-        ge=1,
-        le=MAX_BATCH,
-        description="maximum batch size of plans; at most the `max_batch_size` of the model's config.pbtxt",
+    max_connections: Count = Field(default=10_000, description="clients' connections at once; further ones are closed")
+    max_streams: Count = Field(default=10_000, description="requests at once on one HTTP/2 connection")
+    max_memory: Size = Field(
+        default=4 * 2**30,
+        validate_default=True,
+        description="Envoy's memory: at 95 % of it new requests are refused (503)",
     )
-    max_queue_delay_us: int = Field(
-        default=_MODEL.max_queue_delay_us, ge=0, description="maximum time that Triton's batcher waits for a batch to fill"
-    )
-    require_probed_operations: bool = Field(
-        default=_MODEL.require_probed_operations,
-        description="change instances or batching of a running server only by operations that lost no request in `themis probe`",
-    )
-    inputs: InputSettings = Field(
-        default=InputSettings(),
-        description="inputs of the requests that Themis sends to the model; by default made up: zeros, and 1 or 32 for free dimensions",
-    )
-    server_price: float | None = Field(
-        default=None, ge=0, description="placement separate: price of one server of this model; by default `prices.server`"
-    )
-    instance_price: float | None = Field(
-        default=None, ge=0, description="price of one instance of this model; by default `prices.instance`"
-    )
-
-
-class PipelineSettings(Section):
-    """A chain of models with one end-to-end SLO, or a single model."""
-
-    model_config = one_of("stages", "model")
-
-    stages: list[str] | None = Field(default=None, min_length=1, description="the models in the order in which a request passes them")
-    model: str | None = Field(default=None, description="a single model, instead of `stages`")
-    slo_ms: float = Field(gt=0, description="end-to-end latency SLO")
-    percentile: float = Field(default=_PIPELINE.percentile, ge=50, lt=100, description="percentage of requests that must meet the SLO")
-    weight: float = Field(default=_PIPELINE.weight, gt=0, description="priority relative to other pipelines when not all SLOs can be met")
-
-    @model_validator(mode="after")
-    def _one_of(self) -> PipelineSettings:
-        if (self.stages is None) == (self.model is None):
-            fault = "neither `stages` nor `model` is set" if self.stages is None else "both `stages` and `model` are set"
-            raise refusal(fault, "one of `stages` and `model`", "write `stages: [first, second]`, or `model: name` for a single model")
-        return self
-
-    @property
-    def chain(self) -> tuple[str, ...]:
-        """The stages; a single model is a chain of one."""
-        return tuple(self.stages or ([self.model] if self.model else []))
 
 
 class StatusSettings(Section):
@@ -269,8 +68,13 @@ class StatusSettings(Section):
 class Settings(Section):
     """The whole file."""
 
-    models: dict[Name, ModelSettings] = Field(min_length=1, description="the models that Themis scales, by their names in Triton")
+    models: dict[ModelName, ModelSettings] = Field(min_length=1, description="the models that Themis scales, by their names in Triton")
     pipelines: dict[Name, PipelineSettings] = Field(min_length=1, description="chains of models with their SLOs, by names of your choice")
+    calls: dict[str, Callees] | None = Field(
+        default=None,
+        description="the models that a model calls by itself inside the server (BLS): launched servers get them too, and a pipeline of "
+        "that model counts them; the steps of an ensemble are read from its config.pbtxt in a model repository of these settings",
+    )
     servers: dict[Name, ServerSettings] = Field(
         default={}, description="running Triton servers to adopt, by names of your choice; they are scaled in place and never stopped"
     )
@@ -293,6 +97,7 @@ class Settings(Section):
         default=Path(DEFAULT_STATE_DIRECTORY), description="folder of the journal, the logs and Envoy's files"
     )
     status: StatusSettings = Field(default=StatusSettings(), description="the status API and the daemon's own metrics")
+    retention: RetentionSettings = Field(default=RetentionSettings(), description="how much of its own records the sidecar keeps")
     allow_stale_profiles: bool = Field(
         default=False, description="start even if the model, its configuration or the device changed after a profile was measured"
     )

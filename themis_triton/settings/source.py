@@ -136,7 +136,10 @@ class _Walk:
             return self._mapping(node, path)
         if isinstance(node, SequenceNode):
             return [self.value(item, (*path, index), item) for index, item in enumerate(node.value)]
-        return self.loader.construct_object(node)
+        try:
+            return self.loader.construct_object(node)
+        except ValueError:  # A date or a number that does not exist is a string.
+            return node.value
 
     def _mapping(self, node: MappingNode, path: KeyPath) -> dict[str, Any]:
         self._duplicates(node, path)

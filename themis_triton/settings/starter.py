@@ -8,16 +8,11 @@ from importlib.resources import files
 
 from themis_triton.settings.describe import kind_of
 from themis_triton.settings.kinds import Section
+from themis_triton.settings.models import ModelSettings
+from themis_triton.settings.pipelines import PipelineSettings
 from themis_triton.settings.reference import shown_default
-from themis_triton.settings.schema import (
-    EnvoySettings,
-    LaunchSettings,
-    ModelSettings,
-    PipelineSettings,
-    ServerSettings,
-    Settings,
-    StatusSettings,
-)
+from themis_triton.settings.schema import EnvoySettings, Settings, StatusSettings
+from themis_triton.settings.servers import LaunchSettings, ServerSettings
 
 _SECTIONS: tuple[type[Section], ...] = (
     ServerSettings,

@@ -254,6 +254,9 @@ class Cluster:
         """Route requests by this table from now on."""
         self._table = table
         self._reroute()
+        simulation = self.sync()
+        for model, index in self._index.items():
+            simulation.limit(index, table.models.get(model, ModelRoute()).limit)
 
     def _reroute(self) -> None:
         simulation = self.sync()

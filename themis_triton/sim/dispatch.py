@@ -9,12 +9,14 @@ from themis_triton.sim.state import (
     CORES,
     CURSOR,
     EXECUTIONS,
+    FAILED,
     FAILURES,
     FIRST_TIMER_S,
     FREE,
     IN_FLIGHT,
     NONE,
     QUEUE_US,
+    REQUEST,
     Engine,
 )
 
@@ -26,8 +28,10 @@ def enqueue(e: Engine, request: int, model: int, now_s: float) -> None:
     if server == NONE:
         e.routes[model, IN_FLIGHT] -= 1
         e.routes[model, FAILURES] += 1
-        e.failed[request] = 1
-        e.ended_s[request] = now_s
+        whole = e.rows[request, REQUEST]
+        if not e.failed[whole]:
+            e.failed[whole] = FAILED
+            e.ended_s[whole] = now_s
         return
     queue = queue_of(e, server, model)
     e.following[request] = NONE

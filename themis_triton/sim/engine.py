@@ -8,6 +8,7 @@ import numpy as np
 
 from themis_triton.core.fleet import ModelState
 from themis_triton.core.observation import BatchCounters, LatencyHistogram, ModelCounters
+from themis_triton.core.routes import RouteLimit
 from themis_triton.sim import dispatch, kernels
 from themis_triton.sim import state as columns
 from themis_triton.sim.layout import BOUNDS_MS, Layout, build_engine
@@ -69,6 +70,14 @@ class Simulation:
         if self._world.dispatcher is Dispatcher.CENTRAL:
             dispatch.offer(self.engine, model, self.engine.floats[columns.NOW_S])
 
+    def limit(self, model: int, limit: RouteLimit | None) -> None:
+        """Admit so many requests of a model from now on; a changed limit begins with all of its tokens, as the proxy's does."""
+        row = self.engine.limits[model]
+        if limit is None:
+            row[columns.LIMIT_RPS] = np.inf
+        elif (limit.requests_per_s, limit.burst) != (row[columns.LIMIT_RPS], row[columns.MOST_TOKENS]):
+            row[:] = limit.requests_per_s, limit.burst, limit.burst, self.engine.floats[columns.NOW_S]
+
     def evict(self, server: int) -> None:
         """End a server at once; its requests go to others of the routes, or fail."""
         self.engine.routed[server] = 0
@@ -116,6 +125,10 @@ class Simulation:
         """Counters as the proxy's: total arrivals, requests in flight, total failures."""
         row = self.engine.routes[model]
         return int(row[columns.ARRIVALS]), int(row[columns.IN_FLIGHT]), int(row[columns.FAILURES])
+
+    def refused(self, model: int) -> int:
+        """Requests that the model's limit has refused."""
+        return int(self.engine.routes[model, columns.REFUSALS])
 
     def latency(self, model: int) -> LatencyHistogram:
         """Cumulative histogram of all answers of a model."""

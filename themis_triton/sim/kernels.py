@@ -1,9 +1,9 @@
 """The request-level simulation between two control events, compiled.
 
-Requests are rows of arrays; a queue and a running batch are chains of rows through `following`. Three events can be next: an arrival
-(or a request that crossed the proxy to its next stage), the end of a batch, or the end of a batcher's delay. Batches on one device
-share it: each progresses at the speed of `l(b, k)` for the k that are busy at that moment (processor sharing, exact). Whenever k
-changes, the progress of the device's batches is settled and its first end is computed again.
+Requests are rows of arrays, and so are the stages of those whose stages run side by side; a queue and a running batch are chains of rows
+through `following`. Three events can be next: an arrival (or a row that crossed the proxy to its next stage), the end of a batch, or
+the end of a batcher's delay. Batches on one device share it: each progresses at the speed of `l(b, k)` for the k that are busy at that
+moment (processor sharing, exact). Whenever k changes, the progress of the device's batches is settled and its first end is computed again.
 """
 
 from __future__ import annotations
@@ -11,27 +11,41 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
-from themis_triton.jit import FLOATS, FLOATS_2D, FLOATS_3D, INTEGER, INTS, INTS_2D, REAL, SEEDS, Entry, Group, flat_kernel, inlined
+from themis_triton.jit import FLOATS, FLOATS_2D, FLOATS_3D, INTEGER, INTS, INTS_2D, INTS_3D, REAL, SEEDS, Entry, Group, flat_kernel, inlined
 from themis_triton.sim.dispatch import enqueue, enqueue_again, fill, offer, pop, queue_of, remove_batch, reschedule_rows, take
-from themis_triton.sim.service import bucket, index_of_smallest, reschedule, settle
+from themis_triton.sim.service import bucket, index_of_smallest, reschedule, settle, uniform
 from themis_triton.sim.state import (
     ARRIVALS,
+    AWAITED,
     BY_SIZE,
+    CALLER,
     CENTRAL,
     COMPUTE_US,
     CROSSING_HEAD,
     CROSSING_TAIL,
     EVENTS,
     FIRST_DEVICE,
+    FIRST_ROW,
     FIRST_TIMER_S,
     HOP_S,
     IN_FLIGHT,
     INFERENCES,
+    LEFT,
+    LIMIT_RPS,
+    MOST_TOKENS,
     NEXT,
+    NEXT_CALL,
     NONE,
     NOW_S,
+    PENDING,
+    REFUSALS,
+    REFUSED,
+    REQUEST,
     SLOWDOWN,
+    STAGE,
     SUCCESS,
+    TOKENS,
+    TOKENS_S,
     Engine,
 )
 from themis_triton.solver.surface import IntArray
@@ -58,10 +72,10 @@ def advance(e: Engine, until_s: float) -> None:
         e.ints[EVENTS] += 1
         if kind == _ARRIVE:
             e.ints[NEXT] += 1
-            enter(e, request, due_s)
+            arrive(e, request, due_s)
         elif kind == _CROSS:
             e.ints[CROSSING_HEAD] = e.following[crossing]
-            enter(e, crossing, due_s)
+            call(e, crossing, due_s)
         elif kind == _END:
             end_batch(e, e.ints[FIRST_DEVICE], due_s)
         else:
@@ -70,13 +84,100 @@ def advance(e: Engine, until_s: float) -> None:
 
 
 @flat_kernel
-def enter(e: Engine, request: int, now_s: float) -> None:
-    """A request reaches the proxy for its present stage."""
-    model = e.chains[e.pipeline[request], e.stage[request]]
-    e.entered_s[request] = now_s
+def enter(e: Engine, row: int, now_s: float) -> None:
+    """A row reaches the proxy for its present stage."""
+    model = e.chains[e.pipeline[e.rows[row, REQUEST]], e.rows[row, STAGE]]
+    e.entered_s[row] = now_s
     e.routes[model, ARRIVALS] += 1
+    if e.limits[model, LIMIT_RPS] < np.inf and not admits(e, model, now_s):
+        refuse(e, row, model, now_s)
+        return
     e.routes[model, IN_FLIGHT] += 1
-    enqueue(e, request, model, now_s)
+    enqueue(e, row, model, now_s)
+
+
+@flat_kernel
+def admits(e: Engine, model: int, now_s: float) -> bool:
+    """Take a token of the model's limit; tokens come back continuously."""
+    gained = (now_s - e.limits[model, TOKENS_S]) * e.limits[model, LIMIT_RPS]
+    tokens = min(e.limits[model, MOST_TOKENS], e.limits[model, TOKENS] + gained)
+    e.limits[model, TOKENS_S] = now_s
+    e.limits[model, TOKENS] = tokens - 1.0 if tokens >= 1.0 else tokens
+    return bool(tokens >= 1.0)
+
+
+@flat_kernel
+def refuse(e: Engine, row: int, model: int, now_s: float) -> None:
+    """End a row's request at once."""
+    e.routes[model, REFUSALS] += 1
+    whole = e.rows[row, REQUEST]
+    if not e.failed[whole]:
+        e.failed[whole] = REFUSED
+        e.ended_s[whole] = now_s
+
+
+@inlined
+def arrive(e: Engine, request: int, now_s: float) -> None:
+    """A request reaches the proxy for all stages that wait for none; one that makes no call has ended."""
+    first = e.rows[request, FIRST_ROW]
+    if first == NONE:
+        if begins(e, request):
+            call(e, request, now_s)
+        else:
+            e.ended_s[request] = now_s
+    else:
+        for s in range(e.rows[request, LEFT]):
+            if waits_for_none(e, e.pipeline[request], s):
+                draw_calls(e, first + s)
+                call(e, first + s, now_s)
+
+
+@flat_kernel
+def waits_for_none(e: Engine, pipeline: int, stage: int) -> bool:
+    """Whether a stage of a graph begins with the request."""
+    for s in range(e.follows.shape[1]):  # noqa: SIM110 - a generator does not compile
+        if e.follows[pipeline, s, stage]:
+            return False
+    return True
+
+
+@flat_kernel
+def draw_calls(e: Engine, row: int) -> int:
+    """Set and return how many calls a row makes of its present stage; where the mean is not whole, one of the two numbers next to it."""
+    pipeline, stage = e.pipeline[e.rows[row, REQUEST]], e.rows[row, STAGE]
+    mean = e.per_request[pipeline, stage]
+    calls = int(mean)
+    if mean > calls and uniform(e) <= mean - calls:
+        calls += 1
+    e.rows[row, PENDING] = calls
+    return calls
+
+
+@flat_kernel
+def begins(e: Engine, row: int) -> bool:
+    """Whether a row makes calls of its present stage or a later one of its chain; it is then at the first such stage."""
+    pipeline = e.pipeline[e.rows[row, REQUEST]]
+    while e.chains[pipeline, e.rows[row, STAGE]] != NONE:
+        if draw_calls(e, row) > 0:
+            return True
+        e.rows[row, STAGE] += 1
+    return False
+
+
+@flat_kernel
+def call(e: Engine, row: int, now_s: float) -> None:
+    """A row reaches the proxy for its present stage: with one call, or with all that it makes at once. Without any, its stage ends."""
+    request, calls = e.rows[row, REQUEST], e.rows[row, PENDING]
+    if calls == 0:
+        end_stage(e, row, now_s)
+    elif calls == 1 or e.sequential[e.pipeline[request], e.rows[row, STAGE]]:
+        enter(e, row, now_s)
+    else:
+        for _ in range(calls):
+            one = e.ints[NEXT_CALL]
+            e.ints[NEXT_CALL] += 1
+            e.rows[one, REQUEST], e.rows[one, STAGE], e.rows[one, CALLER] = request, e.rows[row, STAGE], row
+            enter(e, one, now_s)
 
 
 @flat_kernel
@@ -104,19 +205,50 @@ def end_batch(e: Engine, device: int, now_s: float) -> None:
 
 
 @inlined
-def leave(e: Engine, request: int, now_s: float) -> None:
-    """A request has its stage's answer: it enters the next stage after a proxy hop, or ends."""
-    e.stage[request] += 1
-    if e.chains[e.pipeline[request], e.stage[request]] == NONE:
-        e.ended_s[request] = now_s
-        return
-    e.entered_s[request] = now_s + e.floats[HOP_S]
-    e.following[request] = NONE
-    if e.ints[CROSSING_HEAD] == NONE:
-        e.ints[CROSSING_HEAD] = request
+def leave(e: Engine, row: int, now_s: float) -> None:
+    """A row has an answer. After its stage's last one, what waited for this stage alone follows after a proxy hop, or the request ends."""
+    request, caller = e.rows[row, REQUEST], e.rows[row, CALLER]
+    maker = row if caller == NONE else caller
+    e.rows[maker, PENDING] -= 1
+    if e.rows[maker, PENDING] > 0:
+        if caller == NONE:
+            cross(e, row, now_s)  # its next call in turn
+    elif e.rows[request, FIRST_ROW] != NONE:
+        end_stage(e, maker, now_s)
     else:
-        e.following[e.ints[CROSSING_TAIL]] = request
-    e.ints[CROSSING_TAIL] = request
+        e.rows[maker, STAGE] += 1
+        if begins(e, maker):
+            cross(e, maker, now_s)
+        else:
+            e.ended_s[request] = now_s
+
+
+@flat_kernel
+def end_stage(e: Engine, row: int, now_s: float) -> None:
+    """A stage of several side by side has ended."""
+    request = e.rows[row, REQUEST]
+    pipeline, first = e.pipeline[request], e.rows[request, FIRST_ROW]
+    e.rows[request, LEFT] -= 1
+    if e.rows[request, LEFT] == 0:
+        e.ended_s[request] = now_s
+    for s in range(e.follows.shape[1]):
+        if e.follows[pipeline, e.rows[row, STAGE], s]:
+            e.rows[first + s, AWAITED] -= 1
+            if e.rows[first + s, AWAITED] == 0:
+                draw_calls(e, first + s)
+                cross(e, first + s, now_s)
+
+
+@inlined
+def cross(e: Engine, row: int, now_s: float) -> None:
+    """A row enters its stage after a proxy hop."""
+    e.entered_s[row] = now_s + e.floats[HOP_S]
+    e.following[row] = NONE
+    if e.ints[CROSSING_HEAD] == NONE:
+        e.ints[CROSSING_HEAD] = row
+    else:
+        e.following[e.ints[CROSSING_TAIL]] = row
+    e.ints[CROSSING_TAIL] = row
 
 
 @inlined
@@ -184,12 +316,25 @@ def evict(e: Engine, server: int) -> None:
 
 _ENGINE = types.NamedTuple(  # type: ignore[no-untyped-call]
     (
-        *(FLOATS_3D, INTS_2D, FLOATS, INTS, INTS, INTS, FLOATS, FLOATS, INTS),  # surfaces, chains and requests
+        *(
+            FLOATS_3D,
+            INTS_2D,
+            FLOATS_2D,
+            INTS_2D,
+            FLOATS,
+            INTS,
+            INTS_2D,
+            INTS,
+            FLOATS,
+            FLOATS,
+            INTS,
+            INTS_3D,
+        ),  # surfaces, chains and requests
         *(INTS, INTS, INTS, INTS_2D, INTS_2D, INTS_2D, FLOATS_2D, INTS_2D, INTS_2D, FLOATS_2D),  # servers
         *(INTS, INTS, INTS, INTS, INTS, INTS, FLOATS, FLOATS),  # queues
         *(INTS_2D, INTS, INTS, FLOATS, FLOATS, FLOATS, FLOATS, INTS),  # batches
         *(INTS_2D, INTS, FLOATS, FLOATS, INTS),  # devices
-        *(FLOATS_3D, INTS_2D, FLOATS, INTS_2D, INTS, FLOATS, SEEDS),  # counters and scalars
+        *(FLOATS_3D, INTS_2D, FLOATS_2D, FLOATS, INTS_2D, INTS, FLOATS, SEEDS),  # counters and scalars
     ),
     Engine,
 )

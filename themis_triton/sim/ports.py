@@ -49,8 +49,8 @@ class SimObserver:
 
     def _route(self, model: str) -> RouteReading:
         simulation, index = self._cluster.sync(), self._cluster.model_index(model)
-        arrivals, in_flight, failures = simulation.route_counts(index)
-        return RouteReading(model, self._cluster.now_s(), arrivals, in_flight, failures, simulation.latency(index))
+        latency, refused = simulation.latency(index), simulation.refused(index)
+        return RouteReading(model, self._cluster.now_s(), *simulation.route_counts(index), latency, refused)
 
     def _delayed(self, readings: deque[tuple[float, tuple[Reading, ...]]], newest: tuple[Reading, ...]) -> tuple[Reading, ...]:
         """The readings of `lag_s` ago; none before that."""
@@ -73,12 +73,29 @@ class SimControl:
         """The models that the server runs now."""
         return {model: state for model, state in self.cluster.find(server.name).models.items() if model in models}
 
+    async def read_refusal(self, server: Server) -> str | None:
+        """None: virtual servers take changes."""
+        self.cluster.find(server.name)
+        return None
+
     async def list_ready(self, server: Server) -> tuple[str, ...] | None:
         """The models that the server runs now, in order."""
         return tuple(sorted(self.cluster.find(server.name).models))
 
+    async def list_stateful(self, server: Server, models: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG002 - the port's arguments
+        """None: the simulated requests are independent."""
+        return ()
+
+    async def answers(self, server: Server) -> bool:
+        """Whether its process runs."""
+        return self.cluster.is_alive(server.name)
+
     async def change(self, server: Server, model: str, state: ModelState) -> ModelState:
         """Load the model with the given counts and batching."""
+        return await self.cluster.change(server.name, model, state)
+
+    async def reload(self, server: Server, model: str, state: ModelState) -> ModelState:
+        """Load the model with the given counts and batching; virtual models never leave their server."""
         return await self.cluster.change(server.name, model, state)
 
     async def forget(self, server: Server) -> None:
@@ -140,6 +157,13 @@ class SimLauncher:
             await self.stop(server)
         return tuple(server.name for server in stopped)
 
+    async def add_model(self, server: Server, model: str, state: ModelState) -> None:
+        """Does nothing: every server could hold every model."""
+
+    async def read_files_version(self, model: str) -> str:
+        """Virtual models have no files."""
+        return model
+
     async def is_alive(self, server: Server) -> bool:
         """Whether its process runs."""
         return self.cluster.is_alive(server.name)
@@ -154,6 +178,10 @@ class SimLauncher:
             raise ServerError(f"server {server.name} was not launched by Themis, which does not stop it; stop it where it was started")
         await self.cluster.stop(server.name)
         self.launched.pop(server.name, None)
+
+    async def kill(self, server: Server) -> None:
+        """End the process; virtual servers do not hang."""
+        await self.stop(server)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,13 +18,17 @@ from themis_triton.solver.surface import BoolArray, FloatArray
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PipelineRun:
-    """Requests of one pipeline in the order of arrival. `latency_ms` is infinite without an end; failed ones violate the SLO."""
+    """Requests of one pipeline in the order of arrival. `latency_ms` is infinite without an end; failed ones violate the SLO.
+
+    `refused`: those of the failed ones that an admission limit refused.
+    """
 
     name: str
     slo_ms: float
     arrival_s: FloatArray
     latency_ms: FloatArray
     failed: BoolArray
+    refused: BoolArray
 
     @property
     def answered(self) -> BoolArray:
@@ -69,6 +73,11 @@ class SimResult:
     def failed(self) -> int:
         """Requests that failed or never ended."""
         return sum(int(np.count_nonzero(~run.answered)) for run in self.pipelines)
+
+    @property
+    def refused(self) -> int:
+        """Requests that an admission limit refused; they count as failed too."""
+        return sum(int(np.count_nonzero(run.refused)) for run in self.pipelines)
 
     @property
     def violations(self) -> float:

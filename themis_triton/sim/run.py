@@ -6,6 +6,8 @@ import asyncio
 from collections import Counter
 from collections.abc import Mapping
 
+import numpy as np
+
 from themis_triton.act.executor import Executor
 from themis_triton.core.action import OutcomeKind
 from themis_triton.core.config import ThemisConfig
@@ -13,11 +15,14 @@ from themis_triton.core.errors import SettingsError
 from themis_triton.core.fleet import Phase
 from themis_triton.decide.planner import Planner
 from themis_triton.decide.rules import build_rules
+from themis_triton.forecast.forecast import Forecaster
+from themis_triton.forecast.known import KnownArrivals
 from themis_triton.sim.cluster import Cluster
 from themis_triton.sim.engine import Simulation
 from themis_triton.sim.ports import SimRecorder
 from themis_triton.sim.result import PipelineRun, SimResult, used_between
-from themis_triton.sim.setup import PREROLL_S, SimOptions, build_simulation, build_world, serve_initially, simulated, world_of
+from themis_triton.sim.setup import SimOptions, build_simulation, build_world, serve_initially, simulated, world_of
+from themis_triton.sim.state import REFUSED
 from themis_triton.sim.virtual_time import run_virtual
 from themis_triton.sim.world import Sharing
 from themis_triton.solver.surface import FloatArray
@@ -41,27 +46,28 @@ def simulate(config: ThemisConfig, arrivals: Mapping[str, FloatArray], duration_
 
 
 async def _run(config: ThemisConfig, arrivals: Mapping[str, FloatArray], duration_s: float, options: SimOptions) -> SimResult:
-    times = world_of(config, options)
-    simulation = build_simulation(config, arrivals, times, options.seed)
+    times, start_s = world_of(config, options), options.preroll_s
+    simulation = build_simulation(config, arrivals, times, options.seed, options.preroll_s)
     cluster = Cluster(config, times, simulation, options.seed)
     recorder = SimRecorder(keep_ticks=options.keep_ticks)
     world = build_world(config, cluster, recorder, times)
     await serve_initially(config, cluster, world.executor, options)
     for at_s in options.deaths_s:
-        asyncio.get_running_loop().call_at(PREROLL_S + at_s, _kill_first_launched, cluster, world.executor)
-    await _ticks(world, config, PREROLL_S + duration_s)
+        asyncio.get_running_loop().call_at(start_s + at_s, _kill_first_launched, cluster, world.executor)
+    known = KnownArrivals({p.name: np.asarray(arrivals.get(p.name, ()), dtype=np.float64) + start_s for p in config.pipelines})
+    await _ticks(world, Planner(build_rules(config), Forecaster(known)), start_s + duration_s)
     await world.supervisor.close()
     await world.executor.cancel()
-    simulation.advance(PREROLL_S + duration_s + DRAIN_S)
+    simulation.advance(start_s + duration_s + DRAIN_S)
     done = Counter(o.action.kind.value for o in recorder.outcomes if o.kind is OutcomeKind.DONE)
     missed = Counter(o.action.kind.value for o in recorder.outcomes if o.kind not in (OutcomeKind.DONE, OutcomeKind.SKIPPED))
     return SimResult(
         policy=config.policy.name.value,
         seed=options.seed,
         duration_s=duration_s,
-        start_s=PREROLL_S,
-        pipelines=_pipeline_runs(config, simulation),
-        usage=used_between(cluster.usage, PREROLL_S, PREROLL_S + duration_s),
+        start_s=start_s,
+        pipelines=_pipeline_runs(config, simulation, options.preroll_s),
+        usage=used_between(cluster.usage, start_s, start_s + duration_s),
         actions=dict(done),
         failed_actions=dict(missed),
         ticks=tuple(recorder.ticks),
@@ -70,9 +76,9 @@ async def _run(config: ThemisConfig, arrivals: Mapping[str, FloatArray], duratio
     )
 
 
-async def _ticks(world: World, config: ThemisConfig, until_s: float) -> None:
+async def _ticks(world: World, planner: Planner, until_s: float) -> None:
     """A tick each period, never two at once; a longer one skips the ticks that it missed."""
-    planner, state, period_s = Planner(build_rules(config)), EngineState(), config.policy.tick_s
+    state, period_s = EngineState(), planner.rules.config.policy.tick_s
     loop = asyncio.get_running_loop()
     number = 0
     while number * period_s < until_s:
@@ -90,12 +96,14 @@ def _kill_first_launched(cluster: Cluster, executor: Executor) -> None:
             return
 
 
-def _pipeline_runs(config: ThemisConfig, simulation: Simulation) -> tuple[PipelineRun, ...]:
+def _pipeline_runs(config: ThemisConfig, simulation: Simulation, preroll_s: float) -> tuple[PipelineRun, ...]:
     engine = simulation.engine
     runs = []
     for number, pipeline in enumerate(config.pipelines):
         chosen = engine.pipeline == number
         arrival_s = engine.arrival_s[chosen]
         latency_ms = 1000.0 * (engine.ended_s[chosen] - arrival_s)
-        runs.append(PipelineRun(pipeline.name, pipeline.slo_ms, arrival_s - PREROLL_S, latency_ms, engine.failed[chosen].astype(bool)))
+        failed = engine.failed[chosen]
+        times = (arrival_s - preroll_s, latency_ms)
+        runs.append(PipelineRun(pipeline.name, pipeline.slo_ms, *times, failed.astype(bool), failed == REFUSED))
     return tuple(runs)

@@ -14,14 +14,15 @@ from themis_triton.act.executor import Actuators, Executor
 from themis_triton.act.fleet import Fleet
 from themis_triton.act.supervisor import Supervisor
 from themis_triton.core.address import Address
-from themis_triton.core.config import DeviceSlot, LaunchConfig, ModelProfile, Placement, ThemisConfig, ThroughputRule
+from themis_triton.core.config import DeviceSlot, LaunchConfig, ModelProfile, PipelineConfig, Placement, ThemisConfig, ThroughputRule
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.fleet import ModelState, Phase, Server
+from themis_triton.core.graph import waits
 from themis_triton.core.policy import PolicyName
 from themis_triton.evaluation.starts import initial_state
 from themis_triton.sim.cluster import Cluster
 from themis_triton.sim.engine import Simulation
-from themis_triton.sim.layout import Layout
+from themis_triton.sim.layout import Layout, max_calls
 from themis_triton.sim.ports import SimControl, SimLauncher, SimObserver, SimRecorder, SimRoutes
 from themis_triton.sim.servers import row_devices
 from themis_triton.sim.virtual_time import VirtualClock
@@ -31,6 +32,8 @@ from themis_triton.tick import World
 
 PREROLL_S = 5.0
 """Time that the loop runs before the first request, like a sidecar that is started first."""
+MAX_CALLS = 5_000_000
+"""Calls that requests make at once: each takes 72 bytes."""
 Models = Mapping[str, ModelState]
 
 
@@ -42,7 +45,7 @@ class SimOptions:
     servers of the settings, or `launched` new ones (a stage, where stages are separate), each with `models` or else the fewest
     instances and the largest batches. `slots`: so many servers can exist where stages are separate and the settings have no
     `launch` section. `deaths_s`: seconds from the start of the load at which the first launched server that serves is killed.
-    `keep_ticks` False: no tick records in the result, nor capacities in its series.
+    `keep_ticks` False: no tick records in the result, nor capacities in its series. `preroll_s`: time before the first request.
     """
 
     seed: int = 0
@@ -54,6 +57,7 @@ class SimOptions:
     slots: int = 64
     deaths_s: tuple[float, ...] = ()
     keep_ticks: bool = True
+    preroll_s: float = PREROLL_S
 
 
 def simulated(config: ThemisConfig, options: SimOptions) -> ThemisConfig:
@@ -61,6 +65,8 @@ def simulated(config: ThemisConfig, options: SimOptions) -> ThemisConfig:
 
     Raises SettingsError when there is no server and no slot.
     """
+    # The simulated clients call the stages of an ensemble themselves.
+    config = replace(config, pipelines=tuple(replace(pipeline, entry=None) for pipeline in config.pipelines))
     config = _measured(config, world_of(config, options))
     if options.policy is not None:
         config = replace(config, policy=replace(config.policy, name=options.policy))
@@ -93,15 +99,20 @@ def world_of(config: ThemisConfig, options: SimOptions) -> SimWorld:
     return options.world if options.world is not None else world_for(config)
 
 
-def build_simulation(config: ThemisConfig, arrivals: Mapping[str, FloatArray], world: SimWorld, seed: int) -> Simulation:
+def build_simulation(
+    config: ThemisConfig, arrivals: Mapping[str, FloatArray], world: SimWorld, seed: int, preroll_s: float = PREROLL_S
+) -> Simulation:
     """The simulation of the rows that `row_devices` gives; arrivals start after the preroll."""
     index = {name: number for number, name in enumerate(config.models)}
     chains = tuple(tuple(index[stage] for stage in pipeline.stages) for pipeline in config.pipelines)
-    times = [np.asarray(arrivals.get(p.name, ()), dtype=np.float64) + PREROLL_S for p in config.pipelines]
+    times = [np.asarray(arrivals.get(p.name, ()), dtype=np.float64) + preroll_s for p in config.pipelines]
     pipeline = np.repeat(np.arange(len(times)), [each.size for each in times])
     merged = np.concatenate(times)
     by_time = np.argsort(merged, kind="stable")
-    return Simulation(_layout(config, chains), world, merged[by_time], pipeline[by_time], seed)
+    layout = _layout(config, chains)
+    if (calls := max_calls(layout, pipeline)) > MAX_CALLS:
+        raise SettingsError(f"{calls:,} calls of stages are too many to simulate: expected at most {MAX_CALLS:,}. Fix: shorten the trace")
+    return Simulation(layout, world, merged[by_time], pipeline[by_time], seed)
 
 
 def _layout(config: ThemisConfig, chains: tuple[tuple[int, ...], ...]) -> Layout:
@@ -114,7 +125,16 @@ def _layout(config: ThemisConfig, chains: tuple[tuple[int, ...], ...]) -> Layout
     tables = [model.profile.mean_table or model.profile.table for model in config.models.values()]
     surfaces = np.stack([surface_from_table(table, batch, max_busy, monotone=contending).latency_ms for table in tables])
     deprioritize_after_s = tuple(config.deprioritize_after_s.get(name, math.inf) for name in config.models)
-    return Layout(surfaces, chains, tuple(order[name] for name in names), max_busy, deprioritize_after_s)
+    follows = tuple(_follows(pipeline) for pipeline in config.pipelines)
+    calls = (tuple(pipeline.per_request for pipeline in config.pipelines), tuple(pipeline.sequential for pipeline in config.pipelines))
+    return Layout(surfaces, chains, tuple(order[name] for name in names), max_busy, deprioritize_after_s, follows, *calls)
+
+
+def _follows(pipeline: PipelineConfig) -> tuple[tuple[int, int], ...] | None:
+    if pipeline.graph is None:
+        return None
+    index = {stage: number for number, stage in enumerate(pipeline.stages)}
+    return tuple((index[earlier], index[later]) for earlier, later in waits(pipeline.graph))
 
 
 def _slots(config: ThemisConfig) -> tuple[DeviceSlot, ...]:

@@ -37,7 +37,8 @@ class SimWorld:
     `hop_s`: client to proxy to server, once per stage, counted before the proxy sees the request. `central_delay_s`: time that the
     central queue waits for a full batch. `cold_start_s`: from the launch to the routes. `grow_s`: one in-place growth.
     `init_work_s`: processor time that a starting instance takes from the `host_cores` of a host, so that many at once start later.
-    `start_slowdown`: fraction by which each instance that starts lengthens the service times of all batches on the host.
+    `start_slowdown`: fraction by which each instance that starts lengthens the service times of all batches on the host; for models that
+    do not compute on the CPU, 0.002 to 0.008 was measured.
     `shrink_s`: one instance fewer, or with CORES a resize to fewer. `control_s`: extra duration of any change. `drain_quiet_s`: how
     long a server that left the routes must have been idle before it is stopped. `refuse_share`: share of changes that are refused.
     `service_factor`: true service times over those of the profiles. `lag_s`: age of the observed readings, in whole ticks.

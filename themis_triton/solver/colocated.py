@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from themis_triton.jit import flat_kernel, inlined, kernel
+from themis_triton.solver.join_kernels import JOIN_LEFT, JOIN_PARALLEL, JOIN_RIGHT, graph_ms, joined_ms
 from themis_triton.solver.label_setting import COST, COST_TOLERANCE, LATENCY, LATENCY_TOLERANCE_MS, all_labels, cheapest, limits_of
 from themis_triton.solver.queueing import MEMORY_LIMIT, SLO
 from themis_triton.solver.stage_kernels import (
@@ -14,7 +15,6 @@ from themis_triton.solver.stage_kernels import (
     MAX_INSTANCES,
     MEMORY_BYTES,
     MIN_INSTANCES,
-    RATIO,
     SERVER_PRICE,
     Busy,
     Chain,
@@ -23,6 +23,7 @@ from themis_triton.solver.stage_kernels import (
     required_rps,
     server_capacity_rps,
     servers_for,
+    set_arrivals,
 )
 from themis_triton.solver.surface import FloatArray, IntArray
 
@@ -49,33 +50,30 @@ def min_price(chain: Chain) -> float:
 def device_columns(chain: Chain, servers: int, total: int) -> Busy:
     """The surface's columns for the times on one of `servers` equal servers with `total` instances."""
     stages = chain.ints.shape[0]
-    shares = np.empty(stages)
+    arrivals = np.empty((2, stages))
     for s in range(stages):
-        shares[s] = chain.floats[s, RATIO] / servers
-    return busy_columns(chain, chain.latency[:stages], shares, total)
+        set_arrivals(chain, s, 1.0 / servers, arrivals, s)
+    return busy_columns(chain, chain.latency[:stages], arrivals, total)
 
 
 @kernel
 def fill_tables(chain: Chain, servers: int, total: int, times: FloatArray, batches: IntArray) -> bool:
-    """Write the fastest time of each stage with each count; False when the fastest of all stages together miss the SLO.
+    """Write the fastest time of each stage with each count, beside `total` busy instances of all; False when even those miss the SLO.
 
-    A count that leaves the other stages fewer than their minimum, or more than their maximum, of `total` gets no time.
+    Whatever grows with the busy instances: the times are a bound of those with any larger total.
     """
-    elsewhere, fastest = chain.rule[ELSEWHERE], 0.0
-    spare, lacking = total - count_of(chain, MIN_INSTANCES), count_of(chain, MAX_INSTANCES) - total
+    elsewhere, stages = chain.rule[ELSEWHERE], chain.ints.shape[0]
+    nodes_ms = np.zeros(2 * stages - 1)
     busy = device_columns(chain, servers, total)
-    for s in range(chain.ints.shape[0]):
-        low, high, least = chain.ints[s, MIN_INSTANCES], chain.ints[s, MAX_INSTANCES], np.inf
-        for c in range(low, high + 1):
-            if c - low > spare or high - c > lacking:
-                batches[s, c], times[s, c] = 0, np.inf
-            else:
-                cores = chain.rule[CORES] > 0
-                column, own = c if cores else total + elsewhere, Busy(float(c), float(c), c) if cores else busy
-                batches[s, c], times[s, c] = best_batch(chain, s, column, own, servers, c)
+    for s in range(stages):
+        least = np.inf
+        for c in range(chain.ints[s, MIN_INSTANCES], chain.ints[s, MAX_INSTANCES] + 1):
+            cores = chain.rule[CORES] > 0
+            column, own = c if cores else total + elsewhere, Busy(float(c), float(c), c, c) if cores else busy
+            batches[s, c], times[s, c] = best_batch(chain, s, column, own, servers, c)
             least = min(least, times[s, c])
-        fastest += least
-        if fastest > chain.rate[SLO] + LATENCY_TOLERANCE_MS:
+        nodes_ms[s] = least
+        if graph_ms(chain.ints, nodes_ms) > chain.rate[SLO] + LATENCY_TOLERANCE_MS:
             return False
     return True
 
@@ -90,28 +88,44 @@ def one_price(chain: Chain) -> bool:
     return True
 
 
+@flat_kernel
+def _join_totals(left: FloatArray, right: FloatArray, parallel: int, best: FloatArray, take: IntArray) -> None:
+    """Write the least latency of two parts by their total instances, and how many of these the right one takes."""
+    for c in range(best.shape[0]):
+        if right[c] == np.inf:
+            continue
+        for used in range(best.shape[0] - c):
+            ms = joined_ms(left[used], right[c], parallel)
+            if ms < best[used + c]:
+                best[used + c], take[used + c] = ms, c
+
+
 @kernel
-def split_total(chain: Chain, times: FloatArray, total: int, counts: IntArray) -> float:
-    """Least total time with exactly `total` instances; writes the counts. A plain DP, because the total determines the cost."""
-    stages = chain.ints.shape[0]
-    best = np.full((stages + 1, total + 1), np.inf)
-    take = np.zeros((stages, total + 1), dtype=np.int64)
-    best[0, 0] = 0.0
+def split_totals(chain: Chain, times: FloatArray, best: FloatArray, take: IntArray) -> None:
+    """Write the least latency of each node of the graph (see `join_kernels`) by its total of instances, float64[2·S − 1, totals].
+
+    `take`: of a join's instances, those of its right part. A plain DP, because the total determines the cost.
+    """
+    ints, stages = chain.ints, chain.ints.shape[0]
+    best[:] = np.inf
     for s in range(stages):
-        for c in range(chain.ints[s, MIN_INSTANCES], min(chain.ints[s, MAX_INSTANCES], total) + 1):
-            if times[s, c] == np.inf:
-                continue
-            for used in range(total - c + 1):
-                if best[s, used] + times[s, c] < best[s + 1, used + c]:
-                    best[s + 1, used + c] = best[s, used] + times[s, c]
-                    take[s, used + c] = c
-    left = total
-    if best[stages, total] < np.inf:
-        for s in range(stages - 1, -1, -1):
-            counts[s] = take[s, left]
-            left -= take[s, left]
-    ms: float = best[stages, total]
-    return ms
+        for c in range(ints[s, MIN_INSTANCES], ints[s, MAX_INSTANCES] + 1):
+            best[s, c] = times[s, c]
+    for k in range(stages - 1):
+        _join_totals(best[ints[k, JOIN_LEFT]], best[ints[k, JOIN_RIGHT]], ints[k, JOIN_PARALLEL], best[stages + k], take[stages + k])
+
+
+@kernel
+def shares_of(chain: Chain, take: IntArray, total: int, counts: IntArray) -> None:
+    """Write the stages' counts in the split of `total` instances."""
+    ints, stages = chain.ints, chain.ints.shape[0]
+    shares = np.zeros(2 * stages - 1, dtype=np.int64)
+    shares[2 * stages - 2] = total
+    for k in range(stages - 2, -1, -1):
+        shares[ints[k, JOIN_RIGHT]] = take[stages + k, shares[stages + k]]
+        shares[ints[k, JOIN_LEFT]] = shares[stages + k] - shares[ints[k, JOIN_RIGHT]]
+    for s in range(stages):
+        counts[s] = shares[s]
 
 
 @kernel
@@ -120,15 +134,17 @@ def split_labels(chain: Chain, times: FloatArray, total: int, cost_limit: float,
     stages = chain.ints.shape[0]
     choices = np.empty((stages, times.shape[1], 4))
     sizes = np.zeros(stages, dtype=np.int64)
+    spare, lacking = total - count_of(chain, MIN_INSTANCES), count_of(chain, MAX_INSTANCES) - total
     for s in range(stages):
-        for c in range(chain.ints[s, MIN_INSTANCES], chain.ints[s, MAX_INSTANCES] + 1):
+        low, high = chain.ints[s, MIN_INSTANCES], chain.ints[s, MAX_INSTANCES]
+        for c in range(max(low, high - lacking), min(high, low + spare) + 1):
             if times[s, c] < np.inf:
                 i = sizes[s]
                 choices[s, i, 0], choices[s, i, 1] = c * chain.floats[s, INSTANCE_PRICE], times[s, c]
                 choices[s, i, 2], choices[s, i, 3] = float(c), c * chain.floats[s, MEMORY_BYTES]
                 sizes[s] += 1
     limits = limits_of(cost_limit, chain.rate[SLO], float(total), chain.rate[MEMORY_LIMIT], 1.0)
-    labels, chosen = all_labels(choices, sizes, limits, np.inf)
+    labels, chosen = all_labels(choices, sizes, chain.ints, limits, np.inf)
     best = cheapest(labels, 1.0, float(total))
     if best < 0:
         return np.inf, np.inf
@@ -138,7 +154,7 @@ def split_labels(chain: Chain, times: FloatArray, total: int, cost_limit: float,
 
 
 @kernel
-def best_for_servers(  # noqa: C901 - called functions would be compiled into it once more
+def best_for_servers(  # noqa: C901, PLR0912 - called functions would be compiled into it once more
     chain: Chain, servers: int, cost_limit: float, any_plan: bool, counts: IntArray, batches: IntArray
 ) -> tuple[float, float]:
     """(cost, ms) of the cheapest plan on `servers` servers, infinite when none is below the limit; writes counts and batches.
@@ -147,26 +163,36 @@ def best_for_servers(  # noqa: C901 - called functions would be compiled into it
     """
     stages, base, simple = chain.ints.shape[0], chain.floats[0, SERVER_PRICE], one_price(chain)
     low, high, widest, least_price = count_of(chain, MIN_INSTANCES), count_of(chain, MAX_INSTANCES), 0, np.inf
+    slo_ms = chain.rate[SLO] + LATENCY_TOLERANCE_MS
     for s in range(stages):
         widest, least_price = max(widest, chain.ints[s, MAX_INSTANCES]), min(least_price, chain.floats[s, INSTANCE_PRICE])
     floor = min_price(chain)
     times, fastest = np.empty((stages, widest + 1)), np.zeros((stages, widest + 1), dtype=np.int64)
+    splits, take = np.empty((2 * stages - 1, high + 1)), np.zeros((2 * stages - 1, high + 1), dtype=np.int64)
     trial = np.zeros(stages, dtype=np.int64)
-    best_cost, best_ms = np.inf, np.inf
-    for total in range(low, high + 1):
-        limit = min(cost_limit, best_cost)
+    best_cost, best_ms, total = np.inf, np.inf, low
+    while total <= high:
+        limit, asked = min(cost_limit, best_cost), total
         if servers * (floor + (total - low) * least_price) > limit + COST_TOLERANCE:
             break
         if simple and total * chain.floats[0, MEMORY_BYTES] > chain.rate[MEMORY_LIMIT]:
             break
         if not fill_tables(chain, servers, total, times, fastest):
+            break
+        # The tables are a bound for larger totals: those that are too slow by them, or no faster than the best at its price, are left out.
+        split_totals(chain, times, splits, take)
+        fastest_ms = splits[2 * stages - 2]
+        while total <= high and (fastest_ms[total] > slo_ms or (simple and fastest_ms[total] >= best_ms)):
+            total += 1
+        if total > asked:
             continue
-        price = total * least_price
+        total += 1
+        price, ms = asked * least_price, fastest_ms[asked]
         if simple:
-            ms = split_total(chain, times, total, trial)
+            shares_of(chain, take, asked, trial)
         else:
-            price, ms = split_labels(chain, times, total, limit / servers - base + COST_TOLERANCE, trial)
-        if not ms <= chain.rate[SLO] + LATENCY_TOLERANCE_MS:
+            price, ms = split_labels(chain, times, asked, limit / servers - base + COST_TOLERANCE, trial)
+        if not ms <= slo_ms:
             continue
         cost = servers * (base + price)
         if cost < best_cost - COST_TOLERANCE or (cost <= best_cost + COST_TOLERANCE and ms < best_ms):

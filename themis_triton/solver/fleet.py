@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -51,15 +50,14 @@ def evaluate_fleet(problem: ChainProblem, servers: Sequence[ServerAssignment], *
     counts, batches = [server.instances for server in servers], [[state.max_batch for state in server.stages] for server in servers]
     chain = pack(_widened(problem, counts, batches), rate_rps=rate)
     rows = describe_fleet(*chain, np.array(counts, dtype=np.int64), np.array(batches, dtype=np.int64)).tolist()
-    p99 = sum(row[0] for row in rows)
+    p99 = problem.total_ms([row[0] for row in rows])
     enough = all(capacity >= required * (1 - 1e-9) for _, capacity, required in rows)
     limit = problem.device_memory_bytes
     fits = limit is None or all(memory_bytes(problem, instances) <= limit for instances in counts)
-    shares = [row[1] / stage.demand_ratio for stage, row in zip(problem.stages, rows, strict=True) if stage.demand_ratio > 0]
     return Evaluation(
         feasible=enough and fits and p99 <= problem.slo_ms + 1e-6,
         predicted_p99_ms=p99,
-        capacity_rps=min(shares, default=math.inf),
+        capacity_rps=problem.chain_capacity_rps(row[1] for row in rows),
         cost=assignments_price(problem, servers),
     )
 

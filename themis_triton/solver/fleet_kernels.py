@@ -8,25 +8,25 @@ from themis_triton.jit import kernel
 from themis_triton.solver.stage_kernels import (
     CORES,
     ELSEWHERE,
-    RATIO,
     Busy,
     Chain,
     busy_columns,
     required_rps,
     server_capacity_rps,
+    set_arrivals,
     stage_times,
 )
 from themis_triton.solver.surface import BoolArray, FloatArray, IntArray
 
 
 @kernel
-def fleet_shares(chain: Chain, counts: IntArray, batches: IntArray, capacity: FloatArray) -> FloatArray:
-    """Share of the chain's rate that each server gets as each stage's requests: by capacity, as a least-request balancer does.
+def fleet_parts(chain: Chain, counts: IntArray, batches: IntArray, capacity: FloatArray) -> FloatArray:
+    """The part of each stage's requests that each server gets: by capacity, as a least-request balancer does.
 
     float64[n, S]; writes all servers' requests/s of each stage into `capacity`.
     """
     servers, stages = counts.shape
-    shares = np.zeros((servers, stages))
+    parts = np.zeros((servers, stages))
     for s in range(stages):
         capacity[s] = 0.0
     for i in range(servers):
@@ -36,13 +36,13 @@ def fleet_shares(chain: Chain, counts: IntArray, batches: IntArray, capacity: Fl
         for s in range(stages):
             if counts[i, s] > 0:
                 full = counts[i, s] if chain.rule[CORES] else total
-                shares[i, s] = server_capacity_rps(chain, s, counts[i, s], batches[i, s], full)
-                capacity[s] += shares[i, s]
+                parts[i, s] = server_capacity_rps(chain, s, counts[i, s], batches[i, s], full)
+                capacity[s] += parts[i, s]
     for i in range(servers):
         for s in range(stages):
             if capacity[s] > 0.0:
-                shares[i, s] *= chain.floats[s, RATIO] / capacity[s]
-    return shares
+                parts[i, s] *= 1.0 / capacity[s]
+    return parts
 
 
 @kernel
@@ -64,7 +64,8 @@ def describe_fleet(
     chain = Chain(latency, gather, ints, floats, allowed, rate, rule)
     servers, stages = counts.shape
     out, capacity, holders = np.zeros((stages, 3)), np.empty(stages), np.zeros(stages, dtype=np.int64)
-    shares = fleet_shares(chain, counts, batches, capacity)
+    arrivals = np.empty((2, stages))
+    parts = fleet_parts(chain, counts, batches, capacity)
     for i in range(servers):
         for s in range(stages):
             holders[s] += 1 if counts[i, s] > 0 else 0
@@ -74,12 +75,14 @@ def describe_fleet(
             total += counts[i, s]
         if total == 0:
             continue
-        busy = busy_columns(chain, chain.latency[:stages], shares[i], total)
+        for s in range(stages):
+            set_arrivals(chain, s, parts[i, s], arrivals, s)
+        busy = busy_columns(chain, chain.latency[:stages], arrivals, total)
         for s in range(stages):
             c = counts[i, s]
             if c > 0:
-                at = Busy(float(c), float(c), c) if chain.rule[CORES] else busy
-                service, wait = stage_times(chain, s, at, holders[s], shares[i, s], c, batches[i, s])
+                at = Busy(float(c), float(c), c, c) if chain.rule[CORES] else busy
+                service, wait = stage_times(chain, s, at, holders[s], parts[i, s], c, batches[i, s])
                 out[s, 0] = max(out[s, 0], service + wait)
     for s in range(stages):
         out[s, 0] = out[s, 0] if capacity[s] > 0.0 else np.inf

@@ -1,6 +1,6 @@
 """Label setting with dominance: one choice per stage, least cost and then least latency, exact in floating point, without a grid.
 
-A label is a partial plan: what the stages so far spend in each dimension (a row of COST, LATENCY, USED, MEMORY).
+A label is a partial plan: what the stages of a part of the graph spend in each dimension (a row of COST, LATENCY, USED, MEMORY).
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from themis_triton.jit import flat_kernel, kernel
+from themis_triton.solver.join_kernels import JOIN_LEFT, JOIN_PARALLEL, JOIN_RIGHT, graph_ms, joined_ms, node_weights
 from themis_triton.solver.surface import FloatArray, IntArray
 
 COST, LATENCY, USED, MEMORY, PRICED = 0, 1, 2, 3, 4
@@ -85,39 +86,51 @@ def limits_of(cost: float, latency_ms: float, used: float, memory: float, exact:
 
 
 @kernel
-def min_suffixes(choices: FloatArray, counts: IntArray, price: float) -> FloatArray:
-    """`[s, d]`: the least that stages s and later together can spend of dimension d; in column PRICED of `cost + price·latency`."""
+def least_elsewhere(choices: FloatArray, counts: IntArray, ints: IntArray, weights: FloatArray, price: float) -> FloatArray:
+    """`[node, d]`: the least that the stages outside of a node can spend of dimension d, or of latency on the node's path.
+
+    Column PRICED: the least of their `cost + price·weight·latency`.
+    """
     stages = counts.shape[0]
-    least = np.zeros((stages + 1, 5))
-    for s in range(stages - 1, -1, -1):
-        for d in range(4):
+    least, elsewhere = np.zeros((2 * stages - 1, 5)), np.zeros((2 * stages - 1, 5))
+    for s in range(stages):
+        for d in range(5):
             best = np.inf
             for i in range(counts[s]):
-                best = min(best, choices[s, i, d])
-            least[s, d] = least[s + 1, d] + best
-        best = np.inf
-        for i in range(counts[s]):
-            best = min(best, choices[s, i, COST] + price * choices[s, i, LATENCY])
-        least[s, PRICED] = least[s + 1, PRICED] + best
-    return least
+                spent = choices[s, i, d] if d < PRICED else choices[s, i, COST] + price * weights[s] * choices[s, i, LATENCY]
+                best = min(best, spent)
+            least[s, d] = best
+    for k in range(stages - 1):
+        left, right = ints[k, JOIN_LEFT], ints[k, JOIN_RIGHT]
+        for d in range(5):
+            parallel = ints[k, JOIN_PARALLEL] if d == LATENCY else 0
+            least[stages + k, d] = joined_ms(least[left, d], least[right, d], parallel)
+    for k in range(stages - 2, -1, -1):
+        left, right = ints[k, JOIN_LEFT], ints[k, JOIN_RIGHT]
+        for d in range(5):
+            beside = 0.0 if d == LATENCY and ints[k, JOIN_PARALLEL] else 1.0
+            elsewhere[left, d] = elsewhere[stages + k, d] + (least[right, d] if beside > 0.0 else 0.0)
+            elsewhere[right, d] = elsewhere[stages + k, d] + (least[left, d] if beside > 0.0 else 0.0)
+    return elsewhere
 
 
 @flat_kernel
-def _priced(choices: FloatArray, counts: IntArray, price: float, spent: FloatArray) -> float:
-    """Σ of each stage's least `cost + price·latency`; writes what those choices spend of each dimension."""
-    total = 0.0
+def _priced(
+    choices: FloatArray, counts: IntArray, ints: IntArray, weights: FloatArray, price: float, spent: FloatArray, nodes_ms: FloatArray
+) -> None:
+    """Write what each stage's choice of the least `cost + price·weight·latency` spends of each dimension, in the whole graph."""
     for d in range(4):
         spent[d] = 0.0
     for s in range(counts.shape[0]):
         best, least = 0, np.inf
         for i in range(counts[s]):
-            value = choices[s, i, COST] + price * choices[s, i, LATENCY]
+            value = choices[s, i, COST] + price * weights[s] * choices[s, i, LATENCY]
             if value < least:
                 best, least = i, value
-        total += least
         for d in range(4):
             spent[d] += choices[s, best, d]
-    return total
+        nodes_ms[s] = choices[s, best, LATENCY]
+    spent[LATENCY] = graph_ms(ints, nodes_ms)
 
 
 @flat_kernel
@@ -126,17 +139,18 @@ def _inside(spent: FloatArray, limits: FloatArray) -> bool:
 
 
 @kernel
-def relax(choices: FloatArray, counts: IntArray, limits: FloatArray) -> tuple[float, float]:
+def relax(choices: FloatArray, counts: IntArray, ints: IntArray, weights: FloatArray, limits: FloatArray) -> tuple[float, float]:
     """(price of a millisecond, cost of a feasible plan) from the Lagrangian relaxation of the SLO; infinite cost: it met none."""
-    spent = np.empty(4)
-    _priced(choices, counts, 0.0, spent)
+    spent, nodes_ms = np.empty(4), np.empty(2 * counts.shape[0] - 1)
+    low = 0.0
+    _priced(choices, counts, ints, weights, low, spent, nodes_ms)
     bound = spent[COST] if _inside(spent, limits) else np.inf
     if spent[LATENCY] <= limits[LATENCY]:
         return 0.0, bound
-    low, high = 0.0, 1.0
+    high = 1.0
     for step in range(60):
         middle = high if low == 0.0 and step < 40 else (low + high) / 2
-        _priced(choices, counts, middle, spent)
+        _priced(choices, counts, ints, weights, middle, spent, nodes_ms)
         if spent[LATENCY] <= limits[LATENCY]:
             if _inside(spent, limits):
                 bound = min(bound, spent[COST])
@@ -153,23 +167,35 @@ def relax(choices: FloatArray, counts: IntArray, limits: FloatArray) -> tuple[fl
 
 
 @kernel
-def _extend_labels(
-    labels: FloatArray, choices: FloatArray, count: int, least: FloatArray, limits: FloatArray, price: float
+def _joined(
+    labels: FloatArray,
+    start: int,
+    end: int,
+    choices: FloatArray,
+    first: int,
+    last: int,
+    parallel: int,
+    least: FloatArray,
+    node: int,
+    limits: FloatArray,
+    price: float,
+    weight: float,
 ) -> tuple[FloatArray, IntArray]:
-    """Every label with every choice of the next stage, without those that are dominated or cannot be completed inside the limits."""
-    size = labels.shape[0]
+    """Every label of `start` to `end` with every choice of the other part, without those that are dominated or no completion holds for."""
+    size, count = end - start, last - first
     grown = np.empty((size * count, 4))
     origin = np.empty((size * count, 2), dtype=np.int64)
     kept = int(np.int64(0))
-    for i in range(size):
-        for j in range(count):
-            cost, latency = labels[i, COST] + choices[j, COST], labels[i, LATENCY] + choices[j, LATENCY]
+    for i in range(start, end):
+        for j in range(first, last):
+            cost, latency = labels[i, COST] + choices[j, COST], joined_ms(labels[i, LATENCY], choices[j, LATENCY], parallel)
             used, memory = labels[i, USED] + choices[j, USED], labels[i, MEMORY] + choices[j, MEMORY]
-            if latency + least[LATENCY] > limits[LATENCY] + LATENCY_TOLERANCE_MS:
+            if latency + least[node, LATENCY] > limits[LATENCY] + LATENCY_TOLERANCE_MS:
                 continue
-            if cost + least[COST] > limits[COST] or cost + price * latency + least[PRICED] > limits[COST] + price * limits[LATENCY]:
+            priced = cost + price * weight * latency + least[node, PRICED]
+            if cost + least[node, COST] > limits[COST] or priced > limits[COST] + price * limits[LATENCY]:
                 continue
-            if used + least[USED] > limits[USED] or memory + least[MEMORY] > limits[MEMORY]:
+            if used + least[node, USED] > limits[USED] or memory + least[node, MEMORY] > limits[MEMORY]:
                 continue
             grown[kept, COST], grown[kept, LATENCY], grown[kept, USED], grown[kept, MEMORY] = cost, latency, used, memory
             origin[kept, 0], origin[kept, 1] = i, j
@@ -182,29 +208,89 @@ def _extend_labels(
 
 
 @kernel
-def all_labels(choices: FloatArray, counts: IntArray, limits: FloatArray, within: float) -> tuple[FloatArray, IntArray]:
+def _picks_of_stage(origin: IntArray, stages: int, s: int) -> IntArray:
+    """The choice of each stage by label, −1 for all stages but s."""
+    chosen = np.empty((origin.shape[0], stages), dtype=np.int64)
+    for i in range(origin.shape[0]):
+        for other in range(stages):
+            chosen[i, other] = -1
+        chosen[i, s] = origin[i, 1]
+    return chosen
+
+
+@kernel
+def _picks_of_join(origin: IntArray, left: IntArray, right: IntArray, stage: int) -> IntArray:
+    """The choices of both parts. The right one is a stage, or (`stage` at least S) rows of `right`."""
+    stages = left.shape[1]
+    chosen = np.empty((origin.shape[0], stages), dtype=np.int64)
+    for i in range(origin.shape[0]):
+        for s in range(stages):
+            chosen[i, s] = left[origin[i, 0], s]
+            if stage >= stages:
+                chosen[i, s] = max(chosen[i, s], right[origin[i, 1], s])
+        if stage < stages:
+            chosen[i, stage] = origin[i, 1]
+    return chosen
+
+
+@kernel
+def _room_for(labels: FloatArray, chosen: IntArray, size: int, more: int) -> tuple[FloatArray, IntArray]:
+    """The same first `size` rows in arrays that hold `more` rows beyond them."""
+    if size + more <= labels.shape[0]:
+        return labels, chosen
+    rows = max(2 * labels.shape[0], size + more)
+    labels_grown, chosen_grown = np.empty((rows, 4)), np.empty((rows, chosen.shape[1]), dtype=np.int64)
+    for i in range(size):
+        for d in range(4):
+            labels_grown[i, d] = labels[i, d]
+        for s in range(chosen.shape[1]):
+            chosen_grown[i, s] = chosen[i, s]
+    return labels_grown, chosen_grown
+
+
+@kernel
+def all_labels(choices: FloatArray, counts: IntArray, ints: IntArray, limits: FloatArray, within: float) -> tuple[FloatArray, IntArray]:
     """The frontier's labels that cost at most `within` times a good plan: (float64[m, 4] by cost, chosen int64[m, stages]).
 
-    `choices[s, :counts[s]]` holds (cost, latency ms, use, memory) rows, `limits` their upper bounds over the chain. `within` infinite:
-    the whole frontier. Labels that no completion brings under the bound are dropped (a Lagrangian lower bound).
+    `choices[s, :counts[s]]` holds (cost, latency ms, use, memory) rows, `limits` their upper bounds over the graph that `ints` joins.
+    `within` infinite: the whole frontier. Labels that no completion brings under the bound are dropped (a Lagrangian lower bound).
     """
     stages = counts.shape[0]
     bounds, price = limits_of(limits[COST], limits[LATENCY], limits[USED], limits[MEMORY], limits[EXACT]), 0.0
+    weights = node_weights(ints)
     if within < np.inf:
-        price, good = relax(choices, counts, limits)
+        price, good = relax(choices, counts, ints, weights, limits)
         bounds[COST] = min(limits[COST], good * within)
     bounds[COST] += COST_TOLERANCE * (1.0 + abs(bounds[COST])) if bounds[COST] < np.inf else 0.0
-    least = min_suffixes(choices, counts, price)
-    labels = np.zeros((1, 4))
-    chosen = np.zeros((1, stages), dtype=np.int64)
-    for s in range(stages):
-        labels, origin = _extend_labels(labels, choices[s], counts[s], least[s + 1], bounds, price)
-        picks = np.empty((labels.shape[0], stages), dtype=np.int64)
+    least = least_elsewhere(choices, counts, ints, weights, price)
+    # The labels of the joins one after the other: those of join k are rows first[k] to first[k + 1].
+    pool, picks = np.empty((256, 4)), np.empty((256, stages), dtype=np.int64)
+    first, nothing = np.zeros(stages + 1, dtype=np.int64), np.zeros((1, 4))
+    zero, one = int(np.int64(0)), int(np.int64(1))
+    labels, chosen = pool, picks
+    for k in range(max(1, stages - 1)):
+        left, right, node = ints[k, JOIN_LEFT], ints[k, JOIN_RIGHT], stages + k
+        if left < stages:
+            row = choices[left]
+            labels, origin = _joined(nothing, zero, one, row, zero, counts[left], zero, least, left, bounds, price, weights[left])
+            chosen, start, end = _picks_of_stage(origin, stages, left), zero, labels.shape[0]
+        else:
+            labels, chosen, start, end = pool, picks, first[left - stages], first[left - stages + 1]
+        if stages == 1:
+            break
+        rows, other, last = pool, first[max(0, right - stages)], first[max(0, right - stages) + 1]
+        if right < stages:
+            rows, other, last = choices[right], zero, counts[right]
+        parallel = ints[k, JOIN_PARALLEL]
+        labels, origin = _joined(labels, start, end, rows, other, last, parallel, least, node, bounds, price, weights[node])
+        chosen = _picks_of_join(origin, chosen, picks, right)
+        pool, picks = _room_for(pool, picks, first[k], labels.shape[0])
         for i in range(labels.shape[0]):
-            for before in range(s):
-                picks[i, before] = chosen[origin[i, 0], before]
-            picks[i, s] = origin[i, 1]
-        chosen = picks
+            for d in range(4):
+                pool[first[k] + i, d] = labels[i, d]
+            for s in range(stages):
+                picks[first[k] + i, s] = chosen[i, s]
+        first[k + 1] = first[k] + labels.shape[0]
     return labels, chosen
 
 

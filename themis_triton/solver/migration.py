@@ -12,8 +12,9 @@ from themis_triton.solver.migration_steps import MoveTimes, Step, steps_to
 from themis_triton.solver.pack import Batches
 from themis_triton.solver.plans import Binding, ChainPlan, StagePlan
 from themis_triton.solver.problem import ChainProblem
-from themis_triton.solver.solve import find_joint, solve_joint
+from themis_triton.solver.solve import plans_by_servers, solve_joint
 
+ROUNDING = 1e-9  # of sums of prices
 REMOVALS = frozenset({ActionKind.SHRINK, ActionKind.RETIRE})
 
 
@@ -75,7 +76,7 @@ def solve_migration(
     """
     candidates = _Candidates(problem, tuple(now), times or MoveTimes(), prices or MovePrices())
     # Best efforts count where whatever holds is out of reach for want of memory, or nothing holds.
-    return candidates.cheapest(_plans(problem, now)) or candidates.cheapest(_best_efforts(problem, now)) or candidates.stay()
+    return candidates.cheapest(candidates.plans()) or candidates.cheapest(_best_efforts(problem, now)) or candidates.stay()
 
 
 def migration_to(
@@ -126,20 +127,49 @@ class _Candidates:
     bare: ChainProblem = field(init=False)
     _holds: dict[tuple[ServerAssignment, ...], bool] = field(default_factory=dict)
     _carried_rps: float | None = None
+    _best: Migration | None = None
 
     def __post_init__(self) -> None:
         self.bare = replace(self.problem, headroom_sigmas=0.0, headroom_rps=0.0)
 
     def cheapest(self, plans: Iterator[ChainPlan]) -> Migration | None:
         """The cheapest migration that fits the memory; None where none does."""
-        best: Migration | None = None
+        self._best = None
         for plan in plans:
-            if best is not None and best.holds and plan.cost * self.prices.horizon_s > best.objective:
+            if not self._may_win(plan.cost, self._least_risk(plan)):
                 continue
             migration = self.migration_to(plan)
-            if migration is not None and (best is None or migration.rank < best.rank):
-                best = migration
-        return best
+            if migration is not None and (self._best is None or migration.rank < self._best.rank):
+                self._best = migration
+        return self._best
+
+    def plans(self) -> Iterator[ChainPlan]:
+        """The best plan of each number of servers that holds, with any batches and with those that run now, while one may win."""
+        known, problem = set(), self.problem
+        each = problem.stages[0].server_price + sum(stage.min_instances * stage.instance_price for stage in problem.stages)
+        for batches in _batches_to_try(problem, self.now):
+            for plan in plans_by_servers(problem, batches, lambda servers: self._may_win(servers * each * (1.0 - ROUNDING))):
+                choice = tuple((stage.servers, stage.instances, stage.batch) for stage in plan.stages)
+                if choice not in known:
+                    known.add(choice)
+                    yield plan
+
+    def _may_win(self, cost: float, risk: float = 0.0) -> bool:
+        """Whether a migration of at least this risk to a plan of at least this cost can be the best."""
+        return self._best is None or not self._best.holds or cost * self.prices.horizon_s + risk <= self._best.objective
+
+    def _least_risk(self, plan: ChainPlan) -> float:
+        """A lower bound of the risk of all steps, of which each changed model of a server takes at least one."""
+        risk, launches = self.prices.risk, plan.servers - len(self.now)
+        total = launches * risk[ActionKind.LAUNCH] if launches > 0 else -launches * risk[ActionKind.RETIRE]
+        recount = min(risk[ActionKind.GROW], risk[ActionKind.SHRINK])
+        for server in self.now[: plan.servers]:
+            for stage, state in zip(plan.stages, server.stages, strict=True):
+                if state.max_batch != stage.batch:
+                    total += risk[ActionKind.REBATCH]
+                elif state.instances != stage.instances:
+                    total += recount
+        return total * (1.0 - ROUNDING)
 
     def migration_to(self, plan: ChainPlan) -> Migration | None:
         """The migration to one plan; None where it does not fit the memory."""
@@ -213,20 +243,6 @@ class _Candidates:
         return extra
 
 
-def _plans(problem: ChainProblem, now: Sequence[ServerAssignment]) -> Iterator[ChainPlan]:
-    """The best plan of each number of servers that holds, with any batches and with those that run now."""
-    known = set()
-    for batches in _batches_to_try(problem, now):
-        for servers in range(problem.min_servers, problem.max_servers + 1):
-            plan = find_joint(problem, servers=servers, batches=batches)
-            if plan is None:
-                continue
-            choice = tuple((stage.servers, stage.instances, stage.batch) for stage in plan.stages)
-            if choice not in known:
-                known.add(choice)
-                yield plan
-
-
 def _best_efforts(problem: ChainProblem, now: Sequence[ServerAssignment]) -> Iterator[ChainPlan]:
     """What all servers together can do where that is not enough."""
     for batches in _batches_to_try(problem, now):
@@ -236,6 +252,6 @@ def _best_efforts(problem: ChainProblem, now: Sequence[ServerAssignment]) -> Ite
 
 
 def _batches_to_try(problem: ChainProblem, now: Sequence[ServerAssignment]) -> Iterator[Batches | None]:
-    yield None
-    if now:
+    if now:  # first, so that a plan which reloads must be cheaper than its risk to be looked at
         yield [sorted({min(server.stages[s].max_batch, stage.max_batch) for server in now}) for s, stage in enumerate(problem.stages)]
+    yield None

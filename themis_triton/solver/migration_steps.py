@@ -34,14 +34,14 @@ class MoveTimes:
     def duration_s(self, action: Action) -> float:
         """How long an action takes."""
         match action.kind:
-            case ActionKind.GROW | ActionKind.REBATCH:
+            case ActionKind.GROW | ActionKind.REBATCH | ActionKind.RELOAD:
                 return self.instance_init_s
             case ActionKind.SHRINK:
                 removed = action.before.instances - action.after.instances if action.before and action.after else 1
                 return removed * self.instance_stop_s
             case ActionKind.LAUNCH:
                 return self.server_launch_s + self.instance_init_s
-            case ActionKind.RETIRE:
+            case ActionKind.RETIRE | ActionKind.KILL:
                 return self.drain_s
 
 

@@ -49,29 +49,34 @@ def solve_mixed(problem: ChainProblem, servers: Sequence[int], batch_caps: Seque
     if problem.placement is not Placement.SEPARATE:
         raise SolverError("counts that differ by server and stage belong to separate stages; for a co-located chain use solve_vertical")
     caps = batch_caps or [stage.max_batch for stage in problem.stages]
-    tables = [_tables(problem, stage, n, cap) for stage, n, cap in zip(problem.stages, servers, caps, strict=True)]
+    tables = [_tables(problem, s, n, cap) for s, (n, cap) in enumerate(zip(servers, caps, strict=True))]
     best = _cheapest(problem, [_pareto(table) for table in tables])
     if best is not None:
-        return _target(best, feasible=True, missing=(0,) * len(tables))
+        return _target(problem, best, feasible=True, missing=(0,) * len(tables))
     strongest = _strongest(problem, tables)
     capacities = [float(table.rps[chosen.batch - 1, -1]) for table, chosen in zip(tables, strongest, strict=True)]
     missing = tuple(
         max(0, math.ceil(table.required_rps / rps - TOLERANCE) - table.servers) for table, rps in zip(tables, capacities, strict=True)
     )
-    return _target(strongest, feasible=False, missing=missing)
+    return _target(problem, strongest, feasible=False, missing=missing)
 
 
-def _tables(problem: ChainProblem, stage: StageProblem, servers: int, cap: int) -> _StageTables:
+def _tables(problem: ChainProblem, s: int, servers: int, cap: int) -> _StageTables:
+    stage = problem.stages[s]
     batches, counts = min(cap, stage.max_batch), stage.max_instances
     if problem.device_memory_bytes is not None and stage.instance_memory_bytes > 0:
         counts = max(stage.min_instances, min(counts, problem.device_memory_bytes // stage.instance_memory_bytes))
     ms = stage.surface.extended(batches, counts)[:batches, :counts]
     means = (stage.mean_surface or stage.surface).extended(batches, counts)[:batches, :counts]
-    return _StageTables(stage, servers, problem.required_stage_rps(stage), ms, problem.server_capacity_rps(means))
+    return _StageTables(stage, servers, problem.required_stage_rps(s), ms, problem.server_capacity_rps(means))
 
 
-def _target(chosen: tuple[StagePlan, ...], *, feasible: bool, missing: tuple[int, ...]) -> VerticalTarget:
-    return VerticalTarget(feasible, chosen, missing, sum(stage.latency_ms for stage in chosen))
+def _target(problem: ChainProblem, chosen: tuple[StagePlan, ...], *, feasible: bool, missing: tuple[int, ...]) -> VerticalTarget:
+    return VerticalTarget(feasible, chosen, missing, _latency_ms(problem, chosen))
+
+
+def _latency_ms(problem: ChainProblem, chosen: tuple[StagePlan, ...]) -> float:
+    return problem.total_ms([stage.latency_ms for stage in chosen])
 
 
 def _choices(tables: _StageTables) -> Iterator[_Choice]:
@@ -102,10 +107,10 @@ def _pareto(tables: _StageTables) -> list[StagePlan]:
 
 def _cheapest(problem: ChainProblem, choices: Sequence[Sequence[StagePlan]]) -> tuple[StagePlan, ...] | None:
     prices = [stage.instance_price for stage in problem.stages]
-    fitting = [chosen for chosen in product(*choices) if sum(c.latency_ms for c in chosen) <= problem.slo_ms + 1e-6]
+    fitting = [chosen for chosen in product(*choices) if _latency_ms(problem, chosen) <= problem.slo_ms + 1e-6]
     return min(
         fitting,
-        key=lambda chosen: (sum(c.total_instances * p for c, p in zip(chosen, prices, strict=True)), sum(c.latency_ms for c in chosen)),
+        key=lambda chosen: (sum(c.total_instances * p for c, p in zip(chosen, prices, strict=True)), _latency_ms(problem, chosen)),
         default=None,
     )
 
@@ -114,11 +119,11 @@ def _strongest(problem: ChainProblem, tables: Sequence[_StageTables]) -> tuple[S
     """All instances on every server, with the batches whose weakest stage carries most inside the SLO; the fastest where none is."""
     full = [[table.at(table.rps.shape[1], 0, batch) for batch in range(1, table.rps.shape[0] + 1)] for table in tables]
     every = list(product(*full))
-    inside = [chosen for chosen in every if sum(c.latency_ms for c in chosen) <= problem.slo_ms + 1e-6]
+    inside = [chosen for chosen in every if _latency_ms(problem, chosen) <= problem.slo_ms + 1e-6]
     if not inside:
-        return min(every, key=lambda chosen: sum(c.latency_ms for c in chosen))
+        return min(every, key=lambda chosen: _latency_ms(problem, chosen))
     required = [max(table.required_rps, TOLERANCE) for table in tables]
     return max(
         inside,
-        key=lambda chosen: (min(c.capacity_rps / w for c, w in zip(chosen, required, strict=True)), -sum(c.latency_ms for c in chosen)),
+        key=lambda chosen: (min(c.capacity_rps / w for c, w in zip(chosen, required, strict=True)), -_latency_ms(problem, chosen)),
     )

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from themis_triton.core.errors import SolverError
+from themis_triton.core.graph import Graph, Series, beside
 from themis_triton.solver.problem import ChainProblem, Placement, StageProblem, ThroughputRule
 from themis_triton.solver.queueing import gather_table, queueing_code, stage_tail
-from themis_triton.solver.stage_kernels import Chain
+from themis_triton.solver.stage_kernels import OTHER_RPS, Chain
 from themis_triton.solver.surface import BoolArray, FloatArray, IntArray
 
 Batches = Sequence[Sequence[int] | None]
+_ANY_TOTAL = int(np.iinfo(np.int64).max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +45,7 @@ def pack(
     `batches`: allowed sizes per stage. `min_instances`: lower bounds of the counts, as far as the upper bounds allow.
     """
     arrays = _arrays(problem)
-    ints, allowed = arrays.ints, arrays.allowed
-    ints = ints.copy()
+    ints, allowed = arrays.ints.copy(), arrays.allowed
     if problem.placement is Placement.SEPARATE or servers is not None:
         counts = np.asarray(servers if servers is not None else (), dtype=np.int64)
         ints[:, 2] = counts if servers is not None else problem.min_servers
@@ -54,29 +55,37 @@ def pack(
     if min_instances is not None:
         ints[:, 0] = np.minimum(np.maximum(ints[:, 0], np.asarray(min_instances, dtype=np.int64)), ints[:, 1])
     if batches is not None:
-        allowed = _restricted(problem, allowed, batches)
+        restriction = (id(problem.stages), tuple(map(_hashable, batches)))
+        allowed = problem.packed.get(restriction, lambda: _restricted(problem, arrays.allowed, batches))
     rate = problem.demand_rps if rate_rps is None else rate_rps
-    rule = _rule(problem, servers)
-    return Chain(arrays.latency, arrays.gather, ints, arrays.floats, allowed, _rates(problem, rate), rule)
+    rule, floats = _rule(problem, servers), arrays.floats
+    if problem.other_rps:
+        floats = floats.copy()
+        floats[:, OTHER_RPS] = problem.other_rps
+    return Chain(arrays.latency, arrays.gather, ints, floats, allowed, _rates(problem, rate), rule)
 
 
 def _rates(problem: ChainProblem, rate_rps: float) -> FloatArray:
     memory = math.inf if problem.device_memory_bytes is None else float(problem.device_memory_bytes)
-    required, tail = problem.required_capacity_rps(rate_rps), stage_tail(problem.percentile, len(problem.stages))
+    required = problem.required_capacity_rps(rate_rps)
+    tail = stage_tail(problem.percentile, problem.calls_in_turn) / problem.side_by_side
     headroom = (problem.headroom_sigmas, problem.headroom_rps)
     return np.array([problem.slo_ms, rate_rps, rate_rps, required, tail, memory, problem.dispersion, *headroom])
 
 
 def _rule(problem: ChainProblem, servers: int | Sequence[int] | None) -> IntArray:
     cores = problem.throughput is ThroughputRule.CORES
-    max_total = problem.max_servers if servers is None else np.iinfo(np.int64).max
+    max_total = problem.max_servers if servers is None else _ANY_TOTAL
     elsewhere, shared = (0, 0) if cores else (problem.busy_elsewhere, problem.extra_places)
     values = [queueing_code(problem.queueing), int(cores), int(problem.paper_rounding), elsewhere, max_total, problem.processes, shared]
     return np.array(values, dtype=np.int64)
 
 
 def _arrays(problem: ChainProblem) -> PackedStages:
-    key = (id(problem.stages), problem.queueing, problem.percentile, problem.placement, problem.throughput, problem.busy_elsewhere)
+    key = (
+        *(id(problem.stages), problem.graph, problem.queueing, problem.percentile, problem.placement, problem.throughput),
+        problem.busy_elsewhere,
+    )
     packed: PackedStages = problem.packed.get(key, lambda: _build(problem))
     return packed
 
@@ -93,10 +102,44 @@ def _build(problem: ChainProblem) -> PackedStages:
     if problem.queueing.predicts_busy:
         latency = np.maximum.accumulate(latency, axis=1)  # nor a larger batch: waits must grow with the rate
     allowed = np.array([[b <= stage.max_batch for b in range(1, largest + 1)] for stage in stages])
-    ints = np.array([[stage.min_instances, stage.max_instances, 1, 1] for stage in stages], dtype=np.int64)
-    floats = [[s.server_price, s.instance_price, s.instance_memory_bytes, s.max_queue_delay_ms, s.demand_ratio] for s in stages]
-    gather = gather_table(problem.queueing, problem.percentile, largest)
+    joins, others = [*_joins(problem), (0, 0, 0)], _others(problem)
+    rows = zip(stages, joins, others, strict=True)
+    ints = np.array([[s.min_instances, s.max_instances, 1, 1, *join, number] for s, join, number in rows], dtype=np.int64)
+    floats = [
+        (s.server_price, s.instance_price, s.instance_memory_bytes, s.max_queue_delay_ms, s.demand_ratio, s.in_turn, 0.0) for s in stages
+    ]
+    shape = (problem.queueing, problem.percentile, largest)
+    gather = problem.packed.get(shape, lambda: gather_table(*shape))
     return PackedStages(stages, np.ascontiguousarray(latency), gather, ints, np.array(floats, dtype=np.float64), allowed)
+
+
+def _others(problem: ChainProblem) -> list[int]:
+    """The other stages that a request runs at the same time on the same device, by stage."""
+    if problem.graph is None or problem.placement is not Placement.COLOCATED:
+        return [0] * len(problem.stages)
+    others = beside(problem.graph)
+    return [others[stage.name] for stage in problem.stages]
+
+
+def _joins(problem: ChainProblem) -> list[tuple[int, int, int]]:
+    """(left node, right node, 1 for branches side by side) of each join; see `join_kernels`."""
+    if problem.graph is None:
+        nodes = [0, *range(len(problem.stages), 2 * len(problem.stages) - 2)]
+        return [(node, s, 0) for s, node in enumerate(nodes, 1)] if len(problem.stages) > 1 else []
+    index, joins = {stage.name: s for s, stage in enumerate(problem.stages)}, list[tuple[int, int, int]]()
+
+    def node(graph: Graph) -> int:
+        if isinstance(graph, str):
+            return index[graph]
+        parts, side_by_side = (graph.parts, 0) if isinstance(graph, Series) else (graph.branches, 1)
+        left = node(parts[0])
+        for part in parts[1:]:
+            joins.append((left, node(part), side_by_side))
+            left = len(index) + len(joins) - 1
+        return left
+
+    node(problem.graph)
+    return joins
 
 
 def _checked_instances(problem: ChainProblem, instances: Sequence[int]) -> Sequence[int]:
@@ -104,6 +147,11 @@ def _checked_instances(problem: ChainProblem, instances: Sequence[int]) -> Seque
         if not 1 <= count <= stage.max_instances:
             raise SolverError(f"stage {stage.name}: {count} instances; allowed is 1..{stage.max_instances}")
     return instances
+
+
+def _hashable(sizes: Sequence[int] | None) -> Hashable:
+    """Batch sizes as a key; ranges are one as they are."""
+    return sizes if sizes is None or isinstance(sizes, range) else tuple(sizes)
 
 
 def _restricted(problem: ChainProblem, allowed: BoolArray, batches: Batches) -> BoolArray:

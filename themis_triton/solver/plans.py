@@ -69,11 +69,12 @@ class RunnerUp:
     cost: float
     predicted_p99_ms: float
 
-    def sentence(self, winner_cost: float) -> str:
-        """Why it lost, in one sentence."""
+    def sentence(self, winner_cost: float, unit: str = "server") -> str:
+        """Why it lost, in one sentence. `unit`: what the plan counts, a server or a device of one."""
         extra = self.cost - winner_cost
         price = f"costs {extra:.4g} more" if extra > 1e-9 else "costs the same and is no faster"
-        return f"{self.servers} servers with a predicted p99 of {self.predicted_p99_ms:.0f} ms {price}"
+        counted = f"{self.servers} {unit}{'' if self.servers == 1 else 's'}"
+        return f"{counted} with a predicted p99 of {self.predicted_p99_ms:.0f} ms {price}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,8 @@ POOLED_SERVERS = 4  # servers that a balancer which always knows the emptiest on
 FIXED_POINT_STEPS = 40
 
 
-def stage_tail(percentile: float, stages: int) -> float:
-    """The tail at which each of S stages is taken, so that their sum stands at the chain's percentile.
+def stage_tail(percentile: float, stages: float) -> float:
+    """The tail at which each of S calls in turn, one a stage at least, is taken, so that their sum stands at the chain's percentile.
 
     The chain's tail times `min(S^1.5, 1.7·S)`, which stays inside what the sum of S independent exponential waits allows, less a
     margin for what the waits leave out.
@@ -111,7 +111,8 @@ def decay(load: float, ahead: float) -> float:
         return 0.0
     theta = 2.0 * math.log(ratio) + 2.0 * (ratio - 1.0) / ratio  # right of the root, so that Newton's steps only fall
     for _ in range(40):
-        step = (math.exp(theta) - 1.0 - ratio * theta) / (math.exp(theta) - ratio)
+        power = math.exp(theta)
+        step = (power - 1.0 - ratio * theta) / (power - ratio)
         theta -= step
         if abs(step) < 1e-10 * theta:
             break
@@ -139,6 +140,8 @@ def batching_wait(
     batch: int,
     rate_per_ms: float,
     held_ms: float,
+    calls: float,
+    group: float,
     rate: FloatArray,
 ) -> tuple[float, float]:
     """(service ms, wait ms) of a request at the percentile on one of `servers` servers, with work-conserving batches up to `batch`.
@@ -151,23 +154,31 @@ def batching_wait(
     its server's c frees within `l·(1 − (tail/P)^(1/min(c, 4)))`, as if at most four ended independently (batches tend to start
     together). What rounds of full batches leave behind adds the exponential tail of Lundberg's equation, shared over the servers by
     the balancer. The request's own batch is what arrived meanwhile.
+
+    A request of the chain makes `calls` calls at once, `group` of them to each server: the last one counts, each at its share of the
+    tail. A group holds as many instances as it has calls; calls beyond all instances wait for those of their own group.
     Not a theorem; `benchmarks/waits.py` holds it against a request-level simulation and states its error.
     """
-    full, tail, dispersion = at_busy(latency_ms, batch, usual), rate[TAIL], rate[DISPERSION]
+    full, tail, dispersion = at_busy(latency_ms, batch, usual), rate[TAIL] / calls, rate[DISPERSION] * group
     theta = decay(rate_per_ms * full, float(instances * batch))
     if theta <= 0.0:
         return latency_ms[batch - 1, busy - 1], np.inf
     typical = int(np.int64(1))
     while typical < batch and instances * typical < rate_per_ms * at_busy(latency_ms, typical, usual):
         typical += 1
-    load, pooled, wait = rate_per_ms * at_busy(latency_ms, int(np.int64(1)), usual), min(servers, POOLED_SERVERS), 0.0
-    pressed = all_busy_probability(instances, load)
+    single, pooled, wait = at_busy(latency_ms, int(np.int64(1)), usual), max(1, int(min(servers, POOLED_SERVERS) / calls)), 0.0
+    units = max(1, int(instances / group))
+    load = rate_per_ms * single * (units / instances)
+    pressed = all_busy_probability(units, load)
     if pooled > 1 and pressed > tail:  # else the wait is zero anyhow: a pool only helps
-        pressed = all_busy_probability(pooled * instances, pooled * load)
+        pressed = all_busy_probability(pooled * units, pooled * load)
     if pressed > tail:
-        wait = at_busy(latency_ms, typical, usual) * (1.0 - (tail / pressed) ** (1.0 / min(instances, INDEPENDENT_ENDS)))
+        rounds = max(1.0, group / (instances * typical))
+        wait = rounds * at_busy(latency_ms, typical, usual) * (1.0 - (tail / pressed) ** (1.0 / min(units, INDEPENDENT_ENDS)))
         wait += max(0.0, math.log(math.sqrt(pressed) / tail)) * dispersion / (theta * batch * servers) * full / instances
-    arrivals = rate_per_ms * (wait + held_ms)
+    behind = max(0.0, group - instances)
+    wait += min(1.0, behind) * single + max(0.0, math.ceil(behind / (instances * batch) - 1e-9) - 1.0) * full
+    arrivals = rate_per_ms * (wait + held_ms) + max(0.0, behind / instances - 1.0)
     size = min(float(batch), 1.0 + arrivals) if arrivals > tail else 1.0
     whole = int(size)
     service = latency_ms[whole - 1, busy - 1]
@@ -177,36 +188,38 @@ def batching_wait(
 
 
 @flat_kernel
-def busy_bound(latency_ms: FloatArray, ratios: FloatArray, rate_per_ms: float, total: int, elsewhere: int, dispersion: float) -> int:
+def busy_bound(latency_ms: FloatArray, arrivals: FloatArray, total: int, elsewhere: int, dispersion: float) -> int:
     """How many of `total` instances a request at the percentile finds busy on its device, itself included.
 
     The smallest k with `1 + m + σ·√m ≤ k`, m being the mean busy instances of all stages when single requests find k busy.
+    `arrivals[0, s]` per ms reach the device, and vary as `arrivals[1, s]` would: those of r > 1 requests at once as r times as many.
     `latency_ms[s, b - 1, k - 1]`. The same for every choice of counts and batches, so that it does not couple the stages.
     """
     for k in range(1, total):
-        mean = 0.0
-        for s in range(ratios.shape[0]):
-            mean += rate_per_ms * ratios[s] * latency_ms[s, 0, k + elsewhere - 1]
-        if 1.0 + mean + BUSY_SIGMAS * math.sqrt(mean * dispersion) <= k + 1e-9:
+        mean = variance = 0.0
+        for s in range(arrivals.shape[1]):
+            mean += arrivals[0, s] * latency_ms[s, 0, k + elsewhere - 1]
+            variance += arrivals[1, s] * latency_ms[s, 0, k + elsewhere - 1]
+        if 1.0 + mean + BUSY_SIGMAS * math.sqrt(variance * dispersion) <= k + 1e-9:
             return k
     return total
 
 
 @flat_kernel
-def usual_busy(latency_ms: FloatArray, ratios: FloatArray, rate_per_ms: float, total: int, elsewhere: int) -> tuple[float, float]:
+def usual_busy(latency_ms: FloatArray, arrivals: FloatArray, total: int, elsewhere: int) -> tuple[float, float]:
     """Busy instances of `total` that a batch usually meets, itself included: with single requests, and with shared batches.
 
     Each is the least fixed point of `k = 1 + (K − 1)·share`, K being the total. `share` is `min(1, m(k)/K)` for single requests, m being
-    the mean number of busy instances that they need; where requests share batches, instances idle while others still serve theirs, and
-    `tanh(1.1·m(k)/K)` fits the simulation.
+    the mean number of busy instances that the `arrivals[s]` per ms need; where requests share batches, instances idle while others still
+    serve theirs, and `tanh(1.1·m(k)/K)` fits the simulation.
     """
     single = batched = 1.0
     for form in range(2):
         usual = 1.0
         for _ in range(FIXED_POINT_STEPS):
             mean = 0.0
-            for s in range(ratios.shape[0]):
-                mean += rate_per_ms * ratios[s] * at_busy(latency_ms[s], int(np.int64(1)), usual + elsewhere)
+            for s in range(arrivals.shape[0]):
+                mean += arrivals[s] * at_busy(latency_ms[s], int(np.int64(1)), usual + elsewhere)
             share = math.tanh(BUSY_GAIN * mean / total) if form == 1 else min(1.0, mean / total)
             following = 1.0 + (total - 1) * share
             if following - usual < 1e-9:

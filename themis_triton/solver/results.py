@@ -33,8 +33,7 @@ def stage_plans(problem: ChainProblem, rows: list[list[float]]) -> tuple[StagePl
 
 def capacity_rps(problem: ChainProblem, stages: Sequence[StagePlan]) -> float:
     """Requests/s of the chain that all stages can carry."""
-    shares = [p.capacity_rps / s.demand_ratio for s, p in zip(problem.stages, stages, strict=True) if s.demand_ratio > 0]
-    return min(shares, default=math.inf)
+    return problem.chain_capacity_rps(plan.capacity_rps for plan in stages)
 
 
 def cost_of(problem: ChainProblem, stages: Sequence[StagePlan]) -> float:
@@ -56,7 +55,7 @@ def memory_fits(problem: ChainProblem, instances: Sequence[int]) -> bool:
 
 def throughput_slack(problem: ChainProblem, stages: Sequence[StagePlan]) -> float:
     """The smallest ratio over the stages of capacity to required capacity."""
-    required = [problem.required_stage_rps(stage) for stage in problem.stages]
+    required = [problem.required_stage_rps(s) for s in range(len(stages))]
     return min(plan.capacity_rps / rps if rps > 0 else math.inf for plan, rps in zip(stages, required, strict=True))
 
 

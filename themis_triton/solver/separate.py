@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from themis_triton.jit import flat_kernel, kernel
+from themis_triton.solver.join_kernels import graph_ms
 from themis_triton.solver.label_setting import COST, LATENCY, MEMORY, USED, all_labels, copy_rows, frontier, limits_of
 from themis_triton.solver.queueing import MEMORY_LIMIT, PAPER_FORM, SLO
 from themis_triton.solver.stage_kernels import (
     CORES,
     ELSEWHERE,
+    IN_TURN,
     INSTANCE_PRICE,
     MAX_INSTANCES,
     MAX_SERVERS,
@@ -18,7 +20,6 @@ from themis_triton.solver.stage_kernels import (
     MIN_INSTANCES,
     MIN_SERVERS,
     QUEUEING,
-    RATIO,
     SERVER_PRICE,
     Busy,
     Chain,
@@ -27,6 +28,7 @@ from themis_triton.solver.stage_kernels import (
     required_rps,
     server_capacity_rps,
     servers_for,
+    set_arrivals,
     stage_times,
 )
 from themis_triton.solver.surface import FloatArray, IntArray
@@ -36,10 +38,10 @@ from themis_triton.solver.surface import FloatArray, IntArray
 def separate_columns(chain: Chain, s: int, servers: int, instances: int) -> tuple[int, Busy]:
     """The surface's columns for a stage that is alone on its device: for the capacity, and for the times."""
     if chain.rule[CORES]:
-        return instances, Busy(float(instances), float(instances), instances)
-    shares = np.empty(1)
-    shares[0] = chain.floats[s, RATIO] / servers
-    return instances + chain.rule[ELSEWHERE], busy_columns(chain, chain.latency[s : s + 1], shares, instances)
+        return instances, Busy(float(instances), float(instances), instances, instances)
+    arrivals = np.empty((2, 1))
+    set_arrivals(chain, s, 1.0 / servers, arrivals, int(np.int64(0)))
+    return instances + chain.rule[ELSEWHERE], busy_columns(chain, chain.latency[s : s + 1], arrivals, instances)
 
 
 @kernel
@@ -62,7 +64,7 @@ def stage_choices(chain: Chain, s: int) -> tuple[FloatArray, IntArray]:
             previous = np.inf
             for n in range(max(needed, ints[s, MIN_SERVERS]), ints[s, MAX_SERVERS] + 1):
                 _, busy = separate_columns(chain, s, n, c)
-                service, wait = stage_times(chain, s, busy, n, chain.floats[s, RATIO] / n, c, batch)
+                service, wait = stage_times(chain, s, busy, n, 1.0 / n, c, batch)
                 if service + wait < previous and service + wait <= chain.rate[SLO] + 1.0:
                     if size == points.shape[0]:
                         points, picks = _doubled(points, picks)
@@ -70,7 +72,7 @@ def stage_choices(chain: Chain, s: int) -> tuple[FloatArray, IntArray]:
                     picks[size, 0], picks[size, 1], picks[size, 2] = n, c, batch
                     size += 1
                     previous = service + wait
-                if rule[QUEUEING] == PAPER_FORM or (wait == 0.0 and service <= chain.latency[s, 0, idle - 1]):
+                if rule[QUEUEING] == PAPER_FORM or (wait == 0.0 and service <= floats[s, IN_TURN] * chain.latency[s, 0, idle - 1]):
                     break
     keep = frontier(points, size, 0.0)
     points_kept, picks_kept = np.empty((keep.shape[0], 4)), np.empty((keep.shape[0], 3), dtype=np.int64)
@@ -164,7 +166,7 @@ def separate_frontier(chain: Chain, within: float, count_servers: bool) -> tuple
     if not _all_have_choices(sizes):
         return np.empty((0, 4)), np.empty((0, stages, 3), dtype=np.int64)
     limits = limits_of(np.inf, chain.rate[SLO], float(chain.rule[MAX_TOTAL_SERVERS]), np.inf, 0.0)
-    labels, chosen = all_labels(choices, sizes, limits, within)
+    labels, chosen = all_labels(choices, sizes, chain.ints, limits, within)
     plans = np.empty((labels.shape[0], stages, 3), dtype=np.int64)
     for i in range(labels.shape[0]):
         for s in range(stages):
@@ -175,13 +177,13 @@ def separate_frontier(chain: Chain, within: float, count_servers: bool) -> tuple
 
 @kernel
 def fastest_separate(chain: Chain) -> float:
-    """Least total ms with the stages' servers fixed (MIN_SERVERS); infinite where a stage cannot carry its demand."""
-    total = 0.0
+    """Least ms of the graph with the stages' servers fixed (MIN_SERVERS); infinite where a stage cannot carry its demand."""
+    nodes_ms = np.empty(2 * chain.ints.shape[0] - 1)
     for s in range(chain.ints.shape[0]):
         n, best = chain.ints[s, MIN_SERVERS], np.inf
         for c in range(chain.ints[s, MIN_INSTANCES], chain.ints[s, MAX_INSTANCES] + 1):
             if c * chain.floats[s, MEMORY_BYTES] <= chain.rate[MEMORY_LIMIT]:
                 full, busy = separate_columns(chain, s, n, c)
                 best = min(best, best_batch(chain, s, full, busy, n, c)[1])
-        total += best
-    return total
+        nodes_ms[s] = best
+    return graph_ms(chain.ints, nodes_ms)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from themis_triton.core.errors import SolverError
+from themis_triton.core.memory import Memory
 from themis_triton.solver import kernels
 from themis_triton.solver.pack import pack
 from themis_triton.solver.plans import Binding, ChainPlan, StagePlan
@@ -49,26 +52,55 @@ def frontier(problem: ChainProblem, max_devices: int) -> list[float]:
     return [*costs, *[costs[-1]] * (max_devices - reach)]
 
 
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What a member makes of 0..devices devices of the pool: least costs, the devices that it needs, carried and lost demand."""
+
+    costs: tuple[float, ...]
+    need: int
+    carried_rps: tuple[float, ...]
+    lost_rps: tuple[float, ...]
+
+
 def solve_pool(members: Sequence[PoolMember], devices: int) -> PoolPlan:
     """Divide `devices` equal devices among the pipelines: least weighted loss, then least cost, and never more than there are.
 
     A server takes one device, of the pool or of the member's own. Where all SLOs can be met the loss is 0 and the costs decide.
     """
+    rows, split, loss = _division(members, devices, Memory(2 * len(members)).get)
+    plans = [_plan(member, n, row.need, row.carried_rps[n]) for member, n, row in zip(members, split, rows, strict=True)]
+    lost_rps = tuple(row.lost_rps[n] for row, n in zip(rows, split, strict=True))
+    return PoolPlan(tuple(plans), split, lost_rps, loss, sum(plan.cost for plan in plans))
+
+
+def divide_pool(members: Sequence[PoolMember], devices: int, known: Callable[..., Any]) -> tuple[int, ...]:
+    """The split of `solve_pool` without its plans; `known(key, build)` keeps what each member makes of the pool."""
+    return _division(members, devices, known)[1]
+
+
+def _division(members: Sequence[PoolMember], devices: int, known: Callable[..., Any]) -> tuple[list[_Rows], tuple[int, ...], float]:
     if devices < 0 or not members:
         raise SolverError(f"{len(members)} pipelines on {devices} devices; allowed are at least one pipeline and 0 devices")
-    costs = [frontier(member.problem, devices + member.own_devices)[member.own_devices :] for member in members]
-    needs = [next((n for n, cost in enumerate(row) if cost < math.inf), devices + 1) for row in costs]
-    carried = [_all_carried(member, row) for member, row in zip(members, costs, strict=True)]
-    if sum(needs) > devices:
-        carried = [_carried(member, need, devices) for member, need in zip(members, needs, strict=True)]
-    lost = [[max(0.0, member.problem.demand_rps - rps) for rps in row] for member, row in zip(members, carried, strict=True)]
-    loss = np.array([[member.weight * rps for rps in row] for member, row in zip(members, lost, strict=True)])
-    split = split_slots(loss, np.where(np.isfinite(costs), costs, 0.0)).tolist()
-    plans = [_plan(member, n, need, row[n]) for member, n, need, row in zip(members, split, needs, carried, strict=True)]
-    lost_rps = tuple(row[n] for row, n in zip(lost, split, strict=True))
-    return PoolPlan(
-        tuple(plans), tuple(split), lost_rps, math.fsum(loss[p, n] for p, n in enumerate(split)), sum(plan.cost for plan in plans)
-    )
+
+    def rows_of(*, short: bool) -> list[_Rows]:
+        keys = [("pool", member.problem, member.own_devices, devices, short) for member in members]
+        return [known(key, partial(_rows_of, member, devices, known, short=short)) for key, member in zip(keys, members, strict=True)]
+
+    rows = rows_of(short=False)
+    if sum(row.need for row in rows) > devices:
+        rows = rows_of(short=True)
+    loss = np.array([[member.weight * rps for rps in row.lost_rps] for member, row in zip(members, rows, strict=True)])
+    costs = np.array([row.costs for row in rows])
+    split = tuple(split_slots(loss, np.where(np.isfinite(costs), costs, 0.0)).tolist())
+    return rows, split, math.fsum(loss[p, n] for p, n in enumerate(split))
+
+
+def _rows_of(member: PoolMember, devices: int, known: Callable[..., Any], *, short: bool) -> _Rows:
+    """`short`: what fewer devices than needed carry counts too; else whatever is not enough carries nothing."""
+    costs = frontier(member.problem, devices + member.own_devices)[member.own_devices :]
+    need = next((n for n, cost in enumerate(costs) if cost < math.inf), devices + 1)
+    carried = _carried(member, need, devices, known) if short else _all_carried(member, costs)
+    return _Rows(tuple(costs), need, tuple(carried), tuple(max(0.0, member.problem.demand_rps - rps) for rps in carried))
 
 
 def _bounded(problem: ChainProblem, devices: int) -> ChainProblem:
@@ -81,7 +113,7 @@ def _all_carried(member: PoolMember, costs: Sequence[float]) -> list[float]:
     return [member.problem.demand_rps if cost < math.inf else -1.0 for cost in costs]
 
 
-def _carried(member: PoolMember, need: int, devices: int) -> list[float]:
+def _carried(member: PoolMember, need: int, devices: int, known: Callable[..., Any]) -> list[float]:
     """Largest demand with 0..devices devices of the pool; the whole demand from `need` on."""
     problem, carried = member.problem, [0.0]
     for n in range(devices + 1):
@@ -89,10 +121,20 @@ def _carried(member: PoolMember, need: int, devices: int) -> list[float]:
         if n >= need:
             carried.append(problem.demand_rps)
         elif 0 < available <= problem.max_servers:
-            carried.append(max(0.0, largest_demand(_bounded(problem, available), None)))
+            carried.append(max(0.0, _largest(problem, available, known)))
         else:
             carried.append(carried[-1])
     return carried[1:]
+
+
+def _largest(problem: ChainProblem, devices: int, known: Callable[..., Any]) -> float:
+    """The largest demand up to the problem's with so many devices. A capacity is asked for once for many demands."""
+    bounded = _bounded(problem, devices)
+    limit_rps = 2.0 ** math.ceil(math.log2(max(1.0, 2.0 * problem.demand_rps)))
+    key = ("capacity", replace(bounded, demand_rps=limit_rps))
+    capacity_rps: float = known(key, lambda: largest_demand(bounded, None, max_rate_rps=limit_rps))
+    # A chain that gathers batches may carry a larger rate, but not this one.
+    return capacity_rps if capacity_rps < problem.demand_rps else largest_demand(bounded, None)
 
 
 def _plan(member: PoolMember, n: int, need: int, carried_rps: float) -> ChainPlan:

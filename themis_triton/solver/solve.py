@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +12,7 @@ from themis_triton.solver import kernels, results
 from themis_triton.solver.pack import Batches, pack
 from themis_triton.solver.plans import Binding, ChainPlan, Evaluation, VerticalPlan
 from themis_triton.solver.problem import ChainProblem, Placement
+from themis_triton.solver.queueing import SLO
 from themis_triton.solver.stage_kernels import MIN_INSTANCES, MIN_SERVERS, Chain
 
 RATE_LIMIT = 10**9
@@ -59,6 +60,23 @@ def find_joint(
     return _plan(problem, _Limits(servers, instances, batches))
 
 
+def plans_by_servers(problem: ChainProblem, batches: Batches | None, worth: Callable[[int], bool]) -> Iterator[ChainPlan]:
+    """The cheapest plan of each number of co-located servers that holds, fewest servers first, while `worth(servers)`.
+
+    The same plans as of `find_joint` with `servers` fixed; the arrays are built once for all of them.
+    """
+    limits = _Limits(batches=batches)
+    chain = limits.pack(problem)
+    first = int(kernels.search_colocated(*chain, kernels.FEWEST, *_range(problem, limits))[0, 0])
+    fewest_instances = chain.ints[:, MIN_INSTANCES].tolist()
+    for servers in range(first, problem.max_servers + 1) if first > 0 else ():
+        if not worth(servers):
+            return
+        rows = kernels.search_colocated(*chain, kernels.CHEAPEST, servers, servers).tolist()
+        if _found(rows):
+            yield results.plan_of(problem, rows, [(servers, count) for count in fewest_instances], feasible=True)
+
+
 def fewest_servers(problem: ChainProblem, *, batches: Batches | None = None) -> tuple[int, ...] | None:
     """Servers a stage of the plan with the fewest, whatever its instances; None where no plan holds.
 
@@ -104,6 +122,26 @@ def find_vertical(
     return _plan(problem, _Limits(servers, None, batches, min_instances))
 
 
+def find_vertical_late(
+    problem: ChainProblem,
+    servers: int | Sequence[int],
+    slo_factors: Sequence[float],
+    *,
+    min_instances: Sequence[int] | None = None,
+    batches: Batches | None = None,
+) -> ChainPlan | None:
+    """The plan of `find_vertical` under the first of these multiples of the SLO, in rising order, that allows one; None without any."""
+    limits = _Limits(servers, None, batches, min_instances)
+    chain = limits.pack(problem)
+    for factor in slo_factors:
+        chain.rate[SLO] = factor * problem.slo_ms
+        rows = _rows(problem, limits, chain)
+        if _found(rows):
+            eased = replace(problem, slo_ms=factor * problem.slo_ms)
+            return results.plan_of(eased, rows, _min_counts(problem, limits, chain), feasible=True)
+    return None
+
+
 def strongest_vertical(
     problem: ChainProblem,
     servers: int | Sequence[int],
@@ -113,9 +151,9 @@ def strongest_vertical(
 ) -> tuple[ChainPlan, float]:
     """The plan of the largest whole rate up to the problem's demand that the servers carry, and that rate.
 
-    −1 with the least counts when not even an idle chain meets the SLO.
+    −1 with the least counts when not even an idle chain meets the SLO. The plan's `binding` is not looked for: THROUGHPUT or LATENCY.
     """
-    return _best_effort(problem, _Limits(servers, None, batches, min_instances))
+    return _best_effort(problem, _Limits(servers, None, batches, min_instances), why=False)
 
 
 def servers_missing(
@@ -156,7 +194,7 @@ def evaluate(
     counts, sizes = np.asarray(instances, dtype=np.int64), np.asarray(batches, dtype=np.int64)
     rows = kernels.describe_plan(*pack(widened, servers=servers), not _is_separate(problem), server_counts, counts, sizes)
     stages = results.stage_plans(widened, rows.tolist())
-    p99 = sum(stage.latency_ms + stage.queueing_ms for stage in stages)
+    p99 = widened.total_ms([stage.latency_ms + stage.queueing_ms for stage in stages])
     enough = results.throughput_slack(widened, stages) >= 1 - results.SLACK
     feasible = enough and results.memory_fits(widened, instances) and p99 <= problem.slo_ms + 1e-6
     return Evaluation(feasible, p99, results.capacity_rps(widened, stages), results.cost_of(widened, stages), stages)
@@ -211,9 +249,11 @@ def _largest(problem: ChainProblem, limits: _Limits, max_rate_rps: float) -> flo
     return float(kernels.search_colocated(*chain, kernels.LARGEST_RATE, _range(problem, limits)[1], max_rps)[0, 0])
 
 
-def _best_effort(problem: ChainProblem, limits: _Limits) -> tuple[ChainPlan, float]:
+def _best_effort(problem: ChainProblem, limits: _Limits, *, why: bool = True) -> tuple[ChainPlan, float]:
     """The plan of the largest feasible demand, and that demand; a plan of the least counts and −1 where there is none."""
-    binding, largest = _infeasible_because(problem, limits), _largest(problem, limits, problem.demand_rps)
+    largest = _largest(problem, limits, problem.demand_rps)
+    simply = Binding.THROUGHPUT if largest >= 0 else Binding.LATENCY
+    binding = _infeasible_because(problem, limits) if why else simply
     if largest >= 0:
         eased = replace(problem, demand_rps=largest)
         plan = _plan(eased, limits)

@@ -42,8 +42,11 @@ async def _endpoint(endpoint: Endpoint) -> Endpoint:
 
 
 async def resolve(address: Address) -> Address:
-    """The same with the host as an IP address; IPv4 is preferred, because Triton listens there by default."""
-    if address.ip is not None:
+    """The same with the host as an IP address; IPv4 is preferred, because Triton listens there by default.
+
+    With TLS the certificate must still be for the host's name.
+    """
+    if address.ip is not None or address.socket_path is not None:
         return address
     try:
         entries = await asyncio.get_running_loop().getaddrinfo(address.host, None, type=socket.SOCK_STREAM)
@@ -51,4 +54,5 @@ async def resolve(address: Address) -> Address:
         reason = error.strerror or str(error)
         raise ServerError(f"address '{address}': the host name cannot be resolved ({reason}). Fix: use its IP address") from error
     _, _, _, _, endpoint = min(entries, key=lambda entry: entry[0] != socket.AF_INET)
-    return replace(address, host=str(endpoint[0]))
+    named = replace(address, server_name=address.server_name or address.host) if address.tls else address
+    return replace(named, host=str(endpoint[0]))

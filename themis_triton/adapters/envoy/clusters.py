@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from themis_triton.adapters.envoy.names import Protocol, any_cluster, endpoints_file, index_cluster, model_cluster, unlisted_cluster
+from themis_triton.adapters.envoy.upstream_tls import PLAIN_HEALTH_CHECKS, endpoint_metadata
 from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.errors import SettingsError
@@ -19,6 +21,10 @@ Json = dict[str, Any]
 # Envoy's defaults of 1,024 (3 for retries) would turn a surge into failures; queueing is left to Triton.
 _UNBOUNDED = 1_000_000
 MAX_CHECKS_PER_S = 20.0
+WATCHED_MODELS = 32
+"""Models whose clusters have endpoint files of their own. Each such file takes an inotify instance, and Linux gives a user 128."""
+EDS = "EDS"
+"""The type of a cluster whose endpoints have a file of their own."""
 _TYPE = "type.googleapis.com/"
 # Characters that a REST path carries as they are; Triton compares paths without decoding them.
 _PATH_SAFE = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@-]+")
@@ -30,45 +36,71 @@ def typed(kind: str, **fields: object) -> Json:
 
 
 def socket_address(address: Address) -> Json:
-    """Envoy's form of an address; the host must be an IP address, because EDS and listeners resolve no names."""
+    """Envoy's form of an address; a host must be an IP address, because EDS and listeners resolve no names."""
+    if address.socket_path is not None:
+        # Only this user can connect to it.
+        return {"pipe": {"path": address.socket_path, "mode": 0o600}}
     if address.ip is None or not 0 <= address.port <= 65535:
         raise SettingsError(f"Envoy address: '{address}' is invalid: expected IP:PORT, such as 127.0.0.1:8001 or [::1]:8001")
     return {"socket_address": {"address": address.host, "port_value": address.port}}
 
 
-def each_cluster(table: RouteTable) -> Iterator[tuple[str, Protocol, str | None, tuple[Endpoint, ...]]]:
-    """(cluster, protocol, model if it is one model's, endpoints) of every cluster that the table needs, in a fixed order."""
+class ClusterSpec(NamedTuple):
+    """One cluster. `model`: whose it is, None for requests without a listed model. `watched`: its endpoints have a file of their own."""
+
+    name: str
+    protocol: Protocol
+    model: str | None
+    members: tuple[Endpoint, ...]
+    watched: bool
+
+
+def each_cluster(table: RouteTable) -> Iterator[ClusterSpec]:
+    """Every cluster that the table needs, in a fixed order.
+
+    The endpoints of the table's first `WATCHED_MODELS` models change without their clusters. A cluster of another model has them inside
+    and is replaced with them: requests that run are finished, but the new cluster starts without connections and counts none of them.
+    """
+    watched = frozenset(islice(table.models, WATCHED_MODELS))
     for protocol in Protocol:
-        yield any_cluster(protocol), protocol, None, table.any
-        yield unlisted_cluster(protocol), protocol, None, table.for_unlisted
-        yield index_cluster(protocol), protocol, None, table.index
+        yield ClusterSpec(any_cluster(protocol), protocol, None, table.any, watched=True)
+        yield ClusterSpec(unlisted_cluster(protocol), protocol, None, table.for_unlisted, watched=True)
+        yield ClusterSpec(index_cluster(protocol), protocol, None, table.index, watched=True)
         for model in sorted(table.models):
-            yield model_cluster(protocol, model), protocol, model, table.models[model].targets
+            yield ClusterSpec(model_cluster(protocol, model), protocol, model, table.models[model].targets, model in watched)
 
 
-def endpoints(cluster: str, protocol: Protocol, members: tuple[Endpoint, ...]) -> Json:
+def endpoints(spec: ClusterSpec) -> Json:
     """The cluster's ClusterLoadAssignment. Health is asked on the server's HTTP address for both protocols."""
     return {
         "@type": f"{_TYPE}envoy.config.endpoint.v3.ClusterLoadAssignment",
-        "cluster_name": cluster,
-        "endpoints": [{"lb_endpoints": [_endpoint(protocol, member) for member in members]}],
+        **_assignment(spec),
     }
+
+
+def _assignment(spec: ClusterSpec) -> Json:
+    return {"cluster_name": spec.name, "endpoints": [{"lb_endpoints": [_endpoint(spec.protocol, member) for member in spec.members]}]}
 
 
 def _endpoint(protocol: Protocol, member: Endpoint) -> Json:
     address = member.grpc_address if protocol is Protocol.GRPC else member.http_address
-    health = {"health_check_config": {"address": socket_address(member.http_address)}} if protocol is Protocol.GRPC else {}
-    return {"endpoint": {"address": socket_address(address), **health}}
+    if protocol is Protocol.HTTP:
+        return {"endpoint": {"address": socket_address(address)}}
+    health = {"health_check_config": {"address": socket_address(member.http_address)}}
+    return {"endpoint": {"address": socket_address(address), **health}, **endpoint_metadata(member)}
 
 
-def cluster(config: EnvoyConfig, name: str, protocol: Protocol, model: str | None, check_interval_s: float) -> Json:
-    """One EDS cluster: exact least-request, health of the model itself, ejection of hosts that cannot be reached."""
-    path = str(config.directory / endpoints_file(name))
+def cluster(config: EnvoyConfig, spec: ClusterSpec, check_interval_s: float, secure: Sequence[Json] = ()) -> Json:
+    """One cluster: exact least-request, health of the model itself, ejection of hosts that cannot be reached.
+
+    `secure`: the transport sockets of servers with TLS.
+    """
+    tls = {"transport_socket_matches": list(secure)} if secure and spec.protocol is Protocol.GRPC else {}
     return {
         "@type": f"{_TYPE}envoy.config.cluster.v3.Cluster",
-        "name": name,
-        "type": "EDS",
-        "eds_cluster_config": {"eds_config": file_source(Path(path))},
+        "name": spec.name,
+        **_members(config, spec),
+        **tls,
         "connect_timeout": "1s",
         "per_connection_buffer_limit_bytes": config.max_message_bytes,
         # A server that leaves the routes stops getting requests at once; those that it has are finished.
@@ -80,12 +112,20 @@ def cluster(config: EnvoyConfig, name: str, protocol: Protocol, model: str | Non
             "update_merge_window": "0s",
         },
         "load_balancing_policy": _least_request(),
-        "health_checks": [_health_check(model, check_interval_s)],
+        "health_checks": [_health_check(spec.model, check_interval_s)],
         "outlier_detection": _outlier_detection(),
         "circuit_breakers": {"thresholds": [_thresholds()]},
         "upstream_connection_options": {"tcp_keepalive": {"keepalive_probes": 3, "keepalive_time": 30, "keepalive_interval": 10}},
-        "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": _protocol_options(config, protocol)},
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": _protocol_options(config, spec.protocol)
+        },
     }
+
+
+def _members(config: EnvoyConfig, spec: ClusterSpec) -> Json:
+    if spec.watched:
+        return {"type": EDS, "eds_cluster_config": {"eds_config": file_source(config.directory / endpoints_file(spec.name))}}
+    return {"type": "STATIC", "load_assignment": _assignment(spec)}
 
 
 def file_source(path: Path) -> Json:
@@ -123,10 +163,11 @@ def _health_check(model: str | None, interval_s: float) -> Json:
         "timeout": "2s",
         "interval": f"{interval_s:g}s",
         "no_traffic_interval": f"{interval_s:g}s",
-        "unhealthy_interval": "0.5s",
+        "unhealthy_interval": f"{interval_s / 2:g}s",
         "unhealthy_threshold": 2,
         "healthy_threshold": 1,
         "http_health_check": {"path": path},
+        "transport_socket_match_criteria": PLAIN_HEALTH_CHECKS,
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 
+from themis_triton.adapters.envoy.clusters import EDS
 from themis_triton.adapters.envoy.http_listener import routes_file
 from themis_triton.adapters.envoy.names import Protocol, cluster_of, endpoints_file
 from themis_triton.adapters.envoy.render import BOOTSTRAP, CLUSTERS, LISTENERS, discovery, version_of
@@ -17,9 +18,10 @@ _FRONT = (LISTENERS, *(routes_file(protocol) for protocol in Protocol))
 def steps(desired: Files, present: Files) -> list[dict[str, str]]:
     """What to move into place, step by step; Envoy must have applied a step before the next begins. Empty: nothing differs.
 
-    First endpoints of existing clusters, then new clusters, then listeners and routes; obsolete clusters are removed last.
+    First endpoints of existing clusters, then clusters that are new or have their endpoints inside, then listeners and routes; obsolete
+    clusters are removed last.
     """
-    known = {endpoints_file(name) for name in _clusters(present)}
+    known = {endpoints_file(name) for name in _watched_clusters(present)}
     moved = _differing(desired, present, known | {BOOTSTRAP})
     kept = {**desired, CLUSTERS: _with_retained(desired[CLUSTERS], present.get(CLUSTERS))}
     # Within a step files are moved in this order: a new cluster finds its endpoints when it is read.
@@ -33,9 +35,9 @@ def _differing(desired: Files, present: Files, names: Iterable[str]) -> dict[str
     return {name: desired[name] for name in names if name in desired and desired[name] != present.get(name)}
 
 
-def _clusters(files: Files) -> list[str]:
+def _watched_clusters(files: Files) -> list[str]:
     text = files.get(CLUSTERS)
-    return [each["name"] for each in json.loads(text)["resources"]] if text is not None else []
+    return [each["name"] for each in json.loads(text)["resources"] if each["type"] == EDS] if text is not None else []
 
 
 def _with_retained(desired: str, present: str | None) -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from themis_triton.adapters.envoy.addresses import resolved_config, resolved_table
-from themis_triton.adapters.envoy.admin import EnvoyAdmin
+from themis_triton.adapters.envoy.admin import EnvoyAdmin, make_socket_folder
 from themis_triton.adapters.envoy.file_steps import expected_versions, statistics_prefix, steps
-from themis_triton.adapters.envoy.render import node_id, render
+from themis_triton.adapters.envoy.render import BOOTSTRAP, node_id, render
+from themis_triton.adapters.envoy.upstream_tls import secure_servers
+from themis_triton.adapters.pem_files import pem_version
 from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.errors import ServerError
 from themis_triton.core.routes import RouteTable
@@ -20,27 +23,39 @@ _POLL_S = 0.01
 _WARMING = "cluster_manager.warming_clusters"
 _SUBSCRIPTIONS = (
     r"^(listener_manager\.lds|cluster_manager\.cds|http\.\w+\.rds\.\w+|cluster\.(model|any|unlisted|index)_[^.]*)"
-    r"\.(version_text|update_rejected)$"
+    r"\.(version_text|update_rejected|update_attempt)$"
 )
 _LOG_BYTES = 4000
+READ_TIMEOUT_S = 3.0
+"""Envoy reads a file within milliseconds of its move, however long it then takes to apply it."""
 
 Stats = Mapping[str, Any]
+
+
+class FilesRefusedError(ServerError):
+    """Envoy refused files; it goes on with those that it had."""
 
 
 class EnvoyFiles:
     """Implements `RouteWriter` on Envoy's directory.
 
     A cluster comes before the routes to it and goes after them. Calls are taken one at a time. `log_file` is where the reason is
-    looked up when Envoy refuses a file.
+    looked up when Envoy refuses a file. `on_ignored` is called with the reason when Envoy does not read files that were moved into place.
     """
 
-    def __init__(self, config: EnvoyConfig, *, log_file: Path | None = None, timeout_s: float = 15.0) -> None:
+    def __init__(
+        self, config: EnvoyConfig, *, log_file: Path | None = None, timeout_s: float = 15.0, on_ignored: Callable[[str], None] | None = None
+    ) -> None:
         self._config = config
         self._log_file = log_file
         self._timeout_s = timeout_s
-        self._admin = EnvoyAdmin(config.admin_address)
+        self._admin = EnvoyAdmin(config)
         self._lock = asyncio.Lock()
         self._written: RouteTable | None = None
+        self._names: frozenset[str] = frozenset()
+        self._pem_versions: dict[str, str] = {}
+        self._refused_versions: dict[str, str] = {}
+        self._on_ignored = on_ignored
 
     async def close(self) -> None:
         """Close the connection to Envoy's admin address."""
@@ -49,30 +64,55 @@ class EnvoyFiles:
     async def write(self, table: RouteTable) -> None:
         """Put the table into place, atomically file by file; returns once Envoy has applied it.
 
-        Where no Envoy runs on this directory yet, the files are written for it to find. Writing the same table again costs nothing.
+        Where no Envoy runs on this directory yet, the files are written for it to find. Writing the same table again costs nothing,
+        unless a file is missing.
 
         Raises:
             ServerError: Envoy refused a file (the message has its reason; the file that was there before is restored), did not apply it
                 in time, what listens at its admin address does not answer, or a host name cannot be resolved.
         """
         async with self._lock:
-            if table == self._written:
+            if table == self._written and await asyncio.to_thread(self._in_place):
                 return
             self._written = None
-            await self._write(table)
+            # Those that Envoy has taken stay, so that files that it refuses do not hold back a change of the routes.
+            versions = await asyncio.to_thread(_pem_versions, table)
+            await self._write(table, versions | {name: kept for name, kept in self._pem_versions.items() if name in versions})
             self._written = table
 
-    async def _write(self, table: RouteTable) -> None:
+    async def renew_certificates(self) -> bool:
+        """Have Envoy read the PEM files of servers with TLS again where they changed; returns whether it did.
+
+        Raises as `write` does, for files that Envoy refuses once for each change. Envoy then goes on with what it has read before.
+        """
+        async with self._lock:
+            versions = await asyncio.to_thread(_pem_versions, self._written) if self._written is not None else {}
+            if self._written is None or versions in (self._pem_versions, self._refused_versions):
+                return False
+            try:
+                await self._write(self._written, versions)
+            except FilesRefusedError:
+                self._refused_versions = versions
+                raise
+            return True
+
+    async def _write(self, table: RouteTable, pem_versions: dict[str, str]) -> None:
         config = await resolved_config(self._config)
-        desired = render(config, await resolved_table(table))
+        desired = render(config, await resolved_table(table), pem_versions)
         present = await asyncio.to_thread(read_files, config.directory)
+        self._names = frozenset(desired)
         running = await self._admin.node_id() == node_id(config.directory)
+        if running and BOOTSTRAP in present:
+            desired[BOOTSTRAP] = present[BOOTSTRAP]  # It names the admin address of the running Envoy; a restart writes its own.
+        else:
+            await asyncio.to_thread(make_socket_folder, config.admin_address)
         for step in steps(desired, present):
             if running:
                 await self._move_and_wait(step, present)
             else:
                 await asyncio.to_thread(_move, config.directory, step)
         await asyncio.to_thread(_remove, config.directory, present.keys() - desired.keys())
+        self._pem_versions = pem_versions
 
     async def _move_and_wait(self, step: Mapping[str, str], present: Mapping[str, str]) -> None:
         before = await self._stats()
@@ -83,25 +123,43 @@ class EnvoyFiles:
             reason = await self._reason(offset)
             previous = {name: present[name] for name in refused if name in present}
             await asyncio.to_thread(_move, self._config.directory, previous)
-            raise ServerError(f"Envoy refused {', '.join(refused)} in {self._config.directory}: {reason}")
+            raise FilesRefusedError(f"Envoy refused {', '.join(refused)} in {self._config.directory}: {reason}")
 
     async def _refused(self, step: Mapping[str, str], before: Stats) -> list[str]:
         """Wait until Envoy reports the version of every file of the step and all clusters are warm; the files that it refused."""
         loop = asyncio.get_running_loop()
-        deadline_s = loop.time() + self._timeout_s
+        deadline_s, first_answer_s = loop.time() + self._timeout_s, math.inf
         expected = expected_versions(step)
         while True:
+            asked_s = loop.time()
             now = await self._stats()
-            refused = [name for name in step if _rejections(now, name) > _rejections(before, name)]
+            first_answer_s = min(first_answer_s, loop.time())
+            refused = [name for name in step if _count(now, name, "update_rejected") > _count(before, name, "update_rejected")]
             late = [prefix for prefix, version in expected.items() if now.get(f"{prefix}.version_text") != version]
-            if refused or not (late or now.get(_WARMING)):
+            unread = [
+                name for name in step if name != BOOTSTRAP and _count(now, name, "update_attempt") <= _count(before, name, "update_attempt")
+            ]
+            if refused or not (late or unread or now.get(_WARMING)):
                 return refused
+            # One that was held up since the move may answer before it reads, and one that starts reads some files only once it is warm.
+            if unread and asked_s >= first_answer_s + READ_TIMEOUT_S and await self._admin.is_ready():
+                raise self._ignored()
             if loop.time() >= deadline_s:
                 raise ServerError(
                     f"Envoy at {self._admin.address} did not apply its files in {self._config.directory} within {self._timeout_s:g} s "
                     f"(waiting for {', '.join(late) or 'clusters to warm'}); see its log{_named(self._log_file)}"
                 )
             await asyncio.sleep(_POLL_S)
+
+    def _ignored(self) -> ServerError:
+        """Envoy runs and reads nothing: the folder that it watches was deleted or replaced, or its watch is broken."""
+        reason = f"Envoy does not read its files in {self._config.directory}: none was taken up within {READ_TIMEOUT_S:g} s"
+        if self._on_ignored is not None:
+            self._on_ignored(reason)
+        return ServerError(reason)
+
+    def _in_place(self) -> bool:
+        return all((self._config.directory / name).exists() for name in self._names)
 
     async def _stats(self) -> dict[str, Any]:
         statistics = await self._admin.stats(f"{_SUBSCRIPTIONS}|^{_WARMING}$")
@@ -116,8 +174,13 @@ class EnvoyFiles:
         return "; ".join(await self._admin.config_errors()) or "see its log"
 
 
-def _rejections(stats: Stats, name: str) -> int:
-    return int(stats.get(f"{statistics_prefix(name)}.update_rejected", 0)) if name.count("/") else 0
+def _pem_versions(table: RouteTable) -> dict[str, str]:
+    return {server: pem_version(address) for server, address in secure_servers(table).items()}
+
+
+def _count(stats: Stats, name: str, counter: str) -> int:
+    """A counter of the file's subscription; 0 for the bootstrap, which has none."""
+    return int(stats.get(f"{statistics_prefix(name)}.{counter}", 0)) if name.count("/") else 0
 
 
 def read_files(directory: Path) -> dict[str, str]:

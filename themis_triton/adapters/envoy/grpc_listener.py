@@ -12,7 +12,9 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from tritonclient.grpc import service_pb2
 
 from themis_triton.adapters.envoy.clusters import Json, http2_options, typed
-from themis_triton.adapters.envoy.http_listener import REFUSED, connection_manager, count_arrivals, listener, retry_policy
+from themis_triton.adapters.envoy.deadlines import lua_filter
+from themis_triton.adapters.envoy.http_listener import EXTRACTION, REFUSED, connection_manager, count_arrivals, listener, retry_policy
+from themis_triton.adapters.envoy.limits import limited
 from themis_triton.adapters.envoy.names import (
     Protocol,
     any_cluster,
@@ -23,10 +25,9 @@ from themis_triton.adapters.envoy.names import (
     unlisted_cluster,
 )
 from themis_triton.core.config import EnvoyConfig
-from themis_triton.core.routes import RouteTable
+from themis_triton.core.routes import RouteLimit, RouteTable
 
 SERVICE = "inference.GRPCInferenceService"
-_EXTRACTION = "envoy.filters.http.grpc_field_extraction"
 INFERENCE_METHODS = ("ModelInfer", "ModelStreamInfer")
 _MODEL_METHODS = ("ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics")
 _SERVER_METHODS = ("ServerLive", "ServerReady", "ServerMetadata")
@@ -35,7 +36,6 @@ _INDEX_METHOD = "RepositoryIndex"
 _HEALTH_PREFIX = "/grpc.health.v1.Health/"
 
 _UNKNOWN_METHOD = "Themis: this method is not part of the KServe inference service"
-_RETRY_ON = "connect-failure,refused-stream,reset"
 # Messages of a server that cannot run the model, whatever the load: another server may run it.
 _ELSEWHERE = "(Request for unknown model|has no available versions|is not ready|stopped accepting new inference requests)"
 
@@ -58,7 +58,7 @@ def descriptor_set() -> bytes:
 
 def grpc_listener(config: EnvoyConfig) -> Json:
     """The one gRPC address of all models."""
-    filters = [_field_extraction(), _lua(), _stats()]
+    filters = [_field_extraction(), lua_filter(), _stats()]
     manager = connection_manager(
         config,
         Protocol.GRPC,
@@ -66,6 +66,7 @@ def grpc_listener(config: EnvoyConfig) -> Json:
         codec_type="HTTP2",
         http2_protocol_options={
             **http2_options(config),
+            "max_concurrent_streams": config.max_streams,
             # Detects clients that disappeared without closing the connection, so that no idle time-out has to cut a silent stream.
             "connection_keepalive": {"interval": "30s", "timeout": "20s"},
         },
@@ -80,14 +81,7 @@ def _field_extraction() -> Json:
         descriptor_set={"inline_bytes": base64.b64encode(descriptor_set()).decode()},
         extractions_by_method={method: {"request_field_extractions": {field: {}}} for method, field in fields.items()},
     )
-    return {"name": _EXTRACTION, "typed_config": config}
-
-
-def _lua() -> Json:
-    """Selects the route again once the model's name is known; Envoy selected one when the headers arrived."""
-    code = "function envoy_on_request(handle)\n  handle:clearRouteCache()\nend\n"
-    config = typed("envoy.extensions.filters.http.lua.v3.Lua", default_source_code={"inline_string": code})
-    return {"name": "envoy.filters.http.lua", "typed_config": config}
+    return {"name": EXTRACTION, "typed_config": config}
 
 
 def _stats() -> Json:
@@ -99,17 +93,17 @@ def _stats() -> Json:
     return {"name": "envoy.filters.http.grpc_stats", "typed_config": config}
 
 
-def grpc_routes(table: RouteTable) -> list[Json]:
+def grpc_routes(config: EnvoyConfig, table: RouteTable) -> list[Json]:
     """Routes in the order in which Envoy tries them: refusals, models, requests without a model or with an unknown one, everything else.
 
     A stream is routed by its first message: later ones that name other models go to the same server, which answers for what it holds.
     """
-    index = [_forward({"path": f"/{SERVICE}/{_INDEX_METHOD}"}, index_cluster)] if table.index else []
+    index = [_forward(config, {"path": f"/{SERVICE}/{_INDEX_METHOD}"}, index_cluster)] if table.index else []
     refused = [_answer({"prefix": f"/{SERVICE}/{name}"}, 403, REFUSED) for name in _ADMINISTRATIVE_PREFIXES]
-    models = [route for model in sorted(table.models) for route in _model_routes(model)]
-    unlisted = [_forward({"path": f"/{SERVICE}/{name}"}, unlisted_cluster) for name in INFERENCE_METHODS + _MODEL_METHODS]
-    server = [_forward({"path": f"/{SERVICE}/{name}"}, any_cluster) for name in _SERVER_METHODS]
-    health = _forward({"prefix": _HEALTH_PREFIX}, any_cluster)
+    models = [route for model in sorted(table.models) for route in _model_routes(config, model, table.models[model].limit)]
+    unlisted = [_forward(config, {"path": f"/{SERVICE}/{name}"}, unlisted_cluster) for name in INFERENCE_METHODS + _MODEL_METHODS]
+    server = [_forward(config, {"path": f"/{SERVICE}/{name}"}, any_cluster) for name in _SERVER_METHODS]
+    health = _forward(config, {"prefix": _HEALTH_PREFIX}, any_cluster)
     return [*index, *refused, *models, *unlisted, *server, health, _answer({"prefix": "/"}, 404, _UNKNOWN_METHOD)]
 
 
@@ -118,33 +112,36 @@ def _answer(match: Json, status: int, message: str) -> Json:
     return {"match": match, "direct_response": {"status": status, "body": {"inline_string": message}}}
 
 
-def _model_routes(model: str) -> list[Json]:
+def _model_routes(config: EnvoyConfig, model: str, limit: RouteLimit | None) -> list[Json]:
     infer, stream = ({"path": f"/{SERVICE}/{name}", **_named("model_name", model)} for name in INFERENCE_METHODS)
     information = {"prefix": f"/{SERVICE}/Model", **_named("name", model)}
+    stat = inference_stat(model)
     return [
-        _to_model(infer, model, stat_prefix=inference_stat(model), typed_per_filter_config=count_arrivals(inference_stat(model))),
-        _to_model(stream, model, stat_prefix=stream_stat(model)),
-        _to_model(information, model),
+        limited(
+            _to_model(config, infer, model, stat_prefix=stat, typed_per_filter_config=count_arrivals(stat)), Protocol.GRPC, model, limit
+        ),
+        _to_model(config, stream, model, stat_prefix=stream_stat(model)),
+        _to_model(config, information, model),
     ]
 
 
 def _named(field: str, model: str) -> Json:
     """Matches the name that was extracted from the message, which no header can imitate."""
     value = {"list_match": {"one_of": {"string_match": {"exact": model}}}}
-    return {"dynamic_metadata": [{"filter": _EXTRACTION, "path": [{"key": field}], "value": value}]}
+    return {"dynamic_metadata": [{"filter": EXTRACTION, "path": [{"key": field}], "value": value}]}
 
 
-def _to_model(match: Json, model: str, **more: object) -> Json:
-    action = {"cluster": model_cluster(Protocol.GRPC, model), "timeout": "0s", "retry_policy": _model_retry_policy()}
+def _to_model(config: EnvoyConfig, match: Json, model: str, **more: object) -> Json:
+    action = {"cluster": model_cluster(Protocol.GRPC, model), "timeout": "0s", "retry_policy": _model_retry_policy(config)}
     return {"match": match, "route": action, **more}
 
 
-def _model_retry_policy() -> Json:
+def _model_retry_policy(config: EnvoyConfig) -> Json:
     """A refusal by a full queue is not retried: retries would multiply an overload."""
     elsewhere = {"name": "grpc-message", "string_match": {"safe_regex": {"regex": f".*{_ELSEWHERE}.*"}}}
-    return {**retry_policy(f"{_RETRY_ON},retriable-headers"), "retriable_headers": [elsewhere]}
+    return {**retry_policy(config, "retriable-headers"), "retriable_headers": [elsewhere]}
 
 
-def _forward(match: Json, cluster: Callable[[Protocol], str]) -> Json:
+def _forward(config: EnvoyConfig, match: Json, cluster: Callable[[Protocol], str]) -> Json:
     # Triton answers UNAVAILABLE for an unknown model: this is an answer for the client, not a reason to retry.
-    return {"match": match, "route": {"cluster": cluster(Protocol.GRPC), "timeout": "0s", "retry_policy": retry_policy(_RETRY_ON)}}
+    return {"match": match, "route": {"cluster": cluster(Protocol.GRPC), "timeout": "0s", "retry_policy": retry_policy(config)}}

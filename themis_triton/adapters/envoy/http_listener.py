@@ -6,10 +6,12 @@ import re
 from collections.abc import Callable
 
 from themis_triton.adapters.envoy.clusters import Json, file_source, socket_address, typed
+from themis_triton.adapters.envoy.limits import limit_filter, limited, refusal
 from themis_triton.adapters.envoy.names import Protocol, any_cluster, index_cluster, inference_stat, model_cluster, unlisted_cluster
+from themis_triton.adapters.envoy.request_check import request_check, too_large
 from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig
-from themis_triton.core.routes import RouteTable
+from themis_triton.core.routes import RouteLimit, RouteTable
 
 _VERSION = r"(/versions/[0-9]+)?"
 _INFER = r"/(infer|generate|generate_stream)"
@@ -25,10 +27,11 @@ _INDEX = r"/v2/repository/index"
 _SERVER = (r"/v2", r"/v2/health/(live|ready)", r"/v2/models/stats")
 REFUSED = "Themis: administrative calls (model control, shared memory, trace and log settings) are refused at the inference address"
 _HIDDEN_SLASH = "Themis: a path with a percent-encoded slash is refused"
-_RETRY_ON = "connect-failure,refused-stream,reset"
+_NEVER_SENT = "connect-failure,refused-stream,reset-before-request"
 _COMPRESSED = "Themis: a compressed gRPC request cannot be routed, as its model's name is inside; send it without gRPC compression"
 _NO_SERVER = "Themis: no server is available for this request at the moment"
-_DAY = "86400s"
+EXTRACTION = "envoy.filters.http.grpc_field_extraction"
+"""The filter that finds a gRPC request's model, and the name of its metadata."""
 _COUNTING = "envoy.filters.http.rbac"
 
 
@@ -56,15 +59,16 @@ def connection_manager(config: EnvoyConfig, protocol: Protocol, filters: list[Js
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix=str(protocol),
         rds={"route_config_name": str(protocol), "config_source": file_source(config.directory / routes_file(protocol))},
-        http_filters=[*filters, _counting(), _router()],
+        http_filters=[*filters, _counting(), limit_filter(), _router()],
         use_remote_address=True,
         skip_xff_append=True,
         generate_request_id=False,
         server_header_transformation="PASS_THROUGH",
-        # A long inference or a silent stream is the client's business, within a day.
-        stream_idle_timeout=_DAY,
-        common_http_protocol_options={"idle_timeout": _DAY},
-        local_reply_config=_local_replies(protocol),
+        request_headers_timeout=f"{config.header_timeout_s:g}s",
+        stream_idle_timeout=f"{config.stream_idle_timeout_s:g}s",
+        common_http_protocol_options={"idle_timeout": f"{config.idle_timeout_s:g}s"},
+        local_reply_config=_local_replies(config, protocol),
+        access_log=[_broken_requests(protocol)],
         **more,
     )
 
@@ -79,22 +83,48 @@ def _router() -> Json:
     return {"name": "envoy.filters.http.router", "typed_config": config}
 
 
-def _local_replies(protocol: Protocol) -> Json:
+def _broken_requests(protocol: Protocol) -> Json:
+    """A line in Envoy's log for each request on which a server broke the connection, or that went to a second server."""
+    cel = typed("envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter", expression="upstream.request_attempt_count > 1")
+    resent = {"extension_filter": {"name": "envoy.access_loggers.extension_filters.cel", "typed_config": cel}}
+    broken = {"response_flag_filter": {"flags": ["UC", "UR", "URX"]}}
+    fields = {
+        "event": "request_broken",
+        "time": "%START_TIME%",
+        "protocol": str(protocol),
+        "path": "%PATH(NQ)%",
+        "model": f"%DYNAMIC_METADATA({EXTRACTION}:model_name)%",
+        "bytes": "%BYTES_RECEIVED%",
+        "last_server": "%UPSTREAM_HOST%",
+        "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
+        "client": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
+        "flags": "%RESPONSE_FLAGS%",
+    }
+    log = typed("envoy.extensions.access_loggers.stream.v3.StdoutAccessLog", log_format={"json_format": fields})
+    return {"name": "envoy.access_loggers.stdout", "filter": {"or_filter": {"filters": [broken, resent]}}, "typed_config": log}
+
+
+def _local_replies(config: EnvoyConfig, protocol: Protocol) -> Json:
     """The proxy's own answers, in Triton's form and with messages that name the cause."""
-    no_server = _mapper({"response_flag_filter": {"flags": ["UH"]}}, _NO_SERVER)
+    common = [_mapper({"response_flag_filter": {"flags": ["UH"]}}, _NO_SERVER), refusal(protocol)]
     if protocol is Protocol.GRPC:
         invalid = {"status_code_filter": {"comparison": {"op": "EQ", "value": {"default_value": 400, "runtime_key": "themis.invalid"}}}}
         encoded = {"header_filter": {"header": {"name": "grpc-encoding", "present_match": True}}}
-        return {"mappers": [no_server, _mapper({"and_filter": {"filters": [invalid, encoded]}}, _COMPRESSED)]}
-    return {"mappers": [no_server], "body_format": {"json_format": {"error": "%LOCAL_REPLY_BODY%"}}}
+        return {"mappers": [*common, _mapper({"and_filter": {"filters": [invalid, encoded]}}, _COMPRESSED)]}
+    large = {"status_code_filter": {"comparison": {"op": "EQ", "value": {"default_value": 413, "runtime_key": "themis.too_large"}}}}
+    return {"mappers": [*common, _mapper(large, too_large(config))], "body_format": {"json_format": {"error": "%LOCAL_REPLY_BODY%"}}}
 
 
 def _mapper(condition: Json, message: str) -> Json:
     return {"filter": condition, "body": {"inline_string": message}}
 
 
-def retry_policy(retry_on: str) -> Json:
-    """Retries at another server if there is one, after milliseconds."""
+def retry_policy(config: EnvoyConfig, *more: str) -> Json:
+    """Retries at another server if there is one, after milliseconds.
+
+    What was sent may be what broke the connection, by killing its server: it is sent to others only if the settings say so.
+    """
+    retry_on = ",".join((_NEVER_SENT, *(["reset"] if config.resend_broken else []), *more))
     kind = "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
     return {
         "retry_on": retry_on,
@@ -110,21 +140,21 @@ def http_listener(config: EnvoyConfig) -> Json:
     manager = connection_manager(
         config,
         Protocol.HTTP,
-        filters=[],
+        filters=[request_check(config)],
         codec_type="HTTP1",
     )
     return listener(config, Protocol.HTTP, config.http_listen, manager)
 
 
-def http_routes(table: RouteTable) -> list[Json]:
+def http_routes(config: EnvoyConfig, table: RouteTable) -> list[Json]:
     """Routes in the order in which Envoy tries them: refusals, models, requests without a model or with an unknown one, everything else."""
     # Triton takes a path as it stands; what hides a slash is refused all the same, in case a later Triton decodes it.
     hidden = _answer(_path(".*%(2[fF]|5[cC]).*"), 400, _HIDDEN_SLASH)
     refused = [hidden, *(_answer(_path(pattern), 403, REFUSED) for pattern in _ADMINISTRATIVE)]
-    index = [_forward(_path(_INDEX), index_cluster)] if table.index else []
-    server = [_forward(_path(pattern), any_cluster) for pattern in _SERVER]
-    models = [route for model in sorted(table.models) for route in _model_routes(model)]
-    unknown = [_forward(_path(f"/v2/models/{_NAME}{_VERSION}({_INFER}|{_INFORMATION})"), unlisted_cluster)]
+    index = [_forward(config, _path(_INDEX), index_cluster)] if table.index else []
+    server = [_forward(config, _path(pattern), any_cluster) for pattern in _SERVER]
+    models = [route for model in sorted(table.models) for route in _model_routes(config, model, table.models[model].limit)]
+    unknown = [_forward(config, _path(f"/v2/models/{_NAME}{_VERSION}({_INFER}|{_INFORMATION})"), unlisted_cluster)]
     return [*index, *refused, *server, *models, *unknown, _answer({"prefix": "/"}, 404, "Not Found")]
 
 
@@ -136,20 +166,20 @@ def _answer(match: Json, status: int, message: str) -> Json:
     return {"match": match, "direct_response": {"status": status, "body": {"inline_string": message}}}
 
 
-def _forward(match: Json, cluster: Callable[[Protocol], str]) -> Json:
-    return {"match": match, "route": _action(cluster(Protocol.HTTP))}
+def _forward(config: EnvoyConfig, match: Json, cluster: Callable[[Protocol], str]) -> Json:
+    return {"match": match, "route": _action(config, cluster(Protocol.HTTP))}
 
 
-def _action(cluster: str) -> Json:
-    return {"cluster": cluster, "timeout": "0s", "retry_policy": retry_policy(_RETRY_ON)}
+def _action(config: EnvoyConfig, cluster: str) -> Json:
+    return {"cluster": cluster, "timeout": "0s", "retry_policy": retry_policy(config)}
 
 
-def _model_routes(model: str) -> list[Json]:
+def _model_routes(config: EnvoyConfig, model: str, limit: RouteLimit | None) -> list[Json]:
     base = f"/v2/models/{re.escape(model)}{_VERSION}"
-    action = _action(model_cluster(Protocol.HTTP, model))
+    action = _action(config, model_cluster(Protocol.HTTP, model))
     stat = inference_stat(model)
     infer = {"match": _path(base + _INFER), "route": action, "stat_prefix": stat, "typed_per_filter_config": count_arrivals(stat)}
-    return [infer, {"match": _path(base + _INFORMATION), "route": action}]
+    return [limited(infer, Protocol.HTTP, model, limit), {"match": _path(base + _INFORMATION), "route": action}]
 
 
 def count_arrivals(stat: str) -> Json:

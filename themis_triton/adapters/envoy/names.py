@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from enum import StrEnum
+from functools import lru_cache
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-]")
 _LONGEST = 120
@@ -20,6 +21,7 @@ class Protocol(StrEnum):
     HTTP = "http"
 
 
+@lru_cache(4096)
 def safe_name(model: str) -> str:
     """The model's name with every byte outside `[A-Za-z0-9_-]` as `~` and two hex digits: one to one, readable when it can be.
 
@@ -59,6 +61,11 @@ def inference_stat(model: str) -> str:
 def stream_stat(model: str) -> str:
     """Statistics prefix of the route on which the model's gRPC streams come in."""
     return f"stream_{safe_name(model)}"
+
+
+def refusal_stat(protocol: Protocol, model: str) -> str:
+    """Statistics prefix of the limit on the model's single inference requests."""
+    return f"limit_{protocol}_{safe_name(model)}"
 
 
 def endpoints_file(cluster: str) -> str:

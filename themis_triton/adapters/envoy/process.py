@@ -10,12 +10,16 @@ from pathlib import Path
 
 import psutil
 
-from themis_triton.adapters.envoy.addresses import resolve
-from themis_triton.adapters.envoy.admin import EnvoyAdmin
+from themis_triton.adapters.envoy.addresses import resolve, resolved_config
+from themis_triton.adapters.envoy.admin import EnvoyAdmin, make_socket_folder
 from themis_triton.adapters.envoy.files import read_files, write_atomically
-from themis_triton.adapters.envoy.render import BOOTSTRAP, node_id, static_bootstrap
+from themis_triton.adapters.envoy.http_listener import routes_file
+from themis_triton.adapters.envoy.names import Protocol
+from themis_triton.adapters.envoy.probe import Answer, probe_listeners
+from themis_triton.adapters.envoy.render import BOOTSTRAP, CLUSTERS, LISTENERS, bootstrap_text, node_id, static_bootstrap
 from themis_triton.adapters.processes import OWNER_VARIABLE, find_process, identify, owned_processes, owner_mark, spawn, stop_process
 from themis_triton.adapters.sockets import listen_failure
+from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.errors import EnvironmentCheckError, ServerError
 from themis_triton.core.fleet import ProcessId
@@ -23,6 +27,9 @@ from themis_triton.core.fleet import ProcessId
 _POLL_S = 0.03
 _LOG_LINES = 15
 _VALIDATE_S = 60.0
+PROBE_TIMEOUT_S = 1.0
+SILENT_S = 10.0
+"""A running process whose listeners are silent for so long does not come back; a shorter silence may be load."""
 
 
 class EnvoyProcess:
@@ -33,14 +40,33 @@ class EnvoyProcess:
         self._state_directory = state_directory
         self._start_timeout_s = start_timeout_s
         self._stop_timeout_s = stop_timeout_s
-        self._admin = EnvoyAdmin(config.admin_address)
+        self._admin = EnvoyAdmin(config)
         self._identity: ProcessId | None = None
         self._log_start = 0
+        self._silent_since_s: float | None = None
+        self._accepted = False
+        self.ignores_files: str | None = None
+        """Why the running Envoy is to be restarted: it does not read its files."""
 
     @property
     def log_file(self) -> Path:
         """Where a managed Envoy's output goes."""
         return self._state_directory / "logs" / "envoy.log"
+
+    @property
+    def admin_address(self) -> Address:
+        """Where the running Envoy answers; an Envoy that was started with other settings keeps its address."""
+        return self._admin.address
+
+    @property
+    def configured_admin_address(self) -> Address:
+        """Where an Envoy answers that is started now."""
+        return self._config.admin_address
+
+    @property
+    def managed(self) -> bool:
+        """Whether it is started and ended here."""
+        return self._config.managed
 
     async def close(self) -> None:
         """Close the connection to Envoy's admin address."""
@@ -62,14 +88,17 @@ class EnvoyProcess:
                 "Fix: choose another port, or stop that one"
             )
         if node is not None:
-            await self._wait_ready(None)
-            return await self._known()
+            known = await self._known()
+            if await self._becomes_ready(known):
+                self._accepted = True
+                return known
         if not self._config.managed:
             raise EnvironmentCheckError(
                 f"envoy.admin: no Envoy answers at {self._config.admin_address}. Fix: start it with "
                 f"`envoy -c {self._config.directory / BOOTSTRAP}`, or set envoy.managed: true"
             )
         self._identity = await self._start()
+        self._accepted = True
         return self._identity
 
     async def _known(self) -> ProcessId | None:
@@ -89,6 +118,65 @@ class EnvoyProcess:
                 continue  # It ended meanwhile.
         return None
 
+    async def has_files(self) -> bool:
+        """Whether the files that every Envoy needs are in place."""
+        names = (CLUSTERS, LISTENERS, *(routes_file(protocol) for protocol in Protocol), "eds")
+        return all(await asyncio.to_thread(lambda: [(self._config.directory / name).exists() for name in names]))
+
+    def note_ignored(self, reason: str) -> None:
+        """Take in that the running Envoy does not read its files."""
+        self.ignores_files = reason
+
+    async def find_fault(self, identity: ProcessId | None) -> str | None:
+        """Why the running Envoy does not serve, or cannot be told what to serve, so that only a restart helps; None while it does and can.
+
+        A connection that is refused, and a process that is stopped, leave no doubt. A silent listener may be one that is busy.
+        """
+        if self.ignores_files is not None:
+            return self.ignores_files
+        socket = self._admin.address.socket_path
+        if socket is not None and not await asyncio.to_thread(os.path.exists, socket):
+            return f"its admin socket {socket} is gone"
+        config = await resolved_config(self._config)
+        answer = await probe_listeners(config, PROBE_TIMEOUT_S)
+        now_s = asyncio.get_running_loop().time()
+        self._silent_since_s = None if answer is not Answer.SILENT else self._silent_since_s or now_s
+        if answer is Answer.REFUSED and await probe_listeners(config, PROBE_TIMEOUT_S) is Answer.REFUSED:
+            return "a listener refuses connections"
+        if self._silent_since_s is None:
+            return None
+        process = find_process(identity) if identity is not None else None
+        if process is not None and process.status() == psutil.STATUS_STOPPED:
+            return "its process is stopped"
+        silent_s = now_s + PROBE_TIMEOUT_S - self._silent_since_s
+        return f"its listeners have not answered for {silent_s:.0f} s" if silent_s >= SILENT_S else None
+
+    async def end_if_hung(self) -> str | None:
+        """Kill a managed Envoy of an earlier sidecar that is stopped or accepts clients without an answer for long; returns why, or None.
+
+        With it neither the routes could be written nor Envoy be adopted. Refused connections are no reason: the addresses may be new.
+        """
+        identity = await self._known() if self._config.managed else None
+        if identity is None:
+            return None
+        config, loop = await resolved_config(self._config), asyncio.get_running_loop()
+        began_s, fault = loop.time(), None
+        while fault is None:
+            process = find_process(identity)
+            if process is not None and process.status() == psutil.STATUS_STOPPED:
+                fault = "its process is stopped"
+            elif process is None or await probe_listeners(config, PROBE_TIMEOUT_S) is not Answer.SILENT:
+                return None
+            elif loop.time() - began_s >= SILENT_S:
+                fault = f"its listeners have not answered for {loop.time() - began_s:.0f} s"
+        if fault is not None:
+            await self.kill(identity)
+        return fault
+
+    async def kill(self, identity: ProcessId) -> None:
+        """End an Envoy that does not serve, at once."""
+        await stop_process(identity, 0.0)
+
     async def stop(self) -> None:
         """End the managed Envoy: SIGTERM, then after a bounded wait SIGKILL. One that was started elsewhere is left alone."""
         identity = await asyncio.to_thread(self.find)
@@ -97,7 +185,12 @@ class EnvoyProcess:
 
     async def _start(self) -> ProcessId:
         binary = find_envoy(self._config.binary)
-        await self._validate(binary)
+        await self._write_bootstrap()
+        # Files that an Envoy has accepted are not validated again, so that its restart is quick; after one that failed they are.
+        if not self._accepted:
+            await self._validate(binary)
+        self._accepted = False
+        self.ignores_files = self._silent_since_s = None
         await self._check_addresses()
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         self._log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
@@ -110,11 +203,18 @@ class EnvoyProcess:
             ) from error
         _allow_all_files(identity)
         try:
-            await self._wait_ready(identity)
+            if await self._becomes_ready(identity):
+                return identity
         except ServerError:
             await stop_process(identity, self._stop_timeout_s)
             raise
-        return identity
+        raise ServerError(f"Envoy ended right after its start; {self._log_reason()}")
+
+    async def _write_bootstrap(self) -> None:
+        """The bootstrap of these settings; an Envoy that ran before may have had another one."""
+        config = await resolved_config(self._config)
+        await asyncio.to_thread(make_socket_folder, config.admin_address)
+        await asyncio.to_thread(write_atomically, config.directory / BOOTSTRAP, bootstrap_text(config))
 
     def _command(self, binary: Path) -> list[str]:
         options = ["--disable-hot-restart", "--concurrency", str(self._config.concurrency), "--log-level", "warning"]
@@ -122,9 +222,9 @@ class EnvoyProcess:
 
     async def _validate(self, binary: Path) -> None:
         files = await asyncio.to_thread(read_files, self._config.directory)
-        if BOOTSTRAP not in files:
+        if CLUSTERS not in files:
             raise ServerError(
-                f"envoy.directory: {self._config.directory} holds no {BOOTSTRAP}; the files are written before Envoy is started"
+                f"envoy.directory: {self._config.directory} holds no {CLUSTERS}; the files are written before Envoy is started"
             )
         path = self._state_directory / "envoy-check.json"
         await asyncio.to_thread(write_atomically, path, static_bootstrap(files))
@@ -157,12 +257,16 @@ class EnvoyProcess:
                     "Fix: stop the process that listens there (`ss -ltnp`), or choose another port"
                 )
 
-    async def _wait_ready(self, identity: ProcessId | None) -> None:
+    async def _becomes_ready(self, identity: ProcessId | None) -> bool:
+        """Wait, bounded, until Envoy accepts requests; False when its process has ended. ServerError after the time-out."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + self._start_timeout_s
-        while not (await self._admin.is_ready() and await self._admin.node_id() == node_id(self._config.directory)):
-            if identity is not None and find_process(identity) is None:
-                raise ServerError(f"Envoy ended right after its start; {self._log_reason()}")
+        while True:
+            node = await self._admin.node_id()
+            if node == node_id(self._config.directory) and await self._admin.is_ready():
+                return True
+            if node is None if identity is None else find_process(identity) is None:
+                return False
             if loop.time() >= deadline_s:
                 raise ServerError(
                     f"Envoy at {self._config.admin_address} was not ready within {self._start_timeout_s:g} s; {self._log_reason()}"

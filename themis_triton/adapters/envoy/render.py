@@ -6,11 +6,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from themis_triton.adapters.envoy.clusters import Json, check_interval_s, cluster, each_cluster, endpoints, file_source, socket_address
 from themis_triton.adapters.envoy.grpc_listener import grpc_listener, grpc_routes
 from themis_triton.adapters.envoy.http_listener import http_listener, http_routes, routes_file
 from themis_triton.adapters.envoy.names import Protocol, endpoints_file
+from themis_triton.adapters.envoy.upstream_tls import transport_sockets
 from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.errors import ServerError
 from themis_triton.core.routes import RouteTable
@@ -18,30 +20,33 @@ from themis_triton.core.routes import RouteTable
 BOOTSTRAP = "envoy.json"
 LISTENERS = "lds/listeners.json"
 CLUSTERS = "cds/clusters.json"
+NO_VERSIONS: Mapping[str, str] = MappingProxyType({})
 
 
-def render(config: EnvoyConfig, table: RouteTable) -> dict[str, str]:
+def render(config: EnvoyConfig, table: RouteTable, pem_versions: Mapping[str, str] = NO_VERSIONS) -> dict[str, str]:
     """Every file that Envoy reads, by its name relative to `config.directory`.
 
-    Each xDS file carries a version that follows from its content.
+    Each xDS file carries a version that follows from its content. `pem_versions`: those of the PEM files of servers with TLS, by name.
 
     Raises:
         SettingsError: an address is not `IP:PORT`.
-        ServerError: a route has a limit or an affinity, which is not rendered yet.
+        ServerError: a route has an affinity, which is not rendered yet.
     """
     for model, route in table.models.items():
-        if route.limit is not None or route.affinity_header is not None:
-            raise ServerError(f"model {model}: its route has a limit or an affinity, which Envoy's files do not express: expected neither")
-    return {BOOTSTRAP: _text(bootstrap(config))} | {name: discovery(resources) for name, resources in _resources(config, table).items()}
+        if route.affinity_header is not None:
+            raise ServerError(f"model {model}: its route has an affinity, which Envoy's files do not express: expected none")
+    discovered = _resources(config, table, pem_versions)
+    return {BOOTSTRAP: bootstrap_text(config)} | {name: discovery(resources) for name, resources in discovered.items()}
 
 
-def _resources(config: EnvoyConfig, table: RouteTable) -> dict[str, list[Json]]:
+def _resources(config: EnvoyConfig, table: RouteTable, pem_versions: Mapping[str, str]) -> dict[str, list[Json]]:
     clusters = list(each_cluster(table))
-    files = {endpoints_file(name): [endpoints(name, protocol, members)] for name, protocol, _, members in clusters}
+    files = {endpoints_file(spec.name): [endpoints(spec)] for spec in clusters if spec.watched}
     interval_s = check_interval_s(len(clusters))
-    files[CLUSTERS] = [cluster(config, name, protocol, model, interval_s) for name, protocol, model, _ in clusters]
-    files[routes_file(Protocol.GRPC)] = [_route_configuration(Protocol.GRPC, grpc_routes(table))]
-    files[routes_file(Protocol.HTTP)] = [_route_configuration(Protocol.HTTP, http_routes(table))]
+    secure = transport_sockets(table, pem_versions)
+    files[CLUSTERS] = [cluster(config, spec, interval_s, secure) for spec in clusters]
+    files[routes_file(Protocol.GRPC)] = [_route_configuration(Protocol.GRPC, grpc_routes(config, table))]
+    files[routes_file(Protocol.HTTP)] = [_route_configuration(Protocol.HTTP, http_routes(config, table))]
     files[LISTENERS] = [grpc_listener(config), http_listener(config)]
     return files
 
@@ -77,6 +82,11 @@ def node_id(directory: Path) -> str:
     return f"themis:{directory}"
 
 
+def bootstrap_text(config: EnvoyConfig) -> str:
+    """The file with which Envoy is started."""
+    return _text(bootstrap(config))
+
+
 def bootstrap(config: EnvoyConfig) -> Json:
     """The part that changes only with a restart: admin address, statistics, and where the other files are."""
     return {
@@ -88,8 +98,31 @@ def bootstrap(config: EnvoyConfig) -> Json:
         },
         # A path's pattern grows with the model's name; by default Envoy refuses all routes for one name of more than some 50 characters.
         "layered_runtime": {"layers": [{"name": "themis", "static_layer": {"re2.max_program_size.error_level": 100_000}}]},
+        "overload_manager": _overload_manager(config),
         # Histograms reach the admin address only when they are flushed.
         "stats_flush_interval": "0.25s",
+    }
+
+
+def _overload_manager(config: EnvoyConfig) -> Json:
+    """Bounds of connections and of memory: near the latter, first idle connections go, then new requests are refused."""
+
+    def monitor(name: str, kind: str, **fields: object) -> Json:
+        config_type = f"type.googleapis.com/envoy.extensions.resource_monitors.{kind}"
+        return {"name": f"envoy.resource_monitors.{name}", "typed_config": {"@type": config_type, **fields}}
+
+    def action(name: str, fraction: float) -> Json:
+        trigger = {"name": "envoy.resource_monitors.fixed_heap", "threshold": {"value": fraction}}
+        return {"name": f"envoy.overload_actions.{name}", "triggers": [trigger]}
+
+    connections = "downstream_connections.v3.DownstreamConnectionsConfig"
+    return {
+        "refresh_interval": "0.25s",
+        "resource_monitors": [
+            monitor("fixed_heap", "fixed_heap.v3.FixedHeapConfig", max_heap_size_bytes=config.max_memory_bytes),
+            monitor("global_downstream_max_connections", connections, max_active_downstream_connections=config.max_connections),
+        ],
+        "actions": [action("shrink_heap", 0.85), action("disable_http_keepalive", 0.9), action("stop_accepting_requests", 0.95)],
     }
 
 
@@ -111,6 +144,8 @@ def version_of(text: str) -> str:
 
 
 def discovery(resources: list[Json]) -> str:
-    """An xDS file with these resources, its version their digest."""
-    digest = hashlib.sha256(json.dumps(resources, sort_keys=True).encode()).hexdigest()[:16]
-    return _text({"version_info": digest, "resources": resources})
+    """An xDS file with these resources, a line each, its version their digest."""
+    # Without indentation, which would take three times as long.
+    lines = ",\n".join(map(json.dumps, resources))
+    digest = hashlib.sha256(lines.encode()).hexdigest()[:16]
+    return f'{{"version_info": "{digest}", "resources": [\n{lines}\n]}}\n'

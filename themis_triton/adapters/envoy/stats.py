@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import accumulate, chain
-from typing import Any
+from typing import Any, NamedTuple
 
+from themis_triton.adapters.bounded import BoundedCalls
 from themis_triton.adapters.envoy.admin import EnvoyAdmin
 from themis_triton.adapters.envoy.grpc_listener import SERVICE
-from themis_triton.adapters.envoy.names import Protocol, inference_stat, model_cluster
-from themis_triton.core.address import Address
+from themis_triton.adapters.envoy.names import Protocol, inference_stat, model_cluster, refusal_stat
+from themis_triton.adapters.http import MAX_BYTES, amount
+from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.errors import ServerError
 from themis_triton.core.observation import LatencyHistogram, RouteReading
 from themis_triton.ports import Clock
@@ -20,6 +24,7 @@ _PATTERN = (
     r"^(http\.(grpc|http)\.rbac\.policy\.infer_[^.]*\.allowed"
     r"|cluster\.model_[^.]*\.(upstream_rq_active|upstream_rq_pending_active)"
     rf"|cluster\.model_[^.]*\.grpc\.{SERVICE.replace('.', '[.]')}\.(ModelInfer\.failure|ModelStreamInfer\.(failure|request_message_count))"
+    r"|limit_(grpc|http)_[^.]*\.http_local_rate_limit\.enforced"
     r"|vhost\.http\.route\.infer_[^.]*\.upstream_rq_[45]xx"
     r"|vhost\.(grpc|http)\.route\.infer_[^.]*\.upstream_rq_time)$"
 )
@@ -29,7 +34,13 @@ _ARRIVALS_PATTERN = (
 )
 _ROUNDING_MS = 1e-6
 
+_BYTES_PER_MODEL = 65_536
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
+
+Entries = Sequence[Mapping[str, Any]]
 Bins = Sequence[Mapping[str, Any]]
+Routes = tuple[tuple[RouteReading, ...], str | None]
+"""Readings, and the reason why there are none."""
 
 _DECADE = ((100, 200, 10), (200, 400, 20), (400, 1000, 50))
 BOUNDS_MS = (
@@ -42,75 +53,131 @@ BOUNDS_MS = (
 )
 """Bounds of the latency histogram in ms: what took less. From 10 ms no step exceeds an eighth, and none cuts one of Envoy's own bins,
 which keep two significant digits."""
+_NOTHING = LatencyHistogram(BOUNDS_MS, (0.0,) * len(BOUNDS_MS))
 
 
 class EnvoyStats:
-    """Reads the named models' statistics. Counters start at 0 with Envoy. Close it when done."""
+    """Reads the named models' statistics. Counters start at 0 with Envoy. Close it when done.
 
-    def __init__(self, admin_address: Address, models: Sequence[str], clock: Clock) -> None:
-        self._admin = EnvoyAdmin(admin_address)
+    Args:
+        config: Envoy's.
+        models: their names.
+        clock: stamps the readings.
+        wait_s: for how long one call of `read_routes` waits; None: for the time-out of the admin address.
+    """
+
+    def __init__(self, config: EnvoyConfig, models: Sequence[str], clock: Clock, wait_s: float | None = None) -> None:
+        self._admin = EnvoyAdmin(config, MAX_BYTES + _BYTES_PER_MODEL * len(models))
         self._models = tuple(models)
         self._clock = clock
+        self._wait_s = wait_s
+        self._calls: BoundedCalls[None, Routes] = BoundedCalls(wait_s)
 
     async def close(self) -> None:
-        """Close the connection."""
+        """End the call under way and close the connection."""
+        await self._calls.close()
         await self._admin.close()
 
     async def count_arrivals(self) -> float | None:
         """The sum of all models' `arrivals`, at a fraction of the cost of `read_routes`. None when Envoy does not answer."""
         try:
-            entries = await self._admin.stats(_ARRIVALS_PATTERN, usedonly="")
-        except ServerError:
+            async with asyncio.timeout(self._wait_s):
+                values = _values(await self._admin.stats(_ARRIVALS_PATTERN, usedonly=""))
+        except (ServerError, TimeoutError, *_MALFORMED):
             return None
-        values = {entry["name"]: float(entry["value"]) for entry in entries if "name" in entry}
-        return sum(_reading(model, 0.0, values, {}).arrivals for model in self._models)
+        return sum(_total(values, _names(model).arrivals) for model in self._models)
 
-    async def read_routes(self) -> tuple[tuple[RouteReading, ...], str | None]:
-        """One reading per model, or why there are none.
+    async def read_routes(self) -> Routes:
+        """One reading per model, or why there are none. An answer that comes after `wait_s` is returned by a later call.
 
         `arrivals`: inference requests as they arrived, over gRPC and REST, each once however often it was retried; each message of a
         gRPC stream counts. `in_flight`: those with a server or waiting for a connection; an open stream counts as one.
-        `failures`: answers that are errors, the proxy's own included (a stream that broke off counts as one).
+        `failures`: answers that are errors, the proxy's own included (a stream that broke off counts as one), but no refusals by a limit.
         `latency`: from the request's last byte to the answer's last, retries included; streams have none.
         """
+        read = await self._calls.read({None: self._read_routes})
+        return read.get(None) or ((), f"Envoy at {self._admin.address}: no answer yet after {self._wait_s or 0.0:g} s")
+
+    async def _read_routes(self) -> Routes:
         try:
             entries = await self._admin.stats(_PATTERN, usedonly="", histogram_buckets="detailed")
         except ServerError as error:
             return (), str(error)
         at_s = self._clock.now_s()
-        values = {entry["name"]: float(entry["value"]) for entry in entries if "name" in entry}
-        histograms = {detail["name"]: detail["totals"] for entry in entries for detail in entry.get("histograms", {}).get("details", ())}
-        return tuple(_reading(model, at_s, values, histograms) for model in self._models), None
+        try:
+            values = _values(entries)
+            details = [detail for entry in entries for detail in entry.get("histograms", {}).get("details", ())]
+            histograms = {detail["name"]: detail["totals"] for detail in details}
+            return tuple(_reading(model, at_s, values, histograms) for model in self._models), None
+        except _MALFORMED as error:
+            return (), f"Envoy's admin address {self._admin.address}: statistics that cannot be read ({error!r})"
 
 
-def _reading(model: str, at_s: float, values: Mapping[str, float], histograms: Mapping[str, Bins]) -> RouteReading:
+def _values(entries: Entries) -> dict[str, float]:
+    """Counters and gauges by name. ValueError or KeyError when one is not a finite number of at least 0."""
+    return {entry["name"]: amount(entry["value"]) for entry in entries if "name" in entry}
+
+
+class _Names(NamedTuple):
+    """The statistics that make up each figure of a model's reading."""
+
+    arrivals: tuple[str, ...]
+    in_flight: tuple[str, ...]
+    failures: tuple[str, ...]
+    latency: tuple[str, ...]
+    refused: tuple[str, ...]
+    refused_calls: tuple[str, ...]
+    rest_arrivals: tuple[str, ...]
+
+
+@lru_cache(4096)
+def _names(model: str) -> _Names:
     infer = inference_stat(model)
+    arrivals = {each: f"http.{each}.rbac.policy.{infer}.allowed" for each in Protocol}
+    refused = {each: f"{refusal_stat(each, model)}.http_local_rate_limit.enforced" for each in Protocol}
     calls = f"cluster.{model_cluster(Protocol.GRPC, model)}.grpc.{SERVICE}"
     stream = f"{calls}.ModelStreamInfer"
     clusters = [f"cluster.{model_cluster(protocol, model)}" for protocol in Protocol]
-
-    def total(names: Iterable[str]) -> float:
-        return sum(values.get(name, 0.0) for name in names)
-
-    return RouteReading(
-        model=model,
-        at_s=at_s,
-        arrivals=total(
-            [*(f"http.{each}.rbac.policy.{infer}.allowed" for each in Protocol), f"{calls}.ModelStreamInfer.request_message_count"]
+    return _Names(
+        arrivals=(*arrivals.values(), f"{stream}.request_message_count"),
+        in_flight=tuple(f"{cluster}.upstream_rq_{state}" for cluster in clusters for state in ("active", "pending_active")),
+        failures=(
+            f"{calls}.ModelInfer.failure",
+            f"{stream}.failure",
+            *(f"vhost.http.route.{infer}.upstream_rq_{kind}" for kind in ("4xx", "5xx")),
         ),
-        in_flight=total(f"{cluster}.upstream_rq_{state}" for cluster in clusters for state in ("active", "pending_active")),
-        failures=total(
-            [f"{calls}.ModelInfer.failure", f"{stream}.failure"]
-            + [f"vhost.http.route.{infer}.upstream_rq_{kind}" for kind in ("4xx", "5xx")]
-        ),
-        latency=_summed(histograms.get(f"vhost.{each}.route.{infer}.upstream_rq_time", ()) for each in Protocol),
+        latency=tuple(f"vhost.{each}.route.{infer}.upstream_rq_time" for each in Protocol),
+        refused=tuple(refused.values()),
+        refused_calls=(refused[Protocol.GRPC],),
+        rest_arrivals=(arrivals[Protocol.HTTP],),
     )
 
 
-def _summed(histograms: Iterable[Bins]) -> LatencyHistogram:
+def _reading(model: str, at_s: float, values: Mapping[str, float], histograms: Mapping[str, Bins]) -> RouteReading:
+    names = _names(model)
+    return RouteReading(
+        model=model,
+        at_s=at_s,
+        arrivals=_total(values, names.arrivals),
+        in_flight=_total(values, names.in_flight),
+        # Envoy counts a call that it refuses itself as one with an error.
+        failures=max(0.0, _total(values, names.failures) - _total(values, names.refused_calls)),
+        latency=_summed([histograms[name] for name in names.latency if name in histograms]),
+        refused=_total(values, names.refused),
+        rest_arrivals=_total(values, names.rest_arrivals),
+    )
+
+
+def _total(values: Mapping[str, float], names: Iterable[str]) -> float:
+    return sum(values.get(name, 0.0) for name in names)
+
+
+def _summed(histograms: Sequence[Bins]) -> LatencyHistogram:
+    if not histograms:
+        return _NOTHING
     counts = [0.0] * len(BOUNDS_MS)
     for bin_ in chain.from_iterable(histograms):
         # Envoy rounds down to whole ms, so a narrower bin holds requests of up to one ms more.
-        end_ms = bin_["lower_bound"] + max(1.0, bin_["width"])
-        counts[bisect_left(BOUNDS_MS, end_ms - _ROUNDING_MS)] += bin_["count"]
+        end_ms = amount(bin_["lower_bound"]) + max(1.0, amount(bin_["width"]))
+        counts[bisect_left(BOUNDS_MS, end_ms - _ROUNDING_MS)] += amount(bin_["count"])
     return LatencyHistogram(BOUNDS_MS, tuple(accumulate(counts)))

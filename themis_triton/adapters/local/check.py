@@ -21,6 +21,7 @@ from themis_triton.core.errors import EnvironmentCheckError
 
 _RUN_TIMEOUT_S = 30.0
 _DRIVER_TIMEOUT_S = 30.0
+_INOTIFY_LIMIT = Path("/proc/sys/fs/inotify/max_user_instances")
 
 
 async def check_launch(launch: LocalLaunchConfig) -> list[Finding]:
@@ -132,3 +133,11 @@ def _port_free(key: str, address: Address) -> Finding:
             f"stop the process that listens there (`ss -ltnp`), or choose another port for {key}",
         )
     return fine(key, f"{address} is free")
+
+
+def inotify_instances(file: Path = _INOTIFY_LIMIT) -> int | None:
+    """How many inotify instances a user may have; None where the kernel does not say."""
+    try:
+        return int(file.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None

@@ -19,7 +19,11 @@ SERVER_VARIABLE = "THEMIS_SERVER"
 SLOT_VARIABLE = "THEMIS_SLOT"
 DEVICE_VARIABLE = "THEMIS_DEVICE"
 REACH_VARIABLE = "THEMIS_REACH"
-"""Environment variables of a launched server: its name, its slot, that slot's device, and the further devices that it may use."""
+KEY_VARIABLE = "THEMIS_MODEL_CONTROL_KEY"
+"""Environment variables of a launched server: its name, its slot, that slot's device, the further devices that it may use, and its key.
+
+Other users than the server's own cannot read them.
+"""
 
 
 def find_launched(state_directory: Path) -> tuple[Server, ...]:
@@ -54,7 +58,8 @@ def _server(state_directory: Path, process: psutil.Process) -> Server | None:
         launched=True,
         slot=environment[SLOT_VARIABLE],
         process=identity,
-        model_control_key=options["grpc-restricted-protocol"].partition("=")[2],
+        # The command line shows it only until the server is ready.
+        model_control_key=environment.get(KEY_VARIABLE) or options["grpc-restricted-protocol"].partition("=")[2],
         log_file=str(files.log),
         model_repository=str(files.models),
         reach=tuple(environment.get(REACH_VARIABLE, "").split()),

@@ -3,52 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-import math
-import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from themis_triton.adapters.clock import SystemClock
-from themis_triton.adapters.http import HttpClient, HttpError
-from themis_triton.adapters.local.discovery import DEVICE_VARIABLE, REACH_VARIABLE, SERVER_VARIABLE, SLOT_VARIABLE, find_launched
-from themis_triton.adapters.local.server_files import ServerFiles, build_view
+import structlog
+
+from themis_triton.adapters.arguments import hide_argument
+from themis_triton.adapters.http import HttpClient
+from themis_triton.adapters.local.discovery import find_launched
+from themis_triton.adapters.local.launch_command import server_command, server_environment
+from themis_triton.adapters.local.running import POLL_S, POLL_TIMEOUT_S, holds_models, is_alive, read_memory, wait_idle
+from themis_triton.adapters.local.server_files import ServerFiles, add_model, build_view, files_version, model_folder
 from themis_triton.adapters.local.triton_install import TritonInstall, find_triton
-from themis_triton.adapters.nvml import DeviceReader
 from themis_triton.adapters.processes import (
-    EMULATED_HOST_VARIABLE,
-    OWNER_VARIABLE,
-    find_process,
     group_members,
-    owner_mark,
-    resident_bytes,
-    short_hash,
     spawn,
     stop_everything,
     stop_process,
 )
 from themis_triton.adapters.sockets import LOOPBACK, free_ports
+from themis_triton.adapters.triton.client import new_client
 from themis_triton.adapters.triton.groups import numbered_devices
-from themis_triton.adapters.triton.metrics import fetch_metrics
 from themis_triton.adapters.triton.warmup import Warmup
 from themis_triton.core.address import Address
-from themis_triton.core.config import DeviceSlot, LocalLaunchConfig
+from themis_triton.core.config import DeviceSlot, LocalLaunchConfig, ModelInputs
 from themis_triton.core.errors import LaunchFailedError, ServerError, ThemisError
 from themis_triton.core.fleet import ModelState, Phase, Server
-from themis_triton.core.observation import ModelCounters
 
-_EMULATED_VARIABLE = "THEMIS_EMULATED_DEVICE"
-_RESTRICTED = "model-repository,shared-memory,trace,logging"
+log = structlog.get_logger()
 _PORT_TAKEN = "already in use"
 _PORT_TAKEN_LINES = 5
 _PORT_ATTEMPTS = 4
-_POLL_S = 0.05
-_POLL_TIMEOUT_S = 2.0
-_LOAD_THREADS = 4  # Triton's own default
-_QUIET_S = 0.3
-_QUIET_SERVICES = 3.0
-_DRIVER_TIMEOUT_S = 30.0
 
 
 class LocalLauncher:
@@ -91,12 +78,31 @@ class LocalLauncher:
         files = self._files(name)
         server = self._planned(files, self._slots[slot], models)
         try:
-            own = (self._config.model_repository, models, self._deprioritize_after_s, numbered_devices(server))
+            own = (
+                self._config.model_repository,
+                models,
+                self._deprioritize_after_s,
+                numbered_devices(server),
+                self._config.further_repositories,
+                self._config.ensembles_of(models),
+                self._config.model_config_name,
+            )
             complete = await asyncio.to_thread(build_view, files, *own)
             return await asyncio.to_thread(self._start, files, server, install, complete=complete)
         except ThemisError:
             await asyncio.to_thread(files.remove)
             raise
+
+    async def add_model(self, server: Server, model: str, state: ModelState) -> None:
+        """Put a model into the repository of a running server, as a launch would have done; one that is there stays as it is.
+
+        Raises:
+            LaunchFailedError: the model does not exist, or its files cannot be written.
+            SettingsError: its `config.pbtxt` cannot be parsed.
+        """
+        own = (self._config.model_repository, model, state, self._deprioritize_after_s, numbered_devices(server))
+        further = (self._config.further_repositories, self._config.model_config_name)
+        await asyncio.to_thread(add_model, self._files(server.name), *own, *further)
 
     def _planned(self, files: ServerFiles, slot: DeviceSlot, models: Mapping[str, ModelState]) -> Server:
         """The server before its process: on free ports, with a key of its own."""
@@ -127,43 +133,13 @@ class LocalLauncher:
         return ServerFiles(self._state, name)
 
     def _start(self, files: ServerFiles, server: Server, install: TritonInstall, *, complete: bool) -> Server:
-        command = [str(install.binary), *_arguments(files, server), *self._own_arguments(install, complete=complete)]
+        command = server_command(files, server, install, self._config, complete=complete)
+        slots = sum(slot.device == server.device for slot in self._slots.values())
         try:
-            process = spawn(command, self._environment(server, install), files.log)
+            process = spawn(command, server_environment(server, install, self._state, slots), files.log)
         except OSError as error:
             raise LaunchFailedError(f"server {files.name}: {install.binary} cannot be started: {error}; {files.log_tail()}") from error
         return replace(server, process=process)
-
-    def _own_arguments(self, install: TritonInstall, *, complete: bool) -> list[str]:
-        arguments = [f"--exit-timeout-secs={math.ceil(self._config.drain_timeout_s)}"]
-        if install.backend_directory is not None:
-            arguments.append(f"--backend-directory={install.backend_directory}")
-        if complete:
-            arguments.append("--disable-auto-complete-config")
-        return [*arguments, *self._config.arguments]
-
-    def _environment(self, server: Server, install: TritonInstall) -> dict[str, str]:
-        """The daemon's own, with the variables that place the server and mark it."""
-        gpus = [device.removeprefix("gpu:") for device in server.devices if device.startswith("gpu:")]
-        environment = dict(os.environ)
-        if install.path_prefix is not None:
-            environment["PATH"] = os.pathsep.join([str(install.path_prefix), environment.get("PATH", os.defpath)])
-        return environment | {
-            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # NVML numbers devices so, CUDA by itself does not.
-            "CUDA_VISIBLE_DEVICES": ",".join(gpus),
-            OWNER_VARIABLE: owner_mark(self._state),
-            SERVER_VARIABLE: server.name,
-            SLOT_VARIABLE: server.slot or "",
-            DEVICE_VARIABLE: server.device,
-            REACH_VARIABLE: " ".join(server.reach),
-            _EMULATED_VARIABLE: self._emulated_device(server),
-        }
-
-    def _emulated_device(self, server: Server) -> str:
-        """A slot with a device of its own is named after it, as other servers name that device when they grow onto it."""
-        alone = sum(slot.device == server.device for slot in self._slots.values()) == 1
-        name = server.device.replace(":", "-") if alone else server.slot
-        return f"{name}@{os.environ.get(EMULATED_HOST_VARIABLE) or short_hash(self._state)}"
 
     async def wait_ready(self, server: Server) -> Server:
         """Wait until it is ready and holds its models; when another process took one of its ports first, it is started again on others.
@@ -180,6 +156,7 @@ class LocalLauncher:
 
     async def _wait_ready(self, server: Server, deadline_s: float, attempts_left: int) -> Server:
         if await self._is_ready_before(server, deadline_s):
+            await self._hide_key(server)
             return replace(server, phase=Phase.WARMING)
         if not attempts_left or _PORT_TAKEN not in self._files(server.name).log_tail(_PORT_TAKEN_LINES):
             raise self._failed(server, "ended before it was ready")
@@ -190,16 +167,25 @@ class LocalLauncher:
             await self.stop(again)  # The caller knows only the first process.
             raise
 
+    async def _hide_key(self, server: Server) -> None:
+        """Triton takes the key of model control from the command line alone, which other users can read."""
+        process, key = server.process, server.model_control_key
+        if process is not None and key and not await asyncio.to_thread(hide_argument, process, key):
+            log.warning("key_not_hidden", server=server.name, message="its command line shows the key of model control to other users")
+
     async def _is_ready_before(self, server: Server, deadline_s: float) -> bool:
         """True when ready, False when the process ended."""
-        loop = asyncio.get_running_loop()
-        async with HttpClient(_POLL_TIMEOUT_S) as client:
-            while await self.is_alive(server):
-                if await _answers(client, server) and await self.is_alive(server):
-                    return True
-                if loop.time() >= deadline_s:
-                    raise self._failed(server, f"was not ready within launch.ready_timeout_s = {self._config.ready_timeout_s:g} s")
-                await asyncio.sleep(_POLL_S)
+        ensembles, loop, triton = self._config.ensembles_of(server.models), asyncio.get_running_loop(), new_client(server.grpc_address)
+        try:
+            async with HttpClient(POLL_TIMEOUT_S) as client:
+                while await self.is_alive(server):
+                    if await holds_models(client, triton, server, ensembles) and await self.is_alive(server):
+                        return True
+                    if loop.time() >= deadline_s:
+                        raise self._failed(server, f"was not ready within launch.ready_timeout_s = {self._config.ready_timeout_s:g} s")
+                    await asyncio.sleep(POLL_S)
+        finally:
+            await triton.close()
         return False
 
     def _failed(self, server: Server, what: str) -> LaunchFailedError:
@@ -215,50 +201,26 @@ class LocalLauncher:
         async with Warmup(server, self._config.warmup_requests, self._config.ready_timeout_s, self._config.inputs) as warmup:
             await asyncio.gather(*(warmup.warm(model, state) for model, state in server.models.items()))
 
+    async def read_files_version(self, model: str) -> str:
+        """Identifies the files of a model, and the file of its warm-up inputs, by their sizes and times."""
+        inputs = self._config.inputs.get(model, ModelInputs()).file
+        return await asyncio.to_thread(
+            files_version,
+            model_folder(model, self._config.model_repository, self._config.further_repositories),
+            *([inputs] if inputs is not None else []),
+        )
+
     async def is_alive(self, server: Server) -> bool:
         """Whether the very process that was launched still runs."""
-        return server.process is not None and find_process(server.process) is not None
+        return is_alive(server)
 
     async def wait_idle(self, server: Server) -> bool:
-        """Wait, bounded by the drain time-out, until nothing is pending and no request ends any more; False after the time-out.
-
-        Triton shows no requests that are being executed, so the counters must not move for three mean service times, at least 0.3 s.
-        A server that does not answer, or whose process is gone, has nothing in flight.
-        """
-        loop = asyncio.get_running_loop()
-        deadline_s = loop.time() + self._config.drain_timeout_s
-        last: dict[str, ModelCounters] | None = None
-        rests_since_s = loop.time()
-        async with HttpClient(_POLL_TIMEOUT_S) as client:
-            while loop.time() < deadline_s:
-                try:
-                    now = await fetch_metrics(client, server.metrics_address)
-                except (HttpError, ValueError):
-                    if not await self.is_alive(server):
-                        return True
-                    now = None
-                if now is None or now != last or any(counters.pending for counters in now.values()):
-                    rests_since_s, last = loop.time(), now
-                elif loop.time() - rests_since_s >= _quiet_s(now):
-                    return True
-                await asyncio.sleep(_POLL_S)
-        return False
+        """Wait until no request is in flight (`running.wait_idle`); False after the drain time-out."""
+        return await wait_idle(server, self._config.drain_timeout_s)
 
     async def read_memory(self, server: Server) -> int:
         """Bytes that the server's processes hold on its devices; 0 where that is unknown."""
-        if server.process is None:
-            return 0
-        members = await asyncio.to_thread(group_members, server.process)
-        if not server.device.startswith("gpu:"):
-            return sum(resident_bytes(member) for member in members)
-        reader = DeviceReader(server.devices, SystemClock(), timeout_s=_DRIVER_TIMEOUT_S)
-        try:
-            readings = await reader.read_devices()
-        finally:
-            reader.close()
-        own = sum(reading.process_memory_bytes.get(member.pid, 0) for reading in readings for member in members)
-        used = [reading for reading in readings if server.runs_on(reading.device)]
-        return own or sum((reading.memory_total_bytes or 0) - (reading.memory_free_bytes or 0) for reading in used)
+        return await read_memory(server)
 
     async def discover(self) -> tuple[Server, ...]:
         """Every launched server that runs now, by name, in phase LAUNCHING; known by the marks that its process carries."""
@@ -285,47 +247,22 @@ class LocalLauncher:
         Raises:
             ServerError: the server was not launched here, and is never stopped.
         """
+        await self._stop(server, self._config.stop_timeout_s)
+
+    async def kill(self, server: Server) -> None:
+        """SIGKILL at once; returns when the process and its children are gone. The log stays.
+
+        Raises:
+            ServerError: the server was not launched here, and is never stopped; or a process survived.
+        """
+        await self._stop(server, 0.0)
+
+    async def _stop(self, server: Server, timeout_s: float) -> None:
         if not server.launched or server.process is None:
             raise ServerError(
                 f"server {server.name} was not launched by Themis and is never stopped by it. Fix: stop it where it was started"
             )
-        await stop_process(server.process, self._config.stop_timeout_s)
+        await stop_process(server.process, timeout_s)
         if left := await asyncio.to_thread(group_members, server.process):
             raise ServerError(f"server {server.name}: processes {[process.pid for process in left]} survived SIGKILL")
         await asyncio.to_thread(self._files(server.name).remove)
-
-
-async def _answers(client: HttpClient, server: Server) -> bool:
-    """Whether the server holds its models and shows metrics; its own readiness is lost with any failed change."""
-    paths = ["/v2/health/live", *(f"/v2/models/{model}/ready" for model in server.models)]
-    try:
-        for url in [*(server.http_address.url(path) for path in paths), server.metrics_address.url("/metrics")]:
-            await client.get(url)
-    except HttpError:
-        return False
-    return True
-
-
-def _quiet_s(counters: Mapping[str, ModelCounters]) -> float:
-    means_us = [each.request_us / each.success for each in counters.values() if each.success > 0]
-    return max(_QUIET_S, _QUIET_SERVICES * max(means_us, default=0.0) / 1e6)
-
-
-def _arguments(files: ServerFiles, server: Server) -> list[str]:
-    key = server.model_control_key
-    return [
-        f"--model-repository={files.models}",
-        "--model-control-mode=explicit",
-        *(f"--load-model={model}" for model in server.models),
-        # A growth under a backlog holds a thread until the model's queue has been empty; the other models' changes must not wait for it.
-        f"--model-load-thread-count={max(_LOAD_THREADS, len(server.models) + 1)}",
-        f"--grpc-address={LOOPBACK}",
-        f"--grpc-port={server.grpc_address.port}",
-        f"--http-address={LOOPBACK}",
-        f"--http-port={server.http_address.port}",
-        f"--metrics-address={LOOPBACK}",
-        f"--metrics-port={server.metrics_address.port}",
-        f"--grpc-restricted-protocol={_RESTRICTED}:key={key}",
-        f"--http-restricted-api={_RESTRICTED}:key={key}",
-        f"--backend-config=python,shm-region-prefix-name={files.shared_memory_prefix}",
-    ]

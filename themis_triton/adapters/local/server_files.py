@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
+import tempfile
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
 from themis_triton.adapters.processes import remove_shared_memory, shared_memory_prefix
+from themis_triton.adapters.triton.config_files import CONFIG_FILE, config_file
 from themis_triton.adapters.triton.groups import Devices
-from themis_triton.adapters.triton.model_config import CONFIG_FILE, for_launch, is_complete, parse_config, render_config
+from themis_triton.adapters.triton.model_config import for_launch, is_complete, parse_config, render_config
 from themis_triton.core.errors import LaunchFailedError
 from themis_triton.core.fleet import ModelState
 
@@ -65,11 +71,15 @@ def build_view(
     models: Mapping[str, ModelState],
     deprioritize_after_s: Mapping[str, float],
     devices: Devices | None = None,
+    further: Sequence[Path] = (),
+    ensembles: Sequence[str] = (),
+    config_name: str | None = None,
 ) -> bool:
     """Make the server's own model repository: links to the models' files, and a `config.pbtxt` with the right state from the start.
 
     Later overrides are made from that very file, so a later change of counts is in place from the first one on. `deprioritize_after_s`
-    (by model) and `devices`: see `model_config.for_launch`.
+    (by model) and `devices`: see `model_config.for_launch`. A model lies in `repository` or, if not there, in one of `further`.
+    `ensembles` are linked as they are. `config_name`: see `model_config.config_file`.
 
     Returns:
         Whether every configuration is complete, so that Triton need not ask the backends to complete them.
@@ -79,26 +89,75 @@ def build_view(
         SettingsError: a `config.pbtxt` cannot be parsed.
         ChangeRefusedError: a model cannot have the state.
     """
+    folder = partial(model_folder, repository=repository, further=further)
     try:
         shutil.rmtree(files.models, ignore_errors=True)
         files.models.mkdir(parents=True)
         files.log.parent.mkdir(parents=True, exist_ok=True)
         complete = [
-            _build_model(repository / name, files.models / name, state, deprioritize_after_s.get(name), devices)
+            _build_model(folder(name), config_file(folder(name), config_name), files.models / name, state, deprioritize_after_s, devices)
             for name, state in models.items()
         ]
+        for name in ensembles:
+            _link_ensemble(folder(name), config_file(folder(name), config_name), files.models / name)
     except OSError as error:
         raise LaunchFailedError(f"server {files.name}: its files cannot be written to {files.directory}: {error}") from error
     return all(complete)
 
 
-def _build_model(source: Path, target: Path, state: ModelState, deprioritize_after_s: float | None, devices: Devices | None) -> bool:
-    file = source / CONFIG_FILE
-    if not file.is_file():
-        raise LaunchFailedError(
-            f"launch.model_repository: model {source.name} has no {file}. Fix: put the model there, or correct the model's name"
+def add_model(
+    files: ServerFiles,
+    repository: Path,
+    model: str,
+    state: ModelState,
+    deprioritize_after_s: Mapping[str, float],
+    devices: Devices | None = None,
+    further: Sequence[Path] = (),
+    config_name: str | None = None,
+) -> None:
+    """Add a model to a running server's repository as `build_view` would have made it, whole or not at all; one that is there stays.
+
+    Raises:
+        As `build_view`.
+    """
+    if (files.models / model).exists():
+        return
+    source = model_folder(model, repository, further)
+    try:
+        with tempfile.TemporaryDirectory(dir=files.directory) as aside:
+            _build_model(source, config_file(source, config_name), Path(aside) / "model", state, deprioritize_after_s, devices)
+            (Path(aside) / "model").rename(files.models / model)
+    except OSError as error:
+        raise LaunchFailedError(f"server {files.name}: {model} cannot be added to {files.models}: {error}") from error
+
+
+def model_folder(model: str, repository: Path, further: Sequence[Path]) -> Path:
+    """The first folder of a model in several model repositories; that in `repository` where there is none."""
+    return next((folder / model for folder in (repository, *further) if (folder / model).is_dir()), repository / model)
+
+
+def _link_ensemble(source: Path, file: Path, target: Path) -> None:
+    if file == source / CONFIG_FILE:
+        target.symlink_to(source.resolve())
+        return
+    target.mkdir()
+    for path in source.iterdir():
+        if path.name != CONFIG_FILE:
+            (target / path.name).symlink_to(path.resolve())
+    (target / CONFIG_FILE).symlink_to(file.resolve())
+
+
+def _build_model(
+    source: Path, file: Path, target: Path, state: ModelState, deprioritize_after_s: Mapping[str, float], devices: Devices | None
+) -> bool:
+    if not source.is_dir():
+        raise LaunchFailedError(f"launch.model_repository: there is no folder {source}. Fix: put the model there, or correct its name")
+    if file.is_file():
+        config = for_launch(
+            parse_config(file.read_text(encoding="utf-8"), str(file)), state, source.name, deprioritize_after_s.get(source.name), devices
         )
-    config = for_launch(parse_config(file.read_text(encoding="utf-8"), str(file)), state, source.name, deprioritize_after_s, devices)
+    else:  # The backend completes it, batching too, which the file must leave out then.
+        config = for_launch(ModelConfig(name=source.name), replace(state, max_batch=1, max_queue_delay_us=0), source.name, None, devices)
     target.mkdir()
     for path in source.iterdir():
         if path.name != CONFIG_FILE:
@@ -121,3 +180,11 @@ def _link(source: Path, target: Path) -> None:
     for path in source.iterdir():
         if path.name != _CACHE:
             _link(path, target / path.name)
+
+
+def files_version(*paths: Path) -> str:
+    """Identifies files, and all files in folders, by their sizes and times of change; Python's own cache is left out."""
+    found = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path]) if _CACHE not in file.parts]
+    stats = ((file, file.stat()) for file in sorted(found) if file.is_file())
+    listing = "".join(f"{file} {stat.st_size} {stat.st_mtime_ns}\n" for file, stat in stats)
+    return hashlib.sha256(listing.encode()).hexdigest()

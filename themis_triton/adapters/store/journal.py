@@ -4,110 +4,92 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 
+from themis_triton.adapters.store.records import packed
+from themis_triton.adapters.store.writer import JournalWriter, Notice
 from themis_triton.core.action import Outcome
 from themis_triton.core.encoding import plain, remembered_servers
 from themis_triton.core.errors import EnvironmentCheckError
 from themis_triton.core.fleet import Server
+from themis_triton.core.observation import RouteReading
 from themis_triton.core.record import TickRecord, describe, sentence
+from themis_triton.core.retention import RetentionConfig
 
-SCHEMA = """
-create table if not exists ticks (
-    at_s real primary key, decision_id text, reason text, changed integer, sentence text, record text);
-create table if not exists outcomes (
-    action_id text, ended_at_s real, kind text, outcome text, duration_s real, sentence text, detail text);
-create table if not exists servers (name text primary key, server text);
-create index if not exists outcomes_ended on outcomes (ended_at_s);
-"""
-QUIET_TICKS_KEPT = 1_200
-CHANGES_KEPT = 20_000
-PRUNE_EVERY = 200
+INSERT_TICK = "insert into ticks (at_s, decision_id, reason, changed, sentence, record) values (?, ?, ?, ?, ?, ?)"
+INSERT_OUTCOME = "insert into outcomes (action_id, ended_at_s, kind, outcome, duration_s, sentence, detail) values (?, ?, ?, ?, ?, ?, ?)"
+FLUSH_WITHIN_S = 30.0
+_ROUTE_FIELDS = tuple(field.name for field in fields(RouteReading) if field.name != "latency")
 
 
 class Journal:
     """A Recorder on SQLite. Ticks that change something are kept longer than quiet ones; the file is bounded.
 
-    A write that fails (a full disk, a lock) never stops the loop: `trouble` holds its message until a write succeeds.
+    Calls return at once: a thread writes. A write that fails (a full disk, a lock) is tried again, and `trouble` holds its message until
+    it succeeds. A file that cannot be read is kept under another name, and a new one begins; `take_notices` says so.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, max_bytes: int = RetentionConfig().journal_bytes) -> None:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch(mode=0o600)  # it holds the keys of model control
-            self._db = sqlite3.connect(path, isolation_level=None)
-            self._db.execute("pragma journal_mode = wal")
-            self._db.execute("pragma synchronous = normal")
-            self._db.executescript(SCHEMA)
+            self._writer = JournalWriter(path, max_bytes)
         except (OSError, sqlite3.Error) as error:
             raise EnvironmentCheckError(f"{path}: the journal cannot be opened ({error}). Fix: make `state_directory` writable") from error
-        self._since_prune = 0
-        self.trouble: str | None = None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing is written now; None when all is well."""
+        return self._writer.trouble
 
     def record_tick(self, record: TickRecord) -> None:
         """Append a tick."""
-        changed = bool(record.plan.actions or record.outcomes or record.estimate.drift_events)
+        changed = bool(record.plan.actions or record.outcomes or record.snapshot.incidents or record.estimate.drift_events)
         row = (record.snapshot.at_s, record.decision.id, record.decision.reason, changed, sentence(record), _thin(record))
-        self._write("insert or replace into ticks values (?, ?, ?, ?, ?, ?)", row)
-        self._since_prune += 1
-        if self._since_prune >= PRUNE_EVERY:
-            self._prune()
+        self._writer.add_row(INSERT_TICK, row)
 
     def record_event(self, at_s: float, kind: str, sentence: str) -> None:
         """Append a change of the sidecar itself, such as a pause: a row among the ticks, without a decision."""
-        self._write("insert or replace into ticks values (?, ?, ?, ?, ?, ?)", (at_s, f"{kind}-{at_s:.0f}", kind, True, sentence, "{}"))
+        self._writer.add_row(INSERT_TICK, (at_s, f"{kind}-{at_s:.0f}", kind, True, sentence, packed("{}")))
 
     def record_outcome(self, outcome: Outcome) -> None:
         """Append an action's outcome."""
         action = outcome.action
         row = (action.id, outcome.ended_at_s, action.kind, outcome.kind, outcome.duration_s, describe(action), outcome.detail)
-        self._write("insert into outcomes values (?, ?, ?, ?, ?, ?, ?)", row)
+        self._writer.add_row(INSERT_OUTCOME, row)
 
     def save_server(self, server: Server) -> None:
         """Remember a launched server."""
-        self._write("insert or replace into servers values (?, ?)", (server.name, json.dumps(plain(server))))
+        self._writer.set_server(server.name, json.dumps(plain(server)))
 
     def forget_server(self, name: str) -> None:
         """The server is gone."""
-        self._write("delete from servers where name = ?", (name,))
+        self._writer.set_server(name, None)
 
     def load_servers(self) -> tuple[Server, ...]:
         """Launched servers that were remembered and not forgotten."""
-        rows = self._db.execute("select server from servers order by name").fetchall()
-        return remembered_servers(row[0] for row in rows)
+        return remembered_servers(text for _, text in sorted(self._writer.servers.items()))
+
+    def take_notices(self) -> tuple[Notice, ...]:
+        """What happened to the file since the last call."""
+        return self._writer.take_notices()
+
+    def flush(self, within_s: float = FLUSH_WITHIN_S) -> bool:
+        """Wait until everything is written; returns whether it is."""
+        return self._writer.flush(within_s)
 
     def close(self) -> None:
-        """Close the file."""
-        self._db.close()
-
-    def _prune(self) -> None:
-        self._since_prune = 0
-        for changed, kept in ((0, QUIET_TICKS_KEPT), (1, CHANGES_KEPT)):
-            self._write(
-                "delete from ticks where changed = ? and at_s < "
-                "(select at_s from ticks where changed = ? order by at_s desc limit 1 offset ?)",
-                (changed, changed, kept),
-            )
-        self._write(
-            "delete from outcomes where ended_at_s < (select ended_at_s from outcomes order by ended_at_s desc limit 1 offset ?)",
-            (CHANGES_KEPT,),
-        )
-
-    def _write(self, statement: str, row: Sequence[object]) -> None:
-        try:
-            self._db.execute(statement, row)
-        except sqlite3.Error as error:
-            self.trouble = f"the journal is not written: {error}"
-        else:
-            self.trouble = None
+        """Write what waits, for a bounded time, and close the file."""
+        self._writer.close()
 
 
-def _thin(record: TickRecord) -> str:
-    """The record as JSON without the raw histograms, which are large and stand in Envoy anyway, and without keys of model control."""
-    data = plain(record)
-    for route in data["snapshot"]["routes"]:
-        del route["latency"]
+def _thin(record: TickRecord) -> bytes:
+    """The packed record without the raw histograms, which are large and stand in Envoy anyway, and without keys of model control."""
+    data = plain(replace(record, snapshot=replace(record.snapshot, routes=())))
+    data["snapshot"]["routes"] = [_counters(route) for route in record.snapshot.routes]
     for server in data["snapshot"]["servers"]:
         del server["model_control_key"]
-    return json.dumps(data, separators=(",", ":"))
+    return packed(json.dumps(data, separators=(",", ":")))
+
+
+def _counters(route: RouteReading) -> dict[str, object]:
+    return {field: getattr(route, field) for field in _ROUTE_FIELDS}

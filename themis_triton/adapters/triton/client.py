@@ -7,6 +7,8 @@ from typing import Any
 import tritonclient.grpc.aio
 from tritonclient.utils import InferenceServerException
 
+from themis_triton.adapters.pem_files import pem_version
+from themis_triton.adapters.triton.tls import credentials, name_options
 from themis_triton.core.address import Address
 from themis_triton.core.errors import ServerError
 
@@ -29,27 +31,39 @@ _ANSWERS = (_RESTRICTED, _NOT_EXPLICIT, "Request for unknown model")
 
 
 def new_client(address: Address) -> Any:  # noqa: ANN401 - tritonclient has no types
-    """A client for one server; the caller closes it. Must be made inside a running event loop."""
-    return tritonclient.grpc.aio.InferenceServerClient(address.authority, channel_args=_CHANNEL_OPTIONS)
+    """A client for one server; the caller closes it. Must be made inside a running event loop.
+
+    Raises:
+        ServerError: a PEM file of the address cannot be read.
+    """
+    options = [*_CHANNEL_OPTIONS, *name_options(address)]
+    return tritonclient.grpc.aio.InferenceServerClient(address.authority, creds=credentials(address), channel_args=options)
 
 
 class TritonClients:
-    """Clients by address, created on first use."""
+    """Clients by address, created on first use, and anew when a PEM file of the address changed."""
 
     def __init__(self) -> None:
         self._clients: dict[Address, Any] = {}
+        self._versions: dict[Address, str] = {}
+        self._replaced: dict[Address, list[Any]] = {}
 
     def of(self, address: Address) -> Any:  # noqa: ANN401 - tritonclient has no types
-        """The client for a gRPC address."""
-        if address not in self._clients:
-            self._clients[address] = new_client(address)
+        """The client for a gRPC address. ServerError if a PEM file of it cannot be read."""
+        version = pem_version(address)
+        if self._versions.get(address) != version:
+            client = new_client(address)
+            if address in self._clients:  # It may have calls under way.
+                self._replaced.setdefault(address, []).append(self._clients[address])
+            self._clients[address], self._versions[address] = client, version
         return self._clients[address]
 
     async def forget(self, address: Address) -> None:
-        """Close the client of a server that is gone."""
+        """Close the clients of a server that is gone."""
+        self._versions.pop(address, None)
         client = self._clients.pop(address, None)
-        if client is not None:
-            await client.close()
+        for each in (*self._replaced.pop(address, ()), *((client,) if client is not None else ())):
+            await each.close()
 
     async def close(self) -> None:
         """Close all."""

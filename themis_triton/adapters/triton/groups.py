@@ -59,6 +59,12 @@ def count_by_device(groups: Iterable[Group], devices: Devices) -> dict[str, int]
     return counts
 
 
+def expected_devices(groups: list[Group], devices: Devices) -> frozenset[str]:
+    """The devices that a server's instances may take by the groups of the model's own file; Triton chooses where these name no GPU."""
+    free_choice = _home(devices).startswith("gpu:") and (not groups or any(g.kind in ON_GPU and not g.gpus for g in groups))
+    return frozenset(devices) if free_choice else frozenset(filter(None, (device for g in groups for device in devices_of(g, devices))))
+
+
 def is_joint(groups: Iterable[Group], devices: Devices) -> bool:
     """Whether a group is on several devices: then the first change makes its instances anew, in one group for each device."""
     return any(len(devices_of(group, devices)) > 1 for group in groups)

@@ -8,15 +8,18 @@ import re
 from collections import defaultdict
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
-from themis_triton.adapters.http import HttpClient, HttpError
+from themis_triton.adapters.bounded import BoundedCalls
+from themis_triton.adapters.http import HttpClient, HttpError, amount
 from themis_triton.core.address import Address
 from themis_triton.core.fleet import Server
 from themis_triton.core.observation import BatchCounters, ModelCounters, ServerReading
 from themis_triton.ports import Clock
 
 Answer = TypeVar("Answer")
+Where = tuple[str, Address, Address]
 _METRICS, _STATISTICS = "/metrics", "/v2/models/stats"
 _COMPUTE = ("compute_input", "compute_infer", "compute_output")
 _FIELDS = {
@@ -32,12 +35,13 @@ _FIELDS = {
     "nv_inference_pending_request_count": "pending",
 }
 _MODEL = re.compile(r'(?:^|,)model="((?:[^"\\]|\\.)*)"')
+_REFUSED = re.compile(r'(?:^|,)reason="(?:REJECTED|CANCELED)"')
 _ESCAPED = re.compile(r"\\(.)")
 _ESCAPES = {"n": "\n"}
 
 
 def parse_metrics(text: str) -> dict[str, ModelCounters]:
-    """Counters by model, summed over its versions and over reasons of failure.
+    """Counters by model, summed over its versions. Failures are divided by their reason into failed and refused requests.
 
     Only lines of the families in use are parsed: a page has many others.
 
@@ -49,30 +53,41 @@ def parse_metrics(text: str) -> dict[str, ModelCounters]:
     """
     if text and not text.startswith(("#", "nv_")):
         raise ValueError(f"expected Triton's metrics, but the response starts with {text[:20]!r}")
-    sums: defaultdict[str, dict[str, Any]] = defaultdict(lambda: dict.fromkeys(_FIELDS.values(), 0.0))
+    sums: defaultdict[str, dict[str, Any]] = defaultdict(lambda: dict.fromkeys((*_FIELDS.values(), "refused"), 0.0))
     for line in text.splitlines():
         if not line.startswith("nv_inference_"):
             continue
         name, _, rest = line.partition("{")
         field = _FIELDS.get(name)
+        if field is None and name.partition(" ")[0] in _FIELDS:
+            raise ValueError(f"a counter without a model: {line[:80]!r}")
         if field is not None:
-            model, value = _sample(rest)
-            sums[model][field] += value
+            labels, _, text_value = rest.rpartition("}")
+            model, refused = _labels(labels)
+            sums[model]["refused" if refused and field == "failure" else field] += _value(text_value, rest)
     return {model: ModelCounters(**fields) for model, fields in sums.items()}
 
 
-def _sample(text: str) -> tuple[str, float]:
-    """Model and value of `model="…",…} VALUE`."""
+@lru_cache(16_384)
+def _labels(text: str) -> tuple[str, bool]:
+    """The model of `model="…",…`, and whether requests were refused. A page has the same thousands of labels each time."""
     match = _MODEL.search(text)
-    value = float(text[text.rindex("}") + 1 :])
-    if match is None or not 0.0 <= value < math.inf:
+    if match is None:
         raise ValueError(f"not a counter of a model: {text!r}")
     name = match[1]
-    return (_ESCAPED.sub(lambda match: _ESCAPES.get(match[1], match[1]), name) if "\\" in name else name), value
+    name = _ESCAPED.sub(lambda match: _ESCAPES.get(match[1], match[1]), name) if "\\" in name else name
+    return name, _REFUSED.search(text) is not None
+
+
+def _value(text: str, line: str) -> float:
+    value = float(text)
+    if not 0.0 <= value < math.inf:
+        raise ValueError(f"not a counter of a model: {line!r}")
+    return value
 
 
 def parse_statistics(answer: Mapping[str, Any]) -> dict[str, tuple[BatchCounters, ...]]:
-    """Executed batches by model and size, summed over a model's versions.
+    """Executed batches by READY model and size, summed over a model's versions.
 
     Args:
         answer: what Triton's statistics extension gives at `/v2/models/stats`.
@@ -83,10 +98,11 @@ def parse_statistics(answer: Mapping[str, Any]) -> dict[str, tuple[BatchCounters
     sums: defaultdict[str, defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(lambda: [0.0, 0.0]))
     try:
         for model in answer["model_stats"]:
+            sums[model["name"]]
             for batch in model["batch_stats"]:
-                entry = sums[model["name"]][int(batch["batch_size"])]
-                entry[0] += batch["compute_infer"]["count"]
-                entry[1] += sum(batch[part]["ns"] for part in _COMPUTE) / 1000.0
+                entry = sums[model["name"]][int(amount(batch["batch_size"]))]
+                entry[0] += amount(batch["compute_infer"]["count"])
+                entry[1] += sum(amount(batch[part]["ns"]) for part in _COMPUTE) / 1000.0
     except (KeyError, TypeError) as error:
         raise ValueError(f"no statistics of batches in the answer ({error!r})") from error
     return {model: tuple(BatchCounters(size, *entry) for size, entry in sorted(sizes.items())) for model, sizes in sums.items()}
@@ -127,15 +143,28 @@ class TritonMetrics:
     Args:
         clock: stamps the readings.
         timeout_s: for one server.
+        wait_s: for how long one call of `read_servers` waits; None: for the time-out.
     """
 
-    def __init__(self, clock: Clock, timeout_s: float = 1.0) -> None:
+    def __init__(self, clock: Clock, timeout_s: float = 1.0, wait_s: float | None = None) -> None:
         self._clock = clock
         self._client = HttpClient(timeout_s)
+        self._calls: BoundedCalls[Where, ServerReading] = BoundedCalls(wait_s)
+        self._newest: dict[str, ServerReading] = {}
 
     async def read_servers(self, servers: Sequence[Server]) -> tuple[ServerReading, ...]:
-        """All servers at once, in their order; one that does not answer is a reading with an error."""
-        return tuple(await asyncio.gather(*(self._read(server) for server in servers)))
+        """All servers at once, in their order; one that does not answer is a reading with an error.
+
+        A server that has not answered within `wait_s` has its previous reading until it answers or the time-out comes.
+        """
+        read = await self._calls.read({_where(server): partial(self._read, server) for server in servers})
+        self._newest = {server.name: self._newest[server.name] for server in servers if server.name in self._newest}
+        self._newest |= {reading.server: reading for reading in read.values()}
+        return tuple(self._newest.get(server.name) or self._unread(server) for server in servers)
+
+    def _unread(self, server: Server) -> ServerReading:
+        """The reading of a server that has never been read."""
+        return ServerReading(server.name, self._clock.now_s(), error=f"{_metrics_of(server)}: no answer yet")
 
     async def _read(self, server: Server) -> ServerReading:
         """The metrics decide whether there is a reading; only drift needs the batches."""
@@ -145,12 +174,12 @@ class TritonMetrics:
         )
         now_s = self._clock.now_s()
         if models is None:
-            where = f"metrics of server {server.name} at {server.metrics_address.url(_METRICS)}"
-            return ServerReading(server.name, now_s, error=f"{where}: {error}")
+            return ServerReading(server.name, now_s, error=f"{_metrics_of(server)}: {error}")
         if batches is None:
             where = f"statistics of server {server.name} at {server.http_address.url('/v2/models/stats')}"
             return ServerReading(server.name, now_s, models, batches_error=f"{where}: {batches_error}")
-        return ServerReading(server.name, now_s, {name: replace(each, batches=batches.get(name, ())) for name, each in models.items()})
+        complete = {name: replace(each, batches=batches.get(name, ())) for name, each in models.items()}
+        return ServerReading(server.name, now_s, complete, ready=frozenset(batches))
 
     async def _attempt(self, answer: Coroutine[Any, Any, Answer]) -> tuple[Answer | None, str]:
         """The answer, or the reason why there is none."""
@@ -160,5 +189,15 @@ class TritonMetrics:
             return None, str(error) or type(error).__name__
 
     async def close(self) -> None:
-        """Close the connections."""
+        """End the calls under way and close the connections."""
+        await self._calls.close()
         await self._client.close()
+
+
+def _where(server: Server) -> Where:
+    """What identifies a call: a server that was started again on other ports is another one."""
+    return server.name, server.metrics_address, server.http_address
+
+
+def _metrics_of(server: Server) -> str:
+    return f"metrics of server {server.name} at {server.metrics_address.url(_METRICS)}"

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 from google.protobuf import json_format, text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelQueuePolicy
 
+from themis_triton.adapters.triton.config_files import config_file
 from themis_triton.adapters.triton.groups import (
     ON_GPU,
     Devices,
@@ -31,7 +32,6 @@ from themis_triton.adapters.triton.groups import (
 from themis_triton.core.errors import ChangeRefusedError, SettingsError
 from themis_triton.core.fleet import ModelState
 
-CONFIG_FILE = "config.pbtxt"
 Config: TypeAlias = Any
 """A protobuf `inference.ModelConfig`; protobuf's generated classes carry no types."""
 
@@ -55,9 +55,9 @@ def parse_config(text: str, source: str) -> Config:
         ) from error
 
 
-def read_config_text(repository: Path, model: str) -> tuple[str, str] | None:
-    """Text and name of a model's own `config.pbtxt`; None where it cannot be read here."""
-    file = repository / model / CONFIG_FILE
+def read_config_text(repository: Path, model: str, config_name: str | None = None) -> tuple[str, str] | None:
+    """Text and name of a model's own `config.pbtxt`, or see `config_file`; None where it cannot be read here."""
+    file = config_file(repository / model, config_name)
     if not (file.is_file() and os.access(file, os.R_OK)):
         return None
     return file.read_text(encoding="utf-8"), str(file)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,18 @@ from tritonclient.utils import InferenceServerException
 
 from themis_triton.adapters.triton.client import KEY_HEADER, TritonClients, is_not_explicit, is_restricted, is_silent, silence
 from themis_triton.adapters.triton.groups import numbered_devices
+from themis_triton.adapters.triton.model_base import differing_fields
 from themis_triton.adapters.triton.model_config import Config, parse_config, read_config_text, state_of, to_json, with_state
+from themis_triton.adapters.triton.sequences import check_in_place
+from themis_triton.adapters.triton.structure import Structure, stateful_models, structure_of
 from themis_triton.core.errors import ChangeRefusedError, ServerError
 from themis_triton.core.fleet import ModelState, Server
 
 log = structlog.get_logger()
+_HEALTH_TIMEOUT_S = 1.0
+_READS_AT_ONCE = 4
+_NO_MODEL = "themis/no-such-model"
+"""Unloading it changes nothing; a server without explicit model control refuses even that."""
 
 
 class TritonModelControl:
@@ -25,25 +32,50 @@ class TritonModelControl:
 
     Overrides are made from the model's own `config.pbtxt`, so that a change of counts is in place from the first one on. Where that file
     cannot be read here they are made from what the server reports: where Triton had filled something in, the first change is then a full
-    reload, and later ones are in place.
+    reload, and later ones are in place. So it is where the server runs other values than the file has (`model_base.differing_fields`).
 
     Two things outside our reach also make a first change a reload: a file in the model's folder that changed since it was loaded (Python's
     own cache beside a `model.py` that had never run before, too), and batching that the file leaves for Triton to fill in.
 
     Changes of one model on one server are made one after the other. Use it from one event loop, and `close` it there.
+
+    A load call has no time limit: under a standing backlog it returns only once the model's queue was empty, and a second call would
+    wait behind it and hold another of the server's load threads. Every `answer_timeout_s` the server is asked whether it lives.
+
+    `callees`: by model, those that it calls by itself inside the server, which no configuration says.
     """
 
-    def __init__(self, timeout_s: float = 120.0, read_timeout_s: float = 5.0) -> None:
-        self._timeout_s = timeout_s
+    def __init__(
+        self, answer_timeout_s: float = 60.0, read_timeout_s: float = 5.0, callees: Mapping[str, tuple[str, ...]] | None = None
+    ) -> None:
+        self._answer_timeout_s = answer_timeout_s
         self._read_timeout_s = read_timeout_s
+        self._callees = callees or {}
         self._clients = TritonClients()
         self._locks: defaultdict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._structures: defaultdict[str, dict[str, Structure]] = defaultdict(dict)
+        self._differing: dict[tuple[str, str], list[str]] = {}
 
     async def read_models(self, server: Server, models: Sequence[str]) -> dict[str, ModelState]:
         """What the server runs now, per model that is READY there; a model that is not is absent. ServerError if unreachable."""
-        configs = await asyncio.gather(*(self._served(server, model) for model in models))
+        configs = await self._served_of(server, models)
         devices = numbered_devices(server)
         return {model: state_of(config, None, devices) for model, config in zip(models, configs, strict=True) if config is not None}
+
+    async def read_refusal(self, server: Server) -> str | None:
+        """Why the server refuses all changes of its models, with the remedy; None where it takes them. ServerError if unreachable."""
+        client = self._clients.of(server.grpc_address)
+        try:
+            await client.unload_model(_NO_MODEL, headers=_key_headers(server), client_timeout=self._read_timeout_s)
+        except InferenceServerException as error:
+            if is_not_explicit(error):
+                fix = "start it with --model-control-mode=explicit --load-model=*"
+                return f"server {server.name} runs without explicit model control. Fix: {fix}"
+            if is_restricted(error):
+                return f"server {server.name} asks for a key of model control. Fix: set servers.{server.name}.model_control_key"
+            if is_silent(error):
+                raise silence(server.name, server.grpc_address, error) from error
+        return None
 
     async def list_ready(self, server: Server) -> tuple[str, ...] | None:
         """The names of all models with a version that is READY, by the repository index; None where the server refuses the call.
@@ -59,6 +91,26 @@ class TritonModelControl:
             return None
         return tuple(sorted({model.name for model in index.models if model.state == "READY"}))
 
+    async def list_stateful(self, server: Server, models: Sequence[str]) -> tuple[str, ...]:
+        """Those of the READY models that keep state between the calls of a sequence, and those that call such a model, in order.
+
+        A model's configuration is read when it first appears. ServerError if unreachable.
+        """
+        known = {name: structure for name, structure in self._structures[server.name].items() if name in models}
+        unknown = [name for name in models if name not in known]
+        configs = await self._served_of(server, unknown)
+        known |= {name: structure_of(config) for name, config in zip(unknown, configs, strict=True) if config is not None}
+        self._structures[server.name] = known
+        return stateful_models({name: each.calling(self._callees.get(name, ())) for name, each in known.items()})
+
+    async def answers(self, server: Server) -> bool:
+        """Whether the server answers a health check over gRPC within a second; any answer counts, a refusal too."""
+        try:
+            await self._check_alive(server, _HEALTH_TIMEOUT_S)
+        except ServerError:
+            return False
+        return True
+
     async def change(self, server: Server, model: str, state: ModelState) -> ModelState:
         """Load the model with the given counts and batching; returns the state that the server reports afterwards.
 
@@ -66,12 +118,43 @@ class TritonModelControl:
         the state already is left alone. On a server that may use several devices a state without a spread means the home device.
 
         Raises:
-            ChangeRefusedError: Triton refuses, with its reason; the old state serves on.
-            ServerError: it does not answer in time, or it answers OK and runs something else.
+            ChangeRefusedError: Triton refuses, with its reason, or the change might cut open sequences; the old state serves on.
+            ServerError: it no longer answers at all, or it answers OK and runs something else.
             SettingsError: the model's `config.pbtxt` cannot be parsed.
         """
         async with self._locks[server.name, model]:
             return await self._changed(server, model, server.placed(state))
+
+    async def reload(self, server: Server, model: str, state: ModelState) -> ModelState:
+        """Unload the model if it is there, and load it with the given counts and batching; returns the state that the server reports.
+
+        Where neither its `config.pbtxt` nor its configuration in the server can be read, it is loaded as the server's repository has it.
+
+        Raises:
+            ChangeRefusedError: Triton refuses, with its reason.
+            ServerError: it no longer answers at all, or it answers OK and runs something else.
+            SettingsError: the model's `config.pbtxt` cannot be parsed.
+        """
+        async with self._locks[server.name, model]:
+            served = await self._served(server, model)
+            if served is not None:
+                await self._unload(server, model)
+            devices = numbered_devices(server)
+            try:
+                base = await self._base(server, model, served)
+            except ChangeRefusedError:
+                await self._load(server, model, None)
+                return await self._verified(server, model, None)
+            override = with_state(base, server.placed(state), served, devices)
+            await self._load(server, model, override)
+            return await self._verified(server, model, override)
+
+    async def _unload(self, server: Server, model: str) -> None:
+        client = self._clients.of(server.grpc_address)
+        try:
+            await client.unload_model(model, headers=_key_headers(server), client_timeout=self._read_timeout_s)
+        except InferenceServerException as error:
+            raise self._load_error(server, model, error) from error
 
     async def _changed(self, server: Server, model: str, state: ModelState) -> ModelState:
         devices, served = numbered_devices(server), await self._served(server, model)
@@ -81,6 +164,8 @@ class TritonModelControl:
         override = with_state(await self._base(server, model, served), state, served, devices)
         if before is not None and state_of(override, served, devices) == before:
             return before  # the nearest that its instance groups can give
+        if structure_of(override).stateful:
+            await asyncio.to_thread(check_in_place, server, model)
         await self._load(server, model, override)
         if before is not None and before.joint:
             remedy = "it happens once. Fix: write one instance_group for each GPU in its config.pbtxt to avoid it"
@@ -89,9 +174,16 @@ class TritonModelControl:
 
     async def _base(self, server: Server, model: str, served: Config | None) -> Config:
         repository = Path(server.model_repository) if server.model_repository is not None else None
-        own = await asyncio.to_thread(read_config_text, repository, model) if repository is not None else None
-        if own is not None:
-            return parse_config(*own)
+        name = server.model_config_name
+        own = await asyncio.to_thread(read_config_text, repository, model, name) if repository is not None else None
+        config = parse_config(*own) if own is not None else None
+        differing = differing_fields(config, served) if config is not None and served is not None else []
+        if config is not None and not differing:
+            return config
+        if self._differing.get((server.name, model), []) != differing:
+            self._differing[server.name, model] = differing
+            remedy = "its values are kept, and its next change is a reload. Fix: write them into its config.pbtxt"
+            log.warning("model_config_differs_from_file", server=server.name, model=model, fields=differing, remedy=remedy)
         if served is None:
             raise ChangeRefusedError(
                 f"server {server.name} does not serve model {model}, "
@@ -99,6 +191,16 @@ class TritonModelControl:
                 "load the model there, or name the server's model_repository"
             )
         return served
+
+    async def _served_of(self, server: Server, models: Sequence[str]) -> list[Config | None]:
+        """What the server reports of each model, a few at a time: hundreds of calls at once would hold up the tick."""
+        limit = asyncio.Semaphore(_READS_AT_ONCE)
+
+        async def read(model: str) -> Config | None:
+            async with limit:
+                return await self._served(server, model)
+
+        return await asyncio.gather(*map(read, models))
 
     async def _served(self, server: Server, model: str) -> Config | None:
         """What the server reports of a model that is READY; None when it is not."""
@@ -112,12 +214,26 @@ class TritonModelControl:
                 raise silence(server.name, server.grpc_address, error) from error
             return None  # It answered: the model went away between the two calls.
 
-    async def _load(self, server: Server, model: str, override: Config) -> None:
+    async def _load(self, server: Server, model: str, override: Config | None) -> None:
         client = self._clients.of(server.grpc_address)
+        config = to_json(override) if override is not None else None
+        call = asyncio.ensure_future(client.load_model(model, headers=_key_headers(server), config=config))
         try:
-            await client.load_model(model, headers=_key_headers(server), config=to_json(override), client_timeout=self._timeout_s)
+            while not (await asyncio.wait((call,), timeout=self._answer_timeout_s))[0]:
+                await self._check_alive(server, self._answer_timeout_s)
+            await call
         except InferenceServerException as error:
             raise self._load_error(server, model, error) from error
+        finally:
+            call.cancel()
+
+    async def _check_alive(self, server: Server, timeout_s: float) -> None:
+        """ServerError if the server does not answer; any answer will do, a refusal too."""
+        try:
+            await self._clients.of(server.grpc_address).is_server_live(client_timeout=timeout_s)
+        except InferenceServerException as error:
+            if is_silent(error):
+                raise silence(server.name, server.grpc_address, error) from error
 
     def _load_error(self, server: Server, model: str, error: InferenceServerException) -> ServerError:
         if is_silent(error):
@@ -127,11 +243,12 @@ class TritonModelControl:
         log = f"; log {server.log_file}" if server.log_file else ""
         return ChangeRefusedError(f"server {server.name} refused to change model {model}: {error.message()}{remedy}{log}")
 
-    async def _verified(self, server: Server, model: str, override: Config) -> ModelState:
+    async def _verified(self, server: Server, model: str, override: Config | None) -> ModelState:
+        """What the server runs after a load; without an override, whatever its repository has."""
         served: Any = await self._served(server, model)
         devices = numbered_devices(server)
         result = state_of(served, None, devices) if served is not None else None
-        expected = state_of(override, served, devices)
+        expected = state_of(override, served, devices) if override is not None else result
         if result is None or result != expected:
             raise ServerError(
                 f"server {server.name} answered OK to changing model {model} to {expected} and runs {result}. "
@@ -142,8 +259,10 @@ class TritonModelControl:
     async def forget(self, server: Server) -> None:
         """Drop what is kept for a server that is gone."""
         await self._clients.forget(server.grpc_address)
+        self._structures.pop(server.name, None)
         for key in [key for key in self._locks if key[0] == server.name]:
             del self._locks[key]
+            self._differing.pop(key, None)
 
     async def close(self) -> None:
         """Close all connections."""

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
+import re
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from tritonclient.grpc import InferInput
-from tritonclient.utils import InferenceServerException, triton_to_np_dtype
+from tritonclient.grpc.model_config_pb2 import TYPE_STRING, ModelSequenceBatching
+from tritonclient.utils import InferenceServerException
 
 from themis_triton.adapters.triton.arrays import input_array, read_arrays
 from themis_triton.adapters.triton.client import new_client, silence
+from themis_triton.adapters.triton.warmup_data import Sample, own_samples, zeros
 from themis_triton.core.config import ModelInputs
-from themis_triton.core.errors import LaunchFailedError, SettingsError
+from themis_triton.core.errors import SettingsError, WarmupFailedError
 from themis_triton.core.fleet import ModelState, Server
 
 _SPATIAL_RANK = 3
 _SPATIAL_SIZE = 32
-_TEXT = b"warm-up"
+_ID_BITS = 63
 
 
 def warmup_batches(max_batch: int) -> tuple[int, ...]:
@@ -35,21 +39,16 @@ def concrete_shape(shape: list[int]) -> list[int]:
     return [size if side < 0 else side for side in shape]
 
 
-def make_tensor(datatype: str, shape: list[int]) -> NDArray[Any]:
-    """Zeros of a Triton datatype, or short strings for BYTES."""
-    if datatype == "BYTES":
-        return np.full(shape, _TEXT, dtype=np.object_)
-    return np.zeros(shape, dtype=triton_to_np_dtype(datatype))
-
-
 class Warmup:
     """Warms up one server through one connection; use as `async with`.
+
+    The inputs of a model are the data of its own `model_warmup`, else those of the settings, else zeros.
 
     Args:
         server: a server that is ready; its `models` hold the planned states.
         rounds: how often each instance is meant to be touched at each batch size.
         timeout_s: for one request.
-        inputs: by model, the configured inputs; other models get zeros, of the sizes of their `model_warmup` if they have one.
+        inputs: by model, the inputs of the settings.
     """
 
     def __init__(self, server: Server, rounds: int, timeout_s: float, inputs: Mapping[str, ModelInputs] | None = None) -> None:
@@ -71,53 +70,93 @@ class Warmup:
         """Send the requests of one model, one batch size after the other, and check every answer.
 
         Raises:
-            LaunchFailedError: a request failed, or an answer is empty; the message names the log file.
+            WarmupFailedError: a request failed, or an answer is empty; the message names the log file.
             ServerError: the server did not answer.
         """
+        configured = self._configured.get(model, ModelInputs())
+        fix = remedy(model, configured, own=False)
         try:
             metadata = await self._client.get_model_metadata(model, client_timeout=self._timeout_s)
             config = (await self._client.get_model_config(model, client_timeout=self._timeout_s)).config
-            configured = self._configured.get(model, ModelInputs())
-            arrays = read_arrays(configured.file) if configured.file is not None else {}
-            for batch in warmup_batches(state.max_batch):
-                inputs = warmup_inputs(metadata, config, batch, configured, arrays)
-                requests = (self._request(metadata, inputs) for _ in range(state.instances * self._rounds))
-                await asyncio.gather(*requests)
+            own = self._own_samples(metadata.name, config)
+            fix = remedy(model, configured, own=bool(own))
+            samples = own or (file_sample(configured.file, metadata, config) if configured.file is not None else {},)
+            sequences = config.HasField("sequence_batching")
+            send, rounds = (self._sequence, self._rounds * state.max_batch) if sequences else (self._request, self._rounds)
+            for batch in (1,) if sequences else warmup_batches(state.max_batch):
+                made = [warmup_inputs(metadata, config, batch, configured, sample) for sample in samples]
+                count = max(state.instances * rounds, len(made)) if self._rounds else 0
+                await asyncio.gather(*(send(metadata, config, made[number % len(made)]) for number in range(count)))
         except SettingsError as error:
-            raise self._failed(model, f"models.{model}.inputs: {error}") from error
+            raise self._failed(model, f"{error}", "") from error
         except InferenceServerException as error:
             if error.status() == "StatusCode.UNAVAILABLE":
                 raise silence(self._server.name, self._server.grpc_address, error) from error
-            raise self._failed(model, str(error.message())) from error
+            raise self._failed(model, str(error.message()), _missing_callee(model, str(error.message())) or fix) from error
 
-    async def _request(self, metadata: Any, inputs: list[InferInput]) -> None:  # noqa: ANN401 - protobuf has no types
-        answer = await self._client.infer(metadata.name, inputs, client_timeout=self._timeout_s)
+    def _own_samples(self, model: str, config: Any) -> tuple[Sample, ...]:  # noqa: ANN401 - protobuf has no types
+        repository = self._server.model_repository
+        return own_samples(config, Path(repository) / model if repository is not None else None)
+
+    async def _sequence(self, metadata: Any, config: Any, inputs: list[InferInput]) -> None:  # noqa: ANN401 - protobuf has no types
+        """A whole sequence of its own, because a model with sequences takes no other call; no client can have its id."""
+        identity = secrets.randbits(_ID_BITS) | 1
+        named: dict[str, Any] = {"sequence_id": f"themis-{identity:x}" if _has_text_ids(config) else identity}
+        await self._request(metadata, config, inputs, **named, sequence_start=True, sequence_end=False)
+        await self._request(metadata, config, inputs, **named, sequence_start=False, sequence_end=True)
+
+    async def _request(self, metadata: Any, config: Any, inputs: list[InferInput], **sequence: Any) -> None:  # noqa: ANN401 - as above
+        if config.model_transaction_policy.decoupled:
+            await self._stream(metadata.name, inputs, sequence)
+            return
+        answer = await self._client.infer(metadata.name, inputs, client_timeout=self._timeout_s, **sequence)
         if empty := _empty_outputs(metadata, answer.get_response()):
-            raise self._failed(metadata.name, f"output {', '.join(empty)} came back empty; see that the backend's Python has numpy < 2")
+            fix = "see that the backend's Python has numpy < 2"
+            raise self._failed(metadata.name, f"output {', '.join(empty)} came back empty", fix)
 
-    def _failed(self, model: str, what: str) -> LaunchFailedError:
-        return LaunchFailedError(f"server {self._server.name}: warm-up of model {model} failed: {what}; log {self._server.log_file}")
+    async def _stream(self, model: str, inputs: list[InferInput], sequence: dict[str, Any]) -> None:
+        """One request of a decoupled model, which answers over a stream only, with any number of responses, until the stream ends."""
+
+        async def request() -> AsyncIterator[dict[str, Any]]:
+            yield {"model_name": model, "inputs": inputs, **sequence}
+
+        async for _, error in self._client.stream_infer(request(), stream_timeout=self._timeout_s):
+            if error is not None:
+                raise error
+
+    def _failed(self, model: str, cause: str, fix: str) -> WarmupFailedError:
+        what = f"server {self._server.name}: warm-up of model {model} failed: {cause}; log {self._server.log_file}"
+        return WarmupFailedError(what, model, cause, fix)
 
 
-def warmup_inputs(
-    metadata: Any,  # noqa: ANN401 - protobuf has no types
-    config: Any,  # noqa: ANN401 - protobuf has no types
-    batch: int,
-    configured: ModelInputs,
-    arrays: dict[str, NDArray[Any]],
-) -> list[InferInput]:
-    """The model's required inputs at a batch size; sizes of dynamic dimensions from the model's own `model_warmup` where it has one."""
-    optional = {entry.name for entry in config.input if entry.optional}
-    samples = config.model_warmup[0].inputs if config.model_warmup else {}
+def _missing_callee(model: str, cause: str) -> str:
+    """The remedy where the model called one that the server lacks; empty: it did not."""
+    lacking = re.search(r"[Mm]odel '?([^\s',]+)'? is not ready", cause)
+    return f"name it under `calls:`, as `calls: {{{model}: [{lacking[1]}]}}`, and in `models:`" if lacking and lacking[1] != model else ""
+
+
+def file_sample(file: Path, metadata: Any, config: Any) -> Sample:  # noqa: ANN401 - protobuf has no types
+    """The model's required inputs from an `.npz` file. SettingsError if it lacks one, or has another data type."""
+    arrays, optional = read_arrays(file), _optional(config)
+    return {
+        entry.name: input_array(file, arrays, metadata.name, entry.name, entry.datatype)
+        for entry in metadata.inputs
+        if entry.name not in optional
+    }
+
+
+def warmup_inputs(metadata: Any, config: Any, batch: int, configured: ModelInputs, sample: Sample) -> list[InferInput]:  # noqa: ANN401 - protobuf has no types
+    """The model's inputs at a batch size: the sample's, and the required ones that it lacks as zeros.
+
+    The sizes of zeros are those of the settings, else of the model's own `model_warmup`, else 1 or 32 for free dimensions.
+    """
+    optional, batched = _optional(config), config.max_batch_size > 0
     result = []
     for entry in metadata.inputs:
-        if entry.name in optional:
+        if entry.name not in sample and entry.name in optional:
             continue
-        if configured.file is not None:
-            value = input_array(configured.file, arrays, metadata.name, entry.name, entry.datatype)
-        else:
-            value = make_tensor(entry.datatype, _dims(entry, samples, configured, batched=config.max_batch_size > 0))
-        if config.max_batch_size > 0:
+        value = sample[entry.name] if entry.name in sample else zeros(entry.datatype, _dims(entry, config, configured))
+        if batched:
             value = np.repeat(value[None], batch, axis=0)
         tensor = InferInput(entry.name, list(value.shape), entry.datatype)
         tensor.set_data_from_numpy(value)
@@ -125,11 +164,33 @@ def warmup_inputs(
     return result
 
 
-def _dims(entry: Any, samples: Any, configured: ModelInputs, *, batched: bool) -> list[int]:  # noqa: ANN401 - protobuf has no types
+def _optional(config: Any) -> frozenset[str]:  # noqa: ANN401 - protobuf has no types
+    return frozenset(entry.name for entry in config.input if entry.optional)
+
+
+def _dims(entry: Any, config: Any, configured: ModelInputs) -> list[int]:  # noqa: ANN401 - protobuf has no types
     if entry.name in configured.shapes:
         return list(configured.shapes[entry.name])
-    own = list(entry.shape)[1:] if batched else list(entry.shape)
+    own = list(entry.shape)[1:] if config.max_batch_size > 0 else list(entry.shape)
+    samples = config.model_warmup[0].inputs if config.model_warmup else {}
     return list(samples[entry.name].dims) if entry.name in samples else concrete_shape(own)
+
+
+def remedy(model: str, configured: ModelInputs, *, own: bool) -> str:
+    """What to do about a model that refuses its warm-up."""
+    if own:
+        return "correct the data of its model_warmup"
+    if configured.file is not None:
+        return f"correct the arrays of {configured.file}"
+    return f"set models.{model}.warmup to an .npz file with real inputs, or give the model model_warmup data"
+
+
+def _has_text_ids(config: Any) -> bool:  # noqa: ANN401 - protobuf has no types
+    """Whether the model takes correlation ids as text."""
+    controls = [control for entry in config.sequence_batching.control_input for control in entry.control]
+    return any(
+        control.kind == ModelSequenceBatching.Control.CONTROL_SEQUENCE_CORRID and control.data_type == TYPE_STRING for control in controls
+    )
 
 
 def _empty_outputs(metadata: Any, response: Any) -> list[str]:  # noqa: ANN401 - protobuf has no types

@@ -1,0 +1,183 @@
+"""Every policy in Triton's world, simulated: launches of 20 and 60 s, servers of one device and servers that reach further ones.
+
+`THEMIS_TRACES=… python benchmarks/triton_policies.py` runs ten windows of days 15 and 16 that no constant was chosen on, and leaves
+`results/triton-policies.json` and `.md`. `--rotate` takes one pipeline for each window in turn instead of all three. `--training` takes
+windows of days 1 to 14; with `--change KEY=VALUE` policy themis has another constant there, for an ablation.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+from common import RESULTS, versions, with_constants, write_result
+from policy_cases import PIPELINES, WINDOWS_SEED, fresh_surges
+from rich.progress import track
+from tune import training_surges
+
+from themis_triton.commands.simulate_command import chosen
+from themis_triton.commands.simulated_runs import WorldFlags, simulated_run
+from themis_triton.core.config import DeviceSlot, ThemisConfig
+from themis_triton.load.traces import TraceOptions, load_trace
+from themis_triton.load.twitter import WINDOW, twitter_for
+from themis_triton.settings import load_settings
+from themis_triton.settings.shipped import shipped
+
+SLOTS = 16
+COLD_STARTS_S = (20.0, 60.0)
+HOLD = 3.0
+"""The hold of `horizontal, held`: this multiple of the cold start."""
+REACHING = frozenset({"themis", "oracle"})
+FIXED = frozenset({"vertical", "vertical-themis"})
+LABELS = ("themis", "horizontal", "horizontal, held", "vertical", "vertical-themis", "queue-time", "concurrency", "themis-paper", "oracle")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One run. `reach`: servers may use all devices."""
+
+    label: str
+    second: int
+    pipeline: str
+    seed: int
+    cold_start_s: float
+    reach: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a run gave."""
+
+    requests: int
+    late: int
+    cost: float
+    bound_cost: float
+
+
+def main() -> None:
+    """Run, sum up, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--policies", nargs="+", default=LABELS, choices=LABELS)
+    parser.add_argument("--cold-starts-s", nargs="+", type=float, default=COLD_STARTS_S)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--windows", type=int, default=10)
+    parser.add_argument("--rotate", action="store_true")
+    parser.add_argument("--training", action="store_true")
+    parser.add_argument("--reach", nargs="+", choices=("alone", "reach"), default=("alone", "reach"))
+    parser.add_argument("--change", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--out", default="triton-policies")
+    flags = parser.parse_args()
+    changes = {key: float(value) for key, _, value in (change.partition("=") for change in flags.change)}
+    seconds = training_surges(np.random.default_rng(WINDOWS_SEED), flags.windows, 0.0) if flags.training else alternating(flags.windows)
+    cases = [case for label in flags.policies for case in cases_of(label, seconds, flags)]
+    with ProcessPoolExecutor(flags.jobs, mp_context=get_context("spawn")) as pool:
+        found = list(track(pool.map(partial(run, changes), cases), "simulating", total=len(cases)))
+    rows = rows_of(cases, found)
+    windows = [f"{WINDOW}{second}" for second in seconds]
+    what = {"windows": windows, "seeds": flags.seeds, "rotate": flags.rotate, "changes": changes, "versions": versions("numba", "numpy")}
+    runs = [asdict(case) | asdict(result) for case, result in zip(cases, found, strict=True)]
+    write_result(flags.out, what | {"rows": rows, "runs": runs})
+    text = markdown(rows)
+    (RESULTS / f"{flags.out}.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+def alternating(count: int) -> list[int]:
+    """Fresh windows, mild and steep ones in turn."""
+    mild, steep = fresh_surges()
+    return [second for pair in zip(mild, steep, strict=True) for second in pair][:count]
+
+
+def cases_of(label: str, seconds: Sequence[int], flags: argparse.Namespace) -> Iterator[Case]:
+    """The runs of one policy: reaching servers and cold starts only where they make a difference to it."""
+    colds = flags.cold_starts_s[:1] if label in FIXED else flags.cold_starts_s
+    reaches = [name == "reach" for name in flags.reach] if label in REACHING else [False]
+    for cold_start_s in colds:
+        for reach in reaches:
+            for number, second in enumerate(seconds):
+                for pipeline in (PIPELINES[number % len(PIPELINES)],) if flags.rotate else PIPELINES:
+                    for seed in range(flags.seeds):
+                        yield Case(label, second, pipeline, seed, cold_start_s, reach)
+
+
+def run(changes: dict[str, float], case: Case) -> Found:
+    """Simulate one case."""
+    name = case.label.partition(",")[0]
+    trace = TraceOptions(twitter_for(f"{WINDOW}{case.second}", case.pipeline))
+    config = world(case, load_trace(trace, case.seed).rates_rps.max())
+    if name == "themis" and changes:
+        config = replace(config, policy=with_constants(config.policy, changes))
+    result = simulated_run(config, trace, WorldFlags(cold_start_s=case.cold_start_s), False, (name, case.seed))
+    return Found(result.requests, result.violated, result.cost, result.bound_cost)
+
+
+def world(case: Case, peak_rps: float) -> ThemisConfig:
+    """The shipped settings of one pipeline on more slots than it needs; the vertical baseline knows the peak, as `vertical-themis` does."""
+    config = chosen(load_settings(shipped("config") / "themis.yaml"), [case.pipeline])
+    slots = tuple(DeviceSlot(f"cpu:{number}", f"cpu:{number}") for number in range(SLOTS))
+    reach = tuple(slot.device for slot in slots) if case.reach else ()
+    launch = None if config.launch is None else replace(config.launch, slots=slots, reach=reach)
+    policy = replace(
+        config.policy,
+        vertical=replace(config.policy.vertical, planned_rps=float(peak_rps)),
+        horizontal=replace(
+            config.policy.horizontal,
+            scale_in_stabilization_s=HOLD * case.cold_start_s
+            if case.label.endswith("held")
+            else config.policy.horizontal.scale_in_stabilization_s,
+        ),
+    )
+    return replace(config, launch=launch, policy=policy)
+
+
+def rows_of(cases: Sequence[Case], found: Sequence[Found]) -> list[dict[str, Any]]:
+    """One row per cold start, policy and reach: means over the runs, with the standard error of the late share."""
+    keys = dict.fromkeys((case.cold_start_s, case.label, case.reach) for case in cases)
+    rows = []
+    for cold_start_s, label, reach in sorted(keys, key=lambda key: key[0]):
+        own = [f for c, f in zip(cases, found, strict=True) if (c.cold_start_s, c.label, c.reach) == (cold_start_s, label, reach)]
+        late = np.array([f.late / f.requests for f in own])
+        rows.append(
+            {
+                "cold_start_s": cold_start_s,
+                "policy": label,
+                "reach": reach,
+                "runs": len(own),
+                "violations": float(late.mean()),
+                "standard_error": float(late.std(ddof=1) / np.sqrt(late.size)) if late.size > 1 else None,
+                "worst_run_violations": float(late.max()),
+                "cost_vs_clairvoyant": sum(f.cost for f in own) / sum(f.bound_cost for f in own),
+            }
+        )
+    return rows
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The table, a section per cold start."""
+    text = ["# Policies in Triton's world", "", (__doc__ or "").partition("\n")[0], ""]
+    for cold_start_s in dict.fromkeys(row["cold_start_s"] for row in rows):
+        text += [
+            f"## Cold start {cold_start_s:g} s",
+            "",
+            "| policy | late | worst run | cost of clairvoyant | runs |",
+            "| --- | ---: | ---: | ---: | ---: |",
+        ]
+        for row in rows:
+            if row["cold_start_s"] == cold_start_s:
+                name = row["policy"] + (", servers reach all devices" if row["reach"] else "")
+                error = "" if row["standard_error"] is None else f" ± {row['standard_error']:.3%}"
+                cost = row["cost_vs_clairvoyant"]
+                text.append(f"| {name} | {row['violations']:.3%}{error} | {row['worst_run_violations']:.3%} | {cost:.3f} | {row['runs']} |")
+        text.append("")
+    return "\n".join(text)
+
+
+if __name__ == "__main__":
+    main()

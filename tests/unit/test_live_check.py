@@ -1,0 +1,49 @@
+"""Checks of `validate --live` that need no server."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.unit.samples import config
+from themis_triton.adapters import live_check
+from themis_triton.adapters.local.check import inotify_instances
+from themis_triton.adapters.triton.abilities import NEEDED_EXTENSIONS, lacking_extensions, lacks_pending
+
+
+def test_the_kernels_limit_is_read_and_absent_elsewhere(tmp_path: Path) -> None:
+    assert (inotify_instances() or 0) > 0
+    assert inotify_instances(tmp_path / "absent") is None
+
+
+def test_a_server_without_an_extension_is_named_with_what_is_lost() -> None:
+    assert list(lacking_extensions({*NEEDED_EXTENSIONS, "trace"})) == []
+    (words,) = lacking_extensions(NEEDED_EXTENSIONS.keys() - {"statistics"})
+    assert words.startswith("extension statistics: executed batches are unknown")
+
+
+@pytest.mark.parametrize(
+    ("page", "lacks"),
+    [
+        (b'nv_inference_request_success{model="a"} 1\n', True),
+        (b'nv_inference_request_success{model="a"} 1\nnv_inference_pending_request_count{model="a"} 0\n', False),
+        (b"# nothing loaded\n", False),
+    ],
+)
+def test_metrics_without_waiting_requests_are_noticed_where_there_are_models(page: bytes, lacks: bool) -> None:
+    assert lacks_pending(page) is lacks
+
+
+def test_fewer_watches_than_envoy_needs_are_an_error_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = {"first": frozenset(f"model-{number}" for number in range(200))}
+    monkeypatch.setattr(live_check, "inotify_instances", lambda: 128)
+    assert live_check.check_watches(config(), held) == []
+    monkeypatch.setattr(live_check, "inotify_instances", lambda: 60)
+    assert live_check.check_watches(config(), {}) == []
+    (finding,) = live_check.check_watches(config(), held)
+    assert finding.found == "202 models take 74 inotify instances, and a user may have 60 here"
+    assert finding.remedy == "raise the limit: sysctl -w fs.inotify.max_user_instances=148"
+    unmanaged = replace(config(), envoy=replace(config().envoy, managed=False))
+    assert live_check.check_watches(unmanaged, held) == []

@@ -1,0 +1,117 @@
+"""Settings that are edited while the sidecar runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.unit.fakes import Bench
+from tests.unit.samples import DETECTOR, config, server
+from themis_triton.adapters.clock import SystemClock
+from themis_triton.adapters.envoy.files import EnvoyFiles
+from themis_triton.adapters.envoy.process import EnvoyProcess
+from themis_triton.adapters.exporter import Exporter
+from themis_triton.adapters.store.journal import Journal
+from themis_triton.adapters.store.reader import reading
+from themis_triton.core.config import Mode, ThemisConfig
+from themis_triton.core.errors import SettingsError
+from themis_triton.core.pipeline_config import Overload
+from themis_triton.core.retention import RetentionConfig
+from themis_triton.core.routes import RouteLimit
+from themis_triton.daemon.components import Components, build_observer
+from themis_triton.daemon.reload import SettingsChange, settings_change
+from themis_triton.daemon.service import _Loop
+from themis_triton.daemon.status import StatusBoard
+from themis_triton.decide.planner import Planner
+from themis_triton.decide.rules import build_rules
+
+Edit = Callable[[ThemisConfig], ThemisConfig]
+CURRENT = config()
+
+
+def change(edit: Edit) -> SettingsChange:
+    return settings_change(CURRENT, edit(CURRENT))
+
+
+@pytest.mark.parametrize(
+    ("edit", "changed"),
+    [
+        (lambda c: c, ()),
+        (lambda c: replace(c, mode=Mode.ADVISORY), ("mode",)),
+        (lambda c: replace(c, policy=replace(c.policy, tick_s=0.5), prices=replace(c.prices, server=7.0)), ("prices", "policy")),
+        (lambda c: replace(c, pipelines=(replace(c.pipelines[0], slo_ms=100.0, weight=2.0),)), ("pipelines",)),
+        (lambda c: replace(c, models=c.models | {DETECTOR: replace(c.models[DETECTOR], max_instances=3)}), ("models",)),
+    ],
+)
+def test_what_the_ticks_alone_read_changes_at_once(edit: Edit, changed: tuple[str, ...]) -> None:
+    result = change(edit)
+    assert (result.changed, result.waiting, result.config) == (changed, (), edit(CURRENT))
+    assert result.sentence == f"settings reloaded: {'changed ' + ', '.join(changed) if changed else 'nothing changed'}"
+
+
+@pytest.mark.parametrize(
+    ("edit", "waiting"),
+    [
+        (lambda c: replace(c, state_directory=Path("/elsewhere")), "state_directory"),
+        (lambda c: replace(c, launch=None), "launch"),
+        (lambda c: replace(c, retention=RetentionConfig(max_old_logs=1)), "retention"),
+        (lambda c: replace(c, callees={"a": ("b",)}), "calls"),
+        (lambda c: replace(c, pipelines=(replace(c.pipelines[0], name="other"),)), "pipelines"),
+        (lambda c: replace(c, pipelines=(replace(c.pipelines[0], overload=Overload.SHED),)), "pipelines"),
+        (lambda c: replace(c, models=c.models | {"new": replace(c.models[DETECTOR], name="new")}), "models"),
+        (lambda c: replace(c, policy=replace(c.policy, deprioritize_after_slo_fraction=0.5)), "policy"),
+    ],
+)
+def test_what_adapters_were_built_from_waits_for_a_restart(edit: Edit, waiting: str) -> None:
+    both = change(lambda c: replace(edit(c), mode=Mode.ADVISORY))
+    assert (both.changed, both.waiting) == (("mode",), (waiting,))
+    assert both.config == replace(CURRENT, mode=Mode.ADVISORY)
+    assert f"{waiting} stay as they were until a restart. Fix: `themis stop`, then `themis run`" in both.sentence
+
+
+def test_a_running_sidecar_takes_up_good_settings_and_refuses_bad_ones(tmp_path: Path) -> None:
+    settings = replace(CURRENT, state_directory=tmp_path)
+    patient = replace(settings.policy, retry_backoff_s=7.0)
+    edited: list[ThemisConfig | SettingsError] = [replace(settings, mode=Mode.ADVISORY, policy=patient), SettingsError("themis.yaml:1:1")]
+
+    def read() -> ThemisConfig:
+        result = edited.pop(0)
+        if isinstance(result, SettingsError):
+            raise result
+        return result
+
+    async def scenario() -> None:
+        bench, clock = Bench(server("a", slot="cpu:0")), SystemClock()
+        journal, observer = Journal(tmp_path / "journal.sqlite"), build_observer(settings, clock)
+        envoy, routes = EnvoyProcess(settings.envoy, tmp_path), EnvoyFiles(settings.envoy)
+        components = Components(settings, bench.world, bench.control, bench.launcher, journal, envoy, routes, clock, observer)
+        board = StatusBoard(settings, clock.now_s())
+        loop = _Loop(components, Planner(build_rules(settings)), board, Exporter(), read_settings=read)
+        await loop.reload_settings()
+        assert len(edited) == 2
+        bench.executor.limits = {DETECTOR: RouteLimit(10.0, 5)}
+        for _ in range(2):
+            loop.reload.set()
+            assert await loop.has_moved()
+            await loop.reload_settings()
+        await loop.tick()
+        assert board.status().mode == "advisory"
+        assert bench.executor.limits == {}
+        assert loop.planner.rules.config.policy.retry_backoff_s == bench.executor.backoff.first_s == 7.0
+        assert [(event.kinds, event.sentence) for event in board.events] == [
+            (("settings_reloaded",), "settings reloaded: changed policy, mode"),
+            (("settings_refused",), "settings refused, the old ones stay in force: themis.yaml:1:1"),
+        ]
+        await bench.executor.cancel()
+        await bench.supervisor.close()
+        for each in (observer, envoy, routes):
+            await each.close()
+        journal.close()
+        with reading(tmp_path / "journal.sqlite") as rows:
+            assert [row["reason"] for row in rows.ticks(10, changed_only=True)] == ["settings_refused", "settings_reloaded"]
+
+    asyncio.run(scenario())

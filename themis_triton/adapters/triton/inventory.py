@@ -1,0 +1,93 @@
+"""Reads what a running Triton holds; changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from tritonclient.utils import InferenceServerException
+
+from themis_triton.adapters.http import HttpClient, HttpError
+from themis_triton.adapters.triton.client import is_restricted, new_client, silence
+from themis_triton.adapters.triton.groups import ON_GPU, active_groups
+from themis_triton.adapters.triton.metrics import fetch_metrics, fetch_statistics
+from themis_triton.adapters.triton.model_config import Config, state_of
+from themis_triton.adapters.triton.structure import stateful_models, structure_of
+from themis_triton.core.address import Address
+from themis_triton.core.errors import ServerError
+from themis_triton.core.inventory import HeldModel, Inventory
+from themis_triton.core.observation import BatchCounters
+
+_TIMEOUT_S = 5.0
+_AT_ONCE = 16
+
+
+async def read_inventory(grpc_address: Address, http_address: Address, metrics_address: Address) -> Inventory:
+    """The READY models of a server, in order.
+
+    Raises:
+        ServerError: an address does not answer, or the server refuses to list its models.
+    """
+    client = new_client(grpc_address)
+    try:
+        index = await client.get_model_repository_index(client_timeout=_TIMEOUT_S)
+        names = sorted({model.name for model in index.models if model.state == "READY"})
+        configs = await _configs(client, names)
+    except InferenceServerException as error:
+        if is_restricted(error):
+            fix = "start it without --grpc-restricted-protocol for a moment, or write the settings by hand"
+            raise ServerError(f"--from {grpc_address}: the server asks for a key to list its models. Fix: {fix}") from error
+        raise silence("--from", grpc_address, error) from error
+    finally:
+        await client.close()
+    batches = await _batches(http_address, metrics_address)
+    structures = {name: structure_of(config) for name, config in configs.items()}
+    stateful = stateful_models(structures)
+    return Inventory(
+        grpc_address,
+        http_address,
+        metrics_address,
+        tuple(
+            HeldModel(
+                name,
+                state_of(config).instances,
+                state_of(config).max_batch,
+                name in stateful,
+                tuple(step.model_name for step in config.ensemble_scheduling.step),
+                _devices(config),
+                batches.get(name, ()),
+            )
+            for name, config in configs.items()
+        ),
+    )
+
+
+async def _configs(client: Any, names: list[str]) -> dict[str, Config]:  # noqa: ANN401 - tritonclient has no types
+    """The models' configurations, a few at a time."""
+    limit = asyncio.Semaphore(_AT_ONCE)
+
+    async def read(name: str) -> Config:
+        async with limit:
+            return (await client.get_model_config(name, client_timeout=_TIMEOUT_S)).config
+
+    return dict(zip(names, await asyncio.gather(*map(read, names)), strict=True))
+
+
+async def _batches(http_address: Address, metrics_address: Address) -> dict[str, tuple[BatchCounters, ...]]:
+    async with HttpClient(_TIMEOUT_S) as http:
+        try:
+            await fetch_metrics(http, metrics_address)
+        except (HttpError, ValueError) as error:
+            fix = "start the server with --allow-metrics=true, or give --metrics HOST:PORT"
+            raise ServerError(f"--metrics {metrics_address}: {error}: expected Triton's metrics. Fix: {fix}") from error
+        try:
+            return await fetch_statistics(http, http_address)
+        except (HttpError, ValueError) as error:
+            fix = "start the server with --allow-http=true, or give --http HOST:PORT"
+            raise ServerError(f"--http {http_address}: {error}: expected Triton's statistics. Fix: {fix}") from error
+
+
+def _devices(config: Config) -> tuple[str, ...]:
+    """The devices that the instance groups name; `cpu:0` for instances on the processor."""
+    gpus = [f"gpu:{gpu}" for group in active_groups(config) if group.kind in ON_GPU for gpu in group.gpus]
+    return tuple(dict.fromkeys(gpus)) or (("cpu:0",) if not config.HasField("ensemble_scheduling") else ())

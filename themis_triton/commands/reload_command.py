@@ -1,0 +1,45 @@
+"""`themis reload`: the running sidecar reads its settings anew."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from themis_triton.commands.status_command import fetch_status
+from themis_triton.commands.terminal import write_line
+from themis_triton.core.errors import ServerError, SettingsError
+from themis_triton.core.status import Status, StatusEvent
+from themis_triton.daemon.control import signal_reload
+from themis_triton.settings import load_settings
+from themis_triton.settings.runtime import load_runtime_paths
+
+KINDS = frozenset({"settings_reloaded", "settings_refused"})
+ANSWER_WITHIN_S = 60.0
+POLL_S = 0.1
+
+
+def reload_command(path: Path) -> None:
+    """Check the settings, have the sidecar read them, and print what took effect.
+
+    SettingsError when they are wrong, here or for the sidecar, which then keeps the old ones. ServerError if it does not answer.
+    """
+    load_settings(path)
+    before = _events(fetch_status(path))
+    state = load_runtime_paths(path).state_directory
+    pid = signal_reload(state)
+    if pid is None:
+        raise ServerError(f"no sidecar runs with {state}. Fix: start it with `themis run -c {path}`")
+    deadline_s = time.monotonic() + ANSWER_WITHIN_S
+    while time.monotonic() < deadline_s:
+        for event in _events(fetch_status(path)):
+            if event not in before:
+                if event.kinds == ("settings_refused",):
+                    raise SettingsError(event.sentence)
+                write_line(event.sentence)
+                return
+        time.sleep(POLL_S)
+    raise ServerError(f"the sidecar with pid {pid} did not read its settings within {ANSWER_WITHIN_S:g} s. Fix: see its log")
+
+
+def _events(status: Status) -> list[StatusEvent]:
+    return [event for event in status.events if KINDS.intersection(event.kinds)]

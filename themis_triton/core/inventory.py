@@ -1,0 +1,44 @@
+"""What a running server holds, as a settings file can be started from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from themis_triton.core.address import Address
+from themis_triton.core.observation import BatchCounters
+
+
+@dataclass(frozen=True, slots=True)
+class HeldModel:
+    """One READY model: its instances, largest batch, the models that it calls as an ensemble, and its executed batches so far.
+
+    `steps` has a model once for each of the steps. `devices`: those of its instance groups, empty where the server chooses.
+    """
+
+    name: str
+    instances: int
+    max_batch: int
+    stateful: bool = False
+    steps: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    batches: tuple[BatchCounters, ...] = ()
+
+    @property
+    def executions(self) -> float:
+        """Executed batches of any size."""
+        return sum(batch.executions for batch in self.batches)
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """A server's addresses and its READY models, by name."""
+
+    grpc_address: Address
+    http_address: Address
+    metrics_address: Address
+    models: tuple[HeldModel, ...]
+
+    @property
+    def inner(self) -> frozenset[str]:
+        """The models that an ensemble calls."""
+        return frozenset(step for model in self.models for step in model.steps)

@@ -1,0 +1,14 @@
+"""How much of its own records a sidecar keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionConfig:
+    """Bounds of the journal, of each log of a server or Envoy, and on the logs of servers that are gone."""
+
+    journal_bytes: int = 64 * 2**20
+    log_bytes: int = 16 * 2**20
+    max_old_logs: int = 50

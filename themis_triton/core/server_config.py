@@ -1,0 +1,94 @@
+"""Servers that are adopted, and how others are launched."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from themis_triton.core.address import Address
+from themis_triton.core.model_config import ModelInputs
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptedServer:
+    """A Triton server that Themis did not start. `device` is `gpu:N`, `gpu:UUID` or `cpu:N`; `reach`: further devices that it may use."""
+
+    name: str
+    grpc_address: Address
+    http_address: Address
+    metrics_address: Address
+    device: str
+    model_control_key: str | None = None
+    model_repository: Path | None = None
+    model_config_name: str | None = None
+    reach: tuple[str, ...] = ()
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """All devices that it may use."""
+        return (self.device, *self.reach)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSlot:
+    """One place where a server may be launched; several slots may share a device. `memory_bytes` None: ask NVML."""
+
+    name: str
+    device: str
+    memory_bytes: int | None = None
+
+
+class LaunchKind(StrEnum):
+    """Where servers are launched."""
+
+    LOCAL = "local"
+
+
+class Isolation(StrEnum):
+    """Whether settled load stays on all devices of one process. PROCESS: it moves to a process of its own on each device."""
+
+    NONE = "none"
+    PROCESS = "process"
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchConfig:
+    """The keys of every kind of launcher; a kind's own keys are in its subclass.
+
+    `further_repositories`: where models lie that `model_repository` lacks.
+    `reach`: the devices that a launched server can see, and may add instances on, besides that of its slot. `ensembles`: each with
+    the models that it needs; a server that is launched with these gets it too. `model_config_name`: models are launched with their
+    `configs/NAME.pbtxt` where they have one.
+    """
+
+    slots: tuple[DeviceSlot, ...]
+    model_repository: Path
+    model_config_name: str | None = None
+    arguments: tuple[str, ...] = ()
+    ready_timeout_s: float = 120.0
+    warmup_requests: int = 2
+    drain_timeout_s: float = 30.0
+    stop_timeout_s: float = 15.0
+    inputs: Mapping[str, ModelInputs] = field(default_factory=dict)
+    further_repositories: tuple[Path, ...] = ()
+    reach: tuple[str, ...] = ()
+    isolation: Isolation = Isolation.NONE
+    ensembles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def ensembles_of(self, models: Collection[str]) -> tuple[str, ...]:
+        """The ensembles that a server with these models gets."""
+        return tuple(name for name, needed in self.ensembles.items() if all(model in models for model in needed))
+
+    def reach_from(self, device: str) -> tuple[str, ...]:
+        """The further devices of a server that is launched on one."""
+        return tuple(other for other in self.reach if other != device)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalLaunchConfig(LaunchConfig):
+    """Servers as processes on this machine. `binary` and `backend_directory` None: those of the `local` extra."""
+
+    binary: Path | None = None
+    backend_directory: Path | None = None

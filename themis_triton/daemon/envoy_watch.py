@@ -1,0 +1,127 @@
+"""Watches Envoy: a managed one that ends or does not serve is started again; one that was started elsewhere is reported meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from themis_triton.act.executor import Executor
+from themis_triton.act.supervisor import Supervisor
+from themis_triton.adapters.envoy.process import EnvoyProcess
+from themis_triton.adapters.processes import wait_for_exit
+from themis_triton.core.address import Address
+from themis_triton.core.errors import ServerError, ThemisError
+from themis_triton.core.fleet import ProcessId
+from themis_triton.core.incident import Incident, IncidentKind
+from themis_triton.ports import Clock
+
+log = structlog.get_logger()
+CHECK_EVERY_S = 2.0
+"""Time between checks of an Envoy that was started elsewhere, and the longest between attempts to start one."""
+FIRST_RETRY_S = 0.05
+PROBE_EVERY_S = 1.0
+
+
+class EnvoyWatch:
+    """Keeps Envoy running, and tells the supervisor when it ended and when it serves again."""
+
+    def __init__(self, envoy: EnvoyProcess, executor: Executor, supervisor: Supervisor, clock: Clock) -> None:
+        self._envoy = envoy
+        self._executor = executor
+        self._supervisor = supervisor
+        self._clock = clock
+        self._lost_at_s: float | None = None
+        self._admin_noted: Address | None = None
+        self.process: ProcessId | None = None
+        """The managed Envoy that is watched now."""
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        retry_s = FIRST_RETRY_S
+        while True:
+            if await self._watched():
+                retry_s = FIRST_RETRY_S
+            else:
+                await asyncio.sleep(retry_s)
+                retry_s = min(CHECK_EVERY_S, 2.0 * retry_s)
+
+    async def _watched(self) -> bool:
+        """Adopt or start Envoy and watch it until it is lost; returns whether it served."""
+        try:
+            if self.process is None and self._envoy.managed and not await self._files_in_place():
+                raise ServerError("Envoy's files are missing; they are written again")  # noqa: TRY301 - noted as any other
+            self.process = await self._envoy.ensure()
+            self._note_running(self.process)
+            self._note_admin()
+            await self._until_lost()
+        except ThemisError as error:
+            self._note_lost(str(error))
+        except Exception as error:
+            log.exception("envoy_check_failed")
+            self._note_lost(f"{type(error).__name__}: {error}")
+        else:
+            return True
+        return False
+
+    def _note_admin(self) -> None:
+        """Say once where Envoy answers, if it was started with another admin address than that of the settings."""
+        actual, configured = self._envoy.admin_address, self._envoy.configured_admin_address
+        if actual not in (configured, self._admin_noted):
+            remedy = f"it moves to {configured} at its next start. To move it now: `themis stop --all`, then start the sidecar"
+            log.warning("envoy_admin_outdated", address=str(actual), message=remedy)
+        self._admin_noted = actual
+
+    async def _until_lost(self) -> None:
+        process = self.process
+        if process is None:
+            await asyncio.sleep(CHECK_EVERY_S)
+            fault = await self._fault()
+            if fault is not None:
+                raise ServerError(f"{fault}. Fix: restart it, because it is not managed by Themis")
+            return
+        exited = asyncio.create_task(wait_for_exit(process))
+        try:
+            fault = None
+            while fault is None and not exited.done():
+                await asyncio.wait({exited}, timeout=PROBE_EVERY_S)
+                fault = await self._fault() if not exited.done() else None
+        finally:
+            exited.cancel()
+        if fault is None:
+            self._note_lost(f"Envoy (pid {process.pid}) has ended; its log: {self._envoy.log_file}")
+        else:
+            self._note_lost(f"{fault}; it is killed and started again")
+            await self._envoy.kill(process)
+        self.process = None
+
+    async def _fault(self) -> str | None:
+        """Why Envoy does not serve or cannot be told what to serve."""
+        await self._files_in_place()
+        fault = await self._envoy.find_fault(self.process)
+        name = "Envoy" if self.process is None else f"Envoy (pid {self.process.pid})"
+        return f"{name} does not serve: {fault}" if fault is not None else None
+
+    async def _files_in_place(self) -> bool:
+        """Whether Envoy's files exist; those that are missing are written meanwhile."""
+        if await self._envoy.has_files():
+            return True
+        self._executor.reconcile_routes(changed=True)
+        return False
+
+    def _note_lost(self, reason: str) -> None:
+        """The first loss is an incident; later failures to start it are the present fault."""
+        if self._lost_at_s is None:
+            self._lost_at_s = self._clock.now_s()
+            self._supervisor.report(Incident(IncidentKind.PROXY_LOST, None, f"{reason}; requests fail until Envoy serves again"))
+        if self._supervisor.proxy_fault not in (None, reason):
+            log.error("envoy_start_failed", message=reason)
+        self._supervisor.proxy_fault = reason
+
+    def _note_running(self, process: ProcessId | None) -> None:
+        self._supervisor.proxy_fault = None
+        if self._lost_at_s is None:
+            return
+        after_s, self._lost_at_s = self._clock.now_s() - self._lost_at_s, None
+        started = f"was started again with its last files (pid {process.pid})" if process is not None else "answers again"
+        self._supervisor.report(Incident(IncidentKind.PROXY_RESTORED, None, f"Envoy {started} after {after_s:.2f} s"))

@@ -1,0 +1,124 @@
+"""The kernels of a tick: where they are not cached, the interpreter runs them until they are compiled in the background."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import structlog
+
+from themis_triton.compilation import CompileProgress, KernelLoader
+from themis_triton.jit import Group, interpret_kernels
+
+log = structlog.get_logger()
+Value = TypeVar("Value")
+INTERPRETED = "kernels are being compiled in the background: until then decisions take longer"
+
+
+class Kernels:
+    """What a tick asks before it computes: `switch` loads the kernels once they are compiled."""
+
+    def __init__(self, loader: KernelLoader) -> None:
+        self._loader = loader
+        self.compiling = asyncio.create_task(loader.compile())
+        self._restore: Callable[[], None] | None = None
+        self._failed = self._computing = False
+
+    @property
+    def interpreted(self) -> bool:
+        """Whether the interpreter runs the kernels now."""
+        return self._restore is not None
+
+    async def start(self) -> None:
+        """Load the kernels if they are cached, or have the interpreter run them. SolverError when they do not compile."""
+        if self._loader.missing and self._loader.compiles_in_children:
+            log.warning("kernels_interpreted", message=INTERPRETED)
+            self._restore = interpret_kernels()
+        else:
+            await self.compiling
+            await self._load()
+
+    async def switch(self) -> bool:
+        """Load the kernels as soon as they are compiled; call it between computations. Returns whether it did."""
+        if self._restore is None or self._failed or not self.compiling.done():
+            return False
+        error = self.compiling.exception()
+        if error is not None:
+            log.error("kernels_not_compiled", error=str(error), message="decisions go on without compiled kernels")
+            self._failed = True
+            return False
+        self._restore()
+        self._restore = None
+        await self._load()
+        return True
+
+    async def compute(self, work: Callable[[], Value]) -> Value:
+        """The result of a computation; while the interpreter runs the kernels in a thread, because it may take seconds then."""
+        if not self.interpreted:
+            return work()
+        self._computing = True  # and stays so where this is cancelled: the thread then goes on
+        try:
+            value = await in_thread(work)
+        except Exception:
+            self._computing = False
+            raise
+        self._computing = False
+        return value
+
+    async def close(self) -> None:
+        """End the compilation."""
+        self.compiling.cancel()
+        await asyncio.wait({self.compiling})
+        if self._restore is not None and not self._computing:
+            self._restore()
+
+    async def _load(self) -> None:
+        result = await self._loader.load()
+        if result.compiled:
+            log.info("kernels_compiled", total=result.compiled, seconds=round(result.seconds, 1), cache=str(result.directory))
+
+
+@asynccontextmanager
+async def preparing_kernels(state_directory: Path) -> AsyncIterator[Kernels]:
+    """Begin to compile the kernels that are not cached; the compilation ends with the block."""
+    with KernelLoader((Group.TICK,), _report, state_directory / "kernels") as loader:
+        kernels = Kernels(loader)
+        try:
+            yield kernels
+        finally:
+            await kernels.close()
+
+
+def _report(step: CompileProgress) -> None:
+    log.info("kernels_compiling", done=step.done, total=step.total, entry=step.entry)
+
+
+async def in_thread(work: Callable[[], Value]) -> Value:
+    """The result of work in a thread that does not keep the process from ending, as the event loop's own threads would."""
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[Value] = loop.create_future()
+
+    def settle(value: Value | None, error: BaseException | None) -> None:
+        if result.cancelled():
+            return
+        if error is not None:
+            result.set_exception(error)
+        else:
+            result.set_result(value)  # type: ignore[arg-type]
+
+    def run() -> None:
+        try:
+            with np.errstate(all="ignore"):  # compiled code divides by zero without a warning
+                outcome: tuple[Value | None, BaseException | None] = (work(), None)
+        except BaseException as error:  # noqa: BLE001 - raised where the result is awaited
+            outcome = (None, error)
+        with suppress(RuntimeError):  # the loop may have ended meanwhile
+            loop.call_soon_threadsafe(settle, *outcome)
+
+    threading.Thread(target=run, name="decide", daemon=True).start()
+    return await result

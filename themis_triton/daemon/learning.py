@@ -1,0 +1,57 @@
+"""Service times that a tick has learnt become those of the settings, and are reported when they suffice to act."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import structlog
+
+from themis_triton.core.config import LatencyTable, Mode, ModelConfig, ThemisConfig
+from themis_triton.core.estimate import LearntTimes, PipelineKnowledge
+from themis_triton.core.record import TickRecord, knowledge_words
+from themis_triton.core.service_times import ENOUGH_EXECUTIONS, ServiceTimes
+from themis_triton.core.status import StatusEvent
+
+log = structlog.get_logger()
+REFIT_FACTOR = 2.0
+"""Service times are fitted anew once so many times as many batches have been executed."""
+LEARNT = "service_times_learnt"
+
+
+@dataclass(slots=True)
+class Learning:
+    """What was reported of each pipeline already."""
+
+    reported: dict[str, bool] = field(default_factory=dict)
+
+    def events(self, record: TickRecord, mode: Mode) -> tuple[StatusEvent, ...]:
+        """One event for each pipeline that is known enough since this tick; the log also has those that are not yet."""
+        events = []
+        for knowledge in record.estimate.knowledge:
+            if self.reported.get(knowledge.pipeline) is knowledge.enough:
+                continue
+            self.reported[knowledge.pipeline] = knowledge.enough
+            words = knowledge_words(knowledge, advisory=mode is Mode.ADVISORY)
+            log.info(LEARNT if knowledge.enough else "service_times_missing", pipeline=knowledge.pipeline, message=words)
+            if knowledge.enough:
+                events.append(StatusEvent(record.snapshot.at_s, f"{LEARNT}-{knowledge.pipeline}", (LEARNT,), words))
+        return tuple(events)
+
+
+def with_learnt_times(config: ThemisConfig, knowledge: tuple[PipelineKnowledge, ...]) -> ThemisConfig:
+    """The settings with the service times that were learnt; the same settings where those that they have are as good."""
+    learnt = {each.model: each for pipeline in knowledge for each in pipeline.models}
+    better = {name: _with_times(config.models[name], each) for name, each in learnt.items() if _is_better(config.models[name], each)}
+    return replace(config, models=config.models | better) if better else config
+
+
+def _is_better(model: ModelConfig, learnt: LearntTimes) -> bool:
+    known = model.profile.learnt_from
+    return known is not None and learnt.executions >= max(ENOUGH_EXECUTIONS, REFIT_FACTOR * known)
+
+
+def _with_times(model: ModelConfig, learnt: LearntTimes) -> ModelConfig:
+    table, times = model.profile.table, ServiceTimes(learnt.per_request_ms, learnt.per_batch_ms)
+    rows = tuple((round(times.of(batch), 6),) * len(table.instances) for batch in table.batches)
+    profile = replace(model.profile, table=LatencyTable(table.batches, table.instances, rows), learnt_from=learnt.executions)
+    return replace(model, profile=profile)

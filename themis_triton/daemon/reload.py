@@ -1,0 +1,64 @@
+"""Settings that were edited while the sidecar runs: what of them takes effect at once, and what waits for a restart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from themis_triton.core.config import ThemisConfig
+from themis_triton.core.pipeline_config import PipelineConfig
+
+LIVE = ("models", "pipelines", "prices", "policy", "policies", "planning", "mode", "allow_stale_profiles")
+"""Sections that the ticks alone read."""
+RESTART = ("state_directory", "servers", "envoy", "launch", "status", "retention", "callees")
+"""Sections from which adapters were built."""
+KEYS = {"callees": "calls"}
+RELOADED, REFUSED = "settings_reloaded", "settings_refused"
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsChange:
+    """The settings that are in force from now on, the sections that changed in them, and those that wait for a restart."""
+
+    config: ThemisConfig
+    changed: tuple[str, ...]
+    waiting: tuple[str, ...]
+
+    @property
+    def sentence(self) -> str:
+        """What was done, and what is to be done."""
+        done = f"changed {', '.join(self.changed)}" if self.changed else "nothing changed" if not self.waiting else "nothing changed yet"
+        if not self.waiting:
+            return f"settings reloaded: {done}"
+        return (
+            f"settings reloaded: {done}; {', '.join(self.waiting)} stay as they were until a restart. "
+            "Fix: `themis stop`, then `themis run`; servers and Envoy serve on meanwhile"
+        )
+
+
+def settings_change(current: ThemisConfig, edited: ThemisConfig) -> SettingsChange:
+    """What of edited settings takes effect while the sidecar runs."""
+    changed = tuple(name for name in LIVE if getattr(current, name) != getattr(edited, name))
+    fixed = tuple(name for name in changed if not _may_change(name, current, edited))
+    values: dict[str, Any] = {name: getattr(edited, name) for name in changed if name not in fixed}
+    waiting = [name for name in RESTART if getattr(current, name) != getattr(edited, name)]
+    return SettingsChange(
+        replace(current, **values),
+        tuple(name for name in changed if name not in fixed),
+        tuple(KEYS.get(name, name) for name in (*fixed, *waiting)),
+    )
+
+
+def _may_change(name: str, current: ThemisConfig, edited: ThemisConfig) -> bool:
+    """Whether a section's change concerns the ticks alone: routes, launched files and statistics depend on the names and the structure."""
+    structure = [_structure(pipeline) for pipeline in current.pipelines] == [_structure(pipeline) for pipeline in edited.pipelines]
+    if name == "pipelines":
+        return structure and current.models.keys() == edited.models.keys()
+    if name == "models":
+        return structure and list(current.models) == list(edited.models)
+    return name != "policy" or current.deprioritize_after_s == replace(current, policy=edited.policy).deprioritize_after_s
+
+
+def _structure(pipeline: PipelineConfig) -> PipelineConfig:
+    """The pipeline without what ticks alone read."""
+    return replace(pipeline, slo_ms=1.0, percentile=99.0, weight=1.0)

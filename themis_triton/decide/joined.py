@@ -1,0 +1,223 @@
+"""The proposals of all pipelines, joined into what each server is to run: one target, whatever servers and models they share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from themis_triton.core.decision import Clamp, ClampKind
+from themis_triton.core.fleet import Models, ModelState, Phase, Place, Server, with_place
+from themis_triton.core.observation import Snapshot
+from themis_triton.decide import leaving
+from themis_triton.decide.devices import FreeDevices
+from themis_triton.decide.proposal import PolicyResult
+from themis_triton.decide.rules import Rules
+from themis_triton.decide.view import PipelineView
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineProposal:
+    """One pipeline's view and the policy's result for it."""
+
+    view: PipelineView
+    result: PolicyResult
+
+    @property
+    def requested(self) -> int:
+        """New places that the pipeline asks for."""
+        return self.result.proposal.extend + sum(self.launches)
+
+    @property
+    def launches(self) -> tuple[int, ...]:
+        """The servers that the pipeline asks for, a group; one with state between calls gets no second one."""
+        launch, view = self.result.proposal.launch, self.view
+        if not view.one_server:
+            return launch
+        return tuple(0 if ready + coming else min(1, count) for count, ready, coming in zip(launch, view.ready, view.coming, strict=True))
+
+
+@dataclass(slots=True)
+class Joined:
+    """The proposals, joined one by one into what each server is to run.
+
+    `changed`: servers with devices, see `PolicyState`. `wanted`: the pipelines' models by server and device, where they are to stay.
+    `asked`: what the pipelines ask for so far at their ready places, by server, device and model. `housed`: pipelines that share a launch;
+    `hosts`: running servers into which others are loaded.
+    """
+
+    proposals: Sequence[PipelineProposal]
+    snapshot: Snapshot
+    devices: FreeDevices
+    changed: frozenset[tuple[str, str]]
+    servers: dict[str, Models] = field(init=False)
+    launch: dict[str, Models] = field(default_factory=dict)
+    retire: list[str] = field(default_factory=list)
+    wanted: dict[tuple[str, str], set[str]] = field(default_factory=dict)
+    asked: dict[tuple[str, str, str], ModelState] = field(default_factory=dict)
+    housed: set[str] = field(default_factory=set)
+    hosts: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        """Start from what the servers run."""
+        self.servers = {server.name: dict(server.models) for server in self.snapshot.servers}
+
+    def leave(self, pairs: leaving.Pairs, rules: Rules) -> None:
+        """Keep the fewest instances of models where no requests go any more."""
+        wholes = {server.name: Place(server, "", server.models) for server in self.snapshot.servers}
+        for server, model in pairs:
+            state = self.servers[server][model]
+            fewest = min(state.instances, rules.config.models[model].min_instances)
+            self.servers[server] = with_place(self.servers[server], wholes[server], {model: replace(state, instances=fewest, spread=())})
+
+    def resize(self, each: PipelineProposal) -> None:
+        """Set the counts at the pipeline's ready places, and complete those that are being added to running servers.
+
+        A model of several pipelines gets the most that one of them asks for, so that it shrinks only where all agree.
+        """
+        for group in each.view.groups:
+            for place in group.ready:
+                states = {
+                    name: self._agreed(place, name, state)
+                    for name, state in each.result.proposal.servers[place.name].items()
+                    if name in group.names
+                }
+                self.servers[place.server.name] = with_place(self.servers[place.server.name], place, states)
+            for place in group.coming:
+                if place.extra and len(each.view.groups) == 1:
+                    self._add_place(place, each)
+
+    def _agreed(self, place: Place, model: str, state: ModelState) -> ModelState:
+        key = (place.server.name, place.device, model)
+        self.asked[key] = _larger(self.asked[key], state) if key in self.asked else state
+        return self.asked[key]
+
+    def _add_place(self, place: Place, each: PipelineProposal) -> None:
+        """Give a place what it lacks of the pipeline, with the batching that the server has."""
+        now, (models,) = self.servers[place.server.name], each.result.proposal.launch_models
+        lacking = {name: state for name, state in models.items() if not now[name].on(place.device)}
+        states = {name: replace(now[name], instances=state.instances, spread=()) for name, state in lacking.items()}
+        self.servers[place.server.name] = with_place(now, place, self.devices.fitting(place.device, states))
+        self.wanted.setdefault((place.server.name, place.device), set()).update(models)
+        self.changed |= {(place.server.name, place.device)}
+
+    def extend(self, each: PipelineProposal, count: int) -> None:
+        """Add places to running servers."""
+        for group in each.view.groups if count else ():
+            for server, device in self.devices.extensions(group.ready, group.names, count):
+                self._add_place(Place(server, device, {}), each)
+                self.devices.take(device, server.name)
+
+    def launch_servers(self, each: PipelineProposal, granted: Sequence[int]) -> None:
+        """Launch servers of each group on the next free slots."""
+        for count, models in zip(granted, each.result.proposal.launch_models, strict=True):
+            for slot in (next(iter(self.devices.slots), None) for _ in range(count)):
+                if slot is not None:
+                    self.launch[slot] = models
+                    self.devices.take_slot(slot)
+
+    def share_launches(self, granted: Sequence[tuple[int, ...]]) -> list[Clamp]:
+        """Pipelines without any server, whose launch was not granted, join the launch with the fewest instances that has memory."""
+        shared: list[Clamp] = []
+        for each in self._left_without(granted):
+            (models,), view = each.result.proposal.launch_models, each.view
+            for slot in sorted(self.launch, key=lambda slot: sum(state.instances for state in self.launch[slot].values())):
+                both = {name: _larger(state, models[name]) for name, state in self.launch[slot].items() if name in models}
+                together = self.devices.on_slot(slot, {**models, **self.launch[slot], **both})
+                if together is not None:
+                    self.launch[slot] = together
+                    self.housed.add(view.pipeline.name)
+                    sentence = f"{view.pipeline.name} shares the server that is launched on {slot}: no slot is free for one of its own"
+                    shared.append(Clamp(ClampKind.DEVICES, sentence))
+                    break
+        return shared
+
+    def share_running(self, granted: Sequence[tuple[int, ...]]) -> list[Clamp]:
+        """Pipelines that are still without any server are loaded into a launched one that runs and has memory.
+
+        One that holds some of their models already comes first, then that with the fewest instances. What only its server calls (an
+        ensemble's steps) cannot be loaded without the ensemble, and needs a server that was launched with it. A server where a load of
+        theirs has failed is left out until its back-off ends, so that another one gets them.
+        """
+        shared: list[Clamp] = []
+        for each in self._left_without(granted):
+            (models,), view = each.result.proposal.launch_models, each.view
+            if view.pipeline.entry is not None and view.pipeline.entry not in models:
+                continue
+            for server in sorted(self._hosts(), key=lambda server: (-len(models.keys() & server.models), self._instances(server))):
+                lacking = {name: state for name, state in models.items() if name not in self.servers[server.name]}
+                if any(f"{server.name}/{name}" in self.snapshot.backing_off for name in lacking):
+                    continue
+                fitting = self.devices.beside(server, self.servers[server.name], lacking)
+                if fitting is not None:
+                    self.servers[server.name] |= {name: server.placed(state) for name, state in fitting.items()}
+                    self.hosts.add(server.name)
+                    sentence = f"{view.pipeline.name} is loaded into {server.name}: no slot is free for a server of its own"
+                    shared.append(Clamp(ClampKind.DEVICES, sentence))
+                    break
+        return shared
+
+    def _left_without(self, granted: Sequence[tuple[int, ...]]) -> list[PipelineProposal]:
+        """The pipelines that ask for a first server and get none, the weightiest first."""
+        without = [
+            each
+            for each, count in zip(self.proposals, granted, strict=True)
+            if each.requested and not sum(count) and len(each.view.groups) == 1 and not any((*each.view.ready, *each.view.coming))
+        ]
+        return sorted((e for e in without if e.view.pipeline.name not in self.housed), key=lambda each: -each.view.pipeline.weight)
+
+    def _hosts(self) -> list[Server]:
+        """Servers that Themis launched, which serve and take changes now."""
+        taken = self.snapshot.busy | set(self.snapshot.backing_off)
+        return [s for s in self.snapshot.servers if s.launched and s.phase is Phase.SERVING and s.name not in taken]
+
+    def _instances(self, server: Server) -> int:
+        return sum(state.instances for state in self.servers[server.name].values())
+
+    def give_up(self, names: Sequence[tuple[str, ...]]) -> None:
+        """Retire servers that serve no other pipeline, and note where models are to stay; `names`: places by pipeline."""
+        for each, given in zip(self.proposals, names, strict=True):
+            others = [other.view for other in self.proposals if other.view is not each.view]
+            for group in each.view.groups:
+                for place in group.ready:
+                    key = (place.server.name, place.device)
+                    if place.name not in given:
+                        self.wanted.setdefault(key, set()).update(group.names)
+                    elif place.extra:
+                        self.changed |= {key}
+                    elif place.name not in {*self.retire, *self.hosts} and not any(_serves(other, place.name) for other in others):
+                        self.retire.append(place.name)
+
+    def remove_remains(self) -> None:
+        """Remove models from extra devices where no pipeline is to keep them: a place is removed, or was never completed.
+
+        Devices that the policy has not changed are left as their owner filled them.
+        """
+        for server in self.snapshot.servers:
+            changing = any(actuator.startswith(f"{server.name}/") for actuator in self.snapshot.busy)
+            for device in server.reach if server.phase is Phase.SERVING else ():
+                if server.launched or (server.name, device) in self.changed:
+                    self._remove_remains(server, device, changing=changing)
+
+    def _remove_remains(self, server: Server, device: str, *, changing: bool) -> None:
+        ready = {p.device for each in self.proposals for group in each.view.groups for p in group.ready if p.server.name == server.name}
+        if "" in ready or (changing and device not in ready):
+            return  # what is there is needed there, or may be half of a change under way
+        now, wanted = self.servers[server.name], self.wanted.get((server.name, device), set())
+        stages = {stage for each in self.proposals for stage in each.view.pipeline.stages} - wanted
+        gone = {name: replace(state, instances=0, spread=()) for name, state in now.items() if name in stages and state.on(device)}
+        self.servers[server.name] = with_place(now, Place(server, device, {}), gone)
+
+    def present_changes(self) -> frozenset[tuple[str, str]]:
+        """The changed places of servers that exist."""
+        return frozenset(key for key in self.changed if key[0] in self.servers)
+
+
+def _larger(one: ModelState, other: ModelState) -> ModelState:
+    """The larger counts and batches of two states of a model."""
+    batch, delay_us = max(one.max_batch, other.max_batch), max(one.max_queue_delay_us, other.max_queue_delay_us)
+    return replace(max(one, other, key=lambda state: state.instances), max_batch=batch, max_queue_delay_us=delay_us)
+
+
+def _serves(view: PipelineView, server: str) -> bool:
+    """Whether a server serves the pipeline, or is to do so."""
+    return any(place.server.name == server for group in view.groups for place in (*group.ready, *group.coming))

@@ -1,0 +1,48 @@
+"""What the slow loop wants, and under which circumstances: many pipelines plan in turn, not all of them at every tick."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from themis_triton.solver.migration import Migration
+from themis_triton.solver.plans import ChainPlan
+
+PIPELINES_A_TICK, PLACES_A_TICK = 5, 40
+"""Slow loops of a tick, and their pipelines' places; more than these plan in turn, a surge or a change of servers at once."""
+RISE_FACTOR = 1.25
+"""A demand that exceeds the planned one by this factor is planned at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlowTarget:
+    """The slow loop's target: places a group, the plan, and the migration to it where one was solved.
+
+    `reserve`: the places that a surge of `burst_headroom_factor` times the rate would take. `rises`: the ready places do not carry the
+    demand.
+    """
+
+    desired: tuple[int, ...]
+    plan: ChainPlan
+    migration: Migration | None
+    reserve: tuple[int, ...]
+    rises: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """What a target was planned for: what must be equal, and demands in requests/s."""
+
+    equal: Hashable
+    demands_rps: tuple[float, ...]
+
+    def hardly_differ_from(self, planned: Circumstances) -> bool:
+        """Whether the target of the planned ones will do."""
+        demands = zip(self.demands_rps, planned.demands_rps, strict=True)
+        return self.equal == planned.equal and all(rps <= RISE_FACTOR * before for rps, before in demands)
+
+
+def is_in_turn(number: int, pipelines: int, places: int, ticks: int) -> bool:
+    """Whether a pipeline plans in this tick; each does so once in a round of ticks. `places`: those of all pipelines."""
+    rounds = max(1, -(-pipelines // PIPELINES_A_TICK), -(-places // PLACES_A_TICK))
+    return (ticks + number) % rounds == 0

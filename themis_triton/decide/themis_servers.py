@@ -1,0 +1,162 @@
+"""The slow loop of the policy `themis`: how many servers and places there shall be, which are new, and which are given up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from operator import add
+
+from themis_triton.core.config import Isolation, Placement
+from themis_triton.decide.demand import Demand, backlog_of, survivor_demand, trend_rps
+from themis_triton.decide.proposal import leaving, to_launch
+from themis_triton.decide.slow_target import Circumstances, SlowTarget
+from themis_triton.decide.state import PipelineState
+from themis_triton.decide.view import PipelineView
+from themis_triton.solver.plans import ChainPlan, VerticalTarget, instances_of
+
+
+def kept_target(
+    state: PipelineState, view: PipelineView, now: VerticalTarget | None, demands: tuple[Demand, Demand, Demand]
+) -> tuple[PipelineState, SlowTarget]:
+    """The target of the fast, the slow and the launch demand; where it is not the pipeline's turn, the last one while that holds."""
+    fast, slow, at_launch = demands
+    circumstances = Circumstances(
+        (view.ready, view.coming, view.reachable, view.free_slots > 0, view.batch_caps, _rises(view, fast)),
+        (
+            slow.with_headroom_rps(),
+            at_launch.with_headroom_rps(),
+            fast.with_headroom_rps() if _rises(view, fast) else 0.0,
+            sum(slow.other_rps),
+            sum(at_launch.other_rps),
+        ),
+    )
+    if state.slow is None or view.in_turn or not circumstances.hardly_differ_from(state.slow[0]):
+        target = slow_target(view, fast, slow, at_launch)
+        state = replace(state, slow=(circumstances, target))
+    else:
+        target = state.slow[1]
+    return state, replace(target, desired=_bounded(_larger(target.desired, _beyond_open_calls(view, now, at_launch)), view))
+
+
+def slow_target(view: PipelineView, fast: Demand, slow: Demand, at_launch: Demand) -> SlowTarget:
+    """The plan with the cheapest migration for the slow demand; more servers where instances alone could not carry the launch demand.
+
+    There are always enough servers to carry `burst_headroom_factor` times the rate by adding instances and places. Once instances
+    must be added, so are those places, all at once: the next change of a model may have to wait until its queue is empty.
+    """
+    plan, migration = view.joint(slow), None
+    if _moves(view, plan) and view.serves and view.rules.config.planning.placement is Placement.COLOCATED:
+        migration = view.migration(slow)
+        plan = migration.plan
+    desired = view.servers_of(plan.stages) if plan.feasible else view.max_servers_by_group
+    surge = replace(slow, rate_rps=slow.rate_rps * view.rules.config.policy.scale_up.burst_headroom_factor)
+    rises = _rises(view, fast)
+    if rises and view.reachable:
+        surge = replace(surge, rate_rps=max(surge.rate_rps, fast.rate_rps * view.rules.config.policy.scale_up.burst_headroom_factor))
+    later = 0 if rises else view.reachable
+    reserve = view.fewest_servers(surge)
+    desired = _larger(desired, _larger(tuple(max(1, count - later) for count in reserve), view.fewest_servers(at_launch)))
+    return SlowTarget(desired, plan, migration, reserve, rises)
+
+
+def _beyond_open_calls(view: PipelineView, now: VerticalTarget | None, at_launch: Demand) -> tuple[int, ...]:
+    """Servers for what growth under way leaves uncarried: until the queues were empty, other counts come from other servers only.
+
+    0 where the queues will be empty before a new server serves.
+    """
+    if now is None or not view.open_calls or view.rules.config.planning.placement is Placement.SEPARATE:
+        return (0,) * len(view.groups)
+    committed_rps = view.committed_rps(instances_of(now.stages))
+    missing_rps = at_launch.with_headroom_rps() - committed_rps
+    spare_rps = committed_rps - at_launch.rate_rps
+    drains = spare_rps > 0.0 and backlog_of(view.estimate, view.rules.config.policy) <= spare_rps * view.rules.launch_s(view.pipeline)
+    if missing_rps <= 0.0 or drains:
+        return (0,) * len(view.groups)
+    return tuple(map(add, view.ready, view.fewest_servers(replace(at_launch, rate_rps=missing_rps, extra_rps=0.0, sigmas=0.0))))
+
+
+def _moves(view: PipelineView, plan: ChainPlan) -> bool:
+    """Whether the plan needs other servers than the ready ones, or a reload would allow larger batches."""
+    bounds = tuple(stage.max_batch for stage in view.problem.stages)
+    return not plan.feasible or view.servers_of(plan.stages) != view.ready or view.batch_caps != bounds
+
+
+def _larger(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(map(max, one, other))
+
+
+def _bounded(desired: tuple[int, ...], view: PipelineView) -> tuple[int, ...]:
+    """At most the servers that can exist; separate stages share them, and are bounded when slots run out.
+
+    With a stateful stage the one server stays as it is.
+    """
+    if view.one_server:
+        return tuple(max(1, ready) for ready in view.ready)
+    return tuple(max(1, min(count, view.rules.max_servers)) for count in desired)
+
+
+def _rises(view: PipelineView, fast: Demand) -> bool:
+    """Whether the demand exceeds what the ready places carry."""
+    return view.serves and fast.with_headroom_rps() > view.capacity_rps
+
+
+def settled(view: PipelineView, fast: Demand) -> bool:
+    """Whether the ready places carry the demand, and it shows no rise."""
+    policy = view.rules.config.policy
+    steady = fast.extra_rps <= policy.scale_down.steady_growth_threshold * fast.rate_rps
+    return steady and not _rises(view, fast) and trend_rps(view.estimate, policy, view.rules.launch_s(view.pipeline)) == 0.0
+
+
+def new_places(view: PipelineView, now: VerticalTarget | None, target: SlowTarget, *, may_grow: bool) -> tuple[int, tuple[int, ...]]:
+    """(places to add to running servers, servers to launch a group).
+
+    A new place takes an initialisation, a server a cold start: running servers take all that is desired as far as they reach.
+    """
+    wanted = to_launch(view, target.desired)
+    if len(view.groups) > 1:
+        return 0, wanted
+    missing = max(0, sum(now.missing) if now is not None else 0)
+    # A server that launches is no help yet.
+    near = target.desired[0] - view.ready[0] - view.extending if target.rises else wanted[0]
+    extend = min(view.reachable, max(missing, near, 0))
+    return extend if may_grow else 0, (max(0, wanted[0] - extend),)
+
+
+def isolated(view: PipelineView, target: SlowTarget) -> tuple[int, ...]:
+    """Servers to launch with `isolation: process` once the load is carried: one for each place that shares a process.
+
+    As far as slots are free, and as running servers then still reach what a surge would take.
+    """
+    launch = view.rules.config.launch
+    if launch is None or launch.isolation is Isolation.NONE or len(view.groups) > 1 or view.extending:
+        return ()
+    processes = view.ready[0] - view.extra + view.coming[0]
+    spare = min(view.free_slots, view.reachable) - max(0, target.reserve[0] - view.ready[0])
+    return (max(0, min(target.desired[0] - processes, spare)),)
+
+
+def scale_in(state: PipelineState, view: PipelineView, desired: tuple[int, ...]) -> tuple[PipelineState, tuple[str, ...], str]:
+    """Servers to retire: once fewer have sufficed for the stabilization window and the others carry the recent peak."""
+    policy = view.rules.config.policy
+    state = state.with_desired(view.at_s, desired, policy.scale_down.scale_in_stabilization_s)
+    if all(count >= ready for count, ready in zip(desired, view.ready, strict=True)) or (len(view.groups) == 1 and any(view.coming)):
+        return state, (), ""
+    suffices = f"{_counted(desired)} {view.unit} suffices" if sum(desired) == 1 else f"{_counted(desired)} {view.unit}s suffice"
+    left_s = policy.scale_down.scale_in_stabilization_s - state.covered_s(view.at_s)
+    if left_s > 0:
+        return state, (), f"{suffices}; scale-in in {left_s:.0f} s if that lasts"
+    if all(count >= ready for count, ready in zip(state.max_desired(), view.ready, strict=True)):
+        return state, (), f"{suffices}, but not throughout the last {policy.scale_down.scale_in_stabilization_s:.0f} s"
+    peak = survivor_demand(view.estimate, policy)
+    cheapest = view.joint(peak)
+    kept = _larger(state.max_desired(), view.servers_of(cheapest.stages) if cheapest.feasible else view.ready)
+    retire = leaving(view, kept)
+    if retire:
+        return state, retire, ""
+    if all(count >= ready for count, ready in zip(kept, view.ready, strict=True)):
+        # Remaining servers at their limits would cost more than the retired one, and the next surge would launch it again.
+        return state, (), f"{suffices}, but the recent {peak.rate_rps:.0f}/s with a margin is cheaper on {_counted(view.ready)}"
+    return state, (), f"{suffices}, but all servers are adopted"
+
+
+def _counted(servers: tuple[int, ...]) -> str:
+    return " + ".join(map(str, servers))

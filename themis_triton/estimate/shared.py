@@ -1,0 +1,155 @@
+"""What reaches a pipeline's models besides its own requests: those of pipelines that share a model with it, and direct calls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from themis_triton.core.config import PipelineConfig
+from themis_triton.core.estimate import OtherDemand, PipelineEstimate
+from themis_triton.estimate.calls import SIGMAS, STEP
+
+LONG_WINDOW_S = 30.0  # of direct calls, which differ from the noise of the pipelines' calls only in the long run
+PASSES = 3  # pipelines whose first models call each other in turn
+
+Arrivals = Callable[[str, float], float]
+"""The mean rate of a model's arrivals at the proxy over a window up to now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """The windows of the rates that plans use; the newest rate is the larger of two. `history_s`: what has been observed."""
+
+    recent_s: tuple[float, float]
+    stable_s: float
+    history_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Caller:
+    """Pipelines with one front, and the requests that a request of theirs makes of one model. `inside`: they pass no proxy."""
+
+    front: str
+    pipeline: str
+    calls: float
+    inside: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """The callers of each model. `waiting`: by pipeline, the most requests that were inside lately, which may come out at once."""
+
+    callers: Mapping[str, tuple[_Caller, ...]]
+    fronts: Mapping[str, tuple[str, ...]]
+    waiting: Callable[[str], float]
+    arrivals: Arrivals
+    windows: Windows
+
+    def own_rps(self, front: str, window_s: float, passes: int = PASSES) -> float:
+        """The arrivals of a front that are its pipelines' own requests, not another pipeline's calls of that model."""
+        arrivals, others = self.arrivals(front, window_s), self._client_calls(front, but=front)
+        if not others or passes == 0:
+            return arrivals
+        explained = sum(caller.calls * self.own_rps(caller.front, window_s, passes - 1) for caller in others)
+        # What chance alone may explain counts as its own, so that its later stages are not planned too small.
+        return max(0.0, arrivals - max(0.0, explained - math.sqrt(2.0 * explained / window_s)))
+
+    def others(self, front: str, model: str) -> tuple[OtherDemand, ...]:
+        """The demands that reach a stage of the pipelines of a front besides their own."""
+        parts = [self._part(caller, front, model) for caller in self.callers[model] if caller.front != front]
+        direct_rps = self._direct_rps(model) if model not in self.fronts else (0.0, 0.0)
+        return tuple(part for part in (*parts, OtherDemand(None, *direct_rps)) if part.recent_rps > 0.0 or part.stable_rps > 0.0)
+
+    def scales(self, front: str) -> tuple[float, float]:
+        """The shares (recent, stable) of a front's arrivals that are its pipelines' own."""
+        windows = (self.windows.recent_s[-1], self.windows.stable_s)
+        recent, stable = (_share(self.own_rps(front, window_s), self.arrivals(front, window_s)) for window_s in windows)
+        return recent, stable
+
+    def _client_calls(self, model: str, *, but: str | None = None) -> list[_Caller]:
+        return [caller for caller in self.callers.get(model, ()) if caller.front != but and not caller.inside]
+
+    def _waiting(self, caller: _Caller) -> float:
+        return max(self.waiting(pipeline) for pipeline in self.fronts[caller.front])
+
+    def _part(self, caller: _Caller, front: str, model: str) -> OtherDemand:
+        rates = [self._part_rps(caller, front, model, window_s) for window_s in (*self.windows.recent_s, self.windows.stable_s)]
+        return OtherDemand(caller.pipeline, max(rates[:-1]), rates[-1])
+
+    def _part_rps(self, caller: _Caller, front: str, model: str, window_s: float) -> float:
+        """A pipeline's calls of a model; at another's front no more than what is not that one's own."""
+        called_rps = caller.calls * self.own_rps(caller.front, window_s)
+        if model != front or caller.inside:
+            return called_rps
+        explained = sum(each.calls * self.own_rps(each.front, window_s) for each in self._client_calls(front, but=front))
+        return called_rps * _share(self.arrivals(front, window_s) - self.own_rps(front, window_s), explained)
+
+    def _direct_rps(self, model: str) -> tuple[float, float]:
+        long_s = min(LONG_WINDOW_S, self.windows.history_s)
+        stable = max(self._surplus_rps(model, window_s) for window_s in (long_s, self.windows.stable_s))
+        return max(stable, *(self._surplus_rps(model, window_s) for window_s in self.windows.recent_s)), stable
+
+    def _surplus_rps(self, model: str, window_s: float) -> float:
+        """The arrivals of a model that its pipelines do not explain, beyond the noise and what was inside the pipelines before."""
+        arrivals = self.arrivals(model, window_s)
+        if arrivals == 0.0 or not 0.0 < window_s <= self.windows.history_s:
+            return 0.0
+        callers = self._client_calls(model)
+        rates = [(caller.calls, caller.calls * self.own_rps(caller.front, window_s)) for caller in callers]
+        explained, waiting = sum(rps for _, rps in rates), sum(caller.calls * self._waiting(caller) for caller in callers)
+        chance = SIGMAS * math.sqrt((arrivals + sum(calls * rps for calls, rps in rates)) / window_s)
+        return max(0.0, arrivals - explained - waiting / window_s - max(STEP * explained, chance))
+
+
+def sharing_of(
+    pipelines: Sequence[PipelineConfig],
+    per_request: Mapping[str, tuple[float, ...]],
+    waiting: Callable[[str], float],
+    arrivals: Arrivals,
+    windows: Windows,
+) -> Sharing:
+    """Who calls which model. Pipelines with one front are one demand: of their calls of a model, the most a request count."""
+    callers: dict[str, dict[str, _Caller]] = {}
+    for pipeline in pipelines:
+        for model, calls in zip(pipeline.stages, per_request[pipeline.name], strict=True):
+            known = callers.setdefault(model, {}).get(pipeline.front)
+            if known is None or known.calls < calls:
+                callers[model][pipeline.front] = _Caller(pipeline.front, pipeline.name, calls, pipeline.entry is not None)
+    fronts: dict[str, tuple[str, ...]] = {}
+    for pipeline in pipelines:
+        fronts[pipeline.front] = (*fronts.get(pipeline.front, ()), pipeline.name)
+    return Sharing({model: tuple(each.values()) for model, each in callers.items()}, fronts, waiting, arrivals, windows)
+
+
+def with_others(estimate: PipelineEstimate, pipeline: PipelineConfig, sharing: Sharing) -> PipelineEstimate:
+    """The estimate with its own requests alone, and what else reaches its stages."""
+    others = tuple(sharing.others(pipeline.front, model) for model in pipeline.stages)
+    if not any(others):
+        return estimate
+    recent, stable = sharing.scales(pipeline.front)
+    return replace(
+        estimate,
+        recent_rps=recent * estimate.recent_rps,
+        newest_rps=recent * estimate.newest_rps,
+        burst_rps=recent * estimate.burst_rps,
+        growth_rps_per_s=recent * estimate.growth_rps_per_s,
+        stable_rps=stable * estimate.stable_rps,
+        trend_rps_per_s=stable * estimate.trend_rps_per_s,
+        trend_base_rps=stable * estimate.trend_base_rps,
+        per_second=tuple(stable * count for count in estimate.per_second),
+        others=others,
+    )
+
+
+def other_calls(pipelines: Sequence[PipelineConfig], front: str) -> Iterator[tuple[PipelineConfig, int]]:
+    """The pipelines whose clients call another's front as one of their stages, with the stage."""
+    fronts = set[str]()
+    for pipeline in pipelines:
+        if pipeline.entry is None and front in pipeline.stages and pipeline.front != front and pipeline.front not in fronts:
+            fronts.add(pipeline.front)
+            yield pipeline, pipeline.stages.index(front)
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole > 0.0 else 1.0

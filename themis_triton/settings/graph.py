@@ -1,0 +1,118 @@
+"""What a model calls inside the server: the steps of an ensemble, by its config.pbtxt, and the callees that `calls` names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from themis_triton.core.config import StageCalls
+from themis_triton.core.graph import series
+from themis_triton.settings.loading import Loaded
+from themis_triton.settings.model_files import repositories
+from themis_triton.settings.order import Arranged, arranged, with_each_stage_once
+from themis_triton.settings.pipelines import StageSettings
+
+
+def callees(loaded: Loaded, model: str) -> list[StageSettings]:
+    """What a model calls by itself, in an order in which each comes after those whose outputs it takes; empty: nothing."""
+    if model in loaded.calls:
+        return list(loaded.calls[model])
+    return [StageSettings(model=name) for name, _ in _steps(loaded, model)]
+
+
+def is_driven_inside(loaded: Loaded, model: str) -> bool:
+    """Whether a model calls others by itself."""
+    return bool(callees(loaded, model))
+
+
+def expand(loaded: Loaded, model: str) -> tuple[tuple[str, StageCalls], ...]:
+    """The scaled models that a request to a model reaches, with its requests of each."""
+    reached: dict[str, list[StageCalls]] = {}
+    for name, calls in _reached(loaded, model, StageCalls(), ()):
+        reached.setdefault(name, []).append(calls)
+    in_turn = graph_of(loaded, model).in_turn
+    return tuple(
+        (name, StageCalls(sum(each.per_request for each in ways), name in in_turn or any(each.sequential for each in ways)))
+        for name, ways in reached.items()
+    )
+
+
+def graph_of(loaded: Loaded, model: str) -> Arranged:
+    """The order in which a request to a model passes the models of `expand`."""
+    raw = _raw_graph(loaded, model, ())
+    return with_each_stage_once(raw.graph, bound=raw.bound)
+
+
+def ensembles(loaded: Loaded, model: str) -> dict[str, tuple[str, ...]]:
+    """The ensembles that a request to a model passes, itself included, each with the scaled models that it needs."""
+    names = dict.fromkeys(name for name in _passed(loaded, model, ()) if name not in loaded.section("models"))
+    return {name: tuple(stage for stage, _ in expand(loaded, name)) for name in names if is_driven_inside(loaded, name)}
+
+
+def _reached(loaded: Loaded, model: str, calls: StageCalls, above: tuple[str, ...]) -> Iterator[tuple[str, StageCalls]]:
+    inner = callees(loaded, model) if model not in above else []
+    if model in loaded.section("models") or not inner:
+        yield model, calls
+    for each in inner:
+        product = StageCalls(calls.per_request * each.per_request, calls.sequential or each.sequential)
+        yield from _reached(loaded, each.model, product, (*above, model))
+
+
+def _raw_graph(loaded: Loaded, model: str, above: tuple[str, ...]) -> Arranged:
+    """With a model once for each way in which it is reached. What a model calls that `calls` names follows it, one after the other."""
+    inner = callees(loaded, model) if model not in above else []
+    parts = [_raw_graph(loaded, each.model, (*above, model)) for each in inner]
+    graphs = tuple(part.graph for part in parts)
+    bound = any(part.bound for part in parts)
+    if model in loaded.calls or not parts:
+        own = (model,) if model in loaded.section("models") or not parts else ()
+        return Arranged(series((*own, *graphs)), bound)
+    steps = arranged(graphs, [waits for _, waits in _steps(loaded, model)])
+    whole = series((model, steps.graph)) if model in loaded.section("models") else steps.graph
+    return Arranged(whole, bound or steps.bound)
+
+
+def _passed(loaded: Loaded, model: str, above: tuple[str, ...]) -> Iterator[str]:
+    if model not in above:
+        yield model
+        for each in callees(loaded, model):
+            yield from _passed(loaded, each.model, (*above, model))
+
+
+def _steps(loaded: Loaded, model: str) -> list[tuple[str, frozenset[int]]]:
+    """The models of an ensemble's steps, each with the earlier steps that it waits for."""
+    if not model or Path(model).name != model:
+        return []
+    for file in (repository.config(model) for repository in repositories(loaded)):
+        if file.is_file():
+            return _ordered(_parsed(file))
+    return []
+
+
+def _parsed(file: Path) -> Sequence[Any]:
+    """The steps of an ensemble; none where the file is no ensemble's. A file that cannot be parsed is reported where it is used."""
+    text = file.read_text(encoding="utf-8", errors="replace")
+    if "ensemble_scheduling" not in text:
+        return ()
+    from google.protobuf import text_format  # noqa: PLC0415 - only settings with ensembles need the package
+    from tritonclient.grpc.model_config_pb2 import ModelConfig  # noqa: PLC0415
+
+    try:
+        config = text_format.Parse(text, ModelConfig())
+    except text_format.ParseError:
+        return ()
+    return tuple(config.ensemble_scheduling.step)
+
+
+def _ordered(steps: Sequence[Any]) -> list[tuple[str, frozenset[int]]]:
+    """The steps' models, each step after those that make its inputs; steps that wait for each other stay in the file's order."""
+    left, ordered = list(steps), list[Any]()
+    while left:
+        missing = {tensor for step in left for tensor in step.output_map.values()}
+        step = next((step for step in left if missing.isdisjoint(step.input_map.values())), left[0])
+        ordered.append(step)
+        left.remove(step)
+    makers = {tensor: index for index, step in enumerate(ordered) for tensor in step.output_map.values()}
+    needed = [{makers[tensor] for tensor in step.input_map.values() if tensor in makers} for step in ordered]
+    return [(step.model_name, frozenset(maker for maker in needed[index] if maker < index)) for index, step in enumerate(ordered)]

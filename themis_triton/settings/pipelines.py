@@ -1,0 +1,77 @@
+"""The sections of pipelines: stages, SLO and overload."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from themis_triton.core.config import Overload, PipelineConfig, StageCalls
+from themis_triton.settings.kinds import Allowed, Section, one_of, refusal
+
+_PIPELINE = PipelineConfig("", (), 1.0)
+_CALLS = StageCalls()
+MAX_CALLS = 1000.0
+
+
+def _stage(value: object) -> object:
+    return {"model": value} if isinstance(value, str) else value
+
+
+class StageSettings(Section):
+    """One stage of a pipeline."""
+
+    model: str = Field(description="the model")
+    per_request: float = Field(
+        default=_CALLS.per_request,
+        gt=0,
+        le=MAX_CALLS,
+        description="requests of this stage per request of the pipeline, in the mean; a running sidecar measures them",
+    )
+    sequential: bool = Field(
+        default=_CALLS.sequential,
+        description="true: clients make these requests one after the other; false: all at once",
+    )
+
+
+Stage = Annotated[
+    StageSettings,
+    BeforeValidator(_stage, json_schema_input_type=StageSettings | str),
+    Allowed("a model, or a mapping with `model`, `per_request`, `sequential`"),
+]
+
+
+Callees = Annotated[list[Stage], Field(min_length=1), Allowed("a list of models")]
+
+
+class PipelineSettings(Section):
+    """A chain of models with one end-to-end SLO, or a single model, which may be an ensemble or call others."""
+
+    model_config = one_of("stages", "model")
+
+    stages: list[Stage] | None = Field(default=None, min_length=1, description="the models in the order in which a request passes them")
+    model: str | None = Field(
+        default=None, description="instead of `stages`: a single model, an ensemble, or a model that calls others (`calls`)"
+    )
+    slo_ms: float = Field(gt=0, description="end-to-end latency SLO")
+    percentile: float = Field(default=_PIPELINE.percentile, ge=50, lt=100, description="percentage of requests that must meet the SLO")
+    weight: float = Field(default=_PIPELINE.weight, gt=0, description="priority relative to other pipelines when not all SLOs can be met")
+    overload: Annotated[Overload | None, Field(strict=False)] = Field(
+        default=None,
+        description="what happens while the servers cannot carry the demand inside the SLO; queue: requests wait in turn (the default); "
+        "shed: Envoy refuses those beyond what is carried inside the SLO (HTTP 429, RESOURCE_EXHAUSTED); deprioritize: launched servers "
+        "serve requests that waited too long after all others",
+    )
+
+    @model_validator(mode="after")
+    def _one_of(self) -> PipelineSettings:
+        if (self.stages is None) == (self.model is None):
+            fault = "neither `stages` nor `model` is set" if self.stages is None else "both `stages` and `model` are set"
+            fix = "write `stages: [first, second]`, or `model: name` for a single model, an ensemble, or a model that calls others"
+            raise refusal(fault, "one of `stages` and `model`", fix)
+        return self
+
+    @property
+    def chain(self) -> tuple[str, ...]:
+        """The stages; a single model is a chain of one."""
+        return tuple(stage.model for stage in self.stages) if self.stages else (self.model,) if self.model else ()

@@ -1,0 +1,179 @@
+"""The sections of servers: those to adopt, and the launch of new ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from themis_triton.core.config import Isolation, LaunchKind, LocalLaunchConfig
+from themis_triton.settings.kinds import (
+    Allowed,
+    Device,
+    FilePath,
+    HostName,
+    HostPort,
+    Name,
+    PositiveSeconds,
+    Seconds,
+    Section,
+    Size,
+    check_distinct,
+    one_of,
+    refusal,
+)
+
+_LAUNCH = LocalLaunchConfig(slots=(), model_repository=Path())
+
+
+class TlsSettings(Section):
+    """TLS of a server's gRPC port (`--grpc-use-ssl`). Triton's HTTP and metrics ports have none."""
+
+    ca: FilePath = Field(description="PEM file with the certificate authority of the server's certificate (or that certificate itself)")
+    server_name: HostName | None = Field(default=None, description="the name in the server's certificate; by default the host of `grpc`")
+    certificate: FilePath | None = Field(
+        default=None, description="PEM file with the certificate that the server asks of clients (`--grpc-use-ssl-mutual`)"
+    )
+    key: FilePath | None = Field(default=None, description="PEM file with the private key of `certificate`")
+
+    @model_validator(mode="after")
+    def _both(self) -> TlsSettings:
+        if (self.certificate is None) != (self.key is None):
+            present, absent = ("certificate", "key") if self.key is None else ("key", "certificate")
+            raise refusal(f"`{present}` is set without `{absent}`", "both or neither", f"set `{absent}` too, or remove `{present}`")
+        return self
+
+
+class ServerSettings(Section):
+    """A running Triton server to adopt."""
+
+    model_config = one_of("device", "devices")
+
+    grpc: HostPort = Field(description="Triton's gRPC address (`--grpc-port`)")
+    http: HostPort = Field(description="Triton's HTTP address (`--http-port`)")
+    metrics: HostPort = Field(description="Triton's metrics address (`--metrics-port`)")
+    tls: TlsSettings | None = Field(default=None, description="TLS of the gRPC port; by default the port has none")
+    device: Device | None = Field(default=None, description="the device that it runs on; servers and slots on one device contend for it")
+    devices: list[Device] | None = Field(
+        default=None,
+        min_length=1,
+        description="instead of `device`: all devices that it may use, the one for its first instances first; "
+        "under a surge it adds instances on the others too, as far as no other server uses them",
+    )
+    model_control_key: str | None = Field(
+        default=None,
+        min_length=1,
+        description="the key of `--grpc-restricted-protocol=model-repository:key=KEY`, if that flag is set",
+    )
+    model_repository: FilePath | None = Field(
+        default=None,
+        description="its model repository; without it the first change of an instance count reloads the model",
+    )
+    model_config_name: Name | None = Field(default=None, description="the value of `--model-config-name`, if that flag is set")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> ServerSettings:
+        if (self.device is None) == (self.devices is None):
+            fault = "neither `device` nor `devices` is set" if self.device is None else "both `device` and `devices` are set"
+            raise refusal(fault, "one of `device` and `devices`", "write `device: gpu:0`, or `devices: [gpu:0, gpu:1]` for several")
+        if self.devices is not None:
+            check_distinct(self.devices)
+        return self
+
+    @property
+    def all_devices(self) -> tuple[str, ...]:
+        """The devices that it may use, that of its first instances first."""
+        return tuple(self.devices or ([self.device] if self.device is not None else []))
+
+
+def _slot(value: object) -> object:
+    return {"device": value} if isinstance(value, str) else value
+
+
+class SlotSettings(Section):
+    """A place where one server may be launched."""
+
+    device: Device = Field(description="the device; several slots may share one")
+    name: Name | None = Field(default=None, description="the slot's name; by default the device, numbered from its second slot on")
+    memory: Size | None = Field(
+        default=None, description="device memory that servers on this slot may use; by default the free memory that NVML reports"
+    )
+
+
+Slot = Annotated[
+    SlotSettings,
+    BeforeValidator(_slot, json_schema_input_type=SlotSettings | Device),
+    Allowed("gpu:N, cpu:N, or a mapping with `device`, `name`, `memory`"),
+]
+
+
+def _repositories(value: object) -> object:
+    return [value] if isinstance(value, str | Path) else value
+
+
+Repositories = Annotated[
+    list[FilePath],
+    Field(min_length=1),
+    BeforeValidator(_repositories, json_schema_input_type=list[FilePath] | FilePath),
+    Allowed("a path, or a list of paths; relative paths start at the folder of this file"),
+]
+
+
+class LaunchSettings(Section):
+    """How new servers are launched."""
+
+    kind: Annotated[LaunchKind, Field(strict=False)] = Field(
+        default=LaunchKind.LOCAL, description="where; local: as processes on this machine"
+    )
+    slots: list[Slot] = Field(min_length=1, description="where servers may be launched, one server per slot")
+    reach: list[Device] = Field(
+        default=[],
+        description="devices that every launched server can see: under a surge it adds instances on those that no other server uses, "
+        "in one instance initialisation, where a new server takes a cold start",
+    )
+    isolation: Annotated[Isolation, Field(strict=False)] = Field(
+        default=Isolation.NONE,
+        description="process: once the load has settled, servers of their own take over from further devices of a server, "
+        "so that a crash takes one device with it; none: it keeps them",
+    )
+    model_repository: Repositories | None = Field(
+        default=None,
+        description="the model repository of launched servers, or a list of several; by default the emulated models that ship with Themis",
+    )
+    model_config_name: Name | None = Field(
+        default=None,
+        description="as `--model-config-name`: launched servers take a model's configs/NAME.pbtxt, or its config.pbtxt where there is none",
+    )
+    binary: FilePath | None = Field(default=None, description="`tritonserver`; by default that of the `local` extra")
+    backend_directory: FilePath | None = Field(default=None, description="Triton's backends; by default those of the `local` extra")
+    arguments: list[str] = Field(default=[], description="further arguments for `tritonserver`")
+    ready_timeout_s: PositiveSeconds = Field(
+        default=_LAUNCH.ready_timeout_s,
+        description="time from process start to ready with all models, after which the launch has failed",
+    )
+    warmup_requests: int = Field(
+        default=_LAUNCH.warmup_requests,
+        ge=0,
+        description="requests per batch size that a new server answers before it receives traffic",
+    )
+    drain_timeout_s: Seconds = Field(
+        default=_LAUNCH.drain_timeout_s, description="maximum wait for requests in flight after a server left the routes"
+    )
+    stop_timeout_s: PositiveSeconds = Field(
+        default=_LAUNCH.stop_timeout_s, description="time from SIGTERM, which follows the drain, to SIGKILL"
+    )
+
+    @field_validator("arguments")
+    @classmethod
+    def _no_config_name(cls, arguments: list[str]) -> list[str]:
+        if any(argument.startswith("--model-config-name") for argument in arguments):
+            fix = "set `launch.model_config_name` in its place; the files that Themis writes for a launched server are made from it"
+            raise refusal("--model-config-name is no argument of launched servers", "other arguments", fix)
+        return arguments
+
+    @field_validator("reach")
+    @classmethod
+    def _distinct(cls, reach: list[str]) -> list[str]:
+        check_distinct(reach)
+        return reach
