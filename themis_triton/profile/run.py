@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import ByteSize
 
 from themis_triton.adapters.clock import SystemClock
-from themis_triton.adapters.processes import find_process
+from themis_triton.adapters.processes import find_process, wait_until
 from themis_triton.core.errors import ServerError
 from themis_triton.profile.bench import Bench
 from themis_triton.profile.files import Conditions, Progress, read_profile, read_progress, resume_path, write_profile, write_progress
@@ -71,7 +71,7 @@ async def profile_model(bench: Bench, options: ProfileOptions, tell: Callable[[S
     try:
         progress = await _measured(bench, options, progress, tell)
     except ServerError as error:
-        raise ServerError(f"{_ended(bench) or error}; {kept(options.out)}") from error
+        raise ServerError(f"{await _ended(bench) or error}; {kept(options.out)}") from error
     profile = await asyncio.to_thread(finished, progress, options.plan, bench.tracer is not None)
     profile = profile.model_copy(update={"operations": retained_operations(before, profile)})
     await asyncio.to_thread(write_profile, options.out, profile)
@@ -97,10 +97,13 @@ async def _measured(bench: Bench, options: ProfileOptions, progress: Progress, t
     return progress.model_copy(update={"drift_ratio": round(again.service_ms / first.service_ms, 4)})
 
 
-def _ended(bench: Bench) -> str | None:
-    """The error of an ended server process, or None."""
+_EXIT_S = 2.0
+
+
+async def _ended(bench: Bench) -> str | None:
+    """The error of a server process that has ended, or None. A server that is about to exit refuses requests first."""
     process = bench.server.process
-    if process is None or find_process(process) is not None:
+    if process is None or not await wait_until(lambda: find_process(process) is None, _EXIT_S):
         return None
     return f"model {bench.model}: its server ended during the measurement. Fix: see its log {bench.server.log_file}"
 
