@@ -10,7 +10,7 @@ import typer
 
 import themis_triton
 from themis_triton.commands import evaluating
-from themis_triton.commands.options import ConfigOption, JsonOption
+from themis_triton.commands.options import ConfigOption, JsonOption, TokenOption
 from themis_triton.core.errors import EnvironmentCheckError, ThemisError
 from themis_triton.core.printable import printable
 
@@ -95,11 +95,11 @@ def schema() -> None:
 
 
 @app.command(epilog="Example: themis status -c themis.yaml")
-def status(config: ConfigOption, as_json: JsonOption = False) -> None:
+def status(config: ConfigOption, as_json: JsonOption = False, token_file: TokenOption = None) -> None:
     """Show the running sidecar's measurements, decisions and actions."""
     from themis_triton.commands.status_command import status_command  # noqa: PLC0415 - a command loads only what it needs
 
-    status_command(config, as_json=as_json)
+    status_command(config, as_json=as_json, token_file=token_file)
 
 
 @app.command(epilog="Example: themis why -c themis.yaml")
@@ -144,27 +144,27 @@ def stop(
 
 
 @app.command(epilog="Example: themis pause -c themis.yaml")
-def pause(config: ConfigOption) -> None:
+def pause(config: ConfigOption, token_file: TokenOption = None) -> None:
     """Pause: make no changes from the next tick on. Observation, recommendations and Envoy continue. Persists over restarts."""
     from themis_triton.commands.stop_command import pause_command  # noqa: PLC0415 - a command loads only what it needs
 
-    pause_command(config)
+    pause_command(config, token_file)
 
 
 @app.command(epilog="Example: themis resume -c themis.yaml")
-def resume(config: ConfigOption) -> None:
+def resume(config: ConfigOption, token_file: TokenOption = None) -> None:
     """Resume after a pause."""
     from themis_triton.commands.stop_command import resume_command  # noqa: PLC0415 - a command loads only what it needs
 
-    resume_command(config)
+    resume_command(config, token_file)
 
 
 @app.command(epilog="Example: themis reload -c themis.yaml")
-def reload(config: ConfigOption) -> None:
+def reload(config: ConfigOption, token_file: TokenOption = None) -> None:
     """Put edited settings into force in the running sidecar. Wrong settings are refused; what needs a restart is named."""
     from themis_triton.commands.reload_command import reload_command  # noqa: PLC0415 - a command loads only what it needs
 
-    reload_command(config)
+    reload_command(config, token_file)
 
 
 @app.command(epilog="Example: themis down -c themis.yaml")

@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 
 ConfigOption = Annotated[Path, typer.Option("-c", "--config", help="The settings file.")]
+TokenOption = Annotated[
+    Path | None, typer.Option("--token-file", help="Token of the status API, to reach a sidecar on another machine at its status.address.")
+]
 ColdStartOption = Annotated[
     float | None,
     typer.Option(help="Process start in seconds of each launched server, for emulated models; on a GPU 20 to 60. Default: about 1."),

@@ -16,8 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from themis_triton.adapters.clock import SystemClock
-from themis_triton.adapters.status_client import StatusResponse, get
+from themis_triton.adapters.status_client import StatusResponse
 from themis_triton.commands.moments import age
+from themis_triton.commands.status_calls import ServerRefusedError, read
 from themis_triton.commands.terminal import TerminalConsole
 from themis_triton.core.config import Mode
 from themis_triton.core.encoding import plain
@@ -32,21 +33,23 @@ MAX_EVENTS_SHOWN = 8
 MAX_SENTENCE_PIPELINES = 3
 
 
-def status_command(path: Path, *, as_json: bool) -> None:
+def status_command(path: Path, *, as_json: bool, token_file: Path | None = None) -> None:
     """Print the status of the running sidecar. ServerError if no Themis sidecar answers."""
-    status = fetch_status(path)
+    status = fetch_status(path, token_file)
     if as_json:
         sys.stdout.write(json.dumps(plain(status)) + "\n")
         return
     show(status, TerminalConsole(), SystemClock().now_s())
 
 
-def fetch_status(path: Path) -> Status:
+def fetch_status(path: Path, token_file: Path | None = None) -> Status:
     """The status of the sidecar of these settings; raises as `status_command` does."""
     where = load_runtime_paths(path)
     address = where.status_address
     try:
-        response = get(address, STATUS_PATH)
+        response = read(where, STATUS_PATH, token_file)
+    except ServerRefusedError as error:
+        raise ServerRefusedError(f"{path}: {error}") from error
     except ServerError as error:
         pid = running_pid(where.state_directory)
         fix = (

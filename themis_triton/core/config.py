@@ -42,6 +42,9 @@ __all__ = [
 ]
 
 
+TOKEN_FILE = "token"  # noqa: S105 - a file's name in the state directory
+
+
 class Mode(StrEnum):
     """Whether decisions are carried out or only shown."""
 
@@ -120,9 +123,10 @@ DEFAULT_STATUS = Address("127.0.0.1", 9180)
 
 @dataclass(frozen=True, slots=True)
 class StatusConfig:
-    """Where the status API and the daemon's own metrics listen; loopback by default."""
+    """Where the status API and the daemon's own metrics listen; loopback by default. `token_file` None: `token` in the state directory."""
 
     address: Address = DEFAULT_STATUS
+    token_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +151,11 @@ class ThemisConfig:
     retention: RetentionConfig = field(default_factory=RetentionConfig)
     allow_stale_profiles: bool = False
     callees: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def token_file(self) -> Path:
+        """The token of the status API."""
+        return self.status.token_file if self.status.token_file is not None else self.state_directory / TOKEN_FILE
 
     @property
     def devices(self) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 
@@ -13,6 +13,7 @@ from themis_triton.core.address import Address
 from themis_triton.core.encoding import plain
 from themis_triton.core.errors import EnvironmentCheckError
 from themis_triton.core.status import STATUS_PATH, STATUS_VERSION
+from themis_triton.daemon.access import Access
 from themis_triton.daemon.status import StatusBoard
 from themis_triton.ports import Clock
 
@@ -21,8 +22,17 @@ LINKS = {STATUS_PATH: "status as JSON", "/metrics": "metrics in Prometheus text"
 
 
 @asynccontextmanager
-async def serving(address: Address, board: StatusBoard, exporter: Exporter, clock: Clock) -> AsyncIterator[None]:
+async def serving(
+    address: Address,
+    board: StatusBoard,
+    exporter: Exporter,
+    clock: Clock,
+    access: Access | None = None,
+    changes: Sequence[web.RouteDef] = (),
+) -> AsyncIterator[None]:
     """Serve `/v1/status`, `/metrics`, `/healthz` and links to them at `/`. `/healthz` is 503 when the last good tick is long ago.
+
+    `changes`: further routes. `access` checks all requests; by default reads are open, and nothing can be changed.
 
     Raises:
         EnvironmentCheckError: the address is taken.
@@ -44,10 +54,9 @@ async def serving(address: Address, board: StatusBoard, exporter: Exporter, cloc
             return web.Response(text="ok\n")
         return web.Response(status=HTTPStatus.SERVICE_UNAVAILABLE, text=f"no good tick for {board.silent_s(now_s):.1f} s; see the log\n")
 
-    app = web.Application()
-    app.add_routes(
-        [web.get("/", _index), web.get("/{version:v[0-9]+}/status", status), web.get("/metrics", metrics), web.get("/healthz", healthz)]
-    )
+    app = web.Application(middlewares=[(access or Access()).middleware()])
+    reads = [web.get("/", _index), web.get("/{version:v[0-9]+}/status", status), web.get("/metrics", metrics), web.get("/healthz", healthz)]
+    app.add_routes([*reads, *changes])
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:

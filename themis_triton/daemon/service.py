@@ -19,11 +19,13 @@ from themis_triton.core.config import Mode, ThemisConfig
 from themis_triton.core.decision import Reason
 from themis_triton.core.errors import ThemisError
 from themis_triton.core.record import TickRecord, drift_event_words, sentence
+from themis_triton.daemon.access import prepare_access
 from themis_triton.daemon.adopt import adopt
 from themis_triton.daemon.api import serving
 from themis_triton.daemon.certificates import keep_certificates
 from themis_triton.daemon.components import Components, build_components
 from themis_triton.daemon.control import is_paused
+from themis_triton.daemon.control_api import control_routes
 from themis_triton.daemon.envoy_watch import EnvoyWatch
 from themis_triton.daemon.fixed_counts import find_fixed, fixed_actuators, with_fixed_counts
 from themis_triton.daemon.housekeeping import keep_logs_bounded
@@ -71,7 +73,9 @@ async def run_daemon(config: ThemisConfig, read_settings: Callable[[], ThemisCon
             log.info("memory_released", megabytes=round(release_clean_pages() / 1e6))
             board = StatusBoard(planned, components.clock.now_s())
             exporter = Exporter()
-            async with serving(config.status.address, board, exporter, components.clock):
+            access = prepare_access(config)
+            changes = control_routes(config.state_directory, reload)
+            async with serving(config.status.address, board, exporter, components.clock, access, changes):
                 log.info("sidecar_started", mode=config.mode.value, policy=config.policy.name.value, status=str(config.status.address))
                 if os.getpid() == 1 and config.envoy.managed:
                     log.warning("init_process_detected", message="servers and Envoy stop with this container. Fix: run it with --pid=host")

@@ -33,7 +33,7 @@ from themis_triton.settings.model_files import is_stateful, launch_repositories
 from themis_triton.settings.models import ModelSettings
 from themis_triton.settings.pipelines import PipelineSettings
 from themis_triton.settings.policy import PolicySettings, with_settings
-from themis_triton.settings.schema import Settings
+from themis_triton.settings.schema import Settings, StatusSettings
 from themis_triton.settings.servers import LaunchSettings, ServerSettings
 
 _MAX_SOCKET_BYTES = 107
@@ -57,7 +57,7 @@ def build(loaded: Loaded, settings: Settings) -> ThemisConfig:
         planning=with_settings(PlanningConfig(), settings.planning),
         mode=settings.mode,
         retention=settings.retention.to_core(),
-        status=StatusConfig(Address.parse(settings.status.address)),
+        status=_status(loaded, settings.status),
         allow_stale_profiles=settings.allow_stale_profiles,
         callees={model: tuple(stage.model for stage in stages) for model, stages in loaded.calls.items()},
     )
@@ -128,6 +128,10 @@ def _grpc_address(loaded: Loaded, server: ServerSettings) -> Address:
         return address
     ca, certificate, key = (str(loaded.resolve(file)) if file is not None else None for file in (tls.ca, tls.certificate, tls.key))
     return replace(address, tls=True, server_name=tls.server_name, ca=ca, certificate=certificate, key=key)
+
+
+def _status(loaded: Loaded, status: StatusSettings) -> StatusConfig:
+    return StatusConfig(Address.parse(status.address), loaded.resolve(status.token_file) if status.token_file is not None else None)
 
 
 def _envoy(loaded: Loaded, settings: Settings) -> EnvoyConfig:

@@ -18,8 +18,8 @@ from themis_triton.settings.pipelines import PipelineSettings
 from themis_triton.settings.problem import Problem
 from themis_triton.settings.profile import SurfaceForm
 from themis_triton.settings.schema import EnvoySettings, StatusSettings
+from themis_triton.settings.secret_files import check_secret_files
 from themis_triton.settings.source import KeyPath, dotted
-from themis_triton.settings.tls_check import check_tls_files
 
 _ENVOY, _STATUS = EnvoySettings(), StatusSettings()
 
@@ -31,7 +31,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     yield from _profiles(loaded)
     yield from _paper_forms(loaded)
     yield from _input_files(loaded)
-    yield from check_tls_files(loaded)
+    yield from check_secret_files(loaded)
     yield from _objectives(loaded)
     yield from check_overload(loaded)
     yield from _slots(loaded)

@@ -11,7 +11,7 @@ from themis_triton.settings.build import build
 from themis_triton.settings.checks import check
 from themis_triton.settings.loading import Loaded, load
 from themis_triton.settings.problem import Problem, by_place
-from themis_triton.settings.runtime import RuntimePaths
+from themis_triton.settings.runtime import RuntimePaths, runtime_paths
 from themis_triton.settings.schema import Settings, StatusSettings
 
 
@@ -29,7 +29,7 @@ def load_settings(path: Path, *, allow_missing_profiles: bool = False) -> Themis
 
 
 def checked_runtime_paths(path: Path) -> RuntimePaths:
-    """`load_runtime_paths` by the schema: the same values, and every error of the two keys."""
+    """`load_runtime_paths` by the schema: the same values, and every error of the two sections."""
     loaded = load(path)
     if not isinstance(loaded.source.data, dict):
         raise _refused(path, loaded.problems)
@@ -38,7 +38,8 @@ def checked_runtime_paths(path: Path) -> RuntimePaths:
         raise _refused(path, wrong)
     data = loaded.source.data
     state = Path(data.get("state_directory", Settings.model_fields["state_directory"].default))
-    return RuntimePaths(loaded.resolve(state), Address.parse(StatusSettings.model_validate(data.get("status", {})).address))
+    status = StatusSettings.model_validate(data.get("status", {}))
+    return runtime_paths(path, state, Address.parse(status.address), status.token_file)
 
 
 def problems(path: Path) -> list[Problem]:

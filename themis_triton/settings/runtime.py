@@ -1,4 +1,4 @@
-"""The two settings that the client commands need, read without the schema: building it takes longer than the commands may."""
+"""The settings that the client commands need, read without the schema: building it takes longer than the commands may."""
 
 from __future__ import annotations
 
@@ -11,35 +11,44 @@ from typing import Any
 import yaml
 
 from themis_triton.core.address import Address
+from themis_triton.core.config import TOKEN_FILE
 
 DEFAULT_STATE_DIRECTORY = ".themis"
 DEFAULT_STATUS_ADDRESS = "127.0.0.1:9180"
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_STATUS_KEYS = frozenset({"address", "allow_non_loopback"})
+_STATUS_KEYS = frozenset({"address", "allow_non_loopback", "token_file"})
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimePaths:
-    """A sidecar's state directory and status address."""
+    """A sidecar's state directory, its status address, and the file with the token of its status API."""
 
     state_directory: Path
     status_address: Address
+    token_file: Path
 
 
 def load_runtime_paths(path: Path) -> RuntimePaths:
     """`state_directory` and `status` of a settings file, whatever the errors in its other keys.
 
-    Raises SettingsError with the errors of the two keys, or all errors if the file cannot be read.
+    Raises SettingsError with the errors of these two sections, or all errors if the file cannot be read.
     """
     data = _read(path)
     if data is not None:
-        state, address = data.get("state_directory", DEFAULT_STATE_DIRECTORY), _address(data.get("status", {}))
+        state, status = data.get("state_directory", DEFAULT_STATE_DIRECTORY), data.get("status", {})
+        address = _address(status)
         if isinstance(state, str) and address is not None:
-            return RuntimePaths(resolve(path, Path(state)), address)
+            return runtime_paths(path, state, address, status.get("token_file"))
     # Anything unusual is left to the schema, which accepts it or names every error.
     from themis_triton.settings.examine import checked_runtime_paths  # noqa: PLC0415 - loads the schema
 
     return checked_runtime_paths(path)
+
+
+def runtime_paths(path: Path, state_directory: str | Path, address: Address, token_file: str | Path | None) -> RuntimePaths:
+    """The values of a settings file with absolute paths."""
+    state = resolve(path, Path(state_directory))
+    return RuntimePaths(state, address, resolve(path, Path(token_file)) if token_file is not None else state / TOKEN_FILE)
 
 
 def resolve(settings_file: Path, path: Path) -> Path:
@@ -72,6 +81,8 @@ def _has_duplicates(root: yaml.MappingNode) -> bool:
 def _address(status: object) -> Address | None:
     """The address of a plain loopback `status` section; None for any other value."""
     if not isinstance(status, dict) or not status.keys() <= _STATUS_KEYS or not isinstance(status.get("allow_non_loopback", False), bool):
+        return None
+    if not isinstance(status.get("token_file"), str | None):
         return None
     try:
         address = Address.parse(str(status.get("address", DEFAULT_STATUS_ADDRESS)))

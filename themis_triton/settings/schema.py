@@ -62,7 +62,12 @@ class StatusSettings(Section):
     """The status API and the daemon's own metrics."""
 
     address: Listen = Field(default=DEFAULT_STATUS_ADDRESS, description="listener, loopback unless `allow_non_loopback`")
-    allow_non_loopback: bool = Field(default=False, description="allow other machines to reach it")
+    allow_non_loopback: bool = Field(default=False, description="allow other machines to reach it; its reads need the token then")
+    token_file: FilePath | None = Field(
+        default=None,
+        description="file with the token for calls that change something, which other users must not be able to read; by default "
+        "Themis makes `token` in `state_directory`",
+    )
 
 
 class Settings(Section):

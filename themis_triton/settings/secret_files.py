@@ -1,0 +1,28 @@
+"""The files of secrets that the settings name must exist: those of the servers' `tls` sections, and the status API's token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from themis_triton.settings.loading import Loaded, mapping
+from themis_triton.settings.problem import Problem
+from themis_triton.settings.source import KeyPath
+
+
+def check_secret_files(loaded: Loaded) -> Iterator[Problem]:
+    """An error for each file that is not there."""
+    for path, file, expected in _named_files(loaded):
+        if isinstance(file, str) and not loaded.resolve(Path(file)).is_file():
+            fix = f"correct the path, which starts at {loaded.path.parent.resolve()}"
+            yield loaded.source.problem(path, f"{file} does not exist", expected, fix)
+
+
+def _named_files(loaded: Loaded) -> Iterator[tuple[KeyPath, object, str]]:
+    """Each key of such a file, with what is written there and what is expected."""
+    for name, server in loaded.section("servers").items():
+        tls = mapping(mapping(server).get("tls"))
+        for key in ("ca", "certificate", "key"):
+            yield ("servers", name, "tls", key), tls.get(key), "the path of a PEM file"
+    expected = "the path of a file with a token, such as `openssl rand -hex 32` prints"
+    yield ("status", "token_file"), loaded.section("status").get("token_file"), expected
