@@ -85,10 +85,10 @@ def test_other_pipelines_have_no_limit(overload: Overload | None) -> None:
     assert plan(decision, snapshot((SMALL,)), settings_seen).limits == {}
 
 
-def test_the_limit_rises_at_once_when_a_server_joins_and_falls_at_once_when_it_is_gone() -> None:
+def test_the_limit_rises_when_a_server_joins_and_falls_at_once_when_it_is_gone() -> None:
     state, alone = decided(PolicyState(), seen(estimate(100.0), SMALL), PLANNER)
-    state, joined = decided(state, seen(estimate(100.0), SMALL, LARGE, at_s=NOW_S + 0.25), PLANNER)
-    _, gone = decided(state, seen(estimate(100.0), SMALL, at_s=NOW_S + 0.5), PLANNER)
+    state, joined = decided(state, seen(estimate(100.0), SMALL, LARGE, at_s=NOW_S + CALM_S), PLANNER)
+    _, gone = decided(state, seen(estimate(100.0), SMALL, at_s=NOW_S + CALM_S + 0.25), PLANNER)
     assert limit_of(joined).requests_per_s > 2.0 * limit_of(alone).requests_per_s
     assert limit_of(gone) == limit_of(alone)
 
@@ -140,7 +140,7 @@ def test_small_changes_wait_and_those_that_hardly_matter_are_left_out() -> None:
 def test_a_limit_that_changes_while_requests_are_refused_begins_with_fewer_tokens_and_gets_all_of_them_afterwards() -> None:
     state, calm = decided(PolicyState(), seen(estimate(100.0), SMALL), PLANNER)
     refusing = changed(estimate(100.0), refused_rps=60.0)
-    state, grown = decided(state, seen(refusing, LARGE, at_s=NOW_S + 1.0), PLANNER)
+    state, grown = decided(state, seen(refusing, LARGE, at_s=NOW_S + CALM_S), PLANNER)
     state, still = decided(state, seen(refusing, LARGE, at_s=NOW_S + 9.0), PLANNER)
     _, over = decided(state, seen(estimate(10.0), LARGE, at_s=NOW_S + 10.0), PLANNER)
     assert limit_of(grown).burst < limit_of(calm).burst
@@ -155,6 +155,27 @@ def test_the_limit_follows_how_requests_are_divided_between_grpc_and_rest() -> N
     state, divided = decided(state, seen(half, SMALL, at_s=NOW_S + CALM_S), PLANNER)
     _, silent = decided(state, seen(estimate(0.0), SMALL, at_s=NOW_S + 2 * CALM_S), PLANNER)
     assert [limit_of(each).rest_fraction for each in (first, divided, silent)] == [0.0, 0.5, 0.5]
+
+
+def test_limits_of_several_pipelines_change_together_and_seldom_because_each_change_fills_the_buckets_of_all() -> None:
+    """Two pipelines, at each tick another one with a backlog of another size: before, each of these ticks rewrote the routes."""
+    base = config()
+    pipelines = tuple(PipelineConfig(name, (name,), 300.0, overload=Overload.SHED) for name in (DETECTOR, CLASSIFIER))
+    planner = Planner(build_rules(replace(base, pipelines=pipelines)))
+    ticks, tick_s = 48, 0.25
+    state, changes, before = PolicyState(), list[float](), list[RouteLimit]()
+    for tick in range(ticks):
+        at_s = NOW_S + tick * tick_s
+        backlogs = {DETECTOR: 40.0 * (tick % 3), CLASSIFIER: 200.0 * (tick % 2)}
+        demand = {name: replace(estimate(50.0).pipelines["video"], pipeline=name, backlog=backlogs[name]) for name in backlogs}
+        state, decision = decided(state, seen(Estimate(at_s, pipelines=demand, history_s=60.0), SMALL, LARGE, at_s=at_s), planner)
+        limits = [admission.limit for admission in decision.admissions or ()]
+        assert len(limits) == 2
+        if limits != before:
+            changes.append(at_s)
+        before = limits
+    assert 2 <= len(changes) <= 1 + ticks * tick_s / CALM_S
+    assert np.diff(changes).min() >= CALM_S
 
 
 @settings(max_examples=60, deadline=None)

@@ -20,11 +20,9 @@ from themis_triton.decide.view import PipelineView
 MIN_RPS = 1.0
 """A lower capacity means that hardly a lone request meets the SLO: then nothing is refused, as this would refuse nearly all."""
 SMALL_CHANGE, LARGE_CHANGE = 0.03, 0.2
-"""Changes of a limit by more than the second fraction apply at once, those by more than the first one after `CALM_S`.
-
-Each change fills the bucket, so that many small ones would admit too much.
-"""
+"""A limit changes when it is wrong by more than the first fraction, and at once when the capacity has fallen by more than the second."""
 CALM_S = 2.0
+"""Time between changes for any other reason: each fills the buckets of all pipelines, as the proxy then makes all its routes anew."""
 BURST_TOKENS, BURST_SIGMAS = 8.0, 2.5
 """Random arrivals at nearly the rate need so many tokens: standard deviations of their number in one SLO, and at least the first number."""
 REFUSING_DIVISOR, REFILL_FACTOR = 3.0, 1.5
@@ -39,13 +37,28 @@ SHARE_CHANGE = 0.15
 def admit(standing: Mapping[str, StandingLimit], views: Sequence[PipelineView]) -> tuple[dict[str, StandingLimit], tuple[Admission, ...]]:
     """The limits from now on by pipeline, and as part of the decision; those that hold, where they hardly differ.
 
-    Nothing is refused by service times that are a guess.
+    All change together. Nothing is refused by service times that are a guess.
     """
     shedding = [view for view in views if view.pipeline.sheds and view.rules.config.knows(view.pipeline)]
     limits = {view.pipeline.name: _next(standing.get(view.pipeline.name), view) for view in shedding}
+    if not _apply(standing, limits):
+        limits = dict(standing)
     known = {name: limit for name, limit in limits.items() if limit is not None}
     fronts = {view.pipeline.name: view.pipeline.front for view in views}
     return known, tuple(Admission(name, fronts[name], each.limit) for name, each in known.items())
+
+
+def _apply(standing: Mapping[str, StandingLimit], desired: Mapping[str, StandingLimit | None]) -> bool:
+    """Whether the desired limits take effect now: those that stand are old enough, or a pipeline is new, gone, or lost its servers."""
+    if standing.keys() != {name for name, limit in desired.items() if limit is not None}:
+        return True
+    changed = [(standing[name], limit) for name, limit in desired.items() if limit is not None and limit is not standing[name]]
+    if not changed:
+        return False
+    last_s = max(limit.since_s for limit in standing.values())
+    return changed[0][1].since_s - last_s >= CALM_S or any(
+        limit.capacity_rps < (1.0 - LARGE_CHANGE) * now.capacity_rps for now, limit in changed
+    )
 
 
 def with_limits(evidence: PipelineEvidence, view: PipelineView, standing: Mapping[str, StandingLimit]) -> PipelineEvidence:
@@ -69,7 +82,7 @@ def _next(now: StandingLimit | None, view: PipelineView) -> StandingLimit | None
     if fraction is None:
         fraction = now.limit.rest_fraction if now is not None else 0.0
     limit = RouteLimit(round(rate_rps, 2), burst, round(fraction, 1), _reason(view, rate_rps), _min_deadline_ms(view))
-    return StandingLimit(limit, view.at_s)
+    return StandingLimit(limit, view.at_s, view.capacity_rps)
 
 
 def _min_deadline_ms(view: PipelineView) -> float:
@@ -102,12 +115,9 @@ def _refuses(view: PipelineView) -> bool:
 
 
 def _differs(now: StandingLimit, rate_rps: float, burst: int, view: PipelineView) -> bool:
-    change = abs(rate_rps / now.limit.requests_per_s - 1.0)
     fraction = view.estimate.rest_fraction
     other = fraction is not None and abs(fraction - now.limit.rest_fraction) > SHARE_CHANGE
-    return change > LARGE_CHANGE or (
-        view.at_s - now.since_s >= CALM_S and (change > SMALL_CHANGE or other or burst > REFILL_FACTOR * now.limit.burst)
-    )
+    return other or abs(rate_rps / now.limit.requests_per_s - 1.0) > SMALL_CHANGE or burst > REFILL_FACTOR * now.limit.burst
 
 
 def _reason(view: PipelineView, rate_rps: float) -> str:

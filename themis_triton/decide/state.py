@@ -172,10 +172,11 @@ class PipelineState:
 
 @dataclass(frozen=True, slots=True)
 class StandingLimit:
-    """The admission limit of a pipeline that holds, and since when."""
+    """The admission limit of a pipeline that holds, since when, and the capacity that it was made for."""
 
     limit: RouteLimit
     since_s: float
+    capacity_rps: float
 
 
 @dataclass(frozen=True, slots=True)
