@@ -30,8 +30,9 @@ ANSWER = {
     "stats": [
         {"name": "http.grpc.rbac.policy.infer_m.allowed", "value": 7},
         {"name": "http.http.rbac.policy.infer_m.allowed", "value": 3},
+        {"name": "http.grpc.rbac.policy.late_m.allowed", "value": 2},
         {"name": f"cluster.model_grpc_m.grpc.{SERVICE}.ModelStreamInfer.request_message_count", "value": 5},
-        {"name": f"cluster.model_grpc_m.grpc.{SERVICE}.ModelInfer.failure", "value": 1},
+        {"name": f"cluster.model_grpc_m.grpc.{SERVICE}.ModelInfer.failure", "value": 4},
         {"name": "vhost.http.route.infer_m.upstream_rq_4xx", "value": 1},
         {"name": "limit_grpc_m.http_local_rate_limit.enforced", "value": 1},
         {"name": "limit_http_m.http_local_rate_limit.enforced", "value": 2},
@@ -87,8 +88,8 @@ def test_both_protocols_are_added_up() -> None:
     with admin(200, json.dumps(ANSWER).encode()) as address:
         (reading, quiet), error = read(address)
     assert error is None
-    assert (reading.arrivals, reading.failures, reading.in_flight) == (15, 1, 3)
-    assert (reading.refused, reading.rest_arrivals) == (3, 3)
+    assert (reading.arrivals, reading.failures, reading.in_flight) == (17, 2, 3)
+    assert (reading.refused, reading.rest_arrivals) == (5, 3)
     assert (quiet.arrivals, quiet.failures, quiet.in_flight) == (0, 0, 0)
     assert quiet.latency.counts == (0.0,) * len(BOUNDS_MS)
 
@@ -140,7 +141,7 @@ def test_arrivals_are_counted_over_both_protocols_and_streams_of_the_named_model
     other = {"name": "http.grpc.rbac.policy.infer_other.allowed", "value": 100}
     second = {"name": "http.http.rbac.policy.infer_second.allowed", "value": 20}
     with admin(200, json.dumps({"stats": [*ANSWER["stats"], other, second]}).encode()) as address:
-        assert count(address, ["m", "second", "quiet"]) == 35
+        assert count(address, ["m", "second", "quiet"]) == 37
 
 
 @pytest.mark.parametrize(("status", "body"), [(503, b""), (200, b"not JSON")])

@@ -12,7 +12,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from tritonclient.grpc import service_pb2
 
 from themis_triton.adapters.envoy.clusters import Json, http2_options, typed
-from themis_triton.adapters.envoy.deadlines import lua_filter
+from themis_triton.adapters.envoy.deadlines import LATE_HEADER, refusing_filter, routing_filter
 from themis_triton.adapters.envoy.http_listener import EXTRACTION, REFUSED, connection_manager, count_arrivals, listener, retry_policy
 from themis_triton.adapters.envoy.limits import limited
 from themis_triton.adapters.envoy.names import (
@@ -20,6 +20,7 @@ from themis_triton.adapters.envoy.names import (
     any_cluster,
     index_cluster,
     inference_stat,
+    late_stat,
     model_cluster,
     stream_stat,
     unlisted_cluster,
@@ -58,11 +59,12 @@ def descriptor_set() -> bytes:
 
 def grpc_listener(config: EnvoyConfig) -> Json:
     """The one gRPC address of all models."""
-    filters = [_field_extraction(), lua_filter(), _stats()]
+    filters = [_field_extraction(), routing_filter(), _stats()]
     manager = connection_manager(
         config,
         Protocol.GRPC,
         filters,
+        [refusing_filter()],
         codec_type="HTTP2",
         http2_protocol_options={
             **http2_options(config),
@@ -116,10 +118,10 @@ def _model_routes(config: EnvoyConfig, model: str, limit: RouteLimit | None) -> 
     infer, stream = ({"path": f"/{SERVICE}/{name}", **_named("model_name", model)} for name in INFERENCE_METHODS)
     information = {"prefix": f"/{SERVICE}/Model", **_named("name", model)}
     stat = inference_stat(model)
+    late = {"header": {"name": LATE_HEADER, "present_match": True}}
+    counted = count_arrivals({stat: {"not_rule": late}, late_stat(model): late})
     return [
-        limited(
-            _to_model(config, infer, model, stat_prefix=stat, typed_per_filter_config=count_arrivals(stat)), Protocol.GRPC, model, limit
-        ),
+        limited(_to_model(config, infer, model, stat_prefix=stat, typed_per_filter_config=counted), Protocol.GRPC, model, limit),
         _to_model(config, stream, model, stat_prefix=stream_stat(model)),
         _to_model(config, information, model),
     ]

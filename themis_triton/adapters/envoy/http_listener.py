@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from themis_triton.adapters.envoy.clusters import Json, file_source, socket_address, typed
 from themis_triton.adapters.envoy.limits import limit_filter, limited, refusal
@@ -53,13 +53,15 @@ def listener(config: EnvoyConfig, protocol: Protocol, address: Address, manager:
     }
 
 
-def connection_manager(config: EnvoyConfig, protocol: Protocol, filters: list[Json], **more: object) -> Json:
+def connection_manager(
+    config: EnvoyConfig, protocol: Protocol, filters: list[Json], after_counting: Sequence[Json] = (), **more: object
+) -> Json:
     """The connection manager of one listener. Nothing is added to a request or an answer that Triton or its client would see."""
     return typed(
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix=str(protocol),
         rds={"route_config_name": str(protocol), "config_source": file_source(config.directory / routes_file(protocol))},
-        http_filters=[*filters, _counting(), limit_filter(), _router()],
+        http_filters=[*filters, _counting(), *after_counting, limit_filter(), _router()],
         use_remote_address=True,
         skip_xff_append=True,
         generate_request_id=False,
@@ -178,12 +180,17 @@ def _model_routes(config: EnvoyConfig, model: str, limit: RouteLimit | None) -> 
     base = f"/v2/models/{re.escape(model)}{_VERSION}"
     action = _action(config, model_cluster(Protocol.HTTP, model))
     stat = inference_stat(model)
-    infer = {"match": _path(base + _INFER), "route": action, "stat_prefix": stat, "typed_per_filter_config": count_arrivals(stat)}
+    infer = {
+        "match": _path(base + _INFER),
+        "route": action,
+        "stat_prefix": stat,
+        "typed_per_filter_config": count_arrivals({stat: {"any": True}}),
+    }
     return [limited(infer, Protocol.HTTP, model, limit), {"match": _path(base + _INFORMATION), "route": action}]
 
 
-def count_arrivals(stat: str) -> Json:
-    """Counts requests as they arrive, before any retry: a rule that allows everything and has a counter."""
-    everyone = {"permissions": [{"any": True}], "principals": [{"any": True}]}
-    rbac = {"rules": {"action": "ALLOW", "policies": {stat: everyone}}, "track_per_rule_stats": True}
+def count_arrivals(counters: Mapping[str, Json]) -> Json:
+    """Counts requests as they arrive, before any retry: rules that allow all of them, each with a counter, by the counters' names."""
+    policies = {name: {"permissions": [rule], "principals": [{"any": True}]} for name, rule in counters.items()}
+    rbac = {"rules": {"action": "ALLOW", "policies": policies}, "track_per_rule_stats": True}
     return {_COUNTING: typed("envoy.extensions.filters.http.rbac.v3.RBACPerRoute", rbac=rbac)}

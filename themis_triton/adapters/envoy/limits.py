@@ -29,7 +29,7 @@ def limited(route: Json, protocol: Protocol, model: str, limit: RouteLimit | Non
     if limit is None:
         return route
     filters = {**route.get("typed_per_filter_config", {}), _FILTER: _limit(protocol, model, limit)}
-    metadata = {"filter_metadata": {_METADATA: {_MODEL: model, **asdict(limit)}, **deadline_metadata(limit)}}
+    metadata = {"filter_metadata": {_METADATA: {_MODEL: model, **asdict(limit)}, **deadline_metadata(model, limit)}}
     return {**route, "typed_per_filter_config": filters, "metadata": metadata}
 
 

@@ -58,6 +58,11 @@ def inference_stat(model: str) -> str:
     return f"infer_{safe_name(model)}"
 
 
+def late_stat(model: str) -> str:
+    """Name of the counter of the model's gRPC calls that are refused for their deadline."""
+    return f"late_{safe_name(model)}"
+
+
 def stream_stat(model: str) -> str:
     """Statistics prefix of the route on which the model's gRPC streams come in."""
     return f"stream_{safe_name(model)}"

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from themis_triton.adapters.bounded import BoundedCalls
 from themis_triton.adapters.envoy.admin import EnvoyAdmin
 from themis_triton.adapters.envoy.grpc_listener import SERVICE
-from themis_triton.adapters.envoy.names import Protocol, inference_stat, model_cluster, refusal_stat
+from themis_triton.adapters.envoy.names import Protocol, inference_stat, late_stat, model_cluster, refusal_stat
 from themis_triton.adapters.http import MAX_BYTES, amount
 from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.errors import ServerError
@@ -21,7 +21,7 @@ from themis_triton.core.observation import LatencyHistogram, RouteReading
 from themis_triton.ports import Clock
 
 _PATTERN = (
-    r"^(http\.(grpc|http)\.rbac\.policy\.infer_[^.]*\.allowed"
+    r"^(http\.(grpc|http)\.rbac\.policy\.(infer|late)_[^.]*\.allowed"
     r"|cluster\.model_[^.]*\.(upstream_rq_active|upstream_rq_pending_active)"
     rf"|cluster\.model_[^.]*\.grpc\.{SERVICE.replace('.', '[.]')}\.(ModelInfer\.failure|ModelStreamInfer\.(failure|request_message_count))"
     r"|limit_(grpc|http)_[^.]*\.http_local_rate_limit\.enforced"
@@ -29,7 +29,7 @@ _PATTERN = (
     r"|vhost\.(grpc|http)\.route\.infer_[^.]*\.upstream_rq_time)$"
 )
 _ARRIVALS_PATTERN = (
-    r"^(http\.(grpc|http)\.rbac\.policy\.infer_[^.]*\.allowed"
+    r"^(http\.(grpc|http)\.rbac\.policy\.(infer|late)_[^.]*\.allowed"
     rf"|cluster\.model_[^.]*\.grpc\.{SERVICE.replace('.', '[.]')}\.ModelStreamInfer\.request_message_count)$"
 )
 _ROUNDING_MS = 1e-6
@@ -92,7 +92,8 @@ class EnvoyStats:
 
         `arrivals`: inference requests as they arrived, over gRPC and REST, each once however often it was retried; each message of a
         gRPC stream counts. `in_flight`: those with a server or waiting for a connection; an open stream counts as one.
-        `failures`: answers that are errors, the proxy's own included (a stream that broke off counts as one), but no refusals by a limit.
+        `failures`: answers that are errors, the proxy's own included (a stream that broke off counts as one), but no refusals by a limit or
+        for a deadline.
         `latency`: from the request's last byte to the answer's last, retries included; streams have none.
         """
         read = await self._calls.read({None: self._read_routes})
@@ -135,11 +136,12 @@ def _names(model: str) -> _Names:
     infer = inference_stat(model)
     arrivals = {each: f"http.{each}.rbac.policy.{infer}.allowed" for each in Protocol}
     refused = {each: f"{refusal_stat(each, model)}.http_local_rate_limit.enforced" for each in Protocol}
+    late = f"http.{Protocol.GRPC}.rbac.policy.{late_stat(model)}.allowed"
     calls = f"cluster.{model_cluster(Protocol.GRPC, model)}.grpc.{SERVICE}"
     stream = f"{calls}.ModelStreamInfer"
     clusters = [f"cluster.{model_cluster(protocol, model)}" for protocol in Protocol]
     return _Names(
-        arrivals=(*arrivals.values(), f"{stream}.request_message_count"),
+        arrivals=(*arrivals.values(), late, f"{stream}.request_message_count"),
         in_flight=tuple(f"{cluster}.upstream_rq_{state}" for cluster in clusters for state in ("active", "pending_active")),
         failures=(
             f"{calls}.ModelInfer.failure",
@@ -147,8 +149,8 @@ def _names(model: str) -> _Names:
             *(f"vhost.http.route.{infer}.upstream_rq_{kind}" for kind in ("4xx", "5xx")),
         ),
         latency=tuple(f"vhost.{each}.route.{infer}.upstream_rq_time" for each in Protocol),
-        refused=tuple(refused.values()),
-        refused_calls=(refused[Protocol.GRPC],),
+        refused=(*refused.values(), late),
+        refused_calls=(refused[Protocol.GRPC], late),
         rest_arrivals=(arrivals[Protocol.HTTP],),
     )
 
