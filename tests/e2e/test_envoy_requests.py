@@ -18,7 +18,7 @@ from aiohttp import web
 
 from tests.e2e.envoy_setup import free_config, write
 from themis_triton.adapters.envoy.process import EnvoyProcess
-from themis_triton.adapters.envoy.request_check import MAX_DEPTH
+from themis_triton.adapters.envoy.request_check import MAX_DEPTH, PIECE_BYTES
 from themis_triton.adapters.processes import wait_until
 from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig
@@ -98,6 +98,8 @@ def test_a_body_that_is_nested_too_deeply_or_too_large_is_refused_with_the_reaso
     too_deep = f"Themis: the JSON of the request is nested more than {MAX_DEPTH} levels deep"
     too_large = f"Themis: the request has more than {MAX_BYTES} bytes (envoy.max_message)"
     text = b'{"data": ["' + b"[" * 1000 + b'\\"["]}'
+    start = b'[{}, "'
+    cut = start + b"a" * (PIECE_BYTES - len(start) - 1) + b'\\"' + b"[" * 1000 + b'"]'  # a quote whose backslash ends a piece
     binary = b'{"inputs": []}' + b"[" * 1000
 
     async def scenario() -> None:
@@ -107,7 +109,7 @@ def test_a_body_that_is_nested_too_deeply_or_too_large_is_refused_with_the_reaso
             for large in (io.BytesIO(bytes(MAX_BYTES + 1)), chunks()):
                 assert await posted(client, running, large) == (413, f'{{"error":"{too_large}"}}')
             assert running.bodies == []
-            harmless = {nested(MAX_DEPTH): {}, text: {}, binary: {"Inference-Header-Content-Length": "14"}, b"[1,2]," * 9000: {}}
+            harmless = {nested(MAX_DEPTH): {}, text: {}, cut: {}, binary: {"Inference-Header-Content-Length": "14"}, b"[1,2]," * 9000: {}}
             for body, headers in harmless.items():
                 assert (await posted(client, running, body, **headers))[0] == 200
             assert (await posted(client, running, nested(100), **{"Inference-Header-Content-Length": "-1"}))[0] == 400

@@ -9,31 +9,48 @@ from themis_triton.core.config import EnvoyConfig
 Json = dict[str, Any]
 MAX_DEPTH = 64
 """Arrays and objects inside each other. A tensor has a few; Triton's parser overflows its stack at many, and the server ends."""
+PIECE_BYTES = 2**18
+"""The filter has so much of a body at a time."""
 TOO_DEEP = f"Themis: the JSON of the request is nested more than {MAX_DEPTH} levels deep"
 
-# Bodies with few brackets, which are most, take one search; others one pass over the bytes, which LuaJIT compiles.
+# The body is looked at piece by piece, so that no second copy of it exists. A body with few brackets takes a plain search for them,
+# another one a pass over its bytes, which LuaJIT compiles: it is several times as fast as any search for a pattern.
 _CODE = """
 local find, byte, min = string.find, string.byte, math.min
 
-local function too_deep(text)
-  local at, opened = 0, 0
-  repeat
-    at = find(text, "[%[{]", at + 1)
-    if at == nil then return false end
-    opened = opened + 1
-  until opened > MAX_DEPTH
-  local depth, quoted, i, length = 0, false, 1, #text
-  while i <= length do
-    local c = byte(text, i)
-    if quoted then
-      if c == 92 then i = i + 1 elseif c == 34 then quoted = false end
-    elseif c == 34 then quoted = true
-    elseif c == 91 or c == 123 then
-      depth = depth + 1
-      if depth > MAX_DEPTH then return true end
-    elseif c == 93 or c == 125 then depth = depth - 1
+local function has_many(body, length, bracket, many)
+  local opened = 0
+  for from = 0, length - 1, PIECE do
+    local text, at = body:getBytes(from, min(PIECE, length - from)), 0
+    repeat
+      at = find(text, bracket, at + 1, true)
+      if at ~= nil then opened = opened + 1 end
+      if opened > many then return true end
+    until at == nil
+  end
+  return false
+end
+
+local function too_deep(body, length)
+  local half = math.floor(MAX_DEPTH / 2)
+  if not has_many(body, length, "[", half) and not has_many(body, length, "{", half) then return false end
+  local depth, quoted, i = 0, false, 1
+  for from = 0, length - 1, PIECE do
+    local text = body:getBytes(from, min(PIECE, length - from))
+    local size = #text
+    while i <= size do
+      local c = byte(text, i)
+      if quoted then
+        if c == 92 then i = i + 1 elseif c == 34 then quoted = false end
+      elseif c == 34 then quoted = true
+      elseif c == 91 or c == 123 then
+        depth = depth + 1
+        if depth > MAX_DEPTH then return true end
+      elseif c == 93 or c == 125 then depth = depth - 1
+      end
+      i = i + 1
     end
-    i = i + 1
+    i = i - size
   end
   return false
 end
@@ -63,7 +80,7 @@ function envoy_on_request(handle)
     return
   end
   local json = written ~= nil and find(written, "^%d+$") and min(tonumber(written), size) or size
-  if json > 0 and too_deep(body:getBytes(0, json)) then
+  if json > 0 and too_deep(body, json) then
     handle:respond({[":status"] = "400"}, "TOO_DEEP")
   end
 end
@@ -78,6 +95,7 @@ def too_large(config: EnvoyConfig) -> str:
 def request_check(config: EnvoyConfig) -> Json:
     """The filter of the REST listener."""
     values = {
+        "PIECE": str(PIECE_BYTES),
         "MAX_DEPTH": str(MAX_DEPTH),
         "MAX_BYTES": str(config.max_message_bytes),
         "TOO_LARGE": too_large(config),
