@@ -32,12 +32,12 @@ def configured(directory: Path, admin_port: int) -> EnvoyConfig:
 
 
 @asynccontextmanager
-async def answering(node: str) -> AsyncIterator[int]:
+async def answering(node: str, version: str = "") -> AsyncIterator[int]:
     """What Envoy's admin address tells of an Envoy that is ready."""
     app = web.Application()
 
     async def info(_: web.Request) -> web.Response:
-        return web.json_response({"node": {"id": node}})
+        return web.json_response({"node": {"id": node}, "version": version})
 
     async def ready(_: web.Request) -> web.Response:
         return web.Response(text="LIVE")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 from tritonclient.utils import InferenceServerException
 
 from themis_triton.adapters.envoy.admin import EnvoyAdmin
 from themis_triton.adapters.envoy.clusters import WATCHED_MODELS
+from themis_triton.adapters.envoy.version import Version, lack, needed_version
 from themis_triton.adapters.findings import Finding, fine, missing, unanswered, warning
 from themis_triton.adapters.http import HttpClient, HttpError
 from themis_triton.adapters.local.check import check_devices, check_envoy_binary, check_launch, inotify_instances, ports_free
@@ -19,6 +21,7 @@ from themis_triton.adapters.triton.config_files import config_file
 from themis_triton.adapters.triton.metrics import parse_metrics
 from themis_triton.core.address import Address
 from themis_triton.core.config import AdoptedServer, EnvoyConfig, LocalLaunchConfig, ThemisConfig
+from themis_triton.core.errors import ServerError
 
 TIMEOUT_S = 5.0
 _WATCHES_PER_MODEL, _OTHER_WATCHES = 2, 10
@@ -32,7 +35,7 @@ async def check_live(config: ThemisConfig) -> list[Finding]:
     async with HttpClient(TIMEOUT_S) as http:
         servers, envoy, devices, launch = await asyncio.gather(
             asyncio.gather(*(_check_server(config, server, http) for server in config.servers)),
-            _check_envoy(config.envoy),
+            _check_envoy(config.envoy, needed_version(config)),
             check_devices(config),
             check_launch(config.launch) if isinstance(config.launch, LocalLaunchConfig) else _nothing(),
         )
@@ -206,10 +209,16 @@ def _check_pipelines(config: ThemisConfig, models_by_server: dict[str, frozenset
     ]
 
 
-async def _check_envoy(envoy: EnvoyConfig) -> list[Finding]:
+async def _check_envoy(envoy: EnvoyConfig, needed: Version | None) -> list[Finding]:
     admin = EnvoyAdmin(envoy)
     listening = await admin.listeners()
+    with suppress(ServerError):  # it is said below that it does not answer
+        await admin.node_id()
     await admin.close()
+    lacking = lack(f"the Envoy at {envoy.admin_address}", admin.version, needed)
+    if lacking is not None:
+        found, _, remedy = lacking.partition(". Fix: ")
+        return [missing("envoy.admin", found, remedy)]
     addresses = (("envoy.grpc_listen", envoy.grpc_listen), ("envoy.http_listen", envoy.http_listen), ("envoy.admin", envoy.admin_address))
     if listening is not None:
         elsewhere = [address for _, address in addresses[:2] if address not in listening]
@@ -220,7 +229,10 @@ async def _check_envoy(envoy: EnvoyConfig) -> list[Finding]:
     if not envoy.managed:
         remedy = "start Envoy, or set envoy.managed: true"
         return [unanswered("envoy.admin", f"no Envoy answers at {envoy.admin_address}", remedy)]
-    return [await check_envoy_binary(envoy), *ports_free((key, address) for key, address in addresses if address.socket_path is None)]
+    return [
+        await check_envoy_binary(envoy, needed),
+        *ports_free((key, address) for key, address in addresses if address.socket_path is None),
+    ]
 
 
 def check_watches(config: ThemisConfig, models_by_server: dict[str, frozenset[str]]) -> list[Finding]:

@@ -82,7 +82,7 @@ class Prices:
 
 @dataclass(frozen=True, slots=True)
 class EnvoyConfig:
-    """The proxy in front. `managed`: Themis starts it if it does not run."""
+    """The proxy in front. `managed`: Themis starts it if it does not run. `max_memory_bytes` None: a part of what this machine has."""
 
     grpc_listen: Address
     http_listen: Address
@@ -98,7 +98,7 @@ class EnvoyConfig:
     stream_idle_timeout_s: float = 3600.0
     max_connections: int = 10_000
     max_streams: int = 10_000
-    max_memory_bytes: int = 4 * 2**30
+    max_memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

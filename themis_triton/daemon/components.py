@@ -14,6 +14,7 @@ from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.envoy.files import EnvoyFiles
 from themis_triton.adapters.envoy.process import EnvoyProcess
 from themis_triton.adapters.envoy.stats import EnvoyStats
+from themis_triton.adapters.envoy.version import needed_version
 from themis_triton.adapters.launchers import build_launcher
 from themis_triton.adapters.nvml import DeviceReader
 from themis_triton.adapters.observer import LiveObserver
@@ -52,7 +53,7 @@ async def build_components(config: ThemisConfig) -> AsyncIterator[Components]:
         models = tuple(config.models)
         journal = Journal(journal_path(config.state_directory), config.retention.journal_bytes)
         stack.callback(journal.close)
-        envoy = EnvoyProcess(config.envoy, config.state_directory)
+        envoy = EnvoyProcess(config.envoy, config.state_directory, needed=needed_version(config))
         stack.push_async_callback(envoy.close)
         files = EnvoyFiles(config.envoy, log_file=envoy.log_file, on_ignored=envoy.note_ignored)
         stack.push_async_callback(files.close)

@@ -152,7 +152,7 @@ def _envoy(loaded: Loaded, settings: Settings) -> EnvoyConfig:
         stream_idle_timeout_s=envoy.stream_idle_timeout_s,
         max_connections=envoy.max_connections,
         max_streams=envoy.max_streams,
-        max_memory_bytes=int(envoy.max_memory),
+        max_memory_bytes=int(envoy.max_memory) if envoy.max_memory is not None else None,
     )
 
 

@@ -51,10 +51,10 @@ class EnvoySettings(Section):
     )
     max_connections: Count = Field(default=10_000, description="clients' connections at once; further ones are closed")
     max_streams: Count = Field(default=10_000, description="requests at once on one HTTP/2 connection")
-    max_memory: Size = Field(
-        default=4 * 2**30,
-        validate_default=True,
-        description="Envoy's memory: at 95 % of it new requests are refused (503)",
+    max_memory: Size | None = Field(
+        default=None,
+        description="Envoy's memory: at 95 % of it new requests are refused (503); by default a quarter of the machine's memory, or of "
+        "its control group's limit, from 256MiB to 16GiB",
     )
 
 

@@ -1,4 +1,4 @@
-"""Host names to IP addresses, because Envoy's listeners and endpoint files resolve none."""
+"""What Envoy's files need of this machine: IP addresses of hosts, because Envoy resolves none there, and the memory that it may use."""
 
 from __future__ import annotations
 
@@ -7,17 +7,27 @@ import socket
 from collections.abc import Iterable
 from dataclasses import replace
 
+from themis_triton.adapters.machine_memory import memory_limit_bytes
 from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.errors import ServerError
 from themis_triton.core.routes import Endpoint, RouteTable
 
+MEMORY_DIVISOR = 4
+MIN_MEMORY_BYTES, MAX_MEMORY_BYTES = 256 * 2**20, 16 * 2**30
+
 
 async def resolved_config(config: EnvoyConfig) -> EnvoyConfig:
-    """The same with IP addresses only. ServerError names a host that has none."""
+    """The same with IP addresses only, and with a bound of its memory. ServerError names a host that has no address."""
     names = (config.grpc_listen, config.http_listen, config.admin_address)
     grpc, http, admin = await asyncio.gather(*map(resolve, names))
-    return replace(config, grpc_listen=grpc, http_listen=http, admin_address=admin)
+    memory = config.max_memory_bytes if config.max_memory_bytes is not None else default_memory_bytes(memory_limit_bytes())
+    return replace(config, grpc_listen=grpc, http_listen=http, admin_address=admin, max_memory_bytes=memory)
+
+
+def default_memory_bytes(limit_bytes: int) -> int:
+    """The bound of Envoy's memory, of what it shares with the servers and the sidecar."""
+    return min(MAX_MEMORY_BYTES, max(MIN_MEMORY_BYTES, limit_bytes // MEMORY_DIVISOR))
 
 
 async def resolved_table(table: RouteTable) -> RouteTable:

@@ -22,11 +22,13 @@ _TIMEOUT_S = 5.0
 class EnvoyAdmin:
     """Queries the Envoy of a configuration. Close it when done.
 
-    `address`: where it answered last. An Envoy that was started with another admin address is asked at that one, which its bootstrap names.
+    `version`: what it called itself when `node_id` was asked. `address`: where it answered last. An Envoy that was started with another
+    admin address is asked at that one, which its bootstrap names.
     """
 
     def __init__(self, config: EnvoyConfig, max_bytes: int = MAX_BYTES) -> None:
         self.address = config.admin_address
+        self.version = ""
         self._configured = config.admin_address
         self._bootstrap = config.directory / BOOTSTRAP
         self._max_bytes = max_bytes
@@ -42,6 +44,7 @@ class EnvoyAdmin:
         """The node id of the Envoy that answers; None when nothing listens. ServerError when it hangs or is not Envoy."""
         try:
             answer = await self._get_json("/server_info")
+            self.version = str(answer.get("version", ""))
             return str(answer["node"].get("id", ""))
         except HttpError as error:
             if error.refused:

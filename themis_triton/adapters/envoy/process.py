@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,7 @@ from themis_triton.adapters.envoy.http_listener import routes_file
 from themis_triton.adapters.envoy.names import Protocol
 from themis_triton.adapters.envoy.probe import Answer, probe_listeners
 from themis_triton.adapters.envoy.render import BOOTSTRAP, CLUSTERS, LISTENERS, bootstrap_text, node_id, static_bootstrap
+from themis_triton.adapters.envoy.version import Version, lack
 from themis_triton.adapters.processes import OWNER_VARIABLE, find_process, identify, owned_processes, owner_mark, spawn, stop_process
 from themis_triton.adapters.sockets import listen_failure
 from themis_triton.core.address import Address
@@ -33,10 +35,22 @@ SILENT_S = 10.0
 
 
 class EnvoyProcess:
-    """Keeps an Envoy running on the directory that `EnvoyFiles` writes. Close it when done; Envoy itself runs on."""
+    """Keeps an Envoy running on the directory that `EnvoyFiles` writes. Close it when done; Envoy itself runs on.
 
-    def __init__(self, config: EnvoyConfig, state_directory: Path, *, start_timeout_s: float = 20.0, stop_timeout_s: float = 10.0) -> None:
+    `needed`: the earliest version that does what the settings ask for; an earlier one is refused.
+    """
+
+    def __init__(
+        self,
+        config: EnvoyConfig,
+        state_directory: Path,
+        *,
+        start_timeout_s: float = 20.0,
+        stop_timeout_s: float = 10.0,
+        needed: Version | None = None,
+    ) -> None:
         self._config = config
+        self._needed = needed
         self._state_directory = state_directory
         self._start_timeout_s = start_timeout_s
         self._stop_timeout_s = stop_timeout_s
@@ -78,7 +92,7 @@ class EnvoyProcess:
         The files must be in place already. Returns the process of a managed Envoy, None for one that was started elsewhere.
 
         Raises:
-            EnvironmentCheckError: there is no `envoy` binary, an address is in use, or it is not managed and does not answer.
+            EnvironmentCheckError: there is no `envoy` binary, it is too old, an address is in use, or it is not managed and silent.
             ServerError: Envoy refuses its files, did not become ready (the message has its reason), or its admin address hangs.
         """
         node = await self._admin.node_id()
@@ -88,6 +102,7 @@ class EnvoyProcess:
                 "Fix: choose another port, or stop that one"
             )
         if node is not None:
+            self._check_version(f"the Envoy at {self._config.admin_address}", self._admin.version)
             known = await self._known()
             if await self._becomes_ready(known):
                 self._accepted = True
@@ -188,6 +203,8 @@ class EnvoyProcess:
         await self._write_bootstrap()
         # Files that an Envoy has accepted are not validated again, so that its restart is quick; after one that failed they are.
         if not self._accepted:
+            _, version = await _run((str(binary), "--version"))
+            self._check_version(binary, version)
             await self._validate(binary)
         self._accepted = False
         self.ignores_files = self._silent_since_s = None
@@ -229,23 +246,14 @@ class EnvoyProcess:
         path = self._state_directory / "envoy-check.json"
         await asyncio.to_thread(write_atomically, path, static_bootstrap(files))
         command = (str(binary), "--mode", "validate", "-c", str(path), "--log-level", "error")
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-            )
-        except OSError as error:
-            raise EnvironmentCheckError(
-                f"envoy.binary: {binary} cannot be started ({error.strerror}). Fix: name an Envoy that runs on this machine"
-            ) from error
-        try:
-            output, _ = await asyncio.wait_for(process.communicate(), _VALIDATE_S)
-        except TimeoutError as error:
-            process.kill()
-            await process.wait()
-            raise ServerError(f"{' '.join(command)} did not end within {_VALIDATE_S:g} s") from error
-        if process.returncode != 0:
-            reason = failure_reason(output.decode(errors="replace"))
-            raise ServerError(f"Envoy refuses its configuration ({' '.join(command)} ended with {process.returncode}): {reason}")
+        status, output = await _run(command)
+        if status != 0:
+            raise ServerError(f"Envoy refuses its configuration ({' '.join(command)} ended with {status}): {failure_reason(output)}")
+
+    def _check_version(self, binary: Path | str, text: str) -> None:
+        lacking = lack(binary, text, self._needed)
+        if lacking is not None:
+            raise EnvironmentCheckError(f"envoy: {lacking}")
 
     async def _check_addresses(self) -> None:
         config = self._config
@@ -282,6 +290,25 @@ class EnvoyProcess:
         except FileNotFoundError:
             text = "(no log was written)"
         return f"log {self.log_file}: {failure_reason(text)}"
+
+
+async def _run(command: Sequence[str]) -> tuple[int, str]:
+    """The exit status and output of an Envoy that ends by itself. EnvironmentCheckError: it cannot be started. ServerError: it hangs."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        )
+    except OSError as error:
+        raise EnvironmentCheckError(
+            f"envoy.binary: {command[0]} cannot be started ({error.strerror}). Fix: name an Envoy that runs on this machine"
+        ) from error
+    try:
+        output, _ = await asyncio.wait_for(process.communicate(), _VALIDATE_S)
+    except TimeoutError as error:
+        process.kill()
+        await process.wait()
+        raise ServerError(f"{' '.join(command)} did not end within {_VALIDATE_S:g} s") from error
+    return process.returncode or 0, output.decode(errors="replace")
 
 
 def failure_reason(output: str) -> str:

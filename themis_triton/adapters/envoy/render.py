@@ -116,13 +116,15 @@ def _overload_manager(config: EnvoyConfig) -> Json:
         return {"name": f"envoy.overload_actions.{name}", "triggers": [trigger]}
 
     connections = "downstream_connections.v3.DownstreamConnectionsConfig"
+    heap = config.max_memory_bytes
+    actions = [action("shrink_heap", 0.85), action("disable_http_keepalive", 0.9), action("stop_accepting_requests", 0.95)]
     return {
         "refresh_interval": "0.25s",
         "resource_monitors": [
-            monitor("fixed_heap", "fixed_heap.v3.FixedHeapConfig", max_heap_size_bytes=config.max_memory_bytes),
+            *([monitor("fixed_heap", "fixed_heap.v3.FixedHeapConfig", max_heap_size_bytes=heap)] if heap is not None else []),
             monitor("global_downstream_max_connections", connections, max_active_downstream_connections=config.max_connections),
         ],
-        "actions": [action("shrink_heap", 0.85), action("disable_http_keepalive", 0.9), action("stop_accepting_requests", 0.95)],
+        "actions": actions if heap is not None else [],
     }
 
 

