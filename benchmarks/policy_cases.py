@@ -188,7 +188,7 @@ def run_case(case: Case) -> Outcome:
     config = changed(settings(case.pipeline), PolicyName(case.variant.policy), dict(case.variant.changes))
     flags = replace(case.flags, batch_wait_s=case.variant.batch_wait_s)
     traces = {case.pipeline: trace_of(case.load, case.pipeline, case.seed)}
-    run = run_under(config, traces, flags, case.drawn, (case.variant.policy, case.seed))
+    run = run_under(config, traces, flags, 0 if case.drawn else None, (case.variant.policy, case.seed))
     return Outcome(case, run if case.drawn else replace(run, series=NOTHING))
 
 

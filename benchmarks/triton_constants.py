@@ -90,7 +90,7 @@ def run(scale: float, case: Case) -> tuple[float, float, float]:
     """After the first minute: requests, those outside their SLO, and the cost."""
     config = changed(load_settings(shipped("config") / "themis.yaml"), case.change)
     trace = TraceOptions(f"{WINDOW}{case.second}", scale=scale)
-    found = simulated_run(config, trace, WorldFlags(cold_start_s=case.launch_s), False, (PolicyName.THEMIS.value, 0))
+    found = simulated_run(config, trace, WorldFlags(cold_start_s=case.launch_s), None, (PolicyName.THEMIS.value, 0))
     rate, late, servers, instances = (
         np.asarray(row, dtype=np.float64)[FIRST_S:].sum()
         for row in (found.series.rate_rps, found.series.violations, found.series.servers, found.series.instances)

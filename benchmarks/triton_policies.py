@@ -114,7 +114,7 @@ def run(changes: dict[str, float], case: Case) -> Found:
     config = world(case, load_trace(trace, case.seed).rates_rps.max())
     if name == "themis" and changes:
         config = replace(config, policy=with_constants(config.policy, changes))
-    result = simulated_run(config, trace, WorldFlags(cold_start_s=case.cold_start_s), False, (name, case.seed))
+    result = simulated_run(config, trace, WorldFlags(cold_start_s=case.cold_start_s), None, (name, case.seed))
     return Found(result.requests, result.violated, result.cost, result.bound_cost)
 
 

@@ -185,7 +185,7 @@ def run(values: Values, case: Case) -> tuple[float, float]:
     own = with_constants(config.policies[PolicyName.THEMIS], values)
     config = replace(config, policies={**config.policies, PolicyName.THEMIS: own})
     flags = WorldFlags(cold_start_s=case.cold_start_s, in_place_s=case.in_place_s)
-    result = simulated_run(config, TraceOptions(f"{WINDOW}{case.second}"), flags, False, (PolicyName.THEMIS.value, 0))
+    result = simulated_run(config, TraceOptions(f"{WINDOW}{case.second}"), flags, None, (PolicyName.THEMIS.value, 0))
     return result.violated / max(1, result.requests), result.cost / result.bound_cost
 
 

@@ -10,7 +10,16 @@ import typer
 
 import themis_triton
 from themis_triton.commands import evaluating
-from themis_triton.commands.options import ConfigOption, JsonOption, TokenOption
+from themis_triton.commands.options import (
+    CaOption,
+    CertificateOption,
+    ConfigOption,
+    ControlKeyOption,
+    JsonOption,
+    KeyOption,
+    ServerNameOption,
+    TokenOption,
+)
 from themis_triton.core.errors import EnvironmentCheckError, ThemisError
 from themis_triton.core.printable import printable
 
@@ -48,16 +57,17 @@ def run(config: ConfigOption) -> None:
     run_command(config)
 
 
-@app.command(epilog="Example: themis validate themis.yaml --live")
+@app.command(epilog="Example: themis validate -c themis.yaml --live")
 def validate(
-    file: Annotated[Path, typer.Argument(help="The settings file.")],
+    file: Annotated[Path | None, typer.Argument(help="The settings file.")] = None,
+    config: Annotated[Path | None, typer.Option("-c", "--config", help="The settings file, as other commands take it.")] = None,
     live: Annotated[bool, typer.Option("--live", help="Also check the servers, Envoy and the devices that it names.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check a settings file and report all its errors at once."""
-    from themis_triton.commands.settings_commands import validate_command  # noqa: PLC0415 - a command loads only what it needs
+    from themis_triton.commands.settings_commands import given_settings, validate_command  # noqa: PLC0415 - a command loads only what it needs
 
-    raise typer.Exit(validate_command(file, live, as_json))
+    raise typer.Exit(validate_command(given_settings(file, config), live, as_json))
 
 
 @app.command(epilog="Example: themis init themis.yaml --from 127.0.0.1:8001")
@@ -67,23 +77,20 @@ def init(
     source: Annotated[str | None, typer.Option("--from", help="gRPC address of a running Triton, whose models the file then has.")] = None,
     http: Annotated[str | None, typer.Option("--http", help="Its HTTP address; by default the port below.")] = None,
     metrics: Annotated[str | None, typer.Option("--metrics", help="Its metrics address; by default the port above.")] = None,
-    ca: Annotated[
-        Path | None, typer.Option("--ca", help="PEM file with the authority of its certificate, where its gRPC port has TLS.")
-    ] = None,
-    certificate: Annotated[
-        Path | None, typer.Option("--certificate", help="PEM file of a client certificate, where the server asks for one; with --key.")
-    ] = None,
-    key: Annotated[Path | None, typer.Option("--key", help="PEM file of that certificate's key.")] = None,
-    server_name: Annotated[
-        str | None, typer.Option("--server-name", help="Name in the server's certificate, where it is not the host of --from.")
-    ] = None,
+    model_control_key: ControlKeyOption = None,
+    ca: CaOption = None,
+    certificate: CertificateOption = None,
+    key: KeyOption = None,
+    server_name: ServerNameOption = None,
 ) -> None:
     """Write a minimal settings file, or with --from one with every model of a running Triton."""
-    from themis_triton.commands.settings_commands import TlsFlags, init_command, init_from_command  # noqa: PLC0415 - a command loads only what it needs
+    from themis_triton.commands.settings_commands import init_command, init_from_command  # noqa: PLC0415 - a command loads only what it needs
+    from themis_triton.commands.tls_flags import TlsFlags  # noqa: PLC0415
 
     if source is None:
         raise typer.Exit(init_command(file, force))
-    raise typer.Exit(init_from_command(file, force, source, http, metrics, TlsFlags(ca, certificate, key, server_name)))
+    tls = TlsFlags(ca, certificate, key, server_name)
+    raise typer.Exit(init_from_command(file, force, source, http, metrics, tls, model_control_key))
 
 
 @app.command(epilog="Example: themis schema > themis.schema.json")

@@ -28,7 +28,8 @@ from themis_triton.adapters.processes import stop_everything
 from themis_triton.adapters.sockets import free_ports
 from themis_triton.adapters.triton.model_control import TritonModelControl
 from themis_triton.adapters.triton.warmup import remedy
-from themis_triton.commands.settings_commands import TlsFlags, init_from_command
+from themis_triton.commands.settings_commands import init_from_command
+from themis_triton.commands.tls_flags import TlsFlags
 from themis_triton.core.address import Address
 from themis_triton.core.config import DeviceSlot, LocalLaunchConfig, ModelInputs
 from themis_triton.core.errors import WarmupFailedError

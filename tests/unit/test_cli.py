@@ -1,14 +1,18 @@
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from types import NoneType
+from typing import Annotated, get_args, get_origin, get_type_hints
 
 import pytest
+from typer.models import OptionInfo
 from typer.testing import CliRunner
 
 import themis_triton
 from themis_triton import cli
-from themis_triton.commands import run_command
+from themis_triton.commands import evaluating, run_command
 from themis_triton.daemon.lock import locked
 from themis_triton.settings.shipped import shipped
 
@@ -78,6 +82,49 @@ def test_every_command_has_help(command: str) -> None:
     result = CliRunner().invoke(cli.app, [command, "--help"])
     assert result.exit_code == 0
     assert f"Example: themis {command} " in result.output
+
+
+def flags_of(command: Callable[..., object]) -> dict[str, object]:
+    """The type of each flag of a command."""
+    flags: dict[str, object] = {}
+    for name, hint in get_type_hints(command, include_extras=True).items():
+        kind, *more = get_args(hint) if get_origin(hint) is Annotated else (None,)
+        option = next((each for each in more if isinstance(each, OptionInfo)), None)
+        if option is not None:
+            names = [str(each) for each in (option.default, *(option.param_decls or ()))]  # Typer takes the first name for a default.
+            declared = [each for each in names if each.startswith("-")] or [f"--{name.replace('_', '-')}"]
+            flags |= dict.fromkeys(declared, kind)
+    return flags
+
+
+CALLBACKS = {
+    info.callback.__name__: info.callback for app in (cli.app, evaluating.app) for info in app.registered_commands if info.callback
+}
+
+
+def test_flags_of_one_name_have_one_type_in_every_command() -> None:
+    kinds: dict[str, set[object]] = {}
+    for command in CALLBACKS.values():
+        for flag, kind in flags_of(command).items():
+            kinds.setdefault(flag, set()).add(kind)
+    several = {
+        flag for flag, found in kinds.items() if len({each for kind in found for each in get_args(kind) or (kind,)} - {NoneType}) > 1
+    }
+    assert several == {"--from", "--rate", "--devices", "--slo-ms", "--pipeline"}
+
+
+def test_every_command_that_reads_settings_takes_them_with_c() -> None:
+    assert {name for name, command in CALLBACKS.items() if "-c" not in flags_of(command)} == {"init", "schema", "warm", "demo"}
+
+
+def test_validate_takes_one_settings_file_as_an_argument_or_with_c(
+    settings_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(settings_file)
+    assert CliRunner().invoke(cli.app, ["validate", "-c", path]).exit_code == 0
+    assert exit_code(monkeypatch, "validate") == 2
+    assert exit_code(monkeypatch, "validate", path, "-c", path) == 2
+    assert "neither FILE nor -c is given: expected one settings file" in capsys.readouterr().err
 
 
 def test_no_command_and_an_unknown_one_are_usage_errors() -> None:

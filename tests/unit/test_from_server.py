@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from themis_triton.commands.settings_commands import TlsFlags, init_from_command, validate_command
+from themis_triton.commands.settings_commands import init_from_command, validate_command
+from themis_triton.commands.tls_flags import TlsFlags
 from themis_triton.core.address import Address
 from themis_triton.core.config import Mode
 from themis_triton.core.errors import ServerError, SettingsError
@@ -113,6 +114,11 @@ def test_validate_names_the_pipelines_that_stay_on_one_server(tmp_path: Path, ca
 def test_flags_of_tls_that_lack_another_one_are_refused(flags: TlsFlags, fault: str) -> None:
     with pytest.raises(SettingsError, match=fault):
         flags.applied(Address("a", 1))
+
+
+def test_a_server_with_a_restricted_repository_keeps_its_key(tmp_path: Path) -> None:
+    (tmp_path / "themis.yaml").write_text(settings_text(replace(inventory(KNOWN), model_control_key='a "key"')), encoding="utf-8")
+    assert load_settings(tmp_path / "themis.yaml").servers[0].model_control_key == 'a "key"'
 
 
 def test_a_server_with_tls_keeps_its_authority(tmp_path: Path) -> None:

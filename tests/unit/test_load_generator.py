@@ -88,7 +88,7 @@ def side_by_side() -> dict[str, tuple[KServe, Loaded]]:
         "drain": (KServe(delay_s=lambda _model, number: 60.0 if number == 0 else 0.0), (video(rate_rps=20),), {"drain_s": 0.2}),
         "seconds": (KServe(), (video(rate_rps=40, duration_s=2, slo_ms=0.001),), {}),
         "several": (KServe(), (video(rate_rps=30), ALONE), {}),
-        "echo": (KServe(), (video(rate_rps=10, stages=("echo",)),), {"shapes": {"echo.TEXT": (3, 2)}}),
+        "echo": (KServe(), (video(rate_rps=10, stages=("echo",)),), {"shapes": {"echo.TEXT": (2,)}}),
     }
 
     async def run() -> list[Loaded]:

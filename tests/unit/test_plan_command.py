@@ -145,8 +145,8 @@ def test_a_rate_that_is_none_is_named(text: str) -> None:
 @pytest.mark.parametrize(
     ("what_if", "message"),
     [
-        (WhatIf(slo_ms=0.0), "--slo: 0 is invalid: expected a number > 0"),
-        (WhatIf(slo_ms=float("nan")), "--slo: nan is invalid"),
+        (WhatIf(slo_ms=0.0), "--slo-ms: 0 is invalid: expected a number > 0"),
+        (WhatIf(slo_ms=float("nan")), "--slo-ms: nan is invalid"),
         (WhatIf(devices=0), "--devices: 0 is invalid: expected a whole number ≥ 1 and ≤ 1,000,000"),
         (WhatIf(devices=10**20), "--devices: 100000000000000000000 is invalid: expected"),
         (WhatIf(pipeline="vidoe"), "--pipeline: vidoe is invalid: expected a pipeline of the settings: nlp"),
@@ -161,9 +161,9 @@ def test_what_cannot_be_asked_is_named(what_if: WhatIf, message: str) -> None:
 @pytest.mark.parametrize(
     ("flag", "typed", "expected"),
     [
-        ("--slo", "fast", "a number > 0, in ms"),
-        ("--slo", "", "a number > 0, in ms"),
-        ("--slo", "1e400", "a number > 0, in ms"),
+        ("--slo-ms", "fast", "a number > 0, in ms"),
+        ("--slo-ms", "", "a number > 0, in ms"),
+        ("--slo-ms", "1e400", "a number > 0, in ms"),
         ("--devices", "1.5", "a whole number ≥ 1"),
         ("--devices", "-2", "a whole number ≥ 1"),
         ("--devices", "9" * 40, "a whole number ≥ 1"),

@@ -62,5 +62,5 @@ def test_the_daemon_with_the_default_policy_imports_no_baseline() -> None:
 @pytest.mark.parametrize("policy", [*(name.value for name in PolicyName), CLAIRVOYANT])
 def test_the_papers_world_gives_the_recorded_results(policy: str) -> None:
     settings = load_settings(shipped("config") / "paper-video.yaml")
-    result = simulated_run(settings, TraceOptions("flash", scale=0.5, duration_s=90), WorldFlags(), False, (policy, 0))
+    result = simulated_run(settings, TraceOptions("flash", scale=0.5, duration_s=90), WorldFlags(), None, (policy, 0))
     assert (result.requests, result.violated, round(result.cost, 6)) == PAPER[policy]

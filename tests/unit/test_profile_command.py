@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,12 @@ def test_a_model_whose_only_configuration_is_the_named_one_is_there(tmp_path: Pa
         f"pipelines: {{one: {{model: detector, slo_ms: 300}}}}\n{launch}\n"
     )
     assert models_of("detector", resolve(BenchFlags(config=path))) == ("detector",)
+    bare = BenchFlags(repository=tmp_path / "models", config_name="h100")
+    assert models_of("detector", resolve(bare)) == ("detector",)
+    with pytest.raises(SettingsError, match="no such model"):
+        models_of("detector", resolve(replace(bare, config_name=None)))
+    server = replace(bare, server="127.0.0.1:1")
+    assert models_of("detector", resolve(server)) == ("detector",)
 
 
 def test_a_model_on_a_server_elsewhere_is_asked_for_there() -> None:

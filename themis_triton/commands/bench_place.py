@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from themis_triton.adapters.launchers import bare_launchers, stop_all
 from themis_triton.adapters.triton.config_files import CONFIG_FILE, config_file
 from themis_triton.adapters.triton.model_control import TritonModelControl
+from themis_triton.commands.tls_flags import TlsFlags
 from themis_triton.core.config import AdoptedServer, DeviceSlot, LaunchConfig, LocalLaunchConfig, ModelInputs, ThemisConfig
 from themis_triton.core.errors import ServerError, SettingsError
 from themis_triton.core.fleet import Server
@@ -29,7 +30,8 @@ _STOP_S = 5.0
 class BenchFlags:
     """Where to measure: on a slot of the settings (or the device given), or on a running server.
 
-    `reach`: a further device that the scratch server may use; None: those of the settings.
+    `reach`: a further device that the scratch server may use; None: those of the settings. `config_name`: `--model-config-name` of the
+    servers; None: that of the settings. `tls`: of the address that `server` is.
     """
 
     config: Path | None = None
@@ -41,6 +43,8 @@ class BenchFlags:
     key: str | None = None
     state_directory: Path = Path(".themis")
     allow_live: bool = False
+    config_name: str | None = None
+    tls: TlsFlags = field(default_factory=TlsFlags)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +71,10 @@ class BenchPlace:
     @property
     def config_name(self) -> str | None:
         """The `--model-config-name` of the servers that read the repository."""
+        if self.flags.server is None or self.flags.config_name is not None:
+            return self.launch.model_config_name
         known = {server.name: server.model_config_name for server in (self.config.servers if self.config is not None else ())}
-        return self.launch.model_config_name if self.flags.server is None else known.get(self.flags.server)
+        return known.get(self.flags.server)
 
 
 def resolve(flags: BenchFlags) -> BenchPlace:
@@ -97,8 +103,10 @@ def resolve(flags: BenchFlags) -> BenchPlace:
     state = config.state_directory if config is not None else flags.state_directory.resolve()
     if flags.reach is not None and (flags.reach == slot.device or _kind(flags.reach) != _kind(slot.device)):
         raise SettingsError(f"--reach: {flags.reach} is invalid: expected another {_kind(slot.device)} device than {slot.device}")
-    repository, reach = launch.model_repository.resolve(), _reach(flags, config, launch)
-    return BenchPlace(flags, config, replace(launch, model_repository=repository, reach=reach), slot, state)
+    launch = replace(launch, model_repository=launch.model_repository.resolve(), reach=_reach(flags, config, launch))
+    if flags.config_name is not None:
+        launch = replace(launch, model_config_name=flags.config_name)
+    return BenchPlace(flags, config, launch, slot, state)
 
 
 def _reach(flags: BenchFlags, config: ThemisConfig | None, launch: LaunchConfig) -> tuple[str, ...]:
@@ -161,14 +169,14 @@ def _adopted(flags: BenchFlags, config: ThemisConfig | None) -> Server:
     configured = {server.name: server for server in (config.servers if config is not None else ())}
     named = configured.get(flags.server or "")
     if named is not None:
-        return adopted_server(named.grpc_address, named.device, named.model_control_key, named.model_config_name)
+        return adopted_server(named.grpc_address, named.device, named.model_control_key, flags.config_name or named.model_config_name)
     address = parse_address(flags.server or "")
     if address is None:
         raise SettingsError(
             f"--server: {flags.server} is invalid: expected HOST:PORT of Triton's gRPC, "
             f"or a server of the settings ({', '.join(configured) or 'none'})"
         )
-    return adopted_server(address, flags.device, flags.key)
+    return adopted_server(flags.tls.applied(address), flags.device, flags.key, flags.config_name)
 
 
 async def _refuse_busy_device(place: BenchPlace) -> None:

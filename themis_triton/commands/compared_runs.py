@@ -50,7 +50,7 @@ class ComparedLoad:
     def title(self) -> str:
         """Pipeline and trace, and the cold start if one is chosen."""
         chosen = "" if self.cold_start_s is None else f", cold start {self.cold_start_s:g} s"
-        return f"{self.pipeline} under {self.trace.source}{chosen}"
+        return f"{self.pipeline} under {self.trace.name}{chosen}"
 
     @property
     def settle_s(self) -> float:

@@ -7,7 +7,30 @@ from typing import Annotated
 
 import typer
 
-from themis_triton.commands.options import TRACE_HELP, ColdStartOption, ConfigOption, JsonOption
+from themis_triton.commands.options import (
+    SLO_HELP,
+    BenchConfigOption,
+    CaOption,
+    CertificateOption,
+    ColdStartOption,
+    ConfigNameOption,
+    ConfigOption,
+    ControlKeyOption,
+    DataOption,
+    DeviceOption,
+    FromOption,
+    JsonOption,
+    KeyOption,
+    RateOption,
+    RepositoryOption,
+    ScaleOption,
+    SeedOption,
+    ServerNameOption,
+    ShapeOption,
+    SlotOption,
+    ToOption,
+    TraceOption,
+)
 
 app = typer.Typer()
 
@@ -15,13 +38,14 @@ app = typer.Typer()
 @app.command(epilog="Example: themis demo --policy themis --duration 60")
 def demo(
     duration: Annotated[int | None, typer.Option(help="Duration in seconds; stretches the shipped surge, truncates other traces.")] = None,
-    trace: Annotated[str, typer.Option(help=TRACE_HELP)] = "surge",
-    from_s: Annotated[int, typer.Option("--from", help="First second of the trace.")] = 0,
-    to_s: Annotated[int | None, typer.Option("--to", help="Last second of the trace (exclusive).")] = None,
-    scale: Annotated[float, typer.Option(help="Factor by which the trace's rates are multiplied.")] = 1.0,
+    trace: TraceOption = "surge",
+    rate: RateOption = None,
+    from_s: FromOption = 0,
+    to_s: ToOption = None,
+    scale: ScaleOption = 1.0,
     policy: Annotated[str, typer.Option(help="themis, or a baseline: see `policy.name` in the settings' reference.")] = "themis",
     pipeline: Annotated[str, typer.Option(help="Pipeline: video, sentiment or nlp.")] = "video",
-    seed: Annotated[int, typer.Option(min=0, help="Random seed of the arrivals.")] = 0,
+    seed: SeedOption = 0,
     cold_start: ColdStartOption = None,
     out: Annotated[Path, typer.Option(help="Folder for the picture, the results and the logs.")] = Path("themis-demo"),
     as_json: JsonOption = False,
@@ -31,7 +55,7 @@ def demo(
     from themis_triton.demo.run import DemoOptions  # noqa: PLC0415
     from themis_triton.load.traces import TraceOptions  # noqa: PLC0415
 
-    options = TraceOptions(source=trace, from_s=from_s, to_s=to_s, scale=scale, duration_s=duration)
+    options = TraceOptions(source=trace, rate_rps=rate, from_s=from_s, to_s=to_s, scale=scale, duration_s=duration)
     demo_command(DemoOptions(out, options, parse_policy(policy), pipeline, seed, as_json, cold_start_s=cold_start))
 
 
@@ -42,15 +66,16 @@ def load(
     pipeline: Annotated[
         list[str] | None, typer.Option(help="Pipeline of the settings, or NAME=MODEL,MODEL. Repeatable. Default: the first.")
     ] = None,
-    slo_ms: Annotated[float | None, typer.Option(help="SLO in ms. Default: the settings'.")] = None,
-    trace: Annotated[str, typer.Option(help="surge, diurnal, flash, steady, twitter-paper, or a file.")] = "surge",
-    rate: Annotated[float | None, typer.Option(help="A constant rate in requests/s instead of a trace.")] = None,
+    slo_ms: Annotated[float | None, typer.Option("--slo-ms", help=SLO_HELP)] = None,
+    trace: TraceOption = "surge",
+    rate: RateOption = None,
     duration: Annotated[int | None, typer.Option(help="Duration in seconds.")] = None,
-    from_s: Annotated[int, typer.Option("--from", help="First second of the trace.")] = 0,
-    to_s: Annotated[int | None, typer.Option("--to", help="Last second of the trace (exclusive).")] = None,
-    scale: Annotated[float, typer.Option(help="Factor by which the trace's rates are multiplied.")] = 1.0,
-    shape: Annotated[list[str] | None, typer.Option(help="Free dimensions of an input, MODEL.INPUT=N,N. Repeatable.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Random seed of the arrivals.")] = 0,
+    from_s: FromOption = 0,
+    to_s: ToOption = None,
+    scale: ScaleOption = 1.0,
+    shape: ShapeOption = None,
+    data: DataOption = None,
+    seed: SeedOption = 0,
     out: Annotated[Path | None, typer.Option(help="Write one row per request to this .npz file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -60,7 +85,7 @@ def load(
     from themis_triton.load.traces import TraceOptions  # noqa: PLC0415
 
     trace_options = TraceOptions(source=trace, rate_rps=rate, from_s=from_s, to_s=to_s, scale=scale, duration_s=duration)
-    flags = LoadFlags(config, address, tuple(pipeline or ()), slo_ms, trace_options, tuple(shape or ()), seed, out)
+    flags = LoadFlags(config, address, tuple(pipeline or ()), slo_ms, trace_options, tuple(shape or ()), seed, out, data)
     report = load_command(options_from(flags), as_json=as_json)
     if any(summary.failed for summary in report.summaries):
         raise typer.Exit(1)
@@ -71,7 +96,7 @@ def plan(
     config: ConfigOption,
     rate: Annotated[str, typer.Option(help="Arrival rate in requests/s: 120, or 20:400:20 (from:to:step).")],
     pipeline: Annotated[str | None, typer.Option(help="Pipeline of the settings. Default: the first.")] = None,
-    slo: Annotated[str | None, typer.Option(help="SLO in ms. Default: the settings'.")] = None,
+    slo: Annotated[str | None, typer.Option("--slo-ms", "--slo", help=SLO_HELP)] = None,
     devices: Annotated[str | None, typer.Option(help="Maximum number of servers. Default: the settings'.")] = None,
     start: Annotated[
         str | None,
@@ -97,13 +122,18 @@ def plan(
 @app.command(epilog="Example: themis profile my-model -c themis.yaml")
 def profile(
     target: Annotated[str, typer.Argument(help="A model, or a pipeline of the settings for all its models.")],
-    config: Annotated[Path | None, typer.Option("-c", "--config", help="Settings file: slots, servers, pipelines and limits.")] = None,
+    config: BenchConfigOption = None,
     out: Annotated[Path, typer.Option(help="Folder for the profile files, one per model.")] = Path("profiles"),
-    repository: Annotated[Path | None, typer.Option(help="Model repository. Default: the settings', else the shipped one.")] = None,
-    slot: Annotated[str | None, typer.Option(help="Slot of the settings to start a server on. Default: the last.")] = None,
-    device: Annotated[str, typer.Option(help="Device if no settings are given: gpu:N or cpu:N.")] = "cpu:0",
+    repository: RepositoryOption = None,
+    model_config_name: ConfigNameOption = None,
+    slot: SlotOption = None,
+    device: DeviceOption = "cpu:0",
     server: Annotated[str | None, typer.Option(help="Measure on a running server: HOST:PORT of its gRPC, or its name.")] = None,
-    key: Annotated[str | None, typer.Option(help="Model-control key of --server.")] = None,
+    model_control_key: ControlKeyOption = None,
+    ca: CaOption = None,
+    certificate: CertificateOption = None,
+    key: KeyOption = None,
+    server_name: ServerNameOption = None,
     max_batch: Annotated[int | None, typer.Option(min=1, help="Maximum batch size. Default: the settings', else the model's.")] = None,
     max_instances: Annotated[
         int | None, typer.Option(min=1, help="Maximum number of instances. Default: what the settings allow on the device, or 8.")
@@ -117,8 +147,8 @@ def profile(
     ] = 0.04,
     max_points: Annotated[int, typer.Option(min=1, help="Maximum number of points.")] = 40,
     max_seconds: Annotated[float, typer.Option(min=0.1, help="Maximum seconds per point.")] = 60.0,
-    shape: Annotated[list[str] | None, typer.Option(help="Shape without the batch dimension, MODEL.INPUT=N,N. Repeatable.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Input data: an .npz file with one array per INPUT or MODEL.INPUT.")] = None,
+    shape: ShapeOption = None,
+    data: DataOption = None,
     allow_live: Annotated[bool, typer.Option("--allow-live", help="Measure even if the server or device carries live traffic.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -126,10 +156,14 @@ def profile(
     from themis_triton.commands.bench_place import BenchFlags  # noqa: PLC0415 - a command loads only what it needs
     from themis_triton.commands.load_options import shapes_from  # noqa: PLC0415
     from themis_triton.commands.profile_command import ProfileFlags, profile_command  # noqa: PLC0415
+    from themis_triton.commands.tls_flags import TlsFlags  # noqa: PLC0415
     from themis_triton.profile.inputs import InputOptions  # noqa: PLC0415
     from themis_triton.profile.measure import Accuracy  # noqa: PLC0415
 
-    where = BenchFlags(config, repository, slot, device, None, server, key, allow_live=allow_live)
+    tls = TlsFlags(ca, certificate, key, server_name)
+    where = BenchFlags(
+        config, repository, slot, device, None, server, model_control_key, allow_live=allow_live, config_name=model_config_name, tls=tls
+    )
     accuracy = Accuracy(percentile, precision, max_seconds=max_seconds)
     inputs = InputOptions(shapes_from(shape or ()), data)
     flags = ProfileFlags(target, out, max_batch, max_instances, tolerance, max_points, accuracy, inputs)
@@ -139,14 +173,16 @@ def profile(
 @app.command(epilog="Example: themis simulate -c themis.yaml --trace diurnal")
 def simulate(
     config: ConfigOption,
-    trace: Annotated[str, typer.Option(help=TRACE_HELP)] = "surge",
+    trace: TraceOption = "surge",
+    rate: RateOption = None,
     policies: Annotated[str, typer.Option(help="Policies, comma-separated; clairvoyant is the bound.")] = "themis,horizontal,vertical",
-    seeds: Annotated[int, typer.Option(help="Number of runs of each policy, with the seeds 0, 1, …")] = 1,
+    seed: SeedOption = 0,
+    seeds: Annotated[int, typer.Option(help="Number of runs of each policy, with this seed and the next ones.")] = 1,
     pipeline: Annotated[list[str] | None, typer.Option(help="Pipeline of the settings. Default: the first. Repeatable.")] = None,
     duration: Annotated[int | None, typer.Option(help="Duration in seconds: stretches a shipped trace, truncates any other.")] = None,
-    from_s: Annotated[int, typer.Option("--from", help="First second of the trace.")] = 0,
-    to_s: Annotated[int | None, typer.Option("--to", help="Last second of the trace (exclusive).")] = None,
-    scale: Annotated[float, typer.Option(help="Factor by which the trace's rates are multiplied.")] = 1.0,
+    from_s: FromOption = 0,
+    to_s: ToOption = None,
+    scale: ScaleOption = 1.0,
     jobs: Annotated[int, typer.Option(help="Parallel processes.")] = 1,
     world: Annotated[str | None, typer.Option(help="Simulated cluster: triton or paper. Default: by the settings' planning.")] = None,
     cold_start: Annotated[float | None, typer.Option(help="Cold start in seconds. Default: from the profiles.")] = None,
@@ -173,25 +209,26 @@ def simulate(
     from themis_triton.commands.simulated_runs import WorldFlags  # noqa: PLC0415
     from themis_triton.load.traces import TraceOptions  # noqa: PLC0415
 
-    options = TraceOptions(source=trace, from_s=from_s, to_s=to_s, scale=scale, duration_s=duration)
+    options = TraceOptions(source=trace, rate_rps=rate, from_s=from_s, to_s=to_s, scale=scale, duration_s=duration)
     overrides = WorldFlags(world, cold_start, in_place, noise, profile_error, metrics_lag, batch_wait, devices)
-    simulate_command(SimulateFlags(config, options, policies, seeds, tuple(pipeline or ()), jobs, out, overrides), as_json=as_json)
+    simulate_command(SimulateFlags(config, options, policies, seeds, tuple(pipeline or ()), jobs, out, overrides, seed), as_json=as_json)
 
 
 @app.command(epilog="Example: themis compare -c themis.yaml --duration 60")
 def compare(
     config: ConfigOption,
-    trace: Annotated[str, typer.Option(help=TRACE_HELP)] = "surge",
+    trace: TraceOption = "surge",
+    rate: RateOption = None,
     policies: Annotated[str, typer.Option(help="Policies, comma-separated. Each runs live for the length of the trace.")] = (
         "themis,horizontal,vertical"
     ),
-    seed: Annotated[int, typer.Option(min=0, help="Random seed of the arrivals, live and simulated.")] = 0,
+    seed: SeedOption = 0,
     seeds: Annotated[int, typer.Option(help="Number of runs of each policy, with this seed and the next ones.")] = 1,
     pipeline: Annotated[str | None, typer.Option(help="Pipeline of the settings. Default: the first.")] = None,
     duration: Annotated[int | None, typer.Option(help="Duration in seconds: stretches a shipped trace, truncates any other.")] = None,
-    from_s: Annotated[int, typer.Option("--from", help="First second of the trace.")] = 0,
-    to_s: Annotated[int | None, typer.Option("--to", help="Last second of the trace (exclusive).")] = None,
-    scale: Annotated[float, typer.Option(help="Factor by which the trace's rates are multiplied.")] = 1.0,
+    from_s: FromOption = 0,
+    to_s: ToOption = None,
+    scale: ScaleOption = 1.0,
     cold_start: ColdStartOption = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures, the results and the logs.")] = Path("themis-compare"),
     as_json: JsonOption = False,
@@ -201,25 +238,26 @@ def compare(
     from themis_triton.commands.compared_runs import ComparedLoad  # noqa: PLC0415
     from themis_triton.load.traces import TraceOptions  # noqa: PLC0415
 
-    options = TraceOptions(source=trace, from_s=from_s, to_s=to_s, scale=scale, duration_s=duration)
+    options = TraceOptions(source=trace, rate_rps=rate, from_s=from_s, to_s=to_s, scale=scale, duration_s=duration)
     compare_command(CompareFlags(ComparedLoad(options, config, pipeline, seed, cold_start), policies, out, seeds), as_json=as_json)
 
 
 @app.command(epilog="Example: themis probe my-model -c themis.yaml")
 def probe(
     model: Annotated[str, typer.Argument(help="The model to probe.")],
-    config: Annotated[Path | None, typer.Option("-c", "--config", help="Settings file: slots and model repository.")] = None,
+    config: BenchConfigOption = None,
     out: Annotated[Path, typer.Option(help="Folder of the profile files. The result is written into the model's file.")] = Path("profiles"),
-    repository: Annotated[Path | None, typer.Option(help="Model repository. Default: the settings', else the shipped one.")] = None,
-    slot: Annotated[str | None, typer.Option(help="Slot of the settings for the scratch server. Default: the last.")] = None,
-    device: Annotated[str, typer.Option(help="Device if no settings are given: gpu:N or cpu:N.")] = "cpu:0",
+    repository: RepositoryOption = None,
+    model_config_name: ConfigNameOption = None,
+    slot: SlotOption = None,
+    device: DeviceOption = "cpu:0",
     reach: Annotated[
         str | None, typer.Option(help="Further device to probe growth onto: gpu:N or cpu:N. Default: one of the settings without traffic.")
     ] = None,
     many: Annotated[int, typer.Option(min=2, help="Instances that the operation add_many adds at once.")] = 3,
     rate: Annotated[float | None, typer.Option(min=0.1, help="Load in requests/s. Default: half of one instance's capacity.")] = None,
-    shape: Annotated[list[str] | None, typer.Option(help="Shape without the batch dimension, MODEL.INPUT=N,N. Repeatable.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Input data: an .npz file with one array per INPUT or MODEL.INPUT.")] = None,
+    shape: ShapeOption = None,
+    data: DataOption = None,
     allow_live: Annotated[bool, typer.Option("--allow-live", help="Probe even if the device carries live traffic.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -230,6 +268,6 @@ def probe(
     from themis_triton.profile.inputs import InputOptions  # noqa: PLC0415
     from themis_triton.profile.probe import ProbeOptions  # noqa: PLC0415
 
-    where = BenchFlags(config, repository, slot, device, reach, allow_live=allow_live)
+    where = BenchFlags(config, repository, slot, device, reach, allow_live=allow_live, config_name=model_config_name)
     options = ProbeOptions(many, rate, inputs=InputOptions(shapes_from(shape or ()), data))
     probe_command(model, out, options, where, as_json=as_json)

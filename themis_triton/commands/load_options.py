@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from themis_triton.core.config import ThemisConfig
+from themis_triton.core.config import ModelInputs, ThemisConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.load.options import LoadOptions, PipelineLoad
 from themis_triton.load.traces import TraceOptions
@@ -27,6 +27,7 @@ class LoadFlags:
     shapes: tuple[str, ...]
     seed: int
     out: Path | None
+    data: Path | None = None
 
 
 def options_from(flags: LoadFlags) -> LoadOptions:
@@ -38,12 +39,16 @@ def options_from(flags: LoadFlags) -> LoadOptions:
     names = flags.pipelines or ((config.pipelines[0].name,) if config is not None else ())
     if not names:
         raise SettingsError("--pipeline is missing: expected NAME=MODEL,MODEL. Fix: give it, or settings with -c")
+    pipelines = tuple(_pipeline(name, flags, config) for name in names)
+    inputs = {} if config is None else {name: model.inputs for name, model in config.models.items()}
+    if flags.data is not None:
+        inputs = {model: ModelInputs(file=flags.data) for pipeline in pipelines for model in pipeline.stages}
     return LoadOptions(
         address=address,
-        pipelines=tuple(_pipeline(name, flags, config) for name in names),
+        pipelines=pipelines,
         seed=flags.seed,
         shapes=shapes_from(flags.shapes),
-        inputs={name: model.inputs for name, model in config.models.items()} if config is not None else {},
+        inputs=inputs,
         out=flags.out,
     )
 

@@ -160,7 +160,7 @@ def _check(what_if: WhatIf) -> None:
 
 
 def _slo_error(value: object) -> SettingsError:
-    return SettingsError(f"--slo: {value} is invalid: expected a number > 0, in ms")
+    return SettingsError(f"--slo-ms: {value} is invalid: expected a number > 0, in ms")
 
 
 def _devices_error(value: object) -> SettingsError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -14,6 +14,7 @@ from rich.markup import escape
 from themis_triton.adapters.exposure import exposure_findings
 from themis_triton.adapters.findings import Finding, Severity
 from themis_triton.commands.terminal import TerminalConsole
+from themis_triton.commands.tls_flags import TlsFlags
 from themis_triton.core.address import Address
 from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.errors import EnvironmentCheckError, SettingsError
@@ -26,6 +27,14 @@ from themis_triton.settings.kinds import ADDRESS_WORDS, parse_address
 from themis_triton.settings.starter import starter
 
 _MARKS = {Severity.OK: "[green]ok[/]     ", Severity.WARNING: "[yellow]warning[/]", Severity.ERROR: "[red]error[/]  "}
+
+
+def given_settings(file: Path | None, config: Path | None) -> Path:
+    """The settings file of the argument or of `-c`. SettingsError for none, and for two."""
+    if (file is None) == (config is None):
+        fault = "neither FILE nor -c is given" if file is None else f"both FILE ({file}) and -c ({config}) are given"
+        raise SettingsError(f"themis validate: {fault}: expected one settings file. Fix: themis validate -c FILE")
+    return file or config or Path()
 
 
 def validate_command(path: Path, live: bool, as_json: bool) -> int:
@@ -90,33 +99,12 @@ def init_command(path: Path, force: bool) -> int:
     return _write(path, starter, "Edit the names and addresses", force=force)
 
 
-@dataclass(frozen=True, slots=True)
-class TlsFlags:
-    """TLS of the server's gRPC port, as the keys of `servers.NAME.tls`; none without `ca`."""
-
-    ca: Path | None = None
-    certificate: Path | None = None
-    key: Path | None = None
-    server_name: str | None = None
-
-    def applied(self, address: Address) -> Address:
-        """The address with TLS. SettingsError if a flag lacks another one."""
-        if (self.certificate is None) is not (self.key is None):
-            lacks, has = ("--key", "--certificate") if self.key is None else ("--certificate", "--key")
-            raise SettingsError(f"{has}: {lacks} is missing: expected the PEM files of a certificate and of its key. Fix: give both")
-        if self.ca is None and (self.certificate is not None or self.server_name is not None):
-            flag = "--certificate" if self.certificate is not None else "--server-name"
-            raise SettingsError(f"{flag}: --ca is missing: expected the PEM file of the server's authority. Fix: give --ca FILE")
-        if self.ca is None:
-            return address
-        certificate, key = (str(file.resolve()) if file is not None else None for file in (self.certificate, self.key))
-        return replace(address, tls=True, ca=str(self.ca.resolve()), certificate=certificate, key=key, server_name=self.server_name)
-
-
-def init_from_command(path: Path, force: bool, source: str, http: str | None, metrics: str | None, tls: TlsFlags | None = None) -> int:
+def init_from_command(
+    path: Path, force: bool, source: str, http: str | None, metrics: str | None, tls: TlsFlags | None = None, key: str | None = None
+) -> int:
     """Write a settings file with every model of a running server. Returns 0, and the codes of `init_command`.
 
-    `http` and `metrics` None: the ports below and above that of gRPC, as Triton's own defaults are.
+    `http` and `metrics` None: the ports below and above that of gRPC, as Triton's own defaults are. `key`: of its model control.
 
     Raises:
         SettingsError: an address is none, or a flag of TLS lacks another one.
@@ -130,7 +118,7 @@ def init_from_command(path: Path, force: bool, source: str, http: str | None, me
     http_address = _address("--http", http) if http is not None else replace(grpc_address, port=grpc_address.port - 1)
     metrics_address = _address("--metrics", metrics) if metrics is not None else replace(grpc_address, port=grpc_address.port + 1)
     grpc_address = (tls or TlsFlags()).applied(grpc_address)
-    inventory = asyncio.run(read_inventory(grpc_address, http_address, metrics_address))
+    inventory = asyncio.run(read_inventory(grpc_address, http_address, metrics_address, key))
     return _write(path, lambda: settings_text(inventory), f"It has {len(inventory.models)} models; fill in the SLOs", force=force)
 
 
@@ -151,7 +139,7 @@ def _write(path: Path, text: Callable[[], str], todo: str, *, force: bool) -> in
     except OSError as error:
         console.print(f"[red]{escape(str(path))}[/]: cannot be written ({error.strerror}). Fix: choose a writable folder that exists")
         return EnvironmentCheckError.exit_code
-    console.print(f"[green]{escape(str(path))}[/] is written. {todo}, then run: themis validate {escape(str(path))}")
+    console.print(f"[green]{escape(str(path))}[/] is written. {todo}, then run: themis validate -c {escape(str(path))}")
     return 0
 
 

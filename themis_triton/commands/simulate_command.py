@@ -41,6 +41,7 @@ class SimulateFlags:
     jobs: int = 1
     out: Path | None = None
     world: WorldFlags = field(default_factory=WorldFlags)
+    seed: int = 0
 
 
 def simulate_command(flags: SimulateFlags, *, as_json: bool) -> list[dict[str, Any]]:
@@ -49,7 +50,7 @@ def simulate_command(flags: SimulateFlags, *, as_json: bool) -> list[dict[str, A
     config = chosen(load_settings(flags.config), flags.pipelines)
     check_fit(flags.world, config)
     policies = _policies(flags.policies)
-    tasks = [(policy, seed) for policy in policies for seed in range(flags.seeds)]
+    tasks = [(policy, seed) for policy in policies for seed in range(flags.seed, flags.seed + flags.seeds)]
     prepare_kernels((*planning_groups(config), Group.SIMULATOR))
     runs = _all_runs(config, flags, tasks, TerminalConsole(stderr=True))
     rows = [row_of(policy, [run for run in runs if run.policy == policy]) for policy in policies]
@@ -106,10 +107,10 @@ def _policies(text: str) -> list[str]:
 
 
 def _all_runs(config: ThemisConfig, flags: SimulateFlags, tasks: list[tuple[str, int]], console: Console) -> list[SimulatedRun]:
-    runs = []
+    runs, drawn = [], flags.seed if flags.out is not None else None
     with Progress(console=console, transient=True) as progress:
         shown = progress.add_task("simulating", total=len(tasks))
-        for run in _mapped(partial(simulated_run, config, flags.trace, flags.world, flags.out is not None), tasks, flags.jobs):
+        for run in _mapped(partial(simulated_run, config, flags.trace, flags.world, drawn), tasks, flags.jobs):
             runs.append(run)
             progress.update(shown, advance=1, description=f"{run.policy}, seed {run.seed}")
     return runs
@@ -148,10 +149,10 @@ def _draw(runs: list[SimulatedRun], config: ThemisConfig, flags: SimulateFlags, 
     from themis_triton.report.pictures import draw_comparison, draw_run  # noqa: PLC0415 - the extra may not be installed
 
     # Draw the first run's rate: the bound's rate is the sum of all pipelines.
-    first = sorted((run for run in runs if run.seed == 0), key=lambda run: run.policy == CLAIRVOYANT)
+    first = sorted((run for run in runs if run.seed == flags.seed), key=lambda run: run.policy == CLAIRVOYANT)
     pipeline = config.pipelines[0]
     for run in [run for run in first if run.policy != CLAIRVOYANT]:
-        title = f"{pipeline.name}, {flags.trace.source}: {run.policy}, simulated"
+        title = f"{pipeline.name}, {flags.trace.name}: {run.policy}, simulated"
         draw_run(run.series, pipeline.slo_ms, title, out / f"simulated-{run.policy}.png")
-    title = f"{pipeline.name} under {flags.trace.source}, simulated"
+    title = f"{pipeline.name} under {flags.trace.name}, simulated"
     draw_comparison([run.series for run in first], pipeline.slo_ms, title, out / "simulated.png")

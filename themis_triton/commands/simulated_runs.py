@@ -119,13 +119,13 @@ def world_from(flags: WorldFlags, config: ThemisConfig, policy: PolicyName) -> S
     return world
 
 
-def simulated_run(config: ThemisConfig, options: TraceOptions, flags: WorldFlags, drawn: bool, task: tuple[str, int]) -> SimulatedRun:
-    """Run a policy (or the bound) under a seed. `drawn`: also compute the first seed's capacity, for its picture."""
+def simulated_run(config: ThemisConfig, options: TraceOptions, flags: WorldFlags, drawn: int | None, task: tuple[str, int]) -> SimulatedRun:
+    """Run a policy (or the bound) under a seed. `drawn`: the seed whose capacity is computed too, for its picture."""
     traces = {p.name: load_trace(replace(options, source=twitter_for(options.source, p.name)), task[1]) for p in config.pipelines}
     return run_under(config, traces, flags, drawn, task)
 
 
-def run_under(config: ThemisConfig, traces: dict[str, Trace], flags: WorldFlags, drawn: bool, task: tuple[str, int]) -> SimulatedRun:
+def run_under(config: ThemisConfig, traces: dict[str, Trace], flags: WorldFlags, drawn: int | None, task: tuple[str, int]) -> SimulatedRun:
     """Like `simulated_run`, with the given traces by pipeline.
 
     The bound uses the settings' section `policy`, and no overrides of `policies`.
@@ -140,7 +140,7 @@ def run_under(config: ThemisConfig, traces: dict[str, Trace], flags: WorldFlags,
         return _bound_run(bound, seed)
     policy, load = PolicyName(name), _load(traces)
     world, own = world_from(flags, limited, policy), prepared(limited, policy, load)
-    start = replace(start, world=world, keep_ticks=drawn and seed == 0)
+    start = replace(start, world=world, keep_ticks=seed == drawn)
     waits = world.dispatcher is Dispatcher.CENTRAL and world.central_delay_s > 0.0
     result = simulate(own, times, duration_s, replace(start, servers=start_of(own, policy, load, start, waits=waits)))
     return _policy_run(result, bound, seed, sheds=any(pipeline.sheds for pipeline in config.pipelines))

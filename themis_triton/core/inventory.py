@@ -37,6 +37,7 @@ class Inventory:
     http_address: Address
     metrics_address: Address
     models: tuple[HeldModel, ...]
+    model_control_key: str | None = None
 
     @property
     def inner(self) -> frozenset[str]:

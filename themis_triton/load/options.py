@@ -27,7 +27,7 @@ class LoadOptions:
     """A load run. `address` is `host:port` of a KServe-v2 gRPC service.
 
     `request_timeout_s` counts from a request's intended send time, `drain_s` from the last one: what is unanswered then has failed.
-    `shapes` fixes free input dimensions by `MODEL.INPUT`; else `inputs`, by model, does.
+    `shapes`: of inputs by `MODEL.INPUT`, with or without the batch dimension; else `inputs`, by model, has them.
     `out`: a `.npz` file for the rows of every request.
     """
 

@@ -118,6 +118,8 @@ class _Source:
     def _shape(self, tensor: TensorSpec, key: str) -> tuple[int, ...]:
         leading = (1,) if _is_batched(tensor) else ()
         option, shape = f"--shape {key}", self.shapes.get(key)
+        if shape is not None and leading and len(shape) == len(tensor.shape) - 1:
+            shape = leading + shape
         if shape is None and tensor.name in self.configured.shapes:
             option, shape = f"models.{self.spec.name}.inputs.shapes.{tensor.name}", leading + self.configured.shapes[tensor.name]
         if shape is None:

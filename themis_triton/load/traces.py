@@ -45,6 +45,11 @@ class TraceOptions:
     scale: float = 1.0
     duration_s: int | None = None
 
+    @property
+    def name(self) -> str:
+        """What is sent, in words."""
+        return self.source if self.rate_rps is None else f"{self.rate_rps:g} requests/s"
+
 
 def load_trace(options: TraceOptions, seed: int = 0) -> Trace:
     """The trace of the options. Raises SettingsError if it cannot be read or has no request."""
@@ -99,7 +104,7 @@ def _check_options(options: TraceOptions) -> None:
 def _source(options: TraceOptions, seed: int) -> Trace:
     if options.rate_rps is not None:
         seconds = options.duration_s or options.to_s or SHAPES["steady"].default_duration_s
-        return Trace(f"{options.rate_rps:g} requests/s", np.full(options.from_s + seconds, options.rate_rps))
+        return Trace(options.name, np.full(options.from_s + seconds, options.rate_rps))
     if options.source in SHAPES:
         return Trace(options.source, shape_rates(options.source, seed, options.duration_s))
     if is_twitter(options.source):

@@ -29,7 +29,7 @@ servers:
     grpc: {grpc}
     http: {http}
     metrics: {metrics}
-{tls}    {devices}
+{key}{tls}    {devices}
     # model_repository: /models   # name it: without it, the first change of an instance count reloads the model
 {notes}"""
 _CALLS = """
@@ -60,6 +60,7 @@ def settings_text(inventory: Inventory) -> str:
         server=SERVER,
         grpc=_authority(inventory.grpc_address),
         tls=_tls(inventory.grpc_address),
+        key=f"    model_control_key: {json.dumps(inventory.model_control_key)}\n" if inventory.model_control_key is not None else "",
         http=_authority(inventory.http_address),
         metrics=_authority(inventory.metrics_address),
         devices=f"device: {devices[0]}" if len(devices) == 1 else f"devices: [{', '.join(devices)}]",

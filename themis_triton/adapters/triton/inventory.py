@@ -8,7 +8,7 @@ from typing import Any
 from tritonclient.utils import InferenceServerException
 
 from themis_triton.adapters.http import HttpClient, HttpError
-from themis_triton.adapters.triton.client import is_restricted, new_client, silence
+from themis_triton.adapters.triton.client import KEY_HEADER, is_restricted, new_client, silence
 from themis_triton.adapters.triton.groups import ON_GPU, active_groups
 from themis_triton.adapters.triton.metrics import fetch_metrics, fetch_statistics
 from themis_triton.adapters.triton.model_config import Config, state_of
@@ -22,20 +22,20 @@ _TIMEOUT_S = 5.0
 _AT_ONCE = 16
 
 
-async def read_inventory(grpc_address: Address, http_address: Address, metrics_address: Address) -> Inventory:
-    """The READY models of a server, in order.
+async def read_inventory(grpc_address: Address, http_address: Address, metrics_address: Address, key: str | None = None) -> Inventory:
+    """The READY models of a server, in order. `key`: of its model control, where its repository is restricted.
 
     Raises:
         ServerError: an address does not answer, or the server refuses to list its models.
     """
-    client = new_client(grpc_address)
+    client, headers = new_client(grpc_address), {KEY_HEADER: key} if key is not None else None
     try:
-        index = await client.get_model_repository_index(client_timeout=_TIMEOUT_S)
+        index = await client.get_model_repository_index(headers=headers, client_timeout=_TIMEOUT_S)
         names = sorted({model.name for model in index.models if model.state == "READY"})
         configs = await _configs(client, names)
     except InferenceServerException as error:
         if is_restricted(error):
-            fix = "start it without --grpc-restricted-protocol for a moment, or write the settings by hand"
+            fix = "give --model-control-key" if key is None else "correct --model-control-key"
             raise ServerError(f"--from {grpc_address}: the server asks for a key to list its models. Fix: {fix}") from error
         raise silence("--from", grpc_address, error) from error
     finally:
@@ -47,7 +47,7 @@ async def read_inventory(grpc_address: Address, http_address: Address, metrics_a
         grpc_address,
         http_address,
         metrics_address,
-        tuple(
+        models=tuple(
             HeldModel(
                 name,
                 state_of(config).instances,
@@ -59,6 +59,7 @@ async def read_inventory(grpc_address: Address, http_address: Address, metrics_a
             )
             for name, config in configs.items()
         ),
+        model_control_key=key,
     )
 
 
