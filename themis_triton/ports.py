@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from themis_triton.core.action import Outcome
@@ -72,6 +72,10 @@ class ModelControl(Protocol):
         """
         ...
 
+    async def load(self, server: Server, model: str) -> None:
+        """Load a model, an ensemble, as the server's repository has it. ChangeRefusedError, ServerError."""
+        ...
+
     async def forget(self, server: Server) -> None:
         """Drop the connections and locks of a server that is gone."""
         ...
@@ -90,6 +94,14 @@ class ServerLauncher(Protocol):
 
     async def add_model(self, server: Server, model: str, state: ModelState) -> None:
         """Make a model loadable on a running server, as a launch would have done. LaunchFailedError if it does not exist."""
+        ...
+
+    def ensembles_of(self, models: Collection[str]) -> tuple[str, ...]:
+        """The ensembles that a launched server with these models has."""
+        ...
+
+    async def add_ensembles(self, server: Server) -> None:
+        """Put the ensembles that a running server's models suffice for into its repository. LaunchFailedError, ThemisError."""
         ...
 
     async def wait_ready(self, server: Server) -> Server:

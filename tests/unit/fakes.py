@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from tests.unit.samples import STAGES
@@ -118,6 +118,13 @@ class FakeControl:
         self.runs[server.name] = {**self.runs.get(server.name, server.models), model: state}
         return state
 
+    async def load(self, server: Server, model: str) -> None:
+        self.log.append(f"load {server.name}/{model}")
+        self._check_answers(server)
+        if model in self.refused:
+            raise ChangeRefusedError(f"{model}: a member is not ready")
+        self.others.setdefault(server.name, set()).add(model)
+
     async def reload(self, server: Server, model: str, state: ModelState) -> ModelState:
         self.log.append(f"reload {server.name}/{model}")
         self._check_answers(server)
@@ -144,6 +151,7 @@ class FakeLauncher:
     launched: dict[str, Server] = field(default_factory=dict)
     slots: tuple[str, ...] | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    ensembles: dict[str, set[str]] = field(default_factory=dict)
     refusing: WarmupFailedError | None = None
     stop_gate: asyncio.Event | None = None
 
@@ -188,6 +196,12 @@ class FakeLauncher:
 
     async def add_model(self, server: Server, model: str, state: ModelState) -> None:
         self.log.append(f"add {server.name}/{model}×{state.instances}")
+
+    def ensembles_of(self, models: Collection[str]) -> tuple[str, ...]:
+        return tuple(name for name, needed in self.ensembles.items() if needed <= set(models))
+
+    async def add_ensembles(self, server: Server) -> None:
+        self.log.append(f"add {server.name}/{','.join(self.ensembles_of(server.models))}")
 
     async def read_files_version(self, model: str) -> str:
         return self.versions.get(model, "first")

@@ -136,6 +136,26 @@ def test_a_pipeline_without_a_server_is_loaded_into_one_that_runs_where_memory_a
             assert set(hosts).isdisjoint(decision.target.retire)
 
 
+def test_the_members_of_an_ensemble_are_loaded_into_a_server_that_runs_and_the_ensemble_is_waited_for() -> None:
+    light, heavy = two_pipelines(1).pipelines
+    cfg = replace(two_pipelines(1), pipelines=(light, replace(heavy, entry="ens")))
+    bare = replace(holder("l", LIGHT, "cpu:0"), ready_models=(LIGHT,))
+    complete = replace(bare, models={**bare.models, HEAVY: ModelState(1, 8)}, ready_models=(HEAVY, LIGHT))
+    failed = {"l/ens": NOW_S + 60.0}
+    words = "b-heavy is loaded into {}: no slot is free for a server of its own"
+    cases: tuple[tuple[list[Server], dict[str, float], list[str]], ...] = (
+        ([bare], {}, [words.format("l")]),
+        ([complete], {}, []),
+        ([complete], failed, []),
+        ([complete, replace(bare, name="m")], failed, [words.format("m")]),
+        ([replace(complete, ready_models=("ens", HEAVY, LIGHT))], {}, []),
+    )
+    for fleet, backing_off, told in cases:
+        seen = PolicyInput(replace(snapshot(fleet), backing_off=backing_off), rates(2.0, 5.0, NOW_S))
+        _, decision = decided(PolicyState(), seen, Planner(build_rules(cfg)))
+        assert [clamp.sentence for clamp in decision.clamps if "is loaded into" in clamp.sentence] == told
+
+
 def test_a_load_that_failed_is_tried_on_another_server() -> None:
     fleet = [holder("l1", LIGHT, "cpu:0"), replace(holder("l2", LIGHT, "cpu:1"), models={LIGHT: ModelState(2, 8)})]
     for failed, hosts in ((("l2",), ["l1"]), (("l1", "l2"), [])):

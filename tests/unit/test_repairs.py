@@ -181,3 +181,23 @@ def test_a_model_whose_first_load_into_a_server_failed_gets_no_requests_there_un
         assert repairs.trusted("a", both) == both
 
     asyncio.run(work())
+
+
+def test_an_ensemble_is_loaded_into_a_launched_server_that_has_its_members_and_again_after_a_failure() -> None:
+    async def work() -> None:
+        bench = Bench(replace(server("a", slot="cpu:0"), ready_models=STAGES), server("b", launched=False))
+        bench.launcher.ensembles = {"both": set(STAGES), "other": {"missing"}}
+        bench.control.refused.add("both")
+        engine = Engine(bench, config(slots=2))
+        await engine.run(5.0, 2)
+        loads = ["add a/both", "load a/both"]
+        assert [line for line in bench.log if line in loads] == loads, "it waits for the end of its back-off"
+        bench.control.refused.clear()
+        bench.clock.at_s += 5.0
+        await engine.run(5.0, 2)
+        assert [line for line in bench.log if line in loads] == 2 * loads
+        assert bench.fleet.get("a").ready_models == tuple(sorted((*STAGES, "both")))
+        assert [endpoint.server for endpoint in bench.routes.tables[-1].models["both"].targets] == ["a"]
+        await engine.close()
+
+    asyncio.run(work())

@@ -275,9 +275,11 @@ class Executor:
 
     async def _reload(self, action: Action) -> str:
         """Load a model anew; on a server that Themis launched it gets requests only after its warm-up."""
-        if action.model is None or action.after is None:
-            raise ThemisError(f"action {action.id} names no model or no state")
+        if action.model is None:
+            raise ThemisError(f"action {action.id} names no model")
         server = self.fleet.get(action.server)
+        if action.after is None:
+            return await self._load_ensemble(server, action.model)
         with contextlib.suppress(ThemisError, OSError):  # what it fails is no worse off while it is loaded
             await self.write_routes()
         if server.launched:
@@ -287,6 +289,16 @@ class Executor:
             await self._launcher().warm_up(replace(server, models={action.model: state}))
         if action.server in self.fleet:
             self.fleet.set_model(action.server, action.model, state)
+            await self.write_routes()
+        return ""
+
+    async def _load_ensemble(self, server: Server, name: str) -> str:
+        """Load an ensemble whose members the server has; it has no instances to warm up."""
+        await self._launcher().add_ensembles(server)
+        await self._actuators.control.load(server, name)
+        if server.name in self.fleet:
+            current = self.fleet.get(server.name)
+            self.fleet.put(replace(current, ready_models=tuple(sorted({*(current.ready_models or ()), name}))))
             await self.write_routes()
         return ""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from themis_triton.act.executor import Executor, actuator_of
@@ -10,6 +10,7 @@ from themis_triton.core.action import Action, ActionKind
 from themis_triton.core.estimate import ModelFailure
 from themis_triton.core.fleet import Models, ModelState, Phase, Server
 from themis_triton.core.incident import Incident, IncidentKind
+from themis_triton.ports import ServerLauncher
 
 REPAIR = "repair"
 MAX_RELOADS = 2
@@ -39,6 +40,7 @@ class Repairs:
 
     executor: Executor
     incidents: list[Incident]
+    launcher: ServerLauncher | None = None
     _expected: dict[str, Models] = field(default_factory=dict)
     _absences: dict[Pair, _Absence] = field(default_factory=dict)
     _ejected_at_s: dict[Pair, float] = field(default_factory=dict)
@@ -150,7 +152,18 @@ class Repairs:
                 self.executor.proofs.lost(serving[name], now_s)
             if actuator_of(action) not in taken and not waits:
                 chosen[name] = action
-        return tuple(chosen.values())
+        lacking = [action for name, server in serving.items() if name not in chosen for action in self._ensembles(server, taken)]
+        return (*chosen.values(), *lacking)
+
+    def _ensembles(self, server: Server, taken: Collection[str]) -> Iterator[Action]:
+        """The load of the first ensemble that a launched server lacks and has all members of: models were loaded into it for it."""
+        if self.launcher is None or not server.launched or server.ready_models is None:
+            return
+        for name in self.launcher.ensembles_of(server.models):
+            if name not in server.ready_models:
+                if f"{server.name}/{name}" not in taken:
+                    yield Action(f"{REPAIR}/{server.name}/{name}", ActionKind.RELOAD, REPAIR, server.name, name)
+                return
 
     @property
     def faults(self) -> tuple[str, ...]:

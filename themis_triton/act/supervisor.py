@@ -51,7 +51,7 @@ class Supervisor:
         self._lost_at_s: list[float] = []
         self._health = ServerHealth(control)
         self._incidents: list[Incident] = []
-        self.repairs = Repairs(executor, self._incidents)
+        self.repairs = Repairs(executor, self._incidents, launcher)
         self._strays = StraySequences(self._incidents)
         self.proxy_fault: str | None = None
         self._doubted: set[tuple[str, str]] = set()

@@ -12,7 +12,7 @@ from themis_triton.core.routes import RouteLimit
 class ActionKind(StrEnum):
     """The kind of an action. Counts change in place; REBATCH reloads the model and needs memory for old and new instances at once.
 
-    KILL ends a server that does not answer. RELOAD loads a model on a server that is to hold it.
+    KILL ends a server that does not answer. RELOAD loads a model, or an ensemble, on a server that is to hold it.
     """
 
     GROW = "grow"
@@ -28,6 +28,7 @@ class ActionKind(StrEnum):
 class Action:
     """One change on `server`. Vertical kinds name `model`, `before` (but RELOAD) and `after`; LAUNCH names `slot` and `models`.
 
+    RELOAD of an ensemble has no `after`: it has no instances.
     `requires` lists ids of actions that must have succeeded first (make before break).
     """
 

@@ -134,18 +134,16 @@ class Joined:
     def share_running(self, granted: Sequence[tuple[int, ...]]) -> list[Clamp]:
         """Pipelines that are still without any server are loaded into a launched one that runs and has memory.
 
-        One that holds some of their models already comes first, then that with the fewest instances. What only its server calls (an
-        ensemble's steps) cannot be loaded without the ensemble, and needs a server that was launched with it. A server where a load of
-        theirs has failed is left out until its back-off ends, so that another one gets them.
+        One that holds some of their models already comes first, then that with the fewest instances. An ensemble follows once its members
+        are there (`Repairs`). A server where a load of theirs has failed is left out until its back-off ends, so that another one gets
+        them.
         """
         shared: list[Clamp] = []
         for each in self._left_without(granted):
             (models,), view = each.result.proposal.launch_models, each.view
-            if view.pipeline.entry is not None and view.pipeline.entry not in models:
-                continue
             for server in sorted(self._hosts(), key=lambda server: (-len(models.keys() & server.models), self._instances(server))):
                 lacking = {name: state for name, state in models.items() if name not in self.servers[server.name]}
-                if any(f"{server.name}/{name}" in self.snapshot.backing_off for name in lacking):
+                if any(f"{server.name}/{name}" in self.snapshot.backing_off for name in (*lacking, view.pipeline.entry)):
                     continue
                 fitting = self.devices.beside(server, self.servers[server.name], lacking)
                 if fitting is not None:

@@ -66,15 +66,19 @@ class PolicyInput:
     def _group(self, names: tuple[str, ...], part: tuple[int, ...], entry: str | None) -> Group:
         holding = [server for server in self.snapshot.servers if _takes_calls(server, names) and _has(server, entry)]
         serving = [(server, places_of(server, names)) for server in holding if server.phase is Phase.SERVING]
-        loading = [Place(server, "", {}) for server in self.snapshot.servers if self._is_loading(server, names)]
+        loading = [Place(server, "", {}) for server in self.snapshot.servers if self._is_loading(server, names, entry)]
         launching = [Place(server, "", server.models) for server in holding if server.phase in COMING]
         extending = [place for server, places in serving if server.reach for place in self._extending(server, places, names)]
         return Group(part, names, tuple(place for _, places in serving for place in places), (*launching, *loading, *extending))
 
-    def _is_loading(self, server: Server, models: Sequence[str]) -> bool:
-        """Whether the models that a serving server lacks are all being loaded."""
+    def _is_loading(self, server: Server, models: Sequence[str], entry: str | None) -> bool:
+        """Whether the models that a serving server lacks are all being loaded; a launched one that lacks the entry alone gets it next."""
         missing = [model for model in models if model not in server.models]
-        return server.phase is Phase.SERVING and bool(missing) and all((server.name, model) in self.snapshot.loading for model in missing)
+        if server.phase is not Phase.SERVING or (not missing and _has(server, entry)):
+            return False
+        if not missing:
+            return server.launched and f"{server.name}/{entry}" not in self.snapshot.backing_off
+        return all((server.name, model) in self.snapshot.loading for model in missing)
 
     def _extending(self, server: Server, places: tuple[Place, ...], names: tuple[str, ...]) -> list[Place]:
         """The places that open calls are adding to a server."""

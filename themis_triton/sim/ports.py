@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -98,6 +98,9 @@ class SimControl:
         """Load the model with the given counts and batching; virtual models never leave their server."""
         return await self.cluster.change(server.name, model, state)
 
+    async def load(self, server: Server, model: str) -> None:
+        """Does nothing: virtual servers answer for an ensemble once they have its members."""
+
     async def forget(self, server: Server) -> None:
         """Does nothing: no state is kept per server."""
 
@@ -159,6 +162,13 @@ class SimLauncher:
 
     async def add_model(self, server: Server, model: str, state: ModelState) -> None:
         """Does nothing: every server could hold every model."""
+
+    def ensembles_of(self, models: Collection[str]) -> tuple[str, ...]:  # noqa: ARG002 - the port's
+        """None: virtual servers answer for an ensemble once they have its members."""
+        return ()
+
+    async def add_ensembles(self, server: Server) -> None:
+        """Does nothing: virtual servers have no repository."""
 
     async def read_files_version(self, model: str) -> str:
         """Virtual models have no files."""

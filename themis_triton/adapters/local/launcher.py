@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from themis_triton.adapters.http import HttpClient
 from themis_triton.adapters.local.discovery import find_launched
 from themis_triton.adapters.local.launch_command import server_command, server_environment
 from themis_triton.adapters.local.running import POLL_S, POLL_TIMEOUT_S, holds_models, is_alive, read_memory, wait_idle
-from themis_triton.adapters.local.server_files import ServerFiles, add_model, build_view, files_version, model_folder
+from themis_triton.adapters.local.server_files import ServerFiles, add_ensembles, add_model, build_view, files_version, model_folder
 from themis_triton.adapters.local.triton_install import TritonInstall, find_triton
 from themis_triton.adapters.processes import (
     group_members,
@@ -103,6 +103,20 @@ class LocalLauncher:
         own = (self._config.model_repository, model, state, self._deprioritize_after_s, numbered_devices(server))
         further = (self._config.further_repositories, self._config.model_config_name)
         await asyncio.to_thread(add_model, self._files(server.name), *own, *further)
+
+    def ensembles_of(self, models: Collection[str]) -> tuple[str, ...]:
+        """The ensembles that a server with these models gets."""
+        return self._config.ensembles_of(models)
+
+    async def add_ensembles(self, server: Server) -> None:
+        """Put the ensembles that a running server's models suffice for into its repository, as a launch would have done.
+
+        Raises:
+            LaunchFailedError: an ensemble does not exist, or its files cannot be linked.
+        """
+        names, config = self.ensembles_of(server.models), self._config
+        further = (config.further_repositories, config.model_config_name)
+        await asyncio.to_thread(add_ensembles, self._files(server.name), config.model_repository, names, *further)
 
     def _planned(self, files: ServerFiles, slot: DeviceSlot, models: Mapping[str, ModelState]) -> Server:
         """The server before its process: on free ports, with a key of its own."""

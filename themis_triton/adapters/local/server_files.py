@@ -131,6 +131,25 @@ def add_model(
         raise LaunchFailedError(f"server {files.name}: {model} cannot be added to {files.models}: {error}") from error
 
 
+def add_ensembles(
+    files: ServerFiles, repository: Path, names: Sequence[str], further: Sequence[Path] = (), config_name: str | None = None
+) -> None:
+    """Link the ensembles that a running server's repository lacks, as `build_view` would have done.
+
+    Raises:
+        LaunchFailedError: one is not in the repository, or cannot be linked.
+    """
+    try:
+        for name in names:
+            source, target = model_folder(name, repository, further), files.models / name
+            if not source.is_dir():
+                raise _no_folder(source)
+            if not target.exists():
+                _link_ensemble(source, config_file(source, config_name), target)
+    except OSError as error:
+        raise LaunchFailedError(f"server {files.name}: {', '.join(names)} cannot be added to {files.models}: {error}") from error
+
+
 def model_folder(model: str, repository: Path, further: Sequence[Path]) -> Path:
     """The first folder of a model in several model repositories; that in `repository` where there is none."""
     return next((folder / model for folder in (repository, *further) if (folder / model).is_dir()), repository / model)
@@ -151,7 +170,7 @@ def _build_model(
     source: Path, file: Path, target: Path, state: ModelState, deprioritize_after_s: Mapping[str, float], devices: Devices | None
 ) -> bool:
     if not source.is_dir():
-        raise LaunchFailedError(f"launch.model_repository: there is no folder {source}. Fix: put the model there, or correct its name")
+        raise _no_folder(source)
     if file.is_file():
         config = for_launch(
             parse_config(file.read_text(encoding="utf-8"), str(file)), state, source.name, deprioritize_after_s.get(source.name), devices
@@ -164,6 +183,10 @@ def _build_model(
             _link(path, target / path.name)
     (target / CONFIG_FILE).write_text(render_config(config), encoding="utf-8")
     return is_complete(config)
+
+
+def _no_folder(source: Path) -> LaunchFailedError:
+    return LaunchFailedError(f"launch.model_repository: there is no folder {source}. Fix: put the model there, or correct its name")
 
 
 def _link(source: Path, target: Path) -> None:

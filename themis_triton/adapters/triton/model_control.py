@@ -149,6 +149,17 @@ class TritonModelControl:
             await self._load(server, model, override)
             return await self._verified(server, model, override)
 
+    async def load(self, server: Server, model: str) -> None:
+        """Load a model as the server's repository has it; a loaded one, and the loaded members of an ensemble, stay as they are.
+
+        Raises:
+            ChangeRefusedError: Triton refuses, with its reason.
+            ServerError: it no longer answers at all, or it answers OK and the model is not READY.
+        """
+        async with self._locks[server.name, model]:
+            await self._load(server, model, None)
+            await self._verified(server, model, None)
+
     async def _unload(self, server: Server, model: str) -> None:
         client = self._clients.of(server.grpc_address)
         try:
