@@ -36,9 +36,9 @@ from ocr_pipeline import pipeline
 from ocr_pipeline.client import CLASSIFY, DETECT, RECOGNISE
 from ocr_pipeline.ctc import alphabet, decode
 from ocr_pipeline.network import Network
-from themis_triton.commands.plan_live import with_measured_calls
 from themis_triton.core.status import Status, decode_status
 from themis_triton.planning import WhatIf, plan_rates
+from themis_triton.planning_measured import with_measured_calls
 from themis_triton.report import panels, style
 
 LINES = (2, 6, 12, 1)

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+from themis_triton.daemon.openapi import openapi_text
 from themis_triton.settings.json_schema import schema_text, settings_schema
 from themis_triton.settings.reference import reference_page, reference_rows
 from themis_triton.settings.starter import starter
@@ -25,6 +26,10 @@ def test_the_settings_reference_is_current() -> None:
 def test_the_published_schema_is_current_and_a_schema() -> None:
     assert (REFERENCE / "settings.schema.json").read_text(encoding="utf-8") == schema_text(), "run scripts/reference"
     Draft202012Validator.check_schema(settings_schema())
+
+
+def test_the_published_description_of_the_api_is_current() -> None:
+    assert (REFERENCE / "openapi.json").read_text(encoding="utf-8") == openapi_text(), "run scripts/reference"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from themis_triton.commands.plan_live import OtherCalls, live_fleet, measured_others, others_at_places, with_measured_calls
+from themis_triton.commands.plan_live import live_fleet
 from themis_triton.commands.plan_migrations import LIVE, Fleet, parse_fleet, path_row, show_paths, stage_rows
 from themis_triton.commands.status_command import fetch_status
 from themis_triton.commands.terminal import TerminalConsole
@@ -22,6 +22,7 @@ from themis_triton.core.config import PipelineConfig, PlanningConfig, ThemisConf
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.sharing import sharing_notes
 from themis_triton.planning import RatePlan, WhatIf, other_calls, plan_rates, selected_pipeline
+from themis_triton.planning_measured import OtherCalls, measured_others, others_at_places, with_measured_calls
 from themis_triton.report.plans import PlanSeries, draw_plans
 from themis_triton.settings import load_settings
 

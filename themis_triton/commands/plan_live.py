@@ -1,25 +1,14 @@
-"""`themis plan --from live`: the running servers, the measured requests a stage, and what others bring to the pipeline's models."""
+"""`themis plan --from live`: the running servers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-
 from themis_triton.commands.plan_migrations import LIVE, Fleet
-from themis_triton.core.config import PipelineConfig, StageCalls, ThemisConfig
+from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.errors import SettingsError
-from themis_triton.core.estimate import Estimate, OtherDemand, PipelineEstimate
 from themis_triton.core.fleet import Phase, places_of
-from themis_triton.core.observation import Snapshot
 from themis_triton.core.status import Status
-from themis_triton.decide.demand import stable_others
-from themis_triton.decide.sharing import SharedModels
-from themis_triton.decide.state import PolicyInput
 from themis_triton.plan.steps import by_retirement
 from themis_triton.solver.fleet import assignment_of
-
-OtherCalls = Mapping[str, Mapping[str, float]]
-"""Requests/s of each stage by their source: another pipeline, or the stage itself where they are direct calls."""
 
 
 def live_fleet(status: Status, pipeline: PipelineConfig, config: ThemisConfig) -> Fleet:
@@ -34,49 +23,3 @@ def live_fleet(status: Status, pipeline: PipelineConfig, config: ThemisConfig) -
             f"--from {LIVE}: no server serves {pipeline.name} now; expected at least one. Fix: name the servers, such as --from 1:1,1"
         )
     return Fleet(assignments, adopted=sum(not place.removable for place in places))
-
-
-def with_measured_calls(config: ThemisConfig, status: Status) -> ThemisConfig:
-    """The settings with the requests a stage that the sidecar has measured."""
-    measured = {each.name: each.estimate.per_request for each in status.pipelines if each.estimate is not None}
-
-    def changed(pipeline: PipelineConfig) -> PipelineConfig:
-        numbers = measured.get(pipeline.name, ())
-        if len(numbers) != len(pipeline.stages) or numbers == pipeline.per_request:
-            return pipeline
-        calls = zip(numbers, pipeline.sequential, strict=True)
-        return replace(pipeline, calls=tuple(StageCalls(number, sequential=turns) for number, turns in calls))
-
-    return replace(config, pipelines=tuple(map(changed, config.pipelines)))
-
-
-def measured_others(status: Status, pipeline: PipelineConfig) -> OtherCalls:
-    """What others bring to the pipeline's models, as the sidecar has measured it."""
-    estimate = next((each.estimate for each in status.pipelines if each.name == pipeline.name), None)
-    if estimate is None or len(estimate.others) != len(pipeline.stages):
-        return {stage: {} for stage in pipeline.stages}
-    return {
-        stage: {stage if part.pipeline is None else part.pipeline: part.stable_rps for part in parts if part.stable_rps > 0.0}
-        for stage, parts in zip(pipeline.stages, estimate.others, strict=True)
-    }
-
-
-def others_at_places(
-    status: Status, pipeline: PipelineConfig, config: ThemisConfig, calls: OtherCalls
-) -> Callable[[float], tuple[float, ...]]:
-    """What of these calls reaches the pipeline's own servers at a rate of its own, by stage: as the sidecar plans it."""
-    others = tuple(
-        tuple(OtherDemand(None if source == stage else source, rps, rps) for source, rps in calls[stage].items())
-        for stage in pipeline.stages
-    )
-
-    def at(rate_rps: float) -> tuple[float, ...]:
-        demand = PipelineEstimate(
-            pipeline.name, rate_rps, rate_rps, rate_rps, 0.0, 0.0, None, per_request=pipeline.per_request, others=others
-        )
-        estimate = Estimate(status.at_s or 0.0, pipelines={pipeline.name: demand})
-        policy_input = PolicyInput(Snapshot(estimate.at_s, status.servers), estimate)
-        groups = policy_input.groups(pipeline, config.planning.placement)
-        return stable_others(SharedModels(policy_input, config).at(pipeline, groups))
-
-    return at

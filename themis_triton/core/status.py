@@ -43,7 +43,8 @@ class PipelineStatus:
 
     `slo_violated`: the measured percentile exceeds the SLO now; null without traffic. `late_fraction`: the fraction of the time with
     traffic since the start in which it did; null before the first traffic. `order`: the order of the stages where it is no chain, and
-    whether latencies are upper bounds. `knowledge`: what is known of its models without a profile; null where all have one.
+    whether latencies are upper bounds. `knowledge`: what is known of its models without a profile; null where all have one. `p50_ms`: the
+    measured median; null without traffic.
     """
 
     name: str
@@ -56,6 +57,7 @@ class PipelineStatus:
     late_fraction: float | None = None
     order: str = ""
     knowledge: PipelineKnowledge | None = None
+    p50_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

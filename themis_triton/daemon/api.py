@@ -18,6 +18,8 @@ from themis_triton.daemon.status import StatusBoard
 from themis_triton.ports import Clock
 
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+SHUTDOWN_WITHIN_S = 2.0
+"""For calls that are being answered when the sidecar stops."""
 LINKS = {STATUS_PATH: "status as JSON", "/metrics": "metrics in Prometheus text", "/healthz": "liveness"}
 
 
@@ -28,11 +30,11 @@ async def serving(
     exporter: Exporter,
     clock: Clock,
     access: Access | None = None,
-    changes: Sequence[web.RouteDef] = (),
+    routes: Sequence[web.RouteDef] = (),
 ) -> AsyncIterator[None]:
     """Serve `/v1/status`, `/metrics`, `/healthz` and links to them at `/`. `/healthz` is 503 when the last good tick is long ago.
 
-    `changes`: further routes. `access` checks all requests; by default reads are open, and nothing can be changed.
+    `routes`: further ones. `access` checks all requests; by default reads are open, and nothing can be changed.
 
     Raises:
         EnvironmentCheckError: the address is taken.
@@ -56,8 +58,8 @@ async def serving(
 
     app = web.Application(middlewares=[(access or Access()).middleware()])
     reads = [web.get("/", _index), web.get("/{version:v[0-9]+}/status", status), web.get("/metrics", metrics), web.get("/healthz", healthz)]
-    app.add_routes([*reads, *changes])
-    runner = web.AppRunner(app, access_log=None)
+    app.add_routes([*reads, *routes])
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_WITHIN_S)
     await runner.setup()
     try:
         await web.TCPSite(runner, address.host, address.port).start()

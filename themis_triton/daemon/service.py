@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import structlog
 
 from themis_triton.adapters.exporter import Exporter
 from themis_triton.adapters.memory import exempt_from_collection, release_clean_pages
+from themis_triton.adapters.store.paths import journal_path
 from themis_triton.core.action import Plan
 from themis_triton.core.config import Mode, ThemisConfig
 from themis_triton.core.decision import Reason
@@ -27,13 +28,16 @@ from themis_triton.daemon.components import Components, build_components
 from themis_triton.daemon.control import is_paused
 from themis_triton.daemon.control_api import control_routes
 from themis_triton.daemon.envoy_watch import EnvoyWatch
+from themis_triton.daemon.events import EventHub
 from themis_triton.daemon.fixed_counts import find_fixed, fixed_actuators, with_fixed_counts
 from themis_triton.daemon.housekeeping import keep_logs_bounded
 from themis_triton.daemon.kernels import INTERPRETED, Kernels, preparing_kernels
 from themis_triton.daemon.learning import LEARNT, Learning, with_learnt_times
 from themis_triton.daemon.lock import locked
 from themis_triton.daemon.pacing import is_quiet, wait_for_tick
+from themis_triton.daemon.reads_api import Reads
 from themis_triton.daemon.reload import REFUSED, RELOADED, SettingsChange, settings_change
+from themis_triton.daemon.samples import Samples
 from themis_triton.daemon.status import TICK_FAILED, StatusBoard
 from themis_triton.decide.planner import Planner
 from themis_triton.decide.rules import build_rules
@@ -73,18 +77,20 @@ async def run_daemon(config: ThemisConfig, read_settings: Callable[[], ThemisCon
             log.info("memory_released", megabytes=round(release_clean_pages() / 1e6))
             board = StatusBoard(planned, components.clock.now_s())
             exporter = Exporter()
-            access = prepare_access(config)
-            changes = control_routes(config.state_directory, reload)
-            async with serving(config.status.address, board, exporter, components.clock, access, changes):
+            access, hub = prepare_access(config), EventHub()
+            reads = Reads(board, components.clock, journal_path(config.state_directory), hub, lambda: not kernels.interpreted)
+            routes = [*reads.routes(), *control_routes(config.state_directory, reload)]
+            async with serving(config.status.address, board, exporter, components.clock, access, routes):
                 log.info("sidecar_started", mode=config.mode.value, policy=config.policy.name.value, status=str(config.status.address))
                 if os.getpid() == 1 and config.envoy.managed:
                     log.warning("init_process_detected", message="servers and Envoy stop with this container. Fix: run it with --pid=host")
                 ticking = _Loop(components, Planner(build_rules(planned)), board, exporter, kernels.compute)
-                ticking.reload, ticking.read_settings = reload, read_settings
+                ticking.reload, ticking.read_settings, ticking.hub = reload, read_settings, hub
                 if kernels.interpreted:
                     board.add_event(components.clock.now_s(), "kernels_interpreted", INTERPRETED)
                 exempt_from_collection()
-                await _run_ticks(ticking, kernels, stop)
+                with closing(hub):
+                    await _run_ticks(ticking, kernels, stop)
     log.info("sidecar_stopped", servers="still serving")
 
 
@@ -145,6 +151,8 @@ class _Loop:
     paused: bool = False
     arrivals: float | None = None
     learning: Learning = field(default_factory=Learning)
+    samples: Samples = field(default_factory=Samples)
+    hub: EventHub = field(default_factory=EventHub)
     reload: asyncio.Event = field(default_factory=asyncio.Event)
     read_settings: Callable[[], ThemisConfig] | None = None
     advisory: Planner = field(init=False)
@@ -164,14 +172,17 @@ class _Loop:
             if event is not None:
                 self.components.journal.record_event(event.at_s, TICK_FAILED, event.sentence)
             self.exporter.tick_failed()
+            self.hub.publish(self.board.status)
             log.exception(TICK_FAILED)
             return False
         duration_s = asyncio.get_running_loop().time() - started_s
         self._report_journal()
         self.board.take(record, 1000.0 * duration_s, paused=self.paused)
         self.exporter.take(record, duration_s)
+        self.components.journal.record_samples(self.samples.take(record, self.board.config))
         self._log_tick(record)
         self._learn(record)
+        self.hub.publish(self.board.status)
         self.arrivals = sum(route.arrivals for route in record.snapshot.routes)
         return is_quiet(record)
 

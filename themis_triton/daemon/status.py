@@ -13,6 +13,7 @@ from themis_triton.core.estimate import PipelineEstimate
 from themis_triton.core.price import running_price
 from themis_triton.core.record import TickRecord, describe, drift_event_words, drift_words, sentence
 from themis_triton.core.status import STATUS_VERSION, PipelineStatus, Status, StatusEvent, UsageStatus
+from themis_triton.daemon.samples import p50_ms
 from themis_triton.daemon.usage import UsageTotals
 
 TICK_FAILED = "tick_failed"
@@ -159,6 +160,7 @@ def _pipeline(record: TickRecord, pipeline: PipelineConfig, times: SloTime) -> P
         late_fraction=times.late_fraction,
         order=pipeline.order,
         knowledge=next((each for each in record.estimate.knowledge if each.pipeline == pipeline.name), None),
+        p50_ms=p50_ms(record.estimate, pipeline),
     )
 
 

@@ -1,4 +1,4 @@
-"""The bounds of the journal: how many rows of each kind, and how many bytes."""
+"""The bounds of the journal: how many rows of each kind, how many bytes, and how fine the samples of older times are."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import sqlite3
 
 QUIET_TICKS_KEPT = 1_200
 CHANGES_KEPT = 20_000
+SAMPLES_KEPT_S = 8 * 86_400
+ROLL_UPS = ((3_600, 60), (26 * 3_600, 600))
+"""Samples older than the first number of seconds are joined into ones of the second number of seconds."""
+MEANS = ("rate_rps", "demand_rps", "capacity_rps", "refused_rps", "servers", "instances")
 
 
 def prune(db: sqlite3.Connection, max_bytes: int) -> None:
@@ -16,12 +20,41 @@ def prune(db: sqlite3.Connection, max_bytes: int) -> None:
             (changed, changed, kept),
         )
     db.execute("delete from outcomes where seq < (select seq from outcomes order by seq desc limit 1 offset ?)", (CHANGES_KEPT,))
+    roll_up(db)
     while _used_bytes(db) > max_bytes:
         removed = db.execute(
             "delete from ticks where seq in (select seq from ticks order by seq limit (select count(*)/10 + 1 from ticks))"
         )
-        if not removed.rowcount:
+        samples = db.execute("delete from samples where at_s <= (select min(at_s) + (max(at_s) - min(at_s)) / 10 from samples)")
+        if not removed.rowcount and not samples.rowcount:
             return
+
+
+def roll_up(db: sqlite3.Connection) -> None:
+    """Join old samples into wider ones and remove those that are too old, within a transaction. Sums and maxima stay exact."""
+    (newest_s,) = db.execute("select max(at_s) from samples").fetchone()
+    if newest_s is None:
+        return
+    for age_s, width_s in ROLL_UPS:
+        before_s = (newest_s - age_s) // width_s * width_s
+        db.execute(
+            f"insert or replace into samples select pipeline, cast(at_s / ?2 as integer) * ?2, ?2, {aggregates()} from samples "  # noqa: S608 - constants
+            "where width_s < ?2 and at_s < ?1 group by 1, 2",
+            (before_s, width_s),
+        )
+        db.execute("delete from samples where width_s < ? and at_s < ?", (width_s, before_s))
+    db.execute("delete from samples where at_s < ?", (newest_s - SAMPLES_KEPT_S,))
+
+
+def aggregates() -> str:
+    """What joins samples, in the order of their columns after `width_s`."""
+    means = {name: f"sum({name} * seconds) / sum(seconds)" for name in MEANS}
+    columns = (
+        *("sum(seconds)", means["rate_rps"], "max(peak_rps)", means["demand_rps"], means["capacity_rps"], means["refused_rps"]),
+        *(means["servers"], means["instances"], "sum(traffic_s)", "sum(late_s)"),
+        *("sum(p50_ms * traffic_s) / nullif(sum(iif(p50_ms is null, 0, traffic_s)), 0)", "max(p99_ms)"),
+    )
+    return ", ".join(columns)
 
 
 def compact(db: sqlite3.Connection, max_bytes: int) -> None:

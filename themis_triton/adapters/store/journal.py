@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -13,12 +14,18 @@ from themis_triton.core.action import Outcome
 from themis_triton.core.encoding import plain, remembered_servers
 from themis_triton.core.errors import EnvironmentCheckError
 from themis_triton.core.fleet import Server
+from themis_triton.core.history import PipelineSample
 from themis_triton.core.observation import RouteReading
 from themis_triton.core.record import TickRecord, describe, sentence
 from themis_triton.core.retention import RetentionConfig
 
 INSERT_TICK = "insert into ticks (at_s, decision_id, reason, changed, sentence, record) values (?, ?, ?, ?, ?, ?)"
 INSERT_OUTCOME = "insert into outcomes (action_id, ended_at_s, kind, outcome, duration_s, sentence, detail) values (?, ?, ?, ?, ?, ?, ?)"
+_SAMPLE_FIELDS = tuple(field.name for field in fields(PipelineSample))
+INSERT_SAMPLE = (
+    f"insert or replace into samples ({', '.join(_SAMPLE_FIELDS)}) "  # noqa: S608 - constants
+    f"values ({', '.join('?' * len(_SAMPLE_FIELDS))})"
+)
 FLUSH_WITHIN_S = 30.0
 _ROUTE_FIELDS = tuple(field.name for field in fields(RouteReading) if field.name != "latency")
 
@@ -56,6 +63,11 @@ class Journal:
         action = outcome.action
         row = (action.id, outcome.ended_at_s, action.kind, outcome.kind, outcome.duration_s, describe(action), outcome.detail)
         self._writer.add_row(INSERT_OUTCOME, row)
+
+    def record_samples(self, samples: Iterable[PipelineSample]) -> None:
+        """Add samples of pipelines; old ones are joined into wider ones."""
+        for sample in samples:
+            self._writer.add_row(INSERT_SAMPLE, tuple(getattr(sample, name) for name in _SAMPLE_FIELDS))
 
     def save_server(self, server: Server) -> None:
         """Remember a launched server."""

@@ -57,6 +57,15 @@ class JournalReader:
         )
         return [_row(OUTCOME, row) for row in self._db.execute(query, (len(prefix), prefix, limit))]
 
+    def rows(self, query: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """The rows of a query of this package."""
+        return self._db.execute(query, parameters).fetchall()
+
+    @property
+    def has_samples(self) -> bool:
+        """Whether there are samples of pipelines: version 1 had none."""
+        return version_of(self._db) > 1
+
     def servers(self) -> tuple[Server, ...]:
         """Launched servers that were remembered and not forgotten."""
         rows = self._db.execute("select server from servers where typeof(server) = 'text' order by name").fetchall()

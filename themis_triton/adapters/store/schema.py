@@ -8,14 +8,18 @@ from pathlib import Path
 
 from themis_triton.adapters.store.records import packed
 
-VERSION = 1
-"""The version of the tables, in the file's `user_version`. 0: files from before there was one."""
+VERSION = 2
+"""The version of the tables, in the file's `user_version`. 0: files from before there was one; 1: those without samples."""
 TABLES = """
 create table if not exists ticks (
     seq integer primary key, at_s real, decision_id text, reason text, changed integer, sentence text, record blob);
 create table if not exists outcomes (
     seq integer primary key, action_id text, ended_at_s real, kind text, outcome text, duration_s real, sentence text, detail text);
 create table if not exists servers (name text primary key, server text);
+create table if not exists samples (
+    pipeline text, at_s real, width_s integer, seconds real, rate_rps real, peak_rps real, demand_rps real, capacity_rps real,
+    refused_rps real, servers real, instances real, traffic_s real, late_s real, p50_ms real, p99_ms real,
+    primary key (pipeline, at_s, width_s)) without rowid;
 """
 KEPT_ASIDE = 3
 LOCK_WAIT_S = 2.0
@@ -126,5 +130,9 @@ def _execute_each(db: sqlite3.Connection, statements: str) -> None:
         db.execute(statement)
 
 
-MIGRATIONS: Sequence[Callable[[sqlite3.Connection], None]] = (_number_rows,)
+def _add_samples(db: sqlite3.Connection) -> None:
+    """Version 1 had no samples; the table is among those that are created where they are missing."""
+
+
+MIGRATIONS: Sequence[Callable[[sqlite3.Connection], None]] = (_number_rows, _add_samples)
 """What brings a journal from the version of each place to the next one."""

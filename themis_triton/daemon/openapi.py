@@ -1,0 +1,171 @@
+"""The OpenAPI description of the status API, from the types of its values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import themis_triton
+from themis_triton.core.history import DECISION_PATH, HISTORY_PATH, DecisionDetail, History
+from themis_triton.core.json_schema import schema_of
+from themis_triton.core.status import STATUS_PATH, Status
+from themis_triton.daemon.control_paths import PAUSE_PATH, RELOAD_PATH, RESUME_PATH
+from themis_triton.planning import RatePlan
+
+PLAN_PATH = "/v1/plan"
+EVENTS_PATH = "/v1/events"
+OPENAPI_PATH = "/v1/openapi.json"
+_PREFIX = "#/components/schemas/"
+
+
+@dataclass(frozen=True, slots=True)
+class PlanAnswer:
+    """What would run at these rates, with the SLO that was asked for: one plan a rate, in the same order."""
+
+    pipeline: str
+    slo_ms: float
+    percentile: float
+    plans: tuple[RatePlan, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a call was refused or failed."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class PauseAnswer:
+    """Whether the sidecar is paused from its next tick on, and whether it was."""
+
+    paused: bool
+    was_paused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadAnswer:
+    """The settings are read again; the outcome is an event of the status."""
+
+    reloading: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter of a call."""
+
+    name: str
+    description: str
+    schema: dict[str, Any]
+    required: bool = False
+    place: str = "query"
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One call: what it is for, what it takes, and what it answers."""
+
+    path: str
+    summary: str
+    answer: type[Any] | None
+    parameters: tuple[Parameter, ...] = ()
+    method: str = "get"
+    status: int = 200
+    content_type: str = "application/json"
+    errors: tuple[int, ...] = ()
+
+
+_NUMBER = {"type": "number"}
+_NAMES = {"type": "array", "items": {"type": "string"}}
+OPERATIONS: Sequence[Operation] = (
+    Operation(STATUS_PATH, "The last tick: measurements, decision, actions, totals and newest events", Status),
+    Operation(
+        HISTORY_PATH,
+        "Series of each pipeline, decisions and actions of a range of time, in a bounded number of steps",
+        History,
+        (
+            Parameter("range_s", "length of the range, at most 8 days", _NUMBER | {"default": 3600}),
+            Parameter("until_s", "its end in seconds since the epoch; by default now", _NUMBER),
+            Parameter("points", "the largest number of steps", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 300}),
+            Parameter("pipeline", "names of pipelines; by default all", _NAMES),
+        ),
+        errors=(400, 503),
+    ),
+    Operation(
+        DECISION_PATH,
+        "One decision whole: evidence, runner-up, limits, steps with outcomes, what was predicted and what came of it",
+        DecisionDetail,
+        (Parameter("id", "the id of a decision or of another change", {"type": "string"}, required=True, place="path"),),
+        errors=(404, 503),
+    ),
+    Operation(
+        PLAN_PATH,
+        "What would run at another rate or SLO",
+        PlanAnswer,
+        (
+            Parameter("rate_rps", "requests/s; up to 100 values", {"type": "array", "items": _NUMBER}, required=True),
+            Parameter("pipeline", "by default the first of the settings", {"type": "string"}),
+            Parameter("slo_ms", "by default that of the settings", _NUMBER),
+        ),
+        errors=(400, 503),
+    ),
+    Operation(
+        EVENTS_PATH,
+        "Server-sent events of type `status`, the whole status once a tick; a client that reads too slowly is disconnected",
+        Status,
+        content_type="text/event-stream",
+        errors=(503,),
+    ),
+    Operation(PAUSE_PATH, "Change nothing from the next tick on, and only show what would be done", PauseAnswer, method="post"),
+    Operation(RESUME_PATH, "Carry decisions out again", PauseAnswer, method="post"),
+    Operation(RELOAD_PATH, "Read the settings again", ReloadAnswer, method="post", status=202),
+    Operation("/metrics", "Metrics in Prometheus text", None, content_type="text/plain"),
+    Operation("/healthz", "200 while ticks succeed, else 503", None, content_type="text/plain", errors=(503,)),
+)
+TOKEN_ERRORS = {401: "a token is needed", 403: "the token is wrong", 415: "the body is not JSON"}
+ERRORS = {400: "a parameter is wrong", 404: "there is none", 503: "not available now"}
+
+
+@cache
+def openapi_text() -> str:
+    """The OpenAPI 3.1 document, indented."""
+    schemas: dict[str, Any] = {}
+    paths: dict[str, Any] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method] = _operation(operation, schemas)
+    document = {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Themis for Triton: status API",
+            "version": themis_triton.__version__,
+            "description": "Calls that change something need the token; so do all others where `status.address` is no loopback address.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": dict(sorted(schemas.items())),
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "the content of `status.token_file`"}},
+        },
+    }
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def _operation(operation: Operation, schemas: dict[str, Any]) -> dict[str, Any]:
+    content = {"schema": schema_of(operation.answer, schemas, _PREFIX) if operation.answer is not None else {"type": "string"}}
+    failure = {"application/json": {"schema": schema_of(Failure, schemas, _PREFIX)}}
+    changes = operation.method == "post"
+    errors = {code: ERRORS[code] for code in operation.errors} | (TOKEN_ERRORS if changes else {})
+    answers: dict[str, Any] = {str(operation.status): {"description": "done", "content": {operation.content_type: content}}}
+    answers |= {str(code): {"description": words, "content": failure} for code, words in errors.items()}
+    described: dict[str, Any] = {"summary": operation.summary, "responses": answers}
+    if operation.parameters:
+        described["parameters"] = [
+            {"name": each.name, "in": each.place, "description": each.description, "required": each.required, "schema": each.schema}
+            for each in operation.parameters
+        ]
+    if changes:
+        described["security"] = [{"token": []}]
+        described["requestBody"] = {"content": {"application/json": {"schema": {"type": "object"}}}}
+    return described

@@ -1,0 +1,74 @@
+"""What-if plans from what a sidecar has measured: requests a stage, and what others bring to the pipeline's models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from themis_triton.core.config import PipelineConfig, StageCalls, ThemisConfig
+from themis_triton.core.estimate import Estimate, OtherDemand, PipelineEstimate
+from themis_triton.core.observation import Snapshot
+from themis_triton.core.status import Status
+from themis_triton.decide.demand import stable_others
+from themis_triton.decide.sharing import SharedModels
+from themis_triton.decide.state import PolicyInput
+from themis_triton.planning import WhatIf, selected_pipeline
+
+OtherCalls = Mapping[str, Mapping[str, float]]
+"""Requests/s of each stage by their source: another pipeline, or the stage itself where they are direct calls."""
+
+
+def measured_start(config: ThemisConfig, status: Status, what_if: WhatIf) -> tuple[ThemisConfig, WhatIf]:
+    """The settings and the question with what the sidecar has measured. SettingsError for an unknown pipeline."""
+    measured = with_measured_calls(config, status)
+    pipeline = selected_pipeline(measured, what_if)
+    others = measured_others(status, pipeline)
+    if not any(others.values()):
+        return measured, what_if
+    return measured, replace(what_if, others_at=others_at_places(status, pipeline, measured, others))
+
+
+def with_measured_calls(config: ThemisConfig, status: Status) -> ThemisConfig:
+    """The settings with the requests a stage that the sidecar has measured."""
+    measured = {each.name: each.estimate.per_request for each in status.pipelines if each.estimate is not None}
+
+    def changed(pipeline: PipelineConfig) -> PipelineConfig:
+        numbers = measured.get(pipeline.name, ())
+        if len(numbers) != len(pipeline.stages) or numbers == pipeline.per_request:
+            return pipeline
+        calls = zip(numbers, pipeline.sequential, strict=True)
+        return replace(pipeline, calls=tuple(StageCalls(number, sequential=turns) for number, turns in calls))
+
+    return replace(config, pipelines=tuple(map(changed, config.pipelines)))
+
+
+def measured_others(status: Status, pipeline: PipelineConfig) -> OtherCalls:
+    """What others bring to the pipeline's models, as the sidecar has measured it."""
+    estimate = next((each.estimate for each in status.pipelines if each.name == pipeline.name), None)
+    if estimate is None or len(estimate.others) != len(pipeline.stages):
+        return {stage: {} for stage in pipeline.stages}
+    return {
+        stage: {stage if part.pipeline is None else part.pipeline: part.stable_rps for part in parts if part.stable_rps > 0.0}
+        for stage, parts in zip(pipeline.stages, estimate.others, strict=True)
+    }
+
+
+def others_at_places(
+    status: Status, pipeline: PipelineConfig, config: ThemisConfig, calls: OtherCalls
+) -> Callable[[float], tuple[float, ...]]:
+    """What of these calls reaches the pipeline's own servers at a rate of its own, by stage: as the sidecar plans it."""
+    others = tuple(
+        tuple(OtherDemand(None if source == stage else source, rps, rps) for source, rps in calls[stage].items())
+        for stage in pipeline.stages
+    )
+
+    def at(rate_rps: float) -> tuple[float, ...]:
+        demand = PipelineEstimate(
+            pipeline.name, rate_rps, rate_rps, rate_rps, 0.0, 0.0, None, per_request=pipeline.per_request, others=others
+        )
+        estimate = Estimate(status.at_s or 0.0, pipelines={pipeline.name: demand})
+        policy_input = PolicyInput(Snapshot(estimate.at_s, status.servers), estimate)
+        groups = policy_input.groups(pipeline, config.planning.placement)
+        return stable_others(SharedModels(policy_input, config).at(pipeline, groups))
+
+    return at
