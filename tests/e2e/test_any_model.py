@@ -55,14 +55,19 @@ def repository(folder: Path) -> Path:
     shutil.copytree(REPOSITORY / CLASSIFIER, folder / LATER)
     config = folder / LATER / "config.pbtxt"
     config.write_text(config.read_text().replace(f'name: "{CLASSIFIER}"', f'name: "{LATER}"'))
-    (folder / ENSEMBLE / "1").mkdir(parents=True)
+    chain_ensemble(folder, ENSEMBLE, DETECTOR, CLASSIFIER)
+    return folder
+
+
+def chain_ensemble(folder: Path, name: str, first: str, second: str) -> None:
+    """An ensemble of two emulated models, one after the other."""
+    (folder / name / "1").mkdir(parents=True)
     tensor = "data_type: TYPE_FP32 dims: [-1]"
-    steps = [_STEP.format(model=DETECTOR, source="INPUT", to="between"), _STEP.format(model=CLASSIFIER, source="between", to="OUTPUT")]
-    (folder / ENSEMBLE / "config.pbtxt").write_text(
-        f'name: "{ENSEMBLE}"\nplatform: "ensemble"\nmax_batch_size: 8\ninput [{{ name: "INPUT" {tensor} }}]\n'
+    steps = [_STEP.format(model=first, source="INPUT", to="between"), _STEP.format(model=second, source="between", to="OUTPUT")]
+    (folder / name / "config.pbtxt").write_text(
+        f'name: "{name}"\nplatform: "ensemble"\nmax_batch_size: 8\ninput [{{ name: "INPUT" {tensor} }}]\n'
         f'output [{{ name: "OUTPUT" {tensor} }}]\nensemble_scheduling {{ {" ".join(f"step {{ {step} }}" for step in steps)} }}\n'
     )
-    return folder
 
 
 @dataclass

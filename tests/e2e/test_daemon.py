@@ -31,6 +31,7 @@ from tests.e2e.daemon_setup import (
     launched,
     traffic,
 )
+from tests.e2e.test_any_model import calls, chain_ensemble
 from tests.e2e.test_servers import double
 from themis_triton.adapters.processes import find_process, owned_processes
 from themis_triton.adapters.store.paths import journal_path
@@ -47,6 +48,7 @@ SURGE_RPS = 60.0
 ONE_SERVER_RPS = 36.0
 """More than one instance of each model carries, less than one server does."""
 ONE_INSTANCE_RPS = 8.0
+ANALYSIS = "sentiment-analysis"
 
 
 def identity(server: Mapping[str, Any]) -> ProcessId:
@@ -214,7 +216,7 @@ def test_advisory_mode_shows_what_it_would_do_once_enough_is_learnt_and_changes_
         asyncio.run(scenario())
 
 
-def test_two_pipelines_on_one_slot_share_the_server_that_is_launched_and_keep_it_when_the_journal_is_lost(
+def test_two_pipelines_on_one_slot_share_the_server_that_is_launched_keep_it_when_the_journal_is_lost_and_let_an_ensemble_in(
     launch: Launch, tmp_path: Path
 ) -> None:
     pipelines = {model: {"stages": [model], "slo_ms": 400} for model in (DETECTOR, CLASSIFIER)}
@@ -231,15 +233,31 @@ def test_two_pipelines_on_one_slot_share_the_server_that_is_launched_and_keep_it
                 assert any("shares the server that is launched on cpu-1" in record for record in records)
                 await sidecar.kill()
                 spoil(sidecar.state)
+                with_ensemble(sidecar, tmp_path / "more")
                 again = await sidecar.start()
                 assert [(s["name"], s["phase"]) for s in again["servers"]] == [(server["name"], "serving")]
                 assert [event["kinds"] for event in again["events"]][:1] == [["journal_replaced"]]
                 await load.more(20)
+                shared = await sidecar.until("the ensemble", lambda s: "both" in (s["servers"][0]["ready_models"] or ()))
+                assert (len(shared["servers"]), shared["usage"]["failed_actions"]) == (1, {})
+                async with calls(sidecar, "both", 2 * 7.0 + 4) as both:
+                    await both.more(10)
+                assert both.wrong == []
                 summary = await load.end()
             assert (summary.failed, summary.errors) == (0, {})
             assert sidecar.journal("select name from servers") == [(server["name"],)]
 
         asyncio.run(scenario())
+
+
+def with_ensemble(sidecar: Sidecar, folder: Path) -> None:
+    """A further pipeline: an ensemble that the running server lacks, as it lacks one of its members."""
+    settings = yaml.safe_load(sidecar.settings.read_text())
+    chain_ensemble(folder, "both", DETECTOR, ANALYSIS)
+    settings["launch"]["model_repository"] = [settings["launch"]["model_repository"], str(folder)]
+    settings["models"][ANALYSIS] = yaml.safe_load((shipped("config") / "themis.yaml").read_text())["models"][ANALYSIS]
+    settings["pipelines"]["both"] = {"model": "both", "slo_ms": 400}
+    sidecar.settings.write_text(yaml.safe_dump(settings, sort_keys=False))
 
 
 def spoil(state: Path) -> None:
