@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 
 from themis_triton.core.errors import SolverError
 from themis_triton.jit import Entry, Group, cache_directory, marker, use_cache
@@ -24,6 +24,7 @@ from themis_triton.solver import kernels as solver_kernels
 
 ENTRIES: tuple[Entry, ...] = (*solver_kernels.ENTRIES, *sim_kernels.ENTRIES)
 PROCESSES = 2
+_READ_BYTES = 4096
 NICENESS = 10  # compilation must not slow down the models that serve on this machine
 
 
@@ -185,26 +186,33 @@ async def _compile_in_children(entries: Sequence[Entry], directory: Path, report
 
 async def _compile_in_child(waiting: list[Entry], directory: Path, finished: Callable[[Entry], None]) -> None:
     """One child; it takes entries from `waiting` until none is left."""
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "themis_triton.compilation", str(directory)),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C reaches the parent alone, which ends its children
-    )
-    try:
-        while waiting and child.stdin is not None and child.stdout is not None and child.stderr is not None:
-            entry = waiting.pop(0)
-            child.stdin.write(f"{entry.name}\n".encode())
-            if not await child.stdout.readline():
-                lines = (await child.stderr.read()).decode(errors="replace").strip().splitlines()
-                reason = lines[-1] if lines else f"the compiler ended with status {await child.wait()}"
-                raise SolverError(f"kernels: {entry.name} did not compile: {reason}. Fix: run `themis warm`; the cache is {directory}")
-            finished(entry)
-    finally:
-        with suppress(ProcessLookupError):
-            child.kill()
-        await child.communicate()
+    with tempfile.TemporaryFile() as errors:  # a pipe that is read at the end only would block a child with many warnings
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "themis_triton.compilation", str(directory)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=errors,
+            start_new_session=True,  # Ctrl-C reaches the parent alone, which ends its children
+        )
+        try:
+            while waiting and child.stdin is not None and child.stdout is not None:
+                entry = waiting.pop(0)
+                child.stdin.write(f"{entry.name}\n".encode())
+                if not await child.stdout.readline():
+                    status = await child.wait()
+                    reason = _last_line(errors) or f"the compiler ended with status {status}"
+                    raise SolverError(f"kernels: {entry.name} did not compile: {reason}. Fix: run `themis warm`; the cache is {directory}")
+                finished(entry)
+        finally:
+            with suppress(ProcessLookupError):
+                child.kill()
+            await child.communicate()
+
+
+def _last_line(file: IO[bytes]) -> str:
+    file.seek(-min(_READ_BYTES, file.seek(0, os.SEEK_END)), os.SEEK_END)
+    lines = file.read().decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""
 
 
 def main() -> None:

@@ -58,8 +58,13 @@ async def at_once(work: Callable[[], Decided]) -> Decided:
     return work()
 
 
-async def tick(state: EngineState, world: World, planner: Planner, compute: Compute = at_once) -> tuple[EngineState, TickRecord]:
-    """Run one tick; returns the next state and the record of what happened."""
+async def tick(
+    state: EngineState, world: World, planner: Planner, compute: Compute = at_once, *, paused: bool = False
+) -> tuple[EngineState, TickRecord]:
+    """Run one tick; returns the next state and the record of what happened.
+
+    `paused`: the planner is in advisory mode for a time only, so that admission limits go on following what serves.
+    """
     config = planner.rules.config
     policy = policy_named(config.policy.name)
     await world.supervisor.reap_dead_servers()
@@ -77,7 +82,8 @@ async def tick(state: EngineState, world: World, planner: Planner, compute: Comp
         world.supervisor.resume()
         world.supervisor.repair(estimated.failures)
     # Advisory mode starts nothing and drops waiting retirements.
-    world.executor.submit(Plan(decision.id, retire=frozenset(), unrouted=frozenset()) if advisory else planned)
+    shown = Plan(decision.id, retire=frozenset(), unrouted=frozenset(), limits=planned.limits if paused else None)
+    world.executor.submit(shown if advisory else planned)
     record = TickRecord(state.number + 1, snapshot, estimated, decision, planned, world.executor.collect(), advisory)
     world.recorder.record_tick(record)
     return EngineState(state.number + 1, history, policy_state), record

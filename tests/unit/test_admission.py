@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from tests.unit.fakes import Bench
 from tests.unit.samples import CLASSIFIER, DETECTOR, NOW_S, config, decided, estimate, model, server, snapshot, table
+from tests.unit.test_tick import Engine
 from themis_triton.core.action import Plan
-from themis_triton.core.config import Overload, PipelineConfig, ThemisConfig
+from themis_triton.core.config import Mode, Overload, PipelineConfig, ThemisConfig
 from themis_triton.core.decision import Decision
 from themis_triton.core.estimate import PROXY, Estimate
 from themis_triton.core.fleet import ModelState, Server
@@ -208,6 +209,31 @@ def test_limits_reach_the_routes_and_stand_until_the_next_decision() -> None:
             await bench.executor.write_routes()
             assert bench.routes.tables[-1].models[DETECTOR].limit == expected
             assert bench.routes.tables[-1].models[CLASSIFIER].limit is None
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("paused", [True, False])
+def test_a_limit_follows_what_serves_during_a_pause_and_stays_unwritten_in_advisory_mode(paused: bool) -> None:
+    """A crash may take a server, and an operator may add one: the limit of before would refuse too much or too little."""
+
+    async def scenario() -> None:
+        bench = Bench(server("a", (2, 2), slot="cpu:0"), server("b", (4, 3), slot="cpu:1"))
+        engine = Engine(bench, replace(CONFIG, mode=Mode.ADVISORY))
+        engine.paused = paused
+        await engine.run(20.0, 8)
+        both = bench.executor.limits.get(DETECTOR)
+        bench.fleet.remove("b")
+        await engine.run(20.0, 8)
+        alone = bench.executor.limits.get(DETECTOR)
+        if paused:
+            assert both is not None
+            assert alone is not None
+            assert alone.requests_per_s < 0.5 * both.requests_per_s
+        else:
+            assert (both, alone) == (None, None)
+        assert not [line for line in bench.log if line.split()[0] in {"launch", "change", "stop"}]
+        await engine.close()
 
     asyncio.run(scenario())
 

@@ -12,7 +12,9 @@ from numba.core.dispatcher import Dispatcher
 
 from tests.unit.test_compilation import SMALL
 from themis_triton import compilation
+from themis_triton.compilation import CompileResult, KernelLoader
 from themis_triton.core.errors import SolverError
+from themis_triton.daemon import kernels as kernels_module
 from themis_triton.daemon.kernels import in_thread, preparing_kernels
 from themis_triton.daemon.service import stopped_before
 from themis_triton.demo.stage import compile_progress
@@ -112,10 +114,17 @@ def fails() -> int:
     raise SolverError("an error of the work")
 
 
-def test_kernels_that_do_not_compile_are_interpreted_for_good(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_kernels_that_do_not_compile_or_load_are_interpreted_until_another_attempt_succeeds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(compilation, "ENTRIES", SMALL)
+    monkeypatch.setattr(kernels_module, "FIRST_RETRY_S", 0.01)
+    loads, python = KernelLoader.load, sys.executable
     monkeypatch.setattr(sys, "executable", "/bin/false")
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+
+    async def does_not_load(_: KernelLoader) -> CompileResult:
+        raise OSError("no space left")
 
     async def scenario() -> None:
         async with preparing_kernels(tmp_path) as kernels:
@@ -125,6 +134,15 @@ def test_kernels_that_do_not_compile_are_interpreted_for_good(monkeypatch: pytes
             assert kernels.interpreted
             with pytest.raises(SolverError):
                 await kernels.compute(fails)
+            monkeypatch.setattr(sys, "executable", python)
+            monkeypatch.setattr(KernelLoader, "load", does_not_load)
+            await asyncio.wait({kernels.compiling})
+            assert not await kernels.switch()
+            assert kernels.interpreted
+            monkeypatch.setattr(KernelLoader, "load", loads)
+            await asyncio.wait({kernels.compiling})
+            assert await kernels.switch()
+            assert not kernels.interpreted
         assert isinstance(slot_kernels.split_slots, Dispatcher)
 
     asyncio.run(scenario())

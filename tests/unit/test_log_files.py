@@ -69,6 +69,17 @@ def test_the_sidecar_keeps_the_logs_of_its_servers_and_envoy(tmp_path: Path) -> 
     assert sorted(path.name for path in logs.iterdir()) == ["envoy.log", "mine.log", "old.log"]
 
 
+def test_a_log_that_cannot_be_opened_is_reported_and_stops_no_other(tmp_path: Path) -> None:
+    first, last = (write(tmp_path / f"{name}.log", b"x" * 200) for name in ("a", "c"))
+    (tmp_path / "b.log").mkdir()
+    (tmp_path / "b.log" / "large").write_bytes(b"")
+    (tmp_path / "d.log").symlink_to(tmp_path / "nowhere")
+    bound = 100 if (tmp_path / "b.log").stat().st_size > 100 else 1
+    (failure,) = bound_logs(tmp_path, {first, last, tmp_path / "b.log"}, bound, 0)
+    assert isinstance(failure, IsADirectoryError)
+    assert [log.stat().st_size for log in (first, last)] == [0, 0]
+
+
 def test_no_directory_is_no_error(tmp_path: Path) -> None:
     bound_logs(tmp_path / "logs", (), 100, 0)
     assert not (tmp_path / "logs").exists()

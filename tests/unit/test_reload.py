@@ -23,6 +23,7 @@ from themis_triton.core.pipeline_config import Overload
 from themis_triton.core.retention import RetentionConfig
 from themis_triton.core.routes import RouteLimit
 from themis_triton.daemon.components import Components, build_observer
+from themis_triton.daemon.learning import keep_learnt_times
 from themis_triton.daemon.reload import SettingsChange, settings_change
 from themis_triton.daemon.service import _Loop
 from themis_triton.daemon.status import StatusBoard
@@ -71,6 +72,19 @@ def test_what_adapters_were_built_from_waits_for_a_restart(edit: Edit, waiting: 
     assert (both.changed, both.waiting) == (("mode",), (waiting,))
     assert both.config == replace(CURRENT, mode=Mode.ADVISORY)
     assert f"{waiting} stay as they were until a restart. Fix: `themis stop`, then `themis run`" in both.sentence
+
+
+def test_service_times_that_were_learnt_outlive_a_reload_of_other_keys_and_end_with_an_edited_profile() -> None:
+    def with_profile(base: ThemisConfig, learnt_from: float, init_s: float = 0.5) -> ThemisConfig:
+        profile = replace(base.models[DETECTOR].profile, learnt_from=learnt_from, instance_init_s=init_s)
+        return replace(base, models=base.models | {DETECTOR: replace(base.models[DETECTOR], profile=profile)})
+
+    guessed, planned = with_profile(CURRENT, 0.0), with_profile(CURRENT, 300.0)
+    edited = replace(guessed, mode=Mode.ADVISORY)
+    assert keep_learnt_times(edited, guessed, planned).models == planned.models
+    other = with_profile(edited, 0.0, init_s=2.0)
+    assert keep_learnt_times(other, guessed, planned) is other
+    assert keep_learnt_times(edited, guessed, guessed) is edited
 
 
 def test_a_running_sidecar_takes_up_good_settings_and_refuses_bad_ones(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ class Engine:
         self.planner = Planner(build_rules(cfg))
         self.state = EngineState()
         self.arrivals = 0.0
+        self.paused = False
 
     async def run(self, rps: float, ticks: int = 1) -> list[TickRecord]:
         records = []
@@ -32,7 +33,7 @@ class Engine:
             self.arrivals += 0.5 * rps
             at_s = self.bench.clock.at_s
             self.bench.observer.routes = tuple(route(name, at_s, self.arrivals) for name in (DETECTOR, CLASSIFIER))
-            self.state, record = await tick(self.state, self.bench.world, self.planner)
+            self.state, record = await tick(self.state, self.bench.world, self.planner, paused=self.paused)
             records.append(record)
             await self.bench.turns()
         return records

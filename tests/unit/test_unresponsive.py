@@ -16,6 +16,7 @@ from themis_triton.core.decision import ClampKind, Reason, Target
 from themis_triton.core.fleet import Phase
 from themis_triton.core.incident import IncidentKind
 from themis_triton.core.observation import ServerReading
+from themis_triton.core.policy import PolicyConfig, ScaleDownConfig
 from themis_triton.core.record import TickRecord, sentence
 from themis_triton.daemon.status import StatusBoard
 from themis_triton.decide.guards import guard
@@ -65,6 +66,29 @@ def test_a_launched_one_is_out_within_three_seconds_and_killed_and_its_slot_gets
         assert fault in told
         kills = [outcome for record in [*records, *await engine.run(5.0)] for outcome in record.outcomes]
         assert [(o.action.kind, o.kind) for o in kills if o.action.server == "a"] == [(ActionKind.KILL, OutcomeKind.DONE)]
+        await engine.close()
+
+    asyncio.run(work())
+
+
+def test_after_a_time_in_which_the_sidecar_itself_stood_still_a_silent_server_is_watched_anew() -> None:
+    """A suspended machine, or a stopped sidecar: the first readings and checks afterwards are silent, whatever the servers do."""
+
+    async def work() -> None:
+        bench = Bench(server("a", slot="cpu:0"), server("b", slot="cpu:1"))
+        engine = Engine(bench, config(PolicyConfig(scale_down=ScaleDownConfig(scale_in_stabilization_s=1000.0)), slots=2))
+        await engine.run(5.0, 6)
+        hang(bench, "a")
+        await engine.run(5.0)
+        bench.clock.at_s += 60.0
+        await engine.run(5.0, 3)
+        assert (bench.fleet.get("a").phase, bench.log.count("kill a")) == (Phase.SERVING, 0)
+        answer(bench, "a")
+        records = await engine.run(5.0, 4)
+        assert (bench.fleet.get("a").phase, incidents(records)) == (Phase.SERVING, [])
+        hang(bench, "a")
+        await engine.run(5.0, 7)
+        assert "kill a" in bench.log, "one that stays silent is killed all the same"
         await engine.close()
 
     asyncio.run(work())

@@ -11,19 +11,22 @@ from themis_triton.core.observation import ServerReading
 from themis_triton.ports import ModelControl
 
 UNREADABLE_AFTER_READINGS = 3
-UNRESPONSIVE_AFTER_S = 3.0
-"""A server is unresponsive once its metrics could not be read for so long and its last health check failed."""
+UNRESPONSIVE_AFTER_S, UNRESPONSIVE_AFTER_CHECKS = 3.0, 2
+"""A server is unresponsive once its metrics could not be read for so long, several times, and so many health checks in a row failed."""
+MAX_STEP_S = 1.0
+"""The most that one failed reading adds to a silence. After a longer time this process or the machine stood still, not the server alone."""
 
 
 @dataclass(slots=True)
 class _Silence:
-    """Readings of a server that failed in a row. `since_s`: when it was read last. `healthy`: its last health check; None before any."""
+    """Readings of a server that failed in a row. `since_s`: when it was read last. `failed_checks`: those that failed in a row."""
 
     since_s: float
     at_s: float
+    watched_s: float = 0.0
     readings: int = 0
     error: str = ""
-    healthy: bool | None = None
+    failed_checks: int = 0
 
 
 @dataclass(slots=True)
@@ -51,12 +54,13 @@ class ServerHealth:
 
     def _note_error(self, server: Server, reading: ServerReading, error: str) -> None:
         since_s = self._read_at_s.get(server.name, reading.at_s)
-        silence = self._silences.setdefault(server.name, _Silence(since_s, float("-inf")))
+        silence = self._silences.setdefault(server.name, _Silence(since_s, since_s))
         if reading.at_s > silence.at_s or not silence.readings:  # a reading that is not new is shown until the next one
+            silence.watched_s += min(MAX_STEP_S, reading.at_s - silence.at_s)
             silence.readings, silence.at_s, silence.error = silence.readings + 1, reading.at_s, error
         check = self._checks.get(server.name)
         if check is not None and check.done():
-            silence.healthy = check.result()
+            silence.failed_checks = 0 if check.result() else silence.failed_checks + 1
         if check is None or check.done():
             self._checks[server.name] = asyncio.create_task(self.control.answers(server))
 
@@ -64,10 +68,15 @@ class ServerHealth:
         """Whether several readings in a row failed."""
         return name in self._silences and self._silences[name].readings >= UNREADABLE_AFTER_READINGS
 
-    def is_unresponsive(self, name: str, now_s: float) -> bool:
-        """Whether its metrics could not be read for a while, and its last health check failed."""
+    def is_unresponsive(self, name: str) -> bool:
+        """Whether its metrics could not be read for a while of watching, and its last health checks failed."""
         silence = self._silences.get(name)
-        return silence is not None and silence.healthy is False and now_s - silence.since_s >= UNRESPONSIVE_AFTER_S
+        return (
+            silence is not None
+            and self.is_unreadable(name)
+            and silence.failed_checks >= UNRESPONSIVE_AFTER_CHECKS
+            and silence.watched_s >= UNRESPONSIVE_AFTER_S
+        )
 
     def words(self, name: str, now_s: float) -> str:
         """For how long a server has not answered, and why."""

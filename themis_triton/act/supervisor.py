@@ -69,7 +69,7 @@ class Supervisor:
     def faults(self) -> tuple[str, ...]:
         """What is wrong with the proxy and with servers now, a sentence each."""
         now_s = self._clock.now_s()
-        silent = [server for server in self._executor.fleet.all() if self._health.is_unresponsive(server.name, now_s)]
+        silent = [server for server in self._executor.fleet.all() if self._health.is_unresponsive(server.name)]
         silences = (_silence_words(server, self._health.words(server.name, now_s)) for server in silent)
         proxy = [self.proxy_fault] if self.proxy_fault is not None else []
         return (*proxy, *silences, *self.repairs.faults, *self._strays.faults)
@@ -133,7 +133,7 @@ class Supervisor:
         running = [server for server in self._executor.fleet.all() if server.phase in RUNNING and server.name in read]
         # Where no server answers, the network or the machine may be at fault: then none leaves the routes, and none is killed.
         answered = any(reading.error is None for reading in readings)
-        changed = [self._move(server, self._phase_of(server, now_s, others_answer=answered), now_s) for server in running]
+        changed = [self._move(server, self._phase_of(server, others_answer=answered), now_s) for server in running]
         changed.append(self.repairs.note(now_s))
         self._executor.reconcile_routes(changed=any(changed))
         self._reread_due |= self._has_lost_models(readings) or now_s - self._reread_at_s >= REREAD_EVERY_S
@@ -166,8 +166,8 @@ class Supervisor:
         with contextlib.suppress(ThemisError, OSError):
             await launcher.stop(server)
 
-    def _phase_of(self, server: Server, now_s: float, *, others_answer: bool) -> Phase:
-        if self._health.is_unresponsive(server.name, now_s):
+    def _phase_of(self, server: Server, *, others_answer: bool) -> Phase:
+        if self._health.is_unresponsive(server.name):
             return Phase.UNRESPONSIVE if others_answer else Phase.UNREACHABLE
         return Phase.UNREACHABLE if self._health.is_unreadable(server.name) and not server.launched else Phase.SERVING
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 
 _COPIED_AT_ONCE = 2**20
@@ -14,26 +15,35 @@ def earlier_log(log: Path) -> Path:
     return log.with_name(f"{log.name}.1")
 
 
-def bound_logs(directory: Path, in_use: Collection[Path], max_bytes: int, max_old: int) -> None:
-    """Bound the logs of a directory. Blocking.
+def bound_logs(directory: Path, in_use: Collection[Path], max_bytes: int, max_old: int) -> list[OSError]:
+    """Bound the logs of a directory; returns what could not be done, which stops nothing else. Blocking.
 
     A log of more than `max_bytes` begins anew, its last `max_bytes` are kept beside it; its process goes on writing to it. Of the logs
     that are not in use, the newest `max_old` stay.
     """
     logs = [(log, status) for log in directory.glob("*.log") if (status := _status(log)) is not None]
+    failures = list[OSError]()
     for log, status in logs:
         if status.st_size > max_bytes:
-            _rotate(log, max_bytes)
+            _attempt(partial(_rotate, log, max_bytes), failures)
     old = sorted((status.st_mtime_ns, log) for log, status in logs if log not in in_use)
     for _, log in old[: max(0, len(old) - max_old)]:
-        log.unlink(missing_ok=True)
-        earlier_log(log).unlink(missing_ok=True)
+        for each in (log, earlier_log(log)):
+            _attempt(partial(each.unlink, missing_ok=True), failures)
+    return failures
+
+
+def _attempt(work: Callable[[], None], failures: list[OSError]) -> None:
+    try:
+        work()
+    except OSError as error:
+        failures.append(error)
 
 
 def _status(log: Path) -> os.stat_result | None:
     try:
         return log.stat()
-    except FileNotFoundError:
+    except OSError:  # it is gone, or a link that leads nowhere
         return None
 
 

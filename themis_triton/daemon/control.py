@@ -85,7 +85,7 @@ def _exists(pid: int) -> bool:
 
 
 def is_paused(state_directory: Path) -> bool:
-    """Whether the sidecar is paused: it observes and records decisions, and changes nothing."""
+    """Whether the sidecar is paused: it observes and records decisions, and changes no server and no route to one."""
     return (state_directory / PAUSE_FILE).exists()
 
 
@@ -95,7 +95,7 @@ def set_paused(state_directory: Path, paused: bool) -> None:
     try:
         if paused:
             state_directory.mkdir(parents=True, exist_ok=True)
-            path.write_text("`themis pause` creates this file and `themis resume` removes it. While it exists, Themis changes nothing.\n")
+            path.write_text("`themis pause` creates this file and `themis resume` removes it. While it exists, Themis changes no server.\n")
         else:
             path.unlink(missing_ok=True)
     except OSError as error:

@@ -20,6 +20,8 @@ log = structlog.get_logger()
 CHECK_EVERY_S = 2.0
 """Time between checks of an Envoy that was started elsewhere, and the longest between attempts to start one."""
 FIRST_RETRY_S = 0.05
+STABLE_S = 10.0
+"""An Envoy that served for a shorter time is started again with a growing delay."""
 PROBE_EVERY_S = 1.0
 
 
@@ -47,13 +49,15 @@ class EnvoyWatch:
                 retry_s = min(CHECK_EVERY_S, 2.0 * retry_s)
 
     async def _watched(self) -> bool:
-        """Adopt or start Envoy and watch it until it is lost; returns whether it served."""
+        """Adopt or start Envoy and watch it until it is lost; returns whether it served for a while."""
+        loop = asyncio.get_running_loop()
         try:
             if self.process is None and self._envoy.managed and not await self._files_in_place():
                 raise ServerError("Envoy's files are missing; they are written again")  # noqa: TRY301 - noted as any other
             self.process = await self._envoy.ensure()
             self._note_running(self.process)
             self._note_admin()
+            began_s, managed = loop.time(), self.process is not None
             await self._until_lost()
         except ThemisError as error:
             self._note_lost(str(error))
@@ -61,7 +65,7 @@ class EnvoyWatch:
             log.exception("envoy_check_failed")
             self._note_lost(f"{type(error).__name__}: {error}")
         else:
-            return True
+            return not managed or loop.time() - began_s >= STABLE_S
         return False
 
     def _note_admin(self) -> None:

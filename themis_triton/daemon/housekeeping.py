@@ -22,10 +22,12 @@ async def keep_logs_bounded(components: Components) -> None:
 
 
 async def bound_logs_once(components: Components) -> None:
-    """Bound the logs of servers and Envoy, off the loop. An error is logged: nothing depends on it."""
+    """Bound the logs of servers and Envoy, off the loop. Errors are logged: nothing depends on them."""
     bounds, envoy_log = components.config.retention, components.envoy.log_file
     in_use = {Path(server.log_file) for server in components.world.executor.fleet.all() if server.log_file is not None} | {envoy_log}
     try:
-        await asyncio.to_thread(bound_logs, envoy_log.parent, in_use, bounds.log_bytes, bounds.max_old_logs)
+        failures = await asyncio.to_thread(bound_logs, envoy_log.parent, in_use, bounds.log_bytes, bounds.max_old_logs)
     except OSError as error:
-        log.warning("logs_not_bounded", directory=str(envoy_log.parent), error=str(error))
+        failures = [error]
+    for failure in failures:
+        log.warning("logs_not_bounded", directory=str(envoy_log.parent), error=str(failure))

@@ -17,6 +17,7 @@ from themis_triton.jit import Group, interpret_kernels
 
 log = structlog.get_logger()
 Value = TypeVar("Value")
+FIRST_RETRY_S, LONGEST_RETRY_S = 60.0, 3600.0
 INTERPRETED = "kernels are being compiled in the background: until then decisions take longer"
 
 
@@ -27,7 +28,8 @@ class Kernels:
         self._loader = loader
         self.compiling = asyncio.create_task(loader.compile())
         self._restore: Callable[[], None] | None = None
-        self._failed = self._computing = False
+        self._computing = False
+        self._retry_s = FIRST_RETRY_S
 
     @property
     def interpreted(self) -> bool:
@@ -44,18 +46,32 @@ class Kernels:
             await self._load()
 
     async def switch(self) -> bool:
-        """Load the kernels as soon as they are compiled; call it between computations. Returns whether it did."""
-        if self._restore is None or self._failed or not self.compiling.done():
+        """Load the kernels as soon as they are compiled; call it between computations. Returns whether it did.
+
+        What failed is tried again after a while: a full disk or too little memory may be over by then.
+        """
+        if self._restore is None or not self.compiling.done():
             return False
-        error = self.compiling.exception()
-        if error is not None:
-            log.error("kernels_not_compiled", error=str(error), message="decisions go on without compiled kernels")
-            self._failed = True
-            return False
-        self._restore()
-        self._restore = None
-        await self._load()
-        return True
+        error: BaseException | None = self.compiling.exception()
+        if error is None:
+            self._restore()
+            try:
+                await self._load()
+            except Exception as failure:  # noqa: BLE001 - a damaged cache can raise anything, and the interpreter still decides
+                error = failure
+            else:
+                self._restore = None
+                return True
+            self._restore = interpret_kernels()
+        words = f"decisions go on without compiled kernels, and it is tried again in {self._retry_s:g} s"
+        log.error("kernels_not_compiled", error=str(error), message=words)
+        self.compiling = asyncio.create_task(self._compile_after(self._retry_s))
+        self._retry_s = min(LONGEST_RETRY_S, 2.0 * self._retry_s)
+        return False
+
+    async def _compile_after(self, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+        await self._loader.compile()
 
     async def compute(self, work: Callable[[], Value]) -> Value:
         """The result of a computation; while the interpreter runs the kernels in a thread, because it may take seconds then."""

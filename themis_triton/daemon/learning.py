@@ -45,6 +45,16 @@ def with_learnt_times(config: ThemisConfig, knowledge: tuple[PipelineKnowledge, 
     return replace(config, models=config.models | better) if better else config
 
 
+def keep_learnt_times(edited: ThemisConfig, before: ThemisConfig, planned: ThemisConfig) -> ThemisConfig:
+    """Edited settings with the service times that `planned` has learnt, for models whose profile was not edited since `before`."""
+    kept = {
+        name: replace(model, profile=planned.models[name].profile)
+        for name, model in edited.models.items()
+        if name in before.models and model.profile == before.models[name].profile and planned.models[name].profile.learnt_from
+    }
+    return replace(edited, models=edited.models | kept) if kept else edited
+
+
 def _is_better(model: ModelConfig, learnt: LearntTimes) -> bool:
     known = model.profile.learnt_from
     return known is not None and learnt.executions >= max(ENOUGH_EXECUTIONS, REFIT_FACTOR * known)

@@ -30,9 +30,10 @@ from themis_triton.daemon.control_api import control_routes
 from themis_triton.daemon.envoy_watch import EnvoyWatch
 from themis_triton.daemon.events import EventHub
 from themis_triton.daemon.fixed_counts import find_fixed, fixed_actuators, with_fixed_counts
+from themis_triton.daemon.hangup import hangup_handler
 from themis_triton.daemon.housekeeping import keep_logs_bounded
 from themis_triton.daemon.kernels import INTERPRETED, Kernels, preparing_kernels
-from themis_triton.daemon.learning import LEARNT, Learning, with_learnt_times
+from themis_triton.daemon.learning import LEARNT, Learning, keep_learnt_times, with_learnt_times
 from themis_triton.daemon.lock import locked
 from themis_triton.daemon.pacing import is_quiet, wait_for_tick
 from themis_triton.daemon.reads_api import Reads
@@ -48,7 +49,7 @@ from themis_triton.tick import Compute, EngineState, at_once, tick
 log = structlog.get_logger()
 QUIET_LOG_EVERY_TICKS = 60
 PAUSE_SENTENCES = {
-    "paused": "paused by `themis pause`: nothing is changed",
+    "paused": "paused by `themis pause`: no server and no route to one is changed; admission limits go on following what serves",
     "resumed": "resumed by `themis resume`: decisions are carried out again",
 }
 
@@ -56,13 +57,14 @@ PAUSE_SENTENCES = {
 async def run_daemon(config: ThemisConfig, read_settings: Callable[[], ThemisConfig]) -> None:
     """Run until SIGTERM or SIGINT. Servers and Envoy keep serving afterwards; `themis stop --all` stops them.
 
-    SIGHUP: `read_settings` returns the edited settings; its ThemisError leaves those that are in force.
+    SIGHUP: `read_settings` returns the edited settings; its ThemisError leaves those that are in force. It ends the sidecar when the
+    terminal that it was started on is gone.
     """
     stop, reload = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, reload.set)
+    loop.add_signal_handler(signal.SIGHUP, hangup_handler(stop, reload))
     with locked(config.state_directory):
         async with preparing_kernels(config.state_directory) as kernels, build_components(config) as components:
             hung = await components.envoy.end_if_hung()
@@ -166,7 +168,10 @@ class _Loop:
         """Run one tick and publish it; returns whether the system is idle, so that the next tick may be delayed."""
         started_s = asyncio.get_running_loop().time()
         try:
-            self.state, record = await tick(self.state, self.components.world, self._planner_now(), self.compute)
+            planner = self._planner_now()
+            # In advisory mode nothing is refused, paused or not.
+            holding = self.paused and self.components.config.mode is Mode.ACTIVE
+            self.state, record = await tick(self.state, self.components.world, planner, self.compute, paused=holding)
         except Exception as error:
             event = self.board.fail(self.components.clock.now_s(), error)
             if event is not None:
@@ -224,7 +229,7 @@ class _Loop:
         if not change.changed:
             return
         config, before = change.config, self.components.config
-        planned = await _changeable(config, self.components)
+        planned = keep_learnt_times(await _changeable(config, self.components), before, self.planner.rules.config)
         self.planner = Planner(build_rules(planned), self.planner.forecaster)
         self.components, self.board.config = replace(self.components, config=config), planned
         self.__post_init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import tritonclient.grpc.aio
@@ -24,6 +25,8 @@ _CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
 ]
+REPLACED_FOR_S = 900.0
+"""For how long a client lives on after one with newer certificates took its place."""
 _SILENT = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED", "StatusCode.CANCELLED")
 _RESTRICTED = "This protocol is restricted"
 _NOT_EXPLICIT = "explicit model load / unload is not allowed"
@@ -46,23 +49,38 @@ class TritonClients:
     def __init__(self) -> None:
         self._clients: dict[Address, Any] = {}
         self._versions: dict[Address, str] = {}
-        self._replaced: dict[Address, list[Any]] = {}
+        self._replaced: dict[Address, dict[asyncio.Task[None], Any]] = {}
 
     def of(self, address: Address) -> Any:  # noqa: ANN401 - tritonclient has no types
         """The client for a gRPC address. ServerError if a PEM file of it cannot be read."""
         version = pem_version(address)
         if self._versions.get(address) != version:
             client = new_client(address)
-            if address in self._clients:  # It may have calls under way.
-                self._replaced.setdefault(address, []).append(self._clients[address])
+            if address in self._clients:
+                self._close_later(address, self._clients[address])
             self._clients[address], self._versions[address] = client, version
         return self._clients[address]
+
+    def _close_later(self, address: Address, client: Any) -> None:  # noqa: ANN401 - tritonclient has no types
+        """It may have calls under way, of which a load is the longest."""
+
+        async def close() -> None:
+            await asyncio.sleep(REPLACED_FOR_S)
+            await client.close()
+
+        task = asyncio.create_task(close())
+        replaced = self._replaced.setdefault(address, {})
+        replaced[task] = client
+        task.add_done_callback(lambda ended: replaced.pop(ended, None))
 
     async def forget(self, address: Address) -> None:
         """Close the clients of a server that is gone."""
         self._versions.pop(address, None)
         client = self._clients.pop(address, None)
-        for each in (*self._replaced.pop(address, ()), *((client,) if client is not None else ())):
+        replaced = dict(self._replaced.pop(address, {}))
+        for task in replaced:
+            task.cancel()
+        for each in (*replaced.values(), *((client,) if client is not None else ())):
             await each.close()
 
     async def close(self) -> None:
