@@ -13,10 +13,11 @@ from themis_triton.commands.settings_commands import validate_command
 from themis_triton.core.config import Mode, ThemisConfig
 from themis_triton.core.decision import ClampKind, Target
 from themis_triton.core.estimate import LearntTimes, PipelineKnowledge
-from themis_triton.core.fleet import ModelState
+from themis_triton.core.fleet import ModelState, Phase
 from themis_triton.core.observation import BatchCounters, ModelCounters, ServerReading
 from themis_triton.core.record import knowledge_words
-from themis_triton.core.service_times import GUESS_MS, fitted
+from themis_triton.core.service_times import GUESS_MS, fitted, slowdown
+from themis_triton.core.service_times import learnt as learnt_of
 from themis_triton.daemon.learning import Learning, with_learnt_times
 from themis_triton.decide.guards import guard
 from themis_triton.estimate.estimate import History, estimate
@@ -61,13 +62,58 @@ def test_readings_of_servers_that_are_gone_are_not_kept() -> None:
     for second, name in enumerate("abc"):
         moment = replace(snapshot([server(name)], NOW_S + second), readings=(seen(second, 10.0, name=name),))
         history = observe_batches(history, moment, learning())
-    assert history.last.keys() == {("c", CLASSIFIER)}
-    assert history.totals[CLASSIFIER][0].executions == 30.0
+    assert history.opened.keys() == {"c"}
+    assert history.totals[CLASSIFIER][1][0].executions == 30.0
 
 
 @pytest.mark.parametrize(("batches", "times"), [(BATCHES, (6.0, 6.0)), (BATCHES[1:], (7.5, 0.01)), (FEW, (0.0, GUESS_MS))])
 def test_service_times_are_fitted_over_batch_sizes(batches: tuple[BatchCounters, ...], times: tuple[float, float]) -> None:
     assert astuple(fitted(batches)) == pytest.approx(times)
+
+
+class TestContention:
+    ONE, TWO = (BatchCounters(1, 200, 200 * 20_000.0),), (BatchCounters(1, 100, 100 * 40_000.0),)
+
+    def test_a_number_of_busy_instances_that_was_never_seen_is_counted_on_for_twice_the_speed_at_most(self) -> None:
+        times, contention = learnt_of({1: self.ONE, 3: FEW[:0]})
+        assert times.of(1) == pytest.approx(20.0, abs=0.02)
+        assert [slowdown(contention, busy) / slowdown(contention, 1) for busy in (1, 2, 3)] == pytest.approx([1.0, 1.5, 2.0])
+        assert 64 / slowdown(contention, 64) < 2.0
+
+    def test_a_device_on_which_instances_only_slow_each_other_is_planned_for_no_more_than_it_has_shown(self) -> None:
+        _, contention = learnt_of({1: self.ONE, 2: self.TWO})
+        assert [busy / slowdown(contention, busy) for busy in (1, 2, 4, 8)] == pytest.approx([1.0] * 4, abs=0.01)
+
+    def test_instances_that_do_not_slow_each_other_are_found_out_step_by_step(self) -> None:
+        _, contention = learnt_of({1: self.ONE, 4: self.ONE})
+        assert [slowdown(contention, busy) for busy in (2, 4, 8)] == pytest.approx([1.0, 1.0, 1.5], abs=0.002)
+
+    def test_between_two_numbers_that_were_seen_the_slowdown_is_linear_and_few_batches_say_nothing(self) -> None:
+        few = (BatchCounters(1, 29, 29 * 500_000.0),)
+        _, contention = learnt_of({1: self.ONE, 2: few, 3: self.TWO})
+        assert [slowdown(contention, busy) for busy in (1, 2, 3)] == pytest.approx([1.0, 1.5, 2.0], abs=0.01)
+
+    def test_batches_count_for_the_busy_instances_that_they_met(self) -> None:
+        alone = [seen(float(second), 20.0 * second) for second in range(4)]
+        both = [seen(4.0 + second, 60.0 + 45.0 * second, ms=40.0) for second in range(1, 4)]
+        history = LearningHistory()
+        for reading in (*alone, replace(both[0], at_s=NOW_S + 3.5), *both):
+            moment = replace(snapshot([server("a", (1, 2))], reading.at_s), readings=(reading,))
+            history = observe_batches(history, moment, learning())
+        levels = {busy: sum(batch.executions for batch in batches) for busy, batches in history.totals[CLASSIFIER].items()}
+        assert levels.keys() == {1, 2}
+        assert levels[2] >= 90.0
+
+    def test_a_new_number_of_busy_instances_is_planned_with_at_once(self) -> None:
+        def after(now: ThemisConfig, *contention: tuple[int, float]) -> ThemisConfig:
+            times = LearntTimes(CLASSIFIER, 150.0, 2.0, 5.0, contention)
+            return with_learnt_times(now, (PipelineKnowledge("video", True, (times,)),))
+
+        first = after(learning(), (1, 1.0))
+        assert first.models[CLASSIFIER].profile.table.latency_ms[0][:3] == (7.0, 10.5, 14.0)
+        assert after(first, (1, 1.0)) is first
+        second = after(first, (1, 1.0), (2, 1.2))
+        assert second.models[CLASSIFIER].profile.table.latency_ms[0][:2] == (7.0, 8.4)
 
 
 def test_nothing_is_learnt_where_every_model_has_a_profile() -> None:
@@ -80,7 +126,7 @@ class TestKnowledge:
         knowledge = known(seen(0.0, 120.0))
         assert (knowledge.enough, knowledge.requests_missing) == (True, 0.0)
         (learnt,) = knowledge.models
-        assert astuple(learnt)[1:] == pytest.approx((120.0, 20.0, 0.01))
+        assert astuple(learnt)[1:4] == pytest.approx((120.0, 20.0, 0.01))
 
     def test_servers_add_up_and_a_restart_counts_from_zero(self) -> None:
         knowledge = known(seen(0.0, 30.0), seen(1.0, 20.0, name="b"), seen(2.0, 35.0), seen(3.0, 5.0), seen(4.0, 6.0))
@@ -115,6 +161,14 @@ class TestActing:
     def test_a_server_with_an_unknown_model_is_not_retired(self) -> None:
         result, kinds = self.guarded(Target({"a": server("a", (2, 2)).models}, retire=("a",)))
         assert (result.retire, kinds) == ((), [ClampKind.LEARNING])
+
+    @pytest.mark.parametrize(("lost", "coming", "launches"), [(0, False, 0), (1, False, 1), (1, True, 0), (2, True, 1), (3, False, 2)])
+    def test_servers_that_were_lost_are_replaced(self, lost: int, launches: int, *, coming: bool) -> None:
+        servers = [server("a", (2, 2)), *([replace(server("b", (2, 2)), phase=Phase.LAUNCHING)] if coming else [])]
+        states = server("a", (2, 2)).models
+        target = Target({each.name: each.models for each in servers}, {"cpu:1": states, "cpu:2": states})
+        result, _ = guard(target, replace(snapshot(servers), recently_crashed=lost), learning())
+        assert len(result.launch) == launches
 
     def test_a_first_server_may_come_so_that_there_is_something_to_learn(self) -> None:
         launch = {"cpu:1": {DETECTOR: ModelState(1, 8), CLASSIFIER: ModelState(1, 8)}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from themis_triton.core.service_times import ENOUGH_EXECUTIONS
+from themis_triton.core.service_times import ENOUGH_EXECUTIONS, Contention
 
 PROXY = "proxy"
 """The proxy's name among stale sources; the others are servers."""
@@ -106,12 +106,16 @@ class DriftEvent:
 
 @dataclass(frozen=True, slots=True)
 class LearntTimes:
-    """The service times of a model without a profile, as its executed batches show them; a guess while there are not enough."""
+    """The service times of a model without a profile, as its executed batches show them; a guess while there are not enough.
+
+    `contention`: by busy instances on the device, the factor on them.
+    """
 
     model: str
     executions: float
     per_request_ms: float
     per_batch_ms: float
+    contention: Contention = ()
 
     @property
     def enough(self) -> bool:

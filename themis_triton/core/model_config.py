@@ -38,6 +38,7 @@ class ModelProfile:
 
     `mean_table`: mean service times at the points of `table`, where they were measured. `renewing`: operations that, as probed, make all
     instances anew beside the old ones. `learnt_from`: the executions from which the service times were learnt; None: they were given.
+    `learnt_at`: the numbers of busy instances with which they were.
     """
 
     table: LatencyTable
@@ -50,6 +51,7 @@ class ModelProfile:
     mean_table: LatencyTable | None = None
     renewing: frozenset[str] = frozenset()
     learnt_from: float | None = None
+    learnt_at: frozenset[int] = frozenset()
 
     @property
     def is_guess(self) -> bool:

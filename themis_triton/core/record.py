@@ -115,7 +115,9 @@ def _learnt_words(learnt: LearntTimes) -> str:
     if not learnt.enough:
         return f"{learnt.model} has {learnt.executions:.0f} of {ENOUGH_EXECUTIONS} executions"
     times = f"{learnt.per_batch_ms:.1f} ms a batch and {learnt.per_request_ms:.1f} ms a request"
-    return f"{learnt.model} takes {times} ({learnt.executions:.0f} executions)"
+    most = max((busy for busy, _ in learnt.contention), default=1)
+    seen = f", with up to {most} busy instances" if most > 1 else ""
+    return f"{learnt.model} takes {times} ({learnt.executions:.0f} executions{seen})"
 
 
 _OPENINGS = {

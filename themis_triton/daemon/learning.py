@@ -9,12 +9,12 @@ import structlog
 from themis_triton.core.config import LatencyTable, Mode, ModelConfig, ThemisConfig
 from themis_triton.core.estimate import LearntTimes, PipelineKnowledge
 from themis_triton.core.record import TickRecord, knowledge_words
-from themis_triton.core.service_times import ENOUGH_EXECUTIONS, ServiceTimes
+from themis_triton.core.service_times import ENOUGH_EXECUTIONS, ServiceTimes, slowdown
 from themis_triton.core.status import StatusEvent
 
 log = structlog.get_logger()
 REFIT_FACTOR = 2.0
-"""Service times are fitted anew once so many times as many batches have been executed."""
+"""Service times are fitted anew once so many times as many batches have been executed, or a new number of instances was busy."""
 LEARNT = "service_times_learnt"
 
 
@@ -57,11 +57,16 @@ def keep_learnt_times(edited: ThemisConfig, before: ThemisConfig, planned: Themi
 
 def _is_better(model: ModelConfig, learnt: LearntTimes) -> bool:
     known = model.profile.learnt_from
-    return known is not None and learnt.executions >= max(ENOUGH_EXECUTIONS, REFIT_FACTOR * known)
+    if known is None or learnt.executions < ENOUGH_EXECUTIONS:
+        return False
+    new = {busy for busy, _ in learnt.contention} - model.profile.learnt_at
+    return learnt.executions >= REFIT_FACTOR * known or bool(new)
 
 
 def _with_times(model: ModelConfig, learnt: LearntTimes) -> ModelConfig:
     table, times = model.profile.table, ServiceTimes(learnt.per_request_ms, learnt.per_batch_ms)
-    rows = tuple((round(times.of(batch), 6),) * len(table.instances) for batch in table.batches)
-    profile = replace(model.profile, table=LatencyTable(table.batches, table.instances, rows), learnt_from=learnt.executions)
-    return replace(model, profile=profile)
+    factors = [slowdown(learnt.contention, busy) for busy in table.instances]
+    rows = tuple(tuple(round(times.of(batch) * factor, 6) for factor in factors) for batch in table.batches)
+    table = LatencyTable(table.batches, table.instances, rows)
+    at = frozenset(busy for busy, _ in learnt.contention)
+    return replace(model, profile=replace(model.profile, table=table, learnt_from=learnt.executions, learnt_at=at))

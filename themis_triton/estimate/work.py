@@ -91,14 +91,31 @@ def _min_duration_s(executed: Mapping[str, BySize]) -> float:
     return min(MAX_INTERVAL_S, max(MIN_INTERVAL_S, BATCHES_PER_INTERVAL * max(means_ms, default=0.0) / 1000.0))
 
 
+def busy_levels(before: ServerReading, after: ServerReading, server: Server) -> dict[str, float] | None:
+    """By model, the mean number of busy instances that its batches met between two readings; None while these are too close together.
+
+    Empty where nothing ended, or a counter fell.
+    """
+    executed = _executed(before, after)
+    duration_s = after.at_s - before.at_s
+    if executed is None:
+        return {}
+    return _levels(executed, server, duration_s) if duration_s >= _min_duration_s(executed) else None
+
+
+def _levels(executed: Mapping[str, BySize], server: Server, duration_s: float) -> dict[str, float]:
+    busy = {model: sum(ms for _, ms in by_size.values()) / 1000.0 / duration_s for model, by_size in executed.items()}
+    busy = {model: min(mean, _instances(server, model, mean)) for model, mean in busy.items()}
+    return {model: busy_during_batch(busy, model, _instances(server, model, busy[model])) for model in executed}
+
+
 def _samples(
     executed: Mapping[str, BySize], server: Server, end_s: float, duration_s: float, config: ThemisConfig
 ) -> Iterable[tuple[str, WorkSample]]:
-    busy = {model: sum(ms for _, ms in by_size.values()) / 1000.0 / duration_s for model, by_size in executed.items()}
-    busy = {model: min(mean, _instances(server, model, mean)) for model, mean in busy.items()}
+    levels = _levels(executed, server, duration_s)
     for model, by_size in executed.items():
         if model in config.models:
-            seen = busy_during_batch(busy, model, _instances(server, model, busy[model]))
+            seen = levels[model]
             expected_ms = sum(count * mean_ms(config.models[model].profile, size, seen) for size, (count, _) in by_size.items())
             measured_ms = sum(ms for _, ms in by_size.values())
             yield model, WorkSample(end_s, sum(count for count, _ in by_size.values()), measured_ms, expected_ms)
