@@ -11,6 +11,7 @@ import typer
 import themis_triton
 from themis_triton.commands import evaluating
 from themis_triton.commands.options import (
+    AuthorityOption,
     CaOption,
     CertificateOption,
     ConfigOption,
@@ -102,11 +103,12 @@ def schema() -> None:
 
 
 @app.command(epilog="Example: themis status -c themis.yaml")
-def status(config: ConfigOption, as_json: JsonOption = False, token_file: TokenOption = None) -> None:
+def status(config: ConfigOption, as_json: JsonOption = False, token_file: TokenOption = None, ca: AuthorityOption = None) -> None:
     """Show the running sidecar's measurements, decisions and actions."""
-    from themis_triton.commands.status_command import status_command  # noqa: PLC0415 - a command loads only what it needs
+    from themis_triton.commands.status_calls import Remote  # noqa: PLC0415 - a command loads only what it needs
+    from themis_triton.commands.status_command import status_command  # noqa: PLC0415
 
-    status_command(config, as_json=as_json, token_file=token_file)
+    status_command(config, as_json=as_json, remote=Remote(token_file, ca))
 
 
 @app.command(epilog="Example: themis why -c themis.yaml")
@@ -151,27 +153,30 @@ def stop(
 
 
 @app.command(epilog="Example: themis pause -c themis.yaml")
-def pause(config: ConfigOption, token_file: TokenOption = None) -> None:
+def pause(config: ConfigOption, token_file: TokenOption = None, ca: AuthorityOption = None) -> None:
     """Pause: make no changes from the next tick on. Observation, recommendations and Envoy continue. Persists over restarts."""
-    from themis_triton.commands.stop_command import pause_command  # noqa: PLC0415 - a command loads only what it needs
+    from themis_triton.commands.status_calls import Remote  # noqa: PLC0415 - a command loads only what it needs
+    from themis_triton.commands.stop_command import pause_command  # noqa: PLC0415
 
-    pause_command(config, token_file)
+    pause_command(config, Remote(token_file, ca))
 
 
 @app.command(epilog="Example: themis resume -c themis.yaml")
-def resume(config: ConfigOption, token_file: TokenOption = None) -> None:
+def resume(config: ConfigOption, token_file: TokenOption = None, ca: AuthorityOption = None) -> None:
     """Resume after a pause."""
-    from themis_triton.commands.stop_command import resume_command  # noqa: PLC0415 - a command loads only what it needs
+    from themis_triton.commands.status_calls import Remote  # noqa: PLC0415 - a command loads only what it needs
+    from themis_triton.commands.stop_command import resume_command  # noqa: PLC0415
 
-    resume_command(config, token_file)
+    resume_command(config, Remote(token_file, ca))
 
 
 @app.command(epilog="Example: themis reload -c themis.yaml")
-def reload(config: ConfigOption, token_file: TokenOption = None) -> None:
+def reload(config: ConfigOption, token_file: TokenOption = None, ca: AuthorityOption = None) -> None:
     """Put edited settings into force in the running sidecar. Wrong settings are refused; what needs a restart is named."""
-    from themis_triton.commands.reload_command import reload_command  # noqa: PLC0415 - a command loads only what it needs
+    from themis_triton.commands.reload_command import reload_command  # noqa: PLC0415
+    from themis_triton.commands.status_calls import Remote  # noqa: PLC0415 - a command loads only what it needs
 
-    reload_command(config, token_file)
+    reload_command(config, Remote(token_file, ca))
 
 
 @app.command(epilog="Example: themis down -c themis.yaml")

@@ -17,7 +17,7 @@ from themis_triton.adapters.exporter import Exporter
 from themis_triton.adapters.sockets import free_ports
 from themis_triton.adapters.token_file import make_token, read_token
 from themis_triton.commands.settings_commands import validate_command
-from themis_triton.commands.status_calls import change
+from themis_triton.commands.status_calls import Remote, change
 from themis_triton.commands.status_command import fetch_status
 from themis_triton.commands.stop_command import pause_command, resume_command
 from themis_triton.core.address import Address
@@ -121,18 +121,22 @@ def test_the_commands_reach_a_sidecar_of_another_machine_with_its_token(tmp_path
     make_token(token)
     make_token(wrong)
     with sidecar(tmp_path, Access(token, open_reads=False)) as path:
-        pause_command(path, token)
+        pause_command(path, Remote(token))
         assert is_paused(tmp_path / "state")
-        resume_command(path, token)
+        resume_command(path, Remote(token))
         assert capsys.readouterr().out.splitlines()[1].startswith("resumed: ")
-        assert fetch_status(path, token).policy == "themis"
-        for call in (lambda: fetch_status(path), lambda: fetch_status(path, wrong), lambda: change(path, "/v1/pause", token_file=wrong)):
+        assert fetch_status(path, Remote(token)).policy == "themis"
+        for call in (
+            lambda: fetch_status(path),
+            lambda: fetch_status(path, Remote(wrong)),
+            lambda: change(path, "/v1/pause", remote=Remote(wrong)),
+        ):
             with pytest.raises(ServerError, match=r"refused \(HTTP 40[13]\): .*Fix: give a copy of the sidecar's token with --token-file"):
                 call()
         with pytest.raises(EnvironmentCheckError, match=r"none/token: .* Fix: run this command as the sidecar's user"):
             change(path, "/v1/pause")
         with pytest.raises(ServerError, match=r"refused \(HTTP 404\)"):
-            change(path, "/v1/nothing", token_file=token)
+            change(path, "/v1/nothing", remote=Remote(token))
 
 
 @pytest.mark.parametrize(
@@ -168,7 +172,7 @@ def test_validate_tells_who_can_reach_the_status_api(tmp_path: Path, capsys: pyt
     path = tmp_path / "themis.yaml"
     path.write_text(f"{starter()}status: {{address: '0.0.0.0:9180', allow_non_loopback: true}}\n")
     assert validate_command(path, live=False, as_json=False) == 0
-    assert "reads and changes need the token in" in capsys.readouterr().out
+    assert "its token, which they need, travels unencrypted" in capsys.readouterr().out
     (tmp_path / "key").write_text("no")
     path.write_text(f"{starter()}status: {{token_file: key}}\n")
     assert validate_command(path, live=False, as_json=False) == 3

@@ -50,7 +50,7 @@ def test_blocks_that_no_test_can_run_are_few_and_say_why() -> None:
 
 @pytest.mark.parametrize("block", of("yaml"), ids=str)
 def test_a_yaml_block_is_valid_settings(block: Block, tmp_path: Path) -> None:
-    """A fragment is merged into a base that has what it leaves out. Profiles and repositories that it names exist."""
+    """A fragment is merged into a base that has what it leaves out. Profiles, repositories and secrets that it names exist."""
     written = yaml.safe_load(block.text)
     assert isinstance(written, dict)
     complete = {"models", "pipelines"} <= set(written) and {"servers", "launch"} & set(written)
@@ -64,6 +64,9 @@ def test_a_yaml_block_is_valid_settings(block: Block, tmp_path: Path) -> None:
     for model in settings["models"].values():
         if isinstance(model["profile"], str):
             (tmp_path / model["profile"]).write_text(yaml.safe_dump(SURFACE), encoding="utf-8")
+    for file in re.findall(r"[\w/-]+\.(?:pem|json|keys)", block.text):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
     path = tmp_path / "themis.yaml"
     path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     config = load_settings(path)

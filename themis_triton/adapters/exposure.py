@@ -1,28 +1,66 @@
-"""What the settings let other machines and users reach, as findings of `themis validate`."""
+"""What the settings let other machines and users reach, and the certificates for it, as findings of `themis validate`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
-from themis_triton.adapters.findings import Finding, Severity
+from themis_triton.adapters.findings import Finding, Severity, missing, warning
+from themis_triton.adapters.pem_certificates import PemError, check_pair, validity
 from themis_triton.adapters.token_file import read_token
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.errors import EnvironmentCheckError
 
+EXPIRY_WARNING = timedelta(days=30)
+_NEW = "put a new certificate in its place; it is taken up while Envoy and the sidecar run"
 
-def exposure_findings(config: ThemisConfig) -> Iterator[Finding]:
-    """Findings that need no connection."""
+
+def exposure_findings(config: ThemisConfig, now_s: float) -> Iterator[Finding]:
+    """Findings that need no connection. `now_s`: the time, for certificates that expire."""
     if config.status.token_file is not None:
         try:
             read_token(config.status.token_file)
         except EnvironmentCheckError as error:
-            code = EnvironmentCheckError.exit_code
-            yield Finding(Severity.ERROR, "status.token_file", str(error), "", code)
-    address = config.status.address
-    if not address.is_loopback:
-        yield Finding(
-            Severity.WARNING,
-            "status.address",
-            f"other machines reach {address}; reads and changes need the token in {config.token_file}, which travels unencrypted",
-            "put it behind a proxy with TLS, or use a loopback address and a tunnel",
-        )
+            yield Finding(Severity.ERROR, "status.token_file", str(error), "", EnvironmentCheckError.exit_code)
+    if not config.status.address.is_loopback and config.status.tls is None:
+        found = f"other machines reach {config.status.address}; its token, which they need, travels unencrypted"
+        yield warning("status.address", found, "set `status.tls`, or use a loopback address and a tunnel")
+    now = datetime.fromtimestamp(now_s, UTC)
+    for key, check, file in _pem_files(config):
+        try:
+            check()
+            valid = validity(file)
+        except PemError as error:
+            yield missing(key, str(error), "write a certificate, and its key without a password, in PEM form")
+            continue
+        if now > valid.ends:
+            yield missing(key, f"{file} expired on {valid.ends:%Y-%m-%d}", _NEW)
+        elif now < valid.begins:
+            yield missing(key, f"{file} is not valid before {valid.begins:%Y-%m-%d %H:%M} UTC", "check the clock of this machine")
+        elif now > valid.ends - EXPIRY_WARNING:
+            yield warning(key, f"{file} expires on {valid.ends:%Y-%m-%d}, in {(valid.ends - now).days} days", _NEW)
+
+
+def _pem_files(config: ThemisConfig) -> Iterator[tuple[str, Callable[[], None], Path]]:
+    """Each file with certificates: its key in the settings, a check of what belongs to it, and the file."""
+    for section, tls in (("envoy", config.envoy.tls), ("status", config.status.tls)):
+        if tls is not None:
+            yield f"{section}.tls.certificate", _pair(tls.certificate, tls.key), tls.certificate
+            if tls.client_ca is not None:
+                yield f"{section}.tls.client_ca", _nothing, tls.client_ca
+    for server in config.servers:
+        address = server.grpc_address
+        if address.ca is not None:
+            yield f"servers.{server.name}.tls.ca", _nothing, Path(address.ca)
+        if address.certificate is not None and address.key is not None:
+            own = Path(address.certificate)
+            yield f"servers.{server.name}.tls.certificate", _pair(own, Path(address.key)), own
+
+
+def _pair(certificate: Path, key: Path) -> Callable[[], None]:
+    return lambda: check_pair(certificate, key)
+
+
+def _nothing() -> None:
+    """An authority has no key here."""

@@ -24,7 +24,7 @@ from themis_triton.core.config import AdoptedServer, EnvoyConfig, LocalLaunchCon
 from themis_triton.core.errors import ServerError
 
 TIMEOUT_S = 5.0
-_WATCHES_PER_MODEL, _OTHER_WATCHES = 2, 10
+_WATCHES_PER_MODEL, _OTHER_WATCHES, _WATCHES_OF_TLS = 2, 10, 4
 _NOTHING_SCALES = "its models are routed to, and nothing is scaled, because there is no `launch` section"
 _NO_MODEL = "themis/no-such-model"
 """No model can have this name, so unloading it does nothing but show whether model control is open."""
@@ -238,7 +238,8 @@ async def _check_envoy(envoy: EnvoyConfig, needed: Version | None) -> list[Findi
 def check_watches(config: ThemisConfig, models_by_server: dict[str, frozenset[str]]) -> list[Finding]:
     """Envoy takes an inotify instance for each file that it watches, and ends at once where a user has too few."""
     models = len({*config.models, *(model for models in models_by_server.values() for model in models)})
-    needed, limit = _WATCHES_PER_MODEL * min(models, WATCHED_MODELS) + _OTHER_WATCHES, inotify_instances()
+    others = _OTHER_WATCHES + (_WATCHES_OF_TLS if config.envoy.tls is not None else 0)
+    needed, limit = _WATCHES_PER_MODEL * min(models, WATCHED_MODELS) + others, inotify_instances()
     if not config.envoy.managed or limit is None or needed <= limit:
         return []
     found = f"{models} models take {needed} inotify instances, and a user may have {limit} here"

@@ -1,4 +1,4 @@
-"""PEM files of addresses with TLS: whether they are other ones than before."""
+"""PEM files of addresses and listeners with TLS: whether they are other ones than before."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ def pem_version(address: Address) -> str:
     """Identifies the address's PEM files as they are now, by inode, size and time of change; empty without TLS. Blocking."""
     if not address.tls:
         return ""
-    return "-".join(_version(Path(file)) for file in (address.ca, address.certificate, address.key) if file is not None)
+    return files_version(*(Path(file) for file in (address.ca, address.certificate, address.key) if file is not None))
+
+
+def files_version(*files: Path) -> str:
+    """Identifies files as they are now, as `pem_version` does. Blocking."""
+    return "-".join(map(_version, files))
 
 
 def _version(file: Path) -> str:

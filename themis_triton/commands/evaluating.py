@@ -77,15 +77,31 @@ def load(
     data: DataOption = None,
     seed: SeedOption = 0,
     out: Annotated[Path | None, typer.Option(help="Write one row per request to this .npz file.")] = None,
+    ca: CaOption = None,
+    certificate: CertificateOption = None,
+    key: KeyOption = None,
+    server_name: ServerNameOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Send an open-loop gRPC load; latency counts from the intended send time."""
     from themis_triton.commands.load_command import load_command  # noqa: PLC0415 - a command loads only what it needs
     from themis_triton.commands.load_options import LoadFlags, options_from  # noqa: PLC0415
+    from themis_triton.commands.tls_flags import TlsFlags  # noqa: PLC0415
     from themis_triton.load.traces import TraceOptions  # noqa: PLC0415
 
     trace_options = TraceOptions(source=trace, rate_rps=rate, from_s=from_s, to_s=to_s, scale=scale, duration_s=duration)
-    flags = LoadFlags(config, address, tuple(pipeline or ()), slo_ms, trace_options, tuple(shape or ()), seed, out, data)
+    flags = LoadFlags(
+        config,
+        address,
+        tuple(pipeline or ()),
+        slo_ms,
+        trace_options,
+        tuple(shape or ()),
+        seed,
+        out,
+        data,
+        TlsFlags(ca, certificate, key, server_name),
+    )
     report = load_command(options_from(flags), as_json=as_json)
     if any(summary.failed for summary in report.summaries):
         raise typer.Exit(1)

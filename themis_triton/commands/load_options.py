@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from themis_triton.commands.tls_flags import TlsFlags
 from themis_triton.core.config import ModelInputs, ThemisConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.load.options import LoadOptions, PipelineLoad
 from themis_triton.load.traces import TraceOptions
 from themis_triton.settings import load_settings
+from themis_triton.settings.kinds import ADDRESS_WORDS, parse_address
 
 DEFAULT_SLO_MS = 1000.0
 
@@ -28,14 +30,13 @@ class LoadFlags:
     seed: int
     out: Path | None
     data: Path | None = None
+    tls: TlsFlags = field(default_factory=TlsFlags)
 
 
 def options_from(flags: LoadFlags) -> LoadOptions:
     """The load's options. SettingsError names the flag that is missing or wrong."""
     config = load_settings(flags.config) if flags.config is not None else None
-    address = flags.address or (config.envoy.grpc_listen.authority if config is not None else None)
-    if address is None:
-        raise SettingsError("--address is missing: expected host:port. Fix: give it, or settings with -c")
+    address = _address(flags, config)
     names = flags.pipelines or ((config.pipelines[0].name,) if config is not None else ())
     if not names:
         raise SettingsError("--pipeline is missing: expected NAME=MODEL,MODEL. Fix: give it, or settings with -c")
@@ -51,6 +52,22 @@ def options_from(flags: LoadFlags) -> LoadOptions:
         inputs=inputs,
         out=flags.out,
     )
+
+
+def _address(flags: LoadFlags, config: ThemisConfig | None) -> str:
+    """Where the load goes, with TLS if the flags say so."""
+    text = flags.address or (config.envoy.grpc_listen.authority if config is not None else None)
+    if text is None:
+        raise SettingsError("--address is missing: expected host:port. Fix: give it, or settings with -c")
+    if flags.address is None and config is not None and config.envoy.tls is not None and flags.tls.ca is None:
+        named = config.envoy.tls.certificate
+        raise SettingsError(f"--ca is missing: envoy.tls is set: expected the PEM file of the authority of {named}. Fix: give --ca FILE")
+    if flags.tls == TlsFlags():
+        return text
+    address = parse_address(text)
+    if address is None:
+        raise SettingsError(f"--address: {text} is invalid: expected {ADDRESS_WORDS}")
+    return str(flags.tls.applied(address))
 
 
 def _pipeline(text: str, flags: LoadFlags, config: ThemisConfig | None) -> PipelineLoad:

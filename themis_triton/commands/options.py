@@ -11,6 +11,9 @@ ConfigOption = Annotated[Path, typer.Option("-c", "--config", help="The settings
 TokenOption = Annotated[
     Path | None, typer.Option("--token-file", help="Token of the status API, to reach a sidecar on another machine at its status.address.")
 ]
+AuthorityOption = Annotated[
+    Path | None, typer.Option("--ca", help="PEM file with the authority of that sidecar's certificate, where its status API has TLS.")
+]
 ColdStartOption = Annotated[
     float | None,
     typer.Option(help="Process start in seconds of each launched server, for emulated models; on a GPU 20 to 60. Default: about 1."),

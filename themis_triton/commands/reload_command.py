@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from themis_triton.commands.status_calls import change
+from themis_triton.commands.status_calls import LOCAL, Remote, change
 from themis_triton.commands.status_command import fetch_status
 from themis_triton.commands.terminal import write_line
 from themis_triton.core.errors import ServerError, SettingsError
@@ -20,20 +20,20 @@ ANSWER_WITHIN_S = 60.0
 POLL_S = 0.1
 
 
-def reload_command(path: Path, token_file: Path | None = None) -> None:
+def reload_command(path: Path, remote: Remote = LOCAL) -> None:
     """Check the settings, have the sidecar read them, and print what took effect.
 
-    With `token_file` by a call of its status API, which may be on another machine: the sidecar reads its own file, `path` has the address.
+    With the token of `remote` by a call of its status API: the sidecar, on whatever machine, reads its own file; `path` has the address.
 
     SettingsError when they are wrong, here or for the sidecar, which then keeps the old ones. ServerError if it does not answer.
     """
-    if token_file is None:
+    if not remote.given:
         load_settings(path)
-    before = _events(fetch_status(path, token_file))
-    _ask(path, token_file)
+    before = _events(fetch_status(path, remote))
+    _ask(path, remote)
     deadline_s = time.monotonic() + ANSWER_WITHIN_S
     while time.monotonic() < deadline_s:
-        for event in _events(fetch_status(path, token_file)):
+        for event in _events(fetch_status(path, remote)):
             if event not in before:
                 if event.kinds == ("settings_refused",):
                     raise SettingsError(event.sentence)
@@ -43,9 +43,9 @@ def reload_command(path: Path, token_file: Path | None = None) -> None:
     raise ServerError(f"the sidecar did not read its settings within {ANSWER_WITHIN_S:g} s. Fix: see its log")
 
 
-def _ask(path: Path, token_file: Path | None) -> None:
-    if token_file is not None:
-        change(path, RELOAD_PATH, token_file=token_file)
+def _ask(path: Path, remote: Remote) -> None:
+    if remote.given:
+        change(path, RELOAD_PATH, remote=remote)
         return
     state = load_runtime_paths(path).state_directory
     if signal_reload(state) is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.exposure import exposure_findings
 from themis_triton.adapters.findings import Finding, Severity
 from themis_triton.commands.terminal import TerminalConsole
@@ -42,12 +43,12 @@ def validate_command(path: Path, live: bool, as_json: bool) -> int:
 
     Writes to stdout: sentences, or one JSON object `file, valid, problems, findings, pipelines`; a pipeline has its order in words, and
     as nested lists under `series` and `parallel`.
-    Exit codes: 0; 2 if the file is invalid, or with `live` a profile is stale; 3 if something on this machine is missing or open to
-    other users; with `live` 4 if a server does not answer.
+    Exit codes: 0; 2 if the file is invalid, or with `live` a profile is stale; 3 if something on this machine is missing, expired or open
+    to other users; with `live` 4 if a server does not answer.
     """
     errors = problems(path)
     config = None if errors else load_settings(path)
-    findings = [] if config is None else [*exposure_findings(config), *(live_findings(config) if live else ())]
+    findings = [] if config is None else [*exposure_findings(config, SystemClock().now_s()), *(live_findings(config) if live else ())]
     console = TerminalConsole(soft_wrap=True, highlight=False)
     if as_json:
         pipelines = [*map(_pipeline_row, config.pipelines)] if config is not None else []

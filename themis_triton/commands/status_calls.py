@@ -4,45 +4,67 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
 
 from themis_triton.adapters.status_client import StatusResponse, get, post
 from themis_triton.adapters.token_file import read_token
+from themis_triton.core.address import Address
 from themis_triton.core.errors import EnvironmentCheckError, ServerError
 from themis_triton.settings.runtime import RuntimePaths, load_runtime_paths
 
 _REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
 
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """How to reach a sidecar on another machine: a copy of its token, and with TLS the authority of its certificate."""
+
+    token_file: Path | None = None
+    ca: Path | None = None
+
+    @property
+    def given(self) -> bool:
+        """Whether the sidecar is asked by a call, because it may run elsewhere."""
+        return self.token_file is not None
+
+    def address(self, address: Address) -> Address:
+        """The status address of the settings, with TLS if the authority is given."""
+        return replace(address, tls=True, ca=str(self.ca), server_name=address.host) if self.ca is not None else address
+
+
+LOCAL = Remote()
+
+
 class ServerRefusedError(ServerError):
     """The sidecar answers, and refuses."""
 
 
-def read(where: RuntimePaths, api_path: str, token_file: Path | None = None) -> StatusResponse:
+def read(where: RuntimePaths, api_path: str, remote: Remote = LOCAL) -> StatusResponse:
     """The answer to a GET. A token goes along if its file is given, or the address may be that of another machine.
 
     Raises:
         ServerError: nothing answers; ServerRefusedError: the sidecar refuses the token.
         EnvironmentCheckError: the given file has no token.
     """
-    token = read_token(token_file) if token_file is not None else None
+    token = read_token(remote.token_file) if remote.token_file is not None else None
     if token is None and not where.status_address.is_loopback and where.token_file.exists():
         token = read_token(where.token_file)
-    response = get(where.status_address, api_path, token=token)
+    response = get(remote.address(where.status_address), api_path, token=token)
     if response.code in _REFUSED:
         raise _refused(where, response)
     return response
 
 
-def change(path: Path, api_path: str, body: Mapping[str, object] | None = None, token_file: Path | None = None) -> Mapping[str, object]:
+def change(path: Path, api_path: str, body: Mapping[str, object] | None = None, remote: Remote = LOCAL) -> Mapping[str, object]:
     """POST a JSON object to the sidecar of these settings, and return the JSON object that it answers.
 
     Args:
         path: the settings file, which names the address, and by default the token's file.
         api_path: such as `/v1/pause`.
         body: the object; by default an empty one.
-        token_file: the token of a sidecar that runs elsewhere.
+        remote: for a sidecar that runs elsewhere.
 
     Raises:
         ServerError: nothing answers; ServerRefusedError: the sidecar refuses, with its reason.
@@ -50,11 +72,11 @@ def change(path: Path, api_path: str, body: Mapping[str, object] | None = None, 
     """
     where = load_runtime_paths(path)
     try:
-        token = read_token(token_file if token_file is not None else where.token_file)
+        token = read_token(remote.token_file if remote.token_file is not None else where.token_file)
     except EnvironmentCheckError as error:
         fix = "run this command as the sidecar's user on its host, or give a copy of its token with --token-file"
         raise EnvironmentCheckError(f"{error}. Fix: {fix}") from error
-    response = post(where.status_address, api_path, token, body)
+    response = post(remote.address(where.status_address), api_path, token, body)
     if response.code >= HTTPStatus.BAD_REQUEST:
         raise _refused(where, response)
     try:

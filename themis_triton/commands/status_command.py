@@ -18,7 +18,7 @@ from rich.text import Text
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.status_client import StatusResponse
 from themis_triton.commands.moments import age
-from themis_triton.commands.status_calls import ServerRefusedError, read
+from themis_triton.commands.status_calls import LOCAL, Remote, ServerRefusedError, read
 from themis_triton.commands.terminal import TerminalConsole
 from themis_triton.core.config import Mode
 from themis_triton.core.encoding import plain
@@ -33,21 +33,21 @@ MAX_EVENTS_SHOWN = 8
 MAX_SENTENCE_PIPELINES = 3
 
 
-def status_command(path: Path, *, as_json: bool, token_file: Path | None = None) -> None:
+def status_command(path: Path, *, as_json: bool, remote: Remote = LOCAL) -> None:
     """Print the status of the running sidecar. ServerError if no Themis sidecar answers."""
-    status = fetch_status(path, token_file)
+    status = fetch_status(path, remote)
     if as_json:
         sys.stdout.write(json.dumps(plain(status)) + "\n")
         return
     show(status, TerminalConsole(), SystemClock().now_s())
 
 
-def fetch_status(path: Path, token_file: Path | None = None) -> Status:
+def fetch_status(path: Path, remote: Remote = LOCAL) -> Status:
     """The status of the sidecar of these settings; raises as `status_command` does."""
     where = load_runtime_paths(path)
     address = where.status_address
     try:
-        response = read(where, STATUS_PATH, token_file)
+        response = read(where, STATUS_PATH, remote)
     except ServerRefusedError as error:
         raise ServerRefusedError(f"{path}: {error}") from error
     except ServerError as error:

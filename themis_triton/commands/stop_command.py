@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from themis_triton.commands.status_calls import change
+from themis_triton.commands.status_calls import LOCAL, Remote, change
 from themis_triton.commands.terminal import write_line
 from themis_triton.daemon.control import is_paused, running_pid, set_paused, stop_running
 from themis_triton.daemon.control_paths import PAUSE_PATH, RESUME_PATH
@@ -24,24 +24,24 @@ def stop_command(path: Path) -> None:
     _print(f"stopped the sidecar with pid {pid}; servers and Envoy continue to serve (`themis stop --all -c {path}` stops them)")
 
 
-def pause_command(path: Path, token_file: Path | None = None) -> None:
+def pause_command(path: Path, remote: Remote = LOCAL) -> None:
     """Pause: the sidecar observes and records decisions, and changes nothing, also after a restart.
 
-    With `token_file` by a call of its status API, which may run on another machine.
+    With the token of `remote` by a call of its status API, which may run on another machine.
     """
-    if token_file is not None:
-        change(path, PAUSE_PATH, token_file=token_file)
-        _print(f"paused: nothing is changed until `themis resume -c {path} --token-file {token_file}`")
+    if remote.given:
+        change(path, PAUSE_PATH, remote=remote)
+        _print(f"paused: nothing is changed until `themis resume -c {path} --token-file {remote.token_file}`")
         return
     state = load_runtime_paths(path).state_directory
     set_paused(state, True)
     _print(f"paused: nothing is changed until `themis resume -c {path}`" + _sidecar(state))
 
 
-def resume_command(path: Path, token_file: Path | None = None) -> None:
-    """End a pause. `token_file`: see `pause_command`."""
-    if token_file is not None:
-        answer = change(path, RESUME_PATH, token_file=token_file)
+def resume_command(path: Path, remote: Remote = LOCAL) -> None:
+    """End a pause. `remote`: see `pause_command`."""
+    if remote.given:
+        answer = change(path, RESUME_PATH, remote=remote)
         _print(RESUMED if answer.get("was_paused") else NOT_PAUSED)
         return
     state = load_runtime_paths(path).state_directory

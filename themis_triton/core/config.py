@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from themis_triton.core.address import Address
+from themis_triton.core.listener_tls import ListenerTls
 from themis_triton.core.model_config import LatencyTable, ModelConfig, ModelInputs, ModelProfile, ProfileOrigin
 from themis_triton.core.options import option
 from themis_triton.core.pipeline_config import Overload, PipelineConfig, StageCalls
@@ -99,6 +100,7 @@ class EnvoyConfig:
     max_connections: int = 10_000
     max_streams: int = 10_000
     max_memory_bytes: int | None = None
+    tls: ListenerTls | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,7 @@ class StatusConfig:
 
     address: Address = DEFAULT_STATUS
     token_file: Path | None = None
+    tls: ListenerTls | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,11 @@ from aiohttp import web
 from themis_triton.adapters.exporter import Exporter
 from themis_triton.core.address import Address
 from themis_triton.core.encoding import plain
-from themis_triton.core.errors import EnvironmentCheckError
+from themis_triton.core.listener_tls import ListenerTls
 from themis_triton.core.status import STATUS_PATH, STATUS_VERSION
 from themis_triton.daemon.access import Access
 from themis_triton.daemon.status import StatusBoard
+from themis_triton.daemon.status_listener import listening
 from themis_triton.ports import Clock
 
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -31,13 +32,14 @@ async def serving(
     clock: Clock,
     access: Access | None = None,
     routes: Sequence[web.RouteDef] = (),
+    tls: ListenerTls | None = None,
 ) -> AsyncIterator[None]:
     """Serve `/v1/status`, `/metrics`, `/healthz` and links to them at `/`. `/healthz` is 503 when the last good tick is long ago.
 
     `routes`: further ones. `access` checks all requests; by default reads are open, and nothing can be changed.
 
     Raises:
-        EnvironmentCheckError: the address is taken.
+        EnvironmentCheckError: the address is taken, or the PEM files of `tls` cannot be used.
     """
 
     async def metrics(_: web.Request) -> web.Response:
@@ -62,10 +64,8 @@ async def serving(
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_WITHIN_S)
     await runner.setup()
     try:
-        await web.TCPSite(runner, address.host, address.port).start()
-        yield
-    except OSError as error:
-        raise EnvironmentCheckError(f"status.address: {address} is not available ({error.strerror}). Fix: choose a free one") from error
+        async with listening(runner, address, tls):
+            yield
     finally:
         await runner.cleanup()
 

@@ -82,7 +82,7 @@ async def run_daemon(config: ThemisConfig, read_settings: Callable[[], ThemisCon
             access, hub = prepare_access(config), EventHub()
             reads = Reads(board, components.clock, journal_path(config.state_directory), hub, lambda: not kernels.interpreted)
             routes = [*reads.routes(), *control_routes(config.state_directory, reload)]
-            async with serving(config.status.address, board, exporter, components.clock, access, routes):
+            async with serving(config.status.address, board, exporter, components.clock, access, routes, config.status.tls):
                 log.info("sidecar_started", mode=config.mode.value, policy=config.policy.name.value, status=str(config.status.address))
                 if os.getpid() == 1 and config.envoy.managed:
                     log.warning("init_process_detected", message="servers and Envoy stop with this container. Fix: run it with --pid=host")

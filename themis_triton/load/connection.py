@@ -40,6 +40,8 @@ async def open_stub(address: str | Address, timeout_s: float) -> AsyncIterator[A
 
 
 def _channel(address: str | Address) -> Any:  # noqa: ANN401 - grpc has no types
+    if isinstance(address, str) and address.startswith("tls://"):
+        address = Address.parse(address)
     if isinstance(address, str):
         host, _, port = address.rpartition(":")
         if "/" in address or not host or not port.isdigit():

@@ -24,7 +24,7 @@ class PipelineLoad:
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """A load run. `address` is `host:port` of a KServe-v2 gRPC service.
+    """A load run. `address` is `host:port` of a KServe-v2 gRPC service, or an `Address` with TLS as text.
 
     `request_timeout_s` counts from a request's intended send time, `drain_s` from the last one: what is unanswered then has failed.
     `shapes`: of inputs by `MODEL.INPUT`, with or without the batch dimension; else `inputs`, by model, has them.

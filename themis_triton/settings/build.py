@@ -131,7 +131,8 @@ def _grpc_address(loaded: Loaded, server: ServerSettings) -> Address:
 
 
 def _status(loaded: Loaded, status: StatusSettings) -> StatusConfig:
-    return StatusConfig(Address.parse(status.address), loaded.resolve(status.token_file) if status.token_file is not None else None)
+    token_file = loaded.resolve(status.token_file) if status.token_file is not None else None
+    return StatusConfig(Address.parse(status.address), token_file, status.tls.to_core(loaded.resolve) if status.tls is not None else None)
 
 
 def _envoy(loaded: Loaded, settings: Settings) -> EnvoyConfig:
@@ -153,6 +154,7 @@ def _envoy(loaded: Loaded, settings: Settings) -> EnvoyConfig:
         max_connections=envoy.max_connections,
         max_streams=envoy.max_streams,
         max_memory_bytes=int(envoy.max_memory) if envoy.max_memory is not None else None,
+        tls=envoy.tls.to_core(loaded.resolve) if envoy.tls is not None else None,
     )
 
 

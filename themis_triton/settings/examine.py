@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from themis_triton.core.address import Address
@@ -39,7 +40,10 @@ def checked_runtime_paths(path: Path) -> RuntimePaths:
     data = loaded.source.data
     state = Path(data.get("state_directory", Settings.model_fields["state_directory"].default))
     status = StatusSettings.model_validate(data.get("status", {}))
-    return runtime_paths(path, state, Address.parse(status.address), status.token_file)
+    address = Address.parse(status.address)
+    if status.tls is not None:
+        address = replace(address, tls=True, ca=str(loaded.resolve(status.tls.certificate)))
+    return runtime_paths(path, state, address, status.token_file)
 
 
 def problems(path: Path) -> list[Problem]:

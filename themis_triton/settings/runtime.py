@@ -21,7 +21,10 @@ _STATUS_KEYS = frozenset({"address", "allow_non_loopback", "token_file"})
 
 @dataclass(frozen=True, slots=True)
 class RuntimePaths:
-    """A sidecar's state directory, its status address, and the file with the token of its status API."""
+    """A sidecar's state directory, its status address, and the file with the token of its status API.
+
+    With TLS the address has the certificate that it shows, as `ca`.
+    """
 
     state_directory: Path
     status_address: Address

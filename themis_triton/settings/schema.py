@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 from themis_triton.core.config import Mode
 from themis_triton.core.policy import PolicyName
 from themis_triton.settings.kinds import Count, FilePath, HostPort, Listen, ModelName, Name, PositiveSeconds, Section, Size, refusal
+from themis_triton.settings.listener_tls import CertificateSettings, ListenerTlsSettings
 from themis_triton.settings.models import ModelSettings
 from themis_triton.settings.pipelines import Callees, PipelineSettings
 from themis_triton.settings.policy import PlanningSettings, PolicySettings, PriceSettings
@@ -56,6 +57,7 @@ class EnvoySettings(Section):
         description="Envoy's memory: at 95 % of it new requests are refused (503); by default a quarter of the machine's memory, or of "
         "its control group's limit, from 256MiB to 16GiB",
     )
+    tls: ListenerTlsSettings | None = Field(default=None, description="TLS of `grpc_listen` and `http_listen`; by default they have none")
 
 
 class StatusSettings(Section):
@@ -68,6 +70,7 @@ class StatusSettings(Section):
         description="file with the token for calls that change something, which other users must not be able to read; by default "
         "Themis makes `token` in `state_directory`",
     )
+    tls: CertificateSettings | None = Field(default=None, description="TLS of `address`; by default it has none")
 
 
 class Settings(Section):

@@ -24,5 +24,9 @@ def _named_files(loaded: Loaded) -> Iterator[tuple[KeyPath, object, str]]:
         tls = mapping(mapping(server).get("tls"))
         for key in ("ca", "certificate", "key"):
             yield ("servers", name, "tls", key), tls.get(key), "the path of a PEM file"
+    for section in ("envoy", "status"):
+        tls = mapping(loaded.section(section).get("tls"))
+        for key in ("certificate", "key", "client_ca"):
+            yield (section, "tls", key), tls.get(key), "the path of a PEM file"
     expected = "the path of a file with a token, such as `openssl rand -hex 32` prints"
     yield ("status", "token_file"), loaded.section("status").get("token_file"), expected

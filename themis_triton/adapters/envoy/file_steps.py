@@ -6,13 +6,15 @@ import json
 from collections.abc import Iterable, Mapping
 
 from themis_triton.adapters.envoy.clusters import EDS
+from themis_triton.adapters.envoy.downstream_tls import SECRETS
 from themis_triton.adapters.envoy.http_listener import routes_file
 from themis_triton.adapters.envoy.names import Protocol, cluster_of, endpoints_file
 from themis_triton.adapters.envoy.render import BOOTSTRAP, CLUSTERS, LISTENERS, discovery, version_of
 
 Files = Mapping[str, str]
 
-_FRONT = (LISTENERS, *(routes_file(protocol) for protocol in Protocol))
+# Envoy reads a secret when a listener names it.
+_FRONT = (*SECRETS.values(), LISTENERS, *(routes_file(protocol) for protocol in Protocol))
 
 
 def steps(desired: Files, present: Files) -> list[dict[str, str]]:
@@ -60,5 +62,5 @@ def statistics_prefix(name: str) -> str:
     cluster = cluster_of(name)
     if cluster is not None:
         return f"cluster.{cluster}"
-    fixed = {LISTENERS: "listener_manager.lds", CLUSTERS: "cluster_manager.cds"}
+    fixed = {LISTENERS: "listener_manager.lds", CLUSTERS: "cluster_manager.cds"} | {file: f"sds.{name}" for name, file in SECRETS.items()}
     return fixed.get(name) or next(f"http.{each}.rds.{each}" for each in Protocol if routes_file(each) == name)

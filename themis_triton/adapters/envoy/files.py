@@ -11,10 +11,12 @@ from typing import Any
 
 from themis_triton.adapters.envoy.addresses import resolved_config, resolved_table
 from themis_triton.adapters.envoy.admin import EnvoyAdmin, make_socket_folder
+from themis_triton.adapters.envoy.downstream_tls import check_files, link_files, remove_other_links
 from themis_triton.adapters.envoy.file_steps import expected_versions, statistics_prefix, steps
-from themis_triton.adapters.envoy.render import BOOTSTRAP, node_id, render
+from themis_triton.adapters.envoy.render import BOOTSTRAP, OWN_FILES, node_id, render
 from themis_triton.adapters.envoy.upstream_tls import secure_servers
-from themis_triton.adapters.pem_files import pem_version
+from themis_triton.adapters.pem_certificates import PemError
+from themis_triton.adapters.pem_files import files_version, pem_version
 from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.errors import ServerError
 from themis_triton.core.routes import RouteTable
@@ -22,7 +24,7 @@ from themis_triton.core.routes import RouteTable
 _POLL_S = 0.01
 _WARMING = "cluster_manager.warming_clusters"
 _SUBSCRIPTIONS = (
-    r"^(listener_manager\.lds|cluster_manager\.cds|http\.\w+\.rds\.\w+|cluster\.(model|any|unlisted|index)_[^.]*)"
+    r"^(listener_manager\.lds|cluster_manager\.cds|http\.\w+\.rds\.\w+|cluster\.(model|any|unlisted|index)_[^.]*|sds\.\w+)"
     r"\.(version_text|update_rejected|update_attempt)$"
 )
 _LOG_BYTES = 4000
@@ -76,25 +78,38 @@ class EnvoyFiles:
                 return
             self._written = None
             # Those that Envoy has taken stay, so that files that it refuses do not hold back a change of the routes.
-            versions = await asyncio.to_thread(_pem_versions, table)
-            await self._write(table, versions | {name: kept for name, kept in self._pem_versions.items() if name in versions})
+            versions = await asyncio.to_thread(self._pem_files, table)
+            if OWN_FILES in versions.keys() - self._pem_versions.keys():
+                await self._check_own_files(versions)
+            kept = {name: kept for name, kept in self._pem_versions.items() if name in versions}
+            await self._write(table, versions | kept)
             self._written = table
 
     async def renew_certificates(self) -> bool:
-        """Have Envoy read the PEM files of servers with TLS again where they changed; returns whether it did.
+        """Have Envoy read the PEM files of servers and listeners with TLS again where they changed; returns whether it did.
 
         Raises as `write` does, for files that Envoy refuses once for each change. Envoy then goes on with what it has read before.
         """
         async with self._lock:
-            versions = await asyncio.to_thread(_pem_versions, self._written) if self._written is not None else {}
+            versions = await asyncio.to_thread(self._pem_files, self._written) if self._written is not None else {}
             if self._written is None or versions in (self._pem_versions, self._refused_versions):
                 return False
             try:
+                await self._check_own_files(versions)
                 await self._write(self._written, versions)
             except FilesRefusedError:
                 self._refused_versions = versions
                 raise
             return True
+
+    async def _check_own_files(self, versions: Mapping[str, str]) -> None:
+        """Raise FilesRefusedError for PEM files of the listeners that changed and cannot be used."""
+        if versions.get(OWN_FILES) == self._pem_versions.get(OWN_FILES):
+            return
+        try:
+            await asyncio.to_thread(check_files, self._config)
+        except PemError as error:
+            raise FilesRefusedError(f"envoy.tls: {error}. Fix: write a certificate and its key, unencrypted, in PEM form") from error
 
     async def _write(self, table: RouteTable, pem_versions: dict[str, str]) -> None:
         config = await resolved_config(self._config)
@@ -106,12 +121,15 @@ class EnvoyFiles:
             desired[BOOTSTRAP] = present[BOOTSTRAP]  # It names the admin address of the running Envoy; a restart writes its own.
         else:
             await asyncio.to_thread(make_socket_folder, config.admin_address)
+        own_version = pem_versions.get(OWN_FILES, "")
+        await asyncio.to_thread(link_files, config, own_version)
         for step in steps(desired, present):
             if running:
                 await self._move_and_wait(step, present)
             else:
                 await asyncio.to_thread(_move, config.directory, step)
         await asyncio.to_thread(_remove, config.directory, present.keys() - desired.keys())
+        await asyncio.to_thread(remove_other_links, config, own_version)
         self._pem_versions = pem_versions
 
     async def _move_and_wait(self, step: Mapping[str, str], present: Mapping[str, str]) -> None:
@@ -158,6 +176,11 @@ class EnvoyFiles:
             self._on_ignored(reason)
         return ServerError(reason)
 
+    def _pem_files(self, table: RouteTable) -> dict[str, str]:
+        """The versions of the PEM files that the table and the listeners name."""
+        servers = {server: pem_version(address) for server, address in secure_servers(table).items()}
+        return servers | ({OWN_FILES: files_version(*self._config.tls.files)} if self._config.tls is not None else {})
+
     def _in_place(self) -> bool:
         return all((self._config.directory / name).exists() for name in self._names)
 
@@ -172,10 +195,6 @@ class EnvoyFiles:
             if logged.strip():
                 return logged.strip()
         return "; ".join(await self._admin.config_errors()) or "see its log"
-
-
-def _pem_versions(table: RouteTable) -> dict[str, str]:
-    return {server: pem_version(address) for server, address in secure_servers(table).items()}
 
 
 def _count(stats: Stats, name: str, counter: str) -> int:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from themis_triton.adapters.envoy.clusters import Json, file_source, socket_address, typed
+from themis_triton.adapters.envoy.downstream_tls import transport_socket
 from themis_triton.adapters.envoy.limits import limit_filter, limited, refusal
 from themis_triton.adapters.envoy.names import Protocol, any_cluster, index_cluster, inference_stat, model_cluster, unlisted_cluster
 from themis_triton.adapters.envoy.request_check import request_check, too_large
@@ -49,7 +50,12 @@ def listener(config: EnvoyConfig, protocol: Protocol, address: Address, manager:
         "per_connection_buffer_limit_bytes": config.max_message_bytes,
         # Otherwise a second Envoy could listen here too, and the kernel would give it half of the clients.
         "enable_reuse_port": False,
-        "filter_chains": [{"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}],
+        "filter_chains": [
+            {
+                "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}],
+                **transport_socket(config, protocol),
+            }
+        ],
     }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from themis_triton.adapters.envoy.clusters import Json, check_interval_s, cluster, each_cluster, endpoints, file_source, socket_address
+from themis_triton.adapters.envoy.downstream_tls import secrets
 from themis_triton.adapters.envoy.grpc_listener import grpc_listener, grpc_routes
 from themis_triton.adapters.envoy.http_listener import http_listener, http_routes, routes_file
 from themis_triton.adapters.envoy.names import Protocol, endpoints_file
@@ -20,13 +21,16 @@ from themis_triton.core.routes import RouteTable
 BOOTSTRAP = "envoy.json"
 LISTENERS = "lds/listeners.json"
 CLUSTERS = "cds/clusters.json"
+OWN_FILES = ""
+"""Stands for the listeners among the names of servers."""
 NO_VERSIONS: Mapping[str, str] = MappingProxyType({})
 
 
 def render(config: EnvoyConfig, table: RouteTable, pem_versions: Mapping[str, str] = NO_VERSIONS) -> dict[str, str]:
     """Every file that Envoy reads, by its name relative to `config.directory`.
 
-    Each xDS file carries a version that follows from its content. `pem_versions`: those of the PEM files of servers with TLS, by name.
+    Each xDS file carries a version that follows from its content. `pem_versions`: those of the PEM files of servers with TLS, by name, and
+    of the listeners under `OWN_FILES`.
 
     Raises:
         SettingsError: an address is not `IP:PORT`.
@@ -47,6 +51,7 @@ def _resources(config: EnvoyConfig, table: RouteTable, pem_versions: Mapping[str
     files[CLUSTERS] = [cluster(config, spec, interval_s, secure) for spec in clusters]
     files[routes_file(Protocol.GRPC)] = [_route_configuration(Protocol.GRPC, grpc_routes(config, table))]
     files[routes_file(Protocol.HTTP)] = [_route_configuration(Protocol.HTTP, http_routes(config, table))]
+    files |= secrets(config, pem_versions.get(OWN_FILES, ""))
     files[LISTENERS] = [grpc_listener(config), http_listener(config)]
     return files
 

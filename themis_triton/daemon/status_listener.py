@@ -1,0 +1,88 @@
+"""The listening socket of the status API, with or without TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import AsyncIterator
+
+import structlog
+from aiohttp import web
+
+from themis_triton.adapters.pem_certificates import PemError, check_pair
+from themis_triton.adapters.pem_files import files_version
+from themis_triton.core.address import Address
+from themis_triton.core.errors import EnvironmentCheckError
+from themis_triton.core.listener_tls import ListenerTls
+
+log = structlog.get_logger()
+CHECK_EVERY_S = 2.0
+_BACKLOG = 128
+
+
+@contextlib.asynccontextmanager
+async def listening(
+    runner: web.AppRunner, address: Address, tls: ListenerTls | None, check_every_s: float = CHECK_EVERY_S
+) -> AsyncIterator[None]:
+    """Serve the runner's application at the address. PEM files that change are in force for new connections.
+
+    Raises:
+        EnvironmentCheckError: the address is taken, or the PEM files cannot be used.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        listener = socket.create_server((address.host, address.port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise EnvironmentCheckError(f"status.address: {address} is not available ({error.strerror}). Fix: choose a free one") from error
+    with listener:
+        if tls is None:
+            await web.SockSite(runner, listener.dup()).start()
+            yield
+            return
+        try:
+            site, version = await _secure_site(runner, listener, tls)
+        except PemError as error:
+            raise EnvironmentCheckError(f"status.tls: {error}. Fix: write a certificate and its key, unencrypted, in PEM form") from error
+        renewing = asyncio.create_task(_renew(runner, listener, tls, site, version, check_every_s))
+        try:
+            yield
+        finally:
+            renewing.cancel()
+            await asyncio.wait({renewing})
+
+
+async def _renew(
+    runner: web.AppRunner, listener: socket.socket, tls: ListenerTls, site: web.SockSite, version: str, check_every_s: float
+) -> None:
+    """Follow the PEM files until cancelled. Both sites accept from one socket, so no connection is refused meanwhile."""
+    while True:
+        await asyncio.sleep(check_every_s)
+        current = await asyncio.to_thread(files_version, *tls.files)
+        if current == version:
+            continue
+        version, before = current, site
+        try:
+            site, version = await _secure_site(runner, listener, tls)
+        except PemError as error:
+            words = "the status API goes on with the files that it has read before"
+            log.error("certificates_refused", error=f"status.tls: {error}", message=words)  # noqa: TRY400
+        else:
+            await before.stop()
+            log.info("certificates_renewed", message="the status API has read its PEM files again")
+
+
+async def _secure_site(runner: web.AppRunner, listener: socket.socket, tls: ListenerTls) -> tuple[web.SockSite, str]:
+    """A site with the PEM files as they are now, and their version. PemError where they cannot be used."""
+    version = await asyncio.to_thread(files_version, *tls.files)
+    await asyncio.to_thread(check_pair, tls.certificate, tls.key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        await asyncio.to_thread(context.load_cert_chain, tls.certificate, tls.key, lambda: b"")
+    except OSError as error:  # They changed meanwhile.
+        raise PemError(str(error)) from error
+    site = web.SockSite(runner, listener.dup(), ssl_context=context)
+    await site.start()
+    return site, version
