@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 280.0
+PAGE_FILES = ("index.html", "main.js", "app.css", "vendor/uPlot.iife.min.js", "vendor/uPlot-LICENSE.txt")
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +31,8 @@ def themis(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     subprocess.run([*pip, "wheel", "--no-deps", "-w", str(folder), str(ROOT)], check=True, timeout=TIMEOUT_S, env=environment)
     (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as packed:
+        assert {f"themis_triton/page/{name}" for name in PAGE_FILES} <= set(packed.namelist())
     install = [*pip, "--python", str(python), "install", "-c", str(ROOT / "requirements.lock"), str(wheel)]
     subprocess.run(install, check=True, timeout=TIMEOUT_S, env=environment)
     return folder / "venv" / "bin" / "themis"

@@ -84,10 +84,13 @@ def test_reads_from_other_machines_need_the_token_but_for_liveness(tmp_path: Pat
     async def scenario() -> None:
         access = Access(file, open_reads=False)
         async with api(tmp_path, access) as (address, _), httpx.AsyncClient(trust_env=False, base_url=address.url()) as client:
-            for path in ("/", "/v1/status", "/metrics"):
+            for path in ("/v1/status", "/v1/nothing", "/metrics"):
                 assert (await client.get(path)).status_code == 401
-                assert (await client.get(path, headers={"Authorization": f"Bearer {read_token(file)}"})).status_code == 200
-            assert (await client.get("/healthz")).status_code == 200
+                assert (await client.get(path, headers={"Authorization": f"Bearer {read_token(file)}"})).status_code in (200, 404)
+            for path in ("/healthz", "/", "/page/main.js"):  # the page asks for the token itself
+                assert (await client.get(path)).status_code == 200
+            for path in ("/page/../v1/status", "/page/%2e%2e/v1/status", "/page//v1/status", "/page/v1/status"):
+                assert (await client.get(path)).status_code in (401, 404)
 
     asyncio.run(scenario())
 

@@ -14,10 +14,11 @@ from aiohttp.typedefs import Middleware
 from themis_triton.adapters.token_file import make_token, read_token
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.errors import EnvironmentCheckError
+from themis_triton.daemon.page import PAGE_PATHS
 
 READS = frozenset({"GET", "HEAD"})
-OPEN_PATHS = frozenset({"/healthz"})
-"""Probes of an orchestrator send no token, and the answer tells nothing but liveness."""
+OPEN_PATHS = frozenset({"/healthz", "/"})
+"""Probes of an orchestrator send no token, and the answer tells nothing but liveness; the web page asks for the token itself."""
 _SCHEME = "bearer "
 
 
@@ -49,7 +50,7 @@ class Access:
     def refusal(self, request: web.Request) -> web.Response | None:
         """The answer to a request that is not allowed; None for one that is."""
         changes = request.method not in READS
-        if not changes and (self.open_reads or request.path in OPEN_PATHS):
+        if not changes and (self.open_reads or request.path in OPEN_PATHS or request.path.startswith(PAGE_PATHS)):
             return None
         refused = self._wrong_token(request.headers.get("Authorization", ""))
         if refused is None and changes and request.content_type != "application/json":

@@ -14,6 +14,7 @@ from themis_triton.core.encoding import plain
 from themis_triton.core.listener_tls import ListenerTls
 from themis_triton.core.status import STATUS_PATH, STATUS_VERSION
 from themis_triton.daemon.access import Access
+from themis_triton.daemon.page import page_routes
 from themis_triton.daemon.status import StatusBoard
 from themis_triton.daemon.status_listener import listening
 from themis_triton.ports import Clock
@@ -21,7 +22,6 @@ from themis_triton.ports import Clock
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 SHUTDOWN_WITHIN_S = 2.0
 """For calls that are being answered when the sidecar stops."""
-LINKS = {STATUS_PATH: "status as JSON", "/metrics": "metrics in Prometheus text", "/healthz": "liveness"}
 
 
 @asynccontextmanager
@@ -34,7 +34,7 @@ async def serving(
     routes: Sequence[web.RouteDef] = (),
     tls: ListenerTls | None = None,
 ) -> AsyncIterator[None]:
-    """Serve `/v1/status`, `/metrics`, `/healthz` and links to them at `/`. `/healthz` is 503 when the last good tick is long ago.
+    """Serve `/v1/status`, `/metrics`, `/healthz` and the web page at `/`. `/healthz` is 503 when the last good tick is long ago.
 
     `routes`: further ones. `access` checks all requests; by default reads are open, and nothing can be changed.
 
@@ -59,8 +59,8 @@ async def serving(
         return web.Response(status=HTTPStatus.SERVICE_UNAVAILABLE, text=f"no good tick for {board.silent_s(now_s):.1f} s; see the log\n")
 
     app = web.Application(middlewares=[(access or Access()).middleware()])
-    reads = [web.get("/", _index), web.get("/{version:v[0-9]+}/status", status), web.get("/metrics", metrics), web.get("/healthz", healthz)]
-    app.add_routes([*reads, *routes])
+    reads = [web.get("/{version:v[0-9]+}/status", status), web.get("/metrics", metrics), web.get("/healthz", healthz)]
+    app.add_routes([*reads, *page_routes(), *routes])
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_WITHIN_S)
     await runner.setup()
     try:
@@ -68,8 +68,3 @@ async def serving(
             yield
     finally:
         await runner.cleanup()
-
-
-async def _index(_: web.Request) -> web.Response:
-    items = "".join(f'<li><a href="{path}">{path}</a>: {text}</li>' for path, text in LINKS.items())
-    return web.Response(text=f"<!doctype html><title>Themis</title><h1>Themis for Triton</h1><ul>{items}</ul>\n", content_type="text/html")

@@ -1,0 +1,86 @@
+// What a status means: pure functions from the API's values to words and levels.
+
+import * as f from "./format.js";
+
+/** The state of a pipeline: a level, a word, and its rank, the worst first. */
+export function pipelineState(pipeline) {
+  const { estimate, evidence, knowledge } = pipeline;
+  if (!estimate) return { level: "idle", word: "No data", rank: 3 };
+  const demand = evidence ? evidence.demand_fast_rps : estimate.recent_rps;
+  if (pipeline.slo_violated) return { level: "bad", word: "SLO missed", rank: 0 };
+  if (evidence && Math.round(demand) > Math.round(evidence.capacity_rps)) return { level: "warn", word: "Above capacity", rank: 1 };
+  if (evidence && Math.round(evidence.refused_rps) > 0) return { level: "warn", word: "Refusing", rank: 1 };
+  if (knowledge && !knowledge.enough) return { level: "info", word: "Learning", rank: 2 };
+  if (estimate.recent_rps === 0 && pipeline.slo_violated === null) return { level: "idle", word: "No traffic", rank: 5 };
+  if (evidence && evidence.servers_now !== evidence.servers_desired) return { level: "info", word: "Changing", rank: 3 };
+  return { level: "good", word: "Inside SLO", rank: 4 };
+}
+
+const PHASES = {
+  launching: ["info", "Starting", 2], warming: ["info", "Warming up", 2], serving: ["good", "Serving", 5], unreachable: ["warn", "No metrics", 1],
+  unresponsive: ["bad", "Not answering", 0], draining: ["info", "Draining", 3], stopping: ["info", "Stopping", 3],
+};
+
+export function serverState(server, status) {
+  const [level, word, rank] = PHASES[server.phase] ?? ["info", f.capital(server.phase), 2];
+  if (level === "good" && status.faults.some((fault) => mentions(fault, server.name))) return { level: "bad", word: "Fault", rank: 0 };
+  return { level, word, rank };
+}
+
+const mentions = (sentence, name) => sentence.split(/[\s,:;]+/).includes(name);
+
+/** What is under way, waiting or wrong on one server. */
+export function serverNotes(server, status) {
+  const notes = [];
+  const own = (actuator) => actuator === server.name || actuator.startsWith(`${server.name}/`);
+  for (const actuator of status.busy.filter(own)) notes.push(actuator === server.name ? "change under way" : `changing ${actuator.slice(server.name.length + 1)}`);
+  for (const [actuator, untilS] of Object.entries(status.backing_off)) if (own(actuator)) notes.push(`retry of ${actuator} in ${f.duration(untilS - status.at_s)}`);
+  for (const [actuator, reason] of Object.entries(status.resting)) if (own(actuator)) notes.push(`${actuator} rests: ${reason}`);
+  notes.push(...status.faults.filter((fault) => mentions(fault, server.name)));
+  return notes;
+}
+
+const REASONS = {
+  surge: "Absorbing a surge", settle: "Scaling down in place", steady: "Steady", scale_out: "Adding servers", scale_in: "Removing servers", replace: "Replacing a lost server",
+  infeasible: "Overload", hold_no_data: "Holding, no data", hold_stale: "Holding, readings are stale",
+  hold_warmup: "Holding, not enough history yet", hold_no_server: "Holding, no server is ready",
+};
+export const reasonWords = (reason) => REASONS[reason] ?? f.capital(f.words(reason));
+
+/** The state of everything in one line. */
+export function headline(status) {
+  if (status.tick_error) return "The last tick failed: nothing is changed until one succeeds";
+  if (!status.tick) return "Started; the first tick has not ended yet";
+  const states = status.pipelines.map(pipelineState);
+  const missed = states.filter((state) => state.rank === 0).length;
+  const above = states.filter((state) => state.word === "Above capacity").length;
+  const all = status.pipelines.length;
+  const opening = reasonWords(status.reason);
+  const subject = all === 1 ? status.pipelines[0].name : missed || above ? `${missed || above} of ${all} pipelines` : `all ${all} pipelines`;
+  const one = all === 1 || (missed || above) === 1;
+  if (missed) return `${opening}: ${subject} ${one ? "misses its SLO" : "miss their SLO"} now`;
+  if (above) return `${opening}: ${subject} ${one ? "needs" : "need"} more than the ready servers carry`;
+  if (states.every((state) => state.word === "No traffic")) return `${opening}: no traffic`;
+  return `${opening}: ${subject} ${all === 1 ? "is inside its SLO" : "are inside their SLO"}`;
+}
+
+/** Conditions that an operator must know, the worst first. */
+export function conditions(status) {
+  const list = [];
+  const add = (level, text) => list.push({ level, text });
+  if (status.tick_error) add("bad", status.tick_error);
+  for (const fault of status.faults) add("bad", fault);
+  if (status.routes_unwritten) add("bad", `Routes are not written: ${status.routes_unwritten}`);
+  if (status.journal_trouble) add("bad", status.journal_trouble);
+  for (const [source, reason] of Object.entries(status.stale)) add("warn", `Stale readings of ${source}: ${reason}`);
+  for (const drift of status.drift) add("warn", `Drift: ${drift}`);
+  if (status.paused) add("warn", "Paused: Themis shows what it would do and changes nothing. Resume it under Controls or with “themis resume”.");
+  else if (status.mode === "advisory") add("info", "Advisory mode: Themis shows what it would do and changes nothing.");
+  for (const clamp of status.clamps) add("info", `Limited: ${clamp.sentence}`);
+  for (const [actuator, reason] of Object.entries(status.resting)) add("warn", `${actuator} rests: ${reason}`);
+  for (const [actuator, untilS] of Object.entries(status.backing_off)) {
+    if (!(actuator in status.resting)) add("warn", `${actuator} is in back-off after a failure, for ${f.duration(untilS - status.at_s)} more`);
+  }
+  if (status.next_steps.length) add("info", `${status.paused || status.mode === "advisory" ? "Would do" : "Started"}: ${status.next_steps.join(", ")}`);
+  return list;
+}
