@@ -7,9 +7,17 @@ from typing import Protocol
 
 from themis_triton.core.action import Outcome
 from themis_triton.core.fleet import ModelState, Server
+from themis_triton.core.incident import BrokenRequest
 from themis_triton.core.observation import Readings
 from themis_triton.core.record import TickRecord
 from themis_triton.core.routes import RouteTable
+
+
+class CrashWitness(Protocol):
+    """What was under way on a server when it ended."""
+
+    async def broken_requests(self, server: Server) -> tuple[BrokenRequest, ...]:
+        """The requests that were lost on the server in the last seconds, or were sent to another one then; never raises."""
 
 
 class Clock(Protocol):

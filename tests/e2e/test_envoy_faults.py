@@ -25,6 +25,7 @@ from themis_triton.act.executor import Actuators, Executor
 from themis_triton.act.fleet import Fleet
 from themis_triton.act.supervisor import Supervisor
 from themis_triton.adapters.clock import SystemClock
+from themis_triton.adapters.envoy import request_check
 from themis_triton.adapters.envoy.files import EnvoyFiles
 from themis_triton.adapters.envoy.process import EnvoyProcess, find_envoy
 from themis_triton.adapters.processes import find_process, wait_for_exit, wait_until
@@ -34,6 +35,7 @@ from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.fleet import ProcessId
 from themis_triton.core.incident import Incident
 from themis_triton.core.routes import ModelRoute, RouteTable
+from themis_triton.daemon import envoy_watch
 from themis_triton.daemon.envoy_watch import EnvoyWatch
 
 pytestmark = pytest.mark.e2e
@@ -149,6 +151,23 @@ def test_an_envoy_that_cannot_be_started_again_is_a_fault_with_its_reason_until_
             assert [incident.kind for incident in await running.incidents(2)] == ["proxy_lost", "proxy_restored"]
             assert running.supervisor.faults == ()
             assert await running.answers()
+
+    asyncio.run(scenario())
+
+
+def test_requests_that_a_failing_script_passed_on_unchecked_are_an_incident(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_check, "_CODE", "function envoy_on_request(handle) error('broken') end")
+    monkeypatch.setattr(envoy_watch, "COUNT_EVERY_S", 0.0)
+
+    async def scenario() -> None:
+        async with watched(tmp_path) as running:
+            counted = asyncio.create_task(running.incidents(1))
+            async with asyncio.timeout(TIMEOUT_S):
+                while not counted.done():
+                    assert await running.answers(), "the request itself goes on"
+            (incident,) = counted.result()
+            assert (incident.kind, incident.server) == ("request_check_failed", None)
+            assert "requests (size, nesting, deadline) and passed them on; its log: " in incident.sentence
 
     asyncio.run(scenario())
 

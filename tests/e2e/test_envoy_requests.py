@@ -17,11 +17,15 @@ import pytest
 from aiohttp import web
 
 from tests.e2e.envoy_setup import free_config, write
+from tests.unit.samples import server
+from themis_triton.adapters.clock import SystemClock
+from themis_triton.adapters.envoy.broken_requests import BrokenRequests
 from themis_triton.adapters.envoy.process import EnvoyProcess
 from themis_triton.adapters.envoy.request_check import MAX_DEPTH, PIECE_BYTES
 from themis_triton.adapters.processes import wait_until
 from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig
+from themis_triton.core.incident import BrokenRequest
 from themis_triton.core.routes import Endpoint, ModelRoute, RouteTable
 
 pytestmark = pytest.mark.e2e
@@ -48,7 +52,7 @@ class Upstream:
 
 @asynccontextmanager
 async def served(directory: Path, **changes: Any) -> AsyncIterator[Upstream]:
-    config = replace(free_config(directory), max_message_bytes=MAX_BYTES, **changes)
+    config = replace(free_config(directory), **({"max_message_bytes": MAX_BYTES} | changes))
     running = Upstream(config, EnvoyProcess(config, directory))
 
     async def infer(request: web.Request) -> web.Response:
@@ -134,7 +138,64 @@ def test_a_request_that_breaks_its_server_reaches_others_only_by_the_settings_an
             assert await wait_until(lambda: bool(named()), TIMEOUT_S)
             (line,) = named()
             assert (line["path"], line["bytes"], line["attempts"]) == (INFER, len(POISON), reached)
-            assert line["last_server"].startswith("127.0.0.1:")
+            address = Address.parse(line["last_server"])
+            ended = replace(server("ended"), grpc_address=address, http_address=address)
+            witness = BrokenRequests(running.envoy.log_file, SystemClock())
+            assert await witness.broken_requests(ended) == (BrokenRequest("model", "127.0.0.1"),)
+
+    asyncio.run(scenario())
+
+
+SETTINGS, MAX_CONCURRENT_STREAMS = 4, 3
+"""The HTTP/2 frame with what a server allows, and the entry of the streams at once."""
+HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, SETTINGS, 0, 0, 0, 0, 0))
+
+
+async def allowed_streams(config: EnvoyConfig) -> int:
+    """What the gRPC listener tells a client."""
+    reader, writer = await asyncio.open_connection(config.grpc_listen.host, config.grpc_listen.port)
+    writer.write(HELLO)
+    head = await reader.readexactly(9)
+    assert head[3] == SETTINGS
+    body = await reader.readexactly(int.from_bytes(head[:3], "big"))
+    writer.transport.abort()
+    entries = (body[at : at + 6] for at in range(0, len(body), 6))
+    return next(int.from_bytes(each[2:], "big") for each in entries if int.from_bytes(each[:2], "big") == MAX_CONCURRENT_STREAMS)
+
+
+def test_connections_streams_and_memory_have_the_bounds_of_the_settings(tmp_path: Path) -> None:
+    connections, held, part = 12, 4, 30 * MAX_BYTES
+
+    async def scenario() -> None:
+        bounds = {"max_connections": connections, "max_streams": 7, "max_memory_bytes": held * part, "max_message_bytes": 2 * part}
+        async with served(tmp_path, **bounds) as running, aiohttp.ClientSession() as client:
+            assert await allowed_streams(running.config) == 7
+            assert (await posted(client, running, b"{}"))[0] == 200
+            listen = running.config.http_listen
+            streams = [await asyncio.open_connection(listen.host, listen.port) for _ in range(2 * connections)]
+            closed = [asyncio.create_task(reader.read()) for reader, _ in streams]
+            async with asyncio.timeout(TIMEOUT_S):
+                while sum(each.done() for each in closed) < connections:
+                    await asyncio.wait([each for each in closed if not each.done()], return_when=asyncio.FIRST_COMPLETED)
+            for each in closed:
+                each.cancel()
+            bodies = [writer for (_, writer), each in zip(streams, closed, strict=True) if not each.done()][:held]
+            for _, writer in streams:
+                if writer not in bodies:
+                    writer.transport.abort()
+            for writer in bodies:
+                writer.write(f"POST {INFER} HTTP/1.1\r\nhost: a\r\ncontent-length: {part + 1}\r\n\r\n".encode() + bytes(part))
+                await writer.drain()
+
+            async def status(expected: int) -> None:
+                async with asyncio.timeout(TIMEOUT_S):
+                    while (await posted(client, running, b"{}"))[0] != expected:
+                        pass
+
+            await status(503)
+            for writer in bodies:
+                writer.transport.abort()
+            await status(200)
 
     asyncio.run(scenario())
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+from themis_triton.act.crash_reports import CrashReports
 from themis_triton.act.executor import Executor, actuator_of
 from themis_triton.act.health import ServerHealth
 from themis_triton.act.repairs import REPAIR, Repairs
@@ -19,7 +20,7 @@ from themis_triton.core.fleet import Models, ModelState, Phase, Server
 from themis_triton.core.incident import Incident, IncidentKind
 from themis_triton.core.observation import ServerReading
 from themis_triton.plan.routes import route_table
-from themis_triton.ports import Clock, ModelControl, ServerLauncher
+from themis_triton.ports import Clock, CrashWitness, ModelControl, ServerLauncher
 
 LOST_MEMORY_S = 60.0
 REREAD_EVERY_S = 5.0
@@ -41,13 +42,20 @@ class Supervisor:
     """Checks the servers once a tick; slow checks run as tasks."""
 
     def __init__(
-        self, executor: Executor, control: ModelControl, launcher: ServerLauncher | None, models: tuple[str, ...], clock: Clock
+        self,
+        executor: Executor,
+        control: ModelControl,
+        launcher: ServerLauncher | None,
+        models: tuple[str, ...],
+        clock: Clock,
+        witness: CrashWitness | None = None,
     ) -> None:
         self._executor = executor
         self._control = control
         self._launcher = launcher
         self._models = models
         self._clock = clock
+        self._crashes = CrashReports(self._report_crash, witness)
         self._lost_at_s: list[float] = []
         self._health = ServerHealth(control)
         self._incidents: list[Incident] = []
@@ -95,7 +103,7 @@ class Supervisor:
             await self._executor.forget(server)
             self._health.forget(server.name)
             self._lost_at_s.append(now_s)
-            self._incidents.append(Incident(IncidentKind.SERVER_CRASHED, server.name, words))
+            self._crashes.report(server, words)
         self._executor.reconcile_routes(changed=bool(dead))
         for server in dead:
             self._clear_remains(server)
@@ -143,11 +151,14 @@ class Supervisor:
 
     async def close(self) -> None:
         """Cancel the slow checks."""
-        tasks = [*self._clearing, *self._rereading.values()]
+        tasks = [*self._clearing, *self._rereading.values(), *self._crashes.tasks]
         for task in tasks:
             task.cancel()
         await self._health.close()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _report_crash(self, server: Server, words: str) -> None:
+        self._incidents.append(Incident(IncidentKind.SERVER_CRASHED, server.name, words))
 
     async def _has_died(self, server: Server) -> bool:
         if self._launcher is None or not server.launched or server.phase not in RUNNING or server.name in self._executor.busy:

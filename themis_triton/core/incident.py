@@ -21,6 +21,15 @@ class IncidentKind(StrEnum):
     SEQUENCE_STRAYED = "sequence_strayed"
     PROXY_LOST = "proxy_lost"
     PROXY_RESTORED = "proxy_restored"
+    REQUEST_CHECK_FAILED = "request_check_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenRequest:
+    """A request that the proxy lost with the server that had it: its model, None where it named none, and its client's address."""
+
+    model: str | None
+    client: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from themis_triton.act.executor import Actuators, Executor
 from themis_triton.act.fleet import Fleet
 from themis_triton.act.supervisor import Supervisor
 from themis_triton.adapters.clock import SystemClock
+from themis_triton.adapters.envoy.broken_requests import BrokenRequests
 from themis_triton.adapters.envoy.files import EnvoyFiles
 from themis_triton.adapters.envoy.process import EnvoyProcess
 from themis_triton.adapters.envoy.stats import EnvoyStats
@@ -66,7 +67,7 @@ async def build_components(config: ThemisConfig) -> AsyncIterator[Components]:
         backoff = Backoff(config.policy.retry_backoff_s, config.policy.retry_backoff_max_s)
         executor = Executor(actuators, Fleet(journal), backoff, models)
         stack.push_async_callback(executor.cancel)
-        supervisor = Supervisor(executor, control, launcher, models, clock)
+        supervisor = Supervisor(executor, control, launcher, models, clock, BrokenRequests(envoy.log_file, clock))
         stack.push_async_callback(supervisor.close)
         world = World(observer, executor, supervisor, journal, clock)
         yield Components(config, world, control, launcher, journal, envoy, files, clock, observer)

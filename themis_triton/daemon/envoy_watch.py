@@ -22,7 +22,7 @@ CHECK_EVERY_S = 2.0
 FIRST_RETRY_S = 0.05
 STABLE_S = 10.0
 """An Envoy that served for a shorter time is started again with a growing delay."""
-PROBE_EVERY_S = 1.0
+PROBE_EVERY_S, COUNT_EVERY_S = 1.0, 10.0
 
 
 class EnvoyWatch:
@@ -35,6 +35,8 @@ class EnvoyWatch:
         self._clock = clock
         self._lost_at_s: float | None = None
         self._admin_noted: Address | None = None
+        self._script_errors: int | None = None
+        self._counted_at_s = float("-inf")
         self.process: ProcessId | None = None
         """The managed Envoy that is watched now."""
 
@@ -103,8 +105,26 @@ class EnvoyWatch:
         """Why Envoy does not serve or cannot be told what to serve."""
         await self._files_in_place()
         fault = await self._envoy.find_fault(self.process)
+        if fault is None:
+            await self._note_script_errors()
         name = "Envoy" if self.process is None else f"Envoy (pid {self.process.pid})"
         return f"{name} does not serve: {fault}" if fault is not None else None
+
+    async def _note_script_errors(self) -> None:
+        """Tell of checks that failed: Envoy passes such a request on unchecked."""
+        now_s = self._clock.now_s()
+        if now_s - self._counted_at_s < COUNT_EVERY_S:
+            return
+        self._counted_at_s = now_s
+        try:
+            count = await self._envoy.count_script_errors()
+        except ServerError:
+            return  # a later count has them
+        before, self._script_errors = self._script_errors, count
+        failed = 0 if before is None else count - before if before <= count else count
+        if failed:
+            words = f"Envoy could not check {failed} requests (size, nesting, deadline) and passed them on; its log: {self._envoy.log_file}"
+            self._supervisor.report(Incident(IncidentKind.REQUEST_CHECK_FAILED, None, words))
 
     async def _files_in_place(self) -> bool:
         """Whether Envoy's files exist; those that are missing are written meanwhile."""

@@ -99,6 +99,7 @@ def _broken_requests(protocol: Protocol) -> Json:
     fields = {
         "event": "request_broken",
         "time": "%START_TIME%",
+        "duration_ms": "%DURATION%",
         "protocol": str(protocol),
         "path": "%PATH(NQ)%",
         "model": f"%DYNAMIC_METADATA({EXTRACTION}:model_name)%",

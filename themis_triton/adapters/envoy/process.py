@@ -27,9 +27,12 @@ from themis_triton.core.errors import EnvironmentCheckError, ServerError
 from themis_triton.core.fleet import ProcessId
 
 _POLL_S = 0.03
+_SCRIPT_ERRORS = r"^http\.(grpc|http)\.lua\.(.*\.)?errors$"
 _LOG_LINES = 15
 _VALIDATE_S = 60.0
 PROBE_TIMEOUT_S = 1.0
+LOG_FLUSH_MS = 250
+"""After so long a broken request stands in the log; by default it takes up to ten seconds."""
 SILENT_S = 10.0
 """A running process whose listeners are silent for so long does not come back; a shorter silence may be load."""
 
@@ -166,6 +169,10 @@ class EnvoyProcess:
         silent_s = now_s + PROBE_TIMEOUT_S - self._silent_since_s
         return f"its listeners have not answered for {silent_s:.0f} s" if silent_s >= SILENT_S else None
 
+    async def count_script_errors(self) -> int:
+        """How many checks of requests have failed since Envoy's start. Raises ServerError when it does not answer."""
+        return sum(int(entry.get("value", 0)) for entry in await self._admin.stats(_SCRIPT_ERRORS))
+
     async def end_if_hung(self) -> str | None:
         """Kill a managed Envoy of an earlier sidecar that is stopped or accepts clients without an answer for long; returns why, or None.
 
@@ -235,6 +242,7 @@ class EnvoyProcess:
 
     def _command(self, binary: Path) -> list[str]:
         options = ["--disable-hot-restart", "--concurrency", str(self._config.concurrency), "--log-level", "warning"]
+        options += ["--file-flush-interval-msec", str(LOG_FLUSH_MS)]
         return [str(binary), "-c", str(self._config.directory / BOOTSTRAP), *options]
 
     async def _validate(self, binary: Path) -> None:
