@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from common import percentiles_ms, versions, write_result
 
+from themis_triton.adapters.memory import exempt_from_collection
 from themis_triton.core.address import Address
 from themis_triton.core.config import (
     AdoptedServer,
@@ -34,7 +35,6 @@ from themis_triton.decide.rules import build_rules
 from themis_triton.decide.state import PolicyInput
 from themis_triton.estimate.busy import busy_instances
 from themis_triton.estimate.estimate import estimate
-from themis_triton.estimate.executing import with_executing
 from themis_triton.plan.steps import plan
 from themis_triton.policies import policy_named
 from themis_triton.settings import load_settings
@@ -147,10 +147,11 @@ def replay(config: ThemisConfig, snapshots: Sequence[Snapshot]) -> FloatArray:
     """Processor seconds of each stage, a row for each tick; as `tick()` composes them, with a fresh planner."""
     planner, policy, state = Planner(build_rules(config)), policy_named(config.policy.name), EngineState()
     rows = []
+    exempt_from_collection()  # as the daemon does
     for observed in snapshots:
         marks = [time.process_time()]
         history, estimated = estimate(state.history, observed, config, per_second=policy.needs_arrivals_per_second)
-        snapshot = with_executing(observed, history.served, config)
+        snapshot = history.seen
         seen = PolicyInput(snapshot, estimated, busy_instances(snapshot, history.served, config))
         marks.append(time.process_time())
         policy_state, decision = decide(state.policy, seen, planner.corrected(factors_of(estimated)), policy)

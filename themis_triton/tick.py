@@ -20,7 +20,6 @@ from themis_triton.decide.policies import decide
 from themis_triton.decide.state import PolicyInput, PolicyState
 from themis_triton.estimate.busy import busy_instances
 from themis_triton.estimate.estimate import History, estimate
-from themis_triton.estimate.executing import with_executing
 from themis_triton.plan.steps import plan
 from themis_triton.policies import policy_named
 from themis_triton.ports import Clock, Observer, Recorder
@@ -72,7 +71,7 @@ async def tick(
     history, estimated = estimate(
         state.history, snapshot, config, per_second=policy.needs_arrivals_per_second, work_window_s=policy.work_window_s
     )
-    snapshot = with_executing(snapshot, history.served, config)
+    snapshot = history.seen
     seen = PolicyInput(snapshot, estimated, busy_instances(snapshot, history.served, config))
     policy_state, decision = await compute(lambda: decide(state.policy, seen, planner.corrected(factors_of(estimated)), policy))
     decision = with_drift(decision, estimated)

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from themis_triton.estimate.axis import Axes
 from themis_triton.estimate.series import EMPTY, CounterSeries
 
 Step = tuple[float, int, bool]
@@ -63,3 +64,25 @@ def test_a_constant_rate_is_found_at_every_scale_and_does_not_grow(rate_rps: flo
     for result in (series.rate(1.0), series.rate(20.0), series.peak_rate(1.0, 5.0)):
         assert result == pytest.approx(rate_rps, rel=1e-6)
     assert series.growth(2.0) == pytest.approx(0.0, abs=1e-6 * rate_rps)
+
+
+@given(steps, st.floats(0.1, 10.0), st.floats(0.1, 10.0), st.sampled_from((4.0, 1e9)))
+def test_counters_that_share_the_times_of_their_readings_have_the_rates_that_each_has_alone(
+    readings: list[Step], window_s: float, lag_s: float, keep_s: float
+) -> None:
+    """Each against its own totals; the second counter is read from the third time on."""
+    together, alone, at_s, raw = [EMPTY, EMPTY], [EMPTY, EMPTY], 0.0, 0.0
+    for number, (wait_s, increment, _) in enumerate(readings):
+        at_s, raw, axes = at_s + wait_s, raw + increment, Axes()
+        for counter in (0, 1) if number >= 2 else (0,):
+            together[counter] = together[counter].append(at_s, (counter + 1) * raw, keep_s, axes)
+            alone[counter] = alone[counter].append(at_s, (counter + 1) * raw, keep_s)
+    for shared, own in zip(together, alone, strict=True):
+        assert shared == own
+        assert shared.peak_rate(window_s, 5.0) == own.peak_rate(window_s, 5.0)
+        assert shared.dispersion(window_s, 5.0) == own.dispersion(window_s, 5.0)
+        assert shared.rate(window_s, lag_s) == own.rate(window_s, lag_s)
+        end_s = shared.times_s[-1] - lag_s if shared.times_s else 0.0
+        start_s = max(end_s - window_s, shared.times_s[0]) if shared.times_s else 0.0
+        expected = shared.increase(start_s, end_s) / (end_s - start_s) if start_s < end_s else 0.0
+        assert shared.rate(window_s, lag_s) == pytest.approx(expected)

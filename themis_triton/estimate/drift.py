@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from operator import itemgetter
 
 from themis_triton.core.config import ThemisConfig, ThroughputRule
-from themis_triton.core.estimate import DriftChange, DriftEvent, ModelEstimate
+from themis_triton.core.estimate import DriftChange, DriftEvent
 from themis_triton.core.observation import Snapshot
 from themis_triton.core.policy import PolicyConfig
 from themis_triton.estimate.work import WorkHistory, WorkSample, observe
@@ -38,6 +40,17 @@ class DriftState:
     candidates: tuple[tuple[float, float], ...] = ()
 
 
+NO_DRIFT = DriftState()
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """One model's ratio of measured over expected time, None where too few batches were executed, and what follows from it."""
+
+    ratio: float | None = None
+    state: DriftState = NO_DRIFT
+
+
 @dataclass(frozen=True, slots=True)
 class DriftHistory:
     """The state of drift detection."""
@@ -47,32 +60,26 @@ class DriftHistory:
 
 
 def compared(
-    history: DriftHistory, models: dict[str, ModelEstimate], snapshot: Snapshot, config: ThemisConfig
-) -> tuple[DriftHistory, dict[str, ModelEstimate], tuple[DriftEvent, ...]]:
-    """The next history, the estimates with their drift, and the changes of drift.
+    history: DriftHistory, snapshot: Snapshot, config: ThemisConfig
+) -> tuple[DriftHistory, dict[str, Drift], tuple[DriftEvent, ...]]:
+    """The next history, each model's drift, and the changes of drift.
 
     Replicas with cores are not compared: a core is not an instance.
     """
     if config.planning.throughput is not ThroughputRule.INSTANCES:
-        return history, models, ()
+        return history, {}, ()
     work = observe(history.work, snapshot, config)
-    drift_states, estimates, events = {}, {}, []
-    for name, estimate in models.items():
-        before = history.drift_states.get(name, DriftState())
+    drift_states, drifts, events = {}, {}, []
+    for name, model in config.models.items():
+        before = history.drift_states.get(name, NO_DRIFT)
         ratio = ratio_of(work.samples.get(name, ()), snapshot.at_s, config.policy)
-        exact = config.models[name].profile.mean_table is not None
+        exact = model.profile.mean_table is not None
         after = before if ratio is None else drift_state(before, ratio, snapshot.at_s, config.policy, exact=exact)
         drift_states[name] = after
-        value = ratio.ratio if ratio is not None else None
-        estimates[name] = _with_drift(estimate, value, after)
-        events += [DriftEvent(name, change, value, after.correction) for change in _changes(before, after) if value is not None]
-    return DriftHistory(work, drift_states), estimates, tuple(events)
-
-
-def _with_drift(estimate: ModelEstimate, ratio: float | None, state: DriftState) -> ModelEstimate:
-    if (ratio, state.drifting, state.correction) == (estimate.drift_ratio, estimate.drifting, estimate.correction):
-        return estimate
-    return replace(estimate, drift_ratio=ratio, drifting=state.drifting, correction=state.correction)
+        drifts[name] = Drift(ratio.ratio if ratio is not None else None, after)
+        if ratio is not None:
+            events += [DriftEvent(name, change, ratio.ratio, after.correction) for change in _changes(before, after)]
+    return DriftHistory(work, drift_states), drifts, tuple(events)
 
 
 def ratio_of(samples: Sequence[WorkSample], now_s: float, policy: PolicyConfig) -> Ratio | None:
@@ -80,19 +87,19 @@ def ratio_of(samples: Sequence[WorkSample], now_s: float, policy: PolicyConfig) 
 
     The ratio of sums, with the standard error of the ratio estimator (Cochran, Sampling Techniques, chapter 6).
     """
-    taken: list[WorkSample] = []
-    executions = 0.0
+    count, executions, measured_ms, expected_ms = 0, 0.0, 0.0, 0.0
     for sample in reversed(samples):
-        if sample.end_s <= now_s - policy.drift.window_s and executions >= policy.drift.min_batches and len(taken) >= MIN_SAMPLES:
+        if sample.end_s <= now_s - policy.drift.window_s and executions >= policy.drift.min_batches and count >= MIN_SAMPLES:
             break
-        taken.append(sample)
+        count += 1
         executions += sample.executions
-    if executions < policy.drift.min_batches or len(taken) < MIN_SAMPLES:
+        measured_ms += sample.measured_ms
+        expected_ms += sample.expected_ms
+    if executions < policy.drift.min_batches or count < MIN_SAMPLES:
         return None
-    expected_ms = sum(sample.expected_ms for sample in taken)
-    ratio = sum(sample.measured_ms for sample in taken) / expected_ms
-    squares = sum((sample.measured_ms - ratio * sample.expected_ms) ** 2 for sample in taken)
-    return Ratio(ratio, math.sqrt(squares * len(taken) / (len(taken) - 1)) / expected_ms)
+    ratio = measured_ms / expected_ms
+    squares = sum([(sample.measured_ms - ratio * sample.expected_ms) ** 2 for sample in reversed(samples[-count:])])
+    return Ratio(ratio, math.sqrt(squares * count / (count - 1)) / expected_ms)
 
 
 def drift_state(before: DriftState, measured: Ratio, now_s: float, policy: PolicyConfig, *, exact: bool) -> DriftState:
@@ -102,11 +109,10 @@ def drift_state(before: DriftState, measured: Ratio, now_s: float, policy: Polic
     """
     drifting = _drifts(measured, policy, exact=exact, already=before.drifting)
     candidate = _candidate(measured.ratio, before.correction, policy) if drifting else 1.0
-    older = [entry for entry in before.candidates if entry[0] <= now_s - policy.drift.stabilization_s]
-    newer = [entry for entry in before.candidates if entry[0] > now_s - policy.drift.stabilization_s]
-    remembered = (*older[-1:], *newer, (now_s, candidate))
+    older = bisect_right(before.candidates, now_s - policy.drift.stabilization_s, key=itemgetter(0))
+    remembered = (*before.candidates[max(0, older - 1) :], (now_s, candidate))
     correction = max(before.correction, candidate)
-    largest = max(value for _, value in remembered)
+    largest = max(map(itemgetter(1), remembered))
     if remembered[0][0] <= now_s - policy.drift.stabilization_s and largest - candidate < AGREED_STEPS * policy.drift.step_fraction:
         correction = largest
     return DriftState(drifting, correction, remembered)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from itertools import takewhile
+from operator import itemgetter
 
 from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.estimate import PROXY, WORK_WINDOW_S, Estimate, ModelEstimate, PipelineEstimate
 from themis_triton.core.fleet import Phase
 from themis_triton.core.observation import LatencyHistogram, ModelCounters, RouteReading, ServerReading, Snapshot
 from themis_triton.core.policy import ForecastName, PolicyConfig
+from themis_triton.estimate.axis import Axes
 from themis_triton.estimate.calls import CallHistory, Calls, observe_calls, own_models
-from themis_triton.estimate.drift import DriftHistory, compared
+from themis_triton.estimate.drift import Drift, DriftHistory, compared
 from themis_triton.estimate.executing import with_executing
 from themis_triton.estimate.failures import find_failures
 from themis_triton.estimate.latency import difference, percentile
@@ -31,6 +33,7 @@ NEWEST_WINDOW_S = 0.5
 LATENCY_WINDOW_S = 5.0
 DISPERSION_WINDOW_S = 0.5
 DISPERSION_OVER_S = 15.0
+_TIME = itemgetter(0)
 HOLDING = frozenset({Phase.SERVING, Phase.DRAINING, Phase.UNREACHABLE, Phase.UNRESPONSIVE})
 
 
@@ -45,16 +48,17 @@ class RouteSeries:
     histograms: tuple[tuple[float, LatencyHistogram], ...] = ()
     in_flight: float = 0.0
 
-    def append(self, reading: RouteReading) -> RouteSeries:
-        """With one more reading."""
-        old = sum(1 for _ in takewhile(lambda entry: entry[0] <= reading.at_s - 2 * LATENCY_WINDOW_S, self.histograms))
-        same = bool(self.histograms) and self.histograms[-1][1] == reading.latency
+    def append(self, reading: RouteReading, axes: Axes) -> RouteSeries:
+        """With one more reading; `axes` are those of the tick."""
+        at_s, histograms = reading.at_s, self.histograms
+        old = bisect_right(histograms, at_s - 2 * LATENCY_WINDOW_S, key=_TIME)
+        same = bool(histograms) and histograms[-1][1] == reading.latency
         return RouteSeries(
-            arrivals=self.arrivals.append(reading.at_s, reading.arrivals, ARRIVALS_KEEP_S),
-            failures=self.failures.append(reading.at_s, reading.failures, FAILURES_KEEP_S),
-            refused=self.refused.append(reading.at_s, reading.refused, SERVED_KEEP_S),
-            rest_arrivals=self.rest_arrivals.append(reading.at_s, reading.rest_arrivals, SERVED_KEEP_S),
-            histograms=(*self.histograms[old:], (reading.at_s, self.histograms[-1][1] if same else reading.latency)),
+            arrivals=self.arrivals.append(at_s, reading.arrivals, ARRIVALS_KEEP_S, axes),
+            failures=self.failures.append(at_s, reading.failures, FAILURES_KEEP_S, axes),
+            refused=self.refused.append(at_s, reading.refused, SERVED_KEEP_S, axes),
+            rest_arrivals=self.rest_arrivals.append(at_s, reading.rest_arrivals, SERVED_KEEP_S, axes),
+            histograms=(*histograms[old:], (at_s, histograms[-1][1] if same else reading.latency)),
             in_flight=reading.in_flight,
         )
 
@@ -63,8 +67,8 @@ class RouteSeries:
         if len(self.histograms) < 2:
             return (None,) * len(percents)
         newest_s, newest = self.histograms[-1]
-        older = (h for at_s, h in reversed(self.histograms) if at_s <= newest_s - LATENCY_WINDOW_S)
-        oldest = next(older, self.histograms[0][1])
+        index = bisect_right(self.histograms, newest_s - LATENCY_WINDOW_S, key=_TIME)
+        oldest = self.histograms[max(0, index - 1)][1]
         if newest is oldest:  # nothing has ended since
             return (None,) * len(percents)
         window = difference(newest, oldest)
@@ -73,7 +77,10 @@ class RouteSeries:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The estimate stage's state: series by model at the proxy and by (server, model) at the servers, calls, drift and learning."""
+    """The estimate stage's state: series by model at the proxy and by (server, model) at the servers, calls, drift and learning.
+
+    `seen`: the last snapshot, with the instances that its servers execute.
+    """
 
     routes: dict[str, RouteSeries] = field(default_factory=dict)
     served: dict[tuple[str, str], ServedSeries] = field(default_factory=dict)
@@ -81,6 +88,7 @@ class History:
     calls: dict[str, CallHistory] = field(default_factory=dict)
     drift: DriftHistory = field(default_factory=DriftHistory)
     learning: LearningHistory = field(default_factory=LearningHistory)
+    seen: Snapshot = field(default_factory=lambda: Snapshot(0.0, ()))
 
 
 def estimate(
@@ -94,15 +102,17 @@ def estimate(
     snapshot = with_executing(snapshot, history.served, config)
     served = _by_model(history)
 
+    drift, drifts, events = compared(history.drift, snapshot, config)
+
     def estimated(name: str) -> ModelEstimate:
-        return _model(name, history, served.get(name, ()), (snapshot.at_s, work_window_s), config.policy)
+        drifting = drifts.get(name, Drift())
+        return _model(name, history, served.get(name, ()), drifting, (snapshot.at_s, work_window_s), config.policy)
 
     models = {name: estimated(name) for name in config.models}
     fronts = {p.front: estimated(p.front) for p in config.pipelines if p.front not in models}
     called, own = models | fronts, own_models(config.pipelines)
     history = replace(history, calls={p.name: _calls(p, history, called, own, config, snapshot.at_s) for p in config.pipelines})
-    drift, models, events = compared(history.drift, models, snapshot, config)
-    alone = {p.name: _pipeline(p, history, models | fronts, config.policy, per_second=per_second) for p in config.pipelines}
+    alone = {p.name: _pipeline(p, history, called, config.policy, per_second=per_second) for p in config.pipelines}
     sharing = _sharing(history, config)
     pipelines = {p.name: with_others(alone[p.name], p, sharing) for p in config.pipelines}
     span_s = max((series.arrivals.span_s for series in history.routes.values()), default=0.0)
@@ -111,13 +121,13 @@ def estimate(
     learning = observe_batches(history.learning, snapshot, config)
     knowledge = knowledge_of(learning, config, models, pipelines)
     result = Estimate(snapshot.at_s, models, pipelines, stale, span_s, events, failures, knowledge)
-    return replace(history, drift=drift, learning=learning), result
+    return replace(history, drift=drift, learning=learning, seen=snapshot), result
 
 
 def _observe(history: History, snapshot: Snapshot, keep_s: float) -> History:
-    routes = dict(history.routes)
+    routes, axes = dict(history.routes), Axes()
     for reading in snapshot.routes:
-        routes[reading.model] = routes.get(reading.model, RouteSeries()).append(reading)
+        routes[reading.model] = routes.get(reading.model, RouteSeries()).append(reading, axes)
     known = {server.name for server in snapshot.servers}
     served = {key: series for key, series in history.served.items() if key[0] in known}
     read_at_s = {name: at_s for name, at_s in history.server_read_at_s.items() if name in known}
@@ -125,7 +135,7 @@ def _observe(history: History, snapshot: Snapshot, keep_s: float) -> History:
     for server in snapshot.readings:
         if server.error is None:
             read_at_s[server.server] = server.at_s
-            fresh |= {key: served.get(key, ServedSeries()).append(server.at_s, c, keep_s) for key, c in _keyed(server)}
+            fresh |= {key: served.get(key, ServedSeries()).append(server.at_s, c, keep_s, axes) for key, c in _keyed(server)}
     # A gauge that is no longer read must not count; the counters' history stays valid.
     served |= {key: replace(series, pending=0.0) for key, series in served.items() if key not in fresh and series.pending} | fresh
     return replace(history, routes=routes, served=served, server_read_at_s=read_at_s)
@@ -144,7 +154,12 @@ def _by_model(history: History) -> dict[str, list[ServedSeries]]:
 
 
 def _model(
-    name: str, history: History, served: Sequence[ServedSeries], now_and_window_s: tuple[float, float], policy: PolicyConfig
+    name: str,
+    history: History,
+    served: Sequence[ServedSeries],
+    drift: Drift,
+    now_and_window_s: tuple[float, float],
+    policy: PolicyConfig,
 ) -> ModelEstimate:
     """Per-server deltas are summed before anything is divided, so that idle servers and models do not dilute a mean."""
     now_s, window_s = now_and_window_s
@@ -168,6 +183,9 @@ def _model(
         p50_ms=p50_ms,
         p99_ms=p99_ms,
         age_s=now_s - last_s,
+        drift_ratio=drift.ratio,
+        drifting=drift.state.drifting,
+        correction=drift.state.correction,
         waiting=work.queue_us / 1e6 / window_s,
         batch_rps=work.executions / window_s,
     )
@@ -211,7 +229,8 @@ def _sharing(history: History, config: ThemisConfig) -> Sharing:
         return history.routes.get(model, RouteSeries()).arrivals.rate(window_s)
 
     per_request = {p.name: _per_request(p, history) for p in config.pipelines}
-    return sharing_of(config.pipelines, per_request, lambda name: history.calls[name].most_inside, arrivals, windows)
+    inside = {p.name: history.calls[p.name].most_inside for p in config.pipelines}
+    return sharing_of(config.pipelines, per_request, inside, arrivals, windows)
 
 
 def _pipeline(

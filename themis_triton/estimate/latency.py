@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from bisect import bisect_left
 
 from themis_triton.core.observation import LatencyHistogram
 
@@ -25,7 +26,7 @@ def percentile(histogram: LatencyHistogram, percent: float) -> float | None:
     if total <= 0:
         return None
     rank = total * percent / 100.0
-    index = next(i for i, count in enumerate(counts) if count >= rank)
+    index = bisect_left(counts, rank)
     if math.isinf(bounds[index]):
         return bounds[index - 1] if index else 0.0
     below_count, below_ms = (counts[index - 1], bounds[index - 1]) if index else (0.0, 0.0)

@@ -6,6 +6,8 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import pairwise
 
+from themis_triton.estimate.axis import NO_TIMES, Axes, TimeAxis
+
 
 @dataclass(frozen=True, slots=True)
 class CounterSeries:
@@ -14,28 +16,28 @@ class CounterSeries:
     `last_raw` is the counter as last read, or None before the first reading.
     """
 
-    times_s: tuple[float, ...] = ()
+    times_s: TimeAxis = NO_TIMES
     totals: tuple[float, ...] = ()
     last_raw: float | None = None
 
-    def append(self, at_s: float, raw: float, keep_s: float) -> CounterSeries:
-        """The series with one more reading; readings older than `keep_s` are dropped, a reading from the past is ignored."""
-        if self.last_raw is None:
-            return CounterSeries((at_s,), (0.0,), raw)
-        if at_s <= self.times_s[-1]:
+    def append(self, at_s: float, raw: float, keep_s: float, axes: Axes | None = None) -> CounterSeries:
+        """The series with one more reading; readings older than `keep_s` are dropped, a reading from the past is ignored.
+
+        `axes`: those of the tick, for series that are read together.
+        """
+        if self.last_raw is not None and at_s <= self.times_s[-1]:
             return self
+        first, times_s = (axes or Axes()).append(self.times_s, at_s, keep_s)
+        if self.last_raw is None:
+            return CounterSeries(times_s, (0.0,), raw)
         increment = raw - self.last_raw if raw >= self.last_raw else raw
-        first = bisect_right(self.times_s, at_s - keep_s)
-        times = (*self.times_s[first:], at_s)
-        totals = (*self.totals[first:], self.totals[-1] + increment)
-        return CounterSeries(times, totals, raw)
+        return CounterSeries(times_s, (*self.totals[first:], self.totals[-1] + increment), raw)
 
     def at(self, time_s: float) -> float:
         """Total at a time, interpolated; the ends hold beyond them. Zero for an empty series."""
-        return self._between(bisect_right(self.times_s, time_s), time_s) if self.times_s else 0.0
-
-    def _between(self, index: int, time_s: float) -> float:
-        """Total at a time before the reading of that index and not before the one of the index below."""
+        if not self.times_s:
+            return 0.0
+        index = bisect_right(self.times_s, time_s)
         if index == 0:
             return self.totals[0]
         if index == len(self.times_s):
@@ -50,17 +52,7 @@ class CounterSeries:
 
     def rate(self, window_s: float, lag_s: float = 0.0) -> float:
         """Mean rate (1/s) over the window that ended `lag_s` before the last reading; a shorter history shortens the window."""
-        if len(self.times_s) < 2:
-            return 0.0
-        end_s = self.times_s[-1] - lag_s
-        start_s = max(end_s - window_s, self.times_s[0])
-        if end_s <= start_s:
-            return 0.0
-        first = bisect_right(self.times_s, start_s)
-        last = bisect_right(self.times_s, end_s, first)
-        if self.totals[first - 1] == self.totals[min(last, len(self.totals) - 1)]:
-            return 0.0  # the usual case where there are many models
-        return (self._between(last, end_s) - self._between(first, start_s)) / (end_s - start_s)
+        return self._rates(window_s, 1, lag_s)[0]
 
     def newest_rate(self, window_s: float) -> float:
         """Mean rate (1/s) over the window; after a longer rest, which the first arrival ends, all new ones lie in the window."""
@@ -77,23 +69,15 @@ class CounterSeries:
         windows = max(1, int(covered / window_s + 1e-9))
         return max(self._rates(window_s, windows))
 
-    def _rates(self, window_s: float, windows: int) -> list[float]:
-        """The mean rate of each of so many consecutive windows, the newest first; `rate` for each of them, without its repeated work."""
-        times_s, totals, newest_s, oldest_s = self.times_s, self.totals, self.times_s[-1], self.times_s[0]
-        rates, last = [], len(times_s)
-        for index in range(windows):
-            end_s = newest_s - index * window_s
-            start_s = max(end_s - window_s, oldest_s)
-            last = bisect_right(times_s, end_s, 0, last)
-            if end_s <= start_s:
-                rates.append(0.0)
-                continue
-            first = bisect_right(times_s, start_s, 0, last)
-            if totals[first - 1] == totals[min(last, len(totals) - 1)]:
-                rates.append(0.0)
-            else:
-                rates.append((self._between(last, end_s) - self._between(first, start_s)) / (end_s - start_s))
-        return rates
+    def _rates(self, window_s: float, windows: int, lag_s: float = 0.0) -> list[float]:
+        """The mean rate of each of so many consecutive windows, the newest first."""
+        totals = self.totals
+        if not totals or totals[0] == totals[-1]:
+            return [0.0] * windows  # the usual case where there are many models
+        return [
+            (totals[d] + to_end * (totals[e] - totals[d]) - (totals[a] + to_start * (totals[b] - totals[a]))) / duration_s
+            for a, b, to_start, d, e, to_end, duration_s in self.times_s.windows(window_s, windows, lag_s)
+        ]
 
     def per_second(self, seconds: int) -> tuple[float, ...]:
         """Counts of each of the last seconds before the last reading, newest last; as many whole seconds as are covered."""

@@ -38,11 +38,11 @@ class _Caller:
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
-    """The callers of each model. `waiting`: by pipeline, the most requests that were inside lately, which may come out at once."""
+    """The callers of each model. `waiting`: by front, the most requests that were inside lately, which may come out at once."""
 
     callers: Mapping[str, tuple[_Caller, ...]]
     fronts: Mapping[str, tuple[str, ...]]
-    waiting: Callable[[str], float]
+    waiting: Mapping[str, float]
     arrivals: Arrivals
     windows: Windows
 
@@ -70,9 +70,6 @@ class Sharing:
     def _client_calls(self, model: str, *, but: str | None = None) -> list[_Caller]:
         return [caller for caller in self.callers.get(model, ()) if caller.front != but and not caller.inside]
 
-    def _waiting(self, caller: _Caller) -> float:
-        return max(self.waiting(pipeline) for pipeline in self.fronts[caller.front])
-
     def _part(self, caller: _Caller, front: str, model: str) -> OtherDemand:
         rates = [self._part_rps(caller, front, model, window_s) for window_s in (*self.windows.recent_s, self.windows.stable_s)]
         return OtherDemand(caller.pipeline, max(rates[:-1]), rates[-1])
@@ -86,9 +83,10 @@ class Sharing:
         return called_rps * _share(self.arrivals(front, window_s) - self.own_rps(front, window_s), explained)
 
     def _direct_rps(self, model: str) -> tuple[float, float]:
-        long_s = min(LONG_WINDOW_S, self.windows.history_s)
-        stable = max(self._surplus_rps(model, window_s) for window_s in (long_s, self.windows.stable_s))
-        return max(stable, *(self._surplus_rps(model, window_s) for window_s in self.windows.recent_s)), stable
+        long_s, windows = min(LONG_WINDOW_S, self.windows.history_s), self.windows
+        each = dict.fromkeys((long_s, windows.stable_s, *windows.recent_s))
+        surplus_rps = {window_s: self._surplus_rps(model, window_s) for window_s in each}
+        return max(surplus_rps.values()), max(surplus_rps[long_s], surplus_rps[windows.stable_s])
 
     def _surplus_rps(self, model: str, window_s: float) -> float:
         """The arrivals of a model that its pipelines do not explain, beyond the noise and what was inside the pipelines before."""
@@ -97,7 +95,10 @@ class Sharing:
             return 0.0
         callers = self._client_calls(model)
         rates = [(caller.calls, caller.calls * self.own_rps(caller.front, window_s)) for caller in callers]
-        explained, waiting = sum(rps for _, rps in rates), sum(caller.calls * self._waiting(caller) for caller in callers)
+        explained = sum(rps for _, rps in rates)
+        if arrivals - explained <= STEP * explained:
+            return 0.0  # the usual case, whatever chance and those inside explain besides
+        waiting = sum(caller.calls * self.waiting[caller.front] for caller in callers)
         chance = SIGMAS * math.sqrt((arrivals + sum(calls * rps for calls, rps in rates)) / window_s)
         return max(0.0, arrivals - explained - waiting / window_s - max(STEP * explained, chance))
 
@@ -105,11 +106,14 @@ class Sharing:
 def sharing_of(
     pipelines: Sequence[PipelineConfig],
     per_request: Mapping[str, tuple[float, ...]],
-    waiting: Callable[[str], float],
+    inside: Mapping[str, float],
     arrivals: Arrivals,
     windows: Windows,
 ) -> Sharing:
-    """Who calls which model. Pipelines with one front are one demand: of their calls of a model, the most a request count."""
+    """Who calls which model. Pipelines with one front are one demand: of their calls of a model, the most a request count.
+
+    `inside`: the most requests that were inside each pipeline lately.
+    """
     callers: dict[str, dict[str, _Caller]] = {}
     for pipeline in pipelines:
         for model, calls in zip(pipeline.stages, per_request[pipeline.name], strict=True):
@@ -119,6 +123,7 @@ def sharing_of(
     fronts: dict[str, tuple[str, ...]] = {}
     for pipeline in pipelines:
         fronts[pipeline.front] = (*fronts.get(pipeline.front, ()), pipeline.name)
+    waiting = {front: max(inside[pipeline] for pipeline in names) for front, names in fronts.items()}
     return Sharing({model: tuple(each.values()) for model, each in callers.items()}, fronts, waiting, arrivals, windows)
 
 

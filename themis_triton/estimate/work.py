@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from themis_triton.core.config import LatencyTable, ModelProfile, ThemisConfig
 from themis_triton.core.fleet import Server
@@ -46,7 +46,7 @@ class WorkHistory:
 def observe(history: WorkHistory, snapshot: Snapshot, config: ThemisConfig) -> WorkHistory:
     """The history with one more snapshot. An interval ends once it is long enough; one in which counters fell gives no sample."""
     opened = {name: reading for name, reading in history.opened.items() if name in {server.name for server in snapshot.servers}}
-    samples = {model: [p for p in kept if p.end_s > snapshot.at_s - KEEP_S] for model, kept in history.samples.items()}
+    samples = {model: _newer(kept, snapshot.at_s - KEEP_S) for model, kept in history.samples.items()}
     servers = {server.name: server for server in snapshot.servers}
     for reading in snapshot.readings:
         if reading.error is not None or reading.batches_error is not None or reading.server not in servers:
@@ -57,8 +57,15 @@ def observe(history: WorkHistory, snapshot: Snapshot, config: ThemisConfig) -> W
             continue
         opened[reading.server] = reading
         for model, sample in _samples(executed or {}, servers[reading.server], reading.at_s, duration_s, config):
-            samples.setdefault(model, []).append(sample)
-    return replace(history, opened=opened, samples={model: tuple(kept) for model, kept in samples.items()})
+            samples[model] = (*samples.get(model, ()), sample)
+    return WorkHistory(opened, samples)
+
+
+def _newer(samples: tuple[WorkSample, ...], after_s: float) -> tuple[WorkSample, ...]:
+    """Those that ended after a time; they are in order of time, so that most times all are."""
+    if not samples or samples[0].end_s > after_s:
+        return samples
+    return tuple(sample for sample in samples if sample.end_s > after_s)
 
 
 def _executed(before: ServerReading, after: ServerReading) -> dict[str, BySize] | None:
