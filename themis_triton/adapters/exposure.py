@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from themis_triton.adapters.envoy.client_auth import read_auth_filter
 from themis_triton.adapters.findings import Finding, Severity, missing, warning
 from themis_triton.adapters.pem_certificates import PemError, check_pair, validity
 from themis_triton.adapters.token_file import read_token
@@ -26,6 +27,11 @@ def exposure_findings(config: ThemisConfig, now_s: float) -> Iterator[Finding]:
     if not config.status.address.is_loopback and config.status.tls is None:
         found = f"other machines reach {config.status.address}; its token, which they need, travels unencrypted"
         yield warning("status.address", found, "set `status.tls`, or use a loopback address and a tunnel")
+    try:
+        read_auth_filter(config.envoy)
+    except EnvironmentCheckError as error:
+        key, _, found = str(error).partition(": ")
+        yield missing(key, found, "")
     now = datetime.fromtimestamp(now_s, UTC)
     for key, check, file in _pem_files(config):
         try:

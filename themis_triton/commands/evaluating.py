@@ -81,6 +81,9 @@ def load(
     certificate: CertificateOption = None,
     key: KeyOption = None,
     server_name: ServerNameOption = None,
+    bearer_file: Annotated[
+        Path | None, typer.Option("--bearer-file", help="File with the API key or JSON Web Token that requests carry.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Send an open-loop gRPC load; latency counts from the intended send time."""
@@ -90,18 +93,8 @@ def load(
     from themis_triton.load.traces import TraceOptions  # noqa: PLC0415
 
     trace_options = TraceOptions(source=trace, rate_rps=rate, from_s=from_s, to_s=to_s, scale=scale, duration_s=duration)
-    flags = LoadFlags(
-        config,
-        address,
-        tuple(pipeline or ()),
-        slo_ms,
-        trace_options,
-        tuple(shape or ()),
-        seed,
-        out,
-        data,
-        TlsFlags(ca, certificate, key, server_name),
-    )
+    tls, shapes = TlsFlags(ca, certificate, key, server_name), tuple(shape or ())
+    flags = LoadFlags(config, address, tuple(pipeline or ()), slo_ms, trace_options, shapes, seed, out, data, tls, bearer_file)
     report = load_command(options_from(flags), as_json=as_json)
     if any(summary.failed for summary in report.summaries):
         raise typer.Exit(1)

@@ -31,6 +31,7 @@ class LoadFlags:
     out: Path | None
     data: Path | None = None
     tls: TlsFlags = field(default_factory=TlsFlags)
+    bearer_file: Path | None = None
 
 
 def options_from(flags: LoadFlags) -> LoadOptions:
@@ -51,6 +52,7 @@ def options_from(flags: LoadFlags) -> LoadOptions:
         shapes=shapes_from(flags.shapes),
         inputs=inputs,
         out=flags.out,
+        bearer_file=flags.bearer_file,
     )
 
 

@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from themis_triton.core.address import Address
+from themis_triton.core.client_auth import JwtConfig
 from themis_triton.core.listener_tls import ListenerTls
 from themis_triton.core.model_config import LatencyTable, ModelConfig, ModelInputs, ModelProfile, ProfileOrigin
 from themis_triton.core.options import option
@@ -101,6 +102,8 @@ class EnvoyConfig:
     max_streams: int = 10_000
     max_memory_bytes: int | None = None
     tls: ListenerTls | None = None
+    api_keys: Path | None = None
+    jwt: JwtConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)

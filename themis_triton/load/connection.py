@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -25,10 +26,24 @@ _CHANNEL_OPTIONS = (
 )
 
 
+class _WithBearer(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]
+    """Sends an API key or JSON Web Token with each call."""
+
+    def __init__(self, secret: str) -> None:
+        self._header = ("authorization", f"Bearer {secret}")
+
+    async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:  # noqa: ANN401 - as above
+        metadata = grpc.aio.Metadata(*(details.metadata or ()), self._header)
+        return await continuation(details._replace(metadata=metadata), request)
+
+
 @asynccontextmanager
-async def open_stub(address: str | Address, timeout_s: float) -> AsyncIterator[Any]:
-    """The KServe-v2 stub of a connected channel. Raises SettingsError for a malformed address, ServerError if no server answers."""
-    async with _channel(address) as channel:
+async def open_stub(address: str | Address, timeout_s: float, bearer_file: Path | None = None) -> AsyncIterator[Any]:
+    """The KServe-v2 stub of a connected channel. `bearer_file`: the API key or JSON Web Token that calls carry.
+
+    Raises SettingsError for a malformed address or a file that cannot be read, ServerError if no server answers.
+    """
+    async with _channel(address, await asyncio.to_thread(_interceptors, bearer_file)) as channel:
         try:
             async with asyncio.timeout(timeout_s):
                 await channel.channel_ready()
@@ -39,18 +54,26 @@ async def open_stub(address: str | Address, timeout_s: float) -> AsyncIterator[A
         yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
 
 
-def _channel(address: str | Address) -> Any:  # noqa: ANN401 - grpc has no types
+def _interceptors(bearer_file: Path | None) -> list[grpc.aio.ClientInterceptor]:
+    try:
+        return [_WithBearer(bearer_file.read_text(encoding="ascii").strip())] if bearer_file is not None else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--bearer-file: {bearer_file} cannot be read: expected a file with an API key or a JSON Web Token") from error
+
+
+def _channel(address: str | Address, interceptors: Sequence[grpc.aio.ClientInterceptor]) -> Any:  # noqa: ANN401 - grpc has no types
     if isinstance(address, str) and address.startswith("tls://"):
         address = Address.parse(address)
     if isinstance(address, str):
         host, _, port = address.rpartition(":")
         if "/" in address or not host or not port.isdigit():
             raise SettingsError(f"--address: {address} is invalid: expected HOST:PORT of a gRPC service, such as 127.0.0.1:8001")
-        return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS, interceptors=interceptors)
     secret = credentials(address)
     if secret is None:
-        return grpc.aio.insecure_channel(address.authority, options=_CHANNEL_OPTIONS)
-    return grpc.aio.secure_channel(address.authority, secret, options=(*_CHANNEL_OPTIONS, *name_options(address)))
+        return grpc.aio.insecure_channel(address.authority, options=_CHANNEL_OPTIONS, interceptors=interceptors)
+    options = (*_CHANNEL_OPTIONS, *name_options(address))
+    return grpc.aio.secure_channel(address.authority, secret, options=options, interceptors=interceptors)
 
 
 async def read_specs(stub: Any, models: Sequence[str], timeout_s: float) -> dict[str, ModelSpec]:  # noqa: ANN401 - generated stubs have no types

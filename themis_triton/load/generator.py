@@ -57,7 +57,7 @@ async def run_load(
     """
     _check_options(options)
     schedules, duration_s = _schedules(options)
-    async with open_stub(options.address, options.connect_timeout_s) as stub:
+    async with open_stub(options.address, options.connect_timeout_s, options.bearer_file) as stub:
         specs = await read_specs(stub, [model for pipeline in options.pipelines for model in pipeline.stages], options.connect_timeout_s)
         rng = np.random.default_rng((options.seed, VARIANTS))
         runs = [

@@ -28,7 +28,7 @@ class LoadOptions:
 
     `request_timeout_s` counts from a request's intended send time, `drain_s` from the last one: what is unanswered then has failed.
     `shapes`: of inputs by `MODEL.INPUT`, with or without the batch dimension; else `inputs`, by model, has them.
-    `out`: a `.npz` file for the rows of every request.
+    `out`: a `.npz` file for the rows of every request. `bearer_file`: a file with the API key or JSON Web Token that requests carry.
     """
 
     address: str
@@ -40,6 +40,7 @@ class LoadOptions:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     inputs: dict[str, ModelInputs] = field(default_factory=dict)
     out: Path | None = None
+    bearer_file: Path | None = None
 
 
 _ADAPTER = TypeAdapter(LoadOptions)

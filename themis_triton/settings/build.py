@@ -155,6 +155,8 @@ def _envoy(loaded: Loaded, settings: Settings) -> EnvoyConfig:
         max_streams=envoy.max_streams,
         max_memory_bytes=int(envoy.max_memory) if envoy.max_memory is not None else None,
         tls=envoy.tls.to_core(loaded.resolve) if envoy.tls is not None else None,
+        api_keys=loaded.resolve(envoy.api_keys) if envoy.api_keys is not None else None,
+        jwt=envoy.jwt.to_core(loaded.resolve) if envoy.jwt is not None else None,
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from themis_triton.core.client_auth import JwtConfig
 from themis_triton.core.config import Mode
 from themis_triton.core.policy import PolicyName
 from themis_triton.settings.kinds import Count, FilePath, HostPort, Listen, ModelName, Name, PositiveSeconds, Section, Size, refusal
@@ -17,6 +19,18 @@ from themis_triton.settings.policy import PlanningSettings, PolicySettings, Pric
 from themis_triton.settings.retention import RetentionSettings
 from themis_triton.settings.runtime import DEFAULT_STATE_DIRECTORY, DEFAULT_STATUS_ADDRESS
 from themis_triton.settings.servers import LaunchSettings, ServerSettings
+
+
+class JwtSettings(Section):
+    """JSON Web Tokens of clients (`Authorization: Bearer`)."""
+
+    issuer: str = Field(min_length=1, description="the `iss` that a token must have")
+    jwks: FilePath = Field(description="JSON file with the issuer's public keys (a JWKS); read again when it changes")
+    audiences: list[str] = Field(default=[], description="the `aud` of which a token must have one; by default any is good")
+
+    def to_core(self, resolve: Callable[[Path], Path]) -> JwtConfig:
+        """The same with absolute paths."""
+        return JwtConfig(self.issuer, resolve(self.jwks), tuple(self.audiences))
 
 
 class EnvoySettings(Section):
@@ -57,7 +71,19 @@ class EnvoySettings(Section):
         description="Envoy's memory: at 95 % of it new requests are refused (503); by default a quarter of the machine's memory, or of "
         "its control group's limit, from 256MiB to 16GiB",
     )
+    api_keys: FilePath | None = Field(
+        default=None,
+        description="file with a client and its key a line, which other users must not be able to read: requests without one are refused; "
+        "by default they need none",
+    )
+    jwt: JwtSettings | None = Field(default=None, description="JSON Web Tokens that requests need, in place of API keys")
     tls: ListenerTlsSettings | None = Field(default=None, description="TLS of `grpc_listen` and `http_listen`; by default they have none")
+
+    @model_validator(mode="after")
+    def _one_way_in(self) -> EnvoySettings:
+        if self.api_keys is not None and self.jwt is not None:
+            raise refusal("both `api_keys` and `jwt` are set", "one of them", "remove one")
+        return self
 
 
 class StatusSettings(Section):

@@ -11,6 +11,7 @@ from typing import Any
 
 from themis_triton.adapters.envoy.addresses import resolved_config, resolved_table
 from themis_triton.adapters.envoy.admin import EnvoyAdmin, make_socket_folder
+from themis_triton.adapters.envoy.client_auth import API_KEYS, Json, read_auth_filter
 from themis_triton.adapters.envoy.downstream_tls import check_files, link_files, remove_other_links
 from themis_triton.adapters.envoy.file_steps import expected_versions, statistics_prefix, steps
 from themis_triton.adapters.envoy.render import BOOTSTRAP, OWN_FILES, node_id, render
@@ -18,7 +19,7 @@ from themis_triton.adapters.envoy.upstream_tls import secure_servers
 from themis_triton.adapters.pem_certificates import PemError
 from themis_triton.adapters.pem_files import files_version, pem_version
 from themis_triton.core.config import EnvoyConfig
-from themis_triton.core.errors import ServerError
+from themis_triton.core.errors import EnvironmentCheckError, ServerError
 from themis_triton.core.routes import RouteTable
 
 _POLL_S = 0.01
@@ -58,6 +59,7 @@ class EnvoyFiles:
         self._pem_versions: dict[str, str] = {}
         self._refused_versions: dict[str, str] = {}
         self._on_ignored = on_ignored
+        self._auth: Json | None = None
 
     async def close(self) -> None:
         """Close the connection to Envoy's admin address."""
@@ -80,13 +82,13 @@ class EnvoyFiles:
             # Those that Envoy has taken stay, so that files that it refuses do not hold back a change of the routes.
             versions = await asyncio.to_thread(self._pem_files, table)
             if OWN_FILES in versions.keys() - self._pem_versions.keys():
-                await self._check_own_files(versions)
+                await self._read_own_files(versions)
             kept = {name: kept for name, kept in self._pem_versions.items() if name in versions}
             await self._write(table, versions | kept)
             self._written = table
 
     async def renew_certificates(self) -> bool:
-        """Have Envoy read the PEM files of servers and listeners with TLS again where they changed; returns whether it did.
+        """Have Envoy read PEM files, API keys and JWKS again where they changed; returns whether it did.
 
         Raises as `write` does, for files that Envoy refuses once for each change. Envoy then goes on with what it has read before.
         """
@@ -95,25 +97,29 @@ class EnvoyFiles:
             if self._written is None or versions in (self._pem_versions, self._refused_versions):
                 return False
             try:
-                await self._check_own_files(versions)
+                auth = self._auth
+                await self._read_own_files(versions)
                 await self._write(self._written, versions)
             except FilesRefusedError:
-                self._refused_versions = versions
+                self._refused_versions, self._auth = versions, auth
                 raise
             return True
 
-    async def _check_own_files(self, versions: Mapping[str, str]) -> None:
-        """Raise FilesRefusedError for PEM files of the listeners that changed and cannot be used."""
+    async def _read_own_files(self, versions: Mapping[str, str]) -> None:
+        """Take in the files of the listeners that changed. FilesRefusedError for one that cannot be used."""
         if versions.get(OWN_FILES) == self._pem_versions.get(OWN_FILES):
             return
         try:
             await asyncio.to_thread(check_files, self._config)
+            self._auth = await asyncio.to_thread(read_auth_filter, self._config)
+        except EnvironmentCheckError as error:
+            raise FilesRefusedError(str(error)) from error
         except PemError as error:
             raise FilesRefusedError(f"envoy.tls: {error}. Fix: write a certificate and its key, unencrypted, in PEM form") from error
 
     async def _write(self, table: RouteTable, pem_versions: dict[str, str]) -> None:
         config = await resolved_config(self._config)
-        desired = render(config, await resolved_table(table), pem_versions)
+        desired = render(config, await resolved_table(table), pem_versions, self._auth)
         present = await asyncio.to_thread(read_files, config.directory)
         self._names = frozenset(desired)
         running = await self._admin.node_id() == node_id(config.directory)
@@ -179,7 +185,8 @@ class EnvoyFiles:
     def _pem_files(self, table: RouteTable) -> dict[str, str]:
         """The versions of the PEM files that the table and the listeners name."""
         servers = {server: pem_version(address) for server, address in secure_servers(table).items()}
-        return servers | ({OWN_FILES: files_version(*self._config.tls.files)} if self._config.tls is not None else {})
+        own = own_files(self._config)
+        return servers | ({OWN_FILES: files_version(*own)} if own else {})
 
     def _in_place(self) -> bool:
         return all((self._config.directory / name).exists() for name in self._names)
@@ -195,6 +202,12 @@ class EnvoyFiles:
             if logged.strip():
                 return logged.strip()
         return "; ".join(await self._admin.config_errors()) or "see its log"
+
+
+def own_files(config: EnvoyConfig) -> tuple[Path, ...]:
+    """The files of the listeners: PEM files, and those of what clients have to show."""
+    jwks = config.jwt.jwks if config.jwt is not None else None
+    return (*(config.tls.files if config.tls is not None else ()), *(each for each in (config.api_keys, jwks) if each is not None))
 
 
 def _count(stats: Stats, name: str, counter: str) -> int:
@@ -214,10 +227,15 @@ def _move(directory: Path, files: Mapping[str, str]) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Written beside, synced, then moved into place: a reader sees the old file or the new one, and Envoy sees a move."""
+    """Written beside, synced, then moved into place: a reader sees the old file or the new one, and Envoy sees a move.
+
+    Text with API keys gets mode 0600, whatever the process's mask.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.new")
-    with beside.open("w", encoding="utf-8") as file:
+    mode = 0o600 if API_KEYS in text else 0o666
+    beside.unlink(missing_ok=True)
+    with open(beside, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, mode)) as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -11,6 +11,7 @@ from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from tritonclient.grpc import service_pb2
 
+from themis_triton.adapters.envoy.client_auth import open_to_all
 from themis_triton.adapters.envoy.clusters import Json, http2_options, typed
 from themis_triton.adapters.envoy.deadlines import LATE_HEADER, refusing_filter, routing_filter
 from themis_triton.adapters.envoy.http_listener import EXTRACTION, REFUSED, connection_manager, count_arrivals, listener, retry_policy
@@ -31,6 +32,7 @@ from themis_triton.core.routes import RouteLimit, RouteTable
 SERVICE = "inference.GRPCInferenceService"
 INFERENCE_METHODS = ("ModelInfer", "ModelStreamInfer")
 _MODEL_METHODS = ("ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics")
+_OPEN_MODEL_METHODS = frozenset({"ModelReady", "ModelMetadata"})
 _SERVER_METHODS = ("ServerLive", "ServerReady", "ServerMetadata")
 _ADMINISTRATIVE_PREFIXES = ("Repository", "SystemSharedMemory", "CudaSharedMemory", "TraceSetting", "LogSettings")
 _INDEX_METHOD = "RepositoryIndex"
@@ -57,9 +59,9 @@ def descriptor_set() -> bytes:
     return bytes(files.SerializeToString(deterministic=True))
 
 
-def grpc_listener(config: EnvoyConfig) -> Json:
-    """The one gRPC address of all models."""
-    filters = [_field_extraction(), routing_filter(), _stats()]
+def grpc_listener(config: EnvoyConfig, auth: Json | None = None) -> Json:
+    """The one gRPC address of all models. `auth`: the filter that checks clients."""
+    filters = [auth, _field_extraction(), routing_filter(), _stats()]
     manager = connection_manager(
         config,
         Protocol.GRPC,
@@ -103,9 +105,14 @@ def grpc_routes(config: EnvoyConfig, table: RouteTable) -> list[Json]:
     index = [_forward(config, {"path": f"/{SERVICE}/{_INDEX_METHOD}"}, index_cluster)] if table.index else []
     refused = [_answer({"prefix": f"/{SERVICE}/{name}"}, 403, REFUSED) for name in _ADMINISTRATIVE_PREFIXES]
     models = [route for model in sorted(table.models) for route in _model_routes(config, model, table.models[model].limit)]
-    unlisted = [_forward(config, {"path": f"/{SERVICE}/{name}"}, unlisted_cluster) for name in INFERENCE_METHODS + _MODEL_METHODS]
-    server = [_forward(config, {"path": f"/{SERVICE}/{name}"}, any_cluster) for name in _SERVER_METHODS]
-    health = _forward(config, {"prefix": _HEALTH_PREFIX}, any_cluster)
+    # Whether a call needs a key is decided by the route that its headers have: those below, which name no model.
+    for_all = open_to_all(config)
+    unlisted = [
+        {**_forward(config, {"path": f"/{SERVICE}/{name}"}, unlisted_cluster), **(for_all if name in _OPEN_MODEL_METHODS else {})}
+        for name in INFERENCE_METHODS + _MODEL_METHODS
+    ]
+    server = [{**_forward(config, {"path": f"/{SERVICE}/{name}"}, any_cluster), **for_all} for name in _SERVER_METHODS]
+    health = {**_forward(config, {"prefix": _HEALTH_PREFIX}, any_cluster), **for_all}
     return [*index, *refused, *models, *unlisted, *server, health, _answer({"prefix": "/"}, 404, _UNKNOWN_METHOD)]
 
 

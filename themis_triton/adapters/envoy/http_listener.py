@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+from themis_triton.adapters.envoy.client_auth import auth_name, open_to_all, refused_words
 from themis_triton.adapters.envoy.clusters import Json, file_source, socket_address, typed
 from themis_triton.adapters.envoy.downstream_tls import transport_socket
 from themis_triton.adapters.envoy.limits import limit_filter, limited, refusal
@@ -16,7 +17,7 @@ from themis_triton.core.routes import RouteLimit, RouteTable
 
 _VERSION = r"(/versions/[0-9]+)?"
 _INFER = r"/(infer|generate|generate_stream)"
-_INFORMATION = r"(/(ready|config|stats))?"
+_OPEN_INFORMATION, _INFORMATION = r"(/ready)?", r"/(config|stats)"
 _NAME = r"[^/]+"
 _ADMINISTRATIVE = (
     r"/v2/repository(/.*)?",
@@ -25,7 +26,8 @@ _ADMINISTRATIVE = (
     rf"/v2/models/{_NAME}{_VERSION}/trace/setting",
 )
 _INDEX = r"/v2/repository/index"
-_SERVER = (r"/v2", r"/v2/health/(live|ready)", r"/v2/models/stats")
+_OPEN_SERVER = (r"/v2", r"/v2/health/(live|ready)")
+_STATISTICS = r"/v2/models/stats"
 REFUSED = "Themis: administrative calls (model control, shared memory, trace and log settings) are refused at the inference address"
 _HIDDEN_SLASH = "Themis: a path with a percent-encoded slash is refused"
 _NEVER_SENT = "connect-failure,refused-stream,reset-before-request"
@@ -60,14 +62,14 @@ def listener(config: EnvoyConfig, protocol: Protocol, address: Address, manager:
 
 
 def connection_manager(
-    config: EnvoyConfig, protocol: Protocol, filters: list[Json], after_counting: Sequence[Json] = (), **more: object
+    config: EnvoyConfig, protocol: Protocol, filters: list[Json | None], after_counting: Sequence[Json] = (), **more: object
 ) -> Json:
     """The connection manager of one listener. Nothing is added to a request or an answer that Triton or its client would see."""
     return typed(
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix=str(protocol),
         rds={"route_config_name": str(protocol), "config_source": file_source(config.directory / routes_file(protocol))},
-        http_filters=[*filters, _counting(), *after_counting, limit_filter(), _router()],
+        http_filters=[*(each for each in filters if each is not None), _counting(), *after_counting, limit_filter(), _router()],
         use_remote_address=True,
         skip_xff_append=True,
         generate_request_id=False,
@@ -115,13 +117,21 @@ def _broken_requests(protocol: Protocol) -> Json:
 
 def _local_replies(config: EnvoyConfig, protocol: Protocol) -> Json:
     """The proxy's own answers, in Triton's form and with messages that name the cause."""
-    common = [_mapper({"response_flag_filter": {"flags": ["UH"]}}, _NO_SERVER), refusal(protocol)]
+    common = [_mapper({"response_flag_filter": {"flags": ["UH"]}}, _NO_SERVER), refusal(protocol), *_unknown_client(config)]
     if protocol is Protocol.GRPC:
         invalid = {"status_code_filter": {"comparison": {"op": "EQ", "value": {"default_value": 400, "runtime_key": "themis.invalid"}}}}
         encoded = {"header_filter": {"header": {"name": "grpc-encoding", "present_match": True}}}
         return {"mappers": [*common, _mapper({"and_filter": {"filters": [invalid, encoded]}}, _COMPRESSED)]}
     large = {"status_code_filter": {"comparison": {"op": "EQ", "value": {"default_value": 413, "runtime_key": "themis.too_large"}}}}
     return {"mappers": [*common, _mapper(large, too_large(config))], "body_format": {"json_format": {"error": "%LOCAL_REPLY_BODY%"}}}
+
+
+def _unknown_client(config: EnvoyConfig) -> list[Json]:
+    """The mapper for requests without a valid key or token, where one is needed."""
+    if auth_name(config) is None:
+        return []
+    unknown = {"status_code_filter": {"comparison": {"op": "EQ", "value": {"default_value": 401, "runtime_key": "themis.unknown"}}}}
+    return [_mapper(unknown, refused_words(config))]
 
 
 def _mapper(condition: Json, message: str) -> Json:
@@ -144,12 +154,12 @@ def retry_policy(config: EnvoyConfig, *more: str) -> Json:
     }
 
 
-def http_listener(config: EnvoyConfig) -> Json:
-    """The one REST address of all models."""
+def http_listener(config: EnvoyConfig, auth: Json | None = None) -> Json:
+    """The one REST address of all models. `auth`: the filter that checks clients."""
     manager = connection_manager(
         config,
         Protocol.HTTP,
-        filters=[request_check(config)],
+        filters=[auth, request_check(config)],
         codec_type="HTTP1",
     )
     return listener(config, Protocol.HTTP, config.http_listen, manager)
@@ -161,9 +171,14 @@ def http_routes(config: EnvoyConfig, table: RouteTable) -> list[Json]:
     hidden = _answer(_path(".*%(2[fF]|5[cC]).*"), 400, _HIDDEN_SLASH)
     refused = [hidden, *(_answer(_path(pattern), 403, REFUSED) for pattern in _ADMINISTRATIVE)]
     index = [_forward(config, _path(_INDEX), index_cluster)] if table.index else []
-    server = [_forward(config, _path(pattern), any_cluster) for pattern in _SERVER]
+    server = [{**_forward(config, _path(pattern), any_cluster), **open_to_all(config)} for pattern in _OPEN_SERVER]
+    server.append(_forward(config, _path(_STATISTICS), any_cluster))
     models = [route for model in sorted(table.models) for route in _model_routes(config, model, table.models[model].limit)]
-    unknown = [_forward(config, _path(f"/v2/models/{_NAME}{_VERSION}({_INFER}|{_INFORMATION})"), unlisted_cluster)]
+    base = f"/v2/models/{_NAME}{_VERSION}"
+    unknown = [
+        _forward(config, _path(f"{base}({_INFER}|{_INFORMATION})"), unlisted_cluster),
+        {**_forward(config, _path(base + _OPEN_INFORMATION), unlisted_cluster), **open_to_all(config)},
+    ]
     return [*index, *refused, *server, *models, *unknown, _answer({"prefix": "/"}, 404, "Not Found")]
 
 
@@ -193,7 +208,11 @@ def _model_routes(config: EnvoyConfig, model: str, limit: RouteLimit | None) -> 
         "stat_prefix": stat,
         "typed_per_filter_config": count_arrivals({stat: {"any": True}}),
     }
-    return [limited(infer, Protocol.HTTP, model, limit), {"match": _path(base + _INFORMATION), "route": action}]
+    return [
+        limited(infer, Protocol.HTTP, model, limit),
+        {"match": _path(base + _INFORMATION), "route": action},
+        {"match": _path(base + _OPEN_INFORMATION), "route": action, **open_to_all(config)},
+    ]
 
 
 def count_arrivals(counters: Mapping[str, Json]) -> Json:

@@ -26,11 +26,13 @@ OWN_FILES = ""
 NO_VERSIONS: Mapping[str, str] = MappingProxyType({})
 
 
-def render(config: EnvoyConfig, table: RouteTable, pem_versions: Mapping[str, str] = NO_VERSIONS) -> dict[str, str]:
+def render(
+    config: EnvoyConfig, table: RouteTable, pem_versions: Mapping[str, str] = NO_VERSIONS, auth: Json | None = None
+) -> dict[str, str]:
     """Every file that Envoy reads, by its name relative to `config.directory`.
 
     Each xDS file carries a version that follows from its content. `pem_versions`: those of the PEM files of servers with TLS, by name, and
-    of the listeners under `OWN_FILES`.
+    of the listeners under `OWN_FILES`. `auth`: the filter that checks clients.
 
     Raises:
         SettingsError: an address is not `IP:PORT`.
@@ -39,11 +41,11 @@ def render(config: EnvoyConfig, table: RouteTable, pem_versions: Mapping[str, st
     for model, route in table.models.items():
         if route.affinity_header is not None:
             raise ServerError(f"model {model}: its route has an affinity, which Envoy's files do not express: expected none")
-    discovered = _resources(config, table, pem_versions)
+    discovered = _resources(config, table, pem_versions, auth)
     return {BOOTSTRAP: bootstrap_text(config)} | {name: discovery(resources) for name, resources in discovered.items()}
 
 
-def _resources(config: EnvoyConfig, table: RouteTable, pem_versions: Mapping[str, str]) -> dict[str, list[Json]]:
+def _resources(config: EnvoyConfig, table: RouteTable, pem_versions: Mapping[str, str], auth: Json | None) -> dict[str, list[Json]]:
     clusters = list(each_cluster(table))
     files = {endpoints_file(spec.name): [endpoints(spec)] for spec in clusters if spec.watched}
     interval_s = check_interval_s(len(clusters))
@@ -52,7 +54,7 @@ def _resources(config: EnvoyConfig, table: RouteTable, pem_versions: Mapping[str
     files[routes_file(Protocol.GRPC)] = [_route_configuration(Protocol.GRPC, grpc_routes(config, table))]
     files[routes_file(Protocol.HTTP)] = [_route_configuration(Protocol.HTTP, http_routes(config, table))]
     files |= secrets(config, pem_versions.get(OWN_FILES, ""))
-    files[LISTENERS] = [grpc_listener(config), http_listener(config)]
+    files[LISTENERS] = [grpc_listener(config, auth), http_listener(config, auth)]
     return files
 
 
