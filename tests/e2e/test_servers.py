@@ -27,7 +27,15 @@ from themis_triton.adapters.local import launcher as launcher_module
 from themis_triton.adapters.local.discovery import find_launched
 from themis_triton.adapters.local.launcher import LocalLauncher
 from themis_triton.adapters.local.triton_install import find_triton
-from themis_triton.adapters.processes import find_process, group_members, shared_memory_prefix, spawn, stop_everything, stop_process
+from themis_triton.adapters.processes import (
+    find_process,
+    group_members,
+    shared_memory_prefix,
+    spawn,
+    stop_everything,
+    stop_process,
+    wait_until,
+)
 from themis_triton.adapters.sockets import free_ports
 from themis_triton.adapters.triton.metrics import TritonMetrics
 from themis_triton.adapters.triton.model_control import TritonModelControl
@@ -71,6 +79,13 @@ def instance_pids(server: Server, model: str) -> set[int]:
     """The processes of a model's instances."""
     assert server.process is not None
     return {child.pid for child in psutil.Process(server.process.pid).children(recursive=True) if f"/{model}/" in " ".join(child.cmdline())}
+
+
+def shows_key(server: Server) -> bool:
+    """Whether other users can read the key of model control in the list of processes."""
+    assert server.process is not None
+    assert server.model_control_key is not None
+    return server.model_control_key.encode() in Path(f"/proc/{server.process.pid}/cmdline").read_bytes()
 
 
 def double(server: Server, model: str, values: list[float]) -> list[float]:
@@ -158,6 +173,8 @@ class TestLaunch:
                 try:
                     ready = asyncio.create_task(launcher.wait_ready(other))
                     grown = asyncio.create_task(control.change(server, CLASSIFIER, ModelState(3, 8)))
+                    assert await wait_until(lambda: not shows_key(other), 30.0)
+                    assert not ready.done(), "the key is hidden long before the server is ready"
                     first, _ = await asyncio.wait({ready, grown}, return_when=asyncio.FIRST_COMPLETED)
                     assert (await grown).instances == 3
                     assert (await ready).phase is Phase.WARMING
@@ -283,9 +300,7 @@ class TestChange:
         assert double(video_server, DETECTOR, [1.0]) == [3.0]
 
     def test_the_key_of_a_ready_server_is_on_no_command_line(self, video_server: Server, state_directory: Path) -> None:
-        assert video_server.process is not None
-        assert video_server.model_control_key is not None
-        assert video_server.model_control_key.encode() not in Path(f"/proc/{video_server.process.pid}/cmdline").read_bytes()
+        assert not shows_key(video_server)
         (found,) = [each for each in find_launched(state_directory) if each.name == video_server.name]
         assert found.model_control_key == video_server.model_control_key
 

@@ -57,6 +57,7 @@ class LocalLauncher:
         self._slots = {slot.name: slot for slot in config.slots}
         self._install: TritonInstall | None = None
         self._install_lock = asyncio.Lock()
+        self._log_starts: dict[str, int] = {}
 
     async def launch(self, name: str, slot: str, models: dict[str, ModelState]) -> Server:
         """Start a process on the slot and return at once, in phase LAUNCHING. The log begins anew.
@@ -149,6 +150,7 @@ class LocalLauncher:
     def _start(self, files: ServerFiles, server: Server, install: TritonInstall, *, complete: bool) -> Server:
         command = server_command(files, server, install, self._config, complete=complete)
         slots = sum(slot.device == server.device for slot in self._slots.values())
+        self._log_starts[files.name] = files.log_size()
         try:
             process = spawn(command, server_environment(server, install, self._state, slots), files.log)
         except OSError as error:
@@ -190,9 +192,14 @@ class LocalLauncher:
     async def _is_ready_before(self, server: Server, deadline_s: float) -> bool:
         """True when ready, False when the process ended."""
         ensembles, loop, triton = self._config.ensembles_of(server.models), asyncio.get_running_loop(), new_client(server.grpc_address)
+        log_start, hidden = self._log_starts.get(server.name), False
         try:
             async with HttpClient(POLL_TIMEOUT_S) as client:
                 while await self.is_alive(server):
+                    # A server that writes its log has read its arguments; models may take minutes from there.
+                    if not hidden and log_start is not None and self._files(server.name).log_size() > log_start:
+                        await self._hide_key(server)
+                        hidden = True
                     if await holds_models(client, triton, server, ensembles) and await self.is_alive(server):
                         return True
                     if loop.time() >= deadline_s:

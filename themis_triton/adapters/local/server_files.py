@@ -59,6 +59,13 @@ class ServerFiles:
             last = "(no log was written)"
         return f"log {self.log}, last lines:\n{last}"
 
+    def log_size(self) -> int:
+        """The bytes of the log; 0 while there is none."""
+        try:
+            return self.log.stat().st_size
+        except FileNotFoundError:
+            return 0
+
     def remove(self) -> None:
         """Remove everything but the log; shared memory too, which a killed server leaves behind. Safe to repeat."""
         shutil.rmtree(self.directory, ignore_errors=True)
