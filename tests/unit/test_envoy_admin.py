@@ -17,6 +17,7 @@ from themis_triton.adapters.envoy import admin as envoy_admin
 from themis_triton.adapters.envoy import process as envoy_process
 from themis_triton.adapters.envoy.admin import EnvoyAdmin
 from themis_triton.adapters.envoy.files import EnvoyFiles
+from themis_triton.adapters.envoy.probe import Answer
 from themis_triton.adapters.envoy.process import EnvoyProcess
 from themis_triton.adapters.envoy.render import BOOTSTRAP, node_id
 from themis_triton.adapters.processes import OWNER_VARIABLE, find_process, owned_processes, owner_mark, spawn, stop_process
@@ -97,4 +98,28 @@ def test_processes_are_looked_through_only_when_envoy_is_not_known(tmp_path: Pat
             await envoy.close()
 
     monkeypatch.setattr(envoy_process, "owned_processes", look)
+    asyncio.run(scenario())
+
+
+def test_silent_listeners_are_a_fault_after_ten_seconds_of_probes_and_not_after_a_standstill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sidecar that was stopped for a minute, or a suspended machine, finds a probe of before unanswered."""
+
+    async def silent(*_: object) -> Answer:
+        return Answer.SILENT
+
+    monkeypatch.setattr(envoy_process, "probe_listeners", silent)
+
+    async def scenario() -> None:
+        (admin,) = free_ports(1)
+        envoy = EnvoyProcess(configured(tmp_path, admin), tmp_path)
+        faults = []
+        for _ in range(4):
+            faults.append(await envoy.find_fault(None))
+            envoy._probed_at_s -= 60.0
+        assert faults[:3] == [None] * 3
+        assert faults[3] == "its listeners have not answered for 10 s"
+        await envoy.close()
+
     asyncio.run(scenario())

@@ -35,6 +35,8 @@ LOG_FLUSH_MS = 250
 """After so long a broken request stands in the log; by default it takes up to ten seconds."""
 SILENT_S = 10.0
 """A running process whose listeners are silent for so long does not come back; a shorter silence may be load."""
+MAX_STEP_S = 3.0
+"""The most that one silent probe adds to a silence."""
 
 
 class EnvoyProcess:
@@ -60,7 +62,8 @@ class EnvoyProcess:
         self._admin = EnvoyAdmin(config)
         self._identity: ProcessId | None = None
         self._log_start = 0
-        self._silent_since_s: float | None = None
+        self._silent_s: float | None = None
+        self._probed_at_s = 0.0
         self._accepted = False
         self.ignores_files: str | None = None
         """Why the running Envoy is to be restarted: it does not read its files."""
@@ -158,16 +161,17 @@ class EnvoyProcess:
         config = await resolved_config(self._config)
         answer = await probe_listeners(config, PROBE_TIMEOUT_S)
         now_s = asyncio.get_running_loop().time()
-        self._silent_since_s = None if answer is not Answer.SILENT else self._silent_since_s or now_s
+        # After a longer step this process or the machine stood still, and Envoy may have done so too.
+        step_s, self._probed_at_s = min(MAX_STEP_S, now_s - self._probed_at_s), now_s
+        self._silent_s = None if answer is not Answer.SILENT else PROBE_TIMEOUT_S if self._silent_s is None else self._silent_s + step_s
         if answer is Answer.REFUSED and await probe_listeners(config, PROBE_TIMEOUT_S) is Answer.REFUSED:
             return "a listener refuses connections"
-        if self._silent_since_s is None:
+        if self._silent_s is None:
             return None
         process = find_process(identity) if identity is not None else None
         if process is not None and process.status() == psutil.STATUS_STOPPED:
             return "its process is stopped"
-        silent_s = now_s + PROBE_TIMEOUT_S - self._silent_since_s
-        return f"its listeners have not answered for {silent_s:.0f} s" if silent_s >= SILENT_S else None
+        return f"its listeners have not answered for {self._silent_s:.0f} s" if self._silent_s >= SILENT_S else None
 
     async def count_script_errors(self) -> int:
         """How many checks of requests have failed since Envoy's start. Raises ServerError when it does not answer."""
@@ -181,16 +185,18 @@ class EnvoyProcess:
         identity = await self._known() if self._config.managed else None
         if identity is None:
             return None
-        config, loop = await resolved_config(self._config), asyncio.get_running_loop()
-        began_s, fault = loop.time(), None
+        config = await resolved_config(self._config)
+        silent_s, fault = 0.0, None
         while fault is None:
             process = find_process(identity)
             if process is not None and process.status() == psutil.STATUS_STOPPED:
                 fault = "its process is stopped"
             elif process is None or await probe_listeners(config, PROBE_TIMEOUT_S) is not Answer.SILENT:
                 return None
-            elif loop.time() - began_s >= SILENT_S:
-                fault = f"its listeners have not answered for {loop.time() - began_s:.0f} s"
+            elif silent_s >= SILENT_S:
+                fault = f"its listeners have not answered for {silent_s:.0f} s"
+            else:
+                silent_s += PROBE_TIMEOUT_S
         if fault is not None:
             await self.kill(identity)
         return fault
@@ -214,7 +220,7 @@ class EnvoyProcess:
             self._check_version(binary, version)
             await self._validate(binary)
         self._accepted = False
-        self.ignores_files = self._silent_since_s = None
+        self.ignores_files = self._silent_s = None
         await self._check_addresses()
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         self._log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
