@@ -79,14 +79,15 @@ def sidecar(folder: Path, configured: Mapping[str, Any]) -> Iterator[None]:
 
 
 async def pipeline_status(client: httpx.AsyncClient, address: str) -> dict[str, Any]:
-    """The evidence of the newest decision and the number of serving servers; empty while there is none."""
+    """The evidence of the newest decision, the measured arrivals, and the number of serving servers; empty while there is none."""
     try:
         status = (await client.get(f"http://{address}/v1/status")).json()
     except httpx.TransportError:
         return {}
-    evidence = status["pipelines"][0]["evidence"] if status.get("pipelines") else None
+    pipeline = status["pipelines"][0] if status.get("pipelines") else {}
+    evidence, estimate = pipeline.get("evidence"), pipeline.get("estimate")
     serving = sum(server["phase"] == "serving" for server in status.get("servers", ()))
-    return {**evidence, "serving": serving} if evidence and serving else {}
+    return {**evidence, "arrivals_rps": estimate["recent_rps"], "serving": serving} if evidence and estimate and serving else {}
 
 
 async def measure(configured: Mapping[str, Any], trace: Path) -> Run:
@@ -123,7 +124,7 @@ async def watch(client: httpx.AsyncClient, address: str, seen: list[dict[str, fl
     while True:
         status = await pipeline_status(client, address)
         if status:
-            figures = ("capacity_rps", "limit_rps", "refused_rps", "demand_fast_rps", "serving")
+            figures = ("capacity_rps", "limit_rps", "refused_rps", "arrivals_rps", "demand_fast_rps", "serving")
             seen.append({"at_s": round(loop.time() - start_s, 2)} | {name: status[name] for name in figures})
         await asyncio.sleep(POLL_S)
 
@@ -154,6 +155,7 @@ def row(run: Run) -> dict[str, Any]:
         "refusal_longest_ms": percentile(result.latency_ms[during & refused], 100),
         "refused_before_the_overload": int((refused & (result.intended_s < BEFORE_S)).sum()),
         "last_late_or_refused_after_its_end_s": round(float(missed_s.max()) - end_s, 2) if missed_s.size else 0.0,
+        "most_arrivals_rps": round(max((each["arrivals_rps"] for each in run.seen), default=0.0), 1),
         "most_demand_with_backlog_rps": round(max((each["demand_fast_rps"] for each in run.seen), default=0.0), 1),
         "load_average": round(os.getloadavg()[0], 2),
     }
