@@ -20,9 +20,15 @@ from tritonclient.utils import InferenceServerException
 
 from tests.certificates import self_made_certificate
 from tests.e2e.clients import Clients
-from tests.e2e.daemon_setup import ADOPTED, CLASSIFIER, DETECTOR, QUICK, Sidecar, Status, instances, launched, traffic
+from tests.e2e.daemon_setup import ADOPTED, CLASSIFIER, DETECTOR, POLL_S, QUICK, TIMEOUT_S, Sidecar, Status, instances, launched, traffic
 from tests.e2e.odd_models import COMPLETED, FILE, ODD_MODELS, OWN, OWN_DATA, OddCalls, completed_model, odd_models, picky_model
 from tests.e2e.triton_process import REPOSITORY, TritonProcess, running_triton
+from tests.unit.fakes import FakeRecorder, FakeRoutes
+from themis_triton.act.backoff import Backoff
+from themis_triton.act.executor import Actuators, Executor
+from themis_triton.act.fleet import Fleet
+from themis_triton.act.launch_rests import SAME_FAILURES
+from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.local.launcher import LocalLauncher
 from themis_triton.adapters.processes import stop_everything
 from themis_triton.adapters.sockets import free_ports
@@ -30,6 +36,7 @@ from themis_triton.adapters.triton.model_control import TritonModelControl
 from themis_triton.adapters.triton.warmup import remedy
 from themis_triton.commands.settings_commands import init_from_command
 from themis_triton.commands.tls_flags import TlsFlags
+from themis_triton.core.action import Action, ActionKind, Outcome, OutcomeKind, Plan
 from themis_triton.core.address import Address
 from themis_triton.core.config import DeviceSlot, LocalLaunchConfig, ModelInputs
 from themis_triton.core.errors import WarmupFailedError
@@ -342,5 +349,45 @@ def test_models_that_refuse_zeros_or_have_no_configuration_are_launched_whatever
         finally:
             await control.close()
             await launcher.stop(server)
+
+    asyncio.run(scenario())
+
+
+def test_launches_whose_warm_ups_fail_alike_rest_until_the_models_files_change(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    picky_model(models, "picky")
+    config = LocalLaunchConfig((DeviceSlot("cpu-1", "cpu:1"),), models, ready_timeout_s=40.0, stop_timeout_s=0.5)
+    control, launcher, recorder = TritonModelControl(), LocalLauncher(config, tmp_path / "state"), FakeRecorder()
+    actuators = Actuators(control, FakeRoutes([]), launcher, recorder, SystemClock())
+    executor = Executor(actuators, Fleet(recorder), Backoff(0.1, 0.1), ("picky",))
+
+    async def launch(number: int) -> Outcome:
+        models = {"picky": ModelState(1, 1)}
+        executor.submit(Plan("test", (Action(f"{number}", ActionKind.LAUNCH, "test", f"s{number}", slot="cpu-1", models=models),)))
+        for _ in range(int(TIMEOUT_S / POLL_S)):
+            if outcomes := executor.collect():
+                return outcomes[0]
+            await asyncio.sleep(POLL_S)
+        raise AssertionError(f"launch {number} has not ended within {TIMEOUT_S:g} s")
+
+    async def scenario() -> None:
+        try:
+            for number in range(SAME_FAILURES):
+                assert executor.resting == {}
+                assert "SIZE must be positive" in (await launch(number)).detail
+            assert executor.resting["cpu-1"].startswith("warm-up of model picky failed 3 times with the same cause")
+            assert "cpu-1" in executor.backing_off(1e12)
+            await executor.end_rests()
+            assert "cpu-1" in executor.resting
+            config = models / "picky" / "config.pbtxt"
+            config.write_text(config.read_text() + OWN_DATA)
+            await executor.end_rests()
+            assert executor.resting == {}
+            assert (await launch(SAME_FAILURES)).kind is OutcomeKind.DONE
+            assert [(server.name, server.phase) for server in executor.fleet.all()] == [("s3", Phase.SERVING)]
+        finally:
+            await executor.cancel()
+            await launcher.stop_all()
+            await control.close()
 
     asyncio.run(scenario())

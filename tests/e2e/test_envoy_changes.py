@@ -37,6 +37,7 @@ pytestmark = pytest.mark.e2e
 MODEL = "video-classifier"
 RATE_RPS = 40.0
 BURST = 40
+MAX_INOTIFY_INSTANCES = 74
 
 
 @pytest.fixture(scope="module")
@@ -59,24 +60,39 @@ def loads(gateway: Gateway) -> list[tuple[str, str, float, bool]]:
     ]
 
 
+def crowded(*members: Server) -> RouteTable:
+    """Twice as many models as have endpoint files of their own; the one with traffic is among those that have none."""
+    table = table_of(*members)
+    more = {f"{when}-{number}": ModelRoute() for number in range(WATCHED_MODELS) for when in ("before", "later")}
+    return replace(table, models=more | table.models)
+
+
+def inotify_instances(gateway: Gateway) -> int:
+    """Those of Envoy; Linux gives a user 128."""
+    process = EnvoyProcess(gateway.config, gateway.state_directory).find()
+    assert process is not None
+    return sum("inotify" in str(each.readlink()) for each in Path(f"/proc/{process.pid}/fd").iterdir())
+
+
 def test_servers_join_and_leave_under_load(gateway: Gateway, servers: tuple[Server, Server]) -> None:
     one, two = servers
-    before = {f"before-{number}": ModelRoute() for number in range(WATCHED_MODELS)}
-
-    def crowded(*members: Server) -> RouteTable:
-        """More models than have endpoint files of their own; the one with traffic is the last."""
-        table = table_of(*members)
-        return replace(table, models=before | table.models)
+    instances: list[int] = []
 
     async def change() -> None:
         few = (table_of(one), table_of(one, two), table_of(two), table_of(two, one))
         for table in (*few, crowded(two), crowded(one, two), crowded(one), table_of(one, two)):
             await write(gateway.config, table)
+            instances.append(inotify_instances(gateway))
             await asyncio.sleep(0.3)
 
-    for load in asyncio.run(under_load(loads(gateway), change)):
+    results = asyncio.run(under_load(loads(gateway), change))
+    for load in results:
         assert not load.errors
         assert load.sent > RATE_RPS / 2
+    assert max(instances) <= MAX_INOTIFY_INSTANCES
+    # Clusters were replaced while they had requests, and each request still counts once.
+    reading = gateway.read([MODEL])[MODEL]
+    assert (reading.arrivals, reading.failures, reading.in_flight) == (sum(load.sent for load in results), 0, 0)
 
 
 def test_models_come_and_go_under_load(gateway: Gateway, servers: tuple[Server, Server]) -> None:
@@ -97,11 +113,15 @@ def test_a_killed_server_costs_no_request(gateway: Gateway, servers: tuple[Serve
     with launch("victim", {MODEL: ModelState(2, 8)}) as victim:
         assert victim.process is not None
         killed = psutil.Process(victim.process.pid)
-        gateway.write(table_of(servers[0], victim))
+        gateway.write(crowded(servers[0], victim))
 
         async def kill() -> None:
             killed.send_signal(signal.SIGKILL)
-            await asyncio.sleep(2.5)
+            await asyncio.sleep(1.5)
+            # The clusters are replaced while a server of theirs does not answer.
+            await write(gateway.config, crowded(*servers, victim))
+            await asyncio.sleep(0.5)
+            await write(gateway.config, crowded(*servers))
 
         result = asyncio.run(under_load(loads(gateway), kill))
     reading = gateway.read([MODEL])[MODEL]

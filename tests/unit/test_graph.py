@@ -215,7 +215,8 @@ def test_direct_calls_of_a_member_are_not_calls_of_the_ensemble() -> None:
 def test_a_server_without_the_ensemble_does_not_serve_its_pipeline() -> None:
     with_it = replace(server("a"), ready_models=(*STAGES, "ens"))
     unknown, coming = replace(server("c"), ready_models=None), server("d", phase=Phase.WARMING)
-    (group,) = PolicyInput(snapshot([with_it, server("b"), unknown, coming]), estimated(1.0)).groups(ENSEMBLE, Placement.COLOCATED)
+    fleet = snapshot([with_it, replace(server("b", launched=False), ready_models=STAGES), unknown, coming])
+    (group,) = PolicyInput(fleet, estimated(1.0)).groups(ENSEMBLE, Placement.COLOCATED)
     assert [place.server.name for place in group.ready] == ["a", "c"]
     assert [place.server.name for place in group.coming] == ["d"]
 
