@@ -77,7 +77,14 @@ def simulated_p99_ms(problem: ChainProblem, servers: int, counts: list[int], bat
     index = {stage.name: s for s, stage in enumerate(problem.stages)}
     follows = None if problem.graph is None else tuple((index[earlier], index[later]) for earlier, later in waits(problem.graph))
     layout = Layout(
-        latency, (tuple(stages),), tuple(range(servers)), total, follows=(follows,), per_request=(calls,), sequential=(in_turn,)
+        latency,
+        (tuple(stages),),
+        tuple(range(servers)),
+        total,
+        follows=(follows,),
+        per_request=(calls,),
+        sequential=(in_turn,),
+        max_per_request=(tuple(stage.most_calls for stage in problem.stages),),
     )
     simulation = Simulation(layout, SimWorld(hop_s=0.0), arrival_s, np.zeros(REQUESTS, dtype=np.int64), seed)
     for model in stages:
@@ -129,6 +136,26 @@ def call_states(count: int, *, turns: bool) -> list[State]:
         batches = [int(b) for b in rng.choice([1, 2, 4, 8, 16], 2)]
         load = float(rng.uniform(0.02, 0.95))
         states.append(measure("in turn" if turns else "at once", stages, int(rng.integers(1, 5)), counts, batches, load, seed))
+    return states
+
+
+def spread_states(count: int, *, covered: bool = True) -> list[State]:
+    """A second stage that gets 1 to 12 calls of a request at once, about as often each, or 12 of few requests. `covered`: plans know."""
+    rng = np.random.default_rng(SEED + 2)
+    states = []
+    for seed in range(count):
+        calls = float(rng.choice([2.0, 3.0, 6.5]))
+        first, second = (random_stages(rng)[0] for _ in range(2))
+        stages = (first, replace(second, name="called", demand_ratio=calls, max_calls=12.0))
+        counts = [int(c) for c in rng.integers(1, 7, 2)]
+        batches = [int(b) for b in rng.choice([1, 2, 4, 8, 16], 2)]
+        load, servers = float(rng.uniform(0.02, 0.95)), int(rng.integers(1, 5))
+        state = measure("spread", stages, servers, counts, batches, load, seed)
+        if not covered:
+            blind = ChainProblem((first, replace(stages[1], max_calls=0.0)), 1e9, 1.0)
+            predicted = evaluate(blind, servers, counts, batches, rate_rps=state.rate_rps).predicted_p99_ms
+            state = replace(state, family="spread, by the mean", predicted_p99_ms=round(predicted, 1))
+        states.append(state)
     return states
 
 
@@ -189,7 +216,8 @@ def draw(states: list[State]) -> None:
 
 def main() -> None:
     states = random_states(600) + video_states() + call_states(300, turns=False) + call_states(300, turns=True) + graph_states(400)
-    names = ("random", "video", "at once", "in turn", "graphs")
+    states += spread_states(300) + spread_states(300, covered=False)
+    names = ("random", "video", "at once", "in turn", "graphs", "spread", "spread, by the mean")
     families = {family: summary([s for s in states if s.family == family]) for family in names}
     by_load = {
         f"{low:.1f}..{low + 0.2:.1f}": summary([s for s in states if s.family == "random" and low <= s.load < low + 0.2])

@@ -36,8 +36,8 @@ def with_measured_calls(config: ThemisConfig, status: Status) -> ThemisConfig:
         numbers = measured.get(pipeline.name, ())
         if len(numbers) != len(pipeline.stages) or numbers == pipeline.per_request:
             return pipeline
-        calls = zip(numbers, pipeline.sequential, strict=True)
-        return replace(pipeline, calls=tuple(StageCalls(number, sequential=turns) for number, turns in calls))
+        calls = zip(numbers, pipeline.calls or (StageCalls(),) * len(numbers), strict=True)
+        return replace(pipeline, calls=tuple(replace(each, per_request=number) for number, each in calls))
 
     return replace(config, pipelines=tuple(map(changed, config.pipelines)))
 

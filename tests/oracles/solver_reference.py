@@ -197,7 +197,7 @@ def busy_columns(problem: ChainProblem, s: int, servers: int, full: int, batch: 
     for k in range(1, total):
         means = [_mean_busy(problem, [stage], servers, k + elsewhere) for stage in members]
         variance = sum(
-            _mean_busy(problem, [stage], servers, k + elsewhere, group=max(1.0, stage.demand_ratio / servers)) for stage in members
+            _mean_busy(problem, [stage], servers, k + elsewhere, group=max(1.0, stage.most_calls / servers)) for stage in members
         )
         if 1 + sum(means) + queueing.BUSY_SIGMAS * math.sqrt(variance * problem.dispersion) <= k + TOLERANCE:
             return usual, int(beside_own(k + elsewhere, others, servers, full, elsewhere, whole=True))
@@ -264,7 +264,7 @@ def server_capacity_rps(problem: ChainProblem, stage: StageProblem, choice: Choi
 def wanted_rps(problem: ChainProblem, stage: StageProblem, rate_rps: float) -> float:
     """The capacity that a stage must have."""
     headroom = problem.required_capacity_rps(rate_rps) - rate_rps
-    weight, other = max(stage.demand_ratio, math.sqrt(stage.demand_ratio)), others_rps(problem, stage)
+    weight, other = math.sqrt(stage.demand_ratio * max(1.0, stage.most_calls)), others_rps(problem, stage)
     own = 0.0 if problem.paper_rounding else rate_rps * weight**2
     more = math.sqrt(problem.dispersion * (own + other)) - math.sqrt(problem.dispersion * own)
     return stage.demand_ratio * rate_rps + headroom * weight + other + problem.headroom_sigmas * more
@@ -306,7 +306,7 @@ def batching_wait(
     queues = choice.servers
     if problem.queueing is QueueingModel.CENTRAL_QUEUE:
         workers, queues = workers * queues, 1
-    group = max(1.0, stage.demand_ratio / stage.in_turn / queues)
+    group = max(1.0, stage.most_calls / stage.in_turn / queues)
     by_batch = [between(problem, stage, b, usual) for b in range(1, batch + 1)]
     theta = decay(rate_per_ms * by_batch[-1], workers * batch)
     if theta <= 0:

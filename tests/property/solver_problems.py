@@ -40,6 +40,7 @@ def random_stage(rng: np.random.Generator, name: str, widest: int) -> StageProbl
         demand_ratio=ratio,
         in_turn=max(1.0, ratio) if rng.random() < 0.3 else 1.0,
         mean_surface=means,
+        max_calls=float(rng.choice([0.0, 0.0, 0.0, 2.0, 6.0])),
     )
 
 

@@ -16,6 +16,7 @@ from themis_triton.core.address import Address
 from themis_triton.core.config import Mode, Placement, PlanningConfig, ThemisConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.policy import PolicyConfig, PolicyName
+from themis_triton.decide.rules import build_rules
 from themis_triton.settings import load_settings, problems, reference_rows
 from themis_triton.settings.kinds import DEVICE_WORDS, ModelName
 from themis_triton.settings.policy import PlanningSettings, PolicySettings
@@ -196,6 +197,13 @@ BAD = {
         (
             "themis.yaml:27:57: pipelines.video.stages[1].per_request: 0 is invalid: expected a number > 0 and ≤ 1000. "
             "Fix: write a number within these bounds"
+        ),
+    ),
+    "a largest number of requests below the mean": (
+        ("[detector, classifier]", "[detector, {model: classifier, per_request: 4, max_per_request: 3}]"),
+        (
+            "themis.yaml:27:24: pipelines.video.stages[1]: `max_per_request` is 3, below `per_request`: expected at least 4. "
+            "Fix: raise `max_per_request`, or lower `per_request`, which is the mean"
         ),
     ),
     "sequential requests that miss the SLO": (
@@ -908,6 +916,11 @@ def test_a_stage_may_say_how_often_a_request_calls_it(tmp_path: Path) -> None:
     stages = "[detector, {model: classifier, per_request: 2.5, sequential: true}]"
     (pipeline,) = load_settings(write(tmp_path, GOOD.replace("[detector, classifier]", stages))).pipelines
     assert (pipeline.stages, pipeline.per_request, pipeline.sequential) == (("detector", "classifier"), (1.0, 2.5), (False, True))
+    largest = stages.replace("2.5", "2.5, max_per_request: 4")
+    (spread,) = load_settings(write(tmp_path, GOOD.replace("[detector, classifier]", largest))).pipelines
+    assert (pipeline.max_per_request, spread.max_per_request) == ((1.0, 2.5), (1.0, 4.0))
+    planned = build_rules(load_settings(tmp_path / "themis.yaml")).problems["video"].stages
+    assert [(each.max_calls, each.in_turn) for each in planned] == [(1.0, 1.0), (4.0, 4.0)]
     (plain,) = load_settings(write(tmp_path, GOOD.replace("[detector, classifier]", "[detector, {model: classifier}]"))).pipelines
     assert (plain.calls, plain.per_request) == ((), (1.0, 1.0))
 

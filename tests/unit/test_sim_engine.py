@@ -7,6 +7,7 @@ import pytest
 
 from themis_triton.core.fleet import ModelState
 from themis_triton.sim.engine import Simulation
+from themis_triton.sim.kernels import spread_calls
 from themis_triton.sim.layout import Layout
 from themis_triton.sim.world import Dispatcher, Sharing, SimWorld
 from themis_triton.solver.surface import FloatArray, contention_surface
@@ -142,6 +143,13 @@ def calling(
         built.configure(0, stage, ModelState(instances, batch))
         built.route(stage, (0,))
     return built
+
+
+@pytest.mark.parametrize(("mean", "most", "smallest"), [(6.5, 12, 1), (10.0, 12, 8), (2.0, 12, 1), (0.5, 3, 0)])
+def test_numbers_of_calls_have_the_mean_and_the_maximum_that_are_asked_for(mean: float, most: int, smallest: int) -> None:
+    drawn = [spread_calls(mean, most, quantile) for quantile in np.linspace(0.0, 0.99999, 10_001)]
+    assert (min(drawn), max(drawn)) == (smallest, most)
+    assert np.mean(drawn) == pytest.approx(mean, rel=0.01)
 
 
 def test_a_request_waits_for_the_last_of_its_calls_at_once() -> None:

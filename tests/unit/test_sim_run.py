@@ -201,10 +201,12 @@ def test_arrivals_for_an_unknown_pipeline_are_refused() -> None:
         simulate(config(), {"audio": SURGE}, 60)
 
 
-@pytest.mark.parametrize(("per_request", "sequential"), [(2.5, False), (2.0, True), (0.5, False)])
-def test_requests_make_as_many_calls_of_a_stage_as_the_settings_say(per_request: float, *, sequential: bool) -> None:
+@pytest.mark.parametrize(
+    ("per_request", "sequential", "most"), [(2.5, False, None), (2.0, True, None), (0.5, False, None), (2.5, False, 4.0), (1.5, False, 6.0)]
+)
+def test_requests_make_as_many_calls_of_a_stage_as_the_settings_say(per_request: float, most: float | None, *, sequential: bool) -> None:
     settings = config(burst_headroom_factor=1.0)
-    calls = (StageCalls(), StageCalls(per_request, sequential))
+    calls = (StageCalls(), StageCalls(per_request, sequential, most))
     (video,) = settings.pipelines
     called = replace(settings, pipelines=(replace(video, calls=calls),))
     result = simulate(called, {PIPELINE: np.arange(0.0, 40.0, 0.05)}, 40)

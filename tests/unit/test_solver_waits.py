@@ -9,7 +9,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from waits import call_states, random_states, summary, video_states
+from waits import call_states, random_states, spread_states, summary, video_states
 
 
 def test_the_predicted_p99_is_a_bound_in_nearly_all_states_and_not_far_off() -> None:
@@ -29,3 +29,8 @@ def test_it_bounds_most_states_in_which_a_stage_gets_several_calls_of_a_request(
     numbers = summary(call_states(20, turns=turns))
     assert numbers["share_bounded"] >= 0.85
     assert numbers["median_overestimate"] <= 0.35
+
+
+def test_it_bounds_requests_with_many_calls_only_where_their_number_is_known() -> None:
+    assert summary(spread_states(30))["share_bounded"] >= 0.93
+    assert summary(spread_states(30, covered=False))["share_bounded"] <= 0.75

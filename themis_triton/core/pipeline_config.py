@@ -23,10 +23,14 @@ class Overload(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StageCalls:
-    """How many requests of a stage a request of the pipeline makes in the mean: all at once, or one after the other."""
+    """How many requests of a stage a request of the pipeline makes in the mean: all at once, or one after the other.
+
+    `max_per_request`: how many one makes that the SLO's percentile still covers; None: as many as in the mean.
+    """
 
     per_request: float = 1.0
     sequential: bool = False
+    max_per_request: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,12 @@ class PipelineConfig:
     def per_request(self) -> tuple[float, ...]:
         """The configured requests of each stage per request of the pipeline."""
         return tuple(each.per_request for each in self.calls) or (1.0,) * len(self.stages)
+
+    @property
+    def max_per_request(self) -> tuple[float, ...]:
+        """The largest numbers of requests of each stage that the SLO's percentile covers, at least those in the mean."""
+        own = tuple(max(each.per_request, each.max_per_request or 0.0) for each in self.calls)
+        return own or (1.0,) * len(self.stages)
 
     @property
     def sequential(self) -> tuple[bool, ...]:

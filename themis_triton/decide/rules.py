@@ -76,7 +76,7 @@ class Rules:
 
         def changed(problems: dict[str, ChainProblem]) -> dict[str, ChainProblem]:
             problem = problems[pipeline]
-            return problems | {pipeline: replace(problem, stages=stages_called(problem.stages, per_request, config.sequential))}
+            return problems | {pipeline: replace(problem, stages=stages_called(problem.stages, per_request, config))}
 
         return replace(self, problems=changed(self.problems), server_problems=changed(self.server_problems))
 
@@ -96,7 +96,7 @@ def build_rules(config: ThemisConfig) -> Rules:
     stages = {name: _stage(model, config, max_busy) for name, model in config.models.items()}
     problems = {
         p.name: ChainProblem(
-            stages=stages_called([stages[stage] for stage in p.stages], p.per_request, p.sequential),
+            stages=stages_called([stages[stage] for stage in p.stages], p.per_request, p),
             slo_ms=p.slo_ms * (1.0 - config.policy.slo_margin_fraction),
             demand_rps=0.0,
             percentile=p.percentile,
@@ -114,16 +114,18 @@ def build_rules(config: ThemisConfig) -> Rules:
     }
     free = {name: replace(stage, instance_price=0.0) for name, stage in stages.items()}
     server_problems = {
-        p.name: replace(problems[p.name], stages=stages_called([free[stage] for stage in p.stages], p.per_request, p.sequential))
+        p.name: replace(problems[p.name], stages=stages_called([free[stage] for stage in p.stages], p.per_request, p))
         for p in config.pipelines
     }
     return Rules(config, problems, server_problems)
 
 
-def stages_called(stages: Sequence[StageProblem], per_request: Sequence[float], sequential: Sequence[bool]) -> tuple[StageProblem, ...]:
-    """The stages with so many requests of each per request of the chain."""
-    called = zip(stages, per_request, sequential, strict=True)
-    return tuple(replace(stage, demand_ratio=ratio, in_turn=max(1.0, ratio) if turns else 1.0) for stage, ratio, turns in called)
+def stages_called(stages: Sequence[StageProblem], per_request: Sequence[float], pipeline: PipelineConfig) -> tuple[StageProblem, ...]:
+    """The stages with so many requests of each per request of the chain in the mean."""
+    called = zip(stages, per_request, map(max, per_request, pipeline.max_per_request), pipeline.sequential, strict=True)
+    return tuple(
+        replace(stage, demand_ratio=ratio, max_calls=most, in_turn=max(1.0, most) if turns else 1.0) for stage, ratio, most, turns in called
+    )
 
 
 def _slot_memory_bytes(config: ThemisConfig) -> int | None:

@@ -72,7 +72,7 @@ def _pipeline(loaded: Loaded, name: str, pipeline: PipelineSettings) -> Pipeline
         return PipelineConfig(
             name, stages, *weighted, calls=inside, entry=pipeline.model, graph=graph, bound=order.bound, overload=pipeline.overload
         )
-    calls = tuple(StageCalls(stage.per_request, stage.sequential) for stage in pipeline.stages or ())
+    calls = tuple(stage.calls for stage in pipeline.stages or ())
     counted = calls if any(each != StageCalls() for each in calls) else ()
     return PipelineConfig(name, pipeline.chain, *weighted, counted, overload=pipeline.overload)
 

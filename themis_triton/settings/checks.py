@@ -153,7 +153,7 @@ def _objectives(loaded: Loaded) -> Iterator[Problem]:
 
 
 def _stage_calls(pipeline: PipelineSettings) -> tuple[tuple[str, StageCalls], ...]:
-    return tuple((stage.model, StageCalls(stage.per_request, stage.sequential)) for stage in pipeline.stages or ())
+    return tuple((stage.model, stage.calls) for stage in pipeline.stages or ())
 
 
 def _objective(loaded: Loaded, name: str, pipeline: PipelineSettings, stages: Mapping[str, StageCalls]) -> Iterator[Problem]:

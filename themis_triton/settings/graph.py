@@ -32,10 +32,7 @@ def expand(loaded: Loaded, model: str) -> tuple[tuple[str, StageCalls], ...]:
     for name, calls in _reached(loaded, model, StageCalls(), ()):
         reached.setdefault(name, []).append(calls)
     in_turn = graph_of(loaded, model).in_turn
-    return tuple(
-        (name, StageCalls(sum(each.per_request for each in ways), name in in_turn or any(each.sequential for each in ways)))
-        for name, ways in reached.items()
-    )
+    return tuple((name, _together(ways, in_turn=name in in_turn)) for name, ways in reached.items())
 
 
 def graph_of(loaded: Loaded, model: str) -> Arranged:
@@ -55,8 +52,24 @@ def _reached(loaded: Loaded, model: str, calls: StageCalls, above: tuple[str, ..
     if model in loaded.section("models") or not inner:
         yield model, calls
     for each in inner:
-        product = StageCalls(calls.per_request * each.per_request, calls.sequential or each.sequential)
-        yield from _reached(loaded, each.model, product, (*above, model))
+        yield from _reached(loaded, each.model, _within(calls, each.calls), (*above, model))
+
+
+def _within(outer: StageCalls, inner: StageCalls) -> StageCalls:
+    """The calls of a model that calls make."""
+    most = _most(outer) * _most(inner)
+    own = most if (outer.max_per_request, inner.max_per_request) != (None, None) else None
+    return StageCalls(outer.per_request * inner.per_request, outer.sequential or inner.sequential, own)
+
+
+def _together(ways: Sequence[StageCalls], *, in_turn: bool) -> StageCalls:
+    """The calls of a model that is reached in several ways."""
+    own = sum(map(_most, ways)) if any(each.max_per_request is not None for each in ways) else None
+    return StageCalls(sum(each.per_request for each in ways), in_turn or any(each.sequential for each in ways), own)
+
+
+def _most(calls: StageCalls) -> float:
+    return calls.per_request if calls.max_per_request is None else calls.max_per_request
 
 
 def _raw_graph(loaded: Loaded, model: str, above: tuple[str, ...]) -> Arranged:

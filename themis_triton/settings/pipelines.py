@@ -28,16 +28,34 @@ class StageSettings(Section):
         le=MAX_CALLS,
         description="requests of this stage per request of the pipeline, in the mean; a running sidecar measures them",
     )
+    max_per_request: float | None = Field(
+        default=_CALLS.max_per_request,
+        gt=0,
+        le=MAX_CALLS,
+        description="where the number differs between requests: the largest that must still meet the SLO; by default `per_request`",
+    )
     sequential: bool = Field(
         default=_CALLS.sequential,
         description="true: clients make these requests one after the other; false: all at once",
     )
 
+    @property
+    def calls(self) -> StageCalls:
+        """The stage without its name."""
+        return StageCalls(self.per_request, self.sequential, self.max_per_request)
+
+    @model_validator(mode="after")
+    def _not_below_the_mean(self) -> StageSettings:
+        if self.max_per_request is not None and self.max_per_request < self.per_request:
+            fault = f"`max_per_request` is {self.max_per_request:g}, below `per_request`"
+            raise refusal(fault, f"at least {self.per_request:g}", "raise `max_per_request`, or lower `per_request`, which is the mean")
+        return self
+
 
 Stage = Annotated[
     StageSettings,
     BeforeValidator(_stage, json_schema_input_type=StageSettings | str),
-    Allowed("a model, or a mapping with `model`, `per_request`, `sequential`"),
+    Allowed("a model, or a mapping with `model`, `per_request`, `max_per_request`, `sequential`"),
 ]
 
 

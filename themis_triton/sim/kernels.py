@@ -8,6 +8,8 @@ moment (processor sharing, exact). Whenever k changes, the progress of the devic
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numba import types
 
@@ -142,12 +144,31 @@ def waits_for_none(e: Engine, pipeline: int, stage: int) -> bool:
 
 
 @flat_kernel
+def spread_calls(mean: float, most: int, quantile: float) -> int:
+    """The quantile of the numbers of calls with this mean and maximum: all alike from a least one on, or else 0 or 1 more often."""
+    low = round(2.0 * mean - most)
+    if low >= 1:
+        return int(low + quantile * (most - low + 1))
+    usual = 1 if mean >= 1.0 else 0
+    others = 2.0 * (mean - usual) / (most + 1.0 - 2.0 * usual)  # the share of requests whose number is one of 1 to `most`
+    if quantile < 1.0 - others:
+        return usual
+    return int(1 + (quantile - 1.0 + others) / others * most)
+
+
+@flat_kernel
 def draw_calls(e: Engine, row: int) -> int:
-    """Set and return how many calls a row makes of its present stage; where the mean is not whole, one of the two numbers next to it."""
+    """Set and return how many calls a row makes of its present stage; where the mean is not whole, one of the two numbers next to it.
+
+    Where requests differ, one that makes many calls of a stage makes many of the others too.
+    """
     pipeline, stage = e.pipeline[e.rows[row, REQUEST]], e.rows[row, STAGE]
-    mean = e.per_request[pipeline, stage]
+    mean, most = e.per_request[pipeline, stage], e.most_calls[pipeline, stage]
     calls = int(mean)
-    if mean > calls and uniform(e) <= mean - calls:
+    if most > math.ceil(mean):
+        hashed = 43758.5453 * math.sin(12.9898 * (e.rows[row, REQUEST] + 1.0))
+        calls = spread_calls(mean, most, hashed - math.floor(hashed))
+    elif mean > calls and uniform(e) <= mean - calls:
         calls += 1
     e.rows[row, PENDING] = calls
     return calls

@@ -32,6 +32,7 @@ class Layout:
     `devices[s]` is the device index of row s, which a server may use; `max_running` bounds the running batches of one device.
     `follows[p]`: the stages of pipeline p that wait for each other, as (earlier, later); None, or all empty: each for the one before it.
     `per_request[p]` and `sequential[p]`: how many requests of each stage a request makes, and whether in turn; empty: one each.
+    `max_per_request[p]`: the most that one makes, where they differ; empty: as many as in the mean.
     `deprioritize_after_s[m]`: a request that waited longer for model m is served after all others; empty: disabled.
     """
 
@@ -43,6 +44,7 @@ class Layout:
     follows: tuple[tuple[tuple[int, int], ...] | None, ...] = ()
     per_request: tuple[tuple[float, ...], ...] = ()
     sequential: tuple[tuple[bool, ...], ...] = ()
+    max_per_request: tuple[tuple[float, ...], ...] = ()
 
 
 def build_engine(layout: Layout, world: SimWorld, arrival_s: FloatArray, pipeline: IntArray, seed: int) -> Engine:
@@ -52,6 +54,7 @@ def build_engine(layout: Layout, world: SimWorld, arrival_s: FloatArray, pipelin
         service_s=np.ascontiguousarray(layout.surfaces_ms * (world.service_factor / 1000.0)),
         chains=_padded(layout.chains, NONE),
         per_request=_padded(_per_request(layout), 1.0).astype(np.float64),
+        most_calls=np.rint(_padded(_most(layout), 1.0)).astype(np.int64),
         sequential=_padded(_sequential(layout), 0).astype(np.int64),
         bounds_s=np.array(BOUNDS_MS) / 1000.0,
         seed=np.random.SeedSequence(seed).generate_state(1, dtype=np.uint64) | np.uint64(1),
@@ -73,6 +76,10 @@ def _per_request(layout: Layout) -> Sequence[Sequence[float]]:
     return layout.per_request or [[1.0] * len(chain) for chain in layout.chains]
 
 
+def _most(layout: Layout) -> Sequence[Sequence[float]]:
+    return layout.max_per_request or _per_request(layout)
+
+
 def _sequential(layout: Layout) -> Sequence[Sequence[bool]]:
     return layout.sequential or [[False] * len(chain) for chain in layout.chains]
 
@@ -81,7 +88,7 @@ def max_calls(layout: Layout, pipeline: IntArray) -> int:
     """The most calls at once that the requests of these pipelines make, all stages together."""
     at_once = [
         sum(math.ceil(calls) for calls, turns in zip(*rows, strict=True) if calls > 1.0 and not turns)
-        for rows in zip(_per_request(layout), _sequential(layout), strict=True)
+        for rows in zip(_most(layout), _sequential(layout), strict=True)
     ]
     return int(np.array(at_once, dtype=np.int64)[pipeline].sum())
 

@@ -126,8 +126,10 @@ def _layout(config: ThemisConfig, chains: tuple[tuple[int, ...], ...]) -> Layout
     surfaces = np.stack([surface_from_table(table, batch, max_busy, monotone=contending).latency_ms for table in tables])
     deprioritize_after_s = tuple(config.deprioritize_after_s.get(name, math.inf) for name in config.models)
     follows = tuple(_follows(pipeline) for pipeline in config.pipelines)
-    calls = (tuple(pipeline.per_request for pipeline in config.pipelines), tuple(pipeline.sequential for pipeline in config.pipelines))
-    return Layout(surfaces, chains, tuple(order[name] for name in names), max_busy, deprioritize_after_s, follows, *calls)
+    calls = {
+        name: tuple(getattr(pipeline, name) for pipeline in config.pipelines) for name in ("per_request", "sequential", "max_per_request")
+    }
+    return Layout(surfaces, chains, tuple(order[name] for name in names), max_busy, deprioritize_after_s, follows, **calls)
 
 
 def _follows(pipeline: PipelineConfig) -> tuple[tuple[int, int], ...] | None:

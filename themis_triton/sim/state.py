@@ -38,6 +38,7 @@ class Engine(NamedTuple):
     service_s: FloatArray  # [M, B, K]
     chains: IntArray  # [P, L + 1], NONE after the last stage
     per_request: FloatArray  # [P, L + 1], requests of the stage per request, in the mean
+    most_calls: IntArray  # [P, L + 1], the most that a request makes, where it differs from the mean
     sequential: IntArray  # [P, L + 1], whether they are made one after the other
     arrival_s: FloatArray  # [R], ascending
     pipeline: IntArray  # [R]

@@ -106,7 +106,8 @@ def _build(problem: ChainProblem) -> PackedStages:
     rows = zip(stages, joins, others, strict=True)
     ints = np.array([[s.min_instances, s.max_instances, 1, 1, *join, number] for s, join, number in rows], dtype=np.int64)
     floats = [
-        (s.server_price, s.instance_price, s.instance_memory_bytes, s.max_queue_delay_ms, s.demand_ratio, s.in_turn, 0.0) for s in stages
+        (s.server_price, s.instance_price, s.instance_memory_bytes, s.max_queue_delay_ms, s.demand_ratio, s.in_turn, 0.0, s.most_calls)
+        for s in stages
     ]
     shape = (problem.queueing, problem.percentile, largest)
     gather = problem.packed.get(shape, lambda: gather_table(*shape))

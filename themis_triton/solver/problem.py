@@ -27,9 +27,10 @@ __all__ = ["ChainProblem", "Placement", "StageProblem", "ThroughputRule"]
 class StageProblem:
     """One stage. Instance bounds hold per server; prices are per second in any one unit; memory is that of one instance.
 
-    `demand_ratio` is the mean number of this stage's requests per request of the chain; of these, `in_turn` (at least 1) are made one
-    after the other, and the others at the same time. `mean_surface`: mean service times where they are known, by which capacity counts,
-    because the percentile's is what few batches take; without, `surface` does.
+    `demand_ratio` is the mean number of this stage's requests per request of the chain, and `max_calls` the number at the percentile, if
+    that is larger; of these, `in_turn` (at least 1) are made one after the other, and the others at the same time. `mean_surface`: mean
+    service times where they are known, by which capacity counts, because the percentile's is what few batches take; without, `surface`
+    does.
     """
 
     name: str
@@ -44,6 +45,7 @@ class StageProblem:
     demand_ratio: float = 1.0
     mean_surface: Surface | None = None
     in_turn: float = 1.0
+    max_calls: float = 0.0
 
     def __post_init__(self) -> None:
         """SolverError when a bound is empty or a price is negative."""
@@ -55,6 +57,11 @@ class StageProblem:
             raise SolverError(f"stage {self.name}: prices, memory, queue delay and demand ratio must not be negative")
         if self.in_turn < 1:
             raise SolverError(f"stage {self.name}: {self.in_turn} calls in turn; allowed is at least 1")
+
+    @property
+    def most_calls(self) -> float:
+        """The requests of this stage that a request of the chain at the percentile makes."""
+        return max(self.demand_ratio, self.max_calls)
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,8 +155,9 @@ def batching_wait(
     together). What rounds of full batches leave behind adds the exponential tail of Lundberg's equation, shared over the servers by
     the balancer. The request's own batch is what arrived meanwhile.
 
-    A request of the chain makes `calls` calls at once, `group` of them to each server: the last one counts, each at its share of the
-    tail. A group holds as many instances as it has calls; calls beyond all instances wait for those of their own group.
+    A request of the chain makes `calls` calls at once in the mean: the last one counts, each at its share of the tail. One at the
+    percentile sends a `group` of them to each server. A group holds as many instances as it has calls; calls beyond all instances wait
+    for those of their own group.
     Not a theorem; `benchmarks/waits.py` holds it against a request-level simulation and states its error.
     """
     full, tail, dispersion = at_busy(latency_ms, batch, usual), rate[TAIL] / calls, rate[DISPERSION] * group

@@ -28,7 +28,7 @@ from themis_triton.solver.surface import BoolArray, FloatArray, IntArray
 # Columns of Chain.ints and Chain.floats (a row a stage), and places in Chain.rule; those of Chain.rate stand in `queueing`, those of joins
 # in `join_kernels`.
 MIN_INSTANCES, MAX_INSTANCES, MIN_SERVERS, MAX_SERVERS, BESIDE = 0, 1, 2, 3, 7
-SERVER_PRICE, INSTANCE_PRICE, MEMORY_BYTES, DELAY_MS, RATIO, IN_TURN, OTHER_RPS = 0, 1, 2, 3, 4, 5, 6
+SERVER_PRICE, INSTANCE_PRICE, MEMORY_BYTES, DELAY_MS, RATIO, IN_TURN, OTHER_RPS, MOST_CALLS = 0, 1, 2, 3, 4, 5, 6, 7
 QUEUEING, CORES, WHOLE, ELSEWHERE, MAX_TOTAL_SERVERS, PROCESSES, EXTRA_PLACES = 0, 1, 2, 3, 4, 5, 6
 CAPACITY_TOLERANCE = 1e-9
 
@@ -37,7 +37,7 @@ class Chain(NamedTuple):
     """A packed problem. S stages, B batch sizes, K busy instances (or cores).
 
     `latency` float64[2·S, B, K] ms: S at the percentile, then S means, by which capacity counts; `gather` float64[B], see `gather_table`;
-    `ints` int64[S, 8]; `floats` float64[S, 7]; `allowed` bool[S, B]; `rate` float64[9]; `rule` int64[7].
+    `ints` int64[S, 8]; `floats` float64[S, 8]; `allowed` bool[S, B]; `rate` float64[9]; `rule` int64[7].
     """
 
     latency: FloatArray
@@ -72,12 +72,13 @@ def server_capacity_rps(chain: Chain, s: int, instances: int, batch: int, full: 
 
 @flat_kernel
 def required_rps(chain: Chain, s: int) -> float:
-    """The capacity that a stage must have: its share of the rate, headroom that grows with the larger of r and √r, and other requests.
+    """The capacity that a stage must have: its share of the rate, headroom for how its requests vary, and other requests.
 
+    Requests of which each makes r calls vary as much as √(r·R) times as many, where R is the largest such number, 1 at least.
     Other requests raise the variance, and so the headroom; where demand is rounded, they have a headroom of their own.
     """
     ratio, other, rate = chain.floats[s, RATIO], chain.floats[s, OTHER_RPS], chain.rate
-    weight = max(ratio, math.sqrt(ratio))
+    weight = math.sqrt(ratio * max(1.0, chain.floats[s, MOST_CALLS]))
     wanted: float = ratio * rate[RATE_GROWING] + (rate[WANTED] - rate[RATE_GROWING]) * weight
     if other > 0.0:
         own = 0.0 if chain.rule[WHOLE] else rate[DISPERSION] * rate[RATE_GROWING] * weight * weight
@@ -111,11 +112,11 @@ class Busy(NamedTuple):
 def set_arrivals(chain: Chain, s: int, part: float, arrivals: FloatArray, column: int) -> None:
     """Write what this part of a stage's requests brings to a device: requests/ms, and those that would vary as much as they do.
 
-    Of r > 1 requests that one of the chain makes at once, each counts r times for the variance.
+    Of up to r > 1 requests that one of the chain makes at once, each counts r times for the variance.
     """
     share, other = part * chain.floats[s, RATIO], part * chain.floats[s, OTHER_RPS] / 1000.0
     own = chain.rate[RATE_GROWING] / 1000.0 * share
-    arrivals[0, column], arrivals[1, column] = own + other, own * max(1.0, share) + other
+    arrivals[0, column], arrivals[1, column] = own + other, own * max(1.0, part * chain.floats[s, MOST_CALLS]) + other
 
 
 @flat_kernel
@@ -181,7 +182,7 @@ def stage_times(chain: Chain, s: int, busy: Busy, servers: int, part: float, ins
         delay = min(delay_ms, chain.gather[batch - 1] * 1000.0 / falling) if falling > NO_RATE_RPS else 0.0
     usual = busy.batched + (busy.single - busy.batched) / batch
     per_ms = (rate[RATE_GROWING] * share + other) / 1000.0
-    calls, group = max(1.0, chain.floats[s, RATIO] / turns), max(1.0, share / turns)
+    calls, group = max(1.0, chain.floats[s, RATIO] / turns), max(1.0, part * chain.floats[s, MOST_CALLS] / turns)
     service, wait = batching_wait(chain.latency[s], usual, busy.most, servers, workers, batch, per_ms, longest, calls, group, rate)
     return turns * service, turns * (wait + delay)
 
