@@ -1,7 +1,8 @@
 """Every policy in Triton's world, simulated: launches of 20 and 60 s, servers of one device and servers that reach further ones.
 
 `THEMIS_TRACES=… python benchmarks/triton_policies.py` runs ten windows of days 15 and 16 that no constant was chosen on, and leaves
-`results/triton-policies.json` and `.md`. `--rotate` takes one pipeline for each window in turn instead of all three. `--training` takes
+`results/triton-policies.json`, `.md` and a picture, which it writes anew after each policy. `--rotate` takes one pipeline for each
+window in turn instead of all three, `--rise-s 240` only that long around each window's steepest rise. `--training` takes
 windows of days 1 to 14; with `--change KEY=VALUE` policy themis has another constant there, for an ablation.
 """
 
@@ -15,9 +16,10 @@ from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from common import RESULTS, versions, with_constants, write_result
-from policy_cases import PIPELINES, WINDOWS_SEED, fresh_surges
+from policy_cases import MEAN_S, PIPELINES, STEEP_S, WINDOWS_SEED, fresh_surges
 from rich.progress import track
 from tune import training_surges
 
@@ -25,7 +27,7 @@ from themis_triton.commands.simulate_command import chosen
 from themis_triton.commands.simulated_runs import WorldFlags, simulated_run
 from themis_triton.core.config import DeviceSlot, ThemisConfig
 from themis_triton.load.traces import TraceOptions, load_trace
-from themis_triton.load.twitter import WINDOW, twitter_for
+from themis_triton.load.twitter import WINDOW, WINDOW_S, twitter_for
 from themis_triton.settings import load_settings
 from themis_triton.settings.shipped import shipped
 
@@ -68,6 +70,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--windows", type=int, default=10)
     parser.add_argument("--rotate", action="store_true")
+    parser.add_argument("--rise-s", type=int, default=WINDOW_S)
     parser.add_argument("--training", action="store_true")
     parser.add_argument("--reach", nargs="+", choices=("alone", "reach"), default=("alone", "reach"))
     parser.add_argument("--change", action="append", default=[], metavar="KEY=VALUE")
@@ -77,16 +80,24 @@ def main() -> None:
     changes = {key: float(value) for key, _, value in (change.partition("=") for change in flags.change)}
     seconds = training_surges(np.random.default_rng(WINDOWS_SEED), flags.windows, 0.0) if flags.training else alternating(flags.windows)
     cases = [case for label in flags.policies for case in cases_of(label, seconds, flags)]
-    with ProcessPoolExecutor(flags.jobs, mp_context=get_context("spawn")) as pool:
-        found = list(track(pool.map(partial(run, changes), cases), "simulating", total=len(cases)))
-    rows = rows_of(cases, found)
     windows = [f"{WINDOW}{second}" for second in seconds]
     what = {"windows": windows, "seeds": flags.seeds, "rotate": flags.rotate, "changes": changes, "versions": versions("numba", "numpy")}
+    found: list[Found] = []
+    with ProcessPoolExecutor(flags.jobs, mp_context=get_context("spawn")) as pool:
+        for result in track(pool.map(partial(run, changes, flags.rise_s), cases), "simulating", total=len(cases)):
+            found.append(result)
+            if len(found) == len(cases) or cases[len(found)].label != cases[len(found) - 1].label:
+                leave(flags.out, what, cases[: len(found)], found)
+    print((RESULTS / f"{flags.out}.md").read_text(encoding="utf-8"))
+
+
+def leave(name: str, what: dict[str, Any], cases: Sequence[Case], found: Sequence[Found]) -> None:
+    """Write what was found so far."""
+    rows = rows_of(cases, found)
     runs = [asdict(case) | asdict(result) for case, result in zip(cases, found, strict=True)]
-    write_result(flags.out, what | {"rows": rows, "runs": runs})
-    text = markdown(rows)
-    (RESULTS / f"{flags.out}.md").write_text(text, encoding="utf-8")
-    print(text)
+    write_result(name, what | {"rows": rows, "runs": runs})
+    (RESULTS / f"{name}.md").write_text(markdown(rows), encoding="utf-8")
+    draw(rows, name)
 
 
 def alternating(count: int) -> list[int]:
@@ -107,15 +118,26 @@ def cases_of(label: str, seconds: Sequence[int], flags: argparse.Namespace) -> I
                         yield Case(label, second, pipeline, seed, cold_start_s, reach)
 
 
-def run(changes: dict[str, float], case: Case) -> Found:
+def run(changes: dict[str, float], rise_s: int, case: Case) -> Found:
     """Simulate one case."""
     name = case.label.partition(",")[0]
-    trace = TraceOptions(twitter_for(f"{WINDOW}{case.second}", case.pipeline))
+    trace = around_rise(TraceOptions(twitter_for(f"{WINDOW}{case.second}", case.pipeline)), rise_s)
     config = world(case, load_trace(trace, case.seed).rates_rps.max())
     if name == "themis" and changes:
         config = replace(config, policy=with_constants(config.policy, changes))
     result = simulated_run(config, trace, WorldFlags(cold_start_s=case.cold_start_s), None, (name, case.seed))
     return Found(result.requests, result.violated, result.cost, result.bound_cost)
+
+
+def around_rise(trace: TraceOptions, rise_s: int) -> TraceOptions:
+    """The part of a window around its largest rise within a minute, which it contains after 110 s if the window allows."""
+    if rise_s >= WINDOW_S:
+        return trace
+    rates = load_trace(trace, 0).rates_rps
+    means = np.convolve(rates, np.full(MEAN_S, 1.0 / MEAN_S), mode="valid")
+    steepest = max(range(STEEP_S, means.size), key=lambda second: means[second] / means[second - STEEP_S : second].min())
+    first = min(max(0, steepest - 110), WINDOW_S - rise_s)
+    return replace(trace, from_s=first, to_s=first + rise_s)
 
 
 def world(case: Case, peak_rps: float) -> ThemisConfig:
@@ -177,6 +199,27 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
                 text.append(f"| {name} | {row['violations']:.3%}{error} | {row['worst_run_violations']:.3%} | {cost:.3f} | {row['runs']} |")
         text.append("")
     return "\n".join(text)
+
+
+def draw(rows: Sequence[dict[str, Any]], name: str) -> None:
+    """Late requests over cost, a panel for each cold start."""
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415 - after the backend is chosen
+
+    cold_starts_s = sorted({row["cold_start_s"] for row in rows})
+    figure, panels = plt.subplots(1, len(cold_starts_s), figsize=(6 * len(cold_starts_s), 5), squeeze=False)
+    for axes, cold_start_s in zip(panels[0], cold_starts_s, strict=True):
+        for row in rows:
+            if row["cold_start_s"] == cold_start_s or (row["policy"] in FIXED and row["cold_start_s"] == cold_starts_s[0]):
+                label = row["policy"] + (", devices in reach" if row["reach"] else "")
+                color, late = f"C{LABELS.index(row['policy'])}", 100 * max(row["violations"], 1e-5)
+                axes.semilogy(row["cost_vs_clairvoyant"], late, "*" if row["reach"] else "o", color=color, markersize=9, label=label)
+        axes.set(xlabel="cost of the clairvoyant's", ylabel="requests outside the SLO, %", title=f"cold start {cold_start_s:g} s")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(RESULTS / f"{name}.png", dpi=120)
+    plt.close(figure)
 
 
 if __name__ == "__main__":

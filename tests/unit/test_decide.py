@@ -237,12 +237,15 @@ def test_a_lost_server_is_replaced_and_called_so() -> None:
 TWO = (server("a", slot="cpu:0"), server("b", slot="cpu:1"))
 
 
-def test_a_server_leaves_only_after_the_hold() -> None:
-    cfg = config(PolicyConfig(scale_down=ScaleDownConfig(scale_in_stabilization_s=6.0)))
+@pytest.mark.parametrize(("stabilization_s", "launch_multiple"), [(6.0, 0.0), (0.0, 1.2)])
+def test_a_server_leaves_only_after_the_hold_which_lasts_longer_than_a_launch(stabilization_s: float, launch_multiple: float) -> None:
+    cfg = config(
+        PolicyConfig(scale_down=ScaleDownConfig(scale_in_stabilization_s=stabilization_s, scale_in_launch_multiple=launch_multiple))
+    )
+    assert build_rules(cfg).launch_s(cfg.pipelines[0]) == 5.0
     leaving = [target(decision).retire for decision in over_time(cfg, TWO, estimate(5.0), 12)]
     assert leaving[:6] == [()] * 6
     assert set(leaving[6:]) == {("b",)}
-    assert {name for retired in leaving for name in retired} < {"a", "b"}
     decision = over_time(cfg, TWO, estimate(5.0), 7)[-1]
     assert decision.reason is Reason.SCALE_IN
 
@@ -263,7 +266,7 @@ def test_a_server_leaves_only_when_the_survivors_carry_the_recent_peak() -> None
 
 
 def test_the_survivors_of_a_scale_in_grow_to_carry_it() -> None:
-    cfg = config(PolicyConfig(scale_down=ScaleDownConfig(scale_in_stabilization_s=3.0)))
+    cfg = config(PolicyConfig(scale_down=ScaleDownConfig(scale_in_stabilization_s=3.0, scale_in_launch_multiple=0.0)))
     single = tuple(replace(each, models={name: ModelState(1, 1) for name in STAGES}) for each in TWO)
     rate = estimate(30.0)
     retiring = [decision for decision in over_time(cfg, single, rate, 10) if target(decision).retire]
@@ -398,7 +401,9 @@ def test_growth_is_spread_over_the_servers_at_a_pace_and_nobody_leaves_meanwhile
 
 
 def test_nobody_leaves_while_a_survivor_may_not_grow() -> None:
-    cfg = config(PolicyConfig(scale_down=ScaleDownConfig(scale_in_stabilization_s=3.0)), memory_bytes=100 * MIB)
+    cfg = config(
+        PolicyConfig(scale_down=ScaleDownConfig(scale_in_stabilization_s=3.0, scale_in_launch_multiple=0.0)), memory_bytes=100 * MIB
+    )
     single = tuple(replace(each, models={name: ModelState(1, 1) for name in STAGES}) for each in TWO)
     planner, state = Planner(build_rules(cfg)), PolicyState()
     held = []
@@ -478,7 +483,8 @@ def test_the_margin_on_the_recent_peak_keeps_servers_that_it_needs() -> None:
     single = tuple(replace(each, models={name: ModelState(1, 1) for name in STAGES}) for each in TWO)
 
     def retired(rate_rps: float, margin: float) -> set[str]:
-        cfg = config(PolicyConfig(scale_down=ScaleDownConfig(scale_in_stabilization_s=3.0, survivor_margin_fraction=margin)))
+        scale_down = ScaleDownConfig(scale_in_stabilization_s=3.0, scale_in_launch_multiple=0.0, survivor_margin_fraction=margin)
+        cfg = config(PolicyConfig(scale_down=scale_down))
         return {name for decision in over_time(cfg, single, estimate(rate_rps), 8) for name in target(decision).retire}
 
     assert retired(24.0, 0.0) == {"b"}

@@ -60,6 +60,21 @@ def test_servers_are_launched_for_what_waits_too_as_far_as_instances_do_not_drai
     ).extra_rps == pytest.approx(8.0 / 5.0)
 
 
+@pytest.mark.parametrize(("actuation_s", "reached_rps"), [(1.4, 64.0 + 8.0 * 4.0), (60.0, 128.0)])
+def test_a_trend_counts_up_to_twice_the_rate_however_long_a_launch_takes(actuation_s: float, reached_rps: float) -> None:
+    rising = replace(result(64.0, 64.0), trend_base_rps=64.0, trend_rps_per_s=8.0)
+    exact = replace(POLICY, demand=replace(POLICY.demand, trend_sigmas=0.0, trend_window_s=5.0))
+    assert launch_demand(rising, exact, actuation_s).rate_rps == pytest.approx(reached_rps)
+
+
+@pytest.mark.parametrize(("recent_rps", "total_rps"), [(64.0, 64.0 + 8.0), (81.0, 72.0 + math.sqrt(72.0))])
+def test_further_devices_are_for_the_mean_with_its_headroom_or_a_newest_rate_beyond_it(recent_rps: float, total_rps: float) -> None:
+    """81/s are 72/s and a standard deviation: no more than chance may bring around 64/s."""
+    settled = replace(result(recent_rps, 64.0), trend_base_rps=64.0)
+    assert launch_demand(settled, POLICY, 1.0, within_reach=True).with_headroom_rps() == pytest.approx(total_rps)
+    assert launch_demand(settled, POLICY, 1.0).with_headroom_rps() == pytest.approx(recent_rps + math.sqrt(recent_rps))
+
+
 def test_survivors_carry_the_largest_rate_with_its_margin() -> None:
     policy = replace(POLICY, scale_down=replace(POLICY.scale_down, survivor_margin_fraction=0.25))
     for rates in ((80.0, 60.0, 40.0), (60.0, 80.0, 40.0), (40.0, 60.0, 80.0)):

@@ -78,6 +78,7 @@ class DemandConfig:
     growth_sigmas: float = option(1.0, "growth below this number of standard deviations is treated as random fluctuation", ge=0)
     trend_window_s: float = option(5.0, "the window of the trend that server launches follow", gt=0, le=30)
     trend_sigmas: float = option(2.0, "a trend below this number of standard deviations is treated as random fluctuation", ge=0)
+    max_trend_factor: float = option(2.0, "the trend counts up to this multiple of the rate, however long a launch takes", ge=1)
     max_dispersion: float = option(3.0, "maximum index of dispersion that headroom follows; 1 assumes Poisson arrivals", ge=1)
     backlog_drain_s: float = option(1.0, "time in which a backlog must be served", gt=0)
     backlog_slack_s: float = option(0.1, "arrivals of this duration may wait without counting as backlog, so that batches form", ge=0)
@@ -109,6 +110,9 @@ class ScaleDownConfig:
         0.1, "the load counts as steady while growth and backlog ask for at most this fraction of the rate", ge=0
     )
     scale_in_stabilization_s: float = option(20.0, "a server is retired after fewer servers have sufficed for this time", ge=0)
+    scale_in_launch_multiple: float = option(
+        3.0, "and for at least this multiple of the time that a launch takes, where only a launch would bring it back", ge=0
+    )
     survivor_margin_fraction: float = option(0.1, "margin above the recent peak that the remaining servers must carry", ge=0)
 
 

@@ -75,31 +75,34 @@ def surge_demand(estimate: PipelineEstimate, policy: PolicyConfig, actuation_s: 
     )
 
 
-def launch_demand(estimate: PipelineEstimate, policy: PolicyConfig, actuation_s: float) -> Demand:
+def launch_demand(estimate: PipelineEstimate, policy: PolicyConfig, actuation_s: float, *, within_reach: bool = False) -> Demand:
     """The demand that servers must carry at their largest instance counts once a server launched now serves, in `actuation_s`.
 
-    The newest rate, or the trend's if larger; of the backlog, what instances do not drain until then.
+    The newest rate, or the trend's if larger; of the backlog, what instances do not drain until then. `within_reach`: running servers
+    can take a further device in time for a rise that lasts, so that the newest rate counts without the headroom, and the mean of
+    the trend window's newer half with it.
     """
     waiting = backlog_of(estimate, policy)
     extra_rps = waiting / max(actuation_s, policy.demand.backlog_drain_s)
-    return Demand(
-        max(estimate.recent_rps, trend_rps(estimate, policy, actuation_s)),
-        extra_rps,
-        _dispersion(estimate, policy),
-        policy.demand.headroom_sigmas,
-        other_rps=stable_others(estimate),
-    )
+    newest_rps, dispersion, sigmas = estimate.recent_rps, _dispersion(estimate, policy), policy.demand.headroom_sigmas
+    if within_reach:
+        newest_rps = max(estimate.trend_base_rps, newest_rps - sigmas * math.sqrt(dispersion * newest_rps))
+    rate_rps = max(newest_rps, trend_rps(estimate, policy, actuation_s))
+    return Demand(rate_rps, extra_rps, dispersion, sigmas, other_rps=stable_others(estimate))
 
 
 def trend_rps(estimate: PipelineEstimate, policy: PolicyConfig, actuation_s: float) -> float:
-    """The rate that the trend reaches during an actuation; 0 where random fluctuation explains the trend."""
+    """The rate that the trend reaches during an actuation, at most twice the present one; 0 where random fluctuation explains the trend."""
     # A longer extrapolation needs more certainty, and bursts cause slopes that a Poisson stream does not.
     sigmas = policy.demand.trend_sigmas * math.sqrt(
         _dispersion(estimate, policy) * max(1.0, actuation_s / (2.0 * policy.demand.trend_window_s))
     )
     trend = beyond_noise(estimate.trend_rps_per_s, estimate.trend_base_rps, policy.demand.trend_window_s, sigmas)
+    if trend <= 0.0:
+        return 0.0
     # The newer half's mean lies half a window in the past.
-    return estimate.trend_base_rps + trend * (actuation_s + policy.tick_s + policy.demand.trend_window_s / 2.0) if trend > 0 else 0.0
+    reached_rps = estimate.trend_base_rps + trend * (actuation_s + policy.tick_s + policy.demand.trend_window_s / 2.0)
+    return min(reached_rps, policy.demand.max_trend_factor * estimate.trend_base_rps)
 
 
 def slow_demand(estimate: PipelineEstimate, policy: PolicyConfig, actuation_s: float, forecaster: Forecaster) -> Demand:

@@ -60,6 +60,12 @@ class FreeDevices:
         reachable = {device for place in places for device in place.server.reach if self._has_room(device)}
         return len(reachable - with_slot)
 
+    def within_reach(self, places: Iterable[Place], models: Sequence[str]) -> bool:
+        """Whether these places' servers may extend to a device with room, now or once their open calls have returned."""
+        if not all(self._config.models[model].may("add_device") for model in models):
+            return False
+        return any(self._has_room(device) for device in {device for place in places for device in place.server.reach})
+
     def begun(self, extensions: Iterable[tuple[Server, str]]) -> int:
         """How many of these extensions take no free device, because their server runs something there already."""
         return sum(server.name in self._holders.get(device, ()) for server, device in extensions)

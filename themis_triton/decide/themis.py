@@ -43,7 +43,7 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     slow = slow_demand(view.estimate, policy, _lead_s(view), view.planner.forecaster)
     growth, state = _growth_demand(state, view, fast)
     now = view.in_place(growth, _in_reach(view)) if view.serves else None
-    at_launch = launch_demand(view.estimate, policy, _lead_s(view))
+    at_launch = launch_demand(view.estimate, policy, _lead_s(view), within_reach=view.within_reach)
     state, target = kept_target(state, view, now, (fast, slow, at_launch))
     extend, launch = new_places(view, now, target, may_grow=growth is not NO_DEMAND)
     if not extend and not any(launch) and settled(view, fast):
@@ -97,7 +97,7 @@ def _in_reach(view: PipelineView) -> tuple[int, ...]:
 
 def _lead_s(view: PipelineView) -> float:
     """How long a new place takes: an initialisation while running servers reach further devices, else a launch."""
-    return view.rules.init_s(view.pipeline) if view.reachable else view.rules.launch_s(view.pipeline)
+    return view.rules.init_s(view.pipeline) if view.within_reach else view.rules.launch_s(view.pipeline)
 
 
 def _growth_demand(state: PipelineState, view: PipelineView, fast: Demand) -> tuple[Demand, PipelineState]:
@@ -154,14 +154,10 @@ def _survivors(view: PipelineView, fast: Demand, instances: tuple[int, ...], ret
 
 
 def _launch_instances(view: PipelineView, demands: tuple[Demand, ...], target: SlowTarget, instances: tuple[int, ...]) -> tuple[int, ...]:
-    """Instances of a new server or place: those that all together will need; a place beside others as many as the smallest of them.
-
-    A place that is added in a surge cannot be corrected soon, and idle instances cost little else than memory.
-    """
+    """Instances of a new server or place: those that all together will need."""
     if any((*view.ready, *view.coming)) and not view.free_slots and not view.reachable and not view.extending:
         return instances  # none can come; a pipeline without any may be loaded into a running server
-    needed = instances_of(view.in_place(max(demands, key=lambda demand: demand.total_rps), target.desired).stages)
-    return tuple(map(max, needed, view.instances_now)) if view.reachable or view.extending else needed
+    return instances_of(view.in_place(max(demands, key=lambda demand: demand.total_rps), target.desired).stages)
 
 
 def _sizes(view: PipelineView, now: VerticalTarget | None, instances: tuple[int, ...], batches: tuple[int, ...]) -> tuple[StageSize, ...]:

@@ -19,12 +19,13 @@ def kept_target(
 ) -> tuple[PipelineState, SlowTarget]:
     """The target of the fast, the slow and the launch demand; where it is not the pipeline's turn, the last one while that holds."""
     fast, slow, at_launch = demands
+    rises = _places_short(view, fast, at_launch)
     circumstances = Circumstances(
-        (view.ready, view.coming, view.reachable, view.free_slots > 0, view.batch_caps, _rises(view, fast)),
+        (view.ready, view.coming, view.reachable, view.free_slots > 0, view.batch_caps, rises),
         (
             slow.with_headroom_rps(),
             at_launch.with_headroom_rps(),
-            fast.with_headroom_rps() if _rises(view, fast) else 0.0,
+            fast.with_headroom_rps() if rises else 0.0,
             sum(slow.other_rps),
             sum(at_launch.other_rps),
         ),
@@ -49,7 +50,7 @@ def slow_target(view: PipelineView, fast: Demand, slow: Demand, at_launch: Deman
         plan = migration.plan
     desired = view.servers_of(plan.stages) if plan.feasible else view.max_servers_by_group
     surge = replace(slow, rate_rps=slow.rate_rps * view.rules.config.policy.scale_up.burst_headroom_factor)
-    rises = _rises(view, fast)
+    rises = _places_short(view, fast, at_launch)
     if rises and view.reachable:
         surge = replace(surge, rate_rps=max(surge.rate_rps, fast.rate_rps * view.rules.config.policy.scale_up.burst_headroom_factor))
     later = 0 if rises else view.reachable
@@ -99,6 +100,13 @@ def _rises(view: PipelineView, fast: Demand) -> bool:
     return view.serves and fast.with_headroom_rps() > view.capacity_rps
 
 
+def _places_short(view: PipelineView, fast: Demand, at_launch: Demand) -> bool:
+    """Whether the demand exceeds what the ready places carry: where servers reach more, with all instances that these can have."""
+    if view.within_reach:
+        return view.serves and view.fewest_servers(at_launch)[0] > view.ready[0]
+    return _rises(view, fast)
+
+
 def settled(view: PipelineView, fast: Demand) -> bool:
     """Whether the ready places carry the demand, and it shows no rise."""
     policy = view.rules.config.policy
@@ -136,16 +144,16 @@ def isolated(view: PipelineView, target: SlowTarget) -> tuple[int, ...]:
 
 def scale_in(state: PipelineState, view: PipelineView, desired: tuple[int, ...]) -> tuple[PipelineState, tuple[str, ...], str]:
     """Servers to retire: once fewer have sufficed for the stabilization window and the others carry the recent peak."""
-    policy = view.rules.config.policy
-    state = state.with_desired(view.at_s, desired, policy.scale_down.scale_in_stabilization_s)
+    policy, hold_s = view.rules.config.policy, _hold_s(view)
+    state = state.with_desired(view.at_s, desired, hold_s)
     if all(count >= ready for count, ready in zip(desired, view.ready, strict=True)) or (len(view.groups) == 1 and any(view.coming)):
         return state, (), ""
     suffices = f"{_counted(desired)} {view.unit} suffices" if sum(desired) == 1 else f"{_counted(desired)} {view.unit}s suffice"
-    left_s = policy.scale_down.scale_in_stabilization_s - state.covered_s(view.at_s)
+    left_s = hold_s - state.covered_s(view.at_s)
     if left_s > 0:
         return state, (), f"{suffices}; scale-in in {left_s:.0f} s if that lasts"
     if all(count >= ready for count, ready in zip(state.max_desired(), view.ready, strict=True)):
-        return state, (), f"{suffices}, but not throughout the last {policy.scale_down.scale_in_stabilization_s:.0f} s"
+        return state, (), f"{suffices}, but not throughout the last {hold_s:.0f} s"
     peak = survivor_demand(view.estimate, policy)
     cheapest = view.joint(peak)
     kept = _larger(state.max_desired(), view.servers_of(cheapest.stages) if cheapest.feasible else view.ready)
@@ -156,6 +164,14 @@ def scale_in(state: PipelineState, view: PipelineView, desired: tuple[int, ...])
         # Remaining servers at their limits would cost more than the retired one, and the next surge would launch it again.
         return state, (), f"{suffices}, but the recent {peak.rate_rps:.0f}/s with a margin is cheaper on {_counted(view.ready)}"
     return state, (), f"{suffices}, but all servers are adopted"
+
+
+def _hold_s(view: PipelineView) -> float:
+    """How long fewer servers must have sufficed: longer where only a launch would bring one back."""
+    scale_down = view.rules.config.policy.scale_down
+    if view.within_reach or view.extra:
+        return scale_down.scale_in_stabilization_s
+    return max(scale_down.scale_in_stabilization_s, scale_down.scale_in_launch_multiple * view.rules.launch_s(view.pipeline))
 
 
 def _counted(servers: tuple[int, ...]) -> str:

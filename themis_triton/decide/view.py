@@ -32,6 +32,7 @@ class PipelineView:
     Counts of places are tuples with one number per group; a server of one device is one place, so that baselines speak of servers.
     `busy_elsewhere`: busy instances of other models on the busiest of its places.
     `reachable`: new places that its running servers may have now;
+    `within_reach`: whether they may have some now or once open calls have returned;
     `begun`: those of them that take no free device; `free_slots`: servers that may be launched now.
     `crowded`: places of its servers where others are so busy that it cannot meet its SLO; it leaves them as they are, for other ones.
     `one_server`: it has a stateful stage, so that all of its calls go to one server, and no other is launched.
@@ -51,6 +52,7 @@ class PipelineView:
     one_server: bool = False
     in_turn: bool = True
     reachable: int = 0
+    within_reach: bool = False
     begun: int = 0
     free_slots: int = 0
     models: Mapping[str, ModelEstimate] = field(default_factory=dict)
@@ -246,7 +248,8 @@ def view_of(
     else:
         crowded = ()
     ready = [place for group in groups for place in group.ready]
-    extensions = devices.extensions(ready, pipeline.stages) if colocated and not one_server else ()
+    may_extend = colocated and not one_server
+    extensions = devices.extensions(ready, pipeline.stages) if may_extend else ()
     return PipelineView(
         pipeline=pipeline,
         estimate=shared.at(pipeline, groups),
@@ -260,6 +263,7 @@ def view_of(
         ),
         one_server=one_server,
         reachable=len(extensions),
+        within_reach=may_extend and devices.within_reach(ready, pipeline.stages),
         begun=devices.begun(extensions),
         free_slots=len(devices.slots),
         models=policy_input.estimate.models,
