@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics, generate_latest
 
+import themis_triton
 from themis_triton.core.action import OutcomeKind
 from themis_triton.core.record import TickRecord
 
+MAX_TICK_S = 10.0
+"""A longer time between two ticks was not observed."""
 TICK_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
@@ -17,6 +20,20 @@ class Exporter:
         self._newest: TickRecord | None = None
         self._registry = CollectorRegistry()
         registry = self._registry
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        ProcessCollector(registry=registry)
+        Gauge("themis_build_info", "1; the version is a label", ["version"], registry=registry).labels(themis_triton.__version__).set(1)
+        self._last_tick = Gauge("themis_last_tick_timestamp_seconds", "Time of the last good tick, since the epoch", registry=registry)
+        self._paused = Gauge("themis_paused", "1 while `themis pause` is in force", registry=registry)
+        self._advisory = Gauge("themis_advisory", "1 while the mode is advisory", registry=registry)
+        self._slo = Gauge("themis_slo_seconds", "The latency SLO", ["pipeline"], registry=registry)
+        self._observed = Counter("themis_slo_observed_seconds", "Time with traffic", ["pipeline"], registry=registry)
+        self._late = Counter(
+            "themis_slo_late_seconds", "Time with traffic in which the percentile exceeded the SLO", ["pipeline"], registry=registry
+        )
+        self._wanted = Gauge("themis_pipeline_servers", "Servers of a pipeline, now and wanted", ["pipeline", "count"], registry=registry)
+        self._clamps = Counter("themis_clamps", "Limits that changed a decision's target", ["kind"], registry=registry)
+        self._backing_off = Gauge("themis_backing_off", "Actuators in back-off after a failure", registry=registry)
         self._ticks = Counter("themis_ticks", "Ticks by reason of their decision", ["reason"], registry=registry)
         self._tick_errors = Counter("themis_tick_errors", "Ticks that ended in an unexpected error", registry=registry)
         self._tick_s = Histogram("themis_tick_seconds", "Duration of a tick", buckets=TICK_BUCKETS_S, registry=registry)
@@ -38,8 +55,13 @@ class Exporter:
         self._ratio = Gauge("themis_drift_ratio", "Time of executed batches over the profile's", ["model"], registry=registry)
         self._correction = Gauge("themis_latency_correction", "Factor on the profile's latency in plans", ["model"], registry=registry)
 
-    def take(self, record: TickRecord, duration_s: float) -> None:
+    def take(self, record: TickRecord, duration_s: float, *, paused: bool = False) -> None:
         """Record a tick."""
+        self._count_slo(record)
+        self._paused.set(paused)
+        self._advisory.set(record.advisory and not paused)
+        for clamp in record.decision.clamps:
+            self._clamps.labels(clamp.kind.value).inc()
         self._ticks.labels(record.decision.reason.value).inc()
         self._tick_s.observe(duration_s)
         self._newest = record
@@ -49,6 +71,18 @@ class Exporter:
             self._actions.labels(outcome.action.kind.value, outcome.kind.value).inc()
             if outcome.kind is OutcomeKind.DONE:
                 self._action_s.labels(outcome.action.kind.value).observe(outcome.duration_s)
+
+    def _count_slo(self, record: TickRecord) -> None:
+        """Add the time since the last tick to that with traffic, and to that outside the SLO."""
+        before, at_s = self._newest, record.snapshot.at_s
+        elapsed_s = at_s - before.snapshot.at_s if before is not None else 0.0
+        if not 0.0 < elapsed_s <= MAX_TICK_S:
+            return
+        for evidence in record.decision.evidence:
+            estimate = record.estimate.pipelines.get(evidence.pipeline)
+            if estimate is not None and estimate.p99_ms is not None:
+                self._observed.labels(evidence.pipeline).inc(elapsed_s)
+                self._late.labels(evidence.pipeline).inc(elapsed_s if estimate.p99_ms > evidence.slo_ms else 0.0)
 
     def tick_failed(self) -> None:
         """Record a tick that ended in an unexpected error."""
@@ -63,6 +97,8 @@ class Exporter:
     def _show_gauges(self, record: TickRecord) -> None:
         self._stale.set(len(record.estimate.stale))
         self._faults.set(len(record.snapshot.faults))
+        self._last_tick.set(record.snapshot.at_s)
+        self._backing_off.set(len(record.snapshot.backing_off))
         self._show_pipelines(record)
         self._show_fleet(record)
         for name, model in record.estimate.models.items():
@@ -76,6 +112,9 @@ class Exporter:
             self._demand.labels(evidence.pipeline, "fast").set(evidence.demand_fast_rps)
             self._demand.labels(evidence.pipeline, "slow").set(evidence.demand_slow_rps)
             self._capacity.labels(evidence.pipeline).set(evidence.capacity_rps)
+            self._slo.labels(evidence.pipeline).set(evidence.slo_ms / 1000.0)
+            self._wanted.labels(evidence.pipeline, "now").set(evidence.servers_now)
+            self._wanted.labels(evidence.pipeline, "wanted").set(evidence.servers_desired)
             if evidence.limit_rps is not None:
                 self._limit.labels(evidence.pipeline).set(evidence.limit_rps)
                 self._refused.labels(evidence.pipeline).set(evidence.refused_rps)

@@ -183,7 +183,7 @@ class _Loop:
         duration_s = asyncio.get_running_loop().time() - started_s
         self._report_journal()
         self.board.take(record, 1000.0 * duration_s, paused=self.paused)
-        self.exporter.take(record, duration_s)
+        self.exporter.take(record, duration_s, paused=self.paused)
         self.components.journal.record_samples(self.samples.take(record, self.board.config))
         self._log_tick(record)
         self._learn(record)
