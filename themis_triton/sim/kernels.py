@@ -342,6 +342,7 @@ _ENGINE = types.NamedTuple(  # type: ignore[no-untyped-call]
             INTS_2D,
             FLOATS_2D,
             INTS_2D,
+            INTS_2D,
             FLOATS,
             INTS,
             INTS_2D,

@@ -147,12 +147,12 @@ class ChainProblem:
         return float(round(required)) if self.paper_rounding else required
 
     def required_stage_rps(self, s: int) -> float:
-        """The capacity that a stage needs at the demand: its share, headroom that grows with the larger of r and √r, and other requests.
+        """The capacity that a stage needs at the demand: its share, headroom for how its requests vary, and other requests.
 
         As the kernels' `required_rps`.
         """
         ratio, rate, other = self.stages[s].demand_ratio, self.demand_rps, self.stage_other_rps(s)
-        weight = max(ratio, math.sqrt(ratio))
+        weight = math.sqrt(ratio * max(1.0, self.stages[s].most_calls))
         required = ratio * rate + (self.required_capacity_rps(rate) - rate) * weight
         own = 0.0 if self.paper_rounding else rate * weight**2
         return required + other + self.headroom_sigmas * (math.sqrt(self.dispersion * (own + other)) - math.sqrt(self.dispersion * own))
