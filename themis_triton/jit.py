@@ -120,10 +120,11 @@ def cache_directory(environment: Mapping[str, str] | None = None, package: Path 
     """
     variables = os.environ if environment is None else environment
     beside = package / "__pycache__" / "kernels"
-    configured, service, user = variables.get("NUMBA_CACHE_DIR"), variables.get("CACHE_DIRECTORY"), _user_cache(variables)
+    configured, user = variables.get("NUMBA_CACHE_DIR"), _user_cache(variables)
+    services = [Path(each) for each in variables.get("CACHE_DIRECTORY", "").split(":") if each]  # systemd may name several
     places = [
         beside,
-        Path(service) / "kernels" if service else None,
+        *(service / "kernels" for service in services),
         user / "themis-triton" / "kernels" if user is not None else None,
         fallback,
     ]

@@ -177,7 +177,8 @@ def test_a_service_without_a_home_has_the_cache_directory_of_its_unit_or_else_it
     (package / "__pycache__").write_text("a file where the folder would be: not even root can write below it")
     (tmp_path / "file").write_text("")
     homeless = {"HOME": str(tmp_path / "file")}
-    unit = cache_directory({**homeless, "CACHE_DIRECTORY": str(tmp_path / "unit")}, package, tmp_path / "state")
+    several = f"{tmp_path / 'unit'}:{tmp_path / 'other'}"
+    unit = cache_directory({**homeless, "CACHE_DIRECTORY": several}, package, tmp_path / "state")
     assert unit is not None
     assert unit.parent == tmp_path / "unit" / "kernels"
     state = cache_directory(homeless, package, tmp_path / "state")
