@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.samples import CLASSIFIER, DETECTOR, MIB, NOW_S, STAGES, config, decided, estimate, server, snapshot
+from tests.unit.samples import CLASSIFIER, DETECTOR, MIB, NOW_S, STAGES, config, decided, estimate, model, server, snapshot, table
 from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.decision import Clamp, ClampKind, Decision, Reason, Stage, Target
 from themis_triton.core.estimate import PROXY, Estimate
@@ -20,9 +20,10 @@ from themis_triton.core.policy import (
     ScaleUpConfig,
     VerticalConfig,
 )
+from themis_triton.decide.demand import Demand
 from themis_triton.decide.devices import FreeDevices
 from themis_triton.decide.guards import guard
-from themis_triton.decide.planner import Planner
+from themis_triton.decide.planner import Planner, PlanQuery
 from themis_triton.decide.policies import URGENCY, decision_id
 from themis_triton.decide.rules import build_rules
 from themis_triton.decide.state import PolicyInput, PolicyState
@@ -528,3 +529,17 @@ def test_one_pipeline_s_reason_leads_the_most_urgent_one_first() -> None:
     assert reason(5.0, 5.0) is Reason.STEADY
     assert reason(5.0, 40.0) is reason(40.0, 5.0) is Reason.SURGE
     assert reason(40.0, 1000.0) is reason(1000.0, 40.0) is Reason.INFEASIBLE
+
+
+@pytest.mark.parametrize(
+    ("contention_ms", "service_ms", "slo_ms", "carried_rps"),
+    [(50.0, 500.0, 1500.0, 2.75), (150.0, 500.0, 700.0, 0.0), (250.0, 500.0, 1500.0, 0.375)],
+)
+def test_a_fraction_of_a_request_per_second_is_worth_an_instance_in_an_overload(
+    contention_ms: float, service_ms: float, slo_ms: float, carried_rps: float
+) -> None:
+    heavy = replace(model("heavy", table(0.0, 0.0, contention_ms, service_ms)), max_batch=1, max_instances=4)
+    settings = replace(config(), models={"heavy": heavy}, pipelines=(PipelineConfig("pages", ("heavy",), slo_ms),))
+    answer = Planner(build_rules(settings)).vertical(PlanQuery("pages", Demand(9.0, 0.0, 1.0, 1.0), None), (1,))
+    assert (answer.feasible, answer.largest_demand_rps) == (False, carried_rps)
+    assert [stage.instances for stage in answer.plan.stages] == [4]

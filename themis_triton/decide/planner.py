@@ -22,6 +22,8 @@ from themis_triton.solver.solve import (
     fewest_servers,
     find_vertical,
     find_vertical_late,
+    finer_demand,
+    finer_vertical,
     largest_demand,
     servers_missing,
     solve_joint,
@@ -119,7 +121,7 @@ class Planner:
         return self.remembered(("migration", query, now, reachable), lambda: self._solve_migration(query, now, reachable))
 
     def carried(self, query: PlanQuery, servers: tuple[int, ...], instances: tuple[int, ...]) -> float:
-        """The largest whole rate that a configuration carries inside the SLO without headroom; −1: not even rate 0.
+        """The largest rate that a configuration carries inside the SLO without headroom, whole where it is large; −1: not even rate 0.
 
         Instances that run may be outside the settings' bounds: the problem is widened to them.
         """
@@ -136,7 +138,8 @@ class Planner:
         problem = self._problem(query)
         problem = problem.widened(instances, [stage.max_batch for stage in problem.stages])
         counts, batches = _counts(problem, servers), _batches(query)
-        return largest_demand(problem, counts, instances=instances, batches=batches, max_rate_rps=CAPACITY_LIMIT_RPS)
+        largest = largest_demand(problem, counts, instances=instances, batches=batches, max_rate_rps=CAPACITY_LIMIT_RPS)
+        return finer_demand(problem, counts, largest, instances=instances, batches=batches)
 
     def _solve_vertical(self, query: PlanQuery, servers: tuple[int, ...], min_instances: tuple[int, ...] | None) -> VerticalPlan:
         problem, batches = self._problem(query), _batches(query)
@@ -148,7 +151,7 @@ class Planner:
         # Headroom for a backlog must not hide how much can be carried: a backlog drains fastest at the greatest capacity.
         unbounded = replace(query, demand=replace(query.demand, rate_rps=CAPACITY_LIMIT_RPS, extra_rps=0.0, sigmas=0.0))
         plan, largest = self._strongest(unbounded, servers, min_instances)
-        if largest <= 0.0:
+        if largest < 1.0:
             plan = replace(_least_late(problem, counts, min_instances, batches), feasible=False)
         return VerticalPlan(plan, False, max(0.0, largest), missing, by_stage)
 
@@ -157,7 +160,7 @@ class Planner:
         counts = _counts(problem, servers)
         return self.remembered(
             ("strongest", query, servers, min_instances),
-            lambda: strongest_vertical(problem, counts, min_instances=min_instances, batches=batches),
+            lambda: _greatest(problem, counts, min_instances, batches),
         )
 
     def _solve_migration(self, query: PlanQuery, now: tuple[ServerAssignment, ...], reachable: int) -> Migration:
@@ -194,7 +197,15 @@ def _least_late(
     if found is not None:
         return found
     anything = replace(problem, slo_ms=ANY_SLO_MS, demand_rps=CAPACITY_LIMIT_RPS, headroom_rps=0.0, headroom_sigmas=0.0)
-    return strongest_vertical(anything, counts, min_instances=min_instances, batches=batches)[0]
+    return _greatest(anything, counts, min_instances, batches)[0]
+
+
+def _greatest(
+    problem: ChainProblem, counts: int | list[int], min_instances: tuple[int, ...] | None, batches: list[range] | None
+) -> tuple[ChainPlan, float]:
+    """The plan of the largest rate up to the demand, and that rate; among a few requests/s fractions tell counts apart."""
+    largest = strongest_vertical(problem, counts, min_instances=min_instances, batches=batches)
+    return finer_vertical(problem, counts, largest, min_instances=min_instances, batches=batches)
 
 
 def _counts(problem: ChainProblem, servers: tuple[int, ...]) -> int | list[int]:

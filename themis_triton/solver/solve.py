@@ -19,6 +19,8 @@ RATE_LIMIT = 10**9
 SERVERS_TRIED = 4096
 TOTAL_TRIED = 512  # in total where waits fall with every server, so that every number is a choice
 
+FINE_BELOW_RPS, FINE_STEPS = 16.0, 8
+
 
 @dataclass(frozen=True, slots=True)
 class _Limits:
@@ -154,6 +156,35 @@ def strongest_vertical(
     −1 with the least counts when not even an idle chain meets the SLO. The plan's `binding` is not looked for: THROUGHPUT or LATENCY.
     """
     return _best_effort(problem, _Limits(servers, None, batches, min_instances), why=False)
+
+
+def finer_vertical(
+    problem: ChainProblem,
+    servers: int | Sequence[int],
+    largest: tuple[ChainPlan, float],
+    *,
+    min_instances: Sequence[int] | None = None,
+    batches: Batches | None = None,
+) -> tuple[ChainPlan, float]:
+    """The answer of `strongest_vertical` in steps of an eighth, where whole requests/s would hide much: below `FINE_BELOW_RPS`."""
+    limits = _Limits(servers, None, batches, min_instances)
+    for rate_rps in _finer_rates(largest[1]):
+        plan = _plan(replace(problem, demand_rps=rate_rps), limits)
+        if plan is not None:
+            return replace(plan, feasible=False, binding=largest[0].binding), rate_rps
+    return largest
+
+
+def finer_demand(
+    problem: ChainProblem, servers: int | Sequence[int], largest: float, *, instances: Sequence[int], batches: Batches | None = None
+) -> float:
+    """The answer of `largest_demand` in steps of an eighth below `FINE_BELOW_RPS`."""
+    limits = _Limits(servers, instances, batches)
+    return next((rps for rps in _finer_rates(largest) if _plan(replace(problem, demand_rps=rps), limits) is not None), largest)
+
+
+def _finer_rates(whole_rps: float) -> list[float]:
+    return [whole_rps + step / FINE_STEPS for step in range(FINE_STEPS - 1, 0, -1)] if 0.0 <= whole_rps < FINE_BELOW_RPS else []
 
 
 def servers_missing(
