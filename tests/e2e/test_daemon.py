@@ -314,9 +314,10 @@ def test_pause_holds_everything_resume_goes_on_why_tells_and_stop_leaves_it_serv
 
         def edit_settings() -> None:
             whole = sidecar.settings.read_text()
-            sidecar.settings.write_text(whole + "mode: advisory\nretention: {max_old_logs: 9}\n")
+            edited = whole.replace("stop_timeout_s: 3", "stop_timeout_s: 4")
+            sidecar.settings.write_text(edited + "mode: advisory\nretention: {max_old_logs: 9}\n")
             answer = message("reload")
-            assert answer.startswith("settings reloaded: changed mode; retention stay as they were until a restart. Fix: ")
+            assert answer.startswith("settings reloaded: changed mode, retention; launch stay as they were until a restart. Fix: ")
             assert json.loads(message("status", "--json").splitlines()[-1])["mode"] == "advisory"
             sidecar.settings.write_text(whole + "mode: sometimes\n")
             refused = sidecar.command("reload")
@@ -328,7 +329,7 @@ def test_pause_holds_everything_resume_goes_on_why_tells_and_stop_leaves_it_serv
                 time.sleep(POLL_S)
             assert "settings_refused" in sidecar.log.read_text()
             sidecar.settings.write_text(whole)
-            assert message("reload").startswith("settings reloaded: changed mode")
+            assert message("reload").startswith("settings reloaded: changed mode, retention")
 
         async def scenario() -> None:
             await sidecar.start()

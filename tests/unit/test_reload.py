@@ -59,7 +59,6 @@ def test_what_the_ticks_alone_read_changes_at_once(edit: Edit, changed: tuple[st
     [
         (lambda c: replace(c, state_directory=Path("/elsewhere")), "state_directory"),
         (lambda c: replace(c, launch=None), "launch"),
-        (lambda c: replace(c, retention=RetentionConfig(max_old_logs=1)), "retention"),
         (lambda c: replace(c, callees={"a": ("b",)}), "calls"),
         (lambda c: replace(c, pipelines=(replace(c.pipelines[0], name="other"),)), "pipelines"),
         (lambda c: replace(c, pipelines=(replace(c.pipelines[0], overload=Overload.SHED),)), "pipelines"),
@@ -90,7 +89,9 @@ def test_service_times_that_were_learnt_outlive_a_reload_of_other_keys_and_end_w
 def test_a_running_sidecar_takes_up_good_settings_and_refuses_bad_ones(tmp_path: Path) -> None:
     settings = replace(CURRENT, state_directory=tmp_path)
     patient = replace(settings.policy, retry_backoff_s=7.0)
-    edited: list[ThemisConfig | SettingsError] = [replace(settings, mode=Mode.ADVISORY, policy=patient), SettingsError("themis.yaml:1:1")]
+    small = RetentionConfig(journal_bytes=2**20)
+    changed = replace(settings, mode=Mode.ADVISORY, policy=patient, retention=small)
+    edited: list[ThemisConfig | SettingsError] = [changed, SettingsError("themis.yaml:1:1")]
 
     def read() -> ThemisConfig:
         result = edited.pop(0)
@@ -115,9 +116,10 @@ def test_a_running_sidecar_takes_up_good_settings_and_refuses_bad_ones(tmp_path:
         await loop.tick()
         assert board.status().mode == "advisory"
         assert bench.executor.limits == {}
+        assert (journal._writer.max_bytes, loop.components.config.retention) == (2**20, small)
         assert loop.planner.rules.config.policy.retry_backoff_s == bench.executor.backoff.first_s == 7.0
         assert [(event.kinds, event.sentence) for event in board.events] == [
-            (("settings_reloaded",), "settings reloaded: changed policy, mode"),
+            (("settings_reloaded",), "settings reloaded: changed policy, mode, retention"),
             (("settings_refused",), "settings refused, the old ones stay in force: themis.yaml:1:1"),
         ]
         await bench.executor.cancel()

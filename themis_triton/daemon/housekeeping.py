@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -14,10 +15,10 @@ log = structlog.get_logger()
 EVERY_S = 60.0
 
 
-async def keep_logs_bounded(components: Components) -> None:
-    """Bound the logs of servers and Envoy until cancelled."""
+async def keep_logs_bounded(components: Callable[[], Components]) -> None:
+    """Bound the logs of servers and Envoy until cancelled, by the settings of then."""
     while True:
-        await bound_logs_once(components)
+        await bound_logs_once(components())
         await asyncio.sleep(EVERY_S)
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.pipeline_config import PipelineConfig
 
-LIVE = ("models", "pipelines", "prices", "policy", "policies", "planning", "mode", "allow_stale_profiles")
-"""Sections that the ticks alone read."""
-RESTART = ("state_directory", "servers", "envoy", "launch", "status", "retention", "callees")
+LIVE = ("models", "pipelines", "prices", "policy", "policies", "planning", "mode", "allow_stale_profiles", "retention")
+"""Sections that the ticks read, or that are handed on."""
+RESTART = ("state_directory", "servers", "envoy", "launch", "status", "callees")
 """Sections from which adapters were built."""
 KEYS = {"callees": "calls"}
 RELOADED, REFUSED = "settings_reloaded", "settings_refused"

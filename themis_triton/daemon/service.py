@@ -127,7 +127,7 @@ async def _run_ticks(loop: _Loop, kernels: Kernels, stop: asyncio.Event) -> None
     """Tick until `stop`. The next tick starts `tick_s` after the end of the last one, or later while nothing moves."""
     world = loop.components.world
     watching = asyncio.create_task(EnvoyWatch(loop.components.envoy, world.executor, world.supervisor, world.clock).run())
-    tidying = asyncio.create_task(keep_logs_bounded(loop.components))
+    tidying = asyncio.create_task(keep_logs_bounded(lambda: loop.components))
     renewing = asyncio.create_task(keep_certificates(loop.components.routes))
     async with _cancelled_on_exit(watching), _cancelled_on_exit(tidying), _cancelled_on_exit(renewing):
         while not stop.is_set():
@@ -233,6 +233,7 @@ class _Loop:
         self.planner = Planner(build_rules(planned), self.planner.forecaster)
         self.components, self.board.config = replace(self.components, config=config), planned
         self.__post_init__()
+        self.components.journal.bound(config.retention.journal_bytes)
         if config.mode is Mode.ADVISORY:  # nothing is refused in it
             self.components.world.executor.submit(Plan(RELOADED, limits={}))
         backoff = self.components.world.executor.backoff

@@ -43,6 +43,10 @@ class Journal:
         except (OSError, sqlite3.Error) as error:
             raise EnvironmentCheckError(f"{path}: the journal cannot be opened ({error}). Fix: make `state_directory` writable") from error
 
+    def bound(self, max_bytes: int) -> None:
+        """Bound the file by another size from the next rows on."""
+        self._writer.max_bytes = max_bytes
+
     @property
     def trouble(self) -> str | None:
         """Why nothing is written now; None when all is well."""

@@ -55,7 +55,7 @@ class JournalWriter:
 
     def __init__(self, path: Path, max_bytes: int) -> None:
         self._path = path
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._rows: deque[Statement] = deque()
         self._servers: dict[str, str] = {}
         self._changed: set[str] = set()
@@ -180,7 +180,7 @@ class JournalWriter:
             self._since_prune += len(rows)
             pruned = self._since_prune >= PRUNE_EVERY
             if pruned:
-                prune(db, self._max_bytes)
+                prune(db, self.max_bytes)
         except BaseException:
             with suppress(sqlite3.Error):
                 db.execute("rollback")
@@ -190,7 +190,7 @@ class JournalWriter:
         if pruned:
             self._since_prune = 0
             with suppress(sqlite3.Error):  # the rows are written; a disk that is too full for the copy keeps the file as it is
-                compact(db, self._max_bytes)
+                compact(db, self.max_bytes)
 
     def _connection(self) -> sqlite3.Connection:
         """The open file; opened again where it was not open or its file is gone."""
