@@ -65,7 +65,7 @@ export class Chart {
     if (!width || !this.data) return;
     const axis = { stroke: css("--muted"), font: FONT, grid: { stroke: css("--chart-grid"), width: 1 }, ticks: { show: false } };
     const options = {
-      width, height: this.height, padding: [10, 8, 0, 0],
+      width, height: this.height, padding: [10, 20, 0, 0],
       legend: { show: false },
       cursor: { y: false, drag: { setScale: false, x: false }, points: { show: false }, ...(this.sync ? { sync: { key: this.sync } } : {}) },
       scales: { x: { time: !this.x, range: (u, min, max) => (this.range ? [this.range.from, this.range.until] : [min, max]) }, y: { range: (u, min, max) => [0, Math.max(1, (max ?? 0) * 1.1)] } },

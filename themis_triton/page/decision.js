@@ -6,6 +6,8 @@ import * as f from "./format.js";
 import { reasonWords } from "./state.js";
 
 const FEW = 5;
+const AGAIN_MS = 1500;
+const KNOWN_AFTER_S = 300;
 const OUTCOMES = { done: ["good", "Done"], refused: ["bad", "Refused"], timed_out: ["bad", "Timed out"], skipped: ["idle", "Skipped"], lost: ["bad", "Lost"] };
 
 export class DecisionDialog {
@@ -25,15 +27,35 @@ export class DecisionDialog {
     body.replaceChildren(h("p", { class: "facts" }, `Reading ${id}…`));
     if (!this.dialog.open) this.dialog.showModal();
     history.replaceState(null, "", `#decision=${encodeURIComponent(id)}`);
+    this.id = id;
+    this.shown = "";
+    await this.read(id);
+    byId("decision-title").focus();
+  }
+
+  /** Show the decision, and again while its steps run or its result is not known yet. */
+  async read(id) {
+    clearTimeout(this.again);
+    if (id !== this.id || !this.dialog.open) return;
+    const body = byId("decision-body");
     try {
       const detail = await get(`v1/decisions/${encodeURIComponent(id)}`);
+      if (id !== this.id) return;
+      const text = JSON.stringify(detail);
+      if (unfinished(detail)) this.again = setTimeout(() => this.read(id), AGAIN_MS);
+      if (text === this.shown) return;
+      this.shown = text;
       setText(byId("decision-title"), f.capital(f.brief(detail.sentence, detail.evidence.length)));
       body.replaceChildren(...parts(detail));
-      byId("decision-title").focus();
     } catch (error) {
       body.replaceChildren(h("p", { class: "facts" }, `This decision cannot be shown: ${error.message}`));
     }
   }
+}
+
+function unfinished(detail) {
+  if (Date.now() / 1000 - detail.at_s > KNOWN_AFTER_S) return false;
+  return (!detail.advisory && detail.steps.some((step) => step.outcome === null)) || detail.results.some((row) => row.measured_p99_ms === null);
 }
 
 function parts(detail) {
@@ -91,8 +113,8 @@ function results({ results }, focus) {
   const rows = results.filter((row) => focus.has(row.pipeline));
   if (!rows.length) return [];
   const titles = [["Pipeline"], ["p99 predicted", 1], ["largest measured", 1], ["SLO expected in", 1], ["held after", 1], ["Servers wanted", 1], ["then", 1]];
-  const held = (row) => (row.held_after_s === null ? (row.observed_s > 0 ? `not in ${f.duration(row.observed_s)}` : f.NONE) : row.held_after_s < 1 ? "at once" : f.duration(row.held_after_s));
+  const held = (row) => (row.held_after_s === null ? (row.observed_s > 0 ? `not yet in ${f.duration(row.observed_s)}` : f.NONE) : row.held_after_s < 1 ? "at once" : f.duration(row.held_after_s));
   return [h("h3", {}, "Predicted, and what came of it"), table(titles, rows.map((row) => [row.pipeline, row.predicted_p99_ms === null ? f.NONE : `${f.ms(row.predicted_p99_ms)} ms`, row.measured_p99_ms === null ? "not yet known" : `${f.ms(row.measured_p99_ms)} ms`,
-    row.predicted_holds_after_s ? f.duration(row.predicted_holds_after_s) : "at once", held(row), f.count(row.servers_desired), f.count(row.servers === null ? null : Math.round(10 * row.servers) / 10)])),
+    f.duration(row.predicted_holds_after_s), held(row), f.count(row.servers_desired), f.count(row.servers === null ? null : Math.round(10 * row.servers) / 10)])),
   h("p", { class: "quiet" }, "Measured by samples of a few seconds: p99 in the minute after the last step.")];
 }

@@ -15,7 +15,7 @@ export class Fleet {
 
   render(status) {
     const rows = status.servers.map((server) => ({ server, state: serverState(server, status), notes: serverNotes(server, status) }));
-    rows.sort((a, b) => a.state.rank - b.state.rank || b.notes.length - a.notes.length || (a.server.name < b.server.name ? -1 : 1));
+    rows.sort((a, b) => a.state.rank - b.state.rank || (a.server.name < b.server.name ? -1 : 1));
     const memory = Object.fromEntries(status.devices.map((device) => [device.device, device]));
     reconcile(this.body, rows, (row) => row.server.name, (row) => this.create(row), (element, row) => this.update(element, row, memory));
     show(this.table, rows.length > 0);

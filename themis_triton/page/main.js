@@ -11,8 +11,8 @@ import { conditions, headline, pipelineState } from "./state.js";
 import { Timeline } from "./timeline.js";
 import { WhatIf } from "./whatif.js";
 
-const LATE_S = 6;
-const ATTAINMENT_MS = 30000;
+const LATE_S = 3.5;
+const ATTAINMENT_MS = 15000;
 const MAX_SENTENCE_PIPELINES = 3;
 
 const decisions = new DecisionDialog();
@@ -42,7 +42,7 @@ function take(next) {
   if (lost !== null) { lost = null; document.body.classList.remove("gone"); timeline.refresh(); }
   whatif.take(status);
   if (first && status.pipelines.length) select([...status.pipelines].sort((a, b) => pipelineState(a).rank - pipelineState(b).rank)[0].name);
-  if (first) attainment();
+  if (first) for (const waitMs of [0, 7000]) setTimeout(attainment, waitMs);
   glance.render(status);
   fleet.render(status);
   timeline.take(status);

@@ -76,7 +76,7 @@ export function conditions(status) {
   for (const drift of status.drift) add("warn", `Drift: ${drift}`);
   if (status.paused) add("warn", "Paused: Themis shows what it would do and changes nothing. Resume it under Controls or with “themis resume”.");
   else if (status.mode === "advisory") add("info", "Advisory mode: Themis shows what it would do and changes nothing.");
-  for (const clamp of status.clamps) add("info", `Limited: ${clamp.sentence}`);
+  if (status.clamps.length) add("info", `Limited: ${status.clamps[0].sentence}${status.clamps.length > 1 ? `; and ${f.plural(status.clamps.length - 1, "other limit")}, in the decision` : ""}`);
   for (const [actuator, reason] of Object.entries(status.resting)) add("warn", `${actuator} rests: ${reason}`);
   for (const [actuator, untilS] of Object.entries(status.backing_off)) {
     if (!(actuator in status.resting)) add("warn", `${actuator} is in back-off after a failure, for ${f.duration(untilS - status.at_s)} more`);

@@ -9,8 +9,9 @@ import { reasonWords } from "./state.js";
 const RANGES = [[900, "15 min"], [3600, "1 h"], [21600, "6 h"], [86400, "24 h"], [604800, "7 d"]];
 const SERIES = ["at_s", "rate_rps", "demand_rps", "capacity_rps", "p50_ms", "p99_ms", "slo_ms", "servers", "instances"];
 const REFRESH_MS = 30000;
-const SOON_MS = 1500;
+const SOON_MS = 800;
 const LIVE_UP_TO_S = 3600;
+const SHORTEST_S = 60;
 const KINDS = { paused: "Paused", resumed: "Resumed", tick_failed: "Tick failed", settings_reloaded: "Settings reloaded", settings_refused: "Settings refused" };
 
 const last = (values) => values.findLast((value) => value !== null && value !== undefined);
@@ -65,11 +66,12 @@ export class Timeline {
 
   async refresh() {
     if (!this.name) return;
-    this.asked?.abort();
-    this.asked = new AbortController();
-    const asked = { name: this.name, rangeS: this.rangeS };
+    const asked = { name: this.name, rangeS: this.rangeS, control: new AbortController() };
+    if (this.asked && this.asked.name === asked.name && this.asked.rangeS === asked.rangeS) return;
+    this.asked?.control.abort();
+    this.asked = asked;
     try {
-      const history = await get("v1/history", { range_s: this.rangeS, points: 400, pipeline: this.name }, this.asked.signal);
+      const history = await get("v1/history", { range_s: this.rangeS, points: 400, pipeline: this.name }, asked.control.signal);
       if (asked.name !== this.name || asked.rangeS !== this.rangeS) return;
       this.history = history;
       show(byId("timeline-error"), false);
@@ -80,6 +82,8 @@ export class Timeline {
       const place = byId("timeline-error");
       setText(place, `The history cannot be read now: ${error.message}. The next attempt follows within ${REFRESH_MS / 1000} s.`);
       show(place, true);
+    } finally {
+      if (this.asked === asked) this.asked = null;
     }
   }
 
@@ -93,7 +97,7 @@ export class Timeline {
     if (this.select.value !== this.name) this.select.value = this.name;
     for (const pipeline of status.pipelines) this.addPoint(status, pipeline);
     const newest = status.events.length ? `${status.events.at(-1).decision_id}/${status.events.length}` : "";
-    if (newest !== this.newest && this.newest !== "") { clearTimeout(this.soon); this.soon = setTimeout(() => this.refresh(), SOON_MS); }
+    if (newest !== this.newest && this.newest !== "" && !this.soon) this.soon = setTimeout(() => { this.soon = null; this.refresh(); }, SOON_MS);
     this.newest = newest || "none";
     if (this.history) this.draw();
   }
@@ -116,7 +120,8 @@ export class Timeline {
     const past = this.history.pipelines[0];
     const live = this.live.get(this.name) ?? [];
     const until = Math.max(this.history.until_s, live.at(-1)?.at_s ?? 0);
-    const from = until - this.rangeS;
+    const known = Math.min(past.at_s[0] ?? until, live[0]?.at_s ?? until);
+    const from = Math.max(until - this.rangeS, Math.min(known, until - SHORTEST_S));
     const useLive = this.rangeS <= LIVE_UP_TO_S ? live : [];
     const firstLive = useLive[0]?.at_s ?? Infinity;
     const data = Object.fromEntries(SERIES.map((name) => [name, []]));

@@ -1,0 +1,125 @@
+"""The web page in a real browser, of a sidecar on real Triton: a surge is seen, understood, and stopped."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.browser import LOW_CONTRAST, NEEDS_CHROMIUM, SCREENSHOTS, UNNAMED, Browser, browsing, playwright
+from tests.e2e.conftest import Launch
+from tests.e2e.daemon_setup import Sidecar, beside, traffic
+from themis_triton.adapters.token_file import read_token
+
+pytestmark = [pytest.mark.e2e, NEEDS_CHROMIUM]
+
+SURGE_RPS = 60.0
+GROWTH = "#decisions li button:has-text('grow video-')"
+HOUR = "#pipelines td[data-id=hour]"
+
+
+async def is_paused(sidecar: Sidecar) -> bool:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        return bool((await client.get(f"http://{sidecar.status_address}/v1/status")).json()["paused"])
+
+
+async def see_the_decision(browser: Browser) -> None:
+    """The surge is in the table and the list; the decision opens with its evidence and steps, by keyboard, and closes again."""
+    page = browser.page
+    await browser.text("#servers", "launched")
+    growth = page.locator(GROWTH).last
+    await growth.focus()
+    await page.keyboard.press("Enter")
+    await browser.text("#decision-body", "Evidence")
+    await browser.text("#decision-body .steps", "grow video-")
+    await browser.text("#decision-body .steps", "Done")
+    await browser.text("#decision-body", "what came of it")
+    assert await page.evaluate("document.activeElement.id") == "decision-title"
+    await browser.picture("page-decision")
+    await page.keyboard.press("Escape")
+    await playwright.expect(page.locator("#decision")).to_be_hidden()
+
+
+async def ask_what_if(browser: Browser) -> None:
+    """The slider asks the solver; beyond what fits the answer says so."""
+    slider = browser.page.locator("#whatif-rate")
+    await slider.press("Home")
+    await browser.text("#whatif-answer", "At 0/s: 1 server")
+    await slider.press("ArrowRight")
+    await playwright.expect(browser.page.locator("#whatif-answer")).not_to_contain_text("At 0/s")
+    await browser.page.locator("#whatif-rate-number").fill("5000")
+    await browser.text("#whatif-answer", "At 5,000/s: no plan. At most")
+    await browser.page.locator("#whatif-rate-number").fill("20")
+    await browser.text("#whatif-answer", "At 20/s: 1 server")
+    await browser.text("#whatif-stages", "video-detector")
+
+
+async def stop_it(browser: Browser, sidecar: Sidecar) -> None:
+    """Nothing is changed without the token or with another one; with it the sidecar pauses and resumes."""
+    page = browser.page
+    await page.click("text=Pause >> visible=true")
+    await browser.text("#control-result", "Refused: enter the token first")
+    await page.fill("#token", "another-token-0123456789")
+    await page.click("#control-buttons button >> nth=0")
+    await page.click("#confirm-yes")
+    await browser.text("#control-result", "Refused: the token is not that of")
+    assert not await is_paused(sidecar)
+    browser.complaints.clear()  # the refusal, by the browser itself
+    await page.fill("#token", read_token(sidecar.state / "token"))
+    await page.click("#control-buttons button >> nth=0")
+    await page.click("#confirm-yes")
+    await browser.text("#control-result", "Paused: nothing is changed")
+    await browser.text("#mode", "Paused")
+    await browser.text("#decisions", "paused by")
+    assert await is_paused(sidecar)
+    await page.click("#control-buttons button:has-text('Resume')")
+    await page.click("#confirm-yes")
+    await browser.text("#mode", "Active")
+
+
+async def fits_everyone(browser: Browser) -> None:
+    """Light, dark and narrow: enough contrast, a name for every control, nothing beyond the edge."""
+    page = browser.page
+    assert await page.evaluate(UNNAMED) == []
+    assert await page.evaluate(LOW_CONTRAST) == []
+    await browser.picture("page-light")
+    await page.click("#theme")
+    await page.click("#theme")
+    await browser.text("#theme", "dark")
+    assert await page.evaluate(LOW_CONTRAST) == []
+    await browser.picture("page-dark")
+    await page.set_viewport_size({"width": 390, "height": 844})
+    assert await page.evaluate("document.documentElement.scrollWidth") == 390
+    await browser.picture("page-narrow")
+    await page.set_viewport_size({"width": 1280, "height": 900})
+
+
+def test_a_surge_is_seen_understood_and_stopped_in_the_browser(launch: Launch, tmp_path: Path) -> None:
+    with beside(launch, tmp_path) as sidecar:
+
+        async def scenario() -> None:
+            starting = asyncio.create_task(sidecar.start())
+            async with browsing() as browser:
+                await starting
+                await browser.page.goto(f"http://{sidecar.status_address}/")
+                await browser.text("#pipelines", "No traffic")
+                async with traffic(sidecar, SURGE_RPS) as load:
+                    await browser.text("#decisions", "grow video-")
+                    if SCREENSHOTS is not None:  # a surge that has been absorbed shows more
+                        await browser.text("#pipelines", "Inside SLO")
+                        await browser.page.wait_for_function(
+                            "parseFloat(document.querySelector('#pipelines td[data-id=hour]').textContent) > 1"
+                        )
+                    await ask_what_if(browser)
+                    await fits_everyone(browser)
+                    await see_the_decision(browser)
+                    await stop_it(browser, sidecar)
+                    await load.end()
+                assert (browser.complaints, browser.hosts) == ([], {sidecar.status_address})
+                await sidecar.kill()
+                await browser.text("#headline", "The sidecar does not answer")
+                await browser.text("#why", "The data on this page are from")
+
+        asyncio.run(scenario())
