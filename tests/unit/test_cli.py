@@ -13,7 +13,10 @@ from typer.testing import CliRunner
 import themis_triton
 from themis_triton import cli
 from themis_triton.commands import evaluating, run_command
+from themis_triton.commands.load_options import LoadFlags, options_from
+from themis_triton.core.config import ModelInputs
 from themis_triton.daemon.lock import locked
+from themis_triton.load.traces import TraceOptions
 from themis_triton.settings.shipped import shipped
 
 COMMANDS = (
@@ -198,3 +201,8 @@ def test_ctrl_c_gives_code_130(settings_file: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(run_command, "run_command", interrupted)
     assert exit_code(monkeypatch, "run", "-c", str(settings_file)) == 130
+
+
+def test_the_data_of_a_load_are_those_of_every_model() -> None:
+    flags = LoadFlags(None, "127.0.0.1:1", ("v=a,b",), None, TraceOptions(), (), 0, None, Path("real.npz"))
+    assert options_from(flags).inputs == dict.fromkeys(("a", "b"), ModelInputs(file=Path("real.npz")))
