@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import logging
 import os
 import sys
 from pathlib import Path
+from typing import TextIO, cast
 
 import structlog
 
@@ -47,12 +50,32 @@ def configure_logging() -> None:
     # JSON escapes control characters by itself.
     tracebacks: list[structlog.typing.Processor] = [_escape] if terminal else [structlog.processors.format_exc_info]
     stamps: list[structlog.typing.Processor] = [structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso")]
-    structlog.configure(processors=[*stamps, *tracebacks, renderer], logger_factory=structlog.WriteLoggerFactory(sys.stderr))
+    structlog.configure(
+        processors=[*stamps, *tracebacks, renderer], logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Unfailing(sys.stderr)))
+    )
     handler = logging.StreamHandler(sys.stderr)
     first: list[structlog.typing.Processor] = [structlog.stdlib.add_logger_name, *stamps]
     last: list[structlog.typing.Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tracebacks, renderer]
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=last, foreign_pre_chain=first))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+
+
+class _Unfailing(io.TextIOBase):
+    """A stream that loses what cannot be written: a full disk under the log must not end the sidecar."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, or not."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or not."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
 
 
 def _escape(_logger: object, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
