@@ -119,6 +119,38 @@ def test_requests_beyond_a_limit_are_refused_with_the_reason_and_still_count_as_
     asyncio.run(scenario())
 
 
+def test_at_three_times_the_limit_higher_classes_are_admitted_first(tmp_path: Path) -> None:
+    """Each class brings as much as the limit admits: the highest gets in, the others hardly do."""
+    rate_rps, seconds = 60.0, 3.0
+    limit = RouteLimit(rate_rps, 12, reason="full", class_header="x-priority", classes=("high", "normal"))
+    senders = {"high": (("x-priority", "high"),), "normal": (("x-priority", "normal"),), "low": (("x-priority", "none"),)}
+
+    async def send(address: Address, metadata: tuple[tuple[str, str], ...]) -> list[str]:
+        request = pb.ModelInferRequest(model_name=MODEL, raw_input_contents=[b"\0\0\0\0"])
+        request.inputs.add(name="INPUT", datatype="FP32", shape=[1, 1])
+        loop, running = asyncio.get_running_loop(), []
+        async with grpc.aio.insecure_channel(address.authority) as channel:
+            infer = channel.unary_unary(f"/{SERVICE}/ModelInfer", pb.ModelInferRequest.SerializeToString, pb.ModelInferResponse.FromString)
+            began_s = loop.time()
+            for number in range(int(rate_rps * seconds)):
+                await asyncio.sleep(max(0.0, began_s + number / rate_rps - loop.time()))
+                running.append(asyncio.ensure_future(infer(request, timeout=20.0, metadata=metadata).code()))
+            return [code.name for code in await asyncio.gather(*running)]
+
+    async def scenario() -> None:
+        async with limited(tmp_path) as (config, files, endpoint):
+            await files.write(RouteTable({MODEL: ModelRoute((endpoint,), limit=limit)}, (endpoint,)))
+            codes = await asyncio.gather(*(send(config.grpc_listen, metadata) for metadata in senders.values()))
+            sent, admitted = len(codes[0]), {name: each.count("OK") for name, each in zip(senders, codes, strict=True)}
+            assert admitted["high"] >= 0.97 * sent, admitted
+            assert admitted["normal"] + admitted["low"] < 0.25 * sent, admitted
+            assert {code for each in codes for code in each} == {"OK", "RESOURCE_EXHAUSTED"}
+            reading = (await read(config, [MODEL]))[MODEL]
+            assert (reading.arrivals, reading.refused) == (3 * sent, 3 * sent - sum(admitted.values()))
+
+    asyncio.run(scenario())
+
+
 def test_a_sidecar_sheds_an_overload_says_so_and_its_limit_outlives_it(launch: Launch, tmp_path: Path) -> None:
     fixed = {DETECTOR: yaml.safe_load((shipped("config") / "themis.yaml").read_text())["models"][DETECTOR] | {"instances": [1, 1]}}
     pipelines = {"video": {"model": DETECTOR, "slo_ms": 300, "overload": "shed"}}

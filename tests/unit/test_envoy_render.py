@@ -55,7 +55,7 @@ def test_what_cannot_be_rendered_yet_is_refused_and_not_dropped() -> None:
 def test_a_limit_is_split_by_protocol_and_read_back_as_it_was_written(
     rest_fraction: float, grpc: tuple[int, int], rest: tuple[int, int]
 ) -> None:
-    limit = RouteLimit(25.5, 8, rest_fraction, "Themis: too much")
+    limit = RouteLimit(25.5, 8, rest_fraction, "Themis: too much", class_header="x-priority", classes=("high", "normal"))
     files = render(CONFIG, replace(TABLE, models={**TABLE.models, "detect": ModelRoute((ONE,), limit=limit)}))
     for protocol, expected in ((Protocol.GRPC, grpc), (Protocol.HTTP, rest)):
         [configuration] = resources(files, f"rds/{protocol}.json")

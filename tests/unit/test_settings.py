@@ -133,14 +133,14 @@ BAD = {
         ("slo_ms: 300", "slo_ms: 300\n    slo: 300"),
         (
             "themis.yaml:29:5: pipelines.video.slo: unknown key: "
-            "expected one of stages, model, slo_ms, percentile, weight, overload. Fix: write `slo_ms: 300`"
+            "expected one of stages, model, slo_ms, percentile, weight, overload, classes. Fix: write `slo_ms: 300`"
         ),
     ),
     "key with another unit": (
         ("slo_ms: 300", "slo_ms: 300\n    slo_s: 0.3"),
         (
             "themis.yaml:29:5: pipelines.video.slo_s: unknown key: "
-            "expected one of stages, model, slo_ms, percentile, weight, overload. Fix: write `slo_ms: 300`"
+            "expected one of stages, model, slo_ms, percentile, weight, overload, classes. Fix: write `slo_ms: 300`"
         ),
     ),
     "value with a unit": (
@@ -981,3 +981,12 @@ def test_the_name_of_model_configurations_is_passed_on_and_chooses_the_files_tha
     custom.write_text("sequence_batching { }")
     config = load_settings(path)
     assert [model.name for model in config.models.values() if model.stateful] == ["detector"]
+
+
+def test_classes_are_read_and_need_shed(tmp_path: Path) -> None:
+    classes = "slo_ms: 300\n    classes: {header: x-class, values: [gold, silver]}\n"
+    (pipeline, *_) = load_settings(write(tmp_path, changed("slo_ms: 300\n", f"{classes}    overload: shed\n"))).pipelines
+    assert (pipeline.class_header, pipeline.classes) == ("x-class", ("gold", "silver"))
+    assert "`classes` is set without `overload: shed`" in messages(write(tmp_path, changed("slo_ms: 300\n", classes)))[0]
+    twice = classes.replace("silver", "gold") + "    overload: shed\n"
+    assert "gold is named twice" in messages(write(tmp_path, changed("slo_ms: 300\n", twice)))[0]

@@ -41,7 +41,7 @@ class PipelineConfig:
     reaches inside the server. None: clients call the stages.
     `graph`: the order of the stages where some run side by side; None: one after the other. `bound`: a request waits less than that,
     because its stages' order is not series-parallel. `overload` None: DEPRIORITIZE where the policy names a fraction of the SLO for it,
-    else QUEUE.
+    else QUEUE. `classes`: see `RouteLimit`.
     """
 
     name: str
@@ -54,6 +54,8 @@ class PipelineConfig:
     graph: Graph | None = None
     bound: bool = False
     overload: Overload | None = None
+    class_header: str = ""
+    classes: tuple[str, ...] = ()
 
     @property
     def sheds(self) -> bool:

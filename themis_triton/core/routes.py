@@ -21,7 +21,8 @@ class RouteLimit:
     """Admission limit of one model's single requests: their mean rate, and how many may come at once. Excess requests are refused.
 
     `rest_fraction`: the part of the rate for REST; gRPC has the others. `reason`: what a refused client reads. `min_deadline_ms`: calls
-    with a shorter deadline are refused, because no answer can come before it; 0: none are.
+    with a shorter deadline are refused, because no answer can come before it; 0: none are. `classes`: values of `class_header`, the
+    highest first: lower ones, and below them requests without any of these, are refused first.
     """
 
     requests_per_s: float
@@ -29,6 +30,8 @@ class RouteLimit:
     rest_fraction: float = 0.0
     reason: str = ""
     min_deadline_ms: float = 0.0
+    class_header: str = ""
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,8 @@ def _next(now: StandingLimit | None, view: PipelineView) -> StandingLimit | None
     fraction = view.estimate.rest_fraction
     if fraction is None:
         fraction = now.limit.rest_fraction if now is not None else 0.0
-    limit = RouteLimit(round(rate_rps, 2), burst, round(fraction, 1), _reason(view, rate_rps), _min_deadline_ms(view))
+    classes = (view.pipeline.class_header, view.pipeline.classes)
+    limit = RouteLimit(round(rate_rps, 2), burst, round(fraction, 1), _reason(view, rate_rps), _min_deadline_ms(view), *classes)
     return StandingLimit(limit, view.at_s, view.capacity_rps)
 
 

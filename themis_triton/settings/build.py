@@ -69,12 +69,17 @@ def _pipeline(loaded: Loaded, name: str, pipeline: PipelineSettings) -> Pipeline
         stages, inside = zip(*expand(loaded, pipeline.model), strict=True)
         order = graph_of(loaded, pipeline.model)
         graph = None if is_chain(order.graph) else order.graph
-        return PipelineConfig(
-            name, stages, *weighted, calls=inside, entry=pipeline.model, graph=graph, bound=order.bound, overload=pipeline.overload
-        )
+        built = PipelineConfig(name, stages, *weighted, calls=inside, entry=pipeline.model, graph=graph, bound=order.bound)
+        return _with_overload(built, pipeline)
     calls = tuple(stage.calls for stage in pipeline.stages or ())
     counted = calls if any(each != StageCalls() for each in calls) else ()
-    return PipelineConfig(name, pipeline.chain, *weighted, counted, overload=pipeline.overload)
+    return _with_overload(PipelineConfig(name, pipeline.chain, *weighted, counted), pipeline)
+
+
+def _with_overload(built: PipelineConfig, pipeline: PipelineSettings) -> PipelineConfig:
+    if pipeline.classes is None:
+        return replace(built, overload=pipeline.overload)
+    return replace(built, overload=pipeline.overload, class_header=pipeline.classes.header, classes=tuple(pipeline.classes.values))
 
 
 def _policy(settings: Settings, name: PolicyName, own: PolicySettings) -> PolicyConfig:

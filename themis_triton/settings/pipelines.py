@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from themis_triton.core.config import Overload, PipelineConfig, StageCalls
 from themis_triton.settings.kinds import Allowed, Section, one_of, refusal
@@ -62,6 +62,25 @@ Stage = Annotated[
 Callees = Annotated[list[Stage], Field(min_length=1), Allowed("a list of models")]
 
 
+class ClassSettings(Section):
+    """Classes of requests, told apart by a header. Clients choose them, so trust them or have a proxy set the header."""
+
+    header: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$"), Allowed("a header's name in lower case")] = Field(
+        default="x-priority", description="the request header, or gRPC metadata key"
+    )
+    values: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field(
+        min_length=1, max_length=8, description="its values, the highest class first; requests with none of them are the lowest class"
+    )
+
+    @field_validator("values")
+    @classmethod
+    def _distinct(cls, values: list[str]) -> list[str]:
+        twice = next((value for value in values if values.count(value) > 1), None)
+        if twice is not None:
+            raise refusal(f"{twice} is named twice", "each class once", f"remove the second {twice}")
+        return values
+
+
 class PipelineSettings(Section):
     """A chain of models with one end-to-end SLO, or a single model, which may be an ensemble or call others."""
 
@@ -80,6 +99,16 @@ class PipelineSettings(Section):
         "shed: Envoy refuses those beyond what is carried inside the SLO (HTTP 429, RESOURCE_EXHAUSTED); deprioritize: launched servers "
         "serve requests that waited too long after all others",
     )
+
+    classes: ClassSettings | None = Field(
+        default=None, description="with `overload: shed`: classes of requests, of which the lower ones are refused first"
+    )
+
+    @model_validator(mode="after")
+    def _classes_of_shed(self) -> PipelineSettings:
+        if self.classes is not None and self.overload is not Overload.SHED:
+            raise refusal("`classes` is set without `overload: shed`", "both or neither", "set `overload: shed`, or remove `classes`")
+        return self
 
     @model_validator(mode="after")
     def _one_of(self) -> PipelineSettings:

@@ -128,7 +128,13 @@ def _model_routes(config: EnvoyConfig, model: str, limit: RouteLimit | None) -> 
     late = {"header": {"name": LATE_HEADER, "present_match": True}}
     counted = count_arrivals({stat: {"not_rule": late}, late_stat(model): late})
     return [
-        limited(_to_model(config, infer, model, stat_prefix=stat, typed_per_filter_config=counted), Protocol.GRPC, model, limit),
+        limited(
+            _to_model(config, infer, model, stat_prefix=stat, typed_per_filter_config=counted),
+            Protocol.GRPC,
+            model,
+            limit,
+            config.concurrency,
+        ),
         _to_model(config, stream, model, stat_prefix=stream_stat(model)),
         _to_model(config, information, model),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+from themis_triton.adapters.envoy.classes import class_filter
 from themis_triton.adapters.envoy.client_auth import auth_name, open_to_all, refused_words
 from themis_triton.adapters.envoy.clusters import Json, file_source, socket_address, typed
 from themis_triton.adapters.envoy.downstream_tls import transport_socket
@@ -69,7 +70,14 @@ def connection_manager(
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix=str(protocol),
         rds={"route_config_name": str(protocol), "config_source": file_source(config.directory / routes_file(protocol))},
-        http_filters=[*(each for each in filters if each is not None), _counting(), *after_counting, limit_filter(), _router()],
+        http_filters=[
+            *(each for each in filters if each is not None),
+            _counting(),
+            *after_counting,
+            class_filter(),
+            limit_filter(),
+            _router(),
+        ],
         use_remote_address=True,
         skip_xff_append=True,
         generate_request_id=False,
@@ -209,7 +217,7 @@ def _model_routes(config: EnvoyConfig, model: str, limit: RouteLimit | None) -> 
         "typed_per_filter_config": count_arrivals({stat: {"any": True}}),
     }
     return [
-        limited(infer, Protocol.HTTP, model, limit),
+        limited(infer, Protocol.HTTP, model, limit, config.concurrency),
         {"match": _path(base + _INFORMATION), "route": action},
         {"match": _path(base + _OPEN_INFORMATION), "route": action, **open_to_all(config)},
     ]
