@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.samples import CLASSIFIER, DETECTOR, MIB, NOW_S, STAGES, config, decided, estimate, model, server, snapshot, table
-from themis_triton.core.config import PipelineConfig, ThemisConfig
+from themis_triton.core.config import PipelineConfig, Prices, ThemisConfig
 from themis_triton.core.decision import Clamp, ClampKind, Decision, Reason, Stage, Target
 from themis_triton.core.estimate import PROXY, Estimate
 from themis_triton.core.fleet import ModelState, Phase, Server
@@ -236,6 +236,16 @@ def test_a_lost_server_is_replaced_and_called_so() -> None:
 
 
 TWO = (server("a", slot="cpu:0"), server("b", slot="cpu:1"))
+
+
+@pytest.mark.parametrize(("price", "held_s"), [(1.0, 5), (0.028, 11), (0.0, 60)])
+def test_an_idle_instance_stays_loaded_until_it_has_cost_what_its_removal_and_return_may_lose(price: float, held_s: int) -> None:
+    """0.3 by default; a free one stays for the plan's horizon."""
+    cfg = replace(config(), prices=Prices(instance=price))
+    fleet = (replace(server("a"), models={name: ModelState(4, 8) for name in STAGES}),)
+    counts = [target(decision).servers["a"][DETECTOR].instances for decision in over_time(cfg, fleet, estimate(5.0), held_s + 1)]
+    assert counts[:held_s] == [4] * held_s
+    assert counts[held_s] < 4
 
 
 @pytest.mark.parametrize(("stabilization_s", "launch_multiple"), [(6.0, 0.0), (0.0, 1.2)])

@@ -8,6 +8,7 @@ from themis_triton.core.action import ActionKind
 from themis_triton.core.config import Placement
 from themis_triton.core.decision import Reason, Stage
 from themis_triton.core.policy import PolicyName
+from themis_triton.core.price import instance_price
 from themis_triton.decide.demand import (
     Demand,
     backlog_of,
@@ -140,10 +141,20 @@ def _stabilized_instances(
         return view.instances_now, False, state
     if view.rules.fast_actuation and policy.scale_down.shrink_stabilization_s <= policy.tick_s:
         return instances_of(now.stages), True, state
-    state = state.with_sample(DemandSample(view.at_s, instances_of(now.stages), view.ready), policy.scale_down.shrink_stabilization_s)
+    hold_s = max(policy.scale_down.shrink_stabilization_s, _standby_s(view))
+    state = state.with_sample(DemandSample(view.at_s, instances_of(now.stages), view.ready), hold_s)
     steady = fast.extra_rps <= policy.scale_down.steady_growth_threshold * fast.rate_rps and not any(view.coming)
-    covered = view.at_s - state.samples[0].at_s >= policy.scale_down.shrink_stabilization_s
+    covered = view.at_s - state.samples[0].at_s >= hold_s
     return state.max_instances_needed(), steady and covered, state
+
+
+def _standby_s(view: PipelineView) -> float:
+    """How long an idle instance stays loaded for the next burst: until it has cost what its removal and its return are expected to lose."""
+    rules = view.rules
+    largest_price = max(instance_price(rules.config.models[stage], rules.config) for stage in view.pipeline.stages)
+    risk = rules.config.prices.grow_risk + rules.config.prices.shrink_risk
+    horizon_s = rules.config.policy.plan_horizon_s
+    return min(horizon_s, risk / largest_price) if largest_price > 0.0 else horizon_s
 
 
 def _survivors(view: PipelineView, fast: Demand, instances: tuple[int, ...], retire: tuple[str, ...]) -> tuple[int, ...]:
