@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -40,6 +41,22 @@ def test_every_alert_uses_metrics_that_are_exported() -> None:
     for alert in ALERTS:
         used = set(re.findall(r"\bthemis_\w+", alert["expr"]))
         assert used <= known, alert["alert"]
+
+
+def test_the_dashboard_uses_metrics_that_are_exported_and_no_two_panels_overlap() -> None:
+    exported = set(re.findall(r"^# TYPE (\S+)", exposition(), re.MULTILINE))
+    panels = json.loads((ROOT / "deploy" / "themis-dashboard.json").read_text(encoding="utf-8"))["panels"]
+    expressions = [target["expr"] for panel in panels for target in panel.get("targets", ())]
+    used = {re.sub(r"_(bucket|sum|count)$", "", name) for text in expressions for name in re.findall(r"\b(?:themis|process)_\w+", text)}
+    assert used <= exported
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken = [
+        (x, y)
+        for each in (panel["gridPos"] for panel in panels)
+        for x in range(each["x"], each["x"] + each["w"])
+        for y in range(each["y"], each["y"] + each["h"])
+    ]
+    assert len(taken) == len(set(taken))
 
 
 def test_every_alert_is_tested_and_has_its_section_in_the_runbook() -> None:
