@@ -60,7 +60,9 @@ async def limited(directory: Path) -> AsyncIterator[tuple[EnvoyConfig, EnvoyFile
             await files.close()
 
 
-async def calls(address: Address, model: str, count: int, timeout_s: float = 20.0) -> list[tuple[str, str | None, dict[str, str]]]:
+async def calls(
+    address: Address, model: str, count: int, timeout_s: float = 20.0, metadata: tuple[tuple[str, str], ...] = ()
+) -> list[tuple[str, str | None, dict[str, str]]]:
     """The status, message and trailers of each of so many gRPC calls, one after the other."""
     request = pb.ModelInferRequest(model_name=model)
     request.inputs.add(name="INPUT", datatype="FP32", shape=[1, 1])
@@ -69,7 +71,7 @@ async def calls(address: Address, model: str, count: int, timeout_s: float = 20.
     async with grpc.aio.insecure_channel(address.authority) as channel:
         infer = channel.unary_unary(f"/{SERVICE}/ModelInfer", pb.ModelInferRequest.SerializeToString, pb.ModelInferResponse.FromString)
         for _ in range(count):
-            call = infer(request, timeout=timeout_s)
+            call = infer(request, timeout=timeout_s, metadata=metadata)
             code, trailers = await call.code(), await call.trailing_metadata() or ()
             answers.append((code.name, await call.details(), {str(key): str(value) for key, value in trailers}))
     return answers
@@ -119,43 +121,22 @@ def test_requests_beyond_a_limit_are_refused_with_the_reason_and_still_count_as_
     asyncio.run(scenario())
 
 
-def test_at_three_times_the_limit_higher_classes_are_admitted_first(tmp_path: Path) -> None:
-    """The highest class brings half of what the limit admits, the one below it all of that, and the lowest half more."""
-    rate_rps, seconds, slo_s = 60.0, 3.0, 0.5
-    # So many tokens that even requests that a busy machine sends late, and then all at once, leave some to the highest class.
-    limit = RouteLimit(rate_rps, 120, reason="full", class_header="x-priority", classes=("high", "normal"))
-    senders = {"high": 0.5, "normal": 1.0, "none of these": 1.5}
-
-    async def send(address: Address, priority: str, factor: float) -> list[tuple[str, float]]:
-        """The status and the duration of each call."""
-        request = pb.ModelInferRequest(model_name=MODEL, raw_input_contents=[b"\0\0\0\0"])
-        request.inputs.add(name="INPUT", datatype="FP32", shape=[1, 1])
-        loop, running = asyncio.get_running_loop(), []
-        async with grpc.aio.insecure_channel(address.authority) as channel:
-            infer = channel.unary_unary(f"/{SERVICE}/ModelInfer", pb.ModelInferRequest.SerializeToString, pb.ModelInferResponse.FromString)
-
-            async def one() -> tuple[str, float]:
-                began_s = loop.time()
-                code = await infer(request, timeout=20.0, metadata=(("x-priority", priority),)).code()
-                return code.name, loop.time() - began_s
-
-            began_s = loop.time()
-            for number in range(int(factor * rate_rps * seconds)):
-                await asyncio.sleep(max(0.0, began_s + number / (factor * rate_rps) - loop.time()))
-                running.append(asyncio.create_task(one()))
-            return await asyncio.gather(*running)
+def test_the_lower_the_class_the_more_tokens_are_kept_from_it(tmp_path: Path) -> None:
+    """A limit whose tokens do not come back: each class gets its third, the lowest first refused, the highest the rest."""
+    limit = replace(LIMIT, burst=12, min_deadline_ms=0.0, class_header="x-priority", classes=("high", "normal"))
 
     async def scenario() -> None:
         async with limited(tmp_path) as (config, files, endpoint):
             await files.write(RouteTable({MODEL: ModelRoute((endpoint,), limit=limit)}, (endpoint,)))
-            answers = await asyncio.gather(*(send(config.grpc_listen, *sender) for sender in senders.items()))
-            high, normal, low = ([duration_s for code, duration_s in each if code == "OK"] for each in answers)
-            assert len(high) >= 0.99 * len(answers[0])
-            assert sum(duration_s <= slo_s for duration_s in high) >= 0.99 * len(high)
-            assert len(low) / len(answers[2]) < 0.5 * len(normal) / len(answers[1])
-            assert {code for each in answers for code, _ in each} == {"OK", "RESOURCE_EXHAUSTED"}
-            reading, sent = (await read(config, [MODEL]))[MODEL], sum(map(len, answers))
-            assert (reading.arrivals, reading.refused) == (sent, sent - sum(map(len, (high, normal, low))))
+            admitted = []
+            for priority in ("none of these", "normal", "high"):
+                answers = await calls(config.grpc_listen, MODEL, 12, metadata=(("x-priority", priority),))
+                assert {code for code, _, _ in answers} == {"OK", "RESOURCE_EXHAUSTED"}
+                admitted.append(sum(code == "OK" for code, _, _ in answers))
+            # The first request that is refused for its class takes the one token of such requests.
+            assert admitted == [4 + 1, 4, 4 - 1]
+            reading = (await read(config, [MODEL]))[MODEL]
+            assert (reading.arrivals, reading.refused) == (36, 36 - sum(admitted))
 
     asyncio.run(scenario())
 
