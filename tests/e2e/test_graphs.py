@@ -122,7 +122,8 @@ def with_branches(sidecar: Sidecar) -> Sidecar:
     """The fork, and two pipelines with one first model, one of which shares a model with the fork."""
     settings = yaml.safe_load(sidecar.settings.read_text())
     classifier = settings["models"][CLASSIFIER]
-    quick = {"profile": {"surface": {"form": "contention", "alpha_ms": 0.1, "beta_ms": 0.1, "gamma_ms": 0.1, "zeta_ms": 1}}}
+    surface = {"form": "contention", "alpha_ms": 0.1, "beta_ms": 0.1, "gamma_ms": 0.1, "zeta_ms": 1}
+    quick = {"profile": {**classifier["profile"], "surface": surface}}
     settings["models"] = {**dict.fromkeys(COPIES, classifier), JOIN: quick}
     settings["pipelines"] = {
         "fork": {"model": FORK, "slo_ms": 300},
