@@ -30,6 +30,7 @@ from themis_triton.daemon.status import StatusBoard
 from themis_triton.settings.starter import starter
 
 JSON = {"Content-Type": "application/json"}
+NOT_ASCII = httpx.Headers({b"Content-Type": b"application/json", b"Authorization": b"Bearer \xff\xfe"})
 
 
 @asynccontextmanager
@@ -53,6 +54,11 @@ def test_only_the_token_and_a_json_body_change_anything(tmp_path: Path) -> None:
                 (JSON, 401, "a token is needed"),
                 (JSON | {"Authorization": "Basic YTpi"}, 401, "a token is needed"),
                 (JSON | {"Authorization": f"Bearer {token[:-1]}"}, 403, "the token is not that of"),
+                (
+                    httpx.Headers({b"Content-Type": b"application/json", b"Authorization": b"Bearer \xff\xfe"}),
+                    403,
+                    "the token is not that of",
+                ),
                 (right | {"Content-Type": "text/plain"}, 415, "expected Content-Type: application/json"),
             ):
                 for path in ("/v1/pause", "/v1/reload", "/v1/of-another-feature"):
@@ -62,7 +68,12 @@ def test_only_the_token_and_a_json_body_change_anything(tmp_path: Path) -> None:
                     assert token not in refused.text
             assert not is_paused(tmp_path)
             assert not reload.is_set()
-            assert (await client.get("/v1/status")).status_code == 200
+            for host in (str(address), "localhost", f"LOCALHOST:{address.port}", "[::1]:80"):
+                assert (await client.get("/v1/status", headers={"Host": host})).status_code == 200
+            for host in ("evil.example", f"evil.example:{address.port}", "127.0.0.1.evil.example"):
+                answer = await client.get("/v1/status", headers={"Host": host})
+                assert (answer.status_code, "localhost" in answer.json()["error"]) == (421, True)
+                assert (await client.get("/v1/status", headers=right | {"Host": host})).status_code == 200
             assert (await client.post("/v1/pause", headers=right, json={})).json() == {"paused": True, "was_paused": False}
             assert is_paused(tmp_path)
             assert (await client.post("/v1/reload", headers=right, json={})).status_code == 202
@@ -90,9 +101,18 @@ def test_reads_from_other_machines_need_the_token_but_for_liveness(tmp_path: Pat
             for path in ("/healthz", "/", "/page/main.js"):  # the page asks for the token itself
                 assert (await client.get(path)).status_code == 200
             for path in ("/page/../v1/status", "/page/%2e%2e/v1/status", "/page//v1/status", "/page/v1/status"):
-                assert (await client.get(path)).status_code in (401, 404)
+                assert await raw_status(address, path) in (401, 404)
 
     asyncio.run(scenario())
+
+
+async def raw_status(address: Address, path: str) -> int:
+    """The status of a GET whose path no client has simplified."""
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode())
+    answer = await reader.read()
+    writer.close()
+    return int(answer.split()[1])
 
 
 @contextmanager

@@ -23,10 +23,14 @@ from themis_triton.adapters.store.writer import PRUNE_EVERY
 from themis_triton.core.action import ActionKind, Outcome, OutcomeKind
 from themis_triton.core.decision import Clamp, ClampKind
 from themis_triton.core.encoding import plain
+from themis_triton.core.history import PipelineSample
 from themis_triton.core.record import TickRecord, describe
 from themis_triton.daemon.openapi import openapi_text
 from themis_triton.planning import WhatIf, plan_rates
 
+DAY_S = 86_400.0
+AHEAD = PipelineSample("ahead", NOW_S + 30 * DAY_S, 5, 5.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 5.0, 0.0, 100.0, 200.0)
+"""Written while the clock was wrong."""
 DOCUMENT: dict[str, Any] = json.loads(openapi_text())
 GROWN = action(ActionKind.GROW)
 
@@ -89,15 +93,16 @@ def test_seconds_without_traffic_count_neither_as_late_nor_as_inside(path: Path)
 def test_old_samples_are_joined_without_losing_a_late_second(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "ROLL_UPS", ((300, 60), (900, 600)))
     with closing(Journal(path)) as journal:
+        journal.record_samples([AHEAD])
         fill(journal, 3000, lambda s: float(s % 7), lambda s: 400.0 if s % 100 == 0 else 200.0)
-    with closing(Journal(path)) as journal:
         for second in range(PRUNE_EVERY):
             journal.record_event(NOW_S, f"event-{second}", "nothing")
         assert journal.flush()
     with reading(path) as journal_again:
-        widths = journal_again.rows("select width_s, count(*), sum(seconds) from samples group by 1 order by 1")
+        assert journal_again.rows("select pipeline from samples where at_s > ?", (NOW_S + DAY_S,)) == [("ahead",)]
+        widths = journal_again.rows("select width_s, count(*), sum(seconds) from samples where pipeline != 'ahead' group by 1 order by 1")
         late, seconds, rate, p99 = journal_again.rows(
-            "select sum(late_s), sum(seconds), sum(rate_rps * seconds), max(p99_ms) from samples"
+            "select sum(late_s), sum(seconds), sum(rate_rps * seconds), max(p99_ms) from samples where pipeline != 'ahead'"
         )[0]
     assert [width for width, *_ in widths] == [5, 60, 600]
     assert sum(count for _, count, _ in widths) < 100

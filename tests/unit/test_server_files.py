@@ -140,3 +140,16 @@ def test_the_version_of_files_changes_with_them_and_not_with_pythons_cache(tmp_p
     with_inputs = files_version(model, inputs)
     (model / "1" / "model.py").write_text("another")
     assert len({before, with_inputs, files_version(model, inputs)}) == 3
+
+
+def test_only_a_line_of_triton_itself_shows_that_it_has_read_its_arguments(tmp_path: Path) -> None:
+    files = ServerFiles(tmp_path, "one")
+    files.log.parent.mkdir()
+    assert not files.has_line_of(11007, 0)
+    before = "I1129 13:57:57.638559 11007 server.cc:674] of an earlier process with this id\n"
+    loader = "ERROR: ld.so: object '/nonexistent.so' from LD_PRELOAD cannot be preloaded: ignored.\nI1129 13:57:57.6 911007 other.cc:1] x\n"
+    files.log.write_text(before + loader)
+    assert not files.has_line_of(11007, len(before))
+    for line in ('W1129 13:57:57.638559 11007 pinned_memory_manager.cc:273] "x"\n', '2026-11-29T13:57:57Z I 11007 server.cc:1] "x"\n'):
+        files.log.write_text(before + loader + line)
+        assert files.has_line_of(11007, len(before))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -31,7 +32,8 @@ class Access:
 
     Args:
         token_file: the token, read at each use so that it can be replaced; None: nothing can be changed.
-        open_reads: whether GET and HEAD need no token.
+        open_reads: whether GET and HEAD need no token, provided that they name this machine by an IP address or as localhost: a web page
+            whose name its owner points at 127.0.0.1 reads nothing through its visitor's browser.
     """
 
     token_file: Path | None = None
@@ -50,9 +52,14 @@ class Access:
     def refusal(self, request: web.Request) -> web.Response | None:
         """The answer to a request that is not allowed; None for one that is."""
         changes = request.method not in READS
-        if not changes and (self.open_reads or request.path in OPEN_PATHS or request.path.startswith(PAGE_PATHS)):
+        foreign = self.open_reads and not _is_local(request.headers.get("Host", ""))
+        if not changes and (request.path in OPEN_PATHS or request.path.startswith(PAGE_PATHS) or (self.open_reads and not foreign)):
             return None
-        refused = self._wrong_token(request.headers.get("Authorization", ""))
+        authorization = request.headers.get("Authorization", "")
+        if foreign and not changes and not authorization:
+            words = "this name may be that of another site: expected an IP address or localhost as the Host, or the token"
+            return answer_error(HTTPStatus.MISDIRECTED_REQUEST, words)
+        refused = self._wrong_token(authorization)
         if refused is None and changes and request.content_type != "application/json":
             return answer_error(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "expected Content-Type: application/json")
         return refused
@@ -61,15 +68,27 @@ class Access:
         if self.token_file is None:
             return answer_error(HTTPStatus.FORBIDDEN, "this status API changes nothing")
         if not header.lower().startswith(_SCHEME):
-            words = f"a token is needed: expected Authorization: Bearer with the content of {self.token_file}"
+            words = "a token is needed: expected Authorization: Bearer with the content of the sidecar's status.token_file"
             return answer_error(HTTPStatus.UNAUTHORIZED, words)
         try:
             token = read_token(self.token_file)
         except EnvironmentCheckError as error:
             return answer_error(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
-        if not hmac.compare_digest(header[len(_SCHEME) :].strip().encode(), token.encode()):
-            return answer_error(HTTPStatus.FORBIDDEN, f"the token is not that of {self.token_file}")
+        if not hmac.compare_digest(header[len(_SCHEME) :].strip().encode(errors="surrogateescape"), token.encode()):
+            return answer_error(HTTPStatus.FORBIDDEN, "the token is not that of the sidecar's status.token_file")
         return None
+
+
+def _is_local(host: str) -> bool:
+    """Whether a Host header is an IP address or localhost, with or without a port, or empty, which no browser sends."""
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    if name.lower() in {"", "localhost"}:
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def prepare_access(config: ThemisConfig) -> Access:

@@ -47,8 +47,9 @@ class Samples:
         """Add a tick; returns the samples that it completes, one a pipeline, or none."""
         at_s = record.snapshot.at_s
         start_s = at_s // SAMPLE_S * SAMPLE_S
-        ended = tuple(self._ended()) if self._start_s is not None and start_s != self._start_s else ()
-        if ended or self._start_s is None:
+        ended: tuple[PipelineSample, ...] = ()
+        if start_s != self._start_s:
+            ended = tuple(self._ended())
             self._start_s, self._sums = start_s, {}
         elapsed_s = at_s - self._last_s if self._last_s is not None else 0.0
         self._last_s = at_s

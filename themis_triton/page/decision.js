@@ -16,7 +16,7 @@ export class DecisionDialog {
     byId("decision-close").addEventListener("click", () => this.dialog.close());
     this.dialog.addEventListener("click", (event) => { if (event.target === this.dialog) this.dialog.close(); });
     this.dialog.addEventListener("close", () => { if (location.hash.startsWith("#decision=")) history.replaceState(null, "", location.pathname + location.search); });
-    const follow = () => { const name = /^#decision=(.+)$/.exec(location.hash); if (name) this.open(decodeURIComponent(name[1])); };
+    const follow = () => { const name = /^#decision=(.+)$/.exec(location.hash); if (name) this.open(decoded(name[1])); };
     window.addEventListener("hashchange", follow);
     follow();
   }
@@ -56,6 +56,11 @@ export class DecisionDialog {
 function unfinished(detail) {
   if (Date.now() / 1000 - detail.at_s > KNOWN_AFTER_S) return false;
   return (!detail.advisory && detail.steps.some((step) => step.outcome === null)) || detail.results.some((row) => row.measured_p99_ms === null);
+}
+
+/** A part of an address as it was before encoding; as it is, where someone typed it. */
+function decoded(part) {
+  try { return decodeURIComponent(part); } catch { return part; }
 }
 
 function parts(detail) {

@@ -196,8 +196,8 @@ class LocalLauncher:
         try:
             async with HttpClient(POLL_TIMEOUT_S) as client:
                 while await self.is_alive(server):
-                    # A server that writes its log has read its arguments; models may take minutes from there.
-                    if not hidden and log_start is not None and self._files(server.name).log_size() > log_start:
+                    # A server that writes its log has copied its arguments; models may take minutes from there.
+                    if not hidden and log_start is not None and self._has_read_arguments(server, log_start):
                         await self._hide_key(server)
                         hidden = True
                     if await holds_models(client, triton, server, ensembles) and await self.is_alive(server):
@@ -208,6 +208,9 @@ class LocalLauncher:
         finally:
             await triton.close()
         return False
+
+    def _has_read_arguments(self, server: Server, log_start_bytes: int) -> bool:
+        return server.process is not None and self._files(server.name).has_line_of(server.process.pid, log_start_bytes)
 
     def _failed(self, server: Server, what: str) -> LaunchFailedError:
         return LaunchFailedError(f"server {server.name} on slot {server.slot} {what}; {self._files(server.name).log_tail()}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import tempfile
 from collections import deque
@@ -21,6 +22,9 @@ from themis_triton.core.errors import LaunchFailedError
 from themis_triton.core.fleet import ModelState
 
 _CACHE = "__pycache__"
+_LOG_HEAD = rb"^(?:[IWE]\d{4} \S+|\d{4}-\d\d-\d\dT\S+ [IWE]) %d "
+"""Triton's two log formats up to the process id, which tells its lines from those of a loader or a library."""
+_LOG_READ_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,15 @@ class ServerFiles:
             return self.log.stat().st_size
         except FileNotFoundError:
             return 0
+
+    def has_line_of(self, pid: int, start_bytes: int) -> bool:
+        """Whether Triton itself, as this process, has written a line after `start_bytes` of the log."""
+        try:
+            with self.log.open("rb") as log:
+                log.seek(start_bytes)
+                return re.search(_LOG_HEAD % pid, log.read(_LOG_READ_BYTES), re.MULTILINE) is not None
+        except FileNotFoundError:
+            return False
 
     def remove(self) -> None:
         """Remove everything but the log; shared memory too, which a killed server leaves behind. Safe to repeat."""

@@ -12,15 +12,19 @@ ROLL_UPS = ((3_600, 60), (26 * 3_600, 600))
 MEANS = ("rate_rps", "demand_rps", "capacity_rps", "refused_rps", "servers", "instances")
 
 
-def prune(db: sqlite3.Connection, max_bytes: int) -> None:
-    """Remove the oldest rows, in the order of writing, within a transaction."""
+def prune(db: sqlite3.Connection, max_bytes: int, sampled_until_s: float | None) -> None:
+    """Remove the oldest rows, in the order of writing, within a transaction.
+
+    `sampled_until_s`: the time of the sample written last, from which the age of samples counts; None: none yet, so all keep their widths.
+    """
     for changed, kept in ((0, QUIET_TICKS_KEPT), (1, CHANGES_KEPT)):
         db.execute(
             "delete from ticks where changed = ? and seq < (select seq from ticks where changed = ? order by seq desc limit 1 offset ?)",
             (changed, changed, kept),
         )
     db.execute("delete from outcomes where seq < (select seq from outcomes order by seq desc limit 1 offset ?)", (CHANGES_KEPT,))
-    roll_up(db)
+    if sampled_until_s is not None:
+        roll_up(db, sampled_until_s)
     while _used_bytes(db) > max_bytes:
         removed = db.execute(
             "delete from ticks where seq in (select seq from ticks order by seq limit (select count(*)/10 + 1 from ticks))"
@@ -30,20 +34,17 @@ def prune(db: sqlite3.Connection, max_bytes: int) -> None:
             return
 
 
-def roll_up(db: sqlite3.Connection) -> None:
+def roll_up(db: sqlite3.Connection, now_s: float) -> None:
     """Join old samples into wider ones and remove those that are too old, within a transaction. Sums and maxima stay exact."""
-    (newest_s,) = db.execute("select max(at_s) from samples").fetchone()
-    if newest_s is None:
-        return
     for age_s, width_s in ROLL_UPS:
-        before_s = (newest_s - age_s) // width_s * width_s
+        before_s = (now_s - age_s) // width_s * width_s
         db.execute(
             f"insert or replace into samples select pipeline, cast(at_s / ?2 as integer) * ?2, ?2, {aggregates()} from samples "  # noqa: S608 - constants
             "where width_s < ?2 and at_s < ?1 group by 1, 2",
             (before_s, width_s),
         )
         db.execute("delete from samples where width_s < ? and at_s < ?", (width_s, before_s))
-    db.execute("delete from samples where at_s < ?", (newest_s - SAMPLES_KEPT_S,))
+    db.execute("delete from samples where at_s < ?", (now_s - SAMPLES_KEPT_S,))
 
 
 def aggregates() -> str:

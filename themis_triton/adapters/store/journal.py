@@ -71,6 +71,7 @@ class Journal:
     def record_samples(self, samples: Iterable[PipelineSample]) -> None:
         """Add samples of pipelines; old ones are joined into wider ones."""
         for sample in samples:
+            self._writer.sampled_until_s = sample.at_s
             self._writer.add_row(INSERT_SAMPLE, tuple(getattr(sample, name) for name in _SAMPLE_FIELDS))
 
     def save_server(self, server: Server) -> None:

@@ -42,6 +42,7 @@ class _Again(Enum):
 class JournalWriter:
     """One thread that owns the file. Rows wait in memory while it cannot be written, at most `MAX_WAITING_ROWS`; servers always.
 
+    `sampled_until_s` is the time of the last sample, for the bounds: one that a wrong clock put into the future must not age all others.
     `trouble` says why nothing is written now. A file that cannot be read is kept under another name, and one that is gone is made anew:
     with all servers, and a notice.
 
@@ -56,6 +57,7 @@ class JournalWriter:
     def __init__(self, path: Path, max_bytes: int) -> None:
         self._path = path
         self.max_bytes = max_bytes
+        self.sampled_until_s: float | None = None
         self._rows: deque[Statement] = deque()
         self._servers: dict[str, str] = {}
         self._changed: set[str] = set()
@@ -180,7 +182,7 @@ class JournalWriter:
             self._since_prune += len(rows)
             pruned = self._since_prune >= PRUNE_EVERY
             if pruned:
-                prune(db, self.max_bytes)
+                prune(db, self.max_bytes, self.sampled_until_s)
         except BaseException:
             with suppress(sqlite3.Error):
                 db.execute("rollback")
