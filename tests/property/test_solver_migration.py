@@ -10,6 +10,7 @@ import pytest
 
 from tests.property.solver_problems import random_problem
 from themis_triton.core.fleet import ModelState
+from themis_triton.core.memory import Memory
 from themis_triton.solver.fleet import ServerAssignment, evaluate_fleet, memory_bytes
 from themis_triton.solver.migration import Migration, MovePrices, fleet_at, migration_to, solve_migration
 from themis_triton.solver.migration_steps import MoveTimes
@@ -87,3 +88,11 @@ def test_the_slo_holds_from_the_moment_that_was_said_and_not_before() -> None:
         assert not before or not before[-1], (problem, now)
         seen += 1
     assert seen > 30
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_steps_that_are_kept_from_other_demands_lead_to_the_same_migrations(seed: int) -> None:
+    memory, (problem, now) = Memory[object](64), random_case(90_000 + seed)
+    for factor in (0.5, 1.0, 2.0, 1.0):
+        asked = replace(problem, demand_rps=factor * problem.demand_rps)
+        assert solve_migration(asked, now, TIMES, PRICES, memory.get) == solve_migration(asked, now, TIMES, PRICES)

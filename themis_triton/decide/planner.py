@@ -102,7 +102,8 @@ class Planner:
     def vertical(self, query: PlanQuery, servers: tuple[int, ...], min_instances: tuple[int, ...] | None = None) -> VerticalPlan:
         """`solve_vertical`, with no count below `min_instances`; infeasible: with the counts of the greatest capacity.
 
-        An SLO that no plan meets is never a reason to run less: the counts are then those that carry the demand least late.
+        An SLO that no plan meets is never a reason to run less: the counts are then the fewest under the least multiple of the SLO that
+        allows the demand; where none does, those of the greatest throughput.
         """
         query = _rounded(query)
         return self.remembered(("vertical", query, servers, min_instances), lambda: self._solve_vertical(query, servers, min_instances))
@@ -152,7 +153,8 @@ class Planner:
         unbounded = replace(query, demand=replace(query.demand, rate_rps=CAPACITY_LIMIT_RPS, extra_rps=0.0, sigmas=0.0))
         plan, largest = self._strongest(unbounded, servers, min_instances)
         if largest < 1.0:
-            plan = replace(_least_late(problem, counts, min_instances, batches), feasible=False)
+            late = find_vertical_late(problem, counts, SLO_FACTORS, min_instances=min_instances, batches=batches)
+            plan = replace(late or self._anyhow(unbounded, servers, min_instances), feasible=False)
         return VerticalPlan(plan, False, max(0.0, largest), missing, by_stage)
 
     def _strongest(self, query: PlanQuery, servers: tuple[int, ...], min_instances: tuple[int, ...] | None) -> tuple[ChainPlan, float]:
@@ -163,10 +165,18 @@ class Planner:
             lambda: _greatest(problem, counts, min_instances, batches),
         )
 
+    def _anyhow(self, query: PlanQuery, servers: tuple[int, ...], min_instances: tuple[int, ...] | None) -> ChainPlan:
+        """The counts of the greatest throughput, whatever the times: requests that are late anyway must not also queue without end."""
+        problem, batches = replace(self._problem(query), slo_ms=ANY_SLO_MS), _batches(query)
+        return self.remembered(
+            ("anyhow", query, servers, min_instances),
+            lambda: _greatest(problem, _counts(problem, servers), min_instances, batches)[0],
+        )
+
     def _solve_migration(self, query: PlanQuery, now: tuple[ServerAssignment, ...], reachable: int) -> Migration:
         pipeline = next(p for p in self.rules.config.pipelines if p.name == query.pipeline)
         times = replace(self.rules.move_times(pipeline), reachable=reachable)
-        return solve_migration(self._problem(query), now, times, self.rules.move_prices)
+        return solve_migration(self._problem(query), now, times, self.rules.move_prices, self.remembered)
 
     def _problem(self, query: PlanQuery) -> ChainProblem:
         problems = self.rules.server_problems if query.free_instances else self.rules.problems
@@ -184,20 +194,6 @@ class Planner:
             extra_places=query.extra_places,
             max_servers=max(query.min_servers, problems[query.pipeline].max_servers),
         )
-
-
-def _least_late(
-    problem: ChainProblem, counts: int | list[int], min_instances: tuple[int, ...] | None, batches: list[range] | None
-) -> ChainPlan:
-    """Where not even an idle chain meets the SLO: the fewest instances for the demand under the least multiple of the SLO that allows it.
-
-    Where none does, those of the greatest throughput: requests that are late anyway must not also queue without end.
-    """
-    found = find_vertical_late(problem, counts, SLO_FACTORS, min_instances=min_instances, batches=batches)
-    if found is not None:
-        return found
-    anything = replace(problem, slo_ms=ANY_SLO_MS, demand_rps=CAPACITY_LIMIT_RPS, headroom_rps=0.0, headroom_sigmas=0.0)
-    return _greatest(anything, counts, min_instances, batches)[0]
 
 
 def _greatest(

@@ -93,7 +93,7 @@ def decision_id(at_s: float) -> str:
 
 def _hold(policy_input: PolicyInput, rules: Rules) -> Decision | None:
     estimate, policy = policy_input.estimate, rules.config.policy
-    groups = [group for p in rules.config.pipelines for group in policy_input.groups(p, rules.config.planning.placement)]
+    groups = (group for p in rules.config.pipelines for group in policy_input.groups(p, rules.config.planning.placement))
     if not any(group.ready or group.coming for group in groups):
         return (
             None

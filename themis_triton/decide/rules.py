@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from themis_triton.core.action import ActionKind
 from themis_triton.core.config import ModelConfig, PipelineConfig, Placement, ThemisConfig, ThroughputRule
@@ -14,7 +15,7 @@ from themis_triton.solver.problem import ChainProblem, StageProblem
 from themis_triton.solver.surface import surface_from_table
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Rules:
     """Built once; the problems keep their `stages` tuples alive because the solver caches packed arrays by them.
 
@@ -25,7 +26,7 @@ class Rules:
     problems: dict[str, ChainProblem]
     server_problems: dict[str, ChainProblem]
 
-    @property
+    @cached_property
     def move_prices(self) -> MovePrices:
         """Prices of migration steps, beyond the servers that run meanwhile."""
         prices = self.config.prices
@@ -48,23 +49,23 @@ class Rules:
             whole_changes=self.whole_changes,
         )
 
-    @property
+    @cached_property
     def fast_actuation(self) -> bool:
         """Whether every in-place change takes less than a tick."""
         profiles = [model.profile for model in self.config.models.values()]
         return all(max(profile.instance_init_s, profile.instance_stop_s) <= self.config.policy.tick_s for profile in profiles)
 
-    @property
+    @cached_property
     def dispatcher_sets_batches(self) -> bool:
         """Whether a dispatcher before the servers forms the planned batches (the paper's); else servers form them, up to their limits."""
         return self.config.planning.placement is Placement.SEPARATE and not self.config.policy.queueing.predicts_busy
 
-    @property
+    @cached_property
     def whole_changes(self) -> bool:
         """Whether in-place changes need no small steps: they take less than a tick, or another batch needs no reload."""
         return self.fast_actuation or self.dispatcher_sets_batches
 
-    @property
+    @cached_property
     def max_servers(self) -> int:
         """Servers, or places of servers, that plans may use: as configured, else as many as the devices may hold."""
         configured = self.config.planning.max_servers

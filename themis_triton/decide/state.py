@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from operator import attrgetter, itemgetter
 
 from themis_triton.core.config import PipelineConfig, Placement
 from themis_triton.core.estimate import Estimate
@@ -30,7 +33,7 @@ class Group:
     coming: tuple[Place, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PolicyInput:
     """One tick's input to a policy. `busy`: mean busy instances by server and model, where it matters and is known."""
 
@@ -43,10 +46,15 @@ class PolicyInput:
 
         A model of which nothing is known counts with all of its instances.
         """
-        known, others = self.busy.get(place.server.name, {}), _others(place, stages)
-        unknown = sum(count for name, count in others.items() if name not in known)
-        # The server's counters do not tell its devices apart.
-        mean = sum(known[name] * count / max(1, place.server.models[name].instances) for name, count in others.items() if name in known)
+        others = _others(place, stages)
+        if not others:
+            return 0
+        known, models, unknown, mean = self.busy.get(place.server.name, {}), place.server.models, 0, 0.0
+        for name, count in others.items():
+            if name in known:  # the server's counters do not tell its devices apart
+                mean += known[name] * count / max(1, models[name].instances)
+            else:
+                unknown += count
         return unknown + min(math.ceil(mean + math.sqrt(mean)), sum(others.values()) - unknown)
 
     def knows_busy(self, place: Place, stages: Sequence[str]) -> bool:
@@ -64,12 +72,22 @@ class PolicyInput:
         return any(stage in server.stateful for server in self.snapshot.servers for stage in stages)
 
     def _group(self, names: tuple[str, ...], part: tuple[int, ...], entry: str | None) -> Group:
-        holding = [server for server in self.snapshot.servers if _takes_calls(server, names) and _has(server, entry)]
+        holding = [s for s in self._servers_by_model.get(names[0], ()) if _takes_calls(s, names) and _has(s, entry)]
         serving = [(server, places_of(server, names)) for server in holding if server.phase is Phase.SERVING]
-        loading = [Place(server, "", {}) for server in self.snapshot.servers if self._is_loading(server, names, entry)]
+        may_load = self.snapshot.servers if self.snapshot.loading or entry is not None else ()
+        loading = [Place(server, "", {}) for server in may_load if self._is_loading(server, names, entry)]
         launching = [Place(server, "", server.models) for server in holding if server.phase in COMING]
         extending = [place for server, places in serving if server.reach for place in self._extending(server, places, names)]
         return Group(part, names, tuple(place for _, places in serving for place in places), (*launching, *loading, *extending))
+
+    @cached_property
+    def _servers_by_model(self) -> Mapping[str, Sequence[Server]]:
+        """The servers that hold a model, in the snapshot's order."""
+        holders: dict[str, list[Server]] = {}
+        for server in self.snapshot.servers:
+            for model in server.models:
+                holders.setdefault(model, []).append(server)
+        return holders
 
     def _is_loading(self, server: Server, models: Sequence[str], entry: str | None) -> bool:
         """Whether the models that a serving server lacks are all being loaded; a launched one that lacks the entry alone gets it next."""
@@ -147,9 +165,8 @@ class PipelineState:
 
     def with_desired(self, at_s: float, servers: tuple[int, ...], window_s: float) -> PipelineState:
         """With one more entry; of those older than the window the newest is kept, which shows that the window is covered."""
-        older = [entry for entry in self.desired if entry[0] <= at_s - window_s]
-        newer = [entry for entry in self.desired if entry[0] > at_s - window_s]
-        return replace(self, desired=(*older[-1:], *newer, (at_s, servers)))
+        older = bisect_right(self.desired, at_s - window_s, key=itemgetter(0))
+        return replace(self, desired=(*self.desired[max(0, older - 1) :], (at_s, servers)))
 
     def max_desired(self) -> tuple[int, ...]:
         """Largest desired count of each group in the kept entries."""
@@ -165,9 +182,8 @@ class PipelineState:
         That one shows that the window is covered, however far apart the ticks are.
         """
         same = [n for n in self.samples if n.servers == sample.servers]
-        older = [n for n in same if n.at_s <= sample.at_s - window_s]
-        newer = [n for n in same if n.at_s > sample.at_s - window_s]
-        return replace(self, samples=(*older[-1:], *newer, sample))
+        older = bisect_right(same, sample.at_s - window_s, key=attrgetter("at_s"))
+        return replace(self, samples=(*same[max(0, older - 1) :], sample))
 
     def max_instances_needed(self) -> tuple[int, ...]:
         """Largest need of each stage in the kept samples."""

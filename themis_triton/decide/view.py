@@ -103,7 +103,7 @@ class PipelineView:
 
     def holders(self, stage: int) -> tuple[Place, ...]:
         """The ready places that hold a stage."""
-        return next(group.ready for group in self.groups if stage in group.stages)
+        return self.groups[0].ready if len(self.groups) == 1 else next(group.ready for group in self.groups if stage in group.stages)
 
     @cached_property
     def batch_caps(self) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from themis_triton.solver.queueing import SLO
 from themis_triton.solver.rate_search import largest_rate
 from themis_triton.solver.separate import fastest_separate, separate_columns, separate_frontier
 from themis_triton.solver.slot_kernels import split_slots
-from themis_triton.solver.stage_kernels import CORES, ELSEWHERE, Chain, place_times, server_capacity_rps
+from themis_triton.solver.stage_kernels import CORES, ELSEWHERE, Chain, place_times, server_capacity_rps, set_rate
 from themis_triton.solver.surface import BoolArray, FloatArray, IntArray
 
 # The answer of a search. CHEAPEST: a plan of low..high servers; FEWEST: the fewest of low..high servers that carry the rate; ENOUGH: the
@@ -82,6 +82,20 @@ def _cheapest_plan(chain: Chain, low: int, high: int, colocated: bool, counts: I
         total += counts[s]
     for s in range(stages if best[0] > 0.0 else 0):
         describe_stage(chain, s, colocated, int(best[0]), counts[s], batches[s], total, out[s])
+
+
+@inlined
+def _rate_limit(chain: Chain, servers: int, max_rps: int) -> int:
+    """A whole rate up to `max_rps` beyond which a stage lacks capacity on so many servers, whatever its times: a bound in microseconds."""
+    low, high = 0, max_rps + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        set_rate(chain, float(middle), float(middle))
+        if 0 < min_servers(chain) <= servers:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 @inlined
@@ -154,7 +168,7 @@ def search_colocated(
     elif question == COSTS:
         _costs_together(chain, high, any_plan, counts, batches, out)
     else:
-        out[0, 0] = largest_rate(chain, _fits_together, low, any_plan, high, counts, batches)
+        out[0, 0] = largest_rate(chain, _fits_together, low, any_plan, _rate_limit(chain, low, high), counts, batches)
     return out
 
 

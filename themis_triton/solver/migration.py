@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from themis_triton.core.action import ActionKind
 from themis_triton.solver.fleet import ServerAssignment, assignments_price, evaluate_fleet, memory_bytes
@@ -66,15 +67,20 @@ class Migration:
 
 
 def solve_migration(
-    problem: ChainProblem, now: Sequence[ServerAssignment], times: MoveTimes | None = None, prices: MovePrices | None = None
+    problem: ChainProblem,
+    now: Sequence[ServerAssignment],
+    times: MoveTimes | None = None,
+    prices: MovePrices | None = None,
+    known: Callable[..., Any] | None = None,
 ) -> Migration:
     """The plan with the cheapest migration among all server counts, with the batches that run now and with free ones.
 
     `now` holds all stages on every server (a co-located chain); it may be empty. Servers retire from its end. A migration that needs
     more memory than `device_memory_bytes` is left out. Where none fits, everything stays as it is: a migration without steps.
-    The steps' `requires` is left empty; see `with_requirements`.
+    The steps' `requires` is left empty; see `with_requirements`. `known(key, build)` keeps steps, which do not depend on the demand: it
+    must be the same only for the same models.
     """
-    candidates = _Candidates(problem, tuple(now), times or MoveTimes(), prices or MovePrices())
+    candidates = _Candidates(problem, tuple(now), times or MoveTimes(), prices or MovePrices(), known or (lambda _, build: build()))
     # Best efforts count where whatever holds is out of reach for want of memory, or nothing holds.
     return candidates.cheapest(candidates.plans()) or candidates.cheapest(_best_efforts(problem, now)) or candidates.stay()
 
@@ -83,7 +89,7 @@ def migration_to(
     problem: ChainProblem, now: Sequence[ServerAssignment], plan: ChainPlan, times: MoveTimes, prices: MovePrices
 ) -> Migration | None:
     """The migration to one plan, with its times, memory and price; None where the devices' memory does not allow it."""
-    return _Candidates(problem, tuple(now), times, prices).migration_to(plan)
+    return _Candidates(problem, tuple(now), times, prices, lambda _, build: build()).migration_to(plan)
 
 
 def fleet_at(problem: ChainProblem, now: Sequence[ServerAssignment], steps: Sequence[Step], at_s: float) -> list[ServerAssignment]:
@@ -124,6 +130,7 @@ class _Candidates:
     now: tuple[ServerAssignment, ...]
     times: MoveTimes
     prices: MovePrices
+    known: Callable[..., Any]
     bare: ChainProblem = field(init=False)
     _holds: dict[tuple[ServerAssignment, ...], bool] = field(default_factory=dict)
     _carried_rps: float | None = None
@@ -173,7 +180,9 @@ class _Candidates:
 
     def migration_to(self, plan: ChainPlan) -> Migration | None:
         """The migration to one plan; None where it does not fit the memory."""
-        steps = steps_to(self.problem, self.times, self.now, plan)
+        sizes = tuple((stage.name, stage.instances, stage.batch) for stage in plan.stages)
+        key = ("steps", self.now, self.times, plan.servers, sizes, self.problem.device_memory_bytes)
+        steps: tuple[Step, ...] | None = self.known(key, lambda: steps_to(self.problem, self.times, self.now, plan))
         if steps is None:
             return None
         resting = max((memory_bytes(self.problem, server.instances) for server in self.now), default=0)

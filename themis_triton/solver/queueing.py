@@ -161,8 +161,7 @@ def batching_wait(
     Not a theorem; `benchmarks/waits.py` holds it against a request-level simulation and states its error.
     """
     full, tail, dispersion = at_busy(latency_ms, batch, usual), rate[TAIL] / calls, rate[DISPERSION] * group
-    theta = decay(rate_per_ms * full, float(instances * batch))
-    if theta <= 0.0:
+    if rate_per_ms * full >= instances * batch:
         return latency_ms[batch - 1, busy - 1], np.inf
     typical = int(np.int64(1))
     while typical < batch and instances * typical < rate_per_ms * at_busy(latency_ms, typical, usual):
@@ -176,6 +175,7 @@ def batching_wait(
     if pressed > tail:
         rounds = max(1.0, group / (instances * typical))
         wait = rounds * at_busy(latency_ms, typical, usual) * (1.0 - (tail / pressed) ** (1.0 / min(units, INDEPENDENT_ENDS)))
+        theta = decay(rate_per_ms * full, float(instances * batch))
         wait += max(0.0, math.log(math.sqrt(pressed) / tail)) * dispersion / (theta * batch * servers) * full / instances
     behind = max(0.0, group - instances)
     wait += min(1.0, behind) * single + max(0.0, math.ceil(behind / (instances * batch) - 1e-9) - 1.0) * full

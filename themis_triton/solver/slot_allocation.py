@@ -97,7 +97,8 @@ def _division(members: Sequence[PoolMember], devices: int, known: Callable[..., 
 
 def _rows_of(member: PoolMember, devices: int, known: Callable[..., Any], *, short: bool) -> _Rows:
     """`short`: what fewer devices than needed carry counts too; else whatever is not enough carries nothing."""
-    costs = frontier(member.problem, devices + member.own_devices)[member.own_devices :]
+    pool = devices + member.own_devices
+    costs = known(("frontier", member.problem, pool), lambda: frontier(member.problem, pool))[member.own_devices :]
     need = next((n for n, cost in enumerate(costs) if cost < math.inf), devices + 1)
     carried = _carried(member, need, devices, known) if short else _all_carried(member, costs)
     return _Rows(tuple(costs), need, tuple(carried), tuple(max(0.0, member.problem.demand_rps - rps) for rps in carried))
