@@ -235,8 +235,12 @@ def with_place(models: Models, place: Place, states: Models) -> Models:
     """A server's models with other states at one of its places; the batching of a state is then that of the whole server."""
     changed = dict(models)
     for name, state in states.items():
+        if not place.device and not models[name].spread:  # most servers have one device
+            if (state.instances, state.batching) != (models[name].instances, models[name].batching):
+                changed[name] = ModelState(state.instances, *state.batching, joint=models[name].joint)
+            continue
         counts = models[name].by_device
-        if not place.device and models[name].spread:  # what changes of a whole server does so where it has the most instances
+        if not place.device:  # what changes of a whole server does so where it has the most instances
             most = max(counts, key=lambda device: counts[device])
             counts[most] = max(0, counts[most] + state.instances - models[name].instances)
         else:

@@ -94,6 +94,8 @@ def only_probed_operations(target: Target, snapshot: Snapshot, config: ThemisCon
     clamps: list[Clamp] = []
     for server in snapshot.servers:
         for name, state in target.servers.get(server.name, {}).items():
+            if state is server.models.get(name):
+                continue  # most models stay as they are
             kept, refused = _safe_state(server.models.get(name, state), state, config.models[name])
             if refused is not None:
                 servers[server.name] = servers[server.name] | {name: kept}

@@ -56,12 +56,10 @@ def server_models(
         larger = {place.name for place in staying[: size.extra_instance_servers]}
         for place in holders:
             now = place.models[size.name]
-            instances = size.instances + (place.name in larger)
-            servers.setdefault(place.name, {})[size.name] = replace(
-                now,
-                instances=instances if allow_shrink else max(instances, now.instances),
-                max_batch=_limit(view, size, now.max_batch),
-            )
+            instances, batch = size.instances + (place.name in larger), _limit(view, size, now.max_batch)
+            instances = instances if allow_shrink else max(instances, now.instances)
+            same = (instances, batch) == (now.instances, now.max_batch)
+            servers.setdefault(place.name, {})[size.name] = now if same else replace(now, instances=instances, max_batch=batch)
     return servers
 
 
