@@ -7,9 +7,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from tests.unit.fakes import Bench
 from tests.unit.samples import server
 from themis_triton.act.crash_reports import CrashReports
+from themis_triton.adapters.envoy import broken_requests
 from themis_triton.adapters.envoy.broken_requests import RECENT_S, BrokenRequests
 from themis_triton.core.address import Address
 from themis_triton.core.fleet import Server
@@ -55,7 +58,9 @@ def line(**changes: object) -> str:
     return json.dumps({**own, "last_server": "10.0.0.1:8000", "client": "10.0.0.9", **changes})
 
 
-def test_only_new_requests_of_the_server_and_those_that_went_on_are_read_and_other_lines_are_passed_over(tmp_path: Path) -> None:
+def test_only_new_requests_of_the_server_and_those_that_went_on_are_read_and_other_lines_are_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lines = (
         "[warning] something else",
         line(),
@@ -70,8 +75,8 @@ def test_only_new_requests_of_the_server_and_those_that_went_on_are_read_and_oth
     log = tmp_path / "envoy.log"
     log.write_text("\n".join(lines))
     own = replace(server("a"), grpc_address=Address("10.0.0.1", 8001), http_address=Address("10.0.0.1", 8000))
-    bench = Bench()
-    bench.clock.at_s = BEGAN_S + 2.0
+    bench = Bench()  # Its clock is another one than that of Envoy's log.
+    monkeypatch.setattr(broken_requests, "time_of_day_s", lambda: BEGAN_S + 2.0)
     read = asyncio.run(BrokenRequests(log, bench.clock).broken_requests(own))
     assert read == (BrokenRequest("a b", "10.0.0.9"), BrokenRequest("detector", "10.0.0.9"), BrokenRequest("a b", "resent"))
     assert asyncio.run(BrokenRequests(tmp_path / "absent", bench.clock).broken_requests(own)) == ()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from themis_triton.adapters.triton import inventory as inventory_module
 from themis_triton.commands.settings_commands import init_from_command, validate_command
 from themis_triton.commands.tls_flags import TlsFlags
 from themis_triton.core.address import Address
@@ -116,9 +117,18 @@ def test_flags_of_tls_that_lack_another_one_are_refused(flags: TlsFlags, fault: 
         flags.applied(Address("a", 1))
 
 
-def test_a_server_with_a_restricted_repository_keeps_its_key(tmp_path: Path) -> None:
-    (tmp_path / "themis.yaml").write_text(settings_text(replace(inventory(KNOWN), model_control_key='a "key"')), encoding="utf-8")
-    assert load_settings(tmp_path / "themis.yaml").servers[0].model_control_key == 'a "key"'
+def test_a_server_with_a_restricted_repository_keeps_its_key_in_a_file_of_its_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def read(*_: object) -> Inventory:
+        return replace(inventory(KNOWN), model_control_key='a "key"')
+
+    monkeypatch.setattr(inventory_module, "read_inventory", read)
+    path = tmp_path / "themis.yaml"
+    path.touch()
+    assert init_from_command(path, force=True, source="127.0.0.1:1", http=None, metrics=None, key='a "key"') == 0
+    assert load_settings(path).servers[0].model_control_key == 'a "key"'
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_server_with_tls_keeps_its_authority(tmp_path: Path) -> None:

@@ -23,3 +23,8 @@ class SystemClock:
         import asyncio  # noqa: PLC0415 - the client commands only need the time, and asyncio takes 50 ms
 
         await asyncio.sleep(seconds)
+
+
+def time_of_day_s() -> float:
+    """Seconds since the epoch by the machine's own clock, which other programs' logs have; it may be set while we run."""
+    return time.time()

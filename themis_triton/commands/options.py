@@ -39,7 +39,12 @@ ShapeOption = Annotated[list[str] | None, typer.Option(help="Shape without the b
 DataOption = Annotated[Path | None, typer.Option(help="Input data: an .npz file with one array per INPUT or MODEL.INPUT.")]
 SLO_HELP = "SLO in ms. Default: the settings'."
 ControlKeyOption = Annotated[
-    str | None, typer.Option("--model-control-key", help="The server's model-control key, where its model repository is restricted.")
+    str | None,
+    typer.Option(
+        "--model-control-key",
+        envvar="THEMIS_MODEL_CONTROL_KEY",
+        help="The server's model-control key, where its model repository is restricted. In the environment other users cannot read it.",
+    ),
 ]
 CaOption = Annotated[Path | None, typer.Option("--ca", help="PEM file with the authority of its certificate, where its gRPC port has TLS.")]
 CertificateOption = Annotated[

@@ -27,6 +27,7 @@ from themis_triton.settings.json_schema import schema_text
 from themis_triton.settings.kinds import ADDRESS_WORDS, parse_address
 from themis_triton.settings.starter import starter
 
+PRIVATE_MODE = 0o600
 _MARKS = {Severity.OK: "[green]ok[/]     ", Severity.WARNING: "[yellow]warning[/]", Severity.ERROR: "[red]error[/]  "}
 
 
@@ -120,7 +121,13 @@ def init_from_command(
     metrics_address = _address("--metrics", metrics) if metrics is not None else replace(grpc_address, port=grpc_address.port + 1)
     grpc_address = (tls or TlsFlags()).applied(grpc_address)
     inventory = asyncio.run(read_inventory(grpc_address, http_address, metrics_address, key))
-    return _write(path, lambda: settings_text(inventory), f"It has {len(inventory.models)} models; fill in the SLOs", force=force)
+    return _write(
+        path,
+        lambda: settings_text(inventory),
+        f"It has {len(inventory.models)} models; fill in the SLOs",
+        force=force,
+        secret=key is not None,
+    )
 
 
 def _address(flag: str, text: str) -> Address:
@@ -130,13 +137,18 @@ def _address(flag: str, text: str) -> Address:
     return address
 
 
-def _write(path: Path, text: Callable[[], str], todo: str, *, force: bool) -> int:
+def _write(path: Path, text: Callable[[], str], todo: str, *, force: bool, secret: bool = False) -> int:
+    """Write the settings, readable by their owner alone if they hold a secret."""
     console = TerminalConsole(soft_wrap=True, highlight=False)
     if path.exists() and not force:
         console.print(f"[red]{escape(str(path))}[/]: the file exists. Fix: use another name, or --force to replace it")
         return SettingsError.exit_code
     try:
-        path.write_text(text(), encoding="utf-8")
+        content = text()
+        if secret:
+            path.touch(mode=PRIVATE_MODE)
+            path.chmod(PRIVATE_MODE)
+        path.write_text(content, encoding="utf-8")
     except OSError as error:
         console.print(f"[red]{escape(str(path))}[/]: cannot be written ({error.strerror}). Fix: choose a writable folder that exists")
         return EnvironmentCheckError.exit_code

@@ -65,7 +65,7 @@ async def _renew(
         version, before = current, site
         try:
             site, version = await _secure_site(runner, listener, tls)
-        except PemError as error:
+        except (PemError, OSError) as error:
             words = "the status API goes on with the files that it has read before"
             log.error("certificates_refused", error=f"status.tls: {error}", message=words)  # noqa: TRY400
         else:

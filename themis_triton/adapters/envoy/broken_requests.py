@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from themis_triton.adapters.clock import time_of_day_s
 from themis_triton.adapters.envoy.addresses import resolve
 from themis_triton.adapters.envoy.process import LOG_FLUSH_MS
 from themis_triton.core.errors import ServerError
@@ -39,7 +40,7 @@ class BrokenRequests:
             text = await asyncio.to_thread(_end_of, self._log_file)
         except (OSError, ServerError):
             return ()
-        now_s = self._clock.now_s()
+        now_s = time_of_day_s()
         lost = (line for line in _lines(text) if now_s - _ended_s(line) <= RECENT_S)
         return tuple(dict.fromkeys(_request(line) for line in lost if line["last_server"] in addresses or line["attempts"] > 1))
 
