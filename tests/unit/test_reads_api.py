@@ -157,10 +157,11 @@ def test_equal_proposals_in_a_row_are_one_change(path: Path) -> None:
 
 
 def test_a_plan_is_that_of_the_solver_at_the_rate_and_slo_asked_for(path: Path) -> None:
+    expected = plan_rates(config(), (10.0, 60.0), WhatIf("video", slo_ms=250.0))
+
     async def scenario(api: ServedApi) -> None:
         parameters: dict[str, Any] = {"pipeline": "video", "rate_rps": [10, 60], "slo_ms": 250}
         answer = answered(await api.client.get("plan", params=parameters), "/v1/plan")
-        expected = plan_rates(config(), (10.0, 60.0), WhatIf("video", slo_ms=250.0))
         assert (answer["pipeline"], answer["slo_ms"], answer["plans"]) == ("video", 250.0, plain(expected))
         assert answer["plans"][0]["cost"] < answer["plans"][1]["cost"]
 

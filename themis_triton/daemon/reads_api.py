@@ -1,17 +1,17 @@
 """The reading calls of the status API: history, one decision, what-if plans, events and the API's own description.
 
-None of them delays a tick: the journal is read in threads, through connections of their own, and plans are computed in one.
+None of them delays a tick: threads read the journal, each through a connection of its own, compute plans and encode the answers.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import wraps
 from http import HTTPStatus
 from pathlib import Path
-from typing import TypeVar
 
 from aiohttp import web
 
@@ -36,7 +36,6 @@ MAX_RATES = 100
 MAX_RATE_RPS = 1e6
 MAX_SLO_MS = 3.6e6
 READS_AT_ONCE = 2
-Value = TypeVar("Value")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -68,7 +67,7 @@ class Reads:
             web.get(OPENAPI_PATH, openapi),
         ]
 
-    async def history(self, request: web.Request) -> object:
+    async def history(self, request: web.Request) -> bytes | None:
         """Series, decisions and actions of a range of time."""
         until_s = number(request, "until_s", self.clock.now_s(), 0.0, 1e11)
         range_s = number(request, "range_s", 3600.0, 1.0, MAX_RANGE_S)
@@ -81,7 +80,7 @@ class Reads:
         chosen = {name: slos_ms[name] for name in names}
         return await self._read(lambda journal: read_history(journal, until_s - range_s, until_s, points, chosen))
 
-    async def decision(self, request: web.Request) -> object:
+    async def decision(self, request: web.Request) -> bytes | None:
         """One decision whole."""
         name = request.match_info["id"]
         detail = await self._read(lambda journal: read_decision(journal, name))
@@ -89,7 +88,7 @@ class Reads:
             raise web.HTTPNotFound(text=f"the journal has no decision {name!r:.60}: it never was, is not written yet, or was removed")
         return detail
 
-    async def plan(self, request: web.Request) -> object:
+    async def plan(self, request: web.Request) -> bytes | None:
         """Plans of one pipeline at other rates or another SLO."""
         if not self.can_plan():
             raise web.HTTPServiceUnavailable(text="the solvers are being compiled: ask again in a minute", headers={"Retry-After": "10"})
@@ -101,10 +100,10 @@ class Reads:
         what_if, status = WhatIf(request.query.get("pipeline"), slo_ms), self.board.status()
         config = self.board.config
 
-        def answer() -> PlanAnswer:
+        def answer() -> bytes:
             measured, question = measured_start(config, status, what_if)
             pipeline = selected_pipeline(measured, question)
-            return PlanAnswer(pipeline.name, pipeline.slo_ms, pipeline.percentile, plan_rates(measured, rates_rps, question))
+            return encoded(PlanAnswer(pipeline.name, pipeline.slo_ms, pipeline.percentile, plan_rates(measured, rates_rps, question)))
 
         async with self._planning:
             return await in_thread(answer)
@@ -115,10 +114,13 @@ class Reads:
             return answer_error(HTTPStatus.SERVICE_UNAVAILABLE, f"{MAX_CLIENTS} clients are connected already")
         return await stream(request, self.hub, self.board.status)
 
-    async def _read(self, query: Callable[[JournalReader], Value]) -> Value:
-        def read() -> Value:
+    async def _read(self, query: Callable[[JournalReader], object | None]) -> bytes | None:
+        """The answer of a query as JSON; None where it has none."""
+
+        def read() -> bytes | None:
             with reading(self.journal) as journal:
-                return query(journal)
+                value = query(journal)
+            return None if value is None else encoded(value)
 
         async with self._slots:
             return await in_thread(read)
@@ -129,13 +131,19 @@ async def openapi(_: web.Request) -> web.Response:
     return web.Response(text=openapi_text(), content_type="application/json")
 
 
-def answering(handler: Callable[[web.Request], Awaitable[object]]) -> Handler:
-    """A handler whose value is sent as JSON, and whose error as `{"error": REASON}`."""
+def encoded(value: object) -> bytes:
+    """A core value as JSON. A week of 20 pipelines takes a tenth of a second, so it is done where the value is made."""
+    return json.dumps(plain(value), separators=(",", ":")).encode()
+
+
+def answering(handler: Callable[[web.Request], Awaitable[bytes | None]]) -> Handler:
+    """A handler whose JSON is sent, and whose error as `{"error": REASON}`."""
 
     @wraps(handler)
     async def answer(request: web.Request) -> web.StreamResponse:
         try:
-            return web.json_response(plain(await handler(request)), headers={"Cache-Control": "no-store"})
+            headers = {"Cache-Control": "no-store"}
+            return web.Response(body=await handler(request), content_type="application/json", headers=headers)
         except SettingsError as error:
             return answer_error(HTTPStatus.BAD_REQUEST, str(error))
         except EnvironmentCheckError as error:
