@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 from chaos_faults import FAULTS
 from chaos_world import SLO_MS, STAGES, World, running
+from common import RESULTS, commit, write_result
 
 from themis_triton.adapters.processes import owned_processes
 from themis_triton.load.options import LoadOptions, PipelineLoad
@@ -32,6 +34,8 @@ SETTLE_S, GAP_S, QUIET_END_S = 12.0, (5.0, 9.0), 20.0
 CALM_S = 30.0
 WINDOW_S = 3.0
 MAX_LATE = 0.01
+CRASH = b"boost::interprocess::lock_exception"
+"""What Triton's Python backend ends with when its processes wait for the processor for too long."""
 RECONNECT_S = 1.0
 """After a failed attempt a gRPC client fails calls by itself for so long, before it connects anew."""
 
@@ -64,7 +68,7 @@ class Rows:
 
 @dataclass(slots=True)
 class Outcome:
-    """The result of one seed."""
+    """The result of one seed. `triton_crashes`: servers that a starved machine ended, which Triton's Python backend does not survive."""
 
     seed: int
     requests: int
@@ -75,6 +79,8 @@ class Outcome:
     by_fault: dict[str, dict[str, Any]]
     envoy_death_s: list[float] = field(default_factory=list)
     never_calm: int = 0
+    load_average: float = 0.0
+    triton_crashes: int = 0
 
     @property
     def good(self) -> bool:
@@ -127,8 +133,13 @@ async def run(folder: Path, seed: int, minutes: float, names: Sequence[str]) -> 
     left = [process.pid for process in await asyncio.to_thread(owned_processes, state)]
     rows = _read_rows(rows_file)
     outcome = judge(seed, rows, made, windows, len(orphans) + len(left))
-    outcome.never_calm = never
+    outcome.never_calm, outcome.load_average = never, round(os.getloadavg()[1], 1)
+    outcome.triton_crashes = await asyncio.to_thread(_crashes, folder)
     return outcome
+
+
+def _crashes(folder: Path) -> int:
+    return sum(CRASH in log.read_bytes() for log in folder.glob("*/logs/*.log"))
 
 
 def _read_rows(path: Path) -> Rows:
@@ -185,6 +196,14 @@ def by_fault(made: Sequence[Made]) -> dict[str, dict[str, Any]]:
     return table
 
 
+def save(outcome: Outcome, minutes: float) -> None:
+    """Put the outcome into `results/chaos.json`, in place of an earlier one of its seed."""
+    path = RESULTS / "chaos.json"
+    earlier = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
+    runs = [each for each in earlier if each["seed"] != outcome.seed] + [{"commit": commit(), "minutes": minutes, **asdict(outcome)}]
+    write_result("chaos", {"runs": sorted(runs, key=lambda each: int(each["seed"]))})
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="scripts/chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -193,6 +212,7 @@ def main() -> int:
     parser.add_argument("--faults", default=",".join(FAULTS), help=f"some of {', '.join(FAULTS)}")
     parser.add_argument("--out", type=Path, help="folder for logs and rows; by default one that goes when nothing failed")
     parser.add_argument("--json", action="store_true", help="print the result as the last line")
+    parser.add_argument("--save", action="store_true", help="put the result into benchmarks/results/chaos.json")
     flags = parser.parse_args()
     names = flags.faults.split(",")
     unknown = [name for name in names if name not in FAULTS]
@@ -201,6 +221,8 @@ def main() -> int:
     folder = flags.out or Path(tempfile.mkdtemp(prefix="themis-chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
     outcome = asyncio.run(run(folder, flags.seed, flags.minutes, names))
+    if flags.save:
+        save(outcome, flags.minutes)
     if flags.json:
         print(json.dumps(asdict(outcome)))
     else:
