@@ -170,6 +170,56 @@ def resume(config: ConfigOption, token_file: TokenOption = None, ca: AuthorityOp
     resume_command(config, Remote(token_file, ca))
 
 
+WhyOption = Annotated[str, typer.Option("--why", help="The reason, for the journal and the status.")]
+
+
+@app.command(epilog="Example: themis pin detector --instances 4 --for 30m -c themis.yaml")
+def pin(
+    config: ConfigOption,
+    model: Annotated[str, typer.Argument(help="A model of the settings.")],
+    instances: Annotated[int, typer.Option("--instances", min=1, help="Instances on each server, or on each device of one with several.")],
+    period: Annotated[str, typer.Option("--for", help="For how long: a number and s, m, h or d.")] = "30m",
+    why: WhyOption = "",
+    token_file: TokenOption = None,
+    ca: AuthorityOption = None,
+) -> None:
+    """Keep a model's instances at a number for a time; servers are scaled on. Survives a restart of the sidecar."""
+    from themis_triton.commands.override_commands import pin_command  # noqa: PLC0415 - a command loads only what it needs
+    from themis_triton.commands.status_calls import Remote  # noqa: PLC0415
+
+    pin_command(config, model, instances, period, why, Remote(token_file, ca))
+
+
+@app.command(epilog="Example: themis unpin detector -c themis.yaml")
+def unpin(
+    config: ConfigOption,
+    model: Annotated[str, typer.Argument(help="A pinned model.")],
+    why: WhyOption = "",
+    token_file: TokenOption = None,
+    ca: AuthorityOption = None,
+) -> None:
+    """End a pin before its time."""
+    from themis_triton.commands.override_commands import unpin_command  # noqa: PLC0415 - a command loads only what it needs
+    from themis_triton.commands.status_calls import Remote  # noqa: PLC0415
+
+    unpin_command(config, model, why, Remote(token_file, ca))
+
+
+@app.command(epilog="Example: themis mode advisory -c themis.yaml")
+def mode(
+    config: ConfigOption,
+    name: Annotated[str, typer.Argument(metavar="advisory|active|settings", help="The mode; settings: that of the settings file again.")],
+    why: WhyOption = "",
+    token_file: TokenOption = None,
+    ca: AuthorityOption = None,
+) -> None:
+    """Switch between active and advisory mode in the running sidecar. Survives a restart of the sidecar."""
+    from themis_triton.commands.override_commands import mode_command  # noqa: PLC0415 - a command loads only what it needs
+    from themis_triton.commands.status_calls import Remote  # noqa: PLC0415
+
+    mode_command(config, name, why, Remote(token_file, ca))
+
+
 @app.command(epilog="Example: themis reload -c themis.yaml")
 def reload(config: ConfigOption, token_file: TokenOption = None, ca: AuthorityOption = None) -> None:
     """Put edited settings into force in the running sidecar. Wrong settings are refused; what needs a restart is named."""

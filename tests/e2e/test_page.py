@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.browser import LOW_CONTRAST, NEEDS_CHROMIUM, SCREENSHOTS, UNNAMED, Browser, browsing, playwright
 from tests.e2e.conftest import Launch
-from tests.e2e.daemon_setup import Sidecar, beside, traffic
+from tests.e2e.daemon_setup import DETECTOR, Sidecar, beside, instances, traffic
 from themis_triton.adapters.token_file import read_token
 
 pytestmark = [pytest.mark.e2e, NEEDS_CHROMIUM]
@@ -79,6 +79,24 @@ async def stop_it(browser: Browser, sidecar: Sidecar) -> None:
     await browser.text("#mode", "Active")
 
 
+async def pin_it(browser: Browser, sidecar: Sidecar) -> None:
+    """A pinned model gets its count on every server, as status, page and journal say; then it is unpinned."""
+    page = browser.page
+    await page.fill("#control-by", "alice")
+    await page.select_option("#pin-model", DETECTOR)
+    await page.fill("#pin-instances", "3")
+    await page.click("#pin-button")
+    await page.click("#confirm-yes")
+    await browser.text("#banners", f"{DETECTOR} is pinned at 3 instances a server by alice")
+    await sidecar.until("pinned count", lambda status: instances(status, DETECTOR) == 3)
+    await page.click("#pins button")
+    await page.click("#confirm-yes")
+    await browser.text("#control-result", "no longer pinned")
+    await sidecar.until("end of the pin", lambda status: not status["overrides"]["pins"])
+    (row,) = sidecar.journal("select sentence from ticks where reason = 'pinned'")
+    assert row == (f"{DETECTOR} is pinned at 3 instances a server by alice",)
+
+
 async def fits_everyone(browser: Browser) -> None:
     """Light, dark and narrow: enough contrast, a name for every control, nothing beyond the edge."""
     page = browser.page
@@ -116,6 +134,7 @@ def test_a_surge_is_seen_understood_and_stopped_in_the_browser(launch: Launch, t
                     await fits_everyone(browser)
                     await see_the_decision(browser)
                     await stop_it(browser, sidecar)
+                    await pin_it(browser, sidecar)
                     await load.end()
                 assert (browser.complaints, browser.hosts) == ([], {sidecar.status_address})
                 await sidecar.kill()

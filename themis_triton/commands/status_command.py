@@ -17,13 +17,14 @@ from rich.text import Text
 
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.status_client import StatusResponse
-from themis_triton.commands.moments import age
+from themis_triton.commands.moments import age, moment
 from themis_triton.commands.status_calls import LOCAL, Remote, ServerRefusedError, read
 from themis_triton.commands.terminal import TerminalConsole
 from themis_triton.core.config import Mode
 from themis_triton.core.encoding import plain
 from themis_triton.core.errors import ServerError
 from themis_triton.core.fleet import ModelState
+from themis_triton.core.overrides import pin_words, said
 from themis_triton.core.record import knowledge_words
 from themis_triton.core.status import STATUS_PATH, PipelineStatus, Status, decode_status
 from themis_triton.daemon.control import running_pid
@@ -124,6 +125,10 @@ def _lines(status: Status) -> Iterator[tuple[str, str]]:
         yield status.journal_trouble, "red"
     if status.routes_unwritten:
         yield f"routes not written: {status.routes_unwritten}", "red"
+    for pin in status.overrides.pins:
+        yield f"{pin_words(pin)}, until {moment(pin.until_s, pin.until_s).partition(' (')[0]}", "yellow"
+    if status.overrides.mode is not None:
+        yield f"switched to {status.mode} mode{said(status.overrides.mode.by, status.overrides.mode.why)}", "yellow"
     if status.busy:
         yield f"under way: {', '.join(status.busy)}", "default"
     if status.next_steps:

@@ -32,6 +32,9 @@ NO_DECISIONS = frozenset(
         "settings_reloaded",
         "settings_refused",
         "service_times_learnt",
+        "pinned",
+        "pin_ended",
+        "mode_changed",
     }
 )
 EVIDENCE_KEYS = ("demand_fast_rps", "demand_slow_rps", "capacity_rps", "measured_p99_ms", "predicted_p99_ms", "slo_ms")

@@ -9,6 +9,7 @@ from themis_triton.core.decoding import decode
 from themis_triton.core.estimate import ModelEstimate, PipelineEstimate, PipelineKnowledge
 from themis_triton.core.fleet import Server
 from themis_triton.core.observation import DeviceReading
+from themis_triton.core.overrides import Overrides
 
 STATUS_VERSION = 1
 STATUS_PATH = f"/v{STATUS_VERSION}/status"
@@ -68,7 +69,8 @@ class Status:
     `tick` 0 and `at_s` null: no tick has ended yet. `cost_per_s`: the price of the running fleet. `next_steps`: the actions of the newest
     plan, in words; in advisory mode those that it would start. `busy`: actuators with an action under way; `backing_off`: those in
     back-off after a failure, with the time until which; `resting`: those that rest until a change, with the reason. `faults`: what is
-    wrong with servers now. `servers` carry no model-control keys.
+    wrong with servers now. `servers` carry no model-control keys. `overrides`: what an operator has put in force
+    over the settings; `mode` is the one in force.
     """
 
     status_version: int
@@ -104,6 +106,7 @@ class Status:
     models: dict[str, ModelEstimate] = field(default_factory=dict)
     devices: tuple[DeviceReading, ...] = ()
     events: tuple[StatusEvent, ...] = ()
+    overrides: Overrides = field(default_factory=Overrides)
 
 
 def decode_status(data: object) -> Status:

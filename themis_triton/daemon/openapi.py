@@ -11,8 +11,9 @@ from typing import Any
 import themis_triton
 from themis_triton.core.history import DECISION_PATH, HISTORY_PATH, DecisionDetail, History
 from themis_triton.core.json_schema import schema_of
+from themis_triton.core.overrides import Overrides
 from themis_triton.core.status import STATUS_PATH, Status
-from themis_triton.daemon.control_paths import PAUSE_PATH, RELOAD_PATH, RESUME_PATH
+from themis_triton.daemon.control_paths import MODE_PATH, PAUSE_PATH, PIN_PATH, RELOAD_PATH, RESUME_PATH, UNPIN_PATH
 from themis_triton.planning import RatePlan
 
 PLAN_PATH = "/v1/plan"
@@ -54,6 +55,35 @@ class ReloadAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class PinRequest:
+    """A model's instances on each server, for so many seconds; by whom, and why."""
+
+    model: str
+    instances: int
+    for_s: float
+    by: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UnpinRequest:
+    """The pin to end; by whom, and why."""
+
+    model: str
+    by: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModeRequest:
+    """`active`, `advisory`, or `settings` for that of the settings; by whom, and why."""
+
+    mode: str
+    by: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Parameter:
     """A parameter of a call."""
 
@@ -74,6 +104,7 @@ class Operation:
     parameters: tuple[Parameter, ...] = ()
     method: str = "get"
     status: int = 200
+    body: type[Any] | None = None
     content_type: str = "application/json"
     errors: tuple[int, ...] = ()
 
@@ -122,6 +153,9 @@ OPERATIONS: Sequence[Operation] = (
     Operation(PAUSE_PATH, "Change nothing from the next tick on, and only show what would be done", PauseAnswer, method="post"),
     Operation(RESUME_PATH, "Carry decisions out again", PauseAnswer, method="post"),
     Operation(RELOAD_PATH, "Read the settings again", ReloadAnswer, method="post", status=202),
+    Operation(PIN_PATH, "Pin a model's instances for a time", Overrides, method="post", body=PinRequest, errors=(400,)),
+    Operation(UNPIN_PATH, "End a pin", Overrides, method="post", body=UnpinRequest, errors=(400,)),
+    Operation(MODE_PATH, "Put another mode in force", Overrides, method="post", body=ModeRequest, errors=(400,)),
     Operation("/metrics", "Metrics in Prometheus text", None, content_type="text/plain"),
     Operation("/healthz", "200 while ticks succeed, else 503", None, content_type="text/plain", errors=(503,)),
 )
@@ -167,5 +201,6 @@ def _operation(operation: Operation, schemas: dict[str, Any]) -> dict[str, Any]:
         ]
     if changes:
         described["security"] = [{"token": []}]
-        described["requestBody"] = {"content": {"application/json": {"schema": {"type": "object"}}}}
+        schema = schema_of(operation.body, schemas, _PREFIX) if operation.body is not None else {"type": "object"}
+        described["requestBody"] = {"content": {"application/json": {"schema": schema}}}
     return described

@@ -19,6 +19,7 @@ from themis_triton.core.action import Plan
 from themis_triton.core.config import Mode, ThemisConfig
 from themis_triton.core.decision import Reason
 from themis_triton.core.errors import ThemisError
+from themis_triton.core.overrides import overridden
 from themis_triton.core.record import TickRecord, drift_event_words, sentence
 from themis_triton.daemon.access import prepare_access
 from themis_triton.daemon.adopt import adopt
@@ -35,6 +36,8 @@ from themis_triton.daemon.housekeeping import keep_logs_bounded
 from themis_triton.daemon.kernels import INTERPRETED, Kernels, preparing_kernels
 from themis_triton.daemon.learning import LEARNT, Learning, keep_learnt_times, with_learnt_times
 from themis_triton.daemon.lock import locked
+from themis_triton.daemon.override_api import override_routes
+from themis_triton.daemon.overrides import OverrideKeeper
 from themis_triton.daemon.pacing import is_quiet, wait_for_tick
 from themis_triton.daemon.reads_api import Reads
 from themis_triton.daemon.reload import REFUSED, RELOADED, SettingsChange, settings_change
@@ -81,13 +84,16 @@ async def run_daemon(config: ThemisConfig, read_settings: Callable[[], ThemisCon
             exporter = Exporter()
             access, hub = prepare_access(config), EventHub()
             reads = Reads(board, components.clock, journal_path(config.state_directory), hub, lambda: not kernels.interpreted)
-            routes = [*reads.routes(), *control_routes(config.state_directory, reload)]
+            keeper = OverrideKeeper(config.state_directory)
+            controls = [*control_routes(config.state_directory, reload), *override_routes(keeper, board, components.clock)]
+            routes = [*reads.routes(), *controls]
             async with serving(config.status.address, board, exporter, components.clock, access, routes, config.status.tls):
                 log.info("sidecar_started", mode=config.mode.value, policy=config.policy.name.value, status=str(config.status.address))
                 if os.getpid() == 1 and config.envoy.managed:
                     log.warning("init_process_detected", message="servers and Envoy stop with this container. Fix: run it with --pid=host")
                 ticking = _Loop(components, Planner(build_rules(planned)), board, exporter, kernels.compute)
                 ticking.reload, ticking.read_settings, ticking.hub = reload, read_settings, hub
+                ticking.keeper = keeper
                 if kernels.interpreted:
                     board.add_event(components.clock.now_s(), "kernels_interpreted", INTERPRETED)
                 exempt_from_collection()
@@ -134,6 +140,7 @@ async def _run_ticks(loop: _Loop, kernels: Kernels, stop: asyncio.Event) -> None
             if await kernels.switch():
                 log.info("memory_released", megabytes=round(release_clean_pages() / 1e6))
             await loop.reload_settings()
+            await loop.apply_overrides()
             ticking = asyncio.create_task(loop.tick())
             if not await stopped_before(ticking, stop):
                 await wait_for_tick(ticking.result(), loop.components.config.policy, stop, loop.has_moved)
@@ -155,6 +162,7 @@ class _Loop:
     learning: Learning = field(default_factory=Learning)
     samples: Samples = field(default_factory=Samples)
     hub: EventHub = field(default_factory=EventHub)
+    keeper: OverrideKeeper | None = None
     reload: asyncio.Event = field(default_factory=asyncio.Event)
     read_settings: Callable[[], ThemisConfig] | None = None
     advisory: Planner = field(init=False)
@@ -170,7 +178,7 @@ class _Loop:
         try:
             planner = self._planner_now()
             # In advisory mode nothing is refused, paused or not.
-            holding = self.paused and self.components.config.mode is Mode.ACTIVE
+            holding = self.paused and self.board.config.mode is Mode.ACTIVE
             self.state, record = await tick(self.state, self.components.world, planner, self.compute, paused=holding)
         except Exception as error:
             event = self.board.fail(self.components.clock.now_s(), error)
@@ -193,7 +201,7 @@ class _Loop:
 
     def _learn(self, record: TickRecord) -> None:
         """Plan with service times that were learnt, from the next tick on, and tell when they suffice to act."""
-        for event in self.learning.events(record, self.components.config.mode):
+        for event in self.learning.events(record, self.board.config.mode):
             self.components.journal.record_event(event.at_s, LEARNT, event.sentence)
             self.board.events.append(event)
         config = with_learnt_times(self.planner.rules.config, record.estimate.knowledge)
@@ -229,13 +237,9 @@ class _Loop:
         if not change.changed:
             return
         config, before = change.config, self.components.config
-        planned = keep_learnt_times(await _changeable(config, self.components), before, self.planner.rules.config)
-        self.planner = Planner(build_rules(planned), self.planner.forecaster)
-        self.components, self.board.config = replace(self.components, config=config), planned
-        self.__post_init__()
+        await self._plan_by(config, before)
+        self.components = replace(self.components, config=config)
         self.components.journal.bound(config.retention.journal_bytes)
-        if config.mode is Mode.ADVISORY:  # nothing is refused in it
-            self.components.world.executor.submit(Plan(RELOADED, limits={}))
         backoff = self.components.world.executor.backoff
         backoff.first_s, backoff.longest_s = config.policy.retry_backoff_s, config.policy.retry_backoff_max_s
         if config.models != before.models:  # measured times were compared with other ones
@@ -243,9 +247,33 @@ class _Loop:
         if config.policy.name is not before.policy.name:
             self.state = replace(self.state, policy=PolicyState())
 
+    async def apply_overrides(self) -> None:
+        """Put what an operator changed into force, and end the pins whose time has come."""
+        keeper, now_s = self.keeper, self.components.clock.now_s()
+        if keeper is None:
+            return
+        for kind, words in keeper.take_events(now_s):
+            log.warning(kind, message=words)
+            self.components.journal.record_event(now_s, kind, words)
+            self.board.add_event(now_s, kind, words)
+        if keeper.overrides != self.board.overrides:
+            self.board.overrides = keeper.overrides
+            await self._plan_by(self.components.config, self.components.config)
+
+    async def _plan_by(self, config: ThemisConfig, before: ThemisConfig) -> None:
+        """Plan by these settings, under the overrides, from the next tick on."""
+        known = keep_learnt_times(await _changeable(config, self.components), before, self.planner.rules.config)
+        planned = overridden(known, self.board.overrides)
+        self.planner, self.board.config = Planner(build_rules(planned), self.planner.forecaster), planned
+        self.__post_init__()
+        if planned.mode is Mode.ADVISORY:  # nothing is refused in it
+            self.components.world.executor.submit(Plan(RELOADED, limits={}))
+
     async def has_moved(self) -> bool:
         """Whether the next tick must start now: settings were edited, a request arrived, Envoy does not answer, or a pause changes."""
         if self.reload.is_set() or is_paused(self.components.config.state_directory) is not self.paused:
+            return True
+        if self.keeper is not None and self.keeper.overrides != self.board.overrides:
             return True
         return await self.components.observer.count_arrivals() != self.arrivals
 

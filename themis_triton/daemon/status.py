@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import themis_triton
 from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.estimate import PipelineEstimate
+from themis_triton.core.overrides import Overrides
 from themis_triton.core.price import running_price
 from themis_triton.core.record import TickRecord, describe, drift_event_words, drift_words, sentence
 from themis_triton.core.status import STATUS_VERSION, PipelineStatus, Status, StatusEvent, UsageStatus
@@ -53,6 +54,7 @@ class StatusBoard:
     tick_errors: int = 0
     tick_error: str | None = None
     paused: bool = False
+    overrides: Overrides = field(default_factory=Overrides)
     journal_trouble: str | None = None
     slo_times: dict[str, SloTime] = field(default_factory=dict)
     events: deque[StatusEvent] = field(default_factory=lambda: deque(maxlen=MAX_EVENTS))
@@ -107,6 +109,7 @@ class StatusBoard:
             mode=self.config.mode.value,
             policy=self.config.policy.name.value,
             paused=self.paused,
+            overrides=self.overrides,
             sentence="no tick yet",
             tick_ms=self.tick_ms,
             tick_errors=self.tick_errors,

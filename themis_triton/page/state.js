@@ -64,6 +64,9 @@ export function headline(status) {
   return `${opening}: ${subject} ${all === 1 ? "is inside its SLO" : "are inside their SLO"}`;
 }
 
+const said = ({ by, why }) => `${by ? ` by ${by}` : ""}${why ? `: ${why}` : ""}`;
+export const pinWords = (pin) => `${pin.model} is pinned at ${f.plural(pin.instances, "instance")} a server${said(pin)}`;
+
 /** Conditions that an operator must know, the worst first. */
 export function conditions(status) {
   const list = [];
@@ -77,6 +80,9 @@ export function conditions(status) {
   if (status.paused) add("warn", "Paused: Themis shows what it would do and changes nothing. Resume it under Controls or with “themis resume”.");
   else if (status.mode === "advisory") add("info", "Advisory mode: Themis shows what it would do and changes nothing.");
   if (status.clamps.length) add("info", `Limited: ${status.clamps[0].sentence}${status.clamps.length > 1 ? `; and ${f.plural(status.clamps.length - 1, "other limit")}, in the decision` : ""}`);
+  for (const pin of status.overrides.pins) add("warn", `${pinWords(pin)}, for ${f.duration(pin.until_s - status.at_s)} more`);
+  const { mode } = status.overrides;
+  if (mode) add("warn", `Switched to ${mode.mode} mode${said(mode)}`);
   for (const [actuator, reason] of Object.entries(status.resting)) add("warn", `${actuator} rests: ${reason}`);
   for (const [actuator, untilS] of Object.entries(status.backing_off)) {
     if (!(actuator in status.resting)) add("warn", `${actuator} is in back-off after a failure, for ${f.duration(untilS - status.at_s)} more`);
