@@ -60,7 +60,7 @@ class ModelState:
     def spread_over(self, counts: Mapping[str, int]) -> ModelState:
         """The same with these instances by device."""
         spread = tuple((device, count) for device, count in sorted(counts.items()) if count > 0)
-        return replace(self, instances=sum(count for _, count in spread), spread=spread)
+        return ModelState(sum([count for _, count in spread]), *self.batching, spread, joint=self.joint)
 
     @property
     def by_device(self) -> dict[str, int]:
@@ -71,6 +71,8 @@ class ModelState:
         """Instances beyond those of another state, by device."""
         if not self.spread and not before.spread:  # most servers have one device
             return {"": self.instances - before.instances} if self.instances > before.instances else {}
+        if self.spread == before.spread:
+            return {}
         old = before.by_device
         return {device: count - old.get(device, 0) for device, count in self.by_device.items() if count > old.get(device, 0)}
 
