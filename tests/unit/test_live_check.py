@@ -45,5 +45,8 @@ def test_fewer_watches_than_envoy_needs_are_an_error_with_the_remedy(monkeypatch
     (finding,) = live_check.check_watches(config(), held)
     assert finding.found == "202 models take 74 inotify instances, and a user may have 60 here"
     assert finding.remedy == "raise the limit: sysctl -w fs.inotify.max_user_instances=148"
+    guarded = replace(config(), envoy=replace(config().envoy, api_keys=Path("keys")))
+    (finding,) = live_check.check_watches(guarded, held)
+    assert "take 75 inotify instances" in finding.found
     unmanaged = replace(config(), envoy=replace(config().envoy, managed=False))
     assert live_check.check_watches(unmanaged, held) == []

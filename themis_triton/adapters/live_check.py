@@ -9,6 +9,7 @@ from typing import Any
 from tritonclient.utils import InferenceServerException
 
 from themis_triton.adapters.envoy.admin import EnvoyAdmin
+from themis_triton.adapters.envoy.client_auth import auth_name
 from themis_triton.adapters.envoy.clusters import WATCHED_MODELS
 from themis_triton.adapters.envoy.version import Version, lack, needed_version
 from themis_triton.adapters.findings import Finding, fine, missing, unanswered, warning
@@ -24,7 +25,7 @@ from themis_triton.core.config import AdoptedServer, EnvoyConfig, LocalLaunchCon
 from themis_triton.core.errors import ServerError
 
 TIMEOUT_S = 5.0
-_WATCHES_PER_MODEL, _OTHER_WATCHES, _WATCHES_OF_TLS = 2, 10, 4
+_WATCHES_PER_MODEL, _OTHER_WATCHES, _WATCHES_OF_TLS, _WATCHES_OF_KEYS = 2, 10, 4, 1
 _NOTHING_SCALES = "its models are routed to, and nothing is scaled, because there is no `launch` section"
 _NO_MODEL = "themis/no-such-model"
 """No model can have this name, so unloading it does nothing but show whether model control is open."""
@@ -239,6 +240,7 @@ def check_watches(config: ThemisConfig, models_by_server: dict[str, frozenset[st
     """Envoy takes an inotify instance for each file that it watches, and ends at once where a user has too few."""
     models = len({*config.models, *(model for models in models_by_server.values() for model in models)})
     others = _OTHER_WATCHES + (_WATCHES_OF_TLS if config.envoy.tls is not None else 0)
+    others += _WATCHES_OF_KEYS if auth_name(config.envoy) is not None else 0
     needed, limit = _WATCHES_PER_MODEL * min(models, WATCHED_MODELS) + others, inotify_instances()
     if not config.envoy.managed or limit is None or needed <= limit:
         return []

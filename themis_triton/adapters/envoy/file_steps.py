@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 
+from themis_triton.adapters.envoy.client_auth import FILTER_FILES
 from themis_triton.adapters.envoy.clusters import EDS
 from themis_triton.adapters.envoy.downstream_tls import SECRETS
 from themis_triton.adapters.envoy.http_listener import routes_file
@@ -13,8 +14,17 @@ from themis_triton.adapters.envoy.render import BOOTSTRAP, CLUSTERS, LISTENERS, 
 
 Files = Mapping[str, str]
 
-# Envoy reads a secret when a listener names it.
-_FRONT = (*SECRETS.values(), LISTENERS, *(routes_file(protocol) for protocol in Protocol))
+# Envoy reads a secret, and the filter that checks clients, when a listener names it.
+_FRONT = (*SECRETS.values(), *FILTER_FILES.values(), LISTENERS, *(routes_file(protocol) for protocol in Protocol))
+
+FILTERS = "extension_config_discovery.http_filter."
+"""Prefix of the statistics of filters that have a file of their own."""
+_PREFIXES = {
+    LISTENERS: "listener_manager.lds",
+    CLUSTERS: "cluster_manager.cds",
+    **{file: f"sds.{name}" for name, file in SECRETS.items()},
+    **{file: f"{FILTERS}{name}" for name, file in FILTER_FILES.items()},
+}
 
 
 def steps(desired: Files, present: Files) -> list[dict[str, str]]:
@@ -62,5 +72,4 @@ def statistics_prefix(name: str) -> str:
     cluster = cluster_of(name)
     if cluster is not None:
         return f"cluster.{cluster}"
-    fixed = {LISTENERS: "listener_manager.lds", CLUSTERS: "cluster_manager.cds"} | {file: f"sds.{name}" for name, file in SECRETS.items()}
-    return fixed.get(name) or next(f"http.{each}.rds.{each}" for each in Protocol if routes_file(each) == name)
+    return _PREFIXES.get(name) or next(f"http.{each}.rds.{each}" for each in Protocol if routes_file(each) == name)

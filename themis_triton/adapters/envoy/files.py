@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from themis_triton.adapters.envoy.addresses import resolved_config, resolved_table
 from themis_triton.adapters.envoy.admin import EnvoyAdmin, make_socket_folder
-from themis_triton.adapters.envoy.client_auth import API_KEYS, Json, read_auth_filter
+from themis_triton.adapters.envoy.client_auth import FILTER_FILES, read_auth_filter
+from themis_triton.adapters.envoy.clusters import Json
 from themis_triton.adapters.envoy.downstream_tls import check_files, link_files, remove_other_links
-from themis_triton.adapters.envoy.file_steps import expected_versions, statistics_prefix, steps
+from themis_triton.adapters.envoy.file_steps import FILTERS, expected_versions, statistics_prefix, steps
 from themis_triton.adapters.envoy.render import BOOTSTRAP, OWN_FILES, node_id, render
 from themis_triton.adapters.envoy.upstream_tls import secure_servers
 from themis_triton.adapters.pem_certificates import PemError
@@ -25,8 +27,8 @@ from themis_triton.core.routes import RouteTable
 _POLL_S = 0.01
 _WARMING = "cluster_manager.warming_clusters"
 _SUBSCRIPTIONS = (
-    r"^(listener_manager\.lds|cluster_manager\.cds|http\.\w+\.rds\.\w+|cluster\.(model|any|unlisted|index)_[^.]*|sds\.\w+)"
-    r"\.(version_text|update_rejected|update_attempt)$"
+    r"^(listener_manager\.lds|cluster_manager\.cds|http\.\w+\.rds\.\w+|cluster\.(model|any|unlisted|index)_[^.]*|sds\.\w+"
+    rf"|{re.escape(FILTERS)}[\w.]+)\.(version_text|update_rejected|update_attempt|config_reload)$"
 )
 _LOG_BYTES = 4000
 READ_TIMEOUT_S = 3.0
@@ -159,7 +161,7 @@ class EnvoyFiles:
             now = await self._stats()
             first_answer_s = min(first_answer_s, loop.time())
             refused = [name for name in step if _count(now, name, "update_rejected") > _count(before, name, "update_rejected")]
-            late = [prefix for prefix, version in expected.items() if now.get(f"{prefix}.version_text") != version]
+            late = [prefix for prefix, version in expected.items() if not _applied(now, before, prefix, version)]
             unread = [
                 name for name in step if name != BOOTSTRAP and _count(now, name, "update_attempt") <= _count(before, name, "update_attempt")
             ]
@@ -210,6 +212,14 @@ def own_files(config: EnvoyConfig) -> tuple[Path, ...]:
     return (*(config.tls.files if config.tls is not None else ()), *(each for each in (config.api_keys, jwks) if each is not None))
 
 
+def _applied(now: Stats, before: Stats, prefix: str, version: str) -> bool:
+    """Whether Envoy has applied this version; of the filter that checks clients, whether all of its workers have."""
+    text, reloads = f"{prefix}.version_text", f"{prefix}.config_reload"
+    if now.get(text) != version or not prefix.startswith(FILTERS) or before.get(text) == version:
+        return now.get(text) == version
+    return int(now.get(reloads, 0)) > int(before.get(reloads, 0))
+
+
 def _count(stats: Stats, name: str, counter: str) -> int:
     """A counter of the file's subscription; 0 for the bootstrap, which has none."""
     return int(stats.get(f"{statistics_prefix(name)}.{counter}", 0)) if name.count("/") else 0
@@ -229,11 +239,11 @@ def _move(directory: Path, files: Mapping[str, str]) -> None:
 def write_atomically(path: Path, text: str) -> None:
     """Written beside, synced, then moved into place: a reader sees the old file or the new one, and Envoy sees a move.
 
-    Text with API keys gets mode 0600, whatever the process's mask.
+    Text with API keys or a JWKS, which may hold secrets, gets mode 0600, whatever the process's mask.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.new")
-    mode = 0o600 if API_KEYS in text else 0o666
+    mode = 0o600 if any(name in text for name in FILTER_FILES) else 0o666
     beside.unlink(missing_ok=True)
     with open(beside, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, mode)) as file:
         file.write(text)

@@ -59,9 +59,9 @@ def descriptor_set() -> bytes:
     return bytes(files.SerializeToString(deterministic=True))
 
 
-def grpc_listener(config: EnvoyConfig, auth: Json | None = None) -> Json:
-    """The one gRPC address of all models. `auth`: the filter that checks clients."""
-    filters = [auth, _field_extraction(), routing_filter(), _stats()]
+def grpc_listener(config: EnvoyConfig) -> Json:
+    """The one gRPC address of all models."""
+    filters = [_field_extraction(), routing_filter(), _stats()]
     manager = connection_manager(
         config,
         Protocol.GRPC,

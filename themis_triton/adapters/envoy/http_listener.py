@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from themis_triton.adapters.envoy.classes import class_filter
-from themis_triton.adapters.envoy.client_auth import auth_name, open_to_all, refused_words
+from themis_triton.adapters.envoy.client_auth import auth_name, discovered_filter, open_to_all, refused_words
 from themis_triton.adapters.envoy.clusters import Json, file_source, socket_address, typed
 from themis_triton.adapters.envoy.downstream_tls import transport_socket
 from themis_triton.adapters.envoy.limits import limit_filter, limited, refusal
@@ -63,15 +63,16 @@ def listener(config: EnvoyConfig, protocol: Protocol, address: Address, manager:
 
 
 def connection_manager(
-    config: EnvoyConfig, protocol: Protocol, filters: list[Json | None], after_counting: Sequence[Json] = (), **more: object
+    config: EnvoyConfig, protocol: Protocol, filters: Sequence[Json], after_counting: Sequence[Json] = (), **more: object
 ) -> Json:
-    """The connection manager of one listener. Nothing is added to a request or an answer that Triton or its client would see."""
+    """The connection manager of one listener, which checks clients first. Nothing is added that Triton or its client would see."""
     return typed(
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix=str(protocol),
         rds={"route_config_name": str(protocol), "config_source": file_source(config.directory / routes_file(protocol))},
         http_filters=[
-            *(each for each in filters if each is not None),
+            *discovered_filter(config),
+            *filters,
             _counting(),
             *after_counting,
             class_filter(),
@@ -162,12 +163,12 @@ def retry_policy(config: EnvoyConfig, *more: str) -> Json:
     }
 
 
-def http_listener(config: EnvoyConfig, auth: Json | None = None) -> Json:
-    """The one REST address of all models. `auth`: the filter that checks clients."""
+def http_listener(config: EnvoyConfig) -> Json:
+    """The one REST address of all models."""
     manager = connection_manager(
         config,
         Protocol.HTTP,
-        filters=[auth, request_check(config)],
+        filters=[request_check(config)],
         codec_type="HTTP1",
     )
     return listener(config, Protocol.HTTP, config.http_listen, manager)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import psutil
 
 from themis_triton.adapters.envoy.addresses import resolve, resolved_config
 from themis_triton.adapters.envoy.admin import EnvoyAdmin, make_socket_folder
+from themis_triton.adapters.envoy.client_auth import FILTER_FILES, auth_name
 from themis_triton.adapters.envoy.files import read_files, write_atomically
 from themis_triton.adapters.envoy.http_listener import routes_file
 from themis_triton.adapters.envoy.names import Protocol
@@ -33,6 +35,8 @@ _VALIDATE_S = 60.0
 PROBE_TIMEOUT_S = 1.0
 LOG_FLUSH_MS = 250
 """After so long a broken request stands in the log; by default it takes up to ten seconds."""
+MIN_DRAIN_S = 600
+"""The least time that requests have to end on a listener that was replaced: Envoy's default."""
 SILENT_S = 10.0
 """A running process whose listeners are silent for so long does not come back; a shorter silence may be load."""
 MAX_STEP_S = 3.0
@@ -141,7 +145,9 @@ class EnvoyProcess:
 
     async def has_files(self) -> bool:
         """Whether the files that every Envoy needs are in place."""
-        names = (CLUSTERS, LISTENERS, *(routes_file(protocol) for protocol in Protocol), "eds")
+        guard = auth_name(self._config)
+        own = (FILTER_FILES[guard],) if guard is not None else ()
+        names = (CLUSTERS, LISTENERS, *(routes_file(protocol) for protocol in Protocol), *own, "eds")
         return all(await asyncio.to_thread(lambda: [(self._config.directory / name).exists() for name in names]))
 
     def note_ignored(self, reason: str) -> None:
@@ -249,6 +255,8 @@ class EnvoyProcess:
     def _command(self, binary: Path) -> list[str]:
         options = ["--disable-hot-restart", "--concurrency", str(self._config.concurrency), "--log-level", "warning"]
         options += ["--file-flush-interval-msec", str(LOG_FLUSH_MS)]
+        # A changed listener keeps the requests that it has until then; its connections move to the new one with their next answer.
+        options += ["--drain-time-s", str(max(MIN_DRAIN_S, math.ceil(self._config.stream_idle_timeout_s))), "--drain-strategy", "immediate"]
         return [str(binary), "-c", str(self._config.directory / BOOTSTRAP), *options]
 
     async def _validate(self, binary: Path) -> None:

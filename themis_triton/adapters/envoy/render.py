@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from themis_triton.adapters.envoy.client_auth import FILTER_FILES, filter_resource
 from themis_triton.adapters.envoy.clusters import Json, check_interval_s, cluster, each_cluster, endpoints, file_source, socket_address
 from themis_triton.adapters.envoy.downstream_tls import secrets
 from themis_triton.adapters.envoy.grpc_listener import grpc_listener, grpc_routes
@@ -54,7 +55,9 @@ def _resources(config: EnvoyConfig, table: RouteTable, pem_versions: Mapping[str
     files[routes_file(Protocol.GRPC)] = [_route_configuration(Protocol.GRPC, grpc_routes(config, table))]
     files[routes_file(Protocol.HTTP)] = [_route_configuration(Protocol.HTTP, http_routes(config, table))]
     files |= secrets(config, pem_versions.get(OWN_FILES, ""))
-    files[LISTENERS] = [grpc_listener(config, auth), http_listener(config, auth)]
+    if auth is not None:
+        files[FILTER_FILES[auth["name"]]] = [filter_resource(auth)]
+    files[LISTENERS] = [grpc_listener(config), http_listener(config)]
     return files
 
 
@@ -65,9 +68,16 @@ def static_bootstrap(files: Mapping[str, str]) -> str:
         manager = each["filter_chains"][0]["filters"][0]["typed_config"]
         name = Protocol(manager.pop("rds")["route_config_name"])
         manager["route_config"] = _untyped(json.loads(files[routes_file(name)])["resources"][0])
+        manager["http_filters"] = [_with_its_file(each, files) for each in manager["http_filters"]]
     kept = {key: value for key, value in json.loads(files[BOOTSTRAP]).items() if key != "dynamic_resources"}
     static = {"listeners": [_untyped(each) for each in listeners], "clusters": [_untyped(each) for each in clusters]}
     return _text({**kept, "static_resources": static})
+
+
+def _with_its_file(http_filter: Json, files: Mapping[str, str]) -> Json:
+    """A filter with what its own file holds, where it has one."""
+    file = files.get(FILTER_FILES.get(http_filter["name"], ""))
+    return _untyped(json.loads(file)["resources"][0]) if file is not None else http_filter
 
 
 def _untyped(message: Json) -> Json:
