@@ -16,8 +16,7 @@ from themis_triton.daemon.hangup import hangup_handler
 
 async def main():
     fcntl.ioctl(int(sys.argv[1]), termios.TIOCSCTTY, 0)
-    if sys.argv[2] == "nohup":
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN if sys.argv[2] == "nohup" else signal.SIG_DFL)  # whatever the tests inherited
     stop, reload = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGHUP, hangup_handler(stop, reload))
