@@ -75,7 +75,7 @@ def test_the_session_of_the_first_page(folder: Path) -> None:
             assert result.returncode == 0, f"{line}:\n{result.stdout}{result.stderr}"
             outputs[" ".join(words[1:])] = result.stdout
         assert sidecar.wait(COMMAND_TIMEOUT_S) == 0
-    assert "is valid" in outputs["validate themis.yaml"]
+    assert "is valid" in outputs["validate -c themis.yaml"]
     assert "video" in outputs["status -c themis.yaml"]
     assert "launch" in outputs["history -c themis.yaml"]
     assert outputs["why -c themis.yaml"].strip()
