@@ -114,6 +114,7 @@ async def _run(options: DemoOptions) -> DemoSummary:
     console.print(f"Starting Triton, Envoy and Themis ({options.title}); files and logs in {directory}", markup=False)
     base = replace(read_base(options.settings, options.pipeline, options.cold_start_s), peak_rps=options.peak_rps)
     async with staged(directory, base, options.policy, console.print) as stage:
+        console.print(f"Watch it in a browser while it runs: {stage.page_url}", markup=False)
         seen, before, report = await _loaded(stage, options, console, directory)
     summary = _summary(options, stage, seen, before, report)
     series = _series(options, seen, report)

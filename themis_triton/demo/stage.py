@@ -49,6 +49,11 @@ class DemoStage:
     pipeline: PipelineConfig
     config: ThemisConfig
 
+    @property
+    def page_url(self) -> str:
+        """The sidecar's web page."""
+        return self.status_url.removesuffix(STATUS_PATH) + "/"
+
 
 @asynccontextmanager
 async def staged(
