@@ -13,7 +13,7 @@ import httpx
 
 from tests.unit.samples import NOW_S
 from tests.unit.status_api import ServedApi, served, tick
-from themis_triton.core.status import decode_status
+from themis_triton.core.status import Status, decode_status
 from themis_triton.daemon import events
 
 
@@ -59,11 +59,22 @@ def test_a_client_that_reads_too_slowly_is_dropped_and_the_others_are_not(tmp_pa
     asyncio.run(scenario())
 
 
-def test_no_status_is_made_while_nobody_listens(tmp_path: Path) -> None:
-    def unexpected() -> Any:
-        raise AssertionError("a status was made")
+def test_a_status_is_made_only_where_a_client_is_connected(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with served(tmp_path / "journal.sqlite") as api:
+            made: list[Status] = []
 
-    events.EventHub().publish(unexpected)
+            def status() -> Status:
+                made.append(api.board.status())
+                return made[-1]
+
+            api.hub.publish(status)
+            assert made == []
+            with api.hub.subscribed():
+                api.hub.publish(status)
+            assert len(made) == 1
+
+    asyncio.run(scenario())
 
 
 def test_too_many_clients_are_refused(tmp_path: Path) -> None:
