@@ -156,7 +156,9 @@ def test_the_commands_reach_a_sidecar_of_another_machine_with_its_token(tmp_path
         ):
             with pytest.raises(ServerError, match=r"refused \(HTTP 40[13]\): .*Fix: give a copy of the sidecar's token with --token-file"):
                 call()
-        with pytest.raises(EnvironmentCheckError, match=r"none/token: .* Fix: run this command as the sidecar's user"):
+        with pytest.raises(
+            EnvironmentCheckError, match=r"none/token: .* Fix: start the sidecar \(`themis run -c .*, or run this command as its user"
+        ):
             change(path, "/v1/pause")
         with pytest.raises(ServerError, match=r"refused \(HTTP 404\)"):
             change(path, "/v1/nothing", remote=Remote(token))

@@ -8,6 +8,8 @@ from pathlib import Path
 from themis_triton.commands.moments import parse_duration
 from themis_triton.commands.status_calls import LOCAL, Remote, change
 from themis_triton.commands.terminal import write_line
+from themis_triton.core.errors import SettingsError
+from themis_triton.core.overrides import FROM_SETTINGS, MODE_NAMES, MODE_WORDS
 from themis_triton.daemon.control_paths import MODE_PATH, PIN_PATH, UNPIN_PATH
 
 
@@ -25,10 +27,12 @@ def unpin_command(path: Path, model: str, why: str, remote: Remote = LOCAL) -> N
 
 
 def mode_command(path: Path, mode: str, why: str, remote: Remote = LOCAL) -> None:
-    """Put a mode in force, also after a restart; `settings`: that of the settings again."""
+    """Put a mode in force, also after a restart; `settings`: that of the settings again. SettingsError for any other word."""
+    if mode not in MODE_NAMES:
+        raise SettingsError(f"mode: {mode} is invalid: expected {MODE_WORDS}. Fix: name one of them")
     change(path, MODE_PATH, {"mode": mode, "by": _user(), "why": why}, remote)
-    ends = "" if mode == "settings" else f"; `themis mode settings -c {path}` ends it"
-    write_line(f"the mode is {'that of the settings again' if mode == 'settings' else mode}{ends}")
+    ends = "" if mode == FROM_SETTINGS else f"; `themis mode settings -c {path}` ends it"
+    write_line(f"the mode is {'that of the settings again' if mode == FROM_SETTINGS else mode}{ends}")
 
 
 def _user() -> str:

@@ -6,6 +6,11 @@ from dataclasses import dataclass, replace
 
 from themis_triton.core.config import Mode, ThemisConfig
 
+FROM_SETTINGS = "settings"
+"""Instead of a mode: that of the settings again."""
+MODE_NAMES = (*Mode, FROM_SETTINGS)
+MODE_WORDS = f"{', '.join(Mode)} or {FROM_SETTINGS}"
+
 
 @dataclass(frozen=True, slots=True)
 class Pin:

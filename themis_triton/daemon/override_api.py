@@ -14,7 +14,7 @@ from aiohttp import web
 from themis_triton.core.config import Mode
 from themis_triton.core.encoding import plain
 from themis_triton.core.errors import EnvironmentCheckError, SettingsError
-from themis_triton.core.overrides import Pin
+from themis_triton.core.overrides import FROM_SETTINGS, MODE_NAMES, MODE_WORDS, Pin
 from themis_triton.daemon.access import answer_error
 from themis_triton.daemon.control_paths import MODE_PATH, PIN_PATH, UNPIN_PATH
 from themis_triton.daemon.overrides import MAX_PIN_S, MAX_WORDS, OverrideKeeper
@@ -22,7 +22,6 @@ from themis_triton.daemon.status import StatusBoard
 from themis_triton.ports import Clock
 
 Body = Mapping[str, Any]
-FROM_SETTINGS = "settings"
 
 
 def override_routes(keeper: OverrideKeeper, board: StatusBoard, clock: Clock) -> list[web.RouteDef]:
@@ -39,8 +38,8 @@ def override_routes(keeper: OverrideKeeper, board: StatusBoard, clock: Clock) ->
 
     def mode(body: Body) -> None:
         name = _text(body, "mode")
-        if name not in (*Mode, FROM_SETTINGS):
-            raise SettingsError(f"mode: {name!r:.40} is invalid: expected {', '.join(Mode)} or {FROM_SETTINGS}")
+        if name not in MODE_NAMES:
+            raise SettingsError(f"mode: {name!r:.40} is invalid: expected {MODE_WORDS}")
         keeper.set_mode(None if name == FROM_SETTINGS else Mode(name), *_by_and_why(body))
 
     return [web.post(path, _changing(change, keeper)) for path, change in ((PIN_PATH, pin), (UNPIN_PATH, unpin), (MODE_PATH, mode))]
