@@ -74,7 +74,7 @@ def change(path: Path, api_path: str, body: Mapping[str, object] | None = None, 
     try:
         token = read_token(remote.token_file if remote.token_file is not None else where.token_file)
     except EnvironmentCheckError as error:
-        fix = f"start the sidecar (`themis run -c {path}`), or run this command as its user on its host, or with a copy of its token: --token-file"
+        fix = f"start the sidecar (`themis run -c {path}`), or run this command as its user on its host, or with --token-file"
         raise EnvironmentCheckError(f"{error}. Fix: {fix}") from error
     response = post(remote.address(where.status_address), api_path, token, body)
     if response.code >= HTTPStatus.BAD_REQUEST:
