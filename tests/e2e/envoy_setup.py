@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,16 +73,22 @@ def free_config(directory: Path) -> EnvoyConfig:
 def running_envoy(state_directory: Path, table: RouteTable) -> Iterator[Gateway]:
     config = free_config(state_directory)
 
+    @asynccontextmanager
+    async def own_process() -> AsyncIterator[EnvoyProcess]:
+        process = EnvoyProcess(config, state_directory)
+        try:
+            yield process
+        finally:
+            await process.close()
+
     async def start() -> None:
         await write(config, table)
-        process = EnvoyProcess(config, state_directory)
-        await process.ensure()
-        await process.close()
+        async with own_process() as process:
+            await process.ensure()
 
     async def stop() -> None:
-        process = EnvoyProcess(config, state_directory)
-        await process.stop()
-        await process.close()
+        async with own_process() as process:
+            await process.stop()
 
     try:
         asyncio.run(start())
@@ -145,12 +151,14 @@ async def load_until(address: str, model: str, rate_rps: float, end: asyncio.Eve
 
     loop = asyncio.get_running_loop()
     begin_s = loop.time()
-    while not end.is_set():
-        running.add(asyncio.create_task(one()))
-        load.sent += 1
-        await asyncio.sleep(max(0.0, begin_s + load.sent / rate_rps - loop.time()))
-    await asyncio.gather(*running)
-    await client.close()
+    try:
+        while not end.is_set():
+            running.add(asyncio.create_task(one()))
+            load.sent += 1
+            await asyncio.sleep(max(0.0, begin_s + load.sent / rate_rps - loop.time()))
+        await asyncio.gather(*running)
+    finally:
+        await client.close()
     return load
 
 
@@ -158,10 +166,12 @@ async def under_load(loads: Sequence[tuple[str, str, float, bool]], action: Call
     """Run the action while loads (address, model, requests/s, over HTTP) run, with traffic for a second before and after it."""
     end = asyncio.Event()
     running = [asyncio.create_task(load_until(address, model, rate, end, over_http=http)) for address, model, rate, http in loads]
-    await asyncio.sleep(1.0)
     try:
+        await asyncio.sleep(1.0)
         await action()
         await asyncio.sleep(1.0)
     finally:
         end.set()
-    return await asyncio.gather(*running)
+        # Also when the action failed: the clients are closed by these tasks.
+        results = await asyncio.gather(*running)
+    return results
