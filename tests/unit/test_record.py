@@ -126,3 +126,17 @@ def test_a_missed_slo_is_said_where_the_capacity_suffices() -> None:
 
 def test_a_surge_says_when_the_slo_is_expected_to_hold() -> None:
     assert message(replace(EVIDENCE, holds_after_s=1.5), Reason.SURGE) == f"surge: {NUMBERS}, SLO expected to hold in 1.5 s"
+
+
+def test_of_many_pipelines_a_sentence_names_those_that_explain_it_and_says_how_many_more_there_are() -> None:
+    many = tuple(replace(CALM, pipeline=f"p{number}") for number in range(20))
+    late, overloaded = replace(many[17], measured_p99_ms=320.0), replace(many[19], capacity_rps=9.0)
+    text = sentence(record(decision=replace(decision(Reason.STEADY), evidence=(*many[:17], late, many[18], overloaded))))
+    assert [part.split()[0] for part in text.partition(": ")[2].split("; ")] == ["p17", "p19", "p0", "p1", "and"]
+    assert text.endswith("; and 16 further pipelines")
+
+
+def test_of_many_actions_a_sentence_names_some_and_says_how_many_more_there_are() -> None:
+    actions = [retire(f"s{number}") for number in range(6)]
+    assert sentence(record(*actions, decision=decision())).endswith("; retire s0, retire s1, retire s2, retire s3, and 2 further actions")
+    assert sentence(record(*actions[:4], decision=decision())).endswith("; retire s0, retire s1, retire s2, retire s3")

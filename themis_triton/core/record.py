@@ -10,6 +10,9 @@ from themis_triton.core.estimate import DriftEvent, Estimate, LearntTimes, Model
 from themis_triton.core.observation import Snapshot
 from themis_triton.core.service_times import ENOUGH_EXECUTIONS
 
+MOST_NAMED = 4
+"""Pipelines, and actions, that a sentence names; `themis why` and the page show all of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class TickRecord:
@@ -42,7 +45,7 @@ def sentence(record: TickRecord) -> str:
     parts += [incident.sentence for incident in record.snapshot.incidents]
     if record.started:
         verb = "would " if record.advisory else ""
-        parts.append(verb + ", ".join(describe(action) for action in record.started))
+        parts.append(verb + _first([describe(action) for action in record.started], ", ", "actions"))
     elif decision.clamps:
         parts.append(decision.clamps[-1].sentence)
     parts += [
@@ -139,8 +142,24 @@ def _opening(decision: Decision) -> str:
     opening = _OPENINGS[decision.reason]
     if decision.reason is Reason.STEADY and any(_is_overloaded(evidence) for evidence in decision.evidence):
         opening = "overload, no further change"
-    numbers = "; ".join(_numbers(evidence) for evidence in decision.evidence)
+    # The pipelines that explain the decision come first; sorting keeps the settings' order among the others.
+    numbers = _first([_numbers(evidence) for evidence in sorted(decision.evidence, key=_is_calm)], "; ", "pipelines")
     return f"{opening}: {numbers}" if numbers else opening
+
+
+def _first(texts: list[str], separator: str, noun: str) -> str:
+    """At most `MOST_NAMED` of the texts; of any others their number."""
+    further = len(texts) - MOST_NAMED
+    named = separator.join(texts[:MOST_NAMED])
+    return f"{named}{separator}and {further} further {noun}" if further > 0 else named
+
+
+def _is_calm(evidence: PipelineEvidence) -> bool:
+    return not (_is_overloaded(evidence) or _misses_slo(evidence) or evidence.servers_now != evidence.servers_desired)
+
+
+def _misses_slo(evidence: PipelineEvidence) -> bool:
+    return evidence.measured_p99_ms is not None and evidence.measured_p99_ms > evidence.slo_ms
 
 
 def _is_overloaded(evidence: PipelineEvidence) -> bool:
@@ -158,7 +177,6 @@ def _numbers(evidence: PipelineEvidence) -> str:
         parts.append(f"refuses {evidence.refused_rps:.0f}/s beyond {evidence.limit_rps:.0f}/s")
     if evidence.holds_after_s:
         parts.append(f"SLO expected to hold in {evidence.holds_after_s:.1f} s")
-    p99_ms = evidence.measured_p99_ms
-    if p99_ms is not None and p99_ms > evidence.slo_ms and not _is_overloaded(evidence):
-        parts.append(f"SLO missed although capacity suffices: p99 {p99_ms:.0f} ms exceeds {evidence.slo_ms:g} ms")
+    if _misses_slo(evidence) and not _is_overloaded(evidence):
+        parts.append(f"SLO missed although capacity suffices: p99 {evidence.measured_p99_ms:.0f} ms exceeds {evidence.slo_ms:g} ms")
     return ", ".join(parts)
