@@ -15,11 +15,13 @@ from aiohttp import web
 
 from themis_triton.adapters.envoy import admin as envoy_admin
 from themis_triton.adapters.envoy import process as envoy_process
+from themis_triton.adapters.envoy import serving_check
 from themis_triton.adapters.envoy.admin import EnvoyAdmin
 from themis_triton.adapters.envoy.files import EnvoyFiles
 from themis_triton.adapters.envoy.probe import Answer
 from themis_triton.adapters.envoy.process import EnvoyProcess
 from themis_triton.adapters.envoy.render import BOOTSTRAP, node_id
+from themis_triton.adapters.envoy.serving_check import ServingCheck
 from themis_triton.adapters.processes import OWNER_VARIABLE, find_process, owned_processes, owner_mark, spawn, stop_process
 from themis_triton.adapters.sockets import free_ports
 from themis_triton.core.address import Address
@@ -109,17 +111,14 @@ def test_silent_listeners_are_a_fault_after_ten_seconds_of_probes_and_not_after_
     async def silent(*_: object) -> Answer:
         return Answer.SILENT
 
-    monkeypatch.setattr(envoy_process, "probe_listeners", silent)
+    monkeypatch.setattr(serving_check, "probe_listeners", silent)
 
     async def scenario() -> None:
-        (admin,) = free_ports(1)
-        envoy = EnvoyProcess(configured(tmp_path, admin), tmp_path)
-        faults = []
+        check, faults = ServingCheck(), []
         for _ in range(4):
-            faults.append(await envoy.find_fault(None))
-            envoy._probed_at_s -= 60.0
+            faults.append(await check.find_fault(configured(tmp_path, 1), None))
+            check._probed_at_s -= 60.0
         assert faults[:3] == [None] * 3
         assert faults[3] == "its listeners have not answered for 10 s"
-        await envoy.close()
 
     asyncio.run(scenario())

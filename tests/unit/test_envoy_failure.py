@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from themis_triton.adapters.envoy.process import failure_reason
+from themis_triton.adapters.envoy.binary import failure_reason
 
 CAUSE = "[2026-01-01 00:00:00.000][7][critical][assert] assert failure: inotify_fd_ >= 0. Details: Consider increasing max_user_instances"
 BACKTRACE = "\n".join(f"[2026-01-01 00:00:00.000][7][critical][backtrace] #{number}: [0x55]" for number in range(20))

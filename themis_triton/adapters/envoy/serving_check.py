@@ -1,0 +1,69 @@
+"""Whether a running Envoy serves: its listeners are probed, and a silence is told apart from load."""
+
+from __future__ import annotations
+
+import asyncio
+
+import psutil
+
+from themis_triton.adapters.envoy.probe import Answer, probe_listeners
+from themis_triton.adapters.processes import find_process
+from themis_triton.core.config import EnvoyConfig
+from themis_triton.core.fleet import ProcessId
+
+PROBE_TIMEOUT_S = 1.0
+SILENT_S = 10.0
+"""A running process whose listeners are silent for so long does not come back; a shorter silence may be load."""
+MAX_STEP_S = 3.0
+"""The most that one silent probe adds to a silence."""
+
+
+class ServingCheck:
+    """Probes the listeners of one Envoy, and remembers for how long they have been silent."""
+
+    def __init__(self) -> None:
+        self._silent_s: float | None = None
+        self._probed_at_s = 0.0
+
+    def reset(self) -> None:
+        """Forget the silence: another process serves now."""
+        self._silent_s = None
+
+    async def find_fault(self, config: EnvoyConfig, identity: ProcessId | None) -> str | None:
+        """Why it does not serve, None while it does. `config`: with IP addresses.
+
+        A connection that is refused, and a process that is stopped, leave no doubt. A silent listener may be one that is busy.
+        """
+        answer = await probe_listeners(config, PROBE_TIMEOUT_S)
+        now_s = asyncio.get_running_loop().time()
+        # After a longer step this process or the machine stood still, and Envoy may have done so too.
+        step_s, self._probed_at_s = min(MAX_STEP_S, now_s - self._probed_at_s), now_s
+        self._silent_s = None if answer is not Answer.SILENT else PROBE_TIMEOUT_S if self._silent_s is None else self._silent_s + step_s
+        if answer is Answer.REFUSED and await probe_listeners(config, PROBE_TIMEOUT_S) is Answer.REFUSED:
+            return "a listener refuses connections"
+        if self._silent_s is None:
+            return None
+        if identity is not None and _is_stopped(find_process(identity)):
+            return "its process is stopped"
+        return f"its listeners have not answered for {self._silent_s:.0f} s" if self._silent_s >= SILENT_S else None
+
+
+async def find_hang(config: EnvoyConfig, identity: ProcessId) -> str | None:
+    """Why an Envoy hangs that is stopped or accepts clients without an answer for long; returns at its first answer or refusal, with None.
+
+    Refused connections are no hang: the addresses may be new. `config`: with IP addresses.
+    """
+    silent_s = 0.0
+    while True:
+        process = find_process(identity)
+        if _is_stopped(process):
+            return "its process is stopped"
+        if process is None or await probe_listeners(config, PROBE_TIMEOUT_S) is not Answer.SILENT:
+            return None
+        if silent_s >= SILENT_S:
+            return f"its listeners have not answered for {silent_s:.0f} s"
+        silent_s += PROBE_TIMEOUT_S
+
+
+def _is_stopped(process: psutil.Process | None) -> bool:
+    return process is not None and process.status() == psutil.STATUS_STOPPED
