@@ -96,7 +96,7 @@ async def observe(world: World, config: ThemisConfig) -> Snapshot:
     now_s = world.clock.now_s()
     return Snapshot(
         at_s=now_s,
-        servers=(*world.executor.as_routed(world.executor.fleet.all()), *announced(world.executor, config)),
+        servers=(*world.executor.routes.as_routed(world.executor.fleet.all()), *announced(world.executor, config)),
         readings=readings.servers,
         routes=readings.routes,
         devices=readings.devices,
@@ -107,7 +107,7 @@ async def observe(world: World, config: ThemisConfig) -> Snapshot:
         resting=world.executor.resting,
         recently_crashed=world.supervisor.recently_crashed,
         routes_error=readings.routes_error,
-        routes_unwritten=world.executor.routes_unwritten,
+        routes_unwritten=world.executor.routes.unwritten,
         incidents=world.supervisor.collect_incidents(),
         faults=world.supervisor.faults,
         loading=world.executor.loading,

@@ -24,8 +24,9 @@ from tests.e2e.daemon_setup import ADOPTED, CLASSIFIER, DETECTOR, POLL_S, QUICK,
 from tests.e2e.odd_models import COMPLETED, FILE, ODD_MODELS, OWN, OWN_DATA, OddCalls, completed_model, odd_models, picky_model
 from tests.e2e.triton_process import REPOSITORY, TritonProcess, running_triton
 from tests.unit.fakes import FakeRecorder, FakeRoutes
+from themis_triton.act.actuators import Actuators
 from themis_triton.act.backoff import Backoff
-from themis_triton.act.executor import Actuators, Executor
+from themis_triton.act.executor import Executor
 from themis_triton.act.fleet import Fleet
 from themis_triton.act.launch_rests import SAME_FAILURES
 from themis_triton.adapters.clock import SystemClock

@@ -20,14 +20,16 @@ import pytest
 
 from tests.e2e.envoy_setup import free_config, read, write
 from tests.unit.fakes import Bench
+from themis_triton.act.actuators import Actuators
 from themis_triton.act.backoff import Backoff
-from themis_triton.act.executor import Actuators, Executor
+from themis_triton.act.executor import Executor
 from themis_triton.act.fleet import Fleet
 from themis_triton.act.supervisor import Supervisor
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.envoy import request_check
+from themis_triton.adapters.envoy.binary import find_envoy
 from themis_triton.adapters.envoy.files import EnvoyFiles
-from themis_triton.adapters.envoy.process import EnvoyProcess, find_envoy
+from themis_triton.adapters.envoy.process import EnvoyProcess
 from themis_triton.adapters.processes import find_process, wait_for_exit, wait_until
 from themis_triton.adapters.sockets import free_ports, listen_failure
 from themis_triton.core.address import Address
@@ -92,7 +94,7 @@ async def watched(directory: Path) -> AsyncIterator[Watched]:
     files = EnvoyFiles(config, log_file=envoy.log_file, on_ignored=envoy.note_ignored)
     executor = Executor(Actuators(bench.control, files, None, bench.recorder, clock), Fleet(bench.recorder), Backoff(1.0, 1.0), ("model",))
     supervisor = Supervisor(executor, bench.control, None, ("model",), clock)
-    await executor.write_routes()
+    await executor.routes.write()
     watch = EnvoyWatch(envoy, executor, supervisor, clock)
     watching = asyncio.create_task(watch.run())
     try:
@@ -282,7 +284,7 @@ def test_an_envoy_that_does_not_serve_or_takes_nothing_up_is_killed_and_started_
             assert restored.kind == "proxy_restored"
             assert not psutil.pid_exists(first.pid)
             assert await running.answers()
-            await running.executor.write_routes()
+            await running.executor.routes.write()
             assert set(await read(running.config, ["model"])) == {"model"}
 
     asyncio.run(scenario())

@@ -7,8 +7,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from tests.unit.samples import STAGES
+from themis_triton.act.actuators import Actuators
 from themis_triton.act.backoff import Backoff
-from themis_triton.act.executor import Actuators, Executor
+from themis_triton.act.executor import Executor
 from themis_triton.act.fleet import Fleet
 from themis_triton.act.supervisor import Supervisor
 from themis_triton.core.action import Outcome
@@ -301,7 +302,7 @@ class Bench:
     async def settled(self) -> tuple[Outcome, ...]:
         """Outcomes once nothing is under way."""
         for _ in range(TURNS):
-            if not self.executor.busy and (self.executor.routes_unwritten is None or self.routes.broken):
+            if not self.executor.busy and (self.executor.routes.unwritten is None or self.routes.broken):
                 return self.executor.collect()
             await asyncio.sleep(0)
         raise AssertionError(f"still busy: {sorted(self.executor.busy)}")

@@ -206,7 +206,7 @@ def test_limits_reach_the_routes_and_stand_until_the_next_decision() -> None:
         for limits, expected in (({DETECTOR: limit}, limit), (None, limit), ({}, None)):
             bench.executor.submit(Plan("d", limits=limits))
             await bench.settled()
-            await bench.executor.write_routes()
+            await bench.executor.routes.write()
             assert bench.routes.tables[-1].models[DETECTOR].limit == expected
             assert bench.routes.tables[-1].models[CLASSIFIER].limit is None
 
@@ -222,10 +222,10 @@ def test_a_limit_follows_what_serves_during_a_pause_and_stays_unwritten_in_advis
         engine = Engine(bench, replace(CONFIG, mode=Mode.ADVISORY))
         engine.paused = paused
         await engine.run(20.0, 8)
-        both = bench.executor.limits.get(DETECTOR)
+        both = bench.executor.routes.limits.get(DETECTOR)
         bench.fleet.remove("b")
         await engine.run(20.0, 8)
-        alone = bench.executor.limits.get(DETECTOR)
+        alone = bench.executor.routes.limits.get(DETECTOR)
         if paused:
             assert both is not None
             assert alone is not None

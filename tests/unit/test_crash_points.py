@@ -14,8 +14,9 @@ import pytest
 from tests.unit.fakes import Bench, FakeClock, FakeControl, FakeLauncher, FakeRecorder
 from tests.unit.samples import CLASSIFIER, DETECTOR, STAGES, action
 from tests.unit.test_adopt import launched, phases, route, settings_in, start
+from themis_triton.act.actuators import Actuators
 from themis_triton.act.backoff import Backoff
-from themis_triton.act.executor import Actuators, Executor
+from themis_triton.act.executor import Executor
 from themis_triton.act.fleet import Fleet
 from themis_triton.adapters.envoy.files import EnvoyFiles
 from themis_triton.adapters.store.journal import Journal

@@ -119,7 +119,7 @@ def test_a_server_returns_to_the_routes_when_its_call_returns() -> None:
         await bench.settled()
         await bench.turns()
         assert excluded(bench.routes.tables[-1]) == frozenset()
-        assert bench.executor.routes_unwritten is None
+        assert bench.executor.routes.unwritten is None
 
     asyncio.run(work())
 

@@ -340,7 +340,7 @@ def test_a_server_that_never_served_is_not_routed_when_it_cannot_be_taken_down_a
         bench.routes.broken = True
         await carried_out(bench, retire("half"))
         bench.routes.broken = False
-        await bench.executor.write_routes()
+        await bench.executor.routes.write()
         assert bench.log[-1] == "routes a"
 
     run(work())
@@ -493,11 +493,11 @@ def test_routes_that_could_not_be_written_are_written_by_a_later_tick_and_told_u
         await bench.supervisor.reap_dead_servers()
         for _ in range(5):
             await asyncio.sleep(0)
-        assert bench.executor.routes_unwritten == "the proxy does not answer"
+        assert bench.executor.routes.unwritten == "the proxy does not answer"
         bench.routes.broken = False
         await bench.supervisor.reap_dead_servers()
         await bench.settled()
-        assert bench.executor.routes_unwritten is None
+        assert bench.executor.routes.unwritten is None
         assert bench.routed == ("b",)
 
     run(work())
@@ -515,9 +515,9 @@ def test_routes_are_written_again_when_the_fleet_changed_during_the_write(monkey
                 bench.launcher.alive.add("b")
 
         monkeypatch.setattr(bench.routes, "write", slow_write)
-        await bench.executor.write_routes()
+        await bench.executor.routes.write()
         assert list(bench.routed) == ["a"]
-        assert bench.executor.routes_unwritten == "the fleet changed during the last write"
+        assert bench.executor.routes.unwritten == "the fleet changed during the last write"
         await bench.supervisor.reap_dead_servers()
         await bench.settled()
         assert list(bench.routed) == ["a", "b"]

@@ -108,14 +108,14 @@ def test_a_running_sidecar_takes_up_good_settings_and_refuses_bad_ones(tmp_path:
         loop = _Loop(components, Planner(build_rules(settings)), board, Exporter(), read_settings=read)
         await loop.reload_settings()
         assert len(edited) == 2
-        bench.executor.limits = {DETECTOR: RouteLimit(10.0, 5)}
+        bench.executor.routes.limits = {DETECTOR: RouteLimit(10.0, 5)}
         for _ in range(2):
             loop.reload.set()
             assert await loop.has_moved()
             await loop.reload_settings()
         await loop.tick()
         assert board.status().mode == "advisory"
-        assert bench.executor.limits == {}
+        assert bench.executor.routes.limits == {}
         assert (journal._writer.max_bytes, loop.components.config.retention) == (2**20, small)
         assert loop.planner.rules.config.policy.retry_backoff_s == bench.executor.backoff.first_s == 7.0
         assert [(event.kinds, event.sentence) for event in board.events] == [

@@ -97,7 +97,7 @@ def test_a_launched_server_is_no_capacity_before_the_proxy_routes_to_it() -> Non
     async def work() -> None:
         bench = Bench(server("a", max_batch=1, slot="cpu:0"))
         engine = Engine(bench, config(slots=2))
-        await bench.executor.write_routes()
+        await bench.executor.routes.write()
         bench.fleet.put(server("b", max_batch=1, slot="cpu:1", phase=Phase.WARMING))
         bench.launcher.alive.add("b")
         bench.routes.broken = True

@@ -100,11 +100,11 @@ class Supervisor:
         dead = [server for server in self._executor.fleet.all() if await self._has_died(server)]
         for server in dead:
             words = f"{server.name} has crashed{self._executor.proofs.lost(server, now_s)}{_log_words(server)}"
-            await self._executor.forget(server)
+            await self._executor.procedures.forget(server)
             self._health.forget(server.name)
             self._lost_at_s.append(now_s)
             self._crashes.report(server, words)
-        self._executor.reconcile_routes(changed=bool(dead))
+        self._executor.routes.reconcile(changed=bool(dead))
         for server in dead:
             self._clear_remains(server)
         return tuple(dead)
@@ -125,7 +125,7 @@ class Supervisor:
         Models that fail on one server leave the routes there and are reloaded too.
         """
         now_s = self._clock.now_s()
-        self._executor.reconcile_routes(changed=self.repairs.eject(failures, now_s))
+        self._executor.routes.reconcile(changed=self.repairs.eject(failures, now_s))
         taken = {*self._executor.busy, *self._executor.backing_off(now_s)}
         servers = self._executor.fleet.all()
         hung = [server for server in servers if server.launched and server.phase is Phase.UNRESPONSIVE]
@@ -143,7 +143,7 @@ class Supervisor:
         answered = any(reading.error is None for reading in readings)
         changed = [self._move(server, self._phase_of(server, others_answer=answered), now_s) for server in running]
         changed.append(self.repairs.note(now_s))
-        self._executor.reconcile_routes(changed=any(changed))
+        self._executor.routes.reconcile(changed=any(changed))
         self._reread_due |= self._has_lost_models(readings) or now_s - self._reread_at_s >= REREAD_EVERY_S
         if self._reread_due:
             self._reread_at_s, self._reread_due = now_s, False
@@ -224,7 +224,7 @@ class Supervisor:
         with contextlib.suppress(ServerError):  # the metrics readings already show that it does not answer
             await self._reread_one(server)
         if before != route_table(self._executor.fleet.all(), self._models):
-            self._executor.reconcile_routes(changed=True)
+            self._executor.routes.reconcile(changed=True)
 
     async def _reread_one(self, server: Server) -> None:
         """Counts only while no action changes them: an action's result is newer than a reading that began before it ended."""

@@ -41,8 +41,8 @@ async def adopt(components: Components) -> None:
     adopted = [await _adopted(configured, components) for configured in components.config.servers]
     launched, unfinished = await _launched(components, routes)
     components.world.executor.fleet.put_all(_pinned(server, routes) for server in (*adopted, *launched))
-    components.world.executor.limits = _kept_limits(components.config, routes)
-    await components.world.executor.write_routes()
+    components.world.executor.routes.limits = _kept_limits(components.config, routes)
+    await components.world.executor.routes.write()
     if components.config.mode is Mode.ACTIVE and not is_paused(components.config.state_directory):
         components.world.executor.submit(Plan(ADOPTION, tuple(unfinished)))
 

@@ -130,7 +130,7 @@ class EnvoyWatch:
         """Whether Envoy's files exist; those that are missing are written meanwhile."""
         if await self._envoy.has_files():
             return True
-        self._executor.reconcile_routes(changed=True)
+        self._executor.routes.reconcile(changed=True)
         return False
 
     def _note_lost(self, reason: str) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from themis_triton.act.actuators import Actuators
 from themis_triton.act.backoff import Backoff
-from themis_triton.act.executor import Actuators, Executor
+from themis_triton.act.executor import Executor
 from themis_triton.act.fleet import Fleet
 from themis_triton.act.supervisor import Supervisor
 from themis_triton.core.address import Address
@@ -175,7 +176,7 @@ async def serve_initially(config: ThemisConfig, cluster: Cluster, executor: Exec
         cluster.hold(name)
         phase, launched = Phase.SERVING, slot is not None
         executor.fleet.put(Server(name, device, address, address, address, phase, launched, slot, models=dict(models), reach=reach))
-    await executor.write_routes()
+    await executor.routes.write()
 
 
 def _initial_models(config: ThemisConfig, options: SimOptions) -> Sequence[Models]:
