@@ -77,7 +77,8 @@ class Outcome:
     orphans: int
     seconds_to_slo_p99: float | None
     by_fault: dict[str, dict[str, Any]]
-    envoy_death_s: list[float] = field(default_factory=list)
+    envoy_death_s: dict[str, list[float]] = field(default_factory=dict)
+    errors: dict[str, dict[str, Any]] = field(default_factory=dict)
     never_calm: int = 0
     load_average: float = 0.0
     triton_crashes: int = 0
@@ -128,11 +129,13 @@ async def run(folder: Path, seed: int, minutes: float, names: Sequence[str]) -> 
             made, never = await faults
         await world.until(_is_calm, CALM_S)
         orphans = await asyncio.to_thread(world.orphans, await world.status())
-        windows = [(began - start_s, back - start_s) for began, back in world.envoy_deaths]
+        windows = [(fault, began - start_s, back - start_s) for fault, began, back in world.envoy_deaths]
         state = world.state
     left = [process.pid for process in await asyncio.to_thread(owned_processes, state)]
     rows = _read_rows(rows_file)
     outcome = judge(seed, rows, made, windows, len(orphans) + len(left))
+    summary = process.report.summaries[0]
+    outcome.errors = {name: {"count": count, "first": summary.first_messages.get(name, "")} for name, count in summary.errors.items()}
     outcome.never_calm, outcome.load_average = never, round(os.getloadavg()[1], 1)
     outcome.triton_crashes = await asyncio.to_thread(_crashes, folder)
     return outcome
@@ -147,14 +150,14 @@ def _read_rows(path: Path) -> Rows:
         return Rows(*(data[f"video/{name}"] for name in ("intended_s", "latency_ms", "error")))
 
 
-def judge(seed: int, rows: Rows, made: list[Made], windows: Sequence[tuple[float, float]], orphans: int) -> Outcome:
+def judge(seed: int, rows: Rows, made: list[Made], windows: Sequence[tuple[str, float, float]], orphans: int) -> Outcome:
     """Each failed request counts for the fault that began last before it ended."""
     ends = [*(each.began_s for each in made[1:]), float("inf")]
     for each, next_s in zip(made, ends, strict=True):
         each.seconds_to_slo = seconds_to_slo(rows, each.ended_s, next_s)
     outside = 0
     for index in np.flatnonzero(rows.error != OK):
-        dead = any(rows.ended_s[index] >= began and rows.intended_s[index] <= back + RECONNECT_S for began, back in windows)
+        dead = any(rows.ended_s[index] >= began and rows.intended_s[index] <= back + RECONNECT_S for _, began, back in windows)
         outside += not dead
         cause = next((each for each in reversed(made) if each.began_s <= rows.ended_s[index]), None)
         if cause is not None:
@@ -169,7 +172,7 @@ def judge(seed: int, rows: Rows, made: list[Made], windows: Sequence[tuple[float
         orphans,
         round(float(np.percentile(returned, 99)), 2) if returned else None,
         by_fault(made),
-        [round(back - began, 2) for began, back in windows],
+        {name: [round(back - began, 2) for fault, began, back in windows if fault == name] for name, _, _ in windows},
     )
 
 

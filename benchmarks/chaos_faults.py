@@ -15,11 +15,12 @@ import httpx
 import psutil
 from chaos_world import STAGES, World
 
+from themis_triton.adapters.processes import identify, wait_for_exit
 from themis_triton.adapters.store.paths import journal_path
 from themis_triton.adapters.triton.client import KEY_HEADER, new_client
 
 Fault = Callable[[World], Awaitable[None]]
-ENVOY_BACK_S = 30.0
+ENVOY_BACK_S, ENVOY_POLL_S = 30.0, 0.005
 SEEN_LATE_S = 0.5
 """By how much the end of a process may be seen late on a busy machine."""
 
@@ -60,29 +61,35 @@ async def repository_broken(world: World) -> None:
         aside.rename(model)
 
 
-async def _until_envoy_is_back(world: World, began_s: float) -> None:
+async def _until_envoy_is_back(world: World, fault: str, began_s: float) -> None:
     loop = asyncio.get_running_loop()
-    while not await world.envoy_answers() and loop.time() < began_s + ENVOY_BACK_S:
-        pass
-    world.envoy_deaths.append((began_s, loop.time()))
+    while loop.time() < began_s + ENVOY_BACK_S:
+        if await world.envoy_answers():
+            break
+        await asyncio.sleep(ENVOY_POLL_S)
+    world.envoy_deaths.append((fault, began_s, loop.time()))
 
 
-async def _envoy_signalled(world: World, number: signal.Signals) -> None:
-    began_s, envoy = asyncio.get_running_loop().time(), await asyncio.to_thread(world.envoy)
+async def _envoy_signalled(world: World, fault: str, number: signal.Signals) -> None:
+    envoy = await asyncio.to_thread(world.envoy)
     if envoy is not None:
+        identity, began_s = identify(envoy.pid), asyncio.get_running_loop().time()
         envoy.send_signal(number)
-        await asyncio.sleep(0.05)
-        await _until_envoy_is_back(world, began_s)
+        if number == signal.SIGKILL:
+            await wait_for_exit(identity)
+        else:
+            await asyncio.sleep(0.05)
+        await _until_envoy_is_back(world, fault, began_s)
 
 
 async def envoy_killed(world: World) -> None:
     """SIGKILL of Envoy."""
-    await _envoy_signalled(world, signal.SIGKILL)
+    await _envoy_signalled(world, "envoy_killed", signal.SIGKILL)
 
 
 async def envoy_hung(world: World) -> None:
     """SIGSTOP of Envoy."""
-    await _envoy_signalled(world, signal.SIGSTOP)
+    await _envoy_signalled(world, "envoy_hung", signal.SIGSTOP)
 
 
 async def envoy_drained(world: World) -> None:
@@ -91,7 +98,7 @@ async def envoy_drained(world: World) -> None:
     transport = httpx.AsyncHTTPTransport(uds=str(world.state / "envoy" / "admin" / "envoy.sock"))
     async with httpx.AsyncClient(transport=transport, timeout=5.0) as client:
         await client.post("http://envoy/drain_listeners")
-    await _until_envoy_is_back(world, began_s)
+    await _until_envoy_is_back(world, "envoy_drained", began_s)
 
 
 def _runs(process: psutil.Process) -> bool:
@@ -110,7 +117,7 @@ async def envoy_files_lost(world: World) -> None:
     while before is not None and _runs(before) and asyncio.get_running_loop().time() < deadline_s:
         began_s = asyncio.get_running_loop().time()  # It serves until it is killed.
         await asyncio.sleep(0.01)
-    await _until_envoy_is_back(world, began_s - SEEN_LATE_S)
+    await _until_envoy_is_back(world, "envoy_files_lost", began_s - SEEN_LATE_S)
 
 
 async def sidecar_killed(world: World) -> None:

@@ -23,6 +23,8 @@ FIRST_RETRY_S = 0.05
 STABLE_S = 10.0
 """An Envoy that served for a shorter time is started again with a growing delay."""
 PROBE_EVERY_S, COUNT_EVERY_S = 1.0, 10.0
+EXIT_NOTICE_S = 0.1
+"""By how much the end of a process may be seen after its listeners have refused a connection."""
 
 
 class EnvoyWatch:
@@ -35,7 +37,7 @@ class EnvoyWatch:
         self._clock = clock
         self._lost_at_s: float | None = None
         self._admin_noted: Address | None = None
-        self._script_errors: int | None = None
+        self._script_errors = 0
         self._counted_at_s = float("-inf")
         self.process: ProcessId | None = None
         """The managed Envoy that is watched now."""
@@ -91,7 +93,7 @@ class EnvoyWatch:
             fault = None
             while fault is None and not exited.done():
                 await asyncio.wait({exited}, timeout=PROBE_EVERY_S)
-                fault = await self._fault() if not exited.done() else None
+                fault = await self._fault_before(exited)
         finally:
             exited.cancel()
         if fault is None:
@@ -100,6 +102,18 @@ class EnvoyWatch:
             self._note_lost(f"{fault}; it is killed and started again")
             await self._envoy.kill(process)
         self.process = None
+        self._script_errors, self._counted_at_s = 0, float("-inf")  # The next one counts anew.
+
+    async def _fault_before(self, exited: asyncio.Task[None]) -> str | None:
+        """The fault of a process that runs; None at once when it has ended, whatever check is under way."""
+        checking = asyncio.create_task(self._fault())
+        try:
+            await asyncio.wait({exited, checking}, return_when=asyncio.FIRST_COMPLETED)
+            if checking.done() and checking.result() is not None:
+                await asyncio.wait({exited}, timeout=EXIT_NOTICE_S)
+            return checking.result() if not exited.done() else None
+        finally:
+            checking.cancel()
 
     async def _fault(self) -> str | None:
         """Why Envoy does not serve or cannot be told what to serve."""
@@ -121,7 +135,7 @@ class EnvoyWatch:
         except ServerError:
             return  # a later count has them
         before, self._script_errors = self._script_errors, count
-        failed = 0 if before is None else count - before if before <= count else count
+        failed = count - before if before <= count else count
         if failed:
             words = f"Envoy could not check {failed} requests (size, nesting, deadline) and passed them on; its log: {self._envoy.log_file}"
             self._supervisor.report(Incident(IncidentKind.REQUEST_CHECK_FAILED, None, words))

@@ -160,7 +160,8 @@ def _health_check(model: str | None, interval_s: float) -> Json:
     """
     path = f"/v2/models/{model}/ready" if model is not None and _PATH_SAFE.fullmatch(model) else "/v2/health/live"
     return {
-        "timeout": "2s",
+        # An Envoy that starts listens once every server has answered its first check, or not in this time.
+        "timeout": "1s",
         "interval": f"{interval_s:g}s",
         "no_traffic_interval": f"{interval_s:g}s",
         "unhealthy_interval": f"{interval_s / 2:g}s",
