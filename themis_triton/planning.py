@@ -118,7 +118,7 @@ def plan_migration(config: ThemisConfig, rate_rps: float, what_if: WhatIf, now: 
     devices = config.planning.max_servers if what_if.devices is None else what_if.devices
     rules = build_rules(replace(config, pipelines=(pipeline,), planning=replace(config.planning, max_servers=devices)))
     problem = replace(rules.problems[pipeline.name], other_rps=_other_rps(config, pipeline, what_if, rate_rps))
-    kept = max(1, adopted)
+    kept = max(problem.min_servers, adopted)
     problem = replace(problem, demand_rps=rate_rps, min_servers=kept, max_servers=max(kept, problem.max_servers))
     migration = solve_migration(problem, now, rules.move_times(pipeline), rules.move_prices)
     return replace(migration, steps=with_requirements(migration.steps))

@@ -9,7 +9,7 @@ from themis_triton.act.executor import Executor
 from themis_triton.act.supervisor import Supervisor
 from themis_triton.core.action import Action, Plan
 from themis_triton.core.address import UNKNOWN_ADDRESS
-from themis_triton.core.config import Mode, ThemisConfig
+from themis_triton.core.config import DrainState, Mode, ThemisConfig
 from themis_triton.core.decision import Decision
 from themis_triton.core.fleet import Phase, Server
 from themis_triton.core.observation import Snapshot
@@ -81,7 +81,8 @@ async def tick(
         world.supervisor.resume()
         world.supervisor.repair(estimated.failures)
     # Advisory mode starts nothing and drops waiting retirements.
-    shown = Plan(decision.id, retire=frozenset(), unrouted=frozenset(), limits=planned.limits if paused else None)
+    left = frozenset(name for name, drain in config.drains.items() if drain is DrainState.LEFT)
+    shown = Plan(decision.id, retire=frozenset(), unrouted=frozenset(), limits=planned.limits if paused else None, drained=left)
     world.executor.submit(shown if advisory else planned)
     record = TickRecord(state.number + 1, snapshot, estimated, decision, planned, world.executor.collect(), advisory)
     world.recorder.record_tick(record)

@@ -67,9 +67,11 @@ class Browser:
         """Wait until an element's text has these words."""
         await playwright.expect(self.page.locator(selector).first).to_contain_text(words, timeout=WAIT_MS, ignore_case=True)
 
-    async def picture(self, name: str) -> None:
-        """Save a screenshot, if they are wanted."""
-        if SCREENSHOTS is not None:
+    async def picture(self, name: str, section: str | None = None) -> None:
+        """Save a screenshot of what is visible, or of one section, if they are wanted."""
+        if SCREENSHOTS is not None and section is not None:
+            await self.page.locator(section).screenshot(path=Path(SCREENSHOTS) / f"{name}.png", animations="disabled")
+        elif SCREENSHOTS is not None:
             if await self.page.locator("dialog[open]").count() == 0:
                 await self.page.evaluate("scrollTo({top: 0, behavior: 'instant'})")
                 await self.page.wait_for_function("scrollY === 0")

@@ -32,7 +32,7 @@ TWO_SERVERS = {"name": "vertical", "vertical": {"servers": 2}}
 
 def incidents(status: Status) -> list[str]:
     """The sentences of all incidents so far."""
-    return [event["sentence"] for event in status["events"] if event["kinds"] == ["incident"]]
+    return [event["sentence"] for event in status["events"] if "incident" in event["kinds"]]
 
 
 async def unload(server: Server, model: str) -> None:

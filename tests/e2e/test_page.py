@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.browser import LOW_CONTRAST, NEEDS_CHROMIUM, SCREENSHOTS, UNNAMED, Browser, browsing, playwright
 from tests.e2e.conftest import Launch
-from tests.e2e.daemon_setup import DETECTOR, Sidecar, beside, instances, traffic
+from tests.e2e.daemon_setup import ADOPTED, DETECTOR, Sidecar, Traffic, answered, beside, instances, launched, traffic
 from themis_triton.adapters.token_file import read_token
 
 pytestmark = [pytest.mark.e2e, NEEDS_CHROMIUM]
@@ -83,18 +83,55 @@ async def pin_it(browser: Browser, sidecar: Sidecar) -> None:
     """A pinned model gets its count on every server, as status, page and journal say; then it is unpinned."""
     page = browser.page
     await page.fill("#control-by", "alice")
-    await page.select_option("#pin-model", DETECTOR)
-    await page.fill("#pin-instances", "3")
+    await page.select_option("#pin-what", f"instances:{DETECTOR}")
+    await page.fill("#pin-min", "3")
+    await page.fill("#pin-max", "3")
     await page.click("#pin-button")
     await page.click("#confirm-yes")
     await browser.text("#banners", f"{DETECTOR} is pinned at 3 instances a server by alice")
     await sidecar.until("pinned count", lambda status: instances(status, DETECTOR) == 3)
+    await page.select_option("#pin-what", "servers:video")
+    await page.fill("#pin-max", "4")
+    await page.click("#pin-button")
+    await page.click("#confirm-yes")
+    await browser.text("#control-result", "servers: 3 to 4 is invalid: expected 1 to 2")
+    browser.complaints.clear()  # the refusal
+    await page.fill("#pin-min", "2")
+    await page.fill("#pin-max", "2")
+    await page.click("#pin-button")
+    await page.click("#confirm-yes")
+    await browser.text("#pins", "video is pinned at 2 servers by alice")
+    assert sidecar.command("unpin", "video").returncode == 0
+    await playwright.expect(page.locator("#pins li")).to_have_count(1)
     await page.click("#pins button")
     await page.click("#confirm-yes")
     await browser.text("#control-result", "no longer pinned")
-    await sidecar.until("end of the pin", lambda status: not status["overrides"]["pins"])
-    (row,) = sidecar.journal("select sentence from ticks where reason = 'pinned'")
-    assert row == (f"{DETECTOR} is pinned at 3 instances a server by alice",)
+    await sidecar.until("end of the pin", lambda status: not status["overrides"]["bounds"])
+    pinned = [f"{DETECTOR} is pinned at 3 instances a server by alice", "video is pinned at 2 servers by alice"]
+    assert sidecar.journal("select sentence from ticks where reason = 'pinned' order by seq") == [(words,) for words in pinned]
+
+
+async def drain_it(browser: Browser, sidecar: Sidecar, load: Traffic) -> None:
+    """The adopted server is drained while another one serves: it runs on, and gets no requests any more."""
+    page = browser.page
+    refused = sidecar.command("drain", "elsewhere")
+    assert "server: 'elsewhere' is invalid: expected" in refused.stderr
+    await sidecar.until("a launched server that serves", lambda status: bool(launched(status, "serving")), 60.0)
+    await page.select_option("#drain-server", ADOPTED)
+    await page.check("#drain-force")
+    await page.fill("#control-why", "new driver")
+    await page.click("#drain-button")
+    await page.click("#confirm-yes")
+    status = await sidecar.until("drain", lambda status: [drain["left"] for drain in status["overrides"]["drains"]] == [True])
+    await browser.text("#drains", f"{ADOPTED} is drained: it runs on, and gets no new requests by alice: new driver")
+    await browser.text("#servers", "Drained")
+    await browser.picture("page-controls", "#controls")
+    (server,) = [each for each in status["servers"] if each["name"] == ADOPTED]
+    await sidecar.until("routes without it", lambda status: status["routes_unwritten"] is None)
+    await load.more(120)  # what was in flight there has ended
+    ended = await answered(server)
+    await load.more(60)
+    assert await answered(server) == ended
 
 
 async def fits_everyone(browser: Browser) -> None:
@@ -135,10 +172,15 @@ def test_a_surge_is_seen_understood_and_stopped_in_the_browser(launch: Launch, t
                     await see_the_decision(browser)
                     await stop_it(browser, sidecar)
                     await pin_it(browser, sidecar)
-                    await load.end()
+                    await drain_it(browser, sidecar, load)
+                    assert (await load.end()).failed == 0
                 assert (browser.complaints, browser.hosts) == ([], {sidecar.status_address})
                 await sidecar.kill()
                 await browser.text("#headline", "The sidecar does not answer")
                 await browser.text("#why", "The data on this page are from")
+                status = await sidecar.start()
+                assert [drain["server"] for drain in status["overrides"]["drains"]] == [ADOPTED], "it survives a restart"
+                assert sidecar.command("undrain", ADOPTED).returncode == 0
+                await playwright.expect(browser.page.locator("#drains li")).to_have_count(0)
 
         asyncio.run(scenario())

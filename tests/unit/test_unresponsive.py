@@ -56,7 +56,7 @@ def test_a_launched_one_is_out_within_three_seconds_and_killed_and_its_slot_gets
         for record in records:
             board.take(record, 1.0)
             exporter.take(record, 0.001)
-        assert ("incident",) in [event.kinds for event in board.status().events]
+        assert ("incident", "server_ejected") in [event.kinds for event in board.status().events]
         assert b'themis_incidents_total{kind="server_ejected"} 1.0' in exporter.text()
         ((kind, name),) = incidents(records)
         assert (kind, name) == (IncidentKind.SERVER_EJECTED, "a")

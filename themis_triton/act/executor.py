@@ -80,6 +80,8 @@ class Executor:
             self.routes.set_unrouted(plan.unrouted)
         if plan.limits is not None:
             self.routes.set_limits(plan.limits)
+        if plan.drained is not None:
+            self.routes.set_drained(plan.drained)
         for action in plan.actions:
             obstacle = self._obstacle(action)
             if obstacle is None:

@@ -18,11 +18,13 @@ from themis_triton.ports import RouteWriter
 class FleetRoutes:
     """Writes the routes of the serving servers of a fleet.
 
-    `unwritten`: why the proxy may have other routes than these; None: it has them. `limits`: of admission, by model.
+    `unwritten`: why the proxy may have other routes than these; None: it has them. `limits`: of admission, by model. `drained`: servers
+    that get no new requests.
     """
 
     def __init__(self, fleet: Fleet, writer: RouteWriter, models: tuple[str, ...]) -> None:
         self.limits: dict[str, RouteLimit] = {}
+        self.drained: frozenset[str] = frozenset()
         self.unwritten: str | None = None
         self._fleet = fleet
         self._writer = writer
@@ -45,6 +47,12 @@ class FleetRoutes:
         """Put other admission limits into the routes, off the loop."""
         if limits != self.limits:
             self.limits = dict(limits)
+            self.reconcile(changed=True)
+
+    def set_drained(self, servers: frozenset[str]) -> None:
+        """Take servers out of the routes and let the others return, off the loop."""
+        if servers != self.drained:
+            self.drained = servers
             self.reconcile(changed=True)
 
     def route_again(self, server: str, model: str) -> None:
@@ -93,4 +101,4 @@ class FleetRoutes:
             await self.write()
 
     def _table(self) -> RouteTable:
-        return route_table(self._fleet.all(), self._models, self._unrouted, self.limits)
+        return route_table(self._fleet.all(), self._models, self._unrouted, self.limits, self.drained)

@@ -13,8 +13,11 @@ from themis_triton.solver.fleet import assignment_of
 
 def live_fleet(status: Status, pipeline: PipelineConfig, config: ThemisConfig) -> Fleet:
     """The servers that serve the pipeline according to the status, with their counts. SettingsError if there is none."""
+    drained = {drain.server for drain in status.overrides.drains}
     serving = [
-        server for server in status.servers if server.phase is Phase.SERVING and all(stage in server.models for stage in pipeline.stages)
+        server
+        for server in status.servers
+        if server.phase is Phase.SERVING and server.name not in drained and all(stage in server.models for stage in pipeline.stages)
     ]
     places = by_retirement(place for server in serving for place in places_of(server, pipeline.stages))
     assignments = tuple(assignment_of(place, pipeline.stages, config) for place in places)

@@ -24,7 +24,7 @@ from themis_triton.core.config import Mode
 from themis_triton.core.encoding import plain
 from themis_triton.core.errors import ServerError
 from themis_triton.core.fleet import ModelState
-from themis_triton.core.overrides import pin_words, said
+from themis_triton.core.overrides import bounds_words, drain_words, said
 from themis_triton.core.record import knowledge_words
 from themis_triton.core.status import STATUS_PATH, PipelineStatus, Status, decode_status
 from themis_triton.daemon.control import running_pid
@@ -125,8 +125,9 @@ def _lines(status: Status) -> Iterator[tuple[str, str]]:
         yield status.journal_trouble, "red"
     if status.routes_unwritten:
         yield f"routes not written: {status.routes_unwritten}", "red"
-    for pin in status.overrides.pins:
-        yield f"{pin_words(pin)}, until {moment(pin.until_s, pin.until_s).partition(' (')[0]}", "yellow"
+    for each in status.overrides.bounds:
+        yield f"{bounds_words(each)}, until {moment(each.until_s, each.until_s).partition(' (')[0]}", "yellow"
+    yield from ((drain_words(drain), "yellow") for drain in status.overrides.drains)
     if status.overrides.mode is not None:
         yield f"switched to {status.mode} mode{said(status.overrides.mode.by, status.overrides.mode.why)}", "yellow"
     if status.busy:

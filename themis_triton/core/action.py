@@ -51,6 +51,7 @@ class Plan:
     `retire`: the servers that the target retires. A retirement of an earlier plan that still waits is dropped once its server is not
     among them. None: the plan has no target, and earlier retirements stand. `unrouted`: (server, model) pairs to take out of the
     routes, all others return; None: those of earlier plans stand. `limits`: the admission limits by model; None: those of earlier plans.
+    `drained`: servers that get no new requests; None: those of earlier plans.
     """
 
     decision_id: str
@@ -58,6 +59,7 @@ class Plan:
     retire: frozenset[str] | None = None
     unrouted: frozenset[tuple[str, str]] | None = None
     limits: dict[str, RouteLimit] | None = None
+    drained: frozenset[str] | None = None
 
 
 class OutcomeKind(StrEnum):

@@ -21,6 +21,7 @@ __all__ = [
     "DEFAULT_STATUS",
     "AdoptedServer",
     "DeviceSlot",
+    "DrainState",
     "EnvoyConfig",
     "Isolation",
     "LatencyTable",
@@ -52,6 +53,14 @@ class Mode(StrEnum):
 
     ACTIVE = "active"
     ADVISORY = "advisory"
+
+
+class DrainState(StrEnum):
+    """WAITING: the server serves until others carry its load. FORCED: it leaves the routes at once. LEFT: it has left them."""
+
+    WAITING = "waiting"
+    FORCED = "forced"
+    LEFT = "left"
 
 
 class Placement(StrEnum):
@@ -139,7 +148,8 @@ class StatusConfig:
 class ThemisConfig:
     """The validated configuration of the daemon. `policies`: overrides of the policy's parameters by policy.
 
-    `callees`: by model, those that it calls by itself inside the server, as far as the settings name them.
+    `callees`: by model, those that it calls by itself inside the server, as far as the settings name them. `drains`: servers that an
+    operator drains.
     """
 
     state_directory: Path
@@ -157,6 +167,7 @@ class ThemisConfig:
     retention: RetentionConfig = field(default_factory=RetentionConfig)
     allow_stale_profiles: bool = False
     callees: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    drains: Mapping[str, DrainState] = field(default_factory=dict)
 
     @property
     def token_file(self) -> Path:

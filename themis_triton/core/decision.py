@@ -46,6 +46,7 @@ class ClampKind(StrEnum):
     OPEN_CALL = "open_call"
     CROWDED = "crowded"
     LEARNING = "learning"
+    DRAIN = "drain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class Target:
 
     `launch`: the models of new servers by device slot. `retire`: servers to be retired. `whole_changes`: in-place changes take less
     than a tick, or reload nothing, and need no small steps. `unrouted`: (server, model) pairs that get no new requests for now.
+    `drained`: servers that get no new requests at all.
     """
 
     servers: dict[str, Models] = field(default_factory=dict)
@@ -69,6 +71,7 @@ class Target:
     retire: tuple[str, ...] = ()
     whole_changes: bool = False
     unrouted: tuple[tuple[str, str], ...] = ()
+    drained: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

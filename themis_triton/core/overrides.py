@@ -1,10 +1,11 @@
-"""What an operator has put in force for a time, over the settings: pinned instance counts, and another mode."""
+"""What an operator has put in force for a time, over the settings: pins, bounds, drains, and another mode."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
-from themis_triton.core.config import Mode, ThemisConfig
+from themis_triton.core.config import DrainState, Mode, ThemisConfig
 
 FROM_SETTINGS = "settings"
 """Instead of a mode: that of the settings again."""
@@ -12,13 +13,46 @@ MODE_NAMES = (*Mode, FROM_SETTINGS)
 MODE_WORDS = f"{', '.join(Mode)} or {FROM_SETTINGS}"
 
 
-@dataclass(frozen=True, slots=True)
-class Pin:
-    """A model's instances on each server, or on each device of one that uses several, until `until_s`; by whom, and why."""
+class Counted(StrEnum):
+    """What bounds count: a model's instances on each server (or device of one with several), or a pipeline's servers."""
 
-    model: str
-    instances: int
+    INSTANCES = "instances"
+    SERVERS = "servers"
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The fewest and the most that plans may use until `until_s`; by whom, and why. Equal ones are a pin.
+
+    `name`: a model for instances, a pipeline for servers.
+    """
+
+    counted: Counted
+    name: str
+    min: int
+    max: int
     until_s: float
+    by: str = ""
+    why: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What there is at most one of."""
+        return self.counted.value, self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """A server that gets no new requests, since an operator asked for it at `at_s`; by whom, and why.
+
+    `force`: at once, whether or not the others carry the demand. `left`: it is out of the routes. `launched`: it is retired then.
+    """
+
+    server: str
+    at_s: float
+    launched: bool
+    force: bool = False
+    left: bool = False
     by: str = ""
     why: str = ""
 
@@ -34,45 +68,87 @@ class ModeOverride:
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """All that is in force over the settings. Pins are in the order of their models, one a model."""
+    """All that is in force over the settings. Bounds and drains are in the order of their names."""
 
-    pins: tuple[Pin, ...] = ()
+    bounds: tuple[Bounds, ...] = ()
     mode: ModeOverride | None = None
+    drains: tuple[Drain, ...] = ()
 
-    def pinned(self, pin: Pin) -> Overrides:
-        """With one more pin, in place of an earlier one of its model."""
-        return replace(self, pins=tuple(sorted((*self.unpinned(pin.model).pins, pin), key=lambda each: each.model)))
+    def bounded(self, bounds: Bounds) -> Overrides:
+        """With these bounds, in place of earlier ones of the same."""
+        others = (each for each in self.bounds if each.key != bounds.key)
+        return replace(self, bounds=tuple(sorted((*others, bounds), key=lambda each: each.key)))
 
-    def unpinned(self, model: str) -> Overrides:
-        """Without the pin of a model."""
-        return replace(self, pins=tuple(pin for pin in self.pins if pin.model != model))
+    def unbounded(self, name: str) -> Overrides:
+        """Without the bounds of a model or pipeline, and of both where they have the same name."""
+        return replace(self, bounds=tuple(each for each in self.bounds if each.name != name))
+
+    def drained(self, drain: Drain) -> Overrides:
+        """With one more drain, in place of an earlier one of its server."""
+        return replace(self, drains=tuple(sorted((*self.undrained(drain.server).drains, drain), key=lambda each: each.server)))
+
+    def undrained(self, server: str) -> Overrides:
+        """Without the drain of a server."""
+        return replace(self, drains=tuple(each for each in self.drains if each.server != server))
+
+    @property
+    def out_of_routes(self) -> frozenset[str]:
+        """The drained servers that have left the routes."""
+        return frozenset(each.server for each in self.drains if each.left)
 
     def at(self, now_s: float) -> Overrides:
-        """Without the pins whose time has ended."""
-        return replace(self, pins=tuple(pin for pin in self.pins if pin.until_s > now_s))
+        """Without the bounds whose time has ended."""
+        return replace(self, bounds=tuple(each for each in self.bounds if each.until_s > now_s))
 
 
 def overridden(config: ThemisConfig, overrides: Overrides) -> ThemisConfig:
-    """The settings under the overrides: a pin is both bounds of its model, which plans and the guard of bounds keep to.
+    """The settings under the overrides, which plans and guards keep to.
 
-    Pins of models that the settings do not have, or whose profile does not reach so far, change nothing.
+    Bounds of models and pipelines that the settings do not have, or beyond a model's profile, change nothing.
     """
-    models = dict(config.models)
-    for pin in overrides.pins:
-        if pin.model in models and 1 <= pin.instances <= largest_pin(config, pin.model):
-            models[pin.model] = replace(models[pin.model], min_instances=pin.instances, max_instances=pin.instances)
+    models, pipelines = dict(config.models), {pipeline.name: pipeline for pipeline in config.pipelines}
+    for each in overrides.bounds:
+        if not 1 <= each.min <= each.max:
+            continue
+        if each.counted is Counted.SERVERS and each.name in pipelines:
+            pipelines[each.name] = replace(pipelines[each.name], min_servers=each.min, max_servers=each.max)
+        elif each.counted is Counted.INSTANCES and each.name in models and each.max <= largest_count(config, each.name):
+            models[each.name] = replace(models[each.name], min_instances=each.min, max_instances=each.max)
     mode = overrides.mode.mode if overrides.mode is not None else config.mode
-    return replace(config, models=models, mode=mode) if models != config.models or mode is not config.mode else config
+    drains = {each.server: _state(each) for each in overrides.drains}
+    changed = replace(config, models=models, pipelines=tuple(pipelines.values()), mode=mode, drains=drains)
+    return changed if changed != config else config
 
 
-def largest_pin(config: ThemisConfig, model: str) -> int:
-    """The largest count that a model can be pinned at: as far as its profile says how fast it is."""
+def largest_count(config: ThemisConfig, model: str) -> int:
+    """The largest count of a model's instances that can be asked for: as far as its profile says how fast it is."""
     return config.models[model].profile.table.instances[-1]
 
 
-def pin_words(pin: Pin) -> str:
-    """A pin as a sentence begins."""
-    return f"{pin.model} is pinned at {pin.instances} instance{'' if pin.instances == 1 else 's'} a server{said(pin.by, pin.why)}"
+def _state(drain: Drain) -> DrainState:
+    return DrainState.LEFT if drain.left else DrainState.FORCED if drain.force else DrainState.WAITING
+
+
+def bounds_words(bounds: Bounds) -> str:
+    """Bounds as a sentence begins."""
+    low, high = bounds.min, bounds.max
+    counts, unit = f"{low}" if low == high else f"{low} to {high}", bounds.counted.value if high > 1 else bounds.counted.value[:-1]
+    where = " a server" if bounds.counted is Counted.INSTANCES else ""
+    return f"{bounds.name} is {'pinned at' if low == high else 'bounded to'} {counts} {unit}{where}{said(bounds.by, bounds.why)}"
+
+
+def ended_words(bounds: Bounds) -> str:
+    """The end of bounds as a sentence begins."""
+    return f"{bounds.name} is no longer {'pinned' if bounds.min == bounds.max else 'bounded'} in its {bounds.counted.value}"
+
+
+def drain_words(drain: Drain) -> str:
+    """A drain as a sentence begins."""
+    if not drain.left:
+        state = "is to be drained" if not drain.force else "is to be drained at once"
+    else:
+        state = "is drained and retires" if drain.launched else "is drained: it runs on, and gets no new requests"
+    return f"{drain.server} {state}{said(drain.by, drain.why)}"
 
 
 def said(by: str, why: str) -> str:

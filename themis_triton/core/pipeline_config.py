@@ -40,7 +40,8 @@ class PipelineConfig:
     `entry`: the model that clients call, an ensemble or one that calls others by itself: then the stages are what a request to it
     reaches inside the server. None: clients call the stages.
     `graph`: the order of the stages where some run side by side; None: one after the other. `bound`: a request waits less than that,
-    because its stages' order is not series-parallel. `overload` None: DEPRIORITIZE where the policy names a fraction of the SLO for it,
+    because its stages' order is not series-parallel. `min_servers`, `max_servers`: bounds of its servers, or of its devices where a
+    server uses several; None: as many as there can be. `overload` None: DEPRIORITIZE where the policy names a fraction of the SLO for it,
     else QUEUE. `classes`: see `RouteLimit`.
     """
 
@@ -56,6 +57,8 @@ class PipelineConfig:
     overload: Overload | None = None
     class_header: str = ""
     classes: tuple[str, ...] = ()
+    min_servers: int = 1
+    max_servers: int | None = None
 
     @property
     def sheds(self) -> bool:

@@ -17,7 +17,7 @@ STATUS_PATH = f"/v{STATUS_VERSION}/status"
 
 @dataclass(frozen=True, slots=True)
 class StatusEvent:
-    """One change: its time, decision, kinds of actions (or `drift`, `incident`), and sentence."""
+    """One change: its time, decision, kinds of actions (or `drift`, or `incident` and its kind), and sentence."""
 
     at_s: float
     decision_id: str

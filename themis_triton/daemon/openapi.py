@@ -13,7 +13,17 @@ from themis_triton.core.history import DECISION_PATH, HISTORY_PATH, DecisionDeta
 from themis_triton.core.json_schema import schema_of
 from themis_triton.core.overrides import Overrides
 from themis_triton.core.status import STATUS_PATH, Status
-from themis_triton.daemon.control_paths import MODE_PATH, PAUSE_PATH, PIN_PATH, RELOAD_PATH, RESUME_PATH, UNPIN_PATH
+from themis_triton.daemon.control_paths import (
+    BOUNDS_PATH,
+    DRAIN_PATH,
+    MODE_PATH,
+    PAUSE_PATH,
+    PIN_PATH,
+    RELOAD_PATH,
+    RESUME_PATH,
+    UNDRAIN_PATH,
+    UNPIN_PATH,
+)
 from themis_triton.planning import RatePlan
 
 PLAN_PATH = "/v1/plan"
@@ -56,20 +66,54 @@ class ReloadAnswer:
 
 @dataclass(frozen=True, slots=True)
 class PinRequest:
-    """A model's instances on each server, for so many seconds; by whom, and why."""
+    """Either a model and its instances on each server, or a pipeline and its servers, for so many seconds; by whom, and why."""
 
-    model: str
-    instances: int
     for_s: float
+    model: str = ""
+    instances: int = 0
+    pipeline: str = ""
+    servers: int = 0
+    by: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BoundsRequest:
+    """The bounds of either a model's instances on each server, or a pipeline's servers, for so many seconds; by whom, and why."""
+
+    min: int
+    max: int
+    for_s: float
+    model: str = ""
+    pipeline: str = ""
     by: str = ""
     why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class UnpinRequest:
-    """The pin to end; by whom, and why."""
+    """The model or pipeline whose pins and bounds end; by whom, and why."""
 
-    model: str
+    name: str
+    by: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DrainRequest:
+    """The server; `force`: at once, also where the others do not carry its load; by whom, and why."""
+
+    server: str
+    force: bool = False
+    by: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UndrainRequest:
+    """The server that shall have requests again; by whom, and why."""
+
+    server: str
     by: str = ""
     why: str = ""
 
@@ -153,9 +197,17 @@ OPERATIONS: Sequence[Operation] = (
     Operation(PAUSE_PATH, "Change nothing from the next tick on, and only show what would be done", PauseAnswer, method="post"),
     Operation(RESUME_PATH, "Carry decisions out again", PauseAnswer, method="post"),
     Operation(RELOAD_PATH, "Read the settings again", ReloadAnswer, method="post", status=202),
-    Operation(PIN_PATH, "Pin a model's instances for a time", Overrides, method="post", body=PinRequest, errors=(400,)),
-    Operation(UNPIN_PATH, "End a pin", Overrides, method="post", body=UnpinRequest, errors=(400,)),
-    Operation(MODE_PATH, "Put another mode in force", Overrides, method="post", body=ModeRequest, errors=(400,)),
+    *(
+        Operation(path, summary, Overrides, method="post", body=body, errors=(400,))
+        for path, summary, body in (
+            (PIN_PATH, "Pin a model's instances or a pipeline's servers for a time", PinRequest),
+            (BOUNDS_PATH, "Bound a model's instances or a pipeline's servers for a time", BoundsRequest),
+            (UNPIN_PATH, "End pins and bounds", UnpinRequest),
+            (DRAIN_PATH, "Route no new requests to a server, once others carry its load", DrainRequest),
+            (UNDRAIN_PATH, "Route requests to a drained server again", UndrainRequest),
+            (MODE_PATH, "Put another mode in force", ModeRequest),
+        )
+    ),
     Operation("/metrics", "Metrics in Prometheus text", None, content_type="text/plain"),
     Operation("/healthz", "200 while ticks succeed, else 503", None, content_type="text/plain", errors=(503,)),
 )

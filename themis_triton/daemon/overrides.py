@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -14,11 +15,28 @@ from themis_triton.core.config import Mode, ThemisConfig
 from themis_triton.core.decoding import decode
 from themis_triton.core.encoding import plain
 from themis_triton.core.errors import EnvironmentCheckError, SettingsError
-from themis_triton.core.overrides import ModeOverride, Overrides, Pin, largest_pin, pin_words, said
+from themis_triton.core.observation import Snapshot
+from themis_triton.core.overrides import (
+    Bounds,
+    Counted,
+    Drain,
+    ModeOverride,
+    Overrides,
+    bounds_words,
+    drain_words,
+    ended_words,
+    largest_count,
+    overridden,
+    said,
+)
+from themis_triton.core.policy import PolicyName
 from themis_triton.daemon.control_paths import OVERRIDES_FILE
+from themis_triton.decide.draining import refusal
+from themis_triton.decide.rules import Rules
 
 log = structlog.get_logger()
-PINNED, PIN_ENDED, MODE_CHANGED = "pinned", "pin_ended", "mode_changed"
+PINNED, BOUNDED, PIN_ENDED, MODE_CHANGED = "pinned", "bounded", "pin_ended", "mode_changed"
+DRAIN_REQUESTED, DRAINED, DRAIN_ENDED = "drain_requested", "drained", "drain_ended"
 MAX_PIN_S = 7 * 86_400.0
 MAX_WORDS = 200
 Event = tuple[str, str]
@@ -38,43 +56,76 @@ class OverrideKeeper:
         self._lock = threading.RLock()  # calls come from threads, ticks from the event loop
         self.overrides = self._read()
 
-    def pin(self, pin: Pin, config: ThemisConfig) -> None:
-        """Pin a model. SettingsError for a model that the settings do not have or a count that its profile does not reach."""
-        if pin.model not in config.models:
-            raise SettingsError(f"model: {pin.model!r:.60} is invalid: expected {' or '.join(sorted(config.models))}")
-        if not 1 <= pin.instances <= largest_pin(config, pin.model):
-            expected = f"1 to {largest_pin(config, pin.model)}, as far as the profile of {pin.model} reaches"
-            raise SettingsError(f"instances: {pin.instances} is invalid: expected {expected}")
+    def bound(self, bounds: Bounds, config: ThemisConfig) -> None:
+        """Put bounds in force, which are a pin where they are equal. SettingsError for what the settings or a profile do not allow."""
+        check_bounds(bounds, config)
         with self._lock:
-            self._change(self.overrides.pinned(pin), [(PINNED, pin_words(pin))])
+            self._change(self.overrides.bounded(bounds), [(PINNED if bounds.min == bounds.max else BOUNDED, bounds_words(bounds))])
 
-    def unpin(self, model: str, by: str, why: str) -> None:
-        """End a pin. SettingsError where there is none."""
+    def unbound(self, name: str, by: str, why: str) -> None:
+        """End the pins and bounds of a model or pipeline. SettingsError where there are none."""
         with self._lock:
-            if all(pin.model != model for pin in self.overrides.pins):
-                raise SettingsError(f"model: {model!r:.60} is not pinned")
-            self._change(self.overrides.unpinned(model), [(PIN_ENDED, f"{model} is no longer pinned{said(by, why)}")])
+            ended = [each for each in self.overrides.bounds if each.name == name]
+            if not ended:
+                raise SettingsError(f"name: {name!r:.60} is neither pinned nor bounded")
+            self._change(self.overrides.unbounded(name), [(PIN_ENDED, f"{ended_words(each)}{said(by, why)}") for each in ended])
+
+    def drain(self, drain: Drain, snapshot: Snapshot, config: ThemisConfig) -> None:
+        """Drain a server. SettingsError where that would leave a model without a server, or the server does not serve."""
+        with self._lock:
+            before = next((each for each in self.overrides.drains if each.server == drain.server), None)
+            if before is not None and (before.left or before.force >= drain.force):
+                raise SettingsError(f"{drain_words(before)}: that is in force already. Fix: `themis undrain {drain.server}` ends it")
+            others = overridden(config, self.overrides.undrained(drain.server))
+            reason = refusal(drain.server, snapshot, others, force=drain.force)
+            if reason is not None:
+                raise SettingsError(reason)
+            launched = any(server.name == drain.server and server.launched for server in snapshot.servers)
+            drain = replace(drain, launched=launched)
+            self._change(self.overrides.drained(drain), [(DRAIN_REQUESTED, drain_words(drain))])
+
+    def undrain(self, server: str, by: str, why: str) -> None:
+        """Let a server have requests again. SettingsError where it is not drained."""
+        with self._lock:
+            if all(each.server != server for each in self.overrides.drains):
+                raise SettingsError(f"server: {server!r:.60} is not drained")
+            self._change(self.overrides.undrained(server), [(DRAIN_ENDED, f"{server} is no longer drained{said(by, why)}")])
+
+    def note_fleet(self, drained: Collection[str], servers: Collection[str]) -> None:
+        """Take in which servers have left the routes, and which exist: a drain ends with its server."""
+        with self._lock:
+            for each in self.overrides.drains:
+                if each.server not in servers:
+                    self._note(self.overrides.undrained(each.server), (DRAIN_ENDED, f"the drain of {each.server} has ended: it is gone"))
+                elif each.server in drained and not each.left:
+                    left = replace(each, left=True)
+                    self._note(self.overrides.drained(left), (DRAINED, drain_words(left)))
 
     def set_mode(self, mode: Mode | None, by: str, why: str) -> None:
         """Put another mode in force, or (None) that of the settings again."""
         override = ModeOverride(mode, by, why) if mode is not None else None
         words = f"switched to {mode.value} mode" if mode is not None else "switched back to the mode of the settings"
         with self._lock:
-            self._change(Overrides(self.overrides.pins, override), [(MODE_CHANGED, f"{words}{said(by, why)}")])
+            self._change(replace(self.overrides, mode=override), [(MODE_CHANGED, f"{words}{said(by, why)}")])
 
     def take_events(self, now_s: float) -> Sequence[Event]:
-        """What changed since the last call; ends the pins whose time has come."""
+        """What changed since the last call; ends the bounds whose time has come."""
         with self._lock:
             current = self.overrides.at(now_s)
-            ended = [pin for pin in self.overrides.pins if pin not in current.pins]
+            ended = [each for each in self.overrides.bounds if each not in current.bounds]
             if ended:
-                try:
-                    self._change(current, [(PIN_ENDED, f"{pin.model} is no longer pinned: its time has ended") for pin in ended])
-                except EnvironmentCheckError as error:
-                    log.warning("overrides_not_written", error=str(error))
-                    self.overrides = current
+                self._note(current, *((PIN_ENDED, f"{ended_words(each)}: its time has ended") for each in ended))
             events, self._events = self._events, []
             return events
+
+    def _note(self, overrides: Overrides, *events: Event) -> None:
+        """A change that holds even where it cannot be written."""
+        try:
+            self._change(overrides, events)
+        except EnvironmentCheckError as error:
+            log.warning("overrides_not_written", error=str(error))
+            self.overrides = overrides
+            self._events.extend(events)
 
     def _change(self, overrides: Overrides, events: Sequence[Event]) -> None:
         draft = self._path.with_name(f".{self._path.name}.{os.getpid()}")
@@ -94,3 +145,33 @@ class OverrideKeeper:
         except (OSError, ValueError) as error:
             log.warning("overrides_not_read", file=str(self._path), error=str(error))
             return Overrides()
+
+
+def check_bounds(bounds: Bounds, config: ThemisConfig) -> None:
+    """SettingsError for bounds that cannot be kept, with those that can."""
+    counted = bounds.counted.value
+    if bounds.counted is Counted.INSTANCES:
+        names = sorted(config.models)
+        largest = largest_count(config, bounds.name) if bounds.name in names else 0
+        reach = f"as far as the profile of {bounds.name} reaches"
+    else:
+        names = sorted(pipeline.name for pipeline in config.pipelines)
+        largest, reach = Rules(config, {}, {}).max_servers, "as many as the adopted servers and the slots can be"
+    if bounds.name not in names:
+        kind = "model" if bounds.counted is Counted.INSTANCES else "pipeline"
+        raise SettingsError(f"{kind}: {bounds.name!r:.60} is invalid: expected {' or '.join(names)}")
+    if not 1 <= bounds.min <= bounds.max <= largest:
+        asked = f"{bounds.min}" if bounds.min == bounds.max else f"{bounds.min} to {bounds.max}"
+        raise SettingsError(f"{counted}: {asked} is invalid: expected 1 to {largest}, {reach}")
+    if bounds.counted is Counted.SERVERS:
+        _check_servers_change(bounds.name, config)
+
+
+def _check_servers_change(name: str, config: ThemisConfig) -> None:
+    pipeline = next(each for each in config.pipelines if each.name == name)
+    if config.policy.name is not PolicyName.THEMIS:
+        raise SettingsError(f"servers: the policy {config.policy.name} keeps to no bounds of servers: expected the policy themis")
+    if config.is_stateful(pipeline):
+        raise SettingsError(f"servers: {name} stays on one server, because a stage keeps state between calls")
+    if config.launch is None:
+        raise SettingsError(f"servers: those of {name} are all adopted. Fix: add a section `launch`, so that servers come and go")

@@ -73,6 +73,8 @@ async def run_daemon(config: ThemisConfig, read_settings: Callable[[], ThemisCon
             hung = await components.envoy.end_if_hung()
             if hung is not None:
                 log.error("envoy_killed", message=f"the running Envoy does not serve: {hung}; it is started again")
+            keeper = OverrideKeeper(config.state_directory)
+            components.world.executor.routes.drained = keeper.overrides.out_of_routes
             await adopt(components)
             planned = await _changeable(config, components)
             await components.envoy.ensure()
@@ -84,7 +86,6 @@ async def run_daemon(config: ThemisConfig, read_settings: Callable[[], ThemisCon
             exporter = Exporter()
             access, hub = prepare_access(config), EventHub()
             reads = Reads(board, components.clock, journal_path(config.state_directory), hub, lambda: not kernels.interpreted)
-            keeper = OverrideKeeper(config.state_directory)
             controls = [*control_routes(config.state_directory, reload), *override_routes(keeper, board, components.clock)]
             routes = [*reads.routes(), *controls]
             async with serving(config.status.address, board, exporter, components.clock, access, routes, config.status.tls):
@@ -248,10 +249,12 @@ class _Loop:
             self.state = replace(self.state, policy=PolicyState())
 
     async def apply_overrides(self) -> None:
-        """Put what an operator changed into force, and end the pins whose time has come."""
+        """Put what an operator changed into force, and end the bounds whose time has come."""
         keeper, now_s = self.keeper, self.components.clock.now_s()
         if keeper is None:
             return
+        executor = self.components.world.executor
+        keeper.note_fleet(executor.routes.drained, [server.name for server in executor.fleet.all()])
         for kind, words in keeper.take_events(now_s):
             log.warning(kind, message=words)
             self.components.journal.record_event(now_s, kind, words)

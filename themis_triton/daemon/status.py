@@ -75,7 +75,7 @@ class StatusBoard:
             kinds = tuple(sorted({action.kind.value for action in record.started}))
             self.events.append(StatusEvent(at_s, decision_id, kinds, sentence(record)))
         incidents = record.snapshot.incidents
-        self.events.extend(StatusEvent(at_s, decision_id, ("incident",), incident.sentence) for incident in incidents)
+        self.events.extend(StatusEvent(at_s, decision_id, ("incident", incident.kind.value), incident.sentence) for incident in incidents)
         self.events.extend(StatusEvent(at_s, decision_id, ("drift",), drift_event_words(event)) for event in record.estimate.drift_events)
 
     def fail(self, at_s: float, error: Exception) -> StatusEvent | None:

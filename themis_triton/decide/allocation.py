@@ -117,7 +117,8 @@ def _allotted(proposals: Sequence[PipelineProposal], free: int) -> tuple[int, ..
         problem = replace(view.problem, demand_rps=demand, busy_elsewhere=view.busy_elsewhere if places else 0)
         members.append(PoolMember(problem, view.pipeline.weight, own))
     pool = free + sum(_pooled(each.view, shared) for each in proposals)
-    return _with_first_servers(proposals, members, divide_pool(members, pool, proposals[0].view.planner.remembered), pool)
+    shares = divide_pool(members, pool, proposals[0].view.planner.remembered)
+    return _within_bounds(proposals, members, _with_first_servers(proposals, members, shares, pool))
 
 
 def _with_first_servers(
@@ -128,6 +129,20 @@ def _with_first_servers(
     for p in sorted(range(len(proposals)), key=lambda p: -members[p].weight):
         if left > 0 and given[p] + members[p].own_devices == 0:
             given[p], left = 1, left - 1
+    return tuple(given)
+
+
+def _within_bounds(proposals: Sequence[PipelineProposal], members: Sequence[PoolMember], shares: Sequence[int]) -> tuple[int, ...]:
+    """The shares, at least with the servers that a pipeline is bounded to; the largest other shares give them up."""
+    fewest = [max(0, each.view.pipeline.min_servers - member.own_devices) for each, member in zip(proposals, members, strict=True)]
+    given = list(shares)
+    bounded = [p for p, each in enumerate(proposals) if each.view.pipeline.min_servers > 1]
+    for p in bounded:
+        while given[p] < fewest[p]:
+            giver = max(range(len(given)), key=lambda q: given[q] - fewest[q])
+            if given[giver] <= fewest[giver]:
+                break
+            given[giver], given[p] = given[giver] - 1, given[p] + 1
     return tuple(given)
 
 
@@ -167,7 +182,7 @@ def _reallocated(
         own = [place for place in each.view.groups[0].ready if place.server.name not in shared]
         removable = [place.name for place in by_retirement(own) if place.removable]
         # A pipeline's last server stays: without one, its next request would wait for a cold start.
-        spare = len(each.view.groups[0].ready) > 1
+        spare = len(each.view.groups[0].ready) > each.view.pipeline.min_servers
         if lacking and removable and spare and _pooled(each.view, shared) > share and not any(each.view.coming):
             sentence = f"{removable[-1]} of {each.view.pipeline.name} gives its device to {lacking[0]}, where a lost request weighs more"
             return (removable[-1],), [Clamp(ClampKind.DEVICES, sentence)]

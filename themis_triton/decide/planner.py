@@ -180,19 +180,20 @@ class Planner:
 
     def _problem(self, query: PlanQuery) -> ChainProblem:
         problems = self.rules.server_problems if query.free_instances else self.rules.problems
-        demand = query.demand
+        problem, demand = problems[query.pipeline], query.demand
+        fewest = max(query.min_servers, problem.min_servers)
         return replace(
-            problems[query.pipeline],
+            problem,
             demand_rps=demand.rate_rps,
             headroom_rps=demand.extra_rps,
             headroom_sigmas=demand.sigmas,
             dispersion=demand.dispersion,
             other_rps=demand.other_rps,
             busy_elsewhere=query.busy_elsewhere,
-            min_servers=query.min_servers,
+            min_servers=fewest,
             processes=query.processes,
             extra_places=query.extra_places,
-            max_servers=max(query.min_servers, problems[query.pipeline].max_servers),
+            max_servers=max(fewest, problem.max_servers),
         )
 
 

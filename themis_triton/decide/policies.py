@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
+from themis_triton.core.config import DrainState, PipelineConfig
 from themis_triton.core.decision import Decision, Reason, Stage
 from themis_triton.core.estimate import PROXY
-from themis_triton.decide import leaving
+from themis_triton.decide import draining, leaving
 from themis_triton.decide.admission import admit, with_limits
 from themis_triton.decide.allocation import allocate
 from themis_triton.decide.devices import FreeDevices
@@ -20,7 +22,7 @@ from themis_triton.decide.rules import Rules
 from themis_triton.decide.sharing import SharedModels
 from themis_triton.decide.slow_target import is_in_turn
 from themis_triton.decide.state import PipelineState, PolicyInput, PolicyState
-from themis_triton.decide.view import view_of
+from themis_triton.decide.view import PipelineView, view_of
 
 URGENCY = (
     Reason.INFEASIBLE,
@@ -40,22 +42,23 @@ def decide(state: PolicyState, policy_input: PolicyInput, planner: Planner, poli
     hold = _hold(policy_input, rules)
     if hold is not None:
         return state.reset_windows(), hold
-    proposals, devices = [], FreeDevices(policy_input.snapshot, rules.config)
-    shared, in_turn = SharedModels(policy_input, rules.config), _in_turn(policy_input, rules)
+    devices, staying = FreeDevices(policy_input.snapshot, rules.config), draining.without(policy_input, rules.config.drains)
+    proposals, in_turn, shared = [], _in_turn(staying, rules), SharedModels(staying, rules.config)
     for pipeline in rules.config.pipelines:
-        called = planner.called(pipeline.name, policy_input.estimate.pipelines[pipeline.name].per_request)
-        view = view_of(pipeline, policy_input, called, devices, state.left.get(pipeline.name, ()), shared)
+        view = _view(pipeline, staying, planner, devices, state, shared)
         view = replace(view, in_turn=pipeline.name in in_turn)
         result = policy.propose(state.pipelines.get(pipeline.name, PipelineState()), view)
         shared.request(result.proposal.launch, result.proposal.launch_models)
         proposals.append(PipelineProposal(view, result))
-    allocation = allocate(state, proposals, policy_input, rules, devices)
-    target, clamps = guard(allocation.target, policy_input.snapshot, rules.config)
-    unrouted, emptied = queues_to_empty(proposals, target, policy_input)
+    allocation = allocate(state, proposals, staying, rules, devices)
+    target, clamps = guard(allocation.target, staying.snapshot, rules.config)
+    unrouted, emptied = queues_to_empty(proposals, target, staying)
     views = [each.view for each in proposals]
     unrouted = (*unrouted, *leaving.pairs_left(views))
-    outputs = [entry.result.proposal for entry in proposals]
-    limits, admissions = admit(state.limits, views)
+    routed = _routed_views(views, policy_input, planner, devices, state)
+    drained = draining.drain(rules.config.drains, policy_input, proposals, routed)
+    outputs = [entry.result.proposal for entry in draining.as_routed(proposals, routed)]
+    limits, admissions = admit(state.limits, routed)
     lead = min(outputs, key=lambda p: URGENCY.index(p.reason))
     reason = Reason.REPLACE if lead.reason is Reason.SCALE_OUT and policy_input.snapshot.recently_crashed else lead.reason
     return replace(allocation.state, left=leaving.left_by(views), limits=limits), Decision(
@@ -64,12 +67,31 @@ def decide(state: PolicyState, policy_input: PolicyInput, planner: Planner, poli
         policy=rules.config.policy.name.value,
         stage=lead.stage,
         reason=reason,
-        target=replace(target, unrouted=unrouted) if unrouted else target,
-        evidence=tuple(with_limits(p.evidence, view, limits) for p, view in zip(outputs, views, strict=True)),
-        clamps=(*allocation.clamps, *clamps, *emptied, *leaving.reasons(views)),
+        target=drained.applied(replace(target, unrouted=unrouted) if unrouted else target),
+        evidence=tuple(with_limits(p.evidence, view, limits) for p, view in zip(outputs, routed, strict=True)),
+        clamps=(*allocation.clamps, *clamps, *emptied, *leaving.reasons(views), *drained.clamps),
         detail="; ".join(p.detail for p in outputs if p.detail),
         admissions=admissions,
     )
+
+
+def _view(
+    pipeline: PipelineConfig, policy_input: PolicyInput, planner: Planner, devices: FreeDevices, state: PolicyState, shared: SharedModels
+) -> PipelineView:
+    called = planner.called(pipeline.name, policy_input.estimate.pipelines[pipeline.name].per_request)
+    return view_of(pipeline, policy_input, called, devices, state.left.get(pipeline.name, ()), shared)
+
+
+def _routed_views(
+    views: Sequence[PipelineView], policy_input: PolicyInput, planner: Planner, devices: FreeDevices, state: PolicyState
+) -> Sequence[PipelineView]:
+    """The views with the servers that wait to be drained: what serves until then."""
+    drains = planner.rules.config.drains
+    if DrainState.WAITING not in drains.values():
+        return views
+    routed = draining.without(policy_input, (name for name, drain in drains.items() if drain is not DrainState.WAITING))
+    shared = SharedModels(routed, planner.rules.config)
+    return [_view(view.pipeline, routed, planner, devices, state, shared) for view in views]
 
 
 def _in_turn(policy_input: PolicyInput, rules: Rules) -> frozenset[str]:

@@ -104,7 +104,8 @@ def build_rules(config: ThemisConfig) -> Rules:
             queueing=config.policy.queueing,
             placement=config.planning.placement,
             throughput=config.planning.throughput,
-            max_servers=1 if config.is_stateful(p) else bare.max_servers,
+            min_servers=1 if config.is_stateful(p) else min(p.min_servers, bare.max_servers),
+            max_servers=1 if config.is_stateful(p) else min(p.max_servers or bare.max_servers, bare.max_servers),
             device_memory_bytes=_slot_memory_bytes(config),
             headroom_sigmas=config.policy.demand.headroom_sigmas,
             # A work-conserving queue forms other batches than planned, so rounding to whole requests/s does not apply.

@@ -86,13 +86,14 @@ def _larger(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _bounded(desired: tuple[int, ...], view: PipelineView) -> tuple[int, ...]:
-    """At most the servers that can exist; separate stages share them, and are bounded when slots run out.
+    """At most the servers that can exist, and within the pipeline's bounds; separate stages are bounded when slots run out.
 
     With a stateful stage the one server stays as it is.
     """
     if view.one_server:
         return tuple(max(1, ready) for ready in view.ready)
-    return tuple(max(1, min(count, view.rules.max_servers)) for count in desired)
+    fewest, most = view.pipeline.min_servers, view.max_places
+    return tuple(max(1, min(max(count, fewest), most)) for count in desired)
 
 
 def _rises(view: PipelineView, fast: Demand) -> bool:
@@ -125,7 +126,7 @@ def new_places(view: PipelineView, now: VerticalTarget | None, target: SlowTarge
     missing = max(0, sum(now.missing) if now is not None else 0)
     # A server that launches is no help yet.
     near = target.desired[0] - view.ready[0] - view.extending if target.rises else wanted[0]
-    extend = min(view.reachable, max(missing, near, 0))
+    extend = min(view.reachable, max(missing, near, 0), max(0, view.max_places - view.ready[0] - view.extending))
     return extend if may_grow else 0, (max(0, wanted[0] - extend),)
 
 
@@ -144,8 +145,20 @@ def isolated(view: PipelineView, target: SlowTarget) -> tuple[int, ...]:
 
 def scale_in(state: PipelineState, view: PipelineView, desired: tuple[int, ...]) -> tuple[PipelineState, tuple[str, ...], str]:
     """Servers to retire: once fewer have sufficed for the stabilization window and the others carry the recent peak."""
+    state = state.with_desired(view.at_s, desired, _hold_s(view))
+    if view.pipeline.max_servers is not None and max(view.ready) > view.max_places and not view.one_server:
+        return state, *_beyond_bounds(view)
+    return _scale_in(state, view, desired)
+
+
+def _beyond_bounds(view: PipelineView) -> tuple[tuple[str, ...], str]:
+    retire = leaving(view, tuple(min(ready, view.max_places) for ready in view.ready))
+    words = f"{view.pipeline.name} is bounded to {view.max_places} {view.unit}{'' if view.max_places == 1 else 's'}"
+    return retire, words if retire or any(view.coming) else f"{words}, but the others are adopted"
+
+
+def _scale_in(state: PipelineState, view: PipelineView, desired: tuple[int, ...]) -> tuple[PipelineState, tuple[str, ...], str]:
     policy, hold_s = view.rules.config.policy, _hold_s(view)
-    state = state.with_desired(view.at_s, desired, hold_s)
     if all(count >= ready for count, ready in zip(desired, view.ready, strict=True)) or (len(view.groups) == 1 and any(view.coming)):
         return state, (), ""
     suffices = f"{_counted(desired)} {view.unit} suffices" if sum(desired) == 1 else f"{_counted(desired)} {view.unit}s suffice"

@@ -167,6 +167,12 @@ class PipelineView:
         """The servers a group that can exist; separate stages share them evenly."""
         return tuple(max(1, self.rules.max_servers // len(self.groups)) for _ in self.groups)
 
+    @property
+    def max_places(self) -> int:
+        """The most places that it may have: those that can exist, or as bounded."""
+        bound = self.pipeline.max_servers
+        return self.rules.max_servers if bound is None else min(bound, self.rules.max_servers)
+
     @cached_property
     def capacity_rps(self) -> float:
         """The rate that the ready servers carry inside the SLO as they are, without headroom.

@@ -24,6 +24,8 @@ const PHASES = {
 export function serverState(server, status) {
   const [level, word, rank] = PHASES[server.phase] ?? ["info", f.capital(server.phase), 2];
   if (level === "good" && status.faults.some((fault) => mentions(fault, server.name))) return { level: "bad", word: "Fault", rank: 0 };
+  const drain = level === "good" ? status.overrides.drains.find((each) => each.server === server.name) : undefined;
+  if (drain) return { level: "warn", word: drain.left ? "Drained" : "To be drained", rank: 1 };
   return { level, word, rank };
 }
 
@@ -36,6 +38,8 @@ export function serverNotes(server, status) {
   for (const actuator of status.busy.filter(own)) notes.push(actuator === server.name ? "change under way" : `changing ${actuator.slice(server.name.length + 1)}`);
   for (const [actuator, untilS] of Object.entries(status.backing_off)) if (own(actuator)) notes.push(`retry of ${actuator} in ${f.duration(untilS - status.at_s)}`);
   for (const [actuator, reason] of Object.entries(status.resting)) if (own(actuator)) notes.push(`${actuator} rests: ${reason}`);
+  const drain = status.overrides.drains.find((each) => each.server === server.name);
+  if (drain) notes.push(status.clamps.find((clamp) => clamp.kind === "drain" && mentions(clamp.sentence, server.name))?.sentence ?? drainWords(drain));
   notes.push(...status.faults.filter((fault) => mentions(fault, server.name)));
   return notes;
 }
@@ -65,7 +69,29 @@ export function headline(status) {
 }
 
 const said = ({ by, why }) => `${by ? ` by ${by}` : ""}${why ? `: ${why}` : ""}`;
-export const pinWords = (pin) => `${pin.model} is pinned at ${f.plural(pin.instances, "instance")} a server${said(pin)}`;
+
+/** Pins and bounds as a sentence. */
+export function boundsWords(each) {
+  const where = each.counted === "instances" ? " a server" : "";
+  const noun = each.counted.slice(0, -1);
+  const counts = each.min === each.max ? `pinned at ${f.plural(each.min, noun)}` : `bounded to ${each.min} to ${f.plural(each.max, noun)}`;
+  return `${each.name} is ${counts}${where}${said(each)}`;
+}
+
+export function drainWords(drain) {
+  if (!drain.left) return `${drain.server} is to be drained${drain.force ? " at once" : ""}${said(drain)}`;
+  return `${drain.server} is drained${drain.launched ? " and retires" : ": it runs on, and gets no new requests"}${said(drain)}`;
+}
+
+const CRASH_S = 600;
+
+/** Crashes of the last minutes; several are a loop. */
+function crashes(status) {
+  const number = status.events.filter((event) => event.kinds.includes("server_crashed") && event.at_s > status.at_s - CRASH_S).length;
+  if (!number) return null;
+  const words = `${f.plural(number, "crash").replace("crashs", "crashes")} of servers in the last ${f.duration(CRASH_S)}`;
+  return number > 2 ? { level: "bad", text: `Crash loop: ${words}` } : { level: "warn", text: words };
+}
 
 /** Conditions that an operator must know, the worst first. */
 export function conditions(status) {
@@ -75,12 +101,16 @@ export function conditions(status) {
   for (const fault of status.faults) add("bad", fault);
   if (status.routes_unwritten) add("bad", `Routes are not written: ${status.routes_unwritten}`);
   if (status.journal_trouble) add("bad", status.journal_trouble);
+  const crashed = crashes(status);
+  if (crashed) list.push(crashed);
+  if (status.reason?.startsWith("hold_")) add("warn", `${reasonWords(status.reason)}: nothing is changed`);
   for (const [source, reason] of Object.entries(status.stale)) add("warn", `Stale readings of ${source}: ${reason}`);
   for (const drift of status.drift) add("warn", `Drift: ${drift}`);
   if (status.paused) add("warn", "Paused: Themis shows what it would do and changes nothing. Resume it under Controls or with “themis resume”.");
   else if (status.mode === "advisory") add("info", "Advisory mode: Themis shows what it would do and changes nothing.");
   if (status.clamps.length) add("info", `Limited: ${status.clamps[0].sentence}${status.clamps.length > 1 ? `; and ${f.plural(status.clamps.length - 1, "other limit")}, in the decision` : ""}`);
-  for (const pin of status.overrides.pins) add("warn", `${pinWords(pin)}, for ${f.duration(pin.until_s - status.at_s)} more`);
+  for (const each of status.overrides.bounds) add("warn", `${boundsWords(each)}, for ${f.duration(each.until_s - status.at_s)} more`);
+  for (const drain of status.overrides.drains) add("warn", drainWords(drain));
   const { mode } = status.overrides;
   if (mode) add("warn", `Switched to ${mode.mode} mode${said(mode)}`);
   for (const [actuator, reason] of Object.entries(status.resting)) add("warn", `${actuator} rests: ${reason}`);

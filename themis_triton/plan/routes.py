@@ -14,6 +14,7 @@ def route_table(
     models: Sequence[str],
     unrouted: Collection[tuple[str, str]] = (),
     limits: Mapping[str, RouteLimit] | None = None,
+    drained: Collection[str] = (),
 ) -> RouteTable:
     """Every routed server is an endpoint of each model that it holds, servers in the order of their names.
 
@@ -24,17 +25,17 @@ def route_table(
 
     A server without metrics stays in the routes: the proxy's health checks detect whether it answers requests. A model that no index
     lists goes to adopted servers, because a launched one holds only what it was launched with. `unrouted`: (server, model) pairs that
-    get no requests, as long as another serving server holds the model. `limits`: admission by model.
+    get no requests, as long as another serving server holds the model. `limits`: admission by model. `drained`: servers that get no
+    requests, but of models that no other server holds.
     """
     limits = limits or {}
-    serving = sorted((s for s in servers if s.phase in ROUTED), key=lambda s: s.name)
+    everyone = sorted((s for s in servers if s.phase in ROUTED), key=lambda s: s.name)
+    serving = [s for s in everyone if s.name not in drained] or everyone
     adopted = [s for s in serving if not s.launched]
-    others = {name for server in serving for name in server.ready_models or ()}.difference(models)
-    names = (*models, *sorted(others))
+    others = {name for server in everyone for name in server.ready_models or ()}.difference(models)
+    holders = {name: _holders(name, models, serving) or _holders(name, models, everyone) for name in (*models, *sorted(others))}
     return RouteTable(
-        models={
-            name: replace(_route(name, [s for s in serving if _holds(s, name, models)], unrouted), limit=limits.get(name)) for name in names
-        },
+        models={name: replace(_route(name, found, unrouted), limit=limits.get(name)) for name, found in holders.items()},
         any=_endpoints(serving),
         unlisted=_endpoints(adopted),
         index=_endpoints(s for s in adopted if s.model_control_key is None and s.ready_models is not None),
@@ -45,6 +46,10 @@ def _route(model: str, holders: Sequence[Server], unrouted: Collection[tuple[str
     excluded = frozenset(server.name for server in holders if (server.name, model) in unrouted)
     others = any(server.phase is Phase.SERVING and server.name not in excluded for server in holders)
     return ModelRoute(_endpoints(holders), excluded if others else frozenset())
+
+
+def _holders(name: str, models: Sequence[str], servers: Iterable[Server]) -> list[Server]:
+    return [server for server in servers if _holds(server, name, models)]
 
 
 def _holds(server: Server, name: str, models: Sequence[str]) -> bool:

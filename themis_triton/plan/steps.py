@@ -66,7 +66,8 @@ def plan(decision: Decision, snapshot: Snapshot, config: ThemisConfig) -> Plan:
     )
     actions = next_actions(decision.id, decision.target, running, _memory(snapshot.servers, config))
     limits = None if decision.admissions is None else {each.model: each.limit for each in decision.admissions}
-    return Plan(decision.id, actions, frozenset(decision.target.retire), frozenset(decision.target.unrouted), limits)
+    target = decision.target
+    return Plan(decision.id, actions, frozenset(target.retire), frozenset(target.unrouted), limits, frozenset(target.drained))
 
 
 def next_actions(decision_id: str, target: Target, running: Running, memory: Memory | None = None) -> tuple[Action, ...]:

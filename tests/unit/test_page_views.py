@@ -1,0 +1,120 @@
+"""What the web page makes of a status: its view functions, run by Node."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.samples import NOW_S, server
+from themis_triton.core.config import Mode
+from themis_triton.core.decision import Clamp, ClampKind
+from themis_triton.core.encoding import plain
+from themis_triton.core.overrides import Bounds, Counted, Drain, ModeOverride, Overrides
+from themis_triton.core.status import STATUS_VERSION, Status, StatusEvent
+
+NODE = shutil.which("node")
+pytestmark = pytest.mark.skipif(NODE is None, reason="no node")
+STATE = Path(str(files("themis_triton"))) / "page" / "state.js"
+SCRIPT = f"""
+import {{ readFileSync }} from "node:fs";
+import {{ conditions, serverState, serverNotes }} from {json.dumps(STATE.as_uri())};
+const statuses = JSON.parse(readFileSync(0, "utf8"));
+console.log(JSON.stringify(statuses.map((status) => ({{
+  banners: conditions(status).map((each) => [each.level, each.text]),
+  servers: status.servers.map((server) => [serverState(server, status).word, ...serverNotes(server, status)]),
+}}))));
+"""
+CALM = Status(
+    STATUS_VERSION, "1", 1, NOW_S - 60.0, "active", "themis", paused=False, sentence="steady", tick=9, at_s=NOW_S, reason="steady"
+)
+PINNED = Bounds(Counted.INSTANCES, "detector", 3, 3, NOW_S + 90.0, "alice", "a test")
+BOUNDED = Bounds(Counted.SERVERS, "video", 1, 4, NOW_S + 600.0)
+WAITING, LEFT = Drain("a", NOW_S, launched=False, by="bob"), Drain("b", NOW_S, launched=False, left=True)
+CRASH = StatusEvent(NOW_S - 5.0, "d", ("incident", "server_crashed"), "s has crashed")
+SERVES_ON = "a is drained once the other servers of video carry 60/s: they carry 43/s, and another one is on its way"
+
+
+@cache
+def node_views(text: str) -> Any:
+    """The views of statuses as JSON text."""
+    command = [str(NODE), "--input-type=module", "--eval", SCRIPT]
+    ended = subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
+
+
+CASES: Sequence[tuple[Status, Sequence[tuple[str, str]]]] = (
+    (CALM, []),
+    (replace(CALM, paused=True, mode="advisory"), [("warn", "Paused: Themis shows what it would do and changes nothing")]),
+    (replace(CALM, mode="advisory"), [("info", "Advisory mode: Themis shows what it would do")]),
+    (
+        replace(CALM, overrides=Overrides((PINNED, BOUNDED))),
+        [
+            ("warn", "detector is pinned at 3 instances a server by alice: a test, for 90 s more"),
+            ("warn", "video is bounded to 1 to 4 servers, for 10 min more"),
+        ],
+    ),
+    (replace(CALM, overrides=Overrides(mode=ModeOverride(Mode.ACTIVE, "eve", "why"))), [("warn", "Switched to active mode by eve: why")]),
+    (
+        replace(CALM, reason="hold_stale", stale={"proxy": "4 s old"}),
+        [("warn", "Holding, readings are stale"), ("warn", "Stale readings of proxy: 4 s old")],
+    ),
+    (replace(CALM, reason="hold_no_server"), [("warn", "Holding, no server is ready: nothing is changed")]),
+    (replace(CALM, drift=("detector takes 1.4 times its profile's time",)), [("warn", "Drift: detector takes 1.4 times")]),
+    (
+        replace(CALM, clamps=(Clamp(ClampKind.MEMORY, "a cannot grow"), Clamp(ClampKind.PACE, "later"))),
+        [("info", "Limited: a cannot grow; and 1 other limit")],
+    ),
+    (replace(CALM, events=(CRASH,)), [("warn", "1 crash of servers in the last 10 min")]),
+    (replace(CALM, events=(CRASH, CRASH, CRASH)), [("bad", "Crash loop: 3 crashes of servers in the last 10 min")]),
+    (replace(CALM, events=(replace(CRASH, at_s=NOW_S - 700.0),)), []),
+    (replace(CALM, backing_off={"cpu:0": NOW_S + 8.0}), [("warn", "cpu:0 is in back-off after a failure, for 8.0 s more")]),
+    (replace(CALM, resting={"cpu:0": "the warm-up fails"}), [("warn", "cpu:0 rests: the warm-up fails")]),
+    (
+        replace(CALM, faults=("a does not answer",), tick_error="the last tick failed"),
+        [("bad", "the last tick failed"), ("bad", "a does not answer")],
+    ),
+    (
+        replace(CALM, routes_unwritten="disk full", journal_trouble="locked"),
+        [("bad", "Routes are not written: disk full"), ("bad", "locked")],
+    ),
+    (
+        replace(
+            CALM,
+            overrides=Overrides(drains=(WAITING, LEFT)),
+            clamps=(Clamp(ClampKind.DRAIN, SERVES_ON),),
+            servers=(server("a"), server("b"), server("c")),
+        ),
+        [
+            ("info", f"Limited: {SERVES_ON}"),
+            ("warn", "a is to be drained by bob"),
+            ("warn", "b is drained: it runs on, and gets no new requests"),
+        ],
+    ),
+)
+
+
+@pytest.mark.parametrize("number", range(len(CASES)))
+def test_each_condition_has_its_banner_and_no_other(number: int) -> None:
+    banners = node_views(json.dumps([plain(status) for status, _ in CASES]))[number]["banners"]
+    expected = CASES[number][1]
+    assert [level for level, _ in banners] == [level for level, _ in expected], banners
+    assert all(text.startswith(words) for (_, text), (_, words) in zip(banners, expected, strict=True)), banners
+
+
+def test_a_drained_server_is_marked_in_the_fleet_with_what_it_waits_for() -> None:
+    view = node_views(json.dumps([plain(status) for status, _ in CASES]))[-1]
+    assert view["servers"] == [
+        ["To be drained", SERVES_ON],
+        ["Drained", "b is drained: it runs on, and gets no new requests"],
+        ["Serving"],
+    ]
