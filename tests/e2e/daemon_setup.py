@@ -55,11 +55,17 @@ class Sidecar:
 
     settings: Path
     state: Path
-    adopted: Server
+    running: Server | None
     grpc_address: str
     status_address: str
     log: Path
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def adopted(self) -> Server:
+        """The running server that the settings name."""
+        assert self.running is not None
+        return self.running
 
     @property
     def pid(self) -> int:

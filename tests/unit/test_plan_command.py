@@ -196,9 +196,16 @@ def test_vertical_with_separate_stages_divides_the_devices() -> None:
     assert [stage.servers for stage in answer.stages] == [3, 3]
 
 
-def test_the_daemon_refuses_separate_stages() -> None:
-    with pytest.raises(SettingsError, match=r"planning\.placement: separate cannot run live: expected colocated"):
+def test_the_daemon_refuses_cores() -> None:
+    with pytest.raises(SettingsError, match=r"planning\.throughput: cores cannot run live: expected instances"):
         run_command(PAPER)
+
+
+def test_the_daemon_refuses_separate_stages_without_a_slot(tmp_path: Path) -> None:
+    text = SHIPPED.read_text().replace("launch:\n  slots: [cpu:0, cpu:1, cpu:2, cpu:3]\n", "planning: {placement: separate}\n")
+    (tmp_path / "themis.yaml").write_text(text)
+    with pytest.raises(SettingsError, match="neither `servers` nor `launch` is set"):
+        run_command(tmp_path / "themis.yaml")
 
 
 def test_the_way_from_what_runs_says_its_steps_and_when_the_slo_holds() -> None:

@@ -26,7 +26,7 @@ from themis_triton.sim.result import SimResult
 from themis_triton.sim.run import simulate
 from themis_triton.sim.setup import SimOptions, simulated
 from themis_triton.sim.virtual_time import run_virtual
-from themis_triton.sim.world import Dispatcher, SimWorld, paper_world, triton_world, world_for
+from themis_triton.sim.world import SimWorld, paper_world, triton_world, world_for
 from themis_triton.solver.surface import FloatArray, paper_surface
 
 DETECTOR, CLASSIFIER = "video-detector", "video-classifier"
@@ -217,7 +217,7 @@ def test_the_settings_choose_their_world() -> None:
     assert world_for(load_settings(shipped("config") / "themis.yaml")) == triton_world()
     mixed = settings()
     planning = replace(mixed.planning, throughput=load_settings(shipped("config") / "themis.yaml").planning.throughput)
-    assert world_for(replace(mixed, planning=planning)).dispatcher is Dispatcher.CENTRAL
+    assert world_for(replace(mixed, planning=planning)) == triton_world()
 
 
 def test_service_times_can_differ_from_the_profiles() -> None:

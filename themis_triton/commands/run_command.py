@@ -13,7 +13,7 @@ from typing import TextIO, cast
 
 import structlog
 
-from themis_triton.core.config import Placement, ThemisConfig
+from themis_triton.core.config import ThemisConfig, ThroughputRule
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.printable import printable
 from themis_triton.daemon.service import run_daemon
@@ -33,10 +33,15 @@ def run_command(path: Path) -> None:
 def runnable_settings(path: Path) -> ThemisConfig:
     """The settings, if a sidecar can run with them. SettingsError otherwise."""
     config = load_settings(path)
-    if config.planning.placement is Placement.SEPARATE:
+    if config.planning.throughput is ThroughputRule.CORES:
         raise SettingsError(
-            f"{path}: planning.placement: separate cannot run live: expected colocated. "
-            "Fix: use `themis plan` or `themis simulate`, or set it to colocated"
+            f"{path}: planning.throughput: cores cannot run live: expected instances. "
+            "Fix: use `themis plan` or `themis simulate`, or set it to instances"
+        )
+    if not config.servers and config.launch is None:
+        raise SettingsError(
+            f"{path}: neither `servers` nor `launch` is set: expected at least one of them. "
+            "Fix: add slots under `launch:`, or use `themis plan` or `themis simulate`"
         )
     for sentence in refuse_stale(config):
         structlog.get_logger().warning("stale_profile_used", message=sentence)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from themis_triton.adapters.findings import Finding, Severity
 from themis_triton.commands.terminal import TerminalConsole
 from themis_triton.commands.tls_flags import TlsFlags
 from themis_triton.core.address import Address
-from themis_triton.core.config import PipelineConfig, ThemisConfig
+from themis_triton.core.config import PipelineConfig, Placement, ThemisConfig, ThroughputRule
 from themis_triton.core.errors import EnvironmentCheckError, SettingsError
 from themis_triton.core.graph import nested, series
 from themis_triton.core.sharing import sharing_notes
@@ -172,21 +172,38 @@ def _show(console: Console, path: Path, config: ThemisConfig | None, found: list
         console.print(f"[red]{len(found)} {'error' if len(found) == 1 else 'errors'}[/] in {escape(str(path))}")
         return
     console.print(f"[green]{escape(str(path))}[/] is valid: {_summary(config)}")
-    for pipeline in filter(config.is_stateful, config.pipelines):
-        stateful = ", ".join(stage for stage in pipeline.stages if config.models[stage].stateful)
-        reason = f"{stateful} keeps state between the calls of a sequence; one server has all of its calls, and is scaled in place only"
-        console.print(f"[yellow]note[/]    pipelines.{escape(pipeline.name)}: {escape(reason)}")
-    for pipeline in (each for each in config.pipelines if not config.knows(each)):
-        reason = f"{', '.join(config.unknown(pipeline))} has no profile: its service times are learnt, and nothing changes for it before"
-        console.print(f"[yellow]note[/]    pipelines.{escape(pipeline.name)}: {escape(reason)}")
-    for names, sentence in sharing_notes(config.pipelines):
-        console.print(f"[yellow]note[/]    {escape(', '.join(f'pipelines.{name}' for name in names))}: {escape(sentence)}")
+    for where, sentence in _notes(config):
+        console.print(f"[yellow]note[/]    {escape(where)}: {escape(sentence)}")
     for pipeline in config.pipelines:
         if pipeline.order:
             console.print(f"[dim]order[/]   pipelines.{escape(pipeline.name)}: {escape(pipeline.order)}")
     for finding in findings:
         remedy = f"; {finding.remedy}" if finding.remedy else ""
         console.print(f"{_MARKS[finding.severity]} {escape(finding.what)}: {escape(finding.found + remedy)}")
+
+
+def _notes(config: ThemisConfig) -> Iterator[tuple[str, str]]:
+    """What a reader of the settings may not expect, each with the keys that it follows from."""
+    for pipeline in filter(config.is_stateful, config.pipelines):
+        stateful = ", ".join(stage for stage in pipeline.stages if config.models[stage].stateful)
+        state = "keeps state between the calls of a sequence; one server has all of its calls, and is scaled in place only"
+        yield f"pipelines.{pipeline.name}", f"{stateful} {state}"
+    for pipeline in (each for each in config.pipelines if not config.knows(each)):
+        profile = "has no profile: its service times are learnt, and nothing changes for it before"
+        yield f"pipelines.{pipeline.name}", f"{', '.join(config.unknown(pipeline))} {profile}"
+    yield from _separate_notes(config)
+    for names, sentence in sharing_notes(config.pipelines):
+        yield ", ".join(f"pipelines.{name}" for name in names), sentence
+
+
+def _separate_notes(config: ThemisConfig) -> Iterator[tuple[str, str]]:
+    """What separate stages mean for these settings, where they are not just planned and simulated."""
+    planning, slots = config.planning, len(config.launch.slots) if config.launch is not None else 0
+    if planning.placement is Placement.SEPARATE and planning.throughput is ThroughputRule.INSTANCES and slots:
+        models = len({stage for pipeline in config.pipelines for stage in pipeline.stages})
+        shared = f"{slots} launch slot{'' if slots == 1 else 's'} for {models} model{'' if models == 1 else 's'}"
+        sentence = f"each launched server holds one model; {shared}: a free slot goes first to a model that no server holds"
+        yield "planning.placement", sentence
 
 
 def _summary(config: ThemisConfig) -> str:

@@ -192,9 +192,7 @@ def _pipeline_cells(pipeline: PipelineStatus) -> tuple[str, ...]:
         pipeline.slo_ms,
     )
     late = "–" if pipeline.late_fraction is None else f"{100 * pipeline.late_fraction:.1f} %"
-    servers = "–" if evidence is None else str(evidence.servers_now)
-    if evidence is not None and evidence.servers_desired != evidence.servers_now:
-        servers += f"→{evidence.servers_desired}"
+    servers = "–" if evidence is None else evidence.servers_words
     return (pipeline.name, *("–" if number is None else f"{number:.0f}" for number in numbers), late, servers)
 
 

@@ -117,14 +117,15 @@ class EnvoyConfig:
 
 @dataclass(frozen=True, slots=True)
 class PlanningConfig:
-    """The rules of plans. Live servers are always COLOCATED with INSTANCES; the other rules are for what-if plans and simulations."""
+    """The rules of plans. Live servers have INSTANCES and no rounding; the other rules are for what-if plans and simulations."""
 
     placement: Placement = option(
         Placement.COLOCATED,
-        "colocated: every server holds all stages; separate: a server holds one stage (only `themis plan` and simulations)",
+        "colocated: every server holds all stages of a pipeline; separate: a launched server holds one stage, and each is scaled by itself",
     )
     throughput: ThroughputRule = option(
-        ThroughputRule.INSTANCES, "instances: each works on its own batch; cores: all cores of a server work on one batch"
+        ThroughputRule.INSTANCES,
+        "instances: each works on its own batch; cores: all cores of a server work on one batch (only `themis plan` and simulations)",
     )
     paper_rounding: bool = option(default=False, description="round demand up, and a server's throughput down, to whole requests/s")
     max_servers: int | None = option(

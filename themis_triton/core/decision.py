@@ -90,6 +90,7 @@ class PipelineEvidence:
     `unit`: what `servers_now`, `servers_desired`, `servers_missing` and the runner-up count: "server", or "device" where a server of the
     pipeline may use several; then each device with the pipeline's instances counts.
     `holds_after_s`: seconds until the SLO is expected to hold, by the chosen migration; None where it holds or that is unknown.
+    `stage_servers_now`, `stage_servers_desired`: by stage, where these are separate; else empty.
     `limit_rps`: what is admitted; None: everything. `refused_rps`: what was refused lately.
     """
 
@@ -108,6 +109,15 @@ class PipelineEvidence:
     unit: str = "server"
     limit_rps: float | None = None
     refused_rps: float = 0.0
+    stage_servers_now: tuple[int, ...] = ()
+    stage_servers_desired: tuple[int, ...] = ()
+
+    @property
+    def servers_words(self) -> str:
+        """The servers now and desired, such as `2→3`; of separate stages `1+2+1→1+3+1`."""
+        now = "+".join(map(str, self.stage_servers_now)) or str(self.servers_now)
+        desired = "+".join(map(str, self.stage_servers_desired)) or str(self.servers_desired)
+        return now if now == desired else f"{now}→{desired}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,8 +171,7 @@ def _numbers(evidence: PipelineEvidence) -> str:
     parts = [
         f"{evidence.pipeline} {demand} exceeds {capacity}" if _is_overloaded(evidence) else f"{evidence.pipeline} {demand}, {capacity}"
     ]
-    changes = evidence.servers_now != evidence.servers_desired
-    parts.append(f"{evidence.unit}s {evidence.servers_now}" + (f"→{evidence.servers_desired}" if changes else ""))
+    parts.append(f"{evidence.unit}s {evidence.servers_words}")
     if evidence.limit_rps is not None and round(evidence.refused_rps):
         parts.append(f"refuses {evidence.refused_rps:.0f}/s beyond {evidence.limit_rps:.0f}/s")
     if evidence.holds_after_s:

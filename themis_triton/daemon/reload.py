@@ -56,6 +56,8 @@ def _may_change(name: str, current: ThemisConfig, edited: ThemisConfig) -> bool:
         return structure and current.models.keys() == edited.models.keys()
     if name == "models":
         return structure and list(current.models) == list(edited.models)
+    if name == "planning":  # what the ticks remember has one number a group of stages
+        return current.planning.placement is edited.planning.placement
     return name != "policy" or current.deprioritize_after_s == replace(current, policy=edited.policy).deprioritize_after_s
 
 

@@ -172,9 +172,9 @@ class Joined:
         return sum(state.instances for state in self.servers[server.name].values())
 
     def give_up(self, names: Sequence[tuple[str, ...]]) -> None:
-        """Retire servers that serve no other pipeline, and note where models are to stay; `names`: places by pipeline."""
+        """Retire servers that no other pipeline keeps, and note where models are to stay; `names`: places by pipeline."""
         for each, given in zip(self.proposals, names, strict=True):
-            others = [other.view for other in self.proposals if other.view is not each.view]
+            others = [(other.view, also) for other, also in zip(self.proposals, names, strict=True) if other.view is not each.view]
             for group in each.view.groups:
                 for place in group.ready:
                     key = (place.server.name, place.device)
@@ -182,7 +182,9 @@ class Joined:
                         self.wanted.setdefault(key, set()).update(group.names)
                     elif place.extra:
                         self.changed |= {key}
-                    elif place.name not in {*self.retire, *self.hosts} and not any(_serves(other, place.name) for other in others):
+                    elif place.name not in {*self.retire, *self.hosts} and not any(
+                        place.name not in also and _serves(other, place.name) for other, also in others
+                    ):
                         self.retire.append(place.name)
 
     def remove_remains(self) -> None:

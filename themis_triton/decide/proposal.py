@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -104,6 +105,8 @@ def evidence_of(
         runner_up=runner_up,
         holds_after_s=holds_after_s,
         unit=view.unit,
+        stage_servers_now=view.ready if len(view.groups) > 1 else (),
+        stage_servers_desired=desired if len(view.groups) > 1 else (),
     )
 
 
@@ -115,14 +118,16 @@ def to_launch(view: PipelineView, desired: tuple[int, ...]) -> tuple[int, ...]:
 def leaving(view: PipelineView, kept: tuple[int, ...]) -> tuple[str, ...]:
     """Places to give up, beyond the counts to keep: extra ones of a server first, then launched servers; none while one is coming.
 
-    Those with the fewest instances first; co-located ones one at a time, because the others take over every stage.
+    Those with the fewest instances first; co-located ones one at a time, because the others take over every stage. A server that holds
+    several separate stages, such as an adopted one, is given up once it is surplus for each of them.
     """
     names: list[str] = []
     for group, count in zip(view.groups, kept, strict=True):
         removable = [place.name for place in by_retirement(group.ready) if place.removable]
         surplus = max(0, len(group.ready) - count) if not group.coming else 0
         names += removable[len(removable) - min(surplus, 1 if len(view.groups) == 1 else surplus, len(removable)) :]
-    return tuple(names)
+    held = Counter(place.name for group in view.groups for place in group.ready)
+    return tuple(name for name, groups in Counter(names).items() if groups == held[name])
 
 
 def grows(view: PipelineView, instances: tuple[int, ...]) -> bool:

@@ -58,7 +58,9 @@ class Rules:
     @cached_property
     def dispatcher_sets_batches(self) -> bool:
         """Whether a dispatcher before the servers forms the planned batches (the paper's); else servers form them, up to their limits."""
-        return self.config.planning.placement is Placement.SEPARATE and not self.config.policy.queueing.predicts_busy
+        planning = self.config.planning
+        papers = planning.placement is Placement.SEPARATE and planning.throughput is ThroughputRule.CORES
+        return papers and not self.config.policy.queueing.predicts_busy
 
     @cached_property
     def whole_changes(self) -> bool:
@@ -67,9 +69,16 @@ class Rules:
 
     @cached_property
     def max_servers(self) -> int:
-        """Servers, or places of servers, that plans may use: as configured, else as many as the devices may hold."""
-        configured = self.config.planning.max_servers
-        return configured if configured is not None else max(1, sum(map(self.config.places_on, self.config.devices)))
+        """Servers, or places of servers, that plans may use: as configured, else as many as the devices may hold.
+
+        An adopted server may hold several stages that are separate, and counts once for each.
+        """
+        config = self.config
+        if config.planning.max_servers is not None:
+            return config.planning.max_servers
+        further = max((len(pipeline.stages) for pipeline in config.pipelines), default=1) - 1
+        again = further * len(config.servers) if config.planning.placement is Placement.SEPARATE else 0
+        return max(1, sum(map(config.places_on, config.devices)) + again)
 
     def called(self, pipeline: str, per_request: tuple[float, ...]) -> Rules:
         """The rules with so many requests of each stage per request of a pipeline."""

@@ -48,7 +48,7 @@ def slow_target(view: PipelineView, fast: Demand, slow: Demand, at_launch: Deman
     if _moves(view, plan) and view.serves and view.rules.config.planning.placement is Placement.COLOCATED:
         migration = view.migration(slow)
         plan = migration.plan
-    desired = view.servers_of(plan.stages) if plan.feasible else view.max_servers_by_group
+    desired = view.servers_of(plan.stages) if plan.feasible else view.most_servers(slow)
     surge = replace(slow, rate_rps=slow.rate_rps * view.rules.config.policy.scale_up.burst_headroom_factor)
     rises = _places_short(view, fast, at_launch)
     if rises and view.reachable:
@@ -56,6 +56,8 @@ def slow_target(view: PipelineView, fast: Demand, slow: Demand, at_launch: Deman
     later = 0 if rises else view.reachable
     reserve = view.fewest_servers(surge)
     desired = _larger(desired, _larger(tuple(max(1, count - later) for count in reserve), view.fewest_servers(at_launch)))
+    if len(view.groups) > 1 and sum(desired) > view.rules.max_servers:  # stages that are separate share what can exist
+        desired = view.most_servers(max(slow, surge, at_launch, key=Demand.with_headroom_rps))
     return SlowTarget(desired, plan, migration, reserve, rises)
 
 

@@ -21,7 +21,7 @@ from themis_triton.decide.state import Group, PolicyInput
 from themis_triton.plan.steps import by_retirement
 from themis_triton.solver.fleet import assignment_of
 from themis_triton.solver.migration import Migration
-from themis_triton.solver.plans import ChainPlan, StageSize, VerticalPlan, VerticalTarget
+from themis_triton.solver.plans import Binding, ChainPlan, StageSize, VerticalPlan, VerticalTarget
 from themis_triton.solver.problem import ChainProblem
 
 
@@ -150,7 +150,14 @@ class PipelineView:
     def fewest_servers(self, demand: Demand) -> tuple[int, ...]:
         """The cheapest servers at their largest instance counts, by server prices alone; all that can exist if these are too few."""
         fewest = self.planner.fewest(self._query(demand))
-        return tuple(fewest[group.stages[0]] for group in self.groups) if fewest is not None else self.max_servers_by_group
+        return tuple(fewest[group.stages[0]] for group in self.groups) if fewest is not None else self.most_servers(demand)
+
+    def most_servers(self, demand: Demand) -> tuple[int, ...]:
+        """All servers that can exist, a group; separate stages share them so that they carry as much of the demand as they can."""
+        if len(self.groups) == 1:
+            return self.max_servers_by_group
+        plan = self.joint(demand)
+        return self.max_servers_by_group if plan.binding is Binding.LATENCY else self.servers_of(plan.stages)
 
     def migration(self, demand: Demand) -> Migration:
         """The plan with the cheapest migration from the present fleet, itself included; co-located chains only."""
@@ -246,7 +253,7 @@ def view_of(
     snapshot, groups = policy_input.snapshot, policy_input.groups(pipeline, planner.rules.config.planning.placement)
     one_server = policy_input.stateful(pipeline.stages) or planner.rules.config.is_stateful(pipeline)
     colocated = planner.rules.config.planning.placement is Placement.COLOCATED
-    busy = {place.name: policy_input.busy_elsewhere(place, pipeline.stages) for group in groups for place in group.ready}
+    busy = {place.name: policy_input.busy_elsewhere(place, group.names) for group in groups for place in group.ready}
     known = {place.name: busy[place.name] for place in groups[0].ready if policy_input.knows_busy(place, pipeline.stages)}
     crowded = crowded_places(pipeline, groups[0].ready, known, planner, left) if colocated and not one_server else ()
     if crowded and (len(crowded) < len(groups[0].ready) or groups[0].coming or devices.slots):

@@ -108,7 +108,10 @@ def read_base(path: Path | None, pipeline: str | None, cold_start_s: float | Non
             f"{path}: launch is missing: expected a section of kind local with slots, where the servers of a run are launched"
         )
     if config.planning.placement is Placement.SEPARATE:
-        raise SettingsError(f"{path}: planning.placement: separate cannot run live: expected colocated. Fix: use `themis simulate`")
+        raise SettingsError(
+            f"{path}: planning.placement: separate does not fit a demo or a comparison, whose first server holds all stages: "
+            "expected colocated. Fix: use `themis run` or `themis simulate`"
+        )
     if cold_start_s is not None:
         check_cold_start(cold_start_s, known[name].stages, config.launch)
     return DemoBase(mapping(load(path).source.data), config, config.launch, known[name], cold_start_s)

@@ -19,6 +19,7 @@ from themis_triton.settings.problem import Problem
 from themis_triton.settings.profile import SurfaceForm
 from themis_triton.settings.schema import EnvoySettings, StatusSettings
 from themis_triton.settings.secret_files import check_secret_files
+from themis_triton.settings.separate_check import check_separate
 from themis_triton.settings.source import KeyPath, dotted
 
 _ENVOY, _STATUS = EnvoySettings(), StatusSettings()
@@ -34,6 +35,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     yield from check_secret_files(loaded)
     yield from _objectives(loaded)
     yield from check_overload(loaded)
+    yield from check_separate(loaded)
     yield from _slots(loaded)
     yield from _devices(loaded)
     yield from _repository(loaded)
@@ -71,7 +73,7 @@ def _first_device(server: Mapping[str, object]) -> object:
 
 
 def _something_to_scale(loaded: Loaded) -> Iterator[Problem]:
-    """Settings need servers or slots, except with placement separate, which is planned and simulated only."""
+    """Settings need servers or slots, except with placement separate: such ones can be planned and simulated without."""
     if loaded.planning is not None and loaded.planning.placement is Placement.SEPARATE:
         return
     data = mapping(loaded.source.data)

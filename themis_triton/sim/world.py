@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
-from themis_triton.core.config import Placement, ThemisConfig, ThroughputRule
+from themis_triton.core.config import ThemisConfig, ThroughputRule
 
 
 class Dispatcher(StrEnum):
@@ -94,8 +94,5 @@ def paper_world(cold_start_s: float = 5.0) -> SimWorld:
 
 
 def world_for(config: ThemisConfig) -> SimWorld:
-    """The paper's world for separate stages or cores, else Triton's; its sharing is the settings' throughput rule."""
-    cores = config.planning.throughput is ThroughputRule.CORES
-    if not cores and config.planning.placement is Placement.COLOCATED:
-        return triton_world()
-    return replace(paper_world(), sharing=Sharing.CORES if cores else Sharing.CONTENTION)
+    """The paper's world where servers have cores, else Triton's."""
+    return paper_world() if config.planning.throughput is ThroughputRule.CORES else triton_world()
