@@ -31,6 +31,7 @@ LONGEST_FIRST = (
     "test_emulated_models.py",
     "test_one_shot.py",
     "test_drift.py",
+    "test_separate.py",
     "test_base_install.py",
     "test_plan_live.py",
     "test_tutorial.py",
