@@ -209,7 +209,8 @@ def simulated_again(run: ComparedRun, load: ComparedLoad) -> ComparedRun:
 def _nowhere(base: DemoBase) -> dict[str, str]:
     """The adopted server of a run that is only simulated: on the first slot's device, with addresses that are never used."""
     addresses = {"grpc": "127.0.0.1:1", "http": "127.0.0.1:2", "metrics": "127.0.0.1:3"}
-    return addresses | {"device": base.launch.slots[0].device}
+    device = base.launch.slots[0].device
+    return addresses | {"devices": list(dict.fromkeys((device, *base.reach)))}
 
 
 def measured_figures(summary: DemoSummary) -> RunFigures:
