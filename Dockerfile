@@ -17,6 +17,7 @@ COPY pyproject.toml requirements.lock README.md LICENSE ./
 COPY themis_triton ./themis_triton
 COPY model_repository ./model_repository
 COPY config ./config
+COPY docs/reference/themis.1 ./docs/reference/themis.1
 
 # A venv of its own keeps the image's Python packages, on which the server's backends depend, as they are.
 RUN python3 -m venv /opt/themis/venv \

@@ -45,7 +45,7 @@ class Block:
 def documents() -> list[Path]:
     """README, the pages of docs that people write, and the examples' pages."""
     pages = sorted(path for path in (ROOT / "docs").rglob("*.md") if GENERATED not in path.parts)
-    return [ROOT / "README.md", ROOT / "CHANGELOG.md", *pages, *sorted(ROOT.glob("examples/*/README.md"))]
+    return [ROOT / "README.md", ROOT / "CHANGELOG.md", *pages, ROOT / "examples" / "README.md", *sorted(ROOT.glob("examples/*/README.md"))]
 
 
 def blocks() -> list[Block]:

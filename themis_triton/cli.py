@@ -111,6 +111,15 @@ def status(config: ConfigOption, as_json: JsonOption = False, token_file: TokenO
     status_command(config, as_json=as_json, remote=Remote(token_file, ca))
 
 
+@app.command(epilog="Example: themis top -c themis.yaml")
+def top(config: ConfigOption, token_file: TokenOption = None, ca: AuthorityOption = None) -> None:
+    """Watch the running sidecar live in the terminal: pipelines, servers, decisions and why; pause and resume by a key."""
+    from themis_triton.commands.status_calls import Remote  # noqa: PLC0415 - a command loads only what it needs
+    from themis_triton.commands.top.command import top_command  # noqa: PLC0415
+
+    top_command(config, Remote(token_file, ca))
+
+
 @app.command(epilog="Example: themis why -c themis.yaml")
 def why(
     config: ConfigOption,

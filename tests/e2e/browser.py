@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
+
+from tests.e2e.conftest import SCREENSHOTS
 
 if TYPE_CHECKING:
     from playwright.async_api import Page
@@ -25,8 +26,6 @@ FLAGS = (
     *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
 )
 WAIT_MS = 20_000.0
-SCREENSHOTS = os.environ.get("THEMIS_SCREENSHOTS")
-"""A folder to write screenshots to; none are taken without it."""
 
 LOW_CONTRAST = """() => {
   const parse = (text) => { const n = text.match(/[\\d.]+/g).map(Number); const scale = text.startsWith("color(") ? 255 : 1;

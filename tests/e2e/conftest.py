@@ -23,6 +23,9 @@ FOLDER = Path(__file__).parent
 REPOSITORY = FOLDER.parents[1] / "model_repository"
 VIDEO = {"video-detector": ModelState(2, 8), "video-classifier": ModelState(1, 8)}
 
+SCREENSHOTS = os.environ.get("THEMIS_SCREENSHOTS")
+"""A folder to write screenshots, and what commands print, to; nothing is written without it."""
+
 Launch = Callable[..., AbstractContextManager[Server]]
 
 

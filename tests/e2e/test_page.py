@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.e2e.browser import LOW_CONTRAST, NEEDS_CHROMIUM, SCREENSHOTS, UNNAMED, Browser, browsing, playwright
-from tests.e2e.conftest import Launch
+from tests.e2e.browser import LOW_CONTRAST, NEEDS_CHROMIUM, UNNAMED, Browser, browsing, playwright
+from tests.e2e.conftest import SCREENSHOTS, Launch
 from tests.e2e.daemon_setup import ADOPTED, DETECTOR, Sidecar, Traffic, answered, beside, instances, launched, traffic
 from themis_triton.adapters.token_file import read_token
 
@@ -151,6 +152,17 @@ async def fits_everyone(browser: Browser) -> None:
     await page.set_viewport_size({"width": 1280, "height": 900})
 
 
+def record(sidecar: Sidecar, folder: Path) -> None:
+    """Keep the status, and the decision that grew the fleet, for the tests and the picture of `themis top`."""
+    with httpx.Client(trust_env=False, base_url=f"http://{sidecar.status_address}/v1") as client:
+        status = client.get("/status").json()
+        growth = next(event for event in status["events"] if "grow video-" in event["sentence"])
+        detail = client.get(f"/decisions/{growth['decision_id']}").json()
+        rates = {row["name"]: row["rate_rps"] for row in client.get("/history", params={"range_s": 300, "points": 16}).json()["pipelines"]}
+    for name, document in (("status-surge", status), ("decision-growth", detail), ("rates-surge", rates)):
+        (folder / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
 def test_a_surge_is_seen_understood_and_stopped_in_the_browser(launch: Launch, tmp_path: Path) -> None:
     with beside(launch, tmp_path) as sidecar:
 
@@ -167,6 +179,7 @@ def test_a_surge_is_seen_understood_and_stopped_in_the_browser(launch: Launch, t
                         await browser.page.wait_for_function(
                             "parseFloat(document.querySelector('#pipelines td[data-id=hour]').textContent) > 1"
                         )
+                        await asyncio.to_thread(record, sidecar, Path(SCREENSHOTS))
                     await ask_what_if(browser)
                     await fits_everyone(browser)
                     await see_the_decision(browser)

@@ -1,12 +1,14 @@
+import shlex
 import socket
 import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import pytest
+import typer
 from typer.models import OptionInfo
 from typer.testing import CliRunner
 
@@ -19,27 +21,8 @@ from themis_triton.daemon.lock import locked
 from themis_triton.load.traces import TraceOptions
 from themis_triton.settings.shipped import shipped
 
-COMMANDS = (
-    "run",
-    "demo",
-    "load",
-    "plan",
-    "profile",
-    "simulate",
-    "compare",
-    "probe",
-    "validate",
-    "init",
-    "status",
-    "why",
-    "history",
-    "stop",
-    "pause",
-    "resume",
-    "down",
-    "schema",
-    "warm",
-)
+GROUP: Any = typer.main.get_command(cli.app)
+COMMANDS = tuple(GROUP.commands)
 
 
 @pytest.fixture
@@ -84,7 +67,15 @@ def test_help_names_every_command(flag: str) -> None:
 def test_every_command_has_help(command: str) -> None:
     result = CliRunner().invoke(cli.app, [command, "--help"])
     assert result.exit_code == 0
-    assert f"Example: themis {command} " in result.output
+    assert f"Example: themis {command}" in result.output
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_example_of_every_command_can_be_parsed(command: str) -> None:
+    program, name, *arguments = shlex.split(GROUP.commands[command].epilog.removeprefix("Example: "))
+    assert (program, name) == ("themis", command)
+    words = arguments[: arguments.index(">")] if ">" in arguments else arguments
+    GROUP.commands[command].make_context(command, words).close()
 
 
 def flags_of(command: Callable[..., object]) -> dict[str, object]:

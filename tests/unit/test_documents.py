@@ -118,9 +118,10 @@ def check_command(words: list[str], *, complete: bool) -> None:
 
 
 def check_themis(arguments: list[str], *, complete: bool) -> None:
-    if arguments == ["--version"]:
+    group: Any = typer.main.get_command(cli.app)
+    if len(arguments) == 1 and any(arguments[0] in option.opts for option in group.params):
         return
-    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]  # a group, as there is more than one
+    commands = group.commands
     assert arguments[0] in commands, f"themis {arguments[0]} does not exist"
     try:
         with commands[arguments[0]].make_context(arguments[0], arguments[1:]) as parsed:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from jsonschema import Draft202012Validator
 
+from themis_triton.cli import app
+from themis_triton.commands.man_page import man_page
 from themis_triton.daemon.openapi import openapi_text
 from themis_triton.settings.json_schema import schema_text, settings_schema
 from themis_triton.settings.reference import reference_page, reference_rows
@@ -32,8 +38,26 @@ def test_the_published_description_of_the_api_is_current() -> None:
     assert (REFERENCE / "openapi.json").read_text(encoding="utf-8") == openapi_text(), "run scripts/reference"
 
 
+def test_the_manual_page_is_current_has_every_command_and_is_formatted_without_a_warning() -> None:
+    page = REFERENCE / "themis.1"
+    assert page.read_text(encoding="utf-8") == man_page(app), "run scripts/reference"
+    if shutil.which("man") is None:
+        pytest.skip("no man: it is in Debian's package man-db")
+    environment = os.environ | {"MANWIDTH": "100", "MAN_KEEP_FORMATTING": "", "LC_ALL": "C.UTF-8"}
+    formatted = subprocess.run(
+        ["man", "--warnings=w", "-l", str(page)], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (formatted.returncode, formatted.stderr) == (0, "")
+    for name in typer.main.get_command(app).commands:  # type: ignore[attr-defined]  # a group, as there is more than one
+        assert f"\n   themis {name}" in formatted.stdout
+        assert f"           themis {name} " in formatted.stdout or f"           themis {name}\n" in formatted.stdout
+    assert "--token-file" in formatted.stdout
+
+
 @pytest.mark.parametrize(
-    "path", sorted([*REPOSITORY.glob("config/*.yaml"), REPOSITORY / "examples" / "ocr" / "ocr.yaml"]), ids=lambda path: str(path.name)
+    "path",
+    sorted([*REPOSITORY.glob("config/*.yaml"), *REPOSITORY.glob("examples/*/[!c]*.yaml")]),
+    ids=lambda path: f"{path.parent.name}-{path.name}",
 )
 def test_the_shipped_settings_are_valid_by_the_schema(path: Path) -> None:
     assert list(Draft202012Validator(settings_schema()).iter_errors(yaml.safe_load(path.read_text(encoding="utf-8")))) == []

@@ -1,5 +1,6 @@
 """The client commands load little: each is checked by what a fresh process has imported when it ends."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -51,13 +52,21 @@ def settings_file(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("command", "code"),
-    [("status", 4), ("why", 0), ("history", 0), ("pause", 0), ("resume", 0), ("stop", 0), ("--help", 0), ("--version", 0)],
+    [("status", 4), ("top", 3), ("why", 0), ("history", 0), ("pause", 0), ("resume", 0), ("stop", 0), ("--help", 0), ("--version", 0)],
 )
 def test_a_client_command_loads_no_heavy_package(command: str, code: int, settings_file: Path) -> None:
     words = [command] if command.startswith("-") else [command, "-c", str(settings_file)]
     ended = subprocess.run([sys.executable, "-c", PROGRAM, *words], capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == code, ended.stderr
     assert ended.stderr.splitlines()[-1] == "loaded: "
+
+
+@pytest.mark.parametrize(("typed", "offered"), [("themis sta", {"status"}), ("themis pl", {"plan"}), ("themis pin --in", {"--instances"})])
+def test_completion_in_the_shell_loads_no_heavy_package(typed: str, offered: set[str]) -> None:
+    environment = os.environ | {"_THEMIS_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
+    program = f"import sys; sys.argv = ['themis']\n{PROGRAM}"
+    ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, set(ended.stdout.split()), ended.stderr) == (0, offered, "loaded: ")
 
 
 def outcome(read: Callable[[Path], RuntimePaths], path: Path) -> RuntimePaths | str:

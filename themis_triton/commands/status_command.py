@@ -25,6 +25,7 @@ from themis_triton.core.encoding import plain
 from themis_triton.core.errors import ServerError
 from themis_triton.core.fleet import ModelState
 from themis_triton.core.overrides import bounds_words, drain_words, said
+from themis_triton.core.printable import one_line
 from themis_triton.core.record import knowledge_words
 from themis_triton.core.status import STATUS_PATH, PipelineStatus, Status, decode_status
 from themis_triton.daemon.control import running_pid
@@ -78,20 +79,20 @@ def _refused(path: Path, address: str, response: StatusResponse, error: ValueErr
 def show(status: Status, console: Console, now_s: float) -> None:
     """Print the status as tables: mode and reason, pipelines, servers, limits, next steps and newest changes."""
     mode = "paused: nothing is changed until `themis resume`" if status.paused else status.mode
-    console.print(Text.assemble((status.policy, "bold"), f", {mode}; {_headline(status)}"), soft_wrap=True)
+    console.print(Text.assemble((status.policy, "bold"), f", {mode}; {headline(status)}"), soft_wrap=True)
     console.print(_health(status, now_s), style="red" if status.tick_errors else "dim", markup=False, highlight=False, soft_wrap=True)
     if status.pipelines:
         console.print(_pipelines(status))
     if status.servers:
         console.print(_servers(status))
-    for sentence, style in _lines(status):
+    for sentence, style in notices(status):
         console.print(sentence, style=style, markup=False, soft_wrap=True, highlight=False)
     for event in status.events[-MAX_EVENTS_SHOWN:]:
         at = f"{datetime.fromtimestamp(event.at_s, UTC).astimezone():%H:%M:%S} ({age(now_s - event.at_s)} ago)"
-        console.print(f"{at}  {event.decision_id}  {event.sentence}", markup=False, soft_wrap=True, highlight=False)
+        console.print(f"{at}  {event.decision_id}  {one_line(event.sentence)}", markup=False, soft_wrap=True, highlight=False)
 
 
-def _headline(status: Status) -> str:
+def headline(status: Status) -> str:
     """The newest decision; with many pipelines only its reason, because each pipeline has its own row."""
     if status.tick_error is not None or len(status.pipelines) <= MAX_SENTENCE_PIPELINES:
         return status.sentence
@@ -107,7 +108,7 @@ def _health(status: Status, now_s: float) -> str:
     return f"pid {status.pid}, last tick {max(0.0, now_s - status.at_s):.1f} s ago, {status.tick_errors} failed ticks; {cost}"
 
 
-def _lines(status: Status) -> Iterator[tuple[str, str]]:
+def notices(status: Status) -> Iterator[tuple[str, str]]:
     """Warnings, running actions and next steps, each with its style."""
     yield from ((f"stale: {source}: {reason}", "yellow") for source, reason in status.stale.items())
     yield from ((f"limited: {clamp.sentence}", "yellow") for clamp in status.clamps)
@@ -171,13 +172,13 @@ def _sum_words(pipeline: PipelineStatus) -> Iterator[str]:
 
 
 def _pipelines(status: Status) -> Table:
-    table = Table("pipeline", "rate/s", "capacity", "p99 ms", "SLO ms", "late", _counted(status), box=SIMPLE_HEAD, pad_edge=False)
+    table = Table("pipeline", "rate/s", "capacity", "p99 ms", "SLO ms", "late", counted(status), box=SIMPLE_HEAD, pad_edge=False)
     for pipeline in status.pipelines:
         table.add_row(*_pipeline_cells(pipeline), style="red" if pipeline.slo_violated else None)
     return table
 
 
-def _counted(status: Status) -> str:
+def counted(status: Status) -> str:
     """What the last column counts: servers, devices of servers, or both."""
     units = {pipeline.evidence.unit for pipeline in status.pipelines if pipeline.evidence is not None}
     return f"{units.pop()}s" if len(units) == 1 else "places" if units else "servers"
@@ -199,13 +200,13 @@ def _pipeline_cells(pipeline: PipelineStatus) -> tuple[str, ...]:
 def _servers(status: Status) -> Table:
     table = Table("server", "phase", "device", "instances", "origin", box=SIMPLE_HEAD, pad_edge=False)
     for server in status.servers:
-        models = ", ".join(f"{model} {_instances(state)}" for model, state in sorted(server.models.items()))
+        models = ", ".join(f"{model} {instances_words(state)}" for model, state in sorted(server.models.items()))
         devices = ", ".join(device for device in server.devices if server.runs_on(device))
         table.add_row(server.name, server.phase.value, devices, escape(models), "launched" if server.launched else "adopted")
     return table
 
 
-def _instances(state: ModelState) -> str:
+def instances_words(state: ModelState) -> str:
     """The number of instances, with those on each device if they are on several."""
     on_each = ", ".join(f"{device} {count}" for device, count in state.spread) if len(state.spread) > 1 else ""
     return f"{state.instances} ({on_each})" if on_each else str(state.instances)

@@ -18,6 +18,7 @@ from themis_triton.commands.terminal import TerminalConsole, write_line
 from themis_triton.core.decoding import decode
 from themis_triton.core.errors import EnvironmentCheckError, SettingsError
 from themis_triton.core.estimate import PipelineKnowledge
+from themis_triton.core.printable import one_line
 from themis_triton.core.record import knowledge_words
 from themis_triton.settings.runtime import load_runtime_paths
 
@@ -101,7 +102,7 @@ def _print_decision(record: dict[str, Any], outcomes: list[dict[str, Any]]) -> N
         console.print(line, markup=False, highlight=False)
     console.print(_evidence(decision["evidence"]))
     for row in outcomes:
-        detail = f": {row['detail']}" if row["detail"] else ""
+        detail = f": {one_line(row['detail'])}" if row["detail"] else ""
         console.print(f"{row['sentence']}: {row['outcome']} after {row['duration_s']:.1f} s{detail}", markup=False, highlight=False)
     if record["plan"]["actions"] and not outcomes:
         console.print("no outcome yet" if not record["advisory"] else "nothing was changed: advisory")

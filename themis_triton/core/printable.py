@@ -16,3 +16,8 @@ def printable(text: str) -> str:
 def _escape(match: re.Match[str]) -> str:
     code = ord(match.group())
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def one_line(text: str) -> str:
+    """The text with each run of spaces and line breaks as one space: reasons of servers contain their tracebacks."""
+    return " ".join(text.split())
