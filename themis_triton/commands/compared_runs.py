@@ -206,9 +206,9 @@ def simulated_again(run: ComparedRun, load: ComparedLoad) -> ComparedRun:
     return replace(run, simulated=simulated_figures(result), simulated_series=series, bound_cost=_bound_cost(config, load))
 
 
-def _nowhere(base: DemoBase) -> dict[str, str]:
+def _nowhere(base: DemoBase) -> dict[str, str | list[str]]:
     """The adopted server of a run that is only simulated: on the first slot's device, with addresses that are never used."""
-    addresses = {"grpc": "127.0.0.1:1", "http": "127.0.0.1:2", "metrics": "127.0.0.1:3"}
+    addresses: dict[str, str | list[str]] = {"grpc": "127.0.0.1:1", "http": "127.0.0.1:2", "metrics": "127.0.0.1:3"}
     device = base.launch.slots[0].device
     return addresses | {"devices": list(dict.fromkeys((device, *base.reach)))}
 
