@@ -113,6 +113,23 @@ def test_a_stages_last_server_is_not_retired_while_another_one_comes() -> None:
     assert retired(decisions(separate(config(slots=4)), fleet, {"video": 1.0}, seconds=90)) == []
 
 
+def test_an_operators_bounds_on_servers_hold_for_each_stage() -> None:
+    cfg = separate(config(slots=8))
+    cfg = replace(cfg, pipelines=(replace(cfg.pipelines[0], min_servers=2, max_servers=2),))
+    (decision,) = decisions(cfg, (), {"video": 400.0})
+    assert Counter(launched(decision)) == {(DETECTOR,): 2, (CLASSIFIER,): 2}
+    more = [holder(DETECTOR, number) for number in range(3)] + [holder(CLASSIFIER, 3 + number) for number in range(2)]
+    assert set(retired(decisions(cfg, more, {"video": 1.0}))) == {f"{DETECTOR}-2"}
+
+
+def test_a_stateful_stage_stays_on_its_one_server() -> None:
+    cfg = separate(config(slots=8))
+    cfg = replace(cfg, models=cfg.models | {DETECTOR: replace(cfg.models[DETECTOR], stateful=True)})
+    (decision,) = decisions(cfg, [holder(DETECTOR, 0), holder(CLASSIFIER, 1)], {"video": 50.0})
+    assert launched(decision) == []
+    assert target(decision).servers[f"{DETECTOR}-0"][DETECTOR].instances > 1
+
+
 def simulated(cfg: ThemisConfig) -> SimResult:
     rng = np.random.default_rng(1)
     calm, more = np.cumsum(rng.exponential(1 / 5.0, 800)), 10.0 + np.cumsum(rng.exponential(1 / 100.0, 4000))

@@ -121,7 +121,8 @@ def as_routed(proposals: Sequence[PipelineProposal], routed: Sequence[PipelineVi
     for each, view in zip(proposals, routed, strict=True):
         proposal = each.result.proposal
         if view.ready != each.view.ready:
-            evidence = replace(proposal.evidence, capacity_rps=view.capacity_rps, servers_now=sum(view.ready))
+            by_stage = view.ready if proposal.evidence.stage_servers_now else ()
+            evidence = replace(proposal.evidence, capacity_rps=view.capacity_rps, servers_now=sum(view.ready), stage_servers_now=by_stage)
             calm = proposal.reason is Reason.INFEASIBLE and view.capacity_rps >= evidence.demand_fast_rps
             reason = Reason.STEADY if calm else proposal.reason
             each = replace(each, result=replace(each.result, proposal=replace(proposal, evidence=evidence, reason=reason)))  # noqa: PLW2901

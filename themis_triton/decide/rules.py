@@ -113,8 +113,8 @@ def build_rules(config: ThemisConfig) -> Rules:
             queueing=config.policy.queueing,
             placement=config.planning.placement,
             throughput=config.planning.throughput,
-            min_servers=1 if config.is_stateful(p) else min(p.min_servers, bare.max_servers),
-            max_servers=1 if config.is_stateful(p) else min(p.max_servers or bare.max_servers, bare.max_servers),
+            min_servers=_server_range(p, bare)[0],
+            max_servers=_server_range(p, bare)[1],
             device_memory_bytes=_slot_memory_bytes(config),
             headroom_sigmas=config.policy.demand.headroom_sigmas,
             # A work-conserving queue forms other batches than planned, so rounding to whole requests/s does not apply.
@@ -129,6 +129,15 @@ def build_rules(config: ThemisConfig) -> Rules:
         for p in config.pipelines
     }
     return Rules(config, problems, server_problems)
+
+
+def _server_range(pipeline: PipelineConfig, rules: Rules) -> tuple[int, int]:
+    """The fewest and the most servers of a pipeline's plans. Where stages are separate, its own bounds are those of each stage."""
+    groups = len(pipeline.stages) if rules.config.planning.placement is Placement.SEPARATE else 1
+    if rules.config.is_stateful(pipeline):
+        return 1, groups
+    most = rules.max_servers if pipeline.max_servers is None else min(groups * pipeline.max_servers, rules.max_servers)
+    return max(1, min(pipeline.min_servers, most // groups)), most
 
 
 def stages_called(stages: Sequence[StageProblem], per_request: Sequence[float], pipeline: PipelineConfig) -> tuple[StageProblem, ...]:
