@@ -63,7 +63,9 @@ def series(label: str) -> RunSeries:
 
 def run_of(policy: str, measured_cost: float, simulated_cost: float) -> ComparedRun:
     measured = RunFigures(600, 0, 0.01, 95.2, 250.4, measured_cost, 20.0, 80.0, 1, {"grow": 2})
-    simulated = replace(measured, violations=0.02, p99_ms=None, cost=simulated_cost)
+    measured = replace(measured, server_seconds_by_kind={"launched": 20.0, "starting": 0.0})
+    by_kind = {"launched": 18.0, "starting": 2.0}
+    simulated = replace(measured, violations=0.02, p99_ms=None, cost=simulated_cost, server_seconds_by_kind=by_kind)
     return ComparedRun(policy, 300.0, measured, simulated, series("measured"), series("simulated"), (0.5, 1.5), 800.0)
 
 
@@ -84,6 +86,8 @@ def test_a_run_survives_json_and_tells_by_how_much_the_simulator_is_wrong() -> N
     assert (row["cost_vs_clairvoyant"], row["simulated"]["cost_vs_clairvoyant"]) == (1.25, pytest.approx(1.375))
     assert row["cost_error"] == pytest.approx(0.1)
     assert {"violations", "p50_ms", "p99_ms", "cost", "cost_vs_clairvoyant", "failed"} <= set(row) & set(row["simulated"])
+    earlier = {key: value for key, value in RUNS[0].as_plain().items() if key != "server_seconds_by_kind"}
+    assert run_from(earlier).measured.server_seconds_by_kind == {}
     again = run_from(json.loads(json.dumps(RUNS[0].as_plain() | {"machine": "other keys do not matter"})))
     assert again.row() == row
     assert list(again.simulated_series.p99_ms) == list(RUNS[0].simulated_series.p99_ms)
@@ -100,6 +104,9 @@ def test_the_table_has_both_sides_of_every_policy_and_the_two_orders() -> None:
     assert ["simulated", "0", "2.000%", "95", "–", "1,100", "+10.0%"] in rows
     assert ["simulated", "0", "2.000%", "95", "–", "1,080", "-10.0%"] in rows
     assert "600 requests for each policy, inside 300 ms" in text
+    assert "server-seconds of themis: 20 launched; simulated 18 launched + 2 starting; instance-seconds: 80; simulated 80" in " ".join(
+        text.split()
+    )
     by_cost = "by cost: themis, horizontal; simulated horizontal, themis"
     assert orders(RUNS) == f"{by_cost}; by late requests: themis = horizontal; simulated the same"
     equal = [replace(RUNS[0], measured=replace(RUNS[0].measured, violations=0.0)), replace(RUNS[1], simulated=RUNS[0].simulated)]

@@ -117,14 +117,16 @@ def test_on_a_terminal_the_view_is_drawn_in_place() -> None:
 
 def test_the_summary_says_what_it_cost_and_what_was_done() -> None:
     summary = DemoSummary("themis", 9653, 0, 300.0, 0.9981, 81.2, 262.9, 241.5, 1187.0, 3, 16, {"grow": 6, "launch": 2, "rebatch": 0})
+    summary = replace(summary, server_seconds_by_kind={"adopted": 60.0, "launched": 170.0, "starting": 11.5, "draining": 0.0})
     text = text_of(summary_table(summary))
+    assert "60 adopted + 170 launched + 12 starting" in text
     for fact in ("themis", "9,653", "300 ms", "99.81%", "81 / 263 ms", "242 (3)", "1,187 (16)", "6 × grow, 2 × launch"):
         assert fact in text, fact
     assert "rebatch" not in text
     assert "cold start" not in text
     assert ["launched", "servers", "served", "from", "second", "none"] in [line.split() for line in text.splitlines()]
     keys = "policy requests failed slo_ms slo_attainment p50_ms p99_ms server_seconds instance_seconds max_servers max_instances actions"
-    assert list(json.loads(summary.json_line())) == [*keys.split(), "cost", "cold_start_s", "joined_at_s"]
+    assert list(json.loads(summary.json_line())) == [*keys.split(), "cost", "cold_start_s", "joined_at_s", "server_seconds_by_kind"]
 
 
 def test_the_summary_has_the_cold_start_and_when_servers_joined() -> None:

@@ -34,6 +34,10 @@ def test_the_last_line_is_json_and_the_same_each_time(tmp_path: Path) -> None:
     assert all(row["failed"] == 0 and row["seeds"] == 2 and 0.0 <= row["violations"] < 1.0 for row in rows)
     assert rows[0]["requests"] == rows[1]["requests"]
     assert rows[0]["cost"] < rows[1]["cost"]
+    for row in rows:
+        assert sum(row["server_seconds_by_kind"].values()) == pytest.approx(row["server_seconds"])
+    horizontal = rows[0]["server_seconds_by_kind"]
+    assert min(horizontal["launched"], horizontal["starting"]) > 0.0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["simulated-horizontal.png", "simulated-vertical.png", "simulated.png"]
     assert json.loads(run(*flags).splitlines()[-1]) == rows
 

@@ -52,6 +52,13 @@ def test_seconds_are_integrated_tick_by_tick() -> None:
     assert (account.max_servers, account.max_instances) == (2, 8)
 
 
+def test_server_seconds_are_told_apart_by_what_the_servers_are_there_for() -> None:
+    phases = (Phase.LAUNCHING, Phase.WARMING, Phase.SERVING, Phase.UNREACHABLE, Phase.DRAINING, Phase.STOPPING)
+    fleet = [server(phase.value, phase=phase) for phase in phases] + [server("own", phase=Phase.UNREACHABLE, launched=False)]
+    account = UsageTotals().add(at(0, *fleet), SETTINGS).add(at(3, *fleet), SETTINGS).add(at(5, *fleet), SETTINGS)
+    assert account.server_seconds_by_kind == {"adopted": 5.0, "launched": 10.0, "starting": 10.0, "draining": 10.0}
+
+
 def test_a_clock_that_steps_back_takes_nothing_back() -> None:
     account = UsageTotals().add(at(10, server("a")), SETTINGS).add(at(9, server("a")), SETTINGS)
     assert account.server_seconds == 0.0

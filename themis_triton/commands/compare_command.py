@@ -17,6 +17,7 @@ from themis_triton.commands.terminal import TerminalConsole
 from themis_triton.commands.warm_command import prepare_kernels
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.policy import PolicyName
+from themis_triton.core.server_kind import kind_words
 from themis_triton.demo.folder import check_folder
 from themis_triton.jit import Group
 from themis_triton.load.traces import load_trace
@@ -118,7 +119,7 @@ def table(runs: Sequence[ComparedRun]) -> Table:
     requests = ", ".join(sorted({f"{run.measured.requests:,}" for run in runs}))
     title = f"{requests} requests for each policy, inside {runs[0].slo_ms:g} ms"
     names = ("policy", "", "failed", "violations", "p50 ms", "p99 ms", "cost", "cost error")
-    caption = "\n".join([orders(runs), *filter(None, [interval_words(runs), host_words(runs)])])
+    caption = "\n".join([orders(runs), *filter(None, [interval_words(runs), host_words(runs)]), *account_words(runs)])
     shown = Table(*names, title=title, title_justify="left", caption=caption, caption_justify="left", box=box.SIMPLE_HEAD)
     shown.pad_edge, shown.collapse_padding = False, True
     for column in shown.columns:
@@ -141,6 +142,17 @@ def host_words(runs: Sequence[ComparedRun]) -> str:
     """How many cores of the machine were busy in the live runs."""
     known = [f"{run.policy} {run.host.busy_cores:.1f}" for run in runs if run.host.busy_cores is not None]
     return f"busy cores of {runs[0].host.cores}, all processes: {', '.join(known)}" if known else ""
+
+
+def account_words(runs: Sequence[ComparedRun]) -> list[str]:
+    """What each policy's servers were there for, measured and simulated, so that a difference in cost can be explained."""
+    return [
+        f"server-seconds of {run.policy}: {kind_words(run.measured.server_seconds_by_kind)}; "
+        f"simulated {kind_words(run.simulated.server_seconds_by_kind)}; "
+        f"instance-seconds: {run.measured.instance_seconds:,.0f}; simulated {run.simulated.instance_seconds:,.0f}"
+        for run in runs
+        if run.measured.server_seconds_by_kind
+    ]
 
 
 def busy_words(runs: Sequence[ComparedRun]) -> str:

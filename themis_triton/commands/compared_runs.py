@@ -77,6 +77,7 @@ class RunFigures:
     instance_seconds: float
     max_servers: int
     actions: dict[str, int] = field(default_factory=dict)
+    server_seconds_by_kind: dict[str, float] = field(default_factory=dict)
 
 
 FIGURES = tuple(each.name for each in fields(RunFigures))
@@ -226,6 +227,7 @@ def measured_figures(summary: DemoSummary) -> RunFigures:
         instance_seconds=summary.instance_seconds,
         max_servers=summary.max_servers,
         actions=dict(summary.actions),
+        server_seconds_by_kind=dict(summary.server_seconds_by_kind),
     )
 
 
@@ -244,6 +246,7 @@ def simulated_figures(result: SimResult) -> RunFigures:
         instance_seconds=result.instance_seconds,
         max_servers=result.max_servers,
         actions=dict(Counter(outcome.action.kind.value for outcome in ended)),
+        server_seconds_by_kind=result.server_seconds_by_kind,
     )
 
 
@@ -273,4 +276,5 @@ def run_from(plain: dict[str, Any]) -> ComparedRun:
 
 
 def _figures_from(plain: dict[str, Any]) -> RunFigures:
-    return RunFigures(**{name: plain[name] for name in FIGURES})
+    earlier: dict[str, Any] = {"server_seconds_by_kind": {}}  # results of earlier versions have no kinds
+    return RunFigures(**{name: (earlier | plain)[name] for name in FIGURES})

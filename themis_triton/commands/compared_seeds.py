@@ -10,6 +10,7 @@ from statistics import fmean, stdev
 
 from themis_triton.commands.compared_runs import ComparedRun, RunFigures
 from themis_triton.commands.host_use import HostUse
+from themis_triton.core.server_kind import mean_seconds
 
 STUDENT_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Two-sided 95 % quantiles of Student's distribution with 1, 2, … degrees of freedom; for more, nearly the last."""
@@ -55,6 +56,7 @@ def _mean_figures(figures: Sequence[RunFigures]) -> RunFigures:
         instance_seconds=fmean(each.instance_seconds for each in figures),
         max_servers=max(each.max_servers for each in figures),
         actions=dict(actions),
+        server_seconds_by_kind=mean_seconds([each.server_seconds_by_kind for each in figures]),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.policy import PolicyName
+from themis_triton.core.server_kind import mean_seconds
 from themis_triton.decide.policy import Load
 from themis_triton.evaluation.clairvoyant import Clairvoyant, clairvoyant
 from themis_triton.load.traces import Trace, TraceOptions, arrivals, load_trace
@@ -48,7 +49,8 @@ class WorldFlags:
 class SimulatedRun:
     """One policy under one seed, with the cost of the bound under the same arrivals and its infeasible seconds.
 
-    `refused`: those of the failed requests that an admission limit refused; None where no pipeline has one.
+    `refused`: those of the failed requests that an admission limit refused; None where no pipeline has one. `server_seconds_by_kind`:
+    empty for the bound, whose servers need no time to start.
     """
 
     policy: str
@@ -66,6 +68,7 @@ class SimulatedRun:
     instance_seconds: float
     max_servers: int
     series: RunSeries
+    server_seconds_by_kind: dict[str, float] = field(default_factory=dict)
 
 
 def check_world(flags: WorldFlags) -> None:
@@ -185,6 +188,7 @@ def _policy_run(result: SimResult, bound: Clairvoyant, seed: int, *, sheds: bool
         instance_seconds=result.instance_seconds,
         max_servers=result.max_servers,
         series=result.series(),
+        server_seconds_by_kind=result.server_seconds_by_kind,
     )
 
 
@@ -236,6 +240,7 @@ def row_of(policy: str, runs: Sequence[SimulatedRun]) -> dict[str, Any]:
         "failed": failed,
         **({"refused": sum(refused)} if refused else {}),
         "server_seconds": float(np.mean([run.server_seconds for run in runs])),
+        "server_seconds_by_kind": mean_seconds([run.server_seconds_by_kind for run in runs]),
         "instance_seconds": float(np.mean([run.instance_seconds for run in runs])),
         "max_servers": max(run.max_servers for run in runs),
     }

@@ -27,7 +27,10 @@ class StatusEvent:
 
 @dataclass(frozen=True, slots=True)
 class UsageStatus:
-    """Totals since the sidecar started, at the settings' prices; actions are counted by kind."""
+    """Totals since the sidecar started, at the settings' prices; actions are counted by kind.
+
+    `server_seconds_by_kind`: adopted, launched, starting (until it is in the routes) and draining.
+    """
 
     server_seconds: float = 0.0
     instance_seconds: float = 0.0
@@ -36,6 +39,7 @@ class UsageStatus:
     max_instances: int = 0
     actions: dict[str, int] = field(default_factory=dict)
     failed_actions: dict[str, int] = field(default_factory=dict)
+    server_seconds_by_kind: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,4 +180,5 @@ def _usage(totals: UsageTotals) -> UsageStatus:
         max_instances=totals.max_instances,
         actions=totals.actions,
         failed_actions=totals.failed_actions,
+        server_seconds_by_kind=totals.server_seconds_by_kind,
     )

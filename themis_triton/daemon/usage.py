@@ -10,6 +10,7 @@ from themis_triton.core.config import ThemisConfig
 from themis_triton.core.fleet import Server
 from themis_triton.core.price import running_price
 from themis_triton.core.record import TickRecord
+from themis_triton.core.server_kind import kind_of, kind_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class UsageTotals:
     max_instances: int = 0
     actions: dict[str, int] = field(default_factory=dict)
     failed_actions: dict[str, int] = field(default_factory=dict)
+    server_seconds_by_kind: dict[str, float] = field(default_factory=dict)
 
     def add(self, record: TickRecord, config: ThemisConfig) -> UsageTotals:
         """The totals with one more tick."""
@@ -41,7 +43,12 @@ class UsageTotals:
             max_instances=max(self.max_instances, instances),
             actions=dict(Counter(self.actions) + done),
             failed_actions=dict(Counter(self.failed_actions) + failed),
+            server_seconds_by_kind=self._by_kind(record.snapshot.servers, elapsed_s),
         )
+
+    def _by_kind(self, servers: tuple[Server, ...], elapsed_s: float) -> dict[str, float]:
+        added = kind_seconds([(map(kind_of, servers), elapsed_s)])
+        return {kind: self.server_seconds_by_kind.get(kind, 0.0) + seconds for kind, seconds in added.items()}
 
 
 def counts(servers: tuple[Server, ...]) -> tuple[int, int]:

@@ -53,6 +53,7 @@ class DemoSummary:
 
     Seconds and cost cover the duration of the trace; `cost` uses the settings' prices. `cold_start_s`: the process start of launched
     servers; None: their own. `joined_at_s`: when launched servers were first seen serving, in seconds of the run.
+    `server_seconds_by_kind`: adopted, launched, starting (until they are in the routes), draining.
     """
 
     policy: str
@@ -70,6 +71,7 @@ class DemoSummary:
     cost: float = 0.0
     cold_start_s: float | None = None
     joined_at_s: tuple[int, ...] = ()
+    server_seconds_by_kind: dict[str, float] = field(default_factory=dict)
 
     def json_line(self) -> str:
         """The summary as one line of JSON."""

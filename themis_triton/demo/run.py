@@ -203,6 +203,9 @@ def _summary(options: DemoOptions, stage: DemoStage, seen: _Seen, before: UsageS
         cost=after.cost - before.cost,
         cold_start_s=options.cold_start_s,
         joined_at_s=joined_at_s(seen.statuses),
+        server_seconds_by_kind={
+            kind: seconds - before.server_seconds_by_kind.get(kind, 0.0) for kind, seconds in after.server_seconds_by_kind.items()
+        },
     )
 
 

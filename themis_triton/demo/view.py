@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from themis_triton.core.fleet import Phase
+from themis_triton.core.server_kind import kind_words
 from themis_triton.demo.frame import DemoFrame, DemoServer, DemoSummary
 
 PLAIN_EVERY_S = 5.0
@@ -116,6 +117,8 @@ def summary_table(summary: DemoSummary) -> Table:
     joined = ", ".join(f"{second}" for second in summary.joined_at_s)
     table.add_row("launched servers served from second", joined or "none")
     table.add_row("server-seconds (max. servers)", f"{summary.server_seconds:,.0f} ({summary.max_servers})")
+    if summary.server_seconds_by_kind:
+        table.add_row("server-seconds by kind", kind_words(summary.server_seconds_by_kind))
     table.add_row("instance-seconds (max. instances)", f"{summary.instance_seconds:,.0f} ({summary.max_instances})")
     table.add_row("actions", ", ".join(f"{count} × {kind}" for kind, count in summary.actions.items() if count) or "none")
     return table

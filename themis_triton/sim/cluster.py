@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -14,6 +14,7 @@ from themis_triton.core.errors import ChangeRefusedError, LaunchFailedError, Ser
 from themis_triton.core.fleet import Models, ModelState
 from themis_triton.core.price import running_price
 from themis_triton.core.routes import ModelRoute, RouteTable
+from themis_triton.core.server_kind import ServerKind
 from themis_triton.sim.durations import Durations
 from themis_triton.sim.engine import Simulation
 from themis_triton.sim.servers import Rows, SimServer, row_devices
@@ -33,6 +34,10 @@ class Usage:
     cost: float
 
 
+Kinds = tuple[float, tuple[ServerKind, ...]]
+"""A time, and the kinds of the servers from then until the next entry."""
+
+
 class Cluster:
     """Changes take the profiles' times (or the world's); those of one model on one server queue behind each other, as Triton's do.
 
@@ -45,6 +50,7 @@ class Cluster:
         self.config = config
         self.durations = Durations(config, world, simulation.engine.service_s)
         self.usage: list[Usage] = []
+        self.kinds: list[Kinds] = []
         self._world = world
         self._simulation = simulation
         self._index = {model: number for number, model in enumerate(config.models)}
@@ -254,6 +260,7 @@ class Cluster:
         """Route requests by this table from now on."""
         self._table = table
         self._reroute()
+        self._record_kinds()
         simulation = self.sync()
         for model, index in self._index.items():
             simulation.limit(index, table.models.get(model, ModelRoute()).limit)
@@ -304,3 +311,20 @@ class Cluster:
         live = [server.models for server in self._servers.values() if server.alive]
         instances = sum(state.instances for models in live for state in models.values())
         self.usage.append(Usage(self.now_s(), len(live), instances, running_price(live, self.config)))
+        self._record_kinds()
+
+    def _record_kinds(self) -> None:
+        """Note what the live servers are there for; a launched one is draining once it has left the routes."""
+        routed = {endpoint.server for endpoint in self._table.any}
+        for server in self._servers.values():
+            server.routed |= server.name in routed
+        kinds = tuple(self._kind(server, routed) for server in self._servers.values() if server.alive)
+        if not self.kinds or self.kinds[-1][1] != kinds:
+            self.kinds.append((self.now_s(), kinds))
+
+    def _kind(self, server: SimServer, routed: Collection[str]) -> ServerKind:
+        if server.number < len(self.config.servers):
+            return ServerKind.ADOPTED
+        if server.name in routed:
+            return ServerKind.LAUNCHED
+        return ServerKind.DRAINING if server.routed else ServerKind.STARTING

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from themis_triton.core.action import Outcome
 from themis_triton.core.record import TickRecord, describe
+from themis_triton.core.server_kind import kind_seconds
 from themis_triton.report.series import EventKind, RunEvent, RunSeries
-from themis_triton.sim.cluster import Usage
+from themis_triton.sim.cluster import Kinds, Usage
 from themis_triton.solver.surface import BoolArray, FloatArray
 
 
@@ -50,7 +51,7 @@ class PipelineRun:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SimResult:
-    """One run. Times in `usage`, `ticks` and `outcomes` count from the loop's start, `start_s` before the first arrival's second."""
+    """One run. Times of all but the requests count from the loop's start, `start_s` before the first arrival's second."""
 
     policy: str
     seed: int
@@ -63,6 +64,7 @@ class SimResult:
     ticks: tuple[TickRecord, ...] = ()
     outcomes: tuple[Outcome, ...] = ()
     counted: str = "Model instances"
+    kinds: tuple[Kinds, ...] = ()
 
     @property
     def requests(self) -> int:
@@ -88,6 +90,14 @@ class SimResult:
     def server_seconds(self) -> float:
         """Integral of servers over time, from each launch until the process has ended."""
         return float(sum(use.servers * seconds for use, seconds in self._spans()))
+
+    @property
+    def server_seconds_by_kind(self) -> dict[str, float]:
+        """The same by what the servers were there for: adopted, launched, starting (until they are in the routes), draining."""
+        start_s, end_s = self.start_s, self.start_s + self.duration_s
+        ends = [*(at_s for at_s, _ in self.kinds[1:]), end_s]
+        spans = [(kinds, min(until_s, end_s) - max(at_s, start_s)) for (at_s, kinds), until_s in zip(self.kinds, ends, strict=True)]
+        return kind_seconds((kinds, seconds) for kinds, seconds in spans if seconds > 0.0)
 
     @property
     def instance_seconds(self) -> float:

@@ -73,6 +73,7 @@ async def _run(config: ThemisConfig, arrivals: Mapping[str, FloatArray], duratio
         ticks=tuple(recorder.ticks),
         outcomes=tuple(recorder.outcomes),
         counted="Cores" if times.sharing is Sharing.CORES else "Model instances",
+        kinds=tuple(cluster.kinds),
     )
 
 

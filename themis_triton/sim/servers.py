@@ -50,7 +50,8 @@ class SimServer:
     """A process in the cluster.
 
     `number`: the row of its slot or its adopted server. `rows`: the row on each device that it uses, its home first. `reach`: further
-    devices that it may use. `growing`: devices on which instances start, with the number of calls that start them.
+    devices that it may use. `growing`: devices on which instances start, with the number of calls that start them. `routed`: it has been
+    in the routes.
     """
 
     name: str
@@ -59,6 +60,7 @@ class SimServer:
     models: Models
     reach: tuple[str, ...] = ()
     alive: bool = True
+    routed: bool = False
     locks: dict[str, asyncio.Lock] = field(default_factory=dict)
     growing: Counter[str] = field(default_factory=Counter)
 
