@@ -27,6 +27,7 @@ HEAVY = (
     "matplotlib",
     "asyncio",
     "psutil",
+    "themis_triton.core.config",
     "themis_triton.settings.schema",
 )
 PROGRAM = f"""

@@ -20,7 +20,7 @@ from themis_triton.adapters.status_client import StatusResponse
 from themis_triton.commands.moments import age, moment
 from themis_triton.commands.status_calls import LOCAL, Remote, ServerRefusedError, read
 from themis_triton.commands.terminal import TerminalConsole
-from themis_triton.core.config import Mode
+from themis_triton.core.control import Mode
 from themis_triton.core.encoding import plain
 from themis_triton.core.errors import ServerError
 from themis_triton.core.fleet import ModelState

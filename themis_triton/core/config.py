@@ -9,6 +9,7 @@ from pathlib import Path
 
 from themis_triton.core.address import Address
 from themis_triton.core.client_auth import JwtConfig
+from themis_triton.core.control import TOKEN_FILE, DrainState, Mode
 from themis_triton.core.listener_tls import ListenerTls
 from themis_triton.core.model_config import LatencyTable, ModelConfig, ModelInputs, ModelProfile, ProfileOrigin
 from themis_triton.core.options import option
@@ -43,24 +44,6 @@ __all__ = [
     "ThemisConfig",
     "ThroughputRule",
 ]
-
-
-TOKEN_FILE = "token"  # noqa: S105 - a file's name in the state directory
-
-
-class Mode(StrEnum):
-    """Whether decisions are carried out or only shown."""
-
-    ACTIVE = "active"
-    ADVISORY = "advisory"
-
-
-class DrainState(StrEnum):
-    """WAITING: the server serves until others carry its load. FORCED: it leaves the routes at once. LEFT: it has left them."""
-
-    WAITING = "waiting"
-    FORCED = "forced"
-    LEFT = "left"
 
 
 class Placement(StrEnum):

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-from themis_triton.core.config import DrainState, Mode, ThemisConfig
+from themis_triton.core.control import DrainState, Mode
+
+if TYPE_CHECKING:
+    from themis_triton.core.config import ThemisConfig
 
 FROM_SETTINGS = "settings"
 """Instead of a mode: that of the settings again."""

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from themis_triton.core.address import Address
-from themis_triton.core.config import TOKEN_FILE
+from themis_triton.core.control import TOKEN_FILE
 
 DEFAULT_STATE_DIRECTORY = ".themis"
 DEFAULT_STATUS_ADDRESS = "127.0.0.1:9180"
