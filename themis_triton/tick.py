@@ -65,16 +65,10 @@ async def tick(
     `paused`: the planner is in advisory mode for a time only, so that admission limits go on following what serves.
     """
     config = planner.rules.config
-    policy = policy_named(config.policy.name)
     await world.supervisor.reap_dead_servers()
-    snapshot = await observe(world, config)
-    history, estimated = estimate(
-        state.history, snapshot, config, per_second=policy.needs_arrivals_per_second, work_window_s=policy.work_window_s
-    )
-    snapshot = history.seen
-    seen = PolicyInput(snapshot, estimated, busy_instances(snapshot, history.served, config))
-    policy_state, decision = await compute(lambda: decide(state.policy, seen, planner.corrected(factors_of(estimated)), policy))
-    decision = with_drift(decision, estimated)
+    history, seen = estimated_input(state, await observe(world, config), planner)
+    snapshot, estimated = seen.snapshot, seen.estimate
+    policy_state, decision = await compute(lambda: decided(state, seen, planner))
     planned = plan(decision, snapshot, config)
     advisory = config.mode is Mode.ADVISORY
     if not advisory:
@@ -87,6 +81,30 @@ async def tick(
     record = TickRecord(state.number + 1, snapshot, estimated, decision, planned, world.executor.collect(), advisory)
     world.recorder.record_tick(record)
     return EngineState(state.number + 1, history, policy_state), record
+
+
+def estimated_input(state: EngineState, observed: Snapshot, planner: Planner) -> tuple[History, PolicyInput]:
+    """The policy's input from what was observed, or from the snapshot of a record: the instances that servers execute stay as they are."""
+    config = planner.rules.config
+    policy = policy_named(config.policy.name)
+    history, estimated = estimate(
+        state.history, observed, config, per_second=policy.needs_arrivals_per_second, work_window_s=policy.work_window_s
+    )
+    return history, PolicyInput(history.seen, estimated, busy_instances(history.seen, history.served, config))
+
+
+def decided(state: EngineState, seen: PolicyInput, planner: Planner) -> Decided:
+    """The policy's next state and the decision, which names the models that drift."""
+    policy = policy_named(planner.rules.config.policy.name)
+    policy_state, decision = decide(state.policy, seen, planner.corrected(factors_of(seen.estimate)), policy)
+    return policy_state, with_drift(decision, seen.estimate)
+
+
+def redecide(state: EngineState, observed: Snapshot, planner: Planner) -> tuple[EngineState, Decision, Plan]:
+    """What a tick makes of an observation: the next state, the decision and the plan. Pure: no clock, no I/O."""
+    history, seen = estimated_input(state, observed, planner)
+    policy_state, decision = decided(state, seen, planner)
+    return EngineState(state.number + 1, history, policy_state), decision, plan(decision, seen.snapshot, planner.rules.config)
 
 
 async def observe(world: World, config: ThemisConfig) -> Snapshot:

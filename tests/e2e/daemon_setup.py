@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
 import subprocess
 import sys
@@ -113,6 +114,14 @@ class Sidecar:
         """Another `themis` command on the same settings."""
         command = [sys.executable, "-m", "themis_triton.cli", *words, "-c", str(self.settings)]
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    def replayed(self) -> dict[str, Any]:
+        """What `themis replay` says of the whole recording."""
+        command = [sys.executable, "-m", "themis_triton.cli", "replay", "--journal", str(journal_path(self.state)), "--json"]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert result.stdout, result.stderr
+        replayed: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+        return replayed
 
     async def adopted_models(self) -> dict[str, ModelState]:
         """What the adopted server itself says that it runs."""

@@ -353,6 +353,10 @@ def test_pause_holds_everything_resume_goes_on_why_tells_and_stop_leaves_it_serv
         grown = next(row for row in rows if f"grow {DETECTOR} on {ADOPTED}" in row["sentence"])
         assert f"grow {DETECTOR} on {ADOPTED} 1→" in message("why", grown["decision_id"])
         assert "no sidecar runs" in message("stop")
+        # Pauses, edited settings and the changes of a surge: another process decides all of it again.
+        replayed = sidecar.replayed()
+        assert (replayed["differing"], replayed["first"]) == (0, None)
+        assert replayed["ticks"] > 20
 
 
 def test_the_sidecar_ticks_while_kernels_compile_and_a_stop_ends_daemon_and_compilers(

@@ -18,6 +18,7 @@ from themis_triton.core.errors import EnvironmentCheckError
 from themis_triton.core.estimate import DriftChange, DriftEvent
 from themis_triton.core.fleet import Phase, ProcessId, Server
 from themis_triton.core.record import TickRecord
+from themis_triton.core.retention import RetentionConfig
 
 JOURNALS = Path(__file__).parent / "journals"
 
@@ -261,7 +262,7 @@ def test_the_journal_is_bounded_in_bytes_and_a_larger_file_shrinks(path: Path, m
         large.record_tick(at(second, changed=True))
     large.close()
     before = path.stat().st_size
-    bounded = WrittenJournal(path, before // 4)
+    bounded = WrittenJournal(path, RetentionConfig(before // 4, 0))
     for second in range(300, 340):
         bounded.record_tick(at(second, changed=second % 2 == 0))
     bounded.close()
@@ -275,7 +276,7 @@ def test_a_later_versions_journal_is_not_read(path: Path, journal: Journal) -> N
     journal.record_tick(at(0))
     raise_the_version(path)
     with (
-        pytest.raises(EnvironmentCheckError, match=r"journal\.sqlite: the journal has version 99: expected at most 2\. Fix: use that"),
+        pytest.raises(EnvironmentCheckError, match=r"journal\.sqlite: the journal has version 99: expected at most 3\. Fix: use that"),
         reading(path),
     ):
         pass

@@ -179,6 +179,28 @@ def profile(
     profile_command(flags, where, as_json=as_json)
 
 
+@app.command(epilog="Example: themis replay -c themis.yaml --from 1h --slo video=200")
+def replay(
+    config: Annotated[Path | None, typer.Option("-c", "--config", help="The settings file of a sidecar on this machine.")] = None,
+    journal: Annotated[Path | None, typer.Option(help="Its journal instead, or a copy of it: STATE_DIRECTORY/journal.sqlite.")] = None,
+    slo: Annotated[list[str] | None, typer.Option(help="Another SLO, PIPELINE=MS. Repeatable.")] = None,
+    policy: Annotated[str | None, typer.Option(help="Another policy: see `policy.name` in the settings' reference.")] = None,
+    from_text: Annotated[
+        str | None, typer.Option("--from", help="Start: so long before the recording's end (30m), or a local time. Default: all of it.")
+    ] = None,
+    to_text: Annotated[str | None, typer.Option("--to", help="End, likewise.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Decide recorded time again: the same decisions at the same settings, else an error that names the first difference.
+
+    With --slo or --policy: what would have been otherwise, by the simulator under the recorded arrivals.
+    """
+    from themis_triton.commands.replay_command import ReplayFlags, chosen_journal, replay_command  # noqa: PLC0415
+
+    flags = ReplayFlags(chosen_journal(config, journal), tuple(slo or ()), policy, from_text, to_text)
+    raise typer.Exit(replay_command(flags, as_json=as_json))
+
+
 @app.command(epilog="Example: themis simulate -c themis.yaml --trace diurnal")
 def simulate(
     config: ConfigOption,

@@ -36,6 +36,28 @@ class PipelineSample:
 
 
 @dataclass(frozen=True, slots=True)
+class TrafficMinute:
+    """One pipeline's requests in the minute from `at_s` on: arrivals by second, requests that ended, and those that were late or failed."""
+
+    pipeline: str
+    at_s: int
+    arrivals: tuple[float, ...]
+    ended: float
+    late: float
+
+
+@dataclass(frozen=True, slots=True)
+class UsageMinute:
+    """The fleet over the `seconds` of a minute that were observed: seconds of servers and of instances, and their cost."""
+
+    at_s: int
+    seconds: float
+    server_s: float
+    instance_s: float
+    cost: float
+
+
+@dataclass(frozen=True, slots=True)
 class PipelineHistory:
     """The series of one pipeline, one value per step that has samples; `at_s` are the starts of the steps.
 

@@ -53,7 +53,7 @@ async def build_components(config: ThemisConfig) -> AsyncIterator[Components]:
     async with AsyncExitStack() as stack:
         clock = SystemClock()
         models = tuple(config.models)
-        journal = Journal(journal_path(config.state_directory), config.retention.journal_bytes)
+        journal = Journal(journal_path(config.state_directory), config.retention)
         stack.callback(journal.close)
         envoy = EnvoyProcess(config.envoy, config.state_directory, needed=needed_version(config))
         stack.push_async_callback(envoy.close)

@@ -180,7 +180,8 @@ class _Loop:
             planner = self._planner_now()
             # In advisory mode nothing is refused, paused or not.
             holding = self.paused and self.board.config.mode is Mode.ACTIVE
-            self.state, record = await tick(self.state, self.components.world, planner, self.compute, paused=holding)
+            before = self.state
+            self.state, record = await tick(before, self.components.world, planner, self.compute, paused=holding)
         except Exception as error:
             event = self.board.fail(self.components.clock.now_s(), error)
             if event is not None:
@@ -191,6 +192,7 @@ class _Loop:
             return False
         duration_s = asyncio.get_running_loop().time() - started_s
         self._report_journal()
+        self.components.journal.record_decided(before, self.state, record, planner.rules.config)
         self.board.take(record, 1000.0 * duration_s, paused=self.paused)
         self.exporter.take(record, duration_s, paused=self.paused)
         self.components.journal.record_samples(self.samples.take(record, self.board.config))
@@ -240,7 +242,7 @@ class _Loop:
         config, before = change.config, self.components.config
         await self._plan_by(config, before)
         self.components = replace(self.components, config=config)
-        self.components.journal.bound(config.retention.journal_bytes)
+        self.components.journal.bound(config.retention)
         backoff = self.components.world.executor.backoff
         backoff.first_s, backoff.longest_s = config.policy.retry_backoff_s, config.policy.retry_backoff_max_s
         if config.models != before.models:  # measured times were compared with other ones

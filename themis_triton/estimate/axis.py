@@ -34,6 +34,10 @@ class TimeAxis(tuple[float, ...]):  # noqa: SLOT001 - a tuple has no room for sl
         axis._windows = {}
         return axis
 
+    def __reduce__(self) -> tuple[type[TimeAxis], tuple[tuple[float, ...]]]:
+        """Copies have nothing looked up."""
+        return TimeAxis, (tuple(self),)
+
     def windows(self, window_s: float, count: int, lag_s: float = 0.0) -> tuple[Window, ...]:
         """So many consecutive windows, the newest first, which ends `lag_s` before the last time; the first time cuts them off."""
         key = (window_s, count, lag_s)

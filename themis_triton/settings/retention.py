@@ -20,6 +20,12 @@ class RetentionSettings(Section):
         ge=MIN_BYTES,
         description="maximum size of the journal; the oldest ticks are removed",
     )
+    max_recording: Size = Field(
+        default=_DEFAULT.recording_bytes,
+        validate_default=True,
+        ge=0,
+        description="size in the journal of what `themis replay` reads, the oldest is removed; 0: nothing is recorded",
+    )
     max_log: Size = Field(
         default=_DEFAULT.log_bytes,
         validate_default=True,
@@ -32,4 +38,4 @@ class RetentionSettings(Section):
 
     def to_core(self) -> RetentionConfig:
         """The section as the sidecar's configuration."""
-        return RetentionConfig(int(self.max_journal), int(self.max_log), self.max_old_logs)
+        return RetentionConfig(int(self.max_journal), int(self.max_recording), int(self.max_log), self.max_old_logs)

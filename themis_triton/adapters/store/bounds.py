@@ -12,7 +12,7 @@ ROLL_UPS = ((3_600, 60), (26 * 3_600, 600))
 MEANS = ("rate_rps", "demand_rps", "capacity_rps", "refused_rps", "servers", "instances")
 
 
-def prune(db: sqlite3.Connection, max_bytes: int, sampled_until_s: float | None) -> None:
+def prune(db: sqlite3.Connection, max_bytes: int, sampled_until_s: float | None, recording_bytes: int = 0) -> None:
     """Remove the oldest rows, in the order of writing, within a transaction.
 
     `sampled_until_s`: the time of the sample written last, from which the age of samples counts; None: none yet, so all keep their widths.
@@ -25,13 +25,30 @@ def prune(db: sqlite3.Connection, max_bytes: int, sampled_until_s: float | None)
     db.execute("delete from outcomes where seq < (select seq from outcomes order by seq desc limit 1 offset ?)", (CHANGES_KEPT,))
     if sampled_until_s is not None:
         roll_up(db, sampled_until_s)
+    _prune_recording(db, recording_bytes)
     while _used_bytes(db) > max_bytes:
         removed = db.execute(
             "delete from ticks where seq in (select seq from ticks order by seq limit (select count(*)/10 + 1 from ticks))"
         )
         samples = db.execute("delete from samples where at_s <= (select min(at_s) + (max(at_s) - min(at_s)) / 10 from samples)")
-        if not removed.rowcount and not samples.rowcount:
+        if not removed.rowcount and not samples.rowcount and not _drop_oldest_segment(db):
             return
+        _drop_oldest_segment(db)
+
+
+def _prune_recording(db: sqlite3.Connection, max_bytes: int) -> None:
+    """Remove the oldest segments beyond the bound; a segment is of use only with its beginning."""
+    (used,) = db.execute("select coalesce(sum(coalesce(length(head), 0) + length(body)), 0) from recordings").fetchone()
+    while used > max_bytes:
+        used -= _drop_oldest_segment(db)
+
+
+def _drop_oldest_segment(db: sqlite3.Connection) -> int:
+    """Remove the segment that was written first; returns its bytes, 0 where there is none."""
+    where = "segment = (select segment from recordings order by seq limit 1)"
+    (size,) = db.execute(f"select coalesce(sum(coalesce(length(head), 0) + length(body)), 0) from recordings where {where}").fetchone()  # noqa: S608 - constants
+    db.execute(f"delete from recordings where {where}")  # noqa: S608 - constants
+    return int(size)
 
 
 def roll_up(db: sqlite3.Connection, now_s: float) -> None:

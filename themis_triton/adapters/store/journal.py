@@ -8,9 +8,11 @@ from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
 
+from themis_triton.adapters.store.recording import Recording
 from themis_triton.adapters.store.records import packed
 from themis_triton.adapters.store.writer import JournalWriter, Notice
 from themis_triton.core.action import Outcome
+from themis_triton.core.config import ThemisConfig
 from themis_triton.core.encoding import plain, remembered_servers
 from themis_triton.core.errors import EnvironmentCheckError
 from themis_triton.core.fleet import Server
@@ -27,6 +29,7 @@ INSERT_SAMPLE = (
     f"values ({', '.join('?' * len(_SAMPLE_FIELDS))})"
 )
 FLUSH_WITHIN_S = 30.0
+_DEFAULTS = RetentionConfig()
 _ROUTE_FIELDS = tuple(field.name for field in fields(RouteReading) if field.name != "latency")
 
 
@@ -37,15 +40,19 @@ class Journal:
     it succeeds. A file that cannot be read is kept under another name, and a new one begins; `take_notices` says so.
     """
 
-    def __init__(self, path: Path, max_bytes: int = RetentionConfig().journal_bytes) -> None:
+    def __init__(self, path: Path, retention: RetentionConfig = _DEFAULTS) -> None:
         try:
-            self._writer = JournalWriter(path, max_bytes)
+            self._writer = JournalWriter(path, retention.journal_bytes)
         except (OSError, sqlite3.Error) as error:
             raise EnvironmentCheckError(f"{path}: the journal cannot be opened ({error}). Fix: make `state_directory` writable") from error
 
-    def bound(self, max_bytes: int) -> None:
-        """Bound the file by another size from the next rows on."""
-        self._writer.max_bytes = max_bytes
+        self._recording = Recording(self._writer.add_row, 0)
+        self.bound(retention)
+
+    def bound(self, retention: RetentionConfig) -> None:
+        """Bound the file, and the recording in it, by other sizes from the next rows on."""
+        self._writer.max_bytes = retention.journal_bytes
+        self._writer.recording_bytes = self._recording.max_bytes = retention.recording_bytes
 
     @property
     def trouble(self) -> str | None:
@@ -57,6 +64,10 @@ class Journal:
         changed = bool(record.plan.actions or record.outcomes or record.snapshot.incidents or record.estimate.drift_events)
         row = (record.snapshot.at_s, record.decision.id, record.decision.reason, changed, sentence(record), _thin(record))
         self._writer.add_row(INSERT_TICK, row)
+
+    def record_decided(self, before: object, after: object, record: TickRecord, config: ThemisConfig) -> None:
+        """Append to the recording what `themis replay` needs: the engine's state before and after a tick, and its settings."""
+        self._recording.take(before, after, record, config)
 
     def record_event(self, at_s: float, kind: str, sentence: str) -> None:
         """Append a change of the sidecar itself, such as a pause: a row among the ticks, without a decision."""
@@ -91,11 +102,13 @@ class Journal:
         return self._writer.take_notices()
 
     def flush(self, within_s: float = FLUSH_WITHIN_S) -> bool:
-        """Wait until everything is written; returns whether it is."""
+        """Wait until everything is written, the unfinished part of the recording too; returns whether it is."""
+        self._recording.finish()
         return self._writer.flush(within_s)
 
     def close(self) -> None:
         """Write what waits, for a bounded time, and close the file."""
+        self._recording.finish()
         self._writer.close()
 
 

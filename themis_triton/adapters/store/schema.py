@@ -8,8 +8,8 @@ from pathlib import Path
 
 from themis_triton.adapters.store.records import packed
 
-VERSION = 2
-"""The version of the tables, in the file's `user_version`. 0: files from before there was one; 1: those without samples."""
+VERSION = 3
+"""The version of the tables, in the file's `user_version`. 0: before there was one; 1: without samples; 2: without recordings."""
 TABLES = """
 create table if not exists ticks (
     seq integer primary key, at_s real, decision_id text, reason text, changed integer, sentence text, record blob);
@@ -20,6 +20,8 @@ create table if not exists samples (
     pipeline text, at_s real, width_s integer, seconds real, rate_rps real, peak_rps real, demand_rps real, capacity_rps real,
     refused_rps real, servers real, instances real, traffic_s real, late_s real, p50_ms real, p99_ms real,
     primary key (pipeline, at_s, width_s)) without rowid;
+create table if not exists recordings (
+    seq integer primary key, segment real, at_s real, end_s real, ticks integer, head blob, body blob);
 """
 KEPT_ASIDE = 3
 LOCK_WAIT_S = 2.0
@@ -130,9 +132,9 @@ def _execute_each(db: sqlite3.Connection, statements: str) -> None:
         db.execute(statement)
 
 
-def _add_samples(db: sqlite3.Connection) -> None:
-    """Version 1 had no samples; the table is among those that are created where they are missing."""
+def _add_tables(db: sqlite3.Connection) -> None:
+    """Versions 1 and 2 had fewer tables; those that are missing are created."""
 
 
-MIGRATIONS: Sequence[Callable[[sqlite3.Connection], None]] = (_number_rows, _add_samples)
+MIGRATIONS: Sequence[Callable[[sqlite3.Connection], None]] = (_number_rows, _add_tables, _add_tables)
 """What brings a journal from the version of each place to the next one."""

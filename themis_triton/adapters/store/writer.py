@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from enum import Enum, StrEnum, auto
 from pathlib import Path
@@ -17,7 +17,9 @@ MAX_WAITING_ROWS = 1_000
 PRUNE_EVERY = 200
 RETRY_AFTER_S = 1.0
 CLOSE_WITHIN_S = 5.0
-Statement = tuple[str, Sequence[object]]
+Row = Sequence[object] | Callable[[], Sequence[object]]
+"""The values of a row, or what makes them in the writer's thread."""
+Statement = tuple[str, Row]
 _DENIED = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH})
 
 
@@ -56,7 +58,7 @@ class JournalWriter:
 
     def __init__(self, path: Path, max_bytes: int) -> None:
         self._path = path
-        self.max_bytes = max_bytes
+        self.max_bytes, self.recording_bytes = max_bytes, 0
         self.sampled_until_s: float | None = None
         self._rows: deque[Statement] = deque()
         self._servers: dict[str, str] = {}
@@ -87,7 +89,7 @@ class JournalWriter:
         """The remembered servers by name."""
         return self._servers
 
-    def add_row(self, statement: str, row: Sequence[object]) -> None:
+    def add_row(self, statement: str, row: Row) -> None:
         """Have a row written; it is lost if too many wait."""
         with self._changes:
             if len(self._rows) < MAX_WAITING_ROWS:
@@ -178,11 +180,11 @@ class JournalWriter:
                 else:
                     db.execute("insert or replace into servers values (?, ?)", (name, text))
             for statement, row in rows:
-                db.execute(statement, row)
+                db.execute(statement, row() if callable(row) else row)
             self._since_prune += len(rows)
             pruned = self._since_prune >= PRUNE_EVERY
             if pruned:
-                prune(db, self.max_bytes, self.sampled_until_s)
+                prune(db, self.max_bytes, self.sampled_until_s, self.recording_bytes)
         except BaseException:
             with suppress(sqlite3.Error):
                 db.execute("rollback")

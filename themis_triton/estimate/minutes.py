@@ -1,0 +1,117 @@
+"""What happened, by the minute: each pipeline's arrivals by second and its late requests, and what the fleet cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from themis_triton.core.config import PipelineConfig, ThemisConfig
+from themis_triton.core.history import TrafficMinute, UsageMinute
+from themis_triton.core.observation import LatencyHistogram, RouteReading, Snapshot
+from themis_triton.core.price import running_price
+from themis_triton.estimate.latency import difference, fraction_above
+from themis_triton.estimate.shared import other_calls
+
+MINUTE_S = 60
+MAX_TICK_S = 10.0
+"""A longer time between two ticks was not observed."""
+Routes = Mapping[str, RouteReading]
+
+
+@dataclass(slots=True)
+class Minutes:
+    """Joins snapshots into minutes; what arrived between two of them is spread evenly over that time."""
+
+    start_s: int | None = None
+    last_s: float = 0.0
+    first: Routes = field(default_factory=dict)
+    last: Routes = field(default_factory=dict)
+    arrivals: dict[str, list[float]] = field(default_factory=dict)
+    seconds: float = 0.0
+    server_s: float = 0.0
+    instance_s: float = 0.0
+    cost: float = 0.0
+
+    def take(self, snapshot: Snapshot, config: ThemisConfig) -> tuple[UsageMinute, tuple[TrafficMinute, ...]] | None:
+        """Add a snapshot; returns the minute that it ends, if it ends one of which anything was observed."""
+        ended, start_s = None, int(snapshot.at_s // MINUTE_S) * MINUTE_S
+        if start_s != self.start_s:
+            ended = self.end(config)
+            self._begin(start_s)
+        elapsed_s, routes = snapshot.at_s - self.last_s, {route.model: route for route in snapshot.routes}
+        if len(self.first) < len(routes):
+            self.first = {**routes, **self.first}
+        if 0.0 < elapsed_s <= MAX_TICK_S:
+            self._use(snapshot, config, elapsed_s)
+            for pipeline in config.pipelines:
+                self._count(pipeline, config, routes, snapshot.at_s)
+        self.last_s, self.last = snapshot.at_s, {**self.last, **routes}
+        return ended
+
+    def end(self, config: ThemisConfig) -> tuple[UsageMinute, tuple[TrafficMinute, ...]] | None:
+        """The minute as far as it was observed; None where nothing was."""
+        if self.start_s is None or not self.seconds:
+            return None
+        usage = UsageMinute(self.start_s, self.seconds, self.server_s, self.instance_s, self.cost)
+        return usage, tuple(self._traffic(pipeline, self.start_s) for pipeline in config.pipelines)
+
+    def _begin(self, start_s: int) -> None:
+        self.start_s, self.first, self.arrivals = start_s, self.last, {}
+        self.seconds = self.server_s = self.instance_s = self.cost = 0.0
+
+    def _use(self, snapshot: Snapshot, config: ThemisConfig, elapsed_s: float) -> None:
+        instances = sum(state.instances for server in snapshot.servers for state in server.models.values())
+        self.seconds += elapsed_s
+        self.server_s += elapsed_s * len(snapshot.servers)
+        self.instance_s += elapsed_s * instances
+        self.cost += elapsed_s * running_price((server.models for server in snapshot.servers), config)
+
+    def _count(self, pipeline: PipelineConfig, config: ThemisConfig, routes: Routes, at_s: float) -> None:
+        """Add what arrived for a pipeline since the snapshot before: at its front, less what other pipelines call there."""
+        count = self._arrived(pipeline.front, routes)
+        for other, stage in other_calls(config.pipelines, pipeline.front):
+            count -= other.per_request[stage] * self._arrived(other.front, routes)
+        if count <= 0.0 or self.start_s is None:
+            return
+        seconds = self.arrivals.setdefault(pipeline.name, [0.0] * MINUTE_S)
+        for second, share in _shares(self.last_s - self.start_s, at_s - self.start_s):
+            seconds[second] += share * count
+
+    def _arrived(self, model: str, routes: Routes) -> float:
+        if model not in routes or model not in self.last:
+            return 0.0
+        now, before = routes[model].arrivals, self.last[model].arrivals
+        return now - before if now >= before else now
+
+    def _traffic(self, pipeline: PipelineConfig, start_s: int) -> TrafficMinute:
+        windows = [self._ended(model) for model in pipeline.client_calls]
+        ended = windows[0].counts[-1] if windows[0].counts else 0.0
+        failed = self._failed(pipeline.front)
+        known = [window for window in windows if window.counts and window.counts[-1] > 0.0]
+        above = fraction_above(known, lambda times: _total_ms(pipeline, times), pipeline.slo_ms) if known else None
+        late = min(ended, failed + (above or 0.0) * max(0.0, ended - failed))
+        return TrafficMinute(pipeline.name, start_s, tuple(self.arrivals.get(pipeline.name, ())), ended, late)
+
+    def _ended(self, model: str) -> LatencyHistogram:
+        if model not in self.last:
+            return LatencyHistogram((), ())
+        newest = self.last[model].latency
+        return difference(newest, self.first[model].latency) if model in self.first else LatencyHistogram((), ())
+
+    def _failed(self, model: str) -> float:
+        if model not in self.last or model not in self.first:
+            return 0.0
+        return max(0.0, self.last[model].failures - self.first[model].failures)
+
+
+def _total_ms(pipeline: PipelineConfig, times_ms: list[float]) -> float:
+    return pipeline.total_ms(times_ms) if pipeline.entry is None and len(times_ms) == len(pipeline.stages) else sum(times_ms)
+
+
+def _shares(from_s: float, to_s: float) -> Iterator[tuple[int, float]]:
+    """The seconds of the minute in a span and the fraction of the span in each; what lies before the minute counts to its first one."""
+    for second in range(max(0, int(from_s)), min(MINUTE_S - 1, int(to_s)) + 1):
+        start_s = from_s if second == max(0, int(from_s)) else float(second)
+        end_s = to_s if second == min(MINUTE_S - 1, int(to_s)) else second + 1.0
+        if end_s > start_s:
+            yield second, (end_s - start_s) / (to_s - from_s)

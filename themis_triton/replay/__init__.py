@@ -1,0 +1,1 @@
+"""Recorded time again: the same decisions, or others, and what would have come of them."""
