@@ -236,8 +236,8 @@ def _settings(folder: Path, adopted: Server, door: MetricsDoor) -> dict[str, Any
 
 
 @asynccontextmanager
-async def running(folder: Path, seed: int) -> AsyncIterator[World]:
-    """The parts, started; all of them have ended at the end."""
+async def running(folder: Path, seed: int, **sections: object) -> AsyncIterator[World]:
+    """The parts, started; all of them have ended at the end. `sections` of the settings go before those of chaos."""
     os.environ[SCALE_VARIABLE] = str(folder / "scale.json")
     shutil.copytree(shipped("model_repository"), folder / "models")
     slots = (DeviceSlot("cpu-0", "cpu:0"),)
@@ -245,7 +245,7 @@ async def running(folder: Path, seed: int) -> AsyncIterator[World]:
     adopted = await launcher.wait_ready(await launcher.launch("adopted", "cpu-0", {name: ModelState(1, 1) for name in STAGES}))
     door = MetricsDoor(adopted.metrics_address)
     await door.open()
-    world = World(folder, random.Random(seed), adopted, door, _settings(folder, adopted, door))
+    world = World(folder, random.Random(seed), adopted, door, _settings(folder, adopted, door) | sections)
     try:
         world.write_settings()
         world.start_sidecar()

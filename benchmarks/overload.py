@@ -1,7 +1,7 @@
 """Three times the capacity on real Triton and Envoy under the sidecar: `overload: queue`, `shed` and `deprioritize`.
 
-`python benchmarks/overload.py` (about three minutes) leaves `results/overload.json` and a picture. One launched server is
-all that there is in the first three runs; in the last one a second one joins during the overload.
+`python benchmarks/overload.py` (about four minutes) leaves `results/overload.json` and a picture. One launched server is
+all that there is, but in the last run a second one joins during the overload. With classes each of three brings the feasible rate.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,15 @@ MODEL, SLO_MS, INSTANCES, BATCH = "video-detector", 300.0, 3, 8
 FACTOR, BEFORE_S, OVERLOAD_S, AFTER_S = 3.0, 5, 12, 6
 LIGHT = 0.4
 POLL_S, START_S = 0.25, 200.0
-WAYS = {"queue": ("queue", 1), "shed": ("shed", 1), "deprioritize": ("deprioritize", 1), "shed, a server joins": ("shed", 2)}
+WAYS = {
+    "queue": ("queue", 1),
+    "shed": ("shed", 1),
+    "shed, classes": ("shed", 1),
+    "deprioritize": ("deprioritize", 1),
+    "shed, a server joins": ("shed", 2),
+}
+HEADER, CLASSES = "x-priority", ("high", "normal")
+LOWEST = "no class"
 RESOURCE_EXHAUSTED = 8
 
 
@@ -46,9 +54,10 @@ class Run:
     result: LoadResult
     feasible_rps: float
     seen: list[dict[str, float]] = field(default_factory=list)
+    by_class: dict[str, LoadResult] = field(default_factory=dict)
 
 
-def settings(folder: Path, overload: str, servers: int) -> dict[str, Any]:
+def settings(folder: Path, overload: str, servers: int, *, classes: bool = False) -> dict[str, Any]:
     """Launched servers only, because adopted ones deprioritize nothing; the counts are fixed, so that the capacity is."""
     grpc, http, status = (f"127.0.0.1:{port}" for port in free_ports(3))
     sample = yaml.safe_load((shipped("config") / "themis.yaml").read_text(encoding="utf-8"))["models"][MODEL]
@@ -56,7 +65,14 @@ def settings(folder: Path, overload: str, servers: int) -> dict[str, Any]:
         "state_directory": str(folder / "state"),
         "launch": {"slots": [f"cpu:{n}" for n in range(servers)], "model_repository": str(shipped("model_repository"))},
         "models": {MODEL: sample | {"instances": [INSTANCES, INSTANCES], "max_batch": BATCH}},
-        "pipelines": {"one": {"model": MODEL, "slo_ms": SLO_MS, "overload": overload}},
+        "pipelines": {
+            "one": {
+                "model": MODEL,
+                "slo_ms": SLO_MS,
+                "overload": overload,
+                **({"classes": {"header": HEADER, "values": list(CLASSES)}} if classes else {}),
+            }
+        },
         "envoy": {"grpc_listen": grpc, "http_listen": http},
         "status": {"address": status},
     }
@@ -91,20 +107,30 @@ async def pipeline_status(client: httpx.AsyncClient, address: str) -> dict[str, 
 
 
 async def measure(configured: Mapping[str, Any], trace: Path) -> Run:
-    """Wait for the first server, write the trace for its capacity, and send the load."""
+    """Wait for the first server, write the trace for its capacity, and send the load, with classes in equal parts."""
+    names = (*CLASSES, LOWEST) if "classes" in configured["pipelines"]["one"] else ("one",)
     address = configured["status"]["address"]
     async with httpx.AsyncClient(trust_env=False, timeout=5.0) as client:
         feasible_rps = await capacity_rps(client, address)
         parts = ((LIGHT, BEFORE_S), (FACTOR, OVERLOAD_S), (LIGHT, AFTER_S))
-        rates = [factor * feasible_rps for factor, seconds in parts for _ in range(seconds)]
+        rates = [factor * feasible_rps / len(names) for factor, seconds in parts for _ in range(seconds)]
         await asyncio.to_thread(trace.write_text, "rate\n" + "\n".join(f"{rate:.2f}" for rate in rates) + "\n", encoding="utf-8")
         seen: list[dict[str, float]] = []
         watching = asyncio.create_task(watch(client, address, seen))
-        load = PipelineLoad("one", (MODEL,), SLO_MS, TraceOptions(str(trace)))
-        _, results = await run_load(LoadOptions(configured["envoy"]["grpc_listen"], (load,)))
+        options = TraceOptions(str(trace))
+        loads = [PipelineLoad(name, (MODEL,), SLO_MS, options, {HEADER: name} if name in CLASSES else {}) for name in names]
+        _, results = await run_load(LoadOptions(configured["envoy"]["grpc_listen"], tuple(loads)))
         watching.cancel()
         await asyncio.wait({watching})
-    return Run(results[0], feasible_rps, seen)
+    if len(names) == 1:
+        return Run(results[0], feasible_rps, seen)
+    return Run(merged(results), feasible_rps, seen, dict(zip(names, results, strict=True)))
+
+
+def merged(results: Sequence[LoadResult]) -> LoadResult:
+    """All requests of several results."""
+    columns = ("intended_s", "latency_ms", "error", "lateness_ms")
+    return replace(results[0], **{name: np.concatenate([getattr(result, name) for result in results]) for name in columns})
 
 
 async def capacity_rps(client: httpx.AsyncClient, address: str) -> float:
@@ -158,6 +184,19 @@ def row(run: Run) -> dict[str, Any]:
         "most_arrivals_rps": round(max((each["arrivals_rps"] for each in run.seen), default=0.0), 1),
         "most_demand_with_backlog_rps": round(max((each["demand_fast_rps"] for each in run.seen), default=0.0), 1),
         "load_average": round(os.getloadavg()[0], 2),
+        **({"classes": {name: class_row(part) for name, part in run.by_class.items()}} if run.by_class else {}),
+    }
+
+
+def class_row(result: LoadResult) -> dict[str, Any]:
+    """What came of one class's requests of the overload."""
+    during = (result.intended_s >= BEFORE_S) & (result.intended_s < BEFORE_S + OVERLOAD_S)
+    admitted = during & (result.error != RESOURCE_EXHAUSTED)
+    inside = result.ok & (result.latency_ms <= SLO_MS)
+    return {
+        "sent_rps": round(float(during.sum()) / OVERLOAD_S, 1),
+        "admitted": round(float(admitted.sum() / during.sum()), 4),
+        "admitted_inside_slo": round(float(inside[admitted].mean()), 4) if admitted.any() else None,
     }
 
 
@@ -188,7 +227,7 @@ def main() -> None:
     for name, (overload, servers) in WAYS.items():
         with tempfile.TemporaryDirectory(prefix="themis-overload-") as directory:
             folder = Path(directory)
-            configured = settings(folder, overload, servers)
+            configured = settings(folder, overload, servers, classes="classes" in name)
             with sidecar(folder, configured):
                 runs[name] = asyncio.run(measure(configured, folder / "trace.csv"))
         print(name, row(runs[name]), flush=True)

@@ -902,9 +902,9 @@ def test_a_models_deprioritization_follows_the_pipeline_with_the_longest_slo(tmp
 
 def test_a_pipeline_may_be_deprioritized_alone_and_a_model_that_another_one_shares_is_served_in_turn(tmp_path: Path) -> None:
     text = changed("slo_ms: 300\n", "slo_ms: 300\n    overload: deprioritize\n")
-    assert load_settings(write(tmp_path, text)).deprioritize_after_s == {"detector": 0.15, "classifier": 0.15}
+    assert load_settings(write(tmp_path, text)).deprioritize_after_s == {"detector": 0.09, "classifier": 0.09}
     shared = text.replace("overload: deprioritize\n", "overload: deprioritize\n  other:\n    model: classifier\n    slo_ms: 400\n")
-    assert load_settings(write(tmp_path, shared)).deprioritize_after_s == {"detector": 0.15}
+    assert load_settings(write(tmp_path, shared)).deprioritize_after_s == {"detector": 0.09}
     fraction = shared.replace("  name: themis\n", "  name: themis\n  deprioritize_after_slo_fraction: 0.8\n")
     assert load_settings(write(tmp_path, fraction)).deprioritize_after_s == {"detector": 0.24, "classifier": 0.32}
     shed = fraction.replace("overload: deprioritize", "overload: shed")

@@ -171,8 +171,11 @@ class StaticConfig:
     planned_rps: float | None = option(None, "the rate that the plan is made for; by default the fleet is not changed", gt=0)
 
 
-DEPRIORITIZE_AFTER_SLO_FRACTION = 0.5
-"""Of the SLO, for pipelines with `overload: deprioritize` where the policy names no other."""
+DEPRIORITIZE_AFTER_SLO_FRACTION = 0.3
+"""Of the SLO, for pipelines with `overload: deprioritize` where the policy names no other.
+
+In an overload the requests that are served have waited for nearly so long, and a full batch then takes up to two thirds of the SLO.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +212,7 @@ class PolicyConfig:
     deprioritize_after_slo_fraction: float | None = option(
         None,
         "fraction of the SLO after which a waiting request is served after all others, on launched servers: fewer requests miss the SLO, "
-        "by more; Triton batches delayed requests with new ones, and without batching it serves one per 500 ms; by default off, and 0.5 "
+        "by more; Triton batches delayed requests with new ones, and without batching it serves one per 500 ms; by default off, and 0.3 "
         "for pipelines with `overload: deprioritize`; set, it applies to all pipelines without an `overload` of their own",
         gt=0,
         le=1,

@@ -101,6 +101,7 @@ class PipelineRun:
         self._intended_s = intended_s
         self._infer = stub.ModelInfer
         self._timeout_s = options.request_timeout_s
+        self._metadata = tuple(pipeline.metadata.items())
         self._loop = asyncio.get_running_loop()
         self._latency_ms = np.zeros(intended_s.size)
         self._lateness_ms = np.zeros(intended_s.size)
@@ -179,7 +180,7 @@ class PipelineRun:
 
     async def _walk_stages(self, chain: Sequence[StageRequest], deadline_s: float) -> tuple[int, str]:
         for request in chain:
-            answer = await self._infer(request.message, timeout=max(0.0, deadline_s - self._loop.time()))
+            answer = await self._infer(request.message, timeout=max(0.0, deadline_s - self._loop.time()), metadata=self._metadata)
             problem = wrong_answer(request, answer)
             if problem is not None:
                 return WRONG_ANSWER, f"{request.message.model_name}: {problem}"

@@ -14,12 +14,13 @@ from themis_triton.load.traces import TraceOptions
 
 @dataclass(frozen=True, slots=True)
 class PipelineLoad:
-    """One pipeline: each request calls `stages` (model names) in order."""
+    """One pipeline: each request calls `stages` (model names) in order. `metadata`: what each call carries."""
 
     name: str
     stages: tuple[str, ...]
     slo_ms: float
     trace: TraceOptions = field(default_factory=TraceOptions)
+    metadata: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
