@@ -35,7 +35,7 @@ PATHS = {"first_answer": ("/none", b"404"), "first_ready": (f"/v2/models/{STAGES
 @contextmanager
 def busy(count: int) -> Iterator[None]:
     """So many processes that want a core each."""
-    processes = [subprocess.Popen(BUSY) for _ in range(count)]
+    processes = [subprocess.Popen(BUSY, start_new_session=True) for _ in range(count)]
     try:
         yield
     finally:

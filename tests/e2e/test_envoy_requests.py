@@ -35,6 +35,8 @@ POISON = b'{"inputs": "poison"}'
 MAX_BYTES = 2**20
 SERVERS = 4
 SLOW_CLIENTS = 2000
+ENDLESS_CLIENTS = 50
+"""Of these send headers, and never the end of the body."""
 TIMEOUT_S = 30.0
 
 
@@ -205,11 +207,13 @@ def test_thousands_of_slow_clients_delay_no_other_and_are_closed(tmp_path: Path)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
     async def scenario() -> None:
-        async with served(tmp_path, header_timeout_s=3.0) as running, aiohttp.ClientSession() as client:
+        async with served(tmp_path, header_timeout_s=3.0, max_request_s=3.0) as running, aiohttp.ClientSession() as client:
             listen = running.config.http_listen
             slow = [await asyncio.open_connection(listen.host, listen.port) for _ in range(min(SLOW_CLIENTS, hard // 4))]
             for _, writer in slow:
                 writer.write(b"POST / HTTP/1.1\r\nhost: a\r\nx-slow: ")
+            for _, writer in slow[:ENDLESS_CLIENTS]:
+                writer.write(b"1\r\nx-end: 1\r\ncontent-length: 9\r\n\r\n1")
             assert (await posted(client, running, b"{}"))[0] == 200
             async with asyncio.timeout(TIMEOUT_S):
                 answers = await asyncio.gather(*(reader.read() for reader, _ in slow))

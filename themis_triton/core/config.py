@@ -90,6 +90,7 @@ class EnvoyConfig:
     header_timeout_s: float = 10.0
     idle_timeout_s: float = 600.0
     stream_idle_timeout_s: float = 3600.0
+    max_request_s: float | None = None
     max_connections: int = 10_000
     max_streams: int = 10_000
     max_memory_bytes: int | None = None

@@ -156,6 +156,7 @@ def _envoy(loaded: Loaded, settings: Settings) -> EnvoyConfig:
         header_timeout_s=envoy.header_timeout_s,
         idle_timeout_s=envoy.idle_timeout_s,
         stream_idle_timeout_s=envoy.stream_idle_timeout_s,
+        max_request_s=envoy.max_request_s,
         max_connections=envoy.max_connections,
         max_streams=envoy.max_streams,
         max_memory_bytes=int(envoy.max_memory) if envoy.max_memory is not None else None,

@@ -64,6 +64,11 @@ class EnvoySettings(Section):
     stream_idle_timeout_s: PositiveSeconds = Field(
         default=3600, description="a request or stream on which nothing moves in either direction is ended after this time"
     )
+    max_request_s: PositiveSeconds | None = Field(
+        default=None,
+        description="a request or gRPC stream is ended after this time, even while data moves, so that a client whose key was removed "
+        "or whose token has expired cannot go on; by default never",
+    )
     max_connections: Count = Field(default=10_000, description="clients' connections at once; further ones are closed")
     max_streams: Count = Field(default=10_000, description="requests at once on one HTTP/2 connection")
     max_memory: Size | None = Field(

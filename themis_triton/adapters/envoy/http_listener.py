@@ -85,7 +85,10 @@ def connection_manager(
         server_header_transformation="PASS_THROUGH",
         request_headers_timeout=f"{config.header_timeout_s:g}s",
         stream_idle_timeout=f"{config.stream_idle_timeout_s:g}s",
-        common_http_protocol_options={"idle_timeout": f"{config.idle_timeout_s:g}s"},
+        common_http_protocol_options={
+            "idle_timeout": f"{config.idle_timeout_s:g}s",
+            **({"max_stream_duration": f"{config.max_request_s:g}s"} if config.max_request_s is not None else {}),
+        },
         local_reply_config=_local_replies(config, protocol),
         access_log=[_broken_requests(protocol)],
         **more,
