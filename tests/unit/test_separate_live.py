@@ -21,7 +21,7 @@ from themis_triton.daemon.reload import settings_change
 from themis_triton.decide.planner import Planner
 from themis_triton.decide.rules import build_rules
 from themis_triton.decide.state import PolicyInput, PolicyState
-from themis_triton.settings import problems
+from themis_triton.settings import load_settings, problems
 from themis_triton.sim.result import SimResult
 from themis_triton.sim.run import simulate
 from themis_triton.sim.setup import SimOptions
@@ -130,11 +130,21 @@ def test_a_stateful_stage_stays_on_its_one_server() -> None:
     assert target(decision).servers[f"{DETECTOR}-0"][DETECTOR].instances > 1
 
 
-def simulated(cfg: ThemisConfig) -> SimResult:
+def simulated(cfg: ThemisConfig, pipeline: str = "video", more_rps: float = 100.0) -> SimResult:
+    """5 requests/s for 90 s, and more from second 10 to 30; launched servers begin with one for each slot or stage."""
     rng = np.random.default_rng(1)
-    calm, more = np.cumsum(rng.exponential(1 / 5.0, 800)), 10.0 + np.cumsum(rng.exponential(1 / 100.0, 4000))
+    calm, more = np.cumsum(rng.exponential(1 / 5.0, 800)), 10.0 + np.cumsum(rng.exponential(1 / more_rps, 4000))
     arrivals = np.sort(np.concatenate([calm[calm < 90.0], more[more < 30.0]]))
-    return simulate(cfg, {"video": arrivals}, 90.0, SimOptions())
+    return simulate(cfg, {pipeline: arrivals}, 90.0, SimOptions(servers=() if pipeline == "nlp" else None, preroll_s=10.0))
+
+
+def nlp(slots: int) -> ThemisConfig:
+    """The shipped pipeline of three stages on a few slots."""
+    cfg = load_settings(SHIPPED)
+    assert cfg.launch is not None
+    (pipeline,) = [each for each in cfg.pipelines if each.name == "nlp"]
+    models = {stage: cfg.models[stage] for stage in pipeline.stages}
+    return replace(cfg, models=models, pipelines=(pipeline,), launch=replace(cfg.launch, slots=cfg.launch.slots[:slots]))
 
 
 def test_stages_are_scaled_by_themselves_in_tritons_world_and_no_request_fails() -> None:
@@ -150,6 +160,24 @@ def test_stages_are_scaled_by_themselves_in_tritons_world_and_no_request_fails()
     assert most[0] > most[1] >= 1
     assert min(map(min, holders)) == 1
     assert "servers 1+1" in sentence(run.ticks[-1])
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_stages_share_servers_where_slots_are_fewer_the_slowest_one_last(slots: int) -> None:
+    run = simulated(separate(nlp(slots)), "nlp", 8.0)
+    assert (run.failed, run.violations) == (0, 0.0)
+    first = [set(each.models) for each in run.ticks[-1].snapshot.servers]
+    assert sorted(map(len, first)) == ([3] if slots == 1 else [1, 2])
+    assert slots == 1 or {"nlp-translation"} in first
+
+
+def test_a_stage_whose_server_is_lost_is_loaded_into_another_one_where_no_slot_is_free() -> None:
+    cfg = separate(config(slots=2))
+    (decision,) = decisions(cfg, [holder(DETECTOR, 0), holder(DETECTOR, 1)], {"video": 10.0})
+    (sharing,) = [name for name, models in target(decision).servers.items() if CLASSIFIER in models]
+    assert f"{CLASSIFIER} of video is loaded into {sharing}: no slot is free for a server of its own" in [
+        c.sentence for c in decision.clamps
+    ]
 
 
 def test_the_placement_waits_for_a_restart() -> None:
@@ -169,13 +197,19 @@ def written(tmp_path: Path, *changes: tuple[str, str]) -> Path:
 
 
 SLOTS = "[cpu:0, cpu:1, cpu:2, cpu:3]"
+LARGE = "video-detector:\n    profile:\n"
+HUGE = (LARGE, f"{LARGE}      instance_memory: 3GiB\n")
+BIG = ("video-classifier:\n    profile:\n", "video-classifier:\n    profile:\n      instance_memory: 2GiB\n")
+SMALL = (SLOTS, "[{device: cpu:0, memory: 2GiB}, {device: cpu:1, memory: 2GiB}]")
+TIGHT = (SLOTS, "[{device: cpu:0, memory: 4GiB}]")
 ENOUGH = (SLOTS, "[cpu:0, cpu:1, cpu:2, cpu:3, cpu:4, cpu:5, cpu:6]")
 
 
 @pytest.mark.parametrize(
     ("changes", "key", "words"),
     [
-        ([], "launch.slots", "4 for 7 models with placement separate: expected at least one slot for each model"),
+        ([HUGE, SMALL], "launch.slots", "no slot has the 3,072 MiB that the fewest instances of video-detector need"),
+        ([HUGE, BIG, TIGHT], "launch.slots", "all slots have 4,096 MiB, and the fewest instances of all models need 5,120 MiB"),
         ([ENOUGH, ("  slots:", "  reach: [cpu:8]\n  slots:")], "launch.reach", "placement separate uses one device a server"),
         ([ENOUGH, ("separate}", "separate, max_servers: 2}")], "planning.max_servers", "expected at least 3"),
         (
@@ -196,6 +230,11 @@ def test_what_separate_servers_cannot_do_is_refused(changes: list[tuple[str, str
 
 
 def test_validate_says_what_it_means(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert validate_command(written(tmp_path), live=False, as_json=False) == 0
+    assert (
+        "4 launch slots for 7 models: a free slot goes first to a model that no server holds; 3 of them share a server"
+        in capsys.readouterr().out
+    )
     assert validate_command(written(tmp_path, ENOUGH), live=False, as_json=False) == 0
     shown = capsys.readouterr().out
     assert "planning.placement: each launched server holds one model; 7 launch slots for 7 models" in shown

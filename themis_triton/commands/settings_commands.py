@@ -202,8 +202,9 @@ def _separate_notes(config: ThemisConfig) -> Iterator[tuple[str, str]]:
     if planning.placement is Placement.SEPARATE and planning.throughput is ThroughputRule.INSTANCES and slots:
         models = len({stage for pipeline in config.pipelines for stage in pipeline.stages})
         shared = f"{slots} launch slot{'' if slots == 1 else 's'} for {models} model{'' if models == 1 else 's'}"
-        sentence = f"each launched server holds one model; {shared}: a free slot goes first to a model that no server holds"
-        yield "planning.placement", sentence
+        first = "a free slot goes first to a model that no server holds"
+        few = f"; {models - slots} of them share a server, as far as its memory allows" if slots < models else ""
+        yield "planning.placement", f"each launched server holds one model; {shared}: {first}{few}"
 
 
 def _summary(config: ThemisConfig) -> str:

@@ -85,13 +85,13 @@ def _shares(
     since_s = at_s if state.short_since_s is None or leaves else state.short_since_s
     allotted = _allotted(proposals, free) if rules.config.planning.placement is Placement.COLOCATED and len(proposals) > 1 else None
     granted, left, slots_left, shared = [], free, slots, _shared(proposals)
-    firsts = [sum(map(min, each.launches, _lacking(each.view))) for each in proposals] if allotted is None else [0] * len(proposals)
+    firsts = [sum(map(min, each.launches, each.view.lacking)) for each in proposals] if allotted is None else [0] * len(proposals)
     for p, each in enumerate(proposals):
         room = left if allotted is None else min(left, max(0, allotted[p] - _pooled(each.view, shared)))
         extend[p] = min(extend[p], each.view.begun + room)
         taken[p] = max(0, extend[p] - each.view.begun)
         kept = sum(firsts[p + 1 :])
-        granted.append(_in_turn(requested[p], min(room - taken[p], slots_left) - kept, _lacking(each.view)))
+        granted.append(_in_turn(requested[p], min(room - taken[p], slots_left) - kept, _firsts(each.view)))
         left -= taken[p] + sum(granted[-1])
         slots_left -= sum(granted[-1])
     backing_off = _slots_backing_off(policy_input, rules)
@@ -160,15 +160,16 @@ def _pooled(view: PipelineView, shared: frozenset[str]) -> int:
     return sum(place.removable and place.server.name not in shared for place in places)
 
 
-def _lacking(view: PipelineView) -> tuple[int, ...]:
-    """1 for each group without a server, even a coming one: without its first server, the next request would wait for a cold start."""
-    return tuple(int(not ready and not coming) for ready, coming in zip(view.ready, view.coming, strict=True))
+def _firsts(view: PipelineView) -> list[int]:
+    """The groups without a server, the slowest first: where slots are short, the others share servers."""
+    stages = [sum(view.problem.stages[s].surface.latency_ms[0, 0] for s in group.stages) for group in view.groups]
+    return sorted((g for g, lacks in enumerate(view.lacking) if lacks), key=lambda g: -stages[g])
 
 
-def _in_turn(requested: tuple[int, ...], room: int, lacking: tuple[int, ...]) -> tuple[int, ...]:
+def _in_turn(requested: tuple[int, ...], room: int, firsts: Sequence[int]) -> tuple[int, ...]:
     """Launches granted to each group while there is room: the first servers of those without any, then one each in turn."""
     granted = [0] * len(requested)
-    for g in [g for g, count in enumerate(requested) if lacking[g] and count][: max(0, room)]:
+    for g in [g for g in firsts if requested[g]][: max(0, room)]:
         granted[g], room = 1, room - 1
     while room > 0 and any(given < count for given, count in zip(granted, requested, strict=True)):
         for g, count in enumerate(requested):

@@ -41,7 +41,8 @@ class Joined:
     """The proposals, joined one by one into what each server is to run.
 
     `changed`: servers with devices, see `PolicyState`. `wanted`: the pipelines' models by server and device, where they are to stay.
-    `asked`: what the pipelines ask for so far at their ready places, by server, device and model. `housed`: pipelines that share a launch;
+    `asked`: what the pipelines ask for so far at their ready places, by server, device and model. `housed`: (pipeline, group)
+    pairs that share a launch;
     `hosts`: running servers into which others are loaded.
     """
 
@@ -54,7 +55,7 @@ class Joined:
     retire: list[str] = field(default_factory=list)
     wanted: dict[tuple[str, str], set[str]] = field(default_factory=dict)
     asked: dict[tuple[str, str, str], ModelState] = field(default_factory=dict)
-    housed: set[str] = field(default_factory=set)
+    housed: set[tuple[str, int]] = field(default_factory=set)
     hosts: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -116,60 +117,67 @@ class Joined:
                     self.devices.take_slot(slot)
 
     def share_launches(self, granted: Sequence[tuple[int, ...]]) -> list[Clamp]:
-        """Pipelines without any server, whose launch was not granted, join the launch with the fewest instances that has memory."""
+        """Groups without any server, whose launch was not granted, join the launch with the least work that has memory."""
         shared: list[Clamp] = []
-        for each in self._left_without(granted):
-            (models,), view = each.result.proposal.launch_models, each.view
-            for slot in sorted(self.launch, key=lambda slot: sum(state.instances for state in self.launch[slot].values())):
+        for each, group in self._left_without(granted):
+            models = each.result.proposal.launch_models[group]
+            for slot in sorted(self.launch, key=lambda slot: self._work(self.launch[slot], each)):
                 both = {name: _larger(state, models[name]) for name, state in self.launch[slot].items() if name in models}
                 together = self.devices.on_slot(slot, {**models, **self.launch[slot], **both})
                 if together is not None:
                     self.launch[slot] = together
-                    self.housed.add(view.pipeline.name)
-                    sentence = f"{view.pipeline.name} shares the server that is launched on {slot}: no slot is free for one of its own"
+                    self.housed.add((each.view.pipeline.name, group))
+                    sentence = (
+                        f"{_group_name(each.view, group)} shares the server that is launched on {slot}: no slot is free for one of its own"
+                    )
                     shared.append(Clamp(ClampKind.DEVICES, sentence))
                     break
         return shared
 
     def share_running(self, granted: Sequence[tuple[int, ...]]) -> list[Clamp]:
-        """Pipelines that are still without any server are loaded into a launched one that runs and has memory.
+        """Groups that are still without any server are loaded into a launched one that runs and has memory.
 
-        One that holds some of their models already comes first, then that with the fewest instances. An ensemble follows once its members
+        One that holds some of their models already comes first, then that with the least work. An ensemble follows once its members
         are there (`Repairs`). A server where a load of theirs has failed is left out until its back-off ends, so that another one gets
         them.
         """
         shared: list[Clamp] = []
-        for each in self._left_without(granted):
-            (models,), view = each.result.proposal.launch_models, each.view
-            for server in sorted(self._hosts(), key=lambda server: (-len(models.keys() & server.models), self._instances(server))):
+        for each, group in self._left_without(granted):
+            models, entry = each.result.proposal.launch_models[group], each.view.pipeline.entry
+            hosts = sorted(self._hosts(), key=lambda host: (-len(models.keys() & host.models), self._work(self.servers[host.name], each)))
+            for server in hosts:
                 lacking = {name: state for name, state in models.items() if name not in self.servers[server.name]}
-                if any(f"{server.name}/{name}" in self.snapshot.backing_off for name in (*lacking, view.pipeline.entry)):
+                if any(f"{server.name}/{name}" in self.snapshot.backing_off for name in (*lacking, entry)):
                     continue
                 fitting = self.devices.beside(server, self.servers[server.name], lacking)
                 if fitting is not None:
                     self.servers[server.name] |= {name: server.placed(state) for name, state in fitting.items()}
                     self.hosts.add(server.name)
-                    sentence = f"{view.pipeline.name} is loaded into {server.name}: no slot is free for a server of its own"
+                    sentence = f"{_group_name(each.view, group)} is loaded into {server.name}: no slot is free for a server of its own"
                     shared.append(Clamp(ClampKind.DEVICES, sentence))
                     break
         return shared
 
-    def _left_without(self, granted: Sequence[tuple[int, ...]]) -> list[PipelineProposal]:
-        """The pipelines that ask for a first server and get none, the weightiest first."""
+    def _left_without(self, granted: Sequence[tuple[int, ...]]) -> list[tuple[PipelineProposal, int]]:
+        """The groups that ask for a first server and get none, those of the weightiest pipelines first."""
         without = [
-            each
+            (each, group)
             for each, count in zip(self.proposals, granted, strict=True)
-            if each.requested and not sum(count) and len(each.view.groups) == 1 and not any((*each.view.ready, *each.view.coming))
+            for group, first in enumerate(each.view.lacking)
+            if first and each.launches[group] and not count[group] and (each.view.pipeline.name, group) not in self.housed
         ]
-        return sorted((e for e in without if e.view.pipeline.name not in self.housed), key=lambda each: -each.view.pipeline.weight)
+        return sorted(without, key=lambda pair: -pair[0].view.pipeline.weight)
 
     def _hosts(self) -> list[Server]:
         """Servers that Themis launched, which serve and take changes now."""
         taken = self.snapshot.busy | set(self.snapshot.backing_off)
         return [s for s in self.snapshot.servers if s.launched and s.phase is Phase.SERVING and s.name not in taken]
 
-    def _instances(self, server: Server) -> int:
-        return sum(state.instances for state in self.servers[server.name].values())
+    def _work(self, models: Models, each: PipelineProposal) -> tuple[int, float]:
+        """What a server has to do: its instances, and how long a request of each takes."""
+        profiles = each.view.rules.config.models
+        times_ms = [profiles[name].profile.table.latency_ms[0][0] for name in models if name in profiles]
+        return sum(state.instances for state in models.values()), sum(times_ms)
 
     def give_up(self, names: Sequence[tuple[str, ...]]) -> None:
         """Retire servers that no other pipeline keeps, and note where models are to stay; `names`: places by pipeline."""
@@ -210,6 +218,12 @@ class Joined:
     def present_changes(self) -> frozenset[tuple[str, str]]:
         """The changed places of servers that exist."""
         return frozenset(key for key in self.changed if key[0] in self.servers)
+
+
+def _group_name(view: PipelineView, group: int) -> str:
+    """The pipeline, or its stage where these are separate."""
+    name = view.pipeline.name
+    return name if len(view.groups) == 1 else f"{', '.join(view.groups[group].names)} of {name}"
 
 
 def _larger(one: ModelState, other: ModelState) -> ModelState:

@@ -71,14 +71,16 @@ class Rules:
     def max_servers(self) -> int:
         """Servers, or places of servers, that plans may use: as configured, else as many as the devices may hold.
 
-        An adopted server may hold several stages that are separate, and counts once for each.
+        A server may hold several stages that are separate, because it was adopted or slots are few, and counts once for each.
         """
         config = self.config
         if config.planning.max_servers is not None:
             return config.planning.max_servers
-        further = max((len(pipeline.stages) for pipeline in config.pipelines), default=1) - 1
-        again = further * len(config.servers) if config.planning.placement is Placement.SEPARATE else 0
-        return max(1, sum(map(config.places_on, config.devices)) + again)
+        places = sum(map(config.places_on, config.devices))
+        if config.planning.placement is Placement.COLOCATED:
+            return max(1, places)
+        longest = max((len(pipeline.stages) for pipeline in config.pipelines), default=1)
+        return max(longest, places + (longest - 1) * len(config.servers))
 
     def called(self, pipeline: str, per_request: tuple[float, ...]) -> Rules:
         """The rules with so many requests of each stage per request of a pipeline."""

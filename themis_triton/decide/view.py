@@ -92,6 +92,11 @@ class PipelineView:
         """Coming places a group."""
         return tuple(len(group.coming) for group in self.groups)
 
+    @cached_property
+    def lacking(self) -> tuple[bool, ...]:
+        """Whether a group has no place, not even a coming one: without its first server, the next request would wait for a cold start."""
+        return tuple(not ready and not coming for ready, coming in zip(self.ready, self.coming, strict=True))
+
     def without(self, retire: tuple[str, ...]) -> tuple[int, ...]:
         """Ready places a group without those to give up."""
         return tuple(sum(place.name not in retire for place in group.ready) for group in self.groups)

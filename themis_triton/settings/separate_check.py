@@ -11,6 +11,7 @@ from themis_triton.settings.problem import Problem
 from themis_triton.settings.source import KeyPath
 
 _PLACEMENT: KeyPath = ("planning", "placement")
+_MIB = 2**20
 
 
 def check_separate(loaded: Loaded) -> Iterator[Problem]:
@@ -21,6 +22,7 @@ def check_separate(loaded: Loaded) -> Iterator[Problem]:
     yield from _calls_inside(loaded)
     yield from _further_devices(loaded)
     yield from _too_few(loaded, planning.max_servers)
+    yield from _memory(loaded)
 
 
 def _calls_inside(loaded: Loaded) -> Iterator[Problem]:
@@ -46,13 +48,24 @@ def _further_devices(loaded: Loaded) -> Iterator[Problem]:
 
 
 def _too_few(loaded: Loaded, max_servers: int | None) -> Iterator[Problem]:
-    """Each stage needs a server of its own; what adopted servers hold is not known here."""
-    stages = {stage for pipeline in loaded.pipelines.values() for stage in pipeline.chain}
-    if loaded.launch is not None and not loaded.section("servers") and len(loaded.launch.slots) < len(stages):
-        fault = f"{len(loaded.launch.slots)} for {len(stages)} models with placement separate"
-        expected = "at least one slot for each model, because each server holds one model"
-        yield loaded.source.problem(("launch", "slots"), fault, expected, "add slots, or set `planning.placement: colocated`")
     longest = max((len(pipeline.chain) for pipeline in loaded.pipelines.values()), default=0)
     if loaded.launch is not None and max_servers is not None and max_servers < longest:
         expected = f"at least {longest}, one server for each stage of the longest pipeline"
         yield loaded.source.problem(("planning", "max_servers"), None, expected, "raise it, or set `planning.placement: colocated`")
+
+
+def _memory(loaded: Loaded) -> Iterator[Problem]:
+    """The fewest instances of each model fit on a slot, and those of all on all slots. What adopted servers hold is not known here."""
+    limits = [slot.memory for slot in loaded.launch.slots] if loaded.launch is not None and not loaded.section("servers") else []
+    known = [int(limit) / _MIB for limit in limits if limit is not None]
+    stages = {stage for pipeline in loaded.pipelines.values() for stage in pipeline.chain}
+    needed = {name: m.instances.min * int(m.profile.instance_memory) / _MIB for name, m in loaded.models.items() if name in stages}
+    if not known or len(known) < len(limits) or not needed:
+        return
+    largest, fix = max(needed, key=lambda name: needed[name]), "give slots more memory, or add slots"
+    if needed[largest] > max(known):
+        fault = f"no slot has the {needed[largest]:,.0f} MiB that the fewest instances of {largest} need"
+        yield loaded.source.problem(("launch", "slots"), fault, "a slot with as much memory", fix)
+    elif sum(needed.values()) > sum(known):
+        fault = f"all slots have {sum(known):,.0f} MiB, and the fewest instances of all models need {sum(needed.values()):,.0f} MiB"
+        yield loaded.source.problem(("launch", "slots"), fault, "as much memory", fix)
