@@ -46,6 +46,12 @@ class ModelState:
         """What only a reload changes."""
         return self.max_batch, self.max_queue_delay_us
 
+    def batched_as(self, other: ModelState) -> ModelState:
+        """The same with the batching of another state."""
+        if self.batching == other.batching:
+            return self
+        return ModelState(self.instances, *other.batching, self.spread, joint=self.joint)
+
     def renews_all(self, before: ModelState) -> bool:
         """Whether the change from another state makes all instances anew beside the old ones: double memory, the price of a reload.
 
@@ -55,17 +61,28 @@ class ModelState:
 
     def on(self, device: str) -> int:
         """The instances on one device; on a server with one device, all of them."""
-        return dict(self.spread).get(device, 0) if self.spread else self.instances
+        if not self.spread:
+            return self.instances
+        for name, count in self.spread:
+            if name == device:
+                return count
+        return 0
 
     def spread_over(self, counts: Mapping[str, int]) -> ModelState:
         """The same with these instances by device."""
-        spread = tuple((device, count) for device, count in sorted(counts.items()) if count > 0)
+        spread = tuple([entry for entry in sorted(counts.items()) if entry[1] > 0])
         return ModelState(sum([count for _, count in spread]), *self.batching, spread, joint=self.joint)
 
     @property
     def by_device(self) -> dict[str, int]:
         """The instances on each device; the device of a server that has just one is ""."""
         return dict(self.spread) if self.spread else {"": self.instances}
+
+    def grows_from(self, before: ModelState) -> bool:
+        """Whether it has more instances than another state on any device."""
+        if self.spread == before.spread:
+            return not self.spread and self.instances > before.instances
+        return bool(self.added(before))
 
     def added(self, before: ModelState) -> dict[str, int]:
         """Instances beyond those of another state, by device."""
@@ -80,7 +97,11 @@ class ModelState:
         """The same with these instances by device, as `by_device` names them."""
         if "" not in counts:
             return self.spread_over(counts)
-        return ModelState(counts[""], self.max_batch, self.max_queue_delay_us, joint=self.joint)
+        return self.at_home(counts[""])
+
+    def at_home(self, instances: int) -> ModelState:
+        """The same with so many instances, which are not spread."""
+        return ModelState(instances, self.max_batch, self.max_queue_delay_us, joint=self.joint)
 
     def plus(self, added: Mapping[str, int]) -> ModelState:
         """The same with so many more (or fewer) instances on each device."""
@@ -157,7 +178,7 @@ class Server:
     def placed(self, state: ModelState) -> ModelState:
         """A state as this server can have it: without a spread all instances are at home, and only a server with a reach has one."""
         if not self.reach:
-            return replace(state, spread=())
+            return state.at_home(state.instances) if state.spread else state
         return state if state.spread else state.spread_over({self.device: state.instances})
 
     @property
@@ -230,23 +251,25 @@ def places_of(server: Server, models: Sequence[str]) -> tuple[Place, ...]:
 
 
 def _models_on(server: Server, device: str) -> Models:
-    return {name: replace(state, instances=state.on(device), spread=()) for name, state in server.models.items()}
+    return {name: state.at_home(state.on(device)) for name, state in server.models.items()}
 
 
 def with_place(models: Models, place: Place, states: Models) -> Models:
     """A server's models with other states at one of its places; the batching of a state is then that of the whole server."""
     changed = dict(models)
     for name, state in states.items():
-        if not place.device and not models[name].spread:  # most servers have one device
-            if (state.instances, state.batching) != (models[name].instances, models[name].batching):
-                changed[name] = ModelState(state.instances, *state.batching, joint=models[name].joint)
+        now = models[name]
+        if not place.device and not now.spread:  # most servers have one device
+            if (state.instances, state.batching) != (now.instances, now.batching):
+                changed[name] = ModelState(state.instances, *state.batching, joint=now.joint)
             continue
-        counts = models[name].by_device
+        counts = now.by_device
         if not place.device:  # what changes of a whole server does so where it has the most instances
             most = max(counts, key=lambda device: counts[device])
-            counts[most] = max(0, counts[most] + state.instances - models[name].instances)
+            counts[most] = max(0, counts[most] + state.instances - now.instances)
+        elif now.spread and (now.on(place.device), now.batching) == (state.instances, state.batching):
+            continue
         else:
             counts[place.device] = state.instances
-        batching = replace(models[name], max_batch=state.max_batch, max_queue_delay_us=state.max_queue_delay_us)
-        changed[name] = batching.with_counts(counts)
+        changed[name] = now.batched_as(state).with_counts(counts)
     return changed

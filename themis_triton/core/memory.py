@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 Value = TypeVar("Value")
+_MISSING = object()
 
 
 class Memory(Generic[Value]):
@@ -18,9 +19,10 @@ class Memory(Generic[Value]):
 
     def get(self, key: Hashable, build: Callable[[], Value]) -> Value:
         """The value of a key, built when it is not there."""
-        if key in self._values:
+        kept = self._values.get(key, _MISSING)  # long keys: each look-up counts
+        if kept is not _MISSING:
             self._values.move_to_end(key)
-            return self._values[key]
+            return cast("Value", kept)
         value = self._values[key] = build()
         while len(self._values) > self._size:
             self._values.popitem(last=False)

@@ -118,7 +118,7 @@ class OpenCall:
     @property
     def grows(self) -> bool:
         """Whether it adds instances."""
-        return bool(self.after.added(self.before))
+        return self.after.grows_from(self.before)
 
     @property
     def renews_all(self) -> bool:

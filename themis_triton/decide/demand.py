@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from themis_triton.core.estimate import PipelineEstimate
 from themis_triton.core.policy import ForecastName, PolicyConfig
 from themis_triton.forecast.forecast import Forecaster
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
+class Demand(NamedTuple):
     """An arrival rate, extra capacity beyond it (requests/s), the index of dispersion, and the headroom for random fluctuation.
 
     `sigmas`: headroom in standard deviations of the arrivals in one second. `other_rps`: what reaches each stage besides; empty: nothing.

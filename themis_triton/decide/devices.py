@@ -165,7 +165,8 @@ class FreeDevices:
 
 def waits(call: OpenCall, snapshot: Snapshot, config: ThemisConfig) -> bool:
     """Whether a growth takes longer than an initialisation, because requests wait."""
-    return call.grows and snapshot.at_s - call.since_s > config.models[call.model].profile.instance_init_s + config.policy.tick_s
+    lasts = snapshot.at_s - call.since_s > config.models[call.model].profile.instance_init_s + config.policy.tick_s
+    return lasts and call.grows
 
 
 def _partly(offer: tuple[Server, str], models: Sequence[str]) -> bool:

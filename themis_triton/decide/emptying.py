@@ -48,7 +48,7 @@ def _calls_to_free(view: PipelineView, target: Target, policy_input: PolicyInput
 
 def _will_be_late(view: PipelineView, waiting: float, completed_rps: float) -> bool:
     """Whether requests will wait for longer than the SLO with the instances that run or start. What is completed shows the capacity."""
-    capacity_rps = max(completed_rps, view.committed_rps(view.instances_now))
+    capacity_rps = max(completed_rps, view.committed_now_rps)
     if capacity_rps <= 0.0:
         return waiting > 0.0
     horizon_s = HORIZON_FACTOR * (waiting / capacity_rps + view.rules.init_s(view.pipeline))

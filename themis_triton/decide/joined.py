@@ -64,11 +64,11 @@ class Joined:
 
     def leave(self, pairs: leaving.Pairs, rules: Rules) -> None:
         """Keep the fewest instances of models where no requests go any more."""
-        wholes = {server.name: Place(server, "", server.models) for server in self.snapshot.servers}
+        wholes = {server.name: Place(server, "", server.models) for server in self.snapshot.servers} if pairs else {}
         for server, model in pairs:
             state = self.servers[server][model]
             fewest = min(state.instances, rules.config.models[model].min_instances)
-            self.servers[server] = with_place(self.servers[server], wholes[server], {model: replace(state, instances=fewest, spread=())})
+            self.servers[server] = with_place(self.servers[server], wholes[server], {model: state.at_home(fewest)})
 
     def resize(self, each: PipelineProposal) -> None:
         """Set the counts at the pipeline's ready places, and complete those that are being added to running servers.
@@ -83,29 +83,35 @@ class Joined:
                     if name in group.names
                 }
                 self.servers[place.server.name] = with_place(self.servers[place.server.name], place, states)
-            for place in group.coming:
-                if place.extra and len(each.view.groups) == 1:
-                    self._add_place(place, each)
+            added: dict[str, list[str]] = {}
+            for place in group.coming if len(each.view.groups) == 1 else ():
+                if place.extra:
+                    added.setdefault(place.server.name, []).append(place.device)
+            for server, devices in added.items():
+                self._add_places(server, devices, each)
 
     def _agreed(self, place: Place, model: str, state: ModelState) -> ModelState:
         key = (place.server.name, place.device, model)
         self.asked[key] = _larger(self.asked[key], state) if key in self.asked else state
         return self.asked[key]
 
-    def _add_place(self, place: Place, each: PipelineProposal) -> None:
-        """Give a place what it lacks of the pipeline, with the batching that the server has."""
-        now, (models,) = self.servers[place.server.name], each.result.proposal.launch_models
-        lacking = {name: state for name, state in models.items() if not now[name].on(place.device)}
-        states = {name: replace(now[name], instances=state.instances, spread=()) for name, state in lacking.items()}
-        self.servers[place.server.name] = with_place(now, place, self.devices.fitting(place.device, states))
-        self.wanted.setdefault((place.server.name, place.device), set()).update(models)
-        self.changed |= {(place.server.name, place.device)}
+    def _add_places(self, server: str, devices: Sequence[str], each: PipelineProposal) -> None:
+        """Give a server's devices what they lack of the pipeline, with the batching that the server has."""
+        now, (models,) = self.servers[server], each.result.proposal.launch_models
+        counts: dict[str, dict[str, int]] = {}
+        for device in devices:
+            lacking = {name: state for name, state in models.items() if not now[name].on(device)}
+            for name, state in self.devices.fitting(device, lacking).items():
+                counts.setdefault(name, now[name].by_device)[device] = state.instances
+            self.wanted.setdefault((server, device), set()).update(models)
+        self.servers[server] = now | {name: now[name].with_counts(by_device) for name, by_device in counts.items()}
+        self.changed |= {(server, device) for device in devices}
 
     def extend(self, each: PipelineProposal, count: int) -> None:
         """Add places to running servers."""
         for group in each.view.groups if count else ():
             for server, device in self.devices.extensions(group.ready, group.names, count):
-                self._add_place(Place(server, device, {}), each)
+                self._add_places(server.name, (device,), each)
                 self.devices.take(device, server.name)
 
     def launch_servers(self, each: PipelineProposal, granted: Sequence[int]) -> None:
@@ -212,7 +218,7 @@ class Joined:
             return  # what is there is needed there, or may be half of a change under way
         now, wanted = self.servers[server.name], self.wanted.get((server.name, device), set())
         stages = {stage for each in self.proposals for stage in each.view.pipeline.stages} - wanted
-        gone = {name: replace(state, instances=0, spread=()) for name, state in now.items() if name in stages and state.on(device)}
+        gone = {name: state.at_home(0) for name, state in now.items() if name in stages and state.on(device)}
         self.servers[server.name] = with_place(now, Place(server, device, {}), gone)
 
     def present_changes(self) -> frozenset[tuple[str, str]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
 
 from themis_triton.core.config import Placement
 from themis_triton.core.memory import Memory
@@ -41,8 +41,7 @@ FINE_RPS, FINE_FRACTION = 0.5, 0.01
 BUSY_EXACT = 16
 
 
-@dataclass(frozen=True, slots=True)
-class PlanQuery:
+class PlanQuery(NamedTuple):
     """A demand on a pipeline; `batch_caps` None: any batch of the settings. `free_instances`: only servers have a price.
 
     `min_servers` stay whatever the plan, because they were adopted. `extra_places` of the places share the queue of one of `processes`
@@ -96,7 +95,7 @@ class Planner:
 
     def fewest(self, query: PlanQuery) -> tuple[int, ...] | None:
         """The fewest servers a stage, by their price alone, with as many instances as they may run; None where no plan holds."""
-        query = replace(_rounded(query), free_instances=True)
+        query = _rounded(query)._replace(free_instances=True)
         return self.remembered(("fewest", query), lambda: fewest_servers(self._problem(query), batches=_batches(query)))
 
     def vertical(self, query: PlanQuery, servers: tuple[int, ...], min_instances: tuple[int, ...] | None = None) -> VerticalPlan:
@@ -130,10 +129,12 @@ class Planner:
 
     def meets_slo_alone(self, pipeline: str, busy_elsewhere: int) -> bool:
         """Whether a lone request of a pipeline meets the SLO on a device on which so many instances of others are busy."""
-        query = _rounded(PlanQuery(pipeline, Demand(0.0, 0.0, 1.0, 0.0), None, busy_elsewhere))
-        return self.remembered(
-            ("alone", query), lambda: find_vertical(self._problem(query), _counts(self._problem(query), (1,))) is not None
-        )
+        busy = _rounded_busy(busy_elsewhere)
+        return self.remembered(("alone", pipeline, busy), lambda: self._solve_alone(pipeline, busy))
+
+    def _solve_alone(self, pipeline: str, busy_elsewhere: int) -> bool:
+        problem = self._problem(PlanQuery(pipeline, Demand(0.0, 0.0, 1.0, 0.0), None, busy_elsewhere))
+        return find_vertical(problem, _counts(problem, (1,))) is not None
 
     def _solve_carried(self, query: PlanQuery, servers: tuple[int, ...], instances: tuple[int, ...]) -> float:
         problem = self._problem(query)
@@ -150,7 +151,7 @@ class Planner:
             return VerticalPlan(plan, feasible=True, largest_demand_rps=problem.demand_rps)
         missing, by_stage = servers_missing(problem, counts, min_instances=min_instances, batches=batches)
         # Headroom for a backlog must not hide how much can be carried: a backlog drains fastest at the greatest capacity.
-        unbounded = replace(query, demand=replace(query.demand, rate_rps=CAPACITY_LIMIT_RPS, extra_rps=0.0, sigmas=0.0))
+        unbounded = query._replace(demand=query.demand._replace(rate_rps=CAPACITY_LIMIT_RPS, extra_rps=0.0, sigmas=0.0))
         plan, largest = self._strongest(unbounded, servers, min_instances)
         if largest < 1.0:
             late = find_vertical_late(problem, counts, SLO_FACTORS, min_instances=min_instances, batches=batches)
@@ -158,19 +159,16 @@ class Planner:
         return VerticalPlan(plan, False, max(0.0, largest), missing, by_stage)
 
     def _strongest(self, query: PlanQuery, servers: tuple[int, ...], min_instances: tuple[int, ...] | None) -> tuple[ChainPlan, float]:
-        problem, batches = self._problem(query), _batches(query)
-        counts = _counts(problem, servers)
         return self.remembered(
             ("strongest", query, servers, min_instances),
-            lambda: _greatest(problem, counts, min_instances, batches),
+            lambda: _greatest(self._problem(query), servers, min_instances, _batches(query)),
         )
 
     def _anyhow(self, query: PlanQuery, servers: tuple[int, ...], min_instances: tuple[int, ...] | None) -> ChainPlan:
         """The counts of the greatest throughput, whatever the times: requests that are late anyway must not also queue without end."""
-        problem, batches = replace(self._problem(query), slo_ms=ANY_SLO_MS), _batches(query)
         return self.remembered(
             ("anyhow", query, servers, min_instances),
-            lambda: _greatest(problem, _counts(problem, servers), min_instances, batches)[0],
+            lambda: _greatest(replace(self._problem(query), slo_ms=ANY_SLO_MS), servers, min_instances, _batches(query))[0],
         )
 
     def _solve_migration(self, query: PlanQuery, now: tuple[ServerAssignment, ...], reachable: int) -> Migration:
@@ -198,9 +196,10 @@ class Planner:
 
 
 def _greatest(
-    problem: ChainProblem, counts: int | list[int], min_instances: tuple[int, ...] | None, batches: list[range] | None
+    problem: ChainProblem, servers: tuple[int, ...], min_instances: tuple[int, ...] | None, batches: list[range] | None
 ) -> tuple[ChainPlan, float]:
     """The plan of the largest rate up to the demand, and that rate; among a few requests/s fractions tell counts apart."""
+    counts = _counts(problem, servers)
     largest = strongest_vertical(problem, counts, min_instances=min_instances, batches=batches)
     return finer_vertical(problem, counts, largest, min_instances=min_instances, batches=batches)
 
@@ -219,8 +218,7 @@ def _rounded(query: PlanQuery) -> PlanQuery:
     if demand.exact:
         return query
     dispersion = math.ceil(demand.dispersion / DISPERSION_STEP - 1e-9) * DISPERSION_STEP
-    return replace(
-        query,
+    return query._replace(
         busy_elsewhere=_rounded_busy(query.busy_elsewhere),
         demand=Demand(
             rounded_up_rps(demand.rate_rps),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import attrgetter, itemgetter
@@ -12,7 +12,7 @@ from operator import attrgetter, itemgetter
 from themis_triton.core.config import PipelineConfig, Placement
 from themis_triton.core.estimate import Estimate
 from themis_triton.core.fleet import Phase, Place, Server, places_of
-from themis_triton.core.observation import Snapshot
+from themis_triton.core.observation import OpenCall, Snapshot
 from themis_triton.core.routes import RouteLimit
 from themis_triton.decide.slow_target import Circumstances, SlowTarget
 
@@ -46,23 +46,36 @@ class PolicyInput:
 
         A model of which nothing is known counts with all of its instances.
         """
-        others = _others(place, stages)
-        if not others:
-            return 0
-        known, models, unknown, mean = self.busy.get(place.server.name, {}), place.server.models, 0, 0.0
-        for name, count in others.items():
-            if name in known:  # the server's counters do not tell its devices apart
-                mean += known[name] * count / max(1, models[name].instances)
+        busy, models, known, unknown, mean = self.busy.get(place.server.name, {}), place.server.models, 0, 0, 0.0
+        for name, state in place.models.items():
+            count = state.instances
+            if name in stages or not count:
+                continue
+            if name in busy:  # the server's counters do not tell its devices apart
+                known += count
+                mean += busy[name] * count / max(1, models[name].instances)
             else:
                 unknown += count
-        return unknown + min(math.ceil(mean + math.sqrt(mean)), sum(others.values()) - unknown)
+        return unknown + min(math.ceil(mean + math.sqrt(mean)), known)
 
     def knows_busy(self, place: Place, stages: Sequence[str]) -> bool:
         """Whether it is known how busy the other models of a place are."""
-        return _others(place, stages).keys() <= self.busy.get(place.server.name, {}).keys()
+        busy = self.busy.get(place.server.name, {})
+        return all(name in busy or name in stages or not state.instances for name, state in place.models.items())
 
     def groups(self, pipeline: PipelineConfig, placement: Placement) -> tuple[Group, ...]:
         """The chain's groups with the places that hold all stages of each."""
+        key = (pipeline.stages, pipeline.entry, placement)
+        if key not in self._groups:
+            self._groups[key] = self._find_groups(pipeline, placement)
+        return self._groups[key]
+
+    @cached_property
+    def _groups(self) -> dict[Hashable, tuple[Group, ...]]:
+        """The groups that have been asked for."""
+        return {}
+
+    def _find_groups(self, pipeline: PipelineConfig, placement: Placement) -> tuple[Group, ...]:
         every = tuple(range(len(pipeline.stages)))
         parts = [every] if placement is Placement.COLOCATED else [(stage,) for stage in every]
         return tuple(self._group(tuple(pipeline.stages[s] for s in part), part, pipeline.entry) for part in parts)
@@ -89,6 +102,14 @@ class PolicyInput:
                 holders.setdefault(model, []).append(server)
         return holders
 
+    @cached_property
+    def _open_calls(self) -> Mapping[str, Sequence[OpenCall]]:
+        """The open calls of each server."""
+        calls: dict[str, list[OpenCall]] = {}
+        for call in self.snapshot.open_calls:
+            calls.setdefault(call.server, []).append(call)
+        return calls
+
     def _is_loading(self, server: Server, models: Sequence[str], entry: str | None) -> bool:
         """Whether the models that a serving server lacks are all being loaded; a launched one that lacks the entry alone gets it next."""
         missing = [model for model in models if model not in server.models]
@@ -101,14 +122,9 @@ class PolicyInput:
     def _extending(self, server: Server, places: tuple[Place, ...], names: tuple[str, ...]) -> list[Place]:
         """The places that open calls are adding to a server."""
         ready = {place.device for place in places}
-        calls = [call for call in self.snapshot.open_calls if call.server == server.name and call.model in names]
+        calls = [call for call in self._open_calls.get(server.name, ()) if call.model in names]
         added = dict.fromkeys(device for call in calls for device in call.after.added(call.before) if not call.before.on(device))
         return [Place(server, device, {}, extra=True) for device in added if device not in ready]
-
-
-def _others(place: Place, stages: Sequence[str]) -> dict[str, int]:
-    """Instances of the other models of a place."""
-    return {name: state.instances for name, state in place.models.items() if name not in stages and state.instances}
 
 
 def _takes_calls(server: Server, models: Sequence[str]) -> bool:

@@ -160,7 +160,7 @@ def _standby_s(view: PipelineView) -> float:
 def _survivors(view: PipelineView, fast: Demand, instances: tuple[int, ...], retire: tuple[str, ...]) -> tuple[int, ...]:
     """Instances with which the remaining servers carry the load: they grow before a server retires."""
     largest_rps = max(fast.total_rps, survivor_demand(view.estimate, view.rules.config.policy).total_rps)
-    plan = view.in_place(replace(fast, rate_rps=largest_rps, extra_rps=0.0), view.without(retire))
+    plan = view.in_place(fast._replace(rate_rps=largest_rps, extra_rps=0.0), view.without(retire))
     return tuple(map(max, instances, instances_of(plan.stages)))
 
 

@@ -49,10 +49,10 @@ def slow_target(view: PipelineView, fast: Demand, slow: Demand, at_launch: Deman
         migration = view.migration(slow)
         plan = migration.plan
     desired = view.servers_of(plan.stages) if plan.feasible else view.most_servers(slow)
-    surge = replace(slow, rate_rps=slow.rate_rps * view.rules.config.policy.scale_up.burst_headroom_factor)
+    surge = slow._replace(rate_rps=slow.rate_rps * view.rules.config.policy.scale_up.burst_headroom_factor)
     rises = _places_short(view, fast, at_launch)
     if rises and view.reachable:
-        surge = replace(surge, rate_rps=max(surge.rate_rps, fast.rate_rps * view.rules.config.policy.scale_up.burst_headroom_factor))
+        surge = surge._replace(rate_rps=max(surge.rate_rps, fast.rate_rps * view.rules.config.policy.scale_up.burst_headroom_factor))
     later = 0 if rises else view.reachable
     reserve = view.fewest_servers(surge)
     desired = _larger(desired, _larger(tuple(max(1, count - later) for count in reserve), view.fewest_servers(at_launch)))
@@ -74,7 +74,7 @@ def _beyond_open_calls(view: PipelineView, now: VerticalTarget | None, at_launch
     drains = spare_rps > 0.0 and backlog_of(view.estimate, view.rules.config.policy) <= spare_rps * view.rules.launch_s(view.pipeline)
     if missing_rps <= 0.0 or drains:
         return (0,) * len(view.groups)
-    return tuple(map(add, view.ready, view.fewest_servers(replace(at_launch, rate_rps=missing_rps, extra_rps=0.0, sigmas=0.0))))
+    return tuple(map(add, view.ready, view.fewest_servers(at_launch._replace(rate_rps=missing_rps, extra_rps=0.0, sigmas=0.0))))
 
 
 def _moves(view: PipelineView, plan: ChainPlan) -> bool:

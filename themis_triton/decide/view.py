@@ -168,7 +168,7 @@ class PipelineView:
         """The plan with the cheapest migration from the present fleet, itself included; co-located chains only."""
         now = tuple(assignment_of(place, self.pipeline.stages, self.rules.config) for place in by_retirement(self.groups[0].ready))
         kept = sum(not place.removable for place in self.groups[0].ready)
-        return self.planner.migration(replace(self._query(demand, reload=True), min_servers=max(1, kept)), now, self.reachable)
+        return self.planner.migration(self._query(demand, reload=True)._replace(min_servers=max(1, kept)), now, self.reachable)
 
     def servers_of(self, stages: Sequence[StageSize]) -> tuple[int, ...]:
         """The stages' servers a group."""
@@ -199,6 +199,11 @@ class PipelineView:
             return self.planner.carried(query, self.ready, self.instances_now)
         return self._carried([tuple(place.models[stage].instances for stage in self.pipeline.stages) for place in self.groups[0].ready])
 
+    @cached_property
+    def committed_now_rps(self) -> float:
+        """The rate that co-located servers carry with the counts of open calls, and the present ones of models without any."""
+        return self.committed_rps(self.instances_now)
+
     def committed_rps(self, planned: tuple[int, ...]) -> float:
         """The rate that co-located servers carry with the counts of open calls, and the planned ones of models without any."""
         after = {(call.server, call.model): call.after for call in self.open_calls}
@@ -217,15 +222,16 @@ class PipelineView:
         servers: dict[str, list[tuple[int, ...]]] = {}
         for place, instances in zip(self.groups[0].ready, counts, strict=True):
             servers.setdefault(place.server.name, []).append(instances)
-        return sum(self._carried_by_server(own, totals) for own in servers.values())
+        each = {own: self._carried_by_server(own, totals) for own in dict.fromkeys(map(tuple, servers.values()))}
+        return sum(each[tuple(own)] for own in servers.values())
 
-    def _carried_by_server(self, counts: list[tuple[int, ...]], totals: Sequence[int]) -> float:
+    def _carried_by_server(self, counts: Sequence[tuple[int, ...]], totals: Sequence[int]) -> float:
         """What one server's places carry: its instances of a stage have one queue, so that it counts how many each place has on average."""
         places = len(counts)
         mean = tuple(sum(column) // places for column in zip(*counts, strict=True))
         if min(mean) == 0:
             return 0.0
-        query = replace(self._capacity_query(places, mean, totals), processes=1 if places > 1 else 0, extra_places=places - 1)
+        query = self._capacity_query(places, mean, totals)._replace(processes=1 if places > 1 else 0, extra_places=places - 1)
         return max(0.0, self.planner.carried(query, (places,), mean))
 
     def _capacity_query(self, places: int, instances: tuple[int, ...], totals: Sequence[int]) -> PlanQuery:

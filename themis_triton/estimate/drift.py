@@ -51,6 +51,9 @@ class Drift:
     state: DriftState = NO_DRIFT
 
 
+UNKNOWN = Drift()
+
+
 @dataclass(frozen=True, slots=True)
 class DriftHistory:
     """The state of drift detection."""

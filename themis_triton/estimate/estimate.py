@@ -15,7 +15,7 @@ from themis_triton.core.observation import LatencyHistogram, ModelCounters, Rout
 from themis_triton.core.policy import ForecastName, PolicyConfig
 from themis_triton.estimate.axis import Axes
 from themis_triton.estimate.calls import CallHistory, Calls, observe_calls, own_models
-from themis_triton.estimate.drift import Drift, DriftHistory, compared
+from themis_triton.estimate.drift import UNKNOWN, Drift, DriftHistory, compared
 from themis_triton.estimate.executing import with_executing
 from themis_triton.estimate.failures import find_failures
 from themis_triton.estimate.latency import difference, percentile
@@ -75,6 +75,10 @@ class RouteSeries:
         return tuple(percentile(window, percent) for percent in percents)
 
 
+NO_ROUTE = RouteSeries()
+NO_SERVER = ServedSeries()
+
+
 @dataclass(frozen=True, slots=True)
 class History:
     """The estimate stage's state: series by model at the proxy and by (server, model) at the servers, calls, drift and learning.
@@ -105,7 +109,7 @@ def estimate(
     drift, drifts, events = compared(history.drift, snapshot, config)
 
     def estimated(name: str) -> ModelEstimate:
-        drifting = drifts.get(name, Drift())
+        drifting = drifts.get(name, UNKNOWN)
         return _model(name, history, served.get(name, ()), drifting, (snapshot.at_s, work_window_s), config.policy)
 
     models = {name: estimated(name) for name in config.models}
@@ -127,7 +131,7 @@ def estimate(
 def _observe(history: History, snapshot: Snapshot, keep_s: float) -> History:
     routes, axes = dict(history.routes), Axes()
     for reading in snapshot.routes:
-        routes[reading.model] = routes.get(reading.model, RouteSeries()).append(reading, axes)
+        routes[reading.model] = routes.get(reading.model, NO_ROUTE).append(reading, axes)
     known = {server.name for server in snapshot.servers}
     served = {key: series for key, series in history.served.items() if key[0] in known}
     read_at_s = {name: at_s for name, at_s in history.server_read_at_s.items() if name in known}
@@ -135,7 +139,7 @@ def _observe(history: History, snapshot: Snapshot, keep_s: float) -> History:
     for server in snapshot.readings:
         if server.error is None:
             read_at_s[server.server] = server.at_s
-            fresh |= {key: served.get(key, ServedSeries()).append(server.at_s, c, keep_s, axes) for key, c in _keyed(server)}
+            fresh |= {key: served.get(key, NO_SERVER).append(server.at_s, c, keep_s, axes) for key, c in _keyed(server)}
     # A gauge that is no longer read must not count; the counters' history stays valid.
     served |= {key: replace(series, pending=0.0) for key, series in served.items() if key not in fresh and series.pending} | fresh
     return replace(history, routes=routes, served=served, server_read_at_s=read_at_s)
@@ -163,7 +167,7 @@ def _model(
 ) -> ModelEstimate:
     """Per-server deltas are summed before anything is divided, so that idle servers and models do not dilute a mean."""
     now_s, window_s = now_and_window_s
-    route = history.routes.get(name, RouteSeries())
+    route = history.routes.get(name, NO_ROUTE)
     increases = [series.increase(now_s - window_s, now_s) for series in served]
     work = increases[0] if len(increases) == 1 else Served(*map(sum, zip(NOTHING, *increases, strict=True)))
     p50_ms, p99_ms = route.percentiles_ms(50.0, 99.0)
@@ -200,7 +204,7 @@ def _calls(
     now_s: float,
 ) -> CallHistory:
     def arrivals(model: str, start_s: float, end_s: float) -> float:
-        return history.routes.get(model, RouteSeries()).arrivals.increase(start_s, end_s)
+        return history.routes.get(model, NO_ROUTE).arrivals.increase(start_s, end_s)
 
     def count(model: str, start_s: float, end_s: float) -> float:
         if model not in pipeline.client_calls:  # the server's own calls pass no proxy
@@ -226,7 +230,7 @@ def _sharing(history: History, config: ThemisConfig) -> Sharing:
 
     @cache
     def arrivals(model: str, window_s: float) -> float:
-        return history.routes.get(model, RouteSeries()).arrivals.rate(window_s)
+        return history.routes.get(model, NO_ROUTE).arrivals.rate(window_s)
 
     per_request = {p.name: _per_request(p, history) for p in config.pipelines}
     inside = {p.name: history.calls[p.name].most_inside for p in config.pipelines}
@@ -238,7 +242,7 @@ def _pipeline(
 ) -> PipelineEstimate:
     """A pipeline's demand is its first stage's arrivals; later stages see only what the earlier ones let through."""
     first = models[pipeline.front]
-    route = history.routes.get(pipeline.front, RouteSeries())
+    route = history.routes.get(pipeline.front, NO_ROUTE)
     arrivals, rest_rps = route.arrivals, route.rest_arrivals.rate(policy.demand.rate_window_s)
     per_request = history.calls[pipeline.name].per_request
     called = zip(pipeline.stages, per_request, pipeline.sequential, strict=True)

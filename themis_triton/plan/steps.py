@@ -109,26 +109,29 @@ def _memory(servers: Iterable[Server], config: ThemisConfig) -> Memory | None:
     return Memory(known, {name: model.profile.instance_memory_bytes for name, model in config.models.items()}) if known else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Change:
-    """A model of a remaining server whose state differs from the target."""
+    """A model of a remaining server whose state differs from the target.
+
+    `reloads`: all of its instances are made anew. `added`: the instances to be added, by device.
+    """
 
     server: str
     model: str
     now: ModelState
     goal: ModelState
+    actuator: str = field(init=False)
+    reloads: bool = field(init=False)
+    added: Mapping[str, int] = field(init=False)
 
-    @property
-    def actuator(self) -> str:
-        return f"{self.server}/{self.model}"
-
-    @property
-    def reloads(self) -> bool:
-        return self.goal.renews_all(self.now)
+    def __post_init__(self) -> None:
+        self.actuator = f"{self.server}/{self.model}"
+        self.reloads = self.goal.renews_all(self.now)
+        self.added = self.goal.added(self.now)
 
     @property
     def grows(self) -> bool:
-        return bool(self.goal.added(self.now))
+        return bool(self.added)
 
     @property
     def recounts(self) -> bool:
@@ -140,7 +143,7 @@ class _Change:
 
     def growth(self) -> _Change:
         """The added instances alone."""
-        return _Change(self.server, self.model, self.now, self.now.plus(self.goal.added(self.now)))
+        return _Change(self.server, self.model, self.now, self.now.plus(self.added))
 
     def one_less(self) -> ModelState:
         """The state with one of the removed instances less, on the device that is to lose the most."""
@@ -187,7 +190,7 @@ class _Ordering:
                 continue
             for model, goal in self.target.servers.get(server, {}).items():
                 now = models.get(model)
-                if now is not None and now != goal:
+                if now is not goal and now is not None and now != goal:
                     yield _Change(server, model, now, goal)
 
     def _is_free(self, actuator: str) -> bool:
@@ -268,7 +271,7 @@ class _Ordering:
         """By device. A reload holds the old and the new instances at once."""
         if self.memory is None:
             return {}
-        added = change.goal.by_device if change.reloads else change.goal.added(change.now)
+        added = change.goal.by_device if change.reloads else change.added
         return {device: count * self.memory.instance_bytes[change.model] for device, count in added.items()}
 
     def _loads(self) -> Iterator[Action]:
