@@ -154,7 +154,7 @@ def stop(
     """Stop the sidecar and wait until it has ended. Servers and Envoy keep serving unless --all is given."""
     from themis_triton.commands.stop_command import stop_command  # noqa: PLC0415 - a command loads only what it needs
 
-    stop_command(config)
+    stop_command(config, everything=everything)
     if everything:
         from themis_triton.commands.down_command import down_command  # noqa: PLC0415 - a command loads only what it needs
 

@@ -207,7 +207,7 @@ def test_advisory_mode_shows_what_it_would_do_once_enough_is_learnt_and_changes_
             assert last["mode"] == "advisory"
             assert [event["kinds"] for event in last["events"]].count(["service_times_learnt"]) == 1
             for command in ("status", "why"):
-                assert ". To act: set mode: active and restart the sidecar" in sidecar.command(command).stdout
+                assert ". To act: set mode: active and run `themis reload`" in sidecar.command(command).stdout
             assert [s["name"] for s in last["servers"]] == [ADOPTED]
             assert last["usage"]["actions"] == {}
             assert await sidecar.adopted_models() == ONE_EACH

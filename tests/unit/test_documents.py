@@ -153,7 +153,7 @@ def quick_commands() -> list[tuple[str, list[str]]]:
     outcome_found: dict[str, tuple[str, list[str]]] = {}
     for block in of("console"):
         for words in block.commands:
-            needs_server = "--live" in words or "live" in words
+            needs_server = "--live" in words or "live" in words or (words[1:2] == ["init"] and "--from" in words)
             if words[0] == "themis" and words[1] in QUICK and not needs_server:
                 outcome_found.setdefault(" ".join(words), (str(block), words))
     return list(outcome_found.values())

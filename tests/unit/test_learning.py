@@ -203,7 +203,7 @@ class TestWords:
 
     def test_what_is_known_and_what_turns_it_on(self) -> None:
         times = "video: enough is known to act: video-classifier takes 8.0 ms a batch and 4.1 ms a request (240 executions)"
-        assert knowledge_words(self.MANY, advisory=True) == f"{times}. To act: set mode: active and restart the sidecar"
+        assert knowledge_words(self.MANY, advisory=True) == f"{times}. To act: set mode: active and run `themis reload`"
         assert knowledge_words(self.MANY, advisory=False) == f"{times}; plans are carried out"
 
     def test_each_pipeline_is_told_once_when_it_is_known(self) -> None:

@@ -15,7 +15,9 @@ import pytest
 from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.cells import cell_len
 
+from tests.e2e.terminal import watching
 from tests.unit.samples import server
+from themis_triton.adapters.sockets import free_ports
 from themis_triton.commands.status_calls import LOCAL
 from themis_triton.commands.terminal import TerminalConsole
 from themis_triton.commands.top import command
@@ -304,3 +306,14 @@ def test_the_picture_in_the_documents_is_what_it_draws_of_the_recorded_surge() -
 
 def words_of(svg: str) -> list[str]:
     return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+
+
+def test_in_a_terminal_it_says_that_no_sidecar_runs_asks_nothing_and_quits(tmp_path: Path) -> None:
+    settings = tmp_path / "themis.yaml"
+    settings.write_text(f"status: {{address: '127.0.0.1:{free_ports(1)[0]}'}}\n", encoding="utf-8")
+    with watching(settings, "top", columns=60, lines=12) as terminal:
+        terminal.text("No sidecar is running")
+        terminal.press("p")
+        terminal.text("nothing can be changed before the sidecar answers")
+        terminal.press("\x1b[Bq")
+        assert terminal.end() == 0

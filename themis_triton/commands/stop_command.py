@@ -14,14 +14,15 @@ RESUMED = "resumed: decisions are carried out again, unless the settings say mod
 NOT_PAUSED = "was not paused"
 
 
-def stop_command(path: Path) -> None:
-    """Stop the sidecar of these settings. Servers and Envoy continue to serve."""
+def stop_command(path: Path, *, everything: bool = False) -> None:
+    """Stop the sidecar of these settings. Servers and Envoy continue to serve, unless the caller ends `everything` next."""
     state = load_runtime_paths(path).state_directory
     pid = stop_running(state)
     if pid is None:
         _print(f"no sidecar runs with {state}")
         return
-    _print(f"stopped the sidecar with pid {pid}; servers and Envoy continue to serve (`themis stop --all -c {path}` stops them)")
+    rest = "" if everything else f"; servers and Envoy continue to serve (`themis stop --all -c {path}` stops them)"
+    _print(f"stopped the sidecar with pid {pid}{rest}")
 
 
 def pause_command(path: Path, remote: Remote = LOCAL) -> None:

@@ -106,7 +106,7 @@ def knowledge_words(knowledge: PipelineKnowledge, *, advisory: bool) -> str:
     """What is known of a pipeline whose models have no profile, what is missing, and what to do."""
     models = ", ".join(map(_learnt_words, knowledge.models))
     if knowledge.enough:
-        act = ". To act: set mode: active and restart the sidecar" if advisory else "; plans are carried out"
+        act = ". To act: set mode: active and run `themis reload`" if advisory else "; plans are carried out"
         return f"{knowledge.pipeline}: enough is known to act: {models}{act}"
     rate = f", {knowledge.seconds_missing:.0f} s at the present rate" if knowledge.seconds_missing is not None else "; there is no traffic"
     more = f"about {knowledge.requests_missing:.0f} more requests are needed{rate}"
