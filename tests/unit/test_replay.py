@@ -21,7 +21,7 @@ from themis_triton.adapters.store import recording as recording_module
 from themis_triton.adapters.store.frozen_values import frozen, thawed
 from themis_triton.adapters.store.journal import Journal
 from themis_triton.adapters.store.reader import reading
-from themis_triton.adapters.store.recording import Recording, Segment, read_segment
+from themis_triton.adapters.store.recording import Recording, Segment, read_segment, read_segments
 from themis_triton.commands.replay_command import ReplayFlags, chosen_journal, replay, replay_command
 from themis_triton.core.errors import EnvironmentCheckError, SettingsError
 from themis_triton.core.policy import PolicyConfig, PolicyName
@@ -47,7 +47,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def segments(path: Path) -> list[Segment]:
     with reading(path) as journal:
-        return list(journal.segments(0.0, 1e10))
+        return list(read_segments(journal, 0.0, 1e10))
 
 
 def printed(capsys: pytest.CaptureFixture[str]) -> Any:

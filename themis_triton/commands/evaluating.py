@@ -201,6 +201,18 @@ def replay(
     raise typer.Exit(replay_command(flags, as_json=as_json))
 
 
+@app.command(epilog="Example: themis report -c themis.yaml --day 2026-03-01")
+def report(
+    config: ConfigOption,
+    day: Annotated[str | None, typer.Option(help="A local day, YYYY-MM-DD, up to three days ago. Default: yesterday.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a day's late requests and cost, and what Themis would have had under the same arrivals. Needs no running sidecar."""
+    from themis_triton.commands.report_command import report_command  # noqa: PLC0415 - a command loads what it needs
+
+    report_command(config, day, as_json=as_json)
+
+
 @app.command(epilog="Example: themis simulate -c themis.yaml --trace diurnal")
 def simulate(
     config: ConfigOption,

@@ -14,7 +14,7 @@ from rich.table import Table
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.store.paths import journal_path
 from themis_triton.adapters.store.reader import JournalReader, reading
-from themis_triton.adapters.store.recording import Segment
+from themis_triton.adapters.store.recording import Segment, read_segments, recorded_span
 from themis_triton.commands.moments import UNITS_S, moment, parse_duration
 from themis_triton.commands.terminal import TerminalConsole, write_line
 from themis_triton.commands.warm_command import planning_groups, prepare_kernels
@@ -24,13 +24,13 @@ from themis_triton.core.history import TrafficMinute, UsageMinute
 from themis_triton.core.policy import PolicyName
 from themis_triton.estimate.minutes import MAX_TICK_S, Minutes
 from themis_triton.jit import Group
+from themis_triton.replay.first import first_servers
 from themis_triton.replay.otherwise import (
     BINS,
     Account,
     Stretch,
     arrival_times,
     counts_over_time,
-    first_servers,
     measured_account,
     simulated_account,
     with_changes,
@@ -103,12 +103,12 @@ def replay(segments: Iterable[Segment]) -> Replayed:
 
 
 def _segments(journal: JournalReader, flags: ReplayFlags) -> list[Segment]:
-    span = journal.recorded_span()
+    span = recorded_span(journal)
     if span is None:
         fix = "run the sidecar with a `retention.max_recording` above 0, and replay later"
         raise EnvironmentCheckError(f"{flags.journal}: the journal has no recording. Fix: {fix}")
     from_s, to_s = _time(flags.from_text, "--from", span[1], span[0]), _time(flags.to_text, "--to", span[1], span[1])
-    segments = [_until(segment, to_s) for segment in journal.segments(from_s, to_s)]
+    segments = [_until(segment, to_s) for segment in read_segments(journal, from_s, to_s)]
     kept = [segment for segment in segments if segment.ticks]
     if not kept:
         words = f"{moment(span[0], SystemClock().now_s())} to {moment(span[1], SystemClock().now_s())}"

@@ -122,6 +122,8 @@ def notices(status: Status) -> Iterator[tuple[str, str]]:
     yield from ((f"requests a stage: {words}", "default") for words in map(_calls_words, status.pipelines) if words)
     yield from ((f"shared: {words}", "default") for pipeline in status.pipelines for words in _sum_words(pipeline))
     yield from ((f"fault: {sentence}", "red") for sentence in status.faults)
+    if status.report is not None:
+        yield f"yesterday: {status.report.sentence}", "default"
     if status.journal_trouble:
         yield status.journal_trouble, "red"
     if status.routes_unwritten:

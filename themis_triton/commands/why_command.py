@@ -36,6 +36,7 @@ NO_DECISIONS = frozenset(
         "pinned",
         "pin_ended",
         "mode_changed",
+        "day_reported",
     }
 )
 EVIDENCE_KEYS = ("demand_fast_rps", "demand_slow_rps", "capacity_rps", "measured_p99_ms", "predicted_p99_ms", "slo_ms")

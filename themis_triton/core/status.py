@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from themis_triton.core.day_report import DayReport
 from themis_triton.core.decision import Clamp, PipelineEvidence
 from themis_triton.core.decoding import decode
 from themis_triton.core.estimate import ModelEstimate, PipelineEstimate, PipelineKnowledge
@@ -74,7 +75,7 @@ class Status:
     plan, in words; in advisory mode those that it would start. `busy`: actuators with an action under way; `backing_off`: those in
     back-off after a failure, with the time until which; `resting`: those that rest until a change, with the reason. `faults`: what is
     wrong with servers now. `servers` carry no model-control keys. `overrides`: what an operator has put in force
-    over the settings; `mode` is the one in force.
+    over the settings; `mode` is the one in force. `report`: yesterday's; null until it is made.
     """
 
     status_version: int
@@ -111,6 +112,7 @@ class Status:
     devices: tuple[DeviceReading, ...] = ()
     events: tuple[StatusEvent, ...] = ()
     overrides: Overrides = field(default_factory=Overrides)
+    report: DayReport | None = None
 
 
 def decode_status(data: object) -> Status:

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 import themis_triton
+from themis_triton.core.day_report import REPORT_PATH, DayReport
 from themis_triton.core.history import DECISION_PATH, HISTORY_PATH, DecisionDetail, History
 from themis_triton.core.json_schema import schema_of
 from themis_triton.core.overrides import Overrides
@@ -186,6 +187,13 @@ OPERATIONS: Sequence[Operation] = (
             Parameter("slo_ms", "by default that of the settings", _NUMBER),
         ),
         errors=(400, 503),
+    ),
+    Operation(
+        REPORT_PATH,
+        "A day's late requests and cost, and what Themis would have had under the same arrivals, by the simulator",
+        DayReport,
+        (Parameter("day", "a local day, YYYY-MM-DD; by default yesterday", {"type": "string"}),),
+        errors=(404, 503),
     ),
     Operation(
         EVENTS_PATH,

@@ -16,7 +16,9 @@ from pathlib import Path
 from aiohttp import web
 
 from themis_triton.adapters.store.history import read_decision, read_history
+from themis_triton.adapters.store.minutes import read_report
 from themis_triton.adapters.store.reader import JournalReader, reading
+from themis_triton.core.day_report import REPORT_PATH, local_day
 from themis_triton.core.encoding import plain
 from themis_triton.core.errors import EnvironmentCheckError, SettingsError
 from themis_triton.core.history import DECISION_PATH, HISTORY_PATH
@@ -63,6 +65,7 @@ class Reads:
             web.get(HISTORY_PATH, answering(self.history)),
             web.get(DECISION_PATH, answering(self.decision)),
             web.get(PLAN_PATH, answering(self.plan)),
+            web.get(REPORT_PATH, answering(self.report)),
             web.get(EVENTS_PATH, self.events),
             web.get(OPENAPI_PATH, openapi),
         ]
@@ -87,6 +90,14 @@ class Reads:
         if detail is None:
             raise web.HTTPNotFound(text=f"the journal has no decision {name!r:.60}: it never was, is not written yet, or was removed")
         return detail
+
+    async def report(self, request: web.Request) -> bytes | None:
+        """The report of a day."""
+        day = request.query.get("day", local_day(self.clock.now_s(), days_before=1))
+        report = await self._read(lambda journal: read_report(journal, day))
+        if report is None:
+            raise web.HTTPNotFound(text=f"the journal has no report of {day!r:.40}: one is made after the end of each day")
+        return report
 
     async def plan(self, request: web.Request) -> bytes | None:
         """Plans of one pipeline at other rates or another SLO."""

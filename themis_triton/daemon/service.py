@@ -28,6 +28,7 @@ from themis_triton.daemon.certificates import keep_certificates
 from themis_triton.daemon.components import Components, build_components
 from themis_triton.daemon.control import is_paused
 from themis_triton.daemon.control_api import control_routes
+from themis_triton.daemon.day_reports import keep_reports
 from themis_triton.daemon.envoy_watch import EnvoyWatch
 from themis_triton.daemon.events import EventHub
 from themis_triton.daemon.fixed_counts import find_fixed, fixed_actuators, with_fixed_counts
@@ -47,6 +48,7 @@ from themis_triton.decide.planner import Planner
 from themis_triton.decide.rules import build_rules
 from themis_triton.decide.state import PolicyState
 from themis_triton.estimate.drift import DriftHistory
+from themis_triton.estimate.minutes import Minutes
 from themis_triton.tick import Compute, EngineState, at_once, tick
 
 log = structlog.get_logger()
@@ -136,7 +138,8 @@ async def _run_ticks(loop: _Loop, kernels: Kernels, stop: asyncio.Event) -> None
     watching = asyncio.create_task(EnvoyWatch(loop.components.envoy, world.executor, world.supervisor, world.clock).run())
     tidying = asyncio.create_task(keep_logs_bounded(lambda: loop.components))
     renewing = asyncio.create_task(keep_certificates(loop.components.routes))
-    async with _cancelled_on_exit(watching), _cancelled_on_exit(tidying), _cancelled_on_exit(renewing):
+    reporting = asyncio.create_task(keep_reports(lambda: loop.components, loop.board, lambda: loop.planner.rules.config))
+    async with _cancelled_on_exit(watching), _cancelled_on_exit(tidying), _cancelled_on_exit(renewing), _cancelled_on_exit(reporting):
         while not stop.is_set():
             if await kernels.switch():
                 log.info("memory_released", megabytes=round(release_clean_pages() / 1e6))
@@ -162,6 +165,7 @@ class _Loop:
     arrivals: float | None = None
     learning: Learning = field(default_factory=Learning)
     samples: Samples = field(default_factory=Samples)
+    minutes: Minutes = field(default_factory=Minutes)
     hub: EventHub = field(default_factory=EventHub)
     keeper: OverrideKeeper | None = None
     reload: asyncio.Event = field(default_factory=asyncio.Event)
@@ -196,6 +200,9 @@ class _Loop:
         self.board.take(record, 1000.0 * duration_s, paused=self.paused)
         self.exporter.take(record, duration_s, paused=self.paused)
         self.components.journal.record_samples(self.samples.take(record, self.board.config))
+        minute = self.minutes.take(record.snapshot, self.board.config)
+        if minute is not None:
+            self.components.journal.record_minute(*minute)
         self._log_tick(record)
         self._learn(record)
         self.hub.publish(self.board.status)

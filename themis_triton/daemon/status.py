@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import themis_triton
 from themis_triton.core.config import PipelineConfig, ThemisConfig
+from themis_triton.core.day_report import DayReport
 from themis_triton.core.estimate import PipelineEstimate
 from themis_triton.core.overrides import Overrides
 from themis_triton.core.price import running_price
@@ -56,6 +57,7 @@ class StatusBoard:
     paused: bool = False
     overrides: Overrides = field(default_factory=Overrides)
     journal_trouble: str | None = None
+    report: DayReport | None = None
     slo_times: dict[str, SloTime] = field(default_factory=dict)
     events: deque[StatusEvent] = field(default_factory=lambda: deque(maxlen=MAX_EVENTS))
 
@@ -115,6 +117,7 @@ class StatusBoard:
             tick_errors=self.tick_errors,
             tick_error=self.tick_error,
             journal_trouble=self.journal_trouble,
+            report=self.report,
             usage=_usage(self.usage),
             pipelines=tuple(PipelineStatus(p.name, p.stages, p.slo_ms, p.percentile) for p in self.config.pipelines),
             events=tuple(self.events),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from themis_triton.core.config import Mode, ThemisConfig
-from themis_triton.core.fleet import Models, Phase
+from themis_triton.core.fleet import Models
 from themis_triton.core.history import TrafficMinute, UsageMinute
 from themis_triton.core.observation import Snapshot
 from themis_triton.decide.policy import Load
@@ -20,7 +20,6 @@ from themis_triton.solver.surface import FloatArray
 
 BINS = 12
 """Spans into which counts over time are joined."""
-SERVING = frozenset({Phase.SERVING, Phase.UNREACHABLE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +68,6 @@ def _times(rows: Sequence[tuple[int, float]], start_s: float, duration_s: float,
     times = np.sort(np.repeat(seconds, whole) + random.random(int(whole.sum()))) - start_s
     chosen: FloatArray = times[(times >= 0.0) & (times < duration_s)]
     return chosen
-
-
-def first_servers(snapshot: Snapshot, config: ThemisConfig) -> tuple[Models, ...]:
-    """The models of the servers that a simulated run begins with: the adopted ones, or those that were launched where there are none."""
-    serving = {server.name: server.models for server in snapshot.servers if server.phase in SERVING}
-    if config.servers:
-        return tuple(serving.get(server.name, {}) for server in config.servers)
-    return tuple(serving.values())[: len(config.launch.slots) if config.launch is not None else 0]
 
 
 def with_changes(config: ThemisConfig, slos_ms: Mapping[str, float], policy: str | None) -> ThemisConfig:

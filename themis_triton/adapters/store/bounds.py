@@ -7,6 +7,8 @@ import sqlite3
 QUIET_TICKS_KEPT = 1_200
 CHANGES_KEPT = 20_000
 SAMPLES_KEPT_S = 8 * 86_400
+MINUTES_KEPT_S = 3 * 86_400
+REPORTS_KEPT = 400
 ROLL_UPS = ((3_600, 60), (26 * 3_600, 600))
 """Samples older than the first number of seconds are joined into ones of the second number of seconds."""
 MEANS = ("rate_rps", "demand_rps", "capacity_rps", "refused_rps", "servers", "instances")
@@ -25,12 +27,17 @@ def prune(db: sqlite3.Connection, max_bytes: int, sampled_until_s: float | None,
     db.execute("delete from outcomes where seq < (select seq from outcomes order by seq desc limit 1 offset ?)", (CHANGES_KEPT,))
     if sampled_until_s is not None:
         roll_up(db, sampled_until_s)
+        for table in ("traffic", "usage"):
+            db.execute(f"delete from {table} where at_s < ?", (sampled_until_s - MINUTES_KEPT_S,))  # noqa: S608 - constants
+    db.execute("delete from reports where day < (select day from reports order by day desc limit 1 offset ?)", (REPORTS_KEPT,))
     _prune_recording(db, recording_bytes)
     while _used_bytes(db) > max_bytes:
         removed = db.execute(
             "delete from ticks where seq in (select seq from ticks order by seq limit (select count(*)/10 + 1 from ticks))"
         )
         samples = db.execute("delete from samples where at_s <= (select min(at_s) + (max(at_s) - min(at_s)) / 10 from samples)")
+        for table in ("traffic", "usage"):
+            db.execute(f"delete from {table} where at_s <= (select min(at_s) + (max(at_s) - min(at_s)) / 10 from usage)")  # noqa: S608 - constants
         if not removed.rowcount and not samples.rowcount and not _drop_oldest_segment(db):
             return
         _drop_oldest_segment(db)

@@ -9,14 +9,15 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from themis_triton.adapters.store.recording import Recording
-from themis_triton.adapters.store.records import packed
+from themis_triton.adapters.store.records import packed, packed_counts
 from themis_triton.adapters.store.writer import JournalWriter, Notice
 from themis_triton.core.action import Outcome
 from themis_triton.core.config import ThemisConfig
+from themis_triton.core.day_report import DayReport
 from themis_triton.core.encoding import plain, remembered_servers
 from themis_triton.core.errors import EnvironmentCheckError
 from themis_triton.core.fleet import Server
-from themis_triton.core.history import PipelineSample
+from themis_triton.core.history import PipelineSample, TrafficMinute, UsageMinute
 from themis_triton.core.observation import RouteReading
 from themis_triton.core.record import TickRecord, describe, sentence
 from themis_triton.core.retention import RetentionConfig
@@ -28,6 +29,9 @@ INSERT_SAMPLE = (
     f"insert or replace into samples ({', '.join(_SAMPLE_FIELDS)}) "  # noqa: S608 - constants
     f"values ({', '.join('?' * len(_SAMPLE_FIELDS))})"
 )
+INSERT_USAGE = "insert or replace into usage (at_s, seconds, server_s, instance_s, cost) values (?, ?, ?, ?, ?)"
+INSERT_TRAFFIC = "insert or replace into traffic (pipeline, at_s, arrivals, ended, late) values (?, ?, ?, ?, ?)"
+INSERT_REPORT = "insert or replace into reports (day, report) values (?, ?)"
 FLUSH_WITHIN_S = 30.0
 _DEFAULTS = RetentionConfig()
 _ROUTE_FIELDS = tuple(field.name for field in fields(RouteReading) if field.name != "latency")
@@ -84,6 +88,17 @@ class Journal:
         for sample in samples:
             self._writer.sampled_until_s = sample.at_s
             self._writer.add_row(INSERT_SAMPLE, tuple(getattr(sample, name) for name in _SAMPLE_FIELDS))
+
+    def record_minute(self, usage: UsageMinute, traffic: Iterable[TrafficMinute]) -> None:
+        """Add what a minute had."""
+        self._writer.add_row(INSERT_USAGE, (usage.at_s, usage.seconds, usage.server_s, usage.instance_s, usage.cost))
+        for each in traffic:
+            row = (each.pipeline, each.at_s, packed_counts(each.arrivals), each.ended, each.late)
+            self._writer.add_row(INSERT_TRAFFIC, row)
+
+    def record_report(self, report: DayReport) -> None:
+        """Add a day's report."""
+        self._writer.add_row(INSERT_REPORT, (report.day, json.dumps(plain(report))))
 
     def save_server(self, server: Server) -> None:
         """Remember a launched server."""

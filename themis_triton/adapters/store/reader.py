@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from themis_triton.adapters.store.recording import Segment, read_segment
 from themis_triton.adapters.store.records import unpacked
 from themis_triton.adapters.store.schema import VERSION, version_of
 from themis_triton.core.encoding import remembered_servers
@@ -20,8 +19,6 @@ from themis_triton.core.fleet import Server
 TICK = ("at_s", "decision_id", "reason", "changed", "sentence")
 NUMBERS = frozenset({"at_s", "changed", "ended_at_s", "duration_s"})
 MAX_NUMBER = 1e11
-RECORDED_SINCE = 2
-"""The version of the tables that had no recordings yet."""
 OUTCOME = ("action_id", "ended_at_s", "kind", "outcome", "duration_s", "sentence", "detail")
 
 
@@ -64,21 +61,10 @@ class JournalReader:
         """The rows of a query of this package."""
         return self._db.execute(query, parameters).fetchall()
 
-    def segments(self, from_s: float, until_s: float) -> Iterator[Segment]:
-        """The recorded segments that overlap a span, oldest first; one whose end is not written yet, or is lost, as far as it is."""
-        if version_of(self._db) <= RECORDED_SINCE:
-            return
-        query = "select distinct segment from recordings where end_s >= ? and at_s <= ? order by seq"
-        for (segment,) in self._db.execute(query, (from_s, until_s)).fetchall():
-            chunks = self._db.execute("select head, body from recordings where segment = ? order by seq", (segment,)).fetchall()
-            yield read_segment(chunks)
-
-    def recorded_span(self) -> tuple[float, float] | None:
-        """The times of the first and the last recorded tick; None where nothing is recorded."""
-        if version_of(self._db) <= RECORDED_SINCE:
-            return None
-        first, last = self._db.execute("select min(at_s), max(end_s) from recordings").fetchone()
-        return None if first is None else (first, last)
+    @property
+    def version(self) -> int:
+        """The version of the tables."""
+        return version_of(self._db)
 
     @property
     def has_samples(self) -> bool:

@@ -13,11 +13,14 @@ from functools import cached_property
 from typing import Any
 
 from themis_triton.adapters.store.frozen_values import frozen, thawed
+from themis_triton.adapters.store.reader import JournalReader
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.record import TickRecord
 from themis_triton.core.recorded import Parts, RecordedTick, join, split
 
 INSERT_CHUNK = "insert into recordings (segment, at_s, end_s, ticks, head, body) values (?, ?, ?, ?, ?, ?)"
+UNRECORDED_VERSION = 2
+"""The last version of the tables without recordings."""
 CHUNK_TICKS = 40
 SEGMENT_S = 600.0
 SEGMENT_SHARE = 8
@@ -142,10 +145,28 @@ def read_chunk(body: bytes) -> Iterator[RecordedTick]:
         yield join(tuple(parts[index] for index in range(len(parts))), array("d", numbers))
 
 
-def read_segment(chunks: Sequence[tuple[bytes | None, bytes]]) -> Segment:
+def read_segment(chunks: Sequence[tuple[Any, ...]]) -> Segment:
     """The segment of chunks (head and body) in their order. ValueError where its beginning is missing, or as `read_chunk`."""
     head = chunks[0][0]
     if head is None:
         raise ValueError("the beginning of the segment is missing")
     config, state = thawed(head)
     return Segment(config, state, tuple(tick for _, body in chunks for tick in read_chunk(body)))
+
+
+def read_segments(journal: JournalReader, from_s: float, until_s: float) -> Iterator[Segment]:
+    """The recorded segments that overlap a span, oldest first; one whose end is not written yet, or is lost, as far as it is."""
+    if journal.version <= UNRECORDED_VERSION:
+        return
+    for (segment,) in journal.rows(
+        "select segment from recordings where end_s >= ? and at_s <= ? group by segment order by min(seq)", (from_s, until_s)
+    ):
+        yield read_segment(journal.rows("select head, body from recordings where segment = ? order by seq", (segment,)))
+
+
+def recorded_span(journal: JournalReader) -> tuple[float, float] | None:
+    """The times of the first and the last recorded tick; None where nothing is recorded."""
+    if journal.version <= UNRECORDED_VERSION:
+        return None
+    ((first, last),) = journal.rows("select min(at_s), max(end_s) from recordings")
+    return None if first is None else (first, last)

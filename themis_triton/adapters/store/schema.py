@@ -8,8 +8,8 @@ from pathlib import Path
 
 from themis_triton.adapters.store.records import packed
 
-VERSION = 3
-"""The version of the tables, in the file's `user_version`. 0: before there was one; 1: without samples; 2: without recordings."""
+VERSION = 4
+"""The version of the tables, in the file's `user_version`. Before 1 there was none, before 2 no samples, 3 no recordings, 4 no minutes."""
 TABLES = """
 create table if not exists ticks (
     seq integer primary key, at_s real, decision_id text, reason text, changed integer, sentence text, record blob);
@@ -22,6 +22,10 @@ create table if not exists samples (
     primary key (pipeline, at_s, width_s)) without rowid;
 create table if not exists recordings (
     seq integer primary key, segment real, at_s real, end_s real, ticks integer, head blob, body blob);
+create table if not exists traffic (
+    pipeline text, at_s integer, arrivals blob, ended real, late real, primary key (pipeline, at_s)) without rowid;
+create table if not exists usage (at_s integer primary key, seconds real, server_s real, instance_s real, cost real);
+create table if not exists reports (day text primary key, report text);
 """
 KEPT_ASIDE = 3
 LOCK_WAIT_S = 2.0
@@ -133,8 +137,8 @@ def _execute_each(db: sqlite3.Connection, statements: str) -> None:
 
 
 def _add_tables(db: sqlite3.Connection) -> None:
-    """Versions 1 and 2 had fewer tables; those that are missing are created."""
+    """Versions 1 to 3 had fewer tables; those that are missing are created."""
 
 
-MIGRATIONS: Sequence[Callable[[sqlite3.Connection], None]] = (_number_rows, _add_tables, _add_tables)
+MIGRATIONS: Sequence[Callable[[sqlite3.Connection], None]] = (_number_rows, _add_tables, _add_tables, _add_tables)
 """What brings a journal from the version of each place to the next one."""
