@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from dataclasses import replace
@@ -10,12 +11,15 @@ from pathlib import Path
 import pytest
 from tritonclient.grpc.model_config_pb2 import ModelConfig as TritonConfig
 
-from tests.unit.samples import BY_METRIC, CLASSIFIER, DETECTOR, config, decided, estimate, server, snapshot
+from tests.unit.fakes import Bench
+from tests.unit.samples import BY_METRIC, CLASSIFIER, DETECTOR, action, config, decided, estimate, launch, server, snapshot
 from themis_triton.act.stray_sequences import StraySequences
 from themis_triton.adapters.processes import has_clients, identify, listening_since_s
 from themis_triton.adapters.triton.sequences import check_in_place
 from themis_triton.adapters.triton.structure import Structure, stateful_models, structure_of
+from themis_triton.core.action import ActionKind, Plan
 from themis_triton.core.address import Address
+from themis_triton.core.config import Placement
 from themis_triton.core.decision import Target
 from themis_triton.core.errors import ChangeRefusedError
 from themis_triton.core.fleet import Phase, Server, with_pins
@@ -175,3 +179,41 @@ def test_the_start_of_a_listening_process_and_its_clients_are_seen() -> None:
         with socket.create_connection(("127.0.0.1", port)):
             assert not has_clients(identify(os.getpid()), (port,))  # this process's own connection is none of a client
     assert listening_since_s(port) is None
+
+
+def test_the_first_routes_to_launched_servers_send_a_stateful_models_calls_to_one() -> None:
+    async def work() -> None:
+        bench = Bench()
+        bench.control.stateful = {CLASSIFIER}
+        bench.executor.submit(Plan("d", (launch("cpu:1", "one"), launch("cpu:2", "two"))))
+        await bench.settled()
+        both = {"one", "two"}
+        tables = [table for table in bench.routes.tables if len(table.any) == len(both)]
+        assert tables, "both serve"
+        for table in bench.routes.tables:
+            assert len(table.models[CLASSIFIER].targets) == 1
+        assert {target.server for target in tables[-1].models[DETECTOR].targets} == both
+
+    asyncio.run(work())
+
+
+def test_a_stateful_model_loaded_into_a_second_server_gets_no_calls_there() -> None:
+    async def work() -> None:
+        lacking = server("b")
+        lacking = replace(lacking, models={DETECTOR: lacking.models[DETECTOR]})
+        bench = Bench(holder("a", CLASSIFIER), lacking)
+        bench.control.stateful = {CLASSIFIER}
+        bench.executor.submit(Plan("d", (action(ActionKind.RELOAD, "b", CLASSIFIER, after=1),)))
+        await bench.settled()
+        assert CLASSIFIER in bench.fleet.get("b").models
+        assert [target.server for target in bench.routes.tables[-1].models[CLASSIFIER].targets] == ["a"]
+
+    asyncio.run(work())
+
+
+def test_a_server_whose_stateful_stage_has_its_calls_elsewhere_serves_the_rest_of_the_pipeline() -> None:
+    lone = replace(holder("a", CLASSIFIER), models={CLASSIFIER: server("a").models[CLASSIFIER]})
+    servers = with_pins((lone, holder("b", CLASSIFIER)))
+    assert pins(servers) == {"a": (CLASSIFIER,)}
+    (group,) = PolicyInput(snapshot(servers), estimate(5.0)).groups(config().pipelines[0], Placement.COLOCATED)
+    assert [place.server.name for place in group.ready] == ["b"]

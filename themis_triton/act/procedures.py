@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import replace
 
 from themis_triton.act.actuators import Actuators
@@ -13,7 +14,7 @@ from themis_triton.act.launch_proofs import LaunchProofs
 from themis_triton.act.launch_rests import LaunchRests
 from themis_triton.core.action import Action, ActionKind
 from themis_triton.core.errors import LaunchFailedError, ServerError, ThemisError, WarmupFailedError
-from themis_triton.core.fleet import Phase, Server
+from themis_triton.core.fleet import Models, Phase, Server
 from themis_triton.core.observation import OpenCall
 
 
@@ -69,20 +70,34 @@ class Procedures:
         state = await self._actuators.control.reload(server, action.model, action.after)
         if server.launched:
             await self._actuators.required_launcher().warm_up(replace(server, models={action.model: state}))
-        if action.server in self._fleet:
-            self._fleet.set_model(action.server, action.model, state)
-            await self._routes.write()
+        await self._admit(replace(server, models={**server.models, action.model: state}), {action.model: state})
         return ""
 
     async def _load_ensemble(self, server: Server, name: str) -> str:
         """Load an ensemble whose members the server has; it has no instances to warm up."""
         await self._actuators.required_launcher().add_ensembles(server)
         await self._actuators.control.load(server, name)
+        await self._admit(server, {}, name)
+        return ""
+
+    async def _admit(self, server: Server, models: Models, *ensembles: str) -> None:
+        """Route to what a running server has loaded."""
+        inventory = await self._with_inventory(server, ensembles)
         if server.name in self._fleet:
             current = self._fleet.get(server.name)
-            self._fleet.put(replace(current, ready_models=tuple(sorted({*(current.ready_models or ()), name}))))
+            known = replace(current, models={**current.models, **models}, ready_models=inventory.ready_models, stateful=inventory.stateful)
+            self._fleet.put(known)
             await self._routes.write()
-        return ""
+
+    async def _with_inventory(self, server: Server, ensembles: Sequence[str] = ()) -> Server:
+        """The server with the models that are READY there, and those of them with state between calls, whose calls go to one server.
+
+        What becomes routable must have it: until then calls of a sequence would spread over all servers. ServerError if unreachable.
+        """
+        ready = await self._actuators.control.list_ready(server)
+        names = ready if ready is not None else (*server.models, *ensembles)
+        stateful = await self._actuators.control.list_stateful(server, names)
+        return replace(server, ready_models=ready if ready is not None or not ensembles else tuple(sorted(names)), stateful=stateful)
 
     async def _reread(self, name: str, model: str) -> None:
         """Read the model's state from the server after a failure: the old state should still serve."""
@@ -109,6 +124,7 @@ class Procedures:
             server = await launcher.wait_ready(self._fleet.get(name))
             self._fleet.put(replace(server, phase=Phase.WARMING))
             await launcher.warm_up(self._fleet.get(name))
+            self._fleet.put(await self._with_inventory(self._fleet.get(name)))
         except Exception as error:
             if isinstance(error, WarmupFailedError):
                 self._rests.failed(self._fleet.get(name).slot or "", error, await launcher.read_files_version(error.model))

@@ -233,7 +233,8 @@ class Supervisor:
         if models is not None:
             models = self.repairs.trusted(server.name, models)
         ready_models = await self._control.list_ready(server)
-        stateful = await self._control.list_stateful(server, ready_models if ready_models is not None else tuple(server.models))
+        named = tuple(models if models is not None else server.models)
+        stateful = await self._control.list_stateful(server, ready_models if ready_models is not None else named)
         if server.name not in fleet:
             return
         current = fleet.get(server.name)

@@ -163,11 +163,12 @@ async def _readopted(server: Server, routes: CurrentRoutes, components: Componen
     if not models:
         launch = Action(f"{ADOPTION}/{server.name}", ActionKind.LAUNCH, ADOPTION, server.name, slot=server.slot, models=server.models)
         return replace(server, phase=Phase.LAUNCHING), launch
-    stateful = server.stateful
+    ready_models, stateful = server.ready_models, server.stateful
     with contextlib.suppress(ServerError):  # it was told that the server does not answer
-        stateful = await components.control.list_stateful(server, tuple(models))
+        ready_models = await components.control.list_ready(server)
+        stateful = await components.control.list_stateful(server, ready_models if ready_models is not None else tuple(models))
     log.info("server_readopted", server=server.name, models={name: state.instances for name, state in models.items()})
-    return replace(server, phase=Phase.SERVING, models=models, stateful=stateful), None
+    return replace(server, phase=Phase.SERVING, models=models, ready_models=ready_models, stateful=stateful), None
 
 
 async def _serving_models(server: Server, components: Components) -> Models:

@@ -85,8 +85,11 @@ class PolicyInput:
         return any(stage in server.stateful for server in self.snapshot.servers for stage in stages)
 
     def _group(self, names: tuple[str, ...], part: tuple[int, ...], entry: str | None) -> Group:
-        holding = [s for s in self._servers_by_model.get(names[0], ()) if _takes_calls(s, names) and _has(s, entry)]
-        serving = [(server, places_of(server, names)) for server in holding if server.phase is Phase.SERVING]
+        """A server whose stateful models get their calls elsewhere is ready where no other one is: the rest of the calls come there."""
+        holding = [s for s in self._servers_by_model.get(names[0], ()) if all(name in s.models for name in names) and _has(s, entry)]
+        able = [s for s in holding if s.phase is Phase.SERVING and (entry is None or s.takes_calls(entry))]
+        able = [s for s in able if all(map(s.takes_calls, names))] or [s for s in able if any(map(s.takes_calls, names))]
+        serving = [(server, places_of(server, names)) for server in able]
         may_load = self.snapshot.servers if self.snapshot.loading or entry is not None else ()
         loading = [Place(server, "", {}) for server in may_load if self._is_loading(server, names, entry)]
         launching = [Place(server, "", server.models) for server in holding if server.phase in COMING]
@@ -125,10 +128,6 @@ class PolicyInput:
         calls = [call for call in self._open_calls.get(server.name, ()) if call.model in names]
         added = dict.fromkeys(device for call in calls for device in call.after.added(call.before) if not call.before.on(device))
         return [Place(server, device, {}, extra=True) for device in added if device not in ready]
-
-
-def _takes_calls(server: Server, models: Sequence[str]) -> bool:
-    return all(model in server.models and server.takes_calls(model) for model in models)
 
 
 def _has(server: Server, entry: str | None) -> bool:
