@@ -155,6 +155,7 @@ def test_an_ensemble_and_a_model_that_calls_another_are_scaled_both_ways_without
         read = tmp_path / "from-server.yaml"
         assert init_from_command(read, False, triton.grpc_address, triton.http_address, str(adopted.metrics_address)) == 0
         assert {each.front: each.stages for each in load_settings(read).pipelines}[ENSEMBLE] == (DETECTOR, CLASSIFIER)
+        assert bls.order == f"{CALLER} (calls {LATER})"
         assert (ensemble.stages, ensemble.front, bls.stages) == ((DETECTOR, CLASSIFIER), ENSEMBLE, (CALLER, LATER))
 
         async def scenario() -> None:

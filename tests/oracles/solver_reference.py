@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
-from themis_triton.core.graph import Graph, Parallel
+from themis_triton.core.graph import Graph, Parallel, Series, parts_of
 from themis_triton.core.policy import QueueingModel
 from themis_triton.solver import queueing
 from themis_triton.solver.problem import ChainProblem, Placement, StageProblem, ThroughputRule
@@ -53,9 +53,20 @@ def paths(graph: Graph) -> list[tuple[str, ...]]:
     """Every way of a request through the graph: the stages that it waits for one after the other."""
     if isinstance(graph, str):
         return [(graph,)]
-    if isinstance(graph, Parallel):
-        return [path for branch in graph.branches for path in paths(branch)]
+    if not isinstance(graph, Series):
+        return [path for part in parts_of(graph) for path in paths(part)]
     return [tuple(itertools.chain(*each)) for each in itertools.product(*(paths(part) for part in graph.parts))]
+
+
+def apart(graph: Graph) -> set[frozenset[str]]:
+    """The pairs of stages that run one after the other, or one inside the other."""
+    if isinstance(graph, str):
+        return set()
+    inner = set[frozenset[str]]().union(*(apart(part) for part in parts_of(graph)))
+    if isinstance(graph, Parallel):
+        return inner
+    stages = [set(itertools.chain(*paths(part))) for part in parts_of(graph)]
+    return inner.union(*({frozenset(pair) for pair in itertools.product(one, other)} for one, other in itertools.combinations(stages, 2)))
 
 
 @lru_cache(256)
@@ -70,10 +81,13 @@ def longest_path(problem: ChainProblem, values: Sequence[float]) -> float:
 
 @lru_cache(256)
 def _most_side_by_side(graph: Graph | None, names: tuple[str, ...]) -> int:
-    """The largest set of stages of which no two are on one path."""
-    ways = [set(names)] if graph is None else [set(path) for path in paths(graph)]
+    """The largest set of stages of which any two run side by side."""
+    return 1 if graph is None else _largest_beside(list(names), apart(graph))
+
+
+def _largest_beside(names: Sequence[str], pairs: set[frozenset[str]]) -> int:
     sets = (chosen for size in range(len(names), 0, -1) for chosen in itertools.combinations(names, size))
-    return next(len(chosen) for chosen in sets if all(len(way.intersection(chosen)) <= 1 for way in ways))
+    return next((len(each) for each in sets if pairs.isdisjoint(map(frozenset, itertools.combinations(each, 2)))), 0)
 
 
 def brute_force(problem: ChainProblem, servers: Sequence[int] | None = None, *, any_plan: bool = False) -> Judged | None:
@@ -214,15 +228,9 @@ def _others(problem: ChainProblem, s: int) -> int:
     """The most stages of which any two run side by side with each other and with stage s, where stages share devices."""
     if problem.graph is None or problem.placement is Placement.SEPARATE:
         return 0
-    names = [stage.name for stage in problem.stages]
-    ways = [set(path) for path in paths(problem.graph)]
-    beside = [name for name in names if not any(name in way and names[s] in way for way in ways)]
-    inner = [[name for name in beside if name in way] for way in ways]
-    return next(
-        size
-        for size in range(len(beside), -1, -1)
-        if any(all(len(set(way).intersection(chosen)) <= 1 for way in inner) for chosen in itertools.combinations(beside, size))
-    )
+    own, pairs = problem.stages[s].name, apart(problem.graph)
+    beside = [stage.name for stage in problem.stages if stage.name != own and frozenset({own, stage.name}) not in pairs]
+    return _largest_beside(beside, pairs)
 
 
 def _usual(problem: ChainProblem, members: Sequence[StageProblem], servers: int, total: int, *, batches: bool) -> float:

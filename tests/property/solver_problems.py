@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from themis_triton.core.graph import Graph, parallel, series
+from themis_triton.core.graph import Calls, Graph, parallel, series
 from themis_triton.core.policy import QueueingModel
 from themis_triton.solver.problem import ChainProblem, Placement, StageProblem, ThroughputRule
 from themis_triton.solver.surface import Surface
@@ -44,12 +44,14 @@ def random_stage(rng: np.random.Generator, name: str, widest: int) -> StageProbl
     )
 
 
-def random_graph(rng: np.random.Generator, names: list[str]) -> Graph:
-    """Any series-parallel graph of these stages."""
+def random_graph(rng: np.random.Generator, names: list[str], *, callers: float = 0.0) -> Graph:
+    """Any series-parallel graph of these stages, some of which call what follows them with this probability."""
     if len(names) == 1:
         return names[0]
+    if callers > 0.0 and rng.random() < callers:
+        return Calls(names[0], random_graph(rng, names[1:], callers=callers))
     cuts = sorted(rng.choice(np.arange(1, len(names)), int(rng.integers(1, len(names))), replace=False).tolist())
-    parts = tuple(random_graph(rng, names[low:high]) for low, high in zip([0, *cuts], [*cuts, len(names)], strict=True))
+    parts = tuple(random_graph(rng, names[low:high], callers=callers) for low, high in zip([0, *cuts], [*cuts, len(names)], strict=True))
     return series(parts) if rng.random() < 0.5 else parallel(parts)
 
 
@@ -79,5 +81,5 @@ def random_problem(rng: np.random.Generator, *, most_stages: int = 4, max_server
         busy_elsewhere=int(rng.choice([0, 0, 2])),
         paper_rounding=bool(rng.random() < 0.2),
         other_rps=tuple(float(rng.choice([0.0, 3.0, rng.uniform(0, 60)])) for _ in range(count)) if rng.random() < 0.4 else (),
-        graph=random_graph(rng, rng.permutation(names).tolist()) if rng.random() < graphs else None,
+        graph=random_graph(rng, rng.permutation(names).tolist(), callers=0.25) if rng.random() < graphs else None,
     )

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.property.solver_problems import random_graph
-from themis_triton.core.graph import Graph, Parallel, Series, longest, stages_of
+from themis_triton.core.graph import Calls, Graph, Parallel, Series, longest, stages_of
 from themis_triton.settings.order import arranged, with_each_stage_once
 
 
@@ -18,6 +18,7 @@ def waits_of(graph: Graph, index: dict[str, int], after: frozenset[int], waits: 
         return frozenset({index[graph]})
     if isinstance(graph, Parallel):
         return frozenset().union(*(waits_of(branch, index, after, waits) for branch in graph.branches))
+    assert isinstance(graph, Series)
     for part in graph.parts:
         after = waits_of(part, index, after, waits)
     return after
@@ -67,7 +68,7 @@ def test_a_stage_that_stands_in_a_graph_several_times_is_never_planned_faster(se
     """Its calls, one after the other or all of one moment, take as long as they do where it stands in the graph, or longer."""
     rng = np.random.default_rng(seed)
     places = [f"s{number}" for number in range(count)]
-    graph, model_of = random_graph(rng, places), {place: f"m{rng.integers(0, 4)}" for place in places}
+    graph, model_of = random_graph(rng, places, callers=0.25), {place: f"m{rng.integers(0, 4)}" for place in places}
     once = with_each_stage_once(renamed(graph, model_of), bound=False)
     models = list(stages_of(once.graph))
     assert sorted(models) == sorted(set(model_of.values()))
@@ -85,4 +86,6 @@ def renamed(graph: Graph, names: dict[str, str]) -> Graph:
         return names[graph]
     if isinstance(graph, Series):
         return Series(tuple(renamed(part, names) for part in graph.parts))
+    if isinstance(graph, Calls):
+        return Calls(names[graph.caller], renamed(graph.inside, names))
     return Parallel(tuple(renamed(branch, names) for branch in graph.branches))

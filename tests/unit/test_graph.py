@@ -20,7 +20,7 @@ from themis_triton.commands.status_command import show
 from themis_triton.core.config import PipelineConfig, Placement
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.fleet import ModelState, Phase
-from themis_triton.core.graph import Parallel, Series
+from themis_triton.core.graph import Calls, Parallel, Series
 from themis_triton.core.observation import ModelCounters, ServerReading, Snapshot
 from themis_triton.core.status import STATUS_VERSION, PipelineStatus, Status
 from themis_triton.decide.state import PolicyInput
@@ -73,7 +73,7 @@ def test_an_ensemble_is_its_members_in_the_order_of_its_steps(tmp_path: Path) ->
 
 def joined(folder: Path, *steps: tuple[str, tuple[str, ...], str], more: str = "") -> PipelineConfig:
     """The pipeline of an ensemble `all` with these steps: a model with what it takes and what it makes."""
-    models = dict.fromkeys(model for model, _, _ in steps)
+    models = dict.fromkeys((*(model for model, _, _ in steps), "a"))
     for model in (*models, "all"):
         (folder / "models" / model).mkdir(parents=True)
     maps = [
@@ -160,6 +160,28 @@ def test_callees_are_named_in_the_settings(tmp_path: Path) -> None:
     called = SETTINGS.replace("model: outer", "model: bls") + "calls: {bls: [pre, {model: net, per_request: 3}]}\n"
     (pipeline,) = load_settings(write(tmp_path, called)).pipelines
     assert (pipeline.stages, pipeline.front, pipeline.per_request) == (("bls", "pre", "net"), "bls", (1.0, 1.0, 3.0))
+    assert pipeline.order == "bls (calls pre → net)"
+
+
+def test_the_time_of_a_caller_contains_that_of_its_callees_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The caller takes 12 ms, its callees 4 ms each; each has instances for its own requests."""
+    slow = SETTINGS.replace("bls: {profile: {surface: *s}", "bls: {profile: {surface: {form: contention, zeta_ms: 9, <<: *s}}", 1)
+    called = slow.replace("model: outer, slo_ms: 300", "model: bls, slo_ms: 23") + "calls: {bls: [{model: pre, per_request: 3}, net]}\n"
+    path = write(tmp_path, called)
+    plan_command(PlanFlags(path, "10", WhatIf(), as_json=True))
+    (plan,) = json.loads(capsys.readouterr().out.rstrip().rsplit("\n", 1)[1])
+    assert plan["feasible"], plan
+    assert 12.0 <= plan["predicted_p99_ms"] <= 23.0
+    path.write_text(path.read_text().replace("slo_ms: 23", "slo_ms: 9"))
+    with pytest.raises(SettingsError, match=r"at least the service time of one request: bls 12 ms"):
+        load_settings(path)
+
+
+def test_a_caller_that_two_steps_call_is_one_stage_that_contains_its_callee(tmp_path: Path) -> None:
+    twice = joined(tmp_path, ("bls", ("in",), "x"), ("bls", ("x",), "y"), ("net", ("y",), "out"), more="calls: {bls: [a]}\n")
+    assert twice.graph == Series((Calls("bls", "a"), "net"))
+    assert (twice.bound, twice.order) == (False, "bls (calls a) → net")
+    assert (twice.per_request, twice.sequential) == ((2.0, 2.0, 1.0), (True, True, False))
 
 
 def test_a_member_that_is_not_defined_is_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from themis_triton.core.config import Placement
 from themis_triton.core.errors import SolverError
 from themis_triton.core.fleet import ModelState
-from themis_triton.core.graph import Parallel, Series, is_chain, longest, parallel, series, stages_of, text, waits, width
+from themis_triton.core.graph import Calls, Parallel, Series, beside, is_chain, longest, parallel, series, stages_of, text, waits, width
 from themis_triton.solver.fleet import ServerAssignment, evaluate_fleet
 from themis_triton.solver.pack import pack
 from themis_triton.solver.problem import ChainProblem, StageProblem
@@ -36,6 +36,15 @@ def test_a_graph_reads_as_its_paths() -> None:
 def test_a_stage_waits_for_all_that_end_the_part_before_it() -> None:
     assert set(waits(DIAMOND)) == {("first", "left"), ("first", "right"), ("left", "more"), ("more", "last"), ("right", "last")}
     assert waits(Parallel(("a", "b"))) == ()
+
+
+def test_a_caller_contains_what_it_calls() -> None:
+    graph = Series(("first", Parallel((Calls("left", Parallel(("more", "right"))), "last"))))
+    assert text(graph) == "first → (left (calls more ∥ right) ∥ last)"
+    assert (longest(graph, MS), longest(graph, {**MS, "right": 9.0})) == (13.0, 11.0)
+    assert (width(graph), beside(graph)) == (3.0, {"first": 0, "left": 1, "more": 2, "right": 2, "last": 2})
+    assert set(waits(graph)) == {("first", stage) for stage in ("left", "more", "right", "last")}
+    assert not is_chain(Calls("first", "last"))
 
 
 def test_nested_series_and_branches_become_one_level() -> None:

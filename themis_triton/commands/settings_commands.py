@@ -43,7 +43,7 @@ def validate_command(path: Path, live: bool, as_json: bool) -> int:
     """Check a settings file, and with `live` the servers, Envoy and devices that it names. Returns the exit code.
 
     Writes to stdout: sentences, or one JSON object `file, valid, problems, findings, pipelines`; a pipeline has its order in words, and
-    as nested lists under `series` and `parallel`.
+    as nested lists under `series`, `parallel` and `calls`.
     Exit codes: 0; 2 if the file is invalid, or with `live` a profile is stale; 3 if something on this machine is missing, expired or open
     to other users; with `live` 4 if a server does not answer.
     """

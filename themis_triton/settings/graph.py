@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from themis_triton.core.config import StageCalls
-from themis_triton.core.graph import series
+from themis_triton.core.graph import Calls, series
 from themis_triton.settings.loading import Loaded
 from themis_triton.settings.model_files import repositories
 from themis_triton.settings.order import Arranged, arranged, with_each_stage_once
@@ -73,16 +73,15 @@ def _most(calls: StageCalls) -> float:
 
 
 def _raw_graph(loaded: Loaded, model: str, above: tuple[str, ...]) -> Arranged:
-    """With a model once for each way in which it is reached. What a model calls that `calls` names follows it, one after the other."""
+    """With a model once for each way in which it is reached. What `calls` names of a model is called one after the other."""
     inner = callees(loaded, model) if model not in above else []
     parts = [_raw_graph(loaded, each.model, (*above, model)) for each in inner]
     graphs = tuple(part.graph for part in parts)
     bound = any(part.bound for part in parts)
-    if model in loaded.calls or not parts:
-        own = (model,) if model in loaded.section("models") or not parts else ()
-        return Arranged(series((*own, *graphs)), bound)
-    steps = arranged(graphs, [waits for _, waits in _steps(loaded, model)])
-    whole = series((model, steps.graph)) if model in loaded.section("models") else steps.graph
+    if not parts:
+        return Arranged(model)
+    steps = arranged(graphs, [waits for _, waits in _steps(loaded, model)]) if model not in loaded.calls else Arranged(series(graphs))
+    whole = Calls(model, steps.graph) if model in loaded.section("models") else steps.graph
     return Arranged(whole, bound or steps.bound)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from themis_triton.core.graph import Graph, Parallel, Series, parallel, series, stages_of
+from themis_triton.core.graph import Calls, Graph, Parallel, Series, parallel, parts_of, series, stages_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +82,17 @@ def _merged(graph: Graph, stage: str) -> Arranged:
     """Calls one after the other and calls of one moment stay exact; other ones are put in front of the smallest part with all of them."""
     if isinstance(graph, str):
         return Arranged(graph)
-    parts, join = (graph.parts, series) if isinstance(graph, Series) else (graph.branches, parallel)
+    parts = parts_of(graph)
     holders = [index for index, part in enumerate(parts) if stage in stages_of(part)]
     if len(holders) == 1:
         inner = _merged(parts[holders[0]], stage)
-        joined = join((*parts[: holders[0]], inner.graph, *parts[holders[0] + 1 :]))
+        joined = _like(graph, (*parts[: holders[0]], inner.graph, *parts[holders[0] + 1 :]))
         return Arranged(joined, inner.bound, inner.in_turn)
-    if all(parts[index] == stage for index in holders):
+    repeated = list(stages_of(parts[holders[0]]))
+    same = not isinstance(graph, Calls) and all(parts[index] == parts[holders[0]] for index in holders)
+    if same and len(set(repeated)) == len(repeated):
         kept = tuple(part for index, part in enumerate(parts) if index not in holders[1:])
-        return Arranged(join(kept), in_turn=frozenset() if isinstance(graph, Parallel) else frozenset({stage}))
+        return Arranged(_like(graph, kept), in_turn=frozenset() if isinstance(graph, Parallel) else frozenset(repeated))
     rest = _without(graph, stage)
     return Arranged(stage if rest is None else series((stage, rest)), bound=True, in_turn=frozenset({stage}))
 
@@ -98,6 +100,12 @@ def _merged(graph: Graph, stage: str) -> Arranged:
 def _without(graph: Graph, stage: str) -> Graph | None:
     if isinstance(graph, str):
         return None if graph == stage else graph
-    parts, join = (graph.parts, series) if isinstance(graph, Series) else (graph.branches, parallel)
-    kept = tuple(part for part in (_without(part, stage) for part in parts) if part is not None)
-    return join(kept) if kept else None
+    kept = tuple(part for part in (_without(part, stage) for part in parts_of(graph)) if part is not None)
+    return _like(graph, kept) if kept else None
+
+
+def _like(graph: Series | Parallel | Calls, parts: tuple[Graph, ...]) -> Graph:
+    """The parts put together as in a graph. What is left of a caller and its callees stands alone."""
+    if isinstance(graph, Calls):
+        return Calls(graph.caller, parts[1]) if len(parts) > 1 else parts[0]
+    return series(parts) if isinstance(graph, Series) else parallel(parts)

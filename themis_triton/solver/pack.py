@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from themis_triton.core.errors import SolverError
-from themis_triton.core.graph import Graph, Series, beside
+from themis_triton.core.graph import Graph, Series, beside, parts_of
 from themis_triton.solver.problem import ChainProblem, Placement, StageProblem, ThroughputRule
 from themis_triton.solver.queueing import gather_table, queueing_code, stage_tail
 from themis_triton.solver.stage_kernels import OTHER_RPS, Chain
@@ -123,7 +123,7 @@ def _others(problem: ChainProblem) -> list[int]:
 
 
 def _joins(problem: ChainProblem) -> list[tuple[int, int, int]]:
-    """(left node, right node, 1 for branches side by side) of each join; see `join_kernels`."""
+    """(left node, right node, 1 where the larger latency counts) of each join; see `join_kernels`."""
     if problem.graph is None:
         nodes = [0, *range(len(problem.stages), 2 * len(problem.stages) - 2)]
         return [(node, s, 0) for s, node in enumerate(nodes, 1)] if len(problem.stages) > 1 else []
@@ -132,7 +132,7 @@ def _joins(problem: ChainProblem) -> list[tuple[int, int, int]]:
     def node(graph: Graph) -> int:
         if isinstance(graph, str):
             return index[graph]
-        parts, side_by_side = (graph.parts, 0) if isinstance(graph, Series) else (graph.branches, 1)
+        parts, side_by_side = parts_of(graph), int(not isinstance(graph, Series))
         left = node(parts[0])
         for part in parts[1:]:
             joins.append((left, node(part), side_by_side))
