@@ -184,6 +184,31 @@ def test_a_caller_that_two_steps_call_is_one_stage_that_contains_its_callee(tmp_
     assert (twice.per_request, twice.sequential) == ((2.0, 2.0, 1.0), (True, True, False))
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "model: outer",
+            "stages: [bls]",
+            r"all.stages\[0\]: bls calls other models by itself, .* Fix: write `model: bls`",
+        ),
+        ("model: outer", "stages: [net, bls]", r"all.stages\[1\]: bls calls .* Fix: give bls a pipeline of its own, `bls: {model: bls, "),
+        ("model: outer", "stages: [outer]", r"all.stages\[0\]: outer calls other models by itself"),
+        ("model: outer", "stages: [{model: pre, per_request: 3}, net]", r"\[0\].per_request: 3 is not possible for the first stage, "),
+        (
+            "calls: {bls",
+            "calls: {blz",
+            "calls.blz: no model blz is under `models:`, in a pipeline or in .* did you mean bls?",
+        ),
+        ("calls: {bls: [pre]", "calls: {bls: [pre], outer: [pre], net: [prr]", r"calls.net\[0\]: no model prr .* did you mean pre?"),
+    ],
+)
+def test_calls_that_cannot_be_as_written_are_refused_with_the_remedy(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = write(tmp_path, (SETTINGS + "calls: {bls: [pre]}\n").replace(old, new))
+    with pytest.raises(SettingsError, match=message):
+        load_settings(path)
+
+
 def test_a_member_that_is_not_defined_is_named(tmp_path: Path) -> None:
     text = SETTINGS.replace("  bls: {profile: {surface: *s}, max_batch: 4}\n", "")
     expected = "pipelines.all.model: outer calls bls, which is not defined under `models:`: expected each called model defined there"

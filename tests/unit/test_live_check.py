@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.samples import config
+from tests.unit.samples import DETECTOR, config
 from themis_triton.adapters import live_check
+from themis_triton.adapters.live_check import _check_callers
 from themis_triton.adapters.local.check import inotify_instances
 from themis_triton.adapters.triton.abilities import NEEDED_EXTENSIONS, lacking_extensions, lacks_pending
 
@@ -50,3 +51,10 @@ def test_fewer_watches_than_envoy_needs_are_an_error_with_the_remedy(monkeypatch
     assert "take 75 inotify instances" in finding.found
     unmanaged = replace(config(), envoy=replace(config().envoy, managed=False))
     assert live_check.check_watches(unmanaged, held) == []
+
+
+def test_a_caller_that_no_adopted_server_has_is_named() -> None:
+    calls = replace(config(), callees={DETECTOR: ("a",), "bls": ("a",), "blz": ("a",)})
+    (finding,) = _check_callers(calls, {"server-1": frozenset({"a", "bls"}), "server-2": frozenset()})
+    assert (finding.what, finding.remedy) == ("calls.blz", "correct the name of the caller")
+    assert _check_callers(calls, {"server-1": frozenset()}) == []

@@ -45,6 +45,7 @@ async def check_live(config: ThemisConfig) -> list[Finding]:
     return [
         *(finding for findings, _ in servers for finding in findings),
         *_check_pipelines(config, models_by_server),
+        *_check_callers(config, models_by_server),
         *check_probed(config),
         *launch,
         *devices,
@@ -208,6 +209,13 @@ def _check_pipelines(config: ThemisConfig, models_by_server: dict[str, frozenset
         for p in config.pipelines
         if not any(models.issuperset((*p.stages, p.front)) for models in models_by_server.values())
     ]
+
+
+def _check_callers(config: ThemisConfig, models_by_server: dict[str, frozenset[str]]) -> list[Finding]:
+    """A caller that the settings do not scale is one that a server has; without an answer that is not known."""
+    held = frozenset[str]().union(*models_by_server.values())
+    unknown = sorted(config.callees.keys() - {*config.called_models, *config.models, *held}) if held else []
+    return [warning(f"calls.{name}", f"no adopted server has a model {name}", "correct the name of the caller") for name in unknown]
 
 
 async def _check_envoy(envoy: EnvoyConfig, needed: Version | None) -> list[Finding]:

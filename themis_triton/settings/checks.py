@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from themis_triton.core.address import Address
 from themis_triton.core.config import Placement, StageCalls, ThroughputRule
 from themis_triton.core.graph import longest_path
+from themis_triton.settings.calls_check import check_calls
 from themis_triton.settings.graph import expand, graph_of, is_driven_inside
 from themis_triton.settings.kinds import parse_address
 from themis_triton.settings.loading import Loaded, mapping
@@ -29,6 +30,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     """Every error across keys, as far as the keys themselves are valid."""
     yield from _something_to_scale(loaded)
     yield from _stages(loaded)
+    yield from check_calls(loaded)
     yield from _profiles(loaded)
     yield from _paper_forms(loaded)
     yield from _input_files(loaded)
@@ -90,7 +92,7 @@ def _stages(loaded: Loaded) -> Iterator[Problem]:
             path: KeyPath = ("pipelines", name, *inner)
             if inner == ("model",) and is_driven_inside(loaded, stage):
                 yield from _inner_models(loaded, stage, path, defined)
-            elif stage not in defined:
+            elif stage not in defined and not is_driven_inside(loaded, stage):
                 near = get_close_matches(stage, defined, n=1)
                 fix = f"did you mean {near[0]}?" if near else f"define {stage} under `models:`"
                 expected = "a model defined under `models:`, one of " + ", ".join(defined)

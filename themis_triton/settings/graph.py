@@ -43,7 +43,7 @@ def graph_of(loaded: Loaded, model: str) -> Arranged:
 
 def ensembles(loaded: Loaded, model: str) -> dict[str, tuple[str, ...]]:
     """The ensembles that a request to a model passes, itself included, each with the scaled models that it needs."""
-    names = dict.fromkeys(name for name in _passed(loaded, model, ()) if name not in loaded.section("models"))
+    names = dict.fromkeys(name for name in passed(loaded, model) if name not in loaded.section("models"))
     return {name: tuple(stage for stage, _ in expand(loaded, name)) for name in names if is_driven_inside(loaded, name)}
 
 
@@ -85,11 +85,12 @@ def _raw_graph(loaded: Loaded, model: str, above: tuple[str, ...]) -> Arranged:
     return Arranged(whole, bound or steps.bound)
 
 
-def _passed(loaded: Loaded, model: str, above: tuple[str, ...]) -> Iterator[str]:
+def passed(loaded: Loaded, model: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """The models that a request to a model passes, itself included, ensembles too; one may come several times."""
     if model not in above:
         yield model
         for each in callees(loaded, model):
-            yield from _passed(loaded, each.model, (*above, model))
+            yield from passed(loaded, each.model, (*above, model))
 
 
 def _steps(loaded: Loaded, model: str) -> list[tuple[str, frozenset[int]]]:
