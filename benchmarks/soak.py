@@ -38,7 +38,7 @@ from themis_triton.load.traces import TraceOptions
 DAY_S, LOW_RPS, HIGH_RPS = 60, 6.0, 34.0
 SAMPLE_S, DISTURB_S = 5.0, 15.0
 OLD_LOGS = 5
-RETENTION = {"max_journal": "1MiB", "max_log": "1MiB", "max_old_logs": OLD_LOGS}
+RETENTION = {"max_journal": "1MiB", "max_recording": "512KiB", "max_log": "1MiB", "max_old_logs": OLD_LOGS}
 SERVERS, GOAL_CORE_PERCENT = 4, 5.0
 MAX_GROWTH = {
     "rss_mb": 8.0,
