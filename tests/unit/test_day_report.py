@@ -157,6 +157,9 @@ def test_the_sidecar_tells_a_day_once_also_after_a_restart(tmp_path: Path, monke
 
     monkeypatch.setattr(module, "report_in_process", in_process)
     with closing(Journal(path)) as journal:
+        empty, _ = asyncio.run(scenario(journal))
+        assert (calls, empty.report) == ([], None)
+        write(journal, range(1))
         first, again = asyncio.run(scenario(journal))
     assert (calls, first.report, again.report) == ([DAY], report, report)
     assert ([event.sentence for event in first.events], list(again.events)) == ([report.sentence], [])

@@ -11,11 +11,11 @@ from pathlib import Path
 import structlog
 
 from themis_triton.adapters.store.frozen_values import frozen
-from themis_triton.adapters.store.minutes import read_report
+from themis_triton.adapters.store.minutes import read_minutes, read_report
 from themis_triton.adapters.store.paths import journal_path
 from themis_triton.adapters.store.reader import reading
 from themis_triton.core.config import ThemisConfig
-from themis_triton.core.day_report import DayReport, local_day
+from themis_triton.core.day_report import DayReport, day_span, local_day
 from themis_triton.core.decoding import decode
 from themis_triton.core.errors import EnvironmentCheckError, ThemisError
 from themis_triton.core.fleet import Models
@@ -47,8 +47,8 @@ async def keep_reports(components: Callable[[], Components], board: StatusBoard,
 async def report_day(components: Components, board: StatusBoard, config: ThemisConfig, path: Path, day: str) -> None:
     """Make the report of a day unless the journal has it, or has nothing of that day. An error is logged: nothing depends on it."""
     try:
-        known = await in_thread(lambda: _stored(path, day))
-        if known is not None:
+        known, observed = await in_thread(lambda: _stored(path, day))
+        if known is not None or not observed:
             board.report = known
             return
         now_s = components.clock.now_s()
@@ -57,8 +57,6 @@ async def report_day(components: Components, board: StatusBoard, config: ThemisC
     except (ThemisError, OSError, ValueError) as error:
         log.warning("day_not_reported", day=day, message=str(error))
         return
-    if not report.hours_observed:
-        return
     board.report = report
     components.journal.record_report(report)
     components.journal.record_event(now_s, REPORTED, report.sentence)
@@ -66,9 +64,10 @@ async def report_day(components: Components, board: StatusBoard, config: ThemisC
     log.info(REPORTED, day=day, message=report.sentence)
 
 
-def _stored(path: Path, day: str) -> DayReport | None:
+def _stored(path: Path, day: str) -> tuple[DayReport | None, bool]:
+    """The report of a day that the journal has, and whether it has minutes of that day."""
     with reading(path) as journal:
-        return read_report(journal, day)
+        return read_report(journal, day), bool(read_minutes(journal, *day_span(day))[0])
 
 
 async def report_in_process(config: ThemisConfig, journal: Path, day: str, first: tuple[Models, ...], at_s: float) -> DayReport:
