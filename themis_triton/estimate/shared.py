@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from themis_triton.core.config import PipelineConfig
 from themis_triton.core.estimate import OtherDemand, PipelineEstimate
@@ -45,13 +45,20 @@ class Sharing:
     waiting: Mapping[str, float]
     arrivals: Arrivals
     windows: Windows
+    _own_rps: dict[tuple[str, float], float] = field(default_factory=dict, repr=False, compare=False)
 
-    def own_rps(self, front: str, window_s: float, passes: int = PASSES) -> float:
+    def own_rps(self, front: str, window_s: float) -> float:
         """The arrivals of a front that are its pipelines' own requests, not another pipeline's calls of that model."""
+        key = (front, window_s)
+        if key not in self._own_rps:
+            self._own_rps[key] = self._find_own_rps(front, window_s, PASSES)
+        return self._own_rps[key]
+
+    def _find_own_rps(self, front: str, window_s: float, passes: int) -> float:
         arrivals, others = self.arrivals(front, window_s), self._client_calls(front, but=front)
         if not others or passes == 0:
             return arrivals
-        explained = sum(caller.calls * self.own_rps(caller.front, window_s, passes - 1) for caller in others)
+        explained = sum(caller.calls * self._find_own_rps(caller.front, window_s, passes - 1) for caller in others)
         # What chance alone may explain counts as its own, so that its later stages are not planned too small.
         return max(0.0, arrivals - max(0.0, explained - math.sqrt(2.0 * explained / window_s)))
 

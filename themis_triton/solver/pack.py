@@ -21,7 +21,7 @@ _ANY_TOTAL = int(np.iinfo(np.int64).max)
 
 @dataclass(frozen=True, slots=True)
 class PackedStages:
-    """Arrays of the stages; `stages` is kept so that no other object gets its identity."""
+    """Arrays of the stages; `stages` is kept so that no other object gets its identity. `tail`: see `stage_tail`."""
 
     stages: tuple[StageProblem, ...]
     latency: FloatArray
@@ -29,6 +29,7 @@ class PackedStages:
     ints: IntArray
     floats: FloatArray
     allowed: BoolArray
+    tail: float
 
 
 def pack(
@@ -62,13 +63,12 @@ def pack(
     if problem.other_rps:
         floats = floats.copy()
         floats[:, OTHER_RPS] = problem.other_rps
-    return Chain(arrays.latency, arrays.gather, ints, floats, allowed, _rates(problem, rate), rule)
+    return Chain(arrays.latency, arrays.gather, ints, floats, allowed, _rates(problem, rate, arrays.tail), rule)
 
 
-def _rates(problem: ChainProblem, rate_rps: float) -> FloatArray:
+def _rates(problem: ChainProblem, rate_rps: float, tail: float) -> FloatArray:
     memory = math.inf if problem.device_memory_bytes is None else float(problem.device_memory_bytes)
     required = problem.required_capacity_rps(rate_rps)
-    tail = stage_tail(problem.percentile, problem.calls_in_turn) / problem.side_by_side
     headroom = (problem.headroom_sigmas, problem.headroom_rps)
     return np.array([problem.slo_ms, rate_rps, rate_rps, required, tail, memory, problem.dispersion, *headroom])
 
@@ -111,7 +111,8 @@ def _build(problem: ChainProblem) -> PackedStages:
     ]
     shape = (problem.queueing, problem.percentile, largest)
     gather = problem.packed.get(shape, lambda: gather_table(*shape))
-    return PackedStages(stages, np.ascontiguousarray(latency), gather, ints, np.array(floats, dtype=np.float64), allowed)
+    tail = stage_tail(problem.percentile, problem.calls_in_turn) / problem.side_by_side
+    return PackedStages(stages, np.ascontiguousarray(latency), gather, ints, np.array(floats, dtype=np.float64), allowed, tail)
 
 
 def _others(problem: ChainProblem) -> list[int]:
