@@ -18,7 +18,6 @@ pytestmark = [pytest.mark.e2e, NEEDS_CHROMIUM]
 
 SURGE_RPS = 60.0
 GROWTH = "#decisions li button:has-text('grow video-')"
-HOUR = "#pipelines td[data-id=hour]"
 
 
 async def is_paused(sidecar: Sidecar) -> bool:

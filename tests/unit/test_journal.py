@@ -276,7 +276,7 @@ def test_a_later_versions_journal_is_not_read(path: Path, journal: Journal) -> N
     journal.record_tick(at(0))
     raise_the_version(path)
     with (
-        pytest.raises(EnvironmentCheckError, match=r"journal\.sqlite: the journal has version 99: expected at most 4\. Fix: use that"),
+        pytest.raises(EnvironmentCheckError, match=r"journal\.sqlite: the journal has version 99: expected at most 5\. Fix: use that"),
         reading(path),
     ):
         pass

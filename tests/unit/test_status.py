@@ -18,6 +18,7 @@ from themis_triton.adapters.exporter import Exporter
 from themis_triton.adapters.sockets import free_ports
 from themis_triton.core.action import ActionKind
 from themis_triton.core.address import Address
+from themis_triton.core.attainment import SloWindow
 from themis_triton.core.decision import Clamp, ClampKind, PipelineEvidence
 from themis_triton.core.encoding import plain
 from themis_triton.core.estimate import Estimate, ModelEstimate, PipelineEstimate
@@ -73,16 +74,15 @@ def test_no_key_of_model_control_leaves_the_sidecar() -> None:
     assert "secret-of-a" not in json.dumps(plain(board(ticked()).status()))
 
 
-def test_the_slo_now_the_late_share_the_cost_and_the_next_step_are_told() -> None:
+def test_the_slo_now_the_cost_and_the_next_step_are_told() -> None:
     seconds = (NOW_S, None), (NOW_S + 1.0, 200.0), (NOW_S + 2.0, 301.0), (NOW_S + 4.0, None), (NOW_S + 5.0, 301.0)
     status = board(*(ticked(at_s, p99_ms) for at_s, p99_ms in seconds)).status()
     (video,) = status.pipelines
     assert video.slo_violated is True
-    assert video.late_fraction == pytest.approx(2 / 3)
     assert status.next_steps == ("grow video-detector on a 1→2",)
     assert status.cost_per_s == config().prices.server + 2 * config().prices.instance
     idle = board(ticked(p99_ms=None)).status().pipelines[0]
-    assert (idle.slo_violated, idle.late_fraction) == (None, None)
+    assert (idle.slo_violated, idle.slo_minute) == (None, SloWindow())
 
 
 @pytest.mark.parametrize(

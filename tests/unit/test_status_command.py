@@ -15,6 +15,7 @@ from tests.unit.samples import NOW_S, server
 from themis_triton.commands.down_command import down_command
 from themis_triton.commands.status_command import show, status_command
 from themis_triton.core.address import Address
+from themis_triton.core.attainment import EndedRequests, slo_window
 from themis_triton.core.decision import Clamp, ClampKind, PipelineEvidence
 from themis_triton.core.encoding import plain
 from themis_triton.core.errors import ServerError, SettingsError
@@ -104,17 +105,22 @@ def test_whatever_limits_it_and_how_fresh_it_is_are_shown() -> None:
     assert " (2 m ago)  d  grown" in text
 
 
+ATTAINED = slo_window(EndedRequests(10_000.0, 1_230.0), 99.0)
+
+
 def test_twenty_pipelines_are_twenty_whole_rows_in_eighty_columns() -> None:
     def pipeline(number: int) -> PipelineStatus:
         estimate = PipelineEstimate("p", 1234.0, 0.0, 0.0, 0.0, 0.0, 301.0 if number == 7 else 250.0)
         evidence = PipelineEvidence("p", 1.0, 1.0, 4567.0, 300.0, 250.0, None, 2, 3)
-        return PipelineStatus(f"pipeline-{number}", ("m",), 300.0, 99.0, estimate, evidence, number == 7, 0.0123)
+        return PipelineStatus(
+            f"pipeline-{number}", ("m",), 300.0, 99.0, estimate, evidence, number == 7, slo_hour=ATTAINED, slo_day=ATTAINED
+        )
 
     text = shown(replace(BASE, reason="scale_out", sentence="; ".join(["long"] * 200), pipelines=tuple(map(pipeline, range(20)))))
     assert "scale out; 1 of 20 pipelines exceed their SLO now\n" in text
     assert max(map(len, text.splitlines())) <= 80
     for number in range(20):
-        assert re.search(rf"pipeline-{number} +1234 +4567 +{301 if number == 7 else 250} +300 +1\.2 % +2→3", text)
+        assert re.search(rf"pipeline-{number} +1234 +4567 +{301 if number == 7 else 250}/300 +–/12/12 % +-1130 % +2→3", text)
 
 
 @pytest.mark.parametrize(
@@ -122,8 +128,8 @@ def test_twenty_pipelines_are_twenty_whole_rows_in_eighty_columns() -> None:
 )
 def test_the_column_of_a_pipelines_size_says_what_it_counts(units: tuple[str, ...], heading: str) -> None:
     evidences = [PipelineEvidence("p", 1.0, 1.0, 9.0, 300.0, None, None, 2, 3, unit=unit) for unit in units]
-    pipelines = tuple(PipelineStatus("p", ("m",), 300.0, 99.0, None, evidence, None, None) for evidence in (*evidences, None))
-    assert re.search(rf"late +{heading} *\n", shown(replace(BASE, pipelines=pipelines)))
+    pipelines = tuple(PipelineStatus("p", ("m",), 300.0, 99.0, None, evidence) for evidence in (*evidences, None))
+    assert re.search(rf"late 1m/1h/24h +budget +{heading} *\n", shown(replace(BASE, pipelines=pipelines)))
 
 
 def test_a_server_is_shown_with_the_devices_that_it_runs_on_and_its_instances_on_each() -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics, generate_latest
 
 import themis_triton
 from themis_triton.core.action import OutcomeKind
+from themis_triton.core.attainment import EndedRequests
+from themis_triton.core.config import PipelineConfig
 from themis_triton.core.record import TickRecord
 
-MAX_TICK_S = 10.0
-"""A longer time between two ticks was not observed."""
 TICK_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
@@ -27,10 +29,11 @@ class Exporter:
         self._paused = Gauge("themis_paused", "1 while `themis pause` is in force", registry=registry)
         self._advisory = Gauge("themis_advisory", "1 while the mode is advisory", registry=registry)
         self._slo = Gauge("themis_slo_seconds", "The latency SLO", ["pipeline"], registry=registry)
-        self._observed = Counter("themis_slo_observed_seconds", "Time with traffic", ["pipeline"], registry=registry)
-        self._late = Counter(
-            "themis_slo_late_seconds", "Time with traffic in which the percentile exceeded the SLO", ["pipeline"], registry=registry
+        self._objective = Gauge(
+            "themis_slo_objective_ratio", "Part of the requests that must meet the SLO", ["pipeline"], registry=registry
         )
+        self._ended = Counter("themis_slo_requests", "Requests that ended", ["pipeline"], registry=registry)
+        self._late = Counter("themis_slo_late_requests", "Requests that missed the SLO, or failed", ["pipeline"], registry=registry)
         self._wanted = Gauge("themis_pipeline_servers", "Servers of a pipeline, now and wanted", ["pipeline", "count"], registry=registry)
         self._clamps = Counter("themis_clamps", "Limits that changed a decision's target", ["kind"], registry=registry)
         self._backing_off = Gauge("themis_backing_off", "Actuators in back-off after a failure", registry=registry)
@@ -57,7 +60,6 @@ class Exporter:
 
     def take(self, record: TickRecord, duration_s: float, *, paused: bool = False) -> None:
         """Record a tick."""
-        self._count_slo(record)
         self._paused.set(paused)
         self._advisory.set(record.advisory and not paused)
         for clamp in record.decision.clamps:
@@ -72,17 +74,13 @@ class Exporter:
             if outcome.kind is OutcomeKind.DONE:
                 self._action_s.labels(outcome.action.kind.value).observe(outcome.duration_s)
 
-    def _count_slo(self, record: TickRecord) -> None:
-        """Add the time since the last tick to that with traffic, and to that outside the SLO."""
-        before, at_s = self._newest, record.snapshot.at_s
-        elapsed_s = at_s - before.snapshot.at_s if before is not None else 0.0
-        if not 0.0 < elapsed_s <= MAX_TICK_S:
-            return
-        for evidence in record.decision.evidence:
-            estimate = record.estimate.pipelines.get(evidence.pipeline)
-            if estimate is not None and estimate.p99_ms is not None:
-                self._observed.labels(evidence.pipeline).inc(elapsed_s)
-                self._late.labels(evidence.pipeline).inc(elapsed_s if estimate.p99_ms > evidence.slo_ms else 0.0)
+    def count_requests(self, pipelines: Iterable[PipelineConfig], ended: Mapping[str, EndedRequests]) -> None:
+        """Count requests that ended, and show each pipeline's objective."""
+        for pipeline in pipelines:
+            each = ended.get(pipeline.name, EndedRequests())
+            self._objective.labels(pipeline.name).set(round(pipeline.percentile / 100.0, 6))
+            self._ended.labels(pipeline.name).inc(each.requests)
+            self._late.labels(pipeline.name).inc(each.late)
 
     def tick_failed(self) -> None:
         """Record a tick that ended in an unexpected error."""

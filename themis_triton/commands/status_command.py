@@ -174,7 +174,8 @@ def _sum_words(pipeline: PipelineStatus) -> Iterator[str]:
 
 
 def _pipelines(status: Status) -> Table:
-    table = Table("pipeline", "rate/s", "capacity", "p99 ms", "SLO ms", "late", counted(status), box=SIMPLE_HEAD, pad_edge=False)
+    titles = ("pipeline", "rate/s", "capacity", "p99/SLO ms", "late 1m/1h/24h", "budget", counted(status))
+    table = Table(*titles, box=SIMPLE_HEAD, pad_edge=False)
     for pipeline in status.pipelines:
         table.add_row(*_pipeline_cells(pipeline), style="red" if pipeline.slo_violated else None)
     return table
@@ -188,15 +189,25 @@ def counted(status: Status) -> str:
 
 def _pipeline_cells(pipeline: PipelineStatus) -> tuple[str, ...]:
     estimate, evidence = pipeline.estimate, pipeline.evidence
-    numbers = (
-        estimate.recent_rps if estimate is not None else None,
-        evidence.capacity_rps if evidence is not None else None,
-        estimate.p99_ms if estimate is not None else None,
-        pipeline.slo_ms,
-    )
-    late = "–" if pipeline.late_fraction is None else f"{100 * pipeline.late_fraction:.1f} %"
+    rate_rps = estimate.recent_rps if estimate is not None else None
+    capacity_rps = evidence.capacity_rps if evidence is not None else None
+    p99_ms = estimate.p99_ms if estimate is not None else None
+    windows = (pipeline.slo_minute, pipeline.slo_hour, pipeline.slo_day)
+    late = "/".join(_percent(window.attainment) for window in windows) + " %" if pipeline.slo_day.requests else "–"
+    left = "–" if pipeline.slo_day.budget_left is None else f"{100 * pipeline.slo_day.budget_left:.0f} %"
     servers = "–" if evidence is None else evidence.servers_words
-    return (pipeline.name, *("–" if number is None else f"{number:.0f}" for number in numbers), late, servers)
+    latency = f"{_whole(p99_ms)}/{pipeline.slo_ms:.0f}"
+    return (pipeline.name, _whole(rate_rps), _whole(capacity_rps), latency, late, left, servers)
+
+
+def _whole(number: float | None) -> str:
+    return "–" if number is None else f"{number:.0f}"
+
+
+def _percent(attainment: float | None) -> str:
+    """What is late of the requests, in percent."""
+    late = 100.0 * (1.0 - attainment) if attainment is not None else None
+    return "–" if late is None else f"{late:.1f}" if late < 10.0 else f"{late:.0f}"
 
 
 def _servers(status: Status) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise, product
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,8 @@ def nested(graph: Graph) -> str | dict[str, list[Any]]:
 
 def longest(graph: Graph, values: Mapping[str, float]) -> float:
     """The largest sum of the stages' values on a path: sums in series, the maximum of branches, and of a caller and what it calls."""
-    return _folded(graph, values.__getitem__, sum, max)
+    total: float = folded(graph, values.__getitem__, sum, max, max)
+    return total
 
 
 def longest_path(graph: Graph, values: Mapping[str, float]) -> tuple[str, ...]:
@@ -87,7 +88,8 @@ def longest_path(graph: Graph, values: Mapping[str, float]) -> tuple[str, ...]:
 
 def width(graph: Graph) -> float:
     """The largest number of stages that can run side by side; a caller does nothing while one of its callees runs."""
-    return _folded(graph, lambda _: 1.0, max, sum)
+    stages: float = folded(graph, lambda _: 1.0, max, sum, max)
+    return stages
 
 
 def beside(graph: Graph) -> dict[str, int]:
@@ -132,12 +134,18 @@ def _waits(graph: Graph) -> tuple[list[tuple[str, str]], list[str], list[str]]:
     return found, parts[0][1], parts[-1][2]
 
 
-_Fold: TypeAlias = "Callable[[list[float]], float]"
+Value = TypeVar("Value")
 
 
-def _folded(graph: Graph, leaf: Callable[[str], float], in_series: _Fold, in_parallel: _Fold) -> float:
-    """A caller and what it calls: the maximum."""
+def folded(
+    graph: Graph,
+    leaf: Callable[[str], Value],
+    in_series: Callable[[list[Value]], Value],
+    in_parallel: Callable[[list[Value]], Value],
+    in_call: Callable[[list[Value]], Value],
+) -> Value:
+    """The value of a graph from those of its stages, of parts in series, of branches, and of a caller and what it calls."""
     if isinstance(graph, str):
         return leaf(graph)
-    fold = in_series if isinstance(graph, Series) else in_parallel if isinstance(graph, Parallel) else max
-    return fold([_folded(part, leaf, in_series, in_parallel) for part in parts_of(graph)])
+    fold = in_series if isinstance(graph, Series) else in_parallel if isinstance(graph, Parallel) else in_call
+    return fold([folded(part, leaf, in_series, in_parallel, in_call) for part in parts_of(graph)])

@@ -15,7 +15,7 @@ class PipelineSample:
     """One pipeline over `seconds` seconds from `at_s` on; rates, capacity, counts and cost are means weighted by time.
 
     `p50_ms` is the mean and `p99_ms` the maximum over the `traffic_s` seconds with traffic; None without. `late_s`: seconds in which
-    the measured percentile exceeded the SLO.
+    the measured percentile exceeded the SLO. `requests`: those that ended, `late_requests`: those of them that missed the SLO.
     """
 
     pipeline: str
@@ -33,6 +33,8 @@ class PipelineSample:
     late_s: float
     p50_ms: float | None
     p99_ms: float | None
+    requests: float = 0.0
+    late_requests: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +65,15 @@ class PipelineHistory:
 
     `rate_rps`, `demand_rps`, `capacity_rps`, `refused_rps`, `servers` and `instances` are means, `peak_rps` and `p99_ms` maxima, `p50_ms`
     means. `traffic_s`: seconds with traffic in the whole range; `late_s`: those of them in which the measured percentile exceeded the
-    SLO, also by step in `late_by_step_s`.
+    SLO, also by step in `late_by_step_s`. `requests` and `late_requests`: those that ended, and those of them that missed the SLO.
     """
 
     name: str
     slo_ms: float
     traffic_s: float
     late_s: float
+    requests: float = 0.0
+    late_requests: float = 0.0
     at_s: tuple[float, ...] = ()
     rate_rps: tuple[float, ...] = ()
     peak_rps: tuple[float, ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from themis_triton.core.attainment import SloWindow
 from themis_triton.core.day_report import DayReport
 from themis_triton.core.decision import Clamp, PipelineEvidence
 from themis_triton.core.decoding import decode
@@ -47,8 +48,8 @@ class UsageStatus:
 class PipelineStatus:
     """One pipeline: its SLO, its estimate and the evidence of the decision; null before the first tick.
 
-    `slo_violated`: the measured percentile exceeds the SLO now; null without traffic. `late_fraction`: the fraction of the time with
-    traffic since the start in which it did; null before the first traffic. `order`: the order of the stages where it is no chain, and
+    `slo_violated`: the measured percentile exceeds the SLO now; null without traffic. `slo_minute`, `slo_hour`, `slo_day`: the requests of
+    the last minute, hour and 24 hours, and how many of them were in time. `order`: the order of the stages where it is no chain, and
     whether latencies are upper bounds. `knowledge`: what is known of its models without a profile; null where all have one. `p50_ms`: the
     measured median; null without traffic.
     """
@@ -60,7 +61,9 @@ class PipelineStatus:
     estimate: PipelineEstimate | None = None
     evidence: PipelineEvidence | None = None
     slo_violated: bool | None = None
-    late_fraction: float | None = None
+    slo_minute: SloWindow = field(default_factory=SloWindow)
+    slo_hour: SloWindow = field(default_factory=SloWindow)
+    slo_day: SloWindow = field(default_factory=SloWindow)
     order: str = ""
     knowledge: PipelineKnowledge | None = None
     p50_ms: float | None = None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from themis_triton.core.attainment import EndedRequests
 from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.estimate import Estimate
 from themis_triton.core.history import PipelineSample
 from themis_triton.core.record import TickRecord
+from themis_triton.daemon.attainment import NOTHING_ENDED, Ended
 
 SAMPLE_S = 5
 """The width of a sample; the journal joins old ones into wider ones."""
@@ -33,6 +35,7 @@ class _Sums:
     p50: float = 0.0
     p50_s: float = 0.0
     p99_ms: float | None = None
+    requests: EndedRequests = field(default_factory=EndedRequests)
 
 
 class Samples:
@@ -43,20 +46,22 @@ class Samples:
         self._last_s: float | None = None
         self._sums: dict[str, _Sums] = {}
 
-    def take(self, record: TickRecord, config: ThemisConfig) -> tuple[PipelineSample, ...]:
-        """Add a tick; returns the samples that it completes, one a pipeline, or none."""
+    def take(self, record: TickRecord, config: ThemisConfig, ended: Ended = NOTHING_ENDED) -> tuple[PipelineSample, ...]:
+        """Add a tick and the requests that ended; returns the samples that it completes, one a pipeline, or none."""
         at_s = record.snapshot.at_s
         start_s = at_s // SAMPLE_S * SAMPLE_S
-        ended: tuple[PipelineSample, ...] = ()
+        complete: tuple[PipelineSample, ...] = ()
         if start_s != self._start_s:
-            ended = tuple(self._ended())
+            complete = tuple(self._ended())
             self._start_s, self._sums = start_s, {}
         elapsed_s = at_s - self._last_s if self._last_s is not None else 0.0
         self._last_s = at_s
         if 0.0 < elapsed_s <= MAX_TICK_S:
             for pipeline in config.pipelines:
-                _add(self._sums.setdefault(pipeline.name, _Sums()), record, pipeline, elapsed_s)
-        return ended
+                sums = self._sums.setdefault(pipeline.name, _Sums())
+                _add(sums, record, pipeline, elapsed_s)
+                sums.requests += ended.get(pipeline.name, EndedRequests())
+        return complete
 
     def _ended(self) -> Iterator[PipelineSample]:
         for name, sums in self._sums.items():
@@ -111,6 +116,8 @@ def _sample(name: str, start_s: float, sums: _Sums) -> PipelineSample:
         late_s=sums.late_s,
         p50_ms=sums.p50 / sums.p50_s if sums.p50_s else None,
         p99_ms=sums.p99_ms,
+        requests=sums.requests.requests,
+        late_requests=sums.requests.late,
     )
 
 

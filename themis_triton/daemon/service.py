@@ -24,6 +24,7 @@ from themis_triton.core.record import TickRecord, drift_event_words, sentence
 from themis_triton.daemon.access import prepare_access
 from themis_triton.daemon.adopt import adopt
 from themis_triton.daemon.api import serving
+from themis_triton.daemon.attainment import RequestCounter
 from themis_triton.daemon.certificates import keep_certificates
 from themis_triton.daemon.components import Components, build_components
 from themis_triton.daemon.control import is_paused
@@ -43,7 +44,7 @@ from themis_triton.daemon.pacing import is_quiet, wait_for_tick
 from themis_triton.daemon.reads_api import Reads
 from themis_triton.daemon.reload import REFUSED, RELOADED, SettingsChange, settings_change
 from themis_triton.daemon.samples import Samples
-from themis_triton.daemon.status import TICK_FAILED, StatusBoard
+from themis_triton.daemon.status import TICK_FAILED, StatusBoard, recall_requests
 from themis_triton.decide.planner import Planner
 from themis_triton.decide.rules import build_rules
 from themis_triton.decide.state import PolicyState
@@ -85,6 +86,7 @@ async def run_daemon(config: ThemisConfig, read_settings: Callable[[], ThemisCon
                 return
             log.info("memory_released", megabytes=round(release_clean_pages() / 1e6))
             board = StatusBoard(planned, components.clock.now_s())
+            recall_requests(board, journal_path(config.state_directory), board.started_at_s)
             exporter = Exporter()
             access, hub = prepare_access(config), EventHub()
             reads = Reads(board, components.clock, journal_path(config.state_directory), hub, lambda: not kernels.interpreted)
@@ -166,6 +168,7 @@ class _Loop:
     learning: Learning = field(default_factory=Learning)
     samples: Samples = field(default_factory=Samples)
     minutes: Minutes = field(default_factory=Minutes)
+    requests: RequestCounter = field(default_factory=RequestCounter)
     hub: EventHub = field(default_factory=EventHub)
     keeper: OverrideKeeper | None = None
     reload: asyncio.Event = field(default_factory=asyncio.Event)
@@ -197,9 +200,11 @@ class _Loop:
         duration_s = asyncio.get_running_loop().time() - started_s
         self._report_journal()
         self.components.journal.record_decided(before, self.state, record, planner.rules.config)
-        self.board.take(record, 1000.0 * duration_s, paused=self.paused)
+        ended = self.requests.take(record.snapshot, self.board.config.pipelines)
+        self.board.take(record, 1000.0 * duration_s, ended, paused=self.paused)
         self.exporter.take(record, duration_s, paused=self.paused)
-        self.components.journal.record_samples(self.samples.take(record, self.board.config))
+        self.exporter.count_requests(self.board.config.pipelines, ended)
+        self.components.journal.record_samples(self.samples.take(record, self.board.config, ended))
         minute = self.minutes.take(record.snapshot, self.board.config)
         if minute is not None:
             self.components.journal.record_minute(*minute)

@@ -5,42 +5,31 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import themis_triton
+from themis_triton.adapters.store.history import read_requests
+from themis_triton.adapters.store.reader import reading
+from themis_triton.core.attainment import EndedRequests, slo_window
 from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.day_report import DayReport
+from themis_triton.core.errors import EnvironmentCheckError
 from themis_triton.core.estimate import PipelineEstimate
 from themis_triton.core.overrides import Overrides
 from themis_triton.core.price import running_price
 from themis_triton.core.record import TickRecord, describe, drift_event_words, drift_words, sentence
 from themis_triton.core.status import STATUS_VERSION, PipelineStatus, Status, StatusEvent, UsageStatus
+from themis_triton.daemon.attainment import NOTHING_ENDED, Ended, PipelineWindows
 from themis_triton.daemon.samples import p50_ms
 from themis_triton.daemon.usage import UsageTotals
 
 TICK_FAILED = "tick_failed"
+DAY_S = 86_400.0
 MAX_EVENTS = 50
 MIN_SILENT_S = 10.0
 SILENT_TICKS = 10
-
-
-@dataclass(frozen=True, slots=True)
-class SloTime:
-    """Seconds with traffic, and those of them in which the measured percentile exceeded the SLO."""
-
-    observed_s: float = 0.0
-    late_s: float = 0.0
-
-    def add(self, elapsed_s: float, violated: bool | None) -> SloTime:
-        """The counts with additional seconds. `violated` None: no traffic."""
-        if violated is None:
-            return self
-        return SloTime(self.observed_s + elapsed_s, self.late_s + (elapsed_s if violated else 0.0))
-
-    @property
-    def late_fraction(self) -> float | None:
-        """Late seconds divided by seconds with traffic; None before the first traffic."""
-        return self.late_s / self.observed_s if self.observed_s else None
 
 
 @dataclass(slots=True)
@@ -58,16 +47,18 @@ class StatusBoard:
     overrides: Overrides = field(default_factory=Overrides)
     journal_trouble: str | None = None
     report: DayReport | None = None
-    slo_times: dict[str, SloTime] = field(default_factory=dict)
+    windows: dict[str, PipelineWindows] = field(default_factory=dict)
     events: deque[StatusEvent] = field(default_factory=lambda: deque(maxlen=MAX_EVENTS))
 
-    def take(self, record: TickRecord, tick_ms: float, *, paused: bool = False) -> None:
-        """Add a tick; one that changes something becomes an event."""
+    def add_requests(self, at_s: float, ended: Ended) -> None:
+        """Add requests that ended."""
+        for name, each in ended.items():
+            self.windows.setdefault(name, PipelineWindows()).add(at_s, each)
+
+    def take(self, record: TickRecord, tick_ms: float, ended: Ended = NOTHING_ENDED, *, paused: bool = False) -> None:
+        """Add a tick and the requests that ended; a tick that changes something becomes an event."""
         at_s, decision_id = record.snapshot.at_s, record.decision.id
-        elapsed_s = max(0.0, at_s - self.record.snapshot.at_s) if self.record is not None else 0.0
-        for pipeline in self.config.pipelines:
-            violated = _violated(record.estimate.pipelines.get(pipeline.name), pipeline)
-            self.slo_times[pipeline.name] = self.slo_times.get(pipeline.name, SloTime()).add(elapsed_s, violated)
+        self.add_requests(at_s, ended)
         self.paused = paused
         self.usage = self.usage.add(record, self.config)
         self.record = record
@@ -122,11 +113,11 @@ class StatusBoard:
             pipelines=tuple(PipelineStatus(p.name, p.stages, p.slo_ms, p.percentile) for p in self.config.pipelines),
             events=tuple(self.events),
         )
-        status = _with_record(base, self.record, self.config, self.slo_times) if self.record is not None else base
+        status = _with_record(base, self.record, self.config, self.windows) if self.record is not None else base
         return status if self.tick_error is None else replace(status, sentence=self.tick_error)
 
 
-def _with_record(base: Status, record: TickRecord, config: ThemisConfig, slo_times: Mapping[str, SloTime]) -> Status:
+def _with_record(base: Status, record: TickRecord, config: ThemisConfig, windows: Mapping[str, PipelineWindows]) -> Status:
     decision, snapshot = record.decision, record.snapshot
     return replace(
         base,
@@ -147,14 +138,16 @@ def _with_record(base: Status, record: TickRecord, config: ThemisConfig, slo_tim
         next_steps=tuple(describe(action) for action in record.started),
         cost_per_s=running_price((server.models for server in snapshot.servers), config),
         servers=tuple(replace(server, model_control_key=None) for server in snapshot.servers),
-        pipelines=tuple(_pipeline(record, pipeline, slo_times.get(pipeline.name, SloTime())) for pipeline in config.pipelines),
+        pipelines=tuple(_pipeline(record, pipeline, windows.get(pipeline.name)) for pipeline in config.pipelines),
         models=record.estimate.models,
         devices=snapshot.devices,
     )
 
 
-def _pipeline(record: TickRecord, pipeline: PipelineConfig, times: SloTime) -> PipelineStatus:
+def _pipeline(record: TickRecord, pipeline: PipelineConfig, windows: PipelineWindows | None) -> PipelineStatus:
     estimate = record.estimate.pipelines.get(pipeline.name)
+    ended = windows.at(record.snapshot.at_s) if windows is not None else (EndedRequests(),) * 3
+    minute, hour, day = (slo_window(each, pipeline.percentile) for each in ended)
     return PipelineStatus(
         name=pipeline.name,
         stages=pipeline.stages,
@@ -163,7 +156,9 @@ def _pipeline(record: TickRecord, pipeline: PipelineConfig, times: SloTime) -> P
         estimate=estimate,
         evidence=next((evidence for evidence in record.decision.evidence if evidence.pipeline == pipeline.name), None),
         slo_violated=_violated(estimate, pipeline),
-        late_fraction=times.late_fraction,
+        slo_minute=minute,
+        slo_hour=hour,
+        slo_day=day,
         order=pipeline.order,
         knowledge=next((each for each in record.estimate.knowledge if each.pipeline == pipeline.name), None),
         p50_ms=p50_ms(record.estimate, pipeline),
@@ -185,3 +180,11 @@ def _usage(totals: UsageTotals) -> UsageStatus:
         failed_actions=totals.failed_actions,
         server_seconds_by_kind=totals.server_seconds_by_kind,
     )
+
+
+def recall_requests(board: StatusBoard, journal: Path, now_s: float) -> None:
+    """Take the requests of the last day from the journal, so that attainment survives a restart; without a journal there are none."""
+    with suppress(EnvironmentCheckError), reading(journal) as reader:
+        for name, at_s, requests, late in read_requests(reader, now_s - DAY_S):
+            if at_s <= now_s:
+                board.add_requests(at_s, {name: EndedRequests(requests, late)})

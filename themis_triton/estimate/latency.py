@@ -51,3 +51,15 @@ def fraction_above(stages: Sequence[LatencyHistogram], total_ms: Callable[[list[
         inside = total_ms([percentile(stage, middle) or 0.0 for stage in stages]) <= limit_ms
         low, high = (middle, high) if inside else (low, middle)
     return 0.0 if low >= 100.0 - _FINEST else 1.0 - low / 100.0
+
+
+def count_below(histogram: LatencyHistogram, limit_ms: float) -> float:
+    """How many requests took at most so long, interpolated within its bucket; those beyond the last finite bound took longer."""
+    bounds, counts = histogram.bounds_ms, histogram.counts
+    index = bisect_left(bounds, limit_ms)
+    if index == len(bounds):
+        return counts[-1]
+    below_count, below_ms = (counts[index - 1], bounds[index - 1]) if index else (0.0, 0.0)
+    if math.isinf(bounds[index]):
+        return below_count
+    return below_count + (counts[index] - below_count) * (limit_ms - below_ms) / (bounds[index] - below_ms)

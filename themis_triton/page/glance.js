@@ -2,15 +2,16 @@
 
 import { byId, h, reconcile, setText, show, stateMark } from "./dom.js";
 import * as f from "./format.js";
-import { pipelineState } from "./state.js";
+import { budgetWords, pipelineState } from "./state.js";
 
 const COLUMNS = [
   ["state", "State", false], ["name", "Pipeline", false], ["rate", "Rate /s", true], ["load", "Demand of capacity", false], ["p50", "p50 ms", true], ["p99", "p99 ms", true],
-  ["slo", "SLO ms", true], ["hour", "In SLO, 1 h", true], ["day", "24 h", true], ["servers", "Servers", true],
+  ["slo", "SLO ms", true], ["minute", "In SLO, now", true], ["hour", "1 h", true], ["day", "24 h", true], ["budget", "Budget left", true], ["servers", "Servers", true],
 ];
 const VALUES = {
   state: (row) => row.state.rank, name: (row) => row.pipeline.name, rate: (row) => -(row.pipeline.estimate?.recent_rps ?? 0), load: (row) => -row.fraction,
-  p50: (row) => -(row.pipeline.p50_ms ?? 0), p99: (row) => -(row.pipeline.estimate?.p99_ms ?? 0), slo: (row) => row.pipeline.slo_ms, hour: (row) => row.hour ?? 2, day: (row) => row.day ?? 2,
+  p50: (row) => -(row.pipeline.p50_ms ?? 0), p99: (row) => -(row.pipeline.estimate?.p99_ms ?? 0), slo: (row) => row.pipeline.slo_ms, minute: (row) => row.pipeline.slo_minute.attainment ?? 2, hour: (row) => row.pipeline.slo_hour.attainment ?? 2,
+  day: (row) => row.pipeline.slo_day.attainment ?? 2, budget: (row) => row.pipeline.slo_day.budget_left ?? 2,
   servers: (row) => -(row.pipeline.evidence?.servers_now ?? 0),
 };
 
@@ -18,7 +19,6 @@ export class Glance {
   constructor(onSelect) {
     this.onSelect = onSelect;
     this.sorted = { by: "state", reverse: false };
-    this.attainment = { hour: {}, day: {} };
     this.selected = null;
     this.table = byId("pipelines");
     this.table.classList.add("cards");
@@ -32,18 +32,13 @@ export class Glance {
     this.render(this.status);
   }
 
-  setAttainment(period, history) {
-    for (const each of history.pipelines) this.attainment[period][each.name] = each.traffic_s ? 1 - each.late_s / each.traffic_s : null;
-    if (this.status) this.render(this.status);
-  }
-
   render(status) {
     if (!status) return;
     this.status = status;
     const rows = status.pipelines.map((pipeline) => {
       const { evidence } = pipeline;
       const fraction = evidence && evidence.capacity_rps > 0 ? evidence.demand_fast_rps / evidence.capacity_rps : 0;
-      return { pipeline, fraction, state: pipelineState(pipeline), hour: this.attainment.hour[pipeline.name], day: this.attainment.day[pipeline.name] };
+      return { pipeline, fraction, state: pipelineState(pipeline) };
     });
     const { by, reverse } = this.sorted;
     const value = VALUES[by];
@@ -64,10 +59,10 @@ export class Glance {
     const state = cell("state", false, "State", "head");
     state.append(h("span", { class: "state" }));
     return h("tr", {}, state, h("th", { scope: "row", data: { id: "name" } }, h("button", { type: "button", class: "link", title: "Show in the timeline", onclick: () => this.onSelect(pipeline.name) }, pipeline.name)),
-      cell("rate", true, "Rate /s"), load, cell("p50", true, "p50 ms"), cell("p99", true, "p99 ms"), cell("slo", true, "SLO ms"), cell("hour", true, "In SLO, 1 h"), cell("day", true, "In SLO, 24 h"), cell("servers", true, "Servers"));
+      cell("rate", true, "Rate /s"), load, cell("p50", true, "p50 ms"), cell("p99", true, "p99 ms"), cell("slo", true, "SLO ms"), cell("minute", true, "In SLO, now"), cell("hour", true, "In SLO, 1 h"), cell("day", true, "In SLO, 24 h"), cell("budget", true, "Budget left, 24 h"), cell("servers", true, "Servers"));
   }
 
-  update(element, { pipeline, state, fraction, hour, day }) {
+  update(element, { pipeline, state, fraction }) {
     const cells = Object.fromEntries([...element.children].map((cell) => [cell.dataset.id, cell]));
     const { estimate, evidence } = pipeline;
     stateMark(cells.state.firstChild, state.level, state.word);
@@ -80,8 +75,13 @@ export class Glance {
     setText(cells.p99, f.ms(estimate?.p99_ms));
     cells.p99.classList.toggle("late", pipeline.slo_violated === true);
     setText(cells.slo, f.ms(pipeline.slo_ms));
-    setText(cells.hour, f.percent(hour));
-    setText(cells.day, f.percent(day));
+    for (const [cell, window] of [[cells.minute, pipeline.slo_minute], [cells.hour, pipeline.slo_hour], [cells.day, pipeline.slo_day]]) {
+      setText(cell, f.percent(window.attainment));
+      const title = window.requests ? `${f.rate(window.late)} of ${f.plural(Math.round(window.requests), "request")} missed the SLO` : "no requests";
+      if (cell.title !== title) cell.title = title;
+    }
+    setText(cells.budget, budgetWords(pipeline.slo_day));
+    cells.budget.classList.toggle("late", (pipeline.slo_day.budget_left ?? 0) < 0);
     const counted = evidence ? (evidence.servers_now === evidence.servers_desired ? f.count(evidence.servers_now) : `${evidence.servers_now} → ${evidence.servers_desired}`) : f.NONE;
     setText(cells.servers, evidence && evidence.unit !== "server" ? `${counted} ${evidence.unit}s` : counted);
     element.setAttribute("aria-current", String(pipeline.name === this.selected));

@@ -1,6 +1,6 @@
 // Starts the page: one stream of statuses, and every section drawn from it.
 
-import { follow, get, token } from "./api.js";
+import { follow, token } from "./api.js";
 import { Controls } from "./controls.js";
 import { DecisionDialog } from "./decision.js";
 import { byId, h, MARKS, reconcile, setText, show } from "./dom.js";
@@ -12,7 +12,6 @@ import { Timeline } from "./timeline.js";
 import { WhatIf } from "./whatif.js";
 
 const LATE_S = 3.5;
-const ATTAINMENT_MS = 15000;
 const MAX_SENTENCE_PIPELINES = 3;
 
 const decisions = new DecisionDialog();
@@ -42,7 +41,6 @@ function take(next) {
   if (lost !== null) { lost = null; document.body.classList.remove("gone"); timeline.refresh(); }
   whatif.take(status);
   if (first && status.pipelines.length) select([...status.pipelines].sort((a, b) => pipelineState(a).rank - pipelineState(b).rank)[0].name);
-  if (first) for (const waitMs of [0, 7000]) setTimeout(attainment, waitMs);
   glance.render(status);
   fleet.render(status);
   timeline.take(status);
@@ -129,12 +127,6 @@ function freshness() {
   setText(place, age > LATE_S ? `data ${f.ago(age)}` : age < 2.5 ? "live" : `updated ${f.ago(age)}`);
 }
 
-async function attainment() {
-  for (const [period, seconds] of [["hour", 3600], ["day", 86400]]) {
-    try { glance.setAttainment(period, await get("v1/history", { range_s: seconds, points: 1 })); } catch { /* shown as unknown */ }
-  }
-}
-
 const THEMES = { auto: "Theme: auto", light: "Theme: light", dark: "Theme: dark" };
 function showTheme() { setText(byId("theme"), THEMES[window.themisTheme.read()]); }
 byId("theme").addEventListener("click", () => {
@@ -148,5 +140,4 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
 
 showTheme();
 setInterval(freshness, 1000);
-setInterval(attainment, ATTAINMENT_MS);
 follow(take, connectionLost);

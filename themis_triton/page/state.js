@@ -16,6 +16,12 @@ export function pipelineState(pipeline) {
   return { level: "good", word: "Inside SLO", rank: 4 };
 }
 
+/** What is left of a window's error budget. */
+export function budgetWords({ budget_left: left }) {
+  if (left === null) return f.NONE;
+  return left < 0 ? `${f.count(Math.round(-100 * left))} % over` : `${Math.floor(100 * left)} %`;
+}
+
 const PHASES = {
   launching: ["info", "Starting", 2], warming: ["info", "Warming up", 2], serving: ["good", "Serving", 5], unreachable: ["warn", "No metrics", 1],
   unresponsive: ["bad", "Not answering", 0], draining: ["info", "Draining", 3], stopping: ["info", "Stopping", 3],

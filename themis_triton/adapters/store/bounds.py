@@ -78,6 +78,7 @@ def aggregates() -> str:
         *("sum(seconds)", means["rate_rps"], "max(peak_rps)", means["demand_rps"], means["capacity_rps"], means["refused_rps"]),
         *(means["servers"], means["instances"], "sum(traffic_s)", "sum(late_s)"),
         *("sum(p50_ms * traffic_s) / nullif(sum(iif(p50_ms is null, 0, traffic_s)), 0)", "max(p99_ms)"),
+        *("sum(requests)", "sum(late_requests)"),
     )
     return ", ".join(columns)
 

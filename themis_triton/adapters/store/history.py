@@ -46,6 +46,10 @@ _SERIES = f"""
 select pipeline, cast(at_s / ?3 as integer) * ?3 as step, {aggregates()}
 from samples where at_s + width_s > ?1 and at_s < ?2 group by 1, 2 order by 1, 2
 """  # noqa: S608 - constants
+_REQUESTS = (
+    "select pipeline, cast(at_s / 60 as integer) * 60.0 as minute, sum(requests), sum(late_requests) from samples "
+    "where at_s >= ? group by 1, 2 order by 2"
+)
 _AFTER = "select at_s, width_s, traffic_s, late_s, p99_ms, servers from samples where pipeline = ? and at_s >= ? and at_s < ? order by at_s"
 
 
@@ -72,7 +76,7 @@ def read_history(journal: JournalReader, from_s: float, until_s: float, points: 
 def _series(name: str, slo_ms: float, rows: Sequence[Sequence[Any]]) -> PipelineHistory:
     if not rows:
         return PipelineHistory(name, slo_ms, 0.0, 0.0)
-    at_s, _, rate, peak, demand, capacity, refused, servers, instances, traffic, late, p50, p99 = (
+    at_s, _, rate, peak, demand, capacity, refused, servers, instances, traffic, late, p50, p99, requests, late_requests = (
         tuple(c) for c in zip(*rows, strict=True)
     )
     return PipelineHistory(
@@ -80,6 +84,8 @@ def _series(name: str, slo_ms: float, rows: Sequence[Sequence[Any]]) -> Pipeline
         slo_ms=slo_ms,
         traffic_s=sum(traffic),
         late_s=sum(late),
+        requests=sum(requests),
+        late_requests=sum(late_requests),
         at_s=at_s,
         rate_rps=_short(rate),
         peak_rps=_short(peak),
@@ -92,6 +98,11 @@ def _series(name: str, slo_ms: float, rows: Sequence[Sequence[Any]]) -> Pipeline
         p99_ms=tuple(None if value is None else round(value, 2) for value in p99),
         late_by_step_s=_short(late),
     )
+
+
+def read_requests(journal: JournalReader, since_s: float) -> list[tuple[str, float, float, float]]:
+    """The requests of each pipeline by minute, oldest first: its name, the minute's start, those that ended, and the late ones."""
+    return journal.rows(_REQUESTS, (since_s,)) if journal.has_samples else []
 
 
 def _short(values: Sequence[float]) -> tuple[float, ...]:

@@ -19,6 +19,7 @@ from themis_triton.core.fleet import Server
 TICK = ("at_s", "decision_id", "reason", "changed", "sentence")
 NUMBERS = frozenset({"at_s", "changed", "ended_at_s", "duration_s"})
 MAX_NUMBER = 1e11
+SAMPLES_WITHOUT_REQUESTS = 4
 OUTCOME = ("action_id", "ended_at_s", "kind", "outcome", "duration_s", "sentence", "detail")
 
 
@@ -68,8 +69,8 @@ class JournalReader:
 
     @property
     def has_samples(self) -> bool:
-        """Whether there are samples of pipelines: version 1 had none."""
-        return version_of(self._db) > 1
+        """Whether there are samples of pipelines that count requests, as from version 5 on."""
+        return version_of(self._db) > SAMPLES_WITHOUT_REQUESTS
 
     def servers(self) -> tuple[Server, ...]:
         """Launched servers that were remembered and not forgotten."""

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from themis_triton.adapters.store.records import packed
 
-VERSION = 4
-"""The version of the tables, in the file's `user_version`. Before 1 there was none, before 2 no samples, 3 no recordings, 4 no minutes."""
+VERSION = 5
+"""The version of the tables, in the file's `user_version`. Before 1 there was none, before 2 no samples, 3 no recordings, 4 no minutes, 5 no
+requests in samples."""
 TABLES = """
 create table if not exists ticks (
     seq integer primary key, at_s real, decision_id text, reason text, changed integer, sentence text, record blob);
@@ -19,6 +20,7 @@ create table if not exists servers (name text primary key, server text);
 create table if not exists samples (
     pipeline text, at_s real, width_s integer, seconds real, rate_rps real, peak_rps real, demand_rps real, capacity_rps real,
     refused_rps real, servers real, instances real, traffic_s real, late_s real, p50_ms real, p99_ms real,
+    requests real not null default 0, late_requests real not null default 0,
     primary key (pipeline, at_s, width_s)) without rowid;
 create table if not exists recordings (
     seq integer primary key, segment real, at_s real, end_s real, ticks integer, head blob, body blob);
@@ -140,5 +142,13 @@ def _add_tables(db: sqlite3.Connection) -> None:
     """Versions 1 to 3 had fewer tables; those that are missing are created."""
 
 
-MIGRATIONS: Sequence[Callable[[sqlite3.Connection], None]] = (_number_rows, _add_tables, _add_tables, _add_tables)
+def _count_requests(db: sqlite3.Connection) -> None:
+    """The samples of version 4 counted seconds alone."""
+    columns = [row[1] for row in db.execute("pragma table_info(samples)")]
+    for name in ("requests", "late_requests") if columns else ():
+        if name not in columns:  # a table that an earlier step created has them
+            db.execute(f"alter table samples add column {name} real not null default 0")
+
+
+MIGRATIONS: Sequence[Callable[[sqlite3.Connection], None]] = (_number_rows, _add_tables, _add_tables, _add_tables, _count_requests)
 """What brings a journal from the version of each place to the next one."""
