@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -54,6 +54,8 @@ from themis_triton.tick import Compute, EngineState, at_once, tick
 
 log = structlog.get_logger()
 QUIET_LOG_EVERY_TICKS = 60
+FIND_FIXED_S = 1.0
+"""For how long a reload waits for the servers' word on whether they take changes: no tick runs meanwhile."""
 PAUSE_SENTENCES = {
     "paused": "paused by `themis pause`: no server and no route to one is changed; admission limits go on following what serves",
     "resumed": "resumed by `themis resume`: decisions are carried out again",
@@ -79,7 +81,8 @@ async def run_daemon(config: ThemisConfig, read_settings: Callable[[], ThemisCon
             keeper = OverrideKeeper(config.state_directory)
             components.world.executor.routes.drained = keeper.overrides.out_of_routes
             await adopt(components)
-            planned = await _changeable(config, components)
+            fixed = await find_fixed(components)
+            planned = _changeable(config, components, fixed)
             await components.envoy.ensure()
             if await stopped_before(asyncio.create_task(kernels.start()), stop):
                 log.info("sidecar_stopped", servers="still serving")
@@ -98,7 +101,7 @@ async def run_daemon(config: ThemisConfig, read_settings: Callable[[], ThemisCon
                     log.warning("init_process_detected", message="servers and Envoy stop with this container. Fix: run it with --pid=host")
                 ticking = _Loop(components, Planner(build_rules(planned)), board, exporter, kernels.compute)
                 ticking.reload, ticking.read_settings, ticking.hub = reload, read_settings, hub
-                ticking.keeper = keeper
+                ticking.keeper, ticking.fixed = keeper, fixed
                 if kernels.interpreted:
                     board.add_event(components.clock.now_s(), "kernels_interpreted", INTERPRETED)
                 exempt_from_collection()
@@ -107,9 +110,9 @@ async def run_daemon(config: ThemisConfig, read_settings: Callable[[], ThemisCon
     log.info("sidecar_stopped", servers="still serving")
 
 
-async def _changeable(config: ThemisConfig, components: Components) -> ThemisConfig:
-    """The settings as far as the adopted servers let models be changed."""
-    executor, fixed = components.world.executor, await find_fixed(components)
+def _changeable(config: ThemisConfig, components: Components, fixed: Mapping[str, str]) -> ThemisConfig:
+    """The settings as far as the adopted servers let models be changed; `fixed`: those that do not, with the reasons."""
+    executor = components.world.executor
     servers = executor.fleet.all()
     executor.unchangeable = fixed_actuators(fixed, servers)
     return with_fixed_counts(config, fixed, servers)
@@ -146,7 +149,7 @@ async def _run_ticks(loop: _Loop, kernels: Kernels, stop: asyncio.Event) -> None
             if await kernels.switch():
                 log.info("memory_released", megabytes=round(release_clean_pages() / 1e6))
             await loop.reload_settings()
-            await loop.apply_overrides()
+            loop.apply_overrides()
             ticking = asyncio.create_task(loop.tick())
             if not await stopped_before(ticking, stop):
                 await wait_for_tick(ticking.result(), loop.components.config.policy, stop, loop.has_moved)
@@ -171,6 +174,7 @@ class _Loop:
     requests: RequestCounter = field(default_factory=RequestCounter)
     hub: EventHub = field(default_factory=EventHub)
     keeper: OverrideKeeper | None = None
+    fixed: dict[str, str] = field(default_factory=dict)
     reload: asyncio.Event = field(default_factory=asyncio.Event)
     read_settings: Callable[[], ThemisConfig] | None = None
     advisory: Planner = field(init=False)
@@ -252,7 +256,8 @@ class _Loop:
         if not change.changed:
             return
         config, before = change.config, self.components.config
-        await self._plan_by(config, before)
+        self.fixed = await self._find_fixed()
+        self._plan_by(config, before)
         self.components = replace(self.components, config=config)
         self.components.journal.bound(config.retention)
         backoff = self.components.world.executor.backoff
@@ -262,7 +267,7 @@ class _Loop:
         if config.policy.name is not before.policy.name:
             self.state = replace(self.state, policy=PolicyState())
 
-    async def apply_overrides(self) -> None:
+    def apply_overrides(self) -> None:
         """Put what an operator changed into force, and end the bounds whose time has come."""
         keeper, now_s = self.keeper, self.components.clock.now_s()
         if keeper is None:
@@ -275,11 +280,18 @@ class _Loop:
             self.board.add_event(now_s, kind, words)
         if keeper.overrides != self.board.overrides:
             self.board.overrides = keeper.overrides
-            await self._plan_by(self.components.config, self.components.config)
+            self._plan_by(self.components.config, self.components.config)
 
-    async def _plan_by(self, config: ThemisConfig, before: ThemisConfig) -> None:
+    async def _find_fixed(self) -> dict[str, str]:
+        """The servers that refuse changes, as known so far where one does not answer soon: Triton may be busy with a change for long."""
+        finding = asyncio.create_task(find_fixed(self.components))
+        async with _cancelled_on_exit(finding):
+            await asyncio.wait({finding}, timeout=FIND_FIXED_S)
+            return finding.result() if finding.done() else self.fixed
+
+    def _plan_by(self, config: ThemisConfig, before: ThemisConfig) -> None:
         """Plan by these settings, under the overrides, from the next tick on."""
-        known = keep_learnt_times(await _changeable(config, self.components), before, self.planner.rules.config)
+        known = keep_learnt_times(_changeable(config, self.components, self.fixed), before, self.planner.rules.config)
         planned = overridden(known, self.board.overrides)
         self.planner, self.board.config = Planner(build_rules(planned), self.planner.forecaster), planned
         self.__post_init__()
