@@ -80,7 +80,7 @@ async def stop_it(browser: Browser, sidecar: Sidecar) -> None:
 
 
 async def pin_it(browser: Browser, sidecar: Sidecar) -> None:
-    """A pinned model gets its count on every server, as status, page and journal say; then it is unpinned."""
+    """A pinned model gets its count on every server, and a pipeline its servers, as status and page say."""
     page = browser.page
     await page.fill("#control-by", "alice")
     await page.select_option("#pin-what", f"instances:{DETECTOR}")
@@ -103,12 +103,6 @@ async def pin_it(browser: Browser, sidecar: Sidecar) -> None:
     await browser.text("#pins", "video is pinned at 2 servers by alice")
     assert sidecar.command("unpin", "video").returncode == 0
     await playwright.expect(page.locator("#pins li")).to_have_count(1)
-    await page.click("#pins button")
-    await page.click("#confirm-yes")
-    await browser.text("#control-result", "no longer pinned")
-    await sidecar.until("end of the pin", lambda status: not status["overrides"]["bounds"])
-    pinned = [f"{DETECTOR} is pinned at 3 instances a server by alice", "video is pinned at 2 servers by alice"]
-    assert sidecar.journal("select sentence from ticks where reason = 'pinned' order by seq") == [(words,) for words in pinned]
 
 
 async def drain_it(browser: Browser, sidecar: Sidecar, load: Traffic) -> None:
@@ -120,11 +114,14 @@ async def drain_it(browser: Browser, sidecar: Sidecar, load: Traffic) -> None:
     await page.select_option("#drain-server", ADOPTED)
     await page.check("#drain-force")
     await page.fill("#control-why", "new driver")
-    await page.click("#drain-button")
-    await page.click("#confirm-yes")
+    await page.focus("#drain-button")
+    for key in ("Enter", "Tab", "Enter"):  # by keyboard alone; the question begins at its cancel button
+        await page.keyboard.press(key)
     status = await sidecar.until("drain", lambda status: [drain["left"] for drain in status["overrides"]["drains"]] == [True])
     await browser.text("#drains", f"{ADOPTED} is drained: it runs on, and gets no new requests by alice: new driver")
     await browser.text("#servers", "Drained")
+    assert await page.evaluate(UNNAMED) == []
+    assert await page.evaluate(LOW_CONTRAST) == []
     await browser.picture("page-controls", "#controls")
     (server,) = [each for each in status["servers"] if each["name"] == ADOPTED]
     await sidecar.until("routes without it", lambda status: status["routes_unwritten"] is None)
@@ -132,6 +129,17 @@ async def drain_it(browser: Browser, sidecar: Sidecar, load: Traffic) -> None:
     ended = await answered(server)
     await load.more(60)
     assert await answered(server) == ended
+
+
+async def unpin_it(browser: Browser, sidecar: Sidecar) -> None:
+    """The pin ends by a click; the journal has who set it."""
+    page = browser.page
+    await page.click("#pins button")
+    await page.click("#confirm-yes")
+    await browser.text("#control-result", "no longer pinned")
+    await sidecar.until("end of the pin", lambda status: not status["overrides"]["bounds"])
+    pinned = [f"{DETECTOR} is pinned at 3 instances a server by alice", "video is pinned at 2 servers by alice"]
+    assert sidecar.journal("select sentence from ticks where reason = 'pinned' order by seq") == [(words,) for words in pinned]
 
 
 async def fits_everyone(browser: Browser) -> None:
@@ -185,6 +193,7 @@ def test_a_surge_is_seen_understood_and_stopped_in_the_browser(launch: Launch, t
                     await stop_it(browser, sidecar)
                     await pin_it(browser, sidecar)
                     await drain_it(browser, sidecar, load)
+                    await unpin_it(browser, sidecar)
                     assert (await load.end()).failed == 0
                 assert (browser.complaints, browser.hosts) == ([], {sidecar.status_address})
                 await sidecar.kill()

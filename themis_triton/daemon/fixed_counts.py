@@ -47,3 +47,11 @@ def with_fixed_counts(config: ThemisConfig, fixed: Mapping[str, str], servers: S
             low, high = (min(measured, max(1, count)) for count in (min(counts), max(counts)))
             models[name] = replace(model, min_instances=low, max_instances=high)
     return replace(config, models=models)
+
+
+def changeable(config: ThemisConfig, components: Components, fixed: Mapping[str, str]) -> ThemisConfig:
+    """The settings as far as the adopted servers let models be changed; `fixed`: those that do not, with the reasons."""
+    executor = components.world.executor
+    servers = executor.fleet.all()
+    executor.unchangeable = fixed_actuators(fixed, servers)
+    return with_fixed_counts(config, fixed, servers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -32,7 +32,7 @@ from themis_triton.daemon.control_api import control_routes
 from themis_triton.daemon.day_reports import keep_reports
 from themis_triton.daemon.envoy_watch import EnvoyWatch
 from themis_triton.daemon.events import EventHub
-from themis_triton.daemon.fixed_counts import find_fixed, fixed_actuators, with_fixed_counts
+from themis_triton.daemon.fixed_counts import changeable, find_fixed
 from themis_triton.daemon.hangup import hangup_handler
 from themis_triton.daemon.housekeeping import keep_logs_bounded
 from themis_triton.daemon.kernels import INTERPRETED, Kernels, preparing_kernels
@@ -82,7 +82,7 @@ async def run_daemon(config: ThemisConfig, read_settings: Callable[[], ThemisCon
             components.world.executor.routes.drained = keeper.overrides.out_of_routes
             await adopt(components)
             fixed = await find_fixed(components)
-            planned = _changeable(config, components, fixed)
+            planned = changeable(config, components, fixed)
             await components.envoy.ensure()
             if await stopped_before(asyncio.create_task(kernels.start()), stop):
                 log.info("sidecar_stopped", servers="still serving")
@@ -108,14 +108,6 @@ async def run_daemon(config: ThemisConfig, read_settings: Callable[[], ThemisCon
                 with closing(hub):
                     await _run_ticks(ticking, kernels, stop)
     log.info("sidecar_stopped", servers="still serving")
-
-
-def _changeable(config: ThemisConfig, components: Components, fixed: Mapping[str, str]) -> ThemisConfig:
-    """The settings as far as the adopted servers let models be changed; `fixed`: those that do not, with the reasons."""
-    executor = components.world.executor
-    servers = executor.fleet.all()
-    executor.unchangeable = fixed_actuators(fixed, servers)
-    return with_fixed_counts(config, fixed, servers)
 
 
 async def stopped_before(task: asyncio.Task[Any], stop: asyncio.Event) -> bool:
@@ -291,7 +283,7 @@ class _Loop:
 
     def _plan_by(self, config: ThemisConfig, before: ThemisConfig) -> None:
         """Plan by these settings, under the overrides, from the next tick on."""
-        known = keep_learnt_times(_changeable(config, self.components, self.fixed), before, self.planner.rules.config)
+        known = keep_learnt_times(changeable(config, self.components, self.fixed), before, self.planner.rules.config)
         planned = overridden(known, self.board.overrides)
         self.planner, self.board.config = Planner(build_rules(planned), self.planner.forecaster), planned
         self.__post_init__()
