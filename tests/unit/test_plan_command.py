@@ -28,6 +28,7 @@ from themis_triton.core.config import Placement, PlanningConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.estimate import Estimate, OtherDemand, PipelineEstimate
 from themis_triton.core.fleet import ModelState, Phase, Server
+from themis_triton.core.overrides import Drain, Overrides
 from themis_triton.core.policy import PolicyConfig, PolicyName, VerticalConfig
 from themis_triton.core.status import STATUS_VERSION, Status
 from themis_triton.daemon.api import serving
@@ -265,6 +266,8 @@ def test_the_way_begins_at_what_the_sidecar_says_that_serves_each_server_with_it
         ServerAssignment(n, (ModelState(one, 8), ModelState(two, 8))) for n, one, two in (("c", 1, 1), ("b", 8, 4), ("a", 4, 1))
     )
     assert live_fleet(status(*servers), pipeline, settings) == Fleet(in_order, adopted=1)
+    drained = replace(status(*servers), overrides=Overrides(drains=(Drain("b", 0.0, launched=True),)))
+    assert live_fleet(drained, pipeline, settings) == Fleet((in_order[0], in_order[2]), adopted=1)
     with pytest.raises(SettingsError, match="--from live: no server serves video now"):
         live_fleet(status(*servers[3:]), pipeline, settings)
 

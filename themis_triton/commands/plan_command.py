@@ -20,6 +20,7 @@ from themis_triton.commands.terminal import TerminalConsole
 from themis_triton.commands.warm_command import planning_groups, prepare_kernels
 from themis_triton.core.config import PipelineConfig, PlanningConfig, ThemisConfig, ThroughputRule
 from themis_triton.core.errors import SettingsError
+from themis_triton.core.overrides import overridden
 from themis_triton.core.sharing import sharing_notes
 from themis_triton.planning import RatePlan, WhatIf, other_calls, plan_rates, selected_pipeline
 from themis_triton.planning_measured import OtherCalls, measured_others, others_at_places, with_measured_calls
@@ -92,7 +93,7 @@ def _started(flags: PlanFlags, config: ThemisConfig) -> _Start:
         fleet = parse_fleet(flags.start, pipeline, config) if flags.start is not None else None
         return _Start(config, pipeline, what_if, other_calls(config, pipeline, what_if), fleet)
     status = fetch_status(flags.config)
-    config = with_measured_calls(config, status)
+    config = overridden(with_measured_calls(config, status), status.overrides)
     pipeline = selected_pipeline(config, what_if)
     measured, named = measured_others(status, pipeline), other_calls(config, pipeline, what_if)
     others = {stage: {**parts, **named[stage]} for stage, parts in measured.items()}
