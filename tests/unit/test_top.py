@@ -59,7 +59,7 @@ def crowd() -> Status:
         PipelineEstimate("p", 1234.0, 0.0, 0.0, 0.0, 0.0, 250.0),
         PipelineEvidence("p", 900.0, 900.0, 4567.0, 300.0, 250.0, None, 2, 3),
     )
-    pipelines = tuple(PipelineStatus(f"pipeline-{n:02}", ("m",), 300.0, 99.0, estimate, evidence, n == 19, 0.0123) for n in range(20))
+    pipelines = tuple(PipelineStatus(f"pipeline-{n:02}", ("m",), 300.0, 99.0, estimate, evidence, n == 19) for n in range(20))
     servers = tuple(replace(server(f"server-{n:02}"), phase=Phase.UNRESPONSIVE if n == 15 else Phase.SERVING) for n in range(16))
     return replace(SURGE, reason="scale_out", pipelines=pipelines, servers=servers)
 

@@ -92,7 +92,7 @@ def _pipelines(status: Status, screen: Screen, width: int) -> list[Text]:
         Column("used", rank=6),
         Column("p99 ms", right=True),
         Column("SLO ms", right=True, rank=3),
-        Column("late", right=True, rank=4),
+        Column("late 1h", right=True, rank=4),
         Column(counted(status), right=True, rank=5),
     )
     ordered = sorted(status.pipelines, key=lambda pipeline: (pipeline_state(pipeline).rank, pipeline.name))
@@ -118,9 +118,13 @@ def _pipeline_cells(pipeline: PipelineStatus, rates: Sequence[float]) -> list[tu
         (_bar(used), "yellow" if used is not None and used > 1.0 else "dim"),
         (_number(p99_ms), "bold red" if pipeline.slo_violated else ""),
         (_number(pipeline.slo_ms), "dim"),
-        ("–" if pipeline.late_fraction is None else f"{100 * pipeline.late_fraction:.1f} %", ""),
+        (_late(pipeline.slo_hour.attainment), ""),
         (servers, ""),
     ]
+
+
+def _late(attainment: float | None) -> str:
+    return "–" if attainment is None else f"{100 * (1 - attainment):.1f} %"
 
 
 def _number(value: float | None) -> str:
