@@ -131,6 +131,17 @@ def test_a_decision_has_its_evidence_its_steps_and_what_came_of_it(path: Path) -
     asked(path, scenario)
 
 
+def test_a_long_sentence_is_cut_in_the_list_and_whole_in_its_decision(path: Path) -> None:
+    async def scenario(api: ServedApi) -> None:
+        api.journal.record_event(NOW_S, "reloaded", "x" * 5_000)
+        assert api.journal.flush()
+        (listed,) = answered(await api.client.get("history"), "/v1/history")["decisions"]
+        assert listed["sentence"] == "x" * 599 + "…"
+        assert len(answered(await api.client.get(f"decisions/{listed['id']}"), "/v1/decisions/{id}")["sentence"]) == 5_000
+
+    asked(path, scenario)
+
+
 def test_a_change_of_the_sidecar_itself_is_a_decision_without_evidence(path: Path) -> None:
     async def scenario(api: ServedApi) -> None:
         api.journal.record_event(NOW_S, "paused", "paused by `themis pause`")

@@ -26,6 +26,8 @@ MIN_STEP_S = 5.0
 MAX_DECISIONS = 400
 MAX_ACTIONS = 400
 MAX_OUTCOMES = 1_000
+MAX_SENTENCE = 600
+"""Characters of a sentence in a list; with many pipelines one has thousands. The decision itself has it whole."""
 RESULT_S = 60.0
 """For how long after its last step a decision's result is measured."""
 _CHANGES = """
@@ -62,7 +64,7 @@ def read_history(journal: JournalReader, from_s: float, until_s: float, points: 
             rows[name].append(values)
     span = (from_s, until_s)
     changes = journal.rows(_CHANGES, (*span, MAX_DECISIONS))
-    decisions = [HistoryDecision(*row) for *row, _ in changes]
+    decisions = [HistoryDecision(name, at_s, reason, _shortened(sentence)) for name, at_s, reason, sentence, _ in changes]
     actions = [
         HistoryAction(name, ended_s - duration_s, duration_s, *words)
         for name, ended_s, duration_s, *words in journal.rows(_ACTIONS, (*span, MAX_ACTIONS))
@@ -103,6 +105,10 @@ def _series(name: str, slo_ms: float, rows: Sequence[Sequence[Any]]) -> Pipeline
 def read_requests(journal: JournalReader, since_s: float) -> list[tuple[str, float, float, float]]:
     """The requests of each pipeline by minute, oldest first: its name, the minute's start, those that ended, and the late ones."""
     return journal.rows(_REQUESTS, (since_s,)) if journal.has_samples else []
+
+
+def _shortened(sentence: str) -> str:
+    return sentence if len(sentence) <= MAX_SENTENCE else f"{sentence[: MAX_SENTENCE - 1]}…"
 
 
 def _short(values: Sequence[float]) -> tuple[float, ...]:
