@@ -1,5 +1,6 @@
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,20 @@ def test_an_earlier_versions_journal_keeps_its_rows_in_the_order_of_writing(path
     with reading(path) as reader:
         result = reader.record("paused-1699996401")
     assert result == {"sentence": "paused by `themis pause`: nothing is changed"}
+
+
+def test_samples_that_counted_no_requests_are_kept(path: Path) -> None:
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path)) as earlier:
+        earlier.executescript(
+            """create table ticks (seq integer primary key);
+            create table samples (pipeline text, at_s real, width_s integer, primary key (pipeline, at_s, width_s)) without rowid;
+            insert into samples values ('video', 5.0, 5);
+            pragma user_version = 3;"""
+        )
+    Journal(path).close()
+    with reading(path) as reader:
+        assert reader.rows("select * from samples") == [("video", 5.0, 5, 0.0, 0.0)]
 
 
 def test_rows_written_after_the_clock_was_set_back_outlive_older_ones(
