@@ -42,6 +42,9 @@ export class Chart {
     this.events = { decisions: [], actions: [] };
     this.observer = new ResizeObserver(() => this.resize());
     this.observer.observe(this.place);
+    this.visible = true;
+    this.seen = new IntersectionObserver(([entry]) => { this.visible = entry.isIntersecting; if (this.visible && this.data) this.draw(); }, { rootMargin: "200px" });
+    this.seen.observe(this.place);
   }
 
   columns(data) {
@@ -53,11 +56,16 @@ export class Chart {
     this.range = { from, until };
     if (events) this.events = events;
     if (!this.plot) this.build();
+    if (this.visible) this.draw();
+  }
+
+  /** Draw what is known; not while the chart is scrolled out of sight. */
+  draw() {
     if (!this.plot) return;
-    this.plot.setData(this.columns(data), false);
-    this.plot.setScale("x", { min: from, max: until });
+    this.plot.setData(this.columns(this.data), false);
+    this.plot.setScale("x", { min: this.range.from, max: this.range.until });
     this.showValues(null);
-    this.place.setAttribute("aria-label", this.describe(data));
+    this.place.setAttribute("aria-label", this.describe(this.data));
   }
 
   build() {
@@ -116,15 +124,16 @@ export class Chart {
       ctx.lineWidth = 1.5 * ratio;
       ctx.beginPath(); ctx.moveTo(x, bbox.top); ctx.lineTo(x, bbox.top + bbox.height); ctx.stroke();
     }
+    const [line, text] = [css("--strong-line"), css("--text")];
     for (const decision of this.events.decisions) {
       const x = Math.round(u.valToPos(decision.at_s, "x", true));
-      ctx.strokeStyle = css("--strong-line");
+      ctx.strokeStyle = line;
       ctx.globalAlpha = 0.5;
       ctx.setLineDash([3 * ratio, 3 * ratio]);
       ctx.lineWidth = ratio;
       ctx.beginPath(); ctx.moveTo(x, bbox.top); ctx.lineTo(x, bbox.top + bbox.height); ctx.stroke();
       ctx.globalAlpha = 1;
-      ctx.fillStyle = css("--text");
+      ctx.fillStyle = text;
       ctx.beginPath(); ctx.moveTo(x - 4 * ratio, bbox.top - 7 * ratio); ctx.lineTo(x + 4 * ratio, bbox.top - 7 * ratio); ctx.lineTo(x, bbox.top); ctx.fill();
     }
     ctx.setLineDash([]);
