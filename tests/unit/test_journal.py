@@ -253,7 +253,7 @@ def test_samples_that_counted_no_requests_are_kept(path: Path) -> None:
             """create table ticks (seq integer primary key);
             create table samples (pipeline text, at_s real, width_s integer, primary key (pipeline, at_s, width_s)) without rowid;
             insert into samples values ('video', 5.0, 5);
-            pragma user_version = 3;"""
+            pragma user_version = 4;"""
         )
     Journal(path).close()
     with reading(path) as reader:

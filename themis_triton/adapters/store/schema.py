@@ -9,8 +9,8 @@ from pathlib import Path
 from themis_triton.adapters.store.records import packed
 
 VERSION = 5
-"""The version of the tables, in the file's `user_version`. Before 1 there was none, before 2 no samples, 3 no recordings, 4 no minutes, 5 no
-requests in samples."""
+"""The version of the tables, in the file's `user_version`. Before 1 there was none, before 2 no samples, 3 no recordings, 4 no minutes,
+5 no requests in samples."""
 TABLES = """
 create table if not exists ticks (
     seq integer primary key, at_s real, decision_id text, reason text, changed integer, sentence text, record blob);
