@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from themis_triton.core.action import Outcome
 from themis_triton.core.fleet import ModelState, Server
 from themis_triton.core.incident import BrokenRequest
+from themis_triton.core.model_config import ModelInputs
 from themis_triton.core.observation import Readings
 from themis_triton.core.record import TickRecord
 from themis_triton.core.routes import RouteTable
@@ -120,8 +121,12 @@ class ServerLauncher(Protocol):
         """Send real inference requests at every planned batch size and check that they are answered."""
         ...
 
-    async def read_files_version(self, model: str) -> str:
-        """Identifies the files from which a model is launched and warmed up; another one after any change of them."""
+    def use_inputs(self, inputs: Mapping[str, ModelInputs]) -> None:
+        """Warm up with these inputs from now on."""
+        ...
+
+    async def read_files_versions(self, models: Collection[str]) -> dict[str, str]:
+        """By model, what identifies the files from which it is launched and warmed up; another one after any change of them."""
         ...
 
     async def is_alive(self, server: Server) -> bool:

@@ -42,6 +42,7 @@ from themis_triton.core.address import Address
 from themis_triton.core.config import DeviceSlot, LocalLaunchConfig, ModelInputs
 from themis_triton.core.errors import WarmupFailedError
 from themis_triton.core.fleet import ModelState, Phase, Server
+from themis_triton.core.observation import launch_of
 from themis_triton.settings import load_settings
 from themis_triton.settings.shipped import shipped
 
@@ -376,10 +377,10 @@ def test_launches_whose_warm_ups_fail_alike_rest_until_the_models_files_change(t
             for number in range(SAME_FAILURES):
                 assert executor.resting == {}
                 assert "SIZE must be positive" in (await launch(number)).detail
-            assert executor.resting["cpu-1"].startswith("warm-up of model picky failed 3 times with the same cause")
-            assert "cpu-1" in executor.backing_off(1e12)
+            assert executor.resting[launch_of("cpu-1", "picky")].startswith("warm-up of model picky failed 3 times with the same cause")
+            assert launch_of("cpu-1", "picky") in executor.backing_off(1e12)
             await executor.end_rests()
-            assert "cpu-1" in executor.resting
+            assert launch_of("cpu-1", "picky") in executor.resting
             config = models / "picky" / "config.pbtxt"
             config.write_text(config.read_text() + OWN_DATA)
             await executor.end_rests()

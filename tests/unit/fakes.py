@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tests.unit.samples import STAGES
@@ -14,8 +14,9 @@ from themis_triton.act.fleet import Fleet
 from themis_triton.act.supervisor import Supervisor
 from themis_triton.core.action import Outcome
 from themis_triton.core.address import Address
-from themis_triton.core.errors import ChangeRefusedError, LaunchFailedError, ServerError, WarmupFailedError
+from themis_triton.core.errors import ChangeRefusedError, LaunchFailedError, ModelFailedError, ServerError
 from themis_triton.core.fleet import ModelState, Phase, Server
+from themis_triton.core.model_config import ModelInputs
 from themis_triton.core.observation import DeviceReading, ModelCounters, Readings, RouteReading, ServerReading
 from themis_triton.core.record import TickRecord
 from themis_triton.core.routes import RouteTable
@@ -153,8 +154,9 @@ class FakeLauncher:
     slots: tuple[str, ...] | None = None
     versions: dict[str, str] = field(default_factory=dict)
     ensembles: dict[str, set[str]] = field(default_factory=dict)
-    refusing: WarmupFailedError | None = None
+    refusing: ModelFailedError | None = None
     stop_gate: asyncio.Event | None = None
+    inputs: Mapping[str, ModelInputs] = field(default_factory=dict)
 
     def _step(self, name: str, what: str) -> None:
         self.log.append(f"{what} {name}")
@@ -204,8 +206,11 @@ class FakeLauncher:
     async def add_ensembles(self, server: Server) -> None:
         self.log.append(f"add {server.name}/{','.join(self.ensembles_of(server.models))}")
 
-    async def read_files_version(self, model: str) -> str:
-        return self.versions.get(model, "first")
+    def use_inputs(self, inputs: Mapping[str, ModelInputs]) -> None:
+        self.inputs = inputs
+
+    async def read_files_versions(self, models: Collection[str]) -> dict[str, str]:
+        return {model: self.versions.get(model, "first") for model in models}
 
     async def is_alive(self, server: Server) -> bool:
         return server.name in self.alive

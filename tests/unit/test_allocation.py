@@ -8,6 +8,7 @@ from themis_triton.core.config import DeviceSlot, PipelineConfig, ThemisConfig
 from themis_triton.core.decision import ClampKind, Decision
 from themis_triton.core.estimate import Estimate, PipelineEstimate
 from themis_triton.core.fleet import ModelState, Phase, Server
+from themis_triton.core.observation import launch_of
 from themis_triton.decide.planner import Planner
 from themis_triton.decide.rules import build_rules
 from themis_triton.decide.state import PolicyInput, PolicyState
@@ -199,13 +200,22 @@ def test_a_slot_in_back_off_is_named_where_servers_are_missing_because_of_it() -
     assert clamp.sentence.endswith("of 0 free slots; cpu:2 is in back-off after a failure for 12 s more")
 
 
-def test_a_slot_whose_launches_rest_is_named_with_the_reason() -> None:
-    cfg, here = two_pipelines(3), [holder("l", LIGHT, "cpu:0"), holder("h", HEAVY, "cpu:1")]
-    seen = replace(snapshot(here), backing_off={"cpu:2": NOW_S + 60.0}, resting={"cpu:2": "warm-up of model a failed 3 times"})
-    decision = decided(PolicyState(), PolicyInput(seen, rates(200.0, 10.0, NOW_S)), Planner(build_rules(cfg)))[1]
-    assert launched_models(decision) == []
-    (clamp,) = [clamp for clamp in decision.clamps if "requires" in clamp.sentence]
-    assert clamp.sentence.endswith("of 0 free slots; cpu:2 rests: warm-up of model a failed 3 times")
+def test_a_model_whose_launches_rest_on_all_slots_is_named_with_the_reason_and_others_get_the_slots() -> None:
+    cfg, here = two_pipelines(4), [holder("l", LIGHT, "cpu:0"), holder("h", HEAVY, "cpu:1")]
+    resting = {launch_of(slot, HEAVY): "warm-up of model heavy failed 3 times" for slot in ("cpu:2", "cpu:3")}
+    seen = replace(snapshot(here), backing_off=dict.fromkeys(resting, NOW_S + 60.0), resting=resting)
+    decision = decided(PolicyState(), PolicyInput(seen, rates(500.0, 500.0, NOW_S)), Planner(build_rules(cfg)))[1]
+    assert set(launched_models(decision)) == {LIGHT}
+    (clamp,) = [clamp for clamp in decision.clamps if "rest:" in clamp.sentence]
+    assert clamp.sentence.endswith(f"of 0 free slots; {', '.join(resting)} rest: warm-up of model heavy failed 3 times")
+
+
+def test_a_model_whose_launches_rest_on_one_slot_gets_another_one() -> None:
+    cfg, here = two_pipelines(4), [holder("l", LIGHT, "cpu:0"), holder("h", HEAVY, "cpu:1")]
+    seen = replace(snapshot(here), resting={launch_of("cpu:2", HEAVY): "warm-up of model heavy failed 3 times"})
+    decision = decided(PolicyState(), PolicyInput(seen, rates(500.0, 500.0, NOW_S)), Planner(build_rules(cfg)))[1]
+    assert decision.target is not None
+    assert {slot: tuple(models) for slot, models in decision.target.launch.items()} == {"cpu:2": (LIGHT,), "cpu:3": (HEAVY,)}
 
 
 def test_pipelines_that_share_a_server_get_the_free_slots() -> None:

@@ -14,7 +14,7 @@ from themis_triton.act.launch_rests import SAME_FAILURES
 from themis_triton.core.action import Action, ActionKind, Outcome, OutcomeKind, Plan
 from themis_triton.core.errors import WarmupFailedError
 from themis_triton.core.fleet import ModelState, Phase, Server
-from themis_triton.core.observation import ServerReading
+from themis_triton.core.observation import ServerReading, launch_of
 from themis_triton.core.routes import ModelRoute, RouteTable
 
 LEAVES = ["routes ", "idle a", "stop a"]
@@ -709,10 +709,11 @@ def test_launches_rest_after_warm_ups_that_failed_with_the_same_cause() -> None:
         (words,) = bench.executor.rests.reasons.values()
         assert words == (
             f"warm-up of model {DETECTOR} failed 3 times with the same cause (X must be a positive size (request 0)); "
-            "launches rest until the settings or the model's files change. Fix: set models.video-detector.warmup"
+            "launches with it rest until its settings, its files or those of the models launched with it change, `launch` and `calls` "
+            "with a restart. Fix: set models.video-detector.warmup"
         )
         bench.clock.at_s += 3600.0
-        assert list(bench.executor.backing_off(bench.clock.at_s)) == ["cpu:1"]
+        assert list(bench.executor.backing_off(bench.clock.at_s)) == [launch_of("cpu:1", DETECTOR)], "the slot is free for others"
 
     run(work())
 
@@ -733,14 +734,14 @@ def test_other_causes_and_a_success_begin_the_count_anew() -> None:
     run(work())
 
 
-def test_a_rest_ends_when_the_models_files_change() -> None:
+def test_a_rest_ends_when_files_of_the_launched_models_change() -> None:
     async def work() -> None:
         bench = Bench()
         await failed_launches(bench, SAME_FAILURES)
         await bench.supervisor.update_reachability([])
         await bench.turns()
-        assert list(bench.executor.rests.reasons) == ["cpu:1"]
-        bench.launcher.versions[DETECTOR] = "second"
+        assert list(bench.executor.rests.reasons) == [launch_of("cpu:1", DETECTOR)]
+        bench.launcher.versions[CLASSIFIER] = "second"  # a model that is launched with it, such as one that it calls
         bench.clock.at_s += 60.0
         await bench.supervisor.update_reachability([])
         await bench.turns()

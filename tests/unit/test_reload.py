@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.fakes import Bench
-from tests.unit.samples import DETECTOR, config, server
+from tests.unit.samples import CLASSIFIER, DETECTOR, config, server
+from themis_triton.act.launch_rests import SAME_FAILURES
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.envoy.files import EnvoyFiles
 from themis_triton.adapters.envoy.process import EnvoyProcess
@@ -18,13 +19,15 @@ from themis_triton.adapters.exporter import Exporter
 from themis_triton.adapters.store.journal import Journal
 from themis_triton.adapters.store.reader import reading
 from themis_triton.core.config import Mode, ThemisConfig
-from themis_triton.core.errors import SettingsError
+from themis_triton.core.errors import SettingsError, WarmupFailedError
+from themis_triton.core.model_config import ModelInputs
+from themis_triton.core.observation import launch_of
 from themis_triton.core.pipeline_config import Overload
 from themis_triton.core.retention import RetentionConfig
 from themis_triton.core.routes import RouteLimit
 from themis_triton.daemon.components import Components, build_observer
 from themis_triton.daemon.learning import keep_learnt_times
-from themis_triton.daemon.reload import SettingsChange, settings_change
+from themis_triton.daemon.reload import SettingsChange, changed_models, settings_change
 from themis_triton.daemon.service import _Loop
 from themis_triton.daemon.status import StatusBoard
 from themis_triton.decide.planner import Planner
@@ -73,6 +76,18 @@ def test_what_adapters_were_built_from_waits_for_a_restart(edit: Edit, waiting: 
     assert f"{waiting} stay as they were until a restart. Fix: `themis stop`, then `themis run`" in both.sentence
 
 
+def test_the_inputs_of_a_models_warm_up_change_at_once_as_part_of_its_section() -> None:
+    def with_inputs(base: ThemisConfig) -> ThemisConfig:
+        assert base.launch is not None
+        return replace(base, launch=replace(base.launch, inputs={DETECTOR: ModelInputs(file=Path("real.npz"))}))
+
+    result = change(with_inputs)
+    assert (result.changed, result.waiting) == (("models",), ())
+    assert result.config.launch is not None
+    assert result.config.launch.inputs[DETECTOR].file == Path("real.npz")
+    assert changed_models(CURRENT, result.config) == {DETECTOR}
+
+
 def test_service_times_that_were_learnt_outlive_a_reload_of_other_keys_and_end_with_an_edited_profile() -> None:
     def with_profile(base: ThemisConfig, learnt_from: float, init_s: float = 0.5) -> ThemisConfig:
         profile = replace(base.models[DETECTOR].profile, learnt_from=learnt_from, instance_init_s=init_s)
@@ -90,7 +105,9 @@ def test_a_running_sidecar_takes_up_good_settings_and_refuses_bad_ones(tmp_path:
     settings = replace(CURRENT, state_directory=tmp_path)
     patient = replace(settings.policy, retry_backoff_s=7.0)
     small = RetentionConfig(journal_bytes=2**20)
-    changed = replace(settings, mode=Mode.ADVISORY, policy=patient, retention=small)
+    assert settings.launch is not None
+    inputs = {DETECTOR: ModelInputs(file=Path("real.npz"))}
+    changed = replace(settings, mode=Mode.ADVISORY, policy=patient, retention=small, launch=replace(settings.launch, inputs=inputs))
     edited: list[ThemisConfig | SettingsError] = [changed, SettingsError("themis.yaml:1:1")]
 
     def read() -> ThemisConfig:
@@ -109,6 +126,9 @@ def test_a_running_sidecar_takes_up_good_settings_and_refuses_bad_ones(tmp_path:
         await loop.reload_settings()
         assert len(edited) == 2
         bench.executor.routes.limits = {DETECTOR: RouteLimit(10.0, 5)}
+        for model in (DETECTOR, CLASSIFIER):
+            for _ in range(SAME_FAILURES):
+                bench.executor.rests.failed("cpu:1", WarmupFailedError("", model, "a bad shape", ""), {model: "1"})
         for _ in range(2):
             loop.reload.set()
             assert await loop.has_moved()
@@ -116,10 +136,12 @@ def test_a_running_sidecar_takes_up_good_settings_and_refuses_bad_ones(tmp_path:
         await loop.tick()
         assert board.status().mode == "advisory"
         assert bench.executor.routes.limits == {}
+        assert bench.launcher.inputs[DETECTOR] == inputs[DETECTOR]
+        assert list(bench.executor.resting) == [launch_of("cpu:1", CLASSIFIER)], "the other model's settings changed"
         assert (journal._writer.max_bytes, loop.components.config.retention) == (2**20, small)
         assert loop.planner.rules.config.policy.retry_backoff_s == bench.executor.backoff.first_s == 7.0
         assert [(event.kinds, event.sentence) for event in board.events] == [
-            (("settings_reloaded",), "settings reloaded: changed policy, mode, retention"),
+            (("settings_reloaded",), "settings reloaded: changed models, policy, mode, retention"),
             (("settings_refused",), "settings refused, the old ones stay in force: themis.yaml:1:1"),
         ]
         await bench.executor.cancel()

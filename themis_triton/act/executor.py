@@ -134,8 +134,8 @@ class Executor:
 
     async def end_rests(self) -> None:
         """End the rests of launches whose model's files have changed."""
-        for slot, model in self.rests.models.items():
-            self.rests.end(slot, await self._actuators.required_launcher().read_files_version(model))
+        if models := self.rests.models:
+            self.rests.end_changed(await self._actuators.required_launcher().read_files_versions(models))
 
     async def _run(self, action: Action, actuator: str, needed: list[asyncio.Task[Outcome]]) -> Outcome:
         started_at_s = self._actuators.clock.now_s()

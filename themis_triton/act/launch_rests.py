@@ -1,79 +1,93 @@
-"""Slots whose launches rest because warm-up failed again and again with the same cause: another try would fail likewise."""
+"""Models whose launches on a slot rest because they failed again and again with the same cause: another try would fail likewise."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import structlog
 
-from themis_triton.core.errors import WarmupFailedError
+from themis_triton.core.errors import ModelFailedError
+from themis_triton.core.observation import launch_of
 
 SAME_FAILURES = 3
-"""Failures in a row with one cause after which a slot's launches rest."""
+"""Failures in a row with one cause after which launches with the model rest on a slot."""
 
 log = structlog.get_logger()
+
+Files = Mapping[str, str]
+"""What identifies the files of models, by model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The last failure of warm-up on a slot, and how many in a row had its cause with the same files."""
+    """The last failure of a model on a slot, and how many in a row had its cause. `files`: of all models that were launched together."""
 
-    model: str
-    cause: str
-    remedy: str
-    files: str
+    error: ModelFailedError
+    files: Files
     count: int = 1
 
     @property
     def rests(self) -> bool:
-        """Whether the slot's launches rest."""
+        """Whether launches with the model rest on the slot."""
         return self.count >= SAME_FAILURES
 
     @property
     def words(self) -> str:
         """Why they rest, until when, and the remedy."""
-        fix = f" Fix: {self.remedy}" if self.remedy else ""
+        error = self.error
+        fix = f" Fix: {error.remedy}" if error.remedy else ""
         return (
-            f"warm-up of model {self.model} failed {self.count} times with the same cause ({self.cause}); "
-            f"launches rest until the settings or the model's files change.{fix}"
+            f"{error.step} of model {error.model} failed {self.count} times with the same cause ({error.cause}); launches with it rest "
+            f"until its settings, its files or those of the models launched with it change, `launch` and `calls` with a restart.{fix}"
         )
 
 
 @dataclass(slots=True)
 class LaunchRests:
-    """The failures by slot. A new sidecar begins anew, so changed settings end a rest."""
+    """The failures by slot and model. A new sidecar begins anew, so settings that need a restart end a rest too."""
 
-    _failures: dict[str, Failure] = field(default_factory=dict)
+    _failures: dict[tuple[str, str], Failure] = field(default_factory=dict)
 
-    def failed(self, slot: str, error: WarmupFailedError, files: str) -> None:
-        """Count a failure. `files` identifies the files of the launched models; the count begins anew when they or the cause change."""
-        last = self._failures.get(slot)
-        same = last is not None and (last.model, _kind(last.cause), last.files) == (error.model, _kind(error.cause), files)
-        count = last.count + 1 if last is not None and same else 1
-        failure = self._failures[slot] = Failure(error.model, error.cause, error.remedy, files, count)
+    def failed(self, slot: str, error: ModelFailedError, files: Files) -> None:
+        """Count a failure. `files`: of the launched models; the count begins anew when they or the cause change."""
+        last = self._failures.get((slot, error.model))
+        same = last is not None and _kind(last.error.cause) == _kind(error.cause) and not _differ(last.files, files)
+        failure = self._failures[slot, error.model] = Failure(error, files, last.count + 1 if last is not None and same else 1)
         if failure.rests:
-            log.warning("launches_rested", slot=slot, model=error.model, failures=count, message=failure.words)
+            log.warning("launches_rested", slot=slot, model=error.model, failures=failure.count, message=failure.words)
 
-    def succeeded(self, slot: str) -> None:
-        """Forget the failures of a slot."""
-        self._failures.pop(slot, None)
+    def succeeded(self, slot: str, models: Collection[str]) -> None:
+        """Forget the failures of these models on a slot."""
+        for model in models:
+            self._failures.pop((slot, model), None)
 
-    def end(self, slot: str, files: str) -> None:
-        """End a slot's rest if the files of its models are others now."""
-        failure = self._failures.get(slot)
-        if failure is not None and failure.rests and failure.files != files:
-            del self._failures[slot]
-            log.info("launches_resumed", slot=slot, model=failure.model, message="the model's files changed")
+    def end_changed(self, files: Files) -> None:
+        """End the rests where the files of a model that was launched are others now."""
+        self._end([key for key, each in self._failures.items() if each.rests and _differ(each.files, files)], "a model's files changed")
+
+    def end_of(self, models: Collection[str]) -> None:
+        """End the rests of models whose settings are others now."""
+        self._end([key for key in self._failures if key[1] in models], "the model's settings changed")
+
+    def _end(self, keys: Collection[tuple[str, str]], why: str) -> None:
+        for slot, model in keys:
+            if self._failures.pop((slot, model)).rests:
+                log.info("launches_resumed", slot=slot, model=model, message=why)
 
     @property
     def reasons(self) -> dict[str, str]:
-        """Why the launches of each resting slot rest."""
-        return {slot: failure.words for slot, failure in sorted(self._failures.items()) if failure.rests}
+        """Why launches rest, by slot and model as `launch_of` names them."""
+        return {launch_of(*key): failure.words for key, failure in sorted(self._failures.items()) if failure.rests}
 
     @property
-    def models(self) -> dict[str, str]:
-        """The model that failed, by resting slot."""
-        return {slot: failure.model for slot, failure in self._failures.items() if failure.rests}
+    def models(self) -> frozenset[str]:
+        """The models whose files decide whether a rest ends."""
+        return frozenset(model for failure in self._failures.values() if failure.rests for model in failure.files)
+
+
+def _differ(one: Files, other: Files) -> bool:
+    return any(one[model] != other[model] for model in one.keys() & other.keys())
 
 
 def _kind(cause: str) -> str:

@@ -13,7 +13,7 @@ from themis_triton.act.fleet_routes import FleetRoutes
 from themis_triton.act.launch_proofs import LaunchProofs
 from themis_triton.act.launch_rests import LaunchRests
 from themis_triton.core.action import Action, ActionKind
-from themis_triton.core.errors import LaunchFailedError, ServerError, ThemisError, WarmupFailedError
+from themis_triton.core.errors import LaunchFailedError, ModelFailedError, ServerError, ThemisError
 from themis_triton.core.fleet import Models, Phase, Server
 from themis_triton.core.observation import OpenCall
 
@@ -126,15 +126,16 @@ class Procedures:
             await launcher.warm_up(self._fleet.get(name))
             self._fleet.put(await self._with_inventory(self._fleet.get(name)))
         except Exception as error:
-            if isinstance(error, WarmupFailedError):
-                self._rests.failed(self._fleet.get(name).slot or "", error, await launcher.read_files_version(error.model))
+            if isinstance(error, ModelFailedError):
+                failed = self._fleet.get(name)
+                self._rests.failed(failed.slot or "", error, await launcher.read_files_versions(failed.models))
             try:
                 await self._dispose(name)
             except (ThemisError, OSError) as stop_error:
                 raise LaunchFailedError(f"{error}; nor could it be stopped: {stop_error}") from error
             raise
         server = self._fleet.move(name, Phase.SERVING)
-        self._rests.succeeded(server.slot or "")
+        self._rests.succeeded(server.slot or "", server.models)
         self._proofs.began(server, self._actuators.clock.now_s())
         await self._routes.write()
 

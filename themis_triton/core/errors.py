@@ -33,14 +33,22 @@ class LaunchFailedError(ServerError):
     """A server did not become ready; the message names its log file."""
 
 
-class WarmupFailedError(LaunchFailedError):
-    """A model of a server that is ready did not answer its warm-up rightly: `cause` in the model's words, `remedy` empty if it has it."""
+class ModelFailedError(LaunchFailedError):
+    """One model of a server did not come up: `cause` in the server's words; `remedy` empty if the cause has it; `step` that failed."""
+
+    step = "loading"
 
     def __init__(self, message: str, model: str, cause: str, remedy: str) -> None:
         super().__init__(message)
         self.model = model
         self.cause = cause
         self.remedy = remedy
+
+
+class WarmupFailedError(ModelFailedError):
+    """A model of a server that is ready did not answer its warm-up rightly."""
+
+    step = "warm-up"
 
 
 class SolverError(ThemisError):

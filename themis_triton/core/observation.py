@@ -126,12 +126,18 @@ class OpenCall:
         return self.after.renews_all(self.before)
 
 
+def launch_of(slot: str, model: str) -> str:
+    """The actuator that launches a model on a slot."""
+    return f"{slot}/launch/{model}"
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """Everything that one tick observed.
 
     `busy` names actuators with an action under way and `backing_off` those in back-off, with the time (s) until which:
-    `server/model` for a vertical actuator, a server's name for its life cycle, a slot's name for a launch.
+    `server/model` for a vertical actuator, a server's name for its life cycle, a slot's name for a launch,
+    `slot/launch/model` for those with a model.
     `routes_error`: the reason why the proxy's statistics are missing. `routes_unwritten`: the reason why the routes are not
     written yet. `open_calls`: changes of counts under way; `reloads`: those that make all instances of a model anew.
     `resting`: those in back-off until the settings, a model or the server change, with the reason.

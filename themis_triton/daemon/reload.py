@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from themis_triton.core.config import ThemisConfig
+from themis_triton.core.model_config import ModelInputs
 from themis_triton.core.pipeline_config import PipelineConfig
 
 LIVE = ("models", "pipelines", "prices", "policy", "policies", "planning", "mode", "allow_stale_profiles", "retention")
 """Sections that the ticks read, or that are handed on."""
 RESTART = ("state_directory", "servers", "envoy", "launch", "status", "callees")
-"""Sections from which adapters were built."""
+"""Sections from which adapters were built; the inputs that a launch has belong to `models`."""
 KEYS = {"callees": "calls"}
 RELOADED, REFUSED = "settings_reloaded", "settings_refused"
 
@@ -38,15 +39,31 @@ class SettingsChange:
 
 def settings_change(current: ThemisConfig, edited: ThemisConfig) -> SettingsChange:
     """What of edited settings takes effect while the sidecar runs."""
-    changed = tuple(name for name in LIVE if getattr(current, name) != getattr(edited, name))
+    inputs = any(_inputs(current, name) != _inputs(edited, name) for name in current.models)
+    changed = tuple(name for name in LIVE if getattr(current, name) != getattr(edited, name) or (name == "models" and inputs))
     fixed = tuple(name for name in changed if not _may_change(name, current, edited))
     values: dict[str, Any] = {name: getattr(edited, name) for name in changed if name not in fixed}
-    waiting = [name for name in RESTART if getattr(current, name) != getattr(edited, name)]
+    if inputs and "models" in values and current.launch is not None:
+        values["launch"] = replace(current.launch, inputs={name: _inputs(edited, name) for name in current.models})
+    before, after = (replace(each, launch=each.launch and replace(each.launch, inputs={})) for each in (current, edited))
+    waiting = [name for name in RESTART if getattr(before, name) != getattr(after, name)]
     return SettingsChange(
         replace(current, **values),
         tuple(name for name in changed if name not in fixed),
         tuple(KEYS.get(name, name) for name in (*fixed, *waiting)),
     )
+
+
+def changed_models(current: ThemisConfig, edited: ThemisConfig) -> frozenset[str]:
+    """The models whose section, or whose inputs of warm-up, are others."""
+    return frozenset(
+        name for name in edited.models if current.models.get(name) != edited.models[name] or _inputs(current, name) != _inputs(edited, name)
+    )
+
+
+def _inputs(config: ThemisConfig, model: str) -> ModelInputs:
+    """What warms up a model: part of its section, used by launches."""
+    return config.launch.inputs.get(model, ModelInputs()) if config.launch is not None else ModelInputs()
 
 
 def _may_change(name: str, current: ThemisConfig, edited: ThemisConfig) -> bool:

@@ -42,7 +42,7 @@ from themis_triton.daemon.override_api import override_routes
 from themis_triton.daemon.overrides import OverrideKeeper
 from themis_triton.daemon.pacing import is_quiet, wait_for_tick
 from themis_triton.daemon.reads_api import Reads
-from themis_triton.daemon.reload import REFUSED, RELOADED, SettingsChange, settings_change
+from themis_triton.daemon.reload import REFUSED, RELOADED, SettingsChange, changed_models, settings_change
 from themis_triton.daemon.samples import Samples
 from themis_triton.daemon.status import TICK_FAILED, StatusBoard, recall_requests
 from themis_triton.decide.planner import Planner
@@ -251,6 +251,9 @@ class _Loop:
         self.fixed = await self._find_fixed()
         self._plan_by(config, before)
         self.components = replace(self.components, config=config)
+        if self.components.launcher is not None and config.launch is not None:
+            self.components.launcher.use_inputs(config.launch.inputs)
+        self.components.world.executor.rests.end_of(changed_models(before, config))
         self.components.journal.bound(config.retention)
         backoff = self.components.world.executor.backoff
         backoff.first_s, backoff.longest_s = config.policy.retry_backoff_s, config.policy.retry_backoff_max_s

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from themis_triton.core.config import Placement
 from themis_triton.core.decision import Clamp, ClampKind, Target
 from themis_triton.core.fleet import Phase
+from themis_triton.core.observation import launch_of
 from themis_triton.decide import leaving
 from themis_triton.decide.devices import FreeDevices
 from themis_triton.decide.joined import Joined, PipelineProposal
@@ -73,19 +74,24 @@ def _shares(
     state: PolicyState, proposals: Sequence[PipelineProposal], policy_input: PolicyInput, rules: Rules, devices: FreeDevices
 ) -> _Shares:
     extend = [min(each.result.proposal.extend, each.view.reachable) for each in proposals]
-    requested = [each.launches for each in proposals]
+    requested = [_launchable(each, devices) for each in proposals]
     slots = len(devices.slots)
     free = slots + devices.beyond_slots([place for each in proposals for group in each.view.groups for place in group.ready])
     taken = [max(0, count - each.view.begun) for count, each in zip(extend, proposals, strict=True)]
     if sum(map(sum, requested)) <= slots and sum(taken) + sum(map(sum, requested)) <= free:
-        return _Shares(tuple(extend), tuple(requested), (), (), None)
+        rows = zip(proposals, extend, requested, strict=True)
+        unable = [(each, count + sum(own)) for each, count, own in rows if sum(own) < sum(each.launches)]
+        clamps = [clamp for each, count in unable for clamp in _out_of_slots(each, count, free, devices, rules)]
+        return _Shares(tuple(extend), tuple(requested), (), tuple(clamps), None)
     at_s = policy_input.snapshot.at_s
     # A device that is being given up is still to come: without waiting for it, the division would take one more each tick.
     leaves = any(server.phase in LEAVING for server in policy_input.snapshot.servers)
     since_s = at_s if state.short_since_s is None or leaves else state.short_since_s
-    allotted = _allotted(proposals, free) if rules.config.planning.placement is Placement.COLOCATED and len(proposals) > 1 else None
+    pooled = rules.config.planning.placement is Placement.COLOCATED and len(proposals) > 1
+    allotted = _handed_on(proposals, requested, _allotted(proposals, free)) if pooled else None
     granted, left, slots_left, shared = [], free, slots, _shared(proposals)
-    firsts = [sum(map(min, each.launches, each.view.lacking)) for each in proposals] if allotted is None else [0] * len(proposals)
+    needed = [sum(map(min, own, each.view.lacking)) for each, own in zip(proposals, requested, strict=True)]
+    firsts = needed if allotted is None else [0] * len(proposals)
     for p, each in enumerate(proposals):
         room = left if allotted is None else min(left, max(0, allotted[p] - _pooled(each.view, shared)))
         extend[p] = min(extend[p], each.view.begun + room)
@@ -94,15 +100,39 @@ def _shares(
         granted.append(_in_turn(requested[p], min(room - taken[p], slots_left) - kept, _firsts(each.view)))
         left -= taken[p] + sum(granted[-1])
         slots_left -= sum(granted[-1])
-    backing_off = _slots_backing_off(policy_input, rules)
     given = [count + sum(launches) for count, launches in zip(extend, granted, strict=True)]
-    missing = [each.requested - count for each, count in zip(proposals, given, strict=True)]
-    clamps = [clamp for each, count in zip(proposals, given, strict=True) for clamp in _out_of_slots(each, count, free, backing_off)]
+    missing = [each.result.proposal.extend + sum(own) - count for each, own, count in zip(proposals, requested, given, strict=True)]
+    clamps = [clamp for each, count in zip(proposals, given, strict=True) for clamp in _out_of_slots(each, count, free, devices, rules)]
     retire: tuple[str, ...] = ()
     if allotted is not None and at_s - since_s >= rules.config.policy.slot_reallocation_delay_s:
         retire, more = _reallocated(proposals, allotted, missing)
         clamps += more
     return _Shares(tuple(extend), tuple(granted), retire, tuple(clamps), since_s)
+
+
+def _launchable(each: PipelineProposal, devices: FreeDevices) -> tuple[int, ...]:
+    """The launches of a pipeline by group, as many as there are free slots on which they do not rest."""
+    models = each.result.proposal.launch_models
+    return tuple(_limited(count, len(devices.slots_for(own)), devices) for count, own in zip(each.launches, models, strict=True))
+
+
+def _limited(count: int, usable: int, devices: FreeDevices) -> int:
+    return count if usable == len(devices.slots) else min(count, usable)
+
+
+def _handed_on(proposals: Sequence[PipelineProposal], requested: Sequence[tuple[int, ...]], allotted: Sequence[int]) -> list[int]:
+    """The shares of devices, where those that pipelines cannot use, because their launches rest, go to others, the weightiest first."""
+    shared, given = _shared(proposals), list(allotted)
+    usable = [_pooled(each.view, shared) + sum(own) for each, own in zip(proposals, requested, strict=True)]
+    limited = [sum(own) < sum(each.launches) for each, own in zip(proposals, requested, strict=True)]
+    spare = 0
+    for p in (p for p, rests in enumerate(limited) if rests):
+        spare += max(0, given[p] - usable[p])
+        given[p] = min(given[p], usable[p])
+    for p in sorted(range(len(given)), key=lambda p: -proposals[p].view.pipeline.weight):
+        more = min(spare, max(0, usable[p] - given[p]))
+        given[p], spare = given[p] + more, spare - more
+    return given
 
 
 def _allotted(proposals: Sequence[PipelineProposal], free: int) -> tuple[int, ...]:
@@ -199,19 +229,25 @@ def _reallocated(
     return (), []
 
 
-def _slots_backing_off(policy_input: PolicyInput, rules: Rules) -> list[str]:
-    """Slots without a server that are in back-off, each in words."""
-    launch, snapshot = rules.config.launch, policy_input.snapshot
+def _slots_backing_off(each: PipelineProposal, devices: FreeDevices, rules: Rules) -> list[str]:
+    """Slots without a server that are in back-off, or on which launches with the pipeline's models rest, in words."""
+    launch, snapshot = rules.config.launch, devices.snapshot
     taken = {server.slot for server in snapshot.servers}
     slots = [slot.name for slot in launch.slots if slot.name not in taken] if launch is not None else []
-    return [snapshot.backoff_words(slot) for slot in slots if slot in snapshot.backing_off]
+    words = [snapshot.backoff_words(slot) for slot in slots if slot in snapshot.backing_off]
+    resting: dict[str, list[str]] = {}
+    for actuator in (launch_of(slot, model) for slot in slots for model in each.view.pipeline.stages):
+        if actuator in snapshot.resting:
+            resting.setdefault(snapshot.resting[actuator], []).append(actuator)
+    return words + [f"{', '.join(names)} rest{'s' if len(names) == 1 else ''}: {why}" for why, names in resting.items()]
 
 
-def _out_of_slots(each: PipelineProposal, granted: int, free: int, backing_off: list[str]) -> list[Clamp]:
+def _out_of_slots(each: PipelineProposal, granted: int, free: int, devices: FreeDevices, rules: Rules) -> list[Clamp]:
     requested = each.requested
     if requested <= granted:
         return []
     plural, unit = "s" if requested > 1 else "", each.view.unit
-    slots = "".join(f"; {words}" for words in backing_off)
+    slots = "".join(f"; {words}" for words in _slots_backing_off(each, devices, rules))
+    free -= len(devices.slots) - max(len(devices.slots_for(group.names)) for group in each.view.groups)
     asked, free = f"{each.view.pipeline.name} requires {requested} more {unit}{plural}", free + each.view.begun
     return [Clamp(ClampKind.DEVICES, f"{asked} and gets {granted} of {free} free {unit if unit == 'device' else 'slot'}s{slots}")]

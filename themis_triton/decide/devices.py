@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.fleet import Models, Place, Server
-from themis_triton.core.observation import OpenCall, Snapshot
+from themis_triton.core.observation import OpenCall, Snapshot, launch_of
 
 
 class FreeDevices:
@@ -18,7 +18,7 @@ class FreeDevices:
     """
 
     def __init__(self, snapshot: Snapshot, config: ThemisConfig) -> None:
-        self._snapshot = snapshot
+        self.snapshot = snapshot
         self._config = config
         backing_off = {actuator for actuator, until_s in snapshot.backing_off.items() if until_s > snapshot.at_s}
         self._resting = backing_off | {f"{call.server}/{call.model}" for call in snapshot.open_calls if waits(call, snapshot, config)}
@@ -46,8 +46,20 @@ class FreeDevices:
             self._slots = self._free_slots()
         return self._slots
 
+    def slots_for(self, models: Iterable[str]) -> tuple[str, ...]:
+        """Free slots on which no launch with one of these models rests, first those on which launches with other models do."""
+        if not self.snapshot.resting:
+            return self.slots
+        names = tuple(models)
+        usable = [slot for slot in self.slots if not self.rests(slot, names)]
+        return tuple(sorted(usable, key=lambda slot: not any(key.startswith(launch_of(slot, "")) for key in self.snapshot.resting)))
+
+    def rests(self, slot: str, models: Iterable[str]) -> bool:
+        """Whether launches with one of these models rest on a slot."""
+        return any(launch_of(slot, name) in self.snapshot.resting for name in models)
+
     def _free_slots(self) -> tuple[str, ...]:
-        launch, snapshot = self._config.launch, self._snapshot
+        launch, snapshot = self._config.launch, self.snapshot
         taken = {server.slot for server in snapshot.servers} | snapshot.busy | set(snapshot.backing_off) | self._launched_on
         free = [slot for slot in launch.slots if slot.name not in taken] if launch is not None else []
         return tuple(slot.name for slot in free if self._has_room(slot.device))

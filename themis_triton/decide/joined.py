@@ -117,7 +117,7 @@ class Joined:
     def launch_servers(self, each: PipelineProposal, granted: Sequence[int]) -> None:
         """Launch servers of each group on the next free slots."""
         for count, models in zip(granted, each.result.proposal.launch_models, strict=True):
-            for slot in (next(iter(self.devices.slots), None) for _ in range(count)):
+            for slot in (next(iter(self.devices.slots_for(models)), None) for _ in range(count)):
                 if slot is not None:
                     self.launch[slot] = models
                     self.devices.take_slot(slot)
@@ -127,7 +127,8 @@ class Joined:
         shared: list[Clamp] = []
         for each, group in self._left_without(granted):
             models = each.result.proposal.launch_models[group]
-            for slot in sorted(self.launch, key=lambda slot: self._work(self.launch[slot], each)):
+            slots = [slot for slot in self.launch if not self.devices.rests(slot, models)]
+            for slot in sorted(slots, key=lambda slot: self._work(self.launch[slot], each)):
                 both = {name: _larger(state, models[name]) for name, state in self.launch[slot].items() if name in models}
                 together = self.devices.on_slot(slot, {**models, **self.launch[slot], **both})
                 if together is not None:

@@ -267,7 +267,7 @@ def view_of(
     busy = {place.name: policy_input.busy_elsewhere(place, group.names) for group in groups for place in group.ready}
     known = {place.name: busy[place.name] for place in groups[0].ready if policy_input.knows_busy(place, pipeline.stages)}
     crowded = crowded_places(pipeline, groups[0].ready, known, planner, left) if colocated and not one_server else ()
-    if crowded and (len(crowded) < len(groups[0].ready) or groups[0].coming or devices.slots):
+    if crowded and (len(crowded) < len(groups[0].ready) or groups[0].coming or devices.slots_for(pipeline.stages)):
         groups = (replace(groups[0], ready=tuple(place for place in groups[0].ready if place not in crowded)),)
     else:
         crowded = ()
@@ -289,6 +289,6 @@ def view_of(
         reachable=len(extensions),
         within_reach=may_extend and devices.within_reach(ready, pipeline.stages),
         begun=devices.begun(extensions),
-        free_slots=len(devices.slots),
+        free_slots=max(len(devices.slots_for(group.names)) for group in groups),
         models=policy_input.estimate.models,
     )

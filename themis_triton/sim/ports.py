@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -12,6 +12,7 @@ from themis_triton.core.action import Outcome
 from themis_triton.core.address import Address
 from themis_triton.core.errors import LaunchFailedError, ServerError
 from themis_triton.core.fleet import ModelState, Phase, Server
+from themis_triton.core.model_config import ModelInputs
 from themis_triton.core.observation import Readings, RouteReading, ServerReading
 from themis_triton.core.record import TickRecord
 from themis_triton.core.routes import RouteTable
@@ -170,9 +171,12 @@ class SimLauncher:
     async def add_ensembles(self, server: Server) -> None:
         """Does nothing: virtual servers have no repository."""
 
-    async def read_files_version(self, model: str) -> str:
+    def use_inputs(self, inputs: Mapping[str, ModelInputs]) -> None:
+        """Does nothing: virtual models take any inputs."""
+
+    async def read_files_versions(self, models: Collection[str]) -> dict[str, str]:
         """Virtual models have no files."""
-        return model
+        return {model: model for model in models}
 
     async def is_alive(self, server: Server) -> bool:
         """Whether its process runs."""

@@ -52,6 +52,7 @@ class LocalLauncher:
 
     def __init__(self, config: LocalLaunchConfig, state_directory: Path, deprioritize_after_s: Mapping[str, float] | None = None) -> None:
         self._config = config
+        self._inputs = config.inputs
         self._state = state_directory
         self._deprioritize_after_s = deprioritize_after_s or {}
         self._slots = {slot.name: slot for slot in config.slots}
@@ -222,17 +223,21 @@ class LocalLauncher:
             LaunchFailedError: a request failed or its answer is empty.
             ServerError: the server does not answer.
         """
-        async with Warmup(server, self._config.warmup_requests, self._config.ready_timeout_s, self._config.inputs) as warmup:
+        async with Warmup(server, self._config.warmup_requests, self._config.ready_timeout_s, self._inputs) as warmup:
             await asyncio.gather(*(warmup.warm(model, state) for model, state in server.models.items()))
 
-    async def read_files_version(self, model: str) -> str:
-        """Identifies the files of a model, and the file of its warm-up inputs, by their sizes and times."""
-        inputs = self._config.inputs.get(model, ModelInputs()).file
-        return await asyncio.to_thread(
-            files_version,
-            model_folder(model, self._config.model_repository, self._config.further_repositories),
-            *([inputs] if inputs is not None else []),
-        )
+    def use_inputs(self, inputs: Mapping[str, ModelInputs]) -> None:
+        """Warm up with these inputs from now on."""
+        self._inputs = inputs
+
+    async def read_files_versions(self, models: Collection[str]) -> dict[str, str]:
+        """By model, what identifies its files and the file of its warm-up inputs, by their sizes and times."""
+        return await asyncio.to_thread(lambda: {model: self._files_version(model) for model in models})
+
+    def _files_version(self, model: str) -> str:
+        inputs = self._inputs.get(model, ModelInputs()).file
+        folder = model_folder(model, self._config.model_repository, self._config.further_repositories)
+        return files_version(folder, *([inputs] if inputs is not None else []))
 
     async def is_alive(self, server: Server) -> bool:
         """Whether the very process that was launched still runs."""
