@@ -63,6 +63,22 @@ def session_settings() -> str:
     return next(block.text for block in blocks() if block.document == session().document and block.language == "yaml")
 
 
+def walk(settings: Path) -> list[tuple[list[str], str]]:
+    """The commands of the runbook's walk, without the settings file, and for each the last line that it prints there as a pattern.
+
+    Numbers may be others, and … stands for anything.
+    """
+    found = []
+    for block in blocks():
+        if block.document.name == "runbook.md" and block.text.startswith("$ themis "):
+            command, *lines = block.text.splitlines()
+            words = shlex.split(command.removeprefix("$ themis ").replace(" -c themis.yaml", ""))
+            last = next(line for line in reversed(lines) if line != "…")
+            pattern = re.sub(r"(\\ )+", r"\\s+", re.sub(r"\d+(\\\.\d+)?", r"[\\d.]+", re.escape(last)))
+            found.append((words, pattern.replace("…", ".*").replace(re.escape("themis.yaml"), re.escape(str(settings)))))
+    return found
+
+
 def spans(document: Path) -> list[str]:
     """Inline code outside fenced blocks."""
     inside, texts = False, []

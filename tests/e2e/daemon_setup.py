@@ -123,6 +123,11 @@ class Sidecar:
         replayed: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
         return replayed
 
+    def metrics(self) -> str:
+        """What Prometheus would read."""
+        answer = httpx.get(f"http://{self.status_address}/metrics", trust_env=False, timeout=5.0)
+        return answer.raise_for_status().text
+
     async def adopted_models(self) -> dict[str, ModelState]:
         """What the adopted server itself says that it runs."""
         control = TritonModelControl(60.0)

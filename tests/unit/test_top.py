@@ -161,6 +161,14 @@ def test_the_explanation_has_evidence_limits_steps_and_what_came_of_it_and_scrol
     assert end[0].strip() != ""
 
 
+def test_a_pause_has_no_steps_to_explain() -> None:
+    screen = replace(
+        Screen().with_status(SURGE, RATES), opened="paused-1", detail=DecisionDetail("paused-1", AT_S, "paused", "paused by alice")
+    )
+    text = "\n".join(shown(screen))
+    assert ("paused by alice" in text, "teps" in text) == (True, False)
+
+
 def test_a_decision_that_cannot_be_read_says_why() -> None:
     screen = replace(Screen().with_status(SURGE, RATES), opened="d", notice="the journal has no decision 'd'")
     assert "the journal has no decision 'd'" in shown(screen)[0]

@@ -41,7 +41,8 @@ def _lines(detail: DecisionDetail, width: int, now_s: float) -> Iterator[Text]:
     yield from _titled("Limits", [f"{clamp.kind.value}: {clamp.sentence}" for clamp in detail.clamps], width)
     lost = [f"{row.pipeline}: {row.runner_up}" for row in detail.evidence if row.runner_up]
     yield from _titled("Next best, and why it lost", lost, width)
-    yield from _steps(detail, width)
+    if detail.policy is not None:  # none: a change of the sidecar itself, such as a pause
+        yield from _steps(detail, width)
     yield from _results(detail, width)
 
 

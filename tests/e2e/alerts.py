@@ -1,0 +1,38 @@
+"""The shipped alerting rules over what a running sidecar exports, evaluated by Prometheus' own promtool."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import yaml
+
+RULES = Path(__file__).parents[2] / "deploy" / "themis-alerts.yaml"
+PROMTOOL = shutil.which("promtool")
+SAMPLE = re.compile(r"^(themis_\w+(?:\{[^}]*\})?) (\S+)$", re.MULTILINE)
+
+
+def samples(metrics: str) -> dict[str, str]:
+    """The value of each of Themis's own series, by its name and labels."""
+    return dict(SAMPLE.findall(metrics))
+
+
+def fires(metrics: str, alert: str, labels: dict[str, str], summary: str, folder: Path) -> None:
+    """Fail unless the alert fires with these labels and this summary after five minutes in which the metrics stay as they are.
+
+    Without promtool nothing is evaluated.
+    """
+    if PROMTOOL is None:
+        return
+    expected = {"exp_labels": labels, "exp_annotations": {"summary": summary, "runbook": f"docs/runbook.md#{alert.lower()}"}}
+    test = {
+        "interval": "15s",
+        "input_series": [{"series": name, "values": f"{value}x40"} for name, value in samples(metrics).items()],
+        "alert_rule_test": [{"eval_time": "5m", "alertname": alert, "exp_alerts": [expected]}],
+    }
+    path = folder / f"{alert}.yaml"
+    path.write_text(yaml.safe_dump({"rule_files": [str(RULES)], "evaluation_interval": "15s", "tests": [test]}), encoding="utf-8")
+    ended = subprocess.run([PROMTOOL, "test", "rules", str(path)], capture_output=True, text=True, check=False, timeout=60)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
