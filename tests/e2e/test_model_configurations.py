@@ -85,6 +85,7 @@ dynamic_batching { preserve_ordering: true default_priority_level: 0 }
 """
 TABLE = {"rare": _RARE, "queues": _QUEUES, "reshaped": _RESHAPED, "whole": _WHOLE}
 BY_HAND = {"note": "by hand"}
+HOST_POLICY = "by-hand"
 ARGUMENTS = ("--rate-limit=execution_count", "--model-load-thread-count=8")
 
 
@@ -140,12 +141,15 @@ async def change_and_back(server: Server) -> Models:
 
 
 def load_by_hand(triton: TritonProcess, repository: Path) -> None:
-    """Load a model with other values than its file has."""
-    config = parse_config((repository / "reshaped" / "config.pbtxt").read_text(), "")
+    """Load one model with other values than its file has, and one with another instance group."""
+    config, whole = (parse_config((repository / name / "config.pbtxt").read_text(), "") for name in ("reshaped", "whole"))
     for key, value in BY_HAND.items():
         config.parameters[key].string_value = value
+    whole.instance_group[0].host_policy = HOST_POLICY
+    whole.instance_group[0].rate_limiter.priority = 2
     with tritonclient.grpc.InferenceServerClient(triton.grpc_address) as client:
         client.load_model("reshaped", config=to_json(config))
+        client.load_model("whole", config=to_json(whole))
 
 
 def differing(triton: TritonProcess, repository: Path) -> Mapping[str, list[str]]:
@@ -168,12 +172,15 @@ def test_a_count_change_its_way_back_and_a_launch_keep_every_other_field(tmp_pat
         metrics = Address.parse(triton.metrics_url.removeprefix("http://").removesuffix("/metrics"))
         addresses = Address.parse(triton.grpc_address), Address.parse(triton.http_address), metrics
         server = Server("adopted", "cpu:0", *addresses, Phase.SERVING, launched=False, model_repository=str(repository))
-        assert differing(triton, repository) == {name: ["parameters"] if name == "reshaped" else [] for name in TABLE}
+        by_hand = {"reshaped": ["parameters"], "whole": ["instance_group"]}
+        assert differing(triton, repository) == {name: by_hand.get(name, []) for name in TABLE}
         before = reported(triton.grpc_address)
         states = asyncio.run(change_and_back(server))
         assert reported(triton.grpc_address) == before
         assert before["reshaped"]["parameters"] == {key: {"stringValue": value} for key, value in BY_HAND.items()}
         assert started_instances(triton, "left", "right") == states["queues"].instances + 1, "in place from the first change on"
+        assert before["whole"]["instanceGroup"][0]["hostPolicy"] == HOST_POLICY
+        assert started_instances(triton, "all") == states["whole"].instances + 2, "the file's, the one by hand, and one more in place"
         asyncio.run(check_launch(tmp_path, states, before))
 
 
@@ -187,8 +194,11 @@ async def check_launch(folder: Path, states: Models, before: Mapping[str, Any]) 
     try:
         ready = await launcher.wait_ready(server)
         after = await asyncio.to_thread(reported, str(ready.grpc_address))
-        by_hand = {key: value for key, value in before["reshaped"].items() if key != "parameters"}
-        assert after == {**before, "reshaped": by_hand}
+        own = {key: value for key, value in before["reshaped"].items() if key != "parameters"}
+        (group,) = after["whole"].pop("instanceGroup")
+        assert group == {"name": "all", "kind": "KIND_MODEL"}
+        whole = {key: value for key, value in before["whole"].items() if key != "instanceGroup"}
+        assert after == {**before, "reshaped": own, "whole": whole}
         answers = {name: answer(str(ready.grpc_address), name) for name in TABLE}
         assert answers == {name: [7.0, 9.0] if name == "rare" else [2.0, 4.0] for name in TABLE}
     finally:

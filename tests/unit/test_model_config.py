@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from themis_triton.adapters.triton.model_base import differing_fields
+from themis_triton.adapters.triton.model_base import base_of, differing_fields
 from themis_triton.adapters.triton.model_config import (
     Config,
     for_launch,
@@ -230,3 +230,53 @@ def test_what_a_server_runs_otherwise_than_the_file_has_it(served: str, fields: 
         loaded.ClearField("dynamic_batching")
     loaded.MergeFrom(addition)
     assert differing_fields(own, loaded) == fields
+
+
+RATE = 'rate_limiter { resources { name: "lane" count: 3 } priority: 2 }'
+BY_HAND = f'instance_group {{ name: "m_0" count: 2 kind: KIND_CPU host_policy: "one" {RATE} }}'
+ON_ONE = "instance_group { count: 1 kind: KIND_GPU gpus: 1 }"
+
+
+@pytest.mark.parametrize(
+    ("own", "served", "override"),
+    [
+        ("", BY_HAND, BY_HAND.replace("count: 2", "count: 3")),
+        ("instance_group { count: 1 kind: KIND_CPU }", BY_HAND, BY_HAND.replace("count: 2", "count: 3")),
+        (
+            "instance_group { gpus: 0 }",
+            ON_ONE,
+            ON_ONE.replace("count: 1", "count: 3"),
+        ),
+        (
+            "instance_group { kind: KIND_CPU } instance_group { kind: KIND_CPU host_policy: 'a' }",
+            "instance_group { count: 1 kind: KIND_CPU host_policy: 'b' }",
+            "instance_group { count: 3 kind: KIND_CPU host_policy: 'b' }",
+        ),
+    ],
+)
+def test_a_count_change_keeps_what_was_loaded_by_hand_in_the_instance_groups(own: str, served: str, override: str) -> None:
+    file, running = (config(f'name: "m" max_batch_size: 2 {groups}') for groups in (own, served))
+    differing = differing_fields(file, running)
+    assert differing == ["instance_group"]
+    changed = with_state(base_of(file, running, differing), ModelState(3, 1), running)
+    assert list(changed.instance_group) == list(config(override).instance_group)
+    assert changed.max_batch_size == 2
+
+
+@pytest.mark.parametrize(
+    ("own", "served", "override"),
+    [
+        ("", "instance_group { name: 'm' count: 1 kind: KIND_CPU }", "instance_group { name: 'm' count: 3 kind: KIND_CPU }"),
+        ("instance_group { count: 2 }", "instance_group { count: 1 kind: KIND_GPU gpus: 1 }", "instance_group { count: 3 gpus: 1 }"),
+        (
+            "instance_group { kind: KIND_CPU } instance_group { kind: KIND_CPU host_policy: 'a' count: 2 }",
+            "instance_group { count: 1 kind: KIND_CPU }",  # the other one was left out by a change to one instance
+            "instance_group { kind: KIND_CPU count: 1 } instance_group { kind: KIND_CPU host_policy: 'a' count: 2 }",
+        ),
+    ],
+)
+def test_what_triton_fills_in_and_what_a_change_left_out_is_no_difference(own: str, served: str, override: str) -> None:
+    file, running = (config(f'name: "m" {groups}') for groups in (own, served))
+    assert differing_fields(file, running) == []
+    changed = with_state(base_of(file, running, []), ModelState(3, 1), running)
+    assert list(changed.instance_group) == list(config(override).instance_group)

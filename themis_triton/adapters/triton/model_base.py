@@ -1,12 +1,18 @@
-"""What an override of a model starts from: the model's own file, unless the server was told otherwise since it read that file."""
+"""What an override of a model starts from: the model's own file, unless the server was told otherwise since it read that file.
+
+Instance groups are taken from the server where they differ from the file: Triton knows an instance by its group's fields without name and
+count, so that only the server's own groups change counts in place and keep what somebody loaded by hand.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from google.protobuf.message import Message
+from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
-from themis_triton.adapters.triton.model_config import Config
+from themis_triton.adapters.triton.groups import Group
+from themis_triton.adapters.triton.model_config import Config, with_groups
 
 _COMPLETED = frozenset(
     {
@@ -17,7 +23,7 @@ _COMPLETED = frozenset(
         "max_batch_size",
         "input",
         "output",
-        "instance_group",
+        "instance_group",  # compared by itself
         "default_model_filename",
         "model_transaction_policy",
     }
@@ -25,6 +31,9 @@ _COMPLETED = frozenset(
 """Fields that Triton or a backend completes, or that a change of a count or of batching sets."""
 _FILLED_IN = frozenset({"version_policy", "optimization", "dynamic_batching"})
 """Fields that a server may report though the file leaves them out."""
+_GROUPS = "instance_group"
+_GROUP_FILLED_IN = ("name", "count", "kind", "gpus")
+"""Fields of an instance group that Triton fills in, or that a change of a count sets."""
 _SET_BY_BATCHING = ("max_queue_delay_microseconds", "preferred_batch_size")
 
 
@@ -35,7 +44,54 @@ def differing_fields(own: Config, served: Config) -> list[str]:
     """
     ours, theirs = _comparable(own), _comparable(served)
     names = {field.name for field, _ in (*ours.ListFields(), *theirs.ListFields())}
-    return sorted(name for name in names if not _agrees(ours, theirs, name))
+    groups = [] if _matched(own, served) is not None else [_GROUPS]
+    return sorted([*(name for name in names if not _agrees(ours, theirs, name)), *groups])
+
+
+def base_of(own: Config, served: Config, differing: list[str]) -> Config:
+    """What an override starts from: `own` with the groups that the server runs, or `served` where another field differs too.
+
+    `differing`: as by `differing_fields`. A group that the server does not run, because it was left out for fewer instances, stays.
+    """
+    if any(name != _GROUPS for name in differing):
+        return served
+    matched = _matched(own, served)
+    if matched is None or not own.instance_group:
+        return with_groups(own, served.instance_group)
+    groups = [_copied(group) for group in own.instance_group]
+    for index, group in matched.items():
+        groups[index].gpus[:] = group.gpus
+    return with_groups(own, groups)
+
+
+def _matched(own: Config, served: Config) -> dict[int, Group] | None:
+    """By the position of a group in the file, the group that the server runs for it; None: it runs another one."""
+    groups = list(own.instance_group) or [ModelInstanceGroup() for _ in served.instance_group]
+    matched: dict[int, Group] = {}
+    for running in served.instance_group:
+        free = (index for index, group in enumerate(groups) if index not in matched and _runs(group, running))
+        index = next(free, None)
+        if index is None:
+            return None
+        matched[index] = running
+    return matched
+
+
+def _runs(group: Group, running: Group) -> bool:
+    """Whether a server's group is what Triton makes of a file's group, whatever its count."""
+    if group.kind not in (ModelInstanceGroup.KIND_AUTO, running.kind) or (group.gpus and sorted(group.gpus) != sorted(running.gpus)):
+        return False
+    ours, theirs = _copied(group), _copied(running)
+    for name in _GROUP_FILLED_IN:
+        ours.ClearField(name)
+        theirs.ClearField(name)
+    return _holds(theirs, ours) and _holds(ours, theirs)
+
+
+def _copied(group: Group) -> Group:
+    copy = type(group)()
+    copy.CopyFrom(group)
+    return copy
 
 
 def _comparable(config: Config) -> Config:

@@ -11,6 +11,7 @@ As JSON an override is protobuf's own JSON form with the field names of the `.pr
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -191,7 +192,15 @@ def _set_counts(config: Config, instances: int, served: Config | None) -> None:
         _keep(config, kept)
 
 
-def _keep(config: Config, groups: list[Config]) -> None:
+def with_groups(base: Config, groups: Iterable[Config]) -> Config:
+    """The configuration with other instance groups."""
+    config = ModelConfig()
+    config.CopyFrom(base)
+    _keep(config, groups)
+    return config
+
+
+def _keep(config: Config, groups: Iterable[Config]) -> None:
     copies = ModelConfig()
     copies.instance_group.extend(groups)
     config.ClearField("instance_group")

@@ -13,7 +13,7 @@ from tritonclient.utils import InferenceServerException
 
 from themis_triton.adapters.triton.client import KEY_HEADER, TritonClients, is_not_explicit, is_restricted, is_silent, silence
 from themis_triton.adapters.triton.groups import numbered_devices
-from themis_triton.adapters.triton.model_base import differing_fields
+from themis_triton.adapters.triton.model_base import base_of, differing_fields
 from themis_triton.adapters.triton.model_config import Config, parse_config, read_config_text, state_of, to_json, with_state
 from themis_triton.adapters.triton.sequences import check_in_place
 from themis_triton.adapters.triton.structure import Structure, stateful_models, structure_of
@@ -188,20 +188,29 @@ class TritonModelControl:
         name = server.model_config_name
         own = await asyncio.to_thread(read_config_text, repository, model, name) if repository is not None else None
         config = parse_config(*own) if own is not None else None
-        differing = differing_fields(config, served) if config is not None and served is not None else []
-        if config is not None and not differing:
-            return config
+        # On several devices an override starts from the server's groups in any case.
+        grouped = not numbered_devices(server)
+        fields = differing_fields(config, served) if config is not None and served is not None else []
+        differing = [field for field in fields if grouped or field != "instance_group"]
         if self._differing.get((server.name, model), []) != differing:
             self._differing[server.name, model] = differing
-            remedy = "its values are kept, and its next change is a reload. Fix: write them into its config.pbtxt"
-            log.warning("model_config_differs_from_file", server=server.name, model=model, fields=differing, remedy=remedy)
-        if served is None:
+            self._report_differing(server, model, differing)
+        if served is None and config is None:
             raise ChangeRefusedError(
                 f"server {server.name} does not serve model {model}, "
                 f"and its config.pbtxt cannot be read here ({repository or 'no model_repository'}); "
                 "load the model there, or name the server's model_repository"
             )
-        return served
+        if served is None or config is None:
+            return config if served is None else served
+        return base_of(config, served, differing) if grouped or differing else config
+
+    @staticmethod
+    def _report_differing(server: Server, model: str, fields: list[str]) -> None:
+        if fields:
+            price = "" if fields == ["instance_group"] else ", and its next change is a reload"
+            remedy = f"its values are kept{price}. Fix: write them into its config.pbtxt"
+            log.warning("model_config_differs_from_file", server=server.name, model=model, fields=fields, remedy=remedy)
 
     async def _served_of(self, server: Server, models: Sequence[str]) -> list[Config | None]:
         """What the server reports of each model, a few at a time: hundreds of calls at once would hold up the tick."""
