@@ -239,3 +239,17 @@ def test_two_launches_in_one_tick_take_two_slots_of_one_device() -> None:
     cfg = replace(cfg, launch=replace(cfg.launch, slots=(DeviceSlot("one", "cpu:0"), DeviceSlot("two", "cpu:0"))))
     (decision,) = decisions(cfg, [], 10.0, 10.0)
     assert launched_models(decision) == [HEAVY, LIGHT]
+
+
+def test_what_several_pipelines_say_is_told_once_with_their_names() -> None:
+    fleet = [holder(f"{name}{number}", name, f"cpu:{number}") for name in (LIGHT, HEAVY) for number in range(2)]
+    last = decisions(two_pipelines(4), fleet, 5.0, 5.0, seconds=3)[-1]
+    words, _, detail = last.detail.partition(": ")
+    assert words == "a-light, b-heavy"
+    assert detail.startswith("1 server suffices; scale-in in ")
+    assert last.detail.count("suffices") == 1
+
+
+def test_a_pipeline_that_wants_a_change_explains_the_decision() -> None:
+    (decision,) = decisions(two_pipelines(2), [holder("l", LIGHT, "cpu:0"), holder("h", HEAVY, "cpu:1")], 5.0, 900.0)
+    assert [(evidence.pipeline, evidence.explains) for evidence in decision.evidence] == [("a-light", False), ("b-heavy", True)]

@@ -136,6 +136,15 @@ def test_of_many_pipelines_a_sentence_names_those_that_explain_it_and_says_how_m
     assert text.endswith("; and 16 further pipelines")
 
 
+def test_pipelines_that_miss_their_slo_by_the_prediction_come_before_those_that_change_and_those_before_the_others() -> None:
+    many = tuple(replace(CALM, pipeline=f"p{number}") for number in range(20))
+    changed, late = replace(many[18], explains=True), replace(many[19], predicted_p99_ms=728_301.0)
+    text = sentence(record(decision=replace(decision(Reason.INFEASIBLE), evidence=(*many[:18], changed, late))))
+    numbers = text.partition("SLO: ")[2].split("; ")
+    assert [part.split()[0] for part in numbers] == ["p19", "p18", "p0", "p1", "and"]
+    assert numbers[0].endswith("servers 4, predicted p99 728301 ms exceeds 300 ms")
+
+
 def test_of_many_actions_a_sentence_names_some_and_says_how_many_more_there_are() -> None:
     actions = [retire(f"s{number}") for number in range(6)]
     assert sentence(record(*actions, decision=decision())).endswith("; retire s0, retire s1, retire s2, retire s3, and 2 further actions")

@@ -92,6 +92,7 @@ class PipelineEvidence:
     `holds_after_s`: seconds until the SLO is expected to hold, by the chosen migration; None where it holds or that is unknown.
     `stage_servers_now`, `stage_servers_desired`: by stage, where these are separate; else empty.
     `limit_rps`: what is admitted; None: everything. `refused_rps`: what was refused lately.
+    `explains`: the policy wants another number of instances, places or servers for it, leaves a server, or finds no feasible plan.
     """
 
     pipeline: str
@@ -111,6 +112,7 @@ class PipelineEvidence:
     refused_rps: float = 0.0
     stage_servers_now: tuple[int, ...] = ()
     stage_servers_desired: tuple[int, ...] = ()
+    explains: bool = False
 
     @property
     def servers_words(self) -> str:

@@ -9,9 +9,7 @@ from themis_triton.core.decision import Decision, PipelineEvidence, Reason
 from themis_triton.core.estimate import DriftEvent, Estimate, LearntTimes, ModelEstimate, PipelineKnowledge
 from themis_triton.core.observation import Snapshot
 from themis_triton.core.service_times import ENOUGH_EXECUTIONS
-
-MOST_NAMED = 4
-"""Pipelines, and actions, that a sentence names; `themis why` and the page show all of them."""
+from themis_triton.core.words import first_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ def sentence(record: TickRecord) -> str:
     parts += [incident.sentence for incident in record.snapshot.incidents]
     if record.started:
         verb = "would " if record.advisory else ""
-        parts.append(verb + _first([describe(action) for action in record.started], ", ", "actions"))
+        parts.append(verb + first_of([describe(action) for action in record.started], ", ", "actions"))
     elif decision.clamps:
         parts.append(decision.clamps[-1].sentence)
     parts += [
@@ -142,20 +140,20 @@ def _opening(decision: Decision) -> str:
     opening = _OPENINGS[decision.reason]
     if decision.reason is Reason.STEADY and any(_is_overloaded(evidence) for evidence in decision.evidence):
         opening = "overload, no further change"
-    # The pipelines that explain the decision come first; sorting keeps the settings' order among the others.
-    numbers = _first([_numbers(evidence) for evidence in sorted(decision.evidence, key=_is_calm)], "; ", "pipelines")
+    # The pipelines that explain the decision come first; sorting keeps the settings' order among equal ones.
+    numbers = first_of([_numbers(evidence) for evidence in sorted(decision.evidence, key=_calmness)], "; ", "pipelines")
     return f"{opening}: {numbers}" if numbers else opening
 
 
-def _first(texts: list[str], separator: str, noun: str) -> str:
-    """At most `MOST_NAMED` of the texts; of any others their number."""
-    further = len(texts) - MOST_NAMED
-    named = separator.join(texts[:MOST_NAMED])
-    return f"{named}{separator}and {further} further {noun}" if further > 0 else named
+def _calmness(evidence: PipelineEvidence) -> int:
+    """0: it is overloaded, late or lacks servers. 1: something changes for it, or would but for a limit. 2: neither."""
+    if _is_overloaded(evidence) or _misses_slo(evidence) or _will_miss_slo(evidence) or evidence.servers_missing:
+        return 0
+    return 1 if evidence.explains or evidence.servers_now != evidence.servers_desired else 2
 
 
-def _is_calm(evidence: PipelineEvidence) -> bool:
-    return not (_is_overloaded(evidence) or _misses_slo(evidence) or evidence.servers_now != evidence.servers_desired)
+def _will_miss_slo(evidence: PipelineEvidence) -> bool:
+    return evidence.predicted_p99_ms is not None and evidence.predicted_p99_ms > evidence.slo_ms
 
 
 def _misses_slo(evidence: PipelineEvidence) -> bool:
@@ -178,4 +176,6 @@ def _numbers(evidence: PipelineEvidence) -> str:
         parts.append(f"SLO expected to hold in {evidence.holds_after_s:.1f} s")
     if _misses_slo(evidence) and not _is_overloaded(evidence):
         parts.append(f"SLO missed although capacity suffices: p99 {evidence.measured_p99_ms:.0f} ms exceeds {evidence.slo_ms:g} ms")
+    elif _will_miss_slo(evidence) and not _is_overloaded(evidence):
+        parts.append(f"predicted p99 {evidence.predicted_p99_ms:.0f} ms exceeds {evidence.slo_ms:g} ms")
     return ", ".join(parts)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from themis_triton.core.config import DrainState, PipelineConfig
 from themis_triton.core.decision import Decision, Reason, Stage
 from themis_triton.core.estimate import PROXY
+from themis_triton.core.words import first_of
 from themis_triton.decide import draining, leaving
 from themis_triton.decide.admission import admit, with_limits
 from themis_triton.decide.allocation import allocate
@@ -18,6 +19,7 @@ from themis_triton.decide.guards import guard
 from themis_triton.decide.joined import PipelineProposal
 from themis_triton.decide.planner import Planner
 from themis_triton.decide.policy import Policy
+from themis_triton.decide.proposal import Proposal, explains
 from themis_triton.decide.rules import Rules
 from themis_triton.decide.sharing import SharedModels
 from themis_triton.decide.slow_target import is_in_turn
@@ -68,11 +70,25 @@ def decide(state: PolicyState, policy_input: PolicyInput, planner: Planner, poli
         stage=lead.stage,
         reason=reason,
         target=drained.applied(replace(target, unrouted=unrouted) if unrouted else target),
-        evidence=tuple(with_limits(p.evidence, view, limits) for p, view in zip(outputs, routed, strict=True)),
-        clamps=(*allocation.clamps, *clamps, *emptied, *leaving.reasons(views), *drained.clamps),
-        detail="; ".join(p.detail for p in outputs if p.detail),
+        evidence=tuple(
+            replace(with_limits(output.evidence, view, limits), explains=explains(each.view, output))
+            for output, view, each in zip(outputs, routed, proposals, strict=True)
+        ),
+        clamps=tuple(dict.fromkeys((*allocation.clamps, *clamps, *emptied, *leaving.reasons(views), *drained.clamps))),
+        detail=_details(outputs),
         admissions=admissions,
     )
+
+
+def _details(outputs: Sequence[Proposal]) -> str:
+    """What the pipelines' proposals say, each sentence once; of several pipelines with the names of those that say it."""
+    names: dict[str, list[str]] = {}
+    for output in outputs:
+        if output.detail:
+            names.setdefault(output.detail, []).append(output.evidence.pipeline)
+    if len(outputs) == 1:
+        return "; ".join(names)
+    return "; ".join(f"{first_of(pipelines, ', ', 'pipelines')}: {detail}" for detail, pipelines in names.items())
 
 
 def _view(

@@ -110,6 +110,14 @@ def evidence_of(
     )
 
 
+def explains(view: PipelineView, proposal: Proposal) -> bool:
+    """Whether the pipeline has a part in the decision: it asks for a change, leaves a server, or has no feasible plan."""
+    if proposal.reason is Reason.INFEASIBLE or any(proposal.launch) or proposal.extend or proposal.retire or view.crowded:
+        return True
+    now = {place.name: place.models for group in view.groups for place in group.ready}
+    return any(now[name].get(model, state) != state for name, models in proposal.servers.items() for model, state in models.items())
+
+
 def to_launch(view: PipelineView, desired: tuple[int, ...]) -> tuple[int, ...]:
     """Places to add a group: those desired that are neither ready nor coming."""
     return tuple(max(0, count - ready - coming) for count, ready, coming in zip(desired, view.ready, view.coming, strict=True))

@@ -88,7 +88,7 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
 def _one_server_words(view: PipelineView, now: VerticalTarget | None) -> str:
     if now is None or now.feasible or not view.one_server:
         return ""
-    return f"{view.pipeline.name} stays on one server, because a stage keeps state between calls"
+    return "it stays on one server, because a stage keeps state between calls"
 
 
 def _in_reach(view: PipelineView) -> tuple[int, ...]:
