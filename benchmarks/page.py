@@ -52,7 +52,7 @@ from themis_triton.sim.run import simulate
 from themis_triton.sim.setup import SimOptions, simulated
 from themis_triton.tick import EngineState
 
-CASE = Case(20, 2, slots=16, rate_rps=4.0)
+CASE = Case(20, 2, slots=16, rate_rps=12.0)
 PAGES, BLOCK_TICKS, BLOCKS = 10, 40, 8
 DAY_S, CHANGES = 86_400, 5_000
 SIMULATED_S = 30.0
@@ -334,7 +334,8 @@ def simulated_ticks() -> tuple[ThemisConfig, list[Snapshot]]:
     """The settings, and what a simulated fleet showed under changing rates."""
     config = simulated(settings(CASE), SimOptions())
     arrivals = {p.name: arrivals_of(CASE, number, changing=True) for number, p in enumerate(config.pipelines)}
-    return config, [tick.snapshot for tick in simulate(config, arrivals, SIMULATED_S, SimOptions()).ticks]
+    ticks = simulate(config, arrivals, SIMULATED_S, SimOptions()).ticks
+    return config, [tick.snapshot for tick in ticks[len(ticks) // 2 :]]  # the fleet has grown by then
 
 
 async def measure(config: ThemisConfig, snapshots: Sequence[Snapshot]) -> dict[str, Any]:
