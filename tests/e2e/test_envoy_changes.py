@@ -67,6 +67,12 @@ def crowded(*members: Server) -> RouteTable:
     return replace(table, models=more | table.models)
 
 
+def weighted(*members: Server) -> RouteTable:
+    """The first member takes three times as many requests as the others."""
+    table = table_of(*members)
+    return replace(table, models={name: replace(route, weights={members[0].name: 3}) for name, route in table.models.items()})
+
+
 def inotify_instances(gateway: Gateway) -> int:
     """Those of Envoy; Linux gives a user 128."""
     process = EnvoyProcess(gateway.config, gateway.state_directory).find()
@@ -80,7 +86,7 @@ def test_servers_join_and_leave_under_load(gateway: Gateway, servers: tuple[Serv
 
     async def change() -> None:
         few = (table_of(one), table_of(one, two), table_of(two), table_of(two, one))
-        for table in (*few, crowded(two), crowded(one, two), crowded(one), table_of(one, two)):
+        for table in (*few, crowded(two), crowded(one, two), weighted(one, two), crowded(one), table_of(one, two)):
             await write(gateway.config, table)
             instances.append(inotify_instances(gateway))
             await asyncio.sleep(0.3)

@@ -138,6 +138,16 @@ def test_health_checks_of_many_models_stay_few(models: int, interval: str) -> No
     assert {each["health_checks"][0]["unhealthy_interval"] for each in clusters} == {f"{float(interval[:-1]) / 2:g}s"}
 
 
+def test_endpoints_have_weights_only_where_these_differ_and_they_are_squares() -> None:
+    def weights(of: dict[str, int]) -> list[int | None]:
+        table = RouteTable({"detect": ModelRoute((ONE, TWO), weights=of)}, (ONE, TWO))
+        [assignment] = resources(render(CONFIG, table), endpoints_file(model_cluster(Protocol.GRPC, "detect")))
+        return [each.get("load_balancing_weight") for each in assignment["endpoints"][0]["lb_endpoints"]]
+
+    assert weights({}) == weights({ONE.server: 3, TWO.server: 3}) == [None, None]
+    assert weights({ONE.server: 3}) == [9, 1]
+
+
 def test_a_version_follows_from_content() -> None:
     before, after = render(CONFIG, TABLE), render(CONFIG, RouteTable({**TABLE.models, "classify": ModelRoute((TWO,))}, TABLE.any))
     changed = {name for name in before if before[name] != after[name]}

@@ -105,6 +105,22 @@ def test_a_refused_growth_takes_the_servers_own_word_and_backs_off() -> None:
     run(work())
 
 
+def test_a_server_that_got_a_further_device_gets_a_larger_share_of_the_requests() -> None:
+    async def work() -> None:
+        reaching = replace(server("a"), reach=("cpu:1",))
+        one, more, two = (ModelState(1, 8).spread_over(counts) for counts in ({"cpu:0": 1}, {"cpu:0": 2}, {"cpu:0": 2, "cpu:1": 1}))
+        bench = Bench(replace(reaching, models={DETECTOR: one}), server("b"))
+        grow = action(ActionKind.GROW)
+        await bench.executor.routes.write()
+        for after, weights in ((more, {}), (two, {"a": 2})):
+            await carried_out(bench, replace(grow, before=bench.fleet.get("a").models[DETECTOR], after=after))
+            await bench.turns()
+            assert bench.routes.tables[-1].models[DETECTOR].weights == weights
+        assert len(bench.routes.tables) == 2
+
+    run(work())
+
+
 def test_a_server_that_does_not_answer_loses_the_action_but_not_the_belief() -> None:
     async def work() -> None:
         bench = Bench(server("a", (3, 1)))

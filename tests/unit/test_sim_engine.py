@@ -51,6 +51,13 @@ FOUR = np.stack([np.full((4, 8), ms) for ms in (10.0, 20.0, 50.0, 5.0)])
 DIAMOND = ((0, 1), (0, 2), (1, 3), (2, 3))
 
 
+def test_servers_get_requests_by_their_weights() -> None:
+    built = simulation([0] * 8, ModelState(1, 1), SimWorld(hop_s=0.0), servers=2)
+    built.route(0, (0, 1), (3, 1))
+    built.advance(100.0)
+    assert [built.counters(server, 0).inferences for server in (0, 1)] == [6, 2]
+
+
 def test_stages_side_by_side_start_together_and_the_last_one_lets_the_next_start() -> None:
     built = simulation([0, 100], ModelState(1, 1), SimWorld(hop_s=0.001), FOUR, chain=(0, 1, 2, 3), follows=DIAMOND)
     assert ends_ms(built) == [68, 168]  # 10 + 50 + 5 and three hops

@@ -65,6 +65,11 @@ class FleetRoutes:
             self._unrouted = pairs
             self.reconcile(changed=True)
 
+    def reweigh(self) -> None:
+        """Write the routes, off the loop, where servers that got or lost devices take other shares of the requests now."""
+        if self._taken_up is not None and self._taken_up != self._table():
+            self.reconcile(changed=True)
+
     async def write(self) -> None:
         """Write the routes of the serving servers. Raises the port's errors; `unwritten` has the reason until a write succeeds."""
         table = self._table()

@@ -54,6 +54,7 @@ class Procedures:
             self._routes.route_again(action.server, action.model)
         if action.server in self._fleet:
             self._fleet.set_model(action.server, action.model, state)
+            self._routes.reweigh()
         return ""
 
     async def reload(self, action: Action) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from themis_triton.core.address import Address
 
@@ -39,6 +40,7 @@ class ModelRoute:
     """How one model's requests are routed.
 
     `endpoints`: the servers that hold the model. `excluded`: those of them, by name, that get none of its requests now.
+    `weights`: how many requests a server takes, relative to one that is not named, by the servers' names.
     `limit`: admission; None: unlimited. `affinity_header`: requests with the same value of this header go to the same
     server; None: to the least loaded one.
     """
@@ -47,11 +49,16 @@ class ModelRoute:
     excluded: frozenset[str] = frozenset()
     limit: RouteLimit | None = None
     affinity_header: str | None = None
+    weights: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def targets(self) -> tuple[Endpoint, ...]:
         """The endpoints that requests may go to."""
         return tuple(endpoint for endpoint in self.endpoints if endpoint.server not in self.excluded)
+
+    def weight(self, endpoint: Endpoint) -> int:
+        """The weight of one endpoint."""
+        return self.weights.get(endpoint.server, 1)
 
 
 @dataclass(frozen=True, slots=True)

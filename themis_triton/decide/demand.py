@@ -78,16 +78,16 @@ def launch_demand(estimate: PipelineEstimate, policy: PolicyConfig, actuation_s:
     """The demand that servers must carry at their largest instance counts once a server launched now serves, in `actuation_s`.
 
     The newest rate, or the trend's if larger; of the backlog, what instances do not drain until then. `within_reach`: running servers
-    can take a further device in time for a rise that lasts, so that the newest rate counts without the headroom, and the mean of
-    the trend window's newer half with it.
+    can take a further device in time for a rise that lasts, so that the newest rate counts only where chance does not explain it from
+    the mean of the trend window's newer half, and that mean otherwise.
     """
     waiting = backlog_of(estimate, policy)
     extra_rps = waiting / max(actuation_s, policy.demand.backlog_drain_s)
-    newest_rps, dispersion, sigmas = estimate.recent_rps, _dispersion(estimate, policy), policy.demand.headroom_sigmas
-    if within_reach:
-        newest_rps = max(estimate.trend_base_rps, newest_rps - sigmas * math.sqrt(dispersion * newest_rps))
+    newest_rps, mean_rps, dispersion = estimate.recent_rps, estimate.trend_base_rps, _dispersion(estimate, policy)
+    if within_reach and newest_rps - mean_rps < policy.demand.trend_sigmas * math.sqrt(dispersion * mean_rps):
+        newest_rps = mean_rps
     rate_rps = max(newest_rps, trend_rps(estimate, policy, actuation_s))
-    return Demand(rate_rps, extra_rps, dispersion, sigmas, other_rps=stable_others(estimate))
+    return Demand(rate_rps, extra_rps, dispersion, policy.demand.headroom_sigmas, other_rps=stable_others(estimate))
 
 
 def trend_rps(estimate: PipelineEstimate, policy: PolicyConfig, actuation_s: float) -> float:

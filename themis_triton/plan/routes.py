@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from themis_triton.core.fleet import ROUTED, Phase, Server
+from themis_triton.core.price import device_count
 from themis_triton.core.routes import Endpoint, ModelRoute, RouteLimit, RouteTable
 
 
@@ -45,7 +46,17 @@ def route_table(
 def _route(model: str, holders: Sequence[Server], unrouted: Collection[tuple[str, str]]) -> ModelRoute:
     excluded = frozenset(server.name for server in holders if (server.name, model) in unrouted)
     others = any(server.phase is Phase.SERVING and server.name not in excluded for server in holders)
-    return ModelRoute(_endpoints(holders), excluded if others else frozenset())
+    weights = {server.name: places for server in holders if (places := _places(server, model)) > 1}
+    return ModelRoute(_endpoints(holders), excluded if others else frozenset(), weights=weights)
+
+
+def _places(server: Server, model: str) -> int:
+    """The devices on which a server runs the model; for one without instances of its own, such as an ensemble, those that it uses at all.
+
+    A device carries about the same load however many instances share it.
+    """
+    state = server.models.get(model)
+    return max(1, len(state.spread)) if state is not None and state.instances else device_count(server.models)
 
 
 def _holders(name: str, models: Sequence[str], servers: Iterable[Server]) -> list[Server]:

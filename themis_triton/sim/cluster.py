@@ -268,7 +268,9 @@ class Cluster:
     def _reroute(self) -> None:
         simulation = self.sync()
         for model, index in self._index.items():
-            simulation.route(index, tuple(self._servers[name].row for name in self.targets(model)))
+            targets = self.targets(model)
+            weights = self._table.models.get(model, ModelRoute()).weights
+            simulation.route(index, [self._servers[name].row for name in targets], [weights.get(name, 1) for name in targets])
 
     def targets(self, model: str) -> tuple[str, ...]:
         """Live servers in the model's routes."""

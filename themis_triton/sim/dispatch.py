@@ -99,15 +99,17 @@ def queue_of(e: Engine, server: int, model: int) -> int:
 
 @flat_kernel
 def least_loaded(e: Engine, model: int) -> int:
-    """The routed server with the fewest requests of the model, ties in turn; NONE when there is none."""
+    """The routed server with the fewest requests of the model for its weight, ties in turn; NONE when there is none."""
     rows = e.routed.shape[0]
-    start, best, fewest = e.routes[model, CURSOR], NONE, 0
+    start, best, fewest, most = e.routes[model, CURSOR], NONE, 0, 1
     for offset in range(rows):
         server = start + offset
         if server >= rows:
             server -= rows
-        if e.routed[server, model] and (best == NONE or e.outstanding[server, model] < fewest):
-            best, fewest = server, e.outstanding[server, model]
+        # With the request that arrives, so that of idle servers the one with the largest weight is chosen.
+        requests, weight = e.outstanding[server, model] + 1, e.routed[server, model]
+        if weight and (best == NONE or requests * most < fewest * weight):
+            best, fewest, most = server, requests, weight
     if best != NONE:
         e.routes[model, CURSOR] = best + 1 if best + 1 < rows else 0
     return best

@@ -62,10 +62,10 @@ class Simulation:
         """Multiply all service times by a factor from now on."""
         kernels.slow_down(self.engine, factor)
 
-    def route(self, model: int, servers: tuple[int, ...]) -> None:
-        """Send a model's requests to these servers from now on; requests that wait at other servers are served there."""
+    def route(self, model: int, servers: Sequence[int], weights: Sequence[int] = ()) -> None:
+        """Send a model's requests to these servers from now on, by their weights if any; what waits at others is served there."""
         self.engine.routed[:, model] = 0
-        self.engine.routed[list(servers), model] = 1
+        self.engine.routed[list(servers), model] = weights or 1
         self._first_routed[model] = min(servers, default=NONE)
         if self._world.dispatcher is Dispatcher.CENTRAL:
             dispatch.offer(self.engine, model, self.engine.floats[columns.NOW_S])

@@ -14,7 +14,7 @@ from themis_triton.adapters.envoy.upstream_tls import PLAIN_HEALTH_CHECKS, endpo
 from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.errors import SettingsError
-from themis_triton.core.routes import Endpoint, RouteTable
+from themis_triton.core.routes import Endpoint, ModelRoute, RouteTable
 
 Json = dict[str, Any]
 
@@ -46,13 +46,17 @@ def socket_address(address: Address) -> Json:
 
 
 class ClusterSpec(NamedTuple):
-    """One cluster. `model`: whose it is, None for requests without a listed model. `watched`: its endpoints have a file of their own."""
+    """One cluster. `model`: whose it is, None for requests without a listed model. `watched`: its endpoints have a file of their own.
+
+    `weights`: how many requests its members take, relative to each other; empty: as many.
+    """
 
     name: str
     protocol: Protocol
     model: str | None
     members: tuple[Endpoint, ...]
     watched: bool
+    weights: tuple[int, ...] = ()
 
 
 def each_cluster(table: RouteTable) -> Iterator[ClusterSpec]:
@@ -67,7 +71,14 @@ def each_cluster(table: RouteTable) -> Iterator[ClusterSpec]:
         yield ClusterSpec(unlisted_cluster(protocol), protocol, None, table.for_unlisted, watched=True)
         yield ClusterSpec(index_cluster(protocol), protocol, None, table.index, watched=True)
         for model in sorted(table.models):
-            yield ClusterSpec(model_cluster(protocol, model), protocol, model, table.models[model].targets, model in watched)
+            route = table.models[model]
+            name = model_cluster(protocol, model)
+            yield ClusterSpec(name, protocol, model, route.targets, model in watched, _weights(route))
+
+
+def _weights(route: ModelRoute) -> tuple[int, ...]:
+    weights = tuple(map(route.weight, route.targets))
+    return weights if len(set(weights)) > 1 else ()
 
 
 def endpoints(spec: ClusterSpec) -> Json:
@@ -79,7 +90,10 @@ def endpoints(spec: ClusterSpec) -> Json:
 
 
 def _assignment(spec: ClusterSpec) -> Json:
-    return {"cluster_name": spec.name, "endpoints": [{"lb_endpoints": [_endpoint(spec.protocol, member) for member in spec.members]}]}
+    members = [_endpoint(spec.protocol, member) for member in spec.members]
+    # Envoy divides a weight by the requests that the server has: squares make the requests inside proportional to the weights.
+    weights = [{"load_balancing_weight": weight**2} for weight in spec.weights] or [{}] * len(members)
+    return {"cluster_name": spec.name, "endpoints": [{"lb_endpoints": [m | w for m, w in zip(members, weights, strict=True)]}]}
 
 
 def _endpoint(protocol: Protocol, member: Endpoint) -> Json:
@@ -138,7 +152,10 @@ def file_source(path: Path) -> Json:
 
 
 def _least_request() -> Json:
-    """The least loaded of ALL hosts: there are few, and the default choice between two random ones lengthens the tail."""
+    """The least loaded of ALL hosts: there are few, and the default choice between two random ones lengthens the tail.
+
+    Hosts of unequal weights get requests in proportion to their weight / (requests that they have + 1).
+    """
     kind = "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest"
     policy = typed(kind, selection_method="FULL_SCAN")
     return {"policies": [{"typed_extension_config": {"name": "envoy.load_balancing_policies.least_request", "typed_config": policy}}]}
