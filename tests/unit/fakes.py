@@ -155,6 +155,7 @@ class FakeLauncher:
     versions: dict[str, str] = field(default_factory=dict)
     ensembles: dict[str, set[str]] = field(default_factory=dict)
     refusing: ModelFailedError | None = None
+    unloadable: ModelFailedError | None = None
     stop_gate: asyncio.Event | None = None
     inputs: Mapping[str, ModelInputs] = field(default_factory=dict)
 
@@ -188,6 +189,8 @@ class FakeLauncher:
 
     async def wait_ready(self, server: Server) -> Server:
         self._step(server.name, "ready")
+        if self.unloadable is not None:
+            raise self.unloadable
         if server.name not in self.alive:
             raise LaunchFailedError(f"{server.name} ended before it was ready, see {server.name}.log")
         return replace(server, phase=Phase.WARMING)

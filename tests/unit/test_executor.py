@@ -12,10 +12,10 @@ from themis_triton.act.executor import actuator_of
 from themis_triton.act.fleet import Fleet
 from themis_triton.act.launch_rests import SAME_FAILURES
 from themis_triton.core.action import Action, ActionKind, Outcome, OutcomeKind, Plan
-from themis_triton.core.errors import WarmupFailedError
+from themis_triton.core.errors import ModelFailedError, WarmupFailedError
 from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.observation import ServerReading, launch_of
-from themis_triton.core.routes import ModelRoute, RouteTable
+from themis_triton.core.routes import RouteTable
 
 LEAVES = ["routes ", "idle a", "stop a"]
 
@@ -628,12 +628,12 @@ def test_a_reading_of_an_unknown_server_changes_nothing() -> None:
 
 def test_counts_that_someone_else_changed_are_found() -> None:
     async def work() -> None:
-        bench = Bench(server("a", launched=False))
+        bench = Bench(server("a", launched=False), server("b", launched=False))
         bench.control.runs["a"] = {DETECTOR: ModelState(6, 8)}
         await bench.supervisor.update_reachability([])
         await bench.turns()
         assert bench.fleet.get("a").models == {DETECTOR: ModelState(6, 8)}
-        assert bench.routes.tables[-1].models[CLASSIFIER] == ModelRoute()
+        assert [each.server for each in bench.routes.tables[-1].models[CLASSIFIER].targets] == ["b"]
         await bench.supervisor.close()
 
     run(work())
@@ -746,6 +746,20 @@ def test_other_causes_and_a_success_begin_the_count_anew() -> None:
         bench.fleet.remove(launch("cpu:1").server)
         await failed_launches(bench, SAME_FAILURES - 1)
         assert bench.executor.rests.reasons == {}
+
+    run(work())
+
+
+def test_launches_rest_after_loads_that_failed_with_the_same_cause() -> None:
+    async def work() -> None:
+        bench = Bench()
+        for name in ("cpu-1-abc", "cpu-1-xyz", "cpu-1-uvw"):
+            bench.launcher.unloadable = ModelFailedError("", DETECTOR, f"{name}/model.py: No module named 'x'", "correct its files")
+            await carried_out(bench, launch("cpu:1", name))
+            bench.clock.at_s += 100.0
+        (words,) = bench.executor.resting.values()
+        assert words.startswith(f"loading of model {DETECTOR} failed 3 times with the same cause (cpu-1-uvw/model.py: No module named 'x')")
+        assert words.endswith("Fix: correct its files")
 
     run(work())
 

@@ -128,7 +128,7 @@ def test_a_running_sidecar_takes_up_good_settings_and_refuses_bad_ones(tmp_path:
         bench.executor.routes.limits = {DETECTOR: RouteLimit(10.0, 5)}
         for model in (DETECTOR, CLASSIFIER):
             for _ in range(SAME_FAILURES):
-                bench.executor.rests.failed("cpu:1", WarmupFailedError("", model, "a bad shape", ""), {model: "1"})
+                bench.executor.rests.failed("cpu:1", WarmupFailedError("", model, "a bad shape", ""), {model: "1"}, "s")
         for _ in range(2):
             loop.reload.set()
             assert await loop.has_moved()

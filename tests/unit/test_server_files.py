@@ -153,3 +153,26 @@ def test_only_a_line_of_triton_itself_shows_that_it_has_read_its_arguments(tmp_p
     for line in ('W1129 13:57:57.638559 11007 pinned_memory_manager.cc:273] "x"\n', '2026-11-29T13:57:57Z I 11007 server.cc:1] "x"\n'):
         files.log.write_text(before + loader + line)
         assert files.has_line_of(11007, len(before))
+
+
+HEAD = "E1129 17:00:00.000000 42 model_lifecycle.cc:654] "
+
+
+@pytest.mark.parametrize(
+    ("line", "failure"),
+    [
+        ("failed to load 'm' version 1: Internal: ImportError: no x\\n\\nAt:\\n  model.py(1)\\n", ("m", "Internal: ImportError: no x")),
+        ("Poll failed for model directory 'm': no version", ("m", "no version")),
+        ("failed to load 'm' version 1: Internal: CUDA error: out of memory", None),
+        ("successfully loaded 'm'", None),
+    ],
+)
+def test_the_log_tells_which_model_cannot_be_loaded_and_a_want_of_memory_is_not_the_models(
+    line: str, failure: tuple[str, str] | None, tmp_path: Path
+) -> None:
+    files = ServerFiles(tmp_path, "s1")
+    assert files.load_failure() is None
+    files.log.parent.mkdir(parents=True)
+    later = f"""{HEAD}"failed to load 'later' version 1: x"\n""" if failure else ""
+    files.log.write_text(f'{HEAD}"{line}"\n{later}')
+    assert files.load_failure() == failure

@@ -24,6 +24,7 @@ class Failure:
     """The last failure of a model on a slot, and how many in a row had its cause. `files`: of all models that were launched together."""
 
     error: ModelFailedError
+    kind: str
     files: Files
     count: int = 1
 
@@ -49,11 +50,11 @@ class LaunchRests:
 
     _failures: dict[tuple[str, str], Failure] = field(default_factory=dict)
 
-    def failed(self, slot: str, error: ModelFailedError, files: Files) -> None:
-        """Count a failure. `files`: of the launched models; the count begins anew when they or the cause change."""
-        last = self._failures.get((slot, error.model))
-        same = last is not None and _kind(last.error.cause) == _kind(error.cause) and not _differ(last.files, files)
-        failure = self._failures[slot, error.model] = Failure(error, files, last.count + 1 if last is not None and same else 1)
+    def failed(self, slot: str, error: ModelFailedError, files: Files, server: str) -> None:
+        """Count a failure of a server. `files`: of the launched models; the count begins anew when they or the cause change."""
+        last, kind = self._failures.get((slot, error.model)), _kind(error.cause, server)
+        same = last is not None and last.kind == kind and not _differ(last.files, files)
+        failure = self._failures[slot, error.model] = Failure(error, kind, files, last.count + 1 if last is not None and same else 1)
         if failure.rests:
             log.warning("launches_rested", slot=slot, model=error.model, failures=failure.count, message=failure.words)
 
@@ -90,6 +91,6 @@ def _differ(one: Files, other: Files) -> bool:
     return any(one[model] != other[model] for model in one.keys() & other.keys())
 
 
-def _kind(cause: str) -> str:
-    """A cause without numbers and identifiers that differ between attempts."""
-    return "".join(letter for letter in cause if not letter.isdigit())
+def _kind(cause: str, server: str) -> str:
+    """A cause without what differs between attempts: numbers, identifiers, and the server's name in paths."""
+    return "".join(letter for letter in cause.replace(server, "") if not letter.isdigit())

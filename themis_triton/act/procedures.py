@@ -114,7 +114,11 @@ class Procedures:
         if action.slot is None:
             raise ThemisError(f"action {action.id} names no slot")
         if action.server not in self._fleet:  # a server that an earlier daemon launched needs no second launch
-            self._fleet.put(await launcher.launch(action.server, action.slot, action.models))
+            try:
+                self._fleet.put(await launcher.launch(action.server, action.slot, action.models))
+            except ModelFailedError as error:
+                self._rests.failed(action.slot, error, await launcher.read_files_versions(action.models), action.server)
+                raise
         await self._bring_up(action.server)
         return ""
 
@@ -129,7 +133,7 @@ class Procedures:
         except Exception as error:
             if isinstance(error, ModelFailedError):
                 failed = self._fleet.get(name)
-                self._rests.failed(failed.slot or "", error, await launcher.read_files_versions(failed.models))
+                self._rests.failed(failed.slot or "", error, await launcher.read_files_versions(failed.models), name)
             try:
                 await self._dispose(name)
             except (ThemisError, OSError) as stop_error:

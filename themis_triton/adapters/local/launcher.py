@@ -29,7 +29,7 @@ from themis_triton.adapters.triton.groups import numbered_devices
 from themis_triton.adapters.triton.warmup import Warmup
 from themis_triton.core.address import Address
 from themis_triton.core.config import DeviceSlot, LocalLaunchConfig, ModelInputs
-from themis_triton.core.errors import LaunchFailedError, ServerError, ThemisError
+from themis_triton.core.errors import LaunchFailedError, ModelFailedError, ServerError, ThemisError
 from themis_triton.core.fleet import ModelState, Phase, Server
 
 log = structlog.get_logger()
@@ -214,17 +214,22 @@ class LocalLauncher:
         return server.process is not None and self._files(server.name).has_line_of(server.process.pid, log_start_bytes)
 
     def _failed(self, server: Server, what: str) -> LaunchFailedError:
-        return LaunchFailedError(f"server {server.name} on slot {server.slot} {what}; {self._files(server.name).log_tail()}")
+        files = self._files(server.name)
+        words = f"server {server.name} on slot {server.slot} {what}; {files.log_tail()}"
+        failure = files.load_failure()
+        if failure is None or failure[0] not in server.models:
+            return LaunchFailedError(words)
+        return ModelFailedError(words, *failure, f"correct its files or its config.pbtxt; log {files.log}")
 
     async def warm_up(self, server: Server) -> None:
-        """Send real inference requests at every planned batch size, to every instance, and check that they are answered.
+        """Send real inference requests at every planned batch size, one at a time an instance, and check that they are answered.
 
         Raises:
             LaunchFailedError: a request failed or its answer is empty.
             ServerError: the server does not answer.
         """
         async with Warmup(server, self._config.warmup_requests, self._config.ready_timeout_s, self._inputs) as warmup:
-            await asyncio.gather(*(warmup.warm(model, state) for model, state in server.models.items()))
+            await warmup.warm_all(server.models)
 
     def use_inputs(self, inputs: Mapping[str, ModelInputs]) -> None:
         """Warm up with these inputs from now on."""

@@ -18,13 +18,16 @@ from themis_triton.adapters.processes import remove_shared_memory, shared_memory
 from themis_triton.adapters.triton.config_files import CONFIG_FILE, config_file
 from themis_triton.adapters.triton.groups import Devices
 from themis_triton.adapters.triton.model_config import for_launch, is_complete, parse_config, render_config
-from themis_triton.core.errors import LaunchFailedError
+from themis_triton.core.errors import LaunchFailedError, ModelFailedError
 from themis_triton.core.fleet import ModelState
 
 _CACHE = "__pycache__"
 _LOG_HEAD = rb"^(?:[IWE]\d{4} \S+|\d{4}-\d\d-\d\dT\S+ [IWE]) %d "
 """Triton's two log formats up to the process id, which tells its lines from those of a loader or a library."""
 _LOG_READ_BYTES = 1 << 16
+_LOAD_FAILED = re.compile(r"(?:failed to load|Poll failed for model directory) '([^']+)'(?: version \d+)?: ([^\n]*?)\"?$", re.MULTILINE)
+_PASSING = re.compile(r"out of memory|bad_?alloc|allocat|CUDA|No space left|Too many open files", re.IGNORECASE)
+"""Causes outside the model, which may be gone at the next attempt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,19 @@ class ServerFiles:
                 return re.search(_LOG_HEAD % pid, log.read(_LOG_READ_BYTES), re.MULTILINE) is not None
         except FileNotFoundError:
             return False
+
+    def load_failure(self) -> tuple[str, str] | None:
+        """The first model that the log says could not be loaded, and the cause; None: none, or one that may fit at another time."""
+        start = max(0, self.log_size() - _LOG_READ_BYTES)
+        try:
+            with self.log.open("rb") as log:
+                log.seek(start)
+                found = _LOAD_FAILED.search(log.read(_LOG_READ_BYTES).decode(errors="replace"))
+        except FileNotFoundError:
+            return None
+        if found is None or _PASSING.search(found[2]) is not None:
+            return None
+        return found[1], found[2].split("\\n")[0].strip()  # what follows is the backend's traceback
 
     def remove(self) -> None:
         """Remove everything but the log; shared memory too, which a killed server leaves behind. Safe to repeat."""
@@ -205,8 +221,9 @@ def _build_model(
     return is_complete(config)
 
 
-def _no_folder(source: Path) -> LaunchFailedError:
-    return LaunchFailedError(f"launch.model_repository: there is no folder {source}. Fix: put the model there, or correct its name")
+def _no_folder(source: Path) -> ModelFailedError:
+    cause, fix = f"launch.model_repository: there is no folder {source}", "put the model there, or correct its name"
+    return ModelFailedError(f"{cause}. Fix: {fix}", source.name, cause, fix)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -6,7 +6,8 @@ import asyncio
 import math
 import re
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +26,9 @@ from themis_triton.core.fleet import ModelState, Server
 _SPATIAL_RANK = 3
 _SPATIAL_SIZE = 32
 _ID_BITS = 63
+_LIVE_TIMEOUT_S = 2.0
+_FULL_QUEUE = re.compile("Exceeds maximum queue size|Request timeout expired")
+_QUEUE_REMEDY = "raise max_queue_size or default_timeout_microseconds in the queue policy of its config.pbtxt"
 
 
 def warmup_batches(max_batch: int) -> tuple[int, ...]:
@@ -37,6 +41,10 @@ def concrete_shape(shape: list[int]) -> list[int]:
     """A size for each dynamic (-1) dimension: 32 in tensors of rank 3 and more, where it is usually an image's side, else 1."""
     size = _SPATIAL_SIZE if len(shape) >= _SPATIAL_RANK else 1
     return [size if side < 0 else side for side in shape]
+
+
+class QueueFullError(WarmupFailedError):
+    """A queue of the model, or of one that it calls, refused a request, or let it wait too long."""
 
 
 class Warmup:
@@ -66,8 +74,23 @@ class Warmup:
         """Close the connection."""
         await self._client.close()
 
-    async def warm(self, model: str, state: ModelState) -> None:
+    async def warm_all(self, models: Mapping[str, ModelState]) -> None:
+        """Warm up models side by side; where a queue was too full then, such as one that others call, alone and one request at a time.
+
+        Raises:
+            As `warm`.
+        """
+        results = await asyncio.gather(*(self.warm(model, state) for model, state in models.items()), return_exceptions=True)
+        for (model, state), result in zip(models.items(), results, strict=True):
+            if isinstance(result, QueueFullError):
+                await self.warm(model, state, 1)
+            elif result is not None:
+                raise result
+
+    async def warm(self, model: str, state: ModelState, at_once: int | None = None) -> None:
         """Send the requests of one model, one batch size after the other, and check every answer.
+
+        `at_once`: requests at a time; None: one for each instance, as far as the model's queue has room for them.
 
         Raises:
             WarmupFailedError: a request failed, or an answer is empty; the message names the log file.
@@ -83,16 +106,27 @@ class Warmup:
             samples = own or (file_sample(configured.file, metadata, config) if configured.file is not None else {},)
             sequences = config.HasField("sequence_batching")
             send, rounds = (self._sequence, self._rounds * state.max_batch) if sequences else (self._request, self._rounds)
+            width = at_once or (state.instances * state.max_batch if sequences else int(min(state.instances, queue_room(config))))
             for batch in (1,) if sequences else warmup_batches(state.max_batch):
                 made = [warmup_inputs(metadata, config, batch, configured, sample) for sample in samples]
                 count = max(state.instances * rounds, len(made)) if self._rounds else 0
-                await asyncio.gather(*(send(metadata, config, made[number % len(made)]) for number in range(count)))
+                await _at_once(width, [partial(send, metadata, config, made[number % len(made)]) for number in range(count)])
         except SettingsError as error:
             raise self._failed(model, f"{error}", "") from error
         except InferenceServerException as error:
-            if error.status() == "StatusCode.UNAVAILABLE":
+            cause = str(error.message())
+            if error.status() == "StatusCode.UNAVAILABLE" and not await self._is_live():
                 raise silence(self._server.name, self._server.grpc_address, error) from error
-            raise self._failed(model, str(error.message()), _missing_callee(model, str(error.message())) or fix) from error
+            if _FULL_QUEUE.search(cause):
+                raise QueueFullError(self._words(model, cause), model, cause, _QUEUE_REMEDY) from error
+            raise self._failed(model, cause, _missing_callee(model, cause) or fix) from error
+
+    async def _is_live(self) -> bool:
+        """Whether the server answers now: Triton itself refuses requests with the status of a server that cannot be reached."""
+        try:
+            return bool(await self._client.is_server_live(client_timeout=_LIVE_TIMEOUT_S))
+        except InferenceServerException:
+            return False
 
     def _own_samples(self, model: str, config: Any) -> tuple[Sample, ...]:  # noqa: ANN401 - protobuf has no types
         repository = self._server.model_repository
@@ -125,8 +159,33 @@ class Warmup:
                 raise error
 
     def _failed(self, model: str, cause: str, fix: str) -> WarmupFailedError:
-        what = f"server {self._server.name}: warm-up of model {model} failed: {cause}; log {self._server.log_file}"
-        return WarmupFailedError(what, model, cause, fix)
+        return WarmupFailedError(self._words(model, cause), model, cause, fix)
+
+    def _words(self, model: str, cause: str) -> str:
+        return f"server {self._server.name}: warm-up of model {model} failed: {cause}; log {self._server.log_file}"
+
+
+async def _at_once(width: int, calls: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    """Make the calls, so many at a time; the first failure ends them."""
+    waiting = iter(calls)
+
+    async def work() -> None:
+        for call in waiting:
+            await call()
+
+    workers = [asyncio.create_task(work()) for _ in range(min(width, len(calls)))]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        for worker in workers:
+            worker.cancel()
+
+
+def queue_room(config: Any) -> float:  # noqa: ANN401 - protobuf has no types
+    """The requests that wait in the smallest queue of the model's policies; infinite where none is bounded."""
+    batching = config.dynamic_batching
+    policies = [batching.default_queue_policy, *batching.priority_queue_policy.values()]
+    return min([policy.max_queue_size for policy in policies if policy.max_queue_size], default=math.inf)
 
 
 def _missing_callee(model: str, cause: str) -> str:
