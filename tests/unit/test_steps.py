@@ -7,7 +7,7 @@ from themis_triton.core.action import Action, ActionKind
 from themis_triton.core.address import Address
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.decision import Decision, Reason, Stage, Target
-from themis_triton.core.fleet import ModelState, Phase, Place
+from themis_triton.core.fleet import ModelState, Phase, Place, Server
 from themis_triton.core.observation import Snapshot
 from themis_triton.core.routes import Endpoint, ModelRoute
 from themis_triton.plan.routes import route_table
@@ -142,6 +142,20 @@ def test_a_model_that_the_settings_do_not_name_goes_to_the_servers_whose_index_l
 def test_a_server_with_a_key_or_an_unknown_index_does_not_answer_the_index_for_clients() -> None:
     keyed, unread = server("a", launched=False), replace(server("b", launched=False), model_control_key=None, ready_models=None)
     assert route_table([keyed, unread], STAGES).index == ()
+
+
+def test_a_model_that_no_server_holds_goes_to_adopted_ones_and_to_its_holders_again_once_one_has_it() -> None:
+    def lacking(name: str, *, launched: bool) -> Server:
+        whole = server(name, launched=launched)
+        return replace(whole, models={CLASSIFIER: whole.models[CLASSIFIER]})
+
+    def targets(*servers: Server) -> list[str]:
+        return [each.server for each in route_table(servers, STAGES).models[DETECTOR].targets]
+
+    own, away = lacking("a", launched=False), replace(lacking("b", launched=False), phase=Phase.DRAINING)
+    assert targets(own, away, lacking("c", launched=True)) == ["a"]
+    assert targets(own, server("c")) == ["c"]
+    assert targets(lacking("c", launched=True)) == []
 
 
 def test_without_servers_every_model_has_an_empty_route() -> None:

@@ -24,6 +24,8 @@ def route_table(
 
     A model that keeps state between calls has just the server to which it is pinned.
 
+    A model that no server holds goes to adopted servers too: one loaded there by hand answers at once, as without the proxy.
+
     A server without metrics stays in the routes: the proxy's health checks detect whether it answers requests. A model that no index
     lists goes to adopted servers, because a launched one holds only what it was launched with. `unrouted`: (server, model) pairs that
     get no requests, as long as another serving server holds the model. `limits`: admission by model. `drained`: servers that get no
@@ -34,7 +36,7 @@ def route_table(
     serving = [s for s in everyone if s.name not in drained] or everyone
     adopted = [s for s in serving if not s.launched]
     others = {name for server in everyone for name in server.ready_models or ()}.difference(models)
-    holders = {name: _holders(name, models, serving) or _holders(name, models, everyone) for name in (*models, *sorted(others))}
+    holders = {name: _holders(name, models, serving) or _holders(name, models, everyone) or adopted for name in (*models, *sorted(others))}
     return RouteTable(
         models={name: replace(_route(name, found, unrouted), limit=limits.get(name)) for name, found in holders.items()},
         any=_endpoints(serving),
