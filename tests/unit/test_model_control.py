@@ -170,3 +170,48 @@ def test_the_models_of_a_large_repository_are_read_a_few_at_a_time() -> None:
             await control.close()
 
     asyncio.run(run())
+
+
+class TestStateful:
+    """Models that are loaded with another configuration while they stay READY."""
+
+    NAMES = (DETECTOR, *(f"other-{number}" for number in range(7)))
+
+    def listings(self, rounds: int, changed: str, *, named: bool) -> list[tuple[str, ...]]:
+        """What each round finds, `changed` keeping state from the second one on; `named`: the settings name it."""
+        stateful = set[str]()
+
+        async def ready(_request: Any, _context: Any) -> Any:
+            return pb.ModelReadyResponse(ready=True)
+
+        async def config(request: Any, _context: Any) -> Any:
+            answer = pb.ModelConfigResponse()
+            answer.config.name = request.name
+            answer.config.instance_group.add(count=1)
+            if request.name in stateful:
+                answer.config.sequence_batching.SetInParent()
+            return answer
+
+        async def scenario() -> list[tuple[str, ...]]:
+            methods = {
+                "ModelReady": (ready, pb.ModelReadyRequest, pb.ModelReadyResponse),
+                "ModelConfig": (config, pb.ModelConfigRequest, pb.ModelConfigResponse),
+            }
+            found, control = list[tuple[str, ...]](), TritonModelControl()
+            async with serving(methods) as port:
+                target = replace(server("a"), grpc_address=Address("127.0.0.1", port))
+                for _ in range(rounds):
+                    await control.read_models(target, [DETECTOR] if named else [])
+                    found.append(await control.list_stateful(target, self.NAMES))
+                    stateful.add(changed)
+                await control.close()
+            return found
+
+        return asyncio.run(scenario())
+
+    def test_a_named_model_is_known_at_the_next_reading(self) -> None:
+        assert self.listings(2, DETECTOR, named=True) == [(), (DETECTOR,)]
+
+    def test_each_other_model_is_read_again_in_turn(self) -> None:
+        for name in self.NAMES:
+            assert self.listings(3, name, named=False)[2] == (name,)

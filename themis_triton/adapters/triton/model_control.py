@@ -23,6 +23,8 @@ from themis_triton.core.fleet import ModelState, Server
 log = structlog.get_logger()
 _HEALTH_TIMEOUT_S = 1.0
 _READS_AT_ONCE = 4
+_READ_ANEW = 4
+"""Configurations that each listing of stateful models reads again, those that were read the longest ago."""
 _NO_MODEL = "themis/no-such-model"
 """Unloading it changes nothing; a server without explicit model control refuses even that."""
 
@@ -53,13 +55,17 @@ class TritonModelControl:
         self._callees = callees or {}
         self._clients = TritonClients()
         self._locks: defaultdict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._structures: defaultdict[str, dict[str, Structure]] = defaultdict(dict)
+        self._structures: defaultdict[str, dict[str, Structure]] = defaultdict(dict)  # in the order in which they were read
         self._differing: dict[tuple[str, str], list[str]] = {}
 
     async def read_models(self, server: Server, models: Sequence[str]) -> dict[str, ModelState]:
         """What the server runs now, per model that is READY there; a model that is not is absent. ServerError if unreachable."""
         configs = await self._served_of(server, models)
-        devices = numbered_devices(server)
+        devices, structures = numbered_devices(server), self._structures[server.name]
+        for model, config in zip(models, configs, strict=True):
+            structures.pop(model, None)
+            if config is not None:
+                structures[model] = structure_of(config)
         return {model: state_of(config, None, devices) for model, config in zip(models, configs, strict=True) if config is not None}
 
     async def read_refusal(self, server: Server) -> str | None:
@@ -94,12 +100,15 @@ class TritonModelControl:
     async def list_stateful(self, server: Server, models: Sequence[str]) -> tuple[str, ...]:
         """Those of the READY models that keep state between the calls of a sequence, and those that call such a model, in order.
 
-        A model's configuration is read when it first appears. ServerError if unreachable.
+        A model's configuration is read when it first appears, with `read_models`, and some of the others anew at each call, because
+        they may be loaded with another one. ServerError if unreachable.
         """
         known = {name: structure for name, structure in self._structures[server.name].items() if name in models}
-        unknown = [name for name in models if name not in known]
-        configs = await self._served_of(server, unknown)
-        known |= {name: structure_of(config) for name, config in zip(unknown, configs, strict=True) if config is not None}
+        longest_ago = [*known][:_READ_ANEW]
+        names = [*longest_ago, *(name for name in models if name not in known)]
+        configs = await self._served_of(server, names)
+        known = {name: structure for name, structure in known.items() if name not in longest_ago}
+        known |= {name: structure_of(config) for name, config in zip(names, configs, strict=True) if config is not None}
         self._structures[server.name] = known
         return stateful_models({name: each.calling(self._callees.get(name, ())) for name, each in known.items()})
 
