@@ -65,8 +65,9 @@ def measured(folder: Path) -> dict[str, Any]:
 
 
 def with_cold_starts(sidecar: Sidecar) -> Sidecar:
-    """The settings with further devices and slots, and profiles that know the cold start."""
+    """The settings with further devices and slots, the policy as it ships, and profiles that know the cold start."""
     settings = yaml.safe_load(sidecar.settings.read_text())
+    del settings["policy"]
     settings["servers"][ADOPTED]["devices"] = list(DEVICES)
     del settings["servers"][ADOPTED]["device"]
     settings["launch"]["slots"] = list(SLOTS)
