@@ -149,6 +149,16 @@ def test_a_model_that_slows_down_is_named_and_the_other_that_waits_for_it_on_the
     assert (last.drifting, last.correction) == (False, 1.0)
 
 
+def test_a_model_whose_times_are_not_learnt_yet_has_none_to_drift_from() -> None:
+    settings = config()
+    guess = replace(settings.models[DETECTOR].profile, learnt_from=0.0)
+    learning = replace(settings, models=settings.models | {DETECTOR: replace(settings.models[DETECTOR], profile=guess)})
+    result = ran([3.3] * 60, learning)
+    assert {event.model for each in result for event in each.drift_events} <= {CLASSIFIER}
+    last = result[-1].models[DETECTOR]
+    assert (last.drift_ratio, last.drifting, last.correction) == (None, False, 1.0)
+
+
 def test_what_happens_is_told_once() -> None:
     result = ran([1.0] * 40 + [1.4] * 40 + [1.0] * 60, config())
     events = [event for each in result for event in each.drift_events]

@@ -67,7 +67,7 @@ def compared(
 ) -> tuple[DriftHistory, dict[str, Drift], tuple[DriftEvent, ...]]:
     """The next history, each model's drift, and the changes of drift.
 
-    Replicas with cores are not compared: a core is not an instance.
+    Replicas with cores are not compared: a core is not an instance. Nor are models whose service times are not learnt yet.
     """
     if config.planning.throughput is not ThroughputRule.INSTANCES:
         return history, {}, ()
@@ -75,7 +75,7 @@ def compared(
     drift_states, drifts, events = {}, {}, []
     for name, model in config.models.items():
         before = history.drift_states.get(name, NO_DRIFT)
-        ratio = ratio_of(work.samples.get(name, ()), snapshot.at_s, config.policy)
+        ratio = ratio_of(work.samples.get(name, ()), snapshot.at_s, config.policy) if not model.profile.is_guess else None
         exact = model.profile.mean_table is not None
         after = before if ratio is None else drift_state(before, ratio, snapshot.at_s, config.policy, exact=exact)
         drift_states[name] = after
