@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from textwrap import dedent
 
+import numpy as np
 import pytest
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -978,9 +979,28 @@ def test_the_name_of_model_configurations_is_passed_on_and_chooses_the_files_tha
     custom.parent.mkdir()
     custom.write_text("max_batch_size: 1")
     assert ["models/detector/configs/b.pbtxt" in message for message in messages(path)] == [True]
-    custom.write_text("sequence_batching { }")
+    custom.write_text('name: "sequence_batching { }" # sequence_batching\nversion_policy { }')
+    assert not any(model.stateful for model in load_settings(path).models.values())
+    custom.write_text('name: "detector" backend: "#" max_batch_size: 1')
+    assert ["models/detector/configs/b.pbtxt" in message for message in messages(path)] == [True]
+    custom.write_text('name: "detector" sequence_batching { }')
     config = load_settings(path)
     assert [model.name for model in config.models.values() if model.stateful] == ["detector"]
+
+
+def test_a_file_of_inputs_that_lacks_one_of_the_model_s_or_has_another_type_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, changed("models:\n  detector:\n", "models:\n  detector:\n    warmup: w.npz\n"))
+    inputs = 'input [{ name: "X" data_type: TYPE_FP32 dims: [ 1 ] }, { name: "Y" data_type: TYPE_STRING dims: [ 1 ] optional: true }]'
+    (tmp_path / "models" / "detector" / "config.pbtxt").write_text(f'name: "detector" {inputs}')
+    np.savez(tmp_path / "w.npz", Z=np.zeros(1, np.float32))
+    (message,) = messages(path)
+    assert "models.detector.warmup: " in message
+    assert "no array for input X of model detector: expected X or detector.X, found Z. Fix: add it with numpy.savez" in message
+    np.savez(tmp_path / "w.npz", X=np.array(["text"]))
+    (message,) = messages(path)
+    assert "array X is <U4: expected FP32. Fix: convert it before saving" in message
+    np.savez(tmp_path / "w.npz", **{"detector.X": np.zeros(1, np.float32)})
+    assert load_settings(path).models["detector"].name == "detector"
 
 
 def test_classes_are_read_and_need_shed(tmp_path: Path) -> None:

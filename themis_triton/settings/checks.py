@@ -12,7 +12,7 @@ from themis_triton.settings.calls_check import check_calls
 from themis_triton.settings.graph import expand, graph_of, is_driven_inside
 from themis_triton.settings.kinds import parse_address
 from themis_triton.settings.loading import Loaded, mapping
-from themis_triton.settings.model_files import launch_repositories, max_batch_size
+from themis_triton.settings.model_files import launch_repositories, max_batch_size, unusable_inputs
 from themis_triton.settings.models import ModelSettings
 from themis_triton.settings.overload_check import check_overload
 from themis_triton.settings.pipelines import PipelineSettings
@@ -125,6 +125,10 @@ def _input_files(loaded: Loaded) -> Iterator[Problem]:
             if file is not None and not loaded.resolve(file).is_file():
                 fix = f"correct the path, which starts at {loaded.path.parent.resolve()}, or write the file with numpy.savez"
                 yield loaded.source.problem(("models", name, *keys), f"{file} does not exist", "the path of an .npz file", fix)
+            elif file is not None and (error := unusable_inputs(loaded, name, loaded.resolve(file))) is not None:
+                fault, _, rest = error.partition(": expected ")
+                expected, _, fix = rest.partition(". Fix: ")
+                yield loaded.source.problem(("models", name, *keys), fault, expected, fix)
 
 
 def _paper_forms(loaded: Loaded) -> Iterator[Problem]:

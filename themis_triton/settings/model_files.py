@@ -6,11 +6,13 @@ import re
 from pathlib import Path
 
 from themis_triton.adapters.triton.config_files import ModelRepository
+from themis_triton.core.errors import SettingsError
 from themis_triton.settings.loading import Loaded, mapping
 from themis_triton.settings.servers import LaunchSettings
 from themis_triton.settings.shipped import shipped
 
-_SEQUENCES = re.compile(r"^[^#\"]*\bsequence_batching\b", re.MULTILINE)
+_IGNORED = re.compile(r"""\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|#.*""")
+"""Strings and comments of a configuration file."""
 
 
 def repositories(loaded: Loaded) -> list[ModelRepository]:
@@ -32,13 +34,42 @@ def launch_repositories(loaded: Loaded, launch: LaunchSettings) -> list[ModelRep
 
 def max_batch_size(config: Path) -> int | None:
     """`max_batch_size` of a model's configuration file; None if it is not set or the file cannot be read."""
-    match = re.search(r"^\s*max_batch_size\s*:\s*(\d+)", _text(config), re.MULTILINE)
+    match = re.search(r"\bmax_batch_size\s*:\s*(\d+)", _fields(config))
     return int(match[1]) if match is not None else None
 
 
 def is_stateful(loaded: Loaded, model: str) -> bool:
     """Whether a model's own file in one of the repositories has `sequence_batching`: it keeps state between calls."""
-    return any(_SEQUENCES.search(_text(repository.config(model))) is not None for repository in repositories(loaded))
+    return any(re.search(r"\bsequence_batching\b", _fields(repository.config(model))) is not None for repository in repositories(loaded))
+
+
+def unusable_inputs(loaded: Loaded, model: str, inputs: Path) -> str | None:
+    """Why an .npz file does not hold the model's inputs, by the model's own file; None: it does, is not used, or that is not known here."""
+    file = next((file for repository in repositories(loaded) if (file := repository.config(model)).is_file()), None)
+    if file is None:
+        return None
+    from google.protobuf import text_format  # noqa: PLC0415 - only settings with such files need the packages
+    from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig  # noqa: PLC0415
+
+    from themis_triton.adapters.triton.arrays import input_array, read_arrays  # noqa: PLC0415
+
+    try:
+        config = text_format.Parse(_text(file), ModelConfig())
+        arrays = read_arrays(inputs)
+        for entry in config.input if not config.model_warmup else ():
+            datatype = DataType.Name(entry.data_type).removeprefix("TYPE_").replace("STRING", "BYTES")
+            if not entry.optional:
+                input_array(inputs, arrays, model, entry.name, datatype)
+    except text_format.ParseError:
+        return None  # reported where the file is used
+    except SettingsError as error:
+        return str(error)
+    return None
+
+
+def _fields(file: Path) -> str:
+    """The text of a configuration file without its strings and comments."""
+    return _IGNORED.sub('""', _text(file))
 
 
 def _text(file: Path) -> str:
