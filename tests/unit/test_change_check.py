@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -25,9 +26,11 @@ def model(*probed: str, memory_bytes: int = 0) -> ModelConfig:
     return replace(base, name="m", profile=profile)
 
 
-def found(groups: str, *devices: str, of: ModelConfig | None = None, backend: str = "python") -> list[tuple[str, str]]:
+def found(
+    groups: str, *devices: str, of: ModelConfig | None = None, backend: str = "python", repository: Path | None = None
+) -> list[tuple[str, str]]:
     served = parse_config(f'name: "m" backend: "{backend}" {groups}', "m")
-    server = AdoptedServer("first", ADDRESS, ADDRESS, ADDRESS, devices[0], reach=devices[1:])
+    server = AdoptedServer("first", ADDRESS, ADDRESS, ADDRESS, devices[0], reach=devices[1:], model_repository=repository)
     findings = check_changes(server, of or model(), served)
     assert all(finding.what == "servers.first: model m" and finding.exit_code == 0 for finding in findings)
     return [(finding.found, finding.remedy) for finding in findings]
@@ -46,6 +49,18 @@ def found(groups: str, *devices: str, of: ModelConfig | None = None, backend: st
 )
 def test_groups_that_are_changed_in_place_on_the_devices_of_the_settings_are_fine(groups: str, devices: tuple[str, ...]) -> None:
     assert found(groups, *devices) == []
+
+
+def test_a_model_with_sequences_whose_file_cannot_be_read_is_told_to_stay_as_it_is(tmp_path: Path) -> None:
+    sequences = "sequence_batching { } instance_group { count: 2 kind: KIND_CPU }"
+    ((sentence, remedy),) = found(sequences, "cpu:0")
+    assert "its count stays as it is" in sentence
+    assert remedy == "name servers.first.model_repository, if it can be read here"
+    ((_, remedy),) = found(sequences, "cpu:0", repository=tmp_path)
+    assert remedy == f"write {tmp_path / 'm' / 'config.pbtxt'}"
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.pbtxt").write_text(sequences)
+    assert found(sequences, "cpu:0", repository=tmp_path) == []
 
 
 def test_a_group_over_several_gpus_is_priced_and_a_probe_is_asked_for_until_there_is_one() -> None:

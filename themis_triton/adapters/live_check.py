@@ -162,7 +162,7 @@ def _check_repository(config: ThemisConfig, server: AdoptedServer) -> list[Findi
     folder = server.model_repository
     what = f"servers.{server.name}.model_repository"
     if folder is None:
-        found = "is not set: the first change of counts reloads each model, once, with its memory twice for that time"
+        found = "is not set: the first change of counts reloads each model without sequences, once, with its memory twice for that time"
         return [warning(what, found, "name the folder of --model-repository, if it can be read here")]
     absent = [name for name in config.models if not config_file(folder / name, server.model_config_name).is_file()]
     if absent:

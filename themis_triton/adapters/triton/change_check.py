@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
 from themis_triton.adapters.findings import Finding, warning
+from themis_triton.adapters.triton.config_files import config_file
 from themis_triton.adapters.triton.groups import ON_GPU, Devices, Group, active_groups, devices_of, is_joint, numbered_devices
 from themis_triton.adapters.triton.model_config import Config
 from themis_triton.core.config import AdoptedServer, ModelConfig, ThemisConfig
@@ -21,6 +22,8 @@ def check_changes(adopted: AdoptedServer, model: ModelConfig, served: Config) ->
     if served.HasField("ensemble_scheduling"):
         return []
     groups, what = active_groups(served), f"servers.{adopted.name}: model {model.name}"
+    if served.HasField("sequence_batching") and (finding := _unreadable(what, adopted, model)) is not None:
+        return [finding]
     devices = numbered_devices(_server_of(adopted))
     checks = (_joint, _elsewhere, _unbound) if devices else (_several,)
     found = [finding for check in checks for finding in check(what, adopted, model, groups, devices)]
@@ -42,6 +45,17 @@ def check_probed(config: ThemisConfig) -> list[Finding]:
 def _server_of(adopted: AdoptedServer) -> Server:
     addresses = (adopted.grpc_address, adopted.http_address, adopted.metrics_address)
     return Server(adopted.name, adopted.device, *addresses, Phase.SERVING, launched=False, reach=adopted.reach)
+
+
+def _unreadable(what: str, adopted: AdoptedServer, model: ModelConfig) -> Finding | None:
+    """A warning where each change of a model with sequences is refused; see `sequences.check_in_place`."""
+    folder = adopted.model_repository
+    file = config_file(folder / model.name, adopted.model_config_name) if folder is not None else None
+    if file is not None and file.is_file():
+        return None
+    found = "it keeps state between calls, and its own file cannot be read here: its count stays as it is, because a reload cuts sequences"
+    remedy = f"write {file}" if file is not None else f"name servers.{adopted.name}.model_repository, if it can be read here"
+    return warning(what, found, remedy)
 
 
 def _joint(what: str, _: AdoptedServer, model: ModelConfig, groups: list[Group], devices: Devices) -> Iterator[Finding]:
