@@ -83,6 +83,12 @@ def test_an_ensemble_with_a_member_that_settings_cannot_name_is_named_with_the_r
     assert "calls:" not in path.read_text()
 
 
+def test_python_models_are_named_because_they_may_call_others(tmp_path: Path) -> None:
+    path = written(tmp_path / "themis.yaml", HeldModel("bls", 1, 1, may_call=True), HeldModel("plain", 1, 1))
+    assert "# calls: {CALLER: [CALLEE]}. Python models of this server: bls.\n" in path.read_text()
+    assert "BLS" not in written(tmp_path / "other.yaml", HeldModel("plain", 1, 1)).read_text()
+
+
 def test_addresses_are_checked_before_anything_is_written(tmp_path: Path) -> None:
     path = tmp_path / "themis.yaml"
     with pytest.raises(SettingsError, match="--from: nowhere is invalid: expected host:port"):

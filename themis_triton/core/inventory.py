@@ -13,6 +13,7 @@ class HeldModel:
     """One READY model: its instances, largest batch, the models that it calls as an ensemble, and its executed batches so far.
 
     `steps` has a model once for each of the steps. `devices`: those of its instance groups, empty where the server chooses.
+    `may_call`: its backend lets it call other models by itself (BLS).
     """
 
     name: str
@@ -22,6 +23,7 @@ class HeldModel:
     steps: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
     batches: tuple[BatchCounters, ...] = ()
+    may_call: bool = False
 
     @property
     def executions(self) -> float:

@@ -37,6 +37,10 @@ _CALLS = """
 # then reads from the ensemble's config.pbtxt which of them run side by side.
 calls:
 """
+_BLS = """
+# A Python model may call others by itself (BLS). Then name them here, so that launched servers get them and plans count their load:
+# calls: {{CALLER: [CALLEE]}}. Python models of this server: {models}.
+"""
 
 
 def settings_text(inventory: Inventory) -> str:
@@ -72,7 +76,9 @@ def settings_text(inventory: Inventory) -> str:
     calls = _CALLS + "".join(f"  {_quoted(each.name)}: [{', '.join(map(_quoted, each.steps))}]\n" for each in ensembles)
     fronts = [model for model in inventory.models if model in (*scaled, *ensembles) and model.name not in inner]
     pipelines = "".join(line + "\n" for line in _pipelines(fronts, inventory))
-    return f"{head}\nmodels:\n{models}{calls if ensembles else ''}\npipelines:\n{pipelines}"
+    python = [_quoted(model.name) for model in scaled if model.may_call]
+    bls = _BLS.format(models=", ".join(python)) if python else ""
+    return f"{head}\nmodels:\n{models}{bls}{calls if ensembles else ''}\npipelines:\n{pipelines}"
 
 
 def _scaled_ensembles(inventory: Inventory) -> list[HeldModel]:

@@ -56,6 +56,7 @@ async def read_inventory(grpc_address: Address, http_address: Address, metrics_a
                 tuple(step.model_name for step in config.ensemble_scheduling.step),
                 _devices(config),
                 batches.get(name, ()),
+                config.backend == "python",
             )
             for name, config in configs.items()
         ),
