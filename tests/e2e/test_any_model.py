@@ -225,7 +225,7 @@ def test_a_server_with_tls_that_refuses_changes_is_said_once_and_scaled_by_serve
             stop_everything(sidecar.state, timeout_s=1.0)
 
 
-def test_an_adopted_server_on_ipv6_that_restarts_is_planned_from_the_counts_that_it_starts_with(tmp_path: Path) -> None:
+def test_an_adopted_server_on_ipv6_that_restarts_is_planned_from_the_counts_and_the_mode_that_it_starts_with(tmp_path: Path) -> None:
     models, ports, host = tmp_path / "models", free_ports(3), loopback()
     for name in (DETECTOR, CLASSIFIER):
         shutil.copytree(REPOSITORY / name, models / name)
@@ -240,9 +240,10 @@ def test_an_adopted_server_on_ipv6_that_restarts_is_planned_from_the_counts_that
     sidecar.settings.write_text(yaml.safe_dump(settings, sort_keys=False))
 
     @contextmanager
-    def running(folder: str) -> Iterator[None]:
+    def running(folder: str, *arguments: str) -> Iterator[None]:
         (tmp_path / folder).mkdir()
-        with running_triton(tmp_path / folder, [DETECTOR, CLASSIFIER, ODD], repository=models, exit_timeout_s=5, ports=ports, host=host):
+        loaded = [] if arguments else [DETECTOR, CLASSIFIER, ODD]
+        with running_triton(tmp_path / folder, loaded, repository=models, exit_timeout_s=5, ports=ports, host=host, arguments=arguments):
             yield
 
     async def restarted(before: Status) -> None:
@@ -266,6 +267,9 @@ def test_an_adopted_server_on_ipv6_that_restarts_is_planned_from_the_counts_that
         config.write_text(config.read_text().replace("{ count: 1,", "{ count: 5,"))
         with running("second"):
             asyncio.run(restarted(status))
+        with running("third", "--model-control-mode=none"):
+            status = asyncio.run(sidecar.until("the other mode", lambda s: f"{ADOPTED}/{DETECTOR}" in s["resting"]))
+            assert status["usage"]["failed_actions"] == {}
     finally:
         sidecar.end()
 

@@ -32,7 +32,7 @@ from themis_triton.daemon.control_api import control_routes
 from themis_triton.daemon.day_reports import keep_reports
 from themis_triton.daemon.envoy_watch import EnvoyWatch
 from themis_triton.daemon.events import EventHub
-from themis_triton.daemon.fixed_counts import changeable, find_fixed
+from themis_triton.daemon.fixed_counts import FixedWatch, changeable, find_fixed
 from themis_triton.daemon.hangup import hangup_handler
 from themis_triton.daemon.housekeeping import keep_logs_bounded
 from themis_triton.daemon.kernels import INTERPRETED, Kernels, preparing_kernels
@@ -167,6 +167,7 @@ class _Loop:
     hub: EventHub = field(default_factory=EventHub)
     keeper: OverrideKeeper | None = None
     fixed: dict[str, str] = field(default_factory=dict)
+    watch: FixedWatch = field(default_factory=FixedWatch)
     reload: asyncio.Event = field(default_factory=asyncio.Event)
     read_settings: Callable[[], ThemisConfig] | None = None
     advisory: Planner = field(init=False)
@@ -206,6 +207,7 @@ class _Loop:
             self.components.journal.record_minute(*minute)
         self._log_tick(record)
         self._learn(record)
+        self._follow_fixed(record)
         self.hub.publish(self.board.status)
         self.arrivals = sum(route.arrivals for route in record.snapshot.routes)
         return is_quiet(record)
@@ -221,6 +223,13 @@ class _Loop:
             self.__post_init__()
             # Measured times were compared with other ones.
             self.state = replace(self.state, history=replace(self.state.history, drift=DriftHistory()))
+
+    def _follow_fixed(self, record: TickRecord) -> None:
+        """Plan without changes of servers that turn out to refuse them, and with those of servers that take them again."""
+        fixed = self.watch.follow(record, self.fixed, self.components.control)
+        if fixed is not None:
+            self.fixed = fixed
+            self._plan_by(self.components.config, self.components.config)
 
     async def reload_settings(self) -> None:
         """Put edited settings into force if it was asked for; wrong ones are refused, and the old ones stay."""
