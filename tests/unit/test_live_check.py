@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.samples import DETECTOR, config
+from tests.unit.samples import CLASSIFIER, DETECTOR, config
 from themis_triton.adapters import live_check
-from themis_triton.adapters.live_check import _check_callers
+from themis_triton.adapters.live_check import _check_callers, _check_repository
 from themis_triton.adapters.local.check import inotify_instances
 from themis_triton.adapters.triton.abilities import NEEDED_EXTENSIONS, lacking_extensions, lacks_pending
+from themis_triton.adapters.triton.config_files import model_folder
+from themis_triton.core.address import Address
+from themis_triton.core.config import AdoptedServer
 
 
 def test_the_kernels_limit_is_read_and_absent_elsewhere(tmp_path: Path) -> None:
@@ -51,6 +54,20 @@ def test_fewer_watches_than_envoy_needs_are_an_error_with_the_remedy(monkeypatch
     assert "take 75 inotify instances" in finding.found
     unmanaged = replace(config(), envoy=replace(config().envoy, managed=False))
     assert live_check.check_watches(unmanaged, held) == []
+
+
+def test_models_in_any_of_a_server_s_repositories_are_found(tmp_path: Path) -> None:
+    settings, folders = config(), [tmp_path / "one", tmp_path / "two"]
+    for folder, model in zip(folders, settings.models, strict=True):
+        (folder / model).mkdir(parents=True)
+        (folder / model / "config.pbtxt").write_text("")
+    address = Address("127.0.0.1", 1)
+    one = AdoptedServer("first", address, address, address, "cpu:0", model_repository=folders[0])
+    (lacking,), (whole,) = (_check_repository(settings, server) for server in (one, replace(one, further_repositories=(folders[1],))))
+    assert lacking.found == f"{folders[0]} has no config.pbtxt of {CLASSIFIER}"
+    assert "name all of the server's repositories in a list" in lacking.remedy
+    assert whole.found == f"{folders[0]} and {folders[1]} have every model's config.pbtxt"
+    assert model_folder(replace(one, further_repositories=(folders[1],)), CLASSIFIER) == folders[1] / CLASSIFIER
 
 
 def test_a_caller_that_no_adopted_server_has_is_named() -> None:

@@ -970,11 +970,13 @@ def test_a_model_may_have_no_other_name(name: str) -> None:
 
 
 def test_the_name_of_model_configurations_is_passed_on_and_chooses_the_files_that_are_checked(tmp_path: Path) -> None:
-    text = changed("grpc: 127.0.0.1:8001", "grpc: 127.0.0.1:8001\n    model_config_name: a")
+    text = changed("grpc: 127.0.0.1:8001", "grpc: 127.0.0.1:8001\n    model_config_name: a\n    model_repository: [models, other, last]")
     path = write(tmp_path, text.replace("launch:\n", "launch:\n  model_config_name: b\n", 1))
     config = load_settings(path)
     assert config.launch is not None
     assert (config.servers[0].model_config_name, config.launch.model_config_name) == ("a", "b")
+    folders = (config.servers[0].model_repository, *config.servers[0].further_repositories)
+    assert folders == tuple(tmp_path / name for name in ("models", "other", "last"))
     custom = tmp_path / "models" / "detector" / "configs" / "b.pbtxt"
     custom.parent.mkdir()
     custom.write_text("max_batch_size: 1")

@@ -18,7 +18,7 @@ from themis_triton.adapters.local.check import check_devices, check_envoy_binary
 from themis_triton.adapters.triton.abilities import lacking_extensions, lacks_pending
 from themis_triton.adapters.triton.change_check import check_changes, check_probed
 from themis_triton.adapters.triton.client import KEY_HEADER, is_not_explicit, is_restricted, new_client
-from themis_triton.adapters.triton.config_files import config_file
+from themis_triton.adapters.triton.config_files import config_file, model_folder
 from themis_triton.adapters.triton.metrics import parse_metrics
 from themis_triton.core.address import Address
 from themis_triton.core.config import AdoptedServer, EnvoyConfig, LocalLaunchConfig, ThemisConfig
@@ -164,11 +164,15 @@ def _check_repository(config: ThemisConfig, server: AdoptedServer) -> list[Findi
     if folder is None:
         found = "is not set: the first change of counts reloads each model without sequences, once, with its memory twice for that time"
         return [warning(what, found, "name the folder of --model-repository, if it can be read here")]
-    absent = [name for name in config.models if not config_file(folder / name, server.model_config_name).is_file()]
+    model_folders = {name: model_folder(server, name) or folder / name for name in config.models}
+    absent = [name for name, own in model_folders.items() if not config_file(own, server.model_config_name).is_file()]
+    folders = " and ".join(map(str, (folder, *server.further_repositories)))
+    have = "have" if server.further_repositories else "has"
     if absent:
-        remedy = "correct the path, or write their config.pbtxt; until then the first change of their counts reloads them"
-        return [warning(what, f"{folder} has no config.pbtxt of {', '.join(absent)}", remedy)]
-    return [fine(what, f"{folder} has every model's config.pbtxt")]
+        remedy = "correct the path, name all of the server's repositories in a list, or write their config.pbtxt"
+        remedy += "; until then the first change of their counts reloads them"
+        return [warning(what, f"{folders} {have} no config.pbtxt of {', '.join(absent)}", remedy)]
+    return [fine(what, f"{folders} {have} every model's config.pbtxt")]
 
 
 async def _check_http(server: AdoptedServer, http: HttpClient) -> Finding:

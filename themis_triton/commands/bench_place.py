@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from themis_triton.adapters.launchers import bare_launchers, stop_all
-from themis_triton.adapters.triton.config_files import CONFIG_FILE, config_file
+from themis_triton.adapters.triton.config_files import CONFIG_FILE, config_file, model_folder
 from themis_triton.adapters.triton.model_control import TritonModelControl
 from themis_triton.commands.tls_flags import TlsFlags
 from themis_triton.core.config import AdoptedServer, DeviceSlot, LaunchConfig, LocalLaunchConfig, ModelInputs, ThemisConfig
@@ -64,9 +64,10 @@ class BenchPlace:
         """The model's folder, or None if it is not readable on this machine."""
         if self.flags.server is None:
             return next((each for each in self._folders(model) if each.is_dir()), self.launch.model_repository / model)
-        known = {server.name: server.model_repository for server in (self.config.servers if self.config is not None else ())}
-        repository = self.flags.repository or known.get(self.flags.server)
-        return repository / model if repository is not None else None
+        if self.flags.repository is not None:
+            return self.flags.repository / model
+        known = {server.name: server for server in (self.config.servers if self.config is not None else ())}
+        return model_folder(known[self.flags.server], model) if self.flags.server in known else None
 
     @property
     def config_name(self) -> str | None:

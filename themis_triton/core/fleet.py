@@ -138,7 +138,8 @@ class Server:
     """One Triton server. `launched` servers were started by Themis and may be stopped by it; adopted ones never are.
 
     `device`: where a server runs its first instances; `reach`: further devices that it may use.
-    `process`: its process on this machine; None elsewhere. `model_repository`: where its models' own files can be read here, if anywhere.
+    `process`: its process on this machine; None elsewhere. `model_repository`: where its models' own files can be read here, if anywhere;
+    `further_repositories`: where those lie that it lacks.
     `model_config_name`: that of `--model-config-name`, if the server has it.
     `models`: the models of the settings that are READY there. `ready_models`: the names of all models that are READY there by its
     repository index, these included, in order; None while the index is unknown.
@@ -165,6 +166,7 @@ class Server:
     unread_devices: tuple[str, ...] = ()
     stateful: tuple[str, ...] = ()
     pinned: tuple[str, ...] = ()
+    further_repositories: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """A state says on which devices its instances are exactly where the server may use several."""

@@ -13,7 +13,10 @@ from themis_triton.core.model_config import ModelInputs
 
 @dataclass(frozen=True, slots=True)
 class AdoptedServer:
-    """A Triton server that Themis did not start. `device` is `gpu:N`, `gpu:UUID` or `cpu:N`; `reach`: further devices that it may use."""
+    """A Triton server that Themis did not start. `device` is `gpu:N`, `gpu:UUID` or `cpu:N`; `reach`: further devices that it may use.
+
+    `further_repositories`: where models lie that `model_repository` lacks.
+    """
 
     name: str
     grpc_address: Address
@@ -24,6 +27,7 @@ class AdoptedServer:
     model_repository: Path | None = None
     model_config_name: str | None = None
     reach: tuple[str, ...] = ()
+    further_repositories: tuple[Path, ...] = ()
 
     @property
     def devices(self) -> tuple[str, ...]:

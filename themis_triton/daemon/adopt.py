@@ -12,6 +12,7 @@ import structlog
 
 from themis_triton.adapters.envoy.current_routes import CurrentRoutes, read_current_routes
 from themis_triton.adapters.launchers import bare_launchers
+from themis_triton.adapters.triton.config_files import model_folder
 from themis_triton.adapters.triton.groups import active_groups, expected_devices, numbered_devices
 from themis_triton.adapters.triton.model_config import parse_config, read_config_text
 from themis_triton.core.action import Action, ActionKind, Plan
@@ -75,6 +76,7 @@ async def _adopted(configured: AdoptedServer, components: Components) -> Server:
         launched=False,
         model_control_key=configured.model_control_key,
         model_repository=str(configured.model_repository) if configured.model_repository is not None else None,
+        further_repositories=tuple(map(str, configured.further_repositories)),
         model_config_name=configured.model_config_name,
     )
     try:
@@ -93,13 +95,14 @@ async def _adopted(configured: AdoptedServer, components: Components) -> Server:
 
 def _expected_devices(server: Server, models: Iterable[str]) -> tuple[str, ...]:
     """The devices that a server which does not answer may hold, by its models' own files; all that it may use where these are unknown."""
-    repository, devices = server.model_repository, numbered_devices(server)
-    if repository is None or not devices:
+    devices = numbered_devices(server)
+    if server.model_repository is None or not devices:
         return server.devices
     expected = set[str]()
     for model in models:
         try:
-            text = read_config_text(Path(repository), model, server.model_config_name)
+            folder = model_folder(server, model)
+            text = read_config_text(folder.parent, model, server.model_config_name) if folder is not None else None
             expected |= expected_devices(active_groups(parse_config(*text)), devices) if text is not None else set()
         except (SettingsError, OSError):
             return server.devices

@@ -156,7 +156,9 @@ async def adopted_bench(model: str, server: Server, state_directory: Path) -> As
             raise ServerError(f"model {model} on {server.grpc_address}: {error.message()}. Fix: check the address and the name") from error
         repository = _without_batcher(config, None, directory)
         stack.push_async_callback(_restore, client, server, model, config)
-        bench = await _opened(stack, model, replace(server, model_repository=str(repository), model_config_name=None), config)
+        bench = await _opened(
+            stack, model, replace(server, model_repository=str(repository), further_repositories=(), model_config_name=None), config
+        )
         bench.config_name = server.model_config_name
         yield bench
 

@@ -52,7 +52,12 @@ def _repositories(config: ThemisConfig) -> list[ModelRepository]:
     launch = config.launch
     folders = [launch.model_repository, *launch.further_repositories] if launch is not None else []
     own = [ModelRepository(folder, launch.model_config_name if launch is not None else None) for folder in folders]
-    adopted = [ModelRepository(s.model_repository, s.model_config_name) for s in config.servers if s.model_repository is not None]
+    adopted = [
+        ModelRepository(folder, server.model_config_name)
+        for server in config.servers
+        for folder in (server.model_repository, *server.further_repositories)
+        if folder is not None
+    ]
     return list(dict.fromkeys([*own, *adopted]))
 
 

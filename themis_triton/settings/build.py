@@ -114,6 +114,7 @@ def _warmup_inputs(loaded: Loaded, model: ModelSettings) -> ModelInputs:
 
 
 def _server(loaded: Loaded, name: str, server: ServerSettings) -> AdoptedServer:
+    first, *further = map(loaded.resolve, server.model_repository) if server.model_repository is not None else [None]
     return AdoptedServer(
         name=name,
         grpc_address=_grpc_address(loaded, server),
@@ -122,7 +123,8 @@ def _server(loaded: Loaded, name: str, server: ServerSettings) -> AdoptedServer:
         device=server.all_devices[0],
         reach=server.all_devices[1:],
         model_control_key=server.model_control_key,
-        model_repository=loaded.resolve(server.model_repository) if server.model_repository is not None else None,
+        model_repository=first,
+        further_repositories=tuple(folder for folder in further if folder is not None),
         model_config_name=server.model_config_name,
     )
 

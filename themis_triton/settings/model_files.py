@@ -19,9 +19,10 @@ def repositories(loaded: Loaded) -> list[ModelRepository]:
     """The model repositories that can be read here: those of launched servers, then those of adopted ones."""
     own = launch_repositories(loaded, loaded.launch) if loaded.launch is not None else []
     for server in map(mapping, loaded.section("servers").values()):
-        folder, config_name = server.get("model_repository"), server.get("model_config_name")
-        if isinstance(folder, str):
-            own.append(ModelRepository(loaded.resolve(Path(folder)), config_name if isinstance(config_name, str) else None))
+        written, config_name = server.get("model_repository"), server.get("model_config_name")
+        for folder in written if isinstance(written, list) else [written]:
+            if isinstance(folder, str):
+                own.append(ModelRepository(loaded.resolve(Path(folder)), config_name if isinstance(config_name, str) else None))
     return own
 
 

@@ -45,6 +45,18 @@ class TlsSettings(Section):
         return self
 
 
+def _repositories(value: object) -> object:
+    return [value] if isinstance(value, str | Path) else value
+
+
+Repositories = Annotated[
+    list[FilePath],
+    Field(min_length=1),
+    BeforeValidator(_repositories, json_schema_input_type=list[FilePath] | FilePath),
+    Allowed("a path, or a list of paths; relative paths start at the folder of this file"),
+]
+
+
 class ServerSettings(Section):
     """A running Triton server to adopt."""
 
@@ -66,9 +78,9 @@ class ServerSettings(Section):
         min_length=1,
         description="the key of `--grpc-restricted-protocol=model-repository:key=KEY`, if that flag is set",
     )
-    model_repository: FilePath | None = Field(
+    model_repository: Repositories | None = Field(
         default=None,
-        description="its model repository; without it the first change of an instance count reloads the model",
+        description="its model repository, or a list of several; without it the first change of an instance count reloads the model",
     )
     model_config_name: Name | None = Field(default=None, description="the value of `--model-config-name`, if that flag is set")
 
@@ -105,18 +117,6 @@ Slot = Annotated[
     SlotSettings,
     BeforeValidator(_slot, json_schema_input_type=SlotSettings | Device),
     Allowed("gpu:N, cpu:N, or a mapping with `device`, `name`, `memory`"),
-]
-
-
-def _repositories(value: object) -> object:
-    return [value] if isinstance(value, str | Path) else value
-
-
-Repositories = Annotated[
-    list[FilePath],
-    Field(min_length=1),
-    BeforeValidator(_repositories, json_schema_input_type=list[FilePath] | FilePath),
-    Allowed("a path, or a list of paths; relative paths start at the folder of this file"),
 ]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
 from themis_triton.adapters.findings import Finding, warning
-from themis_triton.adapters.triton.config_files import config_file
+from themis_triton.adapters.triton.config_files import config_file, model_folder
 from themis_triton.adapters.triton.groups import ON_GPU, Devices, Group, active_groups, devices_of, is_joint, numbered_devices
 from themis_triton.adapters.triton.model_config import Config
 from themis_triton.core.config import AdoptedServer, ModelConfig, ThemisConfig
@@ -49,8 +49,8 @@ def _server_of(adopted: AdoptedServer) -> Server:
 
 def _unreadable(what: str, adopted: AdoptedServer, model: ModelConfig) -> Finding | None:
     """A warning where each change of a model with sequences is refused; see `sequences.check_in_place`."""
-    folder = adopted.model_repository
-    file = config_file(folder / model.name, adopted.model_config_name) if folder is not None else None
+    folder = model_folder(adopted, model.name)
+    file = config_file(folder, adopted.model_config_name) if folder is not None else None
     if file is not None and file.is_file():
         return None
     found = "it keeps state between calls, and its own file cannot be read here: its count stays as it is, because a reload cuts sequences"

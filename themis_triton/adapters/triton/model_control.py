@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import structlog
 from tritonclient.utils import InferenceServerException
 
 from themis_triton.adapters.triton.client import KEY_HEADER, TritonClients, is_not_explicit, is_restricted, is_silent, silence
+from themis_triton.adapters.triton.config_files import model_folder
 from themis_triton.adapters.triton.groups import numbered_devices
 from themis_triton.adapters.triton.model_base import base_of, differing_fields
 from themis_triton.adapters.triton.model_config import Config, parse_config, read_config_text, state_of, to_json, with_state
@@ -193,9 +193,9 @@ class TritonModelControl:
         return await self._verified(server, model, override)
 
     async def _base(self, server: Server, model: str, served: Config | None) -> Config:
-        repository = Path(server.model_repository) if server.model_repository is not None else None
+        folder = await asyncio.to_thread(model_folder, server, model)
         name = server.model_config_name
-        own = await asyncio.to_thread(read_config_text, repository, model, name) if repository is not None else None
+        own = await asyncio.to_thread(read_config_text, folder.parent, model, name) if folder is not None else None
         config = parse_config(*own) if own is not None else None
         # On several devices an override starts from the server's groups in any case.
         grouped = not numbered_devices(server)
@@ -207,7 +207,7 @@ class TritonModelControl:
         if served is None and config is None:
             raise ChangeRefusedError(
                 f"server {server.name} does not serve model {model}, "
-                f"and its config.pbtxt cannot be read here ({repository or 'no model_repository'}); "
+                f"and its config.pbtxt cannot be read here ({folder.parent if folder is not None else 'no model_repository'}); "
                 "load the model there, or name the server's model_repository"
             )
         if served is None or config is None:

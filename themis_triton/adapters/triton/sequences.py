@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from themis_triton.adapters.processes import listening_since_s
-from themis_triton.adapters.triton.config_files import config_file
+from themis_triton.adapters.triton.config_files import config_file, model_folder
 from themis_triton.core.errors import ChangeRefusedError
 from themis_triton.core.fleet import Server
 
@@ -24,7 +24,7 @@ def check_in_place(server: Server, model: str) -> None:
     if server.launched:
         return
     would_cut = f"server {server.name}: a change of model {model} might reload it and cut its open sequences, because"
-    folder = Path(server.model_repository) / model if server.model_repository is not None else None
+    folder = model_folder(server, model)
     file = config_file(folder, server.model_config_name) if folder is not None else None
     if folder is None or file is None or not file.is_file():
         where = file or "no model_repository"

@@ -18,6 +18,7 @@ from tritonclient.utils import InferenceServerException
 
 from themis_triton.adapters.triton.arrays import input_array, read_arrays
 from themis_triton.adapters.triton.client import new_client, silence
+from themis_triton.adapters.triton.config_files import model_folder
 from themis_triton.adapters.triton.warmup_data import Sample, own_samples, zeros
 from themis_triton.core.config import ModelInputs
 from themis_triton.core.errors import SettingsError, WarmupFailedError
@@ -129,8 +130,7 @@ class Warmup:
             return False
 
     def _own_samples(self, model: str, config: Any) -> tuple[Sample, ...]:  # noqa: ANN401 - protobuf has no types
-        repository = self._server.model_repository
-        return own_samples(config, Path(repository) / model if repository is not None else None)
+        return own_samples(config, model_folder(self._server, model))
 
     async def _sequence(self, metadata: Any, config: Any, inputs: list[InferInput]) -> None:  # noqa: ANN401 - protobuf has no types
         """A whole sequence of its own, because a model with sequences takes no other call; no client can have its id."""
