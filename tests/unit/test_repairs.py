@@ -49,7 +49,9 @@ def test_a_model_that_another_client_unloads_is_out_of_the_routes_at_the_next_ti
         assert routed(bench) == ["a", "b"]
         assert told(lost + again) == [IncidentKind.MODEL_UNLOADED, IncidentKind.MODEL_RESTORED]
         words = "video-detector is not READY on a any more, and Themis did not unload it"
-        assert any(f"{words}; it leaves the routes there until it is loaded again" in sentence(record) for record in again)
+        assert any(
+            f"{words}; only other servers that hold it answer its requests until it is loaded again" in sentence(record) for record in again
+        )
         assert any(record.snapshot.faults == (f"{words}: it is to be loaded again",) for record in again)
         assert again[-1].snapshot.faults == ()
         assert not [line for line in bench.log if line.startswith(("launch", "stop"))], "no server is launched for a reload"

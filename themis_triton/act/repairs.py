@@ -84,7 +84,12 @@ class Repairs:
             if model not in models and (server.name, model) not in self._absences:
                 words = f"{model} is not READY on {server.name} any more, and Themis did not unload it"
                 self._absences[server.name, model] = _Absence(state, words)
-                self._tell(IncidentKind.MODEL_UNLOADED, server.name, model, f"{words}; it leaves the routes there until it is loaded again")
+                self._tell(
+                    IncidentKind.MODEL_UNLOADED,
+                    server.name,
+                    model,
+                    f"{words}; only other servers that hold it answer its requests until it is loaded again",
+                )
 
     def eject(self, failures: Iterable[ModelFailure], now_s: float) -> bool:
         """Take models that fail on one server out of its routes, as long as others serve them; returns whether any was.
