@@ -19,7 +19,7 @@ from themis_triton.cli import main
 
 CLOCK_VARIABLE, SAMPLES_VARIABLE = "THEMIS_CHAOS_CLOCK_FILE", "THEMIS_CHAOS_SAMPLES_FILE"
 SAMPLE_S, WRITE_EVERY = 0.01, 100
-FRAMES = ("themis_triton.cli", "themis_triton.commands", "themis_triton.daemon.service", "themis_triton.tick")
+FRAMES = ("themis_triton.cli", "themis_triton.commands", "themis_triton.daemon.service", "themis_triton.daemon.loop", "themis_triton.tick")
 """What most of the work runs below."""
 
 

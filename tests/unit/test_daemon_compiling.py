@@ -16,7 +16,7 @@ from themis_triton.compilation import CompileResult, KernelLoader
 from themis_triton.core.errors import SolverError
 from themis_triton.daemon import kernels as kernels_module
 from themis_triton.daemon.kernels import in_thread, preparing_kernels
-from themis_triton.daemon.service import stopped_before
+from themis_triton.daemon.tasks import stopped_before
 from themis_triton.demo.stage import compile_progress
 from themis_triton.jit import interpret_kernels
 from themis_triton.solver import kernels as solver_kernels

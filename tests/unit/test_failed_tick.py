@@ -20,7 +20,7 @@ from themis_triton.adapters.store.reader import reading
 from themis_triton.core.fleet import Server
 from themis_triton.core.observation import Readings
 from themis_triton.daemon.components import Components, build_observer
-from themis_triton.daemon.service import _Loop
+from themis_triton.daemon.loop import Loop
 from themis_triton.daemon.status import StatusBoard
 from themis_triton.decide.planner import Planner
 from themis_triton.decide.rules import build_rules
@@ -38,7 +38,7 @@ def test_a_failed_tick_replaces_the_sentence_and_is_journalled_once_until_a_tick
         ports = bench.world, bench.control, bench.launcher
         components = Components(settings, *ports, journal, envoy, EnvoyFiles(settings.envoy), clock, observer)
         board, exporter = StatusBoard(settings, clock.now_s()), Exporter()
-        loop = _Loop(components, Planner(build_rules(settings)), board, exporter)
+        loop = Loop(components, Planner(build_rules(settings)), board, exporter)
         read = bench.observer.read
 
         async def fails(_: Sequence[Server]) -> Readings:

@@ -27,8 +27,8 @@ from themis_triton.core.retention import RetentionConfig
 from themis_triton.core.routes import RouteLimit
 from themis_triton.daemon.components import Components, build_observer
 from themis_triton.daemon.learning import keep_learnt_times
+from themis_triton.daemon.loop import Loop
 from themis_triton.daemon.reload import SettingsChange, changed_models, settings_change
-from themis_triton.daemon.service import _Loop
 from themis_triton.daemon.status import StatusBoard
 from themis_triton.decide.planner import Planner
 from themis_triton.decide.rules import build_rules
@@ -122,7 +122,7 @@ def test_a_running_sidecar_takes_up_good_settings_and_refuses_bad_ones(tmp_path:
         envoy, routes = EnvoyProcess(settings.envoy, tmp_path), EnvoyFiles(settings.envoy)
         components = Components(settings, bench.world, bench.control, bench.launcher, journal, envoy, routes, clock, observer)
         board = StatusBoard(settings, clock.now_s())
-        loop = _Loop(components, Planner(build_rules(settings)), board, Exporter(), read_settings=read)
+        loop = Loop(components, Planner(build_rules(settings)), board, Exporter(), read_settings=read)
         await loop.reload_settings()
         assert len(edited) == 2
         bench.executor.routes.limits = {DETECTOR: RouteLimit(10.0, 5)}

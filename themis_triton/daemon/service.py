@@ -5,61 +5,40 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable
+from contextlib import closing
 
 import structlog
 
 from themis_triton.adapters.exporter import Exporter
 from themis_triton.adapters.memory import exempt_from_collection, release_clean_pages
 from themis_triton.adapters.store.paths import journal_path
-from themis_triton.core.action import Plan
-from themis_triton.core.config import Mode, ThemisConfig
-from themis_triton.core.decision import Reason
-from themis_triton.core.errors import ThemisError
-from themis_triton.core.overrides import overridden
-from themis_triton.core.record import TickRecord, drift_event_words, sentence
+from themis_triton.core.config import ThemisConfig
 from themis_triton.daemon.access import prepare_access
 from themis_triton.daemon.adopt import adopt
 from themis_triton.daemon.api import serving
-from themis_triton.daemon.attainment import RequestCounter
 from themis_triton.daemon.certificates import keep_certificates
-from themis_triton.daemon.components import Components, build_components
-from themis_triton.daemon.control import is_paused
+from themis_triton.daemon.components import build_components
 from themis_triton.daemon.control_api import control_routes
 from themis_triton.daemon.day_reports import keep_reports
 from themis_triton.daemon.envoy_watch import EnvoyWatch
 from themis_triton.daemon.events import EventHub
-from themis_triton.daemon.fixed_counts import FixedWatch, changeable, find_fixed
+from themis_triton.daemon.fixed_counts import changeable, find_fixed
 from themis_triton.daemon.hangup import hangup_handler
 from themis_triton.daemon.housekeeping import keep_logs_bounded
 from themis_triton.daemon.kernels import INTERPRETED, Kernels, preparing_kernels
-from themis_triton.daemon.learning import LEARNT, Learning, keep_learnt_times, with_learnt_times
 from themis_triton.daemon.lock import locked
+from themis_triton.daemon.loop import Loop
 from themis_triton.daemon.override_api import override_routes
 from themis_triton.daemon.overrides import OverrideKeeper
-from themis_triton.daemon.pacing import is_quiet, wait_for_tick
+from themis_triton.daemon.pacing import wait_for_tick
 from themis_triton.daemon.reads_api import Reads
-from themis_triton.daemon.reload import REFUSED, RELOADED, SettingsChange, changed_models, settings_change
-from themis_triton.daemon.samples import Samples
-from themis_triton.daemon.status import TICK_FAILED, StatusBoard, recall_requests
+from themis_triton.daemon.status import StatusBoard, recall_requests
+from themis_triton.daemon.tasks import cancelled_on_exit, stopped_before
 from themis_triton.decide.planner import Planner
 from themis_triton.decide.rules import build_rules
-from themis_triton.decide.state import PolicyState
-from themis_triton.estimate.drift import DriftHistory
-from themis_triton.estimate.minutes import Minutes
-from themis_triton.tick import Compute, EngineState, at_once, tick
 
 log = structlog.get_logger()
-QUIET_LOG_EVERY_TICKS = 60
-FIND_FIXED_S = 1.0
-"""For how long a reload waits for the servers' word on whether they take changes: no tick runs meanwhile."""
-PAUSE_SENTENCES = {
-    "paused": "paused by `themis pause`: no server and no route to one is changed; admission limits go on following what serves",
-    "resumed": "resumed by `themis resume`: decisions are carried out again",
-}
 
 
 async def run_daemon(config: ThemisConfig, read_settings: Callable[[], ThemisConfig]) -> None:
@@ -99,7 +78,7 @@ async def run_daemon(config: ThemisConfig, read_settings: Callable[[], ThemisCon
                 log.info("sidecar_started", mode=config.mode.value, policy=config.policy.name.value, status=str(config.status.address))
                 if os.getpid() == 1 and config.envoy.managed:
                     log.warning("init_process_detected", message="servers and Envoy stop with this container. Fix: run it with --pid=host")
-                ticking = _Loop(components, Planner(build_rules(planned)), board, exporter, kernels.compute)
+                ticking = Loop(components, Planner(build_rules(planned)), board, exporter, kernels.compute)
                 ticking.reload, ticking.read_settings, ticking.hub = reload, read_settings, hub
                 ticking.keeper, ticking.fixed = keeper, fixed
                 if kernels.interpreted:
@@ -110,33 +89,14 @@ async def run_daemon(config: ThemisConfig, read_settings: Callable[[], ThemisCon
     log.info("sidecar_stopped", servers="still serving")
 
 
-async def stopped_before(task: asyncio.Task[Any], stop: asyncio.Event) -> bool:
-    """Wait for the task or for `stop`, which cancels it; returns whether `stop` came. Raises an error of the task."""
-    stopping = asyncio.create_task(stop.wait())
-    async with _cancelled_on_exit(stopping), _cancelled_on_exit(task):
-        await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            task.result()
-        return stop.is_set()
-
-
-@asynccontextmanager
-async def _cancelled_on_exit(task: asyncio.Task[Any]) -> AsyncIterator[None]:
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
-
-
-async def _run_ticks(loop: _Loop, kernels: Kernels, stop: asyncio.Event) -> None:
+async def _run_ticks(loop: Loop, kernels: Kernels, stop: asyncio.Event) -> None:
     """Tick until `stop`. The next tick starts `tick_s` after the end of the last one, or later while nothing moves."""
     world = loop.components.world
     watching = asyncio.create_task(EnvoyWatch(loop.components.envoy, world.executor, world.supervisor, world.clock).run())
     tidying = asyncio.create_task(keep_logs_bounded(lambda: loop.components))
     renewing = asyncio.create_task(keep_certificates(loop.components.routes))
     reporting = asyncio.create_task(keep_reports(lambda: loop.components, loop.board, lambda: loop.planner.rules.config))
-    async with _cancelled_on_exit(watching), _cancelled_on_exit(tidying), _cancelled_on_exit(renewing), _cancelled_on_exit(reporting):
+    async with cancelled_on_exit(watching), cancelled_on_exit(tidying), cancelled_on_exit(renewing), cancelled_on_exit(reporting):
         while not stop.is_set():
             if await kernels.switch():
                 log.info("memory_released", megabytes=round(release_clean_pages() / 1e6))
@@ -145,204 +105,3 @@ async def _run_ticks(loop: _Loop, kernels: Kernels, stop: asyncio.Event) -> None
             ticking = asyncio.create_task(loop.tick())
             if not await stopped_before(ticking, stop):
                 await wait_for_tick(ticking.result(), loop.components.config.policy, stop, loop.has_moved)
-
-
-@dataclass(slots=True)
-class _Loop:
-    """The state between ticks. An unexpected error is logged and counted; the next tick starts from the last good state."""
-
-    components: Components
-    planner: Planner
-    board: StatusBoard
-    exporter: Exporter
-    compute: Compute = at_once
-    state: EngineState = field(default_factory=EngineState)
-    last_reason: Reason | None = None
-    paused: bool = False
-    arrivals: float | None = None
-    learning: Learning = field(default_factory=Learning)
-    samples: Samples = field(default_factory=Samples)
-    minutes: Minutes = field(default_factory=Minutes)
-    requests: RequestCounter = field(default_factory=RequestCounter)
-    hub: EventHub = field(default_factory=EventHub)
-    keeper: OverrideKeeper | None = None
-    fixed: dict[str, str] = field(default_factory=dict)
-    watch: FixedWatch = field(default_factory=FixedWatch)
-    reload: asyncio.Event = field(default_factory=asyncio.Event)
-    read_settings: Callable[[], ThemisConfig] | None = None
-    advisory: Planner = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Create both planners once, so that their caches survive a pause."""
-        rules = self.planner.rules
-        self.advisory = Planner(replace(rules, config=replace(rules.config, mode=Mode.ADVISORY)))
-
-    async def tick(self) -> bool:
-        """Run one tick and publish it; returns whether the system is idle, so that the next tick may be delayed."""
-        started_s = asyncio.get_running_loop().time()
-        try:
-            planner = self._planner_now()
-            # In advisory mode nothing is refused, paused or not.
-            holding = self.paused and self.board.config.mode is Mode.ACTIVE
-            before = self.state
-            self.state, record = await tick(before, self.components.world, planner, self.compute, paused=holding)
-        except Exception as error:
-            event = self.board.fail(self.components.clock.now_s(), error)
-            if event is not None:
-                self.components.journal.record_event(event.at_s, TICK_FAILED, event.sentence)
-            self.exporter.tick_failed()
-            self.hub.publish(self.board.status)
-            log.exception(TICK_FAILED)
-            return False
-        duration_s = asyncio.get_running_loop().time() - started_s
-        self._report_journal()
-        self.components.journal.record_decided(before, self.state, record, planner.rules.config)
-        ended = self.requests.take(record.snapshot, self.board.config.pipelines)
-        self.board.take(record, 1000.0 * duration_s, ended, paused=self.paused)
-        self.exporter.take(record, duration_s, paused=self.paused)
-        self.exporter.count_requests(self.board.config.pipelines, ended)
-        self.components.journal.record_samples(self.samples.take(record, self.board.config, ended))
-        minute = self.minutes.take(record.snapshot, self.board.config)
-        if minute is not None:
-            self.components.journal.record_minute(*minute)
-        self._log_tick(record)
-        self._learn(record)
-        self._follow_fixed(record)
-        self.hub.publish(self.board.status)
-        self.arrivals = sum(route.arrivals for route in record.snapshot.routes)
-        return is_quiet(record)
-
-    def _learn(self, record: TickRecord) -> None:
-        """Plan with service times that were learnt, from the next tick on, and tell when they suffice to act."""
-        for event in self.learning.events(record, self.board.config.mode):
-            self.components.journal.record_event(event.at_s, LEARNT, event.sentence)
-            self.board.events.append(event)
-        config = with_learnt_times(self.planner.rules.config, record.estimate.knowledge)
-        if config is not self.planner.rules.config:
-            self.planner = Planner(build_rules(config), self.planner.forecaster)
-            self.__post_init__()
-            # Measured times were compared with other ones.
-            self.state = replace(self.state, history=replace(self.state.history, drift=DriftHistory()))
-
-    def _follow_fixed(self, record: TickRecord) -> None:
-        """Plan without changes of servers that turn out to refuse them, and with those of servers that take them again."""
-        fixed = self.watch.follow(record, self.fixed, self.components.control)
-        if fixed is not None:
-            self.fixed = fixed
-            self._plan_by(self.components.config, self.components.config)
-
-    async def reload_settings(self) -> None:
-        """Put edited settings into force if it was asked for; wrong ones are refused, and the old ones stay."""
-        if not self.reload.is_set() or self.read_settings is None:
-            return
-        self.reload.clear()
-        try:
-            change = settings_change(self.components.config, await asyncio.to_thread(self.read_settings))
-            await self._apply(change)
-        except (ThemisError, OSError) as error:
-            kind, words = REFUSED, f"settings refused, the old ones stay in force: {error}"
-            log.warning(kind, message=words)
-        except Exception as error:
-            kind, words = REFUSED, f"settings refused, the old ones stay in force: {type(error).__name__}: {error}"
-            log.exception(kind)
-        else:
-            kind, words = RELOADED, change.sentence
-            log.info(kind, changed=change.changed, waiting=change.waiting, message=words)
-        now_s = self.components.clock.now_s()
-        self.components.journal.record_event(now_s, kind, words)
-        self.board.add_event(now_s, kind, words)
-
-    async def _apply(self, change: SettingsChange) -> None:
-        """Plan by other settings from the next tick on."""
-        if not change.changed:
-            return
-        config, before = change.config, self.components.config
-        self.fixed = await self._find_fixed()
-        self._plan_by(config, before)
-        self.components = replace(self.components, config=config)
-        if self.components.launcher is not None and config.launch is not None:
-            self.components.launcher.use_inputs(config.launch.inputs)
-        self.components.world.executor.rests.end_of(changed_models(before, config))
-        self.components.journal.bound(config.retention)
-        backoff = self.components.world.executor.backoff
-        backoff.first_s, backoff.longest_s = config.policy.retry_backoff_s, config.policy.retry_backoff_max_s
-        if config.models != before.models:  # measured times were compared with other ones
-            self.state = replace(self.state, history=replace(self.state.history, drift=DriftHistory()))
-        if config.policy.name is not before.policy.name:
-            self.state = replace(self.state, policy=PolicyState())
-
-    def apply_overrides(self) -> None:
-        """Put what an operator changed into force, and end the bounds whose time has come."""
-        keeper, now_s = self.keeper, self.components.clock.now_s()
-        if keeper is None:
-            return
-        executor = self.components.world.executor
-        keeper.note_fleet(executor.routes.drained, [server.name for server in executor.fleet.all()])
-        for kind, words in keeper.take_events(now_s):
-            log.warning(kind, message=words)
-            self.components.journal.record_event(now_s, kind, words)
-            self.board.add_event(now_s, kind, words)
-        if keeper.overrides != self.board.overrides:
-            self.board.overrides = keeper.overrides
-            self._plan_by(self.components.config, self.components.config)
-
-    async def _find_fixed(self) -> dict[str, str]:
-        """The servers that refuse changes, as known so far where one does not answer soon: Triton may be busy with a change for long."""
-        finding = asyncio.create_task(find_fixed(self.components))
-        async with _cancelled_on_exit(finding):
-            await asyncio.wait({finding}, timeout=FIND_FIXED_S)
-            return finding.result() if finding.done() else self.fixed
-
-    def _plan_by(self, config: ThemisConfig, before: ThemisConfig) -> None:
-        """Plan by these settings, under the overrides, from the next tick on."""
-        known = keep_learnt_times(changeable(config, self.components, self.fixed), before, self.planner.rules.config)
-        planned = overridden(known, self.board.overrides)
-        self.planner, self.board.config = Planner(build_rules(planned), self.planner.forecaster), planned
-        self.__post_init__()
-        if planned.mode is Mode.ADVISORY:  # nothing is refused in it
-            self.components.world.executor.submit(Plan(RELOADED, limits={}))
-
-    async def has_moved(self) -> bool:
-        """Whether the next tick must start now: settings were edited, a request arrived, Envoy does not answer, or a pause changes."""
-        if self.reload.is_set() or is_paused(self.components.config.state_directory) is not self.paused:
-            return True
-        if self.keeper is not None and self.keeper.overrides != self.board.overrides:
-            return True
-        return await self.components.observer.count_arrivals() != self.arrivals
-
-    def _report_journal(self) -> None:
-        """Report that the journal was replaced, or is not written: the next sidecar then has to discover the launched servers."""
-        journal = self.components.journal
-        for kind, notice in journal.take_notices():
-            log.error(kind.value, message=notice)
-            now_s = self.components.clock.now_s()
-            journal.record_event(now_s, kind.value, notice)
-            self.board.add_event(now_s, kind.value, notice)
-        trouble = journal.trouble
-        if trouble is not None and trouble != self.board.journal_trouble:
-            log.error("journal_write_failed", message=trouble)
-        self.board.journal_trouble = trouble
-
-    def _planner_now(self) -> Planner:
-        """The planner of the settings, or the advisory one during a pause."""
-        paused = is_paused(self.components.config.state_directory)
-        if paused is not self.paused:
-            kind, now_s = "paused" if paused else "resumed", self.components.clock.now_s()
-            log.warning("sidecar_paused" if paused else "sidecar_resumed")
-            self.paused = paused
-            self.components.journal.record_event(now_s, kind, PAUSE_SENTENCES[kind])
-            self.board.add_event(now_s, kind, PAUSE_SENTENCES[kind])
-        return self.advisory if paused else self.planner
-
-    def _log_tick(self, record: TickRecord) -> None:
-        """Log one line per change, and one every `QUIET_LOG_EVERY_TICKS` ticks without a change."""
-        for event in record.estimate.drift_events:
-            log.warning("drift_changed", model=event.model, change=event.change.value, message=drift_event_words(event))
-        for incident in record.snapshot.incidents:
-            where = {"server": incident.server, "model": incident.model}
-            known = {key: value for key, value in where.items() if value is not None}
-            log.warning(incident.kind.value, **known, message=incident.sentence)
-        changed = record.plan.actions or record.outcomes or record.decision.reason is not self.last_reason
-        if changed or record.number % QUIET_LOG_EVERY_TICKS == 0:
-            log.info("tick_completed", decision=record.decision.id, reason=record.decision.reason.value, message=sentence(record))
-        self.last_reason = record.decision.reason
