@@ -78,13 +78,24 @@ def test_sums_of_fractions_never_count_less_than_nothing_late(slow: int) -> None
     assert 0.0 <= counted.late < 1e-6
 
 
-def test_failed_requests_are_late_and_none_counts_twice() -> None:
+def test_failed_requests_are_late_even_if_all_that_ended_failed() -> None:
     counter = RequestCounter()
     counter.take(replace(snapshot(at_s=0.0), routes=(reading("m", 0.0, []),)), [LONE])
     after = replace(snapshot(at_s=1.0), routes=(reading("m", 1.0, [100.0] * 8 + [400.0] * 2, failures=3.0),))
     assert counter.take(after, [LONE]) == {"lone": EndedRequests(10.0, 5.0)}
     refused = replace(snapshot(at_s=2.0), routes=(reading("m", 2.0, [100.0] * 8 + [400.0] * 2, failures=7.0),))
     assert counter.take(refused, [LONE]) == {"lone": EndedRequests(4.0, 4.0)}
+
+
+def test_a_count_of_failures_that_falls_for_a_moment_makes_no_request_late() -> None:
+    counter = RequestCounter()
+    counter.take(replace(snapshot(at_s=0.0), routes=(reading("m", 0.0, [], failures=1000.0),)), [LONE])
+    after = replace(snapshot(at_s=1.0), routes=(reading("m", 1.0, [100.0], failures=999.0),))
+    assert counter.take(after, [LONE]) == {"lone": EndedRequests(1.0, 0.0)}
+
+
+def test_what_rounding_leaves_of_no_request_is_none() -> None:
+    assert slo_window(EndedRequests(3.7e-13, 1e-13), 99.0) == SloWindow()
 
 
 def test_counts_wait_for_the_later_stage_and_start_anew_with_the_proxy() -> None:

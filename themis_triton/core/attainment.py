@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_ROUNDING = 1e-6
+"""What may be left of a sum of fractions from which all of them were taken away."""
+
 
 @dataclass(frozen=True, slots=True)
 class EndedRequests:
@@ -39,7 +42,7 @@ class SloWindow:
 
 def slo_window(ended: EndedRequests, percentile: float) -> SloWindow:
     """The window of these requests, with the objective that the percentile states."""
-    if ended.requests <= 0.0:
+    if ended.requests < _ROUNDING:
         return SloWindow()
     fraction = min(1.0, ended.late / ended.requests)
     return SloWindow(ended.requests, ended.late, 1.0 - fraction, 1.0 - fraction / (1.0 - percentile / 100.0))

@@ -48,14 +48,18 @@ class RequestCounter:
                 windows = {model: difference(now[model].latency, before[model].latency) for model in now}
                 if waited_s < WAIT_S and len(windows) > 1 and any(_total(window) <= 0.0 for window in windows.values()):
                     continue
-                failed = max(_increase(now[model].failures, before[model].failures) for model in now)
+                # A difference of two counters that the proxy does not read at one instant: it may fall a little for a moment.
+                failed = max(max(0.0, now[model].failures - before[model].failures) for model in now)
                 ended[pipeline.name] = _ended(pipeline, windows, failed)
                 self._since[pipeline.name] = (snapshot.at_s, now)
         return ended
 
 
 def _ended(pipeline: PipelineConfig, windows: Mapping[str, LatencyHistogram], failed: float) -> EndedRequests:
-    """A request of several calls is late with the probability that their times add up to more than the SLO, as if independent."""
+    """A request of several calls is late with the probability that their times add up to more than the SLO, as if independent.
+
+    An upper bound: a request that failed after the SLO counts as slow and as failed, because the proxy does not tell how many were both.
+    """
     first = pipeline.client_calls[0]
     calls = pipeline.per_request[0] if pipeline.entry is None else 1.0
     requests = max(_total(windows[first]) / max(1.0, calls), failed)
@@ -117,10 +121,6 @@ def _side_by_side(branches: Sequence[Distribution]) -> Distribution:
 
 def _total(window: LatencyHistogram) -> float:
     return window.counts[-1] if window.counts else 0.0
-
-
-def _increase(now: float, before: float) -> float:
-    return now - before if now >= before else now
 
 
 class RollingCounts:

@@ -137,7 +137,9 @@ class EnvoyWatch:
         before, self._script_errors = self._script_errors, count
         failed = count - before if before <= count else count
         if failed:
-            words = f"Envoy could not check {failed} requests (size, nesting, deadline) and passed them on; its log: {self._envoy.log_file}"
+            since = "" if before else " since it started"
+            what = f"{failed} requests{since} (size, nesting, deadline)"
+            words = f"Envoy could not check {what} and passed them on; its log: {self._envoy.log_file}"
             self._supervisor.report(Incident(IncidentKind.REQUEST_CHECK_FAILED, None, words))
 
     async def _files_in_place(self) -> bool:

@@ -76,13 +76,8 @@ class Loop:
 
     async def tick(self) -> bool:
         """Run one tick and publish it; returns whether the system is idle, so that the next tick may be delayed."""
-        started_s = asyncio.get_running_loop().time()
         try:
-            planner = self._planner_now()
-            # In advisory mode nothing is refused, paused or not.
-            holding = self.paused and self.board.config.mode is Mode.ACTIVE
-            before = self.state
-            self.state, record = await tick(before, self.components.world, planner, self.compute, paused=holding)
+            return await self._tick()
         except Exception as error:
             event = self.board.fail(self.components.clock.now_s(), error)
             if event is not None:
@@ -91,6 +86,14 @@ class Loop:
             self.hub.publish(self.board.status)
             log.exception(TICK_FAILED)
             return False
+
+    async def _tick(self) -> bool:
+        started_s = asyncio.get_running_loop().time()
+        planner = self._planner_now()
+        # In advisory mode nothing is refused, paused or not.
+        holding = self.paused and self.board.config.mode is Mode.ACTIVE
+        before = self.state
+        self.state, record = await tick(before, self.components.world, planner, self.compute, paused=holding)
         duration_s = asyncio.get_running_loop().time() - started_s
         self._report_journal()
         self.components.journal.record_decided(before, self.state, record, planner.rules.config)
