@@ -13,6 +13,7 @@ from themis_triton.core.config import DrainState, Overload, ThemisConfig
 from themis_triton.core.decision import ClampKind, Decision, Reason
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.fleet import Phase, Server
+from themis_triton.core.observation import ServerReading
 from themis_triton.core.overrides import Drain, overridden
 from themis_triton.daemon.overrides import OverrideKeeper
 from themis_triton.decide.draining import refusal
@@ -94,6 +95,29 @@ def test_a_drained_server_stays_out_of_the_routes_however_the_demand_grows() -> 
     assert decision.target is not None
     assert decision.target.drained == ("a",)
     assert decision.evidence[0].servers_now == 1
+
+
+@pytest.mark.parametrize("state", [DrainState.LEFT, DrainState.FORCED])
+@pytest.mark.parametrize(
+    ("b", "error", "words"),
+    [
+        (replace(other(), phase=Phase.UNRESPONSIVE), None, f"once another server holds {CLASSIFIER}, {DETECTOR}"),
+        (replace(other(), phase=Phase.WARMING), None, f"once another server holds {CLASSIFIER}, {DETECTOR}"),
+        (other(), "no answer in 1 s", "a is drained, and retires once the metrics of b can be read"),
+    ],
+)
+def test_a_drained_server_does_not_retire_while_no_other_one_surely_serves(
+    state: DrainState, b: Server, error: str | None, words: str
+) -> None:
+    readings = tuple(ServerReading(name, NOW_S, error=error if name == "b" else None) for name in "ab")
+    settings = replace(config(slots=2), drains={"a": state})
+    seen = replace(snapshot([LAUNCHED, b]), readings=readings)
+    decision = decided(PolicyState(), PolicyInput(seen, estimate(5.0)), Planner(build_rules(settings)))[1]
+    assert decision.target is not None
+    assert decision.target.retire == ()
+    assert "retire" not in {action.kind.value for action in plan(decision, seen, settings).actions}
+    (clamp,) = [clamp for clamp in decision.clamps if clamp.kind is ClampKind.DRAIN]
+    assert clamp.sentence.endswith(words)
 
 
 def test_the_routes_lead_to_no_drained_server_but_for_models_that_no_other_holds() -> None:

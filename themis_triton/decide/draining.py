@@ -16,17 +16,19 @@ from themis_triton.decide.view import PipelineView
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """What follows of the drains of one tick: servers that are out of the routes from now on, and why others are not yet."""
+    """What follows of the drains of one tick.
 
-    servers: tuple[Server, ...] = ()
+    `servers`: out of the routes from now on. `retire`: those of them that Themis launched and that are not needed any more. `clamps`: why
+    others still serve, or do not retire yet.
+    """
+
+    servers: tuple[str, ...] = ()
+    retire: tuple[str, ...] = ()
     clamps: tuple[Clamp, ...] = ()
 
     def applied(self, target: Target) -> Target:
-        """The target with these servers out of the routes; those that Themis launched retire."""
-        if not self.servers:
-            return target
-        retire = [server.name for server in self.servers if server.launched and server.phase is Phase.SERVING]
-        return replace(target, drained=tuple(server.name for server in self.servers), retire=(*target.retire, *retire))
+        """The target with these servers out of the routes and retired."""
+        return replace(target, drained=self.servers, retire=(*target.retire, *self.retire)) if self.servers else target
 
 
 def without(policy_input: PolicyInput, names: Iterable[str]) -> PolicyInput:
@@ -52,9 +54,10 @@ def drain(
     """The drained servers. `proposals` plan without all of them, `routed` are the views with those that are still in the routes.
 
     One leaves the routes once every model that it holds has another server, these answer, and they carry the demand of its pipelines;
-    a forced one with the first condition alone.
+    a forced one with the first condition alone. One that left and that Themis launched retires while the others hold its models and answer:
+    after a crash, a pause or a failed write of the routes it may be the last one that serves.
     """
-    servers, clamps, snapshot = list[Server](), list[Clamp](), policy_input.snapshot
+    servers, retire, clamps, snapshot = list[str](), list[str](), list[Clamp](), policy_input.snapshot
     for server in snapshot.servers:
         state = drains.get(server.name)
         if state is None or (state is not DrainState.LEFT and server.phase is not Phase.SERVING):
@@ -62,16 +65,28 @@ def drain(
         reason = None if state is DrainState.LEFT else _lone_words(server, snapshot, drains)
         if state is DrainState.WAITING and reason is None:
             reason = next(_obstacles(server, snapshot, drains, proposals, routed), None)
-        if reason is None:
-            servers.append(server)
-        else:
+        if reason is not None:
             clamps.append(Clamp(ClampKind.DRAIN, f"{server.name} is drained once {reason}"))
-    return Drained(tuple(servers), tuple(clamps))
+            continue
+        servers.append(server.name)
+        if server.launched and server.phase is Phase.SERVING:
+            needed = _lone_words(server, snapshot, drains) or _silent_words(server, snapshot, drains)
+            if needed is None:
+                retire.append(server.name)
+            else:
+                clamps.append(Clamp(ClampKind.DRAIN, f"{server.name} is drained, and retires once {needed}"))
+    return Drained(tuple(servers), tuple(retire), tuple(clamps))
 
 
 def _lone_words(server: Server, snapshot: Snapshot, drains: Mapping[str, DrainState]) -> str | None:
     lone = models_alone(server, snapshot.servers, drains)
     return f"another server holds {', '.join(lone)}" if lone else None
+
+
+def _silent_words(server: Server, snapshot: Snapshot, drains: Mapping[str, DrainState]) -> str | None:
+    silent = {reading.server for reading in snapshot.readings if reading.error is not None}
+    names = [each.name for each in _others(server, snapshot.servers, drains) if each.name in silent and each.models.keys() & server.models]
+    return f"the metrics of {', '.join(names)} can be read" if names else None
 
 
 def _obstacles(
@@ -89,10 +104,9 @@ def _obstacles(
         if not each.view.serves or carried_rps < demand_rps:
             carried = f"they carry {carried_rps:.0f}/s, and {_next_words(each, server)}"
             yield f"the other servers of {view.pipeline.name} carry {demand_rps:.0f}/s: {carried}"
-    silent = {reading.server for reading in snapshot.readings if reading.error is not None}
-    names = [each.name for each in _others(server, snapshot.servers, drains) if each.name in silent and each.models.keys() & server.models]
-    if names:
-        yield f"the metrics of {', '.join(names)} can be read"
+    silent = _silent_words(server, snapshot, drains)
+    if silent is not None:
+        yield silent
 
 
 def _next_words(each: PipelineProposal, server: Server) -> str:
