@@ -15,10 +15,10 @@ import zlib
 from pathlib import PosixPath
 from typing import Any
 
-from themis_triton.core.fleet import Server
-
 _LEVEL = 6
 _PACKAGE = "themis_triton."
+_KEY = "model_control_key"
+"""The field of every class that holds such a key, servers and their settings: no other field of a recorded value is secret."""
 _OTHER = {("pathlib", "PosixPath"): PosixPath}
 
 
@@ -33,8 +33,8 @@ class _Writer(pickle.Pickler):
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             kind = type(value)
             self.shapes.setdefault(f"{kind.__module__}:{kind.__qualname__}", [field.name for field in dataclasses.fields(value)])
-            if isinstance(value, Server) and value.model_control_key is not None:
-                return dataclasses.replace(value, model_control_key=None).__reduce_ex__(5)
+            if getattr(value, _KEY, None) is not None:
+                return dataclasses.replace(value, **{_KEY: None}).__reduce_ex__(5)
         return NotImplemented
 
 
