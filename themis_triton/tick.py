@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from themis_triton.act.executor import Executor
 from themis_triton.act.supervisor import Supervisor
@@ -74,10 +74,11 @@ async def tick(
     if not advisory:
         world.supervisor.resume()
         world.supervisor.repair(estimated.failures)
+    # Neither a hold nor advisory mode drains a server; one that is drained no longer returns to the routes in both.
+    out = frozenset(name for name, drain in config.drains.items() if drain is DrainState.LEFT or name in world.executor.routes.drained)
     # Advisory mode starts nothing and drops waiting retirements.
-    left = frozenset(name for name, drain in config.drains.items() if drain is DrainState.LEFT)
-    shown = Plan(decision.id, retire=frozenset(), unrouted=frozenset(), limits=planned.limits if paused else None, drained=left)
-    world.executor.submit(shown if advisory else planned)
+    shown = Plan(decision.id, retire=frozenset(), unrouted=frozenset(), limits=planned.limits if paused else None, drained=out)
+    world.executor.submit(shown if advisory else replace(planned, drained=out if planned.drained is None else planned.drained))
     record = TickRecord(state.number + 1, snapshot, estimated, decision, planned, world.executor.collect(), advisory)
     world.recorder.record_tick(record)
     return EngineState(state.number + 1, history, policy_state), record

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.unit.samples import CLASSIFIER, DETECTOR, NOW_S, STAGES, config, decided, estimate, server, snapshot
+from tests.unit.samples import CLASSIFIER, DETECTOR, NOW_S, STAGES, config, decided, estimate, record, retire, server, snapshot
+from themis_triton.core.action import Action
 from themis_triton.core.config import DrainState, Overload, ThemisConfig
 from themis_triton.core.decision import ClampKind, Decision, Reason
 from themis_triton.core.errors import SettingsError
@@ -169,6 +171,27 @@ def test_a_drain_is_kept_over_a_restart_told_at_each_step_and_ends_with_its_serv
         ("drained", "a is drained and retires by alice: new driver"),
         ("drain_ended", "the drain of a has ended: it is gone"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("phase", "actions", "refused"),
+    [
+        (Phase.SERVING, (), False),
+        (Phase.DRAINING, (), True),
+        (Phase.STOPPING, (), True),
+        (Phase.SERVING, (retire("a"),), True),
+        (Phase.SERVING, (retire("b"),), False),
+    ],
+)
+def test_a_server_that_retires_already_cannot_be_undrained(
+    tmp_path: Path, phase: Phase, actions: tuple[Action, ...], *, refused: bool
+) -> None:
+    keeper = OverrideKeeper(tmp_path)
+    keeper.drain(Drain("a", NOW_S, launched=False), snapshot([LAUNCHED, other()]), config())
+    last = record(*actions, seen=snapshot([replace(LAUNCHED, phase=phase), other()]))
+    with pytest.raises(SettingsError, match="a retires already") if refused else nullcontext():
+        keeper.undrain("a", "bob", "done", last)
+    assert bool(keeper.overrides.drains) is refused
 
 
 def test_a_drain_ends_when_it_is_told_to(tmp_path: Path) -> None:

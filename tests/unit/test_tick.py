@@ -6,7 +6,7 @@ import pytest
 from tests.unit.fakes import Bench
 from tests.unit.samples import CLASSIFIER, DETECTOR, action, config, retire, route, server
 from themis_triton.core.action import ActionKind, OutcomeKind, Plan
-from themis_triton.core.config import Mode, ThemisConfig
+from themis_triton.core.config import DrainState, Mode, ThemisConfig
 from themis_triton.core.decision import ClampKind, Reason
 from themis_triton.core.fleet import Phase
 from themis_triton.core.policy import PolicyConfig, ScaleDownConfig
@@ -129,6 +129,25 @@ def test_a_server_that_dies_is_buried_and_replaced() -> None:
         await engine.run(130.0, 2)
         assert [each.slot for each in bench.fleet.all() if each.phase is Phase.SERVING and each.slot == "cpu:1"] == ["cpu:1"]
         assert "b" not in bench.fleet
+        await engine.close()
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("mode", [Mode.ACTIVE, Mode.ADVISORY])
+def test_during_a_hold_an_undrained_server_returns_to_the_routes_and_the_drained_ones_stay_out(mode: Mode) -> None:
+    async def work() -> None:
+        bench = Bench(*(server(name, slot=f"cpu:{number}") for number, name in enumerate("abcd")))
+        bench.executor.routes.drained = frozenset("abc")
+        drains = {"b": DrainState.LEFT, "c": DrainState.FORCED, "d": DrainState.FORCED}  # c has just left, and a is drained no longer
+        engine = Engine(bench, replace(config(slots=4, mode=mode), drains=drains))
+        (record,) = await engine.run(5.0)
+        assert record.decision.reason is Reason.HOLD_NO_DATA
+        assert bench.executor.routes.drained == {"b", "c"}
+        assert bench.routed == ("a", "d")
+        assert [clamp.sentence for clamp in record.decision.clamps if clamp.kind is ClampKind.DRAIN] == [
+            f"{name} is drained once plans are made again (the proxy has no statistics of any model yet)" for name in "cd"
+        ]
         await engine.close()
 
     asyncio.run(work())

@@ -69,7 +69,7 @@ def unpin_command(path: Path, name: str, why: str, remote: Remote = LOCAL) -> No
 def drain_command(path: Path, server: str, why: str, remote: Remote = LOCAL, *, force: bool = False) -> None:
     """Route no new requests to a server once others carry its load, or at once. ServerError when the sidecar refuses."""
     change(path, DRAIN_PATH, {"server": server, "force": force, "by": _user(), "why": why}, remote)
-    when = "from the next tick on" if force else "as soon as the others carry its load"
+    when = "from the next plan on" if force else "as soon as the others carry its load"
     write_line(f"{server} gets no new requests {when}, see `themis status -c {path}`; `themis undrain {server} -c {path}` ends it")
 
 

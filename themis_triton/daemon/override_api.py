@@ -73,7 +73,7 @@ class Changes:
 
     def undrain(self, body: Body) -> None:
         """Let a server have requests again."""
-        self._keeper.undrain(_text(body, "server"), *_by_and_why(body))
+        self._keeper.undrain(_text(body, "server"), *_by_and_why(body), self._board.record)
 
     def mode(self, body: Body) -> None:
         """Put another mode in force."""

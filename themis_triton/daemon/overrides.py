@@ -11,10 +11,12 @@ from pathlib import Path
 
 import structlog
 
+from themis_triton.core.action import ActionKind
 from themis_triton.core.config import Mode, ThemisConfig
 from themis_triton.core.decoding import decode
 from themis_triton.core.encoding import plain
 from themis_triton.core.errors import EnvironmentCheckError, SettingsError
+from themis_triton.core.fleet import Phase
 from themis_triton.core.observation import Snapshot
 from themis_triton.core.overrides import (
     Bounds,
@@ -30,6 +32,7 @@ from themis_triton.core.overrides import (
     said,
 )
 from themis_triton.core.policy import PolicyName
+from themis_triton.core.record import TickRecord
 from themis_triton.daemon.control_paths import OVERRIDES_FILE
 from themis_triton.decide.draining import refusal
 from themis_triton.decide.rules import Rules
@@ -37,6 +40,7 @@ from themis_triton.decide.rules import Rules
 log = structlog.get_logger()
 PINNED, BOUNDED, PIN_ENDED, MODE_CHANGED = "pinned", "bounded", "pin_ended", "mode_changed"
 DRAIN_REQUESTED, DRAINED, DRAIN_ENDED = "drain_requested", "drained", "drain_ended"
+RETIRING = frozenset({Phase.DRAINING, Phase.STOPPING})
 MAX_PIN_S = 7 * 86_400.0
 MAX_WORDS = 200
 Event = tuple[str, str]
@@ -84,11 +88,13 @@ class OverrideKeeper:
             drain = replace(drain, launched=launched)
             self._change(self.overrides.drained(drain), [(DRAIN_REQUESTED, drain_words(drain))])
 
-    def undrain(self, server: str, by: str, why: str) -> None:
-        """Let a server have requests again. SettingsError where it is not drained."""
+    def undrain(self, server: str, by: str, why: str, record: TickRecord | None = None) -> None:
+        """Let a server have requests again. SettingsError where it is not drained, or retires by the last tick's record already."""
         with self._lock:
             if all(each.server != server for each in self.overrides.drains):
                 raise SettingsError(f"server: {server!r:.60} is not drained")
+            if record is not None and _retires(server, record):
+                raise SettingsError(f"{server} retires already. Fix: wait: another one is launched where the demand asks for it")
             self._change(self.overrides.undrained(server), [(DRAIN_ENDED, f"{server} is no longer drained{said(by, why)}")])
 
     def note_fleet(self, drained: Collection[str], servers: Collection[str]) -> None:
@@ -145,6 +151,12 @@ class OverrideKeeper:
         except (OSError, ValueError) as error:
             log.warning("overrides_not_read", file=str(self._path), error=str(error))
             return Overrides()
+
+
+def _retires(server: str, record: TickRecord) -> bool:
+    started = () if record.advisory else record.started
+    phase = next((each.phase for each in record.snapshot.servers if each.name == server), None)
+    return phase in RETIRING or any(action.kind is ActionKind.RETIRE and action.server == server for action in started)
 
 
 def check_bounds(bounds: Bounds, config: ThemisConfig) -> None:

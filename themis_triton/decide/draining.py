@@ -78,6 +78,13 @@ def drain(
     return Drained(tuple(servers), tuple(retire), tuple(clamps))
 
 
+def held(drains: Mapping[str, DrainState], snapshot: Snapshot, why: str) -> tuple[Clamp, ...]:
+    """Why the servers that are to be drained still serve while the fleet is held."""
+    asked = {name for name, state in drains.items() if state is not DrainState.LEFT}
+    names = [server.name for server in snapshot.servers if server.phase is Phase.SERVING and server.name in asked]
+    return tuple(Clamp(ClampKind.DRAIN, f"{name} is drained once plans are made again ({why})") for name in names)
+
+
 def _lone_words(server: Server, snapshot: Snapshot, drains: Mapping[str, DrainState]) -> str | None:
     lone = models_alone(server, snapshot.servers, drains)
     return f"another server holds {', '.join(lone)}" if lone else None

@@ -148,5 +148,5 @@ def _hold(policy_input: PolicyInput, rules: Rules) -> Decision | None:
 
 
 def _hold_decision(policy_input: PolicyInput, rules: Rules, reason: Reason, detail: str) -> Decision:
-    at_s = policy_input.snapshot.at_s
-    return Decision(decision_id(at_s), at_s, rules.config.policy.name.value, Stage.HOLD, reason, None, detail=detail)
+    at_s, clamps = policy_input.snapshot.at_s, draining.held(rules.config.drains, policy_input.snapshot, detail)
+    return Decision(decision_id(at_s), at_s, rules.config.policy.name.value, Stage.HOLD, reason, None, detail=detail, clamps=clamps)

@@ -93,7 +93,7 @@ export class Controls {
 
   drain() {
     const [server, force] = [this.servers.value, byId("drain-force").checked];
-    const when = force ? "From the next tick on it gets no new requests, whether or not the others carry the load." : "It gets no new requests once the others carry its load, with a replacement where a slot is free.";
+    const when = force ? "From the next plan on it gets no new requests, whether or not the others carry the load." : "It gets no new requests once the others carry its load, with a replacement where a slot is free.";
     return this.call(`Drain ${server}?`, `${when} An adopted server runs on, a launched one retires.`, "Drain", "v1/drain", () => `${server} is to be drained; the fleet shows when it is.`, { server, force }, force);
   }
 
