@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -9,7 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.fakes import Bench
 from tests.unit.samples import CLASSIFIER, DETECTOR, NOW_S, STAGES, config, decided, estimate, record, retire, server, snapshot
+from themis_triton.adapters.clock import SystemClock
+from themis_triton.adapters.envoy.files import EnvoyFiles
+from themis_triton.adapters.envoy.process import EnvoyProcess
+from themis_triton.adapters.exporter import Exporter
+from themis_triton.adapters.store.journal import Journal
 from themis_triton.core.action import Action
 from themis_triton.core.config import DrainState, Overload, ThemisConfig
 from themis_triton.core.decision import ClampKind, Decision, Reason
@@ -17,7 +24,10 @@ from themis_triton.core.errors import SettingsError
 from themis_triton.core.fleet import Phase, Server
 from themis_triton.core.observation import ServerReading
 from themis_triton.core.overrides import Drain, overridden
+from themis_triton.daemon.components import Components, build_observer
+from themis_triton.daemon.loop import Loop
 from themis_triton.daemon.overrides import OverrideKeeper
+from themis_triton.daemon.status import StatusBoard
 from themis_triton.decide.draining import refusal
 from themis_triton.decide.planner import Planner
 from themis_triton.decide.rules import build_rules
@@ -192,6 +202,39 @@ def test_a_server_that_retires_already_cannot_be_undrained(
     with pytest.raises(SettingsError, match="a retires already") if refused else nullcontext():
         keeper.undrain("a", "bob", "done", last)
     assert bool(keeper.overrides.drains) is refused
+
+
+def test_a_server_is_drained_only_once_the_proxy_routes_to_it_no_more(tmp_path: Path) -> None:
+    settings = replace(config(slots=2), state_directory=tmp_path)
+
+    async def scenario() -> None:
+        bench, clock, journal = Bench(ADOPTED, other()), SystemClock(), Journal(tmp_path / "journal.sqlite")
+        observer, envoy = build_observer(settings, clock), EnvoyProcess(settings.envoy, tmp_path)
+        ports = bench.world, bench.control, bench.launcher
+        components = Components(settings, *ports, journal, envoy, EnvoyFiles(settings.envoy), clock, observer)
+        loop = Loop(components, Planner(build_rules(settings)), StatusBoard(settings, NOW_S), Exporter())
+        loop.keeper = OverrideKeeper(tmp_path)
+        loop.keeper.drain(Drain("a", NOW_S, launched=False), snapshot([ADOPTED, other()]), settings)
+        await bench.executor.routes.write()
+        bench.routes.broken = True
+        bench.executor.routes.set_drained(frozenset("a"))
+        for _ in range(2):  # a write that is under way, and one that failed
+            loop.apply_overrides()
+            assert loop.planner.rules.config.drains == WAITING
+            await bench.turns()
+        bench.routes.broken = False
+        bench.executor.routes.reconcile()
+        await bench.turns()
+        assert bench.routed == ("b",)
+        loop.apply_overrides()
+        assert loop.planner.rules.config.drains == {"a": DrainState.LEFT}
+        assert [event.kinds for event in loop.board.events] == [("drain_requested",), ("drained",)]
+        await bench.executor.cancel()
+        await observer.close()
+        await envoy.close()
+        journal.close()
+
+    asyncio.run(scenario())
 
 
 def test_a_drain_ends_when_it_is_told_to(tmp_path: Path) -> None:

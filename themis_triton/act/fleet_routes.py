@@ -70,6 +70,11 @@ class FleetRoutes:
         if self._taken_up is not None and self._taken_up != self._table():
             self.reconcile(changed=True)
 
+    @property
+    def left(self) -> frozenset[str]:
+        """The drained servers to which the proxy surely routes no more; none while the routes are not written."""
+        return self.drained if self.unwritten is None else frozenset()
+
     async def write(self) -> None:
         """Write the routes of the serving servers. Raises the port's errors; `unwritten` has the reason until a write succeeds."""
         table = self._table()

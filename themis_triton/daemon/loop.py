@@ -177,7 +177,7 @@ class Loop:
         if keeper is None:
             return
         executor = self.components.world.executor
-        keeper.note_fleet(executor.routes.drained, [server.name for server in executor.fleet.all()])
+        keeper.note_fleet(executor.routes.left, [server.name for server in executor.fleet.all()])
         for kind, words in keeper.take_events(now_s):
             log.warning(kind, message=words)
             self.components.journal.record_event(now_s, kind, words)
