@@ -344,5 +344,5 @@ def test_no_journal_or_another_file_is_named(tmp_path: Path) -> None:
         pass
     other = tmp_path / "other.sqlite"
     other.write_bytes(b"something else entirely, and long enough to be read as a header" * 20)
-    with pytest.raises(EnvironmentCheckError, match=r"cannot be read .*; the file is not a Themis journal"), reading(other) as reader:
+    with pytest.raises(EnvironmentCheckError, match=r"the journal cannot be read"), reading(other) as reader:
         reader.ticks(1)

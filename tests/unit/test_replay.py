@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tests.unit.recorded_runs import recorded_run, taking
 from tests.unit.samples import config, record, server, snapshot
 from themis_triton.adapters.store import recording as recording_module
-from themis_triton.adapters.store.frozen_values import frozen, thawed
+from themis_triton.adapters.store.frozen_values import OtherVersionError, frozen, thawed
 from themis_triton.adapters.store.journal import Journal
 from themis_triton.adapters.store.reader import reading
 from themis_triton.adapters.store.recording import Recording, Segment, read_segment, read_segments
@@ -51,7 +51,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def segments(path: Path) -> list[Segment]:
     with reading(path) as journal:
-        return list(read_segments(journal, 0.0, 1e10))
+        return read_segments(journal, 0.0, 1e10)[0]
 
 
 def printed(capsys: pytest.CaptureFixture[str]) -> Any:
@@ -227,9 +227,43 @@ def test_a_foreign_pickle_is_refused(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out == ""
 
 
-def test_values_of_a_version_with_other_fields_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_of_a_version_with_other_fields_or_classes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = frozen(RetentionConfig())
     assert thawed(data) == RetentionConfig()
-    monkeypatch.delitem(RetentionConfig.__dataclass_fields__, "log_bytes")
-    with pytest.raises(ValueError, match=r"another version of Themis wrote it: .*RetentionConfig has other fields"):
+    for name in (b"core.retentiom", b"core.r"):
+        other = zlib.compress(zlib.decompress(data).replace(b"core.retention", name))
+        with pytest.raises(OtherVersionError, match="another version of Themis wrote it: "):
+            thawed(other)
+    with pytest.raises(ValueError, match="it is damaged"):
+        thawed(data[:-9])
+    fields = {name: field for name, field in RetentionConfig.__dataclass_fields__.items() if name != "log_bytes"}
+    monkeypatch.setattr(RetentionConfig, "__dataclass_fields__", fields)
+    with pytest.raises(OtherVersionError, match=r"another version of Themis wrote it: .*RetentionConfig has other fields"):
         thawed(data)
+
+
+def test_segments_of_another_version_are_left_out_and_counted(recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "journal.sqlite"
+    with sqlite3.connect(recorded) as source, sqlite3.connect(path) as db:
+        source.backup(db)
+        ((segment, head),) = db.execute("select segment, head from recordings where head is not null").fetchall()
+        later = db.execute("select seq from recordings order by seq").fetchall()[2][0]
+        db.execute("update recordings set segment = ?, head = ? where seq >= ?", (segment + 1.0, head, later))
+        db.execute("update recordings set head = null where seq > ?", (later,))
+        db.execute(
+            "update recordings set head = ? where segment = ? and head is not null",
+            (zlib.compress(zlib.decompress(head).replace(b"core.retention", b"core.retained")), segment),
+        )
+    source.close()
+    db.close()
+    with reading(path) as journal:
+        found, others = read_segments(journal, 0.0, 1e10)
+    assert (len(found), others) == (1, 1)
+    replay_command(ReplayFlags(path), as_json=True)
+    told = capsys.readouterr()
+    assert json.loads(told.out)["ticks"] == len(found[0].ticks)
+    assert told.err == "1 of 2 recorded segments are of another version of Themis and left out\n"
+    with pytest.raises(EnvironmentCheckError, match=r"1 of 1 recorded .*Fix: replay them with the version that recorded them"):
+        replay_command(
+            ReplayFlags(path, to_text=f"{found[0].ticks[-1].snapshot.at_s - found[0].ticks[0].snapshot.at_s + 1:.0f}s"), as_json=True
+        )

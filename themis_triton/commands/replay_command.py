@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -108,8 +109,13 @@ def _segments(journal: JournalReader, flags: ReplayFlags) -> list[Segment]:
         fix = "run the sidecar with a `retention.max_recording` above 0, and replay later"
         raise EnvironmentCheckError(f"{flags.journal}: the journal has no recording. Fix: {fix}")
     from_s, to_s = _time(flags.from_text, "--from", span[1], span[0]), _time(flags.to_text, "--to", span[1], span[1])
-    segments = [_until(segment, to_s) for segment in read_segments(journal, from_s, to_s)]
-    kept = [segment for segment in segments if segment.ticks]
+    segments, others = read_segments(journal, from_s, to_s)
+    kept = [each for each in (_until(segment, to_s) for segment in segments) if each.ticks]
+    if others:
+        left_out = f"{others} of {others + len(segments)} recorded segments are of another version of Themis"
+        if not kept:
+            raise EnvironmentCheckError(f"{flags.journal}: {left_out}. Fix: replay them with the version that recorded them")
+        sys.stderr.write(f"{left_out} and left out\n")
     if not kept:
         words = f"{moment(span[0], SystemClock().now_s())} to {moment(span[1], SystemClock().now_s())}"
         raise SettingsError(f"--from, --to: nothing was recorded then: expected times from {words}")

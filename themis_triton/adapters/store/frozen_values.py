@@ -38,13 +38,20 @@ class _Writer(pickle.Pickler):
         return NotImplemented
 
 
+class OtherVersionError(ValueError):
+    """Another version of Themis wrote the values."""
+
+    def __init__(self, what: object) -> None:
+        super().__init__(f"another version of Themis wrote it: {what}")
+
+
 class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 - any class of the package
         if (module, name) in _OTHER:
             return _OTHER[module, name]
         found = super().find_class(module, name) if module.startswith(_PACKAGE) and "." not in name else None
         if not isinstance(found, type) or not (dataclasses.is_dataclass(found) or issubclass(found, (enum.Enum, tuple))):
-            raise ValueError(f"{module}.{name} is no value of this package")
+            raise pickle.UnpicklingError(f"{module}.{name} is no value of this package")
         return found
 
 
@@ -57,14 +64,25 @@ def frozen(value: object) -> bytes:
 
 
 def thawed(data: bytes) -> Any:  # noqa: ANN401 - whatever was frozen
-    """The value of such bytes. ValueError when they are none, or those of a version with other fields."""
-    head, _, body = zlib.decompress(data).partition(b"\n")
-    reader = _Reader(io.BytesIO(body))
-    for place, names in json.loads(head).items():
-        kind = reader.find_class(*place.split(":"))
-        if names != [field.name for field in dataclasses.fields(kind)]:
-            raise ValueError(f"another version of Themis wrote it: {place} has other fields")
+    """The value of such bytes. ValueError when they are none; OtherVersionError when this version has other classes or fields."""
     try:
-        return reader.load()
-    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, TypeError, KeyError) as error:
+        head, _, body = zlib.decompress(data).partition(b"\n")
+        shapes, reader = json.loads(head), _Reader(io.BytesIO(body))
+    except (zlib.error, ValueError) as error:
         raise ValueError(f"it is damaged ({error})") from error
+    try:
+        _check(shapes, reader)
+        return reader.load()
+    except OtherVersionError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"it is no recording ({error})") from error
+    except (ImportError, AttributeError, EOFError, IndexError, KeyError, TypeError, ValueError) as error:
+        # Damage shows in the checksum of the compressed bytes.
+        raise OtherVersionError(error) from error
+
+
+def _check(shapes: dict[str, list[str]], reader: _Reader) -> None:
+    for place, names in shapes.items():
+        if names != [field.name for field in dataclasses.fields(reader.find_class(*place.split(":")))]:
+            raise OtherVersionError(f"{place} has other fields")

@@ -103,6 +103,6 @@ def reading(path: Path) -> Iterator[JournalReader]:
             raise EnvironmentCheckError(f"{path}: the journal has version {version_of(db)}: expected at most {VERSION}. Fix: {fix}")
         yield JournalReader(db)
     except (sqlite3.Error, zlib.error, ValueError) as error:
-        raise EnvironmentCheckError(f"{path}: the journal cannot be read ({error}); the file is not a Themis journal") from error
+        raise EnvironmentCheckError(f"{path}: the journal cannot be read ({error})") from error
     finally:
         db.close()

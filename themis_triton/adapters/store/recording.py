@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from themis_triton.adapters.store.frozen_values import frozen, thawed
+from themis_triton.adapters.store.frozen_values import OtherVersionError, frozen, thawed
 from themis_triton.adapters.store.reader import JournalReader
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.record import TickRecord
@@ -137,12 +137,19 @@ def _mixed(one: bytes, other: bytes) -> bytes:
 
 
 def read_chunk(body: bytes) -> Iterator[RecordedTick]:
-    """The ticks of a chunk. ValueError where it is damaged or of another version."""
+    """The ticks of a chunk. ValueError where it is damaged, OtherVersionError where it is of another version."""
     parts: Mapping[int, Any] = {}
     numbers = b""
     for changed, difference in thawed(body):
         parts, numbers = {**parts, **changed}, _sum(difference, numbers)
-        yield join(tuple(parts[index] for index in range(len(parts))), array("d", numbers))
+        yield _joined(parts, numbers)
+
+
+def _joined(parts: Mapping[int, Any], numbers: bytes) -> RecordedTick:
+    try:
+        return join(tuple(parts[index] for index in range(len(parts))), array("d", numbers))
+    except (KeyError, TypeError, ValueError, StopIteration, RuntimeError) as error:
+        raise OtherVersionError(error) from error
 
 
 def read_segment(chunks: Sequence[tuple[Any, ...]]) -> Segment:
@@ -154,14 +161,21 @@ def read_segment(chunks: Sequence[tuple[Any, ...]]) -> Segment:
     return Segment(config, state, tuple(tick for _, body in chunks for tick in read_chunk(body)))
 
 
-def read_segments(journal: JournalReader, from_s: float, until_s: float) -> Iterator[Segment]:
-    """The recorded segments that overlap a span, oldest first; one whose end is not written yet, or is lost, as far as it is."""
+def read_segments(journal: JournalReader, from_s: float, until_s: float) -> tuple[list[Segment], int]:
+    """The recorded segments that overlap a span, oldest first, and how many more another version of Themis wrote.
+
+    One whose end is not written yet, or is lost, is read as far as it is. ValueError where one is damaged.
+    """
     if journal.version <= UNRECORDED_VERSION:
-        return
-    for (segment,) in journal.rows(
-        "select segment from recordings where end_s >= ? and at_s <= ? group by segment order by min(seq)", (from_s, until_s)
-    ):
-        yield read_segment(journal.rows("select head, body from recordings where segment = ? order by seq", (segment,)))
+        return [], 0
+    query = "select segment from recordings where end_s >= ? and at_s <= ? group by segment order by min(seq)"
+    found, others = list[Segment](), 0
+    for (segment,) in journal.rows(query, (from_s, until_s)):
+        try:
+            found.append(read_segment(journal.rows("select head, body from recordings where segment = ? order by seq", (segment,))))
+        except OtherVersionError:
+            others += 1
+    return found, others
 
 
 def recorded_span(journal: JournalReader) -> tuple[float, float] | None:
