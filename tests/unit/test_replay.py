@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import sys
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -19,14 +20,17 @@ from hypothesis import strategies as st
 from tests.unit.recorded_runs import recorded_run, taking
 from tests.unit.samples import config, record, server, snapshot
 from themis_triton.adapters.store import recording as recording_module
-from themis_triton.adapters.store.frozen_values import OtherVersionError, frozen, thawed
+from themis_triton.adapters.store.frozen_values import MODULES, OtherVersionError, frozen, thawed
 from themis_triton.adapters.store.journal import Journal
 from themis_triton.adapters.store.reader import reading
 from themis_triton.adapters.store.recording import Recording, Segment, read_segment, read_segments
 from themis_triton.commands.replay_command import ReplayFlags, chosen_journal, replay, replay_command
 from themis_triton.core.address import Address
+from themis_triton.core.config import ThemisConfig
 from themis_triton.core.errors import EnvironmentCheckError, SettingsError
+from themis_triton.core.graph import Calls, Parallel, Series
 from themis_triton.core.policy import PolicyConfig, PolicyName
+from themis_triton.core.recorded import RecordedTick
 from themis_triton.core.retention import RetentionConfig
 from themis_triton.core.server_config import AdoptedServer
 from themis_triton.load.traces import TraceOptions, arrivals, load_trace
@@ -36,6 +40,7 @@ from themis_triton.sim.setup import SimOptions
 from themis_triton.tick import EngineState
 
 PIPELINE = config().pipelines[0].name
+UNNEEDED = "themis_triton.demo.view"
 LAUNCHES = replace(config(), servers=())
 DURATION_S = 40
 POLICIES = (PolicyName.THEMIS, PolicyName.THEMIS_PAPER, PolicyName.HORIZONTAL, PolicyName.INFERLINE, PolicyName.CONCURRENCY)
@@ -227,6 +232,27 @@ def test_a_foreign_pickle_is_refused(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out == ""
 
 
+def recorded_classes(kind: Any, found: set[type]) -> set[type]:
+    """The package's classes of a type, of its subclasses and of their fields."""
+    for inner in get_args(kind):
+        recorded_classes(inner, found)
+    if isinstance(kind, type) and kind.__module__.startswith("themis_triton.") and kind not in found:
+        found.add(kind)
+        for inner in (*kind.__subclasses__(), *get_type_hints(kind, localns={"Graph": Series | Parallel | Calls}).values()):
+            recorded_classes(inner, found)
+    return found
+
+
+def test_all_classes_of_a_recording_can_be_read_and_no_other_module_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = recorded_classes(ThemisConfig | EngineState | RecordedTick | Series | Parallel | Calls, set())
+    assert len(found) > 50
+    assert {each.__module__ for each in found} == MODULES
+    monkeypatch.setitem(sys.modules, UNNEEDED, None)  # no import of it succeeds
+    data = zlib.decompress(frozen(RetentionConfig())).replace(RetentionConfig.__module__.encode(), UNNEEDED.encode())
+    with pytest.raises(OtherVersionError, match=f"{UNNEEDED} has no recorded values"):
+        thawed(zlib.compress(data))
+
+
 def test_values_of_a_version_with_other_fields_or_classes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = frozen(RetentionConfig())
     assert thawed(data) == RetentionConfig()
@@ -262,7 +288,7 @@ def test_segments_of_another_version_are_left_out_and_counted(recorded: Path, tm
     replay_command(ReplayFlags(path), as_json=True)
     told = capsys.readouterr()
     assert json.loads(told.out)["ticks"] == len(found[0].ticks)
-    assert told.err == "1 of 2 recorded segments are of another version of Themis and left out\n"
+    assert "1 of 2 recorded segments are of another version of Themis and left out" in told.err
     with pytest.raises(EnvironmentCheckError, match=r"1 of 1 recorded .*Fix: replay them with the version that recorded them"):
         replay_command(
             ReplayFlags(path, to_text=f"{found[0].ticks[-1].snapshot.at_s - found[0].ticks[0].snapshot.at_s + 1:.0f}s"), as_json=True

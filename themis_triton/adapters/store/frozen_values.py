@@ -1,7 +1,8 @@
 """Core values as bytes and back, exact to the last bit: records of ticks, settings and the engine's state.
 
 Pickles keep what JSON loses: the types of numbers, tuples and sets, keys that are pairs, and objects that are shared. A pickle from
-elsewhere could run any code, so only this package's own classes are read, and only if their fields are those that were written.
+elsewhere could run any code, so only classes of the modules named here are read, no other module is imported, and only classes whose
+fields are those that were written.
 """
 
 from __future__ import annotations
@@ -17,6 +18,19 @@ from typing import Any
 
 _LEVEL = 6
 _PACKAGE = "themis_triton."
+MODULES = frozenset(
+    _PACKAGE + name
+    for name in (
+        *("core.action", "core.address", "core.client_auth", "core.config", "core.control", "core.decision", "core.fleet", "core.graph"),
+        *("core.incident", "core.listener_tls", "core.model_config", "core.observation", "core.pipeline_config", "core.policy"),
+        *("core.recorded", "core.retention", "core.routes", "core.server_config"),
+        *("decide.slow_target", "decide.state"),
+        *("estimate.axis", "estimate.calls", "estimate.drift", "estimate.estimate", "estimate.learning", "estimate.series"),
+        *("estimate.served", "estimate.work"),
+        *("solver.migration", "solver.migration_steps", "solver.plans", "tick"),
+    )
+)
+"""Where the classes of settings, of an engine's state and of a tick are."""
 _KEY = "model_control_key"
 """The field of every class that holds such a key, servers and their settings: no other field of a recorded value is secret."""
 _OTHER = {("pathlib", "PosixPath"): PosixPath}
@@ -49,7 +63,9 @@ class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 - any class of the package
         if (module, name) in _OTHER:
             return _OTHER[module, name]
-        found = super().find_class(module, name) if module.startswith(_PACKAGE) and "." not in name else None
+        if module.startswith(_PACKAGE) and module not in MODULES:
+            raise OtherVersionError(f"{module} has no recorded values")
+        found = super().find_class(module, name) if module in MODULES and "." not in name else None
         if not isinstance(found, type) or not (dataclasses.is_dataclass(found) or issubclass(found, (enum.Enum, tuple))):
             raise pickle.UnpicklingError(f"{module}.{name} is no value of this package")
         return found
