@@ -228,7 +228,10 @@ def test_a_server_is_drained_only_once_the_proxy_routes_to_it_no_more(tmp_path: 
         assert bench.routed == ("b",)
         loop.apply_overrides()
         assert loop.planner.rules.config.drains == {"a": DrainState.LEFT}
-        assert [event.kinds for event in loop.board.events] == [("drain_requested",), ("drained",)]
+        for _ in range(3):
+            await loop.tick()
+            bench.clock.at_s += 5.0
+        assert [event.kinds for event in loop.board.events] == [("drain_requested",), ("drained",), ("drained_rests",)]
         await bench.executor.cancel()
         await observer.close()
         await envoy.close()

@@ -110,15 +110,18 @@ def test_without_an_id_the_newest_change_is_explained(path: Path, tmp_path: Path
     assert json.loads(capsys.readouterr().out) is None
 
 
-def test_pauses_are_in_the_history_and_are_no_decisions(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("kind", ["paused", "bounded", "drained", "drained_rests"])
+def test_pauses_and_drains_are_in_the_history_and_are_no_decisions(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
     journal = Journal(tmp_path / "state" / "journal.sqlite")
-    journal.record_event(NOW_S + 90.0, "paused", "paused by `themis pause`: nothing is changed")
+    journal.record_event(NOW_S + 90.0, kind, "paused by `themis pause`: nothing is changed")
     journal.close()
     history(path)
     assert "paused by `themis pause`: nothing is changed" in capsys.readouterr().out
     why(path)
     assert "  d  policy themis, steady" in capsys.readouterr().out.splitlines()[0]
-    why(path, f"paused-{NOW_S + 90.0:.0f}")
+    why(path, f"{kind}-{NOW_S + 90.0:.0f}")
     assert capsys.readouterr().out == "paused by `themis pause`: nothing is changed\n"
 
 

@@ -35,6 +35,11 @@ NO_DECISIONS = frozenset(
         "service_times_learnt",
         "pinned",
         "pin_ended",
+        "bounded",
+        "drain_requested",
+        "drained",
+        "drained_rests",
+        "drain_ended",
         "mode_changed",
         "day_reported",
     }

@@ -24,6 +24,7 @@ from themis_triton.daemon.learning import LEARNT, Learning, keep_learnt_times, w
 from themis_triton.daemon.overrides import OverrideKeeper
 from themis_triton.daemon.pacing import is_quiet
 from themis_triton.daemon.reload import REFUSED, RELOADED, SettingsChange, changed_models, settings_change
+from themis_triton.daemon.rest_watch import RESTS, RestWatch
 from themis_triton.daemon.samples import Samples
 from themis_triton.daemon.status import TICK_FAILED, StatusBoard
 from themis_triton.daemon.tasks import cancelled_on_exit
@@ -65,6 +66,7 @@ class Loop:
     keeper: OverrideKeeper | None = None
     fixed: dict[str, str] = field(default_factory=dict)
     watch: FixedWatch = field(default_factory=FixedWatch)
+    rests: RestWatch = field(default_factory=RestWatch)
     reload: asyncio.Event = field(default_factory=asyncio.Event)
     read_settings: Callable[[], ThemisConfig] | None = None
     advisory: Planner = field(init=False)
@@ -108,6 +110,7 @@ class Loop:
         self._log_tick(record)
         self._learn(record)
         self._follow_fixed(record)
+        self._follow_drained(record)
         self.hub.publish(self.board.status)
         self.arrivals = sum(route.arrivals for route in record.snapshot.routes)
         return is_quiet(record)
@@ -130,6 +133,14 @@ class Loop:
         if fixed is not None:
             self.fixed = fixed
             self._plan_by(self.components.config, self.components.config)
+
+    def _follow_drained(self, record: TickRecord) -> None:
+        """Tell when the last requests of a drained server have ended; one that Themis launched retires then by itself."""
+        drained = {each.server for each in self.board.overrides.drains if each.left and not each.launched}
+        for words in self.rests.follow(record.snapshot, drained):
+            log.info(RESTS, message=words)
+            self.components.journal.record_event(record.snapshot.at_s, RESTS, words)
+            self.board.add_event(record.snapshot.at_s, RESTS, words)
 
     async def reload_settings(self) -> None:
         """Put edited settings into force if it was asked for; wrong ones are refused, and the old ones stay."""
