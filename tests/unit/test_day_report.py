@@ -15,19 +15,21 @@ import pytest
 
 from tests.unit.fakes import FakeClock
 from tests.unit.recorded_runs import taking
-from tests.unit.samples import config
+from tests.unit.samples import config, snapshot
 from tests.unit.status_api import served
 from themis_triton.adapters.store.journal import Journal
 from themis_triton.adapters.store.minutes import read_minutes, read_report
 from themis_triton.adapters.store.reader import reading
 from themis_triton.commands import report_command as command_module
 from themis_triton.commands.report_command import report_command
-from themis_triton.core.config import Mode, ThemisConfig
+from themis_triton.core.config import Mode, PipelineConfig, StageCalls, ThemisConfig
 from themis_triton.core.day_report import DayAccount, DayReport, day_span, local_day, report_sentence
 from themis_triton.core.errors import EnvironmentCheckError, SettingsError
 from themis_triton.core.history import TrafficMinute, UsageMinute
+from themis_triton.core.observation import LatencyHistogram, RouteReading
 from themis_triton.core.record import TickRecord
 from themis_triton.daemon import day_reports as module
+from themis_triton.daemon.attainment import RequestCounter
 from themis_triton.daemon.day_reports import report_day, report_in_process
 from themis_triton.daemon.status import StatusBoard
 from themis_triton.estimate.minutes import Minutes
@@ -199,10 +201,10 @@ def test_the_api_serves_a_days_report(tmp_path: Path) -> None:
 
 
 def test_minutes_count_what_arrived_ended_and_was_late() -> None:
-    joined, ended = Minutes(), []
+    joined, counter, ended = Minutes(), RequestCounter(), []
 
     def take(_: EngineState, __: EngineState, record: TickRecord, settings: ThemisConfig) -> None:
-        minute = joined.take(record.snapshot, settings)
+        minute = joined.take(record.snapshot, settings, counter.take(record.snapshot, settings.pipelines))
         if minute is not None:
             ended.append(minute)
 
@@ -218,3 +220,18 @@ def test_minutes_count_what_arrived_ended_and_was_late() -> None:
     assert np.abs(np.array(second.arrivals) - counted[60:]).max() <= 8
     late = float(result.pipelines[0].violated[(times >= 60.0) & (times < 120.0)].mean())
     assert second.late / second.ended == pytest.approx(late, abs=0.02)
+
+
+def test_a_minute_counts_all_calls_of_a_request_as_the_status_does() -> None:
+    chain = PipelineConfig("chain", ("a", "b"), 100.0, calls=(StageCalls(), StageCalls(4.0, sequential=True)))
+    settings, joined, counter = replace(config(), pipelines=(chain,)), Minutes(), RequestCounter()
+
+    def take(second: int) -> Any:
+        calls, bounds_ms = 10.0 * second, (1.0, 30.0, 40.0, float("inf"))
+        short, long = LatencyHistogram(bounds_ms, (calls,) * 4), LatencyHistogram(bounds_ms, (0.0, 0.0, 4 * calls, 4 * calls))
+        routes = (RouteReading("a", second, calls, 0.0, 0.0, short), RouteReading("b", second, 4 * calls, 0.0, 0.0, long))
+        seen = replace(snapshot(at_s=float(second)), routes=routes)
+        return joined.take(seen, settings, counter.take(seen, settings.pipelines))
+
+    *_, (_, (traffic,)) = [take(second) for second in range(61)]
+    assert (traffic.ended, traffic.late) == (590.0, pytest.approx(590.0))

@@ -141,7 +141,8 @@ def test_the_tables_say_what_was_and_what_would_have_been(recorded: Path, capsys
     assert same["requests"] == pytest.approx(measured["requests"], rel=0.01)
     assert same["server_hours"] == pytest.approx(measured["server_hours"], rel=0.15)
     assert same["cost"] == pytest.approx(measured["cost"], rel=0.2)
-    assert abs(same["late"] - measured["late"]) < 0.05
+    assert measured["late"] == pytest.approx(0.263, abs=0.01)  # so many of the run's own requests were late
+    assert abs(same["late"] - measured["late"]) < 0.07
     assert other["instance_hours"] < same["instance_hours"]
     assert len(measured["servers"]) == len(other["instances"]) == 12
     assert replay_command(flags, as_json=False) == 0

@@ -23,6 +23,7 @@ from themis_triton.core.config import ThemisConfig
 from themis_triton.core.errors import EnvironmentCheckError, SettingsError
 from themis_triton.core.history import TrafficMinute, UsageMinute
 from themis_triton.core.policy import PolicyName
+from themis_triton.daemon.attainment import RequestCounter
 from themis_triton.estimate.minutes import MAX_TICK_S, Minutes
 from themis_triton.jit import Group
 from themis_triton.replay.first import first_servers
@@ -199,8 +200,12 @@ def _newest_stretch(segments: Sequence[Segment]) -> list[Segment]:
 
 
 def _minutes(segments: Sequence[Segment]) -> tuple[list[UsageMinute], list[TrafficMinute]]:
-    joined, usage, traffic = Minutes(), list[UsageMinute](), list[TrafficMinute]()
-    ended = [joined.take(tick.snapshot, segment.config) for segment in segments for tick in segment.ticks]
+    joined, counter, usage, traffic = Minutes(), RequestCounter(), list[UsageMinute](), list[TrafficMinute]()
+    ended = [
+        joined.take(tick.snapshot, segment.config, counter.take(tick.snapshot, segment.config.pipelines))
+        for segment in segments
+        for tick in segment.ticks
+    ]
     for minute in (*ended, joined.end(segments[-1].config)):
         if minute is not None:
             usage.append(minute[0])

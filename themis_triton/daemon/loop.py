@@ -104,7 +104,7 @@ class Loop:
         self.exporter.take(record, duration_s, paused=self.paused)
         self.exporter.count_requests(self.board.config.pipelines, ended)
         self.components.journal.record_samples(self.samples.take(record, self.board.config, ended))
-        minute = self.minutes.take(record.snapshot, self.board.config)
+        minute = self.minutes.take(record.snapshot, self.board.config, ended)
         if minute is not None:
             self.components.journal.record_minute(*minute)
         self._log_tick(record)

@@ -5,12 +5,8 @@ from __future__ import annotations
 import math
 import operator
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
 
 from themis_triton.core.observation import LatencyHistogram
-
-_HALVINGS = 24
-_FINEST = 1e-4
 
 
 def difference(newer: LatencyHistogram, older: LatencyHistogram) -> LatencyHistogram:
@@ -36,21 +32,6 @@ def percentile(histogram: LatencyHistogram, percent: float) -> float | None:
     below_count, below_ms = (counts[index - 1], bounds[index - 1]) if index else (0.0, 0.0)
     inside = counts[index] - below_count
     return below_ms + (bounds[index] - below_ms) * ((rank - below_count) / inside if inside > 0 else 1.0)
-
-
-def fraction_above(stages: Sequence[LatencyHistogram], total_ms: Callable[[list[float]], float], limit_ms: float) -> float | None:
-    """The fraction of requests that took longer than the limit; None without counts in some stage.
-
-    As a pipeline's p99 is made of its stages' p99s by `total_ms`, this is the percentile that the limit is made of.
-    """
-    if any(percentile(stage, 100.0) is None for stage in stages):
-        return None
-    low, high = 0.0, 100.0
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2.0
-        inside = total_ms([percentile(stage, middle) or 0.0 for stage in stages]) <= limit_ms
-        low, high = (middle, high) if inside else (low, middle)
-    return 0.0 if low >= 100.0 - _FINEST else 1.0 - low / 100.0
 
 
 def count_below(histogram: LatencyHistogram, limit_ms: float) -> float:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from themis_triton.core.attainment import EndedRequests
 from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.history import TrafficMinute, UsageMinute
-from themis_triton.core.observation import LatencyHistogram, RouteReading, Snapshot
+from themis_triton.core.observation import RouteReading, Snapshot
 from themis_triton.core.price import running_price
-from themis_triton.estimate.latency import difference, fraction_above
 from themis_triton.estimate.shared import other_calls
 
 MINUTE_S = 60
@@ -24,23 +24,28 @@ class Minutes:
 
     start_s: int | None = None
     last_s: float = 0.0
-    first: Routes = field(default_factory=dict)
     last: Routes = field(default_factory=dict)
     arrivals: dict[str, list[float]] = field(default_factory=dict)
+    ended: dict[str, EndedRequests] = field(default_factory=dict)
     seconds: float = 0.0
     server_s: float = 0.0
     instance_s: float = 0.0
     cost: float = 0.0
 
-    def take(self, snapshot: Snapshot, config: ThemisConfig) -> tuple[UsageMinute, tuple[TrafficMinute, ...]] | None:
-        """Add a snapshot; returns the minute that it ends, if it ends one of which anything was observed."""
+    def take(
+        self, snapshot: Snapshot, config: ThemisConfig, requests: Mapping[str, EndedRequests]
+    ) -> tuple[UsageMinute, tuple[TrafficMinute, ...]] | None:
+        """Add a snapshot, and the requests of each pipeline that were found to have ended by then.
+
+        Returns the minute that it ends, if it ends one of which anything was observed.
+        """
         ended, start_s = None, int(snapshot.at_s // MINUTE_S) * MINUTE_S
         if start_s != self.start_s:
             ended = self.end(config)
             self._begin(start_s)
         elapsed_s, routes = snapshot.at_s - self.last_s, {route.model: route for route in snapshot.routes}
-        if len(self.first) < len(routes):
-            self.first = {**routes, **self.first}
+        for name, each in requests.items():
+            self.ended[name] = self.ended.get(name, EndedRequests()) + each
         if 0.0 < elapsed_s <= MAX_TICK_S:
             self._use(snapshot, config, elapsed_s)
             for pipeline in config.pipelines:
@@ -56,7 +61,7 @@ class Minutes:
         return usage, tuple(self._traffic(pipeline, self.start_s) for pipeline in config.pipelines)
 
     def _begin(self, start_s: int) -> None:
-        self.start_s, self.first, self.arrivals = start_s, self.last, {}
+        self.start_s, self.arrivals, self.ended = start_s, {}, {}
         self.seconds = self.server_s = self.instance_s = self.cost = 0.0
 
     def _use(self, snapshot: Snapshot, config: ThemisConfig, elapsed_s: float) -> None:
@@ -84,28 +89,8 @@ class Minutes:
         return now - before if now >= before else now
 
     def _traffic(self, pipeline: PipelineConfig, start_s: int) -> TrafficMinute:
-        windows = [self._ended(model) for model in pipeline.client_calls]
-        ended = windows[0].counts[-1] if windows[0].counts else 0.0
-        failed = self._failed(pipeline.front)
-        known = [window for window in windows if window.counts and window.counts[-1] > 0.0]
-        above = fraction_above(known, lambda times: _total_ms(pipeline, times), pipeline.slo_ms) if known else None
-        late = min(ended, failed + (above or 0.0) * max(0.0, ended - failed))
-        return TrafficMinute(pipeline.name, start_s, tuple(self.arrivals.get(pipeline.name, ())), ended, late)
-
-    def _ended(self, model: str) -> LatencyHistogram:
-        if model not in self.last:
-            return LatencyHistogram((), ())
-        newest = self.last[model].latency
-        return difference(newest, self.first[model].latency) if model in self.first else LatencyHistogram((), ())
-
-    def _failed(self, model: str) -> float:
-        if model not in self.last or model not in self.first:
-            return 0.0
-        return max(0.0, self.last[model].failures - self.first[model].failures)
-
-
-def _total_ms(pipeline: PipelineConfig, times_ms: list[float]) -> float:
-    return pipeline.total_ms(times_ms) if pipeline.entry is None and len(times_ms) == len(pipeline.stages) else sum(times_ms)
+        ended = self.ended.get(pipeline.name, EndedRequests())
+        return TrafficMinute(pipeline.name, start_s, tuple(self.arrivals.get(pipeline.name, ())), ended.requests, ended.late)
 
 
 def _shares(from_s: float, to_s: float) -> Iterator[tuple[int, float]]:
