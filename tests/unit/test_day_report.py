@@ -56,8 +56,8 @@ def data(numbers: range, rps: float = 20.0) -> DayData:
     return DayData(DAY, START_S, START_S + 6 * PIECE_S, *minutes(numbers, rps), ())
 
 
-def made(what: DayData, settings: ThemisConfig = WATCHED, spent_s: float = 0.0) -> DayReport:
-    return day_report(what, settings, START_S + 1e5, lambda: spent_s, PIECE_S)
+def made(what: DayData, settings: ThemisConfig = WATCHED) -> DayReport:
+    return day_report(what, settings, START_S + 1e5, lambda: 0.0, PIECE_S)
 
 
 def test_a_day_is_compared_piece_by_piece_on_its_own_arrivals() -> None:
@@ -80,7 +80,7 @@ def test_a_day_is_compared_piece_by_piece_on_its_own_arrivals() -> None:
 
 
 def test_what_the_time_does_not_suffice_for_is_left_out_evenly_over_the_day() -> None:
-    short = made(data(range(12)), spent_s=1000.0)
+    short = day_report(data(range(12)), WATCHED, START_S + 1e5, lambda: 1000.0, PIECE_S, budget_s=1500.0)
     assert short.hours == 1
     assert short.measured.requests == 2 * 1200
 

@@ -38,7 +38,7 @@ async def keep_reports(components: Callable[[], Components], board: StatusBoard,
     path, tried = journal_path(components().config.state_directory), ""
     while True:
         day = local_day(components().clock.now_s(), days_before=1)
-        if day != tried:
+        if day != tried and config().retention.report_cpu_s > 0.0:
             tried = day
             await report_day(components(), board, config(), path, day)
         await asyncio.sleep(EVERY_S)

@@ -20,7 +20,7 @@ from themis_triton.sim.setup import SimOptions
 from themis_triton.sim.starts import prepared
 
 BUDGET_S = 1800.0
-"""Processor time of one report; hours that it does not suffice for are left out, evenly over the day."""
+"""Processor time of a report that a user asks for; hours that it does not suffice for are left out, evenly over the day."""
 PIECE_S, LEAD_S = 3600.0, 300.0
 """An hour is simulated by itself, after a lead in which the servers that it needs are started; the lead does not count."""
 OBSERVED = 0.9
@@ -39,13 +39,21 @@ class DayData:
     first: tuple[Models, ...]
 
 
-def day_report(data: DayData, config: ThemisConfig, at_s: float, spent_s: Callable[[], float], piece_s: float = PIECE_S) -> DayReport:
-    """The report of a day. `spent_s`: the processor time used so far."""
+def day_report(
+    data: DayData,
+    config: ThemisConfig,
+    at_s: float,
+    spent_s: Callable[[], float],
+    piece_s: float = PIECE_S,
+    *,
+    budget_s: float = BUDGET_S,
+) -> DayReport:
+    """The report of a day. `spent_s`: the processor time used so far, of `budget_s`."""
     observed_s = sum(minute.seconds for minute in data.usage)
     pieces = [each for each in _in_turn(data, piece_s) if _observed(data, each, piece_s) >= OBSERVED * piece_s]
     done, results, missing = [], list[SimResult](), _missing(config, data, observed_s, len(pieces))
     for start_s in () if missing else pieces:
-        if results and spent_s() * (1.0 + 1.0 / len(results)) > BUDGET_S:
+        if results and spent_s() * (1.0 + 1.0 / len(results)) > budget_s:
             break
         try:
             results.append(_simulated(data, config, start_s, piece_s))

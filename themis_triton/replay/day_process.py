@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -18,6 +20,7 @@ from themis_triton.core.fleet import Models
 from themis_triton.replay.day import LEAD_S, DayData, day_report
 
 NICENESS = 19
+PR_SET_PDEATHSIG = 1
 
 
 def read_day(journal: Path, day: str, first: tuple[Models, ...]) -> DayData:
@@ -31,9 +34,11 @@ def read_day(journal: Path, day: str, first: tuple[Models, ...]) -> DayData:
 def main() -> None:
     """Read what is asked from standard input and write the report to standard output."""
     os.nice(NICENESS)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a sidecar that was killed cannot end it
     config, journal, day, first, at_s = thawed(sys.stdin.buffer.read())
     use_kernel_cache()
-    report = day_report(read_day(Path(journal), day, first), config, at_s, time.process_time)
+    data, budget_s = read_day(Path(journal), day, first), config.retention.report_cpu_s
+    report = day_report(data, config, at_s, time.process_time, budget_s=budget_s)
     sys.stdout.write(json.dumps(plain(report)))
 
 

@@ -35,7 +35,15 @@ class RetentionSettings(Section):
     max_old_logs: int = Field(
         default=_DEFAULT.max_old_logs, ge=0, description="maximum number of logs of servers that are gone; the oldest are removed"
     )
+    report_cpu_s: float = Field(
+        default=_DEFAULT.report_cpu_s,
+        ge=0.0,
+        allow_inf_nan=False,
+        description="processor seconds at the lowest priority for the report of each day; if they do not suffice, it compares fewer hours; "
+        "0: none is made",
+    )
 
     def to_core(self) -> RetentionConfig:
         """The section as the sidecar's configuration."""
-        return RetentionConfig(int(self.max_journal), int(self.max_recording), int(self.max_log), self.max_old_logs)
+        sizes = int(self.max_journal), int(self.max_recording), int(self.max_log)
+        return RetentionConfig(*sizes, self.max_old_logs, self.report_cpu_s)
