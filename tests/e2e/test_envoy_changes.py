@@ -8,7 +8,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,7 +77,11 @@ def inotify_instances(gateway: Gateway) -> int:
     """Those of Envoy; Linux gives a user 128."""
     process = EnvoyProcess(gateway.config, gateway.state_directory).find()
     assert process is not None
-    return sum("inotify" in str(each.readlink()) for each in Path(f"/proc/{process.pid}/fd").iterdir())
+    links: list[str] = []
+    for each in Path(f"/proc/{process.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            links.append(str(each.readlink()))
+    return sum("inotify" in link for link in links)
 
 
 def test_servers_join_and_leave_under_load(gateway: Gateway, servers: tuple[Server, Server]) -> None:

@@ -169,7 +169,7 @@ def test_requests_that_a_failing_script_passed_on_unchecked_are_an_incident(tmp_
                     assert await running.answers(), "the request itself goes on"
             (incident,) = counted.result()
             assert (incident.kind, incident.server) == ("request_check_failed", None)
-            assert "requests (size, nesting, deadline) and passed them on; its log: " in incident.sentence
+            assert "requests since it started (size, nesting, deadline) and passed them on; its log: " in incident.sentence
 
     asyncio.run(scenario())
 

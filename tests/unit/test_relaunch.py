@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -65,9 +66,18 @@ def orphan_running(folder: Path) -> Iterator[ProcessId]:
     command = ["/bin/sh", "-c", "sleep 30; :", "sh", *options, "--grpc-restricted-protocol=trace:key=k"]
     process = spawn(command, {**os.environ, **marks}, folder / "log")
     try:
+        wait_until_marked(process)
         yield process
     finally:
         asyncio.run(stop_process(process, 5.0))
+
+
+def wait_until_marked(process: ProcessId) -> None:
+    """The kernel shows the environment of a process only a moment after its program has begun."""
+    end_s = time.monotonic() + 10.0
+    while SERVER_VARIABLE not in psutil.Process(process.pid).environ():
+        assert time.monotonic() < end_s, "the process has no environment"
+        time.sleep(0.01)
 
 
 async def adopted_by(settings: ThemisConfig, journal: Journal) -> tuple[Server, ...]:

@@ -34,7 +34,7 @@ export class Chart {
       const key = h("span", { class: "key" }, swatch(each), `${each.label} `, value, each.unit ? ` ${each.unit}` : "");
       return { key, value };
     });
-    this.place = h("div", { class: "plot", role: "img" });
+    this.place = h("div", { class: "plot", role: "img", "aria-label": title });
     this.element = h("div", { class: "chart" }, h("div", { class: "chart-head" }, h("h3", {}, title), this.keys.map((each) => each.key)), this.place);
     parent.append(this.element);
     this.title = title;
