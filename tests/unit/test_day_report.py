@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -30,8 +31,9 @@ from themis_triton.core.observation import LatencyHistogram, RouteReading
 from themis_triton.core.record import TickRecord
 from themis_triton.daemon import day_reports as module
 from themis_triton.daemon.attainment import RequestCounter
-from themis_triton.daemon.day_reports import report_day, report_in_process
+from themis_triton.daemon.day_reports import keep_reports, report_day, report_in_process
 from themis_triton.daemon.status import StatusBoard
+from themis_triton.daemon.tasks import cancelled_on_exit
 from themis_triton.estimate.minutes import Minutes
 from themis_triton.replay.day import DayData, day_report
 from themis_triton.sim import run as run_module
@@ -167,6 +169,30 @@ def test_the_sidecar_tells_a_day_once_also_after_a_restart(tmp_path: Path, monke
     assert ([event.sentence for event in first.events], list(again.events)) == ([report.sentence], [])
     with reading(path) as reader:
         assert [(row["reason"], row["sentence"]) for row in reader.ticks(9)] == [("day_reported", report.sentence)]
+
+
+def test_a_report_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report, errors = made(data(range(1))), [EnvironmentCheckError("late"), RuntimeError("unexpected")]
+
+    async def in_process(*_: object) -> DayReport:
+        if errors:
+            raise errors.pop(0)
+        return report
+
+    async def scenario() -> DayReport | None:
+        board = StatusBoard(WATCHED, 0.0)
+        ran: Any = SimpleNamespace(clock=FakeClock(), journal=MagicMock(), config=replace(WATCHED, state_directory=tmp_path))
+        told = asyncio.Event()
+        ran.journal.record_report.side_effect = lambda _: told.set()
+        keeping = asyncio.create_task(keep_reports(lambda: ran, board, lambda: WATCHED))
+        async with cancelled_on_exit(keeping):
+            await asyncio.wait_for(told.wait(), 20.0)
+        return board.report
+
+    monkeypatch.setattr(module, "RETRY_S", 0.0)
+    monkeypatch.setattr(module, "_stored", lambda *_: (None, True))
+    monkeypatch.setattr(module, "report_in_process", in_process)
+    assert asyncio.run(scenario()) == report
 
 
 def test_the_command_prints_the_sidecars_report_or_makes_one(

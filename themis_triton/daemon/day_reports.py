@@ -28,40 +28,51 @@ log = structlog.get_logger()
 EVERY_S = 60.0
 TIMEOUT_S = 4 * 3600.0
 """For the whole process, whatever else runs on the machine."""
-REPORTED = "day_reported"
+TRIES, RETRY_S = 3, 600.0
+"""A report that fails is tried again so often and so much later."""
+REPORTED, NOT_REPORTED = "day_reported", "day_not_reported"
 PROCESS = "themis_triton.replay.day_process"
 """Not imported here: the sidecar needs no simulator."""
 
 
 async def keep_reports(components: Callable[[], Components], board: StatusBoard, config: Callable[[], ThemisConfig]) -> None:
     """Report each day that has ended, until cancelled. After a restart too: the journal knows which day has its report."""
-    path, tried = journal_path(components().config.state_directory), ""
+    path, settled, failures = journal_path(components().config.state_directory), "", 0
     while True:
         day = local_day(components().clock.now_s(), days_before=1)
-        if day != tried and config().retention.report_cpu_s > 0.0:
-            tried = day
-            await report_day(components(), board, config(), path, day)
-        await asyncio.sleep(EVERY_S)
+        if day != settled and config().retention.report_cpu_s > 0.0:
+            done = await report_day(components(), board, config(), path, day)
+            failures = 0 if done else failures + 1
+            if done or failures >= TRIES:
+                settled, failures = day, 0
+        await asyncio.sleep(RETRY_S if failures else EVERY_S)
 
 
-async def report_day(components: Components, board: StatusBoard, config: ThemisConfig, path: Path, day: str) -> None:
-    """Make the report of a day unless the journal has it, or has nothing of that day. An error is logged: nothing depends on it."""
+async def report_day(components: Components, board: StatusBoard, config: ThemisConfig, path: Path, day: str) -> bool:
+    """Make the report of a day unless the journal has it, or has nothing of that day. Returns whether nothing is left to do.
+
+    An error is logged: nothing depends on it.
+    """
     try:
         known, observed = await in_thread(lambda: _stored(path, day))
         if known is not None or not observed:
             board.report = known
-            return
+            return True
         now_s = components.clock.now_s()
         first = first_servers(board.record.snapshot, config) if board.record is not None else ()
         report = await report_in_process(config, path, day, first, now_s)
     except (ThemisError, OSError, ValueError) as error:
-        log.warning("day_not_reported", day=day, message=str(error))
-        return
+        log.warning(NOT_REPORTED, day=day, message=str(error))
+        return False
+    except Exception:
+        log.exception(NOT_REPORTED, day=day)
+        return False
     board.report = report
     components.journal.record_report(report)
     components.journal.record_event(now_s, REPORTED, report.sentence)
     board.add_event(now_s, REPORTED, report.sentence)
     log.info(REPORTED, day=day, message=report.sentence)
+    return True
 
 
 def _stored(path: Path, day: str) -> tuple[DayReport | None, bool]:
