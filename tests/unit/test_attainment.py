@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.unit.samples import CLASSIFIER, DETECTOR, NOW_S, config, snapshot
+from tests.unit.samples import CLASSIFIER, DETECTOR, NOW_S, config, record, snapshot
 from tests.unit.status_api import tick
 from themis_triton.adapters.exporter import Exporter
 from themis_triton.adapters.store.journal import Journal
 from themis_triton.core.attainment import EndedRequests, SloWindow, slo_window
 from themis_triton.core.config import PipelineConfig, StageCalls
 from themis_triton.core.graph import Parallel
+from themis_triton.core.history import PipelineSample
 from themis_triton.core.observation import LatencyHistogram, RouteReading, Snapshot
 from themis_triton.daemon.attainment import RequestCounter, RollingCounts
 from themis_triton.daemon.samples import Samples
@@ -159,3 +160,11 @@ def test_status_metrics_and_journal_agree_also_after_a_restart(tmp_path: Path) -
 def test_a_snapshot_without_a_pipelines_models_counts_nothing() -> None:
     assert RequestCounter().take(seen(0.0, other=[1.0]), config().pipelines) == {}
     assert config().pipelines[0].client_calls == (DETECTOR, CLASSIFIER)
+
+
+def test_samples_count_requests_whose_end_was_found_after_a_gap() -> None:
+    samples, counted = Samples(), {config().pipelines[0].name: EndedRequests(7.0, 2.0)}
+    rows: list[PipelineSample] = []
+    for at_s, ended_then in ((0.0, {}), (1.0, {}), (14.0, counted), (15.0, {}), (21.0, {})):
+        rows += samples.take(record(seen=snapshot(at_s=at_s)), config(), ended_then)
+    assert [(row.at_s, row.requests, row.late_requests) for row in rows] == [(0.0, 0.0, 0.0), (15.0, 7.0, 2.0)]

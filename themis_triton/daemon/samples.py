@@ -53,14 +53,16 @@ class Samples:
         complete: tuple[PipelineSample, ...] = ()
         if start_s != self._start_s:
             complete = tuple(self._ended())
-            self._start_s, self._sums = start_s, {}
+            # Requests of a sample in which no time was observed count in the next one.
+            carried = {name: _Sums(requests=sums.requests) for name, sums in self._sums.items() if not sums.seconds}
+            self._start_s, self._sums = start_s, carried
         elapsed_s = at_s - self._last_s if self._last_s is not None else 0.0
         self._last_s = at_s
-        if 0.0 < elapsed_s <= MAX_TICK_S:
-            for pipeline in config.pipelines:
-                sums = self._sums.setdefault(pipeline.name, _Sums())
+        for pipeline in config.pipelines:
+            sums = self._sums.setdefault(pipeline.name, _Sums())
+            sums.requests += ended.get(pipeline.name, EndedRequests())
+            if 0.0 < elapsed_s <= MAX_TICK_S:
                 _add(sums, record, pipeline, elapsed_s)
-                sums.requests += ended.get(pipeline.name, EndedRequests())
         return complete
 
     def _ended(self) -> Iterator[PipelineSample]:
