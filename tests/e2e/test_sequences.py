@@ -247,8 +247,9 @@ def test_sequences_stay_on_one_server_while_instances_and_servers_come_and_go(tm
                 await calm.more(4)
                 assert calm.wrong == []
             assert await calls_of(server_of(OTHER, second)) == 0
-            details = sidecar.journal("select sentence, detail from outcomes where outcome != 'done' or detail != ''")
-            assert details == []
+            # One that was skipped, because its server was still being brought up, is tried again at the next tick.
+            query = "select sentence, detail from outcomes where outcome != 'skipped' and (outcome != 'done' or detail != '')"
+            assert sidecar.journal(query) == []
             os.kill(triton.pid, signal.SIGKILL)
             await sidecar.until("another server", lambda s: pinned_to(s) == [OTHER])
             async with sequences(sidecar, clients=2, pause_s=0.01) as moved:
