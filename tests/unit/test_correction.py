@@ -26,7 +26,7 @@ from themis_triton.solver.solve import solve_joint
 CONFIG = config()
 RULES = build_rules(CONFIG)
 PLANNER = Planner(RULES)
-SAID = "video-detector takes 1.42 times its profile's time; plans use a correction of 1.40"
+SAID = "video-detector takes 1.42 times its expected time; plans use a correction of 1.40"
 
 
 def model(name: str, ratio: float | None, correction: float = 1.0, *, drifting: bool = False) -> ModelEstimate:
@@ -112,11 +112,11 @@ def test_slower_models_need_a_larger_plan_and_faster_ones_none_that_is_larger() 
     ("state", "words"),
     [
         (model(DETECTOR, 1.42, 1.4, drifting=True), SAID),
-        (model(DETECTOR, 1.42, drifting=True), "video-detector takes 1.42 times its profile's time"),
-        (model(DETECTOR, 1.01, 1.4), "video-detector matches its profile again; plans still use a correction of 1.40"),
+        (model(DETECTOR, 1.42, drifting=True), "video-detector takes 1.42 times its expected time"),
+        (model(DETECTOR, 1.01, 1.4), "video-detector takes its expected time again; plans still use a correction of 1.40"),
         (
             model(DETECTOR, None, 1.4, drifting=True),
-            "video-detector deviated from its profile and now runs too rarely to measure; plans use a correction of 1.40",
+            "video-detector deviated from its expected time and now runs too rarely to measure; plans use a correction of 1.40",
         ),
         (model(DETECTOR, 1.05), ""),
         (model(DETECTOR, None), ""),
@@ -129,14 +129,14 @@ def test_what_is_said_of_a_model(state: ModelEstimate, words: str) -> None:
 @pytest.mark.parametrize(
     ("event", "words"),
     [
-        (DriftEvent(DETECTOR, DriftChange.BEGAN, 1.2, 1.2), "drift began: video-detector takes 1.20 times its profile's time"),
-        (DriftEvent(DETECTOR, DriftChange.CHANGED, 1.4, 1.4), "drift changed: video-detector takes 1.40 times its profile's time"),
-        (DriftEvent(DETECTOR, DriftChange.ENDED, 1.0, 1.4), "drift ended: video-detector takes 1.00 times its profile's time"),
+        (DriftEvent(DETECTOR, DriftChange.BEGAN, 1.2, 1.2), "drift began: video-detector takes 1.20 times its expected time"),
+        (DriftEvent(DETECTOR, DriftChange.CHANGED, 1.4, 1.4), "drift changed: video-detector takes 1.40 times its expected time"),
+        (DriftEvent(DETECTOR, DriftChange.ENDED, 1.0, 1.4), "drift ended: video-detector takes 1.00 times its expected time"),
     ],
 )
 def test_what_is_said_of_an_event(event: DriftEvent, words: str) -> None:
     assert drift_event_words(event) == f"{words}; plans use a correction of {event.correction:.2f}"
-    assert drift_event_words(replace(event, correction=1.0)) == f"{words}; plans use the profile"
+    assert drift_event_words(replace(event, correction=1.0)) == f"{words}; plans use the expected time"
 
 
 def test_the_decision_and_its_sentence_name_the_drift() -> None:

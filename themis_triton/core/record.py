@@ -85,19 +85,19 @@ def _where(action: Action) -> str:
 def drift_words(model: ModelEstimate) -> str:
     """One model's current drift; empty when there is none and plans use the profile as it is."""
     if not model.drifting:
-        recovered = f"{model.model} matches its profile again; plans still use a correction of {model.correction:.2f}"
+        recovered = f"{model.model} takes its expected time again; plans still use a correction of {model.correction:.2f}"
         return recovered if model.correction != 1.0 else ""
     if model.drift_ratio is None:
-        drift = "deviated from its profile and now runs too rarely to measure"
+        drift = "deviated from its expected time and now runs too rarely to measure"
     else:
-        drift = f"takes {model.drift_ratio:.2f} times its profile's time"
+        drift = f"takes {model.drift_ratio:.2f} times its expected time"
     return f"{model.model} {drift}" + (f"; plans use a correction of {model.correction:.2f}" if model.correction != 1.0 else "")
 
 
 def drift_event_words(event: DriftEvent) -> str:
     """One event of a model's drift."""
-    used = "the profile" if event.correction == 1.0 else f"a correction of {event.correction:.2f}"
-    return f"drift {event.change.value}: {event.model} takes {event.ratio:.2f} times its profile's time; plans use {used}"
+    used = "the expected time" if event.correction == 1.0 else f"a correction of {event.correction:.2f}"
+    return f"drift {event.change.value}: {event.model} takes {event.ratio:.2f} times its expected time; plans use {used}"
 
 
 def knowledge_words(knowledge: PipelineKnowledge, *, advisory: bool) -> str:
