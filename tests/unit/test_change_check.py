@@ -43,12 +43,19 @@ def found(
         ("instance_group { count: 2 kind: KIND_GPU gpus: [0] }", ("gpu:3",)),  # CUDA_VISIBLE_DEVICES=3 makes GPU 3 Triton's GPU 0.
         ("instance_group { count: 2 kind: KIND_CPU }", ("cpu:0", "cpu:1")),
         ("instance_group { count: 2 kind: KIND_CPU }", ("gpu:0",)),
-        (f"{JOINT} ensemble_scheduling {{}}", ("gpu:0",)),
         ("instance_group { count: 2 kind: KIND_CPU } instance_group { count: 1 kind: KIND_GPU gpus: [7] passive: true }", ("cpu:0",)),
     ],
 )
 def test_groups_that_are_changed_in_place_on_the_devices_of_the_settings_are_fine(groups: str, devices: tuple[str, ...]) -> None:
     assert found(groups, *devices) == []
+
+
+def test_an_ensemble_among_the_models_is_an_error_with_its_members() -> None:
+    server = AdoptedServer("first", ADDRESS, ADDRESS, ADDRESS, "gpu:0")
+    steps = 'step { model_name: "a" } step { model_name: "b" } step { model_name: "a" }'
+    (finding,) = check_changes(server, model(), parse_config(f'name: "m" ensemble_scheduling {{ {steps} }}', "m"))
+    assert finding.exit_code == 3
+    assert finding.remedy == "remove it from `models:`, define its members there, and write `calls: {m: [a, b]}`"
 
 
 def test_a_model_with_sequences_whose_file_cannot_be_read_is_told_to_stay_as_it_is(tmp_path: Path) -> None:

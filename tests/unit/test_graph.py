@@ -201,11 +201,34 @@ def test_a_caller_that_two_steps_call_is_one_stage_that_contains_its_callee(tmp_
             "calls.blz: no model blz is under `models:`, in a pipeline or in .* did you mean bls?",
         ),
         ("calls: {bls: [pre]", "calls: {bls: [pre], outer: [pre], net: [prr]", r"calls.net\[0\]: no model prr .* did you mean pre?"),
+        (
+            "  bls: {profile",
+            "  ens: {profile: {surface: *s}}\n  bls: {profile",
+            "models.ens: ens is an ensemble, which has no instances of its own",
+        ),
+        ("model: outer", "model: elsewhere", r"unknown model elsewhere: .*; if it is an ensemble, .* `calls: {elsewhere: \[MEMBER, …\]}`"),
+        (
+            "calls: {bls: [pre]}",
+            "calls: {bls: [pre], ens: [net, outer, bls]}",
+            "all.model: outer contains itself, directly or through its members",
+        ),
+        (
+            "  pre: {profile",
+            f"  {'ä' * 128}: {{profile: {{surface: &t {{form: cores}}}}}}\n  pre: {{profile",
+            "is invalid: expected the name .* of at most 255 bytes",
+        ),
     ],
 )
 def test_calls_that_cannot_be_as_written_are_refused_with_the_remedy(tmp_path: Path, old: str, new: str, message: str) -> None:
     path = write(tmp_path, (SETTINGS + "calls: {bls: [pre]}\n").replace(old, new))
     with pytest.raises(SettingsError, match=message):
+        load_settings(path)
+
+
+def test_a_file_of_an_ensemble_that_cannot_be_parsed_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    (tmp_path / "models" / "outer" / "config.pbtxt").write_text("ensemble_scheduling { oops }")
+    with pytest.raises(SettingsError, match=r"all.model: \S+/outer/config.pbtxt:1:\d+ : .*oops.*: the steps of outer cannot be read"):
         load_settings(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,11 @@ import pytest
 from tests.unit.samples import CLASSIFIER, DETECTOR, config
 from themis_triton.adapters import live_check
 from themis_triton.adapters.live_check import _check_callers, _check_repository
-from themis_triton.adapters.local.check import inotify_instances
+from themis_triton.adapters.local.check import check_launch, inotify_instances
 from themis_triton.adapters.triton.abilities import NEEDED_EXTENSIONS, lacking_extensions, lacks_pending
 from themis_triton.adapters.triton.config_files import model_folder
 from themis_triton.core.address import Address
-from themis_triton.core.config import AdoptedServer
+from themis_triton.core.config import AdoptedServer, DeviceSlot, LocalLaunchConfig
 
 
 def test_the_kernels_limit_is_read_and_absent_elsewhere(tmp_path: Path) -> None:
@@ -68,6 +69,16 @@ def test_models_in_any_of_a_server_s_repositories_are_found(tmp_path: Path) -> N
     assert "name all of the server's repositories in a list" in lacking.remedy
     assert whole.found == f"{folders[0]} and {folders[1]} have every model's config.pbtxt"
     assert model_folder(replace(one, further_repositories=(folders[1],)), CLASSIFIER) == folders[1] / CLASSIFIER
+
+
+def test_a_configuration_that_launched_servers_could_not_read_is_named(tmp_path: Path) -> None:
+    for name, text in (("good", 'name: "good"'), ("bad", "oops {")):
+        (tmp_path / "models" / name).mkdir(parents=True)
+        (tmp_path / "models" / name / "config.pbtxt").write_text(text)
+    launch = LocalLaunchConfig((DeviceSlot("cpu-0", "cpu:0"),), tmp_path / "models", binary=tmp_path / "absent")
+    binary, bad = asyncio.run(check_launch(launch, ("good", "bad", "without-a-file")))
+    assert binary.what == "launch.binary"
+    assert (bad.what, bad.remedy) == ("launch: model bad", f"correct {tmp_path / 'models' / 'bad' / 'config.pbtxt'}")
 
 
 def test_a_caller_that_no_adopted_server_has_is_named() -> None:

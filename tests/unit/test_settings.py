@@ -503,7 +503,7 @@ BAD = {
         ("  classifier:\n", "  ..: {profile: classifier.yaml}\n  classifier:\n"),
         (
             'themis.yaml:23:3: models...: name ".." is invalid: '
-            "expected the name of a folder in a model repository, without '/' and control characters. Fix: rename it"
+            "expected the name of a folder in a model repository, without '/' and control characters, of at most 255 bytes. Fix: rename it"
         ),
     ),
     "name that no route can carry": (

@@ -38,7 +38,7 @@ async def check_live(config: ThemisConfig) -> list[Finding]:
             asyncio.gather(*(_check_server(config, server, http) for server in config.servers)),
             _check_envoy(config.envoy, needed_version(config)),
             check_devices(config),
-            check_launch(config.launch) if isinstance(config.launch, LocalLaunchConfig) else _nothing(),
+            check_launch(config.launch, config.models) if isinstance(config.launch, LocalLaunchConfig) else _nothing(),
         )
         status = await _check_status(config.status.address, http)
     models_by_server = {server.name: models for server, (_, models) in zip(config.servers, servers, strict=True)}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from difflib import get_close_matches
 
-from themis_triton.settings.graph import is_driven_inside, passed
+from themis_triton.settings.graph import is_driven_inside, is_ensemble, passed
 from themis_triton.settings.loading import Loaded
-from themis_triton.settings.model_files import repositories
+from themis_triton.settings.model_files import is_folder_name, repositories
 from themis_triton.settings.pipelines import PipelineSettings, StageSettings
 from themis_triton.settings.problem import Problem
 from themis_triton.settings.source import KeyPath
@@ -18,6 +18,7 @@ def check_calls(loaded: Loaded) -> Iterator[Problem]:
     for name, pipeline in loaded.pipelines.items():
         yield from _callers_in_stages(loaded, name, pipeline)
         yield from _first_stage(loaded, name, pipeline)
+    yield from _ensembles_as_models(loaded)
     yield from _unknown_models(loaded)
 
 
@@ -43,13 +44,22 @@ def _first_stage(loaded: Loaded, name: str, pipeline: PipelineSettings) -> Itera
             yield loaded.source.problem(("pipelines", name, "stages", 0, key), fault, "1", fix)
 
 
+def _ensembles_as_models(loaded: Loaded) -> Iterator[Problem]:
+    """An ensemble has no instances that could be changed."""
+    for name in loaded.section("models"):
+        if is_ensemble(loaded, name):
+            fault = f"{name} is an ensemble, which has no instances of its own"
+            fix = f"remove it here: a pipeline `{{model: {name}, slo_ms: …}}` reads its steps, and each of its members stands here"
+            yield loaded.source.problem(("models", name), fault, "the models that run", fix, at_key=True)
+
+
 def _unknown_models(loaded: Loaded) -> Iterator[Problem]:
     """Each is under `models:`, is reached by a pipeline, or lies in a model repository; without one, the server may have it."""
     fronts = [pipeline.model for pipeline in loaded.pipelines.values() if pipeline.model is not None]
     known = list(dict.fromkeys((*loaded.section("models"), *(model for front in fronts for model in passed(loaded, front)))))
     folders = [repository.folder for repository in repositories(loaded)]
     for path, model in _written(loaded):
-        if model in known or any((folder / model).is_dir() for folder in folders):
+        if model in known or (is_folder_name(model) and any((folder / model).is_dir() for folder in folders)):
             continue
         near = get_close_matches(model, known, n=1)
         if near or folders:

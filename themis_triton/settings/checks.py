@@ -9,10 +9,10 @@ from themis_triton.core.address import Address
 from themis_triton.core.config import Placement, StageCalls, ThroughputRule
 from themis_triton.core.graph import longest_path
 from themis_triton.settings.calls_check import check_calls
-from themis_triton.settings.graph import expand, graph_of, is_driven_inside
+from themis_triton.settings.graph import expand, graph_of, is_driven_inside, parse_fault
 from themis_triton.settings.kinds import parse_address
 from themis_triton.settings.loading import Loaded, mapping
-from themis_triton.settings.model_files import launch_repositories, max_batch_size, unusable_inputs
+from themis_triton.settings.model_files import is_folder_name, launch_repositories, max_batch_size, model_file, unusable_inputs
 from themis_triton.settings.models import ModelSettings
 from themis_triton.settings.overload_check import check_overload
 from themis_triton.settings.pipelines import PipelineSettings
@@ -93,19 +93,34 @@ def _stages(loaded: Loaded) -> Iterator[Problem]:
             if inner == ("model",) and is_driven_inside(loaded, stage):
                 yield from _inner_models(loaded, stage, path, defined)
             elif stage not in defined and not is_driven_inside(loaded, stage):
-                near = get_close_matches(stage, defined, n=1)
-                fix = f"did you mean {near[0]}?" if near else f"define {stage} under `models:`"
-                expected = "a model defined under `models:`, one of " + ", ".join(defined)
-                yield loaded.source.problem(path, f"unknown model {stage}", expected, fix)
+                yield _unknown(loaded, stage, path, defined)
             elif stage in seen:
                 yield loaded.source.problem(path, f"{stage} is a stage already", "each model once in a pipeline", "remove one of the two")
             seen.add(stage)
 
 
+def _unknown(loaded: Loaded, stage: str, path: KeyPath, defined: Sequence[str]) -> Problem:
+    """A name that no model has, or an ensemble whose steps are not known."""
+    if (fault := parse_fault(loaded, stage)) is not None:
+        return loaded.source.problem(
+            path, f"{fault}: the steps of {stage} cannot be read", "a Triton model configuration", "correct the file"
+        )
+    near = get_close_matches(stage, defined, n=1)
+    members = f"if it is an ensemble, name its members: `calls: {{{stage}: [MEMBER, …]}}`, or the model_repository with its config.pbtxt"
+    fix = f"did you mean {near[0]}?" if near else f"define {stage} under `models:`"
+    fix += f"; {members}" if not near and path[-1] == "model" and model_file(loaded, stage) is None else ""
+    return loaded.source.problem(path, f"unknown model {stage}", f"a model defined under `models:`, one of {', '.join(defined)}", fix)
+
+
 def _inner_models(loaded: Loaded, model: str, path: KeyPath, defined: Sequence[str]) -> Iterator[Problem]:
     """Every model that a request reaches inside the server is to be scaled."""
     for inner, _ in expand(loaded, model):
-        if inner not in defined:
+        if inner not in defined and is_driven_inside(loaded, inner):
+            expected = "ensembles that do not contain themselves"
+            yield loaded.source.problem(
+                path, f"{inner} contains itself, directly or through its members", expected, "correct its steps or `calls`"
+            )
+        elif inner not in defined:
             fault = f"{model} calls {inner}, which is not defined under `models:`"
             yield loaded.source.problem(path, fault, "each called model defined there", f"define {inner} under `models:`")
 
@@ -235,7 +250,7 @@ def _repository(loaded: Loaded) -> Iterator[Problem]:
             fault = f"{folder} is not a folder"
             yield loaded.source.problem(("launch", "model_repository"), fault, "a Triton model repository", fix)
             return
-    for name in loaded.section("models"):
+    for name in filter(is_folder_name, loaded.section("models")):
         own = next((each for each in own_repositories if (each.folder / name).is_dir()), None)
         if own is None:
             fault = f"{' and '.join(map(str, folders))} {'have' if len(folders) > 1 else 'has'} no folder {name}"

@@ -9,7 +9,7 @@ from typing import Any
 from themis_triton.core.config import StageCalls
 from themis_triton.core.graph import Calls, series
 from themis_triton.settings.loading import Loaded
-from themis_triton.settings.model_files import repositories
+from themis_triton.settings.model_files import model_file
 from themis_triton.settings.order import Arranged, arranged, with_each_stage_once
 from themis_triton.settings.pipelines import StageSettings
 
@@ -24,6 +24,11 @@ def callees(loaded: Loaded, model: str) -> list[StageSettings]:
 def is_driven_inside(loaded: Loaded, model: str) -> bool:
     """Whether a model calls others by itself."""
     return bool(callees(loaded, model))
+
+
+def is_ensemble(loaded: Loaded, model: str) -> bool:
+    """Whether a model is an ensemble by its config.pbtxt."""
+    return bool(_steps(loaded, model))
 
 
 def expand(loaded: Loaded, model: str) -> tuple[tuple[str, StageCalls], ...]:
@@ -95,16 +100,27 @@ def passed(loaded: Loaded, model: str, above: tuple[str, ...] = ()) -> Iterator[
 
 def _steps(loaded: Loaded, model: str) -> list[tuple[str, frozenset[int]]]:
     """The models of an ensemble's steps, each with the earlier steps that it waits for."""
-    if not model or Path(model).name != model:
-        return []
-    for file in (repository.config(model) for repository in repositories(loaded)):
-        if file.is_file():
-            return _ordered(_parsed(file))
-    return []
+    file = model_file(loaded, model)
+    return _ordered(_parsed(file)) if file is not None else []
+
+
+def parse_fault(loaded: Loaded, model: str) -> str | None:
+    """Why the steps of an ensemble cannot be read from its file; None: they can, or it is no ensemble's."""
+    file = model_file(loaded, model)
+    if file is None or "ensemble_scheduling" not in file.read_text(encoding="utf-8", errors="replace"):
+        return None
+    from google.protobuf import text_format  # noqa: PLC0415 - only settings with ensembles need the package
+    from tritonclient.grpc.model_config_pb2 import ModelConfig  # noqa: PLC0415
+
+    try:
+        text_format.Parse(file.read_text(encoding="utf-8", errors="replace"), ModelConfig())
+    except text_format.ParseError as error:
+        return f"{file}:{error}"
+    return None
 
 
 def _parsed(file: Path) -> Sequence[Any]:
-    """The steps of an ensemble; none where the file is no ensemble's. A file that cannot be parsed is reported where it is used."""
+    """The steps of an ensemble; none where the file is no ensemble's, or cannot be parsed (`parse_fault`)."""
     text = file.read_text(encoding="utf-8", errors="replace")
     if "ensemble_scheduling" not in text:
         return ()

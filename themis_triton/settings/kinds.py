@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,9 @@ ADDRESS_WORDS = "host:port with a port of 1 to 65535, such as 127.0.0.1:8001 or 
 LISTEN_WORDS = "IP:port with a port of 1 to 65535, such as 127.0.0.1:9001 or 0.0.0.0:9001"
 _UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 MODEL_NAME_PATTERN = r"^(\.{0,2}[^/.\x00-\x1f\x7f][^/\x00-\x1f\x7f]{0,252}|\.{3}[^/\x00-\x1f\x7f]{0,252})$"
-MODEL_NAME_WORDS = "the name of a folder in a model repository, without '/' and control characters"
+MAX_NAME_BYTES = 255
+"""Of a folder's name, in UTF-8."""
+MODEL_NAME_WORDS = f"the name of a folder in a model repository, without '/' and control characters, of at most {MAX_NAME_BYTES} bytes"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
 
@@ -55,6 +58,12 @@ def parse_address(text: str) -> Address | None:
         return Address.parse(text) if "/" not in text else None
     except ValueError:
         return None
+
+
+def _check_length(name: str) -> str:
+    if len(os.fsencode(name)) > MAX_NAME_BYTES:
+        raise refusal(None, MODEL_NAME_WORDS, "rename it")
+    return name
 
 
 def _check_address(text: str) -> str:
@@ -111,7 +120,7 @@ Count = Annotated[int, Field(ge=1)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
 Seconds = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN), Allowed("a name of letters, digits, '-', '_' and '.'")]
-ModelName = Annotated[str, Field(pattern=MODEL_NAME_PATTERN), Allowed(MODEL_NAME_WORDS)]
+ModelName = Annotated[str, Field(pattern=MODEL_NAME_PATTERN), AfterValidator(_check_length), Allowed(MODEL_NAME_WORDS)]
 HostPort = Annotated[str, AfterValidator(_check_address), Allowed(ADDRESS_WORDS)]
 HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$"), Allowed("a host name")]
 Listen = Annotated[str, AfterValidator(_check_listen), Allowed(LISTEN_WORDS)]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 from themis_triton.adapters.triton.config_files import ModelRepository
 from themis_triton.core.errors import SettingsError
+from themis_triton.settings.kinds import MAX_NAME_BYTES
 from themis_triton.settings.loading import Loaded, mapping
 from themis_triton.settings.servers import LaunchSettings
 from themis_triton.settings.shipped import shipped
@@ -33,6 +35,17 @@ def launch_repositories(loaded: Loaded, launch: LaunchSettings) -> list[ModelRep
     return [ModelRepository(folder, launch.model_config_name) for folder in folders]
 
 
+def is_folder_name(name: str) -> bool:
+    """Whether a folder can have this name."""
+    return bool(name) and Path(name).name == name and "\0" not in name and len(os.fsencode(name)) <= MAX_NAME_BYTES
+
+
+def model_file(loaded: Loaded, model: str) -> Path | None:
+    """The configuration file of a model in the first repository that has one; None where none has."""
+    files = (repository.config(model) for repository in repositories(loaded)) if is_folder_name(model) else ()
+    return next((file for file in files if file.is_file()), None)
+
+
 def max_batch_size(config: Path) -> int | None:
     """`max_batch_size` of a model's configuration file; None if it is not set or the file cannot be read."""
     match = re.search(r"\bmax_batch_size\s*:\s*(\d+)", _fields(config))
@@ -46,7 +59,7 @@ def is_stateful(loaded: Loaded, model: str) -> bool:
 
 def unusable_inputs(loaded: Loaded, model: str, inputs: Path) -> str | None:
     """Why an .npz file does not hold the model's inputs, by the model's own file; None: it does, is not used, or that is not known here."""
-    file = next((file for repository in repositories(loaded) if (file := repository.config(model)).is_file()), None)
+    file = model_file(loaded, model)
     if file is None:
         return None
     from google.protobuf import text_format  # noqa: PLC0415 - only settings with such files need the packages

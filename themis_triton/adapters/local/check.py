@@ -7,26 +7,44 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.envoy.version import Version, lack
 from themis_triton.adapters.findings import Finding, fine, missing, warning
+from themis_triton.adapters.local.server_files import model_folder
 from themis_triton.adapters.local.triton_install import TritonInstall, find_triton
 from themis_triton.adapters.nvml import DeviceReader
 from themis_triton.adapters.sockets import listen_failure
+from themis_triton.adapters.triton.config_files import config_file
+from themis_triton.adapters.triton.model_config import parse_config
 from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig, LocalLaunchConfig, ThemisConfig
-from themis_triton.core.errors import EnvironmentCheckError
+from themis_triton.core.errors import EnvironmentCheckError, SettingsError
 
 _RUN_TIMEOUT_S = 30.0
 _DRIVER_TIMEOUT_S = 30.0
 _INOTIFY_LIMIT = Path("/proc/sys/fs/inotify/max_user_instances")
 
 
-async def check_launch(launch: LocalLaunchConfig) -> list[Finding]:
-    """Whether `tritonserver` is there and runs. Its backends are prepared in a temporary folder."""
+async def check_launch(launch: LocalLaunchConfig, models: Iterable[str] = ()) -> list[Finding]:
+    """Whether `tritonserver` is there and runs, and can read the models' files. Its backends are prepared in a temporary folder."""
+    unreadable = await asyncio.to_thread(lambda: list(_unreadable(launch, models)))
+    return [*await _check_install(launch), *unreadable]
+
+
+def _unreadable(launch: LocalLaunchConfig, models: Iterable[str]) -> Iterator[Finding]:
+    for model in models:
+        file = config_file(model_folder(model, launch.model_repository, launch.further_repositories), launch.model_config_name)
+        try:
+            if file.is_file():
+                parse_config(file.read_text(encoding="utf-8"), str(file))
+        except (SettingsError, OSError, UnicodeDecodeError) as error:
+            yield missing(f"launch: model {model}", f"it cannot be launched: {error}", f"correct {file}")
+
+
+async def _check_install(launch: LocalLaunchConfig) -> list[Finding]:
     with tempfile.TemporaryDirectory(prefix="themis-check-") as aside:
         try:
             install = await asyncio.to_thread(find_triton, Path(aside), launch.binary, launch.backend_directory)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
-from themis_triton.adapters.findings import Finding, warning
+from themis_triton.adapters.findings import Finding, missing, warning
 from themis_triton.adapters.triton.config_files import config_file, model_folder
 from themis_triton.adapters.triton.groups import ON_GPU, Devices, Group, active_groups, devices_of, is_joint, numbered_devices
 from themis_triton.adapters.triton.model_config import Config
@@ -18,10 +18,12 @@ _DEVICE_BLOCKING = frozenset({"tensorrt", "tensorrt_plan"})
 
 
 def check_changes(adopted: AdoptedServer, model: ModelConfig, served: Config) -> list[Finding]:
-    """Warnings about a model's instance groups on a server, and about changes that are known to be dear and were not probed."""
-    if served.HasField("ensemble_scheduling"):
-        return []
+    """Findings about a model's instance groups on a server, and about changes that are known to be dear and were not probed."""
     groups, what = active_groups(served), f"servers.{adopted.name}: model {model.name}"
+    if served.HasField("ensemble_scheduling"):
+        members = ", ".join(dict.fromkeys(step.model_name for step in served.ensemble_scheduling.step))
+        remedy = f"remove it from `models:`, define its members there, and write `calls: {{{model.name}: [{members}]}}`"
+        return [missing(what, "it is an ensemble, which has no instances of its own", remedy)]
     if served.HasField("sequence_batching") and (finding := _unreadable(what, adopted, model)) is not None:
         return [finding]
     devices = numbered_devices(_server_of(adopted))
