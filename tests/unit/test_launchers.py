@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from typing import ClassVar, Self
 
 import pytest
 
 from themis_triton.adapters.launchers import LAUNCHERS, bare_launchers, build_launcher, stop_all
+from themis_triton.adapters.local import launcher
 from themis_triton.adapters.local.launcher import LocalLauncher
+from themis_triton.adapters.local.server_files import ServerFiles, build_view
 from themis_triton.adapters.processes import OWNER_VARIABLE, find_process, owner_mark, spawn
+from themis_triton.core.address import Address
 from themis_triton.core.config import DeviceSlot, LaunchConfig, LaunchKind, LocalLaunchConfig
-from themis_triton.core.errors import SettingsError
+from themis_triton.core.errors import LaunchFailedError, ModelFailedError, ServerError, SettingsError, WarmupFailedError
+from themis_triton.core.fleet import Models, ModelState, Phase, Server
 from themis_triton.settings import load_settings
 from themis_triton.settings.shipped import shipped
 
@@ -38,3 +43,51 @@ def test_an_unknown_kind_is_refused_with_those_that_exist(tmp_path: Path) -> Non
     path.write_text(text)
     with pytest.raises(SettingsError, match=r"launch\.kind: docker is invalid: expected local"):
         load_settings(path)
+
+
+class EndingWarmup:
+    """A warm-up in which model `b` ends its server. `warmed`: what was warmed up, call by call."""
+
+    warmed: ClassVar[list[tuple[str, ...]]] = []
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def warm_all(self, models: Models) -> None:
+        self.warmed.append(tuple(models))
+        if "b" in models:
+            raise ServerError("server new did not answer")
+
+
+def test_a_model_that_ends_its_server_in_the_warm_up_is_found_by_the_next_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "Warmup", EndingWarmup)
+    local = LocalLauncher(LocalLaunchConfig((DeviceSlot("one", "cpu:0"),), tmp_path), tmp_path)
+    address = Address("127.0.0.1", 1)
+    models = {name: ModelState(1, 1) for name in ("a", "b", "c")}
+    ended = Server("new", "cpu:0", address, address, address, Phase.WARMING, launched=True, slot="one", models=models)
+
+    async def work() -> None:
+        with pytest.raises(LaunchFailedError, match="server new ended in the warm-up of a, b, c; the next one on this slot") as unknown:
+            await local.warm_up(ended)
+        assert not isinstance(unknown.value, WarmupFailedError)
+        with pytest.raises(WarmupFailedError) as found:
+            await local.warm_up(ended)
+        assert (found.value.model, found.value.cause) == ("b", "the server's process ended in it")
+        assert EndingWarmup.warmed == [("a", "b", "c"), ("a",), ("b",)]
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(("text", "cause"), [("oops {", "not a Triton model config"), ("ensemble_scheduling { }", "is an ensemble")])
+def test_a_configuration_that_cannot_be_launched_is_the_failure_of_its_model(tmp_path: Path, text: str, cause: str) -> None:
+    (tmp_path / "models" / "bad").mkdir(parents=True)
+    (tmp_path / "models" / "bad" / "config.pbtxt").write_text(text)
+    with pytest.raises(ModelFailedError, match=cause) as failure:
+        build_view(ServerFiles(tmp_path / "state", "new"), tmp_path / "models", {"bad": ModelState(1, 1)}, {})
+    assert failure.value.model == "bad"

@@ -11,7 +11,7 @@ from themis_triton.adapters.local.server_files import ServerFiles, build_view, f
 from themis_triton.adapters.triton.model_config import parse_config, read_config_text, state_of
 from themis_triton.adapters.triton.warmup import concrete_shape, warmup_batches
 from themis_triton.adapters.triton.warmup_data import zeros
-from themis_triton.core.errors import LaunchFailedError, SettingsError
+from themis_triton.core.errors import LaunchFailedError, ModelFailedError
 from themis_triton.core.fleet import ModelState
 
 
@@ -95,7 +95,7 @@ def test_faults_name_the_file(tmp_path: Path) -> None:
     files = ServerFiles(tmp_path / "state", "s1")
     with pytest.raises(LaunchFailedError, match=r"there is no folder .*/absent\. Fix: "):
         build_view(files, tmp_path, {"absent": ModelState(1, 1)}, {})
-    with pytest.raises(SettingsError, match=r"repository/m/config.pbtxt:1:"):
+    with pytest.raises(ModelFailedError, match=r"repository/m/config.pbtxt:1:"):
         build_view(files, make_repository(tmp_path / "repository", "nonsense: 1"), {"m": ModelState(1, 1)}, {})
     (tmp_path / "file").write_text("")
     with pytest.raises(LaunchFailedError, match="cannot be written to"):

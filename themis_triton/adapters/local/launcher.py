@@ -14,7 +14,7 @@ from themis_triton.adapters.arguments import hide_argument
 from themis_triton.adapters.http import HttpClient
 from themis_triton.adapters.local.discovery import find_launched
 from themis_triton.adapters.local.launch_command import server_command, server_environment
-from themis_triton.adapters.local.running import POLL_S, POLL_TIMEOUT_S, holds_models, is_alive, read_memory, wait_idle
+from themis_triton.adapters.local.running import POLL_S, POLL_TIMEOUT_S, has_ended, holds_models, is_alive, read_memory, wait_idle
 from themis_triton.adapters.local.server_files import ServerFiles, add_ensembles, add_model, build_view, files_version, model_folder
 from themis_triton.adapters.local.triton_install import TritonInstall, find_triton
 from themis_triton.adapters.processes import (
@@ -29,7 +29,7 @@ from themis_triton.adapters.triton.groups import numbered_devices
 from themis_triton.adapters.triton.warmup import Warmup
 from themis_triton.core.address import Address
 from themis_triton.core.config import DeviceSlot, LocalLaunchConfig, ModelInputs
-from themis_triton.core.errors import LaunchFailedError, ModelFailedError, ServerError, ThemisError
+from themis_triton.core.errors import LaunchFailedError, ModelFailedError, ServerError, ThemisError, WarmupFailedError
 from themis_triton.core.fleet import ModelState, Phase, Server
 
 log = structlog.get_logger()
@@ -41,8 +41,8 @@ _PORT_ATTEMPTS = 4
 class LocalLauncher:
     """Implements `ServerLauncher`.
 
-    It is stateless: everything about a server is in the `Server` and in the state directory, so that a restarted daemon
-    handles the servers of its predecessor.
+    Everything about a server is in the `Server` and in the state directory, so that a restarted daemon handles the servers of its
+    predecessor.
 
     Args:
         config: where and how to launch.
@@ -59,14 +59,15 @@ class LocalLauncher:
         self._install: TritonInstall | None = None
         self._install_lock = asyncio.Lock()
         self._log_starts: dict[str, int] = {}
+        self._ended_in_warmup: set[str] = set()
 
     async def launch(self, name: str, slot: str, models: dict[str, ModelState]) -> Server:
         """Start a process on the slot and return at once, in phase LAUNCHING. The log begins anew.
 
         Raises:
             LaunchFailedError: the slot or a model does not exist, or the process cannot be started.
+            ModelFailedError: a model's `config.pbtxt` cannot be parsed, or the model cannot have the state.
             EnvironmentCheckError: Triton is not installed, or its Python does not fit.
-            SettingsError: a model's `config.pbtxt` cannot be parsed.
         """
         self._files(name).log.unlink(missing_ok=True)
         return await self._launch(name, slot, models)
@@ -99,8 +100,7 @@ class LocalLauncher:
         """Put a model into the repository of a running server, as a launch would have done; one that is there stays as it is.
 
         Raises:
-            LaunchFailedError: the model does not exist, or its files cannot be written.
-            SettingsError: its `config.pbtxt` cannot be parsed.
+            LaunchFailedError: the model does not exist, its `config.pbtxt` cannot be parsed, or its files cannot be written.
         """
         own = (self._config.model_repository, model, state, self._deprioritize_after_s, numbered_devices(server))
         further = (self._config.further_repositories, self._config.model_config_name)
@@ -224,12 +224,38 @@ class LocalLauncher:
     async def warm_up(self, server: Server) -> None:
         """Send real inference requests at every planned batch size, one at a time an instance, and check that they are answered.
 
+        Models are warmed up side by side, but one after the other where the last server on the slot ended meanwhile.
+
         Raises:
-            LaunchFailedError: a request failed or its answer is empty.
+            LaunchFailedError: a request failed or its answer is empty, or the server's process ended.
             ServerError: the server does not answer.
         """
+        slot = server.slot or ""
+        parts = [{name: state} for name, state in server.models.items()] if slot in self._ended_in_warmup else [server.models]
         async with Warmup(server, self._config.warmup_requests, self._config.ready_timeout_s, self._inputs) as warmup:
-            await warmup.warm_all(server.models)
+            for models in parts:
+                try:
+                    await warmup.warm_all(models)
+                except ModelFailedError:
+                    raise
+                except ServerError as error:
+                    if not await has_ended(server):
+                        raise
+                    self._ended_in_warmup.add(slot)
+                    raise self._ended(server, models) from error
+        self._ended_in_warmup.discard(slot)
+
+    def _ended(self, server: Server, models: Collection[str]) -> LaunchFailedError:
+        """The error for a server whose process ended in the warm-up of these models; of several it is not known which one ended it."""
+        files, cause = self._files(server.name), "the server's process ended in it"
+        if len(models) > 1:
+            then = "the next one on this slot warms up one model after the other, to find out which one ends it"
+            return LaunchFailedError(
+                f"server {server.name} ended in the warm-up of {', '.join(sorted(models))}; {then}; {files.log_tail()}"
+            )
+        (model,) = models
+        words = f"server {server.name}: warm-up of model {model} failed: {cause}; {files.log_tail()}"
+        return WarmupFailedError(words, model, cause, f"mend the model, or give it inputs that it takes; log {files.log}")
 
     def use_inputs(self, inputs: Mapping[str, ModelInputs]) -> None:
         """Warm up with these inputs from now on."""

@@ -18,6 +18,7 @@ from themis_triton.core.observation import ModelCounters
 
 POLL_S = 0.05
 POLL_TIMEOUT_S = 2.0
+_ENDS_WITHIN_S = 3.0
 _QUIET_S = 0.3
 _QUIET_SERVICES = 3.0
 _DRIVER_TIMEOUT_S = 30.0
@@ -26,6 +27,15 @@ _DRIVER_TIMEOUT_S = 30.0
 def is_alive(server: Server) -> bool:
     """Whether the very process that was launched still runs."""
     return server.process is not None and find_process(server.process) is not None
+
+
+async def has_ended(server: Server) -> bool:
+    """Whether its process is gone, or goes within seconds: one that crashed may still write its memory to a file."""
+    for _ in range(round(_ENDS_WITHIN_S / POLL_S)):
+        if not is_alive(server):
+            return True
+        await asyncio.sleep(POLL_S)
+    return False
 
 
 async def holds_models(

@@ -17,8 +17,8 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from themis_triton.adapters.processes import remove_shared_memory, shared_memory_prefix
 from themis_triton.adapters.triton.config_files import CONFIG_FILE, config_file
 from themis_triton.adapters.triton.groups import Devices
-from themis_triton.adapters.triton.model_config import for_launch, is_complete, parse_config, render_config
-from themis_triton.core.errors import LaunchFailedError, ModelFailedError
+from themis_triton.adapters.triton.model_config import Config, for_launch, is_complete, parse_config, render_config
+from themis_triton.core.errors import ChangeRefusedError, LaunchFailedError, ModelFailedError, SettingsError
 from themis_triton.core.fleet import ModelState
 
 _CACHE = "__pycache__"
@@ -122,8 +122,7 @@ def build_view(
 
     Raises:
         LaunchFailedError: a model is not in the repository, or the view cannot be written.
-        SettingsError: a `config.pbtxt` cannot be parsed.
-        ChangeRefusedError: a model cannot have the state.
+        ModelFailedError: a `config.pbtxt` cannot be parsed, or a model cannot have the state.
     """
     folder = partial(model_folder, repository=repository, further=further)
     try:
@@ -207,18 +206,24 @@ def _build_model(
 ) -> bool:
     if not source.is_dir():
         raise _no_folder(source)
-    if file.is_file():
-        config = for_launch(
-            parse_config(file.read_text(encoding="utf-8"), str(file)), state, source.name, deprioritize_after_s.get(source.name), devices
-        )
-    else:  # The backend completes it, batching too, which the file must leave out then.
-        config = for_launch(ModelConfig(name=source.name), replace(state, max_batch=1, max_queue_delay_us=0), source.name, None, devices)
+    try:
+        config = _config_of(source, file, state, deprioritize_after_s, devices)
+    except (SettingsError, ChangeRefusedError) as error:
+        cause, _, fix = str(error).partition(". Fix: ")
+        raise ModelFailedError(str(error), source.name, cause, fix) from error
     target.mkdir()
     for path in source.iterdir():
         if path.name != CONFIG_FILE:
             _link(path, target / path.name)
     (target / CONFIG_FILE).write_text(render_config(config), encoding="utf-8")
     return is_complete(config)
+
+
+def _config_of(source: Path, file: Path, state: ModelState, deprioritize_after_s: Mapping[str, float], devices: Devices | None) -> Config:
+    if not file.is_file():  # The backend completes it, batching too, which the file must leave out then.
+        return for_launch(ModelConfig(name=source.name), replace(state, max_batch=1, max_queue_delay_us=0), source.name, None, devices)
+    own = parse_config(file.read_text(encoding="utf-8"), str(file))
+    return for_launch(own, state, source.name, deprioritize_after_s.get(source.name), devices)
 
 
 def _no_folder(source: Path) -> ModelFailedError:
