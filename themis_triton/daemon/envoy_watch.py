@@ -22,7 +22,7 @@ CHECK_EVERY_S = 2.0
 FIRST_RETRY_S = 0.05
 STABLE_S = 10.0
 """An Envoy that served for a shorter time is started again with a growing delay."""
-PROBE_EVERY_S, COUNT_EVERY_S = 1.0, 10.0
+GLANCE_EVERY_S, PROBE_EVERY_S, COUNT_EVERY_S = 0.15, 1.0, 10.0
 EXIT_NOTICE_S = 0.1
 """By how much the end of a process may be seen after its listeners have refused a connection."""
 
@@ -92,7 +92,7 @@ class EnvoyWatch:
         try:
             fault = None
             while fault is None and not exited.done():
-                await asyncio.wait({exited}, timeout=PROBE_EVERY_S)
+                await self._until_due(exited, process)
                 fault = await self._fault_before(exited)
         finally:
             exited.cancel()
@@ -103,6 +103,15 @@ class EnvoyWatch:
             await self._envoy.kill(process)
         self.process = None
         self._script_errors, self._counted_at_s = 0, float("-inf")  # The next one counts anew.
+
+    async def _until_due(self, exited: asyncio.Task[None], process: ProcessId) -> None:
+        """Wait for the next check; one is due at once when the process has ended, is stopped or refuses connections."""
+        loop = asyncio.get_running_loop()
+        due_s = loop.time() + PROBE_EVERY_S
+        while loop.time() < due_s:
+            await asyncio.wait({exited}, timeout=min(GLANCE_EVERY_S, PROBE_EVERY_S))
+            if exited.done() or self._envoy.is_suspect(process):
+                return
 
     async def _fault_before(self, exited: asyncio.Task[None]) -> str | None:
         """The fault of a process that runs; None at once when it has ended, whatever check is under way."""

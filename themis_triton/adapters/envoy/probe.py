@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 from enum import StrEnum
 
 from themis_triton.adapters.envoy.names import Protocol
@@ -49,6 +51,15 @@ async def _probe(protocol: Protocol, address: Address, timeout_s: float) -> Answ
     except OSError:  # It was reset, or this process has no descriptor left, which says nothing about Envoy.
         return Answer.ANSWERED
     return Answer.ANSWERED
+
+
+def refuses(listener: Address) -> bool:
+    """Whether connections to a listener of this machine are refused, without waiting: its kernel answers at once."""
+    host = _reachable(listener)
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as client:
+        client.setblocking(False)
+        code = client.connect_ex((host, listener.port))
+        return errno.ECONNREFUSED in (code, client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
 
 
 def _reachable(address: Address) -> str:

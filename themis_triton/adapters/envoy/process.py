@@ -148,6 +148,10 @@ class EnvoyProcess:
             return f"its admin socket {socket} is gone"
         return await self._serving.find_fault(await resolved_config(self._config), identity)
 
+    def is_suspect(self, identity: ProcessId) -> bool:
+        """Whether `find_fault` should be asked at once. Quick, so that it can be asked often."""
+        return self._serving.is_suspect(identity)
+
     async def count_script_errors(self) -> int:
         """How many checks of requests have failed since Envoy's start. Raises ServerError when it does not answer."""
         return sum(int(entry.get("value", 0)) for entry in await self._admin.stats(_SCRIPT_ERRORS))
