@@ -16,6 +16,7 @@ from themis_triton.commands.options import (
     CertificateOption,
     ConfigOption,
     ControlKeyOption,
+    IdentityOption,
     JsonOption,
     KeyOption,
     ServerNameOption,
@@ -103,21 +104,27 @@ def schema() -> None:
 
 
 @app.command(epilog="Example: themis status -c themis.yaml")
-def status(config: ConfigOption, as_json: JsonOption = False, token_file: TokenOption = None, ca: AuthorityOption = None) -> None:
+def status(
+    config: ConfigOption,
+    as_json: JsonOption = False,
+    token_file: TokenOption = None,
+    ca: AuthorityOption = None,
+    identity: IdentityOption = None,
+) -> None:
     """Show the running sidecar's measurements, decisions and actions."""
     from themis_triton.commands.status_calls import Remote  # noqa: PLC0415 - a command loads only what it needs
     from themis_triton.commands.status_command import status_command  # noqa: PLC0415
 
-    status_command(config, as_json=as_json, remote=Remote(token_file, ca))
+    status_command(config, as_json=as_json, remote=Remote(token_file, ca, identity))
 
 
 @app.command(epilog="Example: themis top -c themis.yaml")
-def top(config: ConfigOption, token_file: TokenOption = None, ca: AuthorityOption = None) -> None:
+def top(config: ConfigOption, token_file: TokenOption = None, ca: AuthorityOption = None, identity: IdentityOption = None) -> None:
     """Watch the running sidecar live in the terminal: pipelines, servers, decisions and why; pause and resume by a key."""
     from themis_triton.commands.status_calls import Remote  # noqa: PLC0415 - a command loads only what it needs
     from themis_triton.commands.top.command import top_command  # noqa: PLC0415
 
-    top_command(config, Remote(token_file, ca))
+    top_command(config, Remote(token_file, ca, identity))
 
 
 @app.command(epilog="Example: themis why -c themis.yaml")
@@ -162,21 +169,21 @@ def stop(
 
 
 @app.command(epilog="Example: themis pause -c themis.yaml")
-def pause(config: ConfigOption, token_file: TokenOption = None, ca: AuthorityOption = None) -> None:
+def pause(config: ConfigOption, token_file: TokenOption = None, ca: AuthorityOption = None, identity: IdentityOption = None) -> None:
     """Pause: make no changes from the next tick on. Observation, recommendations and Envoy continue. Persists over restarts."""
     from themis_triton.commands.status_calls import Remote  # noqa: PLC0415 - a command loads only what it needs
     from themis_triton.commands.stop_command import pause_command  # noqa: PLC0415
 
-    pause_command(config, Remote(token_file, ca))
+    pause_command(config, Remote(token_file, ca, identity))
 
 
 @app.command(epilog="Example: themis resume -c themis.yaml")
-def resume(config: ConfigOption, token_file: TokenOption = None, ca: AuthorityOption = None) -> None:
+def resume(config: ConfigOption, token_file: TokenOption = None, ca: AuthorityOption = None, identity: IdentityOption = None) -> None:
     """Resume after a pause."""
     from themis_triton.commands.status_calls import Remote  # noqa: PLC0415 - a command loads only what it needs
     from themis_triton.commands.stop_command import resume_command  # noqa: PLC0415
 
-    resume_command(config, Remote(token_file, ca))
+    resume_command(config, Remote(token_file, ca, identity))
 
 
 WhyOption = Annotated[str, typer.Option("--why", help="The reason, for the journal and the status.")]
@@ -197,12 +204,13 @@ def pin(
     why: WhyOption = "",
     token_file: TokenOption = None,
     ca: AuthorityOption = None,
+    identity: IdentityOption = None,
 ) -> None:
     """Keep a model's instances, or a pipeline's servers, at a number for a time. Survives a restart of the sidecar."""
     from themis_triton.commands.override_commands import Counts, pin_command  # noqa: PLC0415 - a command loads only what it needs
     from themis_triton.commands.status_calls import Remote  # noqa: PLC0415
 
-    pin_command(config, name, Counts(instances, servers), period, why, Remote(token_file, ca))
+    pin_command(config, name, Counts(instances, servers), period, why, Remote(token_file, ca, identity))
 
 
 @app.command(epilog="Example: themis bounds video --servers 2:4 --for 2h -c themis.yaml")
@@ -219,12 +227,13 @@ def bounds(
     why: WhyOption = "",
     token_file: TokenOption = None,
     ca: AuthorityOption = None,
+    identity: IdentityOption = None,
 ) -> None:
     """Keep a model's instances, or a pipeline's servers, within bounds for a time. Survives a restart; `themis unpin` ends it."""
     from themis_triton.commands.override_commands import Counts, bounds_command  # noqa: PLC0415 - a command loads only what it needs
     from themis_triton.commands.status_calls import Remote  # noqa: PLC0415
 
-    bounds_command(config, name, Counts(instances, servers), period, why, Remote(token_file, ca))
+    bounds_command(config, name, Counts(instances, servers), period, why, Remote(token_file, ca, identity))
 
 
 @app.command(epilog="Example: themis unpin detector -c themis.yaml")
@@ -234,12 +243,13 @@ def unpin(
     why: WhyOption = "",
     token_file: TokenOption = None,
     ca: AuthorityOption = None,
+    identity: IdentityOption = None,
 ) -> None:
     """End pins and bounds before their time."""
     from themis_triton.commands.override_commands import unpin_command  # noqa: PLC0415 - a command loads only what it needs
     from themis_triton.commands.status_calls import Remote  # noqa: PLC0415
 
-    unpin_command(config, name, why, Remote(token_file, ca))
+    unpin_command(config, name, why, Remote(token_file, ca, identity))
 
 
 @app.command(epilog="Example: themis drain triton-0 --why 'new driver' -c themis.yaml")
@@ -250,6 +260,7 @@ def drain(
     why: WhyOption = "",
     token_file: TokenOption = None,
     ca: AuthorityOption = None,
+    identity: IdentityOption = None,
 ) -> None:
     """Route no new requests to a server, once others carry its load. An adopted one runs on, a launched one retires.
 
@@ -258,7 +269,7 @@ def drain(
     from themis_triton.commands.override_commands import drain_command  # noqa: PLC0415 - a command loads only what it needs
     from themis_triton.commands.status_calls import Remote  # noqa: PLC0415
 
-    drain_command(config, server, why, Remote(token_file, ca), force=force)
+    drain_command(config, server, why, Remote(token_file, ca, identity), force=force)
 
 
 @app.command(epilog="Example: themis undrain triton-0 -c themis.yaml")
@@ -268,12 +279,13 @@ def undrain(
     why: WhyOption = "",
     token_file: TokenOption = None,
     ca: AuthorityOption = None,
+    identity: IdentityOption = None,
 ) -> None:
     """Route requests to a drained server again."""
     from themis_triton.commands.override_commands import undrain_command  # noqa: PLC0415 - a command loads only what it needs
     from themis_triton.commands.status_calls import Remote  # noqa: PLC0415
 
-    undrain_command(config, server, why, Remote(token_file, ca))
+    undrain_command(config, server, why, Remote(token_file, ca, identity))
 
 
 @app.command(epilog="Example: themis mode advisory -c themis.yaml")
@@ -283,21 +295,22 @@ def mode(
     why: WhyOption = "",
     token_file: TokenOption = None,
     ca: AuthorityOption = None,
+    identity: IdentityOption = None,
 ) -> None:
     """Switch between active and advisory mode in the running sidecar. Survives a restart of the sidecar."""
     from themis_triton.commands.override_commands import mode_command  # noqa: PLC0415 - a command loads only what it needs
     from themis_triton.commands.status_calls import Remote  # noqa: PLC0415
 
-    mode_command(config, name, why, Remote(token_file, ca))
+    mode_command(config, name, why, Remote(token_file, ca, identity))
 
 
 @app.command(epilog="Example: themis reload -c themis.yaml")
-def reload(config: ConfigOption, token_file: TokenOption = None, ca: AuthorityOption = None) -> None:
+def reload(config: ConfigOption, token_file: TokenOption = None, ca: AuthorityOption = None, identity: IdentityOption = None) -> None:
     """Put edited settings into force in the running sidecar. Wrong settings are refused; what needs a restart is named."""
     from themis_triton.commands.reload_command import reload_command  # noqa: PLC0415
     from themis_triton.commands.status_calls import Remote  # noqa: PLC0415 - a command loads only what it needs
 
-    reload_command(config, Remote(token_file, ca))
+    reload_command(config, Remote(token_file, ca, identity))
 
 
 @app.command(epilog="Example: themis down -c themis.yaml")

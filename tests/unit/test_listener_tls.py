@@ -21,6 +21,7 @@ from themis_triton.adapters.pem_certificates import PemError, check_pair, validi
 from themis_triton.adapters.sockets import free_ports
 from themis_triton.adapters.status_client import get
 from themis_triton.commands.load_options import LoadFlags, options_from
+from themis_triton.commands.status_calls import Remote
 from themis_triton.commands.tls_flags import TlsFlags
 from themis_triton.core.address import Address
 from themis_triton.core.config import StatusConfig, ThemisConfig
@@ -134,6 +135,40 @@ def test_the_status_api_shows_its_certificate_and_a_new_one_after_it_changed(tmp
         asyncio.run(scenario(patched))
 
 
+def test_with_client_ca_the_status_api_answers_only_clients_with_a_certificate_that_it_signed(tmp_path: Path) -> None:
+    ca, other = (authority(tmp_path / name) for name in ("ca", "other"))
+    own = self_made_certificate(tmp_path / "own")
+    known, stranger = (issued_certificate(tmp_path / f"issued-{n}", by, n) for n, by in ((1, ca), (2, other)))
+    tls = ListenerTls(Path(own["certificate"]), Path(own["key"]), Path(ca["ca"]))
+    port = free_ports(1)[0]
+    address = replace(Address("127.0.0.1", port), tls=True, ca=own["certificate"])
+
+    def identity(files: Mapping[str, str]) -> Path:
+        file = tmp_path / f"{Path(files['key']).parent.name}.pem"
+        file.write_text(Path(files["certificate"]).read_text() + Path(files["key"]).read_text())
+        return file
+
+    async def code(files: Mapping[str, str] | None) -> int:
+        at = Remote(identity=identity(files) if files is not None else None).address(address)
+        return (await asyncio.to_thread(get, at, STATUS_PATH)).code
+
+    async def scenario(of: ListenerTls, refused: Mapping[str, Mapping[str, str] | None]) -> None:
+        async with serving(address, StatusBoard(config(), NOW_S), Exporter(), FakeClock(), tls=of):
+            assert await code(known) == 200
+            for words, files in refused.items():
+                with pytest.raises(ServerError, match=words):
+                    await code(files)
+            if not of.require_client_certificate:
+                assert await code(None) == 200
+
+    asyncio.run(scenario(tls, {"give --client-certificate FILE": None, "no response": stranger}))
+    asyncio.run(scenario(replace(tls, require_client_certificate=False), {"no response": stranger}))
+    with pytest.raises(EnvironmentCheckError, match=r"status\.tls: .* has no certificate in PEM form"):
+        asyncio.run(scenario(replace(tls, client_ca=Path(ca["key"])), {}))
+    with pytest.raises(ServerError, match=r"--client-certificate: .* cannot be used"):
+        get(Remote(identity=Path(known["certificate"])).address(address), STATUS_PATH)
+
+
 def test_a_status_api_whose_files_cannot_be_used_does_not_start(tmp_path: Path) -> None:
     tls = ListenerTls(tmp_path / "absent", tmp_path / "absent")
 
@@ -150,11 +185,11 @@ def test_the_settings_of_listeners_name_their_files(tmp_path: Path) -> None:
     for name in ("cert.pem", "key.pem", "ca.pem"):
         (tmp_path / name).write_text("any")
     pair = "certificate: cert.pem, key: key.pem"
-    path.write_text(f"{starter()}envoy: {{tls: {{{pair}, client_ca: ca.pem}}}}\nstatus: {{tls: {{{pair}}}}}\n")
+    path.write_text(f"{starter()}envoy: {{tls: {{{pair}, client_ca: ca.pem}}}}\nstatus: {{tls: {{{pair}, client_ca: ca.pem}}}}\n")
     settings = load_settings(path)
     own = (tmp_path / "cert.pem", tmp_path / "key.pem")
     assert settings.envoy.tls == ListenerTls(*own, tmp_path / "ca.pem", require_client_certificate=True)
-    assert settings.status.tls == ListenerTls(*own, require_client_certificate=False)
+    assert settings.status.tls == ListenerTls(*own, tmp_path / "ca.pem", require_client_certificate=True)
     assert load_runtime_paths(path).status_address == replace(settings.status.address, tls=True, ca=str(tmp_path / "cert.pem"))
     path.write_text(
         f"{starter()}envoy: {{tls: {{{pair}, require_client_certificate: true}}}}\nstatus: {{tls: {{certificate: gone, key: gone}}}}\n"

@@ -7,11 +7,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from themis_triton.core.address import Address
 from themis_triton.core.errors import ServerError
 
+if TYPE_CHECKING:
+    import ssl
+
 MAX_BODY_BYTES = 64 * 2**20
+_WITHOUT_CERTIFICATE = {"TLSV13_ALERT_CERTIFICATE_REQUIRED", "SSLV3_ALERT_HANDSHAKE_FAILURE"}
+"""How TLS 1.3 and 1.2 refuse a client that has shown no certificate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +41,18 @@ def _connection(address: Address, timeout_s: float) -> http.client.HTTPConnectio
         context.check_hostname = False
         context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
         context.load_verify_locations(cadata=_first_certificate(address.ca or ""))
+    if address.certificate is not None:
+        _show(context, address.certificate)
     return http.client.HTTPSConnection(address.host, address.port, timeout=timeout_s, context=context)
+
+
+def _show(context: ssl.SSLContext, file: str) -> None:
+    """Have clients of the context show the certificate of the file. ServerError where it is none with its key."""
+    try:
+        context.load_cert_chain(file, password=lambda: b"")  # Without a password it would be asked for on the terminal.
+    except OSError as error:
+        expected = "a PEM file with a client certificate and its key, not encrypted"
+        raise ServerError(f"--client-certificate: {file} cannot be used ({error.strerror}): expected {expected}") from error
 
 
 def _first_certificate(file: str) -> str:
@@ -71,6 +88,13 @@ def _ask(address: Address, method: str, path: str, timeout_s: float, token: str 
         response = connection.getresponse()
         return StatusResponse(response.status, response.read(MAX_BODY_BYTES))
     except (OSError, http.client.HTTPException) as error:
-        raise ServerError(f"no response from {address}: {getattr(error, 'strerror', None) or error or type(error).__name__}") from error
+        raise ServerError(_no_response(address, error)) from error
     finally:
         connection.close()
+
+
+def _no_response(address: Address, error: Exception) -> str:
+    words = f"no response from {address}: {getattr(error, 'strerror', None) or error or type(error).__name__}"
+    closed = isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefusedError)
+    needs_one = address.tls and address.certificate is None and (closed or getattr(error, "reason", "") in _WITHOUT_CERTIFICATE)
+    return words + (". Fix: give --client-certificate FILE, if its status.tls.client_ca asks for one" if needs_one else "")

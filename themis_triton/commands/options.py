@@ -14,6 +14,14 @@ TokenOption = Annotated[
 AuthorityOption = Annotated[
     Path | None, typer.Option("--ca", help="PEM file with the authority of that sidecar's certificate, where its status API has TLS.")
 ]
+IdentityOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--client-certificate",
+        envvar="THEMIS_CLIENT_CERTIFICATE",
+        help="PEM file with a certificate that its status.tls.client_ca signed, and with its key, where that is set.",
+    ),
+]
 ColdStartOption = Annotated[
     float | None,
     typer.Option(help="Process start in seconds of each launched server, for emulated models; on a GPU 20 to 60. Default: about 1."),

@@ -19,10 +19,14 @@ _REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """How to reach a sidecar on another machine: a copy of its token, and with TLS the authority of its certificate."""
+    """How to reach a sidecar on another machine: a copy of its token, and with TLS the authority of its certificate.
+
+    `identity`: a file with a client certificate and its key, for a sidecar on this machine too.
+    """
 
     token_file: Path | None = None
     ca: Path | None = None
+    identity: Path | None = None
 
     @property
     def given(self) -> bool:
@@ -30,8 +34,11 @@ class Remote:
         return self.token_file is not None
 
     def address(self, address: Address) -> Address:
-        """The status address of the settings, with TLS if the authority is given."""
-        return replace(address, tls=True, ca=str(self.ca), server_name=address.host) if self.ca is not None else address
+        """The status address of the settings, with TLS if the authority is given, and with the client certificate."""
+        own = str(self.identity) if self.identity is not None else None
+        if self.ca is not None:
+            return replace(address, tls=True, ca=str(self.ca), server_name=address.host, certificate=own, key=own)
+        return replace(address, certificate=own, key=own) if address.tls else address
 
 
 LOCAL = Remote()

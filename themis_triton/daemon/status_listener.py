@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 import structlog
 from aiohttp import web
 
-from themis_triton.adapters.pem_certificates import PemError, check_pair
+from themis_triton.adapters.pem_certificates import PemError, check_pair, validity
 from themis_triton.adapters.pem_files import files_version
 from themis_triton.core.address import Address
 from themis_triton.core.errors import EnvironmentCheckError
@@ -37,6 +37,7 @@ async def listening(
     except OSError as error:
         raise EnvironmentCheckError(f"status.address: {address} is not available ({error.strerror}). Fix: choose a free one") from error
     with listener:
+        listener.setblocking(False)  # A copy takes this over, and with it all sites: they share it.
         if tls is None:
             await web.SockSite(runner, listener.dup()).start()
             yield
@@ -76,13 +77,24 @@ async def _renew(
 async def _secure_site(runner: web.AppRunner, listener: socket.socket, tls: ListenerTls) -> tuple[web.SockSite, str]:
     """A site with the PEM files as they are now, and their version. PemError where they cannot be used."""
     version = await asyncio.to_thread(files_version, *tls.files)
-    await asyncio.to_thread(check_pair, tls.certificate, tls.key)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        await asyncio.to_thread(context.load_cert_chain, tls.certificate, tls.key, lambda: b"")
-    except OSError as error:  # They changed meanwhile.
-        raise PemError(str(error)) from error
+    context = await asyncio.to_thread(_context, tls)
     site = web.SockSite(runner, listener.dup(), ssl_context=context)
     await site.start()
     return site, version
+
+
+def _context(tls: ListenerTls) -> ssl.SSLContext:
+    """PemError where the files cannot be used."""
+    check_pair(tls.certificate, tls.key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if tls.client_ca is not None:
+        validity(tls.client_ca)
+        context.verify_mode = ssl.CERT_REQUIRED if tls.require_client_certificate else ssl.CERT_OPTIONAL
+    try:
+        context.load_cert_chain(tls.certificate, tls.key, lambda: b"")
+        if tls.client_ca is not None:
+            context.load_verify_locations(tls.client_ca)
+    except OSError as error:  # They changed meanwhile.
+        raise PemError(str(error)) from error
+    return context

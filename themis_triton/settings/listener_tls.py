@@ -11,20 +11,11 @@ from themis_triton.core.listener_tls import ListenerTls
 from themis_triton.settings.kinds import FilePath, Section, refusal
 
 
-class CertificateSettings(Section):
-    """TLS of a listener whose clients need no certificate. The files are read again when they change."""
+class ListenerTlsSettings(Section):
+    """TLS of a listener. The files are read again when they change."""
 
     certificate: FilePath = Field(description="PEM file with the certificate that clients see, followed by its intermediate authorities")
     key: FilePath = Field(description="PEM file with its private key, not encrypted")
-
-    def to_core(self, resolve: Callable[[Path], Path]) -> ListenerTls:
-        """The same with absolute paths."""
-        return ListenerTls(resolve(self.certificate), resolve(self.key), require_client_certificate=False)
-
-
-class ListenerTlsSettings(CertificateSettings):
-    """TLS of a listener. The files are read again when they change."""
-
     client_ca: FilePath | None = Field(
         default=None, description="PEM file with the authorities of clients' certificates, which are then checked"
     )
@@ -41,7 +32,6 @@ class ListenerTlsSettings(CertificateSettings):
 
     def to_core(self, resolve: Callable[[Path], Path]) -> ListenerTls:
         """The same with absolute paths."""
-        if self.client_ca is None:
-            return super().to_core(resolve)
-        required = self.require_client_certificate is not False
-        return ListenerTls(resolve(self.certificate), resolve(self.key), resolve(self.client_ca), required)
+        client_ca = resolve(self.client_ca) if self.client_ca is not None else None
+        required = client_ca is not None and self.require_client_certificate is not False
+        return ListenerTls(resolve(self.certificate), resolve(self.key), client_ca, required)

@@ -12,7 +12,7 @@ from themis_triton.core.client_auth import JwtConfig
 from themis_triton.core.config import Mode
 from themis_triton.core.policy import PolicyName
 from themis_triton.settings.kinds import Count, FilePath, HostPort, Listen, ModelName, Name, PositiveSeconds, Section, Size, refusal
-from themis_triton.settings.listener_tls import CertificateSettings, ListenerTlsSettings
+from themis_triton.settings.listener_tls import ListenerTlsSettings
 from themis_triton.settings.models import ModelSettings
 from themis_triton.settings.pipelines import Callees, PipelineSettings
 from themis_triton.settings.policy import PlanningSettings, PolicySettings, PriceSettings
@@ -101,7 +101,7 @@ class StatusSettings(Section):
         description="file with the token for calls that change something, which other users must not be able to read; by default "
         "Themis makes `token` in `state_directory`",
     )
-    tls: CertificateSettings | None = Field(default=None, description="TLS of `address`; by default it has none")
+    tls: ListenerTlsSettings | None = Field(default=None, description="TLS of `address`; by default it has none")
 
 
 class Settings(Section):
