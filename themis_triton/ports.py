@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from themis_triton.core.action import Outcome
-from themis_triton.core.fleet import ModelState, Server
+from themis_triton.core.fleet import Models, ModelState, Server
 from themis_triton.core.incident import BrokenRequest
 from themis_triton.core.model_config import ModelInputs
 from themis_triton.core.observation import Readings
@@ -91,14 +91,21 @@ class ModelControl(Protocol):
 
 
 class ServerLauncher(Protocol):
-    """The horizontal actuator. Its servers are those launched with the same state directory, by any daemon."""
+    """The horizontal actuator. Its servers are those with its mark (the state directory, or a label), launched by any daemon.
+
+    They may run on other machines: where they run, and at which addresses, is known once `wait_ready` has returned. Where the engine that
+    runs them does not answer, nothing is given up: `is_alive` keeps its last answer, and the other calls raise ServerError.
+    """
 
     async def discover(self) -> tuple[Server, ...]:
         """Every launched server that runs now, by name, in phase LAUNCHING, with the model states that it was launched with."""
         ...
 
     async def launch(self, name: str, slot: str, models: dict[str, ModelState]) -> Server:
-        """Start a process on the slot and return at once, in phase LAUNCHING. LaunchFailedError if it cannot be started."""
+        """Start a server on the slot, or ask for a place for it, and return at once, in phase LAUNCHING. LaunchFailedError if refused.
+
+        An address that is not known yet is UNKNOWN_ADDRESS.
+        """
         ...
 
     async def add_model(self, server: Server, model: str, state: ModelState) -> None:
@@ -114,7 +121,11 @@ class ServerLauncher(Protocol):
         ...
 
     async def wait_ready(self, server: Server) -> Server:
-        """Wait until it is ready and holds its models. LaunchFailedError with the log file's name and last lines otherwise."""
+        """Wait, bounded, until it has a place, is ready and holds its models; returns it in phase WARMING.
+
+        Its addresses, device and node are those that it has now. LaunchFailedError otherwise, with why it has no place, or with the
+        log's name and last lines; what is left of the server is the caller's to `stop`.
+        """
         ...
 
     async def warm_up(self, server: Server) -> None:
@@ -130,7 +141,22 @@ class ServerLauncher(Protocol):
         ...
 
     async def is_alive(self, server: Server) -> bool:
-        """Whether the very process that was launched still runs."""
+        """Whether the very server that was launched still runs, or still waits for its place.
+
+        False also once its node is lost, or takes it away.
+        """
+        ...
+
+    async def resize(self, server: Server, models: Models) -> None:
+        """Give a running server the processor time and the memory for these states of its models; in place.
+
+        Called before models grow and after they shrink. Does nothing where servers are not confined. ChangeRefusedError where its node
+        lacks the room: it keeps what it has.
+        """
+        ...
+
+    async def read_log(self, server: Server, lines: int) -> str:
+        """The last lines of its output, also shortly after its end; empty where there are none."""
         ...
 
     async def wait_idle(self, server: Server) -> bool:
@@ -151,6 +177,10 @@ class ServerLauncher(Protocol):
 
     async def stop_all(self) -> tuple[str, ...]:
         """Stop every launched server and what was started beside them; returns what was stopped, and nothing when repeated."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connections to the engine. The servers run on."""
         ...
 
 

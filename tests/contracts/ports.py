@@ -5,11 +5,13 @@ A subclass gives the fixture `world`: it runs a scenario over ports that it buil
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 import pytest
 
+from themis_triton.core.address import UNKNOWN_ADDRESS
 from themis_triton.core.errors import ChangeRefusedError, LaunchFailedError, ServerError
 from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.routes import Endpoint, ModelRoute, RouteTable
@@ -18,7 +20,10 @@ from themis_triton.ports import Clock, ModelControl, Observer, Recorder, RouteWr
 
 @dataclass(frozen=True)
 class Ports:
-    """The ports of one world. `refuse`: from now on instances of the model fail to start. `targets`: servers that get its requests."""
+    """The ports of one world. `refuse`: from now on instances of the model fail to start. `targets`: servers that get its requests.
+
+    Where an engine places the servers: `set_places` gives it places for so many, and `lose_node` takes a server's node away.
+    """
 
     launcher: ServerLauncher
     control: ModelControl
@@ -28,6 +33,8 @@ class Ports:
     models: dict[str, ModelState]
     refuse: Callable[[str], None]
     targets: Callable[[str], Awaitable[set[str]]]
+    set_places: Callable[[int], None] = lambda _: None
+    lose_node: Callable[[Server], Awaitable[None]] | None = None
 
     async def ready(self, name: str, slot: str | None = None) -> Server:
         """A launched server that serves."""
@@ -51,11 +58,18 @@ class LauncherContract:
             assert await ports.launcher.is_alive(launched)
             ready = await ports.launcher.wait_ready(launched)
             assert ready.phase is Phase.WARMING
+            assert UNKNOWN_ADDRESS not in (ready.grpc_address, ready.http_address, ready.metrics_address)
+            assert ready.device
             await ports.launcher.warm_up(ready)
+            grown = {name: replace(state, instances=state.instances + 1) for name, state in ports.models.items()}
+            for models in (grown, ports.models):
+                await ports.launcher.resize(ready, models)
             assert await ports.launcher.wait_idle(ready)
             assert await ports.launcher.read_memory(ready) >= 0
+            assert len((await ports.launcher.read_log(ready, 3)).splitlines()) <= 3
             await ports.launcher.stop(ready)
             assert not await ports.launcher.is_alive(ready)
+            await ports.launcher.read_log(ready, 3)
             await ports.launcher.stop(ready)
 
         world(scenario)
@@ -69,8 +83,8 @@ class LauncherContract:
             assert [(s.name, s.slot, s.device, s.phase) for s in result] == [
                 (s.name, s.slot, s.device, Phase.LAUNCHING) for s in (first, second)
             ]
-            assert [(s.models, s.grpc_address, s.process) for s in result] == [
-                (s.models, s.grpc_address, s.process) for s in (first, second)
+            assert [(s.models, s.grpc_address, s.process, s.incarnation, s.node) for s in result] == [
+                (s.models, s.grpc_address, s.process, s.incarnation, s.node) for s in (first, second)
             ]
             await ports.launcher.stop(first)
             assert [server.name for server in await ports.launcher.discover()] == ["two"]
@@ -106,6 +120,57 @@ class LauncherContract:
             with pytest.raises(LaunchFailedError, match="one"):
                 await ports.launcher.wait_ready(server)
             assert await ports.launcher.wait_idle(server)
+
+        world(scenario)
+
+
+class EngineContract:
+    """ServerLauncher whose servers an engine places on nodes: what it promises besides."""
+
+    def test_a_launch_without_a_place_fails_within_a_bound_and_leaves_nothing(self, world: World) -> None:
+        async def scenario(ports: Ports) -> None:
+            ports.set_places(0)
+            server = await ports.launcher.launch("one", ports.slots[0], ports.models)
+            assert await ports.launcher.is_alive(server)
+            with pytest.raises(LaunchFailedError, match="one found no place within"):
+                await ports.launcher.wait_ready(server)
+            await ports.launcher.stop(server)
+            assert await ports.launcher.discover() == ()
+            ports.set_places(1)
+            await ports.ready("two")
+
+        world(scenario)
+
+    def test_a_launch_takes_the_place_that_another_server_leaves(self, world: World) -> None:
+        async def scenario(ports: Ports) -> None:
+            ports.set_places(1)
+            first = await ports.ready("one")
+            second = await ports.launcher.launch("two", ports.slots[1], ports.models)
+            (ready, _) = await asyncio.gather(ports.launcher.wait_ready(second), ports.launcher.stop(first))
+            assert ready.phase is Phase.WARMING
+
+        world(scenario)
+
+    def test_another_run_under_the_same_name_is_another_server(self, world: World) -> None:
+        async def scenario(ports: Ports) -> None:
+            before = await ports.ready("one")
+            await ports.launcher.stop(before)
+            after = await ports.ready("one")
+            assert await ports.launcher.is_alive(after)
+            assert not await ports.launcher.is_alive(before)
+
+        world(scenario)
+
+    def test_a_lost_node_takes_its_servers_and_its_slot_can_be_used_again(self, world: World) -> None:
+        async def scenario(ports: Ports) -> None:
+            lost, other = [await ports.ready(name, slot) for name, slot in zip(("one", "two"), ports.slots, strict=False)]
+            assert ports.lose_node is not None
+            await ports.lose_node(lost)
+            assert not await ports.launcher.is_alive(lost)
+            assert await ports.launcher.is_alive(other)
+            assert [server.name for server in await ports.launcher.discover()] == ["two"]
+            await ports.launcher.kill(lost)
+            await ports.ready("three", lost.slot)
 
         world(scenario)
 

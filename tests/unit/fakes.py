@@ -15,7 +15,7 @@ from themis_triton.act.supervisor import Supervisor
 from themis_triton.core.action import Outcome
 from themis_triton.core.address import Address
 from themis_triton.core.errors import ChangeRefusedError, LaunchFailedError, ModelFailedError, ServerError
-from themis_triton.core.fleet import ModelState, Phase, Server
+from themis_triton.core.fleet import Models, ModelState, Phase, Server
 from themis_triton.core.model_config import ModelInputs
 from themis_triton.core.observation import DeviceReading, ModelCounters, Readings, RouteReading, ServerReading
 from themis_triton.core.record import TickRecord
@@ -158,6 +158,8 @@ class FakeLauncher:
     unloadable: ModelFailedError | None = None
     stop_gate: asyncio.Event | None = None
     inputs: Mapping[str, ModelInputs] = field(default_factory=dict)
+    cramped: set[str] = field(default_factory=set)
+    sizes: list[tuple[str, dict[str, int]]] = field(default_factory=list)
 
     def _step(self, name: str, what: str) -> None:
         self.log.append(f"{what} {name}")
@@ -217,6 +219,17 @@ class FakeLauncher:
 
     async def is_alive(self, server: Server) -> bool:
         return server.name in self.alive
+
+    async def resize(self, server: Server, models: Models) -> None:
+        self.sizes.append((server.name, {name: state.instances for name, state in models.items()}))
+        if server.name in self.cramped:
+            raise ChangeRefusedError(f"{server.name}: its node has no room")
+
+    async def read_log(self, server: Server, lines: int) -> str:
+        self.log.append(f"log {server.name}, {lines} lines")
+        return ""
+
+    async def close(self) -> None: ...
 
     async def wait_idle(self, server: Server) -> bool:
         self.log.append(f"idle {server.name}")

@@ -105,6 +105,22 @@ def test_a_refused_growth_takes_the_servers_own_word_and_backs_off() -> None:
     run(work())
 
 
+def test_a_launched_server_is_resized_before_a_growth_and_after_a_shrink_and_an_adopted_one_never() -> None:
+    async def scenario() -> None:
+        bench = Bench(server("a", (2, 1)), server("theirs", launched=False))
+        await carried_out(bench, action(ActionKind.GROW, "a", DETECTOR, 2, 3), action(ActionKind.GROW, "theirs", DETECTOR, 1, 2))
+        assert bench.launcher.sizes == [("a", {DETECTOR: 3, CLASSIFIER: 1})]
+        await carried_out(bench, action(ActionKind.SHRINK, "a", DETECTOR, 3, 1))
+        assert bench.launcher.sizes[1:] == [("a", {DETECTOR: 1, CLASSIFIER: 1})]
+        bench.launcher.cramped.add("a")
+        (refused,) = await carried_out(bench, action(ActionKind.GROW, "a", DETECTOR, 1, 2))
+        assert (refused.kind, bench.fleet.get("a").models[DETECTOR].instances) == (OutcomeKind.REFUSED, 1)
+        assert "no room" in refused.detail
+        assert "change a/video-detector to 2" not in bench.log
+
+    run(scenario())
+
+
 def test_a_server_that_got_a_further_device_gets_a_larger_share_of_the_requests() -> None:
     async def work() -> None:
         reaching = replace(server("a"), reach=("cpu:1",))

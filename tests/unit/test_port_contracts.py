@@ -11,6 +11,7 @@ import pytest
 
 from tests.contracts.ports import (
     ClockContract,
+    EngineContract,
     LauncherContract,
     ModelControlContract,
     ObserverContract,
@@ -27,7 +28,7 @@ from themis_triton.adapters.store.journal import Journal
 from themis_triton.core.fleet import ModelState, ProcessId, Server
 from themis_triton.ports import Clock, Recorder
 from themis_triton.sim.cluster import Cluster
-from themis_triton.sim.ports import SimControl, SimLauncher, SimObserver, SimRecorder, SimRoutes
+from themis_triton.sim.ports import SimControl, SimEngine, SimLauncher, SimObserver, SimRecorder, SimRoutes
 from themis_triton.sim.setup import build_simulation
 from themis_triton.sim.virtual_time import VirtualClock, run_virtual
 from themis_triton.sim.world import SimWorld
@@ -57,7 +58,14 @@ def simulated_world(scenario: Scenario) -> None:
     async def run() -> None:
         settings, world = config(slots=len(SLOTS)), SimWorld()
         cluster = Cluster(settings, world, build_simulation(settings, {}, world, 1), 1)
-        launcher = SimLauncher(cluster, {slot: place for place, slot in enumerate(SLOTS)}, {slot: slot for slot in SLOTS}, 5.0)
+        engine = SimEngine(place_timeout_s=5.0)
+        launcher = SimLauncher(cluster, {slot: place for place, slot in enumerate(SLOTS)}, {slot: slot for slot in SLOTS}, 5.0, engine)
+
+        def set_places(count: int) -> None:
+            engine.places = count
+
+        async def lose_node(lost: Server) -> None:
+            await cluster.stop(lost.name)
 
         def refuse(_: str) -> None:
             cluster._world = replace(world, refuse_share=1.0)
@@ -67,7 +75,8 @@ def simulated_world(scenario: Scenario) -> None:
 
         control, routes = SimControl(cluster), SimRoutes(cluster, world.route_s)
         await asyncio.sleep(1.0)
-        await scenario(Ports(launcher, control, SimObserver(cluster), routes, SLOTS, MODELS, refuse, targets))
+        observer = SimObserver(cluster)
+        await scenario(Ports(launcher, control, observer, routes, SLOTS, MODELS, refuse, targets, set_places, lose_node))
 
     run_virtual(run())
 
@@ -79,6 +88,12 @@ def world(request: pytest.FixtureRequest) -> World:
 
 
 class TestLauncher(LauncherContract): ...
+
+
+class TestEngine(EngineContract):
+    @pytest.fixture
+    def world(self) -> World:
+        return simulated_world
 
 
 class TestModelControl(ModelControlContract): ...

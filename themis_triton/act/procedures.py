@@ -44,6 +44,8 @@ class Procedures:
             now_s = self._actuators.clock.now_s()
             self.open_calls[action.id] = OpenCall(action.server, action.model, action.before, action.after, now_s)
         try:
+            if action.kind is not ActionKind.SHRINK:
+                await self._resize(server, {action.model: action.after})
             state = await self._actuators.control.change(server, action.model, action.after)
         except ServerError:
             await self._reread(action.server, action.model)
@@ -55,7 +57,19 @@ class Procedures:
         if action.server in self._fleet:
             self._fleet.set_model(action.server, action.model, state)
             self._routes.reweigh()
+            if action.kind is ActionKind.SHRINK:
+                await self._resize(self._fleet.get(action.server))
         return ""
+
+    async def _resize(self, server: Server, more: Models | None = None) -> None:
+        """Give a launched server what its models need, once the changes under way and these have been made."""
+        if server.launched and self._actuators.launcher is not None:
+            models = dict(self._fleet.get(server.name).models) if server.name in self._fleet else dict(server.models)
+            coming = [(call.model, call.after) for call in self.open_calls.values() if call.server == server.name]
+            for model, state in (*coming, *(more or {}).items()):
+                if model not in models or state.instances > models[model].instances:
+                    models[model] = state
+            await self._actuators.launcher.resize(server, models)
 
     async def reload(self, action: Action) -> str:
         """Load a model anew; on a server that Themis launched it gets requests only after its warm-up."""
@@ -68,6 +82,7 @@ class Procedures:
             await self._routes.write()
         if server.launched:
             await self._actuators.required_launcher().add_model(server, action.model, action.after)
+            await self._resize(server, {action.model: action.after})
         state = await self._actuators.control.reload(server, action.model, action.after)
         if server.launched:
             await self._actuators.required_launcher().warm_up(replace(server, models={action.model: state}))

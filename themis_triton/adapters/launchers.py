@@ -35,5 +35,10 @@ def bare_launchers(state_directory: Path, **options: Any) -> tuple[ServerLaunche
 
 async def stop_all(state_directory: Path, stop_timeout_s: float = 20.0) -> tuple[str, ...]:
     """Stop everything that was launched with the state directory; returns what was stopped. ServerError when something is left."""
-    stopped = [await launcher.stop_all() for launcher in bare_launchers(state_directory, stop_timeout_s=stop_timeout_s)]
-    return tuple(name for names in stopped for name in names)
+    stopped: list[str] = []
+    for launcher in bare_launchers(state_directory, stop_timeout_s=stop_timeout_s):
+        try:
+            stopped += await launcher.stop_all()
+        finally:
+            await launcher.close()
+    return tuple(stopped)

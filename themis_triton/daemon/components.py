@@ -62,6 +62,8 @@ async def build_components(config: ThemisConfig) -> AsyncIterator[Components]:
         control = TritonModelControl(callees=config.callees)
         stack.push_async_callback(control.close)
         launcher = build_launcher(config.launch, config.state_directory, config.deprioritize_after_s) if config.launch is not None else None
+        if launcher is not None:
+            stack.push_async_callback(launcher.close)
         observer = build_observer(config, clock)
         stack.push_async_callback(observer.close)
         actuators = Actuators(control, files, launcher, journal, clock)

@@ -11,7 +11,7 @@ from typing import TypeVar
 from themis_triton.core.action import Outcome
 from themis_triton.core.address import Address
 from themis_triton.core.errors import LaunchFailedError, ServerError
-from themis_triton.core.fleet import ModelState, Phase, Server
+from themis_triton.core.fleet import Models, ModelState, Phase, Server
 from themis_triton.core.model_config import ModelInputs
 from themis_triton.core.observation import Readings, RouteReading, ServerReading
 from themis_triton.core.record import TickRecord
@@ -106,14 +106,34 @@ class SimControl:
         """Does nothing: no state is kept per server."""
 
 
+PLACE_POLL_S = 0.1
+
+
+@dataclass(slots=True)
+class SimEngine:
+    """The nodes for launched servers: `places` for servers in all, None for as many as there are slots.
+
+    A launch waits for `place_timeout_s` for one. `waiting`: the servers that do. `runs`: launches so far.
+    """
+
+    places: int | None = None
+    place_timeout_s: float = 300.0
+    waiting: list[str] = field(default_factory=list)
+    runs: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class SimLauncher:
-    """The horizontal actuator; `rows` are the simulation's rows of the slots, `devices` their devices."""
+    """The horizontal actuator; `rows` are the simulation's rows of the slots, `devices` their devices.
+
+    `engine`: the nodes on which servers find places.
+    """
 
     cluster: Cluster
     rows: dict[str, int]
     devices: dict[str, str]
     drain_timeout_s: float
+    engine: SimEngine = field(default_factory=SimEngine)
     launched: dict[str, Server] = field(default_factory=dict)
 
     async def launch(self, name: str, slot: str, models: dict[str, ModelState]) -> Server:
@@ -124,21 +144,44 @@ class SimLauncher:
             )
         device, launch, address = self.devices[slot], self.cluster.config.launch, Address(name, 0)
         reach = launch.reach_from(device) if launch is not None else ()
-        self.cluster.start(name, self.rows[slot], models, reach)
-        await asyncio.sleep(PROCESS_S)
+        self.engine.runs += 1
         server = Server(
             name, device, address, address, address, Phase.LAUNCHING, launched=True, slot=slot, models=dict(models), reach=reach
         )
+        server = replace(server, incarnation=str(self.engine.runs))
+        if self._has_place():
+            self._start(server)
+        else:
+            self.engine.waiting.append(name)
+        await asyncio.sleep(PROCESS_S)
         self.launched[name] = server
         return server
 
+    def _has_place(self) -> bool:
+        return self.engine.places is None or sum(map(self.cluster.is_alive, self.launched)) < self.engine.places
+
+    def _start(self, server: Server) -> None:
+        self.cluster.start(server.name, self.rows[server.slot or ""], server.models, server.reach)
+
     async def wait_ready(self, server: Server) -> Server:
-        """Wait until its models are loaded."""
+        """Wait until it has a place, and its models are loaded."""
+        await self._wait_for_place(server)
         await self.cluster.load(server.models)
-        if not self.cluster.is_alive(server.name):
+        if not await self.is_alive(server):
             raise LaunchFailedError(f"server {server.name} on slot {server.slot} ended before it was ready")
         self.cluster.hold(server.name)
         return replace(server, phase=Phase.WARMING)
+
+    async def _wait_for_place(self, server: Server) -> None:
+        deadline_s = self.cluster.now_s() + self.engine.place_timeout_s
+        while server.name in self.engine.waiting:
+            if self._has_place():
+                self.engine.waiting.remove(server.name)
+                self._start(server)
+            elif self.cluster.now_s() >= deadline_s:
+                raise LaunchFailedError(f"server {server.name} found no place within {self.engine.place_timeout_s:g} s: all nodes are full")
+            else:
+                await asyncio.sleep(PLACE_POLL_S)
 
     async def warm_up(self, server: Server) -> None:
         """Wait for the duration of the warm-up requests."""
@@ -147,7 +190,7 @@ class SimLauncher:
 
     async def discover(self) -> tuple[Server, ...]:
         """Every launched server that runs now, by name."""
-        return tuple(self.launched[name] for name in sorted(self.launched) if self.cluster.is_alive(name))
+        return tuple([self.launched[name] for name in sorted(self.launched) if await self.is_alive(self.launched[name])])
 
     async def read_memory(self, server: Server) -> int:
         """0: memory is not simulated."""
@@ -179,8 +222,18 @@ class SimLauncher:
         return {model: model for model in models}
 
     async def is_alive(self, server: Server) -> bool:
-        """Whether its process runs."""
-        return self.cluster.is_alive(server.name)
+        """Whether its process runs, or waits for a place."""
+        known = self.launched.get(server.name, server)
+        if server.incarnation != known.incarnation:
+            return False
+        return server.name in self.engine.waiting or self.cluster.is_alive(server.name)
+
+    async def resize(self, server: Server, models: Models) -> None:
+        """Does nothing: processor time is in the profiles, and memory is not simulated."""
+
+    async def read_log(self, server: Server, lines: int) -> str:  # noqa: ARG002 - the port's arguments
+        """Virtual servers write nothing."""
+        return ""
 
     async def wait_idle(self, server: Server) -> bool:
         """Wait, bounded, until the server is idle."""
@@ -190,12 +243,17 @@ class SimLauncher:
         """End the process."""
         if not server.launched:
             raise ServerError(f"server {server.name} was not launched by Themis, which does not stop it; stop it where it was started")
+        if server.name in self.engine.waiting:
+            self.engine.waiting.remove(server.name)
         await self.cluster.stop(server.name)
         self.launched.pop(server.name, None)
 
     async def kill(self, server: Server) -> None:
         """End the process; virtual servers do not hang."""
         await self.stop(server)
+
+    async def close(self) -> None:
+        """Does nothing: there is no connection."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -14,11 +15,12 @@ from themis_triton.adapters.arguments import hide_argument
 from themis_triton.adapters.http import HttpClient
 from themis_triton.adapters.local.discovery import find_launched
 from themis_triton.adapters.local.launch_command import server_command, server_environment
-from themis_triton.adapters.local.running import POLL_S, POLL_TIMEOUT_S, has_ended, holds_models, is_alive, read_memory, wait_idle
+from themis_triton.adapters.local.running import has_ended, is_alive, read_memory
 from themis_triton.adapters.local.server_files import ServerFiles, add_ensembles, add_model, build_view, files_version, model_folder
 from themis_triton.adapters.local.triton_install import TritonInstall, find_triton
 from themis_triton.adapters.processes import (
     group_members,
+    has_clients,
     spawn,
     stop_everything,
     stop_process,
@@ -26,11 +28,12 @@ from themis_triton.adapters.processes import (
 from themis_triton.adapters.sockets import LOOPBACK, free_ports
 from themis_triton.adapters.triton.client import new_client
 from themis_triton.adapters.triton.groups import numbered_devices
+from themis_triton.adapters.triton.idle import POLL_S, POLL_TIMEOUT_S, holds_models, wait_idle
 from themis_triton.adapters.triton.warmup import Warmup
 from themis_triton.core.address import Address
 from themis_triton.core.config import DeviceSlot, LocalLaunchConfig, ModelInputs
 from themis_triton.core.errors import LaunchFailedError, ModelFailedError, ServerError, ThemisError, WarmupFailedError
-from themis_triton.core.fleet import ModelState, Phase, Server
+from themis_triton.core.fleet import Models, ModelState, Phase, Server
 
 log = structlog.get_logger()
 _PORT_TAKEN = "already in use"
@@ -274,9 +277,16 @@ class LocalLauncher:
         """Whether the very process that was launched still runs."""
         return is_alive(server)
 
+    async def resize(self, server: Server, models: Models) -> None:
+        """Does nothing: processes of this machine share all of its processors and memory."""
+
+    async def read_log(self, server: Server, lines: int) -> str:
+        """The last lines of the server's log; it stays after the server's end."""
+        return await asyncio.to_thread(self._files(server.name).last_lines, lines) or ""
+
     async def wait_idle(self, server: Server) -> bool:
-        """Wait until no request is in flight (`running.wait_idle`); False after the drain time-out."""
-        return await wait_idle(server, self._config.drain_timeout_s)
+        """Wait until no request is in flight (`idle.wait_idle`); False after the drain time-out."""
+        return await wait_idle(server, self._config.drain_timeout_s, partial(_is_gone, server), partial(_has_clients, server))
 
     async def read_memory(self, server: Server) -> int:
         """Bytes that the server's processes hold on its devices; 0 where that is unknown."""
@@ -300,6 +310,9 @@ class LocalLauncher:
         except TimeoutError as error:
             raise ServerError(str(error)) from error
         return tuple(map(str, pids))
+
+    async def close(self) -> None:
+        """Does nothing: no connection is kept."""
 
     async def stop(self, server: Server) -> None:
         """SIGTERM, then after a bounded wait SIGKILL; returns when the process and its children are gone. The log stays.
@@ -326,3 +339,13 @@ class LocalLauncher:
         if left := await asyncio.to_thread(group_members, server.process):
             raise ServerError(f"server {server.name}: processes {[process.pid for process in left]} survived SIGKILL")
         await asyncio.to_thread(self._files(server.name).remove)
+
+
+async def _is_gone(server: Server) -> bool:
+    return not is_alive(server)
+
+
+async def _has_clients(server: Server) -> bool:
+    """Whether connections to the server's ports are open."""
+    ports = (server.grpc_address.port, server.http_address.port)
+    return server.process is not None and await asyncio.to_thread(has_clients, server.process, ports)

@@ -57,14 +57,18 @@ class ServerFiles:
         """How the names of the Python backend's shared-memory regions begin, unique on this machine."""
         return f"{shared_memory_prefix(self.state_directory)}{self.name}-"
 
-    def log_tail(self, lines: int = 20) -> str:
-        """The log's name and last lines, for an error."""
+    def last_lines(self, lines: int) -> str | None:
+        """The log's last lines; None while there is no log."""
         try:
             with self.log.open(encoding="utf-8", errors="replace") as log:
-                last = "".join(deque(log, maxlen=lines)).rstrip()
+                return "".join(deque(log, maxlen=lines)).rstrip()
         except FileNotFoundError:
-            last = "(no log was written)"
-        return f"log {self.log}, last lines:\n{last}"
+            return None
+
+    def log_tail(self, lines: int = 20) -> str:
+        """The log's name and last lines, for an error."""
+        last = self.last_lines(lines)
+        return f"log {self.log}, last lines:\n{last if last is not None else '(no log was written)'}"
 
     def log_size(self) -> int:
         """The bytes of the log; 0 while there is none."""
