@@ -12,17 +12,18 @@ import pytest
 from tritonclient.grpc.model_config_pb2 import ModelConfig as TritonConfig
 
 from tests.unit.fakes import Bench
-from tests.unit.samples import BY_METRIC, CLASSIFIER, DETECTOR, action, config, decided, estimate, launch, server, snapshot
+from tests.unit.samples import BY_METRIC, CLASSIFIER, DETECTOR, NOW_S, action, config, decided, estimate, launch, server, snapshot
 from themis_triton.act.stray_sequences import StraySequences
 from themis_triton.adapters.processes import has_clients, identify, listening_since_s
 from themis_triton.adapters.triton.sequences import check_in_place
 from themis_triton.adapters.triton.structure import Structure, stateful_models, structure_of
 from themis_triton.core.action import ActionKind, Plan
 from themis_triton.core.address import Address
-from themis_triton.core.config import Placement
+from themis_triton.core.config import PipelineConfig, Placement
 from themis_triton.core.decision import Target
 from themis_triton.core.errors import ChangeRefusedError
-from themis_triton.core.fleet import Phase, Server, with_pins
+from themis_triton.core.estimate import Estimate, OtherDemand, PipelineEstimate
+from themis_triton.core.fleet import ModelState, Phase, Server, with_pins
 from themis_triton.core.incident import Incident, IncidentKind
 from themis_triton.core.observation import ModelCounters, ServerReading
 from themis_triton.core.policy import PolicyConfig, PolicyName
@@ -139,6 +140,29 @@ class TestDeciding:
         servers = with_pins((holder("a", CLASSIFIER), holder("b", CLASSIFIER)))
         target = self.target(name, servers)
         assert (target.servers["b"], target.retire) == (servers[1].models, ())
+
+
+def test_a_copy_of_a_model_whose_calls_go_to_another_server_only_stands_by() -> None:
+    """The classifier's calls go to `a`, which holds nothing else; the video pipeline's detector is elsewhere, or to be launched."""
+    settings = config()
+    models = settings.models | {CLASSIFIER: replace(settings.models[CLASSIFIER], stateful=True)}
+    lone = PipelineConfig("lone", (CLASSIFIER,), slo_ms=300.0)
+    settings = replace(settings, models=models, pipelines=(*settings.pipelines, lone))
+    rate = PipelineEstimate("video", 60.0, 60.0, 60.0, 0.0, 0.0, None, others=((), (OtherDemand("lone", 1.0, 1.0),)))
+    called = PipelineEstimate("lone", 1.0, 1.0, 1.0, 0.0, 0.0, None, others=((OtherDemand("video", 60.0, 60.0),),))
+    estimated = Estimate(NOW_S, pipelines={"video": rate, "lone": called}, history_s=60.0)
+    only = replace(holder("a", CLASSIFIER), models={CLASSIFIER: ModelState(1, 8)}, pinned=(CLASSIFIER,))
+
+    def target(*servers: Server) -> Target:
+        seen = PolicyInput(snapshot(with_pins(servers)), estimated)
+        decision = decided(PolicyState(), seen, Planner(build_rules(settings)))[1]
+        assert decision.target is not None
+        return decision.target
+
+    (launched,) = target(only).launch.values()
+    assert (launched[DETECTOR].instances > 1, launched[CLASSIFIER].instances) == (True, 1)
+    running = target(only, holder("b", CLASSIFIER))
+    assert (running.servers["b"][DETECTOR].instances > 1, running.servers["b"][CLASSIFIER].instances) == (True, 1)
 
 
 class TestInPlace:

@@ -94,7 +94,8 @@ def _details(outputs: Sequence[Proposal]) -> str:
 def _view(
     pipeline: PipelineConfig, policy_input: PolicyInput, planner: Planner, devices: FreeDevices, state: PolicyState, shared: SharedModels
 ) -> PipelineView:
-    called = planner.called(pipeline.name, policy_input.estimate.pipelines[pipeline.name].per_request)
+    groups = policy_input.groups(pipeline, planner.rules.config.planning.placement)
+    called = planner.called(pipeline.name, shared.per_request(pipeline, groups))
     return view_of(pipeline, policy_input, called, devices, state.left.get(pipeline.name, ()), shared)
 
 

@@ -11,6 +11,9 @@ from themis_triton.core.estimate import OtherDemand, PipelineEstimate
 from themis_triton.core.fleet import Models, Phase, Place
 from themis_triton.decide.state import COMING, Group, PolicyInput
 
+STANDING_BY = 0.01
+"""Requests of a stage per request, where none reach the places: plans need a number."""
+
 
 @dataclass(slots=True)
 class SharedModels:
@@ -24,6 +27,22 @@ class SharedModels:
         """Note the servers that a pipeline asks for, a group, each with these models."""
         for count, states in zip(launch, models, strict=True):
             self.requested.update({name: count * state.instances for name, state in states.items()})
+
+    def per_request(self, pipeline: PipelineConfig, groups: Sequence[Group]) -> tuple[float, ...]:
+        """The requests of each stage that reach the pipeline's places, per request; empty: as configured.
+
+        None of a model whose calls all go to another server, because it keeps state between them: its copy here only stands by.
+        """
+        measured, pins = self.policy_input.estimate.pipelines[pipeline.name].per_request, self.policy_input.pinned_to
+        if pins.keys().isdisjoint(pipeline.stages):
+            return measured
+        numbers = list(measured or pipeline.per_request)
+        for group in groups:
+            here = {place.server.name for place in group.ready}
+            for s, model in zip(group.stages, group.names, strict=True):
+                if pins.get(model, "") not in {"", *here}:
+                    numbers[s] = STANDING_BY
+        return tuple(numbers)
 
     def at(self, pipeline: PipelineConfig, groups: Sequence[Group]) -> PipelineEstimate:
         """The pipeline's estimate with what reaches its places beside its own demand, one part a stage.
@@ -83,7 +102,8 @@ class _Reach:
 
 
 def _count(places: Iterable[Place], model: str) -> int:
-    return sum(place.models[model].instances for place in places if model in place.models)
+    """The instances that take clients' calls."""
+    return sum(place.models[model].instances for place in places if model in place.models and place.server.takes_calls(model))
 
 
 def _ratio(part: int, whole: int) -> float:

@@ -80,6 +80,11 @@ class PolicyInput:
         parts = [every] if placement is Placement.COLOCATED else [(stage,) for stage in every]
         return tuple(self._group(tuple(pipeline.stages[s] for s in part), part, pipeline.entry) for part in parts)
 
+    @cached_property
+    def pinned_to(self) -> Mapping[str, str]:
+        """The server that has all calls of a model with state between them, by model."""
+        return {model: server.name for server in self.snapshot.servers for model in server.pinned}
+
     def stateful(self, stages: Sequence[str]) -> bool:
         """Whether a server holds one of the models with state between calls: then one server has all of their calls."""
         return any(stage in server.stateful for server in self.snapshot.servers for stage in stages)
