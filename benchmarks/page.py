@@ -34,7 +34,6 @@ from themis_triton.core.history import PipelineSample
 from themis_triton.core.observation import Snapshot
 from themis_triton.core.record import TickRecord
 from themis_triton.daemon.api import serving
-from themis_triton.daemon.attainment import RequestCounter
 from themis_triton.daemon.events import EventHub, encode
 from themis_triton.daemon.reads_api import Reads
 from themis_triton.daemon.samples import Samples
@@ -44,6 +43,7 @@ from themis_triton.decide.planner import Planner
 from themis_triton.decide.policies import decide
 from themis_triton.decide.rules import build_rules
 from themis_triton.decide.state import PolicyInput
+from themis_triton.estimate.attainment import RequestCounter
 from themis_triton.estimate.busy import busy_instances
 from themis_triton.estimate.estimate import estimate
 from themis_triton.plan.steps import plan

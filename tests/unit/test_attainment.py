@@ -20,9 +20,10 @@ from themis_triton.core.config import PipelineConfig, StageCalls
 from themis_triton.core.graph import Parallel
 from themis_triton.core.history import PipelineSample
 from themis_triton.core.observation import LatencyHistogram, RouteReading, Snapshot
-from themis_triton.daemon.attainment import RequestCounter, RollingCounts
+from themis_triton.daemon.attainment import RollingCounts
 from themis_triton.daemon.samples import Samples
 from themis_triton.daemon.status import StatusBoard, recall_requests
+from themis_triton.estimate.attainment import RequestCounter
 
 BOUNDS_MS = (*map(float, range(10, 1001, 10)), float("inf"))
 LONE = PipelineConfig("lone", ("m",), 300.0)

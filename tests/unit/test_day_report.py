@@ -30,10 +30,10 @@ from themis_triton.core.history import TrafficMinute, UsageMinute
 from themis_triton.core.observation import LatencyHistogram, RouteReading
 from themis_triton.core.record import TickRecord
 from themis_triton.daemon import day_reports as module
-from themis_triton.daemon.attainment import RequestCounter
 from themis_triton.daemon.day_reports import keep_reports, report_day, report_in_process
 from themis_triton.daemon.status import StatusBoard
 from themis_triton.daemon.tasks import cancelled_on_exit
+from themis_triton.estimate.attainment import RequestCounter
 from themis_triton.estimate.minutes import Minutes
 from themis_triton.replay.day import DayData, day_report
 from themis_triton.sim import run as run_module

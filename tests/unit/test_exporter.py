@@ -9,9 +9,12 @@ from themis_triton.core.action import ActionKind, Outcome, OutcomeKind
 from themis_triton.core.decision import Decision, PipelineEvidence, Reason, Stage
 from themis_triton.core.estimate import PROXY
 from themis_triton.core.fleet import Phase, Server
+from themis_triton.core.prediction import PredictionScore
 from themis_triton.core.record import TickRecord
 
 EVIDENCE = PipelineEvidence("video", 151.0, 120.0, 92.0, 300.0, None, 250.0, servers_now=1, servers_desired=3)
+
+SCORE = PredictionScore("video", False, 0.01, NOW_S, 60.0, 1000.0, 120.0, 60.0, 92.0, p99_ratio=1.8)
 
 
 def samples(exporter: Exporter) -> dict[tuple[str, ...], float]:
@@ -25,7 +28,7 @@ def samples(exporter: Exporter) -> dict[tuple[str, ...], float]:
 
 
 def seen(*servers: Server) -> TickRecord:
-    decision = Decision("d", NOW_S, "themis", Stage.ABSORB, Reason.SURGE, None, (EVIDENCE,))
+    decision = Decision("d", NOW_S, "themis", Stage.ABSORB, Reason.SURGE, None, (EVIDENCE,), predictions=(SCORE,))
     return record(decision=decision, seen=snapshot(servers))
 
 
@@ -45,6 +48,9 @@ def test_a_tick_shows_in_every_metric() -> None:
     assert result["themis_capacity_rps", "video"] == 92.0
     assert result["themis_p99_seconds", "predicted", "video"] == 0.25
     assert math.isnan(result["themis_p99_seconds", "measured", "video"])
+    assert result["themis_predictions_hold", "video"] == 0.0
+    assert (result["themis_prediction_late_ratio", "video"], result["themis_prediction_p99_ratio", "video"]) == (0.12, 1.8)
+    assert math.isnan(result["themis_prediction_launch_ratio", "video"])
     assert result["themis_servers", "serving"] == result["themis_servers", "warming"] == 1.0
     assert result["themis_instances", DETECTOR, "a"] == 3.0
     assert result["themis_instances", CLASSIFIER, "b"] == 1.0

@@ -69,6 +69,7 @@ CASES: Sequence[tuple[Status, Sequence[tuple[str, str]]]] = (
         [("warn", "Holding, readings are stale"), ("warn", "Stale readings of proxy: 4 s old")],
     ),
     (replace(CALM, reason="hold_no_server"), [("warn", "Holding, no server is ready: nothing is changed")]),
+    (replace(CALM, predictions=("predictions of video do not hold: 12 %",)), [("bad", "Predictions of video do not hold: 12 %")]),
     (replace(CALM, drift=("detector takes 1.4 times its expected time",)), [("warn", "Drift: detector takes 1.4 times")]),
     (
         replace(CALM, clamps=(Clamp(ClampKind.MEMORY, "a cannot grow"), Clamp(ClampKind.PACE, "later"))),

@@ -10,6 +10,7 @@ import themis_triton
 from themis_triton.core.action import OutcomeKind
 from themis_triton.core.attainment import EndedRequests
 from themis_triton.core.config import PipelineConfig
+from themis_triton.core.prediction import PredictionScore
 from themis_triton.core.record import TickRecord
 
 TICK_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -56,6 +57,22 @@ class Exporter:
             "themis_resting", "1 for an actuator that rests until the settings, a model or a server change", ["actuator"], registry=registry
         )
         self._ratio = Gauge("themis_drift_ratio", "Time of executed batches over the profile's", ["model"], registry=registry)
+        self._hold = Gauge(
+            "themis_predictions_hold",
+            "1 while plans go by predictions, 0 while they do not hold",
+            ["pipeline"],
+            registry=registry,
+        )
+        self._late_ratio = Gauge(
+            "themis_prediction_late_ratio",
+            "Late part of requests that were predicted to be in time",
+            ["pipeline"],
+            registry=registry,
+        )
+        self._p99_ratio = Gauge("themis_prediction_p99_ratio", "Measured over predicted p99", ["pipeline"], registry=registry)
+        self._launch_ratio = Gauge(
+            "themis_prediction_launch_ratio", "Duration of the newest launch over the predicted one", ["pipeline"], registry=registry
+        )
         self._correction = Gauge("themis_latency_correction", "Factor on the profile's latency in plans", ["model"], registry=registry)
 
     def take(self, record: TickRecord, duration_s: float, *, paused: bool = False) -> None:
@@ -98,6 +115,7 @@ class Exporter:
         self._last_tick.set(record.snapshot.at_s)
         self._backing_off.set(len(record.snapshot.backing_off))
         self._show_pipelines(record)
+        self._show_predictions(record.decision.predictions)
         self._show_fleet(record)
         for name, model in record.estimate.models.items():
             self._ratio.labels(name).set(float("nan") if model.drift_ratio is None else model.drift_ratio)
@@ -118,6 +136,14 @@ class Exporter:
                 self._refused.labels(evidence.pipeline).set(evidence.refused_rps)
             for kind, value in (("measured", evidence.measured_p99_ms), ("predicted", evidence.predicted_p99_ms)):
                 self._p99.labels(evidence.pipeline, kind).set(float("nan") if value is None else value / 1000.0)
+
+    def _show_predictions(self, scores: Iterable[PredictionScore]) -> None:
+        for score in scores:
+            self._hold.labels(score.pipeline).set(score.holds and not score.launches_late)
+            late = score.late_fraction if score.requests else None
+            shown = ((self._late_ratio, late), (self._p99_ratio, score.p99_ratio), (self._launch_ratio, score.launch_ratio))
+            for gauge, value in shown:
+                gauge.labels(score.pipeline).set(float("nan") if value is None else value)
 
     def _show_fleet(self, record: TickRecord) -> None:
         self._resting.clear()

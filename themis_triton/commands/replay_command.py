@@ -23,7 +23,7 @@ from themis_triton.core.config import ThemisConfig
 from themis_triton.core.errors import EnvironmentCheckError, SettingsError
 from themis_triton.core.history import TrafficMinute, UsageMinute
 from themis_triton.core.policy import PolicyName
-from themis_triton.daemon.attainment import RequestCounter
+from themis_triton.estimate.attainment import RequestCounter
 from themis_triton.estimate.minutes import MAX_TICK_S, Minutes
 from themis_triton.jit import Group
 from themis_triton.replay.first import first_servers

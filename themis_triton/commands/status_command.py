@@ -117,6 +117,7 @@ def notices(status: Status) -> Iterator[tuple[str, str]]:
     yield from ((f"{slot}: {reason}", "yellow") for slot, reason in sorted(status.resting.items()))
     yield from ((f"admission: {words}", "yellow") for words in map(_admission_words, status.pipelines) if words)
     yield from ((words, "yellow" if not enough else "green") for words, enough in _knowledge(status))
+    yield from ((sentence, "yellow") for sentence in status.predictions)
     yield from ((f"drift: {sentence}", "yellow") for sentence in status.drift)
     yield from ((f"{pipeline.name}: {pipeline.order}", "default") for pipeline in status.pipelines if pipeline.order)
     yield from ((f"requests a stage: {words}", "default") for words in map(_calls_words, status.pipelines) if words)

@@ -42,6 +42,8 @@ NO_DECISIONS = frozenset(
         "drain_ended",
         "mode_changed",
         "day_reported",
+        "predictions_failed",
+        "predictions_restored",
     }
 )
 EVIDENCE_KEYS = ("demand_fast_rps", "demand_slow_rps", "capacity_rps", "measured_p99_ms", "predicted_p99_ms", "slo_ms")

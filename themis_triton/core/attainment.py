@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 _ROUNDING = 1e-6
 """What may be left of a sum of fractions from which all of them were taken away."""
@@ -25,6 +27,11 @@ class EndedRequests:
     def __sub__(self, other: EndedRequests) -> EndedRequests:
         """Without those of a part of the time."""
         return EndedRequests(max(0.0, self.requests - other.requests), max(0.0, self.late - other.late))
+
+
+Ended = Mapping[str, EndedRequests]
+"""By pipeline."""
+NOTHING_ENDED: Ended = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)

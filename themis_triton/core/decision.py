@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from themis_triton.core.fleet import Models
+from themis_triton.core.prediction import PredictionScore
 from themis_triton.core.routes import RouteLimit
 
 
@@ -47,6 +48,7 @@ class ClampKind(StrEnum):
     CROWDED = "crowded"
     LEARNING = "learning"
     DRAIN = "drain"
+    PREDICTION = "prediction"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,10 @@ class PipelineEvidence:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The result of one tick's policy. `target` None: no change. `admissions`: all limits from now on; None: they stay as they are."""
+    """The result of one tick's policy. `target` None: no change. `admissions`: all limits from now on; None: they stay as they are.
+
+    `predictions`: how those of each pipeline compare with what was observed; empty where the policy makes none, or nothing is observed.
+    """
 
     id: str
     at_s: float
@@ -136,3 +141,4 @@ class Decision:
     clamps: tuple[Clamp, ...] = ()
     detail: str = ""
     admissions: tuple[Admission, ...] | None = None
+    predictions: tuple[PredictionScore, ...] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from themis_triton.core.attainment import EndedRequests
 from themis_triton.core.service_times import ENOUGH_EXECUTIONS, Contention
 
 PROXY = "proxy"
@@ -156,7 +157,7 @@ class ModelFailure:
 class Estimate:
     """The estimate stage's result. `stale`: by source that is out of date, the reason; empty: all are fresh.
 
-    `knowledge`: of each pipeline with models without a profile.
+    `knowledge`: of each pipeline with models without a profile. `ended`: the requests that were found to have ended since the tick before.
     """
 
     at_s: float
@@ -167,3 +168,4 @@ class Estimate:
     drift_events: tuple[DriftEvent, ...] = ()
     failures: tuple[ModelFailure, ...] = ()
     knowledge: tuple[PipelineKnowledge, ...] = ()
+    ended: dict[str, EndedRequests] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from themis_triton.core.estimate import ModelEstimate, PipelineEstimate, Pipelin
 from themis_triton.core.fleet import Server
 from themis_triton.core.observation import DeviceReading
 from themis_triton.core.overrides import Overrides
+from themis_triton.core.prediction import PredictionScore
 
 STATUS_VERSION = 1
 STATUS_PATH = f"/v{STATUS_VERSION}/status"
@@ -48,10 +49,11 @@ class UsageStatus:
 class PipelineStatus:
     """One pipeline: its SLO, its estimate and the evidence of the decision; null before the first tick.
 
-    `slo_violated`: the measured percentile exceeds the SLO now; null without traffic. `slo_minute`, `slo_hour`, `slo_day`: the requests of
-    the last minute, hour and 24 hours, and how many of them were in time. `order`: the order of the stages where it is no chain, and
-    whether latencies are upper bounds. `knowledge`: what is known of its models without a profile; null where all have one. `p50_ms`: the
-    measured median; null without traffic.
+    `slo_violated`: the measured percentile exceeds the SLO now; null without traffic. `slo_minute`, `slo_hour`, `slo_day`: the requests
+    of the last minute, hour and 24 hours, and how many of them were in time. `order`: the order of the stages where it is no chain, and
+    whether latencies are upper bounds. `prediction`: its predictions against what was observed; null where none are scored.
+    `knowledge`: what is known of its models without a profile; null where all have one. `p50_ms`: the measured median; null without
+    traffic.
     """
 
     name: str
@@ -67,6 +69,7 @@ class PipelineStatus:
     order: str = ""
     knowledge: PipelineKnowledge | None = None
     p50_ms: float | None = None
+    prediction: PredictionScore | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,8 @@ class Status:
     plan, in words; in advisory mode those that it would start. `busy`: actuators with an action under way; `backing_off`: those in
     back-off after a failure, with the time until which; `resting`: those that rest until a change, with the reason. `faults`: what is
     wrong with servers now. `servers` carry no model-control keys. `overrides`: what an operator has put in force
-    over the settings; `mode` is the one in force. `report`: yesterday's; null until it is made.
+    over the settings; `mode` is the one in force. `report`: yesterday's; null until it is made. `predictions`: those that do not
+    hold, a sentence each.
     """
 
     status_version: int
@@ -116,6 +120,7 @@ class Status:
     events: tuple[StatusEvent, ...] = ()
     overrides: Overrides = field(default_factory=Overrides)
     report: DayReport | None = None
+    predictions: tuple[str, ...] = ()
 
 
 def decode_status(data: object) -> Status:

@@ -15,7 +15,6 @@ from themis_triton.core.decision import Reason
 from themis_triton.core.errors import ThemisError
 from themis_triton.core.overrides import overridden
 from themis_triton.core.record import TickRecord, drift_event_words, sentence
-from themis_triton.daemon.attainment import RequestCounter
 from themis_triton.daemon.components import Components
 from themis_triton.daemon.control import is_paused
 from themis_triton.daemon.events import EventHub
@@ -23,6 +22,7 @@ from themis_triton.daemon.fixed_counts import FixedWatch, changeable, find_fixed
 from themis_triton.daemon.learning import LEARNT, Learning, keep_learnt_times, with_learnt_times
 from themis_triton.daemon.overrides import OverrideKeeper
 from themis_triton.daemon.pacing import is_quiet
+from themis_triton.daemon.predictions import PredictionWatch
 from themis_triton.daemon.reload import REFUSED, RELOADED, SettingsChange, changed_models, settings_change
 from themis_triton.daemon.rest_watch import RESTS, RestWatch
 from themis_triton.daemon.samples import Samples
@@ -61,12 +61,12 @@ class Loop:
     learning: Learning = field(default_factory=Learning)
     samples: Samples = field(default_factory=Samples)
     minutes: Minutes = field(default_factory=Minutes)
-    requests: RequestCounter = field(default_factory=RequestCounter)
     hub: EventHub = field(default_factory=EventHub)
     keeper: OverrideKeeper | None = None
     fixed: dict[str, str] = field(default_factory=dict)
     watch: FixedWatch = field(default_factory=FixedWatch)
     rests: RestWatch = field(default_factory=RestWatch)
+    predictions: PredictionWatch = field(default_factory=PredictionWatch)
     reload: asyncio.Event = field(default_factory=asyncio.Event)
     read_settings: Callable[[], ThemisConfig] | None = None
     advisory: Planner = field(init=False)
@@ -99,7 +99,7 @@ class Loop:
         duration_s = asyncio.get_running_loop().time() - started_s
         self._report_journal()
         self.components.journal.record_decided(before, self.state, record, planner.rules.config)
-        ended = self.requests.take(record.snapshot, self.board.config.pipelines)
+        ended = record.estimate.ended
         self.board.take(record, 1000.0 * duration_s, ended, paused=self.paused)
         self.exporter.take(record, duration_s, paused=self.paused)
         self.exporter.count_requests(self.board.config.pipelines, ended)
@@ -111,6 +111,7 @@ class Loop:
         self._learn(record)
         self._follow_fixed(record)
         self._follow_drained(record)
+        self._follow_predictions(record)
         self.hub.publish(self.board.status)
         self.arrivals = sum(route.arrivals for route in record.snapshot.routes)
         return is_quiet(record)
@@ -141,6 +142,13 @@ class Loop:
             log.info(RESTS, message=words)
             self.components.journal.record_event(record.snapshot.at_s, RESTS, words)
             self.board.add_event(record.snapshot.at_s, RESTS, words)
+
+    def _follow_predictions(self, record: TickRecord) -> None:
+        """Tell when predictions stop to hold, and when they hold again."""
+        for kind, words in self.predictions.follow(record.decision.predictions):
+            log.warning(kind, message=words)
+            self.components.journal.record_event(record.snapshot.at_s, kind, words)
+            self.board.add_event(record.snapshot.at_s, kind, words)
 
     async def reload_settings(self) -> None:
         """Put edited settings into force if it was asked for; wrong ones are refused, and the old ones stay."""

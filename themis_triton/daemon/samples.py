@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from themis_triton.core.attainment import EndedRequests
+from themis_triton.core.attainment import NOTHING_ENDED, Ended, EndedRequests
 from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.estimate import Estimate
 from themis_triton.core.history import PipelineSample
 from themis_triton.core.record import TickRecord
-from themis_triton.daemon.attainment import NOTHING_ENDED, Ended
 
 SAMPLE_S = 5
 """The width of a sample; the journal joins old ones into wider ones."""

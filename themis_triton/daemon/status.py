@@ -12,16 +12,17 @@ from pathlib import Path
 import themis_triton
 from themis_triton.adapters.store.history import read_requests
 from themis_triton.adapters.store.reader import reading
-from themis_triton.core.attainment import EndedRequests, slo_window
+from themis_triton.core.attainment import NOTHING_ENDED, Ended, EndedRequests, slo_window
 from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.day_report import DayReport
 from themis_triton.core.errors import EnvironmentCheckError
 from themis_triton.core.estimate import PipelineEstimate
 from themis_triton.core.overrides import Overrides
+from themis_triton.core.prediction import prediction_words
 from themis_triton.core.price import running_price
 from themis_triton.core.record import TickRecord, describe, drift_event_words, drift_words, sentence
 from themis_triton.core.status import STATUS_VERSION, PipelineStatus, Status, StatusEvent, UsageStatus
-from themis_triton.daemon.attainment import NOTHING_ENDED, Ended, PipelineWindows
+from themis_triton.daemon.attainment import PipelineWindows
 from themis_triton.daemon.samples import p50_ms
 from themis_triton.daemon.usage import UsageTotals
 
@@ -130,6 +131,7 @@ def _with_record(base: Status, record: TickRecord, config: ThemisConfig, windows
         clamps=decision.clamps,
         stale=record.estimate.stale,
         drift=tuple(words for words in map(drift_words, record.estimate.models.values()) if words),
+        predictions=tuple(words for words in map(prediction_words, decision.predictions) if words),
         routes_unwritten=snapshot.routes_unwritten,
         faults=snapshot.faults,
         busy=tuple(sorted(snapshot.busy)),
@@ -162,6 +164,7 @@ def _pipeline(record: TickRecord, pipeline: PipelineConfig, windows: PipelineWin
         order=pipeline.order,
         knowledge=next((each for each in record.estimate.knowledge if each.pipeline == pipeline.name), None),
         p50_ms=p50_ms(record.estimate, pipeline),
+        prediction=next((each for each in record.decision.predictions if each.pipeline == pipeline.name), None),
     )
 
 

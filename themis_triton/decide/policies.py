@@ -9,6 +9,7 @@ from dataclasses import replace
 from themis_triton.core.config import DrainState, PipelineConfig
 from themis_triton.core.decision import Decision, Reason, Stage
 from themis_triton.core.estimate import PROXY
+from themis_triton.core.prediction import PredictionScore, prediction_words
 from themis_triton.core.words import first_of
 from themis_triton.decide import draining, leaving
 from themis_triton.decide.admission import admit, with_limits
@@ -19,6 +20,7 @@ from themis_triton.decide.guards import guard
 from themis_triton.decide.joined import PipelineProposal
 from themis_triton.decide.planner import Planner
 from themis_triton.decide.policy import Policy
+from themis_triton.decide.predictions import keep_what_serves, scored, scores_of
 from themis_triton.decide.proposal import Proposal, explains
 from themis_triton.decide.rules import Rules
 from themis_triton.decide.sharing import SharedModels
@@ -53,17 +55,22 @@ def decide(state: PolicyState, policy_input: PolicyInput, planner: Planner, poli
         shared.request(result.proposal.launch, result.proposal.launch_models)
         proposals.append(PipelineProposal(view, result))
     allocation = allocate(state, proposals, staying, rules, devices)
-    target, clamps = guard(allocation.target, staying.snapshot, rules.config)
-    unrouted, emptied = queues_to_empty(proposals, target, staying)
     views = [each.view for each in proposals]
-    unrouted = (*unrouted, *leaving.pairs_left(views))
     routed = _routed_views(views, policy_input, planner, devices, state)
+    predictions, scores = state.predictions, tuple[PredictionScore, ...]()
+    if policy.holds_to_predictions:
+        predictions = scored(predictions, policy_input, routed, [each.result.proposal.evidence for each in proposals])
+        scores = scores_of(predictions, rules.config)
+    target, kept = keep_what_serves(allocation.target, staying.snapshot, views, scores)
+    target, clamps = guard(target, staying.snapshot, rules.config)
+    unrouted, emptied = queues_to_empty(proposals, target, staying)
+    unrouted = (*unrouted, *leaving.pairs_left(views))
     drained = draining.drain(rules.config.drains, policy_input, proposals, routed)
     outputs = [entry.result.proposal for entry in draining.as_routed(proposals, routed)]
     limits, admissions = admit(state.limits, routed)
     lead = min(outputs, key=lambda p: URGENCY.index(p.reason))
     reason = Reason.REPLACE if lead.reason is Reason.SCALE_OUT and policy_input.snapshot.recently_crashed else lead.reason
-    return replace(allocation.state, left=leaving.left_by(views), limits=limits), Decision(
+    return replace(allocation.state, left=leaving.left_by(views), limits=limits, predictions=predictions), Decision(
         id=decision_id(policy_input.snapshot.at_s),
         at_s=policy_input.snapshot.at_s,
         policy=rules.config.policy.name.value,
@@ -74,9 +81,10 @@ def decide(state: PolicyState, policy_input: PolicyInput, planner: Planner, poli
             replace(with_limits(output.evidence, view, limits), explains=explains(each.view, output))
             for output, view, each in zip(outputs, routed, proposals, strict=True)
         ),
-        clamps=tuple(dict.fromkeys((*allocation.clamps, *clamps, *emptied, *leaving.reasons(views), *drained.clamps))),
-        detail=_details(outputs),
+        clamps=tuple(dict.fromkeys((*allocation.clamps, *kept, *clamps, *emptied, *leaving.reasons(views), *drained.clamps))),
+        detail="; ".join(part for part in (*map(prediction_words, scores), _details(outputs)) if part),
         admissions=admissions,
+        predictions=scores,
     )
 
 

@@ -14,6 +14,7 @@ from themis_triton.core.estimate import Estimate
 from themis_triton.core.fleet import Phase, Place, Server, places_of
 from themis_triton.core.observation import OpenCall, Snapshot
 from themis_triton.core.routes import RouteLimit
+from themis_triton.decide.scores import Predictions
 from themis_triton.decide.slow_target import Circumstances, SlowTarget
 
 COMING = frozenset({Phase.LAUNCHING, Phase.WARMING})
@@ -225,6 +226,7 @@ class PolicyState:
 
     `changed_places`: servers with devices that the policy added to them, or began to give up.
     `left`: pipelines with the crowded servers that they have left. `limits`: the admission limits that hold, by pipeline.
+    `predictions`: what was observed of those that were made.
     """
 
     pipelines: dict[str, PipelineState] = field(default_factory=dict)
@@ -232,8 +234,15 @@ class PolicyState:
     changed_places: frozenset[tuple[str, str]] = frozenset()
     left: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     limits: Mapping[str, StandingLimit] = field(default_factory=dict)
+    predictions: Predictions = field(default_factory=Predictions)
 
     def reset_windows(self) -> PolicyState:
         """The state after a time without observations, which earlier samples do not cover."""
         pipelines = {name: replace(state, samples=(), desired=(), slow=None) for name, state in self.pipelines.items()}
-        return PolicyState(pipelines, changed_places=self.changed_places, left=self.left, limits=self.limits)
+        return PolicyState(
+            pipelines,
+            changed_places=self.changed_places,
+            left=self.left,
+            limits=self.limits,
+            predictions=self.predictions.interrupted(),
+        )

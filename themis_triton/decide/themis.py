@@ -227,4 +227,4 @@ def _reason(
     return Reason.SETTLE if shrinks(view, instances) else Reason.STEADY
 
 
-THEMIS = Policy(PolicyName.THEMIS, propose, waits_for_batches=False)
+THEMIS = Policy(PolicyName.THEMIS, propose, waits_for_batches=False, holds_to_predictions=True)

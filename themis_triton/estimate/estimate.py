@@ -13,6 +13,7 @@ from themis_triton.core.estimate import PROXY, WORK_WINDOW_S, Estimate, ModelEst
 from themis_triton.core.fleet import Phase
 from themis_triton.core.observation import LatencyHistogram, ModelCounters, RouteReading, ServerReading, Snapshot
 from themis_triton.core.policy import ForecastName, PolicyConfig
+from themis_triton.estimate.attainment import Since, count_ended
 from themis_triton.estimate.axis import Axes
 from themis_triton.estimate.calls import CallHistory, Calls, observe_calls, own_models
 from themis_triton.estimate.drift import UNKNOWN, Drift, DriftHistory, compared
@@ -83,7 +84,7 @@ NO_SERVER = ServedSeries()
 class History:
     """The estimate stage's state: series by model at the proxy and by (server, model) at the servers, calls, drift and learning.
 
-    `seen`: the last snapshot, with the instances that its servers execute.
+    `seen`: the last snapshot, with the instances that its servers execute. `counted`: the readings up to which requests were counted.
     """
 
     routes: dict[str, RouteSeries] = field(default_factory=dict)
@@ -93,6 +94,7 @@ class History:
     drift: DriftHistory = field(default_factory=DriftHistory)
     learning: LearningHistory = field(default_factory=LearningHistory)
     seen: Snapshot = field(default_factory=lambda: Snapshot(0.0, ()))
+    counted: Since = field(default_factory=dict)
 
 
 def estimate(
@@ -124,8 +126,9 @@ def estimate(
     failures = find_failures(history.served, snapshot.servers)
     learning = observe_batches(history.learning, snapshot, config)
     knowledge = knowledge_of(learning, config, models, pipelines)
-    result = Estimate(snapshot.at_s, models, pipelines, stale, span_s, events, failures, knowledge)
-    return replace(history, drift=drift, learning=learning, seen=snapshot), result
+    counted, ended = count_ended(history.counted, snapshot, config.pipelines)
+    result = Estimate(snapshot.at_s, models, pipelines, stale, span_s, events, failures, knowledge, dict(ended))
+    return replace(history, drift=drift, learning=learning, seen=snapshot, counted=counted), result
 
 
 def _observe(history: History, snapshot: Snapshot, keep_s: float) -> History:

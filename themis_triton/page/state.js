@@ -111,6 +111,7 @@ export function conditions(status) {
   if (crashed) list.push(crashed);
   if (status.reason?.startsWith("hold_")) add("warn", `${reasonWords(status.reason)}: nothing is changed`);
   for (const [source, reason] of Object.entries(status.stale)) add("warn", `Stale readings of ${source}: ${reason}`);
+  for (const words of status.predictions) add("bad", f.capital(words));
   for (const drift of status.drift) add("warn", `Drift: ${drift}`);
   if (status.paused) add("warn", "Paused: Themis shows what it would do and changes nothing. Resume it under Controls or with “themis resume”.");
   else if (status.mode === "advisory") add("info", "Advisory mode: Themis shows what it would do and changes nothing.");

@@ -60,6 +60,7 @@ class Cluster:
         self._table = RouteTable({}, ())
         self._starting = 0
         self._initialising = 0
+        self._slowness = 1.0
 
     def now_s(self) -> float:
         """Virtual seconds."""
@@ -203,16 +204,22 @@ class Cluster:
     def _initialise(self, count: int) -> Iterator[None]:
         """While instances initialise, which takes processor time from all batches."""
         self._initialising += count
-        self._slow_down()
+        if self._world.start_slowdown > 0.0:
+            self._slow_down()
         try:
             yield
         finally:
             self._initialising -= count
-            self._slow_down()
+            if self._world.start_slowdown > 0.0:
+                self._slow_down()
+
+    def slow_down(self, factor: float) -> None:
+        """Let all batches take so many times as long as the world's service times say, from now on."""
+        self._slowness = factor
+        self._slow_down()
 
     def _slow_down(self) -> None:
-        if self._world.start_slowdown > 0.0:
-            self.sync().slow_down(1.0 + self._world.start_slowdown * self._initialising)
+        self.sync().slow_down(self._slowness * (1.0 + self._world.start_slowdown * self._initialising))
 
     async def _grow(self, server: SimServer, model: str, state: ModelState, added: int) -> None:
         self._starting += added

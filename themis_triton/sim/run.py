@@ -54,6 +54,8 @@ async def _run(config: ThemisConfig, arrivals: Mapping[str, FloatArray], duratio
     await serve_initially(config, cluster, world.executor, options)
     for at_s in options.deaths_s:
         asyncio.get_running_loop().call_at(start_s + at_s, _kill_first_launched, cluster, world.executor)
+    for at_s, factor in options.slowdowns:
+        asyncio.get_running_loop().call_at(start_s + at_s, cluster.slow_down, factor)
     known = KnownArrivals({p.name: np.asarray(arrivals.get(p.name, ()), dtype=np.float64) + start_s for p in config.pipelines})
     await _ticks(world, Planner(build_rules(config), Forecaster(known)), start_s + duration_s)
     await world.supervisor.close()

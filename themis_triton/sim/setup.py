@@ -46,6 +46,7 @@ class SimOptions:
     servers of the settings, or `launched` new ones (a stage, where stages are separate), each with `models` or else the fewest
     instances and the largest batches. `slots`: so many servers can exist where stages are separate and the settings have no
     `launch` section. `deaths_s`: seconds from the start of the load at which the first launched server that serves is killed.
+    `slowdowns`: (seconds from the start of the load, factor on all service times from then on).
     `keep_ticks` False: no tick records in the result, nor capacities in its series. `preroll_s`: time before the first request.
     """
 
@@ -57,6 +58,7 @@ class SimOptions:
     servers: Sequence[Models] | None = None
     slots: int = 64
     deaths_s: tuple[float, ...] = ()
+    slowdowns: tuple[tuple[float, float], ...] = ()
     keep_ticks: bool = True
     preroll_s: float = PREROLL_S
 

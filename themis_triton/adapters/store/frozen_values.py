@@ -23,8 +23,8 @@ MODULES = frozenset(
     for name in (
         *("core.action", "core.address", "core.client_auth", "core.config", "core.control", "core.decision", "core.fleet", "core.graph"),
         *("core.incident", "core.listener_tls", "core.model_config", "core.observation", "core.pipeline_config", "core.policy"),
-        *("core.recorded", "core.retention", "core.routes", "core.server_config"),
-        *("decide.slow_target", "decide.state"),
+        *("core.prediction", "core.recorded", "core.retention", "core.routes", "core.server_config"),
+        *("decide.scores", "decide.slow_target", "decide.state"),
         *("estimate.axis", "estimate.calls", "estimate.drift", "estimate.estimate", "estimate.learning", "estimate.series"),
         *("estimate.served", "estimate.work"),
         *("solver.migration", "solver.migration_steps", "solver.plans", "tick"),

@@ -1,0 +1,149 @@
+"""Scores of predictions: what was observed of each pipeline in time in which nothing but a wrong prediction makes requests late."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from themis_triton.core.attainment import EndedRequests
+from themis_triton.core.prediction import PredictionScore
+
+SLICE_S = 10.0
+"""Undisturbed time that is scored as a whole: two windows of the measured p99. A disturbed slice is dropped."""
+MAX_SLICES = 6
+"""A minute: predictions hold again once the objective was met over it."""
+MIN_SLICES = 3
+"""The worst slice is left out, because one stall of a machine is no wrong model; two remain."""
+FAIL_FACTOR = 6.0
+"""So many times as many late requests as were predicted: the burn rate from which the alert ThemisSloBurnSlow asks for an operator."""
+MIN_LATE = 10.0
+"""With fewer late requests, chance alone may make the fraction."""
+MEMORY_S = 600.0
+"""What was observed longer ago says nothing about now: the device, its neighbours or the requests may be others."""
+SLOW_LAUNCH_FACTOR = 2.0
+"""A launch that takes longer than so many times its prediction: the first one of a model often does, two in a row are no exception."""
+SLOW_LAUNCHES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreSlice:
+    """Undisturbed time of one pipeline: sums over `seconds`, the largest rate and the smallest capacity.
+
+    `p99_ratio_s`: the ratio of measured to predicted p99, times the `p99_s` seconds in which both were known.
+    """
+
+    start_s: float
+    seconds: float = 0.0
+    requests: float = 0.0
+    late: float = 0.0
+    rate_rps: float = 0.0
+    capacity_rps: float = float("inf")
+    p99_ratio_s: float = 0.0
+    p99_s: float = 0.0
+
+    def plus(self, seconds: float, ended: EndedRequests, rate_rps: float, capacity_rps: float, p99_ratio: float | None) -> ScoreSlice:
+        """With one more tick."""
+        return replace(
+            self,
+            seconds=self.seconds + seconds,
+            requests=self.requests + ended.requests,
+            late=self.late + ended.late,
+            rate_rps=max(self.rate_rps, rate_rps),
+            capacity_rps=min(self.capacity_rps, capacity_rps),
+            p99_ratio_s=self.p99_ratio_s + (seconds * p99_ratio if p99_ratio is not None else 0.0),
+            p99_s=self.p99_s + (seconds if p99_ratio is not None else 0.0),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A launch that ended with a serving server: when, its models, and its predicted and observed duration (s)."""
+
+    at_s: float
+    models: frozenset[str]
+    predicted_s: float
+    observed_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineScores:
+    """One pipeline's scored time, and whether its predictions fail.
+
+    `current`: the slice under way. `last_s`: the tick before. `quiet_from_s`: when the next slice may begin. `exceeded_s`: when more
+    arrived than the capacity, until what waited since then is served; None without. `corrections`: the factors of drift by stage.
+    """
+
+    slices: tuple[ScoreSlice, ...] = ()
+    current: ScoreSlice | None = None
+    last_s: float | None = None
+    quiet_from_s: float = 0.0
+    exceeded_s: float | None = None
+    corrections: tuple[float, ...] = ()
+    failing_since_s: float | None = None
+
+    def with_slice(self, slice_: ScoreSlice, at_s: float, allowed: float) -> PipelineScores:
+        """With a slice that has ended; the state changes here alone, or when all that was observed is forgotten."""
+        slices = (*self.slices, slice_)[-MAX_SLICES:] if slice_.requests else self.slices
+        failing = self.failing_since_s
+        if failing is None and fails(slices, allowed):
+            failing = at_s
+        elif failing is not None and holds(slices, allowed):
+            failing = None
+        return replace(self, slices=slices, current=None, failing_since_s=failing)
+
+    def without_old(self, at_s: float) -> PipelineScores:
+        """Without what was observed too long ago; predictions of which nothing is known are tried again."""
+        if not self.slices or at_s - self.slices[0].start_s <= MEMORY_S:
+            if self.slices or self.failing_since_s is None or at_s - self.failing_since_s <= MEMORY_S:
+                return self
+            return replace(self, failing_since_s=None)
+        return replace(self, slices=tuple(each for each in self.slices if at_s - each.start_s <= MEMORY_S))
+
+
+def fails(slices: tuple[ScoreSlice, ...], allowed: float) -> bool:
+    """Whether far more requests were late than predicted, in more than one slice."""
+    if len(slices) < MIN_SLICES:
+        return False
+    worst = max(range(len(slices)), key=lambda number: slices[number].late)
+    others = [each for number, each in enumerate(slices) if number != worst]
+    requests, late = sum(each.requests for each in others), sum(each.late for each in others)
+    return late >= MIN_LATE and late > requests * min(FAIL_FACTOR * allowed, (1.0 + allowed) / 2.0)
+
+
+def holds(slices: tuple[ScoreSlice, ...], allowed: float) -> bool:
+    """Whether no more requests were late than predicted, over the whole window."""
+    requests, late = sum(each.requests for each in slices), sum(each.late for each in slices)
+    return len(slices) >= MIN_SLICES and late <= allowed * requests
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """The scores of all pipelines; servers in launch with the time since when, and launches that ended."""
+
+    pipelines: Mapping[str, PipelineScores] = field(default_factory=dict)
+    launching: Mapping[str, float] = field(default_factory=dict)
+    launches: tuple[Launch, ...] = ()
+
+    def interrupted(self) -> Predictions:
+        """After a time without observations: slices under way are dropped."""
+        return replace(self, pipelines={name: replace(each, current=None, last_s=None) for name, each in self.pipelines.items()})
+
+    def score(self, pipeline: str, stages: frozenset[str], allowed: float) -> PredictionScore:
+        """The score of one pipeline, from its slices that have ended."""
+        scores, newest = self.pipelines.get(pipeline, PipelineScores()), [each for each in self.launches if each.models & stages]
+        slices, p99_s = scores.slices, sum(each.p99_s for each in scores.slices)
+        late = [each.observed_s > SLOW_LAUNCH_FACTOR * each.predicted_s for each in newest[-SLOW_LAUNCHES:]]
+        return PredictionScore(
+            pipeline=pipeline,
+            holds=scores.failing_since_s is None,
+            allowed_fraction=allowed,
+            failing_since_s=scores.failing_since_s,
+            seconds=sum(each.seconds for each in slices),
+            requests=sum(each.requests for each in slices),
+            late=sum(each.late for each in slices),
+            rate_rps=max((each.rate_rps for each in slices), default=0.0),
+            capacity_rps=min((each.capacity_rps for each in slices), default=0.0),
+            p99_ratio=sum(each.p99_ratio_s for each in slices) / p99_s if p99_s else None,
+            launch_ratio=newest[-1].observed_s / newest[-1].predicted_s if newest else None,
+            launches_late=len(late) == SLOW_LAUNCHES and all(late),
+        )
