@@ -15,6 +15,7 @@ from themis_triton.commands.why_command import why_command
 from themis_triton.core.action import ActionKind, Outcome, OutcomeKind
 from themis_triton.core.decision import Clamp, ClampKind, PipelineEvidence
 from themis_triton.core.errors import EnvironmentCheckError, SettingsError
+from themis_triton.core.history import PipelineSample
 
 
 @pytest.fixture
@@ -96,6 +97,35 @@ def test_a_decision_is_explained_with_its_limits_and_its_outcomes(path: Path, ca
     why(path, "d", as_json=True)
     record = json.loads(capsys.readouterr().out)
     assert (record["outcomes"][0]["outcome"], record["plan"]["actions"][0]["kind"]) == ("refused", "grow")
+
+
+def test_what_was_predicted_is_told_with_what_came_of_it_and_the_table_reads_in_80_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    (tmp_path / "themis.yaml").write_text("state_directory: state\n")
+    journal = Journal(tmp_path / "state" / "journal.sqlite")
+    numbers = PipelineEvidence(
+        "video-of-all-cameras", 1530.0, 1520.0, 2140.0, 300.0, 471.0, 210.0, 12, 13, holds_after_s=2.0, unit="device"
+    )
+    grown = record(action(ActionKind.GROW), seen=snapshot([server("a")], NOW_S))
+    journal.record_tick(replace(grown, decision=replace(grown.decision, evidence=(numbers,))))
+    journal.record_outcome(Outcome(action(ActionKind.GROW), OutcomeKind.DONE, NOW_S, NOW_S + 1.5))
+    for at_s, late_s, p99_ms in ((NOW_S, 5.0, 480.0), (NOW_S + 5.0, 0.0, 190.0)):
+        counts = (5.0, 1500.0, 1600.0, 1500.0, 2100.0, 0.0, 13.0, 40.0, 5.0)
+        journal.record_samples((PipelineSample("video-of-all-cameras", at_s, 5, *counts, late_s, 40.0, p99_ms),))
+    journal.close()
+    why(tmp_path / "themis.yaml")
+    lines = capsys.readouterr().out.splitlines()
+    title = next(line for line in lines if "demand/s" in line)
+    for word in ("pipeline", "demand/s", "stable/s", "capacity", "p99 ms", "predicted", "SLO ms", "now→wanted"):
+        assert word in title
+    assert all(len(line) <= 80 for line in lines if not line.startswith(("what", "steady"))), lines
+    assert any("12→13 devices" in line for line in lines)
+    came = "what came of it: video-of-all-cameras: inside the SLO after 5 s, expected after 2 s; p99 190 ms at most, 210 predicted"
+    assert any(line.startswith(came) for line in lines), lines
+    why(tmp_path / "themis.yaml", as_json=True)
+    assert json.loads(capsys.readouterr().out)["results"][0]["measured_p99_ms"] == 190.0
 
 
 def test_without_an_id_the_newest_change_is_explained(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,10 @@
-"""`themis why`: one decision with its evidence, its actions and their outcomes, from the journal."""
+"""`themis why`: one decision with its evidence, its actions, their outcomes, and what came of it, from the journal."""
 
 from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,17 @@ from rich import box
 from rich.table import Column, Table
 
 from themis_triton.adapters.clock import SystemClock
+from themis_triton.adapters.store.history import read_decision
 from themis_triton.adapters.store.paths import journal_path
 from themis_triton.adapters.store.reader import JournalReader, reading
+from themis_triton.commands.decision_results import result_words
 from themis_triton.commands.moments import moment
 from themis_triton.commands.terminal import TerminalConsole, write_line
 from themis_triton.core.decoding import decode
+from themis_triton.core.encoding import plain
 from themis_triton.core.errors import EnvironmentCheckError, SettingsError
 from themis_triton.core.estimate import PipelineKnowledge
+from themis_triton.core.history import DecisionResult
 from themis_triton.core.printable import one_line
 from themis_triton.core.record import knowledge_words
 from themis_triton.settings.runtime import load_runtime_paths
@@ -50,7 +55,7 @@ EVIDENCE_KEYS = ("demand_fast_rps", "demand_slow_rps", "capacity_rps", "measured
 
 
 def why_command(path: Path, decision: str | None, *, as_json: bool) -> None:
-    """Print one decision: evidence, actions and outcomes. `decision` None: the newest that changed something.
+    """Print one decision: evidence, actions, outcomes, and what came of it. `decision` None: the newest that changed something.
 
     SettingsError for an id that is not in the journal.
     """
@@ -61,22 +66,31 @@ def why_command(path: Path, decision: str | None, *, as_json: bool) -> None:
             return
         record = journal.record(name)
         outcomes = journal.outcomes(MAX_OUTCOMES, name)[::-1]
+        results = _results(journal, name)
     if record is None:
         raise SettingsError(
             f"{name}: the journal has no such decision. Fix: `themis history -c {path}` lists them (--since 2d: older ones)"
         )
     if as_json:
-        sys.stdout.write(json.dumps(record | {"outcomes": outcomes}) + "\n")
+        sys.stdout.write(json.dumps(record | {"outcomes": outcomes, "results": plain(results)}) + "\n")
         return
     if "decision" in record:
         try:
-            _print_decision(record, outcomes)
+            _print_decision(record, outcomes, results)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, OSError) as error:
             raise EnvironmentCheckError(
                 f"{name}: its record in the journal has another form ({type(error).__name__}: {error}). Fix: read it with --json"
             ) from error
     else:
         write_line(f"{record['sentence']}")
+
+
+def _results(journal: JournalReader, decision: str) -> tuple[DecisionResult, ...]:
+    """What came of a decision; nothing where its record has another form, which is reported where it is read."""
+    with suppress(ValueError):
+        detail = read_decision(journal, decision)
+        return detail.results if detail is not None else ()
+    return ()
 
 
 def _newest_decision(journal: JournalReader) -> str | None:
@@ -95,7 +109,7 @@ def _print_no_change(journal: JournalReader, *, as_json: bool) -> None:
         write_line(f"{moment(row['at_s'], SystemClock().now_s())}  last tick: {row['sentence']}")
 
 
-def _print_decision(record: dict[str, Any], outcomes: list[dict[str, Any]]) -> None:
+def _print_decision(record: dict[str, Any], outcomes: list[dict[str, Any]], results: tuple[DecisionResult, ...]) -> None:
     console = TerminalConsole(soft_wrap=True)
     decision = record["decision"]
     mode = ", advisory" if record["advisory"] else ""
@@ -114,19 +128,21 @@ def _print_decision(record: dict[str, Any], outcomes: list[dict[str, Any]]) -> N
         console.print(f"{row['sentence']}: {row['outcome']} after {row['duration_s']:.1f} s{detail}", markup=False, highlight=False)
     if record["plan"]["actions"] and not outcomes:
         console.print("no outcome yet" if not record["advisory"] else "nothing was changed: advisory")
+    for words in result_words(results):
+        console.print(f"what came of it: {words}", markup=False, highlight=False)
 
 
 def _evidence(rows: list[dict[str, Any]]) -> Table:
+    numbers = ("demand/s", "stable/s", "capacity", "p99 ms", "predicted", "SLO ms")
+    columns = (Column(title, no_wrap=True, justify="right") for title in numbers)
     table = Table(
-        "pipeline",
-        "demand 1/s",
-        "stable 1/s",
-        "capacity 1/s",
-        "p99 ms",
-        "predicted",
-        "SLO ms",
-        Column("now → desired", no_wrap=True),
+        Column("pipeline", overflow="fold"),
+        *columns,
+        Column("now→wanted", no_wrap=True),
         box=box.SIMPLE_HEAD,
+        padding=0,
+        show_edge=False,
+        pad_edge=False,
     )
     for row in rows:
         cells = ["–" if row[key] is None else f"{row[key]:.0f}" for key in EVIDENCE_KEYS]

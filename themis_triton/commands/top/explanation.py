@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from rich.text import Text
 
-from themis_triton.commands.moments import age, moment
+from themis_triton.commands.decision_results import result_words
+from themis_triton.commands.moments import moment
 from themis_triton.commands.top.grid import Column, folded, line, table
 from themis_triton.commands.top.overview import footer
 from themis_triton.commands.top.screen import Screen
@@ -96,15 +97,7 @@ def _step_words(step: DecisionStep, detail: DecisionDetail) -> str:
 
 
 def _results(detail: DecisionDetail, width: int) -> Iterator[Text]:
-    sentences = []
-    for row in detail.results:
-        if row.measured_p99_ms is None and row.held_after_s is None:
-            continue
-        expected = f", expected after {row.predicted_holds_after_s:.0f} s" if row.predicted_holds_after_s is not None else ""
-        held = f"inside the SLO after {age(row.held_after_s)}{expected}" if row.held_after_s is not None else "not inside the SLO yet"
-        p99 = f"p99 {_number(row.measured_p99_ms)} ms at most, {_number(row.predicted_p99_ms)} predicted"
-        sentences.append(f"{row.pipeline}: {held}; {p99}")
-    yield from _titled("What came of it", sentences, width)
+    yield from _titled("What came of it", list(result_words(detail.results)), width)
 
 
 def _number(value: float | None) -> str:
