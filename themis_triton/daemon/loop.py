@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from themis_triton.adapters.exporter import Exporter
+from themis_triton.adapters.traces import ActionTraces
 from themis_triton.core.action import Plan
 from themis_triton.core.config import Mode, ThemisConfig
 from themis_triton.core.decision import Reason
@@ -67,6 +68,7 @@ class Loop:
     watch: FixedWatch = field(default_factory=FixedWatch)
     rests: RestWatch = field(default_factory=RestWatch)
     predictions: PredictionWatch = field(default_factory=PredictionWatch)
+    traces: ActionTraces | None = None
     reload: asyncio.Event = field(default_factory=asyncio.Event)
     read_settings: Callable[[], ThemisConfig] | None = None
     advisory: Planner = field(init=False)
@@ -107,6 +109,8 @@ class Loop:
         minute = self.minutes.take(record.snapshot, self.board.config, ended)
         if minute is not None:
             self.components.journal.record_minute(*minute)
+        if self.traces is not None:
+            self.traces.take(record)
         self._log_tick(record)
         self._learn(record)
         self._follow_fixed(record)

@@ -13,6 +13,7 @@ import structlog
 from themis_triton.adapters.exporter import Exporter
 from themis_triton.adapters.memory import exempt_from_collection, release_clean_pages
 from themis_triton.adapters.store.paths import journal_path
+from themis_triton.adapters.traces import build_traces
 from themis_triton.core.config import ThemisConfig
 from themis_triton.daemon.access import prepare_access
 from themis_triton.daemon.adopt import adopt
@@ -84,8 +85,13 @@ async def run_daemon(config: ThemisConfig, read_settings: Callable[[], ThemisCon
                 if kernels.interpreted:
                     board.add_event(components.clock.now_s(), "kernels_interpreted", INTERPRETED)
                 exempt_from_collection()
-                with closing(hub):
-                    await _run_ticks(ticking, kernels, stop)
+                ticking.traces = build_traces(os.environ)
+                try:
+                    with closing(hub):
+                        await _run_ticks(ticking, kernels, stop)
+                finally:
+                    if ticking.traces is not None:
+                        await asyncio.to_thread(ticking.traces.close)
     log.info("sidecar_stopped", servers="still serving")
 
 
