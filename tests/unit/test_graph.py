@@ -177,6 +177,21 @@ def test_the_time_of_a_caller_contains_that_of_its_callees_once(tmp_path: Path, 
         load_settings(path)
 
 
+def test_a_caller_s_estimate_is_never_below_its_calls_one_after_the_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the usual form a batch of 4 takes 10 ms; its callees take 4 ms a call, `net` twice, for each of its requests."""
+    called = SETTINGS.replace("model: outer", "model: bls") + "calls: {bls: [pre, {model: net, per_request: 2, sequential: true}]}\n"
+    path = write(tmp_path, called)
+    models = load_settings(path).models
+    assert [row[0] for row in models["bls"].profile.table.latency_ms] == [12.0, 24.0, 36.0, 48.0]
+    assert [row[0] for row in models["net"].profile.table.latency_ms] == [4.0, 6.0, 8.0, 10.0]
+    assert validate_command(path, live=False, as_json=False) == 0
+    assert "models.bls.profile.surface: is below the time of the calls of pre, net, one after" in " ".join(capsys.readouterr().out.split())
+    measured = "bls: {profile: {table: {batches: [1, 4], instances: [1], latency_ms: [[3], [5]]}}, instances: [1, 1]"
+    path.write_text(called.replace("bls: {profile: {surface: *s}", measured, 1))
+    table = load_settings(path).models["bls"].profile.table
+    assert table.latency_ms == ((3.0,), (5.0,))
+
+
 def test_a_caller_that_two_steps_call_is_one_stage_that_contains_its_callee(tmp_path: Path) -> None:
     twice = joined(tmp_path, ("bls", ("in",), "x"), ("bls", ("x",), "y"), ("net", ("y",), "out"), more="calls: {bls: [a]}\n")
     assert twice.graph == Series((Calls("bls", "a"), "net"))

@@ -191,6 +191,10 @@ def _notes(config: ThemisConfig) -> Iterator[tuple[str, str]]:
     for pipeline in (each for each in config.pipelines if not config.knows(each)):
         profile = "has no profile: its service times are learnt, and nothing changes for it before"
         yield f"pipelines.{pipeline.name}", f"{', '.join(config.unknown(pipeline))} {profile}"
+    for name in (name for name, model in config.models.items() if model.profile.raised_to_calls):
+        calls = ", ".join(config.callees[name])
+        raised = f"is below the time of the calls of {calls}, one after the other for each request of a batch; plans count with that time"
+        yield f"models.{name}.profile.surface", f"{raised}. Fix: measure {name} with `themis profile`, or set `learn: true`"
     yield from _separate_notes(config)
     for names, sentence in sharing_notes(config.pipelines):
         yield ", ".join(f"pipelines.{name}" for name in names), sentence

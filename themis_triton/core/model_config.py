@@ -38,7 +38,8 @@ class ModelProfile:
 
     `mean_table`: mean service times at the points of `table`, where they were measured. `renewing`: operations that, as probed, make all
     instances anew beside the old ones. `learnt_from`: the executions from which the service times were learnt; None: they were given.
-    `learnt_at`: the numbers of busy instances with which they were.
+    `learnt_at`: the numbers of busy instances with which they were. `raised_to_calls`: `table` is an estimate that was below the time of
+    the calls that the model makes by itself, and was raised to it.
     """
 
     table: LatencyTable
@@ -52,6 +53,7 @@ class ModelProfile:
     renewing: frozenset[str] = frozenset()
     learnt_from: float | None = None
     learnt_at: frozenset[int] = frozenset()
+    raised_to_calls: bool = False
 
     @property
     def is_guess(self) -> bool:

@@ -144,7 +144,7 @@ def _room(view: PipelineView, batches: tuple[int, ...]) -> float:
         counts = [place.models[stage.name].instances for place in places]
         cores = view.problem.throughput is ThroughputRule.CORES
         others = [sum(place.models[name].instances for name in view.pipeline.stages if name in place.models) for place in places]
-        column = max(counts) if cores else max(others) + view.busy_elsewhere
+        column = max(counts) if cores else max(others) + view.counted_elsewhere
         latency_ms = float(stage.surface.extended(batch, column)[batch - 1, column - 1])
         workers = (len(places) if cores else sum(counts)) / max(stage.demand_ratio, 1e-9)
         times_ms.append(stage.in_turn * latency_ms)

@@ -30,7 +30,7 @@ def corrected_rules(rules: Rules, factors: Mapping[str, float]) -> Rules:
     def scaled(problems: dict[str, ChainProblem]) -> dict[str, ChainProblem]:
         return {name: _scaled_problem(problem, factors) for name, problem in problems.items()}
 
-    return replace(rules, problems=scaled(rules.problems), server_problems=scaled(rules.server_problems))
+    return rules.with_problems(scaled)
 
 
 def _scaled_problem(problem: ChainProblem, factors: Mapping[str, float]) -> ChainProblem:

@@ -39,6 +39,7 @@ Value = TypeVar("Value")
 DISPERSION_STEP = 0.25
 FINE_RPS, FINE_FRACTION = 0.5, 0.01
 BUSY_EXACT = 16
+FORMED_BATCH = 2
 
 
 class PlanQuery(NamedTuple):
@@ -90,13 +91,13 @@ class Planner:
         """`solve_joint`, with instances fixed or free."""
         query = _rounded(query)
         return self.remembered(
-            ("joint", query, instances), lambda: solve_joint(self._problem(query), instances=instances, batches=_batches(query))
+            ("joint", query, instances), lambda: solve_joint(self._problem(query), instances=instances, batches=self._batches(query))
         )
 
     def fewest(self, query: PlanQuery) -> tuple[int, ...] | None:
         """The fewest servers a stage, by their price alone, with as many instances as they may run; None where no plan holds."""
         query = _rounded(query)._replace(free_instances=True)
-        return self.remembered(("fewest", query), lambda: fewest_servers(self._problem(query), batches=_batches(query)))
+        return self.remembered(("fewest", query), lambda: fewest_servers(self._problem(query), batches=self._batches(query)))
 
     def vertical(self, query: PlanQuery, servers: tuple[int, ...], min_instances: tuple[int, ...] | None = None) -> VerticalPlan:
         """`solve_vertical`, with no count below `min_instances`; infeasible: with the counts of the greatest capacity.
@@ -137,14 +138,14 @@ class Planner:
         return find_vertical(problem, _counts(problem, (1,))) is not None
 
     def _solve_carried(self, query: PlanQuery, servers: tuple[int, ...], instances: tuple[int, ...]) -> float:
-        problem = self._problem(query)
+        problem = self.problem_with_counts(query, instances)
         problem = problem.widened(instances, [stage.max_batch for stage in problem.stages])
-        counts, batches = _counts(problem, servers), _batches(query)
+        counts, batches = _counts(problem, servers), self._batches(query)
         largest = largest_demand(problem, counts, instances=instances, batches=batches, max_rate_rps=CAPACITY_LIMIT_RPS)
         return finer_demand(problem, counts, largest, instances=instances, batches=batches)
 
     def _solve_vertical(self, query: PlanQuery, servers: tuple[int, ...], min_instances: tuple[int, ...] | None) -> VerticalPlan:
-        problem, batches = self._problem(query), _batches(query)
+        problem, batches = self._problem(query), self._batches(query)
         counts = _counts(problem, servers)
         plan = find_vertical(problem, counts, min_instances=min_instances, batches=batches)
         if plan is not None:
@@ -161,20 +162,39 @@ class Planner:
     def _strongest(self, query: PlanQuery, servers: tuple[int, ...], min_instances: tuple[int, ...] | None) -> tuple[ChainPlan, float]:
         return self.remembered(
             ("strongest", query, servers, min_instances),
-            lambda: _greatest(self._problem(query), servers, min_instances, _batches(query)),
+            lambda: _greatest(self._problem(query), servers, min_instances, self._batches(query)),
         )
 
     def _anyhow(self, query: PlanQuery, servers: tuple[int, ...], min_instances: tuple[int, ...] | None) -> ChainPlan:
         """The counts of the greatest throughput, whatever the times: requests that are late anyway must not also queue without end."""
         return self.remembered(
             ("anyhow", query, servers, min_instances),
-            lambda: _greatest(replace(self._problem(query), slo_ms=ANY_SLO_MS), servers, min_instances, _batches(query))[0],
+            lambda: _greatest(replace(self._problem(query), slo_ms=ANY_SLO_MS), servers, min_instances, self._batches(query))[0],
         )
 
     def _solve_migration(self, query: PlanQuery, now: tuple[ServerAssignment, ...], reachable: int) -> Migration:
         pipeline = next(p for p in self.rules.config.pipelines if p.name == query.pipeline)
         times = replace(self.rules.move_times(pipeline), reachable=reachable)
         return solve_migration(self._problem(query), now, times, self.rules.move_prices, self.remembered)
+
+    def _batches(self, query: PlanQuery) -> list[range] | None:
+        """The batch sizes that plans count on: none of one for callers, which serve a batch's requests in turn, as servers form larger."""
+        callers = self.rules.device_shares[query.pipeline].waiting if query.pipeline in self.rules.device_shares else ()
+        if query.batch_caps is None and not callers:
+            return None
+        stages = self.rules.problems[query.pipeline].stages
+        caps = query.batch_caps or [stage.max_batch for stage in stages]
+        return [range(min(cap, FORMED_BATCH) if stage.name in callers else 1, cap + 1) for stage, cap in zip(stages, caps, strict=True)]
+
+    def problem_with_counts(self, query: PlanQuery, instances: tuple[int, ...]) -> ChainProblem:
+        """The problem of these counts: of models that call others, with the part of them that works at a time."""
+        if query.pipeline not in self.rules.device_shares:
+            return self._problem(query)
+        device, working = self.rules.device_shares[query.pipeline], self.rules.working_problems[query.pipeline]
+        share = device.with_counts(instances)
+        stages = self.remembered(("working", query.pipeline, share), lambda: device.applied(working.stages, share))
+        busy = self.rules.counted_elsewhere(query.pipeline, query.busy_elsewhere, share)
+        return replace(self._problem(query), stages=stages, busy_elsewhere=busy)
 
     def _problem(self, query: PlanQuery) -> ChainProblem:
         problems = self.rules.server_problems if query.free_instances else self.rules.problems
@@ -187,7 +207,7 @@ class Planner:
             headroom_sigmas=demand.sigmas,
             dispersion=demand.dispersion,
             other_rps=demand.other_rps,
-            busy_elsewhere=query.busy_elsewhere,
+            busy_elsewhere=self.rules.counted_elsewhere(query.pipeline, query.busy_elsewhere),
             min_servers=fewest,
             processes=query.processes,
             extra_places=query.extra_places,
@@ -206,10 +226,6 @@ def _greatest(
 
 def _counts(problem: ChainProblem, servers: tuple[int, ...]) -> int | list[int]:
     return list(servers) if problem.placement is Placement.SEPARATE else servers[0]
-
-
-def _batches(query: PlanQuery) -> list[range] | None:
-    return None if query.batch_caps is None else [range(1, cap + 1) for cap in query.batch_caps]
 
 
 def _rounded(query: PlanQuery) -> PlanQuery:

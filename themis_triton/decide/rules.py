@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from themis_triton.core.action import ActionKind
 from themis_triton.core.config import ModelConfig, PipelineConfig, Placement, ThemisConfig, ThroughputRule
 from themis_triton.core.price import instance_price, server_price
+from themis_triton.decide.device_share import DeviceShare, device_share_of
 from themis_triton.solver.migration import MovePrices
 from themis_triton.solver.migration_steps import MoveTimes
 from themis_triton.solver.problem import ChainProblem, StageProblem
@@ -19,12 +21,15 @@ from themis_triton.solver.surface import surface_from_table
 class Rules:
     """Built once; the problems keep their `stages` tuples alive because the solver caches packed arrays by them.
 
-    `server_problems`: the same with an instance price of 0, for the fewest servers.
+    `server_problems`: the same with an instance price of 0, for the fewest servers. Of pipelines in which models call others both count
+    on the usual share of the busy instances on the device; `working_problems` are theirs with surfaces over those that work.
     """
 
     config: ThemisConfig
     problems: dict[str, ChainProblem]
     server_problems: dict[str, ChainProblem]
+    working_problems: dict[str, ChainProblem] = field(default_factory=dict)
+    device_shares: Mapping[str, DeviceShare] = field(default_factory=dict)
 
     @cached_property
     def move_prices(self) -> MovePrices:
@@ -87,10 +92,27 @@ class Rules:
         config = next(each for each in self.config.pipelines if each.name == pipeline)
 
         def changed(problems: dict[str, ChainProblem]) -> dict[str, ChainProblem]:
-            problem = problems[pipeline]
+            problem = problems.get(pipeline)
+            if problem is None:
+                return problems
             return problems | {pipeline: replace(problem, stages=stages_called(problem.stages, per_request, config))}
 
-        return replace(self, problems=changed(self.problems), server_problems=changed(self.server_problems))
+        return self.with_problems(changed)
+
+    def with_problems(self, changed: Callable[[dict[str, ChainProblem]], dict[str, ChainProblem]]) -> Rules:
+        """The rules with every set of problems changed in the same way."""
+        return replace(
+            self,
+            problems=changed(self.problems),
+            server_problems=changed(self.server_problems),
+            working_problems=changed(self.working_problems),
+        )
+
+    def counted_elsewhere(self, pipeline: str, busy: int, share: float | None = None) -> int:
+        """Busy instances of others beside a pipeline's own, of which only a share works at a time (None: the usual one)."""
+        if pipeline not in self.device_shares:
+            return busy
+        return math.ceil(busy / (self.device_shares[pipeline].usual if share is None else share) - 1e-9)
 
     def init_s(self, pipeline: PipelineConfig) -> float:
         """Longest initialisation of an instance of the chain."""
@@ -125,12 +147,15 @@ def build_rules(config: ThemisConfig) -> Rules:
         )
         for p in config.pipelines
     }
-    free = {name: replace(stage, instance_price=0.0) for name, stage in stages.items()}
-    server_problems = {
-        p.name: replace(problems[p.name], stages=stages_called([free[stage] for stage in p.stages], p.per_request, p))
-        for p in config.pipelines
-    }
-    return Rules(config, problems, server_problems)
+    shares = {p.name: share for p in config.pipelines if (share := device_share_of(p, config.pipelines, stages)) is not None}
+    working = {name: problems[name] for name in shares}
+    problems |= {name: replace(working[name], stages=share.applied(working[name].stages, share.usual)) for name, share in shares.items()}
+    server_problems = {name: replace(problem, stages=_free(problem.stages)) for name, problem in problems.items()}
+    return Rules(config, problems, server_problems, working, shares)
+
+
+def _free(stages: Sequence[StageProblem]) -> tuple[StageProblem, ...]:
+    return tuple(replace(stage, instance_price=0.0) for stage in stages)
 
 
 def _server_range(pipeline: PipelineConfig, rules: Rules) -> tuple[int, int]:

@@ -73,6 +73,11 @@ class PipelineView:
         return tuple(len(group.ready) for group in self.groups)
 
     @property
+    def counted_elsewhere(self) -> int:
+        """`busy_elsewhere` as the pipeline's problem counts busy instances."""
+        return self.rules.counted_elsewhere(self.pipeline.name, self.busy_elsewhere)
+
+    @property
     def unit(self) -> str:
         """What its places are to a reader: servers, or devices where a server may use several."""
         return "device" if any(place.server.reach for group in self.groups for place in group.ready) else "server"

@@ -9,6 +9,7 @@ from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.estimate import LearntTimes, ModelEstimate, PipelineEstimate, PipelineKnowledge
 from themis_triton.core.observation import BatchCounters, ServerReading, Snapshot
 from themis_triton.core.service_times import ENOUGH_EXECUTIONS, executions_of, learnt, merged
+from themis_triton.estimate.callers import Callee, callers_of, waits_between
 from themis_triton.estimate.work import busy_levels
 
 Batches = tuple[BatchCounters, ...]
@@ -29,24 +30,25 @@ class LearningHistory:
 def observe_batches(history: LearningHistory, snapshot: Snapshot, config: ThemisConfig) -> LearningHistory:
     """The history with one more snapshot. A server's counters count from its start, so that what it did before is known too.
 
-    Of that, and of batches around a restart, it is not known how many instances were busy: they count as alone.
+    Of that, and of batches around a restart, it is not known how many instances were busy: they count as alone. A caller's times are
+    learnt without its callees' queues.
     """
     models = [name for name, model in config.models.items() if model.profile.learnt_from is not None]
     if not models:
         return history
-    servers = {server.name: server for server in snapshot.servers}
+    servers, callers = {server.name: server for server in snapshot.servers}, callers_of(config)
     totals = {model: dict(levels) for model, levels in history.totals.items()}
     opened = {name: reading for name, reading in history.opened.items() if name in servers}
     for reading in snapshot.readings:
         if reading.error is not None or reading.batches_error is not None or reading.server not in servers:
             continue
         before = opened.get(reading.server)
-        levels = busy_levels(before, reading, servers[reading.server]) if before is not None else {}
+        levels = busy_levels(before, reading, servers[reading.server], callers) if before is not None else {}
         if levels is None:
             continue  # The interval goes on.
         opened[reading.server] = reading
         for model in models:
-            executed = _executed(model, before, reading)
+            executed = _without_queues(_executed(model, before, reading), model, before, reading, callers)
             if executed:
                 known, level = totals.setdefault(model, {}), max(ALONE, round(levels.get(model, ALONE)))
                 known[level] = merged((known.get(level, ()), executed))
@@ -84,6 +86,16 @@ def _knowledge(
 def _executed(model: str, before: ServerReading | None, after: ServerReading) -> Batches:
     old = before.models[model].batches if before is not None and model in before.models else ()
     return _increase(old, after.models[model].batches) if model in after.models else ()
+
+
+def _without_queues(
+    executed: Batches, model: str, before: ServerReading | None, after: ServerReading, callers: Mapping[str, tuple[Callee, ...]]
+) -> Batches:
+    if model not in callers:
+        return executed
+    waits = waits_between(before, after, {model: callers[model]})[model]
+    factor = waits.without_queues(sum(batch.compute_us for batch in executed) / 1000.0)
+    return tuple(BatchCounters(batch.size, batch.executions, factor * batch.compute_us) for batch in executed)
 
 
 def _increase(before: Batches, after: Batches) -> Batches:

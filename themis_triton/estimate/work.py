@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from themis_triton.core.config import LatencyTable, ModelProfile, ThemisConfig
 from themis_triton.core.fleet import Server
 from themis_triton.core.observation import ModelCounters, ServerReading, Snapshot
+from themis_triton.estimate.callers import Callee, Waits, callers_of, waits_between
 
 KEEP_S = 60.0
 MIN_INTERVAL_S = 0.4
@@ -47,16 +48,17 @@ def observe(history: WorkHistory, snapshot: Snapshot, config: ThemisConfig) -> W
     """The history with one more snapshot. An interval ends once it is long enough; one in which counters fell gives no sample."""
     opened = {name: reading for name, reading in history.opened.items() if name in {server.name for server in snapshot.servers}}
     samples = {model: _newer(kept, snapshot.at_s - KEEP_S) for model, kept in history.samples.items()}
-    servers = {server.name: server for server in snapshot.servers}
+    servers, callers = {server.name: server for server in snapshot.servers}, callers_of(config)
     for reading in snapshot.readings:
         if reading.error is not None or reading.batches_error is not None or reading.server not in servers:
             continue
-        executed = _executed(opened.get(reading.server, reading), reading)
-        duration_s = reading.at_s - opened.setdefault(reading.server, reading).at_s
-        if executed is not None and duration_s < _min_duration_s(executed):
+        before = opened.setdefault(reading.server, reading)
+        executed = _executed(before, reading)
+        if executed is not None and reading.at_s - before.at_s < _min_duration_s(executed):
             continue
         opened[reading.server] = reading
-        for model, sample in _samples(executed or {}, servers[reading.server], reading.at_s, duration_s, config):
+        interval = Interval(executed or {}, reading.at_s - before.at_s, callers, waits_between(before, reading, callers))
+        for model, sample in _samples(interval, servers[reading.server], reading.at_s, config):
             samples[model] = (*samples.get(model, ()), sample)
     return WorkHistory(opened, samples)
 
@@ -98,7 +100,42 @@ def _min_duration_s(executed: Mapping[str, BySize]) -> float:
     return min(MAX_INTERVAL_S, max(MIN_INTERVAL_S, BATCHES_PER_INTERVAL * max(means_ms, default=0.0) / 1000.0))
 
 
-def busy_levels(before: ServerReading, after: ServerReading, server: Server) -> dict[str, float] | None:
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """The batches that ended on a server in an interval, and what callers among its models waited for their callees."""
+
+    executed: Mapping[str, BySize]
+    duration_s: float
+    callers: Mapping[str, tuple[Callee, ...]] = field(default_factory=dict)
+    waits: Mapping[str, Waits] = field(default_factory=dict)
+
+    def measured_ms(self, model: str) -> float:
+        """The time of a model's batches; of a caller's, without its callees' queues, which no instance of its own would shorten."""
+        ms = _total_ms(self.executed[model])
+        return ms * self.waits[model].without_queues(ms) if model in self.waits else ms
+
+    def levels(self, server: Server) -> dict[str, float]:
+        """By model, the mean number of busy instances that its batches met. A caller occupies no device while it waits for a callee."""
+        busy = {}
+        for model, by_size in self.executed.items():
+            ms = _total_ms(by_size)
+            mean = (self.waits[model].without_calls(ms) if model in self.waits else ms) / 1000.0 / self.duration_s
+            busy[model] = min(mean, _instances(server, model, mean))
+        own = {model: busy_during_batch(busy, model, _instances(server, model, busy[model])) for model in busy}
+        return {model: self._level_of_callees(model, own) for model in own}
+
+    def _level_of_callees(self, model: str, levels: Mapping[str, float]) -> float:
+        """A caller's batches meet what its callees' batches do."""
+        return max((levels[callee.model] for callee in self.callers.get(model, ()) if callee.model in levels), default=levels[model])
+
+
+def _total_ms(by_size: BySize) -> float:
+    return sum(ms for _, ms in by_size.values())
+
+
+def busy_levels(
+    before: ServerReading, after: ServerReading, server: Server, callers: Mapping[str, tuple[Callee, ...]]
+) -> dict[str, float] | None:
     """By model, the mean number of busy instances that its batches met between two readings; None while these are too close together.
 
     Empty where nothing ended, or a counter fell.
@@ -107,25 +144,19 @@ def busy_levels(before: ServerReading, after: ServerReading, server: Server) -> 
     duration_s = after.at_s - before.at_s
     if executed is None:
         return {}
-    return _levels(executed, server, duration_s) if duration_s >= _min_duration_s(executed) else None
+    if duration_s < _min_duration_s(executed):
+        return None
+    return Interval(executed, duration_s, callers, waits_between(before, after, callers)).levels(server)
 
 
-def _levels(executed: Mapping[str, BySize], server: Server, duration_s: float) -> dict[str, float]:
-    busy = {model: sum(ms for _, ms in by_size.values()) / 1000.0 / duration_s for model, by_size in executed.items()}
-    busy = {model: min(mean, _instances(server, model, mean)) for model, mean in busy.items()}
-    return {model: busy_during_batch(busy, model, _instances(server, model, busy[model])) for model in executed}
-
-
-def _samples(
-    executed: Mapping[str, BySize], server: Server, end_s: float, duration_s: float, config: ThemisConfig
-) -> Iterable[tuple[str, WorkSample]]:
-    levels = _levels(executed, server, duration_s)
-    for model, by_size in executed.items():
+def _samples(interval: Interval, server: Server, end_s: float, config: ThemisConfig) -> Iterable[tuple[str, WorkSample]]:
+    levels = interval.levels(server)
+    for model, by_size in interval.executed.items():
         if model in config.models:
             seen = levels[model]
             expected_ms = sum(count * mean_ms(config.models[model].profile, size, seen) for size, (count, _) in by_size.items())
-            measured_ms = sum(ms for _, ms in by_size.values())
-            yield model, WorkSample(end_s, sum(count for count, _ in by_size.values()), measured_ms, expected_ms)
+            executions = sum(count for count, _ in by_size.values())
+            yield model, WorkSample(end_s, executions, interval.measured_ms(model), expected_ms)
 
 
 def _instances(server: Server, model: str, busy: float) -> int:

@@ -26,6 +26,7 @@ from themis_triton.core.config import (
 )
 from themis_triton.core.graph import is_chain
 from themis_triton.core.policy import PolicyConfig, PolicyName
+from themis_triton.settings.caller_times import with_times_of_calls
 from themis_triton.settings.checks import max_busy
 from themis_triton.settings.graph import ensembles, expand, graph_of, is_driven_inside
 from themis_triton.settings.loading import Loaded
@@ -46,7 +47,7 @@ def build(loaded: Loaded, settings: Settings) -> ThemisConfig:
     busy = max_busy(loaded)
     return ThemisConfig(
         state_directory=state,
-        models={name: _model(loaded, name, model, busy) for name, model in settings.models.items()},
+        models=with_times_of_calls(loaded, {name: _model(loaded, name, model, busy) for name, model in settings.models.items()}),
         pipelines=tuple(_pipeline(loaded, name, pipeline) for name, pipeline in settings.pipelines.items()),
         servers=tuple(_server(loaded, name, server) for name, server in settings.servers.items()),
         envoy=_envoy(loaded, settings),
