@@ -81,6 +81,14 @@ def flat_kernel(function: Callable[Parameters, Result]) -> Callable[Parameters, 
     return _compiled(function, _nrt=False)
 
 
+def merged(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """A flat kernel that becomes part of its callers' machine code, for what happens often: a call copies the headers of all arrays.
+
+    Unlike one that is `inlined`, it is compiled once.
+    """
+    return _compiled(function, _nrt=False, forceinline=True)
+
+
 def _compiled(function: Callable[Parameters, Result], **options: object) -> Callable[Parameters, Result]:
     compiler: Any = numba.njit
     return cast("Callable[Parameters, Result]", compiler(nogil=True, error_model="numpy", **options)(function))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from themis_triton.jit import flat_kernel, inlined
+from themis_triton.jit import flat_kernel, inlined, merged
 from themis_triton.sim.service import noise, reschedule, settle
 from themis_triton.sim.state import (
     CENTRAL,
@@ -21,7 +21,7 @@ from themis_triton.sim.state import (
 )
 
 
-@flat_kernel
+@merged
 def enqueue(e: Engine, request: int, model: int, now_s: float) -> None:
     """Put a request into a queue, and into a batch where an instance is free; it fails if no server can take it."""
     server = any_routed(e, model) if e.ints[CENTRAL] else least_loaded(e, model)
@@ -161,7 +161,7 @@ def offer(e: Engine, model: int, now_s: float) -> None:
                 take(e, server, model, now_s)
 
 
-@flat_kernel
+@merged
 def fill(e: Engine, server: int, model: int, now_s: float) -> bool:
     """Triton's dynamic batcher: a free instance takes waiting requests, up to the largest batch; smaller ones wait for the queue delay.
 
@@ -185,7 +185,7 @@ def fill(e: Engine, server: int, model: int, now_s: float) -> bool:
     return started
 
 
-@flat_kernel
+@merged
 def take(e: Engine, server: int, model: int, now_s: float) -> None:
     """`fill`, then update the next ends on the server's devices."""
     if fill(e, server, model, now_s):

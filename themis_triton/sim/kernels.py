@@ -13,7 +13,22 @@ import math
 import numpy as np
 from numba import types
 
-from themis_triton.jit import FLOATS, FLOATS_2D, FLOATS_3D, INTEGER, INTS, INTS_2D, INTS_3D, REAL, SEEDS, Entry, Group, flat_kernel, inlined
+from themis_triton.jit import (
+    FLOATS,
+    FLOATS_2D,
+    FLOATS_3D,
+    INTEGER,
+    INTS,
+    INTS_2D,
+    INTS_3D,
+    REAL,
+    SEEDS,
+    Entry,
+    Group,
+    flat_kernel,
+    inlined,
+    merged,
+)
 from themis_triton.sim.dispatch import enqueue, enqueue_again, fill, offer, pop, queue_of, remove_batch, reschedule_rows, take
 from themis_triton.sim.service import bucket, index_of_smallest, reschedule, settle, uniform
 from themis_triton.sim.state import (
@@ -72,20 +87,21 @@ def advance(e: Engine, until_s: float) -> None:
         if due_s > until_s or due_s == np.inf:
             break
         e.ints[EVENTS] += 1
+        row = NONE
         if kind == _ARRIVE:
             e.ints[NEXT] += 1
-            arrive(e, request, due_s)
+            row = arrive(e, request, due_s)
         elif kind == _CROSS:
-            e.ints[CROSSING_HEAD] = e.following[crossing]
-            call(e, crossing, due_s)
+            e.ints[CROSSING_HEAD], row = e.following[crossing], crossing
         elif kind == _END:
             end_batch(e, e.ints[FIRST_DEVICE], due_s)
         else:
             expire(e, due_s)
+        call_any(e, row, due_s)
     e.floats[NOW_S] = max(e.floats[NOW_S], until_s)
 
 
-@flat_kernel
+@merged
 def enter(e: Engine, row: int, now_s: float) -> None:
     """A row reaches the proxy for its present stage."""
     model = e.chains[e.pipeline[e.rows[row, REQUEST]], e.rows[row, STAGE]]
@@ -119,19 +135,22 @@ def refuse(e: Engine, row: int, model: int, now_s: float) -> None:
 
 
 @inlined
-def arrive(e: Engine, request: int, now_s: float) -> None:
-    """A request reaches the proxy for all stages that wait for none; one that makes no call has ended."""
-    first = e.rows[request, FIRST_ROW]
-    if first == NONE:
-        if begins(e, request):
-            call(e, request, now_s)
-        else:
-            e.ended_s[request] = now_s
+def arrive(e: Engine, request: int, now_s: float) -> int:
+    """A request reaches the proxy for all stages that wait for none; one that makes no call has ended.
+
+    Returns the row that makes its calls now, where its stages are called one after the other.
+    """
+    row, first = NONE, e.rows[request, FIRST_ROW]
+    if first == NONE and begins(e, request):
+        row = request
+    elif first == NONE:
+        e.ended_s[request] = now_s
     else:
         for s in range(e.rows[request, LEFT]):
             if waits_for_none(e, e.pipeline[request], s):
                 draw_calls(e, first + s)
                 call(e, first + s, now_s)
+    return row
 
 
 @flat_kernel
@@ -185,23 +204,35 @@ def begins(e: Engine, row: int) -> bool:
     return False
 
 
+@merged
+def call_any(e: Engine, row: int, now_s: float) -> None:
+    """`call` for a row, if there is one. A single call is made here, because most are."""
+    if row == NONE:
+        return
+    if e.rows[row, PENDING] == 1:
+        enter(e, row, now_s)
+    else:
+        call(e, row, now_s)
+
+
 @flat_kernel
 def call(e: Engine, row: int, now_s: float) -> None:
     """A row reaches the proxy for its present stage: with one call, or with all that it makes at once. Without any, its stage ends."""
     request, calls = e.rows[row, REQUEST], e.rows[row, PENDING]
     if calls == 0:
         end_stage(e, row, now_s)
-    elif calls == 1 or e.sequential[e.pipeline[request], e.rows[row, STAGE]]:
-        enter(e, row, now_s)
-    else:
-        for _ in range(calls):
+        return
+    at_once = calls > 1 and not e.sequential[e.pipeline[request], e.rows[row, STAGE]]
+    for _ in range(calls if at_once else 1):
+        one = row
+        if at_once:
             one = e.ints[NEXT_CALL]
             e.ints[NEXT_CALL] += 1
             e.rows[one, REQUEST], e.rows[one, STAGE], e.rows[one, CALLER] = request, e.rows[row, STAGE], row
-            enter(e, one, now_s)
+        enter(e, one, now_s)
 
 
-@flat_kernel
+@merged
 def end_batch(e: Engine, device: int, now_s: float) -> None:
     """End the device's first batch: answer its requests or send them on, and let its instance take the next."""
     batch = e.first[device]
