@@ -11,7 +11,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from themis_triton.commands.compared_runs import ComparedLoad, ComparedRun, RunFigures, compared_run, oracle_like
+from themis_triton.commands.compared_runs import ComparedLoad, ComparedRun, RunFigures, compared_run, references_like
 from themis_triton.commands.compared_seeds import pooled
 from themis_triton.commands.terminal import TerminalConsole
 from themis_triton.commands.warm_command import prepare_kernels
@@ -80,16 +80,16 @@ def _folder(flags: CompareFlags, policy: PolicyName, seed: int) -> Path:
 
 
 def _all_runs(load: ComparedLoad, folders: Mapping[tuple[PolicyName, int], Path]) -> dict[PolicyName, list[ComparedRun]]:
-    """The runs of each policy, in the order of the folders; the oracle is simulated once for each seed."""
+    """The runs of each policy, in the order of the folders; the references are simulated once for each seed."""
     words, runs = TerminalConsole(stderr=True), dict[PolicyName, list[ComparedRun]]()
-    oracles: dict[int, RunFigures] = {}
+    references: dict[int, dict[str, RunFigures]] = {}
     for number, ((policy, seed), folder) in enumerate(folders.items(), 1):
         seeded = replace(load, seed=seed)
         words.rule(f"{number} of {len(folders)}: {policy.value}, seed {seed}, live")
         run = compared_run(seeded, policy, folder)
-        if seed not in oracles:
-            oracles[seed] = oracle_like(load_settings(folder / "themis.yaml"), seeded)
-        runs.setdefault(policy, []).append(replace(run, oracle=oracles[seed]))
+        if seed not in references:
+            references[seed] = references_like(load_settings(folder / "themis.yaml"), seeded, [name for name, _ in folders])
+        runs.setdefault(policy, []).append(replace(run, references=references[seed]))
         words.print(f"simulated: {run.simulated.violations:.3%} outside the SLO, cost {run.cost_error:+.1%} of the measured", markup=False)
     return runs
 
@@ -115,7 +115,7 @@ def _check_out(out: Path, folders: Sequence[Path]) -> None:
 
 
 def table(runs: Sequence[ComparedRun]) -> Table:
-    """Two rows per policy: measured and simulated."""
+    """Two rows per policy, measured and simulated, and one for each reference."""
     requests = ", ".join(sorted({f"{run.measured.requests:,}" for run in runs}))
     title = f"{requests} requests for each policy, inside {runs[0].slo_ms:g} ms"
     names = ("policy", "", "failed", "violations", "p50 ms", "p99 ms", "cost", "cost error")
@@ -127,8 +127,8 @@ def table(runs: Sequence[ComparedRun]) -> Table:
     for run in runs:
         shown.add_row(run.policy, "measured", *_figures(run.measured))
         shown.add_row("", "simulated", *_figures(run.simulated), f"{run.cost_error:+.1%}", end_section=True)
-    if runs[0].oracle is not None:
-        shown.add_row("oracle", "simulated", *_figures(runs[0].oracle))
+    for name, figures in runs[0].references.items():
+        shown.add_row(name, "simulated", *_figures(figures))
     return shown
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +30,8 @@ from themis_triton.sim.run import simulate
 from themis_triton.sim.setup import PREROLL_S, SimOptions
 from themis_triton.solver.surface import FloatArray
 
+REFERENCES = (PolicyName.VERTICAL_THEMIS, PolicyName.ORACLE)
+"""What each policy is seen beside: our decisions on a fixed number of servers that carry the load's known peak, and the delayed oracle."""
 _NOWHERE = {"grpc": "127.0.0.1:4", "http": "127.0.0.1:5", "status": "127.0.0.1:7"}
 
 
@@ -89,7 +92,7 @@ class ComparedRun:
 
     `bound_cost` is the clairvoyant policy's cost under the same arrivals and settings. `host`: the machine during the live run.
     `seeds`: how many runs it stands for; `violations_error`: half the width of the 95 % interval of the measured violations.
-    `oracle`: the simulated delayed oracle under the same arrivals and settings.
+    `references`: policies of REFERENCES, simulated under the same arrivals and settings.
     """
 
     policy: str
@@ -103,7 +106,7 @@ class ComparedRun:
     host: HostUse = field(default_factory=HostUse)
     seeds: int = 1
     violations_error: float | None = None
-    oracle: RunFigures | None = None
+    references: dict[str, RunFigures] = field(default_factory=dict)
 
     @property
     def cost_error(self) -> float:
@@ -124,7 +127,9 @@ class ComparedRun:
             "seeds": self.seeds,
             "violations_error": self.violations_error,
             "host": asdict(self.host),
-            "oracle": None if self.oracle is None else asdict(self.oracle) | {"cost_vs_clairvoyant": self._of_bound(self.oracle)},
+            "references": {
+                name: asdict(figures) | {"cost_vs_clairvoyant": self._of_bound(figures)} for name, figures in self.references.items()
+            },
         }
 
     def _of_bound(self, run: RunFigures) -> float | None:
@@ -174,9 +179,15 @@ def peak_of(load: ComparedLoad) -> float:
     return float(load_trace(load.trace, load.seed).rates_rps.max())
 
 
-def oracle_like(config: ThemisConfig, load: ComparedLoad) -> RunFigures:
-    """The figures of the delayed oracle, which exists in simulations only, under the settings of a live run."""
-    return simulated_figures(simulated_like(replace(config, policy=replace(config.policy, name=PolicyName.ORACLE)), load))
+def references_like(config: ThemisConfig, load: ComparedLoad, measured: Collection[PolicyName]) -> dict[str, RunFigures]:
+    """The figures of the references that are not measured, simulated under the settings of a live run."""
+    planned_rps = config.policy.vertical.planned_rps or peak_of(load)
+    policy = replace(config.policy, vertical=replace(config.policy.vertical, planned_rps=planned_rps))
+    return {
+        name.value: simulated_figures(simulated_like(replace(config, policy=replace(policy, name=name)), load))
+        for name in REFERENCES
+        if name not in measured
+    }
 
 
 def _arrivals(config: ThemisConfig, load: ComparedLoad) -> tuple[dict[str, FloatArray], int]:
@@ -271,7 +282,7 @@ def run_from(plain: dict[str, Any]) -> ComparedRun:
         host=HostUse(**plain.get("host", {})),
         seeds=plain.get("seeds", 1),
         violations_error=plain.get("violations_error"),
-        oracle=_figures_from(plain["oracle"]) if plain.get("oracle") else None,
+        references={name: _figures_from(figures) for name, figures in plain.get("references", {}).items()},
     )
 
 

@@ -19,7 +19,6 @@ STUDENT_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 def pooled(runs: Sequence[ComparedRun]) -> ComparedRun:
     """All runs of one policy as one: sums of requests, failures and actions, means of the rest, and the series of the first run."""
     measured, simulated = [run.measured for run in runs], [run.simulated for run in runs]
-    oracles = [run.oracle for run in runs if run.oracle is not None]
     busy = [run.host.busy_cores for run in runs if run.host.busy_cores is not None]
     return replace(
         runs[0],
@@ -30,7 +29,7 @@ def pooled(runs: Sequence[ComparedRun]) -> ComparedRun:
         host=HostUse(runs[0].host.cores, max(busy) if busy else None),
         seeds=sum(run.seeds for run in runs),
         violations_error=halfwidth([run.violations for run in measured]),
-        oracle=_mean_figures(oracles) if oracles else None,
+        references={name: _mean_figures([run.references[name] for run in runs]) for name in runs[0].references},
     )
 
 
