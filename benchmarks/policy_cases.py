@@ -51,6 +51,8 @@ class Variant:
 
 THEMIS, THEMIS_PAPER = Variant("themis", "themis"), Variant("themis-paper", "themis-paper")
 HORIZONTAL, VERTICAL = Variant("horizontal", "horizontal"), Variant("vertical", "vertical")
+REFERENCES = (Variant("vertical-themis", "vertical-themis"), Variant("oracle", "oracle"))
+"""Our decisions on replicas that are fixed for the load's known peak, and the delayed oracle: perfect rates, real levers."""
 EAGER = tuple(Variant(f"{each.label}, work-conserving", each.policy, batch_wait_s=0.0) for each in (THEMIS_PAPER, HORIZONTAL, VERTICAL))
 IN_TURN = Variant("themis, queues in turn", "themis", (("deprioritize_after_slo_fraction", None),))
 DEPRIORITIZING = tuple(
@@ -59,9 +61,9 @@ DEPRIORITIZING = tuple(
 QUICK = (Variant("vertical, work-conserving, every 0.1 s", "vertical", (("tick_s", 0.1),), 0.0),)
 EVERY = (
     *(THEMIS, THEMIS_PAPER, HORIZONTAL, VERTICAL, IN_TURN, *EAGER, *DEPRIORITIZING, *QUICK),
-    *(Variant("inferline", "inferline"), Variant("static", "static")),
+    *(Variant("inferline", "inferline"), Variant("static", "static"), *REFERENCES),
 )
-FEW = (THEMIS, THEMIS_PAPER, HORIZONTAL, VERTICAL, *DEPRIORITIZING)
+FEW = (THEMIS, THEMIS_PAPER, HORIZONTAL, VERTICAL, *DEPRIORITIZING, *REFERENCES)
 
 SLOW_ACTUATION = Variant(
     "themis, constants for slow levers",

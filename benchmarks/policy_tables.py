@@ -10,6 +10,8 @@ import matplotlib as mpl
 import numpy as np
 from policy_cases import Outcome
 
+from themis_triton.commands.compared_seeds import halfwidth
+
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
@@ -31,11 +33,18 @@ def _row(setting: str, label: str, outcomes: Sequence[Outcome]) -> dict[str, Any
         "setting": setting,
         "policy": label,
         "violations": _mean(row["violations"] for row in by_pipeline.values()),
+        "violations_error": _error(outcomes),
         "cost_vs_clairvoyant": _mean(row["cost_vs_clairvoyant"] for row in by_pipeline.values()),
         "failed": sum(row["failed"] for row in by_pipeline.values()),
         "violations_by_load": _by_load(outcomes),
         "pipelines": by_pipeline,
     }
+
+
+def _error(outcomes: Sequence[Outcome]) -> float | None:
+    """Half the width of the 95 % interval of the mean over the seeds; None for a single seed."""
+    seeds = sorted({o.case.seed for o in outcomes})
+    return halfwidth([_mean(o.run.violated / o.run.requests for o in outcomes if o.case.seed == seed) for seed in seeds])
 
 
 def _by_load(outcomes: Sequence[Outcome]) -> dict[str, float]:
@@ -83,7 +92,7 @@ def _line(row: dict[str, Any]) -> str:
     parts = row["pipelines"].values()
     cells = [
         row["policy"],
-        f"{row['violations']:.3%}",
+        f"{row['violations']:.3%}" + ("" if row["violations_error"] is None else f" ± {row['violations_error']:.3%}"),
         " / ".join(f"{part['violations']:.3%}" for part in parts),
         " / ".join(f"{part['p50_ms']:.0f}" for part in parts),
         " / ".join(f"{part['p99_ms']:.0f}" for part in parts),

@@ -183,7 +183,12 @@ def rows_of(cases: Sequence[Case], found: Sequence[Found]) -> list[dict[str, Any
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The table, a section per cold start."""
-    text = ["# Policies in Triton's world", "", (__doc__ or "").partition("\n")[0], ""]
+    text = [
+        "# Policies in Triton's world",
+        "",
+        (__doc__ or "").partition("\n")[0] + " Late: the mean over the runs ± its standard error.",
+        "",
+    ]
     for cold_start_s in dict.fromkeys(row["cold_start_s"] for row in rows):
         text += [
             f"## Cold start {cold_start_s:g} s",
