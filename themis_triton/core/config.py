@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -184,11 +185,15 @@ class ThemisConfig:
         """The scaled models, and the others that clients call as pipelines."""
         return tuple(dict.fromkeys((*self.models, *(pipeline.front for pipeline in self.pipelines))))
 
+    @property
+    def places(self) -> Counter[str]:
+        """How many servers the settings put on each device."""
+        slots = self.launch.slots if self.launch is not None else ()
+        return Counter([*(server.device for server in self.servers), *(slot.device for slot in slots)])
+
     def places_on(self, device: str) -> int:
         """How many servers may use a device at a time: one, or as many as the settings put there."""
-        adopted = sum(server.device == device for server in self.servers)
-        slots = sum(slot.device == device for slot in self.launch.slots) if self.launch is not None else 0
-        return max(1, adopted + slots)
+        return max(1, self.places[device])
 
     def operations_of(self, model: ModelConfig) -> tuple[str, ...]:
         """The operations on a model that plans may contain: on further devices only where a server may use several."""

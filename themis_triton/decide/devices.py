@@ -25,7 +25,7 @@ class FreeDevices:
         self._holders: dict[str, set[str]] = {}
         self._launched_on: set[str] = set()
         self._slots: tuple[str, ...] | None = None
-        self._places_on: dict[str, int] = {}
+        self._places = config.places
         for server in snapshot.servers:
             for device in server.devices:
                 if server.runs_on(device):
@@ -167,12 +167,7 @@ class FreeDevices:
 
     def _has_room(self, device: str, chosen: Sequence[tuple[Server, str]] = ()) -> bool:
         more = sum(other == device for _, other in chosen)
-        return len(self._holders.get(device, ())) + more < self._places_of(device)
-
-    def _places_of(self, device: str) -> int:
-        if device not in self._places_on:
-            self._places_on[device] = self._config.places_on(device)
-        return self._places_on[device]
+        return len(self._holders.get(device, ())) + more < max(1, self._places[device])
 
 
 def waits(call: OpenCall, snapshot: Snapshot, config: ThemisConfig) -> bool:

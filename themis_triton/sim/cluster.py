@@ -102,7 +102,8 @@ class Cluster:
             placed = server.placed(state)
             self._take_rows(server, placed)
             server.models[model] = placed
-        self._record_usage()
+        self._record_usage(server)
+        self._record_kinds()
 
     def _full(self, device: str) -> str:
         return f"{device} is in use by {self.config.places_on(device)} server(s), as many as may use it: the plan must remove a place first"
@@ -261,7 +262,7 @@ class Cluster:
     def _set(self, server: SimServer, model: str, state: ModelState) -> None:
         server.models[model] = state
         self.sync().configure(server.row, self._index[model], state, list(server.counts(state).values()))
-        self._record_usage()
+        self._record_usage(server)
 
     def write_routes(self, table: RouteTable) -> None:
         """Route requests by this table from now on."""
@@ -304,7 +305,8 @@ class Cluster:
         self.sync().evict(server.row)
         for device in [device for device in server.rows if device != server.home]:
             self._give_back(server, device)
-        self._record_usage()
+        self._record_usage(server)
+        self._record_kinds()
 
     async def stop(self, name: str) -> None:
         """End the process and free its slot."""
@@ -316,11 +318,13 @@ class Cluster:
         if server is not None:
             self._rows.give_back([server.row])
 
-    def _record_usage(self) -> None:
-        live = [server.models for server in self._servers.values() if server.alive]
-        instances = sum(state.instances for models in live for state in models.values())
-        self.usage.append(Usage(self.now_s(), len(live), instances, running_price(live, self.config)))
-        self._record_kinds()
+    def _record_usage(self, changed: SimServer) -> None:
+        """Note what all live servers cost from now on; one of them has changed."""
+        changed.instances = sum(state.instances for state in changed.models.values())
+        changed.price = running_price([changed.models], self.config)
+        live = [server for server in self._servers.values() if server.alive]
+        instances, price = sum(server.instances for server in live), sum(server.price for server in live)
+        self.usage.append(Usage(self.now_s(), len(live), instances, price))
 
     def _record_kinds(self) -> None:
         """Note what the live servers are there for; a launched one is draining once it has left the routes."""

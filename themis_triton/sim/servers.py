@@ -51,7 +51,7 @@ class SimServer:
 
     `number`: the row of its slot or its adopted server. `rows`: the row on each device that it uses, its home first. `reach`: further
     devices that it may use. `growing`: devices on which instances start, with the number of calls that start them. `routed`: it has been
-    in the routes.
+    in the routes. `instances` and `price` are those of its models.
     """
 
     name: str
@@ -61,6 +61,8 @@ class SimServer:
     reach: tuple[str, ...] = ()
     alive: bool = True
     routed: bool = False
+    instances: int = 0
+    price: float = 0.0
     locks: dict[str, asyncio.Lock] = field(default_factory=dict)
     growing: Counter[str] = field(default_factory=Counter)
 
