@@ -162,6 +162,15 @@ async def huge(running: Running) -> dict[str, Any]:
     return rows
 
 
+async def bodies(running: Running) -> dict[str, Any]:
+    """As many REST bodies of that size at once."""
+    start, repeated = KINDS["numbers"]
+    body = start + repeated * ((BODY_BYTES - len(start)) // len(repeated))
+    running.forget_peak()
+    answers = Counter(await asyncio.gather(*(post(running, body) for _ in range(MESSAGES))))
+    return {"answers": {str(answer): count for answer, count in answers.items()}, "peak_mib": running.peak_mib()}
+
+
 async def messages(running: Running) -> dict[str, Any]:
     """Twelve gRPC messages of 60 MiB at once."""
     request = pb.ModelInferRequest(model_name=MODEL, raw_input_contents=[bytes(BODY_BYTES)]).SerializeToString()
@@ -188,6 +197,7 @@ async def measure() -> dict[str, Any]:
         result["twelve_grpc_messages"] = await messages(running)
     async with envoy(max_memory_bytes=SMALL_MEMORY_BYTES) as running:
         result[f"twelve_grpc_messages_max_memory_{SMALL_MEMORY_BYTES // MIB}_mib"] = await messages(running)
+        result[f"twelve_rest_bodies_max_memory_{SMALL_MEMORY_BYTES // MIB}_mib"] = await bodies(running)
         result["a_small_request_afterwards"] = await post(running, b"{}")
     return result
 

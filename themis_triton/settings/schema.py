@@ -73,8 +73,9 @@ class EnvoySettings(Section):
     max_streams: Count = Field(default=10_000, description="requests at once on one HTTP/2 connection")
     max_memory: Size | None = Field(
         default=None,
-        description="Envoy's memory: at 95 % of it new requests are refused (503); by default a quarter of the machine's memory, or of "
-        "its control group's limit, from 256MiB to 16GiB",
+        description="Envoy's memory: from 95 % of it on new requests are refused (503), and up to 100 % the largest gRPC requests that run "
+        "are ended, never those below 1 MiB; by default a quarter of the machine's memory, or of its control group's limit, from 256MiB to "
+        "16GiB",
     )
     api_keys: FilePath | None = Field(
         default=None,

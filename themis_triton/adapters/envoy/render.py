@@ -22,6 +22,8 @@ from themis_triton.core.routes import RouteTable
 BOOTSTRAP = "envoy.json"
 LISTENERS = "lds/listeners.json"
 CLUSTERS = "cds/clusters.json"
+TRACKED_LOG2 = 20
+"""A request that holds less than two to that power of bytes is never reset for want of memory."""
 OWN_FILES = ""
 """Stands for the listeners among the names of servers."""
 NO_VERSIONS: Mapping[str, str] = MappingProxyType({})
@@ -122,21 +124,30 @@ def bootstrap(config: EnvoyConfig) -> Json:
 
 
 def _overload_manager(config: EnvoyConfig) -> Json:
-    """Bounds of connections and of memory: near the latter, first idle connections go, then new requests are refused."""
+    """Bounds of connections and of memory.
+
+    Near that of memory first idle connections go, then new requests are refused. Those that run already still grow: of them, the largest
+    are reset, which Envoy does for HTTP/2 only.
+    """
 
     def monitor(name: str, kind: str, **fields: object) -> Json:
         config_type = f"type.googleapis.com/envoy.extensions.resource_monitors.{kind}"
         return {"name": f"envoy.resource_monitors.{name}", "typed_config": {"@type": config_type, **fields}}
 
-    def action(name: str, fraction: float) -> Json:
-        trigger = {"name": "envoy.resource_monitors.fixed_heap", "threshold": {"value": fraction}}
-        return {"name": f"envoy.overload_actions.{name}", "triggers": [trigger]}
+    def action(name: str, **trigger: Json) -> Json:
+        return {"name": f"envoy.overload_actions.{name}", "triggers": [{"name": "envoy.resource_monitors.fixed_heap", **trigger}]}
 
     connections = "downstream_connections.v3.DownstreamConnectionsConfig"
     heap = config.max_memory_bytes
-    actions = [action("shrink_heap", 0.85), action("disable_http_keepalive", 0.9), action("stop_accepting_requests", 0.95)]
+    actions = [
+        action("shrink_heap", threshold={"value": 0.85}),
+        action("disable_http_keepalive", threshold={"value": 0.9}),
+        action("stop_accepting_requests", threshold={"value": 0.95}),
+        action("reset_high_memory_stream", scaled={"scaling_threshold": 0.95, "saturation_threshold": 1.0}),
+    ]
     return {
-        "refresh_interval": "0.25s",
+        "refresh_interval": "0.05s",
+        "buffer_factory_config": {"minimum_account_to_track_power_of_two": TRACKED_LOG2},
         "resource_monitors": [
             *([monitor("fixed_heap", "fixed_heap.v3.FixedHeapConfig", max_heap_size_bytes=heap)] if heap is not None else []),
             monitor("global_downstream_max_connections", connections, max_active_downstream_connections=config.max_connections),
