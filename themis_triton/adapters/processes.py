@@ -8,8 +8,10 @@ import math
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -22,6 +24,7 @@ OWNER_VARIABLE = "THEMIS_OWNER"
 """Environment variable of every process that Themis starts: the state directory of the daemon that it belongs to."""
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - Triton's Python backend puts its regions there
+_UMASK = threading.Lock()
 _START_FIELD = 19
 _POLL_S = 0.03
 _KILL_WAIT_S = 20.0
@@ -62,19 +65,31 @@ def spawn(command: Sequence[str], environment: Mapping[str, str], log_file: Path
     closed = [(os.POSIX_SPAWN_CLOSE, descriptor) for descriptor in _inherited()]
     actions = [*closed, (os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, log, 1), (os.POSIX_SPAWN_DUP2, log, 2)]
     try:
-        pid = os.posix_spawn(
-            command[0],
-            list(command),
-            dict(environment),
-            file_actions=actions,
-            setsid=True,
-            setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP],
-            setsigmask=[],
-        )
+        with _private():
+            pid = os.posix_spawn(
+                command[0],
+                list(command),
+                dict(environment),
+                file_actions=actions,
+                setsid=True,
+                setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP],
+                setsigmask=[],
+            )
     finally:
         os.close(log)
         os.close(null)
     return identify(pid)
+
+
+@contextmanager
+def _private() -> Iterator[None]:
+    """What a process that is started here creates, shared memory too, is its user's alone. Files of other threads may be so meanwhile."""
+    with _UMASK:
+        before = os.umask(0o077)
+        try:
+            yield
+        finally:
+            os.umask(before)
 
 
 def _inherited() -> list[int]:

@@ -7,6 +7,7 @@ import contextlib
 import io
 import logging
 import os
+import resource
 import sys
 from pathlib import Path
 from typing import TextIO, cast
@@ -20,14 +21,25 @@ from themis_triton.daemon.service import run_daemon
 from themis_triton.profile.stale import refuse_stale
 from themis_triton.settings import load_settings
 
+MAX_FILES = 65_536
+
 
 def run_command(path: Path) -> None:
     """Run the sidecar until a signal. Logs go to standard error, as JSON if it is not a terminal."""
     configure_logging()
     config = runnable_settings(path)
     if config.envoy.managed:  # one that runs as another user must be able to read its files
-        os.umask(0o077)  # of the servers' files and shared memory too
+        os.umask(0o077)
+    _allow_many_files()
     asyncio.run(run_daemon(config, lambda: runnable_settings(path)))
+
+
+def _allow_many_files() -> None:
+    """Servers inherit the limit: each connection takes a descriptor, and any user of the machine can open some."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if resource.RLIM_INFINITY != soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def runnable_settings(path: Path) -> ThemisConfig:

@@ -14,6 +14,7 @@ from themis_triton.core.encoding import plain
 from themis_triton.core.listener_tls import ListenerTls
 from themis_triton.core.status import STATUS_PATH, STATUS_VERSION
 from themis_triton.daemon.access import Access
+from themis_triton.daemon.bounded_listener import BoundedListener
 from themis_triton.daemon.page import page_routes
 from themis_triton.daemon.status import StatusBoard
 from themis_triton.daemon.status_listener import listening
@@ -58,13 +59,14 @@ async def serving(
             return web.Response(text="ok\n")
         return web.Response(status=HTTPStatus.SERVICE_UNAVAILABLE, text=f"no good tick for {board.silent_s(now_s):.1f} s; see the log\n")
 
-    app = web.Application(middlewares=[(access or Access()).middleware()])
+    door = BoundedListener()
+    app = web.Application(middlewares=[door.middleware(), (access or Access()).middleware()])
     reads = [web.get("/{version:v[0-9]+}/status", status), web.get("/metrics", metrics), web.get("/healthz", healthz)]
     app.add_routes([*reads, *page_routes(), *routes])
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_WITHIN_S)
     await runner.setup()
     try:
-        async with listening(runner, address, tls):
+        async with listening(runner, door, address, tls):
             yield
     finally:
         await runner.cleanup()

@@ -16,6 +16,7 @@ from themis_triton.adapters.pem_files import files_version
 from themis_triton.core.address import Address
 from themis_triton.core.errors import EnvironmentCheckError
 from themis_triton.core.listener_tls import ListenerTls
+from themis_triton.daemon.bounded_listener import BoundedListener
 
 log = structlog.get_logger()
 CHECK_EVERY_S = 2.0
@@ -24,7 +25,7 @@ _BACKLOG = 128
 
 @contextlib.asynccontextmanager
 async def listening(
-    runner: web.AppRunner, address: Address, tls: ListenerTls | None, check_every_s: float = CHECK_EVERY_S
+    runner: web.AppRunner, door: BoundedListener, address: Address, tls: ListenerTls | None, check_every_s: float = CHECK_EVERY_S
 ) -> AsyncIterator[None]:
     """Serve the runner's application at the address. PEM files that change are in force for new connections.
 
@@ -36,51 +37,52 @@ async def listening(
         listener = socket.create_server((address.host, address.port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise EnvironmentCheckError(f"status.address: {address} is not available ({error.strerror}). Fix: choose a free one") from error
+    server = runner.server
+    if server is None:
+        raise ValueError("the runner has not been set up")
     with listener:
-        listener.setblocking(False)  # A copy takes this over, and with it all sites: they share it.
-        if tls is None:
-            await web.SockSite(runner, listener.dup()).start()
-            yield
-            return
-        try:
-            site, version = await _secure_site(runner, listener, tls)
-        except PemError as error:
-            raise EnvironmentCheckError(f"status.tls: {error}. Fix: write a certificate and its key, unencrypted, in PEM form") from error
-        renewing = asyncio.create_task(_renew(runner, listener, tls, site, version, check_every_s))
+        listener.setblocking(False)
+        version = ""
+        if tls is not None:
+            try:
+                version = await _renew(door, tls)
+            except PemError as error:
+                raise EnvironmentCheckError(
+                    f"status.tls: {error}. Fix: write a certificate and its key, unencrypted, in PEM form"
+                ) from error
+        tasks = {asyncio.create_task(door.accept(server, listener))}
+        if tls is not None:
+            tasks.add(asyncio.create_task(_keep_renewed(door, tls, version, check_every_s)))
         try:
             yield
         finally:
-            renewing.cancel()
-            await asyncio.wait({renewing})
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
 
 
-async def _renew(
-    runner: web.AppRunner, listener: socket.socket, tls: ListenerTls, site: web.SockSite, version: str, check_every_s: float
-) -> None:
-    """Follow the PEM files until cancelled. Both sites accept from one socket, so no connection is refused meanwhile."""
+async def _keep_renewed(door: BoundedListener, tls: ListenerTls, version: str, check_every_s: float) -> None:
+    """Follow the PEM files until cancelled."""
     while True:
         await asyncio.sleep(check_every_s)
         current = await asyncio.to_thread(files_version, *tls.files)
         if current == version:
             continue
-        version, before = current, site
+        version = current
         try:
-            site, version = await _secure_site(runner, listener, tls)
+            version = await _renew(door, tls)
         except (PemError, OSError) as error:
             words = "the status API goes on with the files that it has read before"
             log.error("certificates_refused", error=f"status.tls: {error}", message=words)  # noqa: TRY400
         else:
-            await before.stop()
             log.info("certificates_renewed", message="the status API has read its PEM files again")
 
 
-async def _secure_site(runner: web.AppRunner, listener: socket.socket, tls: ListenerTls) -> tuple[web.SockSite, str]:
-    """A site with the PEM files as they are now, and their version. PemError where they cannot be used."""
+async def _renew(door: BoundedListener, tls: ListenerTls) -> str:
+    """Have new connections use the PEM files as they are now, and return their version. PemError where they cannot be used."""
     version = await asyncio.to_thread(files_version, *tls.files)
-    context = await asyncio.to_thread(_context, tls)
-    site = web.SockSite(runner, listener.dup(), ssl_context=context)
-    await site.start()
-    return site, version
+    door.context = await asyncio.to_thread(_context, tls)
+    return version
 
 
 def _context(tls: ListenerTls) -> ssl.SSLContext:
