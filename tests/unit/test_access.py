@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -14,6 +15,7 @@ import pytest
 from tests.unit.fakes import FakeClock
 from tests.unit.samples import NOW_S, config
 from themis_triton.adapters.exporter import Exporter
+from themis_triton.adapters.exposure import readable_secrets
 from themis_triton.adapters.sockets import free_ports
 from themis_triton.adapters.token_file import make_token, read_token
 from themis_triton.commands.settings_commands import validate_command
@@ -27,6 +29,7 @@ from themis_triton.daemon.api import serving
 from themis_triton.daemon.control import is_paused
 from themis_triton.daemon.control_api import control_routes
 from themis_triton.daemon.status import StatusBoard
+from themis_triton.settings import load_settings
 from themis_triton.settings.starter import starter
 
 JSON = {"Content-Type": "application/json"}
@@ -204,3 +207,16 @@ def test_validate_tells_who_can_reach_the_status_api(tmp_path: Path, capsys: pyt
     path.write_text(f"{starter()}status: {{token_file: absent}}\n")
     assert validate_command(path, live=False, as_json=False) == 2
     assert "absent does not exist" in capsys.readouterr().out
+
+
+def test_validate_tells_of_secrets_that_all_users_can_read(capsys: pytest.CaptureFixture[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # unlike pytest's own folders one below that others may open
+        path = Path(folder) / "themis.yaml"
+        path.write_text(starter().replace("    device: gpu:0\n", "    device: gpu:0\n    model_control_key: k\n"))
+        for private, (folder_mode, mode) in ((True, (0o700, 0o644)), (True, (0o755, 0o640)), (False, (0o755, 0o644))):
+            Path(folder).chmod(folder_mode)
+            path.chmod(mode)
+            found = [finding.what for finding in readable_secrets(load_settings(path), path)]
+            assert found == ([] if private else ["servers.triton.model_control_key"])
+        assert validate_command(path, live=False, as_json=False) == 0
+        assert f"any user of this machine can read it in {path}" in capsys.readouterr().out

@@ -70,11 +70,11 @@ def test_a_file_of_keys_that_others_can_read_is_a_finding_of_validate(tmp_path: 
     file.write_text(f"a {KEY}\n")
     file.chmod(0o644)
     settings = replace(config(), envoy=replace(config().envoy, api_keys=file))
-    (found,) = exposure_findings(settings, 0.0)
+    (found,) = exposure_findings(settings, 0.0, Path("absent"))
     assert (found.what, found.exit_code) == ("envoy.api_keys", 3)
     assert "mode 0644" in found.found
     file.chmod(0o600)
-    assert list(exposure_findings(settings, 0.0)) == []
+    assert list(exposure_findings(settings, 0.0, Path("absent"))) == []
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"keys": []}', '{"keys": [{}]}', '{"keys": {"kty": "RSA"}}', "[" * 100_000])

@@ -46,7 +46,7 @@ def with_tls(files: Mapping[str, str], client_ca: str | None = None) -> ThemisCo
 
 def findings(settings: ThemisConfig, days: float = 0.0) -> list[tuple[str, Severity, str]]:
     """The findings so many days from now."""
-    found = exposure_findings(settings, SystemClock().now_s() + days * DAY_S)
+    found = exposure_findings(settings, SystemClock().now_s() + days * DAY_S, Path("absent"))
     return [(finding.what, finding.severity, finding.found) for finding in found]
 
 

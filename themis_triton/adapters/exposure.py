@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,8 +18,9 @@ EXPIRY_WARNING = timedelta(days=30)
 _NEW = "put a new certificate in its place; it is taken up while Envoy and the sidecar run"
 
 
-def exposure_findings(config: ThemisConfig, now_s: float) -> Iterator[Finding]:
+def exposure_findings(config: ThemisConfig, now_s: float, settings_file: Path) -> Iterator[Finding]:
     """Findings that need no connection. `now_s`: the time, for certificates that expire."""
+    yield from readable_secrets(config, settings_file)
     if config.status.token_file is not None:
         try:
             read_token(config.status.token_file)
@@ -46,6 +48,26 @@ def exposure_findings(config: ThemisConfig, now_s: float) -> Iterator[Finding]:
             yield missing(key, f"{file} is not valid before {valid.begins:%Y-%m-%d %H:%M} UTC", "check the clock of this machine")
         elif now > valid.ends - EXPIRY_WARNING:
             yield warning(key, f"{file} expires on {valid.ends:%Y-%m-%d}, in {(valid.ends - now).days} days", _NEW)
+
+
+def readable_secrets(config: ThemisConfig, settings_file: Path) -> Iterator[Finding]:
+    """A warning for each secret that every user of this machine can read: keys of TLS, and of model control in the settings themselves."""
+    servers = [(f"servers.{server.name}", server) for server in config.servers]
+    files = [(f"{name}.tls.key", Path(server.grpc_address.key)) for name, server in servers if server.grpc_address.key is not None]
+    files += [(f"{name}.tls.key", tls.key) for name, tls in (("envoy", config.envoy.tls), ("status", config.status.tls)) if tls is not None]
+    files += [(f"{name}.model_control_key", settings_file) for name, server in servers if server.model_control_key is not None]
+    for key, file in files:
+        if _others_read(file):
+            yield warning(key, f"any user of this machine can read it in {file}", f"chmod 600 {file}")
+
+
+def _others_read(file: Path) -> bool:
+    """Whether the modes of the file and of all folders above it let everybody read it."""
+    try:
+        path = file.resolve(strict=True)
+        return bool(path.stat().st_mode & stat.S_IROTH) and all(folder.stat().st_mode & stat.S_IXOTH for folder in path.parents)
+    except OSError:
+        return False  # What cannot be read here is found elsewhere.
 
 
 def _pem_files(config: ThemisConfig) -> Iterator[tuple[str, Callable[[], None], Path]]:

@@ -14,6 +14,7 @@ from typing import TextIO, cast
 
 import structlog
 
+from themis_triton.adapters.exposure import readable_secrets
 from themis_triton.core.config import ThemisConfig, ThroughputRule
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.printable import printable
@@ -28,6 +29,8 @@ def run_command(path: Path) -> None:
     """Run the sidecar until a signal. Logs go to standard error, as JSON if it is not a terminal."""
     configure_logging()
     config = runnable_settings(path)
+    for secret in readable_secrets(config, path):
+        structlog.get_logger().warning("secret_exposed", message=f"{secret.what}: {secret.found}. Fix: {secret.remedy}")
     if config.envoy.managed:  # one that runs as another user must be able to read its files
         os.umask(0o077)
     _allow_many_files()

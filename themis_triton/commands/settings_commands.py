@@ -49,7 +49,9 @@ def validate_command(path: Path, live: bool, as_json: bool) -> int:
     """
     errors = problems(path)
     config = None if errors else load_settings(path)
-    findings = [] if config is None else [*exposure_findings(config, SystemClock().now_s()), *(live_findings(config) if live else ())]
+    findings = [] if config is None else [*exposure_findings(config, SystemClock().now_s(), path)]
+    if config is not None and live:
+        findings += live_findings(config)
     console = TerminalConsole(soft_wrap=True, highlight=False)
     if as_json:
         pipelines = [*map(_pipeline_row, config.pipelines)] if config is not None else []

@@ -70,6 +70,7 @@ async def staged(
         first = await _first_server(first_state, base)
         written, addresses = _settings(directory, first, base, policy)
         path = directory / "themis.yaml"
+        path.touch(mode=0o600)  # it holds the first server's key of model control
         path.write_text(yaml.safe_dump(written, sort_keys=False))
         config = load_settings(path)
         daemon = _start_daemon(path, directory / "daemon.log", first_state, base.cold_start_s)
