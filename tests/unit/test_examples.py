@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -31,6 +32,8 @@ def readable(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     if f"model_repository: {IN_CONTAINER}\n" not in text:
         return path
     copy = tmp_path / path.name
+    if (path.parent / "manifests").is_dir():
+        shutil.copytree(path.parent / "manifests", tmp_path / "manifests")
     for model in yaml.safe_load(text)["models"]:
         (tmp_path / "models" / model).mkdir(parents=True)
     copy.write_text(text.replace(f": {IN_CONTAINER}\n", f": {tmp_path / 'models'}\n"), encoding="utf-8")
@@ -91,3 +94,23 @@ def test_the_compose_file_mounts_what_the_image_and_the_settings_expect() -> Non
         read, env={"MODELS": "/models", "PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=False, timeout=60
     )
     assert ended.returncode == 0, ended.stderr
+
+
+def test_the_manifests_are_valid_and_agree_with_each_other() -> None:
+    """By Kubernetes' own schemas."""
+    folder = EXAMPLES / "kubernetes" / "manifests"
+    objects = [each for path in sorted(folder.glob("*.yaml")) for each in yaml.safe_load_all(path.read_text(encoding="utf-8"))]
+    for each in objects:
+        kubernetes_validate.validate(each, "1.37", strict=True)
+    by_kind = {each["kind"]: each for each in objects}
+    settings = yaml.safe_load((folder.parent / "themis.yaml").read_text(encoding="utf-8"))
+    pods, spec = settings["launch"]["kubernetes"], by_kind["Deployment"]["spec"]["template"]["spec"]
+    mounts = {mount["name"]: mount["mountPath"] for container in spec["containers"] for mount in container["volumeMounts"]}
+    assert spec["serviceAccountName"] == by_kind["ServiceAccount"]["metadata"]["name"] == by_kind["RoleBinding"]["subjects"][0]["name"]
+    assert by_kind["Deployment"]["metadata"]["name"] == pods["owner_deployment"]
+    assert {each.get("metadata", {}).get("namespace", pods["namespace"]) for each in objects} == {pods["namespace"]}
+    assert (mounts["state"], mounts["models"]) == (settings["state_directory"], settings["launch"]["model_repository"])
+    assert f"{mounts['key']}/key" == pods["key_file"]
+    granted = {(resource, verb) for rule in by_kind["Role"]["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
+    pod_verbs = {("pods", verb) for verb in ("get", "list", "watch", "create", "delete")}
+    assert granted == pod_verbs | {("pods/resize", "patch"), ("pods/log", "get"), ("deployments", "get")}

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from tests.unit.samples import CLASSIFIER, DETECTOR, NOW_S, STAGES, config, route, server, snapshot
 from tests.unit.samples import estimate as estimated
-from themis_triton.adapters.local.server_files import ServerFiles, build_view
+from themis_triton.adapters.server_files import ServerFiles, build_view
 from themis_triton.adapters.triton.warmup import _missing_callee
 from themis_triton.commands.plan_command import PlanFlags, plan_command
 from themis_triton.commands.settings_commands import validate_command

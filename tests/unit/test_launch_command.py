@@ -9,8 +9,8 @@ import pytest
 
 from tests.unit.samples import server
 from themis_triton.adapters.local.launch_command import server_command, server_environment
-from themis_triton.adapters.local.server_files import ServerFiles
 from themis_triton.adapters.local.triton_install import TritonInstall
+from themis_triton.adapters.server_files import ServerFiles
 from themis_triton.core.config import LocalLaunchConfig
 from themis_triton.core.fleet import Server
 

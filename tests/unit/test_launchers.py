@@ -12,8 +12,8 @@ import pytest
 from themis_triton.adapters.launchers import LAUNCHERS, bare_launchers, build_launcher, stop_all
 from themis_triton.adapters.local import launcher
 from themis_triton.adapters.local.launcher import LocalLauncher
-from themis_triton.adapters.local.server_files import ServerFiles, build_view
 from themis_triton.adapters.processes import OWNER_VARIABLE, find_process, owner_mark, spawn
+from themis_triton.adapters.server_files import ServerFiles, build_view
 from themis_triton.core.address import Address
 from themis_triton.core.config import DeviceSlot, LaunchConfig, LaunchKind, LocalLaunchConfig
 from themis_triton.core.errors import LaunchFailedError, ModelFailedError, ServerError, SettingsError, WarmupFailedError

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tritonclient.grpc import InferInput
 
-from themis_triton.adapters.local.server_files import ServerFiles, build_view, files_version
+from themis_triton.adapters.server_files import ServerFiles, build_view, files_version
 from themis_triton.adapters.triton.model_config import parse_config, read_config_text, state_of
 from themis_triton.adapters.triton.warmup import concrete_shape, warmup_batches
 from themis_triton.adapters.triton.warmup_data import zeros

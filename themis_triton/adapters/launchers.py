@@ -6,11 +6,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from themis_triton.adapters.kubernetes.state_file import read_state
 from themis_triton.adapters.local.launcher import LocalLauncher
-from themis_triton.core.config import LaunchConfig, LocalLaunchConfig
+from themis_triton.core.config import KubernetesLaunchConfig, LaunchConfig, LocalLaunchConfig
+from themis_triton.core.fleet import Server
 from themis_triton.ports import ServerLauncher
 
-LAUNCHERS: Mapping[type[LaunchConfig], Callable[..., ServerLauncher]] = {LocalLaunchConfig: LocalLauncher}
+
+def _kubernetes(*arguments: Any) -> ServerLauncher:  # noqa: ANN401 - those of the constructor
+    from themis_triton.adapters.kubernetes.launcher import KubernetesLauncher  # noqa: PLC0415 - for those who use it
+
+    return KubernetesLauncher(*arguments)
+
+
+LAUNCHERS: Mapping[type[LaunchConfig], Callable[..., ServerLauncher]] = {
+    LocalLaunchConfig: LocalLauncher,
+    KubernetesLaunchConfig: _kubernetes,
+}
 """By the type of a kind's configuration. A new kind is one more entry."""
 
 
@@ -19,7 +31,7 @@ def build_launcher(config: LaunchConfig, state_directory: Path, deprioritize_aft
 
     Args:
         config: the `launch` section.
-        state_directory: what marks the launcher's servers as this daemon's.
+        state_directory: what marks the launcher's servers as this daemon's, or where it keeps what it knows of them.
         deprioritize_after_s: by model, how long a request waits before all others are served first.
     """
     return LAUNCHERS[type(config)](config, state_directory, deprioritize_after_s)
@@ -30,7 +42,20 @@ def bare_launchers(state_directory: Path, **options: Any) -> tuple[ServerLaunche
 
     They serve commands that must work where the settings have no `launch` section, or cannot be read.
     """
-    return (LocalLauncher(LocalLaunchConfig((), Path(), **options), state_directory),)
+    cluster = read_state(state_directory, **options)
+    elsewhere = (_kubernetes(cluster, state_directory),) if cluster is not None else ()
+    return (*elsewhere, LocalLauncher(LocalLaunchConfig((), Path(), **options), state_directory))
+
+
+async def discover_all(state_directory: Path) -> tuple[Server, ...]:
+    """The servers that run and were launched with the state directory, by launchers of all kinds."""
+    servers: list[Server] = []
+    for launcher in bare_launchers(state_directory):
+        try:
+            servers += await launcher.discover()
+        finally:
+            await launcher.close()
+    return tuple(servers)
 
 
 async def stop_all(state_directory: Path, stop_timeout_s: float = 20.0) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -14,14 +15,22 @@ from themis_triton.adapters.envoy.clusters import WATCHED_MODELS
 from themis_triton.adapters.envoy.version import Version, lack, needed_version
 from themis_triton.adapters.findings import Finding, fine, missing, unanswered, warning
 from themis_triton.adapters.http import HttpClient, HttpError
-from themis_triton.adapters.local.check import check_devices, check_envoy_binary, check_launch, inotify_instances, ports_free
+from themis_triton.adapters.kubernetes.check import check_cluster
+from themis_triton.adapters.local.check import (
+    check_devices,
+    check_envoy_binary,
+    check_launch,
+    inotify_instances,
+    ports_free,
+    unreadable_models,
+)
 from themis_triton.adapters.triton.abilities import lacking_extensions, lacks_pending
 from themis_triton.adapters.triton.change_check import check_changes, check_probed
 from themis_triton.adapters.triton.client import KEY_HEADER, is_not_explicit, is_restricted, new_client
 from themis_triton.adapters.triton.config_files import config_file, model_folder
 from themis_triton.adapters.triton.metrics import parse_metrics
 from themis_triton.core.address import Address
-from themis_triton.core.config import AdoptedServer, EnvoyConfig, LocalLaunchConfig, ThemisConfig
+from themis_triton.core.config import AdoptedServer, EnvoyConfig, KubernetesLaunchConfig, LaunchConfig, LocalLaunchConfig, ThemisConfig
 from themis_triton.core.errors import ServerError
 
 TIMEOUT_S = 5.0
@@ -38,7 +47,7 @@ async def check_live(config: ThemisConfig) -> list[Finding]:
             asyncio.gather(*(_check_server(config, server, http) for server in config.servers)),
             _check_envoy(config.envoy, needed_version(config)),
             check_devices(config),
-            check_launch(config.launch, config.models) if isinstance(config.launch, LocalLaunchConfig) else _nothing(),
+            _check_launch(config.launch, config.models),
         )
         status = await _check_status(config.status.address, http)
     models_by_server = {server.name: models for server, (_, models) in zip(config.servers, servers, strict=True)}
@@ -55,8 +64,14 @@ async def check_live(config: ThemisConfig) -> list[Finding]:
     ]
 
 
-async def _nothing() -> list[Finding]:
-    return []
+async def _check_launch(launch: LaunchConfig | None, models: Iterable[str]) -> list[Finding]:
+    match launch:
+        case LocalLaunchConfig():
+            return await check_launch(launch, models)
+        case KubernetesLaunchConfig():
+            return [*await check_cluster(launch), *await asyncio.to_thread(lambda: list(unreadable_models(launch, models)))]
+        case _:
+            return []
 
 
 async def _check_server(config: ThemisConfig, server: AdoptedServer, http: HttpClient) -> tuple[list[Finding], frozenset[str]]:

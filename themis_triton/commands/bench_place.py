@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from themis_triton.adapters.launchers import bare_launchers, stop_all
+from themis_triton.adapters.launchers import discover_all, stop_all
 from themis_triton.adapters.triton.config_files import CONFIG_FILE, config_file, model_folder
 from themis_triton.adapters.triton.model_control import TritonModelControl
 from themis_triton.commands.tls_flags import TlsFlags
@@ -88,6 +88,9 @@ def resolve(flags: BenchFlags) -> BenchPlace:
     launch: LaunchConfig
     if config is None or config.launch is None:
         launch = LocalLaunchConfig((DeviceSlot("profile", flags.device),), flags.repository or shipped("model_repository"))
+    elif not config.launch.runs_here:
+        fault = "a profile cannot be measured with launched servers where `launch` starts them on other machines"
+        raise SettingsError(f"-c: {fault}. Fix: give --server NAME or HOST:PORT of a running server, or --device without -c")
     else:
         launch = (
             config.launch
@@ -201,7 +204,7 @@ async def _traffic_on(place: BenchPlace, device: str) -> list[tuple[str, list[st
     """The servers that run on a device, in words, each with its models that have traffic, or with its own name if Themis launched it."""
     adopted = place.config.servers if place.config is not None else ()
     models = tuple(place.config.models) if place.config is not None else ()
-    launched = [server for launcher in bare_launchers(place.state_directory) for server in await launcher.discover()]
+    launched = await discover_all(place.state_directory)
     names = [f"server {server.name} of the daemon" for server in await _running_on(device, launched, models)]
     traffic = [(f"device {device}", names)]
     by_address = {server.grpc_address: server.name for server in adopted}

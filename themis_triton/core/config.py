@@ -17,7 +17,15 @@ from themis_triton.core.options import option
 from themis_triton.core.pipeline_config import Overload, PipelineConfig, StageCalls
 from themis_triton.core.policy import DEPRIORITIZE_AFTER_SLO_FRACTION, PolicyConfig, PolicyName
 from themis_triton.core.retention import RetentionConfig
-from themis_triton.core.server_config import AdoptedServer, DeviceSlot, Isolation, LaunchConfig, LaunchKind, LocalLaunchConfig
+from themis_triton.core.server_config import (
+    AdoptedServer,
+    DeviceSlot,
+    Isolation,
+    KubernetesLaunchConfig,
+    LaunchConfig,
+    LaunchKind,
+    LocalLaunchConfig,
+)
 
 __all__ = [
     "DEFAULT_STATUS",
@@ -26,6 +34,7 @@ __all__ = [
     "DrainState",
     "EnvoyConfig",
     "Isolation",
+    "KubernetesLaunchConfig",
     "LatencyTable",
     "LaunchConfig",
     "LaunchKind",
@@ -167,6 +176,12 @@ class ThemisConfig:
         slots = [slot.device for slot in self.launch.slots] if self.launch is not None else []
         reach = self.launch.reach if self.launch is not None else ()
         return tuple(dict.fromkeys((*adopted, *slots, *reach)))
+
+    @property
+    def local_devices(self) -> tuple[str, ...]:
+        """The devices that are read on this machine: all but those of servers that are launched elsewhere."""
+        elsewhere = {slot.device for slot in self.launch.slots} if self.launch is not None and not self.launch.runs_here else set()
+        return tuple(device for device in self.devices if device not in elsewhere)
 
     def knows(self, pipeline: PipelineConfig) -> bool:
         """Whether the service times of all stages are known: given, or learnt already."""

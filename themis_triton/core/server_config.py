@@ -48,6 +48,7 @@ class LaunchKind(StrEnum):
     """Where servers are launched."""
 
     LOCAL = "local"
+    KUBERNETES = "kubernetes"
 
 
 class Isolation(StrEnum):
@@ -81,6 +82,11 @@ class LaunchConfig:
     isolation: Isolation = Isolation.NONE
     ensembles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
+    @property
+    def runs_here(self) -> bool:
+        """Whether the servers run on this machine, so that the devices of the slots can be read here."""
+        return True
+
     def ensembles_of(self, models: Collection[str]) -> tuple[str, ...]:
         """The ensembles that a server with these models gets."""
         return tuple(name for name, needed in self.ensembles.items() if all(model in models for model in needed))
@@ -96,3 +102,32 @@ class LocalLaunchConfig(LaunchConfig):
 
     binary: Path | None = None
     backend_directory: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KubernetesLaunchConfig(LaunchConfig):
+    """Servers as pods, made from `pod_template` in `namespace`; `sidecar` is the label that tells them from those of other sidecars.
+
+    `kubeconfig` None: the service account of the sidecar's own pod, or the default file; `context` None: its current one.
+    `key_secret`: the Secret with the key of model control for the pods, which the sidecar reads from `key_file`.
+    `owner_deployment`: the Deployment with which the pods are deleted. `instance_cpu_m` (thousandths of a processor) and
+    `instance_memory_bytes` are what each instance adds to the template's resources.
+    """
+
+    namespace: str = "default"
+    pod_template: Path = Path()
+    key_file: Path = Path()
+    key_secret: str = "themis-model-control"  # noqa: S105 - the name of the Secret
+    sidecar: str = "themis"
+    kubeconfig: Path | None = None
+    context: str | None = None
+    owner_deployment: str | None = None
+    place_timeout_s: float = 300.0
+    resize_timeout_s: float = 30.0
+    instance_cpu_m: int = 0
+    instance_memory_bytes: int = 0
+
+    @property
+    def runs_here(self) -> bool:
+        """False: on the cluster's nodes."""
+        return False

@@ -11,7 +11,7 @@ from pathlib import Path
 import structlog
 
 from themis_triton.adapters.envoy.current_routes import CurrentRoutes, read_current_routes
-from themis_triton.adapters.launchers import bare_launchers
+from themis_triton.adapters.launchers import discover_all
 from themis_triton.adapters.triton.config_files import model_folder
 from themis_triton.adapters.triton.groups import active_groups, expected_devices, numbered_devices
 from themis_triton.adapters.triton.model_config import parse_config, read_config_text
@@ -55,7 +55,7 @@ def _kept_limits(config: ThemisConfig, routes: CurrentRoutes) -> dict[str, Route
 
 
 async def _refuse_forgotten_servers(state_directory: Path) -> None:
-    running = [server.name for launcher in bare_launchers(state_directory) for server in await launcher.discover()]
+    running = [server.name for server in await discover_all(state_directory)]
     if running:
         names = ", ".join(running)
         raise SettingsError(

@@ -79,4 +79,4 @@ async def build_components(config: ThemisConfig) -> AsyncIterator[Components]:
 def build_observer(config: ThemisConfig, clock: SystemClock) -> LiveObserver:
     """The observer of a configuration's servers, Envoy and devices."""
     stats = EnvoyStats(config.envoy, config.called_models, clock, READING_WAIT_S)
-    return LiveObserver(TritonMetrics(clock, wait_s=READING_WAIT_S), stats, DeviceReader(sorted(config.devices), clock))
+    return LiveObserver(TritonMetrics(clock, wait_s=READING_WAIT_S), stats, DeviceReader(sorted(config.local_devices), clock))

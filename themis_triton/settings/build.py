@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from themis_triton.core.address import Address
 from themis_triton.core.config import (
     AdoptedServer,
     DeviceSlot,
     EnvoyConfig,
+    KubernetesLaunchConfig,
     LaunchConfig,
     LocalLaunchConfig,
     ModelConfig,
@@ -35,7 +37,7 @@ from themis_triton.settings.models import ModelSettings
 from themis_triton.settings.pipelines import PipelineSettings
 from themis_triton.settings.policy import PolicySettings, with_settings
 from themis_triton.settings.schema import Settings, StatusSettings
-from themis_triton.settings.servers import LaunchSettings, ServerSettings
+from themis_triton.settings.servers import KubernetesSettings, LaunchSettings, ServerSettings, SlotSettings
 
 _MAX_SOCKET_BYTES = 107
 """The longest path of a Unix socket."""
@@ -180,29 +182,56 @@ def _admin_socket(directory: Path) -> Address:
 
 def _launch(loaded: Loaded, settings: Settings, launch: LaunchSettings) -> LaunchConfig:
     first, *further = (repository.folder for repository in launch_repositories(loaded, launch))
+    common: dict[str, Any] = {
+        "model_repository": first,
+        "further_repositories": tuple(further),
+        "arguments": tuple(launch.arguments),
+        "model_config_name": launch.model_config_name,
+        "ready_timeout_s": launch.ready_timeout_s,
+        "warmup_requests": launch.warmup_requests,
+        "drain_timeout_s": launch.drain_timeout_s,
+        "stop_timeout_s": launch.stop_timeout_s,
+        "inputs": {name: _warmup_inputs(loaded, model) for name, model in settings.models.items()},
+        "ensembles": {n: needed for p in settings.pipelines.values() if p.model for n, needed in ensembles(loaded, p.model).items()},
+    }
+    if launch.kubernetes is not None:
+        return _pods(loaded, launch.kubernetes, common)
     return LocalLaunchConfig(
-        slots=tuple(_named_slots(launch)),
-        model_repository=first,
-        further_repositories=tuple(further),
+        slots=tuple(_named_slots(launch.slots or [])),
         binary=loaded.resolve(launch.binary) if launch.binary is not None else None,
         backend_directory=loaded.resolve(launch.backend_directory) if launch.backend_directory is not None else None,
-        arguments=tuple(launch.arguments),
-        model_config_name=launch.model_config_name,
-        ready_timeout_s=launch.ready_timeout_s,
-        warmup_requests=launch.warmup_requests,
-        drain_timeout_s=launch.drain_timeout_s,
-        stop_timeout_s=launch.stop_timeout_s,
-        inputs={name: _warmup_inputs(loaded, model) for name, model in settings.models.items()},
         reach=tuple(launch.reach),
         isolation=launch.isolation,
-        ensembles={n: needed for p in settings.pipelines.values() if p.model for n, needed in ensembles(loaded, p.model).items()},
+        **common,
     )
 
 
-def _named_slots(launch: LaunchSettings) -> Iterator[DeviceSlot]:
+def _pods(loaded: Loaded, pods: KubernetesSettings, common: dict[str, Any]) -> KubernetesLaunchConfig:
+    """Each pod is a slot with a device of its own: pods do not share one."""
+    memory = int(pods.memory) if pods.memory is not None else None
+    cpu = pods.instance_cpu or "0"
+    return KubernetesLaunchConfig(
+        slots=tuple(DeviceSlot(f"pod-{number}", f"pod:{number}", memory) for number in range(1, pods.pods + 1)),
+        namespace=pods.namespace,
+        pod_template=loaded.resolve(pods.pod_template),
+        key_file=loaded.resolve(pods.key_file),
+        key_secret=pods.key_secret,
+        sidecar=pods.sidecar,
+        kubeconfig=loaded.resolve(pods.kubeconfig) if pods.kubeconfig is not None else None,
+        context=pods.context,
+        owner_deployment=pods.owner_deployment,
+        place_timeout_s=pods.place_timeout_s,
+        resize_timeout_s=pods.resize_timeout_s,
+        instance_cpu_m=int(cpu.removesuffix("m")) * (1 if cpu.endswith("m") else 1000),
+        instance_memory_bytes=int(pods.instance_memory or 0),
+        **common,
+    )
+
+
+def _named_slots(slots: Sequence[SlotSettings]) -> Iterator[DeviceSlot]:
     """The slots; one without a name gets `cpu-0`, or `cpu-0-2`, `cpu-0-3` if several share a device."""
-    taken = {slot.name for slot in launch.slots if slot.name is not None}
-    for slot in launch.slots:
+    taken = {slot.name for slot in slots if slot.name is not None}
+    for slot in slots:
         name, number = slot.name, 1
         while name is None or (slot.name is None and name in taken):
             base = slot.device.replace(":", "-")

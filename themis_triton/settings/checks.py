@@ -16,6 +16,7 @@ from themis_triton.settings.model_files import is_folder_name, launch_repositori
 from themis_triton.settings.models import ModelSettings
 from themis_triton.settings.overload_check import check_overload
 from themis_triton.settings.pipelines import PipelineSettings
+from themis_triton.settings.pods_check import check_pods
 from themis_triton.settings.problem import Problem
 from themis_triton.settings.profile import SurfaceForm
 from themis_triton.settings.schema import EnvoySettings, StatusSettings
@@ -41,6 +42,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     yield from _slots(loaded)
     yield from _devices(loaded)
     yield from _repository(loaded)
+    yield from check_pods(loaded)
     yield from _loopback(loaded)
     yield from _addresses(loaded)
     yield from _windows(loaded)
@@ -64,7 +66,7 @@ def _stage_of(index: int, stage: object) -> tuple[KeyPath, str] | None:
 def max_busy(loaded: Loaded) -> int:
     """The maximum number of busy instances on one device: the sum of the models' maxima times the servers that share the device."""
     devices = [str(_first_device(mapping(server))) for server in loaded.section("servers").values()]
-    devices += [slot.device for slot in loaded.launch.slots] if loaded.launch else []
+    devices += [slot.device for slot in loaded.launch.slots or []] if loaded.launch else []
     shared = max((devices.count(device) for device in devices), default=1)
     return shared * sum(model.instances.max for model in loaded.models.values())
 
@@ -199,7 +201,7 @@ def _objective(loaded: Loaded, name: str, pipeline: PipelineSettings, stages: Ma
 
 def _slots(loaded: Loaded) -> Iterator[Problem]:
     taken = {str(name): "an adopted server" for name in loaded.section("servers")}
-    for index, slot in enumerate(loaded.launch.slots if loaded.launch else []):
+    for index, slot in enumerate((loaded.launch.slots or []) if loaded.launch else []):
         if slot.name is None:
             continue
         if slot.name in taken:
@@ -228,7 +230,9 @@ def _devices_of_servers(loaded: Loaded) -> Iterator[list[tuple[KeyPath, str]]]:
         if isinstance(devices, list) and devices:
             yield [(("servers", name, "devices", index), str(device)) for index, device in enumerate(devices)]
     if loaded.launch is not None and loaded.launch.reach:
-        slots: list[tuple[KeyPath, str]] = [(("launch", "slots", index), slot.device) for index, slot in enumerate(loaded.launch.slots)]
+        slots: list[tuple[KeyPath, str]] = [
+            (("launch", "slots", index), slot.device) for index, slot in enumerate(loaded.launch.slots or [])
+        ]
         yield [*slots, *((("launch", "reach", index), device) for index, device in enumerate(loaded.launch.reach))]
 
 

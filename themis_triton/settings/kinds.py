@@ -125,5 +125,9 @@ HostPort = Annotated[str, AfterValidator(_check_address), Allowed(ADDRESS_WORDS)
 HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$"), Allowed("a host name")]
 Listen = Annotated[str, AfterValidator(_check_listen), Allowed(LISTEN_WORDS)]
 Device = Annotated[str, AfterValidator(_check_device), Allowed(DEVICE_WORDS)]
+KubernetesName = Annotated[
+    str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"), Allowed("a Kubernetes name: up to 63 lower-case letters, digits and '-'")
+]
+Quantity = Annotated[str, Field(pattern=r"^[1-9]\d*m?$"), Allowed("processors or thousandths of them, such as 2 or 500m")]
 Size = Annotated[ByteSize, Allowed("a size in bytes or with a unit, such as 512MiB")]
 FilePath = Annotated[Path, Field(strict=False), Allowed("a path; relative paths start at the folder of this file")]

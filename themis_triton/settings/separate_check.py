@@ -56,7 +56,9 @@ def _too_few(loaded: Loaded, max_servers: int | None) -> Iterator[Problem]:
 
 def _memory(loaded: Loaded) -> Iterator[Problem]:
     """The fewest instances of each model fit on a slot, and those of all on all slots. What adopted servers hold is not known here."""
-    limits = [slot.memory for slot in loaded.launch.slots] if loaded.launch is not None and not loaded.section("servers") else []
+    launch = loaded.launch if not loaded.section("servers") else None
+    limits = [slot.memory for slot in launch.slots or []] if launch is not None else []
+    limits += [launch.kubernetes.memory] * launch.kubernetes.pods if launch is not None and launch.kubernetes is not None else []
     known = [int(limit) / _MIB for limit in limits if limit is not None]
     stages = {stage for pipeline in loaded.pipelines.values() for stage in pipeline.chain}
     needed = {name: m.instances.min * int(m.profile.instance_memory) / _MIB for name, m in loaded.models.items() if name in stages}

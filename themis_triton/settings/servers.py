@@ -7,15 +7,18 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from themis_triton.core.config import Isolation, LaunchKind, LocalLaunchConfig
+from themis_triton.core.config import Isolation, KubernetesLaunchConfig, LaunchKind, LocalLaunchConfig
 from themis_triton.settings.kinds import (
     Allowed,
+    Count,
     Device,
     FilePath,
     HostName,
     HostPort,
+    KubernetesName,
     Name,
     PositiveSeconds,
+    Quantity,
     Seconds,
     Section,
     Size,
@@ -25,6 +28,7 @@ from themis_triton.settings.kinds import (
 )
 
 _LAUNCH = LocalLaunchConfig(slots=(), model_repository=Path())
+_PODS = KubernetesLaunchConfig(slots=(), model_repository=Path())
 
 
 class TlsSettings(Section):
@@ -120,13 +124,54 @@ Slot = Annotated[
 ]
 
 
+class KubernetesSettings(Section):
+    """Servers as pods of a Kubernetes cluster."""
+
+    namespace: KubernetesName = Field(description="the namespace of the pods")
+    pod_template: FilePath = Field(
+        description="a manifest of `kind: Pod`: image, resources, volumes, node selectors; a container runs Triton"
+    )
+    pods: Count = Field(description="how many pods may be launched, one server a pod")
+    memory: Size | None = Field(default=None, description="device memory that the servers of one pod may use; by default without a limit")
+    key_file: FilePath = Field(description="file with the key of model control: the entry `key` of the Secret `key_secret`, mounted")
+    key_secret: KubernetesName = Field(default=_PODS.key_secret, description="the Secret from which the pods get the same key")
+    sidecar: KubernetesName = Field(
+        default=_PODS.sidecar, description="label that tells these pods from those of other sidecars in the namespace"
+    )
+    owner_deployment: KubernetesName | None = Field(
+        default=None,
+        description="Deployment with which the pods are deleted; by default only the sidecar and `themis stop --all` delete them",
+    )
+    kubeconfig: FilePath | None = Field(
+        default=None, description="file with the cluster's address and credentials; by default the service account of the sidecar's own pod"
+    )
+    context: str | None = Field(default=None, min_length=1, description="context of the kubeconfig; by default its current one")
+    place_timeout_s: PositiveSeconds = Field(
+        default=_PODS.place_timeout_s, description="maximum wait of a pod for a node; an autoscaler of nodes may need minutes"
+    )
+    instance_cpu: Quantity | None = Field(
+        default=None,
+        description="processors that each instance adds to those of the template; pods are resized in place (Kubernetes 1.33)",
+    )
+    instance_memory: Size | None = Field(default=None, description="memory that each instance adds to that of the template")
+    resize_timeout_s: PositiveSeconds = Field(
+        default=_PODS.resize_timeout_s, description="maximum wait for a resize in place, after which the instances are not added"
+    )
+
+
+_LOCAL_ONLY = ("binary", "backend_directory", "reach", "isolation")
+
+
 class LaunchSettings(Section):
     """How new servers are launched."""
 
+    model_config = one_of("slots", "kubernetes")
+
     kind: Annotated[LaunchKind, Field(strict=False)] = Field(
-        default=LaunchKind.LOCAL, description="where; local: as processes on this machine"
+        default=LaunchKind.LOCAL, description="where; local: as processes on this machine; kubernetes: as pods (extra `kubernetes`)"
     )
-    slots: list[Slot] = Field(min_length=1, description="where servers may be launched, one server per slot")
+    slots: list[Slot] | None = Field(default=None, min_length=1, description="where servers may be launched here, one server per slot")
+    kubernetes: KubernetesSettings | None = Field(default=None, description="instead of `slots`, with `kind: kubernetes`")
     reach: list[Device] = Field(
         default=[],
         description="devices that every launched server can see: under a surge it adds instances on those that no other server uses, "
@@ -163,6 +208,27 @@ class LaunchSettings(Section):
     stop_timeout_s: PositiveSeconds = Field(
         default=_LAUNCH.stop_timeout_s, description="time from SIGTERM, which follows the drain, to SIGKILL"
     )
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> LaunchSettings:
+        wanted, other = ("slots", "kubernetes") if self.kind is LaunchKind.LOCAL else ("kubernetes", "slots")
+        if getattr(self, wanted) is None or getattr(self, other) is not None:
+            fault = f"`{other}` is set" if getattr(self, other) is not None else f"`{wanted}` is missing"
+            fix = (
+                "write `slots: [gpu:0]`, or set `kind: kubernetes`"
+                if wanted == "slots"
+                else "add the section `kubernetes`, or set `kind: local`"
+            )
+            raise refusal(f"{fault} with kind: {self.kind.value}", f"`{wanted}` alone", fix)
+        foreign = next((name for name in _LOCAL_ONLY if self.kind is not LaunchKind.LOCAL and name in self.model_fields_set), None)
+        if foreign is not None:
+            raise refusal(
+                f"`{foreign}` is set with kind: {self.kind.value}", "no such key", f"remove `{foreign}`; the pod template says it"
+            )
+        if self.kind is not LaunchKind.LOCAL and self.model_repository is None:
+            fix = "name the folder where this machine sees the models that the pods serve; changes of counts start from their config.pbtxt"
+            raise refusal(f"`model_repository` is missing with kind: {self.kind.value}", "a path", fix)
+        return self
 
     @field_validator("arguments")
     @classmethod

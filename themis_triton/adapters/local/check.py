@@ -13,14 +13,14 @@ from pathlib import Path
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.envoy.version import Version, lack
 from themis_triton.adapters.findings import Finding, fine, missing, warning
-from themis_triton.adapters.local.server_files import model_folder
 from themis_triton.adapters.local.triton_install import TritonInstall, find_triton
 from themis_triton.adapters.nvml import DeviceReader
+from themis_triton.adapters.server_files import model_folder
 from themis_triton.adapters.sockets import listen_failure
 from themis_triton.adapters.triton.config_files import config_file
 from themis_triton.adapters.triton.model_config import parse_config
 from themis_triton.core.address import Address
-from themis_triton.core.config import EnvoyConfig, LocalLaunchConfig, ThemisConfig
+from themis_triton.core.config import EnvoyConfig, LaunchConfig, LocalLaunchConfig, ThemisConfig
 from themis_triton.core.errors import EnvironmentCheckError, SettingsError
 
 _RUN_TIMEOUT_S = 30.0
@@ -30,11 +30,12 @@ _INOTIFY_LIMIT = Path("/proc/sys/fs/inotify/max_user_instances")
 
 async def check_launch(launch: LocalLaunchConfig, models: Iterable[str] = ()) -> list[Finding]:
     """Whether `tritonserver` is there and runs, and can read the models' files. Its backends are prepared in a temporary folder."""
-    unreadable = await asyncio.to_thread(lambda: list(_unreadable(launch, models)))
+    unreadable = await asyncio.to_thread(lambda: list(unreadable_models(launch, models)))
     return [*await _check_install(launch), *unreadable]
 
 
-def _unreadable(launch: LocalLaunchConfig, models: Iterable[str]) -> Iterator[Finding]:
+def unreadable_models(launch: LaunchConfig, models: Iterable[str]) -> Iterator[Finding]:
+    """The models whose configuration launched servers could not take. Blocking."""
     for model in models:
         file = config_file(model_folder(model, launch.model_repository, launch.further_repositories), launch.model_config_name)
         try:

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 
 from themis_triton.adapters.local.discovery import DEVICE_VARIABLE, KEY_VARIABLE, REACH_VARIABLE, SERVER_VARIABLE, SLOT_VARIABLE
-from themis_triton.adapters.local.server_files import ServerFiles
 from themis_triton.adapters.local.triton_install import TritonInstall
 from themis_triton.adapters.processes import EMULATED_HOST_VARIABLE, OWNER_VARIABLE, owner_mark, short_hash
+from themis_triton.adapters.server_files import ServerFiles
 from themis_triton.adapters.sockets import LOOPBACK
 from themis_triton.core.config import LocalLaunchConfig
 from themis_triton.core.fleet import Server

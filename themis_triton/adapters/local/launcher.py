@@ -16,7 +16,6 @@ from themis_triton.adapters.http import HttpClient
 from themis_triton.adapters.local.discovery import find_launched
 from themis_triton.adapters.local.launch_command import server_command, server_environment
 from themis_triton.adapters.local.running import has_ended, is_alive, read_memory
-from themis_triton.adapters.local.server_files import ServerFiles, add_ensembles, add_model, build_view, files_version, model_folder
 from themis_triton.adapters.local.triton_install import TritonInstall, find_triton
 from themis_triton.adapters.processes import (
     group_members,
@@ -25,6 +24,7 @@ from themis_triton.adapters.processes import (
     stop_everything,
     stop_process,
 )
+from themis_triton.adapters.server_files import ServerFiles, add_ensembles, add_model, build_view, files_version, model_folder
 from themis_triton.adapters.sockets import LOOPBACK, free_ports
 from themis_triton.adapters.triton.client import new_client
 from themis_triton.adapters.triton.groups import numbered_devices

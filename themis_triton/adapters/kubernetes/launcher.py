@@ -1,0 +1,352 @@
+"""The horizontal actuator on a Kubernetes cluster: a pod for each server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import uuid
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from themis_triton.adapters.http import HttpClient, HttpError
+from themis_triton.adapters.kubernetes.api import ApiError, PodApi
+from themis_triton.adapters.kubernetes.loading import load_models
+from themis_triton.adapters.kubernetes.pods import (
+    LAUNCH,
+    Order,
+    end_of,
+    has_ended,
+    is_placed,
+    pod_name,
+    selector,
+    server_of,
+    server_pod,
+    waits_for,
+)
+from themis_triton.adapters.kubernetes.resizing import resize_pod
+from themis_triton.adapters.kubernetes.state_file import write_state
+from themis_triton.adapters.kubernetes.template import Json, read_template, triton_container
+from themis_triton.adapters.kubernetes.watch import PodWatch
+from themis_triton.adapters.server_files import ServerFiles, add_ensembles, add_model, build_view, files_version, model_folder
+from themis_triton.adapters.triton.gpus import used_gpu_bytes
+from themis_triton.adapters.triton.idle import POLL_S, POLL_TIMEOUT_S, wait_idle
+from themis_triton.adapters.triton.model_control import TritonModelControl
+from themis_triton.adapters.triton.warmup import Warmup
+from themis_triton.core.config import KubernetesLaunchConfig, ModelInputs
+from themis_triton.core.errors import LaunchFailedError, ServerError, SettingsError, ThemisError
+from themis_triton.core.fleet import Models, ModelState, Phase, Server
+
+log = structlog.get_logger()
+_TAIL_LINES = 20
+_KEPT_LINES = 2000
+_CONFLICT = 409
+_FORCED_WAIT_S = 20.0
+
+
+class KubernetesLauncher:
+    """Implements `ServerLauncher`. Use it from one event loop, and `close` it there.
+
+    It is stateless but for a copy of what the API server has: everything about a server is in its pod, and its models' own
+    configuration files are in the state directory, where changes of counts start from.
+
+    Args:
+        config: the cluster, the pod template and the slots, each for one pod.
+        state_directory: views of the models' files and the logs of ended servers lie here.
+        deprioritize_after_s: by model, how long a request waits before all others are served first; see `model_config.for_launch`.
+    """
+
+    def __init__(
+        self, config: KubernetesLaunchConfig, state_directory: Path, deprioritize_after_s: Mapping[str, float] | None = None
+    ) -> None:
+        self._config = config
+        self._inputs = config.inputs
+        self._state = state_directory
+        self._deprioritize_after_s = deprioritize_after_s or {}
+        self._slots = {slot.name: slot for slot in config.slots}
+        self._api = PodApi(config)
+        self._watch = PodWatch(self._api, selector(config.sidecar))
+        self._control = TritonModelControl()
+
+    async def launch(self, name: str, slot: str, models: dict[str, ModelState]) -> Server:
+        """Create the server's pod and return at once, in phase LAUNCHING; its addresses are not known yet.
+
+        Raises:
+            LaunchFailedError: the slot or a model does not exist, or the API refused the pod (a quota, a policy, missing rights).
+            SettingsError: the template, a model's `config.pbtxt` or the key of model control cannot be read.
+        """
+        if slot not in self._slots:
+            raise LaunchFailedError(f"server {name}: slot {slot} does not exist: expected one of {', '.join(self._slots)}")
+        template, files = await asyncio.to_thread(read_template, self._config.pod_template), self._files(name)
+        order = Order(name, slot, self._slots[slot].device, models, uuid.uuid4().hex)
+        try:
+            self._read_key()
+            await asyncio.to_thread(self._build_view, files, models)
+            write_state(self._state, self._config)
+            pod = await self._create(server_pod(template, order, self._config, await self._owner()))
+        except ThemisError as error:
+            await asyncio.to_thread(files.remove)
+            if isinstance(error, ApiError):
+                raise LaunchFailedError(f"server {name}: {error}") from error
+            raise
+        return self._with_files(server_of(pod))
+
+    async def _create(self, pod: Json) -> Json:
+        """Create the pod; where an earlier try was carried out but its answer was lost, the pod that it made."""
+        await self._watch.pods()
+        try:
+            return await self._watch.create(pod)
+        except ApiError as error:
+            if error.status != _CONFLICT:
+                raise
+            there = await self._api.read_pod(pod["metadata"]["name"])
+            if there["metadata"].get("annotations", {}).get(LAUNCH) != pod["metadata"]["annotations"][LAUNCH]:
+                raise
+            return there
+
+    async def _owner(self) -> Json | None:
+        """The reference to the Deployment with which the pods are deleted."""
+        if self._config.owner_deployment is None:
+            return None
+        metadata = (await self._api.read_deployment(self._config.owner_deployment))["metadata"]
+        return {"apiVersion": "apps/v1", "kind": "Deployment", "name": metadata["name"], "uid": metadata["uid"]}
+
+    def _build_view(self, files: ServerFiles, models: Models) -> None:
+        config = self._config
+        ensembles = config.ensembles_of(models)
+        own = (config.model_repository, models, self._deprioritize_after_s, None, config.further_repositories, ensembles)
+        build_view(files, *own, config.model_config_name)
+
+    def _files(self, name: str) -> ServerFiles:
+        return ServerFiles(self._state, name)
+
+    def _read_key(self) -> str:
+        try:
+            return self._config.key_file.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise SettingsError(
+                f"launch.kubernetes.key_file: {self._config.key_file} cannot be read: {error.strerror}. "
+                f"Fix: mount the Secret {self._config.key_secret} there"
+            ) from error
+
+    def _with_files(self, server: Server) -> Server:
+        """The server with what the sidecar knows of it: its key, its log, and where its models' own files can be read."""
+        files = self._files(server.name)
+        own = files.models if files.models.is_dir() else self._config.model_repository
+        return replace(server, model_control_key=self._read_key(), log_file=str(files.log), model_repository=str(own))
+
+    async def wait_ready(self, server: Server) -> Server:
+        """Wait for a node (`place_timeout_s`), then until Triton answers and its models are loaded (`ready_timeout_s`).
+
+        Models that are READY already stay as they are.
+
+        Raises:
+            LaunchFailedError: it found no node, ended, or was not ready in time; with Kubernetes' reason and the log's last lines.
+            ModelFailedError: a model could not be loaded.
+        """
+        name, place_s = pod_name(self._config.sidecar, server.name), self._config.place_timeout_s
+        pod = await self._watch.wait_for(name, lambda pod: self._is_over(server, pod) or (pod is not None and is_placed(pod)), place_s)
+        await self._refuse_over(server, pod)
+        if pod is None or not is_placed(pod):
+            raise LaunchFailedError(
+                f"server {server.name} found no place within launch.kubernetes.place_timeout_s = {place_s:g} s: {waits_for(pod or {})}"
+            )
+        deadline_s = asyncio.get_running_loop().time() + self._config.ready_timeout_s
+        ready = replace(await self._answering(server, deadline_s), models=server.models)
+        loading = load_models(self._control, ready, self._config.ensembles_of(ready.models))
+        try:
+            models = await asyncio.wait_for(loading, max(1.0, deadline_s - asyncio.get_running_loop().time()))
+        except TimeoutError as error:
+            raise LaunchFailedError(f"{self._late(ready)}: its models are not loaded; {await self._log_tail(ready)}") from error
+        except LaunchFailedError:
+            raise
+        except ServerError as error:
+            raise LaunchFailedError(f"server {server.name}: {error}; {await self._log_tail(ready)}") from error
+        return replace(await self._with_gpu(ready), phase=Phase.WARMING, models=models)
+
+    async def _answering(self, server: Server, deadline_s: float) -> Server:
+        """The server with its addresses, once it answers."""
+        name, loop = pod_name(self._config.sidecar, server.name), asyncio.get_running_loop()
+        async with HttpClient(POLL_TIMEOUT_S) as http:
+            while True:
+                pod = (await self._watch.pods()).get(name)
+                await self._refuse_over(server, pod)
+                now = self._with_files(server_of(pod)) if pod is not None else server
+                if now.http_address.host:
+                    with contextlib.suppress(HttpError):
+                        for url in (now.http_address.url("/v2/health/live"), now.metrics_address.url("/metrics")):
+                            await http.get(url)
+                        return now
+                if loop.time() >= deadline_s:
+                    raise LaunchFailedError(f"{self._late(server)}: {waits_for(pod or {})}; {await self._log_tail(server)}")
+                await asyncio.sleep(POLL_S)
+
+    def _late(self, server: Server) -> str:
+        return (
+            f"server {server.name} on slot {server.slot} was not ready within launch.ready_timeout_s = {self._config.ready_timeout_s:g} s"
+        )
+
+    def _is_over(self, server: Server, pod: Json | None) -> bool:
+        return pod is None or pod["metadata"]["uid"] != server.incarnation or has_ended(pod)
+
+    async def _refuse_over(self, server: Server, pod: Json | None) -> None:
+        if self._is_over(server, pod):
+            how = end_of(pod) if pod is not None else "its pod is gone"
+            raise LaunchFailedError(f"server {server.name} ended before it was ready ({how}); {await self._log_tail(server)}")
+
+    async def _log_tail(self, server: Server) -> str:
+        return f"pod {pod_name(self._config.sidecar, server.name)}, last lines:\n{await self.read_log(server, _TAIL_LINES)}"
+
+    async def _with_gpu(self, server: Server) -> Server:
+        """The server with its device by UUID, where its metrics show exactly one GPU."""
+        gpus = list(await self._used_gpu_bytes(server))
+        return replace(server, device=f"gpu:{gpus[0]}") if len(gpus) == 1 else server
+
+    async def _used_gpu_bytes(self, server: Server) -> dict[str, int]:
+        try:
+            async with HttpClient(POLL_TIMEOUT_S) as http:
+                return used_gpu_bytes((await http.get(server.metrics_address.url("/metrics"))).decode(errors="replace"))
+        except HttpError:
+            return {}
+
+    async def warm_up(self, server: Server) -> None:
+        """Send real inference requests at every planned batch size, one at a time an instance, and check that they are answered.
+
+        Raises:
+            LaunchFailedError: a request failed or its answer is empty.
+            ServerError: the server does not answer.
+        """
+        async with Warmup(server, self._config.warmup_requests, self._config.ready_timeout_s, self._inputs) as warmup:
+            await warmup.warm_all(server.models)
+
+    def use_inputs(self, inputs: Mapping[str, ModelInputs]) -> None:
+        """Warm up with these inputs from now on."""
+        self._inputs = inputs
+
+    async def add_model(self, server: Server, model: str, state: ModelState) -> None:
+        """Make the view of a model's files from which it is loaded; the pod's own repository has the model itself."""
+        config = self._config
+        own = (config.model_repository, model, state, self._deprioritize_after_s, None, config.further_repositories)
+        await asyncio.to_thread(add_model, self._files(server.name), *own, config.model_config_name)
+
+    def ensembles_of(self, models: Collection[str]) -> tuple[str, ...]:
+        """The ensembles that a server with these models gets."""
+        return self._config.ensembles_of(models)
+
+    async def add_ensembles(self, server: Server) -> None:
+        """Make the views of the ensembles that a running server's models suffice for."""
+        config, names = self._config, self.ensembles_of(server.models)
+        further = (config.further_repositories, config.model_config_name)
+        await asyncio.to_thread(add_ensembles, self._files(server.name), config.model_repository, names, *further)
+
+    async def read_files_versions(self, models: Collection[str]) -> dict[str, str]:
+        """By model, what identifies its files, the file of its warm-up inputs and the pod template, by their sizes and times."""
+        return await asyncio.to_thread(lambda: {model: self._files_version(model) for model in models})
+
+    def _files_version(self, model: str) -> str:
+        inputs = self._inputs.get(model, ModelInputs()).file
+        folder = model_folder(model, self._config.model_repository, self._config.further_repositories)
+        return files_version(folder, self._config.pod_template, *([inputs] if inputs is not None else []))
+
+    async def is_alive(self, server: Server) -> bool:
+        """Whether the very pod still runs or waits for a node, by the watch; True while the API server has never answered."""
+        try:
+            pods = await self._watch.pods()
+        except ServerError as error:
+            log.warning("pods_not_listed", server=server.name, error=str(error))
+            return True
+        return not self._is_over(server, pods.get(pod_name(self._config.sidecar, server.name)))
+
+    async def resize(self, server: Server, models: Models) -> None:
+        """Resize the pod in place for the instances of these models, as `launch.kubernetes.instance_cpu` and `instance_memory` say.
+
+        Raises:
+            ChangeRefusedError: the node lacks the room, or did not decide within `resize_timeout_s`; the pod keeps what it has.
+        """
+        template = await asyncio.to_thread(read_template, self._config.pod_template)
+        await resize_pod(self._api, self._watch, self._config, server, triton_container(template).get("resources") or {}, models)
+
+    async def read_log(self, server: Server, lines: int) -> str:
+        """The last lines of the pod's log; of one that is gone, those that were kept."""
+        name, pods = pod_name(self._config.sidecar, server.name), dict[str, Json]()
+        with contextlib.suppress(ServerError):
+            pods |= await self._watch.pods()
+            if name in pods and pods[name]["metadata"]["uid"] == server.incarnation:
+                return await self._api.read_log(name, triton_container(pods[name])["name"], lines)
+        return await asyncio.to_thread(self._files(server.name).last_lines, lines) or ""
+
+    async def wait_idle(self, server: Server) -> bool:
+        """Wait until the counters show no request (`idle.wait_idle`); False after the drain time-out."""
+        return await wait_idle(server, self._config.drain_timeout_s, partial(self._has_ended, server))
+
+    async def _has_ended(self, server: Server) -> bool:
+        return not await self.is_alive(server)
+
+    async def read_memory(self, server: Server) -> int:
+        """Bytes in use on the pod's GPUs, by Triton's metrics; 0 without a GPU."""
+        return sum((await self._used_gpu_bytes(server)).values())
+
+    async def discover(self) -> tuple[Server, ...]:
+        """Every pod of this sidecar that has not ended, by name, in phase LAUNCHING. ServerError where the API does not answer."""
+        pods = await self._watch.relist()
+        running = [self._with_files(server_of(pod)) for pod in pods.values() if not has_ended(pod)]
+        return tuple(sorted(running, key=lambda server: server.name))
+
+    async def stop_all(self) -> tuple[str, ...]:
+        """Delete every pod of this sidecar; returns the servers' names. ServerError when one is left."""
+        servers = [server_of(pod) for pod in (await self._watch.relist()).values()]
+        await asyncio.gather(*(self.stop(server) for server in servers))
+        return tuple(sorted(server.name for server in servers))
+
+    async def stop(self, server: Server) -> None:
+        """Delete the pod: SIGTERM, and SIGKILL after its grace period; by force where its node does not confirm. The log's end is kept.
+
+        Raises:
+            ServerError: the server was not launched here, and is never stopped; or its pod is still there.
+        """
+        await self._delete(server, None, self._config.drain_timeout_s + self._config.stop_timeout_s)
+
+    async def kill(self, server: Server) -> None:
+        """Delete the pod by force, without waiting for its node.
+
+        Raises:
+            ServerError: the server was not launched here, and is never stopped; or its pod is still there.
+        """
+        await self._delete(server, 0, _FORCED_WAIT_S)
+
+    async def _delete(self, server: Server, grace_s: int | None, wait_s: float) -> None:
+        if not server.launched or server.incarnation is None:
+            raise ServerError(
+                f"server {server.name} was not launched by Themis and is never stopped by it. Fix: stop it where it was started"
+            )
+        name, uid = pod_name(self._config.sidecar, server.name), server.incarnation
+        await self._keep_log(server)
+        for grace, bound_s in ((grace_s, wait_s), (0, _FORCED_WAIT_S)):
+            await self._api.delete_pod(name, uid, grace)
+            pod = await self._watch.wait_for(name, lambda pod: pod is None or pod["metadata"]["uid"] != uid, bound_s)
+            if pod is None or pod["metadata"]["uid"] != uid:
+                await self._control.forget(server)
+                await asyncio.to_thread(self._files(server.name).remove)
+                return
+        raise ServerError(f"server {server.name}: pod {name} is still there {math.ceil(_FORCED_WAIT_S)} s after it was deleted by force")
+
+    async def _keep_log(self, server: Server) -> None:
+        """Write the end of the log to its file, because it goes with the pod."""
+        pod = (await self._watch.pods()).get(pod_name(self._config.sidecar, server.name))
+        if pod is None or pod["metadata"]["uid"] != server.incarnation:
+            return
+        file = self._files(server.name).log
+        with contextlib.suppress(ServerError, OSError):
+            text = await self._api.read_log(pod["metadata"]["name"], triton_container(pod)["name"], _KEPT_LINES)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+
+    async def close(self) -> None:
+        """Close the watch and the connections. The pods run on."""
+        await self._watch.close()
+        await self._control.close()
+        await self._api.close()
