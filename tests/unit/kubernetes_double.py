@@ -70,6 +70,22 @@ class Cluster:
         self.places = places
         await self._schedule()
 
+    async def set_replicas(self, count: int, pod: Json) -> None:
+        """What a Deployment does: pods like this one, as many; those with the lowest deletion cost go first."""
+        alive = [each for each in self.pods.values() if "deletionTimestamp" not in each["metadata"]]
+        for _ in range(count - len(alive)):
+            self._version += 1
+            new = copy.deepcopy(pod)
+            new["metadata"] |= {"name": f"triton-{self._version}", "uid": f"uid-{self._version}", "namespace": NAMESPACE}
+            new["status"] = {"phase": "Pending", "conditions": []}
+            self.pods[new["metadata"]["name"]] = new
+            await self._changed("ADDED", new)
+        cost = "controller.kubernetes.io/pod-deletion-cost"
+        alive.sort(key=lambda each: int(each["metadata"].get("annotations", {}).get(cost, "0")))
+        for each in alive[: max(0, len(alive) - count)]:
+            await self._end(each)
+        await self._schedule()
+
     async def lose_node(self, name: str) -> None:
         """The node of a pod is gone: the node controller taints it and deletes its pods, and no kubelet confirms that."""
         pod = self.pods[name]
@@ -122,7 +138,8 @@ class Cluster:
         wanted = dict(pair.split("=") for pair in request.query["labelSelector"].split(","))
 
         def selected(pod: Json) -> bool:
-            return wanted.items() <= pod["metadata"].get("labels", {}).items()
+            labels: Json = pod["metadata"].get("labels", {})
+            return wanted.items() <= labels.items()
 
         if request.query.get("watch") in ("true", "True"):
             return await self._watch(request, selected)
@@ -183,13 +200,17 @@ class Cluster:
         pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
         await self._changed("MODIFIED", pod)
         if options.get("gracePeriodSeconds") == 0 or name not in self.lost_nodes:
-            if name in self.servers:
-                await self.servers.pop(name).kill()
-            del self.pods[name]
-            self.lost_nodes.discard(name)
-            await self._changed("DELETED", pod)
+            await self._end(pod)
             await self._schedule()
         return web.json_response(pod)
+
+    async def _end(self, pod: Json) -> None:
+        name = pod["metadata"]["name"]
+        if name in self.servers:
+            await self.servers.pop(name).kill()
+        del self.pods[name]
+        self.lost_nodes.discard(name)
+        await self._changed("DELETED", pod)
 
     async def resize_pod(self, request: web.Request) -> web.Response:
         assert request.content_type == "application/strategic-merge-patch+json"
@@ -207,6 +228,18 @@ class Cluster:
             conditions.append({"type": "PodResizePending", "status": "True", "reason": "Infeasible", "message": words})
         elif self.resizes:
             pod["status"]["containerStatuses"][0]["resources"] = copy.deepcopy(pod["spec"]["containers"][0]["resources"])
+        await self._changed("MODIFIED", pod)
+        return web.json_response(pod)
+
+    async def annotate_pod(self, request: web.Request) -> web.Response:
+        pod, patch = self.pods.get(request.match_info["name"]), await request.json()
+        if pod is None:
+            return _missing(request)
+        assert set(patch) == {"metadata"}
+        if patch["metadata"]["resourceVersion"] != pod["metadata"]["resourceVersion"]:
+            return _status(409, "the object has been modified; please apply your changes to the latest version", "Conflict")
+        annotations = {**pod["metadata"].get("annotations", {}), **patch["metadata"]["annotations"]}
+        pod["metadata"]["annotations"] = {name: value for name, value in annotations.items() if value is not None}
         await self._changed("MODIFIED", pod)
         return web.json_response(pod)
 
@@ -275,6 +308,7 @@ class Cluster:
                 web.post(pods, self.create_pod),
                 web.get(f"{pods}/{{name}}", self.get_pod),
                 web.delete(f"{pods}/{{name}}", self.delete_pod),
+                web.patch(f"{pods}/{{name}}", self.annotate_pod),
                 web.patch(f"{pods}/{{name}}/resize", self.resize_pod),
                 web.get(f"{pods}/{{name}}/log", self.read_log),
                 web.get(f"{apps}/deployments/{{name}}", self.get_deployment),

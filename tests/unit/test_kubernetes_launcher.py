@@ -22,6 +22,7 @@ from themis_triton.settings.shipped import shipped
 
 REPOSITORY = shipped("model_repository")
 MODELS = {"video-detector": ModelState(1, 8), "video-classifier": ModelState(2, 4)}
+PATIENCE_S, SHORT_S = 20.0, 0.2
 SLOTS = (DeviceSlot("pod-1", "pod:1"), DeviceSlot("pod-2", "pod:2"))
 TEMPLATE = {
     "apiVersion": "v1",
@@ -55,11 +56,11 @@ def launch_config(folder: Path, cluster: Cluster) -> KubernetesLaunchConfig:
         pod_template=template,
         key_file=key,
         kubeconfig=cluster.kubeconfig(folder),
-        place_timeout_s=0.3,
-        ready_timeout_s=5.0,
+        place_timeout_s=PATIENCE_S,
+        ready_timeout_s=PATIENCE_S,
         drain_timeout_s=2.0,
         stop_timeout_s=1.0,
-        resize_timeout_s=0.3,
+        resize_timeout_s=PATIENCE_S,
         warmup_requests=1,
         instance_cpu_m=500,
         owner_deployment="themis",
@@ -82,6 +83,11 @@ def with_cluster(folder: Path, work: Work) -> Cluster:
     return cluster
 
 
+def wait_for_places(launcher: KubernetesLauncher, seconds: float) -> None:
+    """Bound the waits that a test wants to end by their bound."""
+    launcher._config = replace(launcher._config, place_timeout_s=seconds, resize_timeout_s=seconds)
+
+
 async def ready(launcher: KubernetesLauncher, name: str = "one") -> Server:
     return await launcher.wait_ready(await launcher.launch(name, "pod-1", MODELS))
 
@@ -97,6 +103,7 @@ class TestLauncher(LauncherContract, EngineContract):
 
                 def set_places(count: int) -> None:
                     cluster.places = count
+                    wait_for_places(launcher, SHORT_S if count == 0 else PATIENCE_S)
 
                 unused: dict[str, object] = dict.fromkeys(("control", "observer", "routes", "refuse", "targets"))
                 names = tuple(slot.name for slot in SLOTS)
@@ -108,7 +115,7 @@ class TestLauncher(LauncherContract, EngineContract):
 
 
 async def gone(launcher: KubernetesLauncher, server: Server) -> None:
-    await launcher._watch.wait_for(f"themis-{server.name}", lambda pod: pod is None or has_ended(pod), 5.0)
+    await launcher._watch.wait_for(f"themis-{server.name}", lambda pod: pod is None or has_ended(pod), PATIENCE_S)
     assert not await launcher.is_alive(server)
 
 
@@ -155,13 +162,15 @@ def test_instances_get_their_processors_in_place_or_are_refused_with_the_nodes_r
         await launcher.resize(server, grown)
         assert cpu() == ("4500m", "4500m")
         cluster.capacity_m = 5000
-        with pytest.raises(ChangeRefusedError, match=r"one: its pod could not be resized.*Infeasible: Node didn't have enough capacity"):
+        with pytest.raises(ChangeRefusedError, match=r"pod themis-one could not be resized.*Infeasible: Node didn't have enough capacity"):
             await launcher.resize(server, {**MODELS, "video-detector": ModelState(5, 8)})
         assert cpu() == ("4500m", "4500m")
         cluster.resizes = False
+        wait_for_places(launcher, SHORT_S)
         with pytest.raises(ChangeRefusedError, match="has not carried it out"):
             await launcher.resize(server, {**MODELS, "video-detector": ModelState(4, 8)})
         cluster.resizes = True
+        wait_for_places(launcher, PATIENCE_S)
         await launcher.resize(server, MODELS)
         assert cpu()[0] == "3500m"
         calls = len(cluster.calls)

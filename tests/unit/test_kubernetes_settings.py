@@ -85,6 +85,8 @@ NOTHING = ("", "")
         (("  model_repository: models\n", ""), NOTHING, "`model_repository` is missing with kind: kubernetes"),
         (("500m", "half"), NOTHING, r"instance_cpu: half is invalid: expected processors or thousandths of them, such as 2 or 500m"),
         (("inference", "In_1"), NOTHING, r"namespace: In_1 is invalid: expected a Kubernetes name"),
+        (("    pod_template: pod.yaml\n", ""), NOTHING, "neither `pod_template` nor `keda` is set: expected one of"),
+        (("pod_template: pod.yaml", "keda: {listen: 0.0.0.0:9190, selector: {app: triton}}"), NOTHING, "`instance_cpu` is set with `keda`"),
         (NOTHING, ("kind: Pod", "kind: Deployment"), r"pod_template: .*pod\.yaml: is not a pod"),
         (NOTHING, ("      image: tritonserver\n", ""), "container triton: image is missing.*Fix: name an image"),
         (NOTHING, ("[--model-repository=/models]", "[]"), "no --model-repository among its arguments"),

@@ -13,10 +13,11 @@ from themis_triton.core.fleet import Server
 from themis_triton.ports import ServerLauncher
 
 
-def _kubernetes(*arguments: Any) -> ServerLauncher:  # noqa: ANN401 - those of the constructor
-    from themis_triton.adapters.kubernetes.launcher import KubernetesLauncher  # noqa: PLC0415 - for those who use it
+def _kubernetes(config: KubernetesLaunchConfig, *arguments: Any) -> ServerLauncher:  # noqa: ANN401 - those of the constructor
+    from themis_triton.adapters.kubernetes.keda import KedaLauncher  # noqa: PLC0415 - for those who use it
+    from themis_triton.adapters.kubernetes.launcher import KubernetesLauncher  # noqa: PLC0415
 
-    return KubernetesLauncher(*arguments)
+    return (KubernetesLauncher if config.keda is None else KedaLauncher)(config, *arguments)
 
 
 LAUNCHERS: Mapping[type[LaunchConfig], Callable[..., ServerLauncher]] = {

@@ -105,13 +105,21 @@ class LocalLaunchConfig(LaunchConfig):
 
 
 @dataclass(frozen=True, slots=True)
+class KedaConfig:
+    """Servers as the pods with these labels, of a Deployment that KEDA scales by what it is told at `listen`."""
+
+    listen: Address
+    selector: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class KubernetesLaunchConfig(LaunchConfig):
     """Servers as pods, made from `pod_template` in `namespace`; `sidecar` is the label that tells them from those of other sidecars.
 
     `kubeconfig` None: the service account of the sidecar's own pod, or the default file; `context` None: its current one.
     `key_secret`: the Secret with the key of model control for the pods, which the sidecar reads from `key_file`.
     `owner_deployment`: the Deployment with which the pods are deleted. `instance_cpu_m` (thousandths of a processor) and
-    `instance_memory_bytes` are what each instance adds to the template's resources.
+    `instance_memory_bytes` are what each instance adds to the template's resources. `keda`: instead of the template.
     """
 
     namespace: str = "default"
@@ -126,6 +134,7 @@ class KubernetesLaunchConfig(LaunchConfig):
     resize_timeout_s: float = 30.0
     instance_cpu_m: int = 0
     instance_memory_bytes: int = 0
+    keda: KedaConfig | None = None
 
     @property
     def runs_here(self) -> bool:

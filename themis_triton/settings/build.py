@@ -14,6 +14,7 @@ from themis_triton.core.config import (
     AdoptedServer,
     DeviceSlot,
     EnvoyConfig,
+    KedaConfig,
     KubernetesLaunchConfig,
     LaunchConfig,
     LocalLaunchConfig,
@@ -213,7 +214,8 @@ def _pods(loaded: Loaded, pods: KubernetesSettings, common: dict[str, Any]) -> K
     return KubernetesLaunchConfig(
         slots=tuple(DeviceSlot(f"pod-{number}", f"pod:{number}", memory) for number in range(1, pods.pods + 1)),
         namespace=pods.namespace,
-        pod_template=loaded.resolve(pods.pod_template),
+        pod_template=loaded.resolve(pods.pod_template) if pods.pod_template is not None else Path(),
+        keda=KedaConfig(Address.parse(pods.keda.listen), tuple(pods.keda.selector.items())) if pods.keda is not None else None,
         key_file=loaded.resolve(pods.key_file),
         key_secret=pods.key_secret,
         sidecar=pods.sidecar,

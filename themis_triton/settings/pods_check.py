@@ -16,7 +16,7 @@ _SECTION: KeyPath = ("launch", "kubernetes")
 def check_pods(loaded: Loaded) -> Iterator[Problem]:
     """An error for a template that is no pod for Triton, or without the requests or limits that instances add to."""
     pods = loaded.launch.kubernetes if loaded.launch is not None else None
-    if pods is None:
+    if pods is None or pods.pod_template is None:
         return
     path = (*_SECTION, "pod_template")
     try:

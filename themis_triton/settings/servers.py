@@ -16,6 +16,7 @@ from themis_triton.settings.kinds import (
     HostName,
     HostPort,
     KubernetesName,
+    Listen,
     Name,
     PositiveSeconds,
     Quantity,
@@ -124,12 +125,24 @@ Slot = Annotated[
 ]
 
 
+class KedaSettings(Section):
+    """Servers as the pods of a Deployment that KEDA scales."""
+
+    listen: Listen = Field(description="listener of the external scaler (gRPC), such as 0.0.0.0:9190, which KEDA must reach")
+    selector: dict[str, str] = Field(min_length=1, description="labels of the Deployment's pods")
+
+
 class KubernetesSettings(Section):
     """Servers as pods of a Kubernetes cluster."""
 
+    model_config = one_of("pod_template", "keda")
+
     namespace: KubernetesName = Field(description="the namespace of the pods")
-    pod_template: FilePath = Field(
-        description="a manifest of `kind: Pod`: image, resources, volumes, node selectors; a container runs Triton"
+    pod_template: FilePath | None = Field(
+        default=None, description="a manifest of `kind: Pod`: image, resources, volumes, node selectors; a container runs Triton"
+    )
+    keda: KedaSettings | None = Field(
+        default=None, description="instead of `pod_template`: KEDA owns the pods, and is told how many servers are wanted"
     )
     pods: Count = Field(description="how many pods may be launched, one server a pod")
     memory: Size | None = Field(default=None, description="device memory that the servers of one pod may use; by default without a limit")
@@ -158,7 +171,18 @@ class KubernetesSettings(Section):
         default=_PODS.resize_timeout_s, description="maximum wait for a resize in place, after which the instances are not added"
     )
 
+    @model_validator(mode="after")
+    def _template_or_keda(self) -> KubernetesSettings:
+        if (self.pod_template is None) == (self.keda is None):
+            fault = f"{'neither' if self.keda is None else 'both'} `pod_template` {'nor' if self.keda is None else 'and'} `keda` is set"
+            raise refusal(fault, "one of `pod_template` and `keda`", "write `pod_template: pod.yaml`, or `keda` where KEDA owns the pods")
+        foreign = next((name for name in _TEMPLATE_ONLY if self.keda is not None and name in self.model_fields_set), None)
+        if foreign is not None:
+            raise refusal(f"`{foreign}` is set with `keda`", "no such key", f"remove `{foreign}`; the Deployment says it")
+        return self
 
+
+_TEMPLATE_ONLY = ("instance_cpu", "instance_memory", "owner_deployment")
 _LOCAL_ONLY = ("binary", "backend_directory", "reach", "isolation")
 
 

@@ -92,6 +92,12 @@ class PodApi:
         patch = {"spec": {"containers": [{"name": container, "resources": resources}]}}
         return await self._json(f"resize pod {name}", "PATCH", f"{self._pods(name)}/resize", body=patch)
 
+    async def annotate_pod(self, pod: Json, annotations: Mapping[str, str | None]) -> Json:
+        """Set annotations of a pod, or remove those with None. ApiError 409 where the pod has changed since it was read."""
+        metadata = {"resourceVersion": pod["metadata"]["resourceVersion"], "annotations": dict(annotations)}
+        name = pod["metadata"]["name"]
+        return await self._json(f"annotate pod {name}", "PATCH", self._pods(name), body={"metadata": metadata})
+
     async def read_log(self, name: str, container: str, lines: int) -> str:
         """The last lines of a container's output."""
         query = {"container": container, "tailLines": str(lines)}

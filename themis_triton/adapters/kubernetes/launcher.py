@@ -21,6 +21,7 @@ from themis_triton.adapters.kubernetes.pods import (
     Order,
     end_of,
     has_ended,
+    incarnation_of,
     is_placed,
     pod_name,
     selector,
@@ -69,8 +70,15 @@ class KubernetesLauncher:
         self._deprioritize_after_s = deprioritize_after_s or {}
         self._slots = {slot.name: slot for slot in config.slots}
         self._api = PodApi(config)
-        self._watch = PodWatch(self._api, selector(config.sidecar))
+        self._watch = PodWatch(self._api, self._selector())
         self._control = TritonModelControl()
+
+    def _selector(self) -> str:
+        return selector(self._config.sidecar)
+
+    def _name(self, server: Server) -> str:
+        """The name of the server's pod."""
+        return pod_name(self._config.sidecar, server.name)
 
     async def launch(self, name: str, slot: str, models: dict[str, ModelState]) -> Server:
         """Create the server's pod and return at once, in phase LAUNCHING; its addresses are not known yet.
@@ -148,7 +156,7 @@ class KubernetesLauncher:
             LaunchFailedError: it found no node, ended, or was not ready in time; with Kubernetes' reason and the log's last lines.
             ModelFailedError: a model could not be loaded.
         """
-        name, place_s = pod_name(self._config.sidecar, server.name), self._config.place_timeout_s
+        name, place_s = self._name(server), self._config.place_timeout_s
         pod = await self._watch.wait_for(name, lambda pod: self._is_over(server, pod) or (pod is not None and is_placed(pod)), place_s)
         await self._refuse_over(server, pod)
         if pod is None or not is_placed(pod):
@@ -170,7 +178,7 @@ class KubernetesLauncher:
 
     async def _answering(self, server: Server, deadline_s: float) -> Server:
         """The server with its addresses, once it answers."""
-        name, loop = pod_name(self._config.sidecar, server.name), asyncio.get_running_loop()
+        name, loop = self._name(server), asyncio.get_running_loop()
         async with HttpClient(POLL_TIMEOUT_S) as http:
             while True:
                 pod = (await self._watch.pods()).get(name)
@@ -191,7 +199,7 @@ class KubernetesLauncher:
         )
 
     def _is_over(self, server: Server, pod: Json | None) -> bool:
-        return pod is None or pod["metadata"]["uid"] != server.incarnation or has_ended(pod)
+        return pod is None or incarnation_of(pod) != server.incarnation or has_ended(pod)
 
     async def _refuse_over(self, server: Server, pod: Json | None) -> None:
         if self._is_over(server, pod):
@@ -199,7 +207,7 @@ class KubernetesLauncher:
             raise LaunchFailedError(f"server {server.name} ended before it was ready ({how}); {await self._log_tail(server)}")
 
     async def _log_tail(self, server: Server) -> str:
-        return f"pod {pod_name(self._config.sidecar, server.name)}, last lines:\n{await self.read_log(server, _TAIL_LINES)}"
+        return f"pod {self._name(server)}, last lines:\n{await self.read_log(server, _TAIL_LINES)}"
 
     async def _with_gpu(self, server: Server) -> Server:
         """The server with its device by UUID, where its metrics show exactly one GPU."""
@@ -250,7 +258,8 @@ class KubernetesLauncher:
     def _files_version(self, model: str) -> str:
         inputs = self._inputs.get(model, ModelInputs()).file
         folder = model_folder(model, self._config.model_repository, self._config.further_repositories)
-        return files_version(folder, self._config.pod_template, *([inputs] if inputs is not None else []))
+        template = [self._config.pod_template] if self._config.keda is None else []
+        return files_version(folder, *template, *([inputs] if inputs is not None else []))
 
     async def is_alive(self, server: Server) -> bool:
         """Whether the very pod still runs or waits for a node, by the watch; True while the API server has never answered."""
@@ -259,7 +268,7 @@ class KubernetesLauncher:
         except ServerError as error:
             log.warning("pods_not_listed", server=server.name, error=str(error))
             return True
-        return not self._is_over(server, pods.get(pod_name(self._config.sidecar, server.name)))
+        return not self._is_over(server, pods.get(self._name(server)))
 
     async def resize(self, server: Server, models: Models) -> None:
         """Resize the pod in place for the instances of these models, as `launch.kubernetes.instance_cpu` and `instance_memory` say.
@@ -267,15 +276,16 @@ class KubernetesLauncher:
         Raises:
             ChangeRefusedError: the node lacks the room, or did not decide within `resize_timeout_s`; the pod keeps what it has.
         """
-        template = await asyncio.to_thread(read_template, self._config.pod_template)
-        await resize_pod(self._api, self._watch, self._config, server, triton_container(template).get("resources") or {}, models)
+        if self._config.instance_cpu_m or self._config.instance_memory_bytes:
+            base = triton_container(await asyncio.to_thread(read_template, self._config.pod_template)).get("resources") or {}
+            await resize_pod(self._api, self._watch, self._config, self._name(server), base, models)
 
     async def read_log(self, server: Server, lines: int) -> str:
         """The last lines of the pod's log; of one that is gone, those that were kept."""
-        name, pods = pod_name(self._config.sidecar, server.name), dict[str, Json]()
+        name, pods = self._name(server), dict[str, Json]()
         with contextlib.suppress(ServerError):
             pods |= await self._watch.pods()
-            if name in pods and pods[name]["metadata"]["uid"] == server.incarnation:
+            if name in pods and incarnation_of(pods[name]) == server.incarnation:
                 return await self._api.read_log(name, triton_container(pods[name])["name"], lines)
         return await asyncio.to_thread(self._files(server.name).last_lines, lines) or ""
 
@@ -323,7 +333,7 @@ class KubernetesLauncher:
             raise ServerError(
                 f"server {server.name} was not launched by Themis and is never stopped by it. Fix: stop it where it was started"
             )
-        name, uid = pod_name(self._config.sidecar, server.name), server.incarnation
+        name, uid = self._name(server), server.incarnation.partition("/")[0]
         await self._keep_log(server)
         for grace, bound_s in ((grace_s, wait_s), (0, _FORCED_WAIT_S)):
             await self._api.delete_pod(name, uid, grace)
@@ -336,8 +346,8 @@ class KubernetesLauncher:
 
     async def _keep_log(self, server: Server) -> None:
         """Write the end of the log to its file, because it goes with the pod."""
-        pod = (await self._watch.pods()).get(pod_name(self._config.sidecar, server.name))
-        if pod is None or pod["metadata"]["uid"] != server.incarnation:
+        pod = (await self._watch.pods()).get(self._name(server))
+        if pod is None or incarnation_of(pod) != server.incarnation:
             return
         file = self._files(server.name).log
         with contextlib.suppress(ServerError, OSError):

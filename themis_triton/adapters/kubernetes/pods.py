@@ -177,6 +177,11 @@ def end_of(pod: Mapping[str, Any]) -> str:
     return ", ".join(str(word) for word in words if word) or "it was deleted"
 
 
+def incarnation_of(pod: Mapping[str, Any]) -> str:
+    """What tells this run of a server from others: the pod, and the launch that got it."""
+    return f"{pod['metadata']['uid']}/{(pod['metadata'].get('annotations') or {}).get(LAUNCH, '')}"
+
+
 def server_of(pod: Mapping[str, Any]) -> Server:
     """The server of a pod, in phase LAUNCHING, without its key and its files."""
     metadata, address = pod["metadata"], pod.get("status", {}).get("podIP")
@@ -193,6 +198,6 @@ def server_of(pod: Mapping[str, Any]) -> Server:
         launched=True,
         slot=marks.get(SLOT),
         models=models,
-        incarnation=metadata["uid"],
+        incarnation=incarnation_of(pod),
         node=pod["spec"].get("nodeName"),
     )

@@ -5,18 +5,18 @@ from __future__ import annotations
 import structlog
 
 from themis_triton.adapters.kubernetes.api import ApiError, PodApi
-from themis_triton.adapters.kubernetes.pods import PARTS, condition, has_ended, has_resources, pod_name, resizable, resources_for
+from themis_triton.adapters.kubernetes.pods import PARTS, condition, has_ended, has_resources, resizable, resources_for
 from themis_triton.adapters.kubernetes.quantities import parse_quantity
 from themis_triton.adapters.kubernetes.template import Json, triton_container
 from themis_triton.adapters.kubernetes.watch import PodWatch
 from themis_triton.core.config import KubernetesLaunchConfig
 from themis_triton.core.errors import ChangeRefusedError
-from themis_triton.core.fleet import Models, Server
+from themis_triton.core.fleet import Models
 
 log = structlog.get_logger()
 
 
-async def resize_pod(api: PodApi, watch: PodWatch, config: KubernetesLaunchConfig, server: Server, base: Json, models: Models) -> None:
+async def resize_pod(api: PodApi, watch: PodWatch, config: KubernetesLaunchConfig, name: str, base: Json, models: Models) -> None:
     """Give the pod the template's resources and those of these instances; returns once its container has them.
 
     A shrink that is refused is left out: the pod then has more than it needs.
@@ -24,9 +24,8 @@ async def resize_pod(api: PodApi, watch: PodWatch, config: KubernetesLaunchConfi
     Raises:
         ChangeRefusedError: its node lacks the room, or did not decide in time; the pod has what it had.
     """
-    name = pod_name(config.sidecar, server.name)
     pod = (await watch.pods()).get(name)
-    wanted = resizable(resources_for(base, models, config)) if config.instance_cpu_m or config.instance_memory_bytes else {}
+    wanted = resizable(resources_for(base, models, config))
     if not wanted or pod is None or has_resources(pod, wanted, actual=False):
         return
     container = triton_container(pod)
@@ -36,9 +35,9 @@ async def resize_pod(api: PodApi, watch: PodWatch, config: KubernetesLaunchConfi
         await api.resize_pod(name, container["name"], wanted)
     except ApiError as error:
         if not grows:
-            log.info("pod_not_shrunk", server=server.name, error=str(error))
+            log.info("pod_not_shrunk", pod=name, error=str(error))
             return
-        raise ChangeRefusedError(f"server {server.name}: {error}") from error
+        raise ChangeRefusedError(f"pod {name}: {error}") from error
 
     def decided(pod: Json | None) -> bool:
         return pod is None or has_ended(pod) or _is_infeasible(pod) or _is_done(pod, wanted)
@@ -50,7 +49,7 @@ async def resize_pod(api: PodApi, watch: PodWatch, config: KubernetesLaunchConfi
     pending = condition(resized, "PodResizePending")
     why = ": ".join(str(pending[part]) for part in ("reason", "message") if pending.get(part)) or "the node has not carried it out"
     raise ChangeRefusedError(
-        f"server {server.name}: its pod could not be resized in place within {config.resize_timeout_s:g} s ({why}). "
+        f"pod {name} could not be resized in place within {config.resize_timeout_s:g} s ({why}). "
         "Fix: give its node room, or lower launch.kubernetes.instance_cpu and instance_memory"
     )
 

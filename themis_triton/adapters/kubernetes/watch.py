@@ -61,15 +61,30 @@ class PodWatch:
 
     async def wait_for(self, name: str, holds: Callable[[Json | None], bool], timeout_s: float) -> Json | None:
         """The pod (None: it is gone) as soon as the condition holds for it, or as it is at the time-out."""
+        return (await self.wait_until(lambda pods: holds(pods.get(name)), timeout_s)).get(name)
+
+    async def wait_until(self, holds: Callable[[Mapping[str, Json]], bool], timeout_s: float) -> Mapping[str, Json]:
+        """All pods as soon as the condition holds for them, or as they are at the time-out."""
         await self.pods()
 
         async def wait() -> None:
             async with self._changed:
-                await self._changed.wait_for(lambda: holds(self._pods.get(name)))
+                await self._changed.wait_for(lambda: holds(self._pods))
 
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(wait(), timeout_s)
-        return self._pods.get(name)
+        return self._pods
+
+    async def put(self, pod: Json) -> None:
+        """Take in a pod as a call has just returned it."""
+        self._pods[pod["metadata"]["name"]] = pod
+        async with self._changed:
+            self._changed.notify_all()
+
+    @property
+    def known(self) -> Mapping[str, Json] | None:
+        """All pods as last seen; None before the first list."""
+        return self._pods if self._version is not None or self._pods else None
 
     async def close(self) -> None:
         """End the watch."""
