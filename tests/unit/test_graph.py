@@ -317,4 +317,5 @@ def test_a_launched_server_gets_the_ensemble_as_it_is(tmp_path: Path) -> None:
 def test_a_warm_up_that_fails_for_a_callee_names_the_key() -> None:
     cause = "Failed for execute the inference request. Model 'inner' is not ready."
     assert _missing_callee("bls", cause) == "name it under `calls:`, as `calls: {bls: [inner]}`, and in `models:`"
+    assert "[a model]" in _missing_callee("bls", cause.replace("inner", "a model"))
     assert _missing_callee("inner", cause) == _missing_callee("bls", "another cause") == ""

@@ -25,6 +25,8 @@ FULL = "[request id: <id_unknown>] Exceeds maximum queue size"
 class Queues:
     """Triton's calls for models that take so many requests at a time; one refuses further ones. `callees`: models that others call."""
 
+    versions: tuple[str, ...] = ("1",)
+
     def __init__(self, limits: Mapping[str, int], callees: Mapping[str, str] | None = None, told: int = 0) -> None:
         self.limits, self.callees, self.told = limits, callees or {}, told
         self.now, self.most, self.answered = Counter[str](), Counter[str](), Counter[str]()
@@ -39,14 +41,14 @@ class Queues:
             await asyncio.sleep(0.01)
         finally:
             self.now.subtract(models)
-        self.answered[request.model_name] += 1
+        self.answered[request.model_name + request.model_version] += 1
         answer = pb.ModelInferResponse(model_name=request.model_name)
         answer.outputs.add(name="Y", datatype="FP32", shape=[1])
         answer.raw_output_contents.append(b"\0\0\0\0")
         return answer
 
     async def metadata(self, request: Any, _context: Any) -> Any:
-        answer = pb.ModelMetadataResponse(name=request.name)
+        answer = pb.ModelMetadataResponse(name=request.name, versions=self.versions)
         answer.inputs.add(name="X", datatype="FP32", shape=[1])
         answer.outputs.add(name="Y", datatype="FP32", shape=[1])
         return answer
@@ -85,6 +87,13 @@ def test_each_instance_gets_one_request_at_a_time() -> None:
     queues = Queues({"m": 4})
     asyncio.run(queues.warm({"m": 4}))
     assert (queues.most["m"], queues.answered["m"]) == (4, 8)
+
+
+def test_each_version_that_is_served_is_warmed_up() -> None:
+    queues = Queues({"m": 2})
+    queues.versions = ("1", "3")
+    asyncio.run(queues.warm({"m": 2}))
+    assert queues.answered == {"m1": 4, "m3": 4}
 
 
 def test_a_queue_smaller_than_the_instances_is_not_overrun() -> None:

@@ -8,6 +8,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, Self
 
@@ -89,7 +90,7 @@ class Warmup:
                 raise result
 
     async def warm(self, model: str, state: ModelState, at_once: int | None = None) -> None:
-        """Send the requests of one model, one batch size after the other, and check every answer.
+        """Send the requests of one model, to each version one batch size after the other, and check every answer.
 
         `at_once`: requests at a time; None: one for each instance, as far as the model's queue has room for them.
 
@@ -108,10 +109,12 @@ class Warmup:
             sequences = config.HasField("sequence_batching")
             send, rounds = (self._sequence, self._rounds * state.max_batch) if sequences else (self._request, self._rounds)
             width = at_once or (state.instances * state.max_batch if sequences else int(min(state.instances, queue_room(config))))
-            for batch in (1,) if sequences else warmup_batches(state.max_batch):
+            batches = (1,) if sequences else warmup_batches(state.max_batch)
+            for version, batch in product(_versions(metadata), batches):
                 made = [warmup_inputs(metadata, config, batch, configured, sample) for sample in samples]
                 count = max(state.instances * rounds, len(made)) if self._rounds else 0
-                await _at_once(width, [partial(send, metadata, config, made[number % len(made)]) for number in range(count)])
+                calls = [partial(send, metadata, config, made[number % len(made)], model_version=version) for number in range(count)]
+                await _at_once(width, calls)
         except SettingsError as error:
             raise self._failed(model, f"{error}", "") from error
         except InferenceServerException as error:
@@ -132,27 +135,28 @@ class Warmup:
     def _own_samples(self, model: str, config: Any) -> tuple[Sample, ...]:  # noqa: ANN401 - protobuf has no types
         return own_samples(config, model_folder(self._server, model))
 
-    async def _sequence(self, metadata: Any, config: Any, inputs: list[InferInput]) -> None:  # noqa: ANN401 - protobuf has no types
+    async def _sequence(self, metadata: Any, config: Any, inputs: list[InferInput], **more: Any) -> None:  # noqa: ANN401 - protobuf has no types
         """A whole sequence of its own, because a model with sequences takes no other call; no client can have its id."""
         identity = secrets.randbits(_ID_BITS) | 1
-        named: dict[str, Any] = {"sequence_id": f"themis-{identity:x}" if _has_text_ids(config) else identity}
+        named = more | {"sequence_id": f"themis-{identity:x}" if _has_text_ids(config) else identity}
         await self._request(metadata, config, inputs, **named, sequence_start=True, sequence_end=False)
         await self._request(metadata, config, inputs, **named, sequence_start=False, sequence_end=True)
 
-    async def _request(self, metadata: Any, config: Any, inputs: list[InferInput], **sequence: Any) -> None:  # noqa: ANN401 - as above
+    async def _request(self, metadata: Any, config: Any, inputs: list[InferInput], **more: Any) -> None:  # noqa: ANN401 - as above
+        """One request; `more`: the version and the sequence."""
         if config.model_transaction_policy.decoupled:
-            await self._stream(metadata.name, inputs, sequence)
+            await self._stream(metadata.name, inputs, more)
             return
-        answer = await self._client.infer(metadata.name, inputs, client_timeout=self._timeout_s, **sequence)
+        answer = await self._client.infer(metadata.name, inputs, client_timeout=self._timeout_s, **more)
         if empty := _empty_outputs(metadata, answer.get_response()):
             fix = "see that the backend's Python has numpy < 2"
             raise self._failed(metadata.name, f"output {', '.join(empty)} came back empty", fix)
 
-    async def _stream(self, model: str, inputs: list[InferInput], sequence: dict[str, Any]) -> None:
+    async def _stream(self, model: str, inputs: list[InferInput], more: dict[str, Any]) -> None:
         """One request of a decoupled model, which answers over a stream only, with any number of responses, until the stream ends."""
 
         async def request() -> AsyncIterator[dict[str, Any]]:
-            yield {"model_name": model, "inputs": inputs, **sequence}
+            yield {"model_name": model, "inputs": inputs, **more}
 
         async for _, error in self._client.stream_infer(request(), stream_timeout=self._timeout_s):
             if error is not None:
@@ -163,6 +167,11 @@ class Warmup:
 
     def _words(self, model: str, cause: str) -> str:
         return f"server {self._server.name}: warm-up of model {model} failed: {cause}; log {self._server.log_file}"
+
+
+def _versions(metadata: Any) -> tuple[str, ...]:  # noqa: ANN401 - protobuf has no types
+    """The versions that are served, each with instances of its own; "" where there is just one."""
+    return tuple(metadata.versions) if len(metadata.versions) > 1 else ("",)
 
 
 async def _at_once(width: int, calls: Sequence[Callable[[], Awaitable[None]]]) -> None:
@@ -190,8 +199,9 @@ def queue_room(config: Any) -> float:  # noqa: ANN401 - protobuf has no types
 
 def _missing_callee(model: str, cause: str) -> str:
     """The remedy where the model called one that the server lacks; empty: it did not."""
-    lacking = re.search(r"[Mm]odel '?([^\s',]+)'? is not ready", cause)
-    return f"name it under `calls:`, as `calls: {{{model}: [{lacking[1]}]}}`, and in `models:`" if lacking and lacking[1] != model else ""
+    lacking = re.search(r"[Mm]odel (?:'([^']+)'|([^\s',]+)) is not ready", cause)
+    callee = lacking[1] or lacking[2] if lacking is not None else model
+    return f"name it under `calls:`, as `calls: {{{model}: [{callee}]}}`, and in `models:`" if callee != model else ""
 
 
 def file_sample(file: Path, metadata: Any, config: Any) -> Sample:  # noqa: ANN401 - protobuf has no types
