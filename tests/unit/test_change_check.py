@@ -96,8 +96,9 @@ def test_instances_on_devices_that_the_settings_do_not_name_are_reported() -> No
 
 
 def test_instances_that_cannot_be_bound_to_a_further_gpu_are_reported() -> None:
-    ((sentence, _),) = found("instance_group { count: 1 kind: KIND_CPU }", "gpu:0", "gpu:1")
-    assert sentence == "its instances are of KIND_CPU, which cannot be bound to gpu:1: it is scaled on gpu:0 only"
+    assert found("instance_group { count: 1 kind: KIND_CPU }", "gpu:0", "gpu:1") == []
+    ((sentence, _),) = found("instance_group { count: 1 kind: KIND_MODEL }", "gpu:0", "gpu:1", of=model("add_one"))
+    assert sentence == "its instances are of KIND_MODEL, which cannot be bound to gpu:1: it is scaled on gpu:0 only"
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,12 @@ def test_counts_and_service_times_come_from_the_server(tmp_path: Path) -> None:
     assert "enough executions to act on" in (tmp_path / "themis.yaml").read_text()
 
 
+def test_models_on_the_processor_beside_gpus_give_valid_settings_with_the_gpus_in_order(tmp_path: Path) -> None:
+    on = [HeldModel(f"m{number}", 1, 1, devices=devices) for number, devices in enumerate((("gpu:10", "gpu:2"), ("cpu:0",), ("gpu:2",)))]
+    config = load_settings(written(tmp_path / "themis.yaml", *on))
+    assert config.servers[0].devices == ("gpu:2", "gpu:10")
+
+
 def test_a_model_with_too_few_executions_is_to_be_learnt(tmp_path: Path) -> None:
     few = replace(KNOWN, name="few", batches=(BatchCounters(1, 99, 1.0),))
     path = written(tmp_path / "themis.yaml", KNOWN, few)

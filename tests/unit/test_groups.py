@@ -98,11 +98,18 @@ def test_batching_and_passive_groups_are_kept_and_changed_as_on_one_device() -> 
     assert (changed.max_batch_size, [group.passive for group in changed.instance_group]) == (4, [False, False, True])
 
 
+def test_instances_on_the_processor_beside_gpus_have_a_group_for_each_gpu() -> None:
+    file, spread = config("instance_group { count: 1 kind: KIND_CPU }"), EIGHT.spread_over({"gpu:0": 2, "gpu:1": 1})
+    changed = with_state(file, spread, file, GPUS)
+    assert shapes(changed) == [("", 2, [], ""), ("m_gpu:1", 1, [], "gpu:1")]
+    assert state_of(changed, None, GPUS) == spread
+    assert shapes(with_state(file, EIGHT.spread_over({"gpu:0": 1}), changed, GPUS)) == [("", 1, [], "")]
+
+
 @pytest.mark.parametrize(
     ("group", "spread", "devices", "words"),
     [
-        ("kind: KIND_CPU", {"gpu:0": 1, "gpu:1": 1}, GPUS, "m: its instances are of KIND_CPU, which cannot be bound to gpu:1. Fix: "),
-        ("kind: KIND_MODEL", {"gpu:1": 1}, GPUS, "KIND_MODEL"),
+        ("kind: KIND_MODEL", {"gpu:0": 1, "gpu:1": 1}, GPUS, "m: its instances are of KIND_MODEL, which cannot be bound to gpu:1. Fix: "),
         ("kind: KIND_CPU", {"cpu:7": 1}, CPUS, "model m: cpu:7 is invalid: expected one of the server's devices cpu:0, cpu:1, cpu:2"),
     ],
 )

@@ -57,7 +57,7 @@ def settings_text(inventory: Inventory) -> str:
     if guessed:
         few = f"{len(guessed)} of {len(scaled)} models have executed too little for that (`learn: true`):"
         knowledge = f"{few}\n# `themis run` learns their service times from traffic, and `themis status` says when enough is known to act."
-    devices = sorted({device for model in inventory.models for device in model.devices}, key=_device_order) or ["cpu:0"]
+    devices = _devices(inventory)
     head = _HEAD.format(
         address=inventory.grpc_address.authority,
         knowledge=knowledge,
@@ -93,8 +93,15 @@ def _scaled_ensembles(inventory: Inventory) -> list[HeldModel]:
     return [model for model in inventory.models if model.steps and is_scaled(model.name)]
 
 
-def _device_order(device: str) -> tuple[bool, str]:
-    return not device.startswith("gpu:"), device
+def _devices(inventory: Inventory) -> list[str]:
+    """The devices of the server. Beside GPUs the processor is none: a server's devices are of one kind."""
+    named = sorted({device for model in inventory.models for device in model.devices}, key=_device_order)
+    return [device for device in named if device.startswith("gpu:")] or named or ["cpu:0"]
+
+
+def _device_order(device: str) -> tuple[str, int]:
+    kind, _, number = device.partition(":")
+    return kind, int(number)
 
 
 def _unscaled(inventory: Inventory, ensembles: Sequence[HeldModel]) -> Iterator[str]:

@@ -84,9 +84,8 @@ def _elsewhere(what: str, adopted: AdoptedServer, _: ModelConfig, groups: list[G
 
 def _unbound(what: str, adopted: AdoptedServer, _: ModelConfig, groups: list[Group], __: Devices) -> Iterator[Finding]:
     """Instances that cannot be bound to a further GPU."""
-    kinds = sorted({ModelInstanceGroup.Kind.Name(group.kind) for group in groups if group.kind not in ON_GPU})
-    if kinds and adopted.device.startswith("gpu:"):
-        unbound = f"its instances are of {_listed(kinds)}, which cannot be bound to {_listed(adopted.reach)}"
+    if any(group.kind == ModelInstanceGroup.KIND_MODEL for group in groups) and adopted.device.startswith("gpu:"):
+        unbound = f"its instances are of KIND_MODEL, which cannot be bound to {_listed(adopted.reach)}"
         remedy = "write KIND_GPU in its config.pbtxt, or serve it on servers with one device"
         yield warning(what, f"{unbound}: it is scaled on {adopted.device} only", remedy)
 

@@ -2,7 +2,8 @@
 
 Triton knows an instance by the fields of its group without `name` and `count`, and by its GPU. So a group for each device makes one more
 instance on another device a change in place. On a CPU the group's `host_policy` stands for the device (any name is accepted; with
-`--host-policy=NAME,…` it also binds the instances to a NUMA node or to cores).
+`--host-policy=NAME,…` it also binds the instances to a NUMA node or to cores). So it does for instances of KIND_CPU beside GPUs: those of
+a pre-processing model that work for the model on a GPU are said to be there.
 """
 
 from __future__ import annotations
@@ -167,7 +168,7 @@ def _new_group(model: str, device: str, like: list[Group] | None, devices: Devic
     """A group on a device that has none. Emulated models know their device from its name."""
     group = _copied(like[0]) if like else ModelInstanceGroup()
     group.name = f"{model}_{device}" if device != _home(devices) else ""
-    if device.startswith("cpu:"):
+    if device.startswith("cpu:") or group.kind == ModelInstanceGroup.KIND_CPU:
         group.host_policy = device
         return group
     if group.kind not in ON_GPU:
