@@ -46,6 +46,15 @@ def test_python_cannot_write_its_cache_into_the_view(tmp_path: Path) -> None:
         assert not directory.is_symlink()
 
 
+def test_a_python_environment_is_linked_with_its_caches(tmp_path: Path) -> None:
+    repository, files = make_repository(tmp_path / "repository", ""), ServerFiles(tmp_path / "state", "s1")
+    for file in ("bin/activate", "lib/python3.11/site-packages/a.py"):
+        (repository / "m" / "env" / file).parent.mkdir(parents=True)
+        (repository / "m" / "env" / file).write_text("")
+    build_view(files, repository, {"m": ModelState(1, 1)}, {})
+    assert (files.models / "m" / "env").is_symlink()
+
+
 def test_an_incomplete_configuration_is_told(tmp_path: Path) -> None:
     assert not build_view(
         ServerFiles(tmp_path, "s1"), make_repository(tmp_path / "repository", 'backend: "python"'), {"m": ModelState(1, 1)}, {}

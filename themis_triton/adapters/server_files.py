@@ -22,6 +22,8 @@ from themis_triton.core.errors import ChangeRefusedError, LaunchFailedError, Mod
 from themis_triton.core.fleet import ModelState
 
 _CACHE = "__pycache__"
+_ENVIRONMENT = Path("bin") / "activate"
+"""By this file the Python backend enters an environment."""
 _LOG_HEAD = rb"^(?:[IWE]\d{4} \S+|\d{4}-\d\d-\d\dT\S+ [IWE]) %d "
 """Triton's two log formats up to the process id, which tells its lines from those of a loader or a library."""
 _LOG_READ_BYTES = 1 << 16
@@ -239,9 +241,10 @@ def _link(source: Path, target: Path) -> None:
     """Link a file, or a folder as a whole unless Python code lies in it.
 
     Python would write its cache beside the code when the first instance starts; Triton sees a model's files change and answers the
-    next load with a full reload. So folders with code are recreated, with a file in place of the cache.
+    next load with a full reload. So folders with code are recreated, with a file in place of the cache. But a Python environment (of
+    `EXECUTION_ENV_PATH`) has tens of thousands of files and comes with its caches, without which each start would compile it.
     """
-    if not (source.is_dir() and any(source.rglob("*.py"))):
+    if not source.is_dir() or (source / _ENVIRONMENT).is_file() or not any(source.rglob("*.py")):
         target.symlink_to(source.resolve())
         return
     target.mkdir()
