@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from themis_triton.adapters.triton import inventory as inventory_module
+from themis_triton.adapters.triton.inventory import _instances
+from themis_triton.adapters.triton.model_config import parse_config
 from themis_triton.commands.settings_commands import init_from_command, validate_command
 from themis_triton.commands.tls_flags import TlsFlags
 from themis_triton.core.address import Address
@@ -22,7 +24,7 @@ from themis_triton.settings.from_server import settings_text
 NAMES = ("plain", "with space", "_under.score", "größe", "on", "2nd", 'quo"ted', "a: b", "with-space", "x" * 200)
 TAB = "with\ttab"
 BATCHES = (BatchCounters(1, 300, 300 * 12_000.0), BatchCounters(4, 100, 100 * 30_000.0))
-KNOWN = HeldModel("known", 2, 4, batches=BATCHES, devices=("gpu:1",))
+KNOWN = HeldModel("known", 2, 2, 4, batches=BATCHES, devices=("gpu:1",))
 
 
 def inventory(*models: HeldModel) -> Inventory:
@@ -35,7 +37,7 @@ def written(path: Path, *models: HeldModel) -> Path:
 
 
 def test_every_name_that_triton_accepts_gives_valid_settings(tmp_path: Path) -> None:
-    config = load_settings(written(tmp_path / "themis.yaml", *(HeldModel(name, 1, 1) for name in (*NAMES, TAB))))
+    config = load_settings(written(tmp_path / "themis.yaml", *(HeldModel(name, 1, 1, 1) for name in (*NAMES, TAB))))
     assert tuple(config.models) == NAMES
     assert [pipeline.stages for pipeline in config.pipelines] == [(name,) for name in NAMES]
     assert '# model "with\\ttab": served as it is' in (tmp_path / "themis.yaml").read_text()
@@ -52,9 +54,22 @@ def test_counts_and_service_times_come_from_the_server(tmp_path: Path) -> None:
 
 
 def test_models_on_the_processor_beside_gpus_give_valid_settings_with_the_gpus_in_order(tmp_path: Path) -> None:
-    on = [HeldModel(f"m{number}", 1, 1, devices=devices) for number, devices in enumerate((("gpu:10", "gpu:2"), ("cpu:0",), ("gpu:2",)))]
+    on = [HeldModel(f"m{number}", 1, 1, 1, devices=devices) for number, devices in enumerate((("gpu:10", "gpu:2"), ("cpu:0",), ("gpu:2",)))]
     config = load_settings(written(tmp_path / "themis.yaml", *on))
     assert config.servers[0].devices == ("gpu:2", "gpu:10")
+
+
+@pytest.mark.parametrize(
+    ("groups", "instances"),
+    [
+        ("instance_group { count: 2 kind: KIND_GPU gpus: [0, 1, 2, 3] }", (2, 2)),
+        ("instance_group { count: 1 kind: KIND_GPU gpus: [0, 1] } instance_group { count: 3 kind: KIND_GPU gpus: [1] }", (1, 4)),
+        ("instance_group { count: 3 kind: KIND_CPU } instance_group { count: 1 kind: KIND_CPU }", (4, 4)),
+        ("ensemble_scheduling { }", (0, 0)),
+    ],
+)
+def test_instances_are_counted_on_each_device_as_the_bounds_are(groups: str, instances: tuple[int, int]) -> None:
+    assert _instances(parse_config(f'name: "m" {groups}', "m")) == instances
 
 
 def test_a_model_with_too_few_executions_is_to_be_learnt(tmp_path: Path) -> None:
@@ -66,11 +81,11 @@ def test_a_model_with_too_few_executions_is_to_be_learnt(tmp_path: Path) -> None
 
 
 def models(*names: str) -> list[HeldModel]:
-    return [HeldModel(name, 1, 1) for name in names]
+    return [HeldModel(name, 1, 1, 1) for name in names]
 
 
 def test_an_ensemble_is_a_pipeline_of_its_members(tmp_path: Path) -> None:
-    outer, inner = HeldModel("outer", 0, 1, steps=("pre", "with space", "net", "net")), HeldModel("with space", 0, 1, steps=("cut",))
+    outer, inner = HeldModel("outer", 0, 0, 1, steps=("pre", "with space", "net", "net")), HeldModel("with space", 0, 0, 1, steps=("cut",))
     path = written(tmp_path / "themis.yaml", outer, inner, *models("cut", "net", "pre", "own"))
     config = load_settings(path)
     assert list(config.models) == ["cut", "net", "pre", "own"]
@@ -82,7 +97,7 @@ def test_an_ensemble_is_a_pipeline_of_its_members(tmp_path: Path) -> None:
 
 
 def test_an_ensemble_with_a_member_that_settings_cannot_name_is_named_with_the_reason(tmp_path: Path) -> None:
-    ensemble = HeldModel("ens", 0, 1, steps=("pre", "the\tnet"))
+    ensemble = HeldModel("ens", 0, 0, 1, steps=("pre", "the\tnet"))
     path = written(tmp_path / "themis.yaml", ensemble, *models("pre", "the\tnet", "own"))
     assert list(load_settings(path).models) == ["own"]
     assert '# ensemble ens of pre, "the\\tnet": served as it is; the names of all its models\n' in path.read_text()
@@ -90,9 +105,9 @@ def test_an_ensemble_with_a_member_that_settings_cannot_name_is_named_with_the_r
 
 
 def test_python_models_are_named_because_they_may_call_others(tmp_path: Path) -> None:
-    path = written(tmp_path / "themis.yaml", HeldModel("bls", 1, 1, may_call=True), HeldModel("plain", 1, 1))
+    path = written(tmp_path / "themis.yaml", HeldModel("bls", 1, 1, 1, may_call=True), HeldModel("plain", 1, 1, 1))
     assert "# calls: {CALLER: [CALLEE]}. Python models of this server: bls.\n" in path.read_text()
-    assert "BLS" not in written(tmp_path / "other.yaml", HeldModel("plain", 1, 1)).read_text()
+    assert "BLS" not in written(tmp_path / "other.yaml", HeldModel("plain", 1, 1, 1)).read_text()
 
 
 def test_addresses_are_checked_before_anything_is_written(tmp_path: Path) -> None:
@@ -105,7 +120,7 @@ def test_addresses_are_checked_before_anything_is_written(tmp_path: Path) -> Non
 
 
 def test_validate_names_the_pipelines_that_stay_on_one_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = written(tmp_path / "themis.yaml", HeldModel("counter", 1, 4, stateful=True))
+    path = written(tmp_path / "themis.yaml", HeldModel("counter", 1, 1, 4, stateful=True))
     (tmp_path / "models" / "counter").mkdir(parents=True)
     (tmp_path / "models" / "counter" / "config.pbtxt").write_text("max_batch_size: 4\nsequence_batching { oldest {} }\n")
     path.write_text(path.read_text().replace("# model_repository: /models ", "model_repository: models "))

@@ -10,14 +10,16 @@ from themis_triton.core.observation import BatchCounters
 
 @dataclass(frozen=True, slots=True)
 class HeldModel:
-    """One READY model: its instances, largest batch, the models that it calls as an ensemble, and its executed batches so far.
+    """One READY model: its largest batch, the models that it calls as an ensemble, and its executed batches so far.
 
+    `min_instances`, `max_instances`: the fewest and the most on one of its devices.
     `steps` has a model once for each of the steps. `devices`: those of its instance groups, empty where the server chooses.
     `may_call`: its backend lets it call other models by itself (BLS).
     """
 
     name: str
-    instances: int
+    min_instances: int
+    max_instances: int
     max_batch: int
     stateful: bool = False
     steps: tuple[str, ...] = ()

@@ -123,7 +123,7 @@ def _model(model: HeldModel) -> Iterator[str]:
     yield f"  {_quoted(model.name)}:"
     if model.stateful:
         yield "    # It keeps state between the calls of a sequence: one server has all of its calls, and it is scaled in place only."
-    yield f"    instances: [{model.instances}, {min(_MAX_INSTANCES, model.instances + _ROOM)}]   # no fewer than it has now"
+    yield f"    instances: [{model.min_instances}, {min(_MAX_INSTANCES, model.max_instances + _ROOM)}]   # on a device; no fewer than now"
     yield f"    max_batch: {model.max_batch}"
     if model.executions < ENOUGH_EXECUTIONS:
         yield f"    profile: {{learn: true}}   # {model.executions:.0f} executions so far"

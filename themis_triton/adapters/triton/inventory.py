@@ -50,7 +50,7 @@ async def read_inventory(grpc_address: Address, http_address: Address, metrics_a
         models=tuple(
             HeldModel(
                 name,
-                state_of(config).instances,
+                *_instances(config),
                 state_of(config).max_batch,
                 name in stateful,
                 tuple(step.model_name for step in config.ensemble_scheduling.step),
@@ -87,6 +87,15 @@ async def _batches(http_address: Address, metrics_address: Address) -> dict[str,
         except (HttpError, ValueError) as error:
             fix = "start the server with --allow-http=true, or give --http HOST:PORT"
             raise ServerError(f"--http {http_address}: {error}: expected Triton's statistics. Fix: {fix}") from error
+
+
+def _instances(config: Config) -> tuple[int, int]:
+    """The fewest and the most instances on one of the model's devices; instances that name no GPU are on one."""
+    counts: dict[int | None, int] = {}
+    for group in active_groups(config):
+        for device in group.gpus if group.kind in ON_GPU and group.gpus else [None]:
+            counts[device] = counts.get(device, 0) + max(1, group.count)
+    return min(counts.values(), default=state_of(config).instances), max(counts.values(), default=state_of(config).instances)
 
 
 def _devices(config: Config) -> tuple[str, ...]:
