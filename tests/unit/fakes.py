@@ -14,7 +14,7 @@ from themis_triton.act.fleet import Fleet
 from themis_triton.act.supervisor import Supervisor
 from themis_triton.core.action import Outcome
 from themis_triton.core.address import Address
-from themis_triton.core.errors import ChangeRefusedError, LaunchFailedError, ModelFailedError, ServerError
+from themis_triton.core.errors import ChangeRefusedError, DeviceRefusedError, LaunchFailedError, ModelFailedError, ServerError
 from themis_triton.core.fleet import Models, ModelState, Phase, Server
 from themis_triton.core.model_config import ModelInputs
 from themis_triton.core.observation import DeviceReading, ModelCounters, Readings, RouteReading, ServerReading
@@ -82,6 +82,7 @@ class FakeControl:
     unlisting: set[str] = field(default_factory=set)
     stateful: set[str] = field(default_factory=set)
     unchangeable: dict[str, str] = field(default_factory=dict)
+    at_home: set[str] = field(default_factory=set)
 
     def _check_answers(self, server: Server) -> None:
         if server.name in self.silent or (self.alive is not None and server.name not in self.alive):
@@ -117,6 +118,8 @@ class FakeControl:
             raise ChangeRefusedError(f"{server.name} does not serve {model}")
         if model in self.refused:
             raise ChangeRefusedError(f"{model}: out of memory")
+        if model in self.at_home and state.spread and len(state.spread) > 1:
+            raise DeviceRefusedError(f"{model} is of KIND_MODEL")
         self.runs[server.name] = {**self.runs.get(server.name, server.models), model: state}
         return state
 

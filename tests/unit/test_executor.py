@@ -14,7 +14,7 @@ from themis_triton.act.launch_rests import SAME_FAILURES
 from themis_triton.core.action import Action, ActionKind, Outcome, OutcomeKind, Plan
 from themis_triton.core.errors import ModelFailedError, WarmupFailedError
 from themis_triton.core.fleet import ModelState, Phase, Server
-from themis_triton.core.observation import ServerReading, launch_of
+from themis_triton.core.observation import ServerReading, devices_of, launch_of
 from themis_triton.core.routes import RouteTable
 
 LEAVES = ["routes ", "idle a", "stop a"]
@@ -133,6 +133,20 @@ def test_a_server_that_got_a_further_device_gets_a_larger_share_of_the_requests(
             await bench.turns()
             assert bench.routes.tables[-1].models[DETECTOR].weights == weights
         assert len(bench.routes.tables) == 2
+
+    run(work())
+
+
+def test_a_model_that_cannot_be_on_a_further_device_is_asked_once() -> None:
+    async def work() -> None:
+        one, two = (ModelState(1, 8).spread_over(counts) for counts in ({"cpu:0": 1}, {"cpu:0": 1, "cpu:1": 1}))
+        bench = Bench(replace(server("a"), reach=("cpu:1",), models={DETECTOR: one}))
+        bench.control.at_home.add(DETECTOR)
+        (outcome,) = await carried_out(bench, replace(action(ActionKind.GROW), before=one, after=two))
+        assert outcome.kind is OutcomeKind.REFUSED
+        assert bench.executor.resting == {devices_of("a", DETECTOR): f"{DETECTOR} is of KIND_MODEL"}
+        bench.fleet.remove("a")
+        assert bench.executor.resting == {}
 
     run(work())
 

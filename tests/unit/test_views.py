@@ -12,7 +12,7 @@ from tests.unit.test_decide_places import DEVICES, at_rate, first, target, wide
 from themis_triton.core.config import DeviceSlot, Isolation, LocalLaunchConfig, PipelineConfig, Placement, ThemisConfig
 from themis_triton.core.estimate import Estimate, PipelineEstimate
 from themis_triton.core.fleet import ModelState, Phase, Server, places_of
-from themis_triton.core.observation import DeviceReading, OpenCall, Snapshot
+from themis_triton.core.observation import DeviceReading, OpenCall, Snapshot, devices_of
 from themis_triton.decide.demand import Demand
 from themis_triton.decide.devices import FreeDevices
 from themis_triton.decide.planner import Planner, PlanQuery
@@ -160,6 +160,10 @@ def test_extensions_go_to_the_server_with_the_fewest_places_and_begin_where_some
     assert FreeDevices(seen, cfg).extensions(places, STAGES, 0) == ()
     resting = replace(seen, backing_off={f"first/{DETECTOR}": NOW_S + 3.0, "far": NOW_S - 1.0})
     assert {each.name for each, _ in FreeDevices(resting, cfg).extensions(places, STAGES)} == {"far"}
+    at_home = replace(seen, resting={devices_of("first", DETECTOR): "it is of KIND_MODEL"})
+    assert {each.name for each, _ in FreeDevices(at_home, cfg).extensions(places, STAGES)} == {"far"}
+    assert FreeDevices(at_home, cfg).within_reach(places, STAGES)
+    assert not FreeDevices(at_home, cfg).within_reach(places_of(half, STAGES), STAGES)
 
 
 def test_a_device_without_the_memory_for_one_instance_of_each_model_is_not_offered() -> None:

@@ -14,8 +14,8 @@ from themis_triton.act.launch_rests import LaunchRests
 from themis_triton.act.procedures import Procedures
 from themis_triton.act.server_locks import ServerLocks
 from themis_triton.core.action import Action, ActionKind, Outcome, OutcomeKind, Plan
-from themis_triton.core.errors import ChangeRefusedError, LaunchFailedError
-from themis_triton.core.observation import OpenCall
+from themis_triton.core.errors import ChangeRefusedError, DeviceRefusedError, LaunchFailedError
+from themis_triton.core.observation import OpenCall, devices_of
 
 
 class Executor:
@@ -30,6 +30,7 @@ class Executor:
         self.routes = FleetRoutes(fleet, actuators.routes, models)
         self.procedures = Procedures(actuators, fleet, self.routes, backoff, self.rests, self.proofs)
         self.unchangeable: dict[str, str] = {}
+        self.at_home: dict[str, str] = {}
         self._to_retire: frozenset[str] = frozenset()
         self._actuators = actuators
         self._tasks: dict[str, asyncio.Task[Outcome]] = {}
@@ -129,8 +130,12 @@ class Executor:
 
     @property
     def resting(self) -> dict[str, str]:
-        """Actuators that are not used, with the reason: slots whose launches rest, and models of servers that refuse changes."""
-        return self.rests.reasons | self.unchangeable
+        """Actuators that are not used, with the reason.
+
+        Slots whose launches rest, models of servers that refuse changes, and further devices for models that cannot be there.
+        """
+        at_home = {actuator: why for actuator, why in self.at_home.items() if actuator.partition("/")[0] in self.fleet}
+        return self.rests.reasons | self.unchangeable | at_home
 
     async def end_rests(self) -> None:
         """End the rests of launches whose model's files have changed."""
@@ -169,6 +174,8 @@ class Executor:
             with self.locks.held(action):
                 detail = await self._procedures[action.kind](action)
         except (ChangeRefusedError, LaunchFailedError) as error:
+            if isinstance(error, DeviceRefusedError):
+                self.at_home[devices_of(action.server, action.model or "")] = str(error)
             return OutcomeKind.REFUSED, str(error)
         except TimeoutError as error:
             return OutcomeKind.TIMED_OUT, str(error)

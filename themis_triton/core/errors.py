@@ -29,6 +29,10 @@ class ChangeRefusedError(ServerError):
     """A model-control call was answered with an error; the old state still serves."""
 
 
+class DeviceRefusedError(ChangeRefusedError):
+    """A model's instances cannot be on another device of its server, whatever the load."""
+
+
 class LaunchFailedError(ServerError):
     """A server did not become ready; the message names its log file."""
 

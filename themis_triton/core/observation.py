@@ -126,6 +126,11 @@ class OpenCall:
         return self.after.renews_all(self.before)
 
 
+def devices_of(server: str, model: str) -> str:
+    """The actuator that puts instances of a model on further devices of its server."""
+    return f"{server}/{model}/devices"
+
+
 def launch_of(slot: str, model: str) -> str:
     """The actuator that launches a model on a slot."""
     return f"{slot}/launch/{model}"

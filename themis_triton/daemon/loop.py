@@ -186,6 +186,7 @@ class Loop:
         if self.components.launcher is not None and config.launch is not None:
             self.components.launcher.use_inputs(config.launch.inputs)
         self.components.world.executor.rests.end_of(changed_models(before, config))
+        self.components.world.executor.at_home.clear()
         self.components.journal.bound(config.retention)
         backoff = self.components.world.executor.backoff
         backoff.first_s, backoff.longest_s = config.policy.retry_backoff_s, config.policy.retry_backoff_max_s

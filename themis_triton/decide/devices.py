@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.fleet import Models, Place, Server
-from themis_triton.core.observation import OpenCall, Snapshot, launch_of
+from themis_triton.core.observation import OpenCall, Snapshot, devices_of, launch_of
 
 
 class FreeDevices:
@@ -76,7 +76,12 @@ class FreeDevices:
         """Whether these places' servers may extend to a device with room, now or once their open calls have returned."""
         if not all(self._config.models[model].may("add_device") for model in models):
             return False
-        return any(self._has_room(device) for device in {device for place in places for device in place.server.reach})
+        servers = {place.server.name: place.server for place in places if place.server.reach and self._may_extend(place.server, models)}
+        return any(self._has_room(device) for device in {device for server in servers.values() for device in server.reach})
+
+    def _may_extend(self, server: Server, models: Iterable[str]) -> bool:
+        """Whether no model is known that cannot be on further devices of the server."""
+        return not self.snapshot.resting or self.snapshot.resting.keys().isdisjoint(devices_of(server.name, model) for model in models)
 
     def begun(self, extensions: Iterable[tuple[Server, str]]) -> int:
         """How many of these extensions take no free device, because their server runs something there already."""
@@ -93,7 +98,9 @@ class FreeDevices:
         servers = {
             place.server.name: place.server
             for place in places
-            if place.device and self._resting.isdisjoint((place.server.name, *(f"{place.server.name}/{model}" for model in models)))
+            if place.device
+            and self._may_extend(place.server, models)
+            and self._resting.isdisjoint((place.server.name, *(f"{place.server.name}/{model}" for model in models)))
         }
         held = {name: {place.device for place in places if place.server.name == name} for name in servers}
         offers = [(server, device) for server in servers.values() for device in server.devices if device not in held[server.name]]

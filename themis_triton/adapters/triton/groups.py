@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
-from themis_triton.core.errors import ChangeRefusedError
+from themis_triton.core.errors import ChangeRefusedError, DeviceRefusedError
 from themis_triton.core.fleet import Server
 
 Group: TypeAlias = Any
@@ -96,7 +96,8 @@ def place_groups(model: str, counts: Mapping[str, int], loaded: list[Group], own
         devices: the server's.
 
     Raises:
-        ChangeRefusedError: a device is not the server's, or the model's instances cannot be bound to a GPU.
+        ChangeRefusedError: a device is not the server's.
+        DeviceRefusedError: the model's instances cannot be bound to a GPU.
     """
     if unknown := sorted(counts.keys() - devices.keys()):
         raise ChangeRefusedError(
@@ -173,7 +174,7 @@ def _new_group(model: str, device: str, like: list[Group] | None, devices: Devic
         return group
     if group.kind not in ON_GPU:
         kind = ModelInstanceGroup.Kind.Name(group.kind)
-        raise ChangeRefusedError(
+        raise DeviceRefusedError(
             f"model {model}: its instances are of {kind}, which cannot be bound to {device}. "
             "Fix: write KIND_GPU in its config.pbtxt, or serve it on a server with one device"
         )
