@@ -185,6 +185,9 @@ class TestInPlace:
             ):
                 check_in_place(adopted, DETECTOR)
             check_in_place(replace(adopted, launched=True), DETECTOR)
+            elsewhere = replace(adopted, grpc_address=replace(adopted.grpc_address, host="192.0.2.1"))
+            with pytest.raises(ChangeRefusedError, match="its process is not visible here"):
+                check_in_place(elsewhere, DETECTOR)
 
     def test_what_cannot_be_seen_is_refused(self, tmp_path: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:

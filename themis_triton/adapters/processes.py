@@ -200,12 +200,16 @@ def _signal(process: psutil.Process, number: signal.Signals) -> None:
 
 
 def listening_since_s(port: int) -> float | None:
-    """When the process began that listens on a port of this machine, in seconds since the epoch; None if it is not visible. Blocking."""
+    """When the process began that listens on a port of this machine, in seconds since the epoch; None if it is not visible. Blocking.
+
+    Of several processes, at different addresses, the oldest one.
+    """
     try:
         listening = [each for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN]
-        pid = next((each.pid for each in listening if each.laddr and each.laddr.port == port), None)
+        pids = {each.pid for each in listening if each.laddr and each.laddr.port == port}
         # psutil's start times are off by up to a second, because the kernel's boot time is in whole seconds.
-        return _boot_s() + identify(pid).start_ticks / os.sysconf("SC_CLK_TCK") if pid is not None else None
+        ticks = [identify(pid).start_ticks for pid in pids if pid is not None] if None not in pids else []
+        return _boot_s() + min(ticks) / os.sysconf("SC_CLK_TCK") if ticks else None
     except (psutil.Error, ProcessLookupError):
         return None
 

@@ -22,6 +22,17 @@ def listen_failure(address: Address) -> str | None:
     return None
 
 
+def is_of_this_machine(host: str) -> bool:
+    """Whether an address, or all of those of a name, are of this machine. Blocking."""
+    try:
+        for family, _, _, _, address in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
+            with socket.socket(family, socket.SOCK_STREAM) as each:
+                each.bind(address)
+    except OSError:
+        return False
+    return True
+
+
 def free_ports(count: int) -> tuple[int, ...]:
     """Loopback TCP ports that are free now, all different; another process may still take one before it is used."""
     with ExitStack() as stack:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from themis_triton.adapters.processes import listening_since_s
+from themis_triton.adapters.sockets import is_of_this_machine
 from themis_triton.adapters.triton.config_files import config_file, model_folder
 from themis_triton.core.errors import ChangeRefusedError
 from themis_triton.core.fleet import Server
@@ -29,7 +30,7 @@ def check_in_place(server: Server, model: str) -> None:
     if folder is None or file is None or not file.is_file():
         where = file or "no model_repository"
         raise ChangeRefusedError(f"{would_cut} its own file cannot be read here ({where}). Fix: name the server's model_repository")
-    start_s = listening_since_s(server.grpc_address.port)
+    start_s = listening_since_s(server.grpc_address.port) if is_of_this_machine(server.grpc_address.host) else None
     if start_s is None:
         raise ChangeRefusedError(f"{would_cut} its process is not visible here. Fix: run the sidecar on its machine, as the same user")
     newest = max(_files(folder), key=_modified_s)
