@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from themis_triton.adapters.triton import inventory as inventory_module
-from themis_triton.adapters.triton.inventory import _instances
+from themis_triton.adapters.triton.inventory import _devices, _instances
 from themis_triton.adapters.triton.model_config import parse_config
 from themis_triton.commands.settings_commands import init_from_command, validate_command
 from themis_triton.commands.tls_flags import TlsFlags
@@ -57,6 +57,14 @@ def test_models_on_the_processor_beside_gpus_give_valid_settings_with_the_gpus_i
     on = [HeldModel(f"m{number}", 1, 1, 1, devices=devices) for number, devices in enumerate((("gpu:10", "gpu:2"), ("cpu:0",), ("gpu:2",)))]
     config = load_settings(written(tmp_path / "themis.yaml", *on))
     assert config.servers[0].devices == ("gpu:2", "gpu:10")
+
+
+def test_models_that_choose_their_gpu_are_told_of(tmp_path: Path) -> None:
+    path = written(tmp_path / "themis.yaml", HeldModel("whole", 1, 1, 1, devices=()))
+    assert "device: cpu:0   # models of KIND_MODEL choose their GPUs: name those here\n" in path.read_text()
+    path = written(tmp_path / "themis.yaml", HeldModel("bound", 1, 1, 1, devices=("cpu:0",)))
+    assert "device: cpu:0\n" in path.read_text()
+    assert _devices(parse_config('name: "m" instance_group { kind: KIND_MODEL }', "m")) == ()
 
 
 @pytest.mark.parametrize(

@@ -492,11 +492,25 @@ BAD = {
             "expected a model that launched servers can load. Fix: add recogniser there, or remove it from `models:`"
         ),
     ),
+    "model repository in a cloud": (
+        ("model_repository: models", "model_repository: s3://bucket/models"),
+        (
+            "themis.yaml:11:21: launch.model_repository: s3:/bucket/models is not a folder: expected a Triton model repository. "
+            "Fix: name a copy or a mount on this machine"
+        ),
+    ),
     "name of model configurations among the arguments": (
         ("launch:\n", "launch:\n  arguments: [--model-config-name=b]\n"),
         (
             "themis.yaml:10:14: launch.arguments: --model-config-name is no argument of launched servers: expected other arguments. "
             "Fix: set `launch.model_config_name` in its place; the files that Themis writes for a launched server are made from it"
+        ),
+    ),
+    "argument of launched servers that Themis sets": (
+        ("launch:\n", "launch:\n  arguments: [--log-verbose=1, --http-port, '8000']\n"),
+        (
+            "themis.yaml:10:14: launch.arguments: --http-port is given by Themis itself to each launched server: expected other arguments. "
+            "Fix: remove --http-port; repositories and devices of launched servers have keys in `launch`"
         ),
     ),
     "model name that no folder has": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 
@@ -250,7 +251,10 @@ def _repository(loaded: Loaded) -> Iterator[Problem]:
     folders = [repository.folder for repository in own_repositories]
     for folder in folders:
         if not folder.is_dir():
-            fix = f"correct the path, which starts at {loaded.path.parent.resolve()}"
+            remote = re.search(r"\b(s3|gs|as|https?):/", str(folder)) is not None
+            fix = (
+                "name a copy or a mount on this machine" if remote else f"correct the path, which starts at {loaded.path.parent.resolve()}"
+            )
             fault = f"{folder} is not a folder"
             yield loaded.source.problem(("launch", "model_repository"), fault, "a Triton model repository", fix)
             return

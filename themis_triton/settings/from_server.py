@@ -67,7 +67,7 @@ def settings_text(inventory: Inventory) -> str:
         key=f"    model_control_key: {json.dumps(inventory.model_control_key)}\n" if inventory.model_control_key is not None else "",
         http=_authority(inventory.http_address),
         metrics=_authority(inventory.metrics_address),
-        devices=f"device: {devices[0]}" if len(devices) == 1 else f"devices: [{', '.join(devices)}]",
+        devices=_device_line(devices, inventory),
         notes="".join(f"# {line}\n" for line in _unscaled(inventory, ensembles)),
     )
     if not scaled:
@@ -91,6 +91,13 @@ def _scaled_ensembles(inventory: Inventory) -> list[HeldModel]:
         return all(is_scaled(step, (*above, name)) for step in members[name]) if members[name] else _is_allowed(name)
 
     return [model for model in inventory.models if model.steps and is_scaled(model.name)]
+
+
+def _device_line(devices: Sequence[str], inventory: Inventory) -> str:
+    if len(devices) > 1:
+        return f"devices: [{', '.join(devices)}]"
+    free = any(not model.steps and not model.devices for model in inventory.models)
+    return f"device: {devices[0]}{'   # models of KIND_MODEL choose their GPUs: name those here' if free else ''}"
 
 
 def _devices(inventory: Inventory) -> list[str]:

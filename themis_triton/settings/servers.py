@@ -28,6 +28,14 @@ from themis_triton.settings.kinds import (
     refusal,
 )
 
+OWN_FLAGS = frozenset(
+    {
+        *("model-repository", "model-store", "model-control-mode", "load-model", "grpc-restricted-protocol", "http-restricted-api"),
+        *(f"{protocol}-{kind}" for protocol in ("grpc", "http", "metrics") for kind in ("address", "port")),
+        *("grpc-use-ssl", "grpc-use-ssl-mutual"),
+    }
+)
+"""Flags of `tritonserver` that Themis sets for each launched server, or that would keep it from reaching the server."""
 _LAUNCH = LocalLaunchConfig(slots=(), model_repository=Path())
 _PODS = KubernetesLaunchConfig(slots=(), model_repository=Path())
 
@@ -256,7 +264,12 @@ class LaunchSettings(Section):
 
     @field_validator("arguments")
     @classmethod
-    def _no_config_name(cls, arguments: list[str]) -> list[str]:
+    def _not_its_own(cls, arguments: list[str]) -> list[str]:
+        flags = (argument.lstrip("-").partition("=")[0] for argument in arguments if argument.startswith("-"))
+        own = next((flag for flag in flags if flag in OWN_FLAGS), None)
+        if own is not None:
+            fault = f"--{own} is given by Themis itself to each launched server"
+            raise refusal(fault, "other arguments", f"remove --{own}; repositories and devices of launched servers have keys in `launch`")
         if any(argument.startswith("--model-config-name") for argument in arguments):
             fix = "set `launch.model_config_name` in its place; the files that Themis writes for a launched server are made from it"
             raise refusal("--model-config-name is no argument of launched servers", "other arguments", fix)

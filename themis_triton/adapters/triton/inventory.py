@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 from tritonclient.utils import InferenceServerException
 
 from themis_triton.adapters.http import HttpClient, HttpError
@@ -99,6 +100,8 @@ def _instances(config: Config) -> tuple[int, int]:
 
 
 def _devices(config: Config) -> tuple[str, ...]:
-    """The devices that the instance groups name; `cpu:0` for instances on the processor."""
-    gpus = [f"gpu:{gpu}" for group in active_groups(config) if group.kind in ON_GPU for gpu in group.gpus]
-    return tuple(dict.fromkeys(gpus)) or (("cpu:0",) if not config.HasField("ensemble_scheduling") else ())
+    """The devices that the instance groups name; `cpu:0` for instances on the processor, none for those that choose one by themselves."""
+    groups = active_groups(config)
+    gpus = [f"gpu:{gpu}" for group in groups if group.kind in ON_GPU for gpu in group.gpus]
+    free = config.HasField("ensemble_scheduling") or any(group.kind == ModelInstanceGroup.KIND_MODEL for group in groups)
+    return tuple(dict.fromkeys(gpus)) or (() if free else ("cpu:0",))
