@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.samples import CLASSIFIER, DETECTOR, MIB, NOW_S, STAGES, config, decided, estimate, model, server, snapshot, table
+from tests.unit.samples import CLASSIFIER, DETECTOR, MIB, NOW_S, STAGES, config, decided, estimate, model, route, server, snapshot, table
 from themis_triton.core.config import PipelineConfig, Prices, ThemisConfig
 from themis_triton.core.decision import Clamp, ClampKind, Decision, Reason, Stage, Target
 from themis_triton.core.estimate import PROXY, Estimate
@@ -20,7 +20,7 @@ from themis_triton.core.policy import (
     ScaleUpConfig,
     VerticalConfig,
 )
-from themis_triton.decide.demand import Demand
+from themis_triton.decide.demand import Demand, beyond_noise
 from themis_triton.decide.devices import FreeDevices
 from themis_triton.decide.guards import guard
 from themis_triton.decide.planner import Planner, PlanQuery
@@ -128,6 +128,20 @@ def test_what_waits_must_be_carried_too() -> None:
     with_backlog = once(config(), replace(now, estimate=replace(waiting, pipelines={"video": video})))
     assert with_backlog.evidence[0].demand_fast_rps > without.evidence[0].demand_fast_rps
     assert target(with_backlog).servers["a"][DETECTOR].instances > target(without).servers["a"][DETECTOR].instances
+
+
+def test_the_demand_grows_for_as_long_as_its_counters_are_old_besides_the_change_itself() -> None:
+    result = estimate(40.0)
+    rising = replace(result, pipelines={"video": replace(result.pipelines["video"], growth_rps_per_s=30.0)})
+    now = snapshot([server("a", max_batch=1)])
+
+    def demand_rps(age_s: float) -> float:
+        seen = replace(now, routes=(route(DETECTOR, NOW_S - age_s, 1000.0), route(CLASSIFIER, NOW_S, 1000.0)))
+        return once(config(), PolicyInput(seen, rising)).evidence[0].demand_fast_rps
+
+    assert demand_rps(0.2) == demand_rps(0.0)  # within a tick
+    growth_rps = beyond_noise(30.0, 40.0, 2.0, 1.0)
+    assert demand_rps(1.5) - demand_rps(0.0) == pytest.approx(1.5 * growth_rps)
 
 
 @pytest.mark.parametrize("backlog", [50.0, 100.0, 500.0])

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from tests.unit.samples import NOW_S, decided, snapshot
+from tests.unit.samples import NOW_S, decided, route, snapshot
 from themis_triton.core.address import UNKNOWN_ADDRESS
 from themis_triton.core.config import DeviceSlot, LaunchConfig, ThemisConfig
 from themis_triton.core.decision import Decision, Reason, Target
@@ -36,9 +36,10 @@ def replicas(stage: str, cores: tuple[int, ...], batch: int = 1) -> list[Server]
     ]
 
 
-def once(servers: list[Server], rps: float, *, stable_rps: float | None = None, backlog: float = 0.0) -> Decision:
+def once(servers: list[Server], rps: float, *, stable_rps: float | None = None, backlog: float = 0.0, age_s: float = 0.0) -> Decision:
     steady = PipelineEstimate("video", rps, rps, rps if stable_rps is None else stable_rps, 0.0, backlog, None)
-    seen = PolicyInput(snapshot(servers), Estimate(NOW_S, pipelines={"video": steady}, history_s=60.0))
+    now = replace(snapshot(servers), routes=(route(DETECTOR, NOW_S - age_s, 1000.0),))
+    seen = PolicyInput(now, Estimate(NOW_S, pipelines={"video": steady}, history_s=60.0))
     return decided(PolicyState(), seen, Planner(build_rules(paper_video())))[1]
 
 
@@ -84,6 +85,12 @@ def test_a_backlog_asks_for_cores() -> None:
 def test_a_stage_without_a_replica_gets_one() -> None:
     launched = [name for models in target(once(replicas(DETECTOR, (1, 1)), 10.0)).launch.values() for name in models]
     assert CLASSIFIER in launched
+
+
+def test_cores_are_not_given_up_at_once_where_counters_are_old() -> None:
+    fleet = replicas(DETECTOR, (4, 4, 4)) + replicas(CLASSIFIER, (4, 4))
+    assert cores(once(fleet, 5.0, backlog=2.0), DETECTOR) < [4, 4, 4]
+    assert cores(once(fleet, 5.0, backlog=2.0, age_s=1.0), DETECTOR) == [4, 4, 4]
 
 
 def test_quick_levers_shrink_in_one_step_and_set_batches_side_by_side() -> None:

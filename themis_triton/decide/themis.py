@@ -40,7 +40,7 @@ NO_DEMAND = Demand(0.0, 0.0, 1.0, 0.0)
 def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     """One tick of both loops. Instances absorb a surge at once; servers for what instances cannot carry are launched at once."""
     policy = view.rules.config.policy
-    fast = fast_demand(view.estimate, policy, view.rules.init_s(view.pipeline))
+    fast = fast_demand(view.estimate, policy, view.rules.init_s(view.pipeline) + view.age_s)
     slow = slow_demand(view.estimate, policy, _lead_s(view), view.planner.forecaster)
     growth, state = _growth_demand(state, view, fast)
     now = view.in_place(growth, _in_reach(view)) if view.serves else None
@@ -52,9 +52,9 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     if extend:
         now = view.in_place(growth, (_in_reach(view)[0] + extend,))
     instances, allow_shrink, state = _stabilized_instances(state, view, now, fast)
-    allow_shrink = allow_shrink and growth is not NO_DEMAND and (view.rules.fast_actuation or not extend)
+    allow_shrink = allow_shrink and growth is not NO_DEMAND and (view.prompt or not extend)
     state, retire, why = scale_in(state, view, target.desired)
-    if retire and view.rules.fast_actuation:
+    if retire and view.prompt:
         now = view.in_place(fast, view.without(retire))
         instances = instances_of(now.stages)
     elif retire:
@@ -97,8 +97,8 @@ def _in_reach(view: PipelineView) -> tuple[int, ...]:
 
 
 def _lead_s(view: PipelineView) -> float:
-    """How long a new place takes: an initialisation while running servers reach further devices, else a launch."""
-    return view.rules.init_s(view.pipeline) if view.within_reach else view.rules.launch_s(view.pipeline)
+    """How long a new place takes from the counted arrivals on: an initialisation while servers reach further devices, else a launch."""
+    return view.age_s + (view.rules.init_s(view.pipeline) if view.within_reach else view.rules.launch_s(view.pipeline))
 
 
 def _growth_demand(state: PipelineState, view: PipelineView, fast: Demand) -> tuple[Demand, PipelineState]:
@@ -117,7 +117,7 @@ def _growth_demand(state: PipelineState, view: PipelineView, fast: Demand) -> tu
         return NO_DEMAND, state
     if backlog_of(estimate, policy) == 0.0:
         return fast, state
-    surge = surge_demand(estimate, policy, rules.init_s(view.pipeline), view.capacity_rps)
+    surge = surge_demand(estimate, policy, rules.init_s(view.pipeline) + view.age_s, view.capacity_rps)
     return max(fast, surge, key=Demand.with_headroom_rps), state
 
 
@@ -133,13 +133,13 @@ def _stabilized_instances(
 ) -> tuple[tuple[int, ...], bool, PipelineState]:
     """Instances a stage, and whether servers may shrink to them: growth at once, shrinking after the stabilization window.
 
-    Nothing shrinks while demand grows or servers are coming: a shrink occupies the actuator for seconds. Where in-place changes take
-    less than a tick, no stabilization is needed.
+    Nothing shrinks while demand grows or servers are coming: a shrink occupies the actuator for seconds. Where their effect shows
+    within a tick, no stabilization is needed.
     """
     policy = view.rules.config.policy
     if now is None:
         return view.instances_now, False, state
-    if view.rules.fast_actuation and policy.scale_down.shrink_stabilization_s <= policy.tick_s:
+    if view.prompt and policy.scale_down.shrink_stabilization_s <= policy.tick_s:
         return instances_of(now.stages), True, state
     hold_s = max(policy.scale_down.shrink_stabilization_s, _standby_s(view))
     state = state.with_sample(DemandSample(view.at_s, instances_of(now.stages), view.ready), hold_s)

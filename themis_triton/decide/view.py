@@ -9,7 +9,7 @@ from functools import cached_property
 from themis_triton.core.config import PipelineConfig, Placement
 from themis_triton.core.estimate import ModelEstimate, PipelineEstimate
 from themis_triton.core.fleet import Place
-from themis_triton.core.observation import OpenCall
+from themis_triton.core.observation import OpenCall, Snapshot
 from themis_triton.core.policy import QueueingModel
 from themis_triton.decide.crowding import crowded_places
 from themis_triton.decide.demand import Demand, recent_others
@@ -38,7 +38,7 @@ class PipelineView:
     `one_server`: it has a stateful stage, so that all of its calls go to one server, and no other is launched.
     `in_turn`: whether its slow loop plans in this tick.
     `open_calls`: growth of its models that takes longer than an initialisation, because requests wait.
-    `models`: what was measured of each model.
+    `models`: what was measured of each model. `age_s`: how old its newest counters are, where that is more than a tick.
     """
 
     pipeline: PipelineConfig
@@ -56,11 +56,17 @@ class PipelineView:
     begun: int = 0
     free_slots: int = 0
     models: Mapping[str, ModelEstimate] = field(default_factory=dict)
+    age_s: float = 0.0
 
     @property
     def rules(self) -> Rules:
         """The planner's rules."""
         return self.planner.rules
+
+    @property
+    def prompt(self) -> bool:
+        """Whether the effect of an in-place change shows within a tick."""
+        return self.rules.fast_actuation and not self.age_s
 
     @cached_property
     def problem(self) -> ChainProblem:
@@ -296,4 +302,11 @@ def view_of(
         begun=devices.begun(extensions),
         free_slots=max(len(devices.slots_for(group.names)) for group in groups),
         models=policy_input.estimate.models,
+        age_s=_age_s(pipeline, snapshot, planner.rules.config.policy.tick_s),
     )
+
+
+def _age_s(pipeline: PipelineConfig, snapshot: Snapshot, tick_s: float) -> float:
+    """How long ago the pipeline's arrivals were counted; 0 within a tick, and where this tick has no new count."""
+    ages_s = [snapshot.at_s - route.at_s for route in snapshot.routes if route.model == pipeline.front]
+    return next((age_s for age_s in ages_s if age_s > tick_s), 0.0)
