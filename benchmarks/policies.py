@@ -1,7 +1,8 @@
 """Every policy in the paper's world, simulated: the paper's slice, surges outside the tuning, other traces, sensitivity, ablation.
 
-`THEMIS_TRACES=… python benchmarks/policies.py slice` (windows, others, sensitivity, levers, ablation; several, or `all`) leaves
-`results/policies-TABLE.json`, `.md` and `.png`. `--seeds`, `--pipelines`, `--policies` and `--settings` take a part of a table.
+`THEMIS_TRACES=… python benchmarks/policies.py slice` (windows, others, sensitivity, launches, levers, ablation; several, or `all`) leaves
+`results/policies-TABLE.json`, `.md` and `.png`. `--seeds`, `--pipelines`, `--policies`, `--settings`, `--rotate` and `--rise-s` take a
+part of a table.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from policy_cases import (
     Case,
     Outcome,
     Variant,
+    fresh_surges,
     run_case,
     seeds_of,
     settings,
@@ -45,7 +47,7 @@ from rich.progress import track
 
 from themis_triton.commands.simulated_runs import WorldFlags
 from themis_triton.core.policy import PolicyName
-from themis_triton.load.twitter import PAPER_TRACE
+from themis_triton.load.twitter import PAPER_TRACE, WINDOW_S
 from themis_triton.report.pictures import draw_comparison
 
 SLICE = "the paper's slice"
@@ -88,11 +90,14 @@ class Flags:
     jobs: int
     policies: tuple[str, ...]
     settings: tuple[str, ...]
+    rotate: bool
+    rise_s: int
 
     @property
     def suffix(self) -> str:
         """Of the results' names: a part never takes the place of a whole table."""
-        return "-part" if self.policies or self.settings or self.pipelines != PIPELINES else ""
+        parts = self.policies or self.settings or self.rotate or self.pipelines != PIPELINES or self.rise_s != WINDOW_S
+        return "-part" if parts else ""
 
     def variants(self, every: Sequence[Variant]) -> list[Variant]:
         """The selected ones."""
@@ -120,6 +125,15 @@ def cases_sensitivity(flags: Flags) -> Iterator[Case]:
     for name, world in SENSITIVITY.items():
         if not flags.settings or any(part in name for part in flags.settings):
             yield from (replace(case, flags=world) for case in _loads(flags, {name: (PAPER_TRACE,)}, FEW))
+
+
+def cases_launches(flags: Flags) -> Iterator[Case]:
+    """Fresh steep windows of days 15 and 16 with slow launches."""
+    for cold_start_s in (20.0, 60.0):
+        name = f"five fresh steep windows of days 15 and 16, cold start {cold_start_s:g} s"
+        if not flags.settings or any(part in name for part in flags.settings):
+            found = _loads(flags, {name: window_names(fresh_surges()[1])}, FEW)
+            yield from (replace(case, flags=WorldFlags(cold_start_s=cold_start_s)) for case in found)
 
 
 def cases_levers(flags: Flags) -> Iterator[Case]:
@@ -151,11 +165,12 @@ def windows() -> dict[str, tuple[str, ...]]:
 def _loads(flags: Flags, groups: dict[str, tuple[str, ...]], every: Sequence[Variant]) -> Iterator[Case]:
     for setting, loads in groups.items():
         for variant in flags.variants(every):
-            for load in loads:
-                for pipeline in flags.pipelines:
+            for number, load in enumerate(loads):
+                turn = flags.pipelines[number % len(flags.pipelines)]
+                for pipeline in (turn,) if flags.rotate else flags.pipelines:
                     for seed in seeds_of(load, flags.seeds):
                         drawn = load == PAPER_TRACE and pipeline == "video" and seed == 0 and variant.label in DRAWN
-                        yield Case(setting, load, pipeline, variant, seed, drawn=drawn)
+                        yield Case(setting, load, pipeline, variant, seed, drawn=drawn, rise_s=flags.rise_s)
 
 
 TABLES: dict[str, tuple[str, Callable[[Flags], Iterator[Case]]]] = {
@@ -163,6 +178,7 @@ TABLES: dict[str, tuple[str, Callable[[Flags], Iterator[Case]]]] = {
     "windows": ("Policies on surges of days 15 and 16, cold start 5 s", cases_windows),
     "others": ("Policies on another production trace and a flash crowd, cold start 5 s", cases_others),
     "sensitivity": ("The paper's slice in other worlds", cases_sensitivity),
+    "launches": ("Policies on steep surges with slow launches", cases_launches),
     "levers": ("The paper's slice with in-place changes of 1.2 s", cases_levers),
     "published": ("Readings of the published baselines, cold start 5 s", cases_published),
     "ablation": ("Each idea of our policy switched off alone, cold start 5 s", cases_ablation),
@@ -176,10 +192,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--pipelines", nargs="+", choices=PIPELINES, default=PIPELINES)
     parser.add_argument("--policies", nargs="+", default=(), help="labels of the table's rows; by default all")
-    parser.add_argument("--settings", nargs="+", default=(), help="sensitivity: parts of the settings' names; by default all")
+    parser.add_argument("--settings", nargs="+", default=(), help="sensitivity, launches: parts of the settings' names; by default all")
+    parser.add_argument("--rotate", action="store_true", help="one pipeline for each load in turn")
+    parser.add_argument("--rise-s", type=int, default=WINDOW_S, help="only that long around the steepest rise of each window")
     parser.add_argument("--jobs", type=int, default=1)
     given = parser.parse_args()
-    flags = Flags(given.seeds, tuple(given.pipelines), given.jobs, tuple(given.policies), tuple(given.settings))
+    parts = (tuple(given.policies), tuple(given.settings), given.rotate, given.rise_s)
+    flags = Flags(given.seeds, tuple(given.pipelines), given.jobs, *parts)
     for name in TABLES if "all" in given.tables else given.tables:
         make(name, flags)
 

@@ -116,7 +116,7 @@ PUBLISHED: tuple[Variant, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One run. `setting` is the row group of a table that it counts in; `drawn`: its series are kept."""
+    """One run. `setting` is the row group of a table that it counts in; `drawn`: its series are kept. `rise_s`: see `around_rise`."""
 
     setting: str
     load: str
@@ -125,6 +125,7 @@ class Case:
     seed: int
     flags: WorldFlags = field(default_factory=WorldFlags)
     drawn: bool = False
+    rise_s: int = WINDOW_S
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -189,7 +190,7 @@ def run_case(case: Case) -> Outcome:
     """Simulate one case."""
     config = changed(settings(case.pipeline), PolicyName(case.variant.policy), dict(case.variant.changes))
     flags = replace(case.flags, batch_wait_s=case.variant.batch_wait_s)
-    traces = {case.pipeline: trace_of(case.load, case.pipeline, case.seed)}
+    traces = {case.pipeline: trace_of(case.load, case.pipeline, case.seed, case.rise_s)}
     run = run_under(config, traces, flags, 0 if case.drawn else None, (case.variant.policy, case.seed))
     return Outcome(case, run if case.drawn else replace(run, series=NOTHING))
 
@@ -211,13 +212,24 @@ def changed(config: ThemisConfig, policy: PolicyName, changes: Mapping[str, Any]
     return replace(config, policies=config.policies | {policy: own})
 
 
-def trace_of(load: str, pipeline: str, seed: int) -> Trace:
+def trace_of(load: str, pipeline: str, seed: int, rise_s: int = WINDOW_S) -> Trace:
     """A load by name: a trace of the Twitter stream, the production service's, or a shape of the generator at the pipeline's scale."""
     if load == AZURE:
         return _azure()
     if is_twitter(load):
-        return load_trace(TraceOptions(twitter_for(load, pipeline)), seed)
+        return load_trace(around_rise(TraceOptions(twitter_for(load, pipeline)), rise_s), seed)
     return load_trace(TraceOptions(load, scale=1.0 / FLASH_DIVISORS[pipeline]), seed)
+
+
+def around_rise(trace: TraceOptions, rise_s: int) -> TraceOptions:
+    """The part of a window around its largest rise within a minute, which it contains after 110 s if the window allows."""
+    if rise_s >= WINDOW_S:
+        return trace
+    rates = load_trace(trace, 0).rates_rps
+    means = np.convolve(rates, np.full(MEAN_S, 1.0 / MEAN_S), mode="valid")
+    steepest = max(range(STEEP_S, means.size), key=lambda second: means[second] / means[second - STEEP_S : second].min())
+    first = min(max(0, steepest - 110), WINDOW_S - rise_s)
+    return replace(trace, from_s=first, to_s=first + rise_s)
 
 
 def _azure() -> Trace:

@@ -19,7 +19,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from common import RESULTS, versions, with_constants, write_result
-from policy_cases import MEAN_S, PIPELINES, STEEP_S, WINDOWS_SEED, fresh_surges
+from policy_cases import PIPELINES, WINDOWS_SEED, around_rise, fresh_surges
 from rich.progress import track
 from tune import training_surges
 
@@ -127,17 +127,6 @@ def run(changes: dict[str, float], rise_s: int, case: Case) -> Found:
         config = replace(config, policy=with_constants(config.policy, changes))
     result = simulated_run(config, trace, WorldFlags(cold_start_s=case.cold_start_s), None, (name, case.seed))
     return Found(result.requests, result.violated, result.cost, result.bound_cost)
-
-
-def around_rise(trace: TraceOptions, rise_s: int) -> TraceOptions:
-    """The part of a window around its largest rise within a minute, which it contains after 110 s if the window allows."""
-    if rise_s >= WINDOW_S:
-        return trace
-    rates = load_trace(trace, 0).rates_rps
-    means = np.convolve(rates, np.full(MEAN_S, 1.0 / MEAN_S), mode="valid")
-    steepest = max(range(STEEP_S, means.size), key=lambda second: means[second] / means[second - STEEP_S : second].min())
-    first = min(max(0, steepest - 110), WINDOW_S - rise_s)
-    return replace(trace, from_s=first, to_s=first + rise_s)
 
 
 def world(case: Case, peak_rps: float) -> ThemisConfig:
