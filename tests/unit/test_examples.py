@@ -79,6 +79,7 @@ def test_the_compose_file_mounts_what_the_image_and_the_settings_expect() -> Non
     assert all(service["network_mode"] == service["pid"] == "host" for service in services.values())
     assert (COMPOSE.parent / themis["build"] / "Dockerfile").is_file()
     assert f"ARG TRITON_IMAGE={triton['image']}\n" in image
+    assert "\nUSER 10001\n" in image.partition("RUN ")[2]
     mounted = next(volume.split(":")[1] for volume in themis["volumes"] if volume.startswith("./themis.yaml:"))
     assert f'CMD ["run", "-c", "{mounted}"]' in image
     settings = yaml.safe_load((COMPOSE.parent / "themis.yaml").read_text(encoding="utf-8"))
