@@ -121,6 +121,8 @@ def called(tmp_path: Path, scenario: Callable[[Post, OverrideKeeper], Awaitable[
         ):
 
             async def post(path: str, body: Any) -> httpx.Response:
+                if isinstance(body, bytes):
+                    return await client.post(path, content=body, headers={"Content-Type": "application/json; charset=none"})
                 return await client.post(path, json=body)
 
             await scenario(post, keeper)
@@ -157,6 +159,8 @@ def test_the_calls_pin_unpin_and_switch_the_mode(tmp_path: Path) -> None:
         ("pin", {"model": DETECTOR, "instances": 1, "for_s": 1e9}, "for_s: 1000000000.0 is invalid"),
         ("pin", {"model": DETECTOR, "instances": 1, "for_s": 60, "why": "x" * 201}, "why: expected a text of at most 200 characters"),
         ("pin", [1], "the body is invalid: expected a JSON object"),
+        ("pin", b"\xff", "the body is not JSON: "),
+        ("pin", b"[" * 100_000, "the body is not JSON: the JSON is nested too deeply"),
         ("pin", {"pipeline": "x", "servers": 1, "for_s": 60}, "pipeline: 'x' is invalid: expected video"),
         ("pin", {"pipeline": "video", "servers": 9, "for_s": 60}, "servers: 9 is invalid: expected 1 to 4, as many as the adopted servers"),
         ("pin", {"pipeline": "video", "model": DETECTOR, "instances": 1, "for_s": 60}, "expected either model"),

@@ -117,9 +117,10 @@ def test_an_unfinished_profile_is_read_back_and_only_under_its_own_conditions(tm
     assert read_progress(path, CONDITIONS) == progress
     with pytest.raises(SettingsError, match=r"m.yaml.resume: was measured under other conditions \(percentile 99.0, now 90.0\)"):
         read_progress(path, CONDITIONS.model_copy(update={"percentile": 90.0}))
-    resume_path(path).write_text("points: 3", encoding="utf-8")
-    with pytest.raises(SettingsError, match="not a file of `themis profile`"):
-        read_progress(path, CONDITIONS)
+    for text in ("points: 3", "points: " + "[" * 1000):
+        resume_path(path).write_text(text, encoding="utf-8")
+        with pytest.raises(SettingsError, match="not a file of `themis profile`"):
+            read_progress(path, CONDITIONS)
 
 
 def test_a_finished_profile_is_read_back_and_ends_the_resume_file(tmp_path: Path) -> None:

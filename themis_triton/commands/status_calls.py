@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from http import HTTPStatus
@@ -11,6 +10,7 @@ from pathlib import Path
 from themis_triton.adapters.status_client import StatusResponse, get, post
 from themis_triton.adapters.token_file import read_token
 from themis_triton.core.address import Address
+from themis_triton.core.encoding import parsed_json
 from themis_triton.core.errors import EnvironmentCheckError, ServerError
 from themis_triton.settings.runtime import RuntimePaths, load_runtime_paths
 
@@ -87,7 +87,7 @@ def change(path: Path, api_path: str, body: Mapping[str, object] | None = None, 
     if response.code >= HTTPStatus.BAD_REQUEST:
         raise _refused(where, response)
     try:
-        answer = json.loads(response.body)
+        answer = parsed_json(response.body)
     except ValueError as error:
         raise ServerError(f"status.address: {where.status_address} answered {api_path} with {response.body[:80]!r}") from error
     return answer if isinstance(answer, dict) else {}
@@ -95,7 +95,7 @@ def change(path: Path, api_path: str, body: Mapping[str, object] | None = None, 
 
 def _refused(where: RuntimePaths, response: StatusResponse) -> ServerRefusedError:
     try:
-        reason = str(json.loads(response.body)["error"])
+        reason = str(parsed_json(response.body)["error"])
     except (ValueError, KeyError, TypeError):
         reason = repr(response.body[:80])
     fix = ". Fix: give a copy of the sidecar's token with --token-file" if response.code in _REFUSED else ""

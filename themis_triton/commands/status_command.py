@@ -21,7 +21,7 @@ from themis_triton.commands.moments import age, moment
 from themis_triton.commands.status_calls import LOCAL, Remote, ServerRefusedError, read
 from themis_triton.commands.terminal import TerminalConsole
 from themis_triton.core.control import Mode
-from themis_triton.core.encoding import plain
+from themis_triton.core.encoding import parsed_json, plain
 from themis_triton.core.errors import ServerError
 from themis_triton.core.fleet import ModelState
 from themis_triton.core.overrides import bounds_words, drain_words, said
@@ -61,7 +61,7 @@ def fetch_status(path: Path, remote: Remote = LOCAL) -> Status:
         )
         raise ServerError(f"{path}: status.address: {error}. {fix}") from error
     try:
-        return decode_status(json.loads(response.body))
+        return decode_status(parsed_json(response.body))
     except ValueError as error:
         raise _refused(path, str(address), response, error) from error
 

@@ -50,12 +50,20 @@ def _collection(value: object) -> object:
     return str(value) if isinstance(value, (Address, Path)) else value
 
 
+def parsed_json(text: str | bytes) -> Any:  # noqa: ANN401 - any JSON value
+    """The value of a JSON text from outside. ValueError when it is none, or is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("the JSON is nested too deeply") from error
+
+
 def remembered_servers(texts: Iterable[str]) -> tuple[Server, ...]:
     """The servers of JSON texts. A text of another version's form is left out: running servers are found by their mark too."""
     servers = []
     for text in texts:
         try:
-            servers.append(decode(Server, json.loads(text)))
+            servers.append(decode(Server, parsed_json(text)))
         except ValueError:
             continue
     return tuple(servers)

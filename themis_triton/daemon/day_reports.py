@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from themis_triton.adapters.store.reader import reading
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.day_report import DayReport, day_span, local_day
 from themis_triton.core.decoding import decode
+from themis_triton.core.encoding import parsed_json
 from themis_triton.core.errors import EnvironmentCheckError, ThemisError
 from themis_triton.core.fleet import Models
 from themis_triton.daemon.components import Components
@@ -95,7 +95,7 @@ async def report_in_process(config: ThemisConfig, journal: Path, day: str, first
         if process.returncode:
             lines = errors.decode(errors="replace").strip().splitlines() or [f"it ended with {process.returncode}"]
             raise EnvironmentCheckError(f"the report of {day} could not be made: {lines[-1]}")
-        return decode(DayReport, json.loads(output))
+        return decode(DayReport, parsed_json(output))
     except TimeoutError:
         raise EnvironmentCheckError(f"the report of {day} could not be made in {TIMEOUT_S / 3600.0:g} h") from None
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
@@ -12,7 +11,7 @@ from typing import Any
 from aiohttp import web
 
 from themis_triton.core.config import Mode
-from themis_triton.core.encoding import plain
+from themis_triton.core.encoding import parsed_json, plain
 from themis_triton.core.errors import EnvironmentCheckError, SettingsError
 from themis_triton.core.overrides import FROM_SETTINGS, MODE_NAMES, MODE_WORDS, Bounds, Counted, Drain
 from themis_triton.daemon.access import answer_error
@@ -102,7 +101,7 @@ def _changing(change: Callable[[Body], None], keeper: OverrideKeeper) -> Callabl
 
     async def answer(request: web.Request) -> web.Response:
         try:
-            await asyncio.to_thread(change, _object(await request.text()))
+            await asyncio.to_thread(change, _object(await request.read()))
         except SettingsError as error:
             return answer_error(HTTPStatus.BAD_REQUEST, str(error))
         except EnvironmentCheckError as error:
@@ -112,10 +111,10 @@ def _changing(change: Callable[[Body], None], keeper: OverrideKeeper) -> Callabl
     return answer
 
 
-def _object(text: str) -> Body:
+def _object(text: bytes) -> Body:
     try:
-        body = json.loads(text)
-    except json.JSONDecodeError as error:
+        body = parsed_json(text)
+    except ValueError as error:
         raise SettingsError(f"the body is not JSON: {error}") from error
     if not isinstance(body, dict):
         raise SettingsError("the body is invalid: expected a JSON object")

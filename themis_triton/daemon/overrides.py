@@ -14,7 +14,7 @@ import structlog
 from themis_triton.core.action import ActionKind
 from themis_triton.core.config import Mode, ThemisConfig
 from themis_triton.core.decoding import decode
-from themis_triton.core.encoding import plain
+from themis_triton.core.encoding import parsed_json, plain
 from themis_triton.core.errors import EnvironmentCheckError, SettingsError
 from themis_triton.core.fleet import Phase
 from themis_triton.core.observation import Snapshot
@@ -145,7 +145,7 @@ class OverrideKeeper:
 
     def _read(self) -> Overrides:
         try:
-            return decode(Overrides, json.loads(self._path.read_text(encoding="utf-8")))
+            return decode(Overrides, parsed_json(self._path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return Overrides()
         except (OSError, ValueError) as error:

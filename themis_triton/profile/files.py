@@ -113,7 +113,7 @@ def _parsed(path: Path, kind: type[SectionT]) -> SectionT:
         raise SettingsError(
             f"{path}: cannot be read ({error.strerror}). Fix: measure it with `themis profile`, or give its folder with --out"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError, ValidationError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, ValidationError, RecursionError) as error:
         raise SettingsError(f"{path}: not a file of `themis profile` ({first_line(error)}). Fix: delete it and measure again") from error
 
 

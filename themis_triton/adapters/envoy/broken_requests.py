@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from urllib.parse import unquote
 from themis_triton.adapters.clock import time_of_day_s
 from themis_triton.adapters.envoy.addresses import resolve
 from themis_triton.adapters.envoy.binary import LOG_FLUSH_MS
+from themis_triton.core.encoding import parsed_json
 from themis_triton.core.errors import ServerError
 from themis_triton.core.fleet import Server
 from themis_triton.core.incident import BrokenRequest
@@ -56,7 +56,7 @@ def _lines(text: str) -> Iterator[dict[str, Any]]:
         if '"request_broken"' not in line:
             continue
         try:
-            fields = json.loads(line)
+            fields = parsed_json(line)
             _request(fields), _ended_s(fields), fields["last_server"], int(fields["attempts"])
         except (ValueError, KeyError, TypeError, AttributeError):  # cut off, or of another version
             continue

@@ -16,6 +16,8 @@ import zlib
 from pathlib import PosixPath
 from typing import Any
 
+from themis_triton.core.encoding import parsed_json
+
 _LEVEL = 6
 _PACKAGE = "themis_triton."
 MODULES = frozenset(
@@ -83,7 +85,7 @@ def thawed(data: bytes) -> Any:  # noqa: ANN401 - whatever was frozen
     """The value of such bytes. ValueError when they are none; OtherVersionError when this version has other classes or fields."""
     try:
         head, _, body = zlib.decompress(data).partition(b"\n")
-        shapes, reader = json.loads(head), _Reader(io.BytesIO(body))
+        shapes, reader = parsed_json(head), _Reader(io.BytesIO(body))
     except (zlib.error, ValueError) as error:
         raise ValueError(f"it is damaged ({error})") from error
     try:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 from themis_triton.adapters.store.reader import JournalReader
 from themis_triton.adapters.store.records import unpacked_counts
 from themis_triton.core.day_report import DayReport
 from themis_triton.core.decoding import decode
+from themis_triton.core.encoding import parsed_json
 from themis_triton.core.history import TrafficMinute, UsageMinute
 
 _VERSION_BEFORE = 3
@@ -31,4 +30,4 @@ def read_report(journal: JournalReader, day: str) -> DayReport | None:
     if journal.version <= _VERSION_BEFORE:
         return None
     rows = journal.rows("select report from reports where day = ?", (day,))
-    return decode(DayReport, json.loads(rows[0][0])) if rows else None
+    return decode(DayReport, parsed_json(rows[0][0])) if rows else None

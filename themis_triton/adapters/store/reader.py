@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 from themis_triton.adapters.store.records import unpacked
 from themis_triton.adapters.store.schema import VERSION, version_of
-from themis_triton.core.encoding import remembered_servers
+from themis_triton.core.encoding import parsed_json, remembered_servers
 from themis_triton.core.errors import EnvironmentCheckError
 from themis_triton.core.fleet import Server
 
@@ -44,7 +43,7 @@ class JournalReader:
         ).fetchone()
         if row is None:
             return None
-        record = json.loads(unpacked(row[1])) if isinstance(row[1], (bytes, str)) else None
+        record = parsed_json(unpacked(row[1])) if isinstance(row[1], (bytes, str)) else None
         if not isinstance(row[0], str) or not isinstance(record, dict):
             raise ValueError(f"the record of {decision_id} is not one of a tick")  # noqa: TRY004 - the file is wrong
         return {"sentence": row[0], **record}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
@@ -27,6 +26,7 @@ from themis_triton.commands.top.overview import RATES_SHOWN, overview
 from themis_triton.commands.top.screen import Effect, Screen, pressed
 from themis_triton.commands.top.terminal_keys import single_keys, wait_for_keys
 from themis_triton.core.decoding import decode
+from themis_triton.core.encoding import parsed_json
 from themis_triton.core.errors import EnvironmentCheckError, ThemisError
 from themis_triton.core.history import DECISION_PATH, HISTORY_PATH, DecisionDetail, History
 from themis_triton.core.status import Status
@@ -90,7 +90,7 @@ def fetch_decision(path: Path, decision_id: str, remote: Remote = LOCAL) -> Deci
     """One decision whole. EnvironmentCheckError where the sidecar does not have it; ServerError where none answers."""
     response = read(load_runtime_paths(path), DECISION_PATH.format(id=quote(decision_id, safe="")), remote)
     try:
-        data = json.loads(response.body)
+        data = parsed_json(response.body)
         if response.code != HTTPStatus.OK:
             raise EnvironmentCheckError(str(data["error"]))
         return decode(DecisionDetail, data)
@@ -102,7 +102,7 @@ def fetch_rates(path: Path, remote: Remote = LOCAL) -> dict[str, tuple[float, ..
     """The rates of each pipeline over the last minutes; none where the sidecar does not have them."""
     query = f"{HISTORY_PATH}?range_s={RATES_RANGE_S}&points={RATES_SHOWN}"
     try:
-        history = decode(History, json.loads(read(load_runtime_paths(path), query, remote).body))
+        history = decode(History, parsed_json(read(load_runtime_paths(path), query, remote).body))
     except (ThemisError, ValueError):
         return {}
     return {pipeline.name: pipeline.rate_rps for pipeline in history.pipelines}
