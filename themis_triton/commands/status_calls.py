@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
 
+from themis_triton.adapters.listener_owner import listener_users
 from themis_triton.adapters.status_client import StatusResponse, get, post
 from themis_triton.adapters.token_file import read_token
 from themis_triton.core.address import Address
@@ -58,6 +60,8 @@ def read(where: RuntimePaths, api_path: str, remote: Remote = LOCAL) -> StatusRe
     token = read_token(remote.token_file) if remote.token_file is not None else None
     if token is None and not where.status_address.is_loopback and where.token_file.exists():
         token = read_token(where.token_file)
+    if token is not None:
+        _refuse_strangers(where)
     response = get(remote.address(where.status_address), api_path, token=token)
     if response.code in _REFUSED:
         raise _refused(where, response)
@@ -83,6 +87,7 @@ def change(path: Path, api_path: str, body: Mapping[str, object] | None = None, 
     except EnvironmentCheckError as error:
         fix = f"start the sidecar (`themis run -c {path}`), or run this command as its user on its host, or with --token-file"
         raise EnvironmentCheckError(f"{error}. Fix: {fix}") from error
+    _refuse_strangers(where)
     response = post(remote.address(where.status_address), api_path, token, body)
     if response.code >= HTTPStatus.BAD_REQUEST:
         raise _refused(where, response)
@@ -91,6 +96,15 @@ def change(path: Path, api_path: str, body: Mapping[str, object] | None = None, 
     except ValueError as error:
         raise ServerError(f"status.address: {where.status_address} answered {api_path} with {response.body[:80]!r}") from error
     return answer if isinstance(answer, dict) else {}
+
+
+def _refuse_strangers(where: RuntimePaths) -> None:
+    """Raise EnvironmentCheckError where another user of this machine listens at the status address: it would get the token."""
+    trusted = {0, os.geteuid(), *(path.stat().st_uid for path in (where.state_directory, where.token_file) if path.exists())}
+    strangers = sorted(listener_users(where.status_address) - trusted)
+    if strangers:
+        words = f"status.address: user {strangers[0]} of this machine listens at {where.status_address}, not the sidecar's user"
+        raise EnvironmentCheckError(f"{words}: the token is not sent. Fix: end that process (`ss -ltnp`), and start the sidecar")
 
 
 def _refused(where: RuntimePaths, response: StatusResponse) -> ServerRefusedError:

@@ -15,7 +15,7 @@ from themis_triton.core.fleet import ProcessId
 PROBE_TIMEOUT_S = 1.0
 SILENT_S = 10.0
 """A running process whose listeners are silent for so long does not come back; a shorter silence may be load."""
-STOPPED_S = 0.2
+STOPPED_S = 0.1
 MAX_STEP_S = 3.0
 """The most that one silent probe adds to a silence."""
 
