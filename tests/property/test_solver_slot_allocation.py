@@ -11,8 +11,11 @@ import pytest
 
 from tests.oracles import solver_reference as reference
 from tests.property.solver_problems import random_problem
-from themis_triton.solver.problem import ChainProblem
-from themis_triton.solver.slot_allocation import PoolMember, frontier, solve_pool
+from themis_triton.core.memory import Memory
+from themis_triton.core.policy import QueueingModel
+from themis_triton.solver.problem import ChainProblem, Placement
+from themis_triton.solver.slot_allocation import PoolMember, divide_pool, frontier, solve_pool
+from themis_triton.solver.solve import find_vertical, largest_demands
 
 MOST = 4
 
@@ -71,3 +74,39 @@ def test_no_split_of_a_pool_loses_less() -> None:
         assert sum(pool.devices) <= devices
         short += minimum > 0
     assert short > 10
+
+
+def test_largest_demands_are_those_of_a_scan_of_all_rates_wherever_the_search_begins() -> None:
+    rng, carried = np.random.default_rng(78), set()
+    for _ in range(100):
+        problem = slower_with_rate(rng)
+        assert problem.only_slower_with_rate
+        first = int(rng.integers(1, MOST + 1))
+        largest = largest_demands(problem, first, MOST, int(rng.choice([0, 1, 40, 1000])))
+        rates = [replace(problem, demand_rps=float(rate)) for rate in range(100, -1, -1)]
+        for n, rps in enumerate(largest, first):
+            expected = next((each.demand_rps for each in rates if find_vertical(each, n) is not None), -1)
+            assert min(rps, 100) == expected, problem
+            carried.add(expected)
+    assert len(carried) > 20
+
+
+def slower_with_rate(rng: np.random.Generator) -> ChainProblem:
+    """A problem whose latencies never fall as the rate rises."""
+    problem = random_problem(rng, most_stages=2)
+    stages = tuple(replace(s, max_queue_delay_ms=0.0, demand_ratio=min(1.0, s.demand_ratio), max_calls=0.0) for s in problem.stages)
+    problem = replace(problem, stages=stages, placement=Placement.COLOCATED, min_servers=1, max_servers=MOST)
+    return replace(problem, queueing=QueueingModel.DYNAMIC_BATCHING, paper_rounding=False)
+
+
+def test_a_division_that_reuses_answers_for_other_demands_is_the_one_solved_anew() -> None:
+    """Capacities that are known for few devices are continued for more of them."""
+    rng, known, splits = np.random.default_rng(79), Memory[object](1000), set()
+    problems = [slower_with_rate(rng) for _ in range(2)]
+    for _ in range(60):
+        members = [PoolMember(replace(each, demand_rps=float(rng.uniform(0, 400)), max_servers=8)) for each in problems]
+        devices = int(rng.integers(1, 7))
+        split = divide_pool(members, devices, known.get)
+        assert split == divide_pool(members, devices, lambda _, build: build())
+        splits.add(split)
+    assert len(splits) > 5

@@ -154,13 +154,10 @@ def split_labels(chain: Chain, times: FloatArray, total: int, cost_limit: float,
 
 
 @kernel
-def best_for_servers(  # noqa: C901, PLR0912 - called functions would be compiled into it once more
-    chain: Chain, servers: int, cost_limit: float, any_plan: bool, counts: IntArray, batches: IntArray
+def best_for_servers(  # noqa: C901 - called functions would be compiled into it once more
+    chain: Chain, servers: int, cost_limit: float, counts: IntArray, batches: IntArray
 ) -> tuple[float, float]:
-    """(cost, ms) of the cheapest plan on `servers` servers, infinite when none is below the limit; writes counts and batches.
-
-    `any_plan`: the first feasible plan is enough.
-    """
+    """(cost, ms) of the cheapest plan on `servers` servers, infinite when none is below the limit; writes counts and batches."""
     stages, base, simple = chain.ints.shape[0], chain.floats[0, SERVER_PRICE], one_price(chain)
     low, high, widest, least_price = count_of(chain, MIN_INSTANCES), count_of(chain, MAX_INSTANCES), 0, np.inf
     slo_ms = chain.rate[SLO] + LATENCY_TOLERANCE_MS
@@ -199,32 +196,78 @@ def best_for_servers(  # noqa: C901, PLR0912 - called functions would be compile
             best_cost, best_ms = cost, ms
             for s in range(stages):
                 counts[s], batches[s] = trial[s], fastest[s, trial[s]]
-            if any_plan:
-                break
     return best_cost, best_ms
 
 
+@kernel
+def total_that_fits(chain: Chain, servers: int, likely: int) -> int:
+    """A total of instances with which `servers` servers carry the rate: `likely`, or else the least one; 0 when there is none."""
+    stages, simple = chain.ints.shape[0], one_price(chain)
+    low, high, widest = count_of(chain, MIN_INSTANCES), count_of(chain, MAX_INSTANCES), 0
+    slo_ms = chain.rate[SLO] + LATENCY_TOLERANCE_MS
+    for s in range(stages):
+        widest = max(widest, chain.ints[s, MAX_INSTANCES])
+    times, fastest = np.empty((stages, widest + 1)), np.zeros((stages, widest + 1), dtype=np.int64)
+    splits, take = np.empty((2 * stages - 1, high + 1)), np.zeros((2 * stages - 1, high + 1), dtype=np.int64)
+    trial, missed = np.zeros(stages, dtype=np.int64), np.zeros(high + 1, dtype=np.bool_)
+    end = high  # the largest total that may fit
+    while simple and end >= low and end * chain.floats[0, MEMORY_BYTES] > chain.rate[MEMORY_LIMIT]:
+        end -= 1
+    total = likely if low < likely <= end else low
+    while total <= end:
+        if not fill_tables(chain, servers, total, times, fastest):
+            end = total - 1  # the tables are a bound for larger totals
+        else:
+            split_totals(chain, times, splits, take)
+            ms = splits[2 * stages - 2, total]
+            if ms <= slo_ms and not simple:
+                ms = split_labels(chain, times, total, np.inf, trial)[1]
+            if ms <= slo_ms:
+                return total
+            missed[total] = True
+            for larger in range(total + 1, end + 1):
+                missed[larger] |= splits[2 * stages - 2, larger] > slo_ms
+        total = low
+        while total <= end and missed[total]:
+            total += 1
+    return 0
+
+
 @flat_kernel
-def min_servers(chain: Chain) -> int:
-    """A lower bound on the servers: each stage's demand over the largest capacity of one server; 0: no number is enough."""
+def largest_capacities(chain: Chain, largest: FloatArray) -> None:
+    """Write the largest capacity of one server for each stage: a bound, because other stages count with their fewest instances."""
     low = count_of(chain, MIN_INSTANCES)
-    bound = 1
     for s in range(chain.ints.shape[0]):
-        largest = 0.0
+        largest[s] = 0.0
         for c in range(chain.ints[s, MIN_INSTANCES], chain.ints[s, MAX_INSTANCES] + 1):
             full = c if chain.rule[CORES] else low - chain.ints[s, MIN_INSTANCES] + c + chain.rule[ELSEWHERE]
             for batch in range(1, chain.allowed.shape[1] + 1):
                 if chain.allowed[s, batch - 1]:
-                    largest = max(largest, server_capacity_rps(chain, s, c, batch, full))
-        needed = servers_for(required_rps(chain, s), largest)
+                    largest[s] = max(largest[s], server_capacity_rps(chain, s, c, batch, full))
+
+
+@flat_kernel
+def servers_for_all(chain: Chain, largest: FloatArray) -> int:
+    """A lower bound on the servers: each stage's demand over the largest capacity of one server; 0: no number is enough."""
+    bound = 1
+    for s in range(chain.ints.shape[0]):
+        needed = servers_for(required_rps(chain, s), largest[s])
         if needed == 0:
             return 0
         bound = max(bound, needed)
     return bound
 
 
+@kernel
+def min_servers(chain: Chain) -> int:
+    """The bound of `servers_for_all`."""
+    largest = np.empty(chain.ints.shape[0])
+    largest_capacities(chain, largest)
+    return servers_for_all(chain, largest)
+
+
 @inlined
-def cheapest_colocated(chain: Chain, low: int, high: int, any_plan: bool, counts: IntArray, batches: IntArray, best: FloatArray) -> None:
+def cheapest_colocated(chain: Chain, low: int, high: int, counts: IntArray, batches: IntArray, best: FloatArray) -> None:
     """Over low..high servers: writes [n, cost, ms, runner-up's n, cost, ms], n 0 where there is none; the winner's counts and batches."""
     stages = chain.ints.shape[0]
     floor, first = min_price(chain), min_servers(chain)
@@ -233,7 +276,7 @@ def cheapest_colocated(chain: Chain, low: int, high: int, any_plan: bool, counts
     for n in range(max(low, first), high + 1 if first > 0 else 0):
         if n * floor > best[4] + COST_TOLERANCE:
             break
-        cost, ms = best_for_servers(chain, n, best[4], any_plan, trial, trial_batches)
+        cost, ms = best_for_servers(chain, n, best[4], trial, trial_batches)
         if cost == np.inf:
             continue
         if cost < best[1] - COST_TOLERANCE or (cost <= best[1] + COST_TOLERANCE and ms < best[2]):

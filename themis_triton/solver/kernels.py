@@ -9,21 +9,31 @@ import numpy as np
 from numba import types
 
 from themis_triton.jit import BOOLS_2D, FLOATS, FLOATS_2D, FLOATS_3D, INTEGER, INTS, INTS_2D, Entry, Group, inlined, kernel
-from themis_triton.solver.colocated import best_for_servers, cheapest_colocated, device_columns, min_price, min_servers
+from themis_triton.solver.colocated import (
+    best_for_servers,
+    cheapest_colocated,
+    device_columns,
+    largest_capacities,
+    min_price,
+    min_servers,
+    servers_for_all,
+    total_that_fits,
+)
 from themis_triton.solver.fleet_kernels import describe_fleet
 from themis_triton.solver.label_setting import COST, LATENCY_TOLERANCE_MS, cheapest
-from themis_triton.solver.queueing import SLO
-from themis_triton.solver.rate_search import largest_rate
+from themis_triton.solver.queueing import RATE_GROWING, SLO
+from themis_triton.solver.rate_search import NO_GUESS, largest_rate, largest_slower_rate
 from themis_triton.solver.separate import fastest_separate, separate_columns, separate_frontier
 from themis_triton.solver.slot_kernels import split_slots
-from themis_triton.solver.stage_kernels import CORES, ELSEWHERE, Chain, place_times, server_capacity_rps, set_rate
+from themis_triton.solver.stage_kernels import CORES, ELSEWHERE, SLOWER, Chain, place_times, server_capacity_rps, set_rate
 from themis_triton.solver.surface import BoolArray, FloatArray, IntArray
 
 # The answer of a search. CHEAPEST: a plan of low..high servers; FEWEST: the fewest of low..high servers that carry the rate; ENOUGH: the
 # fewest above `low`, which do not suffice, up to about low + high; LARGEST_RATE: the largest whole rate up to `high` on `low` servers
 # (MIN_SERVERS of each stage where stages are separate); LARGEST_RATE_IN_TOTAL: on MAX_TOTAL_SERVERS, freely divided; COSTS: the least
-# cost with at most 0..high servers.
-CHEAPEST, FEWEST, ENOUGH, LARGEST_RATE, LARGEST_RATE_IN_TOTAL, COSTS = 0, 1, 2, 3, 4, 5
+# cost with at most 0..high servers; LARGEST_RATES: the largest rates on low..high servers, the first of them about the chain's own.
+CHEAPEST, FEWEST, ENOUGH, LARGEST_RATE, LARGEST_RATE_IN_TOTAL, COSTS, LARGEST_RATES = 0, 1, 2, 3, 4, 5, 6
+RATE_LIMIT = 10**9
 NEAR = 1.05  # plans up to this much dearer than a good one are compared too, for the runner-up
 N, C, B, SERVICE, WAIT, CAPACITY = 0, 1, 2, 3, 4, 5  # columns of a stage's row; the last row: see `search_colocated`
 
@@ -64,17 +74,20 @@ def describe_plan(
     return out
 
 
-@inlined
-def _fits_together(chain: Chain, servers: int, any_plan: bool, counts: IntArray, batches: IntArray) -> bool:
-    """Whether `servers` servers that hold all stages carry the rate."""
-    return bool(best_for_servers(chain, servers, np.inf, any_plan, counts, batches)[1] < np.inf)
+@kernel
+def _fits_together(chain: Chain, servers: int, flag: bool, memo: IntArray) -> bool:  # noqa: ARG001 - as `_fits_apart`
+    """Whether `servers` servers that hold all stages carry the rate. `memo[0]`: the instances with which servers did so last."""
+    total = total_that_fits(chain, servers, memo[0])
+    memo[0] = total if total > 0 else memo[0]
+    return bool(total > 0)
 
 
 @inlined
-def _cheapest_plan(chain: Chain, low: int, high: int, colocated: bool, counts: IntArray, batches: IntArray, out: FloatArray) -> None:
+def _cheapest_plan(chain: Chain, low: int, high: int, colocated: bool, out: FloatArray) -> None:
     """Write the rows of the cheapest co-located plan."""
-    stages, total, best = counts.shape[0], int(np.int64(0)), np.empty(6)
-    cheapest_colocated(chain, low, high, not colocated, counts, batches, best)
+    stages, total, best = chain.ints.shape[0], int(np.int64(0)), np.empty(6)
+    counts, batches = np.zeros(stages, dtype=np.int64), np.zeros(stages, dtype=np.int64)
+    cheapest_colocated(chain, low, high, counts, batches, best)
     out[stages, 0] = 1.0 if best[0] > 0.0 else 0.0
     for d in range(1, 6):
         out[stages, d] = best[d]
@@ -84,14 +97,17 @@ def _cheapest_plan(chain: Chain, low: int, high: int, colocated: bool, counts: I
         describe_stage(chain, s, colocated, int(best[0]), counts[s], batches[s], total, out[s])
 
 
-@inlined
-def _rate_limit(chain: Chain, servers: int, max_rps: int) -> int:
-    """A whole rate up to `max_rps` beyond which a stage lacks capacity on so many servers, whatever its times: a bound in microseconds."""
+@kernel
+def _rate_limit(chain: Chain, servers: int, max_rps: int, largest: FloatArray) -> int:
+    """A whole rate up to `max_rps` beyond which a stage lacks capacity on so many servers, whatever its times: a bound in microseconds.
+
+    `largest`: see `largest_capacities`.
+    """
     low, high = 0, max_rps + 1
     while high - low > 1:
         middle = (low + high) // 2
         set_rate(chain, float(middle), float(middle))
-        if 0 < min_servers(chain) <= servers:
+        if 0 < servers_for_all(chain, largest) <= servers:
             low = middle
         else:
             high = middle
@@ -99,14 +115,14 @@ def _rate_limit(chain: Chain, servers: int, max_rps: int) -> int:
 
 
 @inlined
-def _enough_servers(chain: Chain, low: int, high: int, any_plan: bool, counts: IntArray, batches: IntArray) -> int:
+def _enough_servers(chain: Chain, low: int, high: int, flag: bool, memo: IntArray) -> int:
     """The fewest servers above `low`; 0: not even about `high` more do. Every server helps, so that doubling and halving find them."""
     below, above = 0, 1
-    while above <= high and not _fits_together(chain, low + above, any_plan, counts, batches):
+    while above <= high and not _fits_together(chain, low + above, flag, memo):
         below, above = above, 2 * above
     while above <= high and above - below > 1:
         middle = (below + above) // 2
-        if _fits_together(chain, low + middle, any_plan, counts, batches):
+        if _fits_together(chain, low + middle, flag, memo):
             above = middle
         else:
             below = middle
@@ -114,27 +130,44 @@ def _enough_servers(chain: Chain, low: int, high: int, any_plan: bool, counts: I
 
 
 @inlined
-def _fewest_servers(chain: Chain, low: int, high: int, any_plan: bool, counts: IntArray, batches: IntArray) -> int:
+def _fewest_servers(chain: Chain, low: int, high: int, flag: bool, memo: IntArray) -> int:
     """The fewest of low..high servers; 0: none of them."""
     first, fewest = min_servers(chain), 0
     n = max(low, first)
     while first > 0 and fewest == 0 and n <= high:
-        if _fits_together(chain, n, any_plan, counts, batches):
+        if _fits_together(chain, n, flag, memo):
             fewest = n
         n += 1
     return fewest
 
 
 @inlined
-def _costs_together(chain: Chain, high: int, any_plan: bool, counts: IntArray, batches: IntArray, out: FloatArray) -> None:
+def _costs_together(chain: Chain, high: int, out: FloatArray) -> None:
     """Write the least cost with at most n servers into `out[n, 0]`."""
     floor, first = min_price(chain), min_servers(chain)
+    counts, batches = np.zeros(chain.ints.shape[0], dtype=np.int64), np.zeros(chain.ints.shape[0], dtype=np.int64)
     out[0, 0] = np.inf
     for n in range(1, high + 1):
         cost = out[n - 1, 0]
         if first > 0 and n >= first and n * floor <= cost:
-            cost = min(cost, best_for_servers(chain, n, cost, any_plan, counts, batches)[0])
+            cost = min(cost, best_for_servers(chain, n, cost, counts, batches)[0])
         out[n, 0] = cost
+
+
+@inlined
+def _largest_together(chain: Chain, low: int, high: int, max_rps: int, flag: bool, memo: IntArray, out: FloatArray) -> None:
+    """Write the largest rate on low..high servers into `out[n - low, 0]`; of several, each search begins where the last ones lead to."""
+    guess = int(chain.rate[RATE_GROWING]) if max_rps == RATE_LIMIT else NO_GUESS
+    largest = np.empty(chain.ints.shape[0])
+    largest_capacities(chain, largest)
+    for n in range(low, high + 1):
+        limit_rps = _rate_limit(chain, n, max_rps, largest)
+        if chain.rule[SLOWER]:
+            rate = largest_slower_rate(chain, _fits_together, n, flag, limit_rps, guess, memo)
+        else:
+            rate = largest_rate(chain, _fits_together, n, flag, limit_rps, memo)
+        out[n - low, 0] = rate
+        guess = max(0, 2 * rate - int(out[n - low - 1, 0]) if n > low else rate + rate // n)
 
 
 @kernel
@@ -154,26 +187,26 @@ def search_colocated(
 
     CHEAPEST: a row per stage, and last (found, cost, ms, runner-up's servers, cost, ms). COSTS: at [n, 0], infinite where no plan holds.
     The other questions: a number at [0, 0]; 0 servers where no number is enough, a rate of −1 where not even rate 0 is carried.
+    LARGEST_RATES: such a rate of n servers at [n - low, 0].
     """
     chain = Chain(latency, gather, ints, floats, allowed, rate, rule)
-    stages, any_plan = ints.shape[0], question == FEWEST or question == ENOUGH or question == LARGEST_RATE  # noqa: PLR1714
-    out = np.zeros((high + 1 if question == COSTS else stages + 1, 6))
-    counts, batches = np.zeros(stages, dtype=np.int64), np.zeros(stages, dtype=np.int64)
+    several, memo = question in (COSTS, LARGEST_RATES), np.zeros(1, dtype=np.int64)
+    out = np.zeros((high + 1 if several else ints.shape[0] + 1, 6))
     if question == CHEAPEST:
-        _cheapest_plan(chain, low, high, question == CHEAPEST, counts, batches, out)
+        _cheapest_plan(chain, low, high, not several, out)
     elif question == FEWEST:
-        out[0, 0] = _fewest_servers(chain, low, high, any_plan, counts, batches)
+        out[0, 0] = _fewest_servers(chain, low, high, several, memo)
     elif question == ENOUGH:
-        out[0, 0] = _enough_servers(chain, low, high, any_plan, counts, batches)
+        out[0, 0] = _enough_servers(chain, low, high, several, memo)
     elif question == COSTS:
-        _costs_together(chain, high, any_plan, counts, batches, out)
+        _costs_together(chain, high, out)
     else:
-        out[0, 0] = largest_rate(chain, _fits_together, low, any_plan, _rate_limit(chain, low, high), counts, batches)
+        _largest_together(chain, low, high if several else low, RATE_LIMIT if several else high, several, memo, out)
     return out
 
 
 @inlined
-def _fits_apart(chain: Chain, servers: int, in_total: bool, counts: IntArray, batches: IntArray) -> bool:  # noqa: ARG001 - as `_fits_together`
+def _fits_apart(chain: Chain, servers: int, in_total: bool, memo: IntArray) -> bool:  # noqa: ARG001 - as `_fits_together`
     """Whether any plan holds with MAX_TOTAL_SERVERS servers in total, or else with MIN_SERVERS of each stage."""
     if in_total:
         fits = separate_frontier(chain, 1.0, not in_total)[0].shape[0] > 0
@@ -214,13 +247,12 @@ def search_separate(
     low: int,
     high: int,
 ) -> FloatArray:
-    """The answer about servers that hold one stage each: as `search_colocated`, for all its questions but FEWEST and ENOUGH."""
+    """The answer about servers that hold one stage each: as `search_colocated`, for its questions but FEWEST, ENOUGH and LARGEST_RATES."""
     chain = Chain(latency, gather, ints, floats, allowed, rate, rule)
     stages, in_total = ints.shape[0], question == LARGEST_RATE_IN_TOTAL
     out = np.zeros((high + 1 if question == COSTS else stages + 1, 6))
     if question == LARGEST_RATE or in_total:
-        counts = np.zeros(stages, dtype=np.int64)
-        out[0, 0] = largest_rate(chain, _fits_apart, low, in_total, high, counts, counts)
+        out[0, 0] = largest_rate(chain, _fits_apart, low, in_total, high, np.zeros(1, dtype=np.int64))
         return out
     labels, plans = separate_frontier(chain, np.inf if question == COSTS else NEAR, question == COSTS)
     if question == CHEAPEST:

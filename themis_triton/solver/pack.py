@@ -21,7 +21,10 @@ _ANY_TOTAL = int(np.iinfo(np.int64).max)
 
 @dataclass(frozen=True, slots=True)
 class PackedStages:
-    """Arrays of the stages; `stages` is kept so that no other object gets its identity. `tail`: see `stage_tail`."""
+    """Arrays of the stages; `stages` is kept so that no other object gets its identity. `tail`: see `stage_tail`.
+
+    `slower`: see `ChainProblem.only_slower_with_rate`.
+    """
 
     stages: tuple[StageProblem, ...]
     latency: FloatArray
@@ -30,6 +33,7 @@ class PackedStages:
     floats: FloatArray
     allowed: BoolArray
     tail: float
+    slower: bool
 
 
 def pack(
@@ -59,7 +63,7 @@ def pack(
         restriction = (id(problem.stages), tuple(map(_hashable, batches)))
         allowed = problem.packed.get(restriction, lambda: _restricted(problem, arrays.allowed, batches))
     rate = problem.demand_rps if rate_rps is None else rate_rps
-    rule, floats = _rule(problem, servers), arrays.floats
+    rule, floats = _rule(problem, servers, arrays), arrays.floats
     if problem.other_rps:
         floats = floats.copy()
         floats[:, OTHER_RPS] = problem.other_rps
@@ -73,12 +77,12 @@ def _rates(problem: ChainProblem, rate_rps: float, tail: float) -> FloatArray:
     return np.array([problem.slo_ms, rate_rps, rate_rps, required, tail, memory, problem.dispersion, *headroom])
 
 
-def _rule(problem: ChainProblem, servers: int | Sequence[int] | None) -> IntArray:
+def _rule(problem: ChainProblem, servers: int | Sequence[int] | None, arrays: PackedStages) -> IntArray:
     cores = problem.throughput is ThroughputRule.CORES
     max_total = problem.max_servers if servers is None else _ANY_TOTAL
     elsewhere, shared = (0, 0) if cores else (problem.busy_elsewhere, problem.extra_places)
-    values = [queueing_code(problem.queueing), int(cores), int(problem.paper_rounding), elsewhere, max_total, problem.processes, shared]
-    return np.array(values, dtype=np.int64)
+    form = (queueing_code(problem.queueing), cores, problem.paper_rounding)
+    return np.array([*form, elsewhere, max_total, problem.processes, shared, arrays.slower], dtype=np.int64)
 
 
 def _arrays(problem: ChainProblem) -> PackedStages:
@@ -112,7 +116,8 @@ def _build(problem: ChainProblem) -> PackedStages:
     shape = (problem.queueing, problem.percentile, largest)
     gather = problem.packed.get(shape, lambda: gather_table(*shape))
     tail = stage_tail(problem.percentile, problem.calls_in_turn) / problem.side_by_side
-    return PackedStages(stages, np.ascontiguousarray(latency), gather, ints, np.array(floats, dtype=np.float64), allowed, tail)
+    arrays = np.ascontiguousarray(latency), gather, ints, np.array(floats, dtype=np.float64), allowed
+    return PackedStages(stages, *arrays, tail, problem.only_slower_with_rate)
 
 
 def _others(problem: ChainProblem) -> list[int]:

@@ -127,6 +127,12 @@ class ChainProblem:
         """The largest number of stages that a request runs at the same time."""
         return 1.0 if self.graph is None else width(self.graph)
 
+    @property
+    def only_slower_with_rate(self) -> bool:
+        """Whether neither latency nor capacity required falls as the rate rises: no batch is gathered, no calls at once fill one."""
+        alone = all(stage.max_queue_delay_ms == 0.0 and stage.most_calls <= stage.in_turn for stage in self.stages)
+        return self.queueing.predicts_busy and not self.paper_rounding and alone
+
     def total_ms(self, stages_ms: Sequence[float]) -> float:
         """The latency of a request from those of its stages: the longest path."""
         if self.graph is None:

@@ -17,7 +17,7 @@ from themis_triton.solver.pack import pack
 from themis_triton.solver.plans import Binding, ChainPlan, StagePlan
 from themis_triton.solver.problem import ChainProblem, Placement
 from themis_triton.solver.slot_kernels import split_slots
-from themis_triton.solver.solve import largest_demand, solve_joint
+from themis_triton.solver.solve import largest_demand, largest_demands, solve_joint
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,15 +117,36 @@ def _all_carried(member: PoolMember, costs: Sequence[float]) -> list[float]:
 def _carried(member: PoolMember, need: int, devices: int, known: Callable[..., Any]) -> list[float]:
     """Largest demand with 0..devices devices of the pool; the whole demand from `need` on."""
     problem, carried = member.problem, [0.0]
+    short = min(need - 1, devices) + member.own_devices
+    largest = _largest_by_devices(problem, min(short, problem.max_servers), known)
     for n in range(devices + 1):
         available = n + member.own_devices
         if n >= need:
             carried.append(problem.demand_rps)
         elif 0 < available <= problem.max_servers:
-            carried.append(max(0.0, _largest(problem, available, known)))
+            carried.append(max(0.0, largest[available - 1]))
         else:
             carried.append(carried[-1])
     return carried[1:]
+
+
+def _largest_by_devices(problem: ChainProblem, devices: int, known: Callable[..., Any]) -> list[float]:
+    """The largest demand up to the problem's with 1..devices devices."""
+    if problem.placement is Placement.COLOCATED and problem.only_slower_with_rate:
+        bare = replace(problem, demand_rps=0.0)
+        capacities_rps: list[int] = known(("capacities", bare), list)
+        _complete(capacities_rps, bare, devices)
+        whole_rps = math.floor(problem.demand_rps)
+        return [float(min(rps, whole_rps)) for rps in capacities_rps[:devices]]
+    return [_largest(problem, n, known) for n in range(1, devices + 1)]
+
+
+def _complete(capacities_rps: list[int], problem: ChainProblem, devices: int) -> None:
+    """Append the largest demands up to so many devices: a capacity is asked for once for all demands."""
+    first = len(capacities_rps) + 1
+    if first <= devices:
+        last, before = [0, 0, *capacities_rps][:-3:-1]
+        capacities_rps += largest_demands(problem, first, devices, max(0, 2 * last - before))
 
 
 def _largest(problem: ChainProblem, devices: int, known: Callable[..., Any]) -> float:

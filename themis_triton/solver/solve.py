@@ -15,7 +15,6 @@ from themis_triton.solver.problem import ChainProblem, Placement
 from themis_triton.solver.queueing import SLO
 from themis_triton.solver.stage_kernels import MIN_INSTANCES, MIN_SERVERS, Chain
 
-RATE_LIMIT = 10**9
 SERVERS_TRIED = 4096
 TOTAL_TRIED = 512  # in total where waits fall with every server, so that every number is a choice
 
@@ -214,6 +213,12 @@ def largest_demand(
     return _largest(problem, _Limits(servers, instances, batches), problem.demand_rps if max_rate_rps is None else max_rate_rps)
 
 
+def largest_demands(problem: ChainProblem, first: int, last: int, guess_rps: int) -> list[int]:
+    """The answers of `largest_demand` without a limit for first..last co-located servers; quick where the first is near the guess."""
+    chain = pack(problem, rate_rps=float(guess_rps))
+    return [int(row[0]) for row in kernels.search_colocated(*chain, kernels.LARGEST_RATES, first, last)[: last - first + 1].tolist()]
+
+
 def evaluate(
     problem: ChainProblem, servers: int | Sequence[int], instances: Sequence[int], batches: Sequence[int], *, rate_rps: float | None = None
 ) -> Evaluation:
@@ -273,7 +278,7 @@ def _range(problem: ChainProblem, limits: _Limits) -> tuple[int, int]:
 
 
 def _largest(problem: ChainProblem, limits: _Limits, max_rate_rps: float) -> float:
-    chain, max_rps = limits.pack(problem), min(int(max_rate_rps), RATE_LIMIT)
+    chain, max_rps = limits.pack(problem), min(int(max_rate_rps), kernels.RATE_LIMIT)
     if _is_separate(problem):
         question = kernels.LARGEST_RATE_IN_TOTAL if limits.servers is None else kernels.LARGEST_RATE
         return float(kernels.search_separate(*chain, question, 0, max_rps)[0, 0])
@@ -300,7 +305,7 @@ def _infeasible_because(problem: ChainProblem, limits: _Limits) -> Binding:
     if problem.device_memory_bytes is not None and _found(_joint(replace(problem, device_memory_bytes=None), limits)):
         return Binding.MEMORY
     if limits.servers is None:
-        most = SERVERS_TRIED if problem.queueing.predicts_busy else RATE_LIMIT
+        most = SERVERS_TRIED if problem.queueing.predicts_busy else kernels.RATE_LIMIT
         many = [most] * len(problem.stages) if _is_separate(problem) else SERVERS_TRIED
         if _found(_joint(problem, replace(limits, servers=many))):
             return Binding.DEVICES
@@ -319,7 +324,7 @@ def _missing_by_stage(problem: ChainProblem, limits: _Limits) -> tuple[int | Non
     """The fewest servers in total that the whole demand needs beyond the given ones: servers cost 1, instances nothing."""
     given = np.broadcast_to(np.asarray(limits.servers, dtype=np.int64), (len(problem.stages),)).tolist()
     few = problem.queueing.predicts_busy
-    most = 2 * sum(given) if few else RATE_LIMIT
+    most = 2 * sum(given) if few else kernels.RATE_LIMIT
     while True:
         chain = replace(limits, servers=None).pack(replace(problem, max_servers=most))
         chain.ints[:, 2] = given
@@ -330,5 +335,5 @@ def _missing_by_stage(problem: ChainProblem, limits: _Limits) -> tuple[int | Non
             by_stage = tuple(int(row[0]) - n for row, n in zip(rows[:-1], given, strict=True))
             return sum(by_stage), by_stage
         most *= 2
-        if most > (TOTAL_TRIED if few else RATE_LIMIT):
+        if most > (TOTAL_TRIED if few else kernels.RATE_LIMIT):
             return None, ()

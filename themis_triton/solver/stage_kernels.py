@@ -29,7 +29,7 @@ from themis_triton.solver.surface import BoolArray, FloatArray, IntArray
 # in `join_kernels`.
 MIN_INSTANCES, MAX_INSTANCES, MIN_SERVERS, MAX_SERVERS, BESIDE = 0, 1, 2, 3, 7
 SERVER_PRICE, INSTANCE_PRICE, MEMORY_BYTES, DELAY_MS, RATIO, IN_TURN, OTHER_RPS, MOST_CALLS = 0, 1, 2, 3, 4, 5, 6, 7
-QUEUEING, CORES, WHOLE, ELSEWHERE, MAX_TOTAL_SERVERS, PROCESSES, EXTRA_PLACES = 0, 1, 2, 3, 4, 5, 6
+QUEUEING, CORES, WHOLE, ELSEWHERE, MAX_TOTAL_SERVERS, PROCESSES, EXTRA_PLACES, SLOWER = 0, 1, 2, 3, 4, 5, 6, 7
 CAPACITY_TOLERANCE = 1e-9
 
 
@@ -37,7 +37,8 @@ class Chain(NamedTuple):
     """A packed problem. S stages, B batch sizes, K busy instances (or cores).
 
     `latency` float64[2·S, B, K] ms: S at the percentile, then S means, by which capacity counts; `gather` float64[B], see `gather_table`;
-    `ints` int64[S, 8]; `floats` float64[S, 8]; `allowed` bool[S, B]; `rate` float64[9]; `rule` int64[7].
+    `ints` int64[S, 8]; `floats` float64[S, 8]; `allowed` bool[S, B]; `rate` float64[9]; `rule` int64[8], of which SLOWER is 1 where no wait
+    falls with the rate.
     """
 
     latency: FloatArray
