@@ -52,11 +52,14 @@ SIDECAR_MODULES = frozenset(
 
 
 @app.command(epilog="Example: themis run -c themis.yaml")
-def run(config: ConfigOption) -> None:
+def run(
+    config: ConfigOption,
+    standby: Annotated[bool, typer.Option("--standby", help="Wait while another sidecar leads; take over when it ends or hangs.")] = False,
+) -> None:
     """Run the sidecar until SIGTERM. Servers and Envoy keep serving afterwards."""
     from themis_triton.commands.run_command import run_command  # noqa: PLC0415 - a command loads only what it needs
 
-    run_command(config)
+    run_command(config, standby=standby)
 
 
 @app.command(epilog="Example: themis validate -c themis.yaml --live")

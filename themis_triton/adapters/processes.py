@@ -168,6 +168,14 @@ async def wait_for_exit(identity: ProcessId) -> None:
     find_process(identity)
 
 
+def kill_process(identity: ProcessId) -> bool:
+    """SIGKILL to the very process; returns at once, and whether it still ran. A paused one dies too."""
+    process = find_process(identity)
+    if process is not None:
+        _signal(process, signal.SIGKILL)
+    return process is not None
+
+
 async def stop_process(identity: ProcessId, timeout_s: float) -> bool:
     """SIGTERM, then after the time-out SIGKILL, to the process and whatever else is in its group; returns when they are gone.
 

@@ -25,7 +25,7 @@ from themis_triton.settings import load_settings
 MAX_FILES = 65_536
 
 
-def run_command(path: Path) -> None:
+def run_command(path: Path, *, standby: bool = False) -> None:
     """Run the sidecar until a signal. Logs go to standard error, as JSON if it is not a terminal."""
     configure_logging()
     config = runnable_settings(path)
@@ -34,7 +34,7 @@ def run_command(path: Path) -> None:
     if config.envoy.managed:  # one that runs as another user must be able to read its files
         os.umask(0o077)
     _allow_many_files()
-    asyncio.run(run_daemon(config, lambda: runnable_settings(path)))
+    asyncio.run(run_daemon(config, lambda: runnable_settings(path), standby=standby))
 
 
 def _allow_many_files() -> None:

@@ -1,16 +1,33 @@
-"""A file lock that allows one process per directory: a daemon in its state directory, a demo in its folder."""
+"""A file lock that allows one process per directory: a daemon in its state directory, a demo in its folder.
+
+A sidecar beats in the file while its loop runs, so that one that stands by can tell a leader that is paused or hangs from one that works.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
+import structlog
+
+from themis_triton.adapters.processes import identify, kill_process
 from themis_triton.core.errors import EnvironmentCheckError
+from themis_triton.core.fleet import ProcessId
 
 LOCK_FILE = "themis.lock"
+BEAT_FILE = "themis.beat"
+_POLL_S = 0.2
+_BEAT_S = 0.5
+_BEAT_BYTES = 64
+_PATIENT_POLLS = 25
+"""Polls in a row without a beat after which a leader is taken for paused or hung: 5 s. A pause of the watcher itself adds none."""
+
+log = structlog.get_logger()
 
 
 @contextmanager
@@ -19,21 +36,119 @@ def locked(directory: Path, named: str = "state_directory") -> Iterator[None]:
 
     EnvironmentCheckError names the pid of the process that holds the lock, or the reason why the directory is not writable.
     """
-    path = directory / LOCK_FILE
+    with _opened(directory, named) as handle:
+        if not _acquired(handle):
+            raise EnvironmentCheckError(
+                f"{named}: {directory} is in use by the process with pid {_holder(handle)}. Fix: stop it, or use another directory"
+            )
+        yield
+
+
+class Leadership:
+    """The lock of a sidecar, which may wait for it while another one leads.
+
+    Whoever holds the lock leads; nobody else acts. A leader that has not beaten for 5 s is killed before its lock is taken: it cannot act
+    any more when it wakes up. Servers, Envoy and the journal are as at any restart.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._handle: IO[str] | None = None
+
+    async def wait(self) -> None:
+        """Wait until the lock is held. EnvironmentCheckError where the directory is not writable."""
+        handle = _open(self._directory, "state_directory")
+        try:
+            await self._acquire(handle)
+        except BaseException:
+            handle.close()
+            raise
+        self._handle = handle
+
+    async def _acquire(self, handle: IO[str]) -> None:
+        leader, last, silent = "", "", 0
+        while not _acquired(handle):
+            pid, beat = _holder(handle), _read(self._directory / BEAT_FILE)
+            if pid != leader:
+                log.info("standby_started", leader=pid, message="this sidecar takes over when the leader ends or hangs")
+                leader = pid
+            silent = silent + 1 if beat == last else 0
+            last = beat
+            if silent >= _PATIENT_POLLS:
+                await self._end_leader(beat)
+                silent = 0
+            await asyncio.sleep(_POLL_S)
+        if leader:
+            log.warning("leadership_taken_over", former_leader=leader)
+
+    async def _end_leader(self, beat: str) -> None:
+        """Kill the leader that beat last, if it still is the very process."""
+        leader = _identity(beat)
+        if leader is not None and await asyncio.to_thread(kill_process, leader):
+            silent_s = _PATIENT_POLLS * _POLL_S
+            log.warning("leader_killed", pid=leader.pid, message=f"it had not beaten for {silent_s:g} s: it was paused or hung")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the lock for the block, that of `wait` or a new one. EnvironmentCheckError as `locked`."""
+        if self._handle is None:
+            with locked(self._directory):
+                yield
+            return
+        with self._handle:
+            yield
+
+    async def beat(self) -> None:
+        """Beat, until cancelled. In place, so that a full disk does not make a leader look as if it hung."""
+        identity, number = identify(os.getpid()), 0
+        file = os.open(self._directory / BEAT_FILE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            while True:
+                number += 1
+                os.pwrite(file, f"{identity.pid} {identity.start_ticks} {number}".ljust(_BEAT_BYTES).encode(), 0)
+                await asyncio.sleep(_BEAT_S)
+        finally:
+            os.close(file)
+
+
+@contextmanager
+def _opened(directory: Path, named: str) -> Iterator[IO[str]]:
+    with _open(directory, named) as handle:
+        yield handle
+
+
+def _open(directory: Path, named: str) -> IO[str]:
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        handle = path.open("a+")
+        return (directory / LOCK_FILE).open("a+")
     except OSError as error:
         raise EnvironmentCheckError(f"{named}: {directory} is not writable ({error.strerror}). Fix: choose a writable directory") from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            handle.seek(0)
-            raise EnvironmentCheckError(
-                f"{named}: {directory} is in use by the process with pid {handle.read().strip()}. Fix: stop it, or use another directory"
-            ) from error
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
-        yield
+
+
+def _acquired(handle: IO[str]) -> bool:
+    """Whether the lock is held now; then the file has this process's pid."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    handle.truncate(0)
+    handle.write(str(os.getpid()))
+    handle.flush()
+    return True
+
+
+def _holder(handle: IO[str]) -> str:
+    handle.seek(0)
+    return handle.read().strip()
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="ascii")
+    except OSError:
+        return ""
+
+
+def _identity(beat: str) -> ProcessId | None:
+    parts = beat.split()
+    return ProcessId(int(parts[0]), int(parts[1])) if len(parts) == 3 and all(part.isdigit() for part in parts) else None

@@ -28,7 +28,7 @@ from themis_triton.daemon.fixed_counts import changeable, find_fixed
 from themis_triton.daemon.hangup import hangup_handler
 from themis_triton.daemon.housekeeping import keep_logs_bounded
 from themis_triton.daemon.kernels import INTERPRETED, Kernels, preparing_kernels
-from themis_triton.daemon.lock import locked
+from themis_triton.daemon.lock import Leadership
 from themis_triton.daemon.loop import Loop
 from themis_triton.daemon.override_api import override_routes
 from themis_triton.daemon.overrides import OverrideKeeper
@@ -42,19 +42,28 @@ from themis_triton.decide.rules import build_rules
 log = structlog.get_logger()
 
 
-async def run_daemon(config: ThemisConfig, read_settings: Callable[[], ThemisConfig]) -> None:
+async def run_daemon(config: ThemisConfig, read_settings: Callable[[], ThemisConfig], *, standby: bool = False) -> None:
     """Run until SIGTERM or SIGINT. Servers and Envoy keep serving afterwards; `themis stop --all` stops them.
 
     SIGHUP: `read_settings` returns the edited settings; its ThemisError leaves those that are in force. It ends the sidecar when the
     terminal that it was started on is gone.
+    `standby`: wait while another sidecar leads with the same state directory, and take over when it ends or hangs.
     """
     stop, reload = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, hangup_handler(stop, reload))
-    with locked(config.state_directory):
-        async with preparing_kernels(config.state_directory) as kernels, build_components(config) as components:
+    leadership = Leadership(config.state_directory)
+    if standby and await stopped_before(asyncio.create_task(leadership.wait()), stop):
+        log.info("sidecar_stopped", servers="still serving")
+        return
+    with leadership.held():
+        async with (
+            cancelled_on_exit(asyncio.create_task(leadership.beat())),
+            preparing_kernels(config.state_directory) as kernels,
+            build_components(config) as components,
+        ):
             hung = await components.envoy.end_if_hung()
             if hung is not None:
                 log.error("envoy_killed", message=f"the running Envoy does not serve: {hung}; it is started again")
