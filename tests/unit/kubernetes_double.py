@@ -126,7 +126,8 @@ class Cluster:
         watched = request.query.get("watch") in ("true", "True")
         self.calls.append(f"{'WATCH' if watched else request.method} {request.path.rpartition('/')[2]}")
         if self.failures and not watched:
-            return _status(self.failures.popleft(), "the server is busy", headers={"Retry-After": "0"})
+            words = 'User "system:serviceaccount:inference:themis" cannot do this, or the server is busy'
+            return _status(self.failures.popleft(), words, headers={"Retry-After": "0"})
         answer: web.StreamResponse = await handler(request)
         if self.lost_answers and request.method == "POST":
             self.lost_answers -= 1

@@ -62,5 +62,5 @@ def _repositories(config: ThemisConfig) -> list[ModelRepository]:
 
 
 def _devices(config: ThemisConfig) -> set[str]:
-    slots = config.launch.slots if config.launch is not None else ()
+    slots = config.launch.slots if config.launch is not None and config.launch.runs_here else ()
     return {device_name(device) for device in {*(slot.device for slot in slots), *(server.device for server in config.servers)}}

@@ -190,7 +190,11 @@ def _refusal(what: str, status: int, body: str) -> ApiError:
         words = str(json.loads(body).get("message") or body)
     except (ValueError, AttributeError):
         words = body[:500]
-    fix = ". Fix: bind the sidecar's service account to the Role of examples/kubernetes/rbac.yaml" if status in (401, 403) else ""
+    fix = (
+        ". Fix: bind the sidecar's service account to the Role of examples/kubernetes/rbac.yaml"
+        if status == 401 or (status == 403 and "cannot" in words)
+        else ""
+    )
     return ApiError(f"Kubernetes refused to {what} ({status}): {words}{fix}", status)
 
 

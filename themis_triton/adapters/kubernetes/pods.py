@@ -104,7 +104,10 @@ def _arguments(ports: Mapping[str, int], models: Models, config: KubernetesLaunc
 
 def _variables(secret: str) -> list[Json]:
     key = {"secretKeyRef": {"name": secret, "key": _SECRET_KEY}}
-    return [{"name": _IP_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}, {"name": _KEY_VARIABLE, "valueFrom": key}]
+    return [
+        {"name": _IP_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+        {"name": _KEY_VARIABLE, "valueFrom": key},
+    ]
 
 
 def resources_for(base: Mapping[str, Any], models: Models, config: KubernetesLaunchConfig) -> Json:

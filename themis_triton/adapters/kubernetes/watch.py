@@ -29,16 +29,18 @@ class PodWatch:
         self._selector = selector
         self._pods: dict[str, Json] = {}
         self._version: str | None = None
+        self._listed = False
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Condition()
         self._listing = asyncio.Lock()
         self.lists = 0
 
     async def pods(self) -> Mapping[str, Json]:
-        """All pods by name. ServerError where they could not be listed yet."""
-        async with self._listing:
-            if self._version is None:
-                await self._list()
+        """All pods by name, without a call once they were listed. ServerError where they could not be listed yet."""
+        if not self._listed:
+            async with self._listing:
+                if not self._listed:
+                    await self._list()
         if self._task is None:
             self._task = asyncio.create_task(self._run())
         return self._pods
@@ -84,7 +86,7 @@ class PodWatch:
     @property
     def known(self) -> Mapping[str, Json] | None:
         """All pods as last seen; None before the first list."""
-        return self._pods if self._version is not None or self._pods else None
+        return self._pods if self._listed else None
 
     async def close(self) -> None:
         """End the watch."""
@@ -95,6 +97,7 @@ class PodWatch:
 
     async def _list(self) -> None:
         pods, self._version = await self._api.list_pods(self._selector)
+        self._listed = True
         self.lists += 1
         self._pods = {pod["metadata"]["name"]: pod for pod in pods}
         async with self._changed:
