@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
+import subprocess
 from importlib.resources import files
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from tests.unit.status_api import served
 from themis_triton.daemon.page import HEADERS, TYPES
+from themis_triton.daemon.page_bundle import bundled
 
 PAGE = Path(str(files("themis_triton"))) / "page"
 OWN_SCRIPTS = sorted(PAGE.glob("*.js"))
@@ -25,7 +28,13 @@ def test_every_file_that_the_page_loads_is_served_with_its_type_and_may_load_not
             assert index.headers["content-type"] == TYPES["html"]
             loaded = LOADED.findall(index.text)
             imported = {f"page/{name}" for script in OWN_SCRIPTS for name in IMPORTED.findall(script.read_text(encoding="utf-8"))}
-            assert {"page/main.js", "page/app.css", "page/vendor/uPlot.iife.min.js"} <= set(loaded)
+            assert set(loaded) == {"page/main.js", "page/app.css", "page/theme.js", "page/icon.svg"}, "few requests"
+            bundle = (await api.client.get("../page/main.js")).text
+            for part in ("uPlot (v1.6.32)", "class Timeline", "class WhatIf"):
+                assert bundle.count(part) == 1
+            assert ".uplot" in (await api.client.get("../page/app.css")).text
+            plain = await api.client.get("../page/main.js", headers={"Accept-Encoding": "identity"})
+            assert (plain.text, plain.headers.get("content-encoding")) == (bundle, None)
             for path in {*loaded, *imported}:
                 answer = await api.client.get(f"../{path}")
                 assert (answer.status_code, answer.headers["content-type"]) == (200, TYPES[path.rpartition(".")[2]]), path
@@ -34,6 +43,20 @@ def test_every_file_that_the_page_loads_is_served_with_its_type_and_may_load_not
                 assert (again.status_code, again.content) == (304, b"")
 
     asyncio.run(scenario())
+
+
+NODE = shutil.which("node")
+
+
+@pytest.mark.skipif(NODE is None, reason="no node")
+def test_the_bundle_of_all_modules_is_a_module_that_can_be_parsed(tmp_path: Path) -> None:
+    script = tmp_path / "main.mjs"
+    modules = {path.name: path.read_text(encoding="utf-8") for path in OWN_SCRIPTS}
+    script.write_text(bundled(modules, "main.js", "var uPlot = {};"), encoding="utf-8")
+    ended = subprocess.run([str(NODE), "--check", str(script)], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
+    with pytest.raises(ValueError, match=r"a\.js: cannot be bundled: export default 1"):
+        bundled({"a.js": "export default 1\n"}, "a.js", "")
 
 
 def test_the_policy_of_the_page_allows_its_own_files_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 from collections.abc import Awaitable, Callable, Iterator
 from http import HTTPStatus
@@ -10,8 +11,11 @@ from importlib.resources.abc import Traversable
 
 from aiohttp import web
 
+from themis_triton.daemon.page_bundle import bundled
+
 PAGE = "page"
-INDEX = "index.html"
+INDEX, ENTRY, STYLES = "index.html", "main.js", "app.css"
+LIBRARY, LIBRARY_STYLES = "vendor/uPlot.iife.min.js", "vendor/uPlot.min.css"
 PAGE_PATHS = "/page/"
 """Below it are all files but the page itself, which is at `/`."""
 TYPES = {
@@ -35,8 +39,11 @@ HEADERS = {
 
 
 def page_routes() -> list[web.RouteDef]:
-    """`/` and the files that it loads. They are read once; there is nothing secret in them."""
+    """`/` and the files that it loads, few and compressed where a browser takes that. They are read once; nothing in them is secret."""
     content = dict(_read(files("themis_triton") / PAGE))
+    modules = {name: data.decode() for name, data in content.items() if name.endswith(".js") and "/" not in name}
+    content[ENTRY] = bundled(modules, ENTRY, content[LIBRARY].decode()).encode()
+    content[STYLES] = content[LIBRARY_STYLES] + b"\n" + content[STYLES]
     routes = [web.get("/", _file(INDEX, content[INDEX]))]
     return routes + [web.get(f"{PAGE_PATHS}{name}", _file(name, data)) for name, data in content.items() if name != INDEX]
 
@@ -50,12 +57,14 @@ def _read(directory: Traversable, prefix: str = "") -> Iterator[tuple[str, bytes
 
 
 def _file(name: str, data: bytes) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    tag = hashlib.sha256(data).hexdigest()[:16]
-    headers = HEADERS | {"Content-Type": TYPES[name.rpartition(".")[2]], "ETag": f'"{tag}"'}
+    tag, packed = hashlib.sha256(data).hexdigest()[:16], gzip.compress(data, mtime=0)
+    headers = HEADERS | {"Content-Type": TYPES[name.rpartition(".")[2]], "ETag": f'"{tag}"', "Vary": "Accept-Encoding"}
 
     async def answer(request: web.Request) -> web.StreamResponse:
         if any(each.value == tag for each in request.if_none_match or ()):
             return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=HEADERS | {"ETag": headers["ETag"]})
+        if "gzip" in request.headers.get("Accept-Encoding", ""):
+            return web.Response(body=packed, headers=headers | {"Content-Encoding": "gzip"})
         return web.Response(body=data, headers=headers)
 
     return answer

@@ -55,10 +55,12 @@ export async function follow(onStatus, onLost) {
 const SILENT_MS = 40000;
 
 async function readStream(onStatus) {
-  const control = new AbortController();
+  const begun = window.themisEvents;
+  window.themisEvents = null;
+  const control = begun ? begun.control : new AbortController();
   let timer = setTimeout(() => control.abort(), SILENT_MS);
   try {
-    const response = await fetch("v1/events", { headers: headers(), signal: control.signal, cache: "no-store" });
+    const response = await (begun ? begun.response : fetch("v1/events", { headers: headers(), signal: control.signal, cache: "no-store" }));
     if (!response.ok) throw await failure(response);
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     let text = "";

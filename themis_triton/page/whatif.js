@@ -15,6 +15,8 @@ export class WhatIf {
     this.number = byId("whatif-rate-number");
     this.slo = byId("whatif-slo");
     this.touched = false;
+    this.near = false;
+    this.seen = new IntersectionObserver(([entry]) => { if (entry.isIntersecting && !this.near) { this.near = true; this.askAll(); } }, { rootMargin: "200px" });
     byId("whatif-form").addEventListener("submit", (event) => event.preventDefault());
     this.slider.addEventListener("input", () => { this.touched = true; this.number.value = this.slider.value; this.ask(); });
     this.number.addEventListener("input", () => { this.touched = true; this.slider.value = this.number.value; this.ask(); });
@@ -47,6 +49,8 @@ export class WhatIf {
       this.pipelines.value = this.name ?? names[0];
     }
     if (!this.name && names.length && first) this.setPipeline(names[0]);
+    // The solver is asked once the section may be seen, which is known when the sections above it are drawn.
+    if (first) requestAnimationFrame(() => requestAnimationFrame(() => this.seen.observe(byId("whatif"))));
   }
 
   reset() {
@@ -59,6 +63,11 @@ export class WhatIf {
     this.slider.value = rate;
     this.number.value = Math.round(rate * 10) / 10;
     this.slo.value = pipeline.slo_ms;
+    this.askAll();
+  }
+
+  askAll() {
+    if (!this.near || !this.name) return;
     this.ask();
     this.askCurve();
   }

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from themis_triton.adapters.store.bounds import aggregates
+from themis_triton.adapters.store.bounds import ROLL_UPS, aggregates
 from themis_triton.adapters.store.reader import JournalReader
 from themis_triton.core.action import Action
 from themis_triton.core.decision import Clamp, PipelineEvidence
@@ -30,6 +31,7 @@ MAX_SENTENCE = 600
 """Characters of a sentence in a list; with many pipelines one has thousands. The decision itself has it whole."""
 RESULT_S = 60.0
 """For how long after its last step a decision's result is measured."""
+_WIDEST_S = max(width_s for _, width_s in ROLL_UPS)
 _CHANGES = """
 with changes as (
     select rowid as number, decision_id, at_s, reason, sentence, instr(sentence, '; would ') as advice
@@ -46,7 +48,8 @@ _ACTIONS = (
 )
 _SERIES = f"""
 select pipeline, cast(at_s / ?3 as integer) * ?3 as step, {aggregates()}
-from samples where at_s + width_s > ?1 and at_s < ?2 group by 1, 2 order by 1, 2
+from samples where pipeline in (select value from json_each(?4)) and at_s > ?1 - {_WIDEST_S} and at_s + width_s > ?1 and at_s < ?2
+group by 1, 2 order by 1, 2
 """  # noqa: S608 - constants
 _REQUESTS = (
     "select pipeline, cast(at_s / 60 as integer) * 60.0 as minute, sum(requests), sum(late_requests) from samples "
@@ -59,9 +62,9 @@ def read_history(journal: JournalReader, from_s: float, until_s: float, points: 
     """The pipelines of `slos_ms` from `from_s` to `until_s`, with at most `points` + 1 steps, and the newest changes of that time."""
     step_s = max(MIN_STEP_S, math.ceil((until_s - from_s) / points))
     rows: dict[str, list[Sequence[Any]]] = {name: [] for name in slos_ms}
-    for name, *values in journal.rows(_SERIES, (from_s, until_s, step_s)) if journal.has_samples else ():
-        if name in rows:
-            rows[name].append(values)
+    names = json.dumps(list(slos_ms))
+    for name, *values in journal.rows(_SERIES, (from_s, until_s, step_s, names)) if journal.has_samples else ():
+        rows[name].append(values)
     span = (from_s, until_s)
     changes = journal.rows(_CHANGES, (*span, MAX_DECISIONS))
     decisions = [HistoryDecision(name, at_s, reason, _shortened(sentence)) for name, at_s, reason, sentence, _ in changes]
