@@ -29,6 +29,7 @@ NEEDS_PROMTOOL = pytest.mark.skipif(PROMTOOL is None, reason="no promtool: it is
 def exposition() -> str:
     exporter = Exporter()
     exporter.take(tick(NOW_S), 0.01)
+    exporter.show_times(config(), 0.0, 0.1)
     exporter.count_requests(config().pipelines, {"video": EndedRequests(10.0, 1.0)})
     return exporter.text().decode()
 

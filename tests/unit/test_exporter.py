@@ -3,12 +3,13 @@ from dataclasses import replace
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.unit.samples import CLASSIFIER, DETECTOR, NOW_S, action, record, server, snapshot
+from tests.unit.samples import CLASSIFIER, DETECTOR, NOW_S, action, config, record, route, server, snapshot
 from themis_triton.adapters.exporter import Exporter
 from themis_triton.core.action import ActionKind, Outcome, OutcomeKind
-from themis_triton.core.decision import Decision, PipelineEvidence, Reason, Stage
+from themis_triton.core.decision import Decision, PipelineEvidence, Reason, Stage, Target
 from themis_triton.core.estimate import PROXY
 from themis_triton.core.fleet import Phase, Server
+from themis_triton.core.observation import ServerReading
 from themis_triton.core.prediction import PredictionScore
 from themis_triton.core.record import TickRecord
 
@@ -57,6 +58,29 @@ def test_a_tick_shows_in_every_metric() -> None:
     assert result["themis_actions_total", "grow", "done"] == result["themis_actions_total", "grow", "refused"] == 1.0
     assert (result["themis_action_seconds_count", "grow"], result["themis_action_seconds_sum", "grow"]) == (1.0, 2.0)
     assert result["themis_stale_sources",] == 1.0
+
+
+def test_what_runs_is_shown_beside_what_may_run_and_how_old_each_source_is() -> None:
+    exporter = Exporter()
+    readings = (ServerReading("a", NOW_S - 0.5), ServerReading("b", NOW_S - 1.0))
+    routes = (route(DETECTOR, NOW_S - 0.25, 10.0),)
+    servers = [server("a", (3, 1), slot="cpu:0"), server("b", (2, 1), slot="cpu:1")]
+    first = record(seen=replace(snapshot(servers), readings=readings, routes=routes))
+    later = replace(snapshot(servers, NOW_S + 4.0), readings=(ServerReading("a", NOW_S + 4.0, error="refused"),))
+    target = Target({each.name: each.models for each in servers}, {"cpu:2": servers[0].models}, retire=("b",))
+    decision = Decision("d", NOW_S, "themis", Stage.ABSORB, Reason.SURGE, target, (EVIDENCE,))
+    exporter.take(first, 0.004)
+    exporter.take(record(seen=later, decision=decision), 0.004)
+    assert ("themis_slots", "used") not in samples(exporter)
+    exporter.show_times(config(slots=4), 0.3, 0.05)
+    result = samples(exporter)
+    assert (result["themis_tick_lag_seconds",], result["themis_route_take_up_seconds",]) == (0.3, 0.05)
+    assert (result["themis_slots", "used"], result["themis_slots", "free"]) == (2.0, 2.0)
+    assert (result["themis_wanted_instances", DETECTOR], result["themis_wanted_instances", CLASSIFIER]) == (6.0, 2.0)
+    assert result["themis_max_instances", DETECTOR] == config().models[DETECTOR].max_instances
+    assert result["themis_cost_per_second",] == 27.0
+    ages = {source: result["themis_source_age_seconds", source] for source in ("a", "b", PROXY)}
+    assert ages == {"a": 4.5, "b": 5.0, PROXY: 4.25}
 
 
 def test_a_limit_is_shown_with_what_it_refuses_while_there_is_one() -> None:

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics, generate_latest
 
 import themis_triton
+from themis_triton.adapters.exporter_usage import UsageMetrics
 from themis_triton.core.action import OutcomeKind
 from themis_triton.core.attainment import EndedRequests
-from themis_triton.core.config import PipelineConfig
+from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.prediction import PredictionScore
 from themis_triton.core.record import TickRecord
 
@@ -21,6 +22,7 @@ class Exporter:
 
     def __init__(self) -> None:
         self._newest: TickRecord | None = None
+        self._config: ThemisConfig | None = None
         self._registry = CollectorRegistry()
         registry = self._registry
         disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -57,6 +59,9 @@ class Exporter:
             "themis_resting", "1 for an actuator that rests until the settings, a model or a server change", ["actuator"], registry=registry
         )
         self._ratio = Gauge("themis_drift_ratio", "Time of executed batches over the profile's", ["model"], registry=registry)
+        self._usage = UsageMetrics(registry)
+        self._lag = Gauge("themis_tick_lag_seconds", "How much later than due the newest tick began", registry=registry)
+        self._take_up = Gauge("themis_route_take_up_seconds", "Time that Envoy took for the newest change of its routes", registry=registry)
         self._hold = Gauge(
             "themis_predictions_hold",
             "1 while plans go by predictions, 0 while they do not hold",
@@ -84,6 +89,7 @@ class Exporter:
         self._ticks.labels(record.decision.reason.value).inc()
         self._tick_s.observe(duration_s)
         self._newest = record
+        self._usage.take(record.snapshot)
         for incident in record.snapshot.incidents:
             self._incidents.labels(incident.kind.value).inc()
         for outcome in record.outcomes:
@@ -98,6 +104,13 @@ class Exporter:
             self._objective.labels(pipeline.name).set(round(pipeline.percentile / 100.0, 6))
             self._ended.labels(pipeline.name).inc(each.requests)
             self._late.labels(pipeline.name).inc(each.late)
+
+    def show_times(self, config: ThemisConfig, lag_s: float, take_up_s: float | None) -> None:
+        """Show how late the newest tick began, and how long Envoy took for its newest routes; what else is shown is of these settings."""
+        self._config = config
+        self._lag.set(lag_s)
+        if take_up_s is not None:
+            self._take_up.set(take_up_s)
 
     def tick_failed(self) -> None:
         """Record a tick that ended in an unexpected error."""
@@ -114,6 +127,8 @@ class Exporter:
         self._faults.set(len(record.snapshot.faults))
         self._last_tick.set(record.snapshot.at_s)
         self._backing_off.set(len(record.snapshot.backing_off))
+        if self._config is not None:
+            self._usage.show(record, self._config)
         self._show_pipelines(record)
         self._show_predictions(record.decision.predictions)
         self._show_fleet(record)

@@ -71,6 +71,8 @@ class Loop:
     traces: ActionTraces | None = None
     reload: asyncio.Event = field(default_factory=asyncio.Event)
     read_settings: Callable[[], ThemisConfig] | None = None
+    ended_s: float | None = None
+    quiet: bool = False
     advisory: Planner = field(init=False)
 
     def __post_init__(self) -> None:
@@ -105,6 +107,7 @@ class Loop:
         self.board.take(record, 1000.0 * duration_s, ended, paused=self.paused)
         self.exporter.take(record, duration_s, paused=self.paused)
         self.exporter.count_requests(self.board.config.pipelines, ended)
+        self.exporter.show_times(self.board.config, self._lag_s(started_s), self.components.routes.take_up_s)
         self.components.journal.record_samples(self.samples.take(record, self.board.config, ended))
         minute = self.minutes.take(record.snapshot, self.board.config, ended)
         if minute is not None:
@@ -117,8 +120,15 @@ class Loop:
         self._follow_drained(record)
         self._follow_predictions(record)
         self.hub.publish(self.board.status)
+        self.ended_s = asyncio.get_running_loop().time()
         self.arrivals = sum(route.arrivals for route in record.snapshot.routes)
-        return is_quiet(record)
+        self.quiet = is_quiet(record)
+        return self.quiet
+
+    def _lag_s(self, started_s: float) -> float:
+        """How much later than `tick_s` after the end of the last one a tick began; 0 after one that lets the next one wait."""
+        due_s = self.ended_s + self.board.config.policy.tick_s if self.ended_s is not None else started_s
+        return 0.0 if self.quiet else max(0.0, started_s - due_s)
 
     def _learn(self, record: TickRecord) -> None:
         """Plan with service times that were learnt, from the next tick on, and tell when they suffice to act."""

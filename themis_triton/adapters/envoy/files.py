@@ -46,6 +46,7 @@ class EnvoyFiles:
 
     A cluster comes before the routes to it and goes after them. Calls are taken one at a time. `log_file` is where the reason is
     looked up when Envoy refuses a file. `on_ignored` is called with the reason when Envoy does not read files that were moved into place.
+    `take_up_s`: how long Envoy took for the newest change.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class EnvoyFiles:
         self._timeout_s = timeout_s
         self._admin = EnvoyAdmin(config)
         self._lock = asyncio.Lock()
+        self.take_up_s: float | None = None
         self._written: RouteTable | None = None
         self._names: frozenset[str] = frozenset()
         self._pem_versions: dict[str, str] = {}
@@ -86,7 +88,9 @@ class EnvoyFiles:
             if OWN_FILES in versions.keys() - self._pem_versions.keys():
                 await self._read_own_files(versions)
             kept = {name: kept for name, kept in self._pem_versions.items() if name in versions}
+            started_s = asyncio.get_running_loop().time()
             await self._write(table, versions | kept)
+            self.take_up_s = asyncio.get_running_loop().time() - started_s
             self._written = table
 
     async def renew_certificates(self) -> bool:
