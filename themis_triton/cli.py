@@ -19,6 +19,7 @@ from themis_triton.commands.options import (
     IdentityOption,
     JsonOption,
     KeyOption,
+    LogFormat,
     ServerNameOption,
     TokenOption,
 )
@@ -55,11 +56,12 @@ SIDECAR_MODULES = frozenset(
 def run(
     config: ConfigOption,
     standby: Annotated[bool, typer.Option("--standby", help="Wait while another sidecar leads; take over when it ends or hangs.")] = False,
+    log: Annotated[LogFormat, typer.Option(help="Log lines: auto is console on a terminal, else json.")] = LogFormat.AUTO,
 ) -> None:
     """Run the sidecar until SIGTERM. Servers and Envoy keep serving afterwards."""
     from themis_triton.commands.run_command import run_command  # noqa: PLC0415 - a command loads only what it needs
 
-    run_command(config, standby=standby)
+    run_command(config, log, standby=standby)
 
 
 @app.command(epilog="Example: themis validate -c themis.yaml --live")
@@ -130,16 +132,20 @@ def top(config: ConfigOption, token_file: TokenOption = None, ca: AuthorityOptio
     top_command(config, Remote(token_file, ca, identity))
 
 
-@app.command(epilog="Example: themis why -c themis.yaml")
+@app.command(epilog="Example: themis why -c themis.yaml --at 30m")
 def why(
     config: ConfigOption,
     decision: Annotated[str | None, typer.Argument(help="Decision id. Default: the newest decision that changed something.")] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(help="The newest decision until then: so long ago, such as 30m, or a local time, such as 2026-03-01T14:30."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Explain one decision: its evidence, its actions and their outcomes. Reads the journal; needs no running sidecar."""
+    """Explain one decision: its evidence, its actions, their outcomes and what came of it. Reads the journal; needs no running sidecar."""
     from themis_triton.commands.why_command import why_command  # noqa: PLC0415 - a command loads only what it needs
 
-    why_command(config, decision, as_json=as_json)
+    why_command(config, decision, as_json=as_json, at=at)
 
 
 @app.command(epilog="Example: themis history -c themis.yaml --since 2h")

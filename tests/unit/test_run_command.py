@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
+from themis_triton.commands.options import LogFormat
 from themis_triton.commands.run_command import configure_logging
 
 
@@ -31,6 +32,18 @@ def _logging_restored() -> Iterator[None]:
     yield
     structlog.configure(**before)
     logging.root.handlers[:] = handlers
+
+
+@pytest.mark.usefixtures("_logging_restored")
+def test_the_form_of_the_log_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    for chosen, expected in (
+        (LogFormat.AUTO, '"event": "started"'),
+        (LogFormat.JSON, '"event": "started"'),
+        (LogFormat.CONSOLE, "started   "),
+    ):
+        configure_logging(chosen)
+        structlog.get_logger().info("started", mode="active")
+        assert expected in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("_logging_restored")

@@ -2,6 +2,7 @@ import json
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,20 @@ def test_what_was_predicted_is_told_with_what_came_of_it_and_the_table_reads_in_
     assert any(line.startswith(came) for line in lines), lines
     why(tmp_path / "themis.yaml", as_json=True)
     assert json.loads(capsys.readouterr().out)["results"][0]["measured_p99_ms"] == 190.0
+
+
+def test_the_decision_of_a_time_is_the_newest_until_then(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    journal = Journal(tmp_path / "state" / "journal.sqlite")
+    grown = record(action(ActionKind.GROW), seen=snapshot([server("a")], NOW_S + 100.0))
+    journal.record_tick(replace(grown, decision=replace(grown.decision, id="later")))
+    journal.close()
+    for at, name in (("1m", "d"), (f"{datetime.fromtimestamp(NOW_S + 110.0, UTC).isoformat()}", "later")):
+        why_command(path, None, as_json=True, at=at)
+        assert json.loads(capsys.readouterr().out)["decision"]["id"] == name
+    with pytest.raises(SettingsError, match="--at: 1h: the journal has no decision of that time or before"):
+        why_command(path, None, as_json=False, at="1h")
+    with pytest.raises(SettingsError, match="--at: noon is invalid: expected a duration before now, such as 30m, or a local time"):
+        why_command(path, None, as_json=False, at="noon")
 
 
 def test_without_an_id_the_newest_change_is_explained(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,17 @@ def parse_duration(text: str, flag: str) -> float:
     return value
 
 
+def parse_moment(text: str, flag: str, end_s: float, end: str) -> float:
+    """The time of a text: so long before `end_s`, such as `30m`, or a local time. SettingsError names the flag for any other text."""
+    if text[-1:] in UNITS_S and text[:-1].replace(".", "", 1).isdigit():
+        return end_s - parse_duration(text, flag)
+    try:
+        return datetime.fromisoformat(text).astimezone().timestamp()
+    except ValueError:
+        expected = f"a duration before {end}, such as 30m, or a local time, such as 2026-03-01T14:30"
+        raise SettingsError(f"{flag}: {text} is invalid: expected {expected}") from None
+
+
 def age(seconds: float) -> str:
     """A duration in its largest unit, such as `2 m`."""
     seconds = max(0.0, seconds)

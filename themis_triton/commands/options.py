@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -63,3 +64,11 @@ ServerNameOption = Annotated[
     str | None, typer.Option("--server-name", help="Name in the server's certificate, where it is not the host of its address.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON as the last line of standard output.")]
+
+
+class LogFormat(StrEnum):
+    """AUTO: readable lines on a terminal, else one JSON object a line."""
+
+    AUTO = "auto"
+    JSON = "json"
+    CONSOLE = "console"

@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
 from pathlib import Path
 
 from rich import box
@@ -16,7 +15,7 @@ from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.store.paths import journal_path
 from themis_triton.adapters.store.reader import JournalReader, reading
 from themis_triton.adapters.store.recording import Segment, read_segments, recorded_span
-from themis_triton.commands.moments import UNITS_S, moment, parse_duration
+from themis_triton.commands.moments import moment, parse_moment
 from themis_triton.commands.terminal import TerminalConsole, write_line
 from themis_triton.commands.warm_command import planning_groups, prepare_kernels
 from themis_triton.core.config import ThemisConfig
@@ -129,16 +128,7 @@ def _until(segment: Segment, to_s: float) -> Segment:
 
 
 def _time(text: str | None, flag: str, end_s: float, default_s: float) -> float:
-    """The time of a flag: so long before the recording's end, or a local time."""
-    if text is None:
-        return default_s
-    if text[-1:] in UNITS_S and text[:-1].replace(".", "", 1).isdigit():
-        return end_s - parse_duration(text, flag)
-    try:
-        return datetime.fromisoformat(text).astimezone().timestamp()
-    except ValueError:
-        expected = "a duration before the recording's end, such as 30m, or a local time, such as 2026-03-01T14:30"
-        raise SettingsError(f"{flag}: {text} is invalid: expected {expected}") from None
+    return default_s if text is None else parse_moment(text, flag, end_s, "the recording's end")
 
 
 def _slos_ms(texts: Sequence[str], config: ThemisConfig) -> dict[str, float]:

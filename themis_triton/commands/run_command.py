@@ -15,6 +15,7 @@ from typing import TextIO, cast
 import structlog
 
 from themis_triton.adapters.exposure import readable_secrets
+from themis_triton.commands.options import LogFormat
 from themis_triton.core.config import ThemisConfig, ThroughputRule
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.printable import printable
@@ -25,9 +26,9 @@ from themis_triton.settings import load_settings
 MAX_FILES = 65_536
 
 
-def run_command(path: Path, *, standby: bool = False) -> None:
-    """Run the sidecar until a signal. Logs go to standard error, as JSON if it is not a terminal."""
-    configure_logging()
+def run_command(path: Path, log: LogFormat = LogFormat.AUTO, *, standby: bool = False) -> None:
+    """Run the sidecar until a signal. Logs go to standard error."""
+    configure_logging(log)
     config = runnable_settings(path)
     for secret in readable_secrets(config, path):
         structlog.get_logger().warning("secret_exposed", message=f"{secret.what}: {secret.found}. Fix: {secret.remedy}")
@@ -63,10 +64,11 @@ def runnable_settings(path: Path) -> ThemisConfig:
     return config
 
 
-def configure_logging() -> None:
-    """Log to standard error: readable lines on a terminal, else one JSON object per line; the same for libraries' logs."""
-    terminal = sys.stderr.isatty()
-    renderer: structlog.typing.Processor = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
+def configure_logging(log: LogFormat = LogFormat.AUTO) -> None:
+    """Log to standard error: readable lines, or one JSON object per line; the same for libraries' logs."""
+    terminal = sys.stderr.isatty() if log is LogFormat.AUTO else log is LogFormat.CONSOLE
+    console = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    renderer: structlog.typing.Processor = console if terminal else structlog.processors.JSONRenderer()
     # JSON escapes control characters by itself.
     tracebacks: list[structlog.typing.Processor] = [_escape] if terminal else [structlog.processors.format_exc_info]
     stamps: list[structlog.typing.Processor] = [structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso")]

@@ -16,7 +16,7 @@ from themis_triton.adapters.store.history import read_decision
 from themis_triton.adapters.store.paths import journal_path
 from themis_triton.adapters.store.reader import JournalReader, reading
 from themis_triton.commands.decision_results import result_words
-from themis_triton.commands.moments import moment
+from themis_triton.commands.moments import moment, parse_moment
 from themis_triton.commands.terminal import TerminalConsole, write_line
 from themis_triton.core.decoding import decode
 from themis_triton.core.encoding import plain
@@ -51,16 +51,24 @@ NO_DECISIONS = frozenset(
         "predictions_restored",
     }
 )
+_CHANGES = "select decision_id, reason from ticks where changed = 1 and at_s <= ? order by rowid desc limit ?"
 EVIDENCE_KEYS = ("demand_fast_rps", "demand_slow_rps", "capacity_rps", "measured_p99_ms", "predicted_p99_ms", "slo_ms")
 
 
-def why_command(path: Path, decision: str | None, *, as_json: bool) -> None:
+def why_command(path: Path, decision: str | None, *, as_json: bool, at: str | None = None) -> None:
     """Print one decision: evidence, actions, outcomes, and what came of it. `decision` None: the newest that changed something.
+
+    `at`: the newest until that time instead.
 
     SettingsError for an id that is not in the journal.
     """
     with reading(journal_path(load_runtime_paths(path).state_directory)) as journal:
-        name = decision if decision is not None else _newest_decision(journal)
+        until_s = float("inf") if at is None else parse_moment(at, "--at", SystemClock().now_s(), "now")
+        name = decision if decision is not None else _newest_decision(journal, until_s)
+        if name is None and at is not None:
+            raise SettingsError(
+                f"--at: {at}: the journal has no decision of that time or before. Fix: `themis history -c {path} --since 7d`"
+            )
         if name is None:
             _print_no_change(journal, as_json=as_json)
             return
@@ -93,10 +101,10 @@ def _results(journal: JournalReader, decision: str) -> tuple[DecisionResult, ...
     return ()
 
 
-def _newest_decision(journal: JournalReader) -> str | None:
-    """The newest decision that changed something; pauses and failed ticks have no decision."""
-    changes = journal.ticks(MAX_OUTCOMES, changed_only=True)
-    return next((row["decision_id"] for row in changes if row["reason"] not in NO_DECISIONS), None)
+def _newest_decision(journal: JournalReader, until_s: float) -> str | None:
+    """The newest decision until a time that changed something; pauses and failed ticks have no decision."""
+    changes = journal.rows(_CHANGES, (until_s, MAX_OUTCOMES))
+    return next((name for name, reason in changes if reason not in NO_DECISIONS), None)
 
 
 def _print_no_change(journal: JournalReader, *, as_json: bool) -> None:
