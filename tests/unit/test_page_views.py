@@ -18,6 +18,7 @@ from tests.unit.samples import NOW_S, server
 from themis_triton.core.config import Mode
 from themis_triton.core.decision import Clamp, ClampKind
 from themis_triton.core.encoding import plain
+from themis_triton.core.fleet import Phase
 from themis_triton.core.overrides import Bounds, Counted, Drain, ModeOverride, Overrides
 from themis_triton.core.status import STATUS_VERSION, Status, StatusEvent
 
@@ -102,6 +103,14 @@ CASES: Sequence[tuple[Status, Sequence[tuple[str, str]]]] = (
         ],
     ),
 )
+
+
+def test_a_server_that_comes_has_its_remaining_time() -> None:
+    coming = replace(CALM, servers=(server("a", phase=Phase.LAUNCHING), server("b")), busy=("b/m",), remaining_s={"a": 12.0, "b/m": 0.0})
+    assert node_views(json.dumps([plain(coming)]))[0]["servers"] == [
+        ["Starting", "starting, ready in about 12 s"],
+        ["Serving", "changing m, longer than expected"],
+    ]
 
 
 @pytest.mark.parametrize("number", range(len(CASES)))

@@ -22,9 +22,9 @@ from themis_triton.core.attainment import SloWindow
 from themis_triton.core.decision import Clamp, ClampKind, PipelineEvidence
 from themis_triton.core.encoding import plain
 from themis_triton.core.estimate import Estimate, ModelEstimate, PipelineEstimate
-from themis_triton.core.fleet import ProcessId
+from themis_triton.core.fleet import ModelState, Phase, ProcessId
 from themis_triton.core.json_schema import status_schema_text
-from themis_triton.core.observation import DeviceReading
+from themis_triton.core.observation import DeviceReading, OpenCall
 from themis_triton.core.record import TickRecord
 from themis_triton.core.status import STATUS_PATH, Status, decode_status
 from themis_triton.daemon.api import serving
@@ -83,6 +83,22 @@ def test_the_slo_now_the_cost_and_the_next_step_are_told() -> None:
     assert status.cost_per_s == config().prices.server + 2 * config().prices.instance
     idle = board(ticked(p99_ms=None)).status().pipelines[0]
     assert (idle.slo_violated, idle.slo_minute) == (None, SloWindow())
+
+
+def test_what_is_coming_has_its_remaining_time() -> None:
+    settings = config()
+    profile = replace(settings.models[DETECTOR].profile, server_launch_s=15.0, instance_init_s=2.0)
+    settings = replace(settings, models=settings.models | {DETECTOR: replace(settings.models[DETECTOR], profile=profile)})
+    board, warming = StatusBoard(settings, NOW_S), server("new", phase=Phase.WARMING, slot="cpu:1")
+    state = ModelState(1, 8)
+    grown = OpenCall("a", DETECTOR, state, replace(state, instances=3), NOW_S + 3.0)
+    for later_s in (0.0, 4.0):
+        board.take(record(seen=replace(snapshot([server("a"), warming], NOW_S + later_s), open_calls=(grown,))), 1.0)
+    assert board.status().remaining_s == {"new": 11.0, f"a/{DETECTOR}": 1.0}
+    board.take(record(seen=replace(snapshot([server("a"), warming], NOW_S + 20.0))), 1.0)
+    assert board.status().remaining_s == {"new": 0.0}
+    board.take(record(seen=snapshot([server("a"), server("new")], NOW_S + 21.0)), 1.0)
+    assert board.status().remaining_s == {}
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ class Status:
     back-off after a failure, with the time until which; `resting`: those that rest until a change, with the reason. `faults`: what is
     wrong with servers now. `servers` carry no model-control keys. `overrides`: what an operator has put in force
     over the settings; `mode` is the one in force. `report`: yesterday's; null until it is made. `predictions`: those that do not
-    hold, a sentence each.
+    hold, a sentence each. `remaining_s`: by server in launch, and by `server/model` that grows, the seconds that it is expected to take on.
     """
 
     status_version: int
@@ -121,6 +121,7 @@ class Status:
     overrides: Overrides = field(default_factory=Overrides)
     report: DayReport | None = None
     predictions: tuple[str, ...] = ()
+    remaining_s: dict[str, float] = field(default_factory=dict)
 
 
 def decode_status(data: object) -> Status:

@@ -17,6 +17,7 @@ from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.day_report import DayReport
 from themis_triton.core.errors import EnvironmentCheckError
 from themis_triton.core.estimate import PipelineEstimate
+from themis_triton.core.fleet import Phase
 from themis_triton.core.overrides import Overrides
 from themis_triton.core.prediction import prediction_words
 from themis_triton.core.price import running_price
@@ -26,6 +27,7 @@ from themis_triton.daemon.attainment import PipelineWindows
 from themis_triton.daemon.samples import p50_ms
 from themis_triton.daemon.usage import UsageTotals
 
+COMING = frozenset({Phase.LAUNCHING, Phase.WARMING})
 TICK_FAILED = "tick_failed"
 DAY_S = 86_400.0
 MAX_EVENTS = 50
@@ -49,6 +51,7 @@ class StatusBoard:
     journal_trouble: str | None = None
     report: DayReport | None = None
     windows: dict[str, PipelineWindows] = field(default_factory=dict)
+    coming_since_s: dict[str, float] = field(default_factory=dict)
     events: deque[StatusEvent] = field(default_factory=lambda: deque(maxlen=MAX_EVENTS))
 
     def add_requests(self, at_s: float, ended: Ended) -> None:
@@ -63,6 +66,8 @@ class StatusBoard:
         self.paused = paused
         self.usage = self.usage.add(record, self.config)
         self.record = record
+        coming = [server.name for server in record.snapshot.servers if server.launched and server.phase in COMING]
+        self.coming_since_s = {name: self.coming_since_s.get(name, at_s) for name in coming}
         self.tick_error = None
         self.tick_ms = tick_ms
         if record.plan.actions or any(outcome.detail for outcome in record.outcomes):
@@ -114,7 +119,10 @@ class StatusBoard:
             pipelines=tuple(PipelineStatus(p.name, p.stages, p.slo_ms, p.percentile) for p in self.config.pipelines),
             events=tuple(self.events),
         )
-        status = _with_record(base, self.record, self.config, self.windows) if self.record is not None else base
+        status = base
+        if self.record is not None:
+            remaining_s = _remaining_s(self.record, self.config, self.coming_since_s)
+            status = replace(_with_record(base, self.record, self.config, self.windows), remaining_s=remaining_s)
         return status if self.tick_error is None else replace(status, sentence=self.tick_error)
 
 
@@ -144,6 +152,19 @@ def _with_record(base: Status, record: TickRecord, config: ThemisConfig, windows
         models=record.estimate.models,
         devices=snapshot.devices,
     )
+
+
+def _remaining_s(record: TickRecord, config: ThemisConfig, coming_since_s: Mapping[str, float]) -> dict[str, float]:
+    """What is coming, with the seconds that profiles expect it to take on; 0 where it takes longer."""
+    at_s, models, remaining = record.snapshot.at_s, config.models, dict[str, float]()
+    for server in record.snapshot.servers:
+        if server.name in coming_since_s:
+            launch_s = max((models[name].profile.server_launch_s for name in server.models if name in models), default=0.0)
+            remaining[server.name] = launch_s - (at_s - coming_since_s[server.name])
+    for call in record.snapshot.open_calls:
+        if call.grows:
+            remaining[f"{call.server}/{call.model}"] = models[call.model].profile.instance_init_s - (at_s - call.since_s)
+    return {name: round(max(0.0, seconds), 1) for name, seconds in remaining.items()}
 
 
 def _pipeline(record: TickRecord, pipeline: PipelineConfig, windows: PipelineWindows | None) -> PipelineStatus:

@@ -41,7 +41,9 @@ const mentions = (sentence, name) => sentence.split(/[\s,:;]+/).includes(name);
 export function serverNotes(server, status) {
   const notes = [];
   const own = (actuator) => actuator === server.name || actuator.startsWith(`${server.name}/`);
-  for (const actuator of status.busy.filter(own)) notes.push(actuator === server.name ? "change under way" : `changing ${actuator.slice(server.name.length + 1)}`);
+  const remaining = (name) => (name in status.remaining_s ? (status.remaining_s[name] > 0 ? `, ready in about ${f.duration(status.remaining_s[name])}` : ", longer than expected") : "");
+  if (server.name in status.remaining_s) notes.push(`starting${remaining(server.name)}`);
+  for (const actuator of status.busy.filter(own)) notes.push(`${actuator === server.name ? "change under way" : `changing ${actuator.slice(server.name.length + 1)}`}${actuator === server.name ? "" : remaining(actuator)}`);
   for (const [actuator, untilS] of Object.entries(status.backing_off)) if (own(actuator)) notes.push(`retry of ${actuator} in ${f.duration(untilS - status.at_s)}`);
   for (const [actuator, reason] of Object.entries(status.resting)) if (own(actuator)) notes.push(`${actuator} rests: ${reason}`);
   const drain = status.overrides.drains.find((each) => each.server === server.name);

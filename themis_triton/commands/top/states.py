@@ -78,12 +78,21 @@ def _mentions(sentence: str, name: str) -> bool:
 
 def server_notes(server: Server, status: Status) -> str:
     """What is under way or waiting on a server."""
-    notes = [_busy(actuator, server.name) for actuator in status.busy if _is_of(actuator, server.name)]
+    notes = [f"ready{_remaining(status.remaining_s[server.name])}"] if server.name in status.remaining_s else []
+    notes += [
+        _busy(actuator, server.name) + (_remaining(status.remaining_s[actuator]) if actuator in status.remaining_s else "")
+        for actuator in status.busy
+        if _is_of(actuator, server.name)
+    ]
     for actuator, until_s in status.backing_off.items():
         if _is_of(actuator, server.name):
             notes.append(f"retry of {_part(actuator, server.name)} in {max(0.0, until_s - (status.at_s or 0.0)):.0f} s")
     notes += [f"{_part(actuator, server.name)} rests" for actuator in status.resting if _is_of(actuator, server.name)]
     return ", ".join(notes)
+
+
+def _remaining(seconds: float) -> str:
+    return f" in about {seconds:.0f} s" if seconds > 0.0 else " later than expected"
 
 
 def _is_of(actuator: str, name: str) -> bool:
