@@ -188,10 +188,10 @@ def test_a_surge_is_seen_understood_and_stopped_in_the_browser(launch: Launch, t
                         )
                         await asyncio.to_thread(record, sidecar, Path(SCREENSHOTS))
                     await ask_what_if(browser)
-                    await fits_everyone(browser)
-                    await see_the_decision(browser)
                     await stop_it(browser, sidecar)
                     await pin_it(browser, sidecar)
+                    await fits_everyone(browser)
+                    await see_the_decision(browser)
                     await drain_it(browser, sidecar, load)
                     await unpin_it(browser, sidecar)
                     assert (await load.end()).failed == 0
