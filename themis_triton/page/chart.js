@@ -2,7 +2,12 @@
 
 import { h, setText } from "./dom.js";
 
-const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const colors = new Map();
+/** A colour of the theme. Reading one has the page laid out, so each is read once, until a chart is rebuilt for another theme. */
+function css(name) {
+  if (!colors.has(name)) colors.set(name, getComputedStyle(document.documentElement).getPropertyValue(name).trim());
+  return colors.get(name);
+}
 const FONT = '12px system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif';
 const time = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit" });
 const withSeconds = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
@@ -40,7 +45,8 @@ export class Chart {
     this.title = title;
     this.data = null;
     this.events = { decisions: [], actions: [] };
-    this.observer = new ResizeObserver(() => this.resize());
+    this.width = 0;
+    this.observer = new ResizeObserver(([entry]) => { this.width = Math.floor(entry.contentRect.width); this.resize(); });
     this.observer.observe(this.place);
     this.visible = true;
     this.seen = new IntersectionObserver(([entry]) => { this.visible = entry.isIntersecting; if (this.visible && this.data) this.draw(); }, { rootMargin: "200px" });
@@ -69,7 +75,7 @@ export class Chart {
   }
 
   build() {
-    const width = this.place.clientWidth;
+    const { width } = this; // as observed: to ask for it here would have the page laid out for each chart
     if (!width || !this.data) return;
     const axis = { stroke: css("--muted"), font: FONT, grid: { stroke: css("--chart-grid"), width: 1 }, ticks: { show: false } };
     const options = {
@@ -89,6 +95,7 @@ export class Chart {
   }
 
   rebuild() {
+    colors.clear();
     if (this.plot) this.plot.destroy();
     this.plot = null;
     this.build();
@@ -96,7 +103,7 @@ export class Chart {
 
   resize() {
     if (!this.plot) { this.build(); if (this.plot) this.showValues(null); return; }
-    const width = this.place.clientWidth;
+    const { width } = this;
     if (width && width !== this.plot.width) this.plot.setSize({ width, height: this.height });
   }
 
