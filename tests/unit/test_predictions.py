@@ -10,6 +10,7 @@ import pytest
 from tests.unit.samples import DETECTOR, NOW_S, STAGES, config, estimate, server, snapshot
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.decision import ClampKind, Reason
+from themis_triton.core.fleet import Phase
 from themis_triton.core.prediction import PredictionScore, prediction_words
 from themis_triton.core.record import TickRecord, sentence
 from themis_triton.daemon.predictions import FAILED, RESTORED, PredictionWatch
@@ -95,13 +96,20 @@ def test_predictions_of_which_nothing_is_known_any_more_are_tried_again() -> Non
     assert scores.without_old(MEMORY_S) == scores
     assert scores.without_old(MEMORY_S + 1.0) == PipelineScores(failing_since_s=0.0)
     assert scores.without_old(MEMORY_S + 1.0).without_old(MEMORY_S + 1.0) == PipelineScores()
-    silent = PipelineScores().with_slice(ScoreSlice(0.0, 10.0), 10.0, ALLOWED)
-    assert silent == PipelineScores()
+
+
+def test_a_minute_without_requests_ends_the_fallback_too() -> None:
+    scores = PipelineScores(slices(40.0, 40.0, 40.0), failing_since_s=0.0)
+    failing = []
+    for number in range(3, 9):
+        scores = scores.with_slice(ScoreSlice(10.0 * number, 10.0), 10.0 * number + 10.0, ALLOWED)
+        failing.append(scores.failing_since_s is not None)
+    assert failing == [True, True, True, True, True, False]
 
 
 @pytest.mark.parametrize(("observed_s", "late"), [((31.0,), False), ((31.0, 31.0), True), ((31.0, 31.0, 12.0), False)])
 def test_no_server_retires_while_launches_take_far_longer_than_predicted(observed_s: tuple[float, ...], late: bool) -> None:
-    launches = tuple(Launch(NOW_S - 50.0, frozenset(STAGES), 15.0, seconds) for seconds in observed_s)
+    launches = tuple(Launch(NOW_S - 50.0, frozenset(STAGES), 15.0, seconds, 30.0) for seconds in observed_s)
     state, settings = (
         PolicyState({"video": PipelineState(desired=((NOW_S - 500.0, (1,)),))}, predictions=Predictions(launches=launches)),
         config(),
@@ -114,6 +122,21 @@ def test_no_server_retires_while_launches_take_far_longer_than_predicted(observe
     assert decision.predictions[0].launches_late is late
     assert decision.predictions[0].launch_ratio == observed_s[-1] / 15.0
     assert ("launches for video take 2.1 times as long as predicted" in decision.detail) is late
+
+
+def test_a_launch_is_late_only_where_it_takes_longer_than_scale_in_waits() -> None:
+    settings, planner = config(), Planner(build_rules(config()))
+    for launch_s, late in ((19.0, False), (22.0, True)):
+        state = PolicyState()
+        for number in range(2):
+            for later_s, phase in ((0.0, Phase.LAUNCHING), (launch_s, Phase.SERVING)):
+                at_s = NOW_S + 50.0 * number + later_s
+                servers = [server("a", (2, 2)), server(f"new-{number}", (2, 2), phase=phase, slot="cpu:1")]
+                seen = PolicyInput(snapshot(servers, at_s), estimate(5.0, at_s))
+                state, decision = decide(state, seen, planner, policy_named(settings.policy.name))
+        (score,) = decision.predictions
+        assert score.launches_late is late
+        assert score.launch_ratio == pytest.approx(launch_s / (5.0 + 0.5))
 
 
 def test_bounds_of_an_operator_are_kept_to_whatever_predictions_do() -> None:

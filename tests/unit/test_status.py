@@ -94,7 +94,7 @@ def test_what_is_coming_has_its_remaining_time() -> None:
     grown = OpenCall("a", DETECTOR, state, replace(state, instances=3), NOW_S + 3.0)
     for later_s in (0.0, 4.0):
         board.take(record(seen=replace(snapshot([server("a"), warming], NOW_S + later_s), open_calls=(grown,))), 1.0)
-    assert board.status().remaining_s == {"new": 11.0, f"a/{DETECTOR}": 1.0}
+    assert board.status().remaining_s == {"new": 13.0, f"a/{DETECTOR}": 1.0}
     board.take(record(seen=replace(snapshot([server("a"), warming], NOW_S + 20.0))), 1.0)
     assert board.status().remaining_s == {"new": 0.0}
     board.take(record(seen=snapshot([server("a"), server("new")], NOW_S + 21.0)), 1.0)

@@ -159,7 +159,8 @@ def _remaining_s(record: TickRecord, config: ThemisConfig, coming_since_s: Mappi
     at_s, models, remaining = record.snapshot.at_s, config.models, dict[str, float]()
     for server in record.snapshot.servers:
         if server.name in coming_since_s:
-            launch_s = max((models[name].profile.server_launch_s for name in server.models if name in models), default=0.0)
+            profiles = [models[name].profile for name in server.models if name in models]
+            launch_s = max((profile.server_launch_s + profile.instance_init_s for profile in profiles), default=0.0)
             remaining[server.name] = launch_s - (at_s - coming_since_s[server.name])
     for call in record.snapshot.open_calls:
         if call.grows:

@@ -13,7 +13,7 @@ from themis_triton.core.fleet import Phase
 from themis_triton.core.observation import Snapshot
 from themis_triton.core.prediction import PredictionScore
 from themis_triton.decide.demand import backlog_of
-from themis_triton.decide.scores import MEMORY_S, SLICE_S, Launch, PipelineScores, Predictions, ScoreSlice
+from themis_triton.decide.scores import MEMORY_S, SLICE_S, SLOW_LAUNCH_FACTOR, Launch, PipelineScores, Predictions, ScoreSlice
 from themis_triton.decide.state import COMING, PolicyInput
 from themis_triton.decide.view import PipelineView
 
@@ -125,7 +125,10 @@ def _with_launches(before: Predictions, snapshot: Snapshot, views: Sequence[Pipe
         if server.launched and server.phase in COMING:
             launching[server.name] = snapshot.at_s if since_s is None else since_s
         elif since_s is not None and server.phase is Phase.SERVING:
-            predicted = [view.rules.launch_s(view.pipeline) for view in views if server.models.keys() & set(view.pipeline.stages)]
-            if predicted and max(predicted) > 0.0:
-                launches.append(Launch(snapshot.at_s, frozenset(server.models), max(predicted), snapshot.at_s - since_s))
+            holding = [view for view in views if server.models.keys() & set(view.pipeline.stages)]
+            predicted_s = max((view.rules.launch_s(view.pipeline) + view.rules.init_s(view.pipeline) for view in holding), default=0.0)
+            if predicted_s > 0.0:
+                stable_s = holding[0].rules.config.policy.scale_down.scale_in_stabilization_s
+                late_from_s = max(SLOW_LAUNCH_FACTOR * predicted_s, stable_s)
+                launches.append(Launch(snapshot.at_s, frozenset(server.models), predicted_s, snapshot.at_s - since_s, late_from_s))
     return replace(before, launching=launching, launches=tuple(each for each in launches if snapshot.at_s - each.at_s <= MEMORY_S))

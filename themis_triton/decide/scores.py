@@ -21,8 +21,9 @@ MIN_LATE = 10.0
 MEMORY_S = 600.0
 """What was observed longer ago says nothing about now: the device, its neighbours or the requests may be others."""
 SLOW_LAUNCH_FACTOR = 2.0
-"""A launch that takes longer than so many times its prediction: the first one of a model often does, two in a row are no exception."""
+"""A launch is late beyond so many times its prediction, if that is longer than the time for which fewer servers must suffice anyway."""
 SLOW_LAUNCHES = 2
+"""The first launch of a model often takes longer; two in a row are no exception."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +58,13 @@ class ScoreSlice:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """A launch that ended with a serving server: when, its models, and its predicted and observed duration (s)."""
+    """A launch whose server serves now: when, its models, its predicted and observed duration, and from which on it is late (s)."""
 
     at_s: float
     models: frozenset[str]
     predicted_s: float
     observed_s: float
+    late_from_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ class PipelineScores:
 
     def with_slice(self, slice_: ScoreSlice, at_s: float, allowed: float) -> PipelineScores:
         """With a slice that has ended; the state changes here alone, or when all that was observed is forgotten."""
-        slices = (*self.slices, slice_)[-MAX_SLICES:] if slice_.requests else self.slices
+        slices = (*self.slices, slice_)[-MAX_SLICES:]
         failing = self.failing_since_s
         if failing is None and fails(slices, allowed):
             failing = at_s
@@ -111,7 +113,7 @@ def fails(slices: tuple[ScoreSlice, ...], allowed: float) -> bool:
 
 
 def holds(slices: tuple[ScoreSlice, ...], allowed: float) -> bool:
-    """Whether no more requests were late than predicted, over the whole window."""
+    """Whether no more requests were late than predicted, over the whole window; none are where none ended."""
     requests, late = sum(each.requests for each in slices), sum(each.late for each in slices)
     return len(slices) >= MIN_SLICES and late <= allowed * requests
 
@@ -132,7 +134,7 @@ class Predictions:
         """The score of one pipeline, from its slices that have ended."""
         scores, newest = self.pipelines.get(pipeline, PipelineScores()), [each for each in self.launches if each.models & stages]
         slices, p99_s = scores.slices, sum(each.p99_s for each in scores.slices)
-        late = [each.observed_s > SLOW_LAUNCH_FACTOR * each.predicted_s for each in newest[-SLOW_LAUNCHES:]]
+        late = [each.observed_s > each.late_from_s for each in newest[-SLOW_LAUNCHES:]]
         return PredictionScore(
             pipeline=pipeline,
             holds=scores.failing_since_s is None,
