@@ -9,8 +9,8 @@ import pytest
 
 from themis_triton.commands.stop_command import pause_command, resume_command, stop_command
 from themis_triton.core.errors import EnvironmentCheckError
-from themis_triton.daemon.control import is_paused, running_pid, set_paused
-from themis_triton.daemon.lock import LOCK_FILE, locked
+from themis_triton.daemon.control import LOCK_FILE, is_paused, running_pid, set_paused
+from themis_triton.daemon.lock import locked
 
 HOLDER = """
 import signal, sys

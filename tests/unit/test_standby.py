@@ -16,8 +16,8 @@ import pytest
 from themis_triton.adapters.processes import find_process, identify
 from themis_triton.core.errors import EnvironmentCheckError
 from themis_triton.daemon import lock
-from themis_triton.daemon.control import running_pid
-from themis_triton.daemon.lock import BEAT_FILE, LOCK_FILE, Leadership, locked
+from themis_triton.daemon.control import LOCK_FILE, running_pid
+from themis_triton.daemon.lock import BEAT_FILE, Leadership, locked
 
 LEADER = """
 import asyncio, sys

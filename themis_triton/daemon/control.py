@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 from themis_triton.core.errors import EnvironmentCheckError
-from themis_triton.daemon.lock import LOCK_FILE
 
+LOCK_FILE = "themis.lock"
 PAUSE_FILE = "paused"
 STOP_WITHIN_S = 30.0
 POLL_S = 0.05

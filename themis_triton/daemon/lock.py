@@ -18,8 +18,8 @@ import structlog
 from themis_triton.adapters.processes import identify, kill_process
 from themis_triton.core.errors import EnvironmentCheckError
 from themis_triton.core.fleet import ProcessId
+from themis_triton.daemon.control import LOCK_FILE
 
-LOCK_FILE = "themis.lock"
 BEAT_FILE = "themis.beat"
 _POLL_S = 0.2
 _BEAT_S = 0.5

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from themis_triton.adapters.launchers import stop_all
 from themis_triton.core.errors import SettingsError
-from themis_triton.daemon.lock import LOCK_FILE, locked
+from themis_triton.daemon.control import LOCK_FILE
+from themis_triton.daemon.lock import locked
 
 MARKER = "themis-demo"
 # The adopted server first: afterwards the daemon starts nothing any more.
