@@ -12,10 +12,10 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.contracts.ports import EngineContract, LauncherContract, Ports, Scenario, World
+from tests.contracts.ports import EngineContract, LauncherContract, Scenario, World
 from tests.unit.kubernetes_double import Cluster
 from tests.unit.samples import config
-from tests.unit.test_kubernetes_launcher import MODELS, PATIENCE_S, REPOSITORY, SHORT_S, SLOTS, launch_config, wait_for_places
+from tests.unit.test_kubernetes_launcher import MODELS, PATIENCE_S, REPOSITORY, launch_config, ports_of
 from tests.unit.test_sim_run import PIPELINE, SURGE
 from themis_triton.adapters.kubernetes.keda import KedaLauncher
 from themis_triton.adapters.kubernetes.pods import SERVER, has_ended
@@ -119,13 +119,7 @@ class TestLauncher(LauncherContract, EngineContract):
                     await cluster.lose_node(name)
                     await launcher._watch.wait_for(name, lambda pod: pod is None or has_ended(pod), PATIENCE_S)
 
-                def set_places(count: int) -> None:
-                    cluster.places = count
-                    wait_for_places(launcher, SHORT_S if count == 0 else PATIENCE_S)
-
-                unused: dict[str, object] = dict.fromkeys(("control", "observer", "routes", "refuse", "targets"))
-                names = tuple(slot.name for slot in SLOTS)
-                await scenario(Ports(launcher=launcher, slots=names, models=MODELS, set_places=set_places, lose_node=lose_node, **unused))  # type: ignore[arg-type]
+                await scenario(ports_of(launcher, cluster, lose_node))
 
             with_deployment(tmp_path, work)
 

@@ -92,6 +92,18 @@ async def ready(launcher: KubernetesLauncher, name: str = "one") -> Server:
     return await launcher.wait_ready(await launcher.launch(name, "pod-1", MODELS))
 
 
+def ports_of(launcher: KubernetesLauncher, cluster: Cluster, lose_node: Callable[[Server], Awaitable[None]]) -> Ports:
+    """The launcher alone, for the contracts of a launcher."""
+
+    def set_places(count: int) -> None:
+        cluster.places = count
+        wait_for_places(launcher, SHORT_S if count == 0 else PATIENCE_S)
+
+    unused: dict[str, object] = dict.fromkeys(("control", "observer", "routes", "refuse", "targets"))
+    names = tuple(slot.name for slot in SLOTS)
+    return Ports(launcher=launcher, slots=names, models=MODELS, set_places=set_places, lose_node=lose_node, **unused)  # type: ignore[arg-type]
+
+
 class TestLauncher(LauncherContract, EngineContract):
     @pytest.fixture
     def world(self, tmp_path: Path) -> World:
@@ -101,13 +113,7 @@ class TestLauncher(LauncherContract, EngineContract):
                     await cluster.lose_node(f"themis-{server.name}")
                     await gone(launcher, server)
 
-                def set_places(count: int) -> None:
-                    cluster.places = count
-                    wait_for_places(launcher, SHORT_S if count == 0 else PATIENCE_S)
-
-                unused: dict[str, object] = dict.fromkeys(("control", "observer", "routes", "refuse", "targets"))
-                names = tuple(slot.name for slot in SLOTS)
-                await scenario(Ports(launcher=launcher, slots=names, models=MODELS, set_places=set_places, lose_node=lose_node, **unused))  # type: ignore[arg-type]
+                await scenario(ports_of(launcher, cluster, lose_node))
 
             with_cluster(tmp_path, work)
 

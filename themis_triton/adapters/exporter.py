@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics, generate_latest
 
 import themis_triton
+from themis_triton.adapters.exporter_predictions import PredictionMetrics
 from themis_triton.adapters.exporter_usage import UsageMetrics
 from themis_triton.core.action import OutcomeKind
 from themis_triton.core.attainment import EndedRequests
 from themis_triton.core.config import PipelineConfig, ThemisConfig
-from themis_triton.core.prediction import PredictionScore
 from themis_triton.core.record import TickRecord
 
 TICK_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -62,22 +62,7 @@ class Exporter:
         self._usage = UsageMetrics(registry)
         self._lag = Gauge("themis_tick_lag_seconds", "How much later than due the newest tick began", registry=registry)
         self._take_up = Gauge("themis_route_take_up_seconds", "Time that Envoy took for the newest change of its routes", registry=registry)
-        self._hold = Gauge(
-            "themis_predictions_hold",
-            "1 while plans go by predictions, 0 while they do not hold",
-            ["pipeline"],
-            registry=registry,
-        )
-        self._late_ratio = Gauge(
-            "themis_prediction_late_ratio",
-            "Late part of requests that were predicted to be in time",
-            ["pipeline"],
-            registry=registry,
-        )
-        self._p99_ratio = Gauge("themis_prediction_p99_ratio", "Measured over predicted p99", ["pipeline"], registry=registry)
-        self._launch_ratio = Gauge(
-            "themis_prediction_launch_ratio", "Duration of the newest launch over the predicted one", ["pipeline"], registry=registry
-        )
+        self._predictions = PredictionMetrics(registry)
         self._correction = Gauge("themis_latency_correction", "Factor on the profile's latency in plans", ["model"], registry=registry)
 
     def take(self, record: TickRecord, duration_s: float, *, paused: bool = False) -> None:
@@ -130,7 +115,7 @@ class Exporter:
         if self._config is not None:
             self._usage.show(record, self._config)
         self._show_pipelines(record)
-        self._show_predictions(record.decision.predictions)
+        self._predictions.show(record.decision.predictions)
         self._show_fleet(record)
         for name, model in record.estimate.models.items():
             self._ratio.labels(name).set(float("nan") if model.drift_ratio is None else model.drift_ratio)
@@ -151,14 +136,6 @@ class Exporter:
                 self._refused.labels(evidence.pipeline).set(evidence.refused_rps)
             for kind, value in (("measured", evidence.measured_p99_ms), ("predicted", evidence.predicted_p99_ms)):
                 self._p99.labels(evidence.pipeline, kind).set(float("nan") if value is None else value / 1000.0)
-
-    def _show_predictions(self, scores: Iterable[PredictionScore]) -> None:
-        for score in scores:
-            self._hold.labels(score.pipeline).set(score.holds and not score.launches_late)
-            late = score.late_fraction if score.requests else None
-            shown = ((self._late_ratio, late), (self._p99_ratio, score.p99_ratio), (self._launch_ratio, score.launch_ratio))
-            for gauge, value in shown:
-                gauge.labels(score.pipeline).set(float("nan") if value is None else value)
 
     def _show_fleet(self, record: TickRecord) -> None:
         self._resting.clear()
