@@ -187,7 +187,7 @@ def test_a_wrong_flag_of_load_gives_code_2_and_names_the_flag(
 
 
 def test_ctrl_c_gives_code_130(settings_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(_: Path) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run_command, "run_command", interrupted)

@@ -109,7 +109,9 @@ def test_a_minute_without_requests_ends_the_fallback_too() -> None:
 
 @pytest.mark.parametrize(("observed_s", "late"), [((31.0,), False), ((31.0, 31.0), True), ((31.0, 31.0, 12.0), False)])
 def test_no_server_retires_while_launches_take_far_longer_than_predicted(observed_s: tuple[float, ...], late: bool) -> None:
-    launches = tuple(Launch(NOW_S - 50.0, frozenset(STAGES), 15.0, seconds, 30.0) for seconds in observed_s)
+    launches = tuple(
+        Launch(NOW_S - 50.0, frozenset(STAGES), 15.0, seconds, NOW_S + (1.0 if seconds > 30.0 else -51.0)) for seconds in observed_s
+    )
     state, settings = (
         PolicyState({"video": PipelineState(desired=((NOW_S - 500.0, (1,)),))}, predictions=Predictions(launches=launches)),
         config(),
@@ -137,6 +139,9 @@ def test_a_launch_is_late_only_where_it_takes_longer_than_scale_in_waits() -> No
         (score,) = decision.predictions
         assert score.launches_late is late
         assert score.launch_ratio == pytest.approx(launch_s / (5.0 + 0.5))
+        calm = PolicyInput(snapshot([server("a", (2, 2))], at_s + 3.5 * launch_s), estimate(5.0, at_s + 3.5 * launch_s))
+        _, decision = decide(state, calm, planner, policy_named(settings.policy.name))
+        assert not decision.predictions[0].launches_late
 
 
 def test_bounds_of_an_operator_are_kept_to_whatever_predictions_do() -> None:

@@ -59,49 +59,50 @@ async def run_daemon(config: ThemisConfig, read_settings: Callable[[], ThemisCon
         log.info("sidecar_stopped", servers="still serving")
         return
     with leadership.held():
-        async with (
-            cancelled_on_exit(asyncio.create_task(leadership.beat())),
-            preparing_kernels(config.state_directory) as kernels,
-            build_components(config) as components,
-        ):
-            hung = await components.envoy.end_if_hung()
-            if hung is not None:
-                log.error("envoy_killed", message=f"the running Envoy does not serve: {hung}; it is started again")
-            keeper = OverrideKeeper(config.state_directory)
-            components.world.executor.routes.drained = keeper.overrides.out_of_routes
-            await adopt(components)
-            fixed = await find_fixed(components)
-            planned = changeable(config, components, fixed)
-            await components.envoy.ensure()
-            if await stopped_before(asyncio.create_task(kernels.start()), stop):
-                log.info("sidecar_stopped", servers="still serving")
-                return
-            log.info("memory_released", megabytes=round(release_clean_pages() / 1e6))
-            board = StatusBoard(planned, components.clock.now_s())
-            recall_requests(board, journal_path(config.state_directory), board.started_at_s)
-            exporter = Exporter()
-            access, hub = prepare_access(config), EventHub()
-            reads = Reads(board, components.clock, journal_path(config.state_directory), hub, lambda: not kernels.interpreted)
-            controls = [*control_routes(config.state_directory, reload), *override_routes(keeper, board, components.clock)]
-            routes = [*reads.routes(), *controls]
-            async with serving(config.status.address, board, exporter, components.clock, access, routes, config.status.tls):
-                log.info("sidecar_started", mode=config.mode.value, policy=config.policy.name.value, status=str(config.status.address))
-                if os.getpid() == 1 and config.envoy.managed:
-                    log.warning("init_process_detected", message="servers and Envoy stop with this container. Fix: run it with --pid=host")
-                ticking = Loop(components, Planner(build_rules(planned)), board, exporter, kernels.compute)
-                ticking.reload, ticking.read_settings, ticking.hub = reload, read_settings, hub
-                ticking.keeper, ticking.fixed = keeper, fixed
-                if kernels.interpreted:
-                    board.add_event(components.clock.now_s(), "kernels_interpreted", INTERPRETED)
-                exempt_from_collection()
-                ticking.traces = build_traces(os.environ)
-                try:
-                    with closing(hub):
-                        await _run_ticks(ticking, kernels, stop)
-                finally:
-                    if ticking.traces is not None:
-                        await asyncio.to_thread(ticking.traces.close)
+        async with cancelled_on_exit(asyncio.create_task(leadership.beat())):
+            await _lead(config, read_settings, stop, reload)
     log.info("sidecar_stopped", servers="still serving")
+
+
+async def _lead(config: ThemisConfig, read_settings: Callable[[], ThemisConfig], stop: asyncio.Event, reload: asyncio.Event) -> None:
+    """Adopt what serves, then tick until `stop`."""
+    async with preparing_kernels(config.state_directory) as kernels, build_components(config) as components:
+        hung = await components.envoy.end_if_hung()
+        if hung is not None:
+            log.error("envoy_killed", message=f"the running Envoy does not serve: {hung}; it is started again")
+        keeper = OverrideKeeper(config.state_directory)
+        components.world.executor.routes.drained = keeper.overrides.out_of_routes
+        await adopt(components)
+        fixed = await find_fixed(components)
+        planned = changeable(config, components, fixed)
+        await components.envoy.ensure()
+        if await stopped_before(asyncio.create_task(kernels.start()), stop):
+            return
+        log.info("memory_released", megabytes=round(release_clean_pages() / 1e6))
+        board = StatusBoard(planned, components.clock.now_s())
+        recall_requests(board, journal_path(config.state_directory), board.started_at_s)
+        exporter = Exporter()
+        access, hub = prepare_access(config), EventHub()
+        reads = Reads(board, components.clock, journal_path(config.state_directory), hub, lambda: not kernels.interpreted)
+        controls = [*control_routes(config.state_directory, reload), *override_routes(keeper, board, components.clock)]
+        routes = [*reads.routes(), *controls]
+        async with serving(config.status.address, board, exporter, components.clock, access, routes, config.status.tls):
+            log.info("sidecar_started", mode=config.mode.value, policy=config.policy.name.value, status=str(config.status.address))
+            if os.getpid() == 1 and config.envoy.managed:
+                log.warning("init_process_detected", message="servers and Envoy stop with this container. Fix: run it with --pid=host")
+            ticking = Loop(components, Planner(build_rules(planned)), board, exporter, kernels.compute)
+            ticking.reload, ticking.read_settings, ticking.hub = reload, read_settings, hub
+            ticking.keeper, ticking.fixed = keeper, fixed
+            if kernels.interpreted:
+                board.add_event(components.clock.now_s(), "kernels_interpreted", INTERPRETED)
+            exempt_from_collection()
+            ticking.traces = build_traces(os.environ)
+            try:
+                with closing(hub):
+                    await _run_ticks(ticking, kernels, stop)
+            finally:
+                if ticking.traces is not None:
+                    await asyncio.to_thread(ticking.traces.close)
 
 
 async def _run_ticks(loop: Loop, kernels: Kernels, stop: asyncio.Event) -> None:

@@ -60,7 +60,7 @@ def decide(state: PolicyState, policy_input: PolicyInput, planner: Planner, poli
     predictions, scores = state.predictions, tuple[PredictionScore, ...]()
     if policy.holds_to_predictions:
         predictions = scored(predictions, policy_input, routed, [each.result.proposal.evidence for each in proposals])
-        scores = scores_of(predictions, rules.config)
+        scores = scores_of(predictions, rules.config, staying.snapshot.at_s)
     target, kept = keep_what_serves(allocation.target, staying.snapshot, views, scores)
     target, clamps = guard(target, staying.snapshot, rules.config)
     unrouted, emptied = queues_to_empty(proposals, target, staying)

@@ -9,8 +9,9 @@ from dataclasses import replace
 from themis_triton.core.attainment import EndedRequests
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.decision import Clamp, ClampKind, PipelineEvidence, Target
-from themis_triton.core.fleet import Phase
+from themis_triton.core.fleet import Phase, Server
 from themis_triton.core.observation import Snapshot
+from themis_triton.core.policy import ScaleDownConfig
 from themis_triton.core.prediction import PredictionScore
 from themis_triton.decide.demand import backlog_of
 from themis_triton.decide.scores import MEMORY_S, SLICE_S, SLOW_LAUNCH_FACTOR, Launch, PipelineScores, Predictions, ScoreSlice
@@ -37,9 +38,9 @@ def scored(
     return replace(_with_launches(before, policy_input.snapshot, views), pipelines=pipelines)
 
 
-def scores_of(predictions: Predictions, config: ThemisConfig) -> tuple[PredictionScore, ...]:
-    """The score of each pipeline."""
-    return tuple(predictions.score(p.name, frozenset(p.stages), _allowed(p.percentile)) for p in config.pipelines)
+def scores_of(predictions: Predictions, config: ThemisConfig, at_s: float) -> tuple[PredictionScore, ...]:
+    """The score of each pipeline at a time."""
+    return tuple(predictions.score(p.name, frozenset(p.stages), _allowed(p.percentile), at_s) for p in config.pipelines)
 
 
 def keep_what_serves(
@@ -128,7 +129,13 @@ def _with_launches(before: Predictions, snapshot: Snapshot, views: Sequence[Pipe
             holding = [view for view in views if server.models.keys() & set(view.pipeline.stages)]
             predicted_s = max((view.rules.launch_s(view.pipeline) + view.rules.init_s(view.pipeline) for view in holding), default=0.0)
             if predicted_s > 0.0:
-                stable_s = holding[0].rules.config.policy.scale_down.scale_in_stabilization_s
-                late_from_s = max(SLOW_LAUNCH_FACTOR * predicted_s, stable_s)
-                launches.append(Launch(snapshot.at_s, frozenset(server.models), predicted_s, snapshot.at_s - since_s, late_from_s))
+                launches.append(_launch(server, predicted_s, since_s, snapshot.at_s, holding[0].rules.config.policy.scale_down))
     return replace(before, launching=launching, launches=tuple(each for each in launches if snapshot.at_s - each.at_s <= MEMORY_S))
+
+
+def _launch(server: Server, predicted_s: float, since_s: float, at_s: float, rules: ScaleDownConfig) -> Launch:
+    """A launch that has ended; a late one counts for as long as a scale-in would wait, had it been predicted."""
+    observed_s = at_s - since_s
+    late = observed_s > max(SLOW_LAUNCH_FACTOR * predicted_s, rules.scale_in_stabilization_s)
+    keeps_s = rules.scale_in_launch_multiple * observed_s if late else -1.0
+    return Launch(at_s, frozenset(server.models), predicted_s, observed_s, at_s + keeps_s)

@@ -58,13 +58,16 @@ class ScoreSlice:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """A launch whose server serves now: when, its models, its predicted and observed duration, and from which on it is late (s)."""
+    """A launch whose server serves now: since when, its models, its predicted and observed duration (s).
+
+    `keeps_until_s`: until when it speaks against giving servers up, because it was late; before `at_s` where it was not.
+    """
 
     at_s: float
     models: frozenset[str]
     predicted_s: float
     observed_s: float
-    late_from_s: float
+    keeps_until_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +133,11 @@ class Predictions:
         """After a time without observations: slices under way are dropped."""
         return replace(self, pipelines={name: replace(each, current=None, last_s=None) for name, each in self.pipelines.items()})
 
-    def score(self, pipeline: str, stages: frozenset[str], allowed: float) -> PredictionScore:
-        """The score of one pipeline, from its slices that have ended."""
+    def score(self, pipeline: str, stages: frozenset[str], allowed: float, at_s: float) -> PredictionScore:
+        """The score of one pipeline at a time, from its slices that have ended."""
         scores, newest = self.pipelines.get(pipeline, PipelineScores()), [each for each in self.launches if each.models & stages]
         slices, p99_s = scores.slices, sum(each.p99_s for each in scores.slices)
-        late = [each.observed_s > each.late_from_s for each in newest[-SLOW_LAUNCHES:]]
+        late = [each.keeps_until_s > each.at_s for each in newest[-SLOW_LAUNCHES:]]
         return PredictionScore(
             pipeline=pipeline,
             holds=scores.failing_since_s is None,
@@ -147,5 +150,5 @@ class Predictions:
             capacity_rps=min((each.capacity_rps for each in slices), default=0.0),
             p99_ratio=sum(each.p99_ratio_s for each in slices) / p99_s if p99_s else None,
             launch_ratio=newest[-1].observed_s / newest[-1].predicted_s if newest else None,
-            launches_late=len(late) == SLOW_LAUNCHES and all(late),
+            launches_late=len(late) == SLOW_LAUNCHES and all(late) and at_s <= newest[-1].keeps_until_s,
         )
