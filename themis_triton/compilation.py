@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import IO, Self
 
 from themis_triton.core.errors import SolverError
+from themis_triton.estimate import counter_kernels
 from themis_triton.jit import Entry, Group, cache_directory, marker, use_cache
 from themis_triton.sim import kernels as sim_kernels
 from themis_triton.solver import kernels as solver_kernels
 
-ENTRIES: tuple[Entry, ...] = (*solver_kernels.ENTRIES, *sim_kernels.ENTRIES)
+ENTRIES: tuple[Entry, ...] = (*solver_kernels.ENTRIES, *counter_kernels.ENTRIES, *sim_kernels.ENTRIES)
 PROCESSES = 2
 _READ_BYTES = 4096
 NICENESS = 10  # compilation must not slow down the models that serve on this machine

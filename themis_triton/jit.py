@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 PACKAGE = Path(__file__).parent
 SOURCES = (
-    *("jit.py", "sim/dispatch.py", "sim/kernels.py", "sim/service.py", "sim/state.py"),
+    *("jit.py", "estimate/counter_kernels.py", "sim/dispatch.py", "sim/kernels.py", "sim/service.py", "sim/state.py"),
     *("solver/colocated.py", "solver/fleet_kernels.py", "solver/join_kernels.py", "solver/kernels.py", "solver/label_setting.py"),
     *("solver/queueing.py", "solver/rate_search.py", "solver/separate.py", "solver/slot_kernels.py", "solver/stage_kernels.py"),
 )

@@ -45,7 +45,7 @@ ROOT = Path(themis_triton.__file__).parent
 def dispatchers() -> dict[str, Any]:
     """Every compiled function of the package, by where it is defined."""
     functions: dict[str, Any] = {}
-    for package in ("solver", "sim"):
+    for package in ("estimate", "solver", "sim"):
         for module in pkgutil.iter_modules([str(ROOT / package)]):
             for value in vars(importlib.import_module(f"themis_triton.{package}.{module.name}")).values():
                 if isinstance(value, Dispatcher):

@@ -45,24 +45,19 @@ def decision_of(
 
 
 def test_busy_instances_are_those_of_littles_law_and_only_of_servers_that_pipelines_share() -> None:
-    served = {}
-    for name in ("shared", "own-one"):
-        for model_name in (ONE, OTHER):
-            series = ServedSeries()
-            for step in range(9):  # every half second 40 requests in 10 batches of 75 ms
-                at_s, batches = NOW_S - 4.0 + 0.5 * step, 10 * step
-                raw = ModelCounters(
-                    success=4 * batches, inferences=4 * batches, executions=batches, compute_infer_us=4 * batches * 75_000.0
-                )
-                series = series.append(at_s, raw, 10.0)
-            served[name, model_name] = series
+    served = {name: ServedSeries() for name in ("shared", "own-one")}
+    for step in range(9):  # every half second 40 requests in 10 batches of 75 ms
+        at_s, batches = NOW_S - 4.0 + 0.5 * step, 10 * step
+        raw = ModelCounters(success=4 * batches, inferences=4 * batches, executions=batches, compute_infer_us=4 * batches * 75_000.0)
+        for name, series in served.items():
+            served[name] = series.append(ServerReading(name, at_s, {ONE: raw, OTHER: raw}), 10.0)
     busy = busy_instances(snapshot([shared(), own()]), served, two())
     assert busy == {"shared": {ONE: pytest.approx(1.5), OTHER: pytest.approx(1.5)}}
 
 
 def test_nothing_is_said_of_a_model_without_readings() -> None:
-    series = ServedSeries().append(NOW_S, ModelCounters(), 10.0)
-    assert busy_instances(snapshot([shared()]), {("shared", ONE): series}, two()) == {"shared": {}}
+    series = ServedSeries().append(ServerReading("shared", NOW_S, {ONE: ModelCounters()}), 10.0)
+    assert busy_instances(snapshot([shared()]), {"shared": series}, two()) == {"shared": {}}
 
 
 @pytest.mark.parametrize(

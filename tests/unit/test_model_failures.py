@@ -14,7 +14,7 @@ from themis_triton.core.action import ActionKind
 from themis_triton.core.config import Mode
 from themis_triton.core.estimate import ModelFailure
 from themis_triton.core.incident import IncidentKind
-from themis_triton.core.observation import ModelCounters
+from themis_triton.core.observation import ModelCounters, ServerReading
 from themis_triton.core.record import TickRecord, sentence
 from themis_triton.estimate.failures import find_failures
 from themis_triton.estimate.served import ServedSeries
@@ -24,16 +24,19 @@ EACH_S = 0.5
 
 def series(*ended: tuple[int, int]) -> ServedSeries:
     """(Answered, failed) requests of each half second; nothing ended before."""
-    built, answered, failed = ServedSeries().append(0.0, ModelCounters(), 100.0), 0, 0
+    built, answered, failed = counted(ServedSeries(), 0.0, ModelCounters()), 0, 0
     for number, (more, wrong) in enumerate(ended, 1):
         answered, failed = answered + more, failed + wrong
-        built = built.append(EACH_S * number, ModelCounters(success=answered, failure=failed), 100.0)
+        built = counted(built, EACH_S * number, ModelCounters(success=answered, failure=failed))
     return built
 
 
+def counted(series: ServedSeries, at_s: float, counters: ModelCounters) -> ServedSeries:
+    return series.append(ServerReading("a", at_s, {DETECTOR: counters}), 100.0)
+
+
 def found(**by_server: ServedSeries) -> tuple[ModelFailure, ...]:
-    served = {(name, DETECTOR): each for name, each in by_server.items()}
-    return find_failures(served, [server(name) for name in by_server])
+    return find_failures(by_server, [server(name) for name in by_server])
 
 
 GOOD = [(5, 0)] * 10
@@ -80,9 +83,9 @@ def test_a_model_that_every_server_fails_is_no_fault_of_a_server() -> None:
 
 
 def test_refused_and_cancelled_requests_are_no_failures_and_failed_ones_are_not_completed() -> None:
-    counted = ServedSeries().append(0.0, ModelCounters(), 10.0).append(2.0, ModelCounters(success=6, failure=3, refused=8), 10.0)
-    assert counted.completion_rps(10.0) == 3.0
-    assert (counted.totals[-1].failed, counted.totals[-1].ended) == (3.0, 17.0)
+    seen = counted(counted(ServedSeries(), 0.0, ModelCounters()), 2.0, ModelCounters(success=6, failure=3, refused=8))
+    assert seen.completion_rps(10.0) == {DETECTOR: 3.0}
+    assert (seen.increases(0.0, 2.0)[DETECTOR].failed, seen.increases(0.0, 2.0)[DETECTOR].ended) == (3.0, 17.0)
 
 
 class Failing:

@@ -12,7 +12,7 @@ from tests.unit.samples import CLASSIFIER, DETECTOR, NOW_S, action, config, serv
 from themis_triton.core.action import ActionKind, Plan
 from themis_triton.core.decision import ClampKind, Target
 from themis_triton.core.fleet import ModelState
-from themis_triton.core.observation import ModelCounters, OpenCall, Snapshot
+from themis_triton.core.observation import ModelCounters, OpenCall, ServerReading, Snapshot
 from themis_triton.decide.guards import guard
 from themis_triton.estimate.executing import with_executing
 from themis_triton.estimate.served import ServedSeries
@@ -21,17 +21,17 @@ INIT_S = 0.5
 CALL = OpenCall("a", DETECTOR, ModelState(1, 8), ModelState(4, 8), NOW_S)
 
 
-def served(busy: float, until_s: float, batch: int = 1) -> dict[tuple[str, str], ServedSeries]:
+def served(busy: float, until_s: float, batch: int = 1) -> dict[str, ServedSeries]:
     """Readings every 0.1 s of batches that keep `busy` instances busy from the end of the initialisation on, and one before it."""
     series, at_s, spent_us, executions = ServedSeries(), 0.0, 0.0, 0.0
     while at_s <= until_s + 1e-9:
         counters = ModelCounters(inferences=executions * batch, executions=executions, compute_infer_us=spent_us * batch)
-        series = series.append(NOW_S + at_s, counters, 10.0)
+        series = series.append(ServerReading("a", NOW_S + at_s, {DETECTOR: counters}), 10.0)
         at_s += 0.1
         rate = 1.0 if at_s <= INIT_S + 1e-9 else busy
         spent_us += 0.1e6 * rate
         executions += 0.1e6 * rate / 40_000.0
-    return {("a", DETECTOR): series}
+    return {"a": series}
 
 
 def at(age_s: float, call: OpenCall = CALL) -> Snapshot:

@@ -2,99 +2,76 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
-from operator import itemgetter
+from functools import cache, partial
 
 from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.estimate import PROXY, WORK_WINDOW_S, Estimate, ModelEstimate, PipelineEstimate
 from themis_triton.core.fleet import Phase
-from themis_triton.core.observation import LatencyHistogram, ModelCounters, RouteReading, ServerReading, Snapshot
-from themis_triton.core.policy import ForecastName, PolicyConfig
+from themis_triton.core.observation import Snapshot
+from themis_triton.core.policy import DemandConfig, ForecastName, PolicyConfig
 from themis_triton.estimate.attainment import Since, count_ended
-from themis_triton.estimate.axis import Axes
 from themis_triton.estimate.calls import CallHistory, Calls, observe_calls, own_models
 from themis_triton.estimate.drift import UNKNOWN, Drift, DriftHistory, compared
 from themis_triton.estimate.executing import with_executing
 from themis_triton.estimate.failures import find_failures
-from themis_triton.estimate.latency import difference, percentile
 from themis_triton.estimate.learning import LearningHistory, knowledge_of, observe_batches
-from themis_triton.estimate.series import EMPTY, CounterSeries
-from themis_triton.estimate.served import NOTHING, Served, ServedSeries
+from themis_triton.estimate.routed import ARRIVALS, FAILURES, NO_ROUTES, REFUSED, REST_ARRIVALS, RoutedSeries
+from themis_triton.estimate.served import ENDED, NO_SERVER, NOTHING, Served, ServedSeries
 from themis_triton.estimate.shared import Sharing, Windows, other_calls, sharing_of, with_others
 
 SERVED_KEEP_S = 10.0
-FAILURES_KEEP_S = 60.0
 FORECAST_S = 60
-# A forecast's minute, with a margin for ticks that are far apart.
-ARRIVALS_KEEP_S = 65.0
 NEWEST_WINDOW_S = 0.5
-LATENCY_WINDOW_S = 5.0
 DISPERSION_WINDOW_S = 0.5
 DISPERSION_OVER_S = 15.0
-_TIME = itemgetter(0)
 HOLDING = frozenset({Phase.SERVING, Phase.DRAINING, Phase.UNREACHABLE, Phase.UNRESPONSIVE})
 
 
 @dataclass(frozen=True, slots=True)
-class RouteSeries:
-    """The proxy's counters of one model as series, and its latency histograms with their times."""
-
-    arrivals: CounterSeries = EMPTY
-    failures: CounterSeries = EMPTY
-    refused: CounterSeries = EMPTY
-    rest_arrivals: CounterSeries = EMPTY
-    histograms: tuple[tuple[float, LatencyHistogram], ...] = ()
-    in_flight: float = 0.0
-
-    def append(self, reading: RouteReading, axes: Axes) -> RouteSeries:
-        """With one more reading; `axes` are those of the tick."""
-        at_s, histograms = reading.at_s, self.histograms
-        old = bisect_right(histograms, at_s - 2 * LATENCY_WINDOW_S, key=_TIME)
-        same = bool(histograms) and histograms[-1][1] == reading.latency
-        return RouteSeries(
-            arrivals=self.arrivals.append(at_s, reading.arrivals, ARRIVALS_KEEP_S, axes),
-            failures=self.failures.append(at_s, reading.failures, FAILURES_KEEP_S, axes),
-            refused=self.refused.append(at_s, reading.refused, SERVED_KEEP_S, axes),
-            rest_arrivals=self.rest_arrivals.append(at_s, reading.rest_arrivals, SERVED_KEEP_S, axes),
-            histograms=(*histograms[old:], (at_s, histograms[-1][1] if same else reading.latency)),
-            in_flight=reading.in_flight,
-        )
-
-    def percentiles_ms(self, *percents: float) -> tuple[float | None, ...]:
-        """Percentiles over the latency window that ends with the last reading."""
-        if len(self.histograms) < 2:
-            return (None,) * len(percents)
-        newest_s, newest = self.histograms[-1]
-        index = bisect_right(self.histograms, newest_s - LATENCY_WINDOW_S, key=_TIME)
-        oldest = self.histograms[max(0, index - 1)][1]
-        if newest is oldest:  # nothing has ended since
-            return (None,) * len(percents)
-        window = difference(newest, oldest)
-        return tuple(percentile(window, percent) for percent in percents)
-
-
-NO_ROUTE = RouteSeries()
-NO_SERVER = ServedSeries()
-
-
-@dataclass(frozen=True, slots=True)
 class History:
-    """The estimate stage's state: series by model at the proxy and by (server, model) at the servers, calls, drift and learning.
+    """The estimate stage's state: the proxy's series, those of each server by its name, calls, drift and learning.
 
     `seen`: the last snapshot, with the instances that its servers execute. `counted`: the readings up to which requests were counted.
     """
 
-    routes: dict[str, RouteSeries] = field(default_factory=dict)
-    served: dict[tuple[str, str], ServedSeries] = field(default_factory=dict)
-    server_read_at_s: dict[str, float] = field(default_factory=dict)
+    routed: RoutedSeries = NO_ROUTES
+    served: dict[str, ServedSeries] = field(default_factory=dict)
     calls: dict[str, CallHistory] = field(default_factory=dict)
     drift: DriftHistory = field(default_factory=DriftHistory)
     learning: LearningHistory = field(default_factory=LearningHistory)
     seen: Snapshot = field(default_factory=lambda: Snapshot(0.0, ()))
     counted: Since = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rates:
+    """What the proxy counted of each model, by its name, in the windows that plans use; models without any reading are not in them."""
+
+    rate: Mapping[str, float]
+    recent: Mapping[str, float]
+    stable: Mapping[str, float]
+    burst: Mapping[str, float]
+    newest: Mapping[str, float]
+    growth: Mapping[str, float]
+    trend: Mapping[str, float]
+    trend_base: Mapping[str, float]
+    dispersion: Mapping[str, float]
+    failures: Mapping[str, float]
+    refused: Mapping[str, float]
+    rest: Mapping[str, float]
+    last_s: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What all servers did, by model: work of the window, waiting requests, and answered requests/s."""
+
+    window_s: float
+    done: Mapping[str, Served]
+    pending: Mapping[str, float]
+    completion_rps: Mapping[str, float]
 
 
 def estimate(
@@ -106,119 +83,126 @@ def estimate(
     """
     history = _observe(history, snapshot, max(SERVED_KEEP_S, work_window_s))
     snapshot = with_executing(snapshot, history.served, config)
-    served = _by_model(history)
-
     drift, drifts, events = compared(history.drift, snapshot, config)
+    rates, work = _rates(history.routed, config.policy.demand), _work(history, snapshot.at_s, work_window_s, config.policy.demand)
 
     def estimated(name: str) -> ModelEstimate:
-        drifting = drifts.get(name, UNKNOWN)
-        return _model(name, history, served.get(name, ()), drifting, (snapshot.at_s, work_window_s), config.policy)
+        return _model(name, history.routed, rates, work, drifts.get(name, UNKNOWN), snapshot.at_s)
 
     models = {name: estimated(name) for name in config.models}
     fronts = {p.front: estimated(p.front) for p in config.pipelines if p.front not in models}
-    called, own = models | fronts, own_models(config.pipelines)
-    history = replace(history, calls={p.name: _calls(p, history, called, own, config, snapshot.at_s) for p in config.pipelines})
-    alone = {p.name: _pipeline(p, history, called, config.policy, per_second=per_second) for p in config.pipelines}
-    sharing = _sharing(history, config)
+    called = models | fronts
+    history = replace(history, calls=_calls(history, called, config, snapshot.at_s))
+    alone = {p.name: _pipeline(p, history, called, rates, config.policy, per_second=per_second) for p in config.pipelines}
+    sharing = _sharing(history, rates, config)
     pipelines = {p.name: with_others(alone[p.name], p, sharing) for p in config.pipelines}
-    span_s = max((series.arrivals.span_s for series in history.routes.values()), default=0.0)
     stale = dict(_stale(history, snapshot, config.policy))
     failures = find_failures(history.served, snapshot.servers)
     learning = observe_batches(history.learning, snapshot, config)
     knowledge = knowledge_of(learning, config, models, pipelines)
     counted, ended = count_ended(history.counted, snapshot, config.pipelines)
+    span_s = history.routed.counters.span_s
     result = Estimate(snapshot.at_s, models, pipelines, stale, span_s, events, failures, knowledge, dict(ended))
     return replace(history, drift=drift, learning=learning, seen=snapshot, counted=counted), result
 
 
 def _observe(history: History, snapshot: Snapshot, keep_s: float) -> History:
-    routes, axes = dict(history.routes), Axes()
-    for reading in snapshot.routes:
-        routes[reading.model] = routes.get(reading.model, NO_ROUTE).append(reading, axes)
-    known = {server.name for server in snapshot.servers}
-    served = {key: series for key, series in history.served.items() if key[0] in known}
-    read_at_s = {name: at_s for name, at_s in history.server_read_at_s.items() if name in known}
-    fresh: dict[tuple[str, str], ServedSeries] = {}
-    for server in snapshot.readings:
-        if server.error is None:
-            read_at_s[server.server] = server.at_s
-            fresh |= {key: served.get(key, NO_SERVER).append(server.at_s, c, keep_s, axes) for key, c in _keyed(server)}
-    # A gauge that is no longer read must not count; the counters' history stays valid.
-    served |= {key: replace(series, pending=0.0) for key, series in served.items() if key not in fresh and series.pending} | fresh
-    return replace(history, routes=routes, served=served, server_read_at_s=read_at_s)
+    present = {server.name for server in snapshot.servers}
+    served = {name: series for name, series in history.served.items() if name in present}
+    for reading in snapshot.readings:
+        known = served.get(reading.server, NO_SERVER)
+        served[reading.server] = known.append(reading, keep_s) if reading.error is None else known.unread()
+    for name in served.keys() - {reading.server for reading in snapshot.readings}:
+        served[name] = served[name].unread()
+    return replace(history, routed=history.routed.append(snapshot.routes), served=served)
 
 
-def _keyed(reading: ServerReading) -> Iterable[tuple[tuple[str, str], ModelCounters]]:
-    return (((reading.server, model), counters) for model, counters in reading.models.items())
-
-
-def _by_model(history: History) -> dict[str, list[ServedSeries]]:
-    """What each server counts, by model."""
-    series: dict[str, list[ServedSeries]] = {}
-    for (_, model), counted in history.served.items():
-        series.setdefault(model, []).append(counted)
-    return series
-
-
-def _model(
-    name: str,
-    history: History,
-    served: Sequence[ServedSeries],
-    drift: Drift,
-    now_and_window_s: tuple[float, float],
-    policy: PolicyConfig,
-) -> ModelEstimate:
-    """Per-server deltas are summed before anything is divided, so that idle servers and models do not dilute a mean."""
-    now_s, window_s = now_and_window_s
-    route = history.routes.get(name, NO_ROUTE)
-    increases = [series.increase(now_s - window_s, now_s) for series in served]
-    work = increases[0] if len(increases) == 1 else Served(*map(sum, zip(NOTHING, *increases, strict=True)))
-    p50_ms, p99_ms = route.percentiles_ms(50.0, 99.0)
-    last_s = route.arrivals.times_s[-1] if route.arrivals.times_s else float("-inf")
-    return ModelEstimate(
-        model=name,
-        arrival_rps=route.arrivals.rate(policy.demand.rate_window_s),
-        burst_rps=route.arrivals.peak_rate(policy.demand.rate_window_s, policy.demand.burst_window_s),
-        stable_rps=route.arrivals.rate(policy.demand.stable_window_s),
-        in_flight=route.in_flight,
-        pending=sum(s.pending for s in served),
-        completion_rps=sum(s.completion_rps(policy.demand.rate_window_s) for s in served),
-        failure_rps=route.failures.rate(policy.demand.rate_window_s),
-        mean_batch=work.inferences / work.executions if work.executions else None,
-        queue_ms=work.queue_us / work.succeeded / 1000.0 if work.succeeded else None,
-        compute_ms=work.compute_us / work.succeeded / 1000.0 if work.succeeded else None,
-        p50_ms=p50_ms,
-        p99_ms=p99_ms,
-        age_s=now_s - last_s,
-        drift_ratio=drift.ratio,
-        drifting=drift.state.drifting,
-        correction=drift.state.correction,
-        waiting=work.queue_us / 1e6 / window_s,
-        batch_rps=work.executions / window_s,
+def _rates(routed: RoutedSeries, demand: DemandConfig) -> _Rates:
+    counters, second_s = routed.counters, demand.rate_window_s
+    return _Rates(
+        rate=counters.rates(ARRIVALS, second_s),
+        recent=counters.rates(ARRIVALS, 2 * second_s),
+        stable=counters.rates(ARRIVALS, demand.stable_window_s),
+        burst=counters.by_name(lambda table: table.peak_rates(ARRIVALS, second_s, demand.burst_window_s)),
+        newest=counters.by_name(lambda table: table.newest_rates(ARRIVALS, NEWEST_WINDOW_S)),
+        growth=counters.by_name(lambda table: table.growths(ARRIVALS, demand.growth_window_s)),
+        trend=counters.by_name(lambda table: table.growths(ARRIVALS, demand.trend_window_s)),
+        trend_base=counters.rates(ARRIVALS, demand.trend_window_s),
+        dispersion=counters.by_name(lambda table: table.dispersions(ARRIVALS, DISPERSION_WINDOW_S, DISPERSION_OVER_S)),
+        failures=counters.rates(FAILURES, second_s),
+        refused=counters.rates(REFUSED, second_s),
+        rest=counters.rates(REST_ARRIVALS, second_s),
+        last_s={name: table.last_s for table in counters.tables for name in table.names},
     )
 
 
-def _calls(
-    pipeline: PipelineConfig,
-    history: History,
-    models: dict[str, ModelEstimate],
-    own: frozenset[str],
-    config: ThemisConfig,
-    now_s: float,
-) -> CallHistory:
-    def arrivals(model: str, start_s: float, end_s: float) -> float:
-        return history.routes.get(model, NO_ROUTE).arrivals.increase(start_s, end_s)
+def _work(history: History, now_s: float, window_s: float, demand: DemandConfig) -> _Work:
+    """Increases of all servers are added up before anything is divided, so that idle servers and models do not dilute a mean."""
+    done, pending, completion_rps = dict[str, Served](), dict[str, float](), dict[str, float]()
+    for series in history.served.values():
+        for model, work in series.increases(now_s - window_s, now_s).items():
+            done[model] = Served(*map(sum, zip(done[model], work, strict=True))) if model in done else work
+        for model, waiting in series.pending.items():
+            pending[model] = pending.get(model, 0.0) + waiting
+        for model, rps in series.completion_rps(demand.rate_window_s).items():
+            completion_rps[model] = completion_rps.get(model, 0.0) + rps
+    return _Work(window_s, done, pending, completion_rps)
 
-    def count(model: str, start_s: float, end_s: float) -> float:
+
+def _model(name: str, routed: RoutedSeries, rates: _Rates, work: _Work, drift: Drift, now_s: float) -> ModelEstimate:
+    done = work.done.get(name, NOTHING)
+    p50_ms, p99_ms = routed.percentiles_ms(name, 50.0, 99.0)
+    return ModelEstimate(
+        model=name,
+        arrival_rps=rates.rate.get(name, 0.0),
+        burst_rps=rates.burst.get(name, 0.0),
+        stable_rps=rates.stable.get(name, 0.0),
+        in_flight=routed.in_flight.get(name, 0.0),
+        pending=work.pending.get(name, 0.0),
+        completion_rps=work.completion_rps.get(name, 0.0),
+        failure_rps=rates.failures.get(name, 0.0),
+        mean_batch=done.inferences / done.executions if done.executions else None,
+        queue_ms=done.queue_us / done.succeeded / 1000.0 if done.succeeded else None,
+        compute_ms=done.compute_us / done.succeeded / 1000.0 if done.succeeded else None,
+        p50_ms=p50_ms,
+        p99_ms=p99_ms,
+        age_s=now_s - rates.last_s.get(name, float("-inf")),
+        drift_ratio=drift.ratio,
+        drifting=drift.state.drifting,
+        correction=drift.state.correction,
+        waiting=done.queue_us / 1e6 / work.window_s,
+        batch_rps=done.executions / work.window_s,
+    )
+
+
+def _calls(history: History, models: Mapping[str, ModelEstimate], config: ThemisConfig, now_s: float) -> dict[str, CallHistory]:
+    """What each pipeline's requests call; pipelines count the same times."""
+    own = own_models(config.pipelines)
+
+    @cache
+    def arrivals(start_s: float, end_s: float) -> Mapping[str, float]:
+        return history.routed.counters.increases(ARRIVALS, start_s, end_s)
+
+    @cache
+    def ended(start_s: float, end_s: float) -> Mapping[str, float]:
+        total = dict[str, float]()
+        for series in history.served.values():
+            for model, count in series.counters.increases(ENDED, start_s, end_s).items():
+                total[model] = total.get(model, 0.0) + count
+        return total
+
+    def counted(pipeline: PipelineConfig, model: str, start_s: float, end_s: float) -> float:
+        arrived = arrivals(start_s, end_s)
         if model not in pipeline.client_calls:  # the server's own calls pass no proxy
-            ended = sum(series.increase(start_s, end_s).ended for (_, name), series in history.served.items() if name == model)
-            return max(0.0, ended - arrivals(model, start_s, end_s))
+            return max(0.0, ended(start_s, end_s).get(model, 0.0) - arrived.get(model, 0.0))
         others = other_calls(config.pipelines, pipeline.front) if model == pipeline.front else ()
-        called = sum(_per_request(other, history)[stage] * arrivals(other.front, start_s, end_s) for other, stage in others)
-        return max(0.0, arrivals(model, start_s, end_s) - called)
+        called = sum(_per_request(other, history)[stage] * arrived.get(other.front, 0.0) for other, stage in others)
+        return max(0.0, arrived.get(model, 0.0) - called)
 
-    calls = Calls(pipeline, own, count, lambda model: models[model].in_flight)
-    return observe_calls(history.calls.get(pipeline.name), calls, now_s)
+    def calls_of(pipeline: PipelineConfig) -> Calls:
+        return Calls(pipeline, own, partial(counted, pipeline), lambda model: models[model].in_flight)
+
+    return {p.name: observe_calls(history.calls.get(p.name), calls_of(p), now_s) for p in config.pipelines}
 
 
 def _per_request(pipeline: PipelineConfig, history: History) -> tuple[float, ...]:
@@ -226,14 +210,15 @@ def _per_request(pipeline: PipelineConfig, history: History) -> tuple[float, ...
     return pipeline.per_request if known is None else known.per_request
 
 
-def _sharing(history: History, config: ThemisConfig) -> Sharing:
-    demand = config.policy.demand
-    history_s = max((series.arrivals.span_s for series in history.routes.values()), default=0.0)
-    windows = Windows((demand.rate_window_s, 2 * demand.rate_window_s), demand.stable_window_s, history_s)
+def _sharing(history: History, rates: _Rates, config: ThemisConfig) -> Sharing:
+    demand, counters = config.policy.demand, history.routed.counters
+    windows = Windows((demand.rate_window_s, 2 * demand.rate_window_s), demand.stable_window_s, counters.span_s)
+    by_window = {demand.rate_window_s: rates.rate, 2 * demand.rate_window_s: rates.recent, demand.stable_window_s: rates.stable}
 
-    @cache
     def arrivals(model: str, window_s: float) -> float:
-        return history.routes.get(model, NO_ROUTE).arrivals.rate(window_s)
+        if window_s not in by_window:
+            by_window[window_s] = counters.rates(ARRIVALS, window_s)
+        return by_window[window_s].get(model, 0.0)
 
     per_request = {p.name: _per_request(p, history) for p in config.pipelines}
     inside = {p.name: history.calls[p.name].most_inside for p in config.pipelines}
@@ -241,12 +226,18 @@ def _sharing(history: History, config: ThemisConfig) -> Sharing:
 
 
 def _pipeline(
-    pipeline: PipelineConfig, history: History, models: dict[str, ModelEstimate], policy: PolicyConfig, *, per_second: bool
+    pipeline: PipelineConfig,
+    history: History,
+    models: Mapping[str, ModelEstimate],
+    rates: _Rates,
+    policy: PolicyConfig,
+    *,
+    per_second: bool,
 ) -> PipelineEstimate:
     """A pipeline's demand is its first stage's arrivals; later stages see only what the earlier ones let through."""
-    first = models[pipeline.front]
-    route = history.routes.get(pipeline.front, NO_ROUTE)
-    arrivals, rest_rps = route.arrivals, route.rest_arrivals.rate(policy.demand.rate_window_s)
+    front, first = pipeline.front, models[pipeline.front]
+    rest_rps = rates.rest.get(front, 0.0)
+    each_second = per_second or policy.demand.forecast is not ForecastName.NONE
     per_request = history.calls[pipeline.name].per_request
     called = zip(pipeline.stages, per_request, pipeline.sequential, strict=True)
     if pipeline.entry is not None:
@@ -256,20 +247,20 @@ def _pipeline(
     total_ms = sum(known) if pipeline.entry is not None or len(known) < len(p99s) else pipeline.total_ms(known)
     return PipelineEstimate(
         pipeline=pipeline.name,
-        recent_rps=max(first.arrival_rps, arrivals.rate(2 * policy.demand.rate_window_s)),
-        newest_rps=arrivals.newest_rate(NEWEST_WINDOW_S),
+        recent_rps=max(first.arrival_rps, rates.recent.get(front, 0.0)),
+        newest_rps=rates.newest.get(front, 0.0),
         burst_rps=first.burst_rps,
         stable_rps=first.stable_rps,
-        growth_rps_per_s=arrivals.growth(policy.demand.growth_window_s),
+        growth_rps_per_s=rates.growth.get(front, 0.0),
         # The calls of one request that wait at once are one request that waits.
         backlog=sum(models[stage].pending / max(1.0, calls) for stage, calls in zip(pipeline.stages, per_request, strict=True)),
         p99_ms=total_ms if len(known) == len(p99s) else None,
-        dispersion=arrivals.dispersion(DISPERSION_WINDOW_S, DISPERSION_OVER_S),
-        trend_rps_per_s=arrivals.growth(policy.demand.trend_window_s),
-        trend_base_rps=arrivals.rate(policy.demand.trend_window_s),
-        per_second=arrivals.per_second(FORECAST_S) if per_second or policy.demand.forecast is not ForecastName.NONE else (),
+        dispersion=rates.dispersion.get(front, 1.0),
+        trend_rps_per_s=rates.trend.get(front, 0.0),
+        trend_base_rps=rates.trend_base.get(front, 0.0),
+        per_second=history.routed.per_second(front, FORECAST_S) if each_second else (),
         per_request=per_request,
-        refused_rps=route.refused.rate(policy.demand.rate_window_s),
+        refused_rps=rates.refused.get(front, 0.0),
         rest_fraction=min(1.0, rest_rps / first.arrival_rps) if pipeline.sheds and first.arrival_rps > 0.0 else None,
     )
 
@@ -278,12 +269,12 @@ def _stage_p99_ms(model: ModelEstimate, history: History, calls: float, *, seque
     """The time of a request in a stage: that of its last call, where it makes several at once, or of all its calls in turn."""
     if calls <= 1.0 or model.p99_ms is None:
         return model.p99_ms
-    return calls * model.p99_ms if sequential else history.routes[model.model].percentiles_ms(100.0 - 1.0 / calls)[0]
+    return calls * model.p99_ms if sequential else history.routed.percentiles_ms(model.model, 100.0 - 1.0 / calls)[0]
 
 
 def _stale(history: History, snapshot: Snapshot, policy: PolicyConfig) -> Iterable[tuple[str, str]]:
     if snapshot.routes_error is not None:
-        ages = [snapshot.at_s - s.arrivals.times_s[-1] for s in history.routes.values() if s.arrivals.times_s]
+        ages = [snapshot.at_s - table.last_s for table in history.routed.counters.tables]
         age_s = min(ages, default=float("inf"))
         if age_s > policy.max_stale_s:
             yield PROXY, f"no statistics for {age_s:.1f} s: {snapshot.routes_error}"
@@ -291,7 +282,7 @@ def _stale(history: History, snapshot: Snapshot, policy: PolicyConfig) -> Iterab
     for server in snapshot.servers:
         if server.phase not in HOLDING or server.name not in errors:
             continue
-        age_s = snapshot.at_s - history.server_read_at_s.get(server.name, float("-inf"))
+        age_s = snapshot.at_s - history.served.get(server.name, NO_SERVER).read_at_s
         if age_s > policy.max_stale_s:
             yield server.name, f"no metrics for {age_s:.1f} s: {errors[server.name]}"
     for reading in snapshot.readings:

@@ -18,10 +18,8 @@ WINDOW_S = 1.0
 MIN_WINDOW_S = 0.2
 """The mean number of busy instances is taken over this time, from the end of the initialisation on."""
 
-ServedByModel = Mapping[tuple[str, str], ServedSeries]
 
-
-def with_executing(snapshot: Snapshot, served: ServedByModel, config: ThemisConfig) -> Snapshot:
+def with_executing(snapshot: Snapshot, served: Mapping[str, ServedSeries], config: ThemisConfig) -> Snapshot:
     """The snapshot in which servers have the instances that their executed batches show, as far as open calls add them."""
     states = {(call.server, call.model): _executing(call, served, snapshot.at_s, config) for call in snapshot.open_calls}
     if not states:
@@ -33,11 +31,11 @@ def with_executing(snapshot: Snapshot, served: ServedByModel, config: ThemisConf
     return replace(snapshot, servers=tuple(servers))
 
 
-def _executing(call: OpenCall, served: ServedByModel, now_s: float, config: ThemisConfig) -> ModelState:
+def _executing(call: OpenCall, served: Mapping[str, ServedSeries], now_s: float, config: ThemisConfig) -> ModelState:
     """The state before the call, with so many of the added instances as are busy by Little's law: under a backlog every one is."""
-    series = served.get((call.server, call.model))
+    series = served.get(call.server)
     start_s = max(call.since_s + config.models[call.model].profile.instance_init_s, now_s - WINDOW_S)
-    busy = series.mean_busy(start_s, MIN_WINDOW_S) if series is not None and call.grows else None
+    busy = series.mean_busy((call.model,), start_s, MIN_WINDOW_S).get(call.model) if series is not None and call.grows else None
     if busy is None:
         return call.before
     return call.before.plus(first_added(call.after.added(call.before), round(busy) - call.before.instances))

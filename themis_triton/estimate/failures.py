@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from themis_triton.core.estimate import ModelFailure
 from themis_triton.core.fleet import Phase, Server
 from themis_triton.estimate.served import Served, ServedSeries
+
+Readings = Sequence[tuple[float, Served]]
+"""Times (s) and totals of one model on one server."""
 
 MIN_FRACTION = 0.5
 """A smaller share of failed requests is no fault of the server."""
@@ -16,28 +19,29 @@ MAX_CHANCE = 1e-5
 MIN_FAILED_EVERYWHERE = 5
 
 
-def find_failures(served: Mapping[tuple[str, str], ServedSeries], servers: Iterable[Server]) -> tuple[ModelFailure, ...]:
+def find_failures(served: Mapping[str, ServedSeries], servers: Iterable[Server]) -> tuple[ModelFailure, ...]:
     """The models that fail on one server while others serve them, and those that fail every request on every server.
 
     Each is judged over the kept readings: one server over their newest part in which its failures are beyond chance.
     """
-    holders: dict[str, dict[str, ServedSeries]] = {}
+    if not any(series.has_failures for series in served.values()):
+        return ()  # the usual case
+    holders: dict[str, dict[str, Readings]] = {}
     for server in servers:
-        for model in server.models if server.phase is Phase.SERVING else ():
-            if (server.name, model) in served:
-                holders.setdefault(model, {})[server.name] = served[server.name, model]
+        for model in server.models if server.phase is Phase.SERVING and server.name in served else ():
+            readings = served[server.name].readings(model)
+            if readings:
+                holders.setdefault(model, {})[server.name] = readings
     return tuple(failure for model, series in sorted(holders.items()) for failure in _failures_of(model, series))
 
 
-def _failures_of(model: str, series: Mapping[str, ServedSeries]) -> Iterator[ModelFailure]:
-    if all(not each.totals or each.totals[0].failed == each.totals[-1].failed for each in series.values()):
-        return  # the usual case
+def _failures_of(model: str, series: Mapping[str, Readings]) -> Iterator[ModelFailure]:
     kept = {name: _increase(each, 0) for name, each in sorted(series.items())}
     failed, ended = sum(each.failed for each in kept.values()), sum(each.ended for each in kept.values())
     if not failed:
         return
     if failed >= MIN_FAILED_EVERYWHERE and failed == ended:
-        yield ModelFailure(model, None, failed, ended, min(each.times_s[0] for each in series.values()))
+        yield ModelFailure(model, None, failed, ended, min(each[0][0] for each in series.values()))
         return
     for name, own in kept.items():
         others_failed, others_ended = failed - own.failed, ended - own.ended
@@ -46,20 +50,18 @@ def _failures_of(model: str, series: Mapping[str, ServedSeries]) -> Iterator[Mod
             yield from _failure_of(model, name, series[name], share)
 
 
-def _failure_of(model: str, server: str, series: ServedSeries, share: float) -> Iterator[ModelFailure]:
+def _failure_of(model: str, server: str, series: Readings, share: float) -> Iterator[ModelFailure]:
     """The failure of one server, over the newest readings that show it; `share`: of the other servers' requests, those that failed."""
-    for first in range(len(series.times_s) - 2, -1, -1):
+    for first in range(len(series) - 2, -1, -1):
         window = _increase(series, first)
         if window.failed and window.failed >= MIN_FRACTION * window.ended and _chance(window, share) < MAX_CHANCE:
-            yield ModelFailure(model, server, window.failed, window.ended, series.times_s[first])
+            yield ModelFailure(model, server, window.failed, window.ended, series[first][0])
             return
 
 
-def _increase(series: ServedSeries, first: int) -> Served:
+def _increase(series: Readings, first: int) -> Served:
     """What ended between a reading and the newest one."""
-    if not series.totals:
-        return Served()
-    return Served._make([end - start for start, end in zip(series.totals[first], series.totals[-1], strict=True)])
+    return Served._make([end - start for start, end in zip(series[first][1], series[-1][1], strict=True)])
 
 
 def _chance(window: Served, share: float) -> float:

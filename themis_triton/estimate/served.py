@@ -1,14 +1,16 @@
-"""The counters of one model on one server over time, all on one time axis; safe against restarts, as an immutable value."""
+"""The counters of one server's models over time, and what its queues hold, as an immutable value."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from dataclasses import dataclass
-from operator import sub
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from themis_triton.core.observation import ModelCounters
-from themis_triton.estimate.axis import NO_TIMES, Axes, TimeAxis
+import numpy as np
+
+from themis_triton.core.observation import ModelCounters, ServerReading
+from themis_triton.estimate.counters import NO_COUNTERS, Counters, CounterTable
+from themis_triton.solver.surface import FloatArray
 
 
 class Served(NamedTuple):
@@ -27,80 +29,102 @@ class Served(NamedTuple):
         """Requests that ended with an answer."""
         return self.ended - self.failed - self.refused
 
+    @property
+    def batches_us(self) -> float:
+        """Time of all batches; the counter charges a batch's time to each of its requests."""
+        return self.compute_us * self.executions / self.inferences if self.inferences else 0.0
+
 
 NOTHING = Served()
+ENDED, FAILED = Served._fields.index("ended"), Served._fields.index("failed")
 
 
 @dataclass(frozen=True, slots=True)
 class ServedSeries:
-    """Totals at ascending times (s). A counter that restarts at zero continues here. `last_raw`: the counters as last read."""
+    """What one server has counted of each model since its first reading, and `pending`, the requests that wait there for it.
 
-    times_s: TimeAxis = NO_TIMES
-    totals: tuple[Served, ...] = ()
-    last_raw: Served | None = None
-    pending: float = 0.0
+    A gauge that the last reading lacks does not count; the counters' history stays valid.
+    """
 
-    def append(self, at_s: float, counters: ModelCounters, keep_s: float, axes: Axes | None = None) -> ServedSeries:
-        """The series with one more reading; readings older than `keep_s` are dropped; a late reading updates only the gauge.
+    counters: Counters = NO_COUNTERS
+    pending: Mapping[str, float] = field(default_factory=dict)
+    read_at_s: float = float("-inf")
 
-        `axes`: those of the tick, for series that are read together.
+    def append(self, reading: ServerReading, keep_s: float) -> ServedSeries:
+        """With one more reading; counters older than `keep_s` are dropped, and those of a late reading are ignored."""
+        names, pending = tuple(reading.models), {name: model.pending for name, model in reading.models.items()}
+        if not names:
+            return ServedSeries(self.counters, pending, reading.at_s)
+        raw = np.array([_counted(model) for model in reading.models.values()], dtype=np.float64).T
+        return ServedSeries(self.counters.append(reading.at_s, names, raw, keep_s), pending, reading.at_s)
+
+    def unread(self) -> ServedSeries:
+        """As it is after a reading that failed."""
+        return replace(self, pending={}) if self.pending else self
+
+    def increases(self, start_s: float, end_s: float) -> dict[str, Served]:
+        """By model, what ended between two times."""
+        found: dict[str, Served] = {}
+        for table in self.counters.tables:
+            found |= _by_model(table, table.increases(start_s, end_s))
+        return found
+
+    def completion_rps(self, window_s: float) -> dict[str, float]:
+        """By model, the rate of requests that were answered over the window up to the last reading, or a shorter history."""
+        found: dict[str, float] = {}
+        for table in self.counters.tables:
+            start_s = max(table.last_s - window_s, float(table.times_s[0]))
+            duration_s = table.last_s - start_s or 1.0
+            ended = _by_model(table, table.increases(start_s, table.last_s))
+            found |= {name: each.succeeded / duration_s for name, each in ended.items()}
+        return found
+
+    def mean_busy(self, models: Iterable[str], start_s: float, min_window_s: float) -> dict[str, float]:
+        """By model, the mean number of busy instances from a time to the last reading, by Little's law.
+
+        Models with readings over less than the least time are left out.
         """
-        compute_us = counters.compute_input_us + counters.compute_infer_us + counters.compute_output_us
-        ended = counters.success + counters.failure + counters.refused
-        work = (counters.inferences, counters.executions, counters.queue_us, compute_us)
-        raw = Served(ended, *work, counters.failure, counters.refused)
-        if self.last_raw is not None and at_s <= self.times_s[-1]:
-            return ServedSeries(self.times_s, self.totals, self.last_raw, counters.pending)
-        first, times_s = (axes or Axes()).append(self.times_s, at_s, keep_s)
-        if self.last_raw is None:
-            return ServedSeries(times_s, (NOTHING,), raw, counters.pending)
-        total = self.totals[-1]
-        if raw != self.last_raw:
-            columns = zip(total, self.last_raw, raw, strict=True)
-            total = Served._make([total + (now - last if now >= last else now) for total, last, now in columns])
-        return ServedSeries(times_s, (*self.totals[first:], total), raw, counters.pending)
+        asked, found = frozenset(models), dict[str, float]()
+        for table in self.counters.tables:
+            since_s, own = max(start_s, float(table.times_s[0])), asked.intersection(table.names)
+            if own and table.last_s - since_s >= min_window_s:
+                own_table = table if len(own) == len(table.names) else table.only(tuple(own))
+                work = _by_model(own_table, own_table.increases(since_s, table.last_s))
+                found |= {name: each.batches_us / 1e6 / (table.last_s - since_s) for name, each in work.items()}
+        return found
 
-    def at(self, time_s: float) -> Served:
-        """Totals at a time, interpolated; the ends hold beyond them. Zero for an empty series."""
-        return self._between(bisect_right(self.times_s, time_s), time_s) if self.times_s else NOTHING
+    def span_s(self, model: str, start_s: float) -> tuple[float, float]:
+        """The times from `start_s`, or the first reading of a model after it, to its last one. KeyError without any."""
+        for table in self.counters.tables:
+            if model in table.names:
+                return max(start_s, float(table.times_s[0])), table.last_s
+        raise KeyError(model)
 
-    def _between(self, index: int, time_s: float) -> Served:
-        """Totals at a time before the reading of that index and not before the one of the index below."""
-        if index == 0 or index == len(self.times_s):
-            return self.totals[min(index, len(self.times_s) - 1)]
-        older, newer = self.totals[index - 1], self.totals[index]
-        if older is newer:
-            return older
-        before, after = self.times_s[index - 1], self.times_s[index]
-        share = (time_s - before) / (after - before)
-        return Served._make([low + share * (high - low) for low, high in zip(older, newer, strict=True)])
+    @property
+    def has_failures(self) -> bool:
+        """Whether a request of any model failed in the kept readings."""
+        return any((table.totals[FAILED, :, -1] > table.totals[FAILED, :, 0]).any() for table in self.counters.tables)
 
-    def increase(self, start_s: float, end_s: float) -> Served:
-        """Growth of the totals between two times."""
-        if not self.times_s:
-            return NOTHING
-        first = bisect_right(self.times_s, start_s)
-        if self.totals[max(0, first - 1)] is self.totals[-1]:
-            return NOTHING  # nothing has ended since, which is the usual case where there are many models
-        return Served._make(map(sub, self.at(end_s), self._between(first, start_s)))
+    def readings(self, model: str) -> tuple[tuple[float, Served], ...]:
+        """The times (s) and totals of one model's kept readings."""
+        for table in self.counters.tables:
+            if model in table.names:
+                totals = table.totals[:, table.names.index(model)].T.tolist()
+                return tuple(zip(table.times_s.tolist(), map(Served._make, totals), strict=True))
+        return ()
 
-    def mean_busy(self, start_s: float, min_window_s: float) -> float | None:
-        """Mean number of busy instances from a time to the last reading, by Little's law; None over a shorter time than the least."""
-        if not self.times_s or self.times_s[-1] - max(start_s, self.times_s[0]) < min_window_s:
-            return None
-        start_s = max(start_s, self.times_s[0])
-        work = self.increase(start_s, self.times_s[-1])
-        # The counter charges a batch's time to each of its requests.
-        batches = work.compute_us * work.executions / work.inferences if work.inferences else 0.0
-        return batches / 1e6 / (self.times_s[-1] - start_s)
 
-    def completion_rps(self, window_s: float) -> float:
-        """Mean rate of requests that were answered over the window up to the last reading; a shorter history shortens the window."""
-        if len(self.times_s) < 2:
-            return 0.0
-        end_s = self.times_s[-1]
-        start_s = max(end_s - window_s, self.times_s[0])
-        first = bisect_right(self.times_s, start_s)
-        if self.totals[max(0, first - 1)] is self.totals[-1]:
-            return 0.0
-        return (self.totals[-1].succeeded - self._between(first, start_s).succeeded) / (end_s - start_s)
+NO_SERVER = ServedSeries()
+
+
+def _counted(model: ModelCounters) -> Served:
+    ended, compute_us = (
+        model.success + model.failure + model.refused,
+        model.compute_input_us + model.compute_infer_us + model.compute_output_us,
+    )
+    return Served(ended, model.inferences, model.executions, model.queue_us, compute_us, model.failure, model.refused)
+
+
+def _by_model(table: CounterTable, each: FloatArray) -> dict[str, Served]:
+    """Rows of a table's columns, by model."""
+    return dict(zip(table.names, map(Served._make, each.tolist()), strict=True))

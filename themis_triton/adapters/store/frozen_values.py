@@ -27,7 +27,7 @@ MODULES = frozenset(
         *("core.incident", "core.listener_tls", "core.model_config", "core.observation", "core.pipeline_config", "core.policy"),
         *("core.prediction", "core.recorded", "core.retention", "core.routes", "core.server_config"),
         *("decide.scores", "decide.slow_target", "decide.state"),
-        *("estimate.axis", "estimate.calls", "estimate.drift", "estimate.estimate", "estimate.learning", "estimate.series"),
+        *("estimate.calls", "estimate.counters", "estimate.drift", "estimate.estimate", "estimate.learning", "estimate.routed"),
         *("estimate.served", "estimate.work"),
         *("solver.migration", "solver.migration_steps", "solver.plans", "tick"),
     )

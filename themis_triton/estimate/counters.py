@@ -1,0 +1,169 @@
+"""Cumulative counters over time, safe against restarts. Those that are read together are columns of one table, as an immutable value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from themis_triton.estimate.counter_kernels import increases, rates
+from themis_triton.solver.surface import FloatArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CounterTable:
+    """Totals [kind, column, reading] at ascending times (s); a counter that restarts at zero continues.
+
+    `names`: of the columns. `raw`: the counters [kind, column] as last read.
+    """
+
+    names: tuple[str, ...]
+    times_s: FloatArray
+    totals: FloatArray
+    raw: FloatArray
+
+    def __post_init__(self) -> None:
+        """Nested sequences become arrays."""
+        for name in ("times_s", "totals", "raw"):
+            object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), dtype=np.float64))
+
+    def __reduce__(self) -> tuple[type[CounterTable], tuple[object, ...]]:
+        """Copies are made from plain values."""
+        return CounterTable, (self.names, tuple(self.times_s.tolist()), self.totals.tolist(), self.raw.tolist())
+
+    @property
+    def last_s(self) -> float:
+        """The time of the last reading."""
+        return float(self.times_s[-1])
+
+    @property
+    def span_s(self) -> float:
+        """Seconds of history."""
+        return float(self.times_s[-1] - self.times_s[0])
+
+    def append(self, at_s: float, raw: FloatArray, keep_s: float) -> CounterTable:
+        """With one more reading; readings older than `keep_s` are dropped, a reading from the past is ignored."""
+        if at_s <= self.times_s[-1]:
+            return self
+        first = int(np.searchsorted(self.times_s, at_s - keep_s, side="right"))
+        kinds, columns, readings = self.totals.shape
+        times_s, totals = np.empty(readings - first + 1), np.empty((kinds, columns, readings - first + 1))
+        times_s[:-1], times_s[-1] = self.times_s[first:], at_s
+        totals[:, :, :-1] = self.totals[:, :, first:]
+        totals[:, :, -1] = self.totals[:, :, -1] + np.where(raw >= self.raw, raw - self.raw, raw)
+        return CounterTable(self.names, times_s, totals, raw)
+
+    def only(self, names: Sequence[str]) -> CounterTable:
+        """The columns of these names, in their order."""
+        columns = list(map(self.names.index, names))
+        return CounterTable(tuple(names), self.times_s, self.totals[:, columns], self.raw[:, columns])
+
+    def beside(self, other: CounterTable) -> CounterTable:
+        """The columns of both; they were read at the same times."""
+        totals, raw = np.concatenate((self.totals, other.totals), axis=1), np.concatenate((self.raw, other.raw), axis=1)
+        return CounterTable((*self.names, *other.names), self.times_s, totals, raw)
+
+    def increases(self, start_s: float, end_s: float) -> FloatArray:
+        """Growth of the totals between two times, interpolated [column, kind]; the ends hold beyond them."""
+        out = np.empty((len(self.names), len(self.raw)))
+        increases(self.times_s, self.totals, start_s, end_s, out)
+        return out
+
+    def rates(self, kind: int, window_s: float, windows: int = 1, lag_s: float = 0.0) -> FloatArray:
+        """Mean rates (1/s) of consecutive windows [window, column], the newest first, which ended `lag_s` before the last reading.
+
+        A shorter history shortens the windows.
+        """
+        out = np.empty((windows, len(self.names)))
+        rates(self.times_s, self.totals, kind, window_s, lag_s, out)
+        return out
+
+    def newest_rates(self, kind: int, window_s: float) -> FloatArray:
+        """Mean rates (1/s) over the window; after a longer rest, which the first arrival ends, all new ones lie in the window."""
+        if len(self.times_s) > 1 and self.times_s[-1] - self.times_s[-2] > window_s:
+            newest: FloatArray = (self.totals[kind, :, -1] - self.totals[kind, :, -2]) / window_s
+            return newest
+        return self.rates(kind, window_s)[0]
+
+    def peak_rates(self, kind: int, window_s: float, over_s: float) -> FloatArray:
+        """Largest mean rates (1/s) of the consecutive windows of `window_s` in the last `over_s`, the newest window first."""
+        windows = max(1, int(min(over_s, self.span_s) / window_s + 1e-9))
+        peaks: FloatArray = self.rates(kind, window_s, windows).max(axis=0)
+        return peaks
+
+    def growths(self, kind: int, half_window_s: float) -> FloatArray:
+        """Slopes of the rates (1/s per s): the last half window against the one before it; zero while history is short."""
+        if self.span_s < 2 * half_window_s:
+            return np.zeros(len(self.names))
+        newer, older = self.rates(kind, half_window_s)[0], self.rates(kind, half_window_s, lag_s=half_window_s)[0]
+        return (newer - older) / half_window_s
+
+    def dispersions(self, kind: int, window_s: float, over_s: float) -> FloatArray:
+        """Indices of dispersion of the counts per window, from successive differences so that a trend does not count.
+
+        `Σ (x_i − x_(i−1))² / (2 (m − 1) · mean)`; 1 for a Poisson stream, and 1 where there are too few counts.
+        """
+        windows, alike = int(min(over_s, self.span_s) / window_s), np.ones(len(self.names))
+        if windows < FEWEST_WINDOWS:
+            return alike
+        counts = self.rates(kind, window_s, windows) * window_s
+        means, squares = counts.sum(axis=0) / windows, ((counts[:-1] - counts[1:]) ** 2).sum(axis=0)
+        return np.divide(squares, 2 * (windows - 1) * means, out=alike, where=means > 0.0)
+
+
+FEWEST_WINDOWS = 4
+"""With fewer, a dispersion is not told from chance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Named counters in tables, each of those that were read at the same times."""
+
+    tables: tuple[CounterTable, ...] = ()
+
+    @property
+    def span_s(self) -> float:
+        """Seconds of the longest history."""
+        return max((table.span_s for table in self.tables), default=0.0)
+
+    def append(self, at_s: float, names: tuple[str, ...], raw: FloatArray, keep_s: float) -> Counters:
+        """With one more reading [kind, column] of these names; others stay as they are."""
+        if len(self.tables) == 1 and self.tables[0].names == names:  # the usual case
+            return Counters((self.tables[0].append(at_s, raw, keep_s),))
+        column, tables = {name: number for number, name in enumerate(names)}, list[CounterTable]()
+        for table in self.tables:
+            read = [name for name in table.names if name in column]
+            rest = [name for name in table.names if name not in column]
+            tables += [table.only(rest)] if rest else []
+            tables += [table.only(read).append(at_s, raw[:, [column[name] for name in read]], keep_s)] if read else []
+        known = {name for table in tables for name in table.names}
+        new = [name for name in names if name not in known]
+        if new:
+            first = raw[:, [column[name] for name in new]]
+            tables.append(CounterTable(tuple(new), np.array([at_s]), np.zeros((*first.shape, 1)), first))
+        return Counters(tuple(_joined(tables, names)))
+
+    def by_name(self, of: Callable[[CounterTable], FloatArray]) -> dict[str, float]:
+        """What each table says of its columns, by their names."""
+        return {name: value for table in self.tables for name, value in zip(table.names, of(table).tolist(), strict=True)}
+
+    def rates(self, kind: int, window_s: float) -> dict[str, float]:
+        """The mean rate (1/s) of each over the window up to its last reading."""
+        return self.by_name(lambda table: table.rates(kind, window_s)[0])
+
+    def increases(self, kind: int, start_s: float, end_s: float) -> dict[str, float]:
+        """The growth of each between two times."""
+        return self.by_name(lambda table: table.increases(start_s, end_s)[:, kind])
+
+
+NO_COUNTERS = Counters()
+
+
+def _joined(tables: Iterable[CounterTable], names: tuple[str, ...]) -> list[CounterTable]:
+    """The tables, those with the same times as one, and one that holds just these names in their order."""
+    joined: dict[bytes, CounterTable] = {}
+    for table in tables:
+        key = table.times_s.tobytes()
+        joined[key] = joined[key].beside(table) if key in joined else table
+    return [table.only(names) if set(table.names) == set(names) else table for table in joined.values()]

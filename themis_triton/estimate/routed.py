@@ -1,0 +1,76 @@
+"""The proxy's counters of all models over time, with their latency histograms, as an immutable value."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter, itemgetter
+
+import numpy as np
+
+from themis_triton.core.observation import LatencyHistogram, RouteReading
+from themis_triton.estimate.counters import NO_COUNTERS, Counters
+from themis_triton.estimate.latency import difference, percentile
+
+ARRIVALS, FAILURES, REFUSED, REST_ARRIVALS = range(4)
+# A forecast's minute, with a margin for ticks that are far apart.
+KEEP_S = 65.0
+LATENCY_WINDOW_S = 5.0
+_TIME = itemgetter(0)
+_COUNTED = attrgetter("arrivals", "failures", "refused", "rest_arrivals")
+
+Histograms = tuple[tuple[float, LatencyHistogram], ...]
+"""Latency histograms with their times, oldest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedSeries:
+    """The counters of all routes (kinds as above), and by model the latency histograms of the last seconds and the requests in flight."""
+
+    counters: Counters = NO_COUNTERS
+    histograms: Mapping[str, Histograms] = field(default_factory=dict)
+    in_flight: Mapping[str, float] = field(default_factory=dict)
+
+    def append(self, readings: Sequence[RouteReading]) -> RoutedSeries:
+        """With one more reading of each route."""
+        counters = self.counters
+        for at_s, together in groupby(readings, key=attrgetter("at_s")):
+            routes = tuple(together)
+            raw = np.array(list(map(_COUNTED, routes)), dtype=np.float64).T
+            counters = counters.append(at_s, tuple(route.model for route in routes), raw, KEEP_S)
+        histograms = {route.model: _appended(self.histograms.get(route.model, ()), route) for route in readings}
+        in_flight = {route.model: route.in_flight for route in readings}
+        return RoutedSeries(counters, {**self.histograms, **histograms}, {**self.in_flight, **in_flight})
+
+    def percentiles_ms(self, model: str, *percents: float) -> tuple[float | None, ...]:
+        """Percentiles of a model over the latency window that ends with the last reading."""
+        histograms = self.histograms.get(model, ())
+        if len(histograms) < 2:
+            return (None,) * len(percents)
+        newest_s, newest = histograms[-1]
+        index = bisect_right(histograms, newest_s - LATENCY_WINDOW_S, key=_TIME)
+        oldest = histograms[max(0, index - 1)][1]
+        if newest is oldest:  # nothing has ended since
+            return (None,) * len(percents)
+        window = difference(newest, oldest)
+        return tuple(percentile(window, percent) for percent in percents)
+
+    def per_second(self, model: str, seconds: int) -> tuple[float, ...]:
+        """Arrivals of each of the last seconds before the last reading, newest last; as many whole seconds as are covered."""
+        for table in self.counters.tables:
+            if model in table.names:
+                covered = min(seconds, int(table.span_s + 1e-9))
+                counts = table.rates(ARRIVALS, 1.0, covered)[::-1, table.names.index(model)]
+                return tuple(counts.tolist())
+        return ()
+
+
+NO_ROUTES = RoutedSeries()
+
+
+def _appended(histograms: Histograms, reading: RouteReading) -> Histograms:
+    old = bisect_right(histograms, reading.at_s - 2 * LATENCY_WINDOW_S, key=_TIME)
+    same = bool(histograms) and histograms[-1][1] == reading.latency
+    return (*histograms[old:], (reading.at_s, histograms[-1][1] if same else reading.latency))
