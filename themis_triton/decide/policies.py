@@ -49,8 +49,7 @@ def decide(state: PolicyState, policy_input: PolicyInput, planner: Planner, poli
     devices, staying = FreeDevices(policy_input.snapshot, rules.config), draining.without(policy_input, rules.config.drains)
     proposals, in_turn, shared = [], _in_turn(staying, rules), SharedModels(staying, rules.config)
     for pipeline in rules.config.pipelines:
-        view = _view(pipeline, staying, planner, devices, state, shared)
-        view = replace(view, in_turn=pipeline.name in in_turn)
+        view = _view(pipeline, staying, planner, devices, state, shared, in_turn=pipeline.name in in_turn)
         result = policy.propose(state.pipelines.get(pipeline.name, PipelineState()), view)
         shared.request(result.proposal.launch, result.proposal.launch_models)
         proposals.append(PipelineProposal(view, result))
@@ -100,11 +99,18 @@ def _details(outputs: Sequence[Proposal]) -> str:
 
 
 def _view(
-    pipeline: PipelineConfig, policy_input: PolicyInput, planner: Planner, devices: FreeDevices, state: PolicyState, shared: SharedModels
+    pipeline: PipelineConfig,
+    policy_input: PolicyInput,
+    planner: Planner,
+    devices: FreeDevices,
+    state: PolicyState,
+    shared: SharedModels,
+    *,
+    in_turn: bool = True,
 ) -> PipelineView:
     groups = policy_input.groups(pipeline, planner.rules.config.planning.placement)
     called = planner.called(pipeline.name, shared.per_request(pipeline, groups))
-    return view_of(pipeline, policy_input, called, devices, state.left.get(pipeline.name, ()), shared)
+    return view_of(pipeline, policy_input, called, devices, state.left.get(pipeline.name, ()), shared, in_turn=in_turn)
 
 
 def _routed_views(

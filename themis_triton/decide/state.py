@@ -47,17 +47,27 @@ class PolicyInput:
 
         A model of which nothing is known counts with all of its instances.
         """
-        busy, models, known, unknown, mean = self.busy.get(place.server.name, {}), place.server.models, 0, 0, 0.0
-        for name, state in place.models.items():
-            count = state.instances
-            if name in stages or not count:
+        known, unknown, mean = 0, 0, 0.0
+        for name, count, busy in self._busy_at(place):
+            if name in stages:
                 continue
-            if name in busy:  # the server's counters do not tell its devices apart
-                known += count
-                mean += busy[name] * count / max(1, models[name].instances)
-            else:
+            if busy is None:
                 unknown += count
+            else:
+                known += count
+                mean += busy
         return unknown + min(math.ceil(mean + math.sqrt(mean)), known)
+
+    def _busy_at(self, place: Place) -> list[tuple[str, int, float | None]]:
+        """The models at a place with their instances there, and the mean number of busy ones; None where that is not known."""
+        found = self._busy_places.get(place.name)
+        if found is None:
+            busy, models = self.busy.get(place.server.name, {}), place.server.models
+            counts = [(name, state.instances) for name, state in place.models.items() if state.instances]
+            # The server's counters do not tell its devices apart.
+            found = [(name, n, busy[name] * n / max(1, models[name].instances) if name in busy else None) for name, n in counts]
+            self._busy_places[place.name] = found
+        return found
 
     def knows_busy(self, place: Place, stages: Sequence[str]) -> bool:
         """Whether it is known how busy the other models of a place are."""
@@ -74,6 +84,11 @@ class PolicyInput:
     @cached_property
     def _groups(self) -> dict[Hashable, tuple[Group, ...]]:
         """The groups that have been asked for."""
+        return {}
+
+    @cached_property
+    def _busy_places(self) -> dict[str, list[tuple[str, int, float | None]]]:
+        """What `_busy_at` has found."""
         return {}
 
     def _find_groups(self, pipeline: PipelineConfig, placement: Placement) -> tuple[Group, ...]:

@@ -266,6 +266,8 @@ def view_of(
     devices: FreeDevices,
     left: Collection[str] = (),
     shared: SharedModels | None = None,
+    *,
+    in_turn: bool = True,
 ) -> PipelineView:
     """The view of one pipeline; see `PolicyInput.busy_elsewhere`. `left`: servers that it has left because they were crowded.
 
@@ -297,6 +299,7 @@ def view_of(
             call for call in snapshot.open_calls if call.model in pipeline.stages and waits(call, snapshot, planner.rules.config)
         ),
         one_server=one_server,
+        in_turn=in_turn,
         reachable=len(extensions),
         within_reach=may_extend and devices.within_reach(ready, pipeline.stages),
         begun=devices.begun(extensions),

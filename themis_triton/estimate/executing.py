@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from themis_triton.core.config import ThemisConfig
-from themis_triton.core.fleet import ModelState, first_added
+from themis_triton.core.fleet import ModelState, Server, first_added
 from themis_triton.core.observation import OpenCall, Snapshot
 from themis_triton.estimate.served import ServedSeries
 
@@ -21,14 +21,18 @@ MIN_WINDOW_S = 0.2
 
 def with_executing(snapshot: Snapshot, served: Mapping[str, ServedSeries], config: ThemisConfig) -> Snapshot:
     """The snapshot in which servers have the instances that their executed batches show, as far as open calls add them."""
-    states = {(call.server, call.model): _executing(call, served, snapshot.at_s, config) for call in snapshot.open_calls}
-    if not states:
+    changed: dict[str, dict[str, ModelState]] = {}
+    for call in snapshot.open_calls:
+        changed.setdefault(call.server, {})[call.model] = _executing(call, served, snapshot.at_s, config)
+    if not changed:
         return snapshot
-    servers = []
-    for server in snapshot.servers:
-        models = {name: states.get((server.name, name), state) for name, state in server.models.items()}
-        servers.append(replace(server, models=models))
-    return replace(snapshot, servers=tuple(servers))
+    return replace(snapshot, servers=tuple(_with_states(server, changed.get(server.name)) for server in snapshot.servers))
+
+
+def _with_states(server: Server, states: Mapping[str, ModelState] | None) -> Server:
+    if states is None:
+        return server
+    return replace(server, models={name: states.get(name, state) for name, state in server.models.items()})
 
 
 def _executing(call: OpenCall, served: Mapping[str, ServedSeries], now_s: float, config: ThemisConfig) -> ModelState:

@@ -53,11 +53,14 @@ def observe(history: WorkHistory, snapshot: Snapshot, config: ThemisConfig) -> W
         if reading.error is not None or reading.batches_error is not None or reading.server not in servers:
             continue
         before = opened.setdefault(reading.server, reading)
+        duration_s = reading.at_s - before.at_s
+        if 0.0 < duration_s < MIN_INTERVAL_S:
+            continue
         executed = _executed(before, reading)
-        if executed is not None and reading.at_s - before.at_s < _min_duration_s(executed):
+        if executed is not None and duration_s < _min_duration_s(executed):
             continue
         opened[reading.server] = reading
-        interval = Interval(executed or {}, reading.at_s - before.at_s, callers, waits_between(before, reading, callers))
+        interval = Interval(executed or {}, duration_s, callers, waits_between(before, reading, callers))
         for model, sample in _samples(interval, servers[reading.server], reading.at_s, config):
             samples[model] = (*samples.get(model, ()), sample)
     return WorkHistory(opened, samples)
