@@ -20,7 +20,8 @@ from tests.unit.samples import config, model, table
 from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.graph import Calls
 from themis_triton.decide.demand import Demand
-from themis_triton.decide.planner import Planner, PlanQuery
+from themis_triton.decide.plan_query import PlanQuery
+from themis_triton.decide.planner import Planner
 from themis_triton.decide.rules import build_rules
 from themis_triton.solver.solve import evaluate
 

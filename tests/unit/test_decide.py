@@ -23,7 +23,8 @@ from themis_triton.core.policy import (
 from themis_triton.decide.demand import Demand, beyond_noise
 from themis_triton.decide.devices import FreeDevices
 from themis_triton.decide.guards import guard
-from themis_triton.decide.planner import Planner, PlanQuery
+from themis_triton.decide.plan_query import PlanQuery
+from themis_triton.decide.planner import Planner
 from themis_triton.decide.policies import URGENCY, decision_id
 from themis_triton.decide.rules import build_rules
 from themis_triton.decide.state import PolicyInput, PolicyState

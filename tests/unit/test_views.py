@@ -15,7 +15,8 @@ from themis_triton.core.fleet import ModelState, Phase, Server, places_of
 from themis_triton.core.observation import DeviceReading, OpenCall, Snapshot, devices_of
 from themis_triton.decide.demand import Demand
 from themis_triton.decide.devices import FreeDevices
-from themis_triton.decide.planner import Planner, PlanQuery
+from themis_triton.decide.plan_query import PlanQuery
+from themis_triton.decide.planner import Planner
 from themis_triton.decide.proposal import leaving, to_launch
 from themis_triton.decide.rules import build_rules
 from themis_triton.decide.state import PipelineState, PolicyInput

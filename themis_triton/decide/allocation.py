@@ -13,7 +13,7 @@ from themis_triton.core.observation import launch_of
 from themis_triton.decide import leaving
 from themis_triton.decide.devices import FreeDevices
 from themis_triton.decide.joined import Joined, PipelineProposal
-from themis_triton.decide.planner import rounded_up_rps
+from themis_triton.decide.plan_query import rounded_up_rps
 from themis_triton.decide.rules import Rules
 from themis_triton.decide.state import PolicyInput, PolicyState
 from themis_triton.decide.view import PipelineView

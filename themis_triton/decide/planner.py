@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
+from themis_triton.core.brackets import Brackets
 from themis_triton.core.config import Placement
 from themis_triton.core.memory import Memory
 from themis_triton.decide.correction import corrected_rules
 from themis_triton.decide.demand import Demand
+from themis_triton.decide.plan_query import PlanQuery, rounded_busy
 from themis_triton.decide.rules import Rules
 from themis_triton.forecast.forecast import Forecaster
 from themis_triton.solver.fleet import ServerAssignment
@@ -34,29 +36,11 @@ CAPACITY_LIMIT_RPS = 100_000.0
 SLO_FACTORS = (1.5, 2.0, 3.0, 4.0, 8.0)
 ANY_SLO_MS = 1e9
 REMEMBERED = 16_384
+QUESTIONS = 4096
 CORRECTED = 32
 Value = TypeVar("Value")
-DISPERSION_STEP = 0.25
-FINE_RPS, FINE_FRACTION = 0.5, 0.01
-BUSY_EXACT = 16
 FORMED_BATCH = 2
-
-
-class PlanQuery(NamedTuple):
-    """A demand on a pipeline; `batch_caps` None: any batch of the settings. `free_instances`: only servers have a price.
-
-    `min_servers` stay whatever the plan, because they were adopted. `extra_places` of the places share the queue of one of `processes`
-    servers.
-    """
-
-    pipeline: str
-    demand: Demand
-    batch_caps: tuple[int, ...] | None
-    busy_elsewhere: int = 0
-    free_instances: bool = False
-    min_servers: int = 1
-    processes: int = 0
-    extra_places: int = 0
+_PlanOrMissing = tuple[ChainPlan | None, int | None, tuple[int, ...]]
 
 
 class Planner:
@@ -66,6 +50,7 @@ class Planner:
         self.rules = rules
         self.forecaster = forecaster or Forecaster()
         self._answers: Memory[Any] = Memory(REMEMBERED)
+        self._counts = Brackets(QUESTIONS)
         self._corrected: Memory[Planner] = Memory(CORRECTED)
 
     def corrected(self, factors: Mapping[str, float]) -> Planner:
@@ -89,15 +74,15 @@ class Planner:
 
     def joint(self, query: PlanQuery, instances: tuple[int, ...] | None) -> ChainPlan:
         """`solve_joint`, with instances fixed or free."""
-        query = _rounded(query)
+        query = query.rounded()
         return self.remembered(
             ("joint", query, instances), lambda: solve_joint(self._problem(query), instances=instances, batches=self._batches(query))
         )
 
     def fewest(self, query: PlanQuery) -> tuple[int, ...] | None:
         """The fewest servers a stage, by their price alone, with as many instances as they may run; None where no plan holds."""
-        query = _rounded(query)._replace(free_instances=True)
-        return self.remembered(("fewest", query), lambda: fewest_servers(self._problem(query), batches=self._batches(query)))
+        query = query.rounded()._replace(free_instances=True)
+        return self.remembered(("fewest", query), lambda: self._solve_fewest(query))
 
     def vertical(self, query: PlanQuery, servers: tuple[int, ...], min_instances: tuple[int, ...] | None = None) -> VerticalPlan:
         """`solve_vertical`, with no count below `min_instances`; infeasible: with the counts of the greatest capacity.
@@ -105,12 +90,12 @@ class Planner:
         An SLO that no plan meets is never a reason to run less: the counts are then the fewest under the least multiple of the SLO that
         allows the demand; where none does, those of the greatest throughput.
         """
-        query = _rounded(query)
+        query = query.rounded()
         return self.remembered(("vertical", query, servers, min_instances), lambda: self._solve_vertical(query, servers, min_instances))
 
     def mixed(self, query: PlanQuery, servers: tuple[int, ...]) -> VerticalTarget:
         """`solve_mixed`."""
-        query = _rounded(query)
+        query = query.rounded()
         return self.remembered(("mixed", query, servers), lambda: solve_mixed(self._problem(query), servers, query.batch_caps))
 
     def migration(self, query: PlanQuery, now: tuple[ServerAssignment, ...], reachable: int) -> Migration:
@@ -118,7 +103,7 @@ class Planner:
 
         The first `reachable` new places take an instance's initialisation, the others a server's launch.
         """
-        query = _rounded(query)
+        query = query.rounded()
         return self.remembered(("migration", query, now, reachable), lambda: self._solve_migration(query, now, reachable))
 
     def carried(self, query: PlanQuery, servers: tuple[int, ...], instances: tuple[int, ...]) -> float:
@@ -130,12 +115,30 @@ class Planner:
 
     def meets_slo_alone(self, pipeline: str, busy_elsewhere: int) -> bool:
         """Whether a lone request of a pipeline meets the SLO on a device on which so many instances of others are busy."""
-        busy = _rounded_busy(busy_elsewhere)
+        busy = rounded_busy(busy_elsewhere)
         return self.remembered(("alone", pipeline, busy), lambda: self._solve_alone(pipeline, busy))
 
     def _solve_alone(self, pipeline: str, busy_elsewhere: int) -> bool:
         problem = self._problem(PlanQuery(pipeline, Demand(0.0, 0.0, 1.0, 0.0), None, busy_elsewhere))
         return find_vertical(problem, _counts(problem, (1,))) is not None
+
+    def _solve_fewest(self, query: PlanQuery) -> tuple[int, ...] | None:
+        def fewest() -> tuple[int, ...] | None:
+            return fewest_servers(self._problem(query), batches=self._batches(query))
+
+        def count() -> float:
+            found = fewest()
+            return math.inf if found is None else found[0]
+
+        if not self._rises_with_load(query):
+            return fewest()
+        servers = self._counts.get(("fewest", query.unloaded()), query.load, count)
+        return None if servers == math.inf else (int(servers),) * len(self.rules.problems[query.pipeline].stages)
+
+    def _rises_with_load(self, query: PlanQuery) -> bool:
+        """Whether more load never makes fewer servers enough, and those of all stages are one number."""
+        problem = self.rules.problems[query.pipeline]
+        return problem.placement is Placement.COLOCATED and problem.only_slower_with_rate
 
     def _solve_carried(self, query: PlanQuery, servers: tuple[int, ...], instances: tuple[int, ...]) -> float:
         problem = self.problem_with_counts(query, instances)
@@ -147,10 +150,9 @@ class Planner:
     def _solve_vertical(self, query: PlanQuery, servers: tuple[int, ...], min_instances: tuple[int, ...] | None) -> VerticalPlan:
         problem, batches = self._problem(query), self._batches(query)
         counts = _counts(problem, servers)
-        plan = find_vertical(problem, counts, min_instances=min_instances, batches=batches)
+        plan, missing, by_stage = self._plan_or_missing(query, servers, min_instances)
         if plan is not None:
             return VerticalPlan(plan, feasible=True, largest_demand_rps=problem.demand_rps)
-        missing, by_stage = servers_missing(problem, counts, min_instances=min_instances, batches=batches)
         # Headroom for a backlog must not hide how much can be carried: a backlog drains fastest at the greatest capacity.
         unbounded = query._replace(demand=query.demand._replace(rate_rps=CAPACITY_LIMIT_RPS, extra_rps=0.0, sigmas=0.0))
         plan, largest = self._strongest(unbounded, servers, min_instances)
@@ -158,6 +160,29 @@ class Planner:
             late = find_vertical_late(problem, counts, SLO_FACTORS, min_instances=min_instances, batches=batches)
             plan = replace(late or self._anyhow(unbounded, servers, min_instances), feasible=False)
         return VerticalPlan(plan, False, max(0.0, largest), missing, by_stage)
+
+    def _plan_or_missing(self, query: PlanQuery, servers: tuple[int, ...], min_instances: tuple[int, ...] | None) -> _PlanOrMissing:
+        """The plan of `find_vertical`, else `servers_missing`. Of a load between two with one number of these, no plan is looked for."""
+        problem, batches, solutions = self._problem(query), self._batches(query), list[_PlanOrMissing]()
+        counts = _counts(problem, servers)
+
+        def solve() -> _PlanOrMissing:
+            plan = find_vertical(problem, counts, min_instances=min_instances, batches=batches)
+            if plan is not None:
+                return plan, 0, ()
+            return None, *servers_missing(problem, counts, min_instances=min_instances, batches=batches)
+
+        def count() -> float:
+            solutions.append(solve())
+            missing = solutions[0][1]
+            return math.inf if missing is None else missing
+
+        if not self._rises_with_load(query):
+            return solve()
+        missing = self._counts.get(("missing", query.unloaded(), servers, min_instances), query.load, count)
+        if solutions or missing == 0:
+            return solutions[0] if solutions else solve()
+        return None, None if missing == math.inf else int(missing), ()
 
     def _strongest(self, query: PlanQuery, servers: tuple[int, ...], min_instances: tuple[int, ...] | None) -> tuple[ChainPlan, float]:
         return self.remembered(
@@ -226,35 +251,3 @@ def _greatest(
 
 def _counts(problem: ChainProblem, servers: tuple[int, ...]) -> int | list[int]:
     return list(servers) if problem.placement is Placement.SEPARATE else servers[0]
-
-
-def _rounded(query: PlanQuery) -> PlanQuery:
-    """A demand of half requests/s, or of steps of one per cent where that is more; the dispersion in quarters. Exact ones as they are."""
-    demand = query.demand
-    if demand.exact:
-        return query
-    dispersion = math.ceil(demand.dispersion / DISPERSION_STEP - 1e-9) * DISPERSION_STEP
-    return query._replace(
-        busy_elsewhere=_rounded_busy(query.busy_elsewhere),
-        demand=Demand(
-            rounded_up_rps(demand.rate_rps),
-            rounded_up_rps(demand.extra_rps),
-            dispersion,
-            demand.sigmas,
-            other_rps=tuple(rounded_up_rps(rps) for rps in demand.other_rps),
-        ),
-    )
-
-
-def rounded_up_rps(rate_rps: float, fraction: float = FINE_FRACTION) -> float:
-    """A rate rounded up to a step of `fraction` of its power of two, of half a request/s at least; 0 for less than nothing."""
-    if rate_rps <= 0.0:
-        return 0.0
-    step = max(FINE_RPS, fraction * 2.0 ** math.floor(math.log2(rate_rps)))
-    return math.ceil(rate_rps / step - 1e-9) * step
-
-
-def _rounded_busy(instances: int) -> int:
-    """Busy instances of others, rounded up to a sixteenth of their power of two: many of them differ by some at every tick."""
-    step = max(1, 2 ** (instances.bit_length() - 5)) if instances > BUSY_EXACT else 1
-    return -(-instances // step) * step

@@ -14,7 +14,8 @@ from themis_triton.core.policy import QueueingModel
 from themis_triton.decide.crowding import crowded_places
 from themis_triton.decide.demand import Demand, recent_others
 from themis_triton.decide.devices import FreeDevices, waits
-from themis_triton.decide.planner import Planner, PlanQuery, rounded_up_rps
+from themis_triton.decide.plan_query import PlanQuery, rounded_up_rps
+from themis_triton.decide.planner import Planner
 from themis_triton.decide.rules import Rules
 from themis_triton.decide.sharing import SharedModels
 from themis_triton.decide.state import Group, PolicyInput
