@@ -24,14 +24,17 @@ def _share(times_s: FloatArray, index: int, time_s: float) -> float:
     """The share of the way from the reading before `index` to it; 0 at the ends, which hold beyond them."""
     if not 0 < index < times_s.size:
         return 0.0
-    return (time_s - times_s[index - 1]) / (times_s[index] - times_s[index - 1])
+    share: float = (time_s - times_s[index - 1]) / (times_s[index] - times_s[index - 1])
+    return share
 
 
 @flat_kernel
 def _total(totals: FloatArray, index: int, share: float) -> float:
     """The total `share` of the way from the reading before `index` to it."""
-    low = totals[max(0, index - 1)]
-    return low if share == 0.0 else low + share * (totals[index] - low)
+    total: float = totals[max(0, index - 1)]
+    if share != 0.0:
+        total += share * (totals[index] - total)
+    return total
 
 
 @flat_kernel

@@ -81,10 +81,10 @@ class CounterTable:
 
     def newest_rates(self, kind: int, window_s: float) -> FloatArray:
         """Mean rates (1/s) over the window; after a longer rest, which the first arrival ends, all new ones lie in the window."""
+        newest: FloatArray = self.rates(kind, window_s)[0]
         if len(self.times_s) > 1 and self.times_s[-1] - self.times_s[-2] > window_s:
-            newest: FloatArray = (self.totals[kind, :, -1] - self.totals[kind, :, -2]) / window_s
-            return newest
-        return self.rates(kind, window_s)[0]
+            newest = (self.totals[kind, :, -1] - self.totals[kind, :, -2]) / window_s
+        return newest
 
     def peak_rates(self, kind: int, window_s: float, over_s: float) -> FloatArray:
         """Largest mean rates (1/s) of the consecutive windows of `window_s` in the last `over_s`, the newest window first."""
@@ -97,7 +97,8 @@ class CounterTable:
         if self.span_s < 2 * half_window_s:
             return np.zeros(len(self.names))
         newer, older = self.rates(kind, half_window_s)[0], self.rates(kind, half_window_s, lag_s=half_window_s)[0]
-        return (newer - older) / half_window_s
+        slopes: FloatArray = (newer - older) / half_window_s
+        return slopes
 
     def dispersions(self, kind: int, window_s: float, over_s: float) -> FloatArray:
         """Indices of dispersion of the counts per window, from successive differences so that a trend does not count.
