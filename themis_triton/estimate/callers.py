@@ -53,6 +53,8 @@ class Waits:
 
 def callers_of(config: ThemisConfig) -> dict[str, tuple[Callee, ...]]:
     """By caller, what it calls."""
+    if not config.callees:
+        return {}
     callers = Counter(callee for callees in config.callees.values() for callee in set(callees))
     clients = {model for pipeline in config.pipelines for model in pipeline.client_calls}
     ensembles = {stage for pipeline in config.pipelines if pipeline.entry not in (None, *config.models) for stage in pipeline.stages}
