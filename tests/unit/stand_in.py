@@ -66,7 +66,8 @@ class StandIn:
 
     async def _metrics(self, _: web.Request) -> web.Response:
         lines = [f'nv_inference_request_success{{model="{name}",version="1"}} 0' for name in self.models]
-        lines += ['nv_gpu_memory_used_bytes{gpu_uuid="GPU-5d1f"} 4194304.000000'] if self._gpu else []
+        memory = {"used": "4194304.000000", "total": "16777216.000000"} if self._gpu else {}
+        lines += [f'nv_gpu_memory_{part}_bytes{{gpu_uuid="GPU-5d1f"}} {amount}' for part, amount in memory.items()]
         return web.Response(text="\n".join(["# metrics", *lines, ""]))
 
     async def _live(self, _request: Any, _context: Any) -> Any:

@@ -12,9 +12,11 @@ import yaml
 
 from tests.contracts.ports import EngineContract, LauncherContract, Ports, Scenario, World
 from tests.unit.kubernetes_double import KEY, NAMESPACE, Cluster
+from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.kubernetes.launcher import KubernetesLauncher
 from themis_triton.adapters.kubernetes.pods import has_ended
 from themis_triton.adapters.launchers import discover_all, stop_all
+from themis_triton.adapters.triton.metrics import TritonMetrics
 from themis_triton.core.config import DeviceSlot, KubernetesLaunchConfig
 from themis_triton.core.errors import ChangeRefusedError, LaunchFailedError, ModelFailedError
 from themis_triton.core.fleet import ModelState, Server
@@ -148,6 +150,11 @@ def test_a_pod_is_the_template_with_a_place_for_its_server_and_what_its_instance
         assert (server.device, server.node, server.slot) == ("gpu:GPU-5d1f", "node-of-themis-one", "pod-1")
         assert server.grpc_address.host == pod["status"]["podIP"]
         assert await launcher.read_memory(server) == 2**22
+        metrics = TritonMetrics(SystemClock(), 5.0)
+        await metrics.read_servers([server])
+        (gpu,) = metrics.remote_devices()
+        assert (gpu.device, gpu.memory_total_bytes, gpu.memory_free_bytes) == (server.device, 2**24, 3 * 2**22)
+        await metrics.close()
         running = cluster.servers["themis-one"].models
         assert {name: config.instance_group[0].count for name, config in running.items()} == {"video-detector": 1, "video-classifier": 2}
         assert running["video-classifier"].max_batch_size == 4

@@ -1,4 +1,4 @@
-"""The Observer port over Triton's metrics, Envoy's statistics and NVML."""
+"""The Observer port over Triton's metrics, Envoy's statistics and NVML. Devices of other machines are read from Triton's metrics."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class LiveObserver:
         readings, (routes, routes_error), devices = await asyncio.gather(
             self.metrics.read_servers(servers), self.stats.read_routes(), self.devices.read_devices()
         )
-        return Readings(readings, routes, routes_error, devices)
+        return Readings(readings, routes, routes_error, (*devices, *self.metrics.remote_devices()))
 
     async def count_arrivals(self) -> float | None:
         """All inference requests that came in so far, at a fraction of the cost of `read`. None when the proxy does not answer."""

@@ -34,13 +34,14 @@ from themis_triton.adapters.kubernetes.state_file import write_state
 from themis_triton.adapters.kubernetes.template import Json, read_template, triton_container
 from themis_triton.adapters.kubernetes.watch import PodWatch
 from themis_triton.adapters.server_files import ServerFiles, add_ensembles, add_model, build_view, files_version, model_folder
-from themis_triton.adapters.triton.gpus import used_gpu_bytes
+from themis_triton.adapters.triton.gpus import gpu_readings
 from themis_triton.adapters.triton.idle import POLL_S, POLL_TIMEOUT_S, wait_idle
 from themis_triton.adapters.triton.model_control import TritonModelControl
 from themis_triton.adapters.triton.warmup import Warmup
 from themis_triton.core.config import KubernetesLaunchConfig, ModelInputs
 from themis_triton.core.errors import LaunchFailedError, ServerError, SettingsError, ThemisError
 from themis_triton.core.fleet import Models, ModelState, Phase, Server
+from themis_triton.core.observation import DeviceReading
 
 log = structlog.get_logger()
 _TAIL_LINES = 20
@@ -211,15 +212,15 @@ class KubernetesLauncher:
 
     async def _with_gpu(self, server: Server) -> Server:
         """The server with its device by UUID, where its metrics show exactly one GPU."""
-        gpus = list(await self._used_gpu_bytes(server))
-        return replace(server, device=f"gpu:{gpus[0]}") if len(gpus) == 1 else server
+        gpus = await self._gpus(server)
+        return replace(server, device=gpus[0].device) if len(gpus) == 1 else server
 
-    async def _used_gpu_bytes(self, server: Server) -> dict[str, int]:
+    async def _gpus(self, server: Server) -> tuple[DeviceReading, ...]:
         try:
             async with HttpClient(POLL_TIMEOUT_S) as http:
-                return used_gpu_bytes((await http.get(server.metrics_address.url("/metrics"))).decode(errors="replace"))
-        except HttpError:
-            return {}
+                return gpu_readings((await http.get(server.metrics_address.url("/metrics"))).decode(errors="replace"), 0.0)
+        except (HttpError, ValueError):
+            return ()
 
     async def warm_up(self, server: Server) -> None:
         """Send real inference requests at every planned batch size, one at a time an instance, and check that they are answered.
@@ -298,7 +299,7 @@ class KubernetesLauncher:
 
     async def read_memory(self, server: Server) -> int:
         """Bytes in use on the pod's GPUs, by Triton's metrics; 0 without a GPU."""
-        return sum((await self._used_gpu_bytes(server)).values())
+        return sum((gpu.memory_total_bytes or 0) - (gpu.memory_free_bytes or 0) for gpu in await self._gpus(server))
 
     async def discover(self) -> tuple[Server, ...]:
         """Every pod of this sidecar that has not ended, by name, in phase LAUNCHING. ServerError where the API does not answer."""

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 
 from themis_triton.adapters.bounded import BoundedCalls
 from themis_triton.adapters.http import HttpClient, HttpError, amount
+from themis_triton.adapters.triton.gpus import gpu_readings
 from themis_triton.core.address import Address
 from themis_triton.core.fleet import Server
-from themis_triton.core.observation import BatchCounters, ModelCounters, ServerReading
+from themis_triton.core.observation import BatchCounters, DeviceReading, ModelCounters, ServerReading
 from themis_triton.ports import Clock
 
 Answer = TypeVar("Answer")
@@ -151,6 +152,7 @@ class TritonMetrics:
         self._client = HttpClient(timeout_s)
         self._calls: BoundedCalls[Where, ServerReading] = BoundedCalls(wait_s)
         self._newest: dict[str, ServerReading] = {}
+        self._gpus: dict[str, tuple[DeviceReading, ...]] = {}
 
     async def read_servers(self, servers: Sequence[Server]) -> tuple[ServerReading, ...]:
         """All servers at once, in their order; one that does not answer is a reading with an error.
@@ -160,6 +162,7 @@ class TritonMetrics:
         read = await self._calls.read({_where(server): partial(self._read, server) for server in servers})
         self._newest = {server.name: self._newest[server.name] for server in servers if server.name in self._newest}
         self._newest |= {reading.server: reading for reading in read.values()}
+        self._gpus = {name: gpus for name, gpus in self._gpus.items() if name in self._newest}
         return tuple(self._newest.get(server.name) or self._unread(server) for server in servers)
 
     def _unread(self, server: Server) -> ServerReading:
@@ -169,7 +172,7 @@ class TritonMetrics:
     async def _read(self, server: Server) -> ServerReading:
         """The metrics decide whether there is a reading; only drift needs the batches."""
         (models, error), (batches, batches_error) = await asyncio.gather(
-            self._attempt(fetch_metrics(self._client, server.metrics_address)),
+            self._attempt(self._counters(server)),
             self._attempt(fetch_statistics(self._client, server.http_address)),
         )
         now_s = self._clock.now_s()
@@ -180,6 +183,18 @@ class TritonMetrics:
             return ServerReading(server.name, now_s, models, batches_error=f"{where}: {batches_error}")
         complete = {name: replace(each, batches=batches.get(name, ())) for name, each in models.items()}
         return ServerReading(server.name, now_s, complete, ready=frozenset(batches))
+
+    async def _counters(self, server: Server) -> dict[str, ModelCounters]:
+        page = (await self._client.get(server.metrics_address.url(_METRICS))).decode()
+        counters = parse_metrics(page)
+        if server.node is not None:
+            self._gpus[server.name] = gpu_readings(page, self._clock.now_s())
+        return counters
+
+    def remote_devices(self) -> tuple[DeviceReading, ...]:
+        """The GPUs of servers on other machines, each once, as the servers that were read last show them."""
+        readable = [name for name, reading in self._newest.items() if reading.error is None]
+        return tuple({gpu.device: gpu for name in readable for gpu in self._gpus.get(name, ())}.values())
 
     async def _attempt(self, answer: Coroutine[Any, Any, Answer]) -> tuple[Answer | None, str]:
         """The answer, or the reason why there is none."""
