@@ -181,6 +181,20 @@ def test_the_wrong_key_is_named(tmp_path: Path, models: dict[str, ModelConfig], 
     assert "servers.first.model_control_key" in control.remedy
 
 
+def test_who_else_can_load_models_on_another_machine_is_said(
+    tmp_path: Path, models: dict[str, ModelConfig], video_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Address, "is_loopback", False)  # as for servers of other machines
+    restricted = looked_at(configured(tmp_path, models, adopted(video_server)))
+    with bare_triton(tmp_path, "explicit") as server:
+        whole = [f for f in looked_at(configured(tmp_path, models, server)) if f.what == "servers.first: model control"]
+    by_key = [f.found for f in restricted if f.what == "servers.first: model control" and f.severity is not Severity.OK]
+    assert by_key == [f"its key travels unencrypted to {video_server.grpc_address}"]
+    assert [f.severity for f in whole] == [Severity.OK, Severity.WARNING, Severity.WARNING]
+    assert whole[1].found.startswith(f"whoever reaches {server.grpc_address} can load and unload models: it asks for no key")
+    assert whole[2].found.startswith(f"whoever reaches {server.http_address} can load and unload models over REST")
+
+
 def test_a_server_that_takes_no_loads_and_has_no_models(tmp_path: Path, models: dict[str, ModelConfig]) -> None:
     with bare_triton(tmp_path, "none") as server:
         bad = not_fine(looked_at(configured(tmp_path, models, server)))

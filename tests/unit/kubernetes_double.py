@@ -50,6 +50,7 @@ class Cluster:
     places: int = 2
     capacity_m: int = 100_000
     gpu: bool = False
+    zone: str = ""
     resizes: bool = True
     pods: dict[str, Json] = field(default_factory=dict)
     servers: dict[str, StandIn] = field(default_factory=dict)
@@ -254,6 +255,10 @@ class Cluster:
         name = request.match_info["name"]
         return web.json_response({"metadata": {"name": name, "uid": f"uid-of-{name}"}}) if name == "themis" else _missing(request)
 
+    async def get_node(self, request: web.Request) -> web.Response:
+        labels = {"topology.kubernetes.io/zone": self.zone} if self.zone else {}
+        return web.json_response({"metadata": {"name": request.match_info["name"], "labels": labels}})
+
     # The scheduler and the kubelets.
 
     async def _schedule(self) -> None:
@@ -312,6 +317,7 @@ class Cluster:
                 web.patch(f"{pods}/{{name}}", self.annotate_pod),
                 web.patch(f"{pods}/{{name}}/resize", self.resize_pod),
                 web.get(f"{pods}/{{name}}/log", self.read_log),
+                web.get("/api/v1/nodes/{name}", self.get_node),
                 web.get(f"{apps}/deployments/{{name}}", self.get_deployment),
             ]
         )

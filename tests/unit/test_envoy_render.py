@@ -108,6 +108,16 @@ def test_rendering_is_pure_and_names_every_file() -> None:
     assert set(files) == {BOOTSTRAP, LISTENERS, CLUSTERS, GRPC_RDS, HTTP_RDS, *map(endpoints_file, clusters)}
 
 
+def test_endpoints_are_grouped_by_the_zones_of_their_machines_and_keep_their_weights() -> None:
+    near, far = replace(ONE, zone="west-1"), replace(TWO, zone="east-1")
+    table = RouteTable({"detect": ModelRoute((near, far, replace(ONE, server="three")), weights={"two": 3})}, ())
+    [assignment] = resources(render(CONFIG, table), endpoints_file(model_cluster(Protocol.HTTP, "detect")))
+    shown = [
+        (group.get("locality"), [host["load_balancing_weight"] for host in group["lb_endpoints"]]) for group in assignment["endpoints"]
+    ]
+    assert shown == [(None, [1]), ({"zone": "east-1"}, [9]), ({"zone": "west-1"}, [1])]
+
+
 def test_models_that_no_index_lists_go_where_the_table_says() -> None:
     files, same = render(CONFIG, replace(TABLE, unlisted=(TWO,))), render(CONFIG, TABLE)
 

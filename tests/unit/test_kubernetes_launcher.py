@@ -129,7 +129,7 @@ async def gone(launcher: KubernetesLauncher, server: Server) -> None:
 
 def test_a_pod_is_the_template_with_a_place_for_its_server_and_what_its_instances_need(tmp_path: Path) -> None:
     async def work(launcher: KubernetesLauncher, cluster: Cluster) -> None:
-        cluster.gpu = True
+        cluster.gpu, cluster.zone = True, "west-1"
         server = await ready(launcher)
         (pod,) = cluster.pods.values()
         assert pod["metadata"]["labels"] == {
@@ -148,6 +148,7 @@ def test_a_pod_is_the_template_with_a_place_for_its_server_and_what_its_instance
         }
         assert KEY not in str(pod)
         assert (server.device, server.node, server.slot) == ("gpu:GPU-5d1f", "node-of-themis-one", "pod-1")
+        assert server.zone == "west-1"
         assert server.grpc_address.host == pod["status"]["podIP"]
         assert await launcher.read_memory(server) == 2**22
         metrics = TritonMetrics(SystemClock(), 5.0)

@@ -24,6 +24,7 @@ from themis_triton.adapters.local.check import (
     ports_free,
     unreadable_models,
 )
+from themis_triton.adapters.remote_control_check import NO_MODEL, check_remote_control
 from themis_triton.adapters.triton.abilities import lacking_extensions, lacks_pending
 from themis_triton.adapters.triton.change_check import check_changes, check_probed
 from themis_triton.adapters.triton.client import KEY_HEADER, is_not_explicit, is_restricted, new_client
@@ -36,8 +37,6 @@ from themis_triton.core.errors import ServerError
 TIMEOUT_S = 5.0
 _WATCHES_PER_MODEL, _OTHER_WATCHES, _WATCHES_OF_TLS, _WATCHES_OF_KEYS = 2, 10, 4, 1
 _NOTHING_SCALES = "its models are routed to, and nothing is scaled, because there is no `launch` section"
-_NO_MODEL = "themis/no-such-model"
-"""No model can have this name, so unloading it does nothing but show whether model control is open."""
 
 
 async def check_live(config: ThemisConfig) -> list[Finding]:
@@ -83,6 +82,7 @@ async def _check_server(config: ThemisConfig, server: AdoptedServer, http: HttpC
         if ready.exit_code == 0:
             findings.append(await _check_abilities(server, client))
             findings.append(await _check_control(config, server, client))
+            findings += await check_remote_control(server, http, TIMEOUT_S)
             index, models_held = await _check_models(config, server, client)
             findings += index
     finally:
@@ -116,7 +116,7 @@ async def _check_abilities(server: AdoptedServer, client: Any) -> Finding:  # no
 async def _check_control(config: ThemisConfig, server: AdoptedServer, client: Any) -> Finding:  # noqa: ANN401 - tritonclient has no types
     what = f"servers.{server.name}: model control"
     try:
-        await client.unload_model(_NO_MODEL, headers=_headers(server), client_timeout=TIMEOUT_S)
+        await client.unload_model(NO_MODEL, headers=_headers(server), client_timeout=TIMEOUT_S)
     except InferenceServerException as error:
         if is_not_explicit(error):
             remedy = "start the server with --model-control-mode=explicit --load-model=*"

@@ -140,7 +140,8 @@ class Server:
     `device`: where a server runs its first instances; `reach`: further devices that it may use.
     `process`: its process on this machine; None elsewhere. `incarnation`: what its launcher knows this very run of it by, such as a pod's
     uid, so that a later server of the same name is not taken for it. `node`: the machine that it runs on, as its launcher names it;
-    None: this one, or not known. `log_file`: the file here with its output; that of a server elsewhere is written when it is stopped.
+    None: this one, or not known. `zone`: that of the machine, if known.
+    `log_file`: the file here with its output; that of a server elsewhere is written when it is stopped.
     `model_repository`: where its models' own files can be read here, if anywhere; `further_repositories`: where those lie that it lacks.
     `model_config_name`: that of `--model-config-name`, if the server has it.
     `models`: the models of the settings that are READY there. `ready_models`: the names of all models that are READY there by its
@@ -171,6 +172,7 @@ class Server:
     further_repositories: tuple[str, ...] = ()
     incarnation: str | None = None
     node: str | None = None
+    zone: str | None = None
 
     def __post_init__(self) -> None:
         """A state says on which devices its instances are exactly where the server may use several."""

@@ -10,11 +10,12 @@ from themis_triton.core.address import Address
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One server's inference addresses."""
+    """One server's inference addresses. `zone`: where its machine is, if known."""
 
     server: str
     grpc_address: Address
     http_address: Address
+    zone: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

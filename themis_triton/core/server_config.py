@@ -15,7 +15,7 @@ from themis_triton.core.model_config import ModelInputs
 class AdoptedServer:
     """A Triton server that Themis did not start. `device` is `gpu:N`, `gpu:UUID` or `cpu:N`; `reach`: further devices that it may use.
 
-    `further_repositories`: where models lie that `model_repository` lacks.
+    `further_repositories`: where models lie that `model_repository` lacks. `zone`: where its machine is, if known.
     """
 
     name: str
@@ -28,6 +28,7 @@ class AdoptedServer:
     model_config_name: str | None = None
     reach: tuple[str, ...] = ()
     further_repositories: tuple[Path, ...] = ()
+    zone: str | None = None
 
     @property
     def devices(self) -> tuple[str, ...]:

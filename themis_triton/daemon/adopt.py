@@ -78,6 +78,7 @@ async def _adopted(configured: AdoptedServer, components: Components) -> Server:
         model_repository=str(configured.model_repository) if configured.model_repository is not None else None,
         further_repositories=tuple(map(str, configured.further_repositories)),
         model_config_name=configured.model_config_name,
+        zone=configured.zone,
     )
     try:
         models = await _read(server, components)

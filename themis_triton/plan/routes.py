@@ -74,4 +74,4 @@ def _endpoints(servers: Iterable[Server]) -> tuple[Endpoint, ...]:
 
 
 def _endpoint(server: Server) -> Endpoint:
-    return Endpoint(server.name, server.grpc_address, server.http_address)
+    return Endpoint(server.name, server.grpc_address, server.http_address, server.zone)

@@ -130,6 +130,7 @@ def _server(loaded: Loaded, name: str, server: ServerSettings) -> AdoptedServer:
         model_repository=first,
         further_repositories=tuple(folder for folder in further if folder is not None),
         model_config_name=server.model_config_name,
+        zone=server.zone,
     )
 
 

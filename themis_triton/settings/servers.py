@@ -96,6 +96,7 @@ class ServerSettings(Section):
         description="its model repository, or a list of several; without it the first change of an instance count reloads the model",
     )
     model_config_name: Name | None = Field(default=None, description="the value of `--model-config-name`, if that flag is set")
+    zone: Name | None = Field(default=None, description="the zone of its machine, such as europe-west1-b; Envoy's endpoints carry it")
 
     @model_validator(mode="after")
     def _one_of(self) -> ServerSettings:

@@ -93,7 +93,15 @@ def _assignment(spec: ClusterSpec) -> Json:
     members = [_endpoint(spec.protocol, member) for member in spec.members]
     # Envoy divides a weight by the requests that the server has: squares make the requests inside proportional to the weights.
     weights = [{"load_balancing_weight": weight**2} for weight in spec.weights] or [{}] * len(members)
-    return {"cluster_name": spec.name, "endpoints": [{"lb_endpoints": [m | w for m, w in zip(members, weights, strict=True)]}]}
+    weighted = [member | weight for member, weight in zip(members, weights, strict=True)]
+    zones = dict.fromkeys((None, *sorted({member.zone for member in spec.members if member.zone is not None})))
+    by_zone = {zone: [each for each, member in zip(weighted, spec.members, strict=True) if member.zone == zone] for zone in zones}
+    groups = [_locality(zone) | {"lb_endpoints": hosts} for zone, hosts in by_zone.items() if hosts]
+    return {"cluster_name": spec.name, "endpoints": groups or [{"lb_endpoints": []}]}
+
+
+def _locality(zone: str | None) -> Json:
+    return {"locality": {"zone": zone}} if zone is not None else {}
 
 
 def _endpoint(protocol: Protocol, member: Endpoint) -> Json:

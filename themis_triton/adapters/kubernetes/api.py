@@ -108,6 +108,10 @@ class PodApi:
         path = f"/apis/apps/v1/namespaces/{self._config.namespace}/deployments/{name}"
         return await self._json(f"get deployment {name}", "GET", path)
 
+    async def read_node(self, name: str) -> Json:
+        """A node by name. ApiError 403 where the sidecar has no right to read nodes."""
+        return await self._json(f"get node {name}", "GET", f"/api/v1/nodes/{name}")
+
     def _pods(self, name: str | None = None) -> str:
         pods = f"/api/v1/namespaces/{self._config.namespace}/pods"
         return pods if name is None else f"{pods}/{name}"

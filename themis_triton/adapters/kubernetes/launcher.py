@@ -18,6 +18,7 @@ from themis_triton.adapters.kubernetes.api import ApiError, PodApi
 from themis_triton.adapters.kubernetes.loading import load_models
 from themis_triton.adapters.kubernetes.pods import (
     LAUNCH,
+    ZONE,
     Order,
     end_of,
     has_ended,
@@ -175,7 +176,7 @@ class KubernetesLauncher:
             raise
         except ServerError as error:
             raise LaunchFailedError(f"server {server.name}: {error}; {await self._log_tail(ready)}") from error
-        return replace(await self._with_gpu(ready), phase=Phase.WARMING, models=models)
+        return replace(await self._with_gpu(ready), phase=Phase.WARMING, models=models, zone=await self._zone(ready))
 
     async def _answering(self, server: Server, deadline_s: float) -> Server:
         """The server with its addresses, once it answers."""
@@ -214,6 +215,17 @@ class KubernetesLauncher:
         """The server with its device by UUID, where its metrics show exactly one GPU."""
         gpus = await self._gpus(server)
         return replace(server, device=gpus[0].device) if len(gpus) == 1 else server
+
+    async def _zone(self, server: Server) -> str | None:
+        """The zone of the server's node: by the pod's label, else the node's; None where neither can be read."""
+        if server.zone is not None or server.node is None:
+            return server.zone
+        try:
+            labels: dict[str, str] = (await self._api.read_node(server.node))["metadata"].get("labels") or {}
+        except ApiError as error:
+            log.info("zone_unknown", server=server.name, node=server.node, reason=str(error))
+            return None
+        return labels.get(ZONE)
 
     async def _gpus(self, server: Server) -> tuple[DeviceReading, ...]:
         try:

@@ -27,6 +27,8 @@ DEVICE = "themis-triton/device"
 MODELS = "themis-triton/models"
 LAUNCH = "themis-triton/launch"
 """Annotations: the server's name, its slot and that slot's device, the states that its models were launched with, and the launch's id."""
+ZONE = "topology.kubernetes.io/zone"
+"""Label of a node; clusters of 1.35 and later copy it to the node's pods."""
 
 _IP_VARIABLE = "THEMIS_POD_IP"
 _KEY_VARIABLE = "THEMIS_MODEL_CONTROL_KEY"
@@ -203,4 +205,5 @@ def server_of(pod: Mapping[str, Any]) -> Server:
         models=models,
         incarnation=incarnation_of(pod),
         node=pod["spec"].get("nodeName"),
+        zone=(metadata.get("labels") or {}).get(ZONE),
     )
