@@ -237,6 +237,12 @@ def test_a_device_is_held_during_a_reload_that_takes_it() -> None:
     assert list(FreeDevices(seen, wide()).slots) == ["cpu:1", "cpu:3"]
 
 
+def test_a_device_is_held_until_the_instances_there_are_gone() -> None:
+    wider = first((1, 1)).models[DETECTOR].plus({"cpu:2": 1})
+    removing = OpenCall("first", DETECTOR, wider, wider.plus({"cpu:2": -1}), NOW_S)
+    assert list(FreeDevices(replace(snapshot([first((1, 1))]), open_calls=(removing,)), wide()).slots) == ["cpu:1", "cpu:3"]
+
+
 def test_a_server_that_has_not_answered_yet_holds_the_devices_that_it_may_have() -> None:
     """No server is started where the user's own Triton is about to place its instances."""
     silent = replace(first(), models={}, phase=Phase.UNREACHABLE)

@@ -48,9 +48,10 @@ def test_before_the_initialisation_has_ended_no_added_instance_counts() -> None:
     assert with_executing(at(0.4), served(1.0, 0.4), config()).servers[0].models[DETECTOR].instances == 1
 
 
-def test_instances_to_be_removed_count_until_they_are() -> None:
+@pytest.mark.parametrize(("busy", "age_s", "count"), [(4.0, 3.0, 4), (2.0, 3.0, 3), (3.4, 3.0, 3), (4.0, 0.1, 3)])
+def test_instances_to_be_removed_count_only_while_batches_show_them_at_work(busy: float, age_s: float, count: int) -> None:
     shrinks = OpenCall("a", DETECTOR, ModelState(4, 8), ModelState(3, 8), NOW_S)
-    assert with_executing(at(3.0, shrinks), served(4.0, 3.0), config()).servers[0].models[DETECTOR].instances == 4
+    assert with_executing(at(age_s, shrinks), served(busy, age_s), config()).servers[0].models[DETECTOR].instances == count
 
 
 def test_the_executor_names_open_calls_and_a_new_action_on_another_model_starts() -> None:

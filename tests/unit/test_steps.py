@@ -8,7 +8,7 @@ from themis_triton.core.address import Address
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.decision import Decision, Reason, Stage, Target
 from themis_triton.core.fleet import ModelState, Phase, Place, Server
-from themis_triton.core.observation import Snapshot
+from themis_triton.core.observation import OpenCall, Snapshot
 from themis_triton.core.routes import Endpoint, ModelRoute
 from themis_triton.plan.routes import route_table
 from themis_triton.plan.steps import by_retirement, plan, server_name
@@ -219,6 +219,14 @@ def test_what_is_being_added_has_taken_its_room_already() -> None:
     assert actions(desired, seen, cfg) == ()
     assert kinds(actions(desired, replace(seen, busy=frozenset()), cfg)) == [(ActionKind.GROW, "a", DETECTOR)]
     assert kinds(actions(Target({"a": states(2, 3)}), seen, cfg)) == [(ActionKind.GROW, "a", CLASSIFIER)]
+
+
+def test_what_is_being_removed_keeps_its_room_until_it_is_gone() -> None:
+    cfg = config(memory_bytes=10, slot_memory_bytes=50)
+    seen = snapshot([server("a", (3, 1), slot="cpu:0")])
+    removing = OpenCall("a", DETECTOR, ModelState(4, 8), ModelState(3, 8), seen.at_s)
+    assert kinds(actions(Target({"a": states(3, 2)}), seen, cfg)) == [(ActionKind.GROW, "a", CLASSIFIER)]
+    assert actions(Target({"a": states(3, 2)}), replace(seen, open_calls=(removing,), busy=frozenset({f"a/{DETECTOR}"})), cfg) == ()
 
 
 def test_a_reload_needs_room_for_old_and_new_instances_and_shrinks_until_there_is() -> None:

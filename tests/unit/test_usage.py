@@ -7,6 +7,7 @@ from tests.unit.samples import CLASSIFIER, DETECTOR, NOW_S, action, config, laun
 from themis_triton.core.action import Action, ActionKind, Outcome, OutcomeKind
 from themis_triton.core.config import Placement, Prices, ThemisConfig
 from themis_triton.core.fleet import ModelState, Phase, Server
+from themis_triton.core.observation import OpenCall
 from themis_triton.core.record import TickRecord
 from themis_triton.daemon.usage import UsageTotals, counts
 from themis_triton.decide.rules import build_rules
@@ -50,6 +51,13 @@ def test_seconds_are_integrated_tick_by_tick() -> None:
     assert account.instance_seconds == pytest.approx(10 * 3 + 2 * 8)
     assert account.cost == pytest.approx(10 * 14.0 + 46.0)
     assert (account.max_servers, account.max_instances) == (2, 8)
+
+
+def test_an_instance_costs_until_it_is_gone_also_while_it_takes_no_more_requests() -> None:
+    removing = at(0, server("a", (2, 1)))
+    call = OpenCall("a", DETECTOR, ModelState(3, 8), ModelState(2, 8), NOW_S)
+    records = [replace(removing, snapshot=replace(removing.snapshot, at_s=NOW_S + second, open_calls=(call,))) for second in (0, 2)]
+    assert UsageTotals().add(records[0], SETTINGS).add(records[1], SETTINGS).cost == pytest.approx(2 * (10.0 + 4.0))
 
 
 def test_server_seconds_are_told_apart_by_what_the_servers_are_there_for() -> None:

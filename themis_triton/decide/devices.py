@@ -31,7 +31,7 @@ class FreeDevices:
                 if server.runs_on(device):
                     self._holders.setdefault(device, set()).add(server.name)
         for call in (*snapshot.open_calls, *snapshot.reloads):
-            for device, _ in call.after.spread:
+            for device, _ in (*call.before.spread, *call.after.spread):  # removed instances hold theirs until they are torn down
                 self._holders.setdefault(device, set()).add(call.server)
         self._memory_bytes = {
             reading.device: reading.memory_free_bytes - config.policy.memory_margin_fraction * (reading.memory_total_bytes or 0)

@@ -1,7 +1,8 @@
-"""Instances that a server executes while the call that adds them has not returned.
+"""Instances that a server executes while the call that adds or removes them has not returned.
 
-The call returns only once the model's queue in that server has been empty; added instances serve one initialisation after
-the call all the same. So counts of an open call are what the executed batches show.
+The call returns only once the model's queue in that server has been empty, and a removed instance has been torn down. Added instances
+serve one initialisation after the call all the same; removed ones take no more requests from the beginning of their teardown, unless
+requests wait. So counts of an open call are what the executed batches show.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ def _with_states(server: Server, states: Mapping[str, ModelState] | None) -> Ser
 
 
 def _executing(call: OpenCall, served: Mapping[str, ServedSeries], now_s: float, config: ThemisConfig) -> ModelState:
-    """The state before the call, with so many of the added instances as are busy by Little's law: under a backlog every one is."""
-    series = served.get(call.server)
-    start_s = max(call.since_s + config.models[call.model].profile.instance_init_s, now_s - WINDOW_S)
-    busy = series.mean_busy((call.model,), start_s, MIN_WINDOW_S).get(call.model) if series is not None and call.grows else None
+    """The fewer of the two states' instances, and so many of the others as are busy by Little's law: under a backlog every one is."""
+    series, init_s = served.get(call.server), config.models[call.model].profile.instance_init_s if call.grows else 0.0
+    start_s = max(call.since_s + init_s, now_s - WINDOW_S)
+    busy = series.mean_busy((call.model,), start_s, MIN_WINDOW_S).get(call.model) if series is not None else None
+    fewer, more = (call.before, call.after) if call.grows else (call.after, call.before)
     if busy is None:
-        return call.before
-    return call.before.plus(first_added(call.after.added(call.before), round(busy) - call.before.instances))
+        return fewer
+    return fewer.plus(first_added(more.added(fewer), round(busy) - fewer.instances))

@@ -64,7 +64,7 @@ def plan(decision: Decision, snapshot: Snapshot, config: ThemisConfig) -> Plan:
         busy=snapshot.busy,
         backing_off=frozenset(actuator for actuator, until_s in snapshot.backing_off.items() if until_s > snapshot.at_s),
     )
-    actions = next_actions(decision.id, decision.target, running, _memory(snapshot.servers, config))
+    actions = next_actions(decision.id, decision.target, running, _memory(snapshot, config))
     limits = None if decision.admissions is None else {each.model: each.limit for each in decision.admissions}
     target = decision.target
     return Plan(decision.id, actions, frozenset(target.retire), frozenset(target.unrouted), limits, frozenset(target.drained))
@@ -99,14 +99,22 @@ def memory_limit_bytes(server: Server, device: str, config: ThemisConfig) -> int
     return min((slot.memory_bytes for slot in slots if slot.device == device and slot.memory_bytes is not None), default=None)
 
 
-def _memory(servers: Iterable[Server], config: ThemisConfig) -> Memory | None:
-    """The limits of the settings; None where no slot has one. What NVML shows free limits the target already."""
+def _memory(snapshot: Snapshot, config: ThemisConfig) -> Memory | None:
+    """The limits of the settings, less what instances hold that are being removed; None where no slot has one.
+
+    What NVML shows free limits the target already.
+    """
     if config.launch is None or all(slot.memory_bytes is None for slot in config.launch.slots):
         return None
-    devices = [(server, device) for server in servers for device in (server.devices if server.reach else ("",))]
+    devices = [(server, device) for server in snapshot.servers for device in (server.devices if server.reach else ("",))]
     limits = {(server.name, device): memory_limit_bytes(server, device, config) for server, device in devices}
     known = {key: limit for key, limit in limits.items() if limit is not None}
-    return Memory(known, {name: model.profile.instance_memory_bytes for name, model in config.models.items()}) if known else None
+    sizes = {name: model.profile.instance_memory_bytes for name, model in config.models.items()}
+    for call in snapshot.open_calls:
+        for device, count in call.before.added(call.after).items():
+            if (call.server, device) in known:
+                known[call.server, device] -= count * sizes[call.model]
+    return Memory(known, sizes) if known else None
 
 
 @dataclass(slots=True)
