@@ -69,6 +69,17 @@ def test_demand_beyond_one_device_takes_further_devices_of_the_running_server_an
     assert {action.model for action in grown} == set(STAGES)
 
 
+@pytest.mark.parametrize(("factor", "rate_rps", "devices"), [(1.0, 44.0, 1), (1.25, 44.0, 2), (1.25, 30.0, 1), (3.0, 30.0, 2)])
+def test_devices_in_use_carry_the_standby_multiple_of_the_rate_although_others_are_in_reach(
+    factor: float, rate_rps: float, devices: int
+) -> None:
+    cfg = wide()
+    scale_up = replace(cfg.policy.scale_up, standby_headroom_factor=factor)
+    decision = at_rate(replace(cfg, policy=replace(cfg.policy, scale_up=scale_up)), snapshot([first((2, 2))]), rate_rps)
+    assert [len(on) for on in devices_of(target(decision).servers["first"])] == [devices, devices]
+    assert target(decision).launch == {}
+
+
 def test_while_a_growth_waits_for_its_queue_other_servers_are_launched() -> None:
     one = first((2, 2))
     call = OpenCall("first", DETECTOR, one.models[DETECTOR], one.models[DETECTOR].plus({"cpu:0": 1}), NOW_S - 10.0)

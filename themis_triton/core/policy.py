@@ -91,6 +91,12 @@ class ScaleUpConfig:
     """How capacity is added."""
 
     burst_headroom_factor: float = option(1.5, "the servers can carry this multiple of the rate by adding instances alone", ge=1)
+    standby_headroom_factor: float = option(
+        1.25,
+        "devices in use can carry this multiple of the rate by adding instances alone, also where running servers could take further "
+        "ones once it comes; 1 keeps none ahead",
+        ge=1,
+    )
     max_added_instances: int = option(
         8, "instances added in one tick on all servers together; starting more at once slows the instances that serve", ge=1
     )

@@ -41,8 +41,10 @@ def kept_target(
 def slow_target(view: PipelineView, fast: Demand, slow: Demand, at_launch: Demand) -> SlowTarget:
     """The plan with the cheapest migration for the slow demand; more servers where instances alone could not carry the launch demand.
 
-    There are always enough servers to carry `burst_headroom_factor` times the rate by adding instances and places. Once instances
-    must be added, so are those places, all at once: the next change of a model may have to wait until its queue is empty.
+    There are always enough servers to carry `burst_headroom_factor` times the rate by adding instances and places, and enough places in
+    use to carry `standby_headroom_factor` times the rate: a burst finds their instances at work, and a growth there no new device.
+    Once instances must be added, so are the places of the first, all at once: the next change of a model may have to wait until its
+    queue is empty.
     """
     plan, migration = view.joint(slow), None
     if _moves(view, plan) and view.serves and view.rules.config.planning.placement is Placement.COLOCATED:
@@ -56,6 +58,9 @@ def slow_target(view: PipelineView, fast: Demand, slow: Demand, at_launch: Deman
     later = 0 if rises else view.reachable
     reserve = view.fewest_servers(surge)
     desired = _larger(desired, _larger(tuple(max(1, count - later) for count in reserve), view.fewest_servers(at_launch)))
+    if later:
+        standby = slow._replace(rate_rps=slow.rate_rps * view.rules.config.policy.scale_up.standby_headroom_factor)
+        desired = _larger(desired, view.fewest_servers(standby))
     if len(view.groups) > 1 and sum(desired) > view.rules.max_servers:  # stages that are separate share what can exist
         desired = view.most_servers(max(slow, surge, at_launch, key=Demand.with_headroom_rps))
     return SlowTarget(desired, plan, migration, reserve, rises)
