@@ -8,7 +8,9 @@ from typing import Any
 
 from themis_triton.adapters.kubernetes.state_file import read_state
 from themis_triton.adapters.local.launcher import LocalLauncher
-from themis_triton.core.config import KubernetesLaunchConfig, LaunchConfig, LocalLaunchConfig
+from themis_triton.adapters.ray.launcher import RayLauncher
+from themis_triton.adapters.ray.state_file import read_state as read_ray_state
+from themis_triton.core.config import KubernetesLaunchConfig, LaunchConfig, LocalLaunchConfig, RayLaunchConfig
 from themis_triton.core.fleet import Server
 from themis_triton.ports import ServerLauncher
 
@@ -23,6 +25,7 @@ def _kubernetes(config: KubernetesLaunchConfig, *arguments: Any) -> ServerLaunch
 LAUNCHERS: Mapping[type[LaunchConfig], Callable[..., ServerLauncher]] = {
     LocalLaunchConfig: LocalLauncher,
     KubernetesLaunchConfig: _kubernetes,
+    RayLaunchConfig: RayLauncher,
 }
 """By the type of a kind's configuration. A new kind is one more entry."""
 
@@ -44,7 +47,9 @@ def bare_launchers(state_directory: Path, **options: Any) -> tuple[ServerLaunche
     They serve commands that must work where the settings have no `launch` section, or cannot be read.
     """
     cluster = read_state(state_directory, **options)
-    elsewhere = (_kubernetes(cluster, state_directory),) if cluster is not None else ()
+    elsewhere = [_kubernetes(cluster, state_directory)] if cluster is not None else []
+    ray = read_ray_state(state_directory, **options)
+    elsewhere += [RayLauncher(ray, state_directory)] if ray is not None else []
     return (*elsewhere, LocalLauncher(LocalLaunchConfig((), Path(), **options), state_directory))
 
 

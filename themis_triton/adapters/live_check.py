@@ -24,6 +24,7 @@ from themis_triton.adapters.local.check import (
     ports_free,
     unreadable_models,
 )
+from themis_triton.adapters.ray.check import check_cluster as check_ray
 from themis_triton.adapters.remote_control_check import NO_MODEL, check_remote_control
 from themis_triton.adapters.triton.abilities import lacking_extensions, lacks_pending
 from themis_triton.adapters.triton.change_check import check_changes, check_probed
@@ -31,7 +32,15 @@ from themis_triton.adapters.triton.client import KEY_HEADER, is_not_explicit, is
 from themis_triton.adapters.triton.config_files import config_file, model_folder
 from themis_triton.adapters.triton.metrics import parse_metrics
 from themis_triton.core.address import Address
-from themis_triton.core.config import AdoptedServer, EnvoyConfig, KubernetesLaunchConfig, LaunchConfig, LocalLaunchConfig, ThemisConfig
+from themis_triton.core.config import (
+    AdoptedServer,
+    EnvoyConfig,
+    KubernetesLaunchConfig,
+    LaunchConfig,
+    LocalLaunchConfig,
+    RayLaunchConfig,
+    ThemisConfig,
+)
 from themis_triton.core.errors import ServerError
 
 TIMEOUT_S = 5.0
@@ -69,6 +78,8 @@ async def _check_launch(launch: LaunchConfig | None, models: Iterable[str]) -> l
             return await check_launch(launch, models)
         case KubernetesLaunchConfig():
             return [*await check_cluster(launch), *await asyncio.to_thread(lambda: list(unreadable_models(launch, models)))]
+        case RayLaunchConfig():
+            return [*await check_ray(launch), *await asyncio.to_thread(lambda: list(unreadable_models(launch, models)))]
         case _:
             return []
 

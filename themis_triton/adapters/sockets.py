@@ -33,10 +33,14 @@ def is_of_this_machine(host: str) -> bool:
     return True
 
 
-def free_ports(count: int) -> tuple[int, ...]:
-    """Loopback TCP ports that are free now, all different; another process may still take one before it is used."""
+def free_ports(count: int, host: str = LOOPBACK) -> tuple[int, ...]:
+    """TCP ports that are free now at an IP address of this machine, all different.
+
+    Another process may still take one before it is used.
+    """
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        sockets = [stack.enter_context(socket.socket(family)) for _ in range(count)]
         for each in sockets:
-            each.bind((LOOPBACK, 0))
+            each.bind((host, 0))
         return tuple(int(each.getsockname()[1]) for each in sockets)

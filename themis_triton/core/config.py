@@ -26,6 +26,7 @@ from themis_triton.core.server_config import (
     LaunchConfig,
     LaunchKind,
     LocalLaunchConfig,
+    RayLaunchConfig,
 )
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "PlanningConfig",
     "Prices",
     "ProfileOrigin",
+    "RayLaunchConfig",
     "StageCalls",
     "StatusConfig",
     "ThemisConfig",

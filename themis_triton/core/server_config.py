@@ -50,6 +50,7 @@ class LaunchKind(StrEnum):
 
     LOCAL = "local"
     KUBERNETES = "kubernetes"
+    RAY = "ray"
 
 
 class Isolation(StrEnum):
@@ -99,10 +100,14 @@ class LaunchConfig:
 
 @dataclass(frozen=True, slots=True)
 class LocalLaunchConfig(LaunchConfig):
-    """Servers as processes on this machine. `binary` and `backend_directory` None: those of the `local` extra."""
+    """Servers as processes on this machine, listening at the IP address `host`.
+
+    `binary` and `backend_directory` None: those of the `local` extra.
+    """
 
     binary: Path | None = None
     backend_directory: Path | None = None
+    host: str = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +141,28 @@ class KubernetesLaunchConfig(LaunchConfig):
     instance_cpu_m: int = 0
     instance_memory_bytes: int = 0
     keda: KedaConfig | None = None
+
+    @property
+    def runs_here(self) -> bool:
+        """False: on the cluster's nodes."""
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class RayLaunchConfig(LaunchConfig):
+    """Servers on the nodes of a Ray cluster, each under a named actor in `namespace`, which tells them from those of other sidecars.
+
+    `address`: of the cluster's head (`host:port`), or `auto`. `resources`: what each server asks of a node, by Ray's names.
+    `node_repositories`: the model repositories as the nodes see them; empty: as this machine does.
+    """
+
+    address: str = "auto"
+    namespace: str = "themis"
+    resources: Mapping[str, float] = field(default_factory=dict)
+    node_repositories: tuple[Path, ...] = ()
+    place_timeout_s: float = 60.0
+    binary: Path | None = None
+    backend_directory: Path | None = None
 
     @property
     def runs_here(self) -> bool:

@@ -23,6 +23,7 @@ from themis_triton.core.config import (
     PipelineConfig,
     PlanningConfig,
     Prices,
+    RayLaunchConfig,
     StageCalls,
     StatusConfig,
     ThemisConfig,
@@ -38,7 +39,7 @@ from themis_triton.settings.models import ModelSettings
 from themis_triton.settings.pipelines import PipelineSettings
 from themis_triton.settings.policy import PolicySettings, with_settings
 from themis_triton.settings.schema import Settings, StatusSettings
-from themis_triton.settings.servers import KubernetesSettings, LaunchSettings, ServerSettings, SlotSettings
+from themis_triton.settings.servers import KubernetesSettings, LaunchSettings, RaySettings, ServerSettings, SlotSettings
 
 _MAX_SOCKET_BYTES = 107
 """The longest path of a Unix socket."""
@@ -198,13 +199,18 @@ def _launch(loaded: Loaded, settings: Settings, launch: LaunchSettings) -> Launc
     }
     if launch.kubernetes is not None:
         return _pods(loaded, launch.kubernetes, common)
+    programs: dict[str, Any] = {
+        "binary": loaded.resolve(launch.binary) if launch.binary is not None else None,
+        "backend_directory": loaded.resolve(launch.backend_directory) if launch.backend_directory is not None else None,
+    }
+    if launch.ray is not None:
+        return _ray(loaded, launch.ray, common | programs)
     return LocalLaunchConfig(
         slots=tuple(_named_slots(launch.slots or [])),
-        binary=loaded.resolve(launch.binary) if launch.binary is not None else None,
-        backend_directory=loaded.resolve(launch.backend_directory) if launch.backend_directory is not None else None,
         reach=tuple(launch.reach),
         isolation=launch.isolation,
         **common,
+        **programs,
     )
 
 
@@ -227,6 +233,20 @@ def _pods(loaded: Loaded, pods: KubernetesSettings, common: dict[str, Any]) -> K
         resize_timeout_s=pods.resize_timeout_s,
         instance_cpu_m=int(cpu.removesuffix("m")) * (1 if cpu.endswith("m") else 1000),
         instance_memory_bytes=int(pods.instance_memory or 0),
+        **common,
+    )
+
+
+def _ray(loaded: Loaded, ray: RaySettings, common: dict[str, Any]) -> RayLaunchConfig:
+    """Each server is a slot with a device of its own: Ray gives a device to one actor."""
+    memory = int(ray.memory) if ray.memory is not None else None
+    return RayLaunchConfig(
+        slots=tuple(DeviceSlot(f"ray-{number}", f"ray:{number}", memory) for number in range(1, ray.servers + 1)),
+        address=ray.address,
+        namespace=ray.namespace,
+        resources=dict(ray.resources),
+        node_repositories=tuple(loaded.resolve(folder) for folder in ray.model_repository or ()),
+        place_timeout_s=ray.place_timeout_s,
         **common,
     )
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from themis_triton.core.config import Isolation, KubernetesLaunchConfig, LaunchKind, LocalLaunchConfig
+from themis_triton.core.config import Isolation, KubernetesLaunchConfig, LaunchKind, LocalLaunchConfig, RayLaunchConfig
 from themis_triton.settings.kinds import (
     Allowed,
     Count,
@@ -38,6 +38,9 @@ OWN_FLAGS = frozenset(
 """Flags of `tritonserver` that Themis sets for each launched server, or that would keep it from reaching the server."""
 _LAUNCH = LocalLaunchConfig(slots=(), model_repository=Path())
 _PODS = KubernetesLaunchConfig(slots=(), model_repository=Path())
+_RAY = RayLaunchConfig(slots=(), model_repository=Path())
+_RAY_ADDRESS = r"^(auto|(ray://)?([A-Za-z0-9_.-]+|\[[0-9a-fA-F:]+\]):[1-9]\d{0,4})$"
+_RAY_ADDRESS_WORDS = "host:port of the head's control store, such as 10.0.0.1:6379, ray://host:10001, or auto"
 
 
 class TlsSettings(Section):
@@ -192,19 +195,56 @@ class KubernetesSettings(Section):
 
 
 _TEMPLATE_ONLY = ("instance_cpu", "instance_memory", "owner_deployment")
-_LOCAL_ONLY = ("binary", "backend_directory", "reach", "isolation")
+_SECTIONS = {LaunchKind.LOCAL: "slots", LaunchKind.KUBERNETES: "kubernetes", LaunchKind.RAY: "ray"}
+"""The key of each kind's own settings."""
+_FOREIGN = {
+    LaunchKind.LOCAL: (),
+    LaunchKind.KUBERNETES: ("binary", "backend_directory", "reach", "isolation"),
+    LaunchKind.RAY: ("reach", "isolation"),
+}
+"""The keys that a kind does not have."""
+
+
+class RaySettings(Section):
+    """Servers on the nodes of a Ray cluster."""
+
+    address: Annotated[str, Field(pattern=_RAY_ADDRESS), Allowed(_RAY_ADDRESS_WORDS)] = Field(
+        default=_RAY.address, description="the cluster's head; auto: that of the Ray node which runs on this machine"
+    )
+    namespace: Name = Field(default=_RAY.namespace, description="Ray namespace of the servers' actors; each sidecar has one of its own")
+    servers: Count = Field(description="how many servers may be launched, each with a node's free device")
+    resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default={"GPU": 1.0}, min_length=1, description="what each server asks of a node, by Ray's names, such as a custom resource"
+    )
+    memory: Size | None = Field(default=None, description="device memory that one server may use; by default without a limit")
+    model_repository: Repositories | None = Field(
+        default=None, description="the model repository as the nodes see it, or a list of several; by default `launch.model_repository`"
+    )
+    place_timeout_s: PositiveSeconds = Field(
+        default=_RAY.place_timeout_s, description="maximum wait for a node; an autoscaler of nodes may need minutes"
+    )
+
+    @field_validator("resources")
+    @classmethod
+    def _one_device(cls, resources: dict[str, float]) -> dict[str, float]:
+        if resources.get("GPU", 1.0) != 1.0:
+            fault = f"GPU: {resources['GPU']:g} is invalid: a server has one device to itself"
+            raise refusal(fault, "GPU: 1, or no GPU", "write `GPU: 1`; for CPU servers name a custom resource, such as `slot: 1`")
+        return resources
 
 
 class LaunchSettings(Section):
     """How new servers are launched."""
 
-    model_config = one_of("slots", "kubernetes")
+    model_config = one_of("slots", "kubernetes", "ray")
 
     kind: Annotated[LaunchKind, Field(strict=False)] = Field(
-        default=LaunchKind.LOCAL, description="where; local: as processes on this machine; kubernetes: as pods (extra `kubernetes`)"
+        default=LaunchKind.LOCAL,
+        description="local: as processes on this machine; kubernetes: as pods; ray: on nodes of a Ray cluster (extras of these names)",
     )
     slots: list[Slot] | None = Field(default=None, min_length=1, description="where servers may be launched here, one server per slot")
     kubernetes: KubernetesSettings | None = Field(default=None, description="instead of `slots`, with `kind: kubernetes`")
+    ray: RaySettings | None = Field(default=None, description="instead of `slots`, with `kind: ray`")
     reach: list[Device] = Field(
         default=[],
         description="devices that every launched server can see: under a surge it adds instances on those that no other server uses, "
@@ -223,8 +263,10 @@ class LaunchSettings(Section):
         default=None,
         description="as `--model-config-name`: launched servers take a model's configs/NAME.pbtxt, or its config.pbtxt where there is none",
     )
-    binary: FilePath | None = Field(default=None, description="`tritonserver`; by default that of the `local` extra")
-    backend_directory: FilePath | None = Field(default=None, description="Triton's backends; by default those of the `local` extra")
+    binary: FilePath | None = Field(
+        default=None, description="`tritonserver` (kind: ray: on the nodes); by default that of the `local` extra"
+    )
+    backend_directory: FilePath | None = Field(default=None, description="Triton's backends; as `binary`")
     arguments: list[str] = Field(default=[], description="further arguments for `tritonserver`")
     ready_timeout_s: PositiveSeconds = Field(
         default=_LAUNCH.ready_timeout_s,
@@ -244,22 +286,22 @@ class LaunchSettings(Section):
 
     @model_validator(mode="after")
     def _of_its_kind(self) -> LaunchSettings:
-        wanted, other = ("slots", "kubernetes") if self.kind is LaunchKind.LOCAL else ("kubernetes", "slots")
-        if getattr(self, wanted) is None or getattr(self, other) is not None:
-            fault = f"`{other}` is set" if getattr(self, other) is not None else f"`{wanted}` is missing"
+        wanted = _SECTIONS[self.kind]
+        other = next((name for name in _SECTIONS.values() if name != wanted and getattr(self, name) is not None), None)
+        if getattr(self, wanted) is None or other is not None:
+            fault = f"`{other}` is set" if other is not None else f"`{wanted}` is missing"
             fix = (
-                "write `slots: [gpu:0]`, or set `kind: kubernetes`"
+                f"write `slots: [gpu:0]`, or set `kind: {other or 'kubernetes'}`"
                 if wanted == "slots"
-                else "add the section `kubernetes`, or set `kind: local`"
+                else f"add the section `{wanted}`, or set `kind: local`"
             )
             raise refusal(f"{fault} with kind: {self.kind.value}", f"`{wanted}` alone", fix)
-        foreign = next((name for name in _LOCAL_ONLY if self.kind is not LaunchKind.LOCAL and name in self.model_fields_set), None)
+        foreign = next((name for name in _FOREIGN[self.kind] if name in self.model_fields_set), None)
         if foreign is not None:
-            raise refusal(
-                f"`{foreign}` is set with kind: {self.kind.value}", "no such key", f"remove `{foreign}`; the pod template says it"
-            )
+            says = "; the pod template says it" if self.kind is LaunchKind.KUBERNETES else "; the cluster gives a server its device"
+            raise refusal(f"`{foreign}` is set with kind: {self.kind.value}", "no such key", f"remove `{foreign}`{says}")
         if self.kind is not LaunchKind.LOCAL and self.model_repository is None:
-            fix = "name the folder where this machine sees the models that the pods serve; changes of counts start from their config.pbtxt"
+            fix = "name the folder where this machine sees the models of the servers; changes of counts start from their config.pbtxt"
             raise refusal(f"`model_repository` is missing with kind: {self.kind.value}", "a path", fix)
         return self
 

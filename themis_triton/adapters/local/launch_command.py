@@ -10,7 +10,6 @@ from themis_triton.adapters.local.discovery import DEVICE_VARIABLE, KEY_VARIABLE
 from themis_triton.adapters.local.triton_install import TritonInstall
 from themis_triton.adapters.processes import EMULATED_HOST_VARIABLE, OWNER_VARIABLE, owner_mark, short_hash
 from themis_triton.adapters.server_files import ServerFiles
-from themis_triton.adapters.sockets import LOOPBACK
 from themis_triton.core.config import LocalLaunchConfig
 from themis_triton.core.fleet import Server
 
@@ -20,7 +19,7 @@ _LOAD_THREADS = 4  # Triton's own default
 
 
 def server_command(files: ServerFiles, server: Server, install: TritonInstall, config: LocalLaunchConfig, *, complete: bool) -> list[str]:
-    """The command line: addresses on loopback, restricted model control, and last the settings' own arguments.
+    """The command line: its addresses, restricted model control, and last the settings' own arguments.
 
     `complete`: the models' configurations are complete, so that Triton need not ask the backends to complete them.
     """
@@ -31,11 +30,11 @@ def server_command(files: ServerFiles, server: Server, install: TritonInstall, c
         *(f"--load-model={model}" for model in (*server.models, *config.ensembles_of(server.models))),
         # A growth under a backlog holds a thread until the model's queue has been empty; the other models' changes must not wait for it.
         f"--model-load-thread-count={max(_LOAD_THREADS, len(server.models) + 1)}",
-        f"--grpc-address={LOOPBACK}",
+        f"--grpc-address={server.grpc_address.host}",
         f"--grpc-port={server.grpc_address.port}",
-        f"--http-address={LOOPBACK}",
+        f"--http-address={server.http_address.host}",
         f"--http-port={server.http_address.port}",
-        f"--metrics-address={LOOPBACK}",
+        f"--metrics-address={server.metrics_address.host}",
         f"--metrics-port={server.metrics_address.port}",
         f"--grpc-restricted-protocol={_RESTRICTED}:key={server.model_control_key}",
         f"--http-restricted-api={_RESTRICTED}:key={server.model_control_key}",

@@ -25,7 +25,7 @@ from themis_triton.adapters.processes import (
     stop_process,
 )
 from themis_triton.adapters.server_files import ServerFiles, add_ensembles, add_model, build_view, files_version, model_folder
-from themis_triton.adapters.sockets import LOOPBACK, free_ports
+from themis_triton.adapters.sockets import free_ports
 from themis_triton.adapters.triton.client import new_client
 from themis_triton.adapters.triton.groups import numbered_devices
 from themis_triton.adapters.triton.idle import POLL_S, POLL_TIMEOUT_S, holds_models, wait_idle
@@ -125,7 +125,8 @@ class LocalLauncher:
 
     def _planned(self, files: ServerFiles, slot: DeviceSlot, models: Mapping[str, ModelState]) -> Server:
         """The server before its process: on free ports, with a key of its own."""
-        grpc, http, metrics = (Address(LOOPBACK, port) for port in free_ports(3))
+        host = self._config.host
+        grpc, http, metrics = (Address(host, port) for port in free_ports(3, host))
         return Server(
             files.name,
             slot.device,

@@ -1,0 +1,148 @@
+"""The supervisor of one server, as an actor on a node. It launches `tritonserver` there as the local launcher does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import ray
+
+import themis_triton
+from themis_triton.adapters.local.launcher import LocalLauncher
+from themis_triton.adapters.processes import identify, wait_for_exit
+from themis_triton.adapters.ray.guardian import start_guardian
+from themis_triton.adapters.ray.orders import Json, describe, models_of, node_config
+from themis_triton.core.errors import ModelFailedError, ThemisError
+from themis_triton.core.fleet import Server
+
+_CLAIMED_WITHIN_S = 60.0
+"""An actor that got its place after the sidecar gave it up, or was ended, frees it again after this time."""
+_KEPT_S = 60.0
+"""How long the supervisor of a server that ended stays, for its log."""
+_REPORT_S = 20.0
+
+
+def _device(order: Json) -> str:
+    """The GPU that Ray gave to this actor; without one the device of the slot."""
+    gpus = ray.get_gpu_ids()
+    return f"gpu:{gpus[0]}" if gpus else str(order["device"])
+
+
+class ServerSupervisor:
+    """Launches a server when it is told to, tells its state, and stops it. All results are plain JSON values.
+
+    Args:
+        order: of `orders.launch_order`.
+    """
+
+    def __init__(self, order: Json) -> None:
+        os.environ.update(order["environment"])
+        self._order = order
+        self._host = str(ray.util.get_node_ip_address())
+        self._node = f"{self._host}/{ray.get_runtime_context().get_node_id()[:8]}"
+        self._folder = Path(tempfile.mkdtemp(prefix=f"themis-{order['launch'][:8]}-"))
+        actor, raylet = os.getpid(), os.getppid()
+        start_guardian(self._folder, order["stop_timeout_s"], [identify(actor), identify(raylet)], dict(os.environ))
+        config = node_config(order, _device(order), self._host)
+        self._launcher = LocalLauncher(config, self._folder, order["deprioritize_after_s"])
+        self._launched: asyncio.Task[Server] | None = None
+        self._server: Server | None = None
+        self._begun = asyncio.Event()
+        self._ends: asyncio.Task[None] | None = None
+
+    async def describe(self) -> Json:
+        """The server as it is now."""
+        if self._ends is None:
+            self._ends = asyncio.create_task(self._end_when_useless())
+        return describe(self._order, self._server, self._node, self._host)
+
+    async def start(self) -> Json:
+        """Launch the server, once, and wait until it is ready; its description, or `error` with what it is made of."""
+        if self._order["version"] != themis_triton.__version__:
+            return {"error": f"the node has Themis {themis_triton.__version__}, and the sidecar is {self._order['version']}"}
+        if self._launched is None:
+            self._launched = asyncio.create_task(self._launch())
+            self._begun.set()
+        try:
+            await asyncio.shield(self._launched)
+        except ModelFailedError as error:
+            return {"error": str(error), "model": error.model, "cause": error.cause, "remedy": error.remedy}
+        except (ThemisError, OSError) as error:
+            return {"error": str(error)}
+        return await self.describe()
+
+    async def _launch(self) -> Server:
+        order = self._order
+        self._server = await self._launcher.launch(order["name"], order["slot"], models_of(order["models"]))
+        self._server = await self._launcher.wait_ready(self._server)
+        return self._server
+
+    async def wait_end(self) -> bool:
+        """Whether the server has ended after it was ready; answers at once when it does, else after some seconds."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._end(), _REPORT_S)
+            return True
+        return False
+
+    async def _end(self) -> None:
+        await self._begun.wait()
+        if self._launched is not None:
+            await asyncio.wait({self._launched})
+        if self._server is not None and self._server.process is not None:
+            await wait_for_exit(self._server.process)
+
+    async def _end_when_useless(self) -> None:
+        """End this actor where no launch was asked for in time, and some time after the server's end."""
+        await asyncio.sleep(_CLAIMED_WITHIN_S)
+        if self._launched is not None:
+            await self._end()
+            await asyncio.sleep(_KEPT_S)
+        os._exit(0)
+
+    async def add_model(self, model: str, state: list[int]) -> Json:
+        """Make a model loadable; `error` where that failed."""
+        states = models_of({model: state})
+        return await self._change(lambda server: self._launcher.add_model(server, model, states[model]))
+
+    async def add_ensembles(self, models: dict[str, list[int]]) -> Json:
+        """Make the ensembles that these models suffice for loadable; `error` where that failed."""
+        states = models_of(models)
+        return await self._change(lambda server: self._launcher.add_ensembles(replace(server, models=states)))
+
+    async def _change(self, change: Callable[[Server], Awaitable[None]]) -> Json:
+        if self._server is None:
+            return {"error": f"server {self._order['name']} has not been launched"}
+        try:
+            await change(self._server)
+        except ThemisError as error:
+            return {"error": str(error)}
+        return {}
+
+    async def read_log(self, lines: int) -> str:
+        """The last lines of the server's output."""
+        return await self._launcher.read_log(self._server, lines) if self._server is not None else ""
+
+    async def read_memory(self) -> int:
+        """Bytes that the server holds on its device."""
+        return await self._launcher.read_memory(self._server) if self._server is not None else 0
+
+    async def stop(self, at_once: bool, lines: int) -> Json:
+        """Stop the server; returns the last lines of its output (`log`) when nothing of it is left, or `error`."""
+        if self._launched is not None:
+            self._launched.cancel()
+            await asyncio.gather(self._launched, return_exceptions=True)
+        if self._server is None:
+            return {"log": ""}
+        try:
+            await (self._launcher.kill if at_once else self._launcher.stop)(self._server)
+        except ThemisError as error:
+            return {"error": str(error)}
+        last = await self._launcher.read_log(self._server, lines)
+        await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+        return {"log": last}
