@@ -1,7 +1,13 @@
-"""A stand-in for a `tritonserver` with explicit model control, in the test's own event loop: the calls that a launcher makes of it."""
+"""A stand-in for a `tritonserver` with explicit model control, in the test's own event loop: the calls that a launcher makes of it.
+
+`write_program` makes a program of it, for launchers that start processes.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +121,32 @@ class StandIn:
     async def _check_key(self, context: Any) -> None:
         if dict(context.invocation_metadata()).get(KEY_HEADER) != self._key:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "This protocol is restricted, expecting header 'triton-grpc-protocol-key'")
+
+
+def write_program(file: Path) -> Path:
+    """An executable that takes the arguments of `tritonserver`."""
+    root = Path(__file__).parents[2]
+    file.write_text(
+        f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(root)!r})\nfrom tests.unit.stand_in import main\nmain()\n",
+        encoding="utf-8",
+    )
+    file.chmod(0o700)
+    return file
+
+
+def main() -> None:
+    """Serve with the models of `--load-model` until SIGTERM."""
+    asyncio.run(_serve(sys.argv[1:]))
+
+
+async def _serve(arguments: list[str]) -> None:
+    words = [word.partition("=") for word in arguments]
+    repository = Path(next(value for name, _, value in words if name == "--model-repository"))
+    server, ended = StandIn(repository, [word for word in arguments if "=" in word]), asyncio.Event()
+    for name in [value for name, _, value in words if name == "--load-model"]:
+        server.models[name] = text_format.Parse((repository / name / "config.pbtxt").read_text(encoding="utf-8"), ModelConfig())
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    print("I0101 00:00:00.000000 1 stand_in.py:1] started", flush=True)  # noqa: T201 - as Triton does
+    await server.start()
+    await ended.wait()
+    await server.kill()

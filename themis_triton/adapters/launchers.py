@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from themis_triton.adapters.kubernetes.state_file import read_state
+from themis_triton.adapters.kubernetes.state_file import read_state as read_pods_state
 from themis_triton.adapters.local.launcher import LocalLauncher
 from themis_triton.adapters.ray.launcher import RayLauncher
 from themis_triton.adapters.ray.state_file import read_state as read_ray_state
-from themis_triton.core.config import KubernetesLaunchConfig, LaunchConfig, LocalLaunchConfig, RayLaunchConfig
+from themis_triton.adapters.slurm.launcher import SlurmLauncher
+from themis_triton.adapters.slurm.state_file import read_state as read_slurm_state
+from themis_triton.core.config import KubernetesLaunchConfig, LaunchConfig, LocalLaunchConfig, RayLaunchConfig, SlurmLaunchConfig
 from themis_triton.core.fleet import Server
 from themis_triton.ports import ServerLauncher
 
@@ -26,6 +28,7 @@ LAUNCHERS: Mapping[type[LaunchConfig], Callable[..., ServerLauncher]] = {
     LocalLaunchConfig: LocalLauncher,
     KubernetesLaunchConfig: _kubernetes,
     RayLaunchConfig: RayLauncher,
+    SlurmLaunchConfig: SlurmLauncher,
 }
 """By the type of a kind's configuration. A new kind is one more entry."""
 
@@ -46,10 +49,8 @@ def bare_launchers(state_directory: Path, **options: Any) -> tuple[ServerLaunche
 
     They serve commands that must work where the settings have no `launch` section, or cannot be read.
     """
-    cluster = read_state(state_directory, **options)
-    elsewhere = [_kubernetes(cluster, state_directory)] if cluster is not None else []
-    ray = read_ray_state(state_directory, **options)
-    elsewhere += [RayLauncher(ray, state_directory)] if ray is not None else []
+    remembered = [read(state_directory, **options) for read in (read_pods_state, read_ray_state, read_slurm_state)]
+    elsewhere = [build_launcher(config, state_directory) for config in remembered if config is not None]
     return (*elsewhere, LocalLauncher(LocalLaunchConfig((), Path(), **options), state_directory))
 
 

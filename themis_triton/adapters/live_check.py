@@ -26,6 +26,7 @@ from themis_triton.adapters.local.check import (
 )
 from themis_triton.adapters.ray.check import check_cluster as check_ray
 from themis_triton.adapters.remote_control_check import NO_MODEL, check_remote_control
+from themis_triton.adapters.slurm.check import check_jobs
 from themis_triton.adapters.triton.abilities import lacking_extensions, lacks_pending
 from themis_triton.adapters.triton.change_check import check_changes, check_probed
 from themis_triton.adapters.triton.client import KEY_HEADER, is_not_explicit, is_restricted, new_client
@@ -39,6 +40,7 @@ from themis_triton.core.config import (
     LaunchConfig,
     LocalLaunchConfig,
     RayLaunchConfig,
+    SlurmLaunchConfig,
     ThemisConfig,
 )
 from themis_triton.core.errors import ServerError
@@ -80,6 +82,8 @@ async def _check_launch(launch: LaunchConfig | None, models: Iterable[str]) -> l
             return [*await check_cluster(launch), *await asyncio.to_thread(lambda: list(unreadable_models(launch, models)))]
         case RayLaunchConfig():
             return [*await check_ray(launch), *await asyncio.to_thread(lambda: list(unreadable_models(launch, models)))]
+        case SlurmLaunchConfig():
+            return [*await check_jobs(launch), *await asyncio.to_thread(lambda: list(unreadable_models(launch, models)))]
         case _:
             return []
 

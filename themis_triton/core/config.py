@@ -27,6 +27,7 @@ from themis_triton.core.server_config import (
     LaunchKind,
     LocalLaunchConfig,
     RayLaunchConfig,
+    SlurmLaunchConfig,
 )
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "Prices",
     "ProfileOrigin",
     "RayLaunchConfig",
+    "SlurmLaunchConfig",
     "StageCalls",
     "StatusConfig",
     "ThemisConfig",

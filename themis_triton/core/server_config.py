@@ -51,6 +51,7 @@ class LaunchKind(StrEnum):
     LOCAL = "local"
     KUBERNETES = "kubernetes"
     RAY = "ray"
+    SLURM = "slurm"
 
 
 class Isolation(StrEnum):
@@ -161,6 +162,39 @@ class RayLaunchConfig(LaunchConfig):
     resources: Mapping[str, float] = field(default_factory=dict)
     node_repositories: tuple[Path, ...] = ()
     place_timeout_s: float = 60.0
+    binary: Path | None = None
+    backend_directory: Path | None = None
+
+    @property
+    def runs_here(self) -> bool:
+        """False: on the cluster's nodes."""
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class SlurmLaunchConfig(LaunchConfig):
+    """Servers as jobs of a Slurm cluster; `sidecar` in a job's name tells them from those of other sidecars.
+
+    `directory`: models' views, logs and ports lie here, under the same path for the nodes. Those keys that are None are left to the
+    cluster. `options`: further ones of `sbatch`. `container` (an image) is run with `container_command`; None: `binary` and
+    `backend_directory` as the nodes see them, and those that are None are of the `local` extra.
+    """
+
+    directory: Path = Path()
+    sidecar: str = "themis"
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    gres: str | None = None
+    constraint: str | None = None
+    cpus: int | None = None
+    host_memory_bytes: int | None = None
+    time_limit_min: int | None = None
+    options: tuple[str, ...] = ()
+    container: Path | None = None
+    container_command: tuple[str, ...] = ("apptainer", "exec", "--nv")
+    place_timeout_s: float = 300.0
+    poll_s: float = 2.0
     binary: Path | None = None
     backend_directory: Path | None = None
 

@@ -24,6 +24,7 @@ from themis_triton.core.config import (
     PlanningConfig,
     Prices,
     RayLaunchConfig,
+    SlurmLaunchConfig,
     StageCalls,
     StatusConfig,
     ThemisConfig,
@@ -40,6 +41,7 @@ from themis_triton.settings.pipelines import PipelineSettings
 from themis_triton.settings.policy import PolicySettings, with_settings
 from themis_triton.settings.schema import Settings, StatusSettings
 from themis_triton.settings.servers import KubernetesSettings, LaunchSettings, RaySettings, ServerSettings, SlotSettings
+from themis_triton.settings.slurm import SlurmSettings
 
 _MAX_SOCKET_BYTES = 107
 """The longest path of a Unix socket."""
@@ -205,6 +207,8 @@ def _launch(loaded: Loaded, settings: Settings, launch: LaunchSettings) -> Launc
     }
     if launch.ray is not None:
         return _ray(loaded, launch.ray, common | programs)
+    if launch.slurm is not None:
+        return _jobs(loaded, launch.slurm, common | programs)
     return LocalLaunchConfig(
         slots=tuple(_named_slots(launch.slots or [])),
         reach=tuple(launch.reach),
@@ -247,6 +251,30 @@ def _ray(loaded: Loaded, ray: RaySettings, common: dict[str, Any]) -> RayLaunchC
         resources=dict(ray.resources),
         node_repositories=tuple(loaded.resolve(folder) for folder in ray.model_repository or ()),
         place_timeout_s=ray.place_timeout_s,
+        **common,
+    )
+
+
+def _jobs(loaded: Loaded, jobs: SlurmSettings, common: dict[str, Any]) -> SlurmLaunchConfig:
+    """Each job is a slot with a device of its own: jobs do not share one."""
+    memory = int(jobs.memory) if jobs.memory is not None else None
+    return SlurmLaunchConfig(
+        slots=tuple(DeviceSlot(f"job-{number}", f"job:{number}", memory) for number in range(1, jobs.jobs + 1)),
+        directory=loaded.resolve(jobs.directory),
+        sidecar=jobs.sidecar,
+        partition=jobs.partition,
+        account=jobs.account,
+        qos=jobs.qos,
+        gres=jobs.gres,
+        constraint=jobs.constraint,
+        cpus=jobs.cpus,
+        host_memory_bytes=int(jobs.host_memory) if jobs.host_memory is not None else None,
+        time_limit_min=jobs.time_limit_min,
+        options=tuple(jobs.options),
+        container=loaded.resolve(jobs.container) if jobs.container is not None else None,
+        container_command=tuple(jobs.container_command),
+        place_timeout_s=jobs.place_timeout_s,
+        poll_s=jobs.poll_s,
         **common,
     )
 

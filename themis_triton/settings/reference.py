@@ -78,8 +78,8 @@ def _shown(value: object) -> str:
     match value:
         case InstanceBounds():
             return f"[{value.min}, {value.max}]"
-        case []:
-            return "[]"
+        case list():
+            return f"[{', '.join(map(_shown, value))}]"
         case None | {} | BaseModel():
             return "–"
         case bool():

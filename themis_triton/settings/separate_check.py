@@ -60,6 +60,7 @@ def _memory(loaded: Loaded) -> Iterator[Problem]:
     limits = [slot.memory for slot in launch.slots or []] if launch is not None else []
     limits += [launch.kubernetes.memory] * launch.kubernetes.pods if launch is not None and launch.kubernetes is not None else []
     limits += [launch.ray.memory] * launch.ray.servers if launch is not None and launch.ray is not None else []
+    limits += [launch.slurm.memory] * launch.slurm.jobs if launch is not None and launch.slurm is not None else []
     known = [int(limit) / _MIB for limit in limits if limit is not None]
     stages = {stage for pipeline in loaded.pipelines.values() for stage in pipeline.chain}
     needed = {name: m.instances.min * int(m.profile.instance_memory) / _MIB for name, m in loaded.models.items() if name in stages}

@@ -27,6 +27,7 @@ from themis_triton.settings.kinds import (
     one_of,
     refusal,
 )
+from themis_triton.settings.slurm import SlurmSettings
 
 OWN_FLAGS = frozenset(
     {
@@ -195,12 +196,13 @@ class KubernetesSettings(Section):
 
 
 _TEMPLATE_ONLY = ("instance_cpu", "instance_memory", "owner_deployment")
-_SECTIONS = {LaunchKind.LOCAL: "slots", LaunchKind.KUBERNETES: "kubernetes", LaunchKind.RAY: "ray"}
+_SECTIONS = {LaunchKind.LOCAL: "slots", LaunchKind.KUBERNETES: "kubernetes", LaunchKind.RAY: "ray", LaunchKind.SLURM: "slurm"}
 """The key of each kind's own settings."""
 _FOREIGN = {
     LaunchKind.LOCAL: (),
     LaunchKind.KUBERNETES: ("binary", "backend_directory", "reach", "isolation"),
     LaunchKind.RAY: ("reach", "isolation"),
+    LaunchKind.SLURM: ("reach", "isolation"),
 }
 """The keys that a kind does not have."""
 
@@ -236,15 +238,17 @@ class RaySettings(Section):
 class LaunchSettings(Section):
     """How new servers are launched."""
 
-    model_config = one_of("slots", "kubernetes", "ray")
+    model_config = one_of(*_SECTIONS.values())
 
     kind: Annotated[LaunchKind, Field(strict=False)] = Field(
         default=LaunchKind.LOCAL,
-        description="local: as processes on this machine; kubernetes: as pods; ray: on nodes of a Ray cluster (extras of these names)",
+        description="local: as processes on this machine; kubernetes: as pods; ray: on nodes of a Ray cluster (extras of these names); "
+        "slurm: as jobs of a Slurm cluster",
     )
     slots: list[Slot] | None = Field(default=None, min_length=1, description="where servers may be launched here, one server per slot")
     kubernetes: KubernetesSettings | None = Field(default=None, description="instead of `slots`, with `kind: kubernetes`")
     ray: RaySettings | None = Field(default=None, description="instead of `slots`, with `kind: ray`")
+    slurm: SlurmSettings | None = Field(default=None, description="instead of `slots`, with `kind: slurm`")
     reach: list[Device] = Field(
         default=[],
         description="devices that every launched server can see: under a surge it adds instances on those that no other server uses, "
@@ -303,6 +307,9 @@ class LaunchSettings(Section):
         if self.kind is not LaunchKind.LOCAL and self.model_repository is None:
             fix = "name the folder where this machine sees the models of the servers; changes of counts start from their config.pbtxt"
             raise refusal(f"`model_repository` is missing with kind: {self.kind.value}", "a path", fix)
+        if self.slurm is not None and self.slurm.container is not None and (self.binary is not None or self.backend_directory is not None):
+            fix = "remove `launch.slurm.container`, or `launch.binary` and `launch.backend_directory`"
+            raise refusal("both `slurm.container` and a `tritonserver` outside of it are set", "one of them", fix)
         return self
 
     @field_validator("arguments")

@@ -1,0 +1,1 @@
+"""Slurm: jobs as servers."""
