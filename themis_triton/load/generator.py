@@ -22,6 +22,7 @@ from themis_triton.load.results import (
     FloatArray,
     LoadReport,
     LoadResult,
+    Messages,
     SecondStats,
     by_second,
     percentile_ms,
@@ -106,7 +107,9 @@ class PipelineRun:
         self._latency_ms = np.zeros(intended_s.size)
         self._lateness_ms = np.zeros(intended_s.size)
         self._error = np.full(intended_s.size, UNFINISHED, dtype=np.uint8)
-        self._messages: dict[str, str] = {}
+        self._message = np.zeros(intended_s.size, dtype=np.uint8)
+        self._messages = Messages()
+        self._first_messages: dict[str, str] = {}
         self._sent = 0
         self._reported = 0
         self._in_flight = 0
@@ -159,7 +162,9 @@ class PipelineRun:
             latency_ms=self._latency_ms[rows],
             error=self._error[rows],
             lateness_ms=self._lateness_ms[rows],
-            first_messages=dict(self._messages),
+            message=self._message[rows],
+            messages=self._messages.all,
+            first_messages=dict(self._first_messages),
         )
 
     async def _walk(self, row: int, intended_at_s: float) -> None:
@@ -176,7 +181,8 @@ class PipelineRun:
             self._error[row] = code
             self._ended.append(row)
             if code != OK:
-                self._messages.setdefault(ERROR_NAMES[code], message)
+                self._message[row] = self._messages.index(message)
+                self._first_messages.setdefault(ERROR_NAMES[code], message)
 
     async def _walk_stages(self, chain: Sequence[StageRequest], deadline_s: float) -> tuple[int, str]:
         for request in chain:

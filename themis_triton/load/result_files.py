@@ -19,7 +19,10 @@ def check_writable(path: Path | None) -> None:
 
 
 def save_results(path: Path, results: Sequence[LoadResult]) -> None:
-    """Write `.npz` with arrays `<pipeline>/intended_s`, `/latency_ms`, `/error`, `/lateness_ms` and the scalar `/slo_ms`."""
+    """Write `.npz` with arrays `<pipeline>/intended_s`, `/latency_ms`, `/error`, `/lateness_ms`, `/message` and the scalar `/slo_ms`.
+
+    `/messages` has the messages that `/message` counts into.
+    """
     arrays = {
         f"{result.pipeline}/{name}": value
         for result in results
@@ -28,6 +31,8 @@ def save_results(path: Path, results: Sequence[LoadResult]) -> None:
             ("latency_ms", result.latency_ms),
             ("error", result.error),
             ("lateness_ms", result.lateness_ms),
+            ("message", result.message),
+            ("messages", np.array(result.messages)),
             ("slo_ms", np.float64(result.slo_ms)),
         )
     }

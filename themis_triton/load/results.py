@@ -14,6 +14,8 @@ OK = 0
 WRONG_ANSWER = 100
 UNFINISHED = 101
 
+MAX_MESSAGES, MAX_MESSAGE_LENGTH = 100, 200
+
 # gRPC's status codes, whose numbers are part of its protocol; our codes are above them.
 ERROR_NAMES = {
     1: "cancelled",
@@ -43,6 +45,7 @@ class LoadResult:
 
     `intended_s`: seconds from the load's start. `latency_ms`: from the intended send time to the last stage's response, or to the
     failure. `error`: 0, or a key of `ERROR_NAMES`. `lateness_ms`: delay of the real send time after the intended one.
+    `message`: of a failed request, an index into `messages`, whose first is empty and whose last stands for any beyond `MAX_MESSAGES`.
     """
 
     pipeline: str
@@ -51,6 +54,8 @@ class LoadResult:
     latency_ms: FloatArray
     error: NDArray[np.uint8]
     lateness_ms: FloatArray
+    message: NDArray[np.uint8]
+    messages: tuple[str, ...]
     first_messages: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -58,6 +63,25 @@ class LoadResult:
         """Which requests got a correct response."""
         answered: NDArray[np.bool_] = self.error == OK
         return answered
+
+
+class Messages:
+    """Each different message once, shortened: of a run in which every request fails only so many are kept."""
+
+    def __init__(self) -> None:
+        self._indices = {"": 0}
+
+    def index(self, message: str) -> int:
+        """The message's place in `all`; that of "(other messages)" once there are `MAX_MESSAGES`."""
+        known = message[:MAX_MESSAGE_LENGTH]
+        if known not in self._indices and len(self._indices) >= MAX_MESSAGES:
+            known = "(other messages)"
+        return self._indices.setdefault(known, len(self._indices))
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """The messages in the order of their places."""
+        return tuple(self._indices)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from themis_triton.adapters.envoy.render import BOOTSTRAP, CLUSTERS, LISTENERS, 
 from themis_triton.adapters.envoy.serving_check import ServingCheck, find_hang
 from themis_triton.adapters.envoy.version import Version
 from themis_triton.adapters.processes import OWNER_VARIABLE, find_process, identify, owned_processes, owner_mark, spawn, stop_process
+from themis_triton.adapters.processor_wait import ProcessorWait
 from themis_triton.adapters.sockets import listen_failure
 from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig
@@ -223,20 +224,32 @@ class EnvoyProcess:
                 )
 
     async def _becomes_ready(self, identity: ProcessId | None) -> bool:
-        """Wait, bounded, until Envoy accepts requests; False when its process has ended. ServerError after the time-out."""
-        loop = asyncio.get_running_loop()
+        """Wait, bounded, until Envoy accepts requests; False when its process has ended. ServerError after the time-out.
+
+        The time in which it waited for a processor does not count: another start would take as long.
+        """
+        loop, wait = asyncio.get_running_loop(), ProcessorWait(identity)
         deadline_s = loop.time() + self._start_timeout_s
         while True:
-            node = await self._admin.node_id()
+            node = await self._admin.node_id() if identity is None else await self._node_of_starting()
             if node == node_id(self._config.directory) and await self._admin.is_ready():
                 return True
             if node is None if identity is None else find_process(identity) is None:
                 return False
             if loop.time() >= deadline_s:
+                deadline_s += wait.since_last_s()
+            if loop.time() >= deadline_s:
                 raise ServerError(
                     f"Envoy at {self._config.admin_address} was not ready within {self._start_timeout_s:g} s; {self._log_reason()}"
                 )
             await asyncio.sleep(_POLL_S)
+
+    async def _node_of_starting(self) -> str | None:
+        """The node of an Envoy whose process is watched; None too while it is silent, as it can be on a busy machine."""
+        try:
+            return await self._admin.node_id()
+        except ServerError:
+            return None
 
     def _log_reason(self) -> str:
         """The reason of Envoy's failure since its last start, from its log."""

@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 from tritonclient.utils import InferenceServerException
 
+from themis_triton.adapters.processor_wait import ProcessorWait
 from themis_triton.adapters.triton.client import KEY_HEADER, TritonClients, is_not_explicit, is_restricted, is_silent, silence
 from themis_triton.adapters.triton.config_files import model_folder
 from themis_triton.adapters.triton.groups import numbered_devices
@@ -113,11 +114,15 @@ class TritonModelControl:
         return stateful_models({name: each.calling(self._callees.get(name, ())) for name, each in known.items()})
 
     async def answers(self, server: Server) -> bool:
-        """Whether the server answers a health check over gRPC within a second; any answer counts, a refusal too."""
+        """Whether the server answers a health check over gRPC within a second; any answer counts, a refusal too.
+
+        Silence counts as an answer where the process of this machine waited for a processor for most of that time: it is slow, not hung.
+        """
+        wait = ProcessorWait(server.process)
         try:
             await self._check_alive(server, _HEALTH_TIMEOUT_S)
         except ServerError:
-            return False
+            return wait.since_last_s() > _HEALTH_TIMEOUT_S / 2.0
         return True
 
     async def change(self, server: Server, model: str, state: ModelState) -> ModelState:
