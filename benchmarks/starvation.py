@@ -16,7 +16,9 @@ PRESSURE = Path("/proc/pressure/cpu")
 @contextmanager
 def starving(loops: int) -> Iterator[None]:
     """So many busy loops. Each has a session of its own, because Linux shares the processor among sessions first."""
-    command = [sys.executable, "-c", "while True: pass"]
+    # Each ends with this process, should it be killed.
+    loop = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
+    command = [sys.executable, "-c", loop]
     processes = [subprocess.Popen(command, start_new_session=True) for _ in range(loops)]
     try:
         yield
