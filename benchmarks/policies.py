@@ -2,12 +2,13 @@
 
 `THEMIS_TRACES=… python benchmarks/policies.py slice` (windows, others, sensitivity, launches, levers, ablation; several, or `all`) leaves
 `results/policies-TABLE.json`, `.md` and `.png`. `--seeds`, `--pipelines`, `--policies`, `--settings`, `--rotate` and `--rise-s` take a
-part of a table.
+part of a table. With `--add` the rows of such a part take the place of those in the whole table; each row tells its commit.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from typing import Any
 
-from common import RESULTS, versions, write_result
+from common import RESULTS, commit, versions, write_result
 from policy_cases import (
     ABLATIONS,
     AZURE,
@@ -92,12 +93,13 @@ class Flags:
     settings: tuple[str, ...]
     rotate: bool
     rise_s: int
+    add: bool
 
     @property
     def suffix(self) -> str:
         """Of the results' names: a part never takes the place of a whole table."""
         parts = self.policies or self.settings or self.rotate or self.pipelines != PIPELINES or self.rise_s != WINDOW_S
-        return "-part" if parts else ""
+        return "-part" if parts and not self.add else ""
 
     def variants(self, every: Sequence[Variant]) -> list[Variant]:
         """The selected ones."""
@@ -195,10 +197,11 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", default=(), help="sensitivity, launches: parts of the settings' names; by default all")
     parser.add_argument("--rotate", action="store_true", help="one pipeline for each load in turn")
     parser.add_argument("--rise-s", type=int, default=WINDOW_S, help="only that long around the steepest rise of each window")
+    parser.add_argument("--add", action="store_true", help="rows of the whole table that do not run now stay")
     parser.add_argument("--jobs", type=int, default=1)
     given = parser.parse_args()
     parts = (tuple(given.policies), tuple(given.settings), given.rotate, given.rise_s)
-    flags = Flags(given.seeds, tuple(given.pipelines), given.jobs, *parts)
+    flags = Flags(given.seeds, tuple(given.pipelines), given.jobs, *parts, given.add)
     for name in TABLES if "all" in given.tables else given.tables:
         make(name, flags)
 
@@ -208,15 +211,28 @@ def make(table: str, flags: Flags) -> None:
     title, cases = TABLES[table]
     started_s, selected = time.monotonic(), list(cases(flags))
     outcomes = list(track(_run(selected, flags.jobs), table, total=len(selected), console=Console(stderr=True)))
-    rows = rows_of(outcomes)
     name = table + flags.suffix
+    rows = [row | {"commit": commit(), "seeds": flags.seeds} for row in rows_of(outcomes)]
+    if flags.add:
+        rows = added(name, rows, [variant.label for variant in EVERY])
     keep(name, rows, flags, time.monotonic() - started_s)
     text = markdown(title, NOTES + CHOICE.get(table, ""), rows)
     (RESULTS / f"policies-{name}.md").write_text(text, encoding="utf-8")
     Console(width=180).print(Markdown(text))
     draw_policies(rows, title, RESULTS / f"policies-{name}.png")
-    if name == "slice":
+    if name == "slice" and not flags.add:
         draw_time(outcomes)
+
+
+def added(name: str, rows: Sequence[dict[str, Any]], order: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows with those of the last result that they do not replace, each setting's policies in order."""
+    last = json.loads((RESULTS / f"policies-{name}.json").read_text(encoding="utf-8"))
+    run = {(row["setting"], row["policy"]) for row in rows}
+    kept = [{"commit": last["commit"], "seeds": len(last["seeds"])} | row for row in last["rows"]]
+    every = [*(row for row in kept if (row["setting"], row["policy"]) not in run), *rows]
+    settings = list(dict.fromkeys(row["setting"] for row in (*kept, *rows)))
+    places = {label: place for place, label in enumerate(order)}
+    return sorted(every, key=lambda row: (settings.index(row["setting"]), places.get(row["policy"], -1)))
 
 
 def _run(cases: Sequence[Case], jobs: int) -> Iterator[Outcome]:

@@ -16,8 +16,20 @@ from forecast_windows import DAY_S, FloatArray, rates_of_days
 from themis_triton.commands.simulated_runs import SimulatedRun, WorldFlags, run_under
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.policy import ForecastName, PolicyName, QueueingModel
+from themis_triton.core.recurring import RecurringRise
+from themis_triton.forecast.recurring import SeenRises, recurring_rises
+from themis_triton.load.trace_files import read_trace_file
 from themis_triton.load.traces import Trace, TraceOptions, load_trace
-from themis_triton.load.twitter import DIVISORS, PAPER_SLICE_S, TRACES_VARIABLE, WINDOW, WINDOW_S, is_twitter, twitter_for
+from themis_triton.load.twitter import (
+    DIVISORS,
+    PAPER_SLICE_S,
+    PAPER_TRACE_FILE,
+    TRACES_VARIABLE,
+    WINDOW,
+    WINDOW_S,
+    is_twitter,
+    twitter_for,
+)
 from themis_triton.report.series import RunSeries
 from themis_triton.settings import load_settings
 
@@ -35,22 +47,28 @@ STEEP, STEEP_S = 2.0, 60
 DEPRIORITIZED = 0.6
 """That of policy themis, applied to the baselines too."""
 MEAN_S = 10
+WEEKS_S = 14 * DAY_S
 AZURE, AZURE_FILE, AZURE_S = "azure", "azure-llm-code-2023.csv", 660
 FLASH = "flash"
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A policy under a name of its own. `changes` are its settings; `batch_wait_s` 0: the queue waits for no full batch."""
+    """A policy under a name of its own. `changes` are its settings; `batch_wait_s` 0: the queue waits for no full batch.
+
+    `learns`: it has seen the two weeks before a window of the Twitter stream, and knows the rises that recur.
+    """
 
     label: str
     policy: str
     changes: tuple[tuple[str, Any], ...] = ()
     batch_wait_s: float | None = None
+    learns: bool = False
 
 
 THEMIS, THEMIS_PAPER = Variant("themis", "themis"), Variant("themis-paper", "themis-paper")
 HORIZONTAL, VERTICAL = Variant("horizontal", "horizontal"), Variant("vertical", "vertical")
+LEARNING = Variant("themis, after two weeks", "themis", learns=True)
 REFERENCES = (Variant("vertical-themis", "vertical-themis"), Variant("oracle", "oracle"))
 """Our decisions on replicas that are fixed for the load's known peak, and the delayed oracle: perfect rates, real levers."""
 EAGER = tuple(Variant(f"{each.label}, work-conserving", each.policy, batch_wait_s=0.0) for each in (THEMIS_PAPER, HORIZONTAL, VERTICAL))
@@ -60,10 +78,10 @@ DEPRIORITIZING = tuple(
 )
 QUICK = (Variant("vertical, work-conserving, every 0.1 s", "vertical", (("tick_s", 0.1),), 0.0),)
 EVERY = (
-    *(THEMIS, THEMIS_PAPER, HORIZONTAL, VERTICAL, IN_TURN, *EAGER, *DEPRIORITIZING, *QUICK),
+    *(THEMIS, LEARNING, THEMIS_PAPER, HORIZONTAL, VERTICAL, IN_TURN, *EAGER, *DEPRIORITIZING, *QUICK),
     *(Variant("inferline", "inferline"), Variant("static", "static"), *REFERENCES),
 )
-FEW = (THEMIS, THEMIS_PAPER, HORIZONTAL, VERTICAL, *DEPRIORITIZING, *REFERENCES)
+FEW = (THEMIS, LEARNING, THEMIS_PAPER, HORIZONTAL, VERTICAL, *DEPRIORITIZING, *REFERENCES)
 
 SLOW_ACTUATION = Variant(
     "themis, constants for slow levers",
@@ -191,7 +209,8 @@ def run_case(case: Case) -> Outcome:
     config = changed(settings(case.pipeline), PolicyName(case.variant.policy), dict(case.variant.changes))
     flags = replace(case.flags, batch_wait_s=case.variant.batch_wait_s)
     traces = {case.pipeline: trace_of(case.load, case.pipeline, case.seed, case.rise_s)}
-    run = run_under(config, traces, flags, 0 if case.drawn else None, (case.variant.policy, case.seed))
+    recurring = {case.pipeline: recurring_before(case.load, case.pipeline, case.rise_s)} if case.variant.learns else None
+    run = run_under(config, traces, flags, 0 if case.drawn else None, (case.variant.policy, case.seed), recurring)
     return Outcome(case, run if case.drawn else replace(run, series=NOTHING))
 
 
@@ -219,6 +238,18 @@ def trace_of(load: str, pipeline: str, seed: int, rise_s: int = WINDOW_S) -> Tra
     if is_twitter(load):
         return load_trace(around_rise(TraceOptions(twitter_for(load, pipeline)), rise_s), seed)
     return load_trace(TraceOptions(load, scale=1.0 / FLASH_DIVISORS[pipeline]), seed)
+
+
+def recurring_before(load: str, pipeline: str, rise_s: int) -> tuple[RecurringRise, ...]:
+    """The rises that recur in the two weeks before a window of the Twitter stream, from its first second on; for other loads none."""
+    if not is_twitter(load):
+        return ()
+    second = int(load.removeprefix(WINDOW)) if load.startswith(WINDOW) else PAPER_SLICE_S
+    first_s = second + (around_rise(TraceOptions(twitter_for(load, pipeline)), rise_s).from_s or 0)
+    start_s = max(0, first_s - WEEKS_S)
+    counts = read_trace_file(Path(os.environ[TRACES_VARIABLE]) / PAPER_TRACE_FILE)[0][start_s:first_s] / DIVISORS[pipeline]
+    seen = SeenRises().with_counts(np.where(counts > 0.0, counts, np.nan), start_s)  # a second without any request is a hole in it
+    return tuple(rise.shifted(-first_s) for rise in recurring_rises(seen))
 
 
 def around_rise(trace: TraceOptions, rise_s: int) -> TraceOptions:

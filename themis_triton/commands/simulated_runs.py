@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.policy import PolicyName
+from themis_triton.core.recurring import RecurringRise
 from themis_triton.core.server_kind import mean_seconds
 from themis_triton.decide.policy import Load
 from themis_triton.evaluation.clairvoyant import Clairvoyant, clairvoyant
@@ -128,8 +129,15 @@ def simulated_run(config: ThemisConfig, options: TraceOptions, flags: WorldFlags
     return run_under(config, traces, flags, drawn, task)
 
 
-def run_under(config: ThemisConfig, traces: dict[str, Trace], flags: WorldFlags, drawn: int | None, task: tuple[str, int]) -> SimulatedRun:
-    """Like `simulated_run`, with the given traces by pipeline.
+def run_under(
+    config: ThemisConfig,
+    traces: dict[str, Trace],
+    flags: WorldFlags,
+    drawn: int | None,
+    task: tuple[str, int],
+    recurring: Mapping[str, tuple[RecurringRise, ...]] | None = None,
+) -> SimulatedRun:
+    """Like `simulated_run`, with the given traces by pipeline, and rises that recur (`SimOptions.recurring`).
 
     The bound uses the settings' section `policy`, and no overrides of `policies`.
     """
@@ -143,7 +151,7 @@ def run_under(config: ThemisConfig, traces: dict[str, Trace], flags: WorldFlags,
         return _bound_run(bound, seed)
     policy, load = PolicyName(name), _load(traces)
     world, own = world_from(flags, limited, policy), prepared(limited, policy, load)
-    start = replace(start, world=world, keep_ticks=seed == drawn)
+    start = replace(start, world=world, keep_ticks=seed == drawn, recurring=recurring or {})
     waits = world.dispatcher is Dispatcher.CENTRAL and world.central_delay_s > 0.0
     result = simulate(own, times, duration_s, replace(start, servers=start_of(own, policy, load, start, waits=waits)))
     return _policy_run(result, bound, seed, sheds=any(pipeline.sheds for pipeline in config.pipelines))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from themis_triton.core.attainment import EndedRequests
+from themis_triton.core.recurring import RecurringRise
 from themis_triton.core.service_times import ENOUGH_EXECUTIONS, Contention
 
 PROXY = "proxy"
@@ -66,7 +67,8 @@ class PipelineEstimate:
     that plans use: as configured, until enough requests show another number; empty: as configured. `others`: by stage, what
     reaches its model besides the pipeline's own requests, which the rates count alone; empty: nothing.
     `refused_rps`: those that an admission limit refused, which the demand contains. `rest_fraction`: the part of the requests that came
-    over REST lately; None where none came, or the pipeline has no limit.
+    over REST lately; None where none came, or the pipeline has no limit. `due_rise`: a recurring rise that may begin before a server
+    that is launched now serves.
     """
 
     pipeline: str
@@ -85,6 +87,7 @@ class PipelineEstimate:
     others: tuple[tuple[OtherDemand, ...], ...] = ()
     refused_rps: float = 0.0
     rest_fraction: float | None = None
+    due_rise: RecurringRise | None = None
 
 
 class DriftChange(StrEnum):

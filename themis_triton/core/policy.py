@@ -82,6 +82,9 @@ class DemandConfig:
     max_dispersion: float = option(3.0, "maximum index of dispersion that headroom follows; 1 assumes Poisson arrivals", ge=1)
     backlog_drain_s: float = option(1.0, "time in which a backlog must be served", gt=0)
     backlog_slack_s: float = option(0.1, "arrivals of this duration may wait without counting as backlog, so that batches form", ge=0)
+    recurring_rises: bool = option(
+        True, "servers are kept for sharp rises that have recurred in the same part of the hour, at the times of the day that had them"
+    )
     forecast: ForecastName = option(ForecastName.NONE, "forecast of the rate for the time at which a new server serves")
     forecast_quantile: float = option(0.75, "quantile of the forecast rate", ge=0.5, le=0.99)
 

@@ -24,6 +24,8 @@ from themis_triton.daemon.learning import LEARNT, Learning, keep_learnt_times, w
 from themis_triton.daemon.overrides import OverrideKeeper
 from themis_triton.daemon.pacing import is_quiet
 from themis_triton.daemon.predictions import PredictionWatch
+from themis_triton.daemon.recurring import LEARNT as RISES_LEARNT
+from themis_triton.daemon.recurring import Recurring
 from themis_triton.daemon.reload import REFUSED, RELOADED, SettingsChange, changed_models, settings_change
 from themis_triton.daemon.rest_watch import RESTS, RestWatch
 from themis_triton.daemon.samples import Samples
@@ -65,6 +67,7 @@ class Loop:
     hub: EventHub = field(default_factory=EventHub)
     keeper: OverrideKeeper | None = None
     fixed: dict[str, str] = field(default_factory=dict)
+    recurring: Recurring = field(default_factory=dict)
     watch: FixedWatch = field(default_factory=FixedWatch)
     rests: RestWatch = field(default_factory=RestWatch)
     predictions: PredictionWatch = field(default_factory=PredictionWatch)
@@ -98,6 +101,8 @@ class Loop:
         planner = self._planner_now()
         # In advisory mode nothing is refused, paused or not.
         holding = self.paused and self.board.config.mode is Mode.ACTIVE
+        if self.recurring is not self.state.history.recurring:
+            self.state = replace(self.state, history=replace(self.state.history, recurring=self.recurring))
         before = self.state
         self.state, record = await tick(before, self.components.world, planner, self.compute, paused=holding)
         duration_s = asyncio.get_running_loop().time() - started_s
@@ -204,6 +209,13 @@ class Loop:
             self.state = replace(self.state, history=replace(self.state.history, drift=DriftHistory()))
         if config.policy.name is not before.policy.name:
             self.state = replace(self.state, policy=PolicyState())
+
+    def use_recurring(self, recurring: Recurring, words: str) -> None:
+        """Keep servers for these rises from the next tick on."""
+        self.recurring, now_s = recurring, self.components.clock.now_s()
+        log.info(RISES_LEARNT, message=words)
+        self.components.journal.record_event(now_s, RISES_LEARNT, words)
+        self.board.add_event(now_s, RISES_LEARNT, words)
 
     def apply_overrides(self) -> None:
         """Put what an operator changed into force, and end the bounds whose time has come."""

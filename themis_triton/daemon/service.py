@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import AsyncExitStack, closing
 
 import structlog
 
@@ -34,6 +34,7 @@ from themis_triton.daemon.override_api import override_routes
 from themis_triton.daemon.overrides import OverrideKeeper
 from themis_triton.daemon.pacing import wait_for_tick
 from themis_triton.daemon.reads_api import Reads
+from themis_triton.daemon.recurring import keep_recurring
 from themis_triton.daemon.status import StatusBoard, recall_requests
 from themis_triton.daemon.tasks import cancelled_on_exit, stopped_before
 from themis_triton.decide.planner import Planner
@@ -112,7 +113,11 @@ async def _run_ticks(loop: Loop, kernels: Kernels, stop: asyncio.Event) -> None:
     tidying = asyncio.create_task(keep_logs_bounded(lambda: loop.components))
     renewing = asyncio.create_task(keep_certificates(loop.components.routes))
     reporting = asyncio.create_task(keep_reports(lambda: loop.components, loop.board, lambda: loop.planner.rules.config))
-    async with cancelled_on_exit(watching), cancelled_on_exit(tidying), cancelled_on_exit(renewing), cancelled_on_exit(reporting):
+    learning = asyncio.create_task(keep_recurring(journal_path(loop.components.config.state_directory), world.clock, loop.use_recurring))
+    tasks = (watching, tidying, renewing, reporting, learning)
+    async with AsyncExitStack() as stack:
+        for task in tasks:
+            await stack.enter_async_context(cancelled_on_exit(task))
         while not stop.is_set():
             if await kernels.switch():
                 log.info("memory_released", megabytes=round(release_clean_pages() / 1e6))

@@ -19,7 +19,7 @@ class SlowTarget:
     """The slow loop's target: places a group, the plan, and the migration to it where one was solved.
 
     `reserve`: the places that a surge of `burst_headroom_factor` times the rate would take. `rises`: the ready places do not carry the
-    demand.
+    demand. `lasting`: the places a group without those that only wait for a recurring rise.
     """
 
     desired: tuple[int, ...]
@@ -27,6 +27,7 @@ class SlowTarget:
     migration: Migration | None
     reserve: tuple[int, ...]
     rises: bool
+    lasting: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,7 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
         now = view.in_place(growth, (_in_reach(view)[0] + extend,))
     instances, allow_shrink, state = _stabilized_instances(state, view, now, fast)
     allow_shrink = allow_shrink and growth is not NO_DEMAND and (view.prompt or not extend)
-    state, retire, why = scale_in(state, view, target.desired)
+    state, retire, why = scale_in(state, view, target)
     if retire and view.prompt:
         now = view.in_place(fast, view.without(retire))
         instances = instances_of(now.stages)
@@ -80,7 +80,7 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
             extend=extend,
             launch_models=launch_models(view, view.sizes(_launch_instances(view, (growth, slow, at_launch), target, instances), batches)),
             retire=retire,
-            detail=why or _one_server_words(view, now),
+            detail=why or _one_server_words(view, now) or _due_words(view, target),
         ),
     )
 
@@ -89,6 +89,12 @@ def _one_server_words(view: PipelineView, now: VerticalTarget | None) -> str:
     if now is None or now.feasible or not view.one_server:
         return ""
     return "it stays on one server, because a stage keeps state between calls"
+
+
+def _due_words(view: PipelineView, target: SlowTarget) -> str:
+    """Why there are more servers than the load needs."""
+    due = view.estimate.due_rise
+    return due.sentence if due is not None and target.desired != target.lasting else ""
 
 
 def _in_reach(view: PipelineView) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ def kept_target(
     fast, slow, at_launch = demands
     rises = _places_short(view, fast, at_launch)
     circumstances = Circumstances(
-        (view.ready, view.coming, view.reachable, view.free_slots > 0, view.batch_caps, rises),
+        (view.ready, view.coming, view.reachable, view.free_slots > 0, view.batch_caps, rises, view.estimate.due_rise),
         (
             slow.with_headroom_rps(),
             at_launch.with_headroom_rps(),
@@ -35,7 +35,9 @@ def kept_target(
         state = replace(state, slow=(circumstances, target))
     else:
         target = state.slow[1]
-    return state, replace(target, desired=_bounded(_larger(target.desired, _beyond_open_calls(view, now, at_launch)), view))
+    beyond = _beyond_open_calls(view, now, at_launch)
+    desired, lasting = (_bounded(_larger(count, beyond), view) for count in (target.desired, target.lasting))
+    return state, replace(target, desired=desired, lasting=lasting)
 
 
 def slow_target(view: PipelineView, fast: Demand, slow: Demand, at_launch: Demand) -> SlowTarget:
@@ -63,7 +65,15 @@ def slow_target(view: PipelineView, fast: Demand, slow: Demand, at_launch: Deman
         desired = _larger(desired, view.fewest_servers(standby))
     if len(view.groups) > 1 and sum(desired) > view.rules.max_servers:  # stages that are separate share what can exist
         desired = view.most_servers(max(slow, surge, at_launch, key=Demand.with_headroom_rps))
-    return SlowTarget(desired, plan, migration, reserve, rises)
+    return SlowTarget(_larger(desired, _for_due_rise(view, slow, later)), plan, migration, reserve, rises, desired)
+
+
+def _for_due_rise(view: PipelineView, slow: Demand, later: int) -> tuple[int, ...]:
+    """The places that carry a recurring rise which may begin soon, by adding instances and `later` places."""
+    due = view.estimate.due_rise
+    if due is None or due.peak_rps <= slow.rate_rps:
+        return (0,) * len(view.groups)
+    return tuple(max(0, count - later) for count in view.fewest_servers(slow._replace(rate_rps=due.peak_rps)))
 
 
 def _beyond_open_calls(view: PipelineView, now: VerticalTarget | None, at_launch: Demand) -> tuple[int, ...]:
@@ -150,12 +160,15 @@ def isolated(view: PipelineView, target: SlowTarget) -> tuple[int, ...]:
     return (max(0, min(target.desired[0] - processes, spare)),)
 
 
-def scale_in(state: PipelineState, view: PipelineView, desired: tuple[int, ...]) -> tuple[PipelineState, tuple[str, ...], str]:
-    """Servers to retire: once fewer have sufficed for the stabilization window and the others carry the recent peak."""
-    state = state.with_desired(view.at_s, desired, _hold_s(view))
+def scale_in(state: PipelineState, view: PipelineView, target: SlowTarget) -> tuple[PipelineState, tuple[str, ...], str]:
+    """Servers to retire: once fewer have sufficed for the stabilization window and the others carry the recent peak.
+
+    Those that waited for a recurring rise may retire as soon as it is due no more: its next time is known.
+    """
+    state = state.with_desired(view.at_s, target.lasting, _hold_s(view))
     if view.pipeline.max_servers is not None and max(view.ready) > view.max_places and not view.one_server:
         return state, *_beyond_bounds(view)
-    return _scale_in(state, view, desired)
+    return _scale_in(state, view, target.desired)
 
 
 def _beyond_bounds(view: PipelineView) -> tuple[tuple[str, ...], str]:
@@ -172,11 +185,11 @@ def _scale_in(state: PipelineState, view: PipelineView, desired: tuple[int, ...]
     left_s = hold_s - state.covered_s(view.at_s)
     if left_s > 0:
         return state, (), f"{suffices}; scale-in in {left_s:.0f} s if that lasts"
-    if all(count >= ready for count, ready in zip(state.max_desired(), view.ready, strict=True)):
+    if all(count >= ready for count, ready in zip(_larger(state.max_desired(), desired), view.ready, strict=True)):
         return state, (), f"{suffices}, but not throughout the last {hold_s:.0f} s"
     peak = survivor_demand(view.estimate, policy)
     cheapest = view.joint(peak)
-    kept = _larger(state.max_desired(), view.servers_of(cheapest.stages) if cheapest.feasible else view.ready)
+    kept = _larger(_larger(state.max_desired(), desired), view.servers_of(cheapest.stages) if cheapest.feasible else view.ready)
     retire = leaving(view, kept)
     if retire:
         return state, retire, ""

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from operator import attrgetter
 
 from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.estimate import PROXY, WORK_WINDOW_S, Estimate, ModelEstimate, PipelineEstimate
 from themis_triton.core.fleet import Phase
 from themis_triton.core.observation import Snapshot
 from themis_triton.core.policy import DemandConfig, ForecastName, PolicyConfig
+from themis_triton.core.recurring import RecurringRise
 from themis_triton.estimate.attainment import Since, count_ended
 from themis_triton.estimate.calls import CallHistory, Calls, observe_calls, own_models
 from themis_triton.estimate.drift import UNKNOWN, Drift, DriftHistory, compared
@@ -24,6 +26,8 @@ from themis_triton.estimate.shared import Sharing, Windows, other_calls, sharing
 SERVED_KEEP_S = 10.0
 FORECAST_S = 60
 NEWEST_WINDOW_S = 0.5
+WARM_UP_S = 2.0
+"""A launched server is in the routes so long after its launch at the latest."""
 DISPERSION_WINDOW_S = 0.5
 DISPERSION_OVER_S = 15.0
 HOLDING = frozenset({Phase.SERVING, Phase.DRAINING, Phase.UNREACHABLE, Phase.UNRESPONSIVE})
@@ -34,6 +38,7 @@ class History:
     """The estimate stage's state: the proxy's series, those of each server by its name, calls, drift and learning.
 
     `seen`: the last snapshot, with the instances that its servers execute. `counted`: the readings up to which requests were counted.
+    `recurring`: the rises that recur, by pipeline; whoever learns them puts them here.
     """
 
     routed: RoutedSeries = NO_ROUTES
@@ -43,6 +48,7 @@ class History:
     learning: LearningHistory = field(default_factory=LearningHistory)
     seen: Snapshot = field(default_factory=lambda: Snapshot(0.0, ()))
     counted: Since = field(default_factory=dict)
+    recurring: Mapping[str, tuple[RecurringRise, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +99,13 @@ def estimate(
     fronts = {p.front: estimated(p.front) for p in config.pipelines if p.front not in models}
     called = models | fronts
     history = replace(history, calls=_calls(history, called, config, snapshot.at_s))
-    alone = {p.name: _pipeline(p, history, called, rates, config.policy, per_second=per_second) for p in config.pipelines}
+    alone = {
+        p.name: replace(
+            _pipeline(p, history, called, rates, config.policy, per_second=per_second),
+            due_rise=_due_rise(p, history.recurring.get(p.name, ()), config, snapshot.at_s),
+        )
+        for p in config.pipelines
+    }
     sharing = _sharing(history, rates, config)
     pipelines = {p.name: with_others(alone[p.name], p, sharing) for p in config.pipelines}
     stale = dict(_stale(history, snapshot, config.policy))
@@ -263,6 +275,14 @@ def _pipeline(
         refused_rps=rates.refused.get(front, 0.0),
         rest_fraction=min(1.0, rest_rps / first.arrival_rps) if pipeline.sheds and first.arrival_rps > 0.0 else None,
     )
+
+
+def _due_rise(pipeline: PipelineConfig, rises: Iterable[RecurringRise], config: ThemisConfig, at_s: float) -> RecurringRise | None:
+    """The largest of the recurring rises that may begin before a server that is launched now serves."""
+    if not rises or not config.policy.demand.recurring_rises:
+        return None
+    lead_s = max(config.models[stage].profile.server_launch_s for stage in pipeline.stages) + WARM_UP_S
+    return max((rise for rise in rises if rise.due(at_s, at_s + lead_s)), key=attrgetter("peak_rps"), default=None)
 
 
 def _stage_p99_ms(model: ModelEstimate, history: History, calls: float, *, sequential: bool) -> float | None:

@@ -28,7 +28,7 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     joint = view.joint(slow)
     desired = view.servers_of(joint.stages) if joint.feasible else view.max_servers_by_group
     now = view.in_place(fast, view.ready) if view.serves else None
-    extend, launch = new_places(view, now, SlowTarget(desired, joint, None, desired, rises=True), may_grow=True)
+    extend, launch = new_places(view, now, SlowTarget(desired, joint, None, desired, rises=True, lasting=desired), may_grow=True)
     retire = () if extend or any(launch) else leaving(view, desired)
     if retire and all(view.without(retire)):
         now = view.in_place(fast, view.without(retire))

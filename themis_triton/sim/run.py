@@ -15,6 +15,7 @@ from themis_triton.core.errors import SettingsError
 from themis_triton.core.fleet import Phase
 from themis_triton.decide.planner import Planner
 from themis_triton.decide.rules import build_rules
+from themis_triton.estimate.estimate import History
 from themis_triton.forecast.forecast import Forecaster
 from themis_triton.forecast.known import KnownArrivals
 from themis_triton.sim.cluster import Cluster
@@ -57,7 +58,9 @@ async def _run(config: ThemisConfig, arrivals: Mapping[str, FloatArray], duratio
     for at_s, factor in options.slowdowns:
         asyncio.get_running_loop().call_at(start_s + at_s, cluster.slow_down, factor)
     known = KnownArrivals({p.name: np.asarray(arrivals.get(p.name, ()), dtype=np.float64) + start_s for p in config.pipelines})
-    await _ticks(world, Planner(build_rules(config), Forecaster(known)), start_s + duration_s)
+    recurring = {name: tuple(rise.shifted(start_s) for rise in rises) for name, rises in options.recurring.items()}
+    state = EngineState(history=History(recurring=recurring))
+    await _ticks(world, Planner(build_rules(config), Forecaster(known)), state, start_s + duration_s)
     await world.supervisor.close()
     await world.executor.cancel()
     simulation.advance(start_s + duration_s + DRAIN_S)
@@ -79,9 +82,9 @@ async def _run(config: ThemisConfig, arrivals: Mapping[str, FloatArray], duratio
     )
 
 
-async def _ticks(world: World, planner: Planner, until_s: float) -> None:
+async def _ticks(world: World, planner: Planner, state: EngineState, until_s: float) -> None:
     """A tick each period, never two at once; a longer one skips the ticks that it missed."""
-    state, period_s = EngineState(), planner.rules.config.policy.tick_s
+    period_s = planner.rules.config.policy.tick_s
     loop = asyncio.get_running_loop()
     number = 0
     while number * period_s < until_s:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from themis_triton.core.errors import SettingsError
 from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.graph import waits
 from themis_triton.core.policy import PolicyName
+from themis_triton.core.recurring import RecurringRise
 from themis_triton.evaluation.starts import initial_state
 from themis_triton.sim.cluster import Cluster
 from themis_triton.sim.engine import Simulation
@@ -48,6 +49,7 @@ class SimOptions:
     `launch` section. `deaths_s`: seconds from the start of the load at which the first launched server that serves is killed.
     `slowdowns`: (seconds from the start of the load, factor on all service times from then on).
     `keep_ticks` False: no tick records in the result, nor capacities in its series. `preroll_s`: time before the first request.
+    `recurring`: the rises that recur, by pipeline, at seconds after the start of the load.
     """
 
     seed: int = 0
@@ -61,6 +63,7 @@ class SimOptions:
     slowdowns: tuple[tuple[float, float], ...] = ()
     keep_ticks: bool = True
     preroll_s: float = PREROLL_S
+    recurring: Mapping[str, tuple[RecurringRise, ...]] = field(default_factory=dict)
 
 
 def simulated(config: ThemisConfig, options: SimOptions) -> ThemisConfig:

@@ -25,7 +25,7 @@ MODULES = frozenset(
     for name in (
         *("core.action", "core.address", "core.client_auth", "core.config", "core.control", "core.decision", "core.fleet", "core.graph"),
         *("core.incident", "core.listener_tls", "core.model_config", "core.observation", "core.pipeline_config", "core.policy"),
-        *("core.prediction", "core.recorded", "core.retention", "core.routes", "core.server_config"),
+        *("core.prediction", "core.recorded", "core.recurring", "core.retention", "core.routes", "core.server_config"),
         *("decide.scores", "decide.slow_target", "decide.state"),
         *("estimate.calls", "estimate.counters", "estimate.drift", "estimate.estimate", "estimate.learning", "estimate.routed"),
         *("estimate.served", "estimate.work"),

@@ -1,0 +1,118 @@
+"""Sharp rises that recur in the same part of the hour: learnt from days of arrivals, with the evidence for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from themis_triton.core.recurring import DAY_S, RecurringRise
+from themis_triton.forecast.base import FloatArray
+
+HOUR_S, PART_S = 3600, 15
+PARTS, HOURS = HOUR_S // PART_S, DAY_S // HOUR_S
+RISE_FACTOR, BASE_S, PEAK_S, WITHIN_S = 2.5, 30, 5, 30
+"""A sharp rise: the mean of five seconds reaches this multiple of that of 30 s, which ended no more than 30 s before."""
+SPAN_S = BASE_S + WITHIN_S + PEAK_S
+"""The seconds that show whether there is a sharp rise."""
+SIGNIFICANCE = 1e-4
+"""Probability that rises at random times seem to recur in any part of the hour."""
+MIN_CHANCE = 0.05
+"""Room is kept where a rise comes at least this often."""
+PRIOR_DAYS = 5.0
+"""What any hour has shown in this part of it counts like so many days of the one hour."""
+PEAK_QUANTILE = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class SeenRises:
+    """The sharp rises that were seen: when they reached their height, and what that was (requests/s); and the hours that were observed.
+
+    Times are whole seconds; hours are counted from the same time.
+    """
+
+    at_s: tuple[int, ...] = ()
+    peak_rps: tuple[float, ...] = ()
+    hours: frozenset[int] = frozenset()
+
+    def with_counts(self, counts: FloatArray, start_s: int) -> SeenRises:
+        """With those in the arrivals of each second from `start_s` on; NaN where nothing was observed.
+
+        The last `SPAN_S` seconds come again at the beginning of the next call's.
+        """
+        rises = [rise for rise in _sharp_rises(counts, start_s) if not self.at_s or rise[0] > self.at_s[-1] + SPAN_S]
+        seconds = np.bincount((start_s + np.flatnonzero(~np.isnan(counts))) // HOUR_S)
+        observed = frozenset(np.flatnonzero(seconds >= HOUR_S // 2).tolist())
+        at_s, peak_rps = (tuple(each) for each in zip(*rises, strict=True)) if rises else ((), ())
+        return SeenRises((*self.at_s, *at_s), (*self.peak_rps, *peak_rps), self.hours | observed)
+
+    def since(self, from_s: float) -> SeenRises:
+        """Without what was seen before a time."""
+        kept = [(at_s, rps) for at_s, rps in zip(self.at_s, self.peak_rps, strict=True) if at_s >= from_s]
+        hours = frozenset(hour for hour in self.hours if hour * HOUR_S >= from_s)
+        return SeenRises(tuple(at_s for at_s, _ in kept), tuple(rps for _, rps in kept), hours)
+
+
+def recurring_rises(seen: SeenRises) -> tuple[RecurringRise, ...]:
+    """The times of the day with recurring rises, in order; none where rises come at random times, or too little was seen."""
+    at_s, peaks = np.array(seen.at_s, dtype=np.int64), np.array(seen.peak_rps)
+    days = np.bincount(np.array(sorted(seen.hours), dtype=np.int64) % HOURS, minlength=HOURS)
+    found = []
+    for first, last in _recurring_parts(at_s, len(seen.hours)):
+        parts = at_s % HOUR_S // PART_S
+        inside = (parts >= first) & (parts <= last)
+        peak_rps, hours = float(np.quantile(peaks[inside], PEAK_QUANTILE)), np.unique(at_s[inside] // HOUR_S)
+        hourly = hours.size / len(seen.hours)
+        for hour in range(HOURS):
+            seen_then = int((hours % HOURS == hour).sum())
+            chance = (seen_then + PRIOR_DAYS * hourly) / (days[hour] + PRIOR_DAYS)
+            if chance >= MIN_CHANCE:
+                span = (hour * HOUR_S + first * PART_S, hour * HOUR_S + (last + 1) * PART_S)
+                found.append(RecurringRise(*span, peak_rps, chance, seen_then, int(days[hour]), hours.size, len(seen.hours)))
+    return tuple(sorted(found, key=lambda rise: rise.from_s))
+
+
+def _sharp_rises(counts: FloatArray, start_s: int) -> Iterator[tuple[int, float]]:
+    """The rises, each once: when the first five seconds that show it begin, and the largest mean of five seconds soon after."""
+    size = counts.size - SPAN_S
+    if size <= 0:
+        return
+    sums = np.concatenate(([0.0], np.cumsum(np.nan_to_num(counts))))
+    gaps = np.concatenate(([0], np.cumsum(np.isnan(counts))))
+    base = (sums[BASE_S : BASE_S + size] - sums[:size]) / BASE_S
+    means = (sums[PEAK_S:] - sums[:-PEAK_S]) / PEAK_S
+    peak = means[BASE_S : BASE_S + size].copy()
+    for later in range(1, WITHIN_S):
+        np.maximum(peak, means[BASE_S + later :][:size], out=peak)
+    whole = gaps[SPAN_S : SPAN_S + size] == gaps[:size]
+    sharp = np.flatnonzero((peak >= RISE_FACTOR * np.maximum(base, 1.0)) & whole)
+    for first in sharp[np.diff(sharp, prepend=-HOUR_S) > SPAN_S].tolist():
+        yield start_s + first + BASE_S + WITHIN_S - 1, float(peak[first : first + WITHIN_S].max())
+
+
+def _recurring_parts(at_s: npt.NDArray[np.int64], hours: int) -> Iterator[tuple[int, int]]:
+    """First and last of each run of parts of the hour that have more rises than chance explains, with the parts beside them.
+
+    A run over the end of the hour is two.
+    """
+    seen = np.bincount(at_s % HOUR_S // PART_S, minlength=PARTS)
+    rate = at_s.size / max(1, hours * PARTS)
+    above = np.array([_tail(int(count), hours, rate) < SIGNIFICANCE / PARTS for count in seen])
+    parts = above | np.roll(above, 1) | np.roll(above, -1)
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], parts.astype(np.int64), [0]))))
+    return ((int(first), int(end) - 1) for first, end in zip(edges[::2], edges[1::2], strict=True))
+
+
+def _tail(count: int, trials: int, rate: float) -> float:
+    """Probability of at least so many rises in as many hours, each with that rate."""
+    if not 1 < count <= trials or rate >= 1.0:
+        return 1.0
+    ways = math.lgamma(trials + 1)
+    logs = [
+        ways - math.lgamma(k + 1) - math.lgamma(trials - k + 1) + k * math.log(rate) + (trials - k) * math.log1p(-rate)
+        for k in range(count, trials + 1)
+    ]
+    return math.fsum(map(math.exp, logs))
