@@ -29,8 +29,12 @@ def measured_start(config: ThemisConfig, status: Status, what_if: WhatIf) -> tup
 
 
 def with_measured_calls(config: ThemisConfig, status: Status) -> ThemisConfig:
-    """The settings with the requests a stage that the sidecar has measured."""
-    measured = {each.name: each.estimate.per_request for each in status.pipelines if each.estimate is not None}
+    """The settings with the requests a stage, without those that a cache answers, and their rows, as the sidecar has measured them."""
+    estimates = {each.name: each.estimate for each in status.pipelines if each.estimate is not None}
+    known = [zip(each.stages, estimates[each.name].sizes, strict=False) for each in config.pipelines if each.name in estimates]
+    rows = {stage: size.rows for stages in known for stage, size in stages}
+    models = {name: replace(model, rows_per_request=rows.get(name, model.rows_per_request)) for name, model in config.models.items()}
+    measured = {name: _executed(estimate) for name, estimate in estimates.items()}
 
     def changed(pipeline: PipelineConfig) -> PipelineConfig:
         numbers = measured.get(pipeline.name, ())
@@ -39,7 +43,14 @@ def with_measured_calls(config: ThemisConfig, status: Status) -> ThemisConfig:
         calls = zip(numbers, pipeline.calls or (StageCalls(),) * len(numbers), strict=True)
         return replace(pipeline, calls=tuple(replace(each, per_request=number) for number, each in calls))
 
-    return replace(config, pipelines=tuple(map(changed, config.pipelines)))
+    return replace(config, models=models, pipelines=tuple(map(changed, config.pipelines)))
+
+
+def _executed(estimate: PipelineEstimate) -> tuple[float, ...]:
+    """The executed requests of each stage per request of the pipeline."""
+    if not estimate.sizes:
+        return estimate.per_request
+    return tuple(calls * size.executed for calls, size in zip(estimate.per_request, estimate.sizes, strict=True))
 
 
 def measured_others(status: Status, pipeline: PipelineConfig) -> OtherCalls:

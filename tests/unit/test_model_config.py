@@ -70,11 +70,23 @@ def test_the_base_is_left_alone() -> None:
 
 
 def test_batching_changes_where_it_differs() -> None:
-    rebatched = with_state(config(), ModelState(2, 4, 100))
-    assert rebatched.max_batch_size == 4
+    rebatched = with_state(config(), ModelState(2, 8, 100))
+    assert rebatched.max_batch_size == 8
     assert rebatched.dynamic_batching.max_queue_delay_microseconds == 100
-    assert list(rebatched.dynamic_batching.preferred_batch_size) == [2]
-    assert state_of(rebatched) == ModelState(2, 4, 100)
+    assert list(rebatched.dynamic_batching.preferred_batch_size) == list(config().dynamic_batching.preferred_batch_size)
+    assert state_of(rebatched) == ModelState(2, 8, 100)
+
+
+def test_smaller_batches_refuse_no_larger_request() -> None:
+    limited = with_state(config(), ModelState(2, 4))
+    assert limited.max_batch_size == 8
+    assert list(limited.dynamic_batching.preferred_batch_size) == [1, 2, 3, 4]
+    assert state_of(limited) == ModelState(2, 4)
+    again = with_state(limited, ModelState(2, 8))
+    assert list(again.dynamic_batching.preferred_batch_size) == []
+    assert state_of(again) == ModelState(2, 8)
+    # Triton keeps to no limit where requests may wait for a batch.
+    assert state_of(with_state(config(), ModelState(2, 4, 100))) == ModelState(2, 8, 100)
 
 
 def test_a_batcher_is_added_where_batches_are_wanted() -> None:

@@ -30,9 +30,9 @@ def make_repository(root: Path, config: str) -> Path:
 def test_the_view_has_the_planned_state_and_links_to_everything_else(tmp_path: Path) -> None:
     repository = make_repository(tmp_path / "repository", 'backend: "python" input { name: "i" } output { name: "o" } max_batch_size: 8')
     files = ServerFiles(tmp_path / "state", "s1")
-    assert build_view(files, repository, {"m": ModelState(3, 4, 10)}, {})
+    assert build_view(files, repository, {"m": ModelState(3, 4)}, {})
     view = files.models / "m"
-    assert state_of(parse_config((view / "config.pbtxt").read_text(), "view")) == ModelState(3, 4, 10)
+    assert state_of(parse_config((view / "config.pbtxt").read_text(), "view")) == ModelState(3, 4)
     assert (view / "labels.txt").read_text() == "cat"
     assert (view / "2").is_symlink()
     assert (view / "1" / "model.py").resolve() == repository / "m" / "1" / "model.py"

@@ -184,6 +184,8 @@ def plan_table(answers: Sequence[RatePlan], pipeline: PipelineConfig, config: Th
     table.add_column("rate/s", justify="right")
     for stage, calls in zip(pipeline.stages, pipeline.per_request, strict=True):
         name = stage.replace("-", "-\n").replace("_", "_\n") + ("" if calls == 1.0 else f"\n{calls:g} a request")
+        rows = config.models[stage].rows_per_request
+        name += "" if rows == 1.0 else f"\nof {rows:g} rows"
         table.add_column(f"{escape(name)}\n{_count_words(planning)}", justify="right", overflow="fold", min_width=len("10×10, 8 "))
     for column in ("p99 ms", "cost"):
         table.add_column(column, justify="right")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from http import HTTPStatus
+from itertools import chain
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -121,6 +122,7 @@ def notices(status: Status) -> Iterator[tuple[str, str]]:
     yield from ((f"drift: {sentence}", "yellow") for sentence in status.drift)
     yield from ((f"{pipeline.name}: {pipeline.order}", "default") for pipeline in status.pipelines if pipeline.order)
     yield from ((f"requests a stage: {words}", "default") for words in map(_calls_words, status.pipelines) if words)
+    yield from ((f"rows: {words}", "default") for words in dict.fromkeys(chain.from_iterable(map(_size_words, status.pipelines))))
     yield from ((f"shared: {words}", "default") for pipeline in status.pipelines for words in _sum_words(pipeline))
     yield from ((f"fault: {sentence}", "red") for sentence in status.faults)
     if status.report is not None:
@@ -160,6 +162,15 @@ def _calls_words(pipeline: PipelineStatus) -> str:
     per_request = pipeline.estimate.per_request if pipeline.estimate is not None else ()
     called = [f"{calls:g} of {stage}" for stage, calls in zip(pipeline.stages, per_request, strict=False) if calls != 1.0]
     return f"a request of {pipeline.name} makes {', '.join(called)}" if called else ""
+
+
+def _size_words(pipeline: PipelineStatus) -> Iterator[str]:
+    """The models whose requests have several rows, or are answered by a cache."""
+    sizes = pipeline.estimate.sizes if pipeline.estimate is not None else ()
+    for stage, size in zip(pipeline.stages, sizes, strict=False):
+        rows = f"requests of {stage} have {size.rows:g} rows of a batch" if size.rows != 1.0 else ""
+        cached = f"a cache answers {1.0 - size.executed:.0%} of those of {stage}" if size.executed != 1.0 else ""
+        yield from [", ".join(filter(None, (rows, cached)))] if rows or cached else []
 
 
 def _sum_words(pipeline: PipelineStatus) -> Iterator[str]:

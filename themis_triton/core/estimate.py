@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -16,12 +17,32 @@ WORK_WINDOW_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
+class RequestSize:
+    """What a model's requests are to its instances: the rows of a batch in each, and the share that no cache answers."""
+
+    rows: float = 1.0
+    executed: float = 1.0
+
+    def fitting(self, max_batch: int) -> int:
+        """The requests in a batch of at most so many rows; Triton divides none, and executes a larger one alone."""
+        return max(1, int(max_batch / self.rows + 1e-9))
+
+    def rows_of(self, requests: int) -> int:
+        """The rows of a batch of so many requests."""
+        return math.ceil(requests * self.rows - 1e-9)
+
+
+ONE_ROW = RequestSize()
+
+
+@dataclass(frozen=True, slots=True)
 class ModelEstimate:
     """One model over all servers. `*_ms` are None where no request ended in the window.
 
     `drift_ratio`: measured over profiled time of the executed batches; None where too few were executed.
     `drifting`: the ratio is beyond the settings' bound. `correction`: factor by which plans multiply the profile's latency.
-    `waiting`: mean requests in the servers' queues; `batch_rps`: executed batches per second.
+    `waiting`: mean requests in the servers' queues; `batch_rps`: executed batches per second. `size`: of its requests, as plans count them.
+    `mean_batch` is in rows.
     """
 
     model: str
@@ -43,6 +64,7 @@ class ModelEstimate:
     correction: float = 1.0
     waiting: float = 0.0
     batch_rps: float = 0.0
+    size: RequestSize = ONE_ROW
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +88,7 @@ class PipelineEstimate:
     at most a minute of them; empty where no forecast needs them. `per_request`: the requests of each stage per request of the pipeline
     that plans use: as configured, until enough requests show another number; empty: as configured. `others`: by stage, what
     reaches its model besides the pipeline's own requests, which the rates count alone; empty: nothing.
+    `sizes`: of each stage's requests; empty: each has one row, and is executed.
     `refused_rps`: those that an admission limit refused, which the demand contains. `rest_fraction`: the part of the requests that came
     over REST lately; None where none came, or the pipeline has no limit. `due_rise`: a recurring rise that may begin before a server
     that is launched now serves.
@@ -88,6 +111,7 @@ class PipelineEstimate:
     refused_rps: float = 0.0
     rest_fraction: float | None = None
     due_rise: RecurringRise | None = None
+    sizes: tuple[RequestSize, ...] = ()
 
 
 class DriftChange(StrEnum):

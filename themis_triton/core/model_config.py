@@ -77,7 +77,7 @@ class ModelConfig:
     """Bounds of one model on one server, and its profile; `max_batch` bounds what a plan may choose.
 
     `instance_price` and, with placement SEPARATE, `server_price` replace those of `Prices` for this model.
-    `stateful`: by its config.pbtxt it keeps state between the calls of a sequence.
+    `stateful`: by its config.pbtxt it keeps state between the calls of a sequence. `rows_per_request`: of a batch, until they are measured.
     """
 
     name: str
@@ -91,6 +91,7 @@ class ModelConfig:
     require_probed_operations: bool = False
     inputs: ModelInputs = ModelInputs()
     stateful: bool = False
+    rows_per_request: float = 1.0
 
     def may(self, operation: str) -> bool:
         """Whether a running server may be changed by an operation: a probe lost no request, or the settings ask for none."""

@@ -22,6 +22,7 @@ class ModelCounters:
     """Cumulative counters of one model on one server (durations in µs); `pending` is a gauge.
 
     `failure`: requests that the model or its backend failed; `refused`: those that a full queue rejected or their clients cancelled.
+    `cached`: successes that a response cache answered. `inferences`: rows of the executed ones.
     The sums charge a batch's time to each of its requests; `batches`, by size, charges it once and is empty where it was not read.
     """
 
@@ -37,6 +38,7 @@ class ModelCounters:
     pending: float = 0.0
     batches: tuple[BatchCounters, ...] = ()
     refused: float = 0.0
+    cached: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

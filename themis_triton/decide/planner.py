@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from themis_triton.core.brackets import Brackets
 from themis_triton.core.config import Placement
+from themis_triton.core.estimate import RequestSize
 from themis_triton.core.memory import Memory
 from themis_triton.decide.correction import corrected_rules
 from themis_triton.decide.demand import Demand
@@ -60,12 +61,16 @@ class Planner:
             return self
         return self._corrected.get(changed, lambda: Planner(corrected_rules(self.rules, dict(changed)), self.forecaster))
 
-    def called(self, pipeline: str, per_request: tuple[float, ...]) -> Planner:
-        """The planner that counts with so many requests of each stage per request of a pipeline; empty: as configured."""
-        if per_request in ((), next(p.per_request for p in self.rules.config.pipelines if p.name == pipeline)):
+    def called(self, pipeline: str, per_request: tuple[float, ...], sizes: tuple[RequestSize, ...] = ()) -> Planner:
+        """The planner that counts with so many requests of each stage per request of a pipeline; empty: as configured.
+
+        `sizes`: of each stage's requests; empty: each of one row.
+        """
+        configured = next(p.per_request for p in self.rules.config.pipelines if p.name == pipeline)
+        if per_request in ((), configured) and not sizes:
             return self
-        key = (pipeline, per_request)
-        return self._corrected.get(key, lambda: Planner(self.rules.called(pipeline, per_request), self.forecaster))
+        key = (pipeline, per_request or configured, sizes)
+        return self._corrected.get(key, lambda: Planner(self.rules.called(*key), self.forecaster))
 
     def remembered(self, key: Hashable, build: Callable[[], Value]) -> Value:
         """The answer under a key, built when it is not there."""

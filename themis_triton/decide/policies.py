@@ -109,7 +109,7 @@ def _view(
     in_turn: bool = True,
 ) -> PipelineView:
     groups = policy_input.groups(pipeline, planner.rules.config.planning.placement)
-    called = planner.called(pipeline.name, shared.per_request(pipeline, groups))
+    called = planner.called(pipeline.name, shared.per_request(pipeline, groups), policy_input.estimate.pipelines[pipeline.name].sizes)
     return view_of(pipeline, policy_input, called, devices, state.left.get(pipeline.name, ()), shared, in_turn=in_turn)
 
 

@@ -57,7 +57,7 @@ def server_models(
         larger = {place.name for place in staying[: size.extra_instance_servers]}
         for place in holders:
             now = place.models[size.name]
-            instances, batch = size.instances + (place.name in larger), _limit(view, size, now.max_batch)
+            instances, batch = size.instances + (place.name in larger), _limit(view, s, size.batch, now.max_batch)
             instances = instances if allow_shrink else max(instances, now.instances)
             same = (instances, batch) == (now.instances, now.max_batch)
             servers.setdefault(place.name, {})[size.name] = now if same else replace(now, instances=instances, max_batch=batch)
@@ -68,15 +68,16 @@ def launch_models(view: PipelineView, sizes: Sequence[StageSize]) -> tuple[Model
     """The models of a new server or place, a group; their batch limits are the settings' bounds, which cost nothing until requests wait."""
 
     def state(s: int) -> ModelState:
-        batch = _limit(view, sizes[s], view.problem.stages[s].max_batch)
-        return ModelState(sizes[s].instances, batch, view.rules.config.models[sizes[s].name].max_queue_delay_us)
+        model = view.rules.config.models[sizes[s].name]
+        return ModelState(sizes[s].instances, _limit(view, s, sizes[s].batch, model.max_batch), model.max_queue_delay_us)
 
     return tuple({sizes[s].name: state(s) for s in group.stages} for group in view.groups)
 
 
-def _limit(view: PipelineView, size: StageSize, least: int) -> int:
-    """A server's batch limit: the planned batch where a dispatcher forms it, else no less than what costs nothing to keep."""
-    return size.batch if view.rules.dispatcher_sets_batches else max(size.batch, least)
+def _limit(view: PipelineView, stage: int, batch: int, least: int) -> int:
+    """A server's batch limit in rows: the planned batch where a dispatcher forms it, else no less than what costs nothing to keep."""
+    rows = min(view.size(stage).rows_of(batch), view.rules.config.models[view.pipeline.stages[stage]].max_batch)
+    return rows if view.rules.dispatcher_sets_batches else max(rows, least)
 
 
 def evidence_of(

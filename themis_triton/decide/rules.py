@@ -9,6 +9,7 @@ from functools import cached_property
 
 from themis_triton.core.action import ActionKind
 from themis_triton.core.config import ModelConfig, PipelineConfig, Placement, ThemisConfig, ThroughputRule
+from themis_triton.core.estimate import ONE_ROW, RequestSize
 from themis_triton.core.price import instance_price, server_price
 from themis_triton.decide.device_share import DeviceShare, device_share_of
 from themis_triton.solver.migration import MovePrices
@@ -87,15 +88,21 @@ class Rules:
         longest = max((len(pipeline.stages) for pipeline in config.pipelines), default=1)
         return max(longest, places + (longest - 1) * len(config.servers))
 
-    def called(self, pipeline: str, per_request: tuple[float, ...]) -> Rules:
-        """The rules with so many requests of each stage per request of a pipeline."""
+    def called(self, pipeline: str, per_request: Sequence[float], sizes: Sequence[RequestSize] = ()) -> Rules:
+        """The rules with so many requests of each stage per request of a pipeline, and requests of such sizes; empty: of one row.
+
+        Plans count in requests: the batches of a stage are of so many requests, and its surfaces of as many times their rows.
+        """
         config = next(each for each in self.config.pipelines if each.name == pipeline)
+        sizes = sizes or (ONE_ROW,) * len(config.stages)
 
         def changed(problems: dict[str, ChainProblem]) -> dict[str, ChainProblem]:
             problem = problems.get(pipeline)
             if problem is None:
                 return problems
-            return problems | {pipeline: replace(problem, stages=stages_called(problem.stages, per_request, config))}
+            executed = [calls * size.executed for calls, size in zip(per_request, sizes, strict=True)]
+            stages = stages_called(tuple(map(_sized, problem.stages, sizes)), executed, config)
+            return problems | {pipeline: replace(problem, stages=stages)}
 
         return self.with_problems(changed)
 
@@ -173,6 +180,15 @@ def stages_called(stages: Sequence[StageProblem], per_request: Sequence[float], 
     return tuple(
         replace(stage, demand_ratio=ratio, max_calls=most, in_turn=max(1.0, most) if turns else 1.0) for stage, ratio, most, turns in called
     )
+
+
+def _sized(stage: StageProblem, size: RequestSize) -> StageProblem:
+    """The stage with batches of requests in place of rows."""
+    if size.rows == 1.0:
+        return stage
+    fitting, means = size.fitting(stage.max_batch), stage.mean_surface
+    surface = stage.surface.of_groups(size.rows, fitting)
+    return replace(stage, surface=surface, max_batch=fitting, mean_surface=means and means.of_groups(size.rows, fitting))
 
 
 def _slot_memory_bytes(config: ThemisConfig) -> int | None:

@@ -61,7 +61,8 @@ class SharedModels:
                 later = _Reach(pipeline, model, (*group.ready, *group.coming), self._instances(model, coming=True))
                 recent = self._rps(ready, estimate.recent_rps * calls[s], {p.pipeline: p.recent_rps for p in estimate.others[s]})
                 stable = self._rps(later, estimate.stable_rps * calls[s], {p.pipeline: p.stable_rps for p in estimate.others[s]})
-                others[s] = (OtherDemand(None, recent, stable),)
+                executed = estimate.sizes[s].executed if estimate.sizes else 1.0
+                others[s] = (OtherDemand(None, executed * recent, executed * stable),)
         return replace(estimate, others=tuple(others[s] for s in range(len(pipeline.stages))))
 
     def _instances(self, model: str, *, coming: bool) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from themis_triton.core.config import PipelineConfig, Placement
-from themis_triton.core.estimate import ModelEstimate, PipelineEstimate
+from themis_triton.core.estimate import ONE_ROW, ModelEstimate, PipelineEstimate, RequestSize
 from themis_triton.core.fleet import Place
 from themis_triton.core.observation import OpenCall, Snapshot
 from themis_triton.core.policy import QueueingModel
@@ -124,10 +124,17 @@ class PipelineView:
 
     @cached_property
     def batch_caps(self) -> tuple[int, ...]:
-        """Largest batch of each stage that every ready server forms without a reload; the settings' bound where none is ready."""
+        """Largest batch of each stage that every ready server forms without a reload; the settings' bound where none is ready.
+
+        As all batches of plans, in requests.
+        """
         names, bounds = self.pipeline.stages, [stage.max_batch for stage in self.problem.stages]
-        limits = [[place.models[name].max_batch for place in self.holders(s)] for s, name in enumerate(names)]
+        limits = [[self.size(s).fitting(place.models[name].max_batch) for place in self.holders(s)] for s, name in enumerate(names)]
         return tuple(min([bound, *batches]) for bound, batches in zip(bounds, limits, strict=True))
+
+    def size(self, stage: int) -> RequestSize:
+        """The size of a stage's requests."""
+        return self.estimate.sizes[stage] if self.estimate.sizes else ONE_ROW
 
     @cached_property
     def instances_now(self) -> tuple[int, ...]:
@@ -178,7 +185,8 @@ class PipelineView:
 
     def migration(self, demand: Demand) -> Migration:
         """The plan with the cheapest migration from the present fleet, itself included; co-located chains only."""
-        now = tuple(assignment_of(place, self.pipeline.stages, self.rules.config) for place in by_retirement(self.groups[0].ready))
+        places = [assignment_of(place, self.pipeline.stages, self.rules.config) for place in by_retirement(self.groups[0].ready)]
+        now = tuple(place.in_requests(self.estimate.sizes) for place in places)
         kept = sum(not place.removable for place in self.groups[0].ready)
         return self.planner.migration(self._query(demand, reload=True)._replace(min_servers=max(1, kept)), now, self.reachable)
 

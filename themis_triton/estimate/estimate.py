@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from operator import attrgetter
 
-from themis_triton.core.config import PipelineConfig, ThemisConfig
-from themis_triton.core.estimate import PROXY, WORK_WINDOW_S, Estimate, ModelEstimate, PipelineEstimate
+from themis_triton.core.config import ModelConfig, PipelineConfig, ThemisConfig
+from themis_triton.core.estimate import ONE_ROW, PROXY, WORK_WINDOW_S, Estimate, ModelEstimate, PipelineEstimate, RequestSize
 from themis_triton.core.fleet import Phase
 from themis_triton.core.observation import Snapshot
 from themis_triton.core.policy import DemandConfig, ForecastName, PolicyConfig
@@ -22,6 +22,7 @@ from themis_triton.estimate.learning import LearningHistory, knowledge_of, obser
 from themis_triton.estimate.routed import ARRIVALS, FAILURES, NO_ROUTES, REFUSED, REST_ARRIVALS, RoutedSeries
 from themis_triton.estimate.served import ENDED, NO_SERVER, NOTHING, Served, ServedSeries
 from themis_triton.estimate.shared import Sharing, Windows, other_calls, sharing_of, with_others
+from themis_triton.estimate.sizes import measured_size
 
 SERVED_KEEP_S = 10.0
 FORECAST_S = 60
@@ -39,6 +40,7 @@ class History:
 
     `seen`: the last snapshot, with the instances that its servers execute. `counted`: the readings up to which requests were counted.
     `recurring`: the rises that recur, by pipeline; whoever learns them puts them here.
+    `sizes`: by model, as plans count its requests.
     """
 
     routed: RoutedSeries = NO_ROUTES
@@ -49,6 +51,7 @@ class History:
     seen: Snapshot = field(default_factory=lambda: Snapshot(0.0, ()))
     counted: Since = field(default_factory=dict)
     recurring: Mapping[str, tuple[RecurringRise, ...]] = field(default_factory=dict)
+    sizes: dict[str, RequestSize] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +95,10 @@ def estimate(
     drift, drifts, events = compared(history.drift, snapshot, config)
     rates, work = _rates(history.routed, config.policy.demand), _work(history, snapshot.at_s, work_window_s, config.policy.demand)
 
+    sizes = {name: _size(name, history, work, model) for name, model in config.models.items()}
+
     def estimated(name: str) -> ModelEstimate:
-        return _model(name, history.routed, rates, work, drifts.get(name, UNKNOWN), snapshot.at_s)
+        return _model(name, history.routed, rates, work, drifts.get(name, UNKNOWN), snapshot.at_s, sizes.get(name, ONE_ROW))
 
     models = {name: estimated(name) for name in config.models}
     fronts = {p.front: estimated(p.front) for p in config.pipelines if p.front not in models}
@@ -115,7 +120,7 @@ def estimate(
     counted, ended = count_ended(history.counted, snapshot, config.pipelines)
     span_s = history.routed.counters.span_s
     result = Estimate(snapshot.at_s, models, pipelines, stale, span_s, events, failures, knowledge, dict(ended))
-    return replace(history, drift=drift, learning=learning, seen=snapshot, counted=counted), result
+    return replace(history, drift=drift, learning=learning, seen=snapshot, counted=counted, sizes=sizes), result
 
 
 def _observe(history: History, snapshot: Snapshot, keep_s: float) -> History:
@@ -161,7 +166,11 @@ def _work(history: History, now_s: float, window_s: float, demand: DemandConfig)
     return _Work(window_s, done, pending, completion_rps)
 
 
-def _model(name: str, routed: RoutedSeries, rates: _Rates, work: _Work, drift: Drift, now_s: float) -> ModelEstimate:
+def _size(name: str, history: History, work: _Work, model: ModelConfig) -> RequestSize:
+    return measured_size(history.sizes.get(name) or RequestSize(model.rows_per_request), work.done.get(name, NOTHING))
+
+
+def _model(name: str, routed: RoutedSeries, rates: _Rates, work: _Work, drift: Drift, now_s: float, size: RequestSize) -> ModelEstimate:
     done = work.done.get(name, NOTHING)
     p50_ms, p99_ms = routed.percentiles_ms(name, 50.0, 99.0)
     return ModelEstimate(
@@ -174,8 +183,8 @@ def _model(name: str, routed: RoutedSeries, rates: _Rates, work: _Work, drift: D
         completion_rps=work.completion_rps.get(name, 0.0),
         failure_rps=rates.failures.get(name, 0.0),
         mean_batch=done.inferences / done.executions if done.executions else None,
-        queue_ms=done.queue_us / done.succeeded / 1000.0 if done.succeeded else None,
-        compute_ms=done.compute_us / done.succeeded / 1000.0 if done.succeeded else None,
+        queue_ms=done.queue_us / done.executed / 1000.0 if done.executed else None,
+        compute_ms=done.compute_us / done.executed / 1000.0 if done.executed else None,
         p50_ms=p50_ms,
         p99_ms=p99_ms,
         age_s=now_s - rates.last_s.get(name, float("-inf")),
@@ -184,6 +193,7 @@ def _model(name: str, routed: RoutedSeries, rates: _Rates, work: _Work, drift: D
         correction=drift.state.correction,
         waiting=done.queue_us / 1e6 / work.window_s,
         batch_rps=done.executions / work.window_s,
+        size=size,
     )
 
 
@@ -250,7 +260,7 @@ def _pipeline(
     front, first = pipeline.front, models[pipeline.front]
     rest_rps = rates.rest.get(front, 0.0)
     each_second = per_second or policy.demand.forecast is not ForecastName.NONE
-    per_request = history.calls[pipeline.name].per_request
+    per_request, sizes = history.calls[pipeline.name].per_request, tuple([models[stage].size for stage in pipeline.stages])
     called = zip(pipeline.stages, per_request, pipeline.sequential, strict=True)
     if pipeline.entry is not None:
         called = zip((pipeline.entry,), (1.0,), (False,), strict=True)
@@ -272,6 +282,7 @@ def _pipeline(
         trend_base_rps=rates.trend_base.get(front, 0.0),
         per_second=history.routed.per_second(front, FORECAST_S) if each_second else (),
         per_request=per_request,
+        sizes=sizes if any(size != ONE_ROW for size in sizes) else (),
         refused_rps=rates.refused.get(front, 0.0),
         rest_fraction=min(1.0, rest_rps / first.arrival_rps) if pipeline.sheds and first.arrival_rps > 0.0 else None,
     )

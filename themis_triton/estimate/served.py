@@ -14,7 +14,10 @@ from themis_triton.solver.surface import FloatArray
 
 
 class Served(NamedTuple):
-    """Totals, or their increase between two times. `ended`: all requests that ended; `failed`: those of them that the server failed."""
+    """Totals, or their increase between two times. `ended`: all requests that ended; `failed`: those of them that the server failed.
+
+    `cached`: those that a response cache answered; `inferences`: rows of those that were executed.
+    """
 
     ended: float = 0.0
     inferences: float = 0.0
@@ -23,6 +26,7 @@ class Served(NamedTuple):
     compute_us: float = 0.0
     failed: float = 0.0
     refused: float = 0.0
+    cached: float = 0.0
 
     @property
     def succeeded(self) -> float:
@@ -30,9 +34,15 @@ class Served(NamedTuple):
         return self.ended - self.failed - self.refused
 
     @property
+    def executed(self) -> float:
+        """Requests that instances answered."""
+        return self.succeeded - self.cached
+
+    @property
     def batches_us(self) -> float:
         """Time of all batches; the counter charges a batch's time to each of its requests."""
-        return self.compute_us * self.executions / self.inferences if self.inferences else 0.0
+        requests = self.executed if self.executed > 0.0 else self.inferences
+        return self.compute_us * self.executions / requests if requests > 0.0 else 0.0
 
 
 NOTHING = Served()
@@ -122,7 +132,7 @@ def _counted(model: ModelCounters) -> Served:
         model.success + model.failure + model.refused,
         model.compute_input_us + model.compute_infer_us + model.compute_output_us,
     )
-    return Served(ended, model.inferences, model.executions, model.queue_us, compute_us, model.failure, model.refused)
+    return Served(ended, model.inferences, model.executions, model.queue_us, compute_us, model.failure, model.refused, model.cached)
 
 
 def _by_model(table: CounterTable, each: FloatArray) -> dict[str, Served]:

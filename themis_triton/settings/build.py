@@ -108,6 +108,7 @@ def _model(loaded: Loaded, name: str, model: ModelSettings, busy: int) -> ModelC
         require_probed_operations=model.require_probed_operations,
         inputs=_inputs(loaded, model),
         stateful=is_stateful(loaded, name),
+        rows_per_request=model.rows_per_request,
     )
 
 

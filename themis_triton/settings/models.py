@@ -74,6 +74,12 @@ class ModelSettings(Section):
         le=MAX_BATCH,
         description="maximum batch size of plans; at most the `max_batch_size` of the model's config.pbtxt",
     )
+    rows_per_request: float = Field(
+        default=_MODEL.rows_per_request,
+        ge=1,
+        le=MAX_BATCH,
+        description="rows of a batch in a request where clients send several at once, until they are measured; the mean where they differ",
+    )
     max_queue_delay_us: int = Field(
         default=_MODEL.max_queue_delay_us, ge=0, description="maximum time that Triton's batcher waits for a batch to fill"
     )

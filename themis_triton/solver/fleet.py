@@ -9,6 +9,7 @@ import numpy as np
 
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.errors import SolverError
+from themis_triton.core.estimate import RequestSize
 from themis_triton.core.fleet import ModelState, Place
 from themis_triton.core.price import fleet_price
 from themis_triton.plan.steps import memory_limit_bytes
@@ -33,6 +34,13 @@ class ServerAssignment:
     def instances(self) -> tuple[int, ...]:
         """Instances of each stage."""
         return tuple([state.instances for state in self.stages])
+
+    def in_requests(self, sizes: Sequence[RequestSize]) -> ServerAssignment:
+        """With batches of so many requests of these sizes in place of rows; none: each request has one row."""
+        if not sizes:
+            return self
+        states = zip(self.stages, sizes, strict=True)
+        return replace(self, stages=tuple(replace(state, max_batch=size.fitting(state.max_batch)) for state, size in states))
 
 
 def assignment_of(place: Place, stages: Sequence[str], config: ThemisConfig) -> ServerAssignment:

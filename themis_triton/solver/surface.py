@@ -50,6 +50,14 @@ class Surface:
         batches = _extend(self.latency_ms, max(0, max_batch - self.max_batch))
         return np.ascontiguousarray(_extend(batches.T, max(0, max_busy - self.max_busy)).T)
 
+    def of_groups(self, rows: float, groups: int) -> Surface:
+        """The surface whose batch sizes 1..groups have this many rows each: linear between rows, beyond the last as `extended`."""
+        places = np.arange(1, groups + 1) * rows - 1.0
+        array = self.extended(math.ceil(places[-1]) + 1, self.max_busy)
+        low = np.floor(places).astype(np.int64)
+        share = (places - low)[:, None]
+        return Surface(array[low] + share * (array[np.minimum(low + 1, len(array) - 1)] - array[low]))
+
 
 def surface_from_table(table: LatencyTable, max_batch: int, max_busy: int, *, monotone: bool = True) -> Surface:
     """Interpolate a measured table linearly to all batches 1..max_batch and 1..max_busy busy instances.

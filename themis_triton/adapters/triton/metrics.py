@@ -34,7 +34,9 @@ _FIELDS = {
     "nv_inference_compute_infer_duration_us": "compute_infer_us",
     "nv_inference_compute_output_duration_us": "compute_output_us",
     "nv_inference_pending_request_count": "pending",
+    "nv_cache_num_hits_per_model": "cached",
 }
+_PREFIXES = ("nv_inference_", "nv_cache_num_hits_per_model")
 _MODEL = re.compile(r'(?:^|,)model="((?:[^"\\]|\\.)*)"')
 _REFUSED = re.compile(r'(?:^|,)reason="(?:REJECTED|CANCELED)"')
 _ESCAPED = re.compile(r"\\(.)")
@@ -56,7 +58,7 @@ def parse_metrics(text: str) -> dict[str, ModelCounters]:
         raise ValueError(f"expected Triton's metrics, but the response starts with {text[:20]!r}")
     sums: defaultdict[str, dict[str, Any]] = defaultdict(lambda: dict.fromkeys((*_FIELDS.values(), "refused"), 0.0))
     for line in text.splitlines():
-        if not line.startswith("nv_inference_"):
+        if not line.startswith(_PREFIXES):
             continue
         name, _, rest = line.partition("{")
         field = _FIELDS.get(name)

@@ -11,7 +11,7 @@ As JSON an override is protobuf's own JSON form with the field names of the `.pr
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -77,6 +77,8 @@ def to_json(config: Config) -> str:
 def state_of(config: Config, served: Config | None = None, devices: Devices | None = None) -> ModelState:
     """Instances over all groups, the largest batch that the server forms (1 without a batcher), and the batcher's delay.
 
+    Preferred batch sizes of 1, 2, 3 … are a limit, as `with_state` sets it.
+
     Args:
         config: a file's configuration, or a server's.
         served: the server's, where `config` is a file's: it has the number of devices of each group.
@@ -89,10 +91,13 @@ def state_of(config: Config, served: Config | None = None, devices: Devices | No
     weights = _weights(groups, served)
     instances = sum(max(1, group.count) * weight for group, weight in zip(groups, weights, strict=True))
     batches = config.HasField("dynamic_batching") or config.HasField("sequence_batching")
+    batcher = config.dynamic_batching
+    limited = not batcher.max_queue_delay_microseconds and _is_limit(batcher.preferred_batch_size)
+    largest = min(config.max_batch_size, len(batcher.preferred_batch_size)) if limited else config.max_batch_size
     return ModelState(
         instances=0 if config.HasField("ensemble_scheduling") else max(1, instances),
-        max_batch=max(1, config.max_batch_size) if batches else 1,
-        max_queue_delay_us=config.dynamic_batching.max_queue_delay_microseconds,
+        max_batch=max(1, largest) if batches else 1,
+        max_queue_delay_us=batcher.max_queue_delay_microseconds,
     )
 
 
@@ -218,15 +223,26 @@ def _set_batching(config: Config, state: ModelState, served: Config | None) -> N
         raise ChangeRefusedError(
             f"model {config.name} has max_batch_size 0: batches of {state.max_batch} are impossible. Fix: set max_batch: 1"
         )
-    if largest and state.max_batch != state_of(config).max_batch:
-        config.max_batch_size = state.max_batch
+    if largest:
+        config.max_batch_size = max(largest, state.max_batch)
     if state.max_batch > 1 or config.HasField("dynamic_batching"):
-        _set_batcher(config.dynamic_batching, state)
+        _set_batcher(config.dynamic_batching, state, bounded=state.max_batch < largest)
 
 
-def _set_batcher(batcher: Config, state: ModelState) -> None:
+def _set_batcher(batcher: Config, state: ModelState, *, bounded: bool) -> None:
+    """The delay, and, `bounded`, a smaller limit of batches than the model's own: `max_batch_size` would refuse requests of more rows.
+
+    Without a delay Triton forms no batch larger than the largest preferred one. With one it does, so that there is no limit then.
+    """
     batcher.SetInParent()
     batcher.max_queue_delay_microseconds = state.max_queue_delay_us
-    allowed = [size for size in batcher.preferred_batch_size if size <= state.max_batch]
-    batcher.ClearField("preferred_batch_size")
-    batcher.preferred_batch_size.extend(allowed)
+    if bounded and not state.max_queue_delay_us:
+        batcher.ClearField("preferred_batch_size")
+        batcher.preferred_batch_size.extend(range(1, state.max_batch + 1))
+    elif _is_limit(batcher.preferred_batch_size):
+        batcher.ClearField("preferred_batch_size")
+
+
+def _is_limit(preferred: Sequence[int]) -> bool:
+    """Whether preferred batch sizes are all up to a limit, as `_set_batcher` makes them."""
+    return len(preferred) > 0 and list(preferred) == list(range(1, len(preferred) + 1))

@@ -1,0 +1,31 @@
+"""What requests are to instances: how many rows of a batch each has, and how many a response cache answers."""
+
+from __future__ import annotations
+
+import math
+
+from themis_triton.core.estimate import RequestSize
+from themis_triton.estimate.served import Served
+
+FEWEST = 5.0
+STEP = 0.1
+CHANCE = 1.5
+"""Rows of requests that differ have a standard deviation of about their mean: so many of those of a window's mean are chance."""
+LEAST_EXECUTED = 0.05
+"""A cache may be emptied at any time, and that of a new server is empty: at least this share counts as executed."""
+
+
+def measured_size(used: RequestSize, done: Served) -> RequestSize:
+    """The size that plans use after a window: as before, or the measured one, to two digits, where it differs by more than chance."""
+    if done.succeeded < FEWEST:
+        return used
+    rows = _changed(used.rows, done.inferences / done.executed, done.executed, 1.0) if done.executed >= FEWEST else used.rows
+    share = min(1.0, max(LEAST_EXECUTED, done.executed / done.succeeded))
+    return RequestSize(rows, _changed(used.executed, share, done.succeeded, math.sqrt((1.0 - share) / share)))
+
+
+def _changed(used: float, measured: float, requests: float, variation: float) -> float:
+    """`variation`: the standard deviation of one request, over the mean."""
+    if abs(measured - used) <= used * (STEP + CHANCE * variation / math.sqrt(requests)):
+        return used
+    return float(f"{measured:.2g}")
