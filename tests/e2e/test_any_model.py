@@ -85,13 +85,14 @@ class Calls(Clients):
 
     model: str
     expected: float = 16.0
+    rows: int = 1
 
     async def one(self) -> None:
-        tensor = tritonclient.grpc.InferInput("INPUT", [1, 1], "FP32")
-        tensor.set_data_from_numpy(np.array([[3.0]], dtype=np.float32))
+        tensor = tritonclient.grpc.InferInput("INPUT", [self.rows, 1], "FP32")
+        tensor.set_data_from_numpy(np.full((self.rows, 1), 3.0, dtype=np.float32))
         try:
             answer = (await self.client.infer(self.model, [tensor], client_timeout=20.0)).as_numpy("OUTPUT")
-            if answer.tolist() != [[self.expected]]:
+            if answer.tolist() != [[self.expected]] * self.rows:
                 self.wrong.append(f"{answer}")
         except InferenceServerException as error:
             self.wrong.append(str(error))
@@ -185,6 +186,35 @@ def test_models_that_the_settings_do_not_name_are_answered_through_a_launch_and_
             assert (summary.failed, summary.errors) == (0, {})
             assert (ensemble.wrong, ensemble.done >= 65) == ([], True)
             assert odd.wrong == []
+
+        try:
+            asyncio.run(scenario())
+        finally:
+            sidecar.end()
+            stop_everything(sidecar.state, timeout_s=1.0)
+
+
+def test_requests_of_several_rows_are_planned_as_such_and_answered_by_servers_with_smaller_batches(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(REPOSITORY / DETECTOR, models / DETECTOR)
+    with running_triton(tmp_path, [DETECTOR], repository=models, exit_timeout_s=5) as triton:
+        metrics = Address.parse(triton.metrics_url.removeprefix("http://").removesuffix("/metrics"))
+        addresses = Address.parse(triton.grpc_address), Address.parse(triton.http_address), metrics
+        sidecar = sidecar_beside(Server(ADOPTED, "cpu:0", *addresses, Phase.SERVING, launched=False), models, tmp_path)
+        settings = yaml.safe_load(sidecar.settings.read_text())
+        settings["models"] = {DETECTOR: settings["models"][DETECTOR] | {"max_batch": 4}}
+        settings["pipelines"] = {"video": {"stages": [DETECTOR], "slo_ms": 500}}
+        sidecar.settings.write_text(yaml.safe_dump(settings, sort_keys=False))
+
+        async def scenario() -> None:
+            await sidecar.start()
+            client = tritonclient.grpc.aio.InferenceServerClient(sidecar.grpc_address)
+            async with Calls(client, DETECTOR, 7.0, rows=6).running(4) as load:
+                status = await sidecar.until("second server", lambda s: bool(launched(s, "serving")))
+                await load.more(40)
+            assert (load.wrong, load.done >= 40) == ([], True)
+            assert status["pipelines"][0]["estimate"]["sizes"] == [{"rows": 6.0, "executed": 1.0}]
+            assert f"requests of {DETECTOR} have 6 rows of a batch" in sidecar.command("status").stdout
 
         try:
             asyncio.run(scenario())
