@@ -109,7 +109,7 @@ BAD = {
         (
             "themis.yaml:9:5: servers.first.colour: unknown key: "
             "expected one of grpc, http, metrics, tls, device, devices, "
-            "model_control_key, model_repository, model_config_name. Fix: remove it"
+            "model_control_key, model_repository, model_config_name, zone. Fix: remove it"
         ),
     ),
     "paper's form without the rule of cores": (

@@ -23,9 +23,17 @@ _PACKAGE = "themis_triton."
 MODULES = frozenset(
     _PACKAGE + name
     for name in (
-        *("core.action", "core.address", "core.client_auth", "core.config", "core.control", "core.decision", "core.fleet", "core.graph"),
-        *("core.incident", "core.listener_tls", "core.model_config", "core.observation", "core.pipeline_config", "core.policy"),
-        *("core.prediction", "core.recorded", "core.recurring", "core.retention", "core.routes", "core.server_config"),
+        *("core.action", "core.address", "core.client_auth", "core.config", "core.control", "core.decision", "core.estimate"),
+        *(
+            "core.fleet",
+            "core.graph",
+            "core.incident",
+            "core.listener_tls",
+            "core.model_config",
+            "core.observation",
+            "core.pipeline_config",
+        ),
+        *("core.policy", "core.prediction", "core.recorded", "core.recurring", "core.retention", "core.routes", "core.server_config"),
         *("decide.scores", "decide.slow_target", "decide.state"),
         *("estimate.calls", "estimate.counters", "estimate.drift", "estimate.estimate", "estimate.learning", "estimate.routed"),
         *("estimate.served", "estimate.work"),
