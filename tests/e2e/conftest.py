@@ -33,6 +33,7 @@ MAX_TESTS_BESIDE_TIMED = 2
 LONGEST_FIRST = (
     "test_emulated_models.py",
     "test_one_shot.py",
+    "test_ray.py",
     "test_drift.py",
     "test_separate.py",
     "test_base_install.py",

@@ -158,7 +158,7 @@ class Sidecar:
 
 @contextmanager
 def beside(
-    launch: Launch, directory: Path, *, slots: tuple[str, ...] = ("cpu:1",), reach: tuple[str, ...] = (), **sections: Any
+    launch: Launch, directory: Path, /, *, slots: tuple[str, ...] = ("cpu:1",), reach: tuple[str, ...] = (), **sections: Any
 ) -> Iterator[Sidecar]:
     """A Triton with one instance of each model of the video pipeline, and settings that adopt it; the daemon is not started yet.
 

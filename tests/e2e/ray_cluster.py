@@ -1,0 +1,61 @@
+"""A small Ray cluster of this machine: a head, and nodes with a slot each."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+NODE_LOST_S = 4.0
+"""Within this time after a raylet's end the cluster knows it; with Ray's own values some fifteen seconds."""
+_QUICK_HEALTH = {
+    "health_check_initial_delay_ms": 2000,
+    "health_check_period_ms": 1000,
+    "health_check_timeout_ms": 10000,
+    "health_check_failure_threshold": 3,
+}
+_SMALL = {"num_cpus": 0, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+
+
+class SmallCluster:
+    """A head and nodes. Each node has one of the resource `slot`, and the first one besides one of `single`."""
+
+    def __init__(self, nodes: int) -> None:
+        from ray.cluster_utils import Cluster  # noqa: PLC0415 - where it is installed
+
+        self._cluster = Cluster(initialize_head=True, head_node_args={**_SMALL, "_system_config": _QUICK_HEALTH}, connect=False)
+        self._resources: dict[Any, dict[str, int]] = {}
+        for number in range(nodes):
+            self.add_node({"slot": 1, "single": 1} if number == 0 else {"slot": 1})
+
+    @property
+    def address(self) -> str:
+        """Of the head."""
+        return str(self._cluster.address)
+
+    def add_node(self, resources: dict[str, int]) -> None:
+        """A further node; blocks for a second or more, because Ray needs the main thread for it."""
+        self._resources[self._cluster.add_node(**_SMALL, resources=resources, wait=False)] = resources
+
+    def kill_node(self, node: str) -> dict[str, int]:
+        """SIGKILL to the raylet of a node, as servers name it; the resources that it had."""
+        lost = next(each for each in self._resources if each.node_id.startswith(node.rpartition("/")[2]))
+        for process in lost.all_processes["raylet"]:
+            os.kill(process.process.pid, signal.SIGKILL)
+        return self._resources.pop(lost)
+
+    def end(self) -> None:
+        """End all of it."""
+        self._cluster.shutdown()
+
+
+@contextmanager
+def small_cluster(nodes: int) -> Iterator[SmallCluster]:
+    """A cluster for the time of the block."""
+    cluster = SmallCluster(nodes)
+    try:
+        yield cluster
+    finally:
+        cluster.end()

@@ -1,0 +1,145 @@
+"""`launch.kind: ray` on a real cluster of this machine: the contract of a launcher, and a surge over its nodes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.contracts.ports import EngineContract, LauncherContract, Ports, Scenario, World
+from tests.e2e.conftest import REPOSITORY, Launch
+from tests.e2e.daemon_setup import ADOPTED, Status, beside, launched, traffic
+from tests.e2e.ray_cluster import SmallCluster, small_cluster
+from themis_triton.adapters.ray.launcher import RayLauncher
+from themis_triton.adapters.ray.orders import PLACED, actor_name
+from themis_triton.core.config import DeviceSlot, RayLaunchConfig
+from themis_triton.core.fleet import ModelState, Server
+
+pytest.importorskip("ray", reason="the extra `ray` is not installed")
+pytestmark = pytest.mark.e2e
+MODELS = {"video-classifier": ModelState(1, 8)}
+SLOTS = (DeviceSlot("ray-1", "ray:1"), DeviceSlot("ray-2", "ray:2"))
+SURGE_RPS = 60.0
+"""More than one server carries inside the SLO, with however many instances."""
+PATIENCE_S, SHORT_S = 30.0, 0.5
+REPLACED_WITHIN_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[SmallCluster]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        with small_cluster(2) as running:
+            yield running
+
+
+@pytest.fixture(scope="module")
+def launcher(cluster: SmallCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RayLauncher, asyncio.Runner]]:
+    """One connection for all tests, in a loop of its own."""
+    config = RayLaunchConfig(
+        SLOTS,
+        REPOSITORY,
+        address=cluster.address,
+        namespace="contract",
+        resources={"slot": 1},
+        place_timeout_s=PATIENCE_S,
+        drain_timeout_s=2.0,
+        stop_timeout_s=0.1,
+        warmup_requests=1,
+    )
+    launcher = RayLauncher(config, tmp_path_factory.mktemp("state"))
+    with asyncio.Runner() as runner:
+        yield launcher, runner
+        runner.run(launcher.close())
+
+
+class TestLauncher(LauncherContract, EngineContract):
+    @pytest.fixture
+    def world(self, cluster: SmallCluster, launcher: tuple[RayLauncher, asyncio.Runner]) -> World:
+        ray, runner = launcher
+        config = ray._config
+
+        def set_places(count: int) -> None:
+            """None, or the one of the node that has a `single`."""
+            resources = {0: {"slot": 1.0, "nowhere": 1.0}, 1: {"single": 1.0}}[count]
+            ray._config = replace(config, resources=resources, place_timeout_s=PATIENCE_S if count else SHORT_S)
+
+        async def lose_node(server: Server) -> None:
+            assert server.node is not None
+            cluster.add_node(cluster.kill_node(server.node))
+            actor = actor_name(server.name, server.incarnation or "")
+            await ray._cluster.wait_for(actor, lambda known: known is None or known.state != PLACED, PATIENCE_S)
+
+        unused: dict[str, Any] = dict.fromkeys(("control", "observer", "routes", "refuse", "targets"))
+        names = tuple(slot.name for slot in SLOTS)
+
+        async def run(scenario: Scenario) -> None:
+            try:
+                await scenario(Ports(ray, slots=names, models=MODELS, set_places=set_places, lose_node=lose_node, **unused))
+            finally:
+                ray._config = config
+                await ray.stop_all()
+
+        return lambda scenario: runner.run(run(scenario))
+
+
+def left_of(incarnations: set[str]) -> list[psutil.Process]:
+    """Processes of these servers: Triton, its models' and their guardians."""
+    marks = [f"themis-{incarnation[:8]}-" for incarnation in incarnations]
+    lines = {process: " ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])}
+    return [process for process, line in lines.items() if any(mark in line for mark in marks)]
+
+
+def nodes(status: Status) -> dict[str, str]:
+    """The launched servers that serve, and the node of each."""
+    return {str(server["incarnation"]): str(server["node"]) for server in launched(status, "serving")}
+
+
+def test_a_surge_over_the_nodes_a_lost_node_and_a_killed_sidecar_fail_no_request(
+    launch: Launch, cluster: SmallCluster, tmp_path: Path
+) -> None:
+    section = {
+        "kind": "ray",
+        "model_repository": str(REPOSITORY),
+        "stop_timeout_s": 3,
+        "drain_timeout_s": 10,
+        "ray": {"address": cluster.address, "namespace": "surge", "servers": 2, "resources": {"slot": 1}},
+    }
+    more = {"scale_up": {"burst_headroom_factor": 4.0}}
+    with beside(launch, tmp_path, slots=(), launch=section, policy=more) as sidecar:
+        seen = set[str]()
+
+        async def scenario() -> None:
+            await sidecar.start()
+            async with traffic(sidecar, SURGE_RPS) as load:
+                full = nodes(await sidecar.until("two servers on nodes", lambda s: len(nodes(s)) == 2))
+                assert len(set(full.values())) == 2
+                lost, kept = full
+                cluster.add_node(cluster.kill_node(full[lost]))
+                status = await sidecar.until("a replacement", lambda s: len(nodes(s)) == 2 and lost not in nodes(s), REPLACED_WITHIN_S)
+                now = nodes(status)
+                assert kept in now
+                assert full[lost] not in now.values()
+                await sidecar.kill()
+                await load.more(60)
+                again = await sidecar.start()
+                assert {server["name"] for server in launched(again)} == {server["name"] for server in launched(status)}
+                assert nodes(await sidecar.until("adopted servers", lambda s: len(nodes(s)) == 2)) == now
+                await load.more(60)
+                summary = await load.end()
+            assert (summary.failed, summary.errors) == (0, {})
+            seen.update(full, now)
+            assert await sidecar.terminate() == 0
+
+        asyncio.run(scenario())
+        assert [process for process in left_of(seen) if process.is_running()]
+        stopped = sidecar.command("stop", "--all")
+        assert stopped.returncode == 0, stopped.stderr
+        psutil.wait_procs(left_of(seen), timeout=PATIENCE_S)
+        assert left_of(seen) == []
+        assert ADOPTED not in stopped.stdout
