@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from themis_triton.adapters.processes import find_process, identify
+from themis_triton.adapters.processor_wait import ProcessorWait
 from themis_triton.core.errors import EnvironmentCheckError
 from themis_triton.daemon import lock
 from themis_triton.daemon.control import LOCK_FILE, running_pid
-from themis_triton.daemon.lock import BEAT_FILE, Leadership, locked
+from themis_triton.daemon.lock import BEAT_FILE, Leadership, _LeaderWatch, locked
 
 LEADER = """
 import asyncio, sys
@@ -70,8 +71,7 @@ def test_a_leader_that_is_killed_is_followed(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_a_paused_leader_is_killed_before_its_follower_acts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "_PATIENT_POLLS", 2)
+def test_a_paused_leader_is_killed_before_its_follower_acts(tmp_path: Path) -> None:
     with leader(tmp_path) as pid:
         identity = identify(pid)
         os.kill(pid, signal.SIGSTOP)
@@ -79,9 +79,27 @@ def test_a_paused_leader_is_killed_before_its_follower_acts(tmp_path: Path, monk
         assert find_process(identity) is None
 
 
+@pytest.mark.parametrize("starved", [False, True])
+def test_a_leader_that_runs_without_a_beat_is_killed_unless_it_waits_for_a_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, starved: bool
+) -> None:
+    class Waiting(ProcessorWait):
+        def since_last_s(self) -> float:
+            return 1.0 if starved else 0.0
+
+    monkeypatch.setattr(lock, "ProcessorWait", Waiting)
+    own = identify(os.getpid())
+    (tmp_path / BEAT_FILE).write_text(f"{own.pid} {own.start_ticks} 7")
+    watch = _LeaderWatch(tmp_path / BEAT_FILE)
+    result = [watch.poll() for _ in range(30)]
+    assert any(result) is not starved
+    assert result[:15] == [None] * 15
+
+
 def test_a_process_that_only_has_the_pid_of_the_last_leader_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a command that holds the lock for a while, after a sidecar that has ended: it never beats."""
-    monkeypatch.setattr(lock, "_PATIENT_POLLS", 2)
+    monkeypatch.setattr(lock, "_HUNG_POLLS", 2.0)
+    monkeypatch.setattr(lock, "_LATE_POLLS", 1)
 
     async def scenario() -> None:
         with locked(tmp_path), pytest.raises(TimeoutError):

@@ -110,6 +110,13 @@ async def preparing_kernels(state_directory: Path) -> AsyncIterator[Kernels]:
             await kernels.close()
 
 
+async def load_cached_kernels(state_directory: Path) -> None:
+    """Load the kernels into this process where all are cached, as a leader that compiles them should not get company."""
+    with KernelLoader((Group.TICK,), _report, state_directory / "kernels") as loader:
+        if not loader.missing:
+            await loader.load()
+
+
 def _report(step: CompileProgress) -> None:
     log.info("kernels_compiling", done=step.done, total=step.total, entry=step.entry)
 

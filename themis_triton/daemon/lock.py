@@ -13,9 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+import psutil
 import structlog
 
-from themis_triton.adapters.processes import identify, kill_process
+from themis_triton.adapters.processes import find_process, identify, kill_process
+from themis_triton.adapters.processor_wait import ProcessorWait
 from themis_triton.core.errors import EnvironmentCheckError
 from themis_triton.core.fleet import ProcessId
 from themis_triton.daemon.control import LOCK_FILE
@@ -24,8 +26,11 @@ BEAT_FILE = "themis.beat"
 _POLL_S = 0.2
 _BEAT_S = 0.5
 _BEAT_BYTES = 64
-_PATIENT_POLLS = 25
-"""Polls in a row without a beat after which a leader is taken for paused or hung: 5 s. A pause of the watcher itself adds none."""
+_LATE_POLLS, _PAUSED_POLLS, _HUNG_POLLS = 3, 5, 15.0
+"""Polls in a row without a beat until it is late, until a stopped leader is taken for paused (1 s), and until any is for hung (3 s).
+
+A pause of the watcher itself adds none, nor does time in which either of them waited for a processor.
+"""
 
 log = structlog.get_logger()
 
@@ -47,8 +52,8 @@ def locked(directory: Path, named: str = "state_directory") -> Iterator[None]:
 class Leadership:
     """The lock of a sidecar, which may wait for it while another one leads.
 
-    Whoever holds the lock leads; nobody else acts. A leader that has not beaten for 5 s is killed before its lock is taken: it cannot act
-    any more when it wakes up. Servers, Envoy and the journal are as at any restart.
+    Whoever holds the lock leads; nobody else acts. A leader that is stopped, or has not beaten for 3 s, is killed before its lock is taken:
+    it cannot act any more when it wakes up. Servers, Envoy and the journal are as at any restart.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -66,27 +71,18 @@ class Leadership:
         self._handle = handle
 
     async def _acquire(self, handle: IO[str]) -> None:
-        leader, last, silent = "", "", 0
+        former, watch = "", _LeaderWatch(self._directory / BEAT_FILE)
         while not _acquired(handle):
-            pid, beat = _holder(handle), _read(self._directory / BEAT_FILE)
-            if pid != leader:
+            pid = _holder(handle)
+            if pid != former:
                 log.info("standby_started", leader=pid, message="this sidecar takes over when the leader ends or hangs")
-                leader = pid
-            silent = silent + 1 if beat == last else 0
-            last = beat
-            if silent >= _PATIENT_POLLS:
-                await self._end_leader(beat)
-                silent = 0
+                former = pid
+            fault = watch.poll()
+            if fault is not None and watch.leader is not None and await asyncio.to_thread(kill_process, watch.leader):
+                log.warning("leader_killed", pid=watch.leader.pid, message=fault)
             await asyncio.sleep(_POLL_S)
-        if leader:
-            log.warning("leadership_taken_over", former_leader=leader)
-
-    async def _end_leader(self, beat: str) -> None:
-        """Kill the leader that beat last, if it still is the very process."""
-        leader = _identity(beat)
-        if leader is not None and await asyncio.to_thread(kill_process, leader):
-            silent_s = _PATIENT_POLLS * _POLL_S
-            log.warning("leader_killed", pid=leader.pid, message=f"it had not beaten for {silent_s:g} s: it was paused or hung")
+        if former:
+            log.warning("leadership_taken_over", former_leader=former)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -109,6 +105,40 @@ class Leadership:
                 await asyncio.sleep(_BEAT_S)
         finally:
             os.close(file)
+
+
+class _LeaderWatch:
+    """What beats and the process of a leader show, poll by poll. `leader`: the very process that beat last."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._last = ""
+        self._silent = 0
+        self._hung_polls = 0.0
+        self._wait: ProcessorWait | None = None
+        self.leader: ProcessId | None = None
+
+    def poll(self) -> str | None:
+        """Why the leader is to be killed, None while it works. To be called every `_POLL_S`."""
+        beat = _read(self._file)
+        if beat != self._last:
+            self._last, self.leader, self._silent, self._hung_polls, self._wait = beat, _identity(beat), 0, 0.0, None
+            return None
+        self._silent += 1
+        if self._silent < _LATE_POLLS or self.leader is None:
+            return None
+        if self._silent >= _PAUSED_POLLS and _is_stopped(self.leader):
+            return "its process is stopped"
+        if self._wait is None:
+            self._wait, self._hung_polls = ProcessorWait(self.leader), float(self._silent)
+        else:
+            self._hung_polls += max(0.0, 1.0 - self._wait.since_last_s() / _POLL_S)
+        return f"it has not beaten for {self._silent * _POLL_S:.0f} s: it is paused or hangs" if self._hung_polls >= _HUNG_POLLS else None
+
+
+def _is_stopped(identity: ProcessId) -> bool:
+    process = find_process(identity)
+    return process is not None and bool(process.status() == psutil.STATUS_STOPPED)
 
 
 @contextmanager

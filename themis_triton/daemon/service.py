@@ -27,7 +27,7 @@ from themis_triton.daemon.events import EventHub
 from themis_triton.daemon.fixed_counts import changeable, find_fixed
 from themis_triton.daemon.hangup import hangup_handler
 from themis_triton.daemon.housekeeping import keep_logs_bounded
-from themis_triton.daemon.kernels import INTERPRETED, Kernels, preparing_kernels
+from themis_triton.daemon.kernels import INTERPRETED, Kernels, load_cached_kernels, preparing_kernels
 from themis_triton.daemon.lock import Leadership
 from themis_triton.daemon.loop import Loop
 from themis_triton.daemon.override_api import override_routes
@@ -56,13 +56,19 @@ async def run_daemon(config: ThemisConfig, read_settings: Callable[[], ThemisCon
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, hangup_handler(stop, reload))
     leadership = Leadership(config.state_directory)
-    if standby and await stopped_before(asyncio.create_task(leadership.wait()), stop):
+    if standby and await stopped_before(asyncio.create_task(_stand_by(leadership, config)), stop):
         log.info("sidecar_stopped", servers="still serving")
         return
     with leadership.held():
         async with cancelled_on_exit(asyncio.create_task(leadership.beat())):
             await _lead(config, read_settings, stop, reload)
     log.info("sidecar_stopped", servers="still serving")
+
+
+async def _stand_by(leadership: Leadership, config: ThemisConfig) -> None:
+    """Wait for the lead, meanwhile with the kernels loaded, so that a takeover is quick."""
+    async with cancelled_on_exit(asyncio.create_task(load_cached_kernels(config.state_directory))):
+        await leadership.wait()
 
 
 async def _lead(config: ThemisConfig, read_settings: Callable[[], ThemisConfig], stop: asyncio.Event, reload: asyncio.Event) -> None:
