@@ -18,7 +18,7 @@ import yaml
 
 from tests.e2e.conftest import REPOSITORY, Launch
 from themis_triton.adapters.http import HttpClient
-from themis_triton.adapters.processes import stop_everything
+from themis_triton.adapters.processes import stop_everything, wait_until
 from themis_triton.adapters.server_files import ServerFiles
 from themis_triton.adapters.sockets import free_ports
 from themis_triton.adapters.store.paths import journal_path
@@ -77,11 +77,16 @@ class Sidecar:
         self.spawn()
         return await self.until("its first tick", lambda status: bool(status["tick"]), START_TIMEOUT_S)
 
-    def spawn(self) -> None:
+    def spawn(self, *flags: str) -> None:
         """Start the daemon's process."""
         with self.log.open("ab") as log:
-            command = [sys.executable, "-m", "themis_triton.cli", "run", "-c", str(self.settings)]
+            command = [sys.executable, "-m", "themis_triton.cli", "run", "-c", str(self.settings), *flags]
             self.processes.append(subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True))
+
+    async def stand_by(self) -> None:
+        """Start a second daemon, which waits while the first one leads."""
+        self.spawn("--standby")
+        assert await wait_until(lambda: "standby_started" in self.log.read_text(encoding="utf-8"), START_TIMEOUT_S), self.words()
 
     async def until(self, what: str, holds: Callable[[Status], bool], timeout_s: float = TIMEOUT_S) -> Status:
         """Poll the status until the condition holds; fails with the last status and the log's end."""

@@ -25,6 +25,7 @@ from tests.e2e.daemon_setup import (
     DETECTOR,
     ONE_EACH,
     POLL_S,
+    START_TIMEOUT_S,
     TIMEOUT_S,
     Sidecar,
     Status,
@@ -103,10 +104,19 @@ def test_killed_in_a_surge_and_started_again_adopts_what_it_launched(launch: Lau
             await sidecar.start()
             async with traffic(sidecar, SURGE_RPS) as load:
                 started = await sidecar.until(f"{phase} server", lambda s: any(server["process"] for server in launched(s, phase)))
+                if phase == "serving":  # it is only paused, and a second sidecar takes over
+                    await sidecar.stand_by()
+                    started = await sidecar.until("serving server", lambda s: bool(launched(s, "serving")))
                 before = launched(started)[0]
-                await sidecar.kill()
-                await load.more(60)
-                again = await sidecar.start()
+                if phase == "serving":
+                    sidecar.processes[0].send_signal(signal.SIGSTOP)
+                    again = await sidecar.until("a tick of the second sidecar", lambda s: bool(s["tick"]), START_TIMEOUT_S)
+                    assert again["pid"] == sidecar.pid
+                    assert sidecar.processes[0].poll() == -signal.SIGKILL  # it cannot act when it wakes up
+                else:
+                    await sidecar.kill()
+                    await load.more(60)
+                    again = await sidecar.start()
                 assert [s["name"] for s in launched(again)] == [before["name"]]
                 status = await sidecar.until("re-adopted server", lambda s: bool(launched(s, "serving")))
                 after = launched(status, "serving")[0]
