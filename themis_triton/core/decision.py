@@ -8,6 +8,7 @@ from enum import StrEnum
 from themis_triton.core.fleet import Models
 from themis_triton.core.prediction import PredictionScore
 from themis_triton.core.routes import RouteLimit
+from themis_triton.core.values import quickly_made
 
 
 class Reason(StrEnum):
@@ -51,6 +52,7 @@ class ClampKind(StrEnum):
     PREDICTION = "prediction"
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Clamp:
     """What a guard changed and why, in one sentence."""
@@ -59,6 +61,7 @@ class Clamp:
     sentence: str
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Target:
     """The desired fleet: the models of each server that stays.
@@ -85,6 +88,7 @@ class Admission:
     limit: RouteLimit
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class PipelineEvidence:
     """The numbers behind a decision for one pipeline.

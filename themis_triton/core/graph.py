@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Any, TypeAlias, TypeVar
 
+from themis_triton.core.values import quickly_made
+
 
 @dataclass(frozen=True, slots=True)
 class Series:
@@ -22,6 +24,7 @@ class Parallel:
     branches: tuple[Graph, ...]
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Calls:
     """A model that calls others by itself, and waits for them: its time contains theirs."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from themis_triton.core.control import DrainState, Mode
+from themis_triton.core.values import replace
 
 if TYPE_CHECKING:
     from themis_triton.core.config import ThemisConfig

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from themis_triton.core.brackets import Brackets
 from themis_triton.core.config import Placement
 from themis_triton.core.estimate import RequestSize
 from themis_triton.core.memory import Memory
+from themis_triton.core.values import replace
 from themis_triton.decide.correction import corrected_rules
 from themis_triton.decide.demand import Demand
 from themis_triton.decide.plan_query import PlanQuery, rounded_busy
 from themis_triton.decide.rules import Rules
 from themis_triton.forecast.forecast import Forecaster
 from themis_triton.solver.fleet import ServerAssignment
-from themis_triton.solver.migration import Migration, solve_migration
+from themis_triton.solver.migration import Migration, MovePrices, find_migration, solve_migration
+from themis_triton.solver.migration_steps import MoveTimes
 from themis_triton.solver.mixed import solve_mixed
 from themis_triton.solver.plans import ChainPlan, VerticalPlan, VerticalTarget
 from themis_triton.solver.problem import ChainProblem
 from themis_triton.solver.solve import (
     fewest_servers,
+    find_joint,
     find_vertical,
     find_vertical_late,
     finer_demand,
@@ -41,6 +43,7 @@ QUESTIONS = 4096
 CORRECTED = 32
 Value = TypeVar("Value")
 FORMED_BATCH = 2
+_Moves = tuple[ChainProblem, tuple[ServerAssignment, ...], MoveTimes, MovePrices, Callable[..., Any]]
 _PlanOrMissing = tuple[ChainPlan | None, int | None, tuple[int, ...]]
 
 
@@ -84,6 +87,11 @@ class Planner:
             ("joint", query, instances), lambda: solve_joint(self._problem(query), instances=instances, batches=self._batches(query))
         )
 
+    def find_joint(self, query: PlanQuery) -> ChainPlan | None:
+        """The plan of `joint` where one holds, else None: many times faster than a best effort."""
+        query = query.rounded()
+        return self.remembered(("find joint", query), lambda: find_joint(self._problem(query), batches=self._batches(query)))
+
     def fewest(self, query: PlanQuery) -> tuple[int, ...] | None:
         """The fewest servers a stage, by their price alone, with as many instances as they may run; None where no plan holds."""
         query = query.rounded()._replace(free_instances=True)
@@ -109,7 +117,12 @@ class Planner:
         The first `reachable` new places take an instance's initialisation, the others a server's launch.
         """
         query = query.rounded()
-        return self.remembered(("migration", query, now, reachable), lambda: self._solve_migration(query, now, reachable))
+        return self.remembered(("migration", query, now, reachable), lambda: solve_migration(*self._moves(query, now, reachable)))
+
+    def find_migration(self, query: PlanQuery, now: tuple[ServerAssignment, ...], reachable: int) -> Migration | None:
+        """`find_migration`, as `migration`."""
+        query = query.rounded()
+        return self.remembered(("find migration", query, now, reachable), lambda: find_migration(*self._moves(query, now, reachable)))
 
     def carried(self, query: PlanQuery, servers: tuple[int, ...], instances: tuple[int, ...]) -> float:
         """The largest rate that a configuration carries inside the SLO without headroom, whole where it is large; −1: not even rate 0.
@@ -202,10 +215,10 @@ class Planner:
             lambda: _greatest(replace(self._problem(query), slo_ms=ANY_SLO_MS), servers, min_instances, self._batches(query))[0],
         )
 
-    def _solve_migration(self, query: PlanQuery, now: tuple[ServerAssignment, ...], reachable: int) -> Migration:
+    def _moves(self, query: PlanQuery, now: tuple[ServerAssignment, ...], reachable: int) -> _Moves:
         pipeline = next(p for p in self.rules.config.pipelines if p.name == query.pipeline)
         times = replace(self.rules.move_times(pipeline), reachable=reachable)
-        return solve_migration(self._problem(query), now, times, self.rules.move_prices, self.remembered)
+        return self._problem(query), now, times, self.rules.move_prices, self.remembered
 
     def _batches(self, query: PlanQuery) -> list[range] | None:
         """The batch sizes that plans count on: none of one for callers, which serve a batch's requests in turn, as servers form larger."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 
+from themis_triton.core.values import quickly_made
 from themis_triton.solver.migration import Migration
 from themis_triton.solver.plans import ChainPlan
 
@@ -14,22 +15,30 @@ RISE_FACTOR = 1.25
 """A demand that exceeds the planned one by this factor is planned at once."""
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class SlowTarget:
-    """The slow loop's target: places a group, the plan, and the migration to it where one was solved.
+    """The slow loop's target: places a group, the plan, if any holds, and the migration to it where one was solved.
 
     `reserve`: the places that a surge of `burst_headroom_factor` times the rate would take. `rises`: the ready places do not carry the
     demand. `lasting`: the places a group without those that only wait for a recurring rise.
     """
 
     desired: tuple[int, ...]
-    plan: ChainPlan
+    plan: ChainPlan | None
     migration: Migration | None
     reserve: tuple[int, ...]
     rises: bool
     lasting: tuple[int, ...]
 
+    def runner_up(self, unit: str) -> str:
+        """The plan that lost, and why, in words; empty without one."""
+        if self.plan is None or self.plan.runner_up is None:
+            return ""
+        return self.plan.runner_up.sentence(self.plan.cost, unit)
 
+
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Circumstances:
     """What a target was planned for: what must be equal, and demands in requests/s."""

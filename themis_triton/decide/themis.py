@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from themis_triton.core.action import ActionKind
 from themis_triton.core.config import Placement
 from themis_triton.core.decision import Reason, Stage
 from themis_triton.core.policy import PolicyName
 from themis_triton.core.price import instance_price
+from themis_triton.core.values import replace
 from themis_triton.decide.demand import (
     Demand,
     backlog_of,
@@ -59,7 +58,7 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
         instances = instances_of(now.stages)
     elif retire:
         instances = _survivors(view, fast, instances, retire)
-    batches = _batches(view, now, instances, target)
+    batches, planned = _batches(view, now, instances, target), now or target.plan
     return PolicyResult(
         state,
         Proposal(
@@ -71,9 +70,9 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
                 fast,
                 slow,
                 desired=target.desired,
-                predicted_p99_ms=now.predicted_p99_ms if now is not None else target.plan.predicted_p99_ms,
+                predicted_p99_ms=planned.predicted_p99_ms if planned is not None else None,
                 missing=sum(now.missing) if now is not None else 0,
-                runner_up=target.plan.runner_up.sentence(target.plan.cost, view.unit) if target.plan.runner_up is not None else "",
+                runner_up=target.runner_up(view.unit),
                 holds_after_s=_holds_after_s(view, now, fast, launch),
             ),
             launch=launch,
@@ -191,7 +190,8 @@ def _sizes(view: PipelineView, now: VerticalTarget | None, instances: tuple[int,
 def _batches(view: PipelineView, now: VerticalTarget | None, instances: tuple[int, ...], target: SlowTarget) -> tuple[int, ...]:
     """Batch limits; they are raised, which takes a reload, only while the running instances suffice and the cheapest migration does so."""
     if view.rules.dispatcher_sets_batches:
-        return batches_of(now.stages if now is not None else target.plan.stages)
+        planned = now or target.plan
+        return view.batch_caps if planned is None else batches_of(planned.stages)
     bounds = tuple(stage.max_batch for stage in view.problem.stages)
     steady = now is not None and now.feasible and not grows(view, instances)
     reloads = target.migration is not None and any(step.kind is ActionKind.REBATCH for step in target.migration.steps)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from operator import add
 
 from themis_triton.core.config import Isolation, Placement
+from themis_triton.core.values import replace
 from themis_triton.decide.demand import Demand, backlog_of, survivor_demand, trend_rps
 from themis_triton.decide.proposal import leaving, to_launch
 from themis_triton.decide.slow_target import Circumstances, SlowTarget
 from themis_triton.decide.state import PipelineState
 from themis_triton.decide.view import PipelineView
+from themis_triton.solver.migration import Migration
 from themis_triton.solver.plans import ChainPlan, VerticalTarget, instances_of
 
 
@@ -48,11 +49,8 @@ def slow_target(view: PipelineView, fast: Demand, slow: Demand, at_launch: Deman
     Once instances must be added, so are the places of the first, all at once: the next change of a model may have to wait until its
     queue is empty.
     """
-    plan, migration = view.joint(slow), None
-    if _moves(view, plan) and view.serves and view.rules.config.planning.placement is Placement.COLOCATED:
-        migration = view.migration(slow)
-        plan = migration.plan
-    desired = view.servers_of(plan.stages) if plan.feasible else view.most_servers(slow)
+    plan, migration = _cheapest(view, slow)
+    desired = view.servers_of(plan.stages) if plan is not None and plan.feasible else view.most_servers(slow)
     surge = slow._replace(rate_rps=slow.rate_rps * view.rules.config.policy.scale_up.burst_headroom_factor)
     rises = _places_short(view, fast, at_launch)
     if rises and view.reachable:
@@ -76,6 +74,17 @@ def _for_due_rise(view: PipelineView, slow: Demand, later: int) -> tuple[int, ..
     return tuple(max(0, count - later) for count in view.fewest_servers(slow._replace(rate_rps=due.peak_rps)))
 
 
+def _cheapest(view: PipelineView, slow: Demand) -> tuple[ChainPlan | None, Migration | None]:
+    """The plan for the demand, that with the cheapest migration where one is needed. Servers that serve need no best effort."""
+    if not view.serves or view.rules.config.planning.placement is Placement.SEPARATE:
+        return view.joint(slow), None
+    plan = view.find_joint(slow)
+    if plan is not None and not _moves(view, plan):
+        return plan, None
+    migration = view.find_migration(slow) if plan is None else view.migration(slow)
+    return (plan, None) if migration is None else (migration.plan, migration)
+
+
 def _beyond_open_calls(view: PipelineView, now: VerticalTarget | None, at_launch: Demand) -> tuple[int, ...]:
     """Servers for what growth under way leaves uncarried: until the queues were empty, other counts come from other servers only.
 
@@ -95,7 +104,7 @@ def _beyond_open_calls(view: PipelineView, now: VerticalTarget | None, at_launch
 def _moves(view: PipelineView, plan: ChainPlan) -> bool:
     """Whether the plan needs other servers than the ready ones, or a reload would allow larger batches."""
     bounds = tuple(stage.max_batch for stage in view.problem.stages)
-    return not plan.feasible or view.servers_of(plan.stages) != view.ready or view.batch_caps != bounds
+    return view.servers_of(plan.stages) != view.ready or view.batch_caps != bounds
 
 
 def _larger(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:

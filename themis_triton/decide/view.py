@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from themis_triton.core.config import PipelineConfig, Placement
@@ -11,6 +11,7 @@ from themis_triton.core.estimate import ONE_ROW, ModelEstimate, PipelineEstimate
 from themis_triton.core.fleet import Place
 from themis_triton.core.observation import OpenCall, Snapshot
 from themis_triton.core.policy import QueueingModel
+from themis_triton.core.values import quickly_made, replace
 from themis_triton.decide.crowding import crowded_places
 from themis_triton.decide.demand import Demand, recent_others
 from themis_triton.decide.devices import FreeDevices, waits
@@ -20,12 +21,13 @@ from themis_triton.decide.rules import Rules
 from themis_triton.decide.sharing import SharedModels
 from themis_triton.decide.state import Group, PolicyInput
 from themis_triton.plan.steps import by_retirement
-from themis_triton.solver.fleet import assignment_of
+from themis_triton.solver.fleet import ServerAssignment, assignment_of
 from themis_triton.solver.migration import Migration
 from themis_triton.solver.plans import Binding, ChainPlan, StageSize, VerticalPlan, VerticalTarget
 from themis_triton.solver.problem import ChainProblem
 
 
+@quickly_made
 @dataclass(frozen=True)
 class PipelineView:
     """One pipeline's places by group: one group of all stages where they are co-located, else one a stage.
@@ -171,6 +173,10 @@ class PipelineView:
         """The cheapest servers × instances × batch; `reload` allows batches that the ready servers would have to reload for."""
         return self.planner.joint(self._query(demand, reload=reload), instances)
 
+    def find_joint(self, demand: Demand) -> ChainPlan | None:
+        """`joint` where a plan holds, else None."""
+        return self.planner.find_joint(self._query(demand))
+
     def fewest_servers(self, demand: Demand) -> tuple[int, ...]:
         """The cheapest servers at their largest instance counts, by server prices alone; all that can exist if these are too few."""
         fewest = self.planner.fewest(self._query(demand))
@@ -185,10 +191,21 @@ class PipelineView:
 
     def migration(self, demand: Demand) -> Migration:
         """The plan with the cheapest migration from the present fleet, itself included; co-located chains only."""
-        places = [assignment_of(place, self.pipeline.stages, self.rules.config) for place in by_retirement(self.groups[0].ready)]
-        now = tuple(place.in_requests(self.estimate.sizes) for place in places)
+        return self.planner.migration(self._migration_query(demand), self._assignments, self.reachable)
+
+    def find_migration(self, demand: Demand) -> Migration | None:
+        """`migration` where a plan holds, else None."""
+        return self.planner.find_migration(self._migration_query(demand), self._assignments, self.reachable)
+
+    def _migration_query(self, demand: Demand) -> PlanQuery:
         kept = sum(not place.removable for place in self.groups[0].ready)
-        return self.planner.migration(self._query(demand, reload=True)._replace(min_servers=max(1, kept)), now, self.reachable)
+        return self._query(demand, reload=True)._replace(min_servers=max(1, kept))
+
+    @property
+    def _assignments(self) -> tuple[ServerAssignment, ...]:
+        """What the ready places run, in the order in which they are kept."""
+        places = [assignment_of(place, self.pipeline.stages, self.rules.config) for place in by_retirement(self.groups[0].ready)]
+        return tuple(place.in_requests(self.estimate.sizes) for place in places)
 
     def servers_of(self, stages: Sequence[StageSize]) -> tuple[int, ...]:
         """The stages' servers a group."""

@@ -8,11 +8,11 @@ requests wait. So counts of an open call are what the executed batches show.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.fleet import ModelState, Server, first_added
 from themis_triton.core.observation import OpenCall, Snapshot
+from themis_triton.core.values import replace
 from themis_triton.estimate.served import ServedSeries
 
 WINDOW_S = 1.0
@@ -22,11 +22,19 @@ MIN_WINDOW_S = 0.2
 
 def with_executing(snapshot: Snapshot, served: Mapping[str, ServedSeries], config: ThemisConfig) -> Snapshot:
     """The snapshot in which servers have the instances that their executed batches show, as far as open calls add them."""
-    changed: dict[str, dict[str, ModelState]] = {}
-    for call in snapshot.open_calls:
-        changed.setdefault(call.server, {})[call.model] = _executing(call, served, snapshot.at_s, config)
-    if not changed:
+    if not snapshot.open_calls:
         return snapshot
+    started = [(call, _counts_from_s(call, snapshot.at_s, config)) for call in snapshot.open_calls]
+    asked: dict[tuple[str, float], list[str]] = {}
+    for call, start_s in started:
+        asked.setdefault((call.server, start_s), []).append(call.model)
+    busy = {
+        (server, start_s): served[server].mean_busy(models, start_s, MIN_WINDOW_S) if server in served else {}
+        for (server, start_s), models in asked.items()
+    }
+    changed: dict[str, dict[str, ModelState]] = {}
+    for call, start_s in started:
+        changed.setdefault(call.server, {})[call.model] = _executing(call, busy[call.server, start_s].get(call.model))
     return replace(snapshot, servers=tuple(_with_states(server, changed.get(server.name)) for server in snapshot.servers))
 
 
@@ -36,11 +44,14 @@ def _with_states(server: Server, states: Mapping[str, ModelState] | None) -> Ser
     return replace(server, models={name: states.get(name, state) for name, state in server.models.items()})
 
 
-def _executing(call: OpenCall, served: Mapping[str, ServedSeries], now_s: float, config: ThemisConfig) -> ModelState:
+def _counts_from_s(call: OpenCall, now_s: float, config: ThemisConfig) -> float:
+    """From when on what is busy counts: the last second, once added instances may serve."""
+    init_s = config.models[call.model].profile.instance_init_s if call.grows else 0.0
+    return max(call.since_s + init_s, now_s - WINDOW_S)
+
+
+def _executing(call: OpenCall, busy: float | None) -> ModelState:
     """The fewer of the two states' instances, and so many of the others as are busy by Little's law: under a backlog every one is."""
-    series, init_s = served.get(call.server), config.models[call.model].profile.instance_init_s if call.grows else 0.0
-    start_s = max(call.since_s + init_s, now_s - WINDOW_S)
-    busy = series.mean_busy((call.model,), start_s, MIN_WINDOW_S).get(call.model) if series is not None else None
     fewer, more = (call.before, call.after) if call.grows else (call.after, call.before)
     if busy is None:
         return fewer

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from themis_triton.core.observation import ModelCounters, ServerReading
+from themis_triton.core.values import quickly_made, replace
 from themis_triton.estimate.counters import NO_COUNTERS, Counters, CounterTable
 from themis_triton.solver.surface import FloatArray
 
@@ -49,6 +50,7 @@ NOTHING = Served()
 ENDED, FAILED = Served._fields.index("ended"), Served._fields.index("failed")
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class ServedSeries:
     """What one server has counted of each model since its first reading, and `pending`, the requests that wait there for it.
@@ -98,9 +100,8 @@ class ServedSeries:
         for table in self.counters.tables:
             since_s, own = max(start_s, float(table.times_s[0])), asked.intersection(table.names)
             if own and table.last_s - since_s >= min_window_s:
-                own_table = table if len(own) == len(table.names) else table.only(tuple(own))
-                work = _by_model(own_table, own_table.increases(since_s, table.last_s))
-                found |= {name: each.batches_us / 1e6 / (table.last_s - since_s) for name, each in work.items()}
+                work = _by_model(table, table.increases(since_s, table.last_s))
+                found |= {name: work[name].batches_us / 1e6 / (table.last_s - since_s) for name in table.names if name in own}
         return found
 
     def span_s(self, model: str, start_s: float) -> tuple[float, float]:

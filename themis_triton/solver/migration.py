@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from themis_triton.core.action import ActionKind
+from themis_triton.core.values import quickly_made, replace
 from themis_triton.solver.fleet import ServerAssignment, assignments_price, evaluate_fleet, memory_bytes
 from themis_triton.solver.migration_steps import MoveTimes, Step, steps_to
 from themis_triton.solver.pack import Batches
@@ -40,6 +41,7 @@ class MovePrices:
     horizon_s: float = 60.0
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Migration:
     """Steps in order of their start, the plan that they lead to, and what the migration costs.
@@ -80,9 +82,31 @@ def solve_migration(
     The steps' `requires` is left empty; see `with_requirements`. `known(key, build)` keeps steps, which do not depend on the demand: it
     must be the same only for the same models.
     """
-    candidates = _Candidates(problem, tuple(now), times or MoveTimes(), prices or MovePrices(), known or (lambda _, build: build()))
+    candidates = _candidates(problem, now, times, prices, known)
     # Best efforts count where whatever holds is out of reach for want of memory, or nothing holds.
     return candidates.cheapest(candidates.plans()) or candidates.cheapest(_best_efforts(problem, now)) or candidates.stay()
+
+
+def find_migration(
+    problem: ChainProblem,
+    now: Sequence[ServerAssignment],
+    times: MoveTimes | None = None,
+    prices: MovePrices | None = None,
+    known: Callable[..., Any] | None = None,
+) -> Migration | None:
+    """The migration of `solve_migration` where a plan holds whose migration fits the memory, else None: many times faster."""
+    candidates = _candidates(problem, now, times, prices, known)
+    return candidates.cheapest(candidates.plans())
+
+
+def _candidates(
+    problem: ChainProblem,
+    now: Sequence[ServerAssignment],
+    times: MoveTimes | None,
+    prices: MovePrices | None,
+    known: Callable[..., Any] | None,
+) -> _Candidates:
+    return _Candidates(problem, tuple(now), times or MoveTimes(), prices or MovePrices(), known or (lambda _, build: build()))
 
 
 def migration_to(

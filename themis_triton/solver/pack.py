@@ -11,12 +11,14 @@ import numpy as np
 from themis_triton.core.errors import SolverError
 from themis_triton.core.graph import Graph, Series, beside, parts_of
 from themis_triton.solver.problem import ChainProblem, Placement, StageProblem, ThroughputRule
-from themis_triton.solver.queueing import gather_table, queueing_code, stage_tail
+from themis_triton.solver.queueing import RATE_FALLING, RATE_GROWING, WANTED, gather_table, queueing_code, stage_tail
 from themis_triton.solver.stage_kernels import OTHER_RPS, Chain
 from themis_triton.solver.surface import BoolArray, FloatArray, IntArray
 
 Batches = Sequence[Sequence[int] | None]
 _ANY_TOTAL = int(np.iinfo(np.int64).max)
+_BUSY_STEP = 32
+"""Of the busy instances of others that arrays are made for: their number differs at every tick."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,12 @@ def _rates(problem: ChainProblem, rate_rps: float, tail: float) -> FloatArray:
     return np.array([problem.slo_ms, rate_rps, rate_rps, required, tail, memory, problem.dispersion, *headroom])
 
 
+def set_rate(rates: FloatArray, problem: ChainProblem, rate_rps: float) -> None:
+    """Change the demand of a packed problem, by `Chain.rate`."""
+    rates[RATE_GROWING] = rates[RATE_FALLING] = rate_rps
+    rates[WANTED] = problem.required_capacity_rps(rate_rps)
+
+
 def _rule(problem: ChainProblem, servers: int | Sequence[int] | None, arrays: PackedStages) -> IntArray:
     cores = problem.throughput is ThroughputRule.CORES
     max_total = problem.max_servers if servers is None else _ANY_TOTAL
@@ -88,7 +96,7 @@ def _rule(problem: ChainProblem, servers: int | Sequence[int] | None, arrays: Pa
 def _arrays(problem: ChainProblem) -> PackedStages:
     key = (
         *(id(problem.stages), problem.graph, problem.queueing, problem.percentile, problem.placement, problem.throughput),
-        problem.busy_elsewhere,
+        -(-problem.busy_elsewhere // _BUSY_STEP),
     )
     packed: PackedStages = problem.packed.get(key, lambda: _build(problem))
     return packed
@@ -98,7 +106,8 @@ def _build(problem: ChainProblem) -> PackedStages:
     stages = problem.stages
     largest = max(stage.max_batch for stage in stages)
     counts = [stage.max_instances for stage in stages]
-    columns = (sum(counts) if problem.placement is Placement.COLOCATED else max(counts)) + problem.busy_elsewhere
+    elsewhere = -(-problem.busy_elsewhere // _BUSY_STEP) * _BUSY_STEP
+    columns = (sum(counts) if problem.placement is Placement.COLOCATED else max(counts)) + elsewhere
     surfaces = [stage.surface for stage in stages] + [stage.mean_surface or stage.surface for stage in stages]
     latency = np.stack([surface.extended(largest, columns)[:largest, :columns] for surface in surfaces])
     if problem.throughput is ThroughputRule.INSTANCES:

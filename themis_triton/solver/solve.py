@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from themis_triton.core.errors import SolverError
+from themis_triton.core.values import quickly_made, replace
 from themis_triton.solver import kernels, results
-from themis_triton.solver.pack import Batches, pack
+from themis_triton.solver.pack import Batches, pack, set_rate
 from themis_triton.solver.plans import Binding, ChainPlan, Evaluation, VerticalPlan
 from themis_triton.solver.problem import ChainProblem, Placement
 from themis_triton.solver.queueing import SLO
@@ -21,6 +23,7 @@ TOTAL_TRIED = 512  # in total where waits fall with every server, so that every 
 FINE_BELOW_RPS, FINE_STEPS = 16.0, 8
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class _Limits:
     """The choices that a call fixes or restricts."""
@@ -167,23 +170,33 @@ def finer_vertical(
 ) -> tuple[ChainPlan, float]:
     """The answer of `strongest_vertical` in steps of an eighth, where whole requests/s would hide much: below `FINE_BELOW_RPS`."""
     limits = _Limits(servers, None, batches, min_instances)
-    for rate_rps in _finer_rates(largest[1]):
-        plan = _plan(replace(problem, demand_rps=rate_rps), limits)
-        if plan is not None:
-            return replace(plan, feasible=False, binding=largest[0].binding), rate_rps
-    return largest
+    rate_rps = _finest(problem, limits, largest[1])
+    if rate_rps == largest[1]:
+        return largest
+    plan = _plan(replace(problem, demand_rps=rate_rps), limits)
+    return largest if plan is None else (replace(plan, feasible=False, binding=largest[0].binding), rate_rps)
 
 
 def finer_demand(
     problem: ChainProblem, servers: int | Sequence[int], largest: float, *, instances: Sequence[int], batches: Batches | None = None
 ) -> float:
     """The answer of `largest_demand` in steps of an eighth below `FINE_BELOW_RPS`."""
-    limits = _Limits(servers, instances, batches)
-    return next((rps for rps in _finer_rates(largest) if _plan(replace(problem, demand_rps=rps), limits) is not None), largest)
+    return _finest(problem, _Limits(servers, instances, batches), largest)
 
 
-def _finer_rates(whole_rps: float) -> list[float]:
-    return [whole_rps + step / FINE_STEPS for step in range(FINE_STEPS - 1, 0, -1)] if 0.0 <= whole_rps < FINE_BELOW_RPS else []
+def _finest(problem: ChainProblem, limits: _Limits, whole_rps: float) -> float:
+    """The largest rate in steps of an eighth between two whole ones, of which the smaller holds."""
+    if not 0.0 <= whole_rps < FINE_BELOW_RPS:
+        return whole_rps
+    chain = limits.pack(problem)
+
+    def holds(step: int) -> bool:
+        set_rate(chain.rate, problem, whole_rps + step / FINE_STEPS)
+        return _found(_rows(problem, limits, chain))
+
+    if not problem.only_slower_with_rate:
+        return whole_rps + next((step for step in range(FINE_STEPS - 1, 0, -1) if holds(step)), 0) / FINE_STEPS
+    return whole_rps + (bisect_left(range(1, FINE_STEPS), 1, key=lambda step: int(not holds(step)))) / FINE_STEPS
 
 
 def servers_missing(
