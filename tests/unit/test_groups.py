@@ -94,8 +94,9 @@ def test_several_groups_on_a_device_keep_their_proportions() -> None:
 
 def test_batching_and_passive_groups_are_kept_and_changed_as_on_one_device() -> None:
     file = config('instance_group { name: "p" passive: true count: 2 } instance_group { count: 1 kind: KIND_CPU }')
-    changed = with_state(file, replace(EIGHT.spread_over({"cpu:0": 1, "cpu:1": 1}), max_batch=4), None, CPUS)
-    assert (changed.max_batch_size, [group.passive for group in changed.instance_group]) == (4, [False, False, True])
+    changed = with_state(file, replace(EIGHT.spread_over({"cpu:0": 1, "cpu:1": 1}), max_queue_delay_us=7), None, CPUS)
+    passive = [group.passive for group in changed.instance_group]
+    assert (changed.dynamic_batching.max_queue_delay_microseconds, passive) == (7, [False, False, True])
 
 
 def test_instances_on_the_processor_beside_gpus_have_a_group_for_each_gpu() -> None:

@@ -158,7 +158,7 @@ def test_a_pod_is_the_template_with_a_place_for_its_server_and_what_its_instance
         await metrics.close()
         running = cluster.servers["themis-one"].models
         assert {name: config.instance_group[0].count for name, config in running.items()} == {"video-detector": 1, "video-classifier": 2}
-        assert running["video-classifier"].max_batch_size == 4
+        assert list(running["video-classifier"].dynamic_batching.preferred_batch_size) == [1, 2, 3, 4]
 
     with_cluster(tmp_path, work)
 

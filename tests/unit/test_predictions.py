@@ -61,7 +61,7 @@ def test_service_times_that_double_are_corrected_and_predictions_hold() -> None:
 def test_while_predictions_fail_nothing_is_taken_away_until_they_hold_again() -> None:
     settings = config()
     policy = replace(settings.policy, drift=replace(settings.policy.drift, max_factor=1.0))
-    ticks = run(replace(settings, policy=policy), 1.6)
+    ticks = run(replace(settings, policy=policy), 1.8)
     failing = [(at_s, record) for at_s, record in ticks if not record.decision.predictions[0].holds]
     assert SLOW_FROM_S < failing[0][0] < SLOW_FROM_S + 40.0
     assert failing[-1][0] - failing[0][0] == pytest.approx(len(failing) * policy.tick_s, abs=1.0), "one time in a row"

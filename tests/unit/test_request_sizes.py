@@ -39,6 +39,7 @@ def test_rows_are_used_once_a_few_requests_show_them() -> None:
     assert measured_size(ONE_ROW, done(4.0, 16.0)) == ONE_ROW
     assert measured_size(ONE_ROW, done(5.0, 16.0)) == RequestSize(16.0)
     assert measured_size(RequestSize(16.0), done(500.0, 4.0)) == RequestSize(4.0)
+    assert measured_size(RequestSize(16.0), done(500.0, 0.0)) == ONE_ROW, "of a backend that counts no rows"
 
 
 def test_what_requests_of_different_rows_make_by_chance_changes_nothing() -> None:

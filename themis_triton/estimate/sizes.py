@@ -19,7 +19,8 @@ def measured_size(used: RequestSize, done: Served) -> RequestSize:
     """The size that plans use after a window: as before, or the measured one, to two digits, where it differs by more than chance."""
     if done.succeeded < FEWEST:
         return used
-    rows = _changed(used.rows, done.inferences / done.executed, done.executed, 1.0) if done.executed >= FEWEST else used.rows
+    measured = max(1.0, done.inferences / done.executed) if done.executed >= FEWEST else used.rows  # some backends count no rows
+    rows = _changed(used.rows, measured, max(done.executed, FEWEST), 1.0)
     share = min(1.0, max(LEAST_EXECUTED, done.executed / done.succeeded))
     return RequestSize(rows, _changed(used.executed, share, done.succeeded, math.sqrt((1.0 - share) / share)))
 
