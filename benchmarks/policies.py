@@ -1,8 +1,8 @@
 """Every policy in the paper's world, simulated: the paper's slice, surges outside the tuning, other traces, sensitivity, ablation.
 
-`THEMIS_TRACES=… python benchmarks/policies.py slice` (windows, others, sensitivity, launches, levers, ablation; several, or `all`) leaves
-`results/policies-TABLE.json`, `.md` and `.png`. `--seeds`, `--pipelines`, `--policies`, `--settings`, `--rotate` and `--rise-s` take a
-part of a table. With `--add` the rows of such a part take the place of those in the whole table; each row tells its commit.
+`THEMIS_TRACES=… python benchmarks/policies.py slice` (windows, others, sensitivity, launches, rises, levers, ablation; several, or `all`)
+leaves `results/policies-TABLE.json`, `.md` and `.png`. `--seeds`, `--pipelines`, `--policies`, `--settings`, `--rotate` and `--rise-s` take
+a part of a table. With `--add` the rows of such a part take the place of those in the whole table; each row tells its commit.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ from policy_cases import (
     seeds_of,
     settings,
     surges,
+    training_rises,
+    unseen_rises,
     window_names,
 )
 from policy_tables import draw_policies, markdown, rows_of
@@ -138,6 +140,16 @@ def cases_launches(flags: Flags) -> Iterator[Case]:
             yield from (replace(case, flags=WorldFlags(cold_start_s=cold_start_s)) for case in found)
 
 
+def cases_rises(flags: Flags) -> Iterator[Case]:
+    """Sharp rises with slow launches: six of the training days, and those of days 15 and 16 that no other window has."""
+    for name, seconds in (("six rises of days 8 to 14", training_rises()), ("the three unseen rises of days 15 and 16", unseen_rises())):
+        for cold_start_s in (20.0, 60.0):
+            setting = f"{name}, cold start {cold_start_s:g} s"
+            if not flags.settings or any(part in setting for part in flags.settings):
+                found = _loads(flags, {setting: window_names(seconds)}, FEW)
+                yield from (replace(case, flags=WorldFlags(cold_start_s=cold_start_s)) for case in found)
+
+
 def cases_levers(flags: Flags) -> Iterator[Case]:
     """The paper's slice where an in-place change takes Triton's time, with constants that were chosen for that."""
     name = "in-place change 1.2 s"
@@ -181,6 +193,7 @@ TABLES: dict[str, tuple[str, Callable[[Flags], Iterator[Case]]]] = {
     "others": ("Policies on another production trace and a flash crowd, cold start 5 s", cases_others),
     "sensitivity": ("The paper's slice in other worlds", cases_sensitivity),
     "launches": ("Policies on steep surges with slow launches", cases_launches),
+    "rises": ("Policies on sharp rises with slow launches", cases_rises),
     "levers": ("The paper's slice with in-place changes of 1.2 s", cases_levers),
     "published": ("Readings of the published baselines, cold start 5 s", cases_published),
     "ablation": ("Each idea of our policy switched off alone, cold start 5 s", cases_ablation),
@@ -194,7 +207,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--pipelines", nargs="+", choices=PIPELINES, default=PIPELINES)
     parser.add_argument("--policies", nargs="+", default=(), help="labels of the table's rows; by default all")
-    parser.add_argument("--settings", nargs="+", default=(), help="sensitivity, launches: parts of the settings' names; by default all")
+    parser.add_argument(
+        "--settings", nargs="+", default=(), help="sensitivity, launches, rises: parts of the settings' names; by default all"
+    )
     parser.add_argument("--rotate", action="store_true", help="one pipeline for each load in turn")
     parser.add_argument("--rise-s", type=int, default=WINDOW_S, help="only that long around the steepest rise of each window")
     parser.add_argument("--add", action="store_true", help="rows of the whole table that do not run now stay")
@@ -226,7 +241,10 @@ def make(table: str, flags: Flags) -> None:
 
 def added(name: str, rows: Sequence[dict[str, Any]], order: Sequence[str]) -> list[dict[str, Any]]:
     """The rows with those of the last result that they do not replace, each setting's policies in order."""
-    last = json.loads((RESULTS / f"policies-{name}.json").read_text(encoding="utf-8"))
+    path = RESULTS / f"policies-{name}.json"
+    if not path.exists():
+        return list(rows)
+    last = json.loads(path.read_text(encoding="utf-8"))
     run = {(row["setting"], row["policy"]) for row in rows}
     kept = [{"commit": last["commit"], "seeds": len(last["seeds"])} | row for row in last["rows"]]
     every = [*(row for row in kept if (row["setting"], row["policy"]) not in run), *rows]

@@ -48,6 +48,7 @@ DEPRIORITIZED = 0.6
 """That of policy themis, applied to the baselines too."""
 MEAN_S = 10
 WEEKS_S = 14 * DAY_S
+TRAINING_DAYS, LEARNT_DAYS, TRAINING_RISES, RISES_SEED, RISE_AT_S = 14, 7, 6, 7, 200
 AZURE, AZURE_FILE, AZURE_S = "azure", "azure-llm-code-2023.csv", 660
 FLASH = "flash"
 
@@ -168,6 +169,31 @@ def fresh_surges() -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Ten more such windows: none meets one of `surges`."""
     mild, steep = surges()
     return _drawn(FRESH_SEED, (*SEEN_S, *mild, *steep))
+
+
+@lru_cache
+def training_rises() -> tuple[int, ...]:
+    """First seconds of six windows of days 8 to 14 with a sharp rise 200 s after it, drawn by a fixed seed."""
+    rises = [second for second in _windows_of_rises(1, TRAINING_DAYS) if second > LEARNT_DAYS * DAY_S]
+    drawn: list[int] = []
+    for second in np.random.default_rng(RISES_SEED).permutation(rises).tolist():
+        if all(abs(second - other) > WINDOW_S for other in drawn):
+            drawn.append(second)
+    return tuple(drawn[:TRAINING_RISES])
+
+
+@lru_cache
+def unseen_rises() -> tuple[int, ...]:
+    """The same for the sharp rises of days 15 and 16 that no window above has, nor one that was seen before: there are three."""
+    seen = [PAPER_SLICE_S, *SEEN_S, *(second for kinds in (surges(), fresh_surges()) for kind in kinds for second in kind)]
+    rises = _windows_of_rises(TRAINING_DAYS + 1, TRAINING_DAYS + 2)
+    return tuple(second for second in rises if not any(0 <= second + RISE_AT_S - other <= WINDOW_S for other in seen))
+
+
+def _windows_of_rises(first_day: int, last_day: int) -> list[int]:
+    rates, start_s = rates_of_days(first_day, last_day), (first_day - 1) * DAY_S
+    rises = [at_s - RISE_AT_S for at_s in SeenRises().with_counts(np.where(rates > 0.0, rates, np.nan), start_s).at_s]
+    return [second for second in rises if rates[second - start_s : second - start_s + WINDOW_S].min() > 0.0]
 
 
 def _drawn(seed: int, seen: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
