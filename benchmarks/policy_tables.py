@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from common import shortened
 from policy_cases import Outcome
 
 from themis_triton.commands.compared_seeds import halfwidth
@@ -83,16 +84,31 @@ def markdown(title: str, notes: str, rows: Sequence[dict[str, Any]]) -> str:
         text += [f"## {setting}", "", f"| {' | '.join(COLUMNS)} |", f"| --- |{' ---: |' * (len(COLUMNS) - 1)}"]
         text += [_line(row) for row in rows if row["setting"] == setting]
         text.append("")
+    text += _provenance(rows)
     if any(line.count(f"{INFEASIBLE} |") for line in text):
         text += [f"{INFEASIBLE.strip()} In some seconds no configuration carries the load: the ratio is too low.", ""]
     return "\n".join(text)
+
+
+def _provenance(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What was measured with which seeds at which commit, where that differs."""
+    groups: dict[tuple[str, int], dict[str, None]] = {}
+    settings = len({row["setting"] for row in rows})
+    for row in rows:
+        if "commit" in row:
+            same = sum(other["policy"] == row["policy"] and other.get("commit") == row["commit"] for other in rows)
+            name = row["policy"] if same == settings else f"{row['policy']} ({row['setting']})"
+            groups.setdefault((shortened(row["commit"]), row["seeds"]), {})[name] = None
+    if len(groups) < 2:
+        return []
+    return [*(f"- Commit {commit}, seeds: {seeds}: {'; '.join(policies)}." for (commit, seeds), policies in groups.items()), ""]
 
 
 def _line(row: dict[str, Any]) -> str:
     parts = row["pipelines"].values()
     cells = [
         row["policy"],
-        f"{row['violations']:.3%}" + ("" if row["violations_error"] is None else f" ± {row['violations_error']:.3%}"),
+        f"{row['violations']:.3%}" + ("" if row.get("violations_error") is None else f" ± {row['violations_error']:.3%}"),
         " / ".join(f"{part['violations']:.3%}" for part in parts),
         " / ".join(f"{part['p50_ms']:.0f}" for part in parts),
         " / ".join(f"{part['p99_ms']:.0f}" for part in parts),
