@@ -17,6 +17,8 @@ import time
 ATTEMPTS = 4
 POLL_S = 0.05
 PORT_TAKEN = b"already in use"
+ENDING = []  # type: list[bool]
+SERVERS = []  # type: list[subprocess.Popen[bytes]]
 LOG_LINE = re.compile(rb"^(?:[IWE]\d{4} |\d{4}-\d\d-\d\dT\S+ [IWE] )", re.MULTILINE)
 """Triton's two log formats: a server that writes its log has copied its arguments."""
 READ_BYTES = 1 << 16
@@ -28,14 +30,14 @@ def main(job_file: str) -> int:
     """Run the server; the exit code is its own."""
     with open(job_file, encoding="utf-8") as file:  # noqa: PTH123 - Python 3.6
         job = json.load(file)
-    signal.signal(signal.SIGTERM, lambda *_: None)  # Slurm sends it to the server too, and the job ends with the server
+    signal.signal(signal.SIGTERM, end)
     remove_shared_memory(job["shared_memory"])
     code = 1
     try:
         for _ in range(ATTEMPTS):
             start = log_size(job["log"])
             code = run(job)
-            if code == 0 or PORT_TAKEN not in log_from(job["log"], start):
+            if code == 0 or ENDING or PORT_TAKEN not in log_from(job["log"], start):
                 break
     finally:
         remove_shared_memory(job["shared_memory"])
@@ -51,12 +53,22 @@ def run(job: "dict") -> int:  # type: ignore[type-arg]
     start = log_size(job["log"])
     command = job["command"] + ["--{}-port={}".format(name, port) for name, port in ports.items()]  # noqa: UP032 - Python 3.6
     server = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+    SERVERS.append(server)
+    if ENDING:
+        server.terminate()
     publish(job, ports)
     while server.poll() is None and not LOG_LINE.search(log_from(job["log"], start)):
         time.sleep(POLL_S)
     if server.poll() is None and not hide(job["key"].encode()):
         print("warning: the key of model control can be read in this node's list of processes", file=sys.stderr, flush=True)  # noqa: T201
     return server.wait()
+
+
+def end(*_: "object") -> None:
+    """Let the server end by itself: a signal to its models' own processes too would keep it from unloading them."""
+    ENDING.append(True)
+    if SERVERS and SERVERS[-1].returncode is None:
+        SERVERS[-1].terminate()
 
 
 def publish(job: "dict", ports: "dict") -> None:  # type: ignore[type-arg]

@@ -274,6 +274,8 @@ class SlurmLauncher:
         """End every job of this sidecar; returns the servers' names. ServerError when one is left."""
         jobs = [job for job in (await self._jobs.refresh()).values() if not job.is_gone]
         await end_jobs(self._jobs, jobs, self._config.stop_timeout_s)
+        for job in jobs:
+            await asyncio.to_thread(self._remove, job.server, job.launch)
         return tuple(sorted(job.server for job in jobs))
 
     async def stop(self, server: Server) -> None:
@@ -283,7 +285,7 @@ class SlurmLauncher:
             ServerError: the server was not launched here, and is never stopped; or its job is still there.
         """
         await end_jobs(self._jobs, await self._known(server), self._config.stop_timeout_s)
-        await asyncio.to_thread(self._remove, server)
+        await asyncio.to_thread(self._remove, server.name, _launch_of(server))
 
     async def kill(self, server: Server) -> None:
         """Cancel the job with SIGKILL at once.
@@ -292,7 +294,7 @@ class SlurmLauncher:
             ServerError: the server was not launched here, and is never stopped; or its job is still there.
         """
         await end_jobs(self._jobs, await self._known(server), 0.0)
-        await asyncio.to_thread(self._remove, server)
+        await asyncio.to_thread(self._remove, server.name, _launch_of(server))
 
     async def _known(self, server: Server) -> list[Job]:
         """The server's job, unless nothing of it is left."""
@@ -303,10 +305,10 @@ class SlurmLauncher:
         job = (await self._jobs.refresh()).get(server.incarnation)
         return [job] if job is not None and not job.is_gone else []
 
-    def _remove(self, server: Server) -> None:
-        """Remove the files, unless they are those of a later launch."""
-        files = self._views.files(server.name)
-        if read_order(files, _launch_of(server)) is not None:
+    def _remove(self, name: str, launch: str) -> None:
+        """Remove a server's files, unless they are those of a later launch."""
+        files = self._views.files(name)
+        if read_order(files, launch) is not None:
             files.remove()
 
     async def close(self) -> None:

@@ -68,10 +68,10 @@ class JobList:
             return job
 
     async def cancel(self, jobs: Collection[Job], *, force: bool = False) -> None:
-        """End jobs: SIGTERM, and SIGKILL after Slurm's own `KillWait`; `force`: SIGKILL at once. One that has ended is no error."""
+        """End jobs: SIGTERM to the server of one that runs; `force`: SIGKILL to all of its processes. One that has ended is no error."""
         self._ended |= {job.incarnation for job in jobs}
         for job in jobs:
-            options = ["--signal=KILL", "--full"] if force and not job.is_waiting else []
+            options = [] if job.is_waiting else ["--signal=KILL", "--full"] if force else ["--signal=TERM", "--batch"]
             try:
                 # Both must fit: the number may be that of another job by now.
                 await run_program("scancel", *options, f"--name={job.name}", job.number, timeout_s=WRITE_TIMEOUT_S)

@@ -1,0 +1,139 @@
+"""Servers as jobs of a real Slurm: the launcher's contracts with a stand-in for Triton, and a surge over two nodes with the real one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.contracts.ports import EngineContract, LauncherContract, Ports, Scenario, World
+from tests.e2e.conftest import REPOSITORY, Launch
+from tests.e2e.daemon_setup import Status, beside, launched, traffic
+from tests.e2e.slurm_cluster import SlurmCluster, missing_programs, slurm_cluster
+from tests.unit.stand_in import write_program
+from themis_triton.adapters.slurm.launcher import SlurmLauncher
+from themis_triton.core.config import DeviceSlot, SlurmLaunchConfig
+from themis_triton.core.fleet import ModelState, Server
+
+pytestmark = [pytest.mark.e2e, pytest.mark.skipif(missing_programs() is not None, reason=missing_programs() or "")]
+MODELS = {"video-detector": ModelState(1, 8), "video-classifier": ModelState(2, 8)}
+SLOTS = (DeviceSlot("job-1", "job:1"), DeviceSlot("job-2", "job:2"))
+SURGE_RPS = 60.0
+"""More than one server carries inside the SLO, with however many instances."""
+PATIENCE_S, SHORT_S = 30.0, 0.5
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[SlurmCluster]:
+    with slurm_cluster() as cluster, pytest.MonkeyPatch.context() as patch:
+        for name in ("SLURM_CONF", "PATH"):
+            patch.setenv(name, cluster.environment[name])
+        yield cluster
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> SlurmLaunchConfig:
+    return SlurmLaunchConfig(
+        SLOTS,
+        REPOSITORY,
+        directory=tmp_path / "shared",
+        gres="gpu:1",
+        cpus=2,
+        place_timeout_s=PATIENCE_S,
+        ready_timeout_s=PATIENCE_S,
+        drain_timeout_s=2.0,
+        stop_timeout_s=5.0,
+        warmup_requests=1,
+        poll_s=0.3,
+        binary=write_program(tmp_path / "tritonserver"),
+    )
+
+
+class TestLauncher(LauncherContract, EngineContract):
+    @pytest.fixture
+    def world(self, cluster: SlurmCluster, config: SlurmLaunchConfig, tmp_path: Path) -> World:
+        launcher = SlurmLauncher(config, tmp_path / "state")
+
+        def set_places(count: int) -> None:
+            cluster.set_places(count)
+            launcher._config = replace(config, place_timeout_s=SHORT_S if count == 0 else PATIENCE_S)
+
+        async def lose_node(server: Server) -> None:
+            assert server.node is not None
+            await asyncio.to_thread(cluster.lose_node, server.node)
+            await launcher._jobs.refresh()
+            assert "NODE_FAIL" in await launcher.read_log(server, 1)
+            await asyncio.to_thread(cluster.start_node, server.node)
+
+        unused: dict[str, Any] = dict.fromkeys(("control", "observer", "routes", "refuse", "targets"))
+        names = tuple(slot.name for slot in SLOTS)
+
+        async def run(scenario: Scenario) -> None:
+            try:
+                await scenario(Ports(launcher, slots=names, models=MODELS, set_places=set_places, lose_node=lose_node, **unused))
+            finally:
+                cluster.set_places(len(SLOTS))
+                await launcher.stop_all()
+                await launcher.close()
+
+        return lambda scenario: asyncio.run(run(scenario))
+
+
+def nodes(status: Status) -> dict[str, str]:
+    """The launched servers that serve, and the node of each."""
+    return {str(server["incarnation"]): str(server["node"]) for server in launched(status, "serving")}
+
+
+def key_is_public(cluster: SlurmCluster, key: str) -> bool:
+    """Whether the key of model control is shown by the controller or by the list of processes."""
+    lines = [" ".join(process.cmdline()) for process in cluster.processes()]
+    assert any("tritonserver" in line for line in lines)
+    return any(key in text for text in (cluster.call("scontrol", "show", "job"), *lines))
+
+
+def test_a_surge_over_the_nodes_a_lost_node_and_a_killed_sidecar_fail_no_request(
+    launch: Launch, cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    section = {
+        "kind": "slurm",
+        "model_repository": str(REPOSITORY),
+        "stop_timeout_s": 3,
+        "drain_timeout_s": 10,
+        "slurm": {"directory": str(tmp_path / "shared"), "jobs": 2, "gres": "gpu:1", "cpus": 2, "poll_s": 0.5},
+    }
+    more = {"scale_up": {"burst_headroom_factor": 4.0}}
+    with beside(launch, tmp_path, slots=(), launch=section, policy=more) as sidecar:
+
+        async def scenario() -> None:
+            await sidecar.start()
+            async with traffic(sidecar, SURGE_RPS) as load:
+                full = nodes(await sidecar.until("two servers on nodes", lambda s: len(nodes(s)) == 2))
+                assert set(full.values()) == {"node1", "node2"}
+                lost, kept = full
+                await asyncio.to_thread(cluster.lose_node, full[lost])
+                await asyncio.to_thread(cluster.start_node, full[lost])
+                status = await sidecar.until("a replacement", lambda s: len(nodes(s)) == 2 and lost not in nodes(s))
+                now = nodes(status)
+                assert kept in now
+                await sidecar.kill()
+                await load.more(60)
+                again = await sidecar.start()
+                assert {server["name"] for server in launched(again)} == {server["name"] for server in launched(status)}
+                assert nodes(await sidecar.until("adopted servers", lambda s: len(nodes(s)) == 2)) == now
+                await load.more(60)
+                summary = await load.end()
+            assert (summary.failed, summary.errors) == (0, {})
+            assert await sidecar.terminate() == 0
+
+        asyncio.run(scenario())
+        (key, *_) = [key for (key,) in sidecar.journal("select json_extract(server, '$.model_control_key') from servers") if key]
+        assert not key_is_public(cluster, key)
+        stopped = sidecar.command("stop", "--all")
+        assert stopped.returncode == 0, stopped.stderr
+        assert cluster.processes() == []
+        assert cluster.call("squeue", "--noheader", "--format=%i %j %T") == ""
+        assert not any((tmp_path / "shared" / "servers").iterdir())
