@@ -35,6 +35,7 @@ LONGEST_FIRST = (
     "test_one_shot.py",
     "test_ray.py",
     "test_drift.py",
+    "test_slurm.py",
     "test_separate.py",
     "test_base_install.py",
     "test_plan_live.py",

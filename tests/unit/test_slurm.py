@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.unit.stand_in import write_program
 from themis_triton.adapters.launchers import discover_all, stop_all
@@ -260,6 +261,26 @@ def test_a_job_whose_answer_was_lost_is_found_by_its_name(programs: Programs) ->
             await jobs.close()
 
     asyncio.run(work())
+
+
+def test_the_log_tells_of_ends_once_and_before_a_time_limit(programs: Programs) -> None:
+    async def work() -> None:
+        jobs = JobList("themis", 30.0)
+        for state, left in (
+            ("PENDING", "9:00"),
+            ("RUNNING", "10:01"),
+            ("RUNNING", "9:59"),
+            ("RUNNING", "9:57"),
+            ("TIMEOUT", "0:00"),
+            ("TIMEOUT", "0:00"),
+        ):
+            programs.answer("squeue", f"52|{state}|n1|{left}|{NAME}|None")
+            await jobs.refresh()
+
+    with capture_logs() as logs:
+        asyncio.run(work())
+    assert [(each["event"], each["server"]) for each in logs] == [("job_ends_soon", "job-1-d1"), ("job_ended", "job-1-d1")]
+    assert (logs[0]["left_s"], logs[1]["end"]) == (599.0, "job 52: TIMEOUT on n1")
 
 
 def test_programs_have_a_deadline_and_none_of_the_users_own_defaults(monkeypatch: pytest.MonkeyPatch) -> None:

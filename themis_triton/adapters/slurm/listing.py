@@ -16,6 +16,7 @@ from themis_triton.core.errors import ThemisError
 log = structlog.get_logger()
 _WAIT_POLL_S = 0.5
 _MAX_PAUSE_S = 30.0
+_SOON_S = 600.0
 
 
 class JobList:
@@ -31,7 +32,8 @@ class JobList:
         self._listed = False
         self._task: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
-        self._ended: set[str] = set()
+        self._cancelled: set[str] = set()
+        self._announced: set[str] = set()
 
     async def jobs(self) -> Mapping[str, Job]:
         """All jobs, without a call once they were listed. SlurmError where they could not be listed yet."""
@@ -69,7 +71,7 @@ class JobList:
 
     async def cancel(self, jobs: Collection[Job], *, force: bool = False) -> None:
         """End jobs: SIGTERM to the server of one that runs; `force`: SIGKILL to all of its processes. One that has ended is no error."""
-        self._ended |= {job.incarnation for job in jobs}
+        self._cancelled |= {job.incarnation for job in jobs}
         for job in jobs:
             options = [] if job.is_waiting else ["--signal=KILL", "--full"] if force else ["--signal=TERM", "--batch"]
             try:
@@ -102,10 +104,20 @@ class JobList:
         before, self._jobs, self._listed = self._jobs, parse_jobs(output, self._sidecar), True
         for key, job in before.items():
             now = self._jobs.get(key)
-            if not job.is_over and (now is None or now.is_over) and key not in self._ended:
+            if not job.is_over and (now is None or now.is_over) and key not in self._cancelled:
                 last = now if now is not None else replace(job, reason="is known to Slurm no more")
                 log.warning("job_ended", server=job.server, job=job.number, node=last.node or job.node, state=last.state, end=last.end)
-        self._ended &= self._jobs.keys()
+        self._announce_ends()
+        self._cancelled &= self._jobs.keys()
+
+    def _announce_ends(self) -> None:
+        """Log each job once whose time limit comes soon."""
+        self._announced &= self._jobs.keys()
+        for key, job in self._jobs.items():
+            runs = not job.is_waiting and not job.is_over
+            if runs and key not in self._announced and job.left_s is not None and job.left_s < _SOON_S:
+                self._announced.add(key)
+                log.warning("job_ends_soon", server=job.server, job=job.number, node=job.node, left_s=job.left_s)
 
     async def _run(self) -> None:
         failures = 0
