@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 
 from themis_triton.core.config import PipelineConfig, Placement, ThemisConfig
 from themis_triton.core.errors import SettingsError
-from themis_triton.core.estimate import RequestSize
-from themis_triton.decide.rules import Rules, build_rules
+from themis_triton.decide.rules import Rules, configured_sizes, sized_rules
 from themis_triton.policies import policy_named
 from themis_triton.solver.fleet import ServerAssignment
 from themis_triton.solver.migration import Migration, solve_migration
@@ -100,7 +99,7 @@ def plan_rates(config: ThemisConfig, rates_rps: Sequence[float], what_if: WhatIf
     pipeline = selected_pipeline(config, what_if)
     devices = config.planning.max_servers if what_if.devices is None else what_if.devices
     changed = replace(config, pipelines=(pipeline,), planning=replace(config.planning, max_servers=devices))
-    rules = _rules(changed, pipeline)
+    rules = sized_rules(changed)
     _check_room(pipeline, rules)
     problem = rules.problems[pipeline.name]
     instances = policy_named(config.policy.name).fixed_instances(config.policy, problem)
@@ -117,22 +116,13 @@ def plan_migration(config: ThemisConfig, rate_rps: float, what_if: WhatIf, now: 
     if config.planning.placement is Placement.SEPARATE:
         raise SettingsError("--from: no migration with planning.placement separate: expected colocated. Fix: leave --from out")
     devices = config.planning.max_servers if what_if.devices is None else what_if.devices
-    rules = _rules(replace(config, pipelines=(pipeline,), planning=replace(config.planning, max_servers=devices)), pipeline)
-    now = [server.in_requests(_sizes(config, pipeline)) for server in now]
+    rules = sized_rules(replace(config, pipelines=(pipeline,), planning=replace(config.planning, max_servers=devices)))
+    now = [server.in_requests(configured_sizes(config, pipeline)) for server in now]
     problem = replace(rules.problems[pipeline.name], other_rps=_other_rps(config, pipeline, what_if, rate_rps))
     kept = max(problem.min_servers, adopted)
     problem = replace(problem, demand_rps=rate_rps, min_servers=kept, max_servers=max(kept, problem.max_servers))
     migration = solve_migration(problem, now, rules.move_times(pipeline), rules.move_prices)
     return replace(migration, steps=with_requirements(migration.steps))
-
-
-def _sizes(config: ThemisConfig, pipeline: PipelineConfig) -> tuple[RequestSize, ...]:
-    return tuple(RequestSize(config.models[stage].rows_per_request) for stage in pipeline.stages)
-
-
-def _rules(config: ThemisConfig, pipeline: PipelineConfig) -> Rules:
-    """The rules that count with the configured rows of requests."""
-    return build_rules(config).called(pipeline.name, pipeline.per_request, _sizes(config, pipeline))
 
 
 def _check_room(pipeline: PipelineConfig, rules: Rules) -> None:

@@ -23,8 +23,10 @@ from themis_triton.decide.state import PolicyInput, PolicyState
 from themis_triton.estimate.estimate import History, estimate
 from themis_triton.estimate.served import Served
 from themis_triton.estimate.sizes import measured_size
+from themis_triton.evaluation.clairvoyant import clairvoyant
 from themis_triton.planning import WhatIf, plan_rates
 from themis_triton.planning_measured import with_measured_calls
+from themis_triton.sim.run import simulate
 from themis_triton.solver.surface import contention_surface
 
 CONFIG = config()
@@ -143,3 +145,18 @@ def test_a_limit_of_batches_is_in_rows_again_where_a_server_is_told() -> None:
     assert RequestSize(3.0).rows_of(2) == 6
     assert RequestSize(2.5).rows_of(3) == 8
     assert RequestSize(12.0).fitting(8) == 1
+
+
+def test_simulated_requests_of_four_rows_go_as_those_of_models_that_take_four_times_as_long_a_request() -> None:
+    slow = {
+        DETECTOR: replace(model(DETECTOR, table(16.0, 32.0, 4.0, 20.0)), max_batch=2),
+        CLASSIFIER: replace(model(CLASSIFIER, table(8.0, 16.0, 2.0, 10.0)), max_batch=2),
+    }
+    fours = {name: replace(each, rows_per_request=4.0) for name, each in CONFIG.models.items()}
+    times = np.sort(np.random.default_rng(5).uniform(0.0, 20.0, 160))
+    runs = [simulate(replace(CONFIG, models=models), {"video": times}, 20.0) for models in (slow, fours)]
+    assert np.array_equal(*(run.pipelines[0].latency_ms for run in runs))
+    assert runs[0].usage == runs[1].usage
+    assert runs[1].ticks[-1].estimate.pipelines["video"].sizes == FOURS
+    bounds = [clairvoyant(replace(CONFIG, models=models), {"video": times}, 20.0) for models in (slow, fours)]
+    assert bounds[0].cost_per_s.tolist() == bounds[1].cost_per_s.tolist()

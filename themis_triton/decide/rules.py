@@ -162,6 +162,21 @@ def build_rules(config: ThemisConfig) -> Rules:
     return Rules(config, problems, server_problems, working, shares)
 
 
+def sized_rules(config: ThemisConfig) -> Rules:
+    """The rules that count with the configured rows of requests, without a sidecar that measures them."""
+    rules = build_rules(config)
+    for pipeline in config.pipelines:
+        sizes = configured_sizes(config, pipeline)
+        if any(size != ONE_ROW for size in sizes):
+            rules = rules.called(pipeline.name, pipeline.per_request, sizes)
+    return rules
+
+
+def configured_sizes(config: ThemisConfig, pipeline: PipelineConfig) -> tuple[RequestSize, ...]:
+    """The configured sizes of each stage's requests."""
+    return tuple(RequestSize(config.models[stage].rows_per_request) for stage in pipeline.stages)
+
+
 def _free(stages: Sequence[StageProblem]) -> tuple[StageProblem, ...]:
     return tuple(replace(stage, instance_price=0.0) for stage in stages)
 

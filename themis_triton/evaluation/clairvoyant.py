@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from themis_triton.core.config import Placement, ThemisConfig
-from themis_triton.decide.rules import build_rules
+from themis_triton.decide.rules import sized_rules
 from themis_triton.solver.problem import ChainProblem
 from themis_triton.solver.solve import solve_joint
 from themis_triton.solver.surface import FloatArray, IntArray
@@ -58,7 +58,7 @@ def clairvoyant(config: ThemisConfig, arrivals: Mapping[str, FloatArray], durati
 
     Each pipeline is planned alone; seconds in which all together need more servers than can exist count as infeasible.
     """
-    rules = build_rules(config)
+    rules = sized_rules(config)
     seconds = int(np.ceil(duration_s))
     rows = np.zeros((4, seconds))
     infeasible = np.zeros(seconds, dtype=bool)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from themis_triton.core.config import ModelConfig, Placement, ThemisConfig
+from themis_triton.core.estimate import RequestSize
 from themis_triton.core.fleet import Models, ModelState
-from themis_triton.decide.rules import Rules, build_rules
+from themis_triton.decide.rules import Rules, sized_rules
 from themis_triton.solver.plans import StageSize
 from themis_triton.solver.solve import solve_joint
 
@@ -17,7 +18,7 @@ def start_for(config: ThemisConfig, rate_rps: float, *, batch: int | None = None
 
     `batch` is the largest batch of that plan and of the servers; None: the settings' bounds. Pipelines follow each other.
     """
-    rules, states = build_rules(config), list[Models]()
+    rules, states = sized_rules(config), list[Models]()
     for pipeline in config.pipelines:
         problem = replace(rules.problems[pipeline.name], demand_rps=rate_rps)
         fewest = [stage.min_instances for stage in problem.stages]
@@ -36,12 +37,16 @@ def _limit(model: ModelConfig, batch: int | None) -> int:
     return min(batch or model.max_batch, model.max_batch)
 
 
+def _rows(model: ModelConfig, requests: int) -> int:
+    return min(RequestSize(model.rows_per_request).rows_of(requests), model.max_batch)
+
+
 def start_for_peak(config: ThemisConfig, peak_rps: float) -> tuple[Models, ...]:
     """Servers that carry a peak at their largest instance counts; they start with the fewest instances.
 
     Where a dispatcher sets batches, they start with batches of one, else with the settings' bounds.
     """
-    rules, states = build_rules(config), list[Models]()
+    rules, states = sized_rules(config), list[Models]()
     batch = 1 if rules.dispatcher_sets_batches else None
     for pipeline in config.pipelines:
         problem = replace(rules.problems[pipeline.name], demand_rps=peak_rps)
@@ -60,9 +65,10 @@ def start_planned(
     config: ThemisConfig, rate_rps: float, fleet_for: Callable[[Rules, str, float], Sequence[StageSize]]
 ) -> tuple[Models, ...]:
     """Each pipeline's fleet for a rate, by the policy's own planner; reduced to the servers that can exist where stages are co-located."""
-    rules, states = build_rules(config), list[list[Models]]()
+    rules, states = sized_rules(config), list[list[Models]]()
     for pipeline in config.pipelines:
-        states.append(_servers(config, fleet_for(rules, pipeline.name, rate_rps)))
+        fleet = fleet_for(rules, pipeline.name, rate_rps)
+        states.append(_servers(config, [replace(stage, batch=_rows(config.models[stage.name], stage.batch)) for stage in fleet]))
     if config.planning.placement is Placement.COLOCATED:
         _fit(states, rules.max_servers)
     return tuple(server for servers in states for server in servers)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from themis_triton.core.config import ModelConfig, ThemisConfig
+from themis_triton.core.estimate import RequestSize
 from themis_triton.core.fleet import Models, ModelState
 from themis_triton.sim.world import SimWorld
 from themis_triton.solver.surface import FloatArray
@@ -50,6 +51,7 @@ class Durations:
 
     def _rounds_s(self, model: ModelConfig, state: ModelState) -> float:
         service_s = self.service_s[list(self.config.models).index(model.name)]
-        batches = {*(2**exponent for exponent in range(state.max_batch.bit_length())), state.max_batch}
+        largest = RequestSize(model.rows_per_request).fitting(state.max_batch)
+        batches = {*(2**exponent for exponent in range(largest.bit_length())), largest}
         column = min(state.instances, service_s.shape[1]) - 1
-        return sum(float(service_s[batch - 1, column]) for batch in batches if batch <= state.max_batch)
+        return sum(float(service_s[batch - 1, column]) for batch in batches if batch <= largest)

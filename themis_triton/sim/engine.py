@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from themis_triton.core.estimate import ONE_ROW, RequestSize
 from themis_triton.core.fleet import ModelState
 from themis_triton.core.observation import BatchCounters, LatencyHistogram, ModelCounters
 from themis_triton.core.routes import RouteLimit
@@ -22,7 +23,7 @@ class Simulation:
 
     def __init__(self, layout: Layout, world: SimWorld, arrival_s: FloatArray, pipeline: IntArray, seed: int) -> None:
         self.models = layout.surfaces_ms.shape[0]
-        self._world = world
+        self._world, self._sizes = world, layout.sizes or (ONE_ROW,) * self.models
         self.engine = build_engine(layout, world, arrival_s, pipeline, seed)
         self._first_routed = [NONE] * self.models
         self._now_s = -1.0
@@ -56,7 +57,7 @@ class Simulation:
         central = self._world.dispatcher is Dispatcher.CENTRAL
         delay_s = self._world.central_delay_s if central else state.max_queue_delay_us / 1e6
         instances = np.array([state.instances] if counts is None else counts, dtype=np.int64)
-        kernels.configure(self.engine, server, model, instances, state.max_batch, delay_s)
+        kernels.configure(self.engine, server, model, instances, self._sizes[model].fitting(state.max_batch), delay_s)
 
     def slow_down(self, factor: float) -> None:
         """Multiply all service times by a factor from now on."""
@@ -104,16 +105,16 @@ class Simulation:
 
     def counters(self, server: int, model: int) -> ModelCounters:
         """Counters as Triton's. The first routed server shows the central queue; replicas with cores have no counters by batch size."""
-        served = self.engine.served[server, model].tolist()
+        served, size = self.engine.served[server, model].tolist(), self._sizes[model]
         return ModelCounters(
             success=served[columns.SUCCESS],
-            inferences=served[columns.INFERENCES],
+            inferences=size.rows * served[columns.INFERENCES],
             executions=served[columns.EXECUTIONS],
             request_us=served[columns.QUEUE_US] + served[columns.COMPUTE_US],
             queue_us=served[columns.QUEUE_US],
             compute_infer_us=served[columns.COMPUTE_US],
             pending=float(self._pending(server, model)),
-            batches=() if self._world.sharing is Sharing.CORES else _by_size(served[columns.BY_SIZE :]),
+            batches=() if self._world.sharing is Sharing.CORES else _by_size(served[columns.BY_SIZE :], size),
         )
 
     def _pending(self, server: int, model: int) -> int:
@@ -145,10 +146,10 @@ class Simulation:
         return int(np.count_nonzero(np.isinf(self.engine.ended_s)))
 
 
-def _by_size(values: list[float]) -> tuple[BatchCounters, ...]:
-    """Pairs of batches and their µs by batch size; sizes that were never executed are omitted."""
-    pairs = zip(values[::2], values[1::2], strict=True)
-    return tuple(BatchCounters(size, executions, spent_us) for size, (executions, spent_us) in enumerate(pairs, 1) if executions)
+def _by_size(values: list[float], size: RequestSize) -> tuple[BatchCounters, ...]:
+    """Pairs of batches and their µs by requests in a batch, as counters by rows; what was never executed is omitted."""
+    pairs = enumerate(zip(values[::2], values[1::2], strict=True), 1)
+    return tuple(BatchCounters(size.rows_of(requests), executions, us) for requests, (executions, us) in pairs if executions)
 
 
 def _first(routed: IntArray) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from themis_triton.core.estimate import RequestSize
 from themis_triton.sim import state as columns
 from themis_triton.sim.state import NONE, Engine
 from themis_triton.sim.world import Dispatcher, ServiceNoise, Sharing, SimWorld
@@ -33,6 +34,7 @@ class Layout:
     `follows[p]`: the stages of pipeline p that wait for each other, as (earlier, later); None, or all empty: each for the one before it.
     `per_request[p]` and `sequential[p]`: how many requests of each stage a request makes, and whether in turn; empty: one each.
     `max_per_request[p]`: the most that one makes, where they differ; empty: as many as in the mean.
+    `sizes[m]`: those of its requests, of which `surfaces_ms` has batches; empty: each has one row.
     `deprioritize_after_s[m]`: a request that waited longer for model m is served after all others; empty: disabled.
     """
 
@@ -45,6 +47,7 @@ class Layout:
     per_request: tuple[tuple[float, ...], ...] = ()
     sequential: tuple[tuple[bool, ...], ...] = ()
     max_per_request: tuple[tuple[float, ...], ...] = ()
+    sizes: tuple[RequestSize, ...] = ()
 
 
 def build_engine(layout: Layout, world: SimWorld, arrival_s: FloatArray, pipeline: IntArray, seed: int) -> Engine:

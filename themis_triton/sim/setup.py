@@ -17,6 +17,7 @@ from themis_triton.act.supervisor import Supervisor
 from themis_triton.core.address import Address
 from themis_triton.core.config import DeviceSlot, LaunchConfig, ModelProfile, PipelineConfig, Placement, ThemisConfig, ThroughputRule
 from themis_triton.core.errors import SettingsError
+from themis_triton.core.estimate import RequestSize
 from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.graph import waits
 from themis_triton.core.policy import PolicyName
@@ -130,13 +131,16 @@ def _layout(config: ThemisConfig, chains: tuple[tuple[int, ...], ...]) -> Layout
     contending = config.planning.throughput is ThroughputRule.INSTANCES
     # Where means were measured, batches take these and not the percentile.
     tables = [model.profile.mean_table or model.profile.table for model in config.models.values()]
-    surfaces = np.stack([surface_from_table(table, batch, max_busy, monotone=contending).latency_ms for table in tables])
+    sizes = tuple(RequestSize(model.rows_per_request) for model in config.models.values())
+    surfaces = [surface_from_table(table, batch, max_busy, monotone=contending) for table in tables]
+    surfaces_ms = np.stack([surface.of_groups(size.rows, batch).latency_ms for surface, size in zip(surfaces, sizes, strict=True)])
     deprioritize_after_s = tuple(config.deprioritize_after_s.get(name, math.inf) for name in config.models)
     follows = tuple(_follows(pipeline) for pipeline in config.pipelines)
     calls = {
         name: tuple(getattr(pipeline, name) for pipeline in config.pipelines) for name in ("per_request", "sequential", "max_per_request")
     }
-    return Layout(surfaces, chains, tuple(order[name] for name in names), max_busy, deprioritize_after_s, follows, **calls)
+    devices = tuple(order[name] for name in names)
+    return Layout(surfaces_ms, chains, devices, max_busy, deprioritize_after_s, follows, **calls, sizes=sizes)
 
 
 def _follows(pipeline: PipelineConfig) -> tuple[tuple[int, int], ...] | None:
