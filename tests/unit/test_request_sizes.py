@@ -155,7 +155,7 @@ def test_simulated_requests_of_four_rows_go_as_those_of_models_that_take_four_ti
     fours = {name: replace(each, rows_per_request=4.0) for name, each in CONFIG.models.items()}
     times = np.sort(np.random.default_rng(5).uniform(0.0, 20.0, 160))
     runs = [simulate(replace(CONFIG, models=models), {"video": times}, 20.0) for models in (slow, fours)]
-    assert np.array_equal(*(run.pipelines[0].latency_ms for run in runs))
+    assert np.array_equal(runs[0].pipelines[0].latency_ms, runs[1].pipelines[0].latency_ms)
     assert runs[0].usage == runs[1].usage
     assert runs[1].ticks[-1].estimate.pipelines["video"].sizes == FOURS
     bounds = [clairvoyant(replace(CONFIG, models=models), {"video": times}, 20.0) for models in (slow, fours)]
