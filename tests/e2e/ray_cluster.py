@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-NODE_LOST_S = 4.0
-"""Within this time after a raylet's end the cluster knows it; with Ray's own values some fifteen seconds."""
 _QUICK_HEALTH = {
     "health_check_initial_delay_ms": 2000,
     "health_check_period_ms": 1000,
@@ -22,10 +20,11 @@ _SMALL = {"num_cpus": 0, "object_store_memory": 80 * 2**20, "include_dashboard":
 class SmallCluster:
     """A head and nodes. Each node has one of the resource `slot`, and the first one besides one of `single`."""
 
-    def __init__(self, nodes: int) -> None:
+    def __init__(self, nodes: int, *, quick_health: bool = True) -> None:
         from ray.cluster_utils import Cluster  # noqa: PLC0415 - where it is installed
 
-        self._cluster = Cluster(initialize_head=True, head_node_args={**_SMALL, "_system_config": _QUICK_HEALTH}, connect=False)
+        head: dict[str, Any] = {**_SMALL, "_system_config": _QUICK_HEALTH} if quick_health else _SMALL
+        self._cluster = Cluster(initialize_head=True, head_node_args=head, connect=False)
         self._resources: dict[Any, dict[str, int]] = {}
         for number in range(nodes):
             self.add_node({"slot": 1, "single": 1} if number == 0 else {"slot": 1})
@@ -42,19 +41,27 @@ class SmallCluster:
     def kill_node(self, node: str) -> dict[str, int]:
         """SIGKILL to the raylet of a node, as servers name it; the resources that it had."""
         lost = next(each for each in self._resources if each.node_id.startswith(node.rpartition("/")[2]))
-        for process in lost.all_processes["raylet"]:
-            os.kill(process.process.pid, signal.SIGKILL)
+        _kill(lost, "raylet")
         return self._resources.pop(lost)
+
+    def kill_head(self) -> None:
+        """SIGKILL to the control store."""
+        _kill(self._cluster.head_node, "gcs_server")
 
     def end(self) -> None:
         """End all of it."""
         self._cluster.shutdown()
 
 
+def _kill(node: Any, part: str) -> None:
+    for process in node.all_processes[part]:
+        os.kill(process.process.pid, signal.SIGKILL)
+
+
 @contextmanager
-def small_cluster(nodes: int) -> Iterator[SmallCluster]:
-    """A cluster for the time of the block."""
-    cluster = SmallCluster(nodes)
+def small_cluster(nodes: int, *, quick_health: bool = True) -> Iterator[SmallCluster]:
+    """A cluster for the time of the block. `quick_health`: a lost node is known after seconds, in place of some fifteen."""
+    cluster = SmallCluster(nodes, quick_health=quick_health)
     try:
         yield cluster
     finally:

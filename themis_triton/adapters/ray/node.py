@@ -26,12 +26,18 @@ _CLAIMED_WITHIN_S = 60.0
 _KEPT_S = 60.0
 """How long the supervisor of a server that ended stays, for its log."""
 _REPORT_S = 20.0
+_ZONE = "ray.io/availability-zone"
+"""The label of a node that names its zone."""
 
 
 def _device(order: Json) -> str:
     """The GPU that Ray gave to this actor; without one the device of the slot."""
     gpus = ray.get_gpu_ids()
     return f"gpu:{gpus[0]}" if gpus else str(order["device"])
+
+
+def _first(label: str | list[str] | None) -> str | None:
+    return label[0] if isinstance(label, list) and label else None if isinstance(label, list) else label
 
 
 class ServerSupervisor:
@@ -46,6 +52,7 @@ class ServerSupervisor:
         self._order = order
         self._host = str(ray.util.get_node_ip_address())
         self._node = f"{self._host}/{ray.get_runtime_context().get_node_id()[:8]}"
+        self._zone = _first(ray.get_runtime_context().get_node_labels().get(_ZONE))
         self._folder = Path(tempfile.mkdtemp(prefix=f"themis-{order['launch'][:8]}-"))
         actor, raylet = os.getpid(), os.getppid()
         start_guardian(self._folder, order["stop_timeout_s"], [identify(actor), identify(raylet)], dict(os.environ))
@@ -60,7 +67,7 @@ class ServerSupervisor:
         """The server as it is now."""
         if self._ends is None:
             self._ends = asyncio.create_task(self._end_when_useless())
-        return describe(self._order, self._server, self._node, self._host)
+        return {**describe(self._order, self._server, self._node, self._host), "zone": self._zone}
 
     async def start(self) -> Json:
         """Launch the server, once, and wait until it is ready; its description, or `error` with what it is made of."""

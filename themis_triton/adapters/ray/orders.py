@@ -114,4 +114,5 @@ def server_of(description: Json) -> Server:
         model_control_key=description.get("key"),
         incarnation=description["launch"],
         node=description.get("node"),
+        zone=description.get("zone"),
     )
