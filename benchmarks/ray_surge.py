@@ -1,7 +1,7 @@
 """A surge over the nodes of a Ray cluster of this machine, in which a node, or the head, is killed, and the sidecar too.
 
-`python benchmarks/ray_surge.py` takes eleven minutes and writes results/ray-surge.json; `--only KIND` measures one run anew. The runs are on
-a head and three nodes with one slot each, with Ray's own times: a node's raylet is killed; everything of a node is killed at once, as if
+`python benchmarks/ray_surge.py` takes eleven minutes and writes results/ray-surge.json; `--only KIND` measures one run anew. The runs are
+on a head and three nodes with one slot each, with Ray's own times: a node's raylet is killed; everything of a node is killed at once, as if
 the machine had gone; the head's control store is killed, also where nodes wait for it (`RAY_gcs_rpc_server_reconnect_timeout_s`). In the
 first two the sidecar is killed afterwards and started again. Every request is counted.
 """
@@ -71,7 +71,7 @@ def measured(folder: Path, cluster: SmallCluster, kind: str) -> dict[str, Any]:
             **figures,
             "stop_all_s": round(stop_s, 2) if stopped is not None else None,
             "stop_all_exit": stopped.returncode if stopped is not None else None,
-            "processes_left": len(left),
+            "processes_left": len(left) if stopped is not None else None,
             "load_average": round(os.getloadavg()[0], 2),
         }
     finally:
