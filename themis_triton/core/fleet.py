@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -80,11 +80,18 @@ class ModelState:
         """The instances on each device; the device of a server that has just one is ""."""
         return dict(self.spread) if self.spread else {"": self.instances}
 
+    def is_within(self, fewest: int, most: int) -> bool:
+        """Whether its instances on each device that has any are so many."""
+        for _, count in self.spread:
+            if not fewest <= count <= most:
+                return False
+        return bool(self.spread) or fewest <= self.instances <= most
+
     def grows_from(self, before: ModelState) -> bool:
         """Whether it has more instances than another state on any device."""
-        if self.spread == before.spread:
-            return not self.spread and self.instances > before.instances
-        return bool(self.added(before))
+        if not self.spread or not before.spread:
+            return bool(self.added(before))
+        return any([count > before.on(device) for device, count in self.spread])  # noqa: C419 - quicker than a generator
 
     def added(self, before: ModelState) -> dict[str, int]:
         """Instances beyond those of another state, by device."""
@@ -254,16 +261,21 @@ class Place:
         return sum(state.instances for state in self.models.values())
 
 
-def places_of(server: Server, models: Sequence[str]) -> tuple[Place, ...]:
+ModelsOn = Callable[[Server, str], Models]
+"""A server's models with the instances on one of its devices."""
+
+
+def models_on(server: Server, device: str) -> Models:
+    """What a server runs on one of its devices."""
+    return {name: state.at_home(state.on(device)) for name, state in server.models.items()}
+
+
+def places_of(server: Server, models: Sequence[str], on: ModelsOn = models_on) -> tuple[Place, ...]:
     """The devices on which a server runs all of these models, or the whole server where there are none; its own device first."""
     devices = [device for device in server.devices if all(server.models[name].on(device) for name in models)] if server.reach else []
     if not devices:
         return (Place(server, "", server.models),)
-    return tuple(Place(server, device, _models_on(server, device), extra=device != devices[0]) for device in devices)
-
-
-def _models_on(server: Server, device: str) -> Models:
-    return {name: state.at_home(state.on(device)) for name, state in server.models.items()}
+    return tuple(Place(server, device, on(server, device), extra=device != devices[0]) for device in devices)
 
 
 def with_place(models: Models, place: Place, states: Models) -> Models:

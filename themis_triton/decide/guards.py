@@ -72,11 +72,11 @@ def within_bounds(target: Target, _: Snapshot, config: ThemisConfig) -> Guarded:
     def bounded(models: dict[str, ModelState], where: str) -> dict[str, ModelState]:
         kept = {}
         for name, state in models.items():
-            bounds, by_device = config.models[name], state.by_device
-            if all(bounds.min_instances <= count <= bounds.max_instances for count in by_device.values()):
+            bounds = config.models[name]
+            if state.is_within(bounds.min_instances, bounds.max_instances):
                 kept[name] = state
                 continue
-            counts = {device: min(max(n, bounds.min_instances), bounds.max_instances) for device, n in by_device.items()}
+            counts = {device: min(max(n, bounds.min_instances), bounds.max_instances) for device, n in state.by_device.items()}
             kept[name] = state.with_counts(counts)
             if kept[name].instances != state.instances:
                 outside = f"{name} on {where}: {state.instances} instances are outside its bounds, {kept[name].instances} kept"

@@ -55,6 +55,7 @@ class Planner:
         self.forecaster = forecaster or Forecaster()
         self._answers: Memory[Any] = Memory(REMEMBERED)
         self._counts = Brackets(QUESTIONS)
+        self._found_rps: Memory[list[float]] = Memory(QUESTIONS)
         self._corrected: Memory[Planner] = Memory(CORRECTED)
 
     def corrected(self, factors: Mapping[str, float]) -> Planner:
@@ -162,7 +163,12 @@ class Planner:
         problem = self.problem_with_counts(query, instances)
         problem = problem.widened(instances, [stage.max_batch for stage in problem.stages])
         counts, batches = _counts(problem, servers), self._batches(query)
-        largest = largest_demand(problem, counts, instances=instances, batches=batches, max_rate_rps=CAPACITY_LIMIT_RPS)
+        last = self._found_rps.get(("carried", query.pipeline, servers), list)
+        guess_rps = last[0] if last else None
+        largest = largest_demand(
+            problem, counts, instances=instances, batches=batches, max_rate_rps=CAPACITY_LIMIT_RPS, guess_rps=guess_rps
+        )
+        last[:] = [largest]
         return finer_demand(problem, counts, largest, instances=instances, batches=batches)
 
     def _solve_vertical(self, query: PlanQuery, servers: tuple[int, ...], min_instances: tuple[int, ...] | None) -> VerticalPlan:
@@ -205,15 +211,26 @@ class Planner:
     def _strongest(self, query: PlanQuery, servers: tuple[int, ...], min_instances: tuple[int, ...] | None) -> tuple[ChainPlan, float]:
         return self.remembered(
             ("strongest", query, servers, min_instances),
-            lambda: _greatest(self._problem(query), servers, min_instances, self._batches(query)),
+            lambda: self._greatest("strongest", query, self._problem(query), servers, min_instances),
         )
 
     def _anyhow(self, query: PlanQuery, servers: tuple[int, ...], min_instances: tuple[int, ...] | None) -> ChainPlan:
         """The counts of the greatest throughput, whatever the times: requests that are late anyway must not also queue without end."""
         return self.remembered(
             ("anyhow", query, servers, min_instances),
-            lambda: _greatest(replace(self._problem(query), slo_ms=ANY_SLO_MS), servers, min_instances, self._batches(query))[0],
+            lambda: self._greatest("anyhow", query, replace(self._problem(query), slo_ms=ANY_SLO_MS), servers, min_instances)[0],
         )
+
+    def _greatest(
+        self, kind: str, query: PlanQuery, problem: ChainProblem, servers: tuple[int, ...], min_instances: tuple[int, ...] | None
+    ) -> tuple[ChainPlan, float]:
+        """The plan of the largest rate up to the demand, and that rate; among a few requests/s fractions tell counts apart."""
+        counts, batches = _counts(problem, servers), self._batches(query)
+        last = self._found_rps.get((kind, query.pipeline, servers), list)
+        guess_rps = last[0] if last else None
+        largest = strongest_vertical(problem, counts, min_instances=min_instances, batches=batches, guess_rps=guess_rps)
+        last[:] = [largest[1]]
+        return finer_vertical(problem, counts, largest, min_instances=min_instances, batches=batches)
 
     def _moves(self, query: PlanQuery, now: tuple[ServerAssignment, ...], reachable: int) -> _Moves:
         pipeline = next(p for p in self.rules.config.pipelines if p.name == query.pipeline)
@@ -256,15 +273,6 @@ class Planner:
             extra_places=query.extra_places,
             max_servers=max(fewest, problem.max_servers),
         )
-
-
-def _greatest(
-    problem: ChainProblem, servers: tuple[int, ...], min_instances: tuple[int, ...] | None, batches: list[range] | None
-) -> tuple[ChainPlan, float]:
-    """The plan of the largest rate up to the demand, and that rate; among a few requests/s fractions tell counts apart."""
-    counts = _counts(problem, servers)
-    largest = strongest_vertical(problem, counts, min_instances=min_instances, batches=batches)
-    return finer_vertical(problem, counts, largest, min_instances=min_instances, batches=batches)
 
 
 def _counts(problem: ChainProblem, servers: tuple[int, ...]) -> int | list[int]:

@@ -11,7 +11,7 @@ from operator import attrgetter, itemgetter
 
 from themis_triton.core.config import PipelineConfig, Placement
 from themis_triton.core.estimate import Estimate
-from themis_triton.core.fleet import Phase, Place, Server, places_of
+from themis_triton.core.fleet import Models, Phase, Place, Server, models_on, places_of
 from themis_triton.core.observation import OpenCall, Snapshot
 from themis_triton.core.routes import RouteLimit
 from themis_triton.core.values import quickly_made, replace
@@ -112,12 +112,24 @@ class PolicyInput:
         holding = [s for s in self._servers_by_model.get(names[0], ()) if all(name in s.models for name in names) and _has(s, entry)]
         able = [s for s in holding if s.phase is Phase.SERVING and (entry is None or s.takes_calls(entry))]
         able = [s for s in able if all(map(s.takes_calls, names))] or [s for s in able if any(map(s.takes_calls, names))]
-        serving = [(server, places_of(server, names)) for server in able]
+        serving = [(server, places_of(server, names, self._models_on)) for server in able]
         may_load = self.snapshot.servers if self.snapshot.loading or entry is not None else ()
         loading = [Place(server, "", {}) for server in may_load if self._is_loading(server, names, entry)]
         launching = [Place(server, "", server.models) for server in holding if server.phase in COMING]
         extending = [place for server, places in serving if server.reach for place in self._extending(server, places, names)]
         return Group(part, names, tuple(place for _, places in serving for place in places), (*launching, *loading, *extending))
+
+    def _models_on(self, server: Server, device: str) -> Models:
+        """As `models_on`: the places of all pipelines there have the same ones."""
+        key = (server.name, device)
+        if key not in self._device_models:
+            self._device_models[key] = models_on(server, device)
+        return self._device_models[key]
+
+    @cached_property
+    def _device_models(self) -> dict[tuple[str, str], Models]:
+        """What `_models_on` has found."""
+        return {}
 
     @cached_property
     def _servers_by_model(self) -> Mapping[str, Sequence[Server]]:

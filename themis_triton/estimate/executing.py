@@ -53,6 +53,6 @@ def _counts_from_s(call: OpenCall, now_s: float, config: ThemisConfig) -> float:
 def _executing(call: OpenCall, busy: float | None) -> ModelState:
     """The fewer of the two states' instances, and so many of the others as are busy by Little's law: under a backlog every one is."""
     fewer, more = (call.before, call.after) if call.grows else (call.after, call.before)
-    if busy is None:
+    if busy is None or round(busy) <= fewer.instances:
         return fewer
     return fewer.plus(first_added(more.added(fewer), round(busy) - fewer.instances))

@@ -69,7 +69,7 @@ def solve_pool(members: Sequence[PoolMember], devices: int) -> PoolPlan:
 
     A server takes one device, of the pool or of the member's own. Where all SLOs can be met the loss is 0 and the costs decide.
     """
-    rows, split, loss = _division(members, devices, Memory(2 * len(members)).get)
+    rows, split, loss = _division(members, devices, Memory(4 * len(members)).get)
     plans = [_plan(member, n, row.need, row.carried_rps[n]) for member, n, row in zip(members, split, rows, strict=True)]
     lost_rps = tuple(row.lost_rps[n] for row, n in zip(rows, split, strict=True))
     return PoolPlan(tuple(plans), split, lost_rps, loss, sum(plan.cost for plan in plans))
@@ -84,13 +84,9 @@ def _division(members: Sequence[PoolMember], devices: int, known: Callable[..., 
     if devices < 0 or not members:
         raise SolverError(f"{len(members)} pipelines on {devices} devices; allowed are at least one pipeline and 0 devices")
 
-    def rows_of(*, short: bool) -> list[_Rows]:
-        keys = [("pool", member.problem, member.own_devices, devices, short) for member in members]
-        return [known(key, partial(_rows_of, member, devices, known, short=short)) for key, member in zip(keys, members, strict=True)]
-
-    rows = rows_of(short=False)
-    if sum(row.need for row in rows) > devices:
-        rows = rows_of(short=True)
+    short = sum(_need(_costs(member, devices, known)) for member in members) > devices
+    keys = [("pool", member.problem, member.own_devices, devices, short) for member in members]
+    rows = [known(key, partial(_rows_of, member, devices, known, short=short)) for key, member in zip(keys, members, strict=True)]
     loss = np.array([[member.weight * rps for rps in row.lost_rps] for member, row in zip(members, rows, strict=True)])
     costs = np.array([row.costs for row in rows])
     split = tuple(split_slots(loss, np.where(np.isfinite(costs), costs, 0.0)).tolist())
@@ -99,11 +95,22 @@ def _division(members: Sequence[PoolMember], devices: int, known: Callable[..., 
 
 def _rows_of(member: PoolMember, devices: int, known: Callable[..., Any], *, short: bool) -> _Rows:
     """`short`: what fewer devices than needed carry counts too; else whatever is not enough carries nothing."""
-    pool = devices + member.own_devices
-    costs = known(("frontier", member.problem, pool), lambda: frontier(member.problem, pool))[member.own_devices :]
-    need = next((n for n, cost in enumerate(costs) if cost < math.inf), devices + 1)
+    costs = _costs(member, devices, known)
+    need = _need(costs)
     carried = _carried(member, need, devices, known) if short else _all_carried(member, costs)
     return _Rows(tuple(costs), need, tuple(carried), tuple(max(0.0, member.problem.demand_rps - rps) for rps in carried))
+
+
+def _costs(member: PoolMember, devices: int, known: Callable[..., Any]) -> list[float]:
+    """The least costs with 0..devices devices of the pool."""
+    pool = devices + member.own_devices
+    costs: list[float] = known(("frontier", member.problem, pool), lambda: frontier(member.problem, pool))
+    return costs[member.own_devices :]
+
+
+def _need(costs: Sequence[float]) -> int:
+    """The fewest devices that suffice; one more than there are, where none do."""
+    return next((n for n, cost in enumerate(costs) if cost < math.inf), len(costs))
 
 
 def _bounded(problem: ChainProblem, devices: int) -> ChainProblem:

@@ -14,7 +14,7 @@ from themis_triton.solver import kernels, results
 from themis_triton.solver.pack import Batches, pack, set_rate
 from themis_triton.solver.plans import Binding, ChainPlan, Evaluation, VerticalPlan
 from themis_triton.solver.problem import ChainProblem, Placement
-from themis_triton.solver.queueing import SLO
+from themis_triton.solver.queueing import RATE_GROWING, SLO
 from themis_triton.solver.stage_kernels import MIN_INSTANCES, MIN_SERVERS, Chain
 
 SERVERS_TRIED = 4096
@@ -152,12 +152,13 @@ def strongest_vertical(
     *,
     min_instances: Sequence[int] | None = None,
     batches: Batches | None = None,
+    guess_rps: float | None = None,
 ) -> tuple[ChainPlan, float]:
-    """The plan of the largest whole rate up to the problem's demand that the servers carry, and that rate.
+    """The plan of the largest whole rate up to the problem's demand that the servers carry, and that rate; quick near a guess.
 
     −1 with the least counts when not even an idle chain meets the SLO. The plan's `binding` is not looked for: THROUGHPUT or LATENCY.
     """
-    return _best_effort(problem, _Limits(servers, None, batches, min_instances), why=False)
+    return _best_effort(problem, _Limits(servers, None, batches, min_instances), why=False, guess_rps=guess_rps)
 
 
 def finer_vertical(
@@ -217,13 +218,15 @@ def largest_demand(
     instances: Sequence[int] | None = None,
     batches: Batches | None = None,
     max_rate_rps: float | None = None,
+    guess_rps: float | None = None,
 ) -> float:
     """The largest whole rate that the servers carry inside the SLO, headroom included, up to `max_rate_rps` (the problem's demand).
 
-    `servers` None: as many as the problem allows. With `instances` and `batches` fixed it is the capacity of what runs now.
-    −1 when not even an idle chain meets the SLO.
+    Quick near a guess, which does not change the answer. `servers` None: as many as the problem allows. With `instances` and `batches`
+    fixed it is the capacity of what runs now. −1 when not even an idle chain meets the SLO.
     """
-    return _largest(problem, _Limits(servers, instances, batches), problem.demand_rps if max_rate_rps is None else max_rate_rps)
+    max_rps = problem.demand_rps if max_rate_rps is None else max_rate_rps
+    return _largest(problem, _Limits(servers, instances, batches), max_rps, guess_rps)
 
 
 def largest_demands(problem: ChainProblem, first: int, last: int, guess_rps: int) -> list[int]:
@@ -290,17 +293,21 @@ def _range(problem: ChainProblem, limits: _Limits) -> tuple[int, int]:
     raise SolverError("servers of a co-located chain are one number; counts per stage belong to separate stages")
 
 
-def _largest(problem: ChainProblem, limits: _Limits, max_rate_rps: float) -> float:
+def _largest(problem: ChainProblem, limits: _Limits, max_rate_rps: float, guess_rps: float | None = None) -> float:
     chain, max_rps = limits.pack(problem), min(int(max_rate_rps), kernels.RATE_LIMIT)
     if _is_separate(problem):
         question = kernels.LARGEST_RATE_IN_TOTAL if limits.servers is None else kernels.LARGEST_RATE
         return float(kernels.search_separate(*chain, question, 0, max_rps)[0, 0])
-    return float(kernels.search_colocated(*chain, kernels.LARGEST_RATE, _range(problem, limits)[1], max_rps)[0, 0])
+    servers = _range(problem, limits)[1]
+    if guess_rps is None or not problem.only_slower_with_rate:
+        return float(kernels.search_colocated(*chain, kernels.LARGEST_RATE, servers, max_rps)[0, 0])
+    chain.rate[RATE_GROWING] = max(0.0, guess_rps)
+    return min(float(kernels.search_colocated(*chain, kernels.LARGEST_RATES, servers, servers)[0, 0]), float(max_rps))
 
 
-def _best_effort(problem: ChainProblem, limits: _Limits, *, why: bool = True) -> tuple[ChainPlan, float]:
+def _best_effort(problem: ChainProblem, limits: _Limits, *, why: bool = True, guess_rps: float | None = None) -> tuple[ChainPlan, float]:
     """The plan of the largest feasible demand, and that demand; a plan of the least counts and −1 where there is none."""
-    largest = _largest(problem, limits, problem.demand_rps)
+    largest = _largest(problem, limits, problem.demand_rps, guess_rps)
     simply = Binding.THROUGHPUT if largest >= 0 else Binding.LATENCY
     binding = _infeasible_because(problem, limits) if why else simply
     if largest >= 0:
