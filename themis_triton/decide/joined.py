@@ -191,7 +191,6 @@ class Joined:
     def give_up(self, names: Sequence[tuple[str, ...]]) -> None:
         """Retire servers that no other pipeline keeps, and note where models are to stay; `names`: places by pipeline."""
         for each, given in zip(self.proposals, names, strict=True):
-            others = [(other.view, also) for other, also in zip(self.proposals, names, strict=True) if other.view is not each.view]
             for group in each.view.groups:
                 for place in group.ready:
                     key = (place.server.name, place.device)
@@ -200,7 +199,8 @@ class Joined:
                     elif place.extra:
                         self.changed |= {key}
                     elif place.name not in {*self.retire, *self.hosts} and not any(
-                        place.name not in also and _serves(other, place.name) for other, also in others
+                        place.name not in also and other.view is not each.view and _serves(other.view, place.name)
+                        for other, also in zip(self.proposals, names, strict=True)
                     ):
                         self.retire.append(place.name)
 

@@ -124,11 +124,24 @@ class Rules:
 
     def init_s(self, pipeline: PipelineConfig) -> float:
         """Longest initialisation of an instance of the chain."""
-        return max(self.config.models[stage].profile.instance_init_s for stage in pipeline.stages)
+        return self._times_s(pipeline)[0]
 
     def launch_s(self, pipeline: PipelineConfig) -> float:
         """Longest launch of a server that holds the chain."""
-        return max(self.config.models[stage].profile.server_launch_s for stage in pipeline.stages)
+        return self._times_s(pipeline)[1]
+
+    def _times_s(self, pipeline: PipelineConfig) -> tuple[float, float]:
+        times_s = self._times_of.get(pipeline.stages)
+        if times_s is None:
+            profiles = [self.config.models[stage].profile for stage in pipeline.stages]
+            times_s = max(each.instance_init_s for each in profiles), max(each.server_launch_s for each in profiles)
+            self._times_of[pipeline.stages] = times_s
+        return times_s
+
+    @cached_property
+    def _times_of(self) -> dict[tuple[str, ...], tuple[float, float]]:
+        """What `_times_s` has found, by the stages."""
+        return {}
 
 
 def build_rules(config: ThemisConfig) -> Rules:

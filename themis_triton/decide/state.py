@@ -105,7 +105,20 @@ class PolicyInput:
 
     def stateful(self, stages: Sequence[str]) -> bool:
         """Whether a server holds one of the models with state between calls: then one server has all of their calls."""
-        return any(stage in server.stateful for server in self.snapshot.servers for stage in stages)
+        return not self._stateful_models.isdisjoint(stages)
+
+    @cached_property
+    def _stateful_models(self) -> frozenset[str]:
+        """The models with state between calls that a server holds."""
+        return frozenset(model for server in self.snapshot.servers for model in server.stateful)
+
+    @cached_property
+    def ages_s(self) -> Mapping[str, Sequence[float]]:
+        """How long ago the arrivals of a model were counted."""
+        ages: dict[str, list[float]] = {}
+        for route in self.snapshot.routes:
+            ages.setdefault(route.model, []).append(self.snapshot.at_s - route.at_s)
+        return ages
 
     def _group(self, names: tuple[str, ...], part: tuple[int, ...], entry: str | None) -> Group:
         """A server whose stateful models get their calls elsewhere is ready where no other one is: the rest of the calls come there."""

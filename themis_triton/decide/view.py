@@ -9,7 +9,7 @@ from functools import cached_property
 from themis_triton.core.config import PipelineConfig, Placement
 from themis_triton.core.estimate import ONE_ROW, ModelEstimate, PipelineEstimate, RequestSize
 from themis_triton.core.fleet import Place
-from themis_triton.core.observation import OpenCall, Snapshot
+from themis_triton.core.observation import OpenCall
 from themis_triton.core.policy import QueueingModel
 from themis_triton.core.values import quickly_made, replace
 from themis_triton.decide.crowding import crowded_places
@@ -331,11 +331,5 @@ def view_of(
         begun=devices.begun(extensions),
         free_slots=max(len(devices.slots_for(group.names)) for group in groups),
         models=policy_input.estimate.models,
-        age_s=_age_s(pipeline, snapshot, planner.rules.config.policy.tick_s),
+        age_s=next((age_s for age_s in policy_input.ages_s.get(pipeline.front, ()) if age_s > planner.rules.config.policy.tick_s), 0.0),
     )
-
-
-def _age_s(pipeline: PipelineConfig, snapshot: Snapshot, tick_s: float) -> float:
-    """How long ago the pipeline's arrivals were counted; 0 within a tick, and where this tick has no new count."""
-    ages_s = [snapshot.at_s - route.at_s for route in snapshot.routes if route.model == pipeline.front]
-    return next((age_s for age_s in ages_s if age_s > tick_s), 0.0)
