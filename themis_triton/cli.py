@@ -100,6 +100,29 @@ def init(
     raise typer.Exit(init_from_command(file, force, source, http, metrics, tls, model_control_key))
 
 
+@app.command("envoy-bootstrap", epilog="Example: themis envoy-bootstrap -c themis.yaml edge-1 --zone west-1 > envoy.json")
+def envoy_bootstrap(
+    config: ConfigOption,
+    name: Annotated[str, typer.Argument(help="The Envoy's name, another one for each.")],
+    zone: Annotated[str | None, typer.Option("--zone", help="Its zone, as the servers have theirs.")] = None,
+    server: Annotated[str | None, typer.Option("--server", help="HOST:PORT at which it reaches Themis; else envoy.xds.listen.")] = None,
+    grpc_listen: Annotated[str | None, typer.Option("--grpc-listen", help="Its listener for gRPC; else envoy.grpc_listen.")] = None,
+    http_listen: Annotated[str | None, typer.Option("--http-listen", help="Its listener for HTTP; else envoy.http_listen.")] = None,
+    stats: Annotated[str | None, typer.Option("--stats", help="IP:PORT at which Themis reads its statistics.")] = None,
+    admin: Annotated[str | None, typer.Option("--admin", help="Its admin address: a socket's path or IP:PORT; else a socket here.")] = None,
+    ca: CaOption = None,
+    certificate: CertificateOption = None,
+    key: KeyOption = None,
+    server_name: ServerNameOption = None,
+) -> None:
+    """Print the bootstrap of an Envoy that gets its routes over xDS."""
+    from themis_triton.commands.envoy_bootstrap_command import EnvoyFlags, envoy_bootstrap_command  # noqa: PLC0415 - loads only what it needs
+    from themis_triton.commands.tls_flags import TlsFlags  # noqa: PLC0415
+
+    flags = EnvoyFlags(name, zone, server, grpc_listen, http_listen, stats, admin)
+    raise typer.Exit(envoy_bootstrap_command(config, flags, TlsFlags(ca, certificate, key, server_name)))
+
+
 @app.command(epilog="Example: themis schema > themis.schema.json")
 def schema() -> None:
     """Print the JSON Schema of the settings file, for editors."""

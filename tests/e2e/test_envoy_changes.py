@@ -7,7 +7,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +19,20 @@ import tritonclient.grpc.aio as triton_aio
 import tritonclient.http as triton_http
 
 from tests.e2e.conftest import Launch
-from tests.e2e.envoy_setup import Gateway, free_config, outcome, read, running_envoy, table_of, tensors, under_load, values, write
+from tests.e2e.envoy_setup import Gateway, Load, free_config, outcome, read, running_envoy, table_of, tensors, under_load, values, write
 from tests.e2e.test_envoy import stream_answers
+from tests.e2e.xds_setup import Edges, running_edges, until_listening
+from themis_triton.adapters.envoy.addresses import resolved_config
 from themis_triton.adapters.envoy.admin import EnvoyAdmin
 from themis_triton.adapters.envoy.clusters import WATCHED_MODELS
 from themis_triton.adapters.envoy.files import EnvoyFiles
 from themis_triton.adapters.envoy.names import Protocol, model_cluster
 from themis_triton.adapters.envoy.process import EnvoyProcess
+from themis_triton.adapters.envoy.render import RenderInput
+from themis_triton.adapters.envoy.xds.resources import Node
+from themis_triton.adapters.envoy.xds.server import XdsServer
 from themis_triton.adapters.triton.client import KEY_HEADER
+from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.errors import EnvironmentCheckError, ServerError
 from themis_triton.core.fleet import ModelState, Server
 from themis_triton.core.observation import RouteReading
@@ -103,6 +109,70 @@ def test_servers_join_and_leave_under_load(gateway: Gateway, servers: tuple[Serv
     # Clusters were replaced while they had requests, and each request still counts once.
     reading = gateway.read([MODEL])[MODEL]
     assert (reading.arrivals, reading.failures, reading.in_flight) == (sum(load.sent for load in results), 0, 0)
+
+
+def test_envoys_elsewhere_take_routes_over_xds_under_load_refuse_bad_ones_and_outlive_the_sidecar(
+    servers: tuple[Server, Server], tmp_path: Path
+) -> None:
+    one, two = (replace(server, zone=zone) for server, zone in zip(servers, ("west", "east"), strict=True))
+    envoy = asyncio.run(resolved_config(free_config(tmp_path)))
+    both = table_of(one, two)
+    later = RouteTable({**both.models, "later": ModelRoute(both.any)}, both.any)
+
+    def rendered(table: RouteTable, config: EnvoyConfig = envoy) -> RenderInput:
+        return RenderInput(config, table, {}, None)
+
+    async def change(server: XdsServer, nodes: tuple[Node, ...]) -> None:
+        for table in (both, table_of(two), later, table_of(two, one)):
+            await server.publish(rendered(table))
+            await asyncio.sleep(0.3)
+        with pytest.raises(ServerError, match=r"Envoy edge-\w+ refused new routes and keeps its last ones: .*Expected positive duration"):
+            await server.publish(rendered(both, replace(envoy, header_timeout_s=-1.0)))
+        await until(lambda: [(each.in_step, each.refused) for each in server.proxies] == [(True, None)] * 2)
+        await server.close()
+        await asyncio.sleep(0.3)
+        next_one = XdsServer(server.config)
+        await next_one.start()
+        await next_one.publish(rendered(table_of(two, one)))
+        await until(lambda: len(next_one.proxies) == 2)
+        await next_one.publish(rendered(both))
+        assert {each.in_step for each in next_one.proxies} == {True}
+        # Envoys that come back say what they have, and get no cluster and no listener again.
+        assert next_one.sent_bytes < server.sent_bytes / 10
+        await next_one.close()
+
+    async def whole(edges: Edges) -> list[Load]:
+        server = XdsServer(edges.config)
+        await server.start()
+        await until(lambda: len(server.proxies) == 2)
+        assert {each.in_step for each in server.proxies} == {False}
+        await server.publish(rendered(table_of(one)))
+        await until_listening(edges.nodes)
+        sending = [(node.grpc_listen.authority, MODEL, RATE_RPS, False) for node in edges.nodes]
+        results = await under_load(sending, lambda: change(server, edges.nodes))
+        for node, load in zip(edges.nodes, results, strict=True):
+            assert node.stats is not None
+            stats = edges.stats(node.stats, (MODEL,))
+            (reading,), error = await stats.read_routes()
+            await stats.close()
+            assert (error, reading.arrivals, reading.failures) == (None, load.sent, 0)
+            admin = EnvoyAdmin(edges.admin(node))
+            [directly] = await admin.stats(rf"^cluster.{model_cluster(Protocol.GRPC, MODEL)}.lb_zone_routing_all_directly$")
+            await admin.close()
+            assert directly["value"] > RATE_RPS / 2
+        return results
+
+    with running_edges(tmp_path, envoy) as edges:
+        assert [load.errors for load in asyncio.run(whole(edges))] == [{}, {}]
+
+
+async def until(met: Callable[[], bool], timeout_s: float = 15.0) -> None:
+    """Wait until it is so."""
+    async with asyncio.timeout(timeout_s):
+        while True:
+            if met():
+                return
+            await asyncio.sleep(0.02)
 
 
 def test_models_come_and_go_under_load(gateway: Gateway, servers: tuple[Server, Server]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -62,6 +62,8 @@ class Supervisor:
         self.repairs = Repairs(executor, self._incidents, launcher)
         self._strays = StraySequences(self._incidents)
         self.proxy_fault: str | None = None
+        self.further_faults: Callable[[], tuple[str, ...]] = tuple
+        """What is wrong with parts that are watched elsewhere."""
         self._doubted: set[tuple[str, str]] = set()
         self._reread_due = False
         self._reread_at_s = float("-inf")
@@ -80,7 +82,7 @@ class Supervisor:
         silent = [server for server in self._executor.fleet.all() if self._health.is_unresponsive(server.name)]
         silences = (_silence_words(server, self._health.words(server.name, now_s)) for server in silent)
         proxy = [self.proxy_fault] if self.proxy_fault is not None else []
-        return (*proxy, *silences, *self.repairs.faults, *self._strays.faults)
+        return (*proxy, *self.further_faults(), *silences, *self.repairs.faults, *self._strays.faults)
 
     def report(self, incident: Incident) -> None:
         """Take in what happened to a part that is watched elsewhere."""

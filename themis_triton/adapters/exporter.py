@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics, generate_latest
 
@@ -12,6 +12,7 @@ from themis_triton.adapters.exporter_usage import UsageMetrics
 from themis_triton.core.action import OutcomeKind
 from themis_triton.core.attainment import EndedRequests
 from themis_triton.core.config import PipelineConfig, ThemisConfig
+from themis_triton.core.observation import ProxyConnection
 from themis_triton.core.record import TickRecord
 
 TICK_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -62,6 +63,7 @@ class Exporter:
         self._usage = UsageMetrics(registry)
         self._lag = Gauge("themis_tick_lag_seconds", "How much later than due the newest tick began", registry=registry)
         self._take_up = Gauge("themis_route_take_up_seconds", "Time that Envoy took for the newest change of its routes", registry=registry)
+        self._proxies = Gauge("themis_proxies", "Envoys that get their routes over xDS, by state", ["state"], registry=registry)
         self._predictions = PredictionMetrics(registry)
         self._correction = Gauge("themis_latency_correction", "Factor on the profile's latency in plans", ["model"], registry=registry)
 
@@ -96,6 +98,12 @@ class Exporter:
         self._lag.set(lag_s)
         if take_up_s is not None:
             self._take_up.set(take_up_s)
+
+    def show_proxies(self, proxies: Sequence[ProxyConnection]) -> None:
+        """Show how many Envoys have the newest routes, wait for them, or refused some."""
+        states = ["refused" if each.refused is not None else "in_step" if each.in_step else "behind" for each in proxies]
+        for state in ("in_step", "behind", "refused"):
+            self._proxies.labels(state).set(states.count(state))
 
     def tick_failed(self) -> None:
         """Record a tick that ended in an unexpected error."""

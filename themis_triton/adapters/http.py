@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import ssl
 from collections.abc import Mapping
 from typing import Any, NoReturn, Self
 
@@ -31,12 +32,16 @@ class HttpClient:
         timeout_s: bound on each request as a whole.
         max_bytes: bound on the body of an answer. Compressed answers are refused: their size is unknown.
         socket_path: a Unix socket to which all requests go, whatever the host of their URL.
+        tls: authorities and own certificate of `https` URLs.
     """
 
-    def __init__(self, timeout_s: float, max_bytes: int = MAX_BYTES, socket_path: str | None = None) -> None:
+    def __init__(
+        self, timeout_s: float, max_bytes: int = MAX_BYTES, socket_path: str | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
         self._timeout_s = timeout_s
         self._max_bytes = max_bytes
         self._socket_path = socket_path
+        self._tls = tls
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -59,7 +64,7 @@ class HttpClient:
             HttpError: no answer in time, one with a status of 400 or above, or one that is too large or compressed.
         """
         if self._session is None:
-            connector = aiohttp.UnixConnector(self._socket_path) if self._socket_path is not None else None
+            connector = self._connector()
             timeout = aiohttp.ClientTimeout(total=self._timeout_s)
             self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False)
         headers = {"Accept-Encoding": "identity"} | ({} if keep else {"Connection": "close"})
@@ -75,6 +80,11 @@ class HttpClient:
             raise HttpError(str(error.os_error.strerror or error), refused=refused) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise HttpError(str(error) or type(error).__name__) from error
+
+    def _connector(self) -> aiohttp.BaseConnector | None:
+        if self._socket_path is not None:
+            return aiohttp.UnixConnector(self._socket_path)
+        return aiohttp.TCPConnector(ssl=self._tls) if self._tls is not None else None
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
         encoding = response.headers.get("Content-Encoding", "identity")

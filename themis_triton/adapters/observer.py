@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from themis_triton.adapters.envoy.stats import EnvoyStats
+from themis_triton.adapters.envoy.xds.stats import SummedStats
 from themis_triton.adapters.nvml import DeviceReader
 from themis_triton.adapters.triton.metrics import TritonMetrics
 from themis_triton.core.fleet import Server
@@ -18,7 +19,7 @@ class LiveObserver:
     """Implements `Observer`. Use it from one event loop, and `close` it there."""
 
     metrics: TritonMetrics
-    stats: EnvoyStats
+    stats: EnvoyStats | SummedStats
     devices: DeviceReader
 
     async def read(self, servers: Sequence[Server]) -> Readings:

@@ -60,6 +60,7 @@ __all__ = [
     "StatusConfig",
     "ThemisConfig",
     "ThroughputRule",
+    "XdsConfig",
 ]
 
 
@@ -92,6 +93,14 @@ class Prices:
 
 
 @dataclass(frozen=True, slots=True)
+class XdsConfig:
+    """Where Envoys of other machines get their routes from."""
+
+    listen: Address
+    tls: ListenerTls | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EnvoyConfig:
     """The proxy in front. `managed`: Themis starts it if it does not run. `max_memory_bytes` None: a part of what this machine has."""
 
@@ -114,6 +123,7 @@ class EnvoyConfig:
     tls: ListenerTls | None = None
     api_keys: Path | None = None
     jwt: JwtConfig | None = None
+    xds: XdsConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,17 @@ class DeviceReading:
 
 
 @dataclass(frozen=True, slots=True)
+class ProxyConnection:
+    """One proxy that gets its routes over the network. `in_step`: it has the newest ones. `refused`: why it refused what it was sent."""
+
+    name: str
+    zone: str | None
+    address: str
+    in_step: bool
+    refused: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Readings:
     """The readings of one Observer call: of each server in the given order, of each route, of each device.
 

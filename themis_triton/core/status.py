@@ -10,7 +10,7 @@ from themis_triton.core.decision import Clamp, PipelineEvidence
 from themis_triton.core.decoding import decode
 from themis_triton.core.estimate import ModelEstimate, PipelineEstimate, PipelineKnowledge
 from themis_triton.core.fleet import Server
-from themis_triton.core.observation import DeviceReading
+from themis_triton.core.observation import DeviceReading, ProxyConnection
 from themis_triton.core.overrides import Overrides
 from themis_triton.core.prediction import PredictionScore
 
@@ -83,6 +83,7 @@ class Status:
     wrong with servers now. `servers` carry no model-control keys. `overrides`: what an operator has put in force
     over the settings; `mode` is the one in force. `report`: yesterday's; null until it is made. `predictions`: those that do not
     hold, a sentence each. `remaining_s`: by server in launch, and by `server/model` that grows, the seconds that it is expected to take on.
+    `proxies`: those that get their routes over the network.
     """
 
     status_version: int
@@ -117,6 +118,7 @@ class Status:
     pipelines: tuple[PipelineStatus, ...] = ()
     models: dict[str, ModelEstimate] = field(default_factory=dict)
     devices: tuple[DeviceReading, ...] = ()
+    proxies: tuple[ProxyConnection, ...] = ()
     events: tuple[StatusEvent, ...] = ()
     overrides: Overrides = field(default_factory=Overrides)
     report: DayReport | None = None

@@ -7,13 +7,14 @@ import asyncio
 import structlog
 
 from themis_triton.adapters.envoy.files import EnvoyFiles
+from themis_triton.adapters.envoy.xds.routes import SharedRoutes
 from themis_triton.core.errors import ThemisError
 
 log = structlog.get_logger()
 CHECK_EVERY_S = 2.0
 
 
-async def keep_certificates(routes: EnvoyFiles) -> None:
+async def keep_certificates(routes: EnvoyFiles | SharedRoutes) -> None:
     """Check until cancelled."""
     while True:
         try:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from themis_triton.act.actuators import Actuators
 from themis_triton.act.backoff import Backoff
@@ -17,6 +17,9 @@ from themis_triton.adapters.envoy.files import EnvoyFiles
 from themis_triton.adapters.envoy.process import EnvoyProcess
 from themis_triton.adapters.envoy.stats import EnvoyStats
 from themis_triton.adapters.envoy.version import needed_version
+from themis_triton.adapters.envoy.xds.routes import SharedRoutes
+from themis_triton.adapters.envoy.xds.server import XdsServer
+from themis_triton.adapters.envoy.xds.stats import SummedStats
 from themis_triton.adapters.launchers import build_launcher
 from themis_triton.adapters.nvml import DeviceReader
 from themis_triton.adapters.observer import LiveObserver
@@ -24,7 +27,9 @@ from themis_triton.adapters.store.journal import Journal
 from themis_triton.adapters.store.paths import journal_path
 from themis_triton.adapters.triton.metrics import TritonMetrics
 from themis_triton.adapters.triton.model_control import TritonModelControl
+from themis_triton.core.address import Address
 from themis_triton.core.config import ThemisConfig
+from themis_triton.core.observation import ProxyConnection
 from themis_triton.ports import ModelControl, ServerLauncher
 from themis_triton.tick import World
 
@@ -42,7 +47,7 @@ class Components:
     launcher: ServerLauncher | None
     journal: Journal
     envoy: EnvoyProcess
-    routes: EnvoyFiles
+    routes: EnvoyFiles | SharedRoutes
     clock: SystemClock
     observer: LiveObserver
 
@@ -58,25 +63,46 @@ async def build_components(config: ThemisConfig) -> AsyncIterator[Components]:
         envoy = EnvoyProcess(config.envoy, config.state_directory, needed=needed_version(config))
         stack.push_async_callback(envoy.close)
         files = EnvoyFiles(config.envoy, log_file=envoy.log_file, on_ignored=envoy.note_ignored)
-        stack.push_async_callback(files.close)
+        server = XdsServer(config.envoy.xds) if config.envoy.xds is not None else None
+        routes = SharedRoutes(files, server) if server is not None else files
+        stack.push_async_callback(routes.close)
         control = TritonModelControl(callees=config.callees)
         stack.push_async_callback(control.close)
         launcher = build_launcher(config.launch, config.state_directory, config.deprioritize_after_s) if config.launch is not None else None
         if launcher is not None:
             stack.push_async_callback(launcher.close)
-        observer = build_observer(config, clock)
+        observer = build_observer(config, clock, server)
         stack.push_async_callback(observer.close)
-        actuators = Actuators(control, files, launcher, journal, clock)
+        actuators = Actuators(control, routes, launcher, journal, clock)
         backoff = Backoff(config.policy.retry_backoff_s, config.policy.retry_backoff_max_s)
         executor = Executor(actuators, Fleet(journal), backoff, models)
         stack.push_async_callback(executor.cancel)
         supervisor = Supervisor(executor, control, launcher, models, clock, BrokenRequests(envoy.log_file, clock))
         stack.push_async_callback(supervisor.close)
+        supervisor.further_faults = lambda: refusals(routes.proxies)
         world = World(observer, executor, supervisor, journal, clock)
-        yield Components(config, world, control, launcher, journal, envoy, files, clock, observer)
+        yield Components(config, world, control, launcher, journal, envoy, routes, clock, observer)
 
 
-def build_observer(config: ThemisConfig, clock: SystemClock) -> LiveObserver:
-    """The observer of a configuration's servers, Envoy and devices."""
-    stats = EnvoyStats(config.envoy, config.called_models, clock, READING_WAIT_S)
+def build_observer(config: ThemisConfig, clock: SystemClock, server: XdsServer | None = None) -> LiveObserver:
+    """The observer of a configuration's servers, Envoys and devices. `server`: the one to which Envoys of other machines connect."""
+    models = config.called_models
+    own = EnvoyStats(config.envoy, models, clock, READING_WAIT_S)
+
+    def reader(address: Address) -> EnvoyStats:
+        tls = server.client_context() if server is not None and address.tls else None
+        # It has no files here that would name another address of it.
+        elsewhere = replace(config.envoy, admin_address=address, directory=config.envoy.directory / "xds")
+        return EnvoyStats(elsewhere, models, clock, READING_WAIT_S, tls)
+
+    stats = SummedStats(own, lambda: server.nodes, reader) if server is not None else own
     return LiveObserver(TritonMetrics(clock, wait_s=READING_WAIT_S), stats, DeviceReader(sorted(config.local_devices), clock))
+
+
+def refusals(proxies: Sequence[ProxyConnection]) -> tuple[str, ...]:
+    """The faults of Envoys that get their routes over xDS."""
+    return tuple(
+        f"Envoy {each.name} at {each.address} refused new routes and keeps its last ones: {each.refused}"
+        for each in proxies
+        if each.refused is not None
+    )

@@ -18,6 +18,7 @@ from themis_triton.core.day_report import DayReport
 from themis_triton.core.errors import EnvironmentCheckError
 from themis_triton.core.estimate import PipelineEstimate
 from themis_triton.core.fleet import Phase
+from themis_triton.core.observation import ProxyConnection
 from themis_triton.core.overrides import Overrides
 from themis_triton.core.prediction import prediction_words
 from themis_triton.core.price import running_price
@@ -50,6 +51,7 @@ class StatusBoard:
     overrides: Overrides = field(default_factory=Overrides)
     journal_trouble: str | None = None
     report: DayReport | None = None
+    proxies: tuple[ProxyConnection, ...] = ()
     windows: dict[str, PipelineWindows] = field(default_factory=dict)
     coming_since_s: dict[str, float] = field(default_factory=dict)
     events: deque[StatusEvent] = field(default_factory=lambda: deque(maxlen=MAX_EVENTS))
@@ -115,6 +117,7 @@ class StatusBoard:
             tick_error=self.tick_error,
             journal_trouble=self.journal_trouble,
             report=self.report,
+            proxies=self.proxies,
             usage=_usage(self.usage),
             pipelines=tuple(PipelineStatus(p.name, p.stages, p.slo_ms, p.percentile) for p in self.config.pipelines),
             events=tuple(self.events),

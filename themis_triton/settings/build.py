@@ -28,6 +28,7 @@ from themis_triton.core.config import (
     StageCalls,
     StatusConfig,
     ThemisConfig,
+    XdsConfig,
 )
 from themis_triton.core.graph import is_chain
 from themis_triton.core.policy import PolicyConfig, PolicyName
@@ -39,7 +40,7 @@ from themis_triton.settings.model_files import is_stateful, launch_repositories
 from themis_triton.settings.models import ModelSettings
 from themis_triton.settings.pipelines import PipelineSettings
 from themis_triton.settings.policy import PolicySettings, with_settings
-from themis_triton.settings.schema import Settings, StatusSettings
+from themis_triton.settings.schema import Settings, StatusSettings, XdsSettings
 from themis_triton.settings.servers import KubernetesSettings, LaunchSettings, RaySettings, ServerSettings, SlotSettings
 from themis_triton.settings.slurm import SlurmSettings
 
@@ -174,7 +175,12 @@ def _envoy(loaded: Loaded, settings: Settings) -> EnvoyConfig:
         tls=envoy.tls.to_core(loaded.resolve) if envoy.tls is not None else None,
         api_keys=loaded.resolve(envoy.api_keys) if envoy.api_keys is not None else None,
         jwt=envoy.jwt.to_core(loaded.resolve) if envoy.jwt is not None else None,
+        xds=_xds(loaded, envoy.xds) if envoy.xds is not None else None,
     )
+
+
+def _xds(loaded: Loaded, xds: XdsSettings) -> XdsConfig:
+    return XdsConfig(Address.parse(xds.listen), xds.tls.to_core(loaded.resolve) if xds.tls is not None else None)
 
 
 def _admin_socket(directory: Path) -> Address:

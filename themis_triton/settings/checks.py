@@ -306,6 +306,7 @@ def _written_addresses(loaded: Loaded) -> Iterator[tuple[KeyPath, str]]:
     for name, server in loaded.section("servers").items():
         for key in ("grpc", "http", "metrics"):
             yield ("servers", name, key), str(mapping(server).get(key))
+    yield ("envoy", "xds", "listen"), str(mapping(loaded.section("envoy").get("xds")).get("listen"))
     own = [("envoy", key, getattr(_ENVOY, key)) for key in ("grpc_listen", "http_listen", "admin")]
     own.append(("status", "address", _STATUS.address))
     for section, key, default in sorted(own, key=lambda entry: entry[1] in loaded.section(entry[0])):

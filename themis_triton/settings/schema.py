@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
+from themis_triton.core.address import Address
 from themis_triton.core.client_auth import JwtConfig
 from themis_triton.core.config import Mode
 from themis_triton.core.policy import PolicyName
@@ -31,6 +32,24 @@ class JwtSettings(Section):
     def to_core(self, resolve: Callable[[Path], Path]) -> JwtConfig:
         """The same with absolute paths."""
         return JwtConfig(self.issuer, resolve(self.jwks), tuple(self.audiences))
+
+
+class XdsSettings(Section):
+    """Routes over xDS, for Envoys of other machines beside the one that reads files."""
+
+    listen: Listen = Field(description="listener of the discovery service (gRPC), such as 0.0.0.0:9190; beyond loopback it needs `tls`")
+    tls: ListenerTlsSettings | None = Field(
+        default=None, description="TLS of `listen`; with `client_ca` only Envoys with a certificate of that authority get routes"
+    )
+
+    @model_validator(mode="after")
+    def _known_clients(self) -> XdsSettings:
+        known = self.tls is not None and self.tls.client_ca is not None and self.tls.require_client_certificate is not False
+        if not known and not Address.parse(self.listen).is_loopback:
+            fix = "set `tls` with `certificate`, `key` and `client_ca`, or write a loopback address"
+            found = f"`listen: {self.listen}` lets other machines get routes, and keys of TLS, without a certificate"
+            raise refusal(found, "certificates of Envoys", fix)
+        return self
 
 
 class EnvoySettings(Section):
@@ -84,6 +103,7 @@ class EnvoySettings(Section):
     )
     jwt: JwtSettings | None = Field(default=None, description="JSON Web Tokens that requests need, in place of API keys")
     tls: ListenerTlsSettings | None = Field(default=None, description="TLS of `grpc_listen` and `http_listen`; by default they have none")
+    xds: XdsSettings | None = Field(default=None, description="further Envoys, which get their routes over xDS; by default there are none")
 
     @model_validator(mode="after")
     def _one_way_in(self) -> EnvoySettings:

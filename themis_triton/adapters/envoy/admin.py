@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import ssl
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,15 +24,16 @@ class EnvoyAdmin:
     """Queries the Envoy of a configuration. Close it when done.
 
     `version`: what it called itself when `node_id` was asked. `address`: where it answered last. An Envoy that was started with another
-    admin address is asked at that one, which its bootstrap names.
+    admin address is asked at that one, which its bootstrap names. `tls`: with which an address with TLS is called.
     """
 
-    def __init__(self, config: EnvoyConfig, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, config: EnvoyConfig, max_bytes: int = MAX_BYTES, tls: ssl.SSLContext | None = None) -> None:
         self.address = config.admin_address
         self.version = ""
         self._configured = config.admin_address
         self._bootstrap = config.directory / BOOTSTRAP
         self._max_bytes = max_bytes
+        self._tls = tls
         self._clients: dict[Address, HttpClient] = {}
 
     async def close(self) -> None:
@@ -101,7 +103,7 @@ class EnvoyAdmin:
 
     def _client(self, address: Address) -> HttpClient:
         if address not in self._clients:
-            self._clients[address] = HttpClient(_TIMEOUT_S, self._max_bytes, address.socket_path)
+            self._clients[address] = HttpClient(_TIMEOUT_S, self._max_bytes, address.socket_path, self._tls)
         return self._clients[address]
 
     async def _get_json(self, path: str, parameters: Mapping[str, str] | None = None) -> Any:  # noqa: ANN401 - JSON

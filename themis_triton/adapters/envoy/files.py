@@ -16,12 +16,13 @@ from themis_triton.adapters.envoy.client_auth import FILTER_FILES, read_auth_fil
 from themis_triton.adapters.envoy.clusters import Json
 from themis_triton.adapters.envoy.downstream_tls import check_files, link_files, remove_other_links
 from themis_triton.adapters.envoy.file_steps import FILTERS, expected_versions, statistics_prefix, steps
-from themis_triton.adapters.envoy.render import BOOTSTRAP, OWN_FILES, node_id, render
+from themis_triton.adapters.envoy.render import BOOTSTRAP, OWN_FILES, RenderInput, node_id, render
 from themis_triton.adapters.envoy.upstream_tls import secure_servers
 from themis_triton.adapters.pem_certificates import PemError
 from themis_triton.adapters.pem_files import files_version, pem_version
 from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.errors import EnvironmentCheckError, ServerError
+from themis_triton.core.observation import ProxyConnection
 from themis_triton.core.routes import RouteTable
 
 _POLL_S = 0.01
@@ -46,7 +47,7 @@ class EnvoyFiles:
 
     A cluster comes before the routes to it and goes after them. Calls are taken one at a time. `log_file` is where the reason is
     looked up when Envoy refuses a file. `on_ignored` is called with the reason when Envoy does not read files that were moved into place.
-    `take_up_s`: how long Envoy took for the newest change.
+    `take_up_s`: how long Envoy took for the newest change. `rendered`: what the files in place were rendered from.
     """
 
     def __init__(
@@ -58,12 +59,18 @@ class EnvoyFiles:
         self._admin = EnvoyAdmin(config)
         self._lock = asyncio.Lock()
         self.take_up_s: float | None = None
+        self.rendered: RenderInput | None = None
         self._written: RouteTable | None = None
         self._names: frozenset[str] = frozenset()
         self._pem_versions: dict[str, str] = {}
         self._refused_versions: dict[str, str] = {}
         self._on_ignored = on_ignored
         self._auth: Json | None = None
+
+    @property
+    def proxies(self) -> tuple[ProxyConnection, ...]:
+        """The Envoys that get their routes over the network: none."""
+        return ()
 
     async def close(self) -> None:
         """Close the connection to Envoy's admin address."""
@@ -125,7 +132,8 @@ class EnvoyFiles:
 
     async def _write(self, table: RouteTable, pem_versions: dict[str, str]) -> None:
         config = await resolved_config(self._config)
-        desired = render(config, await resolved_table(table), pem_versions, self._auth)
+        rendered = RenderInput(config, await resolved_table(table), pem_versions, self._auth)
+        desired = render(config, rendered.table, pem_versions, self._auth)
         present = await asyncio.to_thread(read_files, config.directory)
         self._names = frozenset(desired)
         running = await self._admin.node_id() == node_id(config.directory)
@@ -142,7 +150,7 @@ class EnvoyFiles:
                 await asyncio.to_thread(_move, config.directory, step)
         await asyncio.to_thread(_remove, config.directory, present.keys() - desired.keys())
         await asyncio.to_thread(remove_other_links, config, own_version)
-        self._pem_versions = pem_versions
+        self._pem_versions, self.rendered = pem_versions, rendered
 
     async def _move_and_wait(self, step: Mapping[str, str], present: Mapping[str, str]) -> None:
         before = await self._stats()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -29,6 +30,16 @@ OWN_FILES = ""
 NO_VERSIONS: Mapping[str, str] = MappingProxyType({})
 
 
+@dataclass(frozen=True, slots=True)
+class RenderInput:
+    """What was rendered last: the settings and the routes with IP addresses, the versions of PEM files, the filter that checks clients."""
+
+    config: EnvoyConfig
+    table: RouteTable
+    pem_versions: Mapping[str, str]
+    auth: Json | None
+
+
 def render(
     config: EnvoyConfig, table: RouteTable, pem_versions: Mapping[str, str] = NO_VERSIONS, auth: Json | None = None
 ) -> dict[str, str]:
@@ -44,11 +55,12 @@ def render(
     for model, route in table.models.items():
         if route.affinity_header is not None:
             raise ServerError(f"model {model}: its route has an affinity, which Envoy's files do not express: expected none")
-    discovered = _resources(config, table, pem_versions, auth)
+    discovered = resources_by_file(config, table, pem_versions, auth)
     return {BOOTSTRAP: bootstrap_text(config)} | {name: discovery(resources) for name, resources in discovered.items()}
 
 
-def _resources(config: EnvoyConfig, table: RouteTable, pem_versions: Mapping[str, str], auth: Json | None) -> dict[str, list[Json]]:
+def resources_by_file(config: EnvoyConfig, table: RouteTable, pem_versions: Mapping[str, str], auth: Json | None) -> dict[str, list[Json]]:
+    """The resources of each xDS file, as `render` writes them."""
     clusters = list(each_cluster(table))
     files = {endpoints_file(spec.name): [endpoints(spec)] for spec in clusters if spec.watched}
     interval_s = check_interval_s(len(clusters))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import ssl
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -64,10 +65,13 @@ class EnvoyStats:
         models: their names.
         clock: stamps the readings.
         wait_s: for how long one call of `read_routes` waits; None: for the time-out of the admin address.
+        tls: with which an admin address with TLS is called.
     """
 
-    def __init__(self, config: EnvoyConfig, models: Sequence[str], clock: Clock, wait_s: float | None = None) -> None:
-        self._admin = EnvoyAdmin(config, MAX_BYTES + _BYTES_PER_MODEL * len(models))
+    def __init__(
+        self, config: EnvoyConfig, models: Sequence[str], clock: Clock, wait_s: float | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self._admin = EnvoyAdmin(config, MAX_BYTES + _BYTES_PER_MODEL * len(models), tls)
         self._models = tuple(models)
         self._clock = clock
         self._wait_s = wait_s
