@@ -156,10 +156,6 @@ def test_envoys_elsewhere_take_routes_over_xds_under_load_refuse_bad_ones_and_ou
             (reading,), error = await stats.read_routes()
             await stats.close()
             assert (error, reading.arrivals, reading.failures) == (None, load.sent, 0)
-            admin = EnvoyAdmin(edges.admin(node))
-            [directly] = await admin.stats(rf"^cluster.{model_cluster(Protocol.GRPC, MODEL)}.lb_zone_routing_all_directly$")
-            await admin.close()
-            assert directly["value"] > RATE_RPS / 2
         return results
 
     with running_edges(tmp_path, envoy) as edges:

@@ -68,7 +68,7 @@ def running_edges(folder: Path, envoy: EnvoyConfig) -> Iterator[Edges]:
 
 @contextmanager
 def _running_edge(folder: Path, node: Node, config: XdsConfig, envoy: EnvoyConfig, tls: Mapping[str, str]) -> Iterator[None]:
-    server = replace(config.listen, tls=True, server_name="localhost", **{key: tls[key] for key in ("ca", "certificate", "key")})
+    server = replace(config.listen, tls=True, server_name="localhost", ca=tls["ca"], certificate=tls["certificate"], key=tls["key"])
     file = folder / "envoy.json"
     file.write_text(json.dumps(xds_bootstrap(envoy, Bootstrap(node, server, default_admin(folder)))))
     command = [str(Path(sys.executable).parent / "envoy"), "-c", str(file), "--use-dynamic-base-id", "--concurrency", "1", "-l", "warning"]

@@ -37,6 +37,8 @@ from themis_triton.core.observation import ProxyConnection
 log = structlog.get_logger()
 SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 MAX_ENVOYS = 256
+CLOSE_S = 1.0
+"""For how long open streams may take to end."""
 WARM_S = 1.0
 """For how long a new cluster may wait for its first health checks; routes to it follow then."""
 ADDRESSES = ("grpc_listen", "http_listen", "stats")
@@ -121,8 +123,11 @@ class XdsServer:
 
     async def close(self) -> None:
         """Stop listening. The Envoys go on with what they have, and come back."""
+        for each in self._connections:
+            each.ends = True
+            each.changed.set()
         if self._server is not None:
-            await self._server.stop(grace=None)
+            await self._server.stop(grace=CLOSE_S)
             self._server = None
 
     def client_context(self) -> ssl.SSLContext | None:
