@@ -18,10 +18,13 @@ class ModelViews:
         config: where the models are.
         directory: the views lie here, in a folder for each server.
         deprioritize_after_s: by model, how long a request waits before all others are served first; see `model_config.for_launch`.
+        besides: files that a launch depends on besides those of its models.
     """
 
-    def __init__(self, config: LaunchConfig, directory: Path, deprioritize_after_s: Mapping[str, float] | None = None) -> None:
-        self._config = config
+    def __init__(
+        self, config: LaunchConfig, directory: Path, deprioritize_after_s: Mapping[str, float] | None = None, besides: Collection[Path] = ()
+    ) -> None:
+        self._config, self._besides = config, tuple(besides)
         self._directory = directory
         self._deprioritize_after_s = deprioritize_after_s or {}
 
@@ -49,10 +52,10 @@ class ModelViews:
         await asyncio.to_thread(add_ensembles, self.files(name), config.model_repository, names, *further)
 
     async def versions(self, models: Collection[str], inputs: Mapping[str, ModelInputs]) -> dict[str, str]:
-        """By model, what identifies its files and the file of its warm-up inputs, by their sizes and times."""
+        """By model, what identifies its files, the file of its warm-up inputs and those besides, by their sizes and times."""
         return await asyncio.to_thread(lambda: {model: self._version(model, inputs) for model in models})
 
     def _version(self, model: str, inputs: Mapping[str, ModelInputs]) -> str:
         file = inputs.get(model, ModelInputs()).file
         folder = model_folder(model, self._config.model_repository, self._config.further_repositories)
-        return files_version(folder, *([file] if file is not None else []))
+        return files_version(folder, *self._besides, *([file] if file is not None else []))

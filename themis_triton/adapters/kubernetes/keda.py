@@ -71,7 +71,7 @@ class KedaLauncher(KubernetesLauncher):
             raise LaunchFailedError(f"server {name}: slot {slot} does not exist: expected one of {', '.join(self._slots)}")
         await self._scaler.start()
         await self._watch.pods()
-        await asyncio.to_thread(self._build_view, self._files(name), models)
+        await self._views.build(name, models)
         nowhere = (UNKNOWN_ADDRESS, UNKNOWN_ADDRESS, UNKNOWN_ADDRESS)
         server = Server(name, self._slots[slot].device, *nowhere, Phase.LAUNCHING, launched=True, slot=slot, models=dict(models))
         server = self._with_files(server)
@@ -157,7 +157,7 @@ class KedaLauncher(KubernetesLauncher):
                     raise
                 await self._watch.relist()
         await self._control.forget(server)
-        await asyncio.to_thread(self._files(server.name).remove)
+        await asyncio.to_thread(self._views.files(server.name).remove)
 
     async def kill(self, server: Server) -> None:
         """Delete the pod by force; the Deployment replaces it as long as KEDA wants as many.

@@ -6,9 +6,8 @@ import asyncio
 import contextlib
 import math
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import structlog
@@ -34,15 +33,12 @@ from themis_triton.adapters.kubernetes.resizing import resize_pod
 from themis_triton.adapters.kubernetes.state_file import write_state
 from themis_triton.adapters.kubernetes.template import Json, read_template, triton_container
 from themis_triton.adapters.kubernetes.watch import PodWatch
-from themis_triton.adapters.server_files import ServerFiles, add_ensembles, add_model, build_view, files_version, model_folder
-from themis_triton.adapters.triton.gpus import gpu_readings
-from themis_triton.adapters.triton.idle import POLL_S, POLL_TIMEOUT_S, wait_idle
+from themis_triton.adapters.remote_launcher import RemoteLauncher, incarnation_of_own
+from themis_triton.adapters.triton.idle import POLL_S, POLL_TIMEOUT_S
 from themis_triton.adapters.triton.model_control import TritonModelControl
-from themis_triton.adapters.triton.warmup import Warmup
-from themis_triton.core.config import KubernetesLaunchConfig, ModelInputs
+from themis_triton.core.config import KubernetesLaunchConfig
 from themis_triton.core.errors import LaunchFailedError, ServerError, SettingsError, ThemisError
 from themis_triton.core.fleet import Models, ModelState, Phase, Server
-from themis_triton.core.observation import DeviceReading
 
 log = structlog.get_logger()
 _TAIL_LINES = 20
@@ -51,7 +47,7 @@ _CONFLICT = 409
 _FORCED_WAIT_S = 20.0
 
 
-class KubernetesLauncher:
+class KubernetesLauncher(RemoteLauncher):
     """Implements `ServerLauncher`. Use it from one event loop, and `close` it there.
 
     It is stateless but for a copy of what the API server has: everything about a server is in its pod, and its models' own
@@ -63,14 +59,13 @@ class KubernetesLauncher:
         deprioritize_after_s: by model, how long a request waits before all others are served first; see `model_config.for_launch`.
     """
 
+    _config: KubernetesLaunchConfig
+
     def __init__(
         self, config: KubernetesLaunchConfig, state_directory: Path, deprioritize_after_s: Mapping[str, float] | None = None
     ) -> None:
-        self._config = config
-        self._inputs = config.inputs
+        super().__init__(config, state_directory, deprioritize_after_s, [config.pod_template] if config.keda is None else [])
         self._state = state_directory
-        self._deprioritize_after_s = deprioritize_after_s or {}
-        self._slots = {slot.name: slot for slot in config.slots}
         self._api = PodApi(config)
         self._watch = PodWatch(self._api, self._selector())
         self._control = TritonModelControl()
@@ -91,11 +86,11 @@ class KubernetesLauncher:
         """
         if slot not in self._slots:
             raise LaunchFailedError(f"server {name}: slot {slot} does not exist: expected one of {', '.join(self._slots)}")
-        template, files = await asyncio.to_thread(read_template, self._config.pod_template), self._files(name)
+        template, files = await asyncio.to_thread(read_template, self._config.pod_template), self._views.files(name)
         order = Order(name, slot, self._slots[slot].device, models, uuid.uuid4().hex)
         try:
             self._read_key()
-            await asyncio.to_thread(self._build_view, files, models)
+            await self._views.build(name, models)
             write_state(self._state, self._config)
             pod = await self._create(server_pod(template, order, self._config, await self._owner()))
         except ThemisError as error:
@@ -125,15 +120,6 @@ class KubernetesLauncher:
         metadata = (await self._api.read_deployment(self._config.owner_deployment))["metadata"]
         return {"apiVersion": "apps/v1", "kind": "Deployment", "name": metadata["name"], "uid": metadata["uid"]}
 
-    def _build_view(self, files: ServerFiles, models: Models) -> None:
-        config = self._config
-        ensembles = config.ensembles_of(models)
-        own = (config.model_repository, models, self._deprioritize_after_s, None, config.further_repositories, ensembles)
-        build_view(files, *own, config.model_config_name)
-
-    def _files(self, name: str) -> ServerFiles:
-        return ServerFiles(self._state, name)
-
     def _read_key(self) -> str:
         try:
             return self._config.key_file.read_text(encoding="utf-8").strip()
@@ -145,7 +131,7 @@ class KubernetesLauncher:
 
     def _with_files(self, server: Server) -> Server:
         """The server with what the sidecar knows of it: its key, its log, and where its models' own files can be read."""
-        files = self._files(server.name)
+        files = self._views.files(server.name)
         own = files.models if files.models.is_dir() else self._config.model_repository
         return replace(server, model_control_key=self._read_key(), log_file=str(files.log), model_repository=str(own))
 
@@ -211,11 +197,6 @@ class KubernetesLauncher:
     async def _log_tail(self, server: Server) -> str:
         return f"pod {self._name(server)}, last lines:\n{await self.read_log(server, _TAIL_LINES)}"
 
-    async def _with_gpu(self, server: Server) -> Server:
-        """The server with its device by UUID, where its metrics show exactly one GPU."""
-        gpus = await self._gpus(server)
-        return replace(server, device=gpus[0].device) if len(gpus) == 1 else server
-
     async def _zone(self, server: Server) -> str | None:
         """The zone of the server's node: by the pod's label, else the node's; None where neither can be read."""
         if server.zone is not None or server.node is None:
@@ -226,53 +207,6 @@ class KubernetesLauncher:
             log.info("zone_unknown", server=server.name, node=server.node, reason=str(error))
             return None
         return labels.get(ZONE)
-
-    async def _gpus(self, server: Server) -> tuple[DeviceReading, ...]:
-        try:
-            async with HttpClient(POLL_TIMEOUT_S) as http:
-                return gpu_readings((await http.get(server.metrics_address.url("/metrics"))).decode(errors="replace"), 0.0)
-        except (HttpError, ValueError):
-            return ()
-
-    async def warm_up(self, server: Server) -> None:
-        """Send real inference requests at every planned batch size, one at a time an instance, and check that they are answered.
-
-        Raises:
-            LaunchFailedError: a request failed or its answer is empty.
-            ServerError: the server does not answer.
-        """
-        async with Warmup(server, self._config.warmup_requests, self._config.ready_timeout_s, self._inputs) as warmup:
-            await warmup.warm_all(server.models)
-
-    def use_inputs(self, inputs: Mapping[str, ModelInputs]) -> None:
-        """Warm up with these inputs from now on."""
-        self._inputs = inputs
-
-    async def add_model(self, server: Server, model: str, state: ModelState) -> None:
-        """Make the view of a model's files from which it is loaded; the pod's own repository has the model itself."""
-        config = self._config
-        own = (config.model_repository, model, state, self._deprioritize_after_s, None, config.further_repositories)
-        await asyncio.to_thread(add_model, self._files(server.name), *own, config.model_config_name)
-
-    def ensembles_of(self, models: Collection[str]) -> tuple[str, ...]:
-        """The ensembles that a server with these models gets."""
-        return self._config.ensembles_of(models)
-
-    async def add_ensembles(self, server: Server) -> None:
-        """Make the views of the ensembles that a running server's models suffice for."""
-        config, names = self._config, self.ensembles_of(server.models)
-        further = (config.further_repositories, config.model_config_name)
-        await asyncio.to_thread(add_ensembles, self._files(server.name), config.model_repository, names, *further)
-
-    async def read_files_versions(self, models: Collection[str]) -> dict[str, str]:
-        """By model, what identifies its files, the file of its warm-up inputs and the pod template, by their sizes and times."""
-        return await asyncio.to_thread(lambda: {model: self._files_version(model) for model in models})
-
-    def _files_version(self, model: str) -> str:
-        inputs = self._inputs.get(model, ModelInputs()).file
-        folder = model_folder(model, self._config.model_repository, self._config.further_repositories)
-        template = [self._config.pod_template] if self._config.keda is None else []
-        return files_version(folder, *template, *([inputs] if inputs is not None else []))
 
     async def is_alive(self, server: Server) -> bool:
         """Whether the very pod still runs or waits for a node, by the watch; True while the API server has never answered."""
@@ -300,18 +234,7 @@ class KubernetesLauncher:
             pods |= await self._watch.pods()
             if name in pods and incarnation_of(pods[name]) == server.incarnation:
                 return await self._api.read_log(name, triton_container(pods[name])["name"], lines)
-        return await asyncio.to_thread(self._files(server.name).last_lines, lines) or ""
-
-    async def wait_idle(self, server: Server) -> bool:
-        """Wait until the counters show no request (`idle.wait_idle`); False after the drain time-out."""
-        return await wait_idle(server, self._config.drain_timeout_s, partial(self._has_ended, server))
-
-    async def _has_ended(self, server: Server) -> bool:
-        return not await self.is_alive(server)
-
-    async def read_memory(self, server: Server) -> int:
-        """Bytes in use on the pod's GPUs, by Triton's metrics; 0 without a GPU."""
-        return sum((gpu.memory_total_bytes or 0) - (gpu.memory_free_bytes or 0) for gpu in await self._gpus(server))
+        return await asyncio.to_thread(self._views.files(server.name).last_lines, lines) or ""
 
     async def discover(self) -> tuple[Server, ...]:
         """Every pod of this sidecar that has not ended, by name, in phase LAUNCHING. ServerError where the API does not answer."""
@@ -342,18 +265,14 @@ class KubernetesLauncher:
         await self._delete(server, 0, _FORCED_WAIT_S)
 
     async def _delete(self, server: Server, grace_s: int | None, wait_s: float) -> None:
-        if not server.launched or server.incarnation is None:
-            raise ServerError(
-                f"server {server.name} was not launched by Themis and is never stopped by it. Fix: stop it where it was started"
-            )
-        name, uid = self._name(server), server.incarnation.partition("/")[0]
+        name, uid = self._name(server), incarnation_of_own(server).partition("/")[0]
         await self._keep_log(server)
         for grace, bound_s in ((grace_s, wait_s), (0, _FORCED_WAIT_S)):
             await self._api.delete_pod(name, uid, grace)
             pod = await self._watch.wait_for(name, lambda pod: pod is None or pod["metadata"]["uid"] != uid, bound_s)
             if pod is None or pod["metadata"]["uid"] != uid:
                 await self._control.forget(server)
-                await asyncio.to_thread(self._files(server.name).remove)
+                await asyncio.to_thread(self._views.files(server.name).remove)
                 return
         raise ServerError(f"server {server.name}: pod {name} is still there {math.ceil(_FORCED_WAIT_S)} s after it was deleted by force")
 
@@ -362,7 +281,7 @@ class KubernetesLauncher:
         pod = (await self._watch.pods()).get(self._name(server))
         if pod is None or incarnation_of(pod) != server.incarnation:
             return
-        file = self._files(server.name).log
+        file = self._views.files(server.name).log
         with contextlib.suppress(ServerError, OSError):
             text = await self._api.read_log(pod["metadata"]["name"], triton_container(pod)["name"], _KEPT_LINES)
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -6,16 +6,15 @@ import asyncio
 import contextlib
 import secrets
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import structlog
 
-from themis_triton.adapters.http import HttpClient, HttpError
+from themis_triton.adapters.http import HttpClient
 from themis_triton.adapters.local.triton_install import TritonInstall, find_triton
-from themis_triton.adapters.model_views import ModelViews
+from themis_triton.adapters.remote_launcher import RemoteLauncher, incarnation_of_own
 from themis_triton.adapters.slurm.ending import end_jobs
 from themis_triton.adapters.slurm.jobs import Job
 from themis_triton.adapters.slurm.listing import JobList
@@ -24,20 +23,17 @@ from themis_triton.adapters.slurm.order import Endpoint, Order, models_of, read_
 from themis_triton.adapters.slurm.programs import SlurmError
 from themis_triton.adapters.slurm.state_file import write_state
 from themis_triton.adapters.triton.client import new_client
-from themis_triton.adapters.triton.gpus import gpu_readings
-from themis_triton.adapters.triton.idle import POLL_S, POLL_TIMEOUT_S, holds_models, wait_idle
-from themis_triton.adapters.triton.warmup import Warmup
+from themis_triton.adapters.triton.idle import POLL_S, POLL_TIMEOUT_S, holds_models
 from themis_triton.core.address import UNKNOWN_ADDRESS
-from themis_triton.core.config import ModelInputs, SlurmLaunchConfig
-from themis_triton.core.errors import LaunchFailedError, ModelFailedError, ServerError, ThemisError
+from themis_triton.core.config import SlurmLaunchConfig
+from themis_triton.core.errors import LaunchFailedError, ModelFailedError, ThemisError
 from themis_triton.core.fleet import Models, ModelState, Phase, Server
-from themis_triton.core.observation import DeviceReading
 
 log = structlog.get_logger()
 _PLACE_POLL_S = 0.2
 
 
-class SlurmLauncher:
+class SlurmLauncher(RemoteLauncher):
     """Implements `ServerLauncher`. Use it from one event loop, and `close` it there.
 
     Everything about a server is in its job's name and in `config.directory`, which the nodes share with this machine: the view of its
@@ -49,12 +45,11 @@ class SlurmLauncher:
         deprioritize_after_s: by model, how long a request waits before all others are served first; see `model_config.for_launch`.
     """
 
+    _config: SlurmLaunchConfig
+
     def __init__(self, config: SlurmLaunchConfig, state_directory: Path, deprioritize_after_s: Mapping[str, float] | None = None) -> None:
-        self._config = config
-        self._inputs = config.inputs
+        super().__init__(config, config.directory, deprioritize_after_s)
         self._state = state_directory
-        self._slots = {slot.name: slot for slot in config.slots}
-        self._views = ModelViews(config, config.directory, deprioritize_after_s)
         self._jobs = JobList(config.sidecar, config.poll_s)
         self._install: TritonInstall | None = None
         self._install_lock = asyncio.Lock()
@@ -179,48 +174,6 @@ class SlurmLauncher:
     def _log_tail(self, server: Server) -> str:
         return self._views.files(server.name).log_tail()
 
-    async def _with_gpu(self, server: Server) -> Server:
-        """The server with its device by UUID, where its metrics show exactly one GPU."""
-        gpus = await self._gpus(server)
-        return replace(server, device=gpus[0].device) if len(gpus) == 1 else server
-
-    async def _gpus(self, server: Server) -> tuple[DeviceReading, ...]:
-        try:
-            async with HttpClient(POLL_TIMEOUT_S) as http:
-                return gpu_readings((await http.get(server.metrics_address.url("/metrics"))).decode(errors="replace"), 0.0)
-        except (HttpError, ValueError):
-            return ()
-
-    async def warm_up(self, server: Server) -> None:
-        """Send real inference requests at every planned batch size, one at a time an instance, and check that they are answered.
-
-        Raises:
-            LaunchFailedError: a request failed or its answer is empty.
-            ServerError: the server does not answer.
-        """
-        async with Warmup(server, self._config.warmup_requests, self._config.ready_timeout_s, self._inputs) as warmup:
-            await warmup.warm_all(server.models)
-
-    def use_inputs(self, inputs: Mapping[str, ModelInputs]) -> None:
-        """Warm up with these inputs from now on."""
-        self._inputs = inputs
-
-    async def add_model(self, server: Server, model: str, state: ModelState) -> None:
-        """Put a model into the repository of a running server, as a launch would have done; one that is there stays as it is."""
-        await self._views.add_model(server.name, model, state)
-
-    def ensembles_of(self, models: Collection[str]) -> tuple[str, ...]:
-        """The ensembles that a server with these models gets."""
-        return self._config.ensembles_of(models)
-
-    async def add_ensembles(self, server: Server) -> None:
-        """Put the ensembles that a running server's models suffice for into its repository."""
-        await self._views.add_ensembles(server.name, server.models)
-
-    async def read_files_versions(self, models: Collection[str]) -> dict[str, str]:
-        """By model, what identifies its files and the file of its warm-up inputs, by their sizes and times."""
-        return await self._views.versions(models, self._inputs)
-
     async def is_alive(self, server: Server) -> bool:
         """Whether the very job still runs or waits for a node, by the last list; True while the controller has never answered."""
         try:
@@ -230,9 +183,6 @@ class SlurmLauncher:
             return True
         return job is not None and not job.is_over
 
-    async def resize(self, server: Server, models: Models) -> None:
-        """Does nothing: a job keeps the processors and the memory that it asked for."""
-
     async def read_log(self, server: Server, lines: int) -> str:
         """The last lines of the server's log, and how its job ended; it stays after the server's end."""
         text = await asyncio.to_thread(self._views.files(server.name).last_lines, lines) or ""
@@ -241,17 +191,6 @@ class SlurmLauncher:
             if job is not None and job.is_over:
                 return "\n".join([*text.splitlines(), job.end][-lines:])
         return text
-
-    async def wait_idle(self, server: Server) -> bool:
-        """Wait until the counters show no request (`idle.wait_idle`); False after the drain time-out."""
-        return await wait_idle(server, self._config.drain_timeout_s, partial(self._has_ended, server))
-
-    async def _has_ended(self, server: Server) -> bool:
-        return not await self.is_alive(server)
-
-    async def read_memory(self, server: Server) -> int:
-        """Bytes in use on the job's GPUs, by Triton's metrics; 0 without a GPU."""
-        return sum((gpu.memory_total_bytes or 0) - (gpu.memory_free_bytes or 0) for gpu in await self._gpus(server))
 
     async def discover(self) -> tuple[Server, ...]:
         """Every job of this sidecar that has not ended, by name, in phase LAUNCHING. ServerError where Slurm does not answer."""
@@ -298,11 +237,7 @@ class SlurmLauncher:
 
     async def _known(self, server: Server) -> list[Job]:
         """The server's job, unless nothing of it is left."""
-        if not server.launched or server.incarnation is None:
-            raise ServerError(
-                f"server {server.name} was not launched by Themis and is never stopped by it. Fix: stop it where it was started"
-            )
-        job = (await self._jobs.refresh()).get(server.incarnation)
+        job = (await self._jobs.refresh()).get(incarnation_of_own(server))
         return [job] if job is not None and not job.is_gone else []
 
     def _remove(self, name: str, launch: str) -> None:
