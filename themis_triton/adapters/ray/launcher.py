@@ -6,13 +6,11 @@ import asyncio
 import contextlib
 import json
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from themis_triton.adapters.http import HttpClient, HttpError
 from themis_triton.adapters.ray.cluster import RayCluster, Supervisor
 from themis_triton.adapters.ray.orders import (
     ENDED,
@@ -28,13 +26,11 @@ from themis_triton.adapters.ray.orders import (
 )
 from themis_triton.adapters.ray.resources import asked_and_there
 from themis_triton.adapters.ray.state_file import write_state
-from themis_triton.adapters.server_files import ServerFiles, add_ensembles, add_model, build_view, files_version, model_folder
-from themis_triton.adapters.triton.gpus import gpu_readings
-from themis_triton.adapters.triton.idle import POLL_TIMEOUT_S, wait_idle
-from themis_triton.adapters.triton.warmup import Warmup
-from themis_triton.core.config import ModelInputs, RayLaunchConfig
+from themis_triton.adapters.remote_launcher import RemoteLauncher, incarnation_of_own
+from themis_triton.adapters.server_files import ServerFiles
+from themis_triton.core.config import RayLaunchConfig
 from themis_triton.core.errors import LaunchFailedError, ModelFailedError, ServerError, ThemisError
-from themis_triton.core.fleet import Models, ModelState, Phase, Server
+from themis_triton.core.fleet import ModelState, Phase, Server
 
 _KEPT_LINES = 2000
 _SLACK_S = 15.0
@@ -43,7 +39,7 @@ _LOG_FILE = "ray.log"
 _ORDER_FILE = "order.json"
 
 
-class RayLauncher:
+class RayLauncher(RemoteLauncher):
     """Implements `ServerLauncher`. Use it from one event loop, and `close` it there.
 
     Everything about a server is in its actor. The state directory has its models' own configuration files, where changes of counts
@@ -55,12 +51,11 @@ class RayLauncher:
         deprioritize_after_s: by model, how long a request waits before all others are served first; see `model_config.for_launch`.
     """
 
+    _config: RayLaunchConfig
+
     def __init__(self, config: RayLaunchConfig, state_directory: Path, deprioritize_after_s: Mapping[str, float] | None = None) -> None:
-        self._config = config
-        self._inputs = config.inputs
-        self._state = state_directory
-        self._deprioritize_after_s = deprioritize_after_s or {}
-        self._slots = {slot.name: slot for slot in config.slots}
+        super().__init__(config, state_directory, deprioritize_after_s)
+        self._state, self._deprioritize_after_s = state_directory, deprioritize_after_s or {}
         self._cluster = RayCluster(config, state_directory / "logs" / _LOG_FILE)
 
     async def launch(self, name: str, slot: str, models: dict[str, ModelState]) -> Server:
@@ -72,10 +67,11 @@ class RayLauncher:
         """
         if slot not in self._slots:
             raise LaunchFailedError(f"server {name}: slot {slot} does not exist: expected one of {', '.join(self._slots)}")
-        files, launch = self._files(name), uuid.uuid4().hex[:12]
+        files, launch = self._views.files(name), uuid.uuid4().hex[:12]
         order = launch_order(name, self._slots[slot], models, launch, self._config, self._deprioritize_after_s)
         try:
-            await asyncio.to_thread(self._write_files, files, order, models)
+            await self._views.build(name, models)
+            await asyncio.to_thread(self._write_files, files, order)
             actor = actor_name(name, launch)
             answer = await self._cluster.call("create", name=actor, order=order, resources=dict(self._config.resources))
         except ThemisError as error:
@@ -86,19 +82,13 @@ class RayLauncher:
         self._cluster.note(actor, Supervisor(**answer))
         return self._with_files(server_of(order))
 
-    def _write_files(self, files: ServerFiles, order: Json, models: Models) -> None:
-        config = self._config
-        own = (config.model_repository, models, self._deprioritize_after_s, None, config.further_repositories)
-        build_view(files, *own, config.ensembles_of(models), config.model_config_name)
+    def _write_files(self, files: ServerFiles, order: Json) -> None:
         (files.directory / _ORDER_FILE).write_text(json.dumps(order), encoding="utf-8")
-        write_state(self._state, config)
-
-    def _files(self, name: str) -> ServerFiles:
-        return ServerFiles(self._state, name)
+        write_state(self._state, self._config)
 
     def _with_files(self, server: Server) -> Server:
         """The server with what the sidecar knows of it: its log, and where its models' own files can be read."""
-        files = self._files(server.name)
+        files = self._views.files(server.name)
         own = files.models if files.models.is_dir() else self._config.model_repository
         return replace(server, log_file=str(files.log), model_repository=str(own))
 
@@ -137,60 +127,20 @@ class RayLauncher:
         call: Json = {"name": _actor(server), "method": method, "arguments": list(arguments), "within_s": timeout_s}
         return await self._cluster.call("invoke", timeout_s + 1.0, **call)
 
-    async def _with_gpu(self, server: Server) -> Server:
-        """The server with its device by UUID, where its metrics show exactly one GPU."""
-        try:
-            async with HttpClient(POLL_TIMEOUT_S) as http:
-                gpus = gpu_readings((await http.get(server.metrics_address.url("/metrics"))).decode(errors="replace"), 0.0)
-        except (HttpError, ValueError):
-            return server
-        return replace(server, device=gpus[0].device) if len(gpus) == 1 else server
-
-    async def warm_up(self, server: Server) -> None:
-        """Send real inference requests at every planned batch size, one at a time an instance, and check that they are answered.
-
-        Raises:
-            LaunchFailedError: a request failed or its answer is empty.
-            ServerError: the server does not answer.
-        """
-        async with Warmup(server, self._config.warmup_requests, self._config.ready_timeout_s, self._inputs) as warmup:
-            await warmup.warm_all(server.models)
-
-    def use_inputs(self, inputs: Mapping[str, ModelInputs]) -> None:
-        """Warm up with these inputs from now on."""
-        self._inputs = inputs
-
     async def add_model(self, server: Server, model: str, state: ModelState) -> None:
         """Make a model loadable on the server's node, and here the view of its files from which it is changed."""
-        config = self._config
-        own = (config.model_repository, model, state, self._deprioritize_after_s, None, config.further_repositories)
-        await asyncio.to_thread(add_model, self._files(server.name), *own, config.model_config_name)
+        await super().add_model(server, model, state)
         await self._change(server, "add_model", model, models_json({model: state})[model])
-
-    def ensembles_of(self, models: Collection[str]) -> tuple[str, ...]:
-        """The ensembles that a server with these models gets."""
-        return self._config.ensembles_of(models)
 
     async def add_ensembles(self, server: Server) -> None:
         """Make the ensembles that a running server's models suffice for loadable."""
-        config, names = self._config, self.ensembles_of(server.models)
-        further = (config.further_repositories, config.model_config_name)
-        await asyncio.to_thread(add_ensembles, self._files(server.name), config.model_repository, names, *further)
+        await super().add_ensembles(server)
         await self._change(server, "add_ensembles", models_json(server.models))
 
     async def _change(self, server: Server, method: str, *arguments: object) -> None:
         answer = await self._invoke(server, method, *arguments)
         if "error" in answer:
             raise LaunchFailedError(f"server {server.name} on node {server.node}: {answer['error']}")
-
-    async def read_files_versions(self, models: Collection[str]) -> dict[str, str]:
-        """By model, what identifies its files, as they are seen here, and the file of its warm-up inputs, by their sizes and times."""
-        return await asyncio.to_thread(lambda: {model: self._files_version(model) for model in models})
-
-    def _files_version(self, model: str) -> str:
-        inputs = self._inputs.get(model, ModelInputs()).file
-        folder = model_folder(model, self._config.model_repository, self._config.further_repositories)
-        return files_version(folder, *([inputs] if inputs is not None else []))
 
     async def is_alive(self, server: Server) -> bool:
         """Whether the very actor still waits for a node, or its server runs there, as was last seen; True before anything was."""
@@ -200,23 +150,13 @@ class RayLauncher:
         known = (self._cluster.supervisors or {}).get(_actor(server))
         return self._cluster.supervisors is None or (known is not None and known.state in (WAITING, PLACED))
 
-    async def resize(self, server: Server, models: Models) -> None:
-        """Does nothing: Ray does not confine what an actor starts."""
-
     async def read_log(self, server: Server, lines: int) -> str:
         """The last lines of the server's output on its node; of one that is gone, those that were kept."""
         known = (self._cluster.supervisors or {}).get(_actor(server))
         if known is not None and known.state in (PLACED, ENDED):
             with contextlib.suppress(ServerError):
                 return str(await self._invoke(server, "read_log", lines))
-        return await asyncio.to_thread(self._files(server.name).last_lines, lines) or ""
-
-    async def wait_idle(self, server: Server) -> bool:
-        """Wait until the counters show no request (`idle.wait_idle`); False after the drain time-out."""
-        return await wait_idle(server, self._config.drain_timeout_s, partial(self._has_ended, server))
-
-    async def _has_ended(self, server: Server) -> bool:
-        return not await self.is_alive(server)
+        return await asyncio.to_thread(self._views.files(server.name).last_lines, lines) or ""
 
     async def read_memory(self, server: Server) -> int:
         """Bytes that the server's processes hold on its device; 0 where that is unknown."""
@@ -240,7 +180,7 @@ class RayLauncher:
             return self._with_files(server_of(known.description))
         name, launch = server_name(actor)
         try:
-            order = json.loads((self._files(name).directory / _ORDER_FILE).read_text(encoding="utf-8"))
+            order = json.loads((self._views.files(name).directory / _ORDER_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         return self._with_files(server_of(order)) if order["launch"] == launch else None
@@ -262,17 +202,14 @@ class RayLauncher:
         await self._stop(server, at_once=True)
 
     async def _stop(self, server: Server, *, at_once: bool) -> None:
-        if not server.launched or server.incarnation is None:
-            raise ServerError(
-                f"server {server.name} was not launched by Themis and is never stopped by it. Fix: stop it where it was started"
-            )
+        incarnation_of_own(server)
         known = (self._cluster.supervisors or {}).get(_actor(server))
         if known is None or known.state in (PLACED, ENDED):
             await self._stop_process(server, at_once=at_once)
         if not await self._cluster.call("remove", _REMOVED_WITHIN_S + _SLACK_S, name=_actor(server), within_s=_REMOVED_WITHIN_S):
             raise ServerError(f"server {server.name}: its actor {_actor(server)} is still there {_REMOVED_WITHIN_S:g} s after it was ended")
         self._cluster.note(_actor(server), Supervisor(GONE, why="it was stopped"))
-        await asyncio.to_thread(self._files(server.name).remove)
+        await asyncio.to_thread(self._views.files(server.name).remove)
 
     async def _stop_process(self, server: Server, *, at_once: bool) -> None:
         """End Triton; where its node does not answer, its guardian does that when the actor ends."""
@@ -283,7 +220,7 @@ class RayLauncher:
                 await asyncio.to_thread(self._keep_log, server, answer["log"])
 
     def _keep_log(self, server: Server, text: str) -> None:
-        file = self._files(server.name).log
+        file = self._views.files(server.name).log
         with contextlib.suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text + "\n", encoding="utf-8")
