@@ -136,7 +136,7 @@ async def wait_answers(server: Server, model: str) -> None:
 
 class TestLaunch:
     def test_a_launched_server_holds_just_the_planned_states_and_answers(self, state_directory: Path, launch: Launch) -> None:
-        models = {DETECTOR: ModelState(1, 4, 2000), CLASSIFIER: ModelState(3, 8)}
+        models = {DETECTOR: ModelState(1, 4), CLASSIFIER: ModelState(3, 8)}
         with launch("planned", models) as server:
             assert server.phase is Phase.WARMING
             assert read(state_directory, server, DETECTOR, CLASSIFIER, "nlp-translation") == models
@@ -187,7 +187,7 @@ class TestLaunch:
     def test_a_port_taken_meanwhile_is_replaced(self, launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
         with listening() as taken:
             answers = iter([(*free_ports(2), taken)])
-            monkeypatch.setattr(launcher_module, "free_ports", lambda count: next(answers, None) or free_ports(count))
+            monkeypatch.setattr(launcher_module, "free_ports", lambda count, _: next(answers, None) or free_ports(count))
             with launch("raced", {CLASSIFIER: ModelState(1, 8)}) as server:
                 assert server.metrics_address.port != taken
                 assert double(server, CLASSIFIER, [3.0]) == [8.0]
@@ -228,10 +228,10 @@ class TestChange:
     def test_a_rebatch_is_a_reload_and_what_follows_is_in_place(self, video_server: Server) -> None:
         change(video_server, CLASSIFIER, ModelState(1, 8))
         before = instance_pids(video_server, CLASSIFIER)
-        assert change(video_server, CLASSIFIER, ModelState(1, 4, 500)) == ModelState(1, 4, 500)
+        assert change(video_server, CLASSIFIER, ModelState(1, 4)) == ModelState(1, 4)
         reloaded = instance_pids(video_server, CLASSIFIER) - before
         assert len(reloaded) == 1
-        change(video_server, CLASSIFIER, ModelState(2, 4, 500))
+        change(video_server, CLASSIFIER, ModelState(2, 4))
         assert reloaded < instance_pids(video_server, CLASSIFIER)
         assert double(video_server, CLASSIFIER, [0.5]) == [3.0]
 
@@ -370,7 +370,7 @@ class TestStop:
 
     def test_orphans_are_found_whole_and_everything_can_be_stopped(self, tmp_path: Path, launch_config: LocalLaunchConfig) -> None:
         servers = LocalLauncher(launch_config, tmp_path)
-        launched = asyncio.run(servers.launch("lost", "cpu-b", {CLASSIFIER: ModelState(2, 4, 700)}))
+        launched = asyncio.run(servers.launch("lost", "cpu-b", {CLASSIFIER: ModelState(2, 4)}))
         try:
             (orphan,) = find_launched(tmp_path)
             assert orphan == launched

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.oracles.series_reference import Series
@@ -28,6 +28,7 @@ def both(steps: list[Reading], keep_s: float) -> tuple[Counters, dict[str, Serie
     return counters, alone
 
 
+@settings(deadline=None)
 @given(readings, st.floats(0.1, 30.0), st.floats(0.0, 10.0), st.sampled_from((4.0, 1e9)))
 def test_each_column_says_what_its_counter_says_alone(steps: list[Reading], window_s: float, lag_s: float, keep_s: float) -> None:
     counters, alone = both(steps, keep_s)
@@ -40,6 +41,7 @@ def test_each_column_says_what_its_counter_says_alone(steps: list[Reading], wind
     assert peaks == pytest.approx({name: each.peak_rate(window_s, 20.0) for name, each in alone.items()}, abs=1e-6)
 
 
+@settings(deadline=None)
 @given(readings, st.floats(0.1, 100.0), st.floats(0.1, 100.0), st.floats(0.1, 100.0))
 def test_increases_add_up_and_are_never_negative(steps: list[Reading], a: float, b: float, c: float) -> None:
     counters, _ = both(steps, 1e9)
@@ -50,6 +52,7 @@ def test_increases_add_up_and_are_never_negative(steps: list[Reading], a: float,
         assert min(parts) >= -1e-9
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from((5.0, 40.0, 300.0)))
 def test_a_poisson_stream_has_dispersion_one(seed: int, rate_rps: float) -> None:
     counts = np.random.default_rng(seed).poisson(rate_rps * 0.5, size=400)
@@ -59,6 +62,7 @@ def test_a_poisson_stream_has_dispersion_one(seed: int, rate_rps: float) -> None
     assert 0.5 < counters.tables[0].dispersions(0, 0.5, 199.0)[0] < 1.7
 
 
+@settings(deadline=None)
 @given(st.floats(0.5, 500.0), st.floats(0.05, 1.0))
 def test_a_constant_rate_is_found_at_every_scale_and_does_not_grow(rate_rps: float, tick_s: float) -> None:
     counters = NO_COUNTERS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,5 +90,8 @@ def test_servers_end_with_their_supervisor_and_nothing_is_left_of_them(tmp_path:
     kill_process(node)
     guardian.join(WAIT_S)
     assert not guardian.is_alive()
+    until_s = time.monotonic() + WAIT_S
+    while any(find_process(each) is not None for each in (triton, supervisor, node)) and time.monotonic() < until_s:
+        time.sleep(0.01)
     assert [find_process(each) for each in (triton, supervisor, node)] == [None] * 3
     assert not folder.exists()
