@@ -112,6 +112,7 @@ def test_silent_listeners_are_a_fault_after_ten_seconds_of_probes_and_not_after_
         return Answer.SILENT
 
     monkeypatch.setattr(serving_check, "probe_listeners", silent)
+    monkeypatch.setattr(serving_check.ProcessorWait, "since_last_s", lambda _: 0.0)  # whatever else runs here
 
     async def scenario() -> None:
         check, faults = ServingCheck(), []
