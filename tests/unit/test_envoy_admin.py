@@ -23,6 +23,7 @@ from themis_triton.adapters.envoy.process import EnvoyProcess
 from themis_triton.adapters.envoy.render import BOOTSTRAP, node_id
 from themis_triton.adapters.envoy.serving_check import ServingCheck
 from themis_triton.adapters.processes import OWNER_VARIABLE, find_process, owned_processes, owner_mark, spawn, stop_process
+from themis_triton.adapters.processor_wait import ProcessorWait
 from themis_triton.adapters.sockets import free_ports
 from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig
@@ -112,7 +113,7 @@ def test_silent_listeners_are_a_fault_after_ten_seconds_of_probes_and_not_after_
         return Answer.SILENT
 
     monkeypatch.setattr(serving_check, "probe_listeners", silent)
-    monkeypatch.setattr(serving_check.ProcessorWait, "since_last_s", lambda _: 0.0)  # whatever else runs here
+    monkeypatch.setattr(ProcessorWait, "since_last_s", lambda _: 0.0)  # whatever else runs here
 
     async def scenario() -> None:
         check, faults = ServingCheck(), []
