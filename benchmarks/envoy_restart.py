@@ -12,11 +12,10 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +23,12 @@ import numpy as np
 import psutil
 from chaos_world import STAGES, World, running
 from common import versions, write_result
+from starvation import starving
 
 from themis_triton.daemon.envoy_watch import STABLE_S
 
 TIMEOUT_S, POLL_S = 30.0, 0.002
-BUSY = (sys.executable, "-c", "while True: pass")
 PATHS = {"first_answer": ("/none", b"404"), "first_ready": (f"/v2/models/{STAGES[0]}/ready", b"200")}
-
-
-@contextmanager
-def busy(count: int) -> Iterator[None]:
-    """So many processes that want a core each."""
-    processes = [subprocess.Popen(BUSY, start_new_session=True) for _ in range(count)]
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
 
 
 def until_answers(address: str, began_s: float) -> dict[str, float]:
@@ -106,7 +93,7 @@ async def measure(times: int, loads: Sequence[int]) -> dict[str, Any]:
                 raise RuntimeError("the sidecar has started no Envoy")
             command = envoy.cmdline()
             for count in loads:
-                with busy(count):
+                with starving(count):
                     rows = await asyncio.to_thread(killed, world, times)
                     result[f"{count} busy processes"] = {"watched": summary(rows), "load_average": round(os.getloadavg()[0], 1)}
                     print(count, "watched", rows, flush=True)
@@ -115,7 +102,7 @@ async def measure(times: int, loads: Sequence[int]) -> dict[str, Any]:
                 process.kill()
                 await asyncio.to_thread(process.wait, 10.0)
             for count in loads:
-                with busy(count):
+                with starving(count):
                     rows = await asyncio.to_thread(alone, command, address, times)
                     result[f"{count} busy processes"]["alone"] = summary(rows)
                     print(count, "alone", rows, flush=True)

@@ -30,12 +30,14 @@ Launch = Callable[..., AbstractContextManager[Server]]
 
 
 MAX_TESTS_BESIDE_TIMED = 2
+SEVERAL_MACHINES = pytest.mark.skipif("THEMIS_CLUSTERS" not in os.environ, reason="tests of several machines run with THEMIS_CLUSTERS=1")
 LONGEST_FIRST = (
     "test_emulated_models.py",
     "test_one_shot.py",
     "test_ray.py",
     "test_drift.py",
     "test_slurm.py",
+    "test_xds_daemon.py",
     "test_separate.py",
     "test_base_install.py",
     "test_plan_live.py",

@@ -67,7 +67,7 @@ def with_graphs(sidecar: Sidecar) -> Sidecar:
     settings["models"] |= {LATER: classifier, CALLER: classifier}
     settings["pipelines"] = {"ensemble": {"model": ENSEMBLE, "slo_ms": 300}, "bls": {"model": CALLER, "slo_ms": 300}}
     settings["calls"] = {CALLER: [LATER]}
-    settings["launch"]["slots"] = ["cpu:1", "cpu:2"]
+    settings["launch"]["slots"] = ["cpu:1", "cpu:2", "cpu:3"]
     sidecar.settings.write_text(yaml.safe_dump(settings, sort_keys=False))
     return sidecar
 
@@ -130,7 +130,7 @@ def with_branches(sidecar: Sidecar) -> Sidecar:
         "video": {"stages": [FIRST, LEFT], "slo_ms": 300},
         "other": {"stages": [FIRST, LAST], "slo_ms": 400},
     }
-    settings["launch"]["slots"] = ["cpu:1", "cpu:2"]
+    settings["launch"]["slots"] = ["cpu:1", "cpu:2", "cpu:3"]
     sidecar.settings.write_text(yaml.safe_dump(settings, sort_keys=False))
     return sidecar
 

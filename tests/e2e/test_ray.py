@@ -12,8 +12,9 @@ import psutil
 import pytest
 
 from tests.contracts.ports import EngineContract, LauncherContract, Ports, Scenario, World
-from tests.e2e.conftest import REPOSITORY, Launch
-from tests.e2e.daemon_setup import ADOPTED, Status, beside, launched, traffic
+from tests.e2e.conftest import REPOSITORY, SEVERAL_MACHINES, Launch
+from tests.e2e.daemon_setup import ADOPTED, beside
+from tests.e2e.node_loss import POLICY, surge_with_a_lost_node
 from tests.e2e.ray_cluster import SmallCluster, small_cluster
 from themis_triton.adapters.ray.launcher import RayLauncher
 from themis_triton.adapters.ray.orders import PLACED, actor_name
@@ -21,13 +22,11 @@ from themis_triton.core.config import DeviceSlot, RayLaunchConfig
 from themis_triton.core.fleet import ModelState, Server
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, SEVERAL_MACHINES]
 MODELS = {"video-classifier": ModelState(1, 8)}
 SLOTS = (DeviceSlot("ray-1", "ray:1"), DeviceSlot("ray-2", "ray:2"))
-SURGE_RPS = 60.0
 """More than one server carries inside the SLO, with however many instances."""
 PATIENCE_S, SHORT_S = 30.0, 0.5
-REPLACED_WITHIN_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +94,6 @@ def left_of(incarnations: set[str]) -> list[psutil.Process]:
     return [process for process, line in lines.items() if any(mark in line for mark in marks)]
 
 
-def nodes(status: Status) -> dict[str, str]:
-    """The launched servers that serve, and the node of each."""
-    return {str(server["incarnation"]): str(server["node"]) for server in launched(status, "serving")}
-
-
 def test_a_surge_over_the_nodes_a_lost_node_and_a_killed_sidecar_fail_no_request(
     launch: Launch, cluster: SmallCluster, tmp_path: Path
 ) -> None:
@@ -110,33 +104,15 @@ def test_a_surge_over_the_nodes_a_lost_node_and_a_killed_sidecar_fail_no_request
         "drain_timeout_s": 10,
         "ray": {"address": cluster.address, "namespace": "surge", "servers": 2, "resources": {"slot": 1}},
     }
-    more = {"scale_up": {"burst_headroom_factor": 4.0}}
-    with beside(launch, tmp_path, slots=(), launch=section, policy=more) as sidecar:
-        seen = set[str]()
+    with beside(launch, tmp_path, slots=(), launch=section, policy=POLICY) as sidecar:
 
-        async def scenario() -> None:
-            await sidecar.start()
-            async with traffic(sidecar, SURGE_RPS) as load:
-                full = nodes(await sidecar.until("two servers on nodes", lambda s: len(nodes(s)) == 2))
-                assert len(set(full.values())) == 2
-                lost, kept = full
-                cluster.add_node(cluster.kill_node(full[lost]))
-                status = await sidecar.until("a replacement", lambda s: len(nodes(s)) == 2 and lost not in nodes(s), REPLACED_WITHIN_S)
-                now = nodes(status)
-                assert kept in now
-                assert full[lost] not in now.values()
-                await sidecar.kill()
-                await load.more(60)
-                again = await sidecar.start()
-                assert {server["name"] for server in launched(again)} == {server["name"] for server in launched(status)}
-                assert nodes(await sidecar.until("adopted servers", lambda s: len(nodes(s)) == 2)) == now
-                await load.more(60)
-                summary = await load.end()
-            assert (summary.failed, summary.errors) == (0, {})
-            seen.update(full, now)
-            assert await sidecar.terminate() == 0
+        async def lose(node: str) -> None:
+            cluster.add_node(cluster.kill_node(node))
 
-        asyncio.run(scenario())
+        before, after = asyncio.run(surge_with_a_lost_node(sidecar, lose))
+        ((lost, node),) = ((server, node) for server, node in before.items() if server not in after)
+        assert node not in after.values(), lost
+        seen = {*before, *after}
         assert [process for process in left_of(seen) if process.is_running()]
         stopped = sidecar.command("stop", "--all")
         assert stopped.returncode == 0, stopped.stderr

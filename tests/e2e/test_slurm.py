@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 
 from tests.contracts.ports import EngineContract, LauncherContract, Ports, Scenario, World
-from tests.e2e.conftest import REPOSITORY, Launch
-from tests.e2e.daemon_setup import Status, beside, launched, traffic
+from tests.e2e.conftest import REPOSITORY, SEVERAL_MACHINES, Launch
+from tests.e2e.daemon_setup import beside
+from tests.e2e.node_loss import POLICY, surge_with_a_lost_node
 from tests.e2e.slurm_cluster import SlurmCluster, missing_programs, slurm_cluster
 from tests.unit.stand_in import write_program
 from themis_triton.adapters.slurm.launcher import SlurmLauncher
 from themis_triton.core.config import DeviceSlot, SlurmLaunchConfig
 from themis_triton.core.fleet import ModelState, Server
 
-pytestmark = [pytest.mark.e2e, pytest.mark.skipif(missing_programs() is not None, reason=missing_programs() or "")]
+pytestmark = [pytest.mark.e2e, SEVERAL_MACHINES, pytest.mark.skipif(missing_programs() is not None, reason=missing_programs() or "")]
 MODELS = {"video-detector": ModelState(1, 8), "video-classifier": ModelState(2, 8)}
 SLOTS = (DeviceSlot("job-1", "job:1"), DeviceSlot("job-2", "job:2"))
-SURGE_RPS = 60.0
 """More than one server carries inside the SLO, with however many instances."""
 PATIENCE_S, SHORT_S = 30.0, 0.5
 
@@ -83,11 +83,6 @@ class TestLauncher(LauncherContract, EngineContract):
         return lambda scenario: asyncio.run(run(scenario))
 
 
-def nodes(status: Status) -> dict[str, str]:
-    """The launched servers that serve, and the node of each."""
-    return {str(server["incarnation"]): str(server["node"]) for server in launched(status, "serving")}
-
-
 def key_is_public(cluster: SlurmCluster, key: str) -> bool:
     """Whether the key of model control is shown by the controller or by the list of processes."""
     lines = [" ".join(process.cmdline()) for process in cluster.processes()]
@@ -105,31 +100,14 @@ def test_a_surge_over_the_nodes_a_lost_node_and_a_killed_sidecar_fail_no_request
         "drain_timeout_s": 2,  # Triton waits so long for connections of Envoy that are still open
         "slurm": {"directory": str(tmp_path / "shared"), "jobs": 2, "gres": "gpu:1", "cpus": 2, "poll_s": 0.5},
     }
-    more = {"scale_up": {"burst_headroom_factor": 4.0}}
-    with beside(launch, tmp_path, slots=(), launch=section, policy=more) as sidecar:
+    with beside(launch, tmp_path, slots=(), launch=section, policy=POLICY) as sidecar:
 
-        async def scenario() -> None:
-            await sidecar.start()
-            async with traffic(sidecar, SURGE_RPS) as load:
-                full = nodes(await sidecar.until("two servers on nodes", lambda s: len(nodes(s)) == 2))
-                assert set(full.values()) == {"node1", "node2"}
-                lost, kept = full
-                await asyncio.to_thread(cluster.lose_node, full[lost])
-                await asyncio.to_thread(cluster.start_node, full[lost])
-                status = await sidecar.until("a replacement", lambda s: len(nodes(s)) == 2 and lost not in nodes(s))
-                now = nodes(status)
-                assert kept in now
-                await sidecar.kill()
-                await load.more(60)
-                again = await sidecar.start()
-                assert {server["name"] for server in launched(again)} == {server["name"] for server in launched(status)}
-                assert nodes(await sidecar.until("adopted servers", lambda s: len(nodes(s)) == 2)) == now
-                await load.more(60)
-                summary = await load.end()
-            assert (summary.failed, summary.errors) == (0, {})
-            assert await sidecar.terminate() == 0
+        async def lose(node: str) -> None:
+            await asyncio.to_thread(cluster.lose_node, node)
+            await asyncio.to_thread(cluster.start_node, node)
 
-        asyncio.run(scenario())
+        before, _ = asyncio.run(surge_with_a_lost_node(sidecar, lose))
+        assert set(before.values()) == {"node1", "node2"}
         (key, *_) = [key for (key,) in sidecar.journal("select json_extract(server, '$.model_control_key') from servers") if key]
         assert not key_is_public(cluster, key)
         stopped = sidecar.command("stop", "--all")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from themis_triton.adapters.remembered import remember, remembered
 from themis_triton.core.config import SlurmLaunchConfig
 
 _FILE = "slurm.json"
@@ -13,17 +13,12 @@ _FILE = "slurm.json"
 
 def write_state(state_directory: Path, config: SlurmLaunchConfig) -> None:
     """Remember where the jobs' files are, and by which name they are known."""
-    text = json.dumps({"directory": str(config.directory), "sidecar": config.sidecar}, indent=1)
-    file = state_directory / _FILE
-    if not file.exists() or file.read_text(encoding="utf-8") != text:
-        state_directory.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+    remember(state_directory / _FILE, {"directory": config.directory, "sidecar": config.sidecar})
 
 
 def read_state(state_directory: Path, **options: Any) -> SlurmLaunchConfig | None:  # noqa: ANN401 - fields of LaunchConfig
     """A configuration without slots for the remembered jobs; None where none was launched."""
-    try:
-        values = json.loads((state_directory / _FILE).read_text(encoding="utf-8"))
-        return SlurmLaunchConfig((), Path(), directory=Path(values["directory"]), sidecar=str(values["sidecar"]), **options)
-    except (OSError, ValueError, KeyError, TypeError):
+    values = remembered(state_directory / _FILE)
+    if values is None or not values.keys() >= {"directory", "sidecar"}:
         return None
+    return SlurmLaunchConfig((), Path(), directory=Path(str(values["directory"])), sidecar=str(values["sidecar"]), **options)
