@@ -7,7 +7,6 @@ from enum import StrEnum
 
 from themis_triton.core.fleet import ModelState
 from themis_triton.core.routes import RouteLimit
-from themis_triton.core.values import quickly_made
 
 
 class ActionKind(StrEnum):
@@ -25,7 +24,6 @@ class ActionKind(StrEnum):
     RELOAD = "reload"
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class Action:
     """One change on `server`. Vertical kinds name `model`, `before` (but RELOAD) and `after`; LAUNCH names `slot` and `models`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -29,7 +29,6 @@ from themis_triton.core.server_config import (
     RayLaunchConfig,
     SlurmLaunchConfig,
 )
-from themis_triton.core.values import replace
 
 __all__ = [
     "DEFAULT_STATUS",

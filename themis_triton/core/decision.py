@@ -8,7 +8,6 @@ from enum import StrEnum
 from themis_triton.core.fleet import Models
 from themis_triton.core.prediction import PredictionScore
 from themis_triton.core.routes import RouteLimit
-from themis_triton.core.values import quickly_made
 
 
 class Reason(StrEnum):
@@ -52,7 +51,6 @@ class ClampKind(StrEnum):
     PREDICTION = "prediction"
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class Clamp:
     """What a guard changed and why, in one sentence."""
@@ -61,7 +59,6 @@ class Clamp:
     sentence: str
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class Target:
     """The desired fleet: the models of each server that stays.
@@ -88,7 +85,6 @@ class Admission:
     limit: RouteLimit
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class PipelineEvidence:
     """The numbers behind a decision for one pipeline.

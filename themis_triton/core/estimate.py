@@ -9,7 +9,6 @@ from enum import StrEnum
 from themis_triton.core.attainment import EndedRequests
 from themis_triton.core.recurring import RecurringRise
 from themis_triton.core.service_times import ENOUGH_EXECUTIONS, Contention
-from themis_triton.core.values import quickly_made
 
 PROXY = "proxy"
 """The proxy's name among stale sources; the others are servers."""
@@ -17,7 +16,6 @@ WORK_WINDOW_S = 5.0
 """The window of the servers' queue and compute times, unless a policy has one of its own."""
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class RequestSize:
     """What a model's requests are to its instances: the rows of a batch in each, and the share that no cache answers."""
@@ -69,7 +67,6 @@ class ModelEstimate:
     size: RequestSize = ONE_ROW
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class OtherDemand:
     """Requests/s that reach a stage besides its pipeline's own: those of another pipeline, or (`pipeline` null) direct calls."""
@@ -79,7 +76,6 @@ class OtherDemand:
     stable_rps: float
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class PipelineEstimate:
     """Demand of one pipeline at three time scales (requests/s), its growth, the waiting requests, and its p99.

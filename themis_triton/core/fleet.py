@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from themis_triton.core.address import Address
-from themis_triton.core.values import quickly_made, replace
 
 
 class Phase(StrEnum):
@@ -28,7 +27,6 @@ class Phase(StrEnum):
 ROUTED = frozenset({Phase.SERVING, Phase.UNREACHABLE})
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class ModelState:
     """The state of one model on one server: its instances in all, maximum batch size and the batcher's queue delay.
@@ -142,7 +140,6 @@ class ProcessId:
     start_ticks: int
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class Server:
     """One Triton server. `launched` servers were started by Themis and may be stopped by it; adopted ones never are.
@@ -231,7 +228,6 @@ def _pin_order(server: Server, model: str) -> tuple[bool, bool, int, bool, str]:
     return (server.phase is not Phase.SERVING, model not in server.pinned, -len(server.stateful), server.launched, server.name)
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class Place:
     """One device of a server, with counts, memory and contention of its own. Queue, endpoint, batching and fate are the server's.

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Any, TypeAlias, TypeVar
 
-from themis_triton.core.values import quickly_made
-
 
 @dataclass(frozen=True, slots=True)
 class Series:
@@ -24,7 +22,6 @@ class Parallel:
     branches: tuple[Graph, ...]
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class Calls:
     """A model that calls others by itself, and waits for them: its time contains theirs."""

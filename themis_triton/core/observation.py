@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from themis_triton.core.fleet import ModelState, Server
 from themis_triton.core.incident import Incident
-from themis_triton.core.values import quickly_made
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,6 @@ class ServerReading:
     ready: frozenset[str] | None = None
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class LatencyHistogram:
     """Cumulative counts: `counts[i]` requests took at most `bounds_ms[i]`; the last bound is infinite."""
@@ -66,7 +64,6 @@ class LatencyHistogram:
     counts: tuple[float, ...]
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class RouteReading:
     """The proxy's view of one model: all arrivals ever, in flight now, failures ever, latency histogram.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from themis_triton.core.control import DrainState, Mode
-from themis_triton.core.values import replace
 
 if TYPE_CHECKING:
     from themis_triton.core.config import ThemisConfig

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from themis_triton.core.values import quickly_made
 
-
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class PredictionScore:
     """How the predictions of one pipeline compare with what was observed in the last minutes.

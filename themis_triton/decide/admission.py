@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from themis_triton.core.config import ThroughputRule
 from themis_triton.core.decision import Admission, PipelineEvidence
 from themis_triton.core.routes import RouteLimit
-from themis_triton.core.values import replace
 from themis_triton.decide.state import StandingLimit
 from themis_triton.decide.view import PipelineView
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from themis_triton.core.config import Placement
 from themis_triton.core.decision import Clamp, ClampKind, Target
 from themis_triton.core.fleet import Phase
 from themis_triton.core.observation import launch_of
-from themis_triton.core.values import replace
 from themis_triton.decide import leaving
 from themis_triton.decide.devices import FreeDevices
 from themis_triton.decide.joined import Joined, PipelineProposal

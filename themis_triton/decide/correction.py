@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from themis_triton.core.decision import Decision
 from themis_triton.core.estimate import Estimate
 from themis_triton.core.record import drift_words
-from themis_triton.core.values import replace
 from themis_triton.decide.rules import Rules
 from themis_triton.solver.problem import ChainProblem, StageProblem
 from themis_triton.solver.surface import Surface

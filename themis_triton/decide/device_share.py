@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from themis_triton.core.config import PipelineConfig
 from themis_triton.core.graph import Calls, Graph, Series, parts_of, stages_of
-from themis_triton.core.values import replace
 from themis_triton.solver.problem import StageProblem
 from themis_triton.solver.surface import Surface
 

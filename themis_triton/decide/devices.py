@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.fleet import Models, Place, Server
 from themis_triton.core.observation import OpenCall, Snapshot, devices_of, launch_of
-from themis_triton.core.values import replace
 
 
 class FreeDevices:

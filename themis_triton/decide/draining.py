@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from themis_triton.core.config import DrainState, ThemisConfig
 from themis_triton.core.decision import Clamp, ClampKind, Reason, Target
 from themis_triton.core.fleet import Phase, Server
 from themis_triton.core.observation import Snapshot, launch_of
-from themis_triton.core.values import replace
 from themis_triton.decide.joined import PipelineProposal
 from themis_triton.decide.state import PolicyInput
 from themis_triton.decide.view import PipelineView

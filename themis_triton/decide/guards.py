@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from dataclasses import replace
 
 from themis_triton.core.config import ModelConfig, ThemisConfig
 from themis_triton.core.decision import Clamp, ClampKind, Target
 from themis_triton.core.fleet import ModelState, Phase, Server, first_added
 from themis_triton.core.observation import Snapshot
-from themis_triton.core.values import replace
 from themis_triton.decide.unlearnt import until_learnt
 
 Guarded = tuple[Target, tuple[Clamp, ...]]

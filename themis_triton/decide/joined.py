@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from themis_triton.core.decision import Clamp, ClampKind
 from themis_triton.core.fleet import Models, ModelState, Phase, Place, Server, with_place
 from themis_triton.core.observation import Snapshot
-from themis_triton.core.values import quickly_made, replace
 from themis_triton.decide import leaving
 from themis_triton.decide.devices import FreeDevices
 from themis_triton.decide.proposal import PolicyResult
@@ -16,7 +15,6 @@ from themis_triton.decide.rules import Rules
 from themis_triton.decide.view import PipelineView
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class PipelineProposal:
     """One pipeline's view and the policy's result for it."""

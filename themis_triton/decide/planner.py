@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from themis_triton.core.brackets import Brackets
 from themis_triton.core.config import Placement
 from themis_triton.core.estimate import RequestSize
 from themis_triton.core.memory import Memory
-from themis_triton.core.values import replace
 from themis_triton.decide.correction import corrected_rules
 from themis_triton.decide.demand import Demand
 from themis_triton.decide.plan_query import PlanQuery, rounded_busy

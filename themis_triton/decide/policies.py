@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from themis_triton.core.config import DrainState, PipelineConfig
 from themis_triton.core.decision import Decision, Reason, Stage
 from themis_triton.core.estimate import PROXY
 from themis_triton.core.prediction import PredictionScore, prediction_words
-from themis_triton.core.values import replace
 from themis_triton.core.words import first_of
 from themis_triton.decide import draining, leaving
 from themis_triton.decide.admission import admit, with_limits

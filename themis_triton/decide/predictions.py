@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from themis_triton.core.attainment import EndedRequests
 from themis_triton.core.config import ThemisConfig
@@ -12,7 +13,6 @@ from themis_triton.core.fleet import Phase, Server
 from themis_triton.core.observation import Snapshot
 from themis_triton.core.policy import ScaleDownConfig
 from themis_triton.core.prediction import PredictionScore
-from themis_triton.core.values import replace
 from themis_triton.decide.demand import backlog_of
 from themis_triton.decide.scores import MEMORY_S, SLICE_S, SLOW_LAUNCH_FACTOR, Launch, PipelineScores, Predictions, ScoreSlice
 from themis_triton.decide.state import COMING, PolicyInput

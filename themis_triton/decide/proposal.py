@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from themis_triton.core.decision import PipelineEvidence, Reason, Stage
 from themis_triton.core.fleet import Models, ModelState
-from themis_triton.core.values import quickly_made, replace
 from themis_triton.decide.demand import Demand
 from themis_triton.decide.state import PipelineState
 from themis_triton.decide.view import PipelineView
@@ -16,7 +15,6 @@ from themis_triton.plan.steps import by_retirement
 from themis_triton.solver.plans import StageSize
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class Proposal:
     """The pipeline's models at every ready place, by the place's name.
@@ -36,7 +34,6 @@ class Proposal:
     extend: int = 0
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class PolicyResult:
     """A proposal and the policy's next state."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from themis_triton.core.action import ActionKind
 from themis_triton.core.config import ModelConfig, PipelineConfig, Placement, ThemisConfig, ThroughputRule
 from themis_triton.core.estimate import ONE_ROW, RequestSize
 from themis_triton.core.price import instance_price, server_price
-from themis_triton.core.values import replace
 from themis_triton.decide.device_share import DeviceShare, device_share_of
 from themis_triton.solver.migration import MovePrices
 from themis_triton.solver.migration_steps import MoveTimes

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from themis_triton.core.attainment import EndedRequests
 from themis_triton.core.prediction import PredictionScore
-from themis_triton.core.values import quickly_made, replace
 
 SLICE_S = 10.0
 """Undisturbed time that is scored as a whole: two windows of the measured p99. A disturbed slice is dropped."""
@@ -27,7 +26,6 @@ SLOW_LAUNCHES = 2
 """The first launch of a model often takes longer; two in a row are no exception."""
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class ScoreSlice:
     """Undisturbed time of one pipeline: sums over `seconds`, the largest rate and the smallest capacity.
@@ -72,7 +70,6 @@ class Launch:
     keeps_until_s: float
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class PipelineScores:
     """One pipeline's scored time, and whether its predictions fail.

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.estimate import OtherDemand, PipelineEstimate
 from themis_triton.core.fleet import Models, Phase, Place
-from themis_triton.core.values import replace
 from themis_triton.decide.state import COMING, Group, PolicyInput
 
 STANDING_BY = 0.01

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from themis_triton.core.values import quickly_made
 from themis_triton.solver.migration import Migration
 from themis_triton.solver.plans import ChainPlan
 
@@ -15,7 +14,6 @@ RISE_FACTOR = 1.25
 """A demand that exceeds the planned one by this factor is planned at once."""
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class SlowTarget:
     """The slow loop's target: places a group, the plan, if any holds, and the migration to it where one was solved.
@@ -38,7 +36,6 @@ class SlowTarget:
         return self.plan.runner_up.sentence(self.plan.cost, unit)
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class Circumstances:
     """What a target was planned for: what must be equal, and demands in requests/s."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import attrgetter, itemgetter
 
@@ -14,14 +14,12 @@ from themis_triton.core.estimate import Estimate
 from themis_triton.core.fleet import Models, Phase, Place, Server, models_on, places_of
 from themis_triton.core.observation import OpenCall, Snapshot
 from themis_triton.core.routes import RouteLimit
-from themis_triton.core.values import quickly_made, replace
 from themis_triton.decide.scores import Predictions
 from themis_triton.decide.slow_target import Circumstances, SlowTarget
 
 COMING = frozenset({Phase.LAUNCHING, Phase.WARMING})
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class Group:
     """Stages of a chain on the same places, by their index in it: all where they are co-located, else one.
@@ -185,7 +183,6 @@ def _has(server: Server, entry: str | None) -> bool:
     return server.ready_models is None or entry in server.ready_models
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class DemandSample:
     """Instances of each stage that were needed at one time, on the servers a group of that time."""
@@ -210,7 +207,6 @@ class AutoscalerState:
     panic_at_s: float | None = None
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class PipelineState:
     """A policy's state of one pipeline: recent samples of demand, desired servers a group with their times, and fixed values.

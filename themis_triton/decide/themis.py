@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from themis_triton.core.action import ActionKind
 from themis_triton.core.config import Placement
 from themis_triton.core.decision import Reason, Stage
 from themis_triton.core.policy import PolicyName
 from themis_triton.core.price import instance_price
-from themis_triton.core.values import replace
 from themis_triton.decide.demand import (
     Demand,
     backlog_of,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from operator import add
 
 from themis_triton.core.config import Isolation, Placement
-from themis_triton.core.values import replace
 from themis_triton.decide.demand import Demand, backlog_of, survivor_demand, trend_rps
 from themis_triton.decide.proposal import leaving, to_launch
 from themis_triton.decide.slow_target import Circumstances, SlowTarget

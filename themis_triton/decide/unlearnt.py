@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.decision import Clamp, ClampKind, Target
 from themis_triton.core.fleet import Phase
 from themis_triton.core.observation import Snapshot
-from themis_triton.core.values import replace
 from themis_triton.decide.state import COMING
 
 

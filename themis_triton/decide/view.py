@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from themis_triton.core.config import PipelineConfig, Placement
@@ -11,7 +11,6 @@ from themis_triton.core.estimate import ONE_ROW, ModelEstimate, PipelineEstimate
 from themis_triton.core.fleet import Place
 from themis_triton.core.observation import OpenCall
 from themis_triton.core.policy import QueueingModel
-from themis_triton.core.values import quickly_made, replace
 from themis_triton.decide.crowding import crowded_places
 from themis_triton.decide.demand import Demand, recent_others
 from themis_triton.decide.devices import FreeDevices, waits
@@ -27,7 +26,6 @@ from themis_triton.solver.plans import Binding, ChainPlan, StageSize, VerticalPl
 from themis_triton.solver.problem import ChainProblem
 
 
-@quickly_made
 @dataclass(frozen=True)
 class PipelineView:
     """One pipeline's places by group: one group of all stages where they are co-located, else one a stage.

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from themis_triton.core.config import PipelineConfig
-from themis_triton.core.values import quickly_made
 
 SAMPLE_S = 1.0
 WINDOWS = (5, 8, 12, 20, 30, 60, 120)
@@ -27,7 +26,6 @@ CountArrivals = Callable[[str, float, float], float]
 """The arrivals of a model between two times."""
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class CallSample:
     """What happened in the time up to `at_s`: requests that entered the pipeline, those of each stage, and the most that were inside.
@@ -43,7 +41,6 @@ class CallSample:
     unsure: tuple[float, ...]
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class CallHistory:
     """The numbers that plans use, by stage, and the samples behind them. `changed_s`: by stage, when what the number is from began."""
@@ -65,7 +62,6 @@ class CallHistory:
         return max([self.inside, *(sample.inside for sample in self.samples if sample.at_s > after_s)])
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class Calls:
     """How calls are counted. `measurable`: models whose calls are all of this pipeline; `in_flight`: of a model, at the proxy now."""

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from themis_triton.core.values import quickly_made
 from themis_triton.estimate.counter_kernels import increases, rates
 from themis_triton.solver.surface import FloatArray
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True, eq=False)
 class CounterTable:
     """Totals [kind, column, reading] at ascending times (s); a counter that restarts at zero continues.
@@ -119,7 +117,6 @@ FEWEST_WINDOWS = 4
 """With fewer, a dispersion is not told from chance."""
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class Counters:
     """Named counters in tables, each of those that were read at the same times."""

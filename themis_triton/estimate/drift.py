@@ -12,7 +12,6 @@ from themis_triton.core.config import ThemisConfig, ThroughputRule
 from themis_triton.core.estimate import DriftChange, DriftEvent
 from themis_triton.core.observation import Snapshot
 from themis_triton.core.policy import PolicyConfig
-from themis_triton.core.values import quickly_made
 from themis_triton.estimate.work import WorkHistory, WorkSample, observe
 
 MIN_SAMPLES = 3
@@ -24,7 +23,6 @@ AGREED_STEPS = 1.5
 """A correction falls when the largest recent candidate is less than this many steps above the present one."""
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class Ratio:
     """Measured over expected time of a model's batches, with its standard error."""
@@ -33,7 +31,6 @@ class Ratio:
     error: float
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class DriftState:
     """One model's state. `candidates`: recent corrections by the ratio alone, with their times."""
@@ -46,7 +43,6 @@ class DriftState:
 NO_DRIFT = DriftState()
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class Drift:
     """One model's ratio of measured over expected time, None where too few batches were executed, and what follows from it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from operator import attrgetter
 
@@ -13,7 +13,6 @@ from themis_triton.core.fleet import Phase
 from themis_triton.core.observation import Snapshot
 from themis_triton.core.policy import DemandConfig, ForecastName, PolicyConfig
 from themis_triton.core.recurring import RecurringRise
-from themis_triton.core.values import replace
 from themis_triton.estimate.attainment import Since, count_ended
 from themis_triton.estimate.calls import CallHistory, Calls, observe_calls, own_models
 from themis_triton.estimate.drift import UNKNOWN, Drift, DriftHistory, compared

@@ -8,11 +8,11 @@ requests wait. So counts of an open call are what the executed batches show.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.fleet import ModelState, Server, first_added
 from themis_triton.core.observation import OpenCall, Snapshot
-from themis_triton.core.values import replace
 from themis_triton.estimate.served import ServedSeries
 
 WINDOW_S = 1.0

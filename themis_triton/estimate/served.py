@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from themis_triton.core.observation import ModelCounters, ServerReading
-from themis_triton.core.values import quickly_made, replace
 from themis_triton.estimate.counters import NO_COUNTERS, Counters, CounterTable
 from themis_triton.solver.surface import FloatArray
 
@@ -50,7 +49,6 @@ NOTHING = Served()
 ENDED, FAILED = Served._fields.index("ended"), Served._fields.index("failed")
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class ServedSeries:
     """What one server has counted of each model since its first reading, and `pending`, the requests that wait there for it.

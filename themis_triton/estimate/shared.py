@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from themis_triton.core.config import PipelineConfig
 from themis_triton.core.estimate import OtherDemand, PipelineEstimate
-from themis_triton.core.values import quickly_made, replace
 from themis_triton.estimate.calls import SIGMAS, STEP
 
 LONG_WINDOW_S = 30.0  # of direct calls, which differ from the noise of the pipelines' calls only in the long run
@@ -27,7 +26,6 @@ class Windows:
     history_s: float
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class _Caller:
     """Pipelines with one front, and the requests that a request of theirs makes of one model. `inside`: they pass no proxy."""

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from themis_triton.core.config import LatencyTable, ModelProfile, ThemisConfig
 from themis_triton.core.fleet import Server
 from themis_triton.core.observation import ModelCounters, ServerReading, Snapshot
-from themis_triton.core.values import quickly_made
 from themis_triton.estimate.callers import Callee, Waits, callers_of, waits_between
 
 KEEP_S = 60.0
@@ -27,7 +26,6 @@ BySize = dict[int, tuple[float, float]]
 """By batch size: batches, and their time in ms."""
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class WorkSample:
     """Batches of one model on one server that ended in an interval until `end_s`: their measured and profiled time in ms."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from themis_triton.core.fleet import ROUTED, Phase, Server
 from themis_triton.core.price import device_count
 from themis_triton.core.routes import Endpoint, ModelRoute, RouteLimit, RouteTable
-from themis_triton.core.values import replace
 
 
 def route_table(

@@ -24,7 +24,6 @@ from themis_triton.core.config import ThemisConfig
 from themis_triton.core.decision import Decision, Target
 from themis_triton.core.fleet import ModelState, Phase, Place, Server
 from themis_triton.core.observation import Snapshot
-from themis_triton.core.values import quickly_made
 
 COMING = frozenset({Phase.LAUNCHING, Phase.WARMING})
 
@@ -40,7 +39,6 @@ class Memory:
     instance_bytes: Mapping[str, int]
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class Running:
     """What serves now: the models of each server, and the names of servers that may be retired.

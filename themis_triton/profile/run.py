@@ -13,7 +13,6 @@ from pydantic import ByteSize
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.processes import find_process, wait_until
 from themis_triton.core.errors import ServerError
-from themis_triton.core.values import quickly_made
 from themis_triton.profile.bench import Bench
 from themis_triton.profile.files import Conditions, Progress, read_profile, read_progress, resume_path, write_profile, write_progress
 from themis_triton.profile.fit import Fit, best_fit
@@ -44,7 +43,6 @@ class ProfileOptions:
     files: Path | None = None
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class Step:
     """Progress: the point just measured, the number of measured points, and the number of points known to be missing."""

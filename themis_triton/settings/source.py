@@ -9,7 +9,6 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from themis_triton.core.values import quickly_made
 from themis_triton.settings.problem import Problem
 
 KeyPath = tuple[str | int, ...]
@@ -18,7 +17,6 @@ NO_VALUE = "nothing"
 INIT_HINT = "`themis init` writes a file to start from"
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class Place:
     """Position of one key path: its key, its value, and the value as written."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from themis_triton.core.fleet import Models, ModelState
 from themis_triton.core.price import running_price
 from themis_triton.core.routes import ModelRoute, RouteTable
 from themis_triton.core.server_kind import ServerKind
-from themis_triton.core.values import replace
 from themis_triton.sim.durations import Durations
 from themis_triton.sim.engine import Simulation
 from themis_triton.sim.servers import Rows, SimServer, row_devices

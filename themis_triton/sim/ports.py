@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from themis_triton.core.action import Outcome
@@ -16,7 +16,6 @@ from themis_triton.core.model_config import ModelInputs
 from themis_triton.core.observation import Readings, RouteReading, ServerReading
 from themis_triton.core.record import TickRecord
 from themis_triton.core.routes import RouteTable
-from themis_triton.core.values import replace
 from themis_triton.sim.cluster import Cluster
 from themis_triton.sim.durations import PROCESS_S
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,6 @@ import numpy.typing as npt
 from themis_triton.core.action import Outcome
 from themis_triton.core.record import TickRecord, describe
 from themis_triton.core.server_kind import kind_seconds
-from themis_triton.core.values import replace
 from themis_triton.report.series import EventKind, RunEvent, RunSeries
 from themis_triton.sim.cluster import Kinds, Usage
 from themis_triton.solver.surface import BoolArray, FloatArray

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.errors import ChangeRefusedError
 from themis_triton.core.fleet import Models, ModelState
-from themis_triton.core.values import replace
 
 
 def row_devices(config: ThemisConfig) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,6 @@ from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.graph import waits
 from themis_triton.core.policy import PolicyName
 from themis_triton.core.recurring import RecurringRise
-from themis_triton.core.values import replace
 from themis_triton.evaluation.starts import initial_state
 from themis_triton.sim.cluster import Cluster
 from themis_triton.sim.engine import Simulation

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from themis_triton.core.config import Placement, ThemisConfig
 from themis_triton.core.fleet import Models
 from themis_triton.core.policy import PolicyName
-from themis_triton.core.values import replace
 from themis_triton.decide.policy import Load
 from themis_triton.evaluation.starts import start_for
 from themis_triton.policies import policy_named

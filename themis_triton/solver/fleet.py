@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,7 +12,6 @@ from themis_triton.core.errors import SolverError
 from themis_triton.core.estimate import RequestSize
 from themis_triton.core.fleet import ModelState, Place
 from themis_triton.core.price import fleet_price
-from themis_triton.core.values import quickly_made, replace
 from themis_triton.plan.steps import memory_limit_bytes
 from themis_triton.solver.fleet_kernels import describe_fleet
 from themis_triton.solver.pack import pack
@@ -20,7 +19,6 @@ from themis_triton.solver.plans import Evaluation
 from themis_triton.solver.problem import ChainProblem, Placement
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class ServerAssignment:
     """What one ready server runs, a state per stage; with 0 instances the server does not hold the model. Queue delays do not count.

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from themis_triton.core.action import ActionKind
-from themis_triton.core.values import quickly_made, replace
 from themis_triton.solver.fleet import ServerAssignment, assignments_price, evaluate_fleet, memory_bytes
 from themis_triton.solver.migration_steps import MoveTimes, Step, steps_to
 from themis_triton.solver.pack import Batches
@@ -41,7 +40,6 @@ class MovePrices:
     horizon_s: float = 60.0
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class Migration:
     """Steps in order of their start, the plan that they lead to, and what the migration costs.

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from themis_triton.core.action import Action, ActionKind
 from themis_triton.core.decision import Target
 from themis_triton.core.fleet import ModelState
-from themis_triton.core.values import quickly_made, replace
 from themis_triton.plan.steps import Memory, Running, next_actions
 from themis_triton.solver.fleet import ServerAssignment
 from themis_triton.solver.plans import ChainPlan
@@ -46,7 +45,6 @@ class MoveTimes:
                 return self.drain_s
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class Step:
     """One step on one server; `requires` names the earlier steps that it waits for, by their index.

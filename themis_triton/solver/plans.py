@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from themis_triton.core.values import quickly_made
-
 
 class Binding(StrEnum):
     """The constraint that keeps a plan from being cheaper, or from being feasible."""
@@ -19,7 +17,6 @@ class Binding(StrEnum):
     DEVICES = "devices"
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class StageSize:
     """The size of one stage: `instances` (or cores) per server on `servers` servers, and the largest batch.
@@ -39,7 +36,6 @@ class StageSize:
         return self.servers * self.instances + self.extra_instance_servers
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class StagePlan(StageSize):
     """A stage's size with the solver's prediction. Times are at the SLO's percentile, those of the slowest server.
@@ -81,7 +77,6 @@ class RunnerUp:
         return f"{counted} with a predicted p99 of {self.predicted_p99_ms:.0f} ms {price}"
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class ChainPlan:
     """A whole plan. Infeasible: `stages` is the best effort (the plan of the largest demand that is feasible, else the fastest one).
@@ -103,7 +98,6 @@ class ChainPlan:
         return max(stage.servers for stage in self.stages)
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class VerticalPlan:
     """The plan for given servers. Infeasible: `plan` carries `largest_demand_rps`, exact to 1 request/s.
@@ -119,7 +113,6 @@ class VerticalPlan:
     stage_servers_missing: tuple[int, ...] = ()
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class VerticalTarget:
     """Sizes of the stages on given servers for a demand. `missing`: servers that the whole demand needs beyond them, by group or stage.
@@ -133,7 +126,6 @@ class VerticalTarget:
     predicted_p99_ms: float
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """Whether a configuration meets SLO, capacity and memory; predicted p99, and capacity of the chain in requests/s.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ from themis_triton.core.errors import SolverError
 from themis_triton.core.graph import Graph, longest, stages_of, width
 from themis_triton.core.memory import Memory
 from themis_triton.core.policy import QueueingModel
-from themis_triton.core.values import quickly_made, replace
 from themis_triton.solver.surface import Surface
 
 CAPACITY_TOLERANCE = 1e-9
@@ -65,7 +64,6 @@ class StageProblem:
         return max(self.demand_ratio, self.max_calls)
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class ChainProblem:
     """Stages with one end-to-end SLO at `percentile`, and the arrival rate to be carried. `graph` None: a chain of the stages.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,6 @@ import numpy as np
 
 from themis_triton.core.errors import SolverError
 from themis_triton.core.memory import Memory
-from themis_triton.core.values import quickly_made, replace
 from themis_triton.solver import kernels
 from themis_triton.solver.pack import pack
 from themis_triton.solver.plans import Binding, ChainPlan, StagePlan
@@ -21,7 +20,6 @@ from themis_triton.solver.slot_kernels import split_slots
 from themis_triton.solver.solve import largest_demand, largest_demands, solve_joint
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class PoolMember:
     """A pipeline, the weight of one request/s of it that is not carried, and its devices outside the pool."""

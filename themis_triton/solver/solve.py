@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from themis_triton.core.errors import SolverError
-from themis_triton.core.values import quickly_made, replace
 from themis_triton.solver import kernels, results
 from themis_triton.solver.pack import Batches, pack, set_rate
 from themis_triton.solver.plans import Binding, ChainPlan, Evaluation, VerticalPlan
@@ -23,7 +22,6 @@ TOTAL_TRIED = 512  # in total where waits fall with every server, so that every 
 FINE_BELOW_RPS, FINE_STEPS = 16.0, 8
 
 
-@quickly_made
 @dataclass(frozen=True, slots=True)
 class _Limits:
     """The choices that a call fixes or restricts."""
