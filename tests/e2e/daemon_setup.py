@@ -274,3 +274,11 @@ async def answered(server: Mapping[str, Any], model: str = DETECTOR) -> float:
     """Requests for a model that the server has answered, by its own metrics."""
     async with HttpClient(5.0) as client:
         return (await fetch_metrics(client, Address.parse(server["metrics_address"])))[model].success
+
+
+async def until_answered(server: Mapping[str, Any], model: str, count: float) -> None:
+    """Wait until a server has answered as many requests for a model and no more: a client may read an answer before Triton counts it."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while (now := await answered(server, model)) < count:
+            await asyncio.sleep(POLL_S)
+    assert now == count

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tests.e2e.conftest import Launch
-from tests.e2e.daemon_setup import ADOPTED, CLASSIFIER, DETECTOR, ONE_EACH, Status, answered, beside, launched, traffic
+from tests.e2e.daemon_setup import ADOPTED, CLASSIFIER, DETECTOR, ONE_EACH, Status, answered, beside, launched, traffic, until_answered
 from tests.e2e.test_daemon import identity
 from tests.e2e.test_servers import double
 from themis_triton.adapters.processes import find_process, group_members
@@ -124,7 +124,7 @@ def test_a_pipeline_leaves_a_server_that_others_keep_busy_for_one_of_its_own(lau
                 (own,) = [each for each in launched(status, "serving") if CLASSIFIER in each["models"]]
                 before = await answered(own, CLASSIFIER)
                 assert [double(proxy, CLASSIFIER, [3.0]) for _ in range(8)] == [[8.0]] * 8
-                assert await answered(own, CLASSIFIER) == before + 8
+                await until_answered(own, CLASSIFIER, before + 8)
                 summary = await load.end()
             assert summary.failed == 0, summary.errors
 

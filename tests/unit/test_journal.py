@@ -246,6 +246,18 @@ def test_an_earlier_versions_journal_keeps_its_rows_in_the_order_of_writing(path
     assert result == {"sentence": "paused by `themis pause`: nothing is changed"}
 
 
+def test_changed_devices_are_remembered_until_the_policy_forgets_them(path: Path) -> None:
+    home, second, third = (("a", f"gpu:{device}") for device in range(3))
+    for before, after in ((set(), {home, second}), ({home, second}, {second, third})):
+        journal = Journal(path)
+        assert journal.load_places() == before
+        journal.record_places(frozenset(before), frozenset(after))
+        journal.close()
+    last = Journal(path)
+    assert last.load_places() == {second, third}
+    last.close()
+
+
 def test_samples_that_counted_no_requests_are_kept(path: Path) -> None:
     path.parent.mkdir()
     with closing(sqlite3.connect(path)) as earlier:
@@ -291,7 +303,7 @@ def test_a_later_versions_journal_is_not_read(path: Path, journal: Journal) -> N
     journal.record_tick(at(0))
     raise_the_version(path)
     with (
-        pytest.raises(EnvironmentCheckError, match=r"journal\.sqlite: the journal has version 99: expected at most 5\. Fix: use that"),
+        pytest.raises(EnvironmentCheckError, match=r"journal\.sqlite: the journal has version 99: expected at most 6\. Fix: use that"),
         reading(path),
     ):
         pass

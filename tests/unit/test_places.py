@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from tests.unit.samples import config, server
+from tests.unit.fakes import Bench
+from tests.unit.samples import NOW_S, config, server
+from themis_triton.adapters.clock import SystemClock
+from themis_triton.adapters.envoy.files import EnvoyFiles
+from themis_triton.adapters.envoy.process import EnvoyProcess
+from themis_triton.adapters.exporter import Exporter
+from themis_triton.adapters.store.journal import Journal
 from themis_triton.core.config import DeviceSlot, LocalLaunchConfig
 from themis_triton.core.fleet import ModelState
+from themis_triton.daemon.components import Components, build_observer
+from themis_triton.daemon.loop import Loop
+from themis_triton.daemon.status import StatusBoard
+from themis_triton.decide.planner import Planner
+from themis_triton.decide.rules import build_rules
+from themis_triton.decide.state import PolicyState
 
 
 def test_a_state_on_several_devices_counts_them_all_and_leaves_empty_ones_out() -> None:
@@ -45,3 +59,37 @@ def test_a_device_holds_as_many_servers_as_the_settings_put_there(device: str, p
     assert changed.places_on(device) == places
     assert changed.devices == ("cpu:0", "cpu:1", "cpu:7")
     assert launch.reach_from("cpu:0") == ("cpu:7",)
+
+
+def test_which_devices_were_changed_outlives_the_sidecar(tmp_path: Path) -> None:
+    settings, added = replace(config(), state_directory=tmp_path), ("a", "cpu:1")
+
+    def started() -> tuple[Loop, Journal]:
+        bench, clock, journal = Bench(server("a")), SystemClock(), Journal(tmp_path / "journal.sqlite")
+        observer, envoy = build_observer(settings, clock), EnvoyProcess(settings.envoy, tmp_path)
+        ports = bench.world, bench.control, bench.launcher
+        components = Components(settings, *ports, journal, envoy, EnvoyFiles(settings.envoy), clock, observer)
+        loop = Loop(components, Planner(build_rules(settings)), StatusBoard(settings, NOW_S), Exporter())
+        loop.recall_places()
+        return loop, journal
+
+    async def scenario() -> None:
+        first, journal = started()
+        assert first.state.policy.changed_places == frozenset()
+        first.state = replace(first.state, policy=PolicyState(changed_places=frozenset({added, ("gone", "cpu:1")})))
+        await first.tick()
+        assert journal.flush()
+        again, journal_again = started()
+        assert again.state.policy.changed_places == {added}
+        (tmp_path / "journal.sqlite").unlink()
+        await again.tick()
+        assert journal_again.flush()
+        await again.tick()  # told that the file was replaced
+        assert journal_again.flush()
+        journal.close()
+        journal_again.close()
+        third, last = started()
+        assert third.state.policy.changed_places == {added}
+        last.close()
+
+    asyncio.run(scenario())

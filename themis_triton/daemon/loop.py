@@ -72,6 +72,7 @@ class Loop:
     rests: RestWatch = field(default_factory=RestWatch)
     predictions: PredictionWatch = field(default_factory=PredictionWatch)
     traces: ActionTraces | None = None
+    recorded_places: frozenset[tuple[str, str]] = frozenset()
     reload: asyncio.Event = field(default_factory=asyncio.Event)
     read_settings: Callable[[], ThemisConfig] | None = None
     ended_s: float | None = None
@@ -107,6 +108,7 @@ class Loop:
         self.state, record = await tick(before, self.components.world, planner, self.compute, paused=holding)
         duration_s = asyncio.get_running_loop().time() - started_s
         self._report_journal()
+        self._record_places()
         self.components.journal.record_decided(before, self.state, record, planner.rules.config)
         ended = record.estimate.ended
         self.board.take(record, 1000.0 * duration_s, ended, paused=self.paused)
@@ -210,7 +212,7 @@ class Loop:
         if config.models != before.models:  # measured times were compared with other ones
             self.state = replace(self.state, history=replace(self.state.history, drift=DriftHistory()))
         if config.policy.name is not before.policy.name:
-            self.state = replace(self.state, policy=PolicyState())
+            self.state = replace(self.state, policy=PolicyState(changed_places=self.state.policy.changed_places))
 
     def use_recurring(self, recurring: Recurring, words: str) -> None:
         """Keep servers for these rises from the next tick on."""
@@ -258,6 +260,18 @@ class Loop:
             return True
         return await self.components.observer.count_arrivals() != self.arrivals
 
+    def recall_places(self) -> None:
+        """Take up which devices of running servers an earlier sidecar has changed, so that what it began to remove is removed."""
+        self.recorded_places = places = self.components.journal.load_places()
+        self.state = replace(self.state, policy=PolicyState(changed_places=places))
+
+    def _record_places(self) -> None:
+        """Remember which devices of servers the policy has changed."""
+        places = self.state.policy.changed_places
+        if places != self.recorded_places:
+            self.components.journal.record_places(self.recorded_places, places)
+            self.recorded_places = places
+
     def _report_journal(self) -> None:
         """Report that the journal was replaced, or is not written: the next sidecar then has to discover the launched servers."""
         journal = self.components.journal
@@ -266,6 +280,7 @@ class Loop:
             now_s = self.components.clock.now_s()
             journal.record_event(now_s, kind.value, notice)
             self.board.add_event(now_s, kind.value, notice)
+            self.recorded_places = frozenset()  # a new file has none; in one that lost rows they are written again
         trouble = journal.trouble
         if trouble is not None and trouble != self.board.journal_trouble:
             log.error("journal_write_failed", message=trouble)

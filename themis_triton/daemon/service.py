@@ -100,6 +100,7 @@ async def _lead(config: ThemisConfig, read_settings: Callable[[], ThemisConfig],
             ticking = Loop(components, Planner(build_rules(planned)), board, exporter, kernels.compute)
             ticking.reload, ticking.read_settings, ticking.hub = reload, read_settings, hub
             ticking.keeper, ticking.fixed = keeper, fixed
+            ticking.recall_places()
             if kernels.interpreted:
                 board.add_event(components.clock.now_s(), "kernels_interpreted", INTERPRETED)
             exempt_from_collection()

@@ -31,10 +31,16 @@ INSERT_SAMPLE = (
 )
 INSERT_USAGE = "insert or replace into usage (at_s, seconds, server_s, instance_s, cost) values (?, ?, ?, ?, ?)"
 INSERT_TRAFFIC = "insert or replace into traffic (pipeline, at_s, arrivals, ended, late) values (?, ?, ?, ?, ?)"
+REMEMBER_PLACE = "insert or ignore into changed_places (server, device) values (?, ?)"
+FORGET_PLACE = "delete from changed_places where server = ? and device = ?"
 INSERT_REPORT = "insert or replace into reports (day, report) values (?, ?)"
 FLUSH_WITHIN_S = 30.0
 _DEFAULTS = RetentionConfig()
 _ROUTE_FIELDS = tuple(field.name for field in fields(RouteReading) if field.name != "latency")
+
+
+Places = frozenset[tuple[str, str]]
+"""Servers with devices."""
 
 
 class Journal:
@@ -111,6 +117,16 @@ class Journal:
     def load_servers(self) -> tuple[Server, ...]:
         """Launched servers that were remembered and not forgotten."""
         return remembered_servers(text for _, text in sorted(self._writer.servers.items()))
+
+    def record_places(self, before: Places, after: Places) -> None:
+        """Remember the servers with devices that the policy changed; `before`: those that are remembered."""
+        for statement, places in ((FORGET_PLACE, before - after), (REMEMBER_PLACE, after - before)):
+            for place in sorted(places):
+                self._writer.add_row(statement, place)
+
+    def load_places(self) -> Places:
+        """The servers with devices that the policy had changed when the journal was opened."""
+        return self._writer.earlier_places
 
     def take_notices(self) -> tuple[Notice, ...]:
         """What happened to the file since the last call."""

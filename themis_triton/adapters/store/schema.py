@@ -8,15 +8,16 @@ from pathlib import Path
 
 from themis_triton.adapters.store.records import packed
 
-VERSION = 5
+VERSION = 6
 """The version of the tables, in the file's `user_version`. Before 1 there was none, before 2 no samples, 3 no recordings, 4 no minutes,
-5 no requests in samples."""
+5 no requests in samples, 6 no places."""
 TABLES = """
 create table if not exists ticks (
     seq integer primary key, at_s real, decision_id text, reason text, changed integer, sentence text, record blob);
 create table if not exists outcomes (
     seq integer primary key, action_id text, ended_at_s real, kind text, outcome text, duration_s real, sentence text, detail text);
 create table if not exists servers (name text primary key, server text);
+create table if not exists changed_places (server text, device text, primary key (server, device)) without rowid;
 create table if not exists samples (
     pipeline text, at_s real, width_s integer, seconds real, rate_rps real, peak_rps real, demand_rps real, capacity_rps real,
     refused_rps real, servers real, instances real, traffic_s real, late_s real, p50_ms real, p99_ms real,
@@ -139,7 +140,7 @@ def _execute_each(db: sqlite3.Connection, statements: str) -> None:
 
 
 def _add_tables(db: sqlite3.Connection) -> None:
-    """Versions 1 to 3 had fewer tables; those that are missing are created."""
+    """Versions 1 to 3 and 5 had fewer tables; those that are missing are created."""
 
 
 def _count_requests(db: sqlite3.Connection) -> None:
@@ -150,5 +151,5 @@ def _count_requests(db: sqlite3.Connection) -> None:
             db.execute(f"alter table samples add column {name} real not null default 0")
 
 
-MIGRATIONS: Sequence[Callable[[sqlite3.Connection], None]] = (_number_rows, _add_tables, _add_tables, _add_tables, _count_requests)
+MIGRATIONS: Sequence[Callable[[sqlite3.Connection], None]] = (_number_rows, _add_tables, _add_tables, _add_tables, _count_requests, _add_tables)
 """What brings a journal from the version of each place to the next one."""

@@ -44,6 +44,7 @@ class _Again(Enum):
 class JournalWriter:
     """One thread that owns the file. Rows wait in memory while it cannot be written, at most `MAX_WAITING_ROWS`; servers always.
 
+    `earlier_places` are the changed places that an earlier sidecar left in the file.
     `sampled_until_s` is the time of the last sample, for the bounds: one that a wrong clock put into the future must not age all others.
     `trouble` says why nothing is written now. A file that cannot be read is kept under another name, and one that is gone is made anew:
     with all servers, and a notice.
@@ -62,6 +63,7 @@ class JournalWriter:
         self.sampled_until_s: float | None = None
         self._rows: deque[Statement] = deque()
         self._servers: dict[str, str] = {}
+        self.earlier_places: frozenset[tuple[str, str]] = frozenset()
         self._changed: set[str] = set()
         self._notices: list[Notice] = []
         self._lost_rows = self._since_prune = 0
@@ -80,6 +82,8 @@ class JournalWriter:
         if self._db is not None:
             rows = self._db.execute("select name, server from servers where typeof(name) = 'text' and typeof(server) = 'text'")
             self._servers = dict(rows.fetchall())
+            places = self._db.execute("select server, device from changed_places where typeof(server) = 'text' and typeof(device) = 'text'")
+            self.earlier_places = frozenset((server, device) for server, device in places)
             self._filled = True
         self._thread = threading.Thread(target=self._run, name="journal-writer", daemon=True)
         self._thread.start()
