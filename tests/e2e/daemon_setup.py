@@ -277,8 +277,9 @@ async def answered(server: Mapping[str, Any], model: str = DETECTOR) -> float:
 
 
 async def until_answered(server: Mapping[str, Any], model: str, count: float) -> None:
-    """Wait until a server has answered as many requests for a model and no more: a client may read an answer before Triton counts it."""
-    async with asyncio.timeout(TIMEOUT_S):
-        while (now := await answered(server, model)) < count:
-            await asyncio.sleep(POLL_S)
+    """Wait until a server has answered as many requests for a model and no more: a client may have its answer before that is counted."""
+    now, deadline_s = -1.0, asyncio.get_running_loop().time() + TIMEOUT_S
+    while now < count and asyncio.get_running_loop().time() < deadline_s:
+        now = await answered(server, model)
+        await asyncio.sleep(POLL_S)
     assert now == count

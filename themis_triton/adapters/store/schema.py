@@ -151,5 +151,6 @@ def _count_requests(db: sqlite3.Connection) -> None:
             db.execute(f"alter table samples add column {name} real not null default 0")
 
 
-MIGRATIONS: Sequence[Callable[[sqlite3.Connection], None]] = (_number_rows, _add_tables, _add_tables, _add_tables, _count_requests, _add_tables)
+Migration = Callable[[sqlite3.Connection], None]
+MIGRATIONS: Sequence[Migration] = (_number_rows, _add_tables, _add_tables, _add_tables, _count_requests, _add_tables)
 """What brings a journal from the version of each place to the next one."""
