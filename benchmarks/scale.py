@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from scale_point import STAGES, measure
 
 SIZES = ((10, 8), (30, 30), (100, 100), (300, 300), (1000, 1000))
-WARM_UP, TICKS = 120, 200
+WARM_UP, TICKS = 100, 140
 BUDGET_S, START_S = 150.0, 60.0
 GOAL_MS = 100.0
 COLOURS = ("#2563eb", "#d97706", "#059669", "#7c3aed", "#6b7280")
@@ -30,7 +30,8 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=BUDGET_S, help=f"Seconds of a size's ticks. Default: {BUDGET_S:g}.")
     flags = parser.parse_args()
     if flags.size is not None:
-        print(json.dumps(measure(*flags.size, WARM_UP, TICKS, flags.budget)))
+        models, devices = flags.size
+        print(json.dumps(measure(models, devices, WARM_UP, TICKS, flags.budget)))
         return
     rows = [measured_apart(models, devices, flags.budget) for models, devices in SIZES]
     for row in rows:
@@ -81,9 +82,17 @@ def draw(rows: list[dict[str, Any]]) -> None:
                 "xDS, one limit": [row["routes"]["xds_bytes_a_limit"] for row in rows],
             },
         ),
-        ("Making routes", "processor time (ms)", {key: [row["routes"][key] for row in rows] for key in ("table_ms", "file_render_ms", "xds_pack_change_ms")}),
+        (
+            "Making routes",
+            "processor time (ms)",
+            {key: [row["routes"][key] for row in rows] for key in ("table_ms", "file_render_ms", "xds_pack_change_ms")},
+        ),
         ("Journal", "growth without bound (MB an hour)", {"all": [row["journal_mb_an_hour"] for row in rows]}),
-        ("Scrape", "parsing, a tick (ms)", {key: [row["scrape"][key] for row in rows] for key in ("metrics_ms", "statistics_ms", "proxy_ms")}),
+        (
+            "Scrape",
+            "parsing, a tick (ms)",
+            {key: [row["scrape"][key] for row in rows] for key in ("metrics_ms", "statistics_ms", "proxy_ms")},
+        ),
     )
     for axis, (title, unit, lines) in zip(axes.flat, curves, strict=True):
         for colour, (label, values) in zip((*COLOURS, "#dc2626"), lines.items(), strict=False):

@@ -30,7 +30,9 @@ def metrics_page(models: Sequence[str]) -> str:
     for name in COUNTERS:
         family = f"nv_inference_{name}"
         lines += [f"# HELP {family} Cumulative figure of all inference requests", f"# TYPE {family} counter"]
-        reasons = ('reason="CANCELED",', 'reason="REJECTED",', 'reason="OTHER",', 'reason="BACKEND",') if name == "request_failure" else ("",)
+        reasons = (
+            ('reason="CANCELED",', 'reason="REJECTED",', 'reason="OTHER",', 'reason="BACKEND",') if name == "request_failure" else ("",)
+        )
         lines += [f'{family}{{model="{model}",{reason}version="1"}} 1234567' for model in models for reason in reasons]
     lines += ["# HELP nv_cpu_utilization CPU utilization rate [0.0 - 1.0]", "# TYPE nv_cpu_utilization gauge", "nv_cpu_utilization 0.25"]
     return "\n".join(lines) + "\n"

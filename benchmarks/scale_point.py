@@ -18,6 +18,7 @@ from common import percentiles_ms
 from scale_pages import metrics_page, proxy_page, statistics_page
 from scale_world import Fleet, settings
 
+from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.envoy.render import NO_VERSIONS, RenderInput, render
 from themis_triton.adapters.envoy.stats import BOUNDS_MS, EnvoyStats
 from themis_triton.adapters.envoy.xds.resources import ROUTES, Packer, Resources
@@ -164,7 +165,8 @@ def _routes(engine: Engine, fleet: Fleet) -> dict[str, Any]:
     """Envoy's resources whole, and what a change of one server sends: to an Envoy with files, and to each one over xDS."""
     config, servers = engine.config, tuple(fleet.servers.values())
     names = tuple(config.models)
-    (whole, table_ms), less = timed(lambda: route_table(servers, names)), route_table(servers[:-1], names)
+    last = next(server for server in reversed(servers) if server.phase is Phase.SERVING)
+    (whole, table_ms), less = timed(lambda: route_table(servers, names)), route_table([each for each in servers if each is not last], names)
     files, render_ms = timed(lambda: render(config.envoy, whole))
     changed_files = render(config.envoy, less)
     packer = Packer()
@@ -213,14 +215,9 @@ def _scrape(engine: Engine, fleet: Fleet) -> dict[str, Any]:
     }
 
 
-class _Now:
-    def now_s(self) -> float:
-        return time.time()
-
-
 async def _read_proxy(config: ThemisConfig, page: str) -> float:
     """Milliseconds to read all routes of an Envoy that answers at once, the second time."""
-    stats = EnvoyStats(config.envoy, tuple(config.models), _Now())
+    stats = EnvoyStats(config.envoy, tuple(config.models), SystemClock())
 
     async def answered(*_: object, **__: object) -> Any:  # noqa: ANN401 - JSON
         return json.loads(page)["stats"]

@@ -14,14 +14,16 @@ from themis_triton.core.address import Address
 from themis_triton.core.config import DeviceSlot, LatencyTable, LaunchConfig, ModelConfig, ModelProfile, PipelineConfig, ThemisConfig
 from themis_triton.core.fleet import Models, ModelState, Phase, Server
 from themis_triton.core.observation import BatchCounters, LatencyHistogram, ModelCounters, RouteReading, ServerReading, Snapshot
+from themis_triton.estimate.work import busy_during_batch, mean_ms
 from themis_triton.settings import load_settings
 from themis_triton.settings.shipped import shipped
 from themis_triton.solver.surface import FloatArray, contention_surface
 
-SLO_MS, MAX_INSTANCES, MAX_BATCH, MEAN_BATCH, STAGES = 100.0, 4, 8, 4, 2
+SLO_MS, MAX_INSTANCES, MAX_BATCH, STAGES = 100.0, 4, 8, 2
+SIZES = (2, 4, 6)
 RATE_PER_DEVICE_RPS = 1_000.0
 LAUNCH_S, START_S = 4.0, 1_700_000_000.0
-BATCH_MS, QUEUE_MS = 5.0, 0.5
+LATENCY_MS, QUEUE_MS = 6.0, 0.5
 
 
 def settings(models: int, devices: int, directory: Path) -> ThemisConfig:
@@ -63,6 +65,7 @@ class Fleet:
     servers: dict[str, Server] = field(default_factory=dict)
     ready_at_s: dict[str, float] = field(default_factory=dict)
     counters: dict[tuple[str, str], ModelCounters] = field(default_factory=dict)
+    busy: dict[tuple[str, str], float] = field(default_factory=dict)
     arrivals: FloatArray = field(init=False)
     mean_rps: FloatArray = field(init=False)
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(2))
@@ -94,7 +97,7 @@ class Fleet:
             own = holders.get(pipeline.stages[0], [])
             for name in own:
                 for stage in pipeline.stages:
-                    self._serve(name, stage, count // len(own))
+                    self._serve(name, stage, count // len(own), tick_s)
         serving = [server.name for server in self.servers.values() if server.phase is Phase.SERVING]
         return Snapshot(self.at_s, tuple(self.servers.values()), tuple(map(self._reading, serving)), self._routes())
 
@@ -130,15 +133,22 @@ class Fleet:
         wave = np.sin(2 * np.pi * (self.at_s / 60.0 + np.arange(len(self.mean_rps)) / 7.0))
         return np.asarray(self.mean_rps * (1.0 + self.moving * wave))
 
-    def _serve(self, server: str, stage: str, count: int) -> None:
-        before = self.counters.get((server, stage), ModelCounters())
-        batches, compute_us = count / MEAN_BATCH, 1000.0 * BATCH_MS * count
-        sizes = before.batches or tuple(BatchCounters(size, 0.0, 0.0) for size in (2, MEAN_BATCH, 6))
-        by_size = tuple(BatchCounters(b.size, b.executions + batches // 3, b.compute_us + batches // 3 * 1000.0 * BATCH_MS) for b in sizes)
+    def _serve(self, server: str, stage: str, count: int, tick_s: float) -> None:
+        """The requests of a tick in batches of three sizes, which take what the profile says beside those of the tick before."""
+        before, now = self.counters.get((server, stage), ModelCounters()), self.servers[server].models
+        profile, busy = self.config.models[stage].profile, {name: self.busy.get((server, name), 0.0) for name in now}
+        level = busy_during_batch(busy, stage, now[stage].instances)
+        each, times_us = count / sum(SIZES), [1000.0 * mean_ms(profile, size, level) for size in SIZES]
+        compute_us = sum(each * size * time_us for size, time_us in zip(SIZES, times_us, strict=True))
+        self.busy[server, stage] = min(now[stage].instances, each * sum(times_us) / 1e6 / tick_s)
+        sizes = before.batches or tuple(BatchCounters(size, 0.0, 0.0) for size in SIZES)
+        by_size = tuple(
+            BatchCounters(b.size, b.executions + each, b.compute_us + each * time_us) for b, time_us in zip(sizes, times_us, strict=True)
+        )
         self.counters[server, stage] = ModelCounters(
             success=before.success + count,
             inferences=before.inferences + count,
-            executions=before.executions + batches,
+            executions=before.executions + each * len(SIZES),
             request_us=before.request_us + compute_us + 1000.0 * QUEUE_MS * count,
             queue_us=before.queue_us + 1000.0 * QUEUE_MS * count,
             compute_infer_us=before.compute_infer_us + compute_us,
@@ -157,7 +167,7 @@ class Fleet:
         )
 
 
-_SHARES = tuple(1.0 - math.exp(-bound / (BATCH_MS + QUEUE_MS)) for bound in BOUNDS_MS)
+_SHARES = tuple(1.0 - math.exp(-bound / LATENCY_MS) for bound in BOUNDS_MS)
 
 
 def _latencies(requests: float) -> tuple[float, ...]:

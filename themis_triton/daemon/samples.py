@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -57,11 +58,12 @@ class Samples:
             self._start_s, self._sums = start_s, carried
         elapsed_s = at_s - self._last_s if self._last_s is not None else 0.0
         self._last_s = at_s
+        observed = _Observed(record)
         for pipeline in config.pipelines:
             sums = self._sums.setdefault(pipeline.name, _Sums())
             sums.requests += ended.get(pipeline.name, EndedRequests())
             if 0.0 < elapsed_s <= MAX_TICK_S:
-                _add(sums, record, pipeline, elapsed_s)
+                _add(sums, observed, pipeline, elapsed_s)
         return complete
 
     def _ended(self) -> Iterator[PipelineSample]:
@@ -70,16 +72,27 @@ class Samples:
                 yield _sample(name, self._start_s or 0.0, sums)
 
 
-def _add(sums: _Sums, record: TickRecord, pipeline: PipelineConfig, seconds: float) -> None:
-    estimate = record.estimate.pipelines.get(pipeline.name)
-    evidence = next((each for each in record.decision.evidence if each.pipeline == pipeline.name), None)
+class _Observed:
+    """A tick's record, with its evidence by pipeline and its instances by model."""
+
+    def __init__(self, record: TickRecord) -> None:
+        self.estimate = record.estimate
+        self.evidence = {each.pipeline: each for each in record.decision.evidence}
+        self.instances: Counter[str] = Counter()
+        for server in record.snapshot.servers:
+            for model, state in server.models.items():
+                self.instances[model] += state.instances
+
+
+def _add(sums: _Sums, observed: _Observed, pipeline: PipelineConfig, seconds: float) -> None:
+    estimate, evidence = observed.estimate.pipelines.get(pipeline.name), observed.evidence.get(pipeline.name)
     sums.seconds += seconds
     if evidence is not None:
         sums.demand += seconds * evidence.demand_fast_rps
         sums.capacity += seconds * evidence.capacity_rps
         sums.refused += seconds * evidence.refused_rps
         sums.servers += seconds * evidence.servers_now
-    sums.instances += seconds * _instances(record, pipeline)
+    sums.instances += seconds * sum(observed.instances[stage] for stage in pipeline.stages)
     if estimate is None:
         return
     sums.rate += seconds * estimate.recent_rps
@@ -88,15 +101,10 @@ def _add(sums: _Sums, record: TickRecord, pipeline: PipelineConfig, seconds: flo
         sums.traffic_s += seconds
         sums.late_s += seconds if estimate.p99_ms > pipeline.slo_ms else 0.0
         sums.p99_ms = max(sums.p99_ms or 0.0, estimate.p99_ms)
-    middle_ms = p50_ms(record.estimate, pipeline)
+    middle_ms = p50_ms(observed.estimate, pipeline)
     if middle_ms is not None:
         sums.p50 += seconds * middle_ms
         sums.p50_s += seconds
-
-
-def _instances(record: TickRecord, pipeline: PipelineConfig) -> int:
-    models = (server.models.get(stage) for server in record.snapshot.servers for stage in pipeline.stages)
-    return sum(state.instances for state in models if state is not None)
 
 
 def _sample(name: str, start_s: float, sums: _Sums) -> PipelineSample:

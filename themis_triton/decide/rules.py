@@ -17,6 +17,9 @@ from themis_triton.solver.migration_steps import MoveTimes
 from themis_triton.solver.problem import ChainProblem, StageProblem
 from themis_triton.solver.surface import surface_from_table
 
+MAX_BUSY = 256
+"""Busy instances of a device up to which surfaces are kept; the solver extends them where there are more."""
+
 
 @dataclass(frozen=True, eq=False)
 class Rules:
@@ -82,7 +85,8 @@ class Rules:
         config = self.config
         if config.planning.max_servers is not None:
             return config.planning.max_servers
-        places = sum(map(config.places_on, config.devices))
+        by_device = config.places
+        places = sum(max(1, by_device[device]) for device in config.devices)
         if config.planning.placement is Placement.COLOCATED:
             return max(1, places)
         longest = max((len(pipeline.stages) for pipeline in config.pipelines), default=1)
@@ -146,7 +150,7 @@ class Rules:
 def build_rules(config: ThemisConfig) -> Rules:
     """The rules of a configuration. Plans aim at the SLO less its margin, at the demand and headroom of each tick."""
     bare = Rules(config, {}, {})
-    max_busy = sum(model.max_instances for model in config.models.values())
+    max_busy = min(MAX_BUSY, sum(model.max_instances for model in config.models.values()))
     stages = {name: _stage(model, config, max_busy) for name, model in config.models.items()}
     problems = {
         p.name: ChainProblem(

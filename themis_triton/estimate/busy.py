@@ -20,7 +20,10 @@ def busy_instances(snapshot: Snapshot, served: Mapping[str, ServedSeries], confi
 
     A model without enough readings is left out: nothing is known of it. One that waits for models that it calls is not busy.
     """
-    owners = {stage: {p.name for p in config.pipelines if stage in p.stages} for p in config.pipelines for stage in p.stages}
+    owners: dict[str, set[str]] = {}
+    for pipeline in config.pipelines:
+        for stage in pipeline.stages:
+            owners.setdefault(stage, set()).add(pipeline.name)
     shared = [server for server in snapshot.servers if _is_shared(server, owners)]
     callers = callers_of(config)
     return {server.name: _busy(server, served.get(server.name, NO_SERVER), callers, snapshot.at_s) for server in shared}

@@ -199,7 +199,7 @@ def _model(name: str, routed: RoutedSeries, rates: _Rates, work: _Work, drift: D
 
 def _calls(history: History, models: Mapping[str, ModelEstimate], config: ThemisConfig, now_s: float) -> dict[str, CallHistory]:
     """What each pipeline's requests call; pipelines count the same times."""
-    own = own_models(config.pipelines)
+    own, others = own_models(config.pipelines), other_calls(config.pipelines)
 
     @cache
     def arrivals(start_s: float, end_s: float) -> Mapping[str, float]:
@@ -217,8 +217,8 @@ def _calls(history: History, models: Mapping[str, ModelEstimate], config: Themis
         arrived = arrivals(start_s, end_s)
         if model not in pipeline.client_calls:  # the server's own calls pass no proxy
             return max(0.0, ended(start_s, end_s).get(model, 0.0) - arrived.get(model, 0.0))
-        others = other_calls(config.pipelines, pipeline.front) if model == pipeline.front else ()
-        called = sum(_per_request(other, history)[stage] * arrived.get(other.front, 0.0) for other, stage in others)
+        callers = others.get(model, ()) if model == pipeline.front else ()
+        called = sum(_per_request(other, history)[stage] * arrived.get(other.front, 0.0) for other, stage in callers)
         return max(0.0, arrived.get(model, 0.0) - called)
 
     def calls_of(pipeline: PipelineConfig) -> Calls:

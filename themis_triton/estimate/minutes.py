@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from themis_triton.core.attainment import EndedRequests
@@ -16,6 +16,8 @@ MINUTE_S = 60
 MAX_TICK_S = 10.0
 """A longer time between two ticks was not observed."""
 Routes = Mapping[str, RouteReading]
+Callers = Collection[tuple[PipelineConfig, int]]
+"""Pipelines that call a front as one of their stages, with the stage."""
 
 
 @dataclass(slots=True)
@@ -48,8 +50,9 @@ class Minutes:
             self.ended[name] = self.ended.get(name, EndedRequests()) + each
         if 0.0 < elapsed_s <= MAX_TICK_S:
             self._use(snapshot, config, elapsed_s)
+            callers = other_calls(config.pipelines)
             for pipeline in config.pipelines:
-                self._count(pipeline, config, routes, snapshot.at_s)
+                self._count(pipeline, callers.get(pipeline.front, ()), routes, snapshot.at_s)
         self.last_s, self.last = snapshot.at_s, {**self.last, **routes}
         return ended
 
@@ -71,10 +74,10 @@ class Minutes:
         self.instance_s += elapsed_s * instances
         self.cost += elapsed_s * running_price((server.models for server in snapshot.servers), config)
 
-    def _count(self, pipeline: PipelineConfig, config: ThemisConfig, routes: Routes, at_s: float) -> None:
+    def _count(self, pipeline: PipelineConfig, callers: Callers, routes: Routes, at_s: float) -> None:
         """Add what arrived for a pipeline since the snapshot before: at its front, less what other pipelines call there."""
         count = self._arrived(pipeline.front, routes)
-        for other, stage in other_calls(config.pipelines, pipeline.front):
+        for other, stage in callers:
             count -= other.per_request[stage] * self._arrived(other.front, routes)
         if count <= 0.0 or self.start_s is None:
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from themis_triton.core.config import PipelineConfig
@@ -154,13 +154,14 @@ def with_others(estimate: PipelineEstimate, pipeline: PipelineConfig, sharing: S
     )
 
 
-def other_calls(pipelines: Sequence[PipelineConfig], front: str) -> Iterator[tuple[PipelineConfig, int]]:
-    """The pipelines whose clients call another's front as one of their stages, with the stage."""
-    fronts = set[str]()
+def other_calls(pipelines: Sequence[PipelineConfig]) -> Mapping[str, Collection[tuple[PipelineConfig, int]]]:
+    """By front, the pipelines whose clients call it as one of their stages, with the stage; fronts without any are left out."""
+    fronts, called = {pipeline.front for pipeline in pipelines}, dict[str, dict[str, tuple[PipelineConfig, int]]]()
     for pipeline in pipelines:
-        if pipeline.entry is None and front in pipeline.stages and pipeline.front != front and pipeline.front not in fronts:
-            fronts.add(pipeline.front)
-            yield pipeline, pipeline.stages.index(front)
+        for model in fronts.intersection(pipeline.stages) if pipeline.entry is None else ():
+            if model != pipeline.front:
+                called.setdefault(model, {}).setdefault(pipeline.front, (pipeline, pipeline.stages.index(model)))
+    return {front: calls.values() for front, calls in called.items()}
 
 
 def _share(part: float, whole: float) -> float:

@@ -46,9 +46,9 @@ class WorkHistory:
 
 def observe(history: WorkHistory, snapshot: Snapshot, config: ThemisConfig) -> WorkHistory:
     """The history with one more snapshot. An interval ends once it is long enough; one in which counters fell gives no sample."""
-    opened = {name: reading for name, reading in history.opened.items() if name in {server.name for server in snapshot.servers}}
-    samples = {model: _newer(kept, snapshot.at_s - KEEP_S) for model, kept in history.samples.items()}
     servers, callers = {server.name: server for server in snapshot.servers}, callers_of(config)
+    opened = {name: reading for name, reading in history.opened.items() if name in servers}
+    samples = {model: _newer(kept, snapshot.at_s - KEEP_S) for model, kept in history.samples.items()}
     for reading in snapshot.readings:
         if reading.error is not None or reading.batches_error is not None or reading.server not in servers:
             continue

@@ -36,7 +36,9 @@ def route_table(
     serving = [s for s in everyone if s.name not in drained] or everyone
     adopted = [s for s in serving if not s.launched]
     others = {name for server in everyone for name in server.ready_models or ()}.difference(models)
-    holders = {name: _holders(name, models, serving) or _holders(name, models, everyone) or adopted for name in (*models, *sorted(others))}
+    held = _holders(serving, frozenset(models))
+    anywhere = _holders(everyone, frozenset(models)) if drained else held
+    holders = {name: held.get(name) or anywhere.get(name) or adopted for name in (*models, *sorted(others))}
     return RouteTable(
         models={name: replace(_route(name, found, unrouted), limit=limits.get(name)) for name, found in holders.items()},
         any=_endpoints(serving),
@@ -61,12 +63,16 @@ def _places(server: Server, model: str) -> int:
     return max(1, len(state.spread)) if state is not None and state.instances else device_count(server.models)
 
 
-def _holders(name: str, models: Sequence[str], servers: Iterable[Server]) -> list[Server]:
-    return [server for server in servers if _holds(server, name, models)]
-
-
-def _holds(server: Server, name: str, models: Sequence[str]) -> bool:
-    return server.takes_calls(name) and name in (server.models if name in models else server.ready_models or ())
+def _holders(servers: Iterable[Server], models: Collection[str]) -> dict[str, list[Server]]:
+    """The servers to which calls of each model come that any of them holds; of a model beyond `models`, by the servers' indices."""
+    holders: dict[str, list[Server]] = {}
+    for server in servers:
+        listed = [name for name in server.models if name in models]
+        unlisted = [name for name in dict.fromkeys(server.ready_models or ()) if name not in models]
+        for name in (*listed, *unlisted):
+            if server.takes_calls(name):
+                holders.setdefault(name, []).append(server)
+    return holders
 
 
 def _endpoints(servers: Iterable[Server]) -> tuple[Endpoint, ...]:

@@ -133,7 +133,7 @@ class EnvoyFiles:
     async def _write(self, table: RouteTable, pem_versions: dict[str, str]) -> None:
         config = await resolved_config(self._config)
         rendered = RenderInput(config, await resolved_table(table), pem_versions, self._auth)
-        desired = render(config, rendered.table, pem_versions, self._auth)
+        desired = await asyncio.to_thread(render, config, rendered.table, pem_versions, self._auth)  # a second with 1,000 models
         present = await asyncio.to_thread(read_files, config.directory)
         self._names = frozenset(desired)
         running = await self._admin.node_id() == node_id(config.directory)

@@ -13,7 +13,10 @@ from pathlib import Path
 from themis_triton.adapters.store.bounds import compact, prune
 from themis_triton.adapters.store.schema import LOCK_WAIT_S, is_unreadable, open_journal, set_aside
 
-MAX_WAITING_ROWS = 1_000
+MAX_WAITING_ROWS = 4_000
+"""With 1,000 pipelines, those of a minute's end are 2,000."""
+MAX_UNMADE_ROWS = 20
+"""While more wait, rows are made where they are added, so that large values do not wait."""
 PRUNE_EVERY = 200
 RETRY_AFTER_S = 1.0
 CLOSE_WITHIN_S = 5.0
@@ -95,6 +98,8 @@ class JournalWriter:
 
     def add_row(self, statement: str, row: Row) -> None:
         """Have a row written; it is lost if too many wait."""
+        if callable(row) and len(self._rows) >= MAX_UNMADE_ROWS:
+            row = row()
         with self._changes:
             if len(self._rows) < MAX_WAITING_ROWS:
                 self._rows.append((statement, row))
