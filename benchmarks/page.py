@@ -38,7 +38,7 @@ from themis_triton.daemon.events import EventHub, encode
 from themis_triton.daemon.reads_api import Reads
 from themis_triton.daemon.samples import Samples
 from themis_triton.daemon.status import StatusBoard, recall_requests
-from themis_triton.decide.correction import factors_of, with_drift
+from themis_triton.decide.correction import with_drift
 from themis_triton.decide.planner import Planner
 from themis_triton.decide.policies import decide
 from themis_triton.decide.rules import build_rules
@@ -125,7 +125,7 @@ class Sidecar:
         history, estimated = estimate(self.state.history, observed, self.config)
         snapshot = history.seen
         seen = PolicyInput(snapshot, estimated, busy_instances(snapshot, history.served, self.config))
-        policy, decision = decide(self.state.policy, seen, self.planner.corrected(factors_of(estimated)), self.policy)
+        policy, decision = decide(self.state.policy, seen, self.planner, self.policy)
         decision = with_drift(decision, estimated)
         self.state = EngineState(self.state.number + 1, history, policy)
         return TickRecord(self.state.number, snapshot, estimated, decision, plan(decision, snapshot, self.config))

@@ -28,7 +28,7 @@ from themis_triton.core.config import (
     ThemisConfig,
 )
 from themis_triton.core.observation import Snapshot
-from themis_triton.decide.correction import factors_of, with_drift
+from themis_triton.decide.correction import with_drift
 from themis_triton.decide.planner import Planner
 from themis_triton.decide.policies import decide
 from themis_triton.decide.rules import build_rules
@@ -154,7 +154,7 @@ def replay(config: ThemisConfig, snapshots: Sequence[Snapshot]) -> FloatArray:
         snapshot = history.seen
         seen = PolicyInput(snapshot, estimated, busy_instances(snapshot, history.served, config))
         marks.append(time.process_time())
-        policy_state, decision = decide(state.policy, seen, planner.corrected(factors_of(estimated)), policy)
+        policy_state, decision = decide(state.policy, seen, planner, policy)
         marks.append(time.process_time())
         plan(with_drift(decision, estimated), snapshot, config)
         marks.append(time.process_time())

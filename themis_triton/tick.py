@@ -14,7 +14,7 @@ from themis_triton.core.decision import Decision
 from themis_triton.core.fleet import Phase, Server
 from themis_triton.core.observation import Snapshot
 from themis_triton.core.record import TickRecord
-from themis_triton.decide.correction import factors_of, with_drift
+from themis_triton.decide.correction import with_drift
 from themis_triton.decide.planner import Planner
 from themis_triton.decide.policies import decide
 from themis_triton.decide.state import PolicyInput, PolicyState
@@ -97,7 +97,7 @@ def estimated_input(state: EngineState, observed: Snapshot, planner: Planner) ->
 def decided(state: EngineState, seen: PolicyInput, planner: Planner) -> Decided:
     """The policy's next state and the decision, which names the models that drift."""
     policy = policy_named(planner.rules.config.policy.name)
-    policy_state, decision = decide(state.policy, seen, planner.corrected(factors_of(seen.estimate)), policy)
+    policy_state, decision = decide(state.policy, seen, planner, policy)
     return policy_state, with_drift(decision, seen.estimate)
 
 

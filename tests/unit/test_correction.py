@@ -62,11 +62,11 @@ def test_capacity_by_means_follows_the_drift_too() -> None:
 
 def test_a_planner_without_drift_is_the_planner() -> None:
     assert PLANNER.corrected({DETECTOR: 1.0}) is PLANNER
-    assert PLANNER.corrected(factors_of(Estimate(NOW_S))) is PLANNER
+    assert PLANNER.corrected(factors_of(Estimate(NOW_S), CONFIG.models)) is PLANNER
 
 
 def test_the_drifted_model_s_latency_is_multiplied_and_nothing_else() -> None:
-    result = PLANNER.corrected(factors_of(DRIFTED)).rules
+    result = PLANNER.corrected(factors_of(DRIFTED, CONFIG.models)).rules
     before, after = (rules.problems["video"] for rules in (RULES, result))
     np.testing.assert_array_equal(after.stages[0].surface.latency_ms, 1.4 * before.stages[0].surface.latency_ms)
     assert after.stages[1] is before.stages[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from themis_triton.core.decision import Decision
@@ -13,9 +13,9 @@ from themis_triton.solver.problem import ChainProblem, StageProblem
 from themis_triton.solver.surface import Surface
 
 
-def factors_of(estimate: Estimate) -> dict[str, float]:
-    """Each model's correction."""
-    return {name: model.correction for name, model in estimate.models.items()}
+def factors_of(estimate: Estimate, models: Iterable[str]) -> dict[str, float]:
+    """The corrections of these models, as far as they were measured."""
+    return {name: estimate.models[name].correction for name in models if name in estimate.models}
 
 
 def with_drift(decision: Decision, estimate: Estimate) -> Decision:

@@ -56,7 +56,7 @@ class Planner:
         self._answers: Memory[Any] = Memory(REMEMBERED)
         self._counts = Brackets(QUESTIONS)
         self._found_rps: Memory[list[float]] = Memory(QUESTIONS)
-        self._corrected: Memory[Planner] = Memory(CORRECTED)
+        self._corrected: Memory[Planner] = Memory(max(CORRECTED, 2 * len(rules.config.pipelines)))
 
     def corrected(self, factors: Mapping[str, float]) -> Planner:
         """The planner with each model's latency multiplied by its factor (above 0; 1 where absent); the same for the same factors."""
@@ -70,7 +70,7 @@ class Planner:
 
         `sizes`: of each stage's requests; empty: each of one row.
         """
-        configured = next(p.per_request for p in self.rules.config.pipelines if p.name == pipeline)
+        configured = self.rules.pipelines[pipeline].per_request
         if per_request in ((), configured) and not sizes:
             return self
         key = (pipeline, per_request or configured, sizes)
@@ -233,8 +233,7 @@ class Planner:
         return finer_vertical(problem, counts, largest, min_instances=min_instances, batches=batches)
 
     def _moves(self, query: PlanQuery, now: tuple[ServerAssignment, ...], reachable: int) -> _Moves:
-        pipeline = next(p for p in self.rules.config.pipelines if p.name == query.pipeline)
-        times = replace(self.rules.move_times(pipeline), reachable=reachable)
+        times = replace(self.rules.move_times(self.rules.pipelines[query.pipeline]), reachable=reachable)
         return self._problem(query), now, times, self.rules.move_prices, self.remembered
 
     def _batches(self, query: PlanQuery) -> list[range] | None:

@@ -14,6 +14,7 @@ from themis_triton.core.words import first_of
 from themis_triton.decide import draining, leaving
 from themis_triton.decide.admission import admit, with_limits
 from themis_triton.decide.allocation import allocate
+from themis_triton.decide.correction import factors_of
 from themis_triton.decide.devices import FreeDevices
 from themis_triton.decide.emptying import queues_to_empty
 from themis_triton.decide.guards import guard
@@ -109,7 +110,9 @@ def _view(
     in_turn: bool = True,
 ) -> PipelineView:
     groups = policy_input.groups(pipeline, planner.rules.config.planning.placement)
-    called = planner.called(pipeline.name, shared.per_request(pipeline, groups), policy_input.estimate.pipelines[pipeline.name].sizes)
+    # By pipeline: the answers for all others stay known while one model's times change.
+    corrected = planner.corrected(factors_of(policy_input.estimate, pipeline.stages))
+    called = corrected.called(pipeline.name, shared.per_request(pipeline, groups), policy_input.estimate.pipelines[pipeline.name].sizes)
     return view_of(pipeline, policy_input, called, devices, state.left.get(pipeline.name, ()), shared, in_turn=in_turn)
 
 

@@ -36,6 +36,11 @@ class Rules:
     device_shares: Mapping[str, DeviceShare] = field(default_factory=dict)
 
     @cached_property
+    def pipelines(self) -> Mapping[str, PipelineConfig]:
+        """The pipelines by name."""
+        return {pipeline.name: pipeline for pipeline in self.config.pipelines}
+
+    @cached_property
     def move_prices(self) -> MovePrices:
         """Prices of migration steps, beyond the servers that run meanwhile."""
         prices = self.config.prices
@@ -97,7 +102,7 @@ class Rules:
 
         Plans count in requests: the batches of a stage are of so many requests, and its surfaces of as many times their rows.
         """
-        config = next(each for each in self.config.pipelines if each.name == pipeline)
+        config = self.pipelines[pipeline]
         sizes = sizes or (ONE_ROW,) * len(config.stages)
 
         def changed(problems: dict[str, ChainProblem]) -> dict[str, ChainProblem]:
