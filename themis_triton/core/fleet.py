@@ -89,7 +89,8 @@ class ModelState:
         """Whether it has more instances than another state on any device."""
         if not self.spread or not before.spread:
             return bool(self.added(before))
-        return any([count > before.on(device) for device, count in self.spread])  # noqa: C419 - quicker than a generator
+        old = dict(before.spread)
+        return any([count > old.get(device, 0) for device, count in self.spread])  # noqa: C419 - quicker than a generator
 
     def added(self, before: ModelState) -> dict[str, int]:
         """Instances beyond those of another state, by device."""
@@ -97,8 +98,12 @@ class ModelState:
             return {"": self.instances - before.instances} if self.instances > before.instances else {}
         if self.spread == before.spread:
             return {}
-        old = before.by_device
-        return {device: count - old.get(device, 0) for device, count in self.by_device.items() if count > old.get(device, 0)}
+        old, added = before.by_device, dict[str, int]()
+        for device, count in self.spread or (("", self.instances),):
+            more = count - old.get(device, 0)
+            if more > 0:
+                added[device] = more
+        return added
 
     def with_counts(self, counts: Mapping[str, int]) -> ModelState:
         """The same with these instances by device, as `by_device` names them."""
@@ -201,11 +206,17 @@ class Server:
         """All devices that it may use."""
         return (self.device, *self.reach)
 
+    @property
+    def held_devices(self) -> set[str]:
+        """The devices on which it has instances, is to have its first ones, or may have some that could not be read yet."""
+        held = {self.device, *self.unread_devices}
+        for state in self.models.values():
+            held.update([device for device, _ in state.spread])
+        return held
+
     def runs_on(self, device: str) -> bool:
-        """Whether it has instances on a device, is to have its first ones there, or may have some that could not be read yet."""
-        if device == self.device or device in self.unread_devices:
-            return True
-        return any(state.spread and state.on(device) for state in self.models.values())
+        """Whether it holds a device."""
+        return device in self.held_devices
 
 
 def with_pins(servers: Sequence[Server]) -> tuple[Server, ...]:

@@ -14,25 +14,26 @@ from themis_triton.core.observation import OpenCall, Snapshot, devices_of, launc
 class FreeDevices:
     """Devices with their servers, those of launches, open calls and reloads included. Decisions take devices one after the other.
 
-    A device is held by one server at a time, or by as many as the settings put there.
+    A device is held by one server at a time, or by as many as the settings put there. `waiting`: the servers and models whose growth
+    takes longer than an initialisation, because requests wait.
     """
 
     def __init__(self, snapshot: Snapshot, config: ThemisConfig) -> None:
         self.snapshot = snapshot
         self._config = config
         backing_off = {actuator for actuator, until_s in snapshot.backing_off.items() if until_s > snapshot.at_s}
-        self._resting = backing_off | {f"{call.server}/{call.model}" for call in snapshot.open_calls if waits(call, snapshot, config)}
+        self.waiting = frozenset((call.server, call.model) for call in snapshot.open_calls if _waits(call, snapshot, config))
+        self._resting = backing_off | {f"{server}/{model}" for server, model in self.waiting}
         self._holders: dict[str, set[str]] = {}
         self._launched_on: set[str] = set()
         self._slots: tuple[str, ...] | None = None
         self._places = config.places
-        for server in snapshot.servers:
-            for device in server.devices:
-                if server.runs_on(device):
-                    self._holders.setdefault(device, set()).add(server.name)
-        for call in (*snapshot.open_calls, *snapshot.reloads):
-            for device, _ in (*call.before.spread, *call.after.spread):  # removed instances hold theirs until they are torn down
-                self._holders.setdefault(device, set()).add(call.server)
+        held = {server.name: server.held_devices.intersection(server.devices) for server in snapshot.servers}
+        for call in (*snapshot.open_calls, *snapshot.reloads):  # removed instances hold their devices until they are torn down
+            held.setdefault(call.server, set()).update([device for device, _ in (*call.before.spread, *call.after.spread)])
+        for name, devices in held.items():
+            for device in devices:
+                self._holders.setdefault(device, set()).add(name)
         self._memory_bytes = {
             reading.device: reading.memory_free_bytes - config.policy.memory_margin_fraction * (reading.memory_total_bytes or 0)
             for reading in snapshot.devices
@@ -140,6 +141,8 @@ class FreeDevices:
 
     def _fitted(self, free_bytes: float, states: Models) -> Models:
         fitted = dict(states)
+        if free_bytes == math.inf:
+            return fitted
 
         def bytes_of(name: str) -> int:
             return self._bytes_of(name, fitted[name].instances)
@@ -177,7 +180,7 @@ class FreeDevices:
         return len(self._holders.get(device, ())) + more < max(1, self._places[device])
 
 
-def waits(call: OpenCall, snapshot: Snapshot, config: ThemisConfig) -> bool:
+def _waits(call: OpenCall, snapshot: Snapshot, config: ThemisConfig) -> bool:
     """Whether a growth takes longer than an initialisation, because requests wait."""
     lasts = snapshot.at_s - call.since_s > config.models[call.model].profile.instance_init_s + config.policy.tick_s
     return lasts and call.grows

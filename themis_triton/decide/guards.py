@@ -226,11 +226,12 @@ def behind_open_calls(target: Target, snapshot: Snapshot, config: ThemisConfig) 
     clamps = []
     for call in snapshot.open_calls:
         profile, age_s = config.models[call.model].profile, snapshot.at_s - call.since_s
-        if age_s <= config.policy.tick_s + (profile.instance_init_s if call.grows else profile.instance_stop_s):
+        grows = call.grows
+        if age_s <= config.policy.tick_s + (profile.instance_init_s if grows else profile.instance_stop_s):
             continue
         before, executing = call.before.instances, servers.get(call.server, {}).get(call.model, call.before).instances
         answering = "new instances answer" if executing > before else "new instances do not answer yet"
-        state = answering if call.grows else "no instance is removed before"
+        state = answering if grows else "no instance is removed before"
         asked = f"{call.model} on {call.server} {before}→{call.after.instances}"
         clamps.append(Clamp(ClampKind.OPEN_CALL, f"{asked}: call open for {age_s:.0f} s: the queue has not been empty; {state}"))
     return target, tuple(clamps)

@@ -13,7 +13,7 @@ from themis_triton.core.observation import OpenCall
 from themis_triton.core.policy import QueueingModel
 from themis_triton.decide.crowding import crowded_places
 from themis_triton.decide.demand import Demand, recent_others
-from themis_triton.decide.devices import FreeDevices, waits
+from themis_triton.decide.devices import FreeDevices
 from themis_triton.decide.plan_query import PlanQuery, rounded_up_rps
 from themis_triton.decide.planner import Planner
 from themis_triton.decide.rules import Rules
@@ -320,7 +320,7 @@ def view_of(
         busy_elsewhere=max((busy[place.name] for place in ready), default=0),
         crowded=crowded,
         open_calls=tuple(
-            call for call in snapshot.open_calls if call.model in pipeline.stages and waits(call, snapshot, planner.rules.config)
+            call for call in snapshot.open_calls if call.model in pipeline.stages and (call.server, call.model) in devices.waiting
         ),
         one_server=one_server,
         in_turn=in_turn,

@@ -24,17 +24,18 @@ def with_executing(snapshot: Snapshot, served: Mapping[str, ServedSeries], confi
     """The snapshot in which servers have the instances that their executed batches show, as far as open calls add them."""
     if not snapshot.open_calls:
         return snapshot
-    started = [(call, _counts_from_s(call, snapshot.at_s, config)) for call in snapshot.open_calls]
+    calls = [(call, call.grows) for call in snapshot.open_calls]
+    started = [(call, grows, _counts_from_s(call, snapshot.at_s, config, grows=grows)) for call, grows in calls]
     asked: dict[tuple[str, float], list[str]] = {}
-    for call, start_s in started:
+    for call, _, start_s in started:
         asked.setdefault((call.server, start_s), []).append(call.model)
     busy = {
         (server, start_s): served[server].mean_busy(models, start_s, MIN_WINDOW_S) if server in served else {}
         for (server, start_s), models in asked.items()
     }
     changed: dict[str, dict[str, ModelState]] = {}
-    for call, start_s in started:
-        changed.setdefault(call.server, {})[call.model] = _executing(call, busy[call.server, start_s].get(call.model))
+    for call, grows, start_s in started:
+        changed.setdefault(call.server, {})[call.model] = _executing(call, busy[call.server, start_s].get(call.model), grows=grows)
     return replace(snapshot, servers=tuple(_with_states(server, changed.get(server.name)) for server in snapshot.servers))
 
 
@@ -44,15 +45,15 @@ def _with_states(server: Server, states: Mapping[str, ModelState] | None) -> Ser
     return replace(server, models={name: states.get(name, state) for name, state in server.models.items()})
 
 
-def _counts_from_s(call: OpenCall, now_s: float, config: ThemisConfig) -> float:
+def _counts_from_s(call: OpenCall, now_s: float, config: ThemisConfig, *, grows: bool) -> float:
     """From when on what is busy counts: the last second, once added instances may serve."""
-    init_s = config.models[call.model].profile.instance_init_s if call.grows else 0.0
+    init_s = config.models[call.model].profile.instance_init_s if grows else 0.0
     return max(call.since_s + init_s, now_s - WINDOW_S)
 
 
-def _executing(call: OpenCall, busy: float | None) -> ModelState:
+def _executing(call: OpenCall, busy: float | None, *, grows: bool) -> ModelState:
     """The fewer of the two states' instances, and so many of the others as are busy by Little's law: under a backlog every one is."""
-    fewer, more = (call.before, call.after) if call.grows else (call.after, call.before)
+    fewer, more = (call.before, call.after) if grows else (call.after, call.before)
     if busy is None or round(busy) <= fewer.instances:
         return fewer
     return fewer.plus(first_added(more.added(fewer), round(busy) - fewer.instances))
