@@ -23,6 +23,7 @@ from themis_triton.decide.planner import Planner
 from themis_triton.decide.policy import Policy
 from themis_triton.decide.predictions import keep_what_serves, scored, scores_of
 from themis_triton.decide.proposal import Proposal, explains
+from themis_triton.decide.resting import PROPOSALS_A_TICK, is_due, resting, with_rest
 from themis_triton.decide.rules import Rules
 from themis_triton.decide.sharing import SharedModels
 from themis_triton.decide.slow_target import is_in_turn
@@ -49,9 +50,15 @@ def decide(state: PolicyState, policy_input: PolicyInput, planner: Planner, poli
         return state.reset_windows(), hold
     devices, staying = FreeDevices(policy_input.snapshot, rules.config), draining.without(policy_input, rules.config.drains)
     proposals, in_turn, shared = [], _in_turn(staying, rules), SharedModels(staying, rules.config)
-    for pipeline in rules.config.pipelines:
+    ticks, pipelines = round(policy_input.snapshot.at_s / rules.config.policy.tick_s), len(rules.config.pipelines)
+    for number, pipeline in enumerate(rules.config.pipelines):
         view = _view(pipeline, staying, planner, devices, state, shared, in_turn=pipeline.name in in_turn)
-        result = policy.propose(state.pipelines.get(pipeline.name, PipelineState()), view)
+        before = state.pipelines.get(pipeline.name, PipelineState())
+        if policy.lets_rest and pipelines > PROPOSALS_A_TICK:
+            rests = None if is_due(number, pipelines, ticks) else resting(before, view)
+            result = rests or with_rest(policy.propose(before, view), view)
+        else:
+            result = policy.propose(before, view)
         shared.request(result.proposal.launch, result.proposal.launch_models)
         proposals.append(PipelineProposal(view, result))
     allocation = allocate(state, proposals, staying, rules, devices)

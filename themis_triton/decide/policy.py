@@ -38,6 +38,7 @@ class Policy:
     `propose`: one pipeline's proposal of a tick. `needs_arrivals_per_second`: estimates keep a minute of arrivals for it.
     `work_window_s`: the window of the servers' queue and compute times.
     `holds_to_predictions`: it takes nothing away on predictions that do not hold.
+    `lets_rest`: in large fleets it proposes steady pipelines in turn.
     `waits_for_batches`: a central queue of the simulator holds requests until a batch is full.
     `fixed_instances`: the instances a stage that its plans keep, None where plans choose them. `fixed_servers`: plans keep all servers.
     `prepared`: its parameters once an evaluation knows the load. `first_servers`: the fleet that an evaluation starts it with, None
@@ -50,6 +51,7 @@ class Policy:
     work_window_s: float = WORK_WINDOW_S
     waits_for_batches: bool = True
     holds_to_predictions: bool = False
+    lets_rest: bool = False
     fixed_instances: Callable[[PolicyConfig, ChainProblem], tuple[int, ...] | None] = _free
     fixed_servers: bool = False
     prepared: Callable[[PolicyConfig, Load], PolicyConfig] = _unchanged

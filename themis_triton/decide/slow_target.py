@@ -43,10 +43,10 @@ class Circumstances:
     equal: Hashable
     demands_rps: tuple[float, ...]
 
-    def hardly_differ_from(self, planned: Circumstances) -> bool:
-        """Whether the target of the planned ones will do."""
+    def hardly_differ_from(self, planned: Circumstances, factor: float = RISE_FACTOR) -> bool:
+        """Whether what was planned for the others will do: no demand exceeds theirs by more than the factor."""
         demands = zip(self.demands_rps, planned.demands_rps, strict=True)
-        return self.equal == planned.equal and all(rps <= RISE_FACTOR * before for rps, before in demands)
+        return self.equal == planned.equal and all(rps <= factor * before for rps, before in demands)
 
 
 def is_in_turn(number: int, pipelines: int, places: int, ticks: int) -> bool:

@@ -10,6 +10,7 @@ from functools import cached_property
 from operator import attrgetter, itemgetter
 
 from themis_triton.core.config import PipelineConfig, Placement
+from themis_triton.core.decision import PipelineEvidence, Stage
 from themis_triton.core.estimate import Estimate
 from themis_triton.core.fleet import Models, Phase, Place, Server, models_on, places_of
 from themis_triton.core.observation import OpenCall, Snapshot
@@ -208,11 +209,22 @@ class AutoscalerState:
 
 
 @dataclass(frozen=True, slots=True)
+class Resting:
+    """Under which circumstances a pipeline was left as it is, and that proposal."""
+
+    since: Circumstances
+    stage: Stage
+    evidence: PipelineEvidence
+    launch_models: tuple[Models, ...]
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class PipelineState:
     """A policy's state of one pipeline: recent samples of demand, desired servers a group with their times, and fixed values.
 
     `exceeded_since_s`: since when the demand has exceeded the capacity; None while it does not. `slow`: the slow loop's last target.
-    `autoscalers`: those of baselines that have one a group.
+    `autoscalers`: those of baselines that have one a group. `resting`: of a steady pipeline of a large fleet, see `decide.resting`.
     """
 
     samples: tuple[DemandSample, ...] = ()
@@ -223,6 +235,7 @@ class PipelineState:
     exceeded_since_s: float | None = None
     slow: tuple[Circumstances, SlowTarget] | None = None
     autoscalers: tuple[AutoscalerState, ...] = ()
+    resting: Resting | None = None
 
     def with_desired(self, at_s: float, servers: tuple[int, ...], window_s: float) -> PipelineState:
         """With one more entry; of those older than the window the newest is kept, which shows that the window is covered."""
@@ -278,7 +291,7 @@ class PolicyState:
 
     def reset_windows(self) -> PolicyState:
         """The state after a time without observations, which earlier samples do not cover."""
-        pipelines = {name: replace(state, samples=(), desired=(), slow=None) for name, state in self.pipelines.items()}
+        pipelines = {name: replace(state, samples=(), desired=(), slow=None, resting=None) for name, state in self.pipelines.items()}
         return PolicyState(
             pipelines,
             changed_places=self.changed_places,

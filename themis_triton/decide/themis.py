@@ -234,4 +234,4 @@ def _reason(
     return Reason.SETTLE if shrinks(view, instances) else Reason.STEADY
 
 
-THEMIS = Policy(PolicyName.THEMIS, propose, waits_for_batches=False, holds_to_predictions=True)
+THEMIS = Policy(PolicyName.THEMIS, propose, waits_for_batches=False, holds_to_predictions=True, lets_rest=True)
