@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from themis_triton.core.config import PipelineConfig, Placement, ThemisConfig
 from themis_triton.core.errors import SettingsError
+from themis_triton.core.price import planned_hourly_price
 from themis_triton.decide.rules import Rules, configured_sizes, sized_rules
 from themis_triton.policies import policy_named
 from themis_triton.solver.fleet import ServerAssignment
@@ -28,6 +29,7 @@ class RatePlan:
     `carried_rps` equals the rate if it is feasible. Otherwise it is the largest feasible whole rate including headroom, the plan, cost
     and p99 are those for that rate, and `binding` names the limiting resource; 0 means that even an idle chain exceeds the SLO.
     `predicted_p99_ms` is None if unbounded. `cost` is per second in the prices' unit; `capacity_rps` is the throughput of the servers.
+    `price_per_hour`: of its launched servers on the cheapest slots that they may use; None where slots have no prices or are too few.
     """
 
     rate_rps: float
@@ -39,6 +41,7 @@ class RatePlan:
     binding: Binding
     runner_up: RunnerUp | None
     stages: tuple[StagePlan, ...]
+    price_per_hour: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +107,12 @@ def plan_rates(config: ThemisConfig, rates_rps: Sequence[float], what_if: WhatIf
     problem = rules.problems[pipeline.name]
     instances = policy_named(config.policy.name).fixed_instances(config.policy, problem)
     problems = (replace(problem, demand_rps=rate, other_rps=_other_rps(config, pipeline, what_if, rate)) for rate in rates_rps)
-    return tuple(_rate_plan(each, rules, instances) for each in problems)
+    plans = [_rate_plan(each, rules, instances) for each in problems]
+    return tuple(replace(plan, price_per_hour=_price(plan, pipeline, config)) for plan in plans)
+
+
+def _price(plan: RatePlan, pipeline: PipelineConfig, config: ThemisConfig) -> float | None:
+    return planned_hourly_price(max((stage.servers for stage in plan.stages), default=0), pipeline, config)
 
 
 def plan_migration(config: ThemisConfig, rate_rps: float, what_if: WhatIf, now: Sequence[ServerAssignment], adopted: int = 0) -> Migration:

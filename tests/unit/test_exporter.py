@@ -4,6 +4,7 @@ from dataclasses import replace
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.unit.samples import CLASSIFIER, DETECTOR, NOW_S, action, config, record, route, server, snapshot
+from tests.unit.test_node_types import priced
 from themis_triton.adapters.exporter import Exporter
 from themis_triton.core.action import ActionKind, Outcome, OutcomeKind
 from themis_triton.core.decision import Decision, PipelineEvidence, Reason, Stage, Target
@@ -79,6 +80,10 @@ def test_what_runs_is_shown_beside_what_may_run_and_how_old_each_source_is() -> 
     assert (result["themis_wanted_instances", DETECTOR], result["themis_wanted_instances", CLASSIFIER]) == (6.0, 2.0)
     assert result["themis_max_instances", DETECTOR] == config().models[DETECTOR].max_instances
     assert result["themis_cost_per_second",] == 27.0
+    assert not [name for name, *_ in result if name == "themis_price_per_hour"]
+    exporter.show_times(priced(config(slots=4), {"cpu:0": 2.5, "cpu:1": 0.5, "cpu:2": 4.0}), 0.3, 0.05)
+    prices = {labels[0]: price for (name, *labels), price in samples(exporter).items() if name == "themis_price_per_hour"}
+    assert prices == {"cheap": 0.5, "dear": 2.5}
     ages = {source: result["themis_source_age_seconds", source] for source in ("a", "b", PROXY)}
     assert ages == {"a": 4.5, "b": 5.0, PROXY: 4.25}
 

@@ -275,7 +275,7 @@ def test_a_retirement_requires_the_launches_that_hold_its_models_and_waits_for_s
 
 def test_servers_are_kept_in_one_order_adopted_ones_first_then_the_largest() -> None:
     servers = [server("a"), server("b", (3, 1)), server("c", launched=False), server("d")]
-    assert [each.name for each in by_retirement(Place(each, "", each.models) for each in servers)] == ["c", "b", "a", "d"]
+    assert [each.name for each in by_retirement((Place(each, "", each.models) for each in servers), None)] == ["c", "b", "a", "d"]
 
 
 @pytest.mark.parametrize("whole", [True, False])

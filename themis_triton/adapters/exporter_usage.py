@@ -10,7 +10,7 @@ from themis_triton.core.config import ThemisConfig
 from themis_triton.core.decision import Target
 from themis_triton.core.estimate import PROXY
 from themis_triton.core.observation import Snapshot
-from themis_triton.core.price import running_price
+from themis_triton.core.price import hourly_prices, running_price
 from themis_triton.core.record import TickRecord
 
 
@@ -19,6 +19,9 @@ class UsageMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._cost = Gauge("themis_cost_per_second", "Cost of what runs, by the prices of the settings", registry=registry)
+        self._price = Gauge(
+            "themis_price_per_hour", "Price of the slots on which launched servers run or start", ["node_type"], registry=registry
+        )
         self._wanted = Gauge(
             "themis_wanted_instances", "Instances that the newest decision wants on all servers", ["model"], registry=registry
         )
@@ -41,6 +44,8 @@ class UsageMetrics:
         """Set all gauges."""
         servers = record.snapshot.servers
         self._cost.set(running_price((server.models for server in servers), config))
+        for node_type, price in (hourly_prices(servers, config) or {}).items():
+            self._price.labels(node_type).set(price)
         wanted = _instances(record.snapshot) if record.decision.target is None else _wanted(record.decision.target)
         for name, model in config.models.items():
             self._wanted.labels(name).set(wanted[name])

@@ -187,12 +187,13 @@ def plan_table(answers: Sequence[RatePlan], pipeline: PipelineConfig, config: Th
         rows = config.models[stage].rows_per_request
         name += "" if rows == 1.0 else f"\nof {rows:g} rows"
         table.add_column(f"{escape(name)}\n{_count_words(planning)}", justify="right", overflow="fold", min_width=len("10×10, 8 "))
-    for column in ("p99 ms", "cost"):
+    priced = any(answer.price_per_hour is not None for answer in answers)
+    for column in ("p99 ms", "cost", *(("per hour",) if priced else ())):
         table.add_column(column, justify="right")
     table.add_column("bound by", min_width=len("throughput"))
     table.add_column("runner-up")
     for answer in answers:
-        table.add_row(*_cells(answer), style=None if answer.feasible else "red")
+        table.add_row(*_cells(answer, priced=priced), style=None if answer.feasible else "red")
     return table
 
 
@@ -200,11 +201,12 @@ def _count_words(planning: PlanningConfig) -> str:
     return "n×cores, b" if planning.throughput is ThroughputRule.CORES else "n×c, b"
 
 
-def _cells(answer: RatePlan) -> tuple[str, ...]:
+def _cells(answer: RatePlan, *, priced: bool) -> tuple[str, ...]:
     bound = answer.binding.value if answer.feasible else f"NO PLAN: {answer.binding.value}, at {answer.carried_rps:.0f}/s"
     p99 = "–" if answer.predicted_p99_ms is None else f"{answer.predicted_p99_ms:.0f}"
     stages = (f"{stage.servers}×{stage.instances}, {stage.batch}" for stage in answer.stages)
-    return (f"{answer.rate_rps:g}", *stages, p99, f"{answer.cost:g}", bound, _runner_up(answer))
+    price = ("–" if answer.price_per_hour is None else f"{answer.price_per_hour:.4g}",) if priced else ()
+    return (f"{answer.rate_rps:g}", *stages, p99, f"{answer.cost:g}", *price, bound, _runner_up(answer))
 
 
 def _runner_up(answer: RatePlan) -> str:

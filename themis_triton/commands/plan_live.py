@@ -19,7 +19,8 @@ def live_fleet(status: Status, pipeline: PipelineConfig, config: ThemisConfig) -
         for server in status.servers
         if server.phase is Phase.SERVING and server.name not in drained and all(stage in server.models for stage in pipeline.stages)
     ]
-    places = by_retirement(place for server in serving for place in places_of(server, pipeline.stages))
+    running = (place for server in serving for place in places_of(server, pipeline.stages))
+    places = by_retirement(running, config.launch)
     assignments = tuple(assignment_of(place, pipeline.stages, config) for place in places)
     if not assignments:
         raise SettingsError(

@@ -78,6 +78,7 @@ class ModelConfig:
 
     `instance_price` and, with placement SEPARATE, `server_price` replace those of `Prices` for this model.
     `stateful`: by its config.pbtxt it keeps state between the calls of a sequence. `rows_per_request`: of a batch, until they are measured.
+    `node_types`: those that servers with it may be launched on; empty: any.
     """
 
     name: str
@@ -92,6 +93,7 @@ class ModelConfig:
     inputs: ModelInputs = ModelInputs()
     stateful: bool = False
     rows_per_request: float = 1.0
+    node_types: tuple[str, ...] = ()
 
     def may(self, operation: str) -> bool:
         """Whether a running server may be changed by an operation: a probe lost no request, or the settings ask for none."""

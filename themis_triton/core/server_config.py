@@ -38,11 +38,16 @@ class AdoptedServer:
 
 @dataclass(frozen=True, slots=True)
 class DeviceSlot:
-    """One place where a server may be launched; several slots may share a device. `memory_bytes` None: ask NVML."""
+    """One place where a server may be launched; several slots may share a device. `memory_bytes` None: ask NVML.
+
+    `node_type`: the kind of its node, by the settings. `price_per_hour`: of a server there; None: slots have no prices.
+    """
 
     name: str
     device: str
     memory_bytes: int | None = None
+    node_type: str | None = None
+    price_per_hour: float | None = None
 
 
 class LaunchKind(StrEnum):
@@ -68,7 +73,8 @@ class LaunchConfig:
     `further_repositories`: where models lie that `model_repository` lacks.
     `reach`: the devices that a launched server can see, and may add instances on, besides that of its slot. `ensembles`: each with
     the models that it needs; a server that is launched with these gets it too. `model_config_name`: models are launched with their
-    `configs/NAME.pbtxt` where they have one.
+    `configs/NAME.pbtxt` where they have one. `node_types`: by node type, what the engine is to choose its nodes by. `slots` are taken in
+    their order, and `slot_by_name` has them by name.
     """
 
     slots: tuple[DeviceSlot, ...]
@@ -84,6 +90,26 @@ class LaunchConfig:
     reach: tuple[str, ...] = ()
     isolation: Isolation = Isolation.NONE
     ensembles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    node_types: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    slot_by_name: Mapping[str, DeviceSlot] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Index the slots, which each tick looks up."""
+        object.__setattr__(self, "slot_by_name", {slot.name: slot for slot in self.slots})
+
+    def price_of(self, slot: str | None) -> float | None:
+        """The price per hour of a server on a slot; None without prices, and for a slot that does not exist."""
+        known = self.slot_by_name.get(slot or "")
+        return known.price_per_hour if known is not None else None
+
+    @property
+    def is_priced(self) -> bool:
+        """Whether slots have prices: all of them or none."""
+        return any(slot.price_per_hour is not None for slot in self.slots[:1])
+
+    def selection_of(self, slot: str) -> Mapping[str, str]:
+        """What the engine is to choose the node of a slot by."""
+        return self.node_types.get(self.slot_by_name[slot].node_type or "", {})
 
     @property
     def runs_here(self) -> bool:

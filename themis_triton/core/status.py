@@ -83,7 +83,8 @@ class Status:
     wrong with servers now. `servers` carry no model-control keys. `overrides`: what an operator has put in force
     over the settings; `mode` is the one in force. `report`: yesterday's; null until it is made. `predictions`: those that do not
     hold, a sentence each. `remaining_s`: by server in launch, and by `server/model` that grows, the seconds that it is expected to take on.
-    `proxies`: those that get their routes over the network.
+    `proxies`: those that get their routes over the network. `price_per_hour`: of the slots on which launched servers run or start; null
+    where slots have no prices.
     """
 
     status_version: int
@@ -113,6 +114,7 @@ class Status:
     resting: dict[str, str] = field(default_factory=dict)
     next_steps: tuple[str, ...] = ()
     cost_per_s: float = 0.0
+    price_per_hour: float | None = None
     usage: UsageStatus = UsageStatus()
     servers: tuple[Server, ...] = ()
     pipelines: tuple[PipelineStatus, ...] = ()

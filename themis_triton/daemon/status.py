@@ -21,7 +21,7 @@ from themis_triton.core.fleet import Phase
 from themis_triton.core.observation import ProxyConnection
 from themis_triton.core.overrides import Overrides
 from themis_triton.core.prediction import prediction_words
-from themis_triton.core.price import running_price
+from themis_triton.core.price import hourly_price, running_price
 from themis_triton.core.record import TickRecord, describe, drift_event_words, drift_words, sentence
 from themis_triton.core.status import STATUS_VERSION, PipelineStatus, Status, StatusEvent, UsageStatus
 from themis_triton.daemon.attainment import PipelineWindows
@@ -150,6 +150,7 @@ def _with_record(base: Status, record: TickRecord, config: ThemisConfig, windows
         resting=snapshot.resting,
         next_steps=tuple(describe(action) for action in record.started),
         cost_per_s=running_price((server.models for server in snapshot.servers), config),
+        price_per_hour=hourly_price(snapshot.servers, config),
         servers=tuple(replace(server, model_control_key=None) for server in snapshot.servers),
         pipelines=tuple(_pipeline(record, pipeline, windows.get(pipeline.name)) for pipeline in config.pipelines),
         models=record.estimate.models,

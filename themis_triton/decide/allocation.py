@@ -55,8 +55,7 @@ def allocate(
         joined.resize(each)
     for each, count in zip(proposals, shares.extend, strict=True):
         joined.extend(each, count)
-    for each, granted in zip(proposals, shares.launch, strict=True):
-        joined.launch_servers(each, granted)
+    joined.launch_all(shares.launch)
     clamps = (*shares.clamps, *joined.share_launches(shares.launch), *joined.share_running(shares.launch))
     joined.give_up([(*_given(each, shares.retire), *each.result.proposal.retire) for each in proposals])
     joined.remove_remains()
@@ -220,7 +219,7 @@ def _reallocated(
     ]
     for each, share in zip(proposals, allotted, strict=True):
         own = [place for place in each.view.groups[0].ready if place.server.name not in shared]
-        removable = [place.name for place in by_retirement(own) if place.removable]
+        removable = [place.name for place in by_retirement(own, each.view.rules.config.launch) if place.removable]
         # A pipeline's last server stays: without one, its next request would wait for a cold start.
         spare = len(each.view.groups[0].ready) > each.view.pipeline.min_servers
         if lacking and removable and spare and _pooled(each.view, shared) > share and not any(each.view.coming):
@@ -242,12 +241,18 @@ def _slots_backing_off(each: PipelineProposal, devices: FreeDevices, rules: Rule
     return words + [f"{', '.join(names)} rest{'s' if len(names) == 1 else ''}: {why}" for why, names in resting.items()]
 
 
+def _bound_to(each: PipelineProposal) -> list[str]:
+    """The node types to which the settings bind models of the pipeline, in words."""
+    models = [each.view.rules.config.models[stage] for stage in each.view.pipeline.stages]
+    return [f"{model.name} is bound to node type {' or '.join(model.node_types)}" for model in models if model.node_types]
+
+
 def _out_of_slots(each: PipelineProposal, granted: int, free: int, devices: FreeDevices, rules: Rules) -> list[Clamp]:
     requested = each.requested
     if requested <= granted:
         return []
     plural, unit = "s" if requested > 1 else "", each.view.unit
-    slots = "".join(f"; {words}" for words in _slots_backing_off(each, devices, rules))
+    slots = "".join(f"; {words}" for words in (*_slots_backing_off(each, devices, rules), *_bound_to(each)))
     free -= len(devices.slots) - max(len(devices.slots_for(group.names)) for group in each.view.groups)
     asked, free = f"{each.view.pipeline.name} requires {requested} more {unit}{plural}", free + each.view.begun
     return [Clamp(ClampKind.DEVICES, f"{asked} and gets {granted} of {free} free {unit if unit == 'device' else 'slot'}s{slots}")]

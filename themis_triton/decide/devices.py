@@ -9,6 +9,7 @@ from dataclasses import replace
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.fleet import Models, Place, Server
 from themis_triton.core.observation import OpenCall, Snapshot, devices_of, launch_of
+from themis_triton.core.price import may_use
 
 
 class FreeDevices:
@@ -27,6 +28,8 @@ class FreeDevices:
         self._holders: dict[str, set[str]] = {}
         self._launched_on: set[str] = set()
         self._slots: tuple[str, ...] | None = None
+        self._bound_slots: dict[frozenset[str], tuple[str, ...]] = {}
+        self._is_bound = any(model.node_types for model in config.models.values())
         self._places = config.places
         held = {server.name: server.held_devices.intersection(server.devices) for server in snapshot.servers}
         for call in (*snapshot.open_calls, *snapshot.reloads):  # removed instances hold their devices until they are torn down
@@ -48,16 +51,43 @@ class FreeDevices:
         return self._slots
 
     def slots_for(self, models: Iterable[str]) -> tuple[str, ...]:
-        """Free slots on which no launch with one of these models rests, first those on which launches with other models do."""
-        if not self.snapshot.resting:
+        """Free slots that these models may use and on which no launch with one of them rests.
+
+        Those come first on which launches with other models rest, then they are in the order of the settings.
+        """
+        if not self.snapshot.resting and not self._is_bound:
             return self.slots
         names = tuple(models)
-        usable = [slot for slot in self.slots if not self.rests(slot, names)]
+        slots = self._slots_of(names)
+        if not self.snapshot.resting:
+            return slots
+        usable = [slot for slot in slots if not self.rests(slot, names)]
         return tuple(sorted(usable, key=lambda slot: not any(key.startswith(launch_of(slot, "")) for key in self.snapshot.resting)))
 
     def rests(self, slot: str, models: Iterable[str]) -> bool:
         """Whether launches with one of these models rest on a slot."""
         return any(launch_of(slot, name) in self.snapshot.resting for name in models)
+
+    def _slots_of(self, models: Iterable[str]) -> tuple[str, ...]:
+        """Free slots of the node types that these models are bound to."""
+        types = self._types_of(models)
+        if types is None:
+            return self.slots
+        if types not in self._bound_slots:
+            slots = self._config.launch.slot_by_name if self._config.launch is not None else {}
+            self._bound_slots[types] = tuple(slot for slot in self.slots if slots[slot].node_type in types)
+        return self._bound_slots[types]
+
+    def _types_of(self, models: Iterable[str]) -> frozenset[str] | None:
+        """The node types that all of these models may use; None: any."""
+        bound = [set(self._config.models[name].node_types) for name in models] if self._is_bound else []
+        bound = [types for types in bound if types]
+        return frozenset(set.intersection(*bound)) if bound else None
+
+    def admits(self, slot: str | None, models: Iterable[str]) -> bool:
+        """Whether all of these models may be on a server on the slot; on an adopted server they may."""
+        known = self._config.launch.slot_by_name.get(slot or "") if self._config.launch is not None else None
+        return known is None or may_use(known, models, self._config)
 
     def _free_slots(self) -> tuple[str, ...]:
         launch, snapshot = self._config.launch, self.snapshot
@@ -122,7 +152,7 @@ class FreeDevices:
     def on_slot(self, slot: str, states: Models) -> Models | None:
         """The states of a server on a slot, with as many instances as its memory holds; None where the minimums need more."""
         launch = self._config.launch
-        chosen = next(each for each in (launch.slots if launch is not None else ()) if each.name == slot)
+        chosen = (launch.slot_by_name if launch is not None else {})[slot]
         free = min(self._memory_bytes.get(chosen.device, math.inf), math.inf if chosen.memory_bytes is None else chosen.memory_bytes)
         fitted = self._fitted(free, states)
         return fitted if sum(self._bytes_of(name, state.instances) for name, state in fitted.items()) <= free else None
@@ -162,12 +192,13 @@ class FreeDevices:
         """Note that a server is to use a device."""
         self._holders.setdefault(device, set()).add(server)
         self._slots = None
+        self._bound_slots.clear()
 
     def take_slot(self, slot: str) -> None:
         """Note that a server is to be launched on a slot."""
         self._launched_on.add(slot)
-        slots = self._config.launch.slots if self._config.launch is not None else ()
-        self.take(next(each.device for each in slots if each.name == slot), f"launch on {slot}")
+        slots = self._config.launch.slot_by_name if self._config.launch is not None else {}
+        self.take(slots[slot].device, f"launch on {slot}")
 
     def _is_open(self, server: Server, device: str, models: Sequence[str]) -> bool:
         profiles = [self._config.models[model] for model in models if not server.models[model].on(device)]

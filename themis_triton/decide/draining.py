@@ -9,6 +9,7 @@ from themis_triton.core.config import DrainState, ThemisConfig
 from themis_triton.core.decision import Clamp, ClampKind, Reason, Target
 from themis_triton.core.fleet import Phase, Server
 from themis_triton.core.observation import Snapshot, launch_of
+from themis_triton.core.price import may_use
 from themis_triton.decide.joined import PipelineProposal
 from themis_triton.decide.state import PolicyInput
 from themis_triton.decide.view import PipelineView
@@ -173,7 +174,7 @@ def _remedy(lone: Sequence[str], snapshot: Snapshot, config: ThemisConfig, *, fo
     if force:
         return ", so that requests would fail. Fix: leave out --force, so that another server is launched first"
     taken = {each.slot for each in snapshot.servers}
-    slots = [slot.name for slot in config.launch.slots] if config.launch is not None else []
+    slots = [slot.name for slot in config.launch.slots if may_use(slot, lone, config)] if config.launch is not None else []
     if all(slot in taken or any(launch_of(slot, model) in snapshot.resting for model in lone) for slot in slots):
         return ", and no slot is free to launch another one. Fix: add a slot to launch.slots, or load it on another server first"
     return None

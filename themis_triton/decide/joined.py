@@ -114,9 +114,15 @@ class Joined:
                 self._add_places(server.name, (device,), each)
                 self.devices.take(device, server.name)
 
-    def launch_servers(self, each: PipelineProposal, granted: Sequence[int]) -> None:
-        """Launch servers of each group on the next free slots."""
-        for count, models in zip(granted, each.result.proposal.launch_models, strict=True):
+    def launch_all(self, granted: Sequence[tuple[int, ...]]) -> None:
+        """Launch servers of each group on the next free slots that it may use; groups that may use the fewest choose first."""
+        groups = [
+            (count, models)
+            for each, counts in zip(self.proposals, granted, strict=True)
+            for count, models in zip(counts, each.result.proposal.launch_models, strict=True)
+            if count
+        ]
+        for count, models in sorted(groups, key=lambda group: len(self.devices.slots_for(group[1]))):
             for slot in (next(iter(self.devices.slots_for(models)), None) for _ in range(count)):
                 if slot is not None:
                     self.launch[slot] = models
@@ -127,7 +133,7 @@ class Joined:
         shared: list[Clamp] = []
         for each, group in self._left_without(granted):
             models = each.result.proposal.launch_models[group]
-            slots = [slot for slot in self.launch if not self.devices.rests(slot, models)]
+            slots = [slot for slot in self.launch if not self.devices.rests(slot, models) and self.devices.admits(slot, models)]
             for slot in sorted(slots, key=lambda slot: self._work(self.launch[slot], each)):
                 both = {name: _larger(state, models[name]) for name, state in self.launch[slot].items() if name in models}
                 together = self.devices.on_slot(slot, {**models, **self.launch[slot], **both})
@@ -155,6 +161,8 @@ class Joined:
             for server in hosts:
                 lacking = {name: state for name, state in models.items() if name not in self.servers[server.name]}
                 if any(f"{server.name}/{name}" in self.snapshot.backing_off for name in (*lacking, entry)):
+                    continue
+                if not self.devices.admits(server.slot, models):
                     continue
                 fitting = self.devices.beside(server, self.servers[server.name], lacking)
                 if fitting is not None:

@@ -132,7 +132,7 @@ def leaving(view: PipelineView, kept: tuple[int, ...]) -> tuple[str, ...]:
     """
     names: list[str] = []
     for group, count in zip(view.groups, kept, strict=True):
-        removable = [place.name for place in by_retirement(group.ready) if place.removable]
+        removable = [place.name for place in by_retirement(group.ready, view.rules.config.launch) if place.removable]
         surplus = max(0, len(group.ready) - count) if not group.coming else 0
         names += removable[len(removable) - min(surplus, 1 if len(view.groups) == 1 else surplus, len(removable)) :]
     held = Counter(place.name for group in view.groups for place in group.ready)

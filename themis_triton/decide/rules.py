@@ -10,7 +10,7 @@ from functools import cached_property
 from themis_triton.core.action import ActionKind
 from themis_triton.core.config import ModelConfig, PipelineConfig, Placement, ThemisConfig, ThroughputRule
 from themis_triton.core.estimate import ONE_ROW, RequestSize
-from themis_triton.core.price import instance_price, server_price
+from themis_triton.core.price import instance_price, may_use, server_price
 from themis_triton.decide.device_share import DeviceShare, device_share_of
 from themis_triton.solver.migration import MovePrices
 from themis_triton.solver.migration_steps import MoveTimes
@@ -207,8 +207,19 @@ def _server_range(pipeline: PipelineConfig, rules: Rules) -> tuple[int, int]:
     groups = len(pipeline.stages) if rules.config.planning.placement is Placement.SEPARATE else 1
     if rules.config.is_stateful(pipeline):
         return 1, groups
-    most = rules.max_servers if pipeline.max_servers is None else min(groups * pipeline.max_servers, rules.max_servers)
+    most = _places_for(pipeline, rules)
+    most = most if pipeline.max_servers is None else min(groups * pipeline.max_servers, most)
     return max(1, min(pipeline.min_servers, most // groups)), most
+
+
+def _places_for(pipeline: PipelineConfig, rules: Rules) -> int:
+    """The servers that can exist; fewer where models are bound to node types."""
+    config = rules.config
+    bound = any(config.models[stage].node_types for stage in pipeline.stages)
+    if not bound or config.launch is None or config.planning.placement is Placement.SEPARATE:
+        return rules.max_servers
+    slots = sum(may_use(slot, pipeline.stages, config) for slot in config.launch.slots)
+    return max(1, min(rules.max_servers, len(config.servers) + slots))
 
 
 def stages_called(stages: Sequence[StageProblem], per_request: Sequence[float], pipeline: PipelineConfig) -> tuple[StageProblem, ...]:

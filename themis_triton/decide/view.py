@@ -202,7 +202,10 @@ class PipelineView:
     @property
     def _assignments(self) -> tuple[ServerAssignment, ...]:
         """What the ready places run, in the order in which they are kept."""
-        places = [assignment_of(place, self.pipeline.stages, self.rules.config) for place in by_retirement(self.groups[0].ready)]
+        places = [
+            assignment_of(place, self.pipeline.stages, self.rules.config)
+            for place in by_retirement(self.groups[0].ready, self.rules.config.launch)
+        ]
         return tuple(place.in_requests(self.estimate.sizes) for place in places)
 
     def servers_of(self, stages: Sequence[StageSize]) -> tuple[int, ...]:

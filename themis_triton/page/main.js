@@ -89,6 +89,7 @@ function figures() {
     ["Servers", f.count(status.servers.length), `${status.servers.filter((server) => server.phase === "serving").length} serving`],
     ["Instances", f.count(status.servers.reduce((all, server) => all + Object.values(server.models).reduce((own, state) => own + state.instances, 0), 0)), "of models"],
     ["Cost", f.count(Math.round(10 * status.cost_per_s) / 10), "per second"],
+    ...((status.price_per_hour ?? null) === null ? [] : [["Price", f.count(Math.round(100 * status.price_per_hour) / 100), "per hour"]]),
   ];
   const list = byId("figures");
   reconcile(list, rows, ([label]) => label, ([label]) => h("div", {}, h("dt", {}, label), h("dd", {}, h("span", {}), " ", h("small", {}))), (element, [, value, unit]) => {

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from themis_triton.core.action import Action, ActionKind, Plan
-from themis_triton.core.config import ThemisConfig
+from themis_triton.core.config import LaunchConfig, ThemisConfig
 from themis_triton.core.decision import Decision, Target
 from themis_triton.core.fleet import ModelState, Phase, Place, Server
 from themis_triton.core.observation import Snapshot
@@ -80,12 +80,17 @@ def server_name(slot: str, decision_id: str) -> str:
     return f"{slot.replace(':', '').replace('/', '-')}-{decision_id}"
 
 
-def by_retirement(places: Iterable[Place]) -> list[Place]:
-    """Places in the order in which they are kept: adopted servers first, then those with the most instances, then extra places.
+def by_retirement(places: Iterable[Place], launch: LaunchConfig | None) -> list[Place]:
+    """Places in the order in which they are kept: adopted servers first, then those on the cheapest slots, then extra places.
 
-    The last is given up first.
+    Of the same price, those with the most instances first. The last is given up first.
     """
-    return sorted(places, key=lambda place: (place.extra, place.server.launched, -place.instances))
+
+    def order(place: Place) -> tuple[bool, bool, float, int]:
+        price = launch.price_of(place.server.slot) if launch is not None and place.server.launched else None
+        return (place.extra, place.server.launched, price or 0.0, -place.instances)
+
+    return sorted(places, key=order)
 
 
 def memory_limit_bytes(server: Server, device: str, config: ThemisConfig) -> int | None:

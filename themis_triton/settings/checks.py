@@ -15,6 +15,7 @@ from themis_triton.settings.kinds import parse_address
 from themis_triton.settings.loading import Loaded, mapping
 from themis_triton.settings.model_files import is_folder_name, launch_repositories, max_batch_size, model_file, unusable_inputs
 from themis_triton.settings.models import ModelSettings
+from themis_triton.settings.node_types_check import check_node_types
 from themis_triton.settings.overload_check import check_overload
 from themis_triton.settings.pipelines import PipelineSettings
 from themis_triton.settings.pods_check import check_pods
@@ -44,6 +45,7 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     yield from _devices(loaded)
     yield from _repository(loaded)
     yield from check_pods(loaded)
+    yield from check_node_types(loaded)
     yield from _loopback(loaded)
     yield from _addresses(loaded)
     yield from _windows(loaded)

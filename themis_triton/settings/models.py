@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, model_validator
 
 from themis_triton.core.config import ModelConfig
-from themis_triton.settings.kinds import Allowed, Count, FilePath, Section, refusal
+from themis_triton.settings.kinds import Allowed, Count, FilePath, Name, Section, refusal
 from themis_triton.settings.profile import DEFAULT_PROFILE, ProfileSettings
 
 _MODEL = ModelConfig("", DEFAULT_PROFILE)
@@ -95,6 +95,11 @@ class ModelSettings(Section):
         default=None,
         description="an .npz file with the inputs of warm-up requests, one array per input without the batch dimension, as for "
         "`themis profile --data`; by default those of `inputs`; data of the model's own `model_warmup` take precedence",
+    )
+    node_types: list[Name] | None = Field(
+        default=None,
+        min_length=1,
+        description="node types that servers with this model may be launched on, of `launch.node_types` or `launch.slots`; by default all",
     )
     server_price: float | None = Field(
         default=None, ge=0, description="placement separate: price of one server of this model; by default `prices.server`"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from themis_triton.core.config import Placement, ThroughputRule
+from themis_triton.settings.build_launch import launch_slots
 from themis_triton.settings.graph import is_driven_inside
 from themis_triton.settings.loading import Loaded, mapping
 from themis_triton.settings.problem import Problem
@@ -57,11 +58,8 @@ def _too_few(loaded: Loaded, max_servers: int | None) -> Iterator[Problem]:
 def _memory(loaded: Loaded) -> Iterator[Problem]:
     """The fewest instances of each model fit on a slot, and those of all on all slots. What adopted servers hold is not known here."""
     launch = loaded.launch if not loaded.section("servers") else None
-    limits = [slot.memory for slot in launch.slots or []] if launch is not None else []
-    limits += [launch.kubernetes.memory] * launch.kubernetes.pods if launch is not None and launch.kubernetes is not None else []
-    limits += [launch.ray.memory] * launch.ray.servers if launch is not None and launch.ray is not None else []
-    limits += [launch.slurm.memory] * launch.slurm.jobs if launch is not None and launch.slurm is not None else []
-    known = [int(limit) / _MIB for limit in limits if limit is not None]
+    limits = [slot.memory_bytes for slot in launch_slots(launch)] if launch is not None else []
+    known = [limit / _MIB for limit in limits if limit is not None]
     stages = {stage for pipeline in loaded.pipelines.values() for stage in pipeline.chain}
     needed = {name: m.instances.min * int(m.profile.instance_memory) / _MIB for name, m in loaded.models.items() if name in stages}
     if not known or len(known) < len(limits) or not needed:

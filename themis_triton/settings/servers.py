@@ -27,6 +27,7 @@ from themis_triton.settings.kinds import (
     one_of,
     refusal,
 )
+from themis_triton.settings.node_types import NodeTypeSettings, check_priced, check_section
 from themis_triton.settings.slurm import SlurmSettings
 
 OWN_FLAGS = frozenset(
@@ -129,12 +130,18 @@ class SlotSettings(Section):
     memory: Size | None = Field(
         default=None, description="device memory that servers on this slot may use; by default the free memory that NVML reports"
     )
+    node_type: Name | None = Field(
+        default=None, description="the kind of the device, to which models may be bound (`models.NAME.node_types`)"
+    )
+    price_per_hour: float | None = Field(
+        default=None, ge=0, description="price of a server on this slot per hour, in your currency; either all slots have one or none"
+    )
 
 
 Slot = Annotated[
     SlotSettings,
     BeforeValidator(_slot, json_schema_input_type=SlotSettings | Device),
-    Allowed("gpu:N, cpu:N, or a mapping with `device`, `name`, `memory`"),
+    Allowed("gpu:N, cpu:N, or a mapping with `device`, `name`, `memory`, `node_type`, `price_per_hour`"),
 ]
 
 
@@ -157,7 +164,9 @@ class KubernetesSettings(Section):
     keda: KedaSettings | None = Field(
         default=None, description="instead of `pod_template`: KEDA owns the pods, and is told how many servers are wanted"
     )
-    pods: Count = Field(description="how many pods may be launched, one server a pod")
+    pods: Count | None = Field(
+        default=None, description="how many pods may be launched, one server a pod; `launch.node_types` says it for several kinds of nodes"
+    )
     memory: Size | None = Field(default=None, description="device memory that the servers of one pod may use; by default without a limit")
     key_file: FilePath = Field(description="file with the key of model control: the entry `key` of the Secret `key_secret`, mounted")
     key_secret: KubernetesName = Field(default=_PODS.key_secret, description="the Secret from which the pods get the same key")
@@ -199,7 +208,7 @@ _TEMPLATE_ONLY = ("instance_cpu", "instance_memory", "owner_deployment")
 _SECTIONS = {LaunchKind.LOCAL: "slots", LaunchKind.KUBERNETES: "kubernetes", LaunchKind.RAY: "ray", LaunchKind.SLURM: "slurm"}
 """The key of each kind's own settings."""
 _FOREIGN = {
-    LaunchKind.LOCAL: (),
+    LaunchKind.LOCAL: ("node_types",),
     LaunchKind.KUBERNETES: ("binary", "backend_directory", "reach", "isolation"),
     LaunchKind.RAY: ("reach", "isolation"),
     LaunchKind.SLURM: ("reach", "isolation"),
@@ -214,7 +223,11 @@ class RaySettings(Section):
         default=_RAY.address, description="the cluster's head; auto: that of the Ray node which runs on this machine"
     )
     namespace: Name = Field(default=_RAY.namespace, description="Ray namespace of the servers' actors; each sidecar has one of its own")
-    servers: Count = Field(description="how many servers may be launched, each with a node's free device")
+    servers: Count | None = Field(
+        default=None,
+        description="how many servers may be launched, each with a node's free device; "
+        "`launch.node_types` says it for several kinds of nodes",
+    )
     resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default={"GPU": 1.0}, min_length=1, description="what each server asks of a node, by Ray's names, such as a custom resource"
     )
@@ -249,6 +262,10 @@ class LaunchSettings(Section):
     kubernetes: KubernetesSettings | None = Field(default=None, description="instead of `slots`, with `kind: kubernetes`")
     ray: RaySettings | None = Field(default=None, description="instead of `slots`, with `kind: ray`")
     slurm: SlurmSettings | None = Field(default=None, description="instead of `slots`, with `kind: slurm`")
+    node_types: dict[Name, NodeTypeSettings] = Field(
+        default={},
+        description="kinds of nodes for servers that an engine places, by names of your choice; launches take the cheapest free one first",
+    )
     reach: list[Device] = Field(
         default=[],
         description="devices that every launched server can see: under a surge it adds instances on those that no other server uses, "
@@ -300,9 +317,14 @@ class LaunchSettings(Section):
                 else f"add the section `{wanted}`, or set `kind: local`"
             )
             raise refusal(f"{fault} with kind: {self.kind.value}", f"`{wanted}` alone", fix)
+        if self.node_types and self.kubernetes is not None and self.kubernetes.keda is not None:
+            raise refusal(
+                "`node_types` is set with `kubernetes.keda`", "no such key", "remove `node_types`; the Deployment chooses the nodes"
+            )
         foreign = next((name for name in _FOREIGN[self.kind] if name in self.model_fields_set), None)
         if foreign is not None:
             says = "; the pod template says it" if self.kind is LaunchKind.KUBERNETES else "; the cluster gives a server its device"
+            says = ", and write `node_type` and `price_per_hour` in `slots`" if self.kind is LaunchKind.LOCAL else says
             raise refusal(f"`{foreign}` is set with kind: {self.kind.value}", "no such key", f"remove `{foreign}`{says}")
         if self.kind is not LaunchKind.LOCAL and self.model_repository is None:
             fix = "name the folder where this machine sees the models of the servers; changes of counts start from their config.pbtxt"
@@ -310,6 +332,15 @@ class LaunchSettings(Section):
         if self.slurm is not None and self.slurm.container is not None and (self.binary is not None or self.backend_directory is not None):
             fix = "remove `launch.slurm.container`, or `launch.binary` and `launch.backend_directory`"
             raise refusal("both `slurm.container` and a `tritonserver` outside of it are set", "one of them", fix)
+        return self
+
+    @model_validator(mode="after")
+    def _counted_and_priced(self) -> LaunchSettings:
+        if self.kind is LaunchKind.LOCAL:
+            check_priced((slot.name or slot.device, slot.price_per_hour) for slot in self.slots or ())
+            return self
+        count = {LaunchKind.KUBERNETES: "pods", LaunchKind.RAY: "servers", LaunchKind.SLURM: "jobs"}[self.kind]
+        check_section(self.kind, self.node_types, count, getattr(getattr(self, self.kind.value), count))
         return self
 
     @field_validator("arguments")

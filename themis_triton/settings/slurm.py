@@ -46,7 +46,9 @@ class SlurmSettings(Section):
     directory: FilePath = Field(
         description="folder for models' views, logs and ports of the servers; this machine and the nodes see it under the same path"
     )
-    jobs: Count = Field(description="how many jobs may be submitted, one server a job")
+    jobs: Count | None = Field(
+        default=None, description="how many jobs may be submitted, one server a job; `launch.node_types` says it for several kinds of nodes"
+    )
     memory: Size | None = Field(default=None, description="device memory that the server of one job may use; by default without a limit")
     sidecar: Name = Field(
         default=_JOBS.sidecar, description="part of the jobs' names that tells them from those of other sidecars of this user"

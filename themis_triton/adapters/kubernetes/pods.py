@@ -79,6 +79,9 @@ def server_pod(template: Mapping[str, Any], order: Order, config: KubernetesLaun
         "annotations": {**(written.get("annotations") or {}), **marks},
         **({"ownerReferences": [owner]} if owner is not None else {}),
     }
+    selection = config.selection_of(order.slot) if order.slot in config.slot_by_name else {}
+    if selection:
+        pod["spec"]["nodeSelector"] = {**(pod["spec"].get("nodeSelector") or {}), **selection}
     pod["spec"]["restartPolicy"] = "Never"
     pod["spec"]["terminationGracePeriodSeconds"] = math.ceil(config.drain_timeout_s + config.stop_timeout_s)
     container = triton_container(pod)

@@ -68,10 +68,12 @@ class Driver:
         named = {node["NodeID"][:8]: _plain(node["Resources"]) | {"address": node["NodeManagerAddress"]} for node in nodes}
         return {"nodes": named, "free": _plain(free)}
 
-    async def create(self, name: str, order: Json, resources: dict[str, float]) -> Json:
-        """Ask for a place for a new supervisor; returns at once."""
+    async def create(self, name: str, order: Json, resources: dict[str, float], labels: dict[str, str]) -> Json:
+        """Ask for a place for a new supervisor, on a node with these labels; returns at once."""
         options: Json = {_RESERVED[each]: amount for each, amount in resources.items() if each in _RESERVED}
         options["resources"] = {each: amount for each, amount in resources.items() if each not in _RESERVED}
+        if labels:
+            options["label_selector"] = labels
         options = {"num_cpus": 0, **options, "name": name, "lifetime": "detached", "max_restarts": 0, "max_task_retries": 0}
         handle = await asyncio.to_thread(lambda: ray.remote(ServerSupervisor).options(**options).remote(order))
         self._know(name, handle)

@@ -73,7 +73,8 @@ class RayLauncher(RemoteLauncher):
             await self._views.build(name, models)
             await asyncio.to_thread(self._write_files, files, order)
             actor = actor_name(name, launch)
-            answer = await self._cluster.call("create", name=actor, order=order, resources=dict(self._config.resources))
+            resources, labels = dict(self._config.resources), dict(self._config.selection_of(slot))
+            answer = await self._cluster.call("create", name=actor, order=order, resources=resources, labels=labels)
         except ThemisError as error:
             await asyncio.to_thread(files.remove)
             if type(error) is ServerError:

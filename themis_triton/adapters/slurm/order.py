@@ -54,7 +54,7 @@ class Endpoint:
 def submission(order: Order, config: SlurmLaunchConfig) -> tuple[str, list[str]]:
     """The job's name and the command that submits it. Only the settings' own values and paths are in it, and no key."""
     name, files = job_name(config.sidecar, order.files.name, order.launch), order.files
-    asked = {
+    asked: dict[str, object] = {
         "partition": config.partition,
         "account": config.account,
         "qos": config.qos,
@@ -64,6 +64,7 @@ def submission(order: Order, config: SlurmLaunchConfig) -> tuple[str, list[str]]
         "mem": f"{math.ceil(config.host_memory_bytes / 2**20)}M" if config.host_memory_bytes else None,
         "time": config.time_limit_min,
     }
+    asked |= config.selection_of(order.slot.name)
     return name, [
         "sbatch",
         "--parsable",
