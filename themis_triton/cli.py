@@ -105,7 +105,10 @@ def envoy_bootstrap(
     config: ConfigOption,
     name: Annotated[str, typer.Argument(help="The Envoy's name, another one for each.")],
     zone: Annotated[str | None, typer.Option("--zone", help="Its zone, as the servers have theirs.")] = None,
-    server: Annotated[str | None, typer.Option("--server", help="HOST:PORT at which it reaches Themis; else envoy.xds.listen.")] = None,
+    server: Annotated[
+        list[str] | None,
+        typer.Option("--server", help="HOST:PORT at which it reaches Themis, once for each sidecar; else envoy.xds.listen."),
+    ] = None,
     grpc_listen: Annotated[str | None, typer.Option("--grpc-listen", help="Its listener for gRPC; else envoy.grpc_listen.")] = None,
     http_listen: Annotated[str | None, typer.Option("--http-listen", help="Its listener for HTTP; else envoy.http_listen.")] = None,
     stats: Annotated[str | None, typer.Option("--stats", help="IP:PORT at which Themis reads its statistics.")] = None,
@@ -119,7 +122,7 @@ def envoy_bootstrap(
     from themis_triton.commands.envoy_bootstrap_command import EnvoyFlags, envoy_bootstrap_command  # noqa: PLC0415 - loads only what it needs
     from themis_triton.commands.tls_flags import TlsFlags  # noqa: PLC0415
 
-    flags = EnvoyFlags(name, zone, server, grpc_listen, http_listen, stats, admin)
+    flags = EnvoyFlags(name, zone, tuple(server or ()), grpc_listen, http_listen, stats, admin)
     raise typer.Exit(envoy_bootstrap_command(config, flags, TlsFlags(ca, certificate, key, server_name)))
 
 

@@ -8,6 +8,7 @@ from typing import Protocol
 from themis_triton.core.action import Outcome
 from themis_triton.core.fleet import Models, ModelState, Server
 from themis_triton.core.incident import BrokenRequest
+from themis_triton.core.lease import LeaseRecord, StoredLease
 from themis_triton.core.model_config import ModelInputs
 from themis_triton.core.observation import Readings
 from themis_triton.core.record import TickRecord
@@ -181,6 +182,25 @@ class ServerLauncher(Protocol):
 
     async def close(self) -> None:
         """Close the connections to the engine. The servers run on."""
+        ...
+
+
+class LeaseStore(Protocol):
+    """One record in the engine that runs the servers, which two sidecars cannot both replace."""
+
+    async def read(self) -> StoredLease | None:
+        """The record; None where there is none yet. ServerError when the engine does not answer."""
+        ...
+
+    async def write(self, record: LeaseRecord, after: StoredLease | None) -> StoredLease | None:
+        """Put the record in the place of `after` (None: of none); None when another one was written first.
+
+        ServerError when the engine does not answer; whether the record was written is not known then.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close the connections that it opened."""
         ...
 
 

@@ -72,7 +72,7 @@ class TestLauncher(LauncherContract, EngineContract):
             assert server.node is not None
             cluster.add_node(cluster.kill_node(server.node))
             actor = actor_name(server.name, server.incarnation or "")
-            await ray._cluster.wait_for(actor, lambda known: known is None or known.state != PLACED, PATIENCE_S)
+            await ray.cluster.wait_for(actor, lambda known: known is None or known.state != PLACED, PATIENCE_S)
 
         unused: dict[str, Any] = dict.fromkeys(("control", "observer", "routes", "refuse", "targets"))
         names = tuple(slot.name for slot in SLOTS)

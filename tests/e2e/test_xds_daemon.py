@@ -24,10 +24,11 @@ EDGE = "127.0.0.2"
 
 
 @contextmanager
-def edge(sidecar: Sidecar, node: Node, folder: Path) -> Iterator[None]:
-    """An Envoy with the bootstrap that the command prints."""
+def edge(sidecar: Sidecar, node: Node, folder: Path, *servers: str) -> Iterator[None]:
+    """An Envoy with the bootstrap that the command prints. `servers`: where sidecars answer, where these are several."""
     where = ("--grpc-listen", str(node.grpc_listen), "--http-listen", str(node.http_listen), "--stats", str(node.stats))
-    printed = sidecar.command("envoy-bootstrap", node.name, *where, "--admin", str(folder / "edge.sock"))
+    several = [word for server in servers for word in ("--server", server)]
+    printed = sidecar.command("envoy-bootstrap", node.name, *where, *several, "--admin", str(folder / "edge.sock"))
     assert printed.returncode == 0, printed.stderr
     file = folder / "edge.json"
     file.write_text(printed.stdout)

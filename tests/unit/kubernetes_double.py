@@ -1,7 +1,7 @@
 """A small double of the Kubernetes API, written from its documentation, with a scheduler and nodes that run a stand-in for Triton.
 
 It has the few endpoints that Themis calls: pods as a list, a watch with bookmarks, create, get, delete, log and the `resize` subresource,
-and a Deployment. Each object that is created is validated against Kubernetes' own schema.
+a Deployment, and Leases. Each object that is created is validated against Kubernetes' own schema.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class Cluster:
     lost_answers: int = 0
     calls: list[str] = field(default_factory=list)
     lost_nodes: set[str] = field(default_factory=set)
+    leases: dict[str, Json] = field(default_factory=dict)
     url: str = ""
     _version: int = 100
     _oldest: int = 0
@@ -130,7 +131,7 @@ class Cluster:
             words = 'User "system:serviceaccount:inference:themis" cannot do this, or the server is busy'
             return _status(self.failures.popleft(), words, headers={"Retry-After": "0"})
         answer: web.StreamResponse = await handler(request)
-        if self.lost_answers and request.method == "POST":
+        if self.lost_answers and request.method in ("POST", "PUT"):
             self.lost_answers -= 1
             assert request.transport is not None
             request.transport.abort()
@@ -259,6 +260,31 @@ class Cluster:
         labels = {"topology.kubernetes.io/zone": self.zone} if self.zone else {}
         return web.json_response({"metadata": {"name": request.match_info["name"], "labels": labels}})
 
+    async def get_lease(self, request: web.Request) -> web.Response:
+        lease = self.leases.get(request.match_info["name"])
+        return web.json_response(lease) if lease is not None else _missing(request)
+
+    async def create_lease(self, request: web.Request) -> web.Response:
+        lease = await request.json()
+        if lease["metadata"]["name"] in self.leases:
+            return _status(409, f'leases "{lease["metadata"]["name"]}" already exists', "AlreadyExists")
+        return self._keep_lease(lease, 201)
+
+    async def update_lease(self, request: web.Request) -> web.Response:
+        lease, present = await request.json(), self.leases.get(request.match_info["name"])
+        if present is None:
+            return _missing(request)
+        if lease["metadata"]["resourceVersion"] != present["metadata"]["resourceVersion"]:
+            return _status(409, "the object has been modified; please apply your changes to the latest version", "Conflict")
+        return self._keep_lease(lease, 200)
+
+    def _keep_lease(self, lease: Json, status: int) -> web.Response:
+        kubernetes_validate.validate(lease, VERSION, strict=True)
+        self._version += 1
+        lease["metadata"]["resourceVersion"] = str(self._version)
+        self.leases[lease["metadata"]["name"]] = lease
+        return web.json_response(lease, status=status)
+
     # The scheduler and the kubelets.
 
     async def _schedule(self) -> None:
@@ -308,6 +334,7 @@ class Cluster:
     async def serve(self) -> AsyncIterator[Cluster]:
         app = web.Application(middlewares=[self._answered])
         pods, apps = f"/api/v1/namespaces/{NAMESPACE}/pods", f"/apis/apps/v1/namespaces/{NAMESPACE}"
+        leases = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases"
         app.add_routes(
             [
                 web.get(pods, self.list_pods),
@@ -319,6 +346,9 @@ class Cluster:
                 web.get(f"{pods}/{{name}}/log", self.read_log),
                 web.get("/api/v1/nodes/{name}", self.get_node),
                 web.get(f"{apps}/deployments/{{name}}", self.get_deployment),
+                web.post(leases, self.create_lease),
+                web.get(f"{leases}/{{name}}", self.get_lease),
+                web.put(f"{leases}/{{name}}", self.update_lease),
             ]
         )
         runner = web.AppRunner(app, shutdown_timeout=0.1)

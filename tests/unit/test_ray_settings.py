@@ -15,7 +15,7 @@ from themis_triton.adapters.ray.launcher import RayLauncher
 from themis_triton.adapters.ray.orders import actor_name, describe, launch_order, node_config, server_name, server_of
 from themis_triton.adapters.ray.resources import cluster_words, places_for
 from themis_triton.adapters.ray.state_file import write_state
-from themis_triton.core.config import DeviceSlot, RayLaunchConfig, ThemisConfig
+from themis_triton.core.config import DeviceSlot, RayLaunchConfig, StandbyConfig, ThemisConfig
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.fleet import ModelState
 from themis_triton.settings import load_settings
@@ -60,6 +60,7 @@ def test_each_server_is_a_slot_with_a_device_of_its_own_that_is_not_read_here(tm
     assert (launch.model_repository, launch.node_repositories) == (tmp_path / "models", (Path("/mnt/models"),))
     assert config.local_devices == ()
     assert isinstance(build_launcher(launch, tmp_path), RayLauncher)
+    assert config.standby == StandbyConfig()
 
 
 @pytest.mark.parametrize(
@@ -74,6 +75,8 @@ def test_each_server_is_a_slot_with_a_device_of_its_own_that_is_not_read_here(tm
         ("    servers: 3\n", "    servers: 3\n    resources: {GPU: 2}\n", r"resources: GPU: 2 is invalid: a server has one device.*Fix: "),
         ("    servers: 3\n", "    servers: 3\n    resources: {slot: 0}\n", r"resources\.slot: 0 is invalid"),
         ("    servers: 3\n", "    servers: 3\n    namespace: a b\n", r"namespace: a b is invalid: expected a name"),
+        ("launch:\n", "standby: {kind: kubernetes}\nlaunch:\n", r"standby\.kind: the lease is kubernetes.s, and `launch.kind` is ray"),
+        ("launch:\n", "standby: {lease_s: 5}\nlaunch:\n", r"`lease_s` is set with kind: file: expected no such key"),
     ],
 )
 def test_a_mistake_is_told_with_its_place_and_its_remedy(tmp_path: Path, old: str, new: str, message: str) -> None:

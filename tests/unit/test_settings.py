@@ -101,7 +101,7 @@ BAD = {
         (
             "themis.yaml:2:1: state_directori: unknown key: "
             "expected one of models, pipelines, calls, servers, launch, envoy, prices, policy, policies, planning, mode, state_directory, "
-            "status, retention, allow_stale_profiles. Fix: did you mean `state_directory`?"
+            "status, standby, retention, allow_stale_profiles. Fix: did you mean `state_directory`?"
         ),
     ),
     "unknown key without a near match": (
@@ -652,7 +652,7 @@ def test_an_empty_file(tmp_path: Path) -> None:
         (
             "themis.yaml:1:1: file is empty: "
             "expected a mapping with `models`, `pipelines`, `calls`, `servers`, `launch`, `envoy`, `prices`, `policy`, `policies`, "
-            "`planning`, `mode`, `state_directory`, `status`, `retention`, `allow_stale_profiles`. "
+            "`planning`, `mode`, `state_directory`, `status`, `standby`, `retention`, `allow_stale_profiles`. "
             "Fix: `themis init` writes a file to start from"
         )
     ]

@@ -362,8 +362,8 @@ def test_other_machines_need_a_certificate_for_routes_and_a_bootstrap_says_what_
     with pytest.raises(SettingsError, match=r"--server: missing, and 0\.0\.0\.0:9190 is no address of one machine"):
         envoy_bootstrap_command(file, EnvoyFlags("edge-1"), TlsFlags())
     with pytest.raises(SettingsError, match="--ca: missing"):
-        envoy_bootstrap_command(file, EnvoyFlags("edge-1", server="themis.example.net:9190"), TlsFlags())
-    flags = EnvoyFlags("edge-1", "west", "themis.example.net:9190", "10.0.0.7:9001", stats="10.0.0.7:9902", admin="/run/envoy.sock")
+        envoy_bootstrap_command(file, EnvoyFlags("edge-1", servers=("themis.example.net:9190",)), TlsFlags())
+    flags = EnvoyFlags("edge-1", "west", ("themis.example.net:9190",), "10.0.0.7:9001", stats="10.0.0.7:9902", admin="/run/envoy.sock")
     assert envoy_bootstrap_command(file, flags, TlsFlags(tmp_path / "ca.pem", tmp_path / "certificate.pem", tmp_path / "key.pem")) == 0
     made = json.loads(capsys.readouterr().out)
     assert made["node"]["metadata"] == {"grpc_listen": "10.0.0.7:9001", "http_listen": "127.0.0.1:9000", "stats": "tls://10.0.0.7:9902"}

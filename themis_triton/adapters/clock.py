@@ -28,3 +28,8 @@ class SystemClock:
 def time_of_day_s() -> float:
     """Seconds since the epoch by the machine's own clock, which other programs' logs have; it may be set while we run."""
     return time.time()
+
+
+def uptime_s() -> float:
+    """Seconds since the machine started, those in which it was suspended too: by it a lease ends while its holder sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -32,6 +32,8 @@ class Exporter:
         self._last_tick = Gauge("themis_last_tick_timestamp_seconds", "Time of the last good tick, since the epoch", registry=registry)
         self._paused = Gauge("themis_paused", "1 while `themis pause` is in force", registry=registry)
         self._advisory = Gauge("themis_advisory", "1 while the mode is advisory", registry=registry)
+        self._leader = Gauge("themis_leader", "1 while this sidecar leads, 0 while it stands by", registry=registry)
+        self._leader.set(1)
         self._slo = Gauge("themis_slo_seconds", "The latency SLO", ["pipeline"], registry=registry)
         self._objective = Gauge(
             "themis_slo_objective_ratio", "Part of the requests that must meet the SLO", ["pipeline"], registry=registry
@@ -104,6 +106,10 @@ class Exporter:
         states = ["refused" if each.refused is not None else "in_step" if each.in_step else "behind" for each in proxies]
         for state in ("in_step", "behind", "refused"):
             self._proxies.labels(state).set(states.count(state))
+
+    def show_leader(self, *, leads: bool) -> None:
+        """Show whether this sidecar leads; it does until it is told otherwise."""
+        self._leader.set(leads)
 
     def tick_failed(self) -> None:
         """Record a tick that ended in an unexpected error."""

@@ -19,11 +19,11 @@ from themis_triton.settings import load_settings
 
 @dataclass(frozen=True, slots=True)
 class EnvoyFlags:
-    """Who the Envoy is and where it listens, as written. `server`: where it reaches Themis; by default `envoy.xds.listen`."""
+    """Who the Envoy is and where it listens, as written. `servers`: where it reaches Themis; by default `envoy.xds.listen`."""
 
     name: str
     zone: str | None = None
-    server: str | None = None
+    servers: tuple[str, ...] = ()
     grpc_listen: str | None = None
     http_listen: str | None = None
     stats: str | None = None
@@ -37,7 +37,9 @@ def envoy_bootstrap_command(path: Path, flags: EnvoyFlags, tls: TlsFlags) -> int
         raise SettingsError(
             f"{path}: envoy.xds: missing, so no Envoy can get routes over xDS. Fix: add `xds: {{listen: IP:PORT}}` to `envoy`"
         )
-    server = _address("--server", flags.server) or envoy.xds.listen
+    server, *further = [each for each in (_address("--server", text) for text in flags.servers) if each is not None] or [envoy.xds.listen]
+    if further and tls.ca is not None and tls.server_name is None:
+        raise SettingsError("--server-name: missing with several --server and TLS. Fix: give the name that all their certificates have")
     if server.is_wildcard:
         raise SettingsError(f"--server: missing, and {server} is no address of one machine. Fix: give --server HOST:{server.port}")
     if envoy.xds.tls is not None and tls.ca is None:
@@ -52,7 +54,7 @@ def envoy_bootstrap_command(path: Path, flags: EnvoyFlags, tls: TlsFlags) -> int
         _address("--stats", flags.stats),
     )
     admin = _address("--admin", flags.admin) or default_admin(Path.cwd())
-    sys.stdout.write(json.dumps(xds_bootstrap(envoy, Bootstrap(node, tls.applied(server), admin)), indent=1) + "\n")
+    sys.stdout.write(json.dumps(xds_bootstrap(envoy, Bootstrap(node, tls.applied(server), admin, tuple(further))), indent=1) + "\n")
     return 0
 
 

@@ -25,6 +25,7 @@ from themis_triton.core.control import Mode
 from themis_triton.core.encoding import parsed_json, plain
 from themis_triton.core.errors import ServerError
 from themis_triton.core.fleet import ModelState
+from themis_triton.core.lease import Leader
 from themis_triton.core.overrides import bounds_words, drain_words, said
 from themis_triton.core.printable import one_line
 from themis_triton.core.record import knowledge_words
@@ -126,6 +127,8 @@ def notices(status: Status) -> Iterator[tuple[str, str]]:
     yield from ((f"rows: {words}", "default") for words in dict.fromkeys(chain.from_iterable(map(_size_words, status.pipelines))))
     yield from ((f"shared: {words}", "default") for pipeline in status.pipelines for words in _sum_words(pipeline))
     yield from ((f"fault: {sentence}", "red") for sentence in status.faults)
+    if status.leader is not None:
+        yield _leader_words(status.leader), "default"
     if status.report is not None:
         yield f"yesterday: {status.report.sentence}", "default"
     if status.journal_trouble:
@@ -141,6 +144,12 @@ def notices(status: Status) -> Iterator[tuple[str, str]]:
         yield f"under way: {', '.join(status.busy)}", "default"
     if status.next_steps:
         yield f"next: {', '.join(status.next_steps)}", "default"
+
+
+def _leader_words(leader: Leader) -> str:
+    who = "this sidecar" if leader.here else leader.name or "no sidecar"
+    since = f" since {moment(leader.since_s, leader.since_s).partition(' (')[0]}" if leader.since_s is not None else ""
+    return f"leader: {who}{since}, lease epoch {leader.epoch}"
 
 
 def _admission_words(pipeline: PipelineStatus) -> str:

@@ -28,6 +28,8 @@ from themis_triton.core.server_config import (
     LocalLaunchConfig,
     RayLaunchConfig,
     SlurmLaunchConfig,
+    StandbyConfig,
+    StandbyKind,
 )
 
 __all__ = [
@@ -56,6 +58,8 @@ __all__ = [
     "RayLaunchConfig",
     "SlurmLaunchConfig",
     "StageCalls",
+    "StandbyConfig",
+    "StandbyKind",
     "StatusConfig",
     "ThemisConfig",
     "ThroughputRule",
@@ -179,6 +183,7 @@ class ThemisConfig:
     allow_stale_profiles: bool = False
     callees: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     drains: Mapping[str, DrainState] = field(default_factory=dict)
+    standby: StandbyConfig = field(default_factory=StandbyConfig)
 
     @property
     def token_file(self) -> Path:

@@ -19,6 +19,10 @@ class EnvironmentCheckError(ThemisError):
     exit_code = 3
 
 
+class LeadershipLostError(ThemisError):
+    """This sidecar does not lead any more, so that it must change nothing."""
+
+
 class ServerError(ThemisError):
     """A Triton server or the proxy refused, failed or did not answer in time."""
 

@@ -59,6 +59,22 @@ class LaunchKind(StrEnum):
     SLURM = "slurm"
 
 
+class StandbyKind(StrEnum):
+    """What decides which of several sidecars leads: a file lock on one host, or a lease of the engine that runs the servers."""
+
+    FILE = "file"
+    RAY = "ray"
+    KUBERNETES = "kubernetes"
+
+
+@dataclass(frozen=True, slots=True)
+class StandbyConfig:
+    """`lease_s`: after this time without a renewal of the lease another sidecar leads; a file lock has none."""
+
+    kind: StandbyKind = StandbyKind.FILE
+    lease_s: float = 3.0
+
+
 class Isolation(StrEnum):
     """Whether settled load stays on all devices of one process. PROCESS: it moves to a process of its own on each device."""
 

@@ -10,6 +10,7 @@ from themis_triton.core.decision import Clamp, PipelineEvidence
 from themis_triton.core.decoding import decode
 from themis_triton.core.estimate import ModelEstimate, PipelineEstimate, PipelineKnowledge
 from themis_triton.core.fleet import Server
+from themis_triton.core.lease import Leader
 from themis_triton.core.observation import DeviceReading, ProxyConnection
 from themis_triton.core.overrides import Overrides
 from themis_triton.core.prediction import PredictionScore
@@ -84,7 +85,7 @@ class Status:
     over the settings; `mode` is the one in force. `report`: yesterday's; null until it is made. `predictions`: those that do not
     hold, a sentence each. `remaining_s`: by server in launch, and by `server/model` that grows, the seconds that it is expected to take on.
     `proxies`: those that get their routes over the network. `price_per_hour`: of the slots on which launched servers run or start; null
-    where slots have no prices.
+    where slots have no prices. `leader`: which sidecar leads; null without a lease.
     """
 
     status_version: int
@@ -126,6 +127,7 @@ class Status:
     report: DayReport | None = None
     predictions: tuple[str, ...] = ()
     remaining_s: dict[str, float] = field(default_factory=dict)
+    leader: Leader | None = None
 
 
 def decode_status(data: object) -> Status:

@@ -19,6 +19,7 @@ from themis_triton.core.action import Action, ActionKind, Plan
 from themis_triton.core.config import AdoptedServer, Mode, ThemisConfig
 from themis_triton.core.errors import ServerError, SettingsError
 from themis_triton.core.fleet import Models, ModelState, Phase, Server
+from themis_triton.core.lease import LeaseRecord
 from themis_triton.core.routes import RouteLimit
 from themis_triton.daemon.components import Components
 from themis_triton.daemon.control import is_paused
@@ -30,8 +31,10 @@ LEAVING = frozenset({Phase.DRAINING, Phase.STOPPING})
 RUNNING = frozenset({Phase.SERVING, Phase.UNREACHABLE, Phase.UNRESPONSIVE})
 
 
-async def adopt(components: Components) -> None:
+async def adopt(components: Components, former: LeaseRecord | None = None) -> None:
     """Fill the fleet with the running servers, write the routes, and resume unfinished actions. No serving server is disturbed.
+
+    `former`: the lease of another sidecar, which led before. What it had in the routes serves; the journal here is older than that.
 
     Raises:
         SettingsError: servers of an earlier daemon run, and the settings have no `launch` section.
@@ -40,7 +43,11 @@ async def adopt(components: Components) -> None:
         await _refuse_forgotten_servers(components.config.state_directory)
     routes = await read_current_routes(components.config.envoy)
     adopted = [await _adopted(configured, components) for configured in components.config.servers]
-    launched, unfinished = await _launched(components, routes)
+    if former is not None:
+        for server in components.journal.load_servers():
+            components.journal.forget_server(server.name)
+    serving = frozenset(former.handover.serving) if former is not None else frozenset()
+    launched, unfinished = await _launched(components, routes, serving)
     components.world.executor.fleet.put_all(_pinned(server, routes) for server in (*adopted, *launched))
     components.world.executor.routes.limits = _kept_limits(components.config, routes)
     await components.world.executor.routes.write()
@@ -125,7 +132,7 @@ def _pinned(server: Server, routes: CurrentRoutes) -> Server:
     return replace(server, pinned=routes.models_of(server, server.stateful) or server.pinned) if server.stateful else server
 
 
-async def _launched(components: Components, routes: CurrentRoutes) -> tuple[list[Server], list[Action]]:
+async def _launched(components: Components, routes: CurrentRoutes, serving: frozenset[str]) -> tuple[list[Server], list[Action]]:
     """The launched servers that still run, and the actions that complete their launches and retirements."""
     if components.launcher is None:
         return [], []
@@ -141,9 +148,10 @@ async def _launched(components: Components, routes: CurrentRoutes) -> tuple[list
             await components.launcher.stop(server)
             components.journal.forget_server(name)
             continue
+        routed = routes.lead_to(server) or server.incarnation in serving
         if name not in known:
-            log.warning("server_missing_in_journal", server=name, routed=routes.lead_to(server))
-        readopted, action = await _readopted(server, routes, components)
+            log.warning("server_missing_in_journal", server=name, routed=routed)
+        readopted, action = await _readopted(server, components, routed=routed)
         servers.append(readopted)
         if action is None and server.slot not in slots:
             log.warning(
@@ -156,14 +164,14 @@ async def _launched(components: Components, routes: CurrentRoutes) -> tuple[list
     return servers, unfinished
 
 
-async def _readopted(server: Server, routes: CurrentRoutes, components: Components) -> tuple[Server, Action | None]:
+async def _readopted(server: Server, components: Components, *, routed: bool) -> tuple[Server, Action | None]:
     """The server as it is now, and the action that completes its launch or its retirement; None if it serves.
 
     What Envoy routes to serves, whatever the journal says of it or does not say, and stays in the routes.
     """
     if server.phase in LEAVING:
         return replace(server, phase=Phase.DRAINING), Action(f"{ADOPTION}/{server.name}", ActionKind.RETIRE, ADOPTION, server.name)
-    models = await _serving_models(server, components) if server.phase in RUNNING or routes.lead_to(server) else {}
+    models = await _serving_models(server, components) if server.phase in RUNNING or routed else {}
     if not models:
         launch = Action(f"{ADOPTION}/{server.name}", ActionKind.LAUNCH, ADOPTION, server.name, slot=server.slot, models=server.models)
         return replace(server, phase=Phase.LAUNCHING), launch

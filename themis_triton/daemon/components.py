@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -30,6 +30,7 @@ from themis_triton.adapters.triton.model_control import TritonModelControl
 from themis_triton.core.address import Address
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.observation import ProxyConnection
+from themis_triton.daemon.fencing import fenced
 from themis_triton.ports import ModelControl, ServerLauncher
 from themis_triton.tick import World
 
@@ -52,8 +53,16 @@ class Components:
     observer: LiveObserver
 
 
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """The launcher of a sidecar that leads by a lease, which stays open, and what raises once it does not lead any more."""
+
+    launcher: ServerLauncher | None
+    check: Callable[[], None]
+
+
 @asynccontextmanager
-async def build_components(config: ThemisConfig) -> AsyncIterator[Components]:
+async def build_components(config: ThemisConfig, fence: Fence | None = None) -> AsyncIterator[Components]:
     """The opened components of a configuration, closed at exit. Building them starts and changes nothing."""
     async with AsyncExitStack() as stack:
         clock = SystemClock()
@@ -68,12 +77,13 @@ async def build_components(config: ThemisConfig) -> AsyncIterator[Components]:
         stack.push_async_callback(routes.close)
         control = TritonModelControl(callees=config.callees)
         stack.push_async_callback(control.close)
-        launcher = build_launcher(config.launch, config.state_directory, config.deprioritize_after_s) if config.launch is not None else None
-        if launcher is not None:
-            stack.push_async_callback(launcher.close)
+        launcher = fence.launcher if fence is not None else _launcher(config, stack)
         observer = build_observer(config, clock, server)
         stack.push_async_callback(observer.close)
         actuators = Actuators(control, routes, launcher, journal, clock)
+        if fence is not None:
+            control, launcher = fenced(control, fence.check), fenced(launcher, fence.check) if launcher is not None else None
+            actuators = Actuators(control, fenced(routes, fence.check), launcher, journal, clock)
         backoff = Backoff(config.policy.retry_backoff_s, config.policy.retry_backoff_max_s)
         executor = Executor(actuators, Fleet(journal), backoff, models)
         stack.push_async_callback(executor.cancel)
@@ -82,6 +92,15 @@ async def build_components(config: ThemisConfig) -> AsyncIterator[Components]:
         supervisor.further_faults = lambda: refusals(routes.proxies)
         world = World(observer, executor, supervisor, journal, clock)
         yield Components(config, world, control, launcher, journal, envoy, routes, clock, observer)
+
+
+def _launcher(config: ThemisConfig, stack: AsyncExitStack) -> ServerLauncher | None:
+    """The launcher of the settings, closed with the stack."""
+    if config.launch is None:
+        return None
+    launcher = build_launcher(config.launch, config.state_directory, config.deprioritize_after_s)
+    stack.push_async_callback(launcher.close)
+    return launcher
 
 
 def build_observer(config: ThemisConfig, clock: SystemClock, server: XdsServer | None = None) -> LiveObserver:

@@ -66,6 +66,11 @@ class OverrideKeeper:
         with self._lock:
             self._change(self.overrides.bounded(bounds), [(PINNED if bounds.min == bounds.max else BOUNDED, bounds_words(bounds))])
 
+    def take_over(self, overrides: Overrides) -> None:
+        """Put those of another sidecar, which led before this one, into force in place of its own."""
+        with self._lock:
+            self._note(overrides)
+
     def unbound(self, name: str, by: str, why: str) -> None:
         """End the pins and bounds of a model or pipeline. SettingsError where there are none."""
         with self._lock:

@@ -11,7 +11,7 @@ from themis_triton.core.pipeline_config import PipelineConfig
 
 LIVE = ("models", "pipelines", "prices", "policy", "policies", "planning", "mode", "allow_stale_profiles", "retention")
 """Sections that the ticks read, or that are handed on."""
-RESTART = ("state_directory", "servers", "envoy", "launch", "status", "callees")
+RESTART = ("state_directory", "servers", "envoy", "launch", "status", "callees", "standby")
 """Sections from which adapters were built; the inputs that a launch has belong to `models`."""
 KEYS = {"callees": "calls"}
 RELOADED, REFUSED = "settings_reloaded", "settings_refused"

@@ -14,12 +14,12 @@ from themis_triton.adapters.exporter import Exporter
 from themis_triton.adapters.memory import exempt_from_collection, release_clean_pages
 from themis_triton.adapters.store.paths import journal_path
 from themis_triton.adapters.traces import build_traces
-from themis_triton.core.config import ThemisConfig
+from themis_triton.core.config import StandbyKind, ThemisConfig
 from themis_triton.daemon.access import prepare_access
 from themis_triton.daemon.adopt import adopt
 from themis_triton.daemon.api import serving
 from themis_triton.daemon.certificates import keep_certificates
-from themis_triton.daemon.components import build_components
+from themis_triton.daemon.components import Fence, build_components
 from themis_triton.daemon.control_api import control_routes
 from themis_triton.daemon.day_reports import keep_reports
 from themis_triton.daemon.envoy_watch import EnvoyWatch
@@ -28,7 +28,7 @@ from themis_triton.daemon.fixed_counts import changeable, find_fixed
 from themis_triton.daemon.hangup import hangup_handler
 from themis_triton.daemon.housekeeping import keep_logs_bounded
 from themis_triton.daemon.kernels import INTERPRETED, Kernels, load_cached_kernels, preparing_kernels
-from themis_triton.daemon.lock import Leadership
+from themis_triton.daemon.lock import Leadership, locked
 from themis_triton.daemon.loop import Loop
 from themis_triton.daemon.override_api import override_routes
 from themis_triton.daemon.overrides import OverrideKeeper
@@ -37,6 +37,7 @@ from themis_triton.daemon.reads_api import Reads
 from themis_triton.daemon.recurring import keep_recurring
 from themis_triton.daemon.status import StatusBoard, recall_requests
 from themis_triton.daemon.tasks import cancelled_on_exit, stopped_before
+from themis_triton.daemon.terms import Term, lead_in_turn
 from themis_triton.decide.planner import Planner
 from themis_triton.decide.rules import build_rules
 
@@ -48,13 +49,20 @@ async def run_daemon(config: ThemisConfig, read_settings: Callable[[], ThemisCon
 
     SIGHUP: `read_settings` returns the edited settings; its ThemisError leaves those that are in force. It ends the sidecar when the
     terminal that it was started on is gone.
-    `standby`: wait while another sidecar leads with the same state directory, and take over when it ends or hangs.
+    `standby`: wait while another sidecar leads with the same state directory, and take over when it ends or hangs. With a lease
+    (`standby.kind`) every sidecar does so.
     """
     stop, reload = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, hangup_handler(stop, reload))
+    if config.standby.kind is not StandbyKind.FILE:
+        with locked(config.state_directory):
+            await load_cached_kernels(config.state_directory)
+            await lead_in_turn(config, stop, lambda term: _lead(config, read_settings, stop, reload, term))
+        log.info("sidecar_stopped", servers="still serving")
+        return
     leadership = Leadership(config.state_directory)
     if standby and await stopped_before(asyncio.create_task(_stand_by(leadership, config)), stop):
         log.info("sidecar_stopped", servers="still serving")
@@ -71,15 +79,20 @@ async def _stand_by(leadership: Leadership, config: ThemisConfig) -> None:
         await leadership.wait()
 
 
-async def _lead(config: ThemisConfig, read_settings: Callable[[], ThemisConfig], stop: asyncio.Event, reload: asyncio.Event) -> None:
+async def _lead(
+    config: ThemisConfig, read_settings: Callable[[], ThemisConfig], stop: asyncio.Event, reload: asyncio.Event, term: Term | None = None
+) -> None:
     """Adopt what serves, then tick until `stop`."""
-    async with preparing_kernels(config.state_directory) as kernels, build_components(config) as components:
+    fence = Fence(term.launcher, term.election.check) if term is not None else None
+    async with preparing_kernels(config.state_directory) as kernels, build_components(config, fence) as components:
         hung = await components.envoy.end_if_hung()
         if hung is not None:
             log.error("envoy_killed", message=f"the running Envoy does not serve: {hung}; it is started again")
+        if term is not None:
+            term.take_over(config)
         keeper = OverrideKeeper(config.state_directory)
         components.world.executor.routes.drained = keeper.overrides.out_of_routes
-        await adopt(components)
+        await adopt(components, term.former if term is not None else None)
         fixed = await find_fixed(components)
         planned = changeable(config, components, fixed)
         await components.envoy.ensure()
@@ -88,6 +101,8 @@ async def _lead(config: ThemisConfig, read_settings: Callable[[], ThemisConfig],
         log.info("memory_released", megabytes=round(release_clean_pages() / 1e6))
         board = StatusBoard(planned, components.clock.now_s())
         recall_requests(board, journal_path(config.state_directory), board.started_at_s)
+        if term is not None:
+            term.begin(components, board, keeper)
         exporter = Exporter()
         access, hub = prepare_access(config), EventHub()
         reads = Reads(board, components.clock, journal_path(config.state_directory), hub, lambda: not kernels.interpreted)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from themis_triton.core.day_report import DayReport
 from themis_triton.core.errors import EnvironmentCheckError
 from themis_triton.core.estimate import PipelineEstimate
 from themis_triton.core.fleet import Phase
+from themis_triton.core.lease import Leader
 from themis_triton.core.observation import ProxyConnection
 from themis_triton.core.overrides import Overrides
 from themis_triton.core.prediction import prediction_words
@@ -55,6 +56,7 @@ class StatusBoard:
     windows: dict[str, PipelineWindows] = field(default_factory=dict)
     coming_since_s: dict[str, float] = field(default_factory=dict)
     events: deque[StatusEvent] = field(default_factory=lambda: deque(maxlen=MAX_EVENTS))
+    leader: Callable[[], Leader] | None = None
 
     def add_requests(self, at_s: float, ended: Ended) -> None:
         """Add requests that ended."""
@@ -97,11 +99,14 @@ class StatusBoard:
         return now_s - (self.record.snapshot.at_s if self.record is not None else self.started_at_s)
 
     def is_live(self, now_s: float) -> bool:
-        """Whether the last good tick is recent: at most ten tick intervals ago, or 10 s if that is longer."""
+        """Whether the last good tick is recent: at most ten tick intervals ago, or 10 s if that is longer. A follower has no ticks."""
+        if self.leader is not None and not self.leader().here:
+            return True
         return self.silent_s(now_s) <= max(MIN_SILENT_S, SILENT_TICKS * self.config.policy.tick_s)
 
     def status(self) -> Status:
         """The whole status."""
+        leader = self.leader() if self.leader is not None else None
         base = Status(
             status_version=STATUS_VERSION,
             version=themis_triton.__version__,
@@ -111,7 +116,8 @@ class StatusBoard:
             policy=self.config.policy.name.value,
             paused=self.paused,
             overrides=self.overrides,
-            sentence="no tick yet",
+            sentence="no tick yet" if leader is None or leader.here else f"stands by; {leader.name or 'nobody'} leads",
+            leader=leader,
             tick_ms=self.tick_ms,
             tick_errors=self.tick_errors,
             tick_error=self.tick_error,

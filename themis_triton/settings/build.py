@@ -55,6 +55,7 @@ def build(loaded: Loaded, settings: Settings) -> ThemisConfig:
         planning=with_settings(PlanningConfig(), settings.planning),
         mode=settings.mode,
         retention=settings.retention.to_core(),
+        standby=settings.standby.to_core(),
         status=_status(loaded, settings.status),
         allow_stale_profiles=settings.allow_stale_profiles,
         callees={model: tuple(stage.model for stage in stages) for model, stages in loaded.calls.items()},

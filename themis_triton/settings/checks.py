@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 
 from themis_triton.core.address import Address
-from themis_triton.core.config import Placement, StageCalls, ThroughputRule
+from themis_triton.core.config import Placement, StageCalls, StandbyKind, ThroughputRule
 from themis_triton.core.graph import longest_path
 from themis_triton.settings.calls_check import check_calls
 from themis_triton.settings.graph import expand, graph_of, is_driven_inside, parse_fault
@@ -46,9 +46,19 @@ def check(loaded: Loaded) -> Iterator[Problem]:
     yield from _repository(loaded)
     yield from check_pods(loaded)
     yield from check_node_types(loaded)
+    yield from _standby(loaded)
     yield from _loopback(loaded)
     yield from _addresses(loaded)
     yield from _windows(loaded)
+
+
+def _standby(loaded: Loaded) -> Iterator[Problem]:
+    """A lease is of the engine that runs the servers."""
+    kind = loaded.section("standby").get("kind", StandbyKind.FILE)
+    if kind in (StandbyKind.RAY, StandbyKind.KUBERNETES) and (loaded.launch is None or loaded.launch.kind.value != kind):
+        found = f"the lease is {kind}'s, and `launch.kind` is {loaded.launch.kind.value if loaded.launch is not None else 'not set'}"
+        fix = f"set `launch.kind: {kind}`, or remove `standby`"
+        yield loaded.source.problem(("standby", "kind"), found, f"`launch.kind: {kind}`", fix)
 
 
 def chain_of(pipeline: object) -> list[tuple[KeyPath, str]]:

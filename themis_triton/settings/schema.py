@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from themis_triton.core.address import Address
 from themis_triton.core.client_auth import JwtConfig
-from themis_triton.core.config import Mode
+from themis_triton.core.config import Mode, StandbyConfig, StandbyKind
 from themis_triton.core.policy import PolicyName
 from themis_triton.settings.kinds import Count, FilePath, HostPort, Listen, ModelName, Name, PositiveSeconds, Section, Size, refusal
 from themis_triton.settings.listener_tls import ListenerTlsSettings
@@ -125,6 +125,33 @@ class StatusSettings(Section):
     tls: ListenerTlsSettings | None = Field(default=None, description="TLS of `address`; by default it has none")
 
 
+class StandbySettings(Section):
+    """A second sidecar, which takes over."""
+
+    kind: Annotated[StandbyKind, Field(strict=False)] = Field(
+        default=StandbyKind.FILE,
+        description="what decides who leads. file: a lock in `state_directory`, for two sidecars on one host, the second one with "
+        "`--standby`; ray, kubernetes: a lease in the cluster of `launch`, for sidecars on several machines, each with a `state_directory` "
+        "of its own",
+    )
+    lease_s: Annotated[float, Field(ge=1, le=300)] | None = Field(
+        default=None,
+        description="the next one leads after this time without a renewal of the lease; a leader that cannot renew it stops acting after "
+        "two thirds of it; by default 3 with ray, 10 with kubernetes",
+    )
+
+    @model_validator(mode="after")
+    def _lease_of_a_kind(self) -> StandbySettings:
+        if self.lease_s is not None and self.kind is StandbyKind.FILE:
+            raise refusal("`lease_s` is set with kind: file", "no such key", "remove it, or set `kind: ray` or `kind: kubernetes`")
+        return self
+
+    def to_core(self) -> StandbyConfig:
+        """The same with the kind's own default."""
+        default_s = 10.0 if self.kind is StandbyKind.KUBERNETES else StandbyConfig().lease_s
+        return StandbyConfig(self.kind, self.lease_s if self.lease_s is not None else default_s)
+
+
 class Settings(Section):
     """The whole file."""
 
@@ -157,6 +184,7 @@ class Settings(Section):
         default=Path(DEFAULT_STATE_DIRECTORY), description="folder of the journal, the logs and Envoy's files"
     )
     status: StatusSettings = Field(default=StatusSettings(), description="the status API and the daemon's own metrics")
+    standby: StandbySettings = Field(default=StandbySettings(), description="a second sidecar, which takes over")
     retention: RetentionSettings = Field(default=RetentionSettings(), description="how much of its own records the sidecar keeps")
     allow_stale_profiles: bool = Field(
         default=False, description="start even if the model, its configuration or the device changed after a profile was measured"

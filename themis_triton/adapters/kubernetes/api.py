@@ -108,6 +108,21 @@ class PodApi:
         path = f"/apis/apps/v1/namespaces/{self._config.namespace}/deployments/{name}"
         return await self._json(f"get deployment {name}", "GET", path)
 
+    async def read_lease(self, name: str) -> Json:
+        """A Lease by name. ApiError 404 where there is none."""
+        return await self._json(f"get lease {name}", "GET", self._leases(name))
+
+    async def write_lease(self, lease: Json) -> Json:
+        """Create a Lease, or update one that has a resource version. ApiError 409 where another one was first."""
+        name = lease["metadata"]["name"]
+        if "resourceVersion" in lease["metadata"]:
+            return await self._json(f"update lease {name}", "PUT", self._leases(name), body=lease)
+        return await self._json(f"create lease {name}", "POST", self._leases(), body=lease)
+
+    def _leases(self, name: str | None = None) -> str:
+        leases = f"/apis/coordination.k8s.io/v1/namespaces/{self._config.namespace}/leases"
+        return leases if name is None else f"{leases}/{name}"
+
     async def read_node(self, name: str) -> Json:
         """A node by name. ApiError 403 where the sidecar has no right to read nodes."""
         return await self._json(f"get node {name}", "GET", f"/api/v1/nodes/{name}")

@@ -67,6 +67,8 @@ class RayCluster:
         self._changed = asyncio.Condition()
         self.fault: str | None = None
         self.version = ""
+        self.epoch: int | None = None
+        """Of the lease by which this sidecar leads: the cluster refuses the commands of an earlier one. None: there is no lease."""
 
     @property
     def supervisors(self) -> Mapping[str, Supervisor] | None:

@@ -17,6 +17,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError
 
+from themis_triton.adapters.ray.control_store import read_lease, superseded, write_lease
 from themis_triton.adapters.ray.node import ServerSupervisor
 from themis_triton.adapters.ray.orders import ENDED, GONE, PLACED, WAITING, Json
 
@@ -52,11 +53,13 @@ class Driver:
         self._entries: dict[str, Entry] = {}
         self._lister: asyncio.Task[None] | None = None
         self._listing = asyncio.Lock()
+        self._namespace = ""
 
     async def connect(self, address: str, namespace: str) -> Json:
         """Connect; the cluster's version and nodes."""
         options: Json = {"namespace": namespace, "log_to_driver": False, "configure_logging": False}
         ray.init(address=address, **options)  # Blocks; there is nothing else to do yet.
+        self._namespace = namespace
         await self._list()
         self._lister = asyncio.create_task(self._list_on())
         return {"version": ray.__version__, **await self.nodes()}
@@ -68,8 +71,25 @@ class Driver:
         named = {node["NodeID"][:8]: _plain(node["Resources"]) | {"address": node["NodeManagerAddress"]} for node in nodes}
         return {"nodes": named, "free": _plain(free)}
 
-    async def create(self, name: str, order: Json, resources: dict[str, float], labels: dict[str, str]) -> Json:
-        """Ask for a place for a new supervisor, on a node with these labels; returns at once."""
+    async def read_lease(self) -> tuple[int, str] | None:
+        """The newest version of the lease, and its text."""
+        return await asyncio.to_thread(read_lease, self._namespace)
+
+    async def write_lease(self, after: int, text: str) -> int | None:
+        """Put the text as the next version of the lease; None where another sidecar was first."""
+        return await asyncio.to_thread(write_lease, self._namespace, after, text)
+
+    async def _check(self, epoch: int | None) -> None:
+        refusal = await asyncio.to_thread(superseded, self._namespace, epoch)
+        if refusal is not None:
+            raise PermissionError(refusal)
+
+    async def create(self, name: str, order: Json, resources: dict[str, float], labels: dict[str, str], epoch: int | None = None) -> Json:
+        """Ask for a place for a new supervisor, on a node with these labels; returns at once.
+
+        PermissionError for a sidecar that does not lead any more.
+        """
+        await self._check(epoch)
         options: Json = {_RESERVED[each]: amount for each, amount in resources.items() if each in _RESERVED}
         options["resources"] = {each: amount for each, amount in resources.items() if each not in _RESERVED}
         if labels:
@@ -97,8 +117,9 @@ class Driver:
             self._tell()
         return result
 
-    async def remove(self, name: str, within_s: float) -> bool:
-        """End a supervisor by force; whether the cluster has none of this name within the time."""
+    async def remove(self, name: str, within_s: float, epoch: int | None = None) -> bool:
+        """End a supervisor by force; whether the cluster has none of this name within the time. PermissionError as `create`."""
+        await self._check(epoch)
         entry = self._entries.get(name)
         if entry is None or entry.state == GONE:
             return True

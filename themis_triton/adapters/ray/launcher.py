@@ -40,7 +40,7 @@ _ORDER_FILE = "order.json"
 
 
 class RayLauncher(RemoteLauncher):
-    """Implements `ServerLauncher`. Use it from one event loop, and `close` it there.
+    """Implements `ServerLauncher`. Use it from one event loop, and `close` it there. `cluster`: its connection.
 
     Everything about a server is in its actor. The state directory has its models' own configuration files, where changes of counts
     start from, and its order, by which a launch that still waits for a node is known after a restart.
@@ -56,7 +56,7 @@ class RayLauncher(RemoteLauncher):
     def __init__(self, config: RayLaunchConfig, state_directory: Path, deprioritize_after_s: Mapping[str, float] | None = None) -> None:
         super().__init__(config, state_directory, deprioritize_after_s)
         self._state, self._deprioritize_after_s = state_directory, deprioritize_after_s or {}
-        self._cluster = RayCluster(config, state_directory / "logs" / _LOG_FILE)
+        self.cluster = RayCluster(config, state_directory / "logs" / _LOG_FILE)
 
     async def launch(self, name: str, slot: str, models: dict[str, ModelState]) -> Server:
         """Ask the cluster for a place and return at once, in phase LAUNCHING; the addresses are not known yet.
@@ -74,13 +74,14 @@ class RayLauncher(RemoteLauncher):
             await asyncio.to_thread(self._write_files, files, order)
             actor = actor_name(name, launch)
             resources, labels = dict(self._config.resources), dict(self._config.selection_of(slot))
-            answer = await self._cluster.call("create", name=actor, order=order, resources=resources, labels=labels)
+            asked: Json = {"name": actor, "order": order, "resources": resources, "labels": labels, "epoch": self.cluster.epoch}
+            answer = await self.cluster.call("create", **asked)
         except ThemisError as error:
             await asyncio.to_thread(files.remove)
             if type(error) is ServerError:
                 raise LaunchFailedError(f"server {name}: {error}") from error
             raise
-        self._cluster.note(actor, Supervisor(**answer))
+        self.cluster.note(actor, Supervisor(**answer))
         return self._with_files(server_of(order))
 
     def _write_files(self, files: ServerFiles, order: Json) -> None:
@@ -101,15 +102,15 @@ class RayLauncher(RemoteLauncher):
             ModelFailedError: a model could not be loaded.
         """
         actor, place_s = _actor(server), self._config.place_timeout_s
-        await self._cluster.connect()
-        known = await self._cluster.wait_for(actor, lambda known: known is None or known.state != WAITING, place_s)
+        await self.cluster.connect()
+        known = await self.cluster.wait_for(actor, lambda known: known is None or known.state != WAITING, place_s)
         if known is not None and known.state == WAITING:
-            found = await asked_and_there(self._cluster, self._config)
+            found = await asked_and_there(self.cluster, self._config)
             raise LaunchFailedError(f"server {server.name} found no place within launch.ray.place_timeout_s = {place_s:g} s: {found}")
         if known is None or known.state != PLACED:
             raise self._over(server, known)
         try:
-            answer = await self._invoke(server, "start", timeout_s=self._config.ready_timeout_s + _SLACK_S)
+            answer = await self._invoke(server, "start", self.cluster.epoch, timeout_s=self._config.ready_timeout_s + _SLACK_S)
         except ServerError as error:
             raise LaunchFailedError(f"server {server.name} ended before it was ready, or is not reachable: {error}") from error
         if "model" in answer:
@@ -126,17 +127,17 @@ class RayLauncher(RemoteLauncher):
     async def _invoke(self, server: Server, method: str, *arguments: object, timeout_s: float = 10.0) -> Any:  # noqa: ANN401 - JSON
         """A method of the server's supervisor."""
         call: Json = {"name": _actor(server), "method": method, "arguments": list(arguments), "within_s": timeout_s}
-        return await self._cluster.call("invoke", timeout_s + 1.0, **call)
+        return await self.cluster.call("invoke", timeout_s + 1.0, **call)
 
     async def add_model(self, server: Server, model: str, state: ModelState) -> None:
         """Make a model loadable on the server's node, and here the view of its files from which it is changed."""
         await super().add_model(server, model, state)
-        await self._change(server, "add_model", model, models_json({model: state})[model])
+        await self._change(server, "add_model", model, models_json({model: state})[model], self.cluster.epoch)
 
     async def add_ensembles(self, server: Server) -> None:
         """Make the ensembles that a running server's models suffice for loadable."""
         await super().add_ensembles(server)
-        await self._change(server, "add_ensembles", models_json(server.models))
+        await self._change(server, "add_ensembles", models_json(server.models), self.cluster.epoch)
 
     async def _change(self, server: Server, method: str, *arguments: object) -> None:
         answer = await self._invoke(server, method, *arguments)
@@ -145,15 +146,15 @@ class RayLauncher(RemoteLauncher):
 
     async def is_alive(self, server: Server) -> bool:
         """Whether the very actor still waits for a node, or its server runs there, as was last seen; True before anything was."""
-        if self._cluster.supervisors is None:
+        if self.cluster.supervisors is None:
             with contextlib.suppress(ServerError):
-                await self._cluster.connect()
-        known = (self._cluster.supervisors or {}).get(_actor(server))
-        return self._cluster.supervisors is None or (known is not None and known.state in (WAITING, PLACED))
+                await self.cluster.connect()
+        known = (self.cluster.supervisors or {}).get(_actor(server))
+        return self.cluster.supervisors is None or (known is not None and known.state in (WAITING, PLACED))
 
     async def read_log(self, server: Server, lines: int) -> str:
         """The last lines of the server's output on its node; of one that is gone, those that were kept."""
-        known = (self._cluster.supervisors or {}).get(_actor(server))
+        known = (self.cluster.supervisors or {}).get(_actor(server))
         if known is not None and known.state in (PLACED, ENDED):
             with contextlib.suppress(ServerError):
                 return str(await self._invoke(server, "read_log", lines))
@@ -168,16 +169,22 @@ class RayLauncher(RemoteLauncher):
     async def discover(self) -> tuple[Server, ...]:
         """Every server that runs or whose launch was begun with this state directory, by name, in phase LAUNCHING.
 
+        With a lease, a place that another sidecar asked for and did not get yet is given up: only that one knows its order.
+
         Raises:
             ServerError: the cluster does not answer.
         """
-        found = (self._server(name, Supervisor(**each)) for name, each in (await self._cluster.call("relist", 3 * _SLACK_S)).items())
-        return tuple(sorted((server for server in found if server is not None), key=lambda server: server.name))
+        listed = {name: Supervisor(**each) for name, each in (await self.cluster.call("relist", 3 * _SLACK_S)).items()}
+        found = {name: self._server(name, known) for name, known in listed.items()}
+        if self.cluster.epoch is not None:
+            unclaimed = [name for name, server in found.items() if server is None and listed[name].state == WAITING]
+            await asyncio.gather(*(self.cluster.call("remove", name=name, within_s=0.0, epoch=self.cluster.epoch) for name in unclaimed))
+        return tuple(sorted((server for server in found.values() if server is not None), key=lambda server: server.name))
 
     def _server(self, actor: str, known: Supervisor) -> Server | None:
         if known.state not in (WAITING, PLACED):
             return None
-        if known.description is not None and known.description["ports"]:
+        if known.description is not None and (known.description["ports"] or self.cluster.epoch is not None):
             return self._with_files(server_of(known.description))
         name, launch = server_name(actor)
         try:
@@ -204,19 +211,20 @@ class RayLauncher(RemoteLauncher):
 
     async def _stop(self, server: Server, *, at_once: bool) -> None:
         incarnation_of_own(server)
-        known = (self._cluster.supervisors or {}).get(_actor(server))
+        known = (self.cluster.supervisors or {}).get(_actor(server))
         if known is None or known.state in (PLACED, ENDED):
             await self._stop_process(server, at_once=at_once)
-        if not await self._cluster.call("remove", _REMOVED_WITHIN_S + _SLACK_S, name=_actor(server), within_s=_REMOVED_WITHIN_S):
+        asked: Json = {"name": _actor(server), "within_s": _REMOVED_WITHIN_S, "epoch": self.cluster.epoch}
+        if not await self.cluster.call("remove", _REMOVED_WITHIN_S + _SLACK_S, **asked):
             raise ServerError(f"server {server.name}: its actor {_actor(server)} is still there {_REMOVED_WITHIN_S:g} s after it was ended")
-        self._cluster.note(_actor(server), Supervisor(GONE, why="it was stopped"))
+        self.cluster.note(_actor(server), Supervisor(GONE, why="it was stopped"))
         await asyncio.to_thread(self._views.files(server.name).remove)
 
     async def _stop_process(self, server: Server, *, at_once: bool) -> None:
         """End Triton; where its node does not answer, its guardian does that when the actor ends."""
         with contextlib.suppress(ServerError):
             timeout_s = _SLACK_S if at_once else self._config.stop_timeout_s + _SLACK_S
-            answer = await self._invoke(server, "stop", at_once, _KEPT_LINES, timeout_s=timeout_s)
+            answer = await self._invoke(server, "stop", at_once, _KEPT_LINES, self.cluster.epoch, timeout_s=timeout_s)
             if answer.get("log"):
                 await asyncio.to_thread(self._keep_log, server, answer["log"])
 
@@ -228,13 +236,13 @@ class RayLauncher(RemoteLauncher):
 
     async def stop_all(self) -> tuple[str, ...]:
         """Stop the servers of every actor of the namespace; returns the servers' names. ServerError when one is left."""
-        actors = [name for name, each in (await self._cluster.call("relist", 3 * _SLACK_S)).items() if each["state"] != GONE]
+        actors = [name for name, each in (await self.cluster.call("relist", 3 * _SLACK_S)).items() if each["state"] != GONE]
         await asyncio.gather(*(self.stop(_named(*server_name(actor))) for actor in actors))
         return tuple(sorted(server_name(actor)[0] for actor in actors))
 
     async def close(self) -> None:
         """Close the connection to the cluster. The servers run on."""
-        await self._cluster.close()
+        await self.cluster.close()
 
 
 def _actor(server: Server) -> str:

@@ -16,6 +16,7 @@ import ray
 import themis_triton
 from themis_triton.adapters.local.launcher import LocalLauncher
 from themis_triton.adapters.processes import identify, wait_for_exit
+from themis_triton.adapters.ray.control_store import superseded
 from themis_triton.adapters.ray.guardian import start_guardian
 from themis_triton.adapters.ray.orders import Json, describe, models_of, node_config
 from themis_triton.core.errors import ModelFailedError, ThemisError
@@ -69,8 +70,13 @@ class ServerSupervisor:
             self._ends = asyncio.create_task(self._end_when_useless())
         return {**describe(self._order, self._server, self._node, self._host), "zone": self._zone}
 
-    async def start(self) -> Json:
-        """Launch the server, once, and wait until it is ready; its description, or `error` with what it is made of."""
+    async def start(self, epoch: int | None = None) -> Json:
+        """Launch the server, once, and wait until it is ready; its description, or `error` with what it is made of.
+
+        `epoch` here and below: of the lease by which the sidecar leads that asks; nothing is changed for an earlier one.
+        """
+        if refusal := await self._refusal(epoch):
+            return {"error": refusal}
         if self._order["version"] != themis_triton.__version__:
             return {"error": f"the node has Themis {themis_triton.__version__}, and the sidecar is {self._order['version']}"}
         if self._launched is None:
@@ -83,6 +89,12 @@ class ServerSupervisor:
         except (ThemisError, OSError) as error:
             return {"error": str(error)}
         return await self.describe()
+
+    async def _refusal(self, epoch: int | None) -> str | None:
+        try:
+            return await asyncio.to_thread(superseded, ray.get_runtime_context().namespace, epoch)
+        except Exception as error:  # noqa: BLE001 - whatever Ray raises: who leads is not known
+            return f"refused: who leads cannot be read from Ray's control store ({error})"
 
     async def _launch(self) -> Server:
         order = self._order
@@ -112,17 +124,19 @@ class ServerSupervisor:
             await asyncio.sleep(_KEPT_S)
         os._exit(0)
 
-    async def add_model(self, model: str, state: list[int]) -> Json:
+    async def add_model(self, model: str, state: list[int], epoch: int | None = None) -> Json:
         """Make a model loadable; `error` where that failed."""
         states = models_of({model: state})
-        return await self._change(lambda server: self._launcher.add_model(server, model, states[model]))
+        return await self._change(lambda server: self._launcher.add_model(server, model, states[model]), epoch)
 
-    async def add_ensembles(self, models: dict[str, list[int]]) -> Json:
+    async def add_ensembles(self, models: dict[str, list[int]], epoch: int | None = None) -> Json:
         """Make the ensembles that these models suffice for loadable; `error` where that failed."""
         states = models_of(models)
-        return await self._change(lambda server: self._launcher.add_ensembles(replace(server, models=states)))
+        return await self._change(lambda server: self._launcher.add_ensembles(replace(server, models=states)), epoch)
 
-    async def _change(self, change: Callable[[Server], Awaitable[None]]) -> Json:
+    async def _change(self, change: Callable[[Server], Awaitable[None]], epoch: int | None) -> Json:
+        if refusal := await self._refusal(epoch):
+            return {"error": refusal}
         if self._server is None:
             return {"error": f"server {self._order['name']} has not been launched"}
         try:
@@ -139,8 +153,10 @@ class ServerSupervisor:
         """Bytes that the server holds on its device."""
         return await self._launcher.read_memory(self._server) if self._server is not None else 0
 
-    async def stop(self, at_once: bool, lines: int) -> Json:
+    async def stop(self, at_once: bool, lines: int, epoch: int | None = None) -> Json:
         """Stop the server; returns the last lines of its output (`log`) when nothing of it is left, or `error`."""
+        if refusal := await self._refusal(epoch):
+            return {"error": refusal}
         if self._launched is not None:
             self._launched.cancel()
             await asyncio.gather(self._launched, return_exceptions=True)

@@ -21,12 +21,13 @@ _TLS = "envoy.extensions.transport_sockets.tls.v3."
 class Bootstrap:
     """What distinguishes one Envoy from others. `server`: Themis' address, with TLS where it has it, and with this Envoy's certificate.
 
-    `admin`: a socket's path or a loopback address. `directory`: where that socket is.
+    `admin`: a socket's path or a loopback address. `further`: addresses of other sidecars, of which one at a time leads and answers.
     """
 
     node: Node
     server: Address
     admin: Address
+    further: tuple[Address, ...] = ()
 
 
 def xds_bootstrap(config: EnvoyConfig, own: Bootstrap) -> Json:
@@ -53,7 +54,7 @@ def xds_bootstrap(config: EnvoyConfig, own: Bootstrap) -> Json:
             "cds_config": _SOURCE,
         },
         "static_resources": {
-            "clusters": [_server(own.server), _own_cluster(), *([_admin(own.admin)] if node.stats is not None else [])],
+            "clusters": [_server(own.server, own.further), _own_cluster(), *([_admin(own.admin)] if node.stats is not None else [])],
             "listeners": [_stats(node.stats, own.server)] if node.stats is not None else [],
         },
     }
@@ -63,23 +64,24 @@ def _own_cluster() -> Json:
     return {"name": ENVOYS, "type": "EDS", "connect_timeout": "1s", "eds_cluster_config": {"eds_config": _SOURCE}}
 
 
-def _server(server: Address) -> Json:
+def _server(server: Address, further: tuple[Address, ...]) -> Json:
     """Themis: by name where it has one. A sidecar that is gone is noticed, and its successor found, within seconds."""
+    addresses = [{"socket_address": {"address": each.host, "port_value": each.port}} for each in (server, *further)]
     protocol = {"http2_protocol_options": {"connection_keepalive": {"interval": "5s", "timeout": "5s"}}}
     options = typed("envoy.extensions.upstreams.http.v3.HttpProtocolOptions", explicit_http_config=protocol)
-    kind = "STATIC" if server.ip is not None else "STRICT_DNS"
+    kind = "STATIC" if all(each.ip is not None for each in (server, *further)) else "STRICT_DNS"
     return {
         "name": _SERVER,
         "type": kind,
         "connect_timeout": "1s",
-        "load_assignment": _assignment(_SERVER, {"socket_address": {"address": server.host, "port_value": server.port}}),
+        "load_assignment": _assignment(_SERVER, *addresses),
         "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options},
         **({"transport_socket": _to_server(server)} if server.tls else {}),
     }
 
 
-def _assignment(name: str, address: Json) -> Json:
-    return {"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}]}
+def _assignment(name: str, *addresses: Json) -> Json:
+    return {"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}} for address in addresses]}]}
 
 
 def _to_server(server: Address) -> Json:

@@ -1,0 +1,155 @@
+"""Which of several sidecars leads: the contract of leases, and what a leader does without its engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from tests.contracts.leases import LEASE_S, LeaseContract, Sidecar, Stores, two
+from tests.unit.kubernetes_double import NAMESPACE, Cluster
+from themis_triton.adapters.kubernetes.lease import KubernetesLease
+from themis_triton.adapters.lease_values import record_of, record_text
+from themis_triton.core.config import KubernetesLaunchConfig
+from themis_triton.core.errors import LeadershipLostError, ServerError
+from themis_triton.core.lease import LeaseRecord, StoredLease
+from themis_triton.daemon.fencing import CHANGES, fenced
+from themis_triton.ports import LeaseStore, ModelControl, RouteWriter, ServerLauncher
+
+
+class Engine:
+    """A lease in memory. `away`: it does not answer."""
+
+    def __init__(self) -> None:
+        self.stored: StoredLease | None = None
+        self.away = False
+
+    async def read(self) -> StoredLease | None:
+        await self._answer()
+        return self.stored
+
+    async def write(self, record: LeaseRecord, after: StoredLease | None) -> StoredLease | None:
+        await self._answer()
+        if (after.version if after else None) != (self.stored.version if self.stored else None):
+            return None
+        text = record_of(record_text(record), "the test's lease")
+        self.stored = StoredLease(text, str(int(after.version if after else 0) + 1))
+        return self.stored
+
+    async def _answer(self) -> None:
+        await asyncio.sleep(0)
+        if self.away:
+            raise ServerError("the engine does not answer")
+
+    async def close(self) -> None:
+        pass
+
+
+@asynccontextmanager
+async def in_memory() -> AsyncIterator[Callable[[], LeaseStore]]:
+    engine = Engine()
+    yield lambda: engine
+
+
+class TestMemory(LeaseContract):
+    @pytest.fixture
+    def stores(self) -> Stores:
+        return in_memory
+
+
+class TestKubernetes(LeaseContract):
+    @pytest.fixture
+    def stores(self, tmp_path: Path) -> Stores:
+        @asynccontextmanager
+        async def stores() -> AsyncIterator[Callable[[], LeaseStore]]:
+            async with Cluster(tmp_path).serve() as cluster:
+                config = KubernetesLaunchConfig((), tmp_path, namespace=NAMESPACE, kubeconfig=cluster.kubeconfig(tmp_path))
+                yield lambda: KubernetesLease(config)
+
+        return stores
+
+
+def test_on_kubernetes_a_renewal_whose_answer_was_lost_is_known_as_the_leaders_own(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with Cluster(tmp_path).serve() as cluster:
+            config = KubernetesLaunchConfig((), tmp_path, namespace=NAMESPACE, kubeconfig=cluster.kubeconfig(tmp_path))
+            sidecar = Sidecar(KubernetesLease(config), "first", 0.0)
+            assert await sidecar.election.contend()
+            cluster.lost_answers = 1
+            assert await sidecar.election.renew() is None
+            assert await sidecar.election.renew() is None
+            lease = cluster.leases["themis"]
+            assert (lease["spec"]["holderIdentity"], lease["spec"]["leaseTransitions"]) == ("first", 1)
+            await sidecar.store.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_leader_without_its_engine_stops_before_another_one_may_lead() -> None:
+    async def scenario() -> None:
+        async with two(in_memory) as (first, second):
+            assert await first.election.contend()
+            assert not await second.election.contend()
+            began_s = first.clock.now_s
+            first.store.away = True  # type: ignore[attr-defined]
+            assert "does not answer" in await first.election.keep()
+            assert not first.leads
+            assert first.clock.now_s - began_s < LEASE_S
+            assert not await second.election.contend()
+            second.clock.now_s += LEASE_S
+            first.store.away = False  # type: ignore[attr-defined]
+            assert await second.election.contend()
+
+    asyncio.run(scenario())
+
+
+def test_a_follower_waits_while_the_engine_is_away_and_leads_once_it_answers() -> None:
+    async def scenario() -> None:
+        async with two(in_memory) as (first, second):
+            first.store.away = True  # type: ignore[attr-defined]
+            waiting = asyncio.create_task(second.election.wait())
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert not waiting.done()
+            first.store.away = False  # type: ignore[attr-defined]
+            await asyncio.wait_for(waiting, 10.0)
+            assert second.leads
+
+    asyncio.run(scenario())
+
+
+def test_a_fenced_port_begins_no_change_and_still_reads() -> None:
+    class Launcher:
+        begun: ClassVar[list[str]] = []
+
+        async def stop(self, server: str) -> None:
+            self.begun.append(server)
+
+        async def is_alive(self, server: str) -> bool:
+            return bool(server)
+
+    leads = True
+
+    def check() -> None:
+        if not leads:
+            raise LeadershipLostError("it does not lead")
+
+    port = fenced(Launcher(), check)
+    asyncio.run(port.stop("one"))
+    leads = False
+    with pytest.raises(LeadershipLostError):
+        asyncio.run(port.stop("two"))
+    assert Launcher.begun == ["one"]
+    assert asyncio.run(port.is_alive("two"))
+
+
+def test_every_call_of_a_port_is_known_as_a_change_or_as_none() -> None:
+    reads = {"read_models", "read_refusal", "list_ready", "list_stateful", "answers", "forget", "discover", "ensembles_of", "warm_up"}
+    reads |= {"use_inputs", "read_files_versions", "is_alive", "read_log", "wait_idle", "read_memory", "close"}
+    for port in (ModelControl, ServerLauncher, RouteWriter):
+        calls = {name for name in vars(port) if not name.startswith("_")}
+        assert calls <= CHANGES | reads
