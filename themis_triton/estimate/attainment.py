@@ -95,7 +95,7 @@ def _cells(window: LatencyHistogram, slo_ms: float) -> Distribution:
         return _at_once()
     finite = len(window.bounds_ms) - math.isinf(window.bounds_ms[-1])
     below = np.interp(_EDGES * slo_ms, (0.0, *window.bounds_ms[:finite]), (0.0, *window.counts[:finite]))  # as `count_below` for each
-    return np.asarray(np.diff(below) / total)
+    return np.asarray((below[1:] - below[:-1]) / total)
 
 
 def _at_once() -> Distribution:

@@ -6,7 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 
 from themis_triton.core.config import ThemisConfig, ThroughputRule
 from themis_triton.core.estimate import DriftChange, DriftEvent
@@ -41,6 +41,7 @@ class DriftState:
 
 
 NO_DRIFT = DriftState()
+_END_S = attrgetter("end_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +91,19 @@ def ratio_of(samples: Sequence[WorkSample], now_s: float, policy: PolicyConfig) 
 
     The ratio of sums, with the standard error of the ratio estimator (Cochran, Sampling Techniques, chapter 6).
     """
-    count, executions, measured_ms, expected_ms = 0, 0.0, 0.0, 0.0
-    for sample in reversed(samples):
-        if sample.end_s <= now_s - policy.drift.window_s and executions >= policy.drift.min_batches and count >= MIN_SAMPLES:
-            break
-        count += 1
-        executions += sample.executions
-        measured_ms += sample.measured_ms
-        expected_ms += sample.expected_ms
+    first = bisect_right(samples, now_s - policy.drift.window_s, key=_END_S)
+    executions = sum([sample.executions for sample in samples[first:][::-1]])
+    while first > 0 and (executions < policy.drift.min_batches or len(samples) - first < MIN_SAMPLES):
+        first -= 1
+        executions += samples[first].executions
+    count = len(samples) - first
     if executions < policy.drift.min_batches or count < MIN_SAMPLES:
         return None
-    ratio = measured_ms / expected_ms
-    squares = sum([(sample.measured_ms - ratio * sample.expected_ms) ** 2 for sample in reversed(samples[-count:])])
-    return Ratio(ratio, math.sqrt(squares * count / (count - 1)) / expected_ms)
+    measured_ms, expected_ms = [sample.measured_ms for sample in samples[first:][::-1]], [s.expected_ms for s in samples[first:][::-1]]
+    total_ms = sum(expected_ms)
+    ratio = sum(measured_ms) / total_ms
+    squares = sum([(measured - ratio * expected) ** 2 for measured, expected in zip(measured_ms, expected_ms, strict=True)])
+    return Ratio(ratio, math.sqrt(squares * count / (count - 1)) / total_ms)
 
 
 def drift_state(before: DriftState, measured: Ratio, now_s: float, policy: PolicyConfig, *, exact: bool) -> DriftState:

@@ -55,7 +55,7 @@ class RoutedSeries:
         if newest is oldest:  # nothing has ended since
             return (None,) * len(percents)
         window = difference(newest, oldest)
-        return tuple(percentile(window, percent) for percent in percents)
+        return tuple([percentile(window, percent) for percent in percents])
 
     def per_second(self, model: str, seconds: int) -> tuple[float, ...]:
         """Arrivals of each of the last seconds before the last reading, newest last; as many whole seconds as are covered."""

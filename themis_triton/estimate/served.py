@@ -65,7 +65,7 @@ class ServedSeries:
         names, pending = tuple(reading.models), {name: model.pending for name, model in reading.models.items()}
         if not names:
             return ServedSeries(self.counters, pending, reading.at_s)
-        raw = np.array([_counted(model) for model in reading.models.values()], dtype=np.float64).T
+        raw = np.array([number for model in reading.models.values() for number in _counted(model)]).reshape(len(names), -1).T
         return ServedSeries(self.counters.append(reading.at_s, names, raw, keep_s), pending, reading.at_s)
 
     def unread(self) -> ServedSeries:
@@ -126,12 +126,11 @@ class ServedSeries:
 NO_SERVER = ServedSeries()
 
 
-def _counted(model: ModelCounters) -> Served:
-    ended, compute_us = (
-        model.success + model.failure + model.refused,
-        model.compute_input_us + model.compute_infer_us + model.compute_output_us,
-    )
-    return Served(ended, model.inferences, model.executions, model.queue_us, compute_us, model.failure, model.refused, model.cached)
+def _counted(model: ModelCounters) -> tuple[float, ...]:
+    """As `Served` has them."""
+    ended = model.success + model.failure + model.refused
+    compute_us = model.compute_input_us + model.compute_infer_us + model.compute_output_us
+    return (ended, model.inferences, model.executions, model.queue_us, compute_us, model.failure, model.refused, model.cached)
 
 
 def _by_model(table: CounterTable, each: FloatArray) -> dict[str, Served]:

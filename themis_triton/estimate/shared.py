@@ -90,19 +90,18 @@ class Sharing:
         return called_rps * _share(self.arrivals(front, window_s) - self.own_rps(front, window_s), explained)
 
     def _direct_rps(self, model: str) -> tuple[float, float]:
-        long_s, windows = min(LONG_WINDOW_S, self.windows.history_s), self.windows
+        long_s, windows, callers = min(LONG_WINDOW_S, self.windows.history_s), self.windows, self._client_calls(model)
         each = dict.fromkeys((long_s, windows.stable_s, *windows.recent_s))
-        surplus_rps = {window_s: self._surplus_rps(model, window_s) for window_s in each}
+        surplus_rps = {window_s: self._surplus_rps(model, callers, window_s) for window_s in each}
         return max(surplus_rps.values()), max(surplus_rps[long_s], surplus_rps[windows.stable_s])
 
-    def _surplus_rps(self, model: str, window_s: float) -> float:
-        """The arrivals of a model that its pipelines do not explain, beyond the noise and what was inside the pipelines before."""
+    def _surplus_rps(self, model: str, callers: Sequence[_Caller], window_s: float) -> float:
+        """The arrivals of a model that its callers do not explain, beyond the noise and what was inside the pipelines before."""
         arrivals = self.arrivals(model, window_s)
         if arrivals == 0.0 or not 0.0 < window_s <= self.windows.history_s:
             return 0.0
-        callers = self._client_calls(model)
         rates = [(caller.calls, caller.calls * self.own_rps(caller.front, window_s)) for caller in callers]
-        explained = sum(rps for _, rps in rates)
+        explained = sum([rps for _, rps in rates])
         if arrivals - explained <= STEP * explained:
             return 0.0  # the usual case, whatever chance and those inside explain besides
         waiting = sum(caller.calls * self.waiting[caller.front] for caller in callers)

@@ -82,19 +82,17 @@ def _executed(before: ServerReading, after: ServerReading) -> dict[str, BySize] 
 
 
 def _increase(before: ModelCounters | None, after: ModelCounters) -> BySize | None:
-    if before is None:
+    if before is None or before.batches == after.batches:
         return {}
     old = {batch.size: (batch.executions, batch.compute_us) for batch in before.batches}
-    if not old.keys() <= {batch.size for batch in after.batches}:
-        return None
     increase: BySize = {}
     for batch in after.batches:
-        executions, compute_us = old.get(batch.size, (0.0, 0.0))
+        executions, compute_us = old.pop(batch.size, (0.0, 0.0))
         if batch.executions < executions or batch.compute_us < compute_us:
             return None
         if batch.executions > executions:
             increase[batch.size] = (batch.executions - executions, (batch.compute_us - compute_us) / 1000.0)
-    return increase
+    return None if old else increase
 
 
 def _min_duration_s(executed: Mapping[str, BySize]) -> float:
