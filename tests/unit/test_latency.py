@@ -3,7 +3,7 @@ import math
 import pytest
 
 from themis_triton.core.observation import LatencyHistogram
-from themis_triton.estimate.latency import difference, percentile
+from themis_triton.estimate.latency import difference, differences, percentile
 
 BOUNDS_MS = (10.0, 20.0, 40.0, math.inf)
 
@@ -51,3 +51,12 @@ def test_a_histogram_that_restarted_or_changed_its_bounds_counts_as_new() -> Non
     restarted = histogram(1.0, 1.0, 2.0, 2.0)
     assert difference(restarted, histogram(9.0, 9.0, 9.0, 9.0)) == restarted
     assert difference(restarted, LatencyHistogram((1.0, math.inf), (0.0, 0.0))) == restarted
+
+
+def test_differences_of_many_readings_are_those_of_each() -> None:
+    first, later, restarted = (LatencyHistogram((10.0, math.inf), counts) for counts in ((4.0, 6.0), (5.0, 9.0), (1.0, 9.0)))
+    other_bounds = LatencyHistogram((20.0, math.inf), (5.0, 9.0))
+    alike, mixed = [(later, first), (restarted, first)], [(later, first), (other_bounds, first)]
+    assert [differences(readings) for readings in (alike, mixed, [])] == [
+        [difference(*both) for both in readings] for readings in (alike, mixed, [])
+    ]

@@ -38,10 +38,14 @@ def queues_to_empty(proposals: Sequence[PipelineProposal], target: Target, polic
 def _calls_to_free(view: PipelineView, target: Target, policy_input: PolicyInput) -> Iterator[OpenCall]:
     """The call of each model that the target exceeds, at the server with the fewest waiting requests: it stays that one meanwhile."""
     snapshot, models = policy_input.snapshot, policy_input.estimate.models
-    for model in dict.fromkeys(call.model for call in view.open_calls):
+    exceeded: dict[str, list[OpenCall]] = {}
+    for call in view.open_calls:
+        if _exceeds(target, call):
+            exceeded.setdefault(call.model, []).append(call)
+    for model, calls in exceeded.items():
         serving = {server.name for server in snapshot.servers if server.phase is Phase.SERVING and model in server.models}
         pending = {reading.server: reading.models[model].pending for reading in snapshot.readings if model in reading.models}
-        short = [call for call in view.open_calls if call.model == model and call.server in serving and _exceeds(target, call)]
+        short = [call for call in calls if call.server in serving]
         if short and len(serving - set(target.retire)) > 1 and _will_be_late(view, sum(pending.values()), models[model].completion_rps):
             yield min(short, key=lambda call: (pending.get(call.server, 0.0), call.server))
 
@@ -59,7 +63,7 @@ def _will_be_late(view: PipelineView, waiting: float, completed_rps: float) -> b
 def _exceeds(target: Target, call: OpenCall) -> bool:
     """Whether the target asks for more instances than the call adds, on a server that stays."""
     state = target.servers.get(call.server, {}).get(call.model)
-    return state is not None and call.server not in target.retire and bool(state.added(call.after))
+    return state is not None and call.server not in target.retire and state.grows_from(call.after)
 
 
 def _sentence(call: OpenCall, target: Target) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import attrgetter
 
 from themis_triton.core.config import PipelineConfig
 
@@ -21,6 +23,8 @@ SMALLEST = 0.01
 """A measured number below this counts as this much."""
 PRIOR_SAMPLES = 3
 """Few samples may look alike by chance: so many more are assumed in which the number of a request's calls varies as a geometric one."""
+
+_AT_S = attrgetter("at_s")
 
 CountArrivals = Callable[[str, float, float], float]
 """The arrivals of a model between two times."""
@@ -58,8 +62,8 @@ class CallHistory:
     @property
     def most_inside(self) -> float:
         """The most requests that were inside the pipeline lately."""
-        after_s = self.since_s - INSIDE_S
-        return max([self.inside, *(sample.inside for sample in self.samples if sample.at_s > after_s)])
+        lately = bisect_right(self.samples, self.since_s - INSIDE_S, key=_AT_S)
+        return max([self.inside, *[sample.inside for sample in self.samples[lately:]]])
 
 
 @dataclass(frozen=True, slots=True)

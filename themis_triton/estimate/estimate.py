@@ -56,7 +56,10 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class _Rates:
-    """What the proxy counted of each model, by its name, in the windows that plans use; models without any reading are not in them."""
+    """What the proxy counted of each model, by its name, in the windows that plans use; models without any reading are not in them.
+
+    `percentiles_ms`: p50 and p99 of those of which something ended lately.
+    """
 
     rate: Mapping[str, float]
     recent: Mapping[str, float]
@@ -71,6 +74,8 @@ class _Rates:
     refused: Mapping[str, float]
     rest: Mapping[str, float]
     last_s: Mapping[str, float]
+    in_flight: Mapping[str, float]
+    percentiles_ms: Mapping[str, tuple[float | None, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +103,7 @@ def estimate(
     sizes = {name: _size(name, history, work, model) for name, model in config.models.items()}
 
     def estimated(name: str) -> ModelEstimate:
-        return _model(name, history.routed, rates, work, drifts.get(name, UNKNOWN), snapshot.at_s, sizes.get(name, ONE_ROW))
+        return _model(name, rates, work, drifts.get(name, UNKNOWN), snapshot.at_s, sizes.get(name, ONE_ROW))
 
     models = {name: estimated(name) for name in config.models}
     fronts = {p.front: estimated(p.front) for p in config.pipelines if p.front not in models}
@@ -150,6 +155,8 @@ def _rates(routed: RoutedSeries, demand: DemandConfig) -> _Rates:
         refused=counters.rates(REFUSED, second_s),
         rest=counters.rates(REST_ARRIVALS, second_s),
         last_s={name: table.last_s for table in counters.tables for name in table.names},
+        in_flight=routed.in_flight,
+        percentiles_ms=routed.percentiles_ms(50.0, 99.0),
     )
 
 
@@ -170,15 +177,15 @@ def _size(name: str, history: History, work: _Work, model: ModelConfig) -> Reque
     return measured_size(history.sizes.get(name) or RequestSize(model.rows_per_request), work.done.get(name, NOTHING))
 
 
-def _model(name: str, routed: RoutedSeries, rates: _Rates, work: _Work, drift: Drift, now_s: float, size: RequestSize) -> ModelEstimate:
+def _model(name: str, rates: _Rates, work: _Work, drift: Drift, now_s: float, size: RequestSize) -> ModelEstimate:
     done = work.done.get(name, NOTHING)
-    p50_ms, p99_ms = routed.percentiles_ms(name, 50.0, 99.0)
+    p50_ms, p99_ms = rates.percentiles_ms.get(name, (None, None))
     return ModelEstimate(
         model=name,
         arrival_rps=rates.rate.get(name, 0.0),
         burst_rps=rates.burst.get(name, 0.0),
         stable_rps=rates.stable.get(name, 0.0),
-        in_flight=routed.in_flight.get(name, 0.0),
+        in_flight=rates.in_flight.get(name, 0.0),
         pending=work.pending.get(name, 0.0),
         completion_rps=work.completion_rps.get(name, 0.0),
         failure_rps=rates.failures.get(name, 0.0),
@@ -300,7 +307,7 @@ def _stage_p99_ms(model: ModelEstimate, history: History, calls: float, *, seque
     """The time of a request in a stage: that of its last call, where it makes several at once, or of all its calls in turn."""
     if calls <= 1.0 or model.p99_ms is None:
         return model.p99_ms
-    return calls * model.p99_ms if sequential else history.routed.percentiles_ms(model.model, 100.0 - 1.0 / calls)[0]
+    return calls * model.p99_ms if sequential else history.routed.percentile_ms(model.model, 100.0 - 1.0 / calls)
 
 
 def _stale(history: History, snapshot: Snapshot, policy: PolicyConfig) -> Iterable[tuple[str, str]]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import operator
 from bisect import bisect_left
+from collections.abc import Sequence
+
+import numpy as np
 
 from themis_triton.core.observation import LatencyHistogram
 
@@ -14,6 +17,17 @@ def difference(newer: LatencyHistogram, older: LatencyHistogram) -> LatencyHisto
     if newer.bounds_ms != older.bounds_ms or any(map(operator.lt, newer.counts, older.counts)):
         return newer
     return LatencyHistogram(newer.bounds_ms, tuple(map(operator.sub, newer.counts, older.counts)))
+
+
+def differences(readings: Sequence[tuple[LatencyHistogram, LatencyHistogram]]) -> list[LatencyHistogram]:
+    """`difference` of many (newer, older) readings; those with one set of bounds in one pass."""
+    if len({each.bounds_ms for both in readings for each in both}) != 1:
+        return [difference(newer, older) for newer, older in readings]
+    counts = np.array([each.counts for both in readings for each in both]).reshape(len(readings), 2, -1)
+    newer, older = counts[:, 0], counts[:, 1]
+    restarted = (newer < older).any(axis=1, keepdims=True)
+    rows = np.where(restarted, newer, newer - older).tolist()
+    return [LatencyHistogram(both[0].bounds_ms, tuple(row)) for both, row in zip(readings, rows, strict=True)]
 
 
 def percentile(histogram: LatencyHistogram, percent: float) -> float | None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from themis_triton.core.observation import LatencyHistogram, RouteReading
 from themis_triton.estimate.counters import NO_COUNTERS, Counters
-from themis_triton.estimate.latency import difference, percentile
+from themis_triton.estimate.latency import difference, differences, percentile
 
 ARRIVALS, FAILURES, REFUSED, REST_ARRIVALS = range(4)
 # A forecast's minute, with a margin for ticks that are far apart.
@@ -44,18 +44,16 @@ class RoutedSeries:
         in_flight = {route.model: route.in_flight for route in readings}
         return RoutedSeries(counters, {**self.histograms, **histograms}, {**self.in_flight, **in_flight})
 
-    def percentiles_ms(self, model: str, *percents: float) -> tuple[float | None, ...]:
-        """Percentiles of a model over the latency window that ends with the last reading."""
-        histograms = self.histograms.get(model, ())
-        if len(histograms) < 2:
-            return (None,) * len(percents)
-        newest_s, newest = histograms[-1]
-        index = bisect_right(histograms, newest_s - LATENCY_WINDOW_S, key=_TIME)
-        oldest = histograms[max(0, index - 1)][1]
-        if newest is oldest:  # nothing has ended since
-            return (None,) * len(percents)
-        window = difference(newest, oldest)
-        return tuple([percentile(window, percent) for percent in percents])
+    def percentile_ms(self, model: str, percent: float) -> float | None:
+        """A percentile of a model over the latency window that ends with the last reading; None where nothing ended in it."""
+        ends = _window(self.histograms.get(model, ()))
+        return None if ends is None else percentile(difference(*ends), percent)
+
+    def percentiles_ms(self, *percents: float) -> dict[str, tuple[float | None, ...]]:
+        """As `percentile_ms`, of all models of which something ended."""
+        ends = {model: both for model, histograms in self.histograms.items() if (both := _window(histograms)) is not None}
+        windows = zip(ends, differences(list(ends.values())), strict=True)
+        return {model: tuple([percentile(window, percent) for percent in percents]) for model, window in windows}
 
     def per_second(self, model: str, seconds: int) -> tuple[float, ...]:
         """Arrivals of each of the last seconds before the last reading, newest last; as many whole seconds as are covered."""
@@ -68,6 +66,16 @@ class RoutedSeries:
 
 
 NO_ROUTES = RoutedSeries()
+
+
+def _window(histograms: Histograms) -> tuple[LatencyHistogram, LatencyHistogram] | None:
+    """The newest histogram and that at the begin of the latency window; None where nothing has ended since."""
+    if len(histograms) < 2:
+        return None
+    newest_s, newest = histograms[-1]
+    index = bisect_right(histograms, newest_s - LATENCY_WINDOW_S, key=_TIME)
+    oldest = histograms[max(0, index - 1)][1]
+    return None if newest is oldest else (newest, oldest)
 
 
 def _appended(histograms: Histograms, reading: RouteReading) -> Histograms:
