@@ -1,7 +1,7 @@
 """What a sidecar costs from 10 models on 8 devices to 1,000 on 1,000; writes results/scale.json and scale.png.
 
 `python benchmarks/scale.py` takes about six minutes. Each size runs in a process of its own, on a synthetic fleet that follows the plans.
-Times are processor times of the loop's thread; connections to servers and to the proxy are not in them.
+Times are processor times of the loop's thread; readings are apart.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def draw(rows: list[dict[str, Any]]) -> None:
         ("Journal", "growth without bound (MB an hour)", {"all": [row["journal_mb_an_hour"] for row in rows]}),
         (
             "Scrape",
-            "parsing, a tick (ms)",
-            {key: [row["scrape"][key] for row in rows] for key in ("metrics_ms", "statistics_ms", "proxy_ms")},
+            "processor time, a tick (ms)",
+            {key: [row["scrape"][key] for row in rows] for key in ("servers_ms", "metrics_ms", "statistics_ms", "proxy_ms")},
         ),
     )
     for axis, (title, unit, lines) in zip(axes.flat, curves, strict=True):

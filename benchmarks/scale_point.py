@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -25,9 +27,10 @@ from themis_triton.adapters.envoy.xds.resources import ROUTES, Packer, Resources
 from themis_triton.adapters.exporter import Exporter
 from themis_triton.adapters.memory import exempt_from_collection
 from themis_triton.adapters.store.journal import Journal
-from themis_triton.adapters.triton.metrics import parse_metrics, parse_statistics
+from themis_triton.adapters.triton.metrics import TritonMetrics, parse_metrics, parse_statistics
+from themis_triton.core.address import Address
 from themis_triton.core.config import ThemisConfig
-from themis_triton.core.fleet import Phase
+from themis_triton.core.fleet import Phase, Server
 from themis_triton.core.record import TickRecord
 from themis_triton.core.routes import RouteTable
 from themis_triton.daemon.events import encode
@@ -197,7 +200,7 @@ def _changed(before: Resources, after: Resources, kind: str) -> int:
 
 
 def _scrape(engine: Engine, fleet: Fleet) -> dict[str, Any]:
-    """What is read at each tick, as text, and the time to parse it; connections are not in it."""
+    """What is read at each tick, as text, and the time to parse it; `servers_ms`: of all servers, with connections."""
     held = [tuple(server.models) for server in fleet.servers.values()]
     pages, statistics = [metrics_page(models) for models in held], [statistics_page(models) for models in held]
     _, warm_ms = timed(lambda: [parse_metrics(page) for page in pages])
@@ -210,9 +213,37 @@ def _scrape(engine: Engine, fleet: Fleet) -> dict[str, Any]:
         "first_metrics_ms": warm_ms,
         "metrics_ms": metrics_ms,
         "statistics_ms": statistics_ms,
+        "servers_ms": _read_servers(fleet),
         "proxy_bytes": len(proxy),
         "proxy_ms": proxy_ms,
     }
+
+
+def _read_servers(fleet: Fleet) -> float:
+    """Processor time (ms) of a tick's readings of all servers over real connections, all of them to one process here."""
+    command = [sys.executable, str(Path(__file__).parent / "scale_server.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            address = Address("127.0.0.1", int(process.stdout.readline() if process.stdout is not None else 0))
+            servers = [replace(each, http_address=address, metrics_address=address) for each in fleet.servers.values()]
+            return asyncio.run(_reading_ms(servers))
+        finally:
+            process.terminate()
+
+
+async def _reading_ms(servers: list[Server]) -> float:
+    """The median of five, once all servers are known."""
+    metrics, times_ms = TritonMetrics(SystemClock(), timeout_s=20.0), []
+    await metrics.read_servers(servers)
+    for _ in range(5):
+        began_s = time.thread_time()
+        readings = await metrics.read_servers(servers)
+        times_ms.append(1000.0 * (time.thread_time() - began_s))
+        errors = [reading.error or reading.batches_error for reading in readings]
+        if any(errors):
+            raise SystemExit(f"not read: {next(filter(None, errors))}")
+    await metrics.close()
+    return round(float(np.median(times_ms)), 1)
 
 
 async def _read_proxy(config: ThemisConfig, page: str) -> float:

@@ -12,6 +12,7 @@ from aiohttp import web
 from tests.unit.http_server import serving
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.http import HttpClient, HttpError
+from themis_triton.adapters.triton import metrics as metrics_module
 from themis_triton.adapters.triton.metrics import TritonMetrics, fetch_metrics, fetch_statistics, parse_metrics, parse_statistics
 from themis_triton.core.address import UNKNOWN_ADDRESS, Address
 from themis_triton.core.fleet import Phase, Server
@@ -176,5 +177,27 @@ def test_a_server_whose_statistics_are_refused_still_has_its_metrics() -> None:
         assert refused.models["a"] == parse_metrics(TEXT)["a"]
         assert f"statistics of server y at http://{y}/v2/models/stats" in (refused.batches_error or "")
         assert "403" in (refused.batches_error or "")
+
+    asyncio.run(run())
+
+
+def test_of_many_servers_the_batches_are_read_in_turn_and_of_new_ones_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_module, "STATISTICS_A_CALL", 2)
+    asked = list[str]()
+
+    async def answered(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.Response(text=TEXT) if request.path == "/metrics" else web.json_response(STATISTICS)
+
+    async def run() -> None:
+        async with serving(answered) as at:
+            metrics = TritonMetrics(SystemClock())
+            servers = [Server(f"s{n}", "cpu:0", UNKNOWN_ADDRESS, at, at, Phase.SERVING, launched=False) for n in range(5)]
+            assert all(reading.has_batches for reading in await metrics.read_servers(servers))
+            asked.clear()
+            read = [[each.has_batches for each in await metrics.read_servers(servers)] for _ in range(3)]
+            await metrics.close()
+        assert list(map(sum, zip(*read, strict=True))) == [1] * 5
+        assert (asked.count("/metrics"), len(asked)) == (15, 20)
 
     asyncio.run(run())

@@ -45,6 +45,7 @@ class ModelCounters:
 class ServerReading:
     """One server's metrics at `at_s`; `error`: the reason why they are missing; `batches_error`: the reason why `batches` are missing.
 
+    `batches_skipped`: they were left out of this reading, in which it was not the server's turn.
     `ready`: the names of all models that are READY there; None where that was not read.
     """
 
@@ -54,6 +55,12 @@ class ServerReading:
     error: str | None = None
     batches_error: str | None = None
     ready: frozenset[str] | None = None
+    batches_skipped: bool = False
+
+    @property
+    def has_batches(self) -> bool:
+        """Whether the executed batches were read."""
+        return self.error is None and self.batches_error is None and not self.batches_skipped
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ def observe_batches(history: LearningHistory, snapshot: Snapshot, config: Themis
     totals = {model: dict(levels) for model, levels in history.totals.items()}
     opened = {name: reading for name, reading in history.opened.items() if name in servers}
     for reading in snapshot.readings:
-        if reading.error is not None or reading.batches_error is not None or reading.server not in servers:
+        if not reading.has_batches or reading.server not in servers:
             continue
         before = opened.get(reading.server)
         levels = busy_levels(before, reading, servers[reading.server], callers) if before is not None else {}

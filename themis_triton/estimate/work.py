@@ -50,7 +50,7 @@ def observe(history: WorkHistory, snapshot: Snapshot, config: ThemisConfig) -> W
     opened = {name: reading for name, reading in history.opened.items() if name in servers}
     samples = {model: _newer(kept, snapshot.at_s - KEEP_S) for model, kept in history.samples.items()}
     for reading in snapshot.readings:
-        if reading.error is not None or reading.batches_error is not None or reading.server not in servers:
+        if not reading.has_batches or reading.server not in servers:
             continue
         before = opened.setdefault(reading.server, reading)
         duration_s = reading.at_s - before.at_s

@@ -21,6 +21,8 @@ from themis_triton.ports import Clock
 
 Answer = TypeVar("Answer")
 Where = tuple[str, Address, Address]
+STATISTICS_A_CALL = 100
+"""Servers whose executed batches are read at a time: each takes a connection of its own."""
 _METRICS, _STATISTICS = "/metrics", "/v2/models/stats"
 _COMPUTE = ("compute_input", "compute_infer", "compute_output")
 _FIELDS = {
@@ -155,13 +157,18 @@ class TritonMetrics:
         self._calls: BoundedCalls[Where, ServerReading] = BoundedCalls(wait_s)
         self._newest: dict[str, ServerReading] = {}
         self._gpus: dict[str, tuple[DeviceReading, ...]] = {}
+        self._count = 0
 
     async def read_servers(self, servers: Sequence[Server]) -> tuple[ServerReading, ...]:
         """All servers at once, in their order; one that does not answer is a reading with an error.
 
+        Executed batches, which only drift and learning need, are read of `STATISTICS_A_CALL` servers at most, in turn, and of new ones.
         A server that has not answered within `wait_s` has its previous reading until it answers or the time-out comes.
         """
-        read = await self._calls.read({_where(server): partial(self._read, server) for server in servers})
+        rounds, self._count = max(1, -(-len(servers) // STATISTICS_A_CALL)), self._count + 1
+        due = [(number + self._count) % rounds == 0 or server.name not in self._newest for number, server in enumerate(servers)]
+        calls = zip(servers, due, strict=True)
+        read = await self._calls.read({_where(server): partial(self._read, server, batches=batches) for server, batches in calls})
         self._newest = {server.name: self._newest[server.name] for server in servers if server.name in self._newest}
         self._newest |= {reading.server: reading for reading in read.values()}
         self._gpus = {name: gpus for name, gpus in self._gpus.items() if name in self._newest}
@@ -171,8 +178,17 @@ class TritonMetrics:
         """The reading of a server that has never been read."""
         return ServerReading(server.name, self._clock.now_s(), error=f"{_metrics_of(server)}: no answer yet")
 
-    async def _read(self, server: Server) -> ServerReading:
+    async def _read(self, server: Server, *, batches: bool) -> ServerReading:
         """The metrics decide whether there is a reading; only drift needs the batches."""
+        if not batches:
+            models, error = await self._attempt(self._counters(server))
+            if models is None:
+                return ServerReading(server.name, self._clock.now_s(), error=f"{_metrics_of(server)}: {error}")
+            return ServerReading(server.name, self._clock.now_s(), models, batches_skipped=True)
+        return await self._read_both(server)
+
+    async def _read_both(self, server: Server) -> ServerReading:
+        """The reading with the executed batches."""
         (models, error), (batches, batches_error) = await asyncio.gather(
             self._attempt(self._counters(server)),
             self._attempt(fetch_statistics(self._client, server.http_address)),
