@@ -149,6 +149,14 @@ def status(
     status_command(config, as_json=as_json, remote=Remote(token_file, ca, identity))
 
 
+@app.command(epilog="Example: themis inventory -c themis.yaml")
+def inventory(config: ConfigOption, as_json: JsonOption = False) -> None:
+    """Show the nodes that the engine of `launch` has, their devices and node types, and the slots with their prices. Changes nothing."""
+    from themis_triton.commands.inventory_command import inventory_command  # noqa: PLC0415 - a command loads only what it needs
+
+    inventory_command(config, as_json=as_json)
+
+
 @app.command(epilog="Example: themis top -c themis.yaml")
 def top(config: ConfigOption, token_file: TokenOption = None, ca: AuthorityOption = None, identity: IdentityOption = None) -> None:
     """Watch the running sidecar live in the terminal: pipelines, servers, decisions and why; pause and resume by a key."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from themis_triton.core.action import Outcome
 from themis_triton.core.fleet import Models, ModelState, Server
 from themis_triton.core.incident import BrokenRequest
 from themis_triton.core.lease import LeaseRecord, StoredLease
 from themis_triton.core.model_config import ModelInputs
+from themis_triton.core.nodes import Node
 from themis_triton.core.observation import Readings
 from themis_triton.core.record import TickRecord
 from themis_triton.core.routes import RouteTable
@@ -201,6 +202,14 @@ class LeaseStore(Protocol):
 
     async def close(self) -> None:
         """Close the connections that it opened."""
+        ...
+
+
+class Inventory(Protocol):
+    """Lists the nodes of an engine; asked by people, never in a tick."""
+
+    async def __call__(self, launch: Any, /) -> tuple[Node, ...]:  # noqa: ANN401 - the kind's own configuration
+        """All nodes, also those that take no server now. ServerError where the engine does not answer, or refuses."""
         ...
 
 

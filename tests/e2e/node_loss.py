@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Awaitable, Callable
 
 from tests.e2e.daemon_setup import Sidecar, Status, launched, traffic
 
 SURGE_RPS = 60.0
+PRICE_PER_HOUR = 2.5
 REPLACED_WITHIN_S = 60.0
 POLICY = {"scale_up": {"burst_headroom_factor": 4.0}}
 
@@ -16,6 +19,25 @@ def nodes(status: Status) -> dict[str, str]:
     return {str(server["incarnation"]): str(server["node"]) for server in launched(status, "serving")}
 
 
+def check_inventory(sidecar: Sidecar) -> None:
+    """Each server runs on the node of its slot's type; the cheap type is listed first, and the price is that of both."""
+    result = sidecar.command("inventory", "--json")
+    assert result.returncode == 0, result.stderr
+    listed = json.loads(result.stdout)
+    kinds = {server.partition("-1-")[0]: node["node_types"] for node in listed["nodes"] for server in node["servers"]}
+    assert kinds == {"spot": ["spot"], "reserved": ["reserved"]}
+    rows = [(row["node_type"], row["nodes"], row["used"]) for row in listed["node_types"]]
+    assert rows == [("spot", 1, ["spot-1"]), ("reserved", 1, ["reserved-1"])]
+    priced = json.loads(sidecar.command("status", "--json").stdout)
+    assert priced["price_per_hour"] == PRICE_PER_HOUR
+
+
+def node_types(key: str) -> dict[str, dict[str, object]]:
+    """Two types with one server each, which the engine knows by this key."""
+    prices = {"reserved": 2.0, "spot": 0.5}
+    return {name: {"servers": 1, "price_per_hour": price, "select": {key: name}} for name, price in prices.items()}
+
+
 async def surge_with_a_lost_node(sidecar: Sidecar, lose: Callable[[str], Awaitable[None]]) -> tuple[dict[str, str], dict[str, str]]:
     """The nodes of the servers before and after; `lose` ends a node and gives a place in its stead. No request fails."""
     await sidecar.start()
@@ -23,6 +45,7 @@ async def surge_with_a_lost_node(sidecar: Sidecar, lose: Callable[[str], Awaitab
         full = nodes(await sidecar.until("two servers on nodes", lambda s: len(nodes(s)) == 2))
         assert len(set(full.values())) == 2
         lost, kept = full
+        await asyncio.to_thread(check_inventory, sidecar)
         await lose(full[lost])
         status = await sidecar.until("a replacement", lambda s: len(nodes(s)) == 2 and lost not in nodes(s), REPLACED_WITHIN_S)
         now = nodes(status)

@@ -71,7 +71,7 @@ def _path() -> str:
 
 
 class SlurmCluster:
-    """The cluster, with one device (`gpu:1`) a node."""
+    """The cluster, with one device (`gpu:1`) a node; the first node has the feature `reserved`, the second one `spot`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -86,8 +86,9 @@ class SlurmCluster:
         user, host = psutil.Process().username(), socket.gethostname()
         lines = [_CONF.format(host=host, port=controller, user=user, folder=self.folder)]
         lines += [
-            f"NodeName={name} NodeAddr=127.0.0.1 NodeHostname={host} Port={port} CPUs=4 RealMemory=4000 Gres=gpu:1 State=UNKNOWN\n"
-            for name, port in zip(NODES, nodes, strict=True)
+            f"NodeName={name} NodeAddr=127.0.0.1 NodeHostname={host} Port={port} CPUs=4 RealMemory=4000 Gres=gpu:1 Feature={kind} "
+            "State=UNKNOWN\n"
+            for name, port, kind in zip(NODES, nodes, ("reserved", "spot"), strict=True)
         ]
         lines.append("PartitionName=main Nodes=ALL Default=YES MaxTime=120 State=UP\n")
         lines.append("PartitionName=short Nodes=ALL MaxTime=1 State=UP\n")

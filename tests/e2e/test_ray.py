@@ -14,7 +14,7 @@ import pytest
 from tests.contracts.ports import EngineContract, LauncherContract, Ports, Scenario, World
 from tests.e2e.conftest import REPOSITORY, SEVERAL_MACHINES, Launch
 from tests.e2e.daemon_setup import ADOPTED, beside
-from tests.e2e.node_loss import POLICY, surge_with_a_lost_node
+from tests.e2e.node_loss import POLICY, node_types, surge_with_a_lost_node
 from tests.e2e.ray_cluster import SmallCluster, small_cluster
 from themis_triton.adapters.ray.launcher import RayLauncher
 from themis_triton.adapters.ray.orders import PLACED, actor_name
@@ -102,7 +102,8 @@ def test_a_surge_over_the_nodes_a_lost_node_and_a_killed_sidecar_fail_no_request
         "model_repository": str(REPOSITORY),
         "stop_timeout_s": 3,
         "drain_timeout_s": 10,
-        "ray": {"address": cluster.address, "namespace": "surge", "servers": 2, "resources": {"slot": 1}},
+        "ray": {"address": cluster.address, "namespace": "surge", "resources": {"slot": 1}},
+        "node_types": node_types("market"),
     }
     with beside(launch, tmp_path, slots=(), launch=section, policy=POLICY) as sidecar:
 

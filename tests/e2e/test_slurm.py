@@ -13,7 +13,7 @@ import pytest
 from tests.contracts.ports import EngineContract, LauncherContract, Ports, Scenario, World
 from tests.e2e.conftest import REPOSITORY, SEVERAL_MACHINES, Launch
 from tests.e2e.daemon_setup import beside
-from tests.e2e.node_loss import POLICY, surge_with_a_lost_node
+from tests.e2e.node_loss import POLICY, node_types, surge_with_a_lost_node
 from tests.e2e.slurm_cluster import SlurmCluster, missing_programs, slurm_cluster
 from tests.unit.stand_in import write_program
 from themis_triton.adapters.slurm.launcher import SlurmLauncher
@@ -98,7 +98,8 @@ def test_a_surge_over_the_nodes_a_lost_node_and_a_killed_sidecar_fail_no_request
         "model_repository": str(REPOSITORY),
         "stop_timeout_s": 3,
         "drain_timeout_s": 2,  # Triton waits so long for connections of Envoy that are still open
-        "slurm": {"directory": str(tmp_path / "shared"), "jobs": 2, "gres": "gpu:1", "cpus": 2, "poll_s": 0.5},
+        "slurm": {"directory": str(tmp_path / "shared"), "gres": "gpu:1", "cpus": 2, "poll_s": 0.5},
+        "node_types": node_types("constraint"),
     }
     with beside(launch, tmp_path, slots=(), launch=section, policy=POLICY) as sidecar:
 

@@ -1,7 +1,7 @@
 """A small double of the Kubernetes API, written from its documentation, with a scheduler and nodes that run a stand-in for Triton.
 
 It has the few endpoints that Themis calls: pods as a list, a watch with bookmarks, create, get, delete, log and the `resize` subresource,
-a Deployment, and Leases. Each object that is created is validated against Kubernetes' own schema.
+nodes, a Deployment, and Leases. Each object that is created is validated against Kubernetes' own schema.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ class Cluster:
     calls: list[str] = field(default_factory=list)
     lost_nodes: set[str] = field(default_factory=set)
     leases: dict[str, Json] = field(default_factory=dict)
+    nodes: list[Json] = field(default_factory=list)
     url: str = ""
     _version: int = 100
     _oldest: int = 0
@@ -285,6 +286,12 @@ class Cluster:
         self.leases[lease["metadata"]["name"]] = lease
         return web.json_response(lease, status=status)
 
+    async def list_nodes(self, _: web.Request) -> web.Response:
+        if self.failures:
+            status = self.failures.popleft()
+            return web.json_response({"message": "nodes is forbidden: User cannot list resource"}, status=status)
+        return web.json_response({"kind": "NodeList", "items": self.nodes})
+
     # The scheduler and the kubelets.
 
     async def _schedule(self) -> None:
@@ -344,6 +351,7 @@ class Cluster:
                 web.patch(f"{pods}/{{name}}", self.annotate_pod),
                 web.patch(f"{pods}/{{name}}/resize", self.resize_pod),
                 web.get(f"{pods}/{{name}}/log", self.read_log),
+                web.get("/api/v1/nodes", self.list_nodes),
                 web.get("/api/v1/nodes/{name}", self.get_node),
                 web.get(f"{apps}/deployments/{{name}}", self.get_deployment),
                 web.post(leases, self.create_lease),

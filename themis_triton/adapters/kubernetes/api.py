@@ -127,6 +127,11 @@ class PodApi:
         """A node by name. ApiError 403 where the sidecar has no right to read nodes."""
         return await self._json(f"get node {name}", "GET", f"/api/v1/nodes/{name}")
 
+    async def list_nodes(self) -> list[Json]:
+        """All nodes. ApiError 403 where the sidecar has no right to list them."""
+        nodes: list[Json] = (await self._json("list nodes", "GET", "/api/v1/nodes"))["items"]
+        return nodes
+
     def _pods(self, name: str | None = None) -> str:
         pods = f"/api/v1/namespaces/{self._config.namespace}/pods"
         return pods if name is None else f"{pods}/{name}"

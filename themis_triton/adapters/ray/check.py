@@ -17,7 +17,7 @@ _WHAT = "launch.ray"
 async def check_cluster(launch: RayLaunchConfig) -> list[Finding]:
     """Whether the cluster answers, and whether its nodes have what the servers ask for."""
     with tempfile.TemporaryDirectory(prefix="themis-check-") as aside:
-        cluster = RayCluster(launch, Path(aside) / "ray.log")
+        cluster = RayCluster(launch, Path(aside) / "ray.log", is_logged=False)
         try:
             there = await cluster.call("nodes")
             connected = fine(f"{_WHAT}.address", f"the cluster at {launch.address} answers, Ray {cluster.version}")

@@ -52,11 +52,13 @@ class RayCluster:
     Args:
         config: the cluster's address and the namespace of the actors.
         log_file: gets what Ray prints.
+        is_logged: whether the log tells when the cluster is lost and found; a command says so itself, and may print JSON.
     """
 
-    def __init__(self, config: RayLaunchConfig, log_file: Path) -> None:
+    def __init__(self, config: RayLaunchConfig, log_file: Path, *, is_logged: bool = True) -> None:
         self._config = config
         self._log_file = log_file
+        self._is_logged = is_logged
         self._supervisors: dict[str, Supervisor] | None = None
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._number = 0
@@ -211,14 +213,14 @@ class RayCluster:
                 answer.set_result(line["result"])
 
     def _find(self) -> None:
-        if not self._connected.is_set():
+        if not self._connected.is_set() and self._is_logged:
             log.info("ray_reachable", address=self._config.address, version=self.version)
         self.fault = None
         self._connected.set()
         self._tried.set()
 
     async def _lose(self, fault: str) -> None:
-        if self.fault is None:
+        if self.fault is None and self._is_logged:
             log.warning("ray_unreachable", address=self._config.address, error=fault, message="its servers serve on; launches wait")
         self.fault = fault
         self._connected.clear()

@@ -65,11 +65,12 @@ class Driver:
         return {"version": ray.__version__, **await self.nodes()}
 
     async def nodes(self) -> Json:
-        """The nodes that live with their resources, and what of them is free in all."""
+        """The nodes that live with their resources, their labels, and what of the resources is free in all."""
         nodes = [node for node in await asyncio.to_thread(ray.nodes) if node["Alive"]]
         free = await asyncio.to_thread(ray.available_resources)
         named = {node["NodeID"][:8]: _plain(node["Resources"]) | {"address": node["NodeManagerAddress"]} for node in nodes}
-        return {"nodes": named, "free": _plain(free)}
+        labels = {node["NodeID"][:8]: dict(node.get("Labels") or {}) for node in nodes}
+        return {"nodes": named, "labels": labels, "free": _plain(free)}
 
     async def read_lease(self) -> tuple[int, str] | None:
         """The newest version of the lease, and its text."""

@@ -18,7 +18,7 @@ from themis_triton.adapters.local.launcher import LocalLauncher
 from themis_triton.adapters.processes import identify, wait_for_exit
 from themis_triton.adapters.ray.control_store import superseded
 from themis_triton.adapters.ray.guardian import start_guardian
-from themis_triton.adapters.ray.orders import Json, describe, models_of, node_config
+from themis_triton.adapters.ray.orders import ZONE, Json, describe, models_of, node_config
 from themis_triton.core.errors import ModelFailedError, ThemisError
 from themis_triton.core.fleet import Server
 
@@ -27,8 +27,6 @@ _CLAIMED_WITHIN_S = 60.0
 _KEPT_S = 60.0
 """How long the supervisor of a server that ended stays, for its log."""
 _REPORT_S = 20.0
-_ZONE = "ray.io/availability-zone"
-"""The label of a node that names its zone."""
 
 
 def _device(order: Json) -> str:
@@ -53,7 +51,7 @@ class ServerSupervisor:
         self._order = order
         self._host = str(ray.util.get_node_ip_address())
         self._node = f"{self._host}/{ray.get_runtime_context().get_node_id()[:8]}"
-        self._zone = _first(ray.get_runtime_context().get_node_labels().get(_ZONE))
+        self._zone = _first(ray.get_runtime_context().get_node_labels().get(ZONE))
         self._folder = Path(tempfile.mkdtemp(prefix=f"themis-{order['launch'][:8]}-"))
         actor, raylet = os.getpid(), os.getppid()
         start_guardian(self._folder, order["stop_timeout_s"], [identify(actor), identify(raylet)], dict(os.environ))

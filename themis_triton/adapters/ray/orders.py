@@ -16,6 +16,8 @@ from themis_triton.core.fleet import Models, ModelState, Phase, Server
 Json = dict[str, Any]
 WAITING, PLACED, ENDED, GONE = "waiting", "placed", "ended", "gone"
 """States of a supervisor: without a node yet, on its node, its server has ended, and it is not there any more."""
+ZONE = "ray.io/availability-zone"
+"""The label of a node that names its zone."""
 _PASSED_ON = "THEMIS_EMULATED_"
 _SEPARATOR = ":"
 

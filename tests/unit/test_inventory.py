@@ -1,0 +1,113 @@
+"""The inventories of the engines, and what `themis inventory` makes of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.unit.kubernetes_double import Cluster
+from tests.unit.samples import server
+from tests.unit.test_kubernetes_launcher import REPOSITORY, launch_config
+from themis_triton.adapters.inventories import read_nodes
+from themis_triton.adapters.slurm.inventory import devices_of, nodes_of
+from themis_triton.adapters.slurm.nodes import parse_nodes
+from themis_triton.cli import app
+from themis_triton.commands import inventory_command
+from themis_triton.core.config import DeviceSlot, LocalLaunchConfig, SlurmLaunchConfig
+from themis_triton.core.errors import ServerError
+from themis_triton.core.nodes import Node
+
+LABELS = {"market": "spot", "topology.kubernetes.io/zone": "west-1"}
+TYPES = {"spot": {"market": "spot"}, "reserved": {"market": "reserved"}}
+
+
+def test_nodes_of_kubernetes_have_their_devices_zone_and_types_and_a_refusal_has_a_remedy(tmp_path: Path) -> None:
+    cluster = Cluster(REPOSITORY)
+    ready = {"conditions": [{"type": "Ready", "status": "True"}], "allocatable": {"cpu": "8", "memory": "16Gi", "nvidia.com/gpu": "2"}}
+    cluster.nodes = [
+        {"metadata": {"name": "a", "labels": LABELS}, "status": ready},
+        {"metadata": {"name": "b"}, "spec": {"unschedulable": True}, "status": ready},
+        {"metadata": {"name": "c"}, "status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}},
+    ]
+
+    async def read() -> None:
+        async with cluster.serve():
+            launch = replace(launch_config(tmp_path, cluster), node_types=TYPES)
+            assert await read_nodes(launch) == (
+                Node("a", "ready", True, {"nvidia.com/gpu": 2.0}, 2**34, "west-1", LABELS, ("spot",)),
+                Node("b", "cordoned", False, {"nvidia.com/gpu": 2.0}, 2**34),
+                Node("c", "not ready", False),
+            )
+            cluster.failures.append(403)
+            with pytest.raises(ServerError, match=r"nodes may not be listed\. Fix: .*manifests/nodes\.yaml"):
+                await read_nodes(launch)
+
+    asyncio.run(read())
+
+
+SINFO = """\
+node1|10.0.0.1|idle|gpu|gpu:a100:4(S:0-1),license:2|big,fast
+node1|10.0.0.1|idle|all|gpu:a100:4(S:0-1),license:2|big,fast
+node2|10.0.0.2|mixed|all|gpu:t4:1|(null)
+node3|10.0.0.3|down*|gpu|(null)|big
+node4|10.0.0.4|drained|gpu|gpu:2|big
+"""
+
+
+@pytest.mark.parametrize(
+    ("select", "belong"),
+    [
+        ({"partition": "gpu"}, ["node1", "node4"]),
+        ({"partition": "gpu,all"}, ["node1", "node2", "node4"]),
+        ({"constraint": "big&fast"}, ["node1"]),
+        ({"constraint": "slow|big"}, ["node1", "node4"]),
+        ({"constraint": "[rack1|rack2]"}, ["node1", "node2", "node4"]),
+        ({"gres": "gpu:a100:1"}, ["node1"]),
+        ({"gres": "gpu:2"}, ["node1", "node4"]),
+        ({"gres": "gpu:8"}, []),
+    ],
+)
+def test_nodes_of_slurm_belong_to_the_types_whose_jobs_may_run_there(tmp_path: Path, select: dict[str, str], belong: list[str]) -> None:
+    launch = SlurmLaunchConfig((), tmp_path, gres="gpu:1", node_types={"it": select})
+    nodes = nodes_of(parse_nodes(SINFO), launch)
+    assert [node.name for node in nodes if node.node_types] == belong
+    assert [(node.name, node.usable) for node in nodes] == [("node1", True), ("node2", True), ("node3", False), ("node4", False)]
+    assert nodes[0].labels == {"partition": "all,gpu", "features": "big,fast"}
+
+
+def test_devices_of_slurm_have_a_kind_and_a_number() -> None:
+    assert devices_of("gpu:a100:4(S:0-1),license:2") == {"gpu:a100": 4.0, "license": 2.0}
+    assert devices_of("gres/gpu") == {"gpu": 1.0}
+    assert devices_of("(null)") == {}
+
+
+def test_slots_are_listed_by_type_with_price_and_use_beside_the_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models" / "detector").mkdir(parents=True)
+    path = tmp_path / "themis.yaml"
+    path.write_text(
+        "launch: {slots: [{device: cpu:0, node_type: big, price_per_hour: 2}, {device: cpu:1, node_type: small, price_per_hour: 0.5}], "
+        "model_repository: models}\n"
+        "models: {detector: {profile: {surface: {form: contention, alpha_ms: 1, beta_ms: 2, gamma_ms: 1, zeta_ms: 6}}}}\n"
+        "pipelines: {video: {stages: [detector], slo_ms: 300}}\n",
+        encoding="utf-8",
+    )
+    without = CliRunner().invoke(app, ["inventory", "-c", str(path)])
+    assert without.exit_code == 0, without.output
+    assert "which slots are used is not known" in without.stdout
+    monkeypatch.setattr(inventory_command, "_servers", lambda _: (server("one", slot="cpu-1"),))
+    listed = json.loads(CliRunner().invoke(app, ["inventory", "-c", str(path), "--json"]).stdout)
+    (node,) = listed["nodes"]
+    assert (node["devices"], node["node_types"], node["servers"]) == ({"cpu:1": 1.0, "cpu:0": 1.0}, ["small", "big"], ["one"])
+    small, big = listed["node_types"]
+    assert small == {"node_type": "small", "price_per_hour": 0.5, "nodes": 1, "slots": ["cpu-1"], "used": ["cpu-1"]}
+    assert (big["node_type"], big["used"]) == ("big", [])
+
+
+def test_a_device_that_is_not_here_is_named() -> None:
+    (node,) = asyncio.run(read_nodes(LocalLaunchConfig((DeviceSlot("a", "cpu:0"), DeviceSlot("b", "gpu:77")), Path())))
+    assert (node.state, node.usable, dict(node.devices)) == ("without gpu:77", True, {"cpu:0": 1.0})
