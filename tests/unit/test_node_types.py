@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.samples import server, snapshot
@@ -161,6 +161,7 @@ def test_the_hourly_price_is_that_of_slots_with_a_server_and_a_plan_is_priced_on
     assert (narrow.stages[0].servers, narrow.price_per_hour) == (2, 3.0)
 
 
+@settings(deadline=None)
 @given(
     prices=st.lists(st.integers(0, 5), min_size=1, max_size=6),
     taken=st.sets(st.integers(0, 5)),
