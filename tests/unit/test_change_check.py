@@ -70,6 +70,19 @@ def test_a_model_with_sequences_whose_file_cannot_be_read_is_told_to_stay_as_it_
     assert found(sequences, "cpu:0", repository=tmp_path) == []
 
 
+def test_a_model_that_was_loaded_by_hand_is_told_to_be_another_on_launched_servers(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    file = tmp_path / "m" / "config.pbtxt"
+    file.write_text('backend: "python" input { name: "X" dims: 2 } output { name: "Y" dims: 2 }')
+    tensors, group = 'input {{ name: "X" dims: {} }} output {{ name: "Y" dims: 2 }} {}', "instance_group { count: 2 kind: KIND_CPU }"
+    assert found(tensors.format(2, group), "cpu:0", repository=tmp_path) == []
+    ((sentence, _),) = found(tensors.format(3, group), "cpu:0", repository=tmp_path)
+    assert sentence == "the server runs it with another input than its config.pbtxt: changes keep that, launched servers have the file's"
+    file.write_text("nonsense: 1")
+    ((sentence, remedy),) = found(tensors.format(2, group), "cpu:0", repository=tmp_path)
+    assert (str(file) in sentence, remedy) == (True, "correct the file")
+
+
 def test_a_group_over_several_gpus_is_priced_and_a_probe_is_asked_for_until_there_is_one() -> None:
     ((sentence, remedy),) = found(JOINT, "gpu:0", "gpu:1", of=model(memory_bytes=300 * 2**20))
     assert sentence.endswith("the first change makes all 2 instances anew beside the old ones, with 600 MiB more memory for that time")

@@ -244,6 +244,25 @@ def test_what_a_server_runs_otherwise_than_the_file_has_it(served: str, fields: 
     assert differing_fields(own, loaded) == fields
 
 
+@pytest.mark.parametrize(
+    ("own", "served", "fields"),
+    [
+        ("{ name: 'X' dims: 2 }", "{ name: 'X' dims: 3 }", ["input"]),
+        ("{ name: 'X' dims: 2 }", "{ name: 'X' dims: 2 optional: true }", ["input"]),
+        ("{ name: 'X' dims: 2 }", "[{ name: 'Z' dims: 1 }, { name: 'X' dims: 2 }]", ["input"]),
+        ("[{ name: 'Z' dims: 1 }, { name: 'X' dims: 2 }]", "[{ name: 'X' dims: 2 }, { name: 'Z' dims: 1 }]", []),
+    ],
+)
+@pytest.mark.parametrize("complete", [True, False])
+def test_tensors_that_differ_from_a_files_are_told_and_what_backends_complete_is_not(
+    own: str, served: str, fields: list[str], complete: bool
+) -> None:
+    rest, backend = "output { name: 'Y' dims: 1 }", "backend: 'python'" if complete else ""
+    file = config(f"name: 'm' input {own} {rest} {backend}")
+    running = config(f"name: 'm' backend: 'python' input {served} {rest} model_transaction_policy {{ }} default_model_filename: 'model.py'")
+    assert differing_fields(file, running) == (fields if complete or "dims: 3" in served else [])
+
+
 RATE = 'rate_limiter { resources { name: "lane" count: 3 } priority: 2 }'
 BY_HAND = f'instance_group {{ name: "m_0" count: 2 kind: KIND_CPU host_policy: "one" {RATE} }}'
 ON_ONE = "instance_group { count: 1 kind: KIND_GPU gpus: 1 }"

@@ -178,7 +178,9 @@ class TestInPlace:
     def test_a_file_that_changed_after_the_start_may_reload_the_model(self, tmp_path: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             adopted = self.adopted(tmp_path, listener.getsockname()[1])
-            check_in_place(adopted, DETECTOR)
+            check_in_place(adopted, DETECTOR, ["instance_group"])
+            with pytest.raises(ChangeRefusedError, match="it was loaded by hand with another input, parameters than its file has"):
+                check_in_place(adopted, DETECTOR, ["input", "instance_group", "parameters"])
             (tmp_path / DETECTOR / "1" / "__pycache__").mkdir()
             with pytest.raises(
                 ChangeRefusedError, match=r"/1(/__pycache__)? changed after the server started. Fix: restart the server once"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tritonclient.grpc import InferInput
 
-from themis_triton.adapters.server_files import ServerFiles, build_view, files_version
+from themis_triton.adapters.server_files import ServerFiles, add_ensembles, add_model, build_view, files_version
 from themis_triton.adapters.triton.model_config import parse_config, read_config_text, state_of
 from themis_triton.adapters.triton.warmup import concrete_shape, warmup_batches
 from themis_triton.adapters.triton.warmup_data import zeros
@@ -36,6 +36,27 @@ def test_the_view_has_the_planned_state_and_links_to_everything_else(tmp_path: P
     assert (view / "labels.txt").read_text() == "cat"
     assert (view / "2").is_symlink()
     assert (view / "1" / "model.py").resolve() == repository / "m" / "1" / "model.py"
+
+
+def test_a_models_code_reads_what_lies_beside_its_folder_and_models_are_added_in_place_of_links(tmp_path: Path) -> None:
+    first, second = make_repository(tmp_path / "first", "max_batch_size: 8"), tmp_path / "second"
+    for name in ("shared", "other", "ens"):
+        (second / name).mkdir(parents=True)
+        (second / name / "config.pbtxt").write_text("")
+    (second / "ens" / "configs").mkdir()
+    (second / "ens" / "configs" / "h100.pbtxt").write_text('name: "ens"')
+    (second / "m").mkdir()
+    files = ServerFiles(tmp_path / "state", "s1")
+    build_view(files, first, {"m": ModelState(1, 1)}, {}, further=[second, tmp_path / "absent"])
+    assert (files.models / "m" / ".." / "shared" / "config.pbtxt").samefile(second / "shared" / "config.pbtxt")
+    assert not (files.models / "m").is_symlink()
+    add_model(files, first, "other", ModelState(5, 1), {}, further=[second])
+    assert "count: 5" in (files.models / "other" / "config.pbtxt").read_text()
+    add_model(files, first, "other", ModelState(6, 1), {}, further=[second])
+    assert "count: 5" in (files.models / "other" / "config.pbtxt").read_text()
+    add_ensembles(files, first, ["ens"], [second], "h100")
+    assert (files.models / "ens" / "config.pbtxt").read_text() == 'name: "ens"'
+    assert [(second / name / "config.pbtxt").read_text() for name in ("other", "ens")] == ["", ""]
 
 
 def test_python_cannot_write_its_cache_into_the_view(tmp_path: Path) -> None:

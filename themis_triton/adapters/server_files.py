@@ -121,7 +121,8 @@ def build_view(
 
     Later overrides are made from that very file, so a later change of counts is in place from the first one on. `deprioritize_after_s`
     (by model) and `devices`: see `model_config.for_launch`. A model lies in `repository` or, if not there, in one of `further`.
-    `ensembles` are linked as they are. `config_name`: see `model_config.config_file`.
+    `ensembles` are linked as they are. `config_name`: see `model_config.config_file`. What else lies in the repositories is linked too,
+    because a model's code may read it by a path from its own folder, as `../shared/labels.txt`.
 
     Returns:
         Whether every configuration is complete, so that Triton need not ask the backends to complete them.
@@ -141,6 +142,7 @@ def build_view(
         ]
         for name in ensembles:
             _link_ensemble(folder(name), config_file(folder(name), config_name), files.models / name)
+        _link_rest((repository, *further), files.models)
     except OSError as error:
         raise LaunchFailedError(f"server {files.name}: its files cannot be written to {files.directory}: {error}") from error
     return all(complete)
@@ -161,13 +163,15 @@ def add_model(
     Raises:
         As `build_view`.
     """
-    if (files.models / model).exists():
+    target = files.models / model
+    if target.exists() and not target.is_symlink():
         return
     source = model_folder(model, repository, further)
     try:
         with tempfile.TemporaryDirectory(dir=files.directory) as aside:
             _build_model(source, config_file(source, config_name), Path(aside) / "model", state, deprioritize_after_s, devices)
-            (Path(aside) / "model").rename(files.models / model)
+            target.unlink(missing_ok=True)
+            (Path(aside) / "model").rename(target)
     except OSError as error:
         raise LaunchFailedError(f"server {files.name}: {model} cannot be added to {files.models}: {error}") from error
 
@@ -185,6 +189,8 @@ def add_ensembles(
             source, target = model_folder(name, repository, further), files.models / name
             if not source.is_dir():
                 raise _no_folder(source)
+            if target.is_symlink():
+                target.unlink()
             if not target.exists():
                 _link_ensemble(source, config_file(source, config_name), target)
     except OSError as error:
@@ -205,6 +211,13 @@ def _link_ensemble(source: Path, file: Path, target: Path) -> None:
         if path.name != CONFIG_FILE:
             (target / path.name).symlink_to(path.resolve())
     (target / CONFIG_FILE).symlink_to(file.resolve())
+
+
+def _link_rest(repositories: Sequence[Path], target: Path) -> None:
+    for path in (path for repository in repositories if repository.is_dir() for path in repository.iterdir()):
+        link = target / path.name
+        if not link.exists() and not link.is_symlink():
+            link.symlink_to(path.resolve())
 
 
 def _build_model(

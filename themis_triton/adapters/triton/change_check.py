@@ -9,8 +9,10 @@ from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 from themis_triton.adapters.findings import Finding, missing, warning
 from themis_triton.adapters.triton.config_files import config_file, model_folder
 from themis_triton.adapters.triton.groups import ON_GPU, Devices, Group, active_groups, devices_of, is_joint, numbered_devices
-from themis_triton.adapters.triton.model_config import Config
+from themis_triton.adapters.triton.model_base import differing_fields
+from themis_triton.adapters.triton.model_config import Config, parse_config, read_config_text
 from themis_triton.core.config import AdoptedServer, ModelConfig, ThemisConfig
+from themis_triton.core.errors import SettingsError
 from themis_triton.core.fleet import Phase, Server
 
 _DEVICE_BLOCKING = frozenset({"tensorrt", "tensorrt_plan"})
@@ -29,7 +31,7 @@ def check_changes(adopted: AdoptedServer, model: ModelConfig, served: Config) ->
     devices = numbered_devices(_server_of(adopted))
     checks = (_joint, _elsewhere, _unbound) if devices else (_several,)
     found = [finding for check in checks for finding in check(what, adopted, model, groups, devices)]
-    return [*found, *_unproven(what, model, served)]
+    return [*found, *_unproven(what, model, served), *_by_hand(what, adopted, model, served)]
 
 
 def check_probed(config: ThemisConfig) -> list[Finding]:
@@ -58,6 +60,22 @@ def _unreadable(what: str, adopted: AdoptedServer, model: ModelConfig) -> Findin
     found = "it keeps state between calls, and its own file cannot be read here: its count stays as it is, because a reload cuts sequences"
     remedy = f"write {file}" if file is not None else f"name servers.{adopted.name}.model_repository, if it can be read here"
     return warning(what, found, remedy)
+
+
+def _by_hand(what: str, adopted: AdoptedServer, model: ModelConfig, served: Config) -> Iterator[Finding]:
+    """A warning where the server runs the model with other values than those of its file, which launched servers have."""
+    folder = model_folder(adopted, model.name)
+    own = read_config_text(folder.parent, model.name, adopted.model_config_name) if folder is not None else None
+    try:
+        fields = differing_fields(parse_config(*own), served) if own is not None else []
+    except SettingsError as error:
+        yield warning(what, f"its own file cannot be read ({error})", "correct the file")
+        return
+    if fields:
+        found = (
+            f"the server runs it with another {_listed(fields)} than its config.pbtxt: changes keep that, launched servers have the file's"
+        )
+        yield warning(what, found, "write the server's values into its config.pbtxt, or load it again without a configuration")
 
 
 def _joint(what: str, _: AdoptedServer, model: ModelConfig, groups: list[Group], devices: Devices) -> Iterator[Finding]:

@@ -6,13 +6,14 @@ count, so that only the server's own groups change counts in place and keep what
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from google.protobuf.message import Message
 from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
 from themis_triton.adapters.triton.groups import Group
-from themis_triton.adapters.triton.model_config import Config, with_groups
+from themis_triton.adapters.triton.model_config import Config, is_complete, with_groups
 
 _COMPLETED = frozenset(
     {
@@ -21,17 +22,16 @@ _COMPLETED = frozenset(
         "backend",
         "runtime",
         "max_batch_size",
-        "input",
+        "input",  # compared by themselves
         "output",
-        "instance_group",  # compared by itself
-        "default_model_filename",
-        "model_transaction_policy",
+        "instance_group",
     }
 )
 """Fields that Triton or a backend completes, or that a change of a count or of batching sets."""
-_FILLED_IN = frozenset({"version_policy", "optimization", "dynamic_batching"})
+_FILLED_IN = frozenset({"version_policy", "optimization", "dynamic_batching", "default_model_filename", "model_transaction_policy"})
 """Fields that a server may report though the file leaves them out."""
 _GROUPS = "instance_group"
+_TENSORS = ("input", "output")
 _GROUP_FILLED_IN = ("name", "count", "kind", "gpus")
 """Fields of an instance group that Triton fills in, or that a change of a count sets."""
 _SET_BY_BATCHING = ("max_queue_delay_microseconds", "preferred_batch_size")
@@ -45,7 +45,8 @@ def differing_fields(own: Config, served: Config) -> list[str]:
     ours, theirs = _comparable(own), _comparable(served)
     names = {field.name for field, _ in (*ours.ListFields(), *theirs.ListFields())}
     groups = [] if _matched(own, served) is not None else [_GROUPS]
-    return sorted([*(name for name in names if not _agrees(ours, theirs, name)), *groups])
+    tensors = [name for name in _TENSORS if not _serves(getattr(own, name), getattr(served, name), complete=is_complete(own))]
+    return sorted([*(name for name in names if not _agrees(ours, theirs, name)), *groups, *tensors])
 
 
 def base_of(own: Config, served: Config, differing: list[str]) -> Config:
@@ -62,6 +63,16 @@ def base_of(own: Config, served: Config, differing: list[str]) -> Config:
     for index, group in matched.items():
         groups[index].gpus[:] = group.gpus
     return with_groups(own, groups)
+
+
+def _serves(own: Iterable[Message], served: Iterable[Message], *, complete: bool) -> bool:
+    """Whether a server's tensors are those of the file; backends add tensors and fields to a file that is not complete."""
+    ours, theirs = ({tensor.name: tensor for tensor in tensors} for tensors in (own, served))
+    if complete and ours.keys() != theirs.keys():
+        return False
+    return all(
+        name in theirs and _holds(theirs[name], each) and (not complete or _holds(each, theirs[name])) for name, each in ours.items()
+    )
 
 
 def _matched(own: Config, served: Config) -> dict[int, Group] | None:

@@ -190,7 +190,7 @@ class TritonModelControl:
         if before is not None and state_of(override, served, devices) == before:
             return before  # the nearest that its instance groups can give
         if structure_of(override).stateful:
-            await asyncio.to_thread(check_in_place, server, model)
+            await asyncio.to_thread(check_in_place, server, model, self._differing.get((server.name, model), ()))
         await self._load(server, model, override)
         if before is not None and before.joint:
             remedy = "it happens once. Fix: write one instance_group for each GPU in its config.pbtxt to avoid it"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from themis_triton.adapters.processes import listening_since_s
@@ -15,8 +15,10 @@ _CLOCK_ERROR_S = 0.1
 """Of a process's start time; no model is loaded sooner after it."""
 
 
-def check_in_place(server: Server, model: str) -> None:
+def check_in_place(server: Server, model: str, differing: Collection[str] = ()) -> None:
     """Raise ChangeRefusedError unless the next change of the model's counts is in place. Blocking.
+
+    `differing`: fields that the server runs with other values than the model's file has, see `model_base.differing_fields`.
 
     Triton reloads a model if a file of its folder changed after the load. Python does this itself when a `model.py` runs for the first
     time: it writes its cache beside it. A launched server's folder is made so that this cannot happen. An adopted server must have
@@ -25,6 +27,9 @@ def check_in_place(server: Server, model: str) -> None:
     if server.launched:
         return
     would_cut = f"server {server.name}: a change of model {model} might reload it and cut its open sequences, because"
+    if fields := [field for field in differing if field != "instance_group"]:
+        found = f"it was loaded by hand with another {', '.join(fields)} than its file has"
+        raise ChangeRefusedError(f"{would_cut} {found}. Fix: write the values into its config.pbtxt and restart the server once")
     folder = model_folder(server, model)
     file = config_file(folder, server.model_config_name) if folder is not None else None
     if folder is None or file is None or not file.is_file():
