@@ -172,23 +172,24 @@ class Planner:
         return finer_demand(problem, counts, largest, instances=instances, batches=batches)
 
     def _solve_vertical(self, query: PlanQuery, servers: tuple[int, ...], min_instances: tuple[int, ...] | None) -> VerticalPlan:
-        problem, batches = self._problem(query), self._batches(query)
-        counts = _counts(problem, servers)
-        plan, missing, by_stage = self._plan_or_missing(query, servers, min_instances)
+        problem = self._problem(query)
+        plan, missing, by_stage = self._plan_or_missing(query, problem, servers, min_instances)
         if plan is not None:
             return VerticalPlan(plan, feasible=True, largest_demand_rps=problem.demand_rps)
         # Headroom for a backlog must not hide how much can be carried: a backlog drains fastest at the greatest capacity.
         unbounded = query._replace(demand=query.demand._replace(rate_rps=CAPACITY_LIMIT_RPS, extra_rps=0.0, sigmas=0.0))
         plan, largest = self._strongest(unbounded, servers, min_instances)
         if largest < 1.0:
+            counts, batches = _counts(problem, servers), self._batches(query)
             late = find_vertical_late(problem, counts, SLO_FACTORS, min_instances=min_instances, batches=batches)
             plan = replace(late or self._anyhow(unbounded, servers, min_instances), feasible=False)
         return VerticalPlan(plan, False, max(0.0, largest), missing, by_stage)
 
-    def _plan_or_missing(self, query: PlanQuery, servers: tuple[int, ...], min_instances: tuple[int, ...] | None) -> _PlanOrMissing:
+    def _plan_or_missing(
+        self, query: PlanQuery, problem: ChainProblem, servers: tuple[int, ...], min_instances: tuple[int, ...] | None
+    ) -> _PlanOrMissing:
         """The plan of `find_vertical`, else `servers_missing`. Of a load between two with one number of these, no plan is looked for."""
-        problem, batches, solutions = self._problem(query), self._batches(query), list[_PlanOrMissing]()
-        counts = _counts(problem, servers)
+        counts, batches, solutions = _counts(problem, servers), self._batches(query), list[_PlanOrMissing]()
 
         def solve() -> _PlanOrMissing:
             plan = find_vertical(problem, counts, min_instances=min_instances, batches=batches)

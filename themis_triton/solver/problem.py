@@ -160,6 +160,8 @@ class ChainProblem:
         ratio, rate, other = self.stages[s].demand_ratio, self.demand_rps, self.stage_other_rps(s)
         weight = math.sqrt(ratio * max(1.0, self.stages[s].most_calls))
         required = ratio * rate + (self.required_capacity_rps(rate) - rate) * weight
+        if other == 0.0:
+            return required
         own = 0.0 if self.paper_rounding else rate * weight**2
         return required + other + self.headroom_sigmas * (math.sqrt(self.dispersion * (own + other)) - math.sqrt(self.dispersion * own))
 
