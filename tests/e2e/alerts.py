@@ -20,7 +20,7 @@ def samples(metrics: str) -> dict[str, str]:
 
 
 def fires(metrics: str, alert: str, labels: dict[str, str], summary: str, folder: Path) -> None:
-    """Fail unless the alert fires with these labels and this summary after five minutes in which the metrics stay as they are.
+    """Fail unless the metrics are as Prometheus has them, and the alert fires with these labels after five minutes of the same metrics.
 
     promtool writes no number that is not one: such a sample is left out.
 
@@ -28,6 +28,8 @@ def fires(metrics: str, alert: str, labels: dict[str, str], summary: str, folder
     """
     if PROMTOOL is None:
         return
+    checked = subprocess.run([PROMTOOL, "check", "metrics"], input=metrics, capture_output=True, text=True, check=False, timeout=60)
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
     expected = {"exp_labels": labels, "exp_annotations": {"summary": summary, "runbook": f"docs/runbook.md#{alert.lower()}"}}
     test = {
         "interval": "15s",

@@ -118,7 +118,7 @@ async def drain_it(browser: Browser, sidecar: Sidecar, load: Traffic) -> None:
     for key in ("Enter", "Tab", "Enter"):  # by keyboard alone; the question begins at its cancel button
         await page.keyboard.press(key)
     status = await sidecar.until("drain", lambda status: [drain["left"] for drain in status["overrides"]["drains"]] == [True])
-    await browser.text("#drains", f"{ADOPTED} is drained: it runs on, and gets no new requests by alice: new driver")
+    await browser.text("#drains", f"{ADOPTED} is drained by alice: new driver (it runs on, and gets no new requests)")
     await browser.text("#servers", "Drained")
     assert await page.evaluate(UNNAMED) == []
     assert await page.evaluate(LOW_CONTRAST) == []
@@ -182,9 +182,9 @@ def test_a_surge_is_seen_understood_and_stopped_in_the_browser(launch: Launch, t
                 async with traffic(sidecar, SURGE_RPS) as load:
                     await browser.text("#decisions", "grow video-")
                     if SCREENSHOTS is not None:  # a surge that has been absorbed shows more
-                        await browser.text("#pipelines", "Inside SLO")
                         await browser.page.wait_for_function(
-                            "parseFloat(document.querySelector('#pipelines td[data-id=hour]').textContent) > 1"
+                            "document.querySelector('#pipelines td[data-id=state]').textContent.includes('Inside SLO')",
+                            timeout=120_000,
                         )
                         await asyncio.to_thread(record, sidecar, Path(SCREENSHOTS))
                     await ask_what_if(browser)

@@ -178,7 +178,7 @@ def test_a_drain_is_kept_over_a_restart_told_at_each_step_and_ends_with_its_serv
     assert again.overrides.drains == ()
     assert [*keeper.take_events(NOW_S), *again.take_events(NOW_S)] == [
         ("drain_requested", "a is to be drained by alice: new driver"),
-        ("drained", "a is drained and retires by alice: new driver"),
+        ("drained", "a is drained by alice: new driver (it retires)"),
         ("drain_ended", "the drain of a has ended: it is gone"),
     ]
 

@@ -15,22 +15,27 @@ from typing import Any
 import pytest
 
 from tests.unit.samples import NOW_S, server
+from themis_triton.commands.top.states import pipeline_state
+from themis_triton.core.attainment import SloWindow
 from themis_triton.core.config import Mode
 from themis_triton.core.decision import Clamp, ClampKind
 from themis_triton.core.encoding import plain
+from themis_triton.core.estimate import PipelineEstimate
 from themis_triton.core.fleet import Phase
 from themis_triton.core.overrides import Bounds, Counted, Drain, ModeOverride, Overrides
-from themis_triton.core.status import STATUS_VERSION, Status, StatusEvent
+from themis_triton.core.status import STATUS_VERSION, PipelineStatus, Status, StatusEvent
 
 NODE = shutil.which("node")
 pytestmark = pytest.mark.skipif(NODE is None, reason="no node")
 STATE = Path(str(files("themis_triton"))) / "page" / "state.js"
 SCRIPT = f"""
 import {{ readFileSync }} from "node:fs";
-import {{ conditions, serverState, serverNotes }} from {json.dumps(STATE.as_uri())};
+import {{ conditions, headline, pipelineState, serverState, serverNotes }} from {json.dumps(STATE.as_uri())};
 const statuses = JSON.parse(readFileSync(0, "utf8"));
 console.log(JSON.stringify(statuses.map((status) => ({{
   banners: conditions(status).map((each) => [each.level, each.text]),
+  headline: headline(status),
+  states: status.pipelines.map((pipeline) => pipelineState(pipeline).word),
   servers: status.servers.map((server) => [serverState(server, status).word, ...serverNotes(server, status)]),
 }}))));
 """
@@ -99,7 +104,7 @@ CASES: Sequence[tuple[Status, Sequence[tuple[str, str]]]] = (
         [
             ("info", f"Limited: {SERVES_ON}"),
             ("warn", "a is to be drained by bob"),
-            ("warn", "b is drained: it runs on, and gets no new requests"),
+            ("warn", "b is drained (it runs on, and gets no new requests)"),
         ],
     ),
 )
@@ -121,10 +126,32 @@ def test_each_condition_has_its_banner_and_no_other(number: int) -> None:
     assert all(text.startswith(words) for (_, text), (_, words) in zip(banners, expected, strict=True)), banners
 
 
+LATE = SloWindow(1000.0, 185.0, 0.815, -17.5)
+
+
+@pytest.mark.parametrize(
+    ("violated", "minute", "word", "headline"),
+    [
+        (False, SloWindow(1000.0, 0.0, 1.0, 1.0), "Inside SLO", "Steady: video is inside its SLO"),
+        (False, LATE, "Just late", "Steady: video is inside its SLO again; of its last minute 18.5 % were late"),
+        (True, LATE, "SLO missed", "Steady: video misses its SLO now"),
+        (False, SloWindow(50.0, 1.0, 0.98, -1.0), "Inside SLO", "Steady: video is inside its SLO"),
+    ],
+)
+def test_late_requests_of_the_last_minute_are_told_although_p99_is_inside_the_slo_by_now(
+    violated: bool, minute: SloWindow, word: str, headline: str
+) -> None:
+    estimate = PipelineEstimate("video", 60.0, 60.0, 60.0, 0.0, 0.0, 161.0)
+    pipeline = PipelineStatus("video", ("detector",), 300.0, 99.0, estimate, slo_violated=violated, slo_minute=minute)
+    (view,) = node_views(json.dumps([plain(replace(CALM, pipelines=(pipeline,)))]))
+    assert (view["states"], view["headline"]) == ([word], headline)
+    assert pipeline_state(pipeline).words == word.lower().replace("slo", "SLO")
+
+
 def test_a_drained_server_is_marked_in_the_fleet_with_what_it_waits_for() -> None:
     view = node_views(json.dumps([plain(status) for status, _ in CASES]))[-1]
     assert view["servers"] == [
         ["To be drained", SERVES_ON],
-        ["Drained", "b is drained: it runs on, and gets no new requests"],
+        ["Drained", "b is drained (it runs on, and gets no new requests)"],
         ["Serving"],
     ]

@@ -117,7 +117,7 @@ def test_twenty_pipelines_are_twenty_whole_rows_in_eighty_columns() -> None:
         )
 
     text = shown(replace(BASE, reason="scale_out", sentence="; ".join(["long"] * 200), pipelines=tuple(map(pipeline, range(20)))))
-    assert "scale out; 1 of 20 pipelines exceed their SLO now\n" in text
+    assert "scale out; 1 of 20 pipelines exceeds its SLO now\n" in text
     assert max(map(len, text.splitlines())) <= 80
     for number in range(20):
         assert re.search(rf"pipeline-{number} +1234 +4567 +{301 if number == 7 else 250}/300 +–/12/12 % +-1130 % +2→3", text)

@@ -99,7 +99,8 @@ def headline(status: Status) -> str:
     if status.tick_error is not None or len(status.pipelines) <= MAX_SENTENCE_PIPELINES:
         return status.sentence
     violated = sum(pipeline.slo_violated is True for pipeline in status.pipelines)
-    return f"{(status.reason or '').replace('_', ' ')}; {violated} of {len(status.pipelines)} pipelines exceed their SLO now"
+    verb = "exceeds its" if violated == 1 else "exceed their"
+    return f"{(status.reason or '').replace('_', ' ')}; {violated} of {len(status.pipelines)} pipelines {verb} SLO now"
 
 
 def _health(status: Status, now_s: float) -> str:

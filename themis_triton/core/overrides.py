@@ -148,11 +148,10 @@ def ended_words(bounds: Bounds) -> str:
 
 def drain_words(drain: Drain) -> str:
     """A drain as a sentence begins."""
+    said_words = said(drain.by, drain.why)
     if not drain.left:
-        state = "is to be drained" if not drain.force else "is to be drained at once"
-    else:
-        state = "is drained and retires" if drain.launched else "is drained: it runs on, and gets no new requests"
-    return f"{drain.server} {state}{said(drain.by, drain.why)}"
+        return f"{drain.server} is to be drained{' at once' if drain.force else ''}{said_words}"
+    return f"{drain.server} is drained{said_words} ({'it retires' if drain.launched else 'it runs on, and gets no new requests'})"
 
 
 def said(by: str, why: str) -> str:

@@ -6,7 +6,7 @@ import { budgetWords, pipelineState } from "./state.js";
 
 const COLUMNS = [
   ["state", "State", false], ["name", "Pipeline", false], ["rate", "Rate /s", true], ["load", "Demand of capacity", false], ["p50", "p50 ms", true], ["p99", "p99 ms", true],
-  ["slo", "SLO ms", true], ["minute", "In SLO, now", true], ["hour", "1 h", true], ["day", "24 h", true], ["budget", "Budget left", true], ["servers", "Servers", true],
+  ["slo", "SLO ms", true], ["minute", "In SLO, 1 min", true], ["hour", "1 h", true], ["day", "24 h", true], ["budget", "Budget left", true], ["servers", "Servers", true],
 ];
 const VALUES = {
   state: (row) => row.state.rank, name: (row) => row.pipeline.name, rate: (row) => -(row.pipeline.estimate?.recent_rps ?? 0), load: (row) => -row.fraction,
@@ -49,7 +49,8 @@ export class Glance {
     show(this.table, rows.length > 0);
     show(byId("glance-empty"), rows.length === 0);
     const bad = rows.filter((row) => row.state.rank <= 1).length;
-    setText(byId("glance-note"), `${f.plural(rows.length, "pipeline")}, ${bad === 0 ? "none needs attention" : `${bad} need${bad === 1 ? "s" : ""} attention`}`);
+    const spent = rows.filter(({ pipeline }) => pipeline.slo_day.budget_left < 0).length;
+    setText(byId("glance-note"), `${f.plural(rows.length, "pipeline")}, ${bad === 0 ? "none needs attention" : `${bad} need${bad === 1 ? "s" : ""} attention`}${spent === 0 ? "" : `; ${spent} spent the error budget of 24 h`}`);
   }
 
   create({ pipeline }) {
@@ -59,7 +60,7 @@ export class Glance {
     const state = cell("state", false, "State", "head");
     state.append(h("span", { class: "state" }));
     return h("tr", {}, state, h("th", { scope: "row", data: { id: "name" } }, h("button", { type: "button", class: "link", title: "Show in the timeline", onclick: () => this.onSelect(pipeline.name) }, pipeline.name)),
-      cell("rate", true, "Rate /s"), load, cell("p50", true, "p50 ms"), cell("p99", true, "p99 ms"), cell("slo", true, "SLO ms"), cell("minute", true, "In SLO, now"), cell("hour", true, "In SLO, 1 h"), cell("day", true, "In SLO, 24 h"), cell("budget", true, "Budget left, 24 h"), cell("servers", true, "Servers"));
+      cell("rate", true, "Rate /s"), load, cell("p50", true, "p50 ms"), cell("p99", true, "p99 ms"), cell("slo", true, "SLO ms"), cell("minute", true, "In SLO, 1 min"), cell("hour", true, "In SLO, 1 h"), cell("day", true, "In SLO, 24 h"), cell("budget", true, "Budget left, 24 h"), cell("servers", true, "Servers"));
   }
 
   update(element, { pipeline, state, fraction }) {

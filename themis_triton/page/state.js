@@ -11,10 +11,14 @@ export function pipelineState(pipeline) {
   if (evidence && Math.round(demand) > Math.round(evidence.capacity_rps)) return { level: "warn", word: "Above capacity", rank: 1 };
   if (evidence && Math.round(evidence.refused_rps) > 0) return { level: "warn", word: "Refusing", rank: 1 };
   if (knowledge && !knowledge.enough) return { level: "info", word: "Learning", rank: 2 };
+  if (justLate(pipeline)) return { level: "warn", word: "Just late", rank: 1 };
   if (estimate.recent_rps === 0 && pipeline.slo_violated === null) return { level: "idle", word: "No traffic", rank: 5 };
   if (evidence && evidence.servers_now !== evidence.servers_desired) return { level: "info", word: "Changing", rank: 3 };
   return { level: "good", word: "Inside SLO", rank: 4 };
 }
+
+/** Whether more were late in the last minute than the objective allows, although p99 is inside the SLO by now. */
+const justLate = ({ slo_minute: { late, budget_left: left } }) => late >= 2 && left < 0;
 
 /** What is left of a window's error budget. */
 export function budgetWords({ budget_left: left }) {
@@ -73,6 +77,9 @@ export function headline(status) {
   if (missed) return `${opening}: ${subject} ${one ? "misses its SLO" : "miss their SLO"} now`;
   if (above) return `${opening}: ${subject} ${one ? "needs" : "need"} more than the ready servers carry`;
   if (states.every((state) => state.word === "No traffic")) return `${opening}: no traffic`;
+  const late = status.pipelines.filter((pipeline) => pipelineState(pipeline).word === "Just late");
+  if (late.length === 1) return `${opening}: ${late[0].name} is inside its SLO again; of its last minute ${f.percent(1 - late[0].slo_minute.attainment)} were late`;
+  if (late.length) return `${opening}: ${late.length} of ${all} pipelines are inside their SLO again, after late requests in the last minute`;
   return `${opening}: ${subject} ${all === 1 ? "is inside its SLO" : "are inside their SLO"}`;
 }
 
@@ -88,7 +95,7 @@ export function boundsWords(each) {
 
 export function drainWords(drain) {
   if (!drain.left) return `${drain.server} is to be drained${drain.force ? " at once" : ""}${said(drain)}`;
-  return `${drain.server} is drained${drain.launched ? " and retires" : ": it runs on, and gets no new requests"}${said(drain)}`;
+  return `${drain.server} is drained${said(drain)} (${drain.launched ? "it retires" : "it runs on, and gets no new requests"})`;
 }
 
 const CRASH_S = 600;

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from themis_triton.core.status import PipelineStatus, Status
 
 GOOD, INFO, WARN, BAD, IDLE = "green", "cyan", "yellow", "bold red", "dim"
+_FEW_LATE = 2.0
 MARKS = {GOOD: "●", INFO: "◐", WARN: "▲", BAD: "✖", IDLE: "○"}
 
 
@@ -47,6 +48,9 @@ def pipeline_state(pipeline: PipelineStatus) -> State:
 
 
 def _calm(pipeline: PipelineStatus, rate_rps: float, evidence: PipelineEvidence | None) -> State:
+    minute = pipeline.slo_minute
+    if minute.late >= _FEW_LATE and minute.budget_left is not None and minute.budget_left < 0.0:
+        return State("just late", WARN, 1)  # in the last minute, although p99 is inside the SLO by now
     if rate_rps == 0.0 and pipeline.slo_violated is None:
         return State("no traffic", IDLE, 5)
     if evidence is not None and evidence.servers_now != evidence.servers_desired:
