@@ -72,8 +72,7 @@ class Browser:
             await self.page.locator(section).screenshot(path=Path(SCREENSHOTS) / f"{name}.png", animations="disabled")
         elif SCREENSHOTS is not None:
             if await self.page.locator("dialog[open]").count() == 0:
-                await self.page.evaluate("scrollTo({top: 0, behavior: 'instant'})")
-                await self.page.wait_for_function("scrollY === 0")
+                await self.page.evaluate("new Promise((then) => { scrollTo({top: 0, behavior: 'instant'}); requestAnimationFrame(then); })")
             await self.page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png", animations="disabled")
 
 

@@ -182,10 +182,8 @@ def test_a_surge_is_seen_understood_and_stopped_in_the_browser(launch: Launch, t
                 async with traffic(sidecar, SURGE_RPS) as load:
                     await browser.text("#decisions", "grow video-")
                     if SCREENSHOTS is not None:  # a surge that has been absorbed shows more
-                        await browser.page.wait_for_function(
-                            "document.querySelector('#pipelines td[data-id=state]').textContent.includes('Inside SLO')",
-                            timeout=120_000,
-                        )
+                        state = browser.page.locator("#pipelines td[data-id=state]")
+                        await playwright.expect(state).to_contain_text("Inside SLO", timeout=120_000)
                         await asyncio.to_thread(record, sidecar, Path(SCREENSHOTS))
                     await ask_what_if(browser)
                     await stop_it(browser, sidecar)
