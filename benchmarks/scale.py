@@ -18,7 +18,7 @@ from scale_point import STAGES, measure
 
 SIZES = ((10, 8), (30, 30), (100, 100), (200, 200), (300, 300), (1000, 1000))
 WARM_UP, TICKS = 100, 140
-BUDGET_S, START_S = 150.0, 60.0
+BUDGET_S, START_S = 70.0, 60.0
 GOAL_MS = 100.0
 COLOURS = ("#2563eb", "#d97706", "#059669", "#7c3aed", "#6b7280")
 
