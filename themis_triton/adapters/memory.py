@@ -13,7 +13,7 @@ from pathlib import Path
 _YOUNG_OBJECTS = 10_000
 _YOUNG_COLLECTIONS = 10
 _COLLECTIONS_BETWEEN_FULL_ONES = 100
-"""With 1,000 models a full collection takes 0.4 s, and a tenth as many would begin one every few seconds."""
+"""Of the middle generation: with 1,000 models a tick takes about one, and a full collection looks at all that its history keeps."""
 _MAPS = Path("/proc/self/smaps")
 _HEADER = re.compile(r"(?P<start>[0-9a-f]+)-(?P<end>[0-9a-f]+) (?P<rights>\S{4}) \S+ \S+ \S+ +(?P<path>/.*)")
 _SIZE = re.compile(r"(?P<name>Rss|Anonymous): +(?P<kib>\d+) kB")
