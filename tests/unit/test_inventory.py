@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 from tests.unit.kubernetes_double import Cluster
 from tests.unit.samples import server
 from tests.unit.test_kubernetes_launcher import REPOSITORY, launch_config
+from themis_triton.adapters.findings import Severity
 from themis_triton.adapters.inventories import read_nodes
+from themis_triton.adapters.node_types_check import check_node_types
 from themis_triton.adapters.slurm.inventory import devices_of, nodes_of
 from themis_triton.adapters.slurm.nodes import parse_nodes
 from themis_triton.cli import app
@@ -43,6 +45,12 @@ def test_nodes_of_kubernetes_have_their_devices_zone_and_types_and_a_refusal_has
                 Node("b", "cordoned", False, {"nvidia.com/gpu": 2.0}, 2**34),
                 Node("c", "not ready", False),
             )
+            findings = await check_node_types(launch)
+            assert [(each.what, each.severity) for each in findings] == [
+                ("launch.node_types.spot", Severity.OK),
+                ("launch.node_types.reserved", Severity.WARNING),
+            ]
+            assert findings[1].found == "none of 3 nodes takes servers (market: reserved)"
             cluster.failures.append(403)
             with pytest.raises(ServerError, match=r"nodes may not be listed\. Fix: .*manifests/nodes\.yaml"):
                 await read_nodes(launch)

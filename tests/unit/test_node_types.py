@@ -6,11 +6,12 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.samples import server, snapshot
+from tests.unit.samples import config, server, snapshot
 from tests.unit.test_allocation import HEAVY, LIGHT, decisions, holder, launched_models, two_pipelines
 from themis_triton.adapters.kubernetes.pods import Order as PodOrder
 from themis_triton.adapters.kubernetes.pods import server_pod
@@ -18,12 +19,15 @@ from themis_triton.adapters.server_files import ServerFiles
 from themis_triton.adapters.slurm.order import Order, submission
 from themis_triton.core.config import DeviceSlot, KubernetesLaunchConfig, SlurmLaunchConfig, ThemisConfig
 from themis_triton.core.errors import SettingsError
-from themis_triton.core.fleet import Place
+from themis_triton.core.fleet import Phase, Place
+from themis_triton.core.policy import PolicyConfig, ScaleDownConfig
 from themis_triton.core.price import hourly_price, hourly_prices
 from themis_triton.decide.devices import FreeDevices
 from themis_triton.plan.steps import by_retirement
 from themis_triton.planning import WhatIf, plan_rates
 from themis_triton.settings import load_settings
+from themis_triton.sim.run import simulate
+from themis_triton.sim.setup import SimOptions
 
 SETTINGS = """\
 launch:
@@ -107,6 +111,7 @@ def test_slots_here_have_prices_too_or_none(tmp_path: Path) -> None:
         loaded(tmp_path / "b", *local, ("node_type: spot", "node_type: spot, price_per_hour: 1"))
 
 
+LEAVING = (Phase.DRAINING, Phase.STOPPING)
 PRICES = {"cpu:0": 2.0, "cpu:1": 0.5, "cpu:2": 1.0, "cpu:3": 0.5}
 
 
@@ -198,3 +203,19 @@ def test_pods_and_jobs_ask_for_the_nodes_of_their_slots_type(tmp_path: Path) -> 
     pod = server_pod(template, PodOrder("one", "spot-1", "pod:1", {}, "1f"), pods, None)
     assert pod["spec"]["nodeSelector"] == {"disk": "ssd", "market": "spot"}
     assert template["spec"]["nodeSelector"] == {"disk": "ssd"}
+
+
+def test_a_simulated_surge_fills_the_slots_from_the_cheapest_and_empties_them_from_the_dearest() -> None:
+    """At each tick the servers that are to serve are on the cheapest slots, however many they are."""
+    quick = PolicyConfig(scale_down=ScaleDownConfig(scale_in_stabilization_s=5.0, scale_in_launch_multiple=1.0))
+    cfg = priced(config(quick, slots=4), PRICES)
+    rates = [(20.0, 5), (400.0, 20), (20.0, 75)]
+    start_s, arrivals = 0.0, []
+    for rps, seconds in rates:
+        arrivals.append(start_s + np.arange(int(rps * seconds)) / rps)
+        start_s += seconds
+    result = simulate(cfg, {"video": np.concatenate(arrivals)}, start_s, SimOptions(keep_ticks=True))
+    held = [[PRICES[s.slot or ""] for s in each.snapshot.servers if s.phase not in LEAVING] for each in result.ticks]
+    counts = [len(prices) for prices in held]
+    assert (counts[0], max(counts), counts[-1]) == (1, 4, 1)
+    assert all(sorted(prices) == sorted(PRICES.values())[: len(prices)] for prices in held)

@@ -24,6 +24,7 @@ from themis_triton.adapters.local.check import (
     ports_free,
     unreadable_models,
 )
+from themis_triton.adapters.node_types_check import check_node_types
 from themis_triton.adapters.ray.check import check_cluster as check_ray
 from themis_triton.adapters.remote_control_check import NO_MODEL, check_remote_control
 from themis_triton.adapters.slurm.check import check_jobs
@@ -67,6 +68,7 @@ async def check_live(config: ThemisConfig) -> list[Finding]:
         *_check_callers(config, models_by_server),
         *check_probed(config),
         *launch,
+        *await check_node_types(config.launch),
         *devices,
         *envoy,
         *check_watches(config, models_by_server),
