@@ -310,7 +310,8 @@ def test_a_launched_server_gets_the_ensemble_as_it_is(tmp_path: Path) -> None:
     write(tmp_path)
     files, repository = ServerFiles(tmp_path / "state", "new"), tmp_path / "models"
     build_view(files, repository, {"net": ModelState(2, 4), "bls": ModelState(1, 4)}, {}, None, (), ("ens",))
-    assert sorted(path.name for path in files.models.iterdir()) == ["bls", "ens", "net"]
+    links = {path.name: path.is_symlink() for path in files.models.iterdir()}
+    assert links == {"bls": False, "ens": True, "net": False, "outer": True, "pre": True}
     assert (files.models / "ens" / "config.pbtxt").read_text() == (repository / "ens" / "config.pbtxt").read_text()
 
 
