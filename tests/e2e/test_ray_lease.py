@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -32,7 +33,7 @@ from themis_triton.ports import LeaseStore
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
 pytestmark = [pytest.mark.e2e, SEVERAL_MACHINES]
-LEADS_WITHIN_S = 5.0
+LEADS_WITHIN_S, TICKS_WITHIN_S = 5.0, 15.0
 FOLLOWS_WITHIN_S = 20.0
 _NAMESPACES = count(1)
 
@@ -95,11 +96,12 @@ async def follow(sidecar: Sidecar) -> None:
 
 
 async def taken_over(sidecar: Sidecar, at_s: float) -> Status:
-    """The first tick of the next leader, in time."""
-    status = await sidecar.until("the lead", leads, 4 * LEADS_WITHIN_S)
-    took_s = time.monotonic() - at_s
+    """The first tick of the next leader, which has the lead in time. `at_s`: when the former one was ended, by the time of day."""
+    status = await sidecar.until("the lead", leads, TICKS_WITHIN_S)
+    led_s = status["leader"]["since_s"] - at_s
+    sys.stdout.write(f"led after {led_s:.2f} s, first tick after {status['at_s'] - at_s:.2f} s\n")
+    assert 0.0 < led_s < LEADS_WITHIN_S
     assert status["events"][0]["kinds"] == ["leadership_taken_over"]
-    assert took_s < LEADS_WITHIN_S, took_s
     return status
 
 
@@ -127,10 +129,10 @@ def test_the_second_sidecar_takes_over_from_a_killed_and_from_a_paused_leader_an
         async def scenario() -> None:
             await a.start()
             await follow(b)
-            await until_listening((node,))
+            await until_listening((node,), START_TIMEOUT_S)
             async with traffic(replace(a, grpc_address=str(node.grpc_listen)), SURGE_RPS) as load:
                 begun = await a.until("a launch", lambda s: len(launched(s)) == 2)
-                at_s = time.monotonic()
+                at_s = time.time()
                 await a.kill()
                 await taken_over(b, at_s)
                 status = await b.until("two servers", lambda s: len(nodes(s)) == 2)
@@ -138,7 +140,7 @@ def test_the_second_sidecar_takes_over_from_a_killed_and_from_a_paused_leader_an
                 serving = nodes(status)
                 await load.more(60)
                 await follow(a)
-                at_s = time.monotonic()
+                at_s = time.time()
                 b.processes[-1].send_signal(signal.SIGSTOP)
                 stopped_s = time.time()
                 adopted = await taken_over(a, at_s)

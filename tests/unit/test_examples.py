@@ -118,4 +118,5 @@ def test_the_manifests_are_valid_and_agree_with_each_other() -> None:
     granted = {(resource, verb) for rule in by_kind["Role"]["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
     pod_verbs = {("pods", verb) for verb in ("get", "list", "watch", "create", "delete")}
     assert scaled["maxReplicaCount"] == pods["pods"]
-    assert granted == pod_verbs | {("pods/resize", "patch"), ("pods/log", "get"), ("deployments", "get")}
+    lease_verbs = {("leases", verb) for verb in ("get", "create", "update")}
+    assert granted == pod_verbs | lease_verbs | {("pods/resize", "patch"), ("pods/log", "get"), ("deployments", "get")}

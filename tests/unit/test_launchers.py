@@ -13,6 +13,7 @@ from themis_triton.adapters.launchers import LAUNCHERS, bare_launchers, build_la
 from themis_triton.adapters.local import launcher
 from themis_triton.adapters.local.launcher import LocalLauncher
 from themis_triton.adapters.processes import OWNER_VARIABLE, find_process, owner_mark, spawn
+from themis_triton.adapters.remote_launcher import RemoteLauncher
 from themis_triton.adapters.server_files import ServerFiles, build_view
 from themis_triton.core.address import Address
 from themis_triton.core.config import DeviceSlot, LaunchConfig, LaunchKind, LocalLaunchConfig
@@ -91,3 +92,21 @@ def test_a_configuration_that_cannot_be_launched_is_the_failure_of_its_model(tmp
     with pytest.raises(ModelFailedError, match=cause) as failure:
         build_view(ServerFiles(tmp_path / "state", "new"), tmp_path / "models", {"bad": ModelState(1, 1)}, {})
     assert failure.value.model == "bad"
+
+
+class Elsewhere(RemoteLauncher):
+    async def is_alive(self, server: Server) -> bool:
+        return bool(server)
+
+
+def test_a_server_that_another_machines_sidecar_launched_gets_a_further_model(tmp_path: Path) -> None:
+    """There is no view of its models here yet."""
+    repository, state = tmp_path / "models", ModelState(1, 8)
+    for model in ("first", "second"):
+        (repository / model / "1").mkdir(parents=True)
+        (repository / model / "config.pbtxt").write_text(f'name: "{model}"\nbackend: "python"\nmax_batch_size: 8\n')
+    address = Address("10.0.0.1", 8001)
+    server = Server("one", "ray:1", address, address, address, Phase.SERVING, launched=True, models={"first": state})
+    launcher = Elsewhere(LaunchConfig((), repository), tmp_path / "state")
+    asyncio.run(launcher.add_model(server, "second", state))
+    assert {folder.name for folder in ServerFiles(tmp_path / "state", "one").models.iterdir()} == {"first", "second"}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,13 +14,18 @@ import pytest
 
 from tests.contracts.leases import LEASE_S, LeaseContract, Sidecar, Stores, two
 from tests.unit.kubernetes_double import NAMESPACE, Cluster
+from themis_triton.adapters.http import HttpClient, HttpError
 from themis_triton.adapters.kubernetes.lease import KubernetesLease
 from themis_triton.adapters.lease_values import record_of, record_text
-from themis_triton.core.config import KubernetesLaunchConfig
+from themis_triton.adapters.sockets import free_ports
+from themis_triton.core.config import KubernetesLaunchConfig, StandbyConfig, StandbyKind, ThemisConfig
 from themis_triton.core.errors import LeadershipLostError, ServerError
 from themis_triton.core.lease import LeaseRecord, StoredLease
+from themis_triton.daemon import terms
 from themis_triton.daemon.fencing import CHANGES, fenced
+from themis_triton.daemon.terms import Term, lead_in_turn
 from themis_triton.ports import LeaseStore, ModelControl, RouteWriter, ServerLauncher
+from themis_triton.settings import load_settings
 
 
 class Engine:
@@ -120,6 +127,68 @@ def test_a_follower_waits_while_the_engine_is_away_and_leads_once_it_answers() -
             assert second.leads
 
     asyncio.run(scenario())
+
+
+def settings_of(folder: Path) -> ThemisConfig:
+    """Those of a sidecar that has a folder and a status address of its own, and a short lease."""
+    folder.mkdir()
+    (folder / "themis.yaml").write_text(
+        "servers: {one: {grpc: '127.0.0.1:1', http: '127.0.0.1:2', metrics: '127.0.0.1:3', device: 'cpu:0'}}\n"
+        "models: {m: {profile: {surface: {form: contention, alpha_ms: 1, beta_ms: 2, gamma_ms: 1, zeta_ms: 6}}}}\n"
+        f"pipelines: {{p: {{stages: [m], slo_ms: 300}}}}\nstatus: {{address: '127.0.0.1:{free_ports(1)[0]}'}}\n"
+    )
+    return replace(load_settings(folder / "themis.yaml"), standby=StandbyConfig(StandbyKind.RAY, 3.0))
+
+
+async def seen(config: ThemisConfig) -> tuple[str, int]:
+    """The sentence of a follower's status, once it has one that names a leader, and what its liveness says."""
+    async with HttpClient(5.0) as http:
+        while True:
+            await asyncio.sleep(0.02)
+            with suppress(HttpError):
+                sentence = json.loads(await http.get(config.status.address.url("/v1/status")))["sentence"]
+                if "nobody" not in sentence:
+                    return sentence, len(await http.get(config.status.address.url("/healthz")))
+
+
+def test_a_sidecar_that_loses_its_lease_ends_what_it_led_and_follows_and_a_follower_tells_who_leads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, stop = Engine(), asyncio.Event()
+    monkeypatch.setattr(terms, "build_lease", lambda *_: engine)
+    first, second = settings_of(tmp_path / "first"), settings_of(tmp_path / "second")
+    terms_led: asyncio.Queue[Term] = asyncio.Queue()
+    ended: asyncio.Queue[Term] = asyncio.Queue()
+
+    async def lead(term: Term) -> None:
+        terms_led.put_nowait(term)
+        try:
+            await stop.wait()
+        finally:
+            ended.put_nowait(term)
+
+    async def scenario() -> None:
+        sidecars = [asyncio.create_task(lead_in_turn(first, stop, lead))]
+        leader = await terms_led.get()
+        name = leader.election.leader.name
+        sidecars.append(asyncio.create_task(lead_in_turn(second, stop, lead)))
+        sentence, alive = await seen(second)
+        assert sentence == f"stands by; {name} leads"
+        assert alive
+        engine.away = True
+        assert await ended.get() is leader
+        with pytest.raises(LeadershipLostError):
+            leader.election.check()
+        engine.away = False
+        again = await terms_led.get()
+        assert again.election.leader.epoch > 1
+        assert again.former is not None
+        stop.set()
+        await asyncio.gather(*sidecars)
+        assert engine.stored is not None
+        assert engine.stored.record.holder == ""
+
+    asyncio.run(asyncio.wait_for(scenario(), 60.0))
 
 
 def test_a_fenced_port_begins_no_change_and_still_reads() -> None:

@@ -372,3 +372,10 @@ def test_other_machines_need_a_certificate_for_routes_and_a_bootstrap_says_what_
     assert upstream["common_tls_context"]["validation_context"]["match_typed_subject_alt_names"] == [
         {"san_type": "DNS", "matcher": {"exact": "themis.example.net"}}
     ]
+    several = replace(flags, servers=("10.0.0.1:9190", "10.0.0.2:9190"))
+    with pytest.raises(SettingsError, match="--server-name: missing with several --server and TLS"):
+        envoy_bootstrap_command(file, several, TlsFlags(tmp_path / "ca.pem"))
+    assert envoy_bootstrap_command(file, several, TlsFlags(tmp_path / "ca.pem", server_name="themis")) == 0
+    (locality,) = json.loads(capsys.readouterr().out)["static_resources"]["clusters"][0]["load_assignment"]["endpoints"]
+    hosts = [each["endpoint"]["address"]["socket_address"]["address"] for each in locality["lb_endpoints"]]
+    assert hosts == ["10.0.0.1", "10.0.0.2"]

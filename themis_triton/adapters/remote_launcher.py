@@ -57,6 +57,7 @@ class RemoteLauncher(ABC):
 
     async def add_model(self, server: Server, model: str, state: ModelState) -> None:
         """Put a model into the view of a running server's repository, as a launch would have done; one that is there stays as it is."""
+        await self._complete_view(server)
         await self._views.add_model(server.name, model, state)
 
     def ensembles_of(self, models: Collection[str]) -> tuple[str, ...]:
@@ -65,7 +66,13 @@ class RemoteLauncher(ABC):
 
     async def add_ensembles(self, server: Server) -> None:
         """Put the ensembles that a running server's models suffice for into the view of its repository."""
+        await self._complete_view(server)
         await self._views.add_ensembles(server.name, server.models)
+
+    async def _complete_view(self, server: Server) -> None:
+        """Make the view that its launch would have made here, where that was on another machine or the state directory is a new one."""
+        if not self._views.files(server.name).models.is_dir():
+            await self._views.build(server.name, server.models)
 
     async def read_files_versions(self, models: Collection[str]) -> dict[str, str]:
         """By model, what identifies its files as they are seen here, and what its launch depends on besides, by their sizes and times."""

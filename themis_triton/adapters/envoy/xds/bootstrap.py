@@ -11,6 +11,8 @@ from themis_triton.adapters.envoy.xds.resources import ADS, ENVOYS, Node
 from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig
 
+_RECONNECT: Json = {"base_interval": "0.5s", "max_interval": "3s"}
+"""Envoy's own longest pause is 30 s: a sidecar that starts, or another one that leads, would be found late."""
 _SERVER, _ADMIN, _STATS = "themis_xds", "themis_admin", "themis_stats"
 _SOURCE: Json = {**ADS, "initial_fetch_timeout": "0s"}
 """Waits as long as it takes: an Envoy that started without routes would refuse all requests."""
@@ -38,7 +40,7 @@ def xds_bootstrap(config: EnvoyConfig, own: Bootstrap) -> Json:
     addresses = {"grpc_listen": str(node.grpc_listen), "http_listen": str(node.http_listen)}
     if node.stats is not None:
         addresses["stats"] = str(replace(node.stats, tls=own.server.tls))
-    service = {"envoy_grpc": {"cluster_name": _SERVER}}
+    service = {"envoy_grpc": {"cluster_name": _SERVER, "retry_policy": {"retry_back_off": _RECONNECT}}}
     return {
         **common,
         "node": {
