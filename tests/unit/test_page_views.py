@@ -50,9 +50,9 @@ SERVES_ON = "a is drained once the other servers of video carry 60/s: they carry
 
 
 @cache
-def node_views(text: str) -> Any:
-    """The views of statuses as JSON text."""
-    command = [str(NODE), "--input-type=module", "--eval", SCRIPT]
+def node_views(text: str, script: str = SCRIPT) -> Any:
+    """The views of statuses as JSON text, or what another script makes of its input."""
+    command = [str(NODE), "--input-type=module", "--eval", script]
     ended = subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout)
@@ -124,6 +124,17 @@ def test_each_condition_has_its_banner_and_no_other(number: int) -> None:
     expected = CASES[number][1]
     assert [level for level, _ in banners] == [level for level, _ in expected], banners
     assert all(text.startswith(words) for (_, text), (_, words) in zip(banners, expected, strict=True)), banners
+
+
+def test_a_decision_of_many_pipelines_is_told_without_the_numbers_of_each() -> None:
+    script = f"""
+    import {{ readFileSync }} from "node:fs";
+    import {{ brief }} from {json.dumps((STATE.parent / "format.js").as_uri())};
+    console.log(JSON.stringify(brief(readFileSync(0, "utf8"), 20)));
+    """
+    numbers = "scaling out: p0 demand 9/s exceeds capacity 4/s, servers 1→2; p1 demand 2/s, capacity 4/s; and 16 further pipelines"
+    assert node_views(f"{numbers}; grow m on a 3→4", script) == "grow m on a 3→4"
+    assert node_views(numbers, script) == numbers
 
 
 LATE = SloWindow(1000.0, 185.0, 0.815, -17.5)

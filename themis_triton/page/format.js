@@ -57,7 +57,7 @@ export function moment(atS, nowS) {
 /** A decision's sentence without the numbers of each pipeline, which a table shows better where there are many. */
 export function brief(sentence, pipelines) {
   if (pipelines <= 3) return sentence;
-  const rest = sentence.split("; ").filter((part) => !/ demand .*capacity /.test(part) && !/^refuses |^SLO /.test(part));
+  const rest = sentence.split("; ").filter((part) => !/ demand .*capacity |^refuses |^SLO |^and \d+ further pipeline/.test(part));
   return rest.length ? rest.join("; ") : sentence;
 }
 
