@@ -78,6 +78,10 @@ def test_a_model_that_was_loaded_by_hand_is_told_to_be_another_on_launched_serve
     assert found(tensors.format(2, group), "cpu:0", repository=tmp_path) == []
     ((sentence, _),) = found(tensors.format(3, group), "cpu:0", repository=tmp_path)
     assert sentence == "the server runs it with another input than its config.pbtxt: changes keep that, launched servers have the file's"
+    by_hand = tensors.format(2, "instance_group { count: 2 kind: KIND_CPU host_policy: 'cpu:1' }")
+    ((sentence, _),) = found(by_hand, "cpu:0", repository=tmp_path)
+    assert "another instance_group than" in sentence
+    assert found(by_hand, "cpu:0", "cpu:1", repository=tmp_path) == []
     file.write_text("nonsense: 1")
     ((sentence, remedy),) = found(tensors.format(2, group), "cpu:0", repository=tmp_path)
     assert (str(file) in sentence, remedy) == (True, "correct the file")

@@ -71,6 +71,8 @@ def _by_hand(what: str, adopted: AdoptedServer, model: ModelConfig, served: Conf
     except SettingsError as error:
         yield warning(what, f"its own file cannot be read ({error})", "correct the file")
         return
+    # On several devices Themis itself changes the groups.
+    fields = [field for field in fields if field != "instance_group" or not adopted.reach]
     if fields:
         found = (
             f"the server runs it with another {_listed(fields)} than its config.pbtxt: changes keep that, launched servers have the file's"
