@@ -60,7 +60,7 @@ export class Glance {
     const state = cell("state", false, "State", "head");
     state.append(h("span", { class: "state" }));
     return h("tr", {}, state, h("th", { scope: "row", data: { id: "name" } }, h("button", { type: "button", class: "link", title: "Show in the timeline", onclick: () => this.onSelect(pipeline.name) }, pipeline.name)),
-      cell("rate", true, "Rate /s"), load, cell("p50", true, "p50 ms"), cell("p99", true, "p99 ms"), cell("slo", true, "SLO ms"), cell("minute", true, "In SLO, 1 min"), cell("hour", true, "In SLO, 1 h"), cell("day", true, "In SLO, 24 h"), cell("budget", true, "Budget left, 24 h"), cell("servers", true, "Servers"));
+      cell("rate", true, "Rate /s"), load, cell("p50", true, "p50 ms"), cell("p99", true, "p99 ms"), cell("slo", true, "SLO ms"), cell("minute", true, "In SLO, 1 min"), cell("hour", true, "In SLO, 1 h"), cell("day", true, "In SLO, 24 h"), cell("budget", true, "Budget, 24 h"), cell("servers", true, "Servers"));
   }
 
   update(element, { pipeline, state, fraction }) {
