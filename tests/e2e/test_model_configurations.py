@@ -27,15 +27,19 @@ pytestmark = pytest.mark.e2e
 
 _CODE = """
 import os
+from pathlib import Path
 
 import triton_python_backend_utils as backend
 
 
 class TritonPythonModel:
+    def initialize(self, args):
+        self.factor = float((Path(args["model_repository"]).parent / "shared" / "factor.txt").read_text())
+
     def execute(self, requests):
         values = [backend.get_input_tensor_by_name(request, "X").as_numpy() for request in requests]
         extra = values[0].dtype.type(os.environ.get("EXTRA", "0"))
-        return [backend.InferenceResponse([backend.Tensor("Y", value * 2 + extra)]) for value in values]
+        return [backend.InferenceResponse([backend.Tensor("Y", value * value.dtype.type(self.factor) + extra)]) for value in values]
 """
 _X, _Y = 'name: "X" data_type: TYPE_FP32', 'name: "Y" data_type: TYPE_FP32'
 _RARE = """
@@ -90,6 +94,8 @@ ARGUMENTS = ("--rate-limit=execution_count", "--model-load-thread-count=8")
 
 
 def write_models(repository: Path) -> None:
+    (repository / "shared").mkdir(parents=True)
+    (repository / "shared" / "factor.txt").write_text("2")  # The models read it beside their own folders.
     for name, text in TABLE.items():
         for version in ("1", "3") if name == "rare" else ("1",):
             code = repository / name / version / "model.py"
