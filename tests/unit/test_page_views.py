@@ -91,8 +91,8 @@ CASES: Sequence[tuple[Status, Sequence[tuple[str, str]]]] = (
         [("bad", "the last tick failed"), ("bad", "a does not answer")],
     ),
     (
-        replace(CALM, routes_unwritten="disk full", journal_trouble="locked"),
-        [("bad", "Routes are not written: disk full"), ("bad", "locked")],
+        replace(CALM, routes_unwritten="disk full", journal_trouble="locked", settings_edited="the file differs"),
+        [("bad", "Routes are not written: disk full"), ("bad", "locked"), ("warn", "The file differs")],
     ),
     (
         replace(

@@ -29,9 +29,11 @@ from themis_triton.daemon.components import Components, build_observer
 from themis_triton.daemon.learning import keep_learnt_times
 from themis_triton.daemon.loop import Loop
 from themis_triton.daemon.reload import SettingsChange, changed_models, settings_change
+from themis_triton.daemon.settings_watch import edit_notice
 from themis_triton.daemon.status import StatusBoard
 from themis_triton.decide.planner import Planner
 from themis_triton.decide.rules import build_rules
+from themis_triton.settings.files import stamp_of
 
 Edit = Callable[[ThemisConfig], ThemisConfig]
 CURRENT = config()
@@ -101,6 +103,43 @@ def test_service_times_that_were_learnt_outlive_a_reload_of_other_keys_and_end_w
     assert keep_learnt_times(edited, guessed, guessed) is edited
 
 
+@pytest.mark.parametrize(
+    ("edit", "notice"),
+    [
+        (lambda c: c, "None"),
+        (lambda c: replace(c, mode=Mode.ADVISORY), "the settings file differs from what is in force: mode. Fix: `themis reload`"),
+        (
+            lambda c: replace(c, launch=None),
+            "the settings file differs from what is in force: launch since the sidecar's start. Fix: `themis",
+        ),
+        (
+            lambda c: replace(c, mode=Mode.ADVISORY, launch=None),
+            "in force: mode. Fix: `themis reload`; launch since the sidecar's start. Fix",
+        ),
+    ],
+)
+def test_what_an_edited_file_says_and_is_not_in_force_is_named_with_the_remedy(edit: Edit, notice: str) -> None:
+    assert notice in str(asyncio.run(edit_notice(lambda: edit(CURRENT), lambda: CURRENT)))
+
+
+def test_an_edit_that_would_be_refused_is_told_before_a_reload() -> None:
+    def refuse() -> ThemisConfig:
+        raise SettingsError("themis.yaml: 2 errors\nthemis.yaml:1:1: mode: …")
+
+    expected = "the settings file would be refused (themis.yaml: 2 errors); what was read before is in force. Fix: `themis validate`"
+    assert asyncio.run(edit_notice(refuse, lambda: CURRENT)) == expected
+
+
+def test_edits_of_settings_and_of_their_profiles_show_in_the_files_stamps(tmp_path: Path) -> None:
+    path, profile = tmp_path / "themis.yaml", tmp_path / "a.yaml"
+    stamps = [stamp_of(path)]
+    for file, text in ((path, "models: {a: {profile: a.yaml}}"), (profile, "x"), (profile, "xy"), (path, "models: [")):
+        file.write_text(text)
+        assert stamp_of(path) == stamp_of(path)
+        stamps.append(stamp_of(path))
+    assert len(set(stamps)) == len(stamps)
+
+
 def test_a_running_sidecar_takes_up_good_settings_and_refuses_bad_ones(tmp_path: Path) -> None:
     settings = replace(CURRENT, state_directory=tmp_path)
     patient = replace(settings.policy, retry_backoff_s=7.0)
@@ -130,6 +169,9 @@ def test_a_running_sidecar_takes_up_good_settings_and_refuses_bad_ones(tmp_path:
             for _ in range(SAME_FAILURES):
                 bench.executor.rests.failed("cpu:1", WarmupFailedError("", model, "a bad shape", ""), {model: "1"}, "s")
         for _ in range(2):
+            loop.note_edit("mode differs. Fix: `themis reload`")
+        assert board.status().settings_edited == "mode differs. Fix: `themis reload`"
+        for _ in range(2):
             loop.reload.set()
             assert await loop.has_moved()
             await loop.reload_settings()
@@ -140,7 +182,9 @@ def test_a_running_sidecar_takes_up_good_settings_and_refuses_bad_ones(tmp_path:
         assert list(bench.executor.resting) == [launch_of("cpu:1", CLASSIFIER)], "the other model's settings changed"
         assert (journal._writer.max_bytes, loop.components.config.retention) == (2**20, small)
         assert loop.planner.rules.config.policy.retry_backoff_s == bench.executor.backoff.first_s == 7.0
+        assert board.status().settings_edited is None
         assert [(event.kinds, event.sentence) for event in board.events] == [
+            (("settings_edited",), "mode differs. Fix: `themis reload`"),
             (("settings_reloaded",), "settings reloaded: changed models, policy, mode, retention"),
             (("settings_refused",), "settings refused, the old ones stay in force: themis.yaml:1:1"),
         ]
@@ -150,6 +194,10 @@ def test_a_running_sidecar_takes_up_good_settings_and_refuses_bad_ones(tmp_path:
             await each.close()
         journal.close()
         with reading(tmp_path / "journal.sqlite") as rows:
-            assert [row["reason"] for row in rows.ticks(10, changed_only=True)] == ["settings_refused", "settings_reloaded"]
+            assert [row["reason"] for row in rows.ticks(10, changed_only=True)] == [
+                "settings_refused",
+                "settings_reloaded",
+                "settings_edited",
+            ]
 
     asyncio.run(scenario())

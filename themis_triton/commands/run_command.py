@@ -9,6 +9,7 @@ import logging
 import os
 import resource
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TextIO, cast
 
@@ -20,8 +21,10 @@ from themis_triton.core.config import ThemisConfig, ThroughputRule
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.printable import printable
 from themis_triton.daemon.service import run_daemon
+from themis_triton.daemon.settings_watch import SettingsFile
 from themis_triton.profile.stale import refuse_stale
 from themis_triton.settings import load_settings
+from themis_triton.settings.files import stamp_of
 
 MAX_FILES = 65_536
 
@@ -35,7 +38,7 @@ def run_command(path: Path, log: LogFormat = LogFormat.AUTO, *, standby: bool = 
     if config.envoy.managed:  # one that runs as another user must be able to read its files
         os.umask(0o077)
     _allow_many_files()
-    asyncio.run(run_daemon(config, lambda: runnable_settings(path), standby=standby))
+    asyncio.run(run_daemon(config, SettingsFile(partial(runnable_settings, path), partial(stamp_of, path)), standby=standby))
 
 
 def _allow_many_files() -> None:

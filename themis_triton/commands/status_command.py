@@ -132,10 +132,7 @@ def notices(status: Status) -> Iterator[tuple[str, str]]:
         yield _leader_words(status.leader), "default"
     if status.report is not None:
         yield f"yesterday: {status.report.sentence}", "default"
-    if status.journal_trouble:
-        yield status.journal_trouble, "red"
-    if status.routes_unwritten:
-        yield f"routes not written: {status.routes_unwritten}", "red"
+    yield from _file_notices(status)
     for each in status.overrides.bounds:
         yield f"{bounds_words(each)}, until {moment(each.until_s, each.until_s).partition(' (')[0]}", "yellow"
     yield from ((drain_words(drain), "yellow") for drain in status.overrides.drains)
@@ -145,6 +142,16 @@ def notices(status: Status) -> Iterator[tuple[str, str]]:
         yield f"under way: {', '.join(status.busy)}", "default"
     if status.next_steps:
         yield f"next: {', '.join(status.next_steps)}", "default"
+
+
+def _file_notices(status: Status) -> Iterator[tuple[str, str]]:
+    """What is wrong with the files that the sidecar writes and reads."""
+    if status.journal_trouble:
+        yield status.journal_trouble, "red"
+    if status.settings_edited:
+        yield status.settings_edited, "yellow"
+    if status.routes_unwritten:
+        yield f"routes not written: {status.routes_unwritten}", "red"
 
 
 def _leader_words(leader: Leader) -> str:

@@ -37,6 +37,7 @@ NO_DECISIONS = frozenset(
         "journal_rows_lost",
         "settings_reloaded",
         "settings_refused",
+        "settings_edited",
         "service_times_learnt",
         "pinned",
         "pin_ended",

@@ -85,7 +85,8 @@ class Status:
     over the settings; `mode` is the one in force. `report`: yesterday's; null until it is made. `predictions`: those that do not
     hold, a sentence each. `remaining_s`: by server in launch, and by `server/model` that grows, the seconds that it is expected to take on.
     `proxies`: those that get their routes over the network. `price_per_hour`: of the slots on which launched servers run or start; null
-    where slots have no prices. `leader`: which sidecar leads; null without a lease.
+    where slots have no prices. `leader`: which sidecar leads; null without a lease. `settings_edited`: what the settings file says that
+    is not in force, and what is to be done; null where it says the same.
     """
 
     status_version: int
@@ -102,6 +103,7 @@ class Status:
     tick_errors: int = 0
     tick_error: str | None = None
     journal_trouble: str | None = None
+    settings_edited: str | None = None
     stage: str | None = None
     reason: str | None = None
     decision_id: str | None = None

@@ -26,7 +26,7 @@ from themis_triton.daemon.pacing import is_quiet
 from themis_triton.daemon.predictions import PredictionWatch
 from themis_triton.daemon.recurring import LEARNT as RISES_LEARNT
 from themis_triton.daemon.recurring import Recurring
-from themis_triton.daemon.reload import REFUSED, RELOADED, SettingsChange, changed_models, settings_change
+from themis_triton.daemon.reload import EDITED, REFUSED, RELOADED, SettingsChange, changed_models, settings_change
 from themis_triton.daemon.rest_watch import RESTS, RestWatch
 from themis_triton.daemon.samples import Samples
 from themis_triton.daemon.status import TICK_FAILED, StatusBoard
@@ -189,10 +189,20 @@ class Loop:
             log.exception(kind)
         else:
             kind, words = RELOADED, change.sentence
+            self.board.settings_edited = replace(change, changed=()).notice
             log.info(kind, changed=change.changed, waiting=change.waiting, message=words)
         now_s = self.components.clock.now_s()
         self.components.journal.record_event(now_s, kind, words)
         self.board.add_event(now_s, kind, words)
+
+    def note_edit(self, notice: str | None) -> None:
+        """Show that the settings file says something else than what is in force; None: it does not."""
+        if notice is not None and notice != self.board.settings_edited:
+            log.warning(EDITED, message=notice)
+            now_s = self.components.clock.now_s()
+            self.components.journal.record_event(now_s, EDITED, notice)
+            self.board.add_event(now_s, EDITED, notice)
+        self.board.settings_edited = notice
 
     async def _apply(self, change: SettingsChange) -> None:
         """Plan by other settings from the next tick on."""

@@ -14,7 +14,7 @@ LIVE = ("models", "pipelines", "prices", "policy", "policies", "planning", "mode
 RESTART = ("state_directory", "servers", "envoy", "launch", "status", "callees", "standby")
 """Sections from which adapters were built; the inputs that a launch has belong to `models`."""
 KEYS = {"callees": "calls"}
-RELOADED, REFUSED = "settings_reloaded", "settings_refused"
+RELOADED, REFUSED, EDITED = "settings_reloaded", "settings_refused", "settings_edited"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,14 @@ class SettingsChange:
             f"settings reloaded: {done}; {', '.join(self.waiting)} stay as they were until a restart. "
             "Fix: `themis stop`, then `themis run`; servers and Envoy serve on meanwhile"
         )
+
+    @property
+    def notice(self) -> str | None:
+        """What of the edited settings is not in force, and what is to be done; None where all of it is."""
+        restart = "Fix: `themis stop`, then `themis run`; servers and Envoy serve on meanwhile"
+        now = [f"{', '.join(self.changed)}. Fix: `themis reload`"] if self.changed else []
+        later = [f"{', '.join(self.waiting)} since the sidecar's start. {restart}"] if self.waiting else []
+        return f"the settings file differs from what is in force: {'; '.join(now + later)}" if now or later else None
 
 
 def settings_change(current: ThemisConfig, edited: ThemisConfig) -> SettingsChange:

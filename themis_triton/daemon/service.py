@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable
 from contextlib import AsyncExitStack, closing
 
 import structlog
@@ -35,6 +34,7 @@ from themis_triton.daemon.overrides import OverrideKeeper
 from themis_triton.daemon.pacing import wait_for_tick
 from themis_triton.daemon.reads_api import Reads
 from themis_triton.daemon.recurring import keep_recurring
+from themis_triton.daemon.settings_watch import SettingsFile, watch_settings
 from themis_triton.daemon.status import StatusBoard, recall_requests
 from themis_triton.daemon.tasks import cancelled_on_exit, stopped_before
 from themis_triton.daemon.terms import Term, lead_in_turn
@@ -44,10 +44,10 @@ from themis_triton.decide.rules import build_rules
 log = structlog.get_logger()
 
 
-async def run_daemon(config: ThemisConfig, read_settings: Callable[[], ThemisConfig], *, standby: bool = False) -> None:
+async def run_daemon(config: ThemisConfig, settings: SettingsFile, *, standby: bool = False) -> None:
     """Run until SIGTERM or SIGINT. Servers and Envoy keep serving afterwards; `themis stop --all` stops them.
 
-    SIGHUP: `read_settings` returns the edited settings; its ThemisError leaves those that are in force. It ends the sidecar when the
+    SIGHUP: `settings.read` returns the edited settings; its ThemisError leaves those that are in force. It ends the sidecar when the
     terminal that it was started on is gone.
     `standby`: wait while another sidecar leads with the same state directory, and take over when it ends or hangs. With a lease
     (`standby.kind`) every sidecar does so.
@@ -60,7 +60,7 @@ async def run_daemon(config: ThemisConfig, read_settings: Callable[[], ThemisCon
     if config.standby.kind is not StandbyKind.FILE:
         with locked(config.state_directory):
             await load_cached_kernels(config.state_directory)
-            await lead_in_turn(config, stop, lambda term: _lead(config, read_settings, stop, reload, term))
+            await lead_in_turn(config, stop, lambda term: _lead(config, settings, stop, reload, term))
         log.info("sidecar_stopped", servers="still serving")
         return
     leadership = Leadership(config.state_directory)
@@ -69,7 +69,7 @@ async def run_daemon(config: ThemisConfig, read_settings: Callable[[], ThemisCon
         return
     with leadership.held():
         async with cancelled_on_exit(asyncio.create_task(leadership.beat())):
-            await _lead(config, read_settings, stop, reload)
+            await _lead(config, settings, stop, reload)
     log.info("sidecar_stopped", servers="still serving")
 
 
@@ -79,9 +79,7 @@ async def _stand_by(leadership: Leadership, config: ThemisConfig) -> None:
         await leadership.wait()
 
 
-async def _lead(
-    config: ThemisConfig, read_settings: Callable[[], ThemisConfig], stop: asyncio.Event, reload: asyncio.Event, term: Term | None = None
-) -> None:
+async def _lead(config: ThemisConfig, settings: SettingsFile, stop: asyncio.Event, reload: asyncio.Event, term: Term | None = None) -> None:
     """Adopt what serves, then tick until `stop`."""
     fence = Fence(term.launcher, term.election.check) if term is not None else None
     async with preparing_kernels(config.state_directory) as kernels, build_components(config, fence) as components:
@@ -113,7 +111,7 @@ async def _lead(
             if os.getpid() == 1 and config.envoy.managed:
                 log.warning("init_process_detected", message="servers and Envoy stop with this container. Fix: run it with --pid=host")
             ticking = Loop(components, Planner(build_rules(planned)), board, exporter, kernels.compute)
-            ticking.reload, ticking.read_settings, ticking.hub = reload, read_settings, hub
+            ticking.reload, ticking.read_settings, ticking.hub = reload, settings.read, hub
             ticking.keeper, ticking.fixed = keeper, fixed
             ticking.recall_places()
             if kernels.interpreted:
@@ -122,13 +120,13 @@ async def _lead(
             ticking.traces = build_traces(os.environ)
             try:
                 with closing(hub):
-                    await _run_ticks(ticking, kernels, stop)
+                    await _run_ticks(ticking, kernels, settings, stop)
             finally:
                 if ticking.traces is not None:
                     await asyncio.to_thread(ticking.traces.close)
 
 
-async def _run_ticks(loop: Loop, kernels: Kernels, stop: asyncio.Event) -> None:
+async def _run_ticks(loop: Loop, kernels: Kernels, settings: SettingsFile, stop: asyncio.Event) -> None:
     """Tick until `stop`. The next tick starts `tick_s` after the end of the last one, or later while nothing moves."""
     world = loop.components.world
     watching = asyncio.create_task(EnvoyWatch(loop.components.envoy, world.executor, world.supervisor, world.clock).run())
@@ -136,7 +134,8 @@ async def _run_ticks(loop: Loop, kernels: Kernels, stop: asyncio.Event) -> None:
     renewing = asyncio.create_task(keep_certificates(loop.components.routes))
     reporting = asyncio.create_task(keep_reports(lambda: loop.components, loop.board, lambda: loop.planner.rules.config))
     learning = asyncio.create_task(keep_recurring(journal_path(loop.components.config.state_directory), world.clock, loop.use_recurring))
-    tasks = (watching, tidying, renewing, reporting, learning)
+    reading = asyncio.create_task(watch_settings(settings, loop))
+    tasks = (watching, tidying, renewing, reporting, learning, reading)
     async with AsyncExitStack() as stack:
         for task in tasks:
             await stack.enter_async_context(cancelled_on_exit(task))

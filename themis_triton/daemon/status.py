@@ -51,6 +51,7 @@ class StatusBoard:
     paused: bool = False
     overrides: Overrides = field(default_factory=Overrides)
     journal_trouble: str | None = None
+    settings_edited: str | None = None
     report: DayReport | None = None
     proxies: tuple[ProxyConnection, ...] = ()
     windows: dict[str, PipelineWindows] = field(default_factory=dict)
@@ -122,6 +123,7 @@ class StatusBoard:
             tick_errors=self.tick_errors,
             tick_error=self.tick_error,
             journal_trouble=self.journal_trouble,
+            settings_edited=self.settings_edited,
             report=self.report,
             proxies=self.proxies,
             usage=_usage(self.usage),

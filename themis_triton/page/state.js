@@ -116,6 +116,7 @@ export function conditions(status) {
   for (const fault of status.faults) add("bad", fault);
   if (status.routes_unwritten) add("bad", `Routes are not written: ${status.routes_unwritten}`);
   if (status.journal_trouble) add("bad", status.journal_trouble);
+  if (status.settings_edited) add("warn", f.capital(status.settings_edited));
   const crashed = crashes(status);
   if (crashed) list.push(crashed);
   if (status.reason?.startsWith("hold_")) add("warn", `${reasonWords(status.reason)}: nothing is changed`);

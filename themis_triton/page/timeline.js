@@ -12,7 +12,7 @@ const REFRESH_MS = 30000;
 const SOON_MS = 800;
 const LIVE_UP_TO_S = 3600;
 const SHORTEST_S = 60;
-const KINDS = { paused: "Paused", resumed: "Resumed", tick_failed: "Tick failed", settings_reloaded: "Settings reloaded", settings_refused: "Settings refused", pinned: "Pinned", pin_ended: "Unpinned", bounded: "Bounded", drain_requested: "Drain asked for", drained: "Drained", drained_rests: "Drained, at rest", drain_ended: "Drain ended", mode_changed: "Mode changed" };
+const KINDS = { paused: "Paused", resumed: "Resumed", tick_failed: "Tick failed", settings_reloaded: "Settings reloaded", settings_refused: "Settings refused", settings_edited: "Settings edited", pinned: "Pinned", pin_ended: "Unpinned", bounded: "Bounded", drain_requested: "Drain asked for", drained: "Drained", drained_rests: "Drained, at rest", drain_ended: "Drain ended", mode_changed: "Mode changed" };
 
 const last = (values) => values.findLast((value) => value !== null && value !== undefined);
 const worst = (values) => Math.max(...values.map((value) => value ?? 0));

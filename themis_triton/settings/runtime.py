@@ -36,7 +36,7 @@ def load_runtime_paths(path: Path) -> RuntimePaths:
 
     Raises SettingsError with the errors of these two sections, or all errors if the file cannot be read.
     """
-    data = _read(path)
+    data = read_mapping(path)
     if data is not None:
         state, status = data.get("state_directory", DEFAULT_STATE_DIRECTORY), data.get("status", {})
         address = _address(status)
@@ -60,7 +60,7 @@ def resolve(settings_file: Path, path: Path) -> Path:
     return joined.parent.resolve() / joined.name
 
 
-def _read(path: Path) -> Mapping[str, Any] | None:
+def read_mapping(path: Path) -> Mapping[str, Any] | None:
     """The file's content; None when it is not a mapping with unique keys."""
     try:
         loader = _Loader(path.read_bytes().decode("utf-8-sig"))

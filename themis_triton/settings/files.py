@@ -1,0 +1,32 @@
+"""The files that a settings file is read from, with what shows that one of them was edited."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from themis_triton.settings.loading import mapping
+from themis_triton.settings.runtime import read_mapping, resolve
+
+Stamp = tuple[tuple[str, int, int], ...]
+"""Of each file its path, its time in ns and its size; of one that cannot be read both are 0."""
+
+
+def stamp_of(path: Path) -> Stamp:
+    """The stamp of a settings file and of the profile files that it names. Nothing is raised."""
+    return tuple(map(_stamp, [path, *_profiles(path)]))
+
+
+def _profiles(path: Path) -> Iterator[Path]:
+    for model in mapping(mapping(read_mapping(path)).get("models")).values():
+        profile = mapping(model).get("profile")
+        if isinstance(profile, str):
+            yield resolve(path, Path(profile))
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return str(path), 0, 0
+    return str(path), found.st_mtime_ns, found.st_size
