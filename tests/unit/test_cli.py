@@ -104,7 +104,7 @@ def test_flags_of_one_name_have_one_type_in_every_command() -> None:
     several = {
         flag for flag, found in kinds.items() if len({each for kind in found for each in get_args(kind) or (kind,)} - {NoneType}) > 1
     }
-    assert several == {"--from", "--to", "--rate", "--devices", "--slo", "--slo-ms", "--pipeline"}
+    assert several == {"--from", "--to", "--rate", "--devices", "--server", "--slo", "--slo-ms", "--pipeline"}
 
 
 def test_every_command_that_reads_settings_takes_them_with_c() -> None:
