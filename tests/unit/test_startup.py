@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.main import get_group
 
 from tests.unit.samples import action, record, server, snapshot
+from themis_triton import cli
 from themis_triton.adapters.sockets import free_ports
 from themis_triton.adapters.store.journal import Journal
 from themis_triton.core.action import ActionKind
@@ -68,6 +70,13 @@ def test_completion_in_the_shell_loads_no_heavy_package(typed: str, offered: set
     program = f"import sys; sys.argv = ['themis']\n{PROGRAM}"
     ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, set(ended.stdout.split()), ended.stderr) == (0, offered, "loaded: ")
+
+
+def test_a_called_command_is_declared_alone_and_any_other_word_brings_all() -> None:
+    names = set(get_group(cli.app).commands)
+    assert all(set(get_group(cli._application([name])).commands) == {name} for name in names)
+    assert {"status", "envoy-bootstrap", "simulate"} <= names
+    assert cli._application([]) is cli._application(["statsu"]) is cli._application(["--help"]) is cli.app
 
 
 def outcome(read: Callable[[Path], RuntimePaths], path: Path) -> RuntimePaths | str:
