@@ -72,3 +72,32 @@ def test_validate_says_how_the_calls_of_shared_models_are_counted(tmp_path: Path
     assert "note    pipelines.boxes, pipelines.inside, pipelines.video: video-detector is planned for the sum of their calls; " in shown
     assert "they are told apart, those of inside by the calls of both" in shown
     assert "note    pipelines.inside, pipelines.video: video-classifier is planned for the sum of their calls\n" in shown
+
+
+@pytest.mark.parametrize(
+    ("slots", "note"),
+    [
+        ("[cpu:0, cpu:1, cpu:2]", "launch.slots: 3 for 20 pipelines: a server holds several of them, as far as its memory allows\n"),
+        ("[{device: gpu:0, memory: 2GiB}, {device: gpu:1, memory: 2GiB}]", "as far as its memory allows\n"),
+        (
+            "[{device: gpu:0, memory: 1GiB}, {device: gpu:1, memory: 512MiB}]",
+            "all slots have 1,536 MiB, and the fewest instances of all models need 2,000 MiB: some pipelines get no server. Fix: ",
+        ),
+        (str([f"cpu:{number}" for number in range(20)]), "is valid: 20 models, 20 pipelines, 0 adopted servers, 20 launch slots\n"),
+    ],
+)
+def test_validate_says_how_pipelines_are_served_where_slots_are_fewer(
+    slots: str, note: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"m{number}" for number in range(20)]
+    for name in names:
+        (tmp_path / "models" / name / "1").mkdir(parents=True)
+    profile = "profile: {instance_memory: 100MiB, surface: {form: contention, alpha_ms: 1, beta_ms: 2, gamma_ms: 1, zeta_ms: 5}}"
+    models = "".join(f"  {name}: {{max_batch: 8, {profile}}}\n" for name in names)
+    pipelines = "".join(f"  {name}: {{stages: [{name}], slo_ms: 200}}\n" for name in names)
+    path = tmp_path / "themis.yaml"
+    path.write_text(f"launch: {{slots: {slots}, model_repository: models}}\nmodels:\n{models}pipelines:\n{pipelines}", encoding="utf-8")
+    assert validate_command(path, live=False, as_json=False) == 0
+    shown = capsys.readouterr().out
+    assert note in shown
+    assert ("launch.slots:" in shown) is ("memory" in note or "server. Fix" in note)

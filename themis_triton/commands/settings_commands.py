@@ -28,6 +28,7 @@ from themis_triton.settings.kinds import ADDRESS_WORDS, parse_address
 from themis_triton.settings.starter import starter
 
 PRIVATE_MODE = 0o600
+MIB = 2**20
 _MARKS = {Severity.OK: "[green]ok[/]     ", Severity.WARNING: "[yellow]warning[/]", Severity.ERROR: "[red]error[/]  "}
 
 
@@ -198,6 +199,7 @@ def _notes(config: ThemisConfig) -> Iterator[tuple[str, str]]:
         raised = f"is below the time of the calls of {calls}, one after the other for each request of a batch; plans count with that time"
         yield f"models.{name}.profile.surface", f"{raised}. Fix: measure {name} with `themis profile`, or set `learn: true`"
     yield from _separate_notes(config)
+    yield from _slot_notes(config)
     for names, sentence in sharing_notes(config.pipelines):
         yield ", ".join(f"pipelines.{name}" for name in names), sentence
 
@@ -211,6 +213,21 @@ def _separate_notes(config: ThemisConfig) -> Iterator[tuple[str, str]]:
         first = "a free slot goes first to a model that no server holds"
         few = f"; {models - slots} of them share a server, as far as its memory allows" if slots < models else ""
         yield "planning.placement", f"each launched server holds one model; {shared}: {first}{few}"
+
+
+def _slot_notes(config: ThemisConfig) -> Iterator[tuple[str, str]]:
+    """How pipelines are served where slots are fewer. What adopted servers hold is not known here."""
+    slots, planning = config.launch.slots if config.launch is not None else (), config.planning
+    if planning.placement is Placement.SEPARATE or planning.throughput is ThroughputRule.CORES or config.servers:
+        return
+    if 0 < len(slots) < len(config.pipelines):
+        limits = [slot.memory_bytes for slot in slots if slot.memory_bytes is not None]
+        needed = sum(model.min_instances * model.profile.instance_memory_bytes for model in config.models.values())
+        served = f"{len(slots)} for {len(config.pipelines)} pipelines: a server holds several of them, as far as its memory allows"
+        if len(limits) == len(slots) and needed > sum(limits):
+            memory = f"all slots have {sum(limits) / MIB:,.0f} MiB, and the fewest instances of all models need {needed / MIB:,.0f} MiB"
+            served += f". {memory}: some pipelines get no server. Fix: give slots more memory, or add slots"
+        yield "launch.slots", served
 
 
 def _summary(config: ThemisConfig) -> str:
