@@ -18,9 +18,9 @@ from tests.unit.samples import NOW_S, server
 from themis_triton.commands.top.states import pipeline_state
 from themis_triton.core.attainment import SloWindow
 from themis_triton.core.config import Mode
-from themis_triton.core.decision import Clamp, ClampKind
+from themis_triton.core.decision import Clamp, ClampKind, PipelineEvidence
 from themis_triton.core.encoding import plain
-from themis_triton.core.estimate import PipelineEstimate
+from themis_triton.core.estimate import LearntTimes, PipelineEstimate, PipelineKnowledge
 from themis_triton.core.fleet import Phase
 from themis_triton.core.overrides import Bounds, Counted, Drain, ModeOverride, Overrides
 from themis_triton.core.status import STATUS_VERSION, PipelineStatus, Status, StatusEvent
@@ -157,6 +157,16 @@ def test_late_requests_of_the_last_minute_are_told_although_p99_is_inside_the_sl
     (view,) = node_views(json.dumps([plain(replace(CALM, pipelines=(pipeline,)))]))
     assert (view["states"], view["headline"]) == ([word], headline)
     assert pipeline_state(pipeline).words == word.lower().replace("slo", "SLO")
+
+
+@pytest.mark.parametrize(("enough", "word"), [(False, "Learning"), (True, "Above capacity")])
+def test_a_capacity_that_is_a_guess_is_exceeded_by_nothing(*, enough: bool, word: str) -> None:
+    estimate = PipelineEstimate("video", 60.0, 60.0, 60.0, 0.0, 0.0, 161.0)
+    evidence = PipelineEvidence("video", 60.0, 60.0, 40.0, 300.0, 161.0, None, 1, 1)
+    knowledge = PipelineKnowledge("video", enough, (LearntTimes("detector", 34.0, 0.0, 10.0),))
+    pipeline = PipelineStatus("video", ("detector",), 300.0, 99.0, estimate, evidence, knowledge=knowledge)
+    (view,) = node_views(json.dumps([plain(replace(CALM, pipelines=(pipeline,)))]))
+    assert (view["states"], pipeline_state(pipeline).words) == ([word], word.lower())
 
 
 def test_a_drained_server_is_marked_in_the_fleet_with_what_it_waits_for() -> None:

@@ -5,6 +5,7 @@ import pytest
 from tests.unit.samples import CLASSIFIER, DETECTOR, NOW_S, action, launch, record, retire
 from themis_triton.core.action import Action, ActionKind, Outcome, OutcomeKind
 from themis_triton.core.decision import Clamp, ClampKind, Decision, PipelineEvidence, Reason, Stage
+from themis_triton.core.estimate import LearntTimes, PipelineKnowledge
 from themis_triton.core.fleet import ModelState
 from themis_triton.core.record import describe, sentence
 
@@ -36,6 +37,14 @@ def test_every_reason_has_its_opening(reason: Reason) -> None:
     assert sentence(record(decision=decision(reason, evidence=False))) == OPENINGS[reason]
     opening = "overload, no further change" if reason is Reason.STEADY else OPENINGS[reason]
     assert sentence(record(decision=decision(reason))) == f"{opening}: {NUMBERS}"
+
+
+def test_a_capacity_that_is_a_guess_is_not_told_and_exceeds_nothing() -> None:
+    few = PipelineKnowledge("video", False, (LearntTimes(CLASSIFIER, 34.0, 0.0, 10.0),), 66.0, 5.4)
+    told = record(decision=decision(Reason.STEADY))
+    learning = replace(told, estimate=replace(told.estimate, knowledge=(few,)))
+    assert sentence(learning) == "steady: video demand 151/s, capacity not known yet, servers 1→3"
+    assert sentence(replace(told, estimate=replace(told.estimate, knowledge=(replace(few, enough=True),)))) == sentence(told)
 
 
 ACTIONS = {

@@ -220,7 +220,7 @@ def counted(status: Status) -> str:
 def _pipeline_cells(pipeline: PipelineStatus) -> tuple[str, ...]:
     estimate, evidence = pipeline.estimate, pipeline.evidence
     rate_rps = estimate.recent_rps if estimate is not None else None
-    capacity_rps = evidence.capacity_rps if evidence is not None else None
+    capacity_rps = evidence.capacity_rps if evidence is not None and pipeline.is_known else None
     p99_ms = estimate.p99_ms if estimate is not None else None
     windows = (pipeline.slo_minute, pipeline.slo_hour, pipeline.slo_day)
     late = "/".join(_percent(window.attainment) for window in windows) + " %" if pipeline.slo_day.requests else "–"

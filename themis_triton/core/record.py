@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from themis_triton.core.action import Action, ActionKind, Outcome, OutcomeKind, Plan
@@ -37,7 +38,7 @@ class TickRecord:
 def sentence(record: TickRecord) -> str:
     """The tick in one sentence, the same for the log, the status and the journal."""
     decision = record.decision
-    parts = [_opening(decision)]
+    parts = [_opening(decision, {each.pipeline for each in record.estimate.knowledge if not each.enough})]
     if decision.detail:
         parts.append(decision.detail)
     parts += [incident.sentence for incident in record.snapshot.incidents]
@@ -136,12 +137,14 @@ _OPENINGS = {
 }
 
 
-def _opening(decision: Decision) -> str:
+def _opening(decision: Decision, learning: Collection[str]) -> str:
+    """`learning`: the pipelines whose service times are not known yet; their capacity is a guess that says nothing."""
     opening = _OPENINGS[decision.reason]
-    if decision.reason is Reason.STEADY and any(_is_overloaded(evidence) for evidence in decision.evidence):
+    if decision.reason is Reason.STEADY and any(_is_overloaded(each) and each.pipeline not in learning for each in decision.evidence):
         opening = "overload, no further change"
     # The pipelines that explain the decision come first; sorting keeps the settings' order among equal ones.
-    numbers = first_of([_numbers(evidence) for evidence in sorted(decision.evidence, key=_calmness)], "; ", "pipelines")
+    ordered = sorted(decision.evidence, key=_calmness)
+    numbers = first_of([_unknown(each) if each.pipeline in learning else _numbers(each) for each in ordered], "; ", "pipelines")
     return f"{opening}: {numbers}" if numbers else opening
 
 
@@ -162,6 +165,10 @@ def _misses_slo(evidence: PipelineEvidence) -> bool:
 
 def _is_overloaded(evidence: PipelineEvidence) -> bool:
     return round(evidence.demand_fast_rps) > round(evidence.capacity_rps)
+
+
+def _unknown(evidence: PipelineEvidence) -> str:
+    return f"{evidence.pipeline} demand {evidence.demand_fast_rps:.0f}/s, capacity not known yet, {evidence.unit}s {evidence.servers_words}"
 
 
 def _numbers(evidence: PipelineEvidence) -> str:

@@ -72,6 +72,11 @@ class PipelineStatus:
     p50_ms: float | None = None
     prediction: PredictionScore | None = None
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the service times of its models are known; until then its capacity is a guess that says nothing."""
+        return self.knowledge is None or self.knowledge.enough
+
 
 @dataclass(frozen=True, slots=True)
 class Status:

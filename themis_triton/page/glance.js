@@ -2,7 +2,7 @@
 
 import { byId, h, reconcile, setText, show, stateMark } from "./dom.js";
 import * as f from "./format.js";
-import { budgetWords, pipelineState } from "./state.js";
+import { budgetWords, isKnown, pipelineState } from "./state.js";
 
 const COLUMNS = [
   ["state", "State", false], ["name", "Pipeline", false], ["rate", "Rate /s", true], ["load", "Demand of capacity", false], ["p50", "p50 ms", true], ["p99", "p99 ms", true],
@@ -37,7 +37,7 @@ export class Glance {
     this.status = status;
     const rows = status.pipelines.map((pipeline) => {
       const { evidence } = pipeline;
-      const fraction = evidence && evidence.capacity_rps > 0 ? evidence.demand_fast_rps / evidence.capacity_rps : 0;
+      const fraction = evidence && isKnown(pipeline) && evidence.capacity_rps > 0 ? evidence.demand_fast_rps / evidence.capacity_rps : 0;
       return { pipeline, fraction, state: pipelineState(pipeline) };
     });
     const { by, reverse } = this.sorted;
@@ -71,7 +71,8 @@ export class Glance {
     const [bar, text] = cells.load.firstChild.children;
     bar.firstChild.style.width = `${Math.min(100, 100 * fraction).toFixed(1)}%`;
     bar.dataset.level = fraction > 1 ? "bad" : fraction > 0.85 ? "warn" : "good";
-    setText(text, evidence ? `${f.rate(evidence.demand_fast_rps)} of ${f.rate(evidence.capacity_rps)}/s` : f.NONE);
+    const capacity = evidence && isKnown(pipeline) ? f.rate(evidence.capacity_rps) : f.NONE;
+    setText(text, evidence ? `${f.rate(evidence.demand_fast_rps)} of ${capacity}/s` : f.NONE);
     setText(cells.p50, f.ms(pipeline.p50_ms));
     setText(cells.p99, f.ms(estimate?.p99_ms));
     cells.p99.classList.toggle("late", pipeline.slo_violated === true);

@@ -2,15 +2,18 @@
 
 import * as f from "./format.js";
 
+/** Whether the service times of its models are known; until then its capacity is a guess that says nothing. */
+export const isKnown = ({ knowledge }) => !knowledge || knowledge.enough;
+
 /** The state of a pipeline: a level, a word, and its rank, the worst first. */
 export function pipelineState(pipeline) {
-  const { estimate, evidence, knowledge } = pipeline;
+  const { estimate, evidence } = pipeline;
   if (!estimate) return { level: "idle", word: "No data", rank: 3 };
   const demand = evidence ? evidence.demand_fast_rps : estimate.recent_rps;
   if (pipeline.slo_violated) return { level: "bad", word: "SLO missed", rank: 0 };
-  if (evidence && Math.round(demand) > Math.round(evidence.capacity_rps)) return { level: "warn", word: "Above capacity", rank: 1 };
+  if (evidence && isKnown(pipeline) && Math.round(demand) > Math.round(evidence.capacity_rps)) return { level: "warn", word: "Above capacity", rank: 1 };
   if (evidence && Math.round(evidence.refused_rps) > 0) return { level: "warn", word: "Refusing", rank: 1 };
-  if (knowledge && !knowledge.enough) return { level: "info", word: "Learning", rank: 2 };
+  if (!isKnown(pipeline)) return { level: "info", word: "Learning", rank: 2 };
   if (justLate(pipeline)) return { level: "warn", word: "Just late", rank: 1 };
   if (estimate.recent_rps === 0 && pipeline.slo_violated === null) return { level: "idle", word: "No traffic", rank: 5 };
   if (evidence && evidence.servers_now !== evidence.servers_desired) return { level: "info", word: "Changing", rank: 3 };

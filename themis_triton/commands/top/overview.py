@@ -106,7 +106,7 @@ def _pipeline_cells(pipeline: PipelineStatus, rates: Sequence[float]) -> list[tu
     if evidence is not None and evidence.servers_desired != evidence.servers_now:
         servers += f"→{evidence.servers_desired}"
     p99_ms = estimate.p99_ms if estimate is not None else None
-    capacity_rps = evidence.capacity_rps if evidence is not None else None
+    capacity_rps = evidence.capacity_rps if evidence is not None and pipeline.is_known else None
     used = evidence.demand_fast_rps / capacity_rps if evidence is not None and capacity_rps else None
     return [
         (state.mark, state.style),

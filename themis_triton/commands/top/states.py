@@ -38,11 +38,11 @@ def pipeline_state(pipeline: PipelineStatus) -> State:
     if pipeline.slo_violated:
         holds = f", holds in {evidence.holds_after_s:.0f} s" if evidence is not None and evidence.holds_after_s else ""
         return State(f"SLO missed{holds}", BAD, 0)
-    if evidence is not None and round(evidence.demand_fast_rps) > round(evidence.capacity_rps):
+    if evidence is not None and pipeline.is_known and round(evidence.demand_fast_rps) > round(evidence.capacity_rps):
         return State("above capacity", WARN, 1)
     if evidence is not None and round(evidence.refused_rps) > 0:
         return State(f"refusing {evidence.refused_rps:.0f}/s", WARN, 1)
-    if pipeline.knowledge is not None and not pipeline.knowledge.enough:
+    if not pipeline.is_known:
         return State("learning", INFO, 2)
     return _calm(pipeline, estimate.recent_rps, evidence)
 
