@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -26,7 +27,7 @@ from themis_triton.core.action import ActionKind
 from themis_triton.core.address import Address
 from themis_triton.core.config import Placement, PlanningConfig
 from themis_triton.core.errors import SettingsError
-from themis_triton.core.estimate import Estimate, OtherDemand, PipelineEstimate
+from themis_triton.core.estimate import Estimate, LearntTimes, OtherDemand, PipelineEstimate, PipelineKnowledge
 from themis_triton.core.fleet import ModelState, Phase, Server
 from themis_triton.core.overrides import Drain, Overrides
 from themis_triton.core.policy import PolicyConfig, PolicyName, VerticalConfig
@@ -355,6 +356,23 @@ def test_plans_from_what_runs_count_the_measured_calls_of_other_pipelines_and_th
     changed = planned(["labels=20"], 1.0, labels)
     assert "video-classifier is planned for 40/s of labels beside those of video" in changed[1]
     assert (changed[0],) == (alone[0],), "what the other server takes makes room for 20/s"
+
+
+def test_plans_from_what_runs_take_the_service_times_that_the_sidecar_has_learnt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = shared_settings(tmp_path)
+    data = yaml.safe_load(path.read_text())
+    data["models"]["video-classifier"]["profile"] = {"learn": True}
+    path.write_text(yaml.safe_dump(data, sort_keys=False))
+    known = PipelineKnowledge("video", True, (LearntTimes("video-classifier", 300.0, 9.0, 31.0),))
+    steady = PipelineEstimate("video", 20.0, 20.0, 20.0, 0.0, 0.0, None)
+    board, told = StatusBoard(load_settings(path), NOW_S), record(seen=snapshot([server("a", launched=False)]))
+    board.take(replace(told, estimate=Estimate(NOW_S, pipelines={"video": steady}, knowledge=(known,))), 1.0)
+    monkeypatch.setattr("themis_triton.commands.plan_command.fetch_status", lambda _: board.status())
+    guess, learnt = (plan_command(PlanFlags(path, "20", parse_what_if("video", None, None), start=start))[0] for start in ("1:1,1", "live"))
+    assert guess.stages[1].latency_ms < 40.0 <= learnt.stages[1].latency_ms
+    assert capsys.readouterr().out.count("or use `--from live` once a sidecar has learnt its service times") == 1
 
 
 @pytest.mark.parametrize(

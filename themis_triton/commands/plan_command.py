@@ -22,6 +22,7 @@ from themis_triton.core.config import PipelineConfig, PlanningConfig, ThemisConf
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.overrides import overridden
 from themis_triton.core.sharing import sharing_notes
+from themis_triton.daemon.learning import with_learnt_times
 from themis_triton.planning import RatePlan, WhatIf, other_calls, plan_rates, selected_pipeline
 from themis_triton.planning_measured import OtherCalls, measured_others, others_at_places, with_measured_calls
 from themis_triton.report.plans import PlanSeries, draw_plans
@@ -59,7 +60,8 @@ def plan_command(flags: PlanFlags) -> tuple[RatePlan, ...]:
         console.print(f"{pipeline.name} has one server, because a stage keeps state between the calls of a sequence", soft_wrap=True)
     if not config.knows(pipeline):
         guessed = ", ".join(config.unknown(pipeline))
-        console.print(f"{guessed} has no profile: these plans are of a guess. Fix: run `themis profile`", soft_wrap=True, markup=False)
+        fix = "run `themis profile`, or use `--from live` once a sidecar has learnt its service times"
+        console.print(f"{guessed} has no profile: these plans are of a guess. Fix: {fix}", soft_wrap=True, markup=False)
     for line in _shared_lines(start):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     paths = show_paths(console, config, rates, what_if, fleet) if fleet is not None else None
@@ -93,7 +95,8 @@ def _started(flags: PlanFlags, config: ThemisConfig) -> _Start:
         fleet = parse_fleet(flags.start, pipeline, config) if flags.start is not None else None
         return _Start(config, pipeline, what_if, other_calls(config, pipeline, what_if), fleet)
     status = fetch_status(flags.config)
-    config = overridden(with_measured_calls(config, status), status.overrides)
+    learnt = tuple(each.knowledge for each in status.pipelines if each.knowledge is not None)
+    config = overridden(with_measured_calls(with_learnt_times(config, learnt), status), status.overrides)
     pipeline = selected_pipeline(config, what_if)
     measured, named = measured_others(status, pipeline), other_calls(config, pipeline, what_if)
     others = {stage: {**parts, **named[stage]} for stage, parts in measured.items()}
