@@ -174,7 +174,7 @@ def why(
     decision: Annotated[str | None, typer.Argument(help="Decision id. Default: the newest decision that changed something.")] = None,
     at: Annotated[
         str | None,
-        typer.Option(help="The newest decision until then: so long ago, such as 30m, or a local time, such as 2026-03-01T14:30."),
+        typer.Option(help="The newest decision until then: so long ago, such as 30m, or a local time, such as 02:50 or 2026-03-01T14:30."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

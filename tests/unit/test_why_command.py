@@ -12,6 +12,7 @@ from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.store.journal import Journal
 from themis_triton.adapters.store.records import unpacked
 from themis_triton.commands.history_command import collapse, history_command
+from themis_triton.commands.moments import moment, parse_moment
 from themis_triton.commands.why_command import why_command
 from themis_triton.core.action import ActionKind, Outcome, OutcomeKind
 from themis_triton.core.decision import Clamp, ClampKind, PipelineEvidence
@@ -168,6 +169,23 @@ def test_pauses_and_drains_are_in_the_history_and_are_no_decisions(
     assert "  d  policy themis, steady" in capsys.readouterr().out.splitlines()[0]
     why(path, f"{kind}-{NOW_S + 90.0:.0f}")
     assert capsys.readouterr().out == "paused by `themis pause`: nothing is changed\n"
+
+
+def test_a_time_may_be_typed_as_the_history_prints_it() -> None:
+    now_s = datetime(2026, 3, 1, 3, 10, 30).astimezone().timestamp()
+    for typed, day in (
+        ("03:10:05", (2026, 3, 1, 3, 10, 5)),
+        ("3:09", (2026, 3, 1, 3, 9)),
+        ("23:59", (2026, 2, 28, 23, 59)),
+        ("28 Feb 14:00:01", (2026, 2, 28, 14, 0, 1)),
+        ("31 Dec 14:00", (2025, 12, 31, 14, 0)),
+        ("2026-02-03T04:05", (2026, 2, 3, 4, 5)),
+    ):
+        assert datetime.fromtimestamp(parse_moment(typed, "--at", now_s, "now"), UTC) == datetime(*day).astimezone(), typed
+    assert moment(now_s - 60.0, now_s).partition(" (")[0] == "01 Mar 03:09:30"
+    for typed in ("25:00", "10", "29 Feb 10:00", "03:10:05 28"):
+        with pytest.raises(SettingsError, match=f"--at: {typed} is invalid: .* a local time, such as 14:30"):
+            parse_moment(typed, "--at", now_s, "now")
 
 
 @pytest.mark.parametrize("since", ["10", "m", "-1m", "0s", "nanh", "10w", ""])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 
 from themis_triton.core.errors import SettingsError
 
@@ -27,8 +28,25 @@ def parse_moment(text: str, flag: str, end_s: float, end: str) -> float:
     try:
         return datetime.fromisoformat(text).astimezone().timestamp()
     except ValueError:
-        expected = f"a duration before {end}, such as 30m, or a local time, such as 2026-03-01T14:30"
-        raise SettingsError(f"{flag}: {text} is invalid: expected {expected}") from None
+        at_s = _printed_moment(text, end_s)
+    if at_s is None:
+        expected = f"a duration before {end}, such as 30m, or a local time, such as 14:30, 01 Mar 14:30:00 or 2026-03-01T14:30"
+        raise SettingsError(f"{flag}: {text} is invalid: expected {expected}")
+    return at_s
+
+
+def _printed_moment(text: str, end_s: float) -> float | None:
+    """The newest time until `end_s` that is printed so: a time of day, or with day and month, as `moment` writes it; else None."""
+    end = datetime.fromtimestamp(end_s, UTC).astimezone()
+    days = [end.date(), end.date() - timedelta(days=1)]
+    written = [(f"{day} {text}", f"%Y-%m-%d {form}") for form in ("%H:%M:%S", "%H:%M") for day in days]
+    written += [(f"{year} {text}", f"%Y {form}") for form in ("%d %b %H:%M:%S", "%d %b %H:%M") for year in (end.year, end.year - 1)]
+    for value, form in written:
+        with suppress(ValueError):
+            at_s = datetime.strptime(value, form).astimezone().timestamp()
+            if at_s <= end_s:
+                return at_s
+    return None
 
 
 def age(seconds: float) -> str:
