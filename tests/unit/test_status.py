@@ -130,3 +130,15 @@ def test_the_status_api_serves_its_version_links_and_a_clear_refusal_of_another(
     assert isinstance(decode_status(status.json()), Status)
     assert (other.status_code, other.json()) == (404, {"error": "status version v2 is not served: expected /v1/status"})
     assert missing.status_code == 404
+
+
+def test_advice_that_is_repeated_in_each_tick_is_one_event_and_hides_no_other() -> None:
+    result = board()
+    for number in range(60):
+        result.take(replace(ticked(NOW_S + number), advisory=True), 1.5)
+        if number == 30:
+            result.add_event(NOW_S + number, "paused", "paused")
+    assert [event.kinds for event in result.status().events] == [("grow",), ("paused",), ("grow",)]
+    assert [event.at_s - NOW_S for event in result.status().events] == [30.0, 30.0, 59.0]
+    acted = board(*(ticked(NOW_S + number) for number in range(3)))
+    assert len(acted.status().events) == 3

@@ -1,4 +1,5 @@
 import json
+import re
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
@@ -17,6 +18,7 @@ from themis_triton.commands.why_command import why_command
 from themis_triton.core.action import ActionKind, Outcome, OutcomeKind
 from themis_triton.core.decision import Clamp, ClampKind, PipelineEvidence
 from themis_triton.core.errors import EnvironmentCheckError, SettingsError
+from themis_triton.core.estimate import PipelineKnowledge
 from themis_triton.core.history import PipelineSample
 
 
@@ -74,6 +76,22 @@ def test_the_numbers_of_a_pipeline_say_what_they_count(tmp_path: Path, capsys: p
     assert "2→3 servers" in capsys.readouterr().out
 
 
+def test_the_capacity_of_a_pipeline_that_is_still_being_learnt_is_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "themis.yaml").write_text("state_directory: state\n")
+    journal = Journal(tmp_path / "state" / "journal.sqlite")
+    evidence = PipelineEvidence("video", 151.4, 120.0, 766.0, 300.0, 241.0, None, 1, 1)
+    told = record(action(ActionKind.GROW), seen=snapshot([server("a")]))
+    for name, enough in (("few", False), ("many", True)):
+        knowledge = (PipelineKnowledge("video", enough, ()),)
+        decided = replace(told.decision, id=name, evidence=(evidence,))
+        journal.record_tick(replace(told, decision=decided, estimate=replace(told.estimate, knowledge=knowledge)))
+    journal.close()
+    why(tmp_path / "themis.yaml", "many")
+    assert re.search(r"video +151 +120 +766 +241 ", capsys.readouterr().out)
+    why(tmp_path / "themis.yaml", "few")
+    assert re.search(r"video +151 +120 +– +241 ", capsys.readouterr().out)
+
+
 def test_successive_ticks_that_differ_in_numbers_only_are_one_line() -> None:
     def row(name: str, sentence: str) -> dict[str, object]:
         return {"decision_id": name, "sentence": sentence}
@@ -83,11 +101,16 @@ def test_successive_ticks_that_differ_in_numbers_only_are_one_line() -> None:
         row("2", "surge: video needs 39.5/s of 24/s; would grow m on a 1→2"),
         row("3", "surge: video needs 39/s of 24/s; would grow m on a 1→3"),
         row("4", "steady: video needs 39/s of 24/s; would grow m on a 1→3"),
+        row("5", "surge: a needs 39/s of 24/s; b needs 1/s of 7/s; would launch cpu-1-5 on cpu:1 with m×1"),
+        row("6", "surge: a needs 40/s of 24/s; b needs 2/s of 7/s; would launch cpu-1-6 on cpu:1 with m×1"),
+        row("7", "surge: a needs 40/s of 24/s; b needs 2/s of 7/s; would launch cpu-1-7 on cpu:1 with m×2"),
     ]
     assert [(first["decision_id"], last["decision_id"], count) for first, last, count in collapse(rows)] == [
         ("1", "2", 2),
         ("3", "3", 1),
         ("4", "4", 1),
+        ("5", "6", 2),
+        ("7", "7", 1),
     ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from themis_triton.adapters.store.paths import journal_path
 from themis_triton.adapters.store.reader import reading
 from themis_triton.commands.moments import moment, parse_duration
 from themis_triton.commands.terminal import write_line
+from themis_triton.core.words import without_numbers
 from themis_triton.settings.runtime import load_runtime_paths
 
 Row = dict[str, Any]
@@ -42,7 +42,7 @@ def collapse(rows: Iterable[Row]) -> Iterator[tuple[Row, Row, int]]:
     """Groups of successive ticks whose sentences differ only in the evidence: first tick, last tick, count."""
     run: list[Row] = []
     for row in rows:
-        if run and _kind(row) != _kind(run[-1]):
+        if run and _words(row) != _words(run[-1]):
             yield run[0], run[-1], len(run)
             run = []
         run.append(row)
@@ -50,7 +50,5 @@ def collapse(rows: Iterable[Row]) -> Iterator[tuple[Row, Row, int]]:
         yield run[0], run[-1], len(run)
 
 
-def _kind(row: Row) -> tuple[str, str]:
-    """A tick's reason and actions, without the numbers at the start of its sentence."""
-    opening, _, actions = str(row["sentence"]).partition(";")
-    return re.sub(r"\d+(\.\d+)?", "#", opening), actions
+def _words(row: Row) -> tuple[str, str]:
+    return without_numbers(str(row["sentence"]), str(row["decision_id"]))

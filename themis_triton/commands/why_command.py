@@ -127,11 +127,12 @@ def _print_decision(record: dict[str, Any], outcomes: list[dict[str, Any]], resu
     ]
     lines += [record["sentence"], *(f"limited: {clamp['sentence']}" for clamp in decision["clamps"])]
     lines += [f"next best of {row['pipeline']}: {row['runner_up']}" for row in decision["evidence"] if row["runner_up"]]
-    known = (decode(PipelineKnowledge, row) for row in record["estimate"].get("knowledge", ()))
+    known = [decode(PipelineKnowledge, row) for row in record["estimate"].get("knowledge", ())]
     lines += [knowledge_words(each, advisory=record["advisory"]) for each in known]
     for line in lines:
         console.print(line, markup=False, highlight=False)
-    console.print(_evidence(decision["evidence"]))
+    guessed = {each.pipeline for each in known if not each.enough}
+    console.print(_evidence([row | {"capacity_rps": None} if row["pipeline"] in guessed else row for row in decision["evidence"]]))
     for row in outcomes:
         detail = f": {one_line(row['detail'])}" if row["detail"] else ""
         console.print(f"{row['sentence']}: {row['outcome']} after {row['duration_s']:.1f} s{detail}", markup=False, highlight=False)

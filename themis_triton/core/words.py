@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
+ADVICE = "; would "
 MOST_NAMED = 4
 """Items, such as pipelines or actions, that a sentence names; `themis why` and the page show all of them."""
+
+
+def without_numbers(sentence: str, decision_id: str) -> tuple[str, str]:
+    """What a tick's sentence says, without the numbers of its evidence, and its actions, without the names that this decision gives."""
+    opening, _, actions = sentence.rpartition(ADVICE) if ADVICE in sentence else sentence.partition(";")
+    return re.sub(r"\d+(\.\d+)?", "#", opening), actions.replace(f"-{decision_id}", "-#")
 
 
 def first_of(texts: Sequence[str], separator: str, noun: str) -> str:

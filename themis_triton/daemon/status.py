@@ -25,6 +25,7 @@ from themis_triton.core.prediction import prediction_words
 from themis_triton.core.price import hourly_price, running_price
 from themis_triton.core.record import TickRecord, describe, drift_event_words, drift_words, sentence
 from themis_triton.core.status import STATUS_VERSION, PipelineStatus, Status, StatusEvent, UsageStatus
+from themis_triton.core.words import without_numbers
 from themis_triton.daemon.attainment import PipelineWindows
 from themis_triton.daemon.samples import p50_ms
 from themis_triton.daemon.usage import UsageTotals
@@ -77,7 +78,10 @@ class StatusBoard:
         self.tick_ms = tick_ms
         if record.plan.actions or any(outcome.detail for outcome in record.outcomes):
             kinds = tuple(sorted({action.kind.value for action in record.started}))
-            self.events.append(StatusEvent(at_s, decision_id, kinds, sentence(record)))
+            event = StatusEvent(at_s, decision_id, kinds, sentence(record))
+            if record.advisory and self.events and _words(self.events[-1]) == _words(event):
+                self.events.pop()  # the same advice is repeated in each tick
+            self.events.append(event)
         incidents = record.snapshot.incidents
         self.events.extend(StatusEvent(at_s, decision_id, ("incident", incident.kind.value), incident.sentence) for incident in incidents)
         self.events.extend(StatusEvent(at_s, decision_id, ("drift",), drift_event_words(event)) for event in record.estimate.drift_events)
@@ -200,6 +204,10 @@ def _pipeline(record: TickRecord, pipeline: PipelineConfig, windows: PipelineWin
         p50_ms=p50_ms(record.estimate, pipeline),
         prediction=next((each for each in record.decision.predictions if each.pipeline == pipeline.name), None),
     )
+
+
+def _words(event: StatusEvent) -> tuple[str, str]:
+    return without_numbers(event.sentence, event.decision_id)
 
 
 def _violated(estimate: PipelineEstimate | None, pipeline: PipelineConfig) -> bool | None:
