@@ -42,6 +42,7 @@ from themis_triton.load.traces import TraceOptions
 
 DAY_S, LOW_RPS, HIGH_RPS = 60, 6.0, 34.0
 SAMPLE_S, DISTURB_S = 5.0, 15.0
+PART_S, SAMPLES_KEPT = 600.0, 100
 OLD_LOGS = 5
 RETENTION = {"max_journal": "1MiB", "max_recording": "512KiB", "max_log": "1MiB", "max_old_logs": OLD_LOGS}
 SERVERS, GOAL_CORE_PERCENT = 4, 5.0
@@ -235,17 +236,20 @@ def judge(samples: list[Sample]) -> dict[str, Any]:
     grown += ["journal_mb"] if max(row["journal_mb"] for row in rows) > MAX_JOURNAL_MB else []
     pairs = list(pairwise(samples))
     used = [(b.cpu_s - a.cpu_s, b.at_s - a.at_s) for a, b in pairs if a.servers == b.servers == SERVERS]
-    all_used = [(b.cpu_s - a.cpu_s, b.at_s - a.at_s) for a, b in pairs]
+    parts: dict[int, list[tuple[float, float]]] = {}
+    for a, b in pairs:
+        parts.setdefault(int(a.at_s // PART_S), []).append((b.cpu_s - a.cpu_s, b.at_s - a.at_s))
     return {
         "grown": grown,
         "zombies_max": max(sample.zombies for sample in samples),
         "core_percent_with_4_servers": _percent(used),
-        "core_percent": _percent(all_used),
+        "core_percent": _percent([each for part in parts.values() for each in part]),
+        "core_percent_by_10_minutes": [_percent(part) for part in parts.values()],
         "core_percent_goal": GOAL_CORE_PERCENT,
         "servers_seen": sorted({sample.servers for sample in samples}),
         "growth": table,
         "journal_mb_max": max(row["journal_mb"] for row in rows),
-        "samples": rows,
+        "samples": rows[:: max(1, len(rows) // SAMPLES_KEPT)],
     }
 
 
