@@ -63,6 +63,20 @@ def session_settings() -> str:
     return next(block.text for block in blocks() if block.document == session().document and block.language == "yaml")
 
 
+def first_advice() -> list[list[str]]:
+    """The commands that lead to a first advice beside a Triton that runs already, in their order."""
+    text = next(path for path in documents() if path.name == "beside-your-triton.md").read_text(encoding="utf-8")
+    lines = text.splitlines()
+    start = lines.index("## In ten minutes")
+    end = next(number for number in range(start + 1, len(lines)) if lines[number].startswith("## "))
+    return [
+        words
+        for block in blocks()
+        if block.document.name == "beside-your-triton.md" and start < block.line <= end
+        for words in block.commands
+    ]
+
+
 def walk(settings: Path) -> list[tuple[list[str], str]]:
     """The commands of the runbook's walk, without the settings file, and for each the last line that it prints there as a pattern.
 

@@ -7,6 +7,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +18,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.documents import walk
+from tests.documents import first_advice, walk
 from tests.e2e.alerts import fires, samples
 from tests.e2e.conftest import SCREENSHOTS, Launch
 from tests.e2e.daemon_setup import (
@@ -39,6 +41,7 @@ from tests.e2e.terminal import watching
 from tests.e2e.test_any_model import calls, chain_ensemble
 from tests.e2e.test_servers import double
 from themis_triton.adapters.processes import find_process, owned_processes
+from themis_triton.adapters.sockets import free_ports
 from themis_triton.adapters.store.paths import journal_path
 from themis_triton.adapters.store.records import unpacked
 from themis_triton.core.decoding import decode
@@ -251,12 +254,54 @@ def advises(status: Status) -> bool:
     )
 
 
+def typed(words: list[str], file: Path, sidecar: Sidecar, *more: str) -> str:
+    """What a command of the documents prints with these settings and this Triton. Its load takes a second instead of a minute."""
+    places = {"themis.yaml": str(file), "127.0.0.1:8001": str(sidecar.adopted.grpc_address), "60": "1"}
+    command = [sys.executable, "-m", "themis_triton.cli", *(places.get(word, word) for word in words[1:]), *more]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, (words, ended.stdout, ended.stderr)
+    return ended.stdout
+
+
+def first_settings(sidecar: Sidecar, folder: Path) -> None:
+    """The documents' commands before the first start, with the adopted server and free ports."""
+    file, server, (init, validate, run, *_) = folder / "own.yaml", sidecar.adopted, first_advice()
+    where = (
+        "--http",
+        str(server.http_address),
+        "--metrics",
+        str(server.metrics_address),
+        "--model-control-key",
+        str(server.model_control_key),
+    )
+    assert "It has 2 models; fill in the SLOs" in typed(init, file, sidecar, *where)
+    grpc, http, status = (f"127.0.0.1:{port}" for port in free_ports(3))
+    sections = {"envoy": {"grpc_listen": grpc, "http_listen": http}, "status": {"address": status}}
+    file.write_text(file.read_text() + yaml.safe_dump(sections))
+    assert "all 2 models of the pipelines are ready" in typed(validate, file, sidecar)
+    assert run == ["themis", "run", "-c", "themis.yaml"]
+
+
+def first_look(sidecar: Sidecar) -> None:
+    """The documents' commands beside the running sidecar."""
+    for words in first_advice()[3:]:
+        if words[1] == "top":
+            with watching(sidecar.settings, "top") as terminal:
+                terminal.text(r"advisory[\s\S]*w explains")
+                terminal.press("q")
+                assert terminal.end() == 0
+            continue
+        output = typed(words, sidecar.settings, sidecar)
+        assert words[1] == "load" or ". To act: set mode: active and run `themis reload`" in output
+
+
 def test_advisory_mode_shows_what_it_would_do_once_enough_is_learnt_and_changes_nothing(launch: Launch, tmp_path: Path) -> None:
     sample = yaml.safe_load((shipped("config") / "themis.yaml").read_text())
     models = {DETECTOR: sample["models"][DETECTOR], CLASSIFIER: {"instances": [1, 6]}}  # The classifier has no profile.
     with beside(launch, tmp_path, mode="advisory", models=models) as sidecar:
 
         async def scenario() -> None:
+            await asyncio.to_thread(first_settings, sidecar, tmp_path)
             first = await sidecar.start()
             assert [p["knowledge"]["enough"] for p in first["pipelines"]] == [False]
             assert "not enough is known to act, so it stays as it is: video-classifier has " in sidecar.command("status").stdout
@@ -268,8 +313,7 @@ def test_advisory_mode_shows_what_it_would_do_once_enough_is_learnt_and_changes_
             last = await sidecar.until("another tick", lambda s: s["tick"] > status["tick"] + 4)
             assert last["mode"] == "advisory"
             assert [event["kinds"] for event in last["events"]].count(["service_times_learnt"]) == 1
-            for command in ("status", "why"):
-                assert ". To act: set mode: active and run `themis reload`" in sidecar.command(command).stdout
+            await asyncio.to_thread(first_look, sidecar)
             assert [s["name"] for s in last["servers"]] == [ADOPTED]
             assert last["usage"]["actions"] == {}
             assert await sidecar.adopted_models() == ONE_EACH
@@ -378,6 +422,13 @@ def test_pause_holds_everything_resume_goes_on_why_tells_and_stop_leaves_it_serv
             whole = sidecar.settings.read_text()
             edited = whole.replace("stop_timeout_s: 3", "stop_timeout_s: 4")
             sidecar.settings.write_text(edited + "mode: advisory\nretention: {max_old_logs: 9}\n")
+            for _ in range(int(TIMEOUT_S / POLL_S)):
+                if "Fix: `themis reload`" in message("status"):
+                    break
+                time.sleep(POLL_S)
+            assert "the settings file differs from what is in force: mode, retention. Fix: `themis reload`; launch since" in message(
+                "status"
+            )
             answer = message("reload")
             assert answer.startswith("settings reloaded: changed mode, retention; launch stay as they were until a restart. Fix: ")
             assert json.loads(message("status", "--json").splitlines()[-1])["mode"] == "advisory"
