@@ -94,6 +94,12 @@ class ScaleUpConfig:
     """How capacity is added."""
 
     burst_headroom_factor: float = option(1.5, "the servers can carry this multiple of the rate by adding instances alone", ge=1)
+    burst_memory_s: float = option(
+        3600.0,
+        "once three bursts or more have made a pipeline miss the percentile of its SLO, servers stand ready for the highest one of this "
+        "time; 0 keeps none ready",
+        ge=0,
+    )
     standby_headroom_factor: float = option(
         1.25,
         "devices in use can carry this multiple of the rate by adding instances alone, also where running servers could take further "

@@ -15,6 +15,7 @@ from themis_triton.core.estimate import Estimate
 from themis_triton.core.fleet import Models, Phase, Place, Server, models_on, places_of
 from themis_triton.core.observation import OpenCall, Snapshot
 from themis_triton.core.routes import RouteLimit
+from themis_triton.decide.bursts import NO_BURSTS, BurstMemory
 from themis_triton.decide.scores import Predictions
 from themis_triton.decide.slow_target import Circumstances, SlowTarget
 
@@ -224,7 +225,8 @@ class PipelineState:
     """A policy's state of one pipeline: recent samples of demand, desired servers a group with their times, and fixed values.
 
     `exceeded_since_s`: since when the demand has exceeded the capacity; None while it does not. `slow`: the slow loop's last target.
-    `autoscalers`: those of baselines that have one a group. `resting`: of a steady pipeline of a large fleet, see `decide.resting`.
+    `bursts`: what is remembered of those that outran the servers. `autoscalers`: those of baselines that have one a group.
+    `resting`: of a steady pipeline of a large fleet, see `decide.resting`.
     """
 
     samples: tuple[DemandSample, ...] = ()
@@ -234,6 +236,7 @@ class PipelineState:
     fixed_rps: float = 0.0
     exceeded_since_s: float | None = None
     slow: tuple[Circumstances, SlowTarget] | None = None
+    bursts: BurstMemory = NO_BURSTS
     autoscalers: tuple[AutoscalerState, ...] = ()
     resting: Resting | None = None
 

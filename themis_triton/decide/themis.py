@@ -9,6 +9,7 @@ from themis_triton.core.config import Placement
 from themis_triton.core.decision import Reason, Stage
 from themis_triton.core.policy import PolicyName
 from themis_triton.core.price import instance_price
+from themis_triton.decide.bursts import BurstMemory, BurstTick
 from themis_triton.decide.demand import (
     Demand,
     backlog_of,
@@ -44,6 +45,7 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     slow = slow_demand(view.estimate, policy, _lead_s(view), view.planner.forecaster)
     growth, state = _growth_demand(state, view, fast)
     now = view.in_place(growth, _in_reach(view)) if view.serves else None
+    state = replace(state, bursts=_bursts(state, view, fast))
     at_launch = launch_demand(view.estimate, policy, _lead_s(view), within_reach=view.within_reach)
     state, target = kept_target(state, view, now, (fast, slow, at_launch))
     extend, launch = new_places(view, now, target, may_grow=growth is not NO_DEMAND)
@@ -80,9 +82,17 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
             extend=extend,
             launch_models=launch_models(view, view.sizes(_launch_instances(view, (growth, slow, at_launch), target, instances), batches)),
             retire=retire,
-            detail=why or _one_server_words(view, now) or _due_words(view, target),
+            detail=why or _one_server_words(view, now) or _due_words(view, target) or _burst_words(state, view),
         ),
     )
+
+
+def _bursts(state: PipelineState, view: PipelineView, fast: Demand) -> BurstMemory:
+    """What is remembered of the pipeline's bursts, with this tick."""
+    scale_up, launch_s = view.rules.config.policy.scale_up, view.rules.launch_s(view.pipeline)
+    exceeds = fast.with_headroom_rps() > view.capacity_rps
+    now = BurstTick(view.at_s, view.ended, view.estimate.recent_rps, exceeds)
+    return state.bursts.observed(now, view.pipeline.percentile, launch_s, scale_up.burst_memory_s)
 
 
 def _one_server_words(view: PipelineView, now: VerticalTarget | None) -> str:
@@ -95,6 +105,13 @@ def _due_words(view: PipelineView, target: SlowTarget) -> str:
     """Why there are more servers than the load needs."""
     due = view.estimate.due_rise
     return due.sentence if due is not None and target.desired != target.lasting else ""
+
+
+def _burst_words(state: PipelineState, view: PipelineView) -> str:
+    ready_rps = state.bursts.ready_for_rps(view.at_s, view.rules.config.policy.scale_up.burst_memory_s)
+    if ready_rps <= view.estimate.stable_rps:
+        return ""
+    return f"servers stand ready for bursts of {ready_rps:.0f}/s: such ones have made {view.pipeline.name} miss its SLO"
 
 
 def _in_reach(view: PipelineView) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ def kept_target(
     """The target of the fast, the slow and the launch demand; where it is not the pipeline's turn, the last one while that holds."""
     fast, slow, at_launch = demands
     rises = _places_short(view, fast, at_launch)
+    burst_rps = state.bursts.ready_for_rps(view.at_s, view.rules.config.policy.scale_up.burst_memory_s)
     circumstances = Circumstances(
         (view.ready, view.coming, view.reachable, view.free_slots > 0, view.batch_caps, rises, view.estimate.due_rise),
         (
@@ -29,10 +30,11 @@ def kept_target(
             fast.with_headroom_rps() if rises else 0.0,
             sum(slow.other_rps),
             sum(at_launch.other_rps),
+            burst_rps,
         ),
     )
     if state.slow is None or view.in_turn or not circumstances.hardly_differ_from(state.slow[0]):
-        target = slow_target(view, fast, slow, at_launch)
+        target = slow_target(view, fast, slow, at_launch, burst_rps)
         state = replace(state, slow=(circumstances, target))
     else:
         target = state.slow[1]
@@ -41,13 +43,13 @@ def kept_target(
     return state, replace(target, desired=desired, lasting=lasting)
 
 
-def slow_target(view: PipelineView, fast: Demand, slow: Demand, at_launch: Demand) -> SlowTarget:
+def slow_target(view: PipelineView, fast: Demand, slow: Demand, at_launch: Demand, burst_rps: float) -> SlowTarget:
     """The plan with the cheapest migration for the slow demand; more servers where instances alone could not carry the launch demand.
 
     There are always enough servers to carry `burst_headroom_factor` times the rate by adding instances and places, and enough places in
     use to carry `standby_headroom_factor` times the rate: a burst finds their instances at work, and a growth there no new device.
     Once instances must be added, so are the places of the first, all at once: the next change of a model may have to wait until its
-    queue is empty.
+    queue is empty. `burst_rps`: the bursts that servers stand ready for.
     """
     plan, migration = _cheapest(view, slow)
     desired = view.servers_of(plan.stages) if plan is not None and plan.feasible else view.most_servers(slow)
@@ -63,15 +65,17 @@ def slow_target(view: PipelineView, fast: Demand, slow: Demand, at_launch: Deman
         desired = _larger(desired, view.fewest_servers(standby))
     if len(view.groups) > 1 and sum(desired) > view.rules.max_servers:  # stages that are separate share what can exist
         desired = view.most_servers(max(slow, surge, at_launch, key=Demand.with_headroom_rps))
-    return SlowTarget(_larger(desired, _for_due_rise(view, slow, later)), plan, migration, reserve, rises, desired)
-
-
-def _for_due_rise(view: PipelineView, slow: Demand, later: int) -> tuple[int, ...]:
-    """The places that carry a recurring rise which may begin soon, by adding instances and `later` places."""
+    desired = _larger(desired, _at_peak(view, slow, burst_rps, later))
     due = view.estimate.due_rise
-    if due is None or due.peak_rps <= slow.rate_rps:
+    expecting = _larger(desired, _at_peak(view, slow, due.peak_rps if due is not None else 0.0, later))
+    return SlowTarget(expecting, plan, migration, reserve, rises, desired)
+
+
+def _at_peak(view: PipelineView, slow: Demand, peak_rps: float, later: int) -> tuple[int, ...]:
+    """The places that carry a rise to a rate which may begin soon, by adding instances and `later` places."""
+    if peak_rps <= slow.rate_rps:
         return (0,) * len(view.groups)
-    return tuple(max(0, count - later) for count in view.fewest_servers(slow._replace(rate_rps=due.peak_rps)))
+    return tuple(max(0, count - later) for count in view.fewest_servers(slow._replace(rate_rps=peak_rps)))
 
 
 def _cheapest(view: PipelineView, slow: Demand) -> tuple[ChainPlan | None, Migration | None]:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from themis_triton.core.attainment import EndedRequests
 from themis_triton.core.config import PipelineConfig, Placement
 from themis_triton.core.estimate import ONE_ROW, ModelEstimate, PipelineEstimate, RequestSize
 from themis_triton.core.fleet import Place
@@ -40,6 +41,7 @@ class PipelineView:
     `in_turn`: whether its slow loop plans in this tick.
     `open_calls`: growth of its models that takes longer than an initialisation, because requests wait.
     `models`: what was measured of each model. `age_s`: how old its newest counters are, where that is more than a tick.
+    `ended`: its requests that ended since the last tick.
     """
 
     pipeline: PipelineConfig
@@ -58,6 +60,7 @@ class PipelineView:
     free_slots: int = 0
     models: Mapping[str, ModelEstimate] = field(default_factory=dict)
     age_s: float = 0.0
+    ended: EndedRequests = field(default_factory=EndedRequests)
 
     @property
     def rules(self) -> Rules:
@@ -332,5 +335,6 @@ def view_of(
         begun=devices.begun(extensions),
         free_slots=max(len(devices.slots_for(group.names)) for group in groups),
         models=policy_input.estimate.models,
+        ended=policy_input.estimate.ended.get(pipeline.name, EndedRequests()),
         age_s=next((age_s for age_s in policy_input.ages_s.get(pipeline.front, ()) if age_s > planner.rules.config.policy.tick_s), 0.0),
     )

@@ -34,7 +34,7 @@ MODULES = frozenset(
             "core.pipeline_config",
         ),
         *("core.policy", "core.prediction", "core.recorded", "core.recurring", "core.retention", "core.routes", "core.server_config"),
-        *("decide.scores", "decide.slow_target", "decide.state"),
+        *("decide.bursts", "decide.scores", "decide.slow_target", "decide.state"),
         *("estimate.calls", "estimate.counters", "estimate.drift", "estimate.estimate", "estimate.learning", "estimate.routed"),
         *("estimate.served", "estimate.work"),
         *("solver.migration", "solver.migration_steps", "solver.plans", "tick"),
