@@ -8,12 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.unit.samples import CLASSIFIER, DETECTOR, NOW_S, config
+from tests.unit.samples import CLASSIFIER, DETECTOR, NOW_S, config, snapshot
 from tests.unit.test_work import seen
 from themis_triton.core.config import LatencyTable, PlanningConfig, ThemisConfig, ThroughputRule
 from themis_triton.core.estimate import DriftChange, Estimate
 from themis_triton.core.policy import DriftConfig, PolicyConfig
-from themis_triton.estimate.drift import DriftState, Ratio, drift_state, ratio_of
+from themis_triton.core.record import drift_event_words
+from themis_triton.estimate.drift import FORGOTTEN_S, DriftHistory, DriftState, Ratio, compared, drift_state, ratio_of
 from themis_triton.estimate.estimate import History, estimate
 from themis_triton.estimate.work import WorkSample
 
@@ -169,6 +170,20 @@ def test_what_happens_is_told_once() -> None:
     assert corrections[:ended] == sorted(corrections[:ended])
     assert corrections[ended - 1] == corrections[ended] == 1.4
     assert [(event.model, event.change, event.correction) for event in events[ended + 1 :]] == [(DETECTOR, DriftChange.CHANGED, 1.0)]
+
+
+def test_drift_is_forgotten_minutes_after_the_last_batches() -> None:
+    cfg = config()
+    drifting = DriftState(drifting=True, correction=1.4, candidates=((NOW_S, 1.4),))
+    history = DriftHistory(drift_states={DETECTOR: drifting})
+    history, drifts, events = compared(history, snapshot([], NOW_S + FORGOTTEN_S), cfg)
+    assert (drifts[DETECTOR].state, events) == (drifting, ())
+    history, drifts, events = compared(history, snapshot([], NOW_S + FORGOTTEN_S + 1.0), cfg)
+    assert drifts[DETECTOR].state.correction == 1.0
+    assert [drift_event_words(event) for event in events] == [
+        f"drift ended: {DETECTOR} has executed too few batches for minutes to tell; plans use the expected time"
+    ]
+    assert compared(history, snapshot([], NOW_S + FORGOTTEN_S + 2.0), cfg)[2] == ()
 
 
 def test_noise_alone_is_no_drift() -> None:

@@ -124,11 +124,11 @@ class DriftChange(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DriftEvent:
-    """Drift of one model that began, changed or ended in this tick."""
+    """Drift of one model that began, changed or ended in this tick. `ratio` None: forgotten, as too few batches tell of it."""
 
     model: str
     change: DriftChange
-    ratio: float
+    ratio: float | None
     correction: float
 
 

@@ -98,6 +98,8 @@ def drift_words(model: ModelEstimate) -> str:
 def drift_event_words(event: DriftEvent) -> str:
     """One event of a model's drift."""
     used = "the expected time" if event.correction == 1.0 else f"a correction of {event.correction:.2f}"
+    if event.ratio is None:
+        return f"drift {event.change.value}: {event.model} has executed too few batches for minutes to tell; plans use {used}"
     return f"drift {event.change.value}: {event.model} takes {event.ratio:.2f} times its expected time; plans use {used}"
 
 

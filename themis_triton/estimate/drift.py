@@ -23,6 +23,10 @@ AGREED_STEPS = 1.5
 """A correction falls when the largest recent candidate is less than this many steps above the present one."""
 
 
+FORGOTTEN_S = 600.0
+"""Without enough batches for so long nothing is known of a model's drift any more: what slowed it may have ended with the traffic."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ratio:
     """Measured over expected time of a model's batches, with its standard error."""
@@ -78,11 +82,12 @@ def compared(
         before = history.drift_states.get(name, NO_DRIFT)
         ratio = ratio_of(work.samples.get(name, ()), snapshot.at_s, config.policy) if not model.profile.is_guess else None
         exact = model.profile.mean_table is not None
-        after = before if ratio is None else drift_state(before, ratio, snapshot.at_s, config.policy, exact=exact)
+        known = before if ratio is None else drift_state(before, ratio, snapshot.at_s, config.policy, exact=exact)
+        after = NO_DRIFT if _is_forgotten(known, snapshot.at_s) else known
         drift_states[name] = after
         drifts[name] = Drift(ratio.ratio if ratio is not None else None, after)
-        if ratio is not None:
-            events += [DriftEvent(name, change, ratio.ratio, after.correction) for change in _changes(before, after)]
+        seen = ratio.ratio if ratio is not None else None
+        events += [DriftEvent(name, change, seen, after.correction) for change in _changes(before, after)]
     return DriftHistory(work, drift_states), drifts, tuple(events)
 
 
@@ -140,6 +145,10 @@ def _candidate(ratio: float, present: float, policy: PolicyConfig) -> float:
     if abs(bounded - present) < STILL_STEPS * step:
         return present
     return min(max(round(round(bounded / step) * step, 6), 1.0 / policy.drift.max_factor), policy.drift.max_factor)
+
+
+def _is_forgotten(state: DriftState, now_s: float) -> bool:
+    return bool(state.candidates) and now_s - state.candidates[-1][0] > FORGOTTEN_S
 
 
 def _changes(before: DriftState, after: DriftState) -> Iterable[DriftChange]:
