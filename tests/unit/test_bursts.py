@@ -12,10 +12,12 @@ from themis_triton.decide.bursts import CALM_S, NO_BURSTS, BurstMemory, BurstTic
 PERCENTILE, LAUNCH_S, KEEP_S, PEAK_RPS = 99.0, 20.0, 3600.0, 80.0
 
 
-def observe(memory: BurstMemory, from_s: float, to_s: float, rps: float, late: float = 0.0, *, exceeds: bool = False) -> BurstMemory:
+def observe(
+    memory: BurstMemory, from_s: float, to_s: float, rps: float, late: float = 0.0, *, exceeds: bool = False, stable_rps: float = 10.0
+) -> BurstMemory:
     """A tick each second; of ten requests that end in each, a fraction is late."""
     for second in range(round(to_s - from_s)):
-        tick = BurstTick(from_s + second, EndedRequests(10.0, 10.0 * late), rps, exceeds)
+        tick = BurstTick(from_s + second, EndedRequests(10.0, 10.0 * late), rps, stable_rps, exceeds)
         memory = memory.observed(tick, PERCENTILE, LAUNCH_S, KEEP_S)
     return memory
 
@@ -44,6 +46,15 @@ def test_one_long_surge_is_no_reason_to_stand_ready_although_the_demand_falls_be
         memory = observe(memory, at_s, at_s + 20.0, PEAK_RPS, 1.0, exceeds=True)
         memory = observe(memory, at_s + 20.0, at_s + 19.0 + CALM_S, 10.0)
         at_s += 19.0 + CALM_S
+    assert memory.ready_for_rps(at_s, KEEP_S) == 0.0
+
+
+def test_a_rate_as_before_that_is_not_carried_any_more_is_no_burst() -> None:
+    memory, at_s = NO_BURSTS, 0.0
+    for _ in range(5):
+        memory = observe(memory, at_s, at_s + 30.0, PEAK_RPS, 1.0, exceeds=True, stable_rps=0.6 * PEAK_RPS)
+        memory = observe(memory, at_s + 30.0, at_s + 60.0, PEAK_RPS, stable_rps=0.6 * PEAK_RPS)
+        at_s += 60.0
     assert memory.ready_for_rps(at_s, KEEP_S) == 0.0
 
 

@@ -10,18 +10,26 @@ PART_S, JUDGED_S = 600.0, 3600.0
 """Requests are counted by parts of the time, and the percentile is judged over the last hour of them."""
 BURSTS, CALM_S = 3, 10.0
 """So many bursts must have come in that hour, each after a calm of at least this time: a single surge is no reason to stand ready."""
+BURST_FACTOR = 2.0
+"""A burst is a newest rate of at least this multiple of the stable one: slower service times are no burst."""
 AFTERMATH_S = 10.0
-"""A request is late by a burst if it ends within a launch's time and this after the demand exceeded the capacity."""
+"""A request is late by a burst if it ends within a launch's time and this after a burst exceeded the capacity."""
 
 
 @dataclass(frozen=True, slots=True)
 class BurstTick:
-    """What a tick shows: the requests that ended since the last one, the newest rate, and whether the demand exceeds the capacity."""
+    """What a tick shows: the requests that ended since the last one, two rates, and whether the demand exceeds the capacity."""
 
     at_s: float
     ended: EndedRequests
     rate_rps: float
+    stable_rps: float
     exceeds: bool
+
+    @property
+    def is_burst(self) -> bool:
+        """Whether a burst outruns the servers."""
+        return self.exceeds and self.rate_rps >= BURST_FACTOR * self.stable_rps
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +45,7 @@ class BurstPart:
 
 @dataclass(frozen=True, slots=True)
 class BurstMemory:
-    """What is remembered of a pipeline's bursts. `exceeded_at_s`: when the demand last exceeded the capacity.
+    """What is remembered of a pipeline's bursts. `exceeded_at_s`: when a burst last exceeded the capacity.
 
     `missed_at_s`: when bursts last made the pipeline miss its percentile.
     """
@@ -48,8 +56,8 @@ class BurstMemory:
 
     def observed(self, now: BurstTick, percentile: float, launch_s: float, keep_s: float) -> BurstMemory:
         """With one tick more. `percentile`: the SLO's; `launch_s`: how long a server takes; `keep_s`: how long peaks are remembered."""
-        begins = now.exceeds and now.at_s - self.exceeded_at_s > CALM_S
-        exceeded_at_s = now.at_s if now.exceeds else self.exceeded_at_s
+        begins = now.is_burst and now.at_s - self.exceeded_at_s > CALM_S
+        exceeded_at_s = now.at_s if now.is_burst else self.exceeded_at_s
         outrun = now.at_s - exceeded_at_s <= launch_s + AFTERMATH_S
         earlier, part = self._at(now.at_s, keep_s)
         part = BurstPart(
@@ -57,7 +65,7 @@ class BurstMemory:
             part.ended + now.ended.requests,
             part.late + (now.ended.late if outrun else 0.0),
             part.bursts + begins,
-            max(part.peak_rps, now.rate_rps) if now.exceeds else part.peak_rps,
+            max(part.peak_rps, now.rate_rps) if now.is_burst else part.peak_rps,
         )
         memory = BurstMemory((*earlier, part), exceeded_at_s, self.missed_at_s)
         return replace(memory, missed_at_s=now.at_s) if memory._misses(now.at_s, percentile) else memory

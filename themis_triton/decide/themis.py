@@ -91,7 +91,7 @@ def _bursts(state: PipelineState, view: PipelineView, fast: Demand) -> BurstMemo
     """What is remembered of the pipeline's bursts, with this tick."""
     scale_up, launch_s = view.rules.config.policy.scale_up, view.rules.launch_s(view.pipeline)
     exceeds = fast.with_headroom_rps() > view.capacity_rps
-    now = BurstTick(view.at_s, view.ended, view.estimate.recent_rps, exceeds)
+    now = BurstTick(view.at_s, view.ended, view.estimate.recent_rps, view.estimate.stable_rps, exceeds)
     return state.bursts.observed(now, view.pipeline.percentile, launch_s, scale_up.burst_memory_s)
 
 
