@@ -90,6 +90,7 @@ def inotify_instances(gateway: Gateway) -> int:
     return sum("inotify" in link for link in links)
 
 
+@pytest.mark.timed  # with few others at a time: its Envoy takes most of the inotify instances that Linux gives a user
 def test_servers_join_and_leave_under_load(gateway: Gateway, servers: tuple[Server, Server]) -> None:
     one, two = servers
     instances: list[int] = []
