@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.samples import config
+from tests.unit.samples import NOW_S, config, decided, estimate, server, snapshot
 from themis_triton.core.attainment import EndedRequests
 from themis_triton.core.config import ThemisConfig
-from themis_triton.decide.bursts import CALM_S, NO_BURSTS, BurstMemory, BurstTick
+from themis_triton.decide.bursts import BURSTS, CALM_S, NO_BURSTS, BurstMemory, BurstPart, BurstTick
+from themis_triton.decide.planner import Planner
+from themis_triton.decide.rules import build_rules
+from themis_triton.decide.state import PipelineState, PolicyInput, PolicyState
 
 PERCENTILE, LAUNCH_S, KEEP_S, PEAK_RPS = 99.0, 20.0, 3600.0, 80.0
 
@@ -74,3 +77,17 @@ def test_what_was_not_missed_again_is_forgotten_and_memory_is_bounded() -> None:
 def test_by_default_an_hour_is_remembered() -> None:
     settings: ThemisConfig = config()
     assert settings.policy.scale_up.burst_memory_s == KEEP_S
+
+
+def launches(memory: BurstMemory) -> int:
+    """The servers that a decision at a low rate launches beside one that serves."""
+    seen = PolicyInput(snapshot([server("a", (4, 4), slot="cpu:0")]), estimate(1.0))
+    state = PolicyState({"video": PipelineState(bursts=memory)})
+    _, decision = decided(state, seen, Planner(build_rules(config(slots=4))))
+    assert decision.target is not None
+    return len(decision.target.launch)
+
+
+def test_servers_are_launched_for_the_bursts_to_come_although_the_present_load_needs_none() -> None:
+    met, missed = (BurstMemory((BurstPart(NOW_S - 60.0, 1000.0, late, BURSTS, 300.0),)) for late in (5.0, 200.0))
+    assert (launches(NO_BURSTS), launches(met), launches(missed)) == (0, 0, 3)

@@ -112,3 +112,4 @@ def test_a_process_that_only_has_the_pid_of_the_last_leader_is_left_alone(tmp_pa
 
 def test_without_another_sidecar_one_that_stands_by_leads_at_once(tmp_path: Path) -> None:
     asyncio.run(takes_over(tmp_path))
+    assert (tmp_path / LOCK_FILE).read_text() == str(os.getpid())
