@@ -108,10 +108,11 @@ def _due_words(view: PipelineView, target: SlowTarget) -> str:
 
 
 def _burst_words(state: PipelineState, view: PipelineView) -> str:
+    """Why there are more servers than the load needs, where that is recurring bursts."""
     ready_rps = state.bursts.ready_for_rps(view.at_s, view.rules.config.policy.scale_up.burst_memory_s)
     if ready_rps <= view.estimate.stable_rps:
         return ""
-    return f"servers stand ready for bursts of {ready_rps:.0f}/s: such ones have made {view.pipeline.name} miss its SLO"
+    return f"servers are kept for bursts of {ready_rps:.0f}/s, because recurring bursts made {view.pipeline.name} miss its SLO"
 
 
 def _in_reach(view: PipelineView) -> tuple[int, ...]:
