@@ -1,7 +1,7 @@
 """The steep rise of the paper's video slice, live on real Triton and Envoy, with slow launches: several policies and seeds.
 
 `THEMIS_TRACES=… python benchmarks/live_steep.py --out FOLDER` runs each policy for 100 s under each seed, two to four minutes a run, all
-policies under one seed before the next. Rates rise from 30 to 150 requests/s within 45 s. Servers may take emulated devices beyond their own.
+policies under one seed before the next. Rates rise from 30 to 150 requests/s within 45 s. Servers may take further emulated devices.
 `--cold-start` is a launch's time in seconds: 20 or 60. Runs that FOLDER holds are not done again, so that a stopped benchmark goes on.
 Results and picture (`results/live-steep-20-s.json`) are of all runs in FOLDER, which keeps requests, decisions, logs and journal of each.
 """
