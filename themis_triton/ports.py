@@ -177,6 +177,10 @@ class ServerLauncher(Protocol):
         """End a server that does not answer, by force; returns when nothing of it is left. ServerError for an adopted server."""
         ...
 
+    async def list_nodes(self) -> tuple[Node, ...]:
+        """All nodes of the engine, also those that take no server now. ServerError where it does not answer, or refuses."""
+        ...
+
     async def stop_all(self) -> tuple[str, ...]:
         """Stop every launched server and what was started beside them; returns what was stopped, and nothing when repeated."""
         ...
@@ -206,7 +210,7 @@ class LeaseStore(Protocol):
 
 
 class Inventory(Protocol):
-    """Lists the nodes of an engine; asked by people, never in a tick."""
+    """Lists the nodes of an engine by a connection of its own, for commands; a sidecar asks its launcher."""
 
     async def __call__(self, launch: Any, /) -> tuple[Node, ...]:  # noqa: ANN401 - the kind's own configuration
         """All nodes, also those that take no server now. ServerError where the engine does not answer, or refuses."""

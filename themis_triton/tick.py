@@ -131,6 +131,7 @@ async def observe(world: World, config: ThemisConfig) -> Snapshot:
         incidents=world.supervisor.collect_incidents(),
         faults=world.supervisor.faults,
         loading=world.executor.loading,
+        free_places=readings.free_places,
     )
 
 

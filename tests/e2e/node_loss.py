@@ -32,6 +32,11 @@ def check_inventory(sidecar: Sidecar) -> None:
     assert priced["price_per_hour"] == PRICE_PER_HOUR
 
 
+def free_places(status: Status) -> dict[str, int | None]:
+    """How many more servers find a node, by node type, as the sidecar last read it."""
+    return {each["node_type"]: each["free_places"] for each in status["nodes"]["node_types"]}
+
+
 def node_types(key: str) -> dict[str, dict[str, object]]:
     """Two types with one server each, which the engine knows by this key."""
     prices = {"reserved": 2.0, "spot": 0.5}
@@ -46,6 +51,7 @@ async def surge_with_a_lost_node(sidecar: Sidecar, lose: Callable[[str], Awaitab
         assert len(set(full.values())) == 2
         lost, kept = full
         await asyncio.to_thread(check_inventory, sidecar)
+        await sidecar.until("no free place", lambda s: free_places(s) == {"spot": 0, "reserved": 0})
         await lose(full[lost])
         status = await sidecar.until("a replacement", lambda s: len(nodes(s)) == 2 and lost not in nodes(s), REPLACED_WITHIN_S)
         now = nodes(status)

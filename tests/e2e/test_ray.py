@@ -103,6 +103,7 @@ def test_a_surge_over_the_nodes_a_lost_node_and_a_killed_sidecar_fail_no_request
         "stop_timeout_s": 3,
         "drain_timeout_s": 10,
         "ray": {"address": cluster.address, "namespace": "surge", "resources": {"slot": 1}},
+        "read_nodes_every_s": 1,
         "node_types": node_types("market"),
     }
     with beside(launch, tmp_path, slots=(), launch=section, policy=POLICY) as sidecar:

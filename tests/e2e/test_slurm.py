@@ -99,6 +99,7 @@ def test_a_surge_over_the_nodes_a_lost_node_and_a_killed_sidecar_fail_no_request
         "stop_timeout_s": 3,
         "drain_timeout_s": 2,  # Triton waits so long for connections of Envoy that are still open
         "slurm": {"directory": str(tmp_path / "shared"), "gres": "gpu:1", "cpus": 2, "poll_s": 0.5},
+        "read_nodes_every_s": 1,
         "node_types": node_types("constraint"),
     }
     with beside(launch, tmp_path, slots=(), launch=section, policy=POLICY) as sidecar:

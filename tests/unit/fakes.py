@@ -17,6 +17,7 @@ from themis_triton.core.address import Address
 from themis_triton.core.errors import ChangeRefusedError, DeviceRefusedError, LaunchFailedError, ModelFailedError, ServerError
 from themis_triton.core.fleet import Models, ModelState, Phase, Server
 from themis_triton.core.model_config import ModelInputs
+from themis_triton.core.nodes import Node
 from themis_triton.core.observation import DeviceReading, ModelCounters, Readings, RouteReading, ServerReading
 from themis_triton.core.record import TickRecord
 from themis_triton.core.routes import RouteTable
@@ -163,6 +164,7 @@ class FakeLauncher:
     inputs: Mapping[str, ModelInputs] = field(default_factory=dict)
     cramped: set[str] = field(default_factory=set)
     sizes: list[tuple[str, dict[str, int]]] = field(default_factory=list)
+    nodes: tuple[Node, ...] = ()
 
     def _step(self, name: str, what: str) -> None:
         self.log.append(f"{what} {name}")
@@ -185,6 +187,10 @@ class FakeLauncher:
     async def read_memory(self, server: Server) -> int:
         self.log.append(f"memory {server.name}")
         return 0
+
+    async def list_nodes(self) -> tuple[Node, ...]:
+        self._step("nodes", "nodes")
+        return self.nodes
 
     async def stop_all(self) -> tuple[str, ...]:
         stopped = await self.discover()

@@ -60,6 +60,8 @@ class Cluster:
     lost_nodes: set[str] = field(default_factory=set)
     leases: dict[str, Json] = field(default_factory=dict)
     nodes: list[Json] = field(default_factory=list)
+    others_pods: list[Json] = field(default_factory=list)
+    may_list_all_pods: bool = False
     url: str = ""
     _version: int = 100
     _oldest: int = 0
@@ -292,6 +294,11 @@ class Cluster:
             return web.json_response({"message": "nodes is forbidden: User cannot list resource"}, status=status)
         return web.json_response({"kind": "NodeList", "items": self.nodes})
 
+    async def list_all_pods(self, _: web.Request) -> web.Response:
+        if self.may_list_all_pods:
+            return web.json_response({"kind": "PodList", "items": [*self.others_pods, *self.pods.values()]})
+        return web.json_response({"message": "pods is forbidden: User cannot list resource"}, status=403)
+
     # The scheduler and the kubelets.
 
     async def _schedule(self) -> None:
@@ -352,6 +359,7 @@ class Cluster:
                 web.patch(f"{pods}/{{name}}/resize", self.resize_pod),
                 web.get(f"{pods}/{{name}}/log", self.read_log),
                 web.get("/api/v1/nodes", self.list_nodes),
+                web.get("/api/v1/pods", self.list_all_pods),
                 web.get("/api/v1/nodes/{name}", self.get_node),
                 web.get(f"{apps}/deployments/{{name}}", self.get_deployment),
                 web.post(leases, self.create_lease),

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import json
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
+from tests.unit.fakes import FakeClock, FakeLauncher
 from tests.unit.kubernetes_double import Cluster
-from tests.unit.samples import server
-from tests.unit.test_kubernetes_launcher import REPOSITORY, launch_config
+from tests.unit.samples import config, server
+from tests.unit.test_kubernetes_launcher import REPOSITORY, TEMPLATE, launch_config
 from themis_triton.adapters.findings import Severity
 from themis_triton.adapters.inventories import read_nodes
 from themis_triton.adapters.node_types_check import check_node_types
 from themis_triton.adapters.slurm.inventory import devices_of, nodes_of
-from themis_triton.adapters.slurm.nodes import parse_nodes
+from themis_triton.adapters.slurm.nodes import parse_nodes, parse_use
 from themis_triton.cli import app
 from themis_triton.commands import inventory_command
 from themis_triton.core.config import DeviceSlot, LocalLaunchConfig, SlurmLaunchConfig
 from themis_triton.core.errors import ServerError
-from themis_triton.core.nodes import Node
+from themis_triton.core.nodes import Node, NodeTypeReading
+from themis_triton.daemon.nodes_watch import NodesWatch
 
 LABELS = {"market": "spot", "topology.kubernetes.io/zone": "west-1"}
 TYPES = {"spot": {"market": "spot"}, "reserved": {"market": "reserved"}}
@@ -39,13 +43,24 @@ def test_nodes_of_kubernetes_have_their_devices_zone_and_types_and_a_refusal_has
 
     async def read() -> None:
         async with cluster.serve():
-            launch = replace(launch_config(tmp_path, cluster), node_types=TYPES)
+            launch, template = replace(launch_config(tmp_path, cluster), node_types=TYPES), deepcopy(TEMPLATE)
             assert await read_nodes(launch) == (
                 Node("a", "ready", True, {"nvidia.com/gpu": 2.0}, 2**34, "west-1", LABELS, ("spot",)),
                 Node("b", "cordoned", False, {"nvidia.com/gpu": 2.0}, 2**34),
                 Node("c", "not ready", False),
             )
-            findings = await check_node_types(launch)
+            cluster.may_list_all_pods = True
+            gpus = {"resources": {"limits": {"nvidia.com/gpu": 1}, "requests": {"cpu": "500m", "memory": "1Gi"}}}
+            first = {"resources": {"requests": {"cpu": 5}}}
+            cluster.others_pods = [
+                {"spec": {"nodeName": "a", "containers": [gpus], "initContainers": [first]}},
+                {"spec": {"containers": [gpus]}},
+            ]
+            template["spec"]["containers"][0]["resources"] = {"limits": {"cpu": 2, "memory": "3Gi"}}
+            launch.pod_template.write_text(yaml.safe_dump(template))
+            free = (await read_nodes(launch))[0]
+            assert (free.free_devices, free.places) == ({"nvidia.com/gpu": 1.0}, {"spot": 1})
+            findings = await check_node_types(replace(config(), launch=launch))
             assert [(each.what, each.severity) for each in findings] == [
                 ("launch.node_types.spot", Severity.OK),
                 ("launch.node_types.reserved", Severity.WARNING),
@@ -86,6 +101,45 @@ def test_nodes_of_slurm_belong_to_the_types_whose_jobs_may_run_there(tmp_path: P
     assert [node.name for node in nodes if node.node_types] == belong
     assert [(node.name, node.usable) for node in nodes] == [("node1", True), ("node2", True), ("node3", False), ("node4", False)]
     assert nodes[0].labels == {"partition": "all,gpu", "features": "big,fast"}
+
+
+USED = f"""\
+{"node1":<128}{"gpu:a100:3(IDX:0-2),license:0":<1024}{"6/2/0/8":<64}
+{"node2":<128}{"gpu:t4:0(IDX:N/A)":<1024}{"0/8/0/8":<64}
+{"node4":<128}{"x" * 1024}{"0/8/0/8":<64}
+"""
+
+
+def test_places_of_slurm_are_as_many_as_devices_and_processors_that_no_job_has(tmp_path: Path) -> None:
+    launch = SlurmLaunchConfig((), tmp_path, gres="gpu:1", cpus=2, node_types={"any": {}, "a100": {"gres": "gpu:a100:2"}})
+    node1, node2, *_, node4 = nodes_of(parse_nodes(SINFO), launch, parse_use(USED))
+    assert (node1.free_devices, node1.places) == ({"gpu:a100": 1.0, "license": 2.0}, {"any": 1, "a100": 0})
+    assert (node2.free_devices, node2.places) == ({"gpu:t4": 1.0}, {"any": 1})
+    assert (node4.free_devices, node4.places) == (None, None)
+
+
+def test_a_sidecar_reads_nodes_counts_launches_since_and_forgets_what_is_old() -> None:
+    async def watch() -> None:
+        clock, launcher, launched = FakeClock(), FakeLauncher([]), {"one": "spot"}
+        launch = SlurmLaunchConfig((), Path(), node_types=TYPES)
+        nodes = NodesWatch(launch, launcher, lambda: launched, clock)
+        there = Node("a", "idle", True, {"gpu": 4.0}, node_types=("spot",), free_devices={"gpu": 2.0}, places={"spot": 2})
+        launcher.nodes = (there, replace(there, name="b"), replace(there, name="c", usable=False))
+        await nodes.read()
+        assert nodes.free_places() == {"spot": 4, "reserved": 0}
+        launched["two"] = "spot"
+        assert nodes.free_places() == {"spot": 3, "reserved": 0}
+        assert nodes.reading.node_types["spot"] == NodeTypeReading(2, {"gpu": 8.0}, {"gpu": 4.0}, 4)
+        launcher.nodes = (there, replace(there, name="b", free_devices=None, places=None))
+        await nodes.read()
+        assert nodes.free_places() == {"reserved": 0}
+        launcher.failing.add("nodes")
+        await nodes.read()
+        assert (nodes.reading.error, nodes.free_places()) == ("nodes: nodes failed, see nodes.log", {"reserved": 0})
+        clock.at_s += 91.0
+        assert nodes.free_places() == {}
+
+    asyncio.run(watch())
 
 
 def test_devices_of_slurm_have_a_kind_and_a_number() -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -26,7 +27,7 @@ REPOSITORY = shipped("model_repository")
 MODELS = {"video-detector": ModelState(1, 8), "video-classifier": ModelState(2, 4)}
 PATIENCE_S, SHORT_S = 20.0, 0.2
 SLOTS = (DeviceSlot("pod-1", "pod:1"), DeviceSlot("pod-2", "pod:2"))
-TEMPLATE = {
+TEMPLATE: dict[str, Any] = {
     "apiVersion": "v1",
     "kind": "Pod",
     "metadata": {"labels": {"team": "vision"}},

@@ -13,18 +13,23 @@ from hypothesis import strategies as st
 
 from tests.unit.samples import config, server, snapshot
 from tests.unit.test_allocation import HEAVY, LIGHT, decisions, holder, launched_models, two_pipelines
+from themis_triton.adapters.device_kinds_check import mixed_devices
 from themis_triton.adapters.kubernetes.pods import Order as PodOrder
 from themis_triton.adapters.kubernetes.pods import server_pod
 from themis_triton.adapters.server_files import ServerFiles
 from themis_triton.adapters.slurm.order import Order, submission
 from themis_triton.core.config import DeviceSlot, KubernetesLaunchConfig, SlurmLaunchConfig, ThemisConfig
+from themis_triton.core.device_kinds import are_one_kind
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.fleet import Phase, Place
+from themis_triton.core.model_config import ProfileOrigin
 from themis_triton.core.policy import PolicyConfig, ScaleDownConfig
 from themis_triton.core.price import hourly_price, hourly_prices
 from themis_triton.decide.devices import FreeDevices
 from themis_triton.plan.steps import by_retirement
 from themis_triton.planning import WhatIf, plan_rates
+from themis_triton.profile.identity import SERVED
+from themis_triton.profile.stale import stale_profiles
 from themis_triton.settings import load_settings
 from themis_triton.sim.run import simulate
 from themis_triton.sim.setup import SimOptions
@@ -102,6 +107,33 @@ def test_a_mistake_is_told_with_its_place_and_its_remedy(tmp_path: Path, changes
     assert "themis.yaml:" in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("a100", "gpu: NVIDIA A100-SXM4-40GB, 40960 MiB", True),
+        ("Tesla-T4", "gpu: Tesla T4, 15360 MiB", True),
+        ("nvidia-l4", "gpu: NVIDIA H100 80GB HBM3, 81559 MiB", False),
+        ("a100", "cpu: Intel(R) Xeon(R) 8480, 4 cores", True),
+        ("NVIDIA-A100-SXM4-40GB", "NVIDIA-A100-SXM4-80GB", True),
+    ],
+)
+def test_kinds_of_devices_are_compared_by_the_names_of_their_models(one: str, other: str, *, same: bool) -> None:
+    assert are_one_kind(one, other) is same
+
+
+def test_node_types_with_other_devices_than_the_profiles_or_than_each_other_are_named(tmp_path: Path) -> None:
+    gpus = ("{market: reserved}", "{nvidia.com/gpu.product: NVIDIA-H100}"), ("{market: spot}", "{nvidia.com/gpu.product: Tesla-T4}")
+    free = ("node_types: [spot], ", "")
+    assert mixed_devices(loaded(tmp_path / "a", *gpus)) == []
+    (finding,) = mixed_devices(mixed := loaded(tmp_path / "b", *gpus, free))
+    assert (finding.what, finding.exit_code) == ("pipelines.video", 0)
+    assert finding.found.startswith("its node types differ: spot has Tesla-T4, reserved has NVIDIA-H100; plans take all slots")
+    origin = ProfileOrigin(SERVED, "", "gpu: Tesla T4, 15360 MiB", 99.0)
+    profile = replace(mixed.models["detector"].profile, origin=origin)
+    (stale,) = stale_profiles(replace(mixed, models={"detector": replace(mixed.models["detector"], profile=profile)}))
+    assert "launch.node_types.reserved has NVIDIA-H100; bind the model to node types with its device" in stale
+
+
 def test_slots_here_have_prices_too_or_none(tmp_path: Path) -> None:
     local = ("  kind: ray\n", ""), (RAY, "  slots: [{device: cpu:0, node_type: spot}, cpu:1]\n"), (TYPES, "")
     config = loaded(tmp_path / "a", *local)
@@ -109,6 +141,24 @@ def test_slots_here_have_prices_too_or_none(tmp_path: Path) -> None:
     assert not config.launch.is_priced
     with pytest.raises(SettingsError, match="cpu:1 has no price_per_hour, and others have"):
         loaded(tmp_path / "b", *local, ("node_type: spot", "node_type: spot, price_per_hour: 1"))
+
+
+def test_the_cheapest_node_type_with_a_free_node_is_launched_on_first() -> None:
+    cfg = priced(two_pipelines(4), PRICES)
+    assert cfg.launch is not None
+    cfg = replace(cfg, launch=replace(cfg.launch, node_types={"cheap": {}, "dear": {}}))
+    cheap, dear = ("cpu:1", "cpu:3"), ("cpu:2", "cpu:0")
+    for places, backing_off, slots in (
+        ({}, {}, (*cheap, *dear)),
+        ({"cheap": 1, "dear": 2}, {}, ("cpu:1", *dear, "cpu:3")),
+        ({"cheap": 0}, {}, (*dear, *cheap)),
+        ({"cheap": 0, "dear": 0}, {}, (*cheap, *dear)),
+        ({"cheap": 9}, {"cpu:1": 1e12}, (*dear, "cpu:3")),
+    ):
+        free = FreeDevices(replace(snapshot(), free_places=places, backing_off=backing_off), cfg)
+        assert free.slots == slots, (places, backing_off)
+        free.take_slot(slots[0])
+        assert free.slots[0] == slots[1]
 
 
 LEAVING = (Phase.DRAINING, Phase.STOPPING)

@@ -23,7 +23,7 @@ from themis_triton.core.encoding import plain
 from themis_triton.core.estimate import LearntTimes, PipelineEstimate, PipelineKnowledge
 from themis_triton.core.fleet import Phase
 from themis_triton.core.overrides import Bounds, Counted, Drain, ModeOverride, Overrides
-from themis_triton.core.status import STATUS_VERSION, PipelineStatus, Status, StatusEvent
+from themis_triton.core.status import STATUS_VERSION, NodesStatus, NodeTypeStatus, PipelineStatus, Status, StatusEvent
 
 NODE = shutil.which("node")
 pytestmark = pytest.mark.skipif(NODE is None, reason="no node")
@@ -175,4 +175,32 @@ def test_a_drained_server_is_marked_in_the_fleet_with_what_it_waits_for() -> Non
         ["To be drained", SERVES_ON],
         ["Drained", "b is drained (it runs on, and gets no new requests)"],
         ["Serving"],
+    ]
+
+
+NODE_TYPES = f"""
+import {{ readFileSync }} from "node:fs";
+import {{ nodeTypeCells, nodeTypeState, nodesNote }} from {json.dumps(STATE.as_uri())};
+const {{ nodes }} = JSON.parse(readFileSync(0, "utf8"));
+const rows = nodes.node_types.map((each) => [nodeTypeState(each).word, ...nodeTypeCells(each)]);
+console.log(JSON.stringify([nodesNote(nodes, {NOW_S}), ...rows]));
+"""
+
+
+def test_node_types_say_what_is_free_and_how_old_that_is() -> None:
+    types = (
+        NodeTypeStatus("spot", 0.45, 6, 4, 2, {"gpu": 8.0}, {"gpu": 1.0}, 0),
+        NodeTypeStatus("on-demand", None, 4, 0, 1, {"gpu": 4.0}, None, None),
+        NodeTypeStatus("none", 2.0, 4, 0, 0, {}, {}, 0),
+        NodeTypeStatus("later", 2.0, 4, 0),
+        NodeTypeStatus("used", 2.0, 4, 4, 1, {}, {}, 3),
+    )
+    status = replace(CALM, nodes=NodesStatus(types, NOW_S - 40.0, "no answer"))
+    assert node_views(json.dumps(plain(status)), NODE_TYPES) == [
+        "nodes as of 40 s ago: no answer",
+        ["Full", "0.45", "4 of 6", "2", "1 of 8 gpu", "0"],
+        ["Has nodes", "–", "0 of 4", "1", "4 gpu", "–"],
+        ["No nodes", "2", "0 of 4", "0", "–", "0"],
+        ["Not known", "2", "0 of 4", "–", "–", "–"],
+        ["All slots used", "2", "4 of 4", "1", "–", "3"],
     ]

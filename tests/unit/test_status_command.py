@@ -21,7 +21,16 @@ from themis_triton.core.encoding import plain
 from themis_triton.core.errors import ServerError, SettingsError
 from themis_triton.core.estimate import PipelineEstimate
 from themis_triton.core.fleet import ModelState
-from themis_triton.core.status import STATUS_VERSION, PipelineStatus, Status, StatusEvent, UsageStatus, decode_status
+from themis_triton.core.status import (
+    STATUS_VERSION,
+    NodesStatus,
+    NodeTypeStatus,
+    PipelineStatus,
+    Status,
+    StatusEvent,
+    UsageStatus,
+    decode_status,
+)
 from themis_triton.settings import load_runtime_paths, load_settings
 from themis_triton.settings.starter import starter
 
@@ -74,6 +83,15 @@ def test_sentences_with_brackets_are_shown_as_they_are() -> None:
     message = "E1 [/usr/lib/x.cc:7] [bold]failed[/red]"
     status = replace(BASE, sentence=message, stale={"a": message}, routes_unwritten=message, events=(StatusEvent(NOW_S, "d", (), message),))
     assert shown(status).count(message) == 4
+
+
+def test_node_types_have_their_price_what_is_free_and_the_age_of_that() -> None:
+    spot = NodeTypeStatus("spot", 0.4, 6, 4, 2, {"gpu": 8.0}, {"gpu": 0.0}, 0)
+    nodes = NodesStatus((spot, NodeTypeStatus("on-demand", 1.2, 4, 0)), NOW_S - 38.0, "no answer within 20 s")
+    text = shown(replace(BASE, nodes=nodes))
+    assert "Node types, nodes as of 40 s ago: no answer within 20 s" in text
+    rows = [line.split() for line in text.splitlines() if line.split()[:1] in (["spot"], ["on-demand"])]
+    assert rows == [["spot", "0.4", "4", "of", "6", "2", "0", "of", "8", "gpu", "0"], ["on-demand", "1.2", "0", "of", "4", "–", "–", "–"]]
 
 
 def test_whatever_limits_it_and_how_fresh_it_is_are_shown() -> None:

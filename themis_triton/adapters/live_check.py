@@ -68,7 +68,7 @@ async def check_live(config: ThemisConfig) -> list[Finding]:
         *_check_callers(config, models_by_server),
         *check_probed(config),
         *launch,
-        *await check_node_types(config.launch),
+        *await check_node_types(config),
         *devices,
         *envoy,
         *check_watches(config, models_by_server),

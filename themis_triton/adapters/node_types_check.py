@@ -1,17 +1,30 @@
-"""The live check of node types: the engine has nodes of each."""
+"""The live check of node types: the engine has nodes of each, and the devices of a pipeline's nodes are of one kind."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from themis_triton.adapters.device_kinds_check import mixed_devices
 from themis_triton.adapters.findings import Finding, fine, warning
 from themis_triton.adapters.inventories import read_nodes
-from themis_triton.core.config import LaunchConfig
+from themis_triton.core.config import ThemisConfig
+from themis_triton.core.device_kinds import declared_kinds, kind_of
 from themis_triton.core.errors import EnvironmentCheckError, ServerError
+from themis_triton.core.nodes import Node
 
 _WHAT = "launch.node_types"
 
 
-async def check_node_types(launch: LaunchConfig | None) -> list[Finding]:
+def _kinds(nodes: Iterable[Node], node_types: Iterable[str]) -> dict[str, str]:
+    """The kind of each node type's devices, by the labels of nodes and by Slurm's GRES."""
+    of_nodes = [(node.node_types, kind_of(node.labels) or kind_of({"gres": ",".join(node.devices)})) for node in nodes if node.usable]
+    named = {name: [kind for types, kind in of_nodes if name in types and kind is not None] for name in node_types}
+    return {name: " and ".join(dict.fromkeys(kinds)) for name, kinds in named.items() if kinds}
+
+
+async def check_node_types(config: ThemisConfig) -> list[Finding]:
     """A finding for each node type; warnings, because an autoscaler may bring nodes later, and launches may do without the list."""
+    launch = config.launch
     if launch is None or not launch.node_types:
         return []
     try:
@@ -28,4 +41,5 @@ async def check_node_types(launch: LaunchConfig | None) -> list[Finding]:
         else:
             remedy = "correct `select` (`themis inventory` shows what nodes have), or leave it where an autoscaler brings such nodes"
             findings.append(warning(f"{_WHAT}.{name}", f"none of {len(nodes)} nodes takes servers ({words})", remedy))
-    return findings
+    declared = declared_kinds(config)
+    return findings if mixed_devices(config, declared) else [*findings, *mixed_devices(config, declared | _kinds(nodes, launch.node_types))]

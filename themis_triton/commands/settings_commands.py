@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from themis_triton.adapters.clock import SystemClock
+from themis_triton.adapters.device_kinds_check import mixed_devices
 from themis_triton.adapters.exposure import exposure_findings
 from themis_triton.adapters.findings import Finding, Severity
 from themis_triton.commands.terminal import TerminalConsole
@@ -50,7 +51,7 @@ def validate_command(path: Path, live: bool, as_json: bool) -> int:
     """
     errors = problems(path)
     config = None if errors else load_settings(path)
-    findings = [] if config is None else [*exposure_findings(config, SystemClock().now_s(), path)]
+    findings = [] if config is None else [*exposure_findings(config, SystemClock().now_s(), path), *mixed_devices(config)]
     if config is not None and live:
         findings += live_findings(config)
     console = TerminalConsole(soft_wrap=True, highlight=False)

@@ -29,7 +29,7 @@ from themis_triton.core.lease import Leader
 from themis_triton.core.overrides import bounds_words, drain_words, said
 from themis_triton.core.printable import one_line
 from themis_triton.core.record import knowledge_words
-from themis_triton.core.status import STATUS_PATH, PipelineStatus, Status, decode_status
+from themis_triton.core.status import STATUS_PATH, NodesStatus, NodeTypeStatus, PipelineStatus, Status, decode_status
 from themis_triton.daemon.control import running_pid
 from themis_triton.settings.runtime import load_runtime_paths
 
@@ -87,6 +87,8 @@ def show(status: Status, console: Console, now_s: float) -> None:
         console.print(_pipelines(status))
     if status.servers:
         console.print(_servers(status))
+    if status.nodes is not None:
+        console.print(_node_types(status.nodes, now_s))
     for sentence, style in notices(status):
         console.print(sentence, style=style, markup=False, soft_wrap=True, highlight=False)
     for event in status.events[-MAX_EVENTS_SHOWN:]:
@@ -247,6 +249,29 @@ def _servers(status: Status) -> Table:
         devices = ", ".join(device for device in server.devices if server.runs_on(device))
         table.add_row(server.name, server.phase.value, devices, escape(models), "launched" if server.launched else "adopted")
     return table
+
+
+def _node_types(nodes: NodesStatus, now_s: float) -> Table:
+    """Prices, slots and what is free; the title says how old that is."""
+    read = f", nodes as of {age(now_s - nodes.at_s)} ago" if nodes.at_s is not None else ", nodes not read yet"
+    read += f": {one_line(nodes.error)}" if nodes.error is not None else ""
+    titles = ("node type", "per hour", "slots used", "nodes", "free devices", "more servers fit")
+    title = Text(f"Node types{read}", style="yellow" if nodes.error is not None else "")
+    table = Table(*titles, title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for each in nodes.node_types:
+        table.add_row(*map(escape, node_type_cells(each)), style="yellow" if each.free_places == 0 else None)
+    return table
+
+
+def node_type_cells(each: NodeTypeStatus) -> tuple[str, ...]:
+    """A node type: name, price, slots, nodes, free of all devices, further places."""
+    price = f"{each.price_per_hour:g}" if each.price_per_hour is not None else "–"
+    free = each.free_devices
+    devices = ", ".join(
+        f"{f'{free.get(kind, 0.0):g} of ' if free is not None else ''}{amount:g} {kind}" for kind, amount in sorted(each.devices.items())
+    )
+    numbers = (_whole(each.nodes), devices or "–", _whole(each.free_places))
+    return (each.node_type, price, f"{each.used_slots} of {each.slots}", *numbers)
 
 
 def instances_words(state: ModelState) -> str:

@@ -116,13 +116,15 @@ class ProxyConnection:
 class Readings:
     """The readings of one Observer call: of each server in the given order, of each route, of each device.
 
-    `routes_error`: the reason why the proxy's statistics are missing.
+    `routes_error`: the reason why the proxy's statistics are missing. `free_places`: by node type, how many more servers find a place
+    there; without those of which that is not known.
     """
 
     servers: tuple[ServerReading, ...] = ()
     routes: tuple[RouteReading, ...] = ()
     routes_error: str | None = None
     devices: tuple[DeviceReading, ...] = ()
+    free_places: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +170,7 @@ class Snapshot:
     `resting`: those in back-off until the settings, a model or the server change, with the reason.
     `recently_crashed`: the number of launched servers that crashed or stopped answering in the last minute.
     `incidents`: what happened to servers since the snapshot before; `faults`: what is wrong with servers now, a sentence each.
-    `loading`: (server, model) pairs that are being loaded.
+    `loading`: (server, model) pairs that are being loaded. `free_places`: as in `Readings`.
     """
 
     at_s: float
@@ -187,6 +189,7 @@ class Snapshot:
     incidents: tuple[Incident, ...] = ()
     faults: tuple[str, ...] = ()
     loading: frozenset[tuple[str, str]] = frozenset()
+    free_places: dict[str, int] = field(default_factory=dict)
 
     def backoff_words(self, actuator: str) -> str:
         """For how long an actuator in back-off is left alone, and why."""

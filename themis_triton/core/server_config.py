@@ -89,8 +89,9 @@ class LaunchConfig:
     `further_repositories`: where models lie that `model_repository` lacks.
     `reach`: the devices that a launched server can see, and may add instances on, besides that of its slot. `ensembles`: each with
     the models that it needs; a server that is launched with these gets it too. `model_config_name`: models are launched with their
-    `configs/NAME.pbtxt` where they have one. `node_types`: by node type, what the engine is to choose its nodes by. `slots` are taken in
-    their order, and `slot_by_name` has them by name.
+    `configs/NAME.pbtxt` where they have one. `node_types`: by node type, what the engine is to choose its nodes by, and
+    `read_nodes_every_s` how often the sidecar asks what is free on them (0: never). `slots` are taken in their order, and `slot_by_name`
+    has them by name.
     """
 
     slots: tuple[DeviceSlot, ...]
@@ -107,6 +108,7 @@ class LaunchConfig:
     isolation: Isolation = Isolation.NONE
     ensembles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     node_types: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    read_nodes_every_s: float = 30.0
     slot_by_name: Mapping[str, DeviceSlot] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

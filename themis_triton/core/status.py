@@ -47,6 +47,32 @@ class UsageStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeTypeStatus:
+    """One node type of `launch`: its slots, those that launched servers have, and what the engine said of its usable nodes.
+
+    `free_devices`: those that nothing has asked for. `free_places`: how many more servers find a node. What is null is not known.
+    """
+
+    node_type: str
+    price_per_hour: float | None
+    slots: int
+    used_slots: int
+    nodes: int | None = None
+    devices: dict[str, float] = field(default_factory=dict)
+    free_devices: dict[str, float] | None = None
+    free_places: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NodesStatus:
+    """The node types, in the order in which launches take them. `at_s`: when the engine last said it; `error`: why it has not since."""
+
+    node_types: tuple[NodeTypeStatus, ...] = ()
+    at_s: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PipelineStatus:
     """One pipeline: its SLO, its estimate and the evidence of the decision; null before the first tick.
 
@@ -91,7 +117,7 @@ class Status:
     hold, a sentence each. `remaining_s`: by server in launch, and by `server/model` that grows, the seconds that it is expected to take on.
     `proxies`: those that get their routes over the network. `price_per_hour`: of the slots on which launched servers run or start; null
     where slots have no prices. `leader`: which sidecar leads; null without a lease. `settings_edited`: what the settings file says that
-    is not in force, and what is to be done; null where it says the same.
+    is not in force, and what is to be done; null where it says the same. `nodes`: null where `launch` has no node types.
     """
 
     status_version: int
@@ -135,6 +161,7 @@ class Status:
     predictions: tuple[str, ...] = ()
     remaining_s: dict[str, float] = field(default_factory=dict)
     leader: Leader | None = None
+    nodes: NodesStatus | None = None
 
 
 def decode_status(data: object) -> Status:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from themis_triton.act.actuators import Actuators
 from themis_triton.act.backoff import Backoff
@@ -28,9 +28,10 @@ from themis_triton.adapters.store.paths import journal_path
 from themis_triton.adapters.triton.metrics import TritonMetrics
 from themis_triton.adapters.triton.model_control import TritonModelControl
 from themis_triton.core.address import Address
-from themis_triton.core.config import ThemisConfig
+from themis_triton.core.config import LaunchConfig, ThemisConfig
 from themis_triton.core.observation import ProxyConnection
 from themis_triton.daemon.fencing import fenced
+from themis_triton.daemon.nodes_watch import NodesWatch
 from themis_triton.ports import ModelControl, ServerLauncher
 from themis_triton.tick import World
 
@@ -51,6 +52,7 @@ class Components:
     routes: EnvoyFiles | SharedRoutes
     clock: SystemClock
     observer: LiveObserver
+    nodes: NodesWatch = field(default_factory=lambda: NodesWatch(None, None, dict, SystemClock()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,8 @@ async def build_components(config: ThemisConfig, fence: Fence | None = None) -> 
         control = TritonModelControl(callees=config.callees)
         stack.push_async_callback(control.close)
         launcher = fence.launcher if fence is not None else _launcher(config, stack)
-        observer = build_observer(config, clock, server)
+        nodes = NodesWatch(config.launch, launcher, lambda: _launched(config.launch, executor), clock)
+        observer = build_observer(config, clock, server, nodes.free_places)
         stack.push_async_callback(observer.close)
         actuators = Actuators(control, routes, launcher, journal, clock)
         if fence is not None:
@@ -91,7 +94,15 @@ async def build_components(config: ThemisConfig, fence: Fence | None = None) -> 
         stack.push_async_callback(supervisor.close)
         supervisor.further_faults = lambda: refusals(routes.proxies)
         world = World(observer, executor, supervisor, journal, clock)
-        yield Components(config, world, control, launcher, journal, envoy, routes, clock, observer)
+        yield Components(config, world, control, launcher, journal, envoy, routes, clock, observer, nodes)
+
+
+def _launched(launch: LaunchConfig | None, executor: Executor) -> dict[str, str]:
+    """The servers that are launched or being launched, with the node types of their slots."""
+    slots = launch.slot_by_name if launch is not None else {}
+    of_slot = {server.name: server.slot or "" for server in executor.fleet.all() if server.launched}
+    of_slot |= {action.server: action.slot or "" for action in executor.launching}
+    return {name: slots[slot].node_type or "" for name, slot in of_slot.items() if slot in slots}
 
 
 def _launcher(config: ThemisConfig, stack: AsyncExitStack) -> ServerLauncher | None:
@@ -103,8 +114,13 @@ def _launcher(config: ThemisConfig, stack: AsyncExitStack) -> ServerLauncher | N
     return launcher
 
 
-def build_observer(config: ThemisConfig, clock: SystemClock, server: XdsServer | None = None) -> LiveObserver:
-    """The observer of a configuration's servers, Envoys and devices. `server`: the one to which Envoys of other machines connect."""
+def build_observer(
+    config: ThemisConfig, clock: SystemClock, server: XdsServer | None = None, free_places: Callable[[], dict[str, int]] = dict
+) -> LiveObserver:
+    """The observer of a configuration's servers, Envoys and devices.
+
+    `server`: the one to which Envoys of other machines connect. `free_places`: of the last reading of the engine's nodes.
+    """
     models = config.called_models
     own = EnvoyStats(config.envoy, models, clock, READING_WAIT_S)
 
@@ -115,7 +131,7 @@ def build_observer(config: ThemisConfig, clock: SystemClock, server: XdsServer |
         return EnvoyStats(elsewhere, models, clock, READING_WAIT_S, tls)
 
     stats = SummedStats(own, lambda: server.nodes, reader) if server is not None else own
-    return LiveObserver(TritonMetrics(clock, wait_s=READING_WAIT_S), stats, DeviceReader(sorted(config.local_devices), clock))
+    return LiveObserver(TritonMetrics(clock, wait_s=READING_WAIT_S), stats, DeviceReader(sorted(config.local_devices), clock), free_places)
 
 
 def refusals(proxies: Sequence[ProxyConnection]) -> tuple[str, ...]:

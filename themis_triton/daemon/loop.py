@@ -115,7 +115,7 @@ class Loop:
         self.exporter.take(record, duration_s, paused=self.paused)
         self.exporter.count_requests(self.board.config.pipelines, ended)
         self.exporter.show_times(self.board.config, self._lag_s(started_s), self.components.routes.take_up_s)
-        self.board.proxies = self.components.routes.proxies
+        self.board.proxies, self.board.nodes = self.components.routes.proxies, self.components.nodes.reading
         self.exporter.show_proxies(self.board.proxies)
         self.components.journal.record_samples(self.samples.take(record, self.board.config, ended))
         minute = self.minutes.take(record.snapshot, self.board.config, ended)

@@ -135,7 +135,8 @@ async def _run_ticks(loop: Loop, kernels: Kernels, settings: SettingsFile, stop:
     reporting = asyncio.create_task(keep_reports(lambda: loop.components, loop.board, lambda: loop.planner.rules.config))
     learning = asyncio.create_task(keep_recurring(journal_path(loop.components.config.state_directory), world.clock, loop.use_recurring))
     reading = asyncio.create_task(watch_settings(settings, loop))
-    tasks = (watching, tidying, renewing, reporting, learning, reading)
+    listing = asyncio.create_task(loop.components.nodes.run())
+    tasks = (watching, tidying, renewing, reporting, learning, reading, listing)
     async with AsyncExitStack() as stack:
         for task in tasks:
             await stack.enter_async_context(cancelled_on_exit(task))

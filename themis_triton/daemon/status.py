@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,18 +13,19 @@ import themis_triton
 from themis_triton.adapters.store.history import read_requests
 from themis_triton.adapters.store.reader import reading
 from themis_triton.core.attainment import NOTHING_ENDED, Ended, EndedRequests, slo_window
-from themis_triton.core.config import PipelineConfig, ThemisConfig
+from themis_triton.core.config import LaunchConfig, PipelineConfig, ThemisConfig
 from themis_triton.core.day_report import DayReport
 from themis_triton.core.errors import EnvironmentCheckError
 from themis_triton.core.estimate import PipelineEstimate
-from themis_triton.core.fleet import Phase
+from themis_triton.core.fleet import Phase, Server
 from themis_triton.core.lease import Leader
+from themis_triton.core.nodes import NodesReading
 from themis_triton.core.observation import ProxyConnection
 from themis_triton.core.overrides import Overrides
 from themis_triton.core.prediction import prediction_words
 from themis_triton.core.price import hourly_price, running_price
 from themis_triton.core.record import TickRecord, describe, drift_event_words, drift_words, sentence
-from themis_triton.core.status import STATUS_VERSION, PipelineStatus, Status, StatusEvent, UsageStatus
+from themis_triton.core.status import STATUS_VERSION, NodesStatus, NodeTypeStatus, PipelineStatus, Status, StatusEvent, UsageStatus
 from themis_triton.core.words import without_numbers
 from themis_triton.daemon.attainment import PipelineWindows
 from themis_triton.daemon.samples import p50_ms
@@ -59,6 +60,7 @@ class StatusBoard:
     coming_since_s: dict[str, float] = field(default_factory=dict)
     events: deque[StatusEvent] = field(default_factory=lambda: deque(maxlen=MAX_EVENTS))
     leader: Callable[[], Leader] | None = None
+    nodes: NodesReading = field(default_factory=NodesReading)
 
     def add_requests(self, at_s: float, ended: Ended) -> None:
         """Add requests that ended."""
@@ -137,7 +139,8 @@ class StatusBoard:
         status = base
         if self.record is not None:
             remaining_s = _remaining_s(self.record, self.config, self.coming_since_s)
-            status = replace(_with_record(base, self.record, self.config, self.windows), remaining_s=remaining_s)
+            nodes = _nodes(self.config.launch, self.record.snapshot.servers, self.nodes)
+            status = replace(_with_record(base, self.record, self.config, self.windows), remaining_s=remaining_s, nodes=nodes)
         return status if self.tick_error is None else replace(status, sentence=self.tick_error)
 
 
@@ -204,6 +207,23 @@ def _pipeline(record: TickRecord, pipeline: PipelineConfig, windows: PipelineWin
         p50_ms=p50_ms(record.estimate, pipeline),
         prediction=next((each for each in record.decision.predictions if each.pipeline == pipeline.name), None),
     )
+
+
+def _nodes(launch: LaunchConfig | None, servers: Iterable[Server], reading: NodesReading) -> NodesStatus | None:
+    """The node types of the settings, with their slots' servers and what the engine last said of them."""
+    names = dict.fromkeys(slot.node_type for slot in launch.slots if slot.node_type is not None) if launch is not None else {}
+    if launch is None or not names:
+        return None
+    used = {server.slot for server in servers if server.launched}
+    rows = []
+    for name in names:
+        slots, read = [slot for slot in launch.slots if slot.node_type == name], reading.node_types.get(name)
+        row = NodeTypeStatus(name, slots[0].price_per_hour, len(slots), sum(slot.name in used for slot in slots))
+        if read is not None:
+            free = dict(read.free_devices) if read.free_devices is not None else None
+            row = replace(row, nodes=read.nodes, devices=dict(read.devices), free_devices=free, free_places=read.places)
+        rows.append(row)
+    return NodesStatus(tuple(rows), reading.at_s, reading.error)
 
 
 def _words(event: StatusEvent) -> tuple[str, str]:

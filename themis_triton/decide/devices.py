@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from themis_triton.core.config import ThemisConfig
+from themis_triton.core.config import DeviceSlot, ThemisConfig
 from themis_triton.core.fleet import Models, Place, Server
 from themis_triton.core.observation import OpenCall, Snapshot, devices_of, launch_of
 from themis_triton.core.price import may_use
@@ -29,6 +30,7 @@ class FreeDevices:
         self._launched_on: set[str] = set()
         self._slots: tuple[str, ...] | None = None
         self._bound_slots: dict[frozenset[str], tuple[str, ...]] = {}
+        self._full_types = self._types_that_failed()
         self._is_bound = any(model.node_types for model in config.models.values())
         self._places = config.places
         held = {server.name: server.held_devices.intersection(server.devices) for server in snapshot.servers}
@@ -45,7 +47,10 @@ class FreeDevices:
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """Slots with no server on them, not in back-off, and with a free device, in the order of the settings."""
+        """Slots with no server on them, not in back-off, and with a free device, in the order of the settings.
+
+        Those without a place on a node come last: as far as that is known, and of node types on which a launch has just failed.
+        """
         if self._slots is None:
             self._slots = self._free_slots()
         return self._slots
@@ -93,7 +98,32 @@ class FreeDevices:
         launch, snapshot = self._config.launch, self.snapshot
         taken = {server.slot for server in snapshot.servers} | snapshot.busy | set(snapshot.backing_off) | self._launched_on
         free = [slot for slot in launch.slots if slot.name not in taken] if launch is not None else []
-        return tuple(slot.name for slot in free if self._has_room(slot.device))
+        usable = [slot for slot in free if self._has_room(slot.device)]
+        if not self.snapshot.free_places and not self._full_types:
+            return tuple(slot.name for slot in usable)
+        return tuple(slot.name for slot in sorted(usable, key=self._lacks_place()))
+
+    def _lacks_place(self) -> Callable[[DeviceSlot], bool]:
+        """Whether a slot has no place on a node, asked of one slot after the other, each of which would take one."""
+        launch = self._config.launch
+        slots = launch.slot_by_name if launch is not None else {}
+        left = Counter(self.snapshot.free_places)
+        left.subtract(slots[name].node_type or "" for name in self._launched_on)
+
+        def lacks(slot: DeviceSlot) -> bool:
+            node_type = slot.node_type or ""
+            if node_type in self.snapshot.free_places:
+                left[node_type] -= 1
+            return node_type in self._full_types or (node_type in self.snapshot.free_places and left[node_type] < 0)
+
+        return lacks
+
+    def _types_that_failed(self) -> frozenset[str]:
+        """The node types on which a launch has failed that is in back-off: of those the engine chooses nodes, which may all be taken."""
+        launch, backing_off = self._config.launch, self.snapshot.backing_off
+        if launch is None or not launch.node_types or not backing_off:
+            return frozenset()
+        return frozenset(slot.node_type or "" for slot in launch.slots if slot.name in backing_off)
 
     def beyond_slots(self, places: Iterable[Place]) -> int:
         """How many devices these places' servers may extend to that no slot could use."""

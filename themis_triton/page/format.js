@@ -12,6 +12,9 @@ export function rate(value) {
 
 export const count = (value) => (value === null || value === undefined ? NONE : Number.isInteger(value) ? whole.format(value) : one.format(value));
 
+const hundredths = new Intl.NumberFormat("en", { maximumFractionDigits: 2 });
+export const price = (value) => (value === null || value === undefined ? NONE : hundredths.format(value));
+
 export function ms(value) {
   if (value === null || value === undefined) return NONE;
   return value < 9.95 ? one.format(value) : whole.format(value);

@@ -7,6 +7,7 @@ import { byId, h, MARKS, reconcile, setText, show } from "./dom.js";
 import { Fleet } from "./fleet.js";
 import * as f from "./format.js";
 import { Glance } from "./glance.js";
+import { NodeTypes } from "./nodes.js";
 import { conditions, headline, pipelineState } from "./state.js";
 import { Timeline } from "./timeline.js";
 import { WhatIf } from "./whatif.js";
@@ -18,6 +19,7 @@ const decisions = new DecisionDialog();
 const timeline = new Timeline((id) => decisions.open(id));
 const whatif = new WhatIf();
 const fleet = new Fleet();
+const nodeTypes = new NodeTypes();
 const controls = new Controls();
 const glance = new Glance((name) => { select(name); byId("timeline").scrollIntoView(); });
 timeline.onSelect = select;
@@ -43,6 +45,7 @@ function take(next) {
   if (first && status.pipelines.length) select([...status.pipelines].sort((a, b) => pipelineState(a).rank - pipelineState(b).rank)[0].name);
   glance.render(status);
   fleet.render(status);
+  nodeTypes.render(status);
   timeline.take(status);
   controls.take(status);
   summary();
@@ -89,7 +92,7 @@ function figures() {
     ["Servers", f.count(status.servers.length), `${status.servers.filter((server) => server.phase === "serving").length} serving`],
     ["Instances", f.count(status.servers.reduce((all, server) => all + Object.values(server.models).reduce((own, state) => own + state.instances, 0), 0)), "of models"],
     ["Cost", f.count(Math.round(10 * status.cost_per_s) / 10), "per second"],
-    ...((status.price_per_hour ?? null) === null ? [] : [["Price", f.count(Math.round(100 * status.price_per_hour) / 100), "per hour"]]),
+    ...((status.price_per_hour ?? null) === null ? [] : [["Price", f.price(status.price_per_hour), "per hour"]]),
   ];
   const list = byId("figures");
   reconcile(list, rows, ([label]) => label, ([label]) => h("div", {}, h("dt", {}, label), h("dd", {}, h("span", {}), " ", h("small", {}))), (element, [, value, unit]) => {

@@ -140,3 +140,24 @@ export function conditions(status) {
   if (status.next_steps.length) add("info", `${status.paused || status.mode === "advisory" ? "Would do" : "Started"}: ${status.next_steps.join(", ")}`);
   return list;
 }
+
+/** Whether servers still find a node of a node type, as far as the engine said. */
+export function nodeTypeState({ nodes, free_places: places, slots, used_slots: used }) {
+  if (used >= slots) return { level: "idle", word: "All slots used" };
+  if (nodes === null) return { level: "idle", word: "Not known" };
+  if (nodes === 0) return { level: "warn", word: "No nodes" };
+  return places === 0 ? { level: "warn", word: "Full" } : { level: "good", word: places === null ? "Has nodes" : "Has room" };
+}
+
+/** Price, slots, nodes, devices and further places of a node type. */
+export function nodeTypeCells(each) {
+  const free = (kind, amount) => (each.free_devices === null ? f.count(amount) : `${f.count(each.free_devices[kind] ?? 0)} of ${f.count(amount)}`);
+  const devices = Object.entries(each.devices).sort().map(([kind, amount]) => `${free(kind, amount)} ${kind}`).join(", ");
+  return [f.price(each.price_per_hour), `${each.used_slots} of ${each.slots}`, f.count(each.nodes), devices || f.NONE, f.count(each.free_places)];
+}
+
+/** How old the reading of the nodes is, and why there is no newer one. */
+export function nodesNote({ at_s: atS, error }, nowS) {
+  const read = atS === null ? "nodes not read yet" : `nodes as of ${f.ago(nowS - atS)}`;
+  return error === null ? read : `${read}: ${error}`;
+}

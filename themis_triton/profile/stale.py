@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from themis_triton.adapters.triton.config_files import ModelRepository
 from themis_triton.core.config import ThemisConfig
+from themis_triton.core.device_kinds import are_one_kind, declared_kinds, node_types_of
 from themis_triton.core.errors import SettingsError
 from themis_triton.profile.identity import SERVED, config_hash, device_name, model_config, model_hash
 
@@ -27,6 +28,8 @@ def stale_profiles(config: ThemisConfig) -> Iterator[str]:
     repositories = _repositories(config)
     devices: set[str] | None = None
     percentiles = {stage: max(p.percentile for p in config.pipelines if stage in p.stages) for p in config.pipelines for stage in p.stages}
+    kinds = declared_kinds(config)
+    own_types = {stage: node_types_of(pipeline, config) for pipeline in config.pipelines for stage in pipeline.stages} if kinds else {}
     for name, model in config.models.items():
         origin = model.profile.origin
         if origin is None:
@@ -41,6 +44,12 @@ def stale_profiles(config: ThemisConfig) -> Iterator[str]:
                 yield f"models.{name}.profile: the model's files in {folder} have changed since it was measured"
         if others := devices - {origin.device}:
             yield f"models.{name}.profile: was measured on {origin.device}, and the settings name {', '.join(sorted(others))}"
+        for node_type in own_types.get(name, ()):
+            if (kind := kinds.get(node_type)) is not None and not are_one_kind(kind, origin.device):
+                yield (
+                    f"models.{name}.profile: was measured on {origin.device}, and launch.node_types.{node_type} has {kind}; "
+                    f"bind the model to node types with its device (`models.{name}.node_types`)"
+                )
         if origin.percentile < percentiles.get(name, 0.0):
             yield (
                 f"models.{name}.profile: its times are those at the percentile {origin.percentile:g}, and a pipeline promises "

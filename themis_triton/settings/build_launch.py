@@ -35,6 +35,7 @@ def build_launch(loaded: Loaded, settings: Settings, launch: LaunchSettings) -> 
     common: dict[str, Any] = {
         "slots": tuple(slots),
         "node_types": {name: dict(each.select) for name, each in launch.node_types.items()},
+        "read_nodes_every_s": launch.read_nodes_every_s,
         "model_repository": first,
         "further_repositories": tuple(further),
         "arguments": tuple(launch.arguments),

@@ -271,6 +271,11 @@ class LaunchSettings(Section):
         description="devices that every launched server can see: under a surge it adds instances on those that no other server uses, "
         "in one instance initialisation, where a new server takes a cold start",
     )
+    read_nodes_every_s: Seconds = Field(
+        default=_LAUNCH.read_nodes_every_s,
+        description="how often the engine is asked which nodes of `node_types` have free devices, so that launches take those first; "
+        "0: never, and launches take the cheapest node type, such as one whose nodes an autoscaler brings",
+    )
     isolation: Annotated[Isolation, Field(strict=False)] = Field(
         default=Isolation.NONE,
         description="process: once the load has settled, servers of their own take over from further devices of a server, "

@@ -13,6 +13,7 @@ from themis_triton.core.address import Address
 from themis_triton.core.errors import LaunchFailedError, ServerError
 from themis_triton.core.fleet import Models, ModelState, Phase, Server
 from themis_triton.core.model_config import ModelInputs
+from themis_triton.core.nodes import Node
 from themis_triton.core.observation import Readings, RouteReading, ServerReading
 from themis_triton.core.record import TickRecord
 from themis_triton.core.routes import RouteTable
@@ -196,6 +197,10 @@ class SimLauncher:
         """0: memory is not simulated."""
         del server
         return 0
+
+    async def list_nodes(self) -> tuple[Node, ...]:
+        """None: virtual devices are no machine's."""
+        return ()
 
     async def stop_all(self) -> tuple[str, ...]:
         """Stop every launched server."""

@@ -132,6 +132,12 @@ class PodApi:
         nodes: list[Json] = (await self._json("list nodes", "GET", "/api/v1/nodes"))["items"]
         return nodes
 
+    async def list_all_pods(self) -> list[Json]:
+        """The pods of all namespaces that have not ended. ApiError 403 where the sidecar has no right to list them."""
+        query = {"fieldSelector": "status.phase!=Succeeded,status.phase!=Failed", "resourceVersion": "0"}
+        pods: list[Json] = (await self._json("list pods of all namespaces", "GET", "/api/v1/pods", query))["items"]
+        return pods
+
     def _pods(self, name: str | None = None) -> str:
         pods = f"/api/v1/namespaces/{self._config.namespace}/pods"
         return pods if name is None else f"{pods}/{name}"

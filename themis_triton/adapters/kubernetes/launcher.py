@@ -15,6 +15,7 @@ import structlog
 from themis_triton.adapters.http import HttpClient, HttpError
 from themis_triton.adapters.kubernetes.api import ApiError, PodApi
 from themis_triton.adapters.kubernetes.loading import load_models
+from themis_triton.adapters.kubernetes.nodes import nodes_of
 from themis_triton.adapters.kubernetes.pods import (
     LAUNCH,
     ZONE,
@@ -39,6 +40,7 @@ from themis_triton.adapters.triton.model_control import TritonModelControl
 from themis_triton.core.config import KubernetesLaunchConfig
 from themis_triton.core.errors import LaunchFailedError, ServerError, SettingsError, ThemisError
 from themis_triton.core.fleet import Models, ModelState, Phase, Server
+from themis_triton.core.nodes import Node
 
 log = structlog.get_logger()
 _TAIL_LINES = 20
@@ -241,6 +243,10 @@ class KubernetesLauncher(RemoteLauncher):
         pods = await self._watch.relist()
         running = [self._with_files(server_of(pod)) for pod in pods.values() if not has_ended(pod)]
         return tuple(sorted(running, key=lambda server: server.name))
+
+    async def list_nodes(self) -> tuple[Node, ...]:
+        """All nodes. ServerError where the sidecar may not list them, or the API does not answer."""
+        return await nodes_of(self._api, self._config)
 
     async def stop_all(self) -> tuple[str, ...]:
         """Delete every pod of this sidecar; returns the servers' names. ServerError when one is left."""

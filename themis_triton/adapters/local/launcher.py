@@ -15,6 +15,7 @@ from themis_triton.adapters.arguments import hide_argument
 from themis_triton.adapters.http import HttpClient
 from themis_triton.adapters.local.discovery import find_launched
 from themis_triton.adapters.local.launch_command import server_command, server_environment
+from themis_triton.adapters.local.nodes import read_nodes
 from themis_triton.adapters.local.running import has_ended, is_alive, read_memory
 from themis_triton.adapters.local.triton_install import TritonInstall, find_triton
 from themis_triton.adapters.processes import (
@@ -34,6 +35,7 @@ from themis_triton.core.address import Address
 from themis_triton.core.config import DeviceSlot, LocalLaunchConfig, ModelInputs
 from themis_triton.core.errors import LaunchFailedError, ModelFailedError, ServerError, ThemisError, WarmupFailedError
 from themis_triton.core.fleet import Models, ModelState, Phase, Server
+from themis_triton.core.nodes import Node
 
 log = structlog.get_logger()
 _PORT_TAKEN = "already in use"
@@ -296,6 +298,10 @@ class LocalLauncher:
     async def discover(self) -> tuple[Server, ...]:
         """Every launched server that runs now, by name, in phase LAUNCHING; known by the marks that its process carries."""
         return await asyncio.to_thread(find_launched, self._state)
+
+    async def list_nodes(self) -> tuple[Node, ...]:
+        """This machine."""
+        return await read_nodes(self._config)
 
     async def stop_all(self) -> tuple[str, ...]:
         """Stop every process that carries the state directory's mark: servers, and the Envoy that was started beside them.

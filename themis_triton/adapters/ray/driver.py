@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._private.state import available_resources_per_node
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError
 
 from themis_triton.adapters.ray.control_store import read_lease, superseded, write_lease
@@ -65,12 +66,13 @@ class Driver:
         return {"version": ray.__version__, **await self.nodes()}
 
     async def nodes(self) -> Json:
-        """The nodes that live with their resources, their labels, and what of the resources is free in all."""
+        """The nodes that live with their resources, their labels, and what of the resources is free, in all and by node."""
         nodes = [node for node in await asyncio.to_thread(ray.nodes) if node["Alive"]]
         free = await asyncio.to_thread(ray.available_resources)
+        free_of = {name[:8]: _plain(each) for name, each in (await asyncio.to_thread(available_resources_per_node)).items()}
         named = {node["NodeID"][:8]: _plain(node["Resources"]) | {"address": node["NodeManagerAddress"]} for node in nodes}
         labels = {node["NodeID"][:8]: dict(node.get("Labels") or {}) for node in nodes}
-        return {"nodes": named, "labels": labels, "free": _plain(free)}
+        return {"nodes": named, "labels": labels, "free": _plain(free), "free_of": free_of}
 
     async def read_lease(self) -> tuple[int, str] | None:
         """The newest version of the lease, and its text."""

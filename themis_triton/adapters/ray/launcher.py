@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from themis_triton.adapters.ray.cluster import RayCluster, Supervisor
+from themis_triton.adapters.ray.nodes import nodes_of
 from themis_triton.adapters.ray.orders import (
     ENDED,
     GONE,
@@ -31,6 +32,7 @@ from themis_triton.adapters.server_files import ServerFiles
 from themis_triton.core.config import RayLaunchConfig
 from themis_triton.core.errors import LaunchFailedError, ModelFailedError, ServerError, ThemisError
 from themis_triton.core.fleet import ModelState, Phase, Server
+from themis_triton.core.nodes import Node
 
 _KEPT_LINES = 2000
 _SLACK_S = 15.0
@@ -233,6 +235,10 @@ class RayLauncher(RemoteLauncher):
         with contextlib.suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text + "\n", encoding="utf-8")
+
+    async def list_nodes(self) -> tuple[Node, ...]:
+        """The nodes that live. ServerError when the cluster does not answer."""
+        return await nodes_of(self.cluster, self._config)
 
     async def stop_all(self) -> tuple[str, ...]:
         """Stop the servers of every actor of the namespace; returns the servers' names. ServerError when one is left."""

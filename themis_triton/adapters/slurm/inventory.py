@@ -6,50 +6,68 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from themis_triton.adapters.slurm.nodes import Node as Listed
-from themis_triton.adapters.slurm.nodes import list_nodes
+from themis_triton.adapters.slurm.nodes import NodeUse, list_nodes, list_use
 from themis_triton.core.config import SlurmLaunchConfig
-from themis_triton.core.nodes import Node
+from themis_triton.core.nodes import Node, places_in
 
 _SOCKETS = re.compile(r"\([^)]*\)")
 _PLAIN = re.compile(r"[^\[\]*()]+")
+_CPUS = "cpus"
 _UNUSABLE = ("drain", "maint", "reserved", "planned")
 
 
 async def read_nodes(launch: SlurmLaunchConfig) -> tuple[Node, ...]:
     """All nodes, each once. SlurmError where the controller does not answer."""
-    return nodes_of(await list_nodes(), launch)
+    return nodes_of(await list_nodes(), launch, await list_use())
 
 
-def nodes_of(listed: Iterable[Listed], launch: SlurmLaunchConfig) -> tuple[Node, ...]:
-    """The nodes of a list that has them once for each of their partitions."""
+def nodes_of(listed: Iterable[Listed], launch: SlurmLaunchConfig, used: Mapping[str, NodeUse] | None = None) -> tuple[Node, ...]:
+    """The nodes of a list that has them once for each of their partitions. `used`: what jobs have of them, by node."""
     by_name: dict[str, list[Listed]] = {}
     for each in listed:
         by_name.setdefault(each.name, []).append(each)
-    return tuple(_node(name, each, launch) for name, each in by_name.items())
+    return tuple(_node(name, each, launch, (used or {}).get(name)) for name, each in by_name.items())
 
 
-def _node(name: str, listed: Sequence[Listed], launch: SlurmLaunchConfig) -> Node:
+def _node(name: str, listed: Sequence[Listed], launch: SlurmLaunchConfig, use: NodeUse | None) -> Node:
     first = listed[0]
     partitions = {each.partition for each in listed}
     devices = devices_of(first.gres)
     features = set(first.features.split(",")) - {"(null)", ""}
+    node_types = tuple(
+        each for each, select in launch.node_types.items() if _belongs(_asked(select, launch), partitions, features, devices)
+    )
+    free = _free(devices, use) if use is not None else None
     return Node(
         name,
         first.state,
         usable=not first.is_lost and not first.state.startswith(_UNUSABLE),
         devices=devices,
         labels={"partition": ",".join(sorted(partitions)), "features": ",".join(sorted(features))},
-        node_types=tuple(
-            each
-            for each, select in launch.node_types.items()
-            if _belongs(
-                {"partition": launch.partition, "constraint": launch.constraint, "gres": launch.gres} | dict(select),
-                partitions,
-                features,
-                devices,
-            )
-        ),
+        node_types=node_types,
+        free_devices=free,
+        places={each: _places(launch.node_types[each], launch, free or {}, use) for each in node_types} if use is not None else None,
     )
+
+
+def _asked(select: Mapping[str, str], launch: SlurmLaunchConfig) -> dict[str, str | None]:
+    """By what a job of a node type chooses its node."""
+    return {"partition": launch.partition, "constraint": launch.constraint, "gres": launch.gres} | dict(select)
+
+
+def _free(devices: Mapping[str, float], use: NodeUse) -> dict[str, float]:
+    """The devices that no job has; GRES in use are named with or without their type."""
+    used = devices_of(use.gres)
+    return {
+        kind: max(0.0, amount - sum(used.get(name, 0.0) for name in {kind, kind.partition(":")[0]})) for kind, amount in devices.items()
+    }
+
+
+def _places(select: Mapping[str, str], launch: SlurmLaunchConfig, free: Mapping[str, float], use: NodeUse) -> int:
+    gres = _asked(select, launch)["gres"]
+    asked = devices_of(gres) if gres is not None else {}
+    there = {kind: sum(amount for name, amount in free.items() if name == kind or name.startswith(f"{kind}:")) for kind in asked}
+    return places_in(there | {_CPUS: float(use.idle_cpus)}, asked | {_CPUS: float(launch.cpus or 1)})
 
 
 def _belongs(asked: Mapping[str, str | None], partitions: set[str], features: set[str], devices: Mapping[str, float]) -> bool:

@@ -16,6 +16,7 @@ from themis_triton.adapters.http import HttpClient
 from themis_triton.adapters.local.triton_install import TritonInstall, find_triton
 from themis_triton.adapters.remote_launcher import RemoteLauncher, incarnation_of_own
 from themis_triton.adapters.slurm.ending import end_jobs
+from themis_triton.adapters.slurm.inventory import read_nodes
 from themis_triton.adapters.slurm.jobs import Job
 from themis_triton.adapters.slurm.listing import JobList
 from themis_triton.adapters.slurm.nodes import address_of
@@ -28,6 +29,7 @@ from themis_triton.core.address import UNKNOWN_ADDRESS
 from themis_triton.core.config import SlurmLaunchConfig
 from themis_triton.core.errors import LaunchFailedError, ModelFailedError, ThemisError
 from themis_triton.core.fleet import Models, ModelState, Phase, Server
+from themis_triton.core.nodes import Node
 
 log = structlog.get_logger()
 _PLACE_POLL_S = 0.2
@@ -208,6 +210,10 @@ class SlurmLauncher(RemoteLauncher):
         server = self._server(job, files.models, models_of(content), content["device"], content["slot"], content["key"])
         endpoint = await self._endpoint(server)
         return await self._located(server, endpoint) if endpoint is not None else server
+
+    async def list_nodes(self) -> tuple[Node, ...]:
+        """All nodes. SlurmError where the controller does not answer."""
+        return await read_nodes(self._config)
 
     async def stop_all(self) -> tuple[str, ...]:
         """End every job of this sidecar; returns the servers' names. ServerError when one is left."""

@@ -10,6 +10,8 @@ from themis_triton.adapters.slurm.programs import SlurmError, run_program
 
 _FORMAT = "%N|%o|%T|%R|%G|%f"
 _FIELDS = 6
+_USE = (("NodeList", 128), ("GresUsed", 1024), ("CPUsState", 64))
+"""Fields of `sinfo --Format` with their widths."""
 _LOST = ("down", "fail", "unknown", "no_respond", "powered_down", "powering_down")
 _NOT_RESPONDING = "*"
 
@@ -40,6 +42,35 @@ def parse_nodes(text: str) -> tuple[Node, ...]:
 async def list_nodes() -> tuple[Node, ...]:
     """All nodes, in all partitions. SlurmError where the controller does not answer."""
     return parse_nodes(await run_program("sinfo", "--noheader", "--Node", "--all", f"--format={_FORMAT}"))
+
+
+@dataclass(frozen=True, slots=True)
+class NodeUse:
+    """What jobs have of a node: its GRES, and the processors that none has."""
+
+    gres: str
+    idle_cpus: int
+
+
+def parse_use(text: str) -> dict[str, NodeUse]:
+    """By node; those of which a field does not fit its width are left out."""
+    used: dict[str, NodeUse] = {}
+    for line in text.splitlines():
+        fields, at = [], 0
+        for _, width in _USE:
+            fields.append(line[at : at + width].strip())
+            at += width
+        name, gres, cpus = fields
+        counts = cpus.split("/")  # allocated, idle, other, total
+        if name and len(gres) < _USE[1][1] and len(counts) == len(("A", "I", "O", "T")) and counts[1].isdecimal():
+            used[name] = NodeUse(gres, int(counts[1]))
+    return used
+
+
+async def list_use() -> dict[str, NodeUse]:
+    """What jobs have of each node. SlurmError where the controller does not answer."""
+    wanted = ",".join(f"{name}:{width}" for name, width in _USE)
+    return parse_use(await run_program("sinfo", "--noheader", "--Node", "--all", f"--Format={wanted}"))
 
 
 async def address_of(node: str) -> str:
