@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.unit.samples import NOW_S, decided, snapshot
 from tests.unit.test_slow_target import NAMES, RATE_RPS, at_rates, many
 from tests.unit.test_slow_target import servers as with_four_instances
-from themis_triton.core.decision import Decision
+from themis_triton.core.decision import Decision, PipelineEvidence, Reason, Stage
 from themis_triton.core.estimate import ModelEstimate
 from themis_triton.core.fleet import ModelState, Server
 from themis_triton.core.observation import Snapshot
 from themis_triton.decide import policies, resting
 from themis_triton.decide.planner import Planner
+from themis_triton.decide.proposal import PolicyResult, Proposal
+from themis_triton.decide.resting import RISE_FACTOR, ROUND_S, Rest, due
 from themis_triton.decide.rules import build_rules
-from themis_triton.decide.state import PolicyInput, PolicyState
+from themis_triton.decide.state import PipelineState, PolicyInput, PolicyState
 
 CONFIG = many()
 TICK_S = CONFIG.policy.tick_s
@@ -51,7 +56,7 @@ def proposed(state: PolicyState, planner: Planner, rates_rps: dict[str, float], 
 @pytest.fixture
 def _large(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (policies, resting):
-        monkeypatch.setattr(module, "PROPOSALS_A_TICK", 5)
+        monkeypatch.setattr(module, "SMALL_FLEET", 5)
 
 
 @pytest.mark.usefixtures("_large")
@@ -81,3 +86,34 @@ def test_only_a_part_is_proposed_and_whatever_changes_besides() -> None:
 def test_a_small_fleet_has_none_that_rest() -> None:
     _, state, _ = after(4)
     assert all(each.resting is None for each in state.pipelines.values())
+
+
+EVIDENCE = PipelineEvidence("m", 0.0, 0.0, 0.0, 0.0, None, None, 0, 0)
+RESULT = PolicyResult(PipelineState(), Proposal({}, Stage.OPTIMISE, Reason.STEADY, EVIDENCE, (), ()))
+rests = st.lists(st.none() | st.builds(Rest, st.just(RESULT), st.floats(0.0, 9.0), st.floats(0.5, 2.0)), min_size=1, max_size=300)
+
+
+@given(rests)
+def test_whatever_must_be_proposed_now_is_and_only_a_part_of_the_rest(each: list[Rest | None]) -> None:
+    chosen = due(each, TICK_S)
+    assert {number for number, rest in enumerate(each) if rest is None} <= chosen
+    at_rest = [number for number, rest in enumerate(each) if rest is not None]
+    turns, count = chosen.intersection(at_rest), math.ceil(len(each) * TICK_S / ROUND_S)
+    assert min(count, len(at_rest)) <= len(turns) <= 2 * count
+    waits = [each[number].since_s for number in at_rest if number not in chosen and each[number].rise <= RISE_FACTOR]  # type: ignore[union-attr]
+    assert not waits or min(waits) >= max(sorted(each[number].since_s for number in at_rest)[:count])  # type: ignore[union-attr]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(101, 600), st.sets(st.integers(0, 100), max_size=100), st.integers(0, 100))
+def test_each_pipeline_has_its_turn_in_a_round_whatever_rises(pipelines: int, rising: set[int], urgent: int) -> None:
+    since_s, longest_s = [0.0] * pipelines, 0.0
+    for tick in range(1, 3 * round(ROUND_S / TICK_S)):
+        at_s = tick * TICK_S
+        each = [
+            None if number < urgent else Rest(RESULT, since_s[number], 1.5 if number - urgent in rising else 1.0)
+            for number in range(pipelines)
+        ]
+        for number in due(each, TICK_S):
+            longest_s, since_s[number] = max(longest_s, at_s - since_s[number]), at_s
+    assert max(longest_s, at_s - min(since_s)) <= ROUND_S + TICK_S

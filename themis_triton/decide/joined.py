@@ -23,6 +23,12 @@ class PipelineProposal:
     result: PolicyResult
 
     @property
+    def leaves_all(self) -> bool:
+        """Whether it changes nothing, on servers that no other pipeline uses."""
+        proposal = self.result.proposal
+        return self.view.alone and proposal.servers is self.view.running and not proposal.retire
+
+    @property
     def requested(self) -> int:
         """New places that the pipeline asks for."""
         return self.result.proposal.extend + sum(self.launches)
@@ -75,6 +81,8 @@ class Joined:
 
         A model of several pipelines gets the most that one of them asks for, so that it shrinks only where all agree.
         """
+        if each.leaves_all:
+            return
         for group in each.view.groups:
             for place in group.ready:
                 states = {
@@ -197,7 +205,7 @@ class Joined:
     def give_up(self, names: Sequence[tuple[str, ...]]) -> None:
         """Retire servers that no other pipeline keeps, and note where models are to stay; `names`: places by pipeline."""
         for each, given in zip(self.proposals, names, strict=True):
-            for group in each.view.groups:
+            for group in () if each.leaves_all and not given else each.view.groups:
                 for place in group.ready:
                     key = (place.server.name, place.device)
                     if place.name not in given:

@@ -19,11 +19,12 @@ from themis_triton.decide.devices import FreeDevices
 from themis_triton.decide.emptying import queues_to_empty
 from themis_triton.decide.guards import guard
 from themis_triton.decide.joined import PipelineProposal
+from themis_triton.decide.kept_views import KeptViews
 from themis_triton.decide.planner import Planner
 from themis_triton.decide.policy import Policy
 from themis_triton.decide.predictions import keep_what_serves, scored, scores_of
-from themis_triton.decide.proposal import Proposal, explains
-from themis_triton.decide.resting import PROPOSALS_A_TICK, is_due, resting, with_rest
+from themis_triton.decide.proposal import Proposal, explains, with_explains
+from themis_triton.decide.resting import SMALL_FLEET, due, resting, with_rest
 from themis_triton.decide.rules import Rules
 from themis_triton.decide.sharing import SharedModels
 from themis_triton.decide.slow_target import is_in_turn
@@ -49,18 +50,8 @@ def decide(state: PolicyState, policy_input: PolicyInput, planner: Planner, poli
     if hold is not None:
         return state.reset_windows(), hold
     devices, staying = FreeDevices(policy_input.snapshot, rules.config), draining.without(policy_input, rules.config.drains)
-    proposals, in_turn, shared = [], _in_turn(staying, rules), SharedModels(staying, rules.config)
-    ticks, pipelines = round(policy_input.snapshot.at_s / rules.config.policy.tick_s), len(rules.config.pipelines)
-    for number, pipeline in enumerate(rules.config.pipelines):
-        view = _view(pipeline, staying, planner, devices, state, shared, in_turn=pipeline.name in in_turn)
-        before = state.pipelines.get(pipeline.name, PipelineState())
-        if policy.lets_rest and pipelines > PROPOSALS_A_TICK:
-            rests = None if is_due(number, pipelines, ticks) else resting(before, view)
-            result = rests or with_rest(policy.propose(before, view), view)
-        else:
-            result = policy.propose(before, view)
-        shared.request(result.proposal.launch, result.proposal.launch_models)
-        proposals.append(PipelineProposal(view, result))
+    in_large_fleet = policy.lets_rest and len(rules.config.pipelines) > SMALL_FLEET
+    proposals = (_proposals_in_turn if in_large_fleet else _all_proposals)(state, staying, planner, policy, devices)
     allocation = allocate(state, proposals, staying, rules, devices)
     views = [each.view for each in proposals]
     routed = _routed_views(views, policy_input, planner, devices, state)
@@ -85,7 +76,7 @@ def decide(state: PolicyState, policy_input: PolicyInput, planner: Planner, poli
         reason=reason,
         target=drained.applied(replace(target, unrouted=unrouted) if unrouted else target),
         evidence=tuple(
-            replace(with_limits(output.evidence, view, limits), explains=explains(each.view, output))
+            with_explains(with_limits(output.evidence, view, limits), explains=explains(each.view, output))
             for output, view, each in zip(outputs, routed, proposals, strict=True)
         ),
         clamps=tuple(dict.fromkeys((*allocation.clamps, *kept, *clamps, *emptied, *leaving.reasons(views), *drained.clamps))),
@@ -93,6 +84,52 @@ def decide(state: PolicyState, policy_input: PolicyInput, planner: Planner, poli
         admissions=admissions,
         predictions=scores,
     )
+
+
+def _all_proposals(
+    state: PolicyState, policy_input: PolicyInput, planner: Planner, policy: Policy, devices: FreeDevices
+) -> list[PipelineProposal]:
+    """Every pipeline's proposal, each after those before it."""
+    rules = planner.rules
+    proposals, in_turn, shared = [], _in_turn(policy_input, rules), SharedModels(policy_input, rules.config)
+    for pipeline in rules.config.pipelines:
+        view = _view(pipeline, policy_input, planner, devices, state, shared, in_turn=pipeline.name in in_turn)
+        result = policy.propose(state.pipelines.get(pipeline.name, PipelineState()), view)
+        shared.request(result.proposal.launch, result.proposal.launch_models)
+        proposals.append(PipelineProposal(view, result))
+    return proposals
+
+
+def _proposals_in_turn(
+    state: PolicyState, policy_input: PolicyInput, planner: Planner, policy: Policy, devices: FreeDevices
+) -> list[PipelineProposal]:
+    """As `_all_proposals`, where steady pipelines rest."""
+    rules, config = planner.rules, planner.rules.config
+    in_turn, shared = _in_turn(policy_input, rules), SharedModels(policy_input, config)
+    kept: KeptViews = planner.remembered("kept views", lambda: KeptViews(config))
+
+    def viewed(pipeline: PipelineConfig) -> PipelineView:
+        known = kept.again(pipeline, policy_input, devices, state.left, in_turn=pipeline.name in in_turn)
+        if known is not None:
+            return known
+        view = _view(pipeline, policy_input, planner, devices, state, shared, in_turn=pipeline.name in in_turn)
+        kept.keep(view, policy_input)
+        return view
+
+    views = [viewed(pipeline) for pipeline in config.pipelines]
+    states = [state.pipelines.get(pipeline.name, PipelineState()) for pipeline in config.pipelines]
+    rests = list(map(resting, states, views))
+    proposed, proposals = due(rests, config.policy.tick_s), []
+    for number, (view, before, rest) in enumerate(zip(views, states, rests, strict=True)):
+        if rest is not None and number not in proposed:
+            proposals.append(PipelineProposal(view, rest.result))
+            continue
+        # What pipelines before it have asked for counts where they share models.
+        now = viewed(view.pipeline) if any(view.estimate.others) else view
+        result = with_rest(policy.propose(before, now), now)
+        shared.request(result.proposal.launch, result.proposal.launch_models)
+        proposals.append(PipelineProposal(now, result))
+    return proposals
 
 
 def _details(outputs: Sequence[Proposal]) -> str:

@@ -40,7 +40,8 @@ def scored(
 
 def scores_of(predictions: Predictions, config: ThemisConfig, at_s: float) -> tuple[PredictionScore, ...]:
     """The score of each pipeline at a time."""
-    return tuple(predictions.score(p.name, frozenset(p.stages), _allowed(p.percentile), at_s) for p in config.pipelines)
+    launches = predictions.launches_of()
+    return tuple([predictions.score(p.name, launches(p.stages), _allowed(p.percentile), at_s) for p in config.pipelines])
 
 
 def keep_what_serves(
@@ -87,7 +88,8 @@ def _allowed(percentile: float) -> float:
 def _scored(before: PipelineScores, policy_input: PolicyInput, view: PipelineView, predicted_ms: dict[str, float | None]) -> PipelineScores:
     at_s, estimate, policy = policy_input.snapshot.at_s, view.estimate, view.rules.config.policy
     corrections = tuple(view.models[stage].correction if stage in view.models else 1.0 for stage in view.pipeline.stages)
-    scores = replace(before.without_old(at_s), last_s=at_s, corrections=corrections)
+    known = before.without_old(at_s)
+    scores = PipelineScores(known.slices, known.current, at_s, known.quiet_from_s, known.exceeded_s, corrections, known.failing_since_s)
     if any(now > old for now, old in zip(corrections, before.corrections, strict=False)):
         # The predictions so far were made with times that are known to be too short, and are corrected now.
         scores = replace(scores, slices=(), current=None, quiet_from_s=at_s + SETTLE_S)
@@ -107,7 +109,7 @@ def _scored(before: PipelineScores, policy_input: PolicyInput, view: PipelineVie
         elapsed_s, ended.get(name, EndedRequests()), estimate.stable_rps, view.capacity_rps, ratio
     )
     if at_s - slice_.start_s < SLICE_S:
-        return replace(scores, current=slice_)
+        return PipelineScores(scores.slices, slice_, at_s, scores.quiet_from_s, scores.exceeded_s, corrections, scores.failing_since_s)
     return scores.with_slice(slice_, at_s, _allowed(view.pipeline.percentile))
 
 

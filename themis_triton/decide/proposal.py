@@ -115,8 +115,15 @@ def explains(view: PipelineView, proposal: Proposal) -> bool:
     """Whether the pipeline has a part in the decision: it asks for a change, leaves a server, or has no feasible plan."""
     if proposal.reason is Reason.INFEASIBLE or any(proposal.launch) or proposal.extend or proposal.retire or view.crowded:
         return True
+    if proposal.servers is view.running:
+        return False
     now = {place.name: place.models for group in view.groups for place in group.ready}
     return any(now[name].get(model, state) != state for name, models in proposal.servers.items() for model, state in models.items())
+
+
+def with_explains(evidence: PipelineEvidence, *, explains: bool) -> PipelineEvidence:
+    """The evidence of a pipeline, and whether it has a part in the decision."""
+    return evidence if evidence.explains is explains else replace(evidence, explains=explains)
 
 
 def to_launch(view: PipelineView, desired: tuple[int, ...]) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from themis_triton.core.attainment import EndedRequests
@@ -44,8 +44,8 @@ class ScoreSlice:
 
     def plus(self, seconds: float, ended: EndedRequests, rate_rps: float, capacity_rps: float, p99_ratio: float | None) -> ScoreSlice:
         """With one more tick."""
-        return replace(
-            self,
+        return ScoreSlice(
+            self.start_s,
             seconds=self.seconds + seconds,
             requests=self.requests + ended.requests,
             late=self.late + ended.late,
@@ -133,22 +133,44 @@ class Predictions:
         """After a time without observations: slices under way are dropped."""
         return replace(self, pipelines={name: replace(each, current=None, last_s=None) for name, each in self.pipelines.items()})
 
-    def score(self, pipeline: str, stages: frozenset[str], allowed: float, at_s: float) -> PredictionScore:
-        """The score of one pipeline at a time, from its slices that have ended."""
-        scores, newest = self.pipelines.get(pipeline, PipelineScores()), [each for each in self.launches if each.models & stages]
-        slices, p99_s = scores.slices, sum(each.p99_s for each in scores.slices)
-        late = [each.keeps_until_s > each.at_s for each in newest[-SLOW_LAUNCHES:]]
+    def launches_of(self) -> Callable[[Iterable[str]], Sequence[Launch]]:
+        """Finds the launches with one of some models, oldest first."""
+        numbers: dict[str, list[int]] = {}
+        for number, launch in enumerate(self.launches):
+            for model in launch.models:
+                numbers.setdefault(model, []).append(number)
+
+        def found(models: Iterable[str]) -> Sequence[Launch]:
+            known = [numbers[model] for model in models if model in numbers]
+            return [self.launches[number] for number in sorted(set().union(*known))] if known else ()
+
+        return found
+
+    def score(self, pipeline: str, launches: Sequence[Launch], allowed: float, at_s: float) -> PredictionScore:
+        """The score of one pipeline at a time, from its slices that have ended and the launches with its models."""
+        scores, seconds, requests, late, rate_rps, capacity_rps, p99_ratio_s, p99_s = (
+            self.pipelines.get(pipeline, PipelineScores()),
+            *_NO_SUMS,
+        )
+        for each in scores.slices:
+            seconds, requests, late = seconds + each.seconds, requests + each.requests, late + each.late
+            rate_rps, capacity_rps = max(rate_rps, each.rate_rps), min(capacity_rps, each.capacity_rps)
+            p99_ratio_s, p99_s = p99_ratio_s + each.p99_ratio_s, p99_s + each.p99_s
+        slow = [each.keeps_until_s > each.at_s for each in launches[-SLOW_LAUNCHES:]]
         return PredictionScore(
             pipeline=pipeline,
             holds=scores.failing_since_s is None,
             allowed_fraction=allowed,
             failing_since_s=scores.failing_since_s,
-            seconds=sum(each.seconds for each in slices),
-            requests=sum(each.requests for each in slices),
-            late=sum(each.late for each in slices),
-            rate_rps=max((each.rate_rps for each in slices), default=0.0),
-            capacity_rps=min((each.capacity_rps for each in slices), default=0.0),
-            p99_ratio=sum(each.p99_ratio_s for each in slices) / p99_s if p99_s else None,
-            launch_ratio=newest[-1].observed_s / newest[-1].predicted_s if newest else None,
-            launches_late=len(late) == SLOW_LAUNCHES and all(late) and at_s <= newest[-1].keeps_until_s,
+            seconds=seconds,
+            requests=requests,
+            late=late,
+            rate_rps=rate_rps,
+            capacity_rps=capacity_rps if scores.slices else 0.0,
+            p99_ratio=p99_ratio_s / p99_s if p99_s else None,
+            launch_ratio=launches[-1].observed_s / launches[-1].predicted_s if launches else None,
+            launches_late=len(slow) == SLOW_LAUNCHES and all(slow) and at_s <= launches[-1].keeps_until_s,
         )
+
+
+_NO_SUMS = (0.0, 0.0, 0.0, 0.0, float("inf"), 0.0, 0.0)

@@ -122,11 +122,12 @@ class PolicyInput:
 
     def _group(self, names: tuple[str, ...], part: tuple[int, ...], entry: str | None) -> Group:
         """A server whose stateful models get their calls elsewhere is ready where no other one is: the rest of the calls come there."""
-        holding = [s for s in self._servers_by_model.get(names[0], ()) if all(name in s.models for name in names) and _has(s, entry)]
+        holding_all = [s for s in self.servers_by_model.get(names[0], ()) if all(name in s.models for name in names)]
+        holding = [s for s in holding_all if has_entry(s, entry)]
         able = [s for s in holding if s.phase is Phase.SERVING and (entry is None or s.takes_calls(entry))]
         able = [s for s in able if all(map(s.takes_calls, names))] or [s for s in able if any(map(s.takes_calls, names))]
         serving = [(server, places_of(server, names, self._models_on)) for server in able]
-        may_load = self.snapshot.servers if self.snapshot.loading or entry is not None else ()
+        may_load = self.snapshot.servers if self.snapshot.loading else holding_all if entry is not None else ()
         loading = [Place(server, "", {}) for server in may_load if self._is_loading(server, names, entry)]
         launching = [Place(server, "", server.models) for server in holding if server.phase in COMING]
         extending = [place for server, places in serving if server.reach for place in self._extending(server, places, names)]
@@ -145,13 +146,18 @@ class PolicyInput:
         return {}
 
     @cached_property
-    def _servers_by_model(self) -> Mapping[str, Sequence[Server]]:
+    def servers_by_model(self) -> Mapping[str, Sequence[Server]]:
         """The servers that hold a model, in the snapshot's order."""
         holders: dict[str, list[Server]] = {}
         for server in self.snapshot.servers:
             for model in server.models:
                 holders.setdefault(model, []).append(server)
         return holders
+
+    @cached_property
+    def open_models(self) -> frozenset[str]:
+        """The models with an open call."""
+        return frozenset(call.model for call in self.snapshot.open_calls)
 
     @cached_property
     def _open_calls(self) -> Mapping[str, Sequence[OpenCall]]:
@@ -164,7 +170,7 @@ class PolicyInput:
     def _is_loading(self, server: Server, models: Sequence[str], entry: str | None) -> bool:
         """Whether the models that a serving server lacks are all being loaded; a launched one that lacks the entry alone gets it next."""
         missing = [model for model in models if model not in server.models]
-        if server.phase is not Phase.SERVING or (not missing and _has(server, entry)):
+        if server.phase is not Phase.SERVING or (not missing and has_entry(server, entry)):
             return False
         if not missing:
             return server.launched and f"{server.name}/{entry}" not in self.snapshot.backing_off
@@ -178,7 +184,7 @@ class PolicyInput:
         return [Place(server, device, {}, extra=True) for device in added if device not in ready]
 
 
-def _has(server: Server, entry: str | None) -> bool:
+def has_entry(server: Server, entry: str | None) -> bool:
     """Whether clients' calls for a pipeline's entry can reach a server: its index lists the model, or is not known, or the server comes."""
     if entry is None or entry in server.models or server.phase in COMING:
         return True
@@ -211,9 +217,10 @@ class AutoscalerState:
 
 @dataclass(frozen=True, slots=True)
 class Resting:
-    """Under which circumstances a pipeline was left as it is, and that proposal."""
+    """Under which circumstances a pipeline was left as it is, when, and that proposal."""
 
     since: Circumstances
+    at_s: float
     stage: Stage
     evidence: PipelineEvidence
     launch_models: tuple[Models, ...]

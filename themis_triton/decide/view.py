@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from themis_triton.core.attainment import EndedRequests
 from themis_triton.core.config import PipelineConfig, Placement
 from themis_triton.core.estimate import ONE_ROW, ModelEstimate, PipelineEstimate, RequestSize
-from themis_triton.core.fleet import Place
+from themis_triton.core.fleet import Models, Place
 from themis_triton.core.observation import OpenCall
 from themis_triton.core.policy import QueueingModel
 from themis_triton.decide.crowding import crowded_places
@@ -39,6 +39,7 @@ class PipelineView:
     `crowded`: places of its servers where others are so busy that it cannot meet its SLO; it leaves them as they are, for other ones.
     `one_server`: it has a stateful stage, so that all of its calls go to one server, and no other is launched.
     `in_turn`: whether its slow loop plans in this tick.
+    `alone`: no other pipeline has anything to do with its models and servers; False: not known.
     `open_calls`: growth of its models that takes longer than an initialisation, because requests wait.
     `models`: what was measured of each model. `age_s`: how old its newest counters are, where that is more than a tick.
     `ended`: its requests that ended since the last tick.
@@ -54,6 +55,7 @@ class PipelineView:
     open_calls: tuple[OpenCall, ...] = ()
     one_server: bool = False
     in_turn: bool = True
+    alone: bool = field(default=False, compare=False)
     reachable: int = 0
     within_reach: bool = False
     begun: int = 0
@@ -111,6 +113,18 @@ class PipelineView:
     def lacking(self) -> tuple[bool, ...]:
         """Whether a group has no place, not even a coming one: without its first server, the next request would wait for a cold start."""
         return tuple(not ready and not coming for ready, coming in zip(self.ready, self.coming, strict=True))
+
+    @cached_property
+    def running(self) -> dict[str, Models]:
+        """What runs at the ready places, of the pipeline's models."""
+        return {place.name: {name: place.models[name] for name in group.names} for group in self.groups for place in group.ready}
+
+    @cached_property
+    def layout(self) -> Hashable:
+        """What runs where for the pipeline and beside it, what is coming, and how fast its models are."""
+        running = tuple((place.name, tuple(place.models[name] for name in group.names)) for group in self.groups for place in group.ready)
+        corrections = tuple(self.models[stage].correction if stage in self.models else 1.0 for stage in self.pipeline.stages)
+        return (self.pipeline, running, self.coming, self.busy_elsewhere, corrections)
 
     def without(self, retire: tuple[str, ...]) -> tuple[int, ...]:
         """Ready places a group without those to give up."""
@@ -336,5 +350,10 @@ def view_of(
         free_slots=max(len(devices.slots_for(group.names)) for group in groups),
         models=policy_input.estimate.models,
         ended=policy_input.estimate.ended.get(pipeline.name, EndedRequests()),
-        age_s=next((age_s for age_s in policy_input.ages_s.get(pipeline.front, ()) if age_s > planner.rules.config.policy.tick_s), 0.0),
+        age_s=age_s(pipeline, policy_input, planner.rules),
     )
+
+
+def age_s(pipeline: PipelineConfig, policy_input: PolicyInput, rules: Rules) -> float:
+    """How old a pipeline's newest counters are, where that is more than a tick."""
+    return next((age for age in policy_input.ages_s.get(pipeline.front, ()) if age > rules.config.policy.tick_s), 0.0)
