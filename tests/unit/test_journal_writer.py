@@ -183,3 +183,20 @@ def test_a_row_that_can_never_be_written_costs_no_server_and_no_later_row(path: 
     assert seconds(path) == [1.0]
     with reading(path) as rows:
         assert [each.name for each in rows.servers()] == ["a"]
+
+
+def test_ticks_without_a_change_are_written_together(path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "GATHER_S", 1e3)
+    quiet = [record(seen=snapshot([server("a")], NOW_S + second)) for second in range(15)]
+    for each in quiet[:9]:
+        journal.record_tick(each)
+    assert seconds(path) == []
+    journal.record_tick(quiet[9])
+    wait_for(lambda: len(seconds(path)) == 10)
+    for each in quiet[10:13]:
+        journal.record_tick(each)
+    journal.record_tick(at(13))
+    wait_for(lambda: len(seconds(path)) == 14)
+    journal.record_tick(quiet[14])
+    assert journal.flush(WAIT_S)
+    assert seconds(path) == [float(second) for second in range(15)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from themis_triton.adapters.processes import (
     owned_processes,
     owner_mark,
     spawn,
+    state_of,
     stop_everything,
     stop_process,
     wait_for_exit,
@@ -47,6 +49,9 @@ def test_a_process_is_found_by_pid_and_start_time_together(tmp_path: Path) -> No
         assert result is not None
         assert result.pid == sleeper.pid
         assert find_process(replace(sleeper, start_ticks=sleeper.start_ticks + 1)) is None
+        os.kill(sleeper.pid, signal.SIGSTOP)
+        assert asyncio.run(wait_until(lambda: state_of(sleeper) == "T", 10.0))
+        os.kill(sleeper.pid, signal.SIGCONT)
     finally:
         assert asyncio.run(stop_process(sleeper, 5.0))
     assert find_process(sleeper) is None

@@ -181,8 +181,27 @@ def test_a_server_whose_statistics_are_refused_still_has_its_metrics() -> None:
     asyncio.run(run())
 
 
+def test_batches_are_read_once_a_second_and_why_they_cannot_be_read_is_known_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def answered(request: web.Request) -> web.Response:
+        return web.Response(text=TEXT) if request.path == "/metrics" else web.Response(status=403)
+
+    async def run() -> None:
+        async with serving(answered) as at:
+            metrics = TritonMetrics(SystemClock())
+            servers = [Server("s", "cpu:0", UNKNOWN_ADDRESS, at, at, Phase.SERVING, launched=False)]
+            read = [(await metrics.read_servers(servers))[0] for _ in range(2)]
+            monkeypatch.setattr(metrics_module, "STATISTICS_EVERY_S", 0.0)
+            read += await metrics.read_servers(servers)
+            await metrics.close()
+        assert [each.batches_skipped for each in read] == [False, True, False]
+        assert all("403" in (each.batches_error or "") for each in read)
+
+    asyncio.run(run())
+
+
 def test_of_many_servers_the_batches_are_read_in_turn_and_of_new_ones_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics_module, "STATISTICS_A_CALL", 2)
+    monkeypatch.setattr(metrics_module, "STATISTICS_EVERY_S", 0.0)
     asked = list[str]()
 
     async def answered(request: web.Request) -> web.Response:
@@ -192,12 +211,12 @@ def test_of_many_servers_the_batches_are_read_in_turn_and_of_new_ones_at_once(mo
     async def run() -> None:
         async with serving(answered) as at:
             metrics = TritonMetrics(SystemClock())
-            servers = [Server(f"s{n}", "cpu:0", UNKNOWN_ADDRESS, at, at, Phase.SERVING, launched=False) for n in range(5)]
+            servers = [Server(f"s{n}", "cpu:0", UNKNOWN_ADDRESS, at, at, Phase.SERVING, launched=False) for n in range(4)]
             assert all(reading.has_batches for reading in await metrics.read_servers(servers))
             asked.clear()
-            read = [[each.has_batches for each in await metrics.read_servers(servers)] for _ in range(3)]
+            read = [[each.has_batches for each in await metrics.read_servers(servers)] for _ in range(4)]
             await metrics.close()
-        assert list(map(sum, zip(*read, strict=True))) == [1] * 5
-        assert (asked.count("/metrics"), len(asked)) == (15, 20)
+        assert list(map(sum, zip(*read, strict=True))) == [2] * 4
+        assert (asked.count("/metrics"), len(asked)) == (16, 24)
 
     asyncio.run(run())

@@ -26,6 +26,8 @@ OWNER_VARIABLE = "THEMIS_OWNER"
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - Triton's Python backend puts its regions there
 _UMASK = threading.Lock()
 _START_FIELD = 19
+_STAT_BYTES = 4096
+_ZOMBIE = "Z"
 _POLL_S = 0.03
 _KILL_WAIT_S = 20.0
 _EMPTY_SCANS = 2
@@ -111,24 +113,41 @@ def identify(pid: int) -> ProcessId:
     Raises:
         ProcessLookupError: there is no such process.
     """
+    return ProcessId(pid, _read_stat(pid)[1])
+
+
+def _read_stat(pid: int) -> tuple[str, int]:
+    """A process's state, as one letter, and its start time. ProcessLookupError when there is none. By bare calls: it is asked often."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+        descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError as error:
         raise ProcessLookupError(f"no process {pid}") from error
+    try:
+        text = os.read(descriptor, _STAT_BYTES)  # its own ProcessLookupError when the process has ended meanwhile
+    finally:
+        os.close(descriptor)
     # The command name stands in parentheses and may itself hold spaces and parentheses.
-    return ProcessId(pid, int(text.rpartition(")")[2].split()[_START_FIELD]))
+    fields = text[text.rindex(b")") + 2 :].split(None, _START_FIELD + 1)
+    return chr(fields[0][0]), int(fields[_START_FIELD])
 
 
 def find_process(identity: ProcessId) -> psutil.Process | None:
     """The very process, if any of its threads still runs; one that has ended and was our child is reaped."""
     try:
-        if identify(identity.pid) != identity:
-            return None
-        process = psutil.Process(identity.pid)
-        ended = process.status() == psutil.STATUS_ZOMBIE
-    except (psutil.NoSuchProcess, ProcessLookupError):
+        return psutil.Process(identity.pid) if state_of(identity) is not None else None
+    except psutil.NoSuchProcess:
         return None
-    return None if ended and _reaped(identity.pid) else process
+
+
+def state_of(identity: ProcessId) -> str | None:
+    """The state of the very process, as `ps` shows it (`T`: stopped); None as `find_process`, at a tenth of its cost."""
+    try:
+        state, start_ticks = _read_stat(identity.pid)
+    except ProcessLookupError:
+        return None
+    if start_ticks != identity.start_ticks or (state == _ZOMBIE and _reaped(identity.pid)):
+        return None
+    return state
 
 
 def _reaped(pid: int) -> bool:

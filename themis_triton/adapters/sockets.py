@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import socket
+import struct
 from contextlib import ExitStack
 
 from themis_triton.core.address import Address
 
 LOOPBACK = "127.0.0.1"
+_SOCKET_DIAGNOSIS, _BY_FAMILY = 4, 20
+_REQUEST, _ANY_COOKIE, _LISTEN = 1, 2**32 - 1, 10
+_HEADER, _QUESTION = struct.Struct("=IHHII"), struct.Struct("=BBxxI 2s2x 16s 16x 4xII")
+"""Linux' sock_diag(7): `nlmsghdr` and `inet_diag_req_v2` with the local port and address alone."""
 
 
 def listen_failure(address: Address) -> str | None:
@@ -20,6 +25,24 @@ def listen_failure(address: Address) -> str | None:
     except OSError as error:
         return error.strerror or str(error)
     return None
+
+
+def is_listened_on(host: str, port: int) -> bool:
+    """Whether a TCP socket of this machine listens at an IP address, or at all of them, asked of the kernel without a connection.
+
+    False too where the kernel does not tell, as in some containers.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    packed = socket.inet_pton(family, host)
+    question = _QUESTION.pack(family, socket.IPPROTO_TCP, 1 << _LISTEN, port.to_bytes(2, "big"), packed, _ANY_COOKIE, _ANY_COOKIE)
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCKET_DIAGNOSIS) as kernel:
+            kernel.setblocking(False)  # it has answered before the call returns
+            kernel.send(_HEADER.pack(_HEADER.size + _QUESTION.size, _BY_FAMILY, _REQUEST, 0, 0) + question)
+            answer = kernel.recv(4096)
+    except OSError:
+        return False
+    return _HEADER.unpack_from(answer)[1] == _BY_FAMILY and answer[_HEADER.size + 1] == _LISTEN
 
 
 def is_of_this_machine(host: str) -> bool:

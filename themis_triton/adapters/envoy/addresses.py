@@ -19,10 +19,15 @@ MIN_MEMORY_BYTES, MAX_MEMORY_BYTES = 256 * 2**20, 16 * 2**30
 
 async def resolved_config(config: EnvoyConfig) -> EnvoyConfig:
     """The same with IP addresses only, and with a bound of its memory. ServerError names a host that has no address."""
-    names = (config.grpc_listen, config.http_listen, config.admin_address)
-    grpc, http, admin = await asyncio.gather(*map(resolve, names))
+    listeners, admin = await asyncio.gather(resolved_listeners(config), resolve(config.admin_address))
     memory = config.max_memory_bytes if config.max_memory_bytes is not None else default_memory_bytes(memory_limit_bytes())
-    return replace(config, grpc_listen=grpc, http_listen=http, admin_address=admin, max_memory_bytes=memory)
+    return replace(listeners, admin_address=admin, max_memory_bytes=memory)
+
+
+async def resolved_listeners(config: EnvoyConfig) -> EnvoyConfig:
+    """The same with IP addresses of the listeners. ServerError names a host that has no address."""
+    grpc, http = await asyncio.gather(resolve(config.grpc_listen), resolve(config.http_listen))
+    return replace(config, grpc_listen=grpc, http_listen=http)
 
 
 def default_memory_bytes(limit_bytes: int) -> int:

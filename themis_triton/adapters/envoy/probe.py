@@ -8,6 +8,7 @@ import socket
 from enum import StrEnum
 
 from themis_triton.adapters.envoy.names import Protocol
+from themis_triton.adapters.sockets import is_listened_on
 from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig
 
@@ -56,6 +57,8 @@ async def _probe(protocol: Protocol, address: Address, timeout_s: float) -> Answ
 def refuses(listener: Address) -> bool:
     """Whether connections to a listener of this machine are refused, without waiting: its kernel answers at once."""
     host = _reachable(listener)
+    if is_listened_on(host, listener.port):  # asked first: a connection costs this process more, and Envoy too
+        return False
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as client:
         client.setblocking(False)
         code = client.connect_ex((host, listener.port))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from themis_triton.adapters.envoy.addresses import resolve, resolved_config
+from themis_triton.adapters.envoy.addresses import resolve, resolved_config, resolved_listeners
 from themis_triton.adapters.envoy.admin import EnvoyAdmin, make_socket_folder
 from themis_triton.adapters.envoy.binary import check_binary, check_version, failure_reason, find_envoy, start_command, validate_files
 from themis_triton.adapters.envoy.client_auth import FILTER_FILES, auth_name
@@ -147,7 +147,7 @@ class EnvoyProcess:
         socket = self._admin.address.socket_path
         if socket is not None and not await asyncio.to_thread(os.path.exists, socket):
             return f"its admin socket {socket} is gone"
-        return await self._serving.find_fault(await resolved_config(self._config), identity)
+        return await self._serving.find_fault(await resolved_listeners(self._config), identity)
 
     def is_suspect(self, identity: ProcessId) -> bool:
         """Whether `find_fault` should be asked at once. Quick, so that it can be asked often."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-import psutil
-
 from themis_triton.adapters.envoy.probe import Answer, probe_listeners, refuses
-from themis_triton.adapters.processes import find_process
+from themis_triton.adapters.processes import state_of
 from themis_triton.adapters.processor_wait import ProcessorWait
 from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig
@@ -21,6 +19,7 @@ SILENT_S = 10.0
 The time in which it waited for a processor does not count: on a machine that is too busy a new Envoy would need far longer to answer.
 """
 STOPPED_S = 0.1
+_STOPPED = "T"
 MAX_STEP_S = 3.0
 """The most that one silent probe adds to a silence."""
 
@@ -67,7 +66,7 @@ class ServingCheck:
 
     def is_suspect(self, identity: ProcessId) -> bool:
         """Whether `find_fault` should look at once: the process is stopped or refuses connections. Takes a fraction of a millisecond."""
-        return _is_stopped(find_process(identity)) or any(map(refuses, self._listeners))
+        return _is_stopped(identity) or any(map(refuses, self._listeners))
 
 
 async def find_hang(config: EnvoyConfig, identity: ProcessId) -> str | None:
@@ -77,10 +76,10 @@ async def find_hang(config: EnvoyConfig, identity: ProcessId) -> str | None:
     """
     silent_s, wait = 0.0, ProcessorWait(identity)
     while True:
-        process = find_process(identity)
-        if _is_stopped(process):
+        state = state_of(identity)
+        if state == _STOPPED:
             return "its process is stopped"
-        if process is None or await probe_listeners(config, PROBE_TIMEOUT_S) is not Answer.SILENT:
+        if state is None or await probe_listeners(config, PROBE_TIMEOUT_S) is not Answer.SILENT:
             return None
         if silent_s >= SILENT_S:
             return f"its listeners have not answered for {silent_s:.0f} s"
@@ -89,11 +88,11 @@ async def find_hang(config: EnvoyConfig, identity: ProcessId) -> str | None:
 
 async def _stays_stopped(identity: ProcessId | None) -> bool:
     """Whether it is stopped for longer than somebody's glance at it."""
-    if identity is None or not _is_stopped(find_process(identity)):
+    if identity is None or not _is_stopped(identity):
         return False
     await asyncio.sleep(STOPPED_S)
-    return _is_stopped(find_process(identity))
+    return _is_stopped(identity)
 
 
-def _is_stopped(process: psutil.Process | None) -> bool:
-    return process is not None and process.status() == psutil.STATUS_STOPPED
+def _is_stopped(identity: ProcessId) -> bool:
+    return state_of(identity) == _STOPPED

@@ -6,7 +6,7 @@ import asyncio
 
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.nvml import DeviceReader
-from themis_triton.adapters.processes import find_process, group_members, resident_bytes
+from themis_triton.adapters.processes import group_members, resident_bytes, state_of
 from themis_triton.adapters.triton.idle import POLL_S
 from themis_triton.core.fleet import Server
 
@@ -16,7 +16,7 @@ _DRIVER_TIMEOUT_S = 30.0
 
 def is_alive(server: Server) -> bool:
     """Whether the very process that was launched still runs."""
-    return server.process is not None and find_process(server.process) is not None
+    return server.process is not None and state_of(server.process) is not None
 
 
 async def has_ended(server: Server) -> bool:

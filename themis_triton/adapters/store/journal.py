@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from themis_triton.adapters.store.writer import JournalWriter, Notice
 from themis_triton.core.action import Outcome
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.day_report import DayReport
-from themis_triton.core.encoding import plain, remembered_servers
+from themis_triton.core.encoding import json_text, plain, remembered_servers, shallow
 from themis_triton.core.errors import EnvironmentCheckError
 from themis_triton.core.fleet import Server
 from themis_triton.core.history import PipelineSample, TrafficMinute, UsageMinute
@@ -71,8 +71,9 @@ class Journal:
         return self._writer.trouble
 
     def record_tick(self, record: TickRecord) -> None:
-        """Append a tick."""
-        self._writer.add_row(INSERT_TICK, partial(_tick_row, record))  # with 1,000 models, to encode it takes longer than to decide
+        """Append a tick; one that changes nothing has a second."""
+        # A row is made by the writer: with 1,000 models, to encode it takes longer than to decide.
+        self._writer.add_row(INSERT_TICK, partial(_tick_row, record), at_once=_has_changed(record))
 
     def record_decided(self, before: object, after: object, record: TickRecord, config: ThemisConfig) -> None:
         """Append to the recording what `themis replay` needs: the engine's state before and after a tick, and its settings."""
@@ -143,17 +144,20 @@ class Journal:
 
 
 def _tick_row(record: TickRecord) -> tuple[object, ...]:
-    changed = bool(record.plan.actions or record.outcomes or record.snapshot.incidents or record.estimate.drift_events)
-    return (record.snapshot.at_s, record.decision.id, record.decision.reason, changed, sentence(record), _thin(record))
+    return (record.snapshot.at_s, record.decision.id, record.decision.reason, _has_changed(record), sentence(record), _thin(record))
+
+
+def _has_changed(record: TickRecord) -> bool:
+    return bool(record.plan.actions or record.outcomes or record.snapshot.incidents or record.estimate.drift_events)
 
 
 def _thin(record: TickRecord) -> bytes:
     """The packed record without the raw histograms, which are large and stand in Envoy anyway, and without keys of model control."""
-    data = plain(replace(record, snapshot=replace(record.snapshot, routes=())))
-    data["snapshot"]["routes"] = [_counters(route) for route in record.snapshot.routes]
-    for server in data["snapshot"]["servers"]:
+    servers = [shallow(server) for server in record.snapshot.servers]
+    for server in servers:
         del server["model_control_key"]
-    return packed(json.dumps(data, separators=(",", ":")))
+    seen = shallow(record.snapshot) | {"servers": servers, "routes": [_counters(route) for route in record.snapshot.routes]}
+    return packed(json_text(shallow(record) | {"snapshot": seen}))
 
 
 def _counters(route: RouteReading) -> dict[str, object]:

@@ -17,6 +17,8 @@ MAX_WAITING_ROWS = 4_000
 """With 1,000 pipelines, those of a minute's end are 2,000."""
 MAX_UNMADE_ROWS = 20
 """While more wait, rows are made where they are added, so that large values do not wait."""
+GATHER_S, GATHERED_ROWS = 1.0, 10
+"""For how long rows that have time wait for others, and how many of them at most: one transaction for all costs less."""
 PRUNE_EVERY = 200
 RETRY_AFTER_S = 1.0
 CLOSE_WITHIN_S = 5.0
@@ -70,7 +72,7 @@ class JournalWriter:
         self._changed: set[str] = set()
         self._notices: list[Notice] = []
         self._lost_rows = self._since_prune = 0
-        self._writing = self._closing = False
+        self._writing = self._closing = self._urgent = False
         self._changes = threading.Condition()
         self._db: sqlite3.Connection | None = None
         self._inode = 0
@@ -96,16 +98,18 @@ class JournalWriter:
         """The remembered servers by name."""
         return self._servers
 
-    def add_row(self, statement: str, row: Row) -> None:
-        """Have a row written; it is lost if too many wait."""
+    def add_row(self, statement: str, row: Row, *, at_once: bool = True) -> None:
+        """Have a row written, or soon with others (`at_once`); it is lost if too many wait."""
         if callable(row) and len(self._rows) >= MAX_UNMADE_ROWS:
             row = row()
         with self._changes:
-            if len(self._rows) < MAX_WAITING_ROWS:
-                self._rows.append((statement, row))
-                self._changes.notify_all()
-            else:
+            if len(self._rows) >= MAX_WAITING_ROWS:
                 self._lost_rows += 1
+                return
+            self._rows.append((statement, row))
+            self._urgent |= at_once or len(self._rows) >= GATHERED_ROWS
+            if self._urgent or len(self._rows) == 1:
+                self._changes.notify_all()
 
     def set_server(self, name: str, text: str | None) -> None:
         """Remember a server, or forget it (None)."""
@@ -127,6 +131,8 @@ class JournalWriter:
     def flush(self, within_s: float) -> bool:
         """Wait until everything is written; returns whether it is."""
         with self._changes:
+            self._urgent = True
+            self._changes.notify_all()
             return self._changes.wait_for(lambda: not (self._rows or self._changed or self._writing), within_s)
 
     def close(self) -> None:
@@ -140,6 +146,8 @@ class JournalWriter:
         while True:
             with self._changes:
                 self._changes.wait_for(lambda: self._rows or self._changed or self._closing)
+                self._changes.wait_for(lambda: self._urgent or self._changed or self._closing, GATHER_S)
+                self._urgent = False
                 if self._closing and not (self._rows or self._changed):
                     break
                 rows, servers = list(self._rows), {name: self._servers.get(name) for name in self._changed}
@@ -156,6 +164,7 @@ class JournalWriter:
                     self._note_loss()
                 self._changes.notify_all()
                 if again is not _Again.NOTHING:
+                    self._urgent = True
                     if self._closing:
                         break
                     self._changes.wait_for(lambda: self._closing, RETRY_AFTER_S)

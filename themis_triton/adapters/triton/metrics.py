@@ -21,8 +21,8 @@ from themis_triton.ports import Clock
 
 Answer = TypeVar("Answer")
 Where = tuple[str, Address, Address]
-STATISTICS_A_CALL = 100
-"""Servers whose executed batches are read at a time: each takes a connection of its own."""
+STATISTICS_EVERY_S, STATISTICS_A_CALL = 1.0, 100
+"""Time between two readings of a server's executed batches, and of how many servers at a time: each takes a connection of its own."""
 _METRICS, _STATISTICS = "/metrics", "/v2/models/stats"
 _COMPUTE = ("compute_input", "compute_infer", "compute_output")
 _FIELDS = {
@@ -157,22 +157,27 @@ class TritonMetrics:
         self._calls: BoundedCalls[Where, ServerReading] = BoundedCalls(wait_s)
         self._newest: dict[str, ServerReading] = {}
         self._gpus: dict[str, tuple[DeviceReading, ...]] = {}
-        self._count = 0
+        self._asked_s: dict[str, float] = {}
 
     async def read_servers(self, servers: Sequence[Server]) -> tuple[ServerReading, ...]:
         """All servers at once, in their order; one that does not answer is a reading with an error.
 
-        Executed batches, which only drift and learning need, are read of `STATISTICS_A_CALL` servers at most, in turn, and of new ones.
-        A server that has not answered within `wait_s` has its previous reading until it answers or the time-out comes.
+        Executed batches, which only drift and learning need, are read of each server about once a second, of `STATISTICS_A_CALL` servers
+        at most, in turn. A server that has not answered within `wait_s` has its previous reading until it answers or the time-out comes.
         """
-        rounds, self._count = max(1, -(-len(servers) // STATISTICS_A_CALL)), self._count + 1
-        due = [(number + self._count) % rounds == 0 or server.name not in self._newest for number, server in enumerate(servers)]
-        calls = zip(servers, due, strict=True)
-        read = await self._calls.read({_where(server): partial(self._read, server, batches=batches) for server, batches in calls})
+        due = self._due(servers)
+        read = await self._calls.read({_where(server): partial(self._read, server, batches=server.name in due) for server in servers})
         self._newest = {server.name: self._newest[server.name] for server in servers if server.name in self._newest}
         self._newest |= {reading.server: reading for reading in read.values()}
         self._gpus = {name: gpus for name, gpus in self._gpus.items() if name in self._newest}
         return tuple(self._newest.get(server.name) or self._unread(server) for server in servers)
+
+    def _due(self, servers: Sequence[Server]) -> frozenset[str]:
+        """The servers whose executed batches are read now: new ones, and those that were asked longest ago."""
+        names, asked_before_s = {server.name for server in servers}, asyncio.get_running_loop().time() - STATISTICS_EVERY_S
+        self._asked_s = {name: at_s for name, at_s in self._asked_s.items() if name in names}
+        due = [name for name, at_s in self._asked_s.items() if at_s <= asked_before_s]
+        return frozenset(due[:STATISTICS_A_CALL]) | (names - self._asked_s.keys())
 
     def _unread(self, server: Server) -> ServerReading:
         """The reading of a server that has never been read."""
@@ -184,7 +189,11 @@ class TritonMetrics:
             models, error = await self._attempt(self._counters(server))
             if models is None:
                 return ServerReading(server.name, self._clock.now_s(), error=f"{_metrics_of(server)}: {error}")
-            return ServerReading(server.name, self._clock.now_s(), models, batches_skipped=True)
+            before = self._newest.get(server.name)
+            known = before.batches_error if before is not None else None
+            return ServerReading(server.name, self._clock.now_s(), models, batches_error=known, batches_skipped=True)
+        self._asked_s.pop(server.name, None)  # in the order of asking
+        self._asked_s[server.name] = asyncio.get_running_loop().time()
         return await self._read_both(server)
 
     async def _read_both(self, server: Server) -> ServerReading:
