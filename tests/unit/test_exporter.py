@@ -8,7 +8,7 @@ from tests.unit.test_node_types import priced
 from themis_triton.adapters.exporter import Exporter
 from themis_triton.core.action import ActionKind, Outcome, OutcomeKind
 from themis_triton.core.decision import Decision, PipelineEvidence, Reason, Stage, Target
-from themis_triton.core.estimate import PROXY
+from themis_triton.core.estimate import PROXY, PipelineKnowledge
 from themis_triton.core.fleet import Phase, Server
 from themis_triton.core.observation import ServerReading
 from themis_triton.core.prediction import PredictionScore
@@ -48,6 +48,9 @@ def test_a_tick_shows_in_every_metric() -> None:
     assert result["themis_demand_rps", "video", "fast"] == 151.0
     assert result["themis_demand_rps", "video", "slow"] == 120.0
     assert result["themis_capacity_rps", "video"] == 92.0
+    learning = replace(taken.estimate, knowledge=(PipelineKnowledge("video", enough=False, models=()),))
+    exporter.take(replace(taken, estimate=learning), 0.004)
+    assert math.isnan(samples(exporter)["themis_capacity_rps", "video"]), "a guess"
     assert result["themis_p99_seconds", "predicted", "video"] == 0.25
     assert math.isnan(result["themis_p99_seconds", "measured", "video"])
     assert result["themis_predictions_hold", "video"] == 0.0

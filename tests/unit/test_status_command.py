@@ -114,7 +114,7 @@ def test_whatever_limits_it_and_how_fresh_it_is_are_shown() -> None:
         )
     )
     assert "paused: nothing is changed until `themis resume`" in text
-    assert "pid 4711, last tick 2.0 s ago, 3 failed ticks; cost 3.5 a second, 120 since start" in text
+    assert "pid 4711, last tick 2.0 s ago, 3 failed ticks; cost 3.5 price units a second, 120 since start" in text
     assert "the journal is not written: disk full\nthe settings file differs: mode\n" in text
     assert (
         "limited: no slot\nlimited: no room\nin back-off after a failure: a/m, for 7 s more\ncpu:1: warm-up of model m failed 3 times\n"

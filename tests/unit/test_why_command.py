@@ -89,7 +89,7 @@ def test_the_capacity_of_a_pipeline_that_is_still_being_learnt_is_no_number(tmp_
     why(tmp_path / "themis.yaml", "many")
     assert re.search(r"video +151 +120 +766 +241 ", capsys.readouterr().out)
     why(tmp_path / "themis.yaml", "few")
-    assert re.search(r"video +151 +120 +– +241 ", capsys.readouterr().out)
+    assert re.search(r"video +151 +120 +– +241 .*1 server, 1→2 instances", capsys.readouterr().out)
 
 
 def test_successive_ticks_that_differ_in_numbers_only_are_one_line() -> None:

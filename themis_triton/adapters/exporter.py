@@ -138,10 +138,11 @@ class Exporter:
     def _show_pipelines(self, record: TickRecord) -> None:
         self._limit.clear()
         self._refused.clear()
+        guessed = {known.pipeline for known in record.estimate.knowledge if not known.enough}
         for evidence in record.decision.evidence:
             self._demand.labels(evidence.pipeline, "fast").set(evidence.demand_fast_rps)
             self._demand.labels(evidence.pipeline, "slow").set(evidence.demand_slow_rps)
-            self._capacity.labels(evidence.pipeline).set(evidence.capacity_rps)
+            self._capacity.labels(evidence.pipeline).set(float("nan") if evidence.pipeline in guessed else evidence.capacity_rps)
             self._slo.labels(evidence.pipeline).set(evidence.slo_ms / 1000.0)
             self._wanted.labels(evidence.pipeline, "now").set(evidence.servers_now)
             self._wanted.labels(evidence.pipeline, "wanted").set(evidence.servers_desired)

@@ -109,7 +109,7 @@ def _health(status: Status, now_s: float) -> str:
     """The age of the status and the cost of the fleet."""
     if status.at_s is None:
         return f"pid {status.pid}, no tick yet"
-    cost = f"cost {status.cost_per_s:g} a second, {status.usage.cost:.0f} since start"
+    cost = f"cost {status.cost_per_s:g} price units a second, {status.usage.cost:.0f} since start"
     cost += f"; launched servers {status.price_per_hour:.4g} an hour" if status.price_per_hour is not None else ""
     return f"pid {status.pid}, last tick {max(0.0, now_s - status.at_s):.1f} s ago, {status.tick_errors} failed ticks; {cost}"
 

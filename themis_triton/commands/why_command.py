@@ -132,7 +132,8 @@ def _print_decision(record: dict[str, Any], outcomes: list[dict[str, Any]], resu
     for line in lines:
         console.print(line, markup=False, highlight=False)
     guessed = {each.pipeline for each in known if not each.enough}
-    console.print(_evidence([row | {"capacity_rps": None} if row["pipeline"] in guessed else row for row in decision["evidence"]]))
+    rows = [row | {"capacity_rps": None} if row["pipeline"] in guessed else row for row in decision["evidence"]]
+    console.print(_evidence(rows, _instances(record["plan"]["actions"])))
     for row in outcomes:
         detail = f": {one_line(row['detail'])}" if row["detail"] else ""
         console.print(f"{row['sentence']}: {row['outcome']} after {row['duration_s']:.1f} s{detail}", markup=False, highlight=False)
@@ -142,7 +143,7 @@ def _print_decision(record: dict[str, Any], outcomes: list[dict[str, Any]], resu
         console.print(f"what came of it: {words}", markup=False, highlight=False)
 
 
-def _evidence(rows: list[dict[str, Any]]) -> Table:
+def _evidence(rows: list[dict[str, Any]], instances: tuple[int, int]) -> Table:
     numbers = ("demand/s", "stable/s", "capacity", "p99 ms", "predicted", "SLO ms")
     columns = (Column(title, no_wrap=True, justify="right") for title in numbers)
     table = Table(
@@ -156,6 +157,20 @@ def _evidence(rows: list[dict[str, Any]]) -> Table:
     )
     for row in rows:
         cells = ["–" if row[key] is None else f"{row[key]:.0f}" for key in EVIDENCE_KEYS]
-        counted = f"{row['servers_now']}→{row['servers_desired']} {row.get('unit', 'server')}s"
-        table.add_row(row["pipeline"], *cells, counted)
+        table.add_row(row["pipeline"], *cells, _counts(row, instances if len(rows) == 1 else None))
     return table
+
+
+def _counts(row: dict[str, Any], instances: tuple[int, int] | None) -> str:
+    """The servers now and wanted; where their number stays, also the instances before and after what the plan changes."""
+    now, wanted, unit = row["servers_now"], row["servers_desired"], row.get("unit", "server")
+    if now != wanted:
+        return f"{now}→{wanted} {unit}s"
+    changed = f", {instances[0]}→{instances[1]} instances" if instances is not None and instances[0] != instances[1] else ""
+    return f"{now} {unit}{'' if now == 1 else 's'}{changed}"
+
+
+def _instances(actions: list[dict[str, Any]]) -> tuple[int, int]:
+    """The instances before and after the actions that change them, of the models that they change."""
+    states = [(action["before"], action["after"]) for action in actions if action["before"] and action["after"]]
+    return sum(before["instances"] for before, _ in states), sum(after["instances"] for _, after in states)

@@ -79,8 +79,8 @@ class PipelineStatus:
     `slo_violated`: the measured percentile exceeds the SLO now; null without traffic. `slo_minute`, `slo_hour`, `slo_day`: the requests
     of the last minute, hour and 24 hours, and how many of them were in time. `order`: the order of the stages where it is no chain, and
     whether latencies are upper bounds. `prediction`: its predictions against what was observed; null where none are scored.
-    `knowledge`: what is known of its models without a profile; null where all have one. `p50_ms`: the measured median; null without
-    traffic.
+    `knowledge`: what is known of its models without a profile; null where all have one. While it is not `enough`, the capacity and the
+    predicted p99 of `evidence` are guesses. `p50_ms`: the measured median; null without traffic.
     """
 
     name: str
@@ -109,15 +109,15 @@ class Status:
     """The sidecar's measurements, decisions and actions. Times are seconds since the epoch.
 
     `tick_error`: why the last tick failed; `sentence` then says so, and the rest of the status is from the last good tick.
-    `tick` 0 and `at_s` null: no tick has ended yet. `cost_per_s`: the price of the running fleet. `next_steps`: the actions of the newest
-    plan, in words; in advisory mode those that it would start. `busy`: actuators with an action under way; `backing_off`: those in
-    back-off after a failure, with the time until which; `resting`: those that rest until a change, with the reason. `faults`: what is
-    wrong with servers now. `servers` carry no model-control keys. `overrides`: what an operator has put in force
-    over the settings; `mode` is the one in force. `report`: yesterday's; null until it is made. `predictions`: those that do not
-    hold, a sentence each. `remaining_s`: by server in launch, and by `server/model` that grows, the seconds that it is expected to take on.
-    `proxies`: those that get their routes over the network. `price_per_hour`: of the slots on which launched servers run or start; null
-    where slots have no prices. `leader`: which sidecar leads; null without a lease. `settings_edited`: what the settings file says that
-    is not in force, and what is to be done; null where it says the same. `nodes`: null where `launch` has no node types.
+    `tick` 0 and `at_s` null: no tick has ended yet. `cost_per_s`: the price of the running fleet, in the unit of the settings' `prices`.
+    `next_steps`: the actions of the newest plan, in words; in advisory mode those that it would start. `busy`: actuators with an action
+    under way; `backing_off`: those in back-off after a failure, with the time until which; `resting`: those that rest until a change,
+    with the reason. `faults`: what is wrong with servers now. `servers` carry no model-control keys. `overrides`: what an operator has
+    put in force over the settings; `mode` is the one in force. `report`: yesterday's; null until it is made. `predictions`: those that
+    do not hold, a sentence each. `remaining_s`: by server in launch, and by `server/model` that grows, the seconds that it is expected
+    to take on. `proxies`: those that get their routes over the network. `price_per_hour`: of the slots on which launched servers run or
+    start; null where slots have no prices. `leader`: which sidecar leads; null without a lease. `settings_edited`: what the settings
+    file says that is not in force, and what is to be done; null where it says the same. `nodes`: null where `launch` has no node types.
     """
 
     status_version: int

@@ -82,10 +82,12 @@ const table = (titles, rows) => h("div", { class: "scroller" }, h("table", { cla
   h("thead", {}, h("tr", {}, titles.map(([title, number]) => h("th", { scope: "col", class: number ? "num" : undefined }, title)))),
   h("tbody", {}, rows.map((cells) => h("tr", {}, cells.map((cell, place) => h(place === 0 ? "th" : "td", { scope: place === 0 ? "row" : undefined, class: titles[place][1] ? "num" : undefined }, cell)))))));
 
+const counts = (row) => (row.servers_now === row.servers_desired ? f.plural(row.servers_now, row.unit) : `${row.servers_now} → ${row.servers_desired} ${row.unit}s`);
+
 function evidence({ evidence: rows }, focus) {
   if (!rows.length) return [];
   const titles = [["Pipeline"], ["Demand /s", 1], ["Stable /s", 1], ["Capacity /s", 1], ["p99 ms", 1], ["Predicted ms", 1], ["SLO ms", 1], ["Now → wanted", 1]];
-  const shown = (list) => table(titles, list.map((row) => [row.pipeline, f.rate(row.demand_fast_rps), f.rate(row.demand_slow_rps), f.rate(row.capacity_rps), f.ms(row.measured_p99_ms), f.ms(row.predicted_p99_ms), f.ms(row.slo_ms), `${row.servers_now} → ${row.servers_desired} ${row.unit}s`]));
+  const shown = (list) => table(titles, list.map((row) => [row.pipeline, f.rate(row.demand_fast_rps), f.rate(row.demand_slow_rps), f.rate(row.capacity_rps), f.ms(row.measured_p99_ms), f.ms(row.predicted_p99_ms), f.ms(row.slo_ms), counts(row)]));
   const others = rows.filter((row) => !focus.has(row.pipeline));
   return [h("h3", {}, "Evidence"), shown(rows.filter((row) => focus.has(row.pipeline))), others.length ? h("details", {}, h("summary", {}, f.plural(others.length, "other pipeline")), shown(others)) : null].filter(Boolean);
 }

@@ -23,7 +23,7 @@ export class Fleet {
     setText(byId("fleet-empty"), status.tick ? "No server is known. Adopted servers appear once they answer; launched ones as soon as they start." : "No data yet.");
     const serving = rows.filter((row) => row.server.phase === "serving").length;
     const instances = status.servers.reduce((sum, server) => sum + Object.values(server.models).reduce((all, state) => all + state.instances, 0), 0);
-    setText(byId("fleet-note"), `${serving} of ${f.plural(rows.length, "server")} serving, ${f.plural(instances, "instance")}, cost ${f.count(Math.round(10 * status.cost_per_s) / 10)} per second`);
+    setText(byId("fleet-note"), `${serving} of ${f.plural(rows.length, "server")} serving, ${f.plural(instances, "instance")}, cost ${f.count(Math.round(10 * status.cost_per_s) / 10)} price units per second`);
   }
 
   create({ server }) {

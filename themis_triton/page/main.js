@@ -91,7 +91,7 @@ function figures() {
     only ? ["p99 latency", f.ms(p99), p99 === null ? "no traffic" : `ms of ${f.ms(only.slo_ms)}`] : ["Inside SLO now", `${inside}`, `of ${busy} with traffic`],
     ["Servers", f.count(status.servers.length), `${status.servers.filter((server) => server.phase === "serving").length} serving`],
     ["Instances", f.count(status.servers.reduce((all, server) => all + Object.values(server.models).reduce((own, state) => own + state.instances, 0), 0)), "of models"],
-    ["Cost", f.count(Math.round(10 * status.cost_per_s) / 10), "per second"],
+    ["Cost", f.count(Math.round(10 * status.cost_per_s) / 10), "price units/s"],
     ...((status.price_per_hour ?? null) === null ? [] : [["Price", f.price(status.price_per_hour), "per hour"]]),
   ];
   const list = byId("figures");

@@ -25,8 +25,8 @@ export class WhatIf {
     byId("whatif-reset").addEventListener("click", () => { this.touched = false; this.reset(); });
     this.curve = new Chart(byId("whatif-curve"), { title: "Over the rate", height: 130, x: (u, splits) => splits.map((value) => `${value}/s`), series: [
       { key: "instances", label: "instances", color: "--chart-2", width: 1.5, dash: [2, 3], stepped: true, format: f.count },
-      { key: "cost", label: "cost", unit: "per second", color: "--chart-1", stepped: true, format: (value) => f.count(value && Math.round(10 * value) / 10) },
-    ], describe: (data) => `Cost and instances of ${this.name} over the rate: from ${f.count(data.cost[0])} per second to ${f.count(data.cost.findLast((value) => value !== null) ?? 0)}.` });
+      { key: "cost", label: "cost", unit: "price units/s", color: "--chart-1", stepped: true, format: (value) => f.count(value && Math.round(10 * value) / 10) },
+    ], describe: (data) => `Cost and instances of ${this.name} over the rate: from ${f.count(data.cost[0])} price units per second to ${f.count(data.cost.findLast((value) => value !== null) ?? 0)}.` });
   }
 
   themeChanged() { this.curve.rebuild(); if (this.curve.plot) this.curve.set(this.curve.data, this.curve.range); }
@@ -101,10 +101,10 @@ export class WhatIf {
     const cost = Math.round(100 * plan.cost) / 100;
     const p99 = plan.predicted_p99_ms === null ? "unbounded" : `${f.ms(plan.predicted_p99_ms)} ms`;
     const at = `At ${f.rate(plan.rate_rps)}/s`;
-    setText(byId("whatif-answer"), plan.feasible ? `${at}: ${f.plural(servers, "server")}, ${f.plural(instances, "instance")}, p99 ${p99}, cost ${f.count(cost)} per second` : `${at}: no plan. At most ${f.rate(plan.carried_rps)}/s fit inside ${f.ms(answer.slo_ms)} ms`);
+    setText(byId("whatif-answer"), plan.feasible ? `${at}: ${f.plural(servers, "server")}, ${f.plural(instances, "instance")}, p99 ${p99}, cost ${f.count(cost)} price units per second` : `${at}: no plan. At most ${f.rate(plan.carried_rps)}/s fit inside ${f.ms(answer.slo_ms)} ms`);
     const other = plan.runner_up;
-    const parts = [`SLO ${f.ms(answer.slo_ms)} ms`, `${plan.feasible ? "bound" : "limited"} by ${BOUNDS[plan.binding] ?? plan.binding}`, `the fleet now costs ${f.count(Math.round(100 * this.status.cost_per_s) / 100)} per second`];
-    if (other) parts.push(`next best: ${f.plural(other.servers, "server")} at ${f.count(Math.round(100 * other.cost) / 100)} per second, p99 ${f.ms(other.predicted_p99_ms)} ms`);
+    const parts = [`SLO ${f.ms(answer.slo_ms)} ms`, `${plan.feasible ? "bound" : "limited"} by ${BOUNDS[plan.binding] ?? plan.binding}`, `the fleet now costs ${f.count(Math.round(100 * this.status.cost_per_s) / 100)}`];
+    if (other) parts.push(`next best: ${f.plural(other.servers, "server")} at ${f.count(Math.round(100 * other.cost) / 100)}, p99 ${f.ms(other.predicted_p99_ms)} ms`);
     setText(byId("whatif-more"), `${parts.join("; ")}.`);
     const titles = [["Stage"], ["Servers", 1], ["Instances each", 1], ["Batch up to", 1], ["Service ms", 1], ["Wait ms", 1], ["Capacity /s", 1]];
     const rows = plan.stages.map((stage) => [stage.name, f.count(stage.servers), stage.extra_instance_servers ? `${stage.instances}, on ${stage.extra_instance_servers} one more` : f.count(stage.instances), f.count(stage.batch), f.ms(stage.latency_ms), f.ms(stage.queueing_ms), f.rate(stage.capacity_rps)]);

@@ -64,7 +64,7 @@ def _top(screen: Screen, status: Status, width: int, now_s: float) -> list[Text]
     first.append("themis top", style="bold")
     first.append(f"  {status.policy}, ")
     first.append(mode, style="bold yellow reverse" if status.paused else "bold")
-    first.append(f"  {at}, cost {status.cost_per_s:g} a second", style="dim")
+    first.append(f"  {at}, cost {status.cost_per_s:g} price units/s", style="dim")
     first.truncate(width, overflow="ellipsis")
     silent_s = now_s - status.at_s if status.at_s is not None else 0.0
     if screen.error or silent_s > STALE_S:
