@@ -3,13 +3,17 @@ import math
 import pytest
 
 from themis_triton.core.observation import LatencyHistogram
-from themis_triton.estimate.latency import difference, differences, percentile
+from themis_triton.estimate.latency import difference, percentiles_between
 
 BOUNDS_MS = (10.0, 20.0, 40.0, math.inf)
 
 
 def histogram(*counts: float) -> LatencyHistogram:
     return LatencyHistogram(BOUNDS_MS, counts)
+
+
+def percentile(counted: LatencyHistogram, percent: float) -> float | None:
+    return percentiles_between(counted, None, (percent,))[0]
 
 
 @pytest.mark.parametrize(
@@ -53,10 +57,8 @@ def test_a_histogram_that_restarted_or_changed_its_bounds_counts_as_new() -> Non
     assert difference(restarted, LatencyHistogram((1.0, math.inf), (0.0, 0.0))) == restarted
 
 
-def test_differences_of_many_readings_are_those_of_each() -> None:
-    first, later, restarted = (LatencyHistogram((10.0, math.inf), counts) for counts in ((4.0, 6.0), (5.0, 9.0), (1.0, 9.0)))
-    other_bounds = LatencyHistogram((20.0, math.inf), (5.0, 9.0))
-    alike, mixed = [(later, first), (restarted, first)], [(later, first), (other_bounds, first)]
-    assert [differences(readings) for readings in (alike, mixed, [])] == [
-        [difference(*both) for both in readings] for readings in (alike, mixed, [])
-    ]
+def test_percentiles_between_two_readings_are_those_of_their_difference() -> None:
+    newer, older, percents = histogram(5.0, 30.0, 80.0, 90.0), histogram(1.0, 4.0, 40.0, 40.0), (50.0, 90.0, 99.0)
+    other_bounds = LatencyHistogram((1.0, math.inf), (0.0, 0.0))
+    for newest, oldest in ((newer, older), (older, newer), (newer, newer), (newer, other_bounds)):
+        assert percentiles_between(newest, oldest, percents) == percentiles_between(difference(newest, oldest), None, percents)

@@ -24,9 +24,9 @@ class Brackets:
         known = self._known.get(question, list)
         low, high = -math.inf, math.inf
         for other, answer in known:
-            if answer > low and all(map(le, other, point)):
+            if answer > low and other <= point and all(map(le, other, point)):  # tuples compare at their first difference: quick
                 low = answer
-            if answer < high and all(map(ge, other, point)):
+            if answer < high and other >= point and all(map(ge, other, point)):
                 high = answer
         if low == high:
             return low

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from themis_triton.core.config import Placement
 from themis_triton.core.decision import Clamp, ClampKind, Target
 from themis_triton.core.fleet import Phase
 from themis_triton.core.observation import launch_of
+from themis_triton.core.replacing import replaced
 from themis_triton.decide import leaving
 from themis_triton.decide.devices import FreeDevices
 from themis_triton.decide.joined import Joined, PipelineProposal
@@ -145,7 +146,7 @@ def _allotted(proposals: Sequence[PipelineProposal], free: int) -> tuple[int, ..
         places = [place for place in view.groups[0].ready if place.server.name not in shared]
         own = sum(not place.removable for place in places)
         demand = rounded_up_rps(max(evidence.demand_fast_rps, evidence.demand_slow_rps), POOL_FRACTION)
-        problem = replace(view.problem, demand_rps=demand, busy_elsewhere=view.counted_elsewhere if places else 0)
+        problem = replaced(view.problem, demand_rps=demand, busy_elsewhere=view.counted_elsewhere if places else 0)
         members.append(PoolMember(problem, view.pipeline.weight, own))
     pool = free + sum(_pooled(each.view, shared) for each in proposals)
     shares = divide_pool(members, pool, proposals[0].view.planner.remembered)

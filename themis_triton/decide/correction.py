@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 
 from themis_triton.core.decision import Decision
 from themis_triton.core.estimate import Estimate
 from themis_triton.core.record import drift_words
+from themis_triton.core.replacing import replaced
 from themis_triton.decide.rules import Rules
 from themis_triton.solver.problem import ChainProblem, StageProblem
 from themis_triton.solver.surface import Surface
@@ -21,7 +21,7 @@ def factors_of(estimate: Estimate, models: Iterable[str]) -> dict[str, float]:
 def with_drift(decision: Decision, estimate: Estimate) -> Decision:
     """The decision that names the models which drift, by how much, and what plans count with."""
     words = [drift_words(model) for model in estimate.models.values()]
-    return replace(decision, detail="; ".join(part for part in (decision.detail, *words) if part))
+    return replaced(decision, detail="; ".join(part for part in (decision.detail, *words) if part))
 
 
 def corrected_rules(rules: Rules, factors: Mapping[str, float]) -> Rules:
@@ -36,11 +36,11 @@ def corrected_rules(rules: Rules, factors: Mapping[str, float]) -> Rules:
 def _scaled_problem(problem: ChainProblem, factors: Mapping[str, float]) -> ChainProblem:
     if not any(stage.name in factors for stage in problem.stages):
         return problem
-    return replace(problem, stages=tuple(_scaled_stage(stage, factors.get(stage.name, 1.0)) for stage in problem.stages))
+    return replaced(problem, stages=tuple(_scaled_stage(stage, factors.get(stage.name, 1.0)) for stage in problem.stages))
 
 
 def _scaled_stage(stage: StageProblem, factor: float) -> StageProblem:
     if factor == 1.0:
         return stage
     means = Surface(stage.mean_surface.latency_ms * factor) if stage.mean_surface is not None else None
-    return replace(stage, surface=Surface(stage.surface.latency_ms * factor), mean_surface=means)
+    return replaced(stage, surface=Surface(stage.surface.latency_ms * factor), mean_surface=means)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from dataclasses import replace
 
 from themis_triton.core.config import ModelConfig, ThemisConfig
 from themis_triton.core.decision import Clamp, ClampKind, Target
 from themis_triton.core.fleet import ModelState, Phase, Server, first_added
 from themis_triton.core.observation import Snapshot
+from themis_triton.core.replacing import replaced
 from themis_triton.decide.unlearnt import until_learnt
 
 Guarded = tuple[Target, tuple[Clamp, ...]]
@@ -46,7 +46,7 @@ def _survivors_first(desired: Target, kept: Target, snapshot: Snapshot) -> Guard
         return kept, ()
     stays = f"{', '.join(left)} stays as it is" if left != list(desired.retire) else f"{', '.join(left)} stays"
     sentence = f"{stays} until {', '.join(short)} may have the instances that its load needs"
-    return replace(kept, servers=servers, retire=()), (Clamp(ClampKind.SURVIVORS, sentence),)
+    return replaced(kept, servers=servers, retire=()), (Clamp(ClampKind.SURVIVORS, sentence),)
 
 
 def _answering_survivors(_: Target, kept: Target, snapshot: Snapshot) -> Guarded:
@@ -56,7 +56,7 @@ def _answering_survivors(_: Target, kept: Target, snapshot: Snapshot) -> Guarded
     if not kept.retire or not silent:
         return kept, ()
     sentence = f"{', '.join(kept.retire)} stays until the metrics of {', '.join(silent)} can be read"
-    return replace(kept, retire=()), (Clamp(ClampKind.SURVIVORS, sentence),)
+    return replaced(kept, retire=()), (Clamp(ClampKind.SURVIVORS, sentence),)
 
 
 def _with_devices(state: ModelState, now: ModelState) -> ModelState:
@@ -85,7 +85,7 @@ def within_bounds(target: Target, _: Snapshot, config: ThemisConfig) -> Guarded:
 
     servers = {name: bounded(models, name) for name, models in target.servers.items()}
     launch = {slot: bounded(models, slot) for slot, models in target.launch.items()}
-    return replace(target, servers=servers, launch=launch), tuple(clamps)
+    return replaced(target, servers=servers, launch=launch), tuple(clamps)
 
 
 def only_probed_operations(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:
@@ -100,7 +100,7 @@ def only_probed_operations(target: Target, snapshot: Snapshot, config: ThemisCon
             if refused is not None:
                 servers[server.name] = servers[server.name] | {name: kept}
                 clamps.append(Clamp(ClampKind.OPERATION, f"{name} on {server.name}: {refused}"))
-    return replace(target, servers=servers), tuple(clamps)
+    return replaced(target, servers=servers), tuple(clamps)
 
 
 def _safe_state(now: ModelState, desired: ModelState, model: ModelConfig) -> tuple[ModelState, str | None]:
@@ -174,7 +174,7 @@ def within_memory(target: Target, snapshot: Snapshot, config: ThemisConfig) -> G
         for device, count in extra.items():
             free[device] -= 0.0 if device in short else count
     launch, added = _launches_that_fit(target, free, config)
-    return replace(target, servers=servers, launch=launch), (*clamps, *added)
+    return replaced(target, servers=servers, launch=launch), (*clamps, *added)
 
 
 def within_pace(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Guarded:
@@ -207,7 +207,7 @@ def within_pace(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Gua
         left_out = {device: given - added[device] for device, given in first_added(added, count).items()}
         servers[name][model] = state.plus(left_out)
     clamp = Clamp(ClampKind.PACE, f"{sum(granted.values())} of {total} instances are added now, the others in the next ticks")
-    return replace(target, servers=servers), (clamp,)
+    return replaced(target, servers=servers), (clamp,)
 
 
 def not_in_backoff(target: Target, snapshot: Snapshot, _: ThemisConfig) -> Guarded:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from themis_triton.core.decision import Clamp, ClampKind
 from themis_triton.core.fleet import Models, ModelState, Phase, Place, Server, with_place
 from themis_triton.core.observation import Snapshot
+from themis_triton.core.replacing import replaced
 from themis_triton.decide import leaving
 from themis_triton.decide.devices import FreeDevices
 from themis_triton.decide.proposal import PolicyResult
@@ -252,7 +253,7 @@ def _group_name(view: PipelineView, group: int) -> str:
 def _larger(one: ModelState, other: ModelState) -> ModelState:
     """The larger counts and batches of two states of a model."""
     batch, delay_us = max(one.max_batch, other.max_batch), max(one.max_queue_delay_us, other.max_queue_delay_us)
-    return replace(max(one, other, key=lambda state: state.instances), max_batch=batch, max_queue_delay_us=delay_us)
+    return replaced(max(one, other, key=lambda state: state.instances), max_batch=batch, max_queue_delay_us=delay_us)
 
 
 def _serves(view: PipelineView, server: str) -> bool:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from themis_triton.core.brackets import Brackets
 from themis_triton.core.config import Placement
 from themis_triton.core.estimate import RequestSize
 from themis_triton.core.memory import Memory
+from themis_triton.core.replacing import replaced
 from themis_triton.decide.correction import corrected_rules
 from themis_triton.decide.demand import Demand
 from themis_triton.decide.plan_query import PlanQuery, rounded_busy
@@ -182,7 +182,7 @@ class Planner:
         if largest < 1.0:
             counts, batches = _counts(problem, servers), self._batches(query)
             late = find_vertical_late(problem, counts, SLO_FACTORS, min_instances=min_instances, batches=batches)
-            plan = replace(late or self._anyhow(unbounded, servers, min_instances), feasible=False)
+            plan = replaced(late or self._anyhow(unbounded, servers, min_instances), feasible=False)
         return VerticalPlan(plan, False, max(0.0, largest), missing, by_stage)
 
     def _plan_or_missing(
@@ -219,7 +219,7 @@ class Planner:
         """The counts of the greatest throughput, whatever the times: requests that are late anyway must not also queue without end."""
         return self.remembered(
             ("anyhow", query, servers, min_instances),
-            lambda: self._greatest("anyhow", query, replace(self._problem(query), slo_ms=ANY_SLO_MS), servers, min_instances)[0],
+            lambda: self._greatest("anyhow", query, replaced(self._problem(query), slo_ms=ANY_SLO_MS), servers, min_instances)[0],
         )
 
     def _greatest(
@@ -234,7 +234,7 @@ class Planner:
         return finer_vertical(problem, counts, largest, min_instances=min_instances, batches=batches)
 
     def _moves(self, query: PlanQuery, now: tuple[ServerAssignment, ...], reachable: int) -> _Moves:
-        times = replace(self.rules.move_times(self.rules.pipelines[query.pipeline]), reachable=reachable)
+        times = replaced(self.rules.move_times(self.rules.pipelines[query.pipeline]), reachable=reachable)
         return self._problem(query), now, times, self.rules.move_prices, self.remembered
 
     def _batches(self, query: PlanQuery) -> list[range] | None:
@@ -254,13 +254,13 @@ class Planner:
         share = device.with_counts(instances)
         stages = self.remembered(("working", query.pipeline, share), lambda: device.applied(working.stages, share))
         busy = self.rules.counted_elsewhere(query.pipeline, query.busy_elsewhere, share)
-        return replace(self._problem(query), stages=stages, busy_elsewhere=busy)
+        return replaced(self._problem(query), stages=stages, busy_elsewhere=busy)
 
     def _problem(self, query: PlanQuery) -> ChainProblem:
         problems = self.rules.server_problems if query.free_instances else self.rules.problems
         problem, demand = problems[query.pipeline], query.demand
         fewest = max(query.min_servers, problem.min_servers)
-        return replace(
+        return replaced(
             problem,
             demand_rps=demand.rate_rps,
             headroom_rps=demand.extra_rps,

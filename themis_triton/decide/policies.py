@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
 from themis_triton.core.config import DrainState, PipelineConfig
 from themis_triton.core.decision import Decision, Reason, Stage
 from themis_triton.core.estimate import PROXY
 from themis_triton.core.prediction import PredictionScore, prediction_words
+from themis_triton.core.replacing import replaced
 from themis_triton.core.words import first_of
 from themis_triton.decide import draining, leaving
 from themis_triton.decide.admission import admit, with_limits
@@ -68,13 +68,13 @@ def decide(state: PolicyState, policy_input: PolicyInput, planner: Planner, poli
     limits, admissions = admit(state.limits, routed)
     lead = min(outputs, key=lambda p: URGENCY.index(p.reason))
     reason = Reason.REPLACE if lead.reason is Reason.SCALE_OUT and policy_input.snapshot.recently_crashed else lead.reason
-    return replace(allocation.state, left=leaving.left_by(views), limits=limits, predictions=predictions), Decision(
+    return replaced(allocation.state, left=leaving.left_by(views), limits=limits, predictions=predictions), Decision(
         id=decision_id(policy_input.snapshot.at_s),
         at_s=policy_input.snapshot.at_s,
         policy=rules.config.policy.name.value,
         stage=lead.stage,
         reason=reason,
-        target=drained.applied(replace(target, unrouted=unrouted) if unrouted else target),
+        target=drained.applied(replaced(target, unrouted=unrouted) if unrouted else target),
         evidence=tuple(
             with_explains(with_limits(output.evidence, view, limits), explains=explains(each.view, output))
             for output, view, each in zip(outputs, routed, proposals, strict=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from themis_triton.core.attainment import EndedRequests
 from themis_triton.core.config import ThemisConfig
@@ -13,6 +12,7 @@ from themis_triton.core.fleet import Phase, Server
 from themis_triton.core.observation import Snapshot
 from themis_triton.core.policy import ScaleDownConfig
 from themis_triton.core.prediction import PredictionScore
+from themis_triton.core.replacing import replaced
 from themis_triton.decide.demand import backlog_of
 from themis_triton.decide.scores import MEMORY_S, SLICE_S, SLOW_LAUNCH_FACTOR, Launch, PipelineScores, Predictions, ScoreSlice
 from themis_triton.decide.state import COMING, PolicyInput
@@ -35,7 +35,7 @@ def scored(
         view.pipeline.name: _scored(before.pipelines.get(view.pipeline.name, PipelineScores()), policy_input, view, predicted_ms)
         for view in views
     }
-    return replace(_with_launches(before, policy_input.snapshot, views), pipelines=pipelines)
+    return replaced(_with_launches(before, policy_input.snapshot, views), pipelines=pipelines)
 
 
 def scores_of(predictions: Predictions, config: ThemisConfig, at_s: float) -> tuple[PredictionScore, ...]:
@@ -74,7 +74,7 @@ def keep_what_serves(
             names = ", ".join(dict.fromkeys(stays))
             clamps.append(Clamp(ClampKind.PREDICTION, f"{names} keeps what serves {score.pipeline}: {_why(score)}"))
             kept.update(stays)
-    return (replace(target, servers=servers, retire=tuple(retire)) if kept else target), tuple(clamps)
+    return (replaced(target, servers=servers, retire=tuple(retire)) if kept else target), tuple(clamps)
 
 
 def _why(score: PredictionScore) -> str:
@@ -92,16 +92,16 @@ def _scored(before: PipelineScores, policy_input: PolicyInput, view: PipelineVie
     scores = PipelineScores(known.slices, known.current, at_s, known.quiet_from_s, known.exceeded_s, corrections, known.failing_since_s)
     if any(now > old for now, old in zip(corrections, before.corrections, strict=False)):
         # The predictions so far were made with times that are known to be too short, and are corrected now.
-        scores = replace(scores, slices=(), current=None, quiet_from_s=at_s + SETTLE_S)
+        scores = replaced(scores, slices=(), current=None, quiet_from_s=at_s + SETTLE_S)
     if estimate.stable_rps > view.capacity_rps:
-        scores = replace(scores, exceeded_s=at_s)
+        scores = replaced(scores, exceeded_s=at_s)
     elif scores.exceeded_s is not None and (backlog_of(estimate, policy) == 0.0 or at_s - scores.exceeded_s > DRAIN_S):
-        scores = replace(scores, exceeded_s=None)
+        scores = replaced(scores, exceeded_s=None)
     elapsed_s = at_s - before.last_s if before.last_s is not None else math.inf
     if scores.exceeded_s is not None or not 0.0 < elapsed_s <= MAX_TICK_S or _is_disturbed(policy_input, view):
-        return replace(scores, current=None, quiet_from_s=at_s + SETTLE_S)
+        return replaced(scores, current=None, quiet_from_s=at_s + SETTLE_S)
     if at_s < scores.quiet_from_s:
-        return replace(scores, current=None)
+        return replaced(scores, current=None)
     ended, name = policy_input.estimate.ended, view.pipeline.name
     p99_ms = predicted_ms.get(name)
     ratio = estimate.p99_ms / p99_ms if estimate.p99_ms is not None and p99_ms and math.isfinite(p99_ms) else None
@@ -132,7 +132,7 @@ def _with_launches(before: Predictions, snapshot: Snapshot, views: Sequence[Pipe
             predicted_s = max((view.rules.launch_s(view.pipeline) + view.rules.init_s(view.pipeline) for view in holding), default=0.0)
             if predicted_s > 0.0:
                 launches.append(_launch(server, predicted_s, since_s, snapshot.at_s, holding[0].rules.config.policy.scale_down))
-    return replace(before, launching=launching, launches=tuple(each for each in launches if snapshot.at_s - each.at_s <= MEMORY_S))
+    return replaced(before, launching=launching, launches=tuple(each for each in launches if snapshot.at_s - each.at_s <= MEMORY_S))
 
 
 def _launch(server: Server, predicted_s: float, since_s: float, at_s: float, rules: ScaleDownConfig) -> Launch:

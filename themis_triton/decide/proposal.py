@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from themis_triton.core.decision import PipelineEvidence, Reason, Stage
 from themis_triton.core.fleet import Models, ModelState
+from themis_triton.core.replacing import replaced
 from themis_triton.decide.demand import Demand
 from themis_triton.decide.state import PipelineState
 from themis_triton.decide.view import PipelineView
@@ -60,7 +61,7 @@ def server_models(
             instances, batch = size.instances + (place.name in larger), _limit(view, s, size.batch, now.max_batch)
             instances = instances if allow_shrink else max(instances, now.instances)
             same = (instances, batch) == (now.instances, now.max_batch)
-            servers.setdefault(place.name, {})[size.name] = now if same else replace(now, instances=instances, max_batch=batch)
+            servers.setdefault(place.name, {})[size.name] = now if same else replaced(now, instances=instances, max_batch=batch)
     return servers
 
 
@@ -123,7 +124,7 @@ def explains(view: PipelineView, proposal: Proposal) -> bool:
 
 def with_explains(evidence: PipelineEvidence, *, explains: bool) -> PipelineEvidence:
     """The evidence of a pipeline, and whether it has a part in the decision."""
-    return evidence if evidence.explains is explains else replace(evidence, explains=explains)
+    return evidence if evidence.explains is explains else replaced(evidence, explains=explains)
 
 
 def to_launch(view: PipelineView, desired: tuple[int, ...]) -> tuple[int, ...]:

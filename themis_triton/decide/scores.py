@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from themis_triton.core.attainment import EndedRequests
 from themis_triton.core.prediction import PredictionScore
+from themis_triton.core.replacing import replaced
 
 SLICE_S = 10.0
 """Undisturbed time that is scored as a whole: two windows of the measured p99. A disturbed slice is dropped."""
@@ -94,15 +95,15 @@ class PipelineScores:
             failing = at_s
         elif failing is not None and holds(slices, allowed):
             failing = None
-        return replace(self, slices=slices, current=None, failing_since_s=failing)
+        return replaced(self, slices=slices, current=None, failing_since_s=failing)
 
     def without_old(self, at_s: float) -> PipelineScores:
         """Without what was observed too long ago; predictions of which nothing is known are tried again."""
         if not self.slices or at_s - self.slices[0].start_s <= MEMORY_S:
             if self.slices or self.failing_since_s is None or at_s - self.failing_since_s <= MEMORY_S:
                 return self
-            return replace(self, failing_since_s=None)
-        return replace(self, slices=tuple(each for each in self.slices if at_s - each.start_s <= MEMORY_S))
+            return replaced(self, failing_since_s=None)
+        return replaced(self, slices=tuple(each for each in self.slices if at_s - each.start_s <= MEMORY_S))
 
 
 def fails(slices: tuple[ScoreSlice, ...], allowed: float) -> bool:
@@ -131,7 +132,7 @@ class Predictions:
 
     def interrupted(self) -> Predictions:
         """After a time without observations: slices under way are dropped."""
-        return replace(self, pipelines={name: replace(each, current=None, last_s=None) for name, each in self.pipelines.items()})
+        return replaced(self, pipelines={name: replaced(each, current=None, last_s=None) for name, each in self.pipelines.items()})
 
     def launches_of(self) -> Callable[[Iterable[str]], Sequence[Launch]]:
         """Finds the launches with one of some models, oldest first."""

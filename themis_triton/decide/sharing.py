@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.estimate import OtherDemand, PipelineEstimate
 from themis_triton.core.fleet import Models, Phase, Place
+from themis_triton.core.replacing import replaced
 from themis_triton.decide.state import COMING, Group, PolicyInput
 
 STANDING_BY = 0.01
@@ -63,7 +64,7 @@ class SharedModels:
                 stable = self._rps(later, estimate.stable_rps * calls[s], {p.pipeline: p.stable_rps for p in estimate.others[s]})
                 executed = estimate.sizes[s].executed if estimate.sizes else 1.0
                 others[s] = (OtherDemand(None, executed * recent, executed * stable),)
-        return replace(estimate, others=tuple(others[s] for s in range(len(pipeline.stages))))
+        return replaced(estimate, others=tuple(others[s] for s in range(len(pipeline.stages))))
 
     def _instances(self, model: str, *, coming: bool) -> int:
         """The instances of a model that take clients' calls."""

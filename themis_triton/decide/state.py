@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter, itemgetter
 
@@ -14,6 +14,7 @@ from themis_triton.core.decision import PipelineEvidence, Stage
 from themis_triton.core.estimate import Estimate
 from themis_triton.core.fleet import Models, Phase, Place, Server, models_on, places_of
 from themis_triton.core.observation import OpenCall, Snapshot
+from themis_triton.core.replacing import replaced
 from themis_triton.core.routes import RouteLimit
 from themis_triton.decide.bursts import NO_BURSTS, BurstMemory
 from themis_triton.decide.scores import Predictions
@@ -250,7 +251,7 @@ class PipelineState:
     def with_desired(self, at_s: float, servers: tuple[int, ...], window_s: float) -> PipelineState:
         """With one more entry; of those older than the window the newest is kept, which shows that the window is covered."""
         older = bisect_right(self.desired, at_s - window_s, key=itemgetter(0))
-        return replace(self, desired=(*self.desired[max(0, older - 1) :], (at_s, servers)))
+        return replaced(self, desired=(*self.desired[max(0, older - 1) :], (at_s, servers)))
 
     def max_desired(self) -> tuple[int, ...]:
         """Largest desired count of each group in the kept entries."""
@@ -267,7 +268,7 @@ class PipelineState:
         """
         same = [n for n in self.samples if n.servers == sample.servers]
         older = bisect_right(same, sample.at_s - window_s, key=attrgetter("at_s"))
-        return replace(self, samples=(*same[max(0, older - 1) :], sample))
+        return replaced(self, samples=(*same[max(0, older - 1) :], sample))
 
     def max_instances_needed(self) -> tuple[int, ...]:
         """Largest need of each stage in the kept samples."""
@@ -301,7 +302,7 @@ class PolicyState:
 
     def reset_windows(self) -> PolicyState:
         """The state after a time without observations, which earlier samples do not cover."""
-        pipelines = {name: replace(state, samples=(), desired=(), slow=None, resting=None) for name, state in self.pipelines.items()}
+        pipelines = {name: replaced(state, samples=(), desired=(), slow=None, resting=None) for name, state in self.pipelines.items()}
         return PolicyState(
             pipelines,
             changed_places=self.changed_places,

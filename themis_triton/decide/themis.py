@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from themis_triton.core.action import ActionKind
 from themis_triton.core.config import Placement
 from themis_triton.core.decision import Reason, Stage
 from themis_triton.core.policy import PolicyName
 from themis_triton.core.price import instance_price
+from themis_triton.core.replacing import replaced
 from themis_triton.decide.bursts import BurstMemory, BurstTick
 from themis_triton.decide.demand import (
     Demand,
@@ -45,7 +44,7 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     slow = slow_demand(view.estimate, policy, _lead_s(view), view.planner.forecaster)
     growth, state = _growth_demand(state, view, fast)
     now = view.in_place(growth, _in_reach(view)) if view.serves else None
-    state = replace(state, bursts=_bursts(state, view, fast))
+    state = replaced(state, bursts=_bursts(state, view, fast))
     at_launch = launch_demand(view.estimate, policy, _lead_s(view), within_reach=view.within_reach)
     state, target = kept_target(state, view, now, (fast, slow, at_launch))
     extend, launch = new_places(view, now, target, may_grow=growth is not NO_DEMAND)
@@ -133,9 +132,9 @@ def _growth_demand(state: PipelineState, view: PipelineView, fast: Demand) -> tu
     """
     policy, rules, estimate = view.rules.config.policy, view.rules, view.estimate
     if rules.whole_changes or not _needs_growth(view, fast):
-        return fast, replace(state, exceeded_since_s=None)
+        return fast, replaced(state, exceeded_since_s=None)
     since_s = view.at_s if state.exceeded_since_s is None else state.exceeded_since_s
-    state = replace(state, exceeded_since_s=since_s)
+    state = replaced(state, exceeded_since_s=since_s)
     steep = estimate.newest_rps > policy.scale_up.steep_rise_factor * estimate.stable_rps
     if steep and view.at_s - since_s < policy.tick_s / 2.0:
         return NO_DEMAND, state
@@ -201,7 +200,7 @@ def _sizes(view: PipelineView, now: VerticalTarget | None, instances: tuple[int,
     if now is None:
         return sizes
     return tuple(
-        replace(size, extra_instance_servers=planned.extra_instance_servers) if size.instances == planned.instances else size
+        replaced(size, extra_instance_servers=planned.extra_instance_servers) if size.instances == planned.instances else size
         for size, planned in zip(sizes, now.stages, strict=True)
     )
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from operator import add
 
 from themis_triton.core.config import Isolation, Placement
+from themis_triton.core.replacing import replaced
 from themis_triton.decide.demand import Demand, backlog_of, survivor_demand, trend_rps
 from themis_triton.decide.proposal import leaving, to_launch
 from themis_triton.decide.slow_target import Circumstances, SlowTarget
@@ -35,12 +35,12 @@ def kept_target(
     )
     if state.slow is None or view.in_turn or not circumstances.hardly_differ_from(state.slow[0]):
         target = slow_target(view, fast, slow, at_launch, burst_rps)
-        state = replace(state, slow=(circumstances, target))
+        state = replaced(state, slow=(circumstances, target))
     else:
         target = state.slow[1]
     beyond = _beyond_open_calls(view, now, at_launch)
     desired, lasting = (_bounded(_larger(count, beyond), view) for count in (target.desired, target.lasting))
-    return state, replace(target, desired=desired, lasting=lasting)
+    return state, replaced(target, desired=desired, lasting=lasting)
 
 
 def slow_target(view: PipelineView, fast: Demand, slow: Demand, at_launch: Demand, burst_rps: float) -> SlowTarget:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from themis_triton.core.attainment import EndedRequests
@@ -12,6 +12,7 @@ from themis_triton.core.estimate import ONE_ROW, ModelEstimate, PipelineEstimate
 from themis_triton.core.fleet import Models, Place
 from themis_triton.core.observation import OpenCall
 from themis_triton.core.policy import QueueingModel
+from themis_triton.core.replacing import replaced
 from themis_triton.decide.crowding import crowded_places
 from themis_triton.decide.demand import Demand, recent_others
 from themis_triton.decide.devices import FreeDevices
@@ -325,7 +326,7 @@ def view_of(
     known = {place.name: busy[place.name] for place in groups[0].ready if policy_input.knows_busy(place, pipeline.stages)}
     crowded = crowded_places(pipeline, groups[0].ready, known, planner, left) if colocated and not one_server else ()
     if crowded and (len(crowded) < len(groups[0].ready) or groups[0].coming or devices.slots_for(pipeline.stages)):
-        groups = (replace(groups[0], ready=tuple(place for place in groups[0].ready if place not in crowded)),)
+        groups = (replaced(groups[0], ready=tuple(place for place in groups[0].ready if place not in crowded)),)
     else:
         crowded = ()
     ready = [place for group in groups for place in group.ready]

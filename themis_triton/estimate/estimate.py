@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache, partial
 from operator import attrgetter
 
@@ -13,6 +13,7 @@ from themis_triton.core.fleet import Phase
 from themis_triton.core.observation import Snapshot
 from themis_triton.core.policy import DemandConfig, ForecastName, PolicyConfig
 from themis_triton.core.recurring import RecurringRise
+from themis_triton.core.replacing import replaced
 from themis_triton.estimate.attainment import Since, count_ended
 from themis_triton.estimate.calls import CallHistory, Calls, observe_calls, own_models
 from themis_triton.estimate.drift import UNKNOWN, Drift, DriftHistory, compared
@@ -108,9 +109,9 @@ def estimate(
     models = {name: estimated(name) for name in config.models}
     fronts = {p.front: estimated(p.front) for p in config.pipelines if p.front not in models}
     called = models | fronts
-    history = replace(history, calls=_calls(history, called, config, snapshot.at_s))
+    history = replaced(history, calls=_calls(history, called, config, snapshot.at_s))
     alone = {
-        p.name: replace(
+        p.name: replaced(
             _pipeline(p, history, called, rates, config.policy, per_second=per_second),
             due_rise=_due_rise(p, history.recurring.get(p.name, ()), config, snapshot.at_s),
         )
@@ -125,7 +126,7 @@ def estimate(
     counted, ended = count_ended(history.counted, snapshot, config.pipelines)
     span_s = history.routed.counters.span_s
     result = Estimate(snapshot.at_s, models, pipelines, stale, span_s, events, failures, knowledge, dict(ended))
-    return replace(history, drift=drift, learning=learning, seen=snapshot, counted=counted, sizes=sizes), result
+    return replaced(history, drift=drift, learning=learning, seen=snapshot, counted=counted, sizes=sizes), result
 
 
 def _observe(history: History, snapshot: Snapshot, keep_s: float) -> History:
@@ -136,7 +137,7 @@ def _observe(history: History, snapshot: Snapshot, keep_s: float) -> History:
         served[reading.server] = known.append(reading, keep_s) if reading.error is None else known.unread()
     for name in served.keys() - {reading.server for reading in snapshot.readings}:
         served[name] = served[name].unread()
-    return replace(history, routed=history.routed.append(snapshot.routes), served=served)
+    return replaced(history, routed=history.routed.append(snapshot.routes), served=served)
 
 
 def _rates(routed: RoutedSeries, demand: DemandConfig) -> _Rates:

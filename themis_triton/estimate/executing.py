@@ -8,11 +8,11 @@ requests wait. So counts of an open call are what the executed batches show.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.fleet import ModelState, Server, first_added
 from themis_triton.core.observation import OpenCall, Snapshot
+from themis_triton.core.replacing import replaced
 from themis_triton.estimate.served import ServedSeries
 
 WINDOW_S = 1.0
@@ -36,13 +36,13 @@ def with_executing(snapshot: Snapshot, served: Mapping[str, ServedSeries], confi
     changed: dict[str, dict[str, ModelState]] = {}
     for call, grows, start_s in started:
         changed.setdefault(call.server, {})[call.model] = _executing(call, busy[call.server, start_s].get(call.model), grows=grows)
-    return replace(snapshot, servers=tuple(_with_states(server, changed.get(server.name)) for server in snapshot.servers))
+    return replaced(snapshot, servers=tuple(_with_states(server, changed.get(server.name)) for server in snapshot.servers))
 
 
 def _with_states(server: Server, states: Mapping[str, ModelState] | None) -> Server:
     if states is None:
         return server
-    return replace(server, models={name: states.get(name, state) for name, state in server.models.items()})
+    return replaced(server, models={name: states.get(name, state) for name, state in server.models.items()})
 
 
 def _counts_from_s(call: OpenCall, now_s: float, config: ThemisConfig, *, grows: bool) -> float:

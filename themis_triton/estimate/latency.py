@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from bisect import bisect_left
-from collections.abc import Sequence
-
-import numpy as np
+from collections.abc import Callable, Sequence
 
 from themis_triton.core.observation import LatencyHistogram
 
@@ -19,32 +17,34 @@ def difference(newer: LatencyHistogram, older: LatencyHistogram) -> LatencyHisto
     return LatencyHistogram(newer.bounds_ms, tuple(map(operator.sub, newer.counts, older.counts)))
 
 
-def differences(readings: Sequence[tuple[LatencyHistogram, LatencyHistogram]]) -> list[LatencyHistogram]:
-    """`difference` of many (newer, older) readings; those with one set of bounds in one pass."""
-    if len({each.bounds_ms for both in readings for each in both}) != 1:
-        return [difference(newer, older) for newer, older in readings]
-    counts = np.array([each.counts for both in readings for each in both]).reshape(len(readings), 2, -1)
-    newer, older = counts[:, 0], counts[:, 1]
-    restarted = (newer < older).any(axis=1, keepdims=True)
-    rows = np.where(restarted, newer, newer - older).tolist()
-    return [LatencyHistogram(both[0].bounds_ms, tuple(row)) for both, row in zip(readings, rows, strict=True)]
+def percentiles_between(newer: LatencyHistogram, older: LatencyHistogram | None, percents: Sequence[float]) -> tuple[float | None, ...]:
+    """Percentiles of the `difference` of two readings in ms, interpolated within their bucket; None without counts.
 
-
-def percentile(histogram: LatencyHistogram, percent: float) -> float | None:
-    """The percentile in ms, interpolated within its bucket; None without counts.
-
-    Beyond the last finite bound, that bound is the answer (a lower limit).
+    Beyond the last finite bound, that bound is the answer (a lower limit). `older` None: those of one histogram.
     """
-    counts, bounds = histogram.counts, histogram.bounds_ms
-    total = counts[-1] if counts else 0.0
+    bounds, counts = newer.bounds_ms, newer.counts
+    if older is None or older.bounds_ms != bounds or any(map(operator.lt, counts, older.counts)):
+        count_of: Callable[[int], float] = counts.__getitem__
+    else:
+        before = older.counts
+
+        def count_of(index: int) -> float:
+            return counts[index] - before[index]
+
+    return tuple([_percentile(bounds, count_of, percent) for percent in percents])
+
+
+def _percentile(bounds: Sequence[float], count_of: Callable[[int], float], percent: float) -> float | None:
+    """`count_of`: how many took at most as long as a bound."""
+    total = count_of(len(bounds) - 1) if bounds else 0.0
     if total <= 0:
         return None
     rank = total * percent / 100.0
-    index = bisect_left(counts, rank)
+    index = bisect_left(range(len(bounds)), rank, key=count_of)
     if math.isinf(bounds[index]):
         return bounds[index - 1] if index else 0.0
-    below_count, below_ms = (counts[index - 1], bounds[index - 1]) if index else (0.0, 0.0)
-    inside = counts[index] - below_count
+    below_count, below_ms = (count_of(index - 1), bounds[index - 1]) if index else (0.0, 0.0)
+    inside = count_of(index) - below_count
     return below_ms + (bounds[index] - below_ms) * ((rank - below_count) / inside if inside > 0 else 1.0)
 
 

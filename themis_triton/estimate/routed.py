@@ -12,7 +12,7 @@ import numpy as np
 
 from themis_triton.core.observation import LatencyHistogram, RouteReading
 from themis_triton.estimate.counters import NO_COUNTERS, Counters
-from themis_triton.estimate.latency import difference, differences, percentile
+from themis_triton.estimate.latency import percentiles_between
 
 ARRIVALS, FAILURES, REFUSED, REST_ARRIVALS = range(4)
 # A forecast's minute, with a margin for ticks that are far apart.
@@ -47,13 +47,12 @@ class RoutedSeries:
     def percentile_ms(self, model: str, percent: float) -> float | None:
         """A percentile of a model over the latency window that ends with the last reading; None where nothing ended in it."""
         ends = _window(self.histograms.get(model, ()))
-        return None if ends is None else percentile(difference(*ends), percent)
+        return None if ends is None else percentiles_between(*ends, (percent,))[0]
 
     def percentiles_ms(self, *percents: float) -> dict[str, tuple[float | None, ...]]:
         """As `percentile_ms`, of all models of which something ended."""
         ends = {model: both for model, histograms in self.histograms.items() if (both := _window(histograms)) is not None}
-        windows = zip(ends, differences(list(ends.values())), strict=True)
-        return {model: tuple([percentile(window, percent) for percent in percents]) for model, window in windows}
+        return {model: percentiles_between(*both, percents) for model, both in ends.items()}
 
     def per_second(self, model: str, seconds: int) -> tuple[float, ...]:
         """Arrivals of each of the last seconds before the last reading, newest last; as many whole seconds as are covered."""

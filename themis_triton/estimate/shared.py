@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from themis_triton.core.config import PipelineConfig
 from themis_triton.core.estimate import OtherDemand, PipelineEstimate
+from themis_triton.core.replacing import replaced
 from themis_triton.estimate.calls import SIGMAS, STEP
 
 LONG_WINDOW_S = 30.0  # of direct calls, which differ from the noise of the pipelines' calls only in the long run
@@ -139,7 +140,7 @@ def with_others(estimate: PipelineEstimate, pipeline: PipelineConfig, sharing: S
     if not any(others):
         return estimate
     recent, stable = sharing.scales(pipeline.front)
-    return replace(
+    return replaced(
         estimate,
         recent_rps=recent * estimate.recent_rps,
         newest_rps=recent * estimate.newest_rps,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from themis_triton.core.errors import SolverError
 from themis_triton.core.estimate import RequestSize
 from themis_triton.core.fleet import ModelState, Place
 from themis_triton.core.price import fleet_price
+from themis_triton.core.replacing import replaced
 from themis_triton.plan.steps import memory_limit_bytes
 from themis_triton.solver.fleet_kernels import describe_fleet
 from themis_triton.solver.pack import pack
@@ -40,12 +41,12 @@ class ServerAssignment:
         if not sizes:
             return self
         states = zip(self.stages, sizes, strict=True)
-        return replace(self, stages=tuple(replace(state, max_batch=size.fitting(state.max_batch)) for state, size in states))
+        return replaced(self, stages=tuple(replaced(state, max_batch=size.fitting(state.max_batch)) for state, size in states))
 
 
 def assignment_of(place: Place, stages: Sequence[str], config: ThemisConfig) -> ServerAssignment:
     """What a place that holds all stages runs, with the memory limit that live steps have there."""
-    states = tuple(replace(place.models[stage], max_queue_delay_us=0, spread=()) for stage in stages)
+    states = tuple(replaced(place.models[stage], max_queue_delay_us=0, spread=()) for stage in stages)
     return ServerAssignment(place.name, states, memory_limit_bytes(place.server, place.device, config))
 
 

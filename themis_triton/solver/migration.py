@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from themis_triton.core.action import ActionKind
+from themis_triton.core.replacing import replaced
 from themis_triton.solver.fleet import ServerAssignment, assignments_price, evaluate_fleet, memory_bytes
 from themis_triton.solver.migration_steps import MoveTimes, Step, steps_to
 from themis_triton.solver.pack import Batches
@@ -159,7 +160,7 @@ class _Candidates:
     _best: Migration | None = None
 
     def __post_init__(self) -> None:
-        self.bare = replace(self.problem, headroom_sigmas=0.0, headroom_rps=0.0)
+        self.bare = replaced(self.problem, headroom_sigmas=0.0, headroom_rps=0.0)
 
     def cheapest(self, plans: Iterator[ChainPlan]) -> Migration | None:
         """The cheapest migration that fits the memory; None where none does."""
@@ -222,7 +223,7 @@ class _Candidates:
         """What runs now, as a plan and a migration without steps."""
         problem, now = self.problem, self.now
         if not now:
-            return Migration(replace(solve_joint(problem), feasible=False), (), math.inf, 0.0, 0, math.inf)
+            return Migration(replaced(solve_joint(problem), feasible=False), (), math.inf, 0.0, 0, math.inf)
         current = evaluate_fleet(problem, now)
         stages = tuple(
             StagePlan(stage.name, len(now), min(s.instances for s in states), min(s.max_batch for s in states), 0, 0, current.capacity_rps)

@@ -12,6 +12,7 @@ import numpy as np
 
 from themis_triton.core.errors import SolverError
 from themis_triton.core.memory import Memory
+from themis_triton.core.replacing import replaced
 from themis_triton.solver import kernels
 from themis_triton.solver.pack import pack
 from themis_triton.solver.plans import Binding, ChainPlan, StagePlan
@@ -83,12 +84,17 @@ def _division(members: Sequence[PoolMember], devices: int, known: Callable[..., 
         raise SolverError(f"{len(members)} pipelines on {devices} devices; allowed are at least one pipeline and 0 devices")
 
     short = sum(_need(_costs(member, devices, known)) for member in members) > devices
-    keys = [("pool", member.problem, member.own_devices, devices, short) for member in members]
+    keys = [("pool", *_key(member.problem), member.own_devices, devices, short) for member in members]
     rows = [known(key, partial(_rows_of, member, devices, known, short=short)) for key, member in zip(keys, members, strict=True)]
     loss = np.array([[member.weight * rps for rps in row.lost_rps] for member, row in zip(members, rows, strict=True)])
     costs = np.array([row.costs for row in rows])
     split = tuple(split_slots(loss, np.where(np.isfinite(costs), costs, 0.0)).tolist())
     return rows, split, math.fsum(loss[p, n] for p, n in enumerate(split))
+
+
+def _key(problem: ChainProblem) -> tuple[int, ChainProblem]:
+    """A problem as part of a key: its hash leaves out the stages, so that equal numbers of several pipelines would be compared whole."""
+    return id(problem.stages), problem
 
 
 def _rows_of(member: PoolMember, devices: int, known: Callable[..., Any], *, short: bool) -> _Rows:
@@ -102,7 +108,7 @@ def _rows_of(member: PoolMember, devices: int, known: Callable[..., Any], *, sho
 def _costs(member: PoolMember, devices: int, known: Callable[..., Any]) -> list[float]:
     """The least costs with 0..devices devices of the pool."""
     pool = devices + member.own_devices
-    costs: list[float] = known(("frontier", member.problem, pool), lambda: frontier(member.problem, pool))
+    costs: list[float] = known(("frontier", *_key(member.problem), pool), lambda: frontier(member.problem, pool))
     return costs[member.own_devices :]
 
 
@@ -113,7 +119,7 @@ def _need(costs: Sequence[float]) -> int:
 
 def _bounded(problem: ChainProblem, devices: int) -> ChainProblem:
     max_servers = max(1, min(problem.max_servers, devices))
-    return replace(problem, max_servers=max_servers, min_servers=min(problem.min_servers, max_servers))
+    return replaced(problem, max_servers=max_servers, min_servers=min(problem.min_servers, max_servers))
 
 
 def _all_carried(member: PoolMember, costs: Sequence[float]) -> list[float]:
@@ -140,8 +146,8 @@ def _carried(member: PoolMember, need: int, devices: int, known: Callable[..., A
 def _largest_by_devices(problem: ChainProblem, devices: int, known: Callable[..., Any]) -> list[float]:
     """The largest demand up to the problem's with 1..devices devices."""
     if problem.placement is Placement.COLOCATED and problem.only_slower_with_rate:
-        bare = replace(problem, demand_rps=0.0)
-        capacities_rps: list[int] = known(("capacities", bare), list)
+        bare = replaced(problem, demand_rps=0.0)
+        capacities_rps: list[int] = known(("capacities", *_key(bare)), list)
         _complete(capacities_rps, bare, devices)
         whole_rps = math.floor(problem.demand_rps)
         return [float(min(rps, whole_rps)) for rps in capacities_rps[:devices]]
@@ -160,7 +166,7 @@ def _largest(problem: ChainProblem, devices: int, known: Callable[..., Any]) -> 
     """The largest demand up to the problem's with so many devices. A capacity is asked for once for many demands."""
     bounded = _bounded(problem, devices)
     limit_rps = 2.0 ** math.ceil(math.log2(max(1.0, 2.0 * problem.demand_rps)))
-    key = ("capacity", replace(bounded, demand_rps=limit_rps))
+    key = ("capacity", *_key(replaced(bounded, demand_rps=limit_rps)))
     capacity_rps: float = known(key, lambda: largest_demand(bounded, None, max_rate_rps=limit_rps))
     # A chain that gathers batches may carry a larger rate, but not this one.
     return capacity_rps if capacity_rps < problem.demand_rps else largest_demand(bounded, None)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from themis_triton.core.errors import SolverError
+from themis_triton.core.replacing import replaced
 from themis_triton.solver import kernels, results
 from themis_triton.solver.pack import Batches, pack, set_rate
 from themis_triton.solver.plans import Binding, ChainPlan, Evaluation, VerticalPlan
@@ -139,7 +140,7 @@ def find_vertical_late(
         chain.rate[SLO] = factor * problem.slo_ms
         rows = _rows(problem, limits, chain)
         if _found(rows):
-            eased = replace(problem, slo_ms=factor * problem.slo_ms)
+            eased = replaced(problem, slo_ms=factor * problem.slo_ms)
             return results.plan_of(eased, rows, _min_counts(problem, limits, chain), feasible=True)
     return None
 
@@ -172,8 +173,8 @@ def finer_vertical(
     rate_rps = _finest(problem, limits, largest[1])
     if rate_rps == largest[1]:
         return largest
-    plan = _plan(replace(problem, demand_rps=rate_rps), limits)
-    return largest if plan is None else (replace(plan, feasible=False, binding=largest[0].binding), rate_rps)
+    plan = _plan(replaced(problem, demand_rps=rate_rps), limits)
+    return largest if plan is None else (replaced(plan, feasible=False, binding=largest[0].binding), rate_rps)
 
 
 def finer_demand(
@@ -239,7 +240,7 @@ def evaluate(
     """Predicted p99, capacity and cost of a given configuration at a rate (the problem's demand). Counts may exceed the plan's bounds."""
     widened = problem.widened(instances, batches)
     if rate_rps is not None:
-        widened = replace(widened, demand_rps=rate_rps)
+        widened = replaced(widened, demand_rps=rate_rps)
     server_counts = np.broadcast_to(np.asarray(servers, dtype=np.int64), (len(problem.stages),)).copy()
     counts, sizes = np.asarray(instances, dtype=np.int64), np.asarray(batches, dtype=np.int64)
     rows = kernels.describe_plan(*pack(widened, servers=servers), not _is_separate(problem), server_counts, counts, sizes)
@@ -309,10 +310,10 @@ def _best_effort(problem: ChainProblem, limits: _Limits, *, why: bool = True, gu
     simply = Binding.THROUGHPUT if largest >= 0 else Binding.LATENCY
     binding = _infeasible_because(problem, limits) if why else simply
     if largest >= 0:
-        eased = replace(problem, demand_rps=largest)
+        eased = replaced(problem, demand_rps=largest)
         plan = _plan(eased, limits)
         if plan is not None:
-            return replace(plan, feasible=False, binding=binding), largest
+            return replaced(plan, feasible=False, binding=binding), largest
     counts = limits.instances or limits.min_instances or [stage.min_instances for stage in problem.stages]
     sizes = [min(allowed) if allowed else 1 for allowed in (limits.batches or [None] * len(problem.stages))]
     evaluation = evaluate(problem, limits.servers if limits.servers is not None else problem.min_servers, counts, sizes)
@@ -320,14 +321,14 @@ def _best_effort(problem: ChainProblem, limits: _Limits, *, why: bool = True, gu
 
 
 def _infeasible_because(problem: ChainProblem, limits: _Limits) -> Binding:
-    if problem.device_memory_bytes is not None and _found(_joint(replace(problem, device_memory_bytes=None), limits)):
+    if problem.device_memory_bytes is not None and _found(_joint(replaced(problem, device_memory_bytes=None), limits)):
         return Binding.MEMORY
     if limits.servers is None:
         most = SERVERS_TRIED if problem.queueing.predicts_busy else kernels.RATE_LIMIT
         many = [most] * len(problem.stages) if _is_separate(problem) else SERVERS_TRIED
-        if _found(_joint(problem, replace(limits, servers=many))):
+        if _found(_joint(problem, replaced(limits, servers=many))):
             return Binding.DEVICES
-    return Binding.THROUGHPUT if _found(_joint(replace(problem, demand_rps=0.0, headroom_rps=0.0), limits)) else Binding.LATENCY
+    return Binding.THROUGHPUT if _found(_joint(replaced(problem, demand_rps=0.0, headroom_rps=0.0), limits)) else Binding.LATENCY
 
 
 def _missing(problem: ChainProblem, limits: _Limits) -> tuple[int | None, tuple[int, ...]]:
@@ -344,7 +345,7 @@ def _missing_by_stage(problem: ChainProblem, limits: _Limits) -> tuple[int | Non
     few = problem.queueing.predicts_busy
     most = 2 * sum(given) if few else kernels.RATE_LIMIT
     while True:
-        chain = replace(limits, servers=None).pack(replace(problem, max_servers=most))
+        chain = replaced(limits, servers=None).pack(replaced(problem, max_servers=most))
         chain.ints[:, 2] = given
         counted = chain.floats.copy()
         counted[:, 0], counted[:, 1] = 1.0, 0.0
