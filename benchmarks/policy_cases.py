@@ -45,7 +45,7 @@ FIRST_DAY_S = 14 * DAY_S
 SURGE = 1.5
 STEEP, STEEP_S = 2.0, 60
 DEPRIORITIZED = 0.6
-"""That of policy themis, applied to the baselines too."""
+"""The baselines': fraction of the SLO after which late requests are served last."""
 MEAN_S = 10
 WEEKS_S = 14 * DAY_S
 TRAINING_DAYS, LEARNT_DAYS, TRAINING_RISES, RISES_SEED, RISE_AT_S = 14, 7, 6, 7, 200

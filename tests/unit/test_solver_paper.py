@@ -8,6 +8,7 @@ import pytest
 from scipy.special import gammainccinv
 
 from themis_triton.core.policy import QueueingModel
+from themis_triton.solver.mixed import solve_mixed
 from themis_triton.solver.problem import ChainProblem, Placement, StageProblem, ThroughputRule
 from themis_triton.solver.queueing import erlang_quantile, gather_ms, gather_table
 from themis_triton.solver.solve import solve_joint, solve_vertical
@@ -105,3 +106,10 @@ def test_vertical_never_prefers_fewer_cores_a_replica_to_fewer_in_total() -> Non
     others = [solve_joint(problem, servers=[6, 3, 1], instances=shift) for shift in ([2, 4, 1], [1, 4, 1], [2, 4, 2])]
     assert any(other.feasible for other in others)
     assert all(sum(s.servers * s.instances for s in other.stages) >= cores for other in others if other.feasible)
+
+
+def test_where_one_stage_cannot_carry_an_overload_the_others_form_batches_that_do() -> None:
+    target = solve_mixed(nlp(85.0, QueueingModel.SLO_MARGIN, slo_ms=455.0), (1, 4, 1))
+    first, translation, last = target.stages
+    assert not target.feasible
+    assert translation.capacity_rps < 85.0 <= min(first.capacity_rps, last.capacity_rps)

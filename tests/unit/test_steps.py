@@ -189,6 +189,10 @@ def test_no_instance_goes_while_a_server_that_holds_its_model_is_on_its_way() ->
     here = server("a", (3, 1))
     half = replace(server("b", phase=Phase.LAUNCHING), models={CLASSIFIER: ModelState(1, 8)})
     assert actions(desired, snapshot([here, server("b", phase=Phase.WARMING)])) == ()
+    (early,) = actions(replace(desired, early_shrinks=True), snapshot([here, server("b", phase=Phase.WARMING)]))
+    assert early.kind is ActionKind.SHRINK
+    launching = replace(desired, launch={"cpu:1": states(1)}, early_shrinks=True)
+    assert [action.kind for action in actions(launching, snapshot([here]))] == [ActionKind.LAUNCH, ActionKind.SHRINK]
     assert kinds(actions(desired, snapshot([here, half]))) == [(ActionKind.SHRINK, "a", DETECTOR)]
     assert [action.kind for action in actions(replace(desired, launch={"cpu:1": states(1)}), snapshot([here]))] == [ActionKind.LAUNCH]
 

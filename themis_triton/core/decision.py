@@ -65,7 +65,8 @@ class Target:
 
     `launch`: the models of new servers by device slot. `retire`: servers to be retired. `whole_changes`: in-place changes take less
     than a tick, or reload nothing, and need no small steps. `unrouted`: (server, model) pairs that get no new requests for now.
-    `drained`: servers that get no new requests at all.
+    `drained`: servers that get no new requests at all. `early_shrinks`: the servers that serve carry the demand with these counts, so
+    that removals of instances need not wait for servers that are launched.
     """
 
     servers: dict[str, Models] = field(default_factory=dict)
@@ -74,6 +75,7 @@ class Target:
     whole_changes: bool = False
     unrouted: tuple[tuple[str, str], ...] = ()
     drained: tuple[str, ...] = ()
+    early_shrinks: bool = False
 
 
 @dataclass(frozen=True, slots=True)

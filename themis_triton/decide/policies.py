@@ -60,7 +60,7 @@ def decide(state: PolicyState, policy_input: PolicyInput, planner: Planner, poli
         predictions = scored(predictions, policy_input, routed, [each.result.proposal.evidence for each in proposals])
         scores = scores_of(predictions, rules.config, staying.snapshot.at_s)
     target, kept = keep_what_serves(allocation.target, staying.snapshot, views, scores)
-    target, clamps = guard(target, staying.snapshot, rules.config)
+    target, clamps = guard(replaced(target, early_shrinks=policy.early_shrinks), staying.snapshot, rules.config)
     unrouted, emptied = queues_to_empty(proposals, target, staying)
     unrouted = (*unrouted, *leaving.pairs_left(views))
     drained = draining.drain(rules.config.drains, policy_input, proposals, routed)

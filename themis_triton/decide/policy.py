@@ -38,6 +38,7 @@ class Policy:
     `propose`: one pipeline's proposal of a tick. `needs_arrivals_per_second`: estimates keep a minute of arrivals for it.
     `work_window_s`: the window of the servers' queue and compute times.
     `holds_to_predictions`: it takes nothing away on predictions that do not hold.
+    `early_shrinks`: its instance counts rest on the servers that serve, never on those that are launched.
     `lets_rest`: in large fleets it proposes steady pipelines in turn.
     `waits_for_batches`: a central queue of the simulator holds requests until a batch is full.
     `fixed_instances`: the instances a stage that its plans keep, None where plans choose them. `fixed_servers`: plans keep all servers.
@@ -52,6 +53,7 @@ class Policy:
     waits_for_batches: bool = True
     holds_to_predictions: bool = False
     lets_rest: bool = False
+    early_shrinks: bool = False
     fixed_instances: Callable[[PolicyConfig, ChainProblem], tuple[int, ...] | None] = _free
     fixed_servers: bool = False
     prepared: Callable[[PolicyConfig, Load], PolicyConfig] = _unchanged

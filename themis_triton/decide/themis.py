@@ -156,8 +156,8 @@ def _stabilized_instances(
 ) -> tuple[tuple[int, ...], bool, PipelineState]:
     """Instances a stage, and whether servers may shrink to them: growth at once, shrinking after the stabilization window.
 
-    Nothing shrinks while demand grows or servers are coming: a shrink occupies the actuator for seconds. Where their effect shows
-    within a tick, no stabilization is needed.
+    Nothing shrinks while demand grows: a shrink occupies the actuator for seconds. Where their effect shows within a tick, no
+    stabilization is needed.
     """
     policy = view.rules.config.policy
     if now is None:
@@ -166,7 +166,7 @@ def _stabilized_instances(
         return instances_of(now.stages), True, state
     hold_s = max(policy.scale_down.shrink_stabilization_s, _standby_s(view))
     state = state.with_sample(DemandSample(view.at_s, instances_of(now.stages), view.ready), hold_s)
-    steady = fast.extra_rps <= policy.scale_down.steady_growth_threshold * fast.rate_rps and not any(view.coming)
+    steady = fast.extra_rps <= policy.scale_down.steady_growth_threshold * fast.rate_rps
     covered = view.at_s - state.samples[0].at_s >= hold_s
     return state.max_instances_needed(), steady and covered, state
 
@@ -188,10 +188,16 @@ def _survivors(view: PipelineView, fast: Demand, instances: tuple[int, ...], ret
 
 
 def _launch_instances(view: PipelineView, demands: tuple[Demand, ...], target: SlowTarget, instances: tuple[int, ...]) -> tuple[int, ...]:
-    """Instances of a new server or place: those that all together will need."""
+    """Instances of a new server or place: those that all together will need.
+
+    `demands`: of the present growth, and of the time when a server serves. Where changes in place show within a tick, a server starts
+    with what the latter needs and grows once it serves: until then instances would only cost.
+    """
     if any((*view.ready, *view.coming)) and not view.free_slots and not view.reachable and not view.extending:
         return instances  # none can come; a pipeline without any may be loaded into a running server
-    return instances_of(view.in_place(max(demands, key=lambda demand: demand.total_rps), target.desired).stages)
+    growth, *later = demands
+    largest = max(later if view.prompt else (growth, *later), key=lambda demand: demand.total_rps)
+    return instances_of(view.in_place(largest, target.desired).stages)
 
 
 def _sizes(view: PipelineView, now: VerticalTarget | None, instances: tuple[int, ...], batches: tuple[int, ...]) -> tuple[StageSize, ...]:
@@ -251,4 +257,4 @@ def _reason(
     return Reason.SETTLE if shrinks(view, instances) else Reason.STEADY
 
 
-THEMIS = Policy(PolicyName.THEMIS, propose, waits_for_batches=False, holds_to_predictions=True, lets_rest=True)
+THEMIS = Policy(PolicyName.THEMIS, propose, waits_for_batches=False, holds_to_predictions=True, lets_rest=True, early_shrinks=True)

@@ -6,7 +6,8 @@ migration has the order of the executed one.
 1. Launches and growth start at once, all instances of a model together, where the server's memory has room for them.
 2. A reload (another batch limit) takes the instance count with it and needs room for the old and the new instances. Reloads go one at
    a time; a model that waits for its turn changes its count in place meanwhile.
-3. An instance is removed once nothing is being added to its model or to its server. A shrink takes one instance, because a server tears
+3. An instance is removed once nothing is being added to its model or to its server; servers that are launched with the model count as
+   additions, unless the target's counts do not rest on them. A shrink takes one instance, because a server tears
    them down one after the other and a growth would wait for all of them. Instances that move to another device are added there first.
 4. Room first: growth or a reload that does not fit waits for the server's shrinks, and does not delay any.
 5. Models that a launched server is to hold besides are loaded there, where its memory has room.
@@ -182,7 +183,7 @@ class _Ordering:
 
     def actions(self) -> tuple[Action, ...]:
         changes = sorted(self._changes(), key=lambda change: change.server)
-        self.growing_models |= self.running.coming
+        self.growing_models |= set() if self.target.early_shrinks else self.running.coming
         for change in changes:
             if change.actuator in self.running.busy:
                 self._note_under_way(change)
@@ -303,7 +304,7 @@ class _Ordering:
     def _launches(self) -> Iterator[Action]:
         for slot, models in sorted(self.target.launch.items()):
             if self._is_free(slot):
-                self.growing_models |= models.keys()
+                self.growing_models |= set() if self.target.early_shrinks else models.keys()
                 name = server_name(slot, self.decision_id)
                 yield Action(f"{self.decision_id}/{slot}", ActionKind.LAUNCH, self.decision_id, name, slot=slot, models=models)
 

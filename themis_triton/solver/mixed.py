@@ -116,7 +116,10 @@ def _cheapest(problem: ChainProblem, choices: Sequence[Sequence[StagePlan]]) -> 
 
 
 def _strongest(problem: ChainProblem, tables: Sequence[_StageTables]) -> tuple[StagePlan, ...]:
-    """All instances on every server, with the batches whose weakest stage carries most inside the SLO; the fastest where none is."""
+    """All instances on every server, with the batches whose weakest stage carries most inside the SLO; the fastest where none is.
+
+    Then those whose next weakest stage carries most of what is required: its queue would make late what the weakest one carries.
+    """
     full = [[table.at(table.rps.shape[1], 0, batch) for batch in range(1, table.rps.shape[0] + 1)] for table in tables]
     every = list(product(*full))
     inside = [chosen for chosen in every if _latency_ms(problem, chosen) <= problem.slo_ms + 1e-6]
@@ -125,5 +128,8 @@ def _strongest(problem: ChainProblem, tables: Sequence[_StageTables]) -> tuple[S
     required = [max(table.required_rps, TOLERANCE) for table in tables]
     return max(
         inside,
-        key=lambda chosen: (min(c.capacity_rps / w for c, w in zip(chosen, required, strict=True)), -_latency_ms(problem, chosen)),
+        key=lambda chosen: (
+            sorted(min(1.0, c.capacity_rps / w) for c, w in zip(chosen, required, strict=True)),
+            -_latency_ms(problem, chosen),
+        ),
     )
