@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -180,8 +181,10 @@ class TestStateful:
     def listings(self, rounds: int, changed: str, *, named: bool) -> list[tuple[str, ...]]:
         """What each round finds, `changed` keeping state from the second one on; `named`: the settings name it."""
         stateful = set[str]()
+        self.asked = Counter[str]()
 
-        async def ready(_request: Any, _context: Any) -> Any:
+        async def ready(request: Any, _context: Any) -> Any:
+            self.asked[request.name] += 1
             return pb.ModelReadyResponse(ready=True)
 
         async def config(request: Any, _context: Any) -> Any:
@@ -211,6 +214,7 @@ class TestStateful:
 
     def test_a_named_model_is_known_at_the_next_reading(self) -> None:
         assert self.listings(2, DETECTOR, named=True) == [(), (DETECTOR,)]
+        assert self.asked[DETECTOR] == 2, "once a round"
 
     def test_each_other_model_is_read_again_in_turn(self) -> None:
         for name in self.NAMES:

@@ -66,8 +66,11 @@ class HttpClient:
         if self._session is None:
             connector = self._connector()
             timeout = aiohttp.ClientTimeout(total=self._timeout_s)
-            self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False)
-        headers = {"Accept-Encoding": "identity"} | ({} if keep else {"Connection": "close"})
+            jar, uncompressed = aiohttp.DummyCookieJar(), {"Accept-Encoding": "identity"}
+            self._session = aiohttp.ClientSession(
+                connector=connector, timeout=timeout, auto_decompress=False, cookie_jar=jar, headers=uncompressed
+            )
+        headers = None if keep else {"Connection": "close"}
         try:
             async with self._session.get(url, params=parameters, headers=headers) as response:
                 if response.status >= 400:

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from themis_triton.settings.loading import mapping
 from themis_triton.settings.runtime import read_mapping, resolve
 
-Stamp = tuple[tuple[str, int, int], ...]
-"""Of each file its path, its time in ns and its size; of one that cannot be read both are 0."""
+FileStamp = tuple[str, int, int]
+"""A file's path, its time in ns and its size; of one that cannot be read both are 0."""
+Stamp = tuple[FileStamp, ...]
 
 
 def stamp_of(path: Path) -> Stamp:
     """The stamp of a settings file and of the profile files that it names. Nothing is raised."""
-    return tuple(map(_stamp, [path, *_profiles(path)]))
+    own = _stamp(path)
+    return (own, *map(_stamp, _profiles(path, own)))
 
 
-def _profiles(path: Path) -> Iterator[Path]:
+@lru_cache(1)
+def _profiles(path: Path, _: FileStamp) -> tuple[Path, ...]:
+    """The profile files that a settings file names, which is parsed again when its own stamp has changed."""
+    return tuple(_named_profiles(path))
+
+
+def _named_profiles(path: Path) -> Iterator[Path]:
     for model in mapping(mapping(read_mapping(path)).get("models")).values():
         profile = mapping(model).get("profile")
         if isinstance(profile, str):
             yield resolve(path, Path(profile))
 
 
-def _stamp(path: Path) -> tuple[str, int, int]:
+def _stamp(path: Path) -> FileStamp:
     try:
         found = path.stat()
     except OSError:

@@ -57,6 +57,7 @@ class TritonModelControl:
         self._clients = TritonClients()
         self._locks: defaultdict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
         self._structures: defaultdict[str, dict[str, Structure]] = defaultdict(dict)  # in the order in which they were read
+        self._just_read: dict[str, frozenset[str]] = {}
         self._differing: dict[tuple[str, str], list[str]] = {}
 
     async def read_models(self, server: Server, models: Sequence[str]) -> dict[str, ModelState]:
@@ -67,6 +68,7 @@ class TritonModelControl:
             structures.pop(model, None)
             if config is not None:
                 structures[model] = structure_of(config)
+        self._just_read[server.name] = frozenset(models)
         return {model: state_of(config, None, devices) for model, config in zip(models, configs, strict=True) if config is not None}
 
     async def read_refusal(self, server: Server) -> str | None:
@@ -101,11 +103,12 @@ class TritonModelControl:
     async def list_stateful(self, server: Server, models: Sequence[str]) -> tuple[str, ...]:
         """Those of the READY models that keep state between the calls of a sequence, and those that call such a model, in order.
 
-        A model's configuration is read when it first appears, with `read_models`, and some of the others anew at each call, because
-        they may be loaded with another one. ServerError if unreachable.
+        A model's configuration is read when it first appears, with `read_models`, and some of those that this has not just read anew
+        at each call, because they may be loaded with another one. ServerError if unreachable.
         """
         known = {name: structure for name, structure in self._structures[server.name].items() if name in models}
-        longest_ago = [*known][:_READ_ANEW]
+        just_read = self._just_read.pop(server.name, frozenset())
+        longest_ago = [name for name in known if name not in just_read][:_READ_ANEW]
         names = [*longest_ago, *(name for name in models if name not in known)]
         configs = await self._served_of(server, names)
         known = {name: structure for name, structure in known.items() if name not in longest_ago}
@@ -294,6 +297,7 @@ class TritonModelControl:
         """Drop what is kept for a server that is gone."""
         await self._clients.forget(server.grpc_address)
         self._structures.pop(server.name, None)
+        self._just_read.pop(server.name, None)
         for key in [key for key in self._locks if key[0] == server.name]:
             del self._locks[key]
             self._differing.pop(key, None)
