@@ -27,7 +27,7 @@ from themis_triton.adapters.envoy.xds.resources import ROUTES, Packer, Resources
 from themis_triton.adapters.exporter import Exporter
 from themis_triton.adapters.memory import exempt_from_collection
 from themis_triton.adapters.store.journal import Journal
-from themis_triton.adapters.triton.metrics import TritonMetrics, parse_metrics, parse_statistics
+from themis_triton.adapters.triton.metrics import RESTING_CALLS, TritonMetrics, parse_metrics, parse_statistics
 from themis_triton.core.address import Address
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.fleet import Phase, Server
@@ -71,7 +71,7 @@ class Engine:
         """So many ticks, or fewer where the time (of the monotonic clock) comes."""
         done, config, began_s = Ticks(), self.config, fleet.at_s
         for _ in range(ticks):
-            observed = fleet.next(config.policy.tick_s)
+            observed = fleet.next(config.policy.tick_s, self.state.policy.resting_servers)
             marks = [time.thread_time()]
             history, seen = estimated_input(self.state, observed, self.planner)
             marks.append(time.thread_time())
@@ -213,37 +213,38 @@ def _scrape(engine: Engine, fleet: Fleet) -> dict[str, Any]:
         "first_metrics_ms": warm_ms,
         "metrics_ms": metrics_ms,
         "statistics_ms": statistics_ms,
-        "servers_ms": _read_servers(fleet),
+        "servers_ms": _read_servers(fleet, engine.state.policy.resting_servers),
         "proxy_bytes": len(proxy),
         "proxy_ms": proxy_ms,
     }
 
 
-def _read_servers(fleet: Fleet) -> float:
-    """Processor time (ms) of a tick's readings of all servers over real connections, all of them to one process here."""
+def _read_servers(fleet: Fleet, resting: frozenset[str]) -> float:
+    """Processor time (ms) of a tick's readings of the servers over real connections, all of them to one process here."""
     command = [sys.executable, str(Path(__file__).parent / "scale_server.py")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             address = Address("127.0.0.1", int(process.stdout.readline() if process.stdout is not None else 0))
             servers = [replace(each, http_address=address, metrics_address=address) for each in fleet.servers.values()]
-            return asyncio.run(_reading_ms(servers))
+            return asyncio.run(_reading_ms(servers, resting))
         finally:
             process.terminate()
 
 
-async def _reading_ms(servers: list[Server]) -> float:
-    """The median of five, once all servers are known."""
+async def _reading_ms(servers: list[Server], resting: frozenset[str]) -> float:
+    """The mean of two rounds, once all servers are known."""
     metrics, times_ms = TritonMetrics(SystemClock(), timeout_s=20.0), []
-    await metrics.read_servers(servers)
-    for _ in range(5):
+    for _ in range(RESTING_CALLS):
+        await metrics.read_servers(servers, resting)
+    for _ in range(2 * RESTING_CALLS):
         began_s = time.thread_time()
-        readings = await metrics.read_servers(servers)
+        readings = await metrics.read_servers(servers, resting)
         times_ms.append(1000.0 * (time.thread_time() - began_s))
         errors = [reading.error or reading.batches_error for reading in readings]
         if any(errors):
             raise SystemExit(f"not read: {next(filter(None, errors))}")
     await metrics.close()
-    return round(float(np.median(times_ms)), 1)
+    return round(float(np.mean(times_ms)), 1)
 
 
 async def _read_proxy(config: ThemisConfig, page: str) -> float:

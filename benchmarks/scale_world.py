@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from themis_triton.adapters.envoy.stats import BOUNDS_MS
+from themis_triton.adapters.triton.metrics import ALL_AT_ONCE, RESTING_CALLS, STATISTICS_A_CALL, STATISTICS_EVERY_S
 from themis_triton.core.action import Action, ActionKind, Plan
 from themis_triton.core.address import Address
 from themis_triton.core.config import DeviceSlot, LatencyTable, LaunchConfig, ModelConfig, ModelProfile, PipelineConfig, ThemisConfig
@@ -70,6 +72,9 @@ class Fleet:
     mean_rps: FloatArray = field(init=False)
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(2))
     at_s: float = START_S
+    ticks: int = 0
+    readings: dict[str, ServerReading] = field(default_factory=dict)
+    batches_at: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """One server a pipeline at first, as far as there are slots."""
@@ -81,9 +86,10 @@ class Fleet:
             states = {name: ModelState(2, MAX_BATCH) for name in pipeline.stages}
             self._start(f"{slot.name}-first", slot.name, states, Phase.SERVING)
 
-    def next(self, tick_s: float) -> Snapshot:
-        """What is read a tick later."""
+    def next(self, tick_s: float, resting: Collection[str] = ()) -> Snapshot:
+        """What is read a tick later; in large fleets not of all servers, as `TritonMetrics` chooses them."""
         self.at_s += tick_s
+        self.ticks += 1
         for name in [name for name, ready_s in self.ready_at_s.items() if ready_s <= self.at_s]:
             self.servers[name] = replace(self.servers[name], phase=Phase.SERVING)
             del self.ready_at_s[name]
@@ -99,7 +105,9 @@ class Fleet:
                 for stage in pipeline.stages:
                     self._serve(name, stage, count // len(own), tick_s)
         serving = [server.name for server in self.servers.values() if server.phase is Phase.SERVING]
-        return Snapshot(self.at_s, tuple(self.servers.values()), tuple(map(self._reading, serving)), self._routes())
+        readings = [self._read(name, number, len(serving), resting) for number, name in enumerate(serving)]
+        self.readings = {reading.server: reading for reading in readings}
+        return Snapshot(self.at_s, tuple(self.servers.values()), tuple(readings), self._routes())
 
     def apply(self, plan: Plan) -> None:
         """Carry out what a plan starts: counts change at once, a server comes after `LAUNCH_S`."""
@@ -155,8 +163,19 @@ class Fleet:
             batches=by_size,
         )
 
-    def _reading(self, name: str) -> ServerReading:
+    def _read(self, name: str, number: int, servers: int, resting: Collection[str]) -> ServerReading:
+        """A new reading, or the previous one."""
+        known, rounds = (
+            self.readings.get(name),
+            max(round(STATISTICS_EVERY_S / self.config.policy.tick_s), -(-servers // STATISTICS_A_CALL)),
+        )
+        if known is not None and servers > ALL_AT_ONCE and name in resting and (number + self.ticks) % RESTING_CALLS:
+            return known
         models = {stage: self.counters.get((name, stage), ModelCounters()) for stage in self.servers[name].models}
+        if known is not None and self.ticks - self.batches_at.get(name, 0) < rounds:
+            without = {stage: replace(counters, batches=()) for stage, counters in models.items()}
+            return ServerReading(name, self.at_s, without, batches_skipped=True)
+        self.batches_at[name] = self.ticks - (number % rounds if known is None else 0)
         return ServerReading(name, self.at_s, models, ready=frozenset(models))
 
     def _routes(self) -> tuple[RouteReading, ...]:

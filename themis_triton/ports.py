@@ -38,8 +38,11 @@ class Clock(Protocol):
 class Observer(Protocol):
     """Reads the world. A part that does not answer is a reading with an error, never an exception."""
 
-    async def read(self, servers: Sequence[Server]) -> Readings:
-        """The metrics of each server, the proxy's statistics of each model and each device's memory, in one call."""
+    async def read(self, servers: Sequence[Server], resting: Collection[str] = ()) -> Readings:
+        """The metrics of each server, the proxy's statistics of each model and each device's memory, in one call.
+
+        Of many servers, those that are `resting` may have their previous metrics, of the last few seconds.
+        """
         ...
 
 

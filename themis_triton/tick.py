@@ -66,7 +66,7 @@ async def tick(
     """
     config = planner.rules.config
     await world.supervisor.reap_dead_servers()
-    history, seen = estimated_input(state, await observe(world, config), planner)
+    history, seen = estimated_input(state, await observe(world, config, state.policy.resting_servers), planner)
     snapshot, estimated = seen.snapshot, seen.estimate
     policy_state, decision = await compute(lambda: decided(state, seen, planner))
     planned = plan(decision, snapshot, config)
@@ -108,10 +108,11 @@ def redecide(state: EngineState, observed: Snapshot, planner: Planner) -> tuple[
     return EngineState(state.number + 1, history, policy_state), decision, plan(decision, seen.snapshot, planner.rules.config)
 
 
-async def observe(world: World, config: ThemisConfig) -> Snapshot:
-    """Read everything once."""
+async def observe(world: World, config: ThemisConfig, resting: frozenset[str] = frozenset()) -> Snapshot:
+    """Read everything once; of the `resting` servers on which no action runs, perhaps a part."""
     servers = [server for server in world.executor.fleet.all() if server.phase in READABLE]
-    readings = await world.observer.read(servers)
+    at_work = {actuator.partition("/")[0] for actuator in world.executor.busy} | {call.server for call in world.executor.open_calls}
+    readings = await world.observer.read(servers, resting - at_work)
     await world.supervisor.update_reachability(readings.servers)
     now_s = world.clock.now_s()
     return Snapshot(

@@ -53,7 +53,7 @@ class FakeObserver:
     ready: dict[str, frozenset[str]] = field(default_factory=dict)
     counters: dict[str, dict[str, ModelCounters]] = field(default_factory=dict)
 
-    async def read(self, servers: Sequence[Server]) -> Readings:
+    async def read(self, servers: Sequence[Server], resting: Collection[str] = ()) -> Readings:  # noqa: ARG002 - reads all
         gone = {server.name for server in servers if self.alive is not None and server.name not in self.alive}
         errors = {server.name: "connection refused" if server.name in self.silent | gone else None for server in servers}
         at_s = self.clock.at_s

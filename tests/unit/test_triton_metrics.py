@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -218,5 +219,43 @@ def test_of_many_servers_the_batches_are_read_in_turn_and_of_new_ones_at_once(mo
             await metrics.close()
         assert list(map(sum, zip(*read, strict=True))) == [2] * 4
         assert (asked.count("/metrics"), len(asked)) == (16, 24)
+
+    asyncio.run(run())
+
+
+def test_servers_that_rest_are_read_in_turn_and_one_that_hangs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_module, "ALL_AT_ONCE", 4)
+    released, hung = asyncio.Event(), [""]
+
+    async def answered(request: web.Request) -> web.Response:
+        if request.headers["host"] == hung[0]:
+            await released.wait()
+        return web.Response(text=TEXT) if request.path == "/metrics" else web.json_response(STATISTICS)
+
+    async def run() -> None:
+        async with AsyncExitStack() as stack:
+            addresses = [await stack.enter_async_context(serving(answered)) for _ in range(12)]
+            clock = SystemClock()
+            metrics = TritonMetrics(clock, timeout_s=0.2, wait_s=2.0)
+            servers = [Server(f"s{n}", "cpu:0", UNKNOWN_ADDRESS, at, at, Phase.SERVING, launched=False) for n, at in enumerate(addresses)]
+            resting = {server.name for server in servers[2:]}
+            last = await metrics.read_servers(servers, resting)
+            read = dict.fromkeys([server.name for server in servers], 0)
+            for _ in range(metrics_module.RESTING_CALLS):
+                now = await metrics.read_servers(servers, resting)
+                for name in [new.server for old, new in zip(last, now, strict=True) if new is not old]:
+                    read[name] += 1
+                last = now
+            assert [read["s0"], read["s1"]] == [metrics_module.RESTING_CALLS] * 2
+            assert {read[name] for name in resting} <= {1, 2}  # 10 of them in 6 calls
+            hung[0] = str(addresses[7])
+            calls = [await metrics.read_servers(servers, resting) for _ in range(metrics_module.RESTING_CALLS + 2)]
+            errors = [readings[7].error for readings in calls]
+            first = next(number for number, error in enumerate(errors) if error is not None)
+            assert first <= metrics_module.RESTING_CALLS
+            assert all(errors[first:])  # from then on at every call
+            assert calls[-1][7] is not calls[-2][7]
+            released.set()
+            await metrics.close()
 
     asyncio.run(run())

@@ -21,6 +21,11 @@ class BoundedCalls(Generic[Key, Answer]):
         self._wait_s = wait_s
         self._calls: dict[Key, asyncio.Task[Answer]] = {}
 
+    @property
+    def under_way(self) -> Collection[Key]:
+        """The keys of calls that have not ended yet."""
+        return self._calls.keys()
+
     async def read(self, calls: dict[Key, Callable[[], Coroutine[Any, Any, Answer]]]) -> dict[Key, Answer]:
         """Start the calls whose key has none under way; returns the answers of those that have ended in time, by key.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from themis_triton.adapters.envoy.stats import EnvoyStats
@@ -23,10 +23,10 @@ class LiveObserver:
     devices: DeviceReader
     free_places: Callable[[], dict[str, int]] = dict
 
-    async def read(self, servers: Sequence[Server]) -> Readings:
+    async def read(self, servers: Sequence[Server], resting: Collection[str] = ()) -> Readings:
         """All sources at once. A slow server or proxy is waited for as long as its reader says; its answer is used by a later call."""
         readings, (routes, routes_error), devices = await asyncio.gather(
-            self.metrics.read_servers(servers), self.stats.read_routes(), self.devices.read_devices()
+            self.metrics.read_servers(servers, resting), self.stats.read_routes(), self.devices.read_devices()
         )
         return Readings(readings, routes, routes_error, (*devices, *self.metrics.remote_devices()), self.free_places())
 

@@ -18,10 +18,11 @@ from themis_triton.decide.view import PipelineView
 
 @dataclass(frozen=True, slots=True)
 class PipelineProposal:
-    """One pipeline's view and the policy's result for it."""
+    """One pipeline's view and the policy's result for it. `rests`: nothing happens there that its next counters are needed for."""
 
     view: PipelineView
     result: PolicyResult
+    rests: bool = False
 
     @property
     def leaves_all(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from themis_triton.core.attainment import EndedRequests
 from themis_triton.core.config import PipelineConfig, ThemisConfig
@@ -59,15 +59,17 @@ class KeptViews:
             return None
         return _at(kept.view, policy_input, devices, in_turn=in_turn)
 
-    def keep(self, view: PipelineView, policy_input: PolicyInput) -> None:
-        """Keep a view where it depends on nothing else."""
+    def keep(self, view: PipelineView, policy_input: PolicyInput) -> PipelineView:
+        """The view, as one that is `alone` and is kept where it depends on nothing else."""
         pipeline = view.pipeline
         if pipeline.name not in self._alone or view.crowded or not _is_plain(pipeline, policy_input):
             self._kept.pop(pipeline.name, None)
-            return
+            return view
         holders, own = _holders(pipeline, policy_input), frozenset(pipeline.stages)
         if all(_is_own(server, own, pipeline.entry) for each in holders for server in each):
+            view = replace(view, alone=True)
             self._kept[pipeline.name] = _Kept(view, holders, _measured(pipeline, policy_input))
+        return view
 
 
 def _is_plain(pipeline: PipelineConfig, policy_input: PolicyInput) -> bool:
@@ -102,7 +104,6 @@ def _at(view: PipelineView, policy_input: PolicyInput, devices: FreeDevices, *, 
         ended=policy_input.estimate.ended.get(pipeline.name, NOTHING_ENDED),
         age_s=age_s(pipeline, policy_input, view.rules),
         in_turn=in_turn,
-        alone=True,
     )
     return now
 

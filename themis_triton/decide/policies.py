@@ -68,7 +68,8 @@ def decide(state: PolicyState, policy_input: PolicyInput, planner: Planner, poli
     limits, admissions = admit(state.limits, routed)
     lead = min(outputs, key=lambda p: URGENCY.index(p.reason))
     reason = Reason.REPLACE if lead.reason is Reason.SCALE_OUT and policy_input.snapshot.recently_crashed else lead.reason
-    return replaced(allocation.state, left=leaving.left_by(views), limits=limits, predictions=predictions), Decision(
+    left, rest = leaving.left_by(views), _resting_servers(proposals)
+    return replaced(allocation.state, left=left, limits=limits, predictions=predictions, resting_servers=rest), Decision(
         id=decision_id(policy_input.snapshot.at_s),
         at_s=policy_input.snapshot.at_s,
         policy=rules.config.policy.name.value,
@@ -113,8 +114,7 @@ def _proposals_in_turn(
         if known is not None:
             return known
         view = _view(pipeline, policy_input, planner, devices, state, shared, in_turn=pipeline.name in in_turn)
-        kept.keep(view, policy_input)
-        return view
+        return kept.keep(view, policy_input)
 
     views = [viewed(pipeline) for pipeline in config.pipelines]
     states = [state.pipelines.get(pipeline.name, PipelineState()) for pipeline in config.pipelines]
@@ -122,14 +122,19 @@ def _proposals_in_turn(
     proposed, proposals = due(rests, config.policy.tick_s), []
     for number, (view, before, rest) in enumerate(zip(views, states, rests, strict=True)):
         if rest is not None and number not in proposed:
-            proposals.append(PipelineProposal(view, rest.result))
+            proposals.append(PipelineProposal(view, rest.result, rests=view.alone))
             continue
         # What pipelines before it have asked for counts where they share models.
         now = viewed(view.pipeline) if any(view.estimate.others) else view
         result = with_rest(policy.propose(before, now), now)
         shared.request(result.proposal.launch, result.proposal.launch_models)
-        proposals.append(PipelineProposal(now, result))
+        proposals.append(PipelineProposal(now, result, rests=now.alone and rest is not None and result.state.resting is not None))
     return proposals
+
+
+def _resting_servers(proposals: Sequence[PipelineProposal]) -> frozenset[str]:
+    """The servers of pipelines that rest."""
+    return frozenset(place.server.name for each in proposals if each.rests for group in each.view.groups for place in group.ready)
 
 
 def _details(outputs: Sequence[Proposal]) -> str:

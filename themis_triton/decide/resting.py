@@ -26,6 +26,9 @@ ROUND_S = 5.0
 RISE_FACTOR = 1.05
 """A demand that exceeds by this factor the one for which a pipeline came to rest gives it a turn before the others."""
 
+FEW_IN_FLIGHT = 8.0
+"""So many requests more are at the proxy at a time by chance."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rest:
@@ -42,7 +45,7 @@ def resting(state: PipelineState, view: PipelineView) -> Rest | None:
     if kept is None or view.in_turn or view.open_calls or view.crowded:
         return None
     fast = _demand(view)
-    if fast.with_headroom_rps() > view.capacity_rps or backlog_of(view.estimate, view.rules.config.policy) > 0.0:
+    if fast.with_headroom_rps() > view.capacity_rps or backlog_of(view.estimate, view.rules.config.policy) > 0.0 or _is_late(view):
         return None
     now = _circumstances(view, fast)
     if now.equal != kept.since.equal:
@@ -83,6 +86,12 @@ def with_rest(result: PolicyResult, view: PipelineView) -> PolicyResult:
     since = _circumstances(view, _demand(view))
     rest = Resting(since, view.at_s, proposal.stage, proposal.evidence, proposal.launch_models, proposal.detail)
     return replace(result, state=replace(result.state, resting=rest))
+
+
+def _is_late(view: PipelineView) -> bool:
+    """Whether so many requests are at the proxy that, by Little's law, they take longer than the SLO: a server may hang."""
+    own = [view.models[name].in_flight for name in view.pipeline.client_calls if name in view.models]
+    return sum(own) > FEW_IN_FLIGHT + view.estimate.recent_rps * view.pipeline.slo_ms / 1000.0
 
 
 def _demand(view: PipelineView) -> Demand:

@@ -290,7 +290,8 @@ class PolicyState:
 
     `changed_places`: servers with devices that the policy added to them, or began to give up.
     `left`: pipelines with the crowded servers that they have left. `limits`: the admission limits that hold, by pipeline.
-    `predictions`: what was observed of those that were made.
+    `predictions`: what was observed of those that were made. `resting_servers`: those of pipelines that rest, see `decide.resting`: what
+    they count is not needed at every tick.
     """
 
     pipelines: dict[str, PipelineState] = field(default_factory=dict)
@@ -299,6 +300,7 @@ class PolicyState:
     left: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     limits: Mapping[str, StandingLimit] = field(default_factory=dict)
     predictions: Predictions = field(default_factory=Predictions)
+    resting_servers: frozenset[str] = frozenset()
 
     def reset_windows(self) -> PolicyState:
         """The state after a time without observations, which earlier samples do not cover."""

@@ -62,6 +62,8 @@ class ServedSeries:
 
     def append(self, reading: ServerReading, keep_s: float) -> ServedSeries:
         """With one more reading; counters older than `keep_s` are dropped, and those of a late reading are ignored."""
+        if reading.at_s == self.read_at_s and not any(self.pending.keys() ^ reading.models.keys()):
+            return self  # read before
         names, pending = tuple(reading.models), {name: model.pending for name, model in reading.models.items()}
         if not names:
             return ServedSeries(self.counters, pending, reading.at_s)

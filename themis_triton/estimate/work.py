@@ -53,6 +53,8 @@ def observe(history: WorkHistory, snapshot: Snapshot, config: ThemisConfig) -> W
         if not reading.has_batches or reading.server not in servers:
             continue
         before = opened.setdefault(reading.server, reading)
+        if before is reading:
+            continue
         duration_s = reading.at_s - before.at_s
         if 0.0 < duration_s < MIN_INTERVAL_S:
             continue

@@ -32,7 +32,7 @@ class SimObserver:
         self._servers: deque[tuple[float, tuple[ServerReading, ...]]] = deque()
         self._routes: deque[tuple[float, tuple[RouteReading, ...]]] = deque()
 
-    async def read(self, servers: Sequence[Server]) -> Readings:
+    async def read(self, servers: Sequence[Server], resting: Collection[str] = ()) -> Readings:  # noqa: ARG002 - reads all
         """All readings; no devices, because memory is not simulated."""
         return Readings(
             self._delayed(self._servers, tuple(self._read(server.name) for server in servers)),

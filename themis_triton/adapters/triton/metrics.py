@@ -6,9 +6,10 @@ import asyncio
 import math
 import re
 from collections import defaultdict
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
+from heapq import nlargest
 from typing import Any, TypeVar
 
 from themis_triton.adapters.bounded import BoundedCalls
@@ -21,8 +22,12 @@ from themis_triton.ports import Clock
 
 Answer = TypeVar("Answer")
 Where = tuple[str, Address, Address]
-STATISTICS_EVERY_S, STATISTICS_A_CALL = 1.0, 100
+STATISTICS_EVERY_S, STATISTICS_A_CALL = 1.0, 40
 """Time between two readings of a server's executed batches, and of how many servers at a time: each takes a connection of its own."""
+ALL_AT_ONCE = 100
+"""Of no more servers, the metrics of all are read in each call."""
+RESTING_CALLS, RESTING_S = 6, 2.0
+"""Of more servers, those that rest are read once in so many calls, and no later than so long after the last time."""
 _METRICS, _STATISTICS = "/metrics", "/v2/models/stats"
 _COMPUTE = ("compute_input", "compute_infer", "compute_output")
 _FIELDS = {
@@ -159,24 +164,34 @@ class TritonMetrics:
         self._gpus: dict[str, tuple[DeviceReading, ...]] = {}
         self._asked_s: dict[str, float] = {}
 
-    async def read_servers(self, servers: Sequence[Server]) -> tuple[ServerReading, ...]:
-        """All servers at once, in their order; one that does not answer is a reading with an error.
+    async def read_servers(self, servers: Sequence[Server], resting: Collection[str] = ()) -> tuple[ServerReading, ...]:
+        """The readings of all servers, in their order; one that does not answer is a reading with an error.
 
         Executed batches, which only drift and learning need, are read of each server about once a second, of `STATISTICS_A_CALL` servers
-        at most, in turn. A server that has not answered within `wait_s` has its previous reading until it answers or the time-out comes.
+        at most, in turn. Of more than `ALL_AT_ONCE` servers, the `resting` ones that answer are read in turn as a whole: the others have
+        their previous reading. So has a server that has not answered within `wait_s`, until it answers or the time-out comes.
         """
-        due = self._due(servers)
-        read = await self._calls.read({_where(server): partial(self._read, server, batches=server.name in due) for server in servers})
+        asked = servers if len(servers) <= ALL_AT_ONCE else self._in_turn(servers, resting)
+        due = self._due(servers, {server.name for server in asked})
+        read = await self._calls.read({_where(server): partial(self._read, server, batches=server.name in due) for server in asked})
         self._newest = {server.name: self._newest[server.name] for server in servers if server.name in self._newest}
         self._newest |= {reading.server: reading for reading in read.values()}
         self._gpus = {name: gpus for name, gpus in self._gpus.items() if name in self._newest}
         return tuple(self._newest.get(server.name) or self._unread(server) for server in servers)
 
-    def _due(self, servers: Sequence[Server]) -> frozenset[str]:
+    def _in_turn(self, servers: Sequence[Server], resting: Collection[str]) -> list[Server]:
+        """The servers to read now: of those that rest and answer, the ones that were read longest ago."""
+        answering = {name: reading.at_s for name, reading in self._newest.items() if name in resting and reading.error is None}
+        before_s, count = self._clock.now_s() - RESTING_S, -(-len(answering) // RESTING_CALLS)
+        later = set(nlargest(len(answering) - count, answering, key=answering.__getitem__))
+        under_way = self._calls.under_way
+        return [s for s in servers if s.name not in later or answering[s.name] <= before_s or _where(s) in under_way]
+
+    def _due(self, servers: Sequence[Server], asked: Collection[str]) -> frozenset[str]:
         """The servers whose executed batches are read now: new ones, and those that were asked longest ago."""
         names, asked_before_s = {server.name for server in servers}, asyncio.get_running_loop().time() - STATISTICS_EVERY_S
         self._asked_s = {name: at_s for name, at_s in self._asked_s.items() if name in names}
-        due = [name for name, at_s in self._asked_s.items() if at_s <= asked_before_s]
+        due = [name for name, at_s in self._asked_s.items() if at_s <= asked_before_s and name in asked]
         return frozenset(due[:STATISTICS_A_CALL]) | (names - self._asked_s.keys())
 
     def _unread(self, server: Server) -> ServerReading:
