@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from heapq import nsmallest
 
 from themis_triton.core.decision import Reason
+from themis_triton.core.replacing import replaced
 from themis_triton.decide.demand import Demand, backlog_of, fast_demand
 from themis_triton.decide.proposal import PolicyResult, Proposal
 from themis_triton.decide.slow_target import Circumstances
@@ -23,7 +24,7 @@ SMALL_FLEET = 100
 """Fleets of no more pipelines have none that rest."""
 ROUND_S = 5.0
 """Ticks propose so many resting pipelines, the oldest proposals first, that each has its turn once in this time."""
-RISE_FACTOR = 1.05
+RISE_FACTOR = 1.15
 """A demand that exceeds by this factor the one for which a pipeline came to rest gives it a turn before the others."""
 
 FEW_IN_FLIGHT = 8.0
@@ -51,7 +52,7 @@ def resting(state: PipelineState, view: PipelineView) -> Rest | None:
     if now.equal != kept.since.equal:
         return None
     measured = view.estimate.p99_ms
-    evidence = replace(kept.evidence, demand_fast_rps=fast.total_rps, capacity_rps=view.capacity_rps, measured_p99_ms=measured)
+    evidence = replaced(kept.evidence, demand_fast_rps=fast.total_rps, capacity_rps=view.capacity_rps, measured_p99_ms=measured)
     proposal = Proposal(
         servers=view.running,
         stage=kept.stage,
@@ -82,10 +83,10 @@ def with_rest(result: PolicyResult, view: PipelineView) -> PolicyResult:
     proposal = result.proposal
     changes = any(proposal.launch) or proposal.extend or proposal.retire or proposal.servers != view.running
     if changes or proposal.reason is not Reason.STEADY:
-        return replace(result, state=replace(result.state, resting=None))
+        return replaced(result, state=replaced(result.state, resting=None))
     since = _circumstances(view, _demand(view))
     rest = Resting(since, view.at_s, proposal.stage, proposal.evidence, proposal.launch_models, proposal.detail)
-    return replace(result, state=replace(result.state, resting=rest))
+    return replaced(result, state=replaced(result.state, resting=rest))
 
 
 def _is_late(view: PipelineView) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import nsmallest
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ from themis_triton.estimate.latency import count_below, difference
 
 EVERY_S = 1.0
 """Requests are counted so often: a pipeline of several client calls takes a convolution."""
+AT_ONCE = 100
+"""So many pipelines are counted at once; of more, a quarter of all."""
 WAIT_S = 5.0
 """For so long the calls of the later stages are waited for, so that both ends of a request are in one count."""
 CELLS = 128
@@ -27,10 +30,10 @@ Since = Mapping[str, tuple[float, Mapping[str, RouteReading]]]
 """By pipeline: the time and the readings of the last count."""
 
 
-def count_ended(since: Since, snapshot: Snapshot, pipelines: Iterable[PipelineConfig]) -> tuple[Since, Ended]:
+def count_ended(since: Since, snapshot: Snapshot, pipelines: Sequence[PipelineConfig]) -> tuple[Since, Ended]:
     """What ended since the last counts, by pipeline; empty while none is due. The first reading counts nothing."""
     routes, ended, counted = {route.model: route for route in snapshot.routes}, dict[str, EndedRequests](), dict(since)
-    for pipeline in pipelines:
+    for pipeline in _in_turn(pipelines, since, snapshot.at_s):
         if any(model not in routes for model in pipeline.client_calls):
             continue
         now = {model: routes[model] for model in pipeline.client_calls}
@@ -49,13 +52,22 @@ def count_ended(since: Since, snapshot: Snapshot, pipelines: Iterable[PipelineCo
     return counted, ended
 
 
+def _in_turn(pipelines: Sequence[PipelineConfig], since: Since, at_s: float) -> Iterable[PipelineConfig]:
+    """Of many pipelines that are due, a part, those whose last count is oldest: then they are not all due at once again."""
+    due = [pipeline for pipeline in pipelines if pipeline.name in since and at_s - since[pipeline.name][0] >= EVERY_S]
+    if len(due) <= AT_ONCE:
+        return pipelines
+    oldest = nsmallest(max(AT_ONCE, len(pipelines) // 4), due, key=lambda pipeline: since[pipeline.name][0])
+    return (*oldest, *[pipeline for pipeline in pipelines if pipeline.name not in since])
+
+
 @dataclass(slots=True)
 class RequestCounter:
     """Counts over snapshots in a row."""
 
     _since: Since = field(default_factory=dict)
 
-    def take(self, snapshot: Snapshot, pipelines: Iterable[PipelineConfig]) -> Ended:
+    def take(self, snapshot: Snapshot, pipelines: Sequence[PipelineConfig]) -> Ended:
         """As `count_ended`."""
         self._since, ended = count_ended(self._since, snapshot, pipelines)
         return ended

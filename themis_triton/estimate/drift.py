@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter, itemgetter
 
@@ -25,6 +25,8 @@ AGREED_STEPS = 1.5
 
 FORGOTTEN_S = 600.0
 """Without enough batches for so long nothing is known of a model's drift any more: what slowed it may have ended with the traffic."""
+COMPARED_A_TICK = 100
+"""Of more models, those without news are compared in turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,8 @@ class DriftHistory:
 
     work: WorkHistory = field(default_factory=WorkHistory)
     drift_states: dict[str, DriftState] = field(default_factory=dict)
+    drifts: Mapping[str, Drift] = field(default_factory=dict)
+    ticks: int = 0
 
 
 def compared(
@@ -72,14 +76,19 @@ def compared(
 ) -> tuple[DriftHistory, dict[str, Drift], tuple[DriftEvent, ...]]:
     """The next history, each model's drift, and the changes of drift.
 
-    Replicas with cores are not compared: a core is not an instance. Nor are models whose service times are not learnt yet.
+    Replicas with cores are not compared: a core is not an instance. Nor are models whose service times are not learnt yet. Of more than
+    `COMPARED_A_TICK` models, those without newly counted batches are compared in turn.
     """
     if config.planning.throughput is not ThroughputRule.INSTANCES:
         return history, {}, ()
     work = observe(history.work, snapshot, config)
     drift_states, drifts, events = {}, {}, []
-    for name, model in config.models.items():
+    rounds = -(-len(config.models) // COMPARED_A_TICK)
+    for number, (name, model) in enumerate(config.models.items()):
         before = history.drift_states.get(name, NO_DRIFT)
+        if rounds > 1 and (number + history.ticks) % rounds and name in history.drifts and not _has_news(name, history.work, work):
+            drift_states[name], drifts[name] = before, history.drifts[name]
+            continue
         ratio = ratio_of(work.samples.get(name, ()), snapshot.at_s, config.policy) if not model.profile.is_guess else None
         exact = model.profile.mean_table is not None
         known = before if ratio is None else drift_state(before, ratio, snapshot.at_s, config.policy, exact=exact)
@@ -88,7 +97,13 @@ def compared(
         drifts[name] = Drift(ratio.ratio if ratio is not None else None, after)
         seen = ratio.ratio if ratio is not None else None
         events += [DriftEvent(name, change, seen, after.correction) for change in _changes(before, after)]
-    return DriftHistory(work, drift_states), drifts, tuple(events)
+    return DriftHistory(work, drift_states, drifts if rounds > 1 else {}, history.ticks + 1), drifts, tuple(events)
+
+
+def _has_news(model: str, before: WorkHistory, work: WorkHistory) -> bool:
+    """Whether batches of a model were counted since the last tick."""
+    old, new = before.samples.get(model, ()), work.samples.get(model, ())
+    return bool(new) and (not old or new[-1] is not old[-1])
 
 
 def ratio_of(samples: Sequence[WorkSample], now_s: float, policy: PolicyConfig) -> Ratio | None:

@@ -20,7 +20,7 @@ from themis_triton.estimate.drift import UNKNOWN, Drift, DriftHistory, compared
 from themis_triton.estimate.executing import with_executing
 from themis_triton.estimate.failures import find_failures
 from themis_triton.estimate.learning import LearningHistory, knowledge_of, observe_batches
-from themis_triton.estimate.routed import ARRIVALS, FAILURES, NO_ROUTES, REFUSED, REST_ARRIVALS, RoutedSeries
+from themis_triton.estimate.routed import ARRIVALS, FAILURES, NO_ROUTES, REFUSED, REST_ARRIVALS, Percentiles, RoutedSeries
 from themis_triton.estimate.served import ENDED, NO_SERVER, NOTHING, Served, ServedSeries
 from themis_triton.estimate.shared import Sharing, Windows, other_calls, sharing_of, with_others
 from themis_triton.estimate.sizes import measured_size
@@ -32,6 +32,8 @@ WARM_UP_S = 2.0
 """A launched server is in the routes so long after its launch at the latest."""
 DISPERSION_WINDOW_S = 0.5
 DISPERSION_OVER_S = 15.0
+MANY_SERVERS = 100
+"""Of more servers, those that rest are read in turn, and what they did is not counted anew meanwhile."""
 HOLDING = frozenset({Phase.SERVING, Phase.DRAINING, Phase.UNREACHABLE, Phase.UNRESPONSIVE})
 
 
@@ -41,7 +43,7 @@ class History:
 
     `seen`: the last snapshot, with the instances that its servers execute. `counted`: the readings up to which requests were counted.
     `recurring`: the rises that recur, by pipeline; whoever learns them puts them here.
-    `sizes`: by model, as plans count its requests.
+    `sizes`: by model, as plans count its requests. `done`: what each of many servers did when it was read last.
     """
 
     routed: RoutedSeries = NO_ROUTES
@@ -53,6 +55,16 @@ class History:
     counted: Since = field(default_factory=dict)
     recurring: Mapping[str, tuple[RecurringRise, ...]] = field(default_factory=dict)
     sizes: dict[str, RequestSize] = field(default_factory=dict)
+    done: Mapping[str, _Done] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """What a server did by its series: its work of the window, and answered requests/s, by model."""
+
+    series: ServedSeries
+    increases: Mapping[str, Served]
+    completion_rps: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +88,7 @@ class _Rates:
     rest: Mapping[str, float]
     last_s: Mapping[str, float]
     in_flight: Mapping[str, float]
-    percentiles_ms: Mapping[str, tuple[float | None, ...]]
+    percentiles_ms: Mapping[str, Percentiles]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +111,8 @@ def estimate(
     history = _observe(history, snapshot, max(SERVED_KEEP_S, work_window_s))
     snapshot = with_executing(snapshot, history.served, config)
     drift, drifts, events = compared(history.drift, snapshot, config)
-    rates, work = _rates(history.routed, config.policy.demand), _work(history, snapshot.at_s, work_window_s, config.policy.demand)
+    rates = _rates(history.routed, config.policy.demand)
+    work, done = _work(history, snapshot.at_s, work_window_s, config.policy.demand)
 
     sizes = {name: _size(name, history, work, model) for name, model in config.models.items()}
 
@@ -126,7 +139,7 @@ def estimate(
     counted, ended = count_ended(history.counted, snapshot, config.pipelines)
     span_s = history.routed.counters.span_s
     result = Estimate(snapshot.at_s, models, pipelines, stale, span_s, events, failures, knowledge, dict(ended))
-    return replaced(history, drift=drift, learning=learning, seen=snapshot, counted=counted, sizes=sizes), result
+    return replaced(history, drift=drift, learning=learning, seen=snapshot, counted=counted, sizes=sizes, done=done), result
 
 
 def _observe(history: History, snapshot: Snapshot, keep_s: float) -> History:
@@ -157,21 +170,29 @@ def _rates(routed: RoutedSeries, demand: DemandConfig) -> _Rates:
         rest=counters.rates(REST_ARRIVALS, second_s),
         last_s={name: table.last_s for table in counters.tables for name in table.names},
         in_flight=routed.in_flight,
-        percentiles_ms=routed.percentiles_ms(50.0, 99.0),
+        percentiles_ms=routed.tails_ms,
     )
 
 
-def _work(history: History, now_s: float, window_s: float, demand: DemandConfig) -> _Work:
-    """Increases of all servers are added up before anything is divided, so that idle servers and models do not dilute a mean."""
-    done, pending, completion_rps = dict[str, Served](), dict[str, float](), dict[str, float]()
-    for series in history.served.values():
-        for model, work in series.increases(now_s - window_s, now_s).items():
+def _work(history: History, now_s: float, window_s: float, demand: DemandConfig) -> tuple[_Work, dict[str, _Done]]:
+    """Increases of all servers are added up before anything is divided, so that idle servers and models do not dilute a mean.
+
+    And what each server did: of many, it stays as it is until the server is read again.
+    """
+    each, done = dict[str, _Done](), dict[str, Served]()
+    pending, completion_rps = dict[str, float](), dict[str, float]()
+    for name, series in history.served.items():
+        known = history.done.get(name)
+        if known is None or known.series is not series:
+            known = _Done(series, series.increases(now_s - window_s, now_s), series.completion_rps(demand.rate_window_s))
+        each[name] = known
+        for model, work in known.increases.items():
             done[model] = Served(*map(sum, zip(done[model], work, strict=True))) if model in done else work
         for model, waiting in series.pending.items():
             pending[model] = pending.get(model, 0.0) + waiting
-        for model, rps in series.completion_rps(demand.rate_window_s).items():
+        for model, rps in known.completion_rps.items():
             completion_rps[model] = completion_rps.get(model, 0.0) + rps
-    return _Work(window_s, done, pending, completion_rps)
+    return _Work(window_s, done, pending, completion_rps), each if len(each) > MANY_SERVERS else {}
 
 
 def _size(name: str, history: History, work: _Work, model: ModelConfig) -> RequestSize:

@@ -18,20 +18,29 @@ ARRIVALS, FAILURES, REFUSED, REST_ARRIVALS = range(4)
 # A forecast's minute, with a margin for ticks that are far apart.
 KEEP_S = 65.0
 LATENCY_WINDOW_S = 5.0
+TAILS_A_TURN = 250
+"""Of more models, the percentiles of about so many are computed at a reading, in turn."""
 _TIME = itemgetter(0)
 _COUNTED = attrgetter("arrivals", "failures", "refused", "rest_arrivals")
 
 Histograms = tuple[tuple[float, LatencyHistogram], ...]
 """Latency histograms with their times, oldest first."""
+Percentiles = tuple[float | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class RoutedSeries:
-    """The counters of all routes (kinds as above), and by model the latency histograms of the last seconds and the requests in flight."""
+    """The counters of all routes (kinds as above), and by model the latency histograms of the last seconds and the requests in flight.
+
+    `tails_ms`: the median and the 99th percentile over the latency window that ends with the last reading, of models of which something
+    ended in it; of more than `TAILS_A_TURN` models, as of one of the last readings. `turn`: counts readings.
+    """
 
     counters: Counters = NO_COUNTERS
     histograms: Mapping[str, Histograms] = field(default_factory=dict)
     in_flight: Mapping[str, float] = field(default_factory=dict)
+    tails_ms: Mapping[str, Percentiles] = field(default_factory=dict)
+    turn: int = 0
 
     def append(self, readings: Sequence[RouteReading]) -> RoutedSeries:
         """With one more reading of each route."""
@@ -40,19 +49,17 @@ class RoutedSeries:
             routes = tuple(together)
             raw = np.array(list(map(_COUNTED, routes)), dtype=np.float64).T
             counters = counters.append(at_s, tuple(route.model for route in routes), raw, KEEP_S)
-        histograms = {route.model: _appended(self.histograms.get(route.model, ()), route) for route in readings}
-        in_flight = {route.model: route.in_flight for route in readings}
-        return RoutedSeries(counters, {**self.histograms, **histograms}, {**self.in_flight, **in_flight})
+        histograms = {**self.histograms, **{route.model: _appended(self.histograms.get(route.model, ()), route) for route in readings}}
+        in_flight = {**self.in_flight, **{route.model: route.in_flight for route in readings}}
+        turns = -(-len(histograms) // TAILS_A_TURN)
+        due = [model for number, model in enumerate(histograms) if (number + self.turn) % turns == 0] if turns > 1 else list(histograms)
+        kept = {model: self.tails_ms[model] for model in self.tails_ms.keys() - set(due)} if turns > 1 else {}
+        return RoutedSeries(counters, histograms, in_flight, kept | _tails_ms({model: histograms[model] for model in due}), self.turn + 1)
 
     def percentile_ms(self, model: str, percent: float) -> float | None:
         """A percentile of a model over the latency window that ends with the last reading; None where nothing ended in it."""
         ends = _window(self.histograms.get(model, ()))
         return None if ends is None else percentiles_between(*ends, (percent,))[0]
-
-    def percentiles_ms(self, *percents: float) -> dict[str, tuple[float | None, ...]]:
-        """As `percentile_ms`, of all models of which something ended."""
-        ends = {model: both for model, histograms in self.histograms.items() if (both := _window(histograms)) is not None}
-        return {model: percentiles_between(*both, percents) for model, both in ends.items()}
 
     def per_second(self, model: str, seconds: int) -> tuple[float, ...]:
         """Arrivals of each of the last seconds before the last reading, newest last; as many whole seconds as are covered."""
@@ -65,6 +72,12 @@ class RoutedSeries:
 
 
 NO_ROUTES = RoutedSeries()
+
+
+def _tails_ms(histograms: Mapping[str, Histograms]) -> dict[str, Percentiles]:
+    """The percentiles of the models of which something ended."""
+    ends = {model: both for model, each in histograms.items() if (both := _window(each)) is not None}
+    return {model: percentiles_between(*both, (50.0, 99.0)) for model, both in ends.items()}
 
 
 def _window(histograms: Histograms) -> tuple[LatencyHistogram, LatencyHistogram] | None:
