@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,3 +75,12 @@ def proxy_page(models: Sequence[str], bounds_ms: Sequence[float]) -> str:
         entries += [{"name": name, "value": 123_456} for name in counters if "http" not in name.split(".")[1]]
         details.append({"name": names.latency[0], "totals": bins, "intervals": []})
     return json.dumps({"stats": [*entries, {"histograms": {"supported_percentiles": [50, 99], "details": details}}]})
+
+
+def proxy_answer(page: str, pattern: str) -> str:
+    """What of a page Envoy answers where it is asked for the statistics that match an expression."""
+    asked = re.compile(pattern)
+    *entries, last = json.loads(page)["stats"]
+    details = [each for each in last["histograms"]["details"] if asked.search(each["name"])]
+    kept = [entry for entry in entries if asked.search(entry["name"])]
+    return json.dumps({"stats": [*kept, {"histograms": {**last["histograms"], "details": details}}]})

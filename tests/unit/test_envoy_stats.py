@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import pairwise
 from typing import Any
 
 import pytest
+from aiohttp import web
 
+from tests.unit.http_server import serving
 from tests.unit.samples import envoy_at
 from themis_triton.adapters.clock import SystemClock
+from themis_triton.adapters.envoy import stats as stats_module
 from themis_triton.adapters.envoy.stats import BOUNDS_MS, EnvoyStats
 from themis_triton.core.address import Address
 from themis_triton.core.observation import RouteReading
@@ -154,3 +159,35 @@ def test_no_arrivals_differ_from_unknown_arrivals() -> None:
     with admin(200, b'{"stats": []}') as address:
         assert count(address, ["m"]) == 0.0
     assert count(address, ["m"]) is None
+
+
+@pytest.mark.parametrize("model", ["model-{:03}", "m{:03}-gpu", "{:03}.onnx"])
+def test_of_many_models_the_histograms_are_read_in_turn(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stats_module, "MANY_MODELS", 50)
+    models, served = [model.format(n) for n in range(100)], [1.0]
+
+    async def answered(request: web.Request) -> web.Response:
+        pattern = re.compile(request.query["filter"])
+        names = {each: stats_module._names(each) for each in models}
+        entries: list[Any] = [{"name": each.arrivals[0], "value": served[0]} for each in names.values() if pattern.search(each.arrivals[0])]
+        bins = [{"lower_bound": 5, "width": 1, "count": served[0]}]
+        details = [{"name": each.latency[0], "totals": bins} for each in names.values() if pattern.search(each.latency[0])]
+        return web.json_response({"stats": [*entries, {"histograms": {"details": details}}]})
+
+    async def run() -> list[tuple[RouteReading, ...]]:
+        async with serving(answered) as address:
+            stats, read = EnvoyStats(envoy_at(address), models, SystemClock()), []
+            for _ in range(1 + stats_module.TURNS):
+                routes, error = await stats.read_routes()
+                assert error is None
+                read.append(routes)
+                served[0] = 2.0
+            await stats.close()
+            return read
+
+    first, *later = asyncio.run(run())
+    assert all((route.arrivals, route.latency.counts[-1]) == (1.0, 1.0) for route in first)
+    assert all(route.arrivals == 2.0 for routes in later for route in routes)
+    fresh = [sum(route.latency.counts[-1] == 2.0 for route in routes) for routes in later]
+    assert fresh[-1] == len(models)
+    assert all(15 <= more - before <= 35 for before, more in pairwise([0, *fresh]))

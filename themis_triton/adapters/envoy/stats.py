@@ -6,6 +6,7 @@ import asyncio
 import math
 import ssl
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate, chain
@@ -14,21 +15,23 @@ from typing import Any, NamedTuple
 from themis_triton.adapters.bounded import BoundedCalls
 from themis_triton.adapters.envoy.admin import EnvoyAdmin
 from themis_triton.adapters.envoy.grpc_listener import SERVICE
-from themis_triton.adapters.envoy.names import Protocol, inference_stat, late_stat, model_cluster, refusal_stat
+from themis_triton.adapters.envoy.names import Protocol, inference_stat, late_stat, model_cluster, refusal_stat, safe_name
 from themis_triton.adapters.http import MAX_BYTES, amount
 from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.errors import ServerError
 from themis_triton.core.observation import LatencyHistogram, RouteReading
 from themis_triton.ports import Clock
 
-_PATTERN = (
+_COUNTERS = (
     r"^(http\.(grpc|http)\.rbac\.policy\.(infer|late)_[^.]*\.allowed"
     r"|cluster\.model_[^.]*\.(upstream_rq_active|upstream_rq_pending_active)"
     rf"|cluster\.model_[^.]*\.grpc\.{SERVICE.replace('.', '[.]')}\.(ModelInfer\.failure|ModelStreamInfer\.(failure|request_message_count))"
     r"|limit_(grpc|http)_[^.]*\.http_local_rate_limit\.enforced"
     r"|vhost\.http\.route\.infer_[^.]*\.upstream_rq_[45]xx"
-    r"|vhost\.(grpc|http)\.route\.infer_[^.]*\.upstream_rq_time)$"
 )
+_LATENCY = r"|vhost\.(grpc|http)\.route\.infer_[^.]*LAST\.upstream_rq_time)$"
+MANY_MODELS, TURNS, LAST_CHARACTERS = 200, 4, 16
+"""Of more models, the latency histograms of a part are read in a call, each in one of so many."""
 _ARRIVALS_PATTERN = (
     r"^(http\.(grpc|http)\.rbac\.policy\.(infer|late)_[^.]*\.allowed"
     rf"|cluster\.model_[^.]*\.grpc\.{SERVICE.replace('.', '[.]')}\.ModelStreamInfer\.request_message_count)$"
@@ -76,6 +79,9 @@ class EnvoyStats:
         self._clock = clock
         self._wait_s = wait_s
         self._calls: BoundedCalls[None, Routes] = BoundedCalls(wait_s)
+        self._parts = _parts(self._models) if len(self._models) > MANY_MODELS else [""]
+        self._latencies: dict[str, LatencyHistogram] = {}
+        self._count = 0
 
     async def close(self) -> None:
         """End the call under way and close the connection."""
@@ -98,14 +104,17 @@ class EnvoyStats:
         gRPC stream counts. `in_flight`: those with a server or waiting for a connection; an open stream counts as one.
         `failures`: answers that are errors, the proxy's own included (a stream that broke off counts as one), but no refusals by a limit or
         for a deadline.
-        `latency`: from the request's last byte to the answer's last, retries included; streams have none.
+        `latency`: from the request's last byte to the answer's last, retries included; streams have none. Of more than `MANY_MODELS`
+        models it is as of one of the last `TURNS` calls.
         """
         read = await self._calls.read({None: self._read_routes})
         return read.get(None) or ((), f"Envoy at {self._admin.address}: no answer yet after {self._wait_s or 0.0:g} s")
 
     async def _read_routes(self) -> Routes:
+        last = self._parts[self._count % len(self._parts)] if self._latencies else ""
+        self._count += 1
         try:
-            entries = await self._admin.stats(_PATTERN, usedonly="", histogram_buckets="detailed")
+            entries = await self._admin.stats(_COUNTERS + _LATENCY.replace("LAST", last), usedonly="", histogram_buckets="detailed")
         except ServerError as error:
             return (), str(error)
         at_s = self._clock.now_s()
@@ -113,7 +122,9 @@ class EnvoyStats:
             values = _values(entries)
             details = [detail for entry in entries for detail in entry.get("histograms", {}).get("details", ())]
             histograms = {detail["name"]: detail["totals"] for detail in details}
-            return tuple(_reading(model, at_s, values, histograms) for model in self._models), None
+            latencies = {model: _latency(model, histograms) for model in self._models} if histograms else {}
+            self._latencies |= {model: latency for model, latency in latencies.items() if latency is not None}
+            return tuple([_reading(model, at_s, values, self._latencies.get(model, _NOTHING)) for model in self._models]), None
         except _MALFORMED as error:
             return (), f"Envoy's admin address {self._admin.address}: statistics that cannot be read ({error!r})"
 
@@ -159,7 +170,31 @@ def _names(model: str) -> _Names:
     )
 
 
-def _reading(model: str, at_s: float, values: Mapping[str, float], histograms: Mapping[str, Bins]) -> RouteReading:
+def _parts(models: Sequence[str]) -> list[str]:
+    """Ends of expressions for names, each of about as many of the models: by the character from the end that divides them best."""
+    names = [safe_name(model) for model in models]
+    every = [_parts_at(names, from_end) for from_end in range(min(LAST_CHARACTERS, *map(len, names)))]
+    best: dict[str, int] = min(every, key=lambda parts: max(parts.values()))
+    return list(best)
+
+
+def _parts_at(names: Sequence[str], from_end: int) -> dict[str, int]:
+    """The parts, with the number of models in each."""
+    counts = Counter(name[-1 - from_end] for name in names)
+    parts: list[list[str]] = [[] for _ in range(min(TURNS, len(counts)))]
+    for character, _ in counts.most_common():
+        min(parts, key=lambda part: sum(counts[each] for each in part)).append(character)
+    classes = ["".join(sorted(part, key="-".__eq__)) for part in parts]  # a hyphen at the end stands for itself
+    return {f"[{each}][^.]{{{from_end}}}": sum(counts[c] for c in part) for each, part in zip(classes, parts, strict=True)}
+
+
+def _latency(model: str, histograms: Mapping[str, Bins]) -> LatencyHistogram | None:
+    """The histogram over both protocols; None where none was read."""
+    found = [histograms[name] for name in _names(model).latency if name in histograms]
+    return _summed(found) if found else None
+
+
+def _reading(model: str, at_s: float, values: Mapping[str, float], latency: LatencyHistogram) -> RouteReading:
     names = _names(model)
     return RouteReading(
         model=model,
@@ -168,7 +203,7 @@ def _reading(model: str, at_s: float, values: Mapping[str, float], histograms: M
         in_flight=_total(values, names.in_flight),
         # Envoy counts a call that it refuses itself as one with an error.
         failures=max(0.0, _total(values, names.failures) - _total(values, names.refused_calls)),
-        latency=_summed([histograms[name] for name in names.latency if name in histograms]),
+        latency=latency,
         refused=_total(values, names.refused),
         rest_arrivals=_total(values, names.rest_arrivals),
     )
@@ -179,11 +214,14 @@ def _total(values: Mapping[str, float], names: Iterable[str]) -> float:
 
 
 def _summed(histograms: Sequence[Bins]) -> LatencyHistogram:
-    if not histograms:
-        return _NOTHING
     counts = [0.0] * len(BOUNDS_MS)
     for bin_ in chain.from_iterable(histograms):
-        # Envoy rounds down to whole ms, so a narrower bin holds requests of up to one ms more.
-        end_ms = amount(bin_["lower_bound"]) + max(1.0, amount(bin_["width"]))
-        counts[bisect_left(BOUNDS_MS, end_ms - _ROUNDING_MS)] += amount(bin_["count"])
+        counts[_bucket(bin_["lower_bound"], bin_["width"])] += amount(bin_["count"])
     return LatencyHistogram(BOUNDS_MS, tuple(accumulate(counts)))
+
+
+@lru_cache(4096, typed=True)
+def _bucket(lower_bound: object, width: object) -> int:
+    """The bucket of one of Envoy's bins, of which there are a few hundred."""
+    # Envoy rounds down to whole ms, so a narrower bin holds requests of up to one ms more.
+    return bisect_left(BOUNDS_MS, amount(lower_bound) + max(1.0, amount(width)) - _ROUNDING_MS)
