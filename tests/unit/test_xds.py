@@ -18,7 +18,8 @@ from google.protobuf import json_format
 from tests.certificates import self_made_certificate
 from themis_triton.adapters.envoy.client_auth import read_auth_filter
 from themis_triton.adapters.envoy.downstream_tls import link_files
-from themis_triton.adapters.envoy.render import RenderInput
+from themis_triton.adapters.envoy.limits import written_limits
+from themis_triton.adapters.envoy.render import RenderInput, route_configurations
 from themis_triton.adapters.envoy.stats import Routes
 from themis_triton.adapters.envoy.xds.messages import message_class, packed
 from themis_triton.adapters.envoy.xds.resources import (
@@ -34,8 +35,8 @@ from themis_triton.adapters.envoy.xds.resources import (
     Resource,
     listeners,
 )
-from themis_triton.adapters.envoy.xds.routes import shared
 from themis_triton.adapters.envoy.xds.server import SERVICE, XdsServer
+from themis_triton.adapters.envoy.xds.shares import OWN, ArrivalShares, steady, with_shares
 from themis_triton.adapters.envoy.xds.stats import SummedStats
 from themis_triton.adapters.envoy.xds.stream import EnvoyStream
 from themis_triton.commands.envoy_bootstrap_command import EnvoyFlags, envoy_bootstrap_command
@@ -331,12 +332,45 @@ def test_requests_of_all_envoys_add_up_and_none_is_invented_when_one_comes_resta
     assert remote.closed
 
 
-def test_each_envoy_gets_an_equal_part_of_a_limit() -> None:
-    limited = RouteTable({"detect": ModelRoute((ONE,), limit=RouteLimit(30.0, 8)), "other": ModelRoute((ONE,))}, (ONE,))
-    assert shared(limited, 1) is limited
-    part = shared(limited, 3).models["detect"].limit
-    assert part is not None
-    assert (part.requests_per_s, part.burst) == (10.0, 3)
+def counted(**arrivals: float) -> ArrivalShares:
+    """Requests of the last moment by Envoy; `own` is that of the files."""
+    shares = ArrivalShares()
+    for name, number in arrivals.items():
+        shares.add(OWN if name == "own" else name, "detect", number, 1000.0)
+    return shares
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "limit_rps", "parts"),
+    [
+        ({}, 60.0, {OWN: 1 / 3, "a": 1 / 3, "b": 1 / 3}),
+        ({"own": 9, "a": 0, "b": 9}, 60.0, {OWN: 1 / 3, "a": 1 / 3, "b": 1 / 3}),  # too few to tell
+        ({"own": 0, "a": 600, "b": 0}, 60.0, {OWN: 1 / 30, "a": 1.0, "b": 1 / 30}),  # overload at one: it gets all
+        ({"own": 300, "a": 200, "b": 100}, 60.0, {OWN: 1 / 2, "a": 1 / 3, "b": 1 / 6}),
+        ({"own": 0, "a": 150, "b": 0}, 60.0, {OWN: 11 / 60, "a": 2 / 3, "b": 11 / 60}),  # half of the limit is spare
+        ({"own": 0, "a": 600}, 60.0, {OWN: 1 / 30, "a": 2 / 3, "b": 1 / 3}),  # b does not say
+    ],
+)
+def test_each_envoy_gets_its_part_of_a_limit_by_its_requests(arrivals: dict[str, float], limit_rps: float, parts: dict[str, float]) -> None:
+    assert counted(**arrivals).split("detect", limit_rps, (OWN, "a", "b")) == pytest.approx(parts)
+
+
+def test_a_part_is_of_the_rate_and_of_the_burst_and_a_restart_reads_the_whole() -> None:
+    limit = RouteLimit(30.0, 8, reason="too much")
+    table = with_shares(RouteTable({"detect": ModelRoute((ONE,), limit=limit), "other": ModelRoute((ONE,))}, (ONE,)), {"detect": 0.5}, 1.0)
+    grpc_routes, _ = route_configurations(CONFIG, table)
+    bucket = json.dumps(grpc_routes)
+    assert '"max_tokens": 4, "tokens_per_fill": 1500' in bucket
+    assert written_limits(grpc_routes) == {"detect": limit}
+
+
+def test_requests_that_are_long_ago_count_no_more_and_small_changes_are_not_sent() -> None:
+    shares = counted(own=600, a=0)
+    shares.add("a", "detect", 600.0, 1015.0)
+    assert shares.split("detect", 60.0, (OWN, "a"))["a"] > 0.9
+    assert steady({"a": 0.5, "b": 0.5}, {"a": 0.55, "b": 0.45})
+    assert not steady({"a": 0.5, "b": 0.5}, {"a": 0.6, "b": 0.4})
+    assert not steady({"a": 1.0}, {"a": 0.95, "b": 0.05})
 
 
 # Settings.

@@ -24,7 +24,8 @@ class RouteLimit:
 
     `rest_fraction`: the part of the rate for REST; gRPC has the others. `reason`: what a refused client reads. `min_deadline_ms`: calls
     with a shorter deadline are refused, because no answer can come before it; 0: none are. `classes`: values of `class_header`, the
-    highest first: lower ones, and below them requests without any of these, are refused first.
+    highest first: lower ones, and below them requests without any of these, are refused first. `share`: the part of rate and burst that
+    the proxy has which this is for; the others have the rest.
     """
 
     requests_per_s: float
@@ -34,6 +35,7 @@ class RouteLimit:
     min_deadline_ms: float = 0.0
     class_header: str = ""
     classes: tuple[str, ...] = ()
+    share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

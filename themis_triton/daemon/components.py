@@ -19,6 +19,7 @@ from themis_triton.adapters.envoy.stats import EnvoyStats
 from themis_triton.adapters.envoy.version import needed_version
 from themis_triton.adapters.envoy.xds.routes import SharedRoutes
 from themis_triton.adapters.envoy.xds.server import XdsServer
+from themis_triton.adapters.envoy.xds.shares import ArrivalShares
 from themis_triton.adapters.envoy.xds.stats import SummedStats
 from themis_triton.adapters.launchers import build_launcher
 from themis_triton.adapters.nvml import DeviceReader
@@ -75,13 +76,14 @@ async def build_components(config: ThemisConfig, fence: Fence | None = None) -> 
         stack.push_async_callback(envoy.close)
         files = EnvoyFiles(config.envoy, log_file=envoy.log_file, on_ignored=envoy.note_ignored)
         server = XdsServer(config.envoy.xds) if config.envoy.xds is not None else None
-        routes = SharedRoutes(files, server) if server is not None else files
+        arrivals = ArrivalShares()
+        routes = SharedRoutes(files, server, arrivals) if server is not None else files
         stack.push_async_callback(routes.close)
         control = TritonModelControl(callees=config.callees)
         stack.push_async_callback(control.close)
         launcher = fence.launcher if fence is not None else _launcher(config, stack)
         nodes = NodesWatch(config.launch, launcher, lambda: _launched(config.launch, executor), clock)
-        observer = build_observer(config, clock, server, nodes.free_places)
+        observer = build_observer(config, clock, server, arrivals, nodes.free_places)
         stack.push_async_callback(observer.close)
         actuators = Actuators(control, routes, launcher, journal, clock)
         if fence is not None:
@@ -115,11 +117,16 @@ def _launcher(config: ThemisConfig, stack: AsyncExitStack) -> ServerLauncher | N
 
 
 def build_observer(
-    config: ThemisConfig, clock: SystemClock, server: XdsServer | None = None, free_places: Callable[[], dict[str, int]] = dict
+    config: ThemisConfig,
+    clock: SystemClock,
+    server: XdsServer | None = None,
+    arrivals: ArrivalShares | None = None,
+    free_places: Callable[[], dict[str, int]] = dict,
 ) -> LiveObserver:
     """The observer of a configuration's servers, Envoys and devices.
 
-    `server`: the one to which Envoys of other machines connect. `free_places`: of the last reading of the engine's nodes.
+    `server`: the one to which Envoys of other machines connect; `arrivals` counts those of each. `free_places`: of the last reading of
+    the engine's nodes.
     """
     models = config.called_models
     own = EnvoyStats(config.envoy, models, clock, READING_WAIT_S)
@@ -130,7 +137,7 @@ def build_observer(
         elsewhere = replace(config.envoy, admin_address=address, directory=config.envoy.directory / "xds")
         return EnvoyStats(elsewhere, models, clock, READING_WAIT_S, tls)
 
-    stats = SummedStats(own, lambda: server.nodes, reader) if server is not None else own
+    stats = SummedStats(own, lambda: server.nodes, reader, arrivals) if server is not None else own
     return LiveObserver(TritonMetrics(clock, wait_s=READING_WAIT_S), stats, DeviceReader(sorted(config.local_devices), clock), free_places)
 
 

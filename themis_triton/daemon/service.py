@@ -27,6 +27,7 @@ from themis_triton.daemon.fixed_counts import changeable, find_fixed
 from themis_triton.daemon.hangup import hangup_handler
 from themis_triton.daemon.housekeeping import keep_logs_bounded
 from themis_triton.daemon.kernels import INTERPRETED, Kernels, load_cached_kernels, preparing_kernels
+from themis_triton.daemon.limit_shares import keep_limits_shared
 from themis_triton.daemon.lock import Leadership, locked
 from themis_triton.daemon.loop import Loop
 from themis_triton.daemon.override_api import override_routes
@@ -132,11 +133,12 @@ async def _run_ticks(loop: Loop, kernels: Kernels, settings: SettingsFile, stop:
     watching = asyncio.create_task(EnvoyWatch(loop.components.envoy, world.executor, world.supervisor, world.clock).run())
     tidying = asyncio.create_task(keep_logs_bounded(lambda: loop.components))
     renewing = asyncio.create_task(keep_certificates(loop.components.routes))
+    sharing = asyncio.create_task(keep_limits_shared(loop.components.routes))
     reporting = asyncio.create_task(keep_reports(lambda: loop.components, loop.board, lambda: loop.planner.rules.config))
     learning = asyncio.create_task(keep_recurring(journal_path(loop.components.config.state_directory), world.clock, loop.use_recurring))
     reading = asyncio.create_task(watch_settings(settings, loop))
     listing = asyncio.create_task(loop.components.nodes.run())
-    tasks = (watching, tidying, renewing, reporting, learning, reading, listing)
+    tasks = (watching, tidying, renewing, reporting, learning, reading, listing, sharing)
     async with AsyncExitStack() as stack:
         for task in tasks:
             await stack.enter_async_context(cancelled_on_exit(task))

@@ -100,6 +100,10 @@ class EnvoyFiles:
             self.take_up_s = asyncio.get_running_loop().time() - started_s
             self._written = table
 
+    async def share_limits(self) -> bool:
+        """False: its one Envoy has the whole of each limit."""
+        return False
+
     async def renew_certificates(self) -> bool:
         """Have Envoy read PEM files, API keys and JWKS again where they changed; returns whether it did.
 

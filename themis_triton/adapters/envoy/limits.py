@@ -37,7 +37,7 @@ def limited(route: Json, protocol: Protocol, model: str, limit: RouteLimit | Non
 
 
 def written_limits(route_configuration: Json) -> dict[str, RouteLimit]:
-    """The limits of a rendered route configuration, by model."""
+    """The limits of a rendered route configuration, by model: those of all Envoys together."""
     routes = (route for host in route_configuration["virtual_hosts"] for route in host["routes"])
     written = (route["metadata"]["filter_metadata"][_METADATA] for route in routes if "metadata" in route)
     return {each[_MODEL]: _read(each) for each in written}
@@ -45,12 +45,12 @@ def written_limits(route_configuration: Json) -> dict[str, RouteLimit]:
 
 def _read(written: Json) -> RouteLimit:
     fields = {key: value for key, value in written.items() if key != _MODEL}
-    return RouteLimit(**fields | {"classes": tuple(fields.get("classes", ()))})
+    return RouteLimit(**fields | {"classes": tuple(fields.get("classes", ())), "share": 1.0})
 
 
 def _share(protocol: Protocol, limit: RouteLimit) -> tuple[int, float]:
-    """The tokens and the rate of a protocol."""
-    fraction = max(_MIN_FRACTION, limit.rest_fraction if protocol is Protocol.HTTP else 1.0 - limit.rest_fraction)
+    """The tokens and the rate of a protocol at this Envoy."""
+    fraction = limit.share * max(_MIN_FRACTION, limit.rest_fraction if protocol is Protocol.HTTP else 1.0 - limit.rest_fraction)
     return max(1, round(fraction * limit.burst)), fraction * limit.requests_per_s
 
 

@@ -66,13 +66,18 @@ def resources_by_file(config: EnvoyConfig, table: RouteTable, pem_versions: Mapp
     interval_s = check_interval_s(len(clusters))
     secure = transport_sockets(table, pem_versions)
     files[CLUSTERS] = [cluster(config, spec, interval_s, secure) for spec in clusters]
-    files[routes_file(Protocol.GRPC)] = [_route_configuration(Protocol.GRPC, grpc_routes(config, table))]
-    files[routes_file(Protocol.HTTP)] = [_route_configuration(Protocol.HTTP, http_routes(config, table))]
+    files |= {routes_file(Protocol(each["name"])): [each] for each in route_configurations(config, table)}
     files |= secrets(config, pem_versions.get(OWN_FILES, ""))
     if auth is not None:
         files[FILTER_FILES[auth["name"]]] = [filter_resource(auth)]
     files[LISTENERS] = [grpc_listener(config), http_listener(config)]
     return files
+
+
+def route_configurations(config: EnvoyConfig, table: RouteTable) -> tuple[Json, Json]:
+    """The routes of gRPC and of HTTP."""
+    http = _route_configuration(Protocol.HTTP, http_routes(config, table))
+    return _route_configuration(Protocol.GRPC, grpc_routes(config, table)), http
 
 
 def static_bootstrap(files: Mapping[str, str]) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from themis_triton.adapters.envoy.clusters import EDS
 from themis_triton.adapters.envoy.grpc_listener import grpc_listener
 from themis_triton.adapters.envoy.http_listener import http_listener
-from themis_triton.adapters.envoy.render import LISTENERS, RenderInput, resources_by_file
+from themis_triton.adapters.envoy.render import LISTENERS, RenderInput, resources_by_file, route_configurations
 from themis_triton.adapters.envoy.xds.messages import packed, type_name
 from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig
@@ -77,6 +77,10 @@ class Packer:
             name = str(resource.get("name") or resource["cluster_name"])
             packed_by_type.setdefault(type_name(resource), {})[name] = self._pack(resource, before)
         return packed_by_type
+
+    def pack_routes(self, rendered: RenderInput) -> dict[str, Resource]:
+        """The routes alone, for an Envoy that has others than the rest."""
+        return {str(each["name"]): pack(portable(each)) for each in route_configurations(rendered.config, rendered.table)}
 
     def _pack(self, resource: Json, before: Mapping[str, Resource]) -> Resource:
         made = pack(resource, before)

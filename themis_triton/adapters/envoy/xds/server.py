@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote
 
@@ -20,6 +21,7 @@ from themis_triton.adapters.envoy.xds.resources import (
     ENDPOINTS,
     ENVOYS,
     LISTENER,
+    ROUTES,
     Node,
     Packer,
     Resource,
@@ -27,6 +29,7 @@ from themis_triton.adapters.envoy.xds.resources import (
     envoys,
     listeners,
 )
+from themis_triton.adapters.envoy.xds.shares import Shares, with_shares
 from themis_triton.adapters.envoy.xds.stream import EnvoyStream
 from themis_triton.adapters.envoy.xds.tls import client_context, server_credentials
 from themis_triton.core.address import Address
@@ -61,10 +64,14 @@ class _Connection:
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """What the Envoys are brought to: the resources that all share, and the settings of the listeners."""
+    """What the Envoys are brought to: the resources that all share, and the settings of the listeners.
+
+    `routes`: of Envoys that have other parts of the limits than those whose requests are not known, by name.
+    """
 
     common: Resources
     config: EnvoyConfig
+    routes: Resources = field(default_factory=dict)
 
 
 class XdsServer:
@@ -134,8 +141,10 @@ class XdsServer:
         """With which the statistics of the Envoys are read; None without TLS. Blocking."""
         return client_context(self.config.tls) if self.config.tls is not None else None
 
-    async def publish(self, rendered: RenderInput) -> None:
+    async def publish(self, rendered: RenderInput, shares: Shares = MappingProxyType({}), otherwise: float = 1.0) -> None:
         """Bring every connected Envoy to these routes; returns once all have taken them.
+
+        `shares`: the parts of the limits, by Envoy and model; `otherwise`: that of Envoys that are not named.
 
         A cluster comes before the routes to it and goes after them. An Envoy that is silent is disconnected; one that refuses something
         keeps what it had, and so do the others.
@@ -145,7 +154,8 @@ class XdsServer:
         """
         before = self._target
         try:
-            new = _Target(await asyncio.to_thread(self._packer.pack, rendered), rendered.config)
+            names = [each.node.name for each in self._connections]
+            new = await asyncio.to_thread(self._packed, rendered, {name: shares[name] for name in names if name in shares}, otherwise)
         except OSError as error:
             raise ServerError(f"xDS: {error.filename} cannot be read ({error.strerror})") from error
         for step in _steps(before, new):
@@ -158,6 +168,18 @@ class XdsServer:
                 raise
             if added and self._connections and before is not None:
                 await asyncio.sleep(WARM_S)
+
+    def _packed(self, rendered: RenderInput, shares: Shares, otherwise: float) -> _Target:
+        common = self._packer.pack(replace(rendered, table=with_shares(rendered.table, {}, otherwise)))
+        routes: dict[str, Mapping[str, Resource]] = {}
+        made: dict[frozenset[tuple[str, float]], Mapping[str, Resource]] = {}
+        for name, own in shares.items():
+            if any(share != otherwise for share in own.values()):
+                key = frozenset(own.items())
+                if key not in made:
+                    made[key] = self._packer.pack_routes(replace(rendered, table=with_shares(rendered.table, own, otherwise)))
+                routes[name] = made[key]
+        return _Target(common, rendered.config, routes)
 
     def _set(self, target: _Target) -> None:
         self._target = target
@@ -196,7 +218,8 @@ class XdsServer:
             self._listeners[key] = listeners(self._target.config, node)
         common = self._target.common
         members = envoys((each.node.zone, *each.peer) for each in self._connections)
-        return {**common, LISTENER: self._listeners[key], ENDPOINTS: {**common.get(ENDPOINTS, {}), ENVOYS: members}}
+        routes = self._target.routes.get(node.name) or common.get(ROUTES, {})
+        return {**common, ROUTES: routes, LISTENER: self._listeners[key], ENDPOINTS: {**common.get(ENDPOINTS, {}), ENVOYS: members}}
 
     async def _serve(self, requests: AsyncIterator[Any], context: Any) -> None:  # noqa: ANN401 - grpc has no types
         """One Envoy's stream, until it or the server ends it."""
@@ -283,7 +306,8 @@ def _steps(before: _Target | None, new: _Target) -> Iterator[_Target]:
 
 def _between(before: _Target, new: _Target) -> list[_Target]:
     both = {kind: {**before.common.get(kind, {}), **new.common.get(kind, {})} for kind in (CLUSTER, ENDPOINTS)}
-    return [_Target({**before.common, **both}, before.config), _Target({**new.common, **both}, new.config), new]
+    first = _Target({**before.common, **both}, before.config, before.routes)
+    return [first, _Target({**new.common, **both}, new.config, new.routes), new]
 
 
 def node_of(node: Any) -> Node:  # noqa: ANN401 - protobuf has no types

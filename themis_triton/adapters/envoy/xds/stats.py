@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from themis_triton.adapters.envoy.stats import EnvoyStats, Routes
 from themis_triton.adapters.envoy.xds.resources import Node
+from themis_triton.adapters.envoy.xds.shares import OWN, ArrivalShares
 from themis_triton.core.address import Address
 from themis_triton.core.observation import LatencyHistogram, RouteReading
 
@@ -16,17 +17,29 @@ _COUNTERS = ("arrivals", "failures", "refused", "rest_arrivals")
 
 @dataclass(slots=True)
 class _Source:
-    """One Envoy of xDS: its reader, and its newest readings by model."""
+    """One Envoy of xDS: its reader, its name, and its newest readings by model."""
 
     stats: EnvoyStats
+    name: str
     newest: dict[str, RouteReading] = field(default_factory=dict)
 
 
 class SummedStats:
-    """The Envoy of the files, and those that are connected and say where their statistics are. Close it when done."""
+    """The Envoy of the files, and those that are connected and say where their statistics are. Close it when done.
 
-    def __init__(self, own: EnvoyStats, nodes: Callable[[], Sequence[Node]], reader: Callable[[Address], EnvoyStats]) -> None:
+    `arrivals` counts those of each Envoy.
+    """
+
+    def __init__(
+        self,
+        own: EnvoyStats,
+        nodes: Callable[[], Sequence[Node]],
+        reader: Callable[[Address], EnvoyStats],
+        arrivals: ArrivalShares | None = None,
+    ) -> None:
         self._own = own
+        self._arrivals = arrivals if arrivals is not None else ArrivalShares()
+        self._newest_own: dict[str, RouteReading] = {}
         self._nodes = nodes
         self._reader = reader
         self._sources: dict[Address, _Source] = {}
@@ -51,7 +64,9 @@ class SummedStats:
         """As `EnvoyStats.read_routes`, over all; an error is that of the Envoy of the files."""
         sources = await self._connected()
         (own, error), *others = await asyncio.gather(self._own.read_routes(), *(source.stats.read_routes() for source in sources))
+        self._newest_own = self._count(OWN, self._newest_own, own)
         for source, (readings, _) in zip(sources, others, strict=True):
+            self._count(source.name, source.newest, readings)
             for reading in readings:
                 self._grown[reading.model] = _added(self._grown.get(reading.model), source.newest.get(reading.model), reading)
                 source.newest[reading.model] = reading
@@ -61,13 +76,23 @@ class SummedStats:
                 in_flight[model] = in_flight.get(model, 0.0) + reading.in_flight
         return tuple(_total(reading, self._grown.get(reading.model), in_flight.get(reading.model, 0.0)) for reading in own), error
 
+    def _count(self, envoy: str, before: Mapping[str, RouteReading], readings: Sequence[RouteReading]) -> dict[str, RouteReading]:
+        """Count what arrived at an Envoy since its readings before, if there were any; the newest ones by model."""
+        for reading in readings:
+            known = before.get(reading.model)
+            if known is not None and reading.at_s > known.at_s:
+                since = reading.arrivals - known.arrivals
+                self._arrivals.add(envoy, reading.model, since if since >= 0.0 else reading.arrivals, reading.at_s)
+        return {**before, **{reading.model: reading for reading in readings}}
+
     async def _connected(self) -> list[_Source]:
         """The sources of the connected Envoys; those of others are closed."""
-        wanted = dict.fromkeys(node.stats for node in self._nodes() if node.stats is not None)
+        wanted = {node.stats: node.name for node in self._nodes() if node.stats is not None}
         for address in self._sources.keys() - wanted.keys():
             await self._sources.pop(address).stats.close()
-        for address in wanted:
-            self._sources.setdefault(address, _Source(self._reader(address)))
+        for address, name in wanted.items():
+            self._sources.setdefault(address, _Source(self._reader(address), name))
+        self._arrivals.keep(frozenset((OWN, *wanted.values())))
         return [self._sources[address] for address in wanted]
 
 
