@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.grpc.aio
+import tritonclient.http
 import yaml
 from tritonclient.utils import InferenceServerException
 
-from tests.certificates import self_made_certificate
+from tests.certificates import authority, issued_certificate, self_made_certificate
 from tests.e2e.clients import Clients
 from tests.e2e.daemon_setup import ADOPTED, CLASSIFIER, DETECTOR, POLL_S, QUICK, TIMEOUT_S, Sidecar, Status, instances, launched, traffic
 from tests.e2e.odd_models import COMPLETED, FILE, ODD_MODELS, OWN, OWN_DATA, OddCalls, completed_model, odd_models, picky_model
+from tests.e2e.tls_front import tls_front
 from tests.e2e.triton_process import REPOSITORY, TritonProcess, running_triton
 from tests.unit.fakes import FakeRecorder, FakeRoutes
 from themis_triton.act.actuators import Actuators
@@ -230,18 +232,26 @@ def test_a_server_with_tls_that_refuses_changes_is_said_once_and_scaled_by_serve
     tls = self_made_certificate(tmp_path / "tls")
     secure = [f"--grpc-{flag}={tls[key]}" for flag, key in (("server-cert", "certificate"), ("server-key", "key"), ("root-cert", "ca"))]
     arguments = ["--model-control-mode=none", "--grpc-use-ssl=true", "--grpc-use-ssl-mutual=true", *secure]
-    with running_triton(tmp_path, [], repository=models, exit_timeout_s=5, arguments=arguments) as triton:
+    proxy = issued_certificate(tmp_path / "proxy", authority(tmp_path / "authority"))
+    with ExitStack() as stack:
+        triton = stack.enter_context(running_triton(tmp_path, [], repository=models, exit_timeout_s=5, arguments=arguments))
         metrics = triton.metrics_url.removeprefix("http://").removesuffix("/metrics")
         check_init_from(triton, tls, tmp_path / "from-server.yaml")
-        named = (f"localhost:{where.rpartition(':')[2]}" for where in (triton.grpc_address, triton.http_address, metrics))
-        grpc, http, counters = map(Address.parse, named)  # The certificate is for this name.
-        sidecar = sidecar_beside(Server(ADOPTED, "cpu:0", grpc, http, counters, Phase.SERVING, launched=False), models, tmp_path, tls=tls)
+        grpc, *plain = (int(where.rpartition(":")[2]) for where in (triton.grpc_address, triton.http_address, metrics))
+        secure_ports = stack.enter_context(tls_front(tmp_path / "front", plain, proxy))
+        own, http, counters = (Address("localhost", port) for port in (grpc, *secure_ports))  # The certificates are for this name.
+        adopted = Server(ADOPTED, "cpu:0", own, http, counters, Phase.SERVING, launched=False)
+        sidecar = sidecar_beside(adopted, models, tmp_path, tls=tls, proxy_tls=proxy)
+        written = yaml.safe_load(sidecar.settings.read_text())
+        written["servers"][ADOPTED] |= {key: f"https://{written['servers'][ADOPTED][key]}" for key in ("http", "metrics")}
+        sidecar.settings.write_text(yaml.safe_dump(written, sort_keys=False))
 
         async def scenario() -> None:
             first = await sidecar.start()
             assert first["resting"][f"{ADOPTED}/{DETECTOR}"].endswith("Fix: start it with --model-control-mode=explicit --load-model=*")
             async with traffic(sidecar, SURGE_RPS) as load:
                 await load.more(60)  # These are answered over TLS.
+                await asyncio.to_thread(check_rest, written["envoy"]["http_listen"])
                 served = await sidecar.until("second server", lambda s: bool(launched(s, "serving")))
                 summary = await load.end()
             assert (summary.failed, summary.errors) == (0, {})
@@ -302,6 +312,14 @@ def test_an_adopted_server_on_ipv6_that_restarts_is_planned_from_the_counts_and_
             asyncio.run(sidecar.until("the other mode", lambda s: f"{ADOPTED}/{DETECTOR}" in s["resting"]))
     finally:
         sidecar.end()
+
+
+def check_rest(address: str) -> None:
+    """A request over REST is answered, through the proxy with TLS."""
+    tensor = tritonclient.http.InferInput("INPUT", [1, 1], "FP32")
+    tensor.set_data_from_numpy(np.full((1, 1), 3.0, dtype=np.float32))
+    with tritonclient.http.InferenceServerClient(address) as client:
+        assert client.infer(DETECTOR, [tensor]).as_numpy("OUTPUT").shape == (1, 1)
 
 
 def check_init_from(triton: TritonProcess, tls: dict[str, str], path: Path) -> None:

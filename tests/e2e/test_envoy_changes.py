@@ -8,7 +8,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +19,23 @@ import tritonclient.grpc.aio as triton_aio
 import tritonclient.http as triton_http
 
 from tests.e2e.conftest import Launch
-from tests.e2e.envoy_setup import Gateway, Load, free_config, outcome, read, running_envoy, table_of, tensors, under_load, values, write
+from tests.e2e.envoy_setup import (
+    Gateway,
+    Load,
+    free_config,
+    load_until,
+    outcome,
+    read,
+    running_envoy,
+    table_of,
+    tensors,
+    under_load,
+    values,
+    write,
+)
 from tests.e2e.test_envoy import stream_answers
 from tests.e2e.xds_setup import Edges, running_edges, until_listening
+from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.envoy.addresses import resolved_config
 from themis_triton.adapters.envoy.admin import EnvoyAdmin
 from themis_triton.adapters.envoy.clusters import WATCHED_MODELS
@@ -29,14 +43,20 @@ from themis_triton.adapters.envoy.files import EnvoyFiles
 from themis_triton.adapters.envoy.names import Protocol, model_cluster
 from themis_triton.adapters.envoy.process import EnvoyProcess
 from themis_triton.adapters.envoy.render import RenderInput
+from themis_triton.adapters.envoy.stats import EnvoyStats
 from themis_triton.adapters.envoy.xds.resources import Node
+from themis_triton.adapters.envoy.xds.routes import SharedRoutes
 from themis_triton.adapters.envoy.xds.server import XdsServer
+from themis_triton.adapters.envoy.xds.shares import ArrivalShares
+from themis_triton.adapters.envoy.xds.stats import SummedStats
+from themis_triton.adapters.http import HttpClient
 from themis_triton.adapters.triton.client import KEY_HEADER
+from themis_triton.adapters.triton.metrics import fetch_metrics
 from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.errors import EnvironmentCheckError, ServerError
 from themis_triton.core.fleet import ModelState, Server
 from themis_triton.core.observation import RouteReading
-from themis_triton.core.routes import ModelRoute, RouteTable
+from themis_triton.core.routes import ModelRoute, RouteLimit, RouteTable
 
 pytestmark = pytest.mark.e2e
 
@@ -161,6 +181,87 @@ def test_envoys_elsewhere_take_routes_over_xds_under_load_refuse_bad_ones_and_ou
 
     with running_edges(tmp_path, envoy) as edges:
         assert [load.errors for load in asyncio.run(whole(edges))] == [{}, {}]
+
+
+def in_zones(*members: Server, limit: RouteLimit | None = None) -> RouteTable:
+    """The first server in the west, the second one in the east."""
+    zones = {"one": "west", "two": "east"}
+    endpoints = tuple(replace(each, zone=zones[each.server]) for each in table_of(*members).any)
+    return RouteTable({MODEL: ModelRoute(endpoints, limit=limit)}, endpoints)
+
+
+async def answered_by(servers: tuple[Server, Server], node: Node, count: int = 20) -> tuple[float, float]:
+    """How many of some requests through an Envoy each server has answered."""
+    async with HttpClient(5.0) as http, triton_aio.InferenceServerClient(node.grpc_listen.authority) as client, asyncio.timeout(15.0):
+
+        async def now() -> list[float]:
+            return [(await fetch_metrics(http, each.metrics_address))[MODEL].success for each in servers]
+
+        before = await now()
+        for _ in range(count):
+            await client.infer(MODEL, tensors(triton_grpc, values(4)))
+        while True:  # a client may have its answer before that is counted
+            first, second = (after - then for after, then in zip(await now(), before, strict=True))
+            if first + second == count:
+                return first, second
+
+
+async def stays_in_zone(servers: tuple[Server, Server], node: Node, number: int) -> None:
+    """Wait until an Envoy has seen who is healthy; then all of its requests go to the server of its own zone."""
+    async with asyncio.timeout(15.0):
+        while True:
+            if (await answered_by(servers, node))[number] == 20:
+                break
+    assert (await answered_by(servers, node, 40))[number] == 40
+
+
+async def refused(node: Node, stats: SummedStats) -> int:
+    """How many requests of one and a half seconds an Envoy refuses."""
+    await stats.read_routes()
+    end = asyncio.Event()
+    sending = asyncio.create_task(load_until(node.grpc_listen.authority, MODEL, 50.0, end))
+    for _ in range(5):
+        await asyncio.sleep(0.3)
+        await stats.read_routes()
+    end.set()
+    load = await sending
+    assert all("Themis: too much" in error for error in load.errors)
+    return load.errors.total()
+
+
+def test_clients_stay_in_their_zone_as_servers_come_and_go_and_a_limit_follows_them(servers: tuple[Server, Server], tmp_path: Path) -> None:
+    one, two = servers
+    envoy = asyncio.run(resolved_config(free_config(tmp_path)))
+
+    async def scenario(edges: Edges) -> None:
+        (west, east), arrivals, server = edges.nodes, ArrivalShares(), XdsServer(edges.config)
+        async with AsyncExitStack() as stack:
+            routes = SharedRoutes(EnvoyFiles(envoy), server, arrivals)
+            stack.push_async_callback(routes.close)
+            own = EnvoyStats(envoy, (MODEL,), SystemClock())
+            stats = SummedStats(own, lambda: server.nodes, lambda address: edges.stats(address, (MODEL,)), arrivals)
+            stack.push_async_callback(stats.close)
+            await routes.write(in_zones(one, two))
+            await until(lambda: len(server.proxies) == 2)
+            await until_listening(edges.nodes)
+            await stays_in_zone(servers, west, 0)
+            await stays_in_zone(servers, east, 1)
+            await routes.write(in_zones(two))
+            assert await answered_by(servers, west) == (0, 20)
+            await routes.write(in_zones(two, one))
+            await stays_in_zone(servers, west, 0)
+            await stays_in_zone(servers, east, 1)
+            await routes.write(in_zones(one, two, limit=RouteLimit(60.0, 20, reason="Themis: too much")))
+            assert await refused(west, stats) > 20  # a third of the limit, as each of three Envoys whose requests are not known
+            for _ in range(4):  # the requests to the other zone are remembered for seconds
+                assert await routes.share_limits()
+                if not await refused(west, stats):
+                    break
+            else:
+                pytest.fail("an Envoy that has all requests, within the limit, refuses some of them")
+
+    with running_edges(tmp_path, envoy) as edges:
+        asyncio.run(scenario(edges))
 
 
 async def until(met: Callable[[], bool], timeout_s: float = 15.0) -> None:

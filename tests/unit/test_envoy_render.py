@@ -17,7 +17,16 @@ from themis_triton.adapters.envoy.file_steps import expected_versions, steps
 from themis_triton.adapters.envoy.grpc_listener import SERVICE, descriptor_set
 from themis_triton.adapters.envoy.limits import written_limits
 from themis_triton.adapters.envoy.names import Protocol, any_cluster, endpoints_file, index_cluster, model_cluster, unlisted_cluster
-from themis_triton.adapters.envoy.render import BOOTSTRAP, CLUSTERS, LISTENERS, node_id, render, static_bootstrap, version_of
+from themis_triton.adapters.envoy.render import (
+    BOOTSTRAP,
+    CLUSTERS,
+    LISTENERS,
+    node_id,
+    render,
+    resources_by_file,
+    static_bootstrap,
+    version_of,
+)
 from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.errors import ServerError, SettingsError
@@ -381,6 +390,27 @@ def test_clusters_come_before_their_routes_and_go_after_them() -> None:
     assert endpoints_file(model_cluster(Protocol.HTTP, "new")) in added
     assert set(front) == {GRPC_RDS, HTTP_RDS}
     assert trimmed == {CLUSTERS: after[CLUSTERS]}
+
+
+def test_a_server_behind_a_proxy_with_tls_has_it_for_requests_and_health_checks_of_rest() -> None:
+    proxy = Address("10.0.0.1", 443, tls=True, ca="/ca.pem")
+    table = RouteTable({"detect": ModelRoute((replace(ONE, http_address=proxy), TWO))}, ())
+    files = resources_by_file(CONFIG, table, {"one http": "v1"}, None)
+    clusters = {each["name"]: each for each in files[CLUSTERS]}
+    rest, grpc = (clusters[model_cluster(protocol, "detect")] for protocol in (Protocol.HTTP, Protocol.GRPC))
+    (socket,) = rest["transport_socket_matches"]
+    assert (socket["name"], socket["match"]) == ("one v1", {"server": "one"})
+    common = socket["transport_socket"]["typed_config"]["common_tls_context"]
+    assert (common["alpn_protocols"], common["validation_context"]["trusted_ca"]) == (["http/1.1"], {"filename": "/ca.pem"})
+    assert "transport_socket_match_criteria" not in rest["health_checks"][0]
+    assert "transport_socket_matches" not in grpc
+    for protocol, secure in ((Protocol.HTTP, {"metadata"}), (Protocol.GRPC, set[str]())):
+        (assignment,) = files[endpoints_file(model_cluster(protocol, "detect"))]
+        one, two = assignment["endpoints"][0]["lb_endpoints"]
+        assert (one.keys() & {"metadata"}, two.keys() & {"metadata"}) == (secure, set())
+        if protocol is Protocol.GRPC:
+            assert one["endpoint"]["health_check_config"]["disable_active_health_check"]
+            assert "disable_active_health_check" not in two["endpoint"]["health_check_config"]
 
 
 def test_a_server_with_tls_has_a_transport_socket_of_its_own_and_plain_health_checks() -> None:

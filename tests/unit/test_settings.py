@@ -108,7 +108,7 @@ BAD = {
         ("    device: gpu:0\n", "    device: gpu:0\n    colour: red\n"),
         (
             "themis.yaml:9:5: servers.first.colour: unknown key: "
-            "expected one of grpc, http, metrics, tls, device, devices, "
+            "expected one of grpc, http, metrics, tls, proxy_tls, device, devices, "
             "model_control_key, model_repository, model_config_name, zone. Fix: remove it"
         ),
     ),
@@ -967,6 +967,29 @@ def test_tls_belongs_to_the_grpc_address_with_absolute_paths(tmp_path: Path) -> 
     files = {"ca": f"{tmp_path}/ca.pem", "certificate": f"{tmp_path}/own.pem", "key": f"{tmp_path}/key.pem"}
     assert server.grpc_address == Address("::1", 8001, tls=True, server_name="triton.example", **files)
     assert not server.http_address.tls
+
+
+def test_a_proxy_before_rest_and_metrics_has_tls_of_its_own_or_that_of_the_server(tmp_path: Path) -> None:
+    for name in ("ca.pem", "own.pem", "key.pem"):
+        (tmp_path / name).touch()
+    secure = ("http: 127.0.0.1:8000", "http: https://triton.example:443"), ("grpc: 127.0.0.1:8001", "grpc: 127.0.0.1:8001\n    {}")
+    (old, http), (grpc, with_section) = secure
+    own = with_section.format("proxy_tls: {ca: ca.pem, certificate: own.pem, key: key.pem}")
+    (server,) = load_settings(write(tmp_path, changed(old, http).replace(grpc, own))).servers
+    files = {name: str(tmp_path.resolve() / f"{file}.pem") for name, file in (("ca", "ca"), ("certificate", "own"), ("key", "key"))}
+    assert (server.http_address, server.grpc_address.tls) == (Address("triton.example", 443, tls=True, **files), False)
+    assert server.http_address.url("/x") == "https://triton.example:443/x"
+    assert not server.metrics_address.tls
+    shared = with_section.format("tls: {ca: ca.pem}")
+    (server,) = load_settings(write(tmp_path, changed(old, http).replace(grpc, shared))).servers
+    assert server.http_address.ca == server.grpc_address.ca == files["ca"]
+    for text, words in (
+        (changed(old, http), "`http` is https without a `proxy_tls`: expected `proxy_tls`, or `tls`"),
+        (changed(grpc, own), "`proxy_tls` is set, and neither `http` nor `metrics` is https"),
+        (changed(old, "http: https://triton.example"), "add the port, such as triton.example:8001"),
+    ):
+        with pytest.raises(SettingsError, match=re.escape(words)):
+            load_settings(write(tmp_path, text))
 
 
 @pytest.mark.parametrize("name", ["_x", "a b", ".hidden", "..x", "...", "ü☃", "x" * 200, "é" * 127, "[a]", "a:b", "%"])

@@ -11,6 +11,7 @@ from themis_triton.adapters.envoy.client_auth import read_auth_filter
 from themis_triton.adapters.findings import Finding, Severity, missing, warning
 from themis_triton.adapters.pem_certificates import PemError, check_pair, validity
 from themis_triton.adapters.token_file import read_token
+from themis_triton.core.address import Address
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.errors import EnvironmentCheckError
 
@@ -53,7 +54,7 @@ def exposure_findings(config: ThemisConfig, now_s: float, settings_file: Path) -
 def readable_secrets(config: ThemisConfig, settings_file: Path) -> Iterator[Finding]:
     """A warning for each secret that every user of this machine can read: keys of TLS, and of model control in the settings themselves."""
     servers = [(f"servers.{server.name}", server) for server in config.servers]
-    files = [(f"{name}.tls.key", Path(server.grpc_address.key)) for name, server in servers if server.grpc_address.key is not None]
+    files = [(f"{section}.key", Path(address.key)) for section, address in _secure_addresses(config) if address.key is not None]
     files += [(f"{name}.tls.key", tls.key) for name, tls in (("envoy", config.envoy.tls), ("status", config.status.tls)) if tls is not None]
     files += [(f"{name}.model_control_key", settings_file) for name, server in servers if server.model_control_key is not None]
     for key, file in files:
@@ -77,13 +78,24 @@ def _pem_files(config: ThemisConfig) -> Iterator[tuple[str, Callable[[], None], 
             yield f"{section}.tls.certificate", _pair(tls.certificate, tls.key), tls.certificate
             if tls.client_ca is not None:
                 yield f"{section}.tls.client_ca", _nothing, tls.client_ca
-    for server in config.servers:
-        address = server.grpc_address
+    for name, address in _secure_addresses(config):
         if address.ca is not None:
-            yield f"servers.{server.name}.tls.ca", _nothing, Path(address.ca)
+            yield f"{name}.ca", _nothing, Path(address.ca)
         if address.certificate is not None and address.key is not None:
             own = Path(address.certificate)
-            yield f"servers.{server.name}.tls.certificate", _pair(own, Path(address.key)), own
+            yield f"{name}.certificate", _pair(own, Path(address.key)), own
+
+
+def _secure_addresses(config: ThemisConfig) -> Iterator[tuple[str, Address]]:
+    """One address for each `tls` section of a server, with the section's key."""
+    for server in config.servers:
+        known = []
+        addresses = {"tls": server.grpc_address, "proxy_tls": server.http_address if server.http_address.tls else server.metrics_address}
+        for section, address in addresses.items():
+            files = (address.ca, address.certificate, address.key)
+            if address.tls and files not in known:
+                known.append(files)
+                yield f"servers.{server.name}.{section}", address
 
 
 def _pair(certificate: Path, key: Path) -> Callable[[], None]:

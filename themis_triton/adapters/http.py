@@ -10,6 +10,9 @@ from typing import Any, NoReturn, Self
 
 import aiohttp
 
+from themis_triton.adapters.address_tls import context_of
+from themis_triton.core.address import Address
+
 MAX_BYTES = 4 * 2**20
 """A larger answer is no metrics page and no statistics."""
 MAX_AMOUNT = 2**63
@@ -52,6 +55,15 @@ class HttpClient:
         """Close the connections."""
         await self.close()
 
+    async def get_at(self, address: Address, path: str, *, keep: bool = True) -> bytes:
+        """The body of the answer at a path of an address, with its TLS. Raises as `get` does, also for PEM files that cannot be used."""
+        try:
+            context = context_of(address)
+        except OSError as error:
+            raise HttpError(f"its PEM files cannot be used ({error.strerror or error})") from error
+        tls: dict[str, Any] = {"ssl": context, "server_hostname": address.server_name} if context is not None else {}
+        return await self._get(address.url(path), None, keep, tls)
+
     async def get(self, url: str, parameters: Mapping[str, str] | None = None, *, keep: bool = True) -> bytes:
         """The body of the answer.
 
@@ -63,6 +75,9 @@ class HttpClient:
         Raises:
             HttpError: no answer in time, one with a status of 400 or above, or one that is too large or compressed.
         """
+        return await self._get(url, parameters, keep, {})
+
+    async def _get(self, url: str, parameters: Mapping[str, str] | None, keep: bool, tls: Mapping[str, Any]) -> bytes:
         if self._session is None:
             connector = self._connector()
             timeout = aiohttp.ClientTimeout(total=self._timeout_s)
@@ -72,7 +87,7 @@ class HttpClient:
             )
         headers = None if keep else {"Connection": "close"}
         try:
-            async with self._session.get(url, params=parameters, headers=headers) as response:
+            async with self._session.get(url, params=parameters, headers=headers, **tls) as response:
                 if response.status >= 400:
                     raise HttpError(f"HTTP {response.status} {response.reason}", status=response.status)
                 return await self._body(response)
@@ -103,17 +118,21 @@ class HttpClient:
 
     async def get_json(self, url: str, parameters: Mapping[str, str] | None = None, *, keep: bool = True) -> Any:  # noqa: ANN401 - JSON
         """The answer as JSON. HttpError when there is none, ValueError when it is not JSON, or has NaN or infinite numbers in it."""
-        body = await self.get(url, parameters, keep=keep)
-        try:
-            return json.loads(body, parse_constant=_refuse_constant)
-        except RecursionError as error:
-            raise ValueError("the answer is nested too deeply") from error
+        return parsed(await self.get(url, parameters, keep=keep))
 
     async def close(self) -> None:
         """Close the connections."""
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+
+def parsed(body: bytes) -> Any:  # noqa: ANN401 - JSON
+    """An answer's JSON. ValueError when it is none, or has NaN or infinite numbers in it."""
+    try:
+        return json.loads(body, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("the answer is nested too deeply") from error
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -210,7 +210,7 @@ def _check_repository(config: ThemisConfig, server: AdoptedServer) -> list[Findi
 async def _check_http(server: AdoptedServer, http: HttpClient) -> Finding:
     what = f"servers.{server.name}.http"
     try:
-        await http.get(server.http_address.url("/v2/health/live"))
+        await http.get_at(server.http_address, "/v2/health/live")
     except HttpError as error:
         reason = str(error)
         return unanswered(
@@ -223,7 +223,7 @@ async def _check_metrics(server: AdoptedServer, http: HttpClient) -> Finding:
     what = f"servers.{server.name}.metrics"
     remedy = "start the server with --allow-metrics=true, or correct the address"
     try:
-        page = await http.get(server.metrics_address.url("/metrics"))
+        page = await http.get_at(server.metrics_address, "/metrics")
         models = parse_metrics(page.decode())
     except HttpError as error:
         reason = str(error)

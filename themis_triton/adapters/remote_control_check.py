@@ -49,7 +49,7 @@ async def _is_open(address: Address, timeout_s: float) -> bool:
 async def _is_open_by_rest(address: Address, http: HttpClient) -> bool:
     """Whether the repository API answers without a key: it refuses a GET for its method, and only then."""
     try:
-        await http.get(address.url("/v2/repository/index"))
+        await http.get_at(address, "/v2/repository/index")
     except HttpError as error:
         return error.status == _METHOD_NOT_ALLOWED
     return True

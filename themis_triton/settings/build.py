@@ -26,13 +26,14 @@ from themis_triton.settings.build_launch import build_inputs, build_launch
 from themis_triton.settings.caller_times import with_times_of_calls
 from themis_triton.settings.checks import max_busy
 from themis_triton.settings.graph import expand, graph_of, is_driven_inside
+from themis_triton.settings.kinds import parse_web_address
 from themis_triton.settings.loading import Loaded
 from themis_triton.settings.model_files import is_stateful
 from themis_triton.settings.models import ModelSettings
 from themis_triton.settings.pipelines import PipelineSettings
 from themis_triton.settings.policy import PolicySettings, with_settings
 from themis_triton.settings.schema import Settings, StatusSettings, XdsSettings
-from themis_triton.settings.servers import ServerSettings
+from themis_triton.settings.servers import ServerSettings, TlsSettings
 
 _MAX_SOCKET_BYTES = 107
 """The longest path of a Unix socket."""
@@ -109,9 +110,9 @@ def _server(loaded: Loaded, name: str, server: ServerSettings) -> AdoptedServer:
     first, *further = map(loaded.resolve, server.model_repository) if server.model_repository is not None else [None]
     return AdoptedServer(
         name=name,
-        grpc_address=_grpc_address(loaded, server),
-        http_address=Address.parse(server.http),
-        metrics_address=Address.parse(server.metrics),
+        grpc_address=_with_tls(loaded, Address.parse(server.grpc), server.tls) if server.tls is not None else Address.parse(server.grpc),
+        http_address=_web_address(loaded, server, server.http),
+        metrics_address=_web_address(loaded, server, server.metrics),
         device=server.all_devices[0],
         reach=server.all_devices[1:],
         model_control_key=server.model_control_key,
@@ -122,10 +123,12 @@ def _server(loaded: Loaded, name: str, server: ServerSettings) -> AdoptedServer:
     )
 
 
-def _grpc_address(loaded: Loaded, server: ServerSettings) -> Address:
-    address, tls = Address.parse(server.grpc), server.tls
-    if tls is None:
-        return address
+def _web_address(loaded: Loaded, server: ServerSettings, text: str) -> Address:
+    address, tls = parse_web_address(text) or Address.parse(text), server.proxy_tls or server.tls
+    return _with_tls(loaded, address, tls) if address.tls and tls is not None else address
+
+
+def _with_tls(loaded: Loaded, address: Address, tls: TlsSettings) -> Address:
     ca, certificate, key = (str(loaded.resolve(file)) if file is not None else None for file in (tls.ca, tls.certificate, tls.key))
     return replace(address, tls=True, server_name=tls.server_name, ca=ca, certificate=certificate, key=key)
 

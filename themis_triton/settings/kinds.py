@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -66,6 +66,21 @@ def _check_length(name: str) -> str:
     return name
 
 
+HTTPS = "https://"
+
+
+def parse_web_address(text: str) -> Address | None:
+    """The address of `host:port`, or of `https://host:port`, which has TLS; None when the text is something else."""
+    address = parse_address(text.removeprefix(HTTPS))
+    return replace(address, tls=True) if address is not None and text.startswith(HTTPS) else address
+
+
+def _check_web_address(text: str) -> str:
+    if parse_web_address(text) is None:
+        raise refusal(None, ADDRESS_WORDS, _address_fix(text.removeprefix(HTTPS)))
+    return text
+
+
 def _check_address(text: str) -> str:
     if parse_address(text) is None:
         raise refusal(None, ADDRESS_WORDS, _address_fix(text))
@@ -121,6 +136,7 @@ PositiveSeconds = Annotated[float, Field(gt=0)]
 Seconds = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN), Allowed("a name of letters, digits, '-', '_' and '.'")]
 ModelName = Annotated[str, Field(pattern=MODEL_NAME_PATTERN), AfterValidator(_check_length), Allowed(MODEL_NAME_WORDS)]
+WebAddress = Annotated[str, AfterValidator(_check_web_address), Allowed(ADDRESS_WORDS)]
 HostPort = Annotated[str, AfterValidator(_check_address), Allowed(ADDRESS_WORDS)]
 HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$"), Allowed("a host name")]
 Listen = Annotated[str, AfterValidator(_check_listen), Allowed(LISTEN_WORDS)]

@@ -21,9 +21,10 @@ def check_secret_files(loaded: Loaded) -> Iterator[Problem]:
 def _named_files(loaded: Loaded) -> Iterator[tuple[KeyPath, object, str]]:
     """Each key of such a file, with what is written there and what is expected."""
     for name, server in loaded.section("servers").items():
-        tls = mapping(mapping(server).get("tls"))
-        for key in ("ca", "certificate", "key"):
-            yield ("servers", name, "tls", key), tls.get(key), "the path of a PEM file"
+        for section in ("tls", "proxy_tls"):
+            tls = mapping(mapping(server).get(section))
+            for key in ("ca", "certificate", "key"):
+                yield ("servers", name, section, key), tls.get(key), "the path of a PEM file"
     for section in ("envoy", "status"):
         tls = mapping(loaded.section(section).get("tls"))
         for key in ("certificate", "key", "client_ca"):

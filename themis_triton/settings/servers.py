@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from themis_triton.core.config import Isolation, KubernetesLaunchConfig, LaunchKind, LocalLaunchConfig, RayLaunchConfig
 from themis_triton.settings.kinds import (
+    HTTPS,
     Allowed,
     Count,
     Device,
@@ -23,6 +24,7 @@ from themis_triton.settings.kinds import (
     Seconds,
     Section,
     Size,
+    WebAddress,
     check_distinct,
     one_of,
     refusal,
@@ -46,10 +48,12 @@ _RAY_ADDRESS_WORDS = "host:port of the head's control store, such as 10.0.0.1:63
 
 
 class TlsSettings(Section):
-    """TLS of a server's gRPC port (`--grpc-use-ssl`). Triton's HTTP and metrics ports have none."""
+    """TLS of a server's gRPC port (`--grpc-use-ssl`), or of a proxy before its HTTP and metrics ports, for which Triton has none."""
 
     ca: FilePath = Field(description="PEM file with the certificate authority of the server's certificate (or that certificate itself)")
-    server_name: HostName | None = Field(default=None, description="the name in the server's certificate; by default the host of `grpc`")
+    server_name: HostName | None = Field(
+        default=None, description="the name in the server's certificate; by default the host of the address"
+    )
     certificate: FilePath | None = Field(
         default=None, description="PEM file with the certificate that the server asks of clients (`--grpc-use-ssl-mutual`)"
     )
@@ -81,9 +85,12 @@ class ServerSettings(Section):
     model_config = one_of("device", "devices")
 
     grpc: HostPort = Field(description="Triton's gRPC address (`--grpc-port`)")
-    http: HostPort = Field(description="Triton's HTTP address (`--http-port`)")
-    metrics: HostPort = Field(description="Triton's metrics address (`--metrics-port`)")
+    http: WebAddress = Field(description="Triton's HTTP address (`--http-port`), or https://host:port of a proxy before it")
+    metrics: WebAddress = Field(description="Triton's metrics address (`--metrics-port`), or https://host:port of a proxy before it")
     tls: TlsSettings | None = Field(default=None, description="TLS of the gRPC port; by default the port has none")
+    proxy_tls: TlsSettings | None = Field(
+        default=None, description="TLS of `http` and `metrics` where these begin with https://; by default `tls`"
+    )
     device: Device | None = Field(default=None, description="the device that it runs on; servers and slots on one device contend for it")
     devices: list[Device] | None = Field(
         default=None,
@@ -110,6 +117,12 @@ class ServerSettings(Section):
             raise refusal(fault, "one of `device` and `devices`", "write `device: gpu:0`, or `devices: [gpu:0, gpu:1]` for several")
         if self.devices is not None:
             check_distinct(self.devices)
+        secure = next((key for key in ("http", "metrics") if str(getattr(self, key)).startswith(HTTPS)), None)
+        if secure is not None and self.tls is None and self.proxy_tls is None:
+            raise refusal(f"`{secure}` is https without a `proxy_tls`", "`proxy_tls`, or `tls`", "write `proxy_tls: {ca: FILE}` beside it")
+        if secure is None and self.proxy_tls is not None:
+            fix = "write https://host:port for `http` and `metrics`, or remove `proxy_tls`"
+            raise refusal("`proxy_tls` is set, and neither `http` nor `metrics` is https", "an address with https://", fix)
         return self
 
     @property

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from themis_triton.adapters.envoy.names import Protocol, any_cluster, endpoints_file, index_cluster, model_cluster, unlisted_cluster
-from themis_triton.adapters.envoy.upstream_tls import PLAIN_HEALTH_CHECKS, endpoint_metadata
+from themis_triton.adapters.envoy.upstream_tls import PLAIN_HEALTH_CHECKS, address_of, endpoint_metadata
 from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.errors import SettingsError
@@ -105,19 +105,24 @@ def _locality(zone: str | None) -> Json:
 
 
 def _endpoint(protocol: Protocol, member: Endpoint) -> Json:
-    address = member.grpc_address if protocol is Protocol.GRPC else member.http_address
+    address, secure = socket_address(address_of(member, protocol)), endpoint_metadata(member, protocol)
     if protocol is Protocol.HTTP:
-        return {"endpoint": {"address": socket_address(address)}}
-    health = {"health_check_config": {"address": socket_address(member.http_address)}}
-    return {"endpoint": {"address": socket_address(address), **health}, **endpoint_metadata(member)}
+        return {"endpoint": {"address": address}, **secure}
+    # All health checks of a cluster have the same TLS or none, and other servers of this one may have none.
+    unchecked = {"disable_active_health_check": True} if member.http_address.tls else {}
+    health = {"health_check_config": {"address": socket_address(member.http_address), **unchecked}}
+    return {"endpoint": {"address": address, **health}, **secure}
 
 
 def cluster(config: EnvoyConfig, spec: ClusterSpec, check_interval_s: float, secure: Sequence[Json] = ()) -> Json:
     """One cluster: exact least-request, health of the model itself, ejection of hosts that cannot be reached.
 
-    `secure`: the transport sockets of servers with TLS.
+    `secure`: the transport sockets of servers with TLS for its protocol.
     """
-    tls = {"transport_socket_matches": list(secure)} if secure and spec.protocol is Protocol.GRPC else {}
+    tls = {"transport_socket_matches": list(secure)} if secure else {}
+    health_check = _health_check(spec.model, check_interval_s)
+    if secure and spec.protocol is Protocol.HTTP:  # They have the TLS of their endpoint.
+        del health_check["transport_socket_match_criteria"]
     return {
         "@type": f"{_TYPE}envoy.config.cluster.v3.Cluster",
         "name": spec.name,
@@ -134,7 +139,7 @@ def cluster(config: EnvoyConfig, spec: ClusterSpec, check_interval_s: float, sec
             "update_merge_window": "0s",
         },
         "load_balancing_policy": _least_request(),
-        "health_checks": [_health_check(spec.model, check_interval_s)],
+        "health_checks": [health_check],
         "outlier_detection": _outlier_detection(),
         "circuit_breakers": {"thresholds": [_thresholds()]},
         "upstream_connection_options": {"tcp_keepalive": {"keepalive_probes": 3, "keepalive_time": 30, "keepalive_interval": 10}},

@@ -16,8 +16,9 @@ from themis_triton.adapters.envoy.client_auth import FILTER_FILES, read_auth_fil
 from themis_triton.adapters.envoy.clusters import Json
 from themis_triton.adapters.envoy.downstream_tls import check_files, link_files, remove_other_links
 from themis_triton.adapters.envoy.file_steps import FILTERS, expected_versions, statistics_prefix, steps
+from themis_triton.adapters.envoy.names import Protocol
 from themis_triton.adapters.envoy.render import BOOTSTRAP, OWN_FILES, RenderInput, node_id, render
-from themis_triton.adapters.envoy.upstream_tls import secure_servers
+from themis_triton.adapters.envoy.upstream_tls import secure_servers, version_key
 from themis_triton.adapters.pem_certificates import PemError
 from themis_triton.adapters.pem_files import files_version, pem_version
 from themis_triton.core.config import EnvoyConfig
@@ -202,7 +203,11 @@ class EnvoyFiles:
 
     def _pem_files(self, table: RouteTable) -> dict[str, str]:
         """The versions of the PEM files that the table and the listeners name."""
-        servers = {server: pem_version(address) for server, address in secure_servers(table).items()}
+        servers = {
+            version_key(server, protocol): pem_version(address)
+            for protocol in Protocol
+            for server, address in secure_servers(table, protocol).items()
+        }
         own = own_files(self._config)
         return servers | ({OWN_FILES: files_version(*own)} if own else {})
 

@@ -64,8 +64,8 @@ def resources_by_file(config: EnvoyConfig, table: RouteTable, pem_versions: Mapp
     clusters = list(each_cluster(table))
     files = {endpoints_file(spec.name): [endpoints(spec)] for spec in clusters if spec.watched}
     interval_s = check_interval_s(len(clusters))
-    secure = transport_sockets(table, pem_versions)
-    files[CLUSTERS] = [cluster(config, spec, interval_s, secure) for spec in clusters]
+    secure = {protocol: transport_sockets(table, pem_versions, protocol) for protocol in Protocol}
+    files[CLUSTERS] = [cluster(config, spec, interval_s, secure[spec.protocol]) for spec in clusters]
     files |= {routes_file(Protocol(each["name"])): [each] for each in route_configurations(config, table)}
     files |= secrets(config, pem_versions.get(OWN_FILES, ""))
     if auth is not None:

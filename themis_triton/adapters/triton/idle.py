@@ -30,8 +30,8 @@ async def holds_models(
     Models are asked for over gRPC, because the path of a URL cannot hold every name of a model.
     """
     try:
-        for url in (server.http_address.url("/v2/health/live"), server.metrics_address.url("/metrics")):
-            await client.get(url)
+        for address, path in ((server.http_address, "/v2/health/live"), (server.metrics_address, "/metrics")):
+            await client.get_at(address, path)
         ready = [await triton.is_model_ready(model, client_timeout=POLL_TIMEOUT_S) for model in (*server.models, *ensembles)]
     except (HttpError, InferenceServerException):
         return False

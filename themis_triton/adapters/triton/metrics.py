@@ -13,7 +13,7 @@ from heapq import nlargest
 from typing import Any, TypeVar
 
 from themis_triton.adapters.bounded import BoundedCalls
-from themis_triton.adapters.http import HttpClient, HttpError, amount
+from themis_triton.adapters.http import HttpClient, HttpError, amount, parsed
 from themis_triton.adapters.triton.gpus import gpu_readings
 from themis_triton.core.address import Address
 from themis_triton.core.fleet import Server
@@ -129,7 +129,7 @@ async def fetch_metrics(client: HttpClient, address: Address) -> dict[str, Model
         HttpError: it does not answer in time, or with an error.
         ValueError: the answer is not a page of Triton's metrics.
     """
-    return parse_metrics((await client.get(address.url(_METRICS))).decode())
+    return parse_metrics((await client.get_at(address, _METRICS)).decode())
 
 
 async def fetch_statistics(client: HttpClient, address: Address) -> dict[str, tuple[BatchCounters, ...]]:
@@ -144,7 +144,7 @@ async def fetch_statistics(client: HttpClient, address: Address) -> dict[str, tu
         ValueError: the answer is something else.
     """
     # Not kept: Triton waits at its end for open connections of its HTTP service (18.9 s instead of 2.9 s), not for those of its metrics.
-    return parse_statistics(await client.get_json(address.url(_STATISTICS), keep=False))
+    return parse_statistics(parsed(await client.get_at(address, _STATISTICS, keep=False)))
 
 
 class TritonMetrics:
@@ -227,7 +227,7 @@ class TritonMetrics:
         return ServerReading(server.name, now_s, complete, ready=frozenset(batches))
 
     async def _counters(self, server: Server) -> dict[str, ModelCounters]:
-        page = (await self._client.get(server.metrics_address.url(_METRICS))).decode()
+        page = (await self._client.get_at(server.metrics_address, _METRICS)).decode()
         counters = parse_metrics(page)
         if server.node is not None:
             self._gpus[server.name] = gpu_readings(page, self._clock.now_s())

@@ -12,6 +12,8 @@ OWN = ""
 """The Envoy of the files, among the names of the others."""
 MEMORY_S = 5.0
 """What arrived so long ago counts for 37 %."""
+RECENT_S = 1.0
+"""The same for the rate of now, which rises with a surge."""
 RESERVE = 0.1
 """The part of a limit that Envoys without requests share, beside what the others get: so much more may pass when clients move."""
 MIN_ARRIVALS = 20.0
@@ -24,12 +26,23 @@ Shares = Mapping[str, Mapping[str, float]]
 
 @dataclass(slots=True)
 class _Count:
+    at_s: float
     arrivals: float = 0.0
-    at_s: float = 0.0
+    recent: float = 0.0
+
+    def add(self, arrivals: float, at_s: float) -> None:
+        self.arrivals, self.recent, self.at_s = self.at(at_s) + arrivals, self._kept(self.recent, at_s, RECENT_S) + arrivals, at_s
 
     def at(self, now_s: float) -> float:
         """The arrivals that are remembered."""
-        return self.arrivals * math.exp(-max(0.0, now_s - self.at_s) / MEMORY_S)
+        return self._kept(self.arrivals, now_s, MEMORY_S)
+
+    def rate_at(self, now_s: float) -> float:
+        """Requests per second, rather too many than too few."""
+        return max(self.at(now_s) / MEMORY_S, self._kept(self.recent, now_s, RECENT_S) / RECENT_S)
+
+    def _kept(self, arrivals: float, now_s: float, memory_s: float) -> float:
+        return arrivals * math.exp(-max(0.0, now_s - self.at_s) / memory_s)
 
 
 @dataclass(slots=True)
@@ -42,8 +55,7 @@ class ArrivalShares:
 
     def add(self, envoy: str, model: str, arrivals: float, at_s: float) -> None:
         """Count requests that arrived at an Envoy."""
-        known = self._counts.setdefault((envoy, model), _Count(0.0, at_s))
-        known.arrivals, known.at_s = known.at(at_s) + arrivals, at_s
+        self._counts.setdefault((envoy, model), _Count(at_s)).add(arrivals, at_s)
         self._newest_s = max(self._newest_s, at_s)
 
     def keep(self, envoys: frozenset[str]) -> None:
@@ -58,12 +70,14 @@ class ArrivalShares:
         Of the others each has its part of the requests, and an equal one of what the limit has beyond all requests; one with next to
         none has its part of the reserve.
         """
-        seen = {name: count.at(self._newest_s) for name in envoys if (count := self._counts.get((name, model))) is not None}
+        counts = {name: count for name in envoys if (count := self._counts.get((name, model))) is not None}
+        seen = {name: count.at(self._newest_s) for name, count in counts.items()}
         total, equal = sum(seen.values()), 1.0 / max(1, len(envoys))
         if total < MIN_ARRIVALS:
             return dict.fromkeys(envoys, equal)
         left = 1.0 - equal * (len(envoys) - len(seen))
-        spare = max(0.0, 1.0 - total / MEMORY_S / limit_rps) if limit_rps > 0.0 else 0.0
+        rate_rps = sum(count.rate_at(self._newest_s) for count in counts.values())
+        spare = max(0.0, 1.0 - rate_rps / limit_rps) if limit_rps > 0.0 else 0.0
         busy = {name: arrivals for name, arrivals in seen.items() if arrivals > RESERVE * equal * total}
         taken = sum(busy.values())
         by_requests = {name: left * busy[name] / taken if name in busy else RESERVE * equal for name in seen}
