@@ -18,12 +18,14 @@ from themis_triton.core.config import (
     SlurmLaunchConfig,
 )
 from themis_triton.settings.graph import ensembles
+from themis_triton.settings.kubernetes import KubernetesSettings
 from themis_triton.settings.loading import Loaded
 from themis_triton.settings.model_files import launch_repositories
 from themis_triton.settings.models import ModelSettings
 from themis_triton.settings.node_types import slots_of
+from themis_triton.settings.ray import RaySettings
 from themis_triton.settings.schema import Settings
-from themis_triton.settings.servers import KubernetesSettings, LaunchSettings, RaySettings, SlotSettings
+from themis_triton.settings.servers import LaunchSettings, SlotSettings
 from themis_triton.settings.slurm import SlurmSettings
 
 

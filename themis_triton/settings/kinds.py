@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
 from pydantic.config import JsonValue
 from pydantic_core import PydanticCustomError
 
@@ -147,3 +147,15 @@ KubernetesName = Annotated[
 Quantity = Annotated[str, Field(pattern=r"^[1-9]\d*m?$"), Allowed("processors or thousandths of them, such as 2 or 500m")]
 Size = Annotated[ByteSize, Allowed("a size in bytes or with a unit, such as 512MiB")]
 FilePath = Annotated[Path, Field(strict=False), Allowed("a path; relative paths start at the folder of this file")]
+
+
+def _repositories(value: object) -> object:
+    return [value] if isinstance(value, str | Path) else value
+
+
+Repositories = Annotated[
+    list[FilePath],
+    Field(min_length=1),
+    BeforeValidator(_repositories, json_schema_input_type=list[FilePath] | FilePath),
+    Allowed("a path, or a list of paths; relative paths start at the folder of this file"),
+]

@@ -7,20 +7,17 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from themis_triton.core.config import Isolation, KubernetesLaunchConfig, LaunchKind, LocalLaunchConfig, RayLaunchConfig
+from themis_triton.core.config import Isolation, LaunchKind, LocalLaunchConfig
 from themis_triton.settings.kinds import (
     HTTPS,
     Allowed,
-    Count,
     Device,
     FilePath,
     HostName,
     HostPort,
-    KubernetesName,
-    Listen,
     Name,
     PositiveSeconds,
-    Quantity,
+    Repositories,
     Seconds,
     Section,
     Size,
@@ -29,7 +26,9 @@ from themis_triton.settings.kinds import (
     one_of,
     refusal,
 )
+from themis_triton.settings.kubernetes import KubernetesSettings
 from themis_triton.settings.node_types import NodeTypeSettings, check_priced, check_section
+from themis_triton.settings.ray import RaySettings
 from themis_triton.settings.slurm import SlurmSettings
 
 OWN_FLAGS = frozenset(
@@ -41,10 +40,6 @@ OWN_FLAGS = frozenset(
 )
 """Flags of `tritonserver` that Themis sets for each launched server, or that would keep it from reaching the server."""
 _LAUNCH = LocalLaunchConfig(slots=(), model_repository=Path())
-_PODS = KubernetesLaunchConfig(slots=(), model_repository=Path())
-_RAY = RayLaunchConfig(slots=(), model_repository=Path())
-_RAY_ADDRESS = r"^(auto|(ray://)?([A-Za-z0-9_.-]+|\[[0-9a-fA-F:]+\]):[1-9]\d{0,4})$"
-_RAY_ADDRESS_WORDS = "host:port of the head's control store, such as 10.0.0.1:6379, ray://host:10001, or auto"
 
 
 class TlsSettings(Section):
@@ -65,18 +60,6 @@ class TlsSettings(Section):
             present, absent = ("certificate", "key") if self.key is None else ("key", "certificate")
             raise refusal(f"`{present}` is set without `{absent}`", "both or neither", f"set `{absent}` too, or remove `{present}`")
         return self
-
-
-def _repositories(value: object) -> object:
-    return [value] if isinstance(value, str | Path) else value
-
-
-Repositories = Annotated[
-    list[FilePath],
-    Field(min_length=1),
-    BeforeValidator(_repositories, json_schema_input_type=list[FilePath] | FilePath),
-    Allowed("a path, or a list of paths; relative paths start at the folder of this file"),
-]
 
 
 class ServerSettings(Section):
@@ -158,66 +141,6 @@ Slot = Annotated[
 ]
 
 
-class KedaSettings(Section):
-    """Servers as the pods of a Deployment that KEDA scales."""
-
-    listen: Listen = Field(description="listener of the external scaler (gRPC), such as 0.0.0.0:9190, which KEDA must reach")
-    selector: dict[str, str] = Field(min_length=1, description="labels of the Deployment's pods")
-
-
-class KubernetesSettings(Section):
-    """Servers as pods of a Kubernetes cluster."""
-
-    model_config = one_of("pod_template", "keda")
-
-    namespace: KubernetesName = Field(description="the namespace of the pods")
-    pod_template: FilePath | None = Field(
-        default=None, description="a manifest of `kind: Pod`: image, resources, volumes, node selectors; a container runs Triton"
-    )
-    keda: KedaSettings | None = Field(
-        default=None, description="instead of `pod_template`: KEDA owns the pods, and is told how many servers are wanted"
-    )
-    pods: Count | None = Field(
-        default=None, description="how many pods may be launched, one server a pod; `launch.node_types` says it for several kinds of nodes"
-    )
-    memory: Size | None = Field(default=None, description="device memory that the servers of one pod may use; by default without a limit")
-    key_file: FilePath = Field(description="file with the key of model control: the entry `key` of the Secret `key_secret`, mounted")
-    key_secret: KubernetesName = Field(default=_PODS.key_secret, description="the Secret from which the pods get the same key")
-    sidecar: KubernetesName = Field(
-        default=_PODS.sidecar, description="label that tells these pods from those of other sidecars in the namespace"
-    )
-    owner_deployment: KubernetesName | None = Field(
-        default=None,
-        description="Deployment with which the pods are deleted; by default only the sidecar and `themis stop --all` delete them",
-    )
-    kubeconfig: FilePath | None = Field(
-        default=None, description="file with the cluster's address and credentials; by default the service account of the sidecar's own pod"
-    )
-    context: str | None = Field(default=None, min_length=1, description="context of the kubeconfig; by default its current one")
-    place_timeout_s: PositiveSeconds = Field(
-        default=_PODS.place_timeout_s, description="maximum wait of a pod for a node; an autoscaler of nodes may need minutes"
-    )
-    instance_cpu: Quantity | None = Field(
-        default=None,
-        description="processors that each instance adds to those of the template; pods are resized in place (Kubernetes 1.33)",
-    )
-    instance_memory: Size | None = Field(default=None, description="memory that each instance adds to that of the template")
-    resize_timeout_s: PositiveSeconds = Field(
-        default=_PODS.resize_timeout_s, description="maximum wait for a resize in place, after which the instances are not added"
-    )
-
-    @model_validator(mode="after")
-    def _template_or_keda(self) -> KubernetesSettings:
-        if (self.pod_template is None) == (self.keda is None):
-            fault = f"{'neither' if self.keda is None else 'both'} `pod_template` {'nor' if self.keda is None else 'and'} `keda` is set"
-            raise refusal(fault, "one of `pod_template` and `keda`", "write `pod_template: pod.yaml`, or `keda` where KEDA owns the pods")
-        foreign = next((name for name in _TEMPLATE_ONLY if self.keda is not None and name in self.model_fields_set), None)
-        if foreign is not None:
-            raise refusal(f"`{foreign}` is set with `keda`", "no such key", f"remove `{foreign}`; the Deployment says it")
-        return self
-
-
-_TEMPLATE_ONLY = ("instance_cpu", "instance_memory", "owner_deployment")
 _SECTIONS = {LaunchKind.LOCAL: "slots", LaunchKind.KUBERNETES: "kubernetes", LaunchKind.RAY: "ray", LaunchKind.SLURM: "slurm"}
 """The key of each kind's own settings."""
 _FOREIGN = {
@@ -227,38 +150,6 @@ _FOREIGN = {
     LaunchKind.SLURM: ("reach", "isolation"),
 }
 """The keys that a kind does not have."""
-
-
-class RaySettings(Section):
-    """Servers on the nodes of a Ray cluster."""
-
-    address: Annotated[str, Field(pattern=_RAY_ADDRESS), Allowed(_RAY_ADDRESS_WORDS)] = Field(
-        default=_RAY.address, description="the cluster's head; auto: that of the Ray node which runs on this machine"
-    )
-    namespace: Name = Field(default=_RAY.namespace, description="Ray namespace of the servers' actors; each sidecar has one of its own")
-    servers: Count | None = Field(
-        default=None,
-        description="how many servers may be launched, each with a node's free device; "
-        "`launch.node_types` says it for several kinds of nodes",
-    )
-    resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        default={"GPU": 1.0}, min_length=1, description="what each server asks of a node, by Ray's names, such as a custom resource"
-    )
-    memory: Size | None = Field(default=None, description="device memory that one server may use; by default without a limit")
-    model_repository: Repositories | None = Field(
-        default=None, description="the model repository as the nodes see it, or a list of several; by default `launch.model_repository`"
-    )
-    place_timeout_s: PositiveSeconds = Field(
-        default=_RAY.place_timeout_s, description="maximum wait for a node; an autoscaler of nodes may need minutes"
-    )
-
-    @field_validator("resources")
-    @classmethod
-    def _one_device(cls, resources: dict[str, float]) -> dict[str, float]:
-        if resources.get("GPU", 1.0) != 1.0:
-            fault = f"GPU: {resources['GPU']:g} is invalid: a server has one device to itself"
-            raise refusal(fault, "GPU: 1, or no GPU", "write `GPU: 1`; for CPU servers name a custom resource, such as `slot: 1`")
-        return resources
 
 
 class LaunchSettings(Section):
