@@ -11,19 +11,16 @@ from typing import Annotated
 import typer
 
 import themis_triton
-from themis_triton.commands import evaluating
+from themis_triton.commands import evaluating, observing, operating
 from themis_triton.commands.options import (
-    AuthorityOption,
     CaOption,
     CertificateOption,
     ConfigOption,
     ControlKeyOption,
-    IdentityOption,
     JsonOption,
     KeyOption,
     LogFormat,
     ServerNameOption,
-    TokenOption,
 )
 from themis_triton.core.errors import EnvironmentCheckError, ThemisError
 from themis_triton.core.printable import printable
@@ -35,7 +32,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(evaluating.app)
+_PARTS = (observing.app, operating.app, evaluating.app)
+for _part in _PARTS:
+    app.add_typer(_part)
 SIDECAR_MODULES = frozenset(
     (
         "aiohttp",
@@ -136,68 +135,6 @@ def schema() -> None:
     raise typer.Exit(schema_command())
 
 
-@app.command(epilog="Example: themis status -c themis.yaml")
-def status(
-    config: ConfigOption,
-    as_json: JsonOption = False,
-    token_file: TokenOption = None,
-    ca: AuthorityOption = None,
-    identity: IdentityOption = None,
-) -> None:
-    """Show the running sidecar's measurements, decisions and actions."""
-    from themis_triton.commands.status_calls import Remote  # noqa: PLC0415 - a command loads only what it needs
-    from themis_triton.commands.status_command import status_command  # noqa: PLC0415
-
-    status_command(config, as_json=as_json, remote=Remote(token_file, ca, identity))
-
-
-@app.command(epilog="Example: themis inventory -c themis.yaml")
-def inventory(config: ConfigOption, as_json: JsonOption = False) -> None:
-    """Show the nodes that the engine of `launch` has, their devices and node types, and the slots with their prices. Changes nothing."""
-    from themis_triton.commands.inventory_command import inventory_command  # noqa: PLC0415 - a command loads only what it needs
-
-    inventory_command(config, as_json=as_json)
-
-
-@app.command(epilog="Example: themis top -c themis.yaml")
-def top(config: ConfigOption, token_file: TokenOption = None, ca: AuthorityOption = None, identity: IdentityOption = None) -> None:
-    """Watch the running sidecar live in the terminal: pipelines, servers, decisions and why; pause and resume by a key."""
-    from themis_triton.commands.status_calls import Remote  # noqa: PLC0415 - a command loads only what it needs
-    from themis_triton.commands.top.command import top_command  # noqa: PLC0415
-
-    top_command(config, Remote(token_file, ca, identity))
-
-
-@app.command(epilog="Example: themis why -c themis.yaml --at 30m")
-def why(
-    config: ConfigOption,
-    decision: Annotated[str | None, typer.Argument(help="Decision id. Default: the newest decision that changed something.")] = None,
-    at: Annotated[
-        str | None,
-        typer.Option(help="The newest decision until then: so long ago, such as 30m, or a local time, such as 02:50 or 2026-03-01T14:30."),
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Explain one decision: its evidence, its actions, their outcomes and what came of it. Reads the journal; needs no running sidecar."""
-    from themis_triton.commands.why_command import why_command  # noqa: PLC0415 - a command loads only what it needs
-
-    why_command(config, decision, as_json=as_json, at=at)
-
-
-@app.command(epilog="Example: themis history -c themis.yaml --since 2h")
-def history(
-    config: ConfigOption,
-    since: Annotated[str, typer.Option(help="Period to list: a number and s, m, h or d.")] = "1h",
-    limit: Annotated[int, typer.Option(min=1, help="Maximum number of ticks.")] = 50,
-    every: Annotated[bool, typer.Option("--all", help="Also list ticks without a change (kept for some minutes).")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """List the changes with their time and reason, oldest first. Reads the journal; needs no running sidecar."""
-    from themis_triton.commands.history_command import history_command  # noqa: PLC0415 - a command loads only what it needs
-
-    history_command(config, since, limit, every=every, as_json=as_json)
-
-
 @app.command(epilog="Example: themis stop -c themis.yaml")
 def stop(
     config: ConfigOption,
@@ -211,151 +148,6 @@ def stop(
         from themis_triton.commands.down_command import down_command  # noqa: PLC0415 - a command loads only what it needs
 
         down_command(config)
-
-
-@app.command(epilog="Example: themis pause -c themis.yaml")
-def pause(config: ConfigOption, token_file: TokenOption = None, ca: AuthorityOption = None, identity: IdentityOption = None) -> None:
-    """Pause: make no changes from the next tick on. Observation, recommendations and Envoy continue. Persists over restarts."""
-    from themis_triton.commands.status_calls import Remote  # noqa: PLC0415 - a command loads only what it needs
-    from themis_triton.commands.stop_command import pause_command  # noqa: PLC0415
-
-    pause_command(config, Remote(token_file, ca, identity))
-
-
-@app.command(epilog="Example: themis resume -c themis.yaml")
-def resume(config: ConfigOption, token_file: TokenOption = None, ca: AuthorityOption = None, identity: IdentityOption = None) -> None:
-    """Resume after a pause."""
-    from themis_triton.commands.status_calls import Remote  # noqa: PLC0415 - a command loads only what it needs
-    from themis_triton.commands.stop_command import resume_command  # noqa: PLC0415
-
-    resume_command(config, Remote(token_file, ca, identity))
-
-
-WhyOption = Annotated[str, typer.Option("--why", help="The reason, for the journal and the status.")]
-
-
-PeriodOption = Annotated[str, typer.Option("--for", help="For how long: a number and s, m, h or d.")]
-
-
-@app.command(epilog="Example: themis pin detector --instances 4 --for 30m -c themis.yaml")
-def pin(
-    config: ConfigOption,
-    name: Annotated[str, typer.Argument(help="A model, for --instances, or a pipeline, for --servers.")],
-    instances: Annotated[
-        str | None, typer.Option("--instances", metavar="N", help="Instances on each server, or on each device of one with several.")
-    ] = None,
-    servers: Annotated[str | None, typer.Option("--servers", metavar="N", help="Servers, or devices where a server uses several.")] = None,
-    period: PeriodOption = "30m",
-    why: WhyOption = "",
-    token_file: TokenOption = None,
-    ca: AuthorityOption = None,
-    identity: IdentityOption = None,
-) -> None:
-    """Keep a model's instances, or a pipeline's servers, at a number for a time. Survives a restart of the sidecar."""
-    from themis_triton.commands.override_commands import Counts, pin_command  # noqa: PLC0415 - a command loads only what it needs
-    from themis_triton.commands.status_calls import Remote  # noqa: PLC0415
-
-    pin_command(config, name, Counts(instances, servers), period, why, Remote(token_file, ca, identity))
-
-
-@app.command(epilog="Example: themis bounds video --servers 2:4 --for 2h -c themis.yaml")
-def bounds(
-    config: ConfigOption,
-    name: Annotated[str, typer.Argument(help="A model, for --instances, or a pipeline, for --servers.")],
-    instances: Annotated[
-        str | None, typer.Option("--instances", metavar="MIN:MAX", help="Instances on each server, or on each device of one with several.")
-    ] = None,
-    servers: Annotated[
-        str | None, typer.Option("--servers", metavar="MIN:MAX", help="Servers, or devices where a server uses several.")
-    ] = None,
-    period: PeriodOption = "30m",
-    why: WhyOption = "",
-    token_file: TokenOption = None,
-    ca: AuthorityOption = None,
-    identity: IdentityOption = None,
-) -> None:
-    """Keep a model's instances, or a pipeline's servers, within bounds for a time. Survives a restart; `themis unpin` ends it."""
-    from themis_triton.commands.override_commands import Counts, bounds_command  # noqa: PLC0415 - a command loads only what it needs
-    from themis_triton.commands.status_calls import Remote  # noqa: PLC0415
-
-    bounds_command(config, name, Counts(instances, servers), period, why, Remote(token_file, ca, identity))
-
-
-@app.command(epilog="Example: themis unpin detector -c themis.yaml")
-def unpin(
-    config: ConfigOption,
-    name: Annotated[str, typer.Argument(help="A pinned or bounded model or pipeline.")],
-    why: WhyOption = "",
-    token_file: TokenOption = None,
-    ca: AuthorityOption = None,
-    identity: IdentityOption = None,
-) -> None:
-    """End pins and bounds before their time."""
-    from themis_triton.commands.override_commands import unpin_command  # noqa: PLC0415 - a command loads only what it needs
-    from themis_triton.commands.status_calls import Remote  # noqa: PLC0415
-
-    unpin_command(config, name, why, Remote(token_file, ca, identity))
-
-
-@app.command(epilog="Example: themis drain triton-0 --why 'new driver' -c themis.yaml")
-def drain(
-    config: ConfigOption,
-    server: Annotated[str, typer.Argument(help="A server, as `themis status` names it.")],
-    force: Annotated[bool, typer.Option("--force", help="At once, even if the other servers do not carry the load.")] = False,
-    why: WhyOption = "",
-    token_file: TokenOption = None,
-    ca: AuthorityOption = None,
-    identity: IdentityOption = None,
-) -> None:
-    """Route no new requests to a server, once others carry its load. An adopted one runs on, a launched one retires.
-
-    A replacement is launched first where a slot is free. Survives a restart of the sidecar.
-    """
-    from themis_triton.commands.override_commands import drain_command  # noqa: PLC0415 - a command loads only what it needs
-    from themis_triton.commands.status_calls import Remote  # noqa: PLC0415
-
-    drain_command(config, server, why, Remote(token_file, ca, identity), force=force)
-
-
-@app.command(epilog="Example: themis undrain triton-0 -c themis.yaml")
-def undrain(
-    config: ConfigOption,
-    server: Annotated[str, typer.Argument(help="A drained server.")],
-    why: WhyOption = "",
-    token_file: TokenOption = None,
-    ca: AuthorityOption = None,
-    identity: IdentityOption = None,
-) -> None:
-    """Route requests to a drained server again."""
-    from themis_triton.commands.override_commands import undrain_command  # noqa: PLC0415 - a command loads only what it needs
-    from themis_triton.commands.status_calls import Remote  # noqa: PLC0415
-
-    undrain_command(config, server, why, Remote(token_file, ca, identity))
-
-
-@app.command(epilog="Example: themis mode advisory -c themis.yaml")
-def mode(
-    config: ConfigOption,
-    name: Annotated[str, typer.Argument(metavar="advisory|active|settings", help="The mode; settings: that of the settings file again.")],
-    why: WhyOption = "",
-    token_file: TokenOption = None,
-    ca: AuthorityOption = None,
-    identity: IdentityOption = None,
-) -> None:
-    """Switch between active and advisory mode in the running sidecar. Survives a restart of the sidecar."""
-    from themis_triton.commands.override_commands import mode_command  # noqa: PLC0415 - a command loads only what it needs
-    from themis_triton.commands.status_calls import Remote  # noqa: PLC0415
-
-    mode_command(config, name, why, Remote(token_file, ca, identity))
-
-
-@app.command(epilog="Example: themis reload -c themis.yaml")
-def reload(config: ConfigOption, token_file: TokenOption = None, ca: AuthorityOption = None, identity: IdentityOption = None) -> None:
-    """Put edited settings into force in the running sidecar. Wrong settings are refused; what needs a restart is named."""
-    from themis_triton.commands.reload_command import reload_command  # noqa: PLC0415
-    from themis_triton.commands.status_calls import Remote  # noqa: PLC0415 - a command loads only what it needs
-
-    reload_command(config, Remote(token_file, ca, identity))
 
 
 @app.command(epilog="Example: themis down -c themis.yaml")
@@ -389,7 +181,7 @@ def common(
 
 def _application(words: Sequence[str]) -> typer.Typer:
     """The application with the called command alone, or with all: to declare them all takes longer than a client command does."""
-    declared = [each for part in (app, evaluating.app) for each in part.registered_commands]
+    declared = [each for part in (app, *_PARTS) for each in part.registered_commands]
     called = [each for each in declared if (each.name or getattr(each.callback, "__name__", "")) in words]
     if not called:
         return app

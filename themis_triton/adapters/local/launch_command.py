@@ -1,17 +1,21 @@
-"""Command line and environment of a launched `tritonserver`."""
+"""Addresses, command line and environment of a launched `tritonserver`."""
 
 from __future__ import annotations
 
 import math
 import os
+import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
 from themis_triton.adapters.local.discovery import DEVICE_VARIABLE, KEY_VARIABLE, REACH_VARIABLE, SERVER_VARIABLE, SLOT_VARIABLE
 from themis_triton.adapters.local.triton_install import TritonInstall
 from themis_triton.adapters.processes import EMULATED_HOST_VARIABLE, OWNER_VARIABLE, owner_mark, short_hash
 from themis_triton.adapters.server_files import ServerFiles
-from themis_triton.core.config import LocalLaunchConfig
-from themis_triton.core.fleet import Server
+from themis_triton.adapters.sockets import free_ports
+from themis_triton.core.address import Address
+from themis_triton.core.config import DeviceSlot, LocalLaunchConfig
+from themis_triton.core.fleet import ModelState, Phase, Server
 
 _EMULATED_VARIABLE = "THEMIS_EMULATED_DEVICE"
 _RESTRICTED = "model-repository,shared-memory,trace,logging"
@@ -69,3 +73,23 @@ def _emulated_device(server: Server, state_directory: Path, slots_on_device: int
     """A slot with a device of its own is named after it, as other servers name that device when they grow onto it."""
     name = server.device.replace(":", "-") if slots_on_device == 1 else server.slot
     return f"{name}@{os.environ.get(EMULATED_HOST_VARIABLE) or short_hash(state_directory)}"
+
+
+def planned_server(files: ServerFiles, slot: DeviceSlot, models: Mapping[str, ModelState], config: LocalLaunchConfig) -> Server:
+    """The server before its process: on free ports, with a key of its own."""
+    grpc, http, metrics = (Address(config.host, port) for port in free_ports(3, config.host))
+    return Server(
+        files.name,
+        slot.device,
+        grpc,
+        http,
+        metrics,
+        Phase.LAUNCHING,
+        launched=True,
+        slot=slot.name,
+        model_control_key=secrets.token_urlsafe(24),
+        log_file=str(files.log),
+        model_repository=str(files.models),
+        models=dict(models),
+        reach=config.reach_from(slot.device),
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
@@ -14,26 +13,24 @@ import structlog
 from themis_triton.adapters.arguments import hide_argument
 from themis_triton.adapters.http import HttpClient
 from themis_triton.adapters.local.discovery import find_launched
-from themis_triton.adapters.local.launch_command import server_command, server_environment
+from themis_triton.adapters.local.failures import launch_failure, warmup_failure
+from themis_triton.adapters.local.launch_command import planned_server, server_command, server_environment
 from themis_triton.adapters.local.nodes import read_nodes
-from themis_triton.adapters.local.running import has_ended, is_alive, read_memory
+from themis_triton.adapters.local.running import has_ended, has_open_connections, is_alive, is_gone, read_memory
 from themis_triton.adapters.local.triton_install import TritonInstall, find_triton
 from themis_triton.adapters.processes import (
     group_members,
-    has_clients,
     spawn,
     stop_everything,
     stop_process,
 )
 from themis_triton.adapters.server_files import ServerFiles, add_ensembles, add_model, build_view, files_version, model_folder
-from themis_triton.adapters.sockets import free_ports
 from themis_triton.adapters.triton.client import new_client
 from themis_triton.adapters.triton.groups import numbered_devices
 from themis_triton.adapters.triton.idle import POLL_S, POLL_TIMEOUT_S, holds_models, wait_idle
 from themis_triton.adapters.triton.warmup import Warmup
-from themis_triton.core.address import Address
-from themis_triton.core.config import DeviceSlot, LocalLaunchConfig, ModelInputs
-from themis_triton.core.errors import LaunchFailedError, ModelFailedError, ServerError, ThemisError, WarmupFailedError
+from themis_triton.core.config import LocalLaunchConfig, ModelInputs
+from themis_triton.core.errors import LaunchFailedError, ModelFailedError, ServerError, ThemisError
 from themis_triton.core.fleet import Models, ModelState, Phase, Server
 from themis_triton.core.nodes import Node
 
@@ -84,7 +81,7 @@ class LocalLauncher:
             )
         install = await self._triton()
         files = self._files(name)
-        server = self._planned(files, self._slots[slot], models)
+        server = planned_server(files, self._slots[slot], models, self._config)
         try:
             own = (
                 self._config.model_repository,
@@ -125,26 +122,6 @@ class LocalLauncher:
         further = (config.further_repositories, config.model_config_name)
         await asyncio.to_thread(add_ensembles, self._files(server.name), config.model_repository, names, *further)
 
-    def _planned(self, files: ServerFiles, slot: DeviceSlot, models: Mapping[str, ModelState]) -> Server:
-        """The server before its process: on free ports, with a key of its own."""
-        host = self._config.host
-        grpc, http, metrics = (Address(host, port) for port in free_ports(3, host))
-        return Server(
-            files.name,
-            slot.device,
-            grpc,
-            http,
-            metrics,
-            Phase.LAUNCHING,
-            launched=True,
-            slot=slot.name,
-            model_control_key=secrets.token_urlsafe(24),
-            log_file=str(files.log),
-            model_repository=str(files.models),
-            models=dict(models),
-            reach=self._config.reach_from(slot.device),
-        )
-
     async def _triton(self) -> TritonInstall:
         async with self._install_lock:
             if self._install is None:
@@ -182,7 +159,7 @@ class LocalLauncher:
             await self._hide_key(server)
             return replace(server, phase=Phase.WARMING)
         if not attempts_left or _PORT_TAKEN not in self._files(server.name).log_tail(_PORT_TAKEN_LINES):
-            raise self._failed(server, "ended before it was ready")
+            raise launch_failure(self._files(server.name), server, "ended before it was ready")
         again = await self._launch(server.name, server.slot or "", server.models)
         try:
             return await self._wait_ready(again, deadline_s, attempts_left - 1)
@@ -210,7 +187,11 @@ class LocalLauncher:
                     if await holds_models(client, triton, server, ensembles) and await self.is_alive(server):
                         return True
                     if loop.time() >= deadline_s:
-                        raise self._failed(server, f"was not ready within launch.ready_timeout_s = {self._config.ready_timeout_s:g} s")
+                        raise launch_failure(
+                            self._files(server.name),
+                            server,
+                            f"was not ready within launch.ready_timeout_s = {self._config.ready_timeout_s:g} s",
+                        )
                     await asyncio.sleep(POLL_S)
         finally:
             await triton.close()
@@ -218,14 +199,6 @@ class LocalLauncher:
 
     def _has_read_arguments(self, server: Server, log_start_bytes: int) -> bool:
         return server.process is not None and self._files(server.name).has_line_of(server.process.pid, log_start_bytes)
-
-    def _failed(self, server: Server, what: str) -> LaunchFailedError:
-        files = self._files(server.name)
-        words = f"server {server.name} on slot {server.slot} {what}; {files.log_tail()}"
-        failure = files.load_failure()
-        if failure is None or failure[0] not in server.models:
-            return LaunchFailedError(words)
-        return ModelFailedError(words, *failure, f"correct its files or its config.pbtxt; log {files.log}")
 
     async def warm_up(self, server: Server) -> None:
         """Send real inference requests at every planned batch size, one at a time an instance, and check that they are answered.
@@ -248,20 +221,8 @@ class LocalLauncher:
                     if not await has_ended(server):
                         raise
                     self._ended_in_warmup.add(slot)
-                    raise self._ended(server, models) from error
+                    raise warmup_failure(self._files(server.name), server, models) from error
         self._ended_in_warmup.discard(slot)
-
-    def _ended(self, server: Server, models: Collection[str]) -> LaunchFailedError:
-        """The error for a server whose process ended in the warm-up of these models; of several it is not known which one ended it."""
-        files, cause = self._files(server.name), "the server's process ended in it"
-        if len(models) > 1:
-            then = "the next one on this slot warms up one model after the other, to find out which one ends it"
-            return LaunchFailedError(
-                f"server {server.name} ended in the warm-up of {', '.join(sorted(models))}; {then}; {files.log_tail()}"
-            )
-        (model,) = models
-        words = f"server {server.name}: warm-up of model {model} failed: {cause}; {files.log_tail()}"
-        return WarmupFailedError(words, model, cause, f"mend the model, or give it inputs that it takes; log {files.log}")
 
     def use_inputs(self, inputs: Mapping[str, ModelInputs]) -> None:
         """Warm up with these inputs from now on."""
@@ -289,7 +250,7 @@ class LocalLauncher:
 
     async def wait_idle(self, server: Server) -> bool:
         """Wait until no request is in flight (`idle.wait_idle`); False after the drain time-out."""
-        return await wait_idle(server, self._config.drain_timeout_s, partial(_is_gone, server), partial(_has_clients, server))
+        return await wait_idle(server, self._config.drain_timeout_s, partial(is_gone, server), partial(has_open_connections, server))
 
     async def read_memory(self, server: Server) -> int:
         """Bytes that the server's processes hold on its devices; 0 where that is unknown."""
@@ -346,13 +307,3 @@ class LocalLauncher:
         if left := await asyncio.to_thread(group_members, server.process):
             raise ServerError(f"server {server.name}: processes {[process.pid for process in left]} survived SIGKILL")
         await asyncio.to_thread(self._files(server.name).remove)
-
-
-async def _is_gone(server: Server) -> bool:
-    return not is_alive(server)
-
-
-async def _has_clients(server: Server) -> bool:
-    """Whether connections to the server's ports are open."""
-    ports = (server.grpc_address.port, server.http_address.port)
-    return server.process is not None and await asyncio.to_thread(has_clients, server.process, ports)

@@ -6,7 +6,7 @@ import asyncio
 
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.nvml import DeviceReader
-from themis_triton.adapters.processes import group_members, resident_bytes, state_of
+from themis_triton.adapters.processes import group_members, has_clients, resident_bytes, state_of
 from themis_triton.adapters.triton.idle import POLL_S
 from themis_triton.core.fleet import Server
 
@@ -17,6 +17,11 @@ _DRIVER_TIMEOUT_S = 30.0
 def is_alive(server: Server) -> bool:
     """Whether the very process that was launched still runs."""
     return server.process is not None and state_of(server.process) is not None
+
+
+async def is_gone(server: Server) -> bool:
+    """Whether it runs no more."""
+    return not is_alive(server)
 
 
 async def has_ended(server: Server) -> bool:
@@ -43,3 +48,9 @@ async def read_memory(server: Server) -> int:
     own = sum(reading.process_memory_bytes.get(member.pid, 0) for reading in readings for member in members)
     used = [reading for reading in readings if server.runs_on(reading.device)]
     return own or sum((reading.memory_total_bytes or 0) - (reading.memory_free_bytes or 0) for reading in used)
+
+
+async def has_open_connections(server: Server) -> bool:
+    """Whether connections to the server's ports are open."""
+    ports = (server.grpc_address.port, server.http_address.port)
+    return server.process is not None and await asyncio.to_thread(has_clients, server.process, ports)
