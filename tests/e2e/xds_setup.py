@@ -19,7 +19,7 @@ from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.envoy.stats import EnvoyStats
 from themis_triton.adapters.envoy.xds.bootstrap import Bootstrap, default_admin, xds_bootstrap
 from themis_triton.adapters.envoy.xds.resources import Node
-from themis_triton.adapters.envoy.xds.tls import client_context
+from themis_triton.adapters.grpc_tls import client_context
 from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig, XdsConfig
 from themis_triton.core.listener_tls import ListenerTls

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.certificates import authority, issued_certificate
 from tests.contracts.ports import EngineContract, LauncherContract, Scenario, World
 from tests.unit.kubernetes_double import Cluster
 from tests.unit.samples import config
@@ -24,6 +25,7 @@ from themis_triton.core.address import Address
 from themis_triton.core.config import KedaConfig
 from themis_triton.core.errors import EnvironmentCheckError
 from themis_triton.core.fleet import Server
+from themis_triton.core.listener_tls import ListenerTls
 from themis_triton.sim import run
 from themis_triton.sim.ports import SimEngine, SimLauncher
 from themis_triton.sim.setup import SimOptions, build_world
@@ -180,6 +182,37 @@ def test_keda_is_told_what_is_wanted_and_nothing_while_that_is_not_known(served:
         assert keda.is_active().result
     with pytest.raises(EnvironmentCheckError, match=r"keda\.listen.*cannot be listened on"):
         asyncio.run(ScalerService(Address.parse(address), lambda: 0).start())
+
+
+def test_keda_needs_a_certificate_where_the_scaler_has_tls(tmp_path: Path) -> None:
+    ca = authority(tmp_path / "ca")
+    own, keda = (issued_certificate(tmp_path / name, ca, serial) for serial, name in enumerate(("own", "keda"), 1))
+    tls = ListenerTls(Path(own["certificate"]), Path(own["key"]), Path(ca["ca"]))
+
+    pair = {"private_key": Path(keda["key"]).read_bytes(), "certificate_chain": Path(keda["certificate"]).read_bytes()}
+    known, unknown = (grpc.ssl_channel_credentials(Path(ca["ca"]).read_bytes(), **shown) for shown in (pair, {}))
+
+    async def ask(port: int, credentials: Any) -> Any:
+        async with grpc.aio.secure_channel(f"localhost:{port}", credentials) as channel:
+            (value,) = (await Keda(channel).metrics()).metricValues
+            return value.metricValueFloat
+
+    async def scenario() -> None:
+        service = ScalerService(HERE, lambda: 3, tls)
+        await service.start()
+        try:
+            assert await ask(service.port, known) == 3
+            with pytest.raises(grpc.RpcError):
+                await ask(service.port, unknown)
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{service.port}") as plain:
+                with pytest.raises(grpc.RpcError):
+                    await Keda(plain).metrics()
+        finally:
+            await service.close()
+        with pytest.raises(EnvironmentCheckError, match=r"launch\.kubernetes\.keda\.tls: .*none\.pem cannot be read"):
+            await ScalerService(HERE, lambda: 3, replace(tls, key=tmp_path / "none.pem")).start()
+
+    asyncio.run(scenario())
 
 
 def test_a_surge_gets_its_servers_through_keda(served: tuple[list[int | None], str], monkeypatch: pytest.MonkeyPatch) -> None:

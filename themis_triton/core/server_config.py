@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from themis_triton.core.address import Address
+from themis_triton.core.listener_tls import ListenerTls
 from themis_triton.core.model_config import ModelInputs
 
 
@@ -157,10 +158,11 @@ class LocalLaunchConfig(LaunchConfig):
 
 @dataclass(frozen=True, slots=True)
 class KedaConfig:
-    """Servers as the pods with these labels, of a Deployment that KEDA scales by what it is told at `listen`."""
+    """Servers as the pods with these labels, of a Deployment that KEDA scales by what it is told at `listen`. `tls` None: plain."""
 
     listen: Address
     selector: tuple[tuple[str, str], ...]
+    tls: ListenerTls | None = None
 
 
 @dataclass(frozen=True, slots=True)

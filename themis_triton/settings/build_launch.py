@@ -18,7 +18,7 @@ from themis_triton.core.config import (
     SlurmLaunchConfig,
 )
 from themis_triton.settings.graph import ensembles
-from themis_triton.settings.kubernetes import KubernetesSettings
+from themis_triton.settings.kubernetes import KedaSettings, KubernetesSettings
 from themis_triton.settings.loading import Loaded
 from themis_triton.settings.model_files import launch_repositories
 from themis_triton.settings.models import ModelSettings
@@ -83,7 +83,7 @@ def _pods(loaded: Loaded, pods: KubernetesSettings, common: dict[str, Any]) -> K
     return KubernetesLaunchConfig(
         namespace=pods.namespace,
         pod_template=loaded.resolve(pods.pod_template) if pods.pod_template is not None else Path(),
-        keda=KedaConfig(Address.parse(pods.keda.listen), tuple(pods.keda.selector.items())) if pods.keda is not None else None,
+        keda=_keda(loaded, pods.keda) if pods.keda is not None else None,
         key_file=loaded.resolve(pods.key_file),
         key_secret=pods.key_secret,
         sidecar=pods.sidecar,
@@ -96,6 +96,11 @@ def _pods(loaded: Loaded, pods: KubernetesSettings, common: dict[str, Any]) -> K
         instance_memory_bytes=int(pods.instance_memory or 0),
         **common,
     )
+
+
+def _keda(loaded: Loaded, keda: KedaSettings) -> KedaConfig:
+    tls = keda.tls.to_core(loaded.resolve) if keda.tls is not None else None
+    return KedaConfig(Address.parse(keda.listen), tuple(keda.selector.items()), tls)
 
 
 def _ray(loaded: Loaded, ray: RaySettings, common: dict[str, Any]) -> RayLaunchConfig:

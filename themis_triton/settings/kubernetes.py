@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from themis_triton.core.config import KubernetesLaunchConfig
 from themis_triton.settings.kinds import Count, FilePath, KubernetesName, Listen, PositiveSeconds, Quantity, Section, Size, one_of, refusal
+from themis_triton.settings.listener_tls import ListenerTlsSettings
 
 _PODS = KubernetesLaunchConfig(slots=(), model_repository=Path())
 _TEMPLATE_ONLY = ("instance_cpu", "instance_memory", "owner_deployment")
@@ -18,6 +19,7 @@ class KedaSettings(Section):
 
     listen: Listen = Field(description="listener of the external scaler (gRPC), such as 0.0.0.0:9190, which KEDA must reach")
     selector: dict[str, str] = Field(min_length=1, description="labels of the Deployment's pods")
+    tls: ListenerTlsSettings | None = Field(default=None, description="TLS of `listen`; by default it has none")
 
 
 class KubernetesSettings(Section):

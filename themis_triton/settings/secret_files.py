@@ -32,6 +32,9 @@ def _named_files(loaded: Loaded) -> Iterator[tuple[KeyPath, object, str]]:
     envoy = loaded.section("envoy")
     for key in ("certificate", "key", "client_ca"):
         yield ("envoy", "xds", "tls", key), mapping(mapping(envoy.get("xds")).get("tls")).get(key), "the path of a PEM file"
+    keda = mapping(mapping(loaded.section("launch").get("kubernetes")).get("keda"))
+    for key in ("certificate", "key", "client_ca"):
+        yield ("launch", "kubernetes", "keda", "tls", key), mapping(keda.get("tls")).get(key), "the path of a PEM file"
     yield ("envoy", "api_keys"), envoy.get("api_keys"), "the path of a file with a client and its key a line"
     yield ("envoy", "jwt", "jwks"), mapping(envoy.get("jwt")).get("jwks"), "the path of a JSON Web Key Set"
     expected = "the path of a file with a token, such as `openssl rand -hex 32` prints"

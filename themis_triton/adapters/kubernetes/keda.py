@@ -41,7 +41,7 @@ class KedaLauncher(KubernetesLauncher):
         self._keda = config.keda
         super().__init__(config, state_directory, deprioritize_after_s)
         self._asked: set[str] = set()
-        self._scaler = ScalerService(self._keda.listen, self.wanted)
+        self._scaler = ScalerService(self._keda.listen, self.wanted, self._keda.tls)
 
     def wanted(self) -> int | None:
         """The servers wanted: those that have a pod and those that wait for one; None before the pods are known."""

@@ -9,8 +9,10 @@ from typing import Any
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
+from themis_triton.adapters.grpc_tls import server_credentials
 from themis_triton.core.address import Address
 from themis_triton.core.errors import EnvironmentCheckError
+from themis_triton.core.listener_tls import ListenerTls
 
 SERVICE = "externalscaler.ExternalScaler"
 METRIC = "servers"
@@ -67,17 +69,18 @@ MESSAGES = _message_classes()
 class ScalerService:
     """Answers KEDA with `wanted()`: the servers wanted, or None while that is not known, which is UNAVAILABLE: KEDA then changes nothing.
 
-    Use it from one event loop, and `close` it there.
+    Use it from one event loop, and `close` it there. `tls`: the listener's; None: it has none.
     """
 
-    def __init__(self, listen: Address, wanted: Callable[[], int | None]) -> None:
+    def __init__(self, listen: Address, wanted: Callable[[], int | None], tls: ListenerTls | None = None) -> None:
         self._listen = listen
+        self._tls = tls
         self._wanted = wanted
         self._server: Any = None
         self.port = listen.port
 
     async def start(self) -> None:
-        """Listen; does nothing when it listens already. EnvironmentCheckError where the address is taken."""
+        """Listen; does nothing when it listens already. EnvironmentCheckError where the address is taken or a PEM file is unreadable."""
         if self._server is not None:
             return
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
@@ -92,8 +95,10 @@ class ScalerService:
             for name, (kind, call, request, response) in calls.items()
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        address = self._listen.authority
+        credentials = server_credentials(self._tls, "launch.kubernetes.keda.tls") if self._tls is not None else None
         try:
-            self.port = server.add_insecure_port(self._listen.authority)
+            self.port = server.add_secure_port(address, credentials) if credentials is not None else server.add_insecure_port(address)
         except RuntimeError as error:
             fix = "stop what listens there, or choose another port"
             raise EnvironmentCheckError(f"launch.kubernetes.keda.listen: {self._listen} cannot be listened on. Fix: {fix}") from error

@@ -31,7 +31,7 @@ from themis_triton.adapters.envoy.xds.resources import (
 )
 from themis_triton.adapters.envoy.xds.shares import Shares, with_shares
 from themis_triton.adapters.envoy.xds.stream import EnvoyStream
-from themis_triton.adapters.envoy.xds.tls import client_context, server_credentials
+from themis_triton.adapters.grpc_tls import client_context, server_credentials
 from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig, XdsConfig
 from themis_triton.core.errors import EnvironmentCheckError, ServerError
@@ -118,7 +118,7 @@ class XdsServer:
         request, response = (message_class(f"{_MESSAGES}{kind}") for kind in ("Request", "Response"))
         method = grpc.stream_stream_rpc_method_handler(self._serve, request.FromString, response.SerializeToString)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"DeltaAggregatedResources": method}),))
-        credentials = server_credentials(self.config.tls) if self.config.tls is not None else None
+        credentials = server_credentials(self.config.tls, "envoy.xds.tls") if self.config.tls is not None else None
         try:
             address = self.config.listen.authority
             self.port = server.add_secure_port(address, credentials) if credentials is not None else server.add_insecure_port(address)

@@ -1,4 +1,4 @@
-"""TLS of the discovery service: its PEM files are read again for each connection once they changed."""
+"""TLS of the listeners of gRPC, xDS and KEDA's scaler: their PEM files are read again for each connection once they changed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from themis_triton.core.errors import EnvironmentCheckError
 from themis_triton.core.listener_tls import ListenerTls
 
 
-def server_credentials(tls: ListenerTls) -> Any:  # noqa: ANN401 - grpc has no types
-    """The credentials of the listener. EnvironmentCheckError where a file cannot be read."""
+def server_credentials(tls: ListenerTls, key: str) -> Any:  # noqa: ANN401 - grpc has no types
+    """The credentials of the listener with this key in the settings. EnvironmentCheckError where a file cannot be read."""
     known = files_version(*tls.files)
 
     def renewed() -> Any:  # noqa: ANN401 - as above
@@ -32,7 +32,7 @@ def server_credentials(tls: ListenerTls) -> Any:  # noqa: ANN401 - grpc has no t
     try:
         first = _configuration(tls)
     except OSError as error:
-        raise EnvironmentCheckError(f"envoy.xds.tls: {error.filename} cannot be read ({error.strerror}). Fix: correct its path") from error
+        raise EnvironmentCheckError(f"{key}: {error.filename} cannot be read ({error.strerror}). Fix: correct its path") from error
     required = tls.client_ca is not None and tls.require_client_certificate
     return grpc.dynamic_ssl_server_credentials(first, renewed, require_client_authentication=required)
 
