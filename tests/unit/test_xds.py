@@ -36,7 +36,7 @@ from themis_triton.adapters.envoy.xds.resources import (
     listeners,
 )
 from themis_triton.adapters.envoy.xds.server import SERVICE, XdsServer
-from themis_triton.adapters.envoy.xds.shares import OWN, ArrivalShares, steady, with_shares
+from themis_triton.adapters.envoy.xds.shares import OWN, STEADY, STEADY_REFUSING, ArrivalShares, steady, with_shares
 from themis_triton.adapters.envoy.xds.stats import SummedStats
 from themis_triton.adapters.envoy.xds.stream import EnvoyStream
 from themis_triton.commands.envoy_bootstrap_command import EnvoyFlags, envoy_bootstrap_command
@@ -371,6 +371,10 @@ def test_requests_that_are_long_ago_count_no_more_and_small_changes_are_not_sent
     assert shares.split("detect", 60.0, (OWN, "a"))["a"] > 0.9
     assert steady({"a": 0.5, "b": 0.5}, {"a": 0.55, "b": 0.45})
     assert not steady({"a": 0.5, "b": 0.5}, {"a": 0.6, "b": 0.4})
+    assert shares.tolerance("detect", (OWN, "a")) == STEADY
+    shares.add("a", "detect", 10.0, 1055.0, refused=2.0)
+    assert shares.tolerance("detect", (OWN, "a")) == STEADY_REFUSING
+    assert not steady({"a": 0.5, "b": 0.5}, {"a": 0.55, "b": 0.45}, STEADY_REFUSING)
     assert not steady({"a": 1.0}, {"a": 0.95, "b": 0.05})
 
 

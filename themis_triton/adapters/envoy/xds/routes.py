@@ -63,7 +63,8 @@ class SharedRoutes:
         envoys = [OWN, *(node.name for node in self._server.nodes)]
         limits = {model: route.limit for model, route in table.models.items() if route.limit is not None}
         now = {model: self._arrivals.split(model, limit.requests_per_s, envoys) for model, limit in limits.items()}
-        kept = {model: before for model, parts in now.items() if steady(before := self._parts.get(model, {}), parts)}
+        tolerances = {model: self._arrivals.tolerance(model, envoys) for model in now}
+        kept = {model: before for model, parts in now.items() if steady(before := self._parts.get(model, {}), parts, tolerances[model])}
         self._parts = now | kept
         return len(kept) < len(now)
 

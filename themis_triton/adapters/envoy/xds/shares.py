@@ -18,8 +18,8 @@ RESERVE = 0.1
 """The part of a limit that Envoys without requests share, beside what the others get: so much more may pass when clients move."""
 MIN_ARRIVALS = 20.0
 """With fewer remembered arrivals of a model its limit is split equally."""
-STEADY = 0.15
-"""Parts stay as they are until one has changed by so much of itself."""
+STEADY, STEADY_REFUSING = 0.15, 0.05
+"""Parts stay as they are until one has changed by so much of itself; the latter while requests are refused."""
 Shares = Mapping[str, Mapping[str, float]]
 """By Envoy, and by model."""
 
@@ -29,9 +29,11 @@ class _Count:
     at_s: float
     arrivals: float = 0.0
     recent: float = 0.0
+    refused: float = 0.0
 
-    def add(self, arrivals: float, at_s: float) -> None:
-        self.arrivals, self.recent, self.at_s = self.at(at_s) + arrivals, self._kept(self.recent, at_s, RECENT_S) + arrivals, at_s
+    def add(self, arrivals: float, refused: float, at_s: float) -> None:
+        recent, before = self._kept(self.recent, at_s, RECENT_S), self._kept(self.refused, at_s, MEMORY_S)
+        self.arrivals, self.recent, self.refused, self.at_s = self.at(at_s) + arrivals, recent + arrivals, before + refused, at_s
 
     def at(self, now_s: float) -> float:
         """The arrivals that are remembered."""
@@ -53,9 +55,9 @@ class ArrivalShares:
     _newest_s: float = 0.0
     _kept: frozenset[str] = frozenset()
 
-    def add(self, envoy: str, model: str, arrivals: float, at_s: float) -> None:
-        """Count requests that arrived at an Envoy."""
-        self._counts.setdefault((envoy, model), _Count(at_s)).add(arrivals, at_s)
+    def add(self, envoy: str, model: str, arrivals: float, at_s: float, refused: float = 0.0) -> None:
+        """Count requests that arrived at an Envoy, and those of them that it refused."""
+        self._counts.setdefault((envoy, model), _Count(at_s)).add(arrivals, refused, at_s)
         self._newest_s = max(self._newest_s, at_s)
 
     def keep(self, envoys: frozenset[str]) -> None:
@@ -63,6 +65,11 @@ class ArrivalShares:
         if envoys != self._kept:
             self._kept = envoys
             self._counts = {key: count for key, count in self._counts.items() if key[0] in envoys}
+
+    def tolerance(self, model: str, envoys: Sequence[str]) -> float:
+        """By how much of itself a part may be another one than was sent."""
+        counts = [count for name in envoys if (count := self._counts.get((name, model))) is not None]
+        return STEADY_REFUSING if sum(count.refused for count in counts) >= 1.0 else STEADY
 
     def split(self, model: str, limit_rps: float, envoys: Sequence[str]) -> dict[str, float]:
         """The part of each Envoy. One whose requests are not counted, or not yet, has an equal part.
@@ -84,9 +91,9 @@ class ArrivalShares:
         return {name: (1.0 - spare) * by_requests[name] + spare * equal if name in seen else equal for name in envoys}
 
 
-def steady(before: Mapping[str, float], now: Mapping[str, float]) -> bool:
+def steady(before: Mapping[str, float], now: Mapping[str, float], tolerance: float = STEADY) -> bool:
     """Whether parts have changed too little to be sent anew."""
-    return before.keys() == now.keys() and all(abs(now[name] - part) <= STEADY * part for name, part in before.items())
+    return before.keys() == now.keys() and all(abs(now[name] - part) <= tolerance * part for name, part in before.items())
 
 
 def with_shares(table: RouteTable, shares: Mapping[str, float], otherwise: float) -> RouteTable:

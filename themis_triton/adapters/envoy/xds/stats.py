@@ -81,8 +81,10 @@ class SummedStats:
         for reading in readings:
             known = before.get(reading.model)
             if known is not None and reading.at_s > known.at_s:
-                since = reading.arrivals - known.arrivals
-                self._arrivals.add(envoy, reading.model, since if since >= 0.0 else reading.arrivals, reading.at_s)
+                known = known if reading.arrivals >= known.arrivals else _nothing(reading)  # it has started anew
+                self._arrivals.add(
+                    envoy, reading.model, reading.arrivals - known.arrivals, reading.at_s, max(0.0, reading.refused - known.refused)
+                )
         return {**before, **{reading.model: reading for reading in readings}}
 
     async def _connected(self) -> list[_Source]:
