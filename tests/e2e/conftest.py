@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.ray_cluster import SmallCluster, small_cluster
 from themis_triton.adapters.local.launcher import LocalLauncher
 from themis_triton.adapters.processes import stop_everything
 from themis_triton.core.config import DeviceSlot, LocalLaunchConfig
@@ -129,3 +130,12 @@ def video_server(launch: Launch) -> Iterator[Server]:
     """A ready server with the emulated video models; counts are whatever the last test left, so each test sets its own."""
     with launch("video", VIDEO) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[SmallCluster]:
+    """A real Ray cluster with two nodes that have a slot each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        with small_cluster(2) as running:
+            yield running

@@ -15,7 +15,7 @@ from tests.contracts.ports import EngineContract, LauncherContract, Ports, Scena
 from tests.e2e.conftest import REPOSITORY, SEVERAL_MACHINES, Launch
 from tests.e2e.daemon_setup import ADOPTED, beside
 from tests.e2e.node_loss import POLICY, node_types, surge_with_a_lost_node
-from tests.e2e.ray_cluster import SmallCluster, small_cluster
+from tests.e2e.ray_cluster import SmallCluster
 from themis_triton.adapters.ray.launcher import RayLauncher
 from themis_triton.adapters.ray.orders import PLACED, actor_name
 from themis_triton.core.config import DeviceSlot, RayLaunchConfig
@@ -30,20 +30,12 @@ PATIENCE_S, SHORT_S = 30.0, 0.5
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[SmallCluster]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        with small_cluster(2) as running:
-            yield running
-
-
-@pytest.fixture(scope="module")
-def launcher(cluster: SmallCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RayLauncher, asyncio.Runner]]:
+def launcher(ray_cluster: SmallCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RayLauncher, asyncio.Runner]]:
     """One connection for all tests, in a loop of its own."""
     config = RayLaunchConfig(
         SLOTS,
         REPOSITORY,
-        address=cluster.address,
+        address=ray_cluster.address,
         namespace="contract",
         resources={"slot": 1},
         place_timeout_s=PATIENCE_S,
@@ -59,7 +51,7 @@ def launcher(cluster: SmallCluster, tmp_path_factory: pytest.TempPathFactory) ->
 
 class TestLauncher(LauncherContract, EngineContract):
     @pytest.fixture
-    def world(self, cluster: SmallCluster, launcher: tuple[RayLauncher, asyncio.Runner]) -> World:
+    def world(self, ray_cluster: SmallCluster, launcher: tuple[RayLauncher, asyncio.Runner]) -> World:
         ray, runner = launcher
         config = ray._config
 
@@ -70,7 +62,7 @@ class TestLauncher(LauncherContract, EngineContract):
 
         async def lose_node(server: Server) -> None:
             assert server.node is not None
-            cluster.add_node(cluster.kill_node(server.node))
+            ray_cluster.add_node(ray_cluster.kill_node(server.node))
             actor = actor_name(server.name, server.incarnation or "")
             await ray.cluster.wait_for(actor, lambda known: known is None or known.state != PLACED, PATIENCE_S)
 
@@ -95,21 +87,21 @@ def left_of(incarnations: set[str]) -> list[psutil.Process]:
 
 
 def test_a_surge_over_the_nodes_a_lost_node_and_a_killed_sidecar_fail_no_request(
-    launch: Launch, cluster: SmallCluster, tmp_path: Path
+    launch: Launch, ray_cluster: SmallCluster, tmp_path: Path
 ) -> None:
     section = {
         "kind": "ray",
         "model_repository": str(REPOSITORY),
         "stop_timeout_s": 3,
         "drain_timeout_s": 10,
-        "ray": {"address": cluster.address, "namespace": "surge", "resources": {"slot": 1}},
+        "ray": {"address": ray_cluster.address, "namespace": "surge", "resources": {"slot": 1}},
         "read_nodes_every_s": 1,
         "node_types": node_types("market"),
     }
     with beside(launch, tmp_path, slots=(), launch=section, policy=POLICY) as sidecar:
 
         async def lose(node: str) -> None:
-            cluster.add_node(cluster.kill_node(node))
+            ray_cluster.add_node(ray_cluster.kill_node(node))
 
         before, after = asyncio.run(surge_with_a_lost_node(sidecar, lose))
         ((lost, node),) = ((server, node) for server, node in before.items() if server not in after)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -18,11 +17,12 @@ import yaml
 
 from tests.contracts.leases import LeaseContract, Stores
 from tests.e2e.conftest import REPOSITORY, SEVERAL_MACHINES, Launch
-from tests.e2e.daemon_setup import START_TIMEOUT_S, Sidecar, Status, beside, launched, traffic
+from tests.e2e.daemon_setup import START_TIMEOUT_S, Sidecar, beside, launched, traffic
 from tests.e2e.node_loss import POLICY, SURGE_RPS, nodes
-from tests.e2e.ray_cluster import SmallCluster, small_cluster
+from tests.e2e.ray_cluster import SmallCluster
 from tests.e2e.test_xds_daemon import EDGE, edge
 from tests.e2e.triton_process import free_ports
+from tests.e2e.two_sidecars import follow, taken_over
 from tests.e2e.xds_setup import until_listening
 from themis_triton.adapters.envoy.xds.resources import Node
 from themis_triton.adapters.ray.cluster import RayCluster
@@ -33,25 +33,16 @@ from themis_triton.ports import LeaseStore
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
 pytestmark = [pytest.mark.e2e, SEVERAL_MACHINES]
-LEADS_WITHIN_S, TICKS_WITHIN_S = 5.0, 15.0
 FOLLOWS_WITHIN_S = 20.0
 _NAMESPACES = count(1)
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[SmallCluster]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        with small_cluster(2) as running:
-            yield running
-
-
 class TestRay(LeaseContract):
     @pytest.fixture
-    def stores(self, cluster: SmallCluster, tmp_path: Path) -> Stores:
+    def stores(self, ray_cluster: SmallCluster, tmp_path: Path) -> Stores:
         @asynccontextmanager
         async def stores() -> AsyncIterator[Callable[[], LeaseStore]]:
-            config = RayLaunchConfig((), tmp_path, address=cluster.address, namespace=f"lease-{next(_NAMESPACES)}")
+            config = RayLaunchConfig((), tmp_path, address=ray_cluster.address, namespace=f"lease-{next(_NAMESPACES)}")
             connections: list[RayCluster] = []
 
             def connect() -> LeaseStore:
@@ -84,29 +75,8 @@ def second(first: Sidecar, discovery: str, folder: Path) -> Iterator[Sidecar]:
         sidecar.end()
 
 
-def leads(status: Status) -> bool:
-    """Whether this very sidecar leads and has ticked."""
-    return bool(status["leader"]["here"] and status["tick"])
-
-
-async def follow(sidecar: Sidecar) -> None:
-    """Start a sidecar while another one leads."""
-    sidecar.spawn()
-    await sidecar.until("who leads", lambda s: bool(s["leader"] and s["leader"]["name"]) and not s["leader"]["here"], START_TIMEOUT_S)
-
-
-async def taken_over(sidecar: Sidecar, at_s: float) -> Status:
-    """The first tick of the next leader, which has the lead in time. `at_s`: when the former one was ended, by the time of day."""
-    status = await sidecar.until("the lead", leads, TICKS_WITHIN_S)
-    led_s = status["leader"]["since_s"] - at_s
-    sys.stdout.write(f"led after {led_s:.2f} s, first tick after {status['at_s'] - at_s:.2f} s\n")
-    assert 0.0 < led_s < LEADS_WITHIN_S
-    assert status["events"][0]["kinds"] == ["leadership_taken_over"]
-    return status
-
-
 def test_the_second_sidecar_takes_over_from_a_killed_and_from_a_paused_leader_and_nothing_is_done_twice(
-    launch: Launch, cluster: SmallCluster, tmp_path: Path
+    launch: Launch, ray_cluster: SmallCluster, tmp_path: Path
 ) -> None:
     ports = free_ports(4)
     discovery = [f"127.0.0.1:{port}" for port in ports[:2]]
@@ -117,7 +87,7 @@ def test_the_second_sidecar_takes_over_from_a_killed_and_from_a_paused_leader_an
         "model_repository": str(REPOSITORY),
         "stop_timeout_s": 3,
         "drain_timeout_s": 10,
-        "ray": {"address": cluster.address, "namespace": "two", "servers": 2, "resources": {"slot": 1}},
+        "ray": {"address": ray_cluster.address, "namespace": "two", "servers": 2, "resources": {"slot": 1}},
     }
     sections: dict[str, Any] = {"launch": section, "envoy": envoy, "policy": POLICY, "standby": {"kind": "ray"}}
     with (
