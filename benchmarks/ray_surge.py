@@ -3,7 +3,8 @@
 `python benchmarks/ray_surge.py` takes eleven minutes and writes results/ray-surge.json; `--only KIND` measures one run anew. The runs are
 on a head and three nodes with one slot each, with Ray's own times: a node's raylet is killed; everything of a node is killed at once, as if
 the machine had gone; the head's control store is killed, also where nodes wait for it (`RAY_gcs_rpc_server_reconnect_timeout_s`). In the
-first two the sidecar is killed afterwards and started again. Every request is counted.
+first two the sidecar is killed afterwards and started again. Every request is counted. Where the head is killed, those that failed once Ray
+had ended its nodes, and their servers with them, are counted apart: no server was left for them.
 """
 
 from __future__ import annotations
@@ -110,10 +111,11 @@ async def surge(sidecar: Sidecar, cluster: SmallCluster, kind: str, seen: set[st
     load = PipelineLoad(pipeline.name, pipeline.client_calls, pipeline.slo_ms, trace)
     async with LoadProcess(LoadOptions(sidecar.grpc_address, (load,))) as running:
         watch = asyncio.create_task(kills(sidecar, cluster, kind, seen))
-        async for _ in running.seconds():
-            pass
-        figures = await watch
+        failures = [(time.monotonic(), second.failed) async for second in running.seconds()]
+        figures, ended_s = await watch
         (summary,) = running.report.summaries
+    if ended_s is not None:
+        figures["failed_once_nodes_ended"] = sum(failed for at_s, failed in failures if at_s >= ended_s)
     return {
         "requests": summary.requests,
         "failed": summary.failed,
@@ -125,19 +127,25 @@ async def surge(sidecar: Sidecar, cluster: SmallCluster, kind: str, seen: set[st
     }
 
 
-async def kills(sidecar: Sidecar, cluster: SmallCluster, kind: str, seen: set[str]) -> dict[str, Any]:
-    """Kill once the surge has servers on two nodes; the times in seconds."""
+async def kills(sidecar: Sidecar, cluster: SmallCluster, kind: str, seen: set[str]) -> tuple[dict[str, Any], float | None]:
+    """Kill once the surge has servers on two nodes; the times in seconds, and with a lost head when the first server had ended by it."""
     full = places(await sidecar.until("servers on two nodes", lambda status: len(places(status)) >= 2, WAIT_S))
     await asyncio.sleep(SETTLED_S)
     seen.update(full)
     figures: dict[str, Any] = {"servers": len(full), "nodes": len(set(full.values()))}
     lost, began_s = next(iter(full)), time.monotonic()
     if kind.startswith("head"):
+        tritons = [process for process in left_of(seen) if "tritonserver" in process.name()]
         cluster.kill_head()
         await sidecar.until("its words", lambda _: b"ray_unreachable" in sidecar.log.read_bytes(), WAIT_S)
         figures["told_s"] = since(began_s)
         status = await sidecar.until("servers", lambda _: time.monotonic() - began_s > HEADLESS_S, WAIT_S)
-        return figures | {"servers_30_s_later": len(places(status))}
+        figures["servers_30_s_later"] = len(places(status))
+        if kind != "head":
+            return figures, None
+        await sidecar.until("the end of a server", lambda _: not all(process.is_running() for process in tritons), WAIT_S)
+        figures["first_server_ended_s"] = since(began_s)
+        return figures, time.monotonic()
     if kind == "machine":
         kill_all(lost)
     cluster.kill_node(full[lost])
@@ -150,7 +158,7 @@ async def kills(sidecar: Sidecar, cluster: SmallCluster, kind: str, seen: set[st
     await asyncio.sleep(DOWN_S)
     began_s = time.monotonic()
     again = places(await sidecar.start())
-    return figures | {"restarted_s": since(began_s), "adopted": len(again.keys() & now.keys()), "of": len(now)}
+    return figures | {"restarted_s": since(began_s), "adopted": len(again.keys() & now.keys()), "of": len(now)}, None
 
 
 def kill_all(incarnation: str) -> None:
