@@ -70,7 +70,7 @@ def test_what_runs_is_shown_beside_what_may_run_and_how_old_each_source_is() -> 
     routes = (route(DETECTOR, NOW_S - 0.25, 10.0),)
     servers = [server("a", (3, 1), slot="cpu:0"), server("b", (2, 1), slot="cpu:1")]
     first = record(seen=replace(snapshot(servers), readings=readings, routes=routes))
-    later = replace(snapshot(servers, NOW_S + 4.0), readings=(ServerReading("a", NOW_S + 4.0, error="refused"),))
+    later = replace(snapshot(servers, NOW_S + 4.0), readings=(ServerReading("a", NOW_S + 4.0, error="refused"),), free_places={"cheap": 3})
     target = Target({each.name: each.models for each in servers}, {"cpu:2": servers[0].models}, retire=("b",))
     decision = Decision("d", NOW_S, "themis", Stage.ABSORB, Reason.SURGE, target, (EVIDENCE,))
     exporter.take(first, 0.004)
@@ -84,6 +84,7 @@ def test_what_runs_is_shown_beside_what_may_run_and_how_old_each_source_is() -> 
     assert result["themis_max_instances", DETECTOR] == config().models[DETECTOR].max_instances
     assert result["themis_cost_per_second",] == 27.0
     assert not [name for name, *_ in result if name == "themis_price_per_hour"]
+    assert result["themis_free_places", "cheap"] == 3.0
     exporter.show_times(priced(config(slots=4), {"cpu:0": 2.5, "cpu:1": 0.5, "cpu:2": 4.0}), 0.3, 0.05)
     prices = {labels[0]: price for (name, *labels), price in samples(exporter).items() if name == "themis_price_per_hour"}
     assert prices == {"cheap": 0.5, "dear": 2.5}

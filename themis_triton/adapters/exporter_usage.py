@@ -26,6 +26,9 @@ class UsageMetrics:
             "themis_wanted_instances", "Instances that the newest decision wants on all servers", ["model"], registry=registry
         )
         self._most = Gauge("themis_max_instances", "Most instances of a model on a device, as bounded", ["model"], registry=registry)
+        self._places = Gauge(
+            "themis_free_places", "How many more servers find a node, as the engine last said", ["node_type"], registry=registry
+        )
         self._slots = Gauge("themis_slots", "Slots for launched servers, used and free", ["state"], registry=registry)
         self._age = Gauge(
             "themis_source_age_seconds", "Age of the last good reading of Envoy and of a server", ["source"], registry=registry
@@ -46,6 +49,9 @@ class UsageMetrics:
         self._cost.set(running_price((server.models for server in servers), config))
         for node_type, price in (hourly_prices(servers, config) or {}).items():
             self._price.labels(node_type).set(price)
+        self._places.clear()
+        for node_type, places in record.snapshot.free_places.items():
+            self._places.labels(node_type).set(places)
         wanted = _instances(record.snapshot) if record.decision.target is None else _wanted(record.decision.target)
         for name, model in config.models.items():
             self._wanted.labels(name).set(wanted[name])
