@@ -93,6 +93,13 @@ def test_cores_are_not_given_up_at_once_where_counters_are_old() -> None:
     assert cores(once(fleet, 5.0, backlog=2.0, age_s=1.0), DETECTOR) == [4, 4, 4]
 
 
+def test_late_requests_let_others_pass_after_the_margin_for_waits_where_cores_come_slowly() -> None:
+    quick = paper_video()
+    assert quick.deprioritize_after_s[DETECTOR] == 0.5 * 0.3
+    slow = {name: replace(m, profile=replace(m.profile, instance_init_s=1.2)) for name, m in quick.models.items()}
+    assert replace(quick, models=slow).deprioritize_after_s[DETECTOR] == 0.35 * 300.0 / 1000.0
+
+
 def test_quick_levers_shrink_in_one_step_and_set_batches_side_by_side() -> None:
     fleet = replicas(DETECTOR, (4, 4, 4), batch=3) + replicas(CLASSIFIER, (4, 4), batch=3)
     decision = once(fleet, 5.0)

@@ -17,7 +17,7 @@ from themis_triton.settings import load_settings
 from themis_triton.settings.shipped import shipped
 
 PAPER = {
-    "themis": (2983, 15, 11536.2),
+    "themis": (2983, 8, 11259.0),
     "themis-paper": (2983, 88, 12434.0),
     "horizontal": (2983, 1228, 10773.0),
     "vertical": (2983, 83, 11700.0),
@@ -25,7 +25,7 @@ PAPER = {
     "static": (2983, 16, 15660.0),
     "queue-time": (2983, 2617, 6012.0),
     "concurrency": (2983, 1115, 81501.0),
-    "vertical-themis": (2983, 2, 10355.4),
+    "vertical-themis": (2983, 5, 10355.4),
     "oracle": (2983, 1, 10745.75),
     "clairvoyant": (2983, 0, 7931.0),
 }

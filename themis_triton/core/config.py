@@ -15,7 +15,7 @@ from themis_triton.core.listener_tls import ListenerTls
 from themis_triton.core.model_config import LatencyTable, ModelConfig, ModelInputs, ModelProfile, ProfileOrigin
 from themis_triton.core.options import option
 from themis_triton.core.pipeline_config import Overload, PipelineConfig, StageCalls
-from themis_triton.core.policy import DEPRIORITIZE_AFTER_SLO_FRACTION, PolicyConfig, PolicyName
+from themis_triton.core.policy import DEPRIORITIZE_AFTER_SLO_FRACTION, PolicyConfig, PolicyName, QueueingModel
 from themis_triton.core.retention import RetentionConfig
 from themis_triton.core.server_config import (
     AdoptedServer,
@@ -245,7 +245,8 @@ class ThemisConfig:
     def deprioritize_after_s(self) -> dict[str, float]:
         """By batching model, the waiting time after which a request is served after all others: the maximum over its pipelines.
 
-        A model that a pipeline without it shares is served in turn.
+        A model that a pipeline without it shares is served in turn. Where plans leave a margin for waits and instances take longer than
+        a tick, the margin bounds it: a queue that is longer does not become shorter in time.
         """
         longest_ms, in_turn = dict[str, float](), set[str]()
         for pipeline in self.pipelines:
@@ -254,6 +255,10 @@ class ThemisConfig:
             else:
                 in_turn.update(pipeline.stages)
         fraction = self.policy.deprioritize_after_slo_fraction or DEPRIORITIZE_AFTER_SLO_FRACTION
+        if self.policy.queueing is QueueingModel.SLO_MARGIN and any(
+            self.models[stage].profile.instance_init_s > self.policy.tick_s for stage in longest_ms
+        ):
+            fraction = min(fraction, self.policy.slo_margin_fraction)
         chosen = [stage for stage in longest_ms if stage not in in_turn and self.models[stage].max_batch > 1]
         return {stage: longest_ms[stage] * fraction / 1000.0 for stage in chosen}
 
