@@ -169,3 +169,26 @@ def test_samples_count_requests_whose_end_was_found_after_a_gap() -> None:
     for at_s, ended_then in ((0.0, {}), (1.0, {}), (14.0, counted), (15.0, {}), (21.0, {})):
         rows += samples.take(record(seen=snapshot(at_s=at_s)), config(), ended_then)
     assert [(row.at_s, row.requests, row.late_requests) for row in rows] == [(0.0, 0.0, 0.0), (15.0, 7.0, 2.0)]
+
+
+def test_of_many_pipelines_each_is_counted_within_seconds_and_no_request_twice() -> None:
+    pipelines = [replace(LONE, name=f"p{n}", stages=(f"m{n}",)) for n in range(300)]
+    counter, counted, last_s, at_once, longest_s = (
+        RequestCounter(),
+        dict.fromkeys([p.name for p in pipelines], 0.0),
+        dict[str, float](),
+        0,
+        0.0,
+    )
+    for number in range(41):
+        at_s = 0.25 * number
+        latency = LatencyHistogram(BOUNDS_MS, tuple(float(number) if bound >= 100.0 else 0.0 for bound in BOUNDS_MS))
+        routes = tuple(RouteReading(pipeline.front, at_s, float(number), 0.0, 0.0, latency) for pipeline in pipelines)
+        now = counter.take(replace(snapshot(at_s=at_s), routes=routes), pipelines)
+        at_once = max(at_once, len(now))
+        for name, each in now.items():
+            counted[name] += each.requests
+            longest_s, last_s[name] = max(longest_s, at_s - last_s.get(name, 0.0)), at_s
+    assert at_once <= 100
+    assert longest_s <= 2.25
+    assert all(counted[name] == last_s[name] / 0.25 for name in counted)

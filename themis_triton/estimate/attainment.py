@@ -19,7 +19,7 @@ from themis_triton.estimate.latency import count_below, difference
 EVERY_S = 1.0
 """Requests are counted so often: a pipeline of several client calls takes a convolution."""
 AT_ONCE = 100
-"""So many pipelines are counted at once; of more, a quarter of all."""
+"""So many pipelines are counted at once; of more, an eighth, so that ticks take alike and each is counted about once in eight."""
 WAIT_S = 5.0
 """For so long the calls of the later stages are waited for, so that both ends of a request are in one count."""
 CELLS = 128
@@ -57,7 +57,7 @@ def _in_turn(pipelines: Sequence[PipelineConfig], since: Since, at_s: float) -> 
     due = [pipeline for pipeline in pipelines if pipeline.name in since and at_s - since[pipeline.name][0] >= EVERY_S]
     if len(due) <= AT_ONCE:
         return pipelines
-    oldest = nsmallest(max(AT_ONCE, len(pipelines) // 4), due, key=lambda pipeline: since[pipeline.name][0])
+    oldest = nsmallest(max(AT_ONCE // 2, len(pipelines) // 8), due, key=lambda pipeline: since[pipeline.name][0])
     return (*oldest, *[pipeline for pipeline in pipelines if pipeline.name not in since])
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
+from heapq import nlargest
 from operator import attrgetter
 
 from themis_triton.core.config import ModelConfig, PipelineConfig, ThemisConfig
@@ -15,7 +16,7 @@ from themis_triton.core.policy import DemandConfig, ForecastName, PolicyConfig
 from themis_triton.core.recurring import RecurringRise
 from themis_triton.core.replacing import replaced
 from themis_triton.estimate.attainment import Since, count_ended
-from themis_triton.estimate.calls import CallHistory, Calls, observe_calls, own_models
+from themis_triton.estimate.calls import SAMPLE_S, CallHistory, Calls, observe_calls, own_models
 from themis_triton.estimate.drift import UNKNOWN, Drift, DriftHistory, compared
 from themis_triton.estimate.executing import with_executing
 from themis_triton.estimate.failures import find_failures
@@ -34,6 +35,8 @@ DISPERSION_WINDOW_S = 0.5
 DISPERSION_OVER_S = 15.0
 MANY_SERVERS = 100
 """Of more servers, those that rest are read in turn, and what they did is not counted anew meanwhile."""
+MANY_PIPELINES = 100
+"""Of more pipelines, the calls of an eighth are looked at in a tick."""
 HOLDING = frozenset({Phase.SERVING, Phase.DRAINING, Phase.UNREACHABLE, Phase.UNRESPONSIVE})
 
 
@@ -253,7 +256,22 @@ def _calls(history: History, models: Mapping[str, ModelEstimate], config: Themis
     def calls_of(pipeline: PipelineConfig) -> Calls:
         return Calls(pipeline, own, partial(counted, pipeline), lambda model: models[model].in_flight)
 
-    return {p.name: observe_calls(history.calls.get(p.name), calls_of(p), now_s) for p in config.pipelines}
+    due = _counted_now(history.calls, config.pipelines, now_s)
+    return {
+        p.name: observe_calls(history.calls.get(p.name), calls_of(p), now_s) if p.name in due else history.calls[p.name]
+        for p in config.pipelines
+    }
+
+
+def _counted_now(calls: Mapping[str, CallHistory], pipelines: Sequence[PipelineConfig], now_s: float) -> Collection[str]:
+    """The pipelines whose calls are looked at: of many, those with the oldest samples, so that not all are due in one tick."""
+    names = [pipeline.name for pipeline in pipelines]
+    if len(names) <= MANY_PIPELINES:
+        return names
+    ages_s = {name: now_s - calls[name].since_s for name in names if name in calls}
+    due = {name: age_s for name, age_s in ages_s.items() if age_s >= SAMPLE_S}
+    oldest = nlargest(max(MANY_PIPELINES // 2, len(names) // 8), due, key=due.__getitem__)
+    return {*oldest, *(name for name in names if name not in calls)}
 
 
 def _per_request(pipeline: PipelineConfig, history: History) -> tuple[float, ...]:
