@@ -218,7 +218,7 @@ def test_a_fenced_port_begins_no_change_and_still_reads() -> None:
 
 def test_every_call_of_a_port_is_known_as_a_change_or_as_none() -> None:
     reads = {"read_models", "read_refusal", "list_ready", "list_stateful", "answers", "forget", "discover", "ensembles_of", "warm_up"}
-    reads |= {"use_inputs", "read_files_versions", "is_alive", "read_log", "wait_idle", "read_memory", "close"}
+    reads |= {"use_inputs", "read_files_versions", "list_nodes", "is_alive", "read_log", "wait_idle", "read_memory", "close"}
     for port in (ModelControl, ServerLauncher, RouteWriter):
         calls = {name for name in vars(port) if not name.startswith("_")}
         assert calls <= CHANGES | reads
