@@ -16,13 +16,16 @@ from themis_triton.decide.devices import FreeDevices
 from themis_triton.decide.joined import Joined, PipelineProposal
 from themis_triton.decide.plan_query import rounded_up_rps
 from themis_triton.decide.rules import Rules
-from themis_triton.decide.state import PolicyInput, PolicyState
+from themis_triton.decide.slow_target import Circumstances
+from themis_triton.decide.state import Division, PolicyInput, PolicyState
 from themis_triton.decide.view import PipelineView
 from themis_triton.plan.steps import by_retirement
 from themis_triton.solver.slot_allocation import PoolMember, divide_pool
 
 LEAVING = frozenset({Phase.DRAINING, Phase.STOPPING})
-POOL_FRACTION = 0.05  # step of the demands by which devices are divided, so that a division is not solved anew at every tick
+POOL_FRACTION = 0.05  # step of the demands by which devices are divided, so that what a pipeline makes of them is often known
+DIVIDE_EVERY_S = 1.0
+"""Devices are divided anew so often, and at once when the pool has changed or a demand has risen much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +39,17 @@ class Allocation:
 
 @dataclass(frozen=True, slots=True)
 class _Shares:
-    """Granted new places and launches of each pipeline and group, places given up for another pipeline, and the reasons."""
+    """Granted new places and launches of each pipeline and group, places given up for another pipeline, and the reasons.
+
+    `division`: of the devices, where these are short.
+    """
 
     extend: tuple[int, ...]
     launch: tuple[tuple[int, ...], ...]
     retire: tuple[str, ...]
     clamps: tuple[Clamp, ...]
     short_since_s: float | None
+    division: Division | None = None
 
 
 def allocate(
@@ -62,7 +69,7 @@ def allocate(
     joined.remove_remains()
     pipelines = {each.view.pipeline.name: each.result.state for each in proposals}
     target = Target(joined.servers, joined.launch, tuple(joined.retire), rules.whole_changes)
-    return Allocation(target, clamps, PolicyState(pipelines, shares.short_since_s, joined.present_changes()))
+    return Allocation(target, clamps, PolicyState(pipelines, shares.short_since_s, joined.present_changes(), division=shares.division))
 
 
 def _given(each: PipelineProposal, retire: tuple[str, ...]) -> tuple[str, ...]:
@@ -88,7 +95,8 @@ def _shares(
     leaves = any(server.phase in LEAVING for server in policy_input.snapshot.servers)
     since_s = at_s if state.short_since_s is None or leaves else state.short_since_s
     pooled = rules.config.planning.placement is Placement.COLOCATED and len(proposals) > 1
-    allotted = _handed_on(proposals, requested, _allotted(proposals, free)) if pooled else None
+    division = _divided(state.division, proposals, free, at_s) if pooled else None
+    allotted = _handed_on(proposals, requested, division.shares) if division is not None else None
     granted, left, slots_left, shared = [], free, slots, _shared(proposals)
     needed = [sum(map(min, own, each.view.lacking)) for each, own in zip(proposals, requested, strict=True)]
     firsts = needed if allotted is None else [0] * len(proposals)
@@ -107,7 +115,7 @@ def _shares(
     if allotted is not None and at_s - since_s >= rules.config.policy.slot_reallocation_delay_s:
         retire, more = _reallocated(proposals, allotted, missing)
         clamps += more
-    return _Shares(tuple(extend), tuple(granted), retire, tuple(clamps), since_s)
+    return _Shares(tuple(extend), tuple(granted), retire, tuple(clamps), since_s, division)
 
 
 def _launchable(each: PipelineProposal, devices: FreeDevices) -> tuple[int, ...]:
@@ -135,22 +143,25 @@ def _handed_on(proposals: Sequence[PipelineProposal], requested: Sequence[tuple[
     return given
 
 
-def _allotted(proposals: Sequence[PipelineProposal], free: int) -> tuple[int, ...]:
+def _divided(kept: Division | None, proposals: Sequence[PipelineProposal], free: int, at_s: float) -> Division:
     """Devices of each pipeline in the division with the smallest loss, of the free ones and those of removable places.
 
     A place that serves several pipelines is nobody's share, and what is busy there is not so on new servers.
     """
-    members, shared = [], _shared(proposals)
-    for each in proposals:
-        view, evidence = each.view, each.result.proposal.evidence
-        places = [place for place in view.groups[0].ready if place.server.name not in shared]
-        own = sum(not place.removable for place in places)
-        demand = rounded_up_rps(max(evidence.demand_fast_rps, evidence.demand_slow_rps), POOL_FRACTION)
-        problem = replaced(view.problem, demand_rps=demand, busy_elsewhere=view.counted_elsewhere if places else 0)
-        members.append(PoolMember(problem, view.pipeline.weight, own))
+    shared, every = _shared(proposals), [each.result.proposal.evidence for each in proposals]
     pool = free + sum(_pooled(each.view, shared) for each in proposals)
+    places = [[place for place in each.view.groups[0].ready if place.server.name not in shared] for each in proposals]
+    own = tuple(sum(not place.removable for place in each) for each in places)
+    demands = tuple(rounded_up_rps(max(each.demand_fast_rps, each.demand_slow_rps), POOL_FRACTION) for each in every)
+    now = Circumstances((pool, own, tuple(each.pipeline for each in every)), demands)
+    if kept is not None and at_s - kept.at_s < DIVIDE_EVERY_S and now.hardly_differ_from(kept.since):
+        return kept
+    members = []
+    for each, ready, count, demand in zip(proposals, places, own, demands, strict=True):
+        problem = replaced(each.view.problem, demand_rps=demand, busy_elsewhere=each.view.counted_elsewhere if ready else 0)
+        members.append(PoolMember(problem, each.view.pipeline.weight, count))
     shares = divide_pool(members, pool, proposals[0].view.planner.remembered)
-    return _within_bounds(proposals, members, _with_first_servers(proposals, members, shares, pool))
+    return Division(at_s, now, _within_bounds(proposals, members, _with_first_servers(proposals, members, shares, pool)))
 
 
 def _with_first_servers(

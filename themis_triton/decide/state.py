@@ -285,8 +285,17 @@ class StandingLimit:
 
 
 @dataclass(frozen=True, slots=True)
+class Division:
+    """Devices of the pool by pipeline, when they were divided, and under which circumstances."""
+
+    at_s: float
+    since: Circumstances
+    shares: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyState:
-    """The policy's state between ticks. `short_since_s`: since when slots have been short.
+    """The policy's state between ticks. `short_since_s`: since when slots have been short; `division`: how they are divided then.
 
     `changed_places`: servers with devices that the policy added to them, or began to give up.
     `left`: pipelines with the crowded servers that they have left. `limits`: the admission limits that hold, by pipeline.
@@ -301,6 +310,7 @@ class PolicyState:
     limits: Mapping[str, StandingLimit] = field(default_factory=dict)
     predictions: Predictions = field(default_factory=Predictions)
     resting_servers: frozenset[str] = frozenset()
+    division: Division | None = None
 
     def reset_windows(self) -> PolicyState:
         """The state after a time without observations, which earlier samples do not cover."""

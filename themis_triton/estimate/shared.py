@@ -20,11 +20,22 @@ Arrivals = Callable[[str, float], float]
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """The windows of the rates that plans use; the newest rate is the larger of two. `history_s`: what has been observed."""
+    """The windows of the rates that plans use; the newest rate is the larger of two. `history_s`: what has been observed.
+
+    `long_s`: that in which direct calls differ from noise; `observed_s`: the windows of direct calls that the history covers.
+    """
 
     recent_s: tuple[float, float]
     stable_s: float
     history_s: float
+    long_s: float = field(init=False)
+    observed_s: tuple[float, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Find the windows of direct calls."""
+        object.__setattr__(self, "long_s", min(LONG_WINDOW_S, self.history_s))
+        each = dict.fromkeys((self.long_s, self.stable_s, *self.recent_s))
+        object.__setattr__(self, "observed_s", tuple(window_s for window_s in each if 0.0 < window_s <= self.history_s))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +102,16 @@ class Sharing:
         return called_rps * _share(self.arrivals(front, window_s) - self.own_rps(front, window_s), explained)
 
     def _direct_rps(self, model: str) -> tuple[float, float]:
-        long_s, windows, callers = min(LONG_WINDOW_S, self.windows.history_s), self.windows, self._client_calls(model)
-        each = dict.fromkeys((long_s, windows.stable_s, *windows.recent_s))
-        surplus_rps = {window_s: self._surplus_rps(model, callers, window_s) for window_s in each}
-        return max(surplus_rps.values()), max(surplus_rps[long_s], surplus_rps[windows.stable_s])
+        callers, windows = self._client_calls(model), self.windows
+        surplus_rps = {window_s: rps for window_s in windows.observed_s if (rps := self._surplus_rps(model, callers, window_s)) > 0.0}
+        if not surplus_rps:
+            return 0.0, 0.0
+        return max(surplus_rps.values()), max(surplus_rps.get(windows.long_s, 0.0), surplus_rps.get(windows.stable_s, 0.0))
 
     def _surplus_rps(self, model: str, callers: Sequence[_Caller], window_s: float) -> float:
         """The arrivals of a model that its callers do not explain, beyond the noise and what was inside the pipelines before."""
         arrivals = self.arrivals(model, window_s)
-        if arrivals == 0.0 or not 0.0 < window_s <= self.windows.history_s:
+        if arrivals == 0.0:
             return 0.0
         rates = [(caller.calls, caller.calls * self.own_rps(caller.front, window_s)) for caller in callers]
         explained = sum([rps for _, rps in rates])
