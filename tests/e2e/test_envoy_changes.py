@@ -23,6 +23,7 @@ from tests.e2e.envoy_setup import (
     Gateway,
     Load,
     free_config,
+    load_until,
     outcome,
     read,
     running_envoy,
@@ -34,6 +35,7 @@ from tests.e2e.envoy_setup import (
 )
 from tests.e2e.test_envoy import stream_answers
 from tests.e2e.xds_setup import Edges, running_edges, until_listening
+from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.envoy.addresses import resolved_config
 from themis_triton.adapters.envoy.admin import EnvoyAdmin
 from themis_triton.adapters.envoy.clusters import WATCHED_MODELS
@@ -41,10 +43,12 @@ from themis_triton.adapters.envoy.files import EnvoyFiles
 from themis_triton.adapters.envoy.names import Protocol, model_cluster
 from themis_triton.adapters.envoy.process import EnvoyProcess
 from themis_triton.adapters.envoy.render import RenderInput
+from themis_triton.adapters.envoy.stats import EnvoyStats
 from themis_triton.adapters.envoy.xds.resources import Node
 from themis_triton.adapters.envoy.xds.routes import SharedRoutes
 from themis_triton.adapters.envoy.xds.server import XdsServer
-from themis_triton.adapters.envoy.xds.shares import ArrivalShares
+from themis_triton.adapters.envoy.xds.shares import OWN, ArrivalShares
+from themis_triton.adapters.envoy.xds.stats import SummedStats
 from themis_triton.adapters.http import HttpClient
 from themis_triton.adapters.triton.client import KEY_HEADER
 from themis_triton.adapters.triton.metrics import fetch_metrics
@@ -52,7 +56,7 @@ from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.errors import EnvironmentCheckError, ServerError
 from themis_triton.core.fleet import ModelState, Server
 from themis_triton.core.observation import RouteReading
-from themis_triton.core.routes import ModelRoute, RouteTable
+from themis_triton.core.routes import ModelRoute, RouteLimit, RouteTable
 
 pytestmark = pytest.mark.e2e
 
@@ -179,11 +183,11 @@ def test_envoys_elsewhere_take_routes_over_xds_under_load_refuse_bad_ones_and_ou
         assert [load.errors for load in asyncio.run(whole(edges))] == [{}, {}]
 
 
-def in_zones(*members: Server) -> RouteTable:
+def in_zones(*members: Server, limit: RouteLimit | None = None) -> RouteTable:
     """The first server in the west, the second one in the east."""
     zones = {"one": "west", "two": "east"}
     endpoints = tuple(replace(each, zone=zones[each.server]) for each in table_of(*members).any)
-    return RouteTable({MODEL: ModelRoute(endpoints)}, endpoints)
+    return RouteTable({MODEL: ModelRoute(endpoints, limit=limit)}, endpoints)
 
 
 async def answered_by(servers: tuple[Server, Server], node: Node, count: int = 20) -> tuple[float, float]:
@@ -211,15 +215,32 @@ async def stays_in_zone(servers: tuple[Server, Server], node: Node, number: int)
     assert (await answered_by(servers, node, 40))[number] == 40
 
 
-def test_clients_stay_in_their_zone_as_servers_come_and_go(servers: tuple[Server, Server], tmp_path: Path) -> None:
+async def refused(node: Node, stats: SummedStats) -> int:
+    """How many requests of one and a half seconds an Envoy refuses."""
+    await stats.read_routes()
+    end = asyncio.Event()
+    sending = asyncio.create_task(load_until(node.grpc_listen.authority, MODEL, 50.0, end))
+    for _ in range(5):
+        await asyncio.sleep(0.3)
+        await stats.read_routes()
+    end.set()
+    load = await sending
+    assert all("Themis: too much" in error for error in load.errors)
+    return load.errors.total()
+
+
+def test_clients_stay_in_their_zone_as_servers_come_and_go_and_a_limit_follows_them(servers: tuple[Server, Server], tmp_path: Path) -> None:
     one, two = servers
     envoy = asyncio.run(resolved_config(free_config(tmp_path)))
 
     async def scenario(edges: Edges) -> None:
-        (west, east), server = edges.nodes, XdsServer(edges.config)
+        (west, east), arrivals, server = edges.nodes, ArrivalShares(), XdsServer(edges.config)
         async with AsyncExitStack() as stack:
-            routes = SharedRoutes(EnvoyFiles(envoy), server, ArrivalShares())
+            routes = SharedRoutes(EnvoyFiles(envoy), server, arrivals)
             stack.push_async_callback(routes.close)
+            own = EnvoyStats(envoy, (MODEL,), SystemClock())
+            stats = SummedStats(own, lambda: server.nodes, lambda address: edges.stats(address, (MODEL,)), arrivals)
+            stack.push_async_callback(stats.close)
             await routes.write(in_zones(one, two))
             await until(lambda: len(server.proxies) == 2)
             await until_listening(edges.nodes)
@@ -230,6 +251,16 @@ def test_clients_stay_in_their_zone_as_servers_come_and_go(servers: tuple[Server
             await routes.write(in_zones(two, one))
             await stays_in_zone(servers, west, 0)
             await stays_in_zone(servers, east, 1)
+            await routes.write(in_zones(one, two, limit=RouteLimit(100.0, 30, reason="Themis: too much")))
+            assert await refused(west, stats) > 0  # it has a third of the limit, as each of three Envoys whose requests are not known
+            arrivals.add(OWN, MODEL, 0.0, SystemClock().now_s())  # the Envoy of the files, which does not run here
+            assert await routes.share_limits()
+            for _ in range(6):  # the requests to the other zone are remembered for seconds
+                if not await refused(west, stats):
+                    break
+                await routes.share_limits()
+            else:
+                pytest.fail("an Envoy that has all requests, half as many as the limit, refuses some of them")
 
     with running_edges(tmp_path, envoy) as edges:
         asyncio.run(scenario(edges))
