@@ -183,16 +183,18 @@ def within_pace(target: Target, snapshot: Snapshot, config: ThemisConfig) -> Gua
     Growth of a model whose requests wait is not divided: the rest of it would wait until the queue was empty.
     """
     left = config.policy.scale_up.max_added_instances
-    waiting = {(reading.server, model): c.pending for reading in snapshot.readings for model, c in reading.models.items()}
-    servers = {name: dict(models) for name, models in target.servers.items()}
     desired = {
-        (s.name, model): sum(target.servers[s.name][model].added(now).values())
+        (s.name, model): sum(state.added(now).values())
         for s in snapshot.servers
         if s.name in target.servers and s.name not in target.retire
         for model, now in s.models.items()
-        if model in target.servers[s.name] and f"{s.name}/{model}" not in snapshot.busy
+        if (state := target.servers[s.name].get(model)) is not None and state is not now and f"{s.name}/{model}" not in snapshot.busy
     }
     growing = {actuator: count for actuator, count in desired.items() if count > 0}
+    if not growing:
+        return target, ()  # the usual case
+    waiting = {(reading.server, model): c.pending for reading in snapshot.readings for model, c in reading.models.items()}
+    servers = {name: dict(models) for name, models in target.servers.items()}
     now = {(s.name, model): state for s in snapshot.servers for model, state in s.models.items()}
     granted = {actuator: count if waiting.get(actuator, 0.0) >= now[actuator].instances else 0 for actuator, count in growing.items()}
     total, left = sum(growing.values()), left - sum(granted.values())

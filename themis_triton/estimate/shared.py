@@ -76,6 +76,8 @@ class Sharing:
 
     def others(self, front: str, model: str) -> tuple[OtherDemand, ...]:
         """The demands that reach a stage of the pipelines of a front besides their own."""
+        if model in self.fronts and all(caller.front == front for caller in self.callers[model]):
+            return ()  # the usual case
         parts = [self._part(caller, front, model) for caller in self.callers[model] if caller.front != front]
         direct_rps = self._direct_rps(model) if model not in self.fronts else (0.0, 0.0)
         return tuple(part for part in (*parts, OtherDemand(None, *direct_rps)) if part.recent_rps > 0.0 or part.stable_rps > 0.0)
