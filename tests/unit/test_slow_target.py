@@ -14,7 +14,7 @@ from themis_triton.core.estimate import Estimate, PipelineEstimate
 from themis_triton.core.fleet import ModelState, Server
 from themis_triton.decide.planner import Planner
 from themis_triton.decide.rules import build_rules
-from themis_triton.decide.slow_target import Circumstances, is_in_turn
+from themis_triton.decide.slow_target import Circumstances, Planned, SlowTarget, is_in_turn
 from themis_triton.decide.state import PolicyInput, PolicyState
 
 NAMES = [f"m{number:02}" for number in range(20)]
@@ -35,6 +35,10 @@ def at_rates(rates_rps: Mapping[str, float], at_s: float) -> Estimate:
     return Estimate(at_s, pipelines=pipelines, history_s=60.0)
 
 
+def same(demands_rps: tuple[float, ...]) -> Circumstances:
+    return Circumstances(("same",), demands_rps)
+
+
 def planned(state: PolicyState, before: PolicyState) -> set[str]:
     """The pipelines whose slow loop planned in the last tick."""
     return {name for name in NAMES if before.pipelines.get(name) is None or state.pipelines[name].slow is not before.pipelines[name].slow}
@@ -50,10 +54,20 @@ def test_each_pipeline_plans_once_in_a_round(pipelines: int, places: int, rounds
 
 
 def test_demands_may_fall_and_rise_a_little() -> None:
-    before = Circumstances(("same",), (100.0, 40.0))
-    assert Circumstances(("same",), (20.0, 50.0)).hardly_differ_from(before)
-    assert not Circumstances(("same",), (20.0, 50.1)).hardly_differ_from(before)
+    before = same((100.0, 40.0))
+    assert same((20.0, 50.0)).hardly_differ_from(before)
+    assert not same((20.0, 50.1)).hardly_differ_from(before)
     assert not Circumstances(("another",), (100.0, 40.0)).hardly_differ_from(before)
+
+
+def test_a_target_holds_for_a_while_unless_a_demand_rises() -> None:
+    target = SlowTarget((1,), None, None, (1,), rises=False, lasting=(1,))
+    planned, falls, rises = Planned(NOW_S, same((100.0, 40.0)), target), same((50.0, 40.0)), same((103.0, 40.0))
+    assert planned.holds(NOW_S + 0.75, falls, in_turn=True)
+    assert not planned.holds(NOW_S + 1.0, falls, in_turn=True)
+    assert not planned.holds(NOW_S + 0.25, rises, in_turn=True)
+    assert not planned.holds(NOW_S + 0.25, Circumstances(("another",), (100.0, 40.0)), in_turn=True)
+    assert planned.holds(NOW_S + 1.0, rises, in_turn=False)
 
 
 def test_twenty_pipelines_plan_in_turn_and_a_surge_or_another_server_is_planned_at_once() -> None:
@@ -68,11 +82,11 @@ def test_twenty_pipelines_plan_in_turn_and_a_surge_or_another_server_is_planned_
 
     launched: list[set[str]] = []
     assert tick(0) == set(NAMES)
-    rounds = [tick(number) for number in range(1, 9)]
+    rounds = [tick(number) for number in range(4, 12)]
     assert [len(names) for names in rounds] == [5] * 8
     assert set.union(*rounds[:4]) == set.union(*rounds[4:]) == set(NAMES)
     assert set.union(*launched) == set()
-    due = rounds[4]
+    due = rounds[5]
     surging = min(set(NAMES) - due)
     rates_rps[surging] = 12 * RATE_RPS
     assert tick(13) == due | {surging}

@@ -1,4 +1,4 @@
-"""What the slow loop wants, and under which circumstances: many pipelines plan in turn, not all of them at every tick."""
+"""What the slow loop wants, and under which circumstances: a target holds for a while, and many pipelines plan in turn."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ PIPELINES_A_TICK, PLACES_A_TICK = 5, 40
 """Slow loops of a tick, and their pipelines' places; more than these plan in turn, a surge or a change of servers at once."""
 RISE_FACTOR = 1.25
 """A demand that exceeds the planned one by this factor is planned at once."""
+HOLDS_S, SLIGHT_RISE_FACTOR = 0.9, 1.02
+"""A target holds for so long while demands rise no more than this: it is about launches, which take seconds. Less than a round of ticks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,21 @@ class Circumstances:
         """Whether what was planned for the others will do: no demand exceeds theirs by more than the factor."""
         demands = zip(self.demands_rps, planned.demands_rps, strict=True)
         return self.equal == planned.equal and all(rps <= factor * before for rps, before in demands)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A target, when it was planned and under which circumstances."""
+
+    at_s: float
+    since: Circumstances
+    target: SlowTarget
+
+    def holds(self, at_s: float, now: Circumstances, *, in_turn: bool) -> bool:
+        """Whether it will do: `in_turn` for a short time, and only while no demand rises."""
+        if 0.0 <= at_s - self.at_s < HOLDS_S and now.hardly_differ_from(self.since, SLIGHT_RISE_FACTOR):
+            return True
+        return not in_turn and now.hardly_differ_from(self.since)
 
 
 def is_in_turn(number: int, pipelines: int, places: int, ticks: int) -> bool:

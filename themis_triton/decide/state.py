@@ -18,7 +18,7 @@ from themis_triton.core.replacing import replaced
 from themis_triton.core.routes import RouteLimit
 from themis_triton.decide.bursts import NO_BURSTS, BurstMemory
 from themis_triton.decide.scores import Predictions
-from themis_triton.decide.slow_target import Circumstances, SlowTarget
+from themis_triton.decide.slow_target import Circumstances, Planned
 
 COMING = frozenset({Phase.LAUNCHING, Phase.WARMING})
 
@@ -243,7 +243,7 @@ class PipelineState:
     fixed_servers: tuple[int, ...] = ()
     fixed_rps: float = 0.0
     exceeded_since_s: float | None = None
-    slow: tuple[Circumstances, SlowTarget] | None = None
+    slow: Planned | None = None
     bursts: BurstMemory = NO_BURSTS
     autoscalers: tuple[AutoscalerState, ...] = ()
     resting: Resting | None = None

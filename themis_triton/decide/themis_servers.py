@@ -8,7 +8,7 @@ from themis_triton.core.config import Isolation, Placement
 from themis_triton.core.replacing import replaced
 from themis_triton.decide.demand import Demand, backlog_of, survivor_demand, trend_rps
 from themis_triton.decide.proposal import leaving, to_launch
-from themis_triton.decide.slow_target import Circumstances, SlowTarget
+from themis_triton.decide.slow_target import Circumstances, Planned, SlowTarget
 from themis_triton.decide.state import PipelineState
 from themis_triton.decide.view import PipelineView
 from themis_triton.solver.migration import Migration
@@ -18,7 +18,10 @@ from themis_triton.solver.plans import ChainPlan, VerticalTarget, instances_of
 def kept_target(
     state: PipelineState, view: PipelineView, now: VerticalTarget | None, demands: tuple[Demand, Demand, Demand]
 ) -> tuple[PipelineState, SlowTarget]:
-    """The target of the fast, the slow and the launch demand; where it is not the pipeline's turn, the last one while that holds."""
+    """The target of the fast, the slow and the launch demand: the last one while that holds.
+
+    It holds for `HOLDS_S` while no demand rises, and where it is not the pipeline's turn while none rises much.
+    """
     fast, slow, at_launch = demands
     rises = _places_short(view, fast, at_launch)
     burst_rps = state.bursts.ready_for_rps(view.at_s, view.rules.config.policy.scale_up.burst_memory_s)
@@ -33,11 +36,11 @@ def kept_target(
             burst_rps,
         ),
     )
-    if state.slow is None or view.in_turn or not circumstances.hardly_differ_from(state.slow[0]):
-        target = slow_target(view, fast, slow, at_launch, burst_rps)
-        state = replaced(state, slow=(circumstances, target))
+    if state.slow is not None and state.slow.holds(view.at_s, circumstances, in_turn=view.in_turn):
+        target = state.slow.target
     else:
-        target = state.slow[1]
+        target = slow_target(view, fast, slow, at_launch, burst_rps)
+        state = replaced(state, slow=Planned(view.at_s, circumstances, target))
     beyond = _beyond_open_calls(view, now, at_launch)
     desired, lasting = (_bounded(_larger(count, beyond), view) for count in (target.desired, target.lasting))
     return state, replaced(target, desired=desired, lasting=lasting)
