@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,11 @@ def test_models_that_are_not_emulated_have_no_chosen_cold_start(tmp_path: Path) 
         read_base(path, "video", 20.0)
     assert read_base(path, "nlp", 20.0).pipeline.name == "nlp"
     assert read_base(path, "video").cold_start_s is None
+
+
+@pytest.mark.parametrize(("shows_launches", "cold_start_s", "expected"), [(True, 20.0, "process"), (False, 20.0, None), (True, None, None)])
+def test_only_a_demo_with_a_cold_start_moves_settled_load_to_servers(
+    shows_launches: bool, cold_start_s: float | None, expected: str | None, tmp_path: Path
+) -> None:
+    base = replace(read_base(None, "video", cold_start_s), shows_launches=shows_launches)
+    assert base.settings(PolicyName.THEMIS, {}, ADDRESSES, tmp_path)["launch"].get("isolation") == expected

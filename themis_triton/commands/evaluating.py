@@ -56,7 +56,7 @@ def demo(
     from themis_triton.load.traces import TraceOptions  # noqa: PLC0415
 
     options = TraceOptions(source=trace, rate_rps=rate, from_s=from_s, to_s=to_s, scale=scale, duration_s=duration)
-    demo_command(DemoOptions(out, options, parse_policy(policy), pipeline, seed, as_json, cold_start_s=cold_start))
+    demo_command(DemoOptions(out, options, parse_policy(policy), pipeline, seed, as_json, cold_start_s=cold_start, shows_launches=True))
 
 
 @app.command(epilog="Example: themis load -c themis.yaml --rate 50 --duration 30")

@@ -25,7 +25,8 @@ class DemoBase:
     """One pipeline of a settings file. `sections` is the file as plain data with the profile files inlined.
 
     `cold_start_s`: process start of the emulated servers that the sidecar launches; None: their own, about a second.
-    `peak_rps`: the load's peak, for policies that are provisioned for it; None: unknown.
+    `peak_rps`: the load's peak, for policies that are provisioned for it; None: unknown. `shows_launches`: with a cold start, settled load
+    moves to servers of its own, so that one sees them join; it costs more than the settings' `launch.isolation`.
     """
 
     sections: Mapping[str, Any]
@@ -34,6 +35,7 @@ class DemoBase:
     pipeline: PipelineConfig
     cold_start_s: float | None = None
     peak_rps: float | None = None
+    shows_launches: bool = False
 
     @property
     def reach(self) -> tuple[str, ...]:
@@ -83,7 +85,7 @@ class DemoBase:
         """The section without its first slot and with absolute paths, because the demo's settings are in another folder."""
         launch = dict(self.sections["launch"]) | {"slots": self.sections["launch"]["slots"][1:]}
         launch |= {"reach": list(self.reach)} if self.reach else {}
-        launch |= {"isolation": Isolation.PROCESS.value} if self.cold_start_s is not None else {}
+        launch |= {"isolation": Isolation.PROCESS.value} if self.shows_launches and self.cold_start_s is not None else {}
         paths = _path("binary", self.launch.binary) | _path("backend_directory", self.launch.backend_directory)
         return launch | paths | {"model_repository": str(self.launch.model_repository)}
 

@@ -38,7 +38,7 @@ class DemoOptions:
 
     `settings` None: the shipped settings. `pipeline` None: their first pipeline. `settle_s`: time between the first tick and the load.
     `cold_start_s`: the process start of launched servers; None: that of an emulated server, about a second.
-    `peak_rps`: what vertical policies are provisioned for; None: as the settings say.
+    `peak_rps`: what vertical policies are provisioned for; None: as the settings say. `shows_launches`: see `DemoBase`.
     """
 
     directory: Path
@@ -51,6 +51,7 @@ class DemoOptions:
     settle_s: float = 0.0
     cold_start_s: float | None = None
     peak_rps: float | None = None
+    shows_launches: bool = False
 
     @property
     def title(self) -> str:
@@ -112,7 +113,8 @@ async def _run(options: DemoOptions) -> DemoSummary:
     console = Console(stderr=options.as_json)
     directory = options.directory.resolve()
     console.print(f"Starting Triton, Envoy and Themis ({options.title}); files and logs in {directory}", markup=False)
-    base = replace(read_base(options.settings, options.pipeline, options.cold_start_s), peak_rps=options.peak_rps)
+    read = read_base(options.settings, options.pipeline, options.cold_start_s)
+    base = replace(read, peak_rps=options.peak_rps, shows_launches=options.shows_launches)
     async with staged(directory, base, options.policy, console.print) as stage:
         console.print(f"Watch it in a browser while it runs: {stage.page_url}", markup=False)
         seen, before, report = await _loaded(stage, options, console, directory)
