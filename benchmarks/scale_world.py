@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from themis_triton.adapters.envoy.stats import BOUNDS_MS
+from themis_triton.adapters.envoy.stats import BOUNDS_MS, MANY_MODELS, TURNS
 from themis_triton.adapters.triton.metrics import ALL_AT_ONCE, RESTING_CALLS, STATISTICS_A_CALL, STATISTICS_EVERY_S
 from themis_triton.core.action import Action, ActionKind, Plan
 from themis_triton.core.address import Address
@@ -73,6 +73,7 @@ class Fleet:
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(2))
     at_s: float = START_S
     ticks: int = 0
+    latencies: dict[str, LatencyHistogram] = field(default_factory=dict)
     readings: dict[str, ServerReading] = field(default_factory=dict)
     batches_at: dict[str, int] = field(default_factory=dict)
 
@@ -179,11 +180,13 @@ class Fleet:
         return ServerReading(name, self.at_s, models, ready=frozenset(models))
 
     def _routes(self) -> tuple[RouteReading, ...]:
-        return tuple(
-            RouteReading(stage, self.at_s, arrivals, 0.005 * rps, 0.0, LatencyHistogram(BOUNDS_MS, _latencies(arrivals)))
-            for pipeline, arrivals, rps in zip(self.config.pipelines, self.arrivals.tolist(), self.mean_rps.tolist(), strict=True)
-            for stage in pipeline.stages
-        )
+        """The histograms of many models change in turn, as `EnvoyStats` reads them."""
+        pairs = [(stage, n) for n, pipeline in enumerate(self.config.pipelines) for stage in pipeline.stages]
+        for number, (stage, n) in enumerate(pairs):
+            if len(pairs) <= MANY_MODELS or (number + self.ticks) % TURNS == 0 or stage not in self.latencies:
+                self.latencies[stage] = LatencyHistogram(BOUNDS_MS, _latencies(float(self.arrivals[n])))
+        arrivals, rates = self.arrivals.tolist(), self.mean_rps.tolist()
+        return tuple(RouteReading(stage, self.at_s, arrivals[n], 0.005 * rates[n], 0.0, self.latencies[stage]) for stage, n in pairs)
 
 
 _SHARES = tuple(1.0 - math.exp(-bound / LATENCY_MS) for bound in BOUNDS_MS)

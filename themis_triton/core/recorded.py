@@ -34,6 +34,8 @@ _counters, _route, _reading, _others = attrgetter(*_COUNTERS), attrgetter(*_ROUT
 _device, _evidence = attrgetter(*_names(DeviceReading)), attrgetter(*_names(PipelineEvidence))
 _decision, _plan = attrgetter(*_DECISION), attrgetter(*_PLAN)
 Parts = tuple[Any, ...]
+FORM = 2
+"""How ticks are divided into parts and numbers; ticks of another form are of another version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,8 @@ class RecordedTick:
 def split(tick: RecordedTick) -> tuple[Parts, list[float]]:
     """The parts and the numbers of a tick; `join` makes the same tick of them."""
     snapshot, decision = tick.snapshot, tick.decision
-    numbers = [snapshot.at_s, decision.at_s]
+    # Executed batches are not in every reading: behind all other numbers, they do not move these.
+    numbers, batches = [snapshot.at_s, decision.at_s], list[float]()
     readings = []
     for reading in snapshot.readings:
         numbers.append(reading.at_s)
@@ -57,7 +60,7 @@ def split(tick: RecordedTick) -> tuple[Parts, list[float]]:
             numbers += _counters(counters)
             models.append((name, tuple([batch.size for batch in counters.batches])))
             for batch in counters.batches:
-                numbers += (batch.executions, batch.compute_us)
+                batches += (batch.executions, batch.compute_us)
         readings.append((_reading(reading), tuple(models)))
     routes = []
     for route in snapshot.routes:
@@ -65,6 +68,7 @@ def split(tick: RecordedTick) -> tuple[Parts, list[float]]:
         numbers += route.latency.counts
         routes.append((route.model, route.latency.bounds_ms, len(route.latency.counts)))
     parts = (
+        FORM,
         snapshot.servers,
         tuple(readings),
         tuple(routes),
@@ -74,18 +78,21 @@ def split(tick: RecordedTick) -> tuple[Parts, list[float]]:
         *_decision(decision),
         *_plan(tick.plan),
     )
-    return parts, numbers
+    return parts, numbers + batches
 
 
 def join(parts: Parts, numbers: Sequence[float]) -> RecordedTick:
     """The tick of these parts and numbers. ValueError when they do not fit together."""
-    values = iter(numbers)
-    servers, readings, routes, devices, others, evidence, *rest = parts
+    form, servers, readings, routes, devices, others, evidence, *rest = parts
+    if form != FORM:
+        raise ValueError(f"the tick is of form {form!r:.40}, expected {FORM}")
+    behind = len(numbers) - sum(2 * len(sizes) for _, models in readings for _, sizes in models)
+    values, batches = iter(numbers[:behind]), iter(numbers[behind:])
     at_s, decided_at_s = next(values), next(values)
     snapshot = Snapshot(
         at_s=at_s,
         servers=servers,
-        readings=tuple(_joined_reading(each, values) for each in readings),
+        readings=tuple(_joined_reading(each, values, batches) for each in readings),
         routes=tuple(_joined_route(each, values) for each in routes),
         devices=tuple(DeviceReading(*each) for each in devices),
         **dict(zip(_OTHERS, others, strict=True)),
@@ -97,16 +104,16 @@ def join(parts: Parts, numbers: Sequence[float]) -> RecordedTick:
     return RecordedTick(snapshot, decision, Plan(decision.id, **{name: decided[name] for name in _PLAN}))
 
 
-def _joined_reading(part: Parts, values: Iterator[float]) -> ServerReading:
+def _joined_reading(part: Parts, values: Iterator[float], batches: Iterator[float]) -> ServerReading:
     named, models = part
     at_s = next(values)
-    counters = {name: _joined_counters(sizes, values) for name, sizes in models}
+    counters = {name: _joined_counters(sizes, values, batches) for name, sizes in models}
     return ServerReading(at_s=at_s, models=counters, **dict(zip(_READING, named, strict=True)))
 
 
-def _joined_counters(sizes: Sequence[int], values: Iterator[float]) -> ModelCounters:
+def _joined_counters(sizes: Sequence[int], values: Iterator[float], batches: Iterator[float]) -> ModelCounters:
     counted = {name: next(values) for name in _COUNTERS}
-    return ModelCounters(batches=tuple(BatchCounters(size, next(values), next(values)) for size in sizes), **counted)
+    return ModelCounters(batches=tuple(BatchCounters(size, next(batches), next(batches)) for size in sizes), **counted)
 
 
 def _joined_route(part: Parts, values: Iterator[float]) -> RouteReading:

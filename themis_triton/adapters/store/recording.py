@@ -131,8 +131,8 @@ def _sum(difference: bytes, before: bytes) -> bytes:
 
 
 def _mixed(one: bytes, other: bytes) -> bytes:
-    if len(one) != len(other):
-        return one
+    """As long as the first: what the other one lacks is taken as it is."""
+    other = other[: len(one)].ljust(len(one), b"\0")
     return (int.from_bytes(one, "little") ^ int.from_bytes(other, "little")).to_bytes(len(one), "little")
 
 
