@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -95,3 +98,33 @@ def test_servers_end_with_their_supervisor_and_nothing_is_left_of_them(tmp_path:
         time.sleep(0.01)
     assert [find_process(each) for each in (triton, supervisor, node)] == [None] * 3
     assert not folder.exists()
+
+
+BLOCKED = """\
+import asyncio, sys, time
+import ray
+from themis_triton.adapters.ray import driver
+
+def init(**_):
+    print("waits", file=sys.stderr, flush=True)
+    time.sleep(1000)
+
+ray.init = init
+asyncio.run(driver.run())
+"""
+
+
+def test_the_driver_of_a_killed_sidecar_ends_though_it_waits_for_a_head_that_does_not_answer() -> None:
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    pipe, request = subprocess.PIPE, {"id": 1, "call": "connect", "arguments": {"address": "127.0.0.1:1", "namespace": "themis"}}
+    with subprocess.Popen([sys.executable, "-c", BLOCKED], stdin=pipe, stdout=subprocess.DEVNULL, stderr=pipe) as driver:
+        assert driver.stdin is not None
+        assert driver.stderr is not None
+        try:
+            driver.stdin.write(json.dumps(request).encode() + b"\n")
+            driver.stdin.flush()
+            assert any(line == b"waits\n" for line in driver.stderr)
+            driver.stdin.close()
+            assert driver.wait(WAIT_S) == 0
+        finally:
+            driver.kill()

@@ -10,7 +10,9 @@ import asyncio
 import contextlib
 import json
 import os
+import select
 import sys
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -226,8 +228,17 @@ def _cause(error: BaseException) -> str:
     return "; ".join(dict.fromkeys(wanted[-2:] or lines[:2])) or type(error).__name__
 
 
+def _end_with_input() -> None:
+    """End once standard input has been closed: the loop itself is blocked for minutes where Ray waits for a head that is gone."""
+    ended = select.poll()
+    ended.register(sys.stdin.fileno(), 0)  # what it tells in any case is POLLHUP and POLLERR
+    ended.poll()
+    os._exit(0)
+
+
 async def run() -> None:
     """Serve until standard input ends."""
+    threading.Thread(target=_end_with_input, daemon=True).start()
     output = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # Ray prints.
     driver, reader = Driver(output), asyncio.StreamReader(limit=1 << 24)
