@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def test_a_failed_tick_replaces_the_sentence_and_is_journalled_once_until_a_tick
         loop = Loop(components, Planner(build_rules(settings)), board, exporter)
         read = bench.observer.read
 
-        async def fails(_: Sequence[Server]) -> Readings:
+        async def fails(_servers: Sequence[Server], _resting: Collection[str] = ()) -> Readings:
             raise OverflowError("int too large to convert to float")
 
         await loop.tick()

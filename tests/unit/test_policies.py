@@ -17,7 +17,7 @@ from themis_triton.settings import load_settings
 from themis_triton.settings.shipped import shipped
 
 PAPER = {
-    "themis": (2983, 8, 11259.0),
+    "themis": (2983, 8, 11295.9),
     "themis-paper": (2983, 88, 12434.0),
     "horizontal": (2983, 1228, 10773.0),
     "vertical": (2983, 83, 11700.0),
