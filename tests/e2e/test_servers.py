@@ -23,7 +23,7 @@ import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
 from themis_triton.adapters.clock import SystemClock
-from themis_triton.adapters.local import launcher as launcher_module
+from themis_triton.adapters.local import launch_command
 from themis_triton.adapters.local.discovery import find_launched
 from themis_triton.adapters.local.launcher import LocalLauncher
 from themis_triton.adapters.local.triton_install import find_triton
@@ -187,7 +187,7 @@ class TestLaunch:
     def test_a_port_taken_meanwhile_is_replaced(self, launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
         with listening() as taken:
             answers = iter([(*free_ports(2), taken)])
-            monkeypatch.setattr(launcher_module, "free_ports", lambda count, _: next(answers, None) or free_ports(count))
+            monkeypatch.setattr(launch_command, "free_ports", lambda count, _: next(answers, None) or free_ports(count))
             with launch("raced", {CLASSIFIER: ModelState(1, 8)}) as server:
                 assert server.metrics_address.port != taken
                 assert double(server, CLASSIFIER, [3.0]) == [8.0]
