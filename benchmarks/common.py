@@ -17,6 +17,7 @@ import psutil
 
 from themis_triton.compilation import use_kernel_cache
 from themis_triton.core.policy import PolicyConfig
+from themis_triton.load.twitter import TRACES_VARIABLE
 
 RESULTS = Path(__file__).parent / "results"
 SECTIONS = ("demand", "scale_up", "scale_down")
@@ -39,6 +40,17 @@ def _processor() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
+
+
+def recorded_trace(file: str) -> Path:
+    """The path of a recorded trace. SystemExit with what to do where it is not there."""
+    folder = os.environ.get(TRACES_VARIABLE)
+    if not folder:
+        raise SystemExit(f"{TRACES_VARIABLE} is not set: expected the folder that holds {file}. Fix: export {TRACES_VARIABLE}=FOLDER")
+    path = Path(folder) / file
+    if not path.is_file():
+        raise SystemExit(f"{path}: no such file. Fix: set {TRACES_VARIABLE} to the folder that holds {file}")
+    return path
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from common import recorded_trace
 
 from themis_triton.forecast.base import HISTORY_S
-from themis_triton.load.twitter import PAPER_TRACE_FILE, TRACES_VARIABLE
+from themis_triton.load.twitter import PAPER_TRACE_FILE
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -34,7 +33,7 @@ class Windows:
 
 def rates_of_days(first: int, last: int) -> FloatArray:
     """Arrivals a second of the days (from 1, the last one included)."""
-    with np.load(Path(os.environ[TRACES_VARIABLE]) / PAPER_TRACE_FILE) as trace:
+    with np.load(recorded_trace(PAPER_TRACE_FILE)) as trace:
         return np.asarray(trace["rps"][(first - 1) * DAY_S : last * DAY_S], dtype=np.float64)
 
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from typing import Any
 
-from common import RESULTS, commit, versions, write_result
+from common import RESULTS, commit, recorded_trace, versions, write_result
 from policy_cases import (
     ABLATIONS,
     AZURE,
@@ -50,7 +50,7 @@ from rich.progress import track
 
 from themis_triton.commands.simulated_runs import WorldFlags
 from themis_triton.core.policy import PolicyName
-from themis_triton.load.twitter import PAPER_TRACE, WINDOW_S
+from themis_triton.load.twitter import PAPER_TRACE, PAPER_TRACE_FILE, WINDOW_S
 from themis_triton.report.pictures import draw_comparison
 
 SLICE = "the paper's slice"
@@ -218,14 +218,29 @@ def main() -> None:
     given = parser.parse_args()
     parts = (tuple(given.policies), tuple(given.settings), given.rotate, given.rise_s)
     flags = Flags(given.seeds, tuple(given.pipelines), given.jobs, *parts, given.add)
-    for name in TABLES if "all" in given.tables else given.tables:
-        make(name, flags)
+    recorded_trace(PAPER_TRACE_FILE)
+    try:
+        selected = selected_cases(list(TABLES) if "all" in given.tables else given.tables, flags)
+    except ValueError as error:
+        parser.error(str(error))
+    for name, cases in selected.items():
+        make(name, cases, flags)
 
 
-def make(table: str, flags: Flags) -> None:
+def selected_cases(tables: Sequence[str], flags: Flags) -> dict[str, list[Case]]:
+    """The cases of each table that has some. ValueError where --settings or one of --policies selects none."""
+    rows = {case.variant.label: None for name in tables for case in TABLES[name][1](replace(flags, policies=()))}
+    if not rows:
+        raise ValueError(f"argument --settings: {' '.join(flags.settings)!r} is part of no setting's name in {', '.join(tables)}")
+    if unknown := [label for label in flags.policies if label not in rows]:
+        raise ValueError(f"argument --policies: {unknown[0]!r} is no row of {', '.join(tables)}: expected some of {'; '.join(rows)}")
+    every = {name: list(TABLES[name][1](flags)) for name in tables}
+    return {name: cases for name, cases in every.items() if cases}
+
+
+def make(table: str, selected: Sequence[Case], flags: Flags) -> None:
     """Run a table's cases; print and keep it."""
-    title, cases = TABLES[table]
-    started_s, selected = time.monotonic(), list(cases(flags))
+    title, started_s = TABLES[table][0], time.monotonic()
     outcomes = list(track(_run(selected, flags.jobs), table, total=len(selected), console=Console(stderr=True)))
     name = table + flags.suffix
     rows = [row | {"commit": commit(), "seeds": flags.seeds} for row in rows_of(outcomes)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import with_constants
+from common import recorded_trace, with_constants
 from forecast_windows import DAY_S, FloatArray, rates_of_days
 
 from themis_triton.commands.simulated_runs import SimulatedRun, WorldFlags, run_under
@@ -24,7 +23,6 @@ from themis_triton.load.twitter import (
     DIVISORS,
     PAPER_SLICE_S,
     PAPER_TRACE_FILE,
-    TRACES_VARIABLE,
     WINDOW,
     WINDOW_S,
     is_twitter,
@@ -273,7 +271,7 @@ def recurring_before(load: str, pipeline: str, rise_s: int) -> tuple[RecurringRi
     second = int(load.removeprefix(WINDOW)) if load.startswith(WINDOW) else PAPER_SLICE_S
     first_s = second + (around_rise(TraceOptions(twitter_for(load, pipeline)), rise_s).from_s or 0)
     start_s = max(0, first_s - WEEKS_S)
-    counts = read_trace_file(Path(os.environ[TRACES_VARIABLE]) / PAPER_TRACE_FILE)[0][start_s:first_s] / DIVISORS[pipeline]
+    counts = read_trace_file(recorded_trace(PAPER_TRACE_FILE))[0][start_s:first_s] / DIVISORS[pipeline]
     seen = SeenRises().with_counts(np.where(counts > 0.0, counts, np.nan), start_s)  # a second without any request is a hole in it
     return tuple(rise.shifted(-first_s) for rise in recurring_rises(seen))
 
@@ -291,7 +289,7 @@ def around_rise(trace: TraceOptions, rise_s: int) -> TraceOptions:
 
 def _azure() -> Trace:
     """Its hour at 2.5 requests/s in 660 s: times divided, so that every arrival stays and bursts keep their shape."""
-    whole = load_trace(TraceOptions(str(Path(os.environ[TRACES_VARIABLE]) / AZURE_FILE)))
+    whole = load_trace(TraceOptions(str(recorded_trace(AZURE_FILE))))
     if whole.times_s is None:
         raise ValueError(f"{AZURE_FILE}: no time stamps")
     times = whole.times_s * (AZURE_S / whole.duration_s)
