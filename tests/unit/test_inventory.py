@@ -25,7 +25,7 @@ from themis_triton.cli import app
 from themis_triton.commands import inventory_command
 from themis_triton.core.config import DeviceSlot, LocalLaunchConfig, SlurmLaunchConfig
 from themis_triton.core.errors import ServerError
-from themis_triton.core.nodes import Node, NodeTypeReading
+from themis_triton.core.nodes import Node, NodeTypeReading, read_types
 from themis_triton.daemon.nodes_watch import NodesWatch
 
 LABELS = {"market": "spot", "topology.kubernetes.io/zone": "west-1"}
@@ -69,6 +69,55 @@ def test_nodes_of_kubernetes_have_their_devices_zone_and_types_and_a_refusal_has
             cluster.failures.append(403)
             with pytest.raises(ServerError, match=r"nodes may not be listed\. Fix: .*manifests/nodes\.yaml"):
                 await read_nodes(launch)
+
+    asyncio.run(read())
+
+
+def test_nodes_of_kubernetes_that_refuse_the_pods_of_the_template_have_no_places(tmp_path: Path) -> None:
+    cluster, launch_file = Cluster(REPOSITORY), tmp_path / "pod.yaml"
+    cluster.may_list_all_pods = True
+    status = {"conditions": [{"type": "Ready", "status": "True"}], "allocatable": {"cpu": "8", "nvidia.com/gpu": "2"}}
+    taints: dict[str, list[dict[str, str]]] = {
+        "free": [],
+        "preferred": [{"key": "busy", "effect": "PreferNoSchedule"}],
+        "tolerated": [{"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}, {"key": "spot", "effect": "NoExecute"}],
+        "other-value": [{"key": "team", "value": "training", "effect": "NoSchedule"}],
+        "other-effect": [{"key": "nvidia.com/gpu", "value": "present", "effect": "NoExecute"}],
+        "drained": [{"key": "maintenance", "effect": "NoExecute"}],
+    }
+    cluster.nodes = [
+        {"metadata": {"name": name, "labels": LABELS}, "spec": {"taints": each}, "status": status} for name, each in taints.items()
+    ]
+    cluster.nodes.append({"metadata": {"name": "cordoned", "labels": LABELS}, "spec": {"unschedulable": True}, "status": status})
+    template = deepcopy(TEMPLATE)
+    template["spec"]["containers"][0]["resources"] = {"limits": {"nvidia.com/gpu": 1}}
+    template["spec"]["tolerations"] = [
+        {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+        {"key": "team", "value": "serving"},
+        {"key": "spot", "effect": "NoExecute", "tolerationSeconds": 60},
+    ]
+
+    async def read() -> None:
+        async with cluster.serve():
+            launch = replace(launch_config(tmp_path, cluster), node_types=TYPES, pod_template=launch_file)
+            launch_file.write_text(yaml.safe_dump(template))
+            nodes = await read_nodes(launch)
+            assert [(node.name, node.state, node.usable, node.places) for node in nodes] == [
+                ("free", "ready", True, {"spot": 2}),
+                ("preferred", "ready", True, {"spot": 2}),
+                ("tolerated", "ready", True, {"spot": 2}),
+                ("other-value", "tainted team=training:NoSchedule", False, {"spot": 0}),
+                ("other-effect", "tainted nvidia.com/gpu=present:NoExecute", False, {"spot": 0}),
+                ("drained", "tainted maintenance:NoExecute", False, {"spot": 0}),
+                ("cordoned", "cordoned", False, {"spot": 0}),
+            ]
+            assert read_types(nodes, launch)["spot"] == NodeTypeReading(3, {"nvidia.com/gpu": 6.0}, {"nvidia.com/gpu": 6.0}, 6)
+            template["spec"]["tolerations"] = [{"operator": "Exists"}]
+            launch_file.write_text(yaml.safe_dump(template))
+            tolerant = await read_nodes(launch)
+            assert [node.name for node in tolerant if not node.usable] == ["cordoned"]
+            findings = await check_node_types(replace(config(), launch=launch))
+            assert findings[0].found.startswith("6 of 7 nodes take servers")
 
     asyncio.run(read())
 

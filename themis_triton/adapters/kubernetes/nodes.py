@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from themis_triton.adapters.kubernetes.api import ApiError, PodApi
 from themis_triton.adapters.kubernetes.pods import ZONE
 from themis_triton.adapters.kubernetes.quantities import parse_quantity
+from themis_triton.adapters.kubernetes.taints import refused_taints
 from themis_triton.adapters.kubernetes.template import Json, read_template
 from themis_triton.core.config import KubernetesLaunchConfig
 from themis_triton.core.errors import ServerError, SettingsError
@@ -15,6 +16,7 @@ from themis_triton.core.nodes import Node, places_in, types_by_labels
 
 _NO_DEVICES = ("cpu", "memory", "pods", "ephemeral-storage", "hugepages-")
 _FORBIDDEN = 403
+_READY = "ready"
 
 
 async def read_nodes(launch: KubernetesLaunchConfig) -> tuple[Node, ...]:
@@ -35,9 +37,8 @@ async def nodes_of(api: PodApi, launch: KubernetesLaunchConfig) -> tuple[Node, .
             raise
         fix = "bind who runs this to a ClusterRole with `list` on nodes, as in examples/kubernetes/manifests/nodes.yaml"
         raise ServerError(f"Kubernetes: nodes may not be listed. Fix: {fix}") from error
-    used = await _used(api)
-    asked = await asyncio.to_thread(_asked, launch) if used is not None else {}
-    return tuple(_node(each, launch, (used.get(each["metadata"]["name"], {}) if used is not None else None), asked) for each in nodes)
+    used, pod = await _used(api), await asyncio.to_thread(_pod_spec, launch)
+    return tuple(_node(each, launch, (used.get(each["metadata"]["name"], {}) if used is not None else None), pod) for each in nodes)
 
 
 async def _used(api: PodApi) -> dict[str, dict[str, float]] | None:
@@ -55,11 +56,13 @@ async def _used(api: PodApi) -> dict[str, dict[str, float]] | None:
     return used
 
 
-def _asked(launch: KubernetesLaunchConfig) -> dict[str, float]:
+def _pod_spec(launch: KubernetesLaunchConfig) -> Json | None:
+    """The `spec` of the pods that Themis makes; None where it cannot be read, or the pods are those of a Deployment."""
     try:
-        return requests_of(read_template(launch.pod_template)["spec"])
+        spec: Json = read_template(launch.pod_template)["spec"]
     except SettingsError:
-        return {}
+        return None
+    return spec
 
 
 def requests_of(spec: Json) -> dict[str, float]:
@@ -87,24 +90,35 @@ def _sum(amounts: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return total
 
 
-def _node(node: Json, launch: KubernetesLaunchConfig, used: Mapping[str, float] | None, asked: Mapping[str, float]) -> Node:
-    """`used` None: not known."""
+def _node(node: Json, launch: KubernetesLaunchConfig, used: Mapping[str, float] | None, pod: Json | None) -> Node:
+    """`used` None: not known. `pod`: the `spec` of the pods that are to run there; None: it is not known."""
     labels: dict[str, str] = node["metadata"].get("labels") or {}
-    status, cordoned = node.get("status") or {}, bool((node.get("spec") or {}).get("unschedulable"))
-    ready = any(each["type"] == "Ready" and each["status"] == "True" for each in status.get("conditions") or ())
-    amounts = status.get("allocatable") or {}
+    state = _state(node, pod)
+    amounts = (node.get("status") or {}).get("allocatable") or {}
     devices = {name: float(parse_quantity(amount)) for name, amount in amounts.items() if not name.startswith(_NO_DEVICES)}
     free = {name: float(parse_quantity(amount)) - used.get(name, 0.0) for name, amount in amounts.items()} if used is not None else None
-    node_types = types_by_labels(labels, launch.node_types)
+    node_types, asked = types_by_labels(labels, launch.node_types), requests_of(pod) if pod is not None else {}
+    places = places_in(free, asked) if free is not None and asked else None
     return Node(
         node["metadata"]["name"],
-        "cordoned" if cordoned else "ready" if ready else "not ready",
-        usable=ready and not cordoned,
+        state,
+        usable=state == _READY,
         devices=devices,
         memory_bytes=int(parse_quantity(amounts["memory"])) if "memory" in amounts else None,
         zone=labels.get(ZONE),
         labels=labels,
         node_types=node_types,
         free_devices={name: max(0.0, free[name]) for name in devices} if free is not None else None,
-        places=dict.fromkeys(node_types, places_in(free, asked)) if free is not None and asked else None,
+        places=dict.fromkeys(node_types, places if state == _READY else 0) if places is not None else None,
     )
+
+
+def _state(node: Json, pod: Json | None) -> str:
+    """Why the node takes no such pod: cordoned, not ready, or its taints; else ready."""
+    spec, conditions = node.get("spec") or {}, (node.get("status") or {}).get("conditions") or ()
+    if spec.get("unschedulable"):
+        return "cordoned"
+    if not any(each["type"] == "Ready" and each["status"] == "True" for each in conditions):
+        return "not ready"
+    taints = refused_taints(spec, pod) if pod is not None else []
+    return f"tainted {', '.join(taints)}" if taints else _READY
