@@ -2,19 +2,18 @@
 
 `THEMIS_TRACES=… python benchmarks/policies.py slice` (windows, others, sensitivity, launches, rises, levers, ablation; several, or `all`)
 leaves `results/policies-TABLE.json`, `.md` and `.png`. `--seeds`, `--pipelines`, `--policies`, `--settings`, `--rotate` and `--rise-s` take
-a part of a table. With `--add` the rows of such a part take the place of those in the whole table; each row tells its commit.
+a part of a table. With `--add` the rows of such a part take the place of those in the whole table; each row tells its commit,
+its seeds and its settings, and the caption tells where they differ.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
-from typing import Any
 
 from common import RESULTS, commit, recorded_trace, versions, write_result
 from policy_cases import (
@@ -43,13 +42,13 @@ from policy_cases import (
     unseen_rises,
     window_names,
 )
+from policy_results import Result, added, read_result, result_of, settings_of
 from policy_tables import draw_policies, markdown, rows_of
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import track
 
 from themis_triton.commands.simulated_runs import WorldFlags
-from themis_triton.core.policy import PolicyName
 from themis_triton.load.twitter import PAPER_TRACE, PAPER_TRACE_FILE, WINDOW_S
 from themis_triton.report.pictures import draw_comparison
 
@@ -62,8 +61,7 @@ NOTES = (
     " which knows the second's arrivals and needs no time for changes; service times are the profile's there, also where the true ones"
     " differ. Baselines run by the paper's rules and wait 50 ms for full batches, except where they are called work-conserving; our"
     " policy is. Late ones last: a request that has waited in a queue for 60 % of the SLO is served after all others; our policy does the"
-    " same after half of the SLO (60 % in rows of commit 810ab9eff2d8 and older), except in turn. Figures by pipeline:"
-    " video / sentiment / nlp."
+    " same after {fraction} of the SLO, except in turn. Figures by pipeline: video / sentiment / nlp."
 )
 CHOICE = {
     "windows": " The ten windows were drawn by one fixed seed after the constants were found, none meets another or one of the nine that"
@@ -73,6 +71,7 @@ CHOICE = {
     "others": f" azure: the hour of a production service at 2.5 requests/s, every time divided so that it lasts {AZURE_S} s; a second then"
     " brings up to 264 requests at a mean of 13. Flash crowd: the generator's, over 1, 1.7 and 2.3.",
 }
+LATE = "deprioritize_after_slo_fraction"
 ROOMY = WorldFlags(devices=200)
 COLD_STARTS_S = (2.0, 5.0, 10.0, 20.0, 60.0)
 SENSITIVITY: dict[str, WorldFlags] = {
@@ -243,30 +242,25 @@ def make(table: str, selected: Sequence[Case], flags: Flags) -> None:
     title, started_s = TABLES[table][0], time.monotonic()
     outcomes = list(track(_run(selected, flags.jobs), table, total=len(selected), console=Console(stderr=True)))
     name = table + flags.suffix
-    rows = [row | {"commit": commit(), "seeds": flags.seeds} for row in rows_of(outcomes)]
+    own = settings_of({pipeline: settings(pipeline) for pipeline in flags.pipelines})
+    result = result_of(rows_of(outcomes), commit(), flags.seeds, own)
     if flags.add:
-        rows = added(name, rows, [variant.label for variant in EVERY])
-    keep(name, rows, flags, time.monotonic() - started_s)
-    text = markdown(title, NOTES + CHOICE.get(table, ""), rows)
+        result = added(read_result(RESULTS / f"policies-{name}.json"), result, [variant.label for variant in EVERY])
+    keep(name, result, flags, time.monotonic() - started_s)
+    text = markdown(title, caption(table, result), result)
     (RESULTS / f"policies-{name}.md").write_text(text, encoding="utf-8")
     Console(width=180).print(Markdown(text))
-    draw_policies(rows, title, RESULTS / f"policies-{name}.png")
+    draw_policies(result.rows, title, RESULTS / f"policies-{name}.png")
     if name == "slice" and not flags.add:
         draw_time(outcomes)
 
 
-def added(name: str, rows: Sequence[dict[str, Any]], order: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows with those of the last result that they do not replace, each setting's policies in order."""
-    path = RESULTS / f"policies-{name}.json"
-    if not path.exists():
-        return list(rows)
-    last = json.loads(path.read_text(encoding="utf-8"))
-    run = {(row["setting"], row["policy"]) for row in rows}
-    kept = [{"commit": last["commit"], "seeds": len(last["seeds"])} | row for row in last["rows"]]
-    every = [*(row for row in kept if (row["setting"], row["policy"]) not in run), *rows]
-    settings = list(dict.fromkeys(row["setting"] for row in (*kept, *rows)))
-    places = {label: place for place, label in enumerate(order)}
-    return sorted(every, key=lambda row: (settings.index(row["setting"]), places.get(row["policy"], -1)))
+def caption(table: str, result: Result) -> str:
+    """What the figures of a table mean."""
+    every = {own[LATE] for settings in result.settings.values() for own in settings.values() if LATE in own}
+    fractions = [f"{float(value):.0%}".replace("%", " %") for value in sorted(every - {"None"}, key=float)]
+    more = ", as given below the tables," if len(fractions) > 1 else ""
+    return NOTES.format(fraction=" or ".join(fractions) + more) + CHOICE.get(table, "")
 
 
 def _run(cases: Sequence[Case], jobs: int) -> Iterator[Outcome]:
@@ -277,23 +271,17 @@ def _run(cases: Sequence[Case], jobs: int) -> Iterator[Outcome]:
         yield from pool.map(run_case, cases)
 
 
-def keep(name: str, rows: Sequence[dict[str, Any]], flags: Flags, took_s: float) -> None:
-    """The rows with everything that they depend on."""
-    own = {pipeline: {key: str(value) for key, value in vars_of(pipeline).items()} for pipeline in flags.pipelines}
+def keep(name: str, result: Result, flags: Flags, took_s: float) -> None:
+    """The rows with everything that they depend on; seeds, time and jobs are the last run's."""
     what = {
         "seeds": list(range(flags.seeds)),
         "windows": {"rng": WINDOWS_SEED, **windows()},
-        "settings_of_themis": own,
+        "settings": result.settings,
         "took_s": round(took_s, 1),
         "jobs": flags.jobs,
         "versions": versions("numba", "numpy"),
     }
-    write_result(f"policies-{name}", what | {"rows": list(rows)})
-
-
-def vars_of(pipeline: str) -> dict[str, Any]:
-    """The constants of policy themis in a pipeline's settings."""
-    return asdict(settings(pipeline).under(PolicyName.THEMIS).policy)
+    write_result(f"policies-{name}", what | {"rows": result.rows})
 
 
 def draw_time(outcomes: Sequence[Outcome]) -> None:

@@ -10,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from common import shortened
 from policy_cases import Outcome
+from policy_results import Result, differences
 
 from themis_triton.commands.compared_seeds import halfwidth
 
@@ -77,31 +78,36 @@ def _mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
 
 
-def markdown(title: str, notes: str, rows: Sequence[dict[str, Any]]) -> str:
+def markdown(title: str, notes: str, result: Result) -> str:
     """A table a setting; figures by pipeline stand in the order video, sentiment, nlp."""
-    text = [f"# {title}", "", notes, ""]
+    text, rows = [f"# {title}", "", notes, ""], result.rows
     for setting in dict.fromkeys(row["setting"] for row in rows):
         text += [f"## {setting}", "", f"| {' | '.join(COLUMNS)} |", f"| --- |{' ---: |' * (len(COLUMNS) - 1)}"]
         text += [_line(row) for row in rows if row["setting"] == setting]
         text.append("")
-    text += _provenance(rows)
+    text += _provenance(result)
     if any(line.count(f"{INFEASIBLE} |") for line in text):
         text += [f"{INFEASIBLE.strip()} In some seconds no configuration carries the load: the ratio is too low.", ""]
     return "\n".join(text)
 
 
-def _provenance(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What was measured with which seeds at which commit, where that differs."""
-    groups: dict[tuple[str, int], dict[str, None]] = {}
-    settings = len({row["setting"] for row in rows})
-    for row in rows:
-        if "commit" in row:
-            same = sum(other["policy"] == row["policy"] and other.get("commit") == row["commit"] for other in rows)
-            name = row["policy"] if same == settings else f"{row['policy']} ({row['setting']})"
-            groups.setdefault((shortened(row["commit"]), row["seeds"]), {})[name] = None
+def _provenance(result: Result) -> list[str]:
+    """Which rows ran at which commit, with which seeds and settings, where that differs."""
+    groups: dict[str, dict[str, None]] = {}
+    labels = [_ran_with(row, result) for row in result.rows]
+    every = len({row["setting"] for row in result.rows})
+    for row, label in zip(result.rows, labels, strict=True):
+        same = sum(other["policy"] == row["policy"] and text == label for other, text in zip(result.rows, labels, strict=True))
+        groups.setdefault(label, {})[row["policy"] if same == every else f"{row['policy']} ({row['setting']})"] = None
     if len(groups) < 2:
         return []
-    return [*(f"- Commit {commit}, seeds: {seeds}: {'; '.join(policies)}." for (commit, seeds), policies in groups.items()), ""]
+    return [*(f"- {label}: {'; '.join(policies)}." for label, policies in groups.items()), ""]
+
+
+def _ran_with(row: dict[str, Any], result: Result) -> str:
+    """Commit, seeds, and the settings of policy themis that differ between rows."""
+    settings = differences(result.settings)[row["settings"]] if "settings" in row else ("settings of themis not recorded",)
+    return ", ".join((f"Commit {shortened(row['commit'])}, seeds: {row['seeds']}", *settings))
 
 
 def _line(row: dict[str, Any]) -> str:
