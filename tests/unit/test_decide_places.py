@@ -14,6 +14,7 @@ from themis_triton.core.decision import ClampKind, Decision, Reason, Target
 from themis_triton.core.fleet import Models, ModelState, Phase, Server, places_of, with_place
 from themis_triton.core.observation import DeviceReading, OpenCall, Snapshot
 from themis_triton.core.record import TickRecord, describe, sentence
+from themis_triton.core.recurring import RecurringRise
 from themis_triton.decide.devices import FreeDevices
 from themis_triton.decide.guards import guard
 from themis_triton.decide.planner import Planner
@@ -78,6 +79,23 @@ def test_devices_in_use_carry_the_standby_multiple_of_the_rate_although_others_a
     decision = at_rate(replace(cfg, policy=replace(cfg.policy, scale_up=scale_up)), snapshot([first((2, 2))]), rate_rps)
     assert [len(on) for on in devices_of(target(decision).servers["first"])] == [devices, devices]
     assert target(decision).launch == {}
+
+
+@pytest.mark.parametrize(("tick_s", "devices"), [(0.25, 2), (5.0, 1)])
+def test_a_recurring_rise_finds_devices_and_instances_for_its_jump_unless_a_growth_shows_within_a_tick(tick_s: float, devices: int) -> None:
+    cfg, seen = wide(), snapshot([first((2, 2))])
+    cfg = replace(cfg, policy=replace(cfg.policy, tick_s=tick_s))
+    rise = RecurringRise(1800, 1890, 120.0, 0.6, 9, 14, 99, 336, jump_rps=90.0)
+    calm = estimate(20.0)
+    expecting = replace(calm, pipelines={name: replace(each, due_rise=rise, due_jump_rps=90.0) for name, each in calm.pipelines.items()})
+    planner = Planner(build_rules(cfg))
+    now, then = (decided(PolicyState(), PolicyInput(seen, demand), planner)[1] for demand in (calm, expecting))
+    assert [len(on) for on in devices_of(target(now).servers["first"])] == [1, 1]
+    assert [len(on) for on in devices_of(target(then).servers["first"])] == [devices, devices]
+    if devices > 1:
+        at_jump = at_rate(cfg, seen, 90.0)
+        assert target(then).servers == target(at_jump).servers
+        assert rise.sentence in then.detail
 
 
 def test_while_a_growth_waits_for_its_queue_other_servers_are_launched() -> None:

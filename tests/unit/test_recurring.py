@@ -52,6 +52,16 @@ def test_rises_in_the_same_minute_of_every_hour_are_learnt_with_their_evidence()
     assert found[5].sentence.endswith("a sharp rise began then on 3 of 3 days, and in 72 of 72 hours")
 
 
+@pytest.mark.parametrize(("climb_s", "jump_rps"), [(0, PEAK_RPS), (1, PEAK_RPS), (20, 0.0)])
+def test_what_half_of_the_rises_reach_within_two_seconds_is_learnt(climb_s: int, jump_rps: float) -> None:
+    rises = hourly(3)
+    counts = np.full(3 * DAY_S, BASE_RPS)
+    for at_s in rises:
+        counts[at_s : at_s + 60] = PEAK_RPS
+        counts[at_s : at_s + climb_s] = np.linspace(BASE_RPS, PEAK_RPS, climb_s + 2)[1:-1]
+    assert {rise.jump_rps for rise in recurring_rises(SeenRises().with_counts(counts, 0))} == {jump_rps}
+
+
 def test_an_hour_of_the_day_that_never_has_the_rise_gets_no_room_once_there_are_days_to_show_it() -> None:
     seen = [at_s for at_s in hourly(14) if at_s // HOUR_S % 24 < 6]
     found = recurring_rises(SeenRises().with_counts(arrivals(14, seen), 0))
@@ -125,6 +135,22 @@ def test_the_estimate_names_the_rise_that_may_begin_within_a_launch_unless_the_s
     assert due(DAY_S + RISE.from_s - launch_s, wanted=False) is None
     assert due(DAY_S + RISE.from_s - launch_s - 10.0) is None
     assert due(DAY_S + RISE.until_s) is None
+
+
+def test_a_jump_is_expected_from_an_initialisation_before_the_rise_may_begin_and_no_sooner() -> None:
+    cfg = config()
+    init_s = max(model.profile.instance_init_s for model in cfg.models.values())
+    launch_s = max(model.profile.server_launch_s for model in cfg.models.values())
+    later = replace(RISE, from_s=RISE.from_s + 5, until_s=RISE.until_s, peak_rps=900.0, jump_rps=300.0)
+    history = History(recurring={"video": (replace(RISE, jump_rps=90.0), later)})
+
+    def jump_rps(at_s: float) -> float:
+        return estimate_of(history, snapshot((), at_s), cfg)[1].pipelines["video"].due_jump_rps
+
+    assert jump_rps(DAY_S + RISE.from_s - launch_s) == 0.0
+    assert jump_rps(DAY_S + RISE.from_s - init_s) == 90.0
+    assert jump_rps(DAY_S + later.from_s - init_s) == 300.0
+    assert jump_rps(DAY_S + RISE.until_s) == 0.0
 
 
 def test_the_sidecar_learns_from_the_journals_minutes(tmp_path: Path) -> None:

@@ -91,7 +91,8 @@ class PipelineEstimate:
     `sizes`: of each stage's requests; empty: each has one row, and is executed.
     `refused_rps`: those that an admission limit refused, which the demand contains. `rest_fraction`: the part of the requests that came
     over REST lately; None where none came, or the pipeline has no limit. `due_rise`: a recurring rise that may begin before a server
-    that is launched now serves.
+    that is launched now serves. `due_jump_rps`: what such rises jump to, of those that may begin before an instance that is added now
+    serves; 0: none.
     """
 
     pipeline: str
@@ -111,6 +112,7 @@ class PipelineEstimate:
     refused_rps: float = 0.0
     rest_fraction: float | None = None
     due_rise: RecurringRise | None = None
+    due_jump_rps: float = 0.0
     sizes: tuple[RequestSize, ...] = ()
 
 

@@ -11,8 +11,8 @@ DAY_S = 86400
 class RecurringRise:
     """A time of the day at which the rate has often risen sharply: from `from_s` until `until_s` after midnight (UTC), below a day each.
 
-    `peak_rps`: what such rises reach. `days` have shown this time of the day, `seen` of them with a rise; `hours` and `seen_hourly` are
-    the same for this part of any hour. `chance`: that there is one next time.
+    `peak_rps`: what such rises reach; `jump_rps`: what half of them reach within two seconds. `days` have shown this time of the day,
+    `seen` of them with a rise; `hours` and `seen_hourly` are the same for this part of any hour. `chance`: that there is one next time.
     """
 
     from_s: int
@@ -23,6 +23,7 @@ class RecurringRise:
     days: int
     seen_hourly: int
     hours: int
+    jump_rps: float = 0.0
 
     def due(self, from_s: float, until_s: float) -> bool:
         """Whether it may begin between two times (s; seconds of the epoch)."""

@@ -100,7 +100,8 @@ def _demand(view: PipelineView) -> Demand:
 
 
 def _circumstances(view: PipelineView, fast: Demand) -> Circumstances:
-    equal = (view.layout, (view.reachable, view.free_slots > 0, view.within_reach), view.estimate.sizes, view.estimate.due_rise)
+    free = (view.reachable, view.free_slots > 0, view.within_reach)
+    equal = (view.layout, free, view.estimate.sizes, view.estimate.due_rise, view.jump_rps)
     return Circumstances(equal, (fast.with_headroom_rps(), sum(fast.other_rps)))
 
 

@@ -43,6 +43,7 @@ def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
     fast = fast_demand(view.estimate, policy, view.rules.init_s(view.pipeline) + view.age_s)
     slow = slow_demand(view.estimate, policy, _lead_s(view), view.planner.forecaster)
     growth, state = _growth_demand(state, view, fast)
+    growth = _at_jump(view, growth)
     now = view.in_place(growth, _in_reach(view)) if view.serves else None
     state = replaced(state, bursts=_bursts(state, view, fast))
     at_launch = launch_demand(view.estimate, policy, _lead_s(view), within_reach=view.within_reach)
@@ -101,9 +102,10 @@ def _one_server_words(view: PipelineView, now: VerticalTarget | None) -> str:
 
 
 def _due_words(view: PipelineView, target: SlowTarget) -> str:
-    """Why there are more servers than the load needs."""
+    """Why there are more servers or instances than the load needs."""
     due = view.estimate.due_rise
-    return due.sentence if due is not None and target.desired != target.lasting else ""
+    kept = target.desired != target.lasting or view.jump_rps > view.estimate.recent_rps
+    return due.sentence if due is not None and kept else ""
 
 
 def _burst_words(state: PipelineState, view: PipelineView) -> str:
@@ -142,6 +144,13 @@ def _growth_demand(state: PipelineState, view: PipelineView, fast: Demand) -> tu
         return fast, state
     surge = surge_demand(estimate, policy, rules.init_s(view.pipeline) + view.age_s, view.capacity_rps)
     return max(fast, surge, key=Demand.with_headroom_rps), state
+
+
+def _at_jump(view: PipelineView, growth: Demand) -> Demand:
+    """The demand that instances are sized for, at least what a recurring rise that is due jumps to: no growth would be in time for that."""
+    if growth is NO_DEMAND or view.jump_rps <= growth.rate_rps:
+        return growth
+    return max(growth, growth._replace(rate_rps=view.jump_rps, extra_rps=0.0), key=Demand.with_headroom_rps)
 
 
 def _needs_growth(view: PipelineView, fast: Demand) -> bool:

@@ -34,6 +34,7 @@ def kept_target(
             sum(slow.other_rps),
             sum(at_launch.other_rps),
             burst_rps,
+            view.jump_rps,
         ),
     )
     if state.slow is not None and state.slow.holds(view.at_s, circumstances, in_turn=view.in_turn):
@@ -52,7 +53,8 @@ def slow_target(view: PipelineView, fast: Demand, slow: Demand, at_launch: Deman
     There are always enough servers to carry `burst_headroom_factor` times the rate by adding instances and places, and enough places in
     use to carry `standby_headroom_factor` times the rate: a burst finds their instances at work, and a growth there no new device.
     Once instances must be added, so are the places of the first, all at once: the next change of a model may have to wait until its
-    queue is empty. `burst_rps`: the bursts that servers stand ready for.
+    queue is empty. `burst_rps`: the bursts that servers stand ready for. A recurring rise that is due finds places in use for its jump, and
+    in reach for its height.
     """
     plan, migration = _cheapest(view, slow)
     desired = view.servers_of(plan.stages) if plan is not None and plan.feasible else view.most_servers(slow)
@@ -71,7 +73,8 @@ def slow_target(view: PipelineView, fast: Demand, slow: Demand, at_launch: Deman
     desired = _larger(desired, _at_peak(view, slow, burst_rps, later))
     due = view.estimate.due_rise
     expecting = _larger(desired, _at_peak(view, slow, due.peak_rps if due is not None else 0.0, later))
-    return SlowTarget(expecting, plan, migration, reserve, rises, desired)
+    at_jump = _at_peak(view, slow, view.jump_rps, 0)
+    return SlowTarget(_larger(expecting, at_jump), plan, migration, reserve, rises, desired)
 
 
 def _at_peak(view: PipelineView, slow: Demand, peak_rps: float, later: int) -> tuple[int, ...]:

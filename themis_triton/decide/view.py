@@ -75,6 +75,11 @@ class PipelineView:
         """Whether the effect of an in-place change shows within a tick."""
         return self.rules.fast_actuation and not self.age_s
 
+    @property
+    def jump_rps(self) -> float:
+        """What a recurring rise that is due jumps to before a growth in place helps; 0: nothing."""
+        return 0.0 if self.prompt else self.estimate.due_jump_rps
+
     @cached_property
     def problem(self) -> ChainProblem:
         """The pipeline's problem, without a demand."""

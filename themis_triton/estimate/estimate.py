@@ -130,6 +130,7 @@ def estimate(
         p.name: replaced(
             _pipeline(p, history, called, rates, config.policy, per_second=per_second),
             due_rise=_due_rise(p, history.recurring.get(p.name, ()), config, snapshot.at_s),
+            due_jump_rps=_due_jump_rps(p, history.recurring.get(p.name, ()), config, snapshot.at_s),
         )
         for p in config.pipelines
     }
@@ -341,6 +342,14 @@ def _due_rise(pipeline: PipelineConfig, rises: Iterable[RecurringRise], config: 
         return None
     lead_s = max(config.models[stage].profile.server_launch_s for stage in pipeline.stages) + WARM_UP_S
     return max((rise for rise in rises if rise.due(at_s, at_s + lead_s)), key=attrgetter("peak_rps"), default=None)
+
+
+def _due_jump_rps(pipeline: PipelineConfig, rises: Iterable[RecurringRise], config: ThemisConfig, at_s: float) -> float:
+    """The largest jump of the recurring rises that may begin before an instance that is added now serves."""
+    if not rises or not config.policy.demand.recurring_rises:
+        return 0.0
+    lead_s = max(config.models[stage].profile.instance_init_s for stage in pipeline.stages) + WARM_UP_S
+    return max((rise.jump_rps for rise in rises if rise.due(at_s, at_s + lead_s)), default=0.0)
 
 
 def _stage_p99_ms(model: ModelEstimate, history: History, calls: float, *, sequential: bool) -> float | None:

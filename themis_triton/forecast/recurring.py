@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,17 +26,20 @@ MIN_CHANCE = 0.05
 PRIOR_DAYS = 5.0
 """What any hour has shown in this part of it counts like so many days of the one hour."""
 PEAK_QUANTILE = 0.9
+JUMP_FACTOR, JUMP_QUANTILE = 1.5, 0.5
+"""A jump: the mean of two seconds exceeds that of the two seconds before by this factor; half of the rises at a time jump no higher."""
 
 
 @dataclass(frozen=True, slots=True)
 class SeenRises:
-    """The sharp rises that were seen: when they reached their height, and what that was (requests/s); and the hours that were observed.
+    """The sharp rises that were seen: when they reached their height and what that was (requests/s); and the hours that were observed.
 
-    Times are whole seconds; hours are counted from the same time.
+    `jump_rps`: what they reached within two seconds; 0: no jump. Times are whole seconds; hours are counted from the same time.
     """
 
     at_s: tuple[int, ...] = ()
     peak_rps: tuple[float, ...] = ()
+    jump_rps: tuple[float, ...] = ()
     hours: frozenset[int] = frozenset()
 
     def with_counts(self, counts: FloatArray, start_s: int) -> SeenRises:
@@ -46,37 +50,42 @@ class SeenRises:
         rises = [rise for rise in _sharp_rises(counts, start_s) if not self.at_s or rise[0] > self.at_s[-1] + SPAN_S]
         seconds = np.bincount((start_s + np.flatnonzero(~np.isnan(counts))) // HOUR_S)
         observed = frozenset(np.flatnonzero(seconds >= HOUR_S // 2).tolist())
-        at_s, peak_rps = (tuple(each) for each in zip(*rises, strict=True)) if rises else ((), ())
-        return SeenRises((*self.at_s, *at_s), (*self.peak_rps, *peak_rps), self.hours | observed)
+        return self._with(rises, self.hours | observed)
 
     def since(self, from_s: float) -> SeenRises:
         """Without what was seen before a time."""
-        kept = [(at_s, rps) for at_s, rps in zip(self.at_s, self.peak_rps, strict=True) if at_s >= from_s]
+        first = bisect_left(self.at_s, from_s)
         hours = frozenset(hour for hour in self.hours if hour * HOUR_S >= from_s)
-        return SeenRises(tuple(at_s for at_s, _ in kept), tuple(rps for _, rps in kept), hours)
+        return SeenRises(self.at_s[first:], self.peak_rps[first:], self.jump_rps[first:], hours)
+
+    def _with(self, rises: Sequence[tuple[int, float, float]], hours: frozenset[int]) -> SeenRises:
+        at_s = (*self.at_s, *(at_s for at_s, _, _ in rises))
+        peak_rps = (*self.peak_rps, *(peak_rps for _, peak_rps, _ in rises))
+        return SeenRises(at_s, peak_rps, (*self.jump_rps, *(jump_rps for _, _, jump_rps in rises)), hours)
 
 
 def recurring_rises(seen: SeenRises) -> tuple[RecurringRise, ...]:
     """The times of the day with recurring rises, in order; none where rises come at random times, or too little was seen."""
-    at_s, peaks = np.array(seen.at_s, dtype=np.int64), np.array(seen.peak_rps)
+    at_s, peaks, jumps = np.array(seen.at_s, dtype=np.int64), np.array(seen.peak_rps), np.array(seen.jump_rps)
     days = np.bincount(np.array(sorted(seen.hours), dtype=np.int64) % HOURS, minlength=HOURS)
     found = []
     for first, last in _recurring_parts(at_s, len(seen.hours)):
         parts = at_s % HOUR_S // PART_S
         inside = (parts >= first) & (parts <= last)
-        peak_rps, hours = float(np.quantile(peaks[inside], PEAK_QUANTILE)), np.unique(at_s[inside] // HOUR_S)
+        peak_rps, jump_rps = float(np.quantile(peaks[inside], PEAK_QUANTILE)), float(np.quantile(jumps[inside], JUMP_QUANTILE))
+        hours = np.unique(at_s[inside] // HOUR_S)
         hourly = hours.size / len(seen.hours)
         for hour in range(HOURS):
             seen_then = int((hours % HOURS == hour).sum())
             chance = (seen_then + PRIOR_DAYS * hourly) / (days[hour] + PRIOR_DAYS)
             if chance >= MIN_CHANCE:
                 span = (hour * HOUR_S + first * PART_S, hour * HOUR_S + (last + 1) * PART_S)
-                found.append(RecurringRise(*span, peak_rps, chance, seen_then, int(days[hour]), hours.size, len(seen.hours)))
+                found.append(RecurringRise(*span, peak_rps, chance, seen_then, int(days[hour]), hours.size, len(seen.hours), jump_rps))
     return tuple(sorted(found, key=lambda rise: rise.from_s))
 
 
-def _sharp_rises(counts: FloatArray, start_s: int) -> Iterator[tuple[int, float]]:
-    """The rises, each once: when the first five seconds that show it begin, and the largest mean of five seconds soon after."""
+def _sharp_rises(counts: FloatArray, start_s: int) -> Iterator[tuple[int, float, float]]:
+    """The rises, each once: when the first five seconds that show it begin, the largest mean of five seconds soon after, and the jump."""
     size = counts.size - SPAN_S
     if size <= 0:
         return
@@ -90,7 +99,14 @@ def _sharp_rises(counts: FloatArray, start_s: int) -> Iterator[tuple[int, float]
     whole = gaps[SPAN_S : SPAN_S + size] == gaps[:size]
     sharp = np.flatnonzero((peak >= RISE_FACTOR * np.maximum(base, 1.0)) & whole)
     for first in sharp[np.diff(sharp, prepend=-HOUR_S) > SPAN_S].tolist():
-        yield start_s + first + BASE_S + WITHIN_S - 1, float(peak[first : first + WITHIN_S].max())
+        jump_rps = _jump_rps(counts[first + BASE_S : first + WITHIN_S + SPAN_S])
+        yield start_s + first + BASE_S + WITHIN_S - 1, float(peak[first : first + WITHIN_S].max()), jump_rps
+
+
+def _jump_rps(counts: FloatArray) -> float:
+    """The largest rate that is reached by a jump; 0 where there is none."""
+    means = (counts[1:] + counts[:-1]) / 2.0
+    return float(means[2:].max(initial=0.0, where=means[2:] > JUMP_FACTOR * means[:-2]))
 
 
 def _recurring_parts(at_s: npt.NDArray[np.int64], hours: int) -> Iterator[tuple[int, int]]:
