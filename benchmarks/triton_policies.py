@@ -3,28 +3,30 @@
 `THEMIS_TRACES=… python benchmarks/triton_policies.py` runs ten windows of days 15 and 16 that no constant was chosen on, and leaves
 `results/triton-policies.json`, `.md` and a picture, which it writes anew after each policy. `--rotate` takes one pipeline for each
 window in turn instead of all three, `--rise-s 240` only that long around each window's steepest rise. `--training` takes
-windows of days 1 to 14; with `--change KEY=VALUE` policy themis has another constant there, for an ablation.
+windows of days 1 to 14; with `--change KEY=VALUE` policy themis has another constant there, for an ablation. With `--add` the runs of
+policies that do not run now stay; each row tells its commit.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from common import RESULTS, versions, with_constants, write_result
-from policy_cases import PIPELINES, WINDOWS_SEED, around_rise, fresh_surges
+from common import RESULTS, commit, versions, with_constants, write_result
+from policy_cases import LEARNING, PIPELINES, WINDOWS_SEED, around_rise, fresh_surges, recurring_before
 from rich.progress import track
 from tune import training_surges
 
 from themis_triton.commands.simulate_command import chosen
-from themis_triton.commands.simulated_runs import WorldFlags, simulated_run
+from themis_triton.commands.simulated_runs import WorldFlags, run_under
 from themis_triton.core.config import DeviceSlot, ThemisConfig
 from themis_triton.load.traces import TraceOptions, load_trace
 from themis_triton.load.twitter import WINDOW, WINDOW_S, twitter_for
@@ -35,9 +37,12 @@ SLOTS = 16
 COLD_STARTS_S = (20.0, 60.0)
 HOLD = 3.0
 """The hold of `horizontal, held`: this multiple of the cold start."""
-REACHING = frozenset({"themis", "oracle"})
+LEARNT = LEARNING.label
+"""Policy themis that has seen the arrivals of the two weeks before each window, and knows which rises recur."""
+REACHING = frozenset({"themis", LEARNT, "oracle"})
 FIXED = frozenset({"vertical", "vertical-themis"})
-LABELS = ("themis", "horizontal", "horizontal, held", "vertical", "vertical-themis", "queue-time", "concurrency", "themis-paper", "oracle")
+BASELINES = ("horizontal", "horizontal, held", "vertical", "vertical-themis", "queue-time", "concurrency", "themis-paper", "oracle")
+LABELS = ("themis", LEARNT, *BASELINES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,7 @@ class Found:
     late: int
     cost: float
     bound_cost: float
+    commit: str
 
 
 def main() -> None:
@@ -76,26 +82,38 @@ def main() -> None:
     parser.add_argument("--change", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", default="triton-policies")
+    parser.add_argument("--add", action="store_true", help="runs of the policies that do not run now stay")
     flags = parser.parse_args()
     changes = {key: float(value) for key, _, value in (change.partition("=") for change in flags.change)}
     seconds = training_surges(np.random.default_rng(WINDOWS_SEED), flags.windows, 0.0) if flags.training else alternating(flags.windows)
     cases = [case for label in flags.policies for case in cases_of(label, seconds, flags)]
     windows = [f"{WINDOW}{second}" for second in seconds]
     what = {"windows": windows, "seeds": flags.seeds, "rotate": flags.rotate, "changes": changes, "versions": versions("numba", "numpy")}
+    stays = kept(flags.out, flags.policies) if flags.add else []
     found: list[Found] = []
     with ProcessPoolExecutor(flags.jobs, mp_context=get_context("spawn")) as pool:
         for result in track(pool.map(partial(run, changes, flags.rise_s), cases), "simulating", total=len(cases)):
             found.append(result)
             if len(found) == len(cases) or cases[len(found)].label != cases[len(found) - 1].label:
-                leave(flags.out, what, cases[: len(found)], found)
+                leave(flags.out, what, [*stays, *zip(cases, found, strict=False)])
     print((RESULTS / f"{flags.out}.md").read_text(encoding="utf-8"))
 
 
-def leave(name: str, what: dict[str, Any], cases: Sequence[Case], found: Sequence[Found]) -> None:
+def kept(name: str, labels: Sequence[str]) -> list[tuple[Case, Found]]:
+    """The runs of the last result, without those policies."""
+    last = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    runs = [{"commit": last["commit"]} | run for run in last["runs"] if run["label"] not in labels]
+    return [(Case(**_of(Case, run)), Found(**_of(Found, run))) for run in runs]
+
+
+def _of(kind: type[Case | Found], run: dict[str, Any]) -> dict[str, Any]:
+    return {field.name: run[field.name] for field in fields(kind)}
+
+
+def leave(name: str, what: dict[str, Any], runs: Sequence[tuple[Case, Found]]) -> None:
     """Write what was found so far."""
-    rows = rows_of(cases, found)
-    runs = [asdict(case) | asdict(result) for case, result in zip(cases, found, strict=True)]
-    write_result(name, what | {"rows": rows, "runs": runs})
+    rows = rows_of(runs)
+    write_result(name, what | {"rows": rows, "runs": [asdict(case) | asdict(result) for case, result in runs]})
     (RESULTS / f"{name}.md").write_text(markdown(rows), encoding="utf-8")
     draw(rows, name)
 
@@ -125,8 +143,10 @@ def run(changes: dict[str, float], rise_s: int, case: Case) -> Found:
     config = world(case, load_trace(trace, case.seed).rates_rps.max())
     if name == "themis" and changes:
         config = replace(config, policy=with_constants(config.policy, changes))
-    result = simulated_run(config, trace, WorldFlags(cold_start_s=case.cold_start_s), None, (name, case.seed))
-    return Found(result.requests, result.violated, result.cost, result.bound_cost)
+    load = {case.pipeline: load_trace(trace, case.seed)}
+    recurring = {case.pipeline: recurring_before(f"{WINDOW}{case.second}", case.pipeline, rise_s)} if case.label == LEARNT else None
+    result = run_under(config, load, WorldFlags(cold_start_s=case.cold_start_s), None, (name, case.seed), recurring)
+    return Found(result.requests, result.violated, result.cost, result.bound_cost, commit())
 
 
 def world(case: Case, peak_rps: float) -> ThemisConfig:
@@ -148,12 +168,12 @@ def world(case: Case, peak_rps: float) -> ThemisConfig:
     return replace(config, launch=launch, policy=policy)
 
 
-def rows_of(cases: Sequence[Case], found: Sequence[Found]) -> list[dict[str, Any]]:
+def rows_of(runs: Sequence[tuple[Case, Found]]) -> list[dict[str, Any]]:
     """One row per cold start, policy and reach: means over the runs, with the standard error of the late share."""
-    keys = dict.fromkeys((case.cold_start_s, case.label, case.reach) for case in cases)
+    keys = dict.fromkeys((case.cold_start_s, case.label, case.reach) for case, _ in sorted(runs, key=_place))
     rows = []
     for cold_start_s, label, reach in sorted(keys, key=lambda key: key[0]):
-        own = [f for c, f in zip(cases, found, strict=True) if (c.cold_start_s, c.label, c.reach) == (cold_start_s, label, reach)]
+        own = [f for c, f in runs if (c.cold_start_s, c.label, c.reach) == (cold_start_s, label, reach)]
         late = np.array([f.late / f.requests for f in own])
         rows.append(
             {
@@ -165,9 +185,14 @@ def rows_of(cases: Sequence[Case], found: Sequence[Found]) -> list[dict[str, Any
                 "standard_error": float(late.std(ddof=1) / np.sqrt(late.size)) if late.size > 1 else None,
                 "worst_run_violations": float(late.max()),
                 "cost_vs_clairvoyant": sum(f.cost for f in own) / sum(f.bound_cost for f in own),
+                "commit": own[0].commit,
             }
         )
     return rows
+
+
+def _place(run: tuple[Case, Found]) -> int:
+    return LABELS.index(run[0].label)
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
@@ -175,22 +200,24 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     text = [
         "# Policies in Triton's world",
         "",
-        (__doc__ or "").partition("\n")[0] + " Late: the mean over the runs ± its standard error.",
+        (__doc__ or "").partition("\n")[0] + " Late: the mean over the runs ± its standard error. After two weeks: themis has seen the"
+        " arrivals of the 14 days before each window, and knows which rises recur.",
         "",
     ]
     for cold_start_s in dict.fromkeys(row["cold_start_s"] for row in rows):
         text += [
             f"## Cold start {cold_start_s:g} s",
             "",
-            "| policy | late | worst run | cost of clairvoyant | runs |",
-            "| --- | ---: | ---: | ---: | ---: |",
+            "| policy | late | worst run | cost of clairvoyant | runs | commit |",
+            "| --- | ---: | ---: | ---: | ---: | --- |",
         ]
         for row in rows:
             if row["cold_start_s"] == cold_start_s:
                 name = row["policy"] + (", servers reach all devices" if row["reach"] else "")
                 error = "" if row["standard_error"] is None else f" ± {row['standard_error']:.3%}"
                 cost = row["cost_vs_clairvoyant"]
-                text.append(f"| {name} | {row['violations']:.3%}{error} | {row['worst_run_violations']:.3%} | {cost:.3f} | {row['runs']} |")
+                late = f"{row['violations']:.3%}{error} | {row['worst_run_violations']:.3%}"
+                text.append(f"| {name} | {late} | {cost:.3f} | {row['runs']} | {row['commit'][:12]} |")
         text.append("")
     return "\n".join(text)
 
