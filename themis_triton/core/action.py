@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from themis_triton.core.construction import quick_init
 from themis_triton.core.fleet import ModelState
 from themis_triton.core.routes import RouteLimit
 
@@ -44,6 +45,7 @@ class Action:
     requires: tuple[str, ...] = ()
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Actions in the order in which they may start; independent ones run at the same time.

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from themis_triton.core.construction import quick_init
+
 _ROUNDING = 1e-6
 """What may be left of a sum of fractions from which all of them were taken away."""
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class EndedRequests:
     """Requests of a pipeline that ended in some time, and those of them that missed the SLO: answered too late, or with an error.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from themis_triton.core.construction import quick_init
 from themis_triton.core.fleet import Models
 from themis_triton.core.prediction import PredictionScore
 from themis_triton.core.routes import RouteLimit
@@ -59,6 +60,7 @@ class Clamp:
     sentence: str
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class Target:
     """The desired fleet: the models of each server that stays.
@@ -87,6 +89,7 @@ class Admission:
     limit: RouteLimit
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class PipelineEvidence:
     """The numbers behind a decision for one pipeline.
@@ -126,6 +129,7 @@ class PipelineEvidence:
         return now if now == desired else f"{now}→{desired}"
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class Decision:
     """The result of one tick's policy. `target` None: no change. `admissions`: all limits from now on; None: they stay as they are.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from themis_triton.core.attainment import EndedRequests
+from themis_triton.core.construction import quick_init
 from themis_triton.core.recurring import RecurringRise
 from themis_triton.core.service_times import ENOUGH_EXECUTIONS, Contention
 
@@ -16,6 +17,7 @@ WORK_WINDOW_S = 5.0
 """The window of the servers' queue and compute times, unless a policy has one of its own."""
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class RequestSize:
     """What a model's requests are to its instances: the rows of a batch in each, and the share that no cache answers."""
@@ -35,6 +37,7 @@ class RequestSize:
 ONE_ROW = RequestSize()
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class ModelEstimate:
     """One model over all servers. `*_ms` are None where no request ended in the window.
@@ -67,6 +70,7 @@ class ModelEstimate:
     size: RequestSize = ONE_ROW
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class OtherDemand:
     """Requests/s that reach a stage besides its pipeline's own: those of another pipeline, or (`pipeline` null) direct calls."""
@@ -76,6 +80,7 @@ class OtherDemand:
     stable_rps: float
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class PipelineEstimate:
     """Demand of one pipeline at three time scales (requests/s), its growth, the waiting requests, and its p99.
@@ -182,6 +187,7 @@ class ModelFailure:
     since_s: float
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """The estimate stage's result. `stale`: by source that is out of date, the reason; empty: all are fresh.

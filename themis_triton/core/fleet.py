@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from themis_triton.core.address import Address
+from themis_triton.core.construction import quick_init
 
 
 class Phase(StrEnum):
@@ -27,6 +28,7 @@ class Phase(StrEnum):
 ROUTED = frozenset({Phase.SERVING, Phase.UNREACHABLE})
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class ModelState:
     """The state of one model on one server: its instances in all, maximum batch size and the batcher's queue delay.
@@ -145,6 +147,7 @@ class ProcessId:
     start_ticks: int
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class Server:
     """One Triton server. `launched` servers were started by Themis and may be stopped by it; adopted ones never are.
@@ -239,6 +242,7 @@ def _pin_order(server: Server, model: str) -> tuple[bool, bool, int, bool, str]:
     return (server.phase is not Phase.SERVING, model not in server.pinned, -len(server.stateful), server.launched, server.name)
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class Place:
     """One device of a server, with counts, memory and contention of its own. Queue, endpoint, batching and fate are the server's.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from themis_triton.core.construction import quick_init
 from themis_triton.core.fleet import ModelState, Server
 from themis_triton.core.incident import Incident
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class BatchCounters:
     """Executed batches of one size so far, and their compute time (input, inference, output), each batch counted once."""
@@ -17,6 +19,7 @@ class BatchCounters:
     compute_us: float
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class ModelCounters:
     """Cumulative counters of one model on one server (durations in µs); `pending` is a gauge.
@@ -41,6 +44,7 @@ class ModelCounters:
     cached: float = 0.0
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class ServerReading:
     """One server's metrics at `at_s`; `error`: the reason why they are missing; `batches_error`: the reason why `batches` are missing.
@@ -63,6 +67,7 @@ class ServerReading:
         return self.error is None and self.batches_error is None and not self.batches_skipped
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class LatencyHistogram:
     """Cumulative counts: `counts[i]` requests took at most `bounds_ms[i]`; the last bound is infinite."""
@@ -71,6 +76,7 @@ class LatencyHistogram:
     counts: tuple[float, ...]
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class RouteReading:
     """The proxy's view of one model: all arrivals ever, in flight now, failures ever, latency histogram.
@@ -158,6 +164,7 @@ def launch_of(slot: str, model: str) -> str:
     return f"{slot}/launch/{model}"
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """Everything that one tick observed.

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from themis_triton.core.construction import quick_init
 
+
+@quick_init
 @dataclass(frozen=True, slots=True)
 class PredictionScore:
     """How the predictions of one pipeline compare with what was observed in the last minutes.

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from themis_triton.core.action import Action, ActionKind, Outcome, OutcomeKind, Plan
+from themis_triton.core.construction import quick_init
 from themis_triton.core.decision import Decision, PipelineEvidence, Reason
 from themis_triton.core.estimate import DriftEvent, Estimate, LearntTimes, ModelEstimate, PipelineKnowledge
 from themis_triton.core.observation import Snapshot
@@ -13,6 +14,7 @@ from themis_triton.core.service_times import ENOUGH_EXECUTIONS
 from themis_triton.core.words import first_of
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class TickRecord:
     """One tick: what it read, estimated, decided and planned, and the outcomes since the tick before.

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from themis_triton.core.address import Address
+from themis_triton.core.construction import quick_init
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """One server's inference addresses. `zone`: where its machine is, if known."""
@@ -38,6 +40,7 @@ class RouteLimit:
     share: float = 1.0
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class ModelRoute:
     """How one model's requests are routed.

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from themis_triton.core.construction import quick_init
 from themis_triton.core.decision import PipelineEvidence, Reason, Stage
 from themis_triton.core.fleet import Models, ModelState
 from themis_triton.core.replacing import replaced
@@ -16,6 +17,7 @@ from themis_triton.plan.steps import by_retirement
 from themis_triton.solver.plans import StageSize
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class Proposal:
     """The pipeline's models at every ready place, by the place's name.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from themis_triton.core.attainment import EndedRequests
+from themis_triton.core.construction import quick_init
 from themis_triton.core.prediction import PredictionScore
 from themis_triton.core.replacing import replaced
 
@@ -27,6 +28,7 @@ SLOW_LAUNCHES = 2
 """The first launch of a model often takes longer; two in a row are no exception."""
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class ScoreSlice:
     """Undisturbed time of one pipeline: sums over `seconds`, the largest rate and the smallest capacity.
@@ -71,6 +73,7 @@ class Launch:
     keeps_until_s: float
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class PipelineScores:
     """One pipeline's scored time, and whether its predictions fail.

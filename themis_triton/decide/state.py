@@ -10,6 +10,7 @@ from functools import cached_property
 from operator import attrgetter, itemgetter
 
 from themis_triton.core.config import PipelineConfig, Placement
+from themis_triton.core.construction import quick_init
 from themis_triton.core.decision import PipelineEvidence, Stage
 from themis_triton.core.estimate import Estimate
 from themis_triton.core.fleet import Models, Phase, Place, Server, models_on, places_of
@@ -23,6 +24,7 @@ from themis_triton.decide.slow_target import Circumstances, Planned
 COMING = frozenset({Phase.LAUNCHING, Phase.WARMING})
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class Group:
     """Stages of a chain on the same places, by their index in it: all where they are co-located, else one.
@@ -228,6 +230,7 @@ class Resting:
     detail: str
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class PipelineState:
     """A policy's state of one pipeline: recent samples of demand, desired servers a group with their times, and fixed values.
@@ -293,6 +296,7 @@ class Division:
     shares: tuple[int, ...]
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class PolicyState:
     """The policy's state between ticks. `short_since_s`: since when slots have been short; `division`: how they are divided then.

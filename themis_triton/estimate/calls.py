@@ -11,6 +11,7 @@ from itertools import pairwise
 from operator import attrgetter
 
 from themis_triton.core.config import PipelineConfig
+from themis_triton.core.construction import quick_init
 
 SAMPLE_S = 1.0
 WINDOWS = (5, 8, 12, 20, 30, 60, 120)
@@ -30,6 +31,7 @@ CountArrivals = Callable[[str, float, float], float]
 """The arrivals of a model between two times."""
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class CallSample:
     """What happened in the time up to `at_s`: requests that entered the pipeline, those of each stage, and the most that were inside.
@@ -45,6 +47,7 @@ class CallSample:
     unsure: tuple[float, ...]
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class CallHistory:
     """The numbers that plans use, by stage, and the samples behind them. `changed_s`: by stage, when what the number is from began."""

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from themis_triton.core.construction import quick_init
 from themis_triton.estimate.counter_kernels import increases, rates
 from themis_triton.solver.surface import FloatArray
 
 
+@quick_init
 @dataclass(frozen=True, slots=True, eq=False)
 class CounterTable:
     """Totals [kind, column, reading] at ascending times (s); a counter that restarts at zero continues.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter, itemgetter
 
 from themis_triton.core.config import ThemisConfig, ThroughputRule
+from themis_triton.core.construction import quick_init
 from themis_triton.core.estimate import DriftChange, DriftEvent
 from themis_triton.core.observation import Snapshot
 from themis_triton.core.policy import PolicyConfig
@@ -37,6 +38,7 @@ class Ratio:
     error: float
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class DriftState:
     """One model's state. `candidates`: recent corrections by the ratio alone, with their times."""

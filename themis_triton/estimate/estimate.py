@@ -9,6 +9,7 @@ from heapq import nlargest
 from operator import attrgetter
 
 from themis_triton.core.config import ModelConfig, PipelineConfig, ThemisConfig
+from themis_triton.core.construction import quick_init
 from themis_triton.core.estimate import ONE_ROW, PROXY, WORK_WINDOW_S, Estimate, ModelEstimate, PipelineEstimate, RequestSize
 from themis_triton.core.fleet import Phase
 from themis_triton.core.observation import Snapshot
@@ -61,6 +62,7 @@ class History:
     done: Mapping[str, _Done] = field(default_factory=dict)
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class _Done:
     """What a server did by its series: its work of the window, and answered requests/s, by model."""
@@ -70,6 +72,7 @@ class _Done:
     completion_rps: Mapping[str, float]
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class _Rates:
     """What the proxy counted of each model, by its name, in the windows that plans use; models without any reading are not in them.
@@ -94,6 +97,7 @@ class _Rates:
     percentiles_ms: Mapping[str, Percentiles]
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class _Work:
     """What all servers did, by model: work of the window, waiting requests, and answered requests/s."""

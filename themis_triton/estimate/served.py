@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from themis_triton.core.construction import quick_init
 from themis_triton.core.observation import ModelCounters, ServerReading
 from themis_triton.estimate.counters import NO_COUNTERS, Counters, CounterTable
 from themis_triton.solver.surface import FloatArray
@@ -49,6 +50,7 @@ NOTHING = Served()
 ENDED, FAILED = Served._fields.index("ended"), Served._fields.index("failed")
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class ServedSeries:
     """What one server has counted of each model since its first reading, and `pending`, the requests that wait there for it.

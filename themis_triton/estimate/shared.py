@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from themis_triton.core.config import PipelineConfig
+from themis_triton.core.construction import quick_init
 from themis_triton.core.estimate import OtherDemand, PipelineEstimate
 from themis_triton.core.replacing import replaced
 from themis_triton.estimate.calls import SIGMAS, STEP
@@ -18,6 +19,7 @@ Arrivals = Callable[[str, float], float]
 """The mean rate of a model's arrivals at the proxy over a window up to now."""
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class Windows:
     """The windows of the rates that plans use; the newest rate is the larger of two. `history_s`: what has been observed.
@@ -38,6 +40,7 @@ class Windows:
         object.__setattr__(self, "observed_s", tuple(window_s for window_s in each if 0.0 < window_s <= self.history_s))
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class _Caller:
     """Pipelines with one front, and the requests that a request of theirs makes of one model. `inside`: they pass no proxy."""

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from themis_triton.core.config import LatencyTable, ModelProfile, ThemisConfig
+from themis_triton.core.construction import quick_init
 from themis_triton.core.fleet import Server
 from themis_triton.core.observation import ModelCounters, ServerReading, Snapshot
 from themis_triton.estimate.callers import Callee, Waits, callers_of, waits_between
@@ -26,6 +27,7 @@ BySize = dict[int, tuple[float, float]]
 """By batch size: batches, and their time in ms."""
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class WorkSample:
     """Batches of one model on one server that ended in an interval until `end_s`: their measured and profiled time in ms."""

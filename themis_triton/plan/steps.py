@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 
 from themis_triton.core.action import Action, ActionKind, Plan
 from themis_triton.core.config import LaunchConfig, ThemisConfig
+from themis_triton.core.construction import quick_init
 from themis_triton.core.decision import Decision, Target
 from themis_triton.core.fleet import ModelState, Phase, Place, Server
 from themis_triton.core.observation import Snapshot
@@ -40,6 +41,7 @@ class Memory:
     instance_bytes: Mapping[str, int]
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class Running:
     """What serves now: the models of each server, and the names of servers that may be retired.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from themis_triton.core.config import ThemisConfig
+from themis_triton.core.construction import quick_init
 from themis_triton.core.errors import SolverError
 from themis_triton.core.estimate import RequestSize
 from themis_triton.core.fleet import ModelState, Place
@@ -20,6 +21,7 @@ from themis_triton.solver.plans import Evaluation
 from themis_triton.solver.problem import ChainProblem, Placement
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class ServerAssignment:
     """What one ready server runs, a state per stage; with 0 instances the server does not hold the model. Queue delays do not count.

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from themis_triton.core.construction import quick_init
+
 
 class Binding(StrEnum):
     """The constraint that keeps a plan from being cheaper, or from being feasible."""
@@ -17,6 +19,7 @@ class Binding(StrEnum):
     DEVICES = "devices"
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class StageSize:
     """The size of one stage: `instances` (or cores) per server on `servers` servers, and the largest batch.
@@ -36,6 +39,7 @@ class StageSize:
         return self.servers * self.instances + self.extra_instance_servers
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class StagePlan(StageSize):
     """A stage's size with the solver's prediction. Times are at the SLO's percentile, those of the slowest server.
@@ -77,6 +81,7 @@ class RunnerUp:
         return f"{counted} with a predicted p99 of {self.predicted_p99_ms:.0f} ms {price}"
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class ChainPlan:
     """A whole plan. Infeasible: `stages` is the best effort (the plan of the largest demand that is feasible, else the fastest one).
@@ -98,6 +103,7 @@ class ChainPlan:
         return max(stage.servers for stage in self.stages)
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class VerticalPlan:
     """The plan for given servers. Infeasible: `plan` carries `largest_demand_rps`, exact to 1 request/s.
@@ -113,6 +119,7 @@ class VerticalPlan:
     stage_servers_missing: tuple[int, ...] = ()
 
 
+@quick_init
 @dataclass(frozen=True, slots=True)
 class VerticalTarget:
     """Sizes of the stages on given servers for a demand. `missing`: servers that the whole demand needs beyond them, by group or stage.
