@@ -110,9 +110,10 @@ def test_the_newest_ticks_come_first(path: Path, journal: Journal) -> None:
     }
 
 
-def test_a_tick_in_which_an_action_ended_is_a_change(path: Path, journal: Journal) -> None:
+def test_a_tick_in_which_an_action_failed_is_a_change_and_one_in_which_it_was_done_is_none(path: Path, journal: Journal) -> None:
     journal.record_tick(replace(at(0), outcomes=(outcome(0),)))
-    assert len(ticks(path, 9, changed_only=True)) == 1
+    journal.record_tick(replace(at(1), outcomes=(outcome(1), outcome(1, OutcomeKind.REFUSED))))
+    assert [tick["at_s"] for tick in ticks(path, 9, changed_only=True)] == [NOW_S + 1]
 
 
 def test_outcomes_are_kept_with_how_and_why(path: Path, journal: Journal) -> None:

@@ -12,6 +12,7 @@ from tests.unit.samples import NOW_S, action, record, server, snapshot
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.store.journal import Journal
 from themis_triton.adapters.store.records import unpacked
+from themis_triton.commands.decision_results import result_words
 from themis_triton.commands.history_command import collapse, history_command
 from themis_triton.commands.moments import moment, parse_moment
 from themis_triton.commands.why_command import why_command
@@ -19,7 +20,7 @@ from themis_triton.core.action import ActionKind, Outcome, OutcomeKind
 from themis_triton.core.decision import Clamp, ClampKind, PipelineEvidence
 from themis_triton.core.errors import EnvironmentCheckError, SettingsError
 from themis_triton.core.estimate import PipelineKnowledge
-from themis_triton.core.history import PipelineSample
+from themis_triton.core.history import DecisionResult, PipelineSample
 
 
 @pytest.fixture
@@ -124,6 +125,35 @@ def test_a_decision_is_explained_with_its_limits_and_its_outcomes(path: Path, ca
     assert (record["outcomes"][0]["outcome"], record["plan"]["actions"][0]["kind"]) == ("refused", "grow")
 
 
+def test_the_newest_decision_with_actions_is_explained_before_a_newer_change_without_any(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    journal = Journal(path.parent / "state" / "journal.sqlite")
+    refused = Outcome(action(ActionKind.GROW), OutcomeKind.REFUSED, NOW_S, NOW_S + 1.0)
+    failed = replace(record(seen=snapshot([server("a")], NOW_S + 65.0)), outcomes=(refused,))
+    journal.record_tick(replace(failed, decision=replace(failed.decision, id="later")))
+    journal.close()
+    why(path)
+    assert "  d  policy" in capsys.readouterr().out
+    with closing(sqlite3.connect(path.parent / "state" / "journal.sqlite")) as database, database:
+        database.execute("delete from ticks where decision_id = 'd'")
+    why(path)
+    assert "  later  policy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("measured_ms", "predicted_ms", "words"),
+    [
+        (None, 218.0, "no p99 measured, 218 ms predicted"),
+        (190.0, None, "p99 190 ms at most"),
+        (190.0, 2.0, "p99 190 ms at most, 2 ms predicted"),
+    ],
+)
+def test_a_result_names_only_what_is_known(measured_ms: float | None, predicted_ms: float | None, words: str) -> None:
+    result = DecisionResult("video", 300.0, predicted_ms, None, 1, measured_ms, held_after_s=0.0)
+    assert list(result_words([result])) == [f"video: inside the SLO after 0 s; {words}"]
+
+
 def test_what_was_predicted_is_told_with_what_came_of_it_and_the_table_reads_in_80_columns(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,7 +177,7 @@ def test_what_was_predicted_is_told_with_what_came_of_it_and_the_table_reads_in_
         assert word in title
     assert all(len(line) <= 80 for line in lines if not line.startswith(("what", "steady"))), lines
     assert any("12→13 devices" in line for line in lines)
-    came = "what came of it: video-of-all-cameras: inside the SLO after 5 s, expected after 2 s; p99 190 ms at most, 210 predicted"
+    came = "what came of it: video-of-all-cameras: inside the SLO after 5 s, expected after 2 s; p99 190 ms at most, 210 ms predicted"
     assert any(line.startswith(came) for line in lines), lines
     why(tmp_path / "themis.yaml", as_json=True)
     assert json.loads(capsys.readouterr().out)["results"][0]["measured_p99_ms"] == 190.0

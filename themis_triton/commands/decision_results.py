@@ -15,10 +15,7 @@ def result_words(results: Iterable[DecisionResult]) -> Iterator[str]:
             continue
         expected = f", expected after {row.predicted_holds_after_s:.0f} s" if row.predicted_holds_after_s is not None else ""
         held = f"inside the SLO after {age(row.held_after_s)}{expected}" if row.held_after_s is not None else "not inside the SLO yet"
-        p99 = f"p99 {_number(row.measured_p99_ms)} ms at most, {_number(row.predicted_p99_ms)} predicted"
+        p99 = "no p99 measured" if row.measured_p99_ms is None else f"p99 {row.measured_p99_ms:.0f} ms at most"
+        p99 += "" if row.predicted_p99_ms is None else f", {row.predicted_p99_ms:.0f} ms predicted"
         servers = "" if row.servers is None else f"; {row.servers:g} servers, {row.servers_desired} wanted"
         yield f"{row.pipeline}: {held}; {p99}{servers}"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.0f}"

@@ -28,6 +28,8 @@ from themis_triton.core.record import knowledge_words
 from themis_triton.settings.runtime import load_runtime_paths
 
 MAX_OUTCOMES = 1000
+MAX_RECORDS = 100
+"""So many of the newest changes are searched for one with actions."""
 NO_DECISIONS = frozenset(
     {
         "paused",
@@ -57,9 +59,9 @@ EVIDENCE_KEYS = ("demand_fast_rps", "demand_slow_rps", "capacity_rps", "measured
 
 
 def why_command(path: Path, decision: str | None, *, as_json: bool, at: str | None = None) -> None:
-    """Print one decision: evidence, actions, outcomes, and what came of it. `decision` None: the newest that changed something.
+    """Print one decision: evidence, actions, outcomes, and what came of it.
 
-    `at`: the newest until that time instead.
+    `decision` None: the newest with actions, else the newest change. `at`: the newest until that time instead.
 
     SettingsError for an id that is not in the journal.
     """
@@ -103,9 +105,17 @@ def _results(journal: JournalReader, decision: str) -> tuple[DecisionResult, ...
 
 
 def _newest_decision(journal: JournalReader, until_s: float) -> str | None:
-    """The newest decision until a time that changed something; pauses and failed ticks have no decision."""
+    """The newest decision until a time that has actions, else the newest change; pauses and failed ticks have no decision."""
     changes = journal.rows(_CHANGES, (until_s, MAX_OUTCOMES))
-    return next((name for name, reason in changes if reason not in NO_DECISIONS), None)
+    names = [str(name) for name, reason in changes if reason not in NO_DECISIONS]
+    return next((name for name in names[:MAX_RECORDS] if _has_actions(journal, name)), names[0] if names else None)
+
+
+def _has_actions(journal: JournalReader, decision: str) -> bool:
+    with suppress(ValueError):
+        plan = (journal.record(decision) or {}).get("plan")
+        return isinstance(plan, dict) and bool(plan.get("actions"))
+    return False
 
 
 def _print_no_change(journal: JournalReader, *, as_json: bool) -> None:

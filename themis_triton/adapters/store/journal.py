@@ -12,7 +12,7 @@ from pathlib import Path
 from themis_triton.adapters.store.recording import Recording
 from themis_triton.adapters.store.records import packed, packed_counts
 from themis_triton.adapters.store.writer import JournalWriter, Notice
-from themis_triton.core.action import Outcome
+from themis_triton.core.action import Outcome, OutcomeKind
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.day_report import DayReport
 from themis_triton.core.encoding import json_text, plain, remembered_servers, shallow
@@ -148,7 +148,9 @@ def _tick_row(record: TickRecord) -> tuple[object, ...]:
 
 
 def _has_changed(record: TickRecord) -> bool:
-    return bool(record.plan.actions or record.outcomes or record.snapshot.incidents or record.estimate.drift_events)
+    """Whether something happened in the tick. An action that was done as planned is told by the tick that started it."""
+    failed = any(outcome.kind is not OutcomeKind.DONE for outcome in record.outcomes)
+    return bool(record.plan.actions or failed or record.snapshot.incidents or record.estimate.drift_events)
 
 
 def _thin(record: TickRecord) -> bytes:
