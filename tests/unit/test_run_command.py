@@ -1,18 +1,29 @@
-"""What `themis run` does beside the daemon: its log."""
+"""What `themis run` does beside the daemon: its log, and what it refuses before anything is started."""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import io
 import logging
+import socket
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import structlog
 
+from tests.unit.samples import config
 from themis_triton.commands.options import LogFormat
 from themis_triton.commands.run_command import configure_logging
+from themis_triton.core.address import Address
+from themis_triton.core.config import StatusConfig
+from themis_triton.core.errors import EnvironmentCheckError
+from themis_triton.daemon.lock import BEAT_FILE
+from themis_triton.daemon.service import run_daemon
+from themis_triton.daemon.settings_watch import SettingsFile
 
 
 class FullDisk(io.StringIO):
@@ -57,3 +68,12 @@ def test_a_log_on_a_full_disk_loses_lines_and_not_the_sidecar(monkeypatch: pytes
     log.info("tick_completed", message="written")
     assert '"message": "written"' in full_disk.getvalue()
     assert "lost" not in full_disk.getvalue()
+
+
+def test_a_status_address_that_is_taken_ends_the_start_before_envoy_or_a_server_is_started(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = Address("127.0.0.1", other.getsockname()[1])
+        settings = replace(config(), state_directory=tmp_path, status=StatusConfig(address=address))
+        with pytest.raises(EnvironmentCheckError, match=rf"status.address: {address} is not available .* Fix: stop what listens there"):
+            asyncio.run(run_daemon(settings, SettingsFile(lambda: settings, tuple)))
+    assert {path.name for path in tmp_path.iterdir()} <= {"themis.lock", BEAT_FILE}

@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tests.unit.samples import NOW_S, server
+from tests.unit.samples import NOW_S, record, server
+from themis_triton.adapters.store.journal import Journal
+from themis_triton.adapters.store.reader import reading
+from themis_triton.commands import down_command as down
 from themis_triton.commands.down_command import down_command
 from themis_triton.commands.status_command import show, status_command
 from themis_triton.core.address import Address
@@ -194,6 +197,37 @@ def test_a_file_that_is_no_longer_valid_still_tells_where_its_sidecar_is(tmp_pat
     assert (where.state_directory, where.status_address) == (tmp_path / "here", Address("127.0.0.1", 4711))
     down_command(path)
     assert capsys.readouterr().out == f"nothing was running with {tmp_path / 'here'}\n"
+
+
+def test_servers_that_were_stopped_with_all_the_rest_are_not_taken_for_lost_at_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, file = tmp_path / "themis.yaml", tmp_path / "here" / "journal.sqlite"
+    path.write_text("state_directory: here\n")
+    journal = Journal(file)
+    journal.record_tick(record())
+    journal.save_server(server("cpu-0-a"))
+    journal.close()
+    monkeypatch.setattr(down, "stop_all", fails)
+    with pytest.raises(ServerError, match="is left"):
+        down_command(path)
+    assert remembered(file) == ["cpu-0-a"]
+    monkeypatch.undo()
+    down_command(path)
+    assert remembered(file) == []
+    with reading(file) as reader:
+        assert len(reader.ticks(9)) == 1
+    file.write_bytes(b"not a journal")
+    down_command(path)  # What it finds there is for the next sidecar to report.
+
+
+async def fails(_: Path) -> tuple[str, ...]:
+    raise ServerError("a server is left")
+
+
+def remembered(file: Path) -> list[str]:
+    with reading(file) as reader:
+        return [each.name for each in reader.servers()]
 
 
 def test_whereabouts_of_a_valid_file_are_its_settings(tmp_path: Path) -> None:

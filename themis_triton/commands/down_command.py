@@ -6,6 +6,8 @@ import asyncio
 from pathlib import Path
 
 from themis_triton.adapters.launchers import stop_all
+from themis_triton.adapters.store.paths import journal_path
+from themis_triton.adapters.store.stopped import forget_servers
 from themis_triton.commands.terminal import write_line
 from themis_triton.daemon.lock import locked
 from themis_triton.settings.runtime import load_runtime_paths
@@ -16,5 +18,6 @@ def down_command(path: Path) -> None:
     state = load_runtime_paths(path).state_directory
     with locked(state):
         stopped = asyncio.run(stop_all(state))
+        forget_servers(journal_path(state))
     processes = f"ended {len(stopped)} process{'es' if len(stopped) > 1 else ''}: {', '.join(stopped)}"
     write_line(f"{processes if stopped else f'nothing was running with {state}'}")

@@ -37,6 +37,7 @@ from themis_triton.daemon.reads_api import Reads
 from themis_triton.daemon.recurring import keep_recurring
 from themis_triton.daemon.settings_watch import SettingsFile, watch_settings
 from themis_triton.daemon.status import StatusBoard, recall_requests
+from themis_triton.daemon.status_listener import check_free
 from themis_triton.daemon.tasks import cancelled_on_exit, stopped_before
 from themis_triton.daemon.terms import Term, lead_in_turn
 from themis_triton.decide.planner import Planner
@@ -69,6 +70,8 @@ async def run_daemon(config: ThemisConfig, settings: SettingsFile, *, standby: b
         log.info("sidecar_stopped", servers="still serving")
         return
     with leadership.held():
+        if not standby:
+            check_free(config.status.address)
         async with cancelled_on_exit(asyncio.create_task(leadership.beat())):
             await _lead(config, settings, stop, reload)
     log.info("sidecar_stopped", servers="still serving")

@@ -32,11 +32,7 @@ async def listening(
     Raises:
         EnvironmentCheckError: the address is taken, or the PEM files cannot be used.
     """
-    try:
-        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        listener = socket.create_server((address.host, address.port), family=family, backlog=_BACKLOG)
-    except OSError as error:
-        raise EnvironmentCheckError(f"status.address: {address} is not available ({error.strerror}). Fix: choose a free one") from error
+    listener = _listener(address)
     server = runner.server
     if server is None:
         raise ValueError("the runner has not been set up")
@@ -59,6 +55,20 @@ async def listening(
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+
+
+def check_free(address: Address) -> None:
+    """EnvironmentCheckError where the address is taken: to be found before anything is started."""
+    _listener(address).close()
+
+
+def _listener(address: Address) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        return socket.create_server((address.host, address.port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        fix = "stop what listens there, or set another one"
+        raise EnvironmentCheckError(f"status.address: {address} is not available ({error.strerror}). Fix: {fix}") from error
 
 
 async def _keep_renewed(door: BoundedListener, tls: ListenerTls, version: str, check_every_s: float) -> None:
