@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
 from tests.unit.fakes import FakeClock, FakeLauncher
@@ -187,8 +188,12 @@ def test_a_sidecar_reads_nodes_counts_launches_since_and_forgets_what_is_old() -
         assert (nodes.reading.error, nodes.free_places()) == ("nodes: nodes failed, see nodes.log", {"reserved": 0})
         clock.at_s += 91.0
         assert nodes.free_places() == {}
+        await NodesWatch(launch, launcher, dict, clock).read()
 
-    asyncio.run(watch())
+    with capture_logs() as logs:
+        asyncio.run(watch())
+    cheapest = "launches take the cheapest node type, whether it has a free device or not"
+    assert [log["message"] for log in logs] == [f"the last reading counts until it is 90 s old; then {cheapest}", cheapest]
 
 
 def test_devices_of_slurm_have_a_kind_and_a_number() -> None:

@@ -28,8 +28,11 @@ async def check_remote_control(server: AdoptedServer, http: HttpClient, timeout_
     elif not grpc.is_loopback and server.model_control_key is not None and not grpc.tls:
         findings.append(warning(what, f"its key travels unencrypted to {grpc}", _MUTUAL))
     if not server.http_address.is_loopback and await _is_open_by_rest(server.http_address, http):
-        found = f"whoever reaches {server.http_address} can load and unload models over REST, for which Triton has no TLS"
-        remedy = "start it with --http-restricted-api=model-repository:NAME=KEY and a key that nobody needs: Themis uses gRPC"
+        found = f"whoever reaches {server.http_address} can load and unload models over REST: it asks for no key and no certificate"
+        remedy = (
+            "start it with --http-restricted-api=model-repository:NAME=KEY and a key that nobody needs, because Themis uses gRPC;"
+            " or put a proxy that asks for clients' certificates before it"
+        )
         findings.append(warning(what, found, remedy))
     return findings
 
@@ -47,9 +50,9 @@ async def _is_open(address: Address, timeout_s: float) -> bool:
 
 
 async def _is_open_by_rest(address: Address, http: HttpClient) -> bool:
-    """Whether the repository API answers without a key: it refuses a GET for its method, and only then."""
+    """Whether the repository API answers without a key and a client's certificate: it refuses a GET for its method, and only then."""
     try:
-        await http.get_at(address, "/v2/repository/index")
+        await http.get_at(replace(address, certificate=None, key=None), "/v2/repository/index")
     except HttpError as error:
         return error.status == _METHOD_NOT_ALLOWED
     return True

@@ -64,8 +64,15 @@ class NodesWatch:
 
     def _fail(self, error: str) -> None:
         if self.reading.error is None:
-            log.warning("nodes_not_read", error=error, message="launches take the cheapest node type, whether it has a free device or not")
+            log.warning("nodes_not_read", error=error, message=self._consequence())
         self.reading = replace(self.reading, error=error)
+
+    def _consequence(self) -> str:
+        """What launches go by while the nodes cannot be read."""
+        cheapest = "launches take the cheapest node type, whether it has a free device or not"
+        if self._launch is None or self.reading.at_s is None:
+            return cheapest
+        return f"the last reading counts until it is {STALE_READINGS * self._launch.read_nodes_every_s:g} s old; then {cheapest}"
 
     def free_places(self) -> dict[str, int]:
         """By node type, how many more servers find a place: as last read, less what was launched since. Empty once that is stale."""

@@ -9,7 +9,7 @@ from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 from tritonclient.utils import InferenceServerException
 
 from themis_triton.adapters.http import HttpClient, HttpError
-from themis_triton.adapters.triton.client import KEY_HEADER, is_restricted, new_client, silence
+from themis_triton.adapters.triton.client import KEY_HEADER, is_restricted, new_client
 from themis_triton.adapters.triton.groups import ON_GPU, active_groups
 from themis_triton.adapters.triton.metrics import fetch_metrics, fetch_statistics
 from themis_triton.adapters.triton.model_config import Config, state_of
@@ -38,7 +38,8 @@ async def read_inventory(grpc_address: Address, http_address: Address, metrics_a
         if is_restricted(error):
             fix = "give --model-control-key" if key is None else "correct --model-control-key"
             raise ServerError(f"--from {grpc_address}: the server asks for a key to list its models. Fix: {fix}") from error
-        raise silence("--from", grpc_address, error) from error
+        fix = "check that it runs and that this is its gRPC address"
+        raise ServerError(f"--from: {grpc_address} did not answer ({error.message()}). Fix: {fix}") from error
     finally:
         await client.close()
     batches = await _batches(http_address, metrics_address)
