@@ -26,6 +26,7 @@ from themis_triton.commands.run_command import run_command
 from themis_triton.core.action import ActionKind
 from themis_triton.core.address import Address
 from themis_triton.core.config import Placement, PlanningConfig
+from themis_triton.core.decision import PipelineEvidence
 from themis_triton.core.errors import SettingsError
 from themis_triton.core.estimate import Estimate, LearntTimes, OtherDemand, PipelineEstimate, PipelineKnowledge
 from themis_triton.core.fleet import ModelState, Phase, Server
@@ -373,6 +374,29 @@ def test_plans_from_what_runs_take_the_service_times_that_the_sidecar_has_learnt
     guess, learnt = (plan_command(PlanFlags(path, "20", parse_what_if("video", None, None), start=start))[0] for start in ("1:1,1", "live"))
     assert guess.stages[1].latency_ms < 40.0 <= learnt.stages[1].latency_ms
     assert capsys.readouterr().out.count("or use `--from live` once a sidecar has learnt its service times") == 1
+
+
+def test_without_a_rate_plans_from_what_runs_are_for_the_demand_of_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = shared_settings(tmp_path)
+    board = StatusBoard(load_settings(path), NOW_S)
+    told, steady = record(seen=snapshot([server("a", launched=False)])), PipelineEstimate("video", 20.0, 20.0, 20.0, 0.0, 0.0, None)
+    numbers = PipelineEvidence("video", 38.2, 20.0, 16.0, 300.0, None, None, 1, 1)
+    decided = replace(told.decision, evidence=(numbers,))
+    board.take(replace(told, decision=decided, estimate=Estimate(NOW_S, pipelines={"video": steady})), 1.0)
+    monkeypatch.setattr("themis_triton.commands.plan_command.fetch_status", lambda _: board.status())
+    (plan,) = plan_command(PlanFlags(path, None, parse_what_if("video", None, None), start="live"))
+    assert plan.rate_rps == 39.0
+    assert "Migration to 39/s" in capsys.readouterr().out
+    for start in (None, "1:1,1"):
+        with pytest.raises(SettingsError, match=r"--rate: missing: expected .*\. Fix: add it, or --from live for the demand of now"):
+            plan_command(PlanFlags(path, None, parse_what_if("video", None, None), start=start))
+
+
+def test_the_exit_code_says_whether_any_rate_has_a_plan() -> None:
+    codes = [CliRunner().invoke(app, ["plan", "-c", str(SHIPPED), "--rate", rate]).exit_code for rate in ("50", "50:9050:9000", "9050")]
+    assert codes == [0, 0, 1]
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,10 @@ def load(
 @app.command(epilog="Example: themis plan -c themis.yaml --rate 120 --from live")
 def plan(
     config: ConfigOption,
-    rate: Annotated[str, typer.Option(help="Arrival rate in requests/s: 120, or 20:400:20 (from:to:step).")],
+    rate: Annotated[
+        str | None,
+        typer.Option(help="Arrival rate in requests/s: 120, or 20:400:20 (from:to:step). Default with --from live: the demand of now."),
+    ] = None,
     pipeline: Annotated[str | None, typer.Option(help="Pipeline of the settings. Default: the first.")] = None,
     slo: Annotated[str | None, typer.Option("--slo-ms", "--slo", help=SLO_HELP)] = None,
     devices: Annotated[str | None, typer.Option(help="Maximum number of servers. Default: the settings'.")] = None,
@@ -121,11 +124,16 @@ def plan(
     plot: Annotated[Path | None, typer.Option(help="Also plot the plans: a .png, .svg or .pdf file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the plan for a rate: servers, instances, batches, predicted p99, cost and the binding limit. Changes nothing."""
-    from themis_triton.commands.plan_command import PlanFlags, parse_what_if, plan_command  # noqa: PLC0415 - a command loads only what it needs
+    """Show the plan for a rate: servers, instances, batches, predicted p99, cost and the binding limit. Changes nothing.
+
+    The exit code is 1 where no plan carries any of the rates inside the SLO.
+    """
+    from themis_triton.commands.plan_command import PlanFlags, parse_what_if, plan_command  # noqa: PLC0415
 
     what_if = parse_what_if(pipeline, slo, devices, also or ())
-    plan_command(PlanFlags(config, rate, what_if, plot, as_json, start))
+    plans = plan_command(PlanFlags(config, rate, what_if, plot, as_json, start))
+    if not any(each.feasible for each in plans):
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: themis profile my-model -c themis.yaml")

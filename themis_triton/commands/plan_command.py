@@ -13,7 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from themis_triton.commands.plan_live import live_fleet
+from themis_triton.commands.plan_live import live_demand, live_fleet
 from themis_triton.commands.plan_migrations import LIVE, Fleet, parse_fleet, path_row, show_paths, stage_rows
 from themis_triton.commands.status_command import fetch_status
 from themis_triton.commands.terminal import TerminalConsole
@@ -39,7 +39,7 @@ class PlanFlags:
     """The command line as typed."""
 
     config: Path
-    rate: str
+    rate: str | None
     what_if: WhatIf
     plot: Path | None = None
     as_json: bool = False
@@ -48,9 +48,12 @@ class PlanFlags:
 
 def plan_command(flags: PlanFlags) -> tuple[RatePlan, ...]:
     """Print the plans: a table, and with `as_json` one JSON list as the last line of standard output. SettingsError for bad flags."""
-    rates = parse_rates(flags.rate)
+    if flags.rate is None and flags.start != LIVE:
+        raise SettingsError(f"--rate: missing: expected {RATE_WORDS}. Fix: add it, or --from live for the demand of now")
+    rates = parse_rates(flags.rate) if flags.rate is not None else ()
     _check(flags.what_if)
     start = _started(flags, load_settings(flags.config))
+    rates = rates or (start.demand_rps,)
     config, pipeline, what_if, fleet = start.config, start.pipeline, start.what_if, start.fleet
     prepare_kernels(planning_groups(config))
     answers = plan_rates(config, rates, what_if)
@@ -79,13 +82,14 @@ def plan_command(flags: PlanFlags) -> tuple[RatePlan, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Start:
-    """What plans start from. `others`: what other pipelines and direct calls bring to each stage."""
+    """What plans start from. `others`: what other pipelines and direct calls bring to each stage. `demand_rps`: of the running sidecar."""
 
     config: ThemisConfig
     pipeline: PipelineConfig
     what_if: WhatIf
     others: OtherCalls
     fleet: Fleet | None = None
+    demand_rps: float = 0.0
 
 
 def _started(flags: PlanFlags, config: ThemisConfig) -> _Start:
@@ -102,7 +106,7 @@ def _started(flags: PlanFlags, config: ThemisConfig) -> _Start:
     others = {stage: {**parts, **named[stage]} for stage, parts in measured.items()}
     if any(others.values()):
         what_if = replace(what_if, others_at=others_at_places(status, pipeline, config, others))
-    return _Start(config, pipeline, what_if, others, live_fleet(status, pipeline, config))
+    return _Start(config, pipeline, what_if, others, live_fleet(status, pipeline, config), live_demand(status, pipeline))
 
 
 def _shared_lines(start: _Start) -> Iterator[str]:

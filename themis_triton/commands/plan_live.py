@@ -1,6 +1,8 @@
-"""`themis plan --from live`: the running servers."""
+"""`themis plan --from live`: the running servers and their demand."""
 
 from __future__ import annotations
+
+import math
 
 from themis_triton.commands.plan_migrations import LIVE, Fleet
 from themis_triton.core.config import PipelineConfig, ThemisConfig
@@ -9,6 +11,12 @@ from themis_triton.core.fleet import Phase, places_of
 from themis_triton.core.status import Status
 from themis_triton.plan.steps import by_retirement
 from themis_triton.solver.fleet import assignment_of
+
+
+def live_demand(status: Status, pipeline: PipelineConfig) -> float:
+    """The demand of the pipeline in whole requests/s, as the newest decision planned its instances for; 0 before the first one."""
+    evidence = next((each.evidence for each in status.pipelines if each.name == pipeline.name), None)
+    return float(math.ceil(evidence.demand_fast_rps)) if evidence is not None else 0.0
 
 
 def live_fleet(status: Status, pipeline: PipelineConfig, config: ThemisConfig) -> Fleet:
