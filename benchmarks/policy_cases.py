@@ -269,11 +269,20 @@ def recurring_before(load: str, pipeline: str, rise_s: int) -> tuple[RecurringRi
     if not is_twitter(load):
         return ()
     second = int(load.removeprefix(WINDOW)) if load.startswith(WINDOW) else PAPER_SLICE_S
-    first_s = second + (around_rise(TraceOptions(twitter_for(load, pipeline)), rise_s).from_s or 0)
-    start_s = max(0, first_s - WEEKS_S)
-    counts = read_trace_file(recorded_trace(PAPER_TRACE_FILE))[0][start_s:first_s] / DIVISORS[pipeline]
-    seen = SeenRises().with_counts(np.where(counts > 0.0, counts, np.nan), start_s)  # a second without any request is a hole in it
+    return recurring_until(second + (around_rise(TraceOptions(twitter_for(load, pipeline)), rise_s).from_s or 0), pipeline, WEEKS_S)
+
+
+def recurring_until(first_s: int, pipeline: str, history_s: int) -> tuple[RecurringRise, ...]:
+    """The rises that recur in so much of the Twitter stream before its second `first_s`, from that second on."""
+    start_s = max(0, first_s - history_s)
+    seen = SeenRises().with_counts(arrivals_between(start_s, first_s, pipeline), start_s)
     return tuple(rise.shifted(-first_s) for rise in recurring_rises(seen))
+
+
+def arrivals_between(start_s: int, end_s: int, pipeline: str) -> FloatArray:
+    """The Twitter stream's arrivals of each second at a pipeline's scale; NaN in its holes, the seconds without any request."""
+    counts = read_trace_file(recorded_trace(PAPER_TRACE_FILE))[0][start_s:end_s] / DIVISORS[pipeline]
+    return np.where(counts > 0.0, counts, np.nan)
 
 
 def around_rise(trace: TraceOptions, rise_s: int) -> TraceOptions:

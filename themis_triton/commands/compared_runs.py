@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +18,7 @@ from themis_triton.commands.simulated_runs import bound_of
 from themis_triton.core.action import OutcomeKind
 from themis_triton.core.config import ThemisConfig
 from themis_triton.core.policy import PolicyName
+from themis_triton.core.recurring import RecurringRise
 from themis_triton.demo.base import DemoBase, read_base
 from themis_triton.demo.frame import DemoSummary
 from themis_triton.demo.run import DemoOptions, run_demo
@@ -142,8 +143,8 @@ class ComparedRun:
         return plain
 
 
-def compared_run(load: ComparedLoad, policy: PolicyName, directory: Path) -> ComparedRun:
-    """Run the policy live in its own folder, then simulate it with the settings of that run.
+def compared_run(load: ComparedLoad, policy: PolicyName, directory: Path, prepare: Callable[[Path], None] | None = None) -> ComparedRun:
+    """Run the policy live in its own folder, then simulate it with the settings of that run. `prepare`: see `DemoOptions`.
 
     Raises:
         SettingsError, EnvironmentCheckError: as `run_demo`, before anything is started.
@@ -155,6 +156,7 @@ def compared_run(load: ComparedLoad, policy: PolicyName, directory: Path) -> Com
     options = DemoOptions(
         directory, load.trace, policy, load.pipeline, load.seed, True, load.settings, load.settle_s, load.cold_start_s, peak_of(load)
     )
+    options = replace(options, prepare=prepare)
     watch = HostWatch()
     summary = run_demo(options)
     host = watch.use()
@@ -200,9 +202,13 @@ def _bound_cost(config: ThemisConfig, load: ComparedLoad) -> float:
     return bound_of(config, *_arrivals(config, load), SimOptions(seed=load.seed)).cost
 
 
-def simulated_like(config: ThemisConfig, load: ComparedLoad) -> SimResult:
-    """The settings of a live run for the simulator: the same first server, policy and arrivals."""
-    return simulate(config, *_arrivals(config, load), SimOptions(seed=load.seed, preroll_s=load.settle_s))
+def simulated_like(config: ThemisConfig, load: ComparedLoad, recurring: tuple[RecurringRise, ...] = ()) -> SimResult:
+    """The settings of a live run for the simulator: the same first server, policy and arrivals.
+
+    `recurring`: rises that the policy knows, in seconds after the start of the load.
+    """
+    rises = {config.pipelines[0].name: recurring} if recurring else {}
+    return simulate(config, *_arrivals(config, load), SimOptions(seed=load.seed, preroll_s=load.settle_s, recurring=rises))
 
 
 def simulated_again(run: ComparedRun, load: ComparedLoad) -> ComparedRun:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -39,6 +39,7 @@ class DemoOptions:
     `settings` None: the shipped settings. `pipeline` None: their first pipeline. `settle_s`: time between the first tick and the load.
     `cold_start_s`: the process start of launched servers; None: that of an emulated server, about a second.
     `peak_rps`: what vertical policies are provisioned for; None: as the settings say. `shows_launches`: see `DemoBase`.
+    `prepare`: gets the sidecar's state directory before the sidecar starts.
     """
 
     directory: Path
@@ -52,6 +53,7 @@ class DemoOptions:
     cold_start_s: float | None = None
     peak_rps: float | None = None
     shows_launches: bool = False
+    prepare: Callable[[Path], None] | None = None
 
     @property
     def title(self) -> str:
@@ -115,7 +117,7 @@ async def _run(options: DemoOptions) -> DemoSummary:
     console.print(f"Starting Triton, Envoy and Themis ({options.title}); files and logs in {directory}", markup=False)
     read = read_base(options.settings, options.pipeline, options.cold_start_s)
     base = replace(read, peak_rps=options.peak_rps, shows_launches=options.shows_launches)
-    async with staged(directory, base, options.policy, console.print) as stage:
+    async with staged(directory, base, options.policy, console.print, options.prepare) as stage:
         console.print(f"Watch it in a browser while it runs: {stage.page_url}", markup=False)
         seen, before, report = await _loaded(stage, options, console, directory)
     summary = _summary(options, stage, seen, before, report)

@@ -57,11 +57,16 @@ class DemoStage:
 
 @asynccontextmanager
 async def staged(
-    directory: Path, base: DemoBase, policy: PolicyName, report: Callable[[str], None] | None = None
+    directory: Path,
+    base: DemoBase,
+    policy: PolicyName,
+    report: Callable[[str], None] | None = None,
+    prepare: Callable[[Path], None] | None = None,
 ) -> AsyncIterator[DemoStage]:
     """Start Triton, sidecar and Envoy with files in a folder. On every exit all their processes are stopped.
 
-    `report` gets a sentence about each compilation step. The adopted Triton has no cold start: it stands for one that serves already.
+    `report` gets a sentence about each compilation step, and `prepare` the sidecar's state directory before the sidecar starts.
+    The adopted Triton has no cold start: it stands for one that serves already.
     """
     first_state, state = (directory / name for name in STATES)
     # The devices of the adopted server are those of the servers that the sidecar launches.
@@ -73,6 +78,8 @@ async def staged(
         path.touch(mode=0o600)  # it holds the first server's key of model control
         path.write_text(yaml.safe_dump(written, sort_keys=False))
         config = load_settings(path)
+        if prepare is not None:
+            await asyncio.to_thread(prepare, state)
         daemon = _start_daemon(path, directory / "daemon.log", first_state, base.cold_start_s)
         await _answering(f"http://{addresses['status']}{STATUS_PATH}", daemon, directory / "daemon.log", report)
         yield DemoStage(addresses["grpc"], f"http://{addresses['status']}{STATUS_PATH}", config.pipelines[0], config)
