@@ -24,7 +24,6 @@ from themis_triton.core.graph import is_chain
 from themis_triton.core.policy import PolicyConfig, PolicyName
 from themis_triton.settings.build_launch import build_inputs, build_launch
 from themis_triton.settings.caller_times import with_times_of_calls
-from themis_triton.settings.checks import max_busy
 from themis_triton.settings.graph import expand, graph_of, is_driven_inside
 from themis_triton.settings.kinds import parse_web_address
 from themis_triton.settings.loading import Loaded
@@ -32,6 +31,7 @@ from themis_triton.settings.model_files import is_stateful
 from themis_triton.settings.models import ModelSettings
 from themis_triton.settings.pipelines import PipelineSettings
 from themis_triton.settings.policy import PolicySettings, with_settings
+from themis_triton.settings.profiles_check import max_busy
 from themis_triton.settings.schema import Settings, StatusSettings, XdsSettings
 from themis_triton.settings.servers import ServerSettings, TlsSettings
 
