@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import themis_triton
-from themis_triton.commands import evaluating, observing, operating
+from themis_triton.commands import evaluating, measuring, observing, operating
 from themis_triton.commands.options import (
     CaOption,
     CertificateOption,
@@ -32,8 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_PARTS = (observing.app, operating.app, evaluating.app)
-for _part in _PARTS:
+PARTS = (observing.app, operating.app, evaluating.app, measuring.app)
+for _part in PARTS:
     app.add_typer(_part)
 SIDECAR_MODULES = frozenset(
     (
@@ -181,7 +181,7 @@ def common(
 
 def _application(words: Sequence[str]) -> typer.Typer:
     """The application with the called command alone, or with all: to declare them all takes longer than a client command does."""
-    declared = [each for part in (app, *_PARTS) for each in part.registered_commands]
+    declared = [each for part in (app, *PARTS) for each in part.registered_commands]
     called = [each for each in declared if (each.name or getattr(each.callback, "__name__", "")) in words]
     if not called:
         return app

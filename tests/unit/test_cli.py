@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import themis_triton
 from themis_triton import cli
-from themis_triton.commands import evaluating, run_command
+from themis_triton.commands import run_command
 from themis_triton.commands.load_options import LoadFlags, options_from
 from themis_triton.core.config import ModelInputs
 from themis_triton.daemon.lock import locked
@@ -91,9 +91,7 @@ def flags_of(command: Callable[..., object]) -> dict[str, object]:
     return flags
 
 
-CALLBACKS = {
-    info.callback.__name__: info.callback for app in (cli.app, evaluating.app) for info in app.registered_commands if info.callback
-}
+CALLBACKS = {info.callback.__name__: info.callback for app in (cli.app, *cli.PARTS) for info in app.registered_commands if info.callback}
 
 
 def test_flags_of_one_name_have_one_type_in_every_command() -> None:

@@ -1,1 +1,1 @@
-"""The commands, one per module; `cli.py` and `evaluating.py` only parse their options."""
+"""The commands, one per module; `cli.py` and the modules of its `PARTS` only parse their options."""
