@@ -25,7 +25,7 @@ from chaos_world import SLO_MS, STAGES, World, running
 from common import RESULTS, commit, write_result
 from failure_causes import Rows, causes, in_envoy_death, log_events, read_rows
 
-from themis_triton.adapters.processes import owned_processes
+from themis_triton.adapters.process_end import owned_processes
 from themis_triton.load.options import LoadOptions, PipelineLoad
 from themis_triton.load.process import LoadProcess
 from themis_triton.load.results import OK

@@ -15,7 +15,8 @@ import httpx
 import psutil
 from chaos_world import STAGES, World
 
-from themis_triton.adapters.processes import identify, wait_for_exit
+from themis_triton.adapters.process_end import wait_for_exit
+from themis_triton.adapters.process_identity import identify
 from themis_triton.adapters.store.paths import journal_path
 from themis_triton.adapters.triton.client import KEY_HEADER, new_client
 

@@ -21,7 +21,8 @@ import yaml
 from chaos_sidecar import CLOCK_VARIABLE
 
 from themis_triton.adapters.launchers import build_launcher
-from themis_triton.adapters.processes import find_process, owned_processes, stop_everything
+from themis_triton.adapters.process_end import owned_processes, stop_everything
+from themis_triton.adapters.process_identity import find_process
 from themis_triton.adapters.sockets import free_ports
 from themis_triton.adapters.store.paths import journal_path
 from themis_triton.adapters.store.reader import reading

@@ -16,7 +16,7 @@ from common import RESULTS, versions, write_result
 from matplotlib.figure import Figure
 
 from themis_triton.adapters.local.launcher import LocalLauncher
-from themis_triton.adapters.processes import stop_everything
+from themis_triton.adapters.process_end import stop_everything
 from themis_triton.core.config import DeviceSlot, LocalLaunchConfig
 from themis_triton.core.fleet import ModelState
 from themis_triton.load.generator import run_load

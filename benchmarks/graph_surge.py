@@ -29,7 +29,7 @@ from tests.e2e.daemon_setup import ADOPTED, CLASSIFIER, DETECTOR, Sidecar, Statu
 from tests.e2e.test_any_model import ENSEMBLE, LATER, sidecar_beside
 from tests.e2e.test_graphs import CALLER, graphs, with_graphs
 from tests.e2e.triton_process import running_triton
-from themis_triton.adapters.processes import stop_everything
+from themis_triton.adapters.process_end import stop_everything
 from themis_triton.core.address import Address
 from themis_triton.core.fleet import Phase, Server
 from themis_triton.emulation.process_start import PROCESS_START_VARIABLE

@@ -21,7 +21,7 @@ import yaml
 from common import versions, write_result
 
 from themis_triton.adapters.local.launcher import LocalLauncher
-from themis_triton.adapters.processes import stop_everything
+from themis_triton.adapters.process_end import stop_everything
 from themis_triton.adapters.sockets import free_ports
 from themis_triton.core.config import DeviceSlot, LocalLaunchConfig
 from themis_triton.core.fleet import ModelState, Server

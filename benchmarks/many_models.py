@@ -25,7 +25,8 @@ import yaml
 from common import percentiles_ms, versions, write_result
 
 from themis_triton.adapters.local.triton_install import find_triton
-from themis_triton.adapters.processes import spawn, stop_everything, stop_process
+from themis_triton.adapters.process_end import stop_everything, stop_process
+from themis_triton.adapters.processes import spawn
 from themis_triton.adapters.sockets import free_ports
 
 MODELS, PIPELINES = 100, 60

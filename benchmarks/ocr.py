@@ -31,7 +31,8 @@ from ocr_pipeline import pipeline
 from ocr_pipeline.client import CLASSIFY, DETECT, RECOGNISE, read_text
 from ocr_pipeline.network import Network
 from ocr_pipeline.sample import SAMPLE_LINES, render_sample
-from themis_triton.adapters.processes import spawn, stop_everything, stop_process
+from themis_triton.adapters.process_end import stop_everything, stop_process
+from themis_triton.adapters.processes import spawn
 from themis_triton.adapters.sockets import free_ports
 from themis_triton.core.config import ThemisConfig
 from themis_triton.load.options import LoadOptions, PipelineLoad

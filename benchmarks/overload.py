@@ -23,7 +23,7 @@ import yaml
 from common import RESULTS, versions, write_result
 from matplotlib.figure import Figure
 
-from themis_triton.adapters.processes import stop_everything
+from themis_triton.adapters.process_end import stop_everything
 from themis_triton.adapters.sockets import free_ports
 from themis_triton.load.generator import run_load
 from themis_triton.load.options import LoadOptions, PipelineLoad

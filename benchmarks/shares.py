@@ -26,7 +26,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from tests.e2e.envoy_setup import Gateway, running_envoy, table_of, tensors, values
 from themis_triton.adapters.http import HttpClient
 from themis_triton.adapters.local.launcher import LocalLauncher
-from themis_triton.adapters.processes import stop_everything
+from themis_triton.adapters.process_end import stop_everything
 from themis_triton.adapters.triton.metrics import fetch_metrics
 from themis_triton.core.config import DeviceSlot, LocalLaunchConfig
 from themis_triton.core.fleet import ModelState, Server

@@ -22,7 +22,7 @@ from rich.progress import track
 from themis_triton.adapters.envoy.files import EnvoyFiles
 from themis_triton.adapters.envoy.process import EnvoyProcess
 from themis_triton.adapters.local.launcher import LocalLauncher
-from themis_triton.adapters.processes import stop_everything
+from themis_triton.adapters.process_end import stop_everything
 from themis_triton.adapters.sockets import free_ports
 from themis_triton.core.address import Address
 from themis_triton.core.config import DeviceSlot, EnvoyConfig, LocalLaunchConfig

@@ -16,7 +16,7 @@ import pytest
 
 from tests.e2e.ray_cluster import SmallCluster, small_cluster
 from themis_triton.adapters.local.launcher import LocalLauncher
-from themis_triton.adapters.processes import stop_everything
+from themis_triton.adapters.process_end import stop_everything
 from themis_triton.core.config import DeviceSlot, LocalLaunchConfig
 from themis_triton.core.fleet import ModelState, Server
 

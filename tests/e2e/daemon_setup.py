@@ -18,7 +18,7 @@ import yaml
 
 from tests.e2e.conftest import REPOSITORY, Launch
 from themis_triton.adapters.http import HttpClient
-from themis_triton.adapters.processes import stop_everything, wait_until
+from themis_triton.adapters.process_end import stop_everything, wait_until
 from themis_triton.adapters.server_files import ServerFiles
 from themis_triton.adapters.sockets import free_ports
 from themis_triton.adapters.store.paths import journal_path

@@ -14,7 +14,7 @@ import yaml
 
 from tests.e2e.one_shot import CONTROL_S, PER_REQUEST_MS, SERVICE_MS, SLO_MS, START_S, Case
 from tests.e2e.triton_process import TritonProcess
-from themis_triton.adapters.processes import stop_everything
+from themis_triton.adapters.process_end import stop_everything
 from themis_triton.adapters.sockets import free_ports
 
 START_TIMEOUT_S = 200.0

@@ -33,7 +33,7 @@ from themis_triton.act.fleet import Fleet
 from themis_triton.act.launch_rests import SAME_FAILURES
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.local.launcher import LocalLauncher
-from themis_triton.adapters.processes import stop_everything
+from themis_triton.adapters.process_end import stop_everything
 from themis_triton.adapters.sockets import free_ports
 from themis_triton.adapters.triton.model_control import TritonModelControl
 from themis_triton.adapters.triton.warmup import remedy

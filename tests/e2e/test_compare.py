@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from themis_triton.adapters.processes import owned_processes
+from themis_triton.adapters.process_end import owned_processes
 from themis_triton.settings.shipped import shipped
 
 pytestmark = pytest.mark.e2e

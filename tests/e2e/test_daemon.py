@@ -40,7 +40,8 @@ from tests.e2e.daemon_setup import (
 from tests.e2e.terminal import watching
 from tests.e2e.test_any_model import calls, chain_ensemble
 from tests.e2e.test_servers import double
-from themis_triton.adapters.processes import find_process, owned_processes
+from themis_triton.adapters.process_end import owned_processes
+from themis_triton.adapters.process_identity import find_process
 from themis_triton.adapters.sockets import free_ports
 from themis_triton.adapters.store.paths import journal_path
 from themis_triton.adapters.store.records import unpacked

@@ -15,7 +15,7 @@ import httpx
 import pytest
 import yaml
 
-from themis_triton.adapters.processes import owned_processes
+from themis_triton.adapters.process_end import owned_processes
 from themis_triton.demo.frame import DemoSummary
 
 pytestmark = pytest.mark.e2e

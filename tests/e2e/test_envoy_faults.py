@@ -30,7 +30,8 @@ from themis_triton.adapters.envoy import request_check
 from themis_triton.adapters.envoy.binary import find_envoy
 from themis_triton.adapters.envoy.files import EnvoyFiles
 from themis_triton.adapters.envoy.process import EnvoyProcess
-from themis_triton.adapters.processes import find_process, wait_for_exit, wait_until
+from themis_triton.adapters.process_end import wait_for_exit, wait_until
+from themis_triton.adapters.process_identity import find_process
 from themis_triton.adapters.sockets import free_ports, listen_failure
 from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig

@@ -22,7 +22,7 @@ from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.envoy.broken_requests import BrokenRequests
 from themis_triton.adapters.envoy.process import EnvoyProcess
 from themis_triton.adapters.envoy.request_check import MAX_DEPTH, PIECE_BYTES
-from themis_triton.adapters.processes import wait_until
+from themis_triton.adapters.process_end import wait_until
 from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig
 from themis_triton.core.incident import BrokenRequest

@@ -17,7 +17,8 @@ from tests.e2e.conftest import Launch
 from tests.e2e.daemon_setup import ADOPTED, CLASSIFIER, DETECTOR, ONE_EACH, Status, answered, beside, launched, traffic, until_answered
 from tests.e2e.test_daemon import identity
 from tests.e2e.test_servers import double
-from themis_triton.adapters.processes import find_process, group_members
+from themis_triton.adapters.process_end import group_members
+from themis_triton.adapters.process_identity import find_process
 from themis_triton.adapters.triton.client import KEY_HEADER, new_client
 from themis_triton.core.address import Address
 from themis_triton.core.fleet import Server

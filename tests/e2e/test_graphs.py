@@ -12,7 +12,7 @@ import yaml
 from tests.e2e.daemon_setup import ADOPTED, CLASSIFIER, DETECTOR, Sidecar, Status, launched
 from tests.e2e.test_any_model import ENSEMBLE, LATER, calls, repository, sidecar_beside
 from tests.e2e.triton_process import REPOSITORY, TritonProcess, running_triton
-from themis_triton.adapters.processes import stop_everything
+from themis_triton.adapters.process_end import stop_everything
 from themis_triton.commands.settings_commands import init_from_command
 from themis_triton.core.address import Address
 from themis_triton.core.fleet import Phase, Server

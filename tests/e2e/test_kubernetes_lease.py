@@ -18,7 +18,7 @@ from tests.e2e.triton_process import free_ports
 from tests.e2e.two_sidecars import follow, taken_over
 from tests.unit.kubernetes_double import KEY, NAMESPACE, Cluster
 from tests.unit.test_kubernetes_launcher import TEMPLATE
-from themis_triton.adapters.processes import stop_everything
+from themis_triton.adapters.process_end import stop_everything
 from themis_triton.settings.shipped import shipped
 
 pytestmark = [pytest.mark.e2e, SEVERAL_MACHINES]

@@ -15,7 +15,9 @@ import pytest
 import yaml
 
 from ocr_pipeline.sample import SAMPLE_LINES, render_sample
-from themis_triton.adapters.processes import find_process, spawn, stop_everything
+from themis_triton.adapters.process_end import stop_everything
+from themis_triton.adapters.process_identity import find_process
+from themis_triton.adapters.processes import spawn
 from themis_triton.adapters.sockets import free_ports
 
 pytestmark = pytest.mark.e2e

@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.conftest import REPOSITORY
 from tests.e2e.rounds import measured_again_if_disturbed
-from themis_triton.adapters.processes import owned_processes, stop_everything
+from themis_triton.adapters.process_end import owned_processes, stop_everything
 from themis_triton.commands.bench_place import BenchFlags
 from themis_triton.commands.probe_command import probe_command
 from themis_triton.core.errors import SettingsError

@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.conftest import REPOSITORY, Launch
 from tests.e2e.rounds import measured_again_if_disturbed
-from themis_triton.adapters.processes import owned_processes, stop_everything, stop_process
+from themis_triton.adapters.process_end import owned_processes, stop_everything, stop_process
 from themis_triton.adapters.triton.model_config import state_of
 from themis_triton.commands.bench_place import BenchFlags, BenchPlace, opened, resolve
 from themis_triton.commands.profile_command import ProfileFlags, profile_command

@@ -27,7 +27,7 @@ from tests.e2e.test_any_model import sidecar_beside
 from tests.e2e.triton_process import REPOSITORY, TritonProcess, running_triton
 from themis_triton.adapters.http import HttpClient
 from themis_triton.adapters.local.launcher import LocalLauncher
-from themis_triton.adapters.processes import stop_everything
+from themis_triton.adapters.process_end import stop_everything
 from themis_triton.adapters.triton.metrics import fetch_metrics
 from themis_triton.commands.settings_commands import init_from_command
 from themis_triton.core.address import Address

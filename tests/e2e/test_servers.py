@@ -27,15 +27,9 @@ from themis_triton.adapters.local import launch_command
 from themis_triton.adapters.local.discovery import find_launched
 from themis_triton.adapters.local.launcher import LocalLauncher
 from themis_triton.adapters.local.triton_install import find_triton
-from themis_triton.adapters.processes import (
-    find_process,
-    group_members,
-    shared_memory_prefix,
-    spawn,
-    stop_everything,
-    stop_process,
-    wait_until,
-)
+from themis_triton.adapters.process_end import group_members, stop_everything, stop_process, wait_until
+from themis_triton.adapters.process_identity import find_process
+from themis_triton.adapters.processes import shared_memory_prefix, spawn
 from themis_triton.adapters.sockets import free_ports
 from themis_triton.adapters.triton.metrics import TritonMetrics
 from themis_triton.adapters.triton.model_control import TritonModelControl

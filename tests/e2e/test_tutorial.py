@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tests.documents import blocks, session, session_settings
-from themis_triton.adapters.processes import stop_everything
+from themis_triton.adapters.process_end import stop_everything
 from themis_triton.adapters.sockets import free_ports
 
 pytestmark = pytest.mark.e2e

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 from themis_triton.adapters.arguments import hide_argument
-from themis_triton.adapters.processes import find_process, spawn, stop_process
+from themis_triton.adapters.process_end import stop_process
+from themis_triton.adapters.process_identity import find_process
+from themis_triton.adapters.processes import spawn
 from themis_triton.core.fleet import ProcessId
 
 SECRET = "a-key-of-model-control"  # noqa: S105

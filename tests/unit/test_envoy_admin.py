@@ -22,7 +22,9 @@ from themis_triton.adapters.envoy.probe import Answer
 from themis_triton.adapters.envoy.process import EnvoyProcess
 from themis_triton.adapters.envoy.render import BOOTSTRAP, node_id
 from themis_triton.adapters.envoy.serving_check import ServingCheck
-from themis_triton.adapters.processes import OWNER_VARIABLE, find_process, owned_processes, owner_mark, spawn, stop_process
+from themis_triton.adapters.process_end import owned_processes, stop_process
+from themis_triton.adapters.process_identity import find_process
+from themis_triton.adapters.processes import OWNER_VARIABLE, owner_mark, spawn
 from themis_triton.adapters.processor_wait import ProcessorWait
 from themis_triton.adapters.sockets import free_ports
 from themis_triton.core.address import Address

@@ -15,7 +15,7 @@ from tests.unit.fakes import Bench
 from tests.unit.samples import envoy_at
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.envoy.process import EnvoyProcess
-from themis_triton.adapters.processes import identify
+from themis_triton.adapters.process_identity import identify
 from themis_triton.core.address import Address
 from themis_triton.core.fleet import ProcessId
 from themis_triton.core.incident import Incident, IncidentKind

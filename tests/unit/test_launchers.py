@@ -12,7 +12,8 @@ import pytest
 from themis_triton.adapters.launchers import LAUNCHERS, bare_launchers, build_launcher, stop_all
 from themis_triton.adapters.local import launcher
 from themis_triton.adapters.local.launcher import LocalLauncher
-from themis_triton.adapters.processes import OWNER_VARIABLE, find_process, owner_mark, spawn
+from themis_triton.adapters.process_identity import find_process
+from themis_triton.adapters.processes import OWNER_VARIABLE, owner_mark, spawn
 from themis_triton.adapters.remote_launcher import RemoteLauncher
 from themis_triton.adapters.server_files import ServerFiles, build_view
 from themis_triton.core.address import Address

@@ -12,21 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from themis_triton.adapters import processes
-from themis_triton.adapters.processes import (
-    OWNER_VARIABLE,
-    find_process,
-    group_members,
-    identify,
-    owned_processes,
-    owner_mark,
-    spawn,
-    state_of,
-    stop_everything,
-    stop_process,
-    wait_for_exit,
-    wait_until,
-)
+from themis_triton.adapters import process_end
+from themis_triton.adapters.process_end import group_members, owned_processes, stop_everything, stop_process, wait_for_exit, wait_until
+from themis_triton.adapters.process_identity import find_process, identify, state_of
+from themis_triton.adapters.processes import OWNER_VARIABLE, owner_mark, spawn
 from themis_triton.core.fleet import ProcessId
 
 NO_PROCESS = 2**22 + 1
@@ -105,7 +94,7 @@ def test_a_process_that_ends_while_all_are_ended_is_no_error(tmp_path: Path, mon
             os.waitpid(process.pid, 0)
         return found
 
-    monkeypatch.setattr(processes, "owned_processes", found_and_ended)
+    monkeypatch.setattr(process_end, "owned_processes", found_and_ended)
     assert stop_everything(tmp_path, timeout_s=0.1) == (brief.pid,)
     assert find_process(brief) is None
 

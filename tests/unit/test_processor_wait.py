@@ -21,7 +21,9 @@ from themis_triton.adapters.envoy.probe import Answer
 from themis_triton.adapters.envoy.process import EnvoyProcess
 from themis_triton.adapters.envoy.render import node_id
 from themis_triton.adapters.envoy.serving_check import ServingCheck
-from themis_triton.adapters.processes import identify, kill_process, spawn, wait_until
+from themis_triton.adapters.process_end import kill_process, wait_until
+from themis_triton.adapters.process_identity import identify
+from themis_triton.adapters.processes import spawn
 from themis_triton.adapters.processor_wait import ProcessorWait
 from themis_triton.adapters.triton import model_control
 from themis_triton.adapters.triton.model_control import TritonModelControl

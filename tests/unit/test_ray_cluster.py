@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from themis_triton.adapters.processes import OWNER_VARIABLE, find_process, kill_process, owner_mark, spawn
+from themis_triton.adapters.process_end import kill_process
+from themis_triton.adapters.process_identity import find_process
+from themis_triton.adapters.processes import OWNER_VARIABLE, owner_mark, spawn
 from themis_triton.adapters.ray import cluster
 from themis_triton.adapters.ray.cluster import RayCluster
 from themis_triton.adapters.ray.guardian import guard

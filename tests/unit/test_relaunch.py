@@ -21,7 +21,9 @@ from themis_triton.adapters.envoy.process import EnvoyProcess
 from themis_triton.adapters.launchers import build_launcher
 from themis_triton.adapters.local.discovery import DEVICE_VARIABLE, SERVER_VARIABLE, SLOT_VARIABLE
 from themis_triton.adapters.local.launcher import LocalLauncher
-from themis_triton.adapters.processes import OWNER_VARIABLE, find_process, owner_mark, spawn, stop_process
+from themis_triton.adapters.process_end import stop_process
+from themis_triton.adapters.process_identity import find_process
+from themis_triton.adapters.processes import OWNER_VARIABLE, owner_mark, spawn
 from themis_triton.adapters.sockets import free_ports
 from themis_triton.adapters.store.journal import Journal
 from themis_triton.adapters.triton.model_control import TritonModelControl

@@ -14,7 +14,8 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig as TritonConfig
 from tests.unit.fakes import Bench
 from tests.unit.samples import BY_METRIC, CLASSIFIER, DETECTOR, NOW_S, action, config, decided, estimate, launch, server, snapshot
 from themis_triton.act.stray_sequences import StraySequences
-from themis_triton.adapters.processes import has_clients, identify, listening_since_s
+from themis_triton.adapters.process_connections import has_clients, listening_since_s
+from themis_triton.adapters.process_identity import identify
 from themis_triton.adapters.triton.sequences import check_in_place
 from themis_triton.adapters.triton.structure import Structure, stateful_models, structure_of
 from themis_triton.core.action import ActionKind, Plan

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from themis_triton.adapters.processes import find_process, identify
+from themis_triton.adapters.process_identity import find_process, identify
 from themis_triton.adapters.processor_wait import ProcessorWait
 from themis_triton.core.errors import EnvironmentCheckError
 from themis_triton.daemon import lock

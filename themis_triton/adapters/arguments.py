@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from themis_triton.adapters.processes import find_process
+from themis_triton.adapters.process_identity import find_process
 from themis_triton.core.fleet import ProcessId
 
 # Of /proc/PID/stat, counted after the name of the program: where the arguments begin and end in the process's memory.

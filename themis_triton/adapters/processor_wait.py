@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from themis_triton.adapters.processes import find_process
+from themis_triton.adapters.process_identity import find_process
 from themis_triton.core.fleet import ProcessId
 
 

@@ -9,7 +9,7 @@ import structlog
 from themis_triton.act.executor import Executor
 from themis_triton.act.supervisor import Supervisor
 from themis_triton.adapters.envoy.process import EnvoyProcess
-from themis_triton.adapters.processes import wait_for_exit
+from themis_triton.adapters.process_end import wait_for_exit
 from themis_triton.core.address import Address
 from themis_triton.core.errors import ServerError, ThemisError
 from themis_triton.core.fleet import ProcessId

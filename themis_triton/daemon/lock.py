@@ -16,7 +16,8 @@ from typing import IO
 import psutil
 import structlog
 
-from themis_triton.adapters.processes import find_process, identify, kill_process
+from themis_triton.adapters.process_end import kill_process
+from themis_triton.adapters.process_identity import find_process, identify
 from themis_triton.adapters.processor_wait import ProcessorWait
 from themis_triton.core.errors import EnvironmentCheckError
 from themis_triton.core.fleet import ProcessId

@@ -16,15 +16,9 @@ import httpx
 import yaml
 
 from themis_triton.adapters.launchers import build_launcher, stop_all
-from themis_triton.adapters.processes import (
-    EMULATED_HOST_VARIABLE,
-    OWNER_VARIABLE,
-    find_process,
-    owner_mark,
-    short_hash,
-    spawn,
-    stop_process,
-)
+from themis_triton.adapters.process_end import stop_process
+from themis_triton.adapters.process_identity import find_process
+from themis_triton.adapters.processes import EMULATED_HOST_VARIABLE, OWNER_VARIABLE, owner_mark, short_hash, spawn
 from themis_triton.adapters.sockets import free_ports
 from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.errors import LaunchFailedError, ServerError

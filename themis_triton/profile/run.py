@@ -11,7 +11,8 @@ from pathlib import Path
 from pydantic import ByteSize
 
 from themis_triton.adapters.clock import SystemClock
-from themis_triton.adapters.processes import find_process, wait_until
+from themis_triton.adapters.process_end import wait_until
+from themis_triton.adapters.process_identity import find_process
 from themis_triton.core.errors import ServerError
 from themis_triton.profile.bench import Bench
 from themis_triton.profile.files import Conditions, Progress, read_profile, read_progress, resume_path, write_profile, write_progress

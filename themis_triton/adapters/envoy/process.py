@@ -18,7 +18,9 @@ from themis_triton.adapters.envoy.names import Protocol
 from themis_triton.adapters.envoy.render import BOOTSTRAP, CLUSTERS, LISTENERS, bootstrap_text, node_id
 from themis_triton.adapters.envoy.serving_check import ServingCheck, find_hang
 from themis_triton.adapters.envoy.version import Version
-from themis_triton.adapters.processes import OWNER_VARIABLE, find_process, identify, owned_processes, owner_mark, spawn, stop_process
+from themis_triton.adapters.process_end import owned_processes, stop_process
+from themis_triton.adapters.process_identity import find_process, identify
+from themis_triton.adapters.processes import OWNER_VARIABLE, owner_mark, spawn
 from themis_triton.adapters.processor_wait import ProcessorWait
 from themis_triton.adapters.sockets import listen_failure
 from themis_triton.core.address import Address

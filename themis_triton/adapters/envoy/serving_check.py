@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from themis_triton.adapters.envoy.probe import Answer, probe_listeners, refuses
-from themis_triton.adapters.processes import state_of
+from themis_triton.adapters.process_identity import state_of
 from themis_triton.adapters.processor_wait import ProcessorWait
 from themis_triton.core.address import Address
 from themis_triton.core.config import EnvoyConfig

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import psutil
 
-from themis_triton.adapters.processes import identify, owned_processes
+from themis_triton.adapters.process_end import owned_processes
+from themis_triton.adapters.process_identity import identify
 from themis_triton.adapters.server_files import ServerFiles
 from themis_triton.adapters.triton.groups import Devices, numbered_devices
 from themis_triton.adapters.triton.model_config import parse_config, read_config_text, state_of

@@ -18,12 +18,8 @@ from themis_triton.adapters.local.launch_command import planned_server, server_c
 from themis_triton.adapters.local.nodes import read_nodes
 from themis_triton.adapters.local.running import has_ended, has_open_connections, is_alive, is_gone, read_memory
 from themis_triton.adapters.local.triton_install import TritonInstall, find_triton
-from themis_triton.adapters.processes import (
-    group_members,
-    spawn,
-    stop_everything,
-    stop_process,
-)
+from themis_triton.adapters.process_end import group_members, stop_everything, stop_process
+from themis_triton.adapters.processes import spawn
 from themis_triton.adapters.server_files import ServerFiles, add_ensembles, add_model, build_view, files_version, model_folder
 from themis_triton.adapters.triton.client import new_client
 from themis_triton.adapters.triton.groups import numbered_devices

@@ -6,7 +6,9 @@ import asyncio
 
 from themis_triton.adapters.clock import SystemClock
 from themis_triton.adapters.nvml import DeviceReader
-from themis_triton.adapters.processes import group_members, has_clients, resident_bytes, state_of
+from themis_triton.adapters.process_connections import has_clients
+from themis_triton.adapters.process_end import group_members
+from themis_triton.adapters.process_identity import resident_bytes, state_of
 from themis_triton.adapters.triton.idle import POLL_S
 from themis_triton.core.fleet import Server
 

@@ -12,7 +12,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from themis_triton.adapters.processes import find_process, kill_process, spawn, stop_everything
+from themis_triton.adapters.process_end import kill_process, stop_everything
+from themis_triton.adapters.process_identity import find_process
+from themis_triton.adapters.processes import spawn
 from themis_triton.core.fleet import ProcessId
 
 _POLL_S = 0.2

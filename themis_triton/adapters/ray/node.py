@@ -15,7 +15,8 @@ import ray
 
 import themis_triton
 from themis_triton.adapters.local.launcher import LocalLauncher
-from themis_triton.adapters.processes import identify, wait_for_exit
+from themis_triton.adapters.process_end import wait_for_exit
+from themis_triton.adapters.process_identity import identify
 from themis_triton.adapters.ray.control_store import superseded
 from themis_triton.adapters.ray.guardian import start_guardian
 from themis_triton.adapters.ray.orders import ZONE, Json, describe, models_of, node_config

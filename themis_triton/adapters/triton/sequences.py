@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from themis_triton.adapters.processes import listening_since_s
+from themis_triton.adapters.process_connections import listening_since_s
 from themis_triton.adapters.sockets import is_of_this_machine
 from themis_triton.adapters.triton.config_files import config_file, model_folder
 from themis_triton.core.errors import ChangeRefusedError
