@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.oracles.series_reference import Series
-from themis_triton.estimate.counters import NO_COUNTERS, Counters
+from themis_triton.estimate.counter_kernels import BURST, DISPERSION, GROWTH, RATE, RECENT, STABLE, TREND, TREND_BASE
+from themis_triton.estimate.counters import NO_COUNTERS, Counters, RateWindows
 
 NAMES = ("a", "b", "c")
 Reading = tuple[float, dict[str, tuple[int, bool]]]
@@ -28,6 +29,11 @@ def both(steps: list[Reading], keep_s: float) -> tuple[Counters, dict[str, Serie
     return counters, alone
 
 
+def windows(**windows_s: float) -> RateWindows:
+    """These windows; the others are of no matter."""
+    return RateWindows(1.0, 5.0, 5.0, 0.5, 1.0, 2.0, 0.5, 15.0)._replace(**windows_s)
+
+
 @settings(deadline=None)
 @given(readings, st.floats(0.1, 30.0), st.floats(0.0, 10.0), st.sampled_from((4.0, 1e9)))
 def test_each_column_says_what_its_counter_says_alone(steps: list[Reading], window_s: float, lag_s: float, keep_s: float) -> None:
@@ -37,7 +43,7 @@ def test_each_column_says_what_its_counter_says_alone(steps: list[Reading], wind
     assert counters.increases(0, *ends) == pytest.approx({name: each.increase(*ends) for name, each in alone.items()}, abs=1e-9)
     lagging = counters.by_name(lambda table: table.rates(0, window_s, lag_s=lag_s)[0])
     assert lagging == pytest.approx({name: each.rate(window_s, lag_s) for name, each in alone.items()}, abs=1e-6)
-    peaks = counters.by_name(lambda table: table.peak_rates(0, window_s, 20.0))
+    peaks = counters.by_name(lambda table: table.demand_rates(windows(rate_s=window_s, burst_s=20.0))[BURST])
     assert peaks == pytest.approx({name: each.peak_rate(window_s, 20.0) for name, each in alone.items()}, abs=1e-6)
 
 
@@ -59,7 +65,7 @@ def test_a_poisson_stream_has_dispersion_one(seed: int, rate_rps: float) -> None
     counters = NO_COUNTERS
     for index, total in enumerate(np.cumsum(counts)):
         counters = counters.append(0.5 * index, ("a",), np.array([[float(total)]]), 1e9)
-    assert 0.5 < counters.tables[0].dispersions(0, 0.5, 199.0)[0] < 1.7
+    assert 0.5 < counters.tables[0].demand_rates(windows(dispersion_over_s=199.0))[DISPERSION, 0] < 1.7
 
 
 @settings(deadline=None)
@@ -69,6 +75,7 @@ def test_a_constant_rate_is_found_at_every_scale_and_does_not_grow(rate_rps: flo
     for index in range(200):
         counters = counters.append(index * tick_s, ("a",), np.array([[index * tick_s * rate_rps]]), 1e9)
     table = counters.tables[0]
-    for result in (table.rates(0, 1.0), table.rates(0, 20.0), table.peak_rates(0, 1.0, 5.0)):
-        assert result == pytest.approx(rate_rps, rel=1e-6)
-    assert table.growths(0, 2.0) == pytest.approx(0.0, abs=1e-6 * rate_rps)
+    found = table.demand_rates(windows(stable_s=20.0))
+    for row in (RATE, RECENT, STABLE, BURST, TREND_BASE):
+        assert found[row] == pytest.approx(rate_rps, rel=1e-6)
+    assert found[[GROWTH, TREND]] == pytest.approx(0.0, abs=1e-6 * rate_rps)

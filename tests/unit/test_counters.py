@@ -3,9 +3,12 @@ import pytest
 
 from themis_triton.adapters.store.frozen_values import frozen, thawed
 from themis_triton.core.observation import LatencyHistogram, RouteReading
-from themis_triton.estimate.counters import NO_COUNTERS, Counters, CounterTable
+from themis_triton.estimate.counter_kernels import BURST, DISPERSION, GROWTH, NEWEST
+from themis_triton.estimate.counters import NO_COUNTERS, Counters, CounterTable, RateWindows
 from themis_triton.estimate.routed import NO_ROUTES, RoutedSeries
 from themis_triton.solver.surface import FloatArray
+
+WINDOWS = RateWindows(1.0, 5.0, 5.0, 0.5, 1.0, 2.0, 0.5, 15.0)
 
 
 def append(counters: Counters, at_s: float, keep_s: float = 60.0, **raw: float) -> Counters:
@@ -28,6 +31,11 @@ def only(values: FloatArray) -> float:
 
 def rate(of: CounterTable, window_s: float, lag_s: float = 0.0) -> float:
     return only(of.rates(0, window_s, lag_s=lag_s)[0])
+
+
+def demand_rate(of: CounterTable, row: int, **windows_s: float) -> float:
+    """A row of `demand_rates` over these windows; the others are of no matter."""
+    return only(of.demand_rates(WINDOWS._replace(**windows_s))[row])
 
 
 def test_nothing_read_is_no_rate() -> None:
@@ -66,21 +74,21 @@ def test_rate_peak_and_growth_of_a_step() -> None:
     step = table((0.0, 0.0), (5.0, 50.0), (6.0, 100.0), (7.0, 150.0), (8.0, 160.0))
     assert rate(step, 1.0) == pytest.approx(10.0)
     assert rate(step, 3.0) == pytest.approx(110.0 / 3)
-    assert only(step.peak_rates(0, 1.0, 5.0)) == pytest.approx(50.0)
-    assert only(step.peak_rates(0, 1.0, 1.0)) == pytest.approx(10.0)
-    assert only(step.growths(0, 2.0)) == pytest.approx((30.0 - 30.0) / 2.0)
-    assert only(step.growths(0, 1.0)) == pytest.approx(-40.0)
+    assert demand_rate(step, BURST, rate_s=1.0, burst_s=5.0) == pytest.approx(50.0)
+    assert demand_rate(step, BURST, rate_s=1.0, burst_s=1.0) == pytest.approx(10.0)
+    assert demand_rate(step, GROWTH, growth_s=2.0) == pytest.approx((30.0 - 30.0) / 2.0)
+    assert demand_rate(step, GROWTH, growth_s=1.0) == pytest.approx(-40.0)
 
 
 def test_growth_needs_two_half_windows() -> None:
     short = table((0.0, 0.0), (1.0, 10.0), (2.0, 40.0))
-    assert only(short.growths(0, 1.0)) == pytest.approx(20.0)
-    assert only(short.growths(0, 1.1)) == 0.0
+    assert demand_rate(short, GROWTH, growth_s=1.0) == pytest.approx(20.0)
+    assert demand_rate(short, GROWTH, growth_s=1.1) == 0.0
 
 
 def test_after_a_rest_all_new_arrivals_lie_in_the_newest_window() -> None:
-    assert only(table((0.0, 0.0), (8.0, 5.0)).newest_rates(0, 0.5)) == pytest.approx(10.0)
-    assert only(table((0.0, 0.0), (0.25, 5.0)).newest_rates(0, 0.5)) == pytest.approx(20.0)
+    assert demand_rate(table((0.0, 0.0), (8.0, 5.0)), NEWEST, newest_s=0.5) == pytest.approx(10.0)
+    assert demand_rate(table((0.0, 0.0), (0.25, 5.0)), NEWEST, newest_s=0.5) == pytest.approx(20.0)
 
 
 def test_totals_are_interpolated_and_the_ends_hold() -> None:
@@ -90,15 +98,15 @@ def test_totals_are_interpolated_and_the_ends_hold() -> None:
 
 
 def test_a_stream_without_noise_has_no_dispersion_and_a_trend_adds_little() -> None:
-    assert only(table(*((0.5 * i, 5.0 * i) for i in range(40))).dispersions(0, 0.5, 15.0)) == pytest.approx(0.0, abs=1e-9)
+    assert demand_rate(table(*((0.5 * i, 5.0 * i) for i in range(40))), DISPERSION) == pytest.approx(0.0, abs=1e-9)
     ramp = table(*((0.5 * i, 0.5 * i * (i + 1)) for i in range(40)))
-    assert only(ramp.dispersions(0, 0.5, 15.0)) < 0.1
+    assert demand_rate(ramp, DISPERSION) < 0.1
 
 
 def test_too_little_to_tell_dispersion_counts_as_poisson() -> None:
-    assert only(table((0.0, 0.0)).dispersions(0, 0.5, 15.0)) == 1.0
-    assert only(table((0.0, 0.0), (1.0, 40.0)).dispersions(0, 0.5, 15.0)) == 1.0
-    assert only(table(*((float(i), 0.0) for i in range(30))).dispersions(0, 0.5, 15.0)) == 1.0
+    assert demand_rate(table((0.0, 0.0)), DISPERSION) == 1.0
+    assert demand_rate(table((0.0, 0.0), (1.0, 40.0)), DISPERSION) == 1.0
+    assert demand_rate(table(*((float(i), 0.0) for i in range(30))), DISPERSION) == 1.0
 
 
 def test_counters_that_come_and_go_keep_their_own_history_and_share_a_table_again() -> None:
@@ -119,6 +127,24 @@ def test_a_table_is_recorded_exactly() -> None:
     after = thawed(frozen(Counters((before,)))).tables[0]
     assert (after.names, after.times_s.tolist()) == (before.names, before.times_s.tolist())
     assert (after.totals.tolist(), after.raw.tolist()) == (before.totals.tolist(), before.raw.tolist())
+
+
+def test_a_models_rates_have_their_names() -> None:
+    """A steady 20 arrivals/s, of which 2 fail, 4 are refused and 10 are the rest of larger requests; they began 30 s ago."""
+    series = NO_ROUTES
+    for half in range(61):
+        counts = (10.0 * half, 0.0, half, LatencyHistogram((), ()), 2.0 * half, 5.0 * half)
+        series = series.append([RouteReading("one", 0.5 * half, *counts), RouteReading("two", 0.5 * half, *counts)])
+    rates = series.rates(WINDOWS)
+    assert rates["one"] == rates["two"]
+    assert rates["one"]._asdict() == {
+        **dict.fromkeys(("rate", "recent", "stable", "burst", "newest", "trend_base"), pytest.approx(20.0)),
+        **dict.fromkeys(("growth", "trend", "dispersion"), pytest.approx(0.0, abs=1e-9)),
+        "failures": pytest.approx(2.0),
+        "refused": pytest.approx(4.0),
+        "rest": pytest.approx(10.0),
+        "last_s": 30.0,
+    }
 
 
 def routed(*readings: tuple[float, float]) -> RoutedSeries:

@@ -4,12 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from themis_triton.core.construction import quick_init
-from themis_triton.estimate.counter_kernels import increases, rates
+from themis_triton.estimate.counter_kernels import OTHERS, append, demand_rates, increases, rates
 from themis_triton.solver.surface import FloatArray
+
+
+class RateWindows(NamedTuple):
+    """The windows (s) over which plans use rates: the newest second, the stable rate, peaks of the newest, and so on.
+
+    `dispersion_s`: of single counts; `dispersion_over_s`: of all whose dispersion counts.
+    """
+
+    rate_s: float
+    stable_s: float
+    burst_s: float
+    newest_s: float
+    growth_s: float
+    trend_s: float
+    dispersion_s: float
+    dispersion_over_s: float
 
 
 @quick_init
@@ -48,12 +65,12 @@ class CounterTable:
         """With one more reading; readings older than `keep_s` are dropped, a reading from the past is ignored."""
         if at_s <= self.times_s[-1]:
             return self
-        first = int(np.searchsorted(self.times_s, at_s - keep_s, side="right"))
+        first = int(self.times_s.searchsorted(at_s - keep_s, "right"))
         kinds, columns, readings = self.totals.shape
         times_s, totals = np.empty(readings - first + 1), np.empty((kinds, columns, readings - first + 1))
         times_s[:-1], times_s[-1] = self.times_s[first:], at_s
-        totals[:, :, :-1] = self.totals[:, :, first:]
-        totals[:, :, -1] = self.totals[:, :, -1] + np.where(raw >= self.raw, raw - self.raw, raw)
+        raw = np.ascontiguousarray(raw)
+        append(self.totals, self.raw, raw, first, totals)
         return CounterTable(self.names, times_s, totals, raw)
 
     def only(self, names: Sequence[str]) -> CounterTable:
@@ -81,42 +98,11 @@ class CounterTable:
         rates(self.times_s, self.totals, kind, window_s, lag_s, out)
         return out
 
-    def newest_rates(self, kind: int, window_s: float) -> FloatArray:
-        """Mean rates (1/s) over the window; after a longer rest, which the first arrival ends, all new ones lie in the window."""
-        newest: FloatArray = self.rates(kind, window_s)[0]
-        if len(self.times_s) > 1 and self.times_s[-1] - self.times_s[-2] > window_s:
-            newest = (self.totals[kind, :, -1] - self.totals[kind, :, -2]) / window_s
-        return newest
-
-    def peak_rates(self, kind: int, window_s: float, over_s: float) -> FloatArray:
-        """Largest mean rates (1/s) of the consecutive windows of `window_s` in the last `over_s`, the newest window first."""
-        windows = max(1, int(min(over_s, self.span_s) / window_s + 1e-9))
-        peaks: FloatArray = self.rates(kind, window_s, windows).max(axis=0)
-        return peaks
-
-    def growths(self, kind: int, half_window_s: float) -> FloatArray:
-        """Slopes of the rates (1/s per s): the last half window against the one before it; zero while history is short."""
-        if self.span_s < 2 * half_window_s:
-            return np.zeros(len(self.names))
-        newer, older = self.rates(kind, half_window_s)[0], self.rates(kind, half_window_s, lag_s=half_window_s)[0]
-        slopes: FloatArray = (newer - older) / half_window_s
-        return slopes
-
-    def dispersions(self, kind: int, window_s: float, over_s: float) -> FloatArray:
-        """Indices of dispersion of the counts per window, from successive differences so that a trend does not count.
-
-        `Σ (x_i − x_(i−1))² / (2 (m − 1) · mean)`; 1 for a Poisson stream, and 1 where there are too few counts.
-        """
-        windows, alike = int(min(over_s, self.span_s) / window_s), np.ones(len(self.names))
-        if windows < FEWEST_WINDOWS:
-            return alike
-        counts = self.rates(kind, window_s, windows) * window_s
-        means, squares = counts.sum(axis=0) / windows, ((counts[:-1] - counts[1:]) ** 2).sum(axis=0)
-        return np.divide(squares, 2 * (windows - 1) * means, out=alike, where=means > 0.0)
-
-
-FEWEST_WINDOWS = 4
-"""With fewer, a dispersion is not told from chance."""
+    def demand_rates(self, windows: RateWindows) -> FloatArray:
+        """What plans use of the rates of the first kind, a row each [row, column], and then the rates of the other kinds."""
+        out, scratch = np.empty((OTHERS + len(self.raw) - 1, len(self.names))), np.empty((3, len(self.names)))
+        demand_rates(self.times_s, self.totals, *windows, out, scratch)
+        return out
 
 
 @dataclass(frozen=True, slots=True)

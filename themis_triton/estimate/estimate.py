@@ -18,11 +18,13 @@ from themis_triton.core.recurring import RecurringRise
 from themis_triton.core.replacing import replaced
 from themis_triton.estimate.attainment import Since, count_ended
 from themis_triton.estimate.calls import SAMPLE_S, CallHistory, Calls, observe_calls, own_models
+from themis_triton.estimate.counter_kernels import RATE, RECENT, STABLE
+from themis_triton.estimate.counters import RateWindows
 from themis_triton.estimate.drift import UNKNOWN, Drift, DriftHistory, compared
 from themis_triton.estimate.executing import with_executing
 from themis_triton.estimate.failures import find_failures
 from themis_triton.estimate.learning import LearningHistory, knowledge_of, observe_batches
-from themis_triton.estimate.routed import ARRIVALS, FAILURES, NO_ROUTES, REFUSED, REST_ARRIVALS, Percentiles, RoutedSeries
+from themis_triton.estimate.routed import ARRIVALS, NO_ROUTES, NOT_ROUTED, RoutedSeries, RouteRates
 from themis_triton.estimate.served import ENDED, NO_SERVER, NOTHING, Served, ServedSeries
 from themis_triton.estimate.shared import Sharing, Windows, other_calls, sharing_of, with_others
 from themis_triton.estimate.sizes import measured_size
@@ -74,31 +76,6 @@ class _Done:
 
 @quick_init
 @dataclass(frozen=True, slots=True)
-class _Rates:
-    """What the proxy counted of each model, by its name, in the windows that plans use; models without any reading are not in them.
-
-    `percentiles_ms`: p50 and p99 of those of which something ended lately.
-    """
-
-    rate: Mapping[str, float]
-    recent: Mapping[str, float]
-    stable: Mapping[str, float]
-    burst: Mapping[str, float]
-    newest: Mapping[str, float]
-    growth: Mapping[str, float]
-    trend: Mapping[str, float]
-    trend_base: Mapping[str, float]
-    dispersion: Mapping[str, float]
-    failures: Mapping[str, float]
-    refused: Mapping[str, float]
-    rest: Mapping[str, float]
-    last_s: Mapping[str, float]
-    in_flight: Mapping[str, float]
-    percentiles_ms: Mapping[str, Percentiles]
-
-
-@quick_init
-@dataclass(frozen=True, slots=True)
 class _Work:
     """What all servers did, by model: work of the window, waiting requests, and answered requests/s."""
 
@@ -118,13 +95,13 @@ def estimate(
     history = _observe(history, snapshot, max(SERVED_KEEP_S, work_window_s))
     snapshot = with_executing(snapshot, history.served, config)
     drift, drifts, events = compared(history.drift, snapshot, config)
-    rates = _rates(history.routed, config.policy.demand)
+    rates = _rates(history, config.policy.demand)
     work, done = _work(history, snapshot.at_s, work_window_s, config.policy.demand)
 
     sizes = {name: _size(name, history, work, model) for name, model in config.models.items()}
 
     def estimated(name: str) -> ModelEstimate:
-        return _model(name, rates, work, drifts.get(name, UNKNOWN), snapshot.at_s, sizes.get(name, ONE_ROW))
+        return _model(name, history, rates, work, drifts.get(name, UNKNOWN), snapshot.at_s, sizes.get(name, ONE_ROW))
 
     models = {name: estimated(name) for name in config.models}
     fronts = {p.front: estimated(p.front) for p in config.pipelines if p.front not in models}
@@ -161,25 +138,18 @@ def _observe(history: History, snapshot: Snapshot, keep_s: float) -> History:
     return replaced(history, routed=history.routed.append(snapshot.routes), served=served)
 
 
-def _rates(routed: RoutedSeries, demand: DemandConfig) -> _Rates:
-    counters, second_s = routed.counters, demand.rate_window_s
-    return _Rates(
-        rate=counters.rates(ARRIVALS, second_s),
-        recent=counters.rates(ARRIVALS, 2 * second_s),
-        stable=counters.rates(ARRIVALS, demand.stable_window_s),
-        burst=counters.by_name(lambda table: table.peak_rates(ARRIVALS, second_s, demand.burst_window_s)),
-        newest=counters.by_name(lambda table: table.newest_rates(ARRIVALS, NEWEST_WINDOW_S)),
-        growth=counters.by_name(lambda table: table.growths(ARRIVALS, demand.growth_window_s)),
-        trend=counters.by_name(lambda table: table.growths(ARRIVALS, demand.trend_window_s)),
-        trend_base=counters.rates(ARRIVALS, demand.trend_window_s),
-        dispersion=counters.by_name(lambda table: table.dispersions(ARRIVALS, DISPERSION_WINDOW_S, DISPERSION_OVER_S)),
-        failures=counters.rates(FAILURES, second_s),
-        refused=counters.rates(REFUSED, second_s),
-        rest=counters.rates(REST_ARRIVALS, second_s),
-        last_s={name: table.last_s for table in counters.tables for name in table.names},
-        in_flight=routed.in_flight,
-        percentiles_ms=routed.tails_ms,
+def _rates(history: History, demand: DemandConfig) -> dict[str, RouteRates]:
+    windows = RateWindows(
+        rate_s=demand.rate_window_s,
+        stable_s=demand.stable_window_s,
+        burst_s=demand.burst_window_s,
+        newest_s=NEWEST_WINDOW_S,
+        growth_s=demand.growth_window_s,
+        trend_s=demand.trend_window_s,
+        dispersion_s=DISPERSION_WINDOW_S,
+        dispersion_over_s=DISPERSION_OVER_S,
     )
+    return history.routed.rates(windows)
 
 
 def _work(history: History, now_s: float, window_s: float, demand: DemandConfig) -> tuple[_Work, dict[str, _Done]]:
@@ -207,24 +177,26 @@ def _size(name: str, history: History, work: _Work, model: ModelConfig) -> Reque
     return measured_size(history.sizes.get(name) or RequestSize(model.rows_per_request), work.done.get(name, NOTHING))
 
 
-def _model(name: str, rates: _Rates, work: _Work, drift: Drift, now_s: float, size: RequestSize) -> ModelEstimate:
-    done = work.done.get(name, NOTHING)
-    p50_ms, p99_ms = rates.percentiles_ms.get(name, (None, None))
+def _model(
+    name: str, history: History, rates: Mapping[str, RouteRates], work: _Work, drift: Drift, now_s: float, size: RequestSize
+) -> ModelEstimate:
+    done, routed = work.done.get(name, NOTHING), rates.get(name, NOT_ROUTED)
+    p50_ms, p99_ms = history.routed.tails_ms.get(name, (None, None))
     return ModelEstimate(
         model=name,
-        arrival_rps=rates.rate.get(name, 0.0),
-        burst_rps=rates.burst.get(name, 0.0),
-        stable_rps=rates.stable.get(name, 0.0),
-        in_flight=rates.in_flight.get(name, 0.0),
+        arrival_rps=routed.rate,
+        burst_rps=routed.burst,
+        stable_rps=routed.stable,
+        in_flight=history.routed.in_flight.get(name, 0.0),
         pending=work.pending.get(name, 0.0),
         completion_rps=work.completion_rps.get(name, 0.0),
-        failure_rps=rates.failures.get(name, 0.0),
+        failure_rps=routed.failures,
         mean_batch=done.inferences / done.executions if done.executions else None,
         queue_ms=done.queue_us / done.executed / 1000.0 if done.executed else None,
         compute_ms=done.compute_us / done.executed / 1000.0 if done.executed else None,
         p50_ms=p50_ms,
         p99_ms=p99_ms,
-        age_s=now_s - rates.last_s.get(name, float("-inf")),
+        age_s=now_s - routed.last_s,
         drift_ratio=drift.ratio,
         drifting=drift.state.drifting,
         correction=drift.state.correction,
@@ -284,12 +256,15 @@ def _per_request(pipeline: PipelineConfig, history: History) -> tuple[float, ...
     return pipeline.per_request if known is None else known.per_request
 
 
-def _sharing(history: History, rates: _Rates, config: ThemisConfig) -> Sharing:
+def _sharing(history: History, rates: Mapping[str, RouteRates], config: ThemisConfig) -> Sharing:
     demand, counters = config.policy.demand, history.routed.counters
     windows = Windows((demand.rate_window_s, 2 * demand.rate_window_s), demand.stable_window_s, counters.span_s)
-    by_window = {demand.rate_window_s: rates.rate, 2 * demand.rate_window_s: rates.recent, demand.stable_window_s: rates.stable}
+    known = {demand.rate_window_s: RATE, 2 * demand.rate_window_s: RECENT, demand.stable_window_s: STABLE}
+    by_window = dict[float, dict[str, float]]()
 
     def arrivals(model: str, window_s: float) -> float:
+        if window_s in known:
+            return rates.get(model, NOT_ROUTED)[known[window_s]]
         if window_s not in by_window:
             by_window[window_s] = counters.rates(ARRIVALS, window_s)
         return by_window[window_s].get(model, 0.0)
@@ -303,14 +278,14 @@ def _pipeline(
     pipeline: PipelineConfig,
     history: History,
     models: Mapping[str, ModelEstimate],
-    rates: _Rates,
+    rates: Mapping[str, RouteRates],
     policy: PolicyConfig,
     *,
     per_second: bool,
 ) -> PipelineEstimate:
     """A pipeline's demand is its first stage's arrivals; later stages see only what the earlier ones let through."""
     front, first = pipeline.front, models[pipeline.front]
-    rest_rps = rates.rest.get(front, 0.0)
+    routed = rates.get(front, NOT_ROUTED)
     each_second = per_second or policy.demand.forecast is not ForecastName.NONE
     per_request, sizes = history.calls[pipeline.name].per_request, tuple([models[stage].size for stage in pipeline.stages])
     called = zip(pipeline.stages, per_request, pipeline.sequential, strict=True)
@@ -321,22 +296,22 @@ def _pipeline(
     total_ms = sum(known) if pipeline.entry is not None or len(known) < len(p99s) else pipeline.total_ms(known)
     return PipelineEstimate(
         pipeline=pipeline.name,
-        recent_rps=max(first.arrival_rps, rates.recent.get(front, 0.0)),
-        newest_rps=rates.newest.get(front, 0.0),
+        recent_rps=max(first.arrival_rps, routed.recent),
+        newest_rps=routed.newest,
         burst_rps=first.burst_rps,
         stable_rps=first.stable_rps,
-        growth_rps_per_s=rates.growth.get(front, 0.0),
+        growth_rps_per_s=routed.growth,
         # The calls of one request that wait at once are one request that waits.
         backlog=sum(models[stage].pending / max(1.0, calls) for stage, calls in zip(pipeline.stages, per_request, strict=True)),
         p99_ms=total_ms if len(known) == len(p99s) else None,
-        dispersion=rates.dispersion.get(front, 1.0),
-        trend_rps_per_s=rates.trend.get(front, 0.0),
-        trend_base_rps=rates.trend_base.get(front, 0.0),
+        dispersion=routed.dispersion,
+        trend_rps_per_s=routed.trend,
+        trend_base_rps=routed.trend_base,
         per_second=history.routed.per_second(front, FORECAST_S) if each_second else (),
         per_request=per_request,
         sizes=sizes if any(size != ONE_ROW for size in sizes) else (),
-        refused_rps=rates.refused.get(front, 0.0),
-        rest_fraction=min(1.0, rest_rps / first.arrival_rps) if pipeline.sheds and first.arrival_rps > 0.0 else None,
+        refused_rps=routed.refused,
+        rest_fraction=min(1.0, routed.rest / first.arrival_rps) if pipeline.sheds and first.arrival_rps > 0.0 else None,
     )
 
 

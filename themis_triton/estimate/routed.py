@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, repeat
 from operator import attrgetter, itemgetter
+from typing import NamedTuple
 
 import numpy as np
 
 from themis_triton.core.observation import LatencyHistogram, RouteReading
-from themis_triton.estimate.counters import NO_COUNTERS, Counters
+from themis_triton.estimate.counters import NO_COUNTERS, Counters, RateWindows
 from themis_triton.estimate.latency import percentiles_between
 
 ARRIVALS, FAILURES, REFUSED, REST_ARRIVALS = range(4)
@@ -26,6 +28,27 @@ _COUNTED = attrgetter("arrivals", "failures", "refused", "rest_arrivals")
 Histograms = tuple[tuple[float, LatencyHistogram], ...]
 """Latency histograms with their times, oldest first."""
 Percentiles = tuple[float | None, ...]
+
+
+class RouteRates(NamedTuple):
+    """What plans use of a model's rates (1/s) at the proxy, in the order of `demand_rates`. `last_s`: the time of its last reading."""
+
+    rate: float = 0.0
+    recent: float = 0.0
+    stable: float = 0.0
+    burst: float = 0.0
+    newest: float = 0.0
+    growth: float = 0.0
+    trend: float = 0.0
+    trend_base: float = 0.0
+    dispersion: float = 1.0
+    failures: float = 0.0
+    refused: float = 0.0
+    rest: float = 0.0
+    last_s: float = -math.inf
+
+
+NOT_ROUTED = RouteRates()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +70,7 @@ class RoutedSeries:
         counters = self.counters
         for at_s, together in groupby(readings, key=attrgetter("at_s")):
             routes = tuple(together)
-            raw = np.array(list(map(_COUNTED, routes)), dtype=np.float64).T
+            raw = np.array(list(zip(*map(_COUNTED, routes), strict=True)), dtype=np.float64)
             counters = counters.append(at_s, tuple(route.model for route in routes), raw, KEEP_S)
         histograms = {**self.histograms, **{route.model: _appended(self.histograms.get(route.model, ()), route) for route in readings}}
         in_flight = {**self.in_flight, **{route.model: route.in_flight for route in readings}}
@@ -55,6 +78,14 @@ class RoutedSeries:
         due = [model for number, model in enumerate(histograms) if (number + self.turn) % turns == 0] if turns > 1 else list(histograms)
         kept = {model: self.tails_ms[model] for model in self.tails_ms.keys() - set(due)} if turns > 1 else {}
         return RoutedSeries(counters, histograms, in_flight, kept | _tails_ms({model: histograms[model] for model in due}), self.turn + 1)
+
+    def rates(self, windows: RateWindows) -> dict[str, RouteRates]:
+        """The rates of each model; those without any reading are not there."""
+        found = dict[str, RouteRates]()
+        for table in self.counters.tables:
+            columns = zip(*table.demand_rates(windows).tolist(), repeat(table.last_s), strict=False)
+            found |= zip(table.names, map(RouteRates._make, columns), strict=True)
+        return found
 
     def percentile_ms(self, model: str, percent: float) -> float | None:
         """A percentile of a model over the latency window that ends with the last reading; None where nothing ended in it."""

@@ -69,7 +69,7 @@ class ServedSeries:
         names, pending = tuple(reading.models), {name: model.pending for name, model in reading.models.items()}
         if not names:
             return ServedSeries(self.counters, pending, reading.at_s)
-        raw = np.array([number for model in reading.models.values() for number in _counted(model)]).reshape(len(names), -1).T
+        raw = np.array(list(zip(*map(_counted, reading.models.values()), strict=True)), dtype=np.float64)
         return ServedSeries(self.counters.append(reading.at_s, names, raw, keep_s), pending, reading.at_s)
 
     def unread(self) -> ServedSeries:

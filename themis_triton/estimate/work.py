@@ -10,6 +10,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from themis_triton.core.config import LatencyTable, ModelProfile, ThemisConfig
 from themis_triton.core.construction import quick_init
@@ -22,6 +23,8 @@ MIN_INTERVAL_S = 0.4
 MAX_INTERVAL_S = 15.0
 BATCHES_PER_INTERVAL = 5.0
 """Batches of one instance in an interval; with fewer, single batches would distort the number of busy instances."""
+
+_END_S = attrgetter("end_s")
 
 BySize = dict[int, tuple[float, float]]
 """By batch size: batches, and their time in ms."""
@@ -71,10 +74,8 @@ def observe(history: WorkHistory, snapshot: Snapshot, config: ThemisConfig) -> W
 
 
 def _newer(samples: tuple[WorkSample, ...], after_s: float) -> tuple[WorkSample, ...]:
-    """Those that ended after a time; they are in order of time, so that most times all are."""
-    if not samples or samples[0].end_s > after_s:
-        return samples
-    return tuple(sample for sample in samples if sample.end_s > after_s)
+    """Those that ended after a time; they are in order of time."""
+    return samples[bisect_right(samples, after_s, key=_END_S) :]
 
 
 def _executed(before: ServerReading, after: ServerReading) -> dict[str, BySize] | None:
