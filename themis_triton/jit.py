@@ -26,8 +26,9 @@ Result = TypeVar("Result")
 PACKAGE = Path(__file__).parent
 SOURCES = (
     *("jit.py", "estimate/counter_kernels.py", "sim/dispatch.py", "sim/kernels.py", "sim/service.py", "sim/state.py"),
-    *("solver/colocated.py", "solver/fleet_kernels.py", "solver/join_kernels.py", "solver/kernels.py", "solver/label_setting.py"),
-    *("solver/queueing.py", "solver/rate_search.py", "solver/separate.py", "solver/slot_kernels.py", "solver/stage_kernels.py"),
+    *("solver/colocated.py", "solver/dominance.py", "solver/fleet_kernels.py", "solver/join_kernels.py", "solver/kernels.py"),
+    *("solver/label_bounds.py", "solver/label_setting.py", "solver/queueing.py", "solver/rate_search.py", "solver/separate.py"),
+    *("solver/slot_kernels.py", "solver/stage_kernels.py"),
 )
 INTEGER, REAL = types.int64, types.float64
 FLOATS, FLOATS_2D, FLOATS_3D = (types.Array(REAL, dimensions, "C") for dimensions in (1, 2, 3))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from themis_triton.jit import flat_kernel, inlined, kernel
+from themis_triton.solver.dominance import COST, LATENCY
 from themis_triton.solver.join_kernels import JOIN_LEFT, JOIN_PARALLEL, JOIN_RIGHT, graph_ms, joined_ms
-from themis_triton.solver.label_setting import COST, COST_TOLERANCE, LATENCY, LATENCY_TOLERANCE_MS, all_labels, cheapest, limits_of
+from themis_triton.solver.label_bounds import limits_of
+from themis_triton.solver.label_setting import COST_TOLERANCE, LATENCY_TOLERANCE_MS, all_labels, cheapest
 from themis_triton.solver.queueing import MEMORY_LIMIT, SLO
 from themis_triton.solver.stage_kernels import (
     CORES,

@@ -14,7 +14,7 @@ from themis_triton.core.estimate import RequestSize
 from themis_triton.core.fleet import ModelState, Place
 from themis_triton.core.price import fleet_price
 from themis_triton.core.replacing import replaced
-from themis_triton.plan.steps import memory_limit_bytes
+from themis_triton.plan.memory import memory_limit_bytes
 from themis_triton.solver.fleet_kernels import describe_fleet
 from themis_triton.solver.pack import pack
 from themis_triton.solver.plans import Evaluation

@@ -19,8 +19,9 @@ from themis_triton.solver.colocated import (
     servers_for_all,
     total_that_fits,
 )
+from themis_triton.solver.dominance import COST
 from themis_triton.solver.fleet_kernels import describe_fleet
-from themis_triton.solver.label_setting import COST, LATENCY_TOLERANCE_MS, cheapest
+from themis_triton.solver.label_setting import LATENCY_TOLERANCE_MS, cheapest
 from themis_triton.solver.queueing import RATE_GROWING, SLO
 from themis_triton.solver.rate_search import NO_GUESS, largest_rate, largest_slower_rate
 from themis_triton.solver.separate import fastest_separate, separate_columns, separate_frontier

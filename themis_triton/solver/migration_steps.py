@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from themis_triton.core.action import Action, ActionKind
 from themis_triton.core.decision import Target
 from themis_triton.core.fleet import ModelState
-from themis_triton.plan.steps import Memory, Running, next_actions
+from themis_triton.plan.memory import Memory
+from themis_triton.plan.steps import Running, next_actions
 from themis_triton.solver.fleet import ServerAssignment
 from themis_triton.solver.plans import ChainPlan
 from themis_triton.solver.problem import ChainProblem

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from themis_triton.jit import flat_kernel, kernel
+from themis_triton.solver.dominance import COST, LATENCY, MEMORY, USED, copy_rows, frontier
 from themis_triton.solver.join_kernels import graph_ms
-from themis_triton.solver.label_setting import COST, LATENCY, MEMORY, USED, all_labels, copy_rows, frontier, limits_of
+from themis_triton.solver.label_bounds import limits_of
+from themis_triton.solver.label_setting import all_labels
 from themis_triton.solver.queueing import MEMORY_LIMIT, PAPER_FORM, SLO
 from themis_triton.solver.stage_kernels import (
     CORES,
