@@ -9,16 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from tests.unit.fakes import FakeClock
 from tests.unit.samples import NOW_S, config, decided, estimate, server, snapshot
 from themis_triton.adapters.store.journal import Journal
+from themis_triton.adapters.store.rises import RISES_FILE
 from themis_triton.core.decision import Decision, Reason
 from themis_triton.core.estimate import Estimate
 from themis_triton.core.history import TrafficMinute, UsageMinute
 from themis_triton.core.observation import Snapshot
 from themis_triton.core.recurring import DAY_S, RecurringRise
-from themis_triton.daemon.recurring import Recurring, keep_recurring
+from themis_triton.daemon.recurring import Recurring, RiseHistory, keep_recurring
 from themis_triton.daemon.tasks import cancelled_on_exit
 from themis_triton.decide.planner import Planner
 from themis_triton.decide.rules import build_rules
@@ -179,3 +181,22 @@ def test_the_sidecar_learns_from_the_journals_minutes(tmp_path: Path) -> None:
     ((found, words),) = published
     assert len(found["video"]) == 24
     assert words.startswith("video: at 24 times of the day sharp rises recur; up to ")
+    kept = RiseHistory.kept(path, clock.now_s())
+    assert (kept.until_s, len(kept.seen["video"].at_s), kept.seen["video"].hours) == (20 * DAY_S, 12, frozenset(range(468, 480)))
+    assert RiseHistory.kept(path, clock.now_s() + 300.0) == kept
+    assert RiseHistory.kept(path, clock.now_s() + 40 * DAY_S).until_s == 46 * DAY_S
+
+
+@pytest.mark.parametrize("text", ["{", '{"until_s": 60}', '{"until_s": 60, "pipelines": [{"pipeline": "video"}]}'])
+def test_rises_that_cannot_be_read_are_learnt_anew_and_the_log_names_the_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / RISES_FILE).write_text(text)
+    with capture_logs() as logs:
+        assert RiseHistory.kept(tmp_path / "journal.sqlite", 20 * DAY_S).until_s == 6 * DAY_S
+    assert [entry["event"] for entry in logs] == ["recurring_rises_not_read"]
+    assert str(tmp_path / RISES_FILE) in logs[0]["message"]
+
+
+def test_rises_that_cannot_be_kept_are_logged(tmp_path: Path) -> None:
+    with capture_logs() as logs:
+        RiseHistory(tmp_path / "missing" / "journal.sqlite", 0).keep()
+    assert [entry["event"] for entry in logs] == ["recurring_rises_not_kept"]

@@ -1,4 +1,4 @@
-"""Rises that recur, learnt from the journal's minutes: at the start, and once an hour from then on."""
+"""Rises that recur, learnt from the journal's minutes: at the start, and once an hour from then on. What was seen outlives a restart."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import structlog
 
 from themis_triton.adapters.store.minutes import read_minutes
 from themis_triton.adapters.store.reader import reading
+from themis_triton.adapters.store.rises import load_rises, save_rises
 from themis_triton.core.errors import ThemisError
 from themis_triton.core.history import TrafficMinute
 from themis_triton.core.recurring import DAY_S, RecurringRise
@@ -33,11 +34,32 @@ Recurring = Mapping[str, tuple[RecurringRise, ...]]
 
 @dataclass(slots=True)
 class RiseHistory:
-    """What was seen of each pipeline, until `until_s` (a whole minute)."""
+    """What was seen of each pipeline, until `until_s` (a whole minute). `path`: the journal's."""
 
     path: Path
     until_s: int
     seen: dict[str, SeenRises] = field(default_factory=dict)
+
+    @classmethod
+    def kept(cls, path: Path, now_s: float) -> RiseHistory:
+        """What an earlier sidecar has seen; nothing yet where it left nothing that can be read, which is logged."""
+        earliest_s, latest_s = (int(at_s // MINUTE_S) * MINUTE_S for at_s in (now_s - KEPT_S, now_s))
+        try:
+            known = load_rises(path.parent)
+        except (OSError, ValueError) as error:
+            log.warning("recurring_rises_not_read", message=str(error))
+            known = None
+        if known is None:
+            return cls(path, earliest_s)
+        until_s, seen = known
+        return cls(path, max(earliest_s, min(until_s, latest_s)), seen)
+
+    def keep(self) -> None:
+        """Write what was seen; that it cannot be written is logged."""
+        try:
+            save_rises(self.path.parent, self.until_s, self.seen)
+        except OSError as error:
+            log.warning("recurring_rises_not_kept", message=str(error))
 
     def extend(self, now_s: float) -> Recurring:
         """Read the minutes that have ended since, and find what recurs."""
@@ -63,7 +85,7 @@ def _counts(minutes: Iterable[TrafficMinute], start_s: int, end_s: int) -> dict[
 
 async def keep_recurring(path: Path, clock: Clock, publish: Callable[[Recurring, str], None]) -> None:
     """Learn until cancelled; `publish` gets what recurs, with a sentence, where that has changed. Errors are logged."""
-    history = RiseHistory(path, int((clock.now_s() - KEPT_S) // MINUTE_S) * MINUTE_S)
+    history = await in_thread(lambda: RiseHistory.kept(path, clock.now_s()))
     known: Recurring = {}
     while True:
         try:
@@ -71,6 +93,7 @@ async def keep_recurring(path: Path, clock: Clock, publish: Callable[[Recurring,
         except (ThemisError, OSError, ValueError) as error:
             log.warning("recurring_rises_not_learnt", message=str(error))
         else:
+            await in_thread(history.keep)
             if {name: _times(rises) for name, rises in found.items()} != {name: _times(rises) for name, rises in known.items()}:
                 publish(found, recurring_words(found))
             known = found
