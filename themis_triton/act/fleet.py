@@ -14,6 +14,7 @@ class Fleet:
 
     def __init__(self, recorder: Recorder) -> None:
         self._servers: dict[str, Server] = {}
+        self._in_order: tuple[Server, ...] = ()
         self._recorder = recorder
 
     def put(self, server: Server) -> Server:
@@ -56,11 +57,12 @@ class Fleet:
 
     def _pin(self) -> None:
         """Stateful models keep their server, or get another one where it is gone."""
-        self._servers = {server.name: server for server in with_pins(self.all())}
+        self._in_order = tuple(with_pins(tuple(self._servers[name] for name in sorted(self._servers))))
+        self._servers = {server.name: server for server in self._in_order}
 
     def all(self) -> tuple[Server, ...]:
         """All servers, in the order of names."""
-        return tuple(self._servers[name] for name in sorted(self._servers))
+        return self._in_order
 
     def __contains__(self, name: str) -> bool:
         """Whether a server of that name exists."""

@@ -121,7 +121,8 @@ def ratio_of(samples: Sequence[WorkSample], now_s: float, policy: PolicyConfig) 
     count = len(samples) - first
     if executions < policy.drift.min_batches or count < MIN_SAMPLES:
         return None
-    measured_ms, expected_ms = [sample.measured_ms for sample in samples[first:][::-1]], [s.expected_ms for s in samples[first:][::-1]]
+    newest = samples[first:][::-1]
+    measured_ms, expected_ms = [sample.measured_ms for sample in newest], [sample.expected_ms for sample in newest]
     total_ms = sum(expected_ms)
     ratio = sum(measured_ms) / total_ms
     squares = sum([(measured - ratio * expected) ** 2 for measured, expected in zip(measured_ms, expected_ms, strict=True)])

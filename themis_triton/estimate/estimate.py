@@ -182,6 +182,7 @@ def _model(
 ) -> ModelEstimate:
     done, routed = work.done.get(name, NOTHING), rates.get(name, NOT_ROUTED)
     p50_ms, p99_ms = history.routed.tails_ms.get(name, (None, None))
+    executed = done.executed
     return ModelEstimate(
         model=name,
         arrival_rps=routed.rate,
@@ -192,8 +193,8 @@ def _model(
         completion_rps=work.completion_rps.get(name, 0.0),
         failure_rps=routed.failures,
         mean_batch=done.inferences / done.executions if done.executions else None,
-        queue_ms=done.queue_us / done.executed / 1000.0 if done.executed else None,
-        compute_ms=done.compute_us / done.executed / 1000.0 if done.executed else None,
+        queue_ms=done.queue_us / executed / 1000.0 if executed else None,
+        compute_ms=done.compute_us / executed / 1000.0 if executed else None,
         p50_ms=p50_ms,
         p99_ms=p99_ms,
         age_s=now_s - routed.last_s,

@@ -118,12 +118,13 @@ class Sharing:
         arrivals = self.arrivals(model, window_s)
         if arrivals == 0.0:
             return 0.0
-        rates = [(caller.calls, caller.calls * self.own_rps(caller.front, window_s)) for caller in callers]
-        explained = sum([rps for _, rps in rates])
+        called_rps = [caller.calls * self.own_rps(caller.front, window_s) for caller in callers]
+        explained = sum(called_rps)
         if arrivals - explained <= STEP * explained:
             return 0.0  # the usual case, whatever chance and those inside explain besides
         waiting = sum(caller.calls * self.waiting[caller.front] for caller in callers)
-        chance = SIGMAS * math.sqrt((arrivals + sum(calls * rps for calls, rps in rates)) / window_s)
+        spread = sum(caller.calls * rps for caller, rps in zip(callers, called_rps, strict=True))
+        chance = SIGMAS * math.sqrt((arrivals + spread) / window_s)
         return max(0.0, arrivals - explained - waiting / window_s - max(STEP * explained, chance))
 
 

@@ -17,12 +17,13 @@ LEAST_EXECUTED = 0.05
 
 def measured_size(used: RequestSize, done: Served) -> RequestSize:
     """The size that plans use after a window: as before, or the measured one, to two digits, where it differs by more than chance."""
-    if done.succeeded < FEWEST:
+    succeeded, executed = done.succeeded, done.executed
+    if succeeded < FEWEST:
         return used
-    measured = max(1.0, done.inferences / done.executed) if done.executed >= FEWEST else used.rows  # some backends count no rows
-    rows = _changed(used.rows, measured, max(done.executed, FEWEST), 1.0)
-    share = min(1.0, max(LEAST_EXECUTED, done.executed / done.succeeded))
-    return RequestSize(rows, _changed(used.executed, share, done.succeeded, math.sqrt((1.0 - share) / share)))
+    measured = max(1.0, done.inferences / executed) if executed >= FEWEST else used.rows  # some backends count no rows
+    rows = _changed(used.rows, measured, max(executed, FEWEST), 1.0)
+    share = min(1.0, max(LEAST_EXECUTED, executed / succeeded))
+    return RequestSize(rows, _changed(used.executed, share, succeeded, math.sqrt((1.0 - share) / share)))
 
 
 def _changed(used: float, measured: float, requests: float, variation: float) -> float:
