@@ -30,8 +30,10 @@ def bounded_models() -> dict[str, Any]:
 def predicted(sidecar: Sidecar, rate_rps: float) -> list[str]:
     """The steps of the migration; a server that is to be launched has no name yet."""
     done = sidecar.command("plan", "--from", "live", "--rate", f"{rate_rps:g}", "--json")
-    assert done.returncode == 0, done.stderr
-    steps = json.loads(done.stdout.splitlines()[-1])[0]["path"]["steps"]
+    assert not done.stderr
+    (plan,) = json.loads(done.stdout.splitlines()[-1])
+    assert done.returncode == (0 if plan["feasible"] else 1)
+    steps = plan["path"]["steps"]
     return [words(step["kind"], step["server"], step["model"], step["instances"], step["batch"]) for step in steps]
 
 
