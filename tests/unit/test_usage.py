@@ -45,31 +45,31 @@ def test_a_server_costs_in_every_phase() -> None:
 def test_seconds_are_integrated_tick_by_tick() -> None:
     one, two = server("a", (2, 1)), server("b", (4, 1))
     account = UsageTotals().add(at(0, one), SETTINGS)
-    assert (account.server_seconds, account.instance_seconds, account.cost) == (0.0, 0.0, 0.0)
+    assert (account.status.server_seconds, account.status.instance_seconds, account.status.cost) == (0.0, 0.0, 0.0)
     account = account.add(at(10, one), SETTINGS).add(at(12, one, two), SETTINGS).add(at(13), SETTINGS)
-    assert account.server_seconds == pytest.approx(10 + 2 * 2)
-    assert account.instance_seconds == pytest.approx(10 * 3 + 2 * 8)
-    assert account.cost == pytest.approx(10 * 14.0 + 46.0)
-    assert (account.max_servers, account.max_instances) == (2, 8)
+    assert account.status.server_seconds == pytest.approx(10 + 2 * 2)
+    assert account.status.instance_seconds == pytest.approx(10 * 3 + 2 * 8)
+    assert account.status.cost == pytest.approx(10 * 14.0 + 46.0)
+    assert (account.status.max_servers, account.status.max_instances) == (2, 8)
 
 
 def test_an_instance_costs_until_it_is_gone_also_while_it_takes_no_more_requests() -> None:
     removing = at(0, server("a", (2, 1)))
     call = OpenCall("a", DETECTOR, ModelState(3, 8), ModelState(2, 8), NOW_S)
     records = [replace(removing, snapshot=replace(removing.snapshot, at_s=NOW_S + second, open_calls=(call,))) for second in (0, 2)]
-    assert UsageTotals().add(records[0], SETTINGS).add(records[1], SETTINGS).cost == pytest.approx(2 * (10.0 + 4.0))
+    assert UsageTotals().add(records[0], SETTINGS).add(records[1], SETTINGS).status.cost == pytest.approx(2 * (10.0 + 4.0))
 
 
 def test_server_seconds_are_told_apart_by_what_the_servers_are_there_for() -> None:
     phases = (Phase.LAUNCHING, Phase.WARMING, Phase.SERVING, Phase.UNREACHABLE, Phase.DRAINING, Phase.STOPPING)
     fleet = [server(phase.value, phase=phase) for phase in phases] + [server("own", phase=Phase.UNREACHABLE, launched=False)]
     account = UsageTotals().add(at(0, *fleet), SETTINGS).add(at(3, *fleet), SETTINGS).add(at(5, *fleet), SETTINGS)
-    assert account.server_seconds_by_kind == {"adopted": 5.0, "launched": 10.0, "starting": 10.0, "draining": 10.0}
+    assert account.status.server_seconds_by_kind == {"adopted": 5.0, "launched": 10.0, "starting": 10.0, "draining": 10.0}
 
 
 def test_a_clock_that_steps_back_takes_nothing_back() -> None:
     account = UsageTotals().add(at(10, server("a")), SETTINGS).add(at(9, server("a")), SETTINGS)
-    assert account.server_seconds == 0.0
+    assert account.status.server_seconds == 0.0
 
 
 def test_actions_are_counted_by_kind_and_failures_apart() -> None:
@@ -77,13 +77,13 @@ def test_actions_are_counted_by_kind_and_failures_apart() -> None:
     first = (ended(grow, OutcomeKind.DONE), ended(launch(), OutcomeKind.REFUSED), ended(grow, OutcomeKind.SKIPPED))
     second = (ended(grow, OutcomeKind.DONE), ended(launch(), OutcomeKind.DONE), ended(grow, OutcomeKind.LOST))
     account = UsageTotals().add(at(0, outcomes=first), SETTINGS).add(at(1, outcomes=second), SETTINGS)
-    assert account.actions == {"grow": 2, "launch": 1}
-    assert account.failed_actions == {"launch": 1, "grow": 1}
+    assert account.status.actions == {"grow": 2, "launch": 1}
+    assert account.status.failed_actions == {"launch": 1, "grow": 1}
 
 
 def cost_rate(settings: ThemisConfig, *servers: Server) -> float:
     """What the daemon counts for one second of a fleet."""
-    return UsageTotals().add(at(0, *servers), settings).add(at(1, *servers), settings).cost
+    return UsageTotals().add(at(0, *servers), settings).add(at(1, *servers), settings).status.cost
 
 
 def simulated_cost_rate(settings: ThemisConfig, *servers: Server) -> float:

@@ -25,7 +25,7 @@ from themis_triton.core.overrides import Overrides
 from themis_triton.core.prediction import prediction_words
 from themis_triton.core.price import hourly_price, running_price
 from themis_triton.core.record import TickRecord, describe, drift_event_words, drift_words, sentence
-from themis_triton.core.status import STATUS_VERSION, NodesStatus, NodeTypeStatus, PipelineStatus, Status, StatusEvent, UsageStatus
+from themis_triton.core.status import STATUS_VERSION, NodesStatus, NodeTypeStatus, PipelineStatus, Status, StatusEvent
 from themis_triton.core.words import without_numbers
 from themis_triton.daemon.attainment import PipelineWindows
 from themis_triton.daemon.samples import p50_ms
@@ -132,7 +132,7 @@ class StatusBoard:
             settings_edited=self.settings_edited,
             report=self.report,
             proxies=self.proxies,
-            usage=_usage(self.usage),
+            usage=self.usage.status,
             pipelines=tuple(PipelineStatus(p.name, p.stages, p.slo_ms, p.percentile) for p in self.config.pipelines),
             events=tuple(self.events),
         )
@@ -232,19 +232,6 @@ def _words(event: StatusEvent) -> tuple[str, str]:
 
 def _violated(estimate: PipelineEstimate | None, pipeline: PipelineConfig) -> bool | None:
     return None if estimate is None or estimate.p99_ms is None else estimate.p99_ms > pipeline.slo_ms
-
-
-def _usage(totals: UsageTotals) -> UsageStatus:
-    return UsageStatus(
-        server_seconds=totals.server_seconds,
-        instance_seconds=totals.instance_seconds,
-        cost=totals.cost,
-        max_servers=totals.max_servers,
-        max_instances=totals.max_instances,
-        actions=totals.actions,
-        failed_actions=totals.failed_actions,
-        server_seconds_by_kind=totals.server_seconds_by_kind,
-    )
 
 
 def recall_requests(board: StatusBoard, journal: Path, now_s: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from themis_triton.core.action import OutcomeKind
@@ -12,6 +13,7 @@ from themis_triton.core.observation import Snapshot
 from themis_triton.core.price import running_price
 from themis_triton.core.record import TickRecord
 from themis_triton.core.server_kind import kind_of, kind_seconds
+from themis_triton.core.status import UsageStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,14 +21,7 @@ class UsageTotals:
     """Totals since the daemon started. A server costs from its launch until it is removed; seconds are integrated tick by tick."""
 
     at_s: float | None = None
-    server_seconds: float = 0.0
-    instance_seconds: float = 0.0
-    cost: float = 0.0
-    max_servers: int = 0
-    max_instances: int = 0
-    actions: dict[str, int] = field(default_factory=dict)
-    failed_actions: dict[str, int] = field(default_factory=dict)
-    server_seconds_by_kind: dict[str, float] = field(default_factory=dict)
+    status: UsageStatus = field(default_factory=UsageStatus)
 
     def add(self, record: TickRecord, config: ThemisConfig) -> UsageTotals:
         """The totals with one more tick."""
@@ -36,21 +31,23 @@ class UsageTotals:
         servers, instances = counts(running)
         done = Counter(o.action.kind.value for o in record.outcomes if o.kind is OutcomeKind.DONE)
         failed = Counter(o.action.kind.value for o in record.outcomes if o.kind not in (OutcomeKind.DONE, OutcomeKind.SKIPPED))
-        return UsageTotals(
-            at_s=now_s,
-            server_seconds=self.server_seconds + elapsed_s * servers,
-            instance_seconds=self.instance_seconds + elapsed_s * instances,
-            cost=self.cost + elapsed_s * running_price((server.models for server in running), config),
-            max_servers=max(self.max_servers, servers),
-            max_instances=max(self.max_instances, instances),
-            actions=dict(Counter(self.actions) + done),
-            failed_actions=dict(Counter(self.failed_actions) + failed),
-            server_seconds_by_kind=self._by_kind(record.snapshot.servers, elapsed_s),
+        before = self.status
+        status = UsageStatus(
+            server_seconds=before.server_seconds + elapsed_s * servers,
+            instance_seconds=before.instance_seconds + elapsed_s * instances,
+            cost=before.cost + elapsed_s * running_price((server.models for server in running), config),
+            max_servers=max(before.max_servers, servers),
+            max_instances=max(before.max_instances, instances),
+            actions=dict(Counter(before.actions) + done),
+            failed_actions=dict(Counter(before.failed_actions) + failed),
+            server_seconds_by_kind=_by_kind(before.server_seconds_by_kind, record.snapshot.servers, elapsed_s),
         )
+        return UsageTotals(now_s, status)
 
-    def _by_kind(self, servers: tuple[Server, ...], elapsed_s: float) -> dict[str, float]:
-        added = kind_seconds([(map(kind_of, servers), elapsed_s)])
-        return {kind: self.server_seconds_by_kind.get(kind, 0.0) + seconds for kind, seconds in added.items()}
+
+def _by_kind(before: Mapping[str, float], servers: tuple[Server, ...], elapsed_s: float) -> dict[str, float]:
+    added = kind_seconds([(map(kind_of, servers), elapsed_s)])
+    return {kind: before.get(kind, 0.0) + seconds for kind, seconds in added.items()}
 
 
 def _with_removed(snapshot: Snapshot) -> tuple[Server, ...]:
