@@ -17,15 +17,13 @@ from themis_triton.adapters.triton.groups import numbered_devices
 from themis_triton.adapters.triton.model_base import base_of, differing_fields
 from themis_triton.adapters.triton.model_config import Config, parse_config, read_config_text, state_of, to_json, with_state
 from themis_triton.adapters.triton.sequences import check_in_place
-from themis_triton.adapters.triton.structure import Structure, stateful_models, structure_of
+from themis_triton.adapters.triton.served_models import ServedModels
+from themis_triton.adapters.triton.structure import structure_of
 from themis_triton.core.errors import ChangeRefusedError, ServerError
 from themis_triton.core.fleet import ModelState, Server
 
 log = structlog.get_logger()
 _HEALTH_TIMEOUT_S = 1.0
-_READS_AT_ONCE = 4
-_READ_ANEW = 4
-"""Configurations that each listing of stateful models reads again, those that were read the longest ago."""
 _NO_MODEL = "themis/no-such-model"
 """Unloading it changes nothing; a server without explicit model control refuses even that."""
 
@@ -53,23 +51,14 @@ class TritonModelControl:
     ) -> None:
         self._answer_timeout_s = answer_timeout_s
         self._read_timeout_s = read_timeout_s
-        self._callees = callees or {}
         self._clients = TritonClients()
+        self._models = ServedModels(self._clients, read_timeout_s, callees or {})
         self._locks: defaultdict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._structures: defaultdict[str, dict[str, Structure]] = defaultdict(dict)  # in the order in which they were read
-        self._just_read: dict[str, frozenset[str]] = {}
         self._differing: dict[tuple[str, str], list[str]] = {}
 
     async def read_models(self, server: Server, models: Sequence[str]) -> dict[str, ModelState]:
-        """What the server runs now, per model that is READY there; a model that is not is absent. ServerError if unreachable."""
-        configs = await self._served_of(server, models)
-        devices, structures = numbered_devices(server), self._structures[server.name]
-        for model, config in zip(models, configs, strict=True):
-            structures.pop(model, None)
-            if config is not None:
-                structures[model] = structure_of(config)
-        self._just_read[server.name] = frozenset(models)
-        return {model: state_of(config, None, devices) for model, config in zip(models, configs, strict=True) if config is not None}
+        """As `ServedModels.states`."""
+        return await self._models.states(server, models)
 
     async def read_refusal(self, server: Server) -> str | None:
         """Why the server refuses all changes of its models, with the remedy; None where it takes them. ServerError if unreachable."""
@@ -101,20 +90,8 @@ class TritonModelControl:
         return tuple(sorted({model.name for model in index.models if model.state == "READY"}))
 
     async def list_stateful(self, server: Server, models: Sequence[str]) -> tuple[str, ...]:
-        """Those of the READY models that keep state between the calls of a sequence, and those that call such a model, in order.
-
-        A model's configuration is read when it first appears, with `read_models`, and some of those that this has not just read anew
-        at each call, because they may be loaded with another one. ServerError if unreachable.
-        """
-        known = {name: structure for name, structure in self._structures[server.name].items() if name in models}
-        just_read = self._just_read.pop(server.name, frozenset())
-        longest_ago = [name for name in known if name not in just_read][:_READ_ANEW]
-        names = [*longest_ago, *(name for name in models if name not in known)]
-        configs = await self._served_of(server, names)
-        known = {name: structure for name, structure in known.items() if name not in longest_ago}
-        known |= {name: structure_of(config) for name, config in zip(names, configs, strict=True) if config is not None}
-        self._structures[server.name] = known
-        return stateful_models({name: each.calling(self._callees.get(name, ())) for name, each in known.items()})
+        """As `ServedModels.stateful`."""
+        return await self._models.stateful(server, models)
 
     async def answers(self, server: Server) -> bool:
         """Whether the server answers a health check over gRPC within a second; any answer counts, a refusal too.
@@ -153,7 +130,7 @@ class TritonModelControl:
             SettingsError: the model's `config.pbtxt` cannot be parsed.
         """
         async with self._locks[server.name, model]:
-            served = await self._served(server, model)
+            served = await self._models.config(server, model)
             if served is not None:
                 await self._unload(server, model)
             devices = numbered_devices(server)
@@ -185,7 +162,7 @@ class TritonModelControl:
             raise self._load_error(server, model, error) from error
 
     async def _changed(self, server: Server, model: str, state: ModelState) -> ModelState:
-        devices, served = numbered_devices(server), await self._served(server, model)
+        devices, served = numbered_devices(server), await self._models.config(server, model)
         before = state_of(served, None, devices) if served is not None else None
         if before == state:
             return before
@@ -229,28 +206,6 @@ class TritonModelControl:
             remedy = f"its values are kept{price}. Fix: write them into its config.pbtxt"
             log.warning("model_config_differs_from_file", server=server.name, model=model, fields=fields, remedy=remedy)
 
-    async def _served_of(self, server: Server, models: Sequence[str]) -> list[Config | None]:
-        """What the server reports of each model, a few at a time: hundreds of calls at once would hold up the tick."""
-        limit = asyncio.Semaphore(_READS_AT_ONCE)
-
-        async def read(model: str) -> Config | None:
-            async with limit:
-                return await self._served(server, model)
-
-        return await asyncio.gather(*map(read, models))
-
-    async def _served(self, server: Server, model: str) -> Config | None:
-        """What the server reports of a model that is READY; None when it is not."""
-        client = self._clients.of(server.grpc_address)
-        try:
-            if not await client.is_model_ready(model, client_timeout=self._read_timeout_s):
-                return None
-            return (await client.get_model_config(model, client_timeout=self._read_timeout_s)).config
-        except InferenceServerException as error:
-            if is_silent(error):
-                raise silence(server.name, server.grpc_address, error) from error
-            return None  # It answered: the model went away between the two calls.
-
     async def _load(self, server: Server, model: str, override: Config | None) -> None:
         client = self._clients.of(server.grpc_address)
         config = to_json(override) if override is not None else None
@@ -282,7 +237,7 @@ class TritonModelControl:
 
     async def _verified(self, server: Server, model: str, override: Config | None) -> ModelState:
         """What the server runs after a load; without an override, whatever its repository has."""
-        served: Any = await self._served(server, model)
+        served: Any = await self._models.config(server, model)
         devices = numbered_devices(server)
         result = state_of(served, None, devices) if served is not None else None
         expected = state_of(override, served, devices) if override is not None else result
@@ -296,8 +251,7 @@ class TritonModelControl:
     async def forget(self, server: Server) -> None:
         """Drop what is kept for a server that is gone."""
         await self._clients.forget(server.grpc_address)
-        self._structures.pop(server.name, None)
-        self._just_read.pop(server.name, None)
+        self._models.forget(server)
         for key in [key for key in self._locks if key[0] == server.name]:
             del self._locks[key]
             self._differing.pop(key, None)
