@@ -191,8 +191,8 @@ def test_who_else_can_load_models_on_another_machine_is_said(
     by_key = [f.found for f in restricted if f.what == "servers.first: model control" and f.severity is not Severity.OK]
     assert by_key == [f"its key travels unencrypted to {video_server.grpc_address}"]
     assert [f.severity for f in whole] == [Severity.OK, Severity.WARNING, Severity.WARNING]
-    assert whole[1].found.startswith(f"whoever reaches {server.grpc_address} can load and unload models: it asks for no key")
-    assert whole[2].found.startswith(f"whoever reaches {server.http_address} can load and unload models over REST")
+    assert whole[1].found.startswith(f"any client that reaches {server.grpc_address} can load and unload models: it asks for no key")
+    assert whole[2].found.startswith(f"any client that reaches {server.http_address} can load and unload models over REST")
 
 
 def test_a_server_that_takes_no_loads_and_has_no_models(tmp_path: Path, models: dict[str, ModelConfig]) -> None:

@@ -147,7 +147,7 @@ async def seen(config: ThemisConfig) -> tuple[str, int]:
             await asyncio.sleep(0.02)
             with suppress(HttpError):
                 sentence = json.loads(await http.get(config.status.address.url("/v1/status")))["sentence"]
-                if "nobody" not in sentence:
+                if "no known sidecar" not in sentence:
                     return sentence, len(await http.get(config.status.address.url("/healthz")))
 
 

@@ -58,5 +58,5 @@ def test_a_proxy_that_asks_for_clients_certificates_keeps_others_from_loading_mo
                 await http.get_at(behind, INDEX)
             return [finding.found for finding in await check_remote_control(server, http, 5.0)]
 
-    open_to_others = f"whoever reaches {behind} can load and unload models over REST: it asks for no key and no certificate"
+    open_to_others = f"any client that reaches {behind} can load and unload models over REST: it asks for no key and no certificate"
     assert asyncio.run(check()) == ([] if asks else [open_to_others])

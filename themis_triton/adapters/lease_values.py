@@ -16,7 +16,7 @@ def record_text(record: LeaseRecord) -> str:
 
 
 def record_of(text: str, where: str) -> LeaseRecord:
-    """The record of a text. ServerError where it is none, so that nobody leads by it."""
+    """The record of a text. ServerError where it is none, so that no sidecar leads by it."""
     try:
         return decode(LeaseRecord, parsed_json(text))
     except ValueError as error:

@@ -57,7 +57,7 @@ def state_of(identity: ProcessId) -> str | None:
 
 
 def _reaped(pid: int) -> bool:
-    """Whether a zombie is gone, or is somebody else's child; one whose other threads are still ending holds its sockets until then."""
+    """Whether a zombie is gone, or is another process's child; one whose other threads are still ending holds its sockets until then."""
     try:
         return os.waitpid(pid, os.WNOHANG)[0] != 0
     except ChildProcessError:

@@ -23,15 +23,15 @@ async def check_remote_control(server: AdoptedServer, http: HttpClient, timeout_
     what, grpc = f"servers.{server.name}: model control", server.grpc_address
     findings = []
     if not grpc.is_loopback and await _is_open(grpc, timeout_s):
-        found = f"whoever reaches {grpc.authority} can load and unload models: it asks for no key and for no client's certificate"
+        found = f"any client that reaches {grpc.authority} can load and unload models: it asks for no key and for no client's certificate"
         findings.append(warning(what, found, _MUTUAL))
     elif not grpc.is_loopback and server.model_control_key is not None and not grpc.tls:
         findings.append(warning(what, f"its key travels unencrypted to {grpc}", _MUTUAL))
     if not server.http_address.is_loopback and await _is_open_by_rest(server.http_address, http):
-        found = f"whoever reaches {server.http_address} can load and unload models over REST: it asks for no key and no certificate"
+        found = f"any client that reaches {server.http_address} can load and unload models over REST: it asks for no key and no certificate"
         remedy = (
-            "start it with --http-restricted-api=model-repository:NAME=KEY and a key that nobody needs, because Themis uses gRPC;"
-            " or put a proxy that asks for clients' certificates before it"
+            "start it with --http-restricted-api=model-repository:NAME=KEY and a key of your choice, which no client needs:"
+            " Themis uses gRPC; or put a proxy that asks for clients' certificates before it"
         )
         findings.append(warning(what, found, remedy))
     return findings

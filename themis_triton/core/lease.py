@@ -43,7 +43,7 @@ class StoredLease:
 
 @dataclass(frozen=True, slots=True)
 class Leader:
-    """Who leads, as a sidecar knows it; `name` empty: nobody that is known. `here`: this very sidecar. `since_s`: by the leader's clock."""
+    """The leader, as a sidecar knows it; `name` empty: it is not known. `here`: this very sidecar. `since_s`: by the leader's clock."""
 
     name: str = ""
     here: bool = False

@@ -1,4 +1,4 @@
-"""A listener of a web application with bounded connections: clients without a request, however many, keep nobody out."""
+"""A listener of a web application with bounded connections: clients without a request, however many, keep no other client out."""
 
 from __future__ import annotations
 

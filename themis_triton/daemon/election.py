@@ -144,7 +144,7 @@ class Election:
         if written is None:
             stored = await self._store.read()
             if stored is None or (stored.record.holder, stored.record.epoch) != (record.holder, record.epoch):
-                return f"{stored.record.holder or 'nobody' if stored is not None else 'nobody'} has the lease"
+                return f"{stored.record.holder or 'no sidecar' if stored is not None else 'no sidecar'} has the lease"
             self._own = stored  # an earlier renewal whose answer was lost
             return None
         self._own, self._acts_until_s = written, began_s + _ACT_PART * self._lease_s

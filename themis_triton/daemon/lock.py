@@ -53,8 +53,8 @@ def locked(directory: Path, named: str = "state_directory") -> Iterator[None]:
 class Leadership:
     """The lock of a sidecar, which may wait for it while another one leads.
 
-    Whoever holds the lock leads; nobody else acts. A leader that is stopped, or has not beaten for 3 s, is killed before its lock is taken:
-    it cannot act any more when it wakes up. Servers, Envoy and the journal are as at any restart.
+    The process that holds the lock leads; no other one acts. A leader that is stopped, or has not beaten for 3 s, is killed before its
+    lock is taken: it cannot act any more when it wakes up. Servers, Envoy and the journal are as at any restart.
     """
 
     def __init__(self, directory: Path) -> None:

@@ -123,7 +123,7 @@ class StatusBoard:
             policy=self.config.policy.name.value,
             paused=self.paused,
             overrides=self.overrides,
-            sentence="no tick yet" if leader is None or leader.here else f"stands by; {leader.name or 'nobody'} leads",
+            sentence="no tick yet" if leader is None or leader.here else f"stands by; {leader.name or 'no known sidecar'} leads",
             leader=leader,
             tick_ms=self.tick_ms,
             tick_errors=self.tick_errors,

@@ -49,14 +49,14 @@ class Term:
 
     @property
     def words(self) -> str:
-        """Who led before, in a sentence."""
+        """Which sidecar led before, in a sentence."""
         if self.former is None:
-            return "the first lease: nobody led before"
-        whom = self.former.holder or "a sidecar that gave the lease up"
-        return f"this sidecar leads in place of {whom}, lease epoch {self.election.leader.epoch}"
+            return "the first lease: no sidecar led before"
+        former = self.former.holder or "a sidecar that gave the lease up"
+        return f"this sidecar leads in place of {former}, lease epoch {self.election.leader.epoch}"
 
     def take_over(self, config: ThemisConfig) -> None:
-        """Put into force here what an operator told the former leader."""
+        """Put into force here the overrides that an operator gave to the former leader."""
         if self.former is None:
             return
         try:

@@ -1,6 +1,6 @@
-"""Delayed oracle: the reference that knows all arrivals in advance, and acts through the real levers, which take their time.
+"""Delayed oracle: the reference that knows all arrivals in advance, and acts through the real actuators, which take their time.
 
-What it lacks to the clairvoyant reference is the price of the levers; what policies lack to it is the price of not knowing the future.
+What it lacks to the clairvoyant reference is the price of slow actuators; what policies lack to it is the price of not knowing the future.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WARM_UP_S = 1.0
 
 
 def propose(state: PipelineState, view: PipelineView) -> PolicyResult:
-    """The cheapest plan for the largest rate until each lever takes effect."""
+    """The cheapest plan for the largest rate until each actuator takes effect."""
     fast, slow = _demand(view, _in_place_s(view), fast=True), _demand(view, _lead_s(view), fast=False)
     joint = view.joint(slow)
     desired = view.servers_of(joint.stages) if joint.feasible else view.max_servers_by_group

@@ -26,7 +26,7 @@ BINS = 12
 class Account:
     """What a stretch of time had, or would have had; `changes` are those that were carried out.
 
-    `late` None: no request ended, or nobody measured it. `servers` and `instances`: their means in each of `BINS` equal spans.
+    `late` None: no request ended, or it was not measured. `servers` and `instances`: their means in each of `BINS` equal spans.
     """
 
     name: str

@@ -29,7 +29,7 @@ def auth_name(config: EnvoyConfig) -> str | None:
 
 
 def open_to_all(config: EnvoyConfig) -> Json:
-    """What a route gets that needs no key: health and metadata, which Triton answers to anybody."""
+    """What a route gets that needs no key: health and metadata, which Triton answers to every client."""
     name = auth_name(config)
     return {"typed_per_filter_config": {name: _DISABLED}} if name is not None else {}
 

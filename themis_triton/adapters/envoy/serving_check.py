@@ -87,7 +87,7 @@ async def find_hang(config: EnvoyConfig, identity: ProcessId) -> str | None:
 
 
 async def _stays_stopped(identity: ProcessId | None) -> bool:
-    """Whether it is stopped for longer than somebody's glance at it."""
+    """Whether it is stopped for longer than a debugger or a profiler that looks at it takes."""
     if identity is None or not _is_stopped(identity):
         return False
     await asyncio.sleep(STOPPED_S)

@@ -32,7 +32,7 @@ def read_lease(namespace: str) -> tuple[int, str] | None:
 def write_lease(namespace: str, after: int, text: str) -> int | None:
     """Put the text as the version after one; the new version, or None where another one was put first. Blocking.
 
-    The text must be one that nobody else writes as this version, because an answer that was lost is asked for again.
+    The text must be one that no other process writes as this version, because an answer that was lost is asked for again.
     """
     version, value, space = after + 1, text.encode(), _space(namespace)
     added = _client().internal_kv_put(_key(version), value, False, space, _TIMEOUT_S)

@@ -1,7 +1,7 @@
-"""What an override of a model starts from: the model's own file, unless the server was told otherwise since it read that file.
+"""What an override of a model starts from: the model's own file, unless the server was given another configuration since it read that file.
 
 Instance groups are taken from the server where they differ from the file: Triton knows an instance by its group's fields without name and
-count, so that only the server's own groups change counts in place and keep what somebody loaded by hand.
+count, so that only the server's own groups change counts in place and keep what was loaded by hand.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _SET_BY_BATCHING = ("max_queue_delay_microseconds", "preferred_batch_size")
 def differing_fields(own: Config, served: Config) -> list[str]:
     """The fields of a model that a server runs with other values than those of the model's file, apart from counts and batching.
 
-    There are some where somebody loaded the model with a configuration in the call, or edited the file since.
+    There are some where the model was loaded with a configuration in the call, or the file was edited since.
     """
     ours, theirs = _comparable(own), _comparable(served)
     names = {field.name for field, _ in (*ours.ListFields(), *theirs.ListFields())}
