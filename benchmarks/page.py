@@ -348,7 +348,7 @@ async def measure(config: ThemisConfig, snapshots: Sequence[Snapshot]) -> dict[s
             recall_requests(board, path, clock.now_s())
             sidecar = Sidecar(config, snapshots, journal, board)
             reads = Reads(board, clock, path, sidecar.hub)
-            exempt_from_collection()
+            exempt_from_collection(len(config.models))
             async with serving(address, board, sidecar.exporter, clock, routes=reads.routes()):
                 for _ in range(len(snapshots)):
                     sidecar.decided(moved(snapshots[sidecar.state.number % len(snapshots)], clock.now_s()))  # fills the planner's memory

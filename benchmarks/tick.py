@@ -147,7 +147,7 @@ def replay(config: ThemisConfig, snapshots: Sequence[Snapshot]) -> FloatArray:
     """Processor seconds of each stage, a row for each tick; as `tick()` composes them, with a fresh planner."""
     planner, policy, state = Planner(build_rules(config)), policy_named(config.policy.name), EngineState()
     rows = []
-    exempt_from_collection()  # as the daemon does
+    exempt_from_collection(len(config.models))  # as the daemon does
     for observed in snapshots:
         marks = [time.process_time()]
         history, estimated = estimate(state.history, observed, config, per_second=policy.needs_arrivals_per_second)

@@ -24,6 +24,7 @@ class Exporter:
     def __init__(self) -> None:
         self._newest: TickRecord | None = None
         self._config: ThemisConfig | None = None
+        self._percentiles: dict[str, float] = {}
         self._registry = CollectorRegistry()
         registry = self._registry
         disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -89,10 +90,13 @@ class Exporter:
     def count_requests(self, pipelines: Iterable[PipelineConfig], ended: Mapping[str, EndedRequests]) -> None:
         """Count requests that ended, and show each pipeline's objective."""
         for pipeline in pipelines:
-            each = ended.get(pipeline.name, EndedRequests())
+            each = ended.get(pipeline.name)
+            if each is None and self._percentiles.get(pipeline.name) == pipeline.percentile:
+                continue  # most of many pipelines
+            self._percentiles[pipeline.name] = pipeline.percentile
             self._objective.labels(pipeline.name).set(round(pipeline.percentile / 100.0, 6))
-            self._ended.labels(pipeline.name).inc(each.requests)
-            self._late.labels(pipeline.name).inc(each.late)
+            self._ended.labels(pipeline.name).inc(each.requests if each is not None else 0.0)
+            self._late.labels(pipeline.name).inc(each.late if each is not None else 0.0)
 
     def show_times(self, config: ThemisConfig, lag_s: float, take_up_s: float | None) -> None:
         """Show how late the newest tick began, and how long Envoy took for its newest routes; what else is shown is of these settings."""

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _YOUNG_OBJECTS = 10_000
+_YOUNG_OBJECTS_A_MODEL = 100
+"""A tick makes some dozens of objects a model. Most end with the next tick: then no collection looks at them."""
 _YOUNG_COLLECTIONS = 10
 _COLLECTIONS_BETWEEN_FULL_ONES = 100
 """Of the middle generation: with 1,000 models a tick takes about one, and a full collection looks at all that its history keeps."""
@@ -47,16 +49,16 @@ def release_clean_pages() -> int:
     return 1024 * released_kib
 
 
-def exempt_from_collection() -> None:
+def exempt_from_collection(models: int = 0) -> None:
     """Take all present objects out of the garbage collection, once what the start left over is collected.
 
     A full collection looks at every object. The settings, libraries and compiled kernels are hundreds of thousands, and all of them stay:
-    that takes 0.1 s and more in the middle of a tick.
+    that takes 0.1 s and more in the middle of a tick. `models`: those of the settings.
     """
     gc.collect()
     gc.freeze()
     # A tick with 100 models makes thousands of objects that outlive it: by default ten collections look at them meanwhile.
-    gc.set_threshold(_YOUNG_OBJECTS, _YOUNG_COLLECTIONS, _COLLECTIONS_BETWEEN_FULL_ONES)
+    gc.set_threshold(max(_YOUNG_OBJECTS, _YOUNG_OBJECTS_A_MODEL * models), _YOUNG_COLLECTIONS, _COLLECTIONS_BETWEEN_FULL_ONES)
 
 
 def _mappings(smaps: str) -> Iterator[_Mapping]:

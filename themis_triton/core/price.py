@@ -13,7 +13,7 @@ from themis_triton.core.fleet import ModelState, Server
 
 def fleet_price(servers: Iterable[tuple[float, Iterable[tuple[int, float]]]]) -> float:
     """The price of servers per second, each given as its own price and as pairs (instances, price of one) of its models."""
-    return sum(server + sum(count * price for count, price in instances) for server, instances in servers)
+    return sum([server + sum([count * price for count, price in instances]) for server, instances in servers])
 
 
 def running_price(servers: Iterable[Mapping[str, ModelState]], config: ThemisConfig) -> float:
@@ -21,12 +21,15 @@ def running_price(servers: Iterable[Mapping[str, ModelState]], config: ThemisCon
 
     A server has its price once for each device on which it has instances.
     """
+    prices = {name: (server_price(model, config), instance_price(model, config)) for name, model in config.models.items()}
     return fleet_price(
-        (
-            device_count(models) * max((server_price(config.models[name], config) for name in models), default=config.prices.server),
-            ((state.instances, instance_price(config.models[name], config)) for name, state in models.items()),
-        )
-        for models in servers
+        [
+            (
+                device_count(models) * max([prices[name][0] for name in models], default=config.prices.server),
+                [(state.instances, prices[name][1]) for name, state in models.items()],
+            )
+            for models in servers
+        ]
     )
 
 
@@ -69,7 +72,8 @@ def may_use(slot: DeviceSlot, models: Iterable[str], config: ThemisConfig) -> bo
 
 def device_count(models: Mapping[str, ModelState]) -> int:
     """On how many devices a server has instances, at least one: each has a price as a server has."""
-    return max(1, len({device for state in models.values() for device, _ in state.spread}))
+    devices = {device for state in models.values() if state.spread for device, _ in state.spread}
+    return max(1, len(devices))
 
 
 def server_price(model: ModelConfig, config: ThemisConfig) -> float:

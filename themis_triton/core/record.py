@@ -11,7 +11,7 @@ from themis_triton.core.decision import Decision, PipelineEvidence, Reason
 from themis_triton.core.estimate import DriftEvent, Estimate, LearntTimes, ModelEstimate, PipelineKnowledge
 from themis_triton.core.observation import Snapshot
 from themis_triton.core.service_times import ENOUGH_EXECUTIONS
-from themis_triton.core.words import first_of
+from themis_triton.core.words import MOST_NAMED, first_of
 
 
 @quick_init
@@ -147,8 +147,9 @@ def _opening(decision: Decision, learning: Collection[str]) -> str:
     if decision.reason is Reason.STEADY and any(_is_overloaded(each) and each.pipeline not in learning for each in decision.evidence):
         opening = "overload, no further change"
     # The pipelines that explain the decision come first; sorting keeps the settings' order among equal ones.
-    ordered = sorted(decision.evidence, key=_calmness)
-    numbers = first_of([_unknown(each) if each.pipeline in learning else _numbers(each) for each in ordered], "; ", "pipelines")
+    named = sorted(decision.evidence, key=_calmness)[:MOST_NAMED]
+    words = [_unknown(each) if each.pipeline in learning else _numbers(each) for each in named]
+    numbers = first_of(words, "; ", "pipelines", total=len(decision.evidence))
     return f"{opening}: {numbers}" if numbers else opening
 
 

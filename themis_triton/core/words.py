@@ -16,8 +16,8 @@ def without_numbers(sentence: str, decision_id: str) -> tuple[str, str]:
     return re.sub(r"\d+(\.\d+)?", "#", opening), actions.replace(f"-{decision_id}", "-#")
 
 
-def first_of(texts: Sequence[str], separator: str, noun: str) -> str:
-    """At most `MOST_NAMED` of the texts; of any others their number."""
-    further = len(texts) - MOST_NAMED
+def first_of(texts: Sequence[str], separator: str, noun: str, *, total: int | None = None) -> str:
+    """At most `MOST_NAMED` of the texts; of any others their number. `total`: how many there are, where not all are given."""
+    further = (len(texts) if total is None else total) - MOST_NAMED
     named = separator.join(texts[:MOST_NAMED])
     return f"{named}{separator}and {further} further {noun}" if further > 0 else named

@@ -120,7 +120,7 @@ async def _lead(config: ThemisConfig, settings: SettingsFile, stop: asyncio.Even
             ticking.recall_places()
             if kernels.interpreted:
                 board.add_event(components.clock.now_s(), "kernels_interpreted", INTERPRETED)
-            exempt_from_collection()
+            exempt_from_collection(len(config.models))
             ticking.traces = build_traces(os.environ)
             try:
                 with closing(hub):

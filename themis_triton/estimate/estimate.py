@@ -8,26 +8,24 @@ from functools import cache, partial
 from heapq import nlargest
 from operator import attrgetter
 
-from themis_triton.core.config import ModelConfig, PipelineConfig, ThemisConfig
-from themis_triton.core.construction import quick_init
-from themis_triton.core.estimate import ONE_ROW, PROXY, WORK_WINDOW_S, Estimate, ModelEstimate, PipelineEstimate, RequestSize
+from themis_triton.core.config import PipelineConfig, ThemisConfig
+from themis_triton.core.estimate import ONE_ROW, PROXY, WORK_WINDOW_S, Estimate, ModelEstimate, PipelineEstimate
 from themis_triton.core.fleet import Phase
 from themis_triton.core.observation import Snapshot
 from themis_triton.core.policy import DemandConfig, ForecastName, PolicyConfig
 from themis_triton.core.recurring import RecurringRise
 from themis_triton.core.replacing import replaced
 from themis_triton.estimate.attainment import Since, count_ended
-from themis_triton.estimate.calls import SAMPLE_S, CallHistory, Calls, observe_calls, own_models
-from themis_triton.estimate.counter_kernels import RATE, RECENT, STABLE
+from themis_triton.estimate.calls import SAMPLE_S, CallHistory, Calls, observe_calls
 from themis_triton.estimate.counters import RateWindows
+from themis_triton.estimate.done import FleetWork, ModelWork, ServerWork, work_of_fleet, work_of_model, work_of_servers
 from themis_triton.estimate.drift import UNKNOWN, Drift, DriftHistory, compared
 from themis_triton.estimate.executing import with_executing
 from themis_triton.estimate.failures import find_failures
 from themis_triton.estimate.learning import LearningHistory, knowledge_of, observe_batches
 from themis_triton.estimate.routed import ARRIVALS, NO_ROUTES, NOT_ROUTED, RoutedSeries, RouteRates
-from themis_triton.estimate.served import ENDED, NO_SERVER, NOTHING, Served, ServedSeries
-from themis_triton.estimate.shared import Sharing, Windows, other_calls, sharing_of, with_others
-from themis_triton.estimate.sizes import measured_size
+from themis_triton.estimate.served import ENDED, NO_SERVER, NOTHING, ServedSeries
+from themis_triton.estimate.shared import Callers, Relations, Sharing, Windows, callers_of, relations_of, with_others
 
 SERVED_KEEP_S = 10.0
 FORECAST_S = 60
@@ -49,7 +47,8 @@ class History:
 
     `seen`: the last snapshot, with the instances that its servers execute. `counted`: the readings up to which requests were counted.
     `recurring`: the rises that recur, by pipeline; whoever learns them puts them here.
-    `sizes`: by model, as plans count its requests. `done`: what each of many servers did when it was read last.
+    `work`: what servers did of each model of the settings. `done`: what each of many servers did when it was read last.
+    `relations`, `callers`: of the pipelines, kept while these and their calls stay the same.
     """
 
     routed: RoutedSeries = NO_ROUTES
@@ -60,29 +59,10 @@ class History:
     seen: Snapshot = field(default_factory=lambda: Snapshot(0.0, ()))
     counted: Since = field(default_factory=dict)
     recurring: Mapping[str, tuple[RecurringRise, ...]] = field(default_factory=dict)
-    sizes: dict[str, RequestSize] = field(default_factory=dict)
-    done: Mapping[str, _Done] = field(default_factory=dict)
-
-
-@quick_init
-@dataclass(frozen=True, slots=True)
-class _Done:
-    """What a server did by its series: its work of the window, and answered requests/s, by model."""
-
-    series: ServedSeries
-    increases: Mapping[str, Served]
-    completion_rps: Mapping[str, float]
-
-
-@quick_init
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """What all servers did, by model: work of the window, waiting requests, and answered requests/s."""
-
-    window_s: float
-    done: Mapping[str, Served]
-    pending: Mapping[str, float]
-    completion_rps: Mapping[str, float]
+    work: dict[str, ModelWork] = field(default_factory=dict)
+    done: Mapping[str, ServerWork] = field(default_factory=dict)
+    relations: Relations | None = None
+    callers: Callers | None = None
 
 
 def estimate(
@@ -95,36 +75,40 @@ def estimate(
     history = _observe(history, snapshot, max(SERVED_KEEP_S, work_window_s))
     snapshot = with_executing(snapshot, history.served, config)
     drift, drifts, events = compared(history.drift, snapshot, config)
-    rates = _rates(history, config.policy.demand)
-    work, done = _work(history, snapshot.at_s, work_window_s, config.policy.demand)
+    demand, now_s = config.policy.demand, snapshot.at_s
+    rates = _rates(history, demand)
+    servers = work_of_servers(history.done, history.served, now_s, (work_window_s, demand.rate_window_s))
+    fleet = work_of_fleet(servers)
 
-    sizes = {name: _size(name, history, work, model) for name, model in config.models.items()}
+    def work_of(name: str) -> ModelWork:
+        return work_of_model(history.work.get(name), fleet.done.get(name, NOTHING), work_window_s, config.models.get(name))
 
-    def estimated(name: str) -> ModelEstimate:
-        return _model(name, history, rates, work, drifts.get(name, UNKNOWN), snapshot.at_s, sizes.get(name, ONE_ROW))
+    def estimated(name: str, work: ModelWork) -> ModelEstimate:
+        return _model(name, history.routed, rates.get(name, NOT_ROUTED), work, fleet, drifts.get(name, UNKNOWN), now_s)
 
-    models = {name: estimated(name) for name in config.models}
-    fronts = {p.front: estimated(p.front) for p in config.pipelines if p.front not in models}
+    works = {name: work_of(name) for name in config.models}
+    models = {name: estimated(name, work) for name, work in works.items()}
+    fronts = {p.front: estimated(p.front, work_of(p.front)) for p in config.pipelines if p.front not in models}
     called = models | fronts
-    history = replaced(history, calls=_calls(history, called, config, snapshot.at_s))
+    relations = relations_of(history.relations, config.pipelines)
+    history = replaced(history, relations=relations, calls=_calls(history, relations, called, config, now_s))
     alone = {
-        p.name: replaced(
-            _pipeline(p, history, called, rates, config.policy, per_second=per_second),
-            due_rise=_due_rise(p, history.recurring.get(p.name, ()), config, snapshot.at_s),
-            due_jump_rps=_due_jump_rps(p, history.recurring.get(p.name, ()), config, snapshot.at_s),
-        )
+        p.name: _pipeline(p, history, called, rates.get(p.front, NOT_ROUTED), config, now_s, per_second=per_second)
         for p in config.pipelines
     }
-    sharing = _sharing(history, rates, config)
-    pipelines = {p.name: with_others(alone[p.name], p, sharing) for p in config.pipelines}
+    history, sharing = _sharing(history, config)
+    reached = sharing.pipelines_with_others()
+    pipelines = alone | {p.name: with_others(alone[p.name], p, sharing) for p in config.pipelines if p.name in reached}
     stale = dict(_stale(history, snapshot, config.policy))
-    failures = find_failures(history.served, snapshot.servers)
+    failing = any(each.has_failures for each in servers.values())
+    failures = find_failures(history.served, snapshot.servers) if failing else ()
     learning = observe_batches(history.learning, snapshot, config)
     knowledge = knowledge_of(learning, config, models, pipelines)
     counted, ended = count_ended(history.counted, snapshot, config.pipelines)
     span_s = history.routed.counters.span_s
-    result = Estimate(snapshot.at_s, models, pipelines, stale, span_s, events, failures, knowledge, dict(ended))
-    return replaced(history, drift=drift, learning=learning, seen=snapshot, counted=counted, sizes=sizes, done=done), result
+    result = Estimate(now_s, models, pipelines, stale, span_s, events, failures, knowledge, dict(ended))
+    done = servers if len(servers) > MANY_SERVERS else {}
+    return replaced(history, drift=drift, learning=learning, seen=snapshot, counted=counted, work=works, done=done), result
 
 
 def _observe(history: History, snapshot: Snapshot, keep_s: float) -> History:
@@ -152,64 +136,38 @@ def _rates(history: History, demand: DemandConfig) -> dict[str, RouteRates]:
     return history.routed.rates(windows)
 
 
-def _work(history: History, now_s: float, window_s: float, demand: DemandConfig) -> tuple[_Work, dict[str, _Done]]:
-    """Increases of all servers are added up before anything is divided, so that idle servers and models do not dilute a mean.
-
-    And what each server did: of many, it stays as it is until the server is read again.
-    """
-    each, done = dict[str, _Done](), dict[str, Served]()
-    pending, completion_rps = dict[str, float](), dict[str, float]()
-    for name, series in history.served.items():
-        known = history.done.get(name)
-        if known is None or known.series is not series:
-            known = _Done(series, series.increases(now_s - window_s, now_s), series.completion_rps(demand.rate_window_s))
-        each[name] = known
-        for model, work in known.increases.items():
-            done[model] = Served(*map(sum, zip(done[model], work, strict=True))) if model in done else work
-        for model, waiting in series.pending.items():
-            pending[model] = pending.get(model, 0.0) + waiting
-        for model, rps in known.completion_rps.items():
-            completion_rps[model] = completion_rps.get(model, 0.0) + rps
-    return _Work(window_s, done, pending, completion_rps), each if len(each) > MANY_SERVERS else {}
-
-
-def _size(name: str, history: History, work: _Work, model: ModelConfig) -> RequestSize:
-    return measured_size(history.sizes.get(name) or RequestSize(model.rows_per_request), work.done.get(name, NOTHING))
-
-
 def _model(
-    name: str, history: History, rates: Mapping[str, RouteRates], work: _Work, drift: Drift, now_s: float, size: RequestSize
+    name: str, routed: RoutedSeries, rates: RouteRates, work: ModelWork, fleet: FleetWork, drift: Drift, now_s: float
 ) -> ModelEstimate:
-    done, routed = work.done.get(name, NOTHING), rates.get(name, NOT_ROUTED)
-    p50_ms, p99_ms = history.routed.tails_ms.get(name, (None, None))
-    executed = done.executed
+    p50_ms, p99_ms = routed.tails_ms.get(name, (None, None))
     return ModelEstimate(
         model=name,
-        arrival_rps=routed.rate,
-        burst_rps=routed.burst,
-        stable_rps=routed.stable,
-        in_flight=history.routed.in_flight.get(name, 0.0),
-        pending=work.pending.get(name, 0.0),
-        completion_rps=work.completion_rps.get(name, 0.0),
-        failure_rps=routed.failures,
-        mean_batch=done.inferences / done.executions if done.executions else None,
-        queue_ms=done.queue_us / executed / 1000.0 if executed else None,
-        compute_ms=done.compute_us / executed / 1000.0 if executed else None,
+        arrival_rps=rates.rate,
+        burst_rps=rates.burst,
+        stable_rps=rates.stable,
+        in_flight=routed.in_flight.get(name, 0.0),
+        pending=fleet.pending.get(name, 0.0),
+        completion_rps=fleet.completion_rps.get(name, 0.0),
+        failure_rps=rates.failures,
+        mean_batch=work.mean_batch,
+        queue_ms=work.queue_ms,
+        compute_ms=work.compute_ms,
         p50_ms=p50_ms,
         p99_ms=p99_ms,
-        age_s=now_s - routed.last_s,
+        age_s=now_s - rates.last_s,
         drift_ratio=drift.ratio,
         drifting=drift.state.drifting,
         correction=drift.state.correction,
-        waiting=done.queue_us / 1e6 / work.window_s,
-        batch_rps=done.executions / work.window_s,
-        size=size,
+        waiting=work.waiting,
+        batch_rps=work.batch_rps,
+        size=work.size,
     )
 
 
-def _calls(history: History, models: Mapping[str, ModelEstimate], config: ThemisConfig, now_s: float) -> dict[str, CallHistory]:
+def _calls(
+    history: History, relations: Relations, models: Mapping[str, ModelEstimate], config: ThemisConfig, now_s: float
+) -> dict[str, CallHistory]:
     """What each pipeline's requests call; pipelines count the same times."""
-    own, others = own_models(config.pipelines), other_calls(config.pipelines)
 
     @cache
     def arrivals(start_s: float, end_s: float) -> Mapping[str, float]:
@@ -227,12 +185,12 @@ def _calls(history: History, models: Mapping[str, ModelEstimate], config: Themis
         arrived = arrivals(start_s, end_s)
         if model not in pipeline.client_calls:  # the server's own calls pass no proxy
             return max(0.0, ended(start_s, end_s).get(model, 0.0) - arrived.get(model, 0.0))
-        callers = others.get(model, ()) if model == pipeline.front else ()
+        callers = relations.others.get(model, ()) if model == pipeline.front else ()
         called = sum(_per_request(other, history)[stage] * arrived.get(other.front, 0.0) for other, stage in callers)
         return max(0.0, arrived.get(model, 0.0) - called)
 
     def calls_of(pipeline: PipelineConfig) -> Calls:
-        return Calls(pipeline, own, partial(counted, pipeline), lambda model: models[model].in_flight)
+        return Calls(pipeline, relations.own, partial(counted, pipeline), lambda model: models[model].in_flight)
 
     due = _counted_now(history.calls, config.pipelines, now_s)
     return {
@@ -257,37 +215,35 @@ def _per_request(pipeline: PipelineConfig, history: History) -> tuple[float, ...
     return pipeline.per_request if known is None else known.per_request
 
 
-def _sharing(history: History, rates: Mapping[str, RouteRates], config: ThemisConfig) -> Sharing:
+def _sharing(history: History, config: ThemisConfig) -> tuple[History, Sharing]:
+    """What reaches the pipelines' models besides, and the history with who calls them."""
     demand, counters = config.policy.demand, history.routed.counters
     windows = Windows((demand.rate_window_s, 2 * demand.rate_window_s), demand.stable_window_s, counters.span_s)
-    known = {demand.rate_window_s: RATE, 2 * demand.rate_window_s: RECENT, demand.stable_window_s: STABLE}
-    by_window = dict[float, dict[str, float]]()
+    callers = callers_of(history.callers, config.pipelines, tuple([history.calls[p.name].per_request for p in config.pipelines]))
 
-    def arrivals(model: str, window_s: float) -> float:
-        if window_s in known:
-            return rates.get(model, NOT_ROUTED)[known[window_s]]
-        if window_s not in by_window:
-            by_window[window_s] = counters.rates(ARRIVALS, window_s)
-        return by_window[window_s].get(model, 0.0)
+    @cache
+    def arrivals(window_s: float) -> Mapping[str, float]:
+        return counters.rates(ARRIVALS, window_s)
 
-    per_request = {p.name: _per_request(p, history) for p in config.pipelines}
-    inside = {p.name: history.calls[p.name].most_inside for p in config.pipelines}
-    return sharing_of(config.pipelines, per_request, inside, arrivals, windows)
+    def inside(pipeline: str) -> float:
+        return history.calls[pipeline].most_inside
+
+    return replaced(history, callers=callers), Sharing(callers, inside, arrivals, windows)
 
 
 def _pipeline(
     pipeline: PipelineConfig,
     history: History,
     models: Mapping[str, ModelEstimate],
-    rates: Mapping[str, RouteRates],
-    policy: PolicyConfig,
+    rates: RouteRates,
+    config: ThemisConfig,
+    now_s: float,
     *,
     per_second: bool,
 ) -> PipelineEstimate:
     """A pipeline's demand is its first stage's arrivals; later stages see only what the earlier ones let through."""
-    front, first = pipeline.front, models[pipeline.front]
-    routed = rates.get(front, NOT_ROUTED)
-    each_second = per_second or policy.demand.forecast is not ForecastName.NONE
+    front, first, rises = pipeline.front, models[pipeline.front], history.recurring.get(pipeline.name, ())
+    each_second = per_second or config.policy.demand.forecast is not ForecastName.NONE
     per_request, sizes = history.calls[pipeline.name].per_request, tuple([models[stage].size for stage in pipeline.stages])
     called = zip(pipeline.stages, per_request, pipeline.sequential, strict=True)
     if pipeline.entry is not None:
@@ -297,22 +253,24 @@ def _pipeline(
     total_ms = sum(known) if pipeline.entry is not None or len(known) < len(p99s) else pipeline.total_ms(known)
     return PipelineEstimate(
         pipeline=pipeline.name,
-        recent_rps=max(first.arrival_rps, routed.recent),
-        newest_rps=routed.newest,
+        recent_rps=max(first.arrival_rps, rates.recent),
+        newest_rps=rates.newest,
         burst_rps=first.burst_rps,
         stable_rps=first.stable_rps,
-        growth_rps_per_s=routed.growth,
+        growth_rps_per_s=rates.growth,
         # The calls of one request that wait at once are one request that waits.
         backlog=sum(models[stage].pending / max(1.0, calls) for stage, calls in zip(pipeline.stages, per_request, strict=True)),
         p99_ms=total_ms if len(known) == len(p99s) else None,
-        dispersion=routed.dispersion,
-        trend_rps_per_s=routed.trend,
-        trend_base_rps=routed.trend_base,
+        dispersion=rates.dispersion,
+        trend_rps_per_s=rates.trend,
+        trend_base_rps=rates.trend_base,
         per_second=history.routed.per_second(front, FORECAST_S) if each_second else (),
         per_request=per_request,
         sizes=sizes if any(size != ONE_ROW for size in sizes) else (),
-        refused_rps=routed.refused,
-        rest_fraction=min(1.0, routed.rest / first.arrival_rps) if pipeline.sheds and first.arrival_rps > 0.0 else None,
+        refused_rps=rates.refused,
+        rest_fraction=min(1.0, rates.rest / first.arrival_rps) if pipeline.sheds and first.arrival_rps > 0.0 else None,
+        due_rise=_due_rise(pipeline, rises, config, now_s),
+        due_jump_rps=_due_jump_rps(pipeline, rises, config, now_s),
     )
 
 

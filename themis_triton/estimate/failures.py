@@ -24,8 +24,6 @@ def find_failures(served: Mapping[str, ServedSeries], servers: Iterable[Server])
 
     Each is judged over the kept readings: one server over their newest part in which its failures are beyond chance.
     """
-    if not any(series.has_failures for series in served.values()):
-        return ()  # the usual case
     holders: dict[str, dict[str, Readings]] = {}
     for server in servers:
         for model in server.models if server.phase is Phase.SERVING and server.name in served else ():

@@ -35,8 +35,16 @@ MODULES = frozenset(
         ),
         *("core.policy", "core.prediction", "core.recorded", "core.recurring", "core.retention", "core.routes", "core.server_config"),
         *("decide.bursts", "decide.scores", "decide.slow_target", "decide.state"),
-        *("estimate.calls", "estimate.counters", "estimate.drift", "estimate.estimate", "estimate.learning", "estimate.routed"),
-        *("estimate.served", "estimate.work"),
+        *(
+            "estimate.calls",
+            "estimate.counters",
+            "estimate.done",
+            "estimate.drift",
+            "estimate.estimate",
+            "estimate.learning",
+            "estimate.routed",
+        ),
+        *("estimate.served", "estimate.shared", "estimate.work"),
         *("solver.migration", "solver.migration_steps", "solver.plans", "tick"),
     )
 )
