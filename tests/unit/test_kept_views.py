@@ -78,3 +78,17 @@ def test_decisions_are_those_of_new_views(changes: list[tuple[str, int, int]], *
             assert one == other
             assert states[0] == states[1]
         assert kept > 0
+
+
+def test_kept_views_hold_no_estimates_of_earlier_ticks() -> None:
+    config, state = many(), PolicyState()
+    names, planner = [pipeline.name for pipeline in config.pipelines], Planner(build_rules(config))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policies, "SMALL_FLEET", 5)
+        for number in range(4):
+            at_s = NOW_S + number * TICK_S
+            estimate = at_rates(dict.fromkeys(names, RATE_RPS), at_s)
+            state, _ = decided(state, PolicyInput(snapshot(first_servers(), at_s), estimate), planner)
+    kept: KeptViews = planner.remembered("kept views", lambda: KeptViews(config))
+    assert kept._kept
+    assert all(each.view.models is estimate.models for each in kept._kept.values())

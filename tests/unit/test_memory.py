@@ -53,6 +53,19 @@ def test_a_collection_looks_at_no_object_that_was_there_before() -> None:
         gc.set_threshold(*threshold)
 
 
+def test_collections_of_young_objects_are_fewer_with_many_models() -> None:
+    threshold = gc.get_threshold()
+    try:
+        exempt_from_collection(1)
+        few, *older = gc.get_threshold()
+        exempt_from_collection(1000)
+        assert gc.get_threshold() == (100_000, *older)
+        assert few == 10_000
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*threshold)
+
+
 def test_the_kernels_run_after_the_compiler_was_given_back() -> None:
     code = """
 import numpy as np

@@ -23,6 +23,7 @@ from themis_triton.decide.rules import build_rules
 from themis_triton.decide.sharing import SharedModels
 from themis_triton.decide.state import PolicyInput, PolicyState
 from themis_triton.estimate.estimate import History, estimate
+from themis_triton.estimate.shared import callers_of
 from themis_triton.policies import policy_named
 
 OTHER = "other"
@@ -79,6 +80,16 @@ def test_direct_calls_are_the_arrivals_beyond_what_pipelines_explain_and_noise()
     beyond = estimated(shared_config(VIDEO, SECOND), {DETECTOR: 40.0, OTHER: 30.0, CLASSIFIER: 170.0})
     assert parts(beyond, "video", 1)[None] == parts(beyond, "second", 1)[None]
     assert 85.0 < parts(beyond, "video", 1)[None] < 100.0
+
+
+def test_who_calls_a_model_is_kept_until_the_pipelines_or_their_calls_change() -> None:
+    pipelines, once = (VIDEO, SECOND), ((1.0, 1.0), (1.0, 1.0))
+    known = callers_of(None, pipelines, once)
+    assert callers_of(known, pipelines, ((1.0, 1.0), (1.0, 1.0))) is known
+    assert [caller.calls for caller in callers_of(known, pipelines, ((1.0, 1.0), (1.0, 2.5))).of[CLASSIFIER]] == [1.0, 2.5]
+    assert CLASSIFIER not in callers_of(known, (VIDEO,), ((1.0, 1.0),)).fronts
+    assert known.entangled == {"video", "second"}, "both call one model"
+    assert callers_of(known, (VIDEO,), ((1.0, 1.0),)).single == ((CLASSIFIER, DETECTOR, 1.0),)
 
 
 def test_requests_that_come_out_of_a_backlog_are_no_direct_calls() -> None:

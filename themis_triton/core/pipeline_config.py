@@ -90,7 +90,7 @@ class PipelineConfig:
     @property
     def per_request(self) -> tuple[float, ...]:
         """The configured requests of each stage per request of the pipeline."""
-        return tuple(each.per_request for each in self.calls) or (1.0,) * len(self.stages)
+        return tuple([each.per_request for each in self.calls]) or (1.0,) * len(self.stages)
 
     @property
     def max_per_request(self) -> tuple[float, ...]:
@@ -101,4 +101,4 @@ class PipelineConfig:
     @property
     def sequential(self) -> tuple[bool, ...]:
         """Whether a request makes its requests of a stage one after the other, by stage."""
-        return tuple(each.sequential for each in self.calls) or (False,) * len(self.stages)
+        return tuple([each.sequential for each in self.calls]) or (False,) * len(self.stages)

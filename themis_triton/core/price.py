@@ -72,8 +72,8 @@ def may_use(slot: DeviceSlot, models: Iterable[str], config: ThemisConfig) -> bo
 
 def device_count(models: Mapping[str, ModelState]) -> int:
     """On how many devices a server has instances, at least one: each has a price as a server has."""
-    devices = {device for state in models.values() if state.spread for device, _ in state.spread}
-    return max(1, len(devices))
+    spreads = [state.spread for state in models.values() if state.spread]
+    return max(1, len({device for spread in spreads for device, _ in spread})) if spreads else 1
 
 
 def server_price(model: ModelConfig, config: ThemisConfig) -> float:

@@ -60,8 +60,12 @@ class Samples:
         self._last_s = at_s
         observed = _Observed(record)
         for pipeline in config.pipelines:
-            sums = self._sums.setdefault(pipeline.name, _Sums())
-            sums.requests += ended.get(pipeline.name, EndedRequests())
+            sums = self._sums.get(pipeline.name)
+            if sums is None:
+                sums = self._sums[pipeline.name] = _Sums()
+            requests = ended.get(pipeline.name)
+            if requests is not None:
+                sums.requests += requests
             if 0.0 < elapsed_s <= MAX_TICK_S:
                 _add(sums, observed, pipeline, elapsed_s)
         return complete

@@ -74,6 +74,8 @@ def allocate(
 
 def _given(each: PipelineProposal, retire: tuple[str, ...]) -> tuple[str, ...]:
     """Those of the places that the pipeline gives up for another."""
+    if not retire:
+        return ()
     return tuple(place.name for group in each.view.groups for place in group.ready if place.name in retire)
 
 
@@ -120,6 +122,8 @@ def _shares(
 
 def _launchable(each: PipelineProposal, devices: FreeDevices) -> tuple[int, ...]:
     """The launches of a pipeline by group, as many as there are free slots on which they do not rest."""
+    if not any(each.result.proposal.launch):
+        return each.result.proposal.launch
     models = each.result.proposal.launch_models
     return tuple(_limited(count, len(devices.slots_for(own)), devices) for count, own in zip(each.launches, models, strict=True))
 

@@ -33,7 +33,10 @@ class FreeDevices:
         self._full_types = self._types_that_failed()
         self._is_bound = any(model.node_types for model in config.models.values())
         self._places = config.places
-        held = {server.name: server.held_devices.intersection(server.devices) for server in snapshot.servers}
+        held = {
+            server.name: server.held_devices.intersection(server.devices) if server.reach else {server.device}
+            for server in snapshot.servers
+        }
         for call in (*snapshot.open_calls, *snapshot.reloads):  # removed instances hold their devices until they are torn down
             held.setdefault(call.server, set()).update([device for device, _ in (*call.before.spread, *call.after.spread)])
         for name, devices in held.items():
@@ -127,10 +130,13 @@ class FreeDevices:
 
     def beyond_slots(self, places: Iterable[Place]) -> int:
         """How many devices these places' servers may extend to that no slot could use."""
+        reaching = [place for place in places if place.server.reach]
+        if not reaching:
+            return 0
         launch = self._config.launch
         free = set(self.slots)
         with_slot = {slot.device for slot in launch.slots if slot.name in free} if launch is not None else set()
-        reachable = {device for place in places for device in place.server.reach if self._has_room(device)}
+        reachable = {device for place in reaching for device in place.server.reach if self._has_room(device)}
         return len(reachable - with_slot)
 
     def within_reach(self, places: Iterable[Place], models: Sequence[str]) -> bool:

@@ -33,7 +33,9 @@ def _survivors_first(desired: Target, kept: Target, snapshot: Snapshot) -> Guard
     short = [
         name
         for name, models in desired.servers.items()
-        if name not in desired.retire and any(state.added(kept.servers[name][model]) for model, state in models.items())
+        if kept.servers[name] is not models
+        and name not in desired.retire
+        and any(state.added(kept.servers[name][model]) for model, state in models.items())
     ]
     servers, left = dict(kept.servers), list(desired.retire)
     for server in snapshot.servers if short else ():
@@ -61,6 +63,8 @@ def _answering_survivors(_: Target, kept: Target, snapshot: Snapshot) -> Guarded
 
 def _with_devices(state: ModelState, now: ModelState) -> ModelState:
     """The state with the present counts on devices that it would leave."""
+    if not now.spread:
+        return state
     given_up = {device: count for device, count in now.by_device.items() if device and not state.on(device)}
     return state.plus(given_up) if given_up else state
 
@@ -68,8 +72,11 @@ def _with_devices(state: ModelState, now: ModelState) -> ModelState:
 def within_bounds(target: Target, _: Snapshot, config: ThemisConfig) -> Guarded:
     """Instance counts stay inside each model's bounds, on each device that has any."""
     clamps: list[Clamp] = []
+    limits = {name: (model.min_instances, model.max_instances) for name, model in config.models.items()}
 
     def bounded(models: dict[str, ModelState], where: str) -> dict[str, ModelState]:
+        if all([state.is_within(*limits[name]) for name, state in models.items()]):  # noqa: C419 - quicker than a generator
+            return models  # the usual case
         kept = {}
         for name, state in models.items():
             bounds = config.models[name]

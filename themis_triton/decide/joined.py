@@ -226,6 +226,8 @@ class Joined:
         Devices that the policy has not changed are left as their owner filled them.
         """
         for server in self.snapshot.servers:
+            if not server.reach:
+                continue
             changing = any(actuator.startswith(f"{server.name}/") for actuator in self.snapshot.busy)
             for device in server.reach if server.phase is Phase.SERVING else ():
                 if server.launched or (server.name, device) in self.changed:

@@ -18,9 +18,9 @@ from themis_triton.decide.state import PolicyInput, has_entry
 from themis_triton.decide.view import PipelineView, age_s
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Kept:
-    """A view, the servers that hold each of its stages, and each stage's correction, calls and sizes."""
+    """The newest view, the servers that hold each of its stages, and each stage's correction, calls and sizes."""
 
     view: PipelineView
     holders: Sequence[Sequence[Server]]
@@ -57,7 +57,9 @@ class KeptViews:
             return None
         if kept.holders != _holders(pipeline, policy_input) or kept.measured != _measured(pipeline, policy_input):
             return None
-        return _at(kept.view, policy_input, devices, in_turn=in_turn)
+        # An older one would keep the estimates of all models of its tick.
+        kept.view = _at(kept.view, policy_input, devices, in_turn=in_turn)
+        return kept.view
 
     def keep(self, view: PipelineView, policy_input: PolicyInput) -> PipelineView:
         """The view, as one that is `alone` and is kept where it depends on nothing else."""

@@ -16,6 +16,8 @@ def pairs_left(views: Sequence[PipelineView]) -> Pairs:
 
     Not those of models that another pipeline uses there.
     """
+    if not any([view.crowded for view in views]):  # noqa: C419 - quicker than a generator, and asked in each tick
+        return ()
     used = set(_in_use(views))
     pairs = [(place.server.name, stage) for view in views if view.serves for place in view.crowded for stage in view.pipeline.stages]
     return tuple(pair for pair in dict.fromkeys(pairs) if pair not in used)
@@ -30,6 +32,8 @@ def _in_use(views: Sequence[PipelineView]) -> Iterator[tuple[str, str]]:
 
 def idle(pairs: Pairs, snapshot: Snapshot) -> Pairs:
     """Those of the pairs with no request in the server."""
+    if not pairs:
+        return ()
     pending = {(reading.server, model): counters.pending for reading in snapshot.readings for model, counters in reading.models.items()}
     return tuple(pair for pair in pairs if pending.get(pair, 1.0) == 0.0)
 
@@ -46,6 +50,6 @@ def reasons(views: Sequence[PipelineView]) -> tuple[Clamp, ...]:
         if view.serves
         else f"{view.pipeline.name} stays on {servers} until it has another server: beside the load of other pipelines it is late there"
         for view in views
-        if (servers := ", ".join(left_by([view]).get(view.pipeline.name, ())))
+        if view.crowded and (servers := ", ".join(left_by([view]).get(view.pipeline.name, ())))
     ]
     return tuple(Clamp(ClampKind.CROWDED, sentence) for sentence in sentences)

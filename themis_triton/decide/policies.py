@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 from themis_triton.core.config import DrainState, PipelineConfig
@@ -179,10 +178,8 @@ def _routed_views(
 
 def _in_turn(policy_input: PolicyInput, rules: Rules) -> frozenset[str]:
     """The pipelines that plan their servers in this tick: not all where there are many of them, or of the places that they may have."""
-    pipelines, devices = rules.config.pipelines, Counter[str]()
-    for server in policy_input.snapshot.servers:
-        devices.update(dict.fromkeys(server.models, len(server.devices)))
-    places = sum(devices[pipeline.stages[0]] for pipeline in pipelines)
+    pipelines, held = rules.config.pipelines, policy_input.servers_by_model
+    places = sum([len(server.devices) for pipeline in pipelines for server in held.get(pipeline.stages[0], ())])
     ticks = round(policy_input.snapshot.at_s / rules.config.policy.tick_s)
     return frozenset(p.name for number, p in enumerate(pipelines) if is_in_turn(number, len(pipelines), places, ticks))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from themis_triton.core.attainment import EndedRequests
 from themis_triton.core.config import ThemisConfig
@@ -24,6 +24,7 @@ DRAIN_S = 15.0
 """For so long after a surge its backlog may make requests late: policies plan to serve it within seconds (`demand.backlog_drain_s`)."""
 MAX_TICK_S = 10.0
 """A longer time between two ticks was not observed."""
+NOTHING_ENDED = EndedRequests()
 
 
 def scored(
@@ -31,8 +32,10 @@ def scored(
 ) -> Predictions:
     """With one more tick, before its decision takes effect."""
     predicted_ms = {each.pipeline: each.predicted_p99_ms for each in evidence}
+    models = views[0].rules.config.models if views else {}
+    guesses = frozenset(name for name, model in models.items() if model.profile.is_guess)
     pipelines = {
-        view.pipeline.name: _scored(before.pipelines.get(view.pipeline.name, PipelineScores()), policy_input, view, predicted_ms)
+        view.pipeline.name: _scored(before.pipelines.get(view.pipeline.name, PipelineScores()), policy_input, view, predicted_ms, guesses)
         for view in views
     }
     return replaced(_with_launches(before, policy_input.snapshot, views), pipelines=pipelines)
@@ -85,12 +88,19 @@ def _allowed(percentile: float) -> float:
     return round(1.0 - percentile / 100.0, 9)
 
 
-def _scored(before: PipelineScores, policy_input: PolicyInput, view: PipelineView, predicted_ms: dict[str, float | None]) -> PipelineScores:
+def _scored(
+    before: PipelineScores,
+    policy_input: PolicyInput,
+    view: PipelineView,
+    predicted_ms: Mapping[str, float | None],
+    guesses: frozenset[str],
+) -> PipelineScores:
+    """`guesses`: the models whose service times are not known."""
     at_s, estimate, policy = policy_input.snapshot.at_s, view.estimate, view.rules.config.policy
-    corrections = tuple(view.models[stage].correction if stage in view.models else 1.0 for stage in view.pipeline.stages)
+    corrections = tuple([view.models[stage].correction if stage in view.models else 1.0 for stage in view.pipeline.stages])
     known = before.without_old(at_s)
     scores = PipelineScores(known.slices, known.current, at_s, known.quiet_from_s, known.exceeded_s, corrections, known.failing_since_s)
-    if any(now > old for now, old in zip(corrections, before.corrections, strict=False)):
+    if corrections != before.corrections and any(now > old for now, old in zip(corrections, before.corrections, strict=False)):
         # The predictions so far were made with times that are known to be too short, and are corrected now.
         scores = replaced(scores, slices=(), current=None, quiet_from_s=at_s + SETTLE_S)
     if estimate.stable_rps > view.capacity_rps:
@@ -98,7 +108,7 @@ def _scored(before: PipelineScores, policy_input: PolicyInput, view: PipelineVie
     elif scores.exceeded_s is not None and (backlog_of(estimate, policy) == 0.0 or at_s - scores.exceeded_s > DRAIN_S):
         scores = replaced(scores, exceeded_s=None)
     elapsed_s = at_s - before.last_s if before.last_s is not None else math.inf
-    if scores.exceeded_s is not None or not 0.0 < elapsed_s <= MAX_TICK_S or _is_disturbed(policy_input, view):
+    if scores.exceeded_s is not None or not 0.0 < elapsed_s <= MAX_TICK_S or _is_disturbed(policy_input.snapshot, view, guesses):
         return replaced(scores, current=None, quiet_from_s=at_s + SETTLE_S)
     if at_s < scores.quiet_from_s:
         return replaced(scores, current=None)
@@ -106,17 +116,16 @@ def _scored(before: PipelineScores, policy_input: PolicyInput, view: PipelineVie
     p99_ms = predicted_ms.get(name)
     ratio = estimate.p99_ms / p99_ms if estimate.p99_ms is not None and p99_ms and math.isfinite(p99_ms) else None
     slice_ = (scores.current or ScoreSlice(at_s)).plus(
-        elapsed_s, ended.get(name, EndedRequests()), estimate.stable_rps, view.capacity_rps, ratio
+        elapsed_s, ended.get(name, NOTHING_ENDED), estimate.stable_rps, view.capacity_rps, ratio
     )
     if at_s - slice_.start_s < SLICE_S:
         return PipelineScores(scores.slices, slice_, at_s, scores.quiet_from_s, scores.exceeded_s, corrections, scores.failing_since_s)
     return scores.with_slice(slice_, at_s, _allowed(view.pipeline.percentile))
 
 
-def _is_disturbed(policy_input: PolicyInput, view: PipelineView) -> bool:
+def _is_disturbed(snapshot: Snapshot, view: PipelineView, guesses: frozenset[str]) -> bool:
     """Whether requests may be late for a reason that no prediction is about: a lost or faulty server, or unknown service times."""
-    snapshot, models = policy_input.snapshot, view.rules.config.models
-    guessed = any(models[stage].profile.is_guess for stage in view.pipeline.stages)
+    guessed = not guesses.isdisjoint(view.pipeline.stages)
     return not view.serves or guessed or bool(snapshot.incidents or snapshot.faults or snapshot.recently_crashed or view.crowded)
 
 

@@ -121,7 +121,7 @@ def _of_calls(cells: Distribution, calls: float, *, sequential: bool) -> Distrib
         return (1.0 - calls) * _at_once() + calls * cells
     if sequential:
         return _in_series([cells] * max(1, round(calls)))
-    return np.diff(np.cumsum(cells) ** calls, prepend=0.0)
+    return _steps(np.cumsum(cells) ** calls)
 
 
 def _in_series(parts: Sequence[Distribution]) -> Distribution:
@@ -135,7 +135,14 @@ def _in_series(parts: Sequence[Distribution]) -> Distribution:
 
 def _side_by_side(branches: Sequence[Distribution]) -> Distribution:
     together = np.prod([np.cumsum(branch) for branch in branches], axis=0)
-    return np.diff(together, prepend=0.0)
+    return _steps(together)
+
+
+def _steps(sums: Distribution) -> Distribution:
+    """What cumulative sums add from cell to cell."""
+    steps = sums.copy()
+    steps[1:] -= sums[:-1]
+    return steps
 
 
 def _total(window: LatencyHistogram) -> float:

@@ -84,13 +84,13 @@ def compared(
     if config.planning.throughput is not ThroughputRule.INSTANCES:
         return history, {}, ()
     work = observe(history.work, snapshot, config)
-    drift_states, drifts, events = {}, {}, []
-    rounds = -(-len(config.models) // COMPARED_A_TICK)
+    rounds, events = -(-len(config.models) // COMPARED_A_TICK), []
+    drifts = {name: history.drifts[name] for name in config.models if name in history.drifts} if rounds > 1 else {}
+    drift_states = {name: history.drift_states[name] for name in drifts}
     for number, (name, model) in enumerate(config.models.items()):
-        before = history.drift_states.get(name, NO_DRIFT)
-        if rounds > 1 and (number + history.ticks) % rounds and name in history.drifts and not _has_news(name, history.work, work):
-            drift_states[name], drifts[name] = before, history.drifts[name]
+        if (number + history.ticks) % rounds and name in drifts and not _has_news(name, history.work, work):
             continue
+        before = history.drift_states.get(name, NO_DRIFT)
         ratio = ratio_of(work.samples.get(name, ()), snapshot.at_s, config.policy) if not model.profile.is_guess else None
         exact = model.profile.mean_table is not None
         known = before if ratio is None else drift_state(before, ratio, snapshot.at_s, config.policy, exact=exact)
@@ -105,6 +105,8 @@ def compared(
 def _has_news(model: str, before: WorkHistory, work: WorkHistory) -> bool:
     """Whether batches of a model were counted since the last tick."""
     old, new = before.samples.get(model, ()), work.samples.get(model, ())
+    if new is old:
+        return False
     return bool(new) and (not old or new[-1] is not old[-1])
 
 

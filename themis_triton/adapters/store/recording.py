@@ -42,11 +42,11 @@ class Segment:
 
 @dataclass(eq=False)
 class _Chunk:
-    """Ticks on their way into the journal; its writer encodes them, beside the event loop."""
+    """Ticks on their way into the journal; its writer compares and encodes them, beside the event loop."""
 
     segment: float
     head: tuple[ThemisConfig, object] | None
-    changes: list[Change]
+    ticks: list[RecordedTick]
     first_s: float
     last_s: float
     count_bytes: Callable[[int], None]
@@ -57,9 +57,9 @@ class _Chunk:
 
     @cached_property
     def _row(self) -> Sequence[object]:
-        head, body = frozen(self.head) if self.head is not None else None, frozen(self.changes)
+        head, body = frozen(self.head) if self.head is not None else None, frozen(list(_changes(self.ticks)))
         self.count_bytes(len(body) + (len(head) if head is not None else 0))
-        ticks, self.head, self.changes = len(self.changes), None, []
+        ticks, self.head, self.ticks = len(self.ticks), None, []
         return (self.segment, self.first_s, self.last_s, ticks, head, body)
 
 
@@ -77,9 +77,7 @@ class Recording:
         self._segment = self._first_s = self._last_s = 0.0
         self._segment_bytes = 0
         self._head: tuple[ThemisConfig, object] | None = None
-        self._changes: list[Change] = []
-        self._parts: Parts = ()
-        self._numbers = b""
+        self._ticks: list[RecordedTick] = []
 
     def take(self, before: object, after: object, record: TickRecord, config: ThemisConfig) -> None:
         """Add a tick: the engine's state before and after it, and the settings that it decided by."""
@@ -90,30 +88,34 @@ class Recording:
         if self._state is not before or self._config is not config or full or not 0.0 <= at_s - self._segment < SEGMENT_S:
             self.finish()
             self._segment, self._segment_bytes, self._head = at_s, 0, (config, before)
-        if not self._changes:
+        if not self._ticks:
             self._first_s = at_s
-        self._append(RecordedTick(record.snapshot, record.decision, record.plan))
+        self._ticks.append(RecordedTick(record.snapshot, record.decision, record.plan))
         self._state, self._config, self._last_s = after, config, at_s
-        if len(self._changes) >= CHUNK_TICKS:
+        if len(self._ticks) >= CHUNK_TICKS:
             self.finish()
 
     def finish(self) -> None:
         """Hand the ticks of the unfinished chunk on."""
-        if self._changes:
-            chunk = _Chunk(self._segment, self._head, self._changes, self._first_s, self._last_s, self._count)
+        if self._ticks:
+            chunk = _Chunk(self._segment, self._head, self._ticks, self._first_s, self._last_s, self._count)
             self._add_row(INSERT_CHUNK, chunk.row)
-        self._head, self._changes, self._parts, self._numbers = None, [], (), b""
-
-    def _append(self, tick: RecordedTick) -> None:
-        parts, values = split(tick)
-        numbers = array("d", values).tobytes()
-        before = self._parts or (None,) * len(parts)
-        changed = {index: part for index, (part, old) in enumerate(zip(parts, before, strict=True)) if part != old or not self._parts}
-        self._changes.append((changed, _difference(numbers, self._numbers)))
-        self._parts, self._numbers = parts, numbers
+        self._head, self._ticks = None, []
 
     def _count(self, size: int) -> None:
         self._segment_bytes += size
+
+
+def _changes(ticks: Sequence[RecordedTick]) -> Iterator[Change]:
+    """What differs in each tick from the one before; all of the first."""
+    before: Parts = ()
+    numbers_before = b""
+    for tick in ticks:
+        parts, values = split(tick)
+        numbers = array("d", values).tobytes()
+        changed = {index: part for index, part in enumerate(parts) if not before or part != before[index]}
+        yield changed, _difference(numbers, numbers_before)
+        before, numbers_before = parts, numbers
 
 
 def _difference(numbers: bytes, before: bytes) -> bytes:
