@@ -142,12 +142,12 @@ def burst_demand(estimate: PipelineEstimate, policy: PolicyConfig) -> Demand:
 
 def recent_others(estimate: PipelineEstimate) -> tuple[float, ...]:
     """What reached each stage lately besides the pipeline's own requests."""
-    return tuple(sum(part.recent_rps for part in parts) for parts in estimate.others)
+    return tuple([sum([part.recent_rps for part in parts]) for parts in estimate.others])
 
 
 def stable_others(estimate: PipelineEstimate) -> tuple[float, ...]:
     """What reaches each stage in the stable window besides the pipeline's own requests."""
-    return tuple(sum(part.stable_rps for part in parts) for parts in estimate.others)
+    return tuple([sum([part.stable_rps for part in parts]) for parts in estimate.others])
 
 
 def largest_others(estimate: PipelineEstimate) -> tuple[float, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from themis_triton.core.attainment import EndedRequests
@@ -10,12 +10,14 @@ from themis_triton.core.config import PipelineConfig, ThemisConfig
 from themis_triton.core.history import TrafficMinute, UsageMinute
 from themis_triton.core.observation import RouteReading, Snapshot
 from themis_triton.core.price import running_price
-from themis_triton.estimate.shared import other_calls
+from themis_triton.estimate.shared import Relations, relations_of
 
 MINUTE_S = 60
 MAX_TICK_S = 10.0
 """A longer time between two ticks was not observed."""
 Routes = Mapping[str, RouteReading]
+Shares = Sequence[tuple[int, float]]
+"""Seconds of a minute, with the part of what is counted that belongs to each."""
 Callers = Collection[tuple[PipelineConfig, int]]
 """Pipelines that call a front as one of their stages, with the stage."""
 
@@ -33,6 +35,7 @@ class Minutes:
     server_s: float = 0.0
     instance_s: float = 0.0
     cost: float = 0.0
+    relations: Relations | None = None
 
     def take(
         self, snapshot: Snapshot, config: ThemisConfig, requests: Mapping[str, EndedRequests]
@@ -50,9 +53,10 @@ class Minutes:
             self.ended[name] = self.ended.get(name, EndedRequests()) + each
         if 0.0 < elapsed_s <= MAX_TICK_S:
             self._use(snapshot, config, elapsed_s)
-            callers = other_calls(config.pipelines)
+            self.relations = relations_of(self.relations, config.pipelines)
+            shares = tuple(_shares(self.last_s - start_s, snapshot.at_s - start_s))
             for pipeline in config.pipelines:
-                self._count(pipeline, callers.get(pipeline.front, ()), routes, snapshot.at_s)
+                self._count(pipeline, self.relations.others.get(pipeline.front, ()), routes, shares)
         self.last_s, self.last = snapshot.at_s, {**self.last, **routes}
         return ended
 
@@ -74,15 +78,15 @@ class Minutes:
         self.instance_s += elapsed_s * instances
         self.cost += elapsed_s * running_price((server.models for server in snapshot.servers), config)
 
-    def _count(self, pipeline: PipelineConfig, callers: Callers, routes: Routes, at_s: float) -> None:
-        """Add what arrived for a pipeline since the snapshot before: at its front, less what other pipelines call there."""
+    def _count(self, pipeline: PipelineConfig, callers: Callers, routes: Routes, shares: Shares) -> None:
+        """Add what arrived for a pipeline since the snapshot before, by `_shares`: at its front, less what other pipelines call there."""
         count = self._arrived(pipeline.front, routes)
         for other, stage in callers:
             count -= other.per_request[stage] * self._arrived(other.front, routes)
-        if count <= 0.0 or self.start_s is None:
+        if count <= 0.0:
             return
         seconds = self.arrivals.setdefault(pipeline.name, [0.0] * MINUTE_S)
-        for second, share in _shares(self.last_s - self.start_s, at_s - self.start_s):
+        for second, share in shares:
             seconds[second] += share * count
 
     def _arrived(self, model: str, routes: Routes) -> float:
