@@ -16,10 +16,13 @@ from tests.e2e.conftest import REPOSITORY, SEVERAL_MACHINES, Launch
 from tests.e2e.daemon_setup import ADOPTED, beside
 from tests.e2e.node_loss import POLICY, node_types, surge_with_a_lost_node
 from tests.e2e.ray_cluster import SmallCluster
+from tests.server_tls import check_closed, listening_elsewhere, mutual_tls, server_proxy, server_tls, until_ended
 from themis_triton.adapters.ray.launcher import RayLauncher
 from themis_triton.adapters.ray.orders import PLACED, actor_name
+from themis_triton.adapters.tls_proxy import CONFIG_FILE
 from themis_triton.core.config import DeviceSlot, RayLaunchConfig
-from themis_triton.core.fleet import ModelState, Server
+from themis_triton.core.errors import LaunchFailedError
+from themis_triton.core.fleet import ModelState, Phase, Server
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
 pytestmark = [pytest.mark.e2e, SEVERAL_MACHINES]
@@ -77,6 +80,38 @@ class TestLauncher(LauncherContract, EngineContract):
                 await ray.stop_all()
 
         return lambda scenario: runner.run(run(scenario))
+
+
+def test_a_server_behind_its_proxy_answers_no_client_without_a_certificate_and_ends_with_its_proxy(
+    launcher: tuple[RayLauncher, asyncio.Runner], tmp_path: Path
+) -> None:
+    ray, runner = launcher
+    config, files = ray._config, mutual_tls(tmp_path / "tls")
+
+    async def scenario() -> None:
+        ray._config = replace(config, tls=server_tls(files), proxy=server_proxy(files))
+        try:
+            server = await ray.wait_ready(await ray.launch("one", SLOTS[0].name, MODELS))
+            await ray.warm_up(server)
+            assert await ray.discover() == (replace(server, phase=Phase.LAUNCHING),)
+            await asyncio.to_thread(check_closed, server, files)
+            running = left_of({server.incarnation or ""})
+            for triton in [process for process in running if process.name() == "tritonserver"]:
+                assert listening_elsewhere(triton) == []
+            (proxy,) = [process for process in running if any(word.endswith(CONFIG_FILE) for word in process.cmdline())]
+            proxy.kill()
+            await until_ended(ray, server, PATIENCE_S)
+            await ray.stop(server)
+            psutil.wait_procs(running, timeout=PATIENCE_S)
+            assert left_of({server.incarnation or ""}) == []
+            ray._config = replace(ray._config, proxy=server_proxy({**files, "key": "/absent.key"}))
+            with pytest.raises(LaunchFailedError, match=r"launch\.ray\.proxy\.key: /absent\.key is not on node .*\. Fix: put it there"):
+                await ray.wait_ready(await ray.launch("two", SLOTS[0].name, MODELS))
+        finally:
+            ray._config = config
+            await ray.stop_all()
+
+    runner.run(scenario())
 
 
 def left_of(incarnations: set[str]) -> list[psutil.Process]:

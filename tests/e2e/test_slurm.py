@@ -15,9 +15,12 @@ from tests.e2e.conftest import REPOSITORY, SEVERAL_MACHINES, Launch
 from tests.e2e.daemon_setup import beside
 from tests.e2e.node_loss import POLICY, node_types, surge_with_a_lost_node
 from tests.e2e.slurm_cluster import SlurmCluster, missing_programs, slurm_cluster
+from tests.server_tls import check_closed, listening_elsewhere, mutual_tls, server_proxy, server_tls, tls_sections, until_ended
 from tests.unit.stand_in import write_program
 from themis_triton.adapters.slurm.launcher import SlurmLauncher
+from themis_triton.adapters.tls_proxy import CONFIG_FILE
 from themis_triton.core.config import DeviceSlot, SlurmLaunchConfig
+from themis_triton.core.errors import LaunchFailedError
 from themis_triton.core.fleet import ModelState, Server
 
 pytestmark = [pytest.mark.e2e, SEVERAL_MACHINES, pytest.mark.skipif(missing_programs() is not None, reason=missing_programs() or "")]
@@ -83,6 +86,45 @@ class TestLauncher(LauncherContract, EngineContract):
         return lambda scenario: asyncio.run(run(scenario))
 
 
+class TestLauncherWithTls(TestLauncher):
+    """The same contracts where each job has a proxy before its server."""
+
+    @pytest.fixture
+    def config(self, config: SlurmLaunchConfig, tmp_path: Path) -> SlurmLaunchConfig:
+        files = mutual_tls(tmp_path / "tls")
+        return replace(config, tls=server_tls(files), proxy=server_proxy(files))
+
+
+def test_a_server_behind_its_proxy_answers_no_client_without_a_certificate_and_ends_with_its_proxy(
+    cluster: SlurmCluster, config: SlurmLaunchConfig, tmp_path: Path
+) -> None:
+    files = mutual_tls(tmp_path / "tls")
+
+    async def scenario() -> None:
+        launcher = SlurmLauncher(replace(config, tls=server_tls(files), proxy=server_proxy(files)), tmp_path / "state")
+        try:
+            server = await launcher.wait_ready(await launcher.launch("one", SLOTS[0].name, MODELS))
+            await launcher.warm_up(server)
+            await asyncio.to_thread(check_closed, server, files)
+            running = {process: " ".join(process.cmdline()) for process in cluster.processes()}
+            (triton,) = [process for process, line in running.items() if "/tritonserver" in line and "sbatch" not in line]
+            assert listening_elsewhere(triton) == []
+            (proxy,) = [process for process, line in running.items() if CONFIG_FILE in line]
+            proxy.kill()
+            await until_ended(launcher, server, PATIENCE_S)
+            assert not triton.is_running()
+            absent = server_proxy({**files, "key": "/absent.key"})
+            launcher._config = replace(launcher._config, proxy=absent)
+            with pytest.raises(LaunchFailedError, match=r"launch\.slurm\.proxy: /absent\.key is not on node node\d\. Fix: put it there"):
+                await launcher.wait_ready(await launcher.launch("two", SLOTS[0].name, MODELS))
+        finally:
+            await launcher.stop_all()
+            await launcher.close()
+
+    asyncio.run(scenario())
+    assert cluster.processes() == []
+
+
 def key_is_public(cluster: SlurmCluster, key: str) -> bool:
     """Whether the key of model control is shown by the controller or by the list of processes."""
     lines = [" ".join(process.cmdline()) for process in cluster.processes()]
@@ -93,12 +135,14 @@ def key_is_public(cluster: SlurmCluster, key: str) -> bool:
 def test_a_surge_over_the_nodes_a_lost_node_and_a_killed_sidecar_fail_no_request(
     launch: Launch, cluster: SlurmCluster, tmp_path: Path
 ) -> None:
+    tls, proxy = tls_sections(mutual_tls(tmp_path / "tls"))
     section = {
         "kind": "slurm",
+        "tls": tls,
         "model_repository": str(REPOSITORY),
         "stop_timeout_s": 3,
         "drain_timeout_s": 2,  # Triton waits so long for connections of Envoy that are still open
-        "slurm": {"directory": str(tmp_path / "shared"), "gres": "gpu:1", "cpus": 2, "poll_s": 0.5},
+        "slurm": {"directory": str(tmp_path / "shared"), "gres": "gpu:1", "cpus": 2, "poll_s": 0.5, "proxy": proxy},
         "read_nodes_every_s": 1,
         "node_types": node_types("constraint"),
     }

@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -44,6 +44,7 @@ class Cluster:
     """`places`: how many pods find a node. `capacity_m`: the processors that one pod may have after a resize, in thousandths.
 
     `failures`: statuses of the next answers. `lost_answers`: so many requests are carried out and their answers lost.
+    `run_proxy` starts the proxy of a pod that has one: at the pod's address, before another address that stands for the pod's loopback.
     """
 
     repository: Path
@@ -62,6 +63,7 @@ class Cluster:
     nodes: list[Json] = field(default_factory=list)
     others_pods: list[Json] = field(default_factory=list)
     may_list_all_pods: bool = False
+    run_proxy: Callable[[Json, str, str], None] | None = None
     url: str = ""
     _version: int = 100
     _oldest: int = 0
@@ -318,6 +320,10 @@ class Cluster:
         container, address = pod["spec"]["containers"][0], _address()
         variables = {each["name"]: self._variable(each, address) for each in container["env"]}
         arguments = [_expanded(word, variables) for word in container["args"]]
+        if "initContainers" in pod["spec"] and self.run_proxy is not None:
+            loopback = _address()
+            arguments = [word.replace("127.0.0.1", loopback) for word in arguments]
+            self.run_proxy(pod, address, loopback)
         server = self.servers[pod["metadata"]["name"]] = StandIn(self.repository, arguments, gpu=self.gpu)
         await server.start()
         running = {"name": container["name"], "image": container["image"], "imageID": "", "ready": True, "restartCount": 0}

@@ -10,6 +10,7 @@ from pathlib import Path
 from themis_triton.adapters.envoy.client_auth import read_auth_filter
 from themis_triton.adapters.findings import Finding, Severity, missing, warning
 from themis_triton.adapters.pem_certificates import PemError, check_pair, validity
+from themis_triton.adapters.sockets import LOOPBACK
 from themis_triton.adapters.token_file import read_token
 from themis_triton.core.address import Address
 from themis_triton.core.config import ThemisConfig
@@ -87,7 +88,9 @@ def _pem_files(config: ThemisConfig) -> Iterator[tuple[str, Callable[[], None], 
 
 
 def _secure_addresses(config: ThemisConfig) -> Iterator[tuple[str, Address]]:
-    """One address for each `tls` section of a server, with the section's key."""
+    """One address for each `tls` section of servers, with the section's key."""
+    if config.launch is not None and config.launch.tls is not None:
+        yield "launch.tls", config.launch.tls.at(Address(LOOPBACK, 1))
     for server in config.servers:
         known = []
         addresses = {"tls": server.grpc_address, "proxy_tls": server.http_address if server.http_address.tls else server.metrics_address}

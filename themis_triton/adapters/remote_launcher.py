@@ -92,6 +92,10 @@ class RemoteLauncher(ABC):
         """Bytes in use on the server's GPUs, by Triton's metrics; 0 without a GPU."""
         return sum((gpu.memory_total_bytes or 0) - (gpu.memory_free_bytes or 0) for gpu in await self._gpus(server))
 
+    def _secured(self, server: Server) -> Server:
+        """The server with the TLS of `launch.tls` at its addresses."""
+        return self._config.tls.secured(server) if self._config.tls is not None else server
+
     async def _with_gpu(self, server: Server) -> Server:
         """The server with its device by UUID, where its metrics show exactly one GPU."""
         gpus = await self._gpus(server)
@@ -100,7 +104,7 @@ class RemoteLauncher(ABC):
     async def _gpus(self, server: Server) -> tuple[DeviceReading, ...]:
         try:
             async with HttpClient(POLL_TIMEOUT_S) as http:
-                return gpu_readings((await http.get(server.metrics_address.url("/metrics"))).decode(errors="replace"), 0.0)
+                return gpu_readings((await http.get_at(server.metrics_address, "/metrics")).decode(errors="replace"), 0.0)
         except (HttpError, ValueError):
             return ()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from themis_triton.core.address import Address
 from themis_triton.core.listener_tls import ListenerTls
 from themis_triton.core.model_config import ModelInputs
+from themis_triton.core.server_proxy import PodProxy, ServerProxy, ServerTls
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ class LaunchConfig:
     the models that it needs; a server that is launched with these gets it too. `model_config_name`: models are launched with their
     `configs/NAME.pbtxt` where they have one. `node_types`: by node type, what the engine is to choose its nodes by, and
     `read_nodes_every_s` how often the sidecar asks what is free on them (0: never). `slots` are taken in their order, and `slot_by_name`
-    has them by name.
+    has them by name. `tls`: how servers of other machines are reached; None: without.
     """
 
     slots: tuple[DeviceSlot, ...]
@@ -110,6 +111,7 @@ class LaunchConfig:
     ensembles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     node_types: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     read_nodes_every_s: float = 30.0
+    tls: ServerTls | None = None
     slot_by_name: Mapping[str, DeviceSlot] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -173,6 +175,7 @@ class KubernetesLaunchConfig(LaunchConfig):
     `key_secret`: the Secret with the key of model control for the pods, which the sidecar reads from `key_file`.
     `owner_deployment`: the Deployment with which the pods are deleted. `instance_cpu_m` (thousandths of a processor) and
     `instance_memory_bytes` are what each instance adds to the template's resources. `keda`: instead of the template.
+    `proxy`: what ends TLS in the pods that Themis makes.
     """
 
     namespace: str = "default"
@@ -188,6 +191,7 @@ class KubernetesLaunchConfig(LaunchConfig):
     instance_cpu_m: int = 0
     instance_memory_bytes: int = 0
     keda: KedaConfig | None = None
+    proxy: PodProxy | None = None
 
     @property
     def runs_here(self) -> bool:
@@ -200,7 +204,7 @@ class RayLaunchConfig(LaunchConfig):
     """Servers on the nodes of a Ray cluster, each under a named actor in `namespace`, which tells them from those of other sidecars.
 
     `address`: of the cluster's head (`host:port`), or `auto`. `resources`: what each server asks of a node, by Ray's names.
-    `node_repositories`: the model repositories as the nodes see them; empty: as this machine does.
+    `node_repositories`: the model repositories as the nodes see them; empty: as this machine does. `proxy`: what ends TLS there.
     """
 
     address: str = "auto"
@@ -210,6 +214,7 @@ class RayLaunchConfig(LaunchConfig):
     place_timeout_s: float = 60.0
     binary: Path | None = None
     backend_directory: Path | None = None
+    proxy: ServerProxy | None = None
 
     @property
     def runs_here(self) -> bool:
@@ -223,7 +228,7 @@ class SlurmLaunchConfig(LaunchConfig):
 
     `directory`: models' views, logs and ports lie here, under the same path for the nodes. Those keys that are None are left to the
     cluster. `options`: further ones of `sbatch`. `container` (an image) is run with `container_command`; None: `binary` and
-    `backend_directory` as the nodes see them, and those that are None are of the `local` extra.
+    `backend_directory` as the nodes see them, and those that are None are of the `local` extra. `proxy`: what ends TLS on the nodes.
     """
 
     directory: Path = Path()
@@ -243,6 +248,7 @@ class SlurmLaunchConfig(LaunchConfig):
     poll_s: float = 2.0
     binary: Path | None = None
     backend_directory: Path | None = None
+    proxy: ServerProxy | None = None
 
     @property
     def runs_here(self) -> bool:

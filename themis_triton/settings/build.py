@@ -33,7 +33,8 @@ from themis_triton.settings.pipelines import PipelineSettings
 from themis_triton.settings.policy import PolicySettings, with_settings
 from themis_triton.settings.profiles_check import max_busy
 from themis_triton.settings.schema import Settings, StatusSettings, XdsSettings
-from themis_triton.settings.servers import ServerSettings, TlsSettings
+from themis_triton.settings.servers import ServerSettings
+from themis_triton.settings.tls import TlsSettings
 
 _MAX_SOCKET_BYTES = 107
 """The longest path of a Unix socket."""
@@ -129,8 +130,7 @@ def _web_address(loaded: Loaded, server: ServerSettings, text: str) -> Address:
 
 
 def _with_tls(loaded: Loaded, address: Address, tls: TlsSettings) -> Address:
-    ca, certificate, key = (str(loaded.resolve(file)) if file is not None else None for file in (tls.ca, tls.certificate, tls.key))
-    return replace(address, tls=True, server_name=tls.server_name, ca=ca, certificate=certificate, key=key)
+    return tls.to_core(loaded.resolve).at(address)
 
 
 def _status(loaded: Loaded, status: StatusSettings) -> StatusConfig:

@@ -46,6 +46,7 @@ def build_launch(loaded: Loaded, settings: Settings, launch: LaunchSettings) -> 
         "warmup_requests": launch.warmup_requests,
         "drain_timeout_s": launch.drain_timeout_s,
         "stop_timeout_s": launch.stop_timeout_s,
+        "tls": launch.tls.to_core(loaded.resolve) if launch.tls is not None else None,
         "inputs": {name: _warmup_inputs(loaded, model) for name, model in settings.models.items()},
         "ensembles": {n: needed for p in settings.pipelines.values() if p.model for n, needed in ensembles(loaded, p.model).items()},
     }
@@ -92,6 +93,7 @@ def _pods(loaded: Loaded, pods: KubernetesSettings, common: dict[str, Any]) -> K
         owner_deployment=pods.owner_deployment,
         place_timeout_s=pods.place_timeout_s,
         resize_timeout_s=pods.resize_timeout_s,
+        proxy=pods.proxy.to_core() if pods.proxy is not None else None,
         instance_cpu_m=int(cpu.removesuffix("m")) * (1 if cpu.endswith("m") else 1000),
         instance_memory_bytes=int(pods.instance_memory or 0),
         **common,
@@ -110,6 +112,7 @@ def _ray(loaded: Loaded, ray: RaySettings, common: dict[str, Any]) -> RayLaunchC
         resources=dict(ray.resources),
         node_repositories=tuple(loaded.resolve(folder) for folder in ray.model_repository or ()),
         place_timeout_s=ray.place_timeout_s,
+        proxy=ray.proxy.to_core() if ray.proxy is not None else None,
         **common,
     )
 
@@ -131,6 +134,7 @@ def _jobs(loaded: Loaded, jobs: SlurmSettings, common: dict[str, Any]) -> SlurmL
         container_command=tuple(jobs.container_command),
         place_timeout_s=jobs.place_timeout_s,
         poll_s=jobs.poll_s,
+        proxy=jobs.proxy.to_core() if jobs.proxy is not None else None,
         **common,
     )
 

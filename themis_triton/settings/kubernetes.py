@@ -9,9 +9,10 @@ from pydantic import Field, model_validator
 from themis_triton.core.config import KubernetesLaunchConfig
 from themis_triton.settings.kinds import Count, FilePath, KubernetesName, Listen, PositiveSeconds, Quantity, Section, Size, one_of, refusal
 from themis_triton.settings.listener_tls import ListenerTlsSettings
+from themis_triton.settings.tls import PodProxySettings
 
 _PODS = KubernetesLaunchConfig(slots=(), model_repository=Path())
-_TEMPLATE_ONLY = ("instance_cpu", "instance_memory", "owner_deployment")
+_TEMPLATE_ONLY = ("instance_cpu", "instance_memory", "owner_deployment", "proxy")
 
 
 class KedaSettings(Section):
@@ -61,6 +62,9 @@ class KubernetesSettings(Section):
     instance_memory: Size | None = Field(default=None, description="memory that each instance adds to that of the template")
     resize_timeout_s: PositiveSeconds = Field(
         default=_PODS.resize_timeout_s, description="maximum wait for a resize in place, after which the instances are not added"
+    )
+    proxy: PodProxySettings | None = Field(
+        default=None, description="with `launch.tls`: the proxy in each pod; Triton then listens on the pod's loopback alone"
     )
 
     @model_validator(mode="after")

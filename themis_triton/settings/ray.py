@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from themis_triton.core.config import RayLaunchConfig
 from themis_triton.settings.kinds import Allowed, Count, Name, PositiveSeconds, Repositories, Section, Size, refusal
+from themis_triton.settings.tls import ProxySettings
 
 _RAY = RayLaunchConfig(slots=(), model_repository=Path())
 _ADDRESS = r"^(auto|(ray://)?([A-Za-z0-9_.-]+|\[[0-9a-fA-F:]+\]):[1-9]\d{0,4})$"
@@ -36,6 +37,9 @@ class RaySettings(Section):
     )
     place_timeout_s: PositiveSeconds = Field(
         default=_RAY.place_timeout_s, description="maximum wait for a node; an autoscaler of nodes may need minutes"
+    )
+    proxy: ProxySettings | None = Field(
+        default=None, description="with `launch.tls`: the proxy before each server; Triton then listens on its node's loopback alone"
     )
 
     @field_validator("resources")

@@ -25,6 +25,9 @@ def _named_files(loaded: Loaded) -> Iterator[tuple[KeyPath, object, str]]:
             tls = mapping(mapping(server).get(section))
             for key in ("ca", "certificate", "key"):
                 yield ("servers", name, section, key), tls.get(key), "the path of a PEM file"
+    launch = mapping(loaded.section("launch").get("tls"))
+    for key in ("ca", "certificate", "key"):
+        yield ("launch", "tls", key), launch.get(key), "the path of a PEM file"
     for section in ("envoy", "status"):
         tls = mapping(loaded.section(section).get("tls"))
         for key in ("certificate", "key", "client_ca"):

@@ -13,7 +13,6 @@ from themis_triton.settings.kinds import (
     Allowed,
     Device,
     FilePath,
-    HostName,
     HostPort,
     Name,
     PositiveSeconds,
@@ -30,6 +29,7 @@ from themis_triton.settings.kubernetes import KubernetesSettings
 from themis_triton.settings.node_types import NodeTypeSettings, check_priced, check_section
 from themis_triton.settings.ray import RaySettings
 from themis_triton.settings.slurm import SlurmSettings
+from themis_triton.settings.tls import TlsSettings, check_proxy
 
 OWN_FLAGS = frozenset(
     {
@@ -40,26 +40,6 @@ OWN_FLAGS = frozenset(
 )
 """Flags of `tritonserver` that Themis sets for each launched server, or that would keep it from reaching the server."""
 _LAUNCH = LocalLaunchConfig(slots=(), model_repository=Path())
-
-
-class TlsSettings(Section):
-    """TLS of a server's gRPC port (`--grpc-use-ssl`), or of a proxy before its HTTP and metrics ports, for which Triton has none."""
-
-    ca: FilePath = Field(description="PEM file with the certificate authority of the server's certificate (or that certificate itself)")
-    server_name: HostName | None = Field(
-        default=None, description="the name in the server's certificate; by default the host of the address"
-    )
-    certificate: FilePath | None = Field(
-        default=None, description="PEM file with the certificate that the server asks of clients (`--grpc-use-ssl-mutual`)"
-    )
-    key: FilePath | None = Field(default=None, description="PEM file with the private key of `certificate`")
-
-    @model_validator(mode="after")
-    def _both(self) -> TlsSettings:
-        if (self.certificate is None) != (self.key is None):
-            present, absent = ("certificate", "key") if self.key is None else ("key", "certificate")
-            raise refusal(f"`{present}` is set without `{absent}`", "both or neither", f"set `{absent}` too, or remove `{present}`")
-        return self
 
 
 class ServerSettings(Section):
@@ -144,7 +124,7 @@ Slot = Annotated[
 _SECTIONS = {LaunchKind.LOCAL: "slots", LaunchKind.KUBERNETES: "kubernetes", LaunchKind.RAY: "ray", LaunchKind.SLURM: "slurm"}
 """The key of each kind's own settings."""
 _FOREIGN = {
-    LaunchKind.LOCAL: ("node_types",),
+    LaunchKind.LOCAL: ("node_types", "tls"),
     LaunchKind.KUBERNETES: ("binary", "backend_directory", "reach", "isolation"),
     LaunchKind.RAY: ("reach", "isolation"),
     LaunchKind.SLURM: ("reach", "isolation"),
@@ -198,6 +178,11 @@ class LaunchSettings(Section):
     )
     backend_directory: FilePath | None = Field(default=None, description="Triton's backends; as `binary`")
     arguments: list[str] = Field(default=[], description="further arguments for `tritonserver`")
+    tls: TlsSettings | None = Field(
+        default=None,
+        description="TLS from here and from Envoy to launched servers of other machines, which the `proxy` of the kind's section ends; "
+        "by default none",
+    )
     ready_timeout_s: PositiveSeconds = Field(
         default=_LAUNCH.ready_timeout_s,
         description="time from process start to ready with all models, after which the launch has failed",
@@ -234,6 +219,7 @@ class LaunchSettings(Section):
         if foreign is not None:
             says = "; the pod template says it" if self.kind is LaunchKind.KUBERNETES else "; the cluster gives a server its device"
             says = ", and write `node_type` and `price_per_hour` in `slots`" if self.kind is LaunchKind.LOCAL else says
+            says = "; servers of this machine listen on its loopback alone" if foreign == "tls" else says
             raise refusal(f"`{foreign}` is set with kind: {self.kind.value}", "no such key", f"remove `{foreign}`{says}")
         if self.kind is not LaunchKind.LOCAL and self.model_repository is None:
             fix = "name the folder where this machine sees the models of the servers; changes of counts start from their config.pbtxt"
@@ -241,6 +227,14 @@ class LaunchSettings(Section):
         if self.slurm is not None and self.slurm.container is not None and (self.binary is not None or self.backend_directory is not None):
             fix = "remove `launch.slurm.container`, or `launch.binary` and `launch.backend_directory`"
             raise refusal("both `slurm.container` and a `tritonserver` outside of it are set", "one of them", fix)
+        return self
+
+    @model_validator(mode="after")
+    def _behind_a_proxy(self) -> LaunchSettings:
+        """With KEDA the Deployment's pods have a proxy of their own."""
+        own = self.kubernetes or self.ray or self.slurm
+        if own is not None and (self.kubernetes is None or self.kubernetes.keda is None):
+            check_proxy(self.kind.value, self.tls, own.proxy)
         return self
 
     @model_validator(mode="after")

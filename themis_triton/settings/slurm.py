@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, field_validator
 
 from themis_triton.core.config import SlurmLaunchConfig
 from themis_triton.settings.kinds import Allowed, Count, FilePath, Name, PositiveSeconds, Section, Size, refusal
+from themis_triton.settings.tls import ProxySettings
 
 _JOBS = SlurmLaunchConfig(slots=(), model_repository=Path())
 _SET = ("job-name", "comment", "nodes", "ntasks", "output", "open-mode", "chdir", "parsable", "requeue", "no-requeue")
@@ -74,6 +75,9 @@ class SlurmSettings(Section):
     )
     place_timeout_s: PositiveSeconds = Field(default=_JOBS.place_timeout_s, description="maximum wait of a job for a node")
     poll_s: PositiveSeconds = Field(default=_JOBS.poll_s, description="time between two lists of the jobs, one `squeue` for all of them")
+    proxy: ProxySettings | None = Field(
+        default=None, description="with `launch.tls`: the proxy before each server; Triton then listens on its node's loopback alone"
+    )
 
     @field_validator("directory")
     @classmethod

@@ -135,7 +135,8 @@ class KubernetesLauncher(RemoteLauncher):
         """The server with what the sidecar knows of it: its key, its log, and where its models' own files can be read."""
         files = self._views.files(server.name)
         own = files.models if files.models.is_dir() else self._config.model_repository
-        return replace(server, model_control_key=self._read_key(), log_file=str(files.log), model_repository=str(own))
+        known = replace(server, model_control_key=self._read_key(), log_file=str(files.log), model_repository=str(own))
+        return self._secured(known)
 
     async def wait_ready(self, server: Server) -> Server:
         """Wait for a node (`place_timeout_s`), then until Triton answers and its models are loaded (`ready_timeout_s`).
@@ -176,8 +177,8 @@ class KubernetesLauncher(RemoteLauncher):
                 now = self._with_files(server_of(pod)) if pod is not None else server
                 if now.http_address.host:
                     with contextlib.suppress(HttpError):
-                        for url in (now.http_address.url("/v2/health/live"), now.metrics_address.url("/metrics")):
-                            await http.get(url)
+                        for address, path in ((now.http_address, "/v2/health/live"), (now.metrics_address, "/metrics")):
+                            await http.get_at(address, path)
                         return now
                 if loop.time() >= deadline_s:
                     raise LaunchFailedError(f"{self._late(server)}: {waits_for(pod or {})}; {await self._log_tail(server)}")

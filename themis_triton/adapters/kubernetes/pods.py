@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from themis_triton.adapters.kubernetes.proxy import add_proxy, inner_ports
 from themis_triton.adapters.kubernetes.quantities import cpu_text, memory_text, parse_quantity, same
 from themis_triton.adapters.kubernetes.template import Json, ports_of, triton_container
+from themis_triton.adapters.tls_proxy import LOOPBACK
 from themis_triton.core.address import UNKNOWN_ADDRESS, Address
 from themis_triton.core.config import KubernetesLaunchConfig
 from themis_triton.core.fleet import Models, ModelState, Phase, Server
@@ -85,19 +87,24 @@ def server_pod(template: Mapping[str, Any], order: Order, config: KubernetesLaun
     pod["spec"]["restartPolicy"] = "Never"
     pod["spec"]["terminationGracePeriodSeconds"] = math.ceil(config.drain_timeout_s + config.stop_timeout_s)
     container = triton_container(pod)
-    container["args"] = [*container.get("args", ()), *_arguments(ports_of(container), order.models, config)]
+    ports, host = ports_of(container), f"$({_IP_VARIABLE})"
+    if config.proxy is not None:
+        host, proxied = LOOPBACK, ports
+        ports = inner_ports(pod["spec"]["containers"])
+        add_proxy(pod, proxied, ports, config.proxy)
+    container["args"] = [*container.get("args", ()), *_arguments(host, ports, order.models, config)]
     container["env"] = [*container.get("env", ()), *_variables(config.key_secret)]
     if container.get("resources"):
         container["resources"] = resources_for(container["resources"], order.models, config)
     return pod
 
 
-def _arguments(ports: Mapping[str, int], models: Models, config: KubernetesLaunchConfig) -> list[str]:
-    """Triton listens on the pod's own address; the models are loaded over model control, with their planned states."""
+def _arguments(host: str, ports: Mapping[str, int], models: Models, config: KubernetesLaunchConfig) -> list[str]:
+    """Triton listens on an address of the pod; the models are loaded over model control, with their planned states."""
     return [
         "--model-control-mode=explicit",
         f"--model-load-thread-count={max(_LOAD_THREADS, len(models) + 1)}",
-        *(f"--{name}-address=$({_IP_VARIABLE})" for name in ports),
+        *(f"--{name}-address={host}" for name in ports),
         *(f"--{name}-port={port}" for name, port in ports.items()),
         f"--grpc-restricted-protocol={_RESTRICTED}:key=$({_KEY_VARIABLE})",
         f"--http-restricted-api={_RESTRICTED}:key=$({_KEY_VARIABLE})",

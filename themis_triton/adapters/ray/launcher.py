@@ -94,7 +94,7 @@ class RayLauncher(RemoteLauncher):
         """The server with what the sidecar knows of it: its log, and where its models' own files can be read."""
         files = self._views.files(server.name)
         own = files.models if files.models.is_dir() else self._config.model_repository
-        return replace(server, log_file=str(files.log), model_repository=str(own))
+        return self._secured(replace(server, log_file=str(files.log), model_repository=str(own)))
 
     async def wait_ready(self, server: Server) -> Server:
         """Wait for a node (`place_timeout_s`), then until Triton is ready there with its models (`ready_timeout_s`).

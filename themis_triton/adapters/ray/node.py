@@ -15,13 +15,15 @@ import ray
 
 import themis_triton
 from themis_triton.adapters.local.launcher import LocalLauncher
-from themis_triton.adapters.process_end import wait_for_exit
+from themis_triton.adapters.process_end import kill_process, wait_for_exit
 from themis_triton.adapters.process_identity import identify
 from themis_triton.adapters.ray.control_store import superseded
 from themis_triton.adapters.ray.guardian import start_guardian
-from themis_triton.adapters.ray.orders import ZONE, Json, describe, models_of, node_config
+from themis_triton.adapters.ray.node_proxy import start_proxy
+from themis_triton.adapters.ray.orders import ZONE, Json, describe, models_of, node_config, proxy_of
+from themis_triton.adapters.tls_proxy import LOOPBACK
 from themis_triton.core.errors import ModelFailedError, ThemisError
-from themis_triton.core.fleet import Server
+from themis_triton.core.fleet import ProcessId, Server
 
 _CLAIMED_WITHIN_S = 60.0
 """An actor that got its place after the sidecar gave it up, or was ended, frees it again after this time."""
@@ -56,10 +58,13 @@ class ServerSupervisor:
         self._folder = Path(tempfile.mkdtemp(prefix=f"themis-{order['launch'][:8]}-"))
         actor, raylet = os.getpid(), os.getppid()
         start_guardian(self._folder, order["stop_timeout_s"], [identify(actor), identify(raylet)], dict(os.environ))
-        config = node_config(order, _device(order), self._host)
+        self._asked_proxy = proxy_of(order)
+        config = node_config(order, _device(order), self._host if self._asked_proxy is None else LOOPBACK)
         self._launcher = LocalLauncher(config, self._folder, order["deprioritize_after_s"])
         self._launched: asyncio.Task[Server] | None = None
         self._server: Server | None = None
+        self._proxy: ProcessId | None = None
+        self._proxied: dict[str, int] | None = None if self._asked_proxy is None else {}
         self._begun = asyncio.Event()
         self._ends: asyncio.Task[None] | None = None
 
@@ -67,7 +72,7 @@ class ServerSupervisor:
         """The server as it is now."""
         if self._ends is None:
             self._ends = asyncio.create_task(self._end_when_useless())
-        return {**describe(self._order, self._server, self._node, self._host), "zone": self._zone}
+        return {**describe(self._order, self._server, self._node, self._host, self._proxied), "zone": self._zone}
 
     async def start(self, epoch: int | None = None) -> Json:
         """Launch the server, once, and wait until it is ready; its description, or `error` with what it is made of.
@@ -99,6 +104,9 @@ class ServerSupervisor:
         order = self._order
         self._server = await self._launcher.launch(order["name"], order["slot"], models_of(order["models"]))
         self._server = await self._launcher.wait_ready(self._server)
+        if self._asked_proxy is not None:
+            own = (self._host, self._folder, Path(self._server.log_file or os.devnull), self._asked_proxy)
+            self._proxied, self._proxy = await start_proxy(self._server, *own)
         return self._server
 
     async def wait_end(self) -> bool:
@@ -112,8 +120,23 @@ class ServerSupervisor:
         await self._begun.wait()
         if self._launched is not None:
             await asyncio.wait({self._launched})
-        if self._server is not None and self._server.process is not None:
-            await wait_for_exit(self._server.process)
+        parts = [self._server.process if self._server is not None else None, self._proxy]
+        ends = [asyncio.create_task(wait_for_exit(part)) for part in parts if part is not None]
+        try:
+            if ends:
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in ends:
+                each.cancel()
+        await self._end_proxied()
+
+    async def _end_proxied(self) -> None:
+        """A server without its proxy cannot be reached, nor a proxy without its server: the one that is left ends too."""
+        if self._proxy is None or self._server is None:
+            return
+        with contextlib.suppress(ThemisError):
+            await self._launcher.kill(self._server)
+        kill_process(self._proxy)
 
     async def _end_when_useless(self) -> None:
         """End this actor where no launch was asked for in time, and some time after the server's end."""
@@ -165,6 +188,8 @@ class ServerSupervisor:
             await (self._launcher.kill if at_once else self._launcher.stop)(self._server)
         except ThemisError as error:
             return {"error": str(error)}
+        if self._proxy is not None:
+            kill_process(self._proxy)
         last = await self._launcher.read_log(self._server, lines)
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
         return {"log": last}

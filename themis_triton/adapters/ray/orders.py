@@ -12,6 +12,7 @@ from themis_triton.adapters.processes import EMULATED_HOST_VARIABLE
 from themis_triton.core.address import UNKNOWN_ADDRESS, Address
 from themis_triton.core.config import DeviceSlot, LocalLaunchConfig, RayLaunchConfig
 from themis_triton.core.fleet import Models, ModelState, Phase, Server
+from themis_triton.core.server_proxy import ServerProxy
 
 Json = dict[str, Any]
 WAITING, PLACED, ENDED, GONE = "waiting", "placed", "ended", "gone"
@@ -20,6 +21,7 @@ ZONE = "ray.io/availability-zone"
 """The label of a node that names its zone."""
 _PASSED_ON = "THEMIS_EMULATED_"
 _SEPARATOR = ":"
+_PROXY = ("certificate", "key", "client_ca", "binary")
 
 
 def actor_name(server: str, launch: str) -> str:
@@ -50,6 +52,7 @@ def launch_order(
         "deprioritize_after_s": dict(deprioritize_after_s),
         "binary": str(config.binary) if config.binary is not None else None,
         "backend_directory": str(config.backend_directory) if config.backend_directory is not None else None,
+        "proxy": _proxy_order(config.proxy),
         "model_config_name": config.model_config_name,
         "arguments": list(config.arguments),
         "ready_timeout_s": config.ready_timeout_s,
@@ -58,6 +61,21 @@ def launch_order(
         "environment": {EMULATED_HOST_VARIABLE: f"ray-{config.namespace}"}
         | {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)},
     }
+
+
+def _proxy_order(proxy: ServerProxy | None) -> Json | None:
+    if proxy is None:
+        return None
+    return {name: str(path) if (path := getattr(proxy, name)) is not None else None for name in _PROXY}
+
+
+def proxy_of(order: Json) -> ServerProxy | None:
+    """The proxy that an order asks for."""
+    asked = order["proxy"]
+    if asked is None:
+        return None
+    client_ca, binary = (Path(asked[name]) if asked[name] is not None else None for name in ("client_ca", "binary"))
+    return ServerProxy(Path(asked["certificate"]), Path(asked["key"]), client_ca, binary)
 
 
 def node_config(order: Json, device: str, host: str) -> LocalLaunchConfig:
@@ -89,10 +107,10 @@ def models_of(values: Mapping[str, list[int]]) -> Models:
     return {name: ModelState(instances, batch, delay) for name, (instances, batch, delay) in values.items()}
 
 
-def describe(order: Json, server: Server | None, node: str, host: str) -> Json:
-    """The description of a server; `server` None: it has not been launched yet."""
-    ports: Json = {}
-    if server is not None:
+def describe(order: Json, server: Server | None, node: str, host: str, proxied: Mapping[str, int] | None = None) -> Json:
+    """The description of a server; `server` None: it has not been launched yet. `proxied`: the ports of the proxy before it."""
+    ports: Json = dict(proxied or {})
+    if server is not None and proxied is None:
         parts = {"grpc": server.grpc_address, "http": server.http_address, "metrics": server.metrics_address}
         ports = {name: address.port for name, address in parts.items()}
     kept = {name: order[name] for name in ("version", "name", "slot", "device", "launch", "models")}

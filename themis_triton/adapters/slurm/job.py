@@ -46,12 +46,13 @@ def main(job_file: str) -> int:
 
 def run(job: "dict") -> int:  # type: ignore[type-arg]
     """One attempt, on ports of its own."""
-    ports = dict(zip(job["ports"], free_ports(len(job["ports"]))))  # noqa: B905 - Python 3.6
+    inner = dict(zip(job["ports"], free_ports(len(job["ports"]))))  # noqa: B905 - Python 3.6
+    ports, proxy = (inner, None) if job["proxy"] is None else start_proxy(job, inner)
     environment = dict(os.environ)
     if job["path_prefix"]:
         environment["PATH"] = os.pathsep.join([job["path_prefix"], environment.get("PATH", os.defpath)])
     start = log_size(job["log"])
-    command = job["command"] + ["--{}-port={}".format(name, port) for name, port in ports.items()]  # noqa: UP032 - Python 3.6
+    command = job["command"] + ["--{}-port={}".format(name, port) for name, port in inner.items()]  # noqa: UP032 - Python 3.6
     server = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
     SERVERS.append(server)
     if ENDING:
@@ -61,7 +62,38 @@ def run(job: "dict") -> int:  # type: ignore[type-arg]
         time.sleep(POLL_S)
     if server.poll() is None and not hide(job["key"].encode()):
         print("warning: the key of model control can be read in this node's list of processes", file=sys.stderr, flush=True)  # noqa: T201
-    return server.wait()
+    return server.wait() if proxy is None else wait_for_both(server, proxy)
+
+
+def start_proxy(job: "dict", inner: "dict") -> "tuple[dict, subprocess.Popen[bytes]]":  # type: ignore[type-arg]
+    """Start the proxy before the server's own ports; its ports by name, and its process."""
+    proxy = job["proxy"]
+    for path in proxy["needed"]:
+        if not os.path.isfile(path):  # noqa: PTH113 - Python 3.6
+            node = os.environ.get("SLURMD_NODENAME", "") or socket.gethostname()
+            sys.exit("launch.slurm.proxy: {} is not on node {}. Fix: put it there, or correct the path".format(path, node))  # noqa: UP032
+    ports = dict(zip(job["ports"], free_ports(len(job["ports"]))))  # noqa: B905 - Python 3.6
+    for name, text in proxy["files"].items():
+        for side, numbers in (("outer", ports), ("inner", inner)):
+            for port in job["ports"]:
+                text = text.replace('"@{}-{}@"'.format(port, side), str(numbers[port]))  # noqa: UP032, PLW2901 - Python 3.6
+        with open(os.path.join(proxy["folder"], name), "w", encoding="utf-8") as file:  # noqa: PTH118, PTH123 - Python 3.6
+            file.write(text)
+    return ports, subprocess.Popen(proxy["command"], stdin=subprocess.DEVNULL)
+
+
+def wait_for_both(server: "subprocess.Popen[bytes]", proxy: "subprocess.Popen[bytes]") -> int:
+    """Wait until one of them has ended, end the other one, and return the exit code of the first; the proxy never ends by itself."""
+    while server.poll() is None and proxy.poll() is None:
+        time.sleep(POLL_S)
+    code = server.poll()
+    if code is None:
+        server.terminate()
+        server.wait()
+        return proxy.returncode or 1
+    proxy.terminate()
+    proxy.wait()
+    return code
 
 
 def end(*_: "object") -> None:

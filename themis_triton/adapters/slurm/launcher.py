@@ -165,9 +165,8 @@ class SlurmLauncher(RemoteLauncher):
 
     async def _located(self, server: Server, endpoint: Endpoint) -> Server:
         places = endpoint.addresses(await address_of(endpoint.node))
-        return replace(
-            server, node=endpoint.node, grpc_address=places["grpc"], http_address=places["http"], metrics_address=places["metrics"]
-        )
+        grpc, http, metrics = (places[name] for name in ("grpc", "http", "metrics"))
+        return self._secured(replace(server, node=endpoint.node, grpc_address=grpc, http_address=http, metrics_address=metrics))
 
     def _late(self, server: Server) -> str:
         bound_s = self._config.ready_timeout_s

@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from themis_triton.adapters.envoy.binary import find_envoy
 from themis_triton.adapters.local.triton_install import TritonInstall
 from themis_triton.adapters.server_files import ServerFiles
 from themis_triton.adapters.slurm import job
 from themis_triton.adapters.slurm.jobs import job_name
+from themis_triton.adapters.tls_proxy import LOOPBACK, proxy_command, proxy_files
 from themis_triton.core.address import Address
 from themis_triton.core.config import DeviceSlot, SlurmLaunchConfig
 from themis_triton.core.errors import LaunchFailedError
 from themis_triton.core.fleet import Models, ModelState
+from themis_triton.core.server_proxy import ServerProxy
 
 PORTS = ("grpc", "http", "metrics")
 _JOB_FILE, _ENDPOINT_FILE = "job.json", "endpoint.json"
@@ -96,6 +99,7 @@ def write_order(order: Order, config: SlurmLaunchConfig, install: TritonInstall 
         "command": _command(order, config, install, complete=complete),
         "ports": PORTS,
         "path_prefix": str(install.path_prefix) if install is not None and install.path_prefix is not None else None,
+        "proxy": _proxy(files.directory, config.proxy) if config.proxy is not None else None,
         "shared_memory": files.shared_memory_prefix,
         "log": str(files.log),
         "endpoint": str(files.directory / _ENDPOINT_FILE),
@@ -118,7 +122,7 @@ def _command(order: Order, config: SlurmLaunchConfig, install: TritonInstall | N
         "--model-control-mode=explicit",
         *(f"--load-model={model}" for model in (*models, *config.ensembles_of(models))),
         f"--model-load-thread-count={max(_LOAD_THREADS, len(models) + 1)}",
-        *(f"--{name}-address={_ANY_ADDRESS}" for name in PORTS),
+        *(f"--{name}-address={_ANY_ADDRESS if config.proxy is None else LOOPBACK}" for name in PORTS),
         f"--grpc-restricted-protocol={_RESTRICTED}:key={order.key}",
         f"--http-restricted-api={_RESTRICTED}:key={order.key}",
         f"--backend-config=python,shm-region-prefix-name={files.shared_memory_prefix}",
@@ -127,6 +131,19 @@ def _command(order: Order, config: SlurmLaunchConfig, install: TritonInstall | N
         *(["--disable-auto-complete-config"] if complete else []),
         *config.arguments,
     ]
+
+
+def _proxy(folder: Path, proxy: ServerProxy) -> dict[str, Any]:
+    """The proxy before Triton; the job puts the ports of its node into the files."""
+    outer, inner = ({name: f"@{name}-{side}@" for name in PORTS} for side in ("outer", "inner"))
+    binary = str(find_envoy(proxy.binary))
+    needed = [binary, str(proxy.certificate), str(proxy.key), *([str(proxy.client_ca)] if proxy.client_ca is not None else [])]
+    return {
+        "files": proxy_files(folder, _ANY_ADDRESS, outer, inner, proxy),
+        "folder": str(folder),
+        "command": proxy_command(binary, folder),
+        "needed": needed,
+    }
 
 
 def _container(config: SlurmLaunchConfig) -> list[str]:
