@@ -302,7 +302,7 @@ class FakeRecorder:
 class Bench:
     """All fakes with an executor and a supervisor on top; `log` holds what they were asked, in order."""
 
-    def __init__(self, *servers: Server, launcher: bool = True) -> None:
+    def __init__(self, *servers: Server, launcher: bool = True, models: tuple[str, ...] = STAGES) -> None:
         self.log: list[str] = []
         self.clock = FakeClock()
         self.observer = FakeObserver(self.clock)
@@ -315,8 +315,8 @@ class Bench:
         for server in servers:
             self.fleet.put(server)
         actuators = Actuators(self.control, self.routes, port, self.recorder, self.clock)
-        self.executor = Executor(actuators, self.fleet, Backoff(2.0, 60.0), STAGES)
-        self.supervisor = Supervisor(self.executor, self.control, port, STAGES, self.clock)
+        self.executor = Executor(actuators, self.fleet, Backoff(2.0, 60.0), models)
+        self.supervisor = Supervisor(self.executor, self.control, port, models, self.clock)
         self.world = World(self.observer, self.executor, self.supervisor, self.recorder, self.clock)
 
     @property
