@@ -863,7 +863,7 @@ def test_the_starters_launch_section_is_the_default_one(tmp_path: Path) -> None:
     text = starter()
     launch = text[text.index("# launch:") : text.index("\n\n", text.index("# launch:"))]
     written = yaml.safe_load(re.sub(r"^# ", "", launch, flags=re.MULTILINE))["launch"]
-    assert set(written) == set(LaunchSettings.model_fields) - {"kubernetes", "ray", "slurm", "node_types"}
+    assert set(written) == set(LaunchSettings.model_fields) - {"kubernetes", "ray", "slurm", "node_types", "tls"}
     assert LaunchSettings.model_validate(written) == LaunchSettings.model_validate({"slots": written["slots"]})
 
 
