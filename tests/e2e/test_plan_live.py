@@ -30,7 +30,7 @@ def bounded_models() -> dict[str, Any]:
 def predicted(sidecar: Sidecar, rate_rps: float) -> list[str]:
     """The steps of the migration; a server that is to be launched has no name yet."""
     done = sidecar.command("plan", "--from", "live", "--rate", f"{rate_rps:g}", "--json")
-    assert not done.stderr
+    assert done.returncode in (0, 1), done.stderr
     (plan,) = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == (0 if plan["feasible"] else 1)
     steps = plan["path"]["steps"]
