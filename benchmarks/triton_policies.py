@@ -4,7 +4,8 @@
 `results/triton-policies.json`, `.md` and a picture, which it writes anew after each policy. `--rotate` takes one pipeline for each
 window in turn instead of all three, `--rise-s 240` only that long around each window's steepest rise. `--training` takes
 windows of days 1 to 14; with `--change KEY=VALUE` policy themis has another constant there, for an ablation. With `--add` the runs of
-policies that do not run now stay; each row tells its commit.
+policies that do not run now stay; each row tells its commit, and
+the table tells where rows ran with other settings of themis.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import matplotlib as mpl
 import numpy as np
 from common import RESULTS, commit, versions, with_constants, write_result
 from policy_cases import LEARNING, PIPELINES, WINDOWS_SEED, around_rise, fresh_surges, recurring_before
+from policy_results import Settings, differences, digest, settings_of
 from rich.progress import track
 from tune import training_surges
 
@@ -66,6 +68,8 @@ class Found:
     cost: float
     bound_cost: float
     commit: str
+    settings: str = ""
+    """The digest of the settings of themis, which the result has; empty where they were not recorded."""
 
 
 def main() -> None:
@@ -89,32 +93,42 @@ def main() -> None:
     cases = [case for label in flags.policies for case in cases_of(label, seconds, flags)]
     windows = [f"{WINDOW}{second}" for second in seconds]
     what = {"windows": windows, "seeds": flags.seeds, "rotate": flags.rotate, "changes": changes, "versions": versions("numba", "numpy")}
-    stays = kept(flags.out, flags.policies) if flags.add else []
+    stays, settings = kept(flags.out, flags.policies) if flags.add else ([], {})
+    own = themis_settings(changes)
+    key = digest(own)
+    used = {name: settings[name] for name in dict.fromkeys(each.settings for _, each in stays) if name} | {key: own}
     found: list[Found] = []
     with ProcessPoolExecutor(flags.jobs, mp_context=get_context("spawn")) as pool:
         for result in track(pool.map(partial(run, changes, flags.rise_s), cases), "simulating", total=len(cases)):
-            found.append(result)
+            found.append(replace(result, settings=key))
             if len(found) == len(cases) or cases[len(found)].label != cases[len(found) - 1].label:
-                leave(flags.out, what, [*stays, *zip(cases, found, strict=False)])
+                leave(flags.out, what, used, [*stays, *zip(cases, found, strict=False)])
     print((RESULTS / f"{flags.out}.md").read_text(encoding="utf-8"))
 
 
-def kept(name: str, labels: Sequence[str]) -> list[tuple[Case, Found]]:
-    """The runs of the last result, without those policies."""
+def themis_settings(changes: dict[str, float]) -> Settings:
+    """The constants of policy themis with which all pipelines run now."""
+    config = load_settings(shipped("config") / "themis.yaml")
+    changed = replace(config, policy=with_constants(config.policy, changes)) if changes else config
+    return settings_of(dict.fromkeys(PIPELINES, changed))
+
+
+def kept(name: str, labels: Sequence[str]) -> tuple[list[tuple[Case, Found]], dict[str, Settings]]:
+    """The runs of the last result, without those policies, and its settings."""
     last = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    runs = [{"commit": last["commit"]} | run for run in last["runs"] if run["label"] not in labels]
-    return [(Case(**_of(Case, run)), Found(**_of(Found, run))) for run in runs]
+    runs = [{"commit": last["commit"], "settings": ""} | run for run in last["runs"] if run["label"] not in labels]
+    return [(Case(**_of(Case, run)), Found(**_of(Found, run))) for run in runs], last.get("settings", {})
 
 
 def _of(kind: type[Case | Found], run: dict[str, Any]) -> dict[str, Any]:
     return {field.name: run[field.name] for field in fields(kind)}
 
 
-def leave(name: str, what: dict[str, Any], runs: Sequence[tuple[Case, Found]]) -> None:
+def leave(name: str, what: dict[str, Any], settings: dict[str, Settings], runs: Sequence[tuple[Case, Found]]) -> None:
     """Write what was found so far."""
     rows = rows_of(runs)
-    write_result(name, what | {"rows": rows, "runs": [asdict(case) | asdict(result) for case, result in runs]})
-    (RESULTS / f"{name}.md").write_text(markdown(rows), encoding="utf-8")
+    write_result(name, what | {"settings": settings, "rows": rows, "runs": [asdict(case) | asdict(result) for case, result in runs]})
+    (RESULTS / f"{name}.md").write_text(markdown(rows, settings), encoding="utf-8")
     draw(rows, name)
 
 
@@ -186,6 +200,7 @@ def rows_of(runs: Sequence[tuple[Case, Found]]) -> list[dict[str, Any]]:
                 "worst_run_violations": float(late.max()),
                 "cost_vs_clairvoyant": sum(f.cost for f in own) / sum(f.bound_cost for f in own),
                 "commit": own[0].commit,
+                "settings": own[0].settings,
             }
         )
     return rows
@@ -195,8 +210,8 @@ def _place(run: tuple[Case, Found]) -> int:
     return LABELS.index(run[0].label)
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The table, a section per cold start."""
+def markdown(rows: Sequence[dict[str, Any]], settings: dict[str, Settings]) -> str:
+    """The table, a section per cold start, and below it the settings where rows differ in them."""
     text = [
         "# Policies in Triton's world",
         "",
@@ -219,7 +234,18 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
                 late = f"{row['violations']:.3%}{error} | {row['worst_run_violations']:.3%}"
                 text.append(f"| {name} | {late} | {cost:.3f} | {row['runs']} | {row['commit'][:12]} |")
         text.append("")
-    return "\n".join(text)
+    return "\n".join([*text, *_settings_words(rows, settings)])
+
+
+def _settings_words(rows: Sequence[dict[str, Any]], settings: dict[str, Settings]) -> list[str]:
+    """Which policies ran with which settings of themis, where that differs."""
+    groups: dict[str, dict[str, None]] = {}
+    for row in rows:
+        groups.setdefault(row["settings"], {})[row["policy"]] = None
+    if len(groups) < 2:
+        return []
+    words = {name: ", ".join(each) or "as the others" for name, each in differences(settings).items()}
+    return [*(f"- Settings of themis: {words.get(name, 'not recorded')}: {'; '.join(own)}." for name, own in groups.items()), ""]
 
 
 def draw(rows: Sequence[dict[str, Any]], name: str) -> None:

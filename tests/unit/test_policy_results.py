@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
+import triton_policies
 from policies import LATE, caption
 from policy_results import Result, added, differences, read_result, result_of, settings_of
 from policy_tables import markdown
@@ -98,3 +100,18 @@ def test_the_settings_of_a_run_are_those_of_its_files(pipeline: str) -> None:
     assert own["headroom_sigmas"] == str(policy.demand.headroom_sigmas)
     assert own["drift.window_s"] == str(policy.drift.window_s)
     assert not any("{" in value for value in own.values())
+
+
+def test_the_table_of_tritons_world_tells_which_rows_ran_with_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_policies, "RESULTS", tmp_path)
+    run = {"label": "vertical", "second": 0, "pipeline": "video", "seed": 0, "cold_start_s": 5.0, "reach": False}
+    numbers = {"requests": 10, "late": 1, "cost": 2.0, "bound_cost": 1.0}
+    for own, words in (({"settings": "old"}, "late 0.6"), ({}, "not recorded")):
+        last = {"commit": "a" * 40, "settings": {"old": OLD}, "runs": [run | numbers | own, run | numbers | own | {"label": "themis"}]}
+        (tmp_path / "t.json").write_text(json.dumps(last), encoding="utf-8")
+        stays, settings = triton_policies.kept("t", ["themis"])
+        new = [(replace(case, label="themis"), replace(found, settings="new")) for case, found in stays]
+        text = triton_policies.markdown(triton_policies.rows_of([*stays, *new]), settings | {"new": NEW})
+        assert f"- Settings of themis: {words}: vertical." in text
+        assert "- Settings of themis: late 0.5: themis." in text
+    assert "Settings of themis" not in triton_policies.markdown(triton_policies.rows_of(new), {"new": NEW})
