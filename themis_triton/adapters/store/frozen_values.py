@@ -33,7 +33,16 @@ MODULES = frozenset(
             "core.observation",
             "core.pipeline_config",
         ),
-        *("core.policy", "core.prediction", "core.recorded", "core.recurring", "core.retention", "core.routes", "core.server_config"),
+        *(
+            "core.policy",
+            "core.prediction",
+            "core.recorded",
+            "core.recurring",
+            "core.retention",
+            "core.routes",
+            "core.server_config",
+            "core.server_proxy",
+        ),
         *("decide.bursts", "decide.scores", "decide.slow_target", "decide.state"),
         *(
             "estimate.calls",
