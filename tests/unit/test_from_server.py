@@ -122,7 +122,7 @@ def test_addresses_are_checked_before_anything_is_written(tmp_path: Path) -> Non
     path = tmp_path / "themis.yaml"
     with pytest.raises(SettingsError, match="--from: nowhere is invalid: expected host:port"):
         init_from_command(path, force=False, source="nowhere", http=None, metrics=None)
-    with pytest.raises(ServerError, match=r"--from at 127\.0\.0\.1:1 did not answer"):
+    with pytest.raises(ServerError, match=r"--from: 127\.0\.0\.1:1 did not answer"):
         init_from_command(path, force=False, source="127.0.0.1:1", http="127.0.0.1:2", metrics=None)
     assert not path.exists()
 

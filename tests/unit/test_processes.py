@@ -85,7 +85,7 @@ def test_everything_with_the_mark_ends(tmp_path: Path) -> None:
 
 def test_a_process_that_ends_while_all_are_ended_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     environment = {**os.environ, OWNER_VARIABLE: owner_mark(tmp_path)}
-    brief = spawn(["/bin/sh", "-c", "exec sleep 60"], environment, tmp_path / "log")
+    brief = spawn(["/bin/sleep", "60"], environment, tmp_path / "log")
 
     def found_and_ended(state_directory: Path) -> list[psutil.Process]:
         found = owned_processes(state_directory)
