@@ -17,6 +17,8 @@ from themis_triton.estimate.minutes import MINUTE_S
 
 SIDECAR_START_S = 4.0
 """About so long after the journal is written, the sidecar ticks."""
+FLUSH_EVERY = 500
+"""A journal's writer drops rows of which too many wait."""
 
 
 def write_history(state_directory: Path, pipeline: str, until_s: int, days: int, settle_s: float) -> None:
@@ -35,5 +37,5 @@ def write_history(state_directory: Path, pipeline: str, until_s: int, days: int,
             at_s = start_s + minute * MINUTE_S
             traffic = TrafficMinute(pipeline, at_s, tuple(arrivals), sum(arrivals), 0.0)
             journal.record_minute(UsageMinute(at_s, MINUTE_S, MINUTE_S, MINUTE_S, 0.0), [traffic])
-        if not journal.flush():
-            raise OSError(f"{journal_path(state_directory)} could not be written")
+            if (minute % FLUSH_EVERY == 0 or at_s + MINUTE_S == end_s) and not journal.flush():
+                raise OSError(f"{journal_path(state_directory)} could not be written")

@@ -73,7 +73,7 @@ def recurring_rises(seen: SeenRises) -> tuple[RecurringRise, ...]:
         parts = at_s % HOUR_S // PART_S
         inside = (parts >= first) & (parts <= last)
         peak_rps, jump_rps = float(np.quantile(peaks[inside], PEAK_QUANTILE)), float(np.quantile(jumps[inside], JUMP_QUANTILE))
-        hours = np.unique(at_s[inside] // HOUR_S)
+        hours = np.array([hour for hour in np.unique(at_s[inside] // HOUR_S).tolist() if hour in seen.hours], dtype=np.int64)
         hourly = hours.size / len(seen.hours)
         for hour in range(HOURS):
             seen_then = int((hours % HOURS == hour).sum())
