@@ -12,8 +12,8 @@ from themis_triton.core.fleet import Phase
 from themis_triton.core.observation import launch_of
 from themis_triton.core.replacing import replaced
 from themis_triton.decide import leaving
+from themis_triton.decide.combined_target import CombinedTarget, PipelineProposal
 from themis_triton.decide.devices import FreeDevices
-from themis_triton.decide.joined import Joined, PipelineProposal
 from themis_triton.decide.plan_query import rounded_up_rps
 from themis_triton.decide.rules import Rules
 from themis_triton.decide.slow_target import Circumstances
@@ -57,19 +57,19 @@ def allocate(
 ) -> Allocation:
     """One target. Where free devices are short, they are divided so that the weighted loss is smallest."""
     shares = _shares(state, proposals, policy_input, rules, devices)
-    joined = Joined(proposals, policy_input.snapshot, devices, state.changed_places)
-    joined.leave(leaving.idle(leaving.pairs_left([each.view for each in proposals]), policy_input.snapshot), rules)
+    combined = CombinedTarget(proposals, policy_input.snapshot, devices, state.changed_places)
+    combined.leave(leaving.idle(leaving.pairs_left([each.view for each in proposals]), policy_input.snapshot), rules)
     for each in proposals:
-        joined.resize(each)
+        combined.resize(each)
     for each, count in zip(proposals, shares.extend, strict=True):
-        joined.extend(each, count)
-    joined.launch_all(shares.launch)
-    clamps = (*shares.clamps, *joined.share_launches(shares.launch), *joined.share_running(shares.launch))
-    joined.give_up([(*_given(each, shares.retire), *each.result.proposal.retire) for each in proposals])
-    joined.remove_remains()
+        combined.extend(each, count)
+    combined.launch_all(shares.launch)
+    clamps = (*shares.clamps, *combined.share_launches(shares.launch), *combined.share_running(shares.launch))
+    combined.give_up([(*_given(each, shares.retire), *each.result.proposal.retire) for each in proposals])
+    combined.remove_remains()
     pipelines = {each.view.pipeline.name: each.result.state for each in proposals}
-    target = Target(joined.servers, joined.launch, tuple(joined.retire), rules.whole_changes)
-    return Allocation(target, clamps, PolicyState(pipelines, shares.short_since_s, joined.present_changes(), division=shares.division))
+    target = Target(combined.servers, combined.launch, tuple(combined.retire), rules.whole_changes)
+    return Allocation(target, clamps, PolicyState(pipelines, shares.short_since_s, combined.present_changes(), division=shares.division))
 
 
 def _given(each: PipelineProposal, retire: tuple[str, ...]) -> tuple[str, ...]:

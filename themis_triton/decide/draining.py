@@ -10,7 +10,7 @@ from themis_triton.core.decision import Clamp, ClampKind, Reason, Target
 from themis_triton.core.fleet import Phase, Server
 from themis_triton.core.observation import Snapshot, launch_of
 from themis_triton.core.price import may_use
-from themis_triton.decide.joined import PipelineProposal
+from themis_triton.decide.combined_target import PipelineProposal
 from themis_triton.decide.state import PolicyInput
 from themis_triton.decide.view import PipelineView
 

@@ -8,7 +8,7 @@ from themis_triton.core.config import Placement
 from themis_triton.core.decision import Clamp, ClampKind, Target
 from themis_triton.core.fleet import Phase
 from themis_triton.core.observation import OpenCall
-from themis_triton.decide.joined import PipelineProposal
+from themis_triton.decide.combined_target import PipelineProposal
 from themis_triton.decide.state import PolicyInput
 from themis_triton.decide.view import PipelineView
 

@@ -13,11 +13,11 @@ from themis_triton.core.words import first_of
 from themis_triton.decide import draining, leaving
 from themis_triton.decide.admission import admit, with_limits
 from themis_triton.decide.allocation import allocate
+from themis_triton.decide.combined_target import PipelineProposal
 from themis_triton.decide.correction import factors_of
 from themis_triton.decide.devices import FreeDevices
 from themis_triton.decide.emptying import queues_to_empty
 from themis_triton.decide.guards import guard
-from themis_triton.decide.joined import PipelineProposal
 from themis_triton.decide.kept_views import KeptViews
 from themis_triton.decide.planner import Planner
 from themis_triton.decide.policy import Policy

@@ -1,4 +1,4 @@
-"""The proposals of all pipelines, joined into what each server is to run: one target, whatever servers and models they share."""
+"""The proposals of all pipelines, combined into what each server is to run: one target, whatever servers and models they share."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class PipelineProposal:
 
 
 @dataclass(slots=True)
-class Joined:
-    """The proposals, joined one by one into what each server is to run.
+class CombinedTarget:
+    """The proposals, combined one by one into what each server is to run.
 
     `changed`: servers with devices, see `PolicyState`. `wanted`: the pipelines' models by server and device, where they are to stay.
     `asked`: what the pipelines ask for so far at their ready places, by server, device and model. `housed`: (pipeline, group)
